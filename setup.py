@@ -1,0 +1,76 @@
+"""Metadata, dependencies and extras of atlas_jax.
+
+Upper bounds stand at the next release line that may break us. jax 0.10 is the last line for Python 3.11;
+0.11 and 0.12 were tried on Python 3.12, 0.13 does not exist yet. numpy has a low floor because vLLM caps it.
+"""
+
+import setuptools
+
+JAX = ">=0.10.2,<0.13"
+
+CORE = [
+    f"jax{JAX}",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "chex>=0.1.92,<0.2",
+    "einops>=0.8.2,<0.9",
+    "ml-collections>=1.1,<2",
+    "numpy>=2.0,<3",
+    "absl-py>=2.3",
+    "grain>=0.2.18,<0.3",
+    "tensorboardX>=2.6.5,<3",
+    "safetensors>=0.8,<0.9",
+    "rich>=13",
+    "matplotlib>=3.9",
+    "flatbuffers>=25",  # jax.export needs it and does not declare it.
+]
+
+# cuda12 and cuda13 exclude each other; beside vllm take cuda13, whose libraries it shares.
+EXTRAS = {
+    "cuda12": [f"jax[cuda12]{JAX}"],
+    "cuda13": [f"jax[cuda13]{JAX}"],
+    "tpu": [f"jax[tpu]{JAX}"],
+    "data": [
+        "datasets>=5,<6",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # tensorflow-datasets needs it and does not declare it.
+        "pyarrow>=20",
+        "zstandard>=0.23",
+    ],
+    "hf": [
+        "transformers>=5.16.1,<6",
+        "tokenizers>=0.22",
+        "sentencepiece>=0.2.1",
+        "huggingface_hub>=1.31,<3",
+    ],
+    "vllm": ["vllm>=0.32,<0.34", "transformers>=5.16.1,<6"],
+    "postgres": ["psycopg[binary]>=3.3,<4", "sqlalchemy>=2.1,<3"],
+    "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4", "tensorboard>=2.20"],
+    "notebooks": ["jupytext>=1.19", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
+    "parity": ["torch>=2.11,<2.14"],  # Only tests against PyTorch models need it: 0.8 GB.
+}
+EXTRAS["dev"] = [
+    "pytest>=9,<10",
+    "pytest-xdist>=3.8",
+    "pytest-timeout>=2.4",
+    "hypothesis>=6.130",
+    "ruff==0.17.5",  # Exact, because a linter's new rules should not fail an old commit.
+    "mypy==2.4.1",
+    "tensorboard>=2.20",  # Reads event files back in tests.
+    *EXTRAS["data"],
+    *EXTRAS["hf"],
+    *EXTRAS["notebooks"],
+]
+
+setuptools.setup(
+    name="atlas_jax",
+    version="0.1.0",
+    description="Training and serving models with a neural long-term memory, in JAX.",
+    author="The atlas_jax authors",
+    license="MIT",
+    packages=setuptools.find_packages(include=["atlas_jax", "atlas_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,55 @@
+"""Sets up every test: eight CPU devices, strict shapes, and a compilation cache.
+
+The environment is set before jax is imported, and test subprocesses inherit it. Values that the caller
+has set stay, so `JAX_PLATFORMS=cuda pytest -m accelerator` runs on a GPU.
+"""
+
+import os
+import pathlib
+
+CACHE_HOME = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE_HOME, "atlas_jax", "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402  The environment above must come first.
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TESTS = pathlib.Path(__file__).parent
+STRICT_DTYPES = ("memory", "kernels", "models", "losses")
+
+
+def pytest_addoption(parser):
+  """Adds the switch that lets tests use the network."""
+  parser.addoption("--network", action="store_true", help="run the tests marked network")
+
+
+def pytest_runtest_setup(item):
+  """Skips what this machine or this call cannot run."""
+  if item.get_closest_marker("network") and not item.config.getoption("--network"):
+    pytest.skip("needs --network")
+  if item.get_closest_marker("accelerator") and jax.default_backend() == "cpu":
+    pytest.skip("needs a GPU or TPU")
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes(request):
+  """Refuses implicit dtype promotion in the packages that own numerics."""
+  parts = pathlib.Path(request.node.path).relative_to(TESTS).parts
+  if parts[0] in STRICT_DTYPES:
+    with jax.numpy_dtype_promotion("strict"):
+      yield
+  else:
+    yield
+
+
+@pytest.fixture
+def x64():
+  """Turns on float64 for one test; arrays made without a dtype are then float64."""
+  with jax.enable_x64(True):
+    yield
