@@ -1,0 +1,107 @@
+"""Named leaves of pytrees: names, casts, counts and norms, whole and by group.
+
+A leaf's name is its path with slashes, "blocks/memory/query/kernel"; parameters, optimizer moments and
+moving averages share the end of their names, which is how placement and weight decay recognise them.
+"""
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm", "head")
+OTHER = "other"
+_SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of NaN.
+
+
+def name_of(path) -> str:
+  """Gives the name of one leaf from its key path, "blocks/memory/query/kernel"."""
+  return "/".join(_part(key) for key in path)
+
+
+def _part(key) -> str:
+  for field in ("key", "name", "idx"):
+    if hasattr(key, field):
+      return str(getattr(key, field))
+  return str(key)
+
+
+def named_leaves(tree) -> Iterator[tuple[str, Any]]:
+  """Yields (name, leaf) in the tree's own order."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield name_of(path), leaf
+
+
+def map_named(function: Callable, tree, *rest):
+  """Applies `function(name, leaf, *rest_leaves)` to every leaf and keeps the tree's form."""
+  return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)
+
+
+def cast(tree, dtype):
+  """Casts floating leaves to `dtype`; integers, booleans and random keys stay as they are."""
+  return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
+
+
+def count(tree) -> int:
+  """Counts the numbers in all leaves; works on abstract trees too."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def size_bytes(tree) -> int:
+  """Adds up the bytes of all leaves; works on abstract trees too."""
+  return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def leaf_bytes(leaf) -> int:
+  """Gives the bytes of one array or abstract array; a random key counts the words behind it."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+  return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def global_norm(tree):
+  """Gives the Euclidean norm over all floating leaves, float32 []; 0 for a tree without any."""
+  return jnp.sqrt(_square_sum([leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]))
+
+
+def all_finite(tree):
+  """Gives a boolean []: whether every floating leaf is free of NaN and infinity."""
+  checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+  return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def group_of(name: str) -> str:
+  """Gives the metric group of a parameter's name: the first part of it that is a group, else "other"."""
+  for part in name.split("/"):
+    if part in GROUPS:
+      return part
+    if part.startswith("norm_"):
+      return "norm"
+  return OTHER
+
+
+def group_norms(tree) -> dict[str, jax.Array]:
+  """Gives the Euclidean norm of every group present, float32 [], keyed by group in GROUPS order."""
+  members: dict[str, list] = {}
+  for name, leaf in named_leaves(tree):
+    if _is_float(leaf):
+      members.setdefault(group_of(name), []).append(leaf)
+  present = [group for group in (*GROUPS, OTHER) if group in members]
+  return {group: jnp.sqrt(_square_sum(members[group])) for group in present}
+
+
+def update_to_weight_ratio(updates, params) -> dict[str, jax.Array]:
+  """Gives, for every group, the norm of its update over the norm of its weights, float32 []."""
+  update_norms, weight_norms = group_norms(updates), group_norms(params)
+  return {group: update_norms[group] / jnp.maximum(weight_norms[group], _SMALLEST_NORM)
+          for group in update_norms}
+
+
+def _is_float(leaf) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _square_sum(leaves: list):
+  sums = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
+  return sum(sums, start=jnp.zeros((), jnp.float32))
