@@ -1,0 +1,68 @@
+# Functions that make and fill virtual environments; sourced by the other scripts, not run.
+#
+#   find_python [VERSION]        prints a Python of at least 3.11 (or of VERSION exactly), or fails
+#   make_venv VENV PYTHON        makes VENV, or checks the one that is there
+#   install VENV EXTRAS LOCK...  installs the repository with EXTRAS unless nothing changed since the last time
+
+say() { echo "$(basename "$0"): $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Succeeds if Python $1 runs and is at least 3.11, or is of version $2 exactly. A shim may exist and still not run.
+python_fits() {
+  "$1" -c 'import sys
+want = tuple(int(part) for part in sys.argv[1].split(".")) if sys.argv[1] else None
+sys.exit(not (sys.version_info[:2] == want if want else sys.version_info >= (3, 11)))' "${2:-}" >/dev/null 2>&1
+}
+
+find_python() {
+  local want=${1:-} candidate
+  local -a candidates=()
+  if [[ -n ${PYTHON:-} && -z $want ]]; then candidates+=("$PYTHON"); fi
+  if [[ -n $want ]]; then candidates+=("python$want"); else candidates+=(python3 python3.{11,12,13,14} python); fi
+  # Interpreters of pyenv that are installed and not selected.
+  for candidate in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/"${want:-3.}"*/bin/python3; do
+    candidates+=("$candidate")
+  done
+  for candidate in "${candidates[@]}"; do
+    if python_fits "$candidate" "$want"; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
+make_venv() {
+  local venv=$1 python=$2
+  if [[ -e $venv ]]; then
+    python_fits "$venv/bin/python" || fail "$venv is broken or older than Python 3.11; delete it and run this again"
+    return 0
+  fi
+  "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
+    fail "$python lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and run this again"
+  say "making $venv with $("$python" --version)"
+  "$python" -m venv "$venv" || { rm -rf "$venv"; fail "$python could not make $venv"; }
+}
+
+# Installs with uv, which takes seconds and keeps a cache, or with pip where uv cannot be had.
+install() {
+  local venv=$1 extras=$2 lock stamp state
+  shift 2
+  local -a arguments=(--quiet --editable "$PWD${extras:+[$extras]}")
+  for lock in "$@"; do arguments+=(--constraint "$lock"); done
+  stamp=$venv/.installed-${extras:-core}
+  state=$(pwd; cat setup.py pyproject.toml "$@" | cksum)
+  if [[ -f $stamp && $(cat "$stamp") == "$state" ]]; then return 0; fi
+  "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
+  say "installing atlas_jax${extras:+[$extras]} into $venv"
+  if "$venv/bin/python" -m uv --version >/dev/null 2>&1 ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then
+    "$venv/bin/python" -m uv pip install --python "$venv/bin/python" "${arguments[@]}" && echo "$state" >"$stamp" && return 0
+    say "uv could not install it; trying pip, which takes minutes"
+  else
+    say "uv could not be installed; using pip, which takes minutes"
+  fi
+  "$venv/bin/python" -m pip install --disable-pip-version-check "${arguments[@]}" ||
+    fail "installation failed; the lines above say why (a first installation needs a network)"
+  echo "$state" >"$stamp"
+}
