@@ -1,0 +1,1 @@
+"""Devices: the mesh, where leaves are placed on it, and several processes working as one."""

@@ -1,0 +1,104 @@
+"""Placement of parameters, optimizer moments and carried state."""
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from atlas_jax import tree
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.parallel import place
+
+DEPTH, WIDTH, HEADS_WIDTH, FF, VOCAB = 4, 64, 96, 128, 320
+
+
+def make_params():
+  def kernels(**shapes):
+    return {name: {"kernel": jnp.zeros((DEPTH, *shape))} for name, shape in shapes.items()}
+  mixer = dict(query=(WIDTH, HEADS_WIDTH), key=(WIDTH, HEADS_WIDTH), value=(WIDTH, HEADS_WIDTH),
+               out=(HEADS_WIDTH, WIDTH))
+  return {
+      "embed": {"embedding": jnp.zeros((VOCAB, WIDTH))},
+      "blocks": {"attention": kernels(**mixer), "memory": kernels(**mixer),
+                 "mlp": kernels(gate=(WIDTH, FF), up=(WIDTH, FF), down=(FF, WIDTH)),
+                 "norm_mlp": {"scale": jnp.zeros((DEPTH, WIDTH))}},
+      "head": {"kernel": jnp.zeros((WIDTH, VOCAB))},
+  }
+
+
+def specs(mesh, params):
+  return {name: sharding.spec for name, sharding in tree.named_leaves(place.shardings(mesh, params))}
+
+
+@pytest.fixture
+def cube():
+  return meshes.make(data=2, fsdp=2, tensor=2)
+
+
+def test_projections_split_heads_over_tensor_and_never_depth(cube):
+  spec = specs(cube, jax.eval_shape(make_params))
+  for part in ("attention", "memory"):
+    for name in ("query", "key", "value"):
+      assert spec[f"blocks/{part}/{name}/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert spec[f"blocks/{part}/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+  assert spec["blocks/mlp/up/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+  assert spec["blocks/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+  assert spec["embed/embedding"] == PartitionSpec("tensor", "fsdp")
+  assert spec["head/kernel"] == PartitionSpec("fsdp", "tensor")
+
+
+def test_small_leaves_stay_whole(cube):
+  assert specs(cube, jax.eval_shape(make_params))["blocks/norm_mlp/scale"] == PartitionSpec(None, None)
+
+
+def test_an_odd_vocabulary_splits_the_width_instead(cube):
+  odd = {"embed": {"embedding": jax.ShapeDtypeStruct((257, WIDTH), jnp.float32)}}
+  assert specs(cube, odd)["embed/embedding"] == PartitionSpec(None, "tensor")
+
+
+def test_the_default_rule_splits_the_largest_axis_that_divides():
+  mesh = meshes.make(data=1, fsdp=8, tensor=1)
+  other = {"a": jax.ShapeDtypeStruct((80, 100), jnp.float32), "b": jax.ShapeDtypeStruct((7, 999), jnp.float32)}
+  assert specs(mesh, other) == {"a": PartitionSpec("fsdp", None), "b": PartitionSpec(None, None)}
+
+
+def test_moments_and_averages_follow_their_parameters(cube):
+  params = jax.eval_shape(make_params)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+  state = {"params": params, "ema": params, "opt_state": jax.eval_shape(optimizer.init, params)}
+  spec = specs(cube, state)
+  moments = [name for name in spec if "/mu/" in name or "/nu/" in name]
+  assert len(moments) == 2 * len(jax.tree.leaves(params))
+  for name in moments:
+    assert spec[name] == spec["params/" + name.split("/mu/")[-1].split("/nu/")[-1]], name
+  assert all(spec["ema" + name[len("params"):]] == spec[name] for name in spec if name.startswith("params/"))
+
+
+def test_a_carry_splits_its_rows_and_the_rest_of_the_state_is_whole(cube):
+  state = {"step": jax.ShapeDtypeStruct((), jnp.int32), "rng": jax.random.key(0),
+           "carry": {"memory": {"query": {"kernel": jax.ShapeDtypeStruct((4, 6, 500), jnp.float32)}}}}
+  spec = specs(cube, state)
+  assert spec["carry/memory/query/kernel"] == PartitionSpec(("data", "fsdp"))
+  assert spec["step"] == spec["rng"] == PartitionSpec()
+  placed = jax.device_put(jnp.zeros((4, 6, 500)), place.row_shardings(cube, jnp.zeros((4, 6, 500))))
+  assert placed.sharding.shard_shape((4, 6, 500)) == (1, 6, 500)
+
+
+def test_rows_of_a_carry_that_do_not_divide_are_refused(cube):
+  with pytest.raises(ValueError, match=r"carry/fast has 6 rows.*= 4 .*config.data.batch_rows"):
+    place.shardings(cube, {"carry": {"fast": jax.ShapeDtypeStruct((6, 2), jnp.float32)}})
+
+
+def test_large_leaves_that_nothing_splits_are_named(cube):
+  trees = {"odd": jax.ShapeDtypeStruct((1001, 999), jnp.float32), "small": jax.ShapeDtypeStruct((3,), jnp.float32),
+           "even": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+  assert place.large_replicated(cube, trees) == ["odd"]
+  assert place.large_replicated(cube, jax.eval_shape(make_params)) == []
+
+
+def test_every_placement_can_be_made(cube):
+  params = make_params()
+  placed = jax.device_put(params, place.shardings(cube, params))
+  assert placed["blocks"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, FF // 2)
+  joined = place.abstract(jax.eval_shape(make_params), place.shardings(cube, params))
+  assert joined["head"]["kernel"].sharding == placed["head"]["kernel"].sharding
