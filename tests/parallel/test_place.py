@@ -26,6 +26,10 @@ def make_params():
   }
 
 
+def abstract(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def specs(mesh, params):
   return {name: sharding.spec for name, sharding in tree.named_leaves(place.shardings(mesh, params))}
 
@@ -52,13 +56,13 @@ def test_small_leaves_stay_whole(cube):
 
 
 def test_an_odd_vocabulary_splits_the_width_instead(cube):
-  odd = {"embed": {"embedding": jax.ShapeDtypeStruct((257, WIDTH), jnp.float32)}}
+  odd = {"embed": {"embedding": abstract(257, WIDTH)}}
   assert specs(cube, odd)["embed/embedding"] == PartitionSpec(None, "tensor")
 
 
 def test_the_default_rule_splits_the_largest_axis_that_divides():
   mesh = meshes.make(data=1, fsdp=8, tensor=1)
-  other = {"a": jax.ShapeDtypeStruct((80, 100), jnp.float32), "b": jax.ShapeDtypeStruct((7, 999), jnp.float32)}
+  other = {"a": abstract(80, 100), "b": abstract(7, 999)}
   assert specs(mesh, other) == {"a": PartitionSpec("fsdp", None), "b": PartitionSpec(None, None)}
 
 
@@ -76,7 +80,7 @@ def test_moments_and_averages_follow_their_parameters(cube):
 
 def test_a_carry_splits_its_rows_and_the_rest_of_the_state_is_whole(cube):
   state = {"step": jax.ShapeDtypeStruct((), jnp.int32), "rng": jax.random.key(0),
-           "carry": {"memory": {"query": {"kernel": jax.ShapeDtypeStruct((4, 6, 500), jnp.float32)}}}}
+           "carry": {"memory": {"query": {"kernel": abstract(4, 6, 500)}}}}
   spec = specs(cube, state)
   assert spec["carry/memory/query/kernel"] == PartitionSpec(("data", "fsdp"))
   assert spec["step"] == spec["rng"] == PartitionSpec()
@@ -86,12 +90,11 @@ def test_a_carry_splits_its_rows_and_the_rest_of_the_state_is_whole(cube):
 
 def test_rows_of_a_carry_that_do_not_divide_are_refused(cube):
   with pytest.raises(ValueError, match=r"carry/fast has 6 rows.*= 4 .*config.data.batch_rows"):
-    place.shardings(cube, {"carry": {"fast": jax.ShapeDtypeStruct((6, 2), jnp.float32)}})
+    place.shardings(cube, {"carry": {"fast": abstract(6, 2)}})
 
 
 def test_large_leaves_that_nothing_splits_are_named(cube):
-  trees = {"odd": jax.ShapeDtypeStruct((1001, 999), jnp.float32), "small": jax.ShapeDtypeStruct((3,), jnp.float32),
-           "even": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+  trees = {"odd": abstract(1001, 999), "small": abstract(3), "even": abstract(1000, 1000)}
   assert place.large_replicated(cube, trees) == ["odd"]
   assert place.large_replicated(cube, jax.eval_shape(make_params)) == []
 
@@ -99,6 +102,7 @@ def test_large_leaves_that_nothing_splits_are_named(cube):
 def test_every_placement_can_be_made(cube):
   params = make_params()
   placed = jax.device_put(params, place.shardings(cube, params))
-  assert placed["blocks"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, FF // 2)
+  up_LDF = placed["blocks"]["mlp"]["up"]["kernel"]
+  assert up_LDF.addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, FF // 2)
   joined = place.abstract(jax.eval_shape(make_params), place.shardings(cube, params))
   assert joined["head"]["kernel"].sharding == placed["head"]["kernel"].sharding

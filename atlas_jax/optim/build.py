@@ -1,0 +1,76 @@
+"""AdamW from config: clip the global norm, scale by Adam in float32, decay matrices only, apply the rate.
+
+Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decay apart from the gradient).
+"""
+import jax.numpy as jnp
+import optax
+
+from atlas_jax import tree
+from atlas_jax.optim import schedules
+
+STACKED = "blocks"  # Leaves under this name lead with depth.
+
+
+def build(params_abstract, *, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,
+          final_lr_frac: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+          clip_norm: float | None, ema_decay: float | None) -> optax.GradientTransformation:
+  """Makes the optimizer of a run from `config.optim`.
+
+  Args:
+    params_abstract: parameters or their ShapeDtypeStructs; names and shapes decide which are decayed.
+    lr, warmup_steps, steps, schedule, decay_frac, final_lr_frac: see `schedules.schedule`.
+    beta1, beta2, eps: Adam's.
+    weight_decay: share of a matrix taken off per update, times the learning rate.
+    clip_norm: the largest global gradient norm let through; None lets every one through.
+    ema_decay: checked here; the moving average itself is kept by the training loop.
+
+  Returns:
+    A chain whose moments are float32 and named like the parameters, so they are placed like them.
+
+  Raises:
+    ValueError: for a field out of range, by its config name.
+  """
+  rate = schedules.schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule,
+                            decay_frac=decay_frac, final_lr_frac=final_lr_frac)
+  check(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm,
+        ema_decay=ema_decay)
+  return optax.chain(
+      optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+      optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps, mu_dtype=jnp.float32),
+      optax.add_decayed_weights(weight_decay, mask=decay_mask(params_abstract)),
+      optax.scale_by_learning_rate(rate))
+
+
+def learning_rate(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,
+                  final_lr_frac: float, **others):
+  """Gives the schedule `build` uses, from the same fields, for logging; the others it leaves to `build`."""
+  del others  # Splatting the whole group is easier for a caller than picking the fields out.
+  return schedules.schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule,
+                            decay_frac=decay_frac, final_lr_frac=final_lr_frac)
+
+
+def decay_mask(params_abstract):
+  """Marks the leaves that are decayed: matrices, apart from convolutions; never scales, biases or vectors."""
+  return tree.map_named(lambda name, leaf: _is_matrix(name, leaf.ndim), params_abstract)
+
+
+def _is_matrix(name: str, ndim: int) -> bool:
+  parts = name.split("/")
+  last = parts[-1]
+  if last in ("scale", "bias") or last.endswith(("_bias", "_scale")) or any("conv" in part for part in parts):
+    return False
+  return ndim - int(STACKED in parts) >= 2
+
+
+def check(*, beta1: float, beta2: float, eps: float, weight_decay: float, clip_norm: float | None,
+          ema_decay: float | None) -> None:
+  """Refuses optimizer fields out of range; works without a device."""
+  for name, value, good, need in (
+      ("beta1", beta1, 0 <= beta1 < 1, "lie in [0, 1)"),
+      ("beta2", beta2, 0 <= beta2 < 1, "lie in [0, 1)"),
+      ("eps", eps, eps > 0, "be above 0, such as 1e-8"),
+      ("weight_decay", weight_decay, weight_decay >= 0, "be at least 0; 0 switches decay off"),
+      ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "be above 0, or None for no clipping"),
+      ("ema_decay", ema_decay, ema_decay is None or 0 < ema_decay < 1, "lie in (0, 1), or None for none")):
+    if not good:
+      raise ValueError(f"config.optim.{name}={value} must {need}")
