@@ -1,0 +1,150 @@
+"""Tokenised corpora: built once, in memory when small, else in a cache of memory-mapped arrays.
+
+A cache entry is a folder named by what decides its content; it appears whole or not at all, so several
+processes may build it at once.
+"""
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+from absl import logging
+import numpy as np
+
+from atlas_jax.data import corpus as corpora
+from atlas_jax.data.tokenizer import Tokenizer
+
+IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: reading it takes under a second.
+BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
+FORMAT = 1
+
+
+class Store(NamedTuple):
+  """All documents of a corpus as token ids, in the corpus's order."""
+  ids: np.ndarray        # uint8, uint16 or uint32
+  starts: np.ndarray     # int64 per document
+  lengths: np.ndarray    # int64 per document, at least 1
+  split: np.ndarray      # float64 per document in [0, 1), drawn from its name
+  names: np.ndarray      # uint8, the names in UTF-8, a line each
+  manifest: dict         # corpus and tokenizer identity, files, documents, bytes, sha256 of the text, tokens
+
+
+def split_place(name: str) -> float:
+  """Gives a document's place in [0, 1) from its name: those below `held_out_frac` are held out.
+
+  Twentieths come first: at 0.05 the held-out documents are those whose hash is a multiple of 20.
+  """
+  rest, twentieth = divmod(int(hashlib.sha256(name.encode()).hexdigest(), 16), 20)
+  return (twentieth + rest % 2**40 / 2**40) / 20
+
+
+def load(corpus: corpora.Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_input_frac: float) -> Store:
+  """Gives the tokenised corpus, from the cache if it is there, else by reading all of it.
+
+  Args:
+    corpus: what to read.
+    tokenizer: turns each document into ids.
+    cache_dir: where caches live; None is the user's cache folder.
+    bad_input_frac: share of documents or files that may be unreadable.
+
+  Raises:
+    ValueError: if too much is unreadable, or the corpus has no text.
+  """
+  if tokenizer.fingerprint == "byte" and (corpus.size_bytes or IN_MEMORY_BYTES) < IN_MEMORY_BYTES:
+    with tempfile.TemporaryFile() as scratch:
+      return _build(corpus, tokenizer, scratch, bad_input_frac)
+  folder = cache_folder(corpus, tokenizer, cache_dir)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with open(f"{folder}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine build once; others at worst build the same.
+    if not folder.exists():
+      _build_cache(corpus, tokenizer, folder, bad_input_frac)
+  return _open_cache(folder)
+
+
+def cache_folder(corpus: corpora.Corpus, tokenizer: Tokenizer, cache_dir: str | None) -> pathlib.Path:
+  """Gives the folder that holds, or will hold, the tokenised corpus."""
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  root = pathlib.Path(cache_dir or f"{home}/atlas_jax/tokens").expanduser()
+  key = json.dumps([FORMAT, corpus.identity, tokenizer.fingerprint], sort_keys=True)
+  plain = "".join(char if char.isalnum() else "_" for char in corpus.name)
+  return root / f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+
+
+def _build(corpus, tokenizer, file, bad_input_frac) -> Store:
+  """Tokenises all documents into `file`, an open binary file, and maps it back in memory."""
+  dtype = np.min_scalar_type(tokenizer.vocab_size - 1 if tokenizer.fingerprint != "byte" else 255)
+  faults, digest = corpora.Faults(bad_input_frac), hashlib.sha256()
+  names, lengths, waiting, n_bytes = [], [], [], 0
+
+  def flush():
+    for ids in tokenizer.encode_many(waiting):
+      lengths.append(len(ids))
+      file.write(ids.astype(dtype, copy=False).tobytes())
+    waiting.clear()
+
+  waiting_bytes = 0
+  for document in corpus.documents(faults):
+    faults.documents += 1
+    names.append(document.name.replace("\n", " "))
+    waiting.append(document.text)
+    for part in (document.name.encode(), document.text):
+      digest.update(len(part).to_bytes(8, "big") + part)
+    n_bytes += len(document.text)
+    waiting_bytes += len(document.text)
+    if waiting_bytes > BATCH_BYTES:
+      flush()
+      waiting_bytes = 0
+  flush()
+  faults.check()
+  if not names:
+    raise ValueError(f"config.data.name={corpus.name!r} has no text in its {faults.files} files")
+  file.flush()
+  file.seek(0)
+  ids = np.fromfile(file, dtype) if sum(lengths) else np.zeros(0, dtype)
+  lengths = np.array(lengths, np.int64)
+  manifest = {**corpus.identity, "tokenizer": tokenizer.fingerprint, "files": faults.files, "documents": len(names),
+              "bytes": n_bytes, "tokens": int(lengths.sum()), "skipped": faults.skipped, "sha256": digest.hexdigest()}
+  return Store(ids=ids, starts=np.cumsum(lengths) - lengths, lengths=lengths,
+               split=np.array([split_place(name) for name in names]),
+               names=np.frombuffer("\n".join(names).encode(), np.uint8), manifest=manifest)
+
+
+def _build_cache(corpus, tokenizer, folder: pathlib.Path, bad_input_frac: float) -> None:
+  """Builds beside `folder` and renames, so that a cache is whole or absent."""
+  logging.info("tokenising %s into %s", corpus.name, folder)
+  scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+  try:
+    with open(scratch / "ids.bin", "wb+") as file:
+      store = _build(corpus, tokenizer, file, bad_input_frac)
+    for name in ("lengths", "split", "names"):
+      np.save(scratch / f"{name}.npy", getattr(store, name))
+    manifest = {**store.manifest, "format": FORMAT, "dtype": store.ids.dtype.name}
+    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    try:
+      scratch.rename(folder)
+    except OSError:
+      if not folder.exists():  # Else another machine was first, with the same content.
+        raise
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_cache(folder: pathlib.Path) -> Store:
+  """Maps a cache entry, checking that its files are those its manifest describes."""
+  try:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    dtype = np.dtype(manifest.pop("dtype"))
+    lengths, split, names = (np.load(folder / f"{name}.npy") for name in ("lengths", "split", "names"))
+    n_bytes = (folder / "ids.bin").stat().st_size
+    if not manifest.pop("format") == FORMAT or len(lengths) != manifest["documents"] or (
+        n_bytes != lengths.sum() * dtype.itemsize):
+      raise ValueError(f"its ids.bin has {n_bytes} bytes, its lengths say {lengths.sum() * dtype.itemsize}")
+    ids = np.memmap(folder / "ids.bin", dtype, "r")
+  except (OSError, KeyError, ValueError) as error:
+    raise ValueError(f"the token cache {folder} is damaged ({error}); delete that folder and start again") from error
+  return Store(ids, np.cumsum(lengths) - lengths, lengths, split, names, manifest)

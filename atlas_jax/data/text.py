@@ -1,0 +1,187 @@
+"""Text as a source of batches: a tokenised corpus in the order of a plan, served by Grain."""
+import hashlib
+import json
+
+from absl import logging
+import numpy as np
+
+from atlas_jax.data import corpus as corpora
+from atlas_jax.data import packing
+from atlas_jax.data import store as stores
+from atlas_jax.data import tokenizer as tokenizers
+
+ENDLESS = 2**40  # Records of a split that never ends.
+AHEAD = 8        # Batches prepared ahead of the loop.
+
+
+class Rows:
+  """Random access to the rows of one process: record i is row i % rows of step first_step + i // rows."""
+
+  def __init__(self, plan: packing.Plan, tokens: packing.Tokens, rows: range, first_step: int):
+    self._plan, self._tokens, self._rows, self._first_step = plan, tokens, rows, first_step
+
+  def __len__(self) -> int:
+    left = ENDLESS if self._plan.seed is not None else max(0, self._plan.steps_per_epoch - self._first_step)
+    return left * len(self._rows)
+
+  def __getitem__(self, index) -> dict:
+    step, row = divmod(int(index), len(self._rows))
+    arrays = packing.read_row(self._plan, self._tokens, self._first_step + step, self._rows[row])
+    return {name[:-1] + "BT": array for name, array in arrays.items()}  # Grain stacks rows into batches.
+
+  def __repr__(self) -> str:
+    return f"Rows(rows={self._rows}, first_step={self._first_step})"
+
+
+class TextSource:
+  """Batches of packed text; its place is one integer, the step.
+
+  Attributes:
+    tokenizer: the tokenizer of the ids.
+    manifest: identity of the corpus: files, bytes, sha256, Python version where that decides the text.
+    fingerprint: of the manifest, the split and the held-out share.
+    steps_per_epoch: steps until every document was read once; the number of steps of a held-out split.
+    step: the step that `next` gives.
+  """
+
+  def __init__(self, plan: packing.Plan, tokens: packing.Tokens, *, tokenizer, manifest: dict, split: dict,
+               names: list[str], rows: range, threads: int):
+    self.tokenizer, self.manifest, self.step = tokenizer, manifest, 0
+    self.steps_per_epoch = plan.steps_per_epoch
+    self.fingerprint = hashlib.sha256(json.dumps([manifest, split], sort_keys=True).encode()).hexdigest()
+    self._plan, self._tokens, self._split, self._names = plan, tokens, split, names
+    self._rows, self._threads, self._batches = rows, threads, None
+
+  def next(self, params=None) -> dict:
+    """Gives the batch of `step` (this process's rows) and goes on to the next step.
+
+    Returns:
+      tokens_BT, targets_BT, weight_BT, doc_BT, pos_BT, bytes_BT as `packing.read_row` describes them.
+
+    Raises:
+      StopIteration: at the end of a held-out split.
+    """
+    del params
+    if self._batches is None:
+      self._batches = self._open()
+    batch = next(self._batches)
+    self.step += 1
+    return batch
+
+  def _open(self):
+    import grain  # Takes seconds to import; a program that only reads plans needs none of it.
+    records = grain.MapDataset.source(Rows(self._plan, self._tokens, self._rows, self.step))
+    batches = records.batch(len(self._rows), drop_remainder=True)
+    ahead = AHEAD if self._threads else 0
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)))
+
+  def close(self) -> None:
+    """Stops the threads that prepare batches; `next` would start them again."""
+    if self._batches is not None:
+      self._batches.close()
+      self._batches = None
+
+  def state(self) -> dict:
+    """Gives the place and what it is valid for; independent of the number of processes and threads."""
+    plan = self._plan
+    return {"step": self.step, "fingerprint": self.fingerprint, "seed": plan.seed, "batch_rows": plan.batch_rows,
+            "segment_len": plan.segment_len, "align_tokens": plan.align_tokens, **self._split,
+            "manifest": self.manifest}
+
+  def restore(self, state: dict) -> None:
+    """Goes to the saved place.
+
+    Raises:
+      ValueError: if it was saved with another corpus or other settings; says which.
+    """
+    here = self.state()
+    saved, now = ({**s, **s.get("manifest", {})} for s in (state, here))
+    differ = [f"{name}={saved.get(name)!r} then, {now[name]!r} now"
+              for name in now if name not in ("step", "fingerprint", "manifest") and saved.get(name) != now[name]]
+    if differ or state.get("fingerprint") != self.fingerprint:
+      raise ValueError("the saved place in the data belongs to other data or settings: "
+                       + ("; ".join(differ) or "fingerprints differ")
+                       + "; resume with what it was saved with, or start in another workdir")
+    self.close()
+    self.step = int(state["step"])
+
+  def __len__(self) -> int:
+    return self.steps_per_epoch
+
+  def provenance(self, step: int) -> list[str]:
+    """Names the file and byte at which each of this process's rows starts in the batch of that step."""
+    return [self._provenance(step, row) for row in self._rows]
+
+  def _provenance(self, step: int, row: int) -> str:
+    at = self._plan.places(step, row)
+    document, tokens = int(at.document_T[0]), self._tokens
+    if document < 0:
+      return "past the end@0"
+    start = int(tokens.starts[document])
+    before = tokens.ids[start:start + max(0, int(at.offset_T[0]) - 1)]
+    return f"{self._names[document]}@{int(tokens.byte_lengths[before].sum())}"
+
+  def text(self, limit_bytes: int | None = None) -> bytes:
+    """Gives the split's documents one after another, in the corpus's order, whole documents up to the limit."""
+    parts, size = [], 0
+    for start, length in zip(self._tokens.starts, self._tokens.lengths):
+      parts.append(self.tokenizer.decode_bytes(self._tokens.ids[start:start + length]))
+      size += len(parts[-1])
+      if limit_bytes is not None and size >= limit_bytes:
+        break
+    return b"".join(parts)[:limit_bytes]
+
+
+def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float, tokenizer: str = "byte",
+         path=None, align_tokens: int | None = None, carry: bool = True, threads: int = 2, cache_dir: str | None = None,
+         download: bool = False, text_field: str = "text", limit_bytes: int | None = None,
+         bad_input_frac: float = 0.01, split: str = "train", max_tokens: int | None = None, process_index: int = 0,
+         process_count: int = 1) -> TextSource:
+  """Builds the source of one split of a corpus.
+
+  Args:
+    seed: draws the order of the documents in every epoch of "train".
+    name: corpus, see `corpus.load`; also `path`, `text_field`, `limit_bytes`, `download`.
+    segment_len: tokens per row and step, a multiple of `align_tokens`.
+    batch_rows: rows of the batch over all processes; this one takes a block of batch_rows / process_count.
+    held_out_frac: share of the documents, by a hash of their names, that is kept out of "train".
+    tokenizer: see `tokenizer.load`.
+    align_tokens: documents start at multiples of it; None is 1.
+    carry: the recipe's business, whether memory passes from segment to segment; the data are the same.
+    threads: threads that prepare batches; 0 prepares each when asked.
+    cache_dir: folder of tokenised corpora; None is the user's cache folder.
+    bad_input_frac: share of documents or of files that may be unreadable before it is an error.
+    split: "train" (endless, shuffled) or "held_out" (once, in the corpus's order, every token counted).
+    max_tokens: ends "held_out" after so many tokens, padding included, but not before one step.
+    process_index: which process this is; rows are contiguous blocks in the order of processes.
+    process_count: how many there are.
+
+  Raises:
+    ValueError: for a field that cannot be, naming it and what to do.
+  """
+  del carry
+  if split not in ("train", "held_out"):
+    raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
+  if batch_rows % process_count:
+    raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
+  if not 0 <= held_out_frac < 1:
+    raise ValueError(f"config.data.held_out_frac={held_out_frac} must be in [0, 1)")
+  coder = tokenizers.load(tokenizer)
+  found = corpora.load(name, path=path, text_field=text_field, limit_bytes=limit_bytes, download=download)
+  store = stores.load(found, coder, cache_dir=cache_dir, bad_input_frac=bad_input_frac)
+  chosen = np.flatnonzero((store.split < held_out_frac) == (split == "held_out"))
+  if not len(chosen):
+    raise ValueError(
+        f"config.data.name={name!r} has {len(store.lengths)} documents and none of them is {split} at "
+        f"config.data.held_out_frac={held_out_frac} (a hash of its name decides); give more documents, or change that")
+  tokens = packing.Tokens(store.ids, store.starts[chosen], store.lengths[chosen], coder.byte_lengths(), coder.doc_id)
+  train = split == "train"
+  plan = packing.Plan(tokens.lengths, batch_rows=batch_rows, segment_len=segment_len, align_tokens=align_tokens or 1,
+                      seed=seed if train else None, max_tokens=None if train else max_tokens)
+  logging.info("%s of %s: %d documents, %d tokens, %d steps per epoch", split, name, len(chosen),
+               tokens.lengths.sum(), plan.steps_per_epoch)
+  share = batch_rows // process_count
+  lines = bytes(store.names).decode().split("\n")
+  return TextSource(plan, tokens, tokenizer=coder, manifest=store.manifest,
+                    split={"split": split, "held_out_frac": held_out_frac}, names=[lines[i] for i in chosen],
+                    rows=range(process_index * share, (process_index + 1) * share), threads=threads)

@@ -1,0 +1,259 @@
+"""Tokenizers: text to ids and back, how many bytes each id stands for, and a folder that travels with a run.
+
+Every tokenizer here is a table from id to bytes plus an encoder. `doc_id` is DOC, the only special that training
+uses: it opens and closes every document.
+"""
+import codecs
+import hashlib
+import importlib
+import json
+import pathlib
+import shutil
+from typing import Iterable, Protocol
+
+import numpy as np
+
+MARKER = "atlas_tokenizer.json"
+FORMS = ("'byte', a tokenizer.json, a SentencePiece .model, a folder holding either, "
+         "or 'hf:NAME' for one on the Hugging Face hub")
+
+
+class Tokenizer(Protocol):
+  """What the rest of the code may ask of a tokenizer."""
+  vocab_size: int      # ids are below it, DOC included
+  doc_id: int          # the separator DOC
+  fingerprint: str     # equal for tokenizers that encode alike
+
+  def encode(self, text: str | bytes) -> np.ndarray: ...
+  def encode_many(self, texts: list[bytes]) -> list[np.ndarray]: ...
+  def decode(self, ids: Iterable[int]) -> str: ...
+  def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+  def byte_lengths(self) -> np.ndarray: ...
+  def save(self, folder) -> None: ...
+
+
+class ByteTokenizer:
+  """The 256 byte values and DOC = 256; any text round-trips, broken UTF-8 included."""
+  vocab_size, doc_id, fingerprint = 257, 256, "byte"
+
+  def encode(self, text: str | bytes):
+    """Gives the bytes of the text, int32; a str is taken as UTF-8."""
+    data = text.encode() if isinstance(text, str) else bytes(text)
+    return np.frombuffer(data, np.uint8).astype(np.int32)
+
+  def encode_many(self, texts: list[bytes]):
+    """Gives one array per text; uint8, without a copy."""
+    return [np.frombuffer(text, np.uint8) for text in texts]
+
+  def decode_bytes(self, ids) -> bytes:
+    """Gives the bytes that the ids stand for; DOC stands for none."""
+    ids = np.asarray(ids).reshape(-1)
+    return ids[ids < 256].astype(np.uint8).tobytes()
+
+  def decode(self, ids) -> str:
+    """Gives the text; bytes that are not UTF-8 become the replacement character."""
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def byte_lengths(self):
+    """Gives how many bytes each id stands for, int32."""
+    return np.r_[np.ones(256, np.int32), np.zeros(1, np.int32)]
+
+  def save(self, folder) -> None:
+    """Writes what `load(folder)` needs."""
+    _write_marker(folder, kind="byte", file=None)
+
+
+class TableTokenizer:
+  """A tokenizer read from a file: its own encoder, and a table of the bytes of every id."""
+
+  def __init__(self, encode_texts, token_bytes: list[bytes], doc_id: int | None, file: pathlib.Path, kind: str):
+    """Wraps an encoder.
+
+    Args:
+      encode_texts: list of str -> list of id sequences, specials never added nor recognised in the text.
+      token_bytes: bytes of each id, b"" for specials.
+      doc_id: an id that ends documents, or None to append one.
+      file: what it was read from, copied by `save`.
+      kind: "hf" or "sentencepiece".
+    """
+    self._encode_texts, self._file, self._kind = encode_texts, file, kind
+    self.doc_id = len(token_bytes) if doc_id is None else doc_id
+    self._appended = doc_id is None
+    self._bytes = token_bytes + [b""] if self._appended else list(token_bytes)
+    self._bytes[self.doc_id] = b""
+    self.vocab_size = len(self._bytes)
+    self.fingerprint = f"{kind}:{hashlib.sha256(file.read_bytes()).hexdigest()}:{self.doc_id}"
+
+  def encode(self, text: str | bytes):
+    """Gives the ids of the text, int32; broken UTF-8 is replaced first."""
+    return self.encode_many([text])[0]
+
+  def encode_many(self, texts: list):
+    """Gives one int32 array per text, in parallel where the encoder can."""
+    strings = [text if isinstance(text, str) else text.decode("utf-8", errors="replace") for text in texts]
+    return [np.asarray(ids, np.int32) for ids in self._encode_texts(strings)]
+
+  def decode_bytes(self, ids) -> bytes:
+    """Gives the bytes that the ids stand for; specials stand for none."""
+    return b"".join(self._bytes[int(i)] for i in np.asarray(ids).reshape(-1))
+
+  def decode(self, ids) -> str:
+    """Gives the text; bytes that are not UTF-8 become the replacement character."""
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def byte_lengths(self):
+    """Gives how many bytes each id stands for, int32."""
+    return np.array([len(token) for token in self._bytes], np.int32)
+
+  def save(self, folder) -> None:
+    """Copies the file and writes what `load(folder)` needs."""
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    target = pathlib.Path(folder) / ("tokenizer.json" if self._kind == "hf" else "tokenizer.model")
+    if target.resolve() != self._file.resolve():
+      shutil.copyfile(self._file, target)
+    _write_marker(folder, kind=self._kind, file=target.name, doc_id=None if self._appended else self.doc_id)
+
+
+class StreamDecoder:
+  """Turns ids that come a few at a time into text, never cutting a character in two."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
+    self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+  def push(self, ids) -> str:
+    """Gives the text that is complete after these ids; "" while a character is still open."""
+    return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+  def flush(self) -> str:
+    """Gives what is left at the end, a replacement character if a character stayed open."""
+    return self._decoder.decode(b"", final=True)
+
+
+def load(name: str) -> Tokenizer:
+  """Loads a tokenizer by name or path.
+
+  Args:
+    name: 'byte'; a tokenizer.json; a SentencePiece .model; a folder with either (as `save` or transformers write
+      it); or 'hf:NAME', fetched from the hub or its cache.
+
+  Raises:
+    ValueError: if nothing is there, or what is there is no tokenizer.
+    ModuleNotFoundError: if the extra it needs is missing, with its name.
+  """
+  if name == "byte":
+    return ByteTokenizer()
+  if name.startswith("hf:"):
+    return _from_folder(_download(name[3:]))
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    return _from_folder(path)
+  if path.is_file():
+    return _from_file(path, _eos_of(path.parent) if path.suffix == ".json" else None)
+  raise ValueError(f"config.data.tokenizer={name!r} is neither a file nor a folder; it must be {FORMS}")
+
+
+def _from_folder(folder: pathlib.Path) -> Tokenizer:
+  marker = folder / MARKER
+  if marker.is_file():
+    saved = json.loads(marker.read_text(encoding="utf-8"))
+    if saved["kind"] == "byte":
+      return ByteTokenizer()
+    return _from_file(folder / saved["file"], saved["doc_id"])
+  for file in [folder / "tokenizer.json", *sorted(folder.glob("*.model"))]:
+    if file.is_file():
+      return _from_file(file, _eos_of(folder) if file.suffix == ".json" else None)
+  raise ValueError(f"config.data.tokenizer={str(folder)!r} holds neither {MARKER}, tokenizer.json nor a *.model; "
+                   f"it must be {FORMS}")
+
+
+def _from_file(file: pathlib.Path, doc: int | str | None) -> Tokenizer:
+  return _read_hf(file, doc) if file.suffix == ".json" else _read_sentencepiece(file, doc)
+
+
+def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
+  tokenizers = _need("tokenizers")
+  try:
+    model = tokenizers.Tokenizer.from_file(str(file))
+  except Exception as error:  # The library raises bare Exception for a file it cannot read.
+    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a Hugging Face tokenizer.json ({error})") from error
+  model.no_truncation()
+  model.no_padding()
+  model.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of it.
+  content = json.loads(file.read_text(encoding="utf-8"))
+  added = {token["id"]: token for token in content.get("added_tokens") or []}
+  vocab = {i: token for token, i in model.get_vocab(with_added_tokens=True).items()}
+  byte_level = "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+  table = []
+  for i in range(max(vocab) + 1):
+    if i in added:
+      table.append(b"" if added[i].get("special") else added[i]["content"].encode())
+    else:
+      table.append(_token_bytes(vocab.get(i, ""), byte_level))
+  doc_id = model.token_to_id(doc) if isinstance(doc, str) else doc
+  encode = lambda texts: [e.ids for e in model.encode_batch(texts, add_special_tokens=False)]  # noqa: E731
+  return TableTokenizer(encode, table, doc_id, file, "hf")
+
+
+def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
+  sentencepiece = _need("sentencepiece")
+  try:
+    model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+  except (OSError, RuntimeError) as error:
+    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a SentencePiece model ({error})") from error
+  table = [b"" if model.is_control(i) or model.is_unused(i) else _token_bytes(model.id_to_piece(i), False)
+           for i in range(model.get_piece_size())]
+  eos = model.eos_id() if model.eos_id() >= 0 else None
+  assert not isinstance(doc, str)
+  return TableTokenizer(lambda texts: model.encode(texts), table, eos if doc is None else doc, file, "sentencepiece")
+
+
+def _byte_of_char() -> dict[str, int]:
+  """Gives the byte behind each printable character of byte-level BPE vocabularies (those of GPT-2)."""
+  kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+  rest = [byte for byte in range(256) if byte not in kept]
+  return {**{chr(byte): byte for byte in kept}, **{chr(256 + n): byte for n, byte in enumerate(rest)}}
+
+
+BYTE_OF_CHAR = _byte_of_char()
+
+
+def _token_bytes(token: str, byte_level: bool) -> bytes:
+  if byte_level and all(char in BYTE_OF_CHAR for char in token):
+    return bytes(BYTE_OF_CHAR[char] for char in token)
+  if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+    return bytes([int(token[3:5], 16)])
+  return token.replace("\u2581", " ").encode()
+
+
+def _eos_of(folder: pathlib.Path) -> str | None:
+  """Gives the eos token that the files beside a tokenizer.json name, if any."""
+  for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    if (folder / name).is_file():
+      eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+      if eos:
+        return eos["content"] if isinstance(eos, dict) else eos
+  return None
+
+
+def _write_marker(folder, **fields) -> None:
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  (pathlib.Path(folder) / MARKER).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _need(module: str):
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"config.data.tokenizer needs the package {module}: pip install 'atlas_jax[hf]', "
+                              f"or set config.data.tokenizer='byte'") from error
+
+
+def _download(name: str) -> pathlib.Path:
+  hub = _need("huggingface_hub")
+  try:
+    return pathlib.Path(hub.snapshot_download(
+        name, allow_patterns=["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.model"]))
+  except Exception as error:  # Offline, absent and forbidden all end here, each with a type of its own.
+    raise ValueError(f"config.data.tokenizer='hf:{name}' cannot be fetched ({type(error).__name__}); without a network "
+                     f"give the path of a local tokenizer, or 'byte'") from error
