@@ -1,0 +1,1 @@
+"""Models that keep learning while they run: neural memory, tiny recursive models, post-training."""

@@ -1,0 +1,27 @@
+"""Causal attention over the last window of tokens of the same document."""
+from atlas_jax.kernels.local_attention import chunked, reference
+
+FORMS = {"reference": reference.local_attention, "chunked": chunked.local_attention}
+
+
+def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, impl: str = "auto"):
+  """Attends to the last `window_tokens` tokens, the query's own included.
+
+  Args:
+    q_BTHK: queries; query t sits at row S - T + t of the keys.
+    k_BSHK, v_BSHK: keys and values: S - T rows from earlier calls, then those of the T tokens.
+    doc_BT, doc_BS: document of each query and key; only equal ones meet.
+    window_tokens: how many keys a query sees at most.
+    impl: "reference" (every pair of rows), "chunked" (neighbouring blocks only), or "auto".
+
+  Returns:
+    [B, T, H, K] in the queries' dtype; softmax is in float32 or wider.
+
+  Raises:
+    ValueError: if impl is unknown.
+  """
+  if impl == "auto":
+    impl = "chunked" if q_BTHK.shape[1] > window_tokens else "reference"
+  if impl not in FORMS:
+    raise ValueError(f"impl={impl!r} is unknown for local_attention; known are auto, {', '.join(FORMS)}")
+  return FORMS[impl](q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens=window_tokens)

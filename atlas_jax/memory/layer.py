@@ -1,0 +1,227 @@
+"""The layer around a memory rule: projections, short convolutions, gates, heads, and the state between calls."""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import rules, scan
+from atlas_jax.memory.gates import TokenGates
+from atlas_jax.memory.types import ChunkOut, Gates, Running, Token
+
+NO_DOC = -2  # the document of a state that has read nothing
+
+
+class MemoryLayerState(NamedTuple):
+  """What a memory layer carries from call to call; every leaf leads with B."""
+
+  running: Running  # memory and base: leaves [B, H, ...]; position [B]
+  tail: jax.Array  # [B, conv_width - 1, 2 * H * K + H * M] last inputs of the convolutions
+
+
+def unit(x, axis: int = -1):
+  """Scales vectors to norm one, smoothly near zero."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis, keepdims=True) + 1e-6)
+
+
+def rms(x, axis: int = -1):
+  """Scales vectors to root mean square one."""
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
+
+
+def last_real(tail_BSE, x_BTE, count_B):
+  """Returns the last S rows of a tail followed by the first `count` rows of x."""
+  both = jnp.concatenate([tail_BSE, x_BTE.astype(tail_BSE.dtype)], axis=1)
+  size = tail_BSE.shape[1]
+  if count_B is None:
+    return both[:, both.shape[1] - size:]
+  return jax.vmap(lambda rows, at: jax.lax.dynamic_slice_in_dim(rows, at, size))(both, count_B)
+
+
+def causal_conv(x_BTE, tail_BSE, kernel_SE, reach_BTS):
+  """Convolves each channel with its own last rows, across calls.
+
+  Args:
+    x_BTE: inputs.
+    tail_BSE: the rows before them, S = taps - 1.
+    kernel_SE: one weight per tap and channel; the last tap is the row itself.
+    reach_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
+
+  Returns:
+    [B, T, E].
+  """
+  length, taps = x_BTE.shape[1], kernel_SE.shape[0]
+  both = jnp.concatenate([tail_BSE.astype(x_BTE.dtype), x_BTE], axis=1)
+  out = x_BTE * kernel_SE[None, None, -1]
+  for tap in range(taps - 1):
+    row = both[:, tap:tap + length] * kernel_SE[None, None, tap]
+    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None], row, 0))
+  return out
+
+
+def conv_reach(doc_BT, last_doc_B, lags: int):
+  """Tells which of the rows before it belong to a row's document; [B, T, lags], the farthest first."""
+  doc = jnp.concatenate([jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT], axis=1)
+  length = doc_BT.shape[1]
+  return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
+
+
+class Memory(nn.Module):
+  """A neural memory that reads and writes every token.
+
+  Attributes:
+    rule, options: the memory rule by name, and its own options.
+    heads, key_dim, value_dim: number and widths of memory heads.
+    chunk_size: tokens whose writes are computed from one base state.
+    conv_taps: width of the causal convolutions on queries, keys and values.
+    retention_init, momentum_init, write_rate_init, write_rate_max: see `TokenGates`.
+    remat_chunks: chunks recomputed together in the backward pass; None keeps all inner values.
+  """
+
+  rule: str
+  options: Mapping
+  heads: int
+  key_dim: int
+  value_dim: int
+  chunk_size: int
+  conv_taps: int
+  retention_init: float
+  momentum_init: float
+  write_rate_init: float
+  write_rate_max: float
+  remat_chunks: int | None = None
+
+  def the_rule(self):
+    """Returns the rule for one head."""
+    return rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, **self.options)
+
+  @property
+  def conv_width(self) -> int:
+    """Channels of the convolutions: queries, keys and values of all heads."""
+    return self.heads * (2 * self.key_dim + self.value_dim)
+
+  def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
+    """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
+    rule = self.the_rule()
+    abstract = jax.eval_shape(lambda key: rule.init(rule.init_fast(key)), jax.random.key(0))
+    memory = jax.tree.map(lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype), abstract)
+    running = Running(memory, memory.fast, jnp.zeros((rows,), jnp.int32))
+    return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.conv_width), dtype))
+
+  def _project(self, x_BTD, tail, reach_BTS):
+    """Gives queries, keys and values as Token of [B, H, T, ...], and the convolutions' inputs."""
+    kernel = self.param("qkv_kernel", nn.initializers.lecun_normal(), (x_BTD.shape[-1], self.conv_width),
+                        jnp.float32)
+    taps = self.param("conv_taps_kernel", _conv_init, (self.conv_taps, self.conv_width), jnp.float32)
+    x_BTE = x_BTD @ kernel.astype(x_BTD.dtype)
+    mixed = jax.nn.silu(causal_conv(x_BTE, tail, taps.astype(x_BTD.dtype), reach_BTS))
+    keys = self.heads * self.key_dim
+    q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
+    split = lambda y: jnp.moveaxis(y.reshape(*y.shape[:2], self.heads, -1), 2, 1)
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    return Token(unit(split(q)), unit(split(k)), split(v).astype(wide)), x_BTE
+
+  @nn.compact
+  def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str):
+    """Reads T tokens.
+
+    Args:
+      x_BTD: the layer's input.
+      state: what an earlier call returned, or `zero_state`.
+      doc_BT: document of each token, -1 at padding. In mode "packed" every document starts a chunk.
+      last_doc_B: document of the last real token of the earlier call, NO_DOC if there was none.
+      count_B: mode "stream": how many of the T tokens are real; None: all.
+      mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a
+        chunk's start) or "stream" (any T from any position; all tokens are of one document).
+
+    Returns:
+      out_BTHM (float32, unit mean square per head), the new state, and stats of scalars.
+    """
+    rule = self.the_rule()
+    reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
+    tokens, x_BTE = self._project(x_BTD, state.tail, reach_BTS)
+    gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
+                           self.write_rate_max, name="gates")(x_BTD)
+    initial = self.param("initial_fast", lambda key: jax.vmap(rule.init_fast)(jax.random.split(key, self.heads)))
+    wide = tokens.q.dtype
+    initial = jax.tree.map(lambda w: w.astype(wide), initial)
+    gates = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1).astype(wide), gates_BTH)
+    running = jax.tree.map(lambda x: x.astype(wide) if jnp.issubdtype(x.dtype, jnp.floating) else x, state.running)
+    if mode == "packed":
+      running, out = self._read_packed(rule, running, initial, tokens, gates, doc_BT, last_doc_B)
+      stats = self._stats(rule, gates, doc_BT, out, running, tokens)
+    else:
+      running, out_BHTM = self._read_stream(rule, running, initial, tokens, gates, doc_BT, last_doc_B, count_B)
+      out, stats = ChunkOut(out_BHTM, None, None), {}
+    tail = last_real(state.tail, x_BTE, count_B)
+    return rms(jnp.moveaxis(out.out_CM, 1, 2)), MemoryLayerState(running, tail), stats
+
+  def _read_packed(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B):
+    doc_BN = doc_BT[:, ::self.chunk_size]
+    before_BN = jnp.concatenate([last_doc_B[:, None], _last_doc(doc_BT, last_doc_B, self.chunk_size)[:, :-1]], 1)
+    reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
+    write_BT = doc_BT >= 0
+
+    def head(memory, initial_fast, tokens, gates, write_T, reset_N):
+      return scan.scan_packed(rule, memory, initial_fast, tokens, gates, write_T, reset_N,
+                              chunk_size=self.chunk_size, remat_chunks=self.remat_chunks)
+
+    heads = jax.vmap(head, in_axes=(0, 0, 0, 0, None, None))
+    rows = jax.vmap(heads, in_axes=(0, None, 0, 0, 0, 0))
+    memory, out = rows(running.memory, initial, tokens, gates, write_BT, reset_BN)
+    return Running(memory, memory.fast, running.position), out
+
+  def _read_stream(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B, count_B):
+    rows, length = doc_BT.shape
+    count_B = jnp.full((rows,), length, jnp.int32) if count_B is None else count_B
+
+    def head(memory, base, initial_fast, position, tokens, gates, new, count):
+      fresh = scan.start(rule, initial_fast)
+      held = Running(memory, base, position)
+      running = jax.tree.map(lambda a, b: jnp.where(new, a, b), fresh, held)
+      return scan.scan_stream(rule, running, tokens, gates, count, chunk_size=self.chunk_size)
+
+    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None),
+                     out_axes=(Running(0, 0, None), 0))
+    lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
+    new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
+    return lifted(running.memory, running.base, initial, running.position, tokens, gates, new_B, count_B)
+
+  def _stats(self, rule, gates: Gates, doc_BT, out: ChunkOut, running, tokens):
+    """Scalars that tell how the memory is used; no gradient flows through them."""
+    gates, out, fast, tokens = jax.lax.stop_gradient((gates, out, running.memory.fast, tokens))
+    last = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
+    recalled = jax.vmap(jax.vmap(rule.apply))(fast, last.k)
+    after_BHC = 0.5 * jnp.sum(jnp.square(recalled - last.v), -1)
+    real_BT = (doc_BT >= 0).astype(after_BHC.dtype)
+    mean = lambda x_BHT, real: jnp.sum(x_BHT * real[:, None]) / jnp.maximum(jnp.sum(real) * self.heads, 1)
+    end_BC = real_BT[:, -self.chunk_size:]
+    forget = mean(-gates.log_retention, real_BT)
+    return {
+        "write_rate_mean": mean(gates.write_rate, real_BT),
+        "momentum_mean": mean(gates.momentum, real_BT),
+        "retention_half_life_tokens": jnp.log(2.0).astype(forget.dtype) / jnp.maximum(forget, 1e-9),
+        "surprise_norm_mean": mean(out.surprise_C, real_BT),
+        "inner_loss_before": mean(out.loss_C[:, :, -self.chunk_size:], end_BC),
+        "inner_loss_after": mean(after_BHC, end_BC),
+        "fast_norm_mean": jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, (-2, -1)) for w in jax.tree.leaves(fast)))),
+    }
+
+
+def _conv_init(key, shape, dtype):
+  """Starts near the identity: the token itself, and a little of those before it."""
+  noise = jax.random.normal(key, shape, dtype) * 0.02
+  return noise.at[-1].add(1)
+
+
+def _last_doc(doc_BT, last_doc_B, chunk_size):
+  """Document of the last real token up to the end of each chunk; [B, N]."""
+  first_BN = doc_BT[:, ::chunk_size]
+  # A document starts its chunk, so a chunk's first token names its document unless the chunk is all padding.
+  def body(last_B, first_B):
+    last_B = jnp.where(first_B >= 0, first_B, last_B)
+    return last_B, last_B
+  _, last_NB = jax.lax.scan(body, last_doc_B, first_BN.T)
+  return last_NB.T

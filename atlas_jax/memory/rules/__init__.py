@@ -1,0 +1,29 @@
+"""Memory rules, one per file, found by file name."""
+import importlib
+import inspect
+import pkgutil
+
+from atlas_jax.memory.types import MemoryRule
+
+
+def names() -> list[str]:
+  """Returns the names of all rules in this folder."""
+  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str, *, key_dim: int, value_dim: int, **options) -> MemoryRule:
+  """Makes a rule by its file name, or by a dotted module name of one's own.
+
+  Raises:
+    ValueError: if there is no such rule; names the known ones.
+    TypeError: if the rule does not know an option; names the ones it knows.
+  """
+  if "." not in name and name not in names():
+    raise ValueError(f"config.model.memory.rule={name!r} is unknown; rules are {', '.join(names())}")
+  make = importlib.import_module(name if "." in name else f"{__name__}.{name}").make
+  known = [p for p in inspect.signature(make).parameters if p not in ("key_dim", "value_dim")]
+  unknown = sorted(set(options) - set(known))
+  if unknown:
+    raise TypeError(f"config.model.memory.options: rule {name!r} does not know {', '.join(unknown)}; "
+                    f"it knows {', '.join(known) or 'none'}")
+  return make(key_dim=key_dim, value_dim=value_dim, **options)

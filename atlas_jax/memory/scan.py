@@ -1,0 +1,128 @@
+"""Runs a memory rule over the tokens of one row and head: token by token, by chunks, or by any cut.
+
+`scan_tokens` defines what the other two compute faster. Gradients of a chunk are taken at the fast weights
+of its start, so the chunk size is part of the model.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import gates as gate_math
+from atlas_jax.memory.types import ChunkOut, Gates, MemoryRule, MemoryState, Running, Token
+
+
+def _select(condition, on_true, on_false):
+  return jax.tree.map(lambda new, old: jnp.where(condition, new, old), on_true, on_false)
+
+
+def start(rule: MemoryRule, initial_fast) -> Running:
+  """Returns a memory that has read nothing."""
+  return Running(rule.init(initial_fast), initial_fast, jnp.zeros((), jnp.int32))
+
+
+def scan_tokens(rule: MemoryRule, running: Running, tokens: Token, gates: Gates, write_T, *, chunk_size: int):
+  """Reads token by token: the definition, slow and obvious.
+
+  Args:
+    running: the memory before the first token.
+    tokens, gates: fields with a leading T.
+    write_T: 1 where the token counts, 0 at padding, which leaves the weights as they are.
+    chunk_size: tokens whose gradients are taken at the same base.
+
+  Returns:
+    (running, out_TM): the memory after the last token, what each token recalled (0 at padding).
+  """
+
+  def body(running, xs):
+    token, gate, write = xs
+    written, out_M = rule.step(running.memory, running.base, token, gate)
+    memory = _select(write > 0, written, running.memory)
+    position = (running.position + 1) % chunk_size
+    base = _select(position == 0, memory.fast, running.base)
+    return Running(memory, base, position), out_M * write.astype(out_M.dtype)
+
+  return jax.lax.scan(body, running, (tokens, gates, write_T))
+
+
+def _chunked(x, chunk_size):
+  return x.reshape(x.shape[0] // chunk_size, chunk_size, *x.shape[1:])
+
+
+def _decays(gates: Gates, write_T, chunk_size):
+  parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (*gates, write_T))
+  return jax.vmap(gate_math.chunk_decay)(*parts)
+
+
+def _flat(out: ChunkOut) -> ChunkOut:
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Token, gates: Gates, write_T, reset_N,
+                *, chunk_size: int, remat_chunks: int | None = None):
+  """Reads whole chunks from a chunk border on; the memory may start anew at any chunk.
+
+  Args:
+    memory: the memory before the first token, which is the first of a chunk.
+    initial_fast: learned weights with which a memory starts.
+    tokens, gates, write_T: as in `scan_tokens`; T is a multiple of chunk_size.
+    reset_N: bool, whether the memory starts anew at the chunk.
+    remat_chunks: chunks whose inner values are recomputed together in the backward pass; None keeps all.
+
+  Returns:
+    (memory, ChunkOut of T): the memory after the last token, and what each token recalled (0 at padding).
+  """
+  fresh = rule.init(initial_fast)
+
+  def body(memory, xs):
+    chunk, decay, reset = xs
+    memory = _select(reset, fresh, memory)
+    return rule.chunk(memory, memory.fast, chunk, decay)
+
+  xs = (jax.tree.map(lambda x: _chunked(x, chunk_size), tokens), _decays(gates, write_T, chunk_size), reset_N)
+  if remat_chunks is None:
+    memory, out = jax.lax.scan(body, memory, xs)
+  else:
+    grouped = jax.tree.map(lambda x: _chunked(x, remat_chunks), xs)
+    memory, out = jax.lax.scan(jax.checkpoint(functools.partial(jax.lax.scan, body)), memory, grouped)
+    out = _flat(out)
+  out = _flat(out)
+  return memory, out._replace(out_CM=out.out_CM * write_T[:, None].astype(out.out_CM.dtype))
+
+
+def scan_stream(rule: MemoryRule, running: Running, tokens: Token, gates: Gates, count, *, chunk_size: int):
+  """Reads any number of tokens from any position on; equal to `scan_tokens` for every cut.
+
+  Args:
+    running: the memory before the first token, perhaps inside a chunk.
+    tokens, gates: fields with a leading T.
+    count: [] int32, how many of the T tokens are real; the rest, at the end, leave no trace.
+    chunk_size: tokens whose gradients are taken at the same base.
+
+  Returns:
+    (running, out_TM): the memory after the last real token, what each token recalled (0 at padding).
+  """
+  length = tokens.q.shape[0]
+  # Tokens move to their places on the chunk grid: a lone token is its own chunk, others start at `position`.
+  rows = 1 if length == 1 else (length + chunk_size - 2) // chunk_size * chunk_size + chunk_size
+  size = min(rows, chunk_size)
+  shift = running.position if length > 1 else 0
+  source_R = jnp.arange(rows) - shift
+  write_R = (source_R >= 0) & (source_R < count)
+  place = lambda x: x[jnp.clip(source_R, 0, length - 1)]
+  tokens_R, gates_R = jax.tree.map(place, (tokens, gates))
+  filled_N = running.position + count >= (jnp.arange(rows // size) + 1) * chunk_size
+
+  def body(carry, xs):
+    memory, base = carry
+    chunk, decay, filled = xs
+    memory, out = rule.chunk(memory, base, chunk, decay)
+    return (memory, _select(filled, memory.fast, base)), out.out_CM
+
+  xs = (jax.tree.map(lambda x: _chunked(x, size), tokens_R), _decays(gates_R, write_R, size), filled_N)
+  (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
+  out_RM = out_NCM.reshape(rows, -1)
+  out_TM = out_RM[jnp.clip(shift + jnp.arange(length), 0, rows - 1)]
+  real_T = jnp.arange(length) < count
+  position = (running.position + count) % chunk_size
+  return Running(memory, base, position.astype(jnp.int32)), out_TM * real_T[:, None].astype(out_TM.dtype)

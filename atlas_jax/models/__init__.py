@@ -1,0 +1,1 @@
+"""Networks: decoders with memory, and the layers they are made of."""

@@ -1,0 +1,62 @@
+"""Sliding-window attention with rotary positions and a state of fixed size."""
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from atlas_jax.kernels.local_attention import local_attention
+from atlas_jax.memory.layer import NO_DOC, last_real
+from atlas_jax.models.layers import rotate
+
+
+class AttentionState(NamedTuple):
+  """The last window of keys and values, before rotation; every leaf leads with B."""
+
+  k: object  # [B, W, H, K]
+  v: object  # [B, W, H, K]
+  doc: object  # [B, W] document of each row, NO_DOC where there is none
+
+
+class LocalAttention(nn.Module):
+  """Attends to the last `window_tokens` tokens of the same document; gives heads before the output projection.
+
+  Attributes:
+    heads: attention heads; they share the input's width evenly.
+    window_tokens: how far a token sees, itself included.
+    impl: form of the kernel.
+  """
+
+  heads: int
+  window_tokens: int
+  impl: str = "auto"
+
+  def zero_state(self, rows: int, width: int, dtype) -> AttentionState:
+    """Returns the state before any token."""
+    shape = (rows, self.window_tokens, self.heads, width // self.heads)
+    doc = jnp.full(shape[:2], NO_DOC, jnp.int32)
+    return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), doc)
+
+  @nn.compact
+  def __call__(self, x_BTD, state: AttentionState, doc_BT, count_B):
+    """Reads T tokens.
+
+    Args:
+      x_BTD: the layer's input.
+      state: what an earlier call returned, or `zero_state`.
+      doc_BT: document of each token, -1 at padding.
+      count_B: how many of the T tokens are real; None: all.
+
+    Returns:
+      out_BTE (E = D, heads joined) and the new state.
+    """
+    rows, length, width = x_BTD.shape
+    kernel = self.param("qkv_kernel", nn.initializers.lecun_normal(), (width, 3 * width), jnp.float32)
+    qkv = (x_BTD @ kernel.astype(x_BTD.dtype)).reshape(rows, length, 3, self.heads, width // self.heads)
+    q_BTHK, k_BTHK, v_BTHK = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    join = lambda tail, new: jnp.concatenate([tail.astype(new.dtype), new], axis=1)
+    k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)
+    at_S = jnp.arange(k_BSHK.shape[1])
+    out = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
+                          window_tokens=self.window_tokens, impl=self.impl)
+    ends = (last_real(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
+    return out.reshape(rows, length, width), AttentionState(*ends)

@@ -1,0 +1,70 @@
+"""Small layers shared by the networks: normalisation, feed-forward, rotary positions."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module):
+  """Scales vectors to root mean square one, times a learned scale; computed in float32 or wider."""
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """Returns the normalised vectors in x's dtype."""
+    scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
+    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    return (unit * scale.astype(unit.dtype)[None, None]).astype(x_BTD.dtype)
+
+
+class SwiGLU(nn.Module):
+  """The gated feed-forward layer: (silu(x W_gate) * x W_up) W_out.
+
+  Attributes:
+    ff_width: hidden width.
+    out_scale: factor on the initial output weights.
+
+  Source: Shazeer 2020, arXiv:2002.05202.
+  """
+
+  ff_width: int
+  out_scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """Returns [B, T, D] in x's dtype."""
+    width = x_BTD.shape[-1]
+    gate = self.param("gate_kernel", nn.initializers.lecun_normal(), (width, self.ff_width), jnp.float32)
+    up = self.param("up_kernel", nn.initializers.lecun_normal(), (width, self.ff_width), jnp.float32)
+    out = self.param("out_kernel", scaled_normal(self.out_scale), (self.ff_width, width), jnp.float32)
+    cast = lambda w: w.astype(x_BTD.dtype)
+    return (jax.nn.silu(x_BTD @ cast(gate)) * (x_BTD @ cast(up))) @ cast(out)
+
+
+def scaled_normal(scale: float):
+  """Gives an initializer of standard deviation scale / sqrt(inputs)."""
+  def init(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(scale * shape[0] ** -0.5, dtype)
+  return init
+
+
+def rotate(x_BTHK, at_T, *, base: float = 10_000.0):
+  """Turns pairs of features by angles that grow with position, so that products depend on distances.
+
+  Args:
+    x_BTHK: K even; features i and i + K/2 are a pair.
+    at_T: positions, small integers: callers count from the oldest row at hand, never from a text's start.
+    base: the slowest pair turns by 1 / base radians per token, nearly.
+
+  Returns:
+    [B, T, H, K] in x's dtype.
+
+  Source: Su et al. 2021, arXiv:2104.09864.
+  """
+  half = x_BTHK.shape[-1] // 2
+  wide = jnp.promote_types(x_BTHK.dtype, jnp.float32)
+  speed = base ** (-jnp.arange(half, dtype=wide) / half)
+  angle = at_T.astype(wide)[None, :, None, None] * speed[None, None, None, :]
+  left, right = jnp.split(x_BTHK.astype(wide), 2, axis=-1)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+  return turned.astype(x_BTHK.dtype)

@@ -1,0 +1,241 @@
+"""A decoder with sliding-window attention and a neural memory that is trained while it reads."""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory.layer import NO_DOC, Memory
+from atlas_jax.models.attention import LocalAttention
+from atlas_jax.models.layers import RMSNorm, SwiGLU, scaled_normal
+
+MODES = ("packed", "stream")
+MIXES = ("gate", "none")
+
+
+class LMState(NamedTuple):
+  """All that a decoder carries from call to call, of fixed size; every leaf leads with B, then depth."""
+
+  attention: Any  # AttentionState of [B, L, ...]
+  memory: Any  # MemoryLayerState of [B, L, ...]; () without memory
+  doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
+
+
+class LMOut(NamedTuple):
+  """What reading gives."""
+
+  hidden_BTD: jax.Array  # normalised vectors, to be scored by `head`
+  state: LMState
+  stats: dict  # name -> [L], per layer; empty in mode "stream"
+
+
+class Block(nn.Module):
+  """Attention and memory side by side, then a feed-forward layer; each added to its input.
+
+  The memory's heads enter through a gate, g = gate_floor + (1 - gate_floor) * sigmoid(z), one per token and
+  head. The floor leaves the gate a gradient everywhere.
+
+  Attributes:
+    heads, window_tokens: of attention.
+    ff_width: of the feed-forward layer.
+    gate_floor: least share of the memory's output that enters, in [0, 1).
+    out_scale: factor on initial output weights.
+    memory: fields of `memory.layer.Memory`, or None for a block without.
+    mode: see `LM`.
+
+  Source: Titans (arXiv:2501.00663), memory as a gate. The paper multiplies attention by the gated memory; we
+  add, so that what memory recalls can enter where attention sees nothing.
+  """
+
+  heads: int
+  window_tokens: int
+  ff_width: int
+  gate_floor: float
+  out_scale: float
+  memory: Mapping | None
+  mode: str
+
+  @nn.compact
+  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale):
+    """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
+    h_BTD = RMSNorm(name="norm_mix")(x_BTD)
+    attention = LocalAttention(self.heads, self.window_tokens, name="attention")
+    mixed_BTE, attention_state = attention(h_BTD, state[0], doc_BT, count_B)
+    memory_state, stats = (), {}
+    if self.memory is not None:
+      layer = Memory(**self.memory, name="memory")
+      out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode)
+      gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
+      gated = out_BTHM * (gate_BTH * memory_scale)[..., None].astype(out_BTHM.dtype)
+      mixed_BTE = jnp.concatenate([mixed_BTE, gated.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype)], -1)
+      stats = {**stats, **gate_stats(raw_BTH, gate_BTH, doc_BT)} if self.mode == "packed" else {}
+    mixed_BTD = Out(x_BTD.shape[-1], self.out_scale, name="mix_out")(mixed_BTE)
+    h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
+    fed_BTD = SwiGLU(self.ff_width, self.out_scale, name="mlp")(h_BTD)
+    return x_BTD + mixed_BTD + fed_BTD, ((attention_state, memory_state), stats)
+
+
+class Out(nn.Module):
+  """The projection back to the model's width."""
+
+  width: int
+  scale: float
+
+  @nn.compact
+  def __call__(self, x_BTE):
+    """Returns [B, T, D] in x's dtype."""
+    kernel = self.param("kernel", scaled_normal(self.scale), (x_BTE.shape[-1], self.width), jnp.float32)
+    return x_BTE @ kernel.astype(x_BTE.dtype)
+
+
+class MixGate(nn.Module):
+  """How much of each memory head enters the block at each token."""
+
+  heads: int
+  floor: float
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
+    z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
+    raw_BTH = jax.nn.sigmoid(z_BTH + bias.astype(wide)[None, None])
+    return self.floor + (1 - self.floor) * raw_BTH, raw_BTH
+
+
+def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:
+  """Mean of the gate before its floor, share of it below 0.1, and mean after the floor, over real tokens."""
+  raw_BTH, gate_BTH = jax.lax.stop_gradient((raw_BTH, gate_BTH))
+  real_BTH = jnp.broadcast_to((doc_BT >= 0)[..., None], raw_BTH.shape).astype(raw_BTH.dtype)
+  mean = lambda x: jnp.sum(x * real_BTH) / jnp.maximum(jnp.sum(real_BTH), 1)
+  return {
+      "mix_gate_raw_mean": mean(raw_BTH),
+      "mix_gate_raw_below_0.1_frac": mean((raw_BTH < 0.1).astype(raw_BTH.dtype)),
+      "mix_gate_mean": mean(gate_BTH),
+  }
+
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class LM(nn.Module):
+  """A language model that reads text in segments and remembers what it read.
+
+  Attributes:
+    vocab_size, width, depth, heads, ff_width: the usual.
+    window_tokens: how far attention sees, the token itself included.
+    memory_mix: "gate" (memory beside attention) or "none" (no memory).
+    gate_floor: least share of the memory's output that enters a block, in [0, 1).
+    dtype: of activations; parameters, fast weights and losses stay float32.
+    remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
+    scan_unroll: blocks unrolled per step of the scan over depth; changes speed only.
+    memory: fields of `memory.layer.Memory`.
+  """
+
+  vocab_size: int
+  width: int
+  depth: int
+  heads: int
+  ff_width: int
+  window_tokens: int
+  memory_mix: str
+  gate_floor: float
+  dtype: str
+  remat: str
+  scan_unroll: int
+  memory: Mapping
+
+  @nn.nowrap
+  def zero_state(self, rows: int) -> LMState:
+    """Returns the state of a model that has read nothing."""
+    attention = LocalAttention(self.heads, self.window_tokens, parent=None)
+    state = attention.zero_state(rows, self.width, jnp.dtype(self.dtype))
+    memory = ()
+    if self.memory_mix != "none":
+      memory = Memory(**self.memory, parent=None).zero_state(rows, jnp.dtype(self.dtype))
+    deep = lambda x: jnp.repeat(x[:, None], self.depth, axis=1)
+    return LMState(*jax.tree.map(deep, (state, memory)), jnp.full((rows,), NO_DOC, jnp.int32))
+
+  @nn.compact
+  def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
+               mode: str = "packed") -> LMOut:
+    """Reads T tokens of each row.
+
+    Args:
+      tokens_BT: int32 in [0, vocab_size).
+      state: what an earlier call returned, or `zero_state`.
+      doc_BT: mode "packed": document of each token, -1 at padding; a document starts at a chunk's start and a
+        document that goes on from the earlier call keeps its number.
+      count_B: mode "stream": how many of the T tokens are real, the first ones; None: all.
+      memory_scale: factor on what memory adds; 0 shuts it off. Traced.
+      mode: "packed" reads packed documents by whole chunks, T a multiple of chunk_size; "stream" reads on in
+        one document per row, any T from any position.
+
+    Raises:
+      ValueError: if the mode is unknown, or lacks or refuses an argument.
+    """
+    doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
+    dtype = jnp.dtype(self.dtype)
+    embedding = self.param("embed", scaled_embedding, (self.vocab_size, self.width), jnp.float32)
+    x_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
+    block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
+    broadcast = nn.broadcast
+    blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
+                     in_axes=(1, broadcast, broadcast, broadcast, broadcast), out_axes=(1, 0),
+                     unroll=self.scan_unroll)
+    memory = self.memory if self.memory_mix != "none" else None
+    layers = blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
+                    memory, mode, name="blocks")
+    scale = jnp.asarray(memory_scale, jnp.float32)
+    x_BTD, (deep, stats) = layers(x_BTD, (state.attention, state.memory), doc_BT, state.doc_B, count_B, scale)
+    hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
+    return LMOut(hidden_BTD, LMState(*deep, last_document(doc_BT, state.doc_B, count_B)), stats)
+
+  @nn.nowrap
+  def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
+    if mode not in MODES:
+      raise ValueError(f"mode={mode!r} is unknown; known are {', '.join(MODES)}")
+    if mode == "stream":
+      if doc_BT is not None:
+        raise ValueError("mode='stream' reads one document per row and takes no doc_BT; use mode='packed'")
+      going_B = jnp.where(state.doc_B == NO_DOC, 0, state.doc_B)
+      return jnp.broadcast_to(going_B[:, None], tokens_BT.shape)
+    chunk = self.memory["chunk_size"]
+    if count_B is not None or doc_BT is None:
+      raise ValueError("mode='packed' takes doc_BT, not count_B; padding has document -1")
+    if self.memory_mix != "none" and tokens_BT.shape[1] % chunk:
+      raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
+                       f"config.model.memory.chunk_size={chunk}")
+    return doc_BT
+
+
+def scaled_embedding(key, shape, dtype):
+  """Starts embeddings at norm one: they are scaled up on the way in and serve as output weights."""
+  return jax.random.normal(key, shape, dtype) * jnp.asarray(shape[1] ** -0.5, dtype)
+
+
+def last_document(doc_BT, last_doc_B, count_B):
+  """Gives the document of the last real token, or the earlier one if no token is real."""
+  if count_B is not None:
+    return jnp.where(count_B > 0, doc_BT[:, 0], last_doc_B)
+  place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)
+  last_B = jnp.argmax(place_BT, axis=1)
+  return jnp.where(jnp.any(doc_BT >= 0, axis=1), jnp.take_along_axis(doc_BT, last_B[:, None], 1)[:, 0], last_doc_B)
+
+
+def head_weights(params):
+  """Returns the output weights, [D, V]: the embedding, shared."""
+  return params["embed"].T
+
+
+def logits(params, hidden_BTD):
+  """Scores every token of the vocabulary as the next; float32 or wider, [B, T, V]."""
+  wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+  return jnp.dot(hidden_BTD, head_weights(params).astype(hidden_BTD.dtype), preferred_element_type=wide)
