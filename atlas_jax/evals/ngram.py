@@ -1,0 +1,130 @@
+"""Plain models of text to compare with: a smoothed trigram, and gzip.
+
+Source: Witten and Bell 1991, "The zero-frequency problem", method C, backing off from trigram to bigram to
+unigram to the uniform distribution. Tables over contexts or targets are plain 1-D arrays without an axis letter.
+"""
+import gzip
+from typing import Iterable
+
+import numpy as np
+
+BUFFERED = 2**21  # Keys counted at once: 16 MiB.
+
+
+def gzip_bits_per_byte(text: bytes) -> float:
+  """Gives the size of `gzip -9` of the text in bits per byte of text."""
+  return 8 * len(gzip.compress(text, 9, mtime=0)) / len(text)
+
+
+def fit(batches: Iterable[dict], *, vocab_size: int, doc_id: int) -> "Trigram":
+  """Counts all batches, consecutive ones of one source, into a new model."""
+  model = Trigram(vocab_size=vocab_size, doc_id=doc_id)
+  for batch in batches:
+    model.add(batch)
+  return model
+
+
+class Trigram:
+  """Witten-Bell trigram over token ids, counted from batches; memory grows with distinct trigrams only.
+
+  Attributes:
+    n_tokens: targets counted so far.
+  """
+
+  def __init__(self, *, vocab_size: int, doc_id: int):
+    """Starts without counts: every token is equally likely.
+
+    Args:
+      vocab_size: V; ids are below it.
+      doc_id: stands before the first tokens of a document.
+    """
+    if vocab_size > 2_000_000:
+      raise ValueError(f"vocab_size={vocab_size} must be at most 2000000, or three ids do not fit in 63 bits")
+    self.vocab_size, self.doc_id, self.n_tokens = vocab_size, doc_id, 0
+    self._keys, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    self._waiting: list[np.ndarray] = []
+    self._ahead: dict | None = None      # Last column of the batch before, for contexts that cross batches.
+    self._orders: list | None = None     # Tables made from the counts, dropped when counts change.
+
+  def add(self, batch: dict) -> None:
+    """Counts the targets of the batch that follows the one added before.
+
+    Args:
+      batch: tokens_BT, targets_BT, weight_BT, doc_BT of one step; a target counts where its weight is positive.
+    """
+    keys, self._ahead = _trigrams(batch, self._ahead, self.vocab_size, self.doc_id)
+    self.n_tokens += len(keys)
+    self._waiting.append(keys)
+    self._orders = None
+    if sum(map(len, self._waiting)) > BUFFERED:
+      self._merge()
+
+  def _merge(self) -> None:
+    keys, counts = np.unique(np.concatenate([*self._waiting, self._keys[:0]]), return_counts=True)
+    self._keys, self._counts = _sum_by_key(np.r_[self._keys, keys], np.r_[self._counts, counts])
+    self._waiting = []
+
+  def _tables(self) -> list:
+    """Gives, from unigram to trigram, (keys, counts, contexts, count of each, distinct targets of each)."""
+    if self._orders is None:
+      self._merge()
+      self._orders = []
+      for order in (1, 2, 3):
+        keys, counts = _sum_by_key(self._keys % self.vocab_size**order, self._counts)
+        contexts, kinds = np.unique(keys // self.vocab_size, return_counts=True)
+        _, totals = _sum_by_key(keys // self.vocab_size, counts)
+        self._orders.append((keys, counts, contexts, totals, kinds))
+    return self._orders
+
+  def probability(self, keys):
+    """Gives P(target | two tokens before) for keys (before_last * V + last) * V + target, float64."""
+    probability = np.full(len(keys), 1 / self.vocab_size)
+    for order, (seen, counts, contexts, totals, kinds) in enumerate(self._tables(), start=1):
+      part = keys % self.vocab_size**order
+      count = _look_up(part, seen, counts)
+      total, kind = (_look_up(part // self.vocab_size, contexts, values) for values in (totals, kinds))
+      smoothed = (count + kind * probability) / np.maximum(total + kind, 1)
+      probability = np.where(total > 0, smoothed, probability)
+    return probability
+
+  def bits_per_byte(self, batches: Iterable[dict]) -> float:
+    """Gives the bits of all counted targets over the bytes they stand for; batches are consecutive steps.
+
+    Raises:
+      ValueError: if the batches hold no byte.
+    """
+    bits, n_bytes, ahead = 0.0, 0, None
+    for batch in batches:
+      keys, ahead = _trigrams(batch, ahead, self.vocab_size, self.doc_id)
+      bits -= float(np.log2(self.probability(keys)).sum())
+      n_bytes += int(batch["bytes_BT"][batch["weight_BT"] > 0].sum())
+    if not n_bytes:
+      raise ValueError("bits_per_byte got no bytes: the batches are empty or all padding; give a larger split")
+    return bits / n_bytes
+
+
+def _trigrams(batch: dict, ahead: dict | None, vocab_size: int, doc_id: int):
+  """Gives the keys of counted targets and the last column, which the next batch continues."""
+  tokens_BT, doc_BT = (np.asarray(batch[name], np.int64) for name in ("tokens_BT", "doc_BT"))
+  if ahead is None:
+    ahead = {"tokens_B": np.full(len(tokens_BT), doc_id), "doc_B": np.full(len(tokens_BT), -1)}
+  before_BT = np.concatenate([ahead["tokens_B"][:, None], tokens_BT[:, :-1]], axis=1)
+  before_doc_BT = np.concatenate([ahead["doc_B"][:, None], doc_BT[:, :-1]], axis=1)
+  before_BT = np.where(before_doc_BT == doc_BT, before_BT, doc_id)
+  keys_BT = (before_BT * vocab_size + tokens_BT) * vocab_size + np.asarray(batch["targets_BT"], np.int64)
+  last = {"tokens_B": tokens_BT[:, -1], "doc_B": doc_BT[:, -1]}
+  return keys_BT[np.asarray(batch["weight_BT"]) > 0], last
+
+
+def _sum_by_key(keys, counts):
+  """Gives the distinct keys in order and the sum of the counts of each."""
+  unique, where = np.unique(keys, return_inverse=True)
+  return unique, np.bincount(where, weights=counts, minlength=len(unique)).astype(np.int64)
+
+
+def _look_up(wanted, keys, values):
+  """Gives the value of each wanted key, 0 where it is not among the sorted keys."""
+  if not len(keys):
+    return np.zeros(len(wanted), np.int64)
+  at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+  return np.where(keys[at] == wanted, values[at], 0)
