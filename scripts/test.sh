@@ -47,7 +47,7 @@ else
   say "skipping the core tests on Python 3.12: no such interpreter here"
 fi
 
-.venv/bin/python -m ruff check . || failed+=("ruff check")
+.venv/bin/python -m ruff check --output-format concise . || failed+=("ruff check")
 .venv/bin/python -m mypy || failed+=("mypy")
 if [[ ${#failed[@]} -gt 0 ]]; then say "failed so far: $(printf '%s; ' "${failed[@]}")running the suite all the same"; fi
 

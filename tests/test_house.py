@@ -60,7 +60,7 @@ BREACHES = [
   ("lengths", "atlas_jax/tall.py", LONG, "long has 51 lines, ceiling 50"),
   ("hidden_defaults", TRAIN, "def f(config):\n  return config.optim.get('lr')\n", "train.py:3"),
   ("hidden_defaults", TRAIN, "def f(config):\n  return getattr(config, 'lr', 1)\n", "train.py:3"),
-  ("hidden_defaults", "atlas_jax/data/x.py", "def f(config):\n  m = config.model\n  return m.get('x')\n", "x.py:4"),
+  ("hidden_defaults", TRAIN, "def f(config):\n  m = config.model\n  return m.get('x')\n", "train.py:4"),
   ("names", "atlas_jax/utils.py", "", "a module's name says"),
   ("names", "atlas_jax/memory/rules/x.py", "", "has no __init__.py"),
   ("names", "atlas_jax/tree.py", "def f(x_BQ):\n  return x_BQ\n", "x_BQ has an axis outside"),
