@@ -1,6 +1,6 @@
 """The layer around a memory rule: projections, short convolutions, gates, heads, and the state between calls."""
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ class MemoryLayerState(NamedTuple):
   """What a memory layer carries from call to call; every leaf leads with B."""
 
   running: Running  # memory and base: leaves [B, H, ...]; position [B]
-  tail: jax.Array  # [B, conv_width - 1, 2 * H * K + H * M] last inputs of the convolutions
+  tail: jax.Array  # [B, conv_taps - 1, H, 2 * K + M] last inputs of the convolutions
 
 
 def unit(x, axis: int = -1):
@@ -40,24 +40,24 @@ def last_real(tail_BSE, x_BTE, count_B):
   return jax.vmap(lambda rows, at: jax.lax.dynamic_slice_in_dim(rows, at, size))(both, count_B)
 
 
-def causal_conv(x_BTE, tail_BSE, kernel_SE, reach_BTS):
+def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
   """Convolves each channel with its own last rows, across calls.
 
   Args:
-    x_BTE: inputs.
-    tail_BSE: the rows before them, S = taps - 1.
-    kernel_SE: one weight per tap and channel; the last tap is the row itself.
+    x_BTHE: inputs.
+    tail_BSHE: the rows before them, S = taps - 1.
+    kernel_SHE: one weight per tap and channel; the last tap is the row itself.
     reach_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
 
   Returns:
-    [B, T, E].
+    [B, T, H, E].
   """
-  length, taps = x_BTE.shape[1], kernel_SE.shape[0]
-  both = jnp.concatenate([tail_BSE.astype(x_BTE.dtype), x_BTE], axis=1)
-  out = x_BTE * kernel_SE[None, None, -1]
+  length, taps = x_BTHE.shape[1], kernel_SHE.shape[0]
+  both = jnp.concatenate([tail_BSHE.astype(x_BTHE.dtype), x_BTHE], axis=1)
+  out = x_BTHE * kernel_SHE[None, None, -1]
   for tap in range(taps - 1):
-    row = both[:, tap:tap + length] * kernel_SE[None, None, tap]
-    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None], row, 0))
+    row = both[:, tap:tap + length] * kernel_SHE[None, None, tap]
+    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None, None], row, 0))
   return out
 
 
@@ -98,9 +98,9 @@ class Memory(nn.Module):
     return rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, **self.options)
 
   @property
-  def conv_width(self) -> int:
-    """Channels of the convolutions: queries, keys and values of all heads."""
-    return self.heads * (2 * self.key_dim + self.value_dim)
+  def channels(self) -> int:
+    """Channels of the convolutions per head: queries, keys and values."""
+    return 2 * self.key_dim + self.value_dim
 
   def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
@@ -108,20 +108,19 @@ class Memory(nn.Module):
     abstract = jax.eval_shape(lambda key: rule.init(rule.init_fast(key)), jax.random.key(0))
     memory = jax.tree.map(lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype), abstract)
     running = Running(memory, memory.fast, jnp.zeros((rows,), jnp.int32))
-    return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.conv_width), dtype))
+    return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.heads, self.channels), dtype))
 
   def _project(self, x_BTD, tail, reach_BTS):
     """Gives queries, keys and values as Token of [B, H, T, ...], and the convolutions' inputs."""
-    kernel = self.param("qkv_kernel", nn.initializers.lecun_normal(), (x_BTD.shape[-1], self.conv_width),
-                        jnp.float32)
-    taps = self.param("conv_taps_kernel", _conv_init, (self.conv_taps, self.conv_width), jnp.float32)
-    x_BTE = x_BTD @ kernel.astype(x_BTD.dtype)
-    mixed = jax.nn.silu(causal_conv(x_BTE, tail, taps.astype(x_BTD.dtype), reach_BTS))
-    keys = self.heads * self.key_dim
-    q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
-    split = lambda y: jnp.moveaxis(y.reshape(*y.shape[:2], self.heads, -1), 2, 1)
+    shape = (self.heads, self.channels)
+    kernel = self.param("qkv_kernel", nn.initializers.normal(x_BTD.shape[-1] ** -0.5),
+                        (x_BTD.shape[-1], *shape), jnp.float32)
+    taps = self.param("conv_kernel", _conv_init, (self.conv_taps, *shape), jnp.float32)
+    x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, kernel.astype(x_BTD.dtype))
+    mixed = jax.nn.silu(causal_conv(x_BTHE, tail, taps.astype(x_BTD.dtype), reach_BTS))
+    q, k, v = jnp.split(jnp.moveaxis(mixed, 2, 1), (self.key_dim, 2 * self.key_dim), axis=-1)
     wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    return Token(unit(split(q)), unit(split(k)), split(v).astype(wide)), x_BTE
+    return Token(unit(q), unit(k), v.astype(wide)), x_BTHE
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str):
@@ -141,7 +140,7 @@ class Memory(nn.Module):
     """
     rule = self.the_rule()
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
-    tokens, x_BTE = self._project(x_BTD, state.tail, reach_BTS)
+    tokens, x_BTHE = self._project(x_BTD, state.tail, reach_BTS)
     gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
                            self.write_rate_max, name="gates")(x_BTD)
     initial = self.param("initial_fast", lambda key: jax.vmap(rule.init_fast)(jax.random.split(key, self.heads)))
@@ -155,7 +154,7 @@ class Memory(nn.Module):
     else:
       running, out_BHTM = self._read_stream(rule, running, initial, tokens, gates, doc_BT, last_doc_B, count_B)
       out, stats = ChunkOut(out_BHTM, None, None), {}
-    tail = last_real(state.tail, x_BTE, count_B)
+    tail = last_real(state.tail, x_BTHE, count_B)
     return rms(jnp.moveaxis(out.out_CM, 1, 2)), MemoryLayerState(running, tail), stats
 
   def _read_packed(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B):

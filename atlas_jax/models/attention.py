@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from atlas_jax.kernels.local_attention import local_attention
 from atlas_jax.memory.layer import NO_DOC, last_real
-from atlas_jax.models.layers import rotate
+from atlas_jax.models.layers import HeadsOut, rotate, scaled_normal
 
 
 class AttentionState(NamedTuple):
@@ -18,16 +18,18 @@ class AttentionState(NamedTuple):
 
 
 class LocalAttention(nn.Module):
-  """Attends to the last `window_tokens` tokens of the same document; gives heads before the output projection.
+  """Attends to the last `window_tokens` tokens of the same document.
 
   Attributes:
     heads: attention heads; they share the input's width evenly.
     window_tokens: how far a token sees, itself included.
+    out_scale: factor on the initial output weights.
     impl: form of the kernel.
   """
 
   heads: int
   window_tokens: int
+  out_scale: float = 1.0
   impl: str = "auto"
 
   def zero_state(self, rows: int, width: int, dtype) -> AttentionState:
@@ -47,16 +49,17 @@ class LocalAttention(nn.Module):
       count_B: how many of the T tokens are real; None: all.
 
     Returns:
-      out_BTE (E = D, heads joined) and the new state.
+      out_BTD and the new state.
     """
-    rows, length, width = x_BTD.shape
-    kernel = self.param("qkv_kernel", nn.initializers.lecun_normal(), (width, 3 * width), jnp.float32)
-    qkv = (x_BTD @ kernel.astype(x_BTD.dtype)).reshape(rows, length, 3, self.heads, width // self.heads)
-    q_BTHK, k_BTHK, v_BTHK = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    length, width = x_BTD.shape[1:]
+    shape = (width, self.heads, 3 * (width // self.heads))
+    kernel = self.param("qkv_kernel", scaled_normal(1.0), shape, jnp.float32)
+    qkv_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, kernel.astype(x_BTD.dtype))
+    q_BTHK, k_BTHK, v_BTHK = jnp.split(qkv_BTHE, 3, axis=-1)
     join = lambda tail, new: jnp.concatenate([tail.astype(new.dtype), new], axis=1)
     k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)
     at_S = jnp.arange(k_BSHK.shape[1])
-    out = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
-                          window_tokens=self.window_tokens, impl=self.impl)
+    out_BTHK = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
+                               window_tokens=self.window_tokens, impl=self.impl)
     ends = (last_real(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
-    return out.reshape(rows, length, width), AttentionState(*ends)
+    return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends)

@@ -1,4 +1,6 @@
 """Small layers shared by the networks: normalisation, feed-forward, rotary positions."""
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,18 +35,37 @@ class SwiGLU(nn.Module):
   def __call__(self, x_BTD):
     """Returns [B, T, D] in x's dtype."""
     width = x_BTD.shape[-1]
-    gate = self.param("gate_kernel", nn.initializers.lecun_normal(), (width, self.ff_width), jnp.float32)
-    up = self.param("up_kernel", nn.initializers.lecun_normal(), (width, self.ff_width), jnp.float32)
+    gate = self.param("gate_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
+    up = self.param("up_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
     out = self.param("out_kernel", scaled_normal(self.out_scale), (self.ff_width, width), jnp.float32)
     cast = lambda w: w.astype(x_BTD.dtype)
     return (jax.nn.silu(x_BTD @ cast(gate)) * (x_BTD @ cast(up))) @ cast(out)
 
 
-def scaled_normal(scale: float):
-  """Gives an initializer of standard deviation scale / sqrt(inputs)."""
+def scaled_normal(scale: float, in_axes: int = 1):
+  """Gives an initializer of standard deviation scale / sqrt(inputs); the first in_axes axes are inputs."""
   def init(key, shape, dtype):
-    return jax.random.normal(key, shape, dtype) * jnp.asarray(scale * shape[0] ** -0.5, dtype)
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(scale * math.prod(shape[:in_axes]) ** -0.5, dtype)
   return init
+
+
+class HeadsOut(nn.Module):
+  """Projects heads back to the model's width.
+
+  Attributes:
+    width: of the model.
+    scale: factor on the initial weights.
+  """
+
+  width: int
+  scale: float
+
+  @nn.compact
+  def __call__(self, x_BTHK):
+    """Returns [B, T, D] in x's dtype."""
+    shape = (*x_BTHK.shape[2:], self.width)
+    kernel = self.param("kernel", scaled_normal(self.scale, in_axes=2), shape, jnp.float32)
+    return jnp.einsum("bthk,hkd->btd", x_BTHK, kernel.astype(x_BTHK.dtype))
 
 
 def rotate(x_BTHK, at_T, *, base: float = 10_000.0):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.models.attention import LocalAttention
-from atlas_jax.models.layers import RMSNorm, SwiGLU, scaled_normal
+from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
 
 MODES = ("packed", "stream")
 MIXES = ("gate", "none")
@@ -60,33 +60,19 @@ class Block(nn.Module):
   def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale):
     """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
-    attention = LocalAttention(self.heads, self.window_tokens, name="attention")
-    mixed_BTE, attention_state = attention(h_BTD, state[0], doc_BT, count_B)
+    attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
+    mixed_BTD, attention_state = attention(h_BTD, state[0], doc_BT, count_B)
     memory_state, stats = (), {}
     if self.memory is not None:
       layer = Memory(**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
-      gated = out_BTHM * (gate_BTH * memory_scale)[..., None].astype(out_BTHM.dtype)
-      mixed_BTE = jnp.concatenate([mixed_BTE, gated.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype)], -1)
+      gated_BTHM = (out_BTHM * (gate_BTH * memory_scale)[..., None]).astype(x_BTD.dtype)
+      mixed_BTD = mixed_BTD + HeadsOut(x_BTD.shape[-1], self.out_scale, name="memory_out")(gated_BTHM)
       stats = {**stats, **gate_stats(raw_BTH, gate_BTH, doc_BT)} if self.mode == "packed" else {}
-    mixed_BTD = Out(x_BTD.shape[-1], self.out_scale, name="mix_out")(mixed_BTE)
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
     fed_BTD = SwiGLU(self.ff_width, self.out_scale, name="mlp")(h_BTD)
     return x_BTD + mixed_BTD + fed_BTD, ((attention_state, memory_state), stats)
-
-
-class Out(nn.Module):
-  """The projection back to the model's width."""
-
-  width: int
-  scale: float
-
-  @nn.compact
-  def __call__(self, x_BTE):
-    """Returns [B, T, D] in x's dtype."""
-    kernel = self.param("kernel", scaled_normal(self.scale), (x_BTE.shape[-1], self.width), jnp.float32)
-    return x_BTE @ kernel.astype(x_BTE.dtype)
 
 
 class MixGate(nn.Module):
