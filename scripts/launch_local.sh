@@ -10,7 +10,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-say() { echo "launch_local: $*" >&2; }
+exec 3>&2  # Where this script speaks, also after its own standard error is closed to bash's job notices.
+say() { echo "launch_local: $*" >&3; }
 
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
   say "the first argument is the number of processes, got '${1:-}'; for example: bash scripts/launch_local.sh 2 --config=..."
@@ -41,13 +42,14 @@ pids=()
 for ((i = 0; i < count; i++)); do
   flags=("$@" "--coordinator=127.0.0.1:$port" "--num_processes=$count" "--process_id=$i")
   if ((i == 0)); then
-    "$python" -m atlas_jax.main "${flags[@]}" </dev/null &
+    "$python" -m atlas_jax.main "${flags[@]}" </dev/null 2>&3 &
   else
     "$python" -m atlas_jax.main "${flags[@]}" </dev/null >>"$workdir/process_$i.log" 2>&1 &
   fi
   pids+=($!)
 done
-((count == 1)) || say "processes 1 to $((count - 1)) log to $workdir/process_*.log"
+((count == 1)) || say "the other processes log to $workdir/process_*.log"
+exec 2>/dev/null
 
 signal_all() { for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done; }
 running() { kill -0 "$1" 2>/dev/null; }
@@ -92,3 +94,4 @@ while ((${#ended[@]} < count)); do
   done
   sleep 0.1
 done
+trap - EXIT

@@ -95,7 +95,8 @@ def test_a_death_stops_the_others_and_is_named(launch, tmp_path, flag, how):
   _, err = process.communicate(timeout=30)
   assert process.returncode == 1
   assert time.monotonic() - start < 15
-  line = err.strip().splitlines()[-1]
+  where, line = err.strip().splitlines()
+  assert where == f"launch_local: the other processes log to {tmp_path}/process_*.log"
   assert f"process 1 of 3 {how}" in line
   assert "same command resumes from the newest checkpoint" in line
   assert not any(is_alive(path.read_text()) for path in tmp_path.glob("pid_*"))
