@@ -88,7 +88,7 @@ while ((${#ended[@]} < count)); do
       signal_all KILL
       where=
       if ((i > 0)); then where=" (its log: $workdir/process_$i.log)"; fi
-      say "process $i of $count $(describe "$status")$where; the others were stopped. The same command resumes from the newest checkpoint."
+      say "process $i of $count $(describe "$status")$where; the others were stopped. The same command resumes from the newest checkpoint, if one was written."
       exit 1
     fi
   done
