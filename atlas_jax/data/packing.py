@@ -1,9 +1,9 @@
 """A random-access plan that packs documents into segments: (step, row) -> arrays, with nothing remembered.
 
-A document of n tokens takes n + 1 places (its inputs are DOC, t1 .. tn; its targets t1 .. tn, DOC), rounded up
-to `align_tokens`. The documents of an epoch, in an order drawn from (seed, epoch), stand one after another in
-a virtual sequence that is cut into one equal piece per row; step s reads tokens [s*T, (s+1)*T) of every piece. Rows
-are therefore streams that continue from step to step, and the number of hosts or workers changes nothing.
+A document of n tokens takes n + 1 places (its inputs are DOC, t1 .. tn; its targets t1 .. tn, DOC), rounded
+up to `align_tokens`. The documents of an epoch, in an order drawn from (seed, epoch), stand one after another
+in a virtual sequence that is cut into one equal piece per row; step s reads places [s*T, (s+1)*T) of every
+piece. Rows are streams that go on from step to step, and the number of hosts or workers changes nothing.
 
 Arrays over documents have no axis letter of their own and carry no suffix.
 """
@@ -19,7 +19,7 @@ class Tokens(NamedTuple):
   """Documents as token ids: document d is ids[starts[d] : starts[d] + lengths[d]]."""
   ids: np.ndarray            # unsigned integers of any width, possibly memory-mapped
   starts: np.ndarray         # int64
-  lengths: np.ndarray        # int64, at least 1
+  lengths: np.ndarray        # int64
   byte_lengths: np.ndarray   # int32 per token id, 0 for specials
   doc_id: int                # the separator DOC
 
@@ -52,12 +52,12 @@ class Plan:
     tokens_per_epoch: batch_rows * segment_len * steps_per_epoch, padding included.
   """
 
-  def __init__(self, lengths, *, batch_rows: int, segment_len: int, align_tokens: int = 1, seed: int | None = None,
-               max_tokens: int | None = None):
+  def __init__(self, lengths, *, batch_rows: int, segment_len: int, align_tokens: int = 1,
+               seed: int | None = None, max_tokens: int | None = None):
     """Lays out the documents.
 
     Args:
-      lengths: tokens per document, at least 1 each.
+      lengths: tokens per document.
       batch_rows: rows of the whole batch, over all processes.
       segment_len: T, a multiple of `align_tokens`.
       align_tokens: documents start at multiples of it.
@@ -69,11 +69,13 @@ class Plan:
       ValueError: if sizes do not divide, or the text does not fill one step.
     """
     if batch_rows < 1 or segment_len < 1:
-      raise ValueError(f"config.data.batch_rows={batch_rows} and config.data.segment_len={segment_len} must be positive")
+      raise ValueError(f"config.data.batch_rows={batch_rows} and config.data.segment_len={segment_len} "
+                       f"must be positive")
     if align_tokens < 1 or segment_len % align_tokens:
       raise ValueError(f"config.data.segment_len={segment_len} is not a multiple of "
                        f"config.data.align_tokens={align_tokens} (the chunk size of the memory)")
-    self.batch_rows, self.segment_len, self.align_tokens, self.seed = batch_rows, segment_len, align_tokens, seed
+    self.batch_rows, self.segment_len = batch_rows, segment_len
+    self.align_tokens, self.seed = align_tokens, seed
     self.lengths = np.append(np.asarray(lengths, np.int64), -1)  # The last one stands for "no document".
     self._aligned = aligned_lengths(self.lengths[:-1], align_tokens)
     self.steps_per_epoch = self._count_steps(int(self._aligned.sum()), max_tokens)
@@ -87,9 +89,9 @@ class Plan:
       steps = min(steps, max(1, max_tokens // step_tokens))
     if steps < 1:
       raise ValueError(
-          f"the text has {len(self.lengths) - 1} documents in {total} tokens (padding included), less than one step of "
-          f"config.data.batch_rows={self.batch_rows} x config.data.segment_len={self.segment_len} = {step_tokens}; "
-          f"lower either, or give more text")
+          f"the text has {len(self._aligned)} documents in {total} tokens (padding included), less than one "
+          f"step of config.data.batch_rows={self.batch_rows} x config.data.segment_len={self.segment_len} = "
+          f"{step_tokens}; lower either, or give more text")
     return steps
 
   def _epoch(self, epoch: int):
@@ -146,12 +148,16 @@ def read_row(plan: Plan, tokens: Tokens, step: int, row: int) -> dict:
   at = plan.places(step, row)
   length_T = plan.lengths[at.document_T]
   first_T = tokens.starts[np.maximum(at.document_T, 0)]
-  input_T = np.where(at.real_T & (at.offset_T > 0), first_T + at.offset_T - 1, 0)
-  target_T = np.where(at.real_T & (at.offset_T < length_T), first_T + at.offset_T, 0)
-  tokens_T = np.where(at.real_T & (at.offset_T > 0), tokens.ids[input_T].astype(np.int32), tokens.doc_id)
-  targets_T = np.where(at.real_T & (at.offset_T < length_T), tokens.ids[target_T].astype(np.int32), tokens.doc_id)
+  inputs_here_T, targets_here_T = at.real_T & (at.offset_T > 0), at.real_T & (at.offset_T < length_T)
+  tokens_T = _gather(tokens, first_T + at.offset_T - 1, inputs_here_T)
+  targets_T = _gather(tokens, first_T + at.offset_T, targets_here_T)
   return {
-      "tokens_T": tokens_T.astype(np.int32), "targets_T": targets_T.astype(np.int32),
+      "tokens_T": tokens_T, "targets_T": targets_T,
       "weight_T": at.real_T.astype(np.float32), "doc_T": at.stream_T.astype(np.int32),
       "pos_T": at.position_T.astype(np.int32),
       "bytes_T": np.where(at.real_T, tokens.byte_lengths[targets_T], 0).astype(np.int32)}
+
+
+def _gather(tokens: Tokens, at_T, inside_T):
+  """Gives the ids at places in `tokens.ids`, DOC where not inside."""
+  return np.where(inside_T, tokens.ids[np.where(inside_T, at_T, 0)].astype(np.int32), np.int32(tokens.doc_id))

@@ -3,6 +3,7 @@
 A cache entry is a folder named by what decides its content; it appears whole or not at all, so several
 processes may build it at once.
 """
+import array
 import fcntl
 import hashlib
 import json
@@ -12,13 +13,14 @@ import shutil
 import tempfile
 from typing import NamedTuple
 
-from absl import logging
 import numpy as np
+from absl import logging
 
-from atlas_jax.data import corpus as corpora
+from atlas_jax.data import formats
+from atlas_jax.data.corpus import Corpus
 from atlas_jax.data.tokenizer import Tokenizer
 
-IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: reading it takes under a second.
+IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: it is read in a second.
 BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
 FORMAT = 1
 
@@ -27,9 +29,9 @@ class Store(NamedTuple):
   """All documents of a corpus as token ids, in the corpus's order."""
   ids: np.ndarray        # uint8, uint16 or uint32
   starts: np.ndarray     # int64 per document
-  lengths: np.ndarray    # int64 per document, at least 1
+  lengths: np.ndarray    # int64 per document
   split: np.ndarray      # float64 per document in [0, 1), drawn from its name
-  names: np.ndarray      # uint8, the names in UTF-8, a line each
+  names: np.ndarray      # uint8, the names in UTF-8, each ends in a newline; see `document_name`
   manifest: dict         # corpus and tokenizer identity, files, documents, bytes, sha256 of the text, tokens
 
 
@@ -38,11 +40,11 @@ def split_place(name: str) -> float:
 
   Twentieths come first: at 0.05 the held-out documents are those whose hash is a multiple of 20.
   """
-  rest, twentieth = divmod(int(hashlib.sha256(name.encode()).hexdigest(), 16), 20)
+  rest, twentieth = divmod(int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), 16), 20)
   return (twentieth + rest % 2**40 / 2**40) / 20
 
 
-def load(corpus: corpora.Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_input_frac: float) -> Store:
+def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_input_frac: float) -> Store:
   """Gives the tokenised corpus, from the cache if it is there, else by reading all of it.
 
   Args:
@@ -66,52 +68,59 @@ def load(corpus: corpora.Corpus, tokenizer: Tokenizer, *, cache_dir: str | None,
   return _open_cache(folder)
 
 
-def cache_folder(corpus: corpora.Corpus, tokenizer: Tokenizer, cache_dir: str | None) -> pathlib.Path:
+def cache_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | None) -> pathlib.Path:
   """Gives the folder that holds, or will hold, the tokenised corpus."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   root = pathlib.Path(cache_dir or f"{home}/atlas_jax/tokens").expanduser()
-  key = json.dumps([FORMAT, corpus.identity, tokenizer.fingerprint], sort_keys=True)
+  key = json.dumps([FORMAT, corpus.name, corpus.identity, tokenizer.fingerprint], sort_keys=True)
   plain = "".join(char if char.isalnum() else "_" for char in corpus.name)
   return root / f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
-def _build(corpus, tokenizer, file, bad_input_frac) -> Store:
-  """Tokenises all documents into `file`, an open binary file, and maps it back in memory."""
-  dtype = np.min_scalar_type(tokenizer.vocab_size - 1 if tokenizer.fingerprint != "byte" else 255)
-  faults, digest = corpora.Faults(bad_input_frac), hashlib.sha256()
-  names, lengths, waiting, n_bytes = [], [], [], 0
+def document_name(store: Store, index: int) -> str:
+  """Gives the name of a document: a file, or file:line."""
+  ends = np.flatnonzero(store.names == ord("\n"))
+  return bytes(store.names[ends[index - 1] + 1 if index else 0:ends[index]]).decode()
 
-  def flush():
-    for ids in tokenizer.encode_many(waiting):
-      lengths.append(len(ids))
+
+def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) -> Store:
+  """Tokenises all documents into `file`, an open binary file, and maps it; Python objects stay few."""
+  n_ordinary = 256 if tokenizer.fingerprint == "byte" else tokenizer.vocab_size
+  dtype = np.min_scalar_type(n_ordinary - 1)
+  faults, digest = formats.Faults(bad_input_frac), hashlib.sha256()
+  names, n_tokens, split, n_bytes = bytearray(), array.array("q"), array.array("d"), 0
+  for texts in _batches(corpus.documents(faults)):
+    for name, text in texts:
+      names += name.replace("\n", " ").encode(errors="surrogateescape") + b"\n"
+      split.append(split_place(name))
+      digest.update(b"%d %d " % (len(name), len(text)) + name.encode(errors="surrogateescape") + text)
+      n_bytes += len(text)
+    for ids in tokenizer.encode_many([text for _, text in texts]):
+      n_tokens.append(len(ids))
       file.write(ids.astype(dtype, copy=False).tobytes())
-    waiting.clear()
-
-  waiting_bytes = 0
-  for document in corpus.documents(faults):
-    faults.documents += 1
-    names.append(document.name.replace("\n", " "))
-    waiting.append(document.text)
-    for part in (document.name.encode(), document.text):
-      digest.update(len(part).to_bytes(8, "big") + part)
-    n_bytes += len(document.text)
-    waiting_bytes += len(document.text)
-    if waiting_bytes > BATCH_BYTES:
-      flush()
-      waiting_bytes = 0
-  flush()
+    faults.documents += len(texts)
   faults.check()
-  if not names:
+  if not n_bytes:
     raise ValueError(f"config.data.name={corpus.name!r} has no text in its {faults.files} files")
   file.flush()
-  file.seek(0)
-  ids = np.fromfile(file, dtype) if sum(lengths) else np.zeros(0, dtype)
-  lengths = np.array(lengths, np.int64)
-  manifest = {**corpus.identity, "tokenizer": tokenizer.fingerprint, "files": faults.files, "documents": len(names),
-              "bytes": n_bytes, "tokens": int(lengths.sum()), "skipped": faults.skipped, "sha256": digest.hexdigest()}
-  return Store(ids=ids, starts=np.cumsum(lengths) - lengths, lengths=lengths,
-               split=np.array([split_place(name) for name in names]),
-               names=np.frombuffer("\n".join(names).encode(), np.uint8), manifest=manifest)
+  lengths = np.array(n_tokens, np.int64)
+  manifest = {
+      **corpus.manifest, "tokenizer": tokenizer.fingerprint, "files": faults.files, "documents": len(lengths),
+      "bytes": n_bytes, "tokens": int(lengths.sum()), "skipped": faults.skipped, "sha256": digest.hexdigest()}
+  return Store(ids=np.memmap(file, dtype, "r"), starts=np.cumsum(lengths) - lengths, lengths=lengths,
+               split=np.array(split), names=np.frombuffer(bytes(names), np.uint8), manifest=manifest)
+
+
+def _batches(documents):
+  """Gives lists of documents of some megabytes each."""
+  batch, size = [], 0
+  for document in documents:
+    batch.append(document)
+    size += len(document.text)
+    if size > BATCH_BYTES:
+      yield batch
+      batch, size = [], 0
+  yield batch
 
 
 def _build_cache(corpus, tokenizer, folder: pathlib.Path, bad_input_frac: float) -> None:
@@ -146,5 +155,6 @@ def _open_cache(folder: pathlib.Path) -> Store:
       raise ValueError(f"its ids.bin has {n_bytes} bytes, its lengths say {lengths.sum() * dtype.itemsize}")
     ids = np.memmap(folder / "ids.bin", dtype, "r")
   except (OSError, KeyError, ValueError) as error:
-    raise ValueError(f"the token cache {folder} is damaged ({error}); delete that folder and start again") from error
+    raise ValueError(f"the token cache {folder} is damaged ({error}); delete that folder, "
+                     f"it is then made again") from error
   return Store(ids, np.cumsum(lengths) - lengths, lengths, split, names, manifest)

@@ -1,9 +1,10 @@
 """Text as a source of batches: a tokenised corpus in the order of a plan, served by Grain."""
 import hashlib
 import json
+from typing import Any
 
-from absl import logging
 import numpy as np
+from absl import logging
 
 from atlas_jax.data import corpus as corpora
 from atlas_jax.data import packing
@@ -44,13 +45,28 @@ class TextSource:
     step: the step that `next` gives.
   """
 
-  def __init__(self, plan: packing.Plan, tokens: packing.Tokens, *, tokenizer, manifest: dict, split: dict,
-               names: list[str], rows: range, threads: int):
-    self.tokenizer, self.manifest, self.step = tokenizer, manifest, 0
+  def __init__(self, store: stores.Store, chosen, plan: packing.Plan, *, tokenizer: tokenizers.Tokenizer,
+               split: dict, rows: range, threads: int):
+    """Serves some documents of a store.
+
+    Args:
+      store: the tokenised corpus.
+      chosen: indices of this split's documents in the store, those that `plan` was laid out for.
+      plan: their order.
+      tokenizer: what the store was made with.
+      split: name of the split and share held out, part of the fingerprint.
+      rows: this process's rows of the whole batch.
+      threads: threads that prepare batches; 0 prepares each when asked.
+    """
+    self.tokenizer, self.manifest, self.step = tokenizer, store.manifest, 0
     self.steps_per_epoch = plan.steps_per_epoch
-    self.fingerprint = hashlib.sha256(json.dumps([manifest, split], sort_keys=True).encode()).hexdigest()
-    self._plan, self._tokens, self._split, self._names = plan, tokens, split, names
-    self._rows, self._threads, self._batches = rows, threads, None
+    identity = json.dumps([self.manifest, split], sort_keys=True)
+    self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    self._store, self._chosen, self._plan, self._split = store, chosen, plan, split
+    self._tokens = packing.Tokens(store.ids, store.starts[chosen], store.lengths[chosen],
+                                  tokenizer.byte_lengths(), tokenizer.doc_id)
+    self._rows, self._threads = rows, threads
+    self._batches: Any = None
 
   def next(self, params=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
@@ -62,8 +78,7 @@ class TextSource:
       StopIteration: at the end of a held-out split.
     """
     del params
-    if self._batches is None:
-      self._batches = self._open()
+    self._batches = self._batches or self._open()
     batch = next(self._batches)
     self.step += 1
     return batch
@@ -73,7 +88,8 @@ class TextSource:
     records = grain.MapDataset.source(Rows(self._plan, self._tokens, self._rows, self.step))
     batches = records.batch(len(self._rows), drop_remainder=True)
     ahead = AHEAD if self._threads else 0
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)))
+    options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
+    return iter(batches.to_iter_dataset(options))
 
   def close(self) -> None:
     """Stops the threads that prepare batches; `next` would start them again."""
@@ -84,9 +100,10 @@ class TextSource:
   def state(self) -> dict:
     """Gives the place and what it is valid for; independent of the number of processes and threads."""
     plan = self._plan
-    return {"step": self.step, "fingerprint": self.fingerprint, "seed": plan.seed, "batch_rows": plan.batch_rows,
-            "segment_len": plan.segment_len, "align_tokens": plan.align_tokens, **self._split,
-            "manifest": self.manifest}
+    return {
+        "step": self.step, "fingerprint": self.fingerprint, "seed": plan.seed, "batch_rows": plan.batch_rows,
+        "segment_len": plan.segment_len, "align_tokens": plan.align_tokens, **self._split,
+        "manifest": self.manifest}
 
   def restore(self, state: dict) -> None:
     """Goes to the saved place.
@@ -96,8 +113,8 @@ class TextSource:
     """
     here = self.state()
     saved, now = ({**s, **s.get("manifest", {})} for s in (state, here))
-    differ = [f"{name}={saved.get(name)!r} then, {now[name]!r} now"
-              for name in now if name not in ("step", "fingerprint", "manifest") and saved.get(name) != now[name]]
+    differ = [f"{name}={saved.get(name)!r} then, {now[name]!r} now" for name in now
+              if name not in ("step", "fingerprint", "manifest") and saved.get(name) != now[name]]
     if differ or state.get("fingerprint") != self.fingerprint:
       raise ValueError("the saved place in the data belongs to other data or settings: "
                        + ("; ".join(differ) or "fingerprints differ")
@@ -119,10 +136,11 @@ class TextSource:
       return "past the end@0"
     start = int(tokens.starts[document])
     before = tokens.ids[start:start + max(0, int(at.offset_T[0]) - 1)]
-    return f"{self._names[document]}@{int(tokens.byte_lengths[before].sum())}"
+    name = stores.document_name(self._store, self._chosen[document])
+    return f"{name}@{int(tokens.byte_lengths[before].sum())}"
 
   def text(self, limit_bytes: int | None = None) -> bytes:
-    """Gives the split's documents one after another, in the corpus's order, whole documents up to the limit."""
+    """Gives the first bytes of the split's documents, put together in the corpus's order; None is all."""
     parts, size = [], 0
     for start, length in zip(self._tokens.starts, self._tokens.lengths):
       parts.append(self.tokenizer.decode_bytes(self._tokens.ids[start:start + length]))
@@ -132,11 +150,11 @@ class TextSource:
     return b"".join(parts)[:limit_bytes]
 
 
-def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float, tokenizer: str = "byte",
-         path=None, align_tokens: int | None = None, carry: bool = True, threads: int = 2, cache_dir: str | None = None,
-         download: bool = False, text_field: str = "text", limit_bytes: int | None = None,
-         bad_input_frac: float = 0.01, split: str = "train", max_tokens: int | None = None, process_index: int = 0,
-         process_count: int = 1) -> TextSource:
+def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float,
+         tokenizer: str = "byte", path=None, align_tokens: int | None = None, carry: bool = True,
+         threads: int = 2, cache_dir: str | None = None, download: bool = False, text_field: str = "text",
+         limit_bytes: int | None = None, bad_input_frac: float = 0.01, split: str = "train",
+         max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> TextSource:
   """Builds the source of one split of a corpus.
 
   Args:
@@ -152,7 +170,7 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
     cache_dir: folder of tokenised corpora; None is the user's cache folder.
     bad_input_frac: share of documents or of files that may be unreadable before it is an error.
     split: "train" (endless, shuffled) or "held_out" (once, in the corpus's order, every token counted).
-    max_tokens: ends "held_out" after so many tokens, padding included, but not before one step.
+    max_tokens: ends an epoch after so many tokens, padding included, but not before one step.
     process_index: which process this is; rows are contiguous blocks in the order of processes.
     process_count: how many there are.
 
@@ -160,28 +178,34 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
     ValueError: for a field that cannot be, naming it and what to do.
   """
   del carry
-  if split not in ("train", "held_out"):
-    raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
   if batch_rows % process_count:
     raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
-  if not 0 <= held_out_frac < 1:
-    raise ValueError(f"config.data.held_out_frac={held_out_frac} must be in [0, 1)")
   coder = tokenizers.load(tokenizer)
   found = corpora.load(name, path=path, text_field=text_field, limit_bytes=limit_bytes, download=download)
   store = stores.load(found, coder, cache_dir=cache_dir, bad_input_frac=bad_input_frac)
+  chosen = _choose(store, split, held_out_frac)
+  plan = packing.Plan(store.lengths[chosen], batch_rows=batch_rows, segment_len=segment_len,
+                      align_tokens=align_tokens or 1, seed=seed if split == "train" else None,
+                      max_tokens=max_tokens)
+  logging.info("%s of %s: %d documents, %d tokens, %d steps per epoch", split, name, len(chosen),
+               store.lengths[chosen].sum(), plan.steps_per_epoch)
+  share = batch_rows // process_count
+  return TextSource(
+      store, chosen, plan, tokenizer=coder, split={"split": split, "held_out_frac": held_out_frac},
+      rows=range(process_index * share, (process_index + 1) * share), threads=threads)
+
+
+def _choose(store: stores.Store, split: str, held_out_frac: float):
+  """Gives the indices of the documents of a split."""
+  if split not in ("train", "held_out"):
+    raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
+  if not 0 <= held_out_frac < 1:
+    raise ValueError(f"config.data.held_out_frac={held_out_frac} must be in [0, 1)")
   chosen = np.flatnonzero((store.split < held_out_frac) == (split == "held_out"))
   if not len(chosen):
+    wanted = f"above {store.split.min():.4f}" if split == "held_out" else f"up to {store.split.max():.4f}"
     raise ValueError(
-        f"config.data.name={name!r} has {len(store.lengths)} documents and none of them is {split} at "
-        f"config.data.held_out_frac={held_out_frac} (a hash of its name decides); give more documents, or change that")
-  tokens = packing.Tokens(store.ids, store.starts[chosen], store.lengths[chosen], coder.byte_lengths(), coder.doc_id)
-  train = split == "train"
-  plan = packing.Plan(tokens.lengths, batch_rows=batch_rows, segment_len=segment_len, align_tokens=align_tokens or 1,
-                      seed=seed if train else None, max_tokens=None if train else max_tokens)
-  logging.info("%s of %s: %d documents, %d tokens, %d steps per epoch", split, name, len(chosen),
-               tokens.lengths.sum(), plan.steps_per_epoch)
-  share = batch_rows // process_count
-  lines = bytes(store.names).decode().split("\n")
-  return TextSource(plan, tokens, tokenizer=coder, manifest=store.manifest,
-                    split={"split": split, "held_out_frac": held_out_frac}, names=[lines[i] for i in chosen],
-                    rows=range(process_index * share, (process_index + 1) * share), threads=threads)
+        f"config.data.held_out_frac={held_out_frac} leaves no {split} document of the {len(store.split)} of "
+        f"config.data.name={store.manifest['corpus']!r} (a hash of each name decides); set it {wanted}, or "
+        f"give the text in more files")
+  return chosen

@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back, how many bytes each id stands for, and a folder that travels with a run.
 
-Every tokenizer here is a table from id to bytes plus an encoder. `doc_id` is DOC, the only special that training
-uses: it opens and closes every document.
+Every tokenizer here is a table from id to bytes plus an encoder. `doc_id` is DOC, the only special that
+training uses: it opens and closes every document.
 """
 import codecs
 import hashlib
@@ -9,7 +9,8 @@ import importlib
 import json
 import pathlib
 import shutil
-from typing import Iterable, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
@@ -66,7 +67,8 @@ class ByteTokenizer:
 class TableTokenizer:
   """A tokenizer read from a file: its own encoder, and a table of the bytes of every id."""
 
-  def __init__(self, encode_texts, token_bytes: list[bytes], doc_id: int | None, file: pathlib.Path, kind: str):
+  def __init__(self, encode_texts, token_bytes: list[bytes], doc_id: int | None, file: pathlib.Path,
+               kind: str):
     """Wraps an encoder.
 
     Args:
@@ -134,8 +136,8 @@ def load(name: str) -> Tokenizer:
   """Loads a tokenizer by name or path.
 
   Args:
-    name: 'byte'; a tokenizer.json; a SentencePiece .model; a folder with either (as `save` or transformers write
-      it); or 'hf:NAME', fetched from the hub or its cache.
+    name: 'byte'; a tokenizer.json; a SentencePiece .model; a folder with either (as `save` or transformers
+      write it); or 'hf:NAME', fetched from the hub or its cache.
 
   Raises:
     ValueError: if nothing is there, or what is there is no tokenizer.
@@ -163,8 +165,8 @@ def _from_folder(folder: pathlib.Path) -> Tokenizer:
   for file in [folder / "tokenizer.json", *sorted(folder.glob("*.model"))]:
     if file.is_file():
       return _from_file(file, _eos_of(folder) if file.suffix == ".json" else None)
-  raise ValueError(f"config.data.tokenizer={str(folder)!r} holds neither {MARKER}, tokenizer.json nor a *.model; "
-                   f"it must be {FORMS}")
+  raise ValueError(f"config.data.tokenizer={str(folder)!r} holds neither {MARKER}, tokenizer.json nor a "
+                   f"*.model; it must be {FORMS}")
 
 
 def _from_file(file: pathlib.Path, doc: int | str | None) -> Tokenizer:
@@ -176,7 +178,7 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   try:
     model = tokenizers.Tokenizer.from_file(str(file))
   except Exception as error:  # The library raises bare Exception for a file it cannot read.
-    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a Hugging Face tokenizer.json ({error})") from error
+    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a tokenizer.json ({error})") from error
   model.no_truncation()
   model.no_padding()
   model.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of it.
@@ -191,7 +193,7 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
     else:
       table.append(_token_bytes(vocab.get(i, ""), byte_level))
   doc_id = model.token_to_id(doc) if isinstance(doc, str) else doc
-  encode = lambda texts: [e.ids for e in model.encode_batch(texts, add_special_tokens=False)]  # noqa: E731
+  encode = lambda texts: [one.ids for one in model.encode_batch(texts, add_special_tokens=False)]
   return TableTokenizer(encode, table, doc_id, file, "hf")
 
 
@@ -205,7 +207,7 @@ def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableToken
            for i in range(model.get_piece_size())]
   eos = model.eos_id() if model.eos_id() >= 0 else None
   assert not isinstance(doc, str)
-  return TableTokenizer(lambda texts: model.encode(texts), table, eos if doc is None else doc, file, "sentencepiece")
+  return TableTokenizer(model.encode, table, eos if doc is None else doc, file, "sentencepiece")
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -245,15 +247,15 @@ def _need(module: str):
   try:
     return importlib.import_module(module)
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"config.data.tokenizer needs the package {module}: pip install 'atlas_jax[hf]', "
-                              f"or set config.data.tokenizer='byte'") from error
+    raise ModuleNotFoundError(f"config.data.tokenizer needs the package {module}: "
+                              f"pip install 'atlas_jax[hf]', or set config.data.tokenizer='byte'") from error
 
 
 def _download(name: str) -> pathlib.Path:
   hub = _need("huggingface_hub")
+  files = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.model"]
   try:
-    return pathlib.Path(hub.snapshot_download(
-        name, allow_patterns=["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.model"]))
+    return pathlib.Path(hub.snapshot_download(name, allow_patterns=files))
   except Exception as error:  # Offline, absent and forbidden all end here, each with a type of its own.
-    raise ValueError(f"config.data.tokenizer='hf:{name}' cannot be fetched ({type(error).__name__}); without a network "
-                     f"give the path of a local tokenizer, or 'byte'") from error
+    raise ValueError(f"config.data.tokenizer='hf:{name}' cannot be fetched ({type(error).__name__}); without "
+                     f"a network give the path of a local tokenizer, or 'byte'") from error

@@ -1,10 +1,10 @@
 """Plain models of text to compare with: a smoothed trigram, and gzip.
 
 Source: Witten and Bell 1991, "The zero-frequency problem", method C, backing off from trigram to bigram to
-unigram to the uniform distribution. Tables over contexts or targets are plain 1-D arrays without an axis letter.
+unigram to the uniform distribution. Tables over contexts or targets are 1-D arrays without an axis letter.
 """
 import gzip
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Trigram:
     """Counts the targets of the batch that follows the one added before.
 
     Args:
-      batch: tokens_BT, targets_BT, weight_BT, doc_BT of one step; a target counts where its weight is positive.
+      batch: tokens_BT, targets_BT, weight_BT, doc_BT of one step; targets of positive weight count.
     """
     keys, self._ahead = _trigrams(batch, self._ahead, self.vocab_size, self.doc_id)
     self.n_tokens += len(keys)
@@ -60,7 +60,8 @@ class Trigram:
       self._merge()
 
   def _merge(self) -> None:
-    keys, counts = np.unique(np.concatenate([*self._waiting, self._keys[:0]]), return_counts=True)
+    waiting = np.concatenate([*self._waiting, np.zeros(0, np.int64)])
+    keys, counts = np.unique(waiting, return_counts=True)
     self._keys, self._counts = _sum_by_key(np.r_[self._keys, keys], np.r_[self._counts, counts])
     self._waiting = []
 
@@ -99,7 +100,7 @@ class Trigram:
       bits -= float(np.log2(self.probability(keys)).sum())
       n_bytes += int(batch["bytes_BT"][batch["weight_BT"] > 0].sum())
     if not n_bytes:
-      raise ValueError("bits_per_byte got no bytes: the batches are empty or all padding; give a larger split")
+      raise ValueError("bits_per_byte got no bytes: the batches are empty or padding; give a larger split")
     return bits / n_bytes
 
 

@@ -1,0 +1,206 @@
+"""Documents out of files: plain text, JSON lines, Parquet, ArrayRecord, and their compressed forms.
+
+What cannot be read is reported to `faults` with file and line, and skipped.
+"""
+import gzip
+import importlib
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from absl import logging
+
+PLAIN = (".txt", ".text", ".md", ".rst", ".tex", ".py")
+JSON_LINES = (".jsonl", ".ndjson")
+PARQUET, ARRAY_RECORD = (".parquet",), (".array_record", ".arrayrecord")
+COMPRESSED = ("", ".gz", ".zst")
+LINES_OR_PLAIN = tuple(kind + packed for kind in (*PLAIN, *JSON_LINES) for packed in COMPRESSED)
+SUFFIXES = LINES_OR_PLAIN + PARQUET + ARRAY_RECORD
+SHOWN = 5              # Faults logged one by one; the rest are counted.
+CHUNK_BYTES = 2**20
+
+
+class Document(NamedTuple):
+  """One text."""
+  name: str      # a file, or file:line, or dataset:row; decides on which side of the split it falls
+  text: bytes    # UTF-8, not empty
+
+
+class Faults:
+  """Counts what was read and what had to be skipped, and raises when that is too much."""
+
+  def __init__(self, bad_input_frac: float):
+    """Sets the share of documents, and of files, that may be skipped."""
+    self.bad_input_frac = bad_input_frac
+    self.files = self.documents = self.bad_files = self.bad_documents = 0
+    self._first: list[str] = []
+
+  @property
+  def skipped(self) -> int:
+    """How many documents and files were skipped."""
+    return self.bad_files + self.bad_documents
+
+  def skip(self, where: str, why: object, *, whole_file: bool = False) -> None:
+    """Notes that `where` (file, or file:line) was skipped."""
+    self.bad_files += whole_file
+    self.bad_documents += not whole_file
+    if self.skipped <= SHOWN:
+      self._first.append(f"{where} ({why})")
+      logging.warning("skipped %s: %s", where, why)
+
+  def check(self) -> None:
+    """Raises ValueError if more was skipped than `bad_input_frac` allows."""
+    documents = self.documents + self.bad_documents
+    shares = ("files", self.bad_files, self.files), ("documents", self.bad_documents, documents)
+    for what, bad, seen in shares:
+      if bad > self.bad_input_frac * seen:
+        raise ValueError(
+            f"{bad} of {seen} {what} cannot be read, more than config.data.bad_input_frac="
+            f"{self.bad_input_frac} allows: {'; '.join(self._first)}; mend them or raise that field")
+    if self.skipped > SHOWN:
+      logging.warning("skipped %d documents and %d files in all", self.bad_documents, self.bad_files)
+
+
+def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> Iterator[Document]:
+  """Gives the documents of one file, by its suffix; a suffix that is not known is plain text.
+
+  Args:
+    name: what to call the file in documents and faults.
+    file: where it is.
+    faults: told what is skipped.
+    text_field: the field of JSON lines or column of Parquet that holds the text.
+
+  Raises:
+    ModuleNotFoundError: if the format needs the extra `data`.
+    ValueError: if a Parquet file has no such column.
+  """
+  faults.files += 1
+  kind = file.with_suffix("").suffix if file.suffix in COMPRESSED[1:] else file.suffix
+  rows = {**dict.fromkeys(JSON_LINES, _json_lines), **dict.fromkeys(PARQUET, _parquet),
+          **dict.fromkeys(ARRAY_RECORD, _array_record)}.get(kind, _plain)
+  try:
+    for where, value in rows(name, file, text_field, faults):
+      text = checked_text(where, value, faults)
+      if text is not None:
+        yield Document(where, text)
+  except (EOFError, OSError, zlib.error) as error:
+    faults.skip(name, f"{error or type(error).__name__}; what follows in it is lost", whole_file=True)
+
+
+def checked_text(where: str, value, faults: Faults) -> bytes | None:
+  """Gives the text as UTF-8 bytes, or None after telling `faults` that it is not text, or empty."""
+  if isinstance(value, str):
+    value = value.encode("utf-8", errors="surrogatepass")
+  if not isinstance(value, bytes):
+    faults.skip(where, f"its text is {type(value).__name__}, not a string")
+    return None
+  try:
+    value.decode("utf-8")
+  except UnicodeDecodeError as error:
+    faults.skip(where, f"not UTF-8 at line {value[:error.start].count(10) + 1}, byte {error.start}")
+    return None
+  if not value.strip():
+    faults.skip(where, "empty")
+    return None
+  return value
+
+
+def need(module: str, what: str):
+  """Imports a module of the extra `data`, or says that the extra is missing."""
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{what} needs the package {error.name}: pip install 'atlas_jax[data]', "
+                              f"or set config.data.name='python_stdlib'") from error
+
+
+def _plain(name, file, text_field, faults):
+  yield name, b"".join(_chunks(file))
+
+
+def _json_lines(name, file, text_field, faults):
+  for number, line in enumerate(_lines(_chunks(file)), start=1):
+    where = f"{name}:{number}"
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError as error:
+      faults.skip(where, f"not JSON: {error}")
+      continue
+    if isinstance(record, dict) and text_field in record:
+      yield where, record[text_field]
+    else:
+      faults.skip(where, f"no field {text_field!r} (config.data.text_field)")
+
+
+def _parquet(name, file, text_field, faults):
+  parquet, arrow = need("pyarrow.parquet", f"{file}"), need("pyarrow", f"{file}")
+  try:
+    table = parquet.ParquetFile(file)
+    if text_field not in table.schema_arrow.names:
+      raise LookupError(f"config.data.text_field={text_field!r} is no column of {file}; it has "
+                        f"{', '.join(table.schema_arrow.names)}")
+    row = 0
+    for batch in table.iter_batches(columns=[text_field]):
+      for value in batch.column(0).to_pylist():
+        row += 1
+        yield f"{name}:{row}", value
+  except arrow.ArrowInvalid as error:
+    raise EOFError(error) from error
+  except LookupError as error:
+    raise ValueError(error.args[0]) from error
+
+
+def _array_record(name, file, text_field, faults):
+  reader = need("array_record.python.array_record_module", f"{file}").ArrayRecordReader(str(file))
+  try:
+    if not reader.ok():
+      raise EOFError("not a whole ArrayRecord file")
+    for record in range(reader.num_records()):
+      yield f"{name}:{record + 1}", reader.read([record])[0]
+  finally:
+    reader.close()
+
+
+def _chunks(file: pathlib.Path) -> Iterator[bytes]:
+  """Gives the bytes of a file, unpacked; raises EOFError if a packed one ends too soon."""
+  if file.suffix == ".zst":
+    yield from _zstd_chunks(file)
+    return
+  with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as opened:
+    while chunk := opened.read(CHUNK_BYTES):
+      yield chunk
+
+
+def _zstd_chunks(file: pathlib.Path) -> Iterator[bytes]:
+  zstandard = need("zstandard", f"{file}")
+  frame: Any = None
+  packed = b""
+  with open(file, "rb") as opened:
+    while packed := packed or opened.read(CHUNK_BYTES):
+      frame = frame or zstandard.ZstdDecompressor().decompressobj()
+      try:
+        yield frame.decompress(packed)
+      except zstandard.ZstdError as error:
+        raise EOFError(error) from error
+      packed = b""
+      if frame.eof:
+        frame, packed = None, frame.unused_data
+  if frame:
+    raise EOFError("compressed file ended before the end of its frame")
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+  rest: list[bytes] = []
+  for chunk in chunks:
+    *whole, last = chunk.split(b"\n")
+    if whole:
+      yield b"".join([*rest, whole[0]])
+      yield from whole[1:]
+      rest = []
+    rest.append(last)
+  if any(rest):
+    yield b"".join(rest)
