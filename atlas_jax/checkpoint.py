@@ -1,0 +1,300 @@
+"""Checkpoints of a run by Orbax: asynchronous, atomic, kept by policy, and refused when damaged.
+
+`workdir/checkpoints/<step>/` holds `state` (arrays, as nested dicts keyed by the parts of their names),
+`meta` (JSON: the caller's, and every leaf's shape and type) and `files.json` (size and checksum of every
+file, written before the directory gets its final name). A directory whose files do not match `files.json`
+is never read.
+"""
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from atlas_jax import tree
+
+FOLDER = "checkpoints"
+_INVENTORY = "files.json"
+_UNLISTED = (_INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"
+_READ_BYTES = 2**24
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that is missing, damaged, half-written, already there, or of another model."""
+
+
+class Checkpoints:
+  """The checkpoints of one run directory; every process of the run makes and calls its own.
+
+  Args:
+    workdir: the run directory; checkpoints lie in workdir/checkpoints.
+    keep_last: how many of the newest are kept.
+    keep_best: how many with the lowest best_metric are kept besides.
+    keep_every_steps: steps whose multiples are kept for good, or None.
+    best_metric: which of the metrics given to `save` decides.
+    read_only: for evaluation and generation: makes no directory and cannot save.
+  """
+
+  def __init__(self, workdir, *, keep_last: int = 2, keep_best: int = 1, keep_every_steps: int | None = None,
+               best_metric: str = "val_bits_per_byte", read_only: bool = False):
+    _check_policy(keep_last, keep_best, keep_every_steps)
+    self.path = Path(workdir).absolute() / FOLDER
+    self._read_only = read_only
+    if not read_only:
+      self.path.mkdir(parents=True, exist_ok=True)
+    self._being_saved: int | None = None
+    self._saver: ocp.CheckpointManager | None = None  # Made at the first save: it reads what is there.
+    self._policy = _policy(keep_last, keep_best, keep_every_steps, best_metric)
+
+  def steps(self) -> list[int]:
+    """Lists the steps that have a finished checkpoint, oldest first."""
+    if not self.path.is_dir():
+      return []
+    return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdecimal())
+
+  def latest_step(self) -> int | None:
+    """Gives the newest step, or None; a save still under way does not count."""
+    return max(self.steps(), default=None)
+
+  def newest_good(self, besides: int | None = None) -> Path | None:
+    """Gives the path of the newest checkpoint whose files are all as written, or None."""
+    for step in reversed(self.steps()):
+      if step != besides and _damage(self.path / str(step)) is None:
+        return self.path / str(step)
+    return None
+
+  def save(self, step: int, state, meta: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> None:
+    """Starts saving; the state may be donated as soon as this returns. All processes call it together.
+
+    Args:
+      step: updates made so far; names the checkpoint.
+      state: pytree of arrays, random keys among them.
+      meta: JSON that comes back with the state, such as the place in the data.
+      metrics: numbers of this step; the one named best_metric ranks it among the best.
+
+    Raises:
+      CheckpointError: if the step has a checkpoint already, or an earlier save failed.
+    """
+    if self._read_only:
+      raise CheckpointError(f"{self.path} was opened to read; nothing can be saved there")
+    self.wait()
+    if step in self.steps():
+      raise CheckpointError(f"{self.path / str(step)} exists already and is not overwritten; restore it, "
+                            "move it away, or use another --workdir")
+    named = dict(tree.named_leaves(state))
+    described = {"meta": dict(meta), "leaves": {name: _describe(leaf) for name, leaf in named.items()}}
+    json.dumps(described)  # A meta that is no JSON is the caller's mistake: say so before the thread starts.
+    numbers = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+    self._being_saved = step
+    items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(named)), meta=ocp.args.JsonSave(described))
+    self._call(lambda manager: manager.save(step, metrics=numbers, args=items))
+
+  def restore(self, abstract_state, step: int | None = None) -> tuple[Any, dict]:
+    """Reads a whole state, onto any mesh.
+
+    Args:
+      abstract_state: ShapeDtypeStructs with the shardings wanted, as `place.abstract` gives.
+      step: which checkpoint; the newest if None. Another one is never taken in its place.
+
+    Returns:
+      (state in the form of abstract_state, meta as it was given to `save`).
+
+    Raises:
+      CheckpointError: if it is missing or damaged (names the newest good one), or holds other leaves.
+    """
+    return self._read(abstract_state, step, field=None)
+
+  def restore_params(self, abstract_params, *, field: str = "params", step: int | None = None):
+    """Reads one field of a state, "params" or "ema", and leaves the rest on disk; gives (field, meta)."""
+    return self._read(abstract_params, step, field=field)
+
+  def read_meta(self, step: int | None = None) -> dict:
+    """Reads what was given to `save` as meta."""
+    return self._described(self._good_path(step))["meta"]
+
+  def wait(self) -> None:
+    """Waits until the save under way is finished; raises CheckpointError if it failed."""
+    if self._saver is not None:
+      self._call(lambda manager: manager.wait_until_finished())
+
+  def close(self) -> None:
+    """Finishes the save under way and ends Orbax's threads."""
+    self.wait()
+    if self._saver is not None:
+      self._saver.close()
+      self._saver = None
+
+  def _read(self, abstract, step: int | None, field: str | None):
+    path = self._good_path(step)
+    described = self._described(path)
+    wanted = {f"{field}/{name}" if field else name: leaf for name, leaf in tree.named_leaves(abstract)}
+    saved = described["leaves"]
+    if field is not None:
+      saved = {name: leaf for name, leaf in saved.items() if name.split("/")[0] == field}
+    _check_same_leaves(path, saved, wanted)
+    nested = _nest(wanted)
+    placed = ocp.checkpoint_utils.construct_restore_args(nested)
+    request = ocp.args.PyTreeRestore(item=nested, restore_args=placed, partial_restore=True)
+    try:
+      arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / "state", args=request)
+    except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
+      raise CheckpointError(self._refusal(path, f"cannot be read ({_first_line(error)})")) from error
+    found = dict(tree.named_leaves(arrays))
+    leaves = [found[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves), described["meta"]
+
+  def _good_path(self, step: int | None) -> Path:
+    """Finds a checkpoint and verifies its files: on process 0, whose verdict all processes share."""
+    self.wait()
+    steps = self.steps()
+    self._mention_half_written(steps)
+    if step is None and not steps:
+      raise CheckpointError(f"{self.path} holds no checkpoint; train first, or check --workdir")
+    path = self.path / str(max(steps) if step is None else step)
+    damage = _damage(path) if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+      good = int(multihost_utils.broadcast_one_to_all(np.int32(damage is None)))
+      damage = damage if good or damage else "was refused by process 0, whose message says why"
+    if damage is not None:
+      raise CheckpointError(self._refusal(path, damage))
+    return path
+
+  def _refusal(self, path: Path, damage: str) -> str:
+    good = self.newest_good(besides=int(path.name))
+    if good is None:
+      return f"{path} {damage}; there is no other good checkpoint in {self.path}"
+    return f"{path} {damage}; the newest good one is {good}: move {path.name} away to go on from there"
+
+  def _mention_half_written(self, steps: list[int]) -> None:
+    if not self.path.is_dir() or jax.process_index() != 0:
+      return
+    for entry in self.path.glob(f"*{_HALF_WRITTEN}*"):
+      begun = entry.name.split(".")[0]
+      if begun.isdecimal() and int(begun) > max(steps, default=-1):
+        logging.warning("%s is half-written, the run ended while saving it, and is not used; the newest "
+                        "finished checkpoint is %s", entry, self.path / str(max(steps)) if steps else "none")
+
+  def _described(self, path: Path) -> dict:
+    return json.loads((path / "meta" / "metadata").read_text())
+
+  def _call(self, use):
+    """Uses the saver, made at need, and turns any failure of Orbax into a CheckpointError."""
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)  # Orbax would wait minutes for a directory that is gone.
+      if self._saver is None:
+        self._saver = ocp.CheckpointManager(self.path, options=self._options(), item_names=("state", "meta"))
+      return use(self._saver)
+    except Exception as error:  # The disk, the file system and Orbax's threads raise many kinds.
+      raise CheckpointError(f"saving to {self.path} failed ({_first_line(error)}); the newest good "
+                            f"checkpoint is {self.newest_good()}") from error
+
+  def _options(self) -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(
+        **self._policy, enable_async_checkpointing=True,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._take_inventory))
+
+  def _take_inventory(self) -> None:
+    """Writes files.json; Orbax calls this when all files are written, before the directory is renamed."""
+    if jax.process_index() == 0:
+      for folder in self.path.glob(f"{self._being_saved}{_HALF_WRITTEN}*"):
+        (folder / _INVENTORY).write_text(json.dumps(_inventory(folder)))
+
+
+def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) -> None:
+  for name, value, least in (("keep_last", keep_last, 1), ("keep_best", keep_best, 0),
+                             ("keep_every_steps", keep_every_steps, 1)):
+    if value is not None and value < least:
+      raise ValueError(f"config.checkpoint.{name}={value} must be at least {least}")
+
+
+def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, best_metric: str) -> dict:
+  def rank(metrics) -> float:
+    return (metrics or {}).get(best_metric, math.inf)  # Without the metric a checkpoint is never the best.
+  kept: list = [policies.LatestN(keep_last)]
+  if keep_best:
+    kept.append(policies.BestN(get_metric_fn=rank, reverse=True, n=keep_best,
+                               keep_checkpoints_without_metrics=False))
+  if keep_every_steps:
+    kept.append(policies.EveryNSteps(keep_every_steps))
+  # best_fn makes Orbax write the metrics beside the state; what is kept is decided by the policy alone.
+  return dict(best_fn=rank, best_mode="min", preservation_policy=policies.AnyPreservationPolicy(kept))
+
+
+def _describe(leaf) -> dict:
+  return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _check_same_leaves(path: Path, saved: Mapping, wanted: Mapping) -> None:
+  """Compares a checkpoint's leaves with the wanted ones by name, shape and type."""
+  expected = {name: _describe(leaf) for name, leaf in wanted.items()}
+  names = sorted(saved.keys() | expected.keys())
+  different = [name for name in names if saved.get(name) != expected.get(name)]
+  if not different:
+    return
+  name = different[0]
+  others = f" ({len(different) - 1} more leaves differ)" if len(different) > 1 else ""
+  raise CheckpointError(f"{path} is of another model: {name} is {_say(saved.get(name))} in the checkpoint "
+                        f"and {_say(expected.get(name))} in this config{others}; use the config it was made "
+                        "with")
+
+
+def _say(described: Mapping | None) -> str:
+  return "absent" if described is None else f"{described['dtype']} {tuple(described['shape'])}"
+
+
+def _nest(named: Mapping) -> dict:
+  """Turns {"a/b": x} into {"a": {"b": x}}."""
+  nested: dict = {}
+  for name, leaf in named.items():
+    *parents, last = name.split("/")
+    inner = nested
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[last] = leaf
+  return nested
+
+
+def _inventory(folder: Path) -> dict:
+  files = sorted(entry for entry in folder.rglob("*") if entry.is_file() and entry.name not in _UNLISTED)
+  return {entry.relative_to(folder).as_posix(): [entry.stat().st_size, _checksum(entry)] for entry in files}
+
+
+def _checksum(file: Path) -> int:
+  total = 0
+  with file.open("rb") as stream:
+    while piece := stream.read(_READ_BYTES):
+      total = zlib.crc32(piece, total)
+  return total
+
+
+def _damage(folder: Path) -> str | None:
+  """Says what is wrong with a checkpoint's files, or None if nothing is."""
+  if not folder.is_dir():
+    half = sorted(folder.parent.glob(f"{folder.name}{_HALF_WRITTEN}*"))
+    return f"is half-written ({half[0].name})" if half else "does not exist"
+  try:
+    inventory = json.loads((folder / _INVENTORY).read_text())
+  except (OSError, ValueError):
+    return f"is half-written or damaged: {_INVENTORY} is missing or unreadable"
+  for name, (size, checksum) in inventory.items():
+    file = folder / name
+    if not file.is_file():
+      return f"is damaged: {name} is missing"
+    if file.stat().st_size != size:
+      return f"is damaged: {name} has {file.stat().st_size} bytes instead of {size}"
+    if _checksum(file) != checksum:
+      return f"is damaged: {name} has other contents than were written"
+  return None
+
+
+def _first_line(error: BaseException) -> str:
+  return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
