@@ -267,7 +267,6 @@ checkpoints.close()
 """
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_checkpoint_that_one_process_reads(tmp_path):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -1,0 +1,133 @@
+"""Metrics to `workdir/metrics.jsonl`, the record everything else reads, and to TensorBoard beside it.
+
+A row is one JSON object, {"step": 20, "train/loss_nats": 2.31, ...}; steps rise and no step comes twice.
+What is not finite is written as null, because JSON has no NaN; a reader takes null as NaN.
+"""
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class MetricsWriter:
+  """Writes one row of numbers per step; only process 0 writes, the others' calls do nothing.
+
+  Args:
+    workdir: the run directory.
+    tensorboard: whether event files are written to workdir/tensorboard too.
+    resumed_from_step: the step of the checkpoint a run goes on from; rows of later steps are dropped. A run
+      that starts anew gives 0, so that no row of an earlier attempt is left.
+  """
+
+  def __init__(self, workdir, tensorboard: bool = True, *, resumed_from_step: int = 0):
+    self._file = self._events = None
+    if jax.process_index() != 0:
+      return
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._last_step = drop_rows_after(workdir / METRICS, resumed_from_step)
+    self._file = (workdir / METRICS).open("a", encoding="utf-8")
+    if tensorboard:
+      import tensorboardX  # Here, so that a run without it does not pay for the import.
+      # The purge hides events of later steps from an earlier attempt. File names have whole seconds: the
+      # suffix keeps a quick restart from writing into the file of the attempt before.
+      self._events = tensorboardX.SummaryWriter(
+          str(workdir / EVENTS), purge_step=resumed_from_step + 1, filename_suffix=f".from_{resumed_from_step}")
+
+  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Writes one row; values are Python, NumPy or jax numbers.
+
+    Raises:
+      ValueError: if the step is not later than the last one written.
+    """
+    if self._file is None:
+      return
+    step = int(step)
+    if step <= self._last_step:
+      raise ValueError(f"metrics of step {step} come after those of step {self._last_step}; a step is "
+                       "written once, all its numbers in one row")
+    row = {name: _number(value) for name, value in scalars.items()}
+    self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
+    self._file.flush()
+    self._last_step = step
+    if self._events is not None:
+      for name, value in row.items():
+        self._events.add_scalar(name, math.nan if value is None else value, step)
+      self._events.flush()
+
+  def write_text(self, step: int, name: str, text: str) -> None:
+    """Shows a text in TensorBoard, as it is."""
+    if self._events is not None:
+      self._events.add_text(name, f"<pre>{text.replace('<', '&lt;')}</pre>", int(step))
+
+  def write_image(self, step: int, name: str, image) -> None:
+    """Shows an image in TensorBoard: uint8 or float in [0, 1], height x width x 3."""
+    if self._events is not None:
+      self._events.add_image(name, np.asarray(image), int(step), dataformats="HWC")
+
+  def close(self) -> None:
+    """Closes the files; calling it twice does nothing more."""
+    if self._file is not None:
+      self._file.close()
+    if self._events is not None:
+      self._events.close()
+    self._file = self._events = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+
+def read_rows(path) -> Iterator[dict]:
+  """Yields the rows of a metrics file; a last line cut off by a crash is left out.
+
+  Raises:
+    ValueError: for any other line that is no JSON object, with file and line.
+  """
+  lines = Path(path).read_text(encoding="utf-8").split("\n")
+  for number, line in enumerate(lines, start=1):
+    if not line:
+      continue
+    try:
+      yield json.loads(line)
+    except ValueError as error:
+      if number == len(lines):  # Only the last line has no line end.
+        return
+      raise ValueError(f"{path}:{number} is no JSON object: {error}") from error
+
+
+def drop_rows_after(path, step: int) -> int:
+  """Rewrites a metrics file without rows of later steps, wholly or not at all; gives the last step left."""
+  path = Path(path)
+  if not path.exists():
+    return -1
+  kept = [row for row in read_rows(path) if row["step"] <= step]
+  beside = path.with_name(path.name + ".new")
+  with beside.open("w", encoding="utf-8") as stream:
+    stream.writelines(json.dumps(row) + "\n" for row in kept)
+    stream.flush()
+    os.fsync(stream.fileno())
+  beside.replace(path)
+  return kept[-1]["step"] if kept else -1
+
+
+def _number(value):
+  if isinstance(value, bool | int):
+    return int(value)
+  number = np.asarray(value)
+  if number.size != 1:
+    raise TypeError(f"a metric is one number, this one has shape {number.shape}")
+  if np.issubdtype(number.dtype, np.integer) or number.dtype == bool:
+    return int(number.reshape(()))
+  number = float(number.reshape(()))
+  return number if math.isfinite(number) else None
