@@ -156,13 +156,15 @@ def _parquet(name, file, text_field, faults):
 
 def _array_record(name, file, text_field, faults):
   reader = need("array_record.python.array_record_module", f"{file}").ArrayRecordReader(str(file))
-  try:
-    if not reader.ok():
-      raise EOFError("not a whole ArrayRecord file")
-    for record in range(reader.num_records()):
-      yield f"{name}:{record + 1}", reader.read([record])[0]
-  finally:
-    reader.close()
+  if not reader.ok():
+    raise EOFError("not a whole ArrayRecord file")
+  for record in range(reader.num_records()):
+    try:
+      value, = reader.read([record])
+    except (RuntimeError, IndexError) as error:
+      raise EOFError(error) from error
+    yield f"{name}:{record + 1}", value
+  reader.close()
 
 
 def _chunks(file: pathlib.Path) -> Iterator[bytes]:

@@ -103,7 +103,7 @@ class TextSource:
     return {
         "step": self.step, "fingerprint": self.fingerprint, "seed": plan.seed, "batch_rows": plan.batch_rows,
         "segment_len": plan.segment_len, "align_tokens": plan.align_tokens, **self._split,
-        "manifest": self.manifest}
+        "manifest": dict(self.manifest)}
 
   def restore(self, state: dict) -> None:
     """Goes to the saved place.
