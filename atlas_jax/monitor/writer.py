@@ -40,7 +40,8 @@ class MetricsWriter:
       # The purge hides events of later steps from an earlier attempt. File names have whole seconds: the
       # suffix keeps a quick restart from writing into the file of the attempt before.
       self._events = tensorboardX.SummaryWriter(
-          str(workdir / EVENTS), purge_step=resumed_from_step + 1, filename_suffix=f".from_{resumed_from_step}")
+          str(workdir / EVENTS), purge_step=resumed_from_step + 1,
+          filename_suffix=f".from_{resumed_from_step}")
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Writes one row; values are Python, NumPy or jax numbers.
