@@ -92,10 +92,6 @@ def _size(files: list[tuple[str, pathlib.Path]]) -> int:
   return sum(file.stat().st_size for _, file in files)
 
 
-def _size(files: list[tuple[str, pathlib.Path]]) -> int:
-  return sum(file.stat().st_size for _, file in files)
-
-
 def _fingerprint(files: list[tuple[str, pathlib.Path]]) -> list:
   """Gives what changes when one of the files does: a hash of names, places, sizes and times."""
   stats = [[name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for name, file in files]

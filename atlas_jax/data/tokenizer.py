@@ -155,6 +155,35 @@ def load(name: str) -> Tokenizer:
   raise ValueError(f"config.data.tokenizer={name!r} is neither a file nor a folder; it must be {FORMS}")
 
 
+def train_bpe(texts: Iterable[bytes], *, vocab_size: int, folder) -> Tokenizer:
+  """Trains a byte-level BPE, writes it to `folder` as tokenizer.json, and loads it.
+
+  Args:
+    texts: UTF-8 texts to learn merges from.
+    vocab_size: of the tokenizer that is given back, DOC included; at least 257.
+    folder: made if absent.
+
+  Raises:
+    ValueError: if the texts are too few for so many tokens.
+  """
+  if vocab_size < ByteTokenizer.vocab_size:
+    raise ValueError(f"vocab_size={vocab_size} must be at least 257: every byte, and the separator")
+  tokenizers = _need("tokenizers")
+  model = tokenizers.Tokenizer(tokenizers.models.BPE())
+  model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size - 1, show_progress=False,  # DOC is appended when the file is read.
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  model.train_from_iterator((text.decode("utf-8", errors="replace") for text in texts), trainer)
+  if model.get_vocab_size() != vocab_size - 1:
+    raise ValueError(f"vocab_size={vocab_size} needs more text: this has merges for "
+                     f"{model.get_vocab_size() + 1}; lower it to that, or give more text")
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  model.save(str(pathlib.Path(folder) / "tokenizer.json"))
+  return _from_folder(pathlib.Path(folder))
+
+
 def _from_folder(folder: pathlib.Path) -> Tokenizer:
   marker = folder / MARKER
   if marker.is_file():

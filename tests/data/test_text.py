@@ -23,6 +23,16 @@ def test_processes_together_read_the_batch_of_one(folder, count):
     assert_same(joined, batch)
 
 
+def test_any_step_can_be_read_without_moving(folder):
+  train = tiny_source(folder, process_index=1, process_count=2)
+  ahead = [train.batch(step) for step in (4, 0, 2)]
+  batches = take(train, 5)
+  for batch, step in zip(ahead, (4, 0, 2)):
+    assert_same(batch, batches[step])
+  with pytest.raises(IndexError, match="outside"):
+    tiny_source(folder, split="held_out").batch(10**6)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_change_nothing(folder, threads):
   threaded = tiny_source(folder, threads=threads)

@@ -156,3 +156,19 @@ def test_a_hub_name_without_a_network_is_refused_at_once(monkeypatch):
   pytest.importorskip("huggingface_hub")
   with pytest.raises(ValueError, match="cannot be fetched .* without a network give the path"):
     tokenizer.load("hf:nobody/nothing")
+
+
+def test_a_trained_tokenizer_has_the_size_asked_for(tmp_path):
+  pytest.importorskip("tokenizers")
+  texts = [text.encode() for text in TEXTS * 3]
+  coder = tokenizer.train_bpe(texts, vocab_size=280, folder=tmp_path / "bpe")
+  assert (coder.vocab_size, coder.doc_id) == (280, 279)
+  assert tokenizer.load(str(tmp_path / "bpe")).fingerprint == coder.fingerprint
+  assert coder.decode(coder.encode("žluťoučký \x00")) == "žluťoučký \x00"
+
+
+@pytest.mark.parametrize("size, message", [(2000, "needs more text"), (256, "at least 257")])
+def test_a_size_that_the_text_does_not_give_is_refused(tmp_path, size, message):
+  pytest.importorskip("tokenizers")
+  with pytest.raises(ValueError, match=message):
+    tokenizer.train_bpe([b"too little text"], vocab_size=size, folder=tmp_path)
