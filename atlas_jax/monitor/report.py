@@ -1,0 +1,184 @@
+"""Draws `report.png` from `metrics.jsonl`, and from nothing else: loss, bits per byte, gates, memory gain."""
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from atlas_jax.monitor import writer
+
+REPORT = "report.png"
+TOKENS = "train/tokens_seen"
+GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
+GAINS = (("eval/memory_gain_reset_nats", "memory\nreset"),
+         ("eval/memory_gain_swapped_nats", "memory of\nanother row"),
+         ("eval/memory_gain_gate_zero_nats", "gate\nat zero"))
+REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
+_TRAIN, _VAL, _QUIET = "#2b6cb0", "#c05621", "#6b7280"
+_SMOOTHED_FROM_POINTS = 40
+_STEADY_POINTS = 5  # The last points average over at least so many before them: one batch says little.
+
+
+def write_report(workdir) -> Path:
+  """Draws the report of a run; a series the run did not write is left out.
+
+  Args:
+    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000.
+
+  Raises:
+    FileNotFoundError: if there is no metrics.jsonl.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg  # Heavy: only runs that draw pay for it.
+  from matplotlib.figure import Figure
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+  workdir = Path(workdir)
+  if not (workdir / writer.METRICS).exists():
+    raise FileNotFoundError(f"{workdir / writer.METRICS} does not exist; the report is drawn from it, train "
+                            "first")
+  series = read_series(workdir / writer.METRICS)
+  figure = Figure(figsize=(14, 10), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+  FigureCanvasAgg(figure)
+  (loss, bits), (gates, gain) = figure.subplots(2, 2)
+  _draw_curves(loss, series, "loss_nats", "Loss", "nats per token")
+  _draw_curves(bits, series, "bits_per_byte", "Bits per byte", "bits per byte of text")
+  _draw_references(bits, series)
+  _draw_gates(gates, series)
+  _draw_gain(gain, series)
+  figure.suptitle(_headline(workdir.name, series), fontsize=15)
+  figure.savefig(workdir / REPORT)
+  return workdir / REPORT
+
+
+class Series(dict):
+  """name -> (x, y): tokens seen, or steps in a run that did not count them, and finite values."""
+
+  x_label = "tokens seen"
+
+
+def read_series(path) -> Series:
+  """Reads every metric with the rows where it is a finite number."""
+  rows = list(writer.read_rows(path))
+  series = Series()
+  counted = [(row["step"], row[TOKENS]) for row in rows if row.get(TOKENS) is not None]
+  if counted:
+    steps, tokens = np.array(counted, float).T
+  else:
+    series.x_label = "step"
+  points: dict[str, list] = {}
+  for row in rows:
+    # A row of an evaluation may not count tokens itself: its place is between its neighbours.
+    x = float(np.interp(row["step"], steps, tokens)) if counted else float(row["step"])
+    for name, value in row.items():
+      if isinstance(value, int | float) and math.isfinite(value):
+        points.setdefault(name, []).append((x, float(value)))
+  series.update({name: tuple(np.array(pairs).T) for name, pairs in points.items()})
+  return series
+
+
+def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None:
+  drawn = []
+  if (train := series.get(f"train/{kind}")) is not None:
+    x, y = train
+    if len(y) >= _SMOOTHED_FROM_POINTS:
+      axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=1)
+      y = _smooth(y)
+    axes.plot(x, y, color=_TRAIN, linewidth=2, label=f"train, {y[-1]:.3f} at the end")
+    drawn.append(train[1])
+  if (held_out := series.get(f"val/{kind}")) is not None:
+    axes.plot(*held_out, color=_VAL, linewidth=2, marker="o", markersize=5,
+              label=f"held out, {held_out[1][-1]:.3f} at the end")
+    drawn.append(held_out[1])
+  _finish(axes, title, series.x_label, unit, bool(drawn), f"no train/{kind} or val/{kind}")
+  if drawn:
+    _limit(axes, np.concatenate(drawn))
+
+
+def _limit(axes, values) -> None:
+  """Cuts the few highest values of the first steps off, so that the rest of the curve can be read."""
+  low, high, top = values.min(), np.quantile(values, 0.98), values.max()
+  if top - low > 2 * (high - low) > 0:
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+
+
+def _draw_references(axes, series: Series) -> None:
+  for (name, label), style in zip(REFERENCES, ("--", ":")):
+    if name in series:
+      value = series[name][1][-1]
+      axes.axhline(value, color=_QUIET, linestyle=style, linewidth=1.5, label=f"{label}, {value:.3f}")
+      low, high = axes.get_ylim()
+      axes.set_ylim(min(low, value - 0.1), max(high, value + 0.1))
+  if axes.get_legend() is not None:
+    axes.legend(frameon=False, fontsize=11)
+
+
+def _draw_gates(axes, series: Series) -> None:
+  import matplotlib
+  layers = sorted((int(found[1]), name) for name in series if (found := GATE.search(name)))
+  colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(layers))))
+  for (layer, name), color in zip(layers, colors):
+    axes.plot(*series[name], color=color, linewidth=2, label=f"layer {layer}")
+  _finish(axes, "Gate of the memory, mean per layer", series.x_label, "0 closed, 1 open", bool(layers),
+          "no memory/mix_gate_mean/layer_*")
+  if layers:
+    top = max(series[name][1].max() for _, name in layers)
+    axes.set_ylim(0, min(1.0, 1.15 * top) or 1.0)
+    axes.legend(frameon=False, fontsize=11, ncols=2 if len(layers) <= 8 else 4)
+
+
+def _draw_gain(axes, series: Series) -> None:
+  known = [(label, series[name][1][-1]) for name, label in GAINS if name in series]
+  labels, values = [label for label, _ in known], [value for _, value in known]
+  if known:
+    bars = axes.bar(labels, values, width=0.55, color=[_TRAIN if value >= 0 else _VAL for value in values])
+    axes.bar_label(bars, [f"{value:+.4f}" for value in values], padding=4, fontsize=12)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.margins(y=0.2)
+  _finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
+          "no eval/memory_gain_*")
+
+
+def _finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:
+  axes.set_title(title, fontsize=13, loc="left")
+  axes.spines[["top", "right"]].set_visible(False)
+  if not drawn:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, f"{missing} in metrics.jsonl", ha="center", va="center", color=_QUIET, fontsize=12,
+              transform=axes.transAxes)
+    return
+  axes.set_xlabel(x_label, fontsize=11)
+  axes.set_ylabel(y_label, fontsize=11)
+  axes.grid(axis="y", alpha=0.3)
+  axes.set_axisbelow(True)
+  if x_label:
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(_short_number)
+    axes.legend(frameon=False, fontsize=11)
+
+
+def _short_number(value: float, position: int = 0) -> str:
+  del position
+  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= size:
+      return f"{value / size:.4g}{letter}"
+  return f"{value:.4g}"
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Averages every point with as many before as after it, so that a falling curve is not late."""
+  n = len(values)
+  sums = np.concatenate([[0.0], np.cumsum(values)])
+  reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), max(3, n // 50))
+  reach[-_STEADY_POINTS:] = np.maximum(reach[-_STEADY_POINTS:], _STEADY_POINTS)
+  first, last = np.maximum(np.arange(n) - reach, 0), np.minimum(np.arange(n) + reach + 1, n)
+  return (sums[last] - sums[first]) / (last - first)
+
+
+def _headline(name: str, series: Series) -> str:
+  parts = [name]
+  if TOKENS in series:
+    parts.append(f"{_short_number(series[TOKENS][1][-1])} tokens")
+  if "perf/tokens_per_s" in series:
+    parts.append(f"{np.median(series['perf/tokens_per_s'][1]):,.0f} tokens/s (median)")
+  return "  ·  ".join(parts)

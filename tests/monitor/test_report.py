@@ -1,0 +1,62 @@
+"""The report: a picture from metrics.jsonl alone."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+from atlas_jax.monitor import report
+
+
+def write_rows(workdir, rows):
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def full_rows(n=80, tokens=4096):
+  for step in range(1, n + 1):
+    loss = 2.0 + 3.5 * math.exp(-step / 15)
+    row = {"step": step, "train/loss_nats": loss, "train/bits_per_byte": loss / math.log(2),
+           "train/tokens_seen": step * tokens, "perf/tokens_per_s": 15000.0}
+    row |= {f"memory/mix_gate_mean/layer_{layer}": 0.1 + 0.002 * step * (layer + 1) for layer in range(4)}
+    if step % 20 == 0:
+      row |= {"val/loss_nats": loss + 0.1, "val/bits_per_byte": (loss + 0.1) / math.log(2)}
+    yield row
+  yield {"step": n + 1, "eval/memory_gain_reset_nats": 0.12, "eval/memory_gain_swapped_nats": 0.2,
+         "eval/memory_gain_gate_zero_nats": -0.03, "eval/trigram_bits_per_byte": 3.9}
+
+
+def picture(path):
+  import matplotlib.image
+  return matplotlib.image.imread(path)
+
+
+def test_the_report_has_its_size_and_something_in_every_panel(tmp_path):
+  write_rows(tmp_path, full_rows())
+  pixels = picture(report.write_report(tmp_path))[..., :3]
+  assert pixels.shape == (1000, 1400, 3)
+  assert (tmp_path / "report.png").exists()
+  for panel in (pixels[60:480, 60:680], pixels[60:480, 760:], pixels[560:, 60:680], pixels[560:, 760:]):
+    colored = np.ptp(panel, axis=-1) > 0.2  # Lines and bars have colours; text and axes have none.
+    assert colored.sum() > 300
+
+
+def test_missing_series_are_left_out(tmp_path):
+  write_rows(tmp_path, [{"step": 1, "train/loss_nats": 2.0}, {"step": 2, "train/loss_nats": None}])
+  assert picture(report.write_report(tmp_path)).shape[:2] == (1000, 1400)
+  (tmp_path / "metrics.jsonl").write_text("")
+  report.write_report(tmp_path)
+
+
+def test_no_metrics_are_an_error_that_names_the_file(tmp_path):
+  with pytest.raises(FileNotFoundError, match="metrics.jsonl does not exist"):
+    report.write_report(tmp_path)
+
+
+def test_series_stand_against_tokens_and_skip_what_is_not_finite(tmp_path):
+  write_rows(tmp_path, [
+      {"step": 10, "train/tokens_seen": 100, "train/loss_nats": 3.0}, {"step": 15, "val/loss_nats": 2.5},
+      {"step": 20, "train/tokens_seen": 200, "train/loss_nats": None}])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  np.testing.assert_array_equal(series["train/loss_nats"], [[100], [3.0]])
+  np.testing.assert_array_equal(series["val/loss_nats"], [[150], [2.5]])
+  assert series.x_label == "tokens seen"
