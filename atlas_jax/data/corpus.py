@@ -37,7 +37,8 @@ def load(name: str, *, path=None, text_field: str = "text", limit_bytes: int | N
   Args:
     name: "python_stdlib", "files", "hf:NAME" or "hf:NAME:SUBSET" (Hugging Face: a hub name or a folder), or
       a tensorflow_datasets name.
-    path: for "files" a file, folder or glob, or a list of them; for a tensorflow_datasets name its data_dir.
+    path: for "files" files, folders or globs, comma-separated or a list; for a tensorflow_datasets name its
+      data_dir.
     text_field: the field that holds the text, in JSON lines, Parquet and datasets.
     limit_bytes: stop with the document that passes so much text; None reads all.
     download: whether a dataset that is not on this machine may be fetched.
@@ -103,6 +104,8 @@ def _files(path, text_field: str) -> Corpus:
   if not path:
     raise ValueError("config.data.name='files' needs config.data.path: a file, a folder, or a glob such as "
                      "'texts/*.txt'")
+  if isinstance(path, str) and not pathlib.Path(path).expanduser().exists():
+    path = [part.strip() for part in path.split(",")]
   paths = [path] if isinstance(path, str | pathlib.Path) else list(path)
   found = [(local, file) for one in paths for local, file in _expand(str(one), prefix=len(paths) > 1)]
   files = sorted(dict.fromkeys(found))

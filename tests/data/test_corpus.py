@@ -33,8 +33,9 @@ def test_a_glob_gives_the_files_that_match(folder, pattern, expected):
 
 
 def test_names_of_several_paths_tell_them_apart(folder):
-  loaded = corpus.load("files", path=[str(folder / "deep"), str(folder / "*.md")])
-  assert names(loaded) == ["deep/c.txt", "texts/a.md"]
+  paths = [str(folder / "deep"), str(folder / "*.md")]
+  for path in (paths, ", ".join(paths)):
+    assert names(corpus.load("files", path=path)) == ["deep/c.txt", "texts/a.md"]
 
 
 @pytest.mark.parametrize("path, message", [
