@@ -1,0 +1,47 @@
+"""Yardsticks without a neural network: a trigram that saw what the model saw, and gzip."""
+import contextlib
+
+import numpy as np
+
+from atlas_jax.evals import EvalOut, held_out, ngram
+
+
+def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
+  """Makes the evaluation; it computes on the host alone, without the model.
+
+  Args:
+    train_factory: gives a fresh training source; its first `step` batches are what the model has seen. Both
+      sources give all rows of the batch, also where several processes train, and have a `tokenizer`.
+    held_out_factory: gives a fresh source of held-out batches, see `held_out.batches`.
+    max_tokens: see `held_out.batches`; None reads all.
+
+  Returns:
+    run(params, *, step) -> EvalOut with "eval/trigram_bits_per_byte", "eval/trigram_tokens" (targets it was fitted
+    on) and "eval/gzip_bits_per_byte" of the bytes behind the held-out targets.
+  """
+
+  def run(params, *, step: int) -> EvalOut:
+    del params
+    with contextlib.closing(train_factory()) as source:
+      coder = source.tokenizer
+      seen = (source.next(None) for _ in range(step))
+      trigram = ngram.fit(seen, vocab_size=coder.vocab_size, doc_id=coder.doc_id)
+    texts: list[list[bytes]] = []
+    reading = _noting_bytes(held_out.batches(held_out_factory(), max_tokens=max_tokens), coder, texts)
+    trigram_bits = trigram.bits_per_byte(reading)
+    return EvalOut({
+        "eval/trigram_bits_per_byte": trigram_bits,
+        "eval/trigram_tokens": float(trigram.n_tokens),
+        "eval/gzip_bits_per_byte": ngram.gzip_bits_per_byte(b"".join(part for row in texts for part in row)),
+    })
+
+  return run
+
+
+def _noting_bytes(batches, coder, texts: list[list[bytes]]):
+  """Passes batches on and appends the bytes of each row's counted targets to that row's list."""
+  for batch in batches:
+    texts.extend([] for _ in range(len(texts), len(batch["targets_BT"])))
+    for row, target_T, weight_T in zip(texts, batch["targets_BT"], batch["weight_BT"]):
+      row.append(coder.decode_bytes(target_T[np.asarray(weight_T) > 0]))
+    yield batch

@@ -1,0 +1,66 @@
+"""Reading held-out text once, from its first segment to its last, with the state passed on."""
+import contextlib
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+
+
+def batches(source, *, max_tokens: int | None = None, processes: int = 1):
+  """Yields the batches of a source up to its end or a limit, then closes it.
+
+  Args:
+    source: fresh; `next(params)` gives a batch of this process or raises StopIteration, `close()` frees it.
+    max_tokens: places to read at most, padding and all processes included, but not less than one batch.
+    processes: how many processes read, each its rows.
+  """
+  with contextlib.closing(source):
+    read = size = 0
+    while not read or max_tokens is None or read + size <= max_tokens:
+      try:
+        batch = source.next(None)
+      except StopIteration:
+        return
+      size = batch["tokens_BT"].size * processes
+      read += size
+      yield batch
+
+
+def make_step(step, mesh: Mesh):
+  """Compiles `(params, state, batch) -> (state, sums)`: rows stay split, every process gets all of the sums."""
+  return jax.jit(step, donate_argnums=1, out_shardings=(meshes.batch_sharding(mesh), meshes.replicated(mesh)))
+
+
+def add_up(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = None) -> dict:
+  """Reads all of a source and adds up what each segment gives.
+
+  Args:
+    step: what `make_step` gives.
+    params: of the model, on the mesh.
+    model: gives `zero_state(rows)`, where reading starts.
+    source: see `batches`; all processes must read equally many batches.
+    mesh: over which rows are split.
+    max_tokens: see `batches`.
+
+  Returns:
+    The sums over all segments, float64 of NumPy; equal in every process, {} without any segment.
+  """
+  state, waiting, totals = None, None, {}
+  for local in batches(source, max_tokens=max_tokens, processes=jax.process_count()):
+    batch = hosts.global_batch(mesh, local)
+    if state is None:
+      rows = batch["tokens_BT"].shape[0]
+      state = jax.jit(lambda: model.zero_state(rows), out_shardings=meshes.batch_sharding(mesh))()
+    state, sums = step(params, state, batch)
+    # Sums of a segment are read while the next one is computed.
+    totals, waiting = _plus(totals, waiting), sums
+  return _plus(totals, waiting)
+
+
+def _plus(totals: dict, sums) -> dict:
+  if sums is None:
+    return totals
+  return {name: totals.get(name, 0.0) + np.asarray(value, np.float64) for name, value in sums.items()}

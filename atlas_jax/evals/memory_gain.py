@@ -1,0 +1,113 @@
+"""Memory gain: how much worse held-out text is predicted without what the memory holds from earlier segments."""
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from atlas_jax.evals import EvalOut, held_out
+from atlas_jax.losses.next_token import next_token_loss
+from atlas_jax.memory import scan
+from atlas_jax.memory.layer import NO_DOC, Memory
+from atlas_jax.memory.types import Running
+from atlas_jax.models import lm
+
+ABLATIONS = ("reset", "swapped", "gate_zero")
+
+
+def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = None,
+         block_tokens: int | None = None):
+  """Makes the evaluation.
+
+  In every segment, the tokens of the document that began in an earlier one are scored four times: as the model
+  is; "reset": the memory's fast weights stand at their learned start when the segment begins; "swapped": they
+  are those of another row; "gate_zero": nothing of the memory enters in this segment. Attention's window and the
+  memory's short convolutions go on as they were in all four, and so does the state that the next segment gets.
+
+  Args:
+    model: one with a memory.
+    source_factory: gives a fresh source of held-out batches, see `held_out.batches`.
+    mesh: over which rows are split.
+    max_tokens: see `held_out.batches`; None reads all.
+    block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
+
+  Returns:
+    run(params, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
+    the ablation minus that of the model as it is, and the number of tokens, "eval/memory_gain_tokens" and, as
+    rows whose partner has read nothing are left out there, "eval/memory_gain_swapped_tokens". A gain without
+    tokens is absent and the text says so.
+
+  Raises:
+    ValueError: if the model has no memory; from `run`, if the batch has one row, which has no other to swap with.
+  """
+  if model.memory_mix == "none":
+    raise ValueError("config.model.memory_mix='none' leaves no memory to measure; remove memory_gain from the evals")
+  segment = functools.partial(_segment, model, block_tokens)
+  segment_step = held_out.make_step(segment, mesh)
+
+  def run(params, *, step: int) -> EvalOut:
+    del step
+    totals = held_out.add_up(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
+    return _result(totals)
+
+  return run
+
+
+def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict):
+  if state.doc_B.shape[0] < 2:
+    raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in; use at least 2")
+
+  def read(variant):
+    state, memory_scale = variant
+    out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
+                      memory_scale=memory_scale, mode="packed")
+    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"], batch["weight_BT"],
+                                   block_tokens=block_tokens)
+    return out.state, nll_BT
+
+  states = (state, fresh_memory(model, params, state), other_memory(state), state)
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  # A loop compiles the model once, not four times.
+  ends, nlls = jax.lax.map(read, (stacked, jnp.array([1.0, 1.0, 1.0, 0.0])))
+  weight_BT = jnp.where(batch["doc_BT"] == state.doc_B[:, None], batch["weight_BT"], 0).astype(nlls.dtype)
+  partner_B = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)
+  counted = {name: weight_BT * partner_B[:, None] if name == "swapped" else weight_BT for name in ABLATIONS}
+  sums = {}
+  for name, nll_BT in zip(ABLATIONS, nlls[1:]):
+    sums[f"{name}_nats"] = jnp.sum(jnp.sum((nll_BT - nlls[0]) * counted[name], axis=1))
+    sums[f"{name}_tokens"] = jnp.sum(counted[name])
+  return jax.tree.map(lambda leaf: leaf[0], ends), sums
+
+
+def fresh_memory(model: lm.LM, params, state: lm.LMState) -> lm.LMState:
+  """Puts the fast weights of every row back to where the parameters start them; all else stays.
+
+  Forgetting the document instead (doc_B = NO_DOC) would also cut the convolutions off from the tokens before.
+  """
+  rule = Memory(**model.memory, parent=None).the_rule()
+  start = jax.vmap(jax.vmap(functools.partial(scan.start, rule)))  # Over depth and heads.
+  fresh = start(params["blocks"]["memory"]["initial_fast"])
+  running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
+  old = state.memory.running
+  rows = jax.tree.map(lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape), running, old)
+  return state._replace(memory=state.memory._replace(running=rows))
+
+
+def other_memory(state: lm.LMState) -> lm.LMState:
+  """Gives every row the fast weights of the row before it; all else stays."""
+  running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
+  return state._replace(memory=state.memory._replace(running=running))
+
+
+def _result(totals: dict) -> EvalOut:
+  tokens = {name: float(totals[f"{name}_tokens"]) if totals else 0.0 for name in ABLATIONS}
+  scalars = {f"eval/memory_gain_{name}_nats": float(totals[f"{name}_nats"]) / tokens[name]
+             for name in ABLATIONS if tokens[name]}
+  scalars["eval/memory_gain_tokens"] = tokens["reset"]
+  scalars["eval/memory_gain_swapped_tokens"] = tokens["swapped"]
+  absent = [name for name in ABLATIONS if not tokens[name]]
+  text = ""
+  if absent:
+    text = (f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document goes on into "
+            "a second segment; lower config.data.segment_len or give longer documents")
+  return EvalOut(scalars, text)
