@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm", "head")
+_ALSO = {"memory_out": "memory"}  # Parts that are named otherwise than the group they count in.
 OTHER = "other"
 _SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of NaN.
 
@@ -76,6 +77,8 @@ def group_of(name: str) -> str:
   for part in name.split("/"):
     if part in GROUPS:
       return part
+    if part in _ALSO:
+      return _ALSO[part]
     if part.startswith("norm_"):
       return "norm"
   return OTHER

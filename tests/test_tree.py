@@ -56,6 +56,7 @@ def test_global_norm_is_the_norm_of_all_numbers_in_float32():
 
 @pytest.mark.parametrize(("name", "group"), [
     ("embed/embedding", "embed"), ("blocks/attention/query/kernel", "attention"),
+    ("embed", "embed"), ("blocks/memory_out/kernel", "memory"),
     ("blocks/memory/norm/scale", "memory"), ("blocks/mix_gate/kernel", "mix_gate"),
     ("params/blocks/mlp/up/kernel", "mlp"), ("blocks/norm_memory/scale", "norm"),
     ("final_norm/scale", "final_norm"), ("head/kernel", "head"), ("something/else", "other")])

@@ -1,10 +1,10 @@
 """Where every leaf of a train state lives on the mesh.
 
 The default rule splits a parameter's largest axis that divides over `fsdp`. TENSOR_AXES lists, by the end of
-a leaf's name, which axis is split over `tensor` as well: an output axis of the projections that go into heads
-or into the feed-forward width, an input axis of those that come back. Optimizer moments and moving averages
-end in the same names and have the same shapes, so they follow their parameters. Leaves of the carry lead with
-B and are split like the batch.
+a leaf's name, which axis is split over `tensor` as well: heads and the feed-forward width, wherever they
+stand, so that a projection into them needs no message and the one back sums over the devices. Optimizer
+moments and moving averages end in the same names and have the same shapes, so they follow their parameters.
+Leaves of the carry lead with B and are split like the batch.
 """
 import math
 import re
@@ -19,14 +19,17 @@ WHOLE_BELOW_NUMBERS = 4096  # Splitting fewer costs more in messages than it sav
 CARRY = "carry"  # The field of the train state whose leaves lead with B.
 STACKED = "blocks"  # Leaves under this name lead with depth, the axis the model scans: never split.
 
-# (pattern at the end of a name, axes counted from the end, first that divides is split over `tensor`).
+# (pattern at the end of a name, axes of which the first that divides is split over `tensor`): negative ones
+# count from the end, others from the first axis after depth.
 TENSOR_AXES = (
-    (r"(attention|memory)/(query|key|value)/kernel", (-1,)),
-    (r"(attention|memory)/out/kernel", (-2,)),
-    (r"mlp/(gate|up)/kernel", (-1,)),
-    (r"mlp/(down|out)/kernel", (-2,)),
-    (r"embed/embedding", (-2, -1)),
-    (r"head/kernel", (-1, -2)),
+    (r"(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"(attention/out|memory_out)/kernel", (-3,)),  # H, K or M, D
+    (r"memory/conv_kernel", (-2,)),  # taps, H, channels
+    (r"memory/initial_fast/.*", (0,)),  # H, the rule's own axes
+    (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
+    (r"mlp/out_kernel", (-2,)),  # F, D
+    (r"embed", (-2, -1)),  # V, D
+    (r"head/kernel", (-1, -2)),  # D, V, where the output weights are not the embedding
 )
 # Leaves that may stay whole although they are large, by the end of their name, with the reason beside each.
 WHOLE: tuple[str, ...] = ()
@@ -90,7 +93,7 @@ def _split_over_tensor(axes: list, size: int, name: str, shape, first: int) -> N
   for pattern, candidates in TENSOR_AXES:
     if not _ends_in_any(name, (pattern,)):
       continue
-    for axis in (len(shape) + candidate for candidate in candidates):
+    for axis in (candidate + (len(shape) if candidate < 0 else first) for candidate in candidates):
       if axis >= first and shape[axis] % size == 0:
         axes[axis] = "tensor"
         return

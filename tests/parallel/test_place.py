@@ -1,4 +1,6 @@
 """Placement of parameters, optimizer moments and carried state."""
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,20 +10,25 @@ from jax.sharding import PartitionSpec
 from atlas_jax import tree
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
+from tests.helpers import tiny_lm
 
-DEPTH, WIDTH, HEADS_WIDTH, FF, VOCAB = 4, 64, 96, 128, 320
+DEPTH, WIDTH, HEADS, KEY, FF, VOCAB = 4, 64, 6, 32, 128, 320
 
 
 def make_params():
-  def kernels(**shapes):
-    return {name: {"kernel": jnp.zeros((DEPTH, *shape))} for name, shape in shapes.items()}
-  mixer = dict(query=(WIDTH, HEADS_WIDTH), key=(WIDTH, HEADS_WIDTH), value=(WIDTH, HEADS_WIDTH),
-               out=(HEADS_WIDTH, WIDTH))
+  def deep(*shape):
+    return jnp.zeros((DEPTH, *shape))
   return {
-      "embed": {"embedding": jnp.zeros((VOCAB, WIDTH))},
-      "blocks": {"attention": kernels(**mixer), "memory": kernels(**mixer),
-                 "mlp": kernels(gate=(WIDTH, FF), up=(WIDTH, FF), down=(FF, WIDTH)),
-                 "norm_mlp": {"scale": jnp.zeros((DEPTH, WIDTH))}},
+      "embed": jnp.zeros((VOCAB, WIDTH)),
+      "blocks": {
+          "attention": {"qkv_kernel": deep(WIDTH, HEADS, 3 * KEY),
+                        "out": {"kernel": deep(HEADS, KEY, WIDTH)}},
+          "memory": {"qkv_kernel": deep(WIDTH, HEADS, 3 * KEY), "conv_kernel": deep(4, HEADS, 3 * KEY),
+                     "initial_fast": {"w0": deep(HEADS, KEY, KEY)}, "gates": {"bias": deep(3 * HEADS)}},
+          "memory_out": {"kernel": deep(HEADS, KEY, WIDTH)},
+          "mlp": {"gate_kernel": deep(WIDTH, FF), "up_kernel": deep(WIDTH, FF),
+                  "out_kernel": deep(FF, WIDTH)},
+          "norm_mlp": {"scale": deep(WIDTH)}},
       "head": {"kernel": jnp.zeros((WIDTH, VOCAB))},
   }
 
@@ -41,13 +48,17 @@ def cube():
 
 def test_projections_split_heads_over_tensor_and_never_depth(cube):
   spec = specs(cube, jax.eval_shape(make_params))
-  for part in ("attention", "memory"):
-    for name in ("query", "key", "value"):
-      assert spec[f"blocks/{part}/{name}/kernel"] == PartitionSpec(None, "fsdp", "tensor")
-    assert spec[f"blocks/{part}/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
-  assert spec["blocks/mlp/up/kernel"] == PartitionSpec(None, "fsdp", "tensor")
-  assert spec["blocks/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
-  assert spec["embed/embedding"] == PartitionSpec("tensor", "fsdp")
+  for name in ("attention/qkv_kernel", "memory/qkv_kernel", "memory/conv_kernel"):
+    assert spec[f"blocks/{name}"][0] is None
+    assert spec[f"blocks/{name}"][2] == "tensor"
+    assert "fsdp" in spec[f"blocks/{name}"]
+  for name in ("attention/out/kernel", "memory_out/kernel"):
+    assert spec[f"blocks/{name}"] == PartitionSpec(None, "tensor", None, "fsdp")
+  assert spec["blocks/memory/initial_fast/w0"] == PartitionSpec(None, "tensor", "fsdp", None)
+  for name in ("gate_kernel", "up_kernel"):
+    assert spec[f"blocks/mlp/{name}"] == PartitionSpec(None, "fsdp", "tensor")
+  assert spec["blocks/mlp/out_kernel"] == PartitionSpec(None, "tensor", "fsdp")
+  assert spec["embed"] == PartitionSpec("tensor", "fsdp")
   assert spec["head/kernel"] == PartitionSpec("fsdp", "tensor")
 
 
@@ -56,8 +67,19 @@ def test_small_leaves_stay_whole(cube):
 
 
 def test_an_odd_vocabulary_splits_the_width_instead(cube):
-  odd = {"embed": {"embedding": abstract(257, WIDTH)}}
-  assert specs(cube, odd)["embed/embedding"] == PartitionSpec(None, "tensor")
+  assert specs(cube, {"embed": abstract(257, WIDTH)})["embed"] == PartitionSpec(None, "tensor")
+
+
+def test_heads_that_do_not_divide_leave_a_kernel_to_the_default_rule(cube):
+  odd = {"blocks": {"attention": {"qkv_kernel": abstract(DEPTH, WIDTH, 5, 3 * KEY)}}}
+  assert specs(cube, odd)["blocks/attention/qkv_kernel"] == PartitionSpec(None, None, None, "fsdp")
+
+
+def test_every_exception_names_a_leaf_of_the_model():
+  _, params, _ = tiny_lm()
+  names = [name for name, _ in tree.named_leaves(params)] + ["head/kernel"]
+  for pattern, _ in place.TENSOR_AXES:
+    assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 
 
 def test_the_default_rule_splits_the_largest_axis_that_divides():
@@ -102,7 +124,7 @@ def test_large_leaves_that_nothing_splits_are_named(cube):
 def test_every_placement_can_be_made(cube):
   params = make_params()
   placed = jax.device_put(params, place.shardings(cube, params))
-  up_LDF = placed["blocks"]["mlp"]["up"]["kernel"]
+  up_LDF = placed["blocks"]["mlp"]["up_kernel"]
   assert up_LDF.addressable_shards[0].data.shape == (DEPTH, WIDTH // 2, FF // 2)
   joined = place.abstract(jax.eval_shape(make_params), place.shardings(cube, params))
   assert joined["head"]["kernel"].sharding == placed["head"]["kernel"].sharding
