@@ -1,5 +1,8 @@
 """Several processes as one run: starting them, feeding them, stopping them at the same step."""
+import os
 import signal
+import sys
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -8,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.parallel import mesh as meshes
 
+# What errors of collectives and of the coordination service say when a process is gone.
+_LOST = ("Gloo ", "NCCL ", "Connection reset", "Connection closed", "Socket closed", "sending heartbeats",
+         "coordination service", "CoordinationService")
 _HEARTBEAT_S = 30  # A lost process is noticed after this long, if no collective fails before.
 
 
@@ -44,6 +50,27 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
 def is_main() -> bool:
   """Says whether this is process 0, the one that prints and writes metrics."""
   return jax.process_index() == 0
+
+
+def lost_peer(error: BaseException | None) -> bool:
+  """Says whether an error, or one it comes from, means that another process of the run has died.
+
+  A failed collective arrives as JaxRuntimeError or as ValueError, so the words decide, not the kind.
+  """
+  if jax.process_count() == 1:
+    return False
+  while error is not None:
+    if any(word in str(error) for word in _LOST):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process at once after a peer was lost: the usual way out would wait for that peer and abort."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def global_batch(mesh: Mesh, local_batch):

@@ -1,6 +1,11 @@
-"""Processes, batches and the stop flag; runs of two processes are in tests/test_checkpoint.py."""
+"""Processes, batches and the stop flag; two processes with one checkpoint are in test_checkpoint.py."""
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -50,3 +55,53 @@ def test_a_signal_raises_the_flag_and_leaves_handlers_as_they_were(number):
     assert stop.agreed(add_up(stop.array()))
     assert signal.getsignal(number) == before  # A second signal has its usual effect.
   assert signal.getsignal(number) == before
+
+
+def test_an_error_of_a_run_of_one_process_is_no_lost_peer():
+  assert not hosts.lost_peer(ValueError("Gloo all-reduce failed: Connection reset by peer"))
+
+
+WORKER = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from atlas_jax.parallel import hosts, mesh as meshes
+hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+add_up = jax.jit(jnp.sum)
+rows = hosts.global_batch(meshes.make(), np.ones(2, np.float32))
+assert not hosts.lost_peer(ValueError("config.optim.lr=0 must be above 0"))
+try:
+  for step in range(10**6):
+    add_up(rows).block_until_ready()
+    if step == 10:
+      print("READY", flush=True)
+except Exception as error:
+  try:
+    raise RuntimeError("saving failed") from error
+  except RuntimeError as outer:
+    print("LOST", hosts.lost_peer(outer))
+  hosts.leave(3)
+"""
+
+
+def test_a_killed_process_ends_the_other_soon_and_clearly():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+  workers = [subprocess.Popen(
+      [sys.executable, "-c", WORKER, str(port), str(rank)], env=env, cwd=Path(__file__).parents[2],
+      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for rank in (0, 1)]
+  try:
+    for worker in workers:
+      while "READY" not in (line := worker.stdout.readline()):
+        assert line, "a worker ended before it was ready"
+    workers[1].kill()
+    start = time.monotonic()
+    text = workers[0].communicate(timeout=60)[0]
+  finally:
+    for worker in workers:
+      worker.kill()
+      worker.wait()
+  assert "LOST True" in text
+  assert workers[0].returncode == 3
+  assert time.monotonic() - start < 20  # Without `leave` it would hang for the heartbeat, then abort.
