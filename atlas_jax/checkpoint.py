@@ -40,13 +40,16 @@ class Checkpoints:
     keep_last: how many of the newest are kept.
     keep_best: how many with the lowest best_metric are kept besides.
     keep_every_steps: steps whose multiples are kept for good, or None.
+    every_steps: how often the training loop saves; kept for it as an attribute.
     best_metric: which of the metrics given to `save` decides.
     read_only: for evaluation and generation: makes no directory and cannot save.
   """
 
-  def __init__(self, workdir, *, keep_last: int = 2, keep_best: int = 1, keep_every_steps: int | None = None,
-               best_metric: str = "val_bits_per_byte", read_only: bool = False):
+  def __init__(self, workdir, *, every_steps: int | None = None, keep_last: int = 2, keep_best: int = 1,
+               keep_every_steps: int | None = None, best_metric: str = "val_bits_per_byte",
+               read_only: bool = False):
     _check_policy(keep_last, keep_best, keep_every_steps)
+    self.every_steps = every_steps
     self.path = Path(workdir).absolute() / FOLDER
     self._read_only = read_only
     if not read_only:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 GIB = 2**30
 # Dense bfloat16 with float32 sums, FLOP/s of one jax device, from the makers' data sheets. The first entry
@@ -41,7 +42,15 @@ class FlopCount(NamedTuple):
   open_loops: int
 
 
-def matmul_flops(function: Callable, *args) -> FlopCount:
+def matmul_flops(function: Callable, *args) -> int:
+  """Gives the FLOPs of one call's matrix products; warns if a loop of unknown length counts as one turn."""
+  count = count_flops(function, *args)
+  if count.open_loops:
+    logging.warning("%d loops of unknown length count as one turn each: FLOPs are too low", count.open_loops)
+  return count.flops
+
+
+def count_flops(function: Callable, *args) -> FlopCount:
   """Counts the FLOPs of the dot products that one call of `function` makes.
 
   It walks the traced program: scans count by their length, a condition by its dearest branch, Pallas kernels

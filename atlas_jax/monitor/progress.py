@@ -17,7 +17,7 @@ class Progress:
     console: where to draw, for tests; a terminal on stderr if None, so that stdout stays clean.
   """
 
-  def __init__(self, total_steps: int, *, start_step: int = 0, enabled: bool = True,
+  def __init__(self, total_steps: int, start_step: int = 0, *, enabled: bool = True,
                console: rich.console.Console | None = None):
     self._bar: rich.progress.Progress | None = None
     shown = console is not None or sys.stderr.isatty()

@@ -50,6 +50,27 @@ def write_report(workdir) -> Path:
   return workdir / REPORT
 
 
+def read_metrics(workdir) -> list[dict]:
+  """Reads all rows of a run's metrics.jsonl, oldest first."""
+  return list(writer.read_rows(Path(workdir) / writer.METRICS))
+
+
+def last_mean(rows: list[dict], name: str, *, n_rows: int = 5) -> float | None:
+  """Averages a metric over the last rows that have it, one batch being noisy; None if none has."""
+  values = _values(rows, name)[-n_rows:]
+  return float(np.mean(values)) if values else None
+
+
+def median(rows: list[dict], name: str) -> float | None:
+  """Gives the median of a metric over all rows that have it; None if none has."""
+  values = _values(rows, name)
+  return float(np.median(values)) if values else None
+
+
+def _values(rows: list[dict], name: str) -> list[float]:
+  return [row[name] for row in rows if row.get(name) is not None]
+
+
 class Series(dict):
   """name -> (x, y): tokens seen, or steps in a run that did not count them, and finite values."""
 

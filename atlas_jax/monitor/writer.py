@@ -1,6 +1,6 @@
 """Metrics to `workdir/metrics.jsonl`, the record everything else reads, and to TensorBoard beside it.
 
-A row is one JSON object, {"step": 20, "train/loss_nats": 2.31, ...}; steps rise and no step comes twice.
+A row is one JSON object, {"step": 20, "train/loss_nats": 2.31, ...}; steps rise and none comes twice.
 What is not finite is written as null, because JSON has no NaN; a reader takes null as NaN.
 """
 import json
@@ -23,46 +23,60 @@ class MetricsWriter:
   Args:
     workdir: the run directory.
     tensorboard: whether event files are written to workdir/tensorboard too.
-    resumed_from_step: the step of the checkpoint a run goes on from; rows of later steps are dropped. A run
+    resume_step: the step of the checkpoint a run goes on from; rows of later steps are dropped. A run
       that starts anew gives 0, so that no row of an earlier attempt is left.
   """
 
-  def __init__(self, workdir, tensorboard: bool = True, *, resumed_from_step: int = 0):
-    self._file = self._events = None
+  def __init__(self, workdir, tensorboard: bool = True, *, resume_step: int = 0):
+    self._file: Any = None
+    self._events: Any = None
     if jax.process_index() != 0:
       return
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    self._last_step = drop_rows_after(workdir / METRICS, resumed_from_step)
-    self._file = (workdir / METRICS).open("a", encoding="utf-8")
+    # The last row, {} if there is none, and where it begins: numbers of its step may still join it.
+    self._last_row, self._last_place = drop_rows_after(workdir / METRICS, resume_step)
+    self._file = (workdir / METRICS).open("r+", encoding="utf-8")
+    self._file.seek(0, os.SEEK_END)
     if tensorboard:
       import tensorboardX  # Here, so that a run without it does not pay for the import.
       # The purge hides events of later steps from an earlier attempt. File names have whole seconds: the
       # suffix keeps a quick restart from writing into the file of the attempt before.
       self._events = tensorboardX.SummaryWriter(
-          str(workdir / EVENTS), purge_step=resumed_from_step + 1,
-          filename_suffix=f".from_{resumed_from_step}")
+          str(workdir / EVENTS), purge_step=resume_step + 1,
+          filename_suffix=f".from_{resume_step}")
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Writes one row; values are Python, NumPy or jax numbers.
+    """Writes a step's row, or joins numbers to the last row if it is of the same step.
+
+    Args:
+      step: not before the last one written.
+      scalars: Python, NumPy or jax numbers by name.
 
     Raises:
-      ValueError: if the step is not later than the last one written.
+      ValueError: if the step comes before the last one.
     """
     if self._file is None:
       return
     step = int(step)
-    if step <= self._last_step:
-      raise ValueError(f"metrics of step {step} come after those of step {self._last_step}; a step is "
-                       "written once, all its numbers in one row")
     row = {name: _number(value) for name, value in scalars.items()}
-    self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
-    self._file.flush()
-    self._last_step = step
+    self._write_row(step, row)
     if self._events is not None:
       for name, value in row.items():
         self._events.add_scalar(name, math.nan if value is None else value, step)
       self._events.flush()
+
+  def _write_row(self, step: int, row: dict) -> None:
+    last_step = self._last_row.get("step", -1)
+    if step < last_step:
+      raise ValueError(f"metrics of step {step} come after those of step {last_step}; steps must rise")
+    if step == last_step:
+      row = {**self._last_row, **row}
+      self._file.seek(self._last_place)
+      self._file.truncate()
+    self._last_place, self._last_row = self._file.tell(), {"step": step, **row}
+    self._file.write(json.dumps(self._last_row, allow_nan=False) + "\n")
+    self._file.flush()
 
   def write_text(self, step: int, name: str, text: str) -> None:
     """Shows a text in TensorBoard, as it is."""
@@ -107,19 +121,22 @@ def read_rows(path) -> Iterator[dict]:
       raise ValueError(f"{path}:{number} is no JSON object: {error}") from error
 
 
-def drop_rows_after(path, step: int) -> int:
-  """Rewrites a metrics file without rows of later steps, wholly or not at all; gives the last step left."""
+def drop_rows_after(path, step: int) -> tuple[dict, int]:
+  """Rewrites a metrics file without rows of later steps, wholly or not at all; makes it if there is none.
+
+  Returns:
+    The last row left, {} if there is none, and the place in the file where it begins.
+  """
   path = Path(path)
-  if not path.exists():
-    return -1
-  kept = [row for row in read_rows(path) if row["step"] <= step]
+  kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
+  lines = [json.dumps(row) + "\n" for row in kept]
   beside = path.with_name(path.name + ".new")
   with beside.open("w", encoding="utf-8") as stream:
-    stream.writelines(json.dumps(row) + "\n" for row in kept)
+    stream.writelines(lines)
     stream.flush()
     os.fsync(stream.fileno())
   beside.replace(path)
-  return kept[-1]["step"] if kept else -1
+  return (kept[-1], sum(map(len, lines[:-1]))) if kept else ({}, 0)
 
 
 def _number(value):

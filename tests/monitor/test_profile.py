@@ -17,9 +17,8 @@ ONE = 2 * N * K * M  # One product A @ X.
 
 
 def flops(function, *args):
-  count = profile.matmul_flops(function, *args)
-  assert count.open_loops == 0
-  return count.flops
+  assert profile.count_flops(function, *args).open_loops == 0
+  return profile.matmul_flops(function, *args)
 
 
 def test_one_product_is_twice_its_three_sizes():
@@ -76,10 +75,13 @@ def test_a_condition_counts_its_dearest_branch():
   assert flops(either, jax.ShapeDtypeStruct((), bool), A, X) == more
 
 
-def test_a_loop_of_unknown_length_counts_once_and_says_so():
+def test_a_loop_of_unknown_length_counts_once_and_says_so(caplog):
   def loop(a, x):
     return lax.while_loop(lambda s: jnp.sum(s) < 9, lambda s: s + jnp.dot(a, x), jnp.zeros((N, M)))
-  assert profile.matmul_flops(loop, A, X) == profile.FlopCount(ONE, 1)
+  assert profile.count_flops(loop, A, X) == profile.FlopCount(ONE, 1)
+  with caplog.at_level("WARNING", logger="absl"):
+    assert profile.matmul_flops(loop, A, X) == ONE
+  assert "1 loops of unknown length" in caplog.text
 
 
 def test_shard_map_counts_all_devices():

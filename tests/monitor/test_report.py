@@ -47,6 +47,14 @@ def test_missing_series_are_left_out(tmp_path):
   report.write_report(tmp_path)
 
 
+def test_summaries_skip_rows_without_the_metric(tmp_path):
+  write_rows(tmp_path, [{"step": step, "a": value} for step, value in enumerate((9.0, 1.0, None, 2.0, 3.0))])
+  rows = report.read_metrics(tmp_path)
+  assert report.last_mean(rows, "a", n_rows=3) == 2.0
+  assert report.median(rows, "a") == 2.5
+  assert report.last_mean(rows, "b") is report.median(rows, "b") is None
+
+
 def test_no_metrics_are_an_error_that_names_the_file(tmp_path):
   with pytest.raises(FileNotFoundError, match="metrics.jsonl does not exist"):
     report.write_report(tmp_path)

@@ -35,7 +35,7 @@ def test_a_resumed_run_writes_every_step_once(tmp_path):
       metrics.write(step, {"loss": step})
   with (tmp_path / "metrics.jsonl").open("a") as stream:
     stream.write('{"step": 40, "lo')  # What a crash leaves.
-  with writer.MetricsWriter(tmp_path, tensorboard=False, resumed_from_step=20) as metrics:
+  with writer.MetricsWriter(tmp_path, tensorboard=False, resume_step=20) as metrics:
     assert [row["step"] for row in rows(tmp_path)] == [10, 20]
     metrics.write(30, {"loss": -30})
   assert rows(tmp_path)[2] == {"step": 30, "loss": -30}
@@ -49,11 +49,26 @@ def test_a_new_run_leaves_no_row_of_an_earlier_attempt(tmp_path):
   assert rows(tmp_path) == [{"step": 5, "loss": 2.0}]
 
 
-def test_a_step_is_written_once_and_values_are_single_numbers(tmp_path):
+def test_numbers_of_the_same_step_join_its_row(tmp_path):
+  with writer.MetricsWriter(tmp_path, tensorboard=False) as metrics:
+    metrics.write(2, {"loss": 2.0})
+    metrics.write(3, {"loss": 1.0, "long/name": 1.23456789})
+    metrics.write(3, {"val": 5.0, "loss": 1.5})
+    metrics.write(4, {"loss": 0.5})
+  assert rows(tmp_path) == [
+      {"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.5, "long/name": 1.23456789, "val": 5.0},
+      {"step": 4, "loss": 0.5}]
+  with writer.MetricsWriter(tmp_path, tensorboard=False, resume_step=4) as metrics:
+    metrics.write(4, {"val": 6.0})  # A finished run that is started again.
+    metrics.write(5, {"loss": 0.25})
+  assert rows(tmp_path)[2:] == [{"step": 4, "loss": 0.5, "val": 6.0}, {"step": 5, "loss": 0.25}]
+
+
+def test_steps_rise_and_values_are_single_numbers(tmp_path):
   with writer.MetricsWriter(tmp_path, tensorboard=False) as metrics:
     metrics.write(3, {"loss": 1.0})
-    with pytest.raises(ValueError, match="step 3 come after those of step 3"):
-      metrics.write(3, {"loss": 1.0})
+    with pytest.raises(ValueError, match="step 2 come after those of step 3"):
+      metrics.write(2, {"loss": 1.0})
     with pytest.raises(TypeError, match=r"shape \(2,\)"):
       metrics.write(4, {"loss": np.ones(2)})
 
@@ -69,7 +84,7 @@ def test_tensorboard_reads_the_same_numbers(tmp_path):
   with writer.MetricsWriter(tmp_path) as metrics:
     metrics.write(1, {"train/loss_nats": 2.0})
     metrics.write(2, {"train/loss_nats": 9.0})
-  with writer.MetricsWriter(tmp_path, resumed_from_step=1) as metrics:
+  with writer.MetricsWriter(tmp_path, resume_step=1) as metrics:
     metrics.write(2, {"train/loss_nats": 1.5})
     metrics.write_text(2, "sample", "def <name>():")
     metrics.write_image(2, "report", np.zeros((4, 6, 3), np.uint8))
