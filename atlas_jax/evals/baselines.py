@@ -16,8 +16,8 @@ def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
     max_tokens: see `held_out.batches`; None reads all.
 
   Returns:
-    run(params, *, step) -> EvalOut with "eval/trigram_bits_per_byte", "eval/trigram_tokens" (targets it was fitted
-    on) and "eval/gzip_bits_per_byte" of the bytes behind the held-out targets.
+    run(params, *, step) -> EvalOut with "eval/trigram_bits_per_byte", "eval/trigram_tokens" (targets it was
+    fitted on) and "eval/gzip_bits_per_byte" of the bytes behind the held-out targets.
   """
 
   def run(params, *, step: int) -> EvalOut:

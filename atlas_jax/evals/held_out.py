@@ -30,7 +30,7 @@ def batches(source, *, max_tokens: int | None = None, processes: int = 1):
 
 
 def make_step(step, mesh: Mesh):
-  """Compiles `(params, state, batch) -> (state, sums)`: rows stay split, every process gets all of the sums."""
+  """Compiles `(params, state, batch) -> (state, sums)`; rows stay split, the sums are whole everywhere."""
   return jax.jit(step, donate_argnums=1, out_shardings=(meshes.batch_sharding(mesh), meshes.replicated(mesh)))
 
 
@@ -52,12 +52,15 @@ def add_up(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = 
   for local in batches(source, max_tokens=max_tokens, processes=jax.process_count()):
     batch = hosts.global_batch(mesh, local)
     if state is None:
-      rows = batch["tokens_BT"].shape[0]
-      state = jax.jit(lambda: model.zero_state(rows), out_shardings=meshes.batch_sharding(mesh))()
+      state = _zero_state(model, batch["tokens_BT"].shape[0], mesh)
     state, sums = step(params, state, batch)
     # Sums of a segment are read while the next one is computed.
     totals, waiting = _plus(totals, waiting), sums
   return _plus(totals, waiting)
+
+
+def _zero_state(model, rows: int, mesh: Mesh):
+  return jax.jit(lambda: model.zero_state(rows), out_shardings=meshes.batch_sharding(mesh))()
 
 
 def _plus(totals: dict, sums) -> dict:

@@ -1,4 +1,4 @@
-"""Memory gain: how much worse held-out text is predicted without what the memory holds from earlier segments."""
+"""Memory gain: how much worse held-out text is predicted without what memory holds from earlier segments."""
 import functools
 
 import jax
@@ -19,10 +19,11 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
          block_tokens: int | None = None):
   """Makes the evaluation.
 
-  In every segment, the tokens of the document that began in an earlier one are scored four times: as the model
-  is; "reset": the memory's fast weights stand at their learned start when the segment begins; "swapped": they
-  are those of another row; "gate_zero": nothing of the memory enters in this segment. Attention's window and the
-  memory's short convolutions go on as they were in all four, and so does the state that the next segment gets.
+  In every segment, the tokens of the document that began in an earlier one are scored four times: as the
+  model is; "reset": the memory's fast weights stand at their learned start when the segment begins;
+  "swapped": they are those of another row; "gate_zero": nothing of the memory enters in this segment.
+  Attention's window and the memory's short convolutions go on as they were in all four, and the next segment
+  gets the state of the model as it is.
 
   Args:
     model: one with a memory.
@@ -38,10 +39,11 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     tokens is absent and the text says so.
 
   Raises:
-    ValueError: if the model has no memory; from `run`, if the batch has one row, which has no other to swap with.
+    ValueError: if the model has no memory; from `run`, if the batch has one row, and no other to swap with.
   """
   if model.memory_mix == "none":
-    raise ValueError("config.model.memory_mix='none' leaves no memory to measure; remove memory_gain from the evals")
+    raise ValueError("config.model.memory_mix='none' leaves no memory to measure; take memory_gain "
+                     "out of the evals")
   segment = functools.partial(_segment, model, block_tokens)
   segment_step = held_out.make_step(segment, mesh)
 
@@ -55,14 +57,15 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
 def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict):
   if state.doc_B.shape[0] < 2:
-    raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in; use at least 2")
+    raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in; use 2 "
+                     "or more")
 
   def read(variant):
     state, memory_scale = variant
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                       memory_scale=memory_scale, mode="packed")
-    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"], batch["weight_BT"],
-                                   block_tokens=block_tokens)
+    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+                                   batch["weight_BT"], block_tokens=block_tokens)
     return out.state, nll_BT
 
   states = (state, fresh_memory(model, params, state), other_memory(state), state)
@@ -89,7 +92,8 @@ def fresh_memory(model: lm.LM, params, state: lm.LMState) -> lm.LMState:
   fresh = start(params["blocks"]["memory"]["initial_fast"])
   running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
   old = state.memory.running
-  rows = jax.tree.map(lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape), running, old)
+  repeat = lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)
+  rows = jax.tree.map(repeat, running, old)
   return state._replace(memory=state.memory._replace(running=rows))
 
 
@@ -108,6 +112,6 @@ def _result(totals: dict) -> EvalOut:
   absent = [name for name in ABLATIONS if not tokens[name]]
   text = ""
   if absent:
-    text = (f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document goes on into "
-            "a second segment; lower config.data.segment_len or give longer documents")
+    text = (f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document goes on "
+            "into a second segment; lower config.data.segment_len or give longer documents")
   return EvalOut(scalars, text)

@@ -37,16 +37,16 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
 
   Returns:
-    run(params, *, step) -> EvalOut with, over counted targets, "val/loss_nats", "val/perplexity", "val/tokens",
-    "val/bits_per_byte" (absent if targets stand for no bytes), and for each bucket of positions that has any
-    "val/loss_nats_by_position/FIRST-LAST" and "val/tokens_by_position/FIRST-LAST".
+    run(params, *, step) -> EvalOut with, over counted targets, "val/loss_nats", "val/perplexity",
+    "val/tokens", "val/bits_per_byte" (absent if targets stand for no bytes), and for each bucket of positions
+    that has any "val/loss_nats_by_position/FIRST-LAST" and "val/tokens_by_position/FIRST-LAST".
   """
   starts = bucket_starts()
 
   def segment(params, state, batch):
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
-    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"], batch["weight_BT"],
-                                   block_tokens=block_tokens)
+    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+                                   batch["weight_BT"], block_tokens=block_tokens)
     return out.state, segment_sums(nll_BT, batch, starts)
 
   segment_step = held_out.make_step(segment, mesh)
@@ -79,11 +79,12 @@ def scalars(totals: dict, names: list[str]) -> dict[str, float]:
   """
   tokens = float(np.sum(totals["tokens"])) if totals else 0.0
   if not tokens:
-    raise ValueError("the held-out text has no token that counts; raise config.data.held_out_frac or give more "
-                     "documents")
+    raise ValueError("the held-out text has no token that counts; raise config.data.held_out_frac or give "
+                     "more documents")
   nats = float(np.sum(totals["nats"]))
   loss = nats / tokens
-  found = {"val/loss_nats": loss, "val/perplexity": math.exp(loss) if loss < 700 else math.inf, "val/tokens": tokens}
+  perplexity = math.exp(loss) if loss < 700 else math.inf
+  found = {"val/loss_nats": loss, "val/perplexity": perplexity, "val/tokens": tokens}
   if totals["bytes"]:
     found["val/bits_per_byte"] = nats / math.log(2) / float(totals["bytes"])
   for name, bucket_nats, bucket_tokens in zip(names, totals["nats"], totals["tokens"]):

@@ -11,7 +11,7 @@ from atlas_jax.data.tokenizer import StreamDecoder
 from atlas_jax.models import lm
 from atlas_jax.parallel import mesh as meshes
 
-PIECE_TOKENS = 256  # A prompt is read by pieces of this size, the last one padded: any length, one compilation.
+PIECE_TOKENS = 256  # A prompt is read by pieces of this size, the last one padded: one compilation for all.
 
 
 class Engine(NamedTuple):
@@ -45,17 +45,19 @@ def make(model: lm.LM, *, mesh: Mesh | None = None, piece_tokens: int = PIECE_TO
     out = model.apply({"params": params}, token_B[:, None], state, mode="stream")
     return out.state, lm.logits(params, out.hidden_BTD)[:, 0]
 
-  whole = {} if mesh is None else {"out_shardings": meshes.replicated(mesh)}
-  piece = jax.jit(read_piece, donate_argnums=1, **whole)
-  zero_state = jax.jit(model.zero_state, static_argnums=0, **whole)
-  blank = jax.jit(lambda rows: jnp.zeros((rows, model.vocab_size), jnp.float32), static_argnums=0, **whole)
+  whole = None if mesh is None else meshes.replicated(mesh)
+  piece = jax.jit(read_piece, donate_argnums=1, out_shardings=whole)
+  zero_state = jax.jit(model.zero_state, static_argnums=0, out_shardings=whole)
+  zeros = lambda rows: jnp.zeros((rows, model.vocab_size), jnp.float32)
+  blank = jax.jit(zeros, static_argnums=0, out_shardings=whole)
 
   def prefill(params, state: lm.LMState, tokens_BT, count_B=None):
     tokens_BT = np.asarray(tokens_BT, np.int32)
     rows, length = tokens_BT.shape
     count_B = np.full(rows, length, np.int32) if count_B is None else np.asarray(count_B, np.int32)
     if length < 1 or count_B.min() < 1 or count_B.max() > length:
-      raise ValueError(f"every row of a prompt needs 1 to {length} tokens; got {count_B.tolist()}, start with DOC")
+      raise ValueError(f"every row of a prompt needs 1 to {length} tokens, got {count_B.tolist()}; an empty "
+                       "prompt is DOC alone")
     logits_BV = blank(rows)
     for start in range(0, length, piece_tokens):
       part_BT = tokens_BT[:, start:start + piece_tokens]
@@ -65,8 +67,8 @@ def make(model: lm.LM, *, mesh: Mesh | None = None, piece_tokens: int = PIECE_TO
 
   return Engine(
       init=lambda rows=1: zero_state(rows), prefill=prefill,
-      decode=jax.jit(read_token, donate_argnums=1, **whole),
-      choose=jax.jit(choose, static_argnames="top_k", **whole))
+      decode=jax.jit(read_token, donate_argnums=1, out_shardings=whole),
+      choose=jax.jit(choose, static_argnames="top_k", out_shardings=whole))
 
 
 def choose(key, logits_BV, temperature, *, top_k: int | None = None):

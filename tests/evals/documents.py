@@ -1,8 +1,17 @@
-"""A small source of packed documents for the evals: a real plan over tokens in memory."""
+"""Small things for the evals: a source of packed documents in memory, and a model to read them."""
+import functools
+
 import numpy as np
 
 from atlas_jax.data import packing
 from atlas_jax.data.tokenizer import ByteTokenizer
+from tests.helpers import tiny_lm
+
+
+@functools.lru_cache
+def lm_and_params():
+  """One model for all evals, and its parameters."""
+  return tiny_lm()[:2]
 
 
 class Documents:
@@ -14,7 +23,8 @@ class Documents:
     self._plan = packing.Plan(lengths, batch_rows=rows, segment_len=segment_len, align_tokens=align_tokens,
                               seed=seed, max_tokens=max_tokens)
     bytes_of = np.r_[np.ones(doc_id, np.int32), np.zeros(1, np.int32)]
-    self._tokens = packing.Tokens(np.concatenate(documents), np.cumsum(lengths) - lengths, lengths, bytes_of, doc_id)
+    starts = np.cumsum(lengths) - lengths
+    self._tokens = packing.Tokens(np.concatenate(documents), starts, lengths, bytes_of, doc_id)
     self._rows, self._endless = rows, seed is not None
 
   def next(self, params):

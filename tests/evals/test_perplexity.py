@@ -1,4 +1,4 @@
-"""Perplexity of held-out text: streamed by segments equals one long forward pass, on one device and on eight."""
+"""Perplexity of held-out text: streamed by segments equals one long pass, on one device and on eight."""
 import functools
 import math
 
@@ -10,15 +10,9 @@ from atlas_jax.evals import perplexity
 from atlas_jax.models import lm
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
-from tests.evals.documents import Documents, joined, nats, random_documents
-from tests.helpers import tiny_lm
+from tests.evals.documents import Documents, joined, lm_and_params, nats, random_documents
 
 LENGTHS = (150, 30, 7, 141, 3)
-
-
-@functools.lru_cache
-def lm_and_params():
-  return tiny_lm(B=4, T=4)[:2]
 
 
 def source(**fields):
