@@ -169,7 +169,7 @@ class LM(nn.Module):
     """
     doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
     dtype = jnp.dtype(self.dtype)
-    embedding = self.param("embed", scaled_embedding, (self.vocab_size, self.width), jnp.float32)
+    embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
     x_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     broadcast = nn.broadcast
@@ -200,11 +200,6 @@ class LM(nn.Module):
       raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
                        f"config.model.memory.chunk_size={chunk}")
     return doc_BT
-
-
-def scaled_embedding(key, shape, dtype):
-  """Starts embeddings at norm one: they are scaled up on the way in and serve as output weights."""
-  return jax.random.normal(key, shape, dtype) * jnp.asarray(shape[1] ** -0.5, dtype)
 
 
 def last_document(doc_BT, last_doc_B, count_B):

@@ -1,0 +1,99 @@
+"""Next-token training of a decoder whose memory passes from segment to segment of a document."""
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax import evals
+from atlas_jax.data import source as sources
+from atlas_jax.evals import baselines, memory_gain, perplexity
+from atlas_jax.losses.next_token import next_token_loss
+from atlas_jax.memory import rules
+from atlas_jax.models import lm
+from atlas_jax.recipes import Init, LossOut, Recipe
+
+
+def model_of(config) -> lm.LM:
+  """Makes the network of a config.
+
+  Raises:
+    ValueError, TypeError: if the memory rule or one of its options does not fit.
+  """
+  fields = config.model.to_dict()
+  memory = fields["memory"]
+  rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"], **memory["options"])
+  return lm.LM(**fields)
+
+
+def held_out_of(config, max_tokens: int | None):
+  """Opens the held-out documents of a config, this process's rows."""
+  fields = {**config.data.to_dict(), "batch_rows": config.eval.batch_rows}
+  return sources.load(**fields, **_place(config), split="held_out", max_tokens=max_tokens)
+
+
+def train_source_of(config):
+  """Opens the training documents of a config, this process's rows."""
+  return sources.load(**config.data, **_place(config), split="train")
+
+
+def _place(config) -> dict:
+  return {"seed": config.seed, "process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def check_vocabulary(config, tokenizer) -> None:
+  """Refuses a model whose vocabulary is not the tokenizer's.
+
+  Raises:
+    ValueError: names both sizes.
+  """
+  if config.model.vocab_size != tokenizer.vocab_size:
+    raise ValueError(f"config.model.vocab_size={config.model.vocab_size} is not the vocabulary of "
+                     f"config.data.tokenizer={config.data.tokenizer!r}, {tokenizer.vocab_size}; set "
+                     f"--config.model.vocab_size={tokenizer.vocab_size}, or choose another tokenizer")
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  model = model_of(config)
+  source = train_source_of(config)
+  check_vocabulary(config, source.tokenizer)
+
+  def init(rng):
+    dummy = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+    params = model.init(rng, dummy, model.zero_state(1), doc_BT=dummy)["params"]
+    return Init(params, carry=model.zero_state(config.data.batch_rows) if config.data.carry else ())
+
+  def loss(params, batch, *, frozen, carry, rng):
+    del frozen, rng
+    state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
+    out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"])
+    mean, weight, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+                                           batch["weight_BT"], **config.loss)
+    nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
+    bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
+    metrics = {"train/bits_per_byte": bits_per_byte, "train/perplexity": jnp.exp(jax.lax.stop_gradient(mean)),
+               **layer_metrics(out.stats)}
+    return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
+
+  return Recipe(init, loss, source, evals_of(config, model, mesh))
+
+
+def layer_metrics(stats: dict) -> dict:
+  """Names each layer's statistics memory/NAME/layer_00 and so on."""
+  return {f"memory/{name}/layer_{layer:02d}": value_L[layer]
+          for name, value_L in stats.items() for layer in range(value_L.shape[0])}
+
+
+def evals_of(config, model, mesh) -> dict:
+  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end."""
+  held_out = functools.partial(held_out_of, config)
+  found = {"perplexity": evals.Eval(
+      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
+  if config.model.memory_mix != "none":
+    gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
+    found["memory_gain"] = evals.Eval(gain, "end")
+  if config.eval.baselines:
+    run = baselines.make(functools.partial(train_source_of, config),
+                         functools.partial(held_out, config.eval.max_tokens))
+    found["baselines"] = evals.Eval(run, "end")
+  return found
