@@ -1,12 +1,19 @@
 """Builds the small things tests are about and compares results; computes no expected value."""
+
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 
 from atlas_jax.memory import rules, scan
+from atlas_jax.memory.layer import Memory
 from atlas_jax.memory.types import Gates, Token
+from atlas_jax.models import lm
 
-# Float64 leaves only rounding; float32 sums of a few dozen terms of size one lose about 1e-6, a decade is margin.
+# Float64 leaves only rounding; float32 sums of a few dozen terms of size one lose 1e-6, a decade is margin.
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2}
 
 
@@ -33,12 +40,48 @@ def assert_close(actual, expected, *, why="", tolerance=None):
 
 def assert_same_bits(actual, expected, *, why=""):
   """Compares pytrees bit for bit."""
-  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+  ):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=f"{why}{jax.tree_util.keystr(path)}")
 
 
+def assert_slopes(function, arguments, gradient, *, step=1e-6, tolerance=1e-7):
+  """Compares a gradient with central differences of a float64 function, along one random direction per leaf.
+
+  Args:
+    function: arguments -> float.
+    arguments: a pytree of float64 arrays.
+    gradient: the same tree of slopes.
+    step: width of the difference.
+    tolerance: as in `assert_close`; a difference loses half of float64's digits.
+  """
+  leaves, treedef = jax.tree.flatten(arguments)
+  draw = np.random.default_rng(6)
+  for i, (path, slope) in enumerate(jax.tree_util.tree_leaves_with_path(gradient)):
+    direction = draw.normal(size=leaves[i].shape)
+    up, down = (
+      jax.tree.unflatten(treedef, [*leaves[:i], leaves[i] + sign * direction, *leaves[i + 1 :]])
+      for sign in (step, -step)
+    )
+    expected = np.float64((function(up) - function(down)) / (2 * step))
+    actual = np.sum(np.asarray(slope) * direction)
+    assert_close(actual, expected, why=jax.tree_util.keystr(path), tolerance=tolerance)
+
+
+@contextlib.contextmanager
+def quick_compilation():
+  """Compiles without the slow half of the compiler while it lasts; tests run a function a few times only."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def trace_counter(function):
-  """Gives a jitted copy of a function and the list that grows by one at each trace, that is at each compilation."""
+  """Gives a jitted copy of a function, and a list that grows by one whenever it is traced and compiled."""
   traces = []
 
   def counted(*args, **kwargs):
@@ -50,6 +93,7 @@ def trace_counter(function):
 
 # --- memory rules: one head, one row ---
 
+
 def random_tokens(seed, n, *, key_dim, value_dim, dtype="float32"):
   """Tokens of one head: unit-norm q and k, normal v."""
   draw = np.random.default_rng(seed)
@@ -58,7 +102,9 @@ def random_tokens(seed, n, *, key_dim, value_dim, dtype="float32"):
   return Token(*(jnp.asarray(x, dtype) for x in (*unit, draw.normal(size=(n, value_dim)))))
 
 
-def random_gates(seed, n, *, dtype="float32", retention=(0.7, 1.0), momentum=(0.2, 0.95), write_rate=(0.05, 0.4)):
+def random_gates(
+  seed, n, *, dtype="float32", retention=(0.7, 1.0), momentum=(0.2, 0.95), write_rate=(0.05, 0.4)
+):
   """Gates of one head, uniform in the given ranges."""
   draw = np.random.default_rng(seed + 1000)
   low, high = zip(retention, momentum, write_rate)
@@ -70,28 +116,113 @@ def tiny_rule(name="titans", *, seed=0, dtype="float32", key_dim=5, value_dim=5,
   """A rule of one small head and random fast weights for it (the rule's own, plus noise in every entry)."""
   rule = rules.load(name, key_dim=key_dim, value_dim=value_dim, **options)
   draw = np.random.default_rng(seed)
-  fast = jax.tree.map(lambda w: jnp.asarray(np.asarray(w) + draw.normal(scale=0.4, size=w.shape), dtype),
-                      rule.init_fast(jax.random.key(seed)))
+  fast = jax.tree.map(
+    lambda w: jnp.asarray(np.asarray(w) + draw.normal(scale=0.4, size=w.shape), dtype),
+    rule.init_fast(jax.random.key(seed)),
+  )
   return rule, fast
 
 
 def running_from(rule, fast, *, seed=None):
   """The state before the first token; with a seed its momentum is random, as in the middle of a text."""
-  memory = rule.init(fast)
-  if seed is not None:
-    draw = np.random.default_rng(seed)
-    noise = jax.tree.map(lambda s: jnp.asarray(draw.normal(scale=0.2, size=s.shape), s.dtype), memory.momentum)
-    memory = memory._replace(momentum=noise)
-  return scan.Running(memory=memory, base=memory.fast, position=jnp.zeros((), jnp.int32))
+  running = scan.start(rule, fast)
+  if seed is None:
+    return running
+  draw = np.random.default_rng(seed)
+  noise = jax.tree.map(
+    lambda s: jnp.asarray(draw.normal(scale=0.2, size=s.shape), s.dtype), running.memory.momentum
+  )
+  return running._replace(memory=running.memory._replace(momentum=noise))
 
 
 def as_numpy(tokens, gates):
   """Tokens and gates as the oracles take them: float64 arrays, gates in their own range."""
-  wide = lambda *xs: tuple(np.asarray(x, np.float64) for x in xs)  # noqa: E731
+  wide = lambda *xs: tuple(np.asarray(x, np.float64) for x in xs)
   retention_T, momentum_T = wide(gates.log_retention, gates.log_momentum)
   return wide(*tokens), (np.exp(retention_T), np.exp(momentum_T), *wide(gates.write_rate))
+
+
+def results(out_TM, memory):
+  """All that a run gives, by name; `memory` has `fast` and `momentum`."""
+  return {"out": out_TM, "fast": memory.fast, "momentum": memory.momentum}
 
 
 def cut(tree, start, stop):
   """The tokens from start to stop of every leaf."""
   return jax.tree.map(lambda x: x[start:stop], tree)
+
+
+# --- the layer and the language model ---
+
+MEMORY = dict(
+  rule="titans",
+  options={},
+  heads=3,
+  key_dim=4,
+  value_dim=4,
+  chunk_size=4,
+  conv_taps=4,
+  retention_init=0.95,
+  momentum_init=0.7,
+  write_rate_init=0.1,
+  write_rate_max=0.4,
+)
+LM = dict(
+  vocab_size=32,
+  width=12,
+  depth=2,
+  heads=2,
+  ff_width=20,
+  window_tokens=3,
+  memory_mix="gate",
+  gate_floor=0.1,
+  dtype="float32",
+  remat="none",
+  scan_unroll=1,
+)
+
+
+def noisy(params, *, scale, dtype, seed=0):
+  """Adds noise to every parameter, so that none stands at a special point such as zero or the identity."""
+  draw = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(np.asarray(x) + draw.normal(scale=scale, size=x.shape), dtype), params
+  )
+
+
+@functools.lru_cache
+def _memory_params(layer, D, seed):
+  doc_BT = jnp.zeros((1, layer.chunk_size), jnp.int32)
+  init = jax.jit(functools.partial(layer.init, mode="stream"))
+  return init(
+    jax.random.key(seed),
+    jnp.zeros((1, 1, D), jnp.float32),
+    layer.zero_state(1),
+    doc_BT[:, :1],
+    doc_BT[:, 0],
+    None,
+  )["params"]
+
+
+def tiny_memory(rule="titans", *, B=2, T=12, D=7, dtype="float32", seed=0, noise=0.2, **fields):
+  """A small memory layer, its parameters and an input; `fields` replace those of MEMORY."""
+  layer = Memory(
+    **freeze(MEMORY | dict(rule=rule) | fields)
+  )  # Frozen, so that a layer can be a static argument.
+  x_BTD = jnp.asarray(np.random.default_rng(seed).normal(size=(B, T, D)), dtype)
+  return layer, noisy(_memory_params(layer, D, seed), scale=noise, dtype=dtype, seed=seed), x_BTD
+
+
+@functools.lru_cache
+def _lm_params(model, seed):
+  init = jax.jit(functools.partial(model.init, mode="stream"))
+  return init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32), model.zero_state(1))["params"]
+
+
+def tiny_lm(*, B=2, T=12, dtype="float32", seed=0, noise=0.1, memory=None, **fields):
+  """A small language model, its parameters, random tokens; `fields`, `memory` replace those of LM, MEMORY."""
+  model = lm.LM(**(LM | fields), memory=freeze(MEMORY | (memory or {})))
+  wide = "float64" if dtype == "float64" else "float32"  # Parameters are never narrower.
+  params = noisy(_lm_params(model, seed), scale=noise, dtype=wide, seed=seed)
+  tokens_BT = jnp.asarray(np.random.default_rng(seed).integers(0, model.vocab_size, size=(B, T)), jnp.int32)
+  return model.clone(dtype=dtype), params, tokens_BT

@@ -1,8 +1,9 @@
-"""Reference results as NumPy loops written from the papers: one token at a time, float64, no code of the package.
+"""Reference results as NumPy loops from the papers: one token at a time, float64, no code of the package.
 
-Weights multiply from the right (`x_K @ w_KM`), the recall loss is half the squared error. Every memory rule has
-an entry in `RULES`; `tests/memory/test_rules_contract.py` refuses a rule without one.
+Weights multiply from the right (`x_K @ w_KM`), the recall loss is half the squared error. Every memory rule
+has an entry in `RULES`; `tests/memory/test_rules_contract.py` refuses a rule without one.
 """
+
 import math
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 
 class Run(NamedTuple):
-  """What a rule leaves after its tokens: reads in order, fast weights, momentum, the chunk's base, its position."""
+  """What a rule leaves: reads in order, fast weights, momentum, the chunk's base and the position in it."""
 
   out_TM: np.ndarray
   fast: dict
@@ -47,10 +48,10 @@ def gelu_slope(x):
 
 # Each activation with its derivative; gelu is the tanh form.
 ACTIVATIONS = {
-    "identity": (lambda x: x, np.ones_like),
-    "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
-    "silu": (silu, silu_slope),
-    "gelu": (gelu, gelu_slope),
+  "identity": (lambda x: x, np.ones_like),
+  "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
+  "silu": (silu, silu_slope),
+  "gelu": (gelu, gelu_slope),
 }
 
 
@@ -81,8 +82,24 @@ def mlp_gradient(weights, k, v, *, activation, residual):
   return gradient
 
 
-def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, position=0, write_T=None, reset_T=None,
-           initial=None, padding_moves_grid=True, depth=2, expansion=1, activation="silu", residual=True):
+def titans(
+  fast,
+  tokens,
+  gates,
+  *,
+  chunk_size,
+  momentum=None,
+  base=None,
+  position=0,
+  write_T=None,
+  reset_T=None,
+  initial=None,
+  padding_moves_grid=True,
+  depth=2,
+  expansion=1,
+  activation="silu",
+  residual=True,
+):
   """Titans' long-term memory, S_t = m_t S - r_t grad(W_base), W_t = a_t W + S_t, y_t = f(W_t; q_t).
 
   Args:
@@ -90,7 +107,8 @@ def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, positio
     tokens: (q_TK, k_TK, v_TM); gates: (retention_T, momentum_T, write_rate_T), each already in its range.
     chunk_size: the base is renewed where the position in the chunk is 0.
     momentum, base, position: what an earlier call left; zero, `fast` and 0 without one.
-    write_T: 0 at padding, which changes nothing; whether it takes a place in its chunk is `padding_moves_grid`.
+    write_T: 0 at padding, which changes nothing.
+    padding_moves_grid: whether padding takes a place in its chunk.
     reset_T: 1 where the memory goes back to `initial` (momentum zero) before the token.
   """
   del expansion
@@ -102,16 +120,17 @@ def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, positio
   write_T = np.ones(n) if write_T is None else np.asarray(write_T)
   reset_T = np.zeros(n) if reset_T is None else np.asarray(reset_T)
   w = [np.array(fast[name], np.float64) for name in names]
-  s = [np.zeros_like(x) if momentum is None else np.array(momentum[name], np.float64) for name, x in zip(names, w)]
+  s = [
+    np.zeros_like(x) if momentum is None else np.array(momentum[name], np.float64)
+    for name, x in zip(names, w)
+  ]
   anchor = [x if base is None else np.array(base[name], np.float64) for name, x in zip(names, w)]
   out = []
   for t in range(n):
     if reset_T[t]:
       w = [np.array(initial[name], np.float64) for name in names]
       s = [np.zeros_like(x) for x in w]
-      position = 0
-    if position == 0:
-      anchor = list(w)
+      anchor, position = w, 0
     if write_T[t]:
       gradient = mlp_gradient(anchor, k_TK[t], v_TM[t], **form)
       s = [momentum_T[t] * x - write_rate_T[t] * g for x, g in zip(s, gradient)]
@@ -119,19 +138,21 @@ def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, positio
     out.append(mlp_read(w, q_TK[t], **form))
     if write_T[t] or padding_moves_grid:
       position = (position + 1) % chunk_size
-  as_dict = lambda arrays: dict(zip(names, arrays))  # noqa: E731
+      anchor = w if position == 0 else anchor
+  as_dict = lambda arrays: dict(zip(names, arrays))
   return Run(np.array(out).reshape(n, -1), as_dict(w), as_dict(s), as_dict(anchor), position)
 
 
-# A rule's file name -> its loop. Every loop takes the arguments of `titans` up to `padding_moves_grid`, then options.
+# A rule's file name -> its loop: the arguments of `titans` up to `padding_moves_grid`, then its options.
 RULES = {"titans": titans}
 
 
 def chunk_decay(retention_C, momentum_C, write_rate_C, write_C):
   """The chunk's decay tables by their row recurrences; a token with write 0 is as if it were not there.
 
-  Returns a dict: fast_C, momentum_C (decay of the carried W and S inside W_t), mix_CC (weight of token i's gradient
-  inside W_t), momentum_keep (decay of S over the chunk), momentum_weight_C (weight of the gradients inside the last S).
+  Returns a dict: fast_C, momentum_C (decay of the carried W and S inside W_t), mix_CC (weight of token i's
+  gradient inside W_t), momentum_keep (decay of S over the chunk), momentum_weight_C (weight of each gradient
+  inside the last S).
   """
   n = len(retention_C)
   fast, carried, keep = 1.0, 0.0, 1.0
@@ -151,16 +172,121 @@ def chunk_decay(retention_C, momentum_C, write_rate_C, write_C):
   return tables | {"momentum_keep": keep, "momentum_weight_C": weight_C}
 
 
-def causal_conv(x_TD, kernel_WD, tail_WD=None):
-  """Depthwise causal convolution by loops; kernel row W-1 meets the present token, the tail is what came before."""
-  width = len(kernel_WD)
-  tail_WD = np.zeros((width - 1, x_TD.shape[1])) if tail_WD is None else tail_WD
-  padded_TD = np.concatenate([tail_WD, x_TD])
-  out_TD = np.zeros_like(x_TD)
-  for t in range(len(x_TD)):
-    for lag in range(width):
-      out_TD[t] += padded_TD[t + width - 1 - lag] * kernel_WD[width - 1 - lag]
-  return out_TD
+def short_conv(x_TE, taps_SE, doc_T):
+  """Depthwise causal convolution by loops, blind to other documents; the last tap meets the token itself."""
+  width, out_TE = len(taps_SE), np.zeros_like(x_TE)
+  for t in range(len(x_TE)):
+    for lag in range(min(width, t + 1)):
+      if doc_T[t - lag] == doc_T[t]:
+        out_TE[t] += x_TE[t - lag] * taps_SE[width - 1 - lag]
+  return out_TE
+
+
+def unit(x):
+  """Norm one, with the epsilon inside the root."""
+  return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def rms(x):
+  """Root mean square one, with the epsilon inside the root."""
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def starts_of(doc_T, before=None):
+  """1 where a document begins, given the one before the first token; padding (-1) begins nothing."""
+  starts, last = [], before
+  for doc in doc_T:
+    starts.append(int(doc >= 0 and doc != last))
+    last = doc if doc >= 0 else last
+  return np.array(starts)
+
+
+def memory_layer(
+  params, x_TD, doc_T, *, rule, heads, key_dim, value_dim, chunk_size, write_rate_max, options
+):
+  """A memory layer on one row from its start: projections, convolutions, gates, the rule, normalised heads.
+
+  Returns out_THM, zero at padding, and the Run of each head.
+  """
+  z_TG = x_TD @ params["gates"]["kernel"] + params["gates"]["bias"]
+  write_T, runs = (doc_T >= 0).astype(int), []
+  for h in range(heads):
+    mixed_TE = silu(short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T))
+    assert mixed_TE.shape[1] == 2 * key_dim + value_dim
+    tokens = (
+      unit(mixed_TE[:, :key_dim]),
+      unit(mixed_TE[:, key_dim : 2 * key_dim]),
+      mixed_TE[:, 2 * key_dim :],
+    )
+    gates = (
+      np.exp(-softplus(z_TG[:, h])),
+      sigmoid(z_TG[:, heads + h]),
+      write_rate_max * sigmoid(z_TG[:, 2 * heads + h]),
+    )
+    initial = {name: w[h] for name, w in params["initial_fast"].items()}
+    runs.append(
+      RULES[rule](
+        initial,
+        tokens,
+        gates,
+        chunk_size=chunk_size,
+        write_T=write_T,
+        initial=initial,
+        reset_T=starts_of(doc_T),
+        **options,
+      )
+    )
+  return rms(np.stack([run.out_TM * write_T[:, None] for run in runs], axis=1)), runs
+
+
+def rotated(x_THK, base=10_000.0):
+  """Rotary positions, counted from the row's first token."""
+  half, out_THK = x_THK.shape[-1] // 2, np.empty_like(x_THK)
+  for t in range(len(x_THK)):
+    for i in range(half):
+      angle = t * base ** (-i / half)
+      left, right = x_THK[t, :, i], x_THK[t, :, i + half]
+      out_THK[t, :, i] = left * math.cos(angle) - right * math.sin(angle)
+      out_THK[t, :, i + half] = right * math.cos(angle) + left * math.sin(angle)
+  return out_THK
+
+
+def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_scale=1.0):
+  """The language model on one row from its start; returns logits_TV. `memory` as `memory_layer` takes it."""
+  width = params["embed"].shape[1]
+  x_TD = params["embed"][tokens_T] * math.sqrt(width)
+  for layer in range(len(params["blocks"]["norm_mix"]["scale"])):
+    block = _layer_of(params["blocks"], layer)
+    h_TD = rms(x_TD) * block["norm_mix"]["scale"]
+    q_THK, k_THK, v_THK = np.split(
+      np.einsum("td,dhe->the", h_TD, block["attention"]["qkv_kernel"]), 3, axis=-1
+    )
+    seen_THK = local_attention(
+      rotated(q_THK)[None],
+      rotated(k_THK)[None],
+      v_THK[None],
+      doc_T[None],
+      doc_T[None],
+      window_tokens=window_tokens,
+    )[0]
+    recalled_THM, _ = memory_layer(block["memory"], h_TD, doc_T, **memory)
+    gate_TH = sigmoid(h_TD @ block["mix_gate"]["kernel"] + block["mix_gate"]["bias"])
+    gate_TH = gate_floor + (1 - gate_floor) * gate_TH
+    x_TD = (
+      x_TD
+      + np.einsum("thk,hkd->td", seen_THK, block["attention"]["out"]["kernel"])
+      + np.einsum("th,thm,hmd->td", memory_scale * gate_TH, recalled_THM, block["memory_out"]["kernel"])
+    )
+    h_TD, mlp = rms(x_TD) * block["norm_mlp"]["scale"], block["mlp"]
+    x_TD = x_TD + (silu(h_TD @ mlp["gate_kernel"]) * (h_TD @ mlp["up_kernel"])) @ mlp["out_kernel"]
+  return (rms(x_TD) * params["final_norm"]["scale"]) @ params["embed"].T
+
+
+def _layer_of(tree, layer):
+  return {
+    name: _layer_of(part, layer) if isinstance(part, dict) else np.asarray(part[layer], np.float64)
+    for name, part in tree.items()
+  }
 
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens):
@@ -171,8 +297,11 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens):
   out_BTHK = np.zeros_like(q_BTHK)
   for b in range(rows):
     for t in range(length):
-      seen = [j for j in range(k_BSHK.shape[1])
-              if 0 <= tail + t - j < window_tokens and doc_BT[b, t] == doc_BS[b, j]]
+      seen = [
+        j
+        for j in range(k_BSHK.shape[1])
+        if 0 <= tail + t - j < window_tokens and doc_BT[b, t] == doc_BS[b, j]
+      ]
       for h in range(heads):
         score = np.array([q_BTHK[b, t, h] @ k_BSHK[b, j, h] / math.sqrt(width) for j in seen])
         weight = np.exp(score - score.max())

@@ -1,0 +1,125 @@
+"""Products of gates over a chunk, and the gates themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.memory import gates
+from tests import oracles
+from tests.helpers import assert_close, assert_slopes, random_gates
+
+
+def oracle_of(parts, write_C):
+  log_retention_C, log_momentum_C, write_rate_C = (np.asarray(x, np.float64) for x in parts)
+  return oracles.chunk_decay(np.exp(log_retention_C), np.exp(log_momentum_C), write_rate_C, write_C)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("size", [1, 7])
+def test_chunk_decay_equals_its_row_recurrences(x64, size):
+  parts = random_gates(0, size, dtype="float64")
+  decay = gates.chunk_decay(*parts, jnp.ones(size))
+  assert_close(decay._asdict(), oracle_of(parts, np.ones(size)), why="whole chunk")
+
+
+def test_chunk_decay_takes_a_padded_token_as_absent(x64):
+  write_C = np.array([1, 1, 0, 1, 0, 0, 1, 0])
+  parts = random_gates(1, 8, dtype="float64")
+  decay = gates.chunk_decay(*parts, jnp.asarray(write_C, jnp.float64))
+  assert_close(decay._asdict(), oracle_of(parts, write_C), why="with padding")
+  without = gates.chunk_decay(*(x[write_C == 1] for x in parts), jnp.ones(4))
+  assert_close(decay.mix_CC[-1][write_C == 1], without.mix_CC[-1], why="mix of the tokens left")
+  assert_close(
+    decay.momentum_weight_C[write_C == 1], without.momentum_weight_C, why="momentum of the tokens left"
+  )
+
+
+def test_a_chunk_of_padding_keeps_everything(x64):
+  decay = gates.chunk_decay(*random_gates(2, 5, dtype="float64"), jnp.zeros(5))
+  assert_close(decay.fast_C, np.ones(5))
+  assert_close(decay.momentum_keep, np.float64(1))
+  for zero in (decay.momentum_C, decay.mix_CC, decay.momentum_weight_C):
+    assert not np.asarray(zero).any()
+
+
+def test_decay_tables_are_zero_above_the_diagonal():
+  decay = gates.chunk_decay(*random_gates(3, 6), jnp.ones(6))
+  assert not np.triu(np.asarray(decay.mix_CC), 1).any()
+
+
+def test_shut_gates_stay_finite_forward_and_backward():
+  """Sixty-four shut tokens are a log decay of -1920: exp above the diagonal would overflow."""
+  shut_C, size = jnp.full(64, -30.0), 64
+
+  def total(log_retention_C, log_momentum_C, write_rate_C):
+    return sum(
+      x.sum() for x in gates.chunk_decay(log_retention_C, log_momentum_C, write_rate_C, jnp.ones(size))
+    )
+
+  for parts in (
+    (shut_C, shut_C, jnp.ones(size)),
+    (jnp.zeros(size), shut_C, jnp.ones(size)),
+    (shut_C, jnp.zeros(size), jnp.ones(size)),
+    (jnp.zeros(size), jnp.zeros(size), jnp.zeros(size)),
+  ):
+    value, gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*parts)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradient)
+
+
+def test_open_gates_after_shut_ones_keep_float32_precision():
+  """Differences of a long cumulative sum would lose the small logs that come after big ones."""
+  log_C = np.array([-30.0] * 60 + [-0.013, -0.021, -0.034, -0.055])
+  write_rate_C = np.full(64, 0.3)
+  decay = gates.chunk_decay(
+    *(jnp.asarray(x, jnp.float32) for x in (log_C, log_C, write_rate_C)), jnp.ones(64)
+  )
+  assert_close(decay._asdict(), oracle_of((log_C, log_C, write_rate_C), np.ones(64)))
+
+
+def test_chunk_decay_gives_gradients_of_its_row_recurrences(x64):
+  parts, write_C = tuple(random_gates(4, 6, dtype="float64")), np.array([1, 1, 0, 1, 1, 1])
+  draw = np.random.default_rng(0)
+  weight = {name: draw.normal(size=np.shape(x)) for name, x in oracle_of(parts, write_C).items()}
+  weighed = lambda tables: sum((weight[name] * x).sum() for name, x in tables.items())
+  written_C = jnp.asarray(write_C, jnp.float64)
+  gradient = jax.jit(jax.grad(lambda parts: weighed(gates.chunk_decay(*parts, written_C)._asdict())))(parts)
+  assert_slopes(lambda parts: weighed(oracle_of(parts, write_C)), parts, gradient)
+
+
+def token_gates(**init):
+  return gates.TokenGates(
+    heads=3, **(dict(retention_init=0.99, momentum_init=0.8, write_rate_init=0.05, write_rate_max=0.2) | init)
+  )
+
+
+def test_gates_start_where_they_are_told():
+  module, x_BTD = token_gates(), jnp.zeros((2, 4, 6))
+  start = module.apply(module.init(jax.random.key(0), x_BTD), x_BTD)
+  for actual, expected in ((start.retention, 0.99), (start.momentum, 0.8), (start.write_rate, 0.05)):
+    assert actual.shape == (2, 4, 3)
+    assert_close(actual, np.full((2, 4, 3), expected))
+
+
+def test_gates_are_functions_of_the_token_and_stay_in_range():
+  module, x_BTD = (
+    token_gates(),
+    jnp.asarray(np.random.default_rng(0).normal(scale=100, size=(2, 9, 6)), jnp.float32),
+  )
+  params = module.init(jax.random.key(0), x_BTD)
+  found = module.apply(params, x_BTD)
+  assert all(np.isfinite(x).all() for x in found)
+  assert (found.log_retention <= 0).all() and (found.log_momentum <= 0).all()
+  assert (found.write_rate >= 0).all() and (found.write_rate <= 0.2).all()
+  assert np.ptp(np.asarray(found.retention)) > 0.1, "gates do not depend on the token"
+  changed = module.apply(params, x_BTD.at[:, 5].add(1.0))
+  for before, after in zip(found, changed):
+    differs_T = np.asarray(before != after).any((0, 2))
+    assert differs_T[5] and not np.delete(differs_T, 5).any()
+
+
+def test_gates_of_bfloat16_activations_are_float32():
+  module, x_BTD = token_gates(), jnp.ones((1, 2, 6), jnp.bfloat16)
+  found = module.apply(module.init(jax.random.key(0), x_BTD), x_BTD)
+  assert {x.dtype for x in found} == {jnp.dtype("float32")}
