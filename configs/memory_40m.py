@@ -14,11 +14,16 @@ def get_config(arg=None):
   if arg.cpu or arg.cpu_1h:
     config.data.update(segment_len=256, batch_rows=8)
     config.model.update(width=192, depth=4, heads=4, ff_width=512, window_tokens=64, dtype="float32", scan_unroll=4)
-    config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=64)
-    config.optim.update(lr=3e-3, warmup_steps=30, steps=500, weight_decay=0.1)
+    config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=32)
+    config.optim.update(lr=3e-3, warmup_steps=30, steps=360)
     config.train.update(log_every_steps=5)
-    config.checkpoint.update(every_steps=250)
-    config.eval.update(batch_rows=8, max_tokens=200_000, gain_max_tokens=32_768)
+    config.checkpoint.update(every_steps=180)
+    config.eval.update(batch_rows=8, max_tokens=100_000, gain_max_tokens=32_768)
+  if arg.cpu_1h:
+    config.optim.update(warmup_steps=100, steps=5_000)
+    config.train.update(log_every_steps=20, eval_every_steps=1_000)
+    config.checkpoint.update(every_steps=500)
+    config.eval.update(max_tokens=None, gain_max_tokens=131_072)
   if arg.baseline:
     config.model.memory_mix = "none"
   config.model.memory.rule = arg.rule

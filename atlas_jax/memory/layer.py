@@ -119,8 +119,7 @@ class Memory(nn.Module):
     x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, kernel.astype(x_BTD.dtype))
     mixed = jax.nn.silu(causal_conv(x_BTHE, tail, taps.astype(x_BTD.dtype), reach_BTS))
     q, k, v = jnp.split(jnp.moveaxis(mixed, 2, 1), (self.key_dim, 2 * self.key_dim), axis=-1)
-    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    return Token(unit(q), unit(k), v.astype(wide)), x_BTHE
+    return Token(unit(q), unit(k), unit(v)), x_BTHE
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str):

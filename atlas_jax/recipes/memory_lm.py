@@ -25,19 +25,19 @@ def model_of(config) -> lm.LM:
   return lm.LM(**fields)
 
 
-def held_out_of(config, max_tokens: int | None):
-  """Opens the held-out documents of a config, this process's rows."""
+def held_out_of(config, max_tokens: int | None, **place):
+  """Opens the held-out documents of a config: this process's rows, unless `place` says otherwise."""
   fields = {**config.data.to_dict(), "batch_rows": config.eval.batch_rows}
-  return sources.load(**fields, **_place(config), split="held_out", max_tokens=max_tokens)
+  return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens, **(place or _here()))
 
 
-def train_source_of(config):
-  """Opens the training documents of a config, this process's rows."""
-  return sources.load(**config.data, **_place(config), split="train")
+def train_source_of(config, **place):
+  """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
+  return sources.load(**config.data, seed=config.seed, split="train", **(place or _here()))
 
 
-def _place(config) -> dict:
-  return {"seed": config.seed, "process_index": jax.process_index(), "process_count": jax.process_count()}
+def _here() -> dict:
+  return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def check_vocabulary(config, tokenizer) -> None:
@@ -93,7 +93,8 @@ def evals_of(config, model, mesh) -> dict:
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
   if config.eval.baselines:
-    run = baselines.make(functools.partial(train_source_of, config),
-                         functools.partial(held_out, config.eval.max_tokens))
+    whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
+    run = baselines.make(functools.partial(train_source_of, config, **whole),
+                         functools.partial(held_out, config.eval.max_tokens, **whole))
     found["baselines"] = evals.Eval(run, "end")
   return found

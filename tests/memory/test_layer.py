@@ -231,6 +231,13 @@ def test_what_stands_at_padding_changes_no_bit_of_others_or_of_the_memory():
   assert_same_bits(dirty[1].running, clean[1].running, why="memory")
 
 
+def test_a_call_of_padding_alone_leaves_the_memory_as_it_was():
+  layer, params, x_BTD = layer_of()
+  _, used = packed(layer, params, x_BTD)
+  _, after = packed(layer, params, x_BTD, jnp.full((2, 12), -1, jnp.int32), used, last_doc=0)
+  assert_same_bits(after.running, used.running)
+
+
 # --- causality ---
 
 
