@@ -213,11 +213,7 @@ def memory_layer(
   for h in range(heads):
     mixed_TE = silu(short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T))
     assert mixed_TE.shape[1] == 2 * key_dim + value_dim
-    tokens = (
-      unit(mixed_TE[:, :key_dim]),
-      unit(mixed_TE[:, key_dim : 2 * key_dim]),
-      mixed_TE[:, 2 * key_dim :],
-    )
+    tokens = [unit(part) for part in np.split(mixed_TE, (key_dim, 2 * key_dim), axis=1)]
     gates = (
       np.exp(-softplus(z_TG[:, h])),
       sigmoid(z_TG[:, heads + h]),
