@@ -99,6 +99,7 @@ def titans(
   expansion=1,
   activation="silu",
   residual=True,
+  surprise_max=None,
 ):
   """Titans' long-term memory, S_t = m_t S - r_t grad(W_base), W_t = a_t W + S_t, y_t = f(W_t; q_t).
 
@@ -110,6 +111,7 @@ def titans(
     write_T: 0 at padding, which changes nothing.
     padding_moves_grid: whether padding takes a place in its chunk.
     reset_T: 1 where the memory goes back to `initial` (momentum zero) before the token.
+    surprise_max: a token's gradient that is longer, over all matrices, is shortened to it; not in the paper.
   """
   del expansion
   names = [f"w{layer}" for layer in range(depth)]
@@ -133,7 +135,9 @@ def titans(
       anchor, position = w, 0
     if write_T[t]:
       gradient = mlp_gradient(anchor, k_TK[t], v_TM[t], **form)
-      s = [momentum_T[t] * x - write_rate_T[t] * g for x, g in zip(s, gradient)]
+      norm = math.sqrt(sum((g**2).sum() for g in gradient))
+      rate = write_rate_T[t] if surprise_max is None else write_rate_T[t] * min(1, surprise_max / norm)
+      s = [momentum_T[t] * x - rate * g for x, g in zip(s, gradient)]
       w = [retention_T[t] * x + y for x, y in zip(w, s)]
     out.append(mlp_read(w, q_TK[t], **form))
     if write_T[t] or padding_moves_grid:

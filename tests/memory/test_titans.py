@@ -126,6 +126,31 @@ def test_a_chunk_equals_the_loop_for_every_form(x64, form):
   assert_close(results(out.out_CM, state), results(expected.out_TM, expected))
 
 
+def test_a_bound_shortens_long_gradients_and_leaves_short_ones(x64):
+  """Chunks and single tokens equal the loop; outer gradients, also through the bound, equal each other."""
+  form = dict(depth=2, activation="silu", residual=True, surprise_max=3.5)
+  rule, fast, tokens, chunk = small(form)
+  gates, decay_of = random_gates(1, 6, dtype="float64"), gate_math.chunk_decay
+  expected = oracles.titans(fast, *as_numpy(tokens, gates), chunk_size=6, **form)
+
+  def chunks(fast, tokens, gates):
+    state, out = chunk(rule.init(fast), fast, tokens, decay_of(*gates, jnp.ones(6)))
+    return results(out.out_CM, state), out.surprise_C
+
+  def singles(fast, tokens, gates):
+    end, out_TM = scan.scan_tokens(rule, scan.start(rule, fast), tokens, gates, jnp.ones(6), chunk_size=6)
+    return results(out_TM, end.memory), None
+
+  norm_T = np.asarray(chunks(fast, tokens, gates)[1])
+  assert norm_T.min() < 3.5 < norm_T.max(), f"the bound is not between the norms {norm_T}"
+  total = lambda read, *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(read(*args)[0]))
+  slopes = []
+  for read in (chunks, singles):
+    assert_close(read(fast, tokens, gates)[0], results(expected.out_TM, expected))
+    slopes.append(jax.jit(jax.grad(functools.partial(total, read), (0, 1, 2)))(fast, tokens, gates))
+  assert_close(*slopes)
+
+
 def test_an_mlp_has_the_widths_it_was_asked_for():
   rule, _ = tiny_rule("titans", key_dim=6, value_dim=4, depth=3, expansion=2.5, residual=False)
   fast = rule.init_fast(jax.random.key(0))
@@ -214,6 +239,7 @@ def test_online_writes_of_orthonormal_keys_store_each_value(x64):
     (dict(depth=0), "depth"),
     (dict(activation="tanhh"), "silu"),
     (dict(expansion=0), "expansion"),
+    (dict(surprise_max=0.0), "surprise_max"),
     (dict(value_dim=4), "residual"),
   ],
 )
