@@ -310,10 +310,11 @@ def test_a_model_without_memory_is_the_model_with_its_memory_scaled_to_zero(x64)
   assert_close(packed(bare, bare_params, tokens_BT, DOCUMENTS)[0], expected_BTV)
 
 
-@pytest.mark.parametrize("fields", [dict(remat="block"), dict(remat="dots", scan_unroll=2)], ids=str)
-def test_recomputing_and_unrolling_change_no_loss_and_no_gradient(x64, fields):
+def test_recomputing_and_unrolling_change_no_loss_and_no_gradient(x64):
+  """Policies of recomputation differ in what they keep alone; the one that keeps nothing stands for all."""
   model, params, tokens_BT = model_of("float64")
-  assert_close(*(gradient_of(m, params, tokens_BT, DOCUMENTS) for m in (model.clone(**fields), model)))
+  other = model.clone(remat="block", scan_unroll=2)
+  assert_close(*(gradient_of(m, params, tokens_BT, DOCUMENTS) for m in (other, model)))
 
 
 WRONG = [
