@@ -1,6 +1,12 @@
-"""Draws `report.png` from `metrics.jsonl`, and from nothing else: loss, bits per byte, gates, memory gain."""
+"""Draws `report.png` from `metrics.jsonl`, and from nothing else: loss, bits per byte, gates, memory gain.
+
+Its panels can be drawn one by one, and a run can be followed while it writes.
+"""
+import contextlib
 import math
 import re
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ from atlas_jax.monitor import writer
 REPORT = "report.png"
 TOKENS = "train/tokens_seen"
 GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
+POSITION = re.compile(r"val/loss_nats_by_position/(\d+)-(\d+|up)$")
 GAINS = (("eval/memory_gain_reset_nats", "memory\nreset"),
          ("eval/memory_gain_swapped_nats", "memory of\nanother row"),
          ("eval/memory_gain_gate_zero_nats", "gate\nat zero"))
@@ -39,15 +46,88 @@ def write_report(workdir) -> Path:
   series = read_series(workdir / writer.METRICS)
   figure = Figure(figsize=(14, 10), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
   FigureCanvasAgg(figure)
-  (loss, bits), (gates, gain) = figure.subplots(2, 2)
-  _draw_curves(loss, series, "loss_nats", "Loss", "nats per token")
-  _draw_curves(bits, series, "bits_per_byte", "Bits per byte", "bits per byte of text")
-  _draw_references(bits, series)
-  _draw_gates(gates, series)
-  _draw_gain(gain, series)
+  for axes, panel in zip(figure.subplots(2, 2).flat, ("loss", "bits_per_byte", "gates", "memory_gain")):
+    draw(axes, series, panel)
   figure.suptitle(_headline(workdir.name, series), fontsize=15)
   figure.savefig(workdir / REPORT)
   return workdir / REPORT
+
+
+def draw(axes, series: "Series", panel: str) -> None:
+  """Draws one panel; says so on it if the run did not write what it shows.
+
+  Args:
+    axes: of matplotlib, empty.
+    series: what `read_series` gave.
+    panel: one of PANELS.
+
+  Raises:
+    ValueError: if there is no such panel.
+  """
+  if panel not in PANELS:
+    raise ValueError(f"panel={panel!r} is unknown; known are {', '.join(PANELS)}")
+  PANELS[panel](axes, series)
+
+
+def draw_loss_by_position(axes, series: "Series", reaches: Mapping[str, int] | None = None) -> None:
+  """Draws the last held-out loss against the position in the document, in buckets of doubling width.
+
+  Args:
+    axes: of matplotlib, empty.
+    series: what `read_series` gave.
+    reaches: label -> tokens, drawn as upright lines; such as how far attention sees.
+  """
+  buckets = sorted((int(found[1]), name) for name in series if (found := POSITION.match(name)))
+  places = np.arange(len(buckets) + 1)
+  if buckets:
+    starts = [start for start, _ in buckets]
+    losses = [series[name][1][-1] for _, name in buckets]
+    axes.stairs(losses, places, baseline=None, color=_VAL, linewidth=2)
+    for place, (loss, (_, name)) in enumerate(zip(losses, buckets)):
+      tokens = _short_number(series[name.replace("loss_nats", "tokens")][1][-1])
+      axes.annotate(tokens, (place + 0.5, loss), xytext=(0, 4), textcoords="offset points", ha="center",
+                    fontsize=9, color=_QUIET)
+    for (label, reach), style in zip((reaches or {}).items(), ("--", ":", "-.")):
+      axes.axvline(np.interp(reach, starts, places[:-1]), color=_TRAIN, linestyle=style, label=label)
+    axes.margins(x=0, y=0.2)
+  _finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(buckets),
+          "no val/loss_nats_by_position")
+  if buckets:
+    axes.set_xticks(places[:-1], [f"{start:,}" for start in starts])
+    axes.set_xlabel("tokens into the document (small numbers: tokens measured)", fontsize=11)
+    if reaches:
+      axes.legend(frameon=False, fontsize=11)
+
+
+@contextlib.contextmanager
+def following(workdir, show, *, every_s: float = 2.0):
+  """Calls `show(rows)` from a thread whenever a run has written more rows, and once more when it has ended.
+
+  Args:
+    workdir: the run directory; its metrics.jsonl need not exist yet.
+    show: takes what `read_metrics` gives, at least one row.
+    every_s: seconds between looks at the file.
+  """
+  ended, shown = threading.Event(), [0]
+
+  def look():
+    rows = read_metrics(workdir) if (Path(workdir) / writer.METRICS).exists() else []
+    if rows and len(rows) != shown[0]:
+      shown[0] = len(rows)
+      show(rows)
+
+  def keep_looking():
+    while not ended.wait(every_s):
+      look()
+
+  thread = threading.Thread(target=keep_looking, name="following", daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
+    look()
 
 
 def read_metrics(workdir) -> list[dict]:
@@ -95,6 +175,15 @@ def read_series(path) -> Series:
         points.setdefault(name, []).append((x, float(value)))
   series.update({name: tuple(np.array(pairs).T) for name, pairs in points.items()})
   return series
+
+
+def _draw_loss(axes, series: Series) -> None:
+  _draw_curves(axes, series, "loss_nats", "Loss", "nats per token")
+
+
+def _draw_bits(axes, series: Series) -> None:
+  _draw_curves(axes, series, "bits_per_byte", "Bits per byte", "bits per byte of text")
+  _draw_references(axes, series)
 
 
 def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None:
@@ -203,3 +292,6 @@ def _headline(name: str, series: Series) -> str:
   if "perf/tokens_per_s" in series:
     parts.append(f"{np.median(series['perf/tokens_per_s'][1]):,.0f} tokens/s (median)")
   return "  ·  ".join(parts)
+
+
+PANELS = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, "memory_gain": _draw_gain}

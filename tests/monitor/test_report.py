@@ -1,6 +1,7 @@
 """The report: a picture from metrics.jsonl alone."""
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -68,3 +69,55 @@ def test_series_stand_against_tokens_and_skip_what_is_not_finite(tmp_path):
   np.testing.assert_array_equal(series["train/loss_nats"], [[100], [3.0]])
   np.testing.assert_array_equal(series["val/loss_nats"], [[150], [2.5]])
   assert series.x_label == "tokens seen"
+
+
+def panel(draw, *args):
+  from matplotlib.figure import Figure
+  axes = Figure().subplots()
+  draw(axes, *args)
+  return axes
+
+
+@pytest.mark.parametrize("name", report.PANELS)
+def test_each_panel_can_be_drawn_alone(tmp_path, name):
+  write_rows(tmp_path, full_rows())
+  axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), name)
+  assert axes.get_ylabel() and (axes.lines or axes.patches)
+  assert "in metrics.jsonl" in panel(report.draw, report.Series(), name).texts[0].get_text()
+
+
+def test_an_unknown_panel_is_an_error_that_names_the_known_ones():
+  with pytest.raises(ValueError, match="'gate' is unknown; known are loss, bits_per_byte, gates"):
+    report.draw(None, report.Series(), "gate")
+
+
+def test_loss_by_position_is_drawn_in_the_order_of_positions(tmp_path):
+  buckets = {"000128-up": 1.5, "000000-000063": 3.0, "000064-000127": 2.0}
+  row = {f"val/loss_nats_by_position/{name}": loss for name, loss in buckets.items()}
+  row |= {f"val/tokens_by_position/{name}": 1_000 for name in buckets}
+  write_rows(tmp_path, [{"step": 1, **row}])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  axes = panel(report.draw_loss_by_position, series, {"window": 96})
+  np.testing.assert_array_equal(axes.patches[0].get_data().values, [3.0, 2.0, 1.5])
+  assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "64", "128"]
+  np.testing.assert_array_equal(axes.lines[0].get_xdata(), 1.5)
+  assert "in metrics.jsonl" in panel(report.draw_loss_by_position, report.Series()).texts[0].get_text()
+
+
+def test_following_shows_a_run_while_it_writes_and_at_its_end(tmp_path):
+  seen, first = [], threading.Event()
+
+  def show(rows):
+    seen.append(len(rows))
+    first.set()
+
+  with report.following(tmp_path, show, every_s=0.01):
+    write_rows(tmp_path, [{"step": 1}])
+    assert first.wait(10)
+    write_rows(tmp_path, [{"step": step} for step in (1, 2, 3)])
+  assert seen[0] == 1 and seen[-1] == 3 and len(seen) == len(set(seen))
+
+
+def test_following_nothing_shows_nothing_and_lets_errors_pass(tmp_path):
+  with pytest.raises(KeyError), report.following(tmp_path, pytest.fail):
+    raise KeyError
