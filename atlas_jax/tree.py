@@ -44,6 +44,11 @@ def cast(tree, dtype):
   return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
 
 
+def wide(dtype):
+  """Gives float32 for narrower floats and the dtype itself for others: in what sums and softmax are taken."""
+  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def count(tree) -> int:
   """Counts the numbers in all leaves; works on abstract trees too."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
 from atlas_jax.memory.types import ChunkDecay, Gates
 
 
@@ -17,11 +18,13 @@ def decay_matrix(log_gate_C: jax.Array) -> jax.Array:
   Returns:
     [C, C]: row t, column i holds the product of gates i+1..t where i <= t, else 0.
   """
-  total_C = jnp.cumsum(log_gate_C)
   size = log_gate_C.shape[0]
   seen_CC = jnp.tril(jnp.ones((size, size), bool))
-  # The mask comes before exp: above the diagonal exp may overflow, and 0 * inf is nan in the backward pass.
-  log_CC = jnp.where(seen_CC, total_C[:, None] - total_C[None, :], 0)
+  # Each sum has only its own terms: a difference of running sums loses the open gates after a shut one.
+  terms_CC = jnp.where(seen_CC, log_gate_C[None, :], 0)
+  after_CC = jnp.tril(jnp.ones((size, size), log_gate_C.dtype), -1)
+  log_CC = jnp.dot(terms_CC, after_CC, precision=jax.lax.Precision.HIGHEST)
+  # Above the diagonal the sum is empty and exp finite, so that the mask leaves no nan in the backward pass.
   return jnp.where(seen_CC, jnp.exp(log_CC), 0)
 
 
@@ -81,8 +84,9 @@ class TokenGates(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> Gates:
     """Returns Gates of [B, T, H], float32 or wider."""
-    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], 3 * self.heads), jnp.float32)
+    wide = tree.wide(x_BTD.dtype)
+    shape = (x_BTD.shape[-1], 3 * self.heads)
+    kernel = self.param("kernel", nn.initializers.normal(0.02), shape, jnp.float32)
     z_BTG = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
     starts = (inverse_softplus(-math.log(self.retention_init)), inverse_sigmoid(self.momentum_init),
               inverse_sigmoid(self.write_rate_init / self.write_rate_max))

@@ -1,4 +1,4 @@
-"""The layer around a memory rule: projections, short convolutions, gates, heads, and the state between calls."""
+"""The layer around a memory rule: projections, convolutions, gates, heads, and the state between calls."""
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.gates import TokenGates
 from atlas_jax.memory.types import ChunkOut, Gates, Running, Token
@@ -22,8 +23,8 @@ class MemoryLayerState(NamedTuple):
 
 def unit(x, axis: int = -1):
   """Scales vectors to norm one, smoothly near zero."""
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis, keepdims=True) + 1e-6)
+  full = x.astype(tree.wide(x.dtype))
+  return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
 
 
 def rms(x, axis: int = -1):
@@ -142,23 +143,25 @@ class Memory(nn.Module):
     tokens, x_BTHE = self._project(x_BTD, state.tail, reach_BTS)
     gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
                            self.write_rate_max, name="gates")(x_BTD)
-    initial = self.param("initial_fast", lambda key: jax.vmap(rule.init_fast)(jax.random.split(key, self.heads)))
+    initial = self.param("initial_fast", _per_head(rule.init_fast, self.heads))
     wide = tokens.q.dtype
     initial = jax.tree.map(lambda w: w.astype(wide), initial)
     gates = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1).astype(wide), gates_BTH)
-    running = jax.tree.map(lambda x: x.astype(wide) if jnp.issubdtype(x.dtype, jnp.floating) else x, state.running)
+    running = jax.tree.map(lambda x: _floats_as(wide, x), state.running)
     if mode == "packed":
       running, out = self._read_packed(rule, running, initial, tokens, gates, doc_BT, last_doc_B)
-      stats = self._stats(rule, gates, doc_BT, out, running, tokens)
+      out_BHTM, stats = out.out_CM, self._stats(rule, gates, doc_BT, out, running, tokens)
     else:
-      running, out_BHTM = self._read_stream(rule, running, initial, tokens, gates, doc_BT, last_doc_B, count_B)
-      out, stats = ChunkOut(out_BHTM, None, None), {}
+      running, out_BHTM = self._read_stream(rule, running, initial, tokens, gates, doc_BT, last_doc_B,
+                                            count_B)
+      stats = {}
     tail = last_real(state.tail, x_BTHE, count_B)
-    return rms(jnp.moveaxis(out.out_CM, 1, 2)), MemoryLayerState(running, tail), stats
+    return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail), stats
 
   def _read_packed(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B):
     doc_BN = doc_BT[:, ::self.chunk_size]
-    before_BN = jnp.concatenate([last_doc_B[:, None], _last_doc(doc_BT, last_doc_B, self.chunk_size)[:, :-1]], 1)
+    end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
+    before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
     reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
     write_BT = doc_BT >= 0
 
@@ -206,6 +209,14 @@ class Memory(nn.Module):
         "inner_loss_after": mean(after_BHC, end_BC),
         "fast_norm_mean": jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, (-2, -1)) for w in jax.tree.leaves(fast)))),
     }
+
+
+def _per_head(init, heads: int):
+  return lambda key: jax.vmap(init)(jax.random.split(key, heads))
+
+
+def _floats_as(dtype, x):
+  return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _conv_init(key, shape, dtype):

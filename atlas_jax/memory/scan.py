@@ -58,8 +58,8 @@ def _flat(out: ChunkOut) -> ChunkOut:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
-def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Token, gates: Gates, write_T, reset_N,
-                *, chunk_size: int, remat_chunks: int | None = None):
+def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Token, gates: Gates, write_T,
+                reset_N, *, chunk_size: int, remat_chunks: int | None = None):
   """Reads whole chunks from a chunk border on; the memory may start anew at any chunk.
 
   Args:
@@ -107,11 +107,11 @@ def scan_stream(rule: MemoryRule, running: Running, tokens: Token, gates: Gates,
   rows = 1 if length == 1 else (length + chunk_size - 2) // chunk_size * chunk_size + chunk_size
   size = min(rows, chunk_size)
   shift = running.position if length > 1 else 0
-  source_R = jnp.arange(rows) - shift
-  write_R = (source_R >= 0) & (source_R < count)
-  place = lambda x: x[jnp.clip(source_R, 0, length - 1)]
-  tokens_R, gates_R = jax.tree.map(place, (tokens, gates))
-  filled_N = running.position + count >= (jnp.arange(rows // size) + 1) * chunk_size
+  source_S = jnp.arange(rows, dtype=jnp.int32) - shift
+  write_S = (source_S >= 0) & (source_S < count)
+  place = lambda x: x[jnp.clip(source_S, 0, length - 1)]
+  placed, placed_gates = jax.tree.map(place, (tokens, gates))
+  filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
   def body(carry, xs):
     memory, base = carry
@@ -119,10 +119,10 @@ def scan_stream(rule: MemoryRule, running: Running, tokens: Token, gates: Gates,
     memory, out = rule.chunk(memory, base, chunk, decay)
     return (memory, _select(filled, memory.fast, base)), out.out_CM
 
-  xs = (jax.tree.map(lambda x: _chunked(x, size), tokens_R), _decays(gates_R, write_R, size), filled_N)
+  xs = (jax.tree.map(lambda x: _chunked(x, size), placed), _decays(placed_gates, write_S, size), filled_N)
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
-  out_RM = out_NCM.reshape(rows, -1)
-  out_TM = out_RM[jnp.clip(shift + jnp.arange(length), 0, rows - 1)]
-  real_T = jnp.arange(length) < count
+  out_SM = out_NCM.reshape(rows, -1)
+  out_TM = out_SM[jnp.clip(shift + jnp.arange(length, dtype=jnp.int32), 0, rows - 1)]
+  real_T = jnp.arange(length, dtype=jnp.int32) < count
   position = (running.position + count) % chunk_size
   return Running(memory, base, position.astype(jnp.int32)), out_TM * real_T[:, None].astype(out_TM.dtype)

@@ -5,6 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
+
 
 class RMSNorm(nn.Module):
   """Scales vectors to root mean square one, times a learned scale; computed in float32 or wider."""
@@ -13,8 +15,8 @@ class RMSNorm(nn.Module):
   def __call__(self, x_BTD):
     """Returns the normalised vectors in x's dtype."""
     scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
-    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-    unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    full = x_BTD.astype(tree.wide(x_BTD.dtype))
+    unit = full * jax.lax.rsqrt(jnp.mean(full * full, -1, keepdims=True) + 1e-6)
     return (unit * scale.astype(unit.dtype)[None, None]).astype(x_BTD.dtype)
 
 
@@ -45,7 +47,8 @@ class SwiGLU(nn.Module):
 def scaled_normal(scale: float, in_axes: int = 1):
   """Gives an initializer of standard deviation scale / sqrt(inputs); the first in_axes axes are inputs."""
   def init(key, shape, dtype):
-    return jax.random.normal(key, shape, dtype) * jnp.asarray(scale * math.prod(shape[:in_axes]) ** -0.5, dtype)
+    deviation = scale * math.prod(shape[:in_axes]) ** -0.5
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(deviation, dtype)
   return init
 
 
@@ -82,7 +85,7 @@ def rotate(x_BTHK, at_T, *, base: float = 10_000.0):
   Source: Su et al. 2021, arXiv:2104.09864.
   """
   half = x_BTHK.shape[-1] // 2
-  wide = jnp.promote_types(x_BTHK.dtype, jnp.float32)
+  wide = tree.wide(x_BTHK.dtype)
   speed = base ** (-jnp.arange(half, dtype=wide) / half)
   angle = at_T.astype(wide)[None, :, None, None] * speed[None, None, None, :]
   left, right = jnp.split(x_BTHK.astype(wide), 2, axis=-1)

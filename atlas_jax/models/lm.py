@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.models.attention import LocalAttention
 from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
@@ -67,7 +68,7 @@ class Block(nn.Module):
       layer = Memory(**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
-      gated_BTHM = (out_BTHM * (gate_BTH * memory_scale)[..., None]).astype(x_BTD.dtype)
+      gated_BTHM = (out_BTHM * (gate_BTH * memory_scale.astype(gate_BTH.dtype))[..., None]).astype(x_BTD.dtype)
       mixed_BTD = mixed_BTD + HeadsOut(x_BTD.shape[-1], self.out_scale, name="memory_out")(gated_BTHM)
       stats = {**stats, **gate_stats(raw_BTH, gate_BTH, doc_BT)} if self.mode == "packed" else {}
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
@@ -84,7 +85,7 @@ class MixGate(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
-    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    wide = tree.wide(x_BTD.dtype)
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
     z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
@@ -143,11 +144,12 @@ class LM(nn.Module):
     """Returns the state of a model that has read nothing."""
     attention = LocalAttention(self.heads, self.window_tokens, parent=None)
     state = attention.zero_state(rows, self.width, jnp.dtype(self.dtype))
-    memory = ()
+    memory: Any = ()
     if self.memory_mix != "none":
       memory = Memory(**self.memory, parent=None).zero_state(rows, jnp.dtype(self.dtype))
     deep = lambda x: jnp.repeat(x[:, None], self.depth, axis=1)
-    return LMState(*jax.tree.map(deep, (state, memory)), jnp.full((rows,), NO_DOC, jnp.int32))
+    state, memory = jax.tree.map(deep, (state, memory))
+    return LMState(state, memory, jnp.full((rows,), NO_DOC, jnp.int32))
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
@@ -182,7 +184,8 @@ class LM(nn.Module):
     scale = jnp.asarray(memory_scale, jnp.float32)
     x_BTD, (deep, stats) = layers(x_BTD, (state.attention, state.memory), doc_BT, state.doc_B, count_B, scale)
     hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
-    return LMOut(hidden_BTD, LMState(*deep, last_document(doc_BT, state.doc_B, count_B)), stats)
+    after = LMState(deep[0], deep[1], last_document(doc_BT, state.doc_B, count_B))
+    return LMOut(hidden_BTD, after, stats)
 
   @nn.nowrap
   def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
@@ -207,8 +210,8 @@ def last_document(doc_BT, last_doc_B, count_B):
   if count_B is not None:
     return jnp.where(count_B > 0, doc_BT[:, 0], last_doc_B)
   place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)
-  last_B = jnp.argmax(place_BT, axis=1)
-  return jnp.where(jnp.any(doc_BT >= 0, axis=1), jnp.take_along_axis(doc_BT, last_B[:, None], 1)[:, 0], last_doc_B)
+  found_B = jnp.take_along_axis(doc_BT, jnp.argmax(place_BT, axis=1)[:, None], axis=1)[:, 0]
+  return jnp.where(jnp.any(doc_BT >= 0, axis=1), found_B, last_doc_B)
 
 
 def head_weights(params):
@@ -218,5 +221,5 @@ def head_weights(params):
 
 def logits(params, hidden_BTD):
   """Scores every token of the vocabulary as the next; float32 or wider, [B, T, V]."""
-  wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+  wide = tree.wide(hidden_BTD.dtype)
   return jnp.dot(hidden_BTD, head_weights(params).astype(hidden_BTD.dtype), preferred_element_type=wide)

@@ -2,6 +2,8 @@
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
+
 
 def _blocks(x, window):
   return x.reshape(x.shape[0], x.shape[1] // window, window, *x.shape[2:])
@@ -18,7 +20,7 @@ def _pad_rows(x, before, after, value=0):
 
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
-  """Works on T / window blocks, in time and memory proportional to T * window; arguments as in the package."""
+  """Works on T / window blocks, in time and memory like T * window; arguments as in the package."""
   length, window = q_BTHK.shape[1], window_tokens
   tail = k_BSHK.shape[1] - length
   after = -length % window
@@ -26,11 +28,12 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
   fit = lambda x, value=0: _pad_rows(x[:, tail - keep:], window - keep, after, value)
   k_BNSHK, v_BNSHK = _pairs(fit(k_BSHK), window), _pairs(fit(v_BSHK), window)
   doc_BNS = _pairs(fit(doc_BS, -3), window)
-  q_BNTHK, doc_BNT = _blocks(_pad_rows(q_BTHK, 0, after), window), _blocks(_pad_rows(doc_BT, 0, after, -3), window)
+  q_BNTHK = _blocks(_pad_rows(q_BTHK, 0, after), window)
+  doc_BNT = _blocks(_pad_rows(doc_BT, 0, after, -3), window)
   lag_TS = jnp.arange(window)[:, None] + window - jnp.arange(2 * window)[None, :]
   near_TS = (lag_TS >= 0) & (lag_TS < window)
   seen_BNTS = near_TS[None, None] & (doc_BNT[..., :, None] == doc_BNS[..., None, :])
-  wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+  wide = tree.wide(q_BTHK.dtype)
   scores = jnp.einsum("bnthk,bnshk->bnhts", q_BNTHK, k_BNSHK, preferred_element_type=wide)
   scores = scores * jnp.asarray(q_BTHK.shape[-1] ** -0.5, wide)
   weights = jax.nn.softmax(jnp.where(seen_BNTS[:, :, None], scores, -1e30), axis=-1)

@@ -2,6 +2,8 @@
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import tree
+
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
   """Scores every query with every key and masks; arguments as in the package."""
@@ -10,7 +12,7 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
   lag_TS = at_T[:, None] - at_S[None, :]
   near_TS = (lag_TS >= 0) & (lag_TS < window_tokens)
   seen_BTS = near_TS[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
-  wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+  wide = tree.wide(q_BTHK.dtype)
   scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=wide)
   scores_BHTS = scores_BHTS * jnp.asarray(q_BTHK.shape[-1] ** -0.5, wide)
   weights_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], scores_BHTS, -1e30), axis=-1)

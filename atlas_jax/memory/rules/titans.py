@@ -5,9 +5,9 @@
   y_t = f(W_t; q_t)
 
 f is an MLP of `depth` matrices, by default added to its input; l is half the squared error. The paper leaves
-f's activation open, takes the whole square (its step is half of our write_rate) and does not clip. We bound the
-norm of each token's gradient on request: a chunk of alike keys writes up to C times in one direction from one
-base, and without a bound such a chunk can overshoot further with every chunk after it.
+f's activation open, takes the whole square (its step is half of our write_rate) and does not clip. We bound
+the norm of each token's gradient on request: a chunk of alike keys writes up to C times in one direction from
+one base, and without a bound such a chunk can overshoot further with every chunk after it.
 
 Source: Behrouz et al. 2025, arXiv:2501.00663, Eq. 9-18. Chunks are computed in dual form: no gradient of a
 token or a chunk ever exists as a matrix of its own.
@@ -77,8 +77,8 @@ def _check(key_dim, value_dim, depth, expansion, activation, residual, surprise_
   if activation not in ACTIVATIONS:
     raise ValueError(f"{field}.activation={activation!r} is unknown; known are {', '.join(ACTIVATIONS)}")
   if residual and key_dim != value_dim:
-    raise ValueError(f"{field}.residual=True needs keys and values of one width, got {key_dim} and {value_dim}; "
-                     "make them equal or set residual=False")
+    raise ValueError(f"{field}.residual=True needs keys and values of one width, got {key_dim} and "
+                     f"{value_dim}; make them equal or set residual=False")
   if surprise_max is not None and surprise_max <= 0:
     raise ValueError(f"{field}.surprise_max={surprise_max} must be positive, or None for no bound")
 
@@ -122,7 +122,7 @@ def step(mlp: MLP, state: MemoryState, base, token: Token, gates):
 
 
 class Surprise(NamedTuple):
-  """Gradients of a chunk's recall losses as outer products: matrix i's of token t is inputs[i][t] deltas[i][t]."""
+  """Gradients of a chunk's recall losses, as outer products: of matrix i, inputs[i][t] and deltas[i][t]."""
 
   inputs: list
   deltas: list
@@ -146,7 +146,8 @@ def surprise(mlp: MLP, base, tokens: Token) -> Surprise:
   square_C = sum(jnp.sum(x * x, -1) * jnp.sum(d * d, -1) for x, d in zip(inputs, deltas, strict=True))
   scale_C = bound(mlp, square_C)
   norm_C = jnp.sqrt(jax.lax.stop_gradient(square_C))  # A metric; the root has no slope at 0.
-  return Surprise(inputs, [d * scale_C[:, None] for d in deltas], norm_C, 0.5 * jnp.sum(error_CM * error_CM, -1))
+  loss_C = 0.5 * jnp.sum(error_CM * error_CM, -1)
+  return Surprise(inputs, [d * scale_C[:, None] for d in deltas], norm_C, loss_C)
 
 
 def read(mlp: MLP, state: MemoryState, found: Surprise, decay: ChunkDecay, q_CK):
@@ -154,8 +155,9 @@ def read(mlp: MLP, state: MemoryState, found: Surprise, decay: ChunkDecay, q_CK)
   h = q_CK
   for i, name in enumerate(mlp.names):
     h = mlp.activate(h) if i else h
-    held = decay.fast_C[:, None] * (h @ state.fast[name]) + decay.momentum_C[:, None] * (h @ state.momentum[name])
-    h = held - (decay.mix_CC * (h @ found.inputs[i].T)) @ found.deltas[i]
+    old, pace = h @ state.fast[name], h @ state.momentum[name]
+    new = (decay.mix_CC * (h @ found.inputs[i].T)) @ found.deltas[i]
+    h = decay.fast_C[:, None] * old + decay.momentum_C[:, None] * pace - new
   return q_CK + h if mlp.residual else h
 
 
