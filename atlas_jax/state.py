@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
 
 
@@ -22,6 +21,12 @@ class TrainState(NamedTuple):
   skipped_in_row: jax.Array  # [] int32, how many of them came last, one after another
 
 
+def first(recipe_init, seed: int):
+  """Gives what a run starts from, Init(params, frozen, carry); equal for equal seeds."""
+  # Steps fold their number into the same root, and no run makes so many.
+  return recipe_init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
+
+
 def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> TrainState:
   """Makes the first state of a run; also under `jax.eval_shape` and `jax.jit`.
 
@@ -31,31 +36,20 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> Tra
     ema_decay: None for no moving average.
     seed: of the run.
   """
-  root = jax.random.key(seed)
-  start = recipe_init(jax.random.fold_in(root, 2**31 - 1))
+  start = first(recipe_init, seed)
   none = jnp.zeros((), jnp.int32)
   ema = () if ema_decay is None else jax.tree.map(jnp.copy, start.params)
   opt_state = optimizer_of(start.params).init(start.params)
-  return TrainState(none, start.params, opt_state, start.carry, ema, root, none, none)
+  return TrainState(none, start.params, opt_state, start.carry, ema, jax.random.key(seed), none, none)
 
 
 def abstract(mesh: Mesh, *args) -> TrainState:
   """Returns the shapes, dtypes and shardings of `create(*args)` on a mesh, without computing anything."""
   shapes = jax.eval_shape(lambda: create(*args))
-  return with_shardings(shapes, place.shardings(mesh, shapes))
-
-
-def with_shardings(shapes, shardings):
-  """Joins a tree of shapes and a tree of shardings."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return place.abstract(shapes, place.shardings(mesh, shapes))
 
 
 def build(abstract_state: TrainState, *args) -> TrainState:
   """Computes `create(*args)` in place: each device makes its own part."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(lambda: create(*args), out_shardings=shardings)()
-
-
-def batch_shardings(mesh: Mesh, batch):
-  """Splits every array of a batch by rows."""
-  return jax.tree.map(lambda _: meshes.batch_sharding(mesh), batch)

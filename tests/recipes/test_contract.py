@@ -1,0 +1,116 @@
+"""What the loop relies on holds for every file in recipes/; only shapes are computed."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax import recipes, tree
+from atlas_jax.evals import Eval
+from atlas_jax.parallel import mesh as meshes
+from tests import runs
+
+LAYOUTS = ({}, {"data__carry": False}, {"model__memory_mix": "none"})
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  return runs.write_corpus(tmp_path_factory.mktemp("contract") / "text")
+
+
+@pytest.fixture(scope="module", params=recipes.names())
+def loaded(request, corpus):
+  config = runs.lm_config(corpus, recipe=request.param)
+  return config, recipes.load(config, runs.one_device())
+
+
+def started(recipe):
+  return jax.eval_shape(recipe.init, jax.random.key(0))
+
+
+def outcome(recipe, start, batch):
+  def loss(params, batch, frozen, carry):
+    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0))
+
+  return jax.eval_shape(loss, start.params, batch, start.frozen, start.carry)
+
+
+def shapes(tree_of_arrays):
+  return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree_of_arrays)
+
+
+def test_every_recipe_is_found_by_its_file_name():
+  assert "memory_lm" in recipes.names()
+  assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in recipes.names())
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones(corpus):
+  with pytest.raises(ValueError, match=r"config.recipe='memory_ml' is unknown; recipes are .*memory_lm"):
+    recipes.load(runs.lm_config(corpus, recipe="memory_ml"), runs.one_device())
+
+
+def test_a_name_with_dots_is_imported_as_it_stands(corpus):
+  config = runs.lm_config(corpus, recipe="atlas_jax.recipes.memory_lm")
+  assert isinstance(recipes.load(config, runs.one_device()), recipes.Recipe)
+
+
+def test_parameters_are_float32_and_the_carry_leads_with_rows(loaded):
+  config, recipe = loaded
+  start = started(recipe)
+  assert tree.count(start.params) > 0
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(start.params)} == {"float32"}
+  assert all(leaf.shape[0] == config.data.batch_rows for leaf in jax.tree.leaves(start.carry))
+
+
+@pytest.mark.parametrize("fields", LAYOUTS, ids=("default", "no_carry", "no_memory"))
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_loss_gives_numbers_and_the_carry_it_was_given(name, fields, corpus):
+  recipe = recipes.load(runs.lm_config(corpus, recipe=name, **fields), runs.one_device())
+  start = started(recipe)
+  out = outcome(recipe, start, recipe.source.next(None))
+  assert (out.loss.shape, out.loss.dtype) == ((), jnp.float32)
+  assert out.weight.shape == ()
+  assert shapes(out.carry) == shapes(start.carry)
+  for metric, value in out.metrics.items():
+    assert value.shape == (), metric
+    assert re.fullmatch(r"[a-z]+(/[a-z0-9_.]+)+", metric), metric
+
+
+def test_a_batch_is_numpy_arrays_that_lead_with_rows(loaded):
+  config, recipe = loaded
+  for name, array in recipe.source.next(None).items():
+    assert isinstance(array, np.ndarray) and len(array) == config.data.batch_rows, name
+
+
+def test_a_source_goes_on_from_its_state(loaded, corpus):
+  config, recipe = loaded
+  source = recipe.source
+  source.next(None)
+  state = json.loads(json.dumps(source.state()))
+  expected = source.next(None)
+  again = recipes.load(config, runs.one_device()).source
+  again.restore(state)
+  for name, array in again.next(None).items():
+    np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_a_source_says_where_its_rows_come_from(loaded):
+  config, recipe = loaded
+  origins = recipe.source.provenance(0)
+  assert len(origins) == config.data.batch_rows
+  assert all(re.fullmatch(r".+@\d+", origin) for origin in origins)
+
+
+def test_evaluations_say_when_they_are_made(loaded):
+  _, recipe = loaded
+  assert recipe.evals
+  for found in recipe.evals.values():
+    assert isinstance(found, Eval) and found.when in ("every", "end")
+
+
+def test_every_recipe_is_made_for_a_mesh_of_many_devices(loaded):
+  config, _ = loaded
+  assert recipes.load(config, meshes.make(data=2, fsdp=2, tensor=2)).evals.keys()
