@@ -129,8 +129,8 @@ class Memory(nn.Module):
     Args:
       x_BTD: the layer's input.
       state: what an earlier call returned, or `zero_state`.
-      doc_BT: document of each token, -1 at padding. In mode "packed" every document starts a chunk, and padding
-        ends one: a document that goes on in the next call must not be padded at the end of this one.
+      doc_BT: document of each token, -1 at padding. In mode "packed" a document starts a chunk, and padding
+        only ends one: a document that goes on in the next call must not be padded in this one.
       last_doc_B: document of the last real token of the earlier call, NO_DOC if there was none.
       count_B: mode "stream": how many of the T tokens are real; None: all.
       mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a

@@ -71,9 +71,7 @@ def make(config, mesh) -> Recipe:
                                            batch["weight_BT"], **config.loss)
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
-    metrics = {"train/bits_per_byte": bits_per_byte, "train/perplexity": jnp.exp(mean),
-               **layer_metrics(out.stats)}
-    metrics = jax.lax.stop_gradient(metrics)
+    metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
     return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
 
   return Recipe(init, loss, source, evals_of(config, model, mesh))
