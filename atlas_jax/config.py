@@ -2,9 +2,11 @@
 import difflib
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
+from absl import logging
 from ml_collections import config_dict
 
 OPTIONAL = config_dict.placeholder
@@ -65,7 +67,7 @@ def _data() -> ml_collections.ConfigDict:
       "segment_len": 2_048,  # Tokens per row and update.
       "batch_rows": 16,  # Rows per update, over all processes.
       "held_out_frac": 0.05,  # Share of documents never trained on.
-      "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; filled in: the memory's chunk_size.
+      "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
       "carry": True,  # Whether memory and attention pass from segment to segment of a document.
       "threads": 2,  # Threads that prepare batches.
       "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
@@ -120,11 +122,27 @@ def _optim() -> ml_collections.ConfigDict:
   })
 
 
-def nearest(name: str, known) -> str:
-  """Gives ", did you mean ...?" for a misspelt name, or the known ones."""
+OPTIONS = "model.memory.options"  # The one group whose fields are not listed here: the rule knows them.
+ALSO_NONE = ("optim.clip_norm",)  # May be None, though its default is not.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Gives "did you mean ...?" for a misspelt name, or lists the known ones."""
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def unknown_field(name: str) -> str:
+  """Says that there is no such field and which one may be meant; its groups may be left out or wrong."""
+  ends = {field.rpartition(".")[2]: field for field in reversed(FIELDS)}
+  last = name.rpartition(".")[2]
+  close = [ends[last]] if last in ends else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.7)
+  close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
+  known = f"did you mean 'config.{close[0]}'?" if close else "atlas_jax/config.py lists all fields"
+  return f"there is no field config.{name}; {known}"
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -145,19 +163,20 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     kind = type(defaults[name])
     if kind is bool and given:
       raise ValueError(f"config argument {part!r}: {name} is a flag, write {name} alone")
-    if kind is not bool and not given:
+    if kind is not bool and not text:
       raise ValueError(f"config argument {name!r} needs a value, {name}=...")
     try:
       parsed[name] = True if kind is bool else kind(text)
     except ValueError:
-      raise ValueError(f"config argument {part!r}: {text!r} is not of type {kind.__name__}") from None
+      raise ValueError(f"config argument {part!r} must be {KINDS[kind]}") from None
   return ml_collections.ConfigDict(parsed)
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
   config.data.update(name="python_stdlib", tokenizer="byte", segment_len=64, batch_rows=4, threads=0)
-  config.model.update(vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16, dtype="float32")
+  config.model.update(vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16,
+                      dtype="float32")
   config.model.memory.update(heads=2, key_dim=16, value_dim=16, chunk_size=16)
   config.optim.update(steps=4, warmup_steps=2)
   config.train.update(log_every_steps=1)
@@ -173,54 +192,87 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
     ValueError: names the field, its value, and what to do.
   """
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
+  _check_fields(config)
   _check_ranges(config)
   _check_model(config.model)
-  data, chunk = config.data, config.model.memory.chunk_size
-  if data.align_tokens is None:
-    data.align_tokens = chunk
-  for name, parts in (("model.memory.chunk_size", chunk), ("data.align_tokens", data.align_tokens)):
-    if data.segment_len % parts:
-      raise ValueError(f"config.data.segment_len={data.segment_len} is not a multiple of config.{name}={parts}; "
-                       f"nearest are {_near(data.segment_len, parts)}")
-  if data.align_tokens % chunk:
-    raise ValueError(f"config.data.align_tokens={data.align_tokens} is not a multiple of "
-                     f"config.model.memory.chunk_size={chunk}; a document must start at a chunk's start")
-  if data.batch_rows % config.train.accumulate_steps:
-    raise ValueError(f"config.data.batch_rows={data.batch_rows} is not a multiple of "
-                     f"config.train.accumulate_steps={config.train.accumulate_steps}; nearest are "
-                     f"{_near(data.batch_rows, config.train.accumulate_steps)}")
+  if config.data.align_tokens is None:
+    config.data.align_tokens = config.model.memory.chunk_size
+  for name, parts in MULTIPLES:
+    value, part = at(config, name), at(config, parts)
+    if value % part:
+      raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
+                       f"nearest are {near(value, part)}")
+  chunks = config.data.segment_len // config.model.memory.chunk_size
+  together = config.model.memory.remat_chunks
+  if together and chunks % together:
+    raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
+                     "segment (config.data.segment_len / config.model.memory.chunk_size)")
   return ml_collections.FrozenConfigDict(config)
 
 
-def _near(value: int, parts: int) -> str:
+MULTIPLES = (
+    ("data.segment_len", "model.memory.chunk_size"),
+    ("data.align_tokens", "model.memory.chunk_size"),  # A document starts a chunk.
+    ("data.segment_len", "data.align_tokens"),
+    ("data.batch_rows", "train.accumulate_steps"))
+
+
+def near(value: int, parts: int) -> str:
+  """Names the multiples of `parts` around a value."""
   low = value // parts * parts
   return f"{low} and {low + parts}" if low else str(parts)
 
 
 POSITIVE = (
-    "data.segment_len", "data.batch_rows", "model.vocab_size", "model.width", "model.depth", "model.heads",
-    "model.ff_width", "model.window_tokens", "model.scan_unroll", "model.memory.heads", "model.memory.key_dim",
-    "model.memory.value_dim", "model.memory.chunk_size", "model.memory.conv_taps", "model.memory.remat_chunks",
-    "optim.steps", "train.accumulate_steps", "train.log_every_steps", "train.eval_every_steps",
-    "train.skip_limit", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
-    "eval.batch_rows", "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens")
+    "data.segment_len", "data.batch_rows", "data.limit_bytes", "data.align_tokens", "model.vocab_size",
+    "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
+    "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
+    "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
+    "train.log_every_steps", "train.eval_every_steps", "train.skip_limit", "checkpoint.every_steps",
+    "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows", "eval.max_tokens",
+    "eval.gain_max_tokens", "loss.block_tokens")
+NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens")
+SHARES = ("data.bad_input_frac",)
 OPEN_SHARES = ("model.memory.retention_init", "model.memory.momentum_init")
 
 
+def _check_fields(config) -> None:
+  """Checks that the fields are those of `default`, and of their types; a field set to None loses its type."""
+  found = {name: value for name, value in _flat(config).items() if not name.startswith(OPTIONS)}
+  for name in found:
+    if name not in FIELDS:
+      raise ValueError(unknown_field(name))
+  for name, (kind, optional) in FIELDS.items():
+    value = found[name]
+    is_kind = isinstance(value, (int, float) if kind is float else kind)
+    is_bool = isinstance(value, bool)  # Which is a whole number to Python, but not to a reader.
+    if not (is_kind and is_bool == (kind is bool) or optional and value is None):
+      raise ValueError(f"config.{name}={value!r} {need(name)}")
+
+
+def need(name: str) -> str:
+  """Says which values a field takes."""
+  kind, optional = FIELDS[name]
+  return f"must be {KINDS[kind]}{', or None' if optional else ''}"
+
+
 def _check_ranges(config) -> None:
-  for name in POSITIVE:
-    value = _at(config, name)
-    if value is not None and value < 1:
-      raise ValueError(f"config.{name}={value} must be at least 1")
-  for name in OPEN_SHARES:
-    value = _at(config, name)
-    if not 0 < value < 1:
-      raise ValueError(f"config.{name}={value} must lie between 0 and 1")
-  if config.eval.sample_tokens < 0:
-    raise ValueError(f"config.eval.sample_tokens={config.eval.sample_tokens} must be at least 0; 0 writes none")
+  for names, fits, need in (
+      (POSITIVE, lambda value: value >= 1, "at least 1"),
+      (("model.memory.conv_taps",), lambda value: value >= 2, "at least 2"),
+      (NOT_NEGATIVE, lambda value: value >= 0, "at least 0"),
+      (SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
+      (OPEN_SHARES, lambda value: 0 < value < 1, "above 0 and below 1")):
+    for name in names:
+      value = at(config, name)
+      if value is not None and not fits(value):
+        raise ValueError(f"config.{name}={value} must be {need}")
+  if config.seed >= 2**32:
+    raise ValueError(f"config.seed={config.seed} must be below 2**32")
 
 
-def _at(config, name: str):
+def at(config, name: str):
+  """Gives the field or group that a dotted name stands for."""
   for part in name.split("."):
     config = config[part]
   return config
@@ -230,38 +282,53 @@ def _check_model(model) -> None:
   for name, known in (("memory_mix", ("gate", "none")), ("remat", ("none", "dots", "block")),
                       ("dtype", ("float32", "bfloat16"))):
     if model[name] not in known:
-      raise ValueError(f"config.model.{name}={model[name]!r} is unknown; {nearest(str(model[name]), known)}")
+      raise ValueError(f"config.model.{name}={model[name]!r} is unknown; {nearest(model[name], known)}")
   if model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
                      f"{2 * model.heads} (rotary positions turn pairs of features); nearest are "
-                     f"{_near(model.width, 2 * model.heads)}")
+                     f"{near(model.width, 2 * model.heads)}")
   if not 0 <= model.gate_floor < 1:
-    raise ValueError(f"config.model.gate_floor={model.gate_floor} must lie in [0, 1)")
+    raise ValueError(f"config.model.gate_floor={model.gate_floor} must be at least 0 and below 1")
   memory = model.memory
   if not 0 < memory.write_rate_init < memory.write_rate_max:
-    raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must lie between 0 and "
-                     f"write_rate_max={memory.write_rate_max}")
+    raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
+                     f"below config.model.memory.write_rate_max={memory.write_rate_max}")
 
 
-# What may change between the runs of one workdir: nothing of it decides what an update computes.
-FREE = ("checkpoint", "mesh", "monitor", "eval", "train.log_every_steps", "train.eval_every_steps",
-        "train.skip_limit", "data.threads", "data.cache_dir", "data.download", "optim.steps", "model.scan_unroll",
-        "model.remat", "model.memory.remat_chunks", "loss.block_tokens")
+# What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.
+# None of it decides what an update computes, but for the length: the learning rate follows it, and a
+# line says so.
+FREE = ("checkpoint", "mesh", "monitor", "eval", "loss.block_tokens", "optim.steps", "train", "data.threads",
+        "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll", "model.remat",
+        "model.memory.remat_chunks")
 
 
-def save(config, workdir) -> None:
-  """Writes config.json; a workdir made with other settings is refused.
+def is_free(name: str) -> bool:
+  """Says whether a field may change between the runs of one workdir."""
+  return name in FREE or name.startswith(tuple(f"{group}." for group in FREE))
+
+
+def check_same(config, workdir) -> None:
+  """Refuses a workdir whose run has other settings than these; logs what else has changed.
 
   Raises:
     ValueError: names the fields that differ.
   """
-  file = pathlib.Path(workdir) / "config.json"
-  if file.exists():
-    differ = [f"{name} was {old!r}, is {new!r}" for name, old, new in _differences(load(workdir), config)
-              if not name.startswith(FREE)]
-    if differ:
-      raise ValueError(f"{file} was written by a run with other settings: {'; '.join(differ)}. "
-                       "Use another --workdir, or the settings of that run")
+  if not _file(workdir).exists():
+    return
+  changes = _differences(load(workdir), config)
+  differ = [f"config.{name} was {old!r}, is {new!r}" for name, old, new in changes if not is_free(name)]
+  if differ:
+    raise ValueError(f"{_file(workdir)} was written by a run with other settings: {'; '.join(differ)}; use "
+                     "another --workdir, or the settings of that run")
+  for name, old, new in changes:
+    follows = "; from here on the learning rate follows the new length" if name == "optim.steps" else ""
+    logging.info("config.%s was %r, is %r%s", name, old, new, follows)
+
+
+def save(config, workdir) -> None:
+  """Writes config.json, whole or not at all; see `check_same` for a workdir that has one."""
+  file = _file(workdir)
   file.parent.mkdir(parents=True, exist_ok=True)
   part = file.with_suffix(".part")
   part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
@@ -269,37 +336,36 @@ def save(config, workdir) -> None:
 
 
 def load(workdir) -> ml_collections.FrozenConfigDict:
-  """Reads the config a run was made with.
+  """Reads the config a run was made with; it is enough to build the model again.
 
   Raises:
     ValueError: if there is none in the workdir, or it was made by another version of the program.
   """
-  file = pathlib.Path(workdir) / "config.json"
+  file = _file(workdir)
   if not file.is_file():
-    raise ValueError(f"--workdir={workdir} holds no run: {file} does not exist; train one first with "
+    raise ValueError(f"--workdir={workdir} holds no run: there is no {file}; train one first with "
                      "--config=configs/memory_40m.py:cpu")
   try:
     saved = json.loads(file.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{file} is not JSON ({error}); restore it, or use another --workdir") from None
-  config = default()
-  unknown = [name for name, *_ in _differences(saved, config) if _missing(config, name)]
-  if unknown:
-    raise ValueError(f"{file} has fields this version does not know: {', '.join(unknown)}")
-  with config.unlocked():
-    config.update(saved)
-  return ml_collections.FrozenConfigDict(config)
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged ({error}); restore it, or use another --workdir") from None
+  if not isinstance(saved, dict):
+    raise ValueError(f"{file} is damaged (it holds no fields); restore it, or use another --workdir")
+  fields = default().to_dict()
+  fields["model"]["memory"]["options"] = {}  # Those of the run replace the default's, they do not join them.
+  try:
+    return resolve(ml_collections.ConfigDict(_merged(fields, saved)))
+  except ValueError as error:
+    raise ValueError(f"{file} is not of this version of the program: {error}") from error
 
 
-def _missing(config, name: str) -> bool:
-  parts = name.split(".")
-  if name.startswith("model.memory.options"):
-    return False
-  for part in parts:
-    if part not in config:
-      return True
-    config = config[part]
-  return False
+def _merged(old: dict, new: dict) -> dict:
+  both = lambda name: isinstance(old.get(name), dict) and isinstance(new[name], dict)
+  return {**old, **{name: _merged(old[name], new[name]) if both(name) else new[name] for name in new}}
+
+
+def _file(workdir) -> pathlib.Path:
+  return pathlib.Path(workdir) / "config.json"
 
 
 def _flat(config, prefix: str = "") -> dict[str, Any]:
@@ -310,7 +376,22 @@ def _flat(config, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _differences(old, new):
+def _differences(old, new) -> list[tuple[str, Any, Any]]:
   flat_old, flat_new = _flat(old), _flat(new)
   return [(name, flat_old.get(name), flat_new.get(name)) for name in sorted({*flat_old, *flat_new})
           if flat_old.get(name) != flat_new.get(name)]
+
+
+def _types(config, prefix: str = "") -> dict[str, tuple[type, bool]]:
+  types = {}
+  for name in config:
+    kind, full = config.get_type(name), prefix + name
+    if kind is ml_collections.ConfigDict:
+      types.update(_types(config[name], full + ".") if full != OPTIONS else {})
+    else:
+      types[full] = kind, config[name] is None or full in ALSO_NONE
+  return types
+
+
+# Type of each field of `default`, and whether it may be None.
+FIELDS = _types(default())

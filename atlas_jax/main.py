@@ -1,61 +1,242 @@
-"""The program: reads flags, joins the processes of a run, and trains, evaluates or generates.
+"""The program: reads the command line, joins the processes of a run, and trains, evaluates or generates.
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
+
+--config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/config.py lists them all.
 """
+import ast
 import functools
+import itertools
 import json
+import math
 import os
+import pathlib
+import re
+import runpy
 import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
 
 import jax
+import ml_collections
 from absl import flags, logging
-from ml_collections import config_flags
 
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
-from atlas_jax.checkpoint import CheckpointError, Checkpoints
+from atlas_jax.checkpoint import FOLDER, CheckpointError
 from atlas_jax.evals import Eval, sample
+from atlas_jax.monitor.writer import METRICS
+from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import memory_lm
-from atlas_jax.serve import engine
+from atlas_jax.serve import engine, runs
 
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "A file of configs/, with :ARGUMENTS; single fields by "
-                                "--config.GROUP.FIELD=VALUE.", lock_config=True)
-flags.DEFINE_string("workdir", None, "The run's directory.")
-flags.DEFINE_enum("mode", "train", ["train", "eval", "generate"], "What to do.")
-flags.DEFINE_string("prompt", "", "generate: the text to go on from.")
-flags.DEFINE_integer("tokens", 200, "generate: how many tokens to add.")
-flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.")
-flags.DEFINE_integer("top_k", None, "generate: only this many likeliest tokens; none: all.")
-flags.DEFINE_integer("seed", 0, "generate: draws the tokens.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several processes.")
-flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+GENERATE_ONLY = ("prompt", "tokens", "temperature", "top_k", "seed")
+
+
+def define_flags() -> flags.FlagValues:
+  """Makes the flags of the program, all at their defaults."""
+  values = flags.FlagValues()
+  text, number = (functools.partial(define, flag_values=values) for define in
+                  (flags.DEFINE_string, flags.DEFINE_integer))
+  text("config", None, "train: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
+  text("workdir", None, "The run's directory.")
+  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate"], "What to do.", flag_values=values)
+  text("prompt", "", "generate: the text to go on from; may be empty.")
+  number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
+  flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",
+                     lower_bound=0, flag_values=values)
+  number("top_k", None, "generate: draw among this many likeliest tokens; left out: all.", lower_bound=1)
+  number("seed", 0, "generate: of the draws.", lower_bound=0, upper_bound=2**32 - 1)
+  text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
+  number("num_processes", None, "How many processes the run has.")
+  number("process_id", None, "Which of them this is, from 0.")
+  flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
+  flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
+  return values
+
+
+def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
+  """Reads the command line: flags, and the config fields it sets, as text.
+
+  Raises:
+    ValueError: says which flag is wrong, and the nearest known name.
+  """
+  values = define_flags()
+  rest, overrides = _split(argv)
+  try:
+    left = values(rest)
+  except flags.UnrecognizedFlagError as error:
+    known = [name for name in values if len(name) > 1]
+    near = configs.nearest(error.flagname, known)
+    raise ValueError(f"there is no flag --{error.flagname}; {near}") from None
+  except flags.IllegalFlagValueError as error:
+    name = re.match(r"flag --(\w+)=", str(error))
+    need = values[name[1]].parser.syntactic_help if name else ""
+    words = str(error).removeprefix("flag ")
+    raise ValueError(f"{words.split(': ')[0]}: must be {need}" if need else words) from None
+  except flags.Error as error:
+    raise ValueError(str(error)) from None
+  if len(left) > 1:
+    raise ValueError(f"{left[1]!r} is no flag; flags are written --name=value")
+  return values, overrides
+
+
+def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Parts --config.NAME=VALUE, also with a space in place of =, from all else."""
+  rest, overrides, words = [], {}, iter(argv)
+  for word in words:
+    found = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", word, re.DOTALL)
+    if found is None:
+      rest.append(word)
+      continue
+    name, equals, value = found.groups()
+    value = value if equals else next(words, "--")
+    if not equals and value.startswith("--"):
+      raise ValueError(f"{word} needs a value, {word}=...")
+    overrides[name] = value
+  return rest, overrides
+
+
+def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+  """Reads a config file with its argument, and changes single fields.
+
+  Args:
+    spec: FILE or FILE:ARGUMENTS, such as "configs/memory_40m.py:cpu".
+    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}.
+
+  Raises:
+    ValueError: if there is no such file, or it or an override has an unknown field or a wrong value.
+  """
+  path, _, arg = spec.partition(":")
+  if not pathlib.Path(path).is_file():
+    known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
+    raise ValueError(f"--config={spec}: there is no file {path!r}; {configs.nearest(path, known)}")
+  contents = runpy.run_path(path)
+  if "get_config" not in contents:
+    raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
+  try:
+    config = contents["get_config"](arg or None)
+  except ValueError as error:
+    raise ValueError(f"--config={spec}: {error}") from error
+  except (AttributeError, KeyError, TypeError) as error:  # What a locked config raises.
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
+  for name, text in (overrides or {}).items():
+    override(config, name, text)
+  return config
+
+
+def _locked(error: Exception) -> str:
+  """Gives what a locked config says of a field, without the list of all others."""
+  words = str(error.args[0] if error.args else error).splitlines()[0]
+  field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"', words)
+  return words if field is None else configs.unknown_field(field[1] or field[2])
+
+
+def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+  """Sets one field from text, as --config.NAME=TEXT does; None switches off what may be off.
+
+  Raises:
+    ValueError: if there is no such field, or the text is not of its type.
+  """
+  group, _, last = name.rpartition(".")
+  if group == configs.OPTIONS:  # The rule knows its options and checks them.
+    config.model.memory.options = {**config.model.memory.options, last: _literal(text)}
+    return
+  if name not in configs.FIELDS:
+    if any(field.startswith(f"{name}.") for field in (*configs.FIELDS, f"{configs.OPTIONS}.")):
+      raise ValueError(f"--config.{name} is a group; set one of its fields, --config.{name}.FIELD=VALUE")
+    raise ValueError(f"--config.{name}={text}: {configs.unknown_field(name)}")
+  kind, optional = configs.FIELDS[name]
+  try:
+    read = (lambda text: configs.SWITCH[text.lower()]) if kind is bool else kind
+    value = None if optional and text == "None" else read(text)
+  except (KeyError, ValueError):
+    raise ValueError(f"--config.{name}={text}: {configs.need(name)}") from None
+  (configs.at(config, group) if group else config)[last] = value
+
+
+def _literal(text: str):
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
+  """Reads the config of a run; overrides change what is free to change.
+
+  Raises:
+    ValueError: if the workdir holds no run, or an override would change the run itself.
+  """
+  config = runs.config_of(workdir)
+  for name, text in overrides.items():
+    if name in configs.FIELDS and not configs.is_free(name) or name.startswith(configs.OPTIONS):
+      raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
+                       "another one with it")
+    override(config, name, text)
+  return configs.resolve(config)
 
 
 def run_train(config, workdir: str) -> None:
   """Trains; a workdir that holds a run of the same settings goes on with it."""
-  config = configs.resolve(config)
   mesh = meshes.make(**config.mesh)
-  meshes.check_rows(mesh, config.data.batch_rows)
+  check_rows(config, mesh, ("data", "eval"))
+  optim.build({}, **config.optim)  # Refuses wrong fields before the text is read.
+  prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   if hosts.is_main():
     configs.save(config, workdir)
+    if not has_run(workdir):
+      recipe.source.tokenizer.save(pathlib.Path(workdir) / runs.TOKENIZER)
   summary = train.run(config, recipe, mesh, workdir)
   if summary:
     print(json.dumps(summary, indent=2), flush=True)
+
+
+def prepare(config, workdir: str) -> None:
+  """Makes a workdir; refuses one that cannot be written or whose run has other settings.
+
+  Raises:
+    ValueError: says why, and what to do.
+  """
+  if has_run(workdir):
+    configs.check_same(config, workdir)
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=workdir).close()
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
+
+
+def has_run(workdir: str) -> bool:
+  """Says whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
+  path = pathlib.Path(workdir)
+  metrics = path / METRICS
+  return any((path / FOLDER).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
+
+
+def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
+  """Refuses numbers of rows that the mesh cannot split evenly."""
+  shards = meshes.n_row_shards(mesh)
+  for group in groups:
+    rows = config[group].batch_rows
+    if rows % shards:
+      raise ValueError(
+          f"config.{group}.batch_rows={rows} is not a multiple of config.mesh.data x fsdp = {shards}; "
+          f"nearest are {configs.near(rows, shards)}")
 
 
 def with_sample(config, recipe, mesh):
   """Adds a text sample to a recipe's evaluations, if the config asks for one."""
   if not config.eval.sample_tokens:
     return recipe
-  model, tokenizer = memory_lm.model_of(config), recipe.source.tokenizer
-  write = functools.partial(_write, model, tokenizer=tokenizer, mesh=mesh)
+  write = functools.partial(_write, memory_lm.model_of(config), tokenizer=recipe.source.tokenizer, mesh=mesh)
   run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
   return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")})
 
@@ -64,123 +245,131 @@ def _write(model, params, prompt, *, tokens, tokenizer, mesh):
   return engine.generate(model, params, tokenizer, prompt, tokens=tokens, temperature=0.8, seed=0, mesh=mesh)
 
 
-def restored(workdir: str):
-  """Opens a run to be used: (config, mesh, recipe, params, step)."""
-  config = configs.load(workdir)
-  mesh = meshes.make(**config.mesh) if _fits(config) else meshes.make()
-  recipe = recipes.load(config, mesh)
-  abstract, _ = train.abstract_state(config, recipe, mesh)
-  field = "params" if isinstance(abstract.ema, tuple) else "ema"
-  saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
-  try:
-    params, meta = saver.restore_params(abstract.params, field=field)
-  finally:
-    saver.close()
-  return config, mesh, recipe, params, int(meta["step"])
-
-
-def _fits(config) -> bool:
-  """Whether the devices here are those the run was made for; else all of them hold different rows."""
-  sizes = [size for size in config.mesh.values() if size != -1]
-  product = 1
-  for size in sizes:
-    product *= size
-  return jax.device_count() % product == 0 and (len(sizes) < len(config.mesh) or product == jax.device_count())
-
-
-def run_eval(workdir: str) -> None:
+def run_eval(config, workdir: str) -> None:
   """Evaluates a run's newest checkpoint and prints one JSON object."""
-  config, _, recipe, params, step = restored(workdir)
+  mesh = runs.mesh_here(config)
+  check_rows(config, mesh, ("eval",))
+  recipe = recipes.load(config, mesh)
+  params, step = runs.restore(config, workdir, lambda rng: recipe.init(rng).params, mesh)
   scalars, _ = train.evaluate(config, recipe, params, step=step)
   if hosts.is_main():
-    print(json.dumps({"step": step, **scalars}), flush=True)
+    finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+    print(json.dumps({"step": step, **finite}), flush=True)
 
 
-def run_generate(workdir: str) -> None:
+def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the prompt and what the model adds to it, as it comes."""
-  config, mesh, recipe, params, _ = restored(workdir)
-  pieces = engine.generate(memory_lm.model_of(config), params, recipe.source.tokenizer, FLAGS.prompt,
-                           tokens=FLAGS.tokens, temperature=FLAGS.temperature, top_k=FLAGS.top_k, seed=FLAGS.seed,
-                           mesh=mesh)
-  print(FLAGS.prompt, end="", flush=True)
-  for piece in pieces:
-    print(piece, end="", flush=True)
-  print()
+  pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
+                         top_k=asked.top_k, seed=asked.seed)
+  for piece in itertools.chain([asked.prompt], pieces, ["\n"]):
+    if hosts.is_main():
+      print(piece, end="", flush=True)
 
 
-def check_devices() -> None:
-  """Refuses a platform that is asked for and not here.
+def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
+  """Refuses flags that are missing, or that the mode would not use."""
+  if not asked.workdir:
+    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
+  if asked.mode == "train" and not asked.config:
+    raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
+  if asked.mode != "train" and asked.config:
+    raise ValueError(f"--mode={asked.mode} takes the config of the run in --workdir; leave out "
+                     f"--config={asked.config}")
+  for name in GENERATE_ONLY:
+    if asked.mode != "generate" and asked[name].present:
+      other = "; the seed of training is --config.seed" if name == "seed" else ""
+      raise ValueError(f"--{name} is for --mode=generate, this is --mode={asked.mode}{other}")
+
+
+def join(asked: flags.FlagValues) -> None:
+  """Joins the other processes, if the flags name any, and finds the devices.
 
   Raises:
-    ValueError: names the platform and what to do.
+    ValueError: if the processes do not find each other, or a platform is asked for that is not here.
   """
+  try:
+    hosts.start(asked.coordinator, asked.num_processes, asked.process_id)
+  except RuntimeError as error:
+    if not jax.distributed.is_initialized():
+      raise ValueError(
+          f"--process_id={asked.process_id} did not find the other processes ({str(error).splitlines()[0]}); "
+          f"start all --num_processes={asked.num_processes} with one --coordinator={asked.coordinator}, the "
+          "address of process 0") from error
   try:
     jax.devices()
-  except RuntimeError as error:
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    raise ValueError(f"JAX_PLATFORMS={asked!r} asks for devices that are not here "
-                     f"({str(error).splitlines()[0]}); install the extra for them (atlas_jax[cuda12], [cuda13] or "
-                     "[tpu]), or unset JAX_PLATFORMS to take what there is") from None
+  except (RuntimeError, AssertionError) as error:  # The second where a plugin is missing.
+    raise ValueError(
+        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} asks for devices that are not here; install "
+        "what they need, atlas_jax[cuda12], [cuda13] or [tpu], or unset JAX_PLATFORMS to take what there is "
+        f"({str(error).split(' (set')[0] or 'no such plugin'})") from error
 
 
-def main() -> None:
-  """Does what the flags say."""
-  if FLAGS.workdir is None:
-    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
-  if FLAGS.mode == "train" and FLAGS.config is None:
-    raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
-  hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-  check_devices()
-  if FLAGS.mode == "train":
-    run_train(FLAGS.config, FLAGS.workdir)
-  elif FLAGS.mode == "eval":
-    run_eval(FLAGS.workdir)
+def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
+  """Does what the command line says; what needs no device is checked before devices are looked for."""
+  check_flags(asked, overrides)
+  if asked.mode == "train":
+    config = configs.resolve(read_config(asked.config, overrides))
   else:
-    run_generate(FLAGS.workdir)
+    config = config_of_run(asked.workdir, overrides)
+  join(asked)
+  if asked.mode == "train":
+    run_train(config, asked.workdir)
+  elif asked.mode == "eval":
+    run_eval(config, asked.workdir)
+  else:
+    run_generate(config, asked.workdir, asked)
 
 
-def parse(argv: list[str]) -> None:
-  """Parses the command line.
-
-  Raises:
-    ValueError: says which flag or field is wrong, and the nearest known name.
-  """
-  try:
-    rest = FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise ValueError(_said(error)) from None
-  if len(rest) > 1:
-    raise ValueError(f"{rest[1]!r} is no flag; flags are written --name=value")
-
-
-def _said(error: Exception) -> str:
-  """Gives what an error of a flag or a config file says, without the traceback that the flags library adds."""
-  lines = [line for line in str(error).replace("\\'", "'").splitlines() if line.strip()]
-  if any("Traceback" in line for line in lines):
-    lines = [lines[0].split(": Error whilst")[0] + ": " + lines[-1].split(": ", 1)[-1]]
-  words = " ".join(" ".join(lines).replace("\\n", " ").split())
-  return f"no such field: {words}" if isinstance(error, AttributeError) else words
+def explain(error: BaseException) -> str | None:
+  """Says in one line what the caller can do; None for an error that is a fault of the program."""
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted; the same command starts again, from the newest checkpoint if there is one"
+  lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
+  if lost and not isinstance(error, train.LostPeerError):
+    return "another process of this run died; the same command goes on from the newest checkpoint"
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
+            "config.train.accumulate_steps, or set config.model.remat=block")
+  ours = isinstance(error, (CheckpointError, train.NonFiniteError, train.LostPeerError, OSError, ImportError))
+  if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)
+  return " ".join(str(error).split()) if ours else None
 
 
-def entry() -> None:
-  """Runs the program; what the caller can mend is one line on standard error, and exit code 1."""
+def _notes(error) -> list[str]:
+  return [note for note in getattr(error, "__notes__", ()) if "JAX" in note]
+
+
+def entry(argv: list[str]) -> int:
+  """Runs the program; what the caller can mend is one line on standard error. Returns the exit code."""
+  flags.FLAGS.mark_as_parsed()  # Flags of libraries: nobody sets them, and absl logs only after this.
   logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
   logging.get_absl_handler().addFilter(lambda record: record.levelname not in ("INFO", "DEBUG")
                                        or "atlas_jax" in record.pathname)
+  asked = None
   try:
-    parse(sys.argv)
-    logging.set_verbosity(logging.INFO)
-    main()
-  except train.LostPeerError as error:
-    print(f"atlas_jax: {error}", file=sys.stderr)
-    hosts.leave(1)
-  except (ValueError, TypeError, CheckpointError, train.NonFiniteError) as error:
-    if FLAGS.is_parsed() and logging.vlog_is_on(1):
-      raise
-    print(f"atlas_jax: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(1)
+    asked, overrides = parse(argv)
+    if asked.help:
+      print(__doc__, *(f"--{name}: {asked[name].help}" for name in asked if len(name) > 1), sep="\n")
+    else:
+      main(asked, overrides)
+    code = 0
+  except BrokenPipeError:  # Who reads the output, such as head, has enough of it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 1
+  except (Exception, KeyboardInterrupt) as error:
+    line, code = explain(error), 130 if isinstance(error, KeyboardInterrupt) else 1
+    if line is None or asked is not None and asked.traceback:
+      traceback.print_exc()
+    if line is not None:
+      print(f"atlas_jax: {line}", file=sys.stderr, flush=True)
+  if code and asked is not None and asked.num_processes:
+    hosts.leave(code)  # The usual way out would wait for processes that may wait for this one.
+  return code
 
 
 if __name__ == "__main__":
-  entry()
+  sys.exit(entry(sys.argv))

@@ -64,8 +64,8 @@ KERNEL_FILE_LINES = 600
 FUNCTION_LINES = 50
 LONG_FUNCTIONS = {"atlas_jax/train.py:run": 120}
 NAMELESS = {"utils", "util", "common", "helpers", "misc"}
-# STYLE's letters, and two that fused projections and cached rows need: S, rows of keys (those kept from earlier
-# calls and the T new ones; also taps of a convolution), and E, channels of several projections side by side.
+# STYLE's letters, and two that fused projections and cached rows need: S, rows of keys (those kept from
+# earlier calls and the T new ones; also taps of a convolution), and E, channels of projections side by side.
 AXES = "BTNCWLDHKMPFVGSE"
 CHECKED_FOLDERS = (PACKAGE, "configs", "experiments", "scripts", "tests")
 

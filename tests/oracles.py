@@ -82,9 +82,9 @@ def mlp_gradient(weights, k, v, *, activation, residual):
   return gradient
 
 
-def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, position=0, write_T=None, reset_T=None,
-           initial=None, padding_moves_grid=True, depth=2, expansion=1, activation="silu", residual=True,
-           surprise_max=None):
+def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, position=0, write_T=None,
+           reset_T=None, initial=None, padding_moves_grid=True, depth=2, expansion=1, activation="silu",
+           residual=True, surprise_max=None):
   """Titans' long-term memory, S_t = m_t S - r_t grad(W_base), W_t = a_t W + S_t, y_t = f(W_t; q_t).
 
   Args:

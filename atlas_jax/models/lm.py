@@ -68,7 +68,8 @@ class Block(nn.Module):
       layer = Memory(**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
-      gated_BTHM = (out_BTHM * (gate_BTH * memory_scale.astype(gate_BTH.dtype))[..., None]).astype(x_BTD.dtype)
+      share_BTH = gate_BTH * memory_scale.astype(gate_BTH.dtype)
+      gated_BTHM = (out_BTHM * share_BTH[..., None]).astype(x_BTD.dtype)
       mixed_BTD = mixed_BTD + HeadsOut(x_BTD.shape[-1], self.out_scale, name="memory_out")(gated_BTHM)
       stats = {**stats, **gate_stats(raw_BTH, gate_BTH, doc_BT)} if self.mode == "packed" else {}
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)

@@ -28,7 +28,8 @@ def model_of(config) -> lm.LM:
 def held_out_of(config, max_tokens: int | None, **place):
   """Opens the held-out documents of a config: this process's rows, unless `place` says otherwise."""
   fields = {**config.data.to_dict(), "batch_rows": config.eval.batch_rows}
-  return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens, **(place or _here()))
+  return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
+                      **(place or _here()))
 
 
 def train_source_of(config, **place):
