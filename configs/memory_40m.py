@@ -32,8 +32,8 @@ def get_config(arg=None):
   else:
     _full(config, arg.corpus)
   if arg.cpu_1h:
-    config.optim.update(warmup_steps=100, steps=5_000)
-    config.train.update(log_every_steps=20, eval_every_steps=1_000)
+    config.optim.update(warmup_steps=100, steps=4_000)
+    config.train.update(log_every_steps=20, eval_every_steps=2_000)
     config.checkpoint.update(every_steps=500)
     config.eval.update(max_tokens=None, gain_max_tokens=131_072)
   if arg.baseline:
