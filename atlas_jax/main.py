@@ -134,8 +134,8 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
 def _locked(error: Exception) -> str:
   """Gives what a locked config says of a field, without the list of all others."""
   words = str(error.args[0] if error.args else error).splitlines()[0]
-  field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"', words)
-  return words if field is None else configs.unknown_field(field[1] or field[2])
+  field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"|^\W*(\w+)\W*$', words)
+  return words if field is None else configs.unknown_field(field[1] or field[2] or field[3])
 
 
 def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
@@ -287,6 +287,10 @@ def join(asked: flags.FlagValues) -> None:
   Raises:
     ValueError: if the processes do not find each other, or a platform is asked for that is not here.
   """
+  if asked.num_processes is not None:
+    # What connects processes writes to standard output; there only results belong.
+    sys.stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), 1)
   try:
     hosts.start(asked.coordinator, asked.num_processes, asked.process_id)
   except RuntimeError as error:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import Checkpoints
@@ -24,7 +23,7 @@ def config_of(workdir):
   Raises:
     ValueError: if the workdir holds no run.
   """
-  config = ml_collections.ConfigDict(configs.load(workdir))
+  config = configs.load(workdir).as_configdict()
   copy = pathlib.Path(workdir) / TOKENIZER
   if copy.is_dir():
     config.data.tokenizer = str(copy)

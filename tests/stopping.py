@@ -1,0 +1,37 @@
+"""A text source that sends its own process a signal before a certain batch: runs stop at the same step.
+
+The variable ATLAS_TEST_STOP holds BATCH:SIGNAL:PROCESS, such as 3:SIGTERM:0; without it this is the text
+source.
+"""
+
+import os
+import signal
+
+from atlas_jax.data import text
+
+
+class Stopping:
+  """Passes everything on to a text source; `next` of the batch in question sends the signal first."""
+
+  def __init__(self, source, batch, number):
+    self._source, self._batch, self._number = source, batch, number
+
+  def next(self, params):
+    if self._source.step + 1 == self._batch:
+      os.kill(os.getpid(), self._number)
+    return self._source.next(params)
+
+  def __getattr__(self, name):
+    return getattr(self._source, name)
+
+
+def make(**fields):
+  """Makes the source, see `atlas_jax.data.text.make`."""
+  source = text.make(**fields)
+  stop = os.environ.get("ATLAS_TEST_STOP")
+  if stop is None or fields.get("split") != "train":
+    return source
+  batch, name, process = stop.split(":")
+  if fields["process_index"] != int(process):
+    return source
+  return Stopping(source, int(batch), signal.Signals[name])

@@ -1,0 +1,112 @@
+"""Every config runs in every variant that its argument allows, as far as shapes can tell."""
+
+import ast
+import itertools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from atlas_jax import config as configs
+from atlas_jax import main, tree
+from atlas_jax.memory import rules
+from atlas_jax.optim import build as optim
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.parallel import place
+from atlas_jax.recipes import memory_lm
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+CHOICES = {"rule": rules.names}  # Arguments that are no flags, and what they may be.
+
+
+def flags_of(file) -> dict:
+  """Reads the names and defaults that a config hands to parse_arg."""
+  calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+  call = next(call for call in calls if getattr(call.func, "attr", "") == "parse_arg")
+  return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+
+
+def variants(file) -> list[str]:
+  """Lists a config's arguments: every set of flags, then every choice of the others."""
+  defaults = flags_of(file)
+  switches = [name for name, value in defaults.items() if isinstance(value, bool)]
+  sets = itertools.chain.from_iterable(itertools.combinations(switches, n) for n in range(len(switches) + 1))
+  others = [f"{name}={value}" for name in defaults if name in CHOICES for value in CHOICES[name]()]
+  return [",".join(names) for names in sets] + others
+
+
+ALL = [(file, arg) for file in FILES for arg in variants(file)]
+each_variant = pytest.mark.parametrize(("file", "arg"), ALL, ids=[f"{file.stem}:{arg}" for file, arg in ALL])
+each_file = pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+SHAPES: dict = {}  # Variants that differ in the length of a run only share a model.
+
+
+def resolved(file, arg: str = ""):
+  """Reads a variant as the program does."""
+  return configs.resolve(main.read_config(f"{file}:{arg}"))
+
+
+def shapes_of(config):
+  """Gives the shapes of a config's parameters, traced but not computed."""
+  model, key = memory_lm.model_of(config), config.model.to_json()
+  tokens_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+  init = lambda: model.init(jax.random.key(0), tokens_BT, model.zero_state(1), doc_BT=tokens_BT)["params"]
+  if key not in SHAPES:
+    SHAPES[key] = jax.eval_shape(init)
+  return SHAPES[key]
+
+
+@each_file
+def test_the_docstring_has_the_commands_and_says_where_results_are(file):
+  text = ast.get_docstring(ast.parse(file.read_text()))
+  commands = re.findall(r"python -m atlas_jax.main --config=(\S+) --workdir=runs/\w+", text)
+  assert f"configs/{file.name}" in commands and re.search("Results?: ", text)
+  for command in commands:
+    assert command.partition(":")[0] == f"configs/{file.name}"
+    resolved(file, command.partition(":")[2])
+
+
+@each_variant
+def test_every_variant_builds(file, arg):
+  config = resolved(file, arg)
+  params = shapes_of(config)
+  assert tree.count(params) > 0
+  jax.eval_shape(optim.build(params, **config.optim).init, params)
+  jax.eval_shape(lambda: memory_lm.model_of(config).zero_state(config.data.batch_rows))
+
+
+@each_file
+def test_a_smoke_test_is_small(file):
+  if "smoke" in flags_of(file):
+    config = resolved(file, "smoke")
+    assert tree.count(shapes_of(config)) < 200_000
+    assert config.optim.steps * config.data.batch_rows * config.data.segment_len < 10_000
+
+
+@each_file
+def test_nothing_large_is_whole_on_every_device(file):
+  mesh = meshes.make(data=2, fsdp=2, tensor=2)
+  assert place.large_replicated(mesh, {"params": shapes_of(resolved(file))}) == []
+
+
+@each_file
+def test_the_name_says_how_many_parameters_there_are(file):
+  size = re.search(r"_(\d+)([mb])(_|$)", file.stem)
+  if size is None:
+    pytest.skip("no size in the name")
+  config = main.read_config(f"{file}:")
+  config.model.vocab_size = 32_000  # Names count with a vocabulary of this size, whatever the default.
+  millions = int(size[1]) * (1000 if size[2] == "b" else 1)
+  assert abs(tree.count(shapes_of(configs.resolve(config))) / 1e6 / millions - 1) < 0.05
+
+
+@each_file
+def test_a_baseline_has_as_many_parameters(file):
+  sizes = [arg for arg in variants(file) if "baseline" in arg.split(",") and "smoke" not in arg]
+  for arg in sizes:
+    other = ",".join(part for part in arg.split(",") if part != "baseline")
+    counts = [tree.count(shapes_of(resolved(file, each))) for each in (arg, other)]
+    assert abs(counts[0] / counts[1] - 1) < 0.01, (arg, counts)
