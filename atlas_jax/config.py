@@ -290,6 +290,9 @@ def _check_model(model) -> None:
   if not 0 <= model.gate_floor < 1:
     raise ValueError(f"config.model.gate_floor={model.gate_floor} must be at least 0 and below 1")
   memory = model.memory
+  if memory.chunk_size < memory.conv_taps - 1:
+    raise ValueError(f"config.model.memory.chunk_size={memory.chunk_size} must be at least conv_taps - 1 = "
+                     f"{memory.conv_taps - 1}, so that what the convolutions keep is of one document")
   if not 0 < memory.write_rate_init < memory.write_rate_max:
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
                      f"below config.model.memory.write_rate_max={memory.write_rate_max}")

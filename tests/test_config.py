@@ -60,6 +60,7 @@ REFUSED = [
   (dict(optim__lr=None), "config.optim.lr=None must be a number"),
   (dict(model__memory__remat_chunks=3), "remat_chunks=3 does not divide the 32 chunks of a segment"),
   (dict(model__memory__conv_taps=1), "config.model.memory.conv_taps=1 must be at least 2"),
+  (dict(model__memory__chunk_size=2), "chunk_size=2 must be at least conv_taps - 1 = 3"),
   (dict(model__heads=0), "config.model.heads=0 must be at least 1"),
   (dict(data__threads=-1), "config.data.threads=-1 must be at least 0"),
   (dict(data__bad_input_frac=1.5), "config.data.bad_input_frac=1.5 must be from 0 to 1"),

@@ -152,7 +152,8 @@ def load(name: str) -> Tokenizer:
     return _from_folder(path)
   if path.is_file():
     return _from_file(path, _eos_of(path.parent) if path.suffix == ".json" else None)
-  raise ValueError(f"config.data.tokenizer={name!r} is neither a file nor a folder; it must be {FORMS}")
+  raise ValueError(f"config.data.tokenizer={name!r} is neither a file nor a folder; it must be {FORMS}. "
+                   "scripts/prepare_text.py --train_vocab_size=32000 --tokenizer=FOLDER trains one")
 
 
 def train_bpe(texts: Iterable[bytes], *, vocab_size: int, folder) -> Tokenizer:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from atlas_jax import evals
 from atlas_jax.data import source as sources
+from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baselines, memory_gain, perplexity
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory import rules
@@ -23,6 +24,12 @@ def model_of(config) -> lm.LM:
   memory = fields["memory"]
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"], **memory["options"])
   return lm.LM(**fields)
+
+
+def init_params(config, model: lm.LM, rng):
+  """Draws the parameters a run starts from."""
+  dummy_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+  return model.init(rng, dummy_BT, model.zero_state(1), doc_BT=dummy_BT)["params"]
 
 
 def held_out_of(config, max_tokens: int | None, **place):
@@ -56,13 +63,12 @@ def check_vocabulary(config, tokenizer) -> None:
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model = model_of(config)
+  check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
-  check_vocabulary(config, source.tokenizer)
 
   def init(rng):
-    dummy = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
-    params = model.init(rng, dummy, model.zero_state(1), doc_BT=dummy)["params"]
-    return Init(params, carry=model.zero_state(config.data.batch_rows) if config.data.carry else ())
+    carry = model.zero_state(config.data.batch_rows) if config.data.carry else ()
+    return Init(init_params(config, model, rng), carry=carry)
 
   def loss(params, batch, *, frozen, carry, rng):
     del frozen, rng

@@ -1,10 +1,10 @@
 """Opens a run to use it: its config, its newest parameters, and text that goes on from a prompt."""
+import functools
 import math
 import pathlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import Checkpoints
@@ -79,7 +79,5 @@ def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
   mesh, model = mesh_here(config), memory_lm.model_of(config)
   tokenizer = tokenizers.load(config.data.tokenizer)
   memory_lm.check_vocabulary(config, tokenizer)
-  tokens_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
-  init = lambda rng: model.init(rng, tokens_BT, model.zero_state(1), doc_BT=tokens_BT)["params"]
-  params, _ = restore(config, workdir, init, mesh)
+  params, _ = restore(config, workdir, functools.partial(memory_lm.init_params, config, model), mesh)
   return engine.generate(model, params, tokenizer, prompt, mesh=mesh, **options)
