@@ -1,4 +1,4 @@
-"""Titans-memory language model of 40M parameters, and its small siblings.  Results: README, rows memory_40m.
+"""Titans-memory language model of 40M parameters, and its small siblings.  Results: README, Measured.
 
 40,177,312 parameters at a vocabulary of 32,000. It has not been trained to its end yet: no accelerator was at
 hand. Its text and vocabulary are prepared once, the first with a network, the second without:
