@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory.types import ChunkDecay, Gates
+from atlas_jax.memory.types import ChunkDecay, GateSpec, Gates
 
 
 def decay_matrix(log_gate_C: jax.Array) -> jax.Array:
@@ -32,7 +32,8 @@ def chunk_decay(log_retention_C, log_momentum_C, write_rate_C, write_C) -> Chunk
   """Accumulates the gates of one chunk.
 
   Args:
-    log_retention_C, log_momentum_C, write_rate_C: the gates of each token, see `Gates`.
+    log_retention_C, log_momentum_C, write_rate_C: the gates of each token, see `Gates`; log_momentum_C may be
+      None, for rules without momentum.
     write_C: 1 where the token writes, 0 at padding; a padded token is as good as absent.
 
   Returns:
@@ -42,17 +43,15 @@ def chunk_decay(log_retention_C, log_momentum_C, write_rate_C, write_C) -> Chunk
   """
   write_C = write_C.astype(write_rate_C.dtype)
   retention_CC = decay_matrix(log_retention_C * write_C)
+  fast_C = jnp.exp(jnp.cumsum(log_retention_C * write_C))
+  rate_C = write_rate_C * write_C
+  if log_momentum_C is None:
+    return ChunkDecay(fast_C, (), retention_CC * rate_C[None, :], (), jnp.diag(rate_C))
   momentum_CC = decay_matrix(log_momentum_C * write_C)
-  keep_momentum_C = jnp.exp(jnp.cumsum(log_momentum_C * write_C))
-  surprise_CC = momentum_CC * (write_rate_C * write_C)[None, :]
+  keep_C = jnp.exp(jnp.cumsum(log_momentum_C * write_C))
+  surprise_CC = momentum_CC * rate_C[None, :]
   applied_CC = retention_CC * write_C[None, :]
-  return ChunkDecay(
-      fast_C=jnp.exp(jnp.cumsum(log_retention_C * write_C)),
-      momentum_C=applied_CC @ keep_momentum_C,
-      mix_CC=applied_CC @ surprise_CC,
-      momentum_keep=keep_momentum_C[-1],
-      momentum_weight_C=surprise_CC[-1],
-  )
+  return ChunkDecay(fast_C, applied_CC @ keep_C, applied_CC @ surprise_CC, keep_C, surprise_CC)
 
 
 def inverse_softplus(value: float) -> float:
@@ -73,6 +72,8 @@ class TokenGates(nn.Module):
     retention_init: share of the fast weights kept per token at the start, in (0, 1).
     momentum_init: share of the momentum kept per token at the start, in (0, 1).
     write_rate_init, write_rate_max: step size at the start and its bound; 0 < init < max.
+    uses: the common gates that are learned; the others are 0 and have no parameters.
+    more: a rule's own gates.
   """
 
   heads: int
@@ -80,22 +81,51 @@ class TokenGates(nn.Module):
   momentum_init: float
   write_rate_init: float
   write_rate_max: float
+  uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")
+  more: tuple[GateSpec, ...] = ()
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> Gates:
-    """Returns Gates of [B, T, H], float32 or wider."""
-    wide = tree.wide(x_BTD.dtype)
-    shape = (x_BTD.shape[-1], 3 * self.heads)
-    kernel = self.param("kernel", nn.initializers.normal(0.02), shape, jnp.float32)
-    z_BTG = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
-    starts = (inverse_softplus(-math.log(self.retention_init)), inverse_sigmoid(self.momentum_init),
-              inverse_sigmoid(self.write_rate_init / self.write_rate_max))
-    bias = self.param("bias", lambda _, shape: jnp.repeat(jnp.asarray(starts, jnp.float32), self.heads),
-                      (3 * self.heads,))
-    z_BTG = z_BTG + bias.astype(wide).reshape(1, 1, -1)
-    retain_BTH, keep_BTH, rate_BTH = jnp.split(z_BTG, 3, axis=-1)
-    return Gates(
-        log_retention=-jax.nn.softplus(retain_BTH),
-        log_momentum=jax.nn.log_sigmoid(keep_BTH),
-        write_rate=self.write_rate_max * jax.nn.sigmoid(rate_BTH),
-    )
+    """Returns Gates of [B, T, H] and [B, T, H, size], float32 or wider."""
+    starts = {
+        "log_retention": inverse_softplus(-math.log(self.retention_init)),
+        "log_momentum": inverse_sigmoid(self.momentum_init),
+        "write_rate": inverse_sigmoid(self.write_rate_init / self.write_rate_max),
+    }
+    maps = {
+        "log_retention": lambda z: -jax.nn.softplus(z),
+        "log_momentum": jax.nn.log_sigmoid,
+        "write_rate": lambda z: self.write_rate_max * jax.nn.sigmoid(z),
+    }
+    zero_BTH = jnp.zeros((*x_BTD.shape[:2], self.heads), tree.wide(x_BTD.dtype))
+    common = dict.fromkeys(starts, zero_BTH)
+    used = [name for name in starts if name in self.uses]
+    if used:
+      kernel, bias = self._parameters("", len(used) * self.heads, x_BTD.shape[-1],
+                                      [starts[name] for name in used for _ in range(self.heads)])
+      parts = jnp.split(_affine(x_BTD, kernel, bias), len(used), axis=-1)
+      common |= {name: maps[name](z_BTH) for name, z_BTH in zip(used, parts, strict=True)}
+    return Gates(**common, more=self._more(x_BTD))
+
+  def _more(self, x_BTD):
+    out = {}
+    for spec in self.more:
+      size = spec.size or 1
+      start = inverse_softplus(spec.init) if spec.kind == "softplus" else inverse_sigmoid(spec.init / spec.max)
+      kernel, bias = self._parameters(f"{spec.name}_", self.heads * size, x_BTD.shape[-1],
+                                      [start] * (self.heads * size))
+      z_BTHS = _affine(x_BTD, kernel, bias).reshape(*x_BTD.shape[:2], self.heads, size)
+      gate_BTHS = jax.nn.softplus(z_BTHS) if spec.kind == "softplus" else spec.max * jax.nn.sigmoid(z_BTHS)
+      out[spec.name] = gate_BTHS[..., 0] if spec.size is None else gate_BTHS
+    return out or ()
+
+  def _parameters(self, prefix, size, width, starts):
+    kernel = self.param(f"{prefix}kernel", nn.initializers.normal(0.02), (width, size), jnp.float32)
+    bias = self.param(f"{prefix}bias", lambda _: jnp.asarray(starts, jnp.float32))
+    return kernel, bias
+
+
+def _affine(x_BTD, kernel, bias):
+  wide = tree.wide(x_BTD.dtype)
+  z_BTG = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
+  return z_BTG + bias.astype(wide).reshape(1, 1, -1)

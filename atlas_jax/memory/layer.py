@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from atlas_jax import tree
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.types import ChunkOut, Gates, Running, Token
+from atlas_jax.memory.types import ChunkOut, Gates, Learned, Running, Token
 
 NO_DOC = -2  # the document of a state that has read nothing
 
@@ -96,7 +96,8 @@ class Memory(nn.Module):
 
   def the_rule(self):
     """Returns the rule for one head."""
-    return rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, **self.options)
+    return rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
+                      **self.options)
 
   @property
   def channels(self) -> int:
@@ -106,9 +107,10 @@ class Memory(nn.Module):
   def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
     rule = self.the_rule()
-    abstract = jax.eval_shape(lambda key: rule.init(rule.init_fast(key)), jax.random.key(0))
-    memory = jax.tree.map(lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype), abstract)
-    running = Running(memory, memory.fast, jnp.zeros((rows,), jnp.int32))
+    abstract = jax.eval_shape(lambda key: scan.start(rule, rule.init(key)), jax.random.key(0))
+    deep = lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype)
+    memory, base = jax.tree.map(deep, (abstract.memory, abstract.base))
+    running = Running(memory, base, jnp.zeros((rows,), jnp.int32))
     return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.heads, self.channels), dtype))
 
   def _project(self, x_BTD, tail, reach_BTS):
@@ -143,59 +145,67 @@ class Memory(nn.Module):
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
     tokens, x_BTHE = self._project(x_BTD, state.tail, reach_BTS)
     gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
-                           self.write_rate_max, name="gates")(x_BTD)
-    initial = self.param("initial_fast", _per_head(rule.init_fast, self.heads))
+                           self.write_rate_max, rule.uses, rule.gates, name="gates")(x_BTD)
     wide = tokens.q.dtype
-    initial = jax.tree.map(lambda w: w.astype(wide), initial)
+    learned = jax.tree.map(lambda w: w.astype(wide), self._learned(rule))
     gates = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1).astype(wide), gates_BTH)
     running = jax.tree.map(lambda x: _floats_as(wide, x), state.running)
     if mode == "packed":
-      running, out = self._read_packed(rule, running, initial, tokens, gates, doc_BT, last_doc_B)
-      out_BHTM, stats = out.out_CM, self._stats(rule, gates, doc_BT, out, running, tokens)
+      running, out = self._read_packed(rule, running, learned, tokens, gates, doc_BT, last_doc_B)
+      out_BHTM, stats = out.out_CM, self._stats(rule, learned.slow, gates, doc_BT, out, running, tokens)
     else:
-      running, out_BHTM = self._read_stream(rule, running, initial, tokens, gates, doc_BT, last_doc_B,
+      running, out_BHTM = self._read_stream(rule, running, learned, tokens, gates, doc_BT, last_doc_B,
                                             count_B)
       stats = {}
     tail = last_real(state.tail, x_BTHE, count_B)
     return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail), stats
 
-  def _read_packed(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B):
+  def _learned(self, rule) -> Learned:
+    """Gives the rule's parameters of all heads; constants only where the rule has any."""
+    fast = self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
+    if not jax.eval_shape(rule.init, jax.random.key(0)).slow:
+      return Learned(fast, {})
+    return Learned(fast, self.param("slow", _per_head(lambda key: rule.init(key).slow, self.heads)))
+
+  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B):
     doc_BN = doc_BT[:, ::self.chunk_size]
     end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
     reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
     write_BT = doc_BT >= 0
 
-    def head(memory, initial_fast, tokens, gates, write_T, reset_N):
-      return scan.scan_packed(rule, memory, initial_fast, tokens, gates, write_T, reset_N,
+    def head(memory, learned, tokens, gates, write_T, reset_N):
+      return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N,
                               chunk_size=self.chunk_size, remat_chunks=self.remat_chunks)
 
     heads = jax.vmap(head, in_axes=(0, 0, 0, 0, None, None))
     rows = jax.vmap(heads, in_axes=(0, None, 0, 0, 0, 0))
-    memory, out = rows(running.memory, initial, tokens, gates, write_BT, reset_BN)
-    return Running(memory, memory.fast, running.position), out
+    memory, out = rows(running.memory, learned, tokens, gates, write_BT, reset_BN)
+    base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
+    return Running(memory, base, running.position), out
 
-  def _read_stream(self, rule, running, initial, tokens, gates, doc_BT, last_doc_B, count_B):
+  def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
     rows, length = doc_BT.shape
     count_B = jnp.full((rows,), length, jnp.int32) if count_B is None else count_B
 
-    def head(memory, base, initial_fast, position, tokens, gates, new, count):
-      fresh = scan.start(rule, initial_fast)
+    def head(memory, base, learned, position, tokens, gates, new, count):
+      fresh = scan.start(rule, learned)
       held = Running(memory, base, position)
       running = jax.tree.map(lambda a, b: jnp.where(new, a, b), fresh, held)
-      return scan.scan_stream(rule, running, tokens, gates, count, chunk_size=self.chunk_size)
+      return scan.scan_stream(rule, running, learned.slow, tokens, gates, count, chunk_size=self.chunk_size)
 
     heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None),
                      out_axes=(Running(0, 0, None), 0))
     lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
     new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
-    return lifted(running.memory, running.base, initial, running.position, tokens, gates, new_B, count_B)
+    return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, count_B)
 
-  def _stats(self, rule, gates: Gates, doc_BT, out: ChunkOut, running, tokens):
+  def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, tokens):
     """Scalars that tell how the memory is used; no gradient flows through them."""
-    gates, out, fast, tokens = jax.lax.stop_gradient((gates, out, running.memory.fast, tokens))
+    slow, gates, out, running, tokens = jax.lax.stop_gradient((slow, gates, out, running, tokens))
+    fast = running.memory.fast
     last = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
-    recalled = jax.vmap(jax.vmap(rule.apply))(fast, last.k)
+    recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, last.k)
     after_BHC = 0.5 * jnp.sum(jnp.square(recalled - last.v), -1)
     real_BT = (doc_BT >= 0).astype(after_BHC.dtype)
     mean = lambda x_BHT, real: jnp.sum(x_BHT * real[:, None]) / jnp.maximum(jnp.sum(real) * self.heads, 1)
@@ -208,7 +218,7 @@ class Memory(nn.Module):
         "surprise_norm_mean": mean(out.surprise_C, real_BT),
         "inner_loss_before": mean(out.loss_C[:, :, -self.chunk_size:], end_BC),
         "inner_loss_after": mean(after_BHC, end_BC),
-        "fast_norm_mean": jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, (-2, -1)) for w in jax.tree.leaves(fast)))),
+        "fast_norm_mean": jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, range(2, w.ndim)) for w in jax.tree.leaves(fast)))),
     }
 
 

@@ -1,31 +1,39 @@
 """Runs a memory rule over the tokens of one row and head: token by token, by chunks, or by any cut.
 
-`scan_tokens` defines what the other two compute faster. Gradients of a chunk are taken at the fast weights
-of its start, so the chunk size is part of the model.
+`scan_tokens` defines what the other two compute faster. Gradients of a chunk are taken at the memory of its
+start, so the chunk size is part of the model, unless a rule is exact for any size and says so.
 """
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.memory import gates as gate_math
-from atlas_jax.memory.types import ChunkOut, Gates, MemoryRule, MemoryState, Running, Token
+from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Running, Token
 
 
 def _select(condition, on_true, on_false):
   return jax.tree.map(lambda new, old: jnp.where(condition, new, old), on_true, on_false)
 
 
-def start(rule: MemoryRule, initial_fast) -> Running:
+def start(rule: MemoryRule, learned: Learned) -> Running:
   """Returns a memory that has read nothing."""
-  return Running(rule.init(initial_fast), initial_fast, jnp.zeros((), jnp.int32))
+  memory = rule.start(learned)
+  return Running(memory, rule.anchor(learned.slow, memory), jnp.zeros((), jnp.int32))
 
 
-def scan_tokens(rule: MemoryRule, running: Running, tokens: Token, gates: Gates, write_T, *, chunk_size: int):
+def _close(rule, slow, memory, base, filled):
+  """Ends a chunk where it is full: what the rule does then, and the base of the next one."""
+  closed = rule.close(slow, memory, base)
+  return _select(filled, (closed, rule.anchor(slow, closed)), (memory, base))
+
+
+def scan_tokens(rule: MemoryRule, running: Running, slow, tokens: Token, gates: Gates, write_T, *,
+                chunk_size: int):
   """Reads token by token: the definition, slow and obvious.
 
   Args:
     running: the memory before the first token.
+    slow: the rule's learned constants.
     tokens, gates: fields with a leading T.
     write_T: 1 where the token counts, 0 at padding, which leaves the weights as they are.
     chunk_size: tokens whose gradients are taken at the same base.
@@ -36,10 +44,10 @@ def scan_tokens(rule: MemoryRule, running: Running, tokens: Token, gates: Gates,
 
   def body(running, xs):
     token, gate, write = xs
-    written, out_M = rule.step(running.memory, running.base, token, gate)
+    written, out_M = rule.step(slow, running.memory, running.base, token, gate, running.position)
     memory = _select(write > 0, written, running.memory)
     position = (running.position + 1) % chunk_size
-    base = _select(position == 0, memory.fast, running.base)
+    memory, base = _close(rule, slow, memory, running.base, position == 0)
     return Running(memory, base, position), out_M * write.astype(out_M.dtype)
 
   return jax.lax.scan(body, running, (tokens, gates, write_T))
@@ -49,22 +57,23 @@ def _chunked(x, chunk_size):
   return x.reshape(x.shape[0] // chunk_size, chunk_size, *x.shape[1:])
 
 
-def _decays(gates: Gates, write_T, chunk_size):
-  parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (*gates, write_T))
-  return jax.vmap(gate_math.chunk_decay)(*parts)
+def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, place_T, chunk_size):
+  """Does for all chunks at once what needs no memory."""
+  parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (tokens, gates, write_T, place_T))
+  return jax.vmap(functools.partial(rule.prepare, slow))(*parts)
 
 
 def _flat(out: ChunkOut) -> ChunkOut:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
-def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Token, gates: Gates, write_T,
+def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens: Token, gates: Gates, write_T,
                 reset_N, *, chunk_size: int, remat_chunks: int | None = None):
   """Reads whole chunks from a chunk border on; the memory may start anew at any chunk.
 
   Args:
     memory: the memory before the first token, which is the first of a chunk.
-    initial_fast: learned weights with which a memory starts.
+    learned: weights with which a memory starts, and the rule's learned constants.
     tokens, gates, write_T: as in `scan_tokens`; T is a multiple of chunk_size.
     reset_N: bool, whether the memory starts anew at the chunk.
     remat_chunks: chunks whose inner values are recomputed together in the backward pass; None keeps all.
@@ -72,14 +81,18 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Tok
   Returns:
     (memory, ChunkOut of T): the memory after the last token, and what each token recalled (0 at padding).
   """
-  fresh = rule.init(initial_fast)
+  slow = learned.slow
+  fresh = rule.start(learned)
 
   def body(memory, xs):
-    chunk, decay, reset = xs
+    chunk, reset = xs
     memory = _select(reset, fresh, memory)
-    return rule.chunk(memory, memory.fast, chunk, decay)
+    base = rule.anchor(slow, memory)
+    memory, out = rule.chunk(slow, memory, base, chunk)
+    return rule.close(slow, memory, base), out
 
-  xs = (jax.tree.map(lambda x: _chunked(x, chunk_size), tokens), _decays(gates, write_T, chunk_size), reset_N)
+  place_T = jnp.arange(write_T.shape[0], dtype=jnp.int32) % chunk_size
+  xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N)
   if remat_chunks is None:
     memory, out = jax.lax.scan(body, memory, xs)
   else:
@@ -90,11 +103,13 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, initial_fast, tokens: Tok
   return memory, out._replace(out_CM=out.out_CM * write_T[:, None].astype(out.out_CM.dtype))
 
 
-def scan_stream(rule: MemoryRule, running: Running, tokens: Token, gates: Gates, count, *, chunk_size: int):
+def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: Gates, count, *,
+                chunk_size: int):
   """Reads any number of tokens from any position on; equal to `scan_tokens` for every cut.
 
   Args:
     running: the memory before the first token, perhaps inside a chunk.
+    slow: the rule's learned constants.
     tokens, gates: fields with a leading T.
     count: [] int32, how many of the T tokens are real; the rest, at the end, leave no trace.
     chunk_size: tokens whose gradients are taken at the same base.
@@ -109,17 +124,18 @@ def scan_stream(rule: MemoryRule, running: Running, tokens: Token, gates: Gates,
   shift = running.position if length > 1 else 0
   source_S = jnp.arange(rows, dtype=jnp.int32) - shift
   write_S = (source_S >= 0) & (source_S < count)
-  place = lambda x: x[jnp.clip(source_S, 0, length - 1)]
-  placed, placed_gates = jax.tree.map(place, (tokens, gates))
+  put = lambda x: x[jnp.clip(source_S, 0, length - 1)]
+  placed, placed_gates = jax.tree.map(put, (tokens, gates))
+  place_S = (source_S + running.position) % chunk_size
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
   def body(carry, xs):
     memory, base = carry
-    chunk, decay, filled = xs
-    memory, out = rule.chunk(memory, base, chunk, decay)
-    return (memory, _select(filled, memory.fast, base)), out.out_CM
+    chunk, filled = xs
+    memory, out = rule.chunk(slow, memory, base, chunk)
+    return _close(rule, slow, memory, base, filled), out.out_CM
 
-  xs = (jax.tree.map(lambda x: _chunked(x, size), placed), _decays(placed_gates, write_S, size), filled_N)
+  xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, size), filled_N)
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_SM = out_NCM.reshape(rows, -1)
   out_TM = out_SM[jnp.clip(shift + jnp.arange(length, dtype=jnp.int32), 0, rows - 1)]

@@ -17,12 +17,23 @@ class Token(NamedTuple):
   v: jax.Array  # [M] the value to be recalled
 
 
+class GateSpec(NamedTuple):
+  """A gate of a rule's own, computed from each token beside the common ones."""
+
+  name: str
+  size: int | None = None  # numbers per token; None: a scalar
+  kind: str = "sigmoid"  # "sigmoid": in (0, max); "softplus": above 0
+  init: float = 0.5  # value at the start of training
+  max: float = 1.0
+
+
 class Gates(NamedTuple):
   """How strongly one token writes and how much of the past stays. Gates of papers: see STYLE, section 6."""
 
   log_retention: jax.Array  # [] log of the share of fast weights that stays, <= 0
   log_momentum: jax.Array  # [] log of the share of momentum that stays, <= 0
   write_rate: jax.Array  # [] step size of the inner descent, > 0
+  more: Any = ()  # dict of the rule's own gates, name -> [] or [size]; () for rules without
 
   @property
   def retention(self) -> jax.Array:
@@ -35,11 +46,19 @@ class Gates(NamedTuple):
     return jnp.exp(self.log_momentum)
 
 
+class Learned(NamedTuple):
+  """Parameters of one head that the optimizer trains."""
+
+  fast: Any  # pytree: the fast weights with which a text starts
+  slow: Any  # dict of what reading leaves alone: feature coefficients, scales; {} for rules without
+
+
 class MemoryState(NamedTuple):
   """What changes while text is read."""
 
   fast: Any  # pytree of fast weights
   momentum: Any = ()  # running surprise, shaped like fast; () for rules without
+  kept: Any = ()  # whatever else a rule carries: rows of a window, sums of an unfinished chunk
 
 
 class ChunkDecay(NamedTuple):
@@ -47,38 +66,91 @@ class ChunkDecay(NamedTuple):
 
   With a, m, r, u the retention, momentum, write rate and write mask, W_t the fast weights and S_t the
   momentum after token t, W and S those before the chunk, and grad_i the gradient of token i:
+    S_t = keep_C[t] S - sum_i surprise_CC[t, i] grad_i
     W_t = fast_C[t] W + momentum_C[t] S - sum_i mix_CC[t, i] grad_i
-    S_C = momentum_keep S - sum_i momentum_weight_C[i] grad_i
+  Without momentum, keep_C and momentum_C are (), and S_t is token t's gradient alone.
   """
 
   fast_C: jax.Array  # share of W in each token's fast weights
-  momentum_C: jax.Array  # weight of S in each token's fast weights
+  momentum_C: Any  # weight of S in each token's fast weights
   mix_CC: jax.Array  # weight of token i's gradient (column) in the fast weights after token t (row)
-  momentum_keep: jax.Array  # [] share of S at the chunk's end
-  momentum_weight_C: jax.Array  # weight of each token's gradient in the momentum at the chunk's end
+  keep_C: Any  # share of S in each token's momentum
+  surprise_CC: jax.Array  # weight of token i's gradient (column) in the momentum after token t (row)
 
 
 class ChunkOut(NamedTuple):
   """What reading one chunk gives beside the new state."""
 
-  out_CM: jax.Array  # recalled values, each read after its own token's write
+  out_CM: jax.Array  # recalled values
   surprise_C: jax.Array  # norm of each token's recall-loss gradient at the base state
-  loss_C: jax.Array  # recall loss of each token at the base state: half the squared error
+  loss_C: jax.Array  # recall loss of each token at the base state
+
+
+def fast_weights(slow, state: MemoryState):
+  """Gives the fast weights as they are: the base of rules that derive nothing from them."""
+  del slow
+  return state.fast
+
+
+def leave(slow, state: MemoryState, base) -> MemoryState:
+  """Does nothing at the end of a chunk."""
+  del slow, base
+  return state
+
+
+def all_tokens(slow, tokens: Token, gates: Gates, write_C, place_C):
+  """Passes a chunk on as it is, for `chunk_of_steps`."""
+  del slow
+  return tokens, gates, write_C, place_C
+
+
+def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared):
+  """Reads a chunk token by token, for rules without a faster form.
+
+  Its reports of surprise and loss are of the recall with the base: half the squared error and its norm.
+  """
+  def body(state, xs):
+    token, gates, write, place = xs
+    after, out_M = rule.step(slow, state, base, token, gates, place)
+    return jax.tree.map(lambda new, old: jnp.where(write > 0, new, old), after, state), out_M
+
+  state, out_CM = jax.lax.scan(body, state, prepared)
+  token = prepared[0]
+  error_CM = jax.lax.stop_gradient(rule.apply(slow, base, token.k) - token.v)
+  square_C = jnp.sum(error_CM * error_CM, -1)
+  return state, ChunkOut(out_CM, jnp.sqrt(square_C), 0.5 * square_C)
 
 
 class MemoryRule(NamedTuple):
-  """One update rule, for one head. `base` is the fast weights at the chunk's start."""
+  """One update rule, for one head. `base` is what a chunk's gradients are taken at: see `anchor`.
 
-  init_fast: Callable  # key -> fast, the learned initial weights
-  init: Callable  # fast -> MemoryState
-  apply: Callable  # (fast, x_K) -> out_M, also with leading axes on x
-  step: Callable  # (state, base, Token, Gates) -> (state, out_M): the plain form
-  chunk: Callable  # (state, base, Token of C, ChunkDecay) -> (state, ChunkOut): the same for C tokens at once
+  A rule needs `init`, `start`, `apply` and `step`; `with_chunks` completes it. The rest makes it fast, or
+  says where it differs from plain descent.
+  """
+
+  init: Callable  # key -> Learned
+  start: Callable  # Learned -> MemoryState: a memory that has read nothing
+  apply: Callable  # (slow, base, x_K) -> out_M: recalls with the weights of a base; also with leading axes on x
+  step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
+  prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
+  chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
+  anchor: Callable = fast_weights  # (slow, state) -> base of the chunk that starts
+  close: Callable = leave  # (slow, state, base) -> state: what happens when a chunk is full
+  gates: tuple[GateSpec, ...] = ()  # gates of the rule's own
+  uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")  # common gates it uses
+  reads: str = "token"  # "token": a read sees its own token's write; "chunk": writes of earlier chunks only
+
+
+def with_chunks(rule: MemoryRule) -> MemoryRule:
+  """Gives a rule without `chunk` one that takes its steps in order."""
+  if rule.chunk is not None:
+    return rule
+  return rule._replace(chunk=lambda *args: chunk_of_steps(rule, *args))
 
 
 class Running(NamedTuple):
   """A memory at any point of a text, also inside a chunk."""
 
   memory: MemoryState
-  base: Any  # fast weights at the start of the current chunk
+  base: Any  # what the current chunk's gradients are taken at
   position: jax.Array  # [] int32, tokens already read in the current chunk, in [0, chunk_size)

@@ -22,7 +22,8 @@ def model_of(config) -> lm.LM:
   """
   fields = config.model.to_dict()
   memory = fields["memory"]
-  rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"], **memory["options"])
+  rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
+             chunk_size=memory["chunk_size"], **memory["options"])
   return lm.LM(**fields)
 
 

@@ -3,7 +3,7 @@ import importlib
 import inspect
 import pkgutil
 
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import MemoryRule, with_chunks
 
 
 def names() -> list[str]:
@@ -11,7 +11,7 @@ def names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str, *, key_dim: int, value_dim: int, **options) -> MemoryRule:
+def load(name: str, *, key_dim: int, value_dim: int, chunk_size: int, **options) -> MemoryRule:
   """Makes a rule by its file name, or by a dotted module name of one's own.
 
   Raises:
@@ -21,9 +21,11 @@ def load(name: str, *, key_dim: int, value_dim: int, **options) -> MemoryRule:
   if "." not in name and name not in names():
     raise ValueError(f"config.model.memory.rule={name!r} is unknown; rules are {', '.join(names())}")
   make = importlib.import_module(name if "." in name else f"{__name__}.{name}").make
-  known = [p for p in inspect.signature(make).parameters if p not in ("key_dim", "value_dim")]
+  parameters = inspect.signature(make).parameters
+  known = [p for p in parameters if p not in ("key_dim", "value_dim", "chunk_size")]
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise TypeError(f"config.model.memory.options: rule {name!r} does not know {', '.join(unknown)}; "
                     f"it knows {', '.join(known) or 'none'}")
-  return make(key_dim=key_dim, value_dim=value_dim, **options)
+  sizes = {"chunk_size": chunk_size} if "chunk_size" in parameters else {}
+  return with_chunks(make(key_dim=key_dim, value_dim=value_dim, **sizes, **options))

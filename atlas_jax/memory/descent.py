@@ -1,0 +1,270 @@
+"""Gradient descent on a recall loss, token by token or a chunk at once: the scaffold of most rules.
+
+  grad_i = gradient of the loss of token i at the chunk's base
+  G_t = grad_t, or the sum of context_{t,lag} grad_{t-lag} over a window of real tokens
+  S_t = m_t S_{t-1} - r_t G_t      (without momentum: S_t = -r_t G_t)
+  A_t = a_t A_{t-1} + S_t
+  y_t = f(W_t; q_t)
+
+W_t is A_t, A_t times a scale set at the chunk's start, or (reads "chunk") the base. Since the gradient of a
+dense weight is an outer product of the weight's input and a slope, a chunk is computed in dual form: no
+gradient of a token or a chunk ever exists as a matrix of its own.
+
+Source: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-18; Sun et al. 2024, arXiv:2407.04620, section
+2.5; the window is of Atlas, arXiv:2505.23735, Eq. 9.
+"""
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import features, gates, objectives, window
+from atlas_jax.memory.nets import FIELD, Net
+from atlas_jax.memory.types import (ChunkDecay, ChunkOut, GateSpec, Gates, Learned, MemoryRule, MemoryState,
+                                    Token)
+
+
+class Descent(NamedTuple):
+  """What one rule descends on, and how."""
+
+  net: Net
+  lift: features.FeatureMap
+  objective: Callable  # see `objectives`
+  momentum: bool
+  window_size: int | None = None  # None: each token's own gradient, without a context gate
+  surprise_max: float | None = None  # bound on the norm of a token's gradient over all weights
+  derive: Callable | None = None  # (slow, fast) -> Base: weights that are not the fast ones themselves
+  reads: str = "token"
+
+
+class Base(NamedTuple):
+  """Weights derived from the fast ones at a chunk's start."""
+
+  weights: Any  # like fast
+  scale: Any = ()  # dict name -> [] by which fast weights are multiplied while the chunk is read; () for none
+
+
+class Prepared(NamedTuple):
+  """All of a chunk that needs no memory."""
+
+  tokens: Token
+  key_CP: jax.Array
+  query_CP: jax.Array
+  decay: ChunkDecay
+  score_CC: Any  # mix_CC times the products of lifted queries and keys; () with a window
+  more: Any  # the rule's own gates
+  write_C: jax.Array
+
+
+class Surprise(NamedTuple):
+  """Gradients of recall losses as outer products: of weight w, inputs[w][t] and slopes[w][t]."""
+
+  inputs: dict
+  slopes: dict
+  norm_C: jax.Array  # before the bound
+  loss_C: jax.Array
+
+
+def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.FeatureMap,
+         window_size: int | None = None, surprise_max: float | None = None, derive=None, reads="token",
+         **rule_fields) -> MemoryRule:
+  """Makes a rule of descent; `rule_fields` are fields of MemoryRule to replace.
+
+  Raises:
+    ValueError: if window_size or surprise_max is out of range.
+  """
+  objectives.check_bound(surprise_max)
+  if window_size is not None and window_size < 1:
+    raise ValueError(f"{FIELD}.window_size={window_size} must be at least 1; 1 sees the token alone")
+  form = Descent(net, lift, objective, momentum, window_size, surprise_max, derive, reads)
+  bind = lambda function: functools.partial(function, form)
+  rule = MemoryRule(
+      init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
+      chunk=bind(chunk), anchor=bind(anchor), gates=context_gate(window_size), reads=reads,
+      uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"))
+  return rule._replace(**rule_fields)
+
+
+def context_gate(window_size: int | None) -> tuple[GateSpec, ...]:
+  """Gives the gates of a window: how much a token counts each of the last tokens, itself first."""
+  return () if window_size is None else (GateSpec("context", window_size),)
+
+
+def init(form: Descent, key) -> Learned:
+  """Draws the learned parameters."""
+  of_net, of_lift = jax.random.split(key)
+  return Learned(form.net.init_fast(of_net), form.net.init_slow() | form.lift.init(of_lift))
+
+
+def start(form: Descent, learned: Learned) -> MemoryState:
+  """Starts with no momentum and an empty window."""
+  momentum = jax.tree.map(jnp.zeros_like, learned.fast) if form.momentum else ()
+  kept: Any = ()
+  if form.window_size is not None:
+    dtype = jax.tree.leaves(learned.fast)[0].dtype
+    kept = window.empty(form.window_size - 1, form.lift.key_dim, form.net.value_dim, dtype)
+  return MemoryState(learned.fast, momentum, kept)
+
+
+def anchor(form: Descent, slow, state: MemoryState):
+  """Gives the weights at which the next chunk's gradients are taken."""
+  return state.fast if form.derive is None else form.derive(slow, state.fast)
+
+
+def weights_of(base):
+  """Gives the weights of a base."""
+  return base.weights if isinstance(base, Base) else base
+
+
+def apply(form: Descent, slow, base, x_K):
+  """Recalls what is stored under a query; leading axes are free."""
+  return form.net.apply(slow, weights_of(base), x_K, form.lift.queries(slow, x_K))
+
+
+def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
+  """Gradient of one token's recall loss, bounded: the plain form."""
+  recall = lambda weights: form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
+  out_M, pull = jax.vjp(recall, weights)
+  _, slope_M = form.objective(out_M, v_M, more)
+  grad = pull(slope_M)[0]
+  scale = objectives.bound(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)), form.surprise_max)
+  return jax.tree.map(lambda g: scale * g, grad)
+
+
+def token_surprise(form: Descent, slow, weights, kept, token: Token, more):
+  """Gradient that one token writes, over its window if there is one, and the rows to keep."""
+  own = token_gradient(form, slow, weights, token.k, token.v, more)
+  if form.window_size is None:
+    return own, kept
+  every = window.push(jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), kept), token)
+  # Rows are kept oldest first; the context gate counts from the token itself backwards.
+  weight_W = more["context"][::-1] * every.here_W
+  one = functools.partial(token_gradient, form, slow, weights, more=more)
+  each = jax.vmap(one)(every.k_WK, every.v_WM)
+  total = jax.tree.map(lambda g: jnp.tensordot(weight_W, g, axes=1), each)
+  return total, jax.tree.map(lambda x: x[1:], every)
+
+
+def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gates, place):
+  """Reads one token: the plain form."""
+  del place
+  grad, kept = token_surprise(form, slow, weights_of(base), state.kept, token, gates.more)
+  move = jax.tree.map(lambda g: -gates.write_rate * g, grad)
+  momentum = state.momentum
+  if form.momentum:
+    momentum = move = jax.tree.map(lambda s, g: gates.momentum * s + g, state.momentum, move)
+  fast = jax.tree.map(lambda w, s: gates.retention * w + s, state.fast, move)
+  weights = fast
+  if form.reads == "chunk":
+    weights = weights_of(base)
+  elif isinstance(base, Base) and base.scale != ():
+    weights = jax.tree.map(lambda w, s: w * s, fast, base.scale)
+  return MemoryState(fast, momentum, kept), apply(form, slow, weights, token.q)
+
+
+def prepare(form: Descent, slow, tokens: Token, token_gates: Gates, write_C, place_C) -> Prepared:
+  """Does for a chunk all that needs no memory."""
+  del place_C
+  key_CP, query_CP = form.lift.keys(slow, tokens.k), form.lift.queries(slow, tokens.q)
+  log_momentum_C = token_gates.log_momentum if form.momentum else None
+  decay = gates.chunk_decay(token_gates.log_retention, log_momentum_C, token_gates.write_rate, write_C)
+  score_CC: Any = ()
+  if form.window_size is None and form.reads == "token":
+    score_CC = decay.mix_CC * (query_CP @ key_CP.T)
+  return Prepared(tokens, key_CP, query_CP, decay, score_CC, token_gates.more, write_C)
+
+
+def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise:
+  """Back-propagates the recall loss of each token at the base weights, in one pass for all."""
+  def recall(taps):
+    inputs = {}
+
+    def product(name, u):
+      inputs[name] = u
+      return u @ weights[name] + taps[name]
+
+    return form.net.forward(product, slow, k_CK, key_CP), inputs
+
+  taps = {name: jnp.zeros((k_CK.shape[0], shape[1]), k_CK.dtype) for name, shape in form.net.shapes}
+  out_CM, pull, inputs = jax.vjp(recall, taps, has_aux=True)
+  loss_C, slope_CM = form.objective(out_CM, v_CM, more)
+  slopes = pull(slope_CM)[0]
+  # An outer product's norm is the product of the norms.
+  square_C = sum(jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(slopes[w] * slopes[w], -1) for w in slopes)
+  scale_C = objectives.bound(square_C, form.surprise_max)
+  if form.surprise_max is not None:
+    slopes = {w: slope * scale_C[:, None] for w, slope in slopes.items()}
+  norm_C = jnp.sqrt(jax.lax.stop_gradient(square_C))  # A metric; the root has no slope at 0.
+  return Surprise(inputs, slopes, norm_C, loss_C)
+
+
+def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
+  """Finds a chunk's gradients, with the rows of a window before it.
+
+  Returns:
+    the Surprise of all S rows (without a window, those of the chunk), weight_CS (of each row's gradient in
+    what each token writes; () without a window), and the rows to keep.
+  """
+  tokens = ready.tokens
+  if form.window_size is None:
+    return surprise(form, slow, weights, ready.key_CP, tokens.k, tokens.v, ready.more), (), kept
+  every, weight_CS, keep = window.reach(kept, tokens, ready.more["context"], ready.write_C)
+  before_WP = form.lift.keys(slow, kept.k_WK)
+  key_SP = jnp.concatenate([before_WP.astype(ready.key_CP.dtype), ready.key_CP])
+  return surprise(form, slow, weights, key_SP, every.k_WK, every.v_WM, ready.more), weight_CS, keep
+
+
+def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momentum_C, mix_CS, ready: Prepared,
+         score_CC=(), scale=()):
+  """Recalls with each token's own weights, none of which is ever formed.
+
+  Args:
+    fast_C, momentum_C: weight of the fast weights and of the momentum before the chunk; momentum_C may be ().
+    mix_CS: weight of each row's gradient.
+    score_CC: mix_CS times the products of lifted queries and keys, if they are known; else ().
+    scale: dict name -> [] that multiplies each weight, or ().
+  """
+  def product(name, u):
+    out = fast_C[:, None] * (u @ state.fast[name])
+    if not isinstance(momentum_C, tuple):
+      out = out + momentum_C[:, None] * (u @ state.momentum[name])
+    known = name in form.net.first and not isinstance(score_CC, tuple)
+    score_CS = score_CC if known else mix_CS * (u @ found.inputs[name].T)
+    out = out - score_CS @ found.slopes[name]
+    return out if isinstance(scale, tuple) else out * scale[name]
+
+  return form.net.forward(product, slow, ready.tokens.q, ready.query_CP)
+
+
+def add_gradients(old, found: Surprise, weight_S):
+  """Subtracts a weighted sum of gradients from each weight."""
+  return {w: old[w] - found.inputs[w].T @ (weight_S[:, None] * found.slopes[w]) for w in old}
+
+
+def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay, mix_S, surprise_S, kept):
+  """Gives the state after the chunk; mix_S and surprise_S are the last rows of their matrices."""
+  faded = jax.tree.map(lambda w: decay.fast_C[-1] * w, state.fast)
+  if not form.momentum:
+    return MemoryState(add_gradients(faded, found, mix_S), (), kept)
+  faded = jax.tree.map(lambda w, s: w + decay.momentum_C[-1] * s, faded, state.momentum)
+  momentum = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
+  return MemoryState(add_gradients(faded, found, mix_S), add_gradients(momentum, found, surprise_S), kept)
+
+
+def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):
+  """Reads a chunk; equal to `step` token by token from the same base."""
+  weights, decay = weights_of(base), ready.decay
+  found, weight_CS, kept = chunk_surprise(form, slow, weights, state.kept, ready)
+  mix_CS, surprise_CS = decay.mix_CC, decay.surprise_CC
+  if form.window_size is not None:
+    mix_CS, surprise_CS = mix_CS @ weight_CS, surprise_CS @ weight_CS
+  size = ready.tokens.k.shape[0]
+  if form.reads == "chunk":
+    out_CM = form.net.apply(slow, weights, ready.tokens.q, ready.query_CP)
+  else:
+    scale = base.scale if isinstance(base, Base) else ()
+    out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC, scale)
+  after = write(form, state, found, decay, mix_CS[-1], surprise_CS[-1], kept)
+  return after, ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])

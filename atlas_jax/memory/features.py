@@ -1,0 +1,130 @@
+"""Feature maps: lift queries and keys, so that a memory of one matrix tells more keys apart.
+
+With parts i of degree i, lifted keys and queries meet in sum_i c_i (q . k)^i / i!, c learned, on the query's
+side, 1 at the start. Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 3; the maps' scales, the
+projection and the sketch are ours, the paper discloses none.
+"""
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.memory.nets import FIELD
+
+KINDS = ("none", "power", "poly", "projected", "sketch")
+
+
+class FeatureMap(NamedTuple):
+  """How keys and queries are lifted before they meet the fast weights."""
+
+  kind: str
+  key_dim: int  # K
+  width: int  # of the lifted key, P
+  parts: tuple[int, ...]  # width of each part, lowest degree first; () for "none"
+  lift: Callable  # (slow, x_K) -> the parts joined, [P], also with leading axes
+  init: Callable  # key -> dict of learned parameters
+
+  def keys(self, slow, k_K):
+    """Lifts keys."""
+    return self.lift(slow, k_K)
+
+  def queries(self, slow, q_K):
+    """Lifts queries, each part weighed by its learned coefficient."""
+    lifted_P = self.lift(slow, q_K)
+    if not self.parts:
+      return lifted_P
+    part_P = np.repeat(np.arange(len(self.parts), dtype=np.int32), self.parts)
+    weight_P = slow["coefficients"][part_P].astype(lifted_P.dtype)
+    return lifted_P * weight_P.reshape(*(1,) * (lifted_P.ndim - 1), -1)
+
+
+def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> FeatureMap:
+  """Makes a feature map.
+
+  Args:
+    kind: "none"; "power", elementwise powers 1..degree; "poly", all monomials up to the degree, exactly;
+      "projected", the same of a learned projection to feature_dim; "sketch", feature_dim random products per
+      degree whose expected inner products are those of "poly".
+    key_dim: K.
+    degree: highest degree; 2 or 3 for "poly" and "projected".
+    feature_dim: see kind.
+
+  Raises:
+    ValueError: if an option is out of range.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"{FIELD}.feature_map={kind!r} is unknown; known are {', '.join(KINDS)}")
+  if kind in ("poly", "projected") and degree not in (2, 3):
+    raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
+  if degree < 1:
+    raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
+  if kind in ("projected", "sketch") and feature_dim < 1:
+    raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
+  if kind == "none":
+    return FeatureMap(kind, key_dim, key_dim, (), lambda slow, x: x, lambda key: {})
+  if kind == "power":
+    return FeatureMap(kind, key_dim, key_dim * degree, (key_dim,) * degree, _powers(degree),
+                      _coefficients(degree))
+  if kind == "sketch":
+    return FeatureMap(kind, key_dim, 1 + feature_dim * degree, (1,) + (feature_dim,) * degree,
+                      _sketch(key_dim, degree, feature_dim), _coefficients(degree + 1))
+  inner = key_dim if kind == "poly" else feature_dim
+  parts = tuple(math.comb(inner + i - 1, i) for i in range(degree + 1))
+  lift = _monomials(inner, degree)
+  if kind == "poly":
+    return FeatureMap(kind, key_dim, sum(parts), parts, lift, _coefficients(degree + 1))
+  init = lambda key: _coefficients(degree + 1)(key) | {
+      "projection": jax.random.normal(key, (key_dim, feature_dim), jnp.float32) * key_dim**-0.5}
+  return FeatureMap(kind, key_dim, sum(parts), parts, lambda slow, x: lift(slow, x @ slow["projection"]), init)
+
+
+def _coefficients(size):
+  return lambda key: {"coefficients": jnp.ones((size,), jnp.float32)}
+
+
+def _powers(degree):
+  return lambda slow, x: jnp.concatenate(
+      [x**i * jnp.asarray(math.factorial(i) ** -0.5, x.dtype) for i in range(1, degree + 1)], axis=-1)
+
+
+def _monomials(width, degree):
+  """Each monomial once, weighed by the root of how often it occurs in (q . k)^i, over i!."""
+  tables = []
+  for i in range(1, degree + 1):
+    combos = list(itertools.combinations_with_replacement(range(width), i))
+    often = [math.factorial(i) / math.prod(math.factorial(n) for n in Counter(c).values()) for c in combos]
+    tables.append((np.asarray(combos, np.int32), np.sqrt(np.asarray(often) / math.factorial(i))))
+
+  def lift(slow, x):
+    del slow
+    parts = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
+    for index_PI, weight_P in tables:
+      product = x[..., index_PI[:, 0]]
+      for at in range(1, index_PI.shape[1]):
+        product = product * x[..., index_PI[:, at]]
+      parts.append(product * jnp.asarray(weight_P, x.dtype).reshape(*(1,) * (x.ndim - 1), -1))
+    return jnp.concatenate(parts, axis=-1)
+
+  return lift
+
+
+def _sketch(width, degree, feature_dim):
+  draw = np.random.default_rng(0)
+  signs = [draw.choice([-1.0, 1.0], size=(i, width, feature_dim)) for i in range(1, degree + 1)]
+
+  def lift(slow, x):
+    del slow
+    parts = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
+    for i, signs_SKE in enumerate(signs, 1):
+      product = x @ jnp.asarray(signs_SKE[0], x.dtype)
+      for matrix in signs_SKE[1:]:
+        product = product * (x @ jnp.asarray(matrix, x.dtype))
+      parts.append(product * jnp.asarray((feature_dim * math.factorial(i)) ** -0.5, x.dtype))
+    return jnp.concatenate(parts, axis=-1)
+
+  return lift

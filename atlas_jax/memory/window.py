@@ -1,0 +1,55 @@
+"""The last tokens before a chunk, kept so that a window of writes reaches across its border."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory.types import Token
+
+
+class Rows(NamedTuple):
+  """The last window_size - 1 real tokens, oldest first."""
+
+  k_WK: jax.Array
+  v_WM: jax.Array
+  here_W: jax.Array  # float, 1 where there is a token; 0 before the text's beginning
+
+
+def empty(size: int, key_dim: int, value_dim: int, dtype) -> Rows:
+  """Returns the rows before a text's first token."""
+  return Rows(*(jnp.zeros(shape, dtype) for shape in ((size, key_dim), (size, value_dim), (size,))))
+
+
+def push(rows: Rows, token: Token) -> Rows:
+  """Adds one token at the end and drops the oldest."""
+  here = jnp.ones((), rows.here_W.dtype)
+  new = Rows(token.k, token.v, here)
+  return jax.tree.map(lambda old, x: jnp.concatenate([old, x[None].astype(old.dtype)])[1:], rows, new)
+
+
+def reach(rows: Rows, tokens: Token, context_CW, write_C):
+  """Lays a chunk's tokens after the rows kept before it.
+
+  Args:
+    rows: W - 1 rows, W the window.
+    tokens: of the chunk.
+    context_CW: how much token t counts the token `lag` real tokens before it.
+    write_C: 1 where the token counts.
+
+  Returns:
+    all rows (W - 1 + C of them, `here` as floats), weight_CS (of each of them in each token's window), and
+    the rows to keep after the chunk.
+  """
+  size, window = rows.here_W.shape[0], context_CW.shape[1]
+  own = Rows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
+  every = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), rows, own)
+  order_C = jnp.cumsum((write_C > 0).astype(jnp.int32))
+  order_S = jnp.concatenate([jnp.arange(size, dtype=jnp.int32) - (size - 1), order_C])
+  lag_CS = order_C[:, None] - order_S[None, :]
+  inside_CS = (lag_CS >= 0) & (lag_CS < window) & (every.here_W > 0)[None, :]
+  weight_CS = jnp.take_along_axis(context_CW, jnp.clip(lag_CS, 0, window - 1), axis=1)
+  weight_CS = jnp.where(inside_CS, weight_CS, 0)
+  wanted_W = order_C[-1] - (size - 1) + jnp.arange(size, dtype=jnp.int32)
+  pick_WS = ((order_S[None, :] == wanted_W[:, None]) & (every.here_W > 0)[None, :]).astype(every.here_W.dtype)
+  keep = Rows(pick_WS @ every.k_WK, pick_WS @ every.v_WM, jnp.sum(pick_WS, 1))
+  return every, weight_CS, keep
