@@ -1,0 +1,31 @@
+"""Deep linear attention: descent on -f(phi(k)) . v with a deep f. Window 1, no context gate."""
+
+from tests.memory.oracles import Recall, descent, dot, mlp
+
+
+def run(
+  learned,
+  tokens,
+  gates,
+  *,
+  momentum=False,
+  depth=2,
+  expansion=1,
+  activation="gelu",
+  residual=True,
+  surprise_max=None,
+  feature_map="none",
+  degree=2,
+  feature_dim=16,
+  **grid,
+):
+  recall = Recall(
+    learned["slow"],
+    mlp(depth=depth, activation=activation, residual=residual),
+    objective=dot,
+    surprise_max=surprise_max,
+    feature_map=feature_map,
+    degree=degree,
+    feature_dim=feature_dim,
+  )
+  return descent(learned, tokens, gates, recall, momentum=momentum, **grid)
