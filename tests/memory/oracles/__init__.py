@@ -233,12 +233,12 @@ def poly_parts(x, degree):
 def sketch_parts(x, degree, feature_dim):
   """The constant 1; then part i, feature_dim products of i random projections of x.
 
-  The signs of part i are rng.integers(0, 2, (i, K, feature_dim)) * 2 - 1, drawn for i = 1, 2, .. from one
+  The signs of part i are rng.choice([-1.0, 1.0], (i, K, feature_dim)), drawn for i = 1, 2, .. from one
   default_rng(0). Each product is divided by sqrt(feature_dim i!).
   """
   rng, parts = np.random.default_rng(0), [np.ones(1)]
   for i in range(1, degree + 1):
-    signs = rng.integers(0, 2, (i, len(x), feature_dim)) * 2.0 - 1.0
+    signs = rng.choice([-1.0, 1.0], (i, len(x), feature_dim))
     product = np.ones(feature_dim)
     for j in range(i):
       product = product * (x @ signs[j])
@@ -342,7 +342,7 @@ def descent(
   """S_t = m_t S_{t-1} - r_t G_t, A_t = a_t A_{t-1} + S_t, y_t = f(W_t; q_t), with G_t taken at the base.
 
   Args:
-    recall: the Recall; G_t is its gradient summed over the last window_size tokens.
+    recall: the Recall; G_t is its gradient summed over the last window_size tokens; None is 1.
     momentum: None or False: S_t is -r_t G_t; True: from zero; a dict: S before the first token.
     weights: (A_t, A at the chunk's start) -> W_t; the base is W at the chunk's start. A_t itself by default.
     close: A -> A at a chunk's end.
@@ -358,7 +358,7 @@ def descent(
 
   def token(state, start, t, place):
     gate = at(gates, t)
-    rows = [(k_TK[t], v_TM[t], gate), *state["rows"]][:window_size]
+    rows = [(k_TK[t], v_TM[t], gate), *state["rows"]][: window_size or 1]
     gradient = recall.window_gradient(weights(start, start), rows, gate)
     s, fast = {}, {}
     for name, g in gradient.items():
