@@ -271,7 +271,8 @@ class Recall:
   """A memory as a function: its network, feature map and objective, and the bound on a token's gradient."""
 
   def __init__(self, slow, net, objective=l2, surprise_max=None, **feature_options):
-    self.slow, self.net, self.objective, self.surprise_max = slow, net, objective, surprise_max
+    self.slow, self.net = arrays(slow), net
+    self.objective, self.surprise_max = objective, surprise_max
     self.feature_options = feature_options
 
   def read(self, weights, q):

@@ -7,16 +7,17 @@ from tests.memory.oracles import Run, arrays, at, features, walk
 
 def run(learned, tokens, gates, *, momentum=None, feature_map="none", degree=2, feature_dim=16, **grid):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
+  slow = arrays(learned["slow"])
   lift = dict(feature_map=feature_map, degree=degree, feature_dim=feature_dim)
   assert not momentum, "the rule has no momentum"
 
   def token(state, base, t, place):
     gate = at(gates, t)
-    written = np.outer(features(learned["slow"], k_TK[t], False, **lift), v_TM[t])
+    written = np.outer(features(slow, k_TK[t], False, **lift), v_TM[t])
     return {"fast": {"w0": state["fast"]["w0"] + gate["write_rate"] * written}}
 
   def read(state, base, t, place):
-    return features(learned["slow"], q_TK[t], True, **lift) @ state["fast"]["w0"]
+    return features(slow, q_TK[t], True, **lift) @ state["fast"]["w0"]
 
   fresh = lambda: {"fast": initial}
   out_TM, state = walk(len(q_TK), fresh(), fresh=fresh, token=token, read=read, **grid)
