@@ -1,0 +1,48 @@
+"""Yaad memory: descent on a robust recall loss, so that one odd value does not overwrite much.
+
+  e_t = f(W_base; k_t) - v_t
+  A_t = a_t A_{t-1} - r_t clip(grad of the loss of e_t at W_base)
+  y_t = f(A_t; q_t)
+
+The loss is Huber's, squares for errors up to threshold_t and linear beyond, with threshold_t a gate of each
+token: of each coordinate of e ("coordinate") or of its norm ("norm"). Or ("robust") it is half the square
+plus `shift` times the norm, the worst case over values within `shift` of v; then there is no gate. f is an
+MLP, layer-normed and added to its input. The paper prints three Huber losses and trains a mixture of two that
+has a jump; we offer the two without. It takes whole squares (its step is half of our write_rate), uses
+retention without momentum, and does not clip: `surprise_max` is ours, see `rules.titans`.
+
+Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Yaad) and section 4 (value shift).
+"""
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import GateSpec, MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, huber: str = "coordinate", shift: float = 0.1, depth: int = 2,
+         expansion: float = 4, activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
+         surprise_max: float | None = None) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    huber: "coordinate", "norm" or "robust"; see the module.
+    shift: how far values may be off, at least 0; for "robust" alone.
+    depth: matrices of the memory, 1 (linear) or more.
+    expansion: hidden width over value_dim.
+    activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    norm: of the memory's output before the key is added: None, "layer", or "affine" (with a learned scale and
+      bias).
+    residual: whether the memory's output is added to its input.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  if huber not in ("coordinate", "norm", "robust"):
+    raise ValueError(f"{nets.FIELD}.huber={huber!r} is unknown; known are coordinate, norm, robust")
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
+                 activation=activation, residual=residual, norm=norm)
+  robust = huber == "robust"
+  return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
+                      objective=objectives.robust(shift) if robust else objectives.huber(huber),
+                      surprise_max=surprise_max,
+                      gates=() if robust else (GateSpec("threshold", kind="softplus", init=1.0),))
