@@ -1,0 +1,63 @@
+"""Moneta memory: descent on the p-th power of the error, with weights kept on a surface of the q-norm.
+
+  e_t = f(W_base; k_t) - v_t
+  A_t = a_t A_{t-1} - r_t clip(grad at W_base of sum |e_t|^p / p)
+  W_t = s A_t,  s = (|A_base|_q + 1e-6)^(2 - q) for each matrix,  W_base = s A_base
+  y_t = f(W_t; q_t)
+
+`fast` is A. |.|_q is the q-norm of a matrix's entries. As in the paper's chunked form, s is taken anew at a
+chunk's start alone; at q = 2 it is 1. The sign in the loss's slope is smooth, tanh(sharpness e). f is an MLP,
+layer-normed and added to its input. The paper's loss has no 1 / p (its step is our write_rate over p), and it
+does not clip: `surprise_max` is ours, see `rules.titans`. For q above 3 small A make large W.
+
+Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Moneta), Eq. 24 and 25.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness: float = 10, depth: int = 2,
+         expansion: float = 4, activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
+         surprise_max: float | None = None) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    p: power of the error in the loss, at least 1.
+    q: of the norm that sets the weights' scale, at least 1; 2: the scale is left alone.
+    sharpness: slope of the smooth sign at 0, above 0.
+    depth: matrices of the memory, 1 (linear) or more.
+    expansion: hidden width over value_dim.
+    activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    norm: of the memory's output before the key is added: None, "layer", or "affine" (with a learned scale and
+      bias).
+    residual: whether the memory's output is added to its input.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  if q < 1:
+    raise ValueError(f"{nets.FIELD}.q={q} must be at least 1")
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
+                 activation=activation, residual=residual, norm=norm)
+  return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
+                      objective=objectives.lp(p, sharpness), surprise_max=surprise_max,
+                      derive=functools.partial(_scaled, q))
+
+
+def _scaled(q, slow, fast):
+  del slow
+  scale = jax.tree.map(functools.partial(_scale, q), fast)
+  return descent.Base(jax.tree.map(lambda a, s: a * s, fast, scale), scale)
+
+
+def _scale(q, a_PF):
+  total = jnp.sum(jnp.abs(a_PF) ** q)
+  # A memory that was never started is all zero, where the root has no slope.
+  return (jnp.where(total > 0, total, 1) ** (1 / q) + 1e-6) ** (2 - q)
