@@ -1,0 +1,125 @@
+"""f-divergence memory: weights are positive masses, grown and shrunk by multiplication once per chunk.
+
+  u = - sum over the chunk's tokens of r_i clip(grad_W l(W; k_i, v_i))
+  W' = W * g(u), then each column brought to its old sum times the product of the chunk's retentions
+  y_t = f(W; q_t)
+
+g is the inverse slope of the divergence that holds W' near W: "kl" exp(u); "chi2" max(1 + u / 2, 1e-3);
+"hellinger" 1 / (1 - min(u, 0.9))^2. A column holds the inputs of one output. `fast` stands still within a
+chunk; `kept` carries u and the product of retentions so far, so that the state is twice the net's weights and
+one number. The paper finds the columns' multiplier (its zeta) from the constraint on their mass and steps
+every token; rescaling, the bounds of g and the retention of masses are ours. Retention shrinks all weights
+alike: in long texts they fade, and only the norm of f's output holds them up. f is an MLP, layer-normed and
+added to its input; l is half the squared error; `surprise_max` is ours, see `rules.titans`.
+
+Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (f-divergence retention).
+"""
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
+
+# exp(u) of a column is divided by its largest: rescaling takes the factor back.
+GROWTH = {
+    "kl": lambda u_PF: jnp.exp(u_PF - jnp.max(u_PF, axis=0, keepdims=True)),
+    "chi2": lambda u_PF: jnp.maximum(1 + u_PF / 2, 1e-3),
+    "hellinger": lambda u_PF: (1 - jnp.minimum(u_PF, 0.9)) ** -2,
+}
+LEAST = 1e-30  # A weight that is 0 could never grow again, and a column of zeros has no scale.
+
+
+class Unfinished(NamedTuple):
+  """What a chunk has asked for so far."""
+
+  moves: Any  # u, like fast
+  retention: jax.Array  # [] product of the retentions
+
+
+class Prepared(NamedTuple):
+  """All of a chunk that needs no memory."""
+
+  tokens: Token
+  rate_C: jax.Array  # write rates, 0 at padding
+  retention: jax.Array  # [] product of the real tokens' retentions
+
+
+def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2, expansion: float = 4,
+         activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
+         surprise_max: float | None = None) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    divergence: "kl", "chi2" or "hellinger"; see the module.
+    depth: matrices of the memory, 1 (linear) or more.
+    expansion: hidden width over value_dim.
+    activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    norm: of the memory's output before the key is added: None, "layer", or "affine" (with a learned scale and
+      bias).
+    residual: whether the memory's output is added to its input.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  if divergence not in GROWTH:
+    raise ValueError(f"{nets.FIELD}.divergence={divergence!r} is unknown; known are {', '.join(GROWTH)}")
+  objectives.check_bound(surprise_max)
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
+                 activation=activation, residual=residual, norm=norm)
+  form = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, momentum=False,
+                         surprise_max=surprise_max, reads="chunk")
+  bind = lambda function: functools.partial(function, form)
+  return MemoryRule(
+      init=bind(_init), start=_start, apply=bind(descent.apply), step=bind(_step), prepare=_prepare,
+      chunk=bind(_chunk), close=functools.partial(_close, GROWTH[divergence]),
+      uses=("log_retention", "write_rate"), reads="chunk")
+
+
+def _init(form, key):
+  learned = descent.init(form, key)
+  return learned._replace(fast=jax.tree.map(jnp.abs, learned.fast))
+
+
+def _start(learned: Learned):
+  one = jnp.ones((), jax.tree.leaves(learned.fast)[0].dtype)
+  return MemoryState(learned.fast, (), Unfinished(jax.tree.map(jnp.zeros_like, learned.fast), one))
+
+
+def _step(form, slow, state: MemoryState, base, token: Token, gates: Gates, place):
+  del place
+  grad = descent.token_gradient(form, slow, base, token.k, token.v, gates.more)
+  moves = jax.tree.map(lambda u, g: u - gates.write_rate * g, state.kept.moves, grad)
+  kept = Unfinished(moves, state.kept.retention * gates.retention)
+  return state._replace(kept=kept), descent.apply(form, slow, base, token.q)
+
+
+def _prepare(slow, tokens: Token, gates: Gates, write_C, place_C):
+  del slow, place_C
+  write_C = write_C.astype(gates.write_rate.dtype)
+  return Prepared(tokens, gates.write_rate * write_C, jnp.exp(jnp.sum(gates.log_retention * write_C)))
+
+
+def _chunk(form, slow, state: MemoryState, base, ready: Prepared):
+  tokens = ready.tokens
+  found = descent.surprise(form, slow, base, tokens.k, tokens.k, tokens.v, ())
+  moves = descent.add_gradients(state.kept.moves, found, ready.rate_C)
+  after = state._replace(kept=Unfinished(moves, state.kept.retention * ready.retention))
+  return after, ChunkOut(descent.apply(form, slow, base, tokens.q), found.norm_C, found.loss_C)
+
+
+def _close(growth, slow, state: MemoryState, base):
+  del slow, base
+
+  def grow(w_PF, u_PF):
+    grown_PF = w_PF * growth(u_PF)
+    mass_1F, old_1F = (jnp.sum(x, axis=0, keepdims=True) for x in (grown_PF, w_PF))
+    return jnp.maximum(grown_PF * (state.kept.retention * old_1F / mass_1F), LEAST)
+
+  fast = jax.tree.map(grow, state.fast, state.kept.moves)
+  kept = Unfinished(jax.tree.map(jnp.zeros_like, fast), jnp.ones_like(state.kept.retention))
+  return MemoryState(fast, (), kept)
