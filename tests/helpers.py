@@ -10,7 +10,7 @@ from flax.core import freeze
 
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.layer import Memory
-from atlas_jax.memory.types import Gates, Token
+from atlas_jax.memory.types import Gates, Learned, Token
 from atlas_jax.models import lm
 
 # Float64 leaves only rounding; float32 sums of a few dozen terms of size one lose 1e-6, a decade is margin.
@@ -103,29 +103,49 @@ def random_tokens(seed, n, *, key_dim, value_dim, dtype="float32"):
 
 
 def random_gates(
-  seed, n, *, dtype="float32", retention=(0.7, 1.0), momentum=(0.2, 0.95), write_rate=(0.05, 0.4)
+  seed,
+  n,
+  *,
+  rule=None,
+  dtype="float32",
+  retention=(0.7, 1.0),
+  momentum=(0.2, 0.95),
+  write_rate=(0.05, 0.4),
 ):
-  """Gates of one head, uniform in the given ranges."""
+  """Gates of one head, uniform in the given ranges; a rule's own ones in theirs, around their start."""
   draw = np.random.default_rng(seed + 1000)
   low, high = zip(retention, momentum, write_rate)
   retention_T, momentum_T, write_rate_T = draw.uniform(low, high, size=(n, 3)).T
-  return Gates(*(jnp.asarray(x, dtype) for x in (np.log(retention_T), np.log(momentum_T), write_rate_T)))
+  own = {}
+  for spec in rule.gates if rule else ():
+    shape = (n,) if spec.size is None else (n, spec.size)
+    low, high = (0.1, 0.9 * spec.max) if spec.kind == "sigmoid" else (0.2 * spec.init, 2 * spec.init)
+    own[spec.name] = jnp.asarray(draw.uniform(low, high, size=shape), dtype)
+  common = (np.log(retention_T), np.log(momentum_T), write_rate_T)
+  return Gates(*(jnp.asarray(x, dtype) for x in common), more=own or ())
 
 
-def tiny_rule(name="titans", *, seed=0, dtype="float32", key_dim=5, value_dim=5, **options):
-  """A rule of one small head and random fast weights for it (the rule's own, plus noise in every entry)."""
-  rule = rules.load(name, key_dim=key_dim, value_dim=value_dim, **options)
+def tiny_rule(name="titans", *, seed=0, dtype="float32", key_dim=5, value_dim=5, chunk_size=4, **options):
+  """A rule of one small head and what it has learned: its own start, plus noise in every entry.
+
+  What starts positive everywhere, such as masses and scales, stays so.
+  """
+  rule = rules.load(name, key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size, **options)
   draw = np.random.default_rng(seed)
-  fast = jax.tree.map(
-    lambda w: jnp.asarray(np.asarray(w) + draw.normal(scale=0.4, size=w.shape), dtype),
-    rule.init_fast(jax.random.key(seed)),
-  )
-  return rule, fast
+
+  def shaken(w, scale):
+    w = np.asarray(w)
+    moved = w + draw.normal(scale=scale, size=w.shape)
+    return jnp.asarray(np.abs(moved) if (w > 0).all() else moved, dtype)
+
+  learned = rule.init(jax.random.key(seed))
+  fast = jax.tree.map(lambda w: shaken(w, 0.4), learned.fast)
+  return rule, Learned(fast, jax.tree.map(lambda w: shaken(w, 0.1), learned.slow))
 
 
-def running_from(rule, fast, *, seed=None):
+def running_from(rule, learned, *, seed=None):
   """The state before the first token; with a seed its momentum is random, as in the middle of a text."""
-  running = scan.start(rule, fast)
+  running = scan.start(rule, learned)
   if seed is None:
     return running
   draw = np.random.default_rng(seed)
@@ -135,16 +155,19 @@ def running_from(rule, fast, *, seed=None):
   return running._replace(memory=running.memory._replace(momentum=noise))
 
 
-def as_numpy(tokens, gates):
-  """Tokens and gates as the oracles take them: float64 arrays, gates in their own range."""
-  wide = lambda *xs: tuple(np.asarray(x, np.float64) for x in xs)
-  retention_T, momentum_T = wide(gates.log_retention, gates.log_momentum)
-  return wide(*tokens), (np.exp(retention_T), np.exp(momentum_T), *wide(gates.write_rate))
+def for_oracle(learned, tokens, gates):
+  """Learned parameters, tokens and gates as the oracles take them: float64 arrays, gates in their range."""
+  wide = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+  gates, own = wide(gates), dict(wide(gates).more or {})
+  common = dict(
+    retention=np.exp(gates.log_retention), momentum=np.exp(gates.log_momentum), write_rate=gates.write_rate
+  )
+  return wide(learned._asdict()), wide(tuple(tokens)), common | own
 
 
 def results(out_TM, memory):
-  """All that a run gives, by name; `memory` has `fast` and `momentum`."""
-  return {"out": out_TM, "fast": memory.fast, "momentum": memory.momentum}
+  """All that a run gives, by name; `memory` has `fast` and `momentum`, and may have none of the latter."""
+  return {"out": out_TM, "fast": memory.fast, "momentum": memory.momentum or {}}
 
 
 def cut(tree, start, stop):

@@ -1,23 +1,13 @@
 """Reference results as NumPy loops from the papers: one token at a time, float64, no code of the package.
 
-Weights multiply from the right (`x_K @ w_KM`), the recall loss is half the squared error. Every memory rule
-has an entry in `RULES`; `tests/memory/test_rules_contract.py` refuses a rule without one.
+Weights multiply from the right (`x_K @ w_KM`). The loops of memory rules are in `tests/memory/oracles`, one
+file per rule; `tests/memory/test_rules_contract.py` refuses a rule without one.
 """
 
+import importlib
 import math
-from typing import NamedTuple
 
 import numpy as np
-
-
-class Run(NamedTuple):
-  """What a rule leaves: reads in order, fast weights, momentum, the chunk's base and the position in it."""
-
-  out_TM: np.ndarray
-  fast: dict
-  momentum: dict
-  base: dict
-  position: int
 
 
 def sigmoid(x):
@@ -32,132 +22,34 @@ def silu(x):
   return x * sigmoid(x)
 
 
-def silu_slope(x):
-  return sigmoid(x) + x * sigmoid(x) * (1 - sigmoid(x))
-
-
-def gelu(x):
-  return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def gelu_slope(x):
-  inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-  slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
-  return 0.5 * (1 + inner) + 0.5 * x * (1 - inner**2) * slope
-
-
-# Each activation with its derivative; gelu is the tanh form.
-ACTIVATIONS = {
-  "identity": (lambda x: x, np.ones_like),
-  "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
-  "silu": (silu, silu_slope),
-  "gelu": (gelu, gelu_slope),
-}
-
-
-def mlp_read(weights, x, *, activation, residual):
-  """f(W; x) of one token; `weights` is the list of the layers' matrices."""
-  apply, _ = ACTIVATIONS[activation]
-  h = x
-  for layer, w in enumerate(weights):
-    h = h @ w
-    if layer < len(weights) - 1:
-      h = apply(h)
-  return x + h if residual else h
-
-
-def mlp_gradient(weights, k, v, *, activation, residual):
-  """Gradient of 1/2 |f(W; k) - v|^2 by back-propagation written out: one matrix per layer."""
-  apply, slope = ACTIVATIONS[activation]
-  inputs, sums = [k], []
-  for layer, w in enumerate(weights):
-    sums.append(inputs[-1] @ w)
-    inputs.append(apply(sums[-1]) if layer < len(weights) - 1 else sums[-1])
-  delta = inputs[-1] - v + (k if residual else 0)
-  gradient = [None] * len(weights)
-  for layer in reversed(range(len(weights))):
-    gradient[layer] = np.outer(inputs[layer], delta)
-    if layer:
-      delta = (weights[layer] @ delta) * slope(sums[layer - 1])
-  return gradient
-
-
-def titans(fast, tokens, gates, *, chunk_size, momentum=None, base=None, position=0, write_T=None,
-           reset_T=None, initial=None, padding_moves_grid=True, depth=2, expansion=1, activation="silu",
-           residual=True, surprise_max=None):
-  """Titans' long-term memory, S_t = m_t S - r_t grad(W_base), W_t = a_t W + S_t, y_t = f(W_t; q_t).
-
-  Args:
-    fast: {"w0": .., "w1": ..} weights before the first token.
-    tokens: (q_TK, k_TK, v_TM); gates: (retention_T, momentum_T, write_rate_T), each already in its range.
-    chunk_size: the base is renewed where the position in the chunk is 0.
-    momentum, base, position: what an earlier call left; zero, `fast` and 0 without one.
-    write_T: 0 at padding, which changes nothing.
-    padding_moves_grid: whether padding takes a place in its chunk.
-    reset_T: 1 where the memory goes back to `initial` (momentum zero) before the token.
-    surprise_max: a token's gradient that is longer, over all matrices, is shortened to it; not in the paper.
-  """
-  del expansion
-  names = [f"w{layer}" for layer in range(depth)]
-  form = dict(activation=activation, residual=residual)
-  q_TK, k_TK, v_TM = (np.asarray(x, np.float64) for x in tokens)
-  retention_T, momentum_T, write_rate_T = (np.asarray(x, np.float64) for x in gates)
-  n = len(q_TK)
-  write_T = np.ones(n) if write_T is None else np.asarray(write_T)
-  reset_T = np.zeros(n) if reset_T is None else np.asarray(reset_T)
-  w = [np.array(fast[name], np.float64) for name in names]
-  s = [
-    np.zeros_like(x) if momentum is None else np.array(momentum[name], np.float64)
-    for name, x in zip(names, w)
-  ]
-  anchor = [x if base is None else np.array(base[name], np.float64) for name, x in zip(names, w)]
-  out = []
-  for t in range(n):
-    if reset_T[t]:
-      w = [np.array(initial[name], np.float64) for name in names]
-      s = [np.zeros_like(x) for x in w]
-      anchor, position = w, 0
-    if write_T[t]:
-      gradient = mlp_gradient(anchor, k_TK[t], v_TM[t], **form)
-      norm = math.sqrt(sum((g**2).sum() for g in gradient))
-      rate = write_rate_T[t] if surprise_max is None else write_rate_T[t] * min(1, surprise_max / norm)
-      s = [momentum_T[t] * x - rate * g for x, g in zip(s, gradient)]
-      w = [retention_T[t] * x + y for x, y in zip(w, s)]
-    out.append(mlp_read(w, q_TK[t], **form))
-    if write_T[t] or padding_moves_grid:
-      position = (position + 1) % chunk_size
-      anchor = w if position == 0 else anchor
-  as_dict = lambda arrays: dict(zip(names, arrays))
-  return Run(np.array(out).reshape(n, -1), as_dict(w), as_dict(s), as_dict(anchor), position)
-
-
-# A rule's file name -> its loop: the arguments of `titans` up to `padding_moves_grid`, then its options.
-RULES = {"titans": titans}
-
-
 def chunk_decay(retention_C, momentum_C, write_rate_C, write_C):
   """The chunk's decay tables by their row recurrences; a token with write 0 is as if it were not there.
 
+  momentum_C may be None: the momentum is the token's gradient alone.
+
   Returns a dict: fast_C, momentum_C (decay of the carried W and S inside W_t), mix_CC (weight of token i's
-  gradient inside W_t), momentum_keep (decay of S over the chunk), momentum_weight_C (weight of each gradient
-  inside the last S).
+  gradient inside W_t), keep_C (decay of the carried S inside S_t), surprise_CC (weight of token i's gradient
+  inside S_t). Without momentum, momentum_C and keep_C are (), and a padded token has no row in surprise_CC.
   """
   n = len(retention_C)
   fast, carried, keep = 1.0, 0.0, 1.0
-  mix_C, weight_C = np.zeros(n), np.zeros(n)
-  rows = {"fast_C": [], "momentum_C": [], "mix_CC": []}
+  mix_C, surprise_C = np.zeros(n), np.zeros(n)
+  rows = {"fast_C": [], "momentum_C": [], "mix_CC": [], "keep_C": [], "surprise_CC": []}
   for t in range(n):
+    if momentum_C is None:
+      surprise_C = np.zeros(n)
     if write_C[t]:
-      keep *= momentum_C[t]
-      weight_C = momentum_C[t] * weight_C
-      weight_C[t] = write_rate_C[t]
+      stays = 0.0 if momentum_C is None else momentum_C[t]
+      keep *= stays
+      surprise_C = stays * surprise_C
+      surprise_C[t] = write_rate_C[t]
       fast *= retention_C[t]
       carried = retention_C[t] * carried + keep
-      mix_C = retention_C[t] * mix_C + weight_C
-    for name, value in zip(rows, (fast, carried, mix_C)):
+      mix_C = retention_C[t] * mix_C + surprise_C
+    for name, value in zip(rows, (fast, carried, mix_C, keep, surprise_C)):
       rows[name].append(value)
   tables = {name: np.array(values) for name, values in rows.items()}
-  return tables | {"momentum_keep": keep, "momentum_weight_C": weight_C}
+  return tables if momentum_C is not None else tables | {"momentum_C": (), "keep_C": ()}
 
 
 def short_conv(x_TE, taps_SE, doc_T):
@@ -189,37 +81,65 @@ def starts_of(doc_T, before=None):
   return np.array(starts)
 
 
+def rule_run(rule):
+  """The loop of a memory rule."""
+  return importlib.import_module(f"tests.memory.oracles.{rule}").run
+
+
+COMMON = {  # Gates of every rule that uses them: (name of the loop, from what the affine map gives)
+  "log_retention": ("retention", lambda z, write_rate_max: np.exp(-softplus(z))),
+  "log_momentum": ("momentum", lambda z, write_rate_max: sigmoid(z)),
+  "write_rate": ("write_rate", lambda z, write_rate_max: write_rate_max * sigmoid(z)),
+}
+
+
+def token_gates(params, x_TD, *, heads, write_rate_max, uses, own):
+  """Gates of each head as the rules' loops take them; `own` lists (name, size, kind, start, max)."""
+  z_TUH = (x_TD @ params["kernel"] + params["bias"]).reshape(len(x_TD), -1, heads)
+  used = [name for name in COMMON if name in uses]
+  gates = [
+    {COMMON[name][0]: COMMON[name][1](z_TUH[:, i, h], write_rate_max) for i, name in enumerate(used)}
+    for h in range(heads)
+  ]
+  for name, size, kind, _, largest in own:
+    z_TG = x_TD @ params[f"{name}_kernel"] + params[f"{name}_bias"]
+    for h, z in enumerate(np.split(z_TG, heads, axis=1)):
+      gate = softplus(z) if kind == "softplus" else largest * sigmoid(z)
+      gates[h][name] = gate[:, 0] if size is None else gate
+  return gates
+
+
 def memory_layer(
-  params, x_TD, doc_T, *, rule, heads, key_dim, value_dim, chunk_size, write_rate_max, options
+  params,
+  x_TD,
+  doc_T,
+  *,
+  rule,
+  heads,
+  key_dim,
+  value_dim,
+  chunk_size,
+  write_rate_max,
+  options,
+  uses=tuple(COMMON),
+  own=(),
 ):
   """A memory layer on one row from its start: projections, convolutions, gates, the rule, normalised heads.
 
   Returns out_THM, zero at padding, and the Run of each head.
   """
-  z_TG = x_TD @ params["gates"]["kernel"] + params["gates"]["bias"]
   write_T, runs = (doc_T >= 0).astype(int), []
+  gates = token_gates(params["gates"], x_TD, heads=heads, write_rate_max=write_rate_max, uses=uses, own=own)
   for h in range(heads):
     mixed_TE = silu(short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T))
     assert mixed_TE.shape[1] == 2 * key_dim + value_dim
     tokens = [unit(part) for part in np.split(mixed_TE, (key_dim, 2 * key_dim), axis=1)]
-    gates = (
-      np.exp(-softplus(z_TG[:, h])),
-      sigmoid(z_TG[:, heads + h]),
-      write_rate_max * sigmoid(z_TG[:, 2 * heads + h]),
-    )
-    initial = {name: w[h] for name, w in params["initial_fast"].items()}
-    runs.append(
-      RULES[rule](
-        initial,
-        tokens,
-        gates,
-        chunk_size=chunk_size,
-        write_T=write_T,
-        initial=initial,
-        reset_T=starts_of(doc_T),
-        **options,
-      )
-    )
+    learned = {
+      "fast": {name: w[h] for name, w in params["initial_fast"].items()},
+      "slow": {name: w[h] for name, w in params.get("slow", {}).items()},
+    }
+    grid = dict(chunk_size=chunk_size, write_T=write_T, reset_T=starts_of(doc_T))
+    runs.append(rule_run(rule)(learned, tokens, gates[h], **grid, **options))
   return rms(np.stack([run.out_TM * write_T[:, None] for run in runs], axis=1)), runs
 
 

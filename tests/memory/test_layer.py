@@ -62,7 +62,9 @@ def stream(layer, params, x_BTD, state=None, count_B=None):
 def oracle(layer, params, x_BTD, doc_BT):
   """The loop of every row: out_BTHM, and fast weights and momentum with leading B, H."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  rule = layer.the_rule()
   fields = {name: getattr(layer, name) for name in FIELDS} | dict(options=dict(layer.options))
+  fields |= dict(uses=rule.uses, own=rule.gates)
   rows = [
     oracles.memory_layer(params, np.asarray(x, np.float64), np.asarray(doc), **fields)
     for x, doc in zip(x_BTD, doc_BT)
@@ -71,7 +73,7 @@ def oracle(layer, params, x_BTD, doc_BT):
     lambda *xs: np.stack(xs),
     *[jax.tree.map(lambda *xs: np.stack(xs), *[getattr(head, field) for head in heads]) for _, heads in rows],
   )
-  return np.stack([out for out, _ in rows]), join("fast"), join("momentum")
+  return np.stack([out for out, _ in rows]), join("fast"), join("momentum") or ()
 
 
 DOCUMENTS = np.array(

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.memory import gates as gate_math
-from atlas_jax.memory import scan
-from atlas_jax.memory.rules import titans
+from atlas_jax.memory import nets, scan
 from atlas_jax.memory.types import Gates
-from tests import oracles
 from tests.helpers import (
-  as_numpy,
   assert_close,
+  cut,
+  for_oracle,
   quick_compilation,
   random_gates,
   random_tokens,
   results,
   tiny_rule,
 )
+from tests.memory import oracles
+from tests.memory.oracles import titans
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,9 +31,7 @@ def _compile_quickly():
 
 # Every activation at depth 2, every depth with one of them, residual or not; without, all widths differ.
 FORMS = [
-  dict(depth=2, activation=name, residual=residual)
-  for name in titans.ACTIVATIONS
-  for residual in (True, False)
+  dict(depth=2, activation=name, residual=residual) for name in nets.ACTIVATIONS for residual in (True, False)
 ]
 FORMS += [
   dict(depth=depth, activation="silu", residual=residual) for depth in (1, 3) for residual in (True, False)
@@ -53,10 +51,10 @@ def label(form):
 
 def small(form):
   width = WIDTHS[form["residual"]]
-  rule, fast, chunk = _small(tuple(sorted((width | form).items())))
+  rule, learned, chunk = _small(tuple(sorted((width | form).items())))
   return (
     rule,
-    fast,
+    learned,
     random_tokens(1, 6, key_dim=width["key_dim"], value_dim=width["value_dim"], dtype="float64"),
     chunk,
   )
@@ -64,8 +62,15 @@ def small(form):
 
 @functools.lru_cache
 def _small(options):
-  rule, fast = tiny_rule("titans", dtype="float64", **dict(options))
-  return rule, fast, jax.jit(rule.chunk)
+  rule, learned = tiny_rule("titans", dtype="float64", **dict(options))
+  return rule, learned, jax.jit(functools.partial(read_chunk, rule))
+
+
+def read_chunk(rule, state, base, tokens, gates):
+  """Reads a chunk of real tokens at once."""
+  n = len(gates.write_rate)
+  prepared = rule.prepare({}, tokens, gates, jnp.ones(n, bool), jnp.arange(n, dtype=jnp.int32))
+  return rule.chunk({}, state, base, prepared)
 
 
 def recall_loss(fast, k_K, v_M, form):
@@ -84,7 +89,7 @@ def open_gates(n, *, write_rate=1.0):
 def test_every_activation_and_depth_is_tried():
   assert (
     {form["activation"] for form in FORMS}
-    == set(titans.ACTIVATIONS)
+    == set(nets.ACTIVATIONS)
     == set(ACTIVATE)
     == set(oracles.ACTIVATIONS)
   )
@@ -94,66 +99,64 @@ def test_every_activation_and_depth_is_tried():
 @pytest.mark.parametrize("form", FORMS, ids=label)
 def test_hand_derived_gradients_equal_autodiff_of_the_inner_loss(x64, form):
   """With full momentum from zero, the momentum is minus the weighted sum of the tokens' gradients."""
-  rule, fast, tokens, chunk = small(form)
+  rule, learned, tokens, chunk = small(form)
   rate_T = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, size=6))
   losses = lambda fast: jax.vmap(lambda k_K, v_M: recall_loss(fast, k_K, v_M, form))(tokens.k, tokens.v)
-  expected_loss_T, pull = jax.vjp(losses, fast)
+  expected_loss_T, pull = jax.vjp(losses, learned.fast)
   expected = pull(rate_T)[0]
-  decay = gate_math.chunk_decay(jnp.zeros(6), jnp.zeros(6), rate_T, jnp.ones(6))
-  state, out = chunk(rule.init(fast), fast, tokens, decay)
+  gates = open_gates(6)._replace(write_rate=rate_T)
+  state, out = chunk(rule.start(learned), learned.fast, tokens, gates)
   assert_close(jax.tree.map(jnp.negative, state.momentum), expected, why="chunk")
   assert_close(out.loss_C, expected_loss_T, why="loss")
-  weights = [np.asarray(fast[f"w{i}"]) for i in range(form["depth"])]
-  options = dict(activation=form["activation"], residual=form["residual"])
-  by_hand = [
-    oracles.mlp_gradient(weights, np.asarray(k), np.asarray(v), **options) for k, v in zip(tokens.k, tokens.v)
-  ]
-  sums = {f"w{i}": sum(r * g[i] for r, g in zip(np.asarray(rate_T), by_hand)) for i in range(form["depth"])}
+  recall, wide = oracles.Recall({}, oracles.mlp(**form)), for_oracle(learned, tokens, gates)
+  by_hand = [recall.gradient(wide[0]["fast"], k, v, {}) for _, k, v in zip(*wide[1])]
+  sums = {name: sum(r * g[name] for r, g in zip(np.asarray(rate_T), by_hand)) for name in learned.fast}
   assert_close(sums, expected, why="oracle")
 
 
 @pytest.mark.parametrize("form", FORMS, ids=label)
 def test_a_chunk_equals_the_loop_for_every_form(x64, form):
-  """Gradients come from a base that is not the running state, as inside a chunk."""
-  rule, fast, tokens, chunk = small(form)
-  gates, base = random_gates(1, 6, dtype="float64"), jax.tree.map(lambda w: 0.7 * w + 0.1, fast)
-  momentum = jax.tree.map(lambda w: 0.3 * jnp.cos(w), fast)
-  decay = gate_math.chunk_decay(*gates, jnp.ones(6))
-  state, out = chunk(rule.init(fast)._replace(momentum=momentum), base, tokens, decay)
-  expected = oracles.titans(
-    fast, *as_numpy(tokens, gates), chunk_size=8, position=1, base=base, momentum=momentum, **form
-  )
-  assert_close(results(out.out_CM, state), results(expected.out_TM, expected))
+  """The second half of a chunk: gradients come from a base that is not the running state."""
+  rule, learned, tokens, chunk = small(form)
+  gates = random_gates(1, 6, dtype="float64")
+  momentum = jax.tree.map(lambda w: 0.3 * jnp.cos(w), learned.fast)
+  start = rule.start(learned)._replace(momentum=momentum)
+  middle, left = chunk(start, learned.fast, *cut((tokens, gates), 0, 3))
+  end, right = chunk(middle, learned.fast, *cut((tokens, gates), 3, 6))
+  expected = titans.run(*for_oracle(learned, tokens, gates), chunk_size=8, momentum=momentum, **form)
+  read_TM = jnp.concatenate([left.out_CM, right.out_CM])
+  assert_close(results(read_TM, end), results(expected.out_TM, expected))
 
 
 def test_a_bound_shortens_long_gradients_and_leaves_short_ones(x64):
   """Chunks and single tokens equal the loop; outer gradients, also through the bound, equal each other."""
   form = dict(depth=2, activation="silu", residual=True, surprise_max=3.5)
-  rule, fast, tokens, chunk = small(form)
-  gates, decay_of = random_gates(1, 6, dtype="float64"), gate_math.chunk_decay
-  expected = oracles.titans(fast, *as_numpy(tokens, gates), chunk_size=6, **form)
+  rule, learned, tokens, chunk = small(form)
+  gates = random_gates(1, 6, dtype="float64")
+  expected = titans.run(*for_oracle(learned, tokens, gates), chunk_size=6, **form)
 
-  def chunks(fast, tokens, gates):
-    state, out = chunk(rule.init(fast), fast, tokens, decay_of(*gates, jnp.ones(6)))
+  def chunks(learned, tokens, gates):
+    state, out = chunk(rule.start(learned), learned.fast, tokens, gates)
     return results(out.out_CM, state), out.surprise_C
 
-  def singles(fast, tokens, gates):
-    end, out_TM = scan.scan_tokens(rule, scan.start(rule, fast), tokens, gates, jnp.ones(6), chunk_size=6)
+  def singles(learned, tokens, gates):
+    start = scan.start(rule, learned)
+    end, out_TM = scan.scan_tokens(rule, start, learned.slow, tokens, gates, jnp.ones(6), chunk_size=6)
     return results(out_TM, end.memory), None
 
-  norm_T = np.asarray(chunks(fast, tokens, gates)[1])
+  norm_T = np.asarray(chunks(learned, tokens, gates)[1])
   assert norm_T.min() < 3.5 < norm_T.max(), f"the bound is not between the norms {norm_T}"
   total = lambda read, *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(read(*args)[0]))
   slopes = []
   for read in (chunks, singles):
-    assert_close(read(fast, tokens, gates)[0], results(expected.out_TM, expected))
-    slopes.append(jax.jit(jax.grad(functools.partial(total, read), (0, 1, 2)))(fast, tokens, gates))
+    assert_close(read(learned, tokens, gates)[0], results(expected.out_TM, expected))
+    slopes.append(jax.jit(jax.grad(functools.partial(total, read), (0, 1, 2)))(learned, tokens, gates))
   assert_close(*slopes)
 
 
 def test_an_mlp_has_the_widths_it_was_asked_for():
   rule, _ = tiny_rule("titans", key_dim=6, value_dim=4, depth=3, expansion=2.5, residual=False)
-  fast = rule.init_fast(jax.random.key(0))
+  fast = rule.init(jax.random.key(0)).fast
   assert {name: w.shape for name, w in fast.items()} == {"w0": (6, 10), "w1": (10, 10), "w2": (10, 4)}
   assert {w.dtype for w in fast.values()} == {jnp.dtype("float32")}
   assert all(np.asarray(w).any() for w in fast.values())
@@ -163,11 +166,11 @@ def test_an_mlp_has_the_widths_it_was_asked_for():
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="chunk_size")
-def run(rule, fast, tokens, gates, *, chunk_size=3):
+def run(rule, learned, tokens, gates, *, chunk_size=3):
   return scan.scan_packed(
     rule,
-    rule.init(fast),
-    fast,
+    rule.start(learned),
+    learned,
     tokens,
     gates,
     jnp.ones(len(tokens.q)),
@@ -179,13 +182,13 @@ def run(rule, fast, tokens, gates, *, chunk_size=3):
 def test_without_momentum_and_forgetting_it_is_gradient_descent_by_mini_batches(x64):
   """Test-time training: W_t is the base minus the summed gradients of the chunk so far."""
   form = dict(depth=2, activation="gelu", residual=True)
-  rule, fast, tokens, _ = small(form)
+  rule, learned, tokens, _ = small(form)
   gates = random_gates(1, 6, dtype="float64")._replace(
     log_retention=jnp.zeros(6), log_momentum=jnp.full(6, -1e3)
   )
-  memory, out = run(rule, fast, tokens, gates)
+  memory, out = run(rule, learned, tokens, gates)
   descend = jax.jit(jax.grad(lambda fast, k, v: recall_loss(fast, k, v, form)))
-  weights, base, reads = fast, fast, []
+  weights, base, reads = learned.fast, learned.fast, []
   for t, rate in enumerate(gates.write_rate):
     base = weights if t % 3 == 0 else base
     gradient = descend(base, tokens.k[t], tokens.v[t])
@@ -195,25 +198,25 @@ def test_without_momentum_and_forgetting_it_is_gradient_descent_by_mini_batches(
 
 
 def test_without_writing_the_weights_only_decay(x64):
-  rule, fast, tokens, _ = small(dict(depth=2, activation="silu", residual=True))
+  rule, learned, tokens, _ = small(dict(depth=2, activation="silu", residual=True))
   gates = random_gates(1, 6, dtype="float64")._replace(write_rate=jnp.zeros(6))
-  memory, _ = run(rule, fast, tokens, gates)
+  memory, _ = run(rule, learned, tokens, gates)
   kept = float(np.prod(np.exp(np.asarray(gates.log_retention))))
-  assert_close(memory.fast, jax.tree.map(lambda w: kept * w, fast))
+  assert_close(memory.fast, jax.tree.map(lambda w: kept * w, learned.fast))
   assert not any(np.asarray(s).any() for s in jax.tree.leaves(memory.momentum))
 
 
 def test_without_writing_and_with_full_retention_nothing_changes():
-  rule, fast = tiny_rule("titans")
+  rule, learned = tiny_rule("titans")
   tokens = random_tokens(1, 6, key_dim=5, value_dim=5)
-  memory, out = run(rule, fast, tokens, open_gates(6, write_rate=0.0))
-  assert_close((memory.fast, out.out_CM), (fast, rule.apply(fast, tokens.q)))
+  memory, out = run(rule, learned, tokens, open_gates(6, write_rate=0.0))
+  assert_close((memory.fast, out.out_CM), (learned.fast, rule.apply({}, learned.fast, tokens.q)))
 
 
 def test_a_linear_memory_that_starts_empty_is_linear_attention_within_a_chunk(x64):
   """Depth 1 from zero with momentum off: the error at the base is -v, so reads are sums of r v (k . q)."""
-  rule, fast, tokens, _ = small(dict(depth=1, activation="identity", residual=False))
-  empty = jax.tree.map(jnp.zeros_like, fast)
+  rule, learned, tokens, _ = small(dict(depth=1, activation="identity", residual=False))
+  empty = jax.tree.map(jnp.zeros_like, learned)
   gates = random_gates(1, 6, dtype="float64")._replace(
     log_retention=jnp.zeros(6), log_momentum=jnp.full(6, -1e3)
   )
@@ -224,12 +227,12 @@ def test_a_linear_memory_that_starts_empty_is_linear_attention_within_a_chunk(x6
 
 def test_online_writes_of_orthonormal_keys_store_each_value(x64):
   """A linear memory with write rate 1, chunk size 1, no momentum, no forgetting is the delta rule."""
-  rule, fast, _, _ = small(dict(depth=1, activation="identity", residual=False))
+  rule, learned, _, _ = small(dict(depth=1, activation="identity", residual=False))
   draw = np.random.default_rng(0)
   k_TK, v_TM = jnp.asarray(np.linalg.qr(draw.normal(size=(5, 5)))[0]), jnp.asarray(draw.normal(size=(5, 4)))
   tokens = random_tokens(0, 5, key_dim=5, value_dim=4, dtype="float64")._replace(k=k_TK, v=v_TM)
   gates = open_gates(5)._replace(log_momentum=jnp.full(5, -1e3))
-  memory, _ = run(rule, fast, tokens, gates, chunk_size=1)
+  memory, _ = run(rule, learned, tokens, gates, chunk_size=1)
   assert_close(k_TK @ memory.fast["w0"], v_TM)
 
 
