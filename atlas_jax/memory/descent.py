@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from atlas_jax.memory import features, gates, objectives, window
 from atlas_jax.memory.nets import FIELD, Net
@@ -50,9 +51,8 @@ class Prepared(NamedTuple):
   """All of a chunk that needs no memory."""
 
   tokens: Token
-  key_CP: jax.Array
-  query_CP: jax.Array
-  decay: ChunkDecay
+  lifted: Any  # (key_CP, query_CP); () where the feature map leaves keys as they are
+  decay: ChunkDecay  # without a window, surprise_CC is its last row alone
   score_CC: Any  # mix_CC times the products of lifted queries and keys; () with a window
   more: Any  # the rule's own gates
   write_C: jax.Array
@@ -138,7 +138,7 @@ def token_surprise(form: Descent, slow, weights, kept, token: Token, more):
   own = token_gradient(form, slow, weights, token.k, token.v, more)
   if form.window_size is None:
     return own, kept
-  every = window.push(jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), kept), token)
+  every = window.append(kept, token)
   # Rows are kept oldest first; the context gate counts from the token itself backwards.
   weight_W = more["context"][::-1] * every.here_W
   one = functools.partial(token_gradient, form, slow, weights, more=more)
@@ -167,13 +167,26 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
 def prepare(form: Descent, slow, tokens: Token, token_gates: Gates, write_C, place_C) -> Prepared:
   """Does for a chunk all that needs no memory."""
   del place_C
-  key_CP, query_CP = form.lift.keys(slow, tokens.k), form.lift.queries(slow, tokens.q)
+  lifted = (form.lift.keys(slow, tokens.k), form.lift.queries(slow, tokens.q)) if form.lift.parts else ()
   log_momentum_C = token_gates.log_momentum if form.momentum else None
   decay = gates.chunk_decay(token_gates.log_retention, log_momentum_C, token_gates.write_rate, write_C)
   score_CC: Any = ()
-  if form.window_size is None and form.reads == "token":
-    score_CC = decay.mix_CC * (query_CP @ key_CP.T)
-  return Prepared(tokens, key_CP, query_CP, decay, score_CC, token_gates.more, write_C)
+  if form.window_size is None:
+    decay = decay._replace(surprise_CC=decay.surprise_CC[-1:])  # What a scan keeps costs memory.
+    if form.reads == "token":
+      key_CP, query_CP = lifted or (tokens.k, tokens.q)
+      score_CC = decay.mix_CC * (query_CP @ key_CP.T)
+  return Prepared(tokens, lifted, decay, score_CC, token_gates.more, write_C)
+
+
+def lifted_keys(ready: Prepared):
+  """Gives a chunk's lifted keys, [C, P]."""
+  return ready.lifted[0] if ready.lifted else ready.tokens.k
+
+
+def lifted_queries(ready: Prepared):
+  """Gives a chunk's lifted queries, [C, P]."""
+  return ready.lifted[1] if ready.lifted else ready.tokens.q
 
 
 def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise:
@@ -183,14 +196,14 @@ def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise
 
     def product(name, u):
       inputs[name] = u
-      return u @ weights[name] + taps[name]
+      return checkpoint_name(u @ weights[name], "memory_product") + taps[name]
 
     return form.net.forward(product, slow, k_CK, key_CP), inputs
 
   taps = {name: jnp.zeros((k_CK.shape[0], shape[1]), k_CK.dtype) for name, shape in form.net.shapes}
   out_CM, pull, inputs = jax.vjp(recall, taps, has_aux=True)
   loss_C, slope_CM = form.objective(out_CM, v_CM, more)
-  slopes = pull(slope_CM)[0]
+  slopes = {w: checkpoint_name(slope, "memory_slope") for w, slope in pull(slope_CM)[0].items()}
   # An outer product's norm is the product of the norms.
   square_C = sum(jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(slopes[w] * slopes[w], -1) for w in slopes)
   scale_C = objectives.bound(square_C, form.surprise_max)
@@ -209,10 +222,11 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
   """
   tokens = ready.tokens
   if form.window_size is None:
-    return surprise(form, slow, weights, ready.key_CP, tokens.k, tokens.v, ready.more), (), kept
+    return surprise(form, slow, weights, lifted_keys(ready), tokens.k, tokens.v, ready.more), (), kept
   every, weight_CS, keep = window.reach(kept, tokens, ready.more["context"], ready.write_C)
   before_WP = form.lift.keys(slow, kept.k_WK)
-  key_SP = jnp.concatenate([before_WP.astype(ready.key_CP.dtype), ready.key_CP])
+  key_CP = lifted_keys(ready)
+  key_SP = jnp.concatenate([before_WP.astype(key_CP.dtype), key_CP])
   return surprise(form, slow, weights, key_SP, every.k_WK, every.v_WM, ready.more), weight_CS, keep
 
 
@@ -227,15 +241,16 @@ def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momen
     scale: dict name -> [] that multiplies each weight, or ().
   """
   def product(name, u):
-    out = fast_C[:, None] * (u @ state.fast[name])
+    # Scaling the input instead of the product leaves the backward pass nothing to recompute.
+    out = (fast_C[:, None] * u) @ state.fast[name]
     if not isinstance(momentum_C, tuple):
-      out = out + momentum_C[:, None] * (u @ state.momentum[name])
+      out = out + (momentum_C[:, None] * u) @ state.momentum[name]
     known = name in form.net.first and not isinstance(score_CC, tuple)
     score_CS = score_CC if known else mix_CS * (u @ found.inputs[name].T)
-    out = out - score_CS @ found.slopes[name]
+    out = checkpoint_name(out - score_CS @ found.slopes[name], "memory_product")
     return out if isinstance(scale, tuple) else out * scale[name]
 
-  return form.net.forward(product, slow, ready.tokens.q, ready.query_CP)
+  return form.net.forward(product, slow, ready.tokens.q, lifted_queries(ready))
 
 
 def add_gradients(old, found: Surprise, weight_S):
@@ -262,7 +277,7 @@ def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):
     mix_CS, surprise_CS = mix_CS @ weight_CS, surprise_CS @ weight_CS
   size = ready.tokens.k.shape[0]
   if form.reads == "chunk":
-    out_CM = form.net.apply(slow, weights, ready.tokens.q, ready.query_CP)
+    out_CM = form.net.apply(slow, weights, ready.tokens.q, lifted_queries(ready))
   else:
     scale = base.scale if isinstance(base, Base) else ()
     out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC, scale)

@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 
 
+# Names of the values that are worth keeping when the rest of a chunk is computed again: see checkpoint_name.
+KEPT = ("memory_product", "memory_slope")
+
+
 class Token(NamedTuple):
   """What one token writes and asks for; a chunk of tokens has the same fields with a leading C or T."""
 
@@ -112,7 +116,7 @@ def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared)
   def body(state, xs):
     token, gates, write, place = xs
     after, out_M = rule.step(slow, state, base, token, gates, place)
-    return jax.tree.map(lambda new, old: jnp.where(write > 0, new, old), after, state), out_M
+    return jax.tree.map(lambda new, old: jnp.where(write.astype(bool), new, old), after, state), out_M
 
   state, out_CM = jax.lax.scan(body, state, prepared)
   token = prepared[0]
@@ -134,6 +138,7 @@ class MemoryRule(NamedTuple):
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
+  resume: Callable | None = None  # like chunk, from anywhere in a chunk; None: chunk does that itself
   anchor: Callable = fast_weights  # (slow, state) -> base of the chunk that starts
   close: Callable = leave  # (slow, state, base) -> state: what happens when a chunk is full
   gates: tuple[GateSpec, ...] = ()  # gates of the rule's own

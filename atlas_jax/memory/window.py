@@ -20,11 +20,11 @@ def empty(size: int, key_dim: int, value_dim: int, dtype) -> Rows:
   return Rows(*(jnp.zeros(shape, dtype) for shape in ((size, key_dim), (size, value_dim), (size,))))
 
 
-def push(rows: Rows, token: Token) -> Rows:
-  """Adds one token at the end and drops the oldest."""
+def append(rows: Rows, token: Token) -> Rows:
+  """Adds one token at the end: the whole window of that token. All but the oldest row are kept for the next."""
   here = jnp.ones((), rows.here_W.dtype)
   new = Rows(token.k, token.v, here)
-  return jax.tree.map(lambda old, x: jnp.concatenate([old, x[None].astype(old.dtype)])[1:], rows, new)
+  return jax.tree.map(lambda old, x: jnp.concatenate([old, x[None].astype(old.dtype)]), rows, new)
 
 
 def reach(rows: Rows, tokens: Token, context_CW, write_C):
@@ -43,7 +43,7 @@ def reach(rows: Rows, tokens: Token, context_CW, write_C):
   size, window = rows.here_W.shape[0], context_CW.shape[1]
   own = Rows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
   every = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), rows, own)
-  order_C = jnp.cumsum((write_C > 0).astype(jnp.int32))
+  order_C = jnp.cumsum(write_C.astype(jnp.int32))
   order_S = jnp.concatenate([jnp.arange(size, dtype=jnp.int32) - (size - 1), order_C])
   lag_CS = order_C[:, None] - order_S[None, :]
   inside_CS = (lag_CS >= 0) & (lag_CS < window) & (every.here_W > 0)[None, :]
