@@ -1,0 +1,31 @@
+"""Retention: linear attention whose memory fades by a gate of each token.
+
+  W_t = a_t W_{t-1} + r_t phi(k_t) v_t^T
+  y_t = phi(q_t) W_t
+
+It is descent on -f(phi(k)) . v with a linear f. That slope does not depend on W, so the chunk size changes
+nothing but speed. In the paper the retention a is one constant per head, and keys and queries are turned by
+their place; here a is a gate of the token (as in Mamba-2, arXiv:2405.21060), and what tells places apart is a
+and the layer's convolutions. W starts from learned weights, the paper's from zero; the write rate r is ours.
+
+Source: Sun et al. 2023, RetNet, arXiv:2307.08621, Eq. 1-7.
+"""
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+
+  Raises:
+    ValueError: if an option is out of range.
+  """
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=1, expansion=1,
+                 activation="identity", residual=False)
+  return descent.make(net, lift=lift, objective=objectives.dot, momentum=False)
