@@ -1,0 +1,38 @@
+"""Deep linear attention: descent on minus the inner product of recall and value, with a deep memory.
+
+  W_t = a_t W_{t-1} - r_t grad(-f(W_base; phi(k_t)) . v_t)
+  y_t = f(W_t; phi(q_t))
+
+With a matrix for f it is `retention`; with a deep f the gradient depends on the memory, which the token finds
+as it was at its chunk's start. The paper prints the loss without the minus, which would unlearn. The loss has
+no least value: only retention and, on request, a bound on each token's gradient hold the weights.
+
+Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 19-20; momentum and the bound are ours.
+"""
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, activation: str = "gelu",
+         residual: bool = True, momentum: bool = False, surprise_max: float | None = None,
+         feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    depth: matrices of the memory, 1 (linear) or more.
+    expansion: hidden width over value_dim.
+    activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    residual: whether the memory's output is added to its input.
+    momentum: whether writes pass through a running sum gated by each token.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
+                 expansion=expansion, activation=activation, residual=residual)
+  return descent.make(net, lift=lift, objective=objectives.dot, momentum=momentum, surprise_max=surprise_max)
