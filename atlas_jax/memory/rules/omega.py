@@ -1,0 +1,42 @@
+"""Omega memory: every token takes a step of descent on the recall loss of the last few tokens together.
+
+  G_t = sum_{lag < window_size} c_{t,lag} grad l(W_base; phi(k_{t-lag}), v_{t-lag})
+  W_t = a_t W_{t-1} - r_t G_t
+  y_t = f(W_t; phi(q_t))
+
+The context gates c are the token's own; l is half the squared error. All gradients of a window are taken at
+the start of the chunk of the token that writes, also those of tokens before that chunk. The paper folds r
+into c and leaves the window, the gates' start and the degree of phi open; it normalises at a chunk's end,
+which we leave to the layer. The window counts real tokens: beside its weights a head keeps
+(window_size - 1) (key_dim + value_dim + 1) floats.
+
+Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 9 and section 3; momentum and the bound are ours.
+"""
+from atlas_jax.memory import descent, features, nets
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, expansion: float = 1,
+         activation: str = "gelu", residual: bool = True, momentum: bool = False,
+         surprise_max: float | None = None, feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    window_size: real tokens whose gradients each token writes, itself included.
+    depth: matrices of the memory, 1 (linear) or more.
+    expansion: hidden width over value_dim.
+    activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    residual: whether the memory's output is added to its input.
+    momentum: whether writes pass through a running sum gated by each token.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
+                 expansion=expansion, activation=activation, residual=residual)
+  return descent.make(net, lift=lift, momentum=momentum, window_size=window_size, surprise_max=surprise_max)
