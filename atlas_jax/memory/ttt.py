@@ -1,0 +1,134 @@
+"""Descent whose step also depends on a token's place in its chunk: the scaffold of the TTT rules.
+
+  W_t = W_base - place_rate[j_t] sum of r_i clip(grad_i) over the chunk's real tokens i up to t
+  y_t = f(W_t; q_t)
+
+grad_i is the gradient of token i's recall loss at W_base, j_t the place of token t in its chunk, padding
+counted. The sum is carried as `momentum` and starts anew with each chunk; nothing is forgotten on purpose.
+With `rope`, queries and keys, also where f adds them to its output, are turned by their place, which `apply`
+alone does not know: it recalls as at place 0.
+
+Source: Sun et al. 2024, arXiv:2407.04620, sections 2.4 to 2.7.
+"""
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import descent, features, objectives
+from atlas_jax.memory.nets import Net
+from atlas_jax.memory.types import ChunkDecay, ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
+
+ROPE_BASE = 10_000.0
+
+
+class Form(NamedTuple):
+  """What one rule descends on, and how."""
+
+  descent: descent.Descent
+  chunk_size: int
+  rope: bool
+
+
+class Prepared(NamedTuple):
+  """All of a chunk that needs no memory."""
+
+  dual: descent.Prepared  # tokens turned by their places, and the weights of their gradients
+  rate_C: jax.Array  # write rates, 0 at padding
+  last_rate: jax.Array  # [] place rate of the last real token
+  wrote: jax.Array  # [] bool, whether there is a real token
+
+
+def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: float | None) -> MemoryRule:
+  """Makes a rule whose memory is `net`, which sees the keys as they are.
+
+  Raises:
+    ValueError: if surprise_max is out of range.
+  """
+  objectives.check_bound(surprise_max)
+  inner = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, momentum=True,
+                          surprise_max=surprise_max)
+  form = Form(inner, chunk_size, rope)
+  bind = lambda function: functools.partial(function, form)
+  return MemoryRule(
+      init=bind(init), start=functools.partial(descent.start, inner),
+      apply=functools.partial(descent.apply, inner), step=bind(step), prepare=bind(prepare),
+      chunk=bind(chunk), close=close, uses=("write_rate",))
+
+
+def turn(x, place):
+  """Turns coordinate i together with coordinate i + K // 2, by place * base^(-i / (K // 2)).
+
+  Args:
+    x: [..., K]; the last of an odd number of coordinates stays.
+    place: [...] int32.
+  """
+  half = x.shape[-1] // 2
+  speed = ROPE_BASE ** (-jnp.arange(half, dtype=x.dtype) / max(half, 1))
+  angle = place[..., None].astype(x.dtype) * speed.reshape(*(1,) * place.ndim, half)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  low, high = x[..., :half], x[..., half:2 * half]
+  return jnp.concatenate([low * cos - high * sin, high * cos + low * sin, x[..., 2 * half:]], axis=-1)
+
+
+def turned(form: Form, tokens: Token, place) -> Token:
+  """Turns queries and keys by their places, if the rule does so."""
+  if not form.rope:
+    return tokens
+  return tokens._replace(q=turn(tokens.q, place), k=turn(tokens.k, place))
+
+
+def init(form: Form, key) -> Learned:
+  """Draws the learned parameters; the steps of a chunk start as a mean of gradients would have them."""
+  learned = descent.init(form.descent, key)
+  place_rate_C = 1 / jnp.arange(1, form.chunk_size + 1, dtype=jnp.float32)
+  return learned._replace(slow=learned.slow | {"place_rate": place_rate_C})
+
+
+def moved(base, total, rate):
+  """Gives the weights a step of that size away from the base."""
+  return jax.tree.map(lambda w, s: w - rate * s, base, total)
+
+
+def step(form: Form, slow, state: MemoryState, base, token: Token, gates: Gates, place):
+  """Reads one token: the plain form."""
+  token = turned(form, token, place)
+  grad = descent.token_gradient(form.descent, slow, base, token.k, token.v, gates.more)
+  total = jax.tree.map(lambda s, g: s + gates.write_rate * g, state.momentum, grad)
+  fast = moved(base, total, slow["place_rate"][place])
+  return state._replace(fast=fast, momentum=total), descent.apply(form.descent, slow, fast, token.q)
+
+
+def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Prepared:
+  """Does for a chunk all that needs no memory."""
+  tokens = turned(form, tokens, place_C)
+  rate_C = gates.write_rate * write_C.astype(gates.write_rate.dtype)
+  place_rate_C = slow["place_rate"][place_C]
+  mix_CC = jnp.tril(place_rate_C[:, None] * rate_C[None, :])
+  # In the fast weights of a token, the sum before the chunk counts like the chunk's own gradients.
+  unused: Any = ()  # The sum itself needs no more than the rates.
+  decay = ChunkDecay(jnp.ones_like(rate_C), -place_rate_C, mix_CC, unused, unused)
+  score_CC = mix_CC * (tokens.q @ tokens.k.T)
+  dual = descent.Prepared(tokens, tokens.k, tokens.q, decay, score_CC, gates.more, write_C)
+  last = jnp.max(jnp.where(write_C.astype(bool), jnp.arange(rate_C.shape[0], dtype=jnp.int32), -1))
+  return Prepared(dual, rate_C, place_rate_C[jnp.maximum(last, 0)], last >= 0)
+
+
+def chunk(form: Form, slow, state: MemoryState, base, ready: Prepared):
+  """Reads a chunk; equal to `step` token by token from the same base."""
+  found, _, _ = descent.chunk_surprise(form.descent, slow, base, (), ready.dual)
+  decay = ready.dual.decay
+  before = state._replace(fast=base)
+  out_CM = descent.read(form.descent, slow, before, found, decay.fast_C, decay.momentum_C, decay.mix_CC,
+                        ready.dual, ready.dual.score_CC)
+  total = descent.add_gradients(state.momentum, found, -ready.rate_C)
+  after = moved(base, total, ready.last_rate)
+  fast = jax.tree.map(lambda new, old: jnp.where(ready.wrote, new, old), after, state.fast)
+  return state._replace(fast=fast, momentum=total), ChunkOut(out_CM, found.norm_C, found.loss_C)
+
+
+def close(slow, state: MemoryState, base) -> MemoryState:
+  """Starts the sum anew; the weights of the chunk's last token are the next base."""
+  del slow, base
+  return state._replace(momentum=jax.tree.map(jnp.zeros_like, state.momentum))
