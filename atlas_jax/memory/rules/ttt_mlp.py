@@ -1,0 +1,32 @@
+"""TTT-MLP: two matrices with biases behind a layer norm, with steps that depend on the place in the chunk.
+
+  f(x) = x + LN(act(x @ w0 + b0) @ w1 + b1), LN with a learned scale and bias that reading leaves alone
+  W_t = W_base - place_rate[j_t] sum of r_i clip(grad l(W_base; k_i, v_i)) over the chunk's tokens up to t
+  y_t = f(W_t; q_t)
+
+All else is as in `rules.ttt_linear`, and the state is twice the net's weights here, too.
+
+Source: Sun et al. 2024, arXiv:2407.04620, sections 2.4 to 2.7.
+"""
+from atlas_jax.memory import nets, ttt
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, chunk_size: int, expansion: float = 4, activation: str = "gelu",
+         rope: bool = True, surprise_max: float | None = None) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values, equal.
+    chunk_size: tokens of a chunk.
+    expansion: hidden width over value_dim.
+    activation: between the matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    rope: whether queries and keys are turned by their place in the chunk.
+    surprise_max: bound on the norm of a token's gradient over all weights; None: no bound, as in the paper.
+
+  Raises:
+    ValueError: if an option is out of range, or the widths differ.
+  """
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=2, expansion=expansion,
+                 activation=activation, residual=True, norm="affine", biases=True)
+  return ttt.make(net, key_dim=key_dim, chunk_size=chunk_size, rope=rope, surprise_max=surprise_max)
