@@ -21,7 +21,7 @@ def empty(size: int, key_dim: int, value_dim: int, dtype) -> Rows:
 
 
 def append(rows: Rows, token: Token) -> Rows:
-  """Adds one token at the end: the whole window of that token; all but the oldest row are kept for the next."""
+  """Adds one token at the end: the whole window of that token; all but the oldest row stay for the next."""
   here = jnp.ones((), rows.here_W.dtype)
   new = Rows(token.k, token.v, here)
   return jax.tree.map(lambda old, x: jnp.concatenate([old, x[None].astype(old.dtype)]), rows, new)
