@@ -23,8 +23,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from atlas_jax.memory import features, gates, objectives, window
 from atlas_jax.memory.nets import FIELD, Net
-from atlas_jax.memory.types import (ChunkDecay, ChunkOut, GateSpec, Gates, Learned, MemoryRule, MemoryState,
-                                    Token)
+from atlas_jax.memory.types import (
+  ChunkDecay,
+  ChunkOut,
+  Gates,
+  GateSpec,
+  Learned,
+  MemoryRule,
+  MemoryState,
+  Token,
+)
 
 
 class Descent(NamedTuple):
@@ -230,8 +238,8 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
   return surprise(form, slow, weights, key_SP, every.k_WK, every.v_WM, ready.more), weight_CS, keep
 
 
-def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momentum_C, mix_CS, ready: Prepared,
-         score_CC=(), scale=()):
+def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momentum_C, mix_CS,
+         ready: Prepared, score_CC=(), scale=()):
   """Recalls with each token's own weights, none of which is ever formed.
 
   Args:
@@ -280,6 +288,7 @@ def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):
     out_CM = form.net.apply(slow, weights, ready.tokens.q, lifted_queries(ready))
   else:
     scale = base.scale if isinstance(base, Base) else ()
-    out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC, scale)
+    out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC,
+                  scale)
   after = write(form, state, found, decay, mix_CS[-1], surprise_CS[-1], kept)
   return after, ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])

@@ -80,7 +80,8 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
     return FeatureMap(kind, key_dim, sum(parts), parts, lift, _coefficients(degree + 1))
   init = lambda key: _coefficients(degree + 1)(key) | {
       "projection": jax.random.normal(key, (key_dim, feature_dim), jnp.float32) * key_dim**-0.5}
-  return FeatureMap(kind, key_dim, sum(parts), parts, lambda slow, x: lift(slow, x @ slow["projection"]), init)
+  projected = lambda slow, x: lift(slow, x @ slow["projection"])
+  return FeatureMap(kind, key_dim, sum(parts), parts, projected, init)
 
 
 def _coefficients(size):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory.types import ChunkDecay, GateSpec, Gates
+from atlas_jax.memory.types import ChunkDecay, Gates, GateSpec
 
 
 def decay_matrix(log_gate_C: jax.Array) -> jax.Array:
@@ -111,11 +111,12 @@ class TokenGates(nn.Module):
     out = {}
     for spec in self.more:
       size = spec.size or 1
-      start = inverse_softplus(spec.init) if spec.kind == "softplus" else inverse_sigmoid(spec.init / spec.max)
+      soft = spec.kind == "softplus"
+      start = inverse_softplus(spec.init) if soft else inverse_sigmoid(spec.init / spec.max)
       kernel, bias = self._parameters(f"{spec.name}_", self.heads * size, x_BTD.shape[-1],
                                       [start] * (self.heads * size))
       z_BTHS = _affine(x_BTD, kernel, bias).reshape(*x_BTD.shape[:2], self.heads, size)
-      gate_BTHS = jax.nn.softplus(z_BTHS) if spec.kind == "softplus" else spec.max * jax.nn.sigmoid(z_BTHS)
+      gate_BTHS = jax.nn.softplus(z_BTHS) if soft else spec.max * jax.nn.sigmoid(z_BTHS)
       out[spec.name] = gate_BTHS[..., 0] if spec.size is None else gate_BTHS
     return out or ()
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from atlas_jax import tree
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.types import ChunkOut, Gates, Learned, Running, Token
+from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token
 
 NO_DOC = -2  # the document of a state that has read nothing
 
@@ -69,6 +69,14 @@ def conv_reach(doc_BT, last_doc_B, lags: int):
   return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
 
 
+class Weights(NamedTuple):
+  """Parameters of a layer but those of the gates."""
+
+  qkv_DHE: jax.Array
+  taps_SHE: jax.Array  # of the convolutions
+  learned: Learned  # of the rule, every leaf [H, ...], float32 or wider
+
+
 class Memory(nn.Module):
   """A neural memory that reads and writes every token.
 
@@ -78,7 +86,8 @@ class Memory(nn.Module):
     chunk_size: tokens whose writes are computed from one base state.
     conv_taps: width of the causal convolutions on queries, keys and values.
     retention_init, momentum_init, write_rate_init, write_rate_max: see `TokenGates`.
-    remat_chunks: chunks recomputed together in the backward pass; None keeps all inner values.
+    remat_chunks: chunks whose inner values the backward pass computes again together, all but their products
+      with the fast weights; None keeps all.
   """
 
   rule: str
@@ -113,14 +122,10 @@ class Memory(nn.Module):
     running = Running(memory, base, jnp.zeros((rows,), jnp.int32))
     return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.heads, self.channels), dtype))
 
-  def _project(self, x_BTD, tail, reach_BTS):
+  def _project(self, weights: "Weights", x_BTD, tail, reach_BTS):
     """Gives queries, keys and values as Token of [B, H, T, ...], and the convolutions' inputs."""
-    shape = (self.heads, self.channels)
-    kernel = self.param("qkv_kernel", nn.initializers.normal(x_BTD.shape[-1] ** -0.5),
-                        (x_BTD.shape[-1], *shape), jnp.float32)
-    taps = self.param("conv_kernel", _conv_init, (self.conv_taps, *shape), jnp.float32)
-    x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, kernel.astype(x_BTD.dtype))
-    mixed = jax.nn.silu(causal_conv(x_BTHE, tail, taps.astype(x_BTD.dtype), reach_BTS))
+    x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, weights.qkv_DHE.astype(x_BTD.dtype))
+    mixed = jax.nn.silu(causal_conv(x_BTHE, tail, weights.taps_SHE.astype(x_BTD.dtype), reach_BTS))
     q, k, v = jnp.split(jnp.moveaxis(mixed, 2, 1), (self.key_dim, 2 * self.key_dim), axis=-1)
     return Token(unit(q), unit(k), unit(v)), x_BTHE
 
@@ -142,47 +147,90 @@ class Memory(nn.Module):
       out_BTHM (float32, unit mean square per head), the new state, and stats of scalars.
     """
     rule = self.the_rule()
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
-    tokens, x_BTHE = self._project(x_BTD, state.tail, reach_BTS)
+    wide = tree.wide(x_BTD.dtype)
+    weights = self._weights(rule, x_BTD.shape[-1], wide)
     gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
                            self.write_rate_max, rule.uses, rule.gates, name="gates")(x_BTD)
-    wide = tokens.q.dtype
-    learned = jax.tree.map(lambda w: w.astype(wide), self._learned(rule))
-    gates = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1).astype(wide), gates_BTH)
-    running = jax.tree.map(lambda x: _floats_as(wide, x), state.running)
+    gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
+    state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     if mode == "packed":
-      running, out = self._read_packed(rule, running, learned, tokens, gates, doc_BT, last_doc_B)
-      out_BHTM, stats = out.out_CM, self._stats(rule, learned.slow, gates, doc_BT, out, running, tokens)
-    else:
-      running, out_BHTM = self._read_stream(rule, running, learned, tokens, gates, doc_BT, last_doc_B,
-                                            count_B)
-      stats = {}
-    tail = last_real(state.tail, x_BTHE, count_B)
-    return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail), stats
+      state, out, end = self._packed(rule, weights, state, x_BTD, gates, doc_BT, last_doc_B)
+      stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
+      return rms(out.out_CM), state, stats
+    return *self._stream(rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B), {}
 
-  def _learned(self, rule) -> Learned:
-    """Gives the rule's parameters of all heads; constants only where the rule has any."""
+  def _weights(self, rule, width: int, wide) -> "Weights":
+    """Gives the layer's parameters but the gates'; constants of the rule only where it has any."""
+    shape = (self.heads, self.channels)
+    kernel = self.param("qkv_kernel", nn.initializers.normal(width**-0.5), (width, *shape), jnp.float32)
+    taps = self.param("conv_kernel", _conv_init, (self.conv_taps, *shape), jnp.float32)
     fast = self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
-    if not jax.eval_shape(rule.init, jax.random.key(0)).slow:
-      return Learned(fast, {})
-    return Learned(fast, self.param("slow", _per_head(lambda key: rule.init(key).slow, self.heads)))
+    slow: Mapping = {}
+    if jax.eval_shape(rule.init, jax.random.key(0)).slow:
+      slow = self.param("slow", _per_head(lambda key: rule.init(key).slow, self.heads))
+    return Weights(kernel, taps, jax.tree.map(lambda w: w.astype(wide), Learned(fast, slow)))
 
-  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B):
+  def _packed(self, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B):
+    """Reads whole chunks, by stretches of `remat_chunks` if it is given.
+
+    Returns:
+      the state, ChunkOut with leaves [B, T, H, ...], and the tokens of the last chunk.
+    """
+    length = doc_BT.shape[1]
+    stretch = length if self.remat_chunks is None else self.remat_chunks * self.chunk_size
+    # A length that they do not divide is read as one: stretches change nothing but what training keeps.
+    stretch = length if length % stretch else stretch
+
+    def body(carry, xs):
+      state, last_doc_B = carry
+      x_BTD, gates, doc_BT = xs
+      reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
+      tokens, x_BTHE = self._project(weights, x_BTD, state.tail, reach_BTS)
+      by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
+      end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
+      running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
+                                       last_doc_B, end_BN)
+      out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
+      end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
+      return (MemoryLayerState(running, last_real(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
+
+    xs = (x_BTD, gates, doc_BT)
+    if stretch == length:
+      (state, _), (out, end) = body((state, last_doc_B), xs)
+      return state, out, end
+    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, stretch, *x.shape[2:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
+    saved = jax.checkpoint_policies.save_only_these_names(*KEPT)
+    body = jax.checkpoint(body, policy=saved, prevent_cse=False)
+    (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
+    return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)
+
+  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, end_BN):
     doc_BN = doc_BT[:, ::self.chunk_size]
-    end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
     reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
     write_BT = doc_BT >= 0
 
     def head(memory, learned, tokens, gates, write_T, reset_N):
       return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N,
-                              chunk_size=self.chunk_size, remat_chunks=self.remat_chunks)
+                              chunk_size=self.chunk_size, remat=self.remat_chunks is not None)
 
     heads = jax.vmap(head, in_axes=(0, 0, 0, 0, None, None))
-    rows = jax.vmap(heads, in_axes=(0, None, 0, 0, 0, 0))
-    memory, out = rows(running.memory, learned, tokens, gates, write_BT, reset_BN)
+    # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
+    per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
+    memory, out = jax.vmap(heads)(running.memory, per_row, tokens, gates, write_BT, reset_BN)
     base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
+
+  def _stream(self, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B):
+    """Reads any number of tokens of one document per row, from any place in a chunk."""
+    reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
+    tokens, x_BTHE = self._project(weights, x_BTD, state.tail, reach_BTS)
+    by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
+    running, out_BHTM = self._read_stream(rule, state.running, weights.learned, tokens, by_head, doc_BT,
+                                          last_doc_B, count_B)
+    tail = last_real(state.tail, x_BTHE, count_B)
+    return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail)
 
   def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
     rows, length = doc_BT.shape
@@ -200,15 +248,14 @@ class Memory(nn.Module):
     new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
     return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, count_B)
 
-  def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, tokens):
-    """Scalars that tell how the memory is used; no gradient flows through them."""
-    slow, gates, out, running, tokens = jax.lax.stop_gradient((slow, gates, out, running, tokens))
-    fast = running.memory.fast
-    last = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
-    recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, last.k)
-    after_BHC = 0.5 * jnp.sum(jnp.square(recalled - last.v), -1)
-    real_BT = (doc_BT >= 0).astype(after_BHC.dtype)
-    mean = lambda x_BHT, real: jnp.sum(x_BHT * real[:, None]) / jnp.maximum(jnp.sum(real) * self.heads, 1)
+  def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, end: Token):
+    """Scalars that tell how the memory is used; no gradient flows through them. `end` is the last chunk."""
+    slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
+    square_BH = sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(running.memory.fast))
+    recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
+    after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
+    real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
+    mean = lambda x_BTH, real: jnp.sum(x_BTH * real[..., None]) / jnp.maximum(jnp.sum(real) * self.heads, 1)
     end_BC = real_BT[:, -self.chunk_size:]
     forget = mean(-gates.log_retention, real_BT)
     return {
@@ -216,9 +263,9 @@ class Memory(nn.Module):
         "momentum_mean": mean(gates.momentum, real_BT),
         "retention_half_life_tokens": jnp.log(2.0).astype(forget.dtype) / jnp.maximum(forget, 1e-9),
         "surprise_norm_mean": mean(out.surprise_C, real_BT),
-        "inner_loss_before": mean(out.loss_C[:, :, -self.chunk_size:], end_BC),
-        "inner_loss_after": mean(after_BHC, end_BC),
-        "fast_norm_mean": jnp.mean(jnp.sqrt(sum(jnp.sum(w**2, range(2, w.ndim)) for w in jax.tree.leaves(fast)))),
+        "inner_loss_before": mean(out.loss_C[:, -self.chunk_size:], end_BC),
+        "inner_loss_after": mean(after_BCH, end_BC),
+        "fast_norm_mean": jnp.mean(jnp.sqrt(square_BH)),
     }
 
 

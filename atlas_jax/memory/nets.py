@@ -1,7 +1,8 @@
 """Memories as functions: networks whose every weight meets its input in a product that the caller performs.
 
-A network's `forward(product, slow, x, lifted)` calls `product(name, input)` where it needs input @ weight. The
-same lines then recall with one set of weights, back-propagate a chunk, and read with each token's own weights.
+A network's `forward(product, slow, x, lifted)` calls `product(name, input)` where it needs input @ weight.
+The same lines then recall with one set of weights, back-propagate a chunk, and read with each token's own
+weights.
 """
 import functools
 from collections.abc import Callable

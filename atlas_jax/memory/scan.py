@@ -3,12 +3,11 @@
 `scan_tokens` defines what the other two compute faster. Gradients of a chunk are taken at the memory of its
 start, so the chunk size is part of the model, unless a rule is exact for any size and says so.
 """
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Running, Token
+from atlas_jax.memory.types import KEPT, Gates, Learned, MemoryRule, MemoryState, Running, Token, leave
 
 
 def _select(condition, on_true, on_false):
@@ -35,22 +34,25 @@ def scan_tokens(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
     running: the memory before the first token.
     slow: the rule's learned constants.
     tokens, gates: fields with a leading T.
-    write_T: 1 where the token counts, 0 at padding, which leaves the weights as they are.
+    write_T: 1 where the token counts, 0 at padding, which leaves the weights as they are; a chunk of padding
+      alone is not closed.
     chunk_size: tokens whose gradients are taken at the same base.
 
   Returns:
     (running, out_TM): the memory after the last token, what each token recalled (0 at padding).
   """
 
-  def body(running, xs):
+  def body(carry, xs):
+    running, wrote = carry
     token, gate, write = xs
     written, out_M = rule.step(slow, running.memory, running.base, token, gate, running.position)
-    memory = _select(write > 0, written, running.memory)
-    position = (running.position + 1) % chunk_size
-    memory, base = _close(rule, slow, memory, running.base, position == 0)
-    return Running(memory, base, position), out_M * write.astype(out_M.dtype)
+    memory = _select(write.astype(bool), written, running.memory)
+    position, wrote = (running.position + 1) % chunk_size, wrote | write.astype(bool)
+    memory, base = _close(rule, slow, memory, running.base, (position == 0) & wrote)
+    return (Running(memory, base, position), wrote & (position > 0)), out_M * write.astype(out_M.dtype)
 
-  return jax.lax.scan(body, running, (tokens, gates, write_T))
+  (running, _), out_TM = jax.lax.scan(body, (running, running.position > 0), (tokens, gates, write_T))
+  return running, out_TM
 
 
 def _chunked(x, chunk_size):
@@ -60,15 +62,12 @@ def _chunked(x, chunk_size):
 def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, place_T, chunk_size):
   """Does for all chunks at once what needs no memory."""
   parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (tokens, gates, write_T, place_T))
-  return jax.vmap(functools.partial(rule.prepare, slow))(*parts)
-
-
-def _flat(out: ChunkOut) -> ChunkOut:
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+  # Its inner values are cheap to find again and, for a long text, costly to keep.
+  return jax.checkpoint(jax.vmap(rule.prepare, in_axes=(None, 0, 0, 0, 0)), prevent_cse=False)(slow, *parts)
 
 
 def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens: Token, gates: Gates, write_T,
-                reset_N, *, chunk_size: int, remat_chunks: int | None = None):
+                reset_N, *, chunk_size: int, remat: bool = False):
   """Reads whole chunks from a chunk border on; the memory may start anew at any chunk.
 
   Args:
@@ -76,7 +75,7 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
     learned: weights with which a memory starts, and the rule's learned constants.
     tokens, gates, write_T: as in `scan_tokens`; T is a multiple of chunk_size.
     reset_N: bool, whether the memory starts anew at the chunk.
-    remat_chunks: chunks whose inner values are recomputed together in the backward pass; None keeps all.
+    remat: whether the backward pass computes the inner values of a chunk again, all but its products.
 
   Returns:
     (memory, ChunkOut of T): the memory after the last token, and what each token recalled (0 at padding).
@@ -85,21 +84,22 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
   fresh = rule.start(learned)
 
   def body(memory, xs):
-    chunk, reset = xs
+    chunk, reset, wrote = xs
     memory = _select(reset, fresh, memory)
     base = rule.anchor(slow, memory)
     memory, out = rule.chunk(slow, memory, base, chunk)
-    return rule.close(slow, memory, base), out
+    if rule.close is not leave:  # A chunk of padding alone is not closed: nothing was written.
+      memory = _select(wrote, rule.close(slow, memory, base), memory)
+    return memory, out
 
   place_T = jnp.arange(write_T.shape[0], dtype=jnp.int32) % chunk_size
-  xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N)
-  if remat_chunks is None:
-    memory, out = jax.lax.scan(body, memory, xs)
-  else:
-    grouped = jax.tree.map(lambda x: _chunked(x, remat_chunks), xs)
-    memory, out = jax.lax.scan(jax.checkpoint(functools.partial(jax.lax.scan, body)), memory, grouped)
-    out = _flat(out)
-  out = _flat(out)
+  xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N,
+        jnp.any(_chunked(write_T, chunk_size).astype(bool), axis=1))
+  if remat:
+    kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
+    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
+  memory, out = jax.lax.scan(body, memory, xs)
+  out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
   return memory, out._replace(out_CM=out.out_CM * write_T[:, None].astype(out.out_CM.dtype))
 
 
@@ -129,10 +129,12 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   place_S = (source_S + running.position) % chunk_size
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
+  read = rule.resume or rule.chunk
+
   def body(carry, xs):
     memory, base = carry
     chunk, filled = xs
-    memory, out = rule.chunk(slow, memory, base, chunk)
+    memory, out = read(slow, memory, base, chunk)
     return _close(rule, slow, memory, base, filled), out.out_CM
 
   xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, size), filled_N)

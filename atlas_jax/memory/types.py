@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-
 # Names of the values that are worth keeping when the rest of a chunk is computed again: see checkpoint_name.
 KEPT = ("memory_product", "memory_slope")
 
@@ -134,7 +133,7 @@ class MemoryRule(NamedTuple):
 
   init: Callable  # key -> Learned
   start: Callable  # Learned -> MemoryState: a memory that has read nothing
-  apply: Callable  # (slow, base, x_K) -> out_M: recalls with the weights of a base; also with leading axes on x
+  apply: Callable  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once

@@ -371,3 +371,22 @@ def test_forward_memory_grows_with_length_only_through_activations():
   per_token = (long - short) / 1536
   assert per_token < activations, f"{per_token:.0f} bytes per token"
   assert long - 2048 * activations <= 1.3 * max(short - 512 * activations, heads * 4 * width * hidden * 4)
+
+
+def test_reading_by_stretches_changes_no_value_and_no_gradient(x64):
+  """Documents end inside and between stretches; the last stretch's end is that of the whole."""
+  doc_BT = jnp.asarray(DOCUMENTS)
+
+  def value(layer, params, x_BTD):
+    out_BTHM, state, stats = layer.apply(
+      {"params": params}, x_BTD, layer.zero_state(2), doc_BT, jnp.full((2,), NO_DOC), None, mode="packed"
+    )
+    return jnp.sum(jnp.sin(3 * out_BTHM)), (state, stats)
+
+  results = []
+  for remat_chunks in (None, 1, 3):
+    layer, params, x_BTD = layer_of("float64", remat_chunks=remat_chunks)
+    run = jax.jit(jax.value_and_grad(functools.partial(value, layer), (0, 1), has_aux=True))
+    results.append(run(params, x_BTD))
+  assert_close(results[1], results[0], why="a chunk each")
+  assert_close(results[2], results[0], why="one stretch")

@@ -99,13 +99,13 @@ def weighed(out_TM, memory):
   return sum(jnp.sum(jnp.asarray(draw.normal(size=x.shape), x.dtype) * x) for x in leaves)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("chunk_size", "remat_chunks"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("chunk_size", "remat"))
 @functools.partial(jax.value_and_grad, argnums=(1, 3, 4))
-def chunks_gradient(rule, memory, learned, tokens, gates, write_T, *, chunk_size, remat_chunks=None):
+def chunks_gradient(rule, memory, learned, tokens, gates, write_T, *, chunk_size, remat=False):
   """A value that depends on all results, and its gradient by the first state, the tokens and the gates."""
   reset_N = jnp.zeros(len(write_T) // chunk_size, bool)
   memory, out = scan.scan_packed(
-    rule, memory, learned, tokens, gates, write_T, reset_N, chunk_size=chunk_size, remat_chunks=remat_chunks
+    rule, memory, learned, tokens, gates, write_T, reset_N, chunk_size=chunk_size, remat=remat
   )
   return weighed(out.out_CM, memory)
 
@@ -172,7 +172,7 @@ def test_surprise_is_the_norm_of_the_gradient_at_the_base_and_loss_half_the_squa
 def test_grouped_recomputation_changes_no_value_and_no_gradient(x64):
   rule, learned = titans("float64")
   arguments = (rule, rule.start(learned), learned, *inputs("float64"), jnp.ones(N))
-  assert_close(*(chunks_gradient(*arguments, chunk_size=3, remat_chunks=group) for group in (2, None)))
+  assert_close(*(chunks_gradient(*arguments, chunk_size=3, remat=remat) for remat in (True, False)))
 
 
 # --- any cut equals the whole ---
