@@ -378,8 +378,9 @@ def test_reading_by_stretches_changes_no_value_and_no_gradient(x64):
   doc_BT = jnp.asarray(DOCUMENTS)
 
   def value(layer, params, x_BTD):
+    start = layer.zero_state(2, jnp.float64)
     out_BTHM, state, stats = layer.apply(
-      {"params": params}, x_BTD, layer.zero_state(2), doc_BT, jnp.full((2,), NO_DOC), None, mode="packed"
+      {"params": params}, x_BTD, start, doc_BT, jnp.full((2,), NO_DOC), None, mode="packed"
     )
     return jnp.sum(jnp.sin(3 * out_BTHM)), (state, stats)
 
