@@ -11,7 +11,7 @@ alone does not know: it recalls as at place 0.
 Source: Sun et al. 2024, arXiv:2407.04620, sections 2.4 to 2.7.
 """
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ class Prepared(NamedTuple):
   """All of a chunk that needs no memory."""
 
   dual: descent.Prepared  # tokens turned by their places, and the weights of their gradients
-  rate_C: jax.Array  # write rates, 0 at padding
   last_rate: jax.Array  # [] place rate of the last real token
   wrote: jax.Array  # [] bool, whether there is a real token
 
@@ -107,12 +106,12 @@ def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> 
   place_rate_C = slow["place_rate"][place_C]
   mix_CC = jnp.tril(place_rate_C[:, None] * rate_C[None, :])
   # In the fast weights of a token, the sum before the chunk counts like the chunk's own gradients.
-  unused: Any = ()  # The sum itself needs no more than the rates.
-  decay = ChunkDecay(jnp.ones_like(rate_C), -place_rate_C, mix_CC, unused, unused)
+  one_C = jnp.ones_like(rate_C)
+  decay = ChunkDecay(one_C, -place_rate_C, mix_CC, one_C, -rate_C[None, :])
   score_CC = mix_CC * (tokens.q @ tokens.k.T)
-  dual = descent.Prepared(tokens, tokens.k, tokens.q, decay, score_CC, gates.more, write_C)
+  dual = descent.Prepared(tokens, (), decay, score_CC, gates.more, write_C)
   last = jnp.max(jnp.where(write_C.astype(bool), jnp.arange(rate_C.shape[0], dtype=jnp.int32), -1))
-  return Prepared(dual, rate_C, place_rate_C[jnp.maximum(last, 0)], last >= 0)
+  return Prepared(dual, place_rate_C[jnp.maximum(last, 0)], last >= 0)
 
 
 def chunk(form: Form, slow, state: MemoryState, base, ready: Prepared):
@@ -122,7 +121,7 @@ def chunk(form: Form, slow, state: MemoryState, base, ready: Prepared):
   before = state._replace(fast=base)
   out_CM = descent.read(form.descent, slow, before, found, decay.fast_C, decay.momentum_C, decay.mix_CC,
                         ready.dual, ready.dual.score_CC)
-  total = descent.add_gradients(state.momentum, found, -ready.rate_C)
+  total = descent.add_gradients(state.momentum, found, decay.surprise_CC[-1])
   after = moved(base, total, ready.last_rate)
   fast = jax.tree.map(lambda new, old: jnp.where(ready.wrote, new, old), after, state.fast)
   return state._replace(fast=fast, momentum=total), ChunkOut(out_CM, found.norm_C, found.loss_C)

@@ -5,10 +5,8 @@
   A <- sign(A) max(|A| - threshold, 0), or smoothly A atan(|A| / threshold) / (pi / 2), when a chunk is full
 
 Retention is the square part of the elastic net, the threshold its absolute part. The paper thresholds after
-every step; we do so once per chunk, so that a chunk stays linear in its gradients. A chunk without a real
-token changes nothing: `kept` tells whether the chunk has had one (the state is the net's weights and this).
-f is an MLP, layer-normed and added to its input; l is half the squared error; `surprise_max` is ours, see
-`rules.titans`.
+every step; we do so once per chunk, so that a chunk stays linear in its gradients. f is an MLP, layer-normed
+and added to its input; l is half the squared error; `surprise_max` is ours, see `rules.titans`.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (elastic net retention).
 """
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, nets
-from atlas_jax.memory.types import Learned, MemoryRule, MemoryState
+from atlas_jax.memory.types import MemoryRule, MemoryState
 
 
 def make(*, key_dim: int, value_dim: int, threshold: float = 1e-3, smooth: bool = False, depth: int = 2,
@@ -46,31 +44,13 @@ def make(*, key_dim: int, value_dim: int, threshold: float = 1e-3, smooth: bool 
     raise ValueError(f"{nets.FIELD}.threshold={threshold} must be positive")
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual, norm=norm)
-  plain = descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
-                       surprise_max=surprise_max)
-  bind = lambda function: functools.partial(function, plain)
-  return plain._replace(start=bind(_start), step=bind(_step), chunk=bind(_chunk),
-                        close=functools.partial(_close, threshold, smooth))
-
-
-def _start(plain, learned: Learned):
-  return plain.start(learned)._replace(kept=jnp.zeros((), jax.tree.leaves(learned.fast)[0].dtype))
-
-
-def _step(plain, slow, state: MemoryState, base, token, gates, place):
-  after, out_M = plain.step(slow, state, base, token, gates, place)
-  return after._replace(kept=jnp.ones_like(state.kept)), out_M
-
-
-def _chunk(plain, slow, state: MemoryState, base, ready):
-  after, out = plain.chunk(slow, state, base, ready)
-  return after._replace(kept=jnp.maximum(state.kept, jnp.max(ready.write_C).astype(state.kept.dtype))), out
+  return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
+                      surprise_max=surprise_max, close=functools.partial(_close, threshold, smooth))
 
 
 def _close(threshold, smooth, slow, state: MemoryState, base):
   del slow, base
-  fast = jax.tree.map(lambda a: jnp.where(state.kept > 0, _shrink(threshold, smooth, a), a), state.fast)
-  return state._replace(fast=fast, kept=jnp.zeros_like(state.kept))
+  return state._replace(fast=jax.tree.map(functools.partial(_shrink, threshold, smooth), state.fast))
 
 
 def _shrink(threshold, smooth, a_PF):
