@@ -1,0 +1,35 @@
+"""Atlas++ memory: Atlas with a gated network, f(x) = x + (activation(phi @ gate) * (phi @ up)) @ out.
+
+All else is as in `rules.atlas`.
+
+Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 4 (Atlas++).
+"""
+from atlas_jax.memory import features, muon, nets
+from atlas_jax.memory.types import MemoryRule
+
+
+def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int = 5,
+         window_size: int | None = 4, expansion: float = 1, activation: str = "gelu", residual: bool = True,
+         surprise_max: float | None = None, feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    mode: "chunk_end", "hybrid", or "per_token" (slow: an oracle, for small widths).
+    ns_steps: Newton-Schulz iterations; more bring the singular values nearer to 1.
+    window_size: real tokens whose gradients each token writes, itself included; None: itself alone, ungated.
+    expansion: hidden width over value_dim.
+    activation: of the gate: "silu", "gelu" (tanh form), "relu2" or "identity".
+    residual: whether the memory's output is added to its input.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  net = nets.gated(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, expansion=expansion,
+                   activation=activation, residual=residual)
+  return muon.make(net, lift=lift, mode=mode, ns_steps=ns_steps, window_size=window_size,
+                   surprise_max=surprise_max)
