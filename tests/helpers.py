@@ -119,7 +119,9 @@ def random_gates(
   own = {}
   for spec in rule.gates if rule else ():
     shape = (n,) if spec.size is None else (n, spec.size)
-    low, high = (0.1, 0.9 * spec.max) if spec.kind == "sigmoid" else (0.2 * spec.init, 2 * spec.init)
+    low, high = (
+      (0.1 * spec.max, 0.9 * spec.max) if spec.kind == "sigmoid" else (0.2 * spec.init, 2 * spec.init)
+    )
     own[spec.name] = jnp.asarray(draw.uniform(low, high, size=shape), dtype)
   common = (np.log(retention_T), np.log(momentum_T), write_rate_T)
   return Gates(*(jnp.asarray(x, dtype) for x in common), more=own or ())

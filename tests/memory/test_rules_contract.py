@@ -167,7 +167,7 @@ def test_outer_gradients_equal_finite_differences_of_the_oracle(x64, name):
   used = used_slopes(small, slopes)
   for path, slope in jax.tree_util.tree_leaves_with_path(used):
     assert np.abs(np.asarray(slope)).max() > 1e-7, f"{jax.tree_util.keystr(path)} has no effect"
-  assert_slopes(loop, small.arguments, slopes, tolerance=1e-6)
+  assert_slopes(loop, small.arguments, slopes, step=1e-7, tolerance=1e-6)
 
 
 def used_slopes(small, slopes):
