@@ -1,7 +1,8 @@
 """Causal attention over the last window of tokens of the same document."""
-from atlas_jax.kernels.local_attention import chunked, reference
+from atlas_jax.kernels.local_attention import chunked, library, reference
 
-FORMS = {"reference": reference.local_attention, "chunked": chunked.local_attention}
+FORMS = {"reference": reference.local_attention, "chunked": chunked.local_attention, "xla": library.xla,
+         "cudnn": library.cudnn}
 
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, impl: str = "auto"):
@@ -12,13 +13,15 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
     k_BSHK, v_BSHK: keys and values: S - T rows from earlier calls, then those of the T tokens.
     doc_BT, doc_BS: document of each query and key; only equal ones meet.
     window_tokens: how many keys a query sees at most.
-    impl: "reference" (every pair of rows), "chunked" (neighbouring blocks only), or "auto".
+    impl: "reference" (every pair of rows), "chunked" (neighbouring blocks only), "xla" and "cudnn" (of
+      jax.nn.dot_product_attention; cuDNN's only on NVIDIA GPUs), or "auto", one of the first two: none of
+      the others has been measured on hardware.
 
   Returns:
     [B, T, H, K] in the queries' dtype; softmax is in float32 or wider.
 
   Raises:
-    ValueError: if impl is unknown.
+    ValueError: if impl is unknown, or not for this platform, type or width.
   """
   if impl == "auto":
     impl = "chunked" if q_BTHK.shape[1] > window_tokens else "reference"

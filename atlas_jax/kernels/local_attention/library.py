@@ -1,0 +1,40 @@
+"""Local attention by `jax.nn.dot_product_attention`: XLA's form anywhere, cuDNN's fused one on NVIDIA GPUs."""
+import jax
+import jax.numpy as jnp
+
+CUDNN_DTYPES = ("bfloat16", "float16")
+
+
+def _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, implementation):
+  length, rows = q_BTHK.shape[1], k_BSHK.shape[1]
+  at_T, at_S = jnp.arange(length) + rows - length, jnp.arange(rows)
+  lag_TS = at_T[:, None] - at_S[None, :]
+  near_TS = (lag_TS >= 0) & (lag_TS < window_tokens)
+  seen_BTS = near_TS[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
+  return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=seen_BTS[:, None],
+                                      implementation=implementation)
+
+
+def xla(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
+  """Leaves the scores' layout to the library; arguments as in the package. Softmax is in float32."""
+  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, "xla")
+
+
+def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
+  """Fuses scores, softmax and values in one kernel; the mask of window and documents is one of [B, T, S].
+
+  Raises:
+    ValueError: off an NVIDIA GPU, or for shapes and types the kernel lacks.
+  """
+  dtype, width = jnp.dtype(q_BTHK.dtype).name, q_BTHK.shape[-1]
+  others = "use impl='chunked', 'reference' or 'xla'"
+  if jax.default_backend() != "gpu":
+    raise ValueError(f"impl='cudnn' of local_attention needs an NVIDIA GPU, here is "
+                     f"{jax.default_backend()!r}; {others}")
+  if dtype not in CUDNN_DTYPES:
+    raise ValueError(f"impl='cudnn' of local_attention takes {', '.join(CUDNN_DTYPES)}, got {dtype}; set "
+                     f"config.model.dtype='bfloat16', or {others}")
+  if width % 8 or width > 128:
+    raise ValueError(f"impl='cudnn' of local_attention needs a head width that is a multiple of 8 up to 128, "
+                     f"got {width}; {others}")
+  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, "cudnn")
