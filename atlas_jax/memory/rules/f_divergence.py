@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from atlas_jax.memory import descent, features, nets, objectives
 from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
 
-# exp(u) of a column is divided by its largest: rescaling takes the factor back.
+# Known but for a factor of each column, which rescaling takes back.
 GROWTH = {
-    "kl": lambda u_PF: jnp.exp(u_PF - jnp.max(u_PF, axis=0, keepdims=True)),
+    "kl": lambda u_PF: jnp.exp(u_PF - _largest(u_PF)),
     "chi2": lambda u_PF: jnp.maximum(1 + u_PF / 2, 1e-3),
     "hellinger": lambda u_PF: (1 - jnp.minimum(u_PF, 0.9)) ** -2,
 }
-LEAST = 1e-30  # A weight that is 0 could never grow again, and a column of zeros has no scale.
+LEAST = 1e-15  # A weight of 0 could never grow again, and float32 must hold a column's mass to the power -2.
 
 
 class Unfinished(NamedTuple):
@@ -112,11 +112,16 @@ def _chunk(form, slow, state: MemoryState, base, ready: Prepared):
   return after, ChunkOut(descent.apply(form, slow, base, tokens.q), found.norm_C, found.loss_C)
 
 
+def _largest(x_PF):
+  return jax.lax.stop_gradient(jnp.max(x_PF, axis=0, keepdims=True))
+
+
 def _close(growth, slow, state: MemoryState, base):
   del slow, base
 
   def grow(w_PF, u_PF):
-    grown_PF = w_PF * growth(u_PF)
+    factor_PF = growth(u_PF)
+    grown_PF = w_PF * (factor_PF / _largest(factor_PF))
     mass_1F, old_1F = (jnp.sum(x, axis=0, keepdims=True) for x in (grown_PF, w_PF))
     return jnp.maximum(grown_PF * (state.kept.retention * old_1F / mass_1F), LEAST)
 
