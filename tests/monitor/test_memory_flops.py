@@ -1,0 +1,49 @@
+"""FLOPs by formula: the totals written for small families, and one formula for every rule or none."""
+
+import pytest
+
+from atlas_jax.memory import rules
+from atlas_jax.monitor import memory_flops
+
+WIDTH, HEADS, SIZE, CHUNK = 48, 2, 24, 8
+PROJECTIONS = HEADS * 2 * WIDTH * 4 * SIZE
+LINEAR = 4 * CHUNK * SIZE
+
+
+def count(rule, **options):
+  sizes = dict(width=WIDTH, heads=HEADS, key_dim=SIZE, value_dim=SIZE, chunk_size=CHUNK)
+  return memory_flops.layer_flops(rule, **sizes, options=options)
+
+
+CASES = [
+  ("titans", {"depth": 1}, 10 * SIZE**2 + LINEAR),
+  ("titans", {"depth": 2, "expansion": 4}, 22 * 4 * SIZE**2 + 5 * LINEAR),
+  ("titans", {"depth": 3, "expansion": 2}, (22 * 2 + 12 * 4) * SIZE**2 + (1 + 2 + 2) * LINEAR),
+  ("delta", {}, 10 * SIZE**2 + LINEAR + 3 * CHUNK * SIZE),
+  ("delta", {"momentum": False}, 6 * SIZE**2 + LINEAR + 3 * CHUNK * SIZE),
+  ("linear_attention", {}, 4 * SIZE**2 + LINEAR),
+  ("yaad", {}, 14 * 4 * SIZE**2 + 5 * LINEAR),
+  ("memora", {}, 14 * 4 * SIZE**2),
+  ("omega", {"window_size": 5}, (6 * (1 + 4 / CHUNK) + 8) * SIZE**2 + 2 * LINEAR),
+  ("atlas", {"window_size": 1}, 14 * SIZE**2 + 2 * 30 * SIZE**3 / CHUNK),
+]
+
+
+@pytest.mark.parametrize("rule, options, expected", CASES)
+def test_a_head_costs_what_the_formula_of_its_family_says(rule, options, expected):
+  assert count(rule, **options) == pytest.approx(HEADS * expected + PROJECTIONS)
+
+
+@pytest.mark.parametrize("rule", rules.names())
+def test_every_rule_has_a_formula_or_none(rule):
+  flops = count(rule)
+  assert (flops is None) == (rule not in memory_flops.KINDS)
+  assert flops is None or flops > PROJECTIONS
+
+
+def test_features_enlarge_the_first_matrix_alone():
+  lifted = count("omega", feature_map="poly", degree=2, window_size=1)
+  plain = count("omega", window_size=1)
+  entries = 1 + SIZE + SIZE * (SIZE + 1) // 2
+  more = (2 + 2 + 2) * SIZE * (entries - SIZE) + 2 * CHUNK * (entries - SIZE)
+  assert lifted - plain == pytest.approx(HEADS * more)
