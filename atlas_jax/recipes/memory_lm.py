@@ -65,12 +65,21 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model = model_of(config)
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
-  source = train_source_of(config)
+  return Recipe(init_of(config, model), loss_of(config, model), train_source_of(config),
+                evals_of(config, model, mesh))
 
+
+def init_of(config, model: lm.LM):
+  """Makes the function from a key to what training starts from."""
   def init(rng):
     carry = model.zero_state(config.data.batch_rows) if config.data.carry else ()
     return Init(init_params(config, model, rng), carry=carry)
 
+  return init
+
+
+def loss_of(config, model: lm.LM):
+  """Makes the loss of a batch as `packing.read_row` describes it; see `Recipe.loss`."""
   def loss(params, batch, *, frozen, carry, rng):
     del frozen, rng
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
@@ -82,7 +91,7 @@ def make(config, mesh) -> Recipe:
     metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
     return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
 
-  return Recipe(init, loss, source, evals_of(config, model, mesh))
+  return loss
 
 
 def layer_metrics(stats: dict) -> dict:
