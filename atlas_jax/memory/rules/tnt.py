@@ -1,0 +1,301 @@
+"""TNT memory: one memory of a text's long past, read once per chunk, and quick ones of its last tokens.
+
+With xi(t, C) the last multiple of C at or before t, C_G the layer's chunk_size and S_L = shard_tokens:
+
+  V_{t + C_G} = V_t - sum over the chunk of r_i grad l(V_t; k_i, v_i)      (t a multiple of C_G)
+  local memory j, at a multiple of S_L:   W_t = W_init,  S_t = 0           (W_init learned)
+  else:  S_t = m_t S_{t-1} - p_t grad l(W_{xi(t, C_L)}; k_t, v_t),  W_t = a_t W_{t-1} + S_t
+  P_t = sum of k k^T over the shard's tokens up to t
+  y_t = f(V_{xi(t, C_G)}; q_t) + sum_j f(W^j_t; P_t q_t)
+
+Each local memory has its own learned start, its own chunk C_L = local_chunks[j] and its own gates m, p
+(local_rate), a; V has the common write rate and neither momentum nor retention. f is the same kind of network
+for all, l half the squared error. P starts anew with the shard, as in the paper's appendix C, where its
+equation 7 lets it run on; that local memories have gates like Titans is our reading.
+
+Shards need nothing of each other, so that packed text is read with all shards side by side, and only the
+S_L / C_L chunks of a shard one after another; V takes one step per chunk_size tokens. Read as a stream, local
+chunks follow each other in order: it may start anywhere.
+
+Stage 2 of the paper's training is a config with smaller local_chunks: neither parameters nor state change
+their shapes with local_chunks, as long as it names as many memories, so that a checkpoint goes on with it.
+
+State per head: the weights of V, for each local memory three times its weights (weights, momentum, those of
+its chunk's start), key_dim^2 floats of P, and an int.
+
+Source: Li et al. 2025, TNT, arXiv:2511.07343, Eq. 5-9 and appendix C.
+"""
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import descent, features, nets, objectives
+from atlas_jax.memory.types import ChunkOut, Gates, GateSpec, Learned, MemoryRule, MemoryState, Token
+
+
+class Form(NamedTuple):
+  """What the memories are made of, and their grids."""
+
+  body: descent.Descent
+  chunk_size: int
+  shard_tokens: int
+  local_chunks: tuple[int, ...]
+  project_queries: bool
+  global_memory: bool
+
+
+class Local(NamedTuple):
+  """One local memory inside a shard."""
+
+  fast: Any
+  momentum: Any
+  base: Any  # the weights at its chunk's start
+
+
+class Kept(NamedTuple):
+  """What is carried beside the global memory's weights."""
+
+  locals: tuple[Local, ...]
+  keys_KK: Any  # sum of k k^T over the shard so far; () if queries are not projected
+  seen: jax.Array  # [] int32, the place after the last real token in its chunk; 0: none yet
+
+
+class Prepared(NamedTuple):
+  """All of a chunk that needs no memory."""
+
+  tokens: Token
+  gates: Gates
+  write_C: jax.Array
+  place_C: jax.Array
+  local: Any  # ChunkOut of the local memories, if the whole chunk is here; else ()
+
+
+def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequence[int] | None = None,
+         shard_tokens: int | None = None, project_queries: bool = True, global_memory: bool = True,
+         depth: int = 2, expansion: float = 1, activation: str = "silu", residual: bool = True,
+         surprise_max: float | None = None) -> MemoryRule:
+  """Makes the rule for one head.
+
+  Args:
+    key_dim, value_dim: widths of keys and values.
+    chunk_size: tokens after which the global memory is written.
+    local_chunks: for each local memory the tokens whose gradients are taken at the same weights; a divisor of
+      shard_tokens. None: one memory with 8, or the largest common divisor of 8 and shard_tokens.
+    shard_tokens: tokens after which local memories start anew, a divisor of chunk_size; None: chunk_size.
+    project_queries: whether local memories are asked for the part of q that the shard's keys span.
+    global_memory: whether there is one.
+    depth, expansion, activation, residual: of every memory's network, see `rules.titans`.
+    surprise_max: bound on the norm of a token's gradient over all matrices of a memory; None: no bound.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  objectives.check_bound(surprise_max)
+  shard_tokens = chunk_size if shard_tokens is None else shard_tokens
+  if shard_tokens < 1 or chunk_size % shard_tokens:
+    raise ValueError(f"{nets.FIELD}.shard_tokens={shard_tokens} does not divide "
+                     f"config.model.memory.chunk_size={chunk_size}; lower it to a divisor")
+  local_chunks = (math.gcd(8, shard_tokens),) if local_chunks is None else tuple(local_chunks)
+  if not local_chunks or any(size < 1 or shard_tokens % size for size in local_chunks):
+    raise ValueError(f"{nets.FIELD}.local_chunks={local_chunks} must name at least one memory, and each size "
+                     f"must divide shard_tokens={shard_tokens}")
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
+                 activation=activation, residual=residual)
+  body = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, True,
+                         surprise_max=surprise_max)
+  form = Form(body, chunk_size, shard_tokens, local_chunks, project_queries, global_memory)
+  number = len(local_chunks)
+  bind = lambda function: functools.partial(function, form)
+  own = (GateSpec("local_retention", number, init=0.995), GateSpec("local_momentum", number, init=0.6),
+         GateSpec("local_rate", number, init=0.01, max=0.1))
+  return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
+                    prepare=bind(_prepare), chunk=bind(_chunk), resume=bind(_resume), close=bind(_close),
+                    gates=own, uses=("write_rate",) if global_memory else ())
+
+
+def _init(form, key) -> Learned:
+  keys = jax.random.split(key, len(form.local_chunks) + 1)
+  fast = form.body.net.init_fast(keys[0]) if form.global_memory else {}
+  return Learned(fast, {f"local{i}": form.body.net.init_fast(key) for i, key in enumerate(keys[1:])})
+
+
+def _start(form, learned) -> MemoryState:
+  return MemoryState(learned.fast, kept=_fresh(form, learned.slow))
+
+
+def _fresh(form, slow) -> Kept:
+  """Gives the local memories before a shard."""
+  started = [slow[f"local{i}"] for i in range(len(form.local_chunks))]
+  every = tuple(Local(fast, jax.tree.map(jnp.zeros_like, fast), fast) for fast in started)
+  width = form.body.lift.key_dim
+  keys_KK: Any = jnp.zeros((width, width), jax.tree.leaves(started)[0].dtype) if form.project_queries else ()
+  return Kept(every, keys_KK, jnp.zeros((), jnp.int32))
+
+
+def _close(form, slow, state, base):
+  """Ends the shard that ends with the chunk; the chunk's sum of writes is in the weights already."""
+  del base
+  return state._replace(kept=_fresh(form, slow))
+
+
+def _apply(form, slow, base, x_K):
+  """Recalls with the global memory; without one, with the start of the first local memory."""
+  return descent.apply(form.body, {}, base if form.global_memory else slow["local0"], x_K)
+
+
+def _select(condition, on_true, on_false):
+  return jax.tree.map(lambda new, old: jnp.where(condition, new, old), on_true, on_false)
+
+
+def _same(seen, place, size: int):
+  """Whether the last real token and the one at `place` stand in one piece of `size` tokens of this chunk."""
+  return (seen > 0) & ((seen - 1) // size == place // size)
+
+
+def _entered(form, slow, i: int, local: Local, seen, place) -> Local:
+  """Gives a local memory as the token at `place` finds it: anew in a new shard, with a base of its chunk."""
+  initial = slow[f"local{i}"]
+  fresh = Local(initial, jax.tree.map(jnp.zeros_like, initial), initial)
+  here = local._replace(base=_select(_same(seen, place, form.local_chunks[i]), local.base, local.fast))
+  return _select(_same(seen, place, form.shard_tokens), here, fresh)
+
+
+def _local_gates(gates: Gates, i: int) -> Gates:
+  log = lambda gate: jnp.log(jnp.maximum(gate[..., i], 1e-30))  # Logs of shut gates must be finite.
+  more = gates.more
+  return Gates(log(more["local_retention"]), log(more["local_momentum"]), more["local_rate"][..., i])
+
+
+def _step(form, slow, state, base, token, gates, place):
+  kept, query_K = state.kept, token.q
+  out_M: Any = 0
+  keys_KK: Any = ()
+  if form.project_queries:
+    keys_KK = jnp.where(_same(kept.seen, place, form.shard_tokens), kept.keys_KK, 0)
+    keys_KK = keys_KK + jnp.outer(token.k, token.k)
+    query_K = keys_KK @ token.q
+  after = []
+  for i, local in enumerate(kept.locals):
+    local = _entered(form, slow, i, local, kept.seen, place)
+    new, read_M = descent.step(form.body, {}, MemoryState(local.fast, local.momentum), local.base,
+                               token._replace(q=query_K), _local_gates(gates, i), place)
+    after.append(Local(new.fast, new.momentum, local.base))
+    out_M = out_M + read_M
+  fast = state.fast
+  if form.global_memory:
+    grad = descent.token_gradient(form.body, {}, base, token.k, token.v, ())
+    fast = jax.tree.map(lambda w, g: w - gates.write_rate * g, fast, grad)
+    out_M = out_M + _apply(form, slow, base, token.q)
+  return MemoryState(fast, kept=Kept(tuple(after), keys_KK, (place + 1).astype(jnp.int32))), out_M
+
+
+def _pieces(x, size: int):
+  return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] // size, size, *leaf.shape[1:]), x)
+
+
+def _projected(tokens: Token, write_C, inside_CC):
+  """Gives P_t q_t from the tokens of this call; inside_CC: whether two tokens stand in one shard."""
+  seen_CC = jnp.tril(inside_CC & write_C.astype(bool)[None, :])
+  return jnp.where(seen_CC, tokens.q @ tokens.k.T, 0) @ tokens.k
+
+
+def _prepare_locals(form, i: int, tokens, gates, write_C, place_C, size: int):
+  """Prepares each local chunk of `size` tokens by itself."""
+  parts = _pieces((tokens, _local_gates(gates, i), write_C, place_C), size)
+  return jax.vmap(functools.partial(descent.prepare, form.body, {}))(*parts)
+
+
+def _read_shard(form, slow, tokens, gates, write_C, place_C) -> ChunkOut:
+  """Reads one shard from its start with all local memories; reports the first one's surprise and loss."""
+  if form.project_queries:
+    same_CC = jnp.ones((form.shard_tokens, form.shard_tokens), bool)
+    tokens = tokens._replace(q=_projected(tokens, write_C, same_CC))
+
+  def body(state, ready):
+    return descent.chunk(form.body, {}, state, state.fast, ready)
+
+  outs = []
+  for i, size in enumerate(form.local_chunks):
+    initial = slow[f"local{i}"]
+    ready = _prepare_locals(form, i, tokens, gates, write_C, place_C, size)
+    _, out = jax.lax.scan(body, MemoryState(initial, jax.tree.map(jnp.zeros_like, initial)), ready)
+    outs.append(_flat(out))
+  return _added(outs)
+
+
+def _flat(out: ChunkOut) -> ChunkOut:
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def _added(outs) -> ChunkOut:
+  """Adds what the memories recall; surprise and loss are of the first."""
+  return outs[0]._replace(out_CM=sum(out.out_CM for out in outs))
+
+
+def _prepare(form, slow, tokens, gates, write_C, place_C) -> Prepared:
+  """Reads the local memories of a whole chunk, all shards at once: nothing of them comes from before it."""
+  local: Any = ()
+  if write_C.shape[0] == form.chunk_size:
+    shards = _pieces((tokens, gates, write_C, place_C), form.shard_tokens)
+    local = _flat(jax.vmap(functools.partial(_read_shard, form, slow))(*shards))
+  return Prepared(tokens, gates, write_C, place_C, local)
+
+
+def _with_global(form, slow, state, base, ready: Prepared, local: ChunkOut):
+  """Adds the global memory's reads to those of the local ones, and writes it; reports are of it, if it is."""
+  if not form.global_memory:
+    return state, local
+  tokens = ready.tokens
+  found = descent.surprise(form.body, {}, base, tokens.k, tokens.k, tokens.v, ())
+  rate_C = ready.gates.write_rate * ready.write_C.astype(ready.gates.write_rate.dtype)
+  out_CM = local.out_CM + _apply(form, slow, base, tokens.q)
+  fast = descent.add_gradients(state.fast, found, rate_C)
+  return state._replace(fast=fast), ChunkOut(out_CM, found.norm_C, found.loss_C)
+
+
+def _chunk(form, slow, state, base, ready: Prepared):
+  """Reads a whole chunk from its start; what its local memories come to is not kept, since it ends them."""
+  return _with_global(form, slow, state, base, ready, ready.local)
+
+
+def _resume(form, slow, state, base, ready: Prepared):
+  """Reads a whole chunk of which tokens may be missing at both ends, or any part of one."""
+  kept, tokens, place_C = state.kept, ready.tokens, ready.place_C
+  write_C = ready.write_C.astype(bool)
+  last = jnp.max(jnp.where(write_C, place_C + 1, 0))
+  keys_KK: Any = ()
+  if form.project_queries:
+    shard_C = place_C // form.shard_tokens
+    query_CK = _projected(tokens, write_C, shard_C[:, None] == shard_C[None, :])
+    carried_C = _same(kept.seen, place_C, form.shard_tokens)
+    query_CK = query_CK + jnp.where(carried_C[:, None], tokens.q @ kept.keys_KK, 0)
+    written_CK = jnp.where((write_C & (shard_C == (last - 1) // form.shard_tokens))[:, None], tokens.k, 0)
+    keys_KK = jnp.where(_same(kept.seen, last - 1, form.shard_tokens), kept.keys_KK, 0)
+    keys_KK = jnp.where(last > 0, keys_KK + written_CK.T @ written_CK, kept.keys_KK)
+    tokens = tokens._replace(q=query_CK)
+  read = [_resume_local(form, slow, i, kept, tokens, ready) for i in range(len(kept.locals))]
+  every, outs = zip(*read, strict=True)
+  seen = jnp.where(last > 0, last, kept.seen).astype(jnp.int32)
+  return _with_global(form, slow, state._replace(kept=Kept(every, keys_KK, seen)), base, ready, _added(outs))
+
+
+def _resume_local(form, slow, i: int, kept: Kept, tokens, ready: Prepared):
+  """Reads one local chunk after another from the carried state; of a part of a chunk, one token."""
+  size = form.local_chunks[i] if ready.write_C.shape[0] == form.chunk_size else 1
+
+  def body(carry, xs):
+    local, seen = carry
+    part, write_C, place_C = xs
+    last = jnp.max(jnp.where(write_C, place_C + 1, 0))
+    local = _select(last > 0, _entered(form, slow, i, local, seen, place_C[0]), local)
+    state, out = descent.chunk(form.body, {}, MemoryState(local.fast, local.momentum), local.base, part)
+    return (Local(state.fast, state.momentum, local.base), jnp.maximum(last, seen)), out
+
+  parts = _prepare_locals(form, i, tokens, ready.gates, ready.write_C, ready.place_C, size)
+  xs = (parts, *_pieces((ready.write_C.astype(bool), ready.place_C), size))
+  (local, _), out = jax.lax.scan(body, (kept.locals[i], kept.seen), xs)
+  return local, _flat(out)
