@@ -1,4 +1,4 @@
-"""Local attention by `jax.nn.dot_product_attention`: XLA's form anywhere, cuDNN's fused one on NVIDIA GPUs."""
+"""Local attention by `jax.nn.dot_product_attention`: XLA's form anywhere, cuDNN's on NVIDIA GPUs."""
 import jax
 import jax.numpy as jnp
 
