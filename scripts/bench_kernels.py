@@ -1,0 +1,98 @@
+"""Times every form of each kernel that this platform has, forward alone and with the backward pass.
+
+  python scripts/bench_kernels.py
+  python scripts/bench_kernels.py --kernels=newton_schulz
+
+Prints one JSON object per row: kernel, shape, impl, and the milliseconds of one call, `forward_ms` alone and
+`both_ms` with the backward pass: the processor's time on a CPU, the clock's elsewhere; the best of some rounds.
+"""
+import functools
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from atlas_jax.kernels.local_attention import local_attention
+from atlas_jax.kernels.newton_schulz import newton_schulz
+from atlas_jax.kernels.vocab_loss import vocab_loss
+
+flags.DEFINE_list("kernels", ["local_attention", "vocab_loss", "newton_schulz"], "which ones")
+flags.DEFINE_integer("rounds", 5, "rounds of calls, of which the best counts", lower_bound=1)
+flags.DEFINE_integer("calls", 5, "calls of a round", lower_bound=1)
+
+
+def arrays(*shapes):
+  """Gives float32 arrays of independent normal numbers."""
+  draw = np.random.default_rng(0)
+  return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def attention_rows():
+  """Yields (shape, impl, function, arrays) for windows of 64 in 2 rows of 1,024 tokens."""
+  doc_BT = jnp.zeros((2, 1024), jnp.int32)
+  for impl in ("reference", "chunked"):
+    run = lambda q, k, v, impl=impl: local_attention(q, k, v, doc_BT, doc_BT, window_tokens=64, impl=impl)
+    yield "2x1024x4x32 window 64", impl, run, arrays(*[(2, 1024, 4, 32)] * 3)
+
+
+def vocab_rows():
+  """Yields the same for 2,048 tokens of width 128 and 8,192 words, all at once and by blocks of 256."""
+  hidden_ND, head_DV = arrays((2048, 128), (128, 8192))
+  target_N = jnp.arange(2048, dtype=jnp.int32)
+  for impl, block in (("reference", None), ("chunked", 256)):
+    run = lambda hidden, head, block=block: vocab_loss(hidden, head, target_N, block_tokens=block)
+    yield "2048x128x8192", impl, run, [hidden_ND, 0.1 * head_DV]
+
+
+def newton_schulz_rows():
+  """Yields the same for squares and wide matrices; the kernel where there is one."""
+  forms = ["reference", "chunked"] + ["pallas"] * (jax.default_backend() != "cpu")
+  for shape in [(256, 16, 16), (48, 64, 64), (128, 16, 153), (48, 32, 128)]:
+    for impl in forms:
+      yield "x".join(map(str, shape)), impl, functools.partial(newton_schulz, impl=impl), arrays(shape)
+
+
+ROWS = {"local_attention": attention_rows, "vocab_loss": vocab_rows, "newton_schulz": newton_schulz_rows}
+
+
+def milliseconds(function, inputs, *, rounds: int, calls: int) -> float:
+  """Times one call of a jitted function."""
+  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+  jax.block_until_ready(function(*inputs))
+  spent = []
+  for _ in range(rounds):
+    start = clock()
+    for _ in range(calls):
+      out = function(*inputs)
+    jax.block_until_ready(out)
+    spent.append(clock() - start)
+  return 1e3 * min(spent) / calls
+
+
+def both_passes(function, inputs):
+  """Gives a jitted function of `inputs`: the slopes of a sum that weighs the outputs differently."""
+  out = jax.eval_shape(function, *inputs)
+  weight = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+  return jax.jit(lambda *inputs: jax.vjp(function, *inputs)[1](weight))
+
+
+def main(argv):
+  """Prints the rows."""
+  del argv
+  args = flags.FLAGS
+  unknown = set(args.kernels) - set(ROWS)
+  if unknown:
+    raise ValueError(f"--kernels={','.join(sorted(unknown))} is unknown; known are {', '.join(ROWS)}")
+  for kernel in args.kernels:
+    for shape, impl, function, inputs in ROWS[kernel]():
+      timed = functools.partial(milliseconds, inputs=inputs, rounds=args.rounds, calls=args.calls)
+      row = dict(kernel=kernel, shape=shape, impl=impl, platform=jax.default_backend())
+      spent = dict(forward_ms=timed(jax.jit(function)), both_ms=timed(both_passes(function, inputs)))
+      print(json.dumps(row | {name: round(value, 3) for name, value in spent.items()}), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)
