@@ -3,8 +3,9 @@
   python scripts/bench_kernels.py
   python scripts/bench_kernels.py --kernels=newton_schulz
 
-Prints one JSON object per row: kernel, shape, impl, and the milliseconds of one call, `forward_ms` alone and
-`both_ms` with the backward pass: the processor's time on a CPU, the clock's elsewhere; the best of some rounds.
+Prints one JSON object per row: kernel, shape, impl, platform, and the milliseconds of one call, `forward_ms`
+alone and `both_ms` with the backward pass: processor time on a CPU, the clock's elsewhere; best of some
+rounds.
 """
 import functools
 import json
