@@ -5,6 +5,7 @@ file per rule; `tests/memory/test_rules_contract.py` refuses a rule without one.
 """
 
 import importlib
+import itertools
 import math
 
 import numpy as np
@@ -95,12 +96,13 @@ COMMON = {  # Gates of every rule that uses them: (name of the loop, from what t
 
 def token_gates(params, x_TD, *, heads, write_rate_max, uses, own):
   """Gates of each head as the rules' loops take them; `own` lists (name, size, kind, start, max)."""
-  z_TUH = (x_TD @ params["kernel"] + params["bias"]).reshape(len(x_TD), -1, heads)
   used = [name for name in COMMON if name in uses]
-  gates = [
-    {COMMON[name][0]: COMMON[name][1](z_TUH[:, i, h], write_rate_max) for i, name in enumerate(used)}
-    for h in range(heads)
-  ]
+  gates = [{} for _ in range(heads)]
+  if used:
+    z_TUH = (x_TD @ params["kernel"] + params["bias"]).reshape(len(x_TD), len(used), heads)
+    for i, (h, gate) in itertools.product(range(len(used)), enumerate(gates)):
+      name, of = COMMON[used[i]]
+      gate[name] = of(z_TUH[:, i, h], write_rate_max)
   for name, size, kind, _, largest in own:
     z_TG = x_TD @ params[f"{name}_kernel"] + params[f"{name}_bias"]
     for h, z in enumerate(np.split(z_TG, heads, axis=1)):
@@ -134,10 +136,7 @@ def memory_layer(
     mixed_TE = silu(short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T))
     assert mixed_TE.shape[1] == 2 * key_dim + value_dim
     tokens = [unit(part) for part in np.split(mixed_TE, (key_dim, 2 * key_dim), axis=1)]
-    learned = {
-      "fast": {name: w[h] for name, w in params["initial_fast"].items()},
-      "slow": {name: w[h] for name, w in params.get("slow", {}).items()},
-    }
+    learned = {"fast": _part_of(params["initial_fast"], h), "slow": _part_of(params.get("slow", {}), h)}
     grid = dict(chunk_size=chunk_size, write_T=write_T, reset_T=starts_of(doc_T))
     runs.append(rule_run(rule)(learned, tokens, gates[h], **grid, **options))
   return rms(np.stack([run.out_TM * write_T[:, None] for run in runs], axis=1)), runs
@@ -160,7 +159,7 @@ def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_sca
   width = params["embed"].shape[1]
   x_TD = params["embed"][tokens_T] * math.sqrt(width)
   for layer in range(len(params["blocks"]["norm_mix"]["scale"])):
-    block = _layer_of(params["blocks"], layer)
+    block = _part_of(params["blocks"], layer)
     h_TD = rms(x_TD) * block["norm_mix"]["scale"]
     q_THK, k_THK, v_THK = np.split(
       np.einsum("td,dhe->the", h_TD, block["attention"]["qkv_kernel"]), 3, axis=-1
@@ -186,9 +185,10 @@ def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_sca
   return (rms(x_TD) * params["final_norm"]["scale"]) @ params["embed"].T
 
 
-def _layer_of(tree, layer):
+def _part_of(tree, index):
+  """One layer or head of stacked parameters."""
   return {
-    name: _layer_of(part, layer) if isinstance(part, dict) else np.asarray(part[layer], np.float64)
+    name: _part_of(part, index) if isinstance(part, dict) else np.asarray(part[index], np.float64)
     for name, part in tree.items()
   }
 

@@ -26,8 +26,16 @@ OPTIONS = {
   ),
   "atlas_plus": (dict(mode="hybrid"), dict(mode="per_token", window_size=None)),
   "bregman": (dict(low=-0.5, high=2.0, norm=None),),
+  "deep_transformer": (
+    dict(reach_tokens=3, normalize="sum", momentum=True),
+    dict(depth=3, scale=0.7, surprise_max=2.0),
+  ),
   "delta": (dict(momentum=False), dict(feature_map="poly")),
   "dla": (dict(momentum=True, surprise_max=1.0), dict(feature_map="projected", feature_dim=3)),
+  "dot": (
+    dict(window_size=6, reach_tokens=5, momentum=True, surprise_max=2.0),
+    dict(window_size=None, depth=1, residual=False, normalize="sum"),
+  ),
   "elastic_net": (dict(smooth=True), dict(threshold=0.2)),
   "f_divergence": (dict(divergence="chi2"), dict(divergence="hellinger")),
   "lact": (dict(momentum=True),),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 
 from atlas_jax import config
 from atlas_jax.memory.layer import NO_DOC
@@ -89,6 +90,10 @@ DOCUMENTS = np.array(
 def test_the_layer_equals_its_loop(x64, documents):
   layer, params, x_BTD = layer_of("float64")
   doc_BT = np.zeros((2, 12), np.int32) if documents == "one" else DOCUMENTS
+  assert_equals_loop(layer, params, x_BTD, doc_BT)
+
+
+def assert_equals_loop(layer, params, x_BTD, doc_BT):
   out_BTHM, state = packed(layer, params, x_BTD, jnp.asarray(doc_BT))
   memory = state.running.memory
   assert_close(
@@ -96,6 +101,35 @@ def test_the_layer_equals_its_loop(x64, documents):
     oracle(layer, params, x_BTD, doc_BT),
     why="(output, fast, momentum)",
   )
+
+
+# Gates of a rule's own, of each kind and size, and none of the common ones; learned constants; a chunk's end.
+OTHERS = {
+  "omega": freeze({"feature_map": "poly", "window_size": 6, "momentum": True}),
+  "yaad": freeze({}),
+  "ttt_linear": freeze({}),
+  "lact": freeze({}),
+  "tnt": freeze({"local_chunks": (2, 4)}),
+}
+
+
+@pytest.mark.parametrize("rule", OTHERS)
+def test_layers_of_rules_with_gates_and_constants_of_their_own_equal_their_loop(x64, rule):
+  layer, params, x_BTD = layer_of("float64", rule=rule, options=OTHERS[rule])
+  assert_equals_loop(layer, params, x_BTD, DOCUMENTS)
+
+
+@pytest.mark.parametrize("rule", ["lact", "tnt"])
+def test_layers_of_rules_with_constants_or_chunk_ends_read_on_in_calls_cut_anywhere(x64, rule):
+  layer, params, x_BTD = layer_of("float64", rule=rule, options=OTHERS[rule])
+  whole_BTHM, whole = packed(layer, params, x_BTD)
+  state, outs, start = None, [], 0
+  for length in (5, 3, 4):
+    part_BTD = jnp.zeros((2, 12, 7)).at[:, :length].set(x_BTD[:, start : start + length])
+    out_BTHM, state = stream(layer, params, part_BTD, state, jnp.full(2, length))
+    outs.append(out_BTHM[:, :length])
+    start += length
+  assert_close((jnp.concatenate(outs, axis=1), state), (whole_BTHM, whole))
 
 
 def test_key_and_value_widths_may_differ(x64):

@@ -19,7 +19,6 @@ from tests.helpers import (
   results,
   tiny_rule,
 )
-from tests.memory import oracles
 from tests.memory.oracles import titans
 
 
@@ -84,34 +83,6 @@ def recall_loss(fast, k_K, v_M, form):
 def open_gates(n, *, write_rate=1.0):
   """Full retention and momentum."""
   return Gates(jnp.zeros(n), jnp.zeros(n), jnp.full(n, write_rate))
-
-
-def test_every_activation_and_depth_is_tried():
-  assert (
-    {form["activation"] for form in FORMS}
-    == set(nets.ACTIVATIONS)
-    == set(ACTIVATE)
-    == set(oracles.ACTIVATIONS)
-  )
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("form", FORMS, ids=label)
-def test_hand_derived_gradients_equal_autodiff_of_the_inner_loss(x64, form):
-  """With full momentum from zero, the momentum is minus the weighted sum of the tokens' gradients."""
-  rule, learned, tokens, chunk = small(form)
-  rate_T = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, size=6))
-  losses = lambda fast: jax.vmap(lambda k_K, v_M: recall_loss(fast, k_K, v_M, form))(tokens.k, tokens.v)
-  expected_loss_T, pull = jax.vjp(losses, learned.fast)
-  expected = pull(rate_T)[0]
-  gates = open_gates(6)._replace(write_rate=rate_T)
-  state, out = chunk(rule.start(learned), learned.fast, tokens, gates)
-  assert_close(jax.tree.map(jnp.negative, state.momentum), expected, why="chunk")
-  assert_close(out.loss_C, expected_loss_T, why="loss")
-  recall, wide = oracles.Recall({}, oracles.mlp(**form)), for_oracle(learned, tokens, gates)
-  by_hand = [recall.gradient(wide[0]["fast"], k, v, {}) for _, k, v in zip(*wide[1])]
-  sums = {name: sum(r * g[name] for r, g in zip(np.asarray(rate_T), by_hand)) for name in learned.fast}
-  assert_close(sums, expected, why="oracle")
 
 
 @pytest.mark.parametrize("form", FORMS, ids=label)
