@@ -1,0 +1,260 @@
+"""The memory scan as one kernel: state stays on chip from chunk to chunk, only tokens come and go.
+
+Two routes. On TPUs the grid is memories by groups of chunks, the second axis in order; state lies in the last
+state's own block, which stays on chip while its place in memory does not change. Triton keeps nothing between
+steps of a grid, so on GPUs a program reads all groups of a memory in a loop that carries the state. Mosaic
+GPU is not offered: see the kernels' README.
+
+For training the forward pass keeps the state before each group. The backward pass walks the groups in
+reverse, finds each chunk's state again from its group's, and takes the slopes of one chunk at a time.
+"""
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu, triton
+
+from atlas_jax.kernels.memory_scan.chunked import Chunk, State, advance, chunks, scan_chunk
+from atlas_jax.kernels.memory_scan.reference import Decay, Form
+
+
+class Route(NamedTuple):
+  """What one platform takes.
+
+  Attributes:
+    compiler_params: named explicitly, since the compiler that a kernel gets without them changes with jax.
+    precision: of products.
+    powers: whether every size is a power of two, 16 or more.
+    state_bytes: the most bytes of what a program carries in the backward pass, see `problem`.
+    in_grid: whether a step of the grid reads one group; else a program reads all groups of a memory.
+  """
+  compiler_params: Any
+  precision: Any
+  powers: bool
+  state_bytes: int
+  in_grid: bool
+
+
+ROUTES = {
+    "gpu": Route(triton.CompilerParams(num_warps=8, num_stages=1),
+                 jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6, True, 227 * 1024, in_grid=False),
+    "tpu": Route(tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+                 jax.lax.Precision.HIGHEST, False, 16 * 1024**2, in_grid=True),
+}
+
+
+class Static(NamedTuple):
+  """What a kernel is made for."""
+
+  form: Form
+  platform: str
+  interpret: bool
+
+  @property
+  def route(self) -> Route:
+    """The platform's entry in ROUTES."""
+    return ROUTES[self.platform]
+
+
+def _read_group(static: Static, at, refs, initial, out, state: State) -> State:
+  """Reads a group of chunks; `at` is its place in the blocks of arrays by groups."""
+  def body(j, state):
+    place = (*at, j, ...)
+    chunk = jax.tree.map(lambda ref: ref[place], refs)
+    fresh = [ref[...] for ref in initial]
+    state, results = scan_chunk(static.form, state, fresh, chunk, static.route.precision)
+    for ref, value in zip(out, results, strict=True):
+      ref[place] = value
+    return state
+
+  return jax.lax.fori_loop(0, refs.q_CK.shape[len(at)], body, state)
+
+
+def _retreat_group(static: Static, at, refs, initial, before: State, slope_out, slope_refs, slopes):
+  """Takes slopes of a group of chunks, last chunk first.
+
+  Args:
+    before: the state before the group.
+    slopes: slopes of the state after the group, and of `initial` as far as known.
+
+  Returns:
+    the slopes of the state before it and of `initial`.
+  """
+  form, precision = static.form, static.route.precision
+  size = refs.q_CK.shape[len(at)]
+  load = lambda tree, j: jax.tree.map(lambda ref: ref[(*at, j, ...)], tree)
+
+  def body(done, slopes):
+    slope_state, slope_initial = slopes
+    j = size - 1 - done
+    fresh = [ref[...] for ref in initial]
+    state = jax.lax.fori_loop(
+        0, j, lambda i, state: advance(form, state, fresh, load(refs, i), precision), before)
+    read = lambda state, fresh, chunk: scan_chunk(form, state, fresh, chunk, precision)
+    (_, (_, norm_CE, loss_CE)), pull = jax.vjp(read, state, fresh, load(refs, j))
+    slope_results = load(slope_out, j), jnp.zeros_like(norm_CE), jnp.zeros_like(loss_CE)
+    slope_state, slope_fresh, slope_chunk = pull((slope_state, slope_results))
+    for ref, value in zip(jax.tree.leaves(slope_refs), jax.tree.leaves(slope_chunk), strict=True):
+      ref[(*at, j, ...)] = value
+    return slope_state, jax.tree.map(jnp.add, slope_initial, slope_fresh)
+
+  return jax.lax.fori_loop(0, size, body, slopes)
+
+
+def _values(refs):
+  return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _store(refs, values, at=...):
+  for ref, value in zip(jax.tree.leaves(refs), jax.tree.leaves(values), strict=True):
+    ref[at] = value
+
+
+def _forward(refs, initial, first, out, last, before, *, static: Static):
+  """Kernel: reads; keeps the state before each group in `before`, if that is not None."""
+  if static.route.in_grid:
+    pl.when(pl.program_id(1) == 0)(lambda: _store(last, _values(first)))
+    state = _values(last)
+    if before is not None:
+      _store(before, state)
+    _store(last, _read_group(static, (), refs, initial, out, state))
+    return
+
+  def group(i, state):
+    if before is not None:
+      _store(before, state, (i, ...))
+    return _read_group(static, (i,), refs, initial, out, state)
+
+  _store(last, jax.lax.fori_loop(0, refs.q_CK.shape[0], group, _values(first)))
+
+
+def _backward(refs, initial, before, slope_out, slope_last, slope_refs, slope_initial, slope_first, *,
+              static: Static):
+  """Kernel: takes slopes of all that `_forward` reads."""
+  retreat = functools.partial(_retreat_group, static)
+  ends = slope_first, slope_initial
+  if static.route.in_grid:
+    @pl.when(pl.program_id(1) == 0)
+    def _start():
+      _store(slope_first, _values(slope_last))
+      _store(slope_initial, [jnp.zeros_like(ref) for ref in slope_initial])
+    _store(ends, retreat((), refs, initial, _values(before), slope_out, slope_refs, _values(ends)))
+    return
+
+  groups = refs.q_CK.shape[0]
+
+  def group(done, slopes):
+    at = (groups - 1 - done,)
+    state = jax.tree.map(lambda ref: ref[(*at, ...)], before)
+    return retreat(at, refs, initial, state, slope_out, slope_refs, slopes)
+
+  start = _values(slope_last), [jnp.zeros(ref.shape, ref.dtype) for ref in slope_initial]
+  _store(ends, jax.lax.fori_loop(0, groups, group, start))
+
+
+def _call(kernel, static: Static, arguments, results, *, grouped_in, grouped_out, reverse: bool):
+  """Runs a kernel for every memory.
+
+  Args:
+    arguments: trees of arrays [G, ...] or, by groups, [G, N / group, ...].
+    results: trees of what comes out, likewise.
+    grouped_in, grouped_out: for each tree, whether its arrays are by groups.
+    reverse: whether the grid takes the last group first.
+  """
+  in_grid = static.route.in_grid
+  G, groups = arguments[0].q_CK.shape[:2]
+
+  def spec(grouped, array):
+    rest = array.shape[2 if grouped else 1:]
+    own = (None if in_grid else groups,) if grouped else ()
+
+    def place(*ids):
+      n = ids[1] if in_grid else 0
+      n = groups - 1 - n if in_grid and reverse else n
+      return (ids[0], *(n,) * len(own), *(0,) * len(rest))
+
+    return pl.BlockSpec((None, *own, *rest), place)
+
+  specs = lambda trees, grouped: tuple(
+      jax.tree.map(functools.partial(spec, flag), tree) for tree, flag in zip(trees, grouped, strict=True))
+  return pl.pallas_call(
+      functools.partial(kernel, static=static), out_shape=tuple(results), grid=(G, groups) if in_grid else (G,),
+      in_specs=specs(arguments, grouped_in), out_specs=specs(results, grouped_out),
+      compiler_params=static.route.compiler_params, interpret=static.interpret,
+      name=f"memory_scan{kernel.__name__}")(*arguments)
+
+
+def _like(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _read(static: Static, parts: Chunk, initial, first: State, keep: bool):
+  """Runs the forward kernel; gives the tokens' results, the last state and, on request, those before groups."""
+  lead, dtype = parts.q_CK.shape[:3], parts.q_CK.dtype
+  C, M = parts.v_CM.shape[-2:]
+  out = [jax.ShapeDtypeStruct((*lead, C, width), dtype) for width in (M, 1, 1)]
+  by_groups = lambda x: jax.ShapeDtypeStruct((x.shape[0], lead[1], *x.shape[1:]), x.dtype)
+  before = jax.tree.map(by_groups, first) if keep else None
+  return _call(_forward, static, (parts, initial, first), (out, _like(first), before),
+               grouped_in=(True, False, False), grouped_out=(True, False, True), reverse=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(static: Static, parts: Chunk, initial, first: State):
+  out, last, _ = _read(static, parts, initial, first, keep=False)
+  return out, last
+
+
+def _scan_forward(static, parts, initial, first):
+  out, last, before = _read(static, parts, initial, first, keep=True)
+  return (out, last), (parts, initial, before)
+
+
+def _scan_backward(static, kept, slopes):
+  parts, initial, before = kept
+  (slope_out, _, _), slope_last = slopes
+  results = _like(parts), _like(initial), _like(slope_last)
+  return _call(_backward, static, (parts, initial, before, slope_out, slope_last), results,
+               grouped_in=(True, False, True, True, False), grouped_out=(True, False, False), reverse=True)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
+            platform: str) -> str | None:
+  """Says why these arrays do not fit the kernel of a platform, or gives None if they do."""
+  del k_GTK, decay, reset_GN, initial
+  if platform not in ROUTES:
+    return f"there is no kernel for {platform}, only for {' and '.join(ROUTES)}"
+  if jnp.finfo(q_GTK.dtype).bits > 32:
+    return f"the kernel works in float32, the tokens are {jnp.dtype(q_GTK.dtype).name}"
+  return None
+
+
+def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
+                form: Form, platform: str, group_chunks: int = 4, interpret: bool = False):
+  """Runs one program per memory; arguments as in the package, and three more.
+
+  Args:
+    platform: "gpu" or "tpu", whose kernel is built, also where another platform traces it.
+    group_chunks: chunks whose states the backward pass finds again from one that is kept; the largest number
+      up to this one that divides the number of chunks.
+    interpret: whether the kernel is run step by step by the platform at hand, with any sizes and dtype.
+
+  Raises:
+    ValueError: if the platform has no kernel or its kernel does not hold these arrays.
+  """
+  arguments = (q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum)
+  why = problem(*arguments, chunk_size=chunk_size, platform=platform)
+  if why and not interpret:
+    raise ValueError(f"memory_scan cannot use impl='pallas': {why}; impl='chunked' takes every shape")
+  parts = chunks(*arguments[:5], chunk_size=chunk_size)
+  size = reset_GN.shape[1]
+  group = next(g for g in range(min(group_chunks, size), 0, -1) if size % g == 0)
+  parts = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, group, *x.shape[2:]), parts)
+  (out, norm, loss), last = _scan(Static(form, platform, interpret), parts, initial, State(fast, momentum))
+  flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
+  return flat(out), last.fast, last.momentum, flat(norm)[..., 0], flat(loss)[..., 0]
