@@ -18,7 +18,7 @@ THRESHOLD = {"threshold": 0.4}
 # Those whose slope is exactly that of their loss.
 OBJECTIVES = {
   "l2": oracles.l2,
-  "dot": oracles.dot,
+  "dot": oracles.inner_product,
   "huber coordinate": oracles.huber("coordinate"),
   "huber norm": oracles.huber("norm"),
   "robust": oracles.robust(0.7),

@@ -173,7 +173,7 @@ def l2(out, v, gates):
   return 0.5 * (e**2).sum(), e
 
 
-def dot(out, v, gates):
+def inner_product(out, v, gates):
   return -(out * v).sum(), -v
 
 

@@ -1,6 +1,6 @@
 """Deep linear attention: descent on -f(phi(k)) . v with a deep f. Window 1, no context gate."""
 
-from tests.memory.oracles import Recall, descent, dot, mlp
+from tests.memory.oracles import Recall, descent, inner_product, mlp
 
 
 def run(
@@ -22,7 +22,7 @@ def run(
   recall = Recall(
     learned["slow"],
     mlp(depth=depth, activation=activation, residual=residual),
-    objective=dot,
+    objective=inner_product,
     surprise_max=surprise_max,
     feature_map=feature_map,
     degree=degree,

@@ -8,7 +8,7 @@ w * old / max(new, 1e-7). Reads are of the chunk's start. M changes at a chunk's
 
 import numpy as np
 
-from tests.memory.oracles import Recall, Run, arrays, at, dot, gated, newton_schulz, walk, zeros
+from tests.memory.oracles import Recall, Run, arrays, at, gated, inner_product, newton_schulz, walk, zeros
 
 ORDER = ("gate", "up", "out")
 
@@ -19,7 +19,7 @@ def column_norms(w):
 
 def run(learned, tokens, gates, *, momentum=False, expansion=1, activation="silu", ns_steps=5, **grid):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
-  recall = Recall(learned["slow"], gated(activation=activation, residual=False), objective=dot)
+  recall = Recall(learned["slow"], gated(activation=activation, residual=False), objective=inner_product)
 
   def fresh():
     return {"fast": initial, "momentum": zeros(initial), "sum": zeros(initial), "betas": []}

@@ -3,7 +3,7 @@
 It has the gate "context" [window_size] like omega; without that gate every row counts 1.
 """
 
-from tests.memory.oracles import Recall, descent, dot, mlp
+from tests.memory.oracles import Recall, descent, inner_product, mlp
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
   recall = Recall(
     learned["slow"],
     mlp(depth=depth, activation=activation, residual=residual),
-    objective=dot,
+    objective=inner_product,
     surprise_max=surprise_max,
     feature_map=feature_map,
     degree=degree,
