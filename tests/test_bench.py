@@ -1,0 +1,114 @@
+"""The benchmark measures what it is asked for, says what it cannot, and refuses what makes no sense."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from atlas_jax.memory import rules
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import bench  # noqa: E402  Scripts are no package.
+
+SHAPE = ["--batch=1", "--width=12", "--heads=2", "--chunk=8", "--lengths=16", "--repeats=2", "--json"]
+KEYS = {
+  *("name", "rule", "impl", "batch", "length", "width", "heads", "chunk", "what", "tokens_per_s"),
+  *("tokens_per_cpu_s", "peak_memory_mib", "flops_fraction_of_peak", "peer_tokens_per_s"),
+  *("peer_tokens_per_cpu_s", "peer_peak_memory_mib", "ratio", "versions", "device", "date"),
+}
+MEASURED = ("tokens_per_s", "tokens_per_cpu_s", "peak_memory_mib", "flops_fraction_of_peak")
+MISTAKES = [
+  ([], "arguments are required"),
+  (["speed"], "invalid choice: 'speed'"),
+  (["memory", "--lengths=20", "--chunk=8"], "20 is not a multiple of --chunk x --remat_chunks = 8"),
+  (["memory", "--lengths=24", "--chunk=8", "--remat_chunks=2"], "--chunk x --remat_chunks = 16"),
+  (["memory", "--width=10", "--heads=4"], "--width=10 is not a multiple of --heads=4"),
+  (["memory", "--repeats=0"], "'0' must be a whole number, at least 1"),
+  (["memory", "--what=backward"], "'backward' is unknown; known are forward, forward_backward"),
+  (["memory", "--rule=nix"], "--rule=nix is unknown; rules are all, "),
+  (["memory", "--options=[1]"], "must be a JSON object"),
+  (["memory", "--options={depth}"], "--options"),
+  (["memory", "--rule=all", '--options={"depth": 1}'], "--rule=all measures all"),
+  (["memory", "--peer", "--rule=omega"], "--peer runs Titans memory"),
+  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm"),
+  (["memory", "--length=16"], "--length=16"),
+  (["memory_lm"], "--config"),
+]
+
+
+def run(capsys, *argv):
+  """Gives exit status, rows of JSON, and what stood on standard error."""
+  code = bench.main(list(argv))
+  out, err = capsys.readouterr()
+  return code, [json.loads(line) for line in out.splitlines()], err
+
+
+@pytest.mark.parametrize("argv, message", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(argv, message, capsys):
+  code, rows, err = run(capsys, *argv)
+  assert code == 2 and not rows
+  assert len(err.splitlines()) == 1 and err.startswith("bench: ") and message in err
+
+
+def test_without_the_peer_one_line_says_what_is_missing(capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "titans_pytorch", None)
+  code, rows, err = run(capsys, "memory", "--peer", *SHAPE)
+  assert code == 2 and not rows and len(err.splitlines()) == 1
+  assert "titans_pytorch is not installed" in err and "pip install titans-pytorch" in err
+
+
+def test_both_passes_of_a_layer_give_a_row_each(capsys):
+  code, rows, err = run(capsys, "memory", *SHAPE)
+  assert code == 0, err
+  assert [row["what"] for row in rows] == ["forward", "forward_backward"]
+  for row in rows:
+    assert set(row) >= KEYS and row["name"] == "memory" and row["rule"] == "titans"
+    assert (row["batch"], row["length"], row["width"], row["heads"], row["chunk"]) == (1, 16, 12, 2, 8)
+    assert all(row[name] > 0 for name in MEASURED)
+    assert row["ratio"] is None and "jax" in row["versions"]
+
+
+def test_an_option_a_rule_does_not_know_is_refused(capsys):
+  code, rows, err = run(capsys, "memory", "--what=forward", '--options={"dept": 1}', *SHAPE)
+  assert code == 2 and not rows and "does not know dept" in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_all_rules_give_a_row_and_those_that_cannot_run_say_why(capsys):
+  # Rotary positions need keys of even width; these are of width 3.
+  code, rows, _ = run(capsys, "memory", "--rule=all", "--what=forward", *SHAPE, "--heads=4", "--repeats=1")
+  assert code == 1
+  assert [row["rule"] for row in rows] == rules.names()
+  wrong = {row["rule"]: row["error"] for row in rows if "error" in row}
+  assert {"ttt_linear", "ttt_mlp"} <= set(wrong) <= {"ttt_linear", "ttt_mlp", "lact", "tnt"}, wrong
+  assert all("key_dim=3" in error for error in wrong.values())
+  assert all(set(row) >= KEYS for row in rows)
+  assert all(row["tokens_per_s"] > 0 for row in rows if "error" not in row)
+
+
+@pytest.mark.slow
+def test_a_training_step_gives_a_row_from_its_config(capsys):
+  argv = ["memory_lm", "--config=configs/memory_40m.py:smoke", "--config.data.batch_rows=8",
+          "--config.model.depth=1", "--repeats=1"]  # fmt: skip
+  code, rows, err = run(capsys, *argv, "--json")
+  assert code == 0, err
+  (row,) = rows
+  assert set(row) >= KEYS and row["what"] == "train_step" and row["batch"] == 8 and row["length"] == 64
+  assert all(row[name] > 0 for name in MEASURED)
+
+
+def test_a_config_that_is_not_there_is_refused(capsys):
+  code, rows, err = run(capsys, "memory_lm", "--config=configs/nix.py", "--json")
+  assert code == 2 and not rows and "there is no file 'configs/nix.py'" in err
+
+
+def test_the_table_keeps_its_columns(capsys):
+  columns = bench.TABLE + bench.PEER_TABLE
+  row = {**dict.fromkeys([name for name, _ in columns]), "rule": "titans", "peer_error": "passed the limit"}
+  line = bench.show(row, columns)
+  assert line.startswith("titans".rjust(bench.TABLE[0][1])) and line.endswith("peer_error: passed the limit")
+  assert "None" not in line
