@@ -104,10 +104,10 @@ def _monomials(width, degree):
   def lift(slow, x):
     del slow
     parts = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
-    for index_PI, weight_P in tables:
-      product = x[..., index_PI[:, 0]]
-      for at in range(1, index_PI.shape[1]):
-        product = product * x[..., index_PI[:, at]]
+    for index_PS, weight_P in tables:
+      product = x[..., index_PS[:, 0]]
+      for at in range(1, index_PS.shape[1]):
+        product = product * x[..., index_PS[:, at]]
       parts.append(product * jnp.asarray(weight_P, x.dtype).reshape(*(1,) * (x.ndim - 1), -1))
     return jnp.concatenate(parts, axis=-1)
 
