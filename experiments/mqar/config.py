@@ -1,0 +1,34 @@
+"""A model of two layers that has to recall pairs.  Results: README of this folder.
+
+  python -m atlas_jax.main --config=experiments/mqar/config.py:rule=delta --workdir=runs/mqar_delta
+  python -m atlas_jax.main --config=experiments/mqar/config.py:rule=delta,writes_off --workdir=runs/mqar_off
+"""
+from atlas_jax import config as base
+
+OPTIONS = {"titans": {"depth": 1, "residual": False}}
+
+
+def get_config(arg=None):
+  """Returns the config; see the module."""
+  arg = base.parse_arg(arg, rule="titans", writes_off=False, pairs=8, n_keys=16, chunk_size=8, steps=300,
+                       seed=0)
+  config = base.default()
+  config.recipe, config.seed = "experiments.mqar.recipe", arg.seed
+  config.data.update(source="experiments.mqar.task", name=f"keys:{arg.n_keys}", segment_len=4 * arg.pairs,
+                     batch_rows=32, carry=False)
+  config.model.update(vocab_size=2 * arg.n_keys, width=64, depth=2, heads=2, ff_width=64, window_tokens=2,
+                      dtype="float32")
+  config.model.memory.update(rule=arg.rule, heads=2, key_dim=16, value_dim=16, chunk_size=arg.chunk_size,
+                             conv_taps=2, retention_init=0.999, momentum_init=0.1, write_rate_init=0.5,
+                             write_rate_max=1.0)
+  options = OPTIONS[arg.rule] if arg.rule in OPTIONS else {}
+  if arg.writes_off:
+    config.model.memory.rule = "experiments.mqar.read_only"
+    options = {"rule": arg.rule, "options": options}
+  config.model.memory.options = options
+  config.optim.update(lr=5e-3, warmup_steps=20, steps=arg.steps, weight_decay=0.0)
+  config.train.update(log_every_steps=10, eval_every_steps=50)
+  config.checkpoint.update(every_steps=100_000)
+  config.eval.update(batch_rows=128, max_tokens=128 * 4 * 4 * arg.pairs)
+  config.monitor.update(progress=False, tensorboard=False)
+  return config

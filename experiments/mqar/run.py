@@ -1,0 +1,91 @@
+"""Trains the study's models one after another, and keeps what each reaches in one JSON file.
+
+  python -m experiments.mqar.run --out=experiments/mqar/results.json
+
+What the file already holds is not run again. See the README for what the runs are.
+"""
+import argparse
+import datetime
+import json
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+
+import jax
+
+from atlas_jax import config as configs
+from atlas_jax import recipes, train
+from atlas_jax.monitor import report
+from atlas_jax.parallel import mesh as meshes
+from experiments.mqar import config as settings
+
+RULES = ("titans", "delta", "omega", "atlas")
+GOAL = 0.95
+CHUNKS = (1, 8, 32)
+
+
+def trained(arg: str, workdir: pathlib.Path) -> dict:
+  """Trains the config of that argument and says what it reached.
+
+  Returns:
+    accuracy on held-out sequences at the end, the first evaluation above GOAL (or None), updates, seconds of
+    processor time with compilation and evaluations, and parameters.
+  """
+  config = configs.resolve(settings.get_config(arg))
+  mesh = meshes.make(devices=jax.devices()[:1])
+  started_s = time.process_time()
+  summary = train.run(config, recipes.load(config, mesh), mesh, workdir)
+  cpu_s = time.process_time() - started_s
+  scores = {row["step"]: row["val/accuracy"] for row in report.read_metrics(workdir) if "val/accuracy" in row}
+  reached = [step for step, score in scores.items() if score > GOAL]
+  return {"accuracy": summary["val_accuracy"], "goal_step": min(reached, default=None),
+          "steps": summary["steps"], "cpu_s": round(cpu_s, 1), "params": summary["params"]}
+
+
+def read_at(arg: str, workdir: pathlib.Path) -> dict[str, float]:
+  """Gives the accuracy of a trained model when it reads by chunks of other sizes than it was trained with."""
+  found = {}
+  mesh = meshes.make(devices=jax.devices()[:1])
+  for size in CHUNKS:
+    config = configs.resolve(settings.get_config(f"{arg},chunk_size={size}"))
+    recipe = recipes.load(config, mesh)
+    abstract, _ = train.abstract_state(config, recipe, mesh)
+    state, _ = train.Checkpoints(workdir, **config.checkpoint, read_only=True).restore(abstract)
+    scalars, _ = train.evaluate(config, recipe, state.params, step=int(state.step))
+    found[str(size)] = scalars["val/accuracy"]
+  return found
+
+
+def machine() -> dict:
+  """Says where and with what the numbers were made."""
+  return {"command": " ".join(["python -m experiments.mqar.run", *sys.argv[1:]]),
+          "date": datetime.date.today().isoformat(), "jax": jax.__version__,
+          "python": platform.python_version(), "backend": jax.default_backend()}
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs what the file does not hold yet, and writes it after every run."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--rules", default=",".join(RULES))
+  parser.add_argument("--more", default="", help="added to every config argument, such as steps=20,pairs=4")
+  asked = parser.parse_args(argv)
+  found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+  for rule in asked.rules.split(","):
+    for arg in (f"rule={rule}", f"rule={rule},writes_off"):
+      arg = f"{arg},{asked.more}" if asked.more else arg
+      if arg in found:
+        continue
+      with tempfile.TemporaryDirectory() as folder:
+        row = trained(arg, pathlib.Path(folder))
+        if "writes_off" not in arg:
+          row["accuracy_by_chunk_size"] = read_at(arg, pathlib.Path(folder))
+      found[arg] = {**row, **machine()}
+      asked.out.write_text(json.dumps(found, indent=2) + "\n")
+      print(arg, json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,110 @@
+"""Multi-query associative recall: pairs of a key and a value, then keys alone, whose values are asked for.
+
+  k3 v1 k0 v7 ... k5 v2 | k0 k5 k3 ... | k5 k3 k0 ...
+
+A sequence of T tokens holds T / 4 pairs and asks for each twice, in two random orders. Its keys differ, its
+values are drawn one by one, and no token is both. Only answers count, and no answer is ever shown.
+
+Source: Arora et al. 2023, Zoology, arXiv:2312.04927; they ask each key once, at distances of a power law.
+"""
+import numpy as np
+
+SPLITS = ("train", "held_out")
+
+
+class Recall:
+  """Fresh sequences for every step, drawn from the seed, the split and the step alone."""
+
+  def __init__(self, *, keys: int, segment_len: int, batch_rows: int, seed: int, split: str, rows: slice,
+               steps: int | None):
+    self.step = 0
+    self._keys, self._pairs, self._steps, self._rows = keys, segment_len // 4, steps, rows
+    self._place = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
+                   "split": split}
+
+  def next(self, params=None) -> dict:
+    """Gives a batch as `packing.read_row` describes it; each row is a document of its own.
+
+    Raises:
+      StopIteration: after the last step, where there is one.
+    """
+    del params
+    if self._steps is not None and self.step >= self._steps:
+      raise StopIteration
+    place = self._place
+    draw = np.random.default_rng([place["seed"], SPLITS.index(place["split"]), self.step])
+    batch = sequences(draw, rows=place["batch_rows"], pairs=self._pairs, keys=self._keys)
+    batch["doc_BT"] = np.full_like(batch["tokens_BT"], self.step)
+    self.step += 1
+    return {name: value[self._rows] for name, value in batch.items()}
+
+  def state(self) -> dict:
+    """Gives the place and what it is valid for."""
+    return {"step": self.step, **self._place}
+
+  def restore(self, state: dict) -> None:
+    """Goes to the saved place.
+
+    Raises:
+      ValueError: if it is of other sequences.
+    """
+    if {**state, "step": 0} != {**self._place, "step": 0}:
+      raise ValueError(f"the saved place {state} belongs to other sequences than {self._place}")
+    self.step = int(state["step"])
+
+  def provenance(self, step: int) -> list[str]:
+    """Names each of this process's rows in the batch of that step."""
+    return [f"step {step}, row {row}@0" for row in range(self._place["batch_rows"])[self._rows]]
+
+  def close(self) -> None:
+    """Has nothing to free."""
+
+
+def sequences(draw: np.random.Generator, *, rows: int, pairs: int, keys: int) -> dict:
+  """Draws sequences of pairs, then of questions; tokens below `keys` are keys, the next `keys` values.
+
+  Returns:
+    tokens_BT, targets_BT, pos_BT, bytes_BT (int32) and weight_BT (float32, 1 at questions), T = 4 * pairs.
+  """
+  shuffled = lambda count: np.argsort(draw.random((rows, count)), axis=1)
+  key_BN = shuffled(keys)[:, :pairs]
+  value_BN = keys + draw.integers(keys, size=(rows, pairs))
+  asked_BN = np.concatenate([shuffled(pairs), shuffled(pairs)], axis=1)
+  pairs_BT = np.stack([key_BN, value_BN], axis=2).reshape(rows, -1)
+  questions_BT, answers_BT = (np.take_along_axis(x_BN, asked_BN, axis=1) for x_BN in (key_BN, value_BN))
+  tokens_BT = np.concatenate([pairs_BT, questions_BT], axis=1).astype(np.int32)
+  targets_BT = np.concatenate([np.zeros_like(pairs_BT), answers_BT], axis=1).astype(np.int32)
+  counts_BT = np.zeros_like(tokens_BT)
+  counts_BT[:, 2 * pairs:] = 1
+  pos_BT = np.broadcast_to(np.arange(4 * pairs, dtype=np.int32), tokens_BT.shape)
+  return {"tokens_BT": tokens_BT, "targets_BT": targets_BT, "weight_BT": counts_BT.astype(np.float32),
+          "pos_BT": pos_BT, "bytes_BT": counts_BT}
+
+
+def make(*, name: str, seed: int, segment_len: int, batch_rows: int, split: str = "train",
+         max_tokens: int | None = None, process_index: int = 0, process_count: int = 1, **others) -> Recall:
+  """Builds the source; see `data.source.load`.
+
+  Args:
+    name: "keys:32" for 32 keys and as many values, a vocabulary of 64.
+    segment_len: tokens of a sequence, 4 per pair.
+    batch_rows: sequences per batch, over all processes.
+    seed, split: what is drawn; "held_out" is apart from "train".
+    max_tokens: ends after so many tokens; None never ends.
+    process_index, process_count: whose rows these are.
+    **others: fields of config.data that are about text.
+
+  Raises:
+    ValueError: if the sizes do not fit each other.
+  """
+  del others
+  keys = int(name.removeprefix("keys:"))
+  if segment_len % 4 or segment_len // 4 > keys:
+    raise ValueError(f"config.data.segment_len={segment_len} must be a multiple of 4 and give at most {keys} "
+                     f"pairs, as config.data.name={name!r} has so many keys")
+  if batch_rows % process_count:
+    raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
+  share = batch_rows // process_count
+  steps = None if max_tokens is None else max(1, max_tokens // (segment_len * batch_rows))
+  return Recall(keys=keys, segment_len=segment_len, batch_rows=batch_rows, seed=seed, split=split,
+                rows=slice(process_index * share, (process_index + 1) * share), steps=steps)
