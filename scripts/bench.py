@@ -10,6 +10,9 @@ is a training step on random tokens; --config.GROUP.FIELD=VALUE changes its conf
 a process of its own, so that its peak memory is its own. --peer runs the Titans memory of titans-pytorch at
 the same shapes in the same run, turn by turn, where that package is installed.
 
+The peer's threads sleep while they wait (OMP_WAIT_POLICY=passive, unless that is set): by default they spin,
+which on a busy machine trebles its CPU-seconds without any more work.
+
 Figures are medians. Peak memory is that of the repeats: on a CPU of the whole process, after preparation and
 compilation, on accelerators of the device. On a CPU rates that are compared are per CPU-second, which other
 work on the machine changes least: the ratio to the peer, and the share of the rate of matrix products, which
@@ -157,6 +160,8 @@ class Child:
     env = {**os.environ, "PYTHONPATH": path}
     if spec.get("peer"):  # Both share the accelerator.
       env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if spec["side"] == "peer":  # Else its threads spin while they wait, and that would count as CPU-seconds.
+      env.setdefault("OMP_WAIT_POLICY", "passive")
     self._process = subprocess.Popen([sys.executable, str(CHILD), json.dumps(spec)], stdin=subprocess.PIPE,
                                      stdout=subprocess.PIPE, stderr=self._errors, text=True, env=env)
 
@@ -265,8 +270,10 @@ def row_of(name: str, spec: dict, ours: Side, peer: Side | None = None) -> dict:
       row[key] = side.info["error"]
       row["peer_passed_limit" if side is peer else "refused"] = bool(side.info.get("known"))
   versions = {**info.get("versions", {}), **(peer.info.get("versions", {}) if peer else {})}
+  load = round(os.getloadavg()[0], 1)
   now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-  return {**row, "repeats": spec["repeats"], "device": info.get("device"), "versions": versions, "date": now}
+  return {**row, "repeats": spec["repeats"], "device": info.get("device"), "versions": versions, "date": now,
+          "load_average": load}
 
 
 def rounded(rates: dict) -> dict:
