@@ -14,8 +14,8 @@ for all, l half the squared error. P starts anew with the shard, as in the paper
 equation 7 lets it run on; that local memories have gates like Titans is our reading.
 
 Shards need nothing of each other, so that packed text is read with all shards side by side, and only the
-S_L / C_L chunks of a shard one after another; V takes one step per chunk_size tokens. Read as a stream, local
-chunks follow each other in order: it may start anywhere.
+S_L / C_L chunks of a shard one after another; V takes one step per chunk_size tokens. That costs memory: the
+local weights of all shards exist at once. A stream, which may start anywhere, takes local chunks in order.
 
 Stage 2 of the paper's training is a config with smaller local_chunks: neither parameters nor state change
 their shapes with local_chunks, as long as it names as many memories, so that a checkpoint goes on with it.
