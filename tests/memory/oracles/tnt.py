@@ -18,13 +18,20 @@ def fresh_local(initial):
   return {"fast": initial, "momentum": zeros(initial), "base": initial, "piece": None}
 
 
-def written(local, recall, k, v, gate, j):
-  """One token of Titans at the local memory's base, with its gates."""
+def written(local, recall, k, v, gate, j, piece):
+  """One token of Titans at the local memory's base, with its gates; a new piece takes a new base."""
+  if local["piece"] != piece:
+    local = local | {"base": local["fast"], "piece": piece}
   fast, momentum = {}, {}
   for name, g in recall.gradient(local["base"], k, v, gate).items():
     momentum[name] = gate["local_momentum"][j] * local["momentum"][name] - gate["local_rate"][j] * g
     fast[name] = gate["local_retention"][j] * local["fast"][name] + momentum[name]
   return local | {"fast": fast, "momentum": momentum}
+
+
+def network(depth=2, expansion=1, activation="silu", residual=True):
+  """Every memory's; its weights know the expansion."""
+  return mlp(depth=depth, activation=activation, residual=residual)
 
 
 def run(
@@ -33,23 +40,19 @@ def run(
   gates,
   *,
   chunk_size,
-  momentum=None,
   local_chunks=None,
   shard_tokens=None,
   project_queries=True,
   global_memory=True,
-  depth=2,
-  expansion=1,
-  activation="silu",
-  residual=True,
   surprise_max=None,
-  **grid,
+  write_T=None,
+  reset_T=None,
+  **net,
 ):
-  assert not momentum, "what a local memory carries ends with its shard"
   (q_TK, k_TK, v_TM), slow = (arrays(x) for x in tokens), arrays(learned["slow"])
   shard_tokens = shard_tokens or chunk_size
   local_chunks = local_chunks or (math.gcd(8, shard_tokens),)
-  recall = Recall({}, mlp(depth=depth, activation=activation, residual=residual), surprise_max=surprise_max)
+  recall = Recall({}, network(**net), surprise_max=surprise_max)
   width = k_TK.shape[1]
 
   def unread():
@@ -63,11 +66,9 @@ def run(
     gate, k, v = at(gates, t), k_TK[t], v_TM[t]
     if state["shard"] != t // shard_tokens:
       state = state | unread() | {"shard": t // shard_tokens}
-    every = []
-    for j, local in enumerate(state["locals"]):
-      if local["piece"] != t // local_chunks[j]:
-        local = local | {"base": local["fast"], "piece": t // local_chunks[j]}
-      every.append(written(local, recall, k, v, gate, j))
+    every = [
+      written(local, recall, k, v, gate, j, t // local_chunks[j]) for j, local in enumerate(state["locals"])
+    ]
     fast = state["fast"]
     if global_memory:
       gradient = recall.gradient(base, k, v, gate)
@@ -79,10 +80,7 @@ def run(
     out = sum(recall.read(local["fast"], q) for local in state["locals"])
     return out + recall.read(base, q_TK[t]) if global_memory else out
 
-  def close(state, base):
-    return state | unread()
-
-  out_TM, state = walk(
-    len(q_TK), fresh(), fresh=fresh, token=token, read=read, close=close, chunk_size=chunk_size, **grid
-  )
+  grid = dict(chunk_size=chunk_size, write_T=write_T, reset_T=reset_T)
+  close = lambda state, base: state | unread()
+  out_TM, state = walk(len(q_TK), fresh(), fresh=fresh, token=token, read=read, close=close, **grid)
   return Run(out_TM, state["fast"], {})
