@@ -10,7 +10,15 @@ import numpy as np
 
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.types import Gates
-from tests.helpers import for_oracle, random_gates, random_tokens, running_from, tiny_rule
+from tests.helpers import (
+  assert_close,
+  for_oracle,
+  random_gates,
+  random_tokens,
+  results,
+  running_from,
+  tiny_rule,
+)
 
 FILES = sorted(
   path.stem for path in pathlib.Path(rules.__file__).parent.glob("*.py") if path.stem != "__init__"
@@ -25,7 +33,7 @@ OPTIONS = {
     dict(mode="hybrid", feature_map="poly", window_size=None),
   ),
   "atlas_plus": (dict(mode="hybrid"), dict(mode="per_token", window_size=None)),
-  "bregman": (dict(low=-0.5, high=2.0, norm=None),),
+  "bregman": (dict(low=-0.5, high=2.0, norm=None), dict(surprise_max=1.0)),
   "deep_transformer": (
     dict(reach_tokens=3, normalize="sum", momentum=True),
     dict(depth=3, scale=0.7, surprise_max=2.0),
@@ -36,12 +44,12 @@ OPTIONS = {
     dict(window_size=6, reach_tokens=5, momentum=True, surprise_max=2.0),
     dict(window_size=None, depth=1, residual=False, normalize="sum"),
   ),
-  "elastic_net": (dict(smooth=True), dict(threshold=0.2)),
-  "f_divergence": (dict(divergence="chi2"), dict(divergence="hellinger")),
+  "elastic_net": (dict(smooth=True), dict(threshold=0.2, surprise_max=1.0)),
+  "f_divergence": (dict(divergence="chi2"), dict(divergence="hellinger", surprise_max=1.0)),
   "lact": (dict(momentum=True),),
   "linear_attention": (dict(feature_map="poly"),),
-  "memora": (dict(over="matrix", scale=2.0),),
-  "moneta": (dict(p=1.5, q=3, sharpness=4.0),),
+  "memora": (dict(over="matrix", scale=2.0, surprise_max=1.0),),
+  "moneta": (dict(p=1.5, q=3, sharpness=4.0, surprise_max=1.0),),
   "omega": (
     dict(window_size=6, momentum=True, surprise_max=2.0),
     dict(window_size=1, feature_map="poly"),
@@ -61,9 +69,9 @@ OPTIONS = {
     dict(local_chunks=(2,), project_queries=False),
     dict(local_chunks=(2, 4), global_memory=False),
   ),
-  "ttt_linear": (dict(rope=False),),
-  "ttt_mlp": (dict(rope=False),),
-  "yaad": (dict(huber="norm"),),
+  "ttt_linear": (dict(rope=False, surprise_max=1.0),),
+  "ttt_mlp": (dict(rope=False, surprise_max=1.0, activation="silu", expansion=1),),
+  "yaad": (dict(huber="norm", surprise_max=1.0), dict(huber="robust", shift=0.5)),
 }
 
 
@@ -181,3 +189,50 @@ def read_parts(case, running, tokens, gates, lengths):
     reads.append(np.asarray(out_TM[:length]))
     start += length
   return running, np.concatenate(reads)
+
+
+def chunks_of(small):
+  """The rule's chunks; with its defaults from the function that gives slopes too, to compile one less."""
+  if small.options:
+    return lambda *args: chunks(small.rule, *args)[1]
+  return lambda *args: chunks_and_slopes(small.rule, *args)[0][1]
+
+
+# Padding inside chunks, a chunk of padding alone, and a reset at the last chunk.
+GRIDS = {
+  "whole": (np.ones(N), ()),
+  "padded": (np.array([1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1]), ()),
+  "an empty chunk": (np.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]), ()),
+  "a reset": (np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 0]), (2,)),
+}
+
+
+def resets_of(resets):
+  """1 at the first token of each of these chunks, as the loops take it."""
+  return np.array([t % CHUNK == 0 and t // CHUNK in resets for t in range(N)])
+
+
+def assert_equals_oracle(case, out_TM, memory, write_T, resets=(), arguments=None, why="", tolerance=None):
+  expected = case.oracle(arguments, write_T=write_T, reset_T=resets_of(resets))
+  real = np.flatnonzero(write_T)
+  assert_close(
+    results(np.asarray(out_TM)[real], memory),
+    results(expected.out_TM[real], expected),
+    why=f"{why}: ",
+    tolerance=tolerance,
+  )
+
+
+def gates_at(rule, z, *, dtype, write_rate_max=0.3):
+  """Gates from what goes into their maps: `z` gives the array of a shape, or one number for all."""
+  give = z if callable(z) else lambda *shape: np.full(shape, z)
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  softplus = lambda x: np.logaddexp(0, x)
+  common = (-softplus(give(N)), -softplus(-give(N)), write_rate_max * sigmoid(give(N)))
+  own = {}
+  for spec in rule.gates:
+    logit = give(N) if spec.size is None else give(N, spec.size)
+    own[spec.name] = jnp.asarray(
+      softplus(logit) if spec.kind == "softplus" else spec.max * sigmoid(logit), dtype
+    )
+  return Gates(*(jnp.asarray(x, dtype) for x in common), more=own or ())

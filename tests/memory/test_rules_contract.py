@@ -25,13 +25,18 @@ from tests.memory import contract
 from tests.memory.contract import (
   CHUNK,
   FILES,
+  GRIDS,
   VARIANT_IDS,
   VARIANTS,
   WIDTH,
   N,
+  assert_equals_oracle,
   case,
   chunks_and_slopes,
+  chunks_of,
+  gates_at,
   read_parts,
+  resets_of,
   single,
   weighed,
 )
@@ -45,31 +50,6 @@ def _compile_quickly():
 
 every_rule = pytest.mark.parametrize("name", FILES)
 every_variant = pytest.mark.parametrize("name,options", VARIANTS, ids=VARIANT_IDS)
-# Padding inside chunks, a chunk of padding alone, and a reset at the last chunk.
-GRIDS = {
-  "whole": (np.ones(N), ()),
-  "padded": (np.array([1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1]), ()),
-  "an empty chunk": (np.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]), ()),
-  "a reset": (np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 0]), (2,)),
-}
-
-
-def resets_of(resets):
-  """1 at the first token of each of these chunks, as the loops take it."""
-  return np.array([t % CHUNK == 0 and t // CHUNK in resets for t in range(N)])
-
-
-def assert_equals_oracle(case, out_TM, memory, write_T, resets=(), arguments=None, why="", tolerance=None):
-  expected = case.oracle(arguments, write_T=write_T, reset_T=resets_of(resets))
-  real = np.flatnonzero(write_T)
-  assert_close(
-    results(np.asarray(out_TM)[real], memory),
-    results(expected.out_TM[real], expected),
-    why=f"{why}: ",
-    tolerance=tolerance,
-  )
-
-
 # --- a rule's file ---
 
 
@@ -133,13 +113,6 @@ def test_chunks_and_single_tokens_equal_the_oracle(x64, name, options):
     )
     assert_equals_oracle(small, out_TM, end.memory, write_T, why=f"single tokens, {why}")
     assert_close(memory, end.memory, why=f"state of chunks, {why}")
-
-
-def chunks_of(small):
-  """The rule's chunks; with its defaults from the function that gives slopes too, to compile one less."""
-  if small.options:
-    return lambda *args: contract.chunks(small.rule, *args)[1]
-  return lambda *args: chunks_and_slopes(small.rule, *args)[0][1]
 
 
 @every_rule
@@ -209,21 +182,6 @@ def test_decoding_after_any_prefill_equals_one_pass_with_one_compilation(x64, na
       reads.append(out_1M)
     assert_close((np.concatenate(reads), running), (whole_TM, whole), why=f"prefill {prefill}")
   assert len(traces) == 1
-
-
-def gates_at(rule, z, *, dtype, write_rate_max=0.3):
-  """Gates from what goes into their maps: `z` gives the array of a shape, or one number for all."""
-  give = z if callable(z) else lambda *shape: np.full(shape, z)
-  sigmoid = lambda x: 1 / (1 + np.exp(-x))
-  softplus = lambda x: np.logaddexp(0, x)
-  common = (-softplus(give(N)), -softplus(-give(N)), write_rate_max * sigmoid(give(N)))
-  own = {}
-  for spec in rule.gates:
-    logit = give(N) if spec.size is None else give(N, spec.size)
-    own[spec.name] = jnp.asarray(
-      softplus(logit) if spec.kind == "softplus" else spec.max * sigmoid(logit), dtype
-    )
-  return Gates(*(jnp.asarray(x, dtype) for x in common), more=own or ())
 
 
 @every_rule

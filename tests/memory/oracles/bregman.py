@@ -20,6 +20,7 @@ def run(
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   def weights(fast, start):
@@ -27,4 +28,5 @@ def run(
 
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   assert not momentum, "the rule has no momentum"
-  return descent(learned, tokens, gates, Recall(learned["slow"], net), weights=weights, **grid)
+  recall = Recall(learned["slow"], net, surprise_max=surprise_max)
+  return descent(learned, tokens, gates, recall, weights=weights, **grid)

@@ -24,6 +24,7 @@ def run(
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   def shrink(a):
@@ -34,4 +35,5 @@ def run(
   close = lambda fast: {name: shrink(a) for name, a in fast.items()}
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   assert not momentum, "the rule has no momentum"
-  return descent(learned, tokens, gates, Recall(learned["slow"], net), close=close, **grid)
+  recall = Recall(learned["slow"], net, surprise_max=surprise_max)
+  return descent(learned, tokens, gates, recall, close=close, **grid)

@@ -29,10 +29,12 @@ def run(
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
-  recall = Recall(learned["slow"], mlp(depth=depth, activation=activation, residual=residual, norm=norm))
+  net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
+  recall = Recall(learned["slow"], net, surprise_max=surprise_max)
   assert not momentum, "the rule has no momentum"
 
   def fresh():

@@ -25,6 +25,7 @@ def run(
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   assert over in ("column", "matrix")
@@ -40,4 +41,5 @@ def run(
 
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   assert not momentum, "the rule has no momentum"
-  return descent(learned, tokens, gates, Recall(learned["slow"], net), weights=weights, **grid)
+  recall = Recall(learned["slow"], net, surprise_max=surprise_max)
+  return descent(learned, tokens, gates, recall, weights=weights, **grid)

@@ -23,6 +23,7 @@ def run(
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   def weights(fast, start):
@@ -30,6 +31,6 @@ def run(
     return {name: size[name] ** (2 - q) * w for name, w in fast.items()}
 
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
-  recall = Recall(learned["slow"], net, objective=lp(p, sharpness))
+  recall = Recall(learned["slow"], net, objective=lp(p, sharpness), surprise_max=surprise_max)
   assert not momentum, "the rule has no momentum"
   return descent(learned, tokens, gates, recall, weights=weights, **grid)

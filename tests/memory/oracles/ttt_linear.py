@@ -25,10 +25,10 @@ def turned(x, place, base=10_000.0):
   return out
 
 
-def descent_by_place(learned, tokens, gates, net, *, momentum, rope, **grid):
+def descent_by_place(learned, tokens, gates, net, *, momentum, rope, surprise_max=None, **grid):
   """The loop, for any network."""
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
-  recall = Recall(learned["slow"], net)
+  recall = Recall(learned["slow"], net, surprise_max=surprise_max)
   turn = turned if rope else lambda x, place: x
 
   def fresh():

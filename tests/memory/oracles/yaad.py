@@ -1,6 +1,9 @@
-"""Yaad: A_t = a_t A_{t-1} - r_t grad(A_base) with the Huber loss; the gate "threshold" is its border."""
+"""Yaad: A_t = a_t A_{t-1} - r_t grad(A_base) with the Huber loss; the gate "threshold" is its border.
 
-from tests.memory.oracles import Recall, descent, mlp
+huber="robust" has no such gate: half the squared error plus `shift` times its norm.
+"""
+
+from tests.memory.oracles import Recall, descent, mlp, robust
 from tests.memory.oracles import huber as huber_loss
 
 
@@ -11,14 +14,17 @@ def run(
   *,
   momentum=None,
   huber="coordinate",
+  shift=0.1,
   depth=2,
   expansion=4,
   activation="gelu",
   residual=True,
   norm="layer",
+  surprise_max=None,
   **grid,
 ):
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
-  recall = Recall(learned["slow"], net, objective=huber_loss(huber))
+  objective = robust(shift) if huber == "robust" else huber_loss(huber)
+  recall = Recall(learned["slow"], net, objective=objective, surprise_max=surprise_max)
   assert not momentum, "the rule has no momentum"
   return descent(learned, tokens, gates, recall, **grid)
