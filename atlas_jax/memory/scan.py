@@ -14,6 +14,11 @@ def _select(condition, on_true, on_false):
   return jax.tree.map(lambda new, old: jnp.where(condition, new, old), on_true, on_false)
 
 
+def keep_products():
+  """Gives the policy of what the backward pass need not compute again: products with fast weights."""
+  return jax.checkpoint_policies.save_only_these_names(*KEPT)
+
+
 def start(rule: MemoryRule, learned: Learned) -> Running:
   """Returns a memory that has read nothing."""
   memory = rule.start(learned)
@@ -63,7 +68,8 @@ def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, place_T, chunk_s
   """Does for all chunks at once what needs no memory."""
   parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (tokens, gates, write_T, place_T))
   # Its inner values are cheap to find again and, for a long text, costly to keep.
-  return jax.checkpoint(jax.vmap(rule.prepare, in_axes=(None, 0, 0, 0, 0)), prevent_cse=False)(slow, *parts)
+  prepare = jax.vmap(rule.prepare, in_axes=(None, 0, 0, 0, 0))
+  return jax.checkpoint(prepare, policy=keep_products(), prevent_cse=False)(slow, *parts)
 
 
 def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens: Token, gates: Gates, write_T,
@@ -96,8 +102,7 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
   xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N,
         jnp.any(_chunked(write_T, chunk_size).astype(bool), axis=1))
   if remat:
-    kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
-    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
+    body = jax.checkpoint(body, policy=keep_products(), prevent_cse=False)
   memory, out = jax.lax.scan(body, memory, xs)
   out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
   return memory, out._replace(out_CM=out.out_CM * write_T[:, None].astype(out.out_CM.dtype))
