@@ -78,16 +78,22 @@ def test_an_option_a_rule_does_not_know_is_refused(capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-def test_all_rules_give_a_row_and_those_that_cannot_run_say_why(capsys):
-  # Rotary positions need keys of even width; these are of width 3.
-  code, rows, _ = run(capsys, "memory", "--rule=all", "--what=forward", *SHAPE, "--heads=4", "--repeats=1")
-  assert code == 1
+def test_all_rules_give_a_row_each(capsys):
+  code, rows, _ = run(capsys, "memory", "--rule=all", "--what=forward", *SHAPE, "--repeats=1")
+  assert not [(row["rule"], row["error"]) for row in rows if "error" in row] and code == 0
   assert [row["rule"] for row in rows] == rules.names()
-  wrong = {row["rule"]: row["error"] for row in rows if "error" in row}
-  assert {"ttt_linear", "ttt_mlp"} <= set(wrong) <= {"ttt_linear", "ttt_mlp", "lact", "tnt"}, wrong
-  assert all("key_dim=3" in error for error in wrong.values())
+  assert all(set(row) >= KEYS and row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_a_rule_that_cannot_run_says_why_and_the_others_go_on(capsys, monkeypatch):
+  # Listed here and unknown to the process that measures it, "gone" stands for a rule that refuses the shapes.
+  monkeypatch.setattr(rules, "names", lambda: ["gone", "linear_attention"])
+  code, rows, _ = run(capsys, "memory", "--rule=all", "--what=forward", *SHAPE, "--repeats=1")
+  assert code == 1
+  assert [row["rule"] for row in rows] == ["gone", "linear_attention"]
+  assert "'gone' is unknown" in rows[0]["error"] and "error" not in rows[1]
   assert all(set(row) >= KEYS for row in rows)
-  assert all(row["tokens_per_s"] > 0 for row in rows if "error" not in row)
+  assert rows[0]["tokens_per_s"] is None and rows[1]["tokens_per_s"] > 0
 
 
 @pytest.mark.slow
