@@ -1,0 +1,279 @@
+"""Memories whose first layer sees keys through the map phi* with phi*(q) . phi*(k) = exp(scale q . k).
+
+phi* has no end, so the first layer is no matrix but a function: of every key, what it wrote is kept, and
+
+  layer 1 of W_t (x) = w0_t x + sum_i exp(scale x . k_i) row_{t,i}
+
+with w0 a matrix on the bare key, which fades but is not written. Rows are to phi* what weights are to
+features: token i's gradient of layer 1 is phi*(k_i) times the slope of layer 1, so a token adds its slope to
+its own row, and rows fade and gather momentum as weights do. Later layers are ordinary fast weights.
+
+State of fixed size: a chunk sees its own rows and the last `reach_tokens` rows of the chunks before. Beside
+weights, a head keeps (reach_tokens + chunk_size) (key_dim + hidden + 1) floats (2 hidden with momentum), and
+the base once more of reach_tokens (key_dim + hidden + 1).
+
+Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 3, where this is not worked out for deep f.
+"""
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory import descent, features, nets, objectives, window
+from atlas_jax.memory.nets import FIELD
+from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
+
+
+class Form(NamedTuple):
+  """What one rule descends on, and how its first layer looks at keys."""
+
+  descent: descent.Descent
+  scale: float
+  normalize: str | None
+  reach_tokens: int
+  chunk_size: int
+
+
+class Rows(NamedTuple):
+  """The first layer as a function: the last tokens' keys and what each has written, oldest first."""
+
+  k_SK: jax.Array
+  fast_SF: jax.Array
+  momentum_SF: Any  # () without momentum
+  here_S: jax.Array  # float, 1 where there is a token; 0 before the text's beginning
+
+
+class Kept(NamedTuple):
+  """What is carried beside weights."""
+
+  rows: Rows
+  window: Any  # window.Rows; () without a window
+
+
+class Base(NamedTuple):
+  """A memory to recall with: its weights, the rows stacked under w0, and the rows' keys."""
+
+  weights: dict
+  k_SK: jax.Array
+  here_S: jax.Array
+
+
+class Ready(NamedTuple):
+  """All of a chunk that needs no memory."""
+
+  parts: descent.Prepared
+  own_CC: jax.Array  # exp(scale q . k) where key and query are of the chunk and the key is not later; else 0
+
+
+def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int, expansion: float,
+         activation: str, residual: bool, scale: float | None, normalize: str | None, reach_tokens: int,
+         momentum: bool, surprise_max: float | None, window_size: int | None) -> MemoryRule:
+  """Makes a rule for one head; see the rules for the arguments.
+
+  Raises:
+    ValueError: if an option is out of range, or residual with different widths.
+  """
+  if normalize not in (None, "sum"):
+    raise ValueError(f"{FIELD}.normalize={normalize!r} is unknown; known are None, 'sum'")
+  least = max(1, (window_size or 1) - 1)
+  if reach_tokens < least:
+    raise ValueError(f"{FIELD}.reach_tokens={reach_tokens} must be at least {least} with "
+                     f"window_size={window_size}")
+  if scale is not None and scale <= 0:
+    raise ValueError(f"{FIELD}.scale={scale} must be positive, or None for the root of key_dim")
+  lift = features.make("none", key_dim=key_dim)
+  net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
+                 activation=activation, residual=residual)
+  rule = descent.make(net, objective=objective, momentum=momentum, lift=lift, window_size=window_size,
+                      surprise_max=surprise_max)
+  form = Form(descent.Descent(net, lift, objective, momentum, window_size, surprise_max),
+              key_dim**0.5 if scale is None else scale, normalize, reach_tokens, chunk_size)
+  bind = lambda function: functools.partial(function, form)
+  return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
+                       prepare=bind(prepare), chunk=bind(chunk), close=bind(close))
+
+
+def start(form: Form, learned: Learned) -> MemoryState:
+  """Starts without rows."""
+  state = descent.start(form.descent, learned)
+  size, (inputs, hidden) = form.reach_tokens + form.chunk_size, learned.fast["w0"].shape
+  empty = lambda *shape: jnp.zeros((size, *shape), learned.fast["w0"].dtype)
+  rows = Rows(empty(inputs), empty(hidden), empty(hidden) if form.descent.momentum else (), empty())
+  return state._replace(kept=Kept(rows, state.kept))
+
+
+def close(form: Form, slow, state: MemoryState, base) -> MemoryState:
+  """Ends a chunk: of its rows and those before, the last `reach_tokens` stay."""
+  del slow, base
+  rows = jax.tree.map(lambda x: x.at[:form.chunk_size].set(0), state.kept.rows)
+  return state._replace(kept=state.kept._replace(rows=rows))
+
+
+def anchor(form: Form, slow, state: MemoryState) -> Base:
+  """Gives the memory at a chunk's start, where the places of the chunk's own rows are still empty."""
+  del slow
+  return recaller(state.fast, jax.tree.map(lambda x: x[form.chunk_size:], state.kept.rows))
+
+
+def recaller(fast, rows: Rows) -> Base:
+  """Puts weights and rows together."""
+  return Base(fast | {"w0": jnp.concatenate([fast["w0"], rows.fast_SF])}, rows.k_SK, rows.here_S)
+
+
+def kernel(form: Form, x_K, k_SK):
+  """Gives phi*(x) . phi*(k) for each key; also with leading axes on x."""
+  return jnp.exp(form.scale * (x_K @ k_SK.T))
+
+
+def share(form: Form, seen_S, other=None):
+  """Gives what products with keys are multiplied by: 1, or 1 over their sum, with leading axes [.., 1].
+
+  Args:
+    seen_S: kernels of the rows, 0 where there is none; with leading axes.
+    other: kernels of further rows.
+  """
+  total = jnp.sum(seen_S, -1, keepdims=True)
+  if form.normalize is None:
+    return jnp.ones_like(total)
+  total = total if other is None else total + jnp.sum(other, -1, keepdims=True)
+  return 1 / jnp.where(total > 0, total, 1)
+
+
+def seen(form: Form, base: Base, x_K):
+  """Gives the kernels of a memory's rows, 0 where there is none; also with leading axes on x."""
+  return kernel(form, x_K, base.k_SK) * base.here_S.reshape(*(1,) * (x_K.ndim - 1), -1)
+
+
+def lift(form: Form, base: Base, x_K):
+  """Gives the input of the stacked w0; also with leading axes on x."""
+  seen_S = seen(form, base, x_K)
+  return jnp.concatenate([x_K, seen_S * share(form, seen_S)], axis=-1)
+
+
+def apply(form: Form, slow, base: Base, x_K):
+  """Recalls what is stored under a query; leading axes are free."""
+  return form.descent.net.apply(slow, base.weights, x_K, lift(form, base, x_K))
+
+
+def token_gradient(form: Form, slow, base: Base, k_K, v_M, more):
+  """Gradient of one token's recall loss, bounded: of the weights (0 for w0), and the slope of layer 1."""
+  lifted = lift(form, base, k_K)
+
+  def recall(weights, tap_F):
+    product = lambda name, u: u @ weights[name] + (tap_F if name == "w0" else 0)
+    return form.descent.net.forward(product, slow, k_K, lifted)
+
+  out_M, pull = jax.vjp(recall, base.weights, jnp.zeros(base.weights["w0"].shape[1], k_K.dtype))
+  grad, slope_F = pull(form.descent.objective(out_M, v_M, more)[1])
+  grad = grad | {"w0": jnp.zeros((k_K.shape[0], slope_F.shape[0]), k_K.dtype)}
+  square = jnp.exp(form.scale * (k_K @ k_K)) * (slope_F @ slope_F)
+  square = square + sum(jnp.sum(g * g) for g in jax.tree.leaves(grad))
+  return jax.tree.map(lambda g: objectives.bound(square, form.descent.surprise_max) * g, (grad, slope_F))
+
+
+def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: Gates, place):
+  """Reads one token: the plain form."""
+  del place
+  kept, rows = state.kept, state.kept.rows
+  k_WK, v_WM, weight_W = token.k[None], token.v[None], jnp.ones((1,), token.k.dtype)
+  if form.descent.window_size is not None:
+    every = window.append(kept.window, token)
+    k_WK, v_WM, weight_W = every.k_WK, every.v_WM, gates.more["context"][::-1] * every.here_W
+    kept = kept._replace(window=jax.tree.map(lambda x: x[1:], every))
+  one = lambda k_K, v_M: token_gradient(form, slow, base, k_K, v_M, gates.more)
+  grads, slopes_WF = jax.vmap(one)(k_WK, v_WM)
+  weight_W = -gates.write_rate * weight_W
+  move = jax.tree.map(lambda g: jnp.tensordot(weight_W, g, axes=1), grads)
+
+  new = lambda old, x: jnp.concatenate([old, x[None]])[1:]
+  rows = jax.tree.map(lambda x: new(x, jnp.zeros_like(x[0])), rows)
+  rows = rows._replace(k_SK=rows.k_SK.at[-1].set(token.k), here_S=rows.here_S.at[-1].set(1))
+  row_move = jnp.zeros_like(rows.fast_SF).at[-weight_W.shape[0]:].set(weight_W[:, None] * slopes_WF)
+  momentum = state.momentum
+  if form.descent.momentum:
+    gather = lambda s, g: gates.momentum * s + g
+    momentum = move = jax.tree.map(gather, state.momentum, move)
+    row_move = gather(rows.momentum_SF, row_move)
+    rows = rows._replace(momentum_SF=row_move)
+  fade = lambda w, s: gates.retention * w + s
+  fast, rows = jax.tree.map(fade, state.fast, move), rows._replace(fast_SF=fade(rows.fast_SF, row_move))
+  out_M = apply(form, slow, recaller(fast, rows), token.q)
+  return MemoryState(fast, momentum, kept._replace(rows=rows)), out_M
+
+
+def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Ready:
+  """Does for a chunk all that needs no memory."""
+  parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
+  allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
+  # What is masked is cut before exp, so that no slope of it is infinite.
+  log_CC = jnp.where(allowed_CC, form.scale * (tokens.q @ tokens.k.T), 0)
+  return Ready(parts._replace(score_CC=()), jnp.where(allowed_CC, jnp.exp(log_CC), 0))
+
+
+def surprise(form: Form, slow, base: Base, k_SK, v_SM, more) -> descent.Surprise:
+  """Back-propagates each token's recall loss at the base; the gradient of layer 1 is as long as phi*(k)."""
+  unbound = form.descent._replace(surprise_max=None)
+  found = descent.surprise(unbound, slow, base.weights, lift(form, base, k_SK), k_SK, v_SM, more)
+  square = lambda x: jnp.sum(x * x, -1)
+  square_S = jnp.exp(form.scale * square(k_SK)) * square(found.slopes["w0"])
+  others = [w for w in found.slopes if w != "w0"]
+  square_S = square_S + sum(square(found.inputs[w]) * square(found.slopes[w]) for w in others)
+  scale_S1 = objectives.bound(square_S, form.descent.surprise_max)[:, None]
+  # Bare keys write nothing: what layer 1 learns is in the rows.
+  return found._replace(inputs=found.inputs | {"w0": jnp.zeros_like(k_SK)},
+                        slopes=jax.tree.map(lambda x: x * scale_S1, found.slopes),
+                        norm_C=jnp.sqrt(jax.lax.stop_gradient(square_S)))
+
+
+def chunk(form: Form, slow, state: MemoryState, base: Base, ready: Ready):
+  """Reads a chunk; equal to `step` token by token from the same base, also from inside a grid chunk."""
+  parts, kept, decay = ready.parts, state.kept, ready.parts.decay
+  tokens, mix_CS, surprise_CS, last = parts.tokens, decay.mix_CC, decay.surprise_CC, kept.window
+  k_SK, v_SM = tokens.k, tokens.v
+  if form.descent.window_size is not None:
+    every, weight_CS, last = window.reach(kept.window, tokens, parts.more["context"], parts.write_C)
+    k_SK, v_SM = every.k_WK, every.v_WM
+    mix_CS, surprise_CS = mix_CS @ weight_CS, surprise_CS @ weight_CS
+  found = surprise(form, slow, base, k_SK, v_SM, parts.more)
+  out_CM = read(form, slow, state, found, mix_CS, ready)
+  size = tokens.k.shape[0]
+  rows = write_rows(form, kept.rows, found.slopes["w0"], parts, mix_CS[-1], surprise_CS[-1])
+  after = descent.write(form.descent, state, found, decay, mix_CS[-1], surprise_CS[-1], Kept(rows, last))
+  return after, ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])
+
+
+def read(form: Form, slow, state: MemoryState, found: descent.Surprise, mix_CS, ready: Ready):
+  """Recalls with each token's own weights and rows."""
+  parts, rows = ready.parts, state.kept.rows
+  here = recaller(state.fast, rows)
+  seen_CS = seen(form, here, parts.tokens.q)
+  share_C1 = share(form, seen_CS, ready.own_CC)
+  # A window's rows are the last of those before the chunk.
+  earlier = rows.here_S.shape[0] - (mix_CS.shape[1] - ready.own_CC.shape[1])
+  score_CS = mix_CS * share_C1 * jnp.concatenate([seen_CS[:, earlier:], ready.own_CC], axis=1)
+  lifted = (), jnp.concatenate([parts.tokens.q, seen_CS * share_C1], axis=1)
+  momentum = state.momentum
+  if form.descent.momentum:
+    momentum = momentum | {"w0": jnp.concatenate([momentum["w0"], rows.momentum_SF])}
+  return descent.read(form.descent, slow, MemoryState(here.weights, momentum), found, parts.decay.fast_C,
+                      parts.decay.momentum_C, mix_CS, parts._replace(lifted=lifted), score_CS)
+
+
+def write_rows(form: Form, rows: Rows, slopes_SF, parts: descent.Prepared, mix_S, surprise_S) -> Rows:
+  """Gives the rows after a chunk; the last of `slopes_SF` are the chunk's, those before a window's."""
+  decay, here_C = parts.decay, parts.write_C.astype(rows.here_S.dtype)
+
+  def add(old_SF, weight_S):
+    new_CF = jnp.zeros((here_C.shape[0], old_SF.shape[1]), old_SF.dtype)
+    return jnp.concatenate([old_SF, new_CF]).at[-weight_S.shape[0]:].add(-weight_S[:, None] * slopes_SF)
+
+  fast_SF, momentum_SF = decay.fast_C[-1] * rows.fast_SF, rows.momentum_SF
+  if form.descent.momentum:
+    fast_SF = fast_SF + decay.momentum_C[-1] * momentum_SF
+    momentum_SF = add(decay.keep_C[-1] * momentum_SF, surprise_S)
+  k_SK = jnp.concatenate([rows.k_SK, parts.tokens.k * here_C[:, None]])
+  every = Rows(k_SK, add(fast_SF, mix_S), momentum_SF, jnp.concatenate([rows.here_S, here_C]))
+  # Empty places come first, then tokens in order; as many places as before are kept.
+  keep = jnp.argsort(every.here_S, stable=True)[here_C.shape[0]:]
+  return jax.tree.map(lambda x: x[keep], every)
