@@ -102,7 +102,10 @@ def check(*, key_dim, value_dim, depth, expansion, activation, residual, norm):
 def layer_norm(x):
   """Brings the last axis to mean 0 and variance 1."""
   centred = x - jnp.mean(x, -1, keepdims=True)
-  return centred * jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + 1e-6)
+  # Large rows are brought to 1 first, which changes no value: their powers in second slopes overflow float32.
+  largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred), -1, keepdims=True), 1))
+  unit = centred / largest
+  return unit * jax.lax.rsqrt(jnp.mean(unit * unit, -1, keepdims=True) + 1e-6 / (largest * largest))
 
 
 def _mlp_forward(depth, activation, residual, norm, biases, product, slow, x_K, lifted_P):

@@ -58,6 +58,10 @@ def _scaled(q, slow, fast):
 
 
 def _scale(q, a_PF):
-  total = jnp.sum(jnp.abs(a_PF) ** q)
-  # A memory that was never started is all zero, where the root has no slope.
-  return (jnp.where(total > 0, total, 1) ** (1 / q) + 1e-6) ** (2 - q)
+  # Entries are divided by the largest before they are raised: a faded memory's powers underflow, and their
+  # root's slope overflows. A memory that was never started is all zero and takes the norm 1.
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a_PF)))
+  started = largest > 0
+  unit = jnp.where(started, largest, 1)
+  total = jnp.sum((jnp.abs(a_PF) / unit) ** q)
+  return (unit * jnp.where(started, total, 1) ** (1 / q) + 1e-6) ** (2 - q)
