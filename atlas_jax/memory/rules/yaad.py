@@ -16,6 +16,10 @@ Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Yaad) and secti
 from atlas_jax.memory import descent, features, nets, objectives
 from atlas_jax.memory.types import GateSpec, MemoryRule
 
+# The output of a layer norm has coordinates around 1: a threshold there would take most errors for odd ones,
+# and from usual initial weights such memories swing from chunk to chunk.
+THRESHOLD = GateSpec("threshold", kind="softplus", init=3.0)
+
 
 def make(*, key_dim: int, value_dim: int, huber: str = "coordinate", shift: float = 0.1, depth: int = 2,
          expansion: float = 4, activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
@@ -45,4 +49,4 @@ def make(*, key_dim: int, value_dim: int, huber: str = "coordinate", shift: floa
   return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
                       objective=objectives.robust(shift) if robust else objectives.huber(huber),
                       surprise_max=surprise_max,
-                      gates=() if robust else (GateSpec("threshold", kind="softplus", init=1.0),))
+                      gates=() if robust else (THRESHOLD,))
