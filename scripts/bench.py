@@ -38,8 +38,8 @@ from atlas_jax.memory import rules
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CHILD = ROOT / "scripts" / "bench_child.py"
-# The peer's state and activation: two matrices of four times the head's width, added to the input.
-DEFAULT_OPTIONS = {"titans": {"depth": 2, "expansion": 4, "activation": "gelu"}}
+# The state of the peer: two matrices of four times the width of a head.
+DEFAULT_OPTIONS = {"titans": {"depth": 2, "expansion": 4}}
 WHAT = ("forward", "forward_backward")
 PEER = "titans_pytorch"
 SETTLE_S = 0.25  # Threads of a library spin for a while after its last product.
@@ -91,7 +91,8 @@ def parser() -> Parser:
     flag(f"--{name}", type=positive, default=default)
   flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the layer's input")
   flag("--impl", default="auto", help="form of the memory's scan")
-  flag("--remat_chunks", type=positive, help="chunks computed again together in the backward pass")
+  flag("--remat_chunks", type=lambda text: None if text == "none" else positive(text), default=8,
+       help="chunks computed again together in the backward pass; none keeps all inner values")
   flag("--peer", action="store_true", help="run titans-pytorch at the same shapes, turn by turn")
   flag("--peer_batch_size", type=positive, help="the peer's batch_size: tokens between its anchors")
   flag("--peer_memory_limit_gib", type=float, default=13.0, help="the peer is ended when it passes this")
@@ -140,10 +141,9 @@ def check(args) -> None:
     raise ValueError("--options belong to one rule, and --rule=all measures all; name the rule")
   if args.width % args.heads:
     raise ValueError(f"--width={args.width} is not a multiple of --heads={args.heads}")
-  part = args.chunk * (args.remat_chunks or 1)
   for length in args.lengths:
-    if length % part:
-      raise ValueError(f"--lengths: {length} is not a multiple of --chunk x --remat_chunks = {part}")
+    if length % args.chunk:
+      raise ValueError(f"--lengths: {length} is not a multiple of --chunk={args.chunk}")
   if args.peer and args.rule != "titans":
     raise ValueError(f"--peer runs Titans memory, this is --rule={args.rule}; it compares with --rule=titans")
   if args.peer and importlib.util.find_spec(PEER) is None:
@@ -158,6 +158,8 @@ class Child:
     self._errors = tempfile.TemporaryFile("w+")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path}
+    # Large arrays in huge pages, on both sides: mapping small ones anew takes a fifth of a training step.
+    env.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     if spec.get("peer"):  # Both share the accelerator.
       env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if spec["side"] == "peer":  # Else its threads spin while they wait, and that would count as CPU-seconds.

@@ -23,8 +23,7 @@ MEASURED = ("tokens_per_s", "tokens_per_cpu_s", "peak_memory_mib", "flops_fracti
 MISTAKES = [
   ([], "arguments are required"),
   (["speed"], "invalid choice: 'speed'"),
-  (["memory", "--lengths=20", "--chunk=8"], "20 is not a multiple of --chunk x --remat_chunks = 8"),
-  (["memory", "--lengths=24", "--chunk=8", "--remat_chunks=2"], "--chunk x --remat_chunks = 16"),
+  (["memory", "--lengths=20", "--chunk=8"], "20 is not a multiple of --chunk=8"),
   (["memory", "--width=10", "--heads=4"], "--width=10 is not a multiple of --heads=4"),
   (["memory", "--repeats=0"], "'0' must be a whole number, at least 1"),
   (["memory", "--what=backward"], "'backward' is unknown; known are forward, forward_backward"),
