@@ -204,6 +204,8 @@ def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: 
 
 def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Ready:
   """Does for a chunk all that needs no memory."""
+  # What stands at padding counts for nothing, but its exponential may be infinite, and 0 times that is nan.
+  tokens = jax.tree.map(lambda x: jnp.where(write_C.astype(bool)[:, None], x, 0), tokens)
   parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
   allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
   # What is masked is cut before exp, so that no slope of it is infinite.
@@ -272,7 +274,7 @@ def write_rows(form: Form, rows: Rows, slopes_SF, parts: descent.Prepared, mix_S
   if form.descent.momentum:
     fast_SF = fast_SF + decay.momentum_C[-1] * momentum_SF
     momentum_SF = add(decay.keep_C[-1] * momentum_SF, surprise_S)
-  k_SK = jnp.concatenate([rows.k_SK, parts.tokens.k * here_C[:, None]])
+  k_SK = jnp.concatenate([rows.k_SK, parts.tokens.k])
   every = Rows(k_SK, add(fast_SF, mix_S), momentum_SF, jnp.concatenate([rows.here_S, here_C]))
   # Empty places come first, then tokens in order; as many places as before are kept.
   keep = jnp.argsort(every.here_S, stable=True)[here_C.shape[0]:]
