@@ -81,9 +81,9 @@ def test_a_rule_names_its_gates_and_can_be_a_static_argument(name, options):
     assert spec.kind == "softplus" or (spec.kind == "sigmoid" and 0 < spec.init < spec.max)
 
 
-@every_variant
-def test_a_rule_starts_from_float32_weights_that_depend_on_the_key_alone(name, options):
-  rule = case(name, options).rule
+@every_rule
+def test_a_rule_starts_from_float32_weights_that_depend_on_the_key_alone(name):
+  rule = case(name).rule
   first, again, other = (rule.init(jax.random.key(seed)) for seed in (0, 0, 1))
   assert_same_bits(first, again)
   assert {x.dtype for x in jax.tree.leaves(first)} == {jnp.dtype("float32")}
