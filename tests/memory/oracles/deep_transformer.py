@@ -12,13 +12,69 @@ import numpy as np
 from tests.memory.oracles import ACTIVATIONS, Run, arrays, at, inner_product, walk, zeros
 
 
+class KernelRecall:
+  """A memory with such a first layer as a function of its state, and the gradients of its loss."""
+
+  def __init__(self, objective, *, scale, normalize, depth, activation, residual, surprise_max):
+    self.objective, self.scale, self.normalize, self.depth = objective, scale, normalize, depth
+    self.act, self.act_slope = ACTIVATIONS[activation]
+    self.residual, self.surprise_max = residual, surprise_max
+
+  def forward(self, state, x):
+    """The sum before each activation, and f(x)."""
+    kernels = [math.exp(self.scale * (x @ row["k"])) for row in state["rows"]]
+    share = 1.0 if self.normalize is None or not kernels else 1 / sum(kernels)
+    z = x @ state["fast"]["w0"]
+    for kernel, row in zip(kernels, state["rows"], strict=True):
+      z = z + share * kernel * row["fast"]
+    sums = [z]
+    for i in range(1, self.depth):
+      sums.append(self.act(sums[-1]) @ state["fast"][f"w{i}"])
+    return sums, sums[-1] + x if self.residual else sums[-1]
+
+  def gradient(self, base, k, v, gate):
+    """Of each matrix but w0 by name; under "row" the slope with respect to layer 1."""
+    sums, out = self.forward(base, k)
+    delta, found = self.objective(out, v, gate)[1], {}
+    for i in reversed(range(1, self.depth)):
+      found[f"w{i}"] = np.outer(self.act(sums[i - 1]), delta)
+      delta = (base["fast"][f"w{i}"] @ delta) * self.act_slope(sums[i - 1])
+    # The gradient in the space of the kernel has the key's length there, exp(scale k . k / 2).
+    square = math.exp(self.scale * (k @ k)) * (delta**2).sum() + sum((g**2).sum() for g in found.values())
+    found["row"] = delta
+    if self.surprise_max is not None and math.sqrt(square) > self.surprise_max:
+      found = {name: g * self.surprise_max / math.sqrt(square) for name, g in found.items()}
+    return found
+
+
+def written(recall, state, base, k, v, gate, *, window_size, has_momentum):
+  """The state after a token; gradients of its window are taken at the base."""
+  width = state["fast"]["w0"].shape[1]
+  rows = [dict(row, new=np.zeros(width)) for row in state["rows"]]
+  rows.append(dict(k=k, v=v, new=np.zeros(width), fast=np.zeros(width), momentum=np.zeros(width)))
+  new = zeros(state["fast"])
+  for lag in range(min(window_size or 1, len(rows))):
+    row = rows[-1 - lag]
+    count = gate["write_rate"] * (gate["context"][lag] if "context" in gate else 1.0)
+    found = recall.gradient(base, row["k"], row["v"], gate)
+    row["new"] = -count * found.pop("row")
+    for name, g in found.items():
+      new[name] = new[name] - count * g
+  keep = gate["momentum"] if has_momentum else 0.0
+  s = {name: keep * state["momentum"][name] + new[name] for name in new}
+  fast = {name: gate["retention"] * state["fast"][name] + s[name] for name in new}
+  for row in rows:
+    row["momentum"] = keep * row["momentum"] + row.pop("new")
+    row["fast"] = gate["retention"] * row["fast"] + row["momentum"]
+  return dict(fast=fast, momentum=s, rows=rows)
+
+
 def kernel_descent(
   learned,
   tokens,
   gates,
   objective,
   *,
-  chunk_size,
   window_size=1,
   depth=2,
   expansion=1,
@@ -33,75 +89,23 @@ def kernel_descent(
 ):
   """Descent with such a first layer; `momentum` as for `descent`: None, a bool, or S before the text."""
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
+  form = dict(depth=depth, activation=activation, residual=residual, surprise_max=surprise_max)
   scale = math.sqrt(k_TK.shape[1]) if scale is None else scale
-  act, act_slope = ACTIVATIONS[activation]
-  has_momentum = bool(momentum)
+  recall = KernelRecall(objective, scale=scale, normalize=normalize, **form)
   before = arrays(momentum) if isinstance(momentum, dict) else zeros(initial)
-
-  def forward(state, x):
-    """The sum before each activation, and f(x)."""
-    kernels = [math.exp(scale * (x @ row["k"])) for row in state["rows"]]
-    share = 1.0 if normalize is None or not kernels else 1 / sum(kernels)
-    z = x @ state["fast"]["w0"]
-    for kernel, row in zip(kernels, state["rows"], strict=True):
-      z = z + share * kernel * row["fast"]
-    sums = [z]
-    for i in range(1, depth):
-      sums.append(act(sums[-1]) @ state["fast"][f"w{i}"])
-    return sums, sums[-1] + x if residual else sums[-1]
-
-  def gradient(base, k, v, gate):
-    """Of each matrix but w0 by name; under "row" the slope with respect to layer 1."""
-    sums, out = forward(base, k)
-    delta, found = objective(out, v, gate)[1], {}
-    for i in reversed(range(1, depth)):
-      found[f"w{i}"] = np.outer(act(sums[i - 1]), delta)
-      delta = (base["fast"][f"w{i}"] @ delta) * act_slope(sums[i - 1])
-    # The gradient in the space of the kernel has the key's length there, exp(scale k . k / 2).
-    square = math.exp(scale * (k @ k)) * (delta**2).sum() + sum((g**2).sum() for g in found.values())
-    found["row"] = delta
-    if surprise_max is not None and math.sqrt(square) > surprise_max:
-      found = {name: g * surprise_max / math.sqrt(square) for name, g in found.items()}
-    return found
-
-  def token(state, base, t, place):
-    gate = at(gates, t)
-    width = initial["w0"].shape[1]
-    rows = [dict(row, new=np.zeros(width)) for row in state["rows"]]
-    rows.append(dict(k=k_TK[t], v=v_TM[t], new=np.zeros(width)))
-    rows[-1] |= dict(fast=np.zeros(width), momentum=np.zeros(width))
-    new = zeros(initial)
-    for lag in range(min(window_size or 1, len(rows))):
-      row = rows[-1 - lag]
-      count = gate["write_rate"] * (gate["context"][lag] if "context" in gate else 1.0)
-      found = gradient(base, row["k"], row["v"], gate)
-      row["new"] = -count * found.pop("row")
-      for name, g in found.items():
-        new[name] = new[name] - count * g
-    keep = gate["momentum"] if has_momentum else 0.0
-    s = {name: keep * state["momentum"][name] + new[name] for name in new}
-    fast = {name: gate["retention"] * state["fast"][name] + s[name] for name in new}
-    for row in rows:
-      row["momentum"] = keep * row["momentum"] + row.pop("new")
-      row["fast"] = gate["retention"] * row["fast"] + row["momentum"]
-    return dict(fast=fast, momentum=s, rows=rows)
-
-  def close(state, base):
-    return state | {"rows": state["rows"][-reach_tokens:]}
-
+  how = dict(window_size=window_size, has_momentum=bool(momentum))
   fresh = lambda: dict(fast=initial, momentum=zeros(initial), rows=[])
   out_TM, state = walk(
     len(q_TK),
     fresh() | {"momentum": before},
     fresh=fresh,
-    token=token,
-    read=lambda state, base, t, place: forward(state, q_TK[t])[1],
-    close=close,
+    token=lambda state, base, t, place: written(recall, state, base, k_TK[t], v_TM[t], at(gates, t), **how),
+    read=lambda state, base, t, place: recall.forward(state, q_TK[t])[1],
+    close=lambda state, base: state | {"rows": state["rows"][-reach_tokens:]},
     anchor=lambda state: state,
-    chunk_size=chunk_size,
     **grid,
   )
-  return Run(out_TM, state["fast"], state["momentum"] if has_momentum else {})
+  return Run(out_TM, state["fast"], state["momentum"] if momentum else {})
 
 
 def run(learned, tokens, gates, **options):
