@@ -101,6 +101,7 @@ def _model() -> ml_collections.ConfigDict:
           "write_rate_init": 0.01,  # Inner step size at the start.
           "write_rate_max": 0.1,  # Its bound.
           "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
+          "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
       },
   })
 
@@ -279,10 +280,10 @@ def at(config, name: str):
 
 
 def _check_model(model) -> None:
-  for name, known in (("memory_mix", ("gate", "none")), ("remat", ("none", "dots", "block")),
-                      ("dtype", ("float32", "bfloat16"))):
-    if model[name] not in known:
-      raise ValueError(f"config.model.{name}={model[name]!r} is unknown; {nearest(model[name], known)}")
+  for name, known in (("memory_mix", "gate none"), ("remat", "none dots block"),
+                      ("dtype", "float32 bfloat16"), ("memory.impl", "auto reference chunked pallas")):
+    if (value := at(model, name)) not in known.split():
+      raise ValueError(f"config.model.{name}={value!r} is unknown; {nearest(value, known.split())}")
   if model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
                      f"{2 * model.heads} (rotary positions turn pairs of features); nearest are "
@@ -299,11 +300,10 @@ def _check_model(model) -> None:
 
 
 # What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.
-# None of it decides what an update computes, but for the length: the learning rate follows it, and a
-# line says so.
+# None of it decides what an update computes, but the length: the learning rate follows, and a line says so.
 FREE = ("checkpoint", "mesh", "monitor", "eval", "loss.block_tokens", "optim.steps", "train", "data.threads",
         "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll", "model.remat",
-        "model.memory.remat_chunks")
+        "model.memory.remat_chunks", "model.memory.impl")
 
 
 def is_free(name: str) -> bool:

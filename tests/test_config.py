@@ -70,6 +70,7 @@ REFUSED = [
   (dict(model__width=520), "model.width=520 is not a multiple of 2 . config.model.heads=16 .*512 and 528"),
   (dict(model__memory_mix="gated"), "config.model.memory_mix='gated' is unknown; did you mean 'gate'?"),
   (dict(model__remat="all"), "config.model.remat='all' is unknown; known are block, dots, none"),
+  (dict(model__memory__impl="palas"), "config.model.memory.impl='palas' is unknown; did you mean 'pallas'?"),
   (dict(seed=2**32), "config.seed=4294967296 must be below"),
 ]  # fmt: skip
 
@@ -189,7 +190,7 @@ def test_the_seed_the_data_and_the_model_may_not_change_between_runs():
     f"optim.{name}" for name in configs.default().optim if name != "steps"}  # fmt: skip
   free = {name for name in configs.FIELDS if name.startswith(("data.", "model.", "seed", "recipe"))} - fixed
   data = {f"data.{name}" for name in ("threads", "cache_dir", "download", "bad_input_frac")}
-  assert free == data | {"model.scan_unroll", "model.remat", "model.memory.remat_chunks"}
+  assert free == data | {"model.scan_unroll", "model.remat", "model.memory.remat_chunks", "model.memory.impl"}
   assert configs.is_free("mesh.tensor") and not configs.is_free("model.memory.options.depth")
 
 

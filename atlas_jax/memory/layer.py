@@ -1,4 +1,5 @@
 """The layer around a memory rule: projections, convolutions, gates, heads, and the state between calls."""
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory import rules, scan
+from atlas_jax.memory import on_chip, rules, scan
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token
+from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
 
 NO_DOC = -2  # the document of a state that has read nothing
+FORMS = ("auto", "reference", "chunked", "pallas")
 
 
 class MemoryLayerState(NamedTuple):
@@ -88,6 +90,9 @@ class Memory(nn.Module):
     retention_init, momentum_init, write_rate_init, write_rate_max: see `TokenGates`.
     remat_chunks: chunks whose inner values the backward pass computes again together, all but their products
       with the fast weights; None keeps all.
+    impl: how packed texts are read: "reference" (the rule's steps, token by token; streams too), "chunked"
+      (its chunks), "pallas" (one kernel, for rules that have it), or "auto" (chunked, until a measurement
+      shows the kernel ahead). It changes speed, not results; only surprise of the reference is another norm.
   """
 
   rule: str
@@ -102,11 +107,21 @@ class Memory(nn.Module):
   write_rate_init: float
   write_rate_max: float
   remat_chunks: int | None = None
+  impl: str = "auto"
 
   def the_rule(self):
-    """Returns the rule for one head."""
-    return rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
+    """Returns the rule for one head.
+
+    Raises:
+      ValueError: if the rule does not take impl.
+    """
+    rule = rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
                       **self.options)
+    forms = FORMS if rule.kernel else FORMS[:-1]
+    if self.impl not in forms:
+      raise ValueError(f"config.model.memory.impl={self.impl!r} is not offered by config.model.memory.rule="
+                       f"{self.rule!r} with its options; supported are {', '.join(forms)}")
+    return by_steps(rule) if self.impl == "reference" else rule
 
   @property
   def channels(self) -> int:
@@ -215,10 +230,12 @@ class Memory(nn.Module):
       return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N,
                               chunk_size=self.chunk_size, remat=self.remat_chunks is not None)
 
-    heads = jax.vmap(head, in_axes=(0, 0, 0, 0, None, None))
+    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None)))
+    if self.impl == "pallas":
+      read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
-    memory, out = jax.vmap(heads)(running.memory, per_row, tokens, gates, write_BT, reset_BN)
+    memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN)
     base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
 

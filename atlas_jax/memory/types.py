@@ -143,6 +143,12 @@ class MemoryRule(NamedTuple):
   gates: tuple[GateSpec, ...] = ()  # gates of the rule's own
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")  # common gates it uses
   reads: str = "token"  # "token": a read sees its own token's write; "chunk": writes of earlier chunks only
+  kernel: Callable | None = None  # whole texts of many heads in one kernel, see `on_chip.read`; None: no such
+
+
+def by_steps(rule: MemoryRule) -> MemoryRule:
+  """Gives the rule that reads every chunk token by token: what a faster form must equal."""
+  return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, kernel=None))
 
 
 def with_chunks(rule: MemoryRule) -> MemoryRule:

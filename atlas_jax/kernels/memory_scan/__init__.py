@@ -35,7 +35,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
     gradient before the bound) and loss_GT.
 
   Raises:
-    ValueError: if impl is unknown or does not take this platform or these shapes, or an option is out of range.
+    ValueError: if impl is unknown or does not take this platform or these shapes, or an option is wrong.
 
   Source: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-18; the dual form is of Sun et al. 2024,
     arXiv:2407.04620, section 2.5, here for MLPs with momentum and gates of every token.

@@ -51,7 +51,7 @@ def chunks(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, *, chunk_size: int) -> C
   column, entry = lambda x: x[..., None], lambda x: x[..., None, None]
   fast_GNC, momentum_GNC = split(decay.fast_GT), jax.tree.map(split, decay.momentum_GT)
   return Chunk(
-      *(split(x) for x in (q_GTK, k_GTK, v_GTM)), column(fast_GNC), jax.tree.map(column, momentum_GNC),
+      split(q_GTK), split(k_GTK), split(v_GTM), column(fast_GNC), jax.tree.map(column, momentum_GNC),
       decay.mix_GNCC, entry(fast_GNC[..., -1]), jax.tree.map(lambda x: entry(x[..., -1]), momentum_GNC),
       column(decay.mix_GNCC[..., -1, :]), jax.tree.map(entry, decay.keep_GN),
       jax.tree.map(column, decay.surprise_GNC), entry(reset_GN.astype(q_GTK.dtype)))

@@ -9,6 +9,7 @@ For training the forward pass keeps the state before each group. The backward pa
 reverse, finds each chunk's state again from its group's, and takes the slopes of one chunk at a time.
 """
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,28 @@ from atlas_jax.kernels.memory_scan.chunked import Chunk, State, advance, chunks,
 from atlas_jax.kernels.memory_scan.reference import Decay, Form
 
 
+def _sizes(q_GTK, v_GTM, fast, chunk_size: int) -> tuple[int, ...]:
+  """Gives the size of a chunk and all widths, from keys to values."""
+  return chunk_size, q_GTK.shape[-1], *(w.shape[-1] for w in fast[:-1]), v_GTM.shape[-1]
+
+
+def _gpu_bytes(sizes, group: int) -> int:
+  """Bytes that a program of the backward pass carries from chunk to chunk."""
+  del group
+  # Weights, momentum, slopes of both, and of what memories start from.
+  return 4 * 5 * sum(a * b for a, b in zip(sizes[1:-1], sizes[2:]))
+
+
+def _tpu_bytes(sizes, group: int) -> int:
+  """Bytes of a program of the backward pass; the three parts are fitted to what the compiler reports."""
+  tiles = lambda rows, columns: 4 * (rows + -rows % 8) * (columns + -columns % 128)
+  C, K, *_, M = sizes
+  # Tokens and weights of a group and their slopes, each twice: one is filled while the other is read.
+  chunk = 4 * tiles(C, K) + 3 * tiles(C, M) + 2 * tiles(C, C) + 8 * tiles(C, 1) + 8 * tiles(1, 1)
+  states = 32 * sum(tiles(a, b) for a, b in zip(sizes[1:-1], sizes[2:]))
+  return 2 * group * chunk + states + 80 * tiles(C, max(sizes[1:]))
+
+
 class Route(NamedTuple):
   """What one platform takes.
 
@@ -27,21 +50,27 @@ class Route(NamedTuple):
     compiler_params: named explicitly, since the compiler that a kernel gets without them changes with jax.
     precision: of products.
     powers: whether every size is a power of two, 16 or more.
-    state_bytes: the most bytes of what a program carries in the backward pass, see `problem`.
+    needs_bytes: (sizes, chunks of a group) -> bytes on chip that the backward pass takes.
+    limit_bytes: the most of them.
     in_grid: whether a step of the grid reads one group; else a program reads all groups of a memory.
+    group_chunks: chunks of a group, if nothing else is asked for.
   """
   compiler_params: Any
   precision: Any
   powers: bool
-  state_bytes: int
+  needs_bytes: Callable[[tuple[int, ...], int], int]
+  limit_bytes: int
   in_grid: bool
+  group_chunks: int
 
 
 ROUTES = {
-    "gpu": Route(triton.CompilerParams(num_warps=8, num_stages=1),
-                 jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6, True, 227 * 1024, in_grid=False),
-    "tpu": Route(tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
-                 jax.lax.Precision.HIGHEST, False, 16 * 1024**2, in_grid=True),
+    "gpu": Route(
+        triton.CompilerParams(num_warps=8, num_stages=1), jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6,
+        powers=True, needs_bytes=_gpu_bytes, limit_bytes=227 * 1024, in_grid=False, group_chunks=1),
+    "tpu": Route(
+        tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")), jax.lax.Precision.HIGHEST,
+        powers=False, needs_bytes=_tpu_bytes, limit_bytes=16 * 1024**2, in_grid=True, group_chunks=4),
 }
 
 
@@ -180,10 +209,10 @@ def _call(kernel, static: Static, arguments, results, *, grouped_in, grouped_out
   specs = lambda trees, grouped: tuple(
       jax.tree.map(functools.partial(spec, flag), tree) for tree, flag in zip(trees, grouped, strict=True))
   return pl.pallas_call(
-      functools.partial(kernel, static=static), out_shape=tuple(results), grid=(G, groups) if in_grid else (G,),
-      in_specs=specs(arguments, grouped_in), out_specs=specs(results, grouped_out),
-      compiler_params=static.route.compiler_params, interpret=static.interpret,
-      name=f"memory_scan{kernel.__name__}")(*arguments)
+      functools.partial(kernel, static=static), name=f"memory_scan{kernel.__name__}",
+      grid=(G, groups) if in_grid else (G,), in_specs=specs(arguments, grouped_in),
+      out_specs=specs(results, grouped_out), out_shape=tuple(results),
+      compiler_params=static.route.compiler_params, interpret=static.interpret)(*arguments)
 
 
 def _like(tree):
@@ -191,7 +220,7 @@ def _like(tree):
 
 
 def _read(static: Static, parts: Chunk, initial, first: State, keep: bool):
-  """Runs the forward kernel; gives the tokens' results, the last state and, on request, those before groups."""
+  """Runs the forward kernel; gives the tokens' results, the last state and, if kept, those before groups."""
   lead, dtype = parts.q_CK.shape[:3], parts.q_CK.dtype
   C, M = parts.v_CM.shape[-2:]
   out = [jax.ShapeDtypeStruct((*lead, C, width), dtype) for width in (M, 1, 1)]
@@ -223,25 +252,41 @@ def _scan_backward(static, kept, slopes):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
+def _groups(sizes, chunk_count: int, most: int, platform: str) -> int | None:
+  """Gives the largest group that divides the chunks and fits on chip, up to a bound; None if none does."""
+  route = ROUTES[platform]
+  fitting = (g for g in range(min(most, chunk_count), 0, -1)
+             if chunk_count % g == 0 and route.needs_bytes(sizes, g) <= route.limit_bytes)
+  return next(fitting, None)
+
+
 def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
             platform: str) -> str | None:
   """Says why these arrays do not fit the kernel of a platform, or gives None if they do."""
-  del k_GTK, decay, reset_GN, initial
+  del decay, initial
   if platform not in ROUTES:
     return f"there is no kernel for {platform}, only for {' and '.join(ROUTES)}"
-  if jnp.finfo(q_GTK.dtype).bits > 32:
-    return f"the kernel works in float32, the tokens are {jnp.dtype(q_GTK.dtype).name}"
+  for x in (q_GTK, k_GTK, v_GTM, *fast, *momentum):
+    if x.dtype != jnp.float32:
+      return f"the kernel works in float32, not in {jnp.dtype(x.dtype).name}"
+  sizes, route = _sizes(q_GTK, v_GTM, fast, chunk_size), ROUTES[platform]
+  named = f"chunks of {chunk_size} and widths of {' x '.join(map(str, sizes[1:]))}"
+  if route.powers and any(size < 16 or size & (size - 1) for size in sizes):
+    return f"{named} are not all powers of two from 16 up, as {platform} needs them"
+  if _groups(sizes, reset_GN.shape[1], 1, platform) is None:
+    return (f"{named} take {route.needs_bytes(sizes, 1) // 1024} KiB on chip, and {platform} has "
+            f"{route.limit_bytes // 1024}")
   return None
 
 
 def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
-                form: Form, platform: str, group_chunks: int = 4, interpret: bool = False):
+                form: Form, platform: str, group_chunks: int | None = None, interpret: bool = False):
   """Runs one program per memory; arguments as in the package, and three more.
 
   Args:
     platform: "gpu" or "tpu", whose kernel is built, also where another platform traces it.
     group_chunks: chunks whose states the backward pass finds again from one that is kept; the largest number
-      up to this one that divides the number of chunks.
+      up to this one that divides the number of chunks and fits on chip. None: the route's.
     interpret: whether the kernel is run step by step by the platform at hand, with any sizes and dtype.
 
   Raises:
@@ -252,8 +297,8 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   if why and not interpret:
     raise ValueError(f"memory_scan cannot use impl='pallas': {why}; impl='chunked' takes every shape")
   parts = chunks(*arguments[:5], chunk_size=chunk_size)
-  size = reset_GN.shape[1]
-  group = next(g for g in range(min(group_chunks, size), 0, -1) if size % g == 0)
+  sizes = _sizes(q_GTK, v_GTM, fast, chunk_size)
+  group = _groups(sizes, reset_GN.shape[1], group_chunks or ROUTES[platform].group_chunks, platform) or 1
   parts = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, group, *x.shape[2:]), parts)
   (out, norm, loss), last = _scan(Static(form, platform, interpret), parts, initial, State(fast, momentum))
   flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])

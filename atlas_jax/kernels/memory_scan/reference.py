@@ -95,5 +95,6 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   split = functools.partial(by_chunks, chunk_size=chunk_size)
   tokens = tuple(split(x) for x in (q_GTK, k_GTK, v_GTM))
   decay = decay._replace(fast_GT=split(decay.fast_GT), momentum_GT=jax.tree.map(split, decay.momentum_GT))
-  out_GTM, surprise_GT, loss_GT, fast, momentum = jax.vmap(head)(tokens, decay, reset_GN, initial, fast, momentum)
+  arguments = (tokens, decay, reset_GN, initial, fast, momentum)
+  out_GTM, surprise_GT, loss_GT, fast, momentum = jax.vmap(head)(*arguments)
   return out_GTM, fast, momentum, surprise_GT, loss_GT

@@ -11,7 +11,7 @@ one base, and without a bound such a chunk can overshoot further with every chun
 
 Source: Behrouz et al. 2025, arXiv:2501.00663, Eq. 9-18.
 """
-from atlas_jax.memory import descent, features, nets
+from atlas_jax.memory import descent, features, nets, on_chip
 from atlas_jax.memory.types import MemoryRule
 
 
@@ -32,4 +32,6 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
   """
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual)
-  return descent.make(net, lift=features.make("none", key_dim=key_dim), surprise_max=surprise_max)
+  kernel = on_chip.make(depth=depth, activation=activation, residual=residual, surprise_max=surprise_max)
+  return descent.make(net, lift=features.make("none", key_dim=key_dim), surprise_max=surprise_max,
+                      kernel=kernel)
