@@ -17,10 +17,11 @@ import numpy as np
 from absl import app, flags
 
 from atlas_jax.kernels.local_attention import local_attention
+from atlas_jax.kernels.memory_scan import Decay, memory_scan
 from atlas_jax.kernels.newton_schulz import newton_schulz
 from atlas_jax.kernels.vocab_loss import vocab_loss
 
-flags.DEFINE_list("kernels", ["local_attention", "vocab_loss", "newton_schulz"], "which ones")
+flags.DEFINE_list("kernels", ["local_attention", "vocab_loss", "newton_schulz", "memory_scan"], "which ones")
 flags.DEFINE_integer("rounds", 5, "rounds of calls, of which the best counts", lower_bound=1)
 flags.DEFINE_integer("calls", 5, "calls of a round", lower_bound=1)
 
@@ -56,7 +57,24 @@ def newton_schulz_rows():
       yield "x".join(map(str, shape)), impl, functools.partial(newton_schulz, impl=impl), arrays(shape)
 
 
-ROWS = {"local_attention": attention_rows, "vocab_loss": vocab_rows, "newton_schulz": newton_schulz_rows}
+def memory_rows():
+  """Yields the same for 8 memories of two matrices that read 1,024 tokens in chunks of 64, gates open."""
+  G, N, C, K = 8, 16, 64, 32
+  line_GT, row_GNC = jnp.ones((G, N * C)), jnp.full((G, N, C), 0.02)
+  mix_GNCC = jnp.broadcast_to(0.02 * jnp.tri(C), (G, N, C, C))
+  decay = Decay(line_GT, line_GT, mix_GNCC, jnp.ones((G, N)), row_GNC)
+  reset_GN = jnp.zeros((G, N), bool)
+  forms = ["reference", "chunked"] + ["pallas"] * (jax.default_backend() != "cpu")
+  for impl in forms:
+    def run(q, k, v, first, second, impl=impl):
+      fast, still = [first, second], [0 * first, 0 * second]
+      return memory_scan(q, k, v, decay, reset_GN, fast, fast, still, chunk_size=C, impl=impl)[0]
+    tokens, weights = arrays(*[(G, N * C, K)] * 3), arrays(*[(G, K, K)] * 2)
+    yield "8x1024x32 chunk 64", impl, run, [K**-0.5 * x for x in (*tokens, *weights)]
+
+
+ROWS = {"local_attention": attention_rows, "vocab_loss": vocab_rows, "newton_schulz": newton_schulz_rows,
+        "memory_scan": memory_rows}
 
 
 def milliseconds(function, inputs, *, rounds: int, calls: int) -> float:

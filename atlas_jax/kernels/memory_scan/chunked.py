@@ -140,7 +140,9 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   """Works on the same chunk of all memories at once; arguments as in the package."""
   parts = chunks(q_GTK, k_GTK, v_GTM, decay, reset_GN, chunk_size=chunk_size)
   every = jax.vmap(functools.partial(scan_chunk, form))
-  body = lambda state, chunk: every(state, initial, chunk)
+  # On two cores it takes less time to find a chunk's inner values again, 22 ms for both passes, than to keep
+  # them, 44 ms.
+  body = jax.checkpoint(lambda state, chunk: every(state, initial, chunk), prevent_cse=False)
   by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), parts)
   state, out = jax.lax.scan(body, State(fast, momentum), by_time)
   # The outputs are [N, G, C, .].
