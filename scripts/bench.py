@@ -11,7 +11,9 @@ a process of its own, so that its peak memory is its own. --peer runs the Titans
 the same shapes in the same run, turn by turn, where that package is installed.
 
 The peer's threads sleep while they wait (OMP_WAIT_POLICY=passive, unless that is set): by default they spin,
-which on a busy machine trebles its CPU-seconds without any more work.
+which on a busy machine trebles its CPU-seconds without any more work. Both sides have their large arrays in
+huge pages where glibc offers them (GLIBC_TUNABLES, unless that is set); --peer_huge_pages=no leaves the peer
+as it comes.
 
 Figures are medians. Peak memory is that of the repeats: on a CPU of the whole process, after preparation and
 compilation, on accelerators of the device. On a CPU rates that are compared are per CPU-second, which other
@@ -47,7 +49,7 @@ TABLE = (("rule", 16), ("what", 16), ("length", 7), ("tokens_per_s", 12), ("toke
          ("peak_memory_mib", 15), ("flops_fraction_of_peak", 22))
 PEER_TABLE = (("peer_tokens_per_cpu_s", 21), ("peer_peak_memory_mib", 20), ("ratio", 6))
 GIVEN = ("rule", "impl", "batch", "length", "width", "heads", "chunk", "what", "dtype", "options",
-         "remat_chunks")
+         "remat_chunks", "peer_huge_pages")
 PEER_KEYS = ("peer_tokens_per_s", "peer_tokens_per_cpu_s", "peer_peak_memory_mib", "ratio")
 
 
@@ -91,10 +93,12 @@ def parser() -> Parser:
     flag(f"--{name}", type=positive, default=default)
   flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the layer's input")
   flag("--impl", default="auto", help="form of the memory's scan")
-  flag("--remat_chunks", type=lambda text: None if text == "none" else positive(text), default=8,
+  flag("--remat_chunks", type=lambda text: None if text == "none" else positive(text), default=32,
        help="chunks computed again together in the backward pass; none keeps all inner values")
   flag("--peer", action="store_true", help="run titans-pytorch at the same shapes, turn by turn")
   flag("--peer_batch_size", type=positive, help="the peer's batch_size: tokens between its anchors")
+  flag("--peer_huge_pages", choices=("yes", "no"), default="yes",
+       help="whether the peer's arrays lie in huge pages, too, as ours do where glibc offers them")
   flag("--peer_memory_limit_gib", type=float, default=13.0, help="the peer is ended when it passes this")
   step = kinds.add_parser("memory_lm", help="a training step", allow_abbrev=False)
   step.add_argument("--config", required=True, help="FILE or FILE:ARGUMENTS, as for training")
@@ -127,7 +131,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[dict]]:
            ("batch", "width", "heads", "chunk", "dtype", "impl", "remat_chunks", "repeats")}
   return args, [
       dict(side="memory", rule=name, options={**DEFAULT_OPTIONS.get(name, {}), **args.options}, length=length,
-           what=what, peer=args.peer, **shape)
+           what=what, peer=args.peer, peer_huge_pages=args.peer_huge_pages if args.peer else None, **shape)
       for name in names for length in args.lengths for what in args.what]
 
 
@@ -158,8 +162,8 @@ class Child:
     self._errors = tempfile.TemporaryFile("w+")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path}
-    # Large arrays in huge pages, on both sides: mapping small ones anew takes a fifth of a training step.
-    env.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    if spec.get("huge_pages", True):  # Mapping large arrays in small pages takes a fifth of a training step.
+      env.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     if spec.get("peer"):  # Both share the accelerator.
       env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if spec["side"] == "peer":  # Else its threads spin while they wait, and that would count as CPU-seconds.
@@ -236,6 +240,7 @@ def measure(spec: dict, args) -> dict:
   try:
     if spec.get("peer") and sides[0].works:
       sides.append(Side({**spec, "side": "peer", "platform": sides[0].info["platform"],
+                         "huge_pages": spec["peer_huge_pages"] == "yes",
                          "peer_batch_size": args.peer_batch_size, "limit_gib": args.peer_memory_limit_gib}))
     for _ in range(spec["repeats"]):
       for side in sides:
