@@ -8,6 +8,7 @@ import pytest
 from atlas_jax.data import source as sources
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.types import Gates, Token
+from experiments.mqar import run
 
 FIELDS = {"source": "experiments.mqar.task", "name": "keys:7", "segment_len": 20, "batch_rows": 6, "seed": 3}
 
@@ -64,3 +65,12 @@ def test_a_memory_without_writes_forgets_and_keeps_nothing(rule):
                                jnp.zeros((2,), bool), chunk_size=3, remat=False)
   jax.tree.map(lambda now, start: np.testing.assert_allclose(now, start / 64, rtol=1e-5), memory.fast,
                learned.fast)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_model_learns_to_recall_with_writes_and_only_with_them(tmp_path):
+  found = run.trained("rule=delta", tmp_path / "on")
+  assert found["accuracy"] > run.GOAL
+  found = run.trained("rule=delta,writes_off,steps=100", tmp_path / "off")
+  assert found["accuracy"] < 0.3

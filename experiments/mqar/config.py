@@ -5,7 +5,8 @@
 """
 from atlas_jax import config as base
 
-OPTIONS = {"titans": {"depth": 1, "residual": False}}
+LINEAR = {"depth": 1, "residual": False}  # One matrix per head, as delta has.
+OPTIONS = {"titans": LINEAR, "omega": LINEAR, "atlas": LINEAR}
 
 
 def get_config(arg=None):
@@ -15,10 +16,10 @@ def get_config(arg=None):
   config = base.default()
   config.recipe, config.seed = "experiments.mqar.recipe", arg.seed
   config.data.update(source="experiments.mqar.task", name=f"keys:{arg.n_keys}", segment_len=4 * arg.pairs,
-                     batch_rows=32, carry=False)
+                     batch_rows=64, carry=False)
   config.model.update(vocab_size=2 * arg.n_keys, width=64, depth=2, heads=2, ff_width=64, window_tokens=2,
                       dtype="float32")
-  config.model.memory.update(rule=arg.rule, heads=2, key_dim=16, value_dim=16, chunk_size=arg.chunk_size,
+  config.model.memory.update(rule=arg.rule, heads=2, key_dim=32, value_dim=32, chunk_size=arg.chunk_size,
                              conv_taps=2, retention_init=0.999, momentum_init=0.1, write_rate_init=0.5,
                              write_rate_max=1.0)
   options = OPTIONS[arg.rule] if arg.rule in OPTIONS else {}
@@ -26,8 +27,9 @@ def get_config(arg=None):
     config.model.memory.rule = "experiments.mqar.read_only"
     options = {"rule": arg.rule, "options": options}
   config.model.memory.options = options
-  config.optim.update(lr=5e-3, warmup_steps=20, steps=arg.steps, weight_decay=0.0)
-  config.train.update(log_every_steps=10, eval_every_steps=50)
+  config.optim.update(lr=1e-2, warmup_steps=20, steps=arg.steps, schedule="wsd", decay_frac=0.3,
+                      weight_decay=0.0)
+  config.train.update(log_every_steps=25, eval_every_steps=25)
   config.checkpoint.update(every_steps=100_000)
   config.eval.update(batch_rows=128, max_tokens=128 * 4 * 4 * arg.pairs)
   config.monitor.update(progress=False, tensorboard=False)

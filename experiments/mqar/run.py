@@ -1,6 +1,6 @@
 """Trains the study's models one after another, and keeps what each reaches in one JSON file.
 
-  python -m experiments.mqar.run --out=experiments/mqar/results.json
+  python -m experiments.mqar.run --workdir=runs/mqar --out=experiments/mqar/results.json
 
 What the file already holds is not run again. See the README for what the runs are.
 """
@@ -10,7 +10,6 @@ import json
 import pathlib
 import platform
 import sys
-import tempfile
 import time
 
 import jax
@@ -69,22 +68,21 @@ def main(argv: list[str] | None = None) -> None:
   """Runs what the file does not hold yet, and writes it after every run."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--rules", default=",".join(RULES))
   parser.add_argument("--more", default="", help="added to every config argument, such as steps=20,pairs=4")
   asked = parser.parse_args(argv)
   found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-  for rule in asked.rules.split(","):
-    for arg in (f"rule={rule}", f"rule={rule},writes_off"):
-      arg = f"{arg},{asked.more}" if asked.more else arg
-      if arg in found:
-        continue
-      with tempfile.TemporaryDirectory() as folder:
-        row = trained(arg, pathlib.Path(folder))
-        if "writes_off" not in arg:
-          row["accuracy_by_chunk_size"] = read_at(arg, pathlib.Path(folder))
-      found[arg] = {**row, **machine()}
+  end = f",{asked.more}" if asked.more else ""
+  args = [f"rule={rule}{off}{end}" for off in ("", ",writes_off") for rule in asked.rules.split(",")]
+  jobs = [(arg, trained, arg) for arg in args]
+  jobs += [(f"{arg} read by chunks of", read_at, arg) for arg in args if "writes_off" not in arg]
+  for name, job, arg in jobs:
+    if name not in found:
+      row = job(arg, asked.workdir / arg)
+      found[name] = {**row, **machine()}
       asked.out.write_text(json.dumps(found, indent=2) + "\n")
-      print(arg, json.dumps(row), flush=True)
+      print(name, json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
