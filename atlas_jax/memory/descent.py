@@ -137,7 +137,8 @@ def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
   out_M, pull = jax.vjp(recall, weights)
   _, slope_M = form.objective(out_M, v_M, more)
   grad = pull(slope_M)[0]
-  scale = objectives.bound(sum(jnp.sum(g * g) for g in jax.tree.leaves(grad)), form.surprise_max)
+  square = jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(grad)]).sum()
+  scale = objectives.bound(square, form.surprise_max)
   return jax.tree.map(lambda g: scale * g, grad)
 
 
@@ -213,7 +214,9 @@ def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise
   loss_C, slope_CM = form.objective(out_CM, v_CM, more)
   slopes = {w: checkpoint_name(slope, "memory_slope") for w, slope in pull(slope_CM)[0].items()}
   # An outer product's norm is the product of the norms.
-  square_C = sum(jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(slopes[w] * slopes[w], -1) for w in slopes)
+  square_C = jnp.zeros_like(loss_C)
+  for w in slopes:
+    square_C += jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(slopes[w] * slopes[w], -1)
   scale_C = objectives.bound(square_C, form.surprise_max)
   if form.surprise_max is not None:
     slopes = {w: slope * scale_C[:, None] for w, slope in slopes.items()}

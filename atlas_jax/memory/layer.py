@@ -1,5 +1,6 @@
 """The layer around a memory rule: projections, convolutions, gates, heads, and the state between calls."""
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from atlas_jax.memory import on_chip, rules, scan
 from atlas_jax.memory.gates import TokenGates
 from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
 
+LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
 NO_DOC = -2  # the document of a state that has read nothing
 FORMS = ("auto", "reference", "chunked", "pallas")
 
@@ -233,6 +235,8 @@ class Memory(nn.Module):
     read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None)))
     if self.impl == "pallas":
       read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
+    elif jax.default_backend() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
+      read = functools.partial(_in_turn, head)
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
     memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN)
@@ -284,6 +288,20 @@ class Memory(nn.Module):
         "inner_loss_after": mean(after_BCH, end_BC),
         "fast_norm_mean": jnp.mean(jnp.sqrt(square_BH)),
     }
+
+
+def _floats_per_head(fast) -> int:
+  return sum(math.prod(w.shape[1:]) for w in jax.tree.leaves(fast))
+
+
+def _in_turn(head, memory, learned, tokens, gates, write_BT, reset_BN):
+  """Reads one memory after the other, so that its weights stay in a core's cache from chunk to chunk."""
+  rows, heads = tokens.q.shape[:2]
+  of_heads = lambda x: jnp.repeat(x[:, None], heads, axis=1)
+  every = (memory, learned, tokens, gates, of_heads(write_BT), of_heads(reset_BN))
+  flat = jax.tree.map(lambda x: x.reshape(rows * heads, *x.shape[2:]), every)
+  read = jax.lax.map(lambda one: head(*one), flat)
+  return jax.tree.map(lambda x: x.reshape(rows, heads, *x.shape[1:]), read)
 
 
 def _per_head(init, heads: int):

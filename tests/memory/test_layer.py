@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
+from atlas_jax.memory import layer as memory_layer
 from atlas_jax.memory.layer import NO_DOC
 from tests.helpers import (
   assert_close,
@@ -230,7 +231,7 @@ def test_the_jacobian_of_outputs_by_inputs_is_lower_triangular():
   assert (reach_TT[np.tril_indices(12)] > 0).all()
 
 
-def test_reading_by_stretches_changes_no_value_and_no_gradient(x64):
+def test_reading_by_stretches_or_in_turn_changes_no_value_and_no_gradient(x64, monkeypatch):
   """Documents end inside and between stretches; the last stretch's end is that of the whole."""
   doc_BT = jnp.asarray(DOCUMENTS)
 
@@ -242,9 +243,11 @@ def test_reading_by_stretches_changes_no_value_and_no_gradient(x64):
     return jnp.sum(jnp.sin(3 * out_BTHM)), (state, stats)
 
   results = []
-  for remat_chunks in (None, 1, 3):
+  for remat_chunks, large in ((None, 2**15), (1, 2**15), (3, 2**15), (3, 0)):
+    monkeypatch.setattr(memory_layer, "LARGE", large)
     layer, params, x_BTD = layer_of("float64", remat_chunks=remat_chunks)
     run = jax.jit(jax.value_and_grad(functools.partial(value, layer), (0, 1), has_aux=True))
     results.append(run(params, x_BTD))
   assert_close(results[1], results[0], why="a chunk each")
   assert_close(results[2], results[0], why="one stretch")
+  assert_close(results[3], results[0], why="memories in turn")
