@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from absl import logging
 from atlas_jax.data import formats
 from atlas_jax.data.corpus import Corpus
 from atlas_jax.data.tokenizer import Tokenizer
+
+_PARSING = threading.Lock()
 
 IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: it is read in a second.
 BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
@@ -148,7 +151,9 @@ def _open_cache(folder: pathlib.Path) -> Store:
   try:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     dtype = np.dtype(manifest.pop("dtype"))
-    lengths, split, names = (np.load(folder / f"{name}.npy") for name in ("lengths", "split", "names"))
+    # NumPy parses headers as Python, which threads of Python 3.11 must not do at once (SystemError).
+    with _PARSING:
+      lengths, split, names = (np.load(folder / f"{name}.npy") for name in ("lengths", "split", "names"))
     n_bytes = (folder / "ids.bin").stat().st_size
     if not manifest.pop("format") == FORMAT or len(lengths) != manifest["documents"] or (
         n_bytes != lengths.sum() * dtype.itemsize):
