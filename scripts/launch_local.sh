@@ -75,23 +75,39 @@ describe() {
 }
 
 declare -A ended=()
-while ((${#ended[@]} < count)); do
+# Notes the exit status of process $1 once it has ended; fails while it runs.
+note_end() {
+  if [[ -n ${ended[$1]:-} ]]; then return 0; fi
+  if running "${pids[$1]}"; then return 1; fi
+  local status=0
+  wait "${pids[$1]}" 2>/dev/null || status=$?
+  ended[$1]=$status
+}
+
+# Names the process whose end explains the others': one that a signal ended, else the first that failed.
+culprit() {
+  local i first=
   for ((i = 0; i < count; i++)); do
-    if [[ -n ${ended[$i]:-} ]] || running "${pids[$i]}"; then continue; fi
-    status=0
-    wait "${pids[$i]}" 2>/dev/null || status=$?
-    ended[$i]=$status
-    if ((status != 0)); then
-      await_end 1  # A common error ends all of them alike, with its own message.
-      signal_all TERM
-      await_end 3  # Not longer: they may wait for the dead one.
-      signal_all KILL
-      where=
-      if ((i > 0)); then where=" (its log: $workdir/process_$i.log)"; fi
-      say "process $i of $count $(describe "$status")$where; the others were stopped. The same command resumes from the newest checkpoint, if one was written."
-      exit 1
-    fi
+    if ! note_end "$i" || ((ended[$i] == 0)); then continue; fi
+    if ((ended[$i] > 128)); then first=$i; break; fi
+    first=${first:-$i}
   done
+  found=$first
+}
+
+while ((${#ended[@]} < count)); do
+  culprit  # A process that loses another may end in the same moment: who was killed counts.
+  if [[ -n $found ]]; then
+    status=${ended[$found]}
+    await_end 1  # A common error ends all of them alike, with its own message.
+    signal_all TERM
+    await_end 3  # Not longer: they may wait for the dead one.
+    signal_all KILL
+    where=
+    if ((found > 0)); then where=" (its log: $workdir/process_$found.log)"; fi
+    say "process $found of $count $(describe "$status")$where; the others were stopped. The same command resumes from the newest checkpoint, if one was written."
+    exit 1
+  fi
   sleep 0.1
 done
 trap - EXIT

@@ -31,6 +31,11 @@ if flags.get("fail") == me:
   sys.exit(3)
 if flags.get("kill") == me:
   os.kill(os.getpid(), signal.SIGKILL)
+if "after" in flags:  # Fails as soon as that process is dead, whoever has noticed it.
+  while not os.path.exists(f"{folder}/pid_{flags['after']}"):
+    time.sleep(0.001)
+  time.sleep(0.02)
+  sys.exit(1)
 time.sleep(float(flags["seconds"]))
 """
 
@@ -100,6 +105,14 @@ def test_a_death_stops_the_others_and_is_named(launch, tmp_path, flag, how):
   assert f"process 1 of 3 {how}" in line
   assert "same command resumes from the newest checkpoint" in line
   assert not any(is_alive(path.read_text()) for path in tmp_path.glob("pid_*"))
+
+
+def test_the_process_that_was_killed_is_named_also_if_another_fails_of_it_at_once(launch):
+  for _ in range(3):  # Who is seen first is a matter of milliseconds.
+    process = launch(2, "--seconds=100", "--kill=1", "--after=1")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "process 1 of 2 was ended by SIGKILL" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
