@@ -38,16 +38,17 @@ class Checkpoints:
   Args:
     workdir: the run directory; checkpoints lie in workdir/checkpoints.
     keep_last: how many of the newest are kept.
-    keep_best: how many with the lowest best_metric are kept besides.
+    keep_best: how many with the best best_metric are kept besides.
     keep_every_steps: steps whose multiples are kept for good, or None.
     every_steps: how often the training loop saves; kept for it as an attribute.
     best_metric: which of the metrics given to `save` decides.
+    best_mode: "min" or "max", whichever of it is best.
     read_only: for evaluation and generation: makes no directory and cannot save.
   """
 
   def __init__(self, workdir, *, every_steps: int | None = None, keep_last: int = 2, keep_best: int = 1,
                keep_every_steps: int | None = None, best_metric: str = "val_bits_per_byte",
-               read_only: bool = False):
+               best_mode: str = "min", read_only: bool = False):
     _check_policy(keep_last, keep_best, keep_every_steps)
     self.every_steps = every_steps
     self.path = Path(workdir).absolute() / FOLDER
@@ -56,7 +57,7 @@ class Checkpoints:
       self.path.mkdir(parents=True, exist_ok=True)
     self._being_saved: int | None = None
     self._saver: ocp.CheckpointManager | None = None  # Made at the first save: it reads what is there.
-    self._policy = _policy(keep_last, keep_best, keep_every_steps, best_metric)
+    self._policy = _policy(keep_last, keep_best, keep_every_steps, best_metric, best_mode)
 
   def steps(self) -> list[int]:
     """Lists the steps that have a finished checkpoint, oldest first."""
@@ -219,9 +220,15 @@ def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) 
       raise ValueError(f"config.checkpoint.{name}={value} must be at least {least}")
 
 
-def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, best_metric: str) -> dict:
+def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, best_metric: str,
+            best_mode: str) -> dict:
+  if best_mode not in ("min", "max"):
+    raise ValueError(f"config.checkpoint.best_mode={best_mode!r} must be 'min' or 'max'")
+  sign = 1 if best_mode == "min" else -1
+
   def rank(metrics) -> float:
-    return (metrics or {}).get(best_metric, math.inf)  # Without the metric a checkpoint is never the best.
+    found = (metrics or {}).get(best_metric)
+    return math.inf if found is None else sign * found  # Without the metric a checkpoint is never the best.
   kept: list = [policies.LatestN(keep_last)]
   if keep_best:
     kept.append(policies.BestN(get_metric_fn=rank, reverse=True, n=keep_best,

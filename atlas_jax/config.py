@@ -1,4 +1,4 @@
-"""Every setting of a run, with its default, its unit and its meaning; and the checks that need no device."""
+"""Reading, checking, saving and comparing the settings of a run; `defaults` lists them all."""
 import difflib
 import json
 import pathlib
@@ -7,124 +7,11 @@ from typing import Any
 
 import ml_collections
 from absl import logging
-from ml_collections import config_dict
 
-OPTIONAL = config_dict.placeholder
-
-
-def default() -> ml_collections.ConfigDict:
-  """Returns every field with a working value. Configs change what differs; unknown fields are refused."""
-  config = ml_collections.ConfigDict()
-  config.recipe = "memory_lm"  # Kind of training: a file in recipes/, or a dotted module name.
-  config.seed = 0  # Draws parameters, order of data, and everything else random.
-  config.data = _data()
-  config.model = _model()
-  config.loss = ml_collections.ConfigDict({
-      "block_tokens": OPTIONAL(int),  # Tokens whose logits exist at the same time; None: all of a batch.
-  })
-  config.optim = _optim()
-  config.train = ml_collections.ConfigDict({
-      "accumulate_steps": 1,  # Parts a batch is cut into, one after another, for one update.
-      "log_every_steps": 10,  # Updates between rows of metrics.
-      "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
-      "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
-  })
-  config.checkpoint = ml_collections.ConfigDict({
-      "every_steps": 1_000,  # Updates between checkpoints.
-      "keep_last": 2,  # Newest checkpoints kept.
-      "keep_best": 1,  # Checkpoints of lowest held-out bits per byte kept.
-      "keep_every_steps": OPTIONAL(int),  # Checkpoints at multiples of this are kept for ever.
-  })
-  config.mesh = ml_collections.ConfigDict({
-      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
-      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
-      "tensor": 1,  # Devices with the same rows and other heads and columns.
-  })
-  config.eval = ml_collections.ConfigDict({
-      "batch_rows": 8,  # Held-out streams read side by side.
-      "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
-      "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
-      "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
-      "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
-      "sample_tokens": 200,  # Its length; 0: none.
-  })
-  config.monitor = ml_collections.ConfigDict({
-      "progress": True,  # A progress bar, where there is a terminal.
-      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
-  })
-  return config.lock()
-
-
-def _data() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "source": "text",  # A file in data/, or a dotted module name.
-      "name": "python_stdlib",  # Corpus: python_stdlib, files, a TFDS name such as lm1b, or hf:NAME.
-      "path": OPTIONAL(str),  # Files, folders or a pattern, comma-separated, for name "files".
-      "text_field": "text",  # Field of JSON lines or records that holds the text.
-      "limit_bytes": OPTIONAL(int),  # Bytes of a corpus that are read; None: all.
-      "bad_input_frac": 0.01,  # Share of unreadable documents before it is an error.
-      "tokenizer": "byte",  # "byte", or a tokenizer.json or its folder.
-      "segment_len": 2_048,  # Tokens per row and update.
-      "batch_rows": 16,  # Rows per update, over all processes.
-      "held_out_frac": 0.05,  # Share of documents never trained on.
-      "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
-      "carry": True,  # Whether memory and attention pass from segment to segment of a document.
-      "threads": 2,  # Threads that prepare batches.
-      "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
-      "download": False,  # Whether a corpus that is not here may be fetched.
-  })
-
-
-def _model() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "vocab_size": 257,  # Must be the tokenizer's; 257: bytes and the document mark.
-      "width": 512,  # Width of the residual stream.
-      "depth": 8,  # Blocks.
-      "heads": 8,  # Attention heads.
-      "ff_width": 1_408,  # Hidden width of the feed-forward layers.
-      "window_tokens": 256,  # How far attention sees, the token itself included.
-      "memory_mix": "gate",  # "gate": memory beside attention; "none": attention alone.
-      "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
-      "dtype": "bfloat16",  # Of activations. Parameters, fast weights and losses are float32.
-      "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
-      "scan_unroll": 1,  # Blocks unrolled per step of the scan over depth.
-      "memory": {
-          "rule": "titans",  # A file in memory/rules/, or a dotted module name.
-          "options": {"surprise_max": 1.0},  # The rule's own options.
-          "heads": 8,  # Memory heads.
-          "key_dim": 64,  # Width of keys per head.
-          "value_dim": 64,  # Width of values per head.
-          "chunk_size": 64,  # Tokens whose writes are computed from one base state.
-          "conv_taps": 4,  # Width of the causal convolutions on queries, keys and values.
-          "retention_init": 0.995,  # Share of the memory kept per token at the start.
-          "momentum_init": 0.6,  # Share of the momentum kept per token at the start.
-          "write_rate_init": 0.01,  # Inner step size at the start.
-          "write_rate_max": 0.1,  # Its bound.
-          "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
-          "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
-      },
-  })
-
-
-def _optim() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "lr": 1e-3,  # Highest learning rate.
-      "warmup_steps": 100,  # Updates until it is reached; the first one already moves.
-      "steps": 1_000,  # Updates of the run.
-      "schedule": "cosine",  # "cosine" or "wsd" (warm-up, stable, decay).
-      "decay_frac": 0.2,  # wsd: share of the run spent falling.
-      "final_lr_frac": 0.1,  # Learning rate at the end, as a share of the highest.
-      "beta1": 0.9,  # Adam's averaging of gradients.
-      "beta2": 0.95,  # Adam's averaging of squares.
-      "eps": 1e-8,  # Adam's floor under the root.
-      "weight_decay": 0.1,  # On matrices only.
-      "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
-      "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
-  })
-
+from atlas_jax.defaults import default
 
 OPTIONS = "model.memory.options"  # The one group whose fields are not listed here: the rule knows them.
-ALSO_NONE = ("optim.clip_norm",)  # May be None, though its default is not.
+ALSO_NONE = ("optim.clip_norm", "optim.steps")  # May be None, though its default is not.
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -142,7 +29,7 @@ def unknown_field(name: str) -> str:
   last = name.rpartition(".")[2]
   close = [ends[last]] if last in ends else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.7)
   close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
-  known = f"did you mean 'config.{close[0]}'?" if close else "atlas_jax/config.py lists all fields"
+  known = f"did you mean 'config.{close[0]}'?" if close else "atlas_jax/defaults.py lists all fields"
   return f"there is no field config.{name}; {known}"
 
 
@@ -195,7 +82,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
   _check_fields(config)
   _check_ranges(config)
+  _check_choices(config)
   _check_model(config.model)
+  _check_trm(config)
   if config.data.align_tokens is None:
     config.data.align_tokens = config.model.memory.chunk_size
   for name, parts in MULTIPLES:
@@ -231,9 +120,21 @@ POSITIVE = (
     "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
     "train.log_every_steps", "train.eval_every_steps", "train.skip_limit", "checkpoint.every_steps",
     "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows", "eval.max_tokens",
-    "eval.gain_max_tokens", "loss.block_tokens")
-NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens")
-SHARES = ("data.bad_input_frac",)
+    "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth", "trm.n_outer",
+    "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update", "puzzles.n_train",
+    "puzzles.n_test", "puzzles.max_tasks", "puzzles.epochs", "puzzles.epochs_per_iteration",
+    "puzzle_eval.n_trajectories", "puzzle_eval.max_examples")
+NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
+                "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
+                "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay")
+SHARES = ("data.bad_input_frac", "supervision.explore_prob")
+CHOICES = {
+    "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
+    "model.memory.impl": "auto reference chunked pallas", "trm.variant": "trm single hrm transformer",
+    "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
+    "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
+    "puzzles.shift": "frozen fresh", "puzzles.sampler": "counter original", "puzzle_eval.mode": "all halting",
+    "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all"}
 OPEN_SHARES = ("model.memory.retention_init", "model.memory.momentum_init")
 
 
@@ -279,11 +180,30 @@ def at(config, name: str):
   return config
 
 
+def _check_choices(config) -> None:
+  for name, known in CHOICES.items():
+    if (value := at(config, name)) not in known.split():
+      raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known.split())}")
+
+
+def _check_trm(config) -> None:
+  trm = config.trm
+  if trm.width % (2 * trm.heads):
+    raise ValueError(f"config.trm.width={trm.width} is not a multiple of 2 * config.trm.heads = "
+                     f"{2 * trm.heads}; nearest are {near(trm.width, 2 * trm.heads)}")
+  if trm.row_width > trm.n_prefix * trm.width:
+    raise ValueError(f"config.trm.row_width={trm.row_width} does not fit into config.trm.n_prefix="
+                     f"{trm.n_prefix} positions of config.trm.width={trm.width}; it may be "
+                     f"{trm.n_prefix * trm.width} at most")
+  if trm.n_prefix and not trm.row_width:
+    raise ValueError(f"config.trm.n_prefix={trm.n_prefix} holds puzzle rows, and config.trm.row_width=0 has "
+                     "none; set both to 0, or neither")
+  if config.optim.steps is None and config.puzzles.epochs is None:
+    raise ValueError("config.optim.steps=None takes the run's length from config.puzzles.epochs, which is "
+                     "None as well; set one of them")
+
+
 def _check_model(model) -> None:
-  for name, known in (("memory_mix", "gate none"), ("remat", "none dots block"),
-                      ("dtype", "float32 bfloat16"), ("memory.impl", "auto reference chunked pallas")):
-    if (value := at(model, name)) not in known.split():
-      raise ValueError(f"config.model.{name}={value!r} is unknown; {nearest(value, known.split())}")
   if model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
                      f"{2 * model.heads} (rotary positions turn pairs of features); nearest are "
@@ -301,9 +221,10 @@ def _check_model(model) -> None:
 
 # What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.
 # None of it decides what an update computes, but the length: the learning rate follows, and a line says so.
-FREE = ("checkpoint", "mesh", "monitor", "eval", "loss.block_tokens", "optim.steps", "train", "data.threads",
-        "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll", "model.remat",
-        "model.memory.remat_chunks", "model.memory.impl")
+FREE = ("checkpoint", "mesh", "monitor", "eval", "puzzle_eval", "loss.block_tokens", "optim.steps", "train",
+        "data.threads", "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll",
+        "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
+        "puzzles.concept_path")
 
 
 def is_free(name: str) -> bool:
@@ -325,6 +246,8 @@ def check_same(config, workdir) -> None:
     raise ValueError(f"{_file(workdir)} was written by a run with other settings: {'; '.join(differ)}; use "
                      "another --workdir, or the settings of that run")
   for name, old, new in changes:
+    if name == "optim.steps" and new is None:
+      continue  # Found again from the data.
     follows = "; from here on the learning rate follows the new length" if name == "optim.steps" else ""
     logging.info("config.%s was %r, is %r%s", name, old, new, follows)
 

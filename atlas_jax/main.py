@@ -4,7 +4,7 @@
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
 
---config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/config.py lists them all.
+--config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults.py lists them all.
 """
 import ast
 import functools
@@ -187,13 +187,14 @@ def run_train(config, workdir: str) -> None:
   """Trains; a workdir that holds a run of the same settings goes on with it."""
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
-  optim.build({}, **config.optim)  # Refuses wrong fields before the text is read.
+  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1})  # Refuses wrong fields before data is read.
   prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
+  config = with_steps(config, recipe)
   if hosts.is_main():
     configs.save(config, workdir)
     if not has_run(workdir):
-      recipe.source.tokenizer.save(pathlib.Path(workdir) / runs.TOKENIZER)
+      recipe.keep(pathlib.Path(workdir))
   summary = train.run(config, recipe, mesh, workdir)
   if summary:
     print(json.dumps(summary, indent=2), flush=True)
@@ -232,9 +233,19 @@ def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
           f"nearest are {configs.near(rows, shards)}")
 
 
+def with_steps(config, recipe):
+  """Fills config.optim.steps, where it is None, with the batches that the source has in puzzles.epochs."""
+  if config.optim.steps is not None:
+    return config
+  changed = config.as_configdict() if isinstance(config, ml_collections.FrozenConfigDict) else config
+  changed.optim.steps = recipe.source.steps_of(config.puzzles.epochs)
+  logging.info("%d epochs are %d updates", config.puzzles.epochs, changed.optim.steps)
+  return configs.resolve(changed)
+
+
 def with_sample(config, recipe, mesh):
-  """Adds a text sample to a recipe's evaluations, if the config asks for one."""
-  if not config.eval.sample_tokens:
+  """Adds a text sample to the evaluations of a language model, if the config asks for one."""
+  if not config.eval.sample_tokens or recipe.unit != "tokens":
     return recipe
   write = functools.partial(_write, memory_lm.model_of(config), tokenizer=recipe.source.tokenizer, mesh=mesh)
   run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
@@ -250,15 +261,18 @@ def run_eval(config, workdir: str) -> None:
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   recipe = recipes.load(config, mesh)
-  params, step = runs.restore(config, workdir, lambda rng: recipe.init(rng).params, mesh)
-  scalars, _ = train.evaluate(config, recipe, params, step=step)
+  recipe.fits(pathlib.Path(workdir))
+  params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
+  out = train.evaluate(recipe, params, step=step, tables=tables, workdir=workdir)
   if hosts.is_main():
-    finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
     print(json.dumps({"step": step, **finite}), flush=True)
 
 
 def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the prompt and what the model adds to it, as it comes."""
+  if config.recipe != "memory_lm":
+    raise ValueError(f"--mode=generate writes text, and {workdir} holds a run of config.recipe={config.recipe!r}")
   pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
                          top_k=asked.top_k, seed=asked.seed)
   for piece in itertools.chain([asked.prompt], pieces, ["\n"]):

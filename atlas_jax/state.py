@@ -19,10 +19,11 @@ class TrainState(NamedTuple):
   rng: jax.Array  # the run's root key; a step's key is folded in from it
   skipped: jax.Array  # [] int32, batches without an update because a number was not finite
   skipped_in_row: jax.Array  # [] int32, how many of them came last, one after another
+  tables: Any = ()  # rows of which a batch changes few, outside the optimizer; () if none
 
 
 def first(recipe_init, seed: int):
-  """Gives what a run starts from, Init(params, frozen, carry); equal for equal seeds."""
+  """Gives what a run starts from, Init(params, frozen, carry, tables); equal for equal seeds."""
   # Steps fold their number into the same root, and no run makes so many.
   return recipe_init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
 
@@ -31,7 +32,7 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> Tra
   """Makes the first state of a run; also under `jax.eval_shape` and `jax.jit`.
 
   Args:
-    recipe_init: rng -> Init(params, frozen, carry).
+    recipe_init: rng -> Init(params, frozen, carry, tables).
     optimizer_of: params -> optax transformation.
     ema_decay: None for no moving average.
     seed: of the run.
@@ -40,7 +41,8 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> Tra
   none = jnp.zeros((), jnp.int32)
   ema = () if ema_decay is None else jax.tree.map(jnp.copy, start.params)
   opt_state = optimizer_of(start.params).init(start.params)
-  return TrainState(none, start.params, opt_state, start.carry, ema, jax.random.key(seed), none, none)
+  return TrainState(none, start.params, opt_state, start.carry, ema, jax.random.key(seed), none, none,
+                    start.tables)
 
 
 def abstract(mesh: Mesh, *args) -> TrainState:

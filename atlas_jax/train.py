@@ -1,4 +1,4 @@
-"""The one training loop: it knows a recipe's four fields and nothing else of the kind of training."""
+"""The one training loop: it knows a recipe's fields and nothing else of the kind of training."""
 import dataclasses
 import json
 import math
@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
 
 from atlas_jax import state as states
@@ -20,12 +19,12 @@ from atlas_jax.monitor import profile, report
 from atlas_jax.monitor.clock import Clock
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
-from atlas_jax.optim import accumulate
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts, place
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
 from atlas_jax.state import TrainState
+from atlas_jax.step import jit_step, model_flops
 
 SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
 
@@ -36,70 +35,6 @@ class NonFiniteError(RuntimeError):
 
 class LostPeerError(RuntimeError):
   """Another process of the run died."""
-
-
-# ----------------------------------------------------------------------------------------------- one update
-
-
-def make_step(config, recipe: Recipe, params_abstract):
-  """Makes the function that turns one batch into one update.
-
-  Returns:
-    (state, batch, frozen, stop) -> (state, metrics), to be jitted with the state donated. A batch that gives
-    a loss, gradient or carry that is not finite leaves parameters, optimizer, average and carry as they were,
-    and is counted.
-  """
-  optimizer = optim.build(params_abstract, **config.optim)
-  rate = optim.learning_rate(**config.optim)
-  keep = config.optim.ema_decay
-
-  def step(state: TrainState, batch, frozen, stop):
-    grads, out = accumulate.gradients(
-        recipe.loss, state.params, batch, state.carry, frozen=frozen,
-        rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
-    norm = tree.global_norm(grads)
-    good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite(out.carry)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = () if keep is None else jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.ema, params)
-    new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
-    old = (state.params, state.opt_state, state.carry, state.ema)
-    params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    bad = 1 - good.astype(jnp.int32)
-    after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
-                       (state.skipped_in_row + bad) * bad)
-    ratios = tree.update_to_weight_ratio(updates, state.params)
-    metrics = {
-        **out.metrics,
-        "train/loss_nats": out.loss,
-        "train/perplexity": jnp.exp(out.loss),
-        "train/step_tokens": out.weight,
-        "train/lr": rate(state.step - state.skipped),
-        "train/skipped_updates": after.skipped,
-        "train/skipped_in_row": after.skipped_in_row,
-        "grad/norm": norm,
-        **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
-        **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
-        "stop": jnp.sum(stop),
-    }
-    return after, metrics
-
-  return step
-
-
-def jit_step(config, recipe: Recipe, mesh, state):
-  """Compiles `make_step` for states placed like this one, which it donates; metrics are whole everywhere."""
-  step = make_step(config, recipe, jax.eval_shape(lambda x: x, state.params))
-  # Without shardings of its own the compiler could place the new state otherwise than the old one.
-  return jax.jit(step, donate_argnums=0, out_shardings=(_shardings(state), meshes.replicated(mesh)))
-
-
-def model_flops(recipe: Recipe, state: TrainState, frozen, batch) -> float:
-  """Counts the FLOPs of an update: backward is twice forward, and recomputation does not count."""
-  def forward(params, batch, carry):
-    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0)).loss
-
-  return 3.0 * profile.matmul_flops(forward, state.params, batch, state.carry)
 
 
 # ------------------------------------------------------------------------------------ where a run stands
@@ -115,7 +50,7 @@ class Run:
   workdir: pathlib.Path
   saver: Checkpoints
   step: int = 0
-  tokens_seen: int = 0
+  seen: int = 0  # tokens, or what else the recipe counts
   earlier_s: float = 0.0  # taken by the starts before this one
   resumed_from_step: int | None = None
   started_s: float = dataclasses.field(default_factory=time.perf_counter)
@@ -128,8 +63,12 @@ class Run:
 
   def meta(self) -> dict:
     """Gives what is saved beside the train state."""
-    return {"step": self.step, "source": self.recipe.source.state(), "tokens_seen": self.tokens_seen,
+    return {"step": self.step, "source": self.recipe.source.state(), f"{self.recipe.unit}_seen": self.seen,
             "seconds": self.seconds}
+
+  def seen_row(self) -> dict[str, int]:
+    """Gives the metric that counts what was seen, such as train/tokens_seen."""
+    return {f"train/{self.recipe.unit}_seen": self.seen}
 
   def close(self) -> None:
     """Closes all files and ends all threads."""
@@ -167,7 +106,7 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
-  run_.tokens_seen, run_.earlier_s = int(meta["tokens_seen"]), float(meta["seconds"])
+  run_.seen, run_.earlier_s = int(meta[f"{recipe.unit}_seen"]), float(meta["seconds"])
   _say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
   return state, frozen
 
@@ -247,7 +186,7 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
   """Makes updates until the end or until the run is asked to stop; says which."""
   config, recipe = run_.config, run_.recipe
   step = jit_step(config, recipe, run_.mesh, state)
-  clock, pending, stopped = Clock(profile.run_peak_flops(run_.mesh.devices.flatten())), None, False
+  clock, pending, stopped = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit), None, False
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
@@ -289,14 +228,14 @@ def _observe(run_: Run, step: int, metrics, clock, bar) -> bool:
   """Reads a step's metrics, counts, logs; says whether all processes agreed to stop."""
   with clock.compiled():
     row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-  stop, tokens = hosts.StopFlag.agreed(row.pop("stop")), int(row.pop("train/step_tokens"))
-  run_.tokens_seen += tokens
-  clock.add(tokens)
-  bar.update(step, loss=row["train/loss_nats"], tokens_per_s=clock.tokens_per_s)
+  stop, counted = hosts.StopFlag.agreed(row.pop("stop")), int(row.pop(f"train/step_{run_.recipe.unit}"))
+  run_.seen += counted
+  clock.add(counted)
+  bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=run_.recipe.unit)
   if row["train/skipped_in_row"]:
     _mind_skipped(run_, step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.writer.write(step, {**row, "train/tokens_seen": run_.tokens_seen, **clock.row()})
+    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row()})
     clock.restart()
   return stop
 
@@ -318,27 +257,36 @@ def _mind_skipped(run_: Run, step: int, row: dict) -> None:
 # ------------------------------------------------------------------------------------ evaluations and the end
 
 
-def evaluate(config, recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("every", "end")):
+def evaluate(recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("every", "end"), tables=(),
+             workdir=None) -> EvalOut:
   """Runs a recipe's evaluations.
 
   Args:
-    config: of the run.
     recipe: whose evaluations.
     params: on the mesh the evaluations were made for; the moving average where a run keeps one.
     step: updates the parameters have seen.
     when: which evaluations: "every" (those made as the run goes), "end".
+    tables: of the train state.
+    workdir: of the run, where evaluations leave files; None: nowhere.
 
   Returns:
-    (scalars, texts): numbers by metric name, and what there is to read.
+    Numbers by metric name, texts one after another, and images by name.
   """
-  del config  # An evaluation was made with all that it needs.
-  return _joined(found.run(params, step=step) for found in recipe.evals.values() if found.when in when)
+  return _joined(found.run(params, step=step, tables=tables, workdir=workdir)
+                 for found in recipe.evals.values() if found.when in when)
 
 
-def _joined(outs: Iterable[EvalOut]) -> tuple[dict[str, float], list[str]]:
+def _joined(outs: Iterable[EvalOut]) -> EvalOut:
   outs = list(outs)
   scalars = {name: value for out in outs for name, value in out.scalars.items()}
-  return scalars, [out.text for out in outs if out.text]
+  images = {name: image for out in outs for name, image in out.images.items()}
+  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images)
+
+
+def _write_eval(run_: Run, out: EvalOut) -> None:
+  run_.writer.write(run_.step, {**out.scalars, **run_.seen_row()})
+  for name, image in out.images.items():
+    run_.writer.write_image(run_.step, name, image)
 
 
 def _eval_params(state: TrainState):
@@ -348,8 +296,10 @@ def _eval_params(state: TrainState):
 def _evaluate_and_save(run_: Run, state: TrainState) -> None:
   scalars: dict = {}
   if (every := run_.config.train.eval_every_steps) and run_.step % every == 0:
-    scalars, _ = evaluate(run_.config, run_.recipe, _eval_params(state), step=run_.step, when=("every",))
-    run_.writer.write(run_.step, {**scalars, "train/tokens_seen": run_.tokens_seen})
+    out = evaluate(run_.recipe, _eval_params(state), step=run_.step, when=("every",), tables=state.tables,
+                   workdir=run_.workdir)
+    _write_eval(run_, out)
+    scalars = out.scalars
   if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
     named = {_summary_name(name): value for name, value in scalars.items()}
     run_.saver.save(run_.step, state, run_.meta(), named or None)
@@ -362,16 +312,16 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
     if asked():
       _say_stopped(run_)
       return {}
-    outs.append(found.run(_eval_params(state), step=run_.step))
-  scalars, texts = _joined(outs)
-  run_.writer.write(run_.step, {**scalars, "train/tokens_seen": run_.tokens_seen})
+    outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables, workdir=run_.workdir))
+  out = _joined(outs)
+  _write_eval(run_, out)
   if not hosts.is_main():
     return {}
-  for text in texts:
-    run_.writer.write_text(run_.step, "eval/sample", text)
-    print(text, flush=True)
+  if out.text:
+    run_.writer.write_text(run_.step, "eval/sample", out.text)
+    print(out.text, flush=True)
   report.write_report(run_.workdir)
-  summary, part = _summary(run_, tree.count(state.params), scalars), run_.workdir / f"{SUMMARY}.part"
+  summary, part = _summary(run_, tree.count(state.params), out.scalars), run_.workdir / f"{SUMMARY}.part"
   part.write_text(json.dumps(summary, indent=2) + "\n")
   part.replace(run_.workdir / SUMMARY)
   return summary
@@ -385,9 +335,10 @@ def _asker(mesh, stop) -> Callable[[], bool]:
 
 def _summary(run_: Run, params: int, scalars: dict) -> dict:
   rows = report.read_metrics(run_.workdir)
-  speeds = ("tokens_per_s", "step_s", "in_step_frac", "model_flops_per_s", "flops_fraction_of_peak")
+  unit = run_.recipe.unit
+  speeds = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s", "flops_fraction_of_peak")
   return {
-      "params": params, "steps": run_.step, "tokens_seen": run_.tokens_seen,
+      "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
       **{_summary_name(name): value for name, value in scalars.items()},
       **{name: report.median(rows, f"perf/{name}") for name in speeds},

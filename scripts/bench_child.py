@@ -184,6 +184,7 @@ def memory_lm(spec: dict) -> Case:
 
   from atlas_jax import config as configs
   from atlas_jax import main, recipes, state, train
+  from atlas_jax import step as stepping
   from atlas_jax.optim import build as optim
   from atlas_jax.parallel import hosts
   from atlas_jax.parallel import mesh as meshes
@@ -203,8 +204,8 @@ def memory_lm(spec: dict) -> Case:
   abstract, frozen = train.abstract_state(config, recipe, mesh)
   optimizer_of = lambda params: optim.build(params, **config.optim)
   held = [state.build(abstract, recipe.init, optimizer_of, config.optim.ema_decay, config.seed)]
-  flops = train.model_flops(recipe, held[0], frozen, batch)
-  step = train.jit_step(config, recipe, mesh, held[0])
+  flops = stepping.model_flops(recipe, held[0], frozen, batch)
+  step = stepping.jit_step(config, recipe, mesh, held[0])
 
   def run(check=False):
     held[0], metrics = jax.block_until_ready(step(held[0], batch, frozen, stop))

@@ -10,6 +10,7 @@ import sys
 PACKAGE = "atlas_jax"
 LEVELS = {
   "tree": 1,
+  "defaults": 0,
   "config": 1,
   "parallel": 2,
   "kernels": 2,
@@ -25,9 +26,10 @@ LEVELS = {
   "rollout": 6,
   "recipes": 7,
   "monitor": 7,
-  "train": 8,
-  "serve": 8,
-  "main": 9,
+  "step": 8,
+  "train": 9,
+  "serve": 9,
+  "main": 10,
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
@@ -38,11 +40,11 @@ ALLOWED = {
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "huggingface_hub": ("data", "interop"),
-  "matplotlib": ("monitor",),
-  "ml_collections": ("config", "main"),
+  "matplotlib": ("monitor", "evals.pictures"),
+  "ml_collections": ("config", "defaults", "main"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint", "interop"),
-    *("recipes", "monitor", "train"),
+    *("recipes", "monitor", "step", "train"),
   ),
   "orbax": ("checkpoint",),
   "psycopg": ("data",),

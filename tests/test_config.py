@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main
+from atlas_jax import defaults, main
 
 pytestmark = pytest.mark.core
 
@@ -29,7 +29,7 @@ def test_the_default_is_a_config_that_works():
 
 
 def test_every_field_is_explained_beside_its_value():
-  lines = pathlib.Path(configs.__file__).read_text().splitlines()
+  lines = pathlib.Path(defaults.__file__).read_text().splitlines()
   for name in configs.FIELDS:
     last = name.rpartition(".")[2]
     found = [line for line in lines if f'"{last}": ' in line or f"config.{last} = " in line]
@@ -55,7 +55,13 @@ REFUSED = [
   (dict(data__align_tokens=96, data__segment_len=192), "config.data.align_tokens=96 is not a multiple of"),
   (dict(data__align_tokens=128, data__segment_len=192), "segment_len=192 is not a multiple of config.data"),
   (dict(train__accumulate_steps=5), "batch_rows=16 is not a multiple of config.train.accumulate_steps=5"),
-  (dict(optim__steps=None), "config.optim.steps=None must be a whole number"),
+  (dict(optim__steps=None), "config.optim.steps=None takes the run's length from config.puzzles.epochs, which"),
+  (dict(optim__lr=None), "config.optim.lr=None must be a number"),
+  (dict(trm__width=100), "config.trm.width=100 is not a multiple of 2 * config.trm.heads = 16; nearest are"),
+  (dict(trm__row_width=9000), "row_width=9000 does not fit into config.trm.n_prefix=16 positions of"),
+  (dict(trm__row_width=0), "config.trm.n_prefix=16 holds puzzle rows, and config.trm.row_width=0 has none"),
+  (dict(trm__variant="trn"), "config.trm.variant='trn' is unknown; did you mean 'trm'?"),
+  (dict(puzzles__n_train=0), "config.puzzles.n_train=0 must be at least 1"),
   (dict(data__carry=None), "config.data.carry=None must be True or False"),
   (dict(optim__lr=None), "config.optim.lr=None must be a number"),
   (dict(model__memory__remat_chunks=3), "remat_chunks=3 does not divide the 32 chunks of a segment"),
@@ -160,7 +166,7 @@ def edit(workdir, change):
 CHANGES = [
   (lambda saved: saved["optim"].update(old=1), "there is no field config.optim.old"),
   (lambda saved: saved["optim"].update(steps="many"), "config.optim.steps='many' must be a whole number"),
-  (lambda saved: saved["optim"].update(steps=None), "config.optim.steps=None must be a whole number"),
+  (lambda saved: saved["optim"].update(lr=None), "config.optim.lr=None must be a number"),
   (lambda saved: saved.update(optim=3), "there is no field config.optim"),
 ]
 

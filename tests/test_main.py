@@ -58,7 +58,7 @@ def refused(done: program.Done) -> str:
 WRONG = [
   ("--config.optim.stps=3", "there is no field config.optim.stps; did you mean 'config.optim.steps'?"),
   ("--config.lr=1e-3", "there is no field config.lr; did you mean 'config.optim.lr'?"),
-  ("--config.zzz=3", "there is no field config.zzz; atlas_jax/config.py lists all fields"),
+  ("--config.zzz=3", "there is no field config.zzz; atlas_jax/defaults.py lists all fields"),
   ("--config.optim=3", "--config.optim is a group; set one of its fields, --config.optim.FIELD=VALUE"),
   ("--config.optim.steps=many", "--config.optim.steps=many: must be a whole number"),
   ("--config.optim.steps=None", "--config.optim.steps=None: must be a whole number"),
@@ -152,7 +152,7 @@ WRONG_LINES = [
   ("config.optim.update(stps=3)", ":5: there is no field config.stps; did you mean 'config.optim.steps'?"),
   ("config.optim.steps = 'many'", ":5: "),
   ("config.optim.steps = None", "config.optim.steps=None must be a whole number"),
-  ("config = config.shape", ":5: there is no field config.shape; atlas_jax/config.py lists all fields"),
+  ("config = config.shape", ":5: there is no field config.shape; atlas_jax/defaults.py lists all fields"),
 ]
 
 

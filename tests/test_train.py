@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import state as states
+from atlas_jax import step as stepping
 from atlas_jax import train
 from atlas_jax.checkpoint import CheckpointError
 from atlas_jax.evals import Eval, EvalOut
@@ -39,7 +40,7 @@ def updates(config, n, **source):
   recipe, mesh = runs.toy_recipe(config, **source), runs.one_device()
   state = jax.jit(lambda: states.create(*train._state_args(config, recipe)))()
   frozen = states.first(recipe.init, config.seed).frozen
-  step = jax.jit(train.make_step(config, recipe, state.params))
+  step = jax.jit(stepping.make_step(config, recipe, state.params))
   seen, metrics = [state], []
   with hosts.StopFlag(mesh) as stop:
     for _ in range(n):
@@ -96,13 +97,13 @@ def test_rows_of_steps_after_the_checkpoint_are_made_anew(tmp_path):
 def test_a_run_asked_to_stop_while_it_is_evaluated_evaluates_when_started_again(tmp_path, caplog):
   config, calls = runs.toy_config(), []
 
-  def first(params, *, step):
+  def first(params, *, step, **_):
     calls.append("first")
     if len(calls) == 1:
       runs.ask_to_stop()
     return EvalOut({"val/first": 1.0})
 
-  def second(params, *, step):
+  def second(params, *, step, **_):
     calls.append("second")
     return EvalOut({"eval/second": 2.0}, text="a text")
 
@@ -244,7 +245,7 @@ def test_a_state_stays_where_it_was_placed():
   abstract, _ = train.abstract_state(config, recipe, mesh)
   frozen = states.first(recipe.init, config.seed).frozen  # Not the state's own: that is donated.
   state = states.build(abstract, *train._state_args(config, recipe))
-  step = train.jit_step(config, recipe, mesh, state)
+  step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, recipe.source.next(None))
   with hosts.StopFlag(mesh) as stop:
     state, metrics = step(state, batch, frozen, stop.array())

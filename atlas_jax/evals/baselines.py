@@ -20,7 +20,7 @@ def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
     fitted on) and "eval/gzip_bits_per_byte" of the bytes behind the held-out targets.
   """
 
-  def run(params, *, step: int) -> EvalOut:
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del params
     with contextlib.closing(train_factory()) as source:
       coder = source.tokenizer

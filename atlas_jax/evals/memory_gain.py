@@ -47,7 +47,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   segment = functools.partial(_segment, model, block_tokens)
   segment_step = held_out.make_step(segment, mesh)
 
-  def run(params, *, step: int) -> EvalOut:
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del step
     totals = held_out.add_up(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
     return _result(totals)

@@ -14,7 +14,7 @@ def make(generate_fn, prompt: str, tokens: int):
     run(params, *, step) -> EvalOut with the prompt and what follows as its text, and no scalars.
   """
 
-  def run(params, *, step: int) -> EvalOut:
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del step
     return EvalOut({}, prompt + "".join(generate_fn(params, prompt, tokens=tokens)))
 

@@ -6,21 +6,22 @@ from atlas_jax.monitor import profile
 
 
 class Clock:
-  """Counts steps, tokens and seconds since the last `restart`.
+  """Counts steps, tokens (or what else `unit` names) and seconds since the last `restart`.
 
   Attributes:
     flops_per_step: FLOPs of the model in one update, None while unknown.
     peak_flops: FLOP/s of all devices of the run at best, None where unknown.
   """
 
-  def __init__(self, peak_flops: float | None):
+  def __init__(self, peak_flops: float | None, unit: str = "tokens"):
+    self.unit = unit
     self.flops_per_step: float | None = None
     self.peak_flops = peak_flops
     self.restart()
 
   def restart(self) -> None:
     """Starts to count anew."""
-    self.steps, self.tokens, self._inside = 0, 0, 0.0
+    self.steps, self.counted, self._inside = 0, 0, 0.0
     self._start = time.perf_counter()
 
   @contextlib.contextmanager
@@ -32,9 +33,9 @@ class Clock:
     finally:
       self._inside += time.perf_counter() - start
 
-  def add(self, tokens: int) -> None:
-    """Counts one step."""
-    self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+  def add(self, counted: int) -> None:
+    """Counts one step and what it counted."""
+    self.steps, self.counted = self.steps + 1, self.counted + counted
 
   @property
   def seconds(self) -> float:
@@ -42,9 +43,9 @@ class Clock:
     return time.perf_counter() - self._start
 
   @property
-  def tokens_per_s(self) -> float:
-    """Counted tokens per second."""
-    return self.tokens / self.seconds
+  def per_s(self) -> float:
+    """Counted tokens, or what else, per second."""
+    return self.counted / self.seconds
 
   def row(self) -> dict[str, float]:
     """Gives the metrics perf/*; in_step_frac is the least share of time inside compiled steps.
@@ -52,7 +53,7 @@ class Clock:
     What the host does while the device works does not count as inside, so the true share is higher.
     """
     seconds = self.seconds
-    found = {"perf/step_s": seconds / self.steps, "perf/tokens_per_s": self.tokens / seconds,
+    found = {"perf/step_s": seconds / self.steps, f"perf/{self.unit}_per_s": self.counted / seconds,
              "perf/in_step_frac": self._inside / seconds, **profile.device_memory()}
     if self.flops_per_step is not None:
       found["perf/model_flops_per_s"] = self.flops_per_step * self.steps / seconds

@@ -31,12 +31,13 @@ class Progress:
     self._bar.start()
     self._line = self._bar.add_task("", total=total_steps, completed=start_step, numbers="")
 
-  def update(self, step: int, loss: float | None = None, tokens_per_s: float | None = None) -> None:
+  def update(self, step: int, loss: float | None = None, per_s: float | None = None,
+             unit: str = "tokens") -> None:
     """Moves the bar to `step`; numbers not given keep what was shown."""
     if self._bar is None:
       return
     parts = [f"loss {loss:.4f}"] if loss is not None else []
-    parts += [f"{tokens_per_s:,.0f} tokens/s"] if tokens_per_s is not None else []
+    parts += [f"{per_s:,.0f} {unit}/s"] if per_s is not None else []
     self._bar.update(self._line, completed=step)
     if parts:
       self._bar.update(self._line, numbers="  ".join(parts))

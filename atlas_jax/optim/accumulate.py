@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 
-def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int):
+def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, rows=()):
   """Differentiates the mean loss of a batch.
 
   Args:
@@ -16,47 +16,50 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int):
     frozen: handed to the loss.
     rng: every piece has a key of its own, folded in from it.
     parts: pieces of B / parts rows; more of them need less memory and more time.
+    rows: rows of tables, every leaf leads with B; handed to the loss as rows= and differentiated, unless ().
 
   Returns:
-    (grads, out): gradients, loss and metrics per counted token of the whole batch, whatever the pieces, and
+    ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of the whole batch, whatever the pieces, and
     the carry of all rows in their order.
   """
 
-  def piece(index, batch, carry):
-    def total(params):
-      out = loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.fold_in(rng, index))
+  def piece(index, batch, carry, rows):
+    def total(params, rows):
+      given = {"rows": rows} if jax.tree.leaves(rows) else {}
+      out = loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.fold_in(rng, index), **given)
       return out.loss * out.weight, out
 
-    grads, out = jax.grad(total, has_aux=True)(params)
+    grads, out = jax.grad(total, argnums=(0, 1), has_aux=True)(params, rows)
     nats, metrics = jax.tree.map(lambda x: x * out.weight, (out.loss, out.metrics))
     return grads, out._replace(loss=nats, metrics=metrics)
 
   if parts == 1:
-    grads, sums = piece(0, batch, carry)
+    grads, sums = piece(0, batch, carry, rows)
   else:
-    grads, sums = _in_turn(piece, batch, carry, parts)
+    grads, sums = _in_turn(piece, batch, carry, rows, parts)
   mean = lambda x: x / jnp.maximum(sums.weight, 1).astype(x.dtype)
   grads, nats, metrics = jax.tree.map(mean, (grads, sums.loss, sums.metrics))
   return grads, sums._replace(loss=nats, metrics=metrics)
 
 
-def _in_turn(piece: Callable, batch, carry, parts: int):
-  """Adds up what pieces give; their carries are put together."""
+def _in_turn(piece: Callable, batch, carry, rows, parts: int):
+  """Adds up what pieces give; their carries, and the gradients of their rows, are put together."""
   # Piece i takes rows i, i + parts, ...: every device keeps its own rows.
   split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
   join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-  pieces = (jnp.arange(parts), *jax.tree.map(split, (batch, carry)))
+  pieces = (jnp.arange(parts), *jax.tree.map(split, (batch, carry, rows)))
 
-  def apart(index, batch, carry):
-    grads, out = piece(index, batch, carry)
-    return (grads, out._replace(carry=())), out.carry
+  def apart(index, batch, carry, rows):
+    (grads, row_grads), out = piece(index, batch, carry, rows)
+    return (grads, out._replace(carry=())), (row_grads, out.carry)
 
   shapes, _ = jax.eval_shape(apart, *jax.tree.map(lambda x: x[0], pieces))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def body(so_far, xs):
-    sums, carry = apart(*xs)
-    return jax.tree.map(jnp.add, so_far, sums), carry
+    sums, of_rows = apart(*xs)
+    return jax.tree.map(jnp.add, so_far, sums), of_rows
 
-  (grads, sums), carry = jax.lax.scan(body, zeros, pieces)
-  return grads, sums._replace(carry=jax.tree.map(join, carry))
+  (grads, sums), of_rows = jax.lax.scan(body, zeros, pieces)
+  row_grads, carry = jax.tree.map(join, of_rows)
+  return (grads, row_grads), sums._replace(carry=carry)

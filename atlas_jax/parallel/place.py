@@ -4,7 +4,8 @@ The default rule splits a parameter's largest axis that divides over `fsdp`. TEN
 a leaf's name, which axis is split over `tensor` as well: heads and the feed-forward width, wherever they
 stand, so that a projection into them needs no message and the one back sums over the devices. Optimizer
 moments and moving averages end in the same names and have the same shapes, so they follow their parameters.
-Leaves of the carry lead with B and are split like the batch.
+Leaves of the carry lead with B and are split like the batch; tables are split by rows over data and fsdp, so
+that a device holds the rows it changes.
 """
 import math
 import re
@@ -17,6 +18,7 @@ from atlas_jax.parallel import mesh as meshes
 
 WHOLE_BELOW_NUMBERS = 4096  # Splitting fewer costs more in messages than it saves in memory.
 CARRY = "carry"  # The field of the train state whose leaves lead with B.
+TABLES = "tables"  # The field whose leaves are tables of rows.
 STACKED = "blocks"  # Leaves under this name lead with depth, the axis the model scans: never split.
 
 # (pattern at the end of a name, axes of which the first that divides is split over `tensor`): negative ones
@@ -68,6 +70,9 @@ def large_replicated(mesh: Mesh, abstract_tree, *, above_bytes: int = 2**20) -> 
 def _spec(mesh: Mesh, name: str, leaf) -> PartitionSpec:
   if name.split("/")[0] == CARRY:
     return _row_spec(mesh, name, leaf)
+  if name.split("/")[0] == TABLES:
+    even = leaf.shape[0] % meshes.n_row_shards(mesh) == 0
+    return PartitionSpec(meshes.ROW_AXES) if even else PartitionSpec()
   axes: list[str | None] = [None] * len(leaf.shape)
   first = int(STACKED in name.split("/"))
   _split_over_tensor(axes, mesh.shape["tensor"], name, leaf.shape, first)

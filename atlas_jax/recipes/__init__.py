@@ -13,13 +13,24 @@ class Init(NamedTuple):
   params: Any  # changed by the optimizer
   frozen: Any = ()  # reference or teacher parameters, handed to the loss
   carry: Any = ()  # what the first batch starts from; every leaf leads with B
+  tables: Any = ()  # rows of which a batch changes few; see Tables
+
+
+class Tables(NamedTuple):
+  """How a batch reads and changes tables too large for a gradient of their own shape.
+
+  The loss is differentiated with respect to the rows of one batch; the optimizer never sees the tables.
+  """
+
+  rows: Callable  # (tables, batch, carry) -> rows, a pytree whose leaves lead with B
+  update: Callable  # (tables, batch, carry, grads, *, scale) -> tables; scale 0 must leave them as they are
 
 
 class LossOut(NamedTuple):
   """What one batch gives."""
 
-  loss: jax.Array  # [] mean over counted tokens, in nats
-  weight: jax.Array  # [] how many tokens count
+  loss: jax.Array  # [] mean over counted tokens (or what `Recipe.unit` says), in nats
+  weight: jax.Array  # [] how many of them count
   carry: Any  # what the next batch starts from; () if nothing
   metrics: dict  # name -> [] array
 
@@ -28,9 +39,15 @@ class Recipe(NamedTuple):
   """One kind of training."""
 
   init: Callable  # rng -> Init
-  loss: Callable  # (params, batch, *, frozen, carry, rng) -> LossOut
+  loss: Callable  # (params, batch, *, frozen, carry, rng) -> LossOut; with tables also rows=
   source: Any  # data.source.Source: host side, where batches come from
   evals: Mapping[str, Any]  # name -> evals.Eval
+  tables: Tables | None = None
+  unit: str = "tokens"  # What the weight of a loss counts; names metrics: train/tokens_seen, perf/tokens_per_s.
+  finish: Callable = lambda means: means  # (LossOut.metrics, averaged by weight) -> metrics, for ratios of them
+  backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.
+  keep: Callable = lambda workdir: None  # Saves what using the run needs beside its parameters.
+  fits: Callable = lambda workdir: None  # Refuses, by ValueError, a run whose data are not these.
 
 
 def names() -> list[str]:

@@ -14,6 +14,9 @@ from atlas_jax.models import lm
 from atlas_jax.recipes import Init, LossOut, Recipe
 
 
+TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
+
+
 def model_of(config) -> lm.LM:
   """Makes the network of a config.
 
@@ -65,8 +68,9 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model = model_of(config)
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
-  return Recipe(init_of(config, model), loss_of(config, model), train_source_of(config),
-                evals_of(config, model, mesh))
+  source = train_source_of(config)
+  return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
+                keep=lambda workdir: source.tokenizer.save(workdir / TOKENIZER))
 
 
 def init_of(config, model: lm.LM):

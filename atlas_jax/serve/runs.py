@@ -1,5 +1,4 @@
 """Opens a run to use it: its config, its newest parameters, and text that goes on from a prompt."""
-import functools
 import math
 import pathlib
 from collections.abc import Iterator
@@ -11,10 +10,8 @@ from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
-from atlas_jax.recipes import memory_lm
+from atlas_jax.recipes import Init, memory_lm
 from atlas_jax.serve import engine
-
-TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
 
 
 def config_of(workdir):
@@ -24,7 +21,7 @@ def config_of(workdir):
     ValueError: if the workdir holds no run.
   """
   config = configs.load(workdir).as_configdict()
-  copy = pathlib.Path(workdir) / TOKENIZER
+  copy = pathlib.Path(workdir) / memory_lm.TOKENIZER
   if copy.is_dir():
     config.data.tokenizer = str(copy)
   return config
@@ -39,29 +36,31 @@ def mesh_here(config):
 
 
 def restore(config, workdir, init, mesh):
-  """Reads the parameters of a run's newest checkpoint, their moving average if the run keeps one.
+  """Reads the parameters and tables of a run's newest checkpoint, the moving average if the run keeps one.
 
   Args:
     config: of the run.
     workdir: of the run.
-    init: rng -> parameters; only their shapes are used.
+    init: of its recipe, rng -> Init; only shapes are used.
     mesh: where they are put.
 
   Returns:
-    (params, step).
+    (params, tables, step); tables are () where the recipe has none.
 
   Raises:
     CheckpointError: if there is no good checkpoint, or the newest is damaged; names the newest good one.
   """
-  shapes = {"params": jax.eval_shape(init, jax.random.key(0))}
+  start = jax.eval_shape(init, jax.random.key(0))
+  shapes = {"params": start.params, "tables": start.tables}
   abstract = place.abstract(shapes, place.shardings(mesh, shapes))
   saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
   try:
     field = "params" if config.optim.ema_decay is None else "ema"
     params, meta = saver.restore_params(abstract["params"], field=field)
+    tables = start.tables and saver.restore_params(abstract["tables"], field="tables")[0]
   finally:
     saver.close()
-  return params, int(meta["step"])
+  return params, tables, int(meta["step"])
 
 
 def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
@@ -79,5 +78,6 @@ def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
   mesh, model = mesh_here(config), memory_lm.model_of(config)
   tokenizer = tokenizers.load(config.data.tokenizer)
   memory_lm.check_vocabulary(config, tokenizer)
-  params, _ = restore(config, workdir, functools.partial(memory_lm.init_params, config, model), mesh)
+  init = lambda rng: Init(memory_lm.init_params(config, model, rng))
+  params, _, _ = restore(config, workdir, init, mesh)
   return engine.generate(model, params, tokenizer, prompt, mesh=mesh, **options)

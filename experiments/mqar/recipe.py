@@ -30,7 +30,7 @@ def accuracy(model: lm.LM, source_factory, mesh):
 
   step_of = held_out.make_step(segment, mesh)
 
-  def run(params, *, step: int) -> EvalOut:
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del step
     totals = held_out.add_up(step_of, params, model, source_factory(), mesh)
     return EvalOut({"val/accuracy": float(totals["right"] / totals["asked"])})

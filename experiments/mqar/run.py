@@ -52,7 +52,7 @@ def read_at(arg: str, workdir: pathlib.Path) -> dict[str, float]:
     recipe = recipes.load(config, mesh)
     abstract, _ = train.abstract_state(config, recipe, mesh)
     state, _ = train.Checkpoints(workdir, **config.checkpoint, read_only=True).restore(abstract)
-    scalars, _ = train.evaluate(config, recipe, state.params, step=int(state.step))
+    scalars = train.evaluate(recipe, state.params, step=int(state.step)).scalars
     found[str(size)] = scalars["val/accuracy"]
   return found
 

@@ -8,7 +8,7 @@ from atlas_jax.monitor import progress
 
 def run_bar(**options):
   with progress.Progress(20, start_step=10, **options) as bar:
-    bar.update(11, loss=1.23456, tokens_per_s=45678.9)
+    bar.update(11, loss=1.23456, per_s=45678.9)
     bar.update(12)
   bar.close()
 

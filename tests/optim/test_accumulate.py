@@ -49,13 +49,13 @@ def test_pieces_give_what_the_whole_batch_gives(parts, weight_BT):
 def test_one_piece_is_the_plain_gradient():
   params, batch, carry, frozen = problem(UNEQUAL)
   mean = lambda params: loss(params, batch, frozen=frozen, carry=carry, rng=None).loss
-  grads, out = found(1, UNEQUAL)
+  (grads, _), out = found(1, UNEQUAL)
   assert_close(grads, jax.grad(mean)(params))
   assert_close(out.loss, mean(params))
 
 
 def test_a_batch_without_counted_tokens_gives_zeros():
-  grads, out = found(2, np.zeros((B, T)))
+  (grads, _), out = found(2, np.zeros((B, T)))
   assert_same_bits(grads, {"w": np.zeros(D, np.float32)})
   assert float(out.loss) == float(out.weight) == 0.0
 
@@ -69,3 +69,16 @@ def test_every_piece_has_a_key_of_its_own():
   carry = jnp.zeros((B,))
   _, out = accumulate.gradients(noisy, params, batch, carry, frozen=(), rng=jax.random.key(0), parts=4)
   assert len(np.unique(out.carry)) == B
+
+
+def test_rows_of_tables_get_gradients_in_their_order():
+  params, batch, carry, frozen = problem(UNEQUAL)
+  rows_BD = jnp.asarray(np.random.default_rng(4).normal(size=(B, D)), jnp.float32)
+
+  def with_rows(params, batch, *, frozen, carry, rng, rows):
+    return loss(params, {**batch, "x_BTD": batch["x_BTD"] + rows[:, None]}, frozen=frozen, carry=carry, rng=rng)
+
+  both = [accumulate.gradients(with_rows, params, batch, carry, frozen=frozen, rng=jax.random.key(0), parts=parts,
+                               rows=rows_BD)[0] for parts in (1, 4)]
+  assert both[0][1].shape == (B, D) and float(jnp.abs(both[0][1]).min()) == 0  # The first row counts no token.
+  assert_close(both[1], both[0], tolerance=1e-5)

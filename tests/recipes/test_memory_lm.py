@@ -11,6 +11,7 @@ import pytest
 
 from atlas_jax import recipes, train, tree
 from atlas_jax import state as states
+from atlas_jax import step as stepping
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from tests import runs
@@ -209,7 +210,7 @@ def first_update(config):
   recipe = recipes.load(config, mesh)
   abstract, _ = train.abstract_state(config, recipe, mesh)
   state = states.build(abstract, *train._state_args(config, recipe))
-  step = train.jit_step(config, recipe, mesh, state)
+  step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, uneven_batch(recipe.source))
   with hosts.StopFlag(mesh) as stop:
     return step(state, batch, (), stop.array())

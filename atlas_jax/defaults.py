@@ -1,0 +1,185 @@
+"""Every setting of a run, with its default, its unit and its meaning."""
+import ml_collections
+from ml_collections import config_dict
+
+OPTIONAL = config_dict.placeholder
+
+
+def default() -> ml_collections.ConfigDict:
+  """Returns every field with a working value. Configs change what differs; unknown fields are refused."""
+  config = ml_collections.ConfigDict()
+  config.recipe = "memory_lm"  # Kind of training: a file in recipes/, or a dotted module name.
+  config.seed = 0  # Draws parameters, order of data, and everything else random.
+  config.data = _data()
+  config.model = _model()
+  config.trm = _trm()
+  config.supervision = _supervision()
+  config.puzzles = _puzzles()
+  config.table = ml_collections.ConfigDict({
+      "lr": 1e-2,  # Step of the signs of a puzzle row's gradient; follows optim's schedule.
+      "weight_decay": 0.1,  # Share of a visited row taken off per update, times its step.
+  })
+  config.loss = ml_collections.ConfigDict({
+      "block_tokens": OPTIONAL(int),  # Tokens whose logits exist at the same time; None: all of a batch.
+  })
+  config.optim = _optim()
+  config.train = ml_collections.ConfigDict({
+      "accumulate_steps": 1,  # Parts a batch is cut into, one after another, for one update.
+      "log_every_steps": 10,  # Updates between rows of metrics.
+      "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
+      "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
+  })
+  config.checkpoint = ml_collections.ConfigDict({
+      "every_steps": 1_000,  # Updates between checkpoints.
+      "keep_last": 2,  # Newest checkpoints kept.
+      "keep_best": 1,  # Checkpoints kept for the best value of best_metric.
+      "best_metric": "val_bits_per_byte",  # Number of an evaluation, as summary.json names it.
+      "best_mode": "min",  # "min" or "max", whichever of it is best.
+      "keep_every_steps": OPTIONAL(int),  # Checkpoints at multiples of this are kept for ever.
+  })
+  config.mesh = ml_collections.ConfigDict({
+      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
+      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
+      "tensor": 1,  # Devices with the same rows and other heads and columns.
+  })
+  config.eval = ml_collections.ConfigDict({
+      "batch_rows": 8,  # Held-out streams read side by side.
+      "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
+      "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
+      "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
+      "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
+      "sample_tokens": 200,  # Its length; 0: none.
+  })
+  config.puzzle_eval = ml_collections.ConfigDict({
+      "mode": "all",  # "all": n_supervision steps for each; "halting": a halted slot takes the next puzzle.
+      "halt_threshold": 0.0,  # halting: halt logit above which a puzzle is done.
+      "n_trajectories": 1,  # Runs of each puzzle with noise, of which the surest is taken.
+      "noise_std": 0.0,  # Noise on the latents at every supervision step.
+      "vote": "count",  # How augmentations vote: "count", or "noisy_or" of the halting probabilities.
+      "max_examples": OPTIONAL(int),  # Held-out examples evaluated; None: all.
+      "pictures": 6,  # Puzzles drawn per evaluation, half of them solved; 0: none.
+  })
+  config.monitor = ml_collections.ConfigDict({
+      "progress": True,  # A progress bar, where there is a terminal.
+      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+  })
+  return config.lock()
+
+
+def _data() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "source": "text",  # A file in data/, or a dotted module name.
+      "name": "python_stdlib",  # Corpus: python_stdlib, files, a TFDS name such as lm1b, or hf:NAME.
+      "path": OPTIONAL(str),  # Files, folders or a pattern, comma-separated, for name "files".
+      "text_field": "text",  # Field of JSON lines or records that holds the text.
+      "limit_bytes": OPTIONAL(int),  # Bytes of a corpus that are read; None: all.
+      "bad_input_frac": 0.01,  # Share of unreadable documents before it is an error.
+      "tokenizer": "byte",  # "byte", or a tokenizer.json or its folder.
+      "segment_len": 2_048,  # Tokens per row and update.
+      "batch_rows": 16,  # Rows per update, over all processes.
+      "held_out_frac": 0.05,  # Share of documents never trained on.
+      "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
+      "carry": True,  # Whether memory and attention pass from segment to segment of a document.
+      "threads": 2,  # Threads that prepare batches.
+      "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
+      "download": False,  # Whether a corpus that is not here may be fetched.
+  })
+
+
+def _model() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "vocab_size": 257,  # Must be the tokenizer's; 257: bytes and the document mark.
+      "width": 512,  # Width of the residual stream.
+      "depth": 8,  # Blocks.
+      "heads": 8,  # Attention heads.
+      "ff_width": 1_408,  # Hidden width of the feed-forward layers.
+      "window_tokens": 256,  # How far attention sees, the token itself included.
+      "memory_mix": "gate",  # "gate": memory beside attention; "none": attention alone.
+      "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
+      "dtype": "bfloat16",  # Of activations. Parameters, fast weights and losses are float32.
+      "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
+      "scan_unroll": 1,  # Blocks unrolled per step of the scan over depth.
+      "memory": {
+          "rule": "titans",  # A file in memory/rules/, or a dotted module name.
+          "options": {"surprise_max": 1.0},  # The rule's own options.
+          "heads": 8,  # Memory heads.
+          "key_dim": 64,  # Width of keys per head.
+          "value_dim": 64,  # Width of values per head.
+          "chunk_size": 64,  # Tokens whose writes are computed from one base state.
+          "conv_taps": 4,  # Width of the causal convolutions on queries, keys and values.
+          "retention_init": 0.995,  # Share of the memory kept per token at the start.
+          "momentum_init": 0.6,  # Share of the momentum kept per token at the start.
+          "write_rate_init": 0.01,  # Inner step size at the start.
+          "write_rate_max": 0.1,  # Its bound.
+          "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
+          "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
+      },
+  })
+
+
+def _trm() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "variant": "trm",  # "trm", "single" (one latent), "hrm" (two networks) or "transformer" (no recursion).
+      "mixer": "attention",  # How positions meet: "attention", or "mlp" (over positions, fixed length).
+      "width": 512,  # Width of the states.
+      "heads": 8,  # Attention heads.
+      "depth": 2,  # Blocks of the network that is called again and again.
+      "expansion": 4.0,  # Hidden width of the SwiGLU layers over their input's, times 2/3, up to 256s.
+      "n_outer": 3,  # Cycles of a supervision step; the last alone has a gradient.
+      "n_inner": 6,  # Updates of the latent in a cycle, before one of the answer.
+      "n_prefix": 16,  # Positions before the tokens that hold the puzzle's row.
+      "row_width": 512,  # Numbers in a row of the puzzle table; 0: no table.
+      "positions": "rope",  # "rope", "learned" or "none".
+      "norm_eps": 1e-5,  # Floor under the root of the norms.
+      "rope_base": 10_000.0,  # The slowest pair turns by 1 / base per position, nearly.
+      "dtype": "bfloat16",  # Of states and activations. Parameters, table, norms and losses are float32.
+  })
+
+
+def _supervision() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "n_supervision": 16,  # Supervision steps of a puzzle at most.
+      "explore_prob": 0.1,  # Share of steps that must go on to a drawn least number of steps.
+      "train_continue": False,  # Whether going on has a logit of its own, as HRM has; costs a second forward.
+      "token_loss": "stablemax",  # "stablemax" or "softmax".
+      "loss_dtype": "float32",  # Of the token loss; "float64" needs JAX_ENABLE_X64.
+      "steps_per_update": 1,  # Supervision steps whose gradients make one update.
+  })
+
+
+def _puzzles() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built (a folder in the original's layout).
+      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; arc: see data.puzzles.arc.
+      "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
+      "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.
+      "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation.
+      "n_test": 1_000,  # sudoku, maze: boards held out.
+      "n_augmentations": 1_000,  # Augmentations of each board or task besides itself.
+      "min_rating": OPTIONAL(int),  # sudoku: least difficulty in backtracks; maze: least shortest path.
+      "max_tasks": OPTIONAL(int),  # arc: only so many tasks of each part, for small studies; None: all.
+      "seed": 42,  # Of augmentations and of what is generated.
+      "shift": "frozen",  # arc: a grid's place on the canvas: "frozen", or "fresh" on every visit.
+      "sampler": "counter",  # Order of visits: "counter", or "original" as the original draws it.
+      "epochs": OPTIONAL(int),  # Visits of each group; with optim.steps=None they set the run's length.
+      "epochs_per_iteration": 10_000,  # sampler original: epochs drawn together.
+  })
+
+
+def _optim() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "name": "adamw",  # "adamw" or "adam_atan2".
+      "lr": 1e-3,  # Highest learning rate.
+      "warmup_steps": 100,  # Updates until it is reached; the first one already moves.
+      "steps": 1_000,  # Updates of the run; None: those of puzzles.epochs.
+      "schedule": "cosine",  # "cosine" or "wsd" (warm-up, stable, decay).
+      "decay_frac": 0.2,  # wsd: share of the run spent falling.
+      "final_lr_frac": 0.1,  # Learning rate at the end, as a share of the highest.
+      "beta1": 0.9,  # Adam's averaging of gradients.
+      "beta2": 0.95,  # Adam's averaging of squares.
+      "eps": 1e-8,  # Adam's floor under the root.
+      "weight_decay": 0.1,  # Share taken off per update, times the learning rate.
+      "decay_of": "matrices",  # What is decayed: "matrices" or "all".
+      "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
+      "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
+  })

@@ -1,0 +1,86 @@
+"""One update: gradients of a batch, optimizer, moving average, tables, and what is not finite left out."""
+import jax
+import jax.numpy as jnp
+import optax
+
+from atlas_jax import tree
+from atlas_jax.monitor import profile
+from atlas_jax.optim import accumulate
+from atlas_jax.optim import build as optim
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.recipes import Recipe
+from atlas_jax.state import TrainState
+
+
+def make_step(config, recipe: Recipe, params_abstract):
+  """Makes the function that turns one batch into one update.
+
+  Returns:
+    (state, batch, frozen, stop) -> (state, metrics), to be jitted with the state donated. A batch that gives
+    a loss, gradient or carry that is not finite leaves parameters, optimizer, average, carry and tables as
+    they were, and is counted.
+  """
+  optimizer = optim.build(params_abstract, **config.optim)
+  rate = optim.learning_rate(**config.optim)
+  keep = config.optim.ema_decay
+
+  def step(state: TrainState, batch, frozen, stop):
+    rows = () if recipe.tables is None else recipe.tables.rows(state.tables, batch, state.carry)
+    (grads, row_grads), out = accumulate.gradients(
+        recipe.loss, state.params, batch, state.carry, frozen=frozen, rows=rows,
+        rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
+    norm = tree.global_norm(grads)
+    good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = () if keep is None else jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.ema, params)
+    new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
+    old = (state.params, state.opt_state, state.carry, state.ema)
+    params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    lr, bad = rate(state.step - state.skipped), 1 - good.astype(jnp.int32)
+    tables = _update_tables(recipe, state, batch, row_grads, good, scale=lr / config.optim.lr)
+    after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
+                       (state.skipped_in_row + bad) * bad, tables)
+    ratios = tree.update_to_weight_ratio(updates, state.params)
+    metrics = {
+        **recipe.finish(out.metrics),
+        "train/loss_nats": out.loss,
+        **({"train/perplexity": jnp.exp(out.loss)} if recipe.unit == "tokens" else {}),
+        f"train/step_{recipe.unit}": out.weight,
+        "train/lr": lr,
+        "train/skipped_updates": after.skipped,
+        "train/skipped_in_row": after.skipped_in_row,
+        "grad/norm": norm,
+        **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
+        **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
+        "stop": jnp.sum(stop),
+    }
+    return after, metrics
+
+  return step
+
+
+def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, good, *, scale):
+  """Changes the rows of the batch in place; a select over whole tables would copy them."""
+  if recipe.tables is None:
+    return state.tables
+  grads = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), row_grads)
+  return recipe.tables.update(state.tables, batch, state.carry, grads, scale=jnp.where(good, scale, 0.0))
+
+
+def jit_step(config, recipe: Recipe, mesh, state):
+  """Compiles `make_step` for states placed like this one, which it donates; metrics are whole everywhere."""
+  step = make_step(config, recipe, jax.eval_shape(lambda x: x, state.params))
+  # Without shardings of its own the compiler could place the new state otherwise than the old one.
+  placed = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))
+
+
+def model_flops(recipe: Recipe, state: TrainState, frozen, batch) -> float:
+  """Counts the FLOPs of an update: backward is twice forward, and recomputation does not count."""
+  def forward(params, batch, carry, tables):
+    given = {} if recipe.tables is None else {"rows": recipe.tables.rows(tables, batch, carry)}
+    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0), **given).loss
+
+  flops = profile.matmul_flops(forward, state.params, batch, state.carry, state.tables)
+  return (1.0 + 2.0 * recipe.backward_frac) * flops
