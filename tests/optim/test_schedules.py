@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.optim import schedules
+from tests import trm_fixture
 
 FIELDS = dict(lr=0.1, warmup_steps=4, steps=20, schedule="cosine", decay_frac=0.25, final_lr_frac=0.1)
 
@@ -58,3 +59,12 @@ def test_fields_out_of_range_are_named(changes):
   (name, value), = changes.items()
   with pytest.raises(ValueError, match=f"config.optim.{name}={value!r}"):
     schedules.schedule(**{**FIELDS, **changes})
+
+
+@pytest.mark.parametrize("final_lr_frac", [1.0, 0.1])
+def test_cosine_is_the_schedule_of_the_original_trm(final_lr_frac):
+  misc = trm_fixture.arrays("misc")
+  rate = schedules.schedule(**FIELDS | dict(lr=1e-4, warmup_steps=2_000, steps=65_104,
+                                            final_lr_frac=final_lr_frac))
+  ours = [rate(int(step) - 1) for step in misc["lr/steps"]]
+  np.testing.assert_allclose(ours, misc[f"lr/min_ratio_{final_lr_frac}"], rtol=1e-5)

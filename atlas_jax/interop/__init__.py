@@ -1,0 +1,1 @@
+"""Weights and files of other programs, read into ours and written from them."""

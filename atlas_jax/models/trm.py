@@ -1,0 +1,162 @@
+"""Tiny recursive models: a small stack of blocks, called again and again on the answer it has so far."""
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from atlas_jax import tree
+from atlas_jax.models import trm_baselines, trm_blocks
+
+POSITIONS = ("rope", "learned", "none")
+HALT_BIAS = -5.0  # Of both halting logits at the start: nothing halts early before it has learned to.
+CHECKED = ("variant", "mixer", "positions", "width", "heads", "n_outer", "n_inner", "n_prefix", "row_width")
+LEARNED_SCALE = 0.707106781  # Keeps the variance of tokens plus learned positions that of tokens.
+
+
+class Out(NamedTuple):
+  """What one supervision step gives."""
+
+  logits_BTV: jax.Array  # of the tokens, without the prefix
+  halt_logit_B: jax.Array  # float32; above 0 where the answer is taken to be right
+  continue_logit_B: jax.Array  # float32
+  latents: tuple  # where the next step starts, without gradient
+
+
+class TRM(nn.Module):
+  """A model that improves its answer to a puzzle step by step.
+
+  Every forward call is one supervision step on the latents of an earlier one. The puzzle's row of the table
+  is cut into `n_prefix` vectors in front of the tokens, the rest of them zero.
+
+  Attributes:
+    variant: "trm", "single" (one latent), "hrm" (two stacks) or "transformer" (one call of one stack).
+    mixer: over positions, "attention" or "mlp".
+    vocab_size, width: the usual.
+    seq_len: tokens of a puzzle.
+    heads: of attention; each has width // heads features.
+    depth: blocks of a stack.
+    expansion: sets hidden widths, see `trm_blocks.hidden_width`.
+    n_outer: how often the answer is improved per step; the last time with gradient.
+    n_inner: how often the latent is improved before the answer is.
+    n_prefix: positions in front of the tokens.
+    row_width: width of a row of the puzzle table, at most n_prefix * width; 0 for no table.
+    positions: "rope", "learned" or "none".
+    norm_eps: of the norms.
+    rope_base: of the slowest rotary position.
+    dtype: of activations and latents; parameters stay float32.
+
+  Raises:
+    ValueError: if fields do not fit together.
+
+  Source: Jolicoeur-Martineau 2025, arXiv:2510.04871; HRM: Wang et al. 2025, arXiv:2506.21734.
+  """
+
+  variant: str
+  mixer: str
+  vocab_size: int
+  seq_len: int
+  width: int
+  heads: int
+  depth: int
+  expansion: float
+  n_outer: int
+  n_inner: int
+  n_prefix: int
+  row_width: int
+  positions: str
+  norm_eps: float
+  rope_base: float
+  dtype: str
+
+  def __post_init__(self):
+    check(**{name: getattr(self, name) for name in CHECKED})
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs_BT, rows_BE, latents: tuple) -> Out:
+    """Makes one supervision step.
+
+    Args:
+      inputs_BT: int32 in [0, vocab_size).
+      rows_BE: each puzzle's row of the table, float32, [B, row_width].
+      latents: what an earlier step returned, or reset vectors at every position; each [B, T + n_prefix, D].
+    """
+    embedded = self._embedded(inputs_BT, rows_BE)
+    levels = tuple(self.param(name, self._init_level) for name in trm_baselines.LEVELS[self.variant])
+    turns = None
+    if self.positions == "rope":
+      turns = trm_blocks.angles(self.n_prefix + self.seq_len, self.width // self.heads, self.rope_base)
+
+    def call(level, x):
+      for i in range(self.depth):
+        x = trm_blocks.block(level[f"block_{i}"], x, heads=self.heads, eps=self.norm_eps, turns=turns)
+      return x
+
+    swap = (lambda x: jnp.swapaxes(x, 0, 1)) if self.mixer == "mlp" else (lambda x: x)
+    recursion = trm_baselines.VARIANTS[self.variant]
+    latents = recursion(call, levels, tuple(map(swap, latents)), swap(embedded), self.n_outer, self.n_inner)
+    return self._read(tuple(map(swap, latents)))
+
+  def _embedded(self, inputs_BT, rows_BE):
+    """Gives what is injected: prefix and tokens, scaled by sqrt(width), [B, n_prefix + T, D]."""
+    dtype, width, prefix = jnp.dtype(self.dtype), self.width, self.n_prefix
+    total = prefix + self.seq_len
+    draw = lambda key, rows: trm_blocks.truncated_normal(key, (rows, width), width**-0.5)
+    x_BTD = self.param("embed", draw, self.vocab_size).astype(dtype)[inputs_BT]
+    if prefix:
+      padded = jnp.pad(rows_BE.astype(dtype), ((0, 0), (0, prefix * width - self.row_width)))
+      x_BTD = jnp.concatenate([padded.reshape(-1, prefix, width), x_BTD], axis=1)
+    if self.positions == "learned":
+      x_BTD = x_BTD + self.param("positions", draw, total).astype(dtype)[None]
+      x_BTD = x_BTD * jnp.asarray(LEARNED_SCALE, dtype)
+    return x_BTD * jnp.asarray(width**0.5, dtype)
+
+  def _init_level(self, key) -> dict:
+    init = functools.partial(trm_blocks.init_block, mixer=self.mixer, width=self.width, heads=self.heads,
+                             positions=self.n_prefix + self.seq_len, expansion=self.expansion)
+    return {f"block_{i}": init(each) for i, each in enumerate(jax.random.split(key, self.depth))}
+
+  def _read(self, latents: tuple) -> Out:
+    """Scores tokens and halting from the answer."""
+    answer_BTD, width = latents[0], self.width
+    dtype, wide = answer_BTD.dtype, tree.wide(answer_BTD.dtype)
+    draw = lambda key: trm_blocks.truncated_normal(key, (width, self.vocab_size), width**-0.5)
+    logits_BTV = answer_BTD[:, self.n_prefix:] @ self.param("head", draw).astype(dtype)
+    kernel = self.param("halt_kernel", nn.initializers.zeros, (width, 2), jnp.float32)
+    bias = self.param("halt_bias", nn.initializers.constant(HALT_BIAS), (2,), jnp.float32)
+    halting = (answer_BTD[:, 0] @ kernel.astype(dtype) + bias.astype(dtype)[None]).astype(wide)
+    return Out(logits_BTV, halting[:, 0], halting[:, 1], jax.lax.stop_gradient(latents))
+
+  @nn.nowrap
+  def reset(self, rng) -> tuple:
+    """Draws the vectors that latents start from at every position; they are not trained; each [D]."""
+    count = trm_baselines.LATENTS[self.variant]
+    return tuple(trm_blocks.truncated_normal(key, (self.width,), 1.0, jnp.dtype(self.dtype))
+                 for key in jax.random.split(rng, count))
+
+  @nn.nowrap
+  def zero_latents(self, batch_rows: int) -> tuple:
+    """Gives latents of zeros, to be reset before use."""
+    shape = (batch_rows, self.n_prefix + self.seq_len, self.width)
+    return tuple(jnp.zeros(shape, self.dtype) for _ in range(trm_baselines.LATENTS[self.variant]))
+
+
+def check(*, variant: str, mixer: str, positions: str, width: int, heads: int, n_outer: int, n_inner: int,
+          n_prefix: int, row_width: int) -> None:
+  """Refuses fields that do not fit together, by their config names; works without a device."""
+  for name, value, known in (("variant", variant, tuple(trm_baselines.VARIANTS)),
+                             ("mixer", mixer, trm_blocks.MIXERS), ("positions", positions, POSITIONS)):
+    if value not in known:
+      raise ValueError(f"config.trm.{name}={value!r} is not known; choose one of {', '.join(known)}")
+  if mixer == "attention" and positions == "rope" and (width // heads) % 2:
+    raise ValueError(f"config.trm.width={width} over config.trm.heads={heads} gives heads of "
+                     f"{width // heads} features; rotary positions need an even number")
+  if mixer == "attention" and heads > width:
+    raise ValueError(f"config.trm.heads={heads} must be at most config.trm.width={width}")
+  if row_width > n_prefix * width:
+    raise ValueError(f"config.trm.row_width={row_width} does not fit config.trm.n_prefix={n_prefix} "
+                     f"positions of width {width}; n_prefix must be at least {-(-row_width // width)}")
+  if min(n_outer, n_inner) < 1:
+    raise ValueError(f"config.trm.n_outer={n_outer} and config.trm.n_inner={n_inner} must be at least 1")
