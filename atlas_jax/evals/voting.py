@@ -28,7 +28,7 @@ _CERTAIN = 1 - 2.0**-53  # The largest number below 1: one vote with q = 1 must 
 class Tally(NamedTuple):
   """What the votes for one grid add up to."""
 
-  count: int
+  n_votes: int
   q_sum: float
   log_miss: float  # Sum of log(1 - q): the log-probability that every vote is wrong, were they independent.
 
@@ -37,7 +37,7 @@ class Ranked(NamedTuple):
   """One prediction among those for a test input."""
 
   grid: np.ndarray
-  count: int
+  n_votes: int
   mean_q: float
   noisy_or: float  # 1 - prod(1 - q)
 
@@ -70,7 +70,7 @@ def grid_of(text: str) -> np.ndarray:
 class Votes:
   """Votes per task, test input and predicted grid; grids stay in the order in which they appeared."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     """Starts without votes."""
     self._tallies: dict[str, dict[str, dict[str, Tally]]] = {}
 
@@ -94,7 +94,8 @@ class Votes:
   def _add(self, task: str, input_text: str, prediction: str, more: Tally) -> None:
     tallies = self._tallies.setdefault(task, {}).setdefault(input_text, {})
     before = tallies.get(prediction)
-    tallies[prediction] = more if before is None else Tally(*(x + y for x, y in zip(before, more)))
+    tallies[prediction] = more if before is None else Tally(
+        before.n_votes + more.n_votes, before.q_sum + more.q_sum, before.log_miss + more.log_miss)
 
   def _items(self) -> Iterator[tuple[str, str, str, Tally]]:
     for task, inputs in self._tallies.items():
@@ -109,12 +110,12 @@ class Votes:
 
   def counts(self, task: str) -> dict[str, int]:
     """Counts the votes of each test input of a task; inputs as `text_of` writes them."""
-    return {input_text: sum(tally.count for tally in tallies.values())
+    return {input_text: sum(tally.n_votes for tally in tallies.values())
             for input_text, tallies in self._tallies.get(task, {}).items()}
 
   def ranking(self, task: str, input_grid, rule: str = "count") -> list[Ranked]:
     """Gives the predictions for one test input, best first; see `ordered`."""
-    return [Ranked(grid_of(text), tally.count, tally.q_sum / tally.count, -math.expm1(tally.log_miss))
+    return [Ranked(grid_of(text), tally.n_votes, tally.q_sum / tally.n_votes, -math.expm1(tally.log_miss))
             for text, tally in self.ordered(task, input_grid, rule)]
 
   def ordered(self, task: str, input_grid, rule: str = "count") -> list[tuple[str, Tally]]:
@@ -132,8 +133,8 @@ class Votes:
     if rule not in RULES:
       raise ValueError(f"config.puzzle_eval.vote={rule!r} is not known; choose one of {', '.join(RULES)}")
     tallies = self._tallies.get(task, {}).get(text_of(input_grid), {})
-    keys = {"count": lambda tally: (tally.count, tally.q_sum / tally.count),
-            "noisy_or": lambda tally: (-tally.log_miss, tally.count)}
+    keys = {"count": lambda tally: (tally.n_votes, tally.q_sum / tally.n_votes),
+            "noisy_or": lambda tally: (-tally.log_miss, tally.n_votes)}
     return sorted(tallies.items(), key=lambda item: keys[rule](item[1]), reverse=True)
 
   def save(self, path) -> None:

@@ -65,7 +65,7 @@ def test_rankings_equal_the_original_ones_with_counts_and_mean_q(original):
     task, index = place.split("/")
     ranked = votes.ranking(task, inputs_of(original)[task][int(index)])
     assert [each.grid.tolist() for each in ranked] == [each["grid"] for each in expected]
-    assert [each.count for each in ranked] == [each["count"] for each in expected]
+    assert [each.n_votes for each in ranked] == [each["count"] for each in expected]
     assert [digest(each.grid) for each in ranked] == [each["sha256"] for each in expected]
     means = [each["mean_q"] for each in expected]
     np.testing.assert_allclose([each.mean_q for each in ranked], means, rtol=1e-15)
