@@ -1,4 +1,4 @@
-"""Random numbers out of counters: what an example looks like depends on its index alone, never on the order."""
+"""Random numbers out of counters: what an example looks like depends on its index alone."""
 import numpy as np
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio

@@ -66,12 +66,13 @@ def layout(side: int) -> Layout:
     for first in firsts:
       house = [first + shift for shift in shifts]
       for candidate in house:
-        keep[candidate] &= ~(_bits(house) ^ 1 << candidate)
-  houses = tuple((_bits(firsts), tuple(shifts), _bits(shifts)) for firsts, shifts in kinds)
+        keep[candidate] &= ~(bits(house) ^ 1 << candidate)
+  houses = tuple((bits(firsts), tuple(shifts), bits(shifts)) for firsts, shifts in kinds)
   return Layout(side, box_rows, box_cols, n_cells, every, houses, tuple(keep))
 
 
-def _bits(places) -> int:
+def bits(places) -> int:
+  """Gives the integer that has these bits."""
   return sum(1 << place for place in places)
 
 
@@ -100,10 +101,10 @@ def solve(board, *, limit: int = 2) -> Outcome:
                      f"got {len(cells)} cells with {cells.min()}..{cells.max()}")
   givens = [(int(digit) - 1) * sizes.n_cells + cell for cell, digit in enumerate(cells) if digit]
   left = place(sizes, givens)
-  if left & _bits(givens) != _bits(givens):
+  if left & bits(givens) != bits(givens):
     return Outcome([], 1)
   found: list[int] = []
-  backtracks = search(sizes, left, _bits(givens), found, limit)
+  backtracks = search(sizes, left, bits(givens), found, limit)
   return Outcome([digits_of(sizes, one) for one in found], backtracks)
 
 
