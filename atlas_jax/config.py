@@ -8,7 +8,9 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from atlas_jax.defaults import default
+from atlas_jax.defaults import default, published_trm, small_arc
+
+__all__ = ["default", "published_trm", "small_arc"]  # For the files in configs/.
 
 OPTIONS = "model.memory.options"  # The one group whose fields are not listed here: the rule knows them.
 ALSO_NONE = ("optim.clip_norm", "optim.steps")  # May be None, though its default is not.
@@ -60,12 +62,32 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(parsed)
 
 
+def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> str:
+  """Gives which of several flags of `parse_arg` is set, or the default's name; they exclude each other.
+
+  Raises:
+    ValueError: if two are set.
+  """
+  chosen = [name for name in (default_name, *others) if name in arg and arg[name]]
+  if len(chosen) > 1:
+    raise ValueError(f"config arguments {' and '.join(map(repr, chosen))} exclude each other")
+  return chosen[0] if chosen else default_name
+
+
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
   config.data.update(name="python_stdlib", tokenizer="byte", segment_len=64, batch_rows=4, threads=0)
   config.model.update(vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16,
                       dtype="float32")
   config.model.memory.update(heads=2, key_dim=16, value_dim=16, chunk_size=16)
+  config.trm.update(width=32, heads=2, n_outer=2, n_inner=2, n_prefix=2, row_width=32, dtype="float32")
+  config.supervision.update(n_supervision=3)
+  config.puzzles.update(n_train=12, n_test=6, n_augmentations=2, max_tasks=3, epochs=None)
+  if config.puzzles.name == "sudoku":
+    config.puzzles.update(side=4, path=None)
+  if config.puzzles.name == "maze":
+    config.puzzles.update(side=7, min_rating=5, path=None)
+  config.data.download = False
   config.optim.update(steps=4, warmup_steps=2)
   config.train.update(log_every_steps=1)
   config.checkpoint.update(every_steps=2)

@@ -149,7 +149,7 @@ def _supervision() -> ml_collections.ConfigDict:
 
 def _puzzles() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
-      "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built (a folder in the original's layout).
+      "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built: a folder in the original's layout.
       "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; arc: see data.puzzles.arc.
       "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
       "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.
@@ -157,6 +157,7 @@ def _puzzles() -> ml_collections.ConfigDict:
       "n_test": 1_000,  # sudoku, maze: boards held out.
       "n_augmentations": 1_000,  # Augmentations of each board or task besides itself.
       "min_rating": OPTIONAL(int),  # sudoku: least difficulty in backtracks; maze: least shortest path.
+      "canvas": 30,  # arc: side of the square that grids lie on; tasks with larger grids are left out.
       "max_tasks": OPTIONAL(int),  # arc: only so many tasks of each part, for small studies; None: all.
       "seed": 42,  # Of augmentations and of what is generated.
       "shift": "frozen",  # arc: a grid's place on the canvas: "frozen", or "fresh" on every visit.
@@ -183,3 +184,28 @@ def _optim() -> ml_collections.ConfigDict:
       "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
   })
+
+
+def published_trm(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Sets what the published runs of tiny recursive models share; `default` holds the network's sizes."""
+  config.recipe = "trm"
+  config.data.batch_rows = 768
+  config.optim.update(name="adam_atan2", lr=1e-4, warmup_steps=2_000, steps=None, final_lr_frac=1.0,
+                      weight_decay=0.1, decay_of="all", clip_norm=None, ema_decay=0.999)
+  config.train.update(log_every_steps=50)
+  config.checkpoint.update(every_steps=1_000, best_metric="all_exact_accuracy", best_mode="max")
+  config.eval.update(batch_rows=768, sample_tokens=0)
+  return config
+
+
+def small_arc(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks a recursive model for ARC to one that two cores train in half an hour, on tasks of small grids."""
+  config.trm.update(width=128, heads=4, n_outer=2, n_inner=3, row_width=128, n_prefix=1, dtype="float32")
+  config.supervision.update(n_supervision=8)
+  config.data.batch_rows = 64
+  config.puzzles.update(max_tasks=40, canvas=12, n_augmentations=50, epochs=None)
+  config.optim.update(lr=5e-4, warmup_steps=50, steps=1_500, ema_decay=0.99)
+  config.train.update(log_every_steps=20, eval_every_steps=500)
+  config.checkpoint.update(every_steps=250, best_metric="ARC_pass@2")
+  config.eval.batch_rows = 64
+  return config

@@ -187,7 +187,8 @@ def run_train(config, workdir: str) -> None:
   """Trains; a workdir that holds a run of the same settings goes on with it."""
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
-  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1})  # Refuses wrong fields before data is read.
+  # Refuses wrong fields before data is read, which may be what tells the number of steps.
+  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1})
   prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   config = with_steps(config, recipe)
@@ -272,7 +273,8 @@ def run_eval(config, workdir: str) -> None:
 def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the prompt and what the model adds to it, as it comes."""
   if config.recipe != "memory_lm":
-    raise ValueError(f"--mode=generate writes text, and {workdir} holds a run of config.recipe={config.recipe!r}")
+    raise ValueError(f"--mode=generate writes text, and {workdir} holds a run of config.recipe="
+                     f"{config.recipe!r}")
   pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
                          top_k=asked.top_k, seed=asked.seed)
   for piece in itertools.chain([asked.prompt], pieces, ["\n"]):

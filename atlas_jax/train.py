@@ -186,7 +186,8 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
   """Makes updates until the end or until the run is asked to stop; says which."""
   config, recipe = run_.config, run_.recipe
   step = jit_step(config, recipe, run_.mesh, state)
-  clock, pending, stopped = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit), None, False
+  clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit)
+  pending, stopped = None, False
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))

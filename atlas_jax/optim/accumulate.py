@@ -19,8 +19,8 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
     rows: rows of tables, every leaf leads with B; handed to the loss as rows= and differentiated, unless ().
 
   Returns:
-    ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of the whole batch, whatever the pieces, and
-    the carry of all rows in their order.
+    ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of
+    the whole batch, whatever the pieces, and the carry of all rows in their order.
   """
 
   def piece(index, batch, carry, rows):

@@ -1,26 +1,36 @@
-"""AdamW from config: clip the global norm, scale by Adam in float32, decay matrices only, apply the rate.
+"""The optimizer from config: clip the global norm, scale by Adam in float32, decay, apply the rate.
 
 Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decay apart from the gradient).
 """
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 
 from atlas_jax import tree
 from atlas_jax.optim import schedules
+from atlas_jax.optim.adam_atan2 import scale_by_adam_atan2
 
+SCALES: dict[str, Callable] = {
+    "adamw": lambda b1, b2, eps: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+    "adam_atan2": lambda b1, b2, eps: scale_by_adam_atan2(b1, b2),
+}
 STACKED = "blocks"  # Leaves under this name lead with depth.
 
 
-def build(params_abstract, *, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,
-          final_lr_frac: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-          clip_norm: float | None, ema_decay: float | None) -> optax.GradientTransformation:
+def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: int, schedule: str,
+          decay_frac: float, final_lr_frac: float, beta1: float, beta2: float, eps: float,
+          weight_decay: float, decay_of: str, clip_norm: float | None,
+          ema_decay: float | None) -> optax.GradientTransformation:
   """Makes the optimizer of a run from `config.optim`.
 
   Args:
     params_abstract: parameters or their ShapeDtypeStructs; names and shapes decide which are decayed.
+    name: "adamw", or "adam_atan2" as tiny recursive models use it, which has no eps.
     lr, warmup_steps, steps, schedule, decay_frac, final_lr_frac: see `schedules.schedule`.
     beta1, beta2, eps: Adam's.
-    weight_decay: share of a matrix taken off per update, times the learning rate.
+    weight_decay: share of a parameter taken off per update, times the learning rate.
+    decay_of: "matrices" (never scales, biases, convolutions) or "all" parameters.
     clip_norm: the largest global gradient norm let through; None lets every one through.
     ema_decay: checked here; the moving average itself is kept by the training loop.
 
@@ -32,12 +42,15 @@ def build(params_abstract, *, lr: float, warmup_steps: int, steps: int, schedule
   """
   rate = schedules.schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule,
                             decay_frac=decay_frac, final_lr_frac=final_lr_frac)
+  if name not in SCALES:
+    raise ValueError(f"config.optim.name={name!r} is not known; choose one of {', '.join(SCALES)}")
   check(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm,
         ema_decay=ema_decay)
+  mask = decay_mask(params_abstract) if decay_of == "matrices" else None
   return optax.chain(
       optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-      optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps, mu_dtype=jnp.float32),
-      optax.add_decayed_weights(weight_decay, mask=decay_mask(params_abstract)),
+      SCALES[name](beta1, beta2, eps),
+      optax.add_decayed_weights(weight_decay, mask=mask),
       optax.scale_by_learning_rate(rate))
 
 

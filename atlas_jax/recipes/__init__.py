@@ -43,8 +43,8 @@ class Recipe(NamedTuple):
   source: Any  # data.source.Source: host side, where batches come from
   evals: Mapping[str, Any]  # name -> evals.Eval
   tables: Tables | None = None
-  unit: str = "tokens"  # What the weight of a loss counts; names metrics: train/tokens_seen, perf/tokens_per_s.
-  finish: Callable = lambda means: means  # (LossOut.metrics, averaged by weight) -> metrics, for ratios of them
+  unit: str = "tokens"  # What the weight of a loss counts; names metrics, such as perf/tokens_per_s.
+  finish: Callable = lambda means: means  # (LossOut.metrics averaged by weight) -> metrics, for ratios
   backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.
   keep: Callable = lambda workdir: None  # Saves what using the run needs beside its parameters.
   fits: Callable = lambda workdir: None  # Refuses, by ValueError, a run whose data are not these.

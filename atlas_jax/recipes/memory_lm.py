@@ -13,7 +13,6 @@ from atlas_jax.memory import rules
 from atlas_jax.models import lm
 from atlas_jax.recipes import Init, LossOut, Recipe
 
-
 TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
 
 

@@ -6,7 +6,7 @@ pair of input and label. Tokens are small integers; 0 is padding in inputs and m
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class PuzzleSet:
     vocab_size: tokens are below it.
     n_ids: rows of the puzzle table, the blank one included; the same in all splits of a set.
     identity: JSON of all that decides the contents: name, source, digest, seed, numbers.
-    read: (example indices [n], draw) -> (inputs [n, seq_len], labels [n, seq_len]) as uint8 or int32; `draw` is
-      a NumPy Generator for what varies from visit to visit, or None for the frozen form.
+    read: (example indices [n], draw) -> (inputs [n, seq_len], labels [n, seq_len]) as uint8 or int32; `draw`
+      is a NumPy Generator for what varies from visit to visit, or None for the frozen form.
     names: what an id stands for, position = id; () where ids mean nothing.
     group_names: one per group, for messages and pictures; () if there are none.
   """
@@ -39,8 +39,8 @@ class PuzzleSet:
   n_ids: int
   identity: dict
   read: Callable
-  names: tuple[str, ...] = ()
-  group_names: tuple[str, ...] = ()
+  names: Sequence[str] = ()
+  group_names: Sequence[str] = ()
 
   @property
   def n_groups(self) -> int:
@@ -72,8 +72,8 @@ class PuzzleSet:
 
 
 def of_arrays(inputs, labels, *, vocab_size: int, identity: dict, group_starts=None, puzzle_starts=None,
-              puzzle_ids=None, n_ids: int = 1, names: tuple[str, ...] = (),
-              group_names: tuple[str, ...] = ()) -> PuzzleSet:
+              puzzle_ids=None, n_ids: int = 1, names: Sequence[str] = (),
+              group_names: Sequence[str] = ()) -> PuzzleSet:
   """Makes a set of arrays at hand; by default every example is a puzzle and a group of its own, with id 0.
 
   Args:
@@ -90,10 +90,12 @@ def of_arrays(inputs, labels, *, vocab_size: int, identity: dict, group_starts=N
   groups = np.arange(len(ids) + 1) if group_starts is None else np.asarray(group_starts)
   if inputs.shape != labels.shape or inputs.ndim != 2:
     raise ValueError(f"inputs {inputs.shape} and labels {labels.shape} must both be [examples, seq_len]")
-  for name, starts, end in (("puzzle_starts", puzzle_starts, len(inputs)), ("group_starts", groups, len(ids))):
+  ranges = (("puzzle_starts", puzzle_starts, len(inputs)), ("group_starts", groups, len(ids)))
+  for name, starts, end in ranges:
     if starts[0] != 0 or starts[-1] != end or np.any(np.diff(starts) < 0):
       raise ValueError(f"{name} must rise from 0 to {end}, got {starts[0]} to {starts[-1]}")
-  for name, array, bound in (("inputs", inputs, vocab_size), ("labels", labels, vocab_size), ("ids", ids, n_ids)):
+  bounds = (("inputs", inputs, vocab_size), ("labels", labels, vocab_size), ("ids", ids, n_ids))
+  for name, array, bound in bounds:
     if array.size and not 0 <= array.min() <= array.max() < bound:
       raise ValueError(f"{name} run from {array.min()} to {array.max()}, they must be in 0..{bound - 1}")
 
