@@ -64,12 +64,13 @@ class Steps:
       raise IndexError(f"there is no step {step}; the first one is 0")
     if step - 1 in self._recent:
       return self._recent[step - 1].next
-    near = max(mark for mark in self._marks if mark <= step)
-    while near + MARK_STEPS <= step:
-      marked = self._sampler.skip(self._marks[near], MARK_STEPS - near % MARK_STEPS)
-      near += MARK_STEPS - near % MARK_STEPS
-      self._marks[near] = marked
-    return self._sampler.skip(self._marks[near], step - near)
+    known = {**self._marks, **{planned + 1: found.next for planned, found in self._recent.items()}}
+    near = max(found for found in known if found <= step)
+    place = known[near]
+    while (mark := near + MARK_STEPS - near % MARK_STEPS) <= step:
+      near, place = mark, self._sampler.skip(place, mark - near)
+      self._marks[near] = place
+    return self._sampler.skip(place, step - near)
 
 
 class _Batches:
