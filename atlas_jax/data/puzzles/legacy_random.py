@@ -1,9 +1,9 @@
 """The numbers of NumPy's old generator, many augmentations at a time.
 
 `numpy.random.RandomState` draws an integer of 0..m by taking 32-bit words, keeping the low bits that m needs,
-until the result is at most m; m = 0 takes none. How many words a draw takes is thus known only by taking them.
-Here words are taken in blocks and the draws followed inside a block: the same numbers as by thousands of calls,
-in a small part of the time. NumPy promises that these streams never change.
+until the result is at most m; m = 0 takes none. How many words a draw takes is known only by taking them.
+Here words are taken in blocks and the draws followed inside a block: the same numbers as by thousands of
+calls, in a small part of the time. NumPy promises that these streams never change.
 """
 import numpy as np
 

@@ -1,0 +1,273 @@
+"""ARC tasks as sets of puzzles: kept as grids and a list of augmentations, encoded when a batch asks for it.
+
+A group is a task, a puzzle one augmentation of it, an example one pair. All pairs of a task are trained on,
+but of the test subset only the demonstrations: its test pairs are the test split. Both splits name a puzzle by the
+same id. A thousand augmentations of ARC-AGI-1 take some 30 MB so; `write_original` writes the
+reference's files of them, 6 GB, to the bit.
+
+Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; encoding on the fly is ours.
+"""
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from atlas_jax.data.puzzles import arc, arc_plan, grids
+from atlas_jax.data.puzzles.puzzle_set import BLANK_ID, PuzzleSet
+
+BLANK_NAME = "<blank>"
+CHUNK = 2048  # Examples encoded at once when files are written.
+
+
+class Built(NamedTuple):
+  """What a build gives.
+
+  Attributes:
+    train, test: the two splits.
+    test_puzzles: {task id: task as in its file} for the test split; an unknown output has no key.
+    names: name of the augmentation that each id stands for.
+  """
+
+  train: PuzzleSet
+  test: PuzzleSet
+  test_puzzles: dict[str, dict]
+  names: Sequence[str]
+
+
+class Names(Sequence[str]):
+  """Names of all augmentations by id, made when asked for: there may be a million."""
+
+  def __init__(self, task_ids: Sequence[str], plan: arc_plan.Plan):
+    self._task_ids, self._plan = task_ids, plan
+
+  def __len__(self) -> int:
+    return len(self._plan.kinds) + 1
+
+  @overload
+  def __getitem__(self, index: int) -> str: ...
+  @overload
+  def __getitem__(self, index: slice) -> list[str]: ...
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[each] for each in range(*index.indices(len(self)))]
+    row = range(len(self))[index] - 1
+    if row < 0:
+      return BLANK_NAME
+    group = int(np.searchsorted(self._plan.group_starts, row, side="right")) - 1
+    if row == self._plan.group_starts[group]:
+      return self._task_ids[group]
+    return grids.augmentation_name(self._task_ids[group], self._plan.kinds[row], self._plan.permutations[row])
+
+  def __iter__(self) -> Iterator[str]:
+    yield BLANK_NAME
+    starts, kinds, permutations = self._plan.group_starts.tolist(), self._plan.kinds, self._plan.permutations
+    for task_id, start, end in zip(self._task_ids, starts, starts[1:]):
+      yield task_id
+      digits = (permutations[start:end] + ord("0")).tobytes().decode()
+      for row, kind in enumerate(kinds[start + 1:end].tolist(), 1):
+        yield f"{task_id}{grids.SEPARATOR}t{kind}{grids.SEPARATOR}{digits[10 * row:10 * row + 10]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+  """Encodes examples of one split; see `PuzzleSet.read`.
+
+  Attributes:
+    pairs: grids, input and output of a pair next to each other.
+    group_starts, puzzle_starts: see `PuzzleSet`.
+    first_pairs: [groups] pair of the first example of each of the group's puzzles.
+    rows: [puzzles] place of each puzzle in the plan.
+    plan: the augmentations.
+    is_shifted: whether examples are shifted; those of the test split are not.
+  """
+
+  pairs: grids.Store
+  group_starts: np.ndarray
+  puzzle_starts: np.ndarray
+  first_pairs: np.ndarray
+  rows: np.ndarray
+  plan: arc_plan.Plan
+  is_shifted: bool
+
+  def __call__(self, examples, draw: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Gives inputs and labels [n, 900] uint8: with the plan's shifts, or with new ones of `draw`."""
+    examples = np.asarray(examples, np.int64)
+    if examples.size and not 0 <= examples.min() <= examples.max() < self.puzzle_starts[-1]:
+      raise IndexError(f"examples {examples.min()} to {examples.max()} are asked for, there are "
+                       f"{self.puzzle_starts[-1]}")
+    puzzles = np.searchsorted(self.puzzle_starts, examples, side="right") - 1
+    groups = np.searchsorted(self.group_starts, puzzles, side="right") - 1
+    inputs = 2 * (self.first_pairs[groups] + examples - self.puzzle_starts[puzzles])
+    kinds, permutations = self.plan.kinds[self.rows[puzzles]], self.plan.permutations[self.rows[puzzles]]
+    if not self.is_shifted:
+      shifts = np.zeros((len(examples), 2), np.int32)
+    elif draw is None:
+      shifts = self.plan.shifts[examples]
+    else:
+      counts = self.puzzle_starts[puzzles + 1] - self.puzzle_starts[puzzles]
+      shifts = self._fresh_shifts(inputs, kinds, counts, draw)
+    both = [np.concatenate([kinds] * 2), np.concatenate([permutations] * 2), np.concatenate([shifts] * 2)]
+    tokens = grids.encode_many(self.pairs, np.concatenate([inputs, inputs + 1]), *both)
+    return tokens[:len(examples)], tokens[len(examples):]
+
+  def _fresh_shifts(self, inputs, kinds, counts, draw) -> np.ndarray:
+    """Draws shifts as often zero as the plan's: for one of the `counts` examples of a puzzle."""
+    sides = [np.maximum(left, right) for left, right in zip(grids.shapes(self.pairs, inputs, kinds),
+                                                            grids.shapes(self.pairs, inputs + 1, kinds))]
+    rooms = grids.SIDE + 1 - np.stack(sides, axis=1)
+    chance = draw.random((len(inputs), 3))
+    moves = (chance[:, 2] >= 1 / counts)[:, None]
+    return np.where(moves, np.floor(chance[:, :2] * rooms), 0).astype(np.int32)
+
+
+def load(name: str, path: str | None = None, concept: str | None = None, *, test_set: str | None = None,
+         n_augmentations: int = 1000, seed: int = 42, only: Iterable[str] | None = None,
+         task_ids: Iterable[str] | None = None, max_tasks: int | None = None,
+         cache_dir: str | None = None) -> Built:
+  """Reads tasks, chooses among them, and builds; see `arc.read`, `arc.select` and `build`.
+
+  Args:
+    name, path, concept: see `arc.read`.
+    test_set: the subset whose test pairs are the test split; None takes the evaluation subset, or the last
+      one if there is none.
+    n_augmentations, seed, cache_dir: see `build`.
+    only, task_ids, max_tasks: see `arc.select`.
+
+  Raises:
+    ImportError, ValueError: see there.
+  """
+  subsets = arc.select(arc.read(name, path, concept), only=only, task_ids=task_ids, max_tasks=max_tasks)
+  if test_set is None:
+    test_set = next((known for known in subsets if known.startswith("evaluation")), list(subsets)[-1])
+  return build(subsets, test_set, n_augmentations=n_augmentations, seed=seed, cache_dir=cache_dir)
+
+
+def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentations: int = 1000, seed: int = 42,
+          cache_dir: str | None = None) -> Built:
+  """Builds the two splits, equal to the reference's files example by example.
+
+  Args:
+    subsets: tasks by subset, see `arc.read`.
+    test_set: name, or names, of the subsets whose test pairs are not trained on.
+    n_augmentations: how many a task gets besides itself; fewer if it has not so many that differ.
+    seed: decides all that is random.
+    cache_dir: where augmentations are kept, see `arc_plan.load`.
+
+  Raises:
+    ValueError: if a test set is not there or an id is there twice.
+  """
+  test_sets = (test_set,) if isinstance(test_set, str) else tuple(test_set)
+  filled = [name for name, tasks in subsets.items() if tasks]
+  if not test_sets or set(test_sets) - set(filled):
+    raise ValueError(f"test_set={test_set!r} must be among the subsets with tasks: {', '.join(filled)}")
+  if n_augmentations < 0:
+    raise ValueError(f"n_augmentations={n_augmentations} must be 0 or more")
+  _check_ids(subsets)
+  plan = arc_plan.load(subsets, test_sets, n_augmentations, seed, cache_dir)
+  each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
+  groups = [each[index] for index in plan.order]
+  pairs = [[*task.train, *arc.pairs_of(task._replace(train=()))] if is_test else arc.pairs_of(task)
+           for task, is_test in groups]  # Those of each split next to each other.
+  stored = grids.store([grid for group in pairs for pair in group for grid in pair])
+  names = Names([task.id for task, _ in groups], plan)
+  identity = dict(name="arc", tasks=arc.fingerprint(subsets), subsets=list(subsets),
+                  test_sets=list(test_sets), n_augmentations=n_augmentations, seed=seed)
+  n_trained = [len(task.train) if is_test else len(task.train) + len(task.test) for task, is_test in groups]
+  first = np.cumsum([0, *map(len, pairs[:-1])])
+  tested = np.flatnonzero([is_test for _, is_test in groups])
+  n_tested = np.array([len(task.test) for task, _ in groups])
+  train = _split(plan, stored, names, np.arange(len(groups)), first, np.array(n_trained), identity, "train")
+  test = _split(plan, stored, names, tested, first + n_trained, n_tested, identity, "test")
+  return Built(train, test, {groups[group][0].id: arc.to_json(groups[group][0]) for group in tested}, names)
+
+
+def build_task(task: arc.Task, n_augmentations: int, seed: int) -> Built:
+  """Builds the sets with which one task is solved: all demonstrations to train on, all test inputs to answer.
+
+  Outputs of test pairs may be unknown; a grid of one black cell is then their label.
+  """
+  return build({"task": [task]}, "task", n_augmentations=n_augmentations, seed=seed)
+
+
+def write_original(built: Built, folder: str) -> None:
+  """Writes a build as the reference does: train/, test/, identifiers.json, test_puzzles.json.
+
+  Args:
+    built: from `build`; only the splits' order of examples and the frozen shifts are used.
+    folder: is made, or is empty. It is filled only when everything is written.
+
+  Raises:
+    ValueError: if the folder has something in it.
+  """
+  target = pathlib.Path(folder).expanduser()
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise ValueError(f"{target} is not empty; name a new folder")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+  try:
+    for name, split in (("train", built.train), ("test", built.test)):
+      _write_split(split, scratch / name)
+    (scratch / "identifiers.json").write_text(json.dumps(list(built.names)))
+    puzzles = {task_id: _with_dummies(task) for task_id, task in built.test_puzzles.items()}
+    (scratch / "test_puzzles.json").write_text(json.dumps(puzzles))
+    scratch.chmod(0o755)  # Scratch folders are closed to others.
+    scratch.replace(target)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_ids(subsets: arc.Subsets) -> None:
+  """Refuses tasks that are in two subsets, since test pairs might be trained on under the other."""
+  seen: dict[str, str] = {}
+  for name, tasks in subsets.items():
+    for task in tasks:
+      if task.id in seen:
+        raise ValueError(f"the task {task.id!r} is in the subset {seen[task.id]!r} and in {name!r}; "
+                         "leave one out")
+      seen[task.id] = name
+
+
+def _split(plan, stored, names, groups, first_pairs, n_examples, identity, split) -> PuzzleSet:
+  """Makes a split of the chosen groups, each puzzle of which has the group's number of examples."""
+  starts = plan.group_starts
+  n_puzzles = np.diff(starts)[groups]
+  rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
+  group_starts = np.cumsum([0, *n_puzzles])
+  puzzle_starts = np.concatenate([[0], np.cumsum(np.repeat(n_examples[groups], n_puzzles))])
+  read = _Reader(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan, split == "train")
+  return PuzzleSet(
+      group_starts=group_starts, puzzle_starts=puzzle_starts, puzzle_ids=(rows + 1).astype(np.int32),
+      seq_len=grids.SEQ_LEN, vocab_size=grids.VOCAB_SIZE, n_ids=len(names),
+      identity=identity | {"split": split}, read=read, names=names,
+      group_names=tuple(names[int(starts[group]) + 1] for group in groups))
+
+
+def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
+  folder.mkdir()
+  for name, array in (("puzzle_identifiers", split.puzzle_ids), ("puzzle_indices", split.puzzle_starts),
+                      ("group_indices", split.group_starts)):
+    np.save(folder / f"all__{name}.npy", array.astype(np.int32))
+  header = dict(descr="|u1", fortran_order=False, shape=(split.n_examples, split.seq_len))
+  with open(folder / "all__inputs.npy", "wb") as inputs, open(folder / "all__labels.npy", "wb") as labels:
+    for file in (inputs, labels):
+      np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, split.n_examples, CHUNK):
+      examples = np.arange(start, min(start + CHUNK, split.n_examples))
+      for file, tokens in zip((inputs, labels), split.read(examples, None)):
+        file.write(tokens.tobytes())
+  fields = dict(
+      pad_id=grids.PAD, ignore_label_id=0, blank_identifier_id=BLANK_ID, vocab_size=split.vocab_size,
+      seq_len=split.seq_len, num_puzzle_identifiers=split.n_ids, total_groups=split.n_groups,
+      mean_puzzle_examples=split.n_examples / split.n_puzzles, total_puzzles=split.n_puzzles, sets=["all"])
+  (folder / "dataset.json").write_text(json.dumps(fields))
+
+
+def _with_dummies(task: dict[str, list]) -> dict[str, list]:
+  """Gives a task with the reference's output for those that are unknown."""
+  return {part: [pair if "output" in pair else {**pair, "output": arc.DUMMY.tolist()} for pair in pairs]
+          for part, pairs in task.items()}
