@@ -20,6 +20,7 @@ import numpy as np
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 SPLITS = ("train", "test")
+PATIENCE = 20_000  # Attempts without a new board after which there seem to be no more.
 _FAULTY = 255
 
 
@@ -44,6 +45,45 @@ def of_lists(questions, answers, ratings, places, n_cells: int) -> Boards:
   """Puts lists, also empty ones, into arrays."""
   questions, answers = (np.asarray(cells, np.uint8).reshape(-1, n_cells) for cells in (questions, answers))
   return Boards(questions, answers, np.array(ratings, np.int32), np.array(places, np.int64))
+
+
+def collect(n: int, attempt: Callable, *, n_cells: int, what: str) -> Boards:
+  """Makes boards by trying attempts 0, 1, 2... until n different ones are found.
+
+  Args:
+    n: how many.
+    attempt: number -> (question, answer, rating), or None if the attempt failed.
+    n_cells: of a board.
+    what: is wanted, for the error.
+
+  Raises:
+    ValueError: if so many attempts in a row fail that there seem to be no more.
+  """
+  found: dict[bytes, tuple] = {}
+  number = last = 0
+  while len(found) < n:
+    board = attempt(number)
+    if board is not None and board[0].tobytes() not in found:
+      found[board[0].tobytes()] = (*board, number)
+      last = number
+    number += 1
+    if number - last > PATIENCE:
+      raise ValueError(f"{PATIENCE} attempts in a row gave nothing new after {len(found)} of {n} boards of "
+                       f"{what}; ask for fewer or allow more")
+  questions, answers, ratings, numbers = zip(*found.values(), strict=True) if found else ((), (), (), ())
+  return of_lists(questions, answers, ratings, numbers, n_cells)
+
+
+def random_of(seed: int, *counters: int) -> np.random.RandomState:
+  """Gives the random numbers of one attempt; they do not change between versions of NumPy."""
+  return np.random.RandomState([seed % 2**32, seed % 2**64 >> 32, *counters])
+
+
+def check_numbers(n_train: int | None, n_test: int | None, path: str | None) -> None:
+  """Raises ValueError if numbers of boards are negative, or missing where boards are generated."""
+  for name, n in (("n_train", n_train), ("n_test", n_test)):
+    if (n is None and path is None) or (n is not None and n < 0):
+      raise ValueError(f"{name}={n} must be a number of boards, 0 or more; only with a path None takes all")
 
 
 def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:

@@ -4,8 +4,6 @@ A token is a cell's digit plus one, so a blank is 1; labels are the solution, an
 rating of a generated board is the number of backtracks of `sudoku_solver.solve`; that of a file is its own.
 """
 import hashlib
-import itertools
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -15,9 +13,8 @@ from atlas_jax.data.puzzles.boards import Boards
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 EXTREME = "hf:sapientinc/sudoku-extreme"  # As `path`: 3.8M and 423k boards of side 9; needs the hub.
-VERSION = 1        # Of the generator, for caches.
-PATIENCE = 20_000  # Attempts without a new board after which there seem to be no more.
-TEST_SHARE = 4     # Of side 4, one class in so many is for testing.
+VERSION = 1     # Of the generator, for caches.
+TEST_SHARE = 4  # Of side 4, one class in so many is for testing.
 
 
 def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000, n_test: int | None = 1000,
@@ -25,10 +22,11 @@ def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000,
           cache_dir: str | None = None, download: bool = False) -> tuple[PuzzleSet, PuzzleSet]:
   """Gives the train and test sets; no train board is equivalent to a test board.
 
-  That is so under all symmetries of `sudoku_symmetry`, which are more than augmentation ever reaches in one
-  run. Of generated boards, those of side 4 are for testing if a hash of their class says so (there are too
-  few classes to draw twice without meeting); others are drawn from two streams, and a train board that is
-  equivalent to a test board is dropped. From files, train boards equivalent to a test board are left out.
+  Equivalent is what any of the symmetries in `sudoku_symmetry` makes of a board, so augmentation never
+  reaches a test board. Train boards equivalent to a test board are left out, whether generated or read. Side
+  4 has so few classes of boards that chance would fill both sides with the same ones: there a hash of its
+  class says whether a generated board is for testing. This keeps boards apart, not solutions: those of side
+  4 fall in two classes, which both sides have.
 
   Args:
     side: 4, 6 (boxes of 2 rows and 3 columns) or 9.
@@ -50,6 +48,7 @@ def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000,
   sizes = sudoku_solver.layout(side)
   if n_augmentations < 0:
     raise ValueError(f"n_augmentations={n_augmentations} must be 0 or more")
+  boards.check_numbers(n_train, n_test, path)
   if path is None:
     found, sources = _generated(side, n_train, n_test, n_givens, min_rating, seed, cache_dir)
   elif n_givens is not None:
@@ -88,10 +87,8 @@ def decode(tokens: np.ndarray) -> np.ndarray:
 
 
 def _generated(side, n_train, n_test, n_givens, min_rating, seed, cache_dir):
-  if n_train is None or n_test is None:
-    raise ValueError(f"n_train={n_train} and n_test={n_test} must be numbers where boards are generated")
   chosen = dict(side=side, n_givens=n_givens and list(n_givens), min_rating=min_rating, seed=seed)
-  key: dict[str, Any] = {"puzzles": "sudoku", "version": VERSION, **chosen}
+  key = {"puzzles": "sudoku", "version": VERSION, **chosen}
   keys = {"test": {**key, "n": n_test}, "train": {**key, "n": n_train, "n_test": n_test}}
   test = boards.cached(cache_dir, keys["test"], lambda: generate(n_test, split="test", **chosen))
   avoid = sudoku_symmetry.Classes(side, test.questions, test.answers)
@@ -125,28 +122,19 @@ def generate(n: int, *, side: int, split: str, seed: int, n_givens=None, min_rat
   if split not in boards.SPLITS:
     raise ValueError(f"split={split!r} must be one of {boards.SPLITS}")
   least, most, bound = _givens_range(sizes, n_givens)
-  seen: dict[bytes, tuple[np.ndarray, np.ndarray, int, int]] = {}
-  last = 0
-  for attempt in itertools.count():
-    if len(seen) == n:
-      break
-    if attempt - last > PATIENCE:
-      raise ValueError(
-          f"{PATIENCE} attempts gave no further board after {len(seen)} of {n} for {split} with side={side}, "
-          f"n_givens={n_givens}, min_rating={min_rating}, max_rating={max_rating}; ask for fewer, or widen "
-          f"these")
-    words = seed % 2**32, seed % 2**64 >> 32, side, boards.SPLITS.index(split), attempt
-    question, answer = draw_board(sizes, np.random.RandomState(words), least, most)
+
+  def attempt(number):
+    random = boards.random_of(seed, side, boards.SPLITS.index(split), number)
+    question, answer = draw_board(sizes, random, least, most)
     rating = sudoku_solver.solve(question).backtracks
-    fits = ((question > 0).sum() <= bound and question.tobytes() not in seen
+    fits = ((question > 0).sum() <= bound
             and (min_rating is None or rating >= min_rating) and (max_rating is None or rating <= max_rating)
             and (side != 4 or _is_for_test(question, answer) == (split == "test"))
             and not (avoid is not None and avoid.have(question[None], answer[None])[0]))
-    if fits:
-      seen[question.tobytes()] = question, answer, rating, attempt
-      last = attempt
-  questions, answers, ratings, places = zip(*seen.values(), strict=True) if seen else ((), (), (), ())
-  return boards.of_lists(questions, answers, ratings, places, sizes.n_cells)
+    return (question, answer, rating) if fits else None
+
+  what = f"side={side} with n_givens={n_givens}, min_rating={min_rating}, max_rating={max_rating} for {split}"
+  return boards.collect(n, attempt, n_cells=sizes.n_cells, what=what)
 
 
 def _givens_range(sizes: sudoku_solver.Layout, n_givens) -> tuple[int, int, int]:
@@ -194,8 +182,8 @@ def draw_board(sizes: sudoku_solver.Layout, random: np.random.RandomState, least
 
 def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, download):
   files = boards.csv_files(path, download)
-  key: dict[str, Any] = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating,
-                         "seed": seed, "test_sha256": boards.file_digest(files["test"])}
+  key = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed,
+         "test_sha256": boards.file_digest(files["test"])}
   keys = {"test": {**key, "n": n_test},
           "train": {**key, "n": n_train, "train_sha256": boards.file_digest(files["train"])}}
 
