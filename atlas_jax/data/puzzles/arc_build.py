@@ -1,9 +1,9 @@
 """ARC tasks as sets of puzzles: kept as grids and a list of augmentations, encoded when a batch asks for it.
 
 A group is a task, a puzzle one augmentation of it, an example one pair. All pairs of a task are trained on,
-but of the test subset only the demonstrations: its test pairs are the test split. Both splits name a puzzle by the
-same id. A thousand augmentations of ARC-AGI-1 take some 30 MB so; `write_original` writes the
-reference's files of them, 6 GB, to the bit.
+but of the test subset only the demonstrations: its test pairs are the test split. A puzzle has the same id in
+both splits. A thousand augmentations of ARC-AGI-1 take some 30 MB so; `write_original` writes the files that
+the reference has of them, 6 GB, to the bit.
 
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; encoding on the fly is ours.
 """

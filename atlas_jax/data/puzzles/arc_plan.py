@@ -235,6 +235,7 @@ def _save(plan: Plan, file: pathlib.Path) -> None:
     try:
       np.savez(scratch, **plan._asdict())
       scratch.close()
+      pathlib.Path(scratch.name).chmod(0o644)  # Scratch files are closed to others.
       os.replace(scratch.name, file)
     except BaseException:
       pathlib.Path(scratch.name).unlink(missing_ok=True)

@@ -97,8 +97,8 @@ def test_equal_hashes_mean_equal_puzzles():
   for pairs in ([(stripes, wide)], [(stripes, stripes.T), (stripes.T, stripes)], [(wide, wide[:1])],
                 [(wide[:1], wide[:1]), (wide[1:], wide[:1])]):
     hashes = arc_plan._Hash(pairs)(kinds, permutations)
-    digests = [grids.puzzle_digest([(grids.augment(left, kind, permutation), grids.augment(
-        right, kind, permutation)) for left, right in pairs]) for kind, permutation in zip(kinds, permutations)]
+    digests = [grids.puzzle_digest([tuple(grids.augment(side, *marks) for side in pair) for pair in pairs])
+               for marks in zip(kinds, permutations)]
     assert len(set(zip(hashes, digests))) == len(set(digests)) == len(set(hashes)) < 400
 
 
