@@ -30,9 +30,9 @@ def solve(maze: np.ndarray) -> Solution:
   side = round(len(maze) ** 0.5)
   passable, (start, goal) = _cells(maze != WALL, side), (_cells(maze == kind, side) for kind in (START, GOAL))
   waves = []
-  for wave in _waves(passable, start, side + 1):
-    waves.append(wave)
-    if wave[0] & goal:
+  for reached in _waves(passable, start, side + 1):
+    waves.append(reached)
+    if reached[0] & goal:
       break
   else:
     return Solution([], False)

@@ -14,6 +14,9 @@ from atlas_jax.data.puzzles import hashing
 from atlas_jax.data.puzzles.sudoku_solver import Layout, layout
 
 
+_AT_ONCE = 65_536  # Boards whose traits are found at the same time.
+
+
 class Shuffle(NamedTuple):
   """Symmetries of one side, n of them: cell j of the new board is `digits[old.ravel()[cells[j]]]`."""
   cells: np.ndarray   # [n, side * side]
@@ -143,7 +146,12 @@ def traits(side: int, questions: np.ndarray) -> list[bytes]:
     side: of the boards.
     questions: [n, side * side] digits, 0 for a blank.
   """
-  sizes = layout(side)
+  return [trait for start in range(0, len(questions), _AT_ONCE)
+          for trait in _traits(layout(side), questions[start:start + _AT_ONCE])]
+
+
+def _traits(sizes: Layout, questions: np.ndarray) -> list[bytes]:
+  side = sizes.side
   given = questions.reshape(-1, side, side) > 0
   digits = np.sort((questions[:, :, None] == np.arange(1, side + 1)).sum(axis=1), axis=1)
   lines = []
