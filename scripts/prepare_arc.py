@@ -22,6 +22,7 @@ flags.DEFINE_string("out", None, "folder to write, with train/ and test/ in it; 
 flags.DEFINE_integer("augmentations", 1000, "augmentations of each task besides itself", lower_bound=0)
 flags.DEFINE_integer("seed", 42, "of tasks' order, augmentations and shifts")
 flags.DEFINE_integer("max_tasks", None, "only the first so many tasks of each subset", lower_bound=1)
+flags.DEFINE_integer("canvas", 30, "side of the square that grids lie on; larger grids' tasks are left out")
 flags.DEFINE_multi_string("only", None, "only this subset; may be given several times")
 flags.DEFINE_multi_string("task_id", None, "only this task; may be given several times")
 flags.DEFINE_string("cache_dir", None, "where plans of augmentations are kept")
@@ -32,7 +33,7 @@ def prepare(args) -> dict:
   built = arc_build.load(
       args.name, args.path, args.concept, test_set=args.test_set, n_augmentations=args.augmentations,
       seed=args.seed, only=args.only, task_ids=args.task_id, max_tasks=args.max_tasks,
-      cache_dir=args.cache_dir)
+      canvas=args.canvas, cache_dir=args.cache_dir)
   if args.out:
     arc_build.write_original(built, args.out)
   splits = {name: {"groups": split.n_groups, "puzzles": split.n_puzzles, "examples": split.n_examples,

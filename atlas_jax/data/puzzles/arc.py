@@ -166,7 +166,7 @@ def pairs_of(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Iterable[str] | None = None,
-           max_tasks: int | None = None) -> dict[str, list[Task]]:
+           max_tasks: int | None = None, canvas: int = grids.SIDE) -> dict[str, list[Task]]:
   """Gives a part of a set of tasks, for small studies.
 
   Args:
@@ -174,6 +174,7 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
     only: names of the subsets to keep; None keeps all.
     task_ids: ids of the tasks to keep; None keeps all.
     max_tasks: the first so many of each subset are kept.
+    canvas: tasks with a grid that is taller or wider are left out first; at most 30.
 
   Raises:
     ValueError: if a name or an id is not there, or nothing is left.
@@ -185,12 +186,24 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
       raise ValueError(f"no {kind} {', '.join(sorted(missing))} in the subsets {', '.join(subsets)}")
   if max_tasks is not None and max_tasks < 1:
     raise ValueError(f"max_tasks={max_tasks} must be at least 1, or None for all tasks")
-  kept = {name: [task for task in subsets[name] if wanted is None or task.id in wanted][:max_tasks]
-          for name in subsets if name in only}
-  kept = {name: tasks for name, tasks in kept.items() if tasks}
+  if not 1 <= canvas <= grids.SIDE:
+    raise ValueError(f"canvas={canvas} must be the side of a square of 1 to {grids.SIDE} cells")
+  kept = {}
+  for name in [name for name in subsets if name in only]:
+    chosen = [task for task in subsets[name] if wanted is None or task.id in wanted]
+    fitting = [task for task in chosen if side_of(task) <= canvas]
+    if len(fitting) < len(chosen):
+      logging.info("%d of %d tasks of %s fit a canvas of %d", len(fitting), len(chosen), name, canvas)
+    if fitting:
+      kept[name] = fitting[:max_tasks]
   if not kept:
-    raise ValueError("no task is left; ask for other subsets or tasks")
+    raise ValueError(f"no task is left on a canvas of {canvas}; ask for other tasks or a larger canvas")
   return kept
+
+
+def side_of(task: Task) -> int:
+  """Gives the longest side of a task's grids."""
+  return max(max(grid.shape) for pair in pairs_of(task) for grid in pair)
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ the reference has of them, 6 GB, to the bit.
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; encoding on the fly is ours.
 """
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -84,6 +85,7 @@ class _Reader:
     rows: [puzzles] place of each puzzle in the plan.
     plan: the augmentations.
     is_shifted: whether examples are shifted; those of the test split are not.
+    canvas: side of the square that grids lie on.
   """
 
   pairs: grids.Store
@@ -93,9 +95,10 @@ class _Reader:
   rows: np.ndarray
   plan: arc_plan.Plan
   is_shifted: bool
+  canvas: int
 
   def __call__(self, examples, draw: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Gives inputs and labels [n, 900] uint8: with the plan's shifts, or with new ones of `draw`."""
+    """Gives inputs and labels [n, seq_len] uint8: with the plan's shifts, or with new ones of `draw`."""
     examples = np.asarray(examples, np.int64)
     if examples.size and not 0 <= examples.min() <= examples.max() < self.puzzle_starts[-1]:
       raise IndexError(f"examples {examples.min()} to {examples.max()} are asked for, there are "
@@ -111,15 +114,16 @@ class _Reader:
     else:
       counts = self.puzzle_starts[puzzles + 1] - self.puzzle_starts[puzzles]
       shifts = self._fresh_shifts(inputs, kinds, counts, draw)
-    both = [np.concatenate([kinds] * 2), np.concatenate([permutations] * 2), np.concatenate([shifts] * 2)]
-    tokens = grids.encode_many(self.pairs, np.concatenate([inputs, inputs + 1]), *both)
+    kinds, permutations, shifts = (np.concatenate([each, each]) for each in (kinds, permutations, shifts))
+    both = np.concatenate([inputs, inputs + 1])
+    tokens = grids.encode_many(self.pairs, both, kinds, permutations, shifts, self.canvas)
     return tokens[:len(examples)], tokens[len(examples):]
 
   def _fresh_shifts(self, inputs, kinds, counts, draw) -> np.ndarray:
     """Draws shifts as often zero as the plan's: for one of the `counts` examples of a puzzle."""
     sides = [np.maximum(left, right) for left, right in zip(grids.shapes(self.pairs, inputs, kinds),
                                                             grids.shapes(self.pairs, inputs + 1, kinds))]
-    rooms = grids.SIDE + 1 - np.stack(sides, axis=1)
+    rooms = self.canvas + 1 - np.stack(sides, axis=1)
     chance = draw.random((len(inputs), 3))
     moves = (chance[:, 2] >= 1 / counts)[:, None]
     return np.where(moves, np.floor(chance[:, :2] * rooms), 0).astype(np.int32)
@@ -127,7 +131,7 @@ class _Reader:
 
 def load(name: str, path: str | None = None, concept: str | None = None, *, test_set: str | None = None,
          n_augmentations: int = 1000, seed: int = 42, only: Iterable[str] | None = None,
-         task_ids: Iterable[str] | None = None, max_tasks: int | None = None,
+         task_ids: Iterable[str] | None = None, max_tasks: int | None = None, canvas: int = grids.SIDE,
          cache_dir: str | None = None) -> Built:
   """Reads tasks, chooses among them, and builds; see `arc.read`, `arc.select` and `build`.
 
@@ -136,19 +140,21 @@ def load(name: str, path: str | None = None, concept: str | None = None, *, test
     test_set: the subset whose test pairs are the test split; None takes the evaluation subset, or the last
       one if there is none.
     n_augmentations, seed, cache_dir: see `build`.
-    only, task_ids, max_tasks: see `arc.select`.
+    only, task_ids, max_tasks, canvas: see `arc.select`.
 
   Raises:
     ImportError, ValueError: see there.
   """
-  subsets = arc.select(arc.read(name, path, concept), only=only, task_ids=task_ids, max_tasks=max_tasks)
+  subsets = arc.select(arc.read(name, path, concept), only=only, task_ids=task_ids, max_tasks=max_tasks,
+                       canvas=canvas)
   if test_set is None:
     test_set = next((known for known in subsets if known.startswith("evaluation")), list(subsets)[-1])
-  return build(subsets, test_set, n_augmentations=n_augmentations, seed=seed, cache_dir=cache_dir)
+  return build(subsets, test_set, n_augmentations=n_augmentations, seed=seed, canvas=canvas,
+               cache_dir=cache_dir)
 
 
 def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentations: int = 1000, seed: int = 42,
-          cache_dir: str | None = None) -> Built:
+          canvas: int = grids.SIDE, cache_dir: str | None = None) -> Built:
   """Builds the two splits, equal to the reference's files example by example.
 
   Args:
@@ -156,10 +162,11 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
     test_set: name, or names, of the subsets whose test pairs are not trained on.
     n_augmentations: how many a task gets besides itself; fewer if it has not so many that differ.
     seed: decides all that is random.
+    canvas: side of the square that grids lie on; 30 is the reference's, less is for studies of small grids.
     cache_dir: where augmentations are kept, see `arc_plan.load`.
 
   Raises:
-    ValueError: if a test set is not there or an id is there twice.
+    ValueError: if a test set is not there, an id is there twice, or a grid does not fit the canvas.
   """
   test_sets = (test_set,) if isinstance(test_set, str) else tuple(test_set)
   filled = [name for name, tasks in subsets.items() if tasks]
@@ -167,8 +174,8 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
     raise ValueError(f"test_set={test_set!r} must be among the subsets with tasks: {', '.join(filled)}")
   if n_augmentations < 0:
     raise ValueError(f"n_augmentations={n_augmentations} must be 0 or more")
-  _check_ids(subsets)
-  plan = arc_plan.load(subsets, test_sets, n_augmentations, seed, cache_dir)
+  _check_tasks(subsets, canvas)
+  plan = arc_plan.load(subsets, test_sets, n_augmentations, seed, cache_dir=cache_dir, canvas=canvas)
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   groups = [each[index] for index in plan.order]
   pairs = [[*task.train, *arc.pairs_of(task._replace(train=()))] if is_test else arc.pairs_of(task)
@@ -176,22 +183,23 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
   stored = grids.store([grid for group in pairs for pair in group for grid in pair])
   names = Names([task.id for task, _ in groups], plan)
   identity = dict(name="arc", tasks=arc.fingerprint(subsets), subsets=list(subsets),
-                  test_sets=list(test_sets), n_augmentations=n_augmentations, seed=seed)
+                  test_sets=list(test_sets), n_augmentations=n_augmentations, seed=seed, canvas=canvas)
   n_trained = [len(task.train) if is_test else len(task.train) + len(task.test) for task, is_test in groups]
+  split = functools.partial(_split, plan, stored, names, identity, canvas)
   first = np.cumsum([0, *map(len, pairs[:-1])])
   tested = np.flatnonzero([is_test for _, is_test in groups])
   n_tested = np.array([len(task.test) for task, _ in groups])
-  train = _split(plan, stored, names, np.arange(len(groups)), first, np.array(n_trained), identity, "train")
-  test = _split(plan, stored, names, tested, first + n_trained, n_tested, identity, "test")
+  train = split("train", np.arange(len(groups)), first, np.array(n_trained))
+  test = split("test", tested, first + n_trained, n_tested)
   return Built(train, test, {groups[group][0].id: arc.to_json(groups[group][0]) for group in tested}, names)
 
 
-def build_task(task: arc.Task, n_augmentations: int, seed: int) -> Built:
+def build_task(task: arc.Task, n_augmentations: int, seed: int, canvas: int = grids.SIDE) -> Built:
   """Builds the sets with which one task is solved: all demonstrations to train on, all test inputs to answer.
 
   Outputs of test pairs may be unknown; a grid of one black cell is then their label.
   """
-  return build({"task": [task]}, "task", n_augmentations=n_augmentations, seed=seed)
+  return build({"task": [task]}, "task", n_augmentations=n_augmentations, seed=seed, canvas=canvas)
 
 
 def write_original(built: Built, folder: str) -> None:
@@ -221,8 +229,8 @@ def write_original(built: Built, folder: str) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_ids(subsets: arc.Subsets) -> None:
-  """Refuses tasks that are in two subsets, since test pairs might be trained on under the other."""
+def _check_tasks(subsets: arc.Subsets, canvas: int) -> None:
+  """Refuses tasks in two subsets, as test pairs might be trained on, and those that do not fit."""
   seen: dict[str, str] = {}
   for name, tasks in subsets.items():
     for task in tasks:
@@ -230,19 +238,23 @@ def _check_ids(subsets: arc.Subsets) -> None:
         raise ValueError(f"the task {task.id!r} is in the subset {seen[task.id]!r} and in {name!r}; "
                          "leave one out")
       seen[task.id] = name
+      if arc.side_of(task) > canvas:
+        raise ValueError(f"the task {task.id!r} has a grid with a side of {arc.side_of(task)} cells, which "
+                         f"does not fit canvas={canvas}; leave the task out or take a larger canvas")
 
 
-def _split(plan, stored, names, groups, first_pairs, n_examples, identity, split) -> PuzzleSet:
+def _split(plan, stored, names, identity, canvas, split, groups, first_pairs, n_examples) -> PuzzleSet:
   """Makes a split of the chosen groups, each puzzle of which has the group's number of examples."""
   starts = plan.group_starts
   n_puzzles = np.diff(starts)[groups]
   rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
   group_starts = np.cumsum([0, *n_puzzles])
   puzzle_starts = np.concatenate([[0], np.cumsum(np.repeat(n_examples[groups], n_puzzles))])
-  read = _Reader(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan, split == "train")
+  read = _Reader(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan,
+                 is_shifted=split == "train", canvas=canvas)
   return PuzzleSet(
       group_starts=group_starts, puzzle_starts=puzzle_starts, puzzle_ids=(rows + 1).astype(np.int32),
-      seq_len=grids.SEQ_LEN, vocab_size=grids.VOCAB_SIZE, n_ids=len(names),
+      seq_len=canvas * canvas, vocab_size=grids.VOCAB_SIZE, n_ids=len(names),
       identity=identity | {"split": split}, read=read, names=names,
       group_names=tuple(names[int(starts[group]) + 1] for group in groups))
 

@@ -50,8 +50,8 @@ class Plan(NamedTuple):
   shifts: np.ndarray
 
 
-def load(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int,
-         cache_dir: str | None) -> Plan:
+def load(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int, *,
+         cache_dir: str | None, canvas: int = grids.SIDE) -> Plan:
   """Gives the plan of a build, from the cache if it is there.
 
   Args:
@@ -60,33 +60,34 @@ def load(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
     n_augmentations: how many each task is to have besides itself.
     seed: of the random stream.
     cache_dir: where plans are kept; None keeps large ones in the user's cache folder and small ones nowhere.
+    canvas: side of the square that grids are shifted on; none may be longer.
 
   Raises:
     ValueError: if a file of the cache is damaged.
   """
   n_asked = n_augmentations * sum(map(len, subsets.values()))
   if cache_dir is None and n_asked < CACHE_FROM:
-    return draw(subsets, test_sets, n_augmentations, seed)
-  file = cache_file(subsets, test_sets, n_augmentations, seed, cache_dir)
+    return draw(subsets, test_sets, n_augmentations, seed, canvas)
+  key = [FORMAT, arc.fingerprint(subsets), list(test_sets), n_augmentations, seed, canvas]
+  file = cache_file(n_augmentations, key, cache_dir)
   file.parent.mkdir(parents=True, exist_ok=True)
   with open(f"{file}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine draw once; others at worst draw the same.
     if not file.exists():
       logging.info("drawing %d augmentations a task into %s", n_augmentations, file)
-      _save(draw(subsets, test_sets, n_augmentations, seed), file)
+      _save(draw(subsets, test_sets, n_augmentations, seed, canvas), file)
   return _open(file)
 
 
-def cache_file(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int,
-               cache_dir: str | None) -> pathlib.Path:
-  """Gives the file that holds, or will hold, a plan; its name says what the plan is of."""
+def cache_file(n_augmentations: int, key: list, cache_dir: str | None) -> pathlib.Path:
+  """Gives the file that holds, or will hold, a plan; `key` is all that the plan follows from."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  key = json.dumps([FORMAT, arc.fingerprint(subsets), list(test_sets), n_augmentations, seed])
-  name = f"arc-{n_augmentations}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
+  name = f"arc-{n_augmentations}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}.npz"
   return pathlib.Path(cache_dir or f"{home}/atlas_jax/puzzles").expanduser() / name
 
 
-def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int) -> Plan:
+def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int,
+         canvas: int = grids.SIDE) -> Plan:
   """Draws a plan; arguments as of `load`."""
   random, first = LegacyRandom(seed), 0
   order: list[int] = []
@@ -102,7 +103,7 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
   shifts, each = bytearray(), [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   for index, group_kinds in zip(order, kinds):
     task, is_test = each[index]
-    _add_shifts(shifts, task.train if is_test else arc.pairs_of(task), group_kinds, random)
+    _add_shifts(shifts, task.train if is_test else arc.pairs_of(task), group_kinds, random, canvas)
   return Plan(np.array(order, np.int32), np.cumsum([0, *sizes]), np.concatenate(kinds),
               np.concatenate(permutations), np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
 
@@ -192,12 +193,12 @@ def _mix(words: np.ndarray) -> np.ndarray:
   return words ^ (words >> np.uint64(31))
 
 
-def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom) -> None:
+def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, canvas: int) -> None:
   """Appends (row, column) for each example of each puzzle of a group: 0, 0 for one, drawn for the others."""
   count, last = len(pairs), len(pairs) - 1
   upright, turned = [], []
   for left, right in pairs:
-    rooms = [grids.SIDE - max(sides) for sides in zip(left.shape, right.shape)]
+    rooms = [canvas - max(sides) for sides in zip(left.shape, right.shape)]
     (rows, row_mask), (columns, column_mask) = ((room, mask_of(room)) for room in rooms)
     upright.append((rows, row_mask, columns, column_mask))
     turned.append((columns, column_mask, rows, row_mask))

@@ -1,12 +1,14 @@
 """Grids of the Abstraction and Reasoning Corpus (ARC): transforms and colours, their 900 tokens, digests.
 
-A grid is uint8 [height, width], at most 30 x 30, of colours 0-9. As tokens it is a 30 x 30 canvas row by row:
-0 where nothing is, 1 for the border just below the grid and just right of it where there is room, colour + 2
-inside. An augmentation permutes the colours (0 stays) and then transforms.
+A grid is uint8 [height, width], at most 30 x 30, of colours 0-9. As tokens it is a square canvas, row by row,
+whose side is 30 but for studies of small grids: 0 where nothing is, 1 for the border just below the grid and
+just right of it where there is room, colour + 2 inside. An augmentation permutes the colours (0 stays) and then
+transforms.
 
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program, whose formats these are.
 """
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -73,28 +75,29 @@ def undo(grid: np.ndarray, kind: int, permutation) -> np.ndarray:
   return np.argsort(permutation).astype(np.uint8)[transform(grid, INVERSE[kind])]
 
 
-def encode(grid: np.ndarray, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
-  """Gives the 900 tokens of a grid whose top left cell lies at (row, column) `shift`, uint8."""
+def encode(grid: np.ndarray, shift: tuple[int, int] = (0, 0), canvas: int = SIDE) -> np.ndarray:
+  """Gives the canvas * canvas tokens of a grid whose top left cell lies at (row, column) `shift`, uint8."""
   (row, column), (height, width) = shift, grid.shape
-  if min(shift) < 0 or row + height > SIDE or column + width > SIDE:
-    raise ValueError(f"a grid of {height} x {width} at {shift} leaves the canvas of {SIDE} x {SIDE}")
-  canvas = np.zeros((SIDE, SIDE), np.uint8)
-  canvas[row:row + height, column:column + width] = grid + FIRST_COLOUR
-  canvas[row + height:row + height + 1, column:column + width] = EDGE
-  canvas[row:row + height, column + width:column + width + 1] = EDGE
-  return canvas.reshape(-1)
+  if min(shift) < 0 or row + height > canvas or column + width > canvas:
+    raise ValueError(f"a grid of {height} x {width} at {shift} leaves the canvas of {canvas} x {canvas}")
+  tokens = np.zeros((canvas, canvas), np.uint8)
+  tokens[row:row + height, column:column + width] = grid + FIRST_COLOUR
+  tokens[row + height:row + height + 1, column:column + width] = EDGE
+  tokens[row:row + height, column + width:column + width + 1] = EDGE
+  return tokens.reshape(-1)
 
 
 def crop(tokens: np.ndarray) -> np.ndarray:
-  """Gives the grid that starts at the top left of 900 tokens, also untidy ones: its largest clean rectangle.
+  """Gives the grid that starts at the top left of a canvas, also untidy ones: its largest clean rectangle.
 
   Of rectangles of colours that hold the top left cell, the one of largest area is taken, of equal ones the
   least tall; there is none if that cell holds no colour, and the grid is then 0 x 0.
   """
-  canvas = np.asarray(tokens).reshape(SIDE, SIDE)
+  side = math.isqrt(np.size(tokens))
+  canvas = np.asarray(tokens).reshape(side, side)
   clean = (canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE)
   widths = np.minimum.accumulate(np.logical_and.accumulate(clean, axis=1).sum(axis=1))
-  areas = widths * np.arange(1, SIDE + 1)
+  areas = widths * np.arange(1, side + 1)
   height = int(np.argmax(areas)) + 1
   if not areas[height - 1]:
     return np.zeros((0, 0), np.uint8)
@@ -141,7 +144,7 @@ def shapes(grids: Store, which: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarr
   return np.where(SWAPS[kinds], widths, heights), np.where(SWAPS[kinds], heights, widths)
 
 
-def encode_many(grids: Store, which, kinds, permutations, shifts) -> np.ndarray:
+def encode_many(grids: Store, which, kinds, permutations, shifts, canvas: int = SIDE) -> np.ndarray:
   """Augments and encodes many grids at once.
 
   Args:
@@ -150,15 +153,18 @@ def encode_many(grids: Store, which, kinds, permutations, shifts) -> np.ndarray:
     kinds: [n] transforms.
     permutations: [n, 10] colours.
     shifts: [n, 2] row and column of the top left cell; the grid must stay on the canvas.
+    canvas: its side.
 
   Returns:
-    [n, 900] uint8, row k equal to `encode(augment(grid k, kind, permutation), shift)`.
+    [n, canvas * canvas] uint8, row k equal to `encode(augment(grid k, kind, permutation), shift, canvas)`.
   """
   heights, widths = shapes(grids, which, kinds)
   swaps, source_widths = SWAPS[kinds], grids.widths[which]
-  rows, row_kind = _axis(heights, shifts[:, 0], np.where(swaps, _COLUMNS_BACK[kinds], _ROWS_BACK[kinds]),
+  places = np.arange(canvas, dtype=np.int32)
+  back_rows, back_columns = _ROWS_BACK[kinds], _COLUMNS_BACK[kinds]
+  rows, row_kind = _axis(places, heights, shifts[:, 0], np.where(swaps, back_columns, back_rows),
                          np.where(swaps, 1, source_widths))
-  columns, column_kind = _axis(widths, shifts[:, 1], np.where(swaps, _ROWS_BACK[kinds], _COLUMNS_BACK[kinds]),
+  columns, column_kind = _axis(places, widths, shifts[:, 1], np.where(swaps, back_rows, back_columns),
                                np.where(swaps, source_widths, 1))
   rows += grids.starts[which][:, None]
   codes = grids.cells.take(rows[:, :, None] + columns[:, None, :])
@@ -168,12 +174,12 @@ def encode_many(grids: Store, which, kinds, permutations, shifts) -> np.ndarray:
   tokens[:, :COLOURS] = np.asarray(permutations, np.uint8) + FIRST_COLOUR
   tokens[:, COLOURS] = EDGE
   lines = np.arange(0, 16 * len(codes), 16, dtype=np.int32)[:, None, None]
-  return tokens.reshape(-1).take(lines + codes).reshape(-1, SEQ_LEN)
+  return tokens.reshape(-1).take(lines + codes).reshape(-1, canvas * canvas)
 
 
-def _axis(lengths, shifts, backwards, strides) -> tuple[np.ndarray, np.ndarray]:
+def _axis(places, lengths, shifts, backwards, strides) -> tuple[np.ndarray, np.ndarray]:
   """Gives what places of one axis add to a cell's index, and 0 for inside, 1 for the border, 2 for beyond."""
-  places = np.arange(SIDE, dtype=np.int32) - np.asarray(shifts, np.int32)[:, None]
+  places = places - np.asarray(shifts, np.int32)[:, None]
   lengths = lengths[:, None]
   inside = (places >= 0) & (places < lengths)
   source = np.where(backwards[:, None], lengths - 1 - places, places)

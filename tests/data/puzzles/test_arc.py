@@ -278,11 +278,19 @@ def test_a_part_of_the_tasks_is_chosen(choice, expected):
   (dict(task_ids=["a", "z"]), "no tasks z in"),
   (dict(task_ids=["a"], only=["evaluation"]), "no tasks a in"),
   (dict(max_tasks=0), "max_tasks=0"),
+  (dict(canvas=31), "canvas=31 must be the side"),
+  (dict(canvas=2), "no task is left on a canvas of 2"),
   (dict(only=[]), "no task is left"),
 ])
 def test_a_choice_that_cannot_be_made_is_refused(choice, message):
   with pytest.raises(ValueError, match=message):
     arc.select(SUBSETS, **choice)
+
+
+def test_tasks_that_do_not_fit_the_canvas_are_left_out_before_counting():
+  large = arc.task_of("0", with_changes(input=[[1] * 4]), "file")
+  kept = arc.select({"training": [large, *SUBSETS["training"]], "other": [large]}, canvas=3, max_tasks=1)
+  assert as_lists(kept) == as_lists({"training": SUBSETS["training"][:1]})
 
 
 def test_content_ignores_ids_and_order_of_pairs():

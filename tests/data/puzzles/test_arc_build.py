@@ -197,13 +197,14 @@ def test_builds_of_other_seeds_tasks_and_splits_have_other_fingerprints():
 def test_a_cached_plan_is_the_drawn_one(tmp_path):
   drawn = arc_plan.draw(TOY_TASKS, ("evaluation",), 12, 42)
   for _ in range(2):
-    cached = arc_plan.load(TOY_TASKS, ("evaluation",), 12, 42, str(tmp_path))
+    cached = arc_plan.load(TOY_TASKS, ("evaluation",), 12, 42, cache_dir=str(tmp_path))
     for left, right in zip(drawn, cached, strict=True):
       np.testing.assert_array_equal(left, right)
       assert left.dtype == right.dtype
   assert len(list(tmp_path.glob("*.npz"))) == 1
-  arc_plan.load(TOY_TASKS, ("evaluation",), 12, 43, str(tmp_path))
-  assert len(list(tmp_path.glob("*.npz"))) == 2
+  arc_plan.load(TOY_TASKS, ("evaluation",), 12, 43, cache_dir=str(tmp_path))
+  arc_plan.load(TOY_TASKS, ("evaluation",), 12, 42, cache_dir=str(tmp_path), canvas=10)
+  assert len(list(tmp_path.glob("*.npz"))) == 3
 
 
 def test_a_damaged_plan_says_what_to_delete(tmp_path):
@@ -212,6 +213,24 @@ def test_a_damaged_plan_says_what_to_delete(tmp_path):
   file.write_bytes(file.read_bytes()[:300])
   with pytest.raises(ValueError, match="is damaged .* delete it"):
     toy(cache_dir=str(tmp_path))
+
+
+def test_a_smaller_canvas_holds_the_same_grids():
+  small, large = toy(canvas=7), toy()
+  assert small.train.seq_len == 49 and list(small.names) == list(large.names)
+  for name in ("train", "test"):
+    few, many = all_of(getattr(small, name)), all_of(getattr(large, name))
+    for left, right in zip(np.concatenate(few), np.concatenate(many), strict=True):
+      np.testing.assert_array_equal(left[left > 1], right[right > 1])
+  for left, right in zip(np.concatenate(all_of(small.test)), np.concatenate(all_of(large.test)), strict=True):
+    np.testing.assert_array_equal(grids.crop(left), grids.crop(right))
+  shifted = small.train.read(np.arange(small.train.n_examples), np.random.default_rng(0))
+  np.testing.assert_array_equal((shifted[0] > 1).sum(axis=1), (all_of(large.train)[0] > 1).sum(axis=1))
+
+
+def test_a_grid_that_does_not_fit_the_canvas_is_refused():
+  with pytest.raises(ValueError, match="has a grid with a side of 4 cells, which does not fit canvas=3"):
+    toy(canvas=3)
 
 
 @pytest.mark.parametrize("test_set", ["evaluation2", (), "empty"])

@@ -89,17 +89,18 @@ def test_a_grid_is_cropped_from_its_tokens(grid):
 
 
 @hypothesis.given(strategies.lists(strategies.tuples(GRIDS, KINDS, PERMUTATIONS), min_size=1, max_size=4),
-                  strategies.randoms(use_true_random=False))
+                  strategies.randoms(use_true_random=False), strategies.integers(0, 4))
 @hypothesis.settings(deadline=None, max_examples=40)
-def test_many_grids_are_encoded_as_each_alone(cases, random):
+def test_many_grids_are_encoded_as_each_alone(cases, random, spare):
   many, kinds, permutations = zip(*cases, strict=True)
   augmented = [grids.augment(*case) for case in cases]
-  shifts = [[random.randint(0, 30 - side) for side in grid.shape] for grid in augmented]
+  canvas = min(30, spare + max(max(grid.shape) for grid in augmented))
+  shifts = [[random.randint(0, canvas - side) for side in grid.shape] for grid in augmented]
   tokens = grids.encode_many(grids.store(list(many)), np.arange(len(cases)), np.array(kinds),
-                             np.array(permutations), np.array(shifts))
+                             np.array(permutations), np.array(shifts), canvas)
   assert tokens.dtype == np.uint8
   for row, grid, shift in zip(tokens, augmented, shifts, strict=True):
-    np.testing.assert_array_equal(row, grids.encode(grid, tuple(shift)))
+    np.testing.assert_array_equal(row, grids.encode(grid, tuple(shift), canvas))
 
 
 @pytest.mark.parametrize("name", ["a|||t8|||0123456789", "a|||t1", "a|||1|||0123456789", "a|||t1|||012345678",
