@@ -13,7 +13,6 @@ import numpy as np
 from atlas_jax.data.puzzles import hashing
 from atlas_jax.data.puzzles.sudoku_solver import Layout, layout
 
-
 _AT_ONCE = 65_536  # Boards whose traits are found at the same time.
 
 

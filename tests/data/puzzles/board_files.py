@@ -18,7 +18,8 @@ def texts(boards, characters: str) -> list[tuple[str, str, int]]:
   def text(cells):
     return "".join(characters[cell] for cell in cells)
 
-  return [(text(question), text(answer), int(rating)) for question, answer, rating, _ in zip(*boards, strict=True)]
+  return [(text(question), text(answer), int(rating))
+          for question, answer, rating, _ in zip(*boards, strict=True)]
 
 
 def hub(folder):

@@ -129,7 +129,8 @@ def test_mazes_depend_on_seed_and_split_and_more_of_them_begin_alike():
   options = dict(side=9, min_path=12)
   few, many = (maze.generate(n, split="train", seed=3, **options) for n in (3, 6))
   np.testing.assert_array_equal(few.questions, many.questions[:3])
-  for other in (maze.generate(3, split="test", seed=3, **options), maze.generate(3, split="train", seed=2, **options)):
+  for split, seed in (("test", 3), ("train", 2)):
+    other = maze.generate(3, split=split, seed=seed, **options)
     assert not (few.questions == other.questions).all(axis=1).any()
 
 
@@ -152,8 +153,9 @@ def test_transforms_keep_the_path_and_follow_the_order_of_kinds(tmp_path):
       turned = grids.transform(tokens[original].reshape(side, side), kind).ravel()
       np.testing.assert_array_equal(tokens[number], turned)
     assert steps_to_goal(inputs[number]) == steps_to_goal(inputs[original]) == solver.path_of(labels[number])
-  for some, every in zip(train.read(np.array([9, 0, 31]), np.random.default_rng(0)), (inputs, labels), strict=True):
-    np.testing.assert_array_equal(some, every[[9, 0, 31]])
+  picked = np.array([9, 0, 31])
+  for some, every in zip(train.read(picked, np.random.default_rng(0)), (inputs, labels), strict=True):
+    np.testing.assert_array_equal(some, every[picked])
 
 
 def test_forms_are_equal_for_all_transforms_and_any_start_and_goal(generated):
@@ -185,8 +187,8 @@ def test_what_was_built_is_read_back_and_identified_by_its_contents(tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(side=4), "side=4"), (dict(n_augmentations=8), "n_augmentations=8"), (dict(loop_frac=1.5), "loop_frac=1.5"),
-    (dict(n_test=None), "n_test=None"), (dict(path="nowhere"), "nowhere/train.csv"),
+    (dict(side=4), "side=4"), (dict(n_augmentations=8), "n_augmentations=8"),
+    (dict(loop_frac=1.5), "loop_frac=1.5"), (dict(n_test=None), "n_test=None"), (dict(path="nowhere"), "nowhere/train.csv"),
 ])
 def test_wrong_arguments_are_named(options, message, tmp_path):
   with pytest.raises(ValueError, match=message):
@@ -196,7 +198,8 @@ def test_wrong_arguments_are_named(options, message, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
   """Eight train mazes, of which the third is a turned test maze, and four test mazes."""
-  train, test = (maze.generate(n, side=7, split=split, seed=0, min_path=8) for n, split in ((8, "train"), (4, "test")))
+  train, test = (maze.generate(n, side=7, split=split, seed=0, min_path=8)
+                 for n, split in ((8, "train"), (4, "test")))
   for mine, theirs in ((train.questions, test.questions), (train.answers, test.answers)):
     mine[2] = grids.transform(theirs[1].reshape(7, 7), 3).ravel()
   board_files.write(tmp_path / "train.csv", board_files.texts(train, CHARACTERS))

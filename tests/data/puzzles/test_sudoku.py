@@ -119,7 +119,7 @@ def orbit_of(question):
   """All boards that symmetries make of a 4x4 board, one generator of the group after another."""
   swaps = [[1, 0, 2, 3], [2, 3, 0, 1]]
   line = np.arange(16).reshape(4, 4)
-  moves = [line[swap].ravel() for swap in swaps] + [line[:, swap].ravel() for swap in swaps] + [line.T.ravel()]
+  moves = [line.T.ravel(), *(turned[swap].ravel() for swap in swaps for turned in (line, line.T))]
   seen, fresh = {tuple(question)}, [tuple(question)]
   while fresh:
     board = np.array(fresh.pop())
@@ -156,7 +156,8 @@ def test_classes_know_equivalent_boards_and_no_others(generated):
   classes = symmetry.Classes(side, first.questions, first.answers)
   assert classes.have(symmetry.apply(shuffle, first.questions), symmetry.apply(shuffle, first.answers)).all()
   known = forms_of(side, first)
-  expected = [symmetry.canonical(side, *pair) in known for pair in zip(rest.questions, rest.answers, strict=True)]
+  expected = [symmetry.canonical(side, question, answer) in known
+              for question, answer in zip(rest.questions, rest.answers, strict=True)]
   np.testing.assert_array_equal(classes.have(rest.questions, rest.answers), expected)
 
 
@@ -189,8 +190,9 @@ def test_givens_and_ratings_stay_in_their_ranges():
 def test_boards_depend_on_seed_and_split_and_more_of_them_begin_alike():
   few, many = (sudoku.generate(n, side=6, split="train", seed=3) for n in (3, 6))
   np.testing.assert_array_equal(few.questions, many.questions[:3])
-  others = [sudoku.generate(3, side=6, split="test", seed=3), sudoku.generate(3, side=6, split="train", seed=4)]
-  assert not any((few.questions == other.questions).all(axis=1).any() for other in others)
+  for split, seed in (("test", 3), ("train", 4)):
+    other = sudoku.generate(3, side=6, split=split, seed=seed)
+    assert not (few.questions == other.questions).all(axis=1).any()
 
 
 @pytest.mark.parametrize("wanted, message", [
@@ -231,7 +233,8 @@ def test_sets_hold_a_group_per_board_and_a_puzzle_per_shuffle(tmp_path):
   assert (train.seq_len, train.vocab_size, train.n_ids) == (16, 6, 1)
   np.testing.assert_array_equal(train.group_starts, [0, 6, 12, 18])
   inputs, labels = train.read(np.arange(18), None)
-  assert inputs.dtype == labels.dtype == np.uint8 and inputs.min() == 1 and labels.min() == 2 and labels.max() == 5
+  assert inputs.dtype == labels.dtype == np.uint8
+  assert inputs.min() == 1 and labels.min() == 2 and labels.max() == 5
   assert np.all((inputs == 1) | (inputs == labels))
   assert sudoku.is_solution(4, sudoku.decode(labels)).all()
   picked = np.array([7, 0, 12, 7])
@@ -249,7 +252,7 @@ def test_augmentations_fill_no_memory_of_their_own(tmp_path):
 
 def test_what_was_built_is_read_back_and_identified_by_its_contents(tmp_path):
   options = dict(side=4, n_train=4, n_test=3, n_augmentations=2)
-  first, again, elsewhere = (sudoku.build(**options, cache_dir=tmp_path / name)[0] for name in ("a", "a", "b"))
+  first, again, elsewhere = (sudoku.build(**options, cache_dir=tmp_path / name)[0] for name in "aab")
   np.testing.assert_array_equal(first.read(np.arange(12))[0], again.read(np.arange(12))[0])
   assert len(list((tmp_path / "a").glob("*.npz"))) == 2
   assert first.fingerprint == again.fingerprint == elsewhere.fingerprint
