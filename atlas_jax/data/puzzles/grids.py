@@ -2,7 +2,7 @@
 
 A grid is uint8 [height, width], at most 30 x 30, of colours 0-9. As tokens it is a square canvas, row by row,
 whose side is 30 but for studies of small grids: 0 where nothing is, 1 for the border just below the grid and
-just right of it where there is room, colour + 2 inside. An augmentation permutes the colours (0 stays) and then
+just right of it where there is room, colour + 2 inside. An augmentation permutes colours (0 stays), then it
 transforms.
 
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program, whose formats these are.
