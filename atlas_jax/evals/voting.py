@@ -67,6 +67,12 @@ def grid_of(text: str) -> np.ndarray:
   return np.frombuffer(f"{text}{_SEPARATOR}".encode(), np.uint8).reshape(rows, -1)[:, :-1] - ord("0")
 
 
+def check_rule(rule: str) -> None:
+  """Refuses a rule of ranking that does not exist."""
+  if rule not in RULES:
+    raise ValueError(f"config.puzzle_eval.vote={rule!r} is not known; choose one of {', '.join(RULES)}")
+
+
 class Votes:
   """Votes per task, test input and predicted grid; grids stay in the order in which they appeared."""
 
@@ -130,8 +136,7 @@ class Votes:
     Raises:
       ValueError: if the rule is unknown.
     """
-    if rule not in RULES:
-      raise ValueError(f"config.puzzle_eval.vote={rule!r} is not known; choose one of {', '.join(RULES)}")
+    check_rule(rule)
     tallies = self._tallies.get(task, {}).get(text_of(input_grid), {})
     keys = {"count": lambda tally: (tally.n_votes, tally.q_sum / tally.n_votes),
             "noisy_or": lambda tally: (-tally.log_miss, tally.n_votes)}

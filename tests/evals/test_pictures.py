@@ -1,0 +1,104 @@
+"""What pictures show: grids as they are, wrong cells crossed, names and verdicts within the page."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from atlas_jax.data.puzzles import grids
+from atlas_jax.evals import pictures
+from tests.evals.answers import answer
+
+
+def arc_answer(target, prediction, given=((1, 2), (3, 4))):
+  encode = lambda grid: grids.encode(np.array(grid, np.uint8)).astype(np.int32)
+  labels = np.where(encode(target) == 0, -100, encode(target))
+  return answer(encode(given), labels, encode(prediction) if len(prediction) else np.zeros(900))
+
+
+def arc_page(**more):
+  return pictures.make_page("arc", (30, 30), lambda result: "0a1b2c3d", crop=grids.crop, **more)
+
+
+def maze(text):
+  return np.array(["?# SGo".index(letter) for letter in text])
+
+
+def test_colours_of_arc_are_those_of_the_grids():
+  given, target, prediction = pictures.arc_panels(arc_answer([[5, 6, 7]], [[5, 6, 7]]), grids.crop)
+  np.testing.assert_array_equal(target.colours, [[to_rgb(pictures.ARC_COLOURS[i]) for i in (5, 6, 7)]])
+  np.testing.assert_array_equal(target.colours, prediction.colours)
+  assert given.colours.shape == (2, 2, 3) and (given.caption, target.caption) == ("input  2×2", "target  1×3")
+  assert not any(panel.wrong.any() for panel in (given, target, prediction))
+
+
+def test_wrong_cells_of_arc_are_those_that_differ_or_lie_outside():
+  prediction = pictures.arc_panels(arc_answer([[5, 6], [7, 8]], [[5, 1, 6]]), grids.crop)[2]
+  np.testing.assert_array_equal(prediction.wrong, [[False, True, True]])
+
+
+def test_a_missing_target_makes_nothing_wrong():
+  unknown = arc_answer([[5]], [[6]])._replace(labels_T=np.full(900, -100), labelled=False)
+  assert not pictures.arc_panels(unknown, grids.crop)[2].wrong.any()
+  assert pictures._verdict(unknown).startswith("no target")
+
+
+def test_digits_of_a_sudoku_say_whether_they_were_given_predicted_or_wrong():
+  result = answer([3, 1, 1, 1], [3, 2, 2, 3], [3, 2, 3, 1])
+  given, target, prediction = pictures.sudoku_panels(result, (2, 2))
+  assert given.digits == [(0, 0, "2", pictures.GIVEN)]
+  assert [digit[2] for digit in target.digits] == ["2", "1", "1", "2"]
+  kinds = (pictures.GIVEN, pictures.PREDICTED, pictures.WRONG, pictures.WRONG)
+  assert [digit[2:] for digit in prediction.digits] == list(zip("212?", kinds))
+
+
+@pytest.mark.parametrize("side, box", [(4, (2, 2)), (6, (2, 3)), (9, (3, 3))])
+def test_boxes_fit_the_side(side, box):
+  assert pictures.box_of(side) == box
+
+
+def test_a_maze_shows_the_path_and_where_it_leaves_the_right_one():
+  result = answer(maze("S G# #"), maze("SoG# #"), maze("S G#o#"))
+  _, target, prediction = pictures.maze_panels(result, (2, 3))
+  colour = lambda index: to_rgb(pictures.MAZE_COLOURS[index])
+  assert tuple(target.colours[0, 1]) == colour(pictures.MAZE_PATH)
+  assert tuple(prediction.colours[1, 1]) == colour(pictures.MAZE_WRONG_PATH)
+  np.testing.assert_array_equal(prediction.wrong, [[False, True, False], [False, True, False]])
+
+
+def test_the_verdict_names_share_of_tokens_halting_and_steps():
+  wrong = arc_answer([[5, 6]], [[5, 1]])  # Two cells and three of the border.
+  assert pictures._verdict(wrong) == "unsolved   80% of tokens   halting 0.50   3 steps"
+  right = arc_answer([[5]], [[5]])
+  right.metrics["steps"] = 1.0
+  assert pictures._verdict(right) == "solved   halting 0.50   1 step"
+
+
+@pytest.mark.parametrize("side", [1, 3, 30])
+def test_a_grid_is_drawn_in_its_colours_inside_the_page(side):
+  grid = np.full((side, side), 3)
+  image = arc_page()([arc_answer(grid, grid, given=grid)], [])
+  green = np.all(image == np.round(255 * np.array(to_rgb(pictures.ARC_COLOURS[3]))).astype(np.uint8), axis=-1)
+  panel = (pictures.PANEL * pictures.DPI) ** 2
+  assert 0.6 * 3 * panel < green.sum() <= 3 * panel
+  edges = np.concatenate([image[:5].ravel(), image[-5:].ravel(), image[:, :5].ravel(), image[:, -5:].ravel()])
+  assert np.all(edges == 255)
+
+
+def test_a_page_is_as_tall_as_its_longer_half_and_equal_answers_give_equal_pages():
+  one, two = arc_answer([[5]], [[5]]), arc_answer([[5]], [[6]])
+  page = arc_page()
+  small, large = page([one], [two]), page([one], [two, two, two])
+  assert small.shape[1] == large.shape[1] and small.shape[0] < large.shape[0]
+  np.testing.assert_array_equal(page([one], [two]), small)
+  assert page([], []).shape == small.shape
+
+
+def test_a_prediction_without_grid_is_drawn():
+  assert arc_page()([], [arc_answer([[5]], [])]).dtype == np.uint8
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+  with pytest.raises(ValueError, match="kind='chess' are not known; choose one of arc, sudoku, maze"):
+    pictures.make_page("chess", (8, 8), str)
+  with pytest.raises(ValueError, match="need crop"):
+    pictures.make_page("arc", (30, 30), str)
