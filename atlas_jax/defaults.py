@@ -29,7 +29,23 @@ def default() -> ml_collections.ConfigDict:
       "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
       "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
   })
-  config.checkpoint = ml_collections.ConfigDict({
+  config.checkpoint = _checkpoint()
+  config.mesh = ml_collections.ConfigDict({
+      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
+      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
+      "tensor": 1,  # Devices with the same rows and other heads and columns.
+  })
+  config.eval = _eval()
+  config.puzzle_eval = _puzzle_eval()
+  config.monitor = ml_collections.ConfigDict({
+      "progress": True,  # A progress bar, where there is a terminal.
+      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+  })
+  return config.lock()
+
+
+def _checkpoint() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
       "every_steps": 1_000,  # Updates between checkpoints.
       "keep_last": 2,  # Newest checkpoints kept.
       "keep_best": 1,  # Checkpoints kept for the best value of best_metric.
@@ -37,12 +53,10 @@ def default() -> ml_collections.ConfigDict:
       "best_mode": "min",  # "min" or "max", whichever of it is best.
       "keep_every_steps": OPTIONAL(int),  # Checkpoints at multiples of this are kept for ever.
   })
-  config.mesh = ml_collections.ConfigDict({
-      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
-      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
-      "tensor": 1,  # Devices with the same rows and other heads and columns.
-  })
-  config.eval = ml_collections.ConfigDict({
+
+
+def _eval() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
       "batch_rows": 8,  # Held-out streams read side by side.
       "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
       "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
@@ -50,7 +64,10 @@ def default() -> ml_collections.ConfigDict:
       "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
       "sample_tokens": 200,  # Its length; 0: none.
   })
-  config.puzzle_eval = ml_collections.ConfigDict({
+
+
+def _puzzle_eval() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
       "mode": "all",  # "all": n_supervision steps for each; "halting": a halted slot takes the next puzzle.
       "halt_threshold": 0.0,  # halting: halt logit above which a puzzle is done.
       "n_trajectories": 1,  # Runs of each puzzle with noise, of which the surest is taken.
@@ -59,11 +76,6 @@ def default() -> ml_collections.ConfigDict:
       "max_examples": OPTIONAL(int),  # Held-out examples evaluated; None: all.
       "pictures": 6,  # Puzzles drawn per evaluation, half of them solved; 0: none.
   })
-  config.monitor = ml_collections.ConfigDict({
-      "progress": True,  # A progress bar, where there is a terminal.
-      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
-  })
-  return config.lock()
 
 
 def _data() -> ml_collections.ConfigDict:
@@ -199,7 +211,7 @@ def published_trm(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def small_arc(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shrinks a recursive model for ARC to one that two cores train in half an hour, on tasks of small grids."""
+  """Shrinks a recursive model for ARC to one that two cores train in half an hour, on small grids."""
   config.trm.update(width=128, heads=4, n_outer=2, n_inner=3, row_width=128, n_prefix=1, dtype="float32")
   config.supervision.update(n_supervision=8)
   config.data.batch_rows = 64

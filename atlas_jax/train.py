@@ -229,6 +229,9 @@ def _observe(run_: Run, step: int, metrics, clock, bar) -> bool:
   """Reads a step's metrics, counts, logs; says whether all processes agreed to stop."""
   with clock.compiled():
     row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+  for name in run_.recipe.may_be_absent:
+    if math.isnan(row[name]):
+      del row[name]
   stop, counted = hosts.StopFlag.agreed(row.pop("stop")), int(row.pop(f"train/step_{run_.recipe.unit}"))
   run_.seen += counted
   clock.add(counted)

@@ -12,7 +12,7 @@ from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Init, LossOut, Recipe
-from configs import memory_40m
+from configs import memory_40m, trm_sudoku
 
 
 def one_device():
@@ -140,6 +140,14 @@ def lm_config(corpus, **changes):
   config.optim.update(steps=10, warmup_steps=4)
   config.checkpoint.update(every_steps=100)
   config.eval.update(batch_rows=4, max_tokens=512, gain_max_tokens=256, sample_tokens=0)
+  config.monitor.tensorboard = False
+  return changed(config, changes)
+
+
+def puzzle_config(folder, variant="4x4,smoke", **changes):
+  """A resolved config of a recursive model of a few thousand parameters; boards are kept beside `folder`."""
+  config = trm_sudoku.get_config(variant)
+  config.data.update(cache_dir=str(folder) + "_cache", batch_rows=6)
   config.monitor.tensorboard = False
   return changed(config, changes)
 

@@ -45,6 +45,7 @@ class Recipe(NamedTuple):
   tables: Tables | None = None
   unit: str = "tokens"  # What the weight of a loss counts; names metrics, such as perf/tokens_per_s.
   finish: Callable = lambda means: means  # (LossOut.metrics averaged by weight) -> metrics, for ratios
+  may_be_absent: tuple[str, ...] = ()  # Metrics that are NaN, and not written, where nothing is to tell.
   backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.
   keep: Callable = lambda workdir: None  # Saves what using the run needs beside its parameters.
   fits: Callable = lambda workdir: None  # Refuses, by ValueError, a run whose data are not these.

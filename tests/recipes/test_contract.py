@@ -13,7 +13,27 @@ from atlas_jax.evals import Eval
 from atlas_jax.parallel import mesh as meshes
 from tests import runs
 
-LAYOUTS = ({}, {"data__carry": False}, {"model__memory_mix": "none"})
+# What each recipe is tried with, besides its smoke test's settings.
+LAYOUTS = {
+  "memory_lm": ({}, {"data__carry": False}, {"model__memory_mix": "none"}),
+  "trm": (
+    *({}, {"trm__mixer": "mlp", "trm__positions": "none"}, {"trm__row_width": 0, "trm__n_prefix": 0}),
+    *({"trm__variant": variant} for variant in ("single", "hrm", "transformer")),
+    *({"supervision__steps_per_update": 2}, {"supervision__train_continue": True}),
+  ),
+}
+EACH_LAYOUT = [(name, fields) for name in recipes.names() for fields in LAYOUTS[name]]
+
+
+def config_of(name, corpus, **fields):
+  """A small config of a recipe."""
+  if name == "trm":
+    return runs.puzzle_config(corpus, **fields)
+  return runs.lm_config(corpus, recipe=name, **fields)
+
+
+def test_every_recipe_is_tried():
+  assert set(LAYOUTS) == set(recipes.names())
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +43,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=recipes.names())
 def loaded(request, corpus):
-  config = runs.lm_config(corpus, recipe=request.param)
+  config = config_of(request.param, corpus)
   return config, recipes.load(config, runs.one_device())
 
 
@@ -32,10 +52,11 @@ def started(recipe):
 
 
 def outcome(recipe, start, batch):
-  def loss(params, batch, frozen, carry):
-    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0))
+  def loss(params, batch, frozen, carry, tables):
+    rows = {} if recipe.tables is None else {"rows": recipe.tables.rows(tables, batch, carry)}
+    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0), **rows)
 
-  return jax.eval_shape(loss, start.params, batch, start.frozen, start.carry)
+  return jax.eval_shape(loss, start.params, batch, start.frozen, start.carry, start.tables)
 
 
 def shapes(tree_of_arrays):
@@ -65,16 +86,15 @@ def test_parameters_are_float32_and_the_carry_leads_with_rows(loaded):
   assert all(leaf.shape[0] == config.data.batch_rows for leaf in jax.tree.leaves(start.carry))
 
 
-@pytest.mark.parametrize("fields", LAYOUTS, ids=("default", "no_carry", "no_memory"))
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize(("name", "fields"), EACH_LAYOUT)
 def test_a_loss_gives_numbers_and_the_carry_it_was_given(name, fields, corpus):
-  recipe = recipes.load(runs.lm_config(corpus, recipe=name, **fields), runs.one_device())
+  recipe = recipes.load(config_of(name, corpus, **fields), runs.one_device())
   start = started(recipe)
   out = outcome(recipe, start, recipe.source.next(None))
   assert (out.loss.shape, out.loss.dtype) == ((), jnp.float32)
   assert out.weight.shape == ()
   assert shapes(out.carry) == shapes(start.carry)
-  for metric, value in out.metrics.items():
+  for metric, value in jax.eval_shape(recipe.finish, out.metrics).items():
     assert value.shape == (), metric
     assert re.fullmatch(r"[a-z]+(/[a-z0-9_.]+)+", metric), metric
 

@@ -1,0 +1,144 @@
+"""The sets of puzzles that a config can name: training and held-out splits, and all that scoring needs."""
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from atlas_jax.data.puzzles import arc_build, files, grids, maze, source, sudoku
+from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
+
+ARC = ("arc1", "arc2", "arc2_public")
+NAMES = (*ARC, "sudoku", "maze", "built")
+HUB = {"sudoku": sudoku.EXTREME, "maze": maze.HARD}  # What the path "hub" stands for.
+RECORD = "puzzles.json"  # In a workdir: what the run's puzzles are.
+
+
+class Shape(NamedTuple):
+  """What a network must know of a set."""
+
+  seq_len: int
+  vocab_size: int
+
+
+class Sets(NamedTuple):
+  """A set of puzzles for training, one held out, and what is known of their grids."""
+
+  train: PuzzleSet
+  test: PuzzleSet
+  kind: str  # "arc", "sudoku" or "maze": how a row of tokens is drawn and scored
+  shape: tuple[int, int]  # rows and columns of the canvas
+  tasks: dict[str, Any]  # arc: task id -> {"train": [...], "test": [...]} of grids, all held-out pairs
+
+  def keep(self, workdir: pathlib.Path) -> None:
+    """Writes what the puzzles of a run are."""
+    (pathlib.Path(workdir) / RECORD).write_text(json.dumps(_record(self)) + "\n")
+
+  def check_run(self, workdir: pathlib.Path) -> None:
+    """Refuses a run whose table of puzzles means other puzzles.
+
+    Raises:
+      ValueError: names what differs.
+    """
+    file = pathlib.Path(workdir) / RECORD
+    if not file.is_file():
+      raise ValueError(f"{file} is missing: it says which puzzles the rows of the run's table stand for; "
+                       "bring it back, or train again")
+    saved, here = json.loads(file.read_text()), json.loads(json.dumps(_record(self)))
+    differ = [f"{name}={saved.get(name)!r} in the run, {here[name]!r} here"
+              for name in ("n_ids", "first_names", "train") if saved.get(name) != here[name]]
+    if differ:
+      raise ValueError(f"{file}: the run was trained on other puzzles: {'; '.join(differ)}; give the data it "
+                       "was trained with (config.puzzles.path)")
+
+
+def _record(sets: Sets) -> dict:
+  return {"n_ids": sets.train.n_ids, "first_names": list(sets.train.names[:4]), "kind": sets.kind,
+          "train": sets.train.fingerprint, "test": sets.test.fingerprint, "identity": sets.train.identity}
+
+
+def shape_of(fields) -> Shape:
+  """Gives what the network must know of `config.puzzles`, without building the set.
+
+  Raises:
+    ValueError: if there is no such set.
+  """
+  check_name(fields.name)
+  if fields.name in ARC:
+    return Shape(fields.canvas**2, grids.VOCAB_SIZE)
+  if fields.name == "built":
+    train = _built(fields).train
+    return Shape(train.seq_len, train.vocab_size)
+  return Shape(fields.side**2, fields.side + 2 if fields.name == "sudoku" else len(maze.CHARACTERS) + 1)
+
+
+def check_name(name: str) -> None:
+  """Refuses a set that does not exist."""
+  if name not in NAMES:
+    raise ValueError(f"config.puzzles.name={name!r} is unknown; known are {', '.join(NAMES)}")
+
+
+def load(config) -> Sets:
+  """Builds the training and held-out splits of `config.puzzles`.
+
+  Raises:
+    ValueError: if a field, a file or a puzzle is wrong; names it.
+    ImportError: if a package with the data is missing.
+  """
+  fields = config.puzzles
+  check_name(fields.name)
+  if fields.name in ARC:
+    built = arc_build.load(
+        fields.name, fields.path, fields.concept_path, n_augmentations=fields.n_augmentations,
+        seed=fields.seed, max_tasks=fields.max_tasks, canvas=fields.canvas, cache_dir=config.data.cache_dir)
+    _say_what_scores_mean(fields.name, built)
+    return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles)
+  if fields.name == "built":
+    found = _built(fields)
+    side = math.isqrt(found.train.seq_len)
+    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles)
+  common = dict(side=fields.side, path=HUB[fields.name] if fields.path == "hub" else fields.path,
+                n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
+                cache_dir=config.data.cache_dir, download=config.data.download)
+  build: Any = sudoku.build if fields.name == "sudoku" else maze.build
+  train, test = build(**common, min_rating=fields.min_rating, n_augmentations=fields.n_augmentations)
+  return Sets(train, test, fields.name, (fields.side, fields.side), {})
+
+
+def _built(fields) -> files.Files:
+  if fields.path is None:
+    raise ValueError("config.puzzles.name='built' reads a folder in the original's layout; set "
+                     "config.puzzles.path to it")
+  return files.load(fields.path)
+
+
+def _kind_of(found: files.Files) -> str:
+  """Tells from the vocabulary what a built set is of."""
+  if found.train.vocab_size == grids.VOCAB_SIZE:
+    return "arc"
+  return "maze" if found.train.vocab_size == len(maze.CHARACTERS) + 1 else "sudoku"
+
+
+def _say_what_scores_mean(name: str, built: arc_build.Built) -> None:
+  if name != "arc1":
+    logging.info("%s is trained on tasks that ARC-AGI-1 evaluates with: score it on its own evaluation only",
+                 name)
+  logging.info("%d tasks, %d augmentations, %d rows of the puzzle table; %d tasks held out",
+               built.train.n_groups, built.train.n_puzzles, built.train.n_ids, len(built.test_puzzles))
+
+
+def eval_batches_of(config, sets: Sets) -> source.EvalBatches:
+  """Opens the held-out split, all rows in every process."""
+  return source.EvalBatches(sets.test, config.eval.batch_rows, max_examples=config.puzzle_eval.max_examples)
+
+
+def source_of(config, sets: Sets) -> source.PuzzleSource:
+  """Opens the training split for this process."""
+  fields = config.puzzles
+  original = {"epochs_per_iteration": fields.epochs_per_iteration} if fields.sampler == "original" else {}
+  return source.PuzzleSource(
+      sets.train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+      fresh_shift=fields.shift == "fresh", sampler=fields.sampler, **original)

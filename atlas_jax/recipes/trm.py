@@ -1,0 +1,193 @@
+"""Tiny recursive models on puzzles: one supervision step on a pool of puzzles per update.
+
+A batch is offered to a pool of as many slots. A slot works on one puzzle for several updates, each of which
+is one supervision step with a gradient of its own; when it halts, it takes the row of the batch offered to
+it, and rows offered to slots at work are passed over. The pool is the carry, the puzzles' embeddings are a
+table outside the optimizer, the vectors that states start from are frozen.
+
+Source: Jolicoeur-Martineau 2025, arXiv:2510.04871; Wang et al. 2025, arXiv:2506.21734 (pool, halting, table).
+"""
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax import state as states
+from atlas_jax.data.puzzles import grids
+from atlas_jax.data.puzzles import sets as puzzle_sets
+from atlas_jax.data.puzzles.source import puzzle_name
+from atlas_jax.evals import Eval, arc, pictures, puzzles, solver
+from atlas_jax.losses import recursion
+from atlas_jax.models import act, trm
+from atlas_jax.optim import sign_rows
+from atlas_jax.recipes import Init, LossOut, Recipe, Tables
+
+TABLE_ROWS_MULTIPLE = 64  # So that usual meshes split the table evenly, and checkpoints fit all of them.
+NEVER = -1.0  # Stands for a slot that has not finished a puzzle yet; a carry holds finite numbers.
+OVER_FINISHED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")  # Means over finished puzzles.
+MAY_BE_ABSENT = tuple(f"{group}/{name}" for group in ("train", "recent") for name in OVER_FINISHED)
+
+
+class Carry(NamedTuple):
+  """What an update leaves to the next one; every leaf leads with B."""
+
+  pool: act.Pool
+  finished: dict[str, Any]  # name -> [B] float32: what each slot's last finished puzzle was like
+
+
+def model_of(config) -> trm.TRM:
+  """Makes the network of a config."""
+  shape = puzzle_sets.shape_of(config.puzzles)
+  return trm.TRM(**config.trm, vocab_size=shape.vocab_size, seq_len=shape.seq_len)
+
+
+def init_params(config, model: trm.TRM, rng):
+  """Draws the parameters a run starts from."""
+  inputs_BT = jnp.zeros((1, model.seq_len), jnp.int32)
+  rows_BE = jnp.zeros((1, config.trm.row_width), jnp.float32)
+  return model.init(rng, inputs_BT, rows_BE, model.zero_latents(1))["params"]
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  sets = puzzle_sets.load(config)
+  model = model_of(config)
+  init = init_of(config, model, sets.train.n_ids)
+  reset = jax.jit(lambda: states.first(init, config.seed).frozen["reset"])
+  return Recipe(
+      init, loss_of(config, model), puzzle_sets.source_of(config, sets),
+      evals_of(config, model, reset, sets, mesh),
+      tables=tables_of(config) if config.trm.row_width else None, unit="puzzles",
+      finish=finish, may_be_absent=MAY_BE_ABSENT, backward_frac=1 / config.trm.n_outer, keep=sets.keep,
+      fits=sets.check_run)
+
+
+def n_table_rows(n_ids: int) -> int:
+  """Gives the rows of the table for so many puzzles, and some more, so that meshes split it evenly."""
+  return math.ceil(n_ids / TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
+
+
+def init_of(config, model: trm.TRM, n_ids: int):
+  """Makes the function from a key to what training starts from."""
+  def init(rng):
+    params_key, reset_key = jax.random.split(rng)
+    rows = config.data.batch_rows
+    pool = act.empty_pool(model, rows, model.seq_len)
+    finished = {name: jnp.full((rows,), NEVER, jnp.float32) for name in OVER_FINISHED}
+    tables = ()
+    if config.trm.row_width:
+      tables = {"puzzles": jnp.zeros((n_table_rows(n_ids), config.trm.row_width), jnp.float32)}
+    return Init(init_params(config, model, params_key), frozen={"reset": model.reset(reset_key)},
+                carry=Carry(pool, finished), tables=tables)
+
+  return init
+
+
+def tables_of(config) -> Tables:
+  """Says which rows of the puzzle table an update reads, and how it changes them."""
+  def ids_of(batch, carry: Carry):
+    return jnp.where(carry.pool.halted_B, batch["ids_B"], carry.pool.ids_B)
+
+  def rows(tables, batch, carry):
+    return tables["puzzles"][ids_of(batch, carry)]
+
+  def update(tables, batch, carry, grads, *, scale):
+    table = sign_rows.update(tables["puzzles"], ids_of(batch, carry), grads, rate=config.table.lr * scale,
+                             weight_decay=config.table.weight_decay)
+    return {"puzzles": table}
+
+  return Tables(rows, update)
+
+
+def loss_of(config, model: trm.TRM):
+  """Makes the loss of one update; see `Recipe.loss`. Its weight counts slots."""
+  fields = config.supervision
+
+  def loss(params, batch, *, frozen, carry, rng, rows=None):
+    pool = act.refill(carry.pool, batch, frozen["reset"])
+    size = pool.ids_B.shape[0]
+    rows_BE = jnp.zeros((size, 0), jnp.float32) if rows is None else rows
+    finished, total, sums = carry.finished, 0.0, {}
+    for i in range(fields.steps_per_update):
+      pool, step_loss, step_sums, each = _supervise(
+          model, fields, params, pool, rows_BE, jax.random.fold_in(rng, i))
+      total = total + step_loss / fields.steps_per_update
+      sums = {name: sums[name] + value if sums else value for name, value in step_sums.items()}
+      finished = {name: jnp.where(each["done"], each[name], old) for name, old in finished.items()}
+    means = {f"train/{name}": value / size for name, value in sums.items()}
+    recent = {f"recent/{name}": _mean_of_known(value_B) for name, value_B in finished.items()}
+    return LossOut((total / size).astype(jnp.float32), jnp.asarray(size, jnp.float32), Carry(pool, finished),
+                   {**means, **recent, "train/slots": jnp.asarray(size, jnp.float32)})
+
+  return loss
+
+
+def _supervise(model: trm.TRM, fields, params, pool: act.Pool, rows_BE, rng):
+  """Makes one supervision step; slots that halted earlier in this update stand still and count no more."""
+  apply: Any = lambda params, latents: model.apply({"params": params}, pool.inputs_BT, rows_BE, latents)
+  out = apply(params, pool.latents)
+  waiting_B = pool.halted_B
+  proceed = {"continue_logit_B": out.continue_logit_B} if fields.train_continue else {}
+  steps_B, halted_B = act.halt(pool.steps_B, out.halt_logit_B, rng, n_supervision=fields.n_supervision,
+                               explore_prob=fields.explore_prob, **proceed)
+  if fields.train_continue:
+    later = apply(jax.lax.stop_gradient(params), out.latents)
+    proceed["continue_target_B"] = act.continue_target(later.halt_logit_B, later.continue_logit_B,
+                                                       steps_B >= fields.n_supervision)
+  labels_BT = jnp.where(waiting_B[:, None], -100, pool.labels_BT)
+  total, sums = recursion.recursion_loss(
+      out.logits_BTV, out.halt_logit_B, labels_BT, halted_B=halted_B, steps_B=steps_B,
+      token_loss=fields.token_loss, dtype=fields.loss_dtype, skip_unlabelled=fields.steps_per_update > 1,
+      **proceed)
+  each = recursion.of_each(out.logits_BTV, out.halt_logit_B, labels_BT, steps_B=steps_B)
+  each["done"] = halted_B & each.pop("labelled")
+  keep = lambda new, old: jnp.where(waiting_B.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+  latents = jax.tree.map(keep, out.latents, pool.latents)
+  pool = pool._replace(latents=latents, steps_B=keep(steps_B, pool.steps_B), halted_B=halted_B | waiting_B)
+  return pool, total, sums, each
+
+
+def _mean_of_known(value_B):
+  known_B = value_B != NEVER
+  return jnp.sum(jnp.where(known_B, value_B, 0)) / jnp.sum(known_B)
+
+
+def finish(means: dict) -> dict:
+  """Turns means over slots into the metrics: some are over the slots that finished a puzzle in this update.
+
+  train/count is how many did; where none did, those over them are NaN. recent/* is of every slot's last
+  finished puzzle, whenever that was.
+  """
+  means = dict(means)
+  slots, share = means.pop("train/slots"), means["train/count"]
+  over = {f"train/{name}": means[f"train/{name}"] / share for name in OVER_FINISHED}
+  return {**means, **over, "train/count": share * slots}
+
+
+def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dict:
+  """The evaluation of a run, as it goes and at its end: on ARC by votes, else by exact accuracy."""
+  fields = config.puzzle_eval
+  solve = solver.make(model, reset, lambda: puzzle_sets.eval_batches_of(config, sets), mesh,
+                      solve_options_of(config))
+  if sets.kind == "arc":
+    name_of = lambda result: sets.test.names[result.id]
+    page = pictures.make_page("arc", sets.shape, name_of, crop=grids.crop)
+    run = arc.make(solve, arc.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
+                   tasks=sets.tasks, rule=fields.vote, whole=fields.max_examples is None,
+                   batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+  else:
+    name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
+    page = pictures.make_page(sets.kind, sets.shape, name_of)
+    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+  return {"puzzles": Eval(run, "every")}
+
+
+def solve_options_of(config) -> solver.Options:
+  """Gives how a config's held-out puzzles are worked on."""
+  fields, supervision = config.puzzle_eval, config.supervision
+  return solver.Options(
+      batch_rows=config.eval.batch_rows, n_supervision=supervision.n_supervision, mode=fields.mode,
+      halt_threshold=fields.halt_threshold, n_trajectories=fields.n_trajectories, noise_std=fields.noise_std,
+      max_examples=fields.max_examples, token_loss=supervision.token_loss, loss_dtype=supervision.loss_dtype,
+      seed=config.seed)
