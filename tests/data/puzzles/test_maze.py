@@ -188,7 +188,8 @@ def test_what_was_built_is_read_back_and_identified_by_its_contents(tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (dict(side=4), "side=4"), (dict(n_augmentations=8), "n_augmentations=8"),
-    (dict(loop_frac=1.5), "loop_frac=1.5"), (dict(n_test=None), "n_test=None"), (dict(path="nowhere"), "nowhere/train.csv"),
+    (dict(loop_frac=1.5), "loop_frac=1.5"), (dict(n_test=None), "n_test=None"),
+    (dict(path="nowhere"), "nowhere/train.csv"),
 ])
 def test_wrong_arguments_are_named(options, message, tmp_path):
   with pytest.raises(ValueError, match=message):
