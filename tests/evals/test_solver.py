@@ -1,6 +1,11 @@
 """Solving puzzles in slots: an answer depends on its example alone, and easy examples cost less."""
 
 import functools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +16,7 @@ from atlas_jax.evals import solver
 from atlas_jax.losses import recursion
 from atlas_jax.parallel import mesh as meshes
 from tests import trm_fixture as fixture
+from tests.helpers import quick_compilation
 
 SLOTS, N_EXAMPLES, N_SUPERVISION = 4, 11, 4
 
@@ -66,7 +72,8 @@ def solved(order=None, n_devices=1, **options):
   _, params, table, _ = tiny()
   solve, orders = solve_fn(n_devices, **options)
   orders["order"] = order
-  return list(solve(params, {"puzzles": table}))
+  with quick_compilation():
+    return list(solve(params, {"puzzles": table}))
 
 
 def alone(example, n_steps):
@@ -199,3 +206,49 @@ def test_a_missing_table_is_named():
   solve, _ = solve_fn()
   with pytest.raises(ValueError, match="needs a table of puzzles"):
     solve(tiny()[1])
+
+
+WORKER = """
+import sys
+
+import jax
+
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+
+hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+from tests.evals import test_solver
+
+mesh = meshes.make(fsdp=2)
+model, params, table, reset = test_solver.tiny()
+params, table = jax.device_put((params, table), meshes.replicated(mesh))
+options = test_solver.solver.Options(test_solver.SLOTS, test_solver.N_SUPERVISION, mode="halting")
+solve = test_solver.solver.make(model, lambda: reset, test_solver.batches, mesh, options)
+for result in solve(params, {"puzzles": table}):
+  print("RESULT", result.example, result.metrics["steps"], result.calls, *result.prediction_T)
+"""
+
+
+def test_two_processes_see_the_same_answers_as_one():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+  workers = [
+    subprocess.Popen(
+      [sys.executable, "-c", WORKER, str(port), str(rank)], env=env, cwd=pathlib.Path(__file__).parents[2],
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for rank in (0, 1)
+  ]  # fmt: skip
+  try:
+    texts = [worker.communicate(timeout=120)[0] for worker in workers]
+  finally:
+    for worker in workers:
+      worker.kill()
+  expected = [
+    [f"{value}" for value in (one.example, one.metrics["steps"], one.calls, *one.prediction_T)]
+    for one in solved(mode="halting")
+  ]
+  for text in texts:
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("RESULT")]
+    assert lines == expected, text
