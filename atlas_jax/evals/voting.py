@@ -147,7 +147,7 @@ class Votes:
     path = pathlib.Path(path)
     tasks = {task: {text: [[prediction, *tally] for prediction, tally in tallies.items()]
                     for text, tallies in inputs.items()} for task, inputs in self._tallies.items()}
-    write_whole(path, gzip.compress(json.dumps({"tasks": tasks}).encode(), mtime=0))
+    write_whole(path, gzip.compress(json.dumps({"tasks": tasks}).encode(), 6, mtime=0))
 
 
 def load(path) -> Votes:
