@@ -51,6 +51,7 @@ def init_params(config, model: trm.TRM, rng):
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
+  check_loss_dtype(config.supervision.loss_dtype)
   sets = puzzle_sets.load(config)
   model = model_of(config)
   init = init_of(config, model, sets.train.n_ids)
@@ -59,8 +60,19 @@ def make(config, mesh) -> Recipe:
       init, loss_of(config, model), puzzle_sets.source_of(config, sets),
       evals_of(config, model, reset, sets, mesh),
       tables=tables_of(config) if config.trm.row_width else None, unit="puzzles",
-      finish=finish, may_be_absent=MAY_BE_ABSENT, backward_frac=1 / config.trm.n_outer, keep=sets.keep,
-      fits=sets.check_run)
+      finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT, backward_frac=1 / config.trm.n_outer,
+      keep=sets.keep, fits=sets.check_run)
+
+
+def check_loss_dtype(dtype: str) -> None:
+  """Refuses a loss in more digits than jax is set to.
+
+  Raises:
+    ValueError: says what to set.
+  """
+  if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    raise ValueError("config.supervision.loss_dtype='float64' needs jax's 64-bit mode; set JAX_ENABLE_X64=1, "
+                     "or take 'float32', which agrees with it to 1e-6")
 
 
 def n_table_rows(n_ids: int) -> int:
@@ -115,10 +127,15 @@ def loss_of(config, model: trm.TRM):
       total = total + step_loss / fields.steps_per_update
       sums = {name: sums[name] + value if sums else value for name, value in step_sums.items()}
       finished = {name: jnp.where(each["done"], each[name], old) for name, old in finished.items()}
-    means = {f"train/{name}": value / size for name, value in sums.items()}
-    recent = {f"recent/{name}": _mean_of_known(value_B) for name, value_B in finished.items()}
+    sums = {name: value / fields.steps_per_update if name.endswith("_loss") else value
+            for name, value in sums.items()}
+    known_B = finished["steps"] != NEVER
+    recent = {name: jnp.sum(jnp.where(known_B, value_B, 0)) for name, value_B in finished.items()}
+    means = {"recent/known": jnp.mean(known_B.astype(jnp.float32)),
+             **{f"train/{name}": value / size for name, value in sums.items()},
+             **{f"recent/{name}": value / size for name, value in recent.items()}}
     return LossOut((total / size).astype(jnp.float32), jnp.asarray(size, jnp.float32), Carry(pool, finished),
-                   {**means, **recent, "train/slots": jnp.asarray(size, jnp.float32)})
+                   means)
 
   return loss
 
@@ -148,21 +165,20 @@ def _supervise(model: trm.TRM, fields, params, pool: act.Pool, rows_BE, rng):
   return pool, total, sums, each
 
 
-def _mean_of_known(value_B):
-  known_B = value_B != NEVER
-  return jnp.sum(jnp.where(known_B, value_B, 0)) / jnp.sum(known_B)
+def finish_of(batch_rows: int):
+  """Makes the function that turns means over slots into metrics; see `Recipe.finish`.
 
-
-def finish(means: dict) -> dict:
-  """Turns means over slots into the metrics: some are over the slots that finished a puzzle in this update.
-
-  train/count is how many did; where none did, those over them are NaN. recent/* is of every slot's last
-  finished puzzle, whenever that was.
+  train/count is how many slots finished a puzzle in this update; some metrics are over these, and NaN where
+  there is none. recent/* is of every slot's last finished puzzle, whenever that was.
   """
-  means = dict(means)
-  slots, share = means.pop("train/slots"), means["train/count"]
-  over = {f"train/{name}": means[f"train/{name}"] / share for name in OVER_FINISHED}
-  return {**means, **over, "train/count": share * slots}
+  def finish(means: dict) -> dict:
+    means = dict(means)
+    shares = {"train": means["train/count"], "recent": means.pop("recent/known")}
+    over = {f"{group}/{name}": means[f"{group}/{name}"] / share for group, share in shares.items()
+            for name in OVER_FINISHED}
+    return {**means, **over, "train/count": shares["train"] * batch_rows}
+
+  return finish
 
 
 def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dict:
