@@ -1,20 +1,18 @@
-"""The program: reads the command line, joins the processes of a run, and trains, evaluates or generates.
+"""The program: joins the processes of a run, and trains, evaluates, generates or solves as it is told.
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
+  python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
 
 --config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults.py lists them all.
 """
-import ast
 import functools
 import itertools
 import json
 import math
 import os
 import pathlib
-import re
-import runpy
 import sys
 import tempfile
 import traceback
@@ -27,145 +25,14 @@ from absl import flags, logging
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
+from atlas_jax.command import check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import memory_lm
-from atlas_jax.serve import engine, runs
-
-GENERATE_ONLY = ("prompt", "tokens", "temperature", "top_k", "seed")
-
-
-def define_flags() -> flags.FlagValues:
-  """Makes the flags of the program, all at their defaults."""
-  values = flags.FlagValues()
-  text, number = (functools.partial(define, flag_values=values) for define in
-                  (flags.DEFINE_string, flags.DEFINE_integer))
-  text("config", None, "train: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
-  text("workdir", None, "The run's directory.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate"], "What to do.", flag_values=values)
-  text("prompt", "", "generate: the text to go on from; may be empty.")
-  number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
-  flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",
-                     lower_bound=0, flag_values=values)
-  number("top_k", None, "generate: draw among this many likeliest tokens; left out: all.", lower_bound=1)
-  number("seed", 0, "generate: of the draws.", lower_bound=0, upper_bound=2**32 - 1)
-  text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
-  number("num_processes", None, "How many processes the run has.")
-  number("process_id", None, "Which of them this is, from 0.")
-  flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
-  flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
-  return values
-
-
-def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
-  """Reads the command line: flags, and the config fields it sets, as text.
-
-  Raises:
-    ValueError: says which flag is wrong, and the nearest known name.
-  """
-  values = define_flags()
-  rest, overrides = _split(argv)
-  try:
-    left = values(rest)
-  except flags.UnrecognizedFlagError as error:
-    known = [name for name in values if len(name) > 1]
-    near = configs.nearest(error.flagname, known)
-    raise ValueError(f"there is no flag --{error.flagname}; {near}") from None
-  except flags.IllegalFlagValueError as error:
-    name = re.match(r"flag --(\w+)=", str(error))
-    need = values[name[1]].parser.syntactic_help if name else ""
-    words = str(error).removeprefix("flag ")
-    raise ValueError(f"{words.split(': ')[0]}: must be {need}" if need else words) from None
-  except flags.Error as error:
-    raise ValueError(str(error)) from None
-  if len(left) > 1:
-    raise ValueError(f"{left[1]!r} is no flag; flags are written --name=value")
-  return values, overrides
-
-
-def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-  """Parts --config.NAME=VALUE, also with a space in place of =, from all else."""
-  rest, overrides, words = [], {}, iter(argv)
-  for word in words:
-    found = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", word, re.DOTALL)
-    if found is None:
-      rest.append(word)
-      continue
-    name, equals, value = found.groups()
-    value = value if equals else next(words, "--")
-    if not equals and value.startswith("--"):
-      raise ValueError(f"{word} needs a value, {word}=...")
-    overrides[name] = value
-  return rest, overrides
-
-
-def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
-  """Reads a config file with its argument, and changes single fields.
-
-  Args:
-    spec: FILE or FILE:ARGUMENTS, such as "configs/memory_40m.py:cpu".
-    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}.
-
-  Raises:
-    ValueError: if there is no such file, or it or an override has an unknown field or a wrong value.
-  """
-  path, _, arg = spec.partition(":")
-  if not pathlib.Path(path).is_file():
-    known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
-    raise ValueError(f"--config={spec}: there is no file {path!r}; {configs.nearest(path, known)}")
-  contents = runpy.run_path(path)
-  if "get_config" not in contents:
-    raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
-  try:
-    config = contents["get_config"](arg or None)
-  except ValueError as error:
-    raise ValueError(f"--config={spec}: {error}") from error
-  except (AttributeError, KeyError, TypeError) as error:  # What a locked config raises.
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
-  for name, text in (overrides or {}).items():
-    override(config, name, text)
-  return config
-
-
-def _locked(error: Exception) -> str:
-  """Gives what a locked config says of a field, without the list of all others."""
-  words = str(error.args[0] if error.args else error).splitlines()[0]
-  field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"|^\W*(\w+)\W*$', words)
-  return words if field is None else configs.unknown_field(field[1] or field[2] or field[3])
-
-
-def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
-  """Sets one field from text, as --config.NAME=TEXT does; None switches off what may be off.
-
-  Raises:
-    ValueError: if there is no such field, or the text is not of its type.
-  """
-  group, _, last = name.rpartition(".")
-  if group == configs.OPTIONS:  # The rule knows its options and checks them.
-    config.model.memory.options = {**config.model.memory.options, last: _literal(text)}
-    return
-  if name not in configs.FIELDS:
-    if any(field.startswith(f"{name}.") for field in (*configs.FIELDS, f"{configs.OPTIONS}.")):
-      raise ValueError(f"--config.{name} is a group; set one of its fields, --config.{name}.FIELD=VALUE")
-    raise ValueError(f"--config.{name}={text}: {configs.unknown_field(name)}")
-  kind, optional = configs.FIELDS[name]
-  try:
-    read = (lambda text: configs.SWITCH[text.lower()]) if kind is bool else kind
-    value = None if optional and text == "None" else read(text)
-  except (KeyError, ValueError):
-    raise ValueError(f"--config.{name}={text}: {configs.need(name)}") from None
-  (configs.at(config, group) if group else config)[last] = value
-
-
-def _literal(text: str):
-  try:
-    return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    return text
+from atlas_jax.serve import engine, runs, solve
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -282,19 +149,27 @@ def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
       print(piece, end="", flush=True)
 
 
-def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
-  """Refuses flags that are missing, or that the mode would not use."""
-  if not asked.workdir:
-    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
-  if asked.mode == "train" and not asked.config:
-    raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
-  if asked.mode != "train" and asked.config:
-    raise ValueError(f"--mode={asked.mode} takes the config of the run in --workdir; leave out "
-                     f"--config={asked.config}")
-  for name in GENERATE_ONLY:
-    if asked.mode != "generate" and asked[name].present:
-      other = "; the seed of training is --config.seed" if name == "seed" else ""
-      raise ValueError(f"--{name} is for --mode=generate, this is --mode={asked.mode}{other}")
+def ask_to_solve(config, asked: flags.FlagValues) -> solve.Ask:
+  """Reads the task to solve and how; refuses what is wrong with either, or with the run, without a device."""
+  if asked.out is not None:
+    solve.check_out(asked.out)
+  seconds = None if asked.steps is not None else asked.seconds
+  ask = solve.Ask(solve.read_task(config, asked.workdir, asked.task), seconds=seconds, steps=asked.steps,
+                  attempts=asked.attempts, augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr,
+                  table_lr=asked.table_lr, batch_rows=asked.batch_rows)
+  solve.settings(config, ask)
+  return ask
+
+
+def run_solve(config, workdir: str, ask: solve.Ask, out: str | None) -> None:
+  """Prints the answers to an ARC task as one JSON object, and writes them as ARC's graders read them."""
+  mesh = runs.mesh_here(config)
+  check_rows(config, mesh, ("eval",))
+  answers = solve.run(config, workdir, ask, mesh)
+  if hosts.is_main():
+    if out is not None:
+      solve.write(answers, out)
+    print(json.dumps(answers.report), flush=True)
 
 
 def join(asked: flags.FlagValues) -> None:
@@ -331,11 +206,14 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     config = configs.resolve(read_config(asked.config, overrides))
   else:
     config = config_of_run(asked.workdir, overrides)
+  ask = ask_to_solve(config, asked) if asked.mode == "solve" else None
   join(asked)
   if asked.mode == "train":
     run_train(config, asked.workdir)
   elif asked.mode == "eval":
     run_eval(config, asked.workdir)
+  elif ask is not None:
+    run_solve(config, asked.workdir, ask, asked.out)
   else:
     run_generate(config, asked.workdir, asked)
 

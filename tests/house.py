@@ -29,19 +29,20 @@ LEVELS = {
   "step": 8,
   "train": 9,
   "serve": 9,
+  "command": 9,
   "main": 10,
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
 ALLOWED = {
-  "absl": ("main",),
+  "absl": ("command", "main"),
   "array_record": ("data",),
   "datasets": ("data",),
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "huggingface_hub": ("data", "interop"),
   "matplotlib": ("monitor", "evals.pictures"),
-  "ml_collections": ("config", "defaults", "main"),
+  "ml_collections": ("command", "config", "defaults", "main"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint", "interop"),
     *("recipes", "monitor", "step", "train"),

@@ -106,7 +106,7 @@ WRONG_COMMANDS = [
   ("--config=configs/memory_40.py", "there is no file .*; did you mean 'configs/memory_40m.py'?"),
   ("--config=configs/memory_40m.py:smok", "config argument 'smok' is unknown; did you mean 'smoke'?"),
   ("--config=configs/memory_40m.py:smoke=1", "smoke is a flag, write smoke alone"),
-  ("--mode=test", "--mode=test: value should be one of <train|eval|generate>"),
+  ("--mode=test", "--mode=test: value should be one of <train|eval|generate|solve>"),
   ("--mode=eval", "holds no run: there is no .*config.json; train one first with --config="),
   ("--mode=generate", "holds no run: there is no .*config.json; train one first with --config="),
   ("--mode=generate --tokens=0", "--tokens=0: must be a positive integer"),

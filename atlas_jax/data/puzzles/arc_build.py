@@ -147,10 +147,15 @@ def load(name: str, path: str | None = None, concept: str | None = None, *, test
   """
   subsets = arc.select(arc.read(name, path, concept), only=only, task_ids=task_ids, max_tasks=max_tasks,
                        canvas=canvas)
-  if test_set is None:
-    test_set = next((known for known in subsets if known.startswith("evaluation")), list(subsets)[-1])
+  test_set = held_out(subsets) if test_set is None else test_set
   return build(subsets, test_set, n_augmentations=n_augmentations, seed=seed, canvas=canvas,
                cache_dir=cache_dir)
+
+
+def held_out(subsets: Iterable[str]) -> str:
+  """Names the subset whose test pairs are not trained on: the evaluation's, or the last if there is none."""
+  names = list(subsets)
+  return next((name for name in names if name.startswith("evaluation")), names[-1])
 
 
 def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentations: int = 1000, seed: int = 42,
@@ -176,6 +181,13 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
     raise ValueError(f"n_augmentations={n_augmentations} must be 0 or more")
   _check_tasks(subsets, canvas)
   plan = arc_plan.load(subsets, test_sets, n_augmentations, seed, cache_dir=cache_dir, canvas=canvas)
+  identity = dict(n_augmentations=n_augmentations, seed=seed)
+  return _of_plan(subsets, test_sets, plan, canvas, identity)
+
+
+def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.Plan, canvas: int,
+             identity: dict) -> Built:
+  """Makes the splits of a plan; `identity` says where its augmentations come from."""
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   groups = [each[index] for index in plan.order]
   pairs = [[*task.train, *arc.pairs_of(task._replace(train=()))] if is_test else arc.pairs_of(task)
@@ -183,7 +195,7 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
   stored = grids.store([grid for group in pairs for pair in group for grid in pair])
   names = Names([task.id for task, _ in groups], plan)
   identity = dict(name="arc", tasks=arc.fingerprint(subsets), subsets=list(subsets),
-                  test_sets=list(test_sets), n_augmentations=n_augmentations, seed=seed, canvas=canvas)
+                  test_sets=list(test_sets), canvas=canvas, **identity)
   n_trained = [len(task.train) if is_test else len(task.train) + len(task.test) for task, is_test in groups]
   split = functools.partial(_split, plan, stored, names, identity, canvas)
   first = np.cumsum([0, *map(len, pairs[:-1])])
@@ -200,6 +212,25 @@ def build_task(task: arc.Task, n_augmentations: int, seed: int, canvas: int = gr
   Outputs of test pairs may be unknown; a grid of one black cell is then their label.
   """
   return build({"task": [task]}, "task", n_augmentations=n_augmentations, seed=seed, canvas=canvas)
+
+
+def build_named(task: arc.Task, names: Sequence[str], seed: int, canvas: int = grids.SIDE) -> Built:
+  """Builds the sets with which one task is solved, with these augmentations; the shifts alone are drawn.
+
+  Args:
+    task: see `build_task`.
+    names: of the augmentations, see `grids.augmentation_name`; the first is the task as it stands.
+    seed: of the shifts.
+    canvas: see `build`.
+
+  Raises:
+    ValueError: if a name is not an augmentation's, or a grid does not fit the canvas.
+  """
+  subsets = {"task": [task]}
+  _check_tasks(subsets, canvas)
+  _, kinds, permutations = zip(*map(grids.parse_name, names))
+  plan = arc_plan.chosen(task, np.array(kinds, np.uint8), np.stack(permutations), seed, canvas)
+  return _of_plan(subsets, ("task",), plan, canvas, dict(names=list(names), seed=seed))
 
 
 def write_original(built: Built, folder: str) -> None:

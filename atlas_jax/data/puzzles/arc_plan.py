@@ -108,6 +108,15 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
               np.concatenate(permutations), np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
 
 
+def chosen(task: arc.Task, kinds: np.ndarray, permutations: np.ndarray, seed: int,
+           canvas: int = grids.SIDE) -> Plan:
+  """Gives a plan of one test task whose augmentations are known, the task itself first; draws the shifts."""
+  shifts = bytearray()
+  _add_shifts(shifts, task.train, kinds, LegacyRandom(seed), canvas)
+  return Plan(np.zeros(1, np.int32), np.array([0, len(kinds)]), kinds, permutations,
+              np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
+
+
 def _augmentations(pairs, count: int, random: LegacyRandom) -> tuple[np.ndarray, np.ndarray]:
   """Gives (transforms, permutations) of a task's puzzles, the task itself first."""
   found_kinds, found_permutations = [np.zeros(1, np.uint8)], [np.arange(10, dtype=np.uint8)[None]]

@@ -43,10 +43,7 @@ class Sets(NamedTuple):
       ValueError: names what differs.
     """
     file = pathlib.Path(workdir) / RECORD
-    if not file.is_file():
-      raise ValueError(f"{file} is missing: it says which puzzles the rows of the run's table stand for; "
-                       "bring it back, or train again")
-    saved, here = json.loads(file.read_text()), json.loads(json.dumps(_record(self)))
+    saved, here = record_of(workdir), json.loads(json.dumps(_record(self)))
     differ = [f"{name}={saved.get(name)!r} in the run, {here[name]!r} here"
               for name in ("n_ids", "first_names", "train") if saved.get(name) != here[name]]
     if differ:
@@ -57,6 +54,25 @@ class Sets(NamedTuple):
 def _record(sets: Sets) -> dict:
   return {"n_ids": sets.train.n_ids, "first_names": list(sets.train.names[:4]), "kind": sets.kind,
           "train": sets.train.fingerprint, "test": sets.test.fingerprint, "identity": sets.train.identity}
+
+
+def record_of(workdir) -> dict:
+  """Reads what `Sets.keep` wrote: n_ids, kind, and what the puzzles of a run are known by.
+
+  Raises:
+    ValueError: if the file is missing or damaged.
+  """
+  file = pathlib.Path(workdir) / RECORD
+  if not file.is_file():
+    raise ValueError(f"{file} is missing: it says which puzzles the rows of the run's table stand for; "
+                     "bring it back, or train again")
+  try:
+    saved = json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged ({error}); restore it, or train again") from None
+  if not isinstance(saved, dict) or not {"n_ids", "kind"} <= saved.keys():
+    raise ValueError(f"{file} is damaged (it does not say what the puzzles are); restore it, or train again")
+  return saved
 
 
 def shape_of(fields) -> Shape:

@@ -1,0 +1,191 @@
+"""The command line: the flags of the program, the config file it names, and single fields that it changes."""
+import ast
+import functools
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Mapping
+
+import ml_collections
+from absl import flags
+
+from atlas_jax import config as configs
+
+OF_MODE = {
+    "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
+    "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
+              "out")}
+TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
+            "batch_rows": "data.batch_rows"}  # What flags of these modes are called in training.
+
+
+def define_flags() -> flags.FlagValues:
+  """Makes the flags of the program, all at their defaults."""
+  values = flags.FlagValues()
+  text, number = (functools.partial(define, flag_values=values) for define in
+                  (flags.DEFINE_string, flags.DEFINE_integer))
+  text("config", None, "train: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
+  text("workdir", None, "The run's directory.")
+  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve"], "What to do.",
+                    flag_values=values)
+  text("prompt", "", "generate: the text to go on from; may be empty.")
+  number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
+  flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",
+                     lower_bound=0, flag_values=values)
+  number("top_k", None, "generate: draw among this many likeliest tokens; left out: all.", lower_bound=1)
+  number("seed", 0, "generate: of the draws.", lower_bound=0, upper_bound=2**32 - 1)
+  _define_solve_flags(values)
+  text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
+  number("num_processes", None, "How many processes the run has.")
+  number("process_id", None, "Which of them this is, from 0.")
+  flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
+  flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
+  return values
+
+
+def _define_solve_flags(values: flags.FlagValues) -> None:
+  text, number, real = (functools.partial(define, flag_values=values) for define in
+                        (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float))
+  text("task", None, 'solve: the file of one ARC task, {"train": [...], "test": [...]}.')
+  real("seconds", 60, "solve: how long to tune to the task, compilation and answering apart; 0: not at all.",
+       lower_bound=0)
+  number("steps", None, "solve: how many updates to tune, in place of --seconds.", lower_bound=0)
+  number("attempts", 2, "solve: answers per test input.", lower_bound=1)
+  number("augmentations", None, "solve: augmentations of the task besides itself; left out: as in training.",
+         lower_bound=0)
+  flags.DEFINE_enum("rows", "mean", ["mean", "zero", "run"],
+                    "solve: where the task's rows of the puzzle table start: the mean of the run's rows, "
+                    "zero, or the rows that the run has trained for the task.", flag_values=values)
+  real("lr", None, "solve: learning rate of the network; left out: the run's highest.", lower_bound=0)
+  real("table_lr", None, "solve: learning rate of the rows; left out: the run's highest.", lower_bound=0)
+  number("batch_rows", None, "solve: pairs tuned on side by side; left out: as in training.", lower_bound=1)
+  text("out", None, "solve: the file to write the attempts to, as ARC's graders read them.")
+
+
+def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
+  """Reads the command line: flags, and the config fields it sets, as text.
+
+  Raises:
+    ValueError: says which flag is wrong, and the nearest known name.
+  """
+  values = define_flags()
+  rest, overrides = _split(argv)
+  try:
+    left = values(rest)
+  except flags.UnrecognizedFlagError as error:
+    known = [name for name in values if len(name) > 1]
+    near = configs.nearest(error.flagname, known)
+    raise ValueError(f"there is no flag --{error.flagname}; {near}") from None
+  except flags.IllegalFlagValueError as error:
+    name = re.match(r"flag --(\w+)=", str(error))
+    need = values[name[1]].parser.syntactic_help if name else ""
+    words = str(error).removeprefix("flag ")
+    raise ValueError(f"{words.split(': ')[0]}: must be {need}" if need else words) from None
+  except flags.Error as error:
+    raise ValueError(str(error)) from None
+  if len(left) > 1:
+    raise ValueError(f"{left[1]!r} is no flag; flags are written --name=value")
+  return values, overrides
+
+
+def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Parts --config.NAME=VALUE, also with a space in place of =, from all else."""
+  rest, overrides, words = [], {}, iter(argv)
+  for word in words:
+    found = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", word, re.DOTALL)
+    if found is None:
+      rest.append(word)
+      continue
+    name, equals, value = found.groups()
+    value = value if equals else next(words, "--")
+    if not equals and value.startswith("--"):
+      raise ValueError(f"{word} needs a value, {word}=...")
+    overrides[name] = value
+  return rest, overrides
+
+
+def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+  """Reads a config file with its argument, and changes single fields.
+
+  Args:
+    spec: FILE or FILE:ARGUMENTS, such as "configs/memory_40m.py:cpu".
+    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}.
+
+  Raises:
+    ValueError: if there is no such file, or it or an override has an unknown field or a wrong value.
+  """
+  path, _, arg = spec.partition(":")
+  if not pathlib.Path(path).is_file():
+    known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
+    raise ValueError(f"--config={spec}: there is no file {path!r}; {configs.nearest(path, known)}")
+  contents = runpy.run_path(path)
+  if "get_config" not in contents:
+    raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
+  try:
+    config = contents["get_config"](arg or None)
+  except ValueError as error:
+    raise ValueError(f"--config={spec}: {error}") from error
+  except (AttributeError, KeyError, TypeError) as error:  # What a locked config raises.
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
+  for name, text in (overrides or {}).items():
+    override(config, name, text)
+  return config
+
+
+def _locked(error: Exception) -> str:
+  """Gives what a locked config says of a field, without the list of all others."""
+  words = str(error.args[0] if error.args else error).splitlines()[0]
+  field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"|^\W*(\w+)\W*$', words)
+  return words if field is None else configs.unknown_field(field[1] or field[2] or field[3])
+
+
+def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+  """Sets one field from text, as --config.NAME=TEXT does; None switches off what may be off.
+
+  Raises:
+    ValueError: if there is no such field, or the text is not of its type.
+  """
+  group, _, last = name.rpartition(".")
+  if group == configs.OPTIONS:  # The rule knows its options and checks them.
+    config.model.memory.options = {**config.model.memory.options, last: _literal(text)}
+    return
+  if name not in configs.FIELDS:
+    if any(field.startswith(f"{name}.") for field in (*configs.FIELDS, f"{configs.OPTIONS}.")):
+      raise ValueError(f"--config.{name} is a group; set one of its fields, --config.{name}.FIELD=VALUE")
+    raise ValueError(f"--config.{name}={text}: {configs.unknown_field(name)}")
+  kind, optional = configs.FIELDS[name]
+  try:
+    read = (lambda text: configs.SWITCH[text.lower()]) if kind is bool else kind
+    value = None if optional and text == "None" else read(text)
+  except (KeyError, ValueError):
+    raise ValueError(f"--config.{name}={text}: {configs.need(name)}") from None
+  (configs.at(config, group) if group else config)[last] = value
+
+
+def _literal(text: str):
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
+  """Refuses flags that are missing, or that the mode would not use."""
+  if not asked.workdir:
+    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
+  if asked.mode == "train" and not asked.config:
+    raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
+  if asked.mode != "train" and asked.config:
+    raise ValueError(f"--mode={asked.mode} takes the config of the run in --workdir; leave out "
+                     f"--config={asked.config}")
+  for mode, names in OF_MODE.items():
+    for name in names:
+      if asked.mode != mode and asked[name].present:
+        other = f"; the {name} of training is --config.{TRAINING[name]}" if name in TRAINING else ""
+        raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")
+  if asked.mode == "solve" and not asked.task:
+    raise ValueError("--task is missing: the file of the ARC task to solve, such as --task=007bbfb7.json")
+  if asked["steps"].present and asked["seconds"].present:
+    raise ValueError(f"--steps={asked.steps} and --seconds={asked.seconds:g} exclude each other; give one")
