@@ -1,4 +1,4 @@
-"""Puzzles in files, runs of recursive models small enough to compile in seconds, and their updates one by one."""
+"""Puzzles in files, runs of recursive models that compile in seconds, and their updates one by one."""
 
 import functools
 import json
@@ -32,7 +32,8 @@ def write_built(folder, *, n_groups=N_GROUPS, seed=0):
   for split in ("train", "test"):
     sizes = draw.integers(1, 4, 2 * n_groups) if split == "train" else np.ones(2 * n_groups, int)
     inputs = draw.integers(1, N_TOKENS, (sizes.sum(), SIDE**2))
-    labels = np.stack([codes[puzzle // 2][row] for puzzle, row in zip(np.repeat(range(len(sizes)), sizes), inputs)])
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.stack([codes[puzzle // 2][row] for puzzle, row in zip(owners, inputs)])
     labels[:, 0] = 0
     arrays = {"inputs": inputs.astype(np.uint8), "labels": labels.astype(np.uint8),
               "puzzle_identifiers": np.arange(1, len(sizes) + 1, dtype=np.int32),
@@ -122,5 +123,6 @@ def update(parts, state, batch, frozen=None):
   """Makes one update; gives the state after it and the metrics, on the host."""
   frozen = parts.frozen if frozen is None else frozen
   with hosts.StopFlag(parts.mesh) as stop:
-    after, metrics = parts.step(placed(parts, state), hosts.global_batch(parts.mesh, batch), frozen, stop.array())
+    batch = hosts.global_batch(parts.mesh, batch)
+    after, metrics = parts.step(placed(parts, state), batch, frozen, stop.array())
   return host(after), host(metrics)

@@ -1,4 +1,4 @@
-"""Tables of rows in the one loop: read by batch, changed by batch, saved, and left alone by what goes wrong."""
+"""Tables of rows in the one loop: read and changed by the batch, saved, left alone by what goes wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,10 @@ def updates(config, n, mesh=None, **source):
   return tables, batches, metrics, state
 
 
+def losses(metrics):
+  return [row["train/loss_nats"] for row in metrics]
+
+
 def test_rows_move_by_the_schedule_and_all_others_stay_bit_for_bit():
   """The learning rate of tables warms up with that of the parameters."""
   config = runs.toy_config()
@@ -98,7 +102,7 @@ def test_pieces_of_a_batch_give_the_rows_of_the_whole():
   pieces, _, two, _ = updates(runs.toy_config(train__accumulate_steps=3), 3)
   for left, right in zip(whole, pieces):
     assert_close(left, right, tolerance=1e-3)  # Every piece has noise of its own, a thousandth.
-  assert_close([row["train/loss_nats"] for row in two], [row["train/loss_nats"] for row in one], tolerance=0.02)
+  assert_close(losses(two), losses(one), tolerance=0.02)
 
 
 def test_a_table_is_split_by_rows_and_gives_what_it_gives_on_one_device():
@@ -109,7 +113,7 @@ def test_a_table_is_split_by_rows_and_gives_what_it_gives_on_one_device():
   assert state.tables["shifts"].sharding.shard_shape((N, E)) == (N // 4, E)
   for left, right in zip(split, whole):
     assert_close(left, right, tolerance=1e-5)
-  assert_close([row["train/loss_nats"] for row in eight], [row["train/loss_nats"] for row in one], tolerance=1e-5)
+  assert_close(losses(eight), losses(one), tolerance=1e-5)
 
 
 def test_tables_are_saved_and_handed_to_evaluations(tmp_path):

@@ -60,8 +60,8 @@ def make(config, mesh) -> Recipe:
       init, loss_of(config, model), puzzle_sets.source_of(config, sets),
       evals_of(config, model, reset, sets, mesh),
       tables=tables_of(config) if config.trm.row_width else None, unit="puzzles",
-      finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT, backward_frac=1 / config.trm.n_outer,
-      keep=sets.keep, fits=sets.check_run)
+      finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT,
+      backward_frac=1 / config.trm.n_outer, keep=sets.keep, fits=sets.check_run)
 
 
 def check_loss_dtype(dtype: str) -> None:
