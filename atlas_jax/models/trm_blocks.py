@@ -4,6 +4,7 @@ A block's parameters are a dictionary of arrays, handed to pure functions, becau
 called many times in a step and some of the calls run inside loops. Arrays are [B, T, D] for attention and
 [T, B, D] for the token MLP: with positions first, both of its halves are single products of large matrices.
 """
+import functools
 import math
 
 import jax
@@ -28,10 +29,28 @@ def hidden_width(inputs: int, expansion: float) -> int:
   return math.ceil(round(expansion * inputs * 2 / 3) / WIDTH_STEP) * WIDTH_STEP
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def unit_rms(x, eps: float, axis: int = -1):
   """Scales to root mean square one along an axis, in float32 or wider; gives x's dtype."""
+  return _unit_rms(x, eps, axis)[0]
+
+
+def _unit_rms(x, eps: float, axis: int):
   full = x.astype(tree.wide(x.dtype))
-  return (full * jax.lax.rsqrt(jnp.mean(full * full, axis, keepdims=True) + eps)).astype(x.dtype)
+  scale = jax.lax.rsqrt(jnp.mean(full * full, axis, keepdims=True) + eps)
+  y = (full * scale).astype(x.dtype)
+  return y, (y, scale)
+
+
+def _unit_rms_slope(eps: float, axis: int, kept, slope):
+  # The result is kept for the layer behind anyway, so that the input need not be.
+  y, scale = kept
+  full, slope = y.astype(scale.dtype), slope.astype(scale.dtype)
+  along = jnp.mean(full * slope, axis, keepdims=True)
+  return ((slope - full * along) * scale).astype(y.dtype),
+
+
+unit_rms.defvjp(_unit_rms, _unit_rms_slope)
 
 
 def angles(positions: int, size: int, base: float):
@@ -42,15 +61,6 @@ def angles(positions: int, size: int, base: float):
   speed = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
   angle = jnp.arange(positions, dtype=jnp.float32)[:, None] * speed[None]
   return jnp.cos(angle), jnp.sin(angle)
-
-
-def turn(x_BTHK, turns):
-  """Turns features i and i + K/2 of every head by the angle of their position, in float32; in x's dtype."""
-  if turns is None:
-    return x_BTHK
-  cos, sin = (part.astype(tree.wide(x_BTHK.dtype))[None, :, None] for part in turns)
-  left, right = jnp.split(x_BTHK.astype(cos.dtype), 2, axis=-1)
-  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTHK.dtype)
 
 
 def init_block(key, *, mixer: str, width: int, positions: int, heads: int, expansion: float) -> dict:
@@ -92,27 +102,156 @@ def block(weights: dict, x, *, heads: int, eps: float, turns):
 
 def channel_mlp(weights: dict, x):
   """The gated feed-forward layer over features: (silu(x W_gate) * x W_up) W_out."""
-  cast = lambda w: w.astype(x.dtype)
-  gate, up = jnp.split(x @ cast(weights["gate_up_kernel"]), 2, axis=-1)
-  return (jax.nn.silu(gate) * up) @ cast(weights["out_kernel"])
+  flat = x.reshape(-1, x.shape[-1])
+  return gated_right(flat, weights["gate_up_kernel"], weights["out_kernel"]).reshape(x.shape)
 
 
 def token_mlp(weights: dict, x_TBD):
   """The gated feed-forward layer over positions, the same for every feature; [T, B, D]."""
-  cast = lambda w: w.astype(x_TBD.dtype)
-  hidden = jnp.einsum("ft,tbd->fbd", cast(weights["gate_up_kernel"]), x_TBD)
+  flat = x_TBD.reshape(x_TBD.shape[0], -1)
+  return gated_left(flat, weights["gate_up_kernel"], weights["out_kernel"]).reshape(x_TBD.shape)
+
+
+@jax.custom_vjp
+def gated_right(x, gate_up, out):
+  """Gives (silu(x gate) * x up) out, with gate and up side by side in one matrix.
+
+  The backward pass keeps x and its product with gate_up, and computes everything between again.
+  """
+  return _gated_right(x, gate_up, out)[0]
+
+
+def _gated_right(x, gate_up, out):
+  hidden = x @ gate_up.astype(x.dtype)
+  return _gate(*jnp.split(hidden, 2, axis=1)) @ out.astype(x.dtype), (x, hidden, gate_up, out)
+
+
+def _gated_right_slope(kept, slope):
+  x, hidden, gate_up, out = kept
+  gate, up = jnp.split(hidden, 2, axis=1)
+  gated_slope = _product(slope, out.astype(x.dtype), 1, 1, x.dtype)
+  out_slope = _product(_gate(gate, up), slope, 0, 0, out.dtype)
+  hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=1)
+  x_slope = _product(hidden_slope, gate_up.astype(x.dtype), 1, 1, x.dtype)
+  return x_slope, _product(x, hidden_slope, 0, 0, gate_up.dtype), out_slope
+
+
+gated_right.defvjp(_gated_right, _gated_right_slope)
+
+
+@jax.custom_vjp
+def gated_left(x, gate_up, out):
+  """Gives out (silu(gate x) * up x), with gate above up in one matrix; see `gated_right`."""
+  return _gated_left(x, gate_up, out)[0]
+
+
+def _gated_left(x, gate_up, out):
+  hidden = gate_up.astype(x.dtype) @ x
+  return out.astype(x.dtype) @ _gate(*jnp.split(hidden, 2, axis=0)), (x, hidden, gate_up, out)
+
+
+def _gated_left_slope(kept, slope):
+  x, hidden, gate_up, out = kept
   gate, up = jnp.split(hidden, 2, axis=0)
-  return jnp.einsum("tf,fbd->tbd", cast(weights["out_kernel"]), jax.nn.silu(gate) * up)
+  gated_slope = _product(out.astype(x.dtype), slope, 0, 0, x.dtype)
+  out_slope = _product(slope, _gate(gate, up), 1, 1, out.dtype)
+  hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=0)
+  x_slope = _product(gate_up.astype(x.dtype), hidden_slope, 0, 0, x.dtype)
+  return x_slope, _product(hidden_slope, x, 1, 1, gate_up.dtype), out_slope
+
+
+gated_left.defvjp(_gated_left, _gated_left_slope)
+
+
+def _gate(gate, up):
+  return jax.nn.silu(gate) * up
+
+
+def _gate_slopes(gate, up, slope):
+  """Gives the slopes to gate and up."""
+  share = jax.nn.sigmoid(gate)
+  passed = gate * share
+  return slope * up * (share + passed * (1 - share)), slope * passed
+
+
+def _product(a, b, of_a: int, of_b: int, dtype):
+  """Multiplies matrices, adding over the given axis of each."""
+  return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=dtype)
 
 
 def attention(weights: dict, x_BTD, *, heads: int, turns):
-  """Attention of every position to every position; softmax in float32 or wider; [B, T, D]."""
-  cast = lambda w: w.astype(x_BTD.dtype)
-  rows, length = x_BTD.shape[:2]
-  qkv = (x_BTD @ cast(weights["qkv_kernel"])).reshape(rows, length, 3, heads, -1)
-  q_BTHK, k_BTHK, v_BTHK = turn(qkv[:, :, 0], turns), turn(qkv[:, :, 1], turns), qkv[:, :, 2]
-  wide = tree.wide(x_BTD.dtype)
-  scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=wide)
-  share = jax.nn.softmax(scores * jnp.asarray(q_BTHK.shape[-1] ** -0.5, wide), axis=-1).astype(x_BTD.dtype)
-  mixed_BTHK = jnp.einsum("bhts,bshk->bthk", share, v_BTHK)
-  return mixed_BTHK.reshape(rows, length, -1) @ cast(weights["out_kernel"])
+  """Attention of every position to every position, heads turned by their positions; [B, T, D]."""
+  rows, length, width = x_BTD.shape
+  qkv = x_BTD.reshape(-1, width) @ weights["qkv_kernel"].astype(x_BTD.dtype)
+  mixed_BTHK = attend(qkv.reshape(rows, length, 3, heads, -1), turns)
+  mixed = mixed_BTHK.reshape(rows * length, -1) @ weights["out_kernel"].astype(x_BTD.dtype)
+  return mixed.reshape(x_BTD.shape)
+
+
+@jax.custom_vjp
+def attend(qkv, turns):
+  """Mixes values by the softmax of scaled products of queries and keys.
+
+  Args:
+    qkv: queries, keys and values, [B, T, 3, H, K].
+    turns: cosine and sine by which queries and keys are turned, see `angles`; None: not at all.
+
+  Returns:
+    [B, T, H, K] in the dtype of qkv; scores and their softmax are float32 or wider.
+  """
+  return _attend(qkv, turns)[0]
+
+
+def _attend(qkv, turns):
+  # With positions and features last, both products run over one matrix per row and head, without copies.
+  q_BHTK, k_BHTK, v_BHTK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
+  q_BHTK, k_BHTK = turn(q_BHTK, turns), turn(k_BHTK, turns)
+  share = _shares(q_BHTK, k_BHTK)
+  mixed_BHTK = _per_head(share.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
+  heads, length, size = q_BHTK.shape[1:]
+  # Long inputs would fill the memory with shares: there the backward pass computes them again.
+  kept = share if length <= 3 * size else None
+  return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, turns)
+
+
+def _attend_slope(kept, slope_BTHK):
+  q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, turns = kept
+  dtype, wide = q_BHTK.dtype, tree.wide(q_BHTK.dtype)
+  share = _shares(q_BHTK, k_BHTK) if share is None else share
+  slope_BHTK = jnp.swapaxes(slope_BTHK, 1, 2)
+  v_slope = _per_head(share.astype(dtype), slope_BHTK, 2, 2, dtype)
+  along = jnp.sum(slope_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
+  score_slope = share * (_per_head(slope_BHTK, v_BHTK, 3, 3, wide) - along)
+  score_slope = (score_slope * _score_scale(q_BHTK)).astype(dtype)
+  q_slope = turn(_per_head(score_slope, k_BHTK, 3, 2, dtype), turns, back=True)
+  k_slope = turn(_per_head(score_slope, q_BHTK, 2, 2, dtype), turns, back=True)
+  slopes = [jnp.swapaxes(x_BHTK, 1, 2) for x_BHTK in (q_slope, k_slope, v_slope)]
+  return jnp.stack(slopes, axis=2), jax.tree.map(jnp.zeros_like, turns)
+
+
+attend.defvjp(_attend, _attend_slope)
+
+
+def turn(x_BHTK, turns, back: bool = False):
+  """Turns features i and i + K/2 of every head by the angle of their position, in float32; in x's dtype."""
+  if turns is None:
+    return x_BHTK
+  cos, sin = (part.astype(tree.wide(x_BHTK.dtype))[None, None] for part in turns)
+  sin = -sin if back else sin
+  left, right = jnp.split(x_BHTK.astype(cos.dtype), 2, axis=-1)
+  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BHTK.dtype)
+
+
+def _shares(q_BHTK, k_BHTK):
+  """Gives how much of each position every position takes, [B, H, T, T], float32 or wider."""
+  scores = _per_head(q_BHTK, k_BHTK, 3, 3, tree.wide(q_BHTK.dtype))
+  return jax.nn.softmax(scores * _score_scale(q_BHTK), axis=-1)
+
+
+def _score_scale(q_BHTK):
+  return jnp.asarray(q_BHTK.shape[-1] ** -0.5, tree.wide(q_BHTK.dtype))
+
+
+def _per_head(a, b, of_a: int, of_b: int, dtype):
+  """Multiplies one matrix per row and head, adding over the given axis of each."""
+  return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((0, 1), (0, 1))), preferred_element_type=dtype)

@@ -26,7 +26,9 @@ def test_heads_turn_by_the_original_s_angles():
   for ours, theirs in zip(turns, (misc["rope/cos"], misc["rope/sin"])):
     assert_close(jnp.concatenate([ours, ours], axis=-1), theirs)
   for name in ("q", "k"):
-    assert_close(trm_blocks.turn(jnp.asarray(misc[f"rope/{name}"]), turns), misc[f"rope/{name}_rot"])
+    x_BHTK, turned_BHTK = (jnp.swapaxes(misc[key], 1, 2) for key in (f"rope/{name}", f"rope/{name}_rot"))
+    assert_close(trm_blocks.turn(x_BHTK, turns), turned_BHTK)
+    assert_close(trm_blocks.turn(turned_BHTK, turns, back=True), x_BHTK)
 
 
 def test_hidden_widths_follow_the_original_s_rule():
