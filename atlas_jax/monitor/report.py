@@ -1,6 +1,8 @@
-"""Draws `report.png` from `metrics.jsonl`, and from nothing else: loss, bits per byte, gates, memory gain.
+"""Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
-Its panels can be drawn one by one, and a run can be followed while it writes.
+Of a language model it shows loss, bits per byte, gates and memory gain; of a recursive model that solves
+puzzles loss, accuracies, steps, halting, learning rate and speed. Its panels can be drawn one by one, and a
+run can be followed while it writes.
 """
 import contextlib
 import math
@@ -11,7 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_jax.monitor import writer
+from atlas_jax.monitor import puzzle_panels, writer
+from atlas_jax.monitor.curves import (
+  QUIET,
+  SMOOTHED_FROM_POINTS,
+  TRAIN,
+  VAL,
+  Series,
+  finish,
+  short_number,
+  smooth,
+)
 
 REPORT = "report.png"
 TOKENS = "train/tokens_seen"
@@ -21,16 +33,14 @@ GAINS = (("eval/memory_gain_reset_nats", "memory\nreset"),
          ("eval/memory_gain_swapped_nats", "memory of\nanother row"),
          ("eval/memory_gain_gate_zero_nats", "gate\nat zero"))
 REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
-_TRAIN, _VAL, _QUIET = "#2b6cb0", "#c05621", "#6b7280"
-_SMOOTHED_FROM_POINTS = 40
-_STEADY_POINTS = 5  # The last points average over at least so many before them: one batch says little.
 
 
 def write_report(workdir) -> Path:
   """Draws the report of a run; a series the run did not write is left out.
 
   Args:
-    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000.
+    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000, or 1800 x 1000
+      of a run on puzzles.
 
   Raises:
     FileNotFoundError: if there is no metrics.jsonl.
@@ -44,16 +54,18 @@ def write_report(workdir) -> Path:
     raise FileNotFoundError(f"{workdir / writer.METRICS} does not exist; the report is drawn from it, train "
                             "first")
   series = read_series(workdir / writer.METRICS)
-  figure = Figure(figsize=(14, 10), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+  panels = puzzle_panels.names_of(series) if puzzle_panels.SEEN in series else TEXT_PANELS
+  size = (14 if len(panels) == 4 else 18, 10)
+  figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
   FigureCanvasAgg(figure)
-  for axes, panel in zip(figure.subplots(2, 2).flat, ("loss", "bits_per_byte", "gates", "memory_gain")):
+  for axes, panel in zip(figure.subplots(2, len(panels) // 2).flat, panels):
     draw(axes, series, panel)
   figure.suptitle(_headline(workdir.name, series), fontsize=15)
   figure.savefig(workdir / REPORT)
   return workdir / REPORT
 
 
-def draw(axes, series: "Series", panel: str) -> None:
+def draw(axes, series: Series, panel: str) -> None:
   """Draws one panel; says so on it if the run did not write what it shows.
 
   Args:
@@ -69,7 +81,7 @@ def draw(axes, series: "Series", panel: str) -> None:
   PANELS[panel](axes, series)
 
 
-def draw_loss_by_position(axes, series: "Series", reaches: Mapping[str, int] | None = None) -> None:
+def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | None = None) -> None:
   """Draws the last held-out loss against the position in the document, in buckets of doubling width.
 
   Args:
@@ -82,16 +94,16 @@ def draw_loss_by_position(axes, series: "Series", reaches: Mapping[str, int] | N
   if buckets:
     starts = [start for start, _ in buckets]
     losses = [series[name][1][-1] for _, name in buckets]
-    axes.stairs(losses, places, baseline=None, color=_VAL, linewidth=2)
+    axes.stairs(losses, places, baseline=None, color=VAL, linewidth=2)
     for place, (loss, (_, name)) in enumerate(zip(losses, buckets)):
-      tokens = _short_number(series[name.replace("loss_nats", "tokens")][1][-1])
+      tokens = short_number(series[name.replace("loss_nats", "tokens")][1][-1])
       axes.annotate(tokens, (place + 0.5, loss), xytext=(0, 4), textcoords="offset points", ha="center",
-                    fontsize=9, color=_QUIET)
+                    fontsize=9, color=QUIET)
     for (label, reach), style in zip((reaches or {}).items(), ("--", ":", "-.")):
-      axes.axvline(np.interp(reach, starts, places[:-1]), color=_TRAIN, linestyle=style, label=label)
+      axes.axvline(np.interp(reach, starts, places[:-1]), color=TRAIN, linestyle=style, label=label)
     axes.margins(x=0, y=0.2)
-  _finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(buckets),
-          "no val/loss_nats_by_position")
+  finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(buckets),
+         "no val/loss_nats_by_position")
   if buckets:
     axes.set_xticks(places[:-1], [f"{start:,}" for start in starts])
     axes.set_xlabel("tokens into the document (small numbers: tokens measured)", fontsize=11)
@@ -151,12 +163,6 @@ def _values(rows: list[dict], name: str) -> list[float]:
   return [row[name] for row in rows if row.get(name) is not None]
 
 
-class Series(dict):
-  """name -> (x, y): tokens seen, or steps in a run that did not count them, and finite values."""
-
-  x_label = "tokens seen"
-
-
 def read_series(path) -> Series:
   """Reads every metric with the rows where it is a finite number."""
   rows = list(writer.read_rows(path))
@@ -190,16 +196,16 @@ def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None
   drawn = []
   if (train := series.get(f"train/{kind}")) is not None:
     x, y = train
-    if len(y) >= _SMOOTHED_FROM_POINTS:
-      axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=1)
-      y = _smooth(y)
-    axes.plot(x, y, color=_TRAIN, linewidth=2, label=f"train, {y[-1]:.3f} at the end")
+    if len(y) >= SMOOTHED_FROM_POINTS:
+      axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=1)
+      y = smooth(y)
+    axes.plot(x, y, color=TRAIN, linewidth=2, label=f"train, {y[-1]:.3f} at the end")
     drawn.append(train[1])
   if (held_out := series.get(f"val/{kind}")) is not None:
-    axes.plot(*held_out, color=_VAL, linewidth=2, marker="o", markersize=5,
+    axes.plot(*held_out, color=VAL, linewidth=2, marker="o", markersize=5,
               label=f"held out, {held_out[1][-1]:.3f} at the end")
     drawn.append(held_out[1])
-  _finish(axes, title, series.x_label, unit, bool(drawn), f"no train/{kind} or val/{kind}")
+  finish(axes, title, series.x_label, unit, bool(drawn), f"no train/{kind} or val/{kind}")
   if drawn:
     _limit(axes, np.concatenate(drawn))
 
@@ -215,7 +221,7 @@ def _draw_references(axes, series: Series) -> None:
   for (name, label), style in zip(REFERENCES, ("--", ":")):
     if name in series:
       value = series[name][1][-1]
-      axes.axhline(value, color=_QUIET, linestyle=style, linewidth=1.5, label=f"{label}, {value:.3f}")
+      axes.axhline(value, color=QUIET, linestyle=style, linewidth=1.5, label=f"{label}, {value:.3f}")
       low, high = axes.get_ylim()
       axes.set_ylim(min(low, value - 0.1), max(high, value + 0.1))
   if axes.get_legend() is not None:
@@ -228,8 +234,8 @@ def _draw_gates(axes, series: Series) -> None:
   colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(layers))))
   for (layer, name), color in zip(layers, colors):
     axes.plot(*series[name], color=color, linewidth=2, label=f"layer {layer}")
-  _finish(axes, "Gate of the memory, mean per layer", series.x_label, "0 closed, 1 open", bool(layers),
-          "no memory/mix_gate_mean/layer_*")
+  finish(axes, "Gate of the memory, mean per layer", series.x_label, "0 closed, 1 open", bool(layers),
+         "no memory/mix_gate_mean/layer_*")
   if layers:
     top = max(series[name][1].max() for _, name in layers)
     axes.set_ylim(0, min(1.0, 1.15 * top) or 1.0)
@@ -240,58 +246,25 @@ def _draw_gain(axes, series: Series) -> None:
   known = [(label, series[name][1][-1]) for name, label in GAINS if name in series]
   labels, values = [label for label, _ in known], [value for _, value in known]
   if known:
-    bars = axes.bar(labels, values, width=0.55, color=[_TRAIN if value >= 0 else _VAL for value in values])
+    bars = axes.bar(labels, values, width=0.55, color=[TRAIN if value >= 0 else VAL for value in values])
     axes.bar_label(bars, [f"{value:+.4f}" for value in values], padding=4, fontsize=12)
     axes.axhline(0, color="black", linewidth=1)
     axes.margins(y=0.2)
-  _finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
-          "no eval/memory_gain_*")
-
-
-def _finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:
-  axes.set_title(title, fontsize=13, loc="left")
-  axes.spines[["top", "right"]].set_visible(False)
-  if not drawn:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, f"{missing} in metrics.jsonl", ha="center", va="center", color=_QUIET, fontsize=12,
-              transform=axes.transAxes)
-    return
-  axes.set_xlabel(x_label, fontsize=11)
-  axes.set_ylabel(y_label, fontsize=11)
-  axes.grid(axis="y", alpha=0.3)
-  axes.set_axisbelow(True)
-  if x_label:
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(_short_number)
-    axes.legend(frameon=False, fontsize=11)
-
-
-def _short_number(value: float, position: int = 0) -> str:
-  del position
-  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if abs(value) >= size:
-      return f"{value / size:.4g}{letter}"
-  return f"{value:.4g}"
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-  """Averages every point with as many before as after it, so that a falling curve is not late."""
-  n = len(values)
-  sums = np.concatenate([[0.0], np.cumsum(values)])
-  reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), max(3, n // 50))
-  reach[-_STEADY_POINTS:] = np.maximum(reach[-_STEADY_POINTS:], _STEADY_POINTS)
-  first, last = np.maximum(np.arange(n) - reach, 0), np.minimum(np.arange(n) + reach + 1, n)
-  return (sums[last] - sums[first]) / (last - first)
+  finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
+         "no eval/memory_gain_*")
 
 
 def _headline(name: str, series: Series) -> str:
   parts = [name]
   if TOKENS in series:
-    parts.append(f"{_short_number(series[TOKENS][1][-1])} tokens")
+    parts.append(f"{short_number(series[TOKENS][1][-1])} tokens")
   if "perf/tokens_per_s" in series:
     parts.append(f"{np.median(series['perf/tokens_per_s'][1]):,.0f} tokens/s (median)")
+  if puzzle_panels.SEEN in series:
+    parts.append(puzzle_panels.headline(series))
   return "  ·  ".join(parts)
 
 
-PANELS = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, "memory_gain": _draw_gain}
+_TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, "memory_gain": _draw_gain}
+TEXT_PANELS = tuple(_TEXT)
+PANELS = {**_TEXT, **puzzle_panels.PANELS}

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from atlas_jax.monitor import report
+from atlas_jax.monitor import puzzle_panels, report
 
 
 def write_rows(workdir, rows):
@@ -26,6 +26,20 @@ def full_rows(n=80, tokens=4096):
          "eval/memory_gain_gate_zero_nats": -0.03, "eval/trigram_bits_per_byte": 3.9}
 
 
+def puzzle_rows(n=60, **more):
+  for step in range(1, n + 1):
+    right = 1 - math.exp(-step / 20)
+    row = {"step": step, "train/puzzles_seen": 64 * step, "train/lm_loss": 1.5 * (1 - right),
+           "train/q_halt_loss": 0.2 * right, "train/lr": 1e-4 * min(step, 10), "perf/puzzles_per_s": 240.0}
+    row |= {f"recent/{name}": right for name in ("accuracy", "exact_accuracy", "q_halt_accuracy")}
+    row["recent/steps"] = 8 - 6 * right
+    if step % 20 == 0:
+      row |= {f"eval/all/{name}": 0.9 * right for name in ("accuracy", "exact_accuracy", "q_halt_accuracy")}
+      row |= {"eval/all/lm_loss": 1.6 * (1 - right), "eval/all/q_halt_loss": 0.3, "eval/all/steps": 8.0}
+      row |= {name: share * right for name, share in more.items()}
+    yield row
+
+
 def picture(path):
   import matplotlib.image
   return matplotlib.image.imread(path)
@@ -39,6 +53,42 @@ def test_the_report_has_its_size_and_something_in_every_panel(tmp_path):
   for panel in (pixels[60:480, 60:680], pixels[60:480, 760:], pixels[560:, 60:680], pixels[560:, 760:]):
     colored = np.ptp(panel, axis=-1) > 0.2  # Lines and bars have colours; text and axes have none.
     assert colored.sum() > 300
+
+
+def test_the_report_of_a_run_on_puzzles_has_something_in_every_panel(tmp_path):
+  write_rows(tmp_path, puzzle_rows())
+  pixels = picture(report.write_report(tmp_path))[..., :3]
+  assert pixels.shape == (1000, 1800, 3)
+  for top in (90, 570):
+    for left in (70, 670, 1260):
+      colored = np.ptp(pixels[top:top + 330, left:left + 450], axis=-1) > 0.2
+      assert colored.sum() > 300
+
+
+def test_a_run_on_puzzles_with_few_rows_has_a_report(tmp_path):
+  row = {"step": 1, "train/puzzles_seen": 4, "train/lm_loss": 2.0, "recent/exact_accuracy": 0.0}
+  write_rows(tmp_path, [row])
+  assert picture(report.write_report(tmp_path)).shape[:2] == (1000, 1800)
+
+
+def test_a_run_on_arc_shows_its_attempts_in_place_of_tokens(tmp_path):
+  passed = {"ARC/pass@10": 0.5, "ARC/pass@2": 0.4, "ARC/accumulated/pass@2": 0.6}
+  write_rows(tmp_path, puzzle_rows(**passed))
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert "pass_at_k" in puzzle_panels.names_of(series) and "accuracy" not in puzzle_panels.names_of(series)
+  lines = panel(report.draw, series, "pass_at_k").lines
+  assert [line.get_label() for line in lines] == ["pass@2: 38.0%", "pass@10: 47.5%"]
+  assert puzzle_panels.headline(series) == "60 updates  ·  38.0% of held-out tasks solved in two attempts"
+
+
+def test_curves_of_puzzles_stand_against_updates(tmp_path):
+  write_rows(tmp_path, puzzle_rows())
+  axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "exact_accuracy")
+  assert axes.get_xlabel() == "updates"
+  trained, held_out = [line for line in axes.lines if not line.get_label().startswith("_")]
+  np.testing.assert_array_equal(trained.get_xdata(), np.arange(1, 61))
+  np.testing.assert_array_equal(held_out.get_xdata(), [20, 40, 60])
+  assert held_out.get_label() == "held out: 85.5%"
 
 
 def test_missing_series_are_left_out(tmp_path):
@@ -80,7 +130,8 @@ def panel(draw, *args):
 
 @pytest.mark.parametrize("name", report.PANELS)
 def test_each_panel_can_be_drawn_alone(tmp_path, name):
-  write_rows(tmp_path, full_rows())
+  of_text = name in report.TEXT_PANELS
+  write_rows(tmp_path, full_rows() if of_text else puzzle_rows(**{"ARC/pass@2": 0.4}))
   axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), name)
   assert axes.get_ylabel() and (axes.lines or axes.patches)
   assert "in metrics.jsonl" in panel(report.draw, report.Series(), name).texts[0].get_text()

@@ -1,0 +1,80 @@
+"""What all pictures of a run's numbers share: series, colours, lines, and how a panel is finished."""
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+TRAIN, VAL, QUIET = "#2b6cb0", "#c05621", "#6b7280"
+SMOOTHED_FROM_POINTS = 40
+STEADY_POINTS = 5  # The last points average over at least so many before them: one batch says little.
+
+
+class Series(dict):
+  """name -> (x, y): tokens seen, or steps in a run that did not count them, and finite values."""
+
+  x_label = "tokens seen"
+
+
+def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], *,
+               ending: str = "{:.3g}") -> list[np.ndarray]:
+  """Draws metrics as lines; long ones without markers are smoothed.
+
+  Args:
+    axes: of matplotlib.
+    series: of the run.
+    lines: name -> (label, colour, style) of those to draw, if the run wrote them.
+    ending: how labels say the last value.
+
+  Returns:
+    The values of each line drawn.
+  """
+  drawn = []
+  for name, (label, color, style) in lines.items():
+    if name in series:
+      x, y = series[name]
+      if len(y) >= SMOOTHED_FROM_POINTS and "o" not in style:
+        axes.plot(x, y, color=color, alpha=0.25, linewidth=1)
+        y = smooth(y)
+      axes.plot(x, y, style, color=color, linewidth=2, markersize=5,
+                label=f"{label}: {ending.format(y[-1])}")
+      drawn.append(y)
+  return drawn
+
+
+def finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:
+  """Gives a panel its title and labels; one that nothing was drawn on says what the run did not write."""
+  axes.set_title(title, fontsize=13, loc="left")
+  axes.spines[["top", "right"]].set_visible(False)
+  if not drawn:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, f"{missing} in metrics.jsonl", ha="center", va="center", color=QUIET, fontsize=12,
+              transform=axes.transAxes)
+    return
+  axes.set_xlabel(x_label, fontsize=11)
+  axes.set_ylabel(y_label, fontsize=11)
+  axes.grid(axis="y", alpha=0.3)
+  axes.set_axisbelow(True)
+  if x_label:
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(short_number)
+    axes.legend(frameon=False, fontsize=11)
+
+
+def short_number(value: float, position: int = 0) -> str:
+  """Writes 1.5k for 1500; as a formatter of matplotlib it is handed a position too."""
+  del position
+  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= size:
+      return f"{value / size:.4g}{letter}"
+  return f"{value:.4g}"
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+  """Averages every point with as many before as after it, so that a falling curve is not late."""
+  n = len(values)
+  sums = np.concatenate([[0.0], np.cumsum(values)])
+  reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), max(3, n // 50))
+  reach[-STEADY_POINTS:] = np.maximum(reach[-STEADY_POINTS:], STEADY_POINTS)
+  first, last = np.maximum(np.arange(n) - reach, 0), np.minimum(np.arange(n) + reach + 1, n)
+  return (sums[last] - sums[first]) / (last - first)
