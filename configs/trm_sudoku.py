@@ -43,7 +43,7 @@ def _small(config, side: int):
   config.supervision.update(n_supervision=8)
   config.data.batch_rows = 64
   config.puzzles.update(n_train=500 if side == 4 else 2_000, n_test=250, epochs=None)
-  config.optim.update(lr=2e-3, weight_decay=0.1, warmup_steps=50, steps=600 if side == 4 else 2_000,
+  config.optim.update(lr=2e-3, weight_decay=0.1, warmup_steps=50, steps=600 if side == 4 else 1_400,
                       ema_decay=0.99)
   config.train.update(log_every_steps=20, eval_every_steps=100 if side == 4 else 250)
   config.checkpoint.update(every_steps=100 if side == 4 else 250)
