@@ -41,6 +41,14 @@ def run(*flags) -> Done:
   return Done(code, out.getvalue(), err.getvalue())
 
 
+def refused(done: Done) -> str:
+  """Gives the one line of a refusal: no traceback, nothing on standard output, exit code 1."""
+  lines = [line for line in done.err.splitlines() if line.startswith("atlas_jax: ")]
+  assert done.code == 1 and done.out == "" and len(lines) == 1, done
+  assert done.err.splitlines()[-1] == lines[0] and "Traceback" not in done.err, done.err
+  return lines[0]
+
+
 def spawn(*command, **environment) -> Done:
   """Runs a command from the root of the repository in a process of its own."""
   env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "ATLAS_PYTHON": sys.executable, **environment}

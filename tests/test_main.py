@@ -15,6 +15,7 @@ from atlas_jax import main, tree
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.recipes import memory_lm
 from tests import program
+from tests.program import refused
 
 SMOKE = "--config=configs/memory_40m.py:smoke"
 STOP = "ATLAS_TEST_STOP"
@@ -44,14 +45,6 @@ def copied(trained, tmp_path):
 def contents(folder) -> dict:
   """Gives the bytes of every file below a folder."""
   return {path: path.read_bytes() for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()}
-
-
-def refused(done: program.Done) -> str:
-  """Gives the one line of a refusal: no traceback, nothing on standard output, exit code 1."""
-  lines = [line for line in done.err.splitlines() if line.startswith("atlas_jax: ")]
-  assert done.code == 1 and done.out == "" and len(lines) == 1, done
-  assert done.err.splitlines()[-1] == lines[0] and "Traceback" not in done.err, done.err
-  return lines[0]
 
 
 # What is added to a good command to train, and what the one line says.
