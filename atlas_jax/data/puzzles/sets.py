@@ -106,9 +106,10 @@ def load(config) -> Sets:
   fields = config.puzzles
   check_name(fields.name)
   if fields.name in ARC:
-    built = arc_build.load(
-        fields.name, fields.path, fields.concept_path, n_augmentations=fields.n_augmentations,
-        seed=fields.seed, max_tasks=fields.max_tasks, canvas=fields.canvas, cache_dir=config.data.cache_dir)
+    built = _asked(
+        fields, arc_build.load, fields.name, fields.path, fields.concept_path,
+        n_augmentations=fields.n_augmentations, seed=fields.seed, max_tasks=fields.max_tasks,
+        canvas=fields.canvas, cache_dir=config.data.cache_dir)
     _say_what_scores_mean(fields.name, built)
     return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles)
   if fields.name == "built":
@@ -119,15 +120,24 @@ def load(config) -> Sets:
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
                 cache_dir=config.data.cache_dir, download=config.data.download)
   build: Any = sudoku.build if fields.name == "sudoku" else maze.build
-  train, test = build(**common, min_rating=fields.min_rating, n_augmentations=fields.n_augmentations)
+  train, test = _asked(fields, build, **common, min_rating=fields.min_rating,
+                       n_augmentations=fields.n_augmentations)
   return Sets(train, test, fields.name, (fields.side, fields.side), {})
+
+
+def _asked(fields, build, *args, **named):
+  """Builds what `config.puzzles` asks for; a refusal says whose fields it speaks of."""
+  try:
+    return build(*args, **named)
+  except ValueError as error:
+    raise ValueError(f"config.puzzles with name={fields.name!r}: {error}") from error
 
 
 def _built(fields) -> files.Files:
   if fields.path is None:
     raise ValueError("config.puzzles.name='built' reads a folder in the original's layout; set "
                      "config.puzzles.path to it")
-  return files.load(fields.path)
+  return _asked(fields, files.load, fields.path)
 
 
 def _kind_of(found: files.Files) -> str:

@@ -1,0 +1,181 @@
+"""Every set of puzzles that a config can name is built or refused, and a run knows the puzzles it had."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from atlas_jax.data.puzzles import maze, puzzle_set, sets, sudoku
+from tests import puzzle_runs
+
+ARC = dict(puzzles__canvas=10, puzzles__max_tasks=2, puzzles__n_augmentations=1)
+MAZE = dict(puzzles__name="maze", puzzles__side=7, puzzles__min_rating=5)
+# What a config may name, and the rows, columns and vocabulary it has.
+BUILT = {
+  "arc1": (ARC, (10, 10), 12), "arc2": (ARC, (10, 10), 12), "arc2_public": (ARC, (10, 10), 12),
+  "sudoku": (dict(puzzles__side=6), (6, 6), 8), "maze": (MAZE, (7, 7), 6),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("sets")
+
+
+def config_of(folder, **changes):
+  return puzzle_runs.small_config(folder / "boards", **changes)
+
+
+def loaded(folder, **changes):
+  return sets.load(config_of(folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def built(folder):
+  return puzzle_runs.write_built(folder / "built")
+
+
+def take(source, n):
+  return [source.next(None) for _ in range(n)]
+
+
+def same(left, right) -> bool:
+  return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_every_name_is_tried():
+  assert set(BUILT) | {"built"} == set(sets.NAMES)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_set_is_of_the_shape_that_is_known_without_building_it(name, folder):
+  changes, canvas, vocab_size = BUILT[name]
+  config = config_of(folder, **changes | dict(puzzles__name=name))
+  found = sets.load(config)
+  assert sets.shape_of(config.puzzles) == (canvas[0] * canvas[1], vocab_size)
+  assert (found.kind, found.shape) == ("arc" if name in sets.ARC else name, canvas)
+  for split in (found.train, found.test):
+    inputs_BT, labels_BT = split.read(np.arange(2), None)
+    assert inputs_BT.shape == labels_BT.shape == (2, canvas[0] * canvas[1])
+    assert (split.seq_len, split.vocab_size) == sets.shape_of(config.puzzles)
+    assert max(inputs_BT.max(), labels_BT.max()) < vocab_size
+  assert (len(found.tasks) > 0) == (name in sets.ARC) == (found.train.n_ids > 1)
+
+
+def test_a_folder_of_the_original_s_layout_is_read(folder, built):
+  config = config_of(folder, puzzles__name="built", puzzles__path=str(built))
+  found = sets.load(config)
+  assert sets.shape_of(config.puzzles) == (16, puzzle_runs.N_TOKENS)
+  assert (found.kind, found.shape, found.train.n_ids) == ("sudoku", (4, 4), 2 * puzzle_runs.N_GROUPS + 1)
+  stored = np.load(built / "test" / "all__inputs.npy")
+  read = [batch["inputs_BT"] for batch in sets.eval_batches_of(config, found)]
+  np.testing.assert_array_equal(np.concatenate(read)[: len(stored)], stored)
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(12, "arc"), (11, "sudoku"), (6, "maze")])
+def test_the_vocabulary_tells_what_a_folder_is_of(vocab_size, kind, built, tmp_path):
+  for split in ("train", "test"):
+    for file in (built / split).iterdir():
+      (tmp_path / split).mkdir(exist_ok=True)
+      (tmp_path / split / file.name).write_bytes(file.read_bytes())
+    facts = tmp_path / split / "dataset.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"vocab_size": vocab_size}))
+  config = config_of(tmp_path, puzzles__name="built", puzzles__path=str(tmp_path))
+  assert sets.load(config).kind == kind
+
+
+WRONG = [
+  (dict(name="arc3"), "config.puzzles.name='arc3' is unknown; known are arc1, arc2, .*, built"),
+  (dict(name="built"), "config.puzzles.name='built' reads a folder .*; set config.puzzles.path to it"),
+  (dict(name="built", path="nowhere"), "name='built': nowhere/train/dataset.json cannot be read"),
+  (dict(side=5), "config.puzzles with name='sudoku': side=5 has no Sudoku; it must be one of 4, 6, 9"),
+  (dict(path="nowhere"), "name='sudoku': nowhere/train.csv does not exist; path='nowhere' must be"),
+  (dict(name="maze", side=3), "config.puzzles with name='maze': side=3 must be at least 5"),
+  (dict(name="maze", side=7, n_augmentations=8), "name='maze': .*n_augmentations=8 in 0..7"),
+  (dict(name="arc1", path="nowhere"), "config.puzzles with name='arc1': nowhere has neither data/training"),
+  (dict(name="arc2", canvas=40), "config.puzzles with name='arc2': canvas=40 must be the side of a square"),
+  (dict(name="arc1", concept_path="nowhere"), r"config.puzzles with name='arc1': nowhere has no \*.json"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), WRONG)
+def test_what_cannot_be_built_is_refused_with_the_field(fields, words, folder, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=words):
+    loaded(folder, **{f"puzzles__{name}": value for name, value in fields.items()})
+
+
+def test_hub_stands_for_the_data_set_of_the_name():
+  assert sets.HUB == {"sudoku": sudoku.EXTREME, "maze": maze.HARD}
+  assert all(re.fullmatch(r"hf:[\w.-]+/[\w.-]+", name) for name in sets.HUB.values())
+
+
+# --- runs and their puzzles ---
+
+
+def test_a_run_accepts_its_own_puzzles_and_refuses_others(folder, tmp_path):
+  own = loaded(folder)
+  with pytest.raises(ValueError, match="puzzles.json is missing: it says which puzzles"):
+    own.check_run(tmp_path)
+  own.keep(tmp_path)
+  own.check_run(tmp_path)
+  with pytest.raises(ValueError, match="trained on other puzzles: train=.*config.puzzles.path"):
+    loaded(folder, puzzles__seed=1).check_run(tmp_path)
+  with pytest.raises(ValueError, match=r"n_ids=1 in the run, \d+ here; first_names=\[\] in the run"):
+    loaded(folder, **ARC | dict(puzzles__name="arc1")).check_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_record_is_named(text, folder, tmp_path):
+  (tmp_path / sets.RECORD).write_text(text)
+  with pytest.raises(ValueError, match="puzzles.json is damaged"):
+    loaded(folder).check_run(tmp_path)
+
+
+def test_the_order_of_the_original_is_there_to_be_chosen(folder, built):
+  fields = dict(puzzles__name="built", puzzles__path=str(built), data__batch_rows=4)
+  config = config_of(folder, **fields, puzzles__sampler="original", puzzles__epochs_per_iteration=3)
+  found = sets.load(config)
+  ours = take(sets.source_of(config_of(folder, **fields), found), 3)
+  theirs, again = (take(sets.source_of(config, found), 3) for _ in range(2))
+  assert all(same(*pair) for pair in zip(theirs, again))
+  assert not all(same(*pair) for pair in zip(theirs, ours))
+
+
+def test_a_fresh_shift_moves_a_grid_at_each_visit_and_keeps_what_it_shows(folder):
+  """Cropped to where their colours are, inputs and labels are those of the frozen form."""
+  fields = ARC | dict(puzzles__name="arc1", puzzles__max_tasks=1, data__batch_rows=4)
+  found = loaded(folder, **fields)
+  source = sets.source_of(config_of(folder, **fields, puzzles__shift="fresh"), found)
+  batches = take(source, 24)
+  seen = {}
+  for step, batch in enumerate(batches):
+    for row, origin in enumerate(source.provenance(step)):
+      frozen = found.train.read(np.array([int(origin.rpartition("@")[2])]), None)
+      for tokens_T, frozen_T in zip((batch["inputs_BT"][row], batch["labels_BT"][row]), frozen):
+        np.testing.assert_array_equal(colours(tokens_T), colours(frozen_T[0].astype(int)))
+      seen.setdefault(origin, set()).add(batch["inputs_BT"][row].tobytes())
+  assert any(len(places) > 1 for places in seen.values())
+  again = sets.source_of(config_of(folder, **fields, puzzles__shift="fresh"), found)
+  take(again, 10)
+  state = again.state()
+  resumed = sets.source_of(config_of(folder, **fields, puzzles__shift="fresh"), found)
+  resumed.restore(json.loads(json.dumps(state)))
+  assert all(same(*pair) for pair in zip(take(resumed, 5), batches[10:15]))
+
+
+def colours(tokens_T):
+  """The smallest rectangle with all colours of a canvas."""
+  canvas = tokens_T.reshape(10, 10)
+  rows, columns = np.nonzero(canvas > 1)
+  return canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_padding_of_the_held_out_split_has_the_blank_row(folder):
+  config = config_of(folder, eval__batch_rows=4)
+  batches = list(sets.eval_batches_of(config, sets.load(config)))
+  assert [len(batch["ids_B"]) for batch in batches] == [4, 4]
+  last = batches[-1]
+  assert (last["inputs_BT"][2:] == 0).all() and (last["labels_BT"][2:] == -100).all()
+  assert (last["ids_B"][2:] == puzzle_set.BLANK_ID).all() and (last["inputs_BT"][:2] > 0).all()
