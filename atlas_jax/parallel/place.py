@@ -22,14 +22,15 @@ TABLES = "tables"  # The field whose leaves are tables of rows.
 STACKED = "blocks"  # Leaves under this name lead with depth, the axis the model scans: never split.
 
 # (pattern at the end of a name, axes of which the first that divides is split over `tensor`): negative ones
-# count from the end, others from the first axis after depth.
+# count from the end, others from the first axis after depth. Recursive models, whose blocks have heads and
+# halves of gates side by side in one axis, are small and only split over fsdp.
 TENSOR_AXES = (
-    (r"(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"blocks/(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
     (r"(attention/out|memory_out)/kernel", (-3,)),  # H, K or M, D
     (r"memory/conv_kernel", (-2,)),  # taps, H, channels
     (r"memory/initial_fast/.*", (0,)),  # H, the rule's own axes
     (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
-    (r"mlp/out_kernel", (-2,)),  # F, D
+    (r"blocks/mlp/out_kernel", (-2,)),  # F, D
     (r"embed", (-2, -1)),  # V, D
     (r"head/kernel", (-1, -2)),  # D, V, where the output weights are not the embedding
 )
