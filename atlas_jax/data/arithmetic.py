@@ -1,0 +1,148 @@
+"""Arithmetic with carries: sums, differences and products of given lengths, as hard as they have carries.
+
+A solution in steps writes one column after another, the lowest first: 47+85 is "7+5=12 4+8+1=13 #### 132".
+"""
+import json
+from collections.abc import Sequence
+
+from atlas_jax.data import problems
+from atlas_jax.data.problems import Problem
+
+OPERATIONS = "+-*"
+STYLES = ("steps", "direct")
+TRIES = 20_000  # Draws for one problem before its settings count as impossible.
+
+
+class Arithmetic:
+  """Endless arithmetic; see `problems.Problems`. Settings, seed and index alone decide a problem."""
+
+  count = None
+
+  def __init__(self, *, operations: str = "+", digits: int | Sequence[int] = 2,
+               carries: Sequence[int] | None = None, style: str = "steps", prompt: str = "{a}{op}{b}=",
+               split: str = "train", held_out_frac: float = 0.1, seed: int = 0):
+    """Sets what is asked.
+
+    Args:
+      operations: which of "+", "-" and "*" are drawn, as one string; a difference is never negative.
+      digits: digits of the operands: one number, or the least and the most.
+      carries: least and most carries (borrows in a difference); None: any.
+      style: of the solution: "steps" writes the columns and "#### ANSWER", "direct" the answer alone.
+      prompt: how it is asked, a format of {a}, {op} and {b}.
+      split: "train" or "held_out"; a hash of the problem decides, and a+b counts as b+a.
+      held_out_frac: share of the problems that "train" never shows.
+      seed: draws them.
+
+    Raises:
+      ValueError: for a setting that cannot be, or that no problem fits.
+    """
+    low, high = (digits, digits) if isinstance(digits, int) else digits
+    if not 1 <= low <= high:
+      raise ValueError(f"digits={digits} must be one positive number, or the least and the most")
+    if not operations or set(operations) - set(OPERATIONS):
+      raise ValueError(f"operations={operations!r} must be made of '+', '-' and '*'")
+    if style not in STYLES:
+      raise ValueError(f"style={style!r} is unknown; known styles: {', '.join(STYLES)}")
+    problems.check_split(split, held_out_frac)
+    self._digits, self._operations, self._carries = (low, high), operations, carries and tuple(carries)
+    self._style, self._prompt = style, prompt
+    self._split, self._held_out_frac, self._seed = split, held_out_frac, seed
+    self.fingerprint = json.dumps(["arithmetic", operations, low, high, self._carries, style, prompt, split,
+                                   held_out_frac, seed])
+    self.problem(0)
+
+  def problem(self, index: int) -> Problem:
+    """Gives one problem; extra has "a", "op", "b" and "carries"."""
+    draws = problems.Draws(self._seed, index)
+    for _ in range(TRIES):
+      op = self._operations[draws.below(len(self._operations))]
+      a, b = self._operand(draws), self._operand(draws)
+      if op == "-" and a < b:
+        a, b = b, a
+      hard = count_carries(op, a, b)
+      wanted = self._carries is None or self._carries[0] <= hard <= self._carries[1]
+      if wanted and problems.in_split(key(op, a, b), self._split, self._held_out_frac):
+        answer, steps = solve(op, a, b)
+        solution = steps if self._style == "steps" else str(answer)
+        return Problem(f"arithmetic@{index}", self._prompt.format(a=a, op=op, b=b), str(answer), solution,
+                       {"a": a, "op": op, "b": b, "carries": hard})
+    raise ValueError(
+        f"no {self._split} problem found with carries={self._carries}, digits={self._digits}, "
+        f"operations={self._operations!r} in {TRIES} draws; allow other carries or more digits")
+
+  def first(self, count: int) -> list[Problem]:
+    """Gives the first problems that differ from each other, such as a set to evaluate on."""
+    return problems.drawn(self, lambda one: key(one.extra["op"], one.extra["a"], one.extra["b"]), count)
+
+  def _operand(self, draws: problems.Draws) -> int:
+    size = draws.between(*self._digits)
+    return draws.between(10 ** (size - 1) if size > 1 else 0, 10**size - 1)
+
+
+def key(op: str, a: int, b: int) -> str:
+  """Gives what decides the split: the same for a+b and b+a, and for a*b and b*a."""
+  low, high = (b, a) if op == "-" else sorted((a, b))
+  return f"{high}{op}{low}"
+
+
+def count_carries(op: str, a: int, b: int) -> int:
+  """Counts carries of a sum or of long multiplication (in its rows and in adding them), borrows of a-b."""
+  if op == "+":
+    return sum(carry for _, _, carry, _ in _columns(a, b, 1))
+  if op == "-":
+    return sum(carry for _, _, carry, _ in _columns(a, b, -1))
+  total, carries = 0, 0
+  for place, digit in enumerate(reversed(str(b))):
+    carry = 0
+    for other in reversed(str(a)):
+      carry = (int(other) * int(digit) + carry) // 10
+      carries += carry > 0
+    row = a * int(digit) * 10**place
+    carries += count_carries("+", total, row)
+    total += row
+  return carries
+
+
+def solve(op: str, a: int, b: int) -> tuple[int, str]:
+  """Gives the answer and the solution in steps.
+
+  Args:
+    op: "+", "-" (with a >= b) or "*".
+    a, b: the operands.
+  """
+  if op == "*":
+    answer, steps = a * b, _products(a, b)
+  else:
+    sign = 1 if op == "+" else -1
+    answer, steps = a + sign * b, [_column_text(op, *column) for column in _columns(a, b, sign)]
+  return answer, " ".join([*steps, f"#### {answer}"])
+
+
+def _columns(a: int, b: int, sign: int) -> list[tuple[int, int, int, int]]:
+  """Gives (digit of a, digit of b, whether it carries, carry from the column before), the lowest first."""
+  columns, carry = [], 0
+  while True:
+    before, x, y = carry, a % 10, b % 10
+    total = x + sign * (y + before)
+    carry = int(total > 9 or total < 0)
+    columns.append((x, y, carry, before))
+    a, b = a // 10, b // 10
+    if not (a or b):
+      return columns
+
+
+def _column_text(op: str, x: int, y: int, carries: int, before: int) -> str:
+  if op == "-":
+    x += 10 * carries  # Ten borrowed from the next column.
+  total = x + y + before if op == "+" else x - y - before
+  return f"{x}{op}{y}{f'{op}1' if before else ''}={total}"
+
+
+def _products(a: int, b: int) -> list[str]:
+  """Gives a times every digit of b in its place, and the running sums."""
+  parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b))) if digit != "0"] or [0]
+  steps, total = [f"{a}*{part}={a * part}" for part in parts], a * parts[0]
+  for part in parts[1:]:
+    steps.append(f"{total}+{a * part}={total + a * part}")
+    total += a * part
+  return steps

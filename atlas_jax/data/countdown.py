@@ -1,0 +1,169 @@
+"""Countdown: reach a target from a few numbers by + - * /, using each at most once; and its verifier."""
+import collections
+import fractions
+import json
+import re
+from collections.abc import Sequence
+
+from atlas_jax.data import problems
+from atlas_jax.data.problems import Problem
+
+TRIES = 20_000         # Draws for one problem before its settings count as impossible.
+MAX_CHARS = 200        # Length of an expression that is still read.
+MAX_DEPTH = 30         # Parentheses within parentheses.
+LARGEST = 10**9        # Numbers in an expression are below it.
+SIGNS = str.maketrans({"×": "*", "·": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
+
+
+class Countdown:
+  """Endless Countdown, always solvable; see `problems.Problems`."""
+
+  count = None
+
+  def __init__(self, *, size: int = 3, max_number: int = 10, max_target: int = 100,
+               prompt: str = "Make {target} from {numbers}: ", split: str = "train",
+               held_out_frac: float = 0.1, seed: int = 0):
+    """Sets what is asked.
+
+    Args:
+      size: numbers given, 2 or more.
+      max_number: largest of them; the least is 1.
+      max_target: largest target; it is never one of the numbers.
+      prompt: how it is asked, a format of {target} and {numbers}.
+      split: "train" or "held_out"; a hash of target and sorted numbers decides.
+      held_out_frac: share of the problems that "train" never shows.
+      seed: draws them.
+
+    Raises:
+      ValueError: for a setting that cannot be, or that no problem fits.
+    """
+    if size < 2 or max_number < 2 or max_target < 2:
+      raise ValueError(f"size={size}, max_number={max_number} and max_target={max_target} must be 2 or more")
+    problems.check_split(split, held_out_frac)
+    self._size, self._max_number, self._max_target, self._prompt = size, max_number, max_target, prompt
+    self._split, self._held_out_frac, self._seed = split, held_out_frac, seed
+    self.fingerprint = json.dumps(["countdown", size, max_number, max_target, prompt, split, held_out_frac,
+                                   seed])
+    self.problem(0)
+
+  def problem(self, index: int) -> Problem:
+    """Gives one problem; its answer is "TARGET from NUMBERS", extra has "target" and "numbers"."""
+    draws = problems.Draws(self._seed, index)
+    for _ in range(TRIES):
+      numbers = [draws.between(1, self._max_number) for _ in range(self._size)]
+      target, expression, steps = _combine(numbers, draws)
+      fits = 2 <= target <= self._max_target and target not in numbers
+      if fits and problems.in_split(key(target, numbers), self._split, self._held_out_frac):
+        listed = " ".join(map(str, numbers))
+        return Problem(
+            f"countdown@{index}", self._prompt.format(target=target, numbers=listed),
+            f"{target} from {listed}", " ".join([*steps, f"#### {expression}"]),
+            {"target": target, "numbers": numbers})
+    raise ValueError(f"no {self._split} problem found with size={self._size}, max_number={self._max_number}, "
+                     f"max_target={self._max_target} in {TRIES} draws; make them larger")
+
+  def first(self, count: int) -> list[Problem]:
+    """Gives the first problems that differ from each other, such as a set to evaluate on."""
+    return problems.drawn(self, lambda one: key(one.extra["target"], one.extra["numbers"]), count)
+
+
+def key(target: int, numbers: Sequence[int]) -> str:
+  """Gives what decides the split; the order of the numbers is of no account."""
+  return f"{target} from {sorted(numbers)}"
+
+
+def solves(expression: str, target: int, numbers: Sequence[int]) -> bool:
+  """Says whether an expression gives the target and uses only the numbers, each at most once.
+
+  An equals sign at its end, with the target or nothing behind it, is allowed.
+  """
+  left, sign, right = expression.partition("=")
+  if sign and right.strip() not in ("", str(target)):
+    return False
+  try:
+    value, used = evaluate(left)
+  except ValueError:
+    return False
+  return value == target and not collections.Counter(used) - collections.Counter(numbers)
+
+
+def evaluate(expression: str) -> tuple[fractions.Fraction, list[int]]:
+  """Gives the exact value of an expression of whole numbers, + - * / and parentheses, and the numbers in it.
+
+  Raises:
+    ValueError: if it is anything else, divides by zero, or is longer or deeper than a person would write.
+  """
+  text = expression.translate(SIGNS).strip()
+  if not text or len(text) > MAX_CHARS:
+    raise ValueError(f"an expression has 1 to {MAX_CHARS} characters, this one {len(text)}")
+  words = re.findall(r"[0-9]+|\S", text)
+  reader = _Reader(words)
+  value = reader.sum(0)
+  if reader.at != len(words):
+    raise ValueError(f"cannot read {words[reader.at]!r} in {text!r}")
+  return value, reader.numbers
+
+
+class _Reader:
+  """Reads an expression by recursive descent: a sum of products of numbers and sums in parentheses."""
+
+  def __init__(self, words: list[str]):
+    self.words, self.at, self.numbers = words, 0, []
+
+  def _take(self, choices: str) -> str:
+    """Gives the next word and goes past it, if it is one of the signs; else ""."""
+    word = self.words[self.at] if self.at < len(self.words) else ""
+    if word and word in choices:
+      self.at += 1
+      return word
+    return ""
+
+  def sum(self, depth: int) -> fractions.Fraction:
+    value = self._product(depth)
+    while sign := self._take("+-"):
+      other = self._product(depth)
+      value = value + other if sign == "+" else value - other
+    return value
+
+  def _product(self, depth: int) -> fractions.Fraction:
+    value = self._atom(depth)
+    while sign := self._take("*/"):
+      other = self._atom(depth)
+      if sign == "/" and not other:
+        raise ValueError("the expression divides by zero")
+      value = value * other if sign == "*" else value / other
+    return value
+
+  def _atom(self, depth: int) -> fractions.Fraction:
+    if depth > MAX_DEPTH:
+      raise ValueError(f"the expression has more than {MAX_DEPTH} parentheses within each other")
+    if self._take("("):
+      value = self.sum(depth + 1)
+      if not self._take(")"):
+        raise ValueError("a parenthesis is not closed")
+      return value
+    word = self.words[self.at] if self.at < len(self.words) else "the end"
+    if not re.fullmatch(r"[0-9]{1,9}", word):
+      raise ValueError(f"{word!r} stands where a number below {LARGEST} should")
+    self.at += 1
+    self.numbers.append(int(word))
+    return fractions.Fraction(int(word))
+
+
+def _combine(numbers: Sequence[int], draws: problems.Draws) -> tuple[int, str, list[str]]:
+  """Joins numbers two by two by drawn signs, every result a positive whole number.
+
+  Returns:
+    (value, expression, one "a+b=c" per sign).
+  """
+  pool, steps = [(number, str(number)) for number in numbers], []
+  while len(pool) > 1:
+    a, left = pool.pop(draws.below(len(pool)))
+    b, right = pool.pop(draws.below(len(pool)))
+    signs = ["+", "*", *(["-"] if a > b else []), *(["/"] if a % b == 0 and b > 1 else [])]
+    sign = signs[draws.below(len(signs))]
+    value = {"+": a + b, "*": a * b, "-": a - b, "/": a // b}[sign]
+    steps.append(f"{a}{sign}{b}={value}")
+    pool.append((value, f"({left}{sign}{right})"))
+  value, expression = pool[0]
+  return value, expression[1:-1], steps

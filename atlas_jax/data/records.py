@@ -1,0 +1,128 @@
+"""Rows of JSON lines, JSON, Parquet and hub datasets, each with the place it stands at."""
+import glob
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from atlas_jax.data import formats
+
+JSON_LINES = (".jsonl", ".ndjson")
+KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", ".parquet")
+FORMS = f"a file, folder or glob of {', '.join(KINDS)} (several with commas), or 'hf:NAME' for a hub dataset"
+
+
+class Record(NamedTuple):
+  """One row."""
+
+  where: str  # file:line for JSON lines, else file:row or dataset:row, counted from 1
+  row: dict[str, Any]
+
+
+def read(name: str, *, split: str = "train", download: bool = False) -> Iterator[Record]:
+  """Gives the rows of files or of a hub dataset, files in the order of their names.
+
+  Args:
+    name: files, folders or globs with commas between them, or "hf:NAME" or "hf:NAME:SUBSET".
+    split: of a hub dataset; files have none.
+    download: whether a hub dataset may be fetched.
+
+  Raises:
+    ValueError: for a place that holds no rows, and for a row that is not a JSON object, naming file and line.
+    ModuleNotFoundError: if the extra `data` is missing.
+  """
+  if name.startswith("hf:"):
+    yield from _hugging_face(name, split, download)
+    return
+  for file in files(name):
+    read_file = _parquet if file.suffix == ".parquet" else _json if file.suffix == ".json" else _json_lines
+    yield from read_file(file)
+
+
+def files(name: str) -> list[pathlib.Path]:
+  """Lists the files that paths, folders and globs with commas between them name, sorted, each once.
+
+  Raises:
+    ValueError: if one of them names no file that can be read.
+  """
+  found: list[pathlib.Path] = []
+  whole = pathlib.Path(name).expanduser().exists()
+  for part in [name] if whole else [part.strip() for part in name.split(",")]:
+    path = pathlib.Path(part).expanduser()
+    if path.is_dir():
+      here = [file for file in path.rglob("*") if file.name.endswith(KINDS) and file.is_file()]
+    elif path.is_file():
+      here = [path]
+    else:
+      matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
+      here = [file for file in matches if file.is_file()]
+    if not here:
+      raise ValueError(f"config.data.path={part!r} names no file; it must be {FORMS}")
+    found += sorted(here)
+  strange = [str(file) for file in found if not file.name.endswith(KINDS)]
+  if strange:
+    raise ValueError(f"{strange[0]} ends in none of {', '.join(KINDS)}; convert it, or leave it out")
+  return list(dict.fromkeys(found))
+
+
+def _json_lines(file: pathlib.Path) -> Iterator[Record]:
+  number = 0
+  try:
+    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as opened:
+      for number, line in enumerate(opened, start=1):
+        if line.strip():
+          where = f"{file}:{number}"
+          yield Record(where, _object(where, _parsed(where, line)))
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise ValueError(f"{file}: cannot be unpacked after line {number} ({error}); pack it again") from error
+
+
+def _json(file: pathlib.Path) -> Iterator[Record]:
+  rows = _parsed(str(file), file.read_bytes())
+  if not isinstance(rows, list):
+    raise ValueError(f"{file}: is one {type(rows).__name__}; it must be a list of objects, or JSON lines in "
+                     f"a file that ends in .jsonl")
+  for number, row in enumerate(rows, start=1):
+    yield Record(f"{file}:{number}", _object(f"{file}:{number}", row))
+
+
+def _parquet(file: pathlib.Path) -> Iterator[Record]:
+  parquet, arrow = formats.need("pyarrow.parquet", f"{file}"), formats.need("pyarrow", f"{file}")
+  number = 0
+  try:
+    for batch in parquet.ParquetFile(file).iter_batches():
+      for row in batch.to_pylist():
+        number += 1
+        yield Record(f"{file}:{number}", row)
+  except arrow.ArrowInvalid as error:
+    raise ValueError(f"{file}: not a whole Parquet file ({error}); write it again") from error
+
+
+def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
+  dataset, _, subset = name[3:].partition(":")
+  if not download and not pathlib.Path(dataset).exists():
+    raise ValueError(f"config.data.path={name!r} is on the hub; set config.data.download=True to fetch it, "
+                     f"or give {FORMS}")
+  datasets = formats.need("datasets", f"config.data.path={name!r}")
+  try:
+    for number, row in enumerate(datasets.load_dataset(dataset, subset or None, split=split), start=1):
+      yield Record(f"{name}:{number}", dict(row))
+  except (OSError, ValueError) as error:  # Absent, offline, forbidden, and a split that is not there.
+    line = (str(error).splitlines() or [""])[0]
+    raise ValueError(f"config.data.path={name!r} cannot be read: {type(error).__name__}: {line}; without a "
+                     f"network give files") from error
+
+
+def _parsed(where: str, data: bytes) -> Any:
+  try:
+    return json.loads(data)
+  except ValueError as error:
+    raise ValueError(f"{where}: not JSON ({error}); mend or delete it") from error
+
+
+def _object(where: str, row: Any) -> dict[str, Any]:
+  if not isinstance(row, dict):
+    raise ValueError(f"{where}: is {type(row).__name__}, not an object with fields; mend or delete it")
+  return row
