@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +19,18 @@ import numpy as np
 from absl import logging
 
 from atlas_jax import config as configs
-from atlas_jax import state as states
 from atlas_jax.data.puzzles import arc, arc_build, files, grids
 from atlas_jax.data.puzzles import sets as puzzle_sets
-from atlas_jax.data.puzzles.source import EvalBatches, PuzzleSource
+from atlas_jax.data.puzzles.source import EvalBatches
 from atlas_jax.evals import arc as arc_votes
 from atlas_jax.evals import solver, voting
-from atlas_jax.optim import build as optim
-from atlas_jax.parallel import hosts, place
+from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Recipe, trm
-from atlas_jax.serve import runs
-from atlas_jax.state import TrainState
-from atlas_jax.step import jit_step
+from atlas_jax.recipes import trm
+from atlas_jax.serve import runs, tuning
 
 WARMUP_STEPS = 10  # Adam's averages are empty at first.
 EMA_DECAY = 0.9  # At most: the run's own average would hardly leave its start in a minute.
-ROWS = ("mean", "zero", "run")
 
 
 class Ask(NamedTuple):
@@ -70,14 +65,6 @@ class Answers(NamedTuple):
 
   report: dict  # see `run`
   submission: dict  # see `voting.submission`
-
-
-class _Tuned(NamedTuple):
-  """What tuning leaves."""
-
-  params: Any
-  tables: Any
-  report: dict
 
 
 # What can be refused without a device.
@@ -169,6 +156,8 @@ def _known(config, task: arc.Task) -> str | None:
 
 
 def _say_known(config, task: arc.Task) -> None:
+  if not hosts.is_main():
+    return
   try:
     part = _known(config, task)
   except (ImportError, ValueError) as error:
@@ -238,20 +227,22 @@ def run(config, workdir, ask: Ask, mesh) -> Answers:
     ValueError: if what is asked for does not fit the run or the mesh, or no update was finite.
     CheckpointError: if the checkpoint is damaged or of another model.
   """
-  tuning = settings(config, ask)
-  if tuning.data.batch_rows % meshes.n_row_shards(mesh):
-    raise ValueError(f"--batch_rows={tuning.data.batch_rows} does not divide over the "
-                     f"{meshes.n_row_shards(mesh)} devices of this run that hold rows; nearest are "
-                     f"{configs.near(tuning.data.batch_rows, meshes.n_row_shards(mesh))}")
+  changed, shards = settings(config, ask), meshes.n_row_shards(mesh)
+  if changed.data.batch_rows % shards:
+    raise ValueError(f"--batch_rows={changed.data.batch_rows} does not divide over the {shards} devices that "
+                     f"hold rows here; nearest are {configs.near(changed.data.batch_rows, shards)}")
   if ask.rows != "run":
     _say_known(config, ask.task)
   built, ids = _build(config, workdir, ask)
   params, rows_NE, step = _restored(config, workdir, ask, built, ids, mesh)
-  model = trm.model_of(tuning)
-  tuned = _tune(tuning, ask, built, model, params, rows_NE, mesh)
+  if hosts.is_main():
+    logging.info("tuning to %s for %s: %d demonstrations, %d augmentations", ask.task.id,
+                 f"{ask.seconds:g} s" if ask.steps is None else f"{ask.steps} updates", len(ask.task.train),
+                 built.train.n_puzzles)
+  tuned = tuning.tune(changed, built.train, params, rows_NE, mesh, seconds=ask.seconds, steps=ask.steps)
   started = time.perf_counter()
-  votes = _votes(tuning, built, model, tuned, mesh)
-  rule = tuning.puzzle_eval.vote
+  votes = _votes(changed, built, tuned, mesh)
+  rule = changed.puzzle_eval.vote
   report = {"task": ask.task.id, "checkpoint_step": step, "augmentations": built.train.n_puzzles,
             **tuned.report, "answer_seconds": round(time.perf_counter() - started, 3),
             "tests": [_test(votes, ask, rule, *pair) for pair in ask.task.test]}
@@ -279,88 +270,10 @@ def _restored(config, workdir, ask: Ask, built, ids: list[int], mesh):
   return params, jax.jit(start, out_shardings=meshes.replicated(mesh))(tables), step
 
 
-def _frozen(config, model, mesh) -> dict:
-  """Gives the vectors that the run's latents start from, which follow from its seed."""
-  init = trm.init_of(config, model, 1)
-  return jax.jit(lambda: states.first(init, config.seed).frozen, out_shardings=meshes.replicated(mesh))()
-
-
-def _recipe(config, built, model) -> Recipe:
-  source = PuzzleSource(
-      built.train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
-      process_index=jax.process_index(), process_count=jax.process_count(),
-      fresh_shift=config.puzzles.shift == "fresh")
-  return Recipe(
-      trm.init_of(config, model, built.train.n_ids), trm.loss_of(config, model), source, {},
-      tables=trm.tables_of(config) if config.trm.row_width else None, unit="puzzles",
-      finish=trm.finish_of(config.data.batch_rows))
-
-
-def _tune(config, ask: Ask, built, model, params, rows_NE, mesh) -> _Tuned:
-  """Goes on training with the task's demonstrations alone, from fresh moments and fresh slots."""
-  recipe = _recipe(config, built, model)
-  if not (ask.seconds if ask.steps is None else ask.steps):  # As the run left it.
-    tables = {"puzzles": rows_NE} if recipe.tables else ()
-    return _Tuned(params, tables, _report(0, 0.0, 0.0, {}))
-  state = _state(config, recipe, params, rows_NE, mesh)
-  logging.info("tuning to %s for %s: %d demonstrations, %d augmentations", ask.task.id,
-               f"{ask.seconds:g} s" if ask.steps is None else f"{ask.steps} updates", len(ask.task.train),
-               built.train.n_puzzles)
-  try:
-    state, report = _updates(config, ask, recipe, _frozen(config, model, mesh), state, mesh)
-  finally:
-    recipe.source.close()
-  if (bad := int(state.skipped)) == report["steps"]:
-    raise ValueError(f"none of the {bad} updates gave finite numbers; lower --lr={config.optim.lr:g}, or "
-                     "take another checkpoint")
-  logging.info("made %d updates in %.1f s, after %.1f s of compilation; %d were not finite and left out",
-               report["steps"], report["seconds"], report["compile_seconds"], bad)
-  return _Tuned(state.params if isinstance(state.ema, tuple) else state.ema, state.tables, report)
-
-
-def _state(config, recipe: Recipe, params, rows_NE, mesh) -> TrainState:
-  """Makes the state that tuning starts from."""
-  optimizer_of = lambda params: optim.build(params, **config.optim)
-
-  def start(params, rows_NE):
-    tables = {"puzzles": rows_NE} if recipe.tables else ()
-    init = lambda rng: recipe.init(rng)._replace(params=params, tables=tables)
-    return states.create(init, optimizer_of, config.optim.ema_decay, config.seed)
-
-  shardings = place.shardings(mesh, jax.eval_shape(start, params, rows_NE))
-  return jax.jit(start, out_shardings=shardings)(params, rows_NE)
-
-
-def _updates(config, ask: Ask, recipe: Recipe, frozen, state: TrainState, mesh) -> tuple[TrainState, dict]:
-  """Makes updates until all processes agree, by the number in the step itself, that it was the last."""
-  following = lambda: hosts.global_batch(mesh, recipe.source.next())
-  rows_here = config.data.batch_rows // jax.process_count()
-  mark = lambda last: hosts.global_batch(mesh, np.full(rows_here, last, np.int32))
-  began, batch = time.perf_counter(), following()
-  step = jit_step(config, recipe, mesh, state).lower(state, batch, frozen, mark(False)).compile()
-  started, made, step_s, stop = time.perf_counter(), 0, 0.0, 0
-  limit_s, metrics = ask.seconds or 0.0, {}
-  while not stop:
-    sent = time.perf_counter()
-    last = sent - started + step_s >= limit_s if ask.steps is None else made + 1 == ask.steps
-    state, metrics = step(state, batch, frozen, mark(last))
-    batch, made = following(), made + 1
-    stop = int(metrics["stop"])  # Waits for the step.
-    step_s = time.perf_counter() - sent
-  return state, _report(made, time.perf_counter() - started, started - began, jax.device_get(metrics))
-
-
-def _report(steps: int, seconds: float, compile_seconds: float, metrics: dict) -> dict:
-  known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-  named = (("loss_nats", "train/loss_nats"), ("train_exact_accuracy", "recent/exact_accuracy"))
-  return {"steps": steps, "seconds": round(seconds, 3), "compile_seconds": round(compile_seconds, 3),
-          **{name: known.get(metric) for name, metric in named}}
-
-
-def _votes(config, built, model, tuned: _Tuned, mesh) -> voting.Votes:
+def _votes(config, built, tuned: tuning.Tuned, mesh) -> voting.Votes:
   """Answers every augmentation of every test input, and counts the answers as votes."""
   options = trm.solve_options_of(config)._replace(max_examples=None)
-  solve = solver.make(model, lambda: _frozen(config, model, mesh)["reset"],
+  solve = solver.make(trm.model_of(config), lambda: tuning.frozen_of(config, mesh)["reset"],
                       lambda: EvalBatches(built.test, config.eval.batch_rows), mesh, options)
   votes, reading = voting.Votes(), arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
   for result in solve(tuned.params, tuned.tables):

@@ -144,7 +144,7 @@ def test_the_runs_own_rows_answer_as_in_its_evaluation(trained, corpus):
   submission = json.loads((trained / "evals/step_00000003/submission.json").read_text())
   assert report["steps"] == 0 and report["loss_nats"] is None
   attempts = list(submission["cccc"][0].values())
-  assert grids_of(report)[0] == attempts[:len(grids_of(report)[0])]
+  assert grids_of(report)[0] == attempts[: len(grids_of(report)[0])]
 
 
 def test_a_task_of_the_run_is_said_to_be_known(trained, corpus):
