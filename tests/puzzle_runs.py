@@ -101,10 +101,11 @@ def parts_of(config, mesh=None):
   """The parts of a run that has made no update, from parameters that are stirred."""
   mesh = mesh or runs.one_device()
   recipe = stirred(recipes.load(config, mesh))
-  abstract, _ = train.abstract_state(config, recipe, mesh)
+  abstract, frozen = train.abstract_state(config, recipe, mesh)
   state = states.build(abstract, *train._state_args(config, recipe))
-  frozen = jax.jit(lambda: states.first(recipe.init, config.seed).frozen)()
-  return Parts(recipe, stepping.jit_step(config, recipe, mesh, state), host(state), host(frozen), mesh)
+  where = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+  frozen = jax.jit(lambda: states.first(recipe.init, config.seed).frozen, out_shardings=where)()
+  return Parts(recipe, stepping.jit_step(config, recipe, mesh, state), host(state), frozen, mesh)
 
 
 def host(tree):

@@ -172,7 +172,7 @@ def test_rows_move_by_the_rate_and_only_they_are_decayed(config, told):
 def test_an_update_that_is_not_finite_leaves_rows_pool_and_average(config, told):
   parts, state, batch = puzzle_runs.parts_of(config), told[0][2], told[1][2]
   assert state.carry.pool.halted_B.any(), "only slots that take a puzzle start from the reset vectors"
-  nowhere = {"reset": tuple(np.full_like(start, np.nan) for start in parts.frozen["reset"])}
+  nowhere = jax.tree.map(lambda start: start * np.nan, parts.frozen)
   after, metrics = puzzle_runs.update(parts, state, batch, frozen=nowhere)
   assert np.isnan(metrics["train/loss_nats"]) and metrics["train/skipped_updates"] == 1
   for field in ("params", "opt_state", "ema", "carry"):

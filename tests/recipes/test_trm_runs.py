@@ -137,23 +137,26 @@ def test_a_checkpoint_goes_on_on_another_layout(whole, eight, to, tmp_path):
   assert_close(losses(copy), losses(workdir), tolerance=1e-5)
 
 
-def test_eight_devices_with_other_rows_split_the_table_and_never_gather_it(whole):
-  """Each device has its rows of the table and its slots, and the compiled update holds no whole table."""
+@pytest.mark.parametrize("shape", ((8, 1, 1), (2, 2, 2)))
+def test_devices_split_the_table_and_never_gather_it(whole, shape):
+  """Each has its rows of the table and its slots, and the compiled update holds no whole table."""
   config, workdir, _ = whole
-  parts = puzzle_runs.parts_of(config, meshes.make(data=8))
+  parts = puzzle_runs.parts_of(config, meshes.make(*shape))
+  shards = meshes.n_row_shards(parts.mesh)
   state = puzzle_runs.placed(parts, parts.state)
+  where = jax.tree.map(lambda leaf: leaf.sharding, state)
   rows, width = state.tables["puzzles"].shape
-  assert state.tables["puzzles"].sharding.shard_shape((rows, width)) == (rows // 8, width)
+  assert state.tables["puzzles"].sharding.shard_shape((rows, width)) == (rows // shards, width)
   for leaf in jax.tree.leaves(state.carry):
-    assert leaf.sharding.shard_shape(leaf.shape) == (1, *leaf.shape[1:])
+    assert leaf.sharding.shard_shape(leaf.shape) == (8 // shards, *leaf.shape[1:])
   batch = hosts.global_batch(parts.mesh, parts.recipe.source.next(None))
   with hosts.StopFlag(parts.mesh) as stop:
     text = parts.step.lower(state, batch, parts.frozen, stop.array()).compile().as_text()
-    assert re.search(rf"f32\[{rows // 8},{width}\]", text)
+    assert re.search(rf"f32\[{rows // shards},{width}\]", text)
     assert not re.search(rf"f32\[{rows},{width}\]", text)
     after, metrics = parts.step(state, batch, parts.frozen, stop.array())
   assert_close(float(metrics["train/loss_nats"]), losses(workdir)[0], tolerance=1e-5)
-  assert after.tables["puzzles"].sharding.shard_shape((rows, width)) == (rows // 8, width)
+  assert jax.tree.map(lambda leaf: leaf.sharding, after) == where
   assert state.tables["puzzles"].is_deleted()
 
 
