@@ -212,10 +212,11 @@ def published_trm(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 def small_arc(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks a recursive model for ARC to one that two cores train in half an hour, on small grids."""
-  config.trm.update(width=96, heads=4, n_outer=2, n_inner=2, row_width=96, n_prefix=1, dtype="float32")
+  config.trm.update(mixer="mlp", positions="none", width=128, heads=4, n_outer=2, n_inner=2, n_prefix=1,
+                    row_width=128, dtype="float32")
   config.supervision.update(n_supervision=4)
   config.data.batch_rows = 32
-  config.puzzles.update(max_tasks=40, canvas=10, n_augmentations=3, epochs=None)
+  config.puzzles.update(max_tasks=40, canvas=10, n_augmentations=1, epochs=None)
   config.optim.update(lr=1e-3, warmup_steps=50, steps=2_000, ema_decay=0.99)
   config.train.update(log_every_steps=20, eval_every_steps=500)
   config.checkpoint.update(every_steps=250, best_metric="ARC_pass@2")
