@@ -1,0 +1,1 @@
+"""Writing completions with a model, and scoring them: samplers, answers, rewards."""
