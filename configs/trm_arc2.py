@@ -20,6 +20,7 @@ def get_config(arg=None):
   config = base.published_trm(base.default())
   config.puzzles.update(name="arc2", n_augmentations=1_000, epochs=100_000)
   config.trm.update(n_inner=4)
+  config.checkpoint.best_metric = "ARC_pass@2"
   config.train.update(eval_every_steps=72_391)
   if arg.cpu:
     base.small_arc(config)

@@ -147,7 +147,7 @@ def _hub_file(path: str, name: str, download: bool) -> pathlib.Path:
     file = hub.hf_hub_download(path[3:], name, repo_type="dataset", local_files_only=not download)
   except (OSError, ValueError) as error:  # Absent, offline and forbidden are all of these.
     line = (str(error).splitlines() or [""])[0]
-    remedy = "check the name and the network" if download else "fetch it with download=True"
+    remedy = "check the name and the network" if download else "fetch it with config.data.download=True"
     raise ValueError(f"{name} of path={path!r} is not to be had ({type(error).__name__}: {line}); {remedy}, "
                      f"or give a folder that holds it") from error
   return pathlib.Path(file)
