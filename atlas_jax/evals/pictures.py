@@ -1,7 +1,7 @@
 """Pages of solved and unsolved puzzles: input, target and prediction of each, wrong cells crossed.
 
 A page has solved puzzles on its left and unsolved ones on its right. The three grids of a puzzle are drawn
-with cells of one size.
+with cells of one size. A strip shows one Sudoku after every supervision step.
 """
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from atlas_jax.evals.solver import Result
+from atlas_jax.evals.thinking import Trace
 
 KINDS = ("arc", "sudoku", "maze")
 # Colours 0 to 9 as the task viewers of ARC show them.
@@ -31,6 +36,8 @@ DPI = 110
 PANEL, GAP, MARGIN = 2.7, 0.18, 0.3  # Inches.
 HEAD, ROW_GAP, COLUMN_GAP = 0.56, 0.36, 0.7
 NAME_LETTERS = 44
+CHANGED, HALTS = "#e08600", "#2e9e4f"
+STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
 
 class Panel(NamedTuple):
@@ -224,3 +231,100 @@ def _draw_lines(axes, rows: int, columns: int, every: tuple[int, int], colour: s
   segments += [((x, 0), (x, rows)) for x in range(0, columns + 1, every[1])]
   axes.add_collection(LineCollection(segments, colors=colour, linewidths=width, clip_on=False,
                                      capstyle="projecting"))
+
+
+def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, int]) -> None:
+  """Draws a Sudoku, and next to it the model's board after each supervision step.
+
+  Digits are black where given, blue where right, red where wrong; the deeper the shade behind a digit, the
+  surer the model is of it. A frame marks what the step has changed. The bar below a board is how likely the
+  model takes the whole board to be right; it is filled in green where an early halt would stop.
+
+  Args:
+    axes: of matplotlib, empty; the strip keeps its proportions in it, see `strip_inches`.
+    trace: see `thinking.trace`.
+    batch: what was traced, with inputs_BT and labels_BT.
+    row: which puzzle of the batch.
+    shape: rows and columns of the board.
+  """
+  given, target = (np.asarray(batch[name][row]).reshape(shape) - 1 for name in ("inputs_BT", "labels_BT"))
+  boards = [(given, np.where(given > 0, 1.0, 0.0), np.zeros(shape, bool))]
+  boards += [(prediction_T.reshape(shape) - 1, chance_T.reshape(shape), changed_T.reshape(shape))
+             for prediction_T, chance_T, changed_T in
+             zip(trace.prediction_NBT[:, row], trace.chance_NBT[:, row], trace.changed()[:, row])]
+  for i, (digits, chance, changed) in enumerate(boards):
+    left, size = i * shape[1] * (1 + STRIP_GAP), 0.14 * shape[0]
+    kept, right = (given > 0) & (digits == given), (digits == target) | (target < 0)
+    kinds = np.where(kept, GIVEN, np.where(right, PREDICTED, WRONG))
+    _strip_board(axes, left, np.where((i == 0) & (given <= 0), 0, digits), kinds, chance, changed)
+    _write(axes, left + shape[1] / 2, -0.14 * shape[0], f"step {i}" if i else "puzzle", size, INK)
+    if i:
+      _strip_bar(axes, left, shape, float(trace.halt_NB[i - 1, row]))
+  axes.set_xlim(-0.1, len(boards) * shape[1] * (1 + STRIP_GAP) - STRIP_GAP * shape[1] + 0.1)
+  axes.set_ylim(1.36 * shape[0], -0.3 * shape[0])
+  axes.set_aspect("equal")
+  axes.set_axis_off()
+
+
+def strip_inches(n_steps: int, n_strips: int, *, board_inches: float = 1.3) -> tuple[float, float]:
+  """Gives width and height of a figure for strips one above the other, with room for a legend."""
+  return ((n_steps + 1) * (1 + STRIP_GAP) * board_inches, n_strips * 1.75 * board_inches + 0.5)
+
+
+def strip_legend(figure) -> None:
+  """Says below a figure of strips what their colours mean."""
+  def box(face, label, edge="#b5b5b5", **more):
+    return Rectangle((0, 0), 1, 1, facecolor=face, label=label, edgecolor=edge, **more)
+
+  figure.legend(
+      handles=[box(SHADES[GIVEN], "given"), box(_shade(PREDICTED, 1), "right, sure"),
+               box(_shade(PREDICTED, 0.5), "right, unsure"), box(_shade(WRONG, 1), "wrong, sure"),
+               box(_shade(WRONG, 0.5), "wrong, unsure"),
+               box("white", "changed by this step", CHANGED, linewidth=2),
+               box(HALTS, "halting probability above a half")],
+      loc="outside lower center", ncols=max(1, int(figure.get_figwidth() / 1.8)), frameon=False,
+      handlelength=1.1, handleheight=1.1)
+
+
+def _strip_board(axes, left: float, digits, kinds, chance, changed) -> None:
+  """Draws a board whose upper left corner is at (left, 0), with cells of size 1; 0 is an empty cell."""
+  height, width = digits.shape
+  for (y, x), digit in np.ndenumerate(digits):
+    kind = str(kinds[y, x])
+    shade = SHADES[GIVEN] if kind == GIVEN else _shade(kind, chance[y, x]) if digit else "white"
+    axes.add_patch(Rectangle((left + x, y), 1, 1, facecolor=shade, edgecolor="#b5b5b5", linewidth=0.6))
+    if digit:
+      text = str(digit) if digit > 0 else "?"
+      dark = tuple(0.75 * np.array(to_rgb(kind)))
+      _write(axes, left + x + 0.5, y + 0.5, text, 0.5, dark, bold=kind in (GIVEN, WRONG))
+  box_rows, box_columns = box_of(height)
+  for y in range(0, height, box_rows):
+    for x in range(0, width, box_columns):
+      box = Rectangle((left + x, y), box_columns, box_rows, fill=False, edgecolor=INK, linewidth=1.2)
+      axes.add_patch(box)
+  for y, x in np.argwhere(changed):
+    frame = Rectangle((left + x + 0.09, y + 0.09), 0.82, 0.82, fill=False, edgecolor=CHANGED, linewidth=2)
+    axes.add_patch(frame)
+
+
+def _strip_bar(axes, left: float, shape: tuple[int, int], halt: float) -> None:
+  height, width = shape
+  place, thick = (left, 1.07 * height), 0.07 * height
+  axes.add_patch(Rectangle(place, width * halt, thick, facecolor=HALTS if halt > 0.5 else "#9aa0a6"))
+  axes.add_patch(Rectangle(place, width, thick, fill=False, edgecolor=FAINT, linewidth=0.7))
+  _write(axes, left + width / 2, 1.25 * height, f"{halt:.0%}", 0.12 * height, INK)
+
+
+def _shade(colour: str, chance: float) -> tuple[float, ...]:
+  """Mixes a colour with white, the less of it the less likely."""
+  share = 0.45 * float(np.clip(chance, 0, 1)) ** 2
+  return tuple(share * np.array(to_rgb(colour)) + 1 - share)
+
+
+def _write(axes, x: float, y: float, text: str, height: float, colour, *, bold: bool = False) -> None:
+  """Writes text centred at a place, its digits so high in units of the axes, whatever size they have."""
+  font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+  digit, path = (TextPath((0, 0), letters, size=1, prop=font) for letters in ("0", text))
+  scale, box = height / digit.get_extents().height, path.get_extents()
+  move = Affine2D().translate(-(box.x0 + box.x1) / 2, -digit.get_extents().y1 / 2).scale(scale, -scale)
+  axes.add_patch(PathPatch(path.transformed(move.translate(x, y)), facecolor=colour, linewidth=0))

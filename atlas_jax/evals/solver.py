@@ -138,7 +138,7 @@ def make(model, reset: Callable, batches_of: Callable, mesh: Mesh, options: Opti
     queue = _queue(batches_of(), options.max_examples, options.n_trajectories)
     starts = tuple(np.asarray(start) for start in reset())
     done = _work(device, mesh, [None] * options.batch_rows, queue, least_steps, model.seq_len, params, starts,
-                 _table(model, tables))
+                 table_of(model, tables))
     return _in_order(done, options.n_trajectories)
 
   return solve
@@ -169,7 +169,8 @@ class _Device(NamedTuple):
   supervise: Callable  # (params, slots) -> (slots, Scores)
 
 
-def _table(model, tables):
+def table_of(model, tables):
+  """Gives the table of puzzles, None for a model without rows; refuses tables that lack it."""
   if not model.row_width:
     return None
   if "puzzles" not in tables:

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from atlas_jax.data.puzzles import grids
-from atlas_jax.evals import pictures
+from atlas_jax.evals import pictures, thinking
 from tests.evals.answers import answer
 
 
@@ -102,3 +105,65 @@ def test_a_kind_that_does_not_exist_is_refused():
     pictures.make_page("chess", (8, 8), str)
   with pytest.raises(ValueError, match="need crop"):
     pictures.make_page("arc", (30, 30), str)
+
+
+def strip(prediction_NT, halt_N, chance=1.0):
+  """The figure of a 2 x 2 Sudoku, of which the first digit is given."""
+  prediction_NBT = np.array(prediction_NT)[:, None]
+  trace = thinking.Trace(prediction_NBT, np.full(prediction_NBT.shape, chance), np.array(halt_N)[:, None])
+  batch = {"inputs_BT": np.array([[3, 1, 1, 1]]), "labels_BT": np.array([[3, 2, 2, 3]])}
+  figure = Figure(figsize=pictures.strip_inches(len(halt_N), 1), layout="constrained")
+  pictures.thinking_strip(figure.subplots(), trace, batch, 0, (2, 2))
+  pictures.strip_legend(figure)
+  return figure
+
+
+def cells(figure):
+  """The colours of cells from left to right and top to bottom, of one board after the other."""
+  squares = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+  squares = [patch for patch in squares if patch.get_fill() and patch.get_width() == patch.get_height() == 1]
+  return [to_rgb(patch.get_facecolor()) for patch in squares]
+
+
+def frames(figure):
+  """The corners of the frames around changed cells."""
+  rectangles = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+  return [patch.get_xy() for patch in rectangles if to_rgb(patch.get_edgecolor()) == to_rgb(pictures.CHANGED)]
+
+
+def test_a_strip_shades_digits_by_what_they_are_and_how_sure_the_model_is():
+  given, right, wrong = to_rgb(pictures.SHADES[pictures.GIVEN]), pictures.PREDICTED, pictures.WRONG
+  sure, unsure = (cells(strip([[3, 2, 3, 3]], [0.2], chance=chance)) for chance in (1.0, 0.4))
+  assert sure[:4] == unsure[:4] == [given, (1, 1, 1), (1, 1, 1), (1, 1, 1)]
+  for found, chance in ((sure, 1.0), (unsure, 0.4)):
+    shades = [given] + [pictures._shade(colour, chance) for colour in (right, wrong, right)]
+    np.testing.assert_allclose(found[4:], shades)
+  assert np.mean(unsure[5]) > np.mean(sure[5])
+
+
+def test_a_strip_frames_the_digits_that_a_step_has_changed():
+  assert frames(strip([[3, 2, 2, 3]], [0.5])) == []
+  found = frames(strip([[3, 2, 2, 2], [3, 2, 2, 3]], [0.5, 0.6]))
+  board = 2 * 2 * (1 + pictures.STRIP_GAP)  # The second step's.
+  np.testing.assert_allclose(found, [(board + 1.09, 1.09)])
+
+
+def test_a_strip_has_a_bar_per_step_in_green_where_the_model_would_halt():
+  patches = strip([[3, 2, 2, 2], [3, 2, 2, 3]], [0.25, 0.75]).axes[0].patches
+  low = [patch for patch in patches if isinstance(patch, Rectangle) and patch.get_y() > 2]
+  bars = [patch for patch in low if patch.get_fill()]
+  assert [bar.get_width() for bar in bars] == [0.5, 1.5]
+  green = [to_rgb(bar.get_facecolor()) == to_rgb(pictures.HALTS) for bar in bars]
+  assert green == [False, True]
+
+
+def test_a_given_digit_that_the_model_overwrites_is_wrong():
+  assert cells(strip([[2, 2, 2, 3]], [0.5]))[4] == pictures._shade(pictures.WRONG, 1)
+
+
+def test_a_strip_lies_within_its_figure():
+  figure = strip([[3, 2, 2, 2], [3, 2, 2, 3]], [0.25, 0.75])
+  FigureCanvasAgg(figure).draw()
+  image = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+  assert np.all(image[:2] == 255) and np.all(image[-2:] == 255)
+  assert np.all(image[:, :1] == 255) and np.all(image[:, -1:] == 255) and image.min() < 50

@@ -22,6 +22,11 @@ SAYS = {
     '"memory_gain_reset_nats"',
     r"256 tokens read: ([\d,]+) bytes\n(?s:.*) \1 bytes$",
   ),
+  "trm_sudoku": (
+    '"steps": 3',
+    '"all_exact_accuracy"',
+    r"\d of 4 boards are solved after the first step, \d after the last\none solution$",
+  ),
 }
 
 
