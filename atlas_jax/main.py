@@ -32,7 +32,7 @@ from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import memory_lm
-from atlas_jax.serve import engine, runs, solve
+from atlas_jax.serve import engine, runs
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -149,8 +149,14 @@ def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
       print(piece, end="", flush=True)
 
 
-def ask_to_solve(config, asked: flags.FlagValues) -> solve.Ask:
-  """Reads the task to solve and how; refuses what is wrong with either, or with the run, without a device."""
+def solver_of(config, asked: flags.FlagValues):
+  """Makes the function that solves a task; refuses what is wrong with task, flags or run without a device.
+
+  Returns:
+    () -> None, to be called when devices are found; prints the answers to an ARC task as one JSON object, and
+    writes them as ARC's graders read them if a file is given.
+  """
+  from atlas_jax.serve import solve  # It draws on libraries that other modes need not wait for.
   if asked.out is not None:
     solve.check_out(asked.out)
   seconds = None if asked.steps is not None else asked.seconds
@@ -158,18 +164,17 @@ def ask_to_solve(config, asked: flags.FlagValues) -> solve.Ask:
                   attempts=asked.attempts, augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr,
                   table_lr=asked.table_lr, batch_rows=asked.batch_rows)
   solve.settings(config, ask)
-  return ask
 
+  def run() -> None:
+    mesh = runs.mesh_here(config)
+    check_rows(config, mesh, ("eval",))
+    answers = solve.run(config, asked.workdir, ask, mesh)
+    if hosts.is_main():
+      if asked.out is not None:
+        solve.write(answers, asked.out)
+      print(json.dumps(answers.report), flush=True)
 
-def run_solve(config, workdir: str, ask: solve.Ask, out: str | None) -> None:
-  """Prints the answers to an ARC task as one JSON object, and writes them as ARC's graders read them."""
-  mesh = runs.mesh_here(config)
-  check_rows(config, mesh, ("eval",))
-  answers = solve.run(config, workdir, ask, mesh)
-  if hosts.is_main():
-    if out is not None:
-      solve.write(answers, out)
-    print(json.dumps(answers.report), flush=True)
+  return run
 
 
 def join(asked: flags.FlagValues) -> None:
@@ -206,14 +211,14 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     config = configs.resolve(read_config(asked.config, overrides))
   else:
     config = config_of_run(asked.workdir, overrides)
-  ask = ask_to_solve(config, asked) if asked.mode == "solve" else None
+  run_solve = solver_of(config, asked) if asked.mode == "solve" else None
   join(asked)
   if asked.mode == "train":
     run_train(config, asked.workdir)
   elif asked.mode == "eval":
     run_eval(config, asked.workdir)
-  elif ask is not None:
-    run_solve(config, asked.workdir, ask, asked.out)
+  elif run_solve is not None:
+    run_solve()
   else:
     run_generate(config, asked.workdir, asked)
 
