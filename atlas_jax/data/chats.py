@@ -183,19 +183,19 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   """
   path = _download(folder[3:]) if folder.startswith("hf:") else pathlib.Path(folder).expanduser()
   path = path.parent if path.is_file() else path
-  config, content = _json(path / "tokenizer_config.json"), _json(path / "tokenizer.json")
+  settings, content = _json(path / "tokenizer_config.json"), _json(path / "tokenizer.json")
   parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   if '"Metaspace"' in parts or '"Prepend"' in parts:
     raise ValueError(f"{path / 'tokenizer.json'} puts a space before every text it is given, so the parts of "
                      f"a chat cannot be encoded by themselves; use a byte-level one, as of Llama 3 or Qwen")
-  source = _source(path, config)
+  source = _source(path, settings)
   if not source:
     raise ValueError(f"{path} has no chat template in {', '.join(FILES[:3])}; put one there as {FILES[0]}, "
                      f"or give prompts as texts and set config.data.chat_template=None")
   specials = {token["content"]: token["id"] for token in content.get("added_tokens") or []
               if token.get("special")}
   tokens = {name: value["content"] if isinstance(value, dict) else value
-            for name, value in config.items() if name.endswith("_token") and isinstance(value, str | dict)}
+            for name, value in settings.items() if name.endswith("_token") and isinstance(value, str | dict)}
   return Template(source, specials=specials, values={**tokens, **values})
 
 
@@ -262,10 +262,10 @@ def split_turns(problem: Problem) -> list[Problem]:
   return [*earlier, problem]
 
 
-def _source(path: pathlib.Path, config: Mapping[str, Any]) -> str | None:
+def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
   if (path / FILES[0]).is_file():
     return (path / FILES[0]).read_text(encoding="utf-8")
-  source = _json(path / FILES[1]).get("chat_template") or config.get("chat_template")
+  source = _json(path / FILES[1]).get("chat_template") or settings.get("chat_template")
   if isinstance(source, list):
     source = next((one["template"] for one in source if one["name"] == "default"), None)
   return source

@@ -148,13 +148,15 @@ class Listed:
     return self._problems[:count]
 
 
-def load(name: str, *, split: str = "train", held_out_frac: float = 0.1, seed: int = 0,
-         options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
-         download: bool = False, hub_split: str = "train") -> Problems:
+def load(name: str, *, files: str | None = None, split: str = "train", held_out_frac: float = 0.1,
+         seed: int = 0, options: Mapping[str, Any] = problems.NOTHING,
+         fields: Mapping[str, str] | None = None, download: bool = False,
+         hub_split: str = "train") -> Problems:
   """Loads problems: a task made here, or rows of files or a hub dataset.
 
   Args:
-    name: "arithmetic", "countdown", or what `records.read` takes.
+    name: "arithmetic", "countdown", "files", or "hf:NAME" for a hub dataset.
+    files: for "files": paths, folders or globs with commas between them, see `records.read`.
     split: "train" or "held_out"; a hash of each problem decides on which side it falls.
     held_out_frac: share that "train" never shows; with 0 all rows are in "train".
     seed: draws the problems of a task.
@@ -170,13 +172,20 @@ def load(name: str, *, split: str = "train", held_out_frac: float = 0.1, seed: i
     raise ValueError(f"config.data.options={dict(options)} are of a task "
                      f"({', '.join(TASKS)}); {name!r} has none")
   problems.check_split(split, held_out_frac)
-  found = [of_row(*record, fields) for record in records.read(name, split=hub_split, download=download)]
+  if name != "files" and not name.startswith("hf:"):
+    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files' "
+                     f"or 'hf:NAME'")
+  if (name == "files") != bool(files):
+    raise ValueError(f"config.data.name={name!r} with config.data.files={files!r}: 'files' needs them, and "
+                     f"they need it")
+  place = files or name
+  found = [of_row(*record, fields) for record in records.read(place, split=hub_split, download=download)]
   kept = [one for one in found
           if problems.in_split(json.dumps(one.prompt, sort_keys=True), split, held_out_frac)]
   if found and not kept:
     raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves no {split} row of the {len(found)} "
-                     f"of {name!r}; give more rows, or another share")
-  logging.info("%s of %s: %d problems", split, name, len(kept))
+                     f"of {place!r}; give more rows, or another share")
+  logging.info("%s of %s: %d problems", split, place, len(kept))
   return Listed(kept)
 
 
@@ -275,11 +284,12 @@ def check_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                      "resume with what it was saved with, or start in another workdir")
 
 
-def make(*, seed: int, name: str, batch_rows: int, group_size: int = 1, held_out_frac: float = 0.1,
-         options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
-         download: bool = False, process_index: int = 0, process_count: int = 1) -> PromptSource:
+def make(*, seed: int, name: str, batch_rows: int, held_out_frac: float, files: str | None = None,
+         group_size: int = 1, options: Mapping[str, Any] = problems.NOTHING,
+         fields: Mapping[str, str] | None = None, download: bool = False,
+         process_index: int = 0, process_count: int = 1) -> PromptSource:
   """Builds the source of the training prompts of a task or dataset; see `load` and `PromptSource`."""
-  found = load(name, held_out_frac=held_out_frac, seed=seed, options=options, fields=fields,
+  found = load(name, files=files, held_out_frac=held_out_frac, seed=seed, options=options, fields=fields,
                download=download)
   return PromptSource(found, batch_rows=batch_rows, group_size=group_size, seed=seed,
                       process_index=process_index, process_count=process_count)

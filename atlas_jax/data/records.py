@@ -11,7 +11,7 @@ from atlas_jax.data import formats
 
 JSON_LINES = (".jsonl", ".ndjson")
 KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", ".parquet")
-FORMS = f"a file, folder or glob of {', '.join(KINDS)} (several with commas), or 'hf:NAME' for a hub dataset"
+FORMS = f"a file, folder or glob of {', '.join(KINDS)}, several with commas between them"
 
 
 class Record(NamedTuple):
@@ -59,7 +59,7 @@ def files(name: str) -> list[pathlib.Path]:
       matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
       here = [file for file in matches if file.is_file()]
     if not here:
-      raise ValueError(f"config.data.path={part!r} names no file; it must be {FORMS}")
+      raise ValueError(f"config.data.files={part!r} names no file; it must be {FORMS}")
     found += sorted(here)
   strange = [str(file) for file in found if not file.name.endswith(KINDS)]
   if strange:
@@ -103,16 +103,16 @@ def _parquet(file: pathlib.Path) -> Iterator[Record]:
 def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
   dataset, _, subset = name[3:].partition(":")
   if not download and not pathlib.Path(dataset).exists():
-    raise ValueError(f"config.data.path={name!r} is on the hub; set config.data.download=True to fetch it, "
-                     f"or give {FORMS}")
-  datasets = formats.need("datasets", f"config.data.path={name!r}")
+    raise ValueError(f"config.data.name={name!r} is on the hub; set config.data.download=True to fetch it, "
+                     f"or give files with config.data.name='files'")
+  datasets = formats.need("datasets", f"config.data.name={name!r}")
   try:
     for number, row in enumerate(datasets.load_dataset(dataset, subset or None, split=split), start=1):
       yield Record(f"{name}:{number}", dict(row))
   except (OSError, ValueError) as error:  # Absent, offline, forbidden, and a split that is not there.
     line = (str(error).splitlines() or [""])[0]
-    raise ValueError(f"config.data.path={name!r} cannot be read: {type(error).__name__}: {line}; without a "
-                     f"network give files") from error
+    raise ValueError(f"config.data.name={name!r} cannot be read: {type(error).__name__}: {line}; without a "
+                     f"network give files with config.data.name='files'") from error
 
 
 def _parsed(where: str, data: bytes) -> Any:

@@ -231,16 +231,17 @@ def _fingerprint(examples: Sequence[Example]) -> str:
   return digest.hexdigest()
 
 
-def make(*, seed: int, name: str, segment_len: int, batch_rows: int, tokenizer: str = "byte",
-         chat_template: str | None = None, template_values: Mapping[str, Any] = problems.NOTHING,
-         turns: str = "all", overlong: str = "error", packed: bool = True, align_tokens: int | None = None,
-         held_out_frac: float = 0.0, split: str = "train", max_problems: int | None = None,
+def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float,
+         files: str | None = None, tokenizer: str = "byte", chat_template: str | None = None,
+         template_values: Mapping[str, Any] = problems.NOTHING, turns: str = "all",
+         overlong: str = "error", packed: bool = True, align_tokens: int | None = None, split: str = "train", max_problems: int | None = None,
          options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
          download: bool = False, process_index: int = 0, process_count: int = 1) -> SftSource:
   """Builds the source of the examples of a task or dataset.
 
   Args:
-    name: a task or dataset, see `prompts.load`; also options, fields, download, split, held_out_frac.
+    name: a task or dataset, see `prompts.load`; also files, options, fields, download,
+      split, held_out_frac.
     tokenizer: see `tokenizer.load`.
     chat_template: folder of the tokenizer whose template chats are put in; None takes texts as they are.
     template_values: what the template may use besides messages.
@@ -252,8 +253,8 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, tokenizer: 
   Raises:
     ValueError: for a field that cannot be, and for a row that cannot be used, naming file and line.
   """
-  found = prompts.load(name, split=split, held_out_frac=held_out_frac, seed=seed, options=options,
-                       fields=fields, download=download)
+  found = prompts.load(name, files=files, split=split, held_out_frac=held_out_frac, seed=seed,
+                       options=options, fields=fields, download=download)
   count = found.count if max_problems is None else min(max_problems, found.count or max_problems)
   if count is None:
     raise ValueError(f"config.data.name={name!r} has no end; set config.data.max_problems")

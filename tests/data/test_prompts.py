@@ -89,8 +89,9 @@ def test_a_field_name_that_means_nothing_is_refused():
     ({"answer": "1"}, "sums.jsonl:3: has no prompt"), ('{"prompt": "\\', "sums.jsonl:3: not JSON"),
 ])
 def test_a_bad_line_is_named(tmp_path, bad, message):
+  file = write(tmp_path / "sums.jsonl", [ROWS[0], "", bad, ROWS[1]])
   with pytest.raises(ValueError, match=message):
-    prompts.load(str(write(tmp_path / "sums.jsonl", [ROWS[0], "", bad, ROWS[1]])), held_out_frac=0.0)
+    prompts.load("files", files=str(file), held_out_frac=0.0)
 
 
 def test_json_lines_json_and_packed_lines_give_the_same_rows(file, tmp_path):
@@ -123,7 +124,7 @@ def test_folders_globs_and_lists_of_files_are_read_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("nowhere.jsonl", "config.data.path='nowhere.jsonl' names no file; it must be a file, folder or glob"),
+    ("nowhere.jsonl", "config.data.files='nowhere.jsonl' names no file; it must be a file, folder or glob"),
     ("hf:some/name", "config.data.download=True to fetch it"),
 ])
 def test_a_place_without_rows_is_refused(name, message, tmp_path, monkeypatch):
@@ -158,18 +159,19 @@ def test_a_hub_dataset_is_read_by_rows(tmp_path):
 
 
 def test_rows_are_held_out_by_what_they_ask(file, tmp_path):
-  both = [prompts.load(str(file), split=split, held_out_frac=0.4) for split in ("train", "held_out")]
+  both = [prompts.load("files", files=str(file), split=split, held_out_frac=0.4)
+          for split in ("train", "held_out")]
   asked = [{one.prompt for one in found.first(99)} for found in both]
   assert all(asked) and not asked[0] & asked[1] and asked[0] | asked[1] == {row["prompt"] for row in ROWS}
   reversed_file = write(tmp_path / "other.jsonl", ROWS[::-1])
-  again = prompts.load(str(reversed_file), split="held_out", held_out_frac=0.4)
+  again = prompts.load("files", files=str(reversed_file), split="held_out", held_out_frac=0.4)
   assert {one.prompt for one in again.first(99)} == asked[1]
   with pytest.raises(ValueError, match="held_out_frac=1e-09 leaves no held_out row of the 11"):
-    prompts.load(str(file), split="held_out", held_out_frac=1e-9)
+    prompts.load("files", files=str(file), split="held_out", held_out_frac=1e-9)
 
 
 def tiny_source(file, **more):
-  found = prompts.load(str(file), held_out_frac=0.0)
+  found = prompts.load("files", files=str(file), held_out_frac=0.0)
   return PromptSource(found, **{**dict(batch_rows=12, group_size=3, seed=1), **more})
 
 
@@ -228,13 +230,23 @@ def test_groups_that_do_not_fill_the_batch_are_refused(file, sizes):
 
 
 def test_a_task_is_a_source_without_end():
-  train = source.load("prompts", name="countdown", seed=3, batch_rows=4, group_size=2, options=dict(size=2))
+  train = source.load("prompts", name="countdown", seed=3, held_out_frac=0.1, batch_rows=4,
+                      group_size=2, options=dict(size=2))
   assert train.steps_per_epoch is None
   assert [problem.where for problem in train.batch(50)["problems"]] == ["countdown@100", "countdown@101"]
 
 
 def test_options_of_a_task_are_refused_for_files(file):
   with pytest.raises(ValueError, match="options=.*are of a task"):
-    prompts.load(str(file), options=dict(size=3))
+    prompts.load("files", files=str(file), options=dict(size=3))
   with pytest.raises(ValueError, match="no problem to ask"):
     Listed([])
+
+
+@pytest.mark.parametrize("name, files, message", [
+    ("sums.jsonl", None, "name='sums.jsonl' is unknown; it must be one of arithmetic, countdown, 'files' or"),
+    ("files", None, "'files' needs them"), ("hf:some/name", "a.jsonl", "and they need it"),
+])
+def test_a_name_that_is_none_is_refused(name, files, message):
+  with pytest.raises(ValueError, match=message):
+    prompts.load(name, files=files)

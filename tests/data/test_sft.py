@@ -135,11 +135,12 @@ def test_no_example_and_unknown_settings_are_refused():
 
 
 def test_a_task_gives_examples_by_name():
-  train = source.load("sft", seed=1, name="arithmetic", segment_len=32, batch_rows=2, max_problems=50)
+  train = source.load("sft", seed=1, name="arithmetic", segment_len=32, batch_rows=2, held_out_frac=0.1,
+                      max_problems=50)
   batch = train.next()
   assert batch["tokens_BT"].shape == (2, 32) and batch["weight_BT"].sum() > 10
   with pytest.raises(ValueError, match="name='arithmetic' has no end; set config.data.max_problems"):
-    source.load("sft", seed=1, name="arithmetic", segment_len=32, batch_rows=2)
+    source.load("sft", seed=1, name="arithmetic", segment_len=32, batch_rows=2, held_out_frac=0.1)
 
 
 def test_a_file_of_chats_gives_examples_by_name(tmp_path):
@@ -150,8 +151,9 @@ def test_a_file_of_chats_gives_examples_by_name(tmp_path):
   (tmp_path / "chats.jsonl").write_text("\n".join(lines))
   rows = {"all": 3, "split": 6}
   for turns_option, count in rows.items():
-    train = source.load("sft", seed=1, name=str(tmp_path), segment_len=128, batch_rows=1, tokenizer=folder,
-                        chat_template=folder, turns=turns_option, packed=False)
+    train = source.load("sft", seed=1, name="files", files=str(tmp_path), segment_len=128, batch_rows=1,
+                        held_out_frac=0.0, tokenizer=folder, chat_template=folder, turns=turns_option,
+                        packed=False)
     learnt = sum(int(train.batch(step)["weight_BT"].sum()) for step in range(train.rows))
     assert train.rows == count and learnt == 2 * 6  # "3" and the end of the turn, six times.
 
