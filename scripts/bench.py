@@ -3,12 +3,14 @@
   python scripts/bench.py memory --rule=titans --lengths=512,2048,8192 --peer
   python scripts/bench.py memory --rule=all --lengths=2048 --json
   python scripts/bench.py memory_lm --config=configs/memory_40m.py:cpu
+  python scripts/bench.py trm --variants=mlp,att --json
 
 `memory` is `memory.layer.Memory` on one document of random vectors, with the product behind it that brings
 its heads back to the layer's width; its backward pass is that of mean(out^2) to the parameters. `memory_lm`
-is a training step on random tokens; --config.GROUP.FIELD=VALUE changes its config. Every row is measured in
-a process of its own, so that its peak memory is its own. --peer runs the Titans memory of titans-pytorch at
-the same shapes in the same run, turn by turn, where that package is installed.
+is a training step on random tokens; `trm` is a training step of a recursive model, or one supervision step of
+its evaluation, on random puzzles; --config.GROUP.FIELD=VALUE changes the config of both. Every row is
+measured in a process of its own, so that its peak memory is its own. --peer runs the Titans memory of
+titans-pytorch at the same shapes in the same run, turn by turn, where that package is installed.
 
 The peer's threads sleep while they wait (OMP_WAIT_POLICY=passive, unless that is set): by default they spin,
 which on a busy machine trebles its CPU-seconds without any more work. Both sides have their large arrays in
@@ -35,6 +37,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import bench_trm
 
 from atlas_jax.memory import rules
 
@@ -82,7 +86,7 @@ def parser() -> Parser:
   """Makes the reader of the command line."""
   made = Parser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                 allow_abbrev=False)
-  kinds = made.add_subparsers(dest="name", required=True, metavar="memory|memory_lm")
+  kinds = made.add_subparsers(dest="name", required=True, metavar="memory|memory_lm|trm")
   memory = kinds.add_parser("memory", help="a memory layer", allow_abbrev=False)
   flag = memory.add_argument
   flag("--rule", default="titans", help="a memory rule, or all")
@@ -102,7 +106,7 @@ def parser() -> Parser:
   flag("--peer_memory_limit_gib", type=float, default=13.0, help="the peer is ended when it passes this")
   step = kinds.add_parser("memory_lm", help="a training step", allow_abbrev=False)
   step.add_argument("--config", required=True, help="FILE or FILE:ARGUMENTS, as for training")
-  for each in (memory, step):
+  for each in (memory, step, bench_trm.add_flags(kinds, one_of, positive)):
     each.add_argument("--repeats", type=positive, default=5)
     each.add_argument("--json", action="store_true", help="one JSON object per row")
   return made
@@ -123,8 +127,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[dict]]:
   if args.name == "memory_lm":
     lm = dict(side="memory_lm", config=args.config, overrides=overrides, repeats=args.repeats)
     return args, [lm]
+  if args.name == "trm":
+    return args, bench_trm.specs(args, overrides)
   if overrides:
-    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm; memory has flags of its own")
+    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm and trm; memory has its own flags")
   check(args)
   names = rules.names() if args.rule == "all" else [args.rule]
   shape = {name: getattr(args, name) for name in
@@ -250,7 +256,7 @@ def measure(spec: dict, args) -> dict:
   finally:
     for side in sides:
       side.child.close()
-  return row_of(args.name, spec, *sides)
+  return bench_trm.row_of(spec, sides[0]) if args.name == "trm" else row_of(args.name, spec, *sides)
 
 
 def row_of(name: str, spec: dict, ours: Side, peer: Side | None = None) -> dict:
@@ -302,12 +308,12 @@ def main(argv: list[str]) -> int:
   except ValueError as error:
     print(f"bench: {error}", file=sys.stderr)
     return 2
-  columns = TABLE + (PEER_TABLE if specs[0].get("peer") else ())
+  columns = bench_trm.TABLE if args.name == "trm" else TABLE + (PEER_TABLE if specs[0].get("peer") else ())
   failed = False
   for i, spec in enumerate(specs):
     row = measure(spec, args)
     refused = row.pop("refused", False)
-    if refused and (args.name == "memory_lm" or args.rule != "all"):
+    if refused and (args.name != "memory" or args.rule != "all"):
       print(f"bench: {row['error']}", file=sys.stderr)
       return 2
     if not args.json and not i:

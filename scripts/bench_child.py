@@ -220,6 +220,13 @@ def memory_lm(spec: dict) -> Case:
   return Case(run, info, peak_bytes, product)
 
 
+def trm(spec: dict) -> Case:
+  """Prepares a step of a recursive model, see `bench_trm`."""
+  import bench_trm
+
+  return Case(*bench_trm.case(spec, _about_jax))
+
+
 # --------------------------------------------------------------------------------------------------- the peer
 
 
@@ -292,7 +299,7 @@ def speak(spec: dict, say: Callable) -> int:
   if "limit_gib" in spec:
     watch(spec["limit_gib"], say)
   try:
-    case = {"memory": memory, "memory_lm": memory_lm, "peer": peer}[spec["side"]](spec)
+    case = {"memory": memory, "memory_lm": memory_lm, "trm": trm, "peer": peer}[spec["side"]](spec)
     if not case.run(check=True):
       raise FloatingPointError("the result is not finite")
   except Exception as error:

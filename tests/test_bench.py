@@ -32,7 +32,8 @@ MISTAKES = [
   (["memory", "--options={depth}"], "--options"),
   (["memory", "--rule=all", '--options={"depth": 1}'], "--rule=all measures all"),
   (["memory", "--peer", "--rule=omega"], "--peer runs Titans memory"),
-  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm"),
+  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm and trm"),
+  (["trm", "--variants=cnn"], "'cnn' is unknown; known are mlp, att"),
   (["memory", "--length=16"], "--length=16"),
   (["memory_lm"], "--config"),
 ]
@@ -109,6 +110,26 @@ def test_a_training_step_gives_a_row_from_its_config(capsys):
 def test_a_config_that_is_not_there_is_refused(capsys):
   code, rows, err = run(capsys, "memory_lm", "--config=configs/nix.py", "--json")
   assert code == 2 and not rows and "there is no file 'configs/nix.py'" in err
+
+
+TRM = ["--batch=8", "--config.trm.width=16", "--config.trm.heads=2", "--config.trm.n_prefix=1",
+       "--config.trm.row_width=16", "--config.trm.expansion=0.5", "--config.puzzles.side=4",
+       "--config.train.accumulate_steps=1", "--config.trm.n_inner=1", "--repeats=1", "--json"]  # fmt: skip
+TRM_KEYS = {"cpu_s_per_step", "steps_per_s", "peak_memory_mib", "flops_fraction_of_peak", "compile_s"}
+
+
+def test_a_recursive_model_gives_a_row_for_training_and_one_for_evaluation(capsys):
+  code, rows, err = run(capsys, "trm", "--variants=mlp", *TRM)
+  assert code == 0, err
+  assert [(row["name"], row["variant"], row["what"], row["batch"]) for row in rows] == [
+    ("trm", "mlp", what, 8) for what in ("train", "eval_step")]  # fmt: skip
+  assert all(row[name] > 0 for row in rows for name in TRM_KEYS - {"compile_s"})
+  assert all(row["compile_s"] >= 0 and row["dtype"] == "float32" for row in rows)
+
+
+def test_a_config_of_another_kind_is_refused_by_trm(capsys):
+  code, rows, err = run(capsys, "trm", "--config=configs/memory_40m.py", "--variants=mlp", *TRM)
+  assert code == 2 and not rows and len(err.splitlines()) == 1
 
 
 def test_the_table_keeps_its_columns(capsys):

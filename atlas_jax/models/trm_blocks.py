@@ -128,6 +128,7 @@ def _gated_right(x, gate_up, out):
 
 def _gated_right_slope(kept, slope):
   x, hidden, gate_up, out = kept
+  hidden, slope = _apart(hidden, slope)
   gate, up = jnp.split(hidden, 2, axis=1)
   gated_slope = _product(slope, out.astype(x.dtype), 1, 1, x.dtype)
   out_slope = _product(_gate(gate, up), slope, 0, 0, out.dtype)
@@ -152,6 +153,7 @@ def _gated_left(x, gate_up, out):
 
 def _gated_left_slope(kept, slope):
   x, hidden, gate_up, out = kept
+  hidden, slope = _apart(hidden, slope)
   gate, up = jnp.split(hidden, 2, axis=0)
   gated_slope = _product(out.astype(x.dtype), slope, 0, 0, x.dtype)
   out_slope = _product(slope, _gate(gate, up), 1, 1, out.dtype)
@@ -165,6 +167,11 @@ gated_left.defvjp(_gated_left, _gated_left_slope)
 
 def _gate(gate, up):
   return jax.nn.silu(gate) * up
+
+
+def _apart(kept, slope):
+  """Has the backward pass compute from `kept` again, not hold results of the forward pass."""
+  return jax.lax.optimization_barrier((kept, slope))
 
 
 def _gate_slopes(gate, up, slope):
