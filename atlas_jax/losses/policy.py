@@ -68,6 +68,9 @@ class Settings:
     if self.objective in ("vespo", "gmpo") and self.ratio != "token":
       raise ValueError(f"{self._say('ratio')} does not go with config.policy.objective={self.objective!r}, "
                        "which makes one ratio of a row itself; set 'token'")
+    if self.objective == "vespo" and str(self.sampler_correction).startswith("sequence"):
+      raise ValueError(f"{self._say('sampler_correction')} does not go with config.policy.objective='vespo', "
+                       "which adds up the ratios of tokens itself; set 'token_truncate' or 'token_mask'")
     if self.aggregation == "constant" and self.max_completion_tokens is None:
       raise ValueError("config.policy.aggregation='constant' divides by config.policy.max_completion_tokens, "
                        "which is None; set it to the longest completion")

@@ -104,6 +104,21 @@ def test_the_geometric_mean_of_ratios_clips_tokens_on_the_side_of_the_advantage(
   assert_close(out.loss, -(2 * up - 3 * down) / 2)
 
 
+def test_the_gamma_weight_of_a_row_takes_in_the_sampler_s_ratios(x64):
+  logprob_BT, mask_BT = np.array([[-0.5, -1.0, -2.0], [-0.7, -0.2, -9.0]]), np.array([[1, 1, 1], [1, 1, 0]])
+  old_BT, sampler_BT = logprob_BT - 0.1, logprob_BT - [[0.2, 0.4, -0.3], [0.0, 0.1, 5.0]]
+  settings = policy.preset("vespo", sampler_correction="token_truncate", sampler_high=1.2, sampler_low=0.8)
+  arrays = (jnp.asarray(x) for x in (logprob_BT, np.array([1.0, -2.0]), mask_BT))
+  out = policy_loss(*arrays, settings, old_logprob_BT=jnp.asarray(old_BT),
+                    sampler_logprob_BT=jnp.asarray(sampler_BT))  # fmt: skip
+  part_BT = np.clip(old_BT - sampler_BT, np.log(0.8), np.log(1.2))
+  log_B = ((logprob_BT - old_BT + part_BT) * mask_BT).sum(1)
+  power_B, rate_B = np.array([2, 3]), np.array([3, 2])
+  weight_B = np.exp(rate_B + power_B * log_B - rate_B * np.exp(log_B))
+  expected = -(weight_B * [1, -2] * (logprob_BT * mask_BT).sum(1)).sum() / 5
+  assert_close(out.loss, expected, tolerance=1e-12)
+
+
 @pytest.mark.parametrize("estimator", ("k1", "k2", "k3"))
 def test_estimates_of_the_kl_are_their_formulas(x64, estimator):
   given = fixture.arrays(TRL)
@@ -246,6 +261,7 @@ def test_on_policy_the_slope_is_the_advantage_and_nothing_is_clipped():
   ("cispo", dict(clip_high=0.2), "config.policy.clip_high=0.2 cuts every ratio down"),
   ("grpo", dict(clip_max=1.1), "config.policy.clip_max=1.1 needs config.policy.objective='clip' and a value"),
   ("vespo", dict(ratio="sequence"), "config.policy.ratio='sequence' does not go with"),
+  ("vespo", dict(sampler_correction="sequence_mask"), "set 'token_truncate' or 'token_mask'"),
   ("dr_grpo", {}, "config.policy.max_completion_tokens, which is None"),
 ))  # fmt: skip
 def test_settings_that_do_not_fit_are_named(name, changes, says):
