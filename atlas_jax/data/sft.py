@@ -234,7 +234,8 @@ def _fingerprint(examples: Sequence[Example]) -> str:
 def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float,
          files: str | None = None, tokenizer: str = "byte", chat_template: str | None = None,
          template_values: Mapping[str, Any] = problems.NOTHING, turns: str = "all",
-         overlong: str = "error", packed: bool = True, align_tokens: int | None = None, split: str = "train", max_problems: int | None = None,
+         overlong: str = "error", packed: bool = True, align_tokens: int | None = None,
+         split: str = "train", max_problems: int | None = None,
          options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
          download: bool = False, process_index: int = 0, process_count: int = 1) -> SftSource:
   """Builds the source of the examples of a task or dataset.
