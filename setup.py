@@ -42,6 +42,7 @@ EXTRAS = {
         "transformers>=5.16.1,<6",
         "tokenizers>=0.22",
         "sentencepiece>=0.2.1",
+        "jinja2>=3.1",  # Renders chat templates; transformers does not declare it.
         "huggingface_hub>=1.31,<3",
     ],
     "vllm": ["vllm>=0.32,<0.34", "transformers>=5.16.1,<6"],
