@@ -39,7 +39,8 @@ def get_config(arg=None):
 
 
 def _small(config, side: int):
-  config.trm.update(width=64 if side == 4 else 96, heads=4, n_inner=3, n_outer=2, n_prefix=0, row_width=0, dtype="float32")
+  config.trm.update(width=64 if side == 4 else 96, heads=4, n_inner=3,
+                    n_outer=2, n_prefix=0, row_width=0, dtype="float32")
   config.supervision.update(n_supervision=8)
   config.data.batch_rows = 64
   config.puzzles.update(n_train=500 if side == 4 else 2_000, n_test=250, epochs=None)
