@@ -42,9 +42,9 @@ class Ask(NamedTuple):
     steps: how many updates to tune; the answers then follow from it, the run and the task alone.
     attempts: answers per test input.
     augmentations: how many the task gets besides itself.
-    rows: where its rows start: "mean" of the rows that the run has trained, of all places the one closest to
-      what the network has learnt to read; "zero", where the run's own rows started; "run", the rows that the
-      run has trained for this very task, with their augmentations.
+    rows: where its rows start: "mean" of the rows that the run has trained, of all places the closest, in the
+      mean square, to what the network has learnt to read; "zero", where the run's own rows started; "run",
+      the rows that the run has trained for this very task, with their augmentations.
     lr, table_lr: highest learning rates of the network and of the rows.
     batch_rows: pairs tuned on side by side.
   """
