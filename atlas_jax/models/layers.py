@@ -9,15 +9,22 @@ from atlas_jax import tree
 
 
 class RMSNorm(nn.Module):
-  """Scales vectors to root mean square one, times a learned scale; computed in float32 or wider."""
+  """Scales vectors to root mean square one, times a learned scale; computed in float32 or wider.
+
+  Attributes:
+    eps: added to mean squares.
+  """
+
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x_BTD):
-    """Returns the normalised vectors in x's dtype."""
+    """Returns x, normalised along its last axis, in its dtype; it may have more axes, as of heads."""
     scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
     full = x_BTD.astype(tree.wide(x_BTD.dtype))
-    unit = full * jax.lax.rsqrt(jnp.mean(full * full, -1, keepdims=True) + 1e-6)
-    return (unit * scale.astype(unit.dtype)[None, None]).astype(x_BTD.dtype)
+    unit = full * jax.lax.rsqrt(jnp.mean(full * full, -1, keepdims=True) + self.eps)
+    lifted = jnp.expand_dims(scale.astype(unit.dtype), range(x_BTD.ndim - 1))
+    return (unit * lifted).astype(x_BTD.dtype)
 
 
 class SwiGLU(nn.Module):

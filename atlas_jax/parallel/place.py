@@ -31,6 +31,10 @@ TENSOR_AXES = (
     (r"memory/initial_fast/.*", (0,)),  # H, the rule's own axes
     (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
     (r"blocks/mlp/out_kernel", (-2,)),  # F, D
+    (r"attention/[qkv]/(kernel|bias|lora_b)", (-2,)),  # D or rank, H, K
+    (r"attention/out/lora_a", (-3,)),  # H, K, rank
+    (r"mlp/(gate|up)/(kernel|bias|lora_b)", (-1,)),  # D or rank, F
+    (r"mlp/down/(kernel|lora_a)", (-2,)),  # F, D or rank
     (r"embed", (-2, -1)),  # V, D
     (r"head/kernel", (-1, -2)),  # D, V, where the output weights are not the embedding
 )

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from atlas_jax import tree
+from atlas_jax.models import decoder
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
 from tests.helpers import tiny_lm
@@ -75,9 +76,33 @@ def test_heads_that_do_not_divide_leave_a_kernel_to_the_default_rule(cube):
   assert specs(cube, odd)["blocks/attention/qkv_kernel"] == PartitionSpec(None, None, None, "fsdp")
 
 
+def decoder_params():
+  """Gives the shapes of a published decoder with biases, adapters on every projection and 4 heads over 2."""
+  adapters = dict(rank=8, alpha=8, targets=("q", "k", "v", "out", "gate", "up", "down"), scaling="rank")
+  model = decoder.Decoder(vocab_size=VOCAB, width=WIDTH, depth=DEPTH, heads=4, kv_heads=2, head_dim=KEY,
+                          ff_width=FF, qkv_bias=True, mlp_bias=True, lora=adapters)
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def test_projections_of_a_published_decoder_split_heads_and_widths_over_tensor(cube):
+  spec = specs(cube, decoder_params())
+  for name in ("q", "k", "v"):
+    assert spec[f"blocks/attention/{name}/kernel"] == PartitionSpec(None, "fsdp", "tensor", None)
+    assert spec[f"blocks/attention/{name}/bias"] == PartitionSpec(None, "tensor", None)
+    assert spec[f"blocks/attention/{name}/lora_b"][2] == "tensor"
+  assert spec["blocks/attention/out/kernel"] == PartitionSpec(None, "tensor", None, "fsdp")
+  assert spec["blocks/attention/out/lora_a"][1] == "tensor"
+  for name in ("gate", "up"):
+    assert spec[f"blocks/mlp/{name}/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert spec[f"blocks/mlp/{name}/lora_b"][2] == "tensor"
+  assert spec["blocks/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+  assert spec["blocks/mlp/down/lora_a"][1] == "tensor"
+  assert spec["head/kernel"] == PartitionSpec("fsdp", "tensor")
+
+
 def test_every_exception_names_a_leaf_of_the_model():
   _, params, _ = tiny_lm()
-  names = [name for name, _ in tree.named_leaves(params)] + ["head/kernel"]
+  names = [name for name, _ in tree.named_leaves((params, decoder_params()))]
   for pattern, _ in place.TENSOR_AXES:
     assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 
