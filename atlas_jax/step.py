@@ -33,7 +33,7 @@ def make_step(config, recipe: Recipe, params_abstract):
     good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = () if keep is None else jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.ema, params)
+    ema = () if keep is None else averaged(state.ema, params, keep)
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
@@ -58,6 +58,11 @@ def make_step(config, recipe: Recipe, params_abstract):
     return after, metrics
 
   return step
+
+
+def averaged(average, params, keep: float):
+  """Moves an average towards the parameters: keep of the old, 1 - keep of the new."""
+  return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, params)
 
 
 def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, good, *, scale):
