@@ -21,6 +21,10 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TESTS = pathlib.Path(__file__).parent
+# Every compiled program takes some twenty memory maps; Linux ends a process that asks for more than 65,530.
+MAPS = pathlib.Path("/proc/self/maps")
+FULL_MAPS = 20_000
+LOOK_EVERY_TESTS = 20
 STRICT_DTYPES = ("memory", "kernels", "models", "losses")
 
 
@@ -35,6 +39,19 @@ def pytest_runtest_setup(item):
     pytest.skip("needs --network")
   if item.get_closest_marker("accelerator") and jax.default_backend() == "cpu":
     pytest.skip("needs a GPU or TPU")
+
+
+def pytest_sessionstart(session):
+  """Counts the tests of this process."""
+  session.config.tests_run = 0
+
+
+def pytest_runtest_teardown(item):
+  """Drops compiled programs before there are too many for one process; the cache on disk has them still."""
+  item.config.tests_run += 1
+  if item.config.tests_run % LOOK_EVERY_TESTS == 0 and MAPS.exists():
+    if MAPS.read_bytes().count(b"\n") > FULL_MAPS:
+      jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -40,3 +40,30 @@ def test_numeric_packages_refuse_dtype_promotion(pytester, folder, outcome):
   path = pytester.mkdir(folder) / "test_it.py"
   path.write_text(promotes)
   pytester.runpytest("-p", "no:cacheprovider", path).assert_outcomes(**{outcome: 1})
+
+
+CALLS = """import jax
+traces = []
+
+@jax.jit
+def f(x):
+  traces.append(1)
+  return x + 1
+
+def test_once():
+  f(1.0)
+
+def test_again():
+  f(1.0)
+  assert len(traces) == TIMES
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux lists memory maps")
+@pytest.mark.parametrize("full, times", [(0, 2), (10**6, 1)])
+def test_compiled_programs_are_dropped_before_there_are_too_many(pytester, full, times):
+  with open(os.path.join(os.path.dirname(__file__), "conftest.py")) as source:
+    changed = source.read().replace("FULL_MAPS = 20_000", f"FULL_MAPS = {full}")
+  pytester.makeconftest(changed.replace("LOOK_EVERY_TESTS = 20", "LOOK_EVERY_TESTS = 1"))
+  path = pytester.makepyfile(CALLS.replace("TIMES", str(times)))
+  pytester.runpytest("-p", "no:cacheprovider", path).assert_outcomes(passed=2)
