@@ -76,9 +76,11 @@ def test_rows_of_tables_get_gradients_in_their_order():
   rows_BD = jnp.asarray(np.random.default_rng(4).normal(size=(B, D)), jnp.float32)
 
   def with_rows(params, batch, *, frozen, carry, rng, rows):
-    return loss(params, {**batch, "x_BTD": batch["x_BTD"] + rows[:, None]}, frozen=frozen, carry=carry, rng=rng)
+    batch = {**batch, "x_BTD": batch["x_BTD"] + rows[:, None]}
+    return loss(params, batch, frozen=frozen, carry=carry, rng=rng)
 
-  both = [accumulate.gradients(with_rows, params, batch, carry, frozen=frozen, rng=jax.random.key(0), parts=parts,
-                               rows=rows_BD)[0] for parts in (1, 4)]
-  assert both[0][1].shape == (B, D) and float(jnp.abs(both[0][1]).min()) == 0  # The first row counts no token.
+  given = dict(frozen=frozen, rng=jax.random.key(0), rows=rows_BD)
+  both = [accumulate.gradients(with_rows, params, batch, carry, parts=parts, **given)[0] for parts in (1, 4)]
+  assert both[0][1].shape == (B, D)
+  assert float(jnp.abs(both[0][1]).min()) == 0  # The first row counts no token.
   assert_close(both[1], both[0], tolerance=1e-5)

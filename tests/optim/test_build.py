@@ -9,7 +9,8 @@ from atlas_jax import tree
 from atlas_jax.optim import build
 
 FIELDS = dict(name="adamw", decay_of="matrices", lr=0.1, warmup_steps=0, steps=10, schedule="cosine",
-              decay_frac=0.2, final_lr_frac=1.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.5, clip_norm=None, ema_decay=None)
+              decay_frac=0.2, final_lr_frac=1.0, beta1=0.9, beta2=0.95, eps=1e-8,
+              weight_decay=0.5, clip_norm=None, ema_decay=None)
 
 
 def small_params():
