@@ -1,6 +1,7 @@
 """The command line: the flags of the program, the config file it names, and single fields that it changes."""
 import ast
 import functools
+import math
 import pathlib
 import re
 import runpy
@@ -187,5 +188,7 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
         raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")
   if asked.mode == "solve" and not asked.task:
     raise ValueError("--task is missing: the file of the ARC task to solve, such as --task=007bbfb7.json")
+  if not math.isfinite(asked.seconds):
+    raise ValueError(f"--seconds={asked.seconds} must be a number of seconds, such as 60")
   if asked["steps"].present and asked["seconds"].present:
     raise ValueError(f"--steps={asked.steps} and --seconds={asked.seconds:g} exclude each other; give one")

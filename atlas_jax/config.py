@@ -1,6 +1,7 @@
 """Reading, checking, saving and comparing the settings of a run; `defaults` lists them all."""
 import difflib
 import json
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -151,6 +152,7 @@ POSITIVE = (
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay")
+ABOVE_ZERO = ("trm.expansion", "trm.norm_eps", "trm.rope_base")
 SHARES = ("data.bad_input_frac", "supervision.explore_prob")
 CHOICES = {
     "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
@@ -187,6 +189,8 @@ def _check_ranges(config) -> None:
       (POSITIVE, lambda value: value >= 1, "at least 1"),
       (("model.memory.conv_taps",), lambda value: value >= 2, "at least 2"),
       (NOT_NEGATIVE, lambda value: value >= 0, "at least 0"),
+      (ABOVE_ZERO, lambda value: 0 < value < math.inf, "above 0"),
+      (("puzzle_eval.halt_threshold",), math.isfinite, "a finite number"),
       (SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
       (OPEN_SHARES, lambda value: 0 < value < 1, "above 0 and below 1")):
     for name in names:

@@ -59,6 +59,8 @@ def run_train(config, workdir: str) -> None:
   prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   config = with_steps(config, recipe)
+  if has_run(workdir):
+    recipe.fits(pathlib.Path(workdir))  # Before the run's own config.json is replaced.
   if hosts.is_main():
     configs.save(config, workdir)
     if not has_run(workdir):
@@ -124,14 +126,14 @@ def _write(model, params, prompt, *, tokens, tokenizer, mesh):
   return engine.generate(model, params, tokenizer, prompt, tokens=tokens, temperature=0.8, seed=0, mesh=mesh)
 
 
-def run_eval(config, workdir: str) -> None:
-  """Evaluates a run's newest checkpoint and prints one JSON object."""
+def run_eval(config, workdir: str, *, writes: bool) -> None:
+  """Evaluates a run's newest checkpoint and prints one JSON object; `writes` says whether files are left."""
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   recipe = recipes.load(config, mesh)
   recipe.fits(pathlib.Path(workdir))
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
-  out = train.evaluate(recipe, params, step=step, tables=tables, workdir=workdir)
+  out = train.evaluate(recipe, params, step=step, tables=tables, workdir=workdir if writes else None)
   if hosts.is_main():
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
     print(json.dumps({"step": step, **finite}), flush=True)
@@ -170,9 +172,9 @@ def solver_of(config, asked: flags.FlagValues):
     check_rows(config, mesh, ("eval",))
     answers = solve.run(config, asked.workdir, ask, mesh)
     if hosts.is_main():
+      print(json.dumps(answers.report), flush=True)
       if asked.out is not None:
         solve.write(answers, asked.out)
-      print(json.dumps(answers.report), flush=True)
 
   return run
 
@@ -216,7 +218,7 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   if asked.mode == "train":
     run_train(config, asked.workdir)
   elif asked.mode == "eval":
-    run_eval(config, asked.workdir)
+    run_eval(config, asked.workdir, writes=not overrides)  # Those of the run stay those of its settings.
   elif run_solve is not None:
     run_solve()
   else:

@@ -131,7 +131,7 @@ def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str
             step: int, workdir) -> dict[str, float]:
   """Scores the votes, writes them, and scores and writes those accumulated."""
   scalars = _scores("ARC", votes, reached, rule)
-  if workdir is None:
+  if workdir is None or len(reached) < len(tasks):  # A part would take the place of the whole.
     return scalars
   folder = puzzles.folder_of(workdir, step)
   votes.save(folder / VOTES)

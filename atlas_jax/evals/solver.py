@@ -8,6 +8,7 @@ examples cost less. Slots do not see each other: an answer does not depend on wh
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871 (mode "all"); noise on the latents, with the surest of
 several trajectories taken: arXiv:2605.19943, keyed per example here.
 """
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -40,7 +41,9 @@ class Result(NamedTuple):
 
   @property
   def q(self) -> float:
-    """Gives how likely the model takes its answer to be right, in [0, 1]."""
+    """Gives how likely the model takes its answer to be right, in [0, 1]; 0 if its logit is not a number."""
+    if math.isnan(self.halt_logit):
+      return 0.0
     return float(np.exp(-np.logaddexp(0.0, -np.float64(self.halt_logit))))
 
   @property

@@ -10,6 +10,7 @@ others; tuning to one task after training is after its program's way to continue
 import json
 import math
 import pathlib
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -121,6 +122,10 @@ def check_out(file: str) -> None:
   if path.is_dir() or not path.parent.is_dir():
     what = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
     raise ValueError(f"--out={file} {what}; give a file in a folder that exists")
+  try:
+    tempfile.TemporaryFile(dir=path.parent).close()
+  except OSError as error:
+    raise ValueError(f"--out={file} cannot be written: {error.strerror}; choose another") from error
 
 
 def write(answers: Answers, file: str) -> None:
@@ -143,8 +148,10 @@ def _known(config, task: arc.Task) -> str | None:
   """
   fields = config.puzzles
   if fields.name == "built":
-    found = files.load(fields.path).test_puzzles
-    parts = {"held out": [arc.task_of(name, raw, fields.path) for name, raw in found.items()]}
+    found = files.load(fields.path)
+    parts = {"held out": [arc.task_of(name, raw, fields.path) for name, raw in found.test_puzzles.items()]}
+    if task.id in found.train.names and task.id not in found.test_puzzles:
+      return "trained on whole"  # The folder does not hold its pairs apart: the id must do.
   else:
     subsets = arc.select(arc.read(fields.name, fields.path, fields.concept_path), canvas=fields.canvas,
                          max_tasks=fields.max_tasks)
@@ -231,8 +238,7 @@ def run(config, workdir, ask: Ask, mesh) -> Answers:
   if changed.data.batch_rows % shards:
     raise ValueError(f"--batch_rows={changed.data.batch_rows} does not divide over the {shards} devices that "
                      f"hold rows here; nearest are {configs.near(changed.data.batch_rows, shards)}")
-  if ask.rows != "run":
-    _say_known(config, ask.task)
+  _say_known(config, ask.task)
   built, ids = _build(config, workdir, ask)
   params, rows_NE, step = _restored(config, workdir, ask, built, ids, mesh)
   if hosts.is_main():

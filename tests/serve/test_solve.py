@@ -191,6 +191,8 @@ WRONG_FLAGS = [
   ("--mode=solve --task=GOOD --steps=3 --seconds=2", "--steps=3 and --seconds=2 exclude each other"),
   ("--mode=solve --task=GOOD --seconds=-1", "--seconds=-1: must be a non-negative number"),
   ("--mode=solve --task=GOOD --seconds=soon", "--seconds=soon: must be a non-negative number"),
+  ("--mode=solve --task=GOOD --seconds=nan", "--seconds=nan must be a number of seconds"),
+  ("--mode=solve --task=GOOD --out=/proc/out.json", "--out=/proc/out.json cannot be written"),
   ("--mode=solve --task=GOOD --attempts=0", "--attempts=0: must be a positive integer"),
   ("--mode=solve --task=GOOD --augmentations=-1", "--augmentations=-1: must be a non-negative integer"),
   ("--mode=solve --task=GOOD --rows=all", "--rows=all: value should be one of <mean|zero|run>"),
@@ -242,6 +244,25 @@ def test_other_data_than_the_runs_are_refused_where_its_rows_are_used(trained, c
   evaluated = program.run("--mode=eval", f"--workdir={trained}", flag)
   for done in (evaluated, asked(trained, file, flag, "--rows=run")):
     assert "the run was trained on other puzzles: train=" in refused(done)
+
+
+def test_training_on_other_data_is_refused_and_leaves_the_run_as_it_was(trained, tmp_path):
+  others = write_tasks(tmp_path / "others", seed=1)
+  before = (trained / "config.json").read_bytes()
+  flags = [f"--config.{name}={value}" for name, value in {**TINY, "puzzles.path": others}.items()]
+  done = program.run("--config=configs/trm_arc1.py:smoke", f"--workdir={trained}", *flags)
+  assert "the run was trained on other puzzles: train=" in refused(done)
+  assert (trained / "config.json").read_bytes() == before
+
+
+def test_an_evaluation_with_other_settings_leaves_the_runs_files_as_they_were(trained):
+  folder = trained / "evals/step_00000003"
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  assert {"submission.json", "votes.json.gz", "arc.png"} <= before.keys()
+  for flag in ("--config.puzzle_eval.max_examples=2", "--config.puzzle_eval.vote=noisy_or"):
+    done = program.run("--mode=eval", f"--workdir={trained}", flag)
+    assert done.code == 0 and "ARC/pass@2" in done.out, done.err
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_rows_of_a_task_with_other_demonstrations_are_refused(trained, content, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from atlas_jax.data.puzzles import arc_build, files, grids, maze, source, sudoku
+from atlas_jax.data.puzzles import arc, arc_build, files, grids, maze, source, sudoku
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 ARC = ("arc1", "arc2", "arc2_public")
@@ -115,6 +115,7 @@ def load(config) -> Sets:
   if fields.name == "built":
     found = _built(fields)
     side = math.isqrt(found.train.seq_len)
+    _check_built(fields.path, found, side)
     return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles)
   common = dict(side=fields.side, path=HUB[fields.name] if fields.path == "hub" else fields.path,
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
@@ -138,6 +139,22 @@ def _built(fields) -> files.Files:
     raise ValueError("config.puzzles.name='built' reads a folder in the original's layout; set "
                      "config.puzzles.path to it")
   return _asked(fields, files.load, fields.path)
+
+
+def _check_built(path: str, found: files.Files, side: int) -> None:
+  """Refuses, before anything is trained, a folder that could not be evaluated."""
+  if side * side != found.train.seq_len:
+    raise ValueError(f"config.puzzles.path={path}: seq_len={found.train.seq_len} is no square, and grids are "
+                     "drawn and cropped as squares")
+  if _kind_of(found) != "arc":
+    return
+  if not found.train.names or not found.test_puzzles:
+    raise ValueError(f"config.puzzles.path={path} needs identifiers.json and test_puzzles.json beside train/ "
+                     "and test/: votes on ARC tasks go by the names of augmentations")
+  for name, task in found.test_puzzles.items():
+    arc.task_of(name, task, f"{path}/test_puzzles.json")
+  for name in found.train.names[1:]:
+    grids.parse_name(name)
 
 
 def _kind_of(found: files.Files) -> str:

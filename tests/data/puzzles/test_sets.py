@@ -73,16 +73,25 @@ def test_a_folder_of_the_original_s_layout_is_read(folder, built):
   np.testing.assert_array_equal(np.concatenate(read)[: len(stored)], stored)
 
 
-@pytest.mark.parametrize(("vocab_size", "kind"), [(12, "arc"), (11, "sudoku"), (6, "maze")])
-def test_the_vocabulary_tells_what_a_folder_is_of(vocab_size, kind, built, tmp_path):
+def of_vocabulary(vocab_size, built, folder):
+  """A config of a copy of a built folder whose metadata name another vocabulary."""
   for split in ("train", "test"):
     for file in (built / split).iterdir():
-      (tmp_path / split).mkdir(exist_ok=True)
-      (tmp_path / split / file.name).write_bytes(file.read_bytes())
-    facts = tmp_path / split / "dataset.json"
+      (folder / split).mkdir(exist_ok=True)
+      (folder / split / file.name).write_bytes(file.read_bytes())
+    facts = folder / split / "dataset.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"vocab_size": vocab_size}))
-  config = config_of(tmp_path, puzzles__name="built", puzzles__path=str(tmp_path))
-  assert sets.load(config).kind == kind
+  return config_of(folder, puzzles__name="built", puzzles__path=str(folder))
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(11, "sudoku"), (6, "maze")])
+def test_the_vocabulary_tells_what_a_folder_is_of(vocab_size, kind, built, tmp_path):
+  assert sets.load(of_vocabulary(vocab_size, built, tmp_path)).kind == kind
+
+
+def test_a_folder_of_arc_that_could_not_be_scored_is_refused_before_training(built, tmp_path):
+  with pytest.raises(ValueError, match="needs identifiers.json and test_puzzles.json beside"):
+    sets.load(of_vocabulary(12, built, tmp_path))
 
 
 WRONG = [
