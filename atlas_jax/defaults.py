@@ -162,7 +162,7 @@ def _supervision() -> ml_collections.ConfigDict:
 def _puzzles() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built: a folder in the original's layout.
-      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; built: folders; arc: see there.
+      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; built: its folders.
       "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
       "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.
       "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation.

