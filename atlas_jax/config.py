@@ -197,8 +197,9 @@ def _check_ranges(config) -> None:
       value = at(config, name)
       if value is not None and not fits(value):
         raise ValueError(f"config.{name}={value} must be {need}")
-  if config.seed >= 2**32:
-    raise ValueError(f"config.seed={config.seed} must be below 2**32")
+  for name in ("seed", "puzzles.seed"):
+    if at(config, name) >= 2**32:
+      raise ValueError(f"config.{name}={at(config, name)} must be below 2**32")
 
 
 def at(config, name: str):

@@ -109,6 +109,9 @@ def with_steps(config, recipe):
     return config
   changed = config.as_configdict() if isinstance(config, ml_collections.FrozenConfigDict) else config
   changed.optim.steps = recipe.source.steps_of(config.puzzles.epochs)
+  if not changed.optim.steps:
+    raise ValueError(f"config.puzzles.epochs={config.puzzles.epochs} fills no batch of "
+                     f"config.data.batch_rows={config.data.batch_rows}; raise the epochs, or lower the rows")
   logging.info("%d epochs are %d updates", config.puzzles.epochs, changed.optim.steps)
   return configs.resolve(changed)
 

@@ -58,6 +58,7 @@ REFUSED = [
   (dict(optim__steps=None), "config.optim.steps=None takes the run's length from config.puzzles.epochs"),
   (dict(optim__lr=None), "config.optim.lr=None must be a number"),
   (dict(trm__width=100), "trm.width=100 is not a multiple of 2 [*] config.trm.heads = 16; nearest are"),
+  (dict(puzzles__seed=2**32), "config.puzzles.seed=4294967296 must be below 2[*][*]32"),
   (dict(trm__expansion=-1.0), "config.trm.expansion=-1.0 must be above 0"),
   (dict(puzzle_eval__halt_threshold=float("nan")), "halt_threshold=nan must be a finite number"),
   (dict(trm__row_width=9000), "row_width=9000 does not fit into config.trm.n_prefix=16 positions of"),
