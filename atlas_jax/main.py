@@ -107,7 +107,7 @@ def with_steps(config, recipe):
   """Fills config.optim.steps, where it is None, with the batches that the source has in puzzles.epochs."""
   if config.optim.steps is not None:
     return config
-  changed = config.as_configdict() if isinstance(config, ml_collections.FrozenConfigDict) else config
+  changed = config.as_configdict()
   changed.optim.steps = recipe.source.steps_of(config.puzzles.epochs)
   if not changed.optim.steps:
     raise ValueError(f"config.puzzles.epochs={config.puzzles.epochs} fills no batch of "

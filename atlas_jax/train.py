@@ -306,6 +306,10 @@ def _evaluate_and_save(run_: Run, state: TrainState) -> None:
     scalars = out.scalars
   if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
     named = {_summary_name(name): value for name, value in scalars.items()}
+    best = run_.config.checkpoint.best_metric
+    if named and run_.config.checkpoint.keep_best and best not in named:
+      _say(logging.WARNING, "config.checkpoint.best_metric=%s is none of what was evaluated (%s): no "
+           "checkpoint is kept as the best", best, ", ".join(named))
     run_.saver.save(run_.step, state, run_.meta(), named or None)
 
 

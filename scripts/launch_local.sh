@@ -84,8 +84,9 @@ note_end() {
   ended[$1]=$status
 }
 
-# Names the process whose end explains the others': one that a signal ended, else the first that failed.
-culprit() {
+# Puts into $found the process whose end explains the others': one that a signal ended, else the first that
+# failed; nothing while none has.
+find_culprit() {
   local i first=
   for ((i = 0; i < count; i++)); do
     if ! note_end "$i" || ((ended[$i] == 0)); then continue; fi
@@ -96,7 +97,7 @@ culprit() {
 }
 
 while ((${#ended[@]} < count)); do
-  culprit  # A process that loses another may end in the same moment: who was killed counts.
+  find_culprit  # A process that loses another may end in the same moment: who was killed counts.
   if [[ -n $found ]]; then
     status=${ended[$found]}
     await_end 1  # A common error ends all of them alike, with its own message.

@@ -48,7 +48,7 @@ def main(argv) -> None:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
   try:
     print(json.dumps(prepare(flags.FLAGS), indent=2))
-  except (ImportError, ValueError) as error:
+  except (ImportError, OSError, ValueError) as error:
     sys.exit(f"prepare_arc: {error}")
 
 

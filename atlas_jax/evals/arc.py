@@ -63,7 +63,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     totals, seen, votes = puzzles.Totals(batch_rows), ByTransform(), voting.Votes()
-    gallery = puzzles.Gallery(n_pictures // 2, lambda result: _unaugmented(names[result.id], grids))
+    gallery = puzzles.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
     for result in solve(params, tables):
       if result.id == BLANK_ID:
         continue

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from atlas_jax.evals import EvalOut, solver
+from atlas_jax.evals import EvalOut, pictures, solver
 from atlas_jax.evals.solver import Result
 from atlas_jax.parallel import hosts
 
@@ -74,7 +74,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
   Args:
     solve: what `solver.make` gives.
     batch_rows: its slots.
-    n_pictures: puzzles drawn, half of them solved.
+    n_pictures: puzzles drawn at most, half of them solved; an odd number is rounded up.
     page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
 
   Returns:
@@ -84,7 +84,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
   """
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    totals, gallery = Totals(batch_rows), Gallery(n_pictures // 2)
+    totals, gallery = Totals(batch_rows), Gallery(-(-n_pictures // 2))
     for result in solve(params, tables):
       totals.add(result)
       gallery.add(result)
@@ -98,7 +98,6 @@ def draw(gallery: Gallery, page: Callable | None, name: str, *, step: int, workd
   """Draws a gallery in process 0 and writes the picture, if there is a workdir."""
   if page is None or not hosts.is_main():
     return {}
-  from atlas_jax.evals import pictures  # Only those who want pictures wait for matplotlib.
   image = page(gallery.solved, gallery.unsolved)
   if workdir is not None:
     pictures.write_png(folder_of(workdir, step) / f"{name}.png", image)

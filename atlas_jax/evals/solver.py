@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from atlas_jax.losses import recursion
@@ -142,9 +143,20 @@ def make(model, reset: Callable, batches_of: Callable, mesh: Mesh, options: Opti
     starts = tuple(np.asarray(start) for start in reset())
     done = _work(device, mesh, [None] * options.batch_rows, queue, least_steps, model.seq_len, params, starts,
                  table_of(model, tables))
-    return _in_order(done, options.n_trajectories)
+    return _counting_unsure(_in_order(done, options.n_trajectories))
 
   return solve
+
+
+def _counting_unsure(results: Iterator[Result]) -> Iterator[Result]:
+  """Passes results on; warns at the end if some have a halting logit that is not a number."""
+  count = bad = 0
+  for result in results:
+    count, bad = count + 1, bad + math.isnan(result.halt_logit)
+    yield result
+  if bad:
+    logging.warning("%d of %d answers have a halting logit that is not a number: the network is broken, and "
+                    "they count with a probability of 0", bad, count)
 
 
 def _check(mesh: Mesh, options: Options) -> None:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from atlas_jax import tree
 from atlas_jax.interop.names import LAYER, Row
 
+METADATA = "__metadata__"  # In a file's header, beside the tensors.
 INDEX_SUFFIX = ".safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -63,8 +64,8 @@ class TensorFolder:
     return self._slice(name)[cuts or (slice(None),) * len(self.shape(name))]
 
   def metadata(self, file: str) -> dict[str, str]:
-    """Gives what a file says of itself."""
-    return self._files[file].metadata() or {}
+    """Gives what a file says of itself, in the file's order."""
+    return dict(_header(self.folder / file).get(METADATA, {}))
 
   def where(self, name: str) -> str:
     """Gives a tensor's file and name, for messages."""
@@ -225,10 +226,29 @@ def fetch(made: tuple, dtype) -> np.ndarray:
   return np.ascontiguousarray(array.astype(dtype))
 
 
+def _header(file: pathlib.Path) -> dict:
+  """Reads the JSON at a file's start; the library gives metadata in no order."""
+  with file.open("rb") as opened:
+    return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+
+
+def _order_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
+  """Writes the metadata of a file again, in their order; nothing else changes, nor its length."""
+  header = {**_header(file), METADATA: dict(metadata)}
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  with file.open("r+b") as opened:
+    size = int.from_bytes(opened.read(8), "little")
+    if len(text) > size:
+      raise ValueError(f"{file}: metadata {dict(metadata)} cannot be kept in their order; write fewer")
+    opened.write(text.ljust(size))
+
+
 def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
   """Writes one file of tensors so that a reader sees the whole of it or nothing."""
   partial = file.with_name(f".{file.name}.partial")
   save_file(dict(tensors), str(partial), metadata=dict(metadata))
+  if len(metadata) > 1:
+    _order_metadata(partial, metadata)
   os.replace(partial, file)
 
 

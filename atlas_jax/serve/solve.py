@@ -191,7 +191,7 @@ def _ids_of(config, workdir, ask: Ask) -> dict[str, int]:
   if task not in ids:
     raise ValueError(f"--rows=run: the task {task!r} is not in the table of the run in {workdir}, of "
                      f"{sets.train.n_groups} tasks; leave out --rows=run to give it rows of its own")
-  if _known(config, ask.task) is None and config.puzzles.name != "built":
+  if _known(config, ask.task) is None:
     raise ValueError(f"--rows=run: the run in {workdir} knows {task!r} with other demonstrations, its rows "
                      "stand for those; leave out --rows=run, or give the task as the run has it")
   first = sorted(ids, key=lambda name: name != task)  # The task as it stands, as `arc_build` wants it.
@@ -283,6 +283,9 @@ def _votes(config, built, tuned: tuning.Tuned, mesh) -> voting.Votes:
                       lambda: EvalBatches(built.test, config.eval.batch_rows), mesh, options)
   votes, reading = voting.Votes(), arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
   for result in solve(tuned.params, tuned.tables):
+    if math.isnan(result.halt_logit):
+      raise ValueError("the tuned network gives no numbers; lower --lr or --table_lr, or take another "
+                       "checkpoint")
     arc_votes.vote(votes, built.names[result.id], result, reading)
   return votes
 

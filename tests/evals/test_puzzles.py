@@ -40,6 +40,14 @@ def test_no_example_gives_a_count_of_zero_and_no_mean():
   assert run(None, step=1).scalars == {"eval/all/count": 0.0}
 
 
+def test_one_picture_is_one_of_each_kind():
+  drawn = []
+  page = lambda solved, unsolved: drawn.append((len(solved), len(unsolved))) or np.zeros((1, 1, 3), np.uint8)
+  run = puzzles.make(lambda params, tables: iter(answers()), batch_rows=6, n_pictures=1, page=page)
+  run(None, step=1)
+  assert drawn == [(1, 1)]
+
+
 def test_params_and_tables_reach_the_solver():
   seen = []
   run = puzzles.make(lambda *given: seen.append(given) or iter(()), batch_rows=6)

@@ -106,7 +106,7 @@ def test_tensors_that_follow_from_the_config_travel(tmp_path):
   folder = hf_fixture.copy(hf_fixture.FOLDER / "llama_tiny", tmp_path / "model")
   tensors = load_file(folder / "model.safetensors")
   tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, np.float32)
-  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "made": "before"})
   model, params, _ = hf_import.load(str(folder))
   hf_export.save(tmp_path / "again", model, params, like=folder)
   assert files_of(tmp_path / "again")["model.safetensors"] == files_of(folder)["model.safetensors"]

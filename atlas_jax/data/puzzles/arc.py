@@ -276,6 +276,10 @@ def _load(path: pathlib.Path) -> Any:
     raise ValueError(f"{path} cannot be read ({error.strerror}); name a file of ARC tasks") from error
   except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON: {error}") from error
+  except ValueError as error:
+    if str(path) in str(error):  # One of ours, of a key that is there twice.
+      raise
+    raise ValueError(f"{path} cannot be read as JSON: {error}") from error  # Numbers of thousands of digits.
 
 
 def _unique(pairs: list[tuple[str, Any]], path: pathlib.Path) -> dict[str, Any]:

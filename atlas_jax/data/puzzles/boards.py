@@ -12,7 +12,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -178,36 +178,49 @@ def read_csv(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, i
   texts = {"question": bytearray(), "answer": bytearray()}
   ratings, lines = [], []
   with open(file, newline="", encoding="latin-1") as opened:
-    rows = csv.reader(opened)
-    header = next(rows, [])
+    rows = _rows(file, opened)
+    _, header = next(rows, (1, []))
     missing = [name for name in ("question", "answer", "rating") if name not in header]
     if missing:
       raise ValueError(f"{file}:1: no column {', '.join(missing)} among {header}, which the first line names")
     where = {name: header.index(name) for name in texts}
     rating_at = header.index("rating")
-    for row in rows:
-      rating = _rating(file, rows.line_num, header, row, rating_at)
+    for line, row in rows:
+      rating = _rating(file, line, header, row, rating_at)
       if min_rating is not None and rating < min_rating:
         continue
       for name, at in where.items():
         if len(row[at]) != n_cells:
           raise ValueError(
-              f"{file}:{rows.line_num}: the {name} has {len(row[at])} characters, it needs {n_cells}")
+              f"{file}:{line}: the {name} has {len(row[at])} characters, it needs {n_cells}")
         texts[name] += row[at].encode("latin-1")
       ratings.append(rating)
-      lines.append(rows.line_num)
+      lines.append(line)
   questions = _decode(file, lines, "question", texts["question"], question_cells, n_cells)
   answers = _decode(file, lines, "answer", texts["answer"], answer_cells, n_cells)
   return of_lists(questions, answers, ratings, lines, n_cells)
+
+
+def _rows(file, opened) -> Iterator[tuple[int, list[str]]]:
+  """Yields (line, cells); what cannot be read as CSV is an error with its line."""
+  rows = csv.reader(opened)
+  try:
+    for row in rows:
+      yield rows.line_num, row
+  except csv.Error as error:
+    raise ValueError(f"{file}:{rows.line_num}: {error}") from error
 
 
 def _rating(file, line: int, header: list, row: list, at: int) -> int:
   if len(row) != len(header):
     raise ValueError(f"{file}:{line}: {len(row)} columns, the header has {len(header)}")
   try:
-    return int(row[at])
+    rating = int(row[at])
   except ValueError:
     raise ValueError(f"{file}:{line}: the rating {row[at]!r} is no whole number") from None
+  if not 0 <= rating < 2**31:
+    raise ValueError(f"{file}:{line}: the rating {rating} must be from 0 to {2**31 - 1}")
+  return rating
 
 
 def _decode(file, lines: list[int], name: str, text: bytearray, meanings: Mapping[str, int], n_cells: int):

@@ -92,6 +92,7 @@ BAD = [
   ([TASK], "it has a list"),
   ("{nothing", "is not JSON"),
   ("\x00", "is not JSON"),
+  ("9" * 5_000, "cannot be read as JSON"),
   ('{"train": [], "train": [], "test": []}', "'train' is there twice"),
 ]
 

@@ -333,6 +333,9 @@ GOOD = sudoku.generate(1, side=4, split="train", seed=0)
     (("4" + "." * 15, "1234341221434321", "0"), "contradicts"),
     (("." * 16, "1234341221434321", "hard"), "rating 'hard'"),
     (("." * 16, "1234341221434321"), "3 columns, the header has 4"),
+    (("." * 16, "1234341221434321", "99999999999"), "rating 99999999999 must be from 0 to"),
+    (("." * 16, "1234341221434321", "-1"), "rating -1 must be from 0 to"),
+    (("." * 200_000, "1234341221434321", "0"), "field larger than field limit"),
 ])
 def test_faulty_rows_are_named_by_file_and_line(row, message, tmp_path):
   good = board_files.texts(GOOD, CHARACTERS)
