@@ -150,6 +150,17 @@ def test_metrics_are_those_of_the_loss():
     np.testing.assert_allclose(total, expected[name], rtol=1e-4, err_msg=name)
 
 
+def test_answers_without_numbers_are_said_aloud_and_count_with_a_probability_of_zero(caplog):
+  _, params, table, _ = tiny()
+  solve, orders = solve_fn()
+  orders["order"] = None
+  broken = {**params, "halt_bias": jnp.full((2,), jnp.nan)}
+  with quick_compilation(), caplog.at_level("WARNING", logger="absl"):
+    results = list(solve(broken, {"puzzles": table}))
+  assert {result.q for result in results} == {0.0}
+  assert f"{N_EXAMPLES} of {N_EXAMPLES} answers have a halting logit that is not a number" in caplog.text
+
+
 def test_max_examples_reads_no_further():
   assert [result.example for result in solved(max_examples=5)] == [0, 1, 2, 3, 4]
 
