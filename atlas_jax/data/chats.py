@@ -110,6 +110,13 @@ class Template:
         learnt.append(np.full(len(ids[-1]), inside))
     return Encoded(np.concatenate(ids), np.concatenate(learnt))
 
+  def turn_end(self, tokenizer: Tokenizer) -> int | None:
+    """Gives the special token that ends what the assistant writes, such as <|im_end|>; None if none does."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    coded = self.chat(said, tokenizer)
+    last = int(coded.ids_T[coded.learn_T][-1])
+    return last if last in self._specials.values() else None
+
   def _parts(self, messages, values, learn: str) -> list[tuple[str, bool]]:
     """Gives (text, whether it is to learn), by rendering the chat up to each turn that is."""
     whole, parts, at = self._render(messages, False, values), [], 0
