@@ -1,0 +1,99 @@
+"""Problems put to a sampler: prompts as ids, and a function that answers them."""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atlas_jax.data import chats, problems
+from atlas_jax.data.problems import Problem
+from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.rollout.sampler import Options, Sampler
+
+
+class Written(NamedTuple):
+  """What a sampler wrote for a problem."""
+
+  text: str              # without what stopped it, and without special tokens
+  tokens: np.ndarray     # ids, the one that stopped it included
+  reason: str            # of `sampler.REASONS`
+
+
+def encoder(tokenizer: Tokenizer, template: chats.Template | None = None, *, max_tokens: int | None = None,
+            overlong: str = "error", values: Mapping[str, Any] = problems.NOTHING) -> Callable:
+  """Makes the function from a problem to the ids of its prompt.
+
+  Args:
+    tokenizer: of the ids.
+    template: chat template, or None for plain texts; see `chats.prompt_ids`.
+    max_tokens: of a prompt; None: any number.
+    overlong: of a longer one: "error", "truncate" (its start is cut off), or "skip" (None is given).
+    values: what the template may use besides.
+
+  Returns:
+    problem -> int32 ids, or None. It raises ValueError, naming the place of the problem.
+  """
+  def encode(problem: Problem) -> np.ndarray | None:
+    ids = chats.prompt_ids(problem, tokenizer, template, **values)
+    if max_tokens is None or len(ids) <= max_tokens:
+      return ids
+    if overlong == "error":
+      raise ValueError(f"{problem.where}: its prompt has {len(ids)} tokens, more than "
+                       f"config.data.max_prompt_tokens={max_tokens}; raise that, or set config.data.overlong "
+                       "to 'truncate' (cuts off its start) or 'skip'")
+    return None if overlong == "skip" else ids[-max_tokens:]
+
+  return encode
+
+
+def prompt_text(problem: Problem) -> str:
+  """Gives a prompt as rewards read it: the text, or the contents of its messages with blank lines between."""
+  if isinstance(problem.prompt, str):
+    return problem.prompt
+  return "\n\n".join(message["content"] for message in problem.prompt)
+
+
+def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, seed: int = 0) -> Callable:
+  """Makes the function that has problems answered.
+
+  Args:
+    sampler: who answers.
+    encode: see `encoder`.
+    options: how; n must be 1.
+    rows: prompts that are asked at a time; the last ones are repeated where fewer are left, so that there is
+      one shape to compile for.
+    seed: draws, where the temperature is not 0.
+
+  Returns:
+    (params, problems, *, step) -> Written of each problem, None for one whose prompt is skipped; `params` are
+    what the sampler loads.
+  """
+  def write(params, found: Sequence[Problem], *, step: int) -> list[Written | None]:
+    sampler.load(params, step)
+    prompts = [encode(problem) for problem in found]
+    asked = [at for at, prompt in enumerate(prompts) if prompt is not None]
+    written: list[Written | None] = [None] * len(found)
+    for first in range(0, len(asked), rows):
+      part = asked[first:first + rows]
+      filled = [*part, *[part[-1]] * (rows - len(part))]
+      rollout = sampler.generate([list(prompts[at]) for at in filled], options, seed=seed + first)
+      for row, at in enumerate(part):
+        ids = rollout.tokens_BT[row, :rollout.length_B[row]]
+        written[at] = Written(rollout.text_B[row], ids, rollout.reason_B[row])
+    return written
+
+  return write
+
+
+def grader(rewards: Rewards) -> Callable:
+  """Makes the function from problems and what was written for them to (reward_B, name -> reward_B).
+
+  NaN where a reward has nothing to say.
+  """
+  def grade(found: Sequence[Problem], written: Sequence[Written]):
+    scores = rewards.score(
+        [prompt_text(one) for one in found], [one.text for one in written], [one.answer for one in found],
+        tokens=[one.tokens for one in written], extras=[one.extra for one in found])
+    return scores.reward_B, scores.each
+
+  return grade

@@ -1,0 +1,79 @@
+"""Completions for the eye: a few of every rollout, in JSON lines beside the run and as a text."""
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FOLDER = "completions"
+FILE_STEPS = 1_000  # Steps whose completions share a file.
+SHOWN_CHARS = 240  # Of a prompt or completion in the text; the files have all of it.
+
+
+class Table:
+  """The files workdir/completions/*.jsonl, one row per completion; rows of a run's steps rise.
+
+  The first write drops rows of its own step and later ones, which an earlier start has left.
+  """
+
+  def __init__(self, workdir):
+    """Takes the run directory; nothing is made before the first row."""
+    self._folder, self._begun = pathlib.Path(workdir) / FOLDER, False
+
+  def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the rows of a step.
+
+    Args:
+      step: the update that they are for.
+      rows: JSON objects; each gets the step as its first field.
+    """
+    if not rows:
+      return
+    self._folder.mkdir(parents=True, exist_ok=True)
+    if not self._begun:
+      self._drop(step)
+      self._begun = True
+    with self._file(step).open("a", encoding="utf-8") as stream:
+      stream.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+
+  def _file(self, step: int) -> pathlib.Path:
+    return self._folder / f"{step // FILE_STEPS * FILE_STEPS:08d}.jsonl"
+
+  def _drop(self, step: int) -> None:
+    for file in sorted(self._folder.glob("*.jsonl")):
+      if file.name > self._file(step).name:
+        file.unlink()
+    file = self._file(step)
+    if file.exists():
+      kept = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+              if line.endswith("\n") and json.loads(line)["step"] < step]
+      part = file.with_suffix(".part")
+      part.write_text("".join(kept), encoding="utf-8")
+      part.replace(file)
+
+
+def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Gives rows as a text: what was asked, what was written, and what it earned.
+
+  Args:
+    rows: with "prompt", "completion", "answer", "reward", "rewards", "advantage", "reason" and
+      "length_tokens".
+  """
+  return "\n\n".join(
+      f"prompt: {_short(row['prompt'])}\n"
+      f"completion: {_short(row['completion'])}\n"
+      f"answer: {_short(row['answer'])}\n"
+      f"reward {_number(row['reward'])} ({_each(row['rewards'])}), advantage {_number(row['advantage'])}, "
+      f"{row['length_tokens']} tokens, {row['reason']}" for row in rows)
+
+
+def _each(rewards: Mapping[str, float | None]) -> str:
+  return ", ".join(f"{name} {_number(reward)}" for name, reward in rewards.items())
+
+
+def _number(value: float | None) -> str:
+  return "none" if value is None else f"{value:.3g}"
+
+
+def _short(text: str | None) -> str:
+  shown = repr(text)
+  return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... ({len(str(text))} characters)"
