@@ -80,7 +80,8 @@ def same_text(ids: Sequence[int], of: Tokenizer, other: Tokenizer) -> tuple[np.n
     are not where the text is broken UTF-8, which is read no further than that, or the other tokenizer
     changes what it reads.
   """
-  text = of.decode_bytes(ids)
+  ids = np.asarray(ids, np.int32)
+  text = of.decode_bytes(ids[ids < of.vocab_size])  # A model may have more ids, which stand for no text.
   try:
     text.decode()
     valid = text
