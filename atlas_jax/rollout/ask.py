@@ -15,7 +15,7 @@ class Written(NamedTuple):
   """What a sampler wrote for a problem."""
 
   text: str              # without what stopped it, and without special tokens
-  tokens: np.ndarray     # ids, the one that stopped it included
+  tokens: list[int]      # ids, the one that stopped it included
   reason: str            # of `sampler.REASONS`
 
 
@@ -70,15 +70,15 @@ def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, s
   """
   def write(params, found: Sequence[Problem], *, step: int) -> list[Written | None]:
     sampler.load(params, step)
-    prompts = [encode(problem) for problem in found]
-    asked = [at for at, prompt in enumerate(prompts) if prompt is not None]
+    prompts = [(at, encode(problem)) for at, problem in enumerate(found)]
+    asked = [(at, prompt.tolist()) for at, prompt in prompts if prompt is not None]
     written: list[Written | None] = [None] * len(found)
     for first in range(0, len(asked), rows):
       part = asked[first:first + rows]
       filled = [*part, *[part[-1]] * (rows - len(part))]
-      rollout = sampler.generate([list(prompts[at]) for at in filled], options, seed=seed + first)
-      for row, at in enumerate(part):
-        ids = rollout.tokens_BT[row, :rollout.length_B[row]]
+      rollout = sampler.generate([prompt for _, prompt in filled], options, seed=seed + first)
+      for row, (at, _) in enumerate(part):
+        ids = rollout.tokens_BT[row, :rollout.length_B[row]].tolist()
         written[at] = Written(rollout.text_B[row], ids, rollout.reason_B[row])
     return written
 

@@ -81,12 +81,15 @@ class Scores(NamedTuple):
 
 class _Reward(NamedTuple):
   function: Callable
-  weight: float
   needs: tuple[str, ...]
 
 
 class Rewards:
-  """Several rewards with weights."""
+  """Several rewards with weights.
+
+  Attributes:
+    weights: name -> weight.
+  """
 
   def __init__(self, weights: Mapping[str, float]):
     """Finds rewards.
@@ -106,7 +109,8 @@ class Rewards:
         raise ValueError(f"config.rewards[{name!r}]={weight} must be a finite weight")
       function = load(name)
       needs = tuple(one for one in inspect.signature(function).parameters if one in MORE)
-      self._rewards[name] = _Reward(function, float(weight), needs)
+      self._rewards[name] = _Reward(function, needs)
+    self.weights = {name: float(weight) for name, weight in weights.items()}
 
   def score(self, prompts: Sequence[str], completions: Sequence[str], truths: Sequence[str | None], *,
             tokens: Sequence[Sequence[int]] | None = None,
@@ -135,8 +139,26 @@ class Rewards:
       more = [{need: _more(need, row, tokens, extras) for need in reward.needs} for row in range(rows)]
       given = [_call(name, reward.function, *row) for row in zip(prompts, completions, truths, more)]
       each[name] = np.array([math.nan if one is None else one for one in given], np.float32)
-    weights = {name: reward.weight for name, reward in self._rewards.items()}
-    return Scores(combine(each, weights), each, weights)
+    return Scores(combine(each, self.weights), each, self.weights)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+  """Reads names with weights, such as "correct=1,marked=0.1"; a name alone weighs 1.
+
+  Raises:
+    ValueError: if a weight is no number, or a name comes twice.
+  """
+  weights: dict[str, float] = {}
+  for part in filter(None, (part.strip() for part in text.split(","))):
+    name, given, weight = (word.strip() for word in part.partition("="))
+    try:
+      value = float(weight) if given else 1.0
+    except ValueError:
+      raise ValueError(f"config.rewards={text!r}: {part!r} must be NAME or NAME=NUMBER") from None
+    if name in weights:
+      raise ValueError(f"config.rewards={text!r} names {name!r} twice; name it once")
+    weights[name] = value
+  return weights
 
 
 def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:

@@ -1,0 +1,306 @@
+"""Rollouts as a source of batches: prompts are answered, scored, compared, and trained on.
+
+A rollout holds `batches` batches and is gone through `passes` times. Every process asks the sampler alike, so
+that all know the whole rollout, and takes its own rows of each batch; groups stay together.
+"""
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from atlas_jax.data import packing
+from atlas_jax.data.problems import Draws
+from atlas_jax.data.prompts import PromptSource, check_state
+from atlas_jax.evals import EvalOut
+from atlas_jax.parallel import hosts
+from atlas_jax.rollout import arrays, groups, sampler
+from atlas_jax.rollout.groups import Group, Scoring
+from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.rollout.table import Table, text_of
+
+MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
+REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How rollouts become batches. "Off" is None.
+
+  Raises:
+    ValueError: for a value that cannot be, naming its field.
+  """
+
+  batch_rows: int                 # completions per update, over all processes
+  batches: int = 1                # per rollout
+  passes: int = 1                 # updates per batch
+  flat_groups: str = "keep"       # of equal rewards: "skip" trains no row of them, "resample" asks others
+  max_resamples: int = 3          # times that others are asked, at most
+  pad_tokens: int = 1             # lengths are multiples of it
+  align_tokens: int = 1           # and of this
+  max_staleness: int = 0          # updates that the weights of a completion may be behind when it is written
+  table_rows: int = 0             # completions of a rollout that are written down
+
+  def __post_init__(self):
+    if self.flat_groups not in groups.FLAT:
+      raise ValueError(f"config.rollout.flat_groups={self.flat_groups!r} must be one of "
+                       f"{', '.join(groups.FLAT)}")
+    for name in ("batches", "passes", "pad_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"config.rollout.{name}={getattr(self, name)} must be at least 1")
+
+  @property
+  def updates(self) -> int:
+    """How many updates use a rollout."""
+    return self.batches * self.passes
+
+
+@dataclasses.dataclass
+class Pending:
+  """A rollout that updates are being made with."""
+
+  arrays: dict[str, np.ndarray]  # of all its rows, over all processes
+  where: list[str]               # of the prompt of each row
+  number: int                    # place of its first prompt, which also draws the order of its groups
+  told: dict[str, float]         # what is logged of it
+  text: str
+  version: int
+  given: int = 0                 # updates it was used for
+
+
+class RolloutSource:
+  """Batches of completions with advantages; see `data.source.Source`.
+
+  A batch has what `arrays.of_completions` gives, and advantage_B, sampler_logprob_BT (the sampler's, in the
+  tempered distribution over all ids), old_logprob_BT (the trainer's at the time of the rollout; only with
+  several updates per rollout), row_mask_B (0 for rows that only fill up), truncated_B, and tokens_per_row_B
+  (the same in all rows: counted tokens of the batch over its counted rows).
+
+  Attributes:
+    step: batches given so far.
+    tokenizer: of the ids.
+  """
+
+  def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards, *, encode: Callable,
+               options: sampler.Options, plan: Plan, scoring: Scoring, tokenizer: Any = None, seed: int = 0,
+               whole: Callable = lambda params, frozen: params, old_logprobs: Callable | None = None,
+               process_index: int = 0, process_count: int = 1):
+    """Takes all parts.
+
+    Args:
+      prompts: one problem per step, of batch_rows = group_size = options.n.
+      writer: writes the completions.
+      rewards: score them.
+      encode: problem -> ids of its prompt, or None for one that is passed over; see `ask.encoder`.
+      options: how completions are drawn; n is the size of a group, the temperature is above 0.
+      plan: how rollouts become batches.
+      scoring: how groups are compared.
+      tokenizer: of the ids, for who uses the run.
+      seed: draws.
+      whole: (what is trained, frozen) -> what the sampler loads.
+      old_logprobs: (what is trained, frozen, this process's rows) -> logprob_BT of the whole batch, NumPy;
+        needed for several updates per rollout.
+      process_index: which process this is; its rows are a contiguous block.
+      process_count: how many there are.
+
+    Raises:
+      ValueError: if sizes do not divide, or the settings cannot make a policy gradient.
+    """
+    if plan.batch_rows % (options.n * process_count):
+      raise ValueError(f"config.data.batch_rows={plan.batch_rows} must be a multiple of "
+                       f"config.data.group_size={options.n} times the {process_count} processes")
+    if not options.temperature:
+      raise ValueError("config.sampler.temperature=0 draws nothing that a policy could learn from; set it "
+                       "above 0, such as 1.0")
+    if plan.updates > 1 and old_logprobs is None:
+      raise ValueError(f"{plan.updates} updates per rollout need old_logprobs")
+    if scoring.overlong_tokens is not None and scoring.overlong_tokens > options.max_tokens:
+      raise ValueError(f"config.rollout.overlong_tokens={scoring.overlong_tokens} is more than "
+                       f"config.sampler.max_tokens={options.max_tokens}; lower it")
+    self.step, self.tokenizer = 0, tokenizer
+    self._prompts, self._sampler, self._rewards = prompts, writer, rewards
+    self._encode, self._options, self._plan, self._scoring = encode, options, plan, scoring
+    self._seed, self._whole, self._old_logprobs = seed, whole, old_logprobs
+    share = plan.batch_rows // process_count
+    self._mine = slice(process_index * share, (process_index + 1) * share)
+    self._pending: Pending | None = None
+    self._frozen: Any = ()
+    self._table: Table | None = None
+    self._origins: dict[int, list[str]] = {}
+    self._told = EvalOut({})
+    self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
+
+  def bind(self, frozen, workdir=None) -> None:
+    """Takes what is not trained, and the run directory for tables of completions; None: nowhere."""
+    self._frozen = frozen
+    self._table = Table(workdir) if workdir is not None and hosts.is_main() else None
+
+  def next(self, params) -> dict[str, np.ndarray]:
+    """Gives the next batch, after a new rollout with these parameters if the last one is used up.
+
+    Raises:
+      ValueError: if a prompt, a reward or what the sampler wrote is not right; the place stays as it was.
+    """
+    pending = self._sample(params) if self._pending is None else self._pending
+    update, size = pending.given, self._plan.batch_rows
+    picked = self._order(pending)[update % self._plan.batches * size:][:size][self._mine]
+    batch = {name: array[picked] for name, array in pending.arrays.items()}
+    batch["tokens_per_row_B"] = np.full(len(picked), self._tokens_per_row(pending), np.float32)
+    self._origins = dict([*self._origins.items(), (self.step, [pending.where[row] for row in picked])]
+                         [-REMEMBERED:])
+    age = {"rollout/age_updates": float(self.step - pending.version)}
+    self._told = EvalOut({**pending.told, **age}, "" if update else pending.text)
+    pending.given += 1
+    self._pending = pending if pending.given < self._plan.updates else None
+    self.step += 1
+    return batch
+
+  def tell(self) -> EvalOut:
+    """Gives what is to be logged of the batch given last."""
+    return self._told
+
+  def _order(self, pending: Pending) -> np.ndarray:
+    """Gives the rows of the rollout in the order of this pass: the first as written, later ones by groups."""
+    rows, n = self._plan.batch_rows * self._plan.batches, self._options.n
+    number = pending.given // self._plan.batches
+    if not number or self._plan.batches == 1:
+      return np.arange(rows)
+    order = packing.permutation(rows // n, seed=self._seed + pending.number, epoch=number)
+    return (order[:, None] * n + np.arange(n)[None]).reshape(-1)
+
+  def _tokens_per_row(self, pending: Pending) -> float:
+    size = self._plan.batch_rows
+    picked = self._order(pending)[pending.given % self._plan.batches * size:][:size]
+    row_B = pending.arrays["row_mask_B"][picked] > 0
+    counted_B = row_B & ~(pending.arrays["truncated_B"][picked] & (self._scoring.truncated != "keep"))
+    tokens_B = pending.arrays["completion_mask_BT"][picked].sum(axis=1)
+    return float((tokens_B * counted_B).sum() / max(row_B.sum(), 1))
+
+  # A rollout.
+
+  def _sample(self, params) -> Pending:
+    """Writes, scores and compares completions; leaves the place in the prompts as it was if that fails."""
+    began, first = time.perf_counter(), self._prompts.step
+    try:
+      self._sampler.load(self._whole(params, self._frozen), self.step)
+      asked, written_s = self._ask_all()
+      seconds = {"rollout/generate_s": written_s, "rollout/reward_s": time.perf_counter() - began - written_s}
+      return self._make(params, asked, seconds, number=first)
+    except Exception:
+      self._prompts.step = first
+      raise
+
+  def _ask_all(self) -> tuple[list[Group], float]:
+    """Gives all groups that were asked, the wanted number or more, and the seconds that the sampler took."""
+    wanted = self._plan.batches * self._plan.batch_rows // self._options.n
+    asked, seconds = self._ask(wanted)
+    for _ in range(self._plan.max_resamples if self._plan.flat_groups == "resample" else 0):
+      lacking = wanted - sum(not group.flat for group in asked)
+      if lacking <= 0:
+        break
+      more, took = self._ask(min(wanted, 1 << (lacking - 1).bit_length()))  # Few sizes: few compilations.
+      asked, seconds = [*asked, *more], seconds + took
+    return asked, seconds
+
+  def _ask(self, count: int) -> tuple[list[Group], float]:
+    """Has the next prompts answered; gives their groups, and the seconds that the sampler took."""
+    place = self._prompts.step
+    found, ids = [], []
+    skipped = 0
+    while len(found) < count:
+      problem = self._prompts.next()["problems"][0]
+      prompt = self._encode(problem)
+      if prompt is not None:
+        found.append(problem)
+        ids.append(prompt.tolist())
+        skipped = 0
+      elif (skipped := skipped + 1) == MOST_SKIPPED:
+        raise ValueError(f"{skipped} prompts in a row are longer than config.data.max_prompt_tokens; raise "
+                         "it, or set config.data.overlong='truncate'")
+    began = time.perf_counter()
+    rollout = self._sampler.generate(ids, self._options, seed=Draws(self._seed, place).below(2**31))
+    seconds = time.perf_counter() - began
+    sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
+    return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring), seconds
+
+  def _make(self, params, asked: list[Group], seconds: dict[str, float], *, number: int) -> Pending:
+    """Chooses the groups to train on, and makes arrays, metrics and tables."""
+    wanted = self._plan.batches * self._plan.batch_rows // self._options.n
+    telling = [group for group in asked if not group.flat]
+    chosen = asked[:wanted]
+    if self._plan.flat_groups == "resample":
+      chosen = [*telling, *(group for group in asked if group.flat)][:wanted]
+    masked = [group.flat and self._plan.flat_groups != "keep" for group in chosen]
+    weights = self._rewards.weights
+    advantage_B = groups.compare(chosen, weights, self._scoring)
+    made = self._arrays(chosen, advantage_B, masked)
+    if self._plan.updates > 1:
+      made["old_logprob_BT"] = self._score_old(params, made)
+    told = {**groups.metrics(asked, options=self._options),
+            "rollout/resampled_groups": float(len(asked) - wanted),
+            "rollout/masked_groups": float(sum(masked)),
+            "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)), **seconds}
+    rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
+    if self._table is not None:
+      self._table.write(self.step + 1, rows)
+    where = [group.problem.where for group in chosen for _ in range(self._options.n)]
+    return Pending(made, where, number, told, text_of(rows), min(group.version for group in chosen))
+
+  def _arrays(self, chosen: list[Group], advantage_B, masked: list[bool]) -> dict[str, np.ndarray]:
+    n = self._options.n
+    made = arrays.of_completions(
+        [group.prompt for group in chosen for _ in range(n)],
+        [ids for group in chosen for ids in group.tokens],
+        pad_tokens=self._plan.pad_tokens, align_tokens=self._plan.align_tokens)
+    width = made["completion_BT"].shape[1]
+    return {**made, "advantage_B": advantage_B,
+            "sampler_logprob_BT": arrays.padded([one for group in chosen for one in group.logprobs], width),
+            "row_mask_B": np.repeat(~np.array(masked), n).astype(np.float32),
+            "truncated_B": np.concatenate([group.truncated_G for group in chosen])}
+
+  def _score_old(self, params, made: dict[str, np.ndarray]) -> np.ndarray:
+    """Gives the trainer's log-probabilities of the rollout, batch after batch."""
+    assert self._old_logprobs is not None  # The constructor sees to it.
+    size, parts = self._plan.batch_rows, []
+    for first in range(0, size * self._plan.batches, size):
+      mine = {name: array[first:first + size][self._mine] for name, array in made.items()}
+      parts.append(self._old_logprobs(params, self._frozen, mine))
+    return np.concatenate(parts).astype(np.float32)
+
+  # The place.
+
+  def state(self) -> dict:
+    """Gives the place, with the rollout that is in use; independent of the number of processes."""
+    state = {"step": self.step, "prompts": self._prompts.state(), **self._settings}
+    if self._pending is None:
+      return {**state, "pending": None}
+    pending = dataclasses.asdict(self._pending)
+    return {**state, "pending": {**pending, "arrays": arrays.to_json(pending["arrays"])}}
+
+  def restore(self, state: dict) -> None:
+    """Goes to the saved place; ValueError if it was saved with other problems or settings."""
+    check_state(state, {"step": self.step, **self._settings})
+    self._prompts.restore(state["prompts"])
+    self.step, self._pending, self._origins = int(state["step"]), None, {}
+    if (saved := state["pending"]) is not None:
+      self._pending = Pending(**{**saved, "arrays": arrays.from_json(saved["arrays"])})
+
+  def provenance(self, step: int) -> list[str]:
+    """Names where the prompt of each of this process's rows comes from.
+
+    For batches that this start has not given lately: as it is where no prompt is passed over or resampled,
+    in the order of the first pass.
+    """
+    if step in self._origins:
+      return self._origins[step]
+    rollout, update = divmod(step, self._plan.updates)
+    size, n = self._plan.batch_rows, self._options.n
+    first = rollout * self._plan.batches * size + update % self._plan.batches * size
+    rows = range(first, first + size)[self._mine]
+    return [self._prompts.batch(row // n)["problems"][0].where for row in rows]
+
+  def close(self) -> None:
+    """Ends what the sampler has started, such as a server."""
+    if hasattr(self._sampler, "close"):
+      self._sampler.close()

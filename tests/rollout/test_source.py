@@ -1,0 +1,402 @@
+"""Rollouts as batches: what is in them, which groups are trained on, and going on in the middle of one."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+from atlas_jax.data import prompts, tokenizer
+from atlas_jax.data.problems import Problem
+from atlas_jax.rollout import ask, source
+from atlas_jax.rollout.groups import Scoring
+from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.rollout.sampler import Options, ScriptedSampler
+from atlas_jax.rollout.source import Plan, RolloutSource
+from tests.helpers import assert_close
+
+BYTES = tokenizer.ByteTokenizer()
+WORDS = ["", "a", "bb", "ccc", "dddd"]
+OPTIONS = Options(n=3, max_tokens=4, stop_tokens=(256,))
+
+
+def size(prompt, completion, answer):
+  """Earns its length; nothing to say of prompts that ask for silence."""
+  return None if "silence" in prompt else len(completion)
+
+
+def vowels(prompt, completion, answer):
+  """Earns a vowel."""
+  return float("a" in completion)
+
+
+def breaks(prompt, completion, answer):
+  """Raises or gives NaN for one word."""
+  if completion == answer:
+    raise KeyError("oh")
+  return math.nan if prompt == "nan" else 0.0
+
+
+def listed(*texts):
+  """Problems of these prompts."""
+  return prompts.Listed([Problem(f"f.jsonl:{line}", text, "1") for line, text in enumerate(texts, start=1)])
+
+
+def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=Scoring(), seed=3, encode=None,
+         place=(0, 1), old=lambda params, frozen, batch: 0.0 * batch["completion_BT"], **plan):
+  """A source of a scripted sampler, and the sampler."""
+  found = listed("p", "qq", "rrr", "ssss", "t") if found is None else found
+  writer = ScriptedSampler(BYTES, script or (lambda text, params: WORDS))
+  asked = prompts.PromptSource(found, batch_rows=options.n, group_size=options.n, seed=seed)
+  scored = Rewards(rewards or {"tests.rollout.test_source.size": 1.0})
+  given = RolloutSource(
+      asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, scoring=scoring, seed=seed,
+      plan=Plan(**{"batch_rows": 6, **plan}), tokenizer=BYTES, old_logprobs=old, process_index=place[0],
+      process_count=place[1])
+  return given, writer
+
+
+def old_logprobs(params, frozen, batch):
+  """Numbers that tell the rows of all processes apart."""
+  del frozen
+  return batch["completion_BT"] * 0.125 + params
+
+
+def written(batch):
+  """The texts of a batch's prompts and completions."""
+  rows = range(len(batch["start_B"]))
+  prompt = [BYTES.decode(batch["tokens_BS"][row, :batch["start_B"][row] + 1]) for row in rows]
+  return list(zip(prompt, [BYTES.decode(batch["completion_BT"][row][batch["completion_mask_BT"][row]])
+                           for row in rows]))
+
+
+def same(left, right):
+  """Whether two batches are bit-equal."""
+  assert left.keys() == right.keys()
+  for name in left:
+    assert left[name].dtype == right[name].dtype
+    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_a_batch_has_prompts_completions_and_advantages():
+  rollouts, _ = made(pad_tokens=4, table_rows=4)
+  batch = rollouts.next(None)
+  assert batch["tokens_BS"].shape[1] % 4 == batch["completion_BT"].shape[1] % 4 == 0
+  texts = written(batch)
+  assert [prompt for prompt, _ in texts] == [texts[0][0]] * 3 + [texts[3][0]] * 3
+  for row, (prompt, completion) in enumerate(texts):
+    whole = BYTES.decode(batch["tokens_BS"][row][batch["doc_BS"][row] == 0])
+    assert whole == prompt + completion and completion in WORDS
+    assert batch["completion_mask_BT"][row].sum() == min(4, len(completion) + 1)
+    assert batch["truncated_B"][row] == (len(completion) == 4)
+  reward_BG = np.array([len(completion) for _, completion in texts], np.float32).reshape(2, 3)
+  centred = reward_BG - reward_BG.mean(1, keepdims=True)
+  assert_close(batch["advantage_B"], (centred / (reward_BG.std(1, ddof=1, keepdims=True) + 1e-4)).reshape(-1),
+               tolerance=1e-5)
+  assert batch["sampler_logprob_BT"].sum() == pytest.approx(6 * -math.log(5), rel=1e-5)
+  assert set(batch["row_mask_B"]) == {1.0}
+  assert_close(batch["tokens_per_row_B"], np.full(6, batch["completion_mask_BT"].sum() / 6, np.float32))
+
+
+def test_all_prompts_are_asked_in_every_epoch_and_none_is_dropped():
+  rollouts, _ = made(batch_rows=6)
+  asked = [prompt for _ in range(5) for prompt, _ in written(rollouts.next(None))[::3]]
+  assert sorted(asked[:5]) == sorted(asked[5:]) == ["p", "qq", "rrr", "ssss", "t"]
+
+
+def test_rollouts_differ_and_do_not_depend_on_what_was_drawn_before():
+  rollouts, _ = made(listed("p", "p", "p", "p"))
+  first, second = rollouts.next(None), rollouts.next(None)
+  assert written(first) != written(second)
+  again, _ = made(listed("p", "p", "p", "p"))
+  again.restore({**again.state(), "step": 1, "prompts": {**again.state()["prompts"], "step": 2}})
+  same(again.next(None), second)
+
+
+def test_the_sampler_gets_the_weights_of_every_update():
+  rollouts, writer = made()
+  for step in range(3):
+    rollouts.next(f"weights {step}")
+    assert (writer.params, writer.version) == (f"weights {step}", step)
+
+
+def test_what_is_not_trained_reaches_the_sampler(tmp_path):
+  rollouts, writer = made()
+  rollouts._whole = lambda params, frozen: (params, frozen["base"])
+  rollouts.bind({"base": 7}, tmp_path)
+  rollouts.next(1)
+  assert writer.params == (1, 7)
+
+
+@pytest.mark.parametrize("batches, passes", [(1, 1), (2, 1), (1, 3), (3, 2)])
+def test_a_run_restored_anywhere_goes_on_bit_for_bit(batches, passes):
+  fields = dict(batches=batches, passes=passes, old=old_logprobs, flat_groups="resample", table_rows=3)
+  whole, _ = made(**fields)
+  batches_of_all, told = [], []
+  for step in range(8):
+    batches_of_all.append(whole.next(0.5 * step))
+    told.append(whole.tell())
+  part, _ = made(**fields)
+  for step in range(8):
+    part = made(**fields)[0] if step == 0 else restored(part, fields)
+    same(part.next(0.5 * step), batches_of_all[step])
+    scalars = {name: value for name, value in part.tell().scalars.items() if not name.endswith("_s")}
+    assert scalars == {name: told[step].scalars[name] for name in scalars}
+    assert part.tell().text == told[step].text
+
+
+def restored(part, fields):
+  """A new source at the place of another."""
+  other, _ = made(**fields)
+  other.restore(json.loads(json.dumps(part.state())))
+  return other
+
+
+def test_a_rollout_is_used_as_often_as_asked_and_groups_stay_whole():
+  rollouts, writer = made(batches=3, passes=2, old=old_logprobs)
+  batches = [rollouts.next(2.0) for _ in range(6)]
+  assert writer.calls == 1
+  first = sorted(text for batch in batches[:3] for text in written(batch))
+  assert first == sorted(text for batch in batches[3:] for text in written(batch))
+  assert [written(batch) for batch in batches[:3]] != [written(batch) for batch in batches[3:]]
+  for batch in batches:
+    prompt = [prompt for prompt, _ in written(batch)]
+    assert len(set(prompt[:3])) == len(set(prompt[3:])) == 1
+    assert_close(batch["old_logprob_BT"], (batch["completion_BT"] * 0.125 + 2.0).astype(np.float32))
+  rollouts.next(None or 0.0)
+  assert writer.calls == 2
+
+
+def test_processes_together_have_the_batch_of_one():
+  fields = dict(batch_rows=12, batches=2, passes=2, old=lambda params, frozen, batch: np.zeros((12, 4)))
+  alone, _ = made(**fields)
+  left, right = (made(place=(index, 2), **fields)[0] for index in (0, 1))
+  for _ in range(5):
+    whole, parts = alone.next(0.0), (left.next(0.0), right.next(0.0))
+    same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+    step = alone.step - 1
+    assert alone.provenance(step) == [*left.provenance(step), *right.provenance(step)]
+  assert alone.state()["prompts"] == right.state()["prompts"]
+
+
+FLAT = {"p": ["a"], "qq": ["a", "bb"], "rrr": ["a"], "ssss": ["a", "bb", "ccc"], "t": ["a"]}
+
+
+def flat_script(text, params):
+  """Prompts of one word have groups of equal rewards."""
+  return FLAT[text]
+
+
+def test_flat_groups_are_counted_and_kept_or_skipped():
+  kept, _ = made(script=flat_script, batch_rows=15)
+  skipped, _ = made(script=flat_script, batch_rows=15, flat_groups="skip")
+  left, right = kept.next(None), skipped.next(None)
+  flat_B = left["advantage_B"].reshape(5, 3).any(1).repeat(3) == 0
+  assert set(left["row_mask_B"]) == {1.0} and flat_B.sum() >= 9
+  np.testing.assert_array_equal(right["row_mask_B"], ~flat_B)
+  for one, masked in ((kept, 0), (skipped, flat_B.sum() / 3)):
+    assert one.tell().scalars["rollout/flat_groups_frac"] == pytest.approx(flat_B.mean())
+    assert one.tell().scalars["rollout/masked_groups"] == masked
+  tokens_per_row = right["completion_mask_BT"][~flat_B].sum() / (~flat_B).sum()
+  assert_close(right["tokens_per_row_B"][0], tokens_per_row, tolerance=1e-5)
+
+
+def test_flat_groups_are_resampled_from_the_prompts_that_follow():
+  rollouts, writer = made(script=flat_script, batch_rows=9, flat_groups="resample", max_resamples=20)
+  batch = rollouts.next(None)
+  assert {prompt for prompt, _ in written(batch)} <= {"qq", "ssss"}
+  assert set(batch["row_mask_B"]) == {1.0} and batch["advantage_B"].reshape(3, 3).any(1).all()
+  scalars = rollouts.tell().scalars
+  assert scalars["rollout/resampled_groups"] == rollouts.state()["prompts"]["step"] - 3 > 0
+  assert 0 < scalars["rollout/flat_groups_frac"] < 1 and scalars["rollout/masked_groups"] == 0
+  assert writer.calls > 1
+  rest = rollouts.next(None)
+  assert rest["row_mask_B"].all()
+
+
+def test_what_resampling_cannot_fill_is_masked():
+  rollouts, writer = made(script=lambda text, params: ["a"], batch_rows=9, flat_groups="resample",
+                          max_resamples=2)
+  batch = rollouts.next(None)
+  assert not batch["row_mask_B"].any() and writer.calls == 3
+  scalars = rollouts.tell().scalars
+  assert scalars["rollout/masked_groups"] == 3 and scalars["rollout/resampled_groups"] == 6
+
+
+@pytest.mark.parametrize("truncated", ["keep", "mask", "drop"])
+def test_truncated_completions_may_count_or_not(truncated):
+  rollouts, _ = made(batch_rows=15, scoring=Scoring(truncated=truncated, kind="centered"))
+  batch = rollouts.next(None)
+  cut_B = batch["truncated_B"]
+  assert cut_B.any() and not cut_B.all()
+  reward_B = np.array([len(text) for _, text in written(batch)], np.float32)
+  counted_BG = np.where(cut_B & (truncated == "drop"), np.nan, reward_B).reshape(5, 3)
+  advantage_BG = np.nan_to_num(counted_BG - np.nanmean(counted_BG, axis=1, keepdims=True))
+  assert_close(batch["advantage_B"], advantage_BG.reshape(-1), tolerance=1e-5)
+  tokens_B = batch["completion_mask_BT"].sum(1) * ~(cut_B & (truncated != "keep"))
+  assert_close(batch["tokens_per_row_B"][0], tokens_B.sum() / 15, tolerance=1e-5)
+  assert rollouts.tell().scalars["rollout/reward_mean"] == pytest.approx(reward_B.mean())
+
+
+def test_long_completions_cost_in_tokens():
+  rollouts, _ = made(batch_rows=15, scoring=Scoring(overlong_tokens=2, kind="centered"))
+  batch = rollouts.next(None)
+  size_B = batch["completion_mask_BT"].sum(1)
+  text_B = np.array([len(text) for _, text in written(batch)])
+  reward_BG = (text_B - np.clip((size_B - 2) / 2, 0, 1)).reshape(5, 3)
+  centred_BG = reward_BG - reward_BG.mean(1, keepdims=True)
+  assert_close(batch["advantage_B"], centred_BG.reshape(-1), tolerance=1e-5)
+  assert rollouts.tell().scalars["rollout/reward/overlong_mean"] < 0
+
+
+def test_separate_rewards_are_normalised_each():
+  names = {"tests.rollout.test_source.size": 1.0, "tests.rollout.test_source.vowels": 2.0}
+  rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(separate=True))
+  batch = rollouts.next(None)
+  texts = [text for _, text in written(batch)]
+  total_B = 0
+  for weight, column in ((1, [len(text) for text in texts]), (2, ["a" in text for text in texts])):
+    reward_BG = np.array(column, np.float32).reshape(5, 3)
+    centred = reward_BG - reward_BG.mean(1, keepdims=True)
+    total_B = total_B + weight * (centred / (reward_BG.std(1, ddof=1, keepdims=True) + 1e-4)).reshape(-1)
+  expected_B = (total_B - total_B.mean()) / (total_B.std(ddof=1) + 1e-4)
+  assert_close(batch["advantage_B"], expected_B, tolerance=1e-4)
+
+
+def test_rewards_that_have_nothing_to_say_count_nowhere():
+  rollouts, _ = made(listed("silence", "speak"), batch_rows=6)
+  batch = rollouts.next(None)
+  quiet_B = np.array([prompt == "silence" for prompt, _ in written(batch)])
+  assert not batch["advantage_B"][quiet_B].any() and batch["advantage_B"][~quiet_B].any()
+  assert np.isfinite(list(rollouts.tell().scalars.values())).all()
+
+
+def test_numbers_of_a_rollout_are_told():
+  rollouts, _ = made(batch_rows=15, batches=2, table_rows=5)
+  for age in range(2):
+    batch = rollouts.next(None)
+    told = rollouts.tell()
+    assert told.scalars["rollout/age_updates"] == age
+  assert told.text == "" and batch["completion_mask_BT"].any()
+  expected = {"reward_mean", "reward_std", "reward/tests.rollout.test_source.size_mean", "length_mean_tokens",
+              "length_min_tokens", "length_max_tokens", "truncated_frac", "terminated_frac", "generate_s",
+              "terminated_length_mean_tokens", "flat_groups_frac", "resampled_groups", "masked_groups",
+              "skipped_prompts", "reward_s"}
+  assert {f"rollout/{name}" for name in expected} <= told.scalars.keys()
+  assert told.scalars["rollout/truncated_frac"] + told.scalars["rollout/terminated_frac"] == 1
+
+
+def test_completions_are_written_down(tmp_path):
+  rollouts, _ = made(batch_rows=15, table_rows=4)
+  rollouts.bind((), tmp_path)
+  for _ in range(2):
+    rollouts.next(None)
+  rows = table_rows(tmp_path)
+  assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+  assert len({row["prompt"] for row in rows[:4]}) == 4
+  for row in rows:
+    assert row["completion"] in WORDS and row["reward"] == len(row["completion"])
+    assert row["rewards"] == {"tests.rollout.test_source.size": row["reward"]}
+    assert row["reason"] in ("stop_token", "length") and row["version"] == row["step"] - 1
+    assert repr(row["completion"]) in rollouts.tell().text or row["step"] == 1
+
+
+def test_a_start_drops_what_an_earlier_one_wrote_beyond_it(tmp_path):
+  rollouts, _ = made(table_rows=2)
+  rollouts.bind((), tmp_path)
+  rollouts.next(None)
+  state = rollouts.state()
+  rollouts.next(None)
+  before = table_rows(tmp_path)
+  rollouts.next(None)
+  again, _ = made(table_rows=2)
+  again.bind((), tmp_path)
+  again.restore(state)
+  again.next(None)
+  assert table_rows(tmp_path) == before and len(before) == 4
+
+
+def table_rows(workdir):
+  """All rows of a run's tables."""
+  files = sorted((workdir / "completions").glob("*.jsonl"))
+  return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("prompt, words, message", [
+    ("boo", ["1"], "reward 'tests.rollout.test_source.breaks' raised KeyError: 'oh'; for prompt 'boo', "
+     "completion '1'"),
+    ("nan", ["2"], "reward 'tests.rollout.test_source.breaks' gave nan, .* for prompt 'nan'"),
+])
+def test_a_reward_that_fails_is_named_and_the_place_stays(prompt, words, message):
+  rollouts, _ = made(listed(prompt), script=lambda text, params: words,
+                     rewards={"tests.rollout.test_source.breaks": 1.0})
+  before = rollouts.state()
+  with pytest.raises(ValueError, match=message):
+    rollouts.next(None)
+  assert rollouts.state() == before
+
+
+def test_weights_that_are_too_old_are_refused():
+  rollouts, writer = made(max_staleness=1)
+  load = writer.load
+  writer.load = lambda params, version: load(params, 0)
+  rollouts.next(None)
+  rollouts.next(None)
+  with pytest.raises(ValueError, match="written by weights of version 0, training has 2; max_staleness=1"):
+    rollouts.next(None)
+
+
+def test_prompts_that_are_too_long_are_refused_cut_or_passed_over():
+  found = listed("p", "qq", "rrr", "ssss", "t")
+  with pytest.raises(ValueError, match=r"f.jsonl:\d: its prompt has \d tokens, more than config.da"):
+    made(found, encode=ask.encoder(BYTES, max_tokens=3), batch_rows=15)[0].next(None)
+  cut, _ = made(found, encode=ask.encoder(BYTES, max_tokens=3, overlong="truncate"), batch_rows=15)
+  assert sorted({prompt for prompt, _ in written(cut.next(None))}) == ["p", "qq", "rrr", "sss", "t"]
+  skipping = ask.encoder(BYTES, max_tokens=3, overlong="skip")
+  rollouts, _ = made(found, encode=skipping, batch_rows=15)
+  assert {prompt for prompt, _ in written(rollouts.next(None))} == {"p", "qq", "t"}
+  assert rollouts.tell().scalars["rollout/skipped_prompts"] >= 2
+
+
+def test_prompts_that_are_all_too_long_are_an_error(monkeypatch):
+  monkeypatch.setattr(source, "MOST_SKIPPED", 20)
+  with pytest.raises(ValueError, match="20 prompts in a row are longer than config.data.max_prompt_tokens"):
+    made(encode=lambda problem: None)[0].next(None)
+
+
+def test_rows_say_where_they_come_from():
+  rollouts, _ = made(batches=2)
+  ahead = [rollouts.provenance(step) for step in range(4)]
+  for step in range(4):
+    rollouts.next(None)
+    assert rollouts.provenance(step) == ahead[step]
+    assert len(set(ahead[step])) == 2 and ahead[step][0].startswith("f.jsonl:")
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(batch_rows=7), "config.data.batch_rows=7 must be a multiple of config.data.group_size=3"),
+    (dict(place=(0, 4)), "times the 4 processes"),
+    (dict(options=Options(n=3, temperature=0.0)), "config.sampler.temperature=0 draws nothing"),
+    (dict(passes=2, old=None), "2 updates per rollout need old_logprobs"),
+    (dict(passes=0), "config.rollout.passes=0 must be at least 1"),
+    (dict(flat_groups="no"), "config.rollout.flat_groups='no' must be one of keep, skip, resample"),
+])
+def test_settings_that_cannot_be_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    made(**fields)
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(truncated="cut"), "config.rollout.truncated='cut' must be one of keep, mask, drop"),
+    (dict(kind="best"), "config.advantage.kind='best'"), (dict(overlong_tokens=5), "is more than config.sam"),
+])
+def test_scoring_that_cannot_be_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    made(scoring=Scoring(**fields))
+
+
+def test_a_place_of_other_problems_or_settings_is_refused():
+  state = made()[0].state()
+  with pytest.raises(ValueError, match="fingerprint"):
+    made(listed("other"))[0].restore(state)
+  with pytest.raises(ValueError, match="batches=1 then, 2 now"):
+    made(batches=2)[0].restore(state)
