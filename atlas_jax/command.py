@@ -16,7 +16,8 @@ from atlas_jax import config as configs
 OF_MODE = {
     "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
-              "out")}
+              "out"),
+    "export": ("to", "dtype", "adapters")}
 TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
             "batch_rows": "data.batch_rows"}  # What flags of these modes are called in training.
 
@@ -28,8 +29,8 @@ def define_flags() -> flags.FlagValues:
                   (flags.DEFINE_string, flags.DEFINE_integer))
   text("config", None, "train: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve"], "What to do.",
-                    flag_values=values)
+  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export"],
+                    "What to do.", flag_values=values)
   text("prompt", "", "generate: the text to go on from; may be empty.")
   number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
   flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",
@@ -37,6 +38,11 @@ def define_flags() -> flags.FlagValues:
   number("top_k", None, "generate: draw among this many likeliest tokens; left out: all.", lower_bound=1)
   number("seed", 0, "generate: of the draws.", lower_bound=0, upper_bound=2**32 - 1)
   _define_solve_flags(values)
+  text("to", None, "export: the folder that is to hold the model, as transformers and vLLM load it.")
+  flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "export: of the weights; left out: that "
+                    "of the published model that the run started from, else float32.", flag_values=values)
+  flags.DEFINE_bool("adapters", False, "export: write the adapters of a run with config.lora.rank alone, in "
+                    "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
   number("num_processes", None, "How many processes the run has.")
   number("process_id", None, "Which of them this is, from 0.")
@@ -149,11 +155,14 @@ def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     ValueError: if there is no such field, or the text is not of its type.
   """
   group, _, last = name.rpartition(".")
-  if group == configs.OPTIONS:  # The rule knows its options and checks them.
-    config.model.memory.options = {**config.model.memory.options, last: _literal(text)}
+  if group in configs.OPTIONS:  # Who uses them knows and checks them.
+    parent, _, field = group.rpartition(".")
+    owner = configs.at(config, parent)
+    owner[field] = {**owner[field], last: _literal(text)}
     return
   if name not in configs.FIELDS:
-    if any(field.startswith(f"{name}.") for field in (*configs.FIELDS, f"{configs.OPTIONS}.")):
+    groups = (*configs.FIELDS, *(f"{free}." for free in configs.OPTIONS))
+    if any(field.startswith(f"{name}.") for field in groups):
       raise ValueError(f"--config.{name} is a group; set one of its fields, --config.{name}.FIELD=VALUE")
     raise ValueError(f"--config.{name}={text}: {configs.unknown_field(name)}")
   kind, optional = configs.FIELDS[name]
@@ -188,6 +197,8 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
         raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")
   if asked.mode == "solve" and not asked.task:
     raise ValueError("--task is missing: the file of the ARC task to solve, such as --task=007bbfb7.json")
+  if asked.mode == "export" and not asked.to:
+    raise ValueError("--to is missing: the folder to write the model to, such as --to=exported")
   if not math.isfinite(asked.seconds):
     raise ValueError(f"--seconds={asked.seconds} must be a number of seconds, such as 60")
   if asked["steps"].present and asked["seconds"].present:

@@ -13,8 +13,10 @@ from atlas_jax.defaults import default, published_trm, small_arc
 
 __all__ = ["default", "published_trm", "small_arc"]  # For the files in configs/.
 
-OPTIONS = "model.memory.options"  # The one group whose fields are not listed here: the rule knows them.
-ALSO_NONE = ("optim.clip_norm", "optim.steps")  # May be None, though its default is not.
+# Groups whose fields are not listed here: the rule, the task, the files or the template know them.
+OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
+# May be None, though their default is not.
+ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -77,7 +79,9 @@ def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> s
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
-  config.data.update(name="python_stdlib", tokenizer="byte", segment_len=64, batch_rows=4, threads=0)
+  config.data.update(tokenizer="byte", segment_len=64, batch_rows=4, threads=0)
+  if config.data.source == "text":
+    config.data.name = "python_stdlib"
   config.model.update(vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16,
                       dtype="float32")
   config.model.memory.update(heads=2, key_dim=16, value_dim=16, chunk_size=16)
@@ -90,7 +94,11 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.puzzles.update(side=7, min_rating=5, path=None)
   if config.puzzles.name.startswith("arc"):
     config.puzzles.update(canvas=10, concept_path=None)
-  config.data.download = False
+  config.data.update(download=False, group_size=2, max_prompt_tokens=48)
+  config.decoder.update(vocab_size=257, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ff_width=48,
+                        dtype="float32")
+  config.sampler.max_tokens = 8
+  config.rollout.pad_tokens = 8
   config.optim.update(steps=4, warmup_steps=2)
   config.train.update(log_every_steps=1)
   config.checkpoint.update(every_steps=2)
@@ -110,9 +118,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   _check_choices(config)
   _check_model(config.model)
   _check_trm(config)
+  _check_decoder(config)
   if config.data.align_tokens is None:
-    config.data.align_tokens = config.model.memory.chunk_size
-  for name, parts in MULTIPLES:
+    config.data.align_tokens = config.model.memory.chunk_size if config.model.kind == "memory" else 1
+  for name, parts in (MEMORY_MULTIPLES if config.model.kind == "memory" else ()) + MULTIPLES:
     value, part = at(config, name), at(config, parts)
     if value % part:
       raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
@@ -125,11 +134,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   return ml_collections.FrozenConfigDict(config)
 
 
-MULTIPLES = (
+MULTIPLES = (("data.segment_len", "data.align_tokens"), ("data.batch_rows", "train.accumulate_steps"))
+MEMORY_MULTIPLES = (
     ("data.segment_len", "model.memory.chunk_size"),
-    ("data.align_tokens", "model.memory.chunk_size"),  # A document starts a chunk.
-    ("data.segment_len", "data.align_tokens"),
-    ("data.batch_rows", "train.accumulate_steps"))
+    ("data.align_tokens", "model.memory.chunk_size"))  # A document starts a chunk.
 
 
 def near(value: int, parts: int) -> str:
@@ -148,19 +156,30 @@ POSITIVE = (
     "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth", "trm.n_outer",
     "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update", "puzzles.n_train",
     "puzzles.n_test", "puzzles.max_tasks", "puzzles.epochs", "puzzles.epochs_per_iteration",
-    "puzzle_eval.n_trajectories", "puzzle_eval.max_examples")
+    "puzzle_eval.n_trajectories", "puzzle_eval.max_examples", "data.epochs", "data.max_problems",
+    "data.group_size", "data.max_prompt_tokens", "decoder.vocab_size", "decoder.width", "decoder.depth",
+    "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
+    "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
+    "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps")
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
-                "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay")
-ABOVE_ZERO = ("trm.expansion", "trm.norm_eps", "trm.rope_base")
-SHARES = ("data.bad_input_frac", "supervision.explore_prob")
+                "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",
+                "rollout.max_resamples", "rollout.max_staleness", "rollout.table_rows")
+ABOVE_ZERO = ("trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
+              "lora.alpha", "distill.temperature")
+SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
+          "distill.on_policy_frac")
 CHOICES = {
     "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "trm.variant": "trm single hrm transformer",
     "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
     "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
     "puzzles.shift": "frozen fresh", "puzzles.sampler": "counter original", "puzzle_eval.mode": "all halting",
-    "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all"}
+    "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all",
+    "model.kind": "memory decoder", "decoder.dtype": "float32 bfloat16", "decoder.remat": "none dots block",
+    "lora.scaling": "rank sqrt_rank", "data.overlong": "error truncate skip", "data.turns": "all last split",
+    "sft.loss": "nll dft", "sampler.kind": "native vllm", "distill.writer": "student teacher",
+    "rollout.flat_groups": "keep skip resample", "rollout.truncated": "keep mask"}
 OPEN_SHARES = ("model.memory.retention_init", "model.memory.momentum_init")
 
 
@@ -227,9 +246,19 @@ def _check_trm(config) -> None:
   if trm.n_prefix and not trm.row_width:
     raise ValueError(f"config.trm.n_prefix={trm.n_prefix} holds puzzle rows, and config.trm.row_width=0 has "
                      "none; set both to 0, or neither")
-  if config.optim.steps is None and config.puzzles.epochs is None:
-    raise ValueError("config.optim.steps=None takes the run's length from config.puzzles.epochs, which is "
-                     "None as well; set one of them")
+  if config.optim.steps is None and config.puzzles.epochs is None and config.data.epochs is None:
+    raise ValueError("config.optim.steps=None takes the run's length from config.puzzles.epochs or "
+                     "config.data.epochs, which are None as well; set one of them")
+
+
+def _check_decoder(config) -> None:
+  decoder = config.decoder
+  if decoder.heads % decoder.kv_heads:
+    raise ValueError(f"config.decoder.heads={decoder.heads} is not a multiple of config.decoder.kv_heads="
+                     f"{decoder.kv_heads}; nearest are {near(decoder.heads, decoder.kv_heads)}")
+  if decoder.head_dim % 2:
+    raise ValueError(f"config.decoder.head_dim={decoder.head_dim} must be even: rotary positions turn pairs "
+                     "of features")
 
 
 def _check_model(model) -> None:
@@ -253,7 +282,8 @@ def _check_model(model) -> None:
 FREE = ("checkpoint", "mesh", "monitor", "eval", "puzzle_eval", "loss.block_tokens", "optim.steps", "train",
         "data.threads", "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll",
         "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
-        "puzzles.concept_path")
+        "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll", "decoder.attention_block_tokens",
+        "rollout.table_rows")
 
 
 def is_free(name: str) -> bool:
@@ -342,7 +372,7 @@ def _types(config, prefix: str = "") -> dict[str, tuple[type, bool]]:
   for name in config:
     kind, full = config.get_type(name), prefix + name
     if kind is ml_collections.ConfigDict:
-      types.update(_types(config[name], full + ".") if full != OPTIONS else {})
+      types.update(_types(config[name], full + ".") if full not in OPTIONS else {})
     else:
       types[full] = kind, config[name] is None or full in ALSO_NONE
   return types

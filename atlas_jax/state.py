@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from atlas_jax import tree
 from atlas_jax.parallel import place
 
 
@@ -20,6 +21,7 @@ class TrainState(NamedTuple):
   skipped: jax.Array  # [] int32, batches without an update because a number was not finite
   skipped_in_row: jax.Array  # [] int32, how many of them came last, one after another
   tables: Any = ()  # rows of which a batch changes few, outside the optimizer; () if none
+  anchor: Any = ()  # a reference that follows params now and then; () if none
 
 
 def first(recipe_init, seed: int):
@@ -28,7 +30,8 @@ def first(recipe_init, seed: int):
   return recipe_init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
 
 
-def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> TrainState:
+def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchored: bool = False,
+           params=None) -> TrainState:
   """Makes the first state of a run; also under `jax.eval_shape` and `jax.jit`.
 
   Args:
@@ -36,13 +39,16 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int) -> Tra
     optimizer_of: params -> optax transformation.
     ema_decay: None for no moving average.
     seed: of the run.
+    anchored: whether a copy of the parameters is kept as a reference.
+    params: what to start from in place of what recipe_init draws.
   """
   start = first(recipe_init, seed)
+  params = start.params if params is None else params
   none = jnp.zeros((), jnp.int32)
-  ema = () if ema_decay is None else jax.tree.map(jnp.copy, start.params)
-  opt_state = optimizer_of(start.params).init(start.params)
-  return TrainState(none, start.params, opt_state, start.carry, ema, jax.random.key(seed), none, none,
-                    start.tables)
+  copied = lambda wanted: jax.tree.map(jnp.copy, params) if wanted else ()
+  opt_state, ema = optimizer_of(params).init(params), copied(ema_decay is not None)
+  return TrainState(none, params, opt_state, start.carry, ema, jax.random.key(seed), none, none, start.tables,
+                    copied(anchored))
 
 
 def abstract(mesh: Mesh, *args) -> TrainState:
@@ -51,7 +57,30 @@ def abstract(mesh: Mesh, *args) -> TrainState:
   return place.abstract(shapes, place.shardings(mesh, shapes))
 
 
-def build(abstract_state: TrainState, *args) -> TrainState:
-  """Computes `create(*args)` in place: each device makes its own part."""
+def build(abstract_state: TrainState, *args, params=None) -> TrainState:
+  """Computes `create(*args, params=params)` in place: each device makes its own part; params are used up.
+
+  Raises:
+    ValueError: if params have other shapes than those of the model; names the first.
+  """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  return jax.jit(lambda: create(*args), out_shardings=shardings)()
+  if params is None:
+    return jax.jit(lambda: create(*args), out_shardings=shardings)()
+  check_same(params, abstract_state.params)
+  started = lambda params: create(*args, **{"params": params})
+  return jax.jit(started, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def check_same(params, wanted) -> None:
+  """Refuses parameters that were read if they are not of the shapes and types wanted.
+
+  Raises:
+    ValueError: names the first that differs.
+  """
+  found = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in tree.named_leaves(params)}
+  needed = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in tree.named_leaves(wanted)}
+  for name in sorted({*found, *needed}):
+    if found.get(name) != needed.get(name):
+      raise ValueError(f"config.model.path gives parameters of another model: {name} is "
+                       f"{found.get(name, 'absent')} there and {needed.get(name, 'absent')} in this config; "
+                       "set the fields of the model as they were there")

@@ -27,7 +27,7 @@ def make_step(config, recipe: Recipe, params_abstract):
   def step(state: TrainState, batch, frozen, stop):
     rows = () if recipe.tables is None else recipe.tables.rows(state.tables, batch, state.carry)
     (grads, row_grads), out = accumulate.gradients(
-        recipe.loss, state.params, batch, state.carry, frozen=frozen, rows=rows,
+        recipe.loss, state.params, batch, state.carry, frozen=seen(recipe, state, frozen), rows=rows,
         rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
     norm = tree.global_norm(grads)
     good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
@@ -40,7 +40,7 @@ def make_step(config, recipe: Recipe, params_abstract):
     lr, bad = rate(state.step - state.skipped), 1 - good.astype(jnp.int32)
     tables = _update_tables(recipe, state, batch, row_grads, good, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
-                       (state.skipped_in_row + bad) * bad, tables)
+                       (state.skipped_in_row + bad) * bad, tables, moved(recipe, state, params))
     ratios = tree.update_to_weight_ratio(updates, state.params)
     metrics = {
         **recipe.finish(out.metrics),
@@ -65,6 +65,20 @@ def averaged(average, params, keep: float):
   return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, params)
 
 
+def seen(recipe: Recipe, state: TrainState, frozen):
+  """Gives what the loss sees as frozen: with the state's anchor as the reference, where there is one."""
+  return frozen if recipe.anchor is None else {**(frozen or {}), "reference": state.anchor}
+
+
+def moved(recipe: Recipe, state: TrainState, params):
+  """Gives the anchor behind an update: nearer to the new parameters every so often."""
+  if recipe.anchor is None:
+    return state.anchor
+  share = jnp.where((state.step + 1) % recipe.anchor.every_steps == 0, recipe.anchor.share, 0.0)
+  mix = lambda old, new: ((1 - share) * old + share * new).astype(old.dtype)
+  return jax.tree.map(mix, state.anchor, params)
+
+
 def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, good, *, scale):
   """Changes the rows of the batch in place; a select over whole tables would copy them."""
   if recipe.tables is None:
@@ -85,7 +99,8 @@ def model_flops(recipe: Recipe, state: TrainState, frozen, batch) -> float:
   """Counts the FLOPs of an update: backward is twice forward, and recomputation does not count."""
   def forward(params, batch, carry, tables):
     given = {} if recipe.tables is None else {"rows": recipe.tables.rows(tables, batch, carry)}
-    return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0), **given).loss
+    return recipe.loss(params, batch, frozen=seen(recipe, state, frozen), carry=carry,
+                       rng=jax.random.key(0), **given).loss
 
   flops = profile.matmul_flops(forward, state.params, batch, state.carry, state.tables)
   return (1.0 + 2.0 * recipe.backward_frac) * flops

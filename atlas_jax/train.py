@@ -22,7 +22,7 @@ from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts, place
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Recipe
+from atlas_jax.recipes import Given, Recipe
 from atlas_jax.state import TrainState
 from atlas_jax.step import jit_step, model_flops
 
@@ -88,21 +88,37 @@ def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
 
 def _state_args(config, recipe: Recipe):
   optimizer_of = lambda params: optim.build(params, **config.optim)
-  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed
+  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, recipe.anchor is not None
 
 
-def _shardings(placed):
-  return jax.tree.map(lambda x: x.sharding, placed)
+def frozen_of(config, recipe: Recipe, mesh, given: Given):
+  """Puts on the mesh what the loss is handed besides parameters: what was read, and the rest drawn.
+
+  Args:
+    config, recipe, mesh: of the run.
+    given: what `recipe.read` gave.
+  """
+  init = lambda: states.first(recipe.init, config.seed).frozen
+  wanted = jax.eval_shape(init)
+  if not given.frozen:
+    return jax.jit(init, out_shardings=place.shardings(mesh, wanted))()
+  states.check_same(dict(given.frozen), {name: wanted[name] for name in given.frozen})
+  rest = {name: part for name, part in wanted.items() if name not in given.frozen}
+  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=place.shardings(mesh, rest))()
+  return {**drawn, **given.frozen}
 
 
 def _start(run_: Run) -> tuple[TrainState, Any]:
   """Restores state and source from the newest checkpoint or makes the first state; also what is frozen."""
   config, recipe, saver = run_.config, run_.recipe, run_.saver
-  abstract, frozen = abstract_state(config, recipe, run_.mesh)
-  frozen = jax.jit(lambda: states.first(recipe.init, config.seed).frozen, out_shardings=_shardings(frozen))()
-  if saver.latest_step() is None:
+  abstract, _ = abstract_state(config, recipe, run_.mesh)
+  fresh = saver.latest_step() is None
+  given = Given() if recipe.read is None else recipe.read(run_.mesh, fresh)
+  frozen = frozen_of(config, recipe, run_.mesh, given)
+  recipe.bind(frozen, run_.workdir)
+  if fresh:
     _warn_of_rows(run_)
-    return states.build(abstract, *_state_args(config, recipe)), frozen
+    return states.build(abstract, *_state_args(config, recipe), params=given.params), frozen
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
@@ -191,6 +207,7 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
+      told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, frozen, batch)
       with clock.compiled():
@@ -198,7 +215,7 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
-      pending = (run_.step, metrics)
+      pending = (run_.step, metrics, told)
       if not stopped and _due(run_.step, config):
         stopped, pending = _observe(run_, *pending, clock, bar), None
         _evaluate_and_save(run_, state)
@@ -225,8 +242,8 @@ def _due(step: int, config) -> bool:
   return step < config.optim.steps and any(n and step % n == 0 for n in every)
 
 
-def _observe(run_: Run, step: int, metrics, clock, bar) -> bool:
-  """Reads a step's metrics, counts, logs; says whether all processes agreed to stop."""
+def _observe(run_: Run, step: int, metrics, told: EvalOut | None, clock, bar) -> bool:
+  """Reads a step's metrics, counts, logs with what the source told; says whether all agreed to stop."""
   with clock.compiled():
     row = {name: value.item() for name, value in jax.device_get(metrics).items()}
   for name in run_.recipe.may_be_absent:
@@ -239,7 +256,9 @@ def _observe(run_: Run, step: int, metrics, clock, bar) -> bool:
   if row["train/skipped_in_row"]:
     _mind_skipped(run_, step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row()})
+    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row(), **(told.scalars if told else {})})
+    if told and told.text:
+      run_.writer.write_text(step, "rollout/completions", told.text)
     clock.restart()
   return stop
 

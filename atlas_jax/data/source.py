@@ -1,11 +1,17 @@
 """The protocol of a source of batches, and finding one by its file name."""
 import importlib
+import inspect
 import pathlib
 from typing import Protocol
 
 
 class Source(Protocol):
-  """Host side of training: gives this process's rows of one batch after another."""
+  """Host side of training: gives this process's rows of one batch after another.
+
+  A source may have more, which is called where it is there: `close()` ends its threads and processes;
+  `tell() -> evals.EvalOut` gives numbers and text about the batch given last, to be logged with its update;
+  `steps_of(epochs) -> int` counts the batches of so many passes.
+  """
 
   def next(self, params) -> dict:
     """Gives the next batch, name -> numpy array; only rollouts use `params`."""
@@ -31,7 +37,7 @@ def load(source: str, **fields) -> Source:
 
   Args:
     source: a name of `names()`, or a dotted module that defines `make`.
-    **fields: handed to `make`, so that an unknown field is its TypeError.
+    **fields: of which `make` is handed those that it names, or all if it takes any.
 
   Raises:
     ValueError: if there is no such source.
@@ -39,4 +45,7 @@ def load(source: str, **fields) -> Source:
   if "." not in source and source not in names():
     raise ValueError(f"config.data.source={source!r} is unknown; known sources: {', '.join(names())}")
   module = source if "." in source else f"atlas_jax.data.{source}"
-  return importlib.import_module(module).make(**fields)
+  make = importlib.import_module(module).make
+  named = inspect.signature(make).parameters
+  takes_all = any(one.kind is one.VAR_KEYWORD for one in named.values())
+  return make(**{name: value for name, value in fields.items() if takes_all or name in named})

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.models.attention import LocalAttention
 from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
@@ -204,6 +205,18 @@ class LM(nn.Module):
       raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
                        f"config.model.memory.chunk_size={chunk}")
     return doc_BT
+
+
+def build(fields: Mapping) -> LM:
+  """Makes the network of the fields of config.model, of which `kind` and `path` are not its own.
+
+  Raises:
+    ValueError, TypeError: if the memory rule or one of its options does not fit.
+  """
+  memory = fields["memory"]
+  rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
+             chunk_size=memory["chunk_size"], **memory["options"])
+  return LM(**{name: value for name, value in fields.items() if name not in ("kind", "path")})
 
 
 def last_document(doc_BT, last_doc_B, count_B):

@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ class Init(NamedTuple):
   """What training starts from."""
 
   params: Any  # changed by the optimizer
-  frozen: Any = ()  # reference or teacher parameters, handed to the loss
+  frozen: Any = ()  # reference or teacher parameters by name, handed to the loss; () if none
   carry: Any = ()  # what the first batch starts from; every leaf leads with B
   tables: Any = ()  # rows of which a batch changes few; see Tables
 
@@ -24,6 +25,23 @@ class Tables(NamedTuple):
 
   rows: Callable  # (tables, batch, carry) -> rows, a pytree whose leaves lead with B
   update: Callable  # (tables, batch, carry, grads, *, scale) -> tables; scale 0 must leave them as they are
+
+
+class Given(NamedTuple):
+  """What is read from files in place of what `Init` would draw; placed on the mesh."""
+
+  params: Any = None  # None: as `Init` has them
+  frozen: Mapping[str, Any] = MappingProxyType({})  # parts of `Init.frozen`, by name
+
+
+class Anchor(NamedTuple):
+  """A reference that follows the parameters: the loss sees it as frozen["reference"].
+
+  Source: Gorbatovski et al. 2024, arXiv:2404.09656.
+  """
+
+  every_steps: int  # updates between its moves
+  share: float  # share of the parameters in it after a move
 
 
 class LossOut(NamedTuple):
@@ -49,6 +67,10 @@ class Recipe(NamedTuple):
   backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.
   keep: Callable = lambda workdir: None  # Saves what using the run needs beside its parameters.
   fits: Callable = lambda workdir: None  # Refuses, by ValueError, a run whose data are not these.
+  read: Callable | None = None  # (mesh, fresh: bool) -> Given; params are wanted only of a fresh run
+  anchor: Anchor | None = None
+  # (frozen, workdir or None) -> None: hands source and evals what they need of both; called before them.
+  bind: Callable = lambda frozen, workdir: None
 
 
 def names() -> list[str]:

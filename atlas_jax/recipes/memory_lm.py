@@ -9,7 +9,6 @@ from atlas_jax.data import source as sources
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baselines, memory_gain, perplexity
 from atlas_jax.losses.next_token import next_token_loss
-from atlas_jax.memory import rules
 from atlas_jax.models import lm
 from atlas_jax.recipes import Init, LossOut, Recipe
 
@@ -22,11 +21,11 @@ def model_of(config) -> lm.LM:
   Raises:
     ValueError, TypeError: if the memory rule or one of its options does not fit.
   """
-  fields = config.model.to_dict()
-  memory = fields["memory"]
-  rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
-             chunk_size=memory["chunk_size"], **memory["options"])
-  return lm.LM(**fields)
+  if config.model.kind != "memory" or config.model.path is not None:
+    raise ValueError(f"config.model.kind={config.model.kind!r} with config.model.path={config.model.path!r}: "
+                     "the recipe memory_lm trains a memory model from its start; set config.recipe='sft' to "
+                     "tune another")
+  return lm.build(config.model.to_dict())
 
 
 def init_params(config, model: lm.LM, rng):

@@ -162,9 +162,9 @@ def test_an_unknown_source_lists_the_known():
     source.load(source="texts")
 
 
-def test_an_unknown_field_is_a_type_error(folder):
-  with pytest.raises(TypeError, match="segment_length"):
-    tiny_source(folder, segment_length=3)
+def test_fields_of_other_sources_are_left_to_them(folder):
+  source = tiny_source(folder, group_size=3, turns="last")
+  np.testing.assert_array_equal(source.next(None)["tokens_BT"], tiny_source(folder).next(None)["tokens_BT"])
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -1,0 +1,204 @@
+"""What tuning starts from: the model, its tokenizer and chat template, and where its parameters lie.
+
+A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run.
+"""
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from atlas_jax import config as configs
+from atlas_jax.checkpoint import FOLDER, Checkpoints
+from atlas_jax.data import chats
+from atlas_jax.data import tokenizer as tokenizers
+from atlas_jax.interop import hf_config, hf_import
+from atlas_jax.models import language as languages
+from atlas_jax.models import lm, lora
+from atlas_jax.models.decoder import Decoder
+from atlas_jax.parallel import place
+
+TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
+PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
+MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
+# Fields that say how a model is run, not what it is.
+DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
+
+
+class Start(NamedTuple):
+  """The model of a run that tunes."""
+
+  language: languages.Language
+  tokenizer: Any
+  template: chats.Template | None  # None: prompts are texts
+  folder: pathlib.Path | None  # of the published model, with its config and tokenizer
+  end_tokens: tuple[int, ...]  # ids that end a completion
+  adapted: bool  # whether adapters are trained in place of the model
+  read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
+
+  def init(self, rng) -> tuple[Any, dict]:
+    """Draws (what is trained, the rest by name); "base" is the model beside its adapters."""
+    params = self.language.init(rng)
+    if not self.adapted:
+      return params, {}
+    adapters, base = lora.split(params)
+    return adapters, {"base": base}
+
+  def read(self, mesh: Mesh, fresh: bool) -> tuple[Any, dict]:
+    """Reads (what is trained, the rest by name) from files; None and {} stand for what is drawn.
+
+    Args:
+      mesh: where they are put.
+      fresh: whether what is trained is wanted.
+    """
+    if self.read_base is None or not (fresh or self.adapted):
+      return None, {}
+    base = self.read_base(mesh)
+    return (None, {"base": base}) if self.adapted else (base, {})
+
+
+def whole(params, frozen):
+  """Gives the parameters of the whole model: joined with frozen["base"], where adapters are trained."""
+  return lora.join(params, frozen["base"]) if frozen and "base" in frozen else params
+
+
+def open_start(config, workdir=None) -> Start:
+  """Finds what a config starts from.
+
+  Args:
+    config: resolved.
+    workdir: of the run itself, where it is opened to use it; its copies of tokenizer and published config
+      stand in for the originals.
+
+  Raises:
+    ValueError: if there is no model at config.model.path, it is of another kind, or its tokenizer has ids for
+      which it has no embedding.
+  """
+  kept = None if workdir is None else pathlib.Path(workdir)
+  path, options = config.model.path, lora_options(config.lora)
+  if path is None:
+    language, folder, read = _drawn(config, options), None, None
+  elif is_run(path):
+    language, read = _of_run(config, pathlib.Path(path), options)
+    folder = pathlib.Path(path) / PUBLISHED
+  else:
+    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else hf_import.find(path)
+    language, read = _published(config, path, folder, options)
+  folder = folder if folder is not None and folder.is_dir() else None
+  tokenizer = tokenizers.load(_tokenizer_name(config, folder))
+  if tokenizer.vocab_size > language.vocab_size:
+    group = "decoder" if config.model.kind == "decoder" else "model"
+    raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
+                     f"model only {language.vocab_size}; take the tokenizer that belongs to the model, or "
+                     f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
+  return Start(language, tokenizer, _template(config, folder), folder, _end_tokens(tokenizer, folder),
+               options is not None, read)
+
+
+def is_run(path: str) -> bool:
+  """Says whether a path is the workdir of a run, and not the folder of a published model."""
+  return (pathlib.Path(path) / FOLDER).is_dir()
+
+
+def lora_options(fields) -> dict | None:
+  """Gives the options of `models.lora` from config.lora; None without adapters.
+
+  Raises:
+    ValueError: if they do not fit.
+  """
+  if fields.rank is None:
+    return None
+  targets = tuple(name.strip() for name in fields.targets.split(",") if name.strip())
+  options = {"rank": fields.rank, "alpha": fields.alpha, "scaling": fields.scaling, "targets": targets}
+  lora.check(options)
+  return options
+
+
+def _drawn(config, options) -> languages.Language:
+  if config.model.kind == "memory":
+    return _memory(config.model.to_dict(), options)
+  return languages.of_decoder(Decoder(**config.decoder, lora=options))
+
+
+def _memory(fields: Mapping, options) -> languages.Language:
+  if options is not None:
+    raise ValueError(f"config.lora.rank={options['rank']} puts adapters into a decoder, and this is a memory "
+                     "model; set config.lora.rank=None")
+  return languages.of_memory(lm.build(fields))
+
+
+def _published(config, path: str, folder: pathlib.Path, options):
+  if config.model.kind != "decoder":
+    raise ValueError(f"config.model.path={path!r} is a published model, and config.model.kind="
+                     f"{config.model.kind!r}; set config.model.kind='decoder'")
+  how = {name: config.decoder[name] for name in DECODER_HOW}
+  _, fields = hf_config.read(folder / "config.json")
+  language = languages.of_decoder(Decoder(**fields, **how, lora=options))
+  return language, lambda mesh: hf_import.load(path, mesh=mesh, param_dtype="float32", **how).params
+
+
+def _of_run(config, workdir: pathlib.Path, options):
+  """Gives the model of another run and the reader of its newest parameters, its adapters merged."""
+  other = configs.load(workdir)
+  if other.model.kind != config.model.kind:
+    raise ValueError(f"config.model.path={str(workdir)!r} is a run of another kind of model; set "
+                     f"config.model.kind={other.model.kind!r} in place of {config.model.kind!r}")
+  start = open_start(other, workdir)
+  module = start.language.module
+  if config.model.kind == "memory":
+    fields = other.model.to_dict() | {name: config.model[name] for name in ("dtype", "remat", "scan_unroll")}
+    language = _memory(fields, options)
+  else:
+    how = {name: config.decoder[name] for name in DECODER_HOW}
+    language = languages.of_decoder(module.copy(**how, lora=options))
+
+  def read(mesh):
+    shapes, frozen = jax.eval_shape(start.init, jax.random.key(0))
+    field = "params" if other.optim.ema_decay is None else "ema"
+    saver = Checkpoints(workdir, **other.checkpoint, read_only=True)
+    try:
+      params, _ = saver.restore_params(place.abstract(shapes, place.shardings(mesh, shapes)), field=field)
+    finally:
+      saver.close()
+    if not start.adapted:
+      return params
+    base = start.read_base(mesh) if start.read_base else _drawn_base(start, other, mesh, frozen)
+    return lora.merge(lora.join(params, base), module.lora)
+
+  return language, read
+
+
+def _drawn_base(start: Start, config, mesh, shapes):
+  rng = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)  # As `state.first` draws.
+  return jax.jit(lambda: start.init(rng)[1]["base"], out_shardings=place.shardings(mesh, shapes["base"]))()
+
+
+def _tokenizer_name(config, folder: pathlib.Path | None) -> str:
+  name, path = config.data.tokenizer, config.model.path
+  if name != MODEL:
+    return name
+  if path is None:
+    raise ValueError(f"config.data.tokenizer={name!r} is that of config.model.path, which is None; set one "
+                     "of them")
+  return str(pathlib.Path(path) / TOKENIZER if is_run(path) else folder)
+
+
+def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
+  name = config.data.chat_template
+  if name == MODEL:
+    if folder is None:
+      raise ValueError("config.data.chat_template='model' is that of a published model, and "
+                       f"config.model.path={config.model.path!r} is none; give a tokenizer's folder, or None")
+    name = str(folder)
+  return None if name is None else chats.load(name, values=config.data.template_values)
+
+
+def _end_tokens(tokenizer, folder: pathlib.Path | None) -> tuple[int, ...]:
+  """Gives the ids that a model ends its completions with: the tokenizer's, and those its files name."""
+  found = [] if tokenizer.doc_id is None else [int(tokenizer.doc_id)]
+  for file in ("generation_config.json", "config.json"):
+    if folder is not None and (folder / file).is_file():
+      ids = hf_config.read_json(folder / file).get("eos_token_id")
+      found += [int(one) for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+  return tuple(dict.fromkeys(found))
