@@ -3,7 +3,7 @@
 A tokenizer's ids stand for bytes, so the same text has the same bytes under both, cut at different places.
 Between two places where both cut, the ids of either say the same: that is a span.
 """
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ class Classes(NamedTuple):
   size: int  # how many classes; each has an id of either vocabulary
 
 
-def align(student_bytes_T: Sequence[int], teacher_bytes_T: Sequence[int], common_bytes: int) -> Spans:
+def align(student_bytes_T, teacher_bytes_T, common_bytes: int) -> Spans:
   """Cuts a text where both tokenizers cut it.
 
   Args:
@@ -72,7 +72,7 @@ def with_end(spans: Spans) -> Spans:
                add(spans.counts_N, True))
 
 
-def same_text(ids: Sequence[int], of: Tokenizer, other: Tokenizer) -> tuple[np.ndarray, int, bool]:
+def same_text(ids, of: Tokenizer, other: Tokenizer) -> tuple[np.ndarray, int, bool]:
   """Writes the text of some ids in the ids of another tokenizer.
 
   Returns:

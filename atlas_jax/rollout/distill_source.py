@@ -1,0 +1,222 @@
+"""Texts that a student is taught with, as a source of batches: recorded, or written anew for every batch.
+
+Who writes a batch depends on the seed and the step alone, and what is written on these and the parameters:
+a run that goes on from a checkpoint makes the very batch that it would have made.
+"""
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atlas_jax.data.problems import Draws, Problem
+from atlas_jax.data.prompts import PromptSource, check_state
+from atlas_jax.evals import EvalOut
+from atlas_jax.rollout import distill_rows
+from atlas_jax.rollout import sampler as samplers
+from atlas_jax.rollout.distill_rows import Reader, Text
+
+STUDENT, TEACHER, RECORDED = "student", "teacher", "recorded"
+MOST_SKIPPED = 10_000  # Problems in a row that are too long before it is an error.
+REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
+SHOWN_CHARS = 200  # Of a completion in the text.
+WHO, WHAT = 1, 2  # What is drawn: who writes, and what.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What batches are made of.
+
+  Raises:
+    ValueError: for a value that cannot be, naming its field.
+  """
+
+  batch_rows: int                # texts per update, over all processes
+  on_policy_frac: float = 0.5    # share of batches that the student writes
+  rest: str = RECORDED           # the others: "recorded" solutions, or what the "teacher" writes
+  spans: bool = False            # whether the tokenizers differ
+  pad_tokens: int = 1            # lengths are multiples of it
+  align_tokens: int = 1          # and of this
+
+  def __post_init__(self):
+    if not 0 <= self.on_policy_frac <= 1:
+      raise ValueError(f"config.distill.on_policy_frac={self.on_policy_frac} must be from 0 to 1; it is the "
+                       "share of batches that the student writes")
+    if self.rest not in (RECORDED, TEACHER):
+      raise ValueError(f"config.distill.rest={self.rest!r} must be '{RECORDED}' or '{TEACHER}'")
+
+
+class Writer(NamedTuple):
+  """Who writes completions, and how; options.n is 1."""
+
+  sampler: samplers.Sampler
+  options: samplers.Options
+
+
+class DistillSource:
+  """Batches of texts; see `data.source.Source`.
+
+  A batch has what `distill_rows.same_ids` gives, or with different tokenizers `distill_rows.by_spans`, and
+  on_policy_B: 1 where the student wrote the text, float32.
+
+  Attributes:
+    step: batches given so far.
+    tokenizer: the student's, for who uses the run.
+  """
+
+  def __init__(self, prompts: PromptSource, student: Reader, teacher: Reader, plan: Plan, *,
+               student_writer: Writer, teacher_writer: Writer | None = None, seed: int = 0,
+               whole: Callable = lambda params, frozen: params, process_index: int = 0,
+               process_count: int = 1):
+    """Takes all parts.
+
+    Args:
+      prompts: one problem per step, of batch_rows = group_size = 1; the same in every process.
+      student, teacher: how they read.
+      plan: what batches are made of.
+      student_writer, teacher_writer: how they write; the teacher's is needed where plan.rest is "teacher".
+      seed: draws.
+      whole: (what is trained, frozen) -> what the student's sampler loads; the teacher's loads
+        frozen["teacher"].
+      process_index: which process this is; its rows are a contiguous block. Every process has the whole
+        batch written, so that all know it.
+      process_count: how many there are.
+
+    Raises:
+      ValueError: if sizes do not divide, or a setting cannot be.
+    """
+    if plan.batch_rows < 1 or plan.batch_rows % process_count:
+      raise ValueError(f"config.data.batch_rows={plan.batch_rows} does not divide by the {process_count} "
+                       "processes")
+    if plan.rest == TEACHER and teacher_writer is None:
+      raise ValueError("config.distill.rest='teacher' needs a sampler for the teacher")
+    self.step, self.tokenizer = 0, student.tokenizer
+    self._prompts, self._student, self._teacher, self._plan = prompts, student, teacher, plan
+    self._writers = {STUDENT: student_writer}
+    if teacher_writer is not None:
+      self._writers[TEACHER] = teacher_writer
+    self._seed, self._whole = seed, whole
+    share = plan.batch_rows // process_count
+    self._mine = slice(process_index * share, (process_index + 1) * share)
+    self._frozen: Any = ()
+    self._taught = False  # Whether the teacher's sampler has its weights.
+    self._origins: dict[int, list[str]] = {}
+    self._told = EvalOut({})
+    self._settings = {"batch_rows": plan.batch_rows, "seed": seed, "on_policy_frac": plan.on_policy_frac,
+                      "rest": plan.rest}
+
+  def bind(self, frozen, workdir=None) -> None:
+    """Takes what is not trained, the teacher among it."""
+    del workdir
+    self._frozen, self._taught = frozen, False
+
+  def who(self, step: int) -> str:
+    """Says who writes the batch of a step: "student", "teacher" or "recorded"."""
+    drawn = Draws(self._seed, WHO, step).below(2**32) / 2**32
+    return STUDENT if drawn < self._plan.on_policy_frac else self._plan.rest
+
+  def next(self, params) -> dict[str, np.ndarray]:
+    """Gives the next batch, this process's rows; what the student writes, it writes with these parameters.
+
+    Raises:
+      ValueError: if a problem, or what a sampler wrote, is not right; the place stays as it was.
+    """
+    first = self._prompts.step
+    try:
+      batch, where, self._told = self._make(params, self.who(self.step))
+    except Exception:
+      self._prompts.step = first
+      raise
+    self._origins = dict([*self._origins.items(), (self.step, where[self._mine])][-REMEMBERED:])
+    self.step += 1
+    return {name: array[self._mine] for name, array in batch.items()}
+
+  def tell(self) -> EvalOut:
+    """Gives what is to be logged of the batch given last."""
+    return self._told
+
+  def _make(self, params, who: str):
+    """Gives the whole batch, where its rows come from, and what is to be told."""
+    place, found = self._prompts.step, self._ask(who)
+    began, seconds, ended = time.perf_counter(), 0.0, [True]
+    if who == RECORDED:
+      ids = [solution for *_, solution in found]
+    else:
+      rollout = self._write(params, who, found, place)
+      seconds = time.perf_counter() - began
+      ids = [rollout.tokens_BT[row, :size] for row, size in enumerate(rollout.length_B)]
+      ended = [reason in ("stop_token", "stop_string") for reason in rollout.reason_B]
+    texts = [Text(asked, taught, one, who == TEACHER) for (_, asked, taught, _), one in zip(found, ids)]
+    batch = self.arrays(texts)
+    batch["on_policy_B"] = np.full(len(texts), who == STUDENT, np.float32)
+    told = {"rollout/on_policy": float(who == STUDENT), "rollout/generate_s": seconds,
+            "rollout/length_tokens": float(np.mean([len(one) for one in ids])),
+            "rollout/ended_frac": float(np.mean(ended)),
+            "rollout/skipped_prompts": float(self._prompts.step - place - len(found))}
+    of = self._teacher if who == TEACHER else self._student
+    said = of.tokenizer.decode([one for one in ids[0] if one < of.tokenizer.vocab_size])
+    return batch, [problem.where for problem, *_ in found], EvalOut(told, f"{who}: {said[:SHOWN_CHARS]}")
+
+  def arrays(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+    """Puts texts into the arrays of a batch."""
+    sizes = {"pad_tokens": self._plan.pad_tokens, "align_tokens": self._plan.align_tokens}
+    if self._plan.spans:
+      return distill_rows.by_spans(texts, self._student, self._teacher, **sizes)
+    return distill_rows.same_ids(texts, **sizes)
+
+  def _ask(self, who: str) -> list[tuple[Problem, Any, Any, Any]]:
+    """Gives the next problems: each with its prompt for student and teacher, and its solution if wanted."""
+    found: list = []
+    skipped = 0
+    while len(found) < self._plan.batch_rows:
+      problem = self._prompts.next()["problems"][0]
+      parts = [self._student.prompt(problem), self._teacher.prompt(problem),
+               self._student.solution(problem) if who == RECORDED else ()]
+      if all(part is not None for part in parts):
+        found.append((problem, *parts))
+        skipped = 0
+      elif (skipped := skipped + 1) == MOST_SKIPPED:
+        raise ValueError(f"{skipped} problems in a row are longer than config.data.max_prompt_tokens or "
+                         "config.sampler.max_tokens; raise them, or set config.data.overlong='truncate'")
+    return found
+
+  def _write(self, params, who: str, found, place: int) -> samplers.Rollout:
+    sampler, options = self._writers[who]
+    if who == STUDENT:
+      sampler.load(self._whole(params, self._frozen), self.step)
+    elif not self._taught:
+      sampler.load(self._frozen["teacher"], 0)
+      self._taught = True
+    prompts = [np.asarray(taught if who == TEACHER else asked).tolist() for _, asked, taught, _ in found]
+    rollout = sampler.generate(prompts, options, seed=Draws(self._seed, WHAT, place).below(2**31))
+    samplers.check(rollout, prompts, options, version=self.step if who == STUDENT else None)
+    return rollout
+
+  # The place.
+
+  def state(self) -> dict:
+    """Gives the place, which stands between batches; independent of the number of processes."""
+    return {"step": self.step, "prompts": self._prompts.state(), **self._settings}
+
+  def restore(self, state: dict) -> None:
+    """Goes to the saved place; ValueError if it was saved with other problems or settings."""
+    check_state(state, {"step": self.step, **self._settings})
+    self._prompts.restore(state["prompts"])
+    self.step, self._origins = int(state["step"]), {}
+
+  def provenance(self, step: int) -> list[str]:
+    """Names where the problem of each of this process's rows comes from.
+
+    For batches that this start has not given lately: as it is where no problem is passed over.
+    """
+    if step in self._origins:
+      return self._origins[step]
+    rows = range(step * self._plan.batch_rows, (step + 1) * self._plan.batch_rows)[self._mine]
+    return [self._prompts.batch(row)["problems"][0].where for row in rows]
+
+  def close(self) -> None:
+    """Ends what samplers have started, such as a server."""
+    for writer in self._writers.values():
+      if hasattr(writer.sampler, "close"):
+        writer.sampler.close()
