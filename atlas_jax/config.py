@@ -16,7 +16,7 @@ __all__ = ["default", "published_trm", "small_arc"]  # For the files in configs/
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
 # May be None, though their default is not.
-ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high")
+ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -94,7 +94,10 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.puzzles.update(side=7, min_rating=5, path=None)
   if config.puzzles.name.startswith("arc"):
     config.puzzles.update(canvas=10, concept_path=None)
-  config.data.update(download=False, group_size=2, max_prompt_tokens=48)
+  config.data.update(download=False, group_size=2, max_prompt_tokens=48, files=None)
+  config.ranked.eval_files = None
+  if config.decoder.learned_positions is not None:
+    config.decoder.learned_positions = 256
   config.decoder.update(vocab_size=257, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ff_width=48,
                         dtype="float32")
   config.sampler.max_tokens = 8
@@ -160,15 +163,18 @@ POSITIVE = (
     "data.group_size", "data.max_prompt_tokens", "decoder.vocab_size", "decoder.width", "decoder.depth",
     "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
     "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
-    "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps")
+    "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps",
+    "eval.max_problems", "ranked.max_responses", "vllm.port", "vllm.parallel_requests")
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",
-                "rollout.max_resamples", "rollout.max_staleness", "rollout.table_rows")
+                "rollout.max_resamples", "rollout.max_staleness", "rollout.table_rows", "eval.temperature",
+                "eval.shown", "vllm.retries", "vllm.backoff_s")
 ABOVE_ZERO = ("trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
-              "lora.alpha", "distill.temperature")
+              "lora.alpha", "distill.temperature", "vllm.gap_limit_nats", "vllm.start_timeout_s",
+              "vllm.timeout_s")
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
-          "distill.on_policy_frac")
+          "distill.on_policy_frac", "distill.alpha")
 CHOICES = {
     "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "trm.variant": "trm single hrm transformer",
@@ -178,8 +184,9 @@ CHOICES = {
     "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all",
     "model.kind": "memory decoder", "decoder.dtype": "float32 bfloat16", "decoder.remat": "none dots block",
     "lora.scaling": "rank sqrt_rank", "data.overlong": "error truncate skip", "data.turns": "all last split",
-    "sft.loss": "nll dft", "sampler.kind": "native vllm", "distill.writer": "student teacher",
-    "rollout.flat_groups": "keep skip resample", "rollout.truncated": "keep mask"}
+    "sft.loss": "nll dft", "sampler.kind": "native vllm", "distill.rest": "recorded teacher",
+    "distill.alignment": "auto tokens spans",
+    "rollout.flat_groups": "keep skip resample", "rollout.truncated": "keep mask drop"}
 OPEN_SHARES = ("model.memory.retention_init", "model.memory.momentum_init")
 
 
@@ -283,7 +290,7 @@ FREE = ("checkpoint", "mesh", "monitor", "eval", "puzzle_eval", "loss.block_toke
         "data.threads", "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll",
         "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
         "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll", "decoder.attention_block_tokens",
-        "rollout.table_rows")
+        "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm")
 
 
 def is_free(name: str) -> bool:

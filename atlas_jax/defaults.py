@@ -64,6 +64,10 @@ def _eval() -> ml_collections.ConfigDict:
       "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
       "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
       "sample_tokens": 200,  # Its length; 0: none.
+      "max_problems": 256,  # Held-out problems answered or scored; None: all of files.
+      "grader": "correct",  # Reward that says whether an answer is right, see config.rewards.
+      "temperature": 0.0,  # Of answers to held-out problems; 0 takes the likeliest token.
+      "shown": 4,  # Of these answers, shown at the end; 0: none.
   })
 
 
@@ -171,8 +175,11 @@ def _add_tuning(config: ml_collections.ConfigDict) -> None:
       "teacher": OPTIONAL(str),  # A published model's folder, hf:NAME, or a run's workdir.
       "beta": 0.5,  # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon.
       "temperature": 1.0,  # Of both distributions in the divergence; sampling has its own.
-      "on_policy_frac": 0.5,  # Share of batches whose completions are written anew.
-      "writer": "student",  # Who writes them: "student" or "teacher".
+      "alpha": OPTIONAL(float),  # Share of soft targets, the rest nll; None: the divergence at beta alone.
+      "on_policy_frac": 0.5,  # Share of batches whose completions the student writes anew.
+      "rest": "recorded",  # What the others show: "recorded" solutions, or what the "teacher" writes.
+      "alignment": "auto",  # "tokens": the same ids; "spans": texts cut alike; "auto": as the tokenizers are.
+      "teacher_template": "own",  # With data.chat_template: its "own", the "student", or a folder.
   })
   config.ranked = ml_collections.ConfigDict({
       "objective": "ranked",  # "ranked": preference and pairs; "group_relative": advantages and KL.
@@ -185,7 +192,11 @@ def _add_tuning(config: ml_collections.ConfigDict) -> None:
       "min_preference": OPTIONAL(float),  # Preferences below it are dropped and the others scaled up.
       "anchored": False,  # Pairs compare log-probabilities minus the reference's.
       "kl_weight": 0.0,  # Of the KL to the reference, in "group_relative".
+      "eval_files": OPTIONAL(str),  # Held-out prompts, as data.files; None: data.held_out_frac of them.
+      "max_responses": OPTIONAL(int),  # Per prompt, evenly from best to worst; None: all.
+      "folder": "model",  # Folder of the workdir that gets the trained model at the end.
   })
+  config.vllm = _vllm()
 
 
 def _decoder() -> ml_collections.ConfigDict:
@@ -224,13 +235,30 @@ def _sampler() -> ml_collections.ConfigDict:
   })
 
 
+def _vllm() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "url": OPTIONAL(str),  # Of a server, http://HOST:PORT; None: the run starts and stops one.
+      "command": OPTIONAL(str),  # What starts a server, without its flags; None: this Python's vllm.
+      "arguments": "",  # More flags for it, as on a command line.
+      "port": OPTIONAL(int),  # Of a server that is started; None: any free one.
+      "shared_folder": OPTIONAL(str),  # For weights, twice the model's size; None: in memory, or the workdir.
+      "dtype": OPTIONAL(str),  # Of weights and activations in the server; None: decoder.dtype.
+      "gap_limit_nats": OPTIONAL(float),  # Between its log-probabilities and ours; None: as the dtype allows.
+      "start_timeout_s": 900.0,  # For a server to start.
+      "timeout_s": 600.0,  # For any answer.
+      "retries": 3,  # More tries after a failure that may pass.
+      "backoff_s": 1.0,  # Before the first of them; doubles.
+      "parallel_requests": 64,  # Prompts asked at the same time.
+  })
+
+
 def _rollout() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       "batches": 1,  # Batches that are sampled at a time.
       "passes": 1,  # Updates made with each of them.
       "flat_groups": "keep",  # Groups of equal rewards: "keep", "skip", or "resample" other prompts.
       "max_resamples": 3,  # resample: times that other prompts are asked, at most.
-      "truncated": "keep",  # Completions without an end: "keep", or "mask": only their reward counts.
+      "truncated": "keep",  # Completions without an end: "keep", "mask" (but for rewards) or "drop".
       "overlong_tokens": OPTIONAL(int),  # The last so many tokens of max_tokens cost up to 1 of reward.
       "pad_tokens": 64,  # Lengths are rounded up to its multiples; more: fewer compilations.
       "max_staleness": 0,  # Updates that a completion's weights may be behind.

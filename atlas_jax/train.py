@@ -342,13 +342,15 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
     outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables, workdir=run_.workdir))
   out = _joined(outs)
   _write_eval(run_, out)
+  summary = _summary(run_, tree.count(state.params), out.scalars) if hosts.is_main() else {}
+  run_.recipe.leave(run_.workdir, _eval_params(state), summary)
   if not hosts.is_main():
     return {}
   if out.text:
     run_.writer.write_text(run_.step, "eval/sample", out.text)
     print(out.text, flush=True)
   report.write_report(run_.workdir)
-  summary, part = _summary(run_, tree.count(state.params), out.scalars), run_.workdir / f"{SUMMARY}.part"
+  part = run_.workdir / f"{SUMMARY}.part"
   part.write_text(json.dumps(summary, indent=2) + "\n")
   part.replace(run_.workdir / SUMMARY)
   return summary

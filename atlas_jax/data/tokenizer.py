@@ -96,8 +96,8 @@ class TableTokenizer:
     return [np.asarray(ids, np.int32) for ids in self._encode_texts(strings)]
 
   def decode_bytes(self, ids) -> bytes:
-    """Gives the bytes that the ids stand for; specials stand for none."""
-    return b"".join(self._bytes[int(i)] for i in np.asarray(ids).reshape(-1))
+    """Gives the bytes that the ids stand for; specials, and ids beyond the table, stand for none."""
+    return b"".join(self._bytes[int(i)] for i in np.asarray(ids).reshape(-1) if int(i) < len(self._bytes))
 
   def decode(self, ids) -> str:
     """Gives the text; bytes that are not UTF-8 become the replacement character."""

@@ -71,6 +71,9 @@ class Recipe(NamedTuple):
   anchor: Anchor | None = None
   # (frozen, workdir or None) -> None: hands source and evals what they need of both; called before them.
   bind: Callable = lambda frozen, workdir: None
+  # (workdir, params, summary) -> None: writes what a finished run leaves besides; every process calls it with
+  # the parameters that evaluations use, and the summary is {} but in process 0.
+  leave: Callable = lambda workdir, params, summary: None
 
 
 def names() -> list[str]:

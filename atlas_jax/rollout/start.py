@@ -92,7 +92,8 @@ def open_start(config, workdir=None) -> Start:
     raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
                      f"model only {language.vocab_size}; take the tokenizer that belongs to the model, or "
                      f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
-  return Start(language, tokenizer, _template(config, folder), folder, _end_tokens(tokenizer, folder),
+  template = _template(config, folder)
+  return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
                options is not None, read)
 
 
@@ -194,9 +195,10 @@ def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
   return None if name is None else chats.load(name, values=config.data.template_values)
 
 
-def _end_tokens(tokenizer, folder: pathlib.Path | None) -> tuple[int, ...]:
-  """Gives the ids that a model ends its completions with: the tokenizer's, and those its files name."""
-  found = [] if tokenizer.doc_id is None else [int(tokenizer.doc_id)]
+def _end_tokens(tokenizer, template, folder: pathlib.Path | None) -> tuple[int, ...]:
+  """Gives the ids that end a completion: the tokenizer's, the template's, and those that files name."""
+  turn_end = None if template is None else template.turn_end(tokenizer)
+  found = [int(one) for one in (tokenizer.doc_id, turn_end) if one is not None]
   for file in ("generation_config.json", "config.json"):
     if folder is not None and (folder / file).is_file():
       ids = hf_config.read_json(folder / file).get("eos_token_id")
