@@ -8,6 +8,7 @@ import pathlib
 from types import ModuleType
 
 from atlas_jax.interop import names
+from atlas_jax.interop.names import atlas
 from atlas_jax.models import rope
 
 ROPE_BASE = 10_000.0  # What a config that names no base means.
@@ -45,12 +46,13 @@ def read(file) -> tuple[ModuleType, dict]:
     raise ValueError(f"{file} has no 'head_dim', and hidden_size={width} is not a multiple of "
                      f"num_attention_heads={heads}")
   base, scaling = _rope(settings, file)
+  learned = {"learned_positions": need("max_position_embeddings")} if family is atlas else {}
   return family, dict(
       vocab_size=need("vocab_size"), width=width, depth=need("num_hidden_layers"), heads=heads,
       kv_heads=settings.get("num_key_value_heads") or heads, head_dim=head_dim or width // heads,
       ff_width=need("intermediate_size"), rope_base=base, rope_scaling=scaling,
       tied=bool(settings.get("tie_word_embeddings")), norm_eps=settings.get("rms_norm_eps", 1e-6),
-      **family.biases(filled))
+      **learned, **family.biases(filled))
 
 
 def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
@@ -58,7 +60,7 @@ def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
 
   Args:
     fields: of a `Decoder`, as `read` gives them.
-    max_tokens: the longest text the model is meant for.
+    max_tokens: the longest text the model is meant for; learned positions say it themselves.
     dtype: of the weights, "float32", "bfloat16" or "float16".
     specials: `bos_token_id`, `eos_token_id`, `pad_token_id`; any may be left out.
 
@@ -72,7 +74,8 @@ def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
       "intermediate_size": fields["ff_width"], "num_hidden_layers": fields["depth"],
       "num_attention_heads": fields["heads"], "num_key_value_heads": fields["kv_heads"],
       "head_dim": fields["head_dim"], "rms_norm_eps": fields["norm_eps"], "rope_theta": fields["rope_base"],
-      "tie_word_embeddings": fields["tied"], "max_position_embeddings": max_tokens, **specials}
+      "tie_word_embeddings": fields["tied"],
+      "max_position_embeddings": fields.get("learned_positions") or max_tokens, **specials}
   if "attention_bias" in family.DEFAULTS:
     settings["attention_bias"] = fields["qkv_bias"]
   if "mlp_bias" in family.DEFAULTS:
@@ -83,14 +86,16 @@ def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
 
 
 def family_of(fields: dict) -> ModuleType:
-  """Gives the family whose models have these fields; `write` says more."""
-  if fields.get("learned_positions") is not None:
-    raise ValueError("a model with learned_positions belongs to no known family, all of which turn queries "
-                     "and keys by position; it cannot be exported")
+  """Gives the family whose models have these fields; `write` says more.
+
+  Models with learned positions are a family of this program, which others do not read.
+  """
   wanted = {name: fields[name] for name in ("qk_norm", "qkv_bias", "out_bias", "mlp_bias")}
   asked = {"attention_bias": wanted["qkv_bias"], "mlp_bias": wanted["mlp_bias"]}
+  learned = fields.get("learned_positions") is not None
   for family in (names.load(name) for name in names.known()):
-    if family.biases({name: asked[name] for name in asked if name in family.DEFAULTS}) == wanted:
+    biases = family.biases({name: asked[name] for name in asked if name in family.DEFAULTS})
+    if biases == wanted and learned == (family is atlas):
       return family
   told = ", ".join(f"{name}={value}" for name, value in wanted.items())
   raise ValueError(f"no known family has models with {told}; known are {', '.join(names.known())}")

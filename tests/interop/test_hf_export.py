@@ -21,6 +21,7 @@ KINDS = {
   "llama with biases": dict(qkv_bias=True, out_bias=True, mlp_bias=True),
   "qwen2": dict(qkv_bias=True, tied=True),
   "qwen3": dict(qk_norm=True),
+  "atlas": dict(learned_positions=9, tied=True),
 }
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     hf_export.save(tmp_path, model, params, like=folder, head="tied")
   with pytest.raises(ValueError, match="no known family has models with qk_norm=True, qkv_bias=True"):
     hf_export.save(tmp_path, model.copy(qkv_bias=True), params, max_tokens=64)
-  with pytest.raises(ValueError, match="learned_positions belongs to no known family"):
+  with pytest.raises(ValueError, match="no known family has models with qk_norm=True"):
     hf_export.save(tmp_path, model.copy(learned_positions=9), params, max_tokens=64)
   adapted = model.copy(lora=dict(rank=2, alpha=4, targets=("q",), scaling="rank"))
   both = lora.join(lora.start(adapted, jax.random.key(0)), params)
