@@ -41,7 +41,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Problem], *, grader: 
     right_B = each[grader]
     graded_B = ~np.isnan(right_B)
     if not graded_B.any():
-      raise ValueError(f"{asked[0].where}: config.problem_eval.grader={grader!r} grades none of the "
+      raise ValueError(f"{asked[0].where}: config.eval.grader={grader!r} grades none of the "
                        f"{len(asked)} held-out answers; do the problems have answers? Name another reward")
     ended_B = [one.reason in ("stop_token", "stop_string") for one in written]
     known_B = reward_B[~np.isnan(reward_B)]

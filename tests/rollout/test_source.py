@@ -41,7 +41,7 @@ def listed(*texts):
   return prompts.Listed([Problem(f"f.jsonl:{line}", text, "1") for line, text in enumerate(texts, start=1)])
 
 
-def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=Scoring(), seed=3, encode=None,
+def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None, seed=3, encode=None,
          place=(0, 1), old=lambda params, frozen, batch: 0.0 * batch["completion_BT"], **plan):
   """A source of a scripted sampler, and the sampler."""
   found = listed("p", "qq", "rrr", "ssss", "t") if found is None else found
@@ -49,9 +49,9 @@ def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=Scor
   asked = prompts.PromptSource(found, batch_rows=options.n, group_size=options.n, seed=seed)
   scored = Rewards(rewards or {"tests.rollout.test_source.size": 1.0})
   given = RolloutSource(
-      asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, scoring=scoring, seed=seed,
-      plan=Plan(**{"batch_rows": 6, **plan}), tokenizer=BYTES, old_logprobs=old, process_index=place[0],
-      process_count=place[1])
+      asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
+      scoring=scoring or Scoring(), plan=Plan(**{"batch_rows": 6, **plan}), old_logprobs=old,
+      process_index=place[0], process_count=place[1])
   return given, writer
 
 

@@ -1,0 +1,241 @@
+"""Policy optimisation: completions that earn more than others of their prompt become likelier.
+
+The weight of a loss counts completion tokens where every token weighs the same (config.policy.aggregation
+"token_mean"), else completions; so pieces of a batch add up to the whole.
+"""
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax import evals
+from atlas_jax.data import prompts
+from atlas_jax.losses import policy, policy_metrics
+from atlas_jax.losses.policy import Settings
+from atlas_jax.losses.token_logprobs import token_logprobs, token_logprobs_and_entropies
+from atlas_jax.models.language import read_completions
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.recipes import Anchor, Given, Init, LossOut, Recipe
+from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.rollout import held_out, kept, rewards
+from atlas_jax.rollout.groups import Scoring
+from atlas_jax.rollout.native import NativeSampler
+from atlas_jax.rollout.sampler import Options, Rollout, Sampler
+from atlas_jax.rollout.source import Plan, RolloutSource
+from atlas_jax.rollout.start import Start, open_start, whole
+
+REFERENCE = "reference"
+OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to score completions.
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  start, settings = open_start(config), settings_of(config)
+  sampler = Bound(config, start, mesh)
+  rollouts = source_of(config, start, sampler, mesh)
+
+  def bind(frozen, workdir) -> None:
+    sampler.bind(frozen, workdir)
+    rollouts.bind(frozen, workdir)
+
+  return Recipe(
+      init_of(start, settings, config), loss_of(config, start, settings), rollouts,
+      evals_of(config, start, sampler), unit=unit_of(settings), finish=finish, bind=bind,
+      keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start, settings, config),
+      anchor=anchor_of(settings, config))
+
+
+def settings_of(config) -> Settings:
+  """Gives the loss of a config: its preset, with the fields that are set.
+
+  Raises:
+    ValueError: if they do not go together, or do not go with the rest of the config.
+  """
+  names = {field.name for field in dataclasses.fields(Settings)} & set(config.policy)
+  changes = {name: config.policy[name] for name in names if config.policy[name] is not None}
+  changes |= {"sampler_high": config.policy.sampler_high,
+              "max_completion_tokens": config.sampler.max_tokens}  # The divisor of "constant".
+  settings = policy.preset(config.policy.preset, **changes)
+  if settings.top_entropy_frac is not None and config.train.accumulate_steps > 1:
+    raise ValueError(f"config.policy.top_entropy_frac={settings.top_entropy_frac} compares the tokens of a "
+                     "whole batch; set config.train.accumulate_steps=1, or top_entropy_frac=None")
+  if config.policy.reference_every_steps is not None and not settings.kl_weight:
+    raise ValueError("config.policy.reference_every_steps moves a reference that config.policy.kl_weight=0 "
+                     "does not use; set kl_weight, or reference_every_steps=None")
+  return settings
+
+
+def unit_of(settings: Settings) -> str:
+  """Names what the weight of the loss counts; see the module."""
+  return "completion_tokens" if settings.aggregation == "token_mean" else "completions"
+
+
+class Bound:
+  """The sampler of a run, made when it is first needed: a server wants to know the workdir.
+
+  Attributes:
+    frozen: what is not trained.
+  """
+
+  def __init__(self, config, start: Start, mesh):
+    self._config, self._start, self._mesh = config, start, mesh
+    self._workdir: Any = None
+    self._sampler: Any = None
+    self.frozen: Any = ()
+
+  def bind(self, frozen, workdir) -> None:
+    """Takes what is not trained, and the workdir; see `Recipe.bind`."""
+    self.frozen, self._workdir = frozen, workdir
+
+  def load(self, params, version: int) -> None:
+    """Takes the weights of the whole model; see `Sampler.load`."""
+    if self._sampler is None:
+      self._sampler = sampler_of(self._config, self._start, self._mesh, self._workdir)
+    self._sampler.load(params, version)
+
+  def generate(self, prompts, options: Options, seed: int) -> Rollout:
+    """Writes completions; see `Sampler.generate`."""
+    return self._sampler.generate(prompts, options, seed)
+
+  def close(self) -> None:
+    """Ends what the sampler has started."""
+    if hasattr(self._sampler, "close"):
+      self._sampler.close()
+
+
+def sampler_of(config, start: Start, mesh, workdir) -> Sampler:
+  """Makes the sampler that config.sampler.kind names."""
+  if config.sampler.kind == "native":
+    return NativeSampler(start.language, start.tokenizer, mesh)
+  from atlas_jax.rollout import vllm  # Its extra is needed by those alone who use it.
+  return vllm.make(start.language, start.tokenizer, like=start.folder, workdir=workdir,
+                   longest_tokens=config.data.max_prompt_tokens + config.sampler.max_tokens, **config.vllm)
+
+
+def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
+  """Makes the source of rollouts.
+
+  Raises:
+    ValueError: for prompts, rewards or settings that cannot be.
+  """
+  data, how = config.data, config.rollout
+  found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
+                       group_size=data.group_size, held_out_frac=data.held_out_frac,
+                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download)
+  plan = Plan(
+      batch_rows=data.batch_rows, batches=how.batches, passes=how.passes, flat_groups=how.flat_groups,
+      max_resamples=how.max_resamples, pad_tokens=how.pad_tokens, align_tokens=start.language.align_tokens,
+      max_staleness=how.max_staleness, table_rows=how.table_rows)
+  scoring = Scoring(truncated=how.truncated, overlong_tokens=how.overlong_tokens, **config.advantage)
+  options = held_out.options_of(config, start, n=data.group_size, temperature=config.sampler.temperature)
+  return RolloutSource(
+      found, sampler, rewards.Rewards(rewards.parse_weights(config.rewards)),
+      encode=held_out.encoder_of(config, start), options=options, plan=plan, scoring=scoring,
+      tokenizer=start.tokenizer, seed=config.seed, whole=whole,
+      old_logprobs=old_logprobs_of(config, start, mesh), process_index=jax.process_index(),
+      process_count=jax.process_count())
+
+
+def old_logprobs_of(config, start: Start, mesh):
+  """Makes the trainer's own scoring of a rollout, with the parameters that wrote it; see `RolloutSource`."""
+  score = score_of(config, start, entropies=False)
+  compiled = jax.jit(lambda *given: score(*given)[0], out_shardings=meshes.replicated(mesh))
+
+  def old_logprobs(params, frozen, mine) -> np.ndarray:
+    batch = hosts.global_batch(mesh, {name: mine[name] for name in OLD})
+    return np.asarray(compiled(params, batch, frozen))
+
+  return old_logprobs
+
+
+def score_of(config, start: Start, *, entropies: bool):
+  """Makes (params, batch, frozen) -> (logprob_BT, entropy_BT or None, statistics of the layers)."""
+  language, how = start.language, {"temperature": config.sampler.temperature, **config.loss}
+
+  def score(params, batch, frozen):
+    params = whole(params, frozen)
+    hidden_BTD, stats = read_completions(language, params, batch)
+    given = hidden_BTD, language.head(params), batch["completion_BT"]
+    if not entropies:
+      return token_logprobs(*given, **how), None, stats
+    return *token_logprobs_and_entropies(*given, **how), stats
+
+  return score
+
+
+def loss_of(config, start: Start, settings: Settings):
+  """Makes the loss of a batch as `RolloutSource` describes it; see `Recipe.loss`."""
+  entropies = bool(settings.entropy_weight) or settings.top_entropy_frac is not None
+  score, refer = (score_of(config, start, entropies=wanted) for wanted in (entropies, False))
+
+  def loss(params, batch, *, frozen, carry, rng):
+    del carry, rng
+    logprob_BT, entropy_BT, stats = score(params, batch, frozen)
+    ref_BT = None
+    if settings.kl_weight:
+      ref_BT = refer(jax.lax.stop_gradient(frozen[REFERENCE]), batch, frozen)[0]
+    counted_BT = policy.loss_mask(
+        batch["completion_mask_BT"],
+        truncated_B=None if config.rollout.truncated == "keep" else batch["truncated_B"])
+    out = policy.policy_loss(
+        logprob_BT, batch["advantage_B"], counted_BT, settings,
+        old_logprob_BT=batch["old_logprob_BT"] if "old_logprob_BT" in batch else None,
+        sampler_logprob_BT=batch["sampler_logprob_BT"], ref_logprob_BT=ref_BT, entropy_BT=entropy_BT,
+        row_mask_B=batch["row_mask_B"], tokens_per_row=jnp.max(batch["tokens_per_row_B"]))
+    return LossOut(out.loss, out.weight, (), {"policy": out.metrics, "layers": layer_metrics(stats)})
+
+  return loss
+
+
+def finish(means: dict) -> dict:
+  """Turns averaged metrics of the loss into metrics by name; see `Recipe.finish`."""
+  return {**policy_metrics.finish(means["policy"]), **means["layers"]}
+
+
+def init_of(start: Start, settings: Settings, config):
+  """Makes the function from a key to what training starts from; the reference is a copy of it."""
+  def init(rng):
+    params, frozen = start.init(rng)
+    if has_fixed_reference(settings, config):
+      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params)}
+    return Init(params, frozen=frozen or ())
+
+  return init
+
+
+def read_of(start: Start, settings: Settings, config):
+  """Makes the reader of what training starts from, or None where all of it is drawn."""
+  if start.read_base is None:
+    return None
+
+  def read(mesh, fresh: bool) -> Given:
+    refers = has_fixed_reference(settings, config) and not start.adapted
+    params, frozen = start.read(mesh, fresh or refers)
+    if refers:  # A copy: the parameters themselves are used up by the first update.
+      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}
+    return Given(params if fresh else None, frozen)
+
+  return read
+
+
+def has_fixed_reference(settings: Settings, config) -> bool:
+  """Says whether a reference is used that stays what the run started from."""
+  return bool(settings.kl_weight) and config.policy.reference_every_steps is None
+
+
+def anchor_of(settings: Settings, config) -> Anchor | None:
+  """Gives how the reference follows the policy, None where it does not."""
+  if not settings.kl_weight or config.policy.reference_every_steps is None:
+    return None
+  return Anchor(config.policy.reference_every_steps, config.policy.reference_share)
+
+
+def evals_of(config, start: Start, sampler: Bound) -> dict:
+  """The evaluation of a run: held-out problems answered; none where nothing is held out."""
+  if not config.data.held_out_frac:
+    return {}
+  run = held_out.make(config, start, sampler, lambda params: whole(params, sampler.frozen))
+  return {"problems": evals.Eval(run, "every")}

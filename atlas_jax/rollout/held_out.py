@@ -1,0 +1,69 @@
+"""The evaluation of a language run that answers held-out problems."""
+from collections.abc import Callable
+
+from atlas_jax.data import prompts
+from atlas_jax.data.problems import Problem
+from atlas_jax.evals import EvalOut, problems
+from atlas_jax.rollout import ask, rewards
+from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.rollout.sampler import Options, Sampler
+from atlas_jax.rollout.start import Start
+
+
+def options_of(config, start: Start, *, n: int, temperature: float) -> Options:
+  """Gives how completions are drawn, as config.sampler says."""
+  given = config.sampler
+  strings = () if given.stop_strings is None else tuple(filter(None, given.stop_strings.split("|")))
+  return Options(
+      n=n, temperature=temperature, max_tokens=given.max_tokens, top_k=given.top_k, top_p=given.top_p,
+      min_p=given.min_p, repetition_penalty=given.repetition_penalty, stop_strings=strings,
+      stop_tokens=start.end_tokens if given.stop_end else ())
+
+
+def encoder_of(config, start: Start) -> Callable:
+  """Makes the function from a problem to the ids of its prompt; see `ask.encoder`."""
+  return ask.encoder(start.tokenizer, start.template, max_tokens=config.data.max_prompt_tokens,
+                     overlong=config.data.overlong)
+
+
+def problems_of(config) -> list[Problem]:
+  """Gives the held-out problems of a config, at most config.eval.max_problems.
+
+  Raises:
+    ValueError: if there are none, or a row is no problem; see `prompts.load`.
+  """
+  data = config.data
+  found = prompts.load(data.name, files=data.files, split="held_out", held_out_frac=data.held_out_frac,
+                       seed=config.seed, options=data.options.to_dict(), fields=data.fields.to_dict(),
+                       download=data.download)
+  count = found.count if config.eval.max_problems is None else config.eval.max_problems
+  if count is None:
+    raise ValueError(f"config.data.name={data.name!r} has no end; set config.eval.max_problems")
+  return found.first(count)
+
+
+def make(config, start: Start, sampler: Sampler, whole: Callable) -> Callable:
+  """Makes the evaluation; see `evals.problems.make`.
+
+  Args:
+    config: with the groups data, eval, sampler and rewards.
+    start: the model's tokenizer and template.
+    sampler: answers.
+    whole: (what is trained) -> what the sampler loads.
+  """
+  wanted, right = rewards.parse_weights(config.rewards), config.eval.grader
+  options = options_of(config, start, n=1, temperature=config.eval.temperature)
+  write = ask.writer(sampler, encoder_of(config, start), options, rows=config.eval.batch_rows,
+                     seed=config.seed)
+  grade, judge = ask.grader(Rewards(wanted)), ask.grader(Rewards({right: 1.0}))
+
+  def grade_all(found, written):
+    reward_B, each = grade(found, written)
+    return reward_B, each if right in each else {**each, **judge(found, written)[1]}
+
+  answer = problems.make(write, grade_all, problems_of(config), grader=right, shown=config.eval.shown)
+
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
+    return answer(whole(params), step=step, tables=tables, workdir=workdir)
+
+  return run
