@@ -1,13 +1,13 @@
-"""The program: joins the processes of a run, and trains, evaluates, generates or solves as it is told.
+"""The program: joins the processes of a run, and trains, evaluates, generates, solves or exports as told.
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
+  python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
 
 --config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults.py lists them all.
 """
-import functools
 import itertools
 import json
 import math
@@ -31,8 +31,9 @@ from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import memory_lm
-from atlas_jax.serve import engine, runs
+from atlas_jax.recipes import Given
+from atlas_jax.rollout.start import open_start, whole
+from atlas_jax.serve import runs
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -104,15 +105,20 @@ def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
 
 
 def with_steps(config, recipe):
-  """Fills config.optim.steps, where it is None, with the batches that the source has in puzzles.epochs."""
+  """Fills config.optim.steps, where it is None, with the batches that the source has in so many epochs."""
   if config.optim.steps is not None:
     return config
+  name = "data.epochs" if config.puzzles.epochs is None else "puzzles.epochs"
+  epochs = configs.at(config, name)
+  if not hasattr(recipe.source, "steps_of"):
+    raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
+                     f"{config.recipe!r} have no epochs; set config.optim.steps")
   changed = config.as_configdict()
-  changed.optim.steps = recipe.source.steps_of(config.puzzles.epochs)
+  changed.optim.steps = recipe.source.steps_of(epochs)
   if not changed.optim.steps:
-    raise ValueError(f"config.puzzles.epochs={config.puzzles.epochs} fills no batch of "
-                     f"config.data.batch_rows={config.data.batch_rows}; raise the epochs, or lower the rows")
-  logging.info("%d epochs are %d updates", config.puzzles.epochs, changed.optim.steps)
+    raise ValueError(f"config.{name}={epochs} fills no batch of config.data.batch_rows="
+                     f"{config.data.batch_rows}; raise the epochs, or lower the rows")
+  logging.info("%d epochs are %d updates", epochs, changed.optim.steps)
   return configs.resolve(changed)
 
 
@@ -120,13 +126,18 @@ def with_sample(config, recipe, mesh):
   """Adds a text sample to the evaluations of a language model, if the config asks for one."""
   if not config.eval.sample_tokens or recipe.unit != "tokens":
     return recipe
-  write = functools.partial(_write, memory_lm.model_of(config), tokenizer=recipe.source.tokenizer, mesh=mesh)
+  start, frozen = open_start(config), {}
+
+  def bind(given, workdir) -> None:
+    recipe.bind(given, workdir)
+    frozen.update(given or {})
+
+  def write(params, prompt, *, tokens):
+    return runs.write(start, start.language, whole(params, frozen), prompt, tokens=tokens, temperature=0.8,
+                      seed=0, mesh=mesh)
+
   run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
-  return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")})
-
-
-def _write(model, params, prompt, *, tokens, tokenizer, mesh):
-  return engine.generate(model, params, tokenizer, prompt, tokens=tokens, temperature=0.8, seed=0, mesh=mesh)
+  return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")}, bind=bind)
 
 
 def run_eval(config, workdir: str, *, writes: bool) -> None:
@@ -136,6 +147,8 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   recipe = recipes.load(config, mesh)
   recipe.fits(pathlib.Path(workdir))
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
+  given = Given() if recipe.read is None else recipe.read(mesh, False)
+  recipe.bind(train.frozen_of(config, recipe, mesh, given), pathlib.Path(workdir) if writes else None)
   out = train.evaluate(recipe, params, step=step, tables=tables, workdir=workdir if writes else None)
   if hosts.is_main():
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
@@ -144,14 +157,19 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
 
 def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the prompt and what the model adds to it, as it comes."""
-  if config.recipe != "memory_lm":
-    raise ValueError(f"--mode=generate writes text, and {workdir} holds a run of config.recipe="
-                     f"{config.recipe!r}")
   pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
                          top_k=asked.top_k, seed=asked.seed)
   for piece in itertools.chain([asked.prompt], pieces, ["\n"]):
     if hosts.is_main():
       print(piece, end="", flush=True)
+
+
+def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
+  """Writes the model as a published one and prints what was written as one JSON object."""
+  from atlas_jax.serve import export  # It draws on libraries that other modes need not wait for.
+  found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
+  if hosts.is_main():
+    print(json.dumps(found), flush=True)
 
 
 def solver_of(config, asked: flags.FlagValues):
@@ -224,6 +242,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     run_eval(config, asked.workdir, writes=not overrides)  # Those of the run stay those of its settings.
   elif run_solve is not None:
     run_solve()
+  elif asked.mode == "export":
+    run_export(config, asked.workdir, asked)
   else:
     run_generate(config, asked.workdir, asked)
 

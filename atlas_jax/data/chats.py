@@ -30,7 +30,11 @@ class Encoded(NamedTuple):
 
 
 class Template:
-  """A chat template with the special tokens of its tokenizer."""
+  """A chat template with the special tokens of its tokenizer.
+
+  Attributes:
+    source: the template itself.
+  """
 
   def __init__(self, source: str, *, specials: Mapping[str, int],
                values: Mapping[str, Any] = problems.NOTHING):
@@ -45,7 +49,7 @@ class Template:
       ValueError: if the template cannot be read.
       ModuleNotFoundError: if the extra `hf` is missing.
     """
-    self._source, self._values, self._specials = source, dict(values), dict(specials)
+    self.source, self._values, self._specials = source, dict(values), dict(specials)
     self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
     longest_first = sorted(self._specials, key=len, reverse=True)
     self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -27,6 +27,7 @@ class Problems(Protocol):
   @property
   def count(self) -> int | None: ...  # how many there are; None: without end
   def problem(self, index: int) -> Problem: ...
+  def first(self, count: int) -> list[Problem]: ...  # that differ from each other; fewer if there are fewer
 
 
 class Draws:

@@ -170,6 +170,10 @@ class SftSource:
     """Gives this process's rows of any step, as `next` did or will; the place stays."""
     return _stacked([self._read(self._items(step, row)) for row in self._mine])
 
+  def steps_of(self, epochs: int) -> int:
+    """Counts the steps until every row was seen so many times, rounded up."""
+    return -(-epochs * self.rows // self._batch_rows)
+
   def state(self) -> dict:
     """Gives the place and what it is valid for; independent of the number of processes."""
     return {"step": self.step, **self._settings}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.data.tokenizer import ByteTokenizer
+from atlas_jax.models import language as languages
 from atlas_jax.models import lm
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
@@ -35,7 +36,7 @@ def setup():
   model = TracedModel(model.clone(vocab_size=257))
   embed = np.random.default_rng(1).normal(scale=0.3, size=(257, model.width))
   params = {**params, "embed": jnp.asarray(embed, jnp.float32)}
-  return model, params, engines.make(model, piece_tokens=7)
+  return model, params, engines.make(languages.of_memory(model), piece_tokens=7)
 
 
 @functools.lru_cache
@@ -71,7 +72,8 @@ def write(prompt="", *, tokenizer=None, params=None, **options):
   model, usual, engine = setup()
   options = dict(tokens=20, temperature=1.0) | options
   tokenizer, params = tokenizer or ByteTokenizer(), params or usual
-  return list(engines.generate(model, params, tokenizer, prompt, engine=engine, **options))
+  language = languages.of_memory(model)
+  return list(engines.generate(language, params, tokenizer, prompt, engine=engine, **options))
 
 
 @pytest.mark.core
@@ -146,7 +148,8 @@ def test_a_mesh_writes_the_same_text():
   model, params, _ = setup()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   split = jax.device_put(params, place.shardings(mesh, params))
-  pieces = list(engines.generate(model, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
+  language = languages.of_memory(model)
+  pieces = list(engines.generate(language, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
   assert pieces == write("de", tokens=8, temperature=0)
 
 
@@ -159,13 +162,13 @@ def test_a_mesh_writes_the_same_text():
 ])
 def test_a_wrong_argument_is_refused_at_once(options, message):
   with pytest.raises(ValueError, match=message):
-    engines.generate(*setup()[:2], ByteTokenizer(), "", **(dict(tokens=1, temperature=1.0) | options))
+    write(**(dict(tokens=1, temperature=1.0) | options))
 
 
 def test_another_tokenizer_is_refused():
   model, params, _ = setup()
   with pytest.raises(ValueError, match="config.model.vocab_size=300"):
-    engines.generate(model.clone(vocab_size=300), params, ByteTokenizer(), "", tokens=1, temperature=1.0)
+    engines.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
 
 
 def test_an_empty_row_of_a_prompt_is_refused():

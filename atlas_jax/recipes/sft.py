@@ -1,0 +1,197 @@
+"""Supervised tuning: a language model learns to write the recorded answers to prompts and chats."""
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax import evals
+from atlas_jax.data import prompts, sft
+from atlas_jax.evals import examples
+from atlas_jax.losses.sft import sft_loss
+from atlas_jax.losses.token_logprobs import token_logprobs
+from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.rollout import held_out, kept
+from atlas_jax.rollout.native import NativeSampler
+from atlas_jax.rollout.start import Start, open_start, whole
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  start = open_start(config)
+  check_lengths(config, start)
+  source = source_of(config, start, examples_of(config, start, "train"), "train")
+  bound = Bound()
+  return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
+                keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start), bind=bound.bind)
+
+
+class Bound:
+  """What evaluations need besides the parameters they are given."""
+
+  def __init__(self):
+    self.frozen = ()
+
+  def bind(self, frozen, workdir) -> None:
+    """Takes what the loss is handed; see `Recipe.bind`."""
+    del workdir
+    self.frozen = frozen
+
+
+def check_lengths(config, start: Start) -> None:
+  """Refuses rows that the model cannot read.
+
+  Raises:
+    ValueError: names the field.
+  """
+  length, align = config.data.segment_len, start.language.align_tokens
+  if length % align:
+    low = length // align * align
+    raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "
+                     f"of the model; nearest are {low or align} and {low + align}")
+  rows = start.language.module.learned_positions if hasattr(start.language.module, "rope_base") else None
+  if rows is not None and rows < length:
+    raise ValueError(f"config.data.segment_len={length} is longer than the model's {rows} learned positions; "
+                     f"lower it to {rows}")
+
+
+def examples_of(config, start: Start, split: str) -> list[sft.Example]:
+  """Encodes the examples of a split, "train" or "held_out".
+
+  Raises:
+    ValueError: naming the field that cannot be, or file and line of a row that cannot be used.
+  """
+  data = config.data
+  found = sft.encode(problems_of(config, split), start.tokenizer, segment_len=data.segment_len,
+                     template=start.template, turns=data.turns, overlong=data.overlong)
+  for one in found:
+    most = start.language.vocab_size
+    if one.ids_T.max() >= most:
+      raise ValueError(f"{one.where}: has the id {one.ids_T.max()}, the model only {most}; "
+                       f"config.data.tokenizer={data.tokenizer!r} and config.data.chat_template="
+                       f"{data.chat_template!r} must be those of the model")
+  return found
+
+
+def source_of(config, start: Start, found, split: str, **place) -> sft.SftSource:
+  """Puts examples into rows: this process's rows, unless `place` says otherwise.
+
+  Args:
+    config: with the fields of config.data.
+    start: whose tokenizer encoded them.
+    found: the examples.
+    split: "train", endless and shuffled, or "held_out", read once in the rows of config.eval.
+    **place: process_index and process_count.
+
+  Raises:
+    ValueError: if sizes do not divide.
+  """
+  train = split == "train"
+  place = place or {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  return sft.SftSource(
+      found, segment_len=config.data.segment_len, doc_id=start.tokenizer.doc_id, packed=config.data.packed,
+      batch_rows=config.data.batch_rows if train else config.eval.batch_rows,
+      seed=config.seed if train else None, align_tokens=start.language.align_tokens, **place)
+
+
+def problems_of(config, split: str) -> list:
+  """Gives the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
+
+  Raises:
+    ValueError: if a task without end is not bounded; see also `prompts.load`.
+  """
+  data = config.data
+  found = prompts.load(data.name, files=data.files, split=split, held_out_frac=data.held_out_frac,
+                       seed=config.seed, options=data.options.to_dict(), fields=data.fields.to_dict(),
+                       download=data.download)
+  group = "data" if split == "train" else "eval"
+  counts = [count for count in (config[group].max_problems, found.count) if count is not None]
+  if not counts:
+    raise ValueError(f"config.data.name={data.name!r} has no end; set config.{group}.max_problems")
+  if split == "held_out":  # Each counts once.
+    return found.first(min(counts))
+  return [found.problem(index) for index in range(min(counts))]
+
+
+def init_of(start: Start):
+  """Makes the function from a key to what training starts from."""
+  def init(rng):
+    params, frozen = start.init(rng)
+    return Init(params, frozen=frozen or ())
+
+  return init
+
+
+def read_of(start: Start):
+  """Makes the reader of what training starts from, or None where all of it is drawn."""
+  if start.read_base is None:
+    return None
+  return lambda mesh, fresh: Given(*start.read(mesh, fresh))
+
+
+def score_of(config, start: Start):
+  """Makes (params, batch, frozen) -> (logprob_BT of the batch's targets, statistics of the layers)."""
+  language = start.language
+
+  def score(params, batch, frozen):
+    params = whole(params, frozen)
+    hidden_BTD, stats = language.read(params, batch["tokens_BT"], batch["doc_BT"])
+    logprob_BT = token_logprobs(hidden_BTD, language.head(params), batch["targets_BT"], **config.loss)
+    return logprob_BT, stats
+
+  return score
+
+
+def loss_of(config, start: Start):
+  """Makes the loss of a batch as `sft.SftSource.next` describes it; see `Recipe.loss`."""
+  score = score_of(config, start)
+
+  def loss(params, batch, *, frozen, carry, rng):
+    del carry, rng
+    logprob_BT, stats = score(params, batch, frozen)
+    mean, weight = sft_loss(logprob_BT, batch["weight_BT"], kind=config.sft.loss)
+    return LossOut(mean, weight, (), {**token_metrics(logprob_BT, batch), **layer_metrics(stats)})
+
+  return loss
+
+
+def token_metrics(logprob_BT, batch) -> dict:
+  """Gives, over counted tokens, nats and probability of the recorded one; and what places are used for."""
+  logprob_BT, counts_BT = jax.lax.stop_gradient(logprob_BT), batch["weight_BT"] > 0
+  count = jnp.maximum(jnp.sum(counts_BT), 1)
+  mean = lambda x_BT: jnp.sum(jnp.where(counts_BT, x_BT, 0)) / count
+  return {"sft/nll_nats": mean(-logprob_BT), "sft/probability_mean": mean(jnp.exp(logprob_BT)),
+          "sft/counted_frac": jnp.mean(counts_BT.astype(jnp.float32)),
+          "sft/filled_frac": jnp.mean((batch["doc_BT"] >= 0).astype(jnp.float32))}
+
+
+def evals_of(config, start: Start, mesh, bound: Bound) -> dict:
+  """The evaluations of a run: the loss of held-out examples, and answers to problems that have one.
+
+  None where nothing is held out.
+  """
+  if not config.data.held_out_frac:
+    return {}
+  found, score = examples_of(config, start, "held_out"), score_of(config, start)
+  loss = examples.make(lambda *args: score(*args)[0],
+                       functools.partial(source_of, config, start, found, "held_out"), mesh)
+  evaluations = {"examples": evals.Eval(
+      lambda params, **given: loss(params, frozen=bound.frozen, **given), "every")}
+  if any(problem.answer is not None for problem in problems_of(config, "held_out")):
+    evaluations["problems"] = evals.Eval(answers_of(config, start, mesh, bound), "every")
+  return evaluations
+
+
+def answers_of(config, start: Start, mesh, bound: Bound):
+  """Makes the evaluation that has held-out problems answered; see `rollout.held_out.make`.
+
+  Raises:
+    ValueError: if another sampler than the native one is asked for.
+  """
+  if config.sampler.kind != "native":
+    raise ValueError(f"config.sampler.kind={config.sampler.kind!r}: sft answers held-out problems with the "
+                     "native sampler alone; set config.sampler.kind='native'")
+  config = config.as_configdict()
+  config.data.max_prompt_tokens = config.data.segment_len  # Whose rows hold the prompts anyway.
+  sampler = NativeSampler(start.language, start.tokenizer, mesh)
+  return held_out.make(config, start, sampler, lambda params: whole(params, bound.frozen))
