@@ -1,4 +1,4 @@
-"""What a recipe may add to the loop: given parameters, a reference that follows, what a source tells, an end."""
+"""What a recipe may add to the loop: given parameters, a reference, what a source tells, an end."""
 import jax
 import jax.numpy as jnp
 import numpy as np
