@@ -1,5 +1,6 @@
 """What the loop relies on holds for every file in recipes/; only shapes are computed."""
 
+import functools
 import json
 import re
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax import recipes, tree
+from atlas_jax import command, recipes, tree
 from atlas_jax.evals import Eval
 from atlas_jax.parallel import mesh as meshes
 from tests import runs
@@ -21,6 +22,22 @@ LAYOUTS = {
     *({"trm__variant": variant} for variant in ("single", "hrm", "transformer")),
     *({"supervision__steps_per_update": 2}, {"supervision__train_continue": True}),
   ),
+  "sft": ({}, {"sft__loss": "dft"}, {"data__packed": False}, {"lora__rank": 2}, {"model__kind": "memory"}),
+  "grpo": (
+    *({}, {"policy__preset": "gspo"}, {"policy__preset": "cispo"}, {"advantage__kind": "ranked"}),
+    *({"policy__kl_weight": 0.1}, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
+    *({"lora__rank": 2, "policy__kl_weight": 0.1}, {"rollout__passes": 2}, {"policy__entropy_weight": 0.1}),
+    *({"rollout__flat_groups": "resample"}, {"model__kind": "memory"}),
+  ),
+  "gkd": ({}, {"distill__beta": 1.0}, {"lora__rank": 2}, {"distill__on_policy_frac": 1.0}),
+  "ranked": ({}, {"ranked__objective": "group_relative", "ranked__kl_weight": 0.1}, {"lora__rank": 2}),
+}
+# Where the smallest runs of the others stand.
+SMOKE = {
+  "sft": "configs/sft.py:smoke",
+  "grpo": "configs/grpo_arithmetic.py:smoke",
+  "gkd": "configs/gkd.py:smoke",
+  "ranked": "configs/atlas_ranked.py:smoke",
 }
 EACH_LAYOUT = [(name, fields) for name in recipes.names() for fields in LAYOUTS[name]]
 
@@ -29,6 +46,8 @@ def config_of(name, corpus, **fields):
   """A small config of a recipe."""
   if name == "trm":
     return runs.puzzle_config(corpus, **fields)
+  if name in SMOKE:
+    return runs.changed(command.read_config(SMOKE[name]), {"monitor__tensorboard": False, **fields})
   return runs.lm_config(corpus, recipe=name, **fields)
 
 
@@ -44,7 +63,23 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module", params=recipes.names())
 def loaded(request, corpus):
   config = config_of(request.param, corpus)
-  return config, recipes.load(config, runs.one_device())
+  return config, bound(recipes.load(config, runs.one_device()))
+
+
+def bound(recipe):
+  """A recipe that has been told what is frozen; what would be read from files is drawn."""
+  recipe.bind(drawn(recipe).frozen, None)
+  return recipe
+
+
+def drawn(recipe):
+  """What training starts from, as arrays."""
+  return _drawn(recipe.init)
+
+
+@functools.lru_cache
+def _drawn(init):
+  return jax.jit(init)(jax.random.key(0))
 
 
 def started(recipe):
@@ -88,9 +123,11 @@ def test_parameters_are_float32_and_the_carry_leads_with_rows(loaded):
 
 @pytest.mark.parametrize(("name", "fields"), EACH_LAYOUT)
 def test_a_loss_gives_numbers_and_the_carry_it_was_given(name, fields, corpus):
-  recipe = recipes.load(config_of(name, corpus, **fields), runs.one_device())
+  recipe = bound(recipes.load(config_of(name, corpus, **fields), runs.one_device()))
   start = started(recipe)
-  out = outcome(recipe, start, recipe.source.next(None))
+  if recipe.anchor is not None:
+    start = start._replace(frozen={**(start.frozen or {}), "reference": start.params})
+  out = outcome(recipe, start, recipe.source.next(drawn(recipe).params))
   assert (out.loss.shape, out.loss.dtype) == ((), jnp.float32)
   assert out.weight.shape == ()
   assert shapes(out.carry) == shapes(start.carry)
@@ -101,19 +138,19 @@ def test_a_loss_gives_numbers_and_the_carry_it_was_given(name, fields, corpus):
 
 def test_a_batch_is_numpy_arrays_that_lead_with_rows(loaded):
   config, recipe = loaded
-  for name, array in recipe.source.next(None).items():
+  for name, array in recipe.source.next(drawn(recipe).params).items():
     assert isinstance(array, np.ndarray) and len(array) == config.data.batch_rows, name
 
 
 def test_a_source_goes_on_from_its_state(loaded, corpus):
   config, recipe = loaded
-  source = recipe.source
-  source.next(None)
+  source, params = recipe.source, drawn(recipe).params
+  source.next(params)
   state = json.loads(json.dumps(source.state()))
-  expected = source.next(None)
-  again = recipes.load(config, runs.one_device()).source
+  expected = source.next(params)
+  again = bound(recipes.load(config, runs.one_device())).source
   again.restore(state)
-  for name, array in again.next(None).items():
+  for name, array in again.next(params).items():
     np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
