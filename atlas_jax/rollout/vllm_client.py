@@ -1,0 +1,130 @@
+"""Asking a server over HTTP: time-outs, tries that are bounded, and errors that say what to do."""
+import http.client
+import json
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MAY_PASS = (429, 500, 502, 503, 504)  # Statuses after which the same question may be answered.
+SHOWN_CHARS = 400  # Of a server's own words in an error.
+
+
+class ServerError(ConnectionError):
+  """A server that is dead or silent, or that answers what it must not; the run can go on with a new one."""
+
+
+class Answer(NamedTuple):
+  """What one try gave: a status and the content, or what went wrong."""
+
+  status: int = 0
+  content: Any = None
+  trouble: str | None = None
+  passes: bool = True  # Whether the trouble may have passed at the next try.
+
+
+class Client:
+  """Asks one server, from any thread; every question has a connection of its own.
+
+  Attributes:
+    url: scheme, host and port, and the path in front of all routes if there is one.
+    death: () -> why the server is known to be dead, or None; asked before another try is made.
+  """
+
+  def __init__(self, url: str, *, timeout_s: float, retries: int, backoff_s: float,
+               death: Callable[[], str | None] = lambda: None):
+    """Takes the server's URL; connects to nothing yet.
+
+    Args:
+      url: such as "http://127.0.0.1:8000"; a "/v1" at its end is taken off.
+      timeout_s: for an answer.
+      retries: how often a question is asked again after a failure that may pass.
+      backoff_s: how long to wait before the first of them; twice as long before each further one.
+      death: see the class.
+
+    Raises:
+      ValueError: if the URL has no host, or another scheme than http and https.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+      raise ValueError(f"config.vllm.url={url!r} is not the address of a server; it needs scheme, host and "
+                       "port, such as 'http://127.0.0.1:8000'")
+    self._prefix = parts.path.rstrip("/").removesuffix("/v1")
+    self.url = f"{parts.scheme}://{parts.netloc}{self._prefix}"
+    self._address = (parts.hostname, parts.port)
+    self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
+    self.death = death
+
+  def ask(self, route: str, body: dict | None = None, *, optional: bool = False) -> Any:
+    """Asks a question, again if it fails in a way that may pass.
+
+    Args:
+      route: path and query.
+      body: what is posted, as JSON; None reads the route instead.
+      optional: whether the server may be one without this route.
+
+    Returns:
+      The answer: parsed JSON, text if it is none, or None where an optional route is missing.
+
+    Raises:
+      ServerError: if there is no answer, or a status of 500 or above; names URL, route and what to do.
+      ValueError: if the server refuses the question, with its reason.
+    """
+    for attempt in range(self._retries + 1):
+      if attempt:
+        time.sleep(self._backoff_s * 2 ** (attempt - 1))
+      answer = self.once(route, body)
+      failed = answer.trouble is not None or answer.status in MAY_PASS
+      if not failed or not answer.passes or self.death() is not None:
+        break
+    if failed:
+      raise ServerError(self._failure(route, answer, attempt + 1))
+    if answer.status == 404 and optional:
+      return None
+    if answer.status != 200:
+      raise ValueError(f"{self.url}{route} refuses what it was asked (status {answer.status}): "
+                       f"{words(answer.content)}")
+    return answer.content
+
+  def once(self, route: str, body: dict | None = None, *, timeout_s: float | None = None) -> Answer:
+    """Asks once and gives what came, whatever it is; arguments as of `ask`."""
+    connection = self._connection(*self._address, timeout=timeout_s or self._timeout_s)
+    try:
+      sent = None if body is None else json.dumps(body)
+      headers = {} if body is None else {"Content-Type": "application/json"}
+      connection.request("GET" if body is None else "POST", self._prefix + route, sent, headers)
+      response = connection.getresponse()
+      return Answer(response.status, _content(response.read()))
+    except TimeoutError:
+      return Answer(trouble=f"gave no answer within {timeout_s or self._timeout_s:g} s (config.vllm."
+                    "timeout_s)", passes=False)
+    except (OSError, http.client.HTTPException) as error:
+      # Not the system's own words: in a run of several processes those mean that one of them is lost.
+      return Answer(trouble=f"does not answer ({type(error).__name__})")
+    finally:
+      connection.close()
+
+  def _failure(self, route: str, answer: Answer, tries: int) -> str:
+    what = answer.trouble or f"failed (status {answer.status}): {words(answer.content)}"
+    again = f" in {tries} tries" if tries > 1 else ""
+    dead = self.death()
+    remedy = dead if dead is not None else "look at the server's log"
+    return (f"{self.url}{route} {what}{again}; {remedy}. Nothing of this step was taken: the same command "
+            "goes on from the newest checkpoint, once there is a server")
+
+
+def words(content) -> str:
+  """Gives what a server says of an error, on one line and not too long."""
+  if isinstance(content, dict):
+    inner = content.get("error", content.get("detail", content))
+    content = inner.get("message", inner) if isinstance(inner, dict) else inner
+  return " ".join(str(content).split())[:SHOWN_CHARS]
+
+
+def _content(data: bytes):
+  text = data.decode("utf-8", errors="replace")
+  try:
+    return json.loads(text)
+  except ValueError:
+    return text
