@@ -5,6 +5,7 @@ puzzles loss, accuracies, steps, halting, learning rate and speed. Its panels ca
 run can be followed while it writes.
 """
 import contextlib
+import csv
 import math
 import re
 import threading
@@ -145,6 +146,22 @@ def following(workdir, show, *, every_s: float = 2.0):
 def read_metrics(workdir) -> list[dict]:
   """Reads all rows of a run's metrics.jsonl, oldest first."""
   return list(writer.read_rows(Path(workdir) / writer.METRICS))
+
+
+def write_csv(rows: list[dict], columns: Mapping[str, str], file) -> None:
+  """Writes some metrics of a run as a table.
+
+  Args:
+    rows: what `read_metrics` gives.
+    columns: name in the table -> name of the metric; empty where a row has none.
+    file: to write.
+  """
+  with Path(file).open("w", newline="") as out:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+      values = [row.get(name) for name in columns.values()]
+      writer.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
 
 
 def last_mean(rows: list[dict], name: str, *, n_rows: int = 5) -> float | None:

@@ -2,7 +2,6 @@
 
   python experiments/embedded_corpus/analysis.py runs/cpu_1h experiments/embedded_corpus
 """
-import csv
 import json
 import pathlib
 import sys
@@ -14,16 +13,6 @@ from atlas_jax.monitor import report
 COLUMNS = {"step": "step", "tokens": "train/tokens_seen", "train_bits_per_byte": "train/bits_per_byte",
            "held_out_bits_per_byte": "val/bits_per_byte"}
 YARDSTICKS = ("trigram_bits_per_byte", "gzip_bits_per_byte")
-
-
-def write_curve(rows: list[dict], file: pathlib.Path) -> None:
-  """Writes the rows' steps, tokens and bits per byte; empty where a row has none."""
-  with file.open("w", newline="") as out:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-      values = [row.get(name) for name in COLUMNS.values()]
-      writer.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
 
 
 def draw(rows: list[dict], summary: dict, file: pathlib.Path) -> None:
@@ -44,7 +33,7 @@ def main(workdir: str, folder: str) -> None:
   """Reads the run in `workdir`, writes into `folder`."""
   rows = report.read_metrics(workdir)
   summary = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
-  write_curve(rows, pathlib.Path(folder) / "curve.csv")
+  report.write_csv(rows, COLUMNS, pathlib.Path(folder) / "curve.csv")
   draw(rows, summary, pathlib.Path(folder) / "curve.png")
 
 

@@ -2,7 +2,6 @@
 
   python experiments/trm_sudoku/analysis.py experiments/trm_sudoku 4x4=runs/sudoku4 6x6=runs/sudoku6
 """
-import csv
 import json
 import pathlib
 import sys
@@ -15,16 +14,6 @@ COLUMNS = {"step": "step", "puzzles": "train/puzzles_seen", "loss_nats": "train/
            "train_exact_accuracy": "recent/exact_accuracy", "train_steps": "recent/steps",
            "held_out_exact_accuracy": "eval/all/exact_accuracy", "held_out_accuracy": "eval/all/accuracy",
            "pass_at_2": "ARC/pass@2"}
-
-
-def write_curve(rows: list[dict], file: pathlib.Path) -> None:
-  """Writes what the rows have of COLUMNS; empty where a row has none."""
-  with file.open("w", newline="") as out:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-      values = [row.get(name) for name in COLUMNS.values()]
-      writer.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
 
 
 def draw(runs: dict[str, list[dict]], file: pathlib.Path) -> None:
@@ -47,7 +36,7 @@ def main(folder: str, *named: str) -> None:
   runs = {}
   for name, _, workdir in (each.partition("=") for each in named):
     runs[name] = report.read_metrics(workdir)
-    write_curve(runs[name], pathlib.Path(folder) / f"{name}.csv")
+    report.write_csv(runs[name], COLUMNS, pathlib.Path(folder) / f"{name}.csv")
     summary = json.loads((pathlib.Path(workdir) / "summary.json").read_text())
     (pathlib.Path(folder) / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
   draw(runs, pathlib.Path(folder) / "curves.png")

@@ -172,3 +172,9 @@ def test_following_shows_a_run_while_it_writes_and_at_its_end(tmp_path):
 def test_following_nothing_shows_nothing_and_lets_errors_pass(tmp_path):
   with pytest.raises(KeyError), report.following(tmp_path, pytest.fail):
     raise KeyError
+
+
+def test_a_table_has_a_row_per_row_and_nothing_where_a_metric_is_missing(tmp_path):
+  rows = [{"step": 1, "a/b": 0.123456}, {"step": 2, "c": 3}]
+  report.write_csv(rows, {"step": "step", "b": "a/b"}, tmp_path / "t.csv")
+  assert (tmp_path / "t.csv").read_text() == "step,b\n1,0.12346\n2,\n"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
@@ -105,6 +106,7 @@ def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:
   with open(f"{file}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine make them once; others at worst the same.
     if not file.exists():
+      logging.info("generating boards for %s; they are kept there", file)
       made = make()
       with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
         np.savez(part, **made._asdict())
