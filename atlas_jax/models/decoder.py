@@ -56,18 +56,20 @@ class Projection(nn.Module):
   def __call__(self, x_BTD):
     """Returns [B, T, *features] in x's dtype."""
     inputs, dtype = x_BTD.shape[-self.n_in:], x_BTD.dtype
+    tokens = x_BTD.shape[:-self.n_in]
+    x_ND = x_BTD.reshape(-1, *inputs)  # Gradients of products over two axes of tokens copy their operands.
     init = scaled_normal(self.scale, in_axes=self.n_in)
     kernel = self.param("kernel", init, (*inputs, *self.features), jnp.float32)
-    y = jnp.tensordot(x_BTD, kernel.astype(dtype), axes=self.n_in)
+    y = jnp.tensordot(x_ND, kernel.astype(dtype), axes=self.n_in)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, self.features, jnp.float32)
-      y = y + bias.astype(dtype)[None, None]
+      y = y + bias.astype(dtype)[None]
     if self.adapter is None:
-      return y
+      return y.reshape(*tokens, *self.features)
     down = self.param("lora_a", scaled_normal(3**-0.5, self.n_in), (*inputs, self.adapter.rank), jnp.float32)
     up = self.param("lora_b", nn.initializers.zeros, (self.adapter.rank, *self.features), jnp.float32)
-    low = jnp.tensordot(x_BTD, down.astype(dtype), axes=self.n_in) * jnp.asarray(self.adapter.scale, dtype)
-    return y + jnp.tensordot(low, up.astype(dtype), axes=1)
+    low = jnp.tensordot(x_ND, down.astype(dtype), axes=self.n_in) * jnp.asarray(self.adapter.scale, dtype)
+    return (y + jnp.tensordot(low, up.astype(dtype), axes=1)).reshape(*tokens, *self.features)
 
 
 class Block(nn.Module):
