@@ -1,0 +1,309 @@
+"""Distillation: a student learns a teacher's next-token distributions on texts that either has written.
+
+With one tokenizer every token's distributions are compared, with different ones those of spans of text; the
+weight of a loss counts completion tokens or spans, so that pieces of a batch add up to the whole.
+
+Source: Agarwal et al. 2024, arXiv:2306.13649. Its lambda is our on_policy_frac; other than there the
+temperature of the divergence is a setting of its own.
+"""
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from atlas_jax import config as configs
+from atlas_jax import evals, tree
+from atlas_jax.data import prompts, spans
+from atlas_jax.evals import EvalOut
+from atlas_jax.losses.distill import distill_loss, soft_target_loss
+from atlas_jax.losses.spans import Side, span_loss
+from atlas_jax.models.language import read_completions
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.recipes.grpo import Bound
+from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.rollout import distill_rows, held_out, kept
+from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
+from atlas_jax.rollout.distill_source import DistillSource, Plan, Writer
+from atlas_jax.rollout.native import NativeSampler
+from atlas_jax.rollout.start import MODEL, Start, is_run, open_start, whole
+
+FROZEN = "teacher"  # The teacher's name among what is not trained.
+
+
+class Pair(NamedTuple):
+  """Student and teacher, and how they are compared."""
+
+  student: Start
+  teacher: Start
+  classes: spans.Classes | None  # None: they have one tokenizer
+
+  @property
+  def vocab_size(self) -> int:
+    """How many ids the student's tokenizer has; rows of a head beyond are padding."""
+    return self.student.tokenizer.vocab_size
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  pair = pair_of(config)
+  sampler = Bound(config, pair.student, mesh)
+  teacher_sampler = NativeSampler(pair.teacher.language, pair.teacher.tokenizer, mesh)
+  source = source_of(config, pair, sampler, teacher_sampler)
+
+  def bind(frozen, workdir) -> None:
+    sampler.bind(frozen, workdir)
+    source.bind(frozen, workdir)
+
+  return Recipe(
+      init_of(pair), loss_of(config, pair), source,
+      evals_of(config, pair, mesh, source, sampler, teacher_sampler), unit=unit_of(pair),
+      backward_frac=student_frac(pair), keep=lambda workdir: kept.keep(config, pair.student, workdir),
+      read=read_of(pair), bind=bind)
+
+
+def pair_of(config) -> Pair:
+  """Opens student and teacher, and says how they are compared.
+
+  Raises:
+    ValueError: if there is no teacher, or it cannot be compared as the config asks.
+  """
+  student, teacher = open_start(config), open_teacher(config)
+  asked, differ = config.distill.alignment, spans.difference(student.tokenizer, teacher.tokenizer)
+  if differ is None and set(student.end_tokens) != set(teacher.end_tokens):
+    differ = f"completions end with {student.end_tokens} and with {teacher.end_tokens}"
+  if asked == "tokens" and differ:
+    raise ValueError(f"config.distill.alignment='tokens' compares the same ids, but student and teacher read "
+                     f"otherwise: {differ}; set it to 'spans' or 'auto'")
+  if asked == "tokens" or asked == "auto" and differ is None:
+    return Pair(student, teacher, None)
+  if config.distill.alpha is not None:
+    raise ValueError(f"config.distill.alpha={config.distill.alpha} mixes in the recorded tokens, which spans "
+                     "of text do not have; set it to None, or take a teacher of the student's tokenizer")
+  found = spans.classes(student.tokenizer, teacher.tokenizer, student.end_tokens, teacher.end_tokens)
+  if hosts.is_main():
+    logging.info("student and teacher are compared by spans of text (%s); %d classes of %d and %d ids",
+                 differ or "as asked", found.size, student.tokenizer.vocab_size, teacher.tokenizer.vocab_size)
+  return Pair(student, teacher, found)
+
+
+def open_teacher(config) -> Start:
+  """Opens config.distill.teacher with its own tokenizer, and where chats are asked for, its own template.
+
+  Raises:
+    ValueError: names config.distill.teacher, and what is wrong with it.
+  """
+  path = config.distill.teacher
+  if path is None:
+    raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
+                     "folder, hf:NAME, or a run's workdir")
+  fields = ml_collections.ConfigDict(config.to_dict())
+  fields.model.path, fields.lora.rank, fields.data.tokenizer = path, None, MODEL
+  try:
+    fields.model.kind, fields.data.chat_template = kind_of(path), teacher_template(config)
+    return open_start(fields)
+  except ValueError as error:
+    raise ValueError(f"config.distill.teacher={path!r} cannot be opened: {error}") from error
+
+
+def kind_of(path: str) -> str:
+  """Gives the kind of model, as config.model.kind names it, that stands at a path."""
+  return configs.load(path).model.kind if is_run(path) else "decoder"
+
+
+def teacher_template(config) -> str | None:
+  """Names the teacher's chat template, as config.data.chat_template does; None: prompts are texts."""
+  name, own = config.distill.teacher_template, config.data.chat_template
+  if own is None:
+    return None
+  if name == "own":
+    kept_one = pathlib.Path(config.distill.teacher) / kept.TEMPLATE
+    return str(kept_one) if kept_one.is_dir() else MODEL
+  if name == "student":
+    return config.model.path if own == MODEL else own
+  return name
+
+
+def reader_of(config, start: Start) -> Reader:
+  """Says how a model is shown texts."""
+  data = config.data
+  solution = distill_rows.recorded(start.tokenizer, start.template, max_tokens=config.sampler.max_tokens,
+                                   overlong=data.overlong)
+  turn_end = None if start.template is None else start.template.turn_end(start.tokenizer)
+  end = start.tokenizer.doc_id if turn_end is None else turn_end
+  return Reader(start.tokenizer, held_out.encoder_of(config, start), solution, start.end_tokens, end)
+
+
+def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
+  """Makes the source of texts.
+
+  Raises:
+    ValueError: for problems or settings that cannot be.
+  """
+  data, fields = config.data, config.distill
+  found = prompts.load(data.name, files=data.files, held_out_frac=data.held_out_frac, seed=config.seed,
+                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download)
+  if data.max_problems is not None:
+    count = data.max_problems if found.count is None else min(found.count, data.max_problems)
+    found = prompts.Listed([found.problem(index) for index in range(count)])
+  align = int(np.lcm(pair.student.language.align_tokens, pair.teacher.language.align_tokens))
+  plan = Plan(data.batch_rows, on_policy_frac=fields.on_policy_frac, rest=fields.rest,
+              spans=pair.classes is not None, pad_tokens=config.rollout.pad_tokens, align_tokens=align)
+  writers = [Writer(one, held_out.options_of(config, start, n=1, temperature=config.sampler.temperature))
+             for one, start in ((sampler, pair.student), (teacher_sampler, pair.teacher))]
+  return DistillSource(
+      prompts.PromptSource(found, batch_rows=1, seed=config.seed), reader_of(config, pair.student),
+      reader_of(config, pair.teacher), plan, student_writer=writers[0], teacher_writer=writers[1],
+      seed=config.seed, whole=whole, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def init_of(pair: Pair):
+  """Makes the function from a key to what training starts from."""
+  def init(rng):
+    params, frozen = pair.student.init(rng)
+    return Init(params, frozen={**frozen, FROZEN: pair.teacher.language.init(rng)})
+
+  return init
+
+
+def read_of(pair: Pair):
+  """Makes the reader of the teacher, and of what the student starts from where that is read."""
+  def read(mesh, fresh: bool) -> Given:
+    params, frozen = pair.student.read(mesh, fresh)
+    return Given(params, {**frozen, FROZEN: pair.teacher.read(mesh, True)[0]})
+
+  return read
+
+
+def student_frac(pair: Pair) -> float:
+  """Gives the student's share of the parameters that a forward pass goes through."""
+  student, teacher = (tree.count(jax.eval_shape(start.language.init, jax.random.key(0)))
+                      for start in (pair.student, pair.teacher))
+  return student / (student + teacher)
+
+
+def unit_of(pair: Pair) -> str:
+  """Names what the weight of the loss counts; see the module."""
+  return "completion_tokens" if pair.classes is None else "spans"
+
+
+def loss_of(config, pair: Pair):
+  """Makes the loss of a batch as `DistillSource` describes it; see `Recipe.loss`."""
+  compare = compare_tokens(config, pair) if pair.classes is None else compare_spans(config, pair)
+
+  def loss(params, batch, *, frozen, carry, rng):
+    del carry, rng
+    mean, weight, stats = compare(params, batch, frozen)
+    metrics = {"distill/on_policy_frac": jnp.mean(batch["on_policy_B"]), **layer_metrics(stats)}
+    return LossOut(mean, weight, (), metrics)
+
+  return loss
+
+
+def read_both(pair: Pair, params, batch, frozen):
+  """Gives hidden vectors and output weights of student and teacher, and the student's statistics."""
+  params, taught = whole(params, frozen), jax.lax.stop_gradient(frozen[FROZEN])
+  student_BTD, stats = read_completions(pair.student.language, params, batch)
+  shown = {name.removeprefix(TEACHER): array for name, array in batch.items() if name.startswith(TEACHER)}
+  teacher_BTD, _ = read_completions(pair.teacher.language, taught, shown)
+  return (student_BTD, pair.student.language.head(params), teacher_BTD,
+          pair.teacher.language.head(taught)), stats
+
+
+def compare_tokens(config, pair: Pair):
+  """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of one tokenizer."""
+  fields, how = config.distill, {"vocab_size": pair.vocab_size, **config.loss}
+
+  def compare(params, batch, frozen):
+    arrays, stats = read_both(pair, params, batch, frozen)
+    mask_BT = batch["completion_mask_BT"]
+    if fields.alpha is None:
+      out = distill_loss(*arrays, mask_BT, beta=fields.beta, temperature=fields.temperature, **how)
+    else:
+      out = soft_target_loss(*arrays, batch["completion_BT"], mask_BT, alpha=fields.alpha,
+                             temperature=fields.temperature, **how)
+    return *out[:2], stats
+
+  return compare
+
+
+def compare_spans(config, pair: Pair):
+  """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of different tokenizers."""
+  fields, classes = config.distill, pair.classes
+  assert classes is not None  # Else `compare_tokens` compares.
+
+  def compare(params, batch, frozen):
+    (student_BTD, student_DV, teacher_BTD, teacher_DV), stats = read_both(pair, params, batch, frozen)
+    student = Side(student_BTD, student_DV, batch["completion_BT"], batch["span_BT"], batch["first_BN"],
+                   jnp.asarray(classes.student_V))
+    teacher = Side(teacher_BTD, teacher_DV, batch[f"{TEACHER}completion_BT"], batch[f"{TEACHER}span_BT"],
+                   batch[f"{TEACHER}first_BN"], jnp.asarray(classes.teacher_V))
+    out = span_loss(student, teacher, batch["single_BN"], batch["span_mask_BN"], classes=classes.size,
+                    beta=fields.beta, temperature=fields.temperature, **config.loss)
+    return *out[:2], stats
+
+  return compare
+
+
+def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Bound, teacher_sampler) -> dict:
+  """The evaluations of a run: divergence on held-out solutions; problems answered, also by the teacher."""
+  if not config.data.held_out_frac:
+    return {}
+  problems, found = held_out.problems_of(config), {}
+  solved = [problem for problem in problems if problem.solution is not None]
+  if solved:
+    run = divergence_of(config, pair, mesh, source, solved)
+    found["divergence"] = evals.Eval(lambda params, **given: run(params, sampler.frozen), "every")
+  if any(problem.answer is not None for problem in problems):
+    answer = held_out.make(config, pair.student, sampler, lambda params: whole(params, sampler.frozen))
+    found["problems"] = evals.Eval(answer, "every")
+    taught = held_out.make(config, pair.teacher, teacher_sampler, lambda params: sampler.frozen[FROZEN])
+    found["teacher"] = evals.Eval(lambda params, **given: _renamed(taught(params, **given)), "end")
+  return found
+
+
+def _renamed(out: EvalOut) -> EvalOut:
+  return EvalOut({name.replace("val/", "teacher/", 1): value for name, value in out.scalars.items()})
+
+
+def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
+  """Makes (params, frozen) -> EvalOut with val/divergence_nats, the mean over recorded solutions.
+
+  Args:
+    config, pair, mesh: of the run.
+    source: puts texts into arrays.
+    solved: held-out problems with solutions.
+  """
+  student, teacher = reader_of(config, pair.student), reader_of(config, pair.teacher)
+  texts = [Text(student.prompt(one), teacher.prompt(one), student.solution(one), by_teacher=False)
+           for one in solved]
+  texts = [text for text in texts if not any(part is None for part in text)]
+  compare = compare_tokens(config, pair) if pair.classes is None else compare_spans(config, pair)
+  rows = config.eval.batch_rows
+
+  def add_up(params, batch, frozen):
+    mean, weight, _ = compare(params, batch, frozen)
+    return mean * weight, weight
+
+  compiled: Any = jax.jit(add_up, out_shardings=meshes.replicated(mesh))
+  count, index = jax.process_count(), jax.process_index()
+
+  def run(params, frozen) -> EvalOut:
+    nats, counted = 0.0, 0.0
+    for first in range(0, len(texts), rows):
+      part = texts[first:first + rows]
+      # The last rows are filled up with texts of no completion, which count for nothing.
+      empty = [part[-1]._replace(ids=())] * (rows - len(part))
+      batch = source.arrays([*part, *empty])
+      share = rows // count
+      mine = {name: array[index * share:(index + 1) * share] for name, array in batch.items()}
+      total, weight = compiled(params, hosts.global_batch(mesh, mine), frozen)
+      nats, counted = nats + float(total), counted + float(weight)
+    return EvalOut({"val/divergence_nats": nats / max(counted, 1.0), f"val/{unit_of(pair)}": counted})
+
+  return run
