@@ -65,6 +65,18 @@ def verbatim(prompt: str, completion: str, answer: str | None) -> float | None:
   return None if answer is None else float(completion.strip() == answer.strip())
 
 
+def places(prompt: str, completion: str, answer: str | None) -> float | None:
+  """Gives the share of the answer's characters that stand in their place: credit for part of a number.
+
+  What is longer than the answer counts as wrong places.
+  """
+  del prompt
+  if answer is None:
+    return None
+  said, truth = completion.strip(), answer.strip()
+  return sum(one == other for one, other in zip(said, truth)) / max(1, len(said), len(truth))
+
+
 def letters(prompt: str, completion: str, answer: str | None) -> float:
   """Gives the share of ASCII letters among the characters of the completion, 0 for none: a toy to learn."""
   del prompt, answer

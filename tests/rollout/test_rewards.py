@@ -41,6 +41,26 @@ def test_a_completion_is_correct_if_its_answer_is(completion, answer, right):
   assert rewards.correct("?", completion, answer) == right
 
 
+@pytest.mark.parametrize("completion, share", [
+    ("132", 1), (" 132\n", 1), ("142", 2 / 3), ("13", 2 / 3), ("1325", 3 / 4), ("32", 0), ("", 0)])
+def test_characters_in_their_places_earn_a_part(completion, share):
+  assert rewards.places("?", completion, "132") == pytest.approx(share)
+  assert rewards.places("?", completion, None) is None
+
+
+@pytest.mark.parametrize("text, weights", [
+    ("correct", {"correct": 1.0}), ("correct=1, a.b=-0.5,", {"correct": 1.0, "a.b": -0.5}), ("", {})])
+def test_weights_are_read_from_a_text(text, weights):
+  assert rewards.parse_weights(text) == weights
+
+
+@pytest.mark.parametrize("text, message", [
+    ("correct=x", "'correct=x' must be NAME or NAME=NUMBER"), ("a=1,a=2", "names 'a' twice")])
+def test_weights_that_cannot_be_read_are_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    rewards.parse_weights(text)
+
+
 def test_without_an_answer_a_reward_has_nothing_to_say():
   assert rewards.correct("?", "1", None) is rewards.countdown("?", "1", None) is None
 
@@ -75,7 +95,7 @@ def test_form_is_rewarded_apart_from_right(reward, completion, value):
 
 
 def test_rewards_are_found_by_name_and_by_dotted_name():
-  assert rewards.names() == ["correct", "countdown", "letters", "marked", "verbatim"]
+  assert rewards.names() == ["correct", "countdown", "letters", "marked", "places", "verbatim"]
   assert rewards.load("correct") is rewards.correct
   assert rewards.load("tests.rollout.test_rewards.boom")("", "1", "") == 1
 
