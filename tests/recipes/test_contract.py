@@ -12,7 +12,7 @@ import pytest
 from atlas_jax import command, recipes, tree
 from atlas_jax.evals import Eval
 from atlas_jax.parallel import mesh as meshes
-from tests import runs
+from tests import runs, teachers
 
 # What each recipe is tried with, besides its smoke test's settings.
 LAYOUTS = {
@@ -29,7 +29,11 @@ LAYOUTS = {
     *({"lora__rank": 2, "policy__kl_weight": 0.1}, {"rollout__passes": 2}, {"policy__entropy_weight": 0.1}),
     *({"rollout__flat_groups": "resample"}, {"model__kind": "memory"}),
   ),
-  "gkd": ({}, {"distill__beta": 1.0}, {"lora__rank": 2}, {"distill__on_policy_frac": 1.0}),
+  "gkd": (
+    *({}, {"distill__beta": 1.0}, {"distill__alpha": 0.5}, {"distill__alignment": "spans"}),
+    *({"lora__rank": 2}, {"distill__on_policy_frac": 1.0}, {"distill__rest": "teacher"}),
+    {"model__kind": "memory"},
+  ),
   "ranked": ({}, {"ranked__objective": "group_relative", "ranked__kl_weight": 0.1}, {"lora__rank": 2}),
 }
 # Where the smallest runs of the others stand.
@@ -46,6 +50,8 @@ def config_of(name, corpus, **fields):
   """A small config of a recipe."""
   if name == "trm":
     return runs.puzzle_config(corpus, **fields)
+  if name == "gkd":
+    fields = {"distill__teacher": str(teachers.published(corpus.parent / "teacher")), **fields}
   if name in SMOKE:
     return runs.changed(command.read_config(SMOKE[name]), {"monitor__tensorboard": False, **fields})
   return runs.lm_config(corpus, recipe=name, **fields)

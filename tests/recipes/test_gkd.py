@@ -8,20 +8,14 @@ import pytest
 
 from atlas_jax import recipes
 from atlas_jax.data.problems import Problem
-from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.interop import hf_export
-from atlas_jax.models import language
-from atlas_jax.models.decoder import Decoder
 from atlas_jax.optim import accumulate
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import gkd
 from atlas_jax.rollout.distill_rows import Text
 from configs import gkd as config_file
-from tests import runs
+from tests import runs, teachers
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 from tests.pieces import Pieces
-
-SMALL = dict(width=16, depth=2, heads=2, kv_heads=1, head_dim=8, ff_width=24)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,19 +26,14 @@ def quick():
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-  """The folder of a published model that nobody has trained; it has three ids more than its tokenizer."""
-  folder = tmp_path_factory.mktemp("gkd") / "teacher"
-  model = Decoder(vocab_size=260, tied=True, **SMALL)
-  params = language.of_decoder(model).init(jax.random.key(7))
-  hf_export.save(folder, model, jax.tree.map(lambda x: 3 * x, params), max_tokens=64)
-  ByteTokenizer().save(folder)
-  return folder
+  """The folder of a model that nobody has trained; it has three ids more than its tokenizer."""
+  return teachers.published(tmp_path_factory.mktemp("gkd") / "teacher")
 
 
 def make_config(teacher, **changes):
   """A student of the teacher's shape but for padding rows, on sums."""
   config = config_file.get_config("smoke")
-  config.decoder.update(**SMALL)
+  config.decoder.update(**teachers.SMALL)
   config.distill.update(teacher=str(teacher), beta=0.5, on_policy_frac=0.5)
   config.sampler.max_tokens = 32
   config.monitor.update(tensorboard=False, progress=False)
