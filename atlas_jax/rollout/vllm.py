@@ -88,7 +88,8 @@ class VllmSampler:
   Several processes call alike, the first of them asks the server, and each gets all that it gave.
 
   Attributes:
-    stats: of the last hand-over: "hand_over_s", "hand_over_gap_nats" (the largest difference).
+    stats: of the last hand-over: "start_s" of the server, 0 for one that was found, "hand_over_s" and
+      "hand_over_gap_nats", the largest difference between its log-probabilities and ours.
   """
 
   def __init__(self, language: Language, tokenizer: Tokenizer, exports: vllm_weights.Exports,
@@ -120,7 +121,7 @@ class VllmSampler:
     began = time.monotonic()
     folder = self._exports.write(params)
     exported_s = time.monotonic() - began
-    self._max_tokens = told(lambda: self._opened(folder))
+    self._max_tokens, start_s = told(lambda: self._opened(folder))
     began = time.monotonic()
     told(lambda: self._engine.reload(folder, f"{self._run}:{version}"))
     gap = self._check_scores(params, version)
@@ -128,7 +129,8 @@ class VllmSampler:
       self._check_mode(params)
       self._probed = True
     self._version = version
-    self.stats = {"hand_over_s": exported_s + time.monotonic() - began, "hand_over_gap_nats": gap}
+    self.stats = {"start_s": start_s, "hand_over_s": exported_s + time.monotonic() - began,
+                  "hand_over_gap_nats": gap}
     logging.info("version %d of the weights handed over in %.2f s; largest gap %.2g nats", version,
                  self.stats["hand_over_s"], gap)
 
@@ -160,10 +162,10 @@ class VllmSampler:
     assert self._own is not None  # Only what `told` runs asks for it.
     return self._own
 
-  def _opened(self, folder: pathlib.Path) -> int:
+  def _opened(self, folder: pathlib.Path) -> tuple[int, float]:
     if not self._engine.opened:
-      self._engine.open(folder)
-    return self._engine.max_tokens
+      self._engine.open(folder, self._exports.temporary)
+    return self._engine.max_tokens, self._engine.start_s
 
   def _write(self, prompts, options: Options, seed: int) -> tuple[int, list[Completion]]:
     """Asks for all completions at the same time; gives them with the version that wrote them."""

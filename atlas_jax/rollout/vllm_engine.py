@@ -56,11 +56,12 @@ class Engine:
       url = f"http://127.0.0.1:{self._port}"
     self._client = Client(url, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s)
 
-  def open(self, folder: pathlib.Path) -> None:
+  def open(self, folder: pathlib.Path, temporary: pathlib.Path | None = None) -> None:
     """Starts the server on a folder, or finds it, and looks it over.
 
     Args:
       folder: a published model with the weights that training has now.
+      temporary: a folder that goes when a server that is started here does.
 
     Raises:
       ServerError: if there is none in time, or it ends while it starts.
@@ -73,7 +74,7 @@ class Engine:
         raise ServerError(f"{error}; the weights lie ready, so it may be started by "
                           f"{self.how_to_start(folder)}") from None
     else:
-      self._start(folder)
+      self._start(folder, temporary)
     self._look_over(folder)
     self.opened = True
 
@@ -142,10 +143,10 @@ class Engine:
     if self._server is not None:
       self._server.stop()
 
-  def _start(self, folder: pathlib.Path) -> None:
+  def _start(self, folder: pathlib.Path, temporary: pathlib.Path | None) -> None:
     began = time.monotonic()
     self._server = vllm_server.Server([*self._command, *self._flags(folder)], self._log,
-                                      environment={**os.environ, **ENVIRONMENT})
+                                      environment={**os.environ, **ENVIRONMENT}, temporary=temporary)
     # Also at the end of the program, and when nobody holds this object any more.
     weakref.finalize(self, self._server.stop)
     self._client.death = self._server.death

@@ -1,7 +1,7 @@
 """A server as a child process: started, waited for, watched and stopped, with all that it started itself.
 
 Run as a script, this file is what stands between: it starts the command given and stops it when its standard
-input is closed, which the system does when the run is no more, however it ended.
+input is closed, which the system does when the run is no more, however it ended. Then it takes away a folder.
 """
 import contextlib
 import os
@@ -24,17 +24,19 @@ SHOWN_CHARS = 300  # Of the log's last lines in an error.
 class Server:
   """A process that was started here."""
 
-  def __init__(self, command: Sequence[str], log: pathlib.Path, *, environment: Mapping[str, str]):
+  def __init__(self, command: Sequence[str], log: pathlib.Path, *, environment: Mapping[str, str],
+               temporary: pathlib.Path | None = None):
     """Starts a command; what it prints goes to the end of a file.
 
     Args:
       command: program and arguments.
       log: the file.
       environment: of the process.
+      temporary: a folder that is taken away when the process has ended.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     self.log = log
-    watcher = [sys.executable, str(pathlib.Path(__file__).resolve()), *command]
+    watcher = [sys.executable, str(pathlib.Path(__file__).resolve()), str(temporary or ""), *command]
     with log.open("ab") as out:
       out.write(f"{shlex.join(command)}\n".encode())
       out.flush()
@@ -132,4 +134,8 @@ def _stop_when_left(child: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(watch(sys.argv[1:]))
+  try:
+    sys.exit(watch(sys.argv[2:]))
+  finally:
+    if sys.argv[1]:
+      shutil.rmtree(sys.argv[1], ignore_errors=True)

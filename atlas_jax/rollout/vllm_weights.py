@@ -1,9 +1,9 @@
 """Weights on their way to a server: folders they are written to, and what they must compute there."""
-import contextlib
 import functools
 import pathlib
 import shutil
 import tempfile
+import weakref
 from typing import Any
 
 import jax
@@ -23,7 +23,11 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class Exports:
-  """Two folders that take turns, so that a server that still reads one is not disturbed by the next."""
+  """Two folders that take turns, so that a server that still reads one is not disturbed by the next.
+
+  Attributes:
+    temporary: what holds both of them if that is in memory; it is taken away at the end of the program.
+  """
 
   def __init__(self, model: Decoder, *, like, shared_folder: str | None, workdir, dtype: str,
                max_tokens: int | None):
@@ -41,7 +45,7 @@ class Exports:
     self._shared, self._workdir = shared_folder, pathlib.Path(workdir)
     self._root: pathlib.Path | None = None
     self._turn = 0
-    self._temporary = False
+    self.temporary: pathlib.Path | None = None
 
   def write(self, params) -> pathlib.Path:
     """Writes parameters, adapters merged and the head apart from the embedding; gives the folder.
@@ -61,9 +65,8 @@ class Exports:
 
   def remove(self) -> None:
     """Takes away what was written in memory."""
-    if self._temporary and self._root is not None:
-      with contextlib.suppress(OSError):
-        shutil.rmtree(self._root)
+    if self.temporary is not None:
+      shutil.rmtree(self.temporary, ignore_errors=True)
 
   def _choose(self, params) -> pathlib.Path:
     if self._shared is not None:
@@ -71,8 +74,9 @@ class Exports:
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     needed = SPARE * numbers * jnp.dtype(self._dtype).itemsize
     if jax.process_index() == 0 and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > needed:
-      self._temporary = True
-      return pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_", dir=MEMORY))
+      self.temporary = pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_", dir=MEMORY))
+      weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
+      return self.temporary
     return (self._workdir / "served").resolve()
 
 

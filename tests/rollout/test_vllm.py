@@ -1,5 +1,4 @@
 """The sampler over vLLM's server: what it writes, hands over, looks at and refuses; against a stand-in."""
-import contextlib
 import functools
 import json
 import pathlib
@@ -47,17 +46,15 @@ def engine_of(mode="processed_logprobs"):
 
 
 @functools.cache
-def served_folder():
+def served():
+  """Writes the weights that a server has at first."""
   exports = vllm_weights.Exports(tiny("decoder")[0].module, like=None, shared_folder=None, workdir="unused",
                                  dtype="float32", max_tokens=64)
-  return exports.write(weights(0.5))
+  return exports, exports.write(weights(0.5))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _remove_served():
-  yield
-  with contextlib.suppress(OSError):
-    vllm_weights.shutil.rmtree(served_folder().parent)
+def served_folder():
+  return served()[1]
 
 
 @pytest.fixture

@@ -46,7 +46,9 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 RUN = """
 import os, pathlib, signal, sys
 from atlas_jax.rollout.vllm_server import Server
-server = Server([sys.executable, "-c", sys.argv[2]], pathlib.Path(sys.argv[1]), environment=os.environ)
+log = pathlib.Path(sys.argv[1])
+server = Server([sys.executable, "-c", sys.argv[2]], log, environment=os.environ,
+                temporary=log.parent / "weights")
 if sys.argv[3] == "raise":
   import weakref
   class Held: pass
@@ -166,12 +168,14 @@ def test_stopping_ends_all_that_was_started_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("end", ["raise", "kill"])
 def test_a_run_that_fails_or_is_killed_leaves_no_server(tmp_path, end):
   log = tmp_path / "log"
+  (tmp_path / "weights").mkdir()
   run = subprocess.Popen([sys.executable, "-c", RUN, str(log), FAMILY, end], stdin=subprocess.PIPE,
                          stderr=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
   try:
     wait_until(lambda: len(pids_in(log)) == 2)
     run.communicate(b"x")
     wait_until(lambda: not any(is_alive(pid) for pid in pids_in(log)))
+    wait_until(lambda: not (tmp_path / "weights").exists())
   finally:
     run.kill()
     for pid in pids_in(log):
