@@ -1,0 +1,188 @@
+"""Tuning on ranked responses: recorded answers to a prompt, of which the better ones become likelier.
+
+At its end a run leaves a folder with the trained model, its vocabulary and what is known of its training.
+
+Source: the ranked-response objective of the Atlas guide to training a model of 1.1B parameters from scratch.
+"""
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from atlas_jax import evals
+from atlas_jax.data import ranked as data
+from atlas_jax.data import responses
+from atlas_jax.evals import ranking
+from atlas_jax.losses import ranked
+from atlas_jax.losses.token_logprobs import token_logprobs
+from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.recipes.sft import Bound, check_lengths
+from atlas_jax.rollout import kept, model_folder
+from atlas_jax.rollout.start import Start, open_start, whole
+
+OURS = ("eval_files", "max_responses", "folder")  # Fields of config.ranked that are not of the loss.
+SPLITS = ("train", "held_out")
+RIGHT, PAIRS = "ranked/pairs_right_frac", "ranked/pairs"
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  settings, start = settings_of(config), open_start(config)
+  check_lengths(config, start)
+  groups = groups_of(config)
+  source = source_of(config, start, groups["train"], "train")
+  bound = Bound()
+
+  def keep(workdir) -> None:
+    kept.keep(config, start, workdir)
+    model_folder.write_vocabulary(workdir, start.tokenizer)
+
+  def leave(workdir, params, summary) -> None:
+    folder = pathlib.Path(workdir) / config.ranked.folder
+    stats = stats_of(config, groups, summary) if summary else {}
+    model_folder.write(folder, config, start, whole(params, bound.frozen), stats)
+
+  return Recipe(init_of(start, settings), loss_of(config, start, settings), source,
+                evals_of(config, start, settings, groups, mesh, bound), unit="prompts", finish=finish,
+                may_be_absent=(RIGHT,), keep=keep, read=read_of(start, settings), bind=bound.bind,
+                leave=leave)
+
+
+def settings_of(config) -> ranked.Settings:
+  """Gives the settings of the loss.
+
+  Raises:
+    ValueError: if they cannot be.
+  """
+  return ranked.Settings(**{name: value for name, value in config.ranked.items() if name not in OURS})
+
+
+def needs_reference(settings: ranked.Settings) -> bool:
+  """Says whether the loss compares with the model that training starts from."""
+  return settings.anchored or settings.kl_weight > 0
+
+
+def groups_of(config) -> dict[str, list[responses.Group]]:
+  """Reads the groups of both splits; see `data.ranked.load`."""
+  fields = config.data
+  found = data.load(files=fields.files, eval_files=config.ranked.eval_files, name=fields.name,
+                    held_out_frac=fields.held_out_frac, seed=config.seed, options=fields.options.to_dict())
+  return dict(zip(SPLITS, found, strict=True))
+
+
+def source_of(config, start: Start, found, split: str, **place) -> data.RankedSource:
+  """Encodes groups and batches them: this process's rows, unless `place` says otherwise.
+
+  Args:
+    config: with the fields of config.data.
+    start: whose tokenizer and template encode them.
+    found: the groups.
+    split: "train", endless and shuffled, or "held_out", read once in the rows of config.eval.
+    **place: process_index and process_count.
+
+  Raises:
+    ValueError: naming the place of a response that cannot be used, or fields that do not fit.
+  """
+  fields, train = config.data, split == "train"
+  coded = data.encode(found, start.tokenizer, segment_len=fields.segment_len, template=start.template,
+                      overlong=fields.overlong, max_responses=config.ranked.max_responses)
+  for one in coded:
+    highest = max(int(row.ids_T.max()) for row in one.rows)
+    if highest >= start.language.vocab_size:
+      raise ValueError(f"{one.where}: has the id {highest}, the model only {start.language.vocab_size}; "
+                       f"config.data.tokenizer={fields.tokenizer!r} and config.data.chat_template="
+                       f"{fields.chat_template!r} must be those of the model")
+  place = place or {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  return data.RankedSource(
+      coded, batch_rows=fields.batch_rows if train else config.eval.batch_rows,
+      doc_id=start.tokenizer.doc_id, seed=config.seed if train else None,
+      align_tokens=start.language.align_tokens, **place)
+
+
+def init_of(start: Start, settings: ranked.Settings):
+  """Makes the function from a key to what training starts from."""
+  def init(rng):
+    params, frozen = start.init(rng)
+    if needs_reference(settings):
+      frozen = {**frozen, "reference": params}
+    return Init(params, frozen=frozen or ())
+
+  return init
+
+
+def read_of(start: Start, settings: ranked.Settings):
+  """Makes the reader of what training starts from, or None where all of it is drawn."""
+  if start.read_base is None:
+    return None
+
+  def read(mesh, fresh: bool) -> Given:
+    as_reference = needs_reference(settings) and not start.adapted
+    params, frozen = start.read(mesh, fresh or as_reference)
+    if as_reference:
+      # Copies, because those that are trained are used up.
+      frozen = {**frozen, "reference": jax.tree.map(jnp.copy, params) if fresh else params}
+    return Given(params if fresh else None, frozen)
+
+  return read
+
+
+def score_of(config, start: Start, settings: ranked.Settings):
+  """Makes (params, batch, frozen) -> (logprob_BGT, the reference's or None, statistics of the layers)."""
+  language = start.language
+
+  def score(params, batch):
+    flat = lambda x_BGT: x_BGT.reshape(-1, x_BGT.shape[-1])
+    hidden_BTD, stats = language.read(params, flat(batch["tokens_BGT"]), flat(batch["doc_BGT"]))
+    logprob_BT = token_logprobs(hidden_BTD, language.head(params), flat(batch["targets_BGT"]), **config.loss)
+    return logprob_BT.reshape(batch["tokens_BGT"].shape), stats
+
+  def both(params, batch, frozen):
+    logprob_BGT, stats = score(whole(params, frozen), batch)
+    if not needs_reference(settings):
+      return logprob_BGT, None, stats
+    ref_logprob_BGT, _ = score(whole(frozen["reference"], frozen), batch)
+    return logprob_BGT, jax.lax.stop_gradient(ref_logprob_BGT), stats
+
+  return both
+
+
+def loss_of(config, start: Start, settings: ranked.Settings):
+  """Makes the loss of a batch as `RankedSource.next` describes it; see `Recipe.loss`. It weighs prompts."""
+  score = score_of(config, start, settings)
+
+  def loss(params, batch, *, frozen, carry, rng):
+    del carry, rng
+    logprob_BGT, ref_logprob_BGT, stats = score(params, batch, frozen)
+    out = ranked.ranked_loss(logprob_BGT, batch["mask_BGT"], batch["score_BG"], batch["valid_BG"], settings,
+                             ref_logprob_BGT=ref_logprob_BGT)
+    order = ranking.orders(jax.lax.stop_gradient(logprob_BGT), batch)
+    mean = lambda x_B: jnp.sum(x_B) / jnp.maximum(out.weight, 1)
+    metrics = {**out.metrics, PAIRS: mean(order["pairs"]), RIGHT: mean(order["pairs_right"]),
+               "ranked/best_nats": mean(order["best_nats"])}
+    return LossOut(out.loss, out.weight, (), {**metrics, **layer_metrics(stats)})
+
+  return loss
+
+
+def finish(means: dict) -> dict:
+  """Turns right pairs per prompt into their share of all pairs; see `Recipe.finish`."""
+  return {**means, RIGHT: means[RIGHT] / means[PAIRS]}
+
+
+def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, bound: Bound) -> dict:
+  """The evaluation of a run: how it ranks the responses to held-out prompts."""
+  score = score_of(config, start, settings)
+  run = ranking.make(lambda *args: score(*args)[:2], settings,
+                     functools.partial(source_of, config, start, groups["held_out"], "held_out"), mesh)
+  return {"ranking": evals.Eval(lambda params, **given: run(params, frozen=bound.frozen, **given), "every")}
+
+
+def stats_of(config, groups, summary: dict) -> dict:
+  """Gives what is known of a training: its summary, settings and data."""
+  return {
+      **summary, "epochs": summary["prompts_seen"] / len(groups["train"]), "learning_rate": config.optim.lr,
+      "batch_size": config.data.batch_rows, "grpo_preference_weight": config.ranked.pair_weight,
+      "ranked": config.ranked.to_dict(),
+      "data": {"files": config.data.files, **{split: responses.counts(groups[split]) for split in SPLITS}}}

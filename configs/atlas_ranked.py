@@ -1,0 +1,51 @@
+"""A decoder tuned on ranked responses to prompts.  Results: README, Ranked responses.
+
+The published setting, a model of 1,102,345,728 parameters from scratch with a vocabulary of 52,000, on files
+of your own; the first command makes the two data files and the tokenizer out of them:
+
+  python scripts/prepare_grpo_data.py --out=data --files=FILES --vocab_size=52000
+  python -m atlas_jax.main --config=configs/atlas_ranked.py --workdir=runs/atlas_1b
+
+A small one on bytes, with responses to sums and Countdowns that are made here, in minutes on two cores:
+
+  python scripts/prepare_grpo_data.py --out=data
+  python -m atlas_jax.main --config=configs/atlas_ranked.py:cpu --workdir=runs/ranked
+  python -m atlas_jax.main --config=configs/atlas_ranked.py:smoke --workdir=runs/smoke
+
+A published model goes on from where it is with --config.model.path=FOLDER --config.data.tokenizer=model, and
+with --config.data.chat_template=model for one that chats.
+"""
+from atlas_jax import config as base
+
+
+def get_config(arg=None):
+  """Returns the config; see the module."""
+  arg = base.parse_arg(arg, cpu=False, smoke=False)
+  config = base.default()
+  config.recipe = "ranked"
+  config.model.kind = "decoder"
+  config.decoder.update(vocab_size=52_000, width=1_536, depth=36, heads=24, kv_heads=24, head_dim=64,
+                        ff_width=4_096, learned_positions=2_048, tied=True, dtype="bfloat16", remat="block")
+  config.data.update(source="ranked", name="arithmetic", files="data/grpo_training.json",
+                     tokenizer="data/tokenizer", segment_len=2_048, batch_rows=4, epochs=10)
+  config.ranked.update(eval_files="data/validation.json",
+                       folder="model" if arg.cpu or arg.smoke else "atlas_1.1B")
+  config.loss.block_tokens = 1_024
+  config.optim.update(lr=5e-6, steps=None)
+  config.train.update(eval_every_steps=1_000)
+  config.checkpoint.update(every_steps=1_000, best_metric="val_pairs_right_frac", best_mode="max")
+  config.eval.update(batch_rows=4, sample_tokens=0)
+  if arg.cpu:
+    _small(config)
+  return base.shrink(config) if arg.smoke else config
+
+
+def _small(config):
+  config.decoder.update(vocab_size=257, width=96, depth=3, heads=3, kv_heads=3, head_dim=32, ff_width=256,
+                        learned_positions=128, dtype="float32", remat="none")
+  config.data.update(tokenizer="byte", segment_len=96, batch_rows=16, epochs=3)
+  config.loss.block_tokens = None
+  config.optim.update(lr=2e-3, warmup_steps=50)
+  config.train.update(eval_every_steps=200)
+  config.checkpoint.update(every_steps=200)
+  config.eval.batch_rows = 50
