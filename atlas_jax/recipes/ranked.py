@@ -29,7 +29,9 @@ RIGHT, PAIRS = "ranked/pairs_right_frac", "ranked/pairs"
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  settings, start = settings_of(config), open_start(config)
+  settings = settings_of(config)
+  model_folder.check_name("ranked.folder", config.ranked.folder)
+  start = open_start(config)
   check_lengths(config, start)
   groups = groups_of(config)
   source = source_of(config, start, groups["train"], "train")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax import tree
+from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.data.tokenizer import BYTE_OF_CHAR, Tokenizer
 from atlas_jax.interop import hf_export, tensor_files
@@ -14,10 +15,23 @@ from atlas_jax.interop.names import Row
 from atlas_jax.models import lora
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
-from atlas_jax.rollout.start import TOKENIZER, Start
+from atlas_jax.rollout.kept import TEMPLATE
+from atlas_jax.rollout.start import PUBLISHED, TOKENIZER, Start
 
 CONFIG, VOCABULARY, STATS = "config.json", "vocabulary.json", "training_stats.json"
+TAKEN = (FOLDER, TOKENIZER, PUBLISHED, TEMPLATE, "evals", "tensorboard")  # What else a workdir holds.
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
+
+
+def check_name(field: str, name: str) -> None:
+  """Refuses a name by which the folder would lie outside the workdir, or on a folder that the run needs.
+
+  Raises:
+    ValueError: names the field.
+  """
+  if name in ("", ".", "..", *TAKEN) or pathlib.PurePath(name).name != name:
+    raise ValueError(f"config.{field}={name!r} must be the name of one folder in the workdir, and none of "
+                     f"{', '.join(TAKEN)}; 'model' will do")
 
 
 def write(folder, config, start: Start, params, stats: Mapping) -> None:

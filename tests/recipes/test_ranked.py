@@ -264,6 +264,9 @@ def test_bytes_that_cannot_be_shown_have_signs(tmp_path):
   (dict(data__name="python_stdlib"), "config.data.name='python_stdlib' has no ranked responses"),
   (dict(data__files="nowhere.jsonl"), "config.data.files='nowhere.jsonl' names no file"),
   (dict(decoder__learned_positions=32), "config.data.segment_len=64 is longer than the model's 32"),
+  (dict(ranked__folder=""), "config.ranked.folder='' must be the name of one folder"),
+  (dict(ranked__folder="checkpoints"), "config.ranked.folder='checkpoints' must be .* none of checkpoints"),
+  (dict(ranked__folder="a/b"), "config.ranked.folder='a/b' must be the name of one folder"),
   (dict(decoder__vocab_size=200), "has 257 ids, the model only 200"),
 ))  # fmt: skip
 def test_settings_that_cannot_be_are_named(fields, says):
