@@ -39,7 +39,9 @@ def of_decoder(model: decoders.Decoder) -> Language:
     return out.hidden_BTD, {}
 
   def start(params, tokens_BT, count_B, *, room_tokens: int):
-    doc_BT = jnp.where(jnp.arange(tokens_BT.shape[1])[None] < count_B[:, None], 0, -1)
+    ends_BT = jnp.arange(tokens_BT.shape[1])[None] == count_B[:, None]
+    # Summed, not compared: of a comparison a compiler unrolls the mask of attention, which takes seconds.
+    doc_BT = -jnp.cumsum(ends_BT.astype(jnp.int32), axis=1)
     out: Any = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT, room_tokens=room_tokens)
     return out.cache, _at(out.hidden_BTD, count_B - 1)
 

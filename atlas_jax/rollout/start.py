@@ -78,7 +78,7 @@ def open_start(config, workdir=None) -> Start:
   kept = None if workdir is None else pathlib.Path(workdir)
   path, options = config.model.path, lora_options(config.lora)
   if path is None:
-    language, folder, read = _drawn(config, options), None, None
+    language, folder, read = drawn(config), None, None
   elif is_run(path):
     language, read = _of_run(config, pathlib.Path(path), options)
     folder = pathlib.Path(path) / PUBLISHED
@@ -116,7 +116,9 @@ def lora_options(fields) -> dict | None:
   return options
 
 
-def _drawn(config, options) -> languages.Language:
+def drawn(config) -> languages.Language:
+  """Gives the model of a config whose parameters are drawn; needs no tokenizer."""
+  options = lora_options(config.lora)
   if config.model.kind == "memory":
     return _memory(config.model.to_dict(), options)
   return languages.of_decoder(Decoder(**config.decoder, lora=options))
