@@ -167,7 +167,7 @@ class Stub(http.server.ThreadingHTTPServer):
     """Listens on a port of the loopback, 0 for any."""
     super().__init__(("127.0.0.1", port), Handler)
     self.engine, self.url = engine, f"http://127.0.0.1:{self.server_address[1]}"
-    self._failures: list[tuple[str, str]] = []
+    self._failures: list[tuple[str, str | None]] = []
 
   def __enter__(self):
     """Starts answering."""
@@ -179,9 +179,17 @@ class Stub(http.server.ThreadingHTTPServer):
     self.shutdown()
     self.server_close()
 
-  def fail(self, how: str, times: int = 1, route: str = "/v1/completions") -> None:
-    """Makes the next requests to a route fail: a status, or "drop", "slow", "null", "short" or "abort"."""
-    self._failures += [(route, how)] * times
+  def fail(self, how: str, times: int = 1, route: str = "/v1/completions", after: int = 0) -> None:
+    """Makes requests to a route fail, the next ones or those after so many.
+
+    Args:
+      how: a status, "drop" (no answer), "slow", "null" (a log-probability), "short" (less than it says it
+        did), "few" (choices) or "abort".
+      times: how many fail.
+      route: which requests.
+      after: how many of them go well before.
+    """
+    self._failures += [(route, None)] * after + [(route, how)] * times
 
   def failure(self, route: str) -> str | None:
     """Gives how this request fails, None if it does not."""
