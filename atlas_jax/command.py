@@ -40,7 +40,7 @@ def define_flags() -> flags.FlagValues:
   _define_solve_flags(values)
   text("to", None, "export: the folder that is to hold the model, as transformers and vLLM load it.")
   flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "export: of the weights; left out: "
-                    "that of the published model that the run started from, else float32.", flag_values=values)
+                    "that of the published model the run started from, else float32.", flag_values=values)
   flags.DEFINE_bool("adapters", False, "export: write the adapters of a run with config.lora.rank alone, in "
                     "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")

@@ -159,7 +159,8 @@ def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the prompt and what the model adds to it, as it comes."""
   pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
                          top_k=asked.top_k, seed=asked.seed)
-  for piece in itertools.chain([asked.prompt], pieces, ["\n"]):
+  shown = asked.prompt if config.data.chat_template is None else f"{asked.prompt}\n"  # A chat is answered.
+  for piece in itertools.chain([shown], pieces, ["\n"]):
     if hosts.is_main():
       print(piece, end="", flush=True)
 

@@ -130,8 +130,11 @@ def _write_model(config, workdir, start: Start, module: Decoder, params, folder:
 
 
 def _write_tokenizer(config, workdir, start: Start, folder: pathlib.Path) -> None:
-  """Writes the run's own tokenizer and chat template over those of the model it started from."""
-  workdir = pathlib.Path(workdir)
+  """Writes the run's own tokenizer and chat template, in place of those of the model it started from."""
+  asked, workdir = configs.load(workdir).data, pathlib.Path(workdir)
+  if asked.tokenizer != MODEL:
+    for name in ("tokenizer.json", "tokenizer.model", *published_tokenizer.BESIDE):
+      (folder / name).unlink(missing_ok=True)
   published_tokenizer.write(folder, workdir / TOKENIZER, max_tokens=longest_tokens(config))
-  if start.template is not None and configs.load(workdir).data.chat_template != MODEL:
+  if start.template is not None and (asked.chat_template != MODEL or asked.tokenizer != MODEL):
     (folder / chats.FILES[0]).write_text(start.template.source, encoding="utf-8")
