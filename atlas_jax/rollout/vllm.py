@@ -175,9 +175,11 @@ class VllmSampler:
                for place, prompt in enumerate(prompts)]
       try:
         rows = [row for future in asked for row in future.result()]
-      except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)  # What is under way ends with its own time-out.
+      except KeyboardInterrupt:
+        self._engine.close()  # So that nobody waits for what is under way.
         raise
+      finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     after = self._engine.label()
     if before != after:
       raise ServerError(f"the server's weights changed from {before!r} to {after!r} while it wrote; is it "
