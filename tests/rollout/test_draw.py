@@ -97,13 +97,15 @@ def test_no_id_of_no_share_is_drawn_at_the_edges(size):
 
 
 def test_draws_depend_on_seed_place_number_and_position_alone():
-  keys = lambda seed, places, numbers: draw.row_keys(draw.root_words(seed), jnp.array(places), jnp.array(numbers))
-  many = draw.uniforms(keys(3, [0, 0, 1, 1], [0, 1, 0, 1]), 7)
-  alone = draw.uniforms(keys(3, [1], [0]), 7)
+  def at(seed, place_B, number_B, position):
+    keys = draw.row_keys(draw.root_words(seed), jnp.array(place_B), jnp.array(number_B))
+    return draw.uniforms(keys, position)
+
+  many, alone = at(3, [0, 0, 1, 1], [0, 1, 0, 1], 7), at(3, [1], [0], 7)
   np.testing.assert_array_equal([x[2] for x in many], [x[0] for x in alone])
-  others = [draw.uniforms(keys(*row), at) for row, at in [
-      ((3, [1], [0]), 8), ((3, [0], [0]), 7), ((3, [1], [1]), 7), ((4, [1], [0]), 7), ((3 + 2**40, [1], [0]), 7)]]
-  assert len({float(x[0][0]) for x in [alone, *others]}) == 6
+  others = [at(3, [1], [0], 8), at(3, [0], [0], 7), at(3, [1], [1], 7), at(4, [1], [0], 7),
+            at(3 + 2**40, [1], [0], 7)]
+  assert len({float(first_B[0]) for first_B, _ in [alone, *others]}) == 6
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
