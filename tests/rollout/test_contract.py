@@ -1,5 +1,6 @@
 """What every sampler keeps to; a new one is added by its maker."""
 import contextlib
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 
 from atlas_jax.data import tokenizer
 from atlas_jax.rollout import sampler as samplers
+from atlas_jax.rollout import vllm
 from atlas_jax.rollout.native import NativeSampler
 from atlas_jax.rollout.sampler import Options, ScriptedSampler
 from tests.helpers import quick_compilation
+from tests.rollout import test_vllm
 from tests.rollout.languages import tiny
+from tests.rollout.vllm_stub import Stub
 
 BYTES = tokenizer.ByteTokenizer()
 PROMPTS = [[256, *b"1+1="], [256, *b"hi"], [256, *b"1+1="]]
@@ -22,6 +26,7 @@ class Case(NamedTuple):
   sampler: Any
   params: Any
   options: Options  # of which tests change a field or two
+  filtered_temperature: float = 0.8  # one at which it takes filters
 
 
 @contextlib.contextmanager
@@ -39,7 +44,19 @@ def native():
   yield Case(NativeSampler(language, BYTES, bucket_tokens=24, piece_tokens=8), params, options)
 
 
-MAKERS = {"scripted": scripted, "native": native}
+@contextlib.contextmanager
+def served():
+  """The same tiny model behind a stand-in for vLLM's server, which has other weights at first."""
+  language, params = tiny("decoder")
+  options = Options(n=4, max_tokens=24, stop_tokens=tuple(range(256, 270)))
+  with Stub(test_vllm.engine_of()) as stub, tempfile.TemporaryDirectory() as workdir:
+    made = vllm.make(language, BYTES, like=None, workdir=workdir, longest_tokens=64,
+                     **(test_vllm.FIELDS | dict(url=stub.url)))
+    yield Case(made, params, options, filtered_temperature=1.0)
+    made.close()
+
+
+MAKERS = {"scripted": scripted, "native": native, "vllm": served}
 
 
 @pytest.fixture(params=MAKERS, scope="module")
@@ -137,11 +154,12 @@ def test_a_stop_string_cuts_what_would_have_been_written(loaded):
     assert (reason == "stop_string") == (string in whole) == (after != before or after[-1:] == [ord(string)])
 
 
-def test_filters_make_what_is_drawn_likelier_than_it_is_among_all(loaded):
+def test_filters_make_what_is_drawn_likelier_than_it_is_among_all(case, loaded):
   sampler, options = loaded
   plain = sampler.generate(PROMPTS, options, seed=4)
   np.testing.assert_allclose(plain.sampler_logprob_BT, plain.full_logprob_BT, atol=1e-5)
-  few = sampler.generate(PROMPTS, asked(options, top_k=2, top_p=0.9, temperature=0.8), seed=4)
+  filters = dict(top_k=2, top_p=0.9, temperature=case.filtered_temperature)
+  few = sampler.generate(PROMPTS, asked(options, **filters), seed=4)
   assert (few.sampler_logprob_BT >= few.full_logprob_BT - 1e-5).all()
 
 
