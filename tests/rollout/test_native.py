@@ -1,5 +1,11 @@
 """Our own sampler: what it draws is what the model predicts, whatever the layout; stops, refusals."""
 import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +256,44 @@ def test_eight_devices_write_what_one_does(kind, prompts, axes, options):
   together = sampler.generate(PROMPTS[:prompts], Options(n=2, max_tokens=8, **options), 1)
   assert completions(together) == completions(alone) and together.text_B == alone.text_B
   np.testing.assert_allclose(together.full_logprob_BT, alone.full_logprob_BT, atol=1e-4)
+
+
+WORKER = """
+import json, sys
+import jax
+from atlas_jax.parallel import hosts, mesh as meshes, place
+from tests.helpers import quick_compilation
+from tests.rollout.test_native import BYTES, PROMPTS, NativeSampler, Options, completions, tiny
+hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+mesh, (language, params) = meshes.make(data=2, fsdp=2), tiny("decoder")
+put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
+params = jax.tree.map(put, jax.device_get(params), place.shardings(mesh, params))
+with quick_compilation():
+  sampler = NativeSampler(language, BYTES, mesh, bucket_tokens=8, piece_tokens=4)
+  sampler.load(params, version=5)
+  for strings in ((), ("e", "f", "g")):
+    rollout = sampler.generate(PROMPTS, Options(n=2, max_tokens=8, stop_strings=strings), 1)
+    print("WROTE", json.dumps([completions(rollout), rollout.text_B]))
+"""
+
+
+def test_two_processes_both_get_what_one_writes():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+  workers = [subprocess.Popen(
+      [sys.executable, "-c", WORKER, str(port), str(rank)], env=env, cwd=Path(__file__).parents[2],
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in (0, 1)]
+  try:
+    outs = [worker.communicate(timeout=240)[0] for worker in workers]
+  finally:
+    for worker in workers:
+      worker.kill()
+  alone = [[completions(one), list(one.text_B)] for one in (wrote(), wrote(stop_strings=("e", "f", "g")))]
+  for worker, out in zip(workers, outs):
+    assert worker.returncode == 0, out
+    assert [json.loads(line[6:]) for line in out.splitlines() if line.startswith("WROTE ")] == alone
 
 
 @pytest.mark.parametrize("prompts, options, seed, message", [
