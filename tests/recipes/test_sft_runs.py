@@ -108,11 +108,12 @@ def test_epochs_set_the_length_of_a_run():
   assert main.with_steps(config, recipe).optim.steps == -(-3 * rows // 4)
 
 
-def test_a_small_decoder_learns_sums_of_one_digit(tmp_path):
+def test_a_small_decoder_learns_the_form_of_answers_in_seconds(tmp_path):
+  """configs/sft.py:cpu learns sums of two digits to the last one, in minutes."""
   config = tuning.config_of(
-      data__options={"operations": "+", "digits": 1, "style": "direct"}, data__max_problems=400,
-      data__batch_rows=8, optim__steps=150, optim__lr=1e-2, optim__warmup_steps=10, eval__max_problems=5,
-      train__log_every_steps=50, data__held_out_frac=0.15)
+      data__options={"operations": "+", "digits": 1}, data__max_problems=400, data__batch_rows=8,
+      decoder__width=64, optim__steps=120, optim__lr=5e-3, optim__warmup_steps=10, eval__max_problems=5,
+      data__held_out_frac=0.15, sampler__max_tokens=16)
   summary = runs.run_lm(config, tmp_path, evals=True)
-  assert summary["train_loss_nats"] < 0.15
+  assert summary["train_loss_nats"] < 0.8 and summary["val_loss_nats"] < 1.0  # 5.5 before.
   assert summary["val_ended_frac"] == 1.0
