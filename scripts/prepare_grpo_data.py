@@ -6,8 +6,8 @@
 
 Files hold rows of {"prompt": text, "responses": [{"text": text, "rank": 1 is best, "score": more is better}],
 "meta": object}, as JSON lines, a JSON list or Parquet; atlas_jax/data/responses.py says what may be left out.
-Without files, responses to sums and Countdowns are ranked: right in steps, right without, wrong by a slip,
-and garbage. Prints one JSON object.
+Without files, responses to sums are ranked, or with --tasks=arithmetic,countdown also to Countdowns: right in
+steps, right without, wrong by a slip, and garbage. Prints one JSON object.
 """
 import json
 import pathlib
@@ -27,7 +27,7 @@ flags.DEFINE_float("held_out_frac", 0.1, "share of the prompts that goes to vali
                    upper_bound=1)
 flags.DEFINE_float("bad_input_frac", 0.0, "share of the files' rows that may be left out as unusable",
                    lower_bound=0, upper_bound=1)
-flags.DEFINE_list("tasks", ["arithmetic", "countdown"], "without files: the tasks")
+flags.DEFINE_list("tasks", ["arithmetic"], "without files: the tasks, of arithmetic and countdown")
 flags.DEFINE_integer("prompts", 3_000, "without files: training prompts, over all tasks", lower_bound=1)
 flags.DEFINE_integer("digits", 2, "without files: digits of the numbers that are added", lower_bound=1)
 flags.DEFINE_bool("scores", False, "without files: write scores besides ranks; they win over ranks")

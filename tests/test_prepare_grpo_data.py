@@ -33,10 +33,11 @@ def refused(*flags):
 
 
 def test_without_files_tasks_are_ranked_the_same_every_time(tmp_path):
-  said = told(f"--out={tmp_path}/a", "--prompts=40")
+  both = ("--prompts=40", "--tasks=arithmetic,countdown")
+  said = told(f"--out={tmp_path}/a", *both)
   assert said["grpo_training"]["prompts"] == 40 and said["validation"]["prompts"] == 4
   assert said["grpo_training"]["tied_pairs"] > 0 and "1" in said["grpo_training"]["groups_by_size"]
-  told(f"--out={tmp_path}/b", "--prompts=40")
+  told(f"--out={tmp_path}/b", *both)
   for name in ("grpo_training.json", "validation.json"):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
   train, held_out = (responses.read(str(tmp_path / "a" / name)) for name in
@@ -48,7 +49,7 @@ def test_without_files_tasks_are_ranked_the_same_every_time(tmp_path):
 
 
 def test_scores_can_be_written_besides(tmp_path):
-  told(f"--out={tmp_path}", "--prompts=6", "--scores", "--tasks=arithmetic")
+  told(f"--out={tmp_path}", "--prompts=6", "--scores")
   rows = json.loads((tmp_path / "grpo_training.json").read_text())
   assert all("score" in one for row in rows for one in row["responses"])
 
