@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from atlas_jax.data import chats, packing, problems, prompts, ranked_tasks, responses
+from atlas_jax.data import chats, packing, problems, prompts, ranked_tasks, records, responses
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.responses import Group
 
@@ -240,16 +240,25 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
     made = lambda split, count: ranked_tasks.make(name, split=split, count=count, seed=seed,
                                                   held_out_frac=held_out_frac, options=options)
     return made("train", MADE_PROMPTS), made("held_out", MADE_PROMPTS // 10)
-  found = responses.read(files)
+  found = _read("data.files", files)
   if eval_files is None:
     train, held_out = responses.split(found, held_out_frac)
     if not held_out:
       raise ValueError("config.data.held_out_frac=0 with config.ranked.eval_files=None leaves nothing to "
                        "evaluate on; set one of them")
     return train, held_out
-  held_out = responses.read(eval_files)
+  held_out = _read("ranked.eval_files", eval_files)
   both = {responses.key(group) for group in found} & {responses.key(group) for group in held_out}
   if both:
     logging.warning("%d prompts of config.ranked.eval_files=%s are among those trained on, so that what is "
                     "measured on them is not held out: %r", len(both), eval_files, min(both)[:80])
   return found, held_out
+
+
+def _read(field: str, files: str) -> list[Group]:
+  try:
+    records.files(files)
+  except ValueError as error:
+    raise ValueError(f"config.{field}={files!r} cannot be read ({error}); for data made here, first run "
+                     "python scripts/prepare_grpo_data.py --out=data") from error
+  return responses.read(files)

@@ -239,3 +239,5 @@ def test_files_of_their_own_or_a_share_of_the_prompts_are_held_out(tmp_path, cap
   assert "1 prompts of config.ranked.eval_files" in caplog.text
   with pytest.raises(ValueError, match="leaves nothing to evaluate on"):
     loaded(files=many, held_out_frac=0.0)
+  with pytest.raises(ValueError, match="config.ranked.eval_files='nowhere.json' cannot be read"):
+    loaded(files=many, eval_files="nowhere.json")

@@ -262,7 +262,7 @@ def test_bytes_that_cannot_be_shown_have_signs(tmp_path):
 @pytest.mark.parametrize(("fields", "says"), (
   (dict(ranked__preference="nll"), "config.ranked.preference='nll' is not known"),
   (dict(data__name="python_stdlib"), "config.data.name='python_stdlib' has no ranked responses"),
-  (dict(data__files="nowhere.jsonl"), "config.data.files='nowhere.jsonl' names no file"),
+  (dict(data__files="nowhere.jsonl"), "config.data.files='nowhere.jsonl' cannot be read .* first run"),
   (dict(decoder__learned_positions=32), "config.data.segment_len=64 is longer than the model's 32"),
   (dict(ranked__folder=""), "config.ranked.folder='' must be the name of one folder"),
   (dict(ranked__folder="checkpoints"), "config.ranked.folder='checkpoints' must be .* none of checkpoints"),
