@@ -15,6 +15,8 @@ from atlas_jax.data import tokenizer
 from atlas_jax.evals import ranking
 from atlas_jax.interop import hf_import
 from atlas_jax.losses import ranked as losses
+from atlas_jax.parallel import hosts, place
+from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import ranked
 from atlas_jax.rollout import model_folder
 from atlas_jax.rollout.start import open_start
@@ -114,6 +116,16 @@ def test_a_memory_model_reads_every_response_from_nothing():
   assert_close(loss_of(recipe, start, swapped).loss, loss_of(recipe, start, batch).loss)
 
 
+def test_many_devices_give_the_loss_of_one():
+  _, recipe, start, batch = made()
+  mesh = meshes.make(data=2, fsdp=2, tensor=2)
+  spread = jax.device_put(start.params, place.shardings(mesh, start.params))
+  loss = jax.jit(lambda params, batch: recipe.loss(params, batch, frozen=(), carry=(), rng=None))
+  many = loss(spread, hosts.global_batch(mesh, batch))
+  assert_close(many.loss, loss_of(recipe, start, batch).loss)
+  assert_close(many.metrics[ranked.RIGHT], loss_of(recipe, start, batch).metrics[ranked.RIGHT])
+
+
 # --- what is measured ---
 
 
@@ -202,8 +214,8 @@ def test_a_run_leaves_its_model_and_what_is_known_of_it(tmp_path):
   assert stats["val_pairs_right_frac"] == summary["val_pairs_right_frac"]
   assert stats["data"]["train"]["prompts"] == 400
   assert not list(tmp_path.rglob("*.pkl")) and not list(tmp_path.rglob("*.bin"))
-  for place in (tmp_path, folder):
-    vocabulary = json.loads((place / "vocabulary.json").read_text())
+  for where in (tmp_path, folder):
+    vocabulary = json.loads((where / "vocabulary.json").read_text())
     assert (vocabulary["vocab_size"], vocabulary["doc_id"]) == (257, 256)
     assert vocabulary["tokens"][ord("A")] == "A" and vocabulary["tokens"][256] == ""
 
