@@ -14,12 +14,14 @@ import pytest
 
 from atlas_jax.data import tokenizer
 from atlas_jax.losses.token_logprobs import token_logprobs
+from atlas_jax.models.language import of_decoder
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
 from atlas_jax.rollout import native
 from atlas_jax.rollout import sampler as samplers
 from atlas_jax.rollout.native import NativeSampler
 from atlas_jax.rollout.sampler import Options
+from tests import hf_fixture
 from tests.helpers import quick_compilation
 from tests.rollout.languages import tiny
 from tests.rollout.test_draw import distribution
@@ -85,6 +87,19 @@ def test_greedy_completions_are_the_likeliest_ids_of_the_whole_text(kind):
     start = len(PROMPTS[row // 2]) - 1
     assert tokens == best_BT[row, start:start + len(tokens)].tolist()
   assert not rollout.sampler_logprob_BT.any() and (rollout.full_logprob_BT < 0).all()
+
+
+def test_greedy_completions_of_a_published_model_are_the_recorded_ones():
+  recorded = hf_fixture.reference("qwen2_tiny")
+  prompts = [row[mask.astype(bool)] for row, mask in
+             zip(recorded["greedy_prompt_ids"], recorded["greedy_prompt_mask"])]
+  model, params = hf_fixture.load("qwen2_tiny")
+  sampler = NativeSampler(of_decoder(model), BYTES)
+  sampler.load(params, version=0)
+  options = Options(max_tokens=recorded["greedy_new_ids"].shape[1], temperature=0.0)
+  rollout = sampler.generate(prompts, options, 0)
+  np.testing.assert_array_equal(rollout.tokens_BT, recorded["greedy_new_ids"])
+  np.testing.assert_allclose(rollout.full_logprob_BT, recorded["greedy_logps"], atol=hf_fixture.TOLERANCE)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
