@@ -163,12 +163,17 @@ def read(files: str, *, renumber: bool = False) -> list[Group]:
 
 
 def warn(found: Sequence[Group]) -> None:
-  """Logs of which groups the scores order responses otherwise than the ranks do."""
+  """Logs which groups have scores that order responses otherwise than ranks do, or for some of them only."""
   against = [group.where for group in found if is_contrary(group)]
   if against:
     logging.warning("scores order responses otherwise than ranks do in %d of %d groups, and scores win: %s; "
                     "is their score a rank, of which less is better?", len(against), len(found),
                     ", ".join(against[:SHOWN]))
+  mixed = [group.where for group in found if len({one.score is None for one in group.responses}) > 1]
+  if mixed:
+    logging.warning("%d of %d groups have scores for some responses only; those are compared with what the "
+                    "others' ranks are worth, 0 for the last, 1 for the one before: %s; give all or none one",
+                    len(mixed), len(found), ", ".join(mixed[:SHOWN]))
 
 
 def is_contrary(group: Group) -> bool:

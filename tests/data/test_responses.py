@@ -160,7 +160,16 @@ def test_scores_that_contradict_ranks_are_warned_of(caplog):
   assert responses.is_contrary(found) and not responses.is_contrary(group(1, 2, 2))
   with caplog.at_level(logging.WARNING):
     responses.warn([found, group(1)])
+  assert "scores for some responses only" not in caplog.text
   assert "in 1 of 2 groups, and scores win: file:1" in caplog.text
+
+
+def test_scores_for_some_responses_only_are_warned_of(caplog):
+  listed = [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 3}]
+  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  with caplog.at_level(logging.WARNING):
+    responses.warn([group(1), found])
+  assert "1 of 2 groups have scores for some responses only" in caplog.text and ": file:1;" in caplog.text
 
 
 def test_a_split_puts_no_prompt_on_both_sides_and_leaves_none_empty():
