@@ -100,6 +100,11 @@ class Bound:
     """Writes completions; see `Sampler.generate`."""
     return self._sampler.generate(prompts, options, seed)
 
+  @property
+  def stats(self) -> dict[str, float]:
+    """Gives what the sampler tells of its last load, such as how long a server took."""
+    return self._sampler.stats if hasattr(self._sampler, "stats") else {}
+
   def close(self) -> None:
     """Ends what the sampler has started."""
     if hasattr(self._sampler, "close"):

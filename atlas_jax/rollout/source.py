@@ -90,7 +90,7 @@ class RolloutSource:
 
     Args:
       prompts: one problem per step, of batch_rows = group_size = options.n.
-      writer: writes the completions.
+      writer: writes the completions; where it has `stats`, numbers by name, they are logged.
       rewards: score them.
       encode: problem -> ids of its prompt, or None for one that is passed over; see `ask.encoder`.
       options: how completions are drawn; n is the size of a group, the temperature is above 0.
@@ -185,8 +185,9 @@ class RolloutSource:
     try:
       self._sampler.load(self._whole(params, self._frozen), self.step)
       asked, written_s = self._ask_all()
-      seconds = {"rollout/generate_s": written_s, "rollout/reward_s": time.perf_counter() - began - written_s}
-      return self._make(params, asked, seconds, number=first)
+      spent = {"generate_s": written_s, "reward_s": time.perf_counter() - began - written_s,
+               **(self._sampler.stats if hasattr(self._sampler, "stats") else {})}
+      return self._make(params, asked, spent, number=first)
     except Exception:
       self._prompts.step = first
       raise
@@ -224,7 +225,7 @@ class RolloutSource:
     sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
     return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring), seconds
 
-  def _make(self, params, asked: list[Group], seconds: dict[str, float], *, number: int) -> Pending:
+  def _make(self, params, asked: list[Group], spent: dict[str, float], *, number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""
     wanted = self._plan.batches * self._plan.batch_rows // self._options.n
     telling = [group for group in asked if not group.flat]
@@ -240,7 +241,8 @@ class RolloutSource:
     told = {**groups.metrics(asked, options=self._options),
             "rollout/resampled_groups": float(len(asked) - wanted),
             "rollout/masked_groups": float(sum(masked)),
-            "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)), **seconds}
+            "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
+            **{f"rollout/{name}": float(value) for name, value in spent.items()}}
     rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
     if self._table is not None:
       self._table.write(self.step + 1, rows)

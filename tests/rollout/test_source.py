@@ -285,6 +285,13 @@ def test_numbers_of_a_rollout_are_told():
   assert told.scalars["rollout/truncated_frac"] + told.scalars["rollout/terminated_frac"] == 1
 
 
+def test_numbers_of_the_sampler_are_told():
+  rollouts, writer = made()
+  writer.stats = {"hand_over_s": 0.5}
+  rollouts.next(None)
+  assert rollouts.tell().scalars["rollout/hand_over_s"] == 0.5
+
+
 def test_completions_are_written_down(tmp_path):
   rollouts, _ = made(batch_rows=15, table_rows=4)
   rollouts.bind((), tmp_path)
