@@ -1,6 +1,7 @@
 """Asking a server over HTTP: time-outs, tries that are bounded, and errors that say what to do."""
 import http.client
 import json
+import selectors
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from typing import Any, NamedTuple
 
 MAY_PASS = (429, 500, 502, 503, 504)  # Statuses after which the same question may be answered.
 SHOWN_CHARS = 400  # Of a server's own words in an error.
+LOOK_EVERY_S = 5.0  # Between looks at a server that lets wait for an answer.
+LOOK_TIMEOUT_S = 10.0
+HEALTH = "/health"
 
 
 class ServerError(ConnectionError):
@@ -94,6 +98,8 @@ class Client:
       sent = None if body is None else json.dumps(body)
       headers = {} if body is None else {"Content-Type": "application/json"}
       connection.request("GET" if body is None else "POST", self._prefix + route, sent, headers)
+      if route != HEALTH and not self._waited(connection.sock, timeout_s or self._timeout_s):
+        return Answer(trouble=f"lets wait for an answer, and {HEALTH} fails by now")
       response = connection.getresponse()
       return Answer(response.status, _content(response.read()))
     except TimeoutError:
@@ -104,6 +110,21 @@ class Client:
       return Answer(trouble=f"does not answer ({type(error).__name__})")
     finally:
       connection.close()
+
+  def _waited(self, sock, timeout_s: float) -> bool:
+    """Waits until an answer begins; False if the server dies meanwhile, which need not end a connection."""
+    deadline, ill = time.monotonic() + timeout_s, 0
+    with selectors.DefaultSelector() as selector:
+      selector.register(sock, selectors.EVENT_READ)
+      while not selector.select(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+          raise TimeoutError
+        answer = self.once(HEALTH, timeout_s=LOOK_TIMEOUT_S)
+        # One that is only slow to say so is at work.
+        ill = ill + 1 if answer.status != 200 and answer.passes else 0
+        if ill == 2 or self.death() is not None:
+          return False
+    return True
 
   def _failure(self, route: str, answer: Answer, tries: int) -> str:
     what = answer.trouble or f"failed (status {answer.status}): {words(answer.content)}"

@@ -12,7 +12,7 @@ from atlas_jax.data import tokenizer
 from atlas_jax.interop import hf_export
 from atlas_jax.models import lora
 from atlas_jax.rollout import sampler as samplers
-from atlas_jax.rollout import vllm, vllm_weights
+from atlas_jax.rollout import vllm, vllm_client, vllm_weights
 from atlas_jax.rollout.sampler import Options
 from atlas_jax.rollout.vllm_client import Client, ServerError
 from tests.helpers import quick_compilation
@@ -258,6 +258,19 @@ def test_a_silent_server_is_given_up_on_in_time(make, stub):
   stub.fail("slow")
   with pytest.raises(ServerError, match=r"gave no answer within 0.3 s \(config.vllm.timeout_s\)"):
     made.generate(PROMPTS, OPTIONS, seed=1)
+
+
+def test_a_server_that_dies_while_it_lets_wait_is_noticed(sampler, stub, monkeypatch):
+  monkeypatch.setattr(vllm_client, "LOOK_EVERY_S", 0.05)
+  expected = sampler.generate(PROMPTS[:1], OPTIONS, seed=1)
+  stub.fail("slow")
+  again = sampler.generate(PROMPTS[:1], OPTIONS, seed=1)
+  np.testing.assert_array_equal(again.tokens_BT, expected.tokens_BT)  # One that is only slow is waited for.
+  assert stub.engine.routes["/health"] > 2
+  stub.fail("slow", 3)
+  stub.fail("503", 1000, route="/health")
+  with pytest.raises(ServerError, match="lets wait for an answer, and /health fails by now in 3 tries"):
+    sampler.generate(PROMPTS[:1], OPTIONS, seed=1)
 
 
 def test_a_refused_question_is_not_asked_again(sampler, stub):

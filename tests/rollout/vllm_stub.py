@@ -227,7 +227,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.connection.close()
       return
     if how == "slow":
-      time.sleep(1.0)
+      time.sleep(2.0)
     try:
       if how is not None and how.isdigit():
         raise Failed(int(how), "EngineCore encountered an issue.", "InternalServerError")
