@@ -136,9 +136,15 @@ class NativeSampler:
     place = lambda x: jax.make_array_from_callback(np.shape(x), whole, lambda index: np.asarray(x)[index])
     return jax.tree.map(place, host_tree)
 
+  def _width(self, longest: int) -> int:
+    """Gives how many tokens of prompts are read, padding included."""
+    width, module = round_up(longest, least=self._bucket_tokens, steps=2), self._language.module
+    block = module.attention_block_tokens if isinstance(module, Decoder) else None
+    return width if block is None or width <= block else -(-width // block) * block
+
   def _write(self, rows: list[np.ndarray], words, asked: Asked, options: Options) -> Written:
     """Reads prompts and draws until every row is done."""
-    width = round_up(max(row.size for row in rows), least=self._bucket_tokens, steps=2)
+    width = self._width(max(row.size for row in rows))
     count_N = np.zeros(round_up(len(rows), least=1, steps=4), np.int32)
     tokens_NS = np.zeros((len(count_N), width), np.int32)
     for at, row in enumerate(rows):

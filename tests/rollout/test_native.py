@@ -311,6 +311,16 @@ def test_two_processes_both_get_what_one_writes():
     assert [json.loads(line[6:]) for line in out.splitlines() if line.startswith("WROTE ")] == alone
 
 
+def test_long_prompts_are_padded_to_whole_blocks_of_attention():
+  prompts, options = [[5] * 17, [6]], Options(max_tokens=8)
+  blocked, whole = (NativeSampler(tiny("decoder", **fields)[0], BYTES, bucket_tokens=8)
+                    for fields in (dict(attention_block_tokens=16), {}))
+  for sampler in (blocked, whole):
+    sampler.load(tiny("decoder")[1], version=0)
+  first, other = (completions(sampler.generate(prompts, options, 0)) for sampler in (blocked, whole))
+  assert first == other
+
+
 @pytest.mark.parametrize("prompts, options, seed, message", [
     ([[1], []], {}, 0, "prompt 1 has no ids"), ([[[1]]], {}, 0, "prompt 0 has no ids"),
     ([[1], [2, 270]], {}, 0, r"prompt 1 has ids from 2 to 270; they must be integers in 0\.\.269"),
