@@ -9,7 +9,7 @@
 #   3. a toy that is learnt in 40 steps (write letters), with the server and with the native sampler, side by side.
 # OUT gets figures.json, the runs and the servers' logs. Exits 0 only if all passed and the curves of 3 agree.
 #
-# pip must find a build of torch for CPUs. Where the index has none: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# pip must find a build of torch for CPUs; where its index has none, name one that has by PIP_EXTRA_INDEX_URL.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
