@@ -48,7 +48,7 @@ def get_config(arg=None):
 
 def _open_model(config, *, chats: bool):
   config.data.update(name="files", tokenizer="model", chat_template="model" if chats else None,
-                     segment_len=4_096, batch_rows=8, epochs=1, held_out_frac=0.05)
+                     segment_len=2_048, batch_rows=8, epochs=1, held_out_frac=0.05)
   config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.loss.block_tokens = 2_048
   config.optim.update(lr=1e-5, warmup_steps=20, steps=None, weight_decay=0.0)

@@ -20,7 +20,7 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   start = open_start(config)
   check_lengths(config, start)
-  source = source_of(config, start, examples_of(config, start, "train"), "train")
+  source = source_of(config, start, examples_of(config, start, problems_of(config, "train")), "train")
   bound = Bound()
   return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
                 keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start), bind=bound.bind)
@@ -55,14 +55,14 @@ def check_lengths(config, start: Start) -> None:
                      f"lower it to {rows}")
 
 
-def examples_of(config, start: Start, split: str) -> list[sft.Example]:
-  """Encodes the examples of a split, "train" or "held_out".
+def examples_of(config, start: Start, problems) -> list[sft.Example]:
+  """Encodes problems as examples.
 
   Raises:
     ValueError: naming the field that cannot be, or file and line of a row that cannot be used.
   """
   data = config.data
-  found = sft.encode(problems_of(config, split), start.tokenizer, segment_len=data.segment_len,
+  found = sft.encode(problems, start.tokenizer, segment_len=data.segment_len,
                      template=start.template, turns=data.turns, overlong=data.overlong)
   for one in found:
     most = start.language.vocab_size
@@ -172,12 +172,13 @@ def evals_of(config, start: Start, mesh, bound: Bound) -> dict:
   """
   if not config.data.held_out_frac:
     return {}
-  found, score = examples_of(config, start, "held_out"), score_of(config, start)
+  problems = problems_of(config, "held_out")
+  found, score = examples_of(config, start, problems), score_of(config, start)
   loss = examples.make(lambda *args: score(*args)[0],
                        functools.partial(source_of, config, start, found, "held_out"), mesh)
   evaluations = {"examples": evals.Eval(
       lambda params, **given: loss(params, frozen=bound.frozen, **given), "every")}
-  if any(problem.answer is not None for problem in problems_of(config, "held_out")):
+  if any(problem.answer is not None for problem in problems):
     evaluations["problems"] = evals.Eval(answers_of(config, start, mesh, bound), "every")
   return evaluations
 

@@ -29,6 +29,11 @@ def shaken(start, seed=1):
   return jax.tree.map(jnp.add, params, noise)
 
 
+def held_out(config, start):
+  """The examples that evaluations read."""
+  return sft.examples_of(config, start, sft.problems_of(config, "held_out"))
+
+
 def batches(source):
   return [source.batch(step) for step in range(source.steps_per_epoch)]
 
@@ -37,7 +42,7 @@ def batches(source):
 def test_packed_rows_score_like_rows_of_one_example_each(kind):
   config = tuning.config_of(kind)
   start = open_start(config)
-  params, found = shaken(start), sft.examples_of(config, start, "held_out")
+  params, found = shaken(start), held_out(config, start)
   score = jax.jit(lambda batch: sft.score_of(config, start)(params, batch, ())[0])
   by_example, rows = [], []
   for packed in (True, False):
@@ -61,7 +66,7 @@ def test_gradients_of_packed_rows_are_those_of_separate_ones(kind):
   params, grads = shaken(start), []
   for packed in (True, False):
     config = tuning.config_of(kind, data__packed=packed)
-    found = sft.examples_of(config, start, "held_out")
+    found = held_out(config, start)
     loss = sft.loss_of(config, start)
 
     @jax.jit
@@ -80,7 +85,7 @@ def test_gradients_of_packed_rows_are_those_of_separate_ones(kind):
 def test_documents_of_a_memory_model_start_at_chunks():
   config = tuning.config_of("memory")
   start = open_start(config)
-  source = sft.source_of(config, start, sft.examples_of(config, start, "train"), "train")
+  source = sft.source_of(config, start, held_out(config, start), "train")
   batch = source.next()
   starts = np.argwhere((batch["pos_BT"] == 0) & (batch["doc_BT"] >= 0))
   assert len(starts) > len(batch["doc_BT"]) and not (starts[:, 1] % 8).any()
@@ -104,7 +109,7 @@ def nats_by_hand(start, params, found):
 def test_the_held_out_loss_counts_every_answer_token_once_and_no_padding(batch_rows):
   config = tuning.config_of(eval__batch_rows=batch_rows)
   recipe, start = recipes.load(config, runs.one_device()), open_start(config)
-  params, found = shaken(start), sft.examples_of(config, start, "held_out")
+  params, found = shaken(start), held_out(config, start)
   nats, count = nats_by_hand(start, params, found)
   scalars = recipe.evals["examples"].run(params, step=0).scalars
   assert scalars["val/tokens"] == count == sum(int(one.learn_T[1:].sum()) for one in found)

@@ -64,7 +64,7 @@ def test_adapters_alone_are_trained_and_evaluations_see_the_whole(tmp_path):
   recipe.bind(given.frozen, None)
   loss = recipe.evals["examples"].run(adapters, step=2).scalars["val/loss_nats"]
   score = lambda params, batch, frozen: sft.score_of(config, open_start(config))(params, batch, frozen)[0]
-  found = sft.examples_of(config, open_start(config), "held_out")
+  found = sft.examples_of(config, open_start(config), sft.problems_of(config, "held_out"))
   source = sft.source_of(config, open_start(config), found, "held_out")
   nats = count = 0.0
   for step in range(source.steps_per_epoch):
