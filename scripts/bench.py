@@ -4,13 +4,17 @@
   python scripts/bench.py memory --rule=all --lengths=2048 --json
   python scripts/bench.py memory_lm --config=configs/memory_40m.py:cpu
   python scripts/bench.py trm --variants=mlp,att --json
+  python scripts/bench.py grpo --peer --trl_python=PYTHON --tunix_python=PYTHON --json
+  python scripts/bench.py sampler --sizes=tiny
 
 `memory` is `memory.layer.Memory` on one document of random vectors, with the product behind it that brings
 its heads back to the layer's width; its backward pass is that of mean(out^2) to the parameters. `memory_lm`
 is a training step on random tokens; `trm` is a training step of a recursive model, or one supervision step of
-its evaluation, on random puzzles; --config.GROUP.FIELD=VALUE changes the config of both. Every row is
+its evaluation, on random puzzles; --config.GROUP.FIELD=VALUE changes the config of both. `grpo` is a step of
+policy training, completions and all, and `sampler` the completions alone, see `bench_rl`. Every row is
 measured in a process of its own, so that its peak memory is its own. --peer runs the Titans memory of
-titans-pytorch at the same shapes in the same run, turn by turn, where that package is installed.
+titans-pytorch, or the same step of TRL and Tunix, at the same shapes in the same run, turn by turn; what is
+not installed for this Python may be for one that --trl_python and --tunix_python name.
 
 The peer's threads sleep while they wait (OMP_WAIT_POLICY=passive, unless that is set): by default they spin,
 which on a busy machine trebles its CPU-seconds without any more work. Both sides have their large arrays in
@@ -38,12 +42,13 @@ import sys
 import tempfile
 import time
 
+import bench_rl
 import bench_trm
 
 from atlas_jax.memory import rules
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CHILD = ROOT / "scripts" / "bench_child.py"
+SCRIPTS = ROOT / "scripts"
 # The state of the peer: two matrices of four times the width of a head.
 DEFAULT_OPTIONS = {"titans": {"depth": 2, "expansion": 4}}
 WHAT = ("forward", "forward_backward")
@@ -86,7 +91,7 @@ def parser() -> Parser:
   """Makes the reader of the command line."""
   made = Parser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                 allow_abbrev=False)
-  kinds = made.add_subparsers(dest="name", required=True, metavar="memory|memory_lm|trm")
+  kinds = made.add_subparsers(dest="name", required=True, metavar="memory|memory_lm|trm|grpo|sampler")
   memory = kinds.add_parser("memory", help="a memory layer", allow_abbrev=False)
   flag = memory.add_argument
   flag("--rule", default="titans", help="a memory rule, or all")
@@ -106,7 +111,8 @@ def parser() -> Parser:
   flag("--peer_memory_limit_gib", type=float, default=13.0, help="the peer is ended when it passes this")
   step = kinds.add_parser("memory_lm", help="a training step", allow_abbrev=False)
   step.add_argument("--config", required=True, help="FILE or FILE:ARGUMENTS, as for training")
-  for each in (memory, step, bench_trm.add_flags(kinds, one_of, positive)):
+  others = bench_trm.add_flags(kinds, one_of, positive), *bench_rl.add_flags(kinds, one_of)
+  for each in (memory, step, *others):
     each.add_argument("--repeats", type=positive, default=5)
     each.add_argument("--json", action="store_true", help="one JSON object per row")
   return made
@@ -129,8 +135,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[dict]]:
     return args, [lm]
   if args.name == "trm":
     return args, bench_trm.specs(args, overrides)
+  if args.name in bench_rl.KINDS and not overrides:
+    return args, bench_rl.specs(args)
   if overrides:
-    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm and trm; memory has its own flags")
+    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm and trm; {args.name} has "
+                     "its own flags")
   check(args)
   names = rules.names() if args.rule == "all" else [args.rule]
   shape = {name: getattr(args, name) for name in
@@ -174,7 +183,9 @@ class Child:
       env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if spec["side"] == "peer":  # Else its threads spin while they wait, and that would count as CPU-seconds.
       env.setdefault("OMP_WAIT_POLICY", "passive")
-    self._process = subprocess.Popen([sys.executable, str(CHILD), json.dumps(spec)], stdin=subprocess.PIPE,
+    env |= spec.get("env", {})
+    command = [spec.get("python", sys.executable), str(SCRIPTS / spec.get("script", "bench_child.py"))]
+    self._process = subprocess.Popen([*command, json.dumps(spec)], stdin=subprocess.PIPE,
                                      stdout=subprocess.PIPE, stderr=self._errors, text=True, env=env)
 
   def answer(self) -> dict:
@@ -240,8 +251,10 @@ def median(times: list[dict], name: str) -> float:
   return statistics.median(each[name] for each in times)
 
 
-def measure(spec: dict, args) -> dict:
-  """Measures one row, turn by turn with the peer if that is asked for; see the module for what it holds."""
+def measure(spec: dict, args) -> list[dict]:
+  """Measures turn by turn with peers, if that is asked for; gives one row, of `bench_rl` one per system."""
+  if args.name in bench_rl.KINDS:
+    return bench_rl.measure(spec, Side)
   sides = [Side(spec)]
   try:
     if spec.get("peer") and sides[0].works:
@@ -256,7 +269,7 @@ def measure(spec: dict, args) -> dict:
   finally:
     for side in sides:
       side.child.close()
-  return bench_trm.row_of(spec, sides[0]) if args.name == "trm" else row_of(args.name, spec, *sides)
+  return [bench_trm.row_of(spec, sides[0]) if args.name == "trm" else row_of(args.name, spec, *sides)]
 
 
 def row_of(name: str, spec: dict, ours: Side, peer: Side | None = None) -> dict:
@@ -308,17 +321,18 @@ def main(argv: list[str]) -> int:
   except ValueError as error:
     print(f"bench: {error}", file=sys.stderr)
     return 2
-  columns = bench_trm.TABLE if args.name == "trm" else TABLE + (PEER_TABLE if specs[0].get("peer") else ())
-  failed = False
-  for i, spec in enumerate(specs):
-    row = measure(spec, args)
+  columns = TABLE + (PEER_TABLE if specs[0].get("peer") else ())
+  columns = {"trm": bench_trm.TABLE, **dict.fromkeys(bench_rl.KINDS, bench_rl.TABLE)}.get(args.name, columns)
+  failed, headed = False, args.json
+  for row in (row for spec in specs for row in measure(spec, args)):
     refused = row.pop("refused", False)
     if refused and (args.name != "memory" or args.rule != "all"):
       print(f"bench: {row['error']}", file=sys.stderr)
       return 2
-    if not args.json and not i:
+    if not headed:
       print(f"{args.name}: {row['device']}, {row['versions']}, {row['date']}")
       print("  ".join(f"{name:>{width}}" for name, width in columns))
+      headed = True
     print(json.dumps(row) if args.json else show(row, columns), flush=True)
     failed |= "error" in row or "peer_error" in row and not row["peer_passed_limit"]
   return int(failed)

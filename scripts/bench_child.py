@@ -92,11 +92,11 @@ def _about_jax(tokens: int, flops, dtype, row: dict, devices: int = 1) -> tuple[
     seen.append(peak_bytes())
     square = jnp.ones((size, size), dtype)
     multiply(square, square).block_until_ready()
-    start = _clock()
+    start = clock()
     for _ in range(PRODUCTS):
       done = multiply(square, square)
     done.block_until_ready()
-    return {**_since(start), "flops": 2 * size**3 * PRODUCTS}
+    return {**since(start), "flops": 2 * size**3 * PRODUCTS}
 
   return info, peak_bytes, product
 
@@ -274,12 +274,12 @@ def peer(spec: dict) -> Case:
 # --------------------------------------------------------------------------------------------------- speaking
 
 
-def _clock() -> tuple[float, float]:
+def clock() -> tuple[float, float]:
   return time.perf_counter(), time.process_time()
 
 
-def _since(start: tuple[float, float]) -> dict:
-  wall_s, cpu_s = (now - then for now, then in zip(_clock(), start))
+def since(start: tuple[float, float]) -> dict:
+  wall_s, cpu_s = (now - then for now, then in zip(clock(), start))
   return {"wall_s": wall_s, "cpu_s": cpu_s}
 
 
@@ -314,9 +314,9 @@ def speak(spec: dict, say: Callable) -> int:
     if word == "product":
       say(case.product())
       continue
-    start = _clock()
+    start = clock()
     case.run()
-    say({**_since(start), "peak_memory_mib": case.peak_bytes() / MIB})
+    say({**since(start), "peak_memory_mib": case.peak_bytes() / MIB})
   return 0
 
 

@@ -12,6 +12,11 @@ SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import bench  # noqa: E402  Scripts are no package.
+import bench_rl  # noqa: E402
+import bench_turns  # noqa: E402
+
+# Of no virtual environment, and so without their packages.
+SYSTEM_PYTHON = str(pathlib.Path(sys.base_prefix) / "bin" / "python3")
 
 SHAPE = ["--batch=1", "--width=12", "--heads=2", "--chunk=8", "--lengths=16", "--repeats=2", "--json"]
 KEYS = {
@@ -33,6 +38,10 @@ MISTAKES = [
   (["memory", "--rule=all", '--options={"depth": 1}'], "--rule=all measures all"),
   (["memory", "--peer", "--rule=omega"], "--peer runs Titans memory"),
   (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm and trm"),
+  (["grpo", "--sizes=large"], "'large' is unknown; known are tiny, small"),
+  (["grpo", "--core=4096"], "--core=4096 is none of those this process may use: "),
+  (["sampler", "--peer", "--trl_python=nix"], "--trl_python=nix is no program; give the Python that has trl"),
+  (["sampler", "--config.optim.lr=1"], "sampler has its own flags"),
   (["trm", "--variants=cnn"], "'cnn' is unknown; known are mlp, att"),
   (["memory", "--length=16"], "--length=16"),
   (["memory_lm"], "--config"),
@@ -138,3 +147,45 @@ def test_the_table_keeps_its_columns(capsys):
   line = bench.show(row, columns)
   assert line.startswith("titans".rjust(bench.TABLE[0][1])) and line.endswith("peer_error: passed the limit")
   assert "None" not in line
+
+
+RL_KEYS = {"cpu_s_per_step", "wall_s_per_step", "tokens_per_cpu_s", "tokens_per_s", "peak_memory_mib",
+           "first_step_s", "warm_first_step_s"}  # fmt: skip
+
+
+def test_completions_give_a_row_and_peers_that_are_missing_say_so(capsys, monkeypatch):
+  # A Python without packages stands for one without the peers.
+  monkeypatch.setattr(bench_rl, "SHAPE", {**bench_rl.SHAPE, "prompts": 2, "new_tokens": 2})
+  code, rows, err = run(capsys, "sampler", "--sizes=tiny", "--repeats=1", "--json", "--peer",
+                        f"--trl_python={SYSTEM_PYTHON}", f"--tunix_python={SYSTEM_PYTHON}")
+  assert code == 1, err
+  assert [(row["name"], row["system"], row["size"]) for row in rows] == [
+    ("sampler", system, "tiny") for system in ("atlas_jax", "trl", "tunix")]  # fmt: skip
+  ours, *peers = rows
+  assert all(ours[name] > 0 for name in RL_KEYS) and ours["params"] == 870_528
+  assert all("No module named" in row["error"] and row["cpu_s_per_step"] is None for row in peers)
+
+
+@pytest.mark.slow
+def test_a_step_of_policy_training_gives_a_row(capsys, monkeypatch):
+  monkeypatch.setattr(bench_rl, "SHAPE", {**bench_rl.SHAPE, "prompts": 2, "new_tokens": 2})
+  code, rows, err = run(capsys, "grpo", "--sizes=tiny", "--repeats=1", "--json")
+  assert code == 0, err
+  (row,) = rows
+  assert all(row[name] > 0 for name in RL_KEYS | {"generate_cpu_s"})
+  assert row["generate_cpu_s"] < row["cpu_s_per_step"] and row["ratio"] == 1
+
+
+def test_a_loop_goes_on_only_when_told(monkeypatch):
+  said, words = [], ["go"] * 3
+  monkeypatch.setattr(bench_turns.bench_child, "forget_peak", lambda: said.append("forgotten"))
+  turns = bench_turns.Turns(said.append, words)
+  turns.info = {"params": 1}
+  turns.step()
+  turns.part()
+  assert said == [{"params": 1}]
+  turns.step()
+  assert set(said[1]) == {"wall_s", "cpu_s", "generate_wall_s", "generate_cpu_s", "peak_memory_mib"}
+  assert said[1]["generate_wall_s"] <= said[1]["wall_s"]
+  turns.step()
+  assert set(said[2]) == {"wall_s", "cpu_s", "peak_memory_mib"} and said[3] == "forgotten"
