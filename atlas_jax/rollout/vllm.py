@@ -70,7 +70,7 @@ def make(language: Language, tokenizer: Tokenizer, *, like, workdir, longest_tok
   served = dtype or module.dtype
   workdir = pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_") if workdir is None else workdir).resolve()
   exports = vllm_weights.Exports(module, like=like, shared_folder=shared_folder, workdir=workdir,
-                                 dtype=served, max_tokens=longest_tokens)
+                                 dtype=served, max_tokens=longest_tokens, in_memory=url is None)
   # Several processes have one server, and each gets what the first is given.
   engine = Engine(url=url, command=command, arguments=arguments, port=port, dtype=served,
                   longest_tokens=longest_tokens, workdir=workdir, start_timeout_s=start_timeout_s,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 STOP_S = 20.0  # For a server to end by itself once it is asked to.
+GONE_S = 5.0  # For what is left of it to be gone once it is killed.
 LOOK_EVERY_S = 0.1
 SHOWN_CHARS = 300  # Of the log's last lines in an error.
 
@@ -61,9 +62,12 @@ class Server:
     self._process.terminate()  # Where forked workers hold the other end of its input, that stays open.
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(STOP_S + 5)
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-    self._process.wait()
+    deadline = time.monotonic() + GONE_S
+    with contextlib.suppress(ProcessLookupError):  # When none of the group is left.
+      while time.monotonic() < deadline:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.poll()
+        time.sleep(LOOK_EVERY_S)
 
 
 def last_words(log: pathlib.Path) -> str:

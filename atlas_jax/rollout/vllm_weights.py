@@ -30,19 +30,20 @@ class Exports:
   """
 
   def __init__(self, model: Decoder, *, like, shared_folder: str | None, workdir, dtype: str,
-               max_tokens: int | None):
+               max_tokens: int | None, in_memory: bool = True):
     """Chooses where; makes nothing yet.
 
     Args:
       model: what is written.
       like: folder of the published model that it was read from, or None.
-      shared_folder: where the two folders are made; None is in memory if there is room, else in the workdir.
+      shared_folder: where the two folders are made; None is in memory or in the workdir.
       workdir: of the run.
       dtype: of what is written.
       max_tokens: the longest text the model is meant for; needed without `like`.
+      in_memory: whether memory is taken where there is room; no server can outlive the program then.
     """
     self._model, self._like, self._dtype, self._max_tokens = model, like, dtype, max_tokens
-    self._shared, self._workdir = shared_folder, pathlib.Path(workdir)
+    self._shared, self._workdir, self._in_memory = shared_folder, pathlib.Path(workdir), in_memory
     self._root: pathlib.Path | None = None
     self._turn = 0
     self.temporary: pathlib.Path | None = None
@@ -73,7 +74,8 @@ class Exports:
       return pathlib.Path(self._shared).expanduser().resolve()
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     needed = SPARE * numbers * jnp.dtype(self._dtype).itemsize
-    if jax.process_index() == 0 and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > needed:
+    wanted = self._in_memory and jax.process_index() == 0
+    if wanted and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > needed:
       self.temporary = pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_", dir=MEMORY))
       weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
       return self.temporary

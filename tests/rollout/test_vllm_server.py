@@ -157,7 +157,8 @@ def test_stopping_ends_all_that_was_started_and_nothing_else(tmp_path):
     wait_until(lambda: len(pids_in(tmp_path / "log")) == 2)
     assert server.death() is None
     server.stop()
-    assert not any(is_alive(pid) for pid in pids_in(tmp_path / "log")) and other.poll() is None
+    wait_until(lambda: not any(is_alive(pid) for pid in pids_in(tmp_path / "log")))
+    assert other.poll() is None
     server.stop()
     assert "has ended" in server.death()
   finally:
@@ -220,8 +221,9 @@ def test_models_that_vllm_cannot_serve_are_refused(language, what, tmp_path):
     vllm.make(language, BYTES, workdir=tmp_path, **FIELDS)
 
 
-def test_a_url_without_a_server_names_the_command_that_starts_one(make):
+def test_a_url_without_a_server_names_the_command_that_starts_one(make, tmp_path):
   port = vllm_server.free_port(None)
   with pytest.raises(ServerError, match=rf"http://127.0.0.1:{port}/health does not answer .* VLLM_SERVER_DEV_"
                                         r"MODE=1 .*-m vllm.entrypoints.openai.api_server --model \S+even"):
     make(url=f"http://127.0.0.1:{port}/v1").load(tiny("decoder")[1], 0)
+  assert (tmp_path / "served" / "even" / "model.safetensors").is_file()
