@@ -1,16 +1,16 @@
 """Held-out problems, answered and graded."""
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from atlas_jax.data.problems import Problem
 from atlas_jax.evals import EvalOut
 
 SHOWN_CHARS = 400  # Of a prompt or an answer in the text.
 
 
-def make(write: Callable, grade: Callable, found: Sequence[Problem], *, grader: str = "correct",
+def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str = "correct",
          shown: int = 4):
   """Makes the evaluation.
 
@@ -18,7 +18,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Problem], *, grader: 
     write: (params, problems, *, step) -> for each problem None, if it is not asked, or what was written, with
       `text`, `tokens` and `reason`.
     grade: (problems, what was written) -> (reward_B, name -> reward_B), NaN where there is nothing to say.
-    found: the problems.
+    found: the problems, each with `where`, `prompt` and `answer`.
     grader: the one of these names that says whether an answer is right.
     shown: problems in the text.
 
@@ -55,7 +55,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Problem], *, grader: 
   return run
 
 
-def _shown(problem: Problem, written, right: float) -> str:
+def _shown(problem, written, right: float) -> str:
   mark = "not graded" if math.isnan(right) else "right" if right >= 1 else f"wrong, answer {problem.answer!r}"
   prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
   return f"{_cut(prompt)} -> {_cut(written.text)} ({mark})"
