@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 
@@ -102,7 +101,7 @@ def open_teacher(config) -> Start:
   if path is None:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
                      "folder, hf:NAME, or a run's workdir")
-  fields = ml_collections.ConfigDict(config.to_dict())
+  fields = config.as_configdict()
   fields.model.path, fields.lora.rank, fields.data.tokenizer = path, None, MODEL
   try:
     fields.model.kind, fields.data.chat_template = kind_of(path), teacher_template(config)
