@@ -8,6 +8,7 @@ from atlas_jax import config as configs
 from atlas_jax import tree
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.interop import hf_config, hf_export, hf_import, peft, tensor_files
+from atlas_jax.interop.names import atlas
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
 from atlas_jax.rollout.start import MODEL, PUBLISHED, TOKENIZER, Start, is_run, open_start
@@ -42,8 +43,8 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     adapters: write the adapters alone, as PEFT reads them, in place of the whole model with them merged.
 
   Returns:
-    What was written: folder, step, weights ("params" or "ema" of the run), parameters and where the layout
-    of the files is from, None where it is ours.
+    What was written: folder, step, weights ("params" or "ema" of the run), number of parameters,
+    architecture, and the model whose layout of files was kept, None where it is ours.
 
   Raises:
     ValueError: if the folder holds something, or the model has no published form.
@@ -52,7 +53,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
   check_target(folder)
   runs.check_language(config, workdir, "export")
   start, mesh, target = open_start(config), runs.mesh_here(config), pathlib.Path(folder)
-  check_model(config, start, adapters)
+  architecture = check_model(config, start, adapters)
   part = target.with_name(f"{target.name}.part")
   if hosts.is_main():
     shutil.rmtree(part, ignore_errors=True)  # Left by an export that was broken off.
@@ -68,11 +69,12 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     _write_tokenizer(config, workdir, start, part)
     part.replace(target)  # So that a folder of this name is whole.
   return {"folder": str(folder), "step": step, "weights": runs.field_of(config),
-          "params": tree.count(params), "like": None if adapters or origin is None else str(origin)}
+          "params": tree.count(params), "architecture": architecture,
+          "like": None if adapters or origin is None else str(origin)}
 
 
-def check_model(config, start: Start, adapters: bool) -> None:
-  """Refuses a model that has no published form.
+def check_model(config, start: Start, adapters: bool) -> str:
+  """Gives a model's architecture as its config will name it; refuses a model that has no published form.
 
   Raises:
     ValueError: says what to do with it instead.
@@ -81,10 +83,14 @@ def check_model(config, start: Start, adapters: bool) -> None:
   if not isinstance(module, Decoder):
     raise ValueError(f"config.model.kind={config.model.kind!r}: a memory model has no published form that "
                      "other programs could load; --mode=generate and --mode=eval use the run where it is")
-  hf_config.family_of(module.shape())
+  family = hf_config.family_of(module.shape())
+  if family is atlas:
+    logging.warning("the model has learned positions, as no published one: config.model.path reads the "
+                    "folder, transformers does not know its architecture, %s", family.ARCHITECTURE)
   if adapters and not start.adapted:
     raise ValueError("--adapters: this run trained the whole model (config.lora.rank=None); leave --adapters "
                      "out to export it")
+  return family.ARCHITECTURE
 
 
 def origin_of(workdir) -> pathlib.Path | None:

@@ -17,7 +17,7 @@ from atlas_jax.rollout import kept
 from atlas_jax.rollout.start import Start, open_start
 from atlas_jax.serve import engine
 
-WITHOUT_LANGUAGE = ("trm", "ranked")  # Recipes whose models are none that write on from a prompt.
+WITHOUT_LANGUAGE = ("trm",)  # Recipes whose models are none that write on from a prompt.
 
 
 class Tuned(NamedTuple):

@@ -64,7 +64,7 @@ def test_what_was_not_trained_comes_back_bit_for_bit(tmp_path):
     assert (folder / file.name).read_bytes() == file.read_bytes(), file.name
   assert (folder / "config.json").read_bytes() == (hf_fixture.SHARDED / "config.json").read_bytes()
   assert said == {"folder": str(folder), "step": 2, "weights": "params", "params": said["params"],
-                  "like": str(hf_fixture.SHARDED)}
+                  "architecture": "Qwen2ForCausalLM", "like": str(hf_fixture.SHARDED)}
   assert not list(tmp_path.glob("*.part"))
 
 
