@@ -1,12 +1,15 @@
 """What the workdir of a language run keeps, so that the run is used without what it started from."""
+import json
 import pathlib
 import shutil
 
+from atlas_jax import config as configs
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.interop import hf_export, hf_import
 from atlas_jax.rollout.start import MODEL, PUBLISHED, TOKENIZER, Start, is_run
 
 TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
+SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
 
 
 def keep(config, start: Start, workdir) -> None:
@@ -28,6 +31,19 @@ def keep(config, start: Start, workdir) -> None:
     _copy(template, workdir / TEMPLATE, chats.FILES)
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
+  elif config.model.path is not None:
+    root, group = configs.load(root_of(config.model.path)), _group(config)
+    (workdir / SHAPE).write_text(json.dumps(root[group].to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def root_of(workdir: str) -> str:
+  """Gives the first of the runs that a run goes on from, one after another."""
+  path = configs.load(workdir).model.path
+  return root_of(path) if path is not None and is_run(path) else workdir
+
+
+def _group(config) -> str:
+  return "model" if config.model.kind == "memory" else "decoder"
 
 
 def use(config, workdir) -> None:
@@ -41,8 +57,16 @@ def use(config, workdir) -> None:
   if config.data.chat_template is not None and (workdir / TEMPLATE).is_dir():
     config.data.chat_template = str(workdir / TEMPLATE)
   path = config.model.path
-  if path is not None and config.lora.rank is None and not is_run(path) and (workdir / PUBLISHED).is_dir():
+  if path is None or config.lora.rank is not None or is_run(path):
+    return
+  if (workdir / PUBLISHED).is_dir():
     config.model.path = str(workdir / PUBLISHED)
+  elif (workdir / SHAPE).is_file():
+    fields, group = json.loads((workdir / SHAPE).read_text(encoding="utf-8")), _group(config)
+    if group == "model":  # An update would join the options of two rules.
+      config.model.memory.options = fields["memory"].pop("options")
+    config[group].update(fields)
+    config.model.path = None
 
 
 def _local(name: str) -> pathlib.Path | None:

@@ -120,6 +120,20 @@ def test_a_tuned_run_needs_neither_data_nor_the_model_it_started_from(tmp_path):
   assert generated(tmp_path / "run", "--prompt=hi") == before
 
 
+@pytest.mark.parametrize("kind", ["decoder", "memory"])
+def test_a_run_that_started_from_a_run_needs_it_no_more(kind, tmp_path):
+  wide = {"model__width": 48} if kind == "memory" else {"decoder__width": 48}
+  leave_run(tmp_path / "first", tuning.config_of(kind, **wide))
+  for earlier, later in (("first", "second"), ("second", "third")):
+    config = tuning.config_of(kind, model__path=str(tmp_path / earlier), data__tokenizer="model")
+    leave_run(tmp_path / later, config)
+  before = generated(tmp_path / "third", "--prompt=1+2=")
+  assert before == generated(tmp_path / "first", "--prompt=1+2=")
+  shutil.rmtree(tmp_path / "first")
+  shutil.rmtree(tmp_path / "second")
+  assert generated(tmp_path / "third", "--prompt=1+2=") == before
+
+
 def test_a_chat_is_answered_as_its_template_asks(tmp_path):
   pytest.importorskip("jinja2")
   config = tuning.config_of(**tuning.published(data__chat_template=str(hf_fixture.FOLDER / "byte_tokenizer")))
