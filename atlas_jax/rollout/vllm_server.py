@@ -75,7 +75,7 @@ def last_words(log: pathlib.Path) -> str:
   lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
   lines = [line for line in lines[-200:] if line]
   told = [line for line in lines if "Error" in line] or lines
-  return told[-1][-SHOWN_CHARS:] if told else "nothing"
+  return told[-1][-SHOWN_CHARS:].rstrip(".") if told else "nothing"
 
 
 def program(command: str | None, missing: str) -> list[str]:
