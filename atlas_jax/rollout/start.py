@@ -3,7 +3,7 @@
 A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run.
 """
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ PUBLISHED = "published"  # Folder of a workdir that holds what a published model
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
 DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
+MEMORY_HOW = ("dtype", "remat", "scan_unroll")
 
 
 class Start(NamedTuple):
@@ -120,15 +121,15 @@ def drawn(config) -> languages.Language:
   """Gives the model of a config whose parameters are drawn; needs no tokenizer."""
   options = lora_options(config.lora)
   if config.model.kind == "memory":
-    return _memory(config.model.to_dict(), options)
+    _refuse_adapters(options)
+    return languages.of_memory(lm.build(config.model.to_dict()))
   return languages.of_decoder(Decoder(**config.decoder, lora=options))
 
 
-def _memory(fields: Mapping, options) -> languages.Language:
+def _refuse_adapters(options) -> None:
   if options is not None:
     raise ValueError(f"config.lora.rank={options['rank']} puts adapters into a decoder, and this is a memory "
                      "model; set config.lora.rank=None")
-  return languages.of_memory(lm.build(fields))
 
 
 def _published(config, path: str, folder: pathlib.Path, options):
@@ -147,11 +148,11 @@ def _of_run(config, workdir: pathlib.Path, options):
   if other.model.kind != config.model.kind:
     raise ValueError(f"config.model.path={str(workdir)!r} is a run of another kind of model; set "
                      f"config.model.kind={other.model.kind!r} in place of {config.model.kind!r}")
-  start = open_start(other, workdir)
+  start = open_start(_with_copies(other, workdir), workdir)
   module = start.language.module
   if config.model.kind == "memory":
-    fields = other.model.to_dict() | {name: config.model[name] for name in ("dtype", "remat", "scan_unroll")}
-    language = _memory(fields, options)
+    _refuse_adapters(options)
+    language = languages.of_memory(module.copy(**{name: config.model[name] for name in MEMORY_HOW}))
   else:
     how = {name: config.decoder[name] for name in DECODER_HOW}
     language = languages.of_decoder(module.copy(**how, lora=options))
@@ -170,6 +171,15 @@ def _of_run(config, workdir: pathlib.Path, options):
     return lora.merge(lora.join(params, base), module.lora)
 
   return language, read
+
+
+def _with_copies(config, workdir: pathlib.Path):
+  """Gives a run's config with its own copy of the tokenizer, and no chat template, which has no say here."""
+  changed = config.as_configdict()
+  changed.data.chat_template = None
+  if (workdir / TOKENIZER).is_dir():
+    changed.data.tokenizer = str(workdir / TOKENIZER)
+  return configs.resolve(changed)
 
 
 def _drawn_base(start: Start, config, mesh, shapes):
