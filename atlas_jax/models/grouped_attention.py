@@ -48,7 +48,8 @@ def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
     seen_BTS = (jnp.arange(past_k_BSHK.shape[1])[None] < count_B[:, None])[:, None]
     scores.append(_scores(q_BTHGK, past_k_BSHK, seen_BTS))
     values.append(past_v_BSHK)
-  top = jnp.max(jnp.stack([jnp.max(part, -1) for part in scores]), 0)[..., None]
+  # The shift changes nothing, so it has no slope either.
+  top = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(part, -1) for part in scores]), 0)[..., None])
   shares = [jnp.exp(part - top) for part in scores]
   total_BHGT = sum(jnp.sum(share, -1) for share in shares)
   wide = total_BHGT.dtype
