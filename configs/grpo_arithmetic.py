@@ -1,16 +1,16 @@
-"""Policy optimisation on sums that a model can nearly do.  Results: experiments/grpo_arithmetic.
+"""Policy optimisation on sums, each right digit earning its part.  Results: experiments/grpo_arithmetic.
 
 It starts from runs/sft_sums, the run of experiments/grpo_arithmetic/sft.py, whose supervised tuning is broken
 off while most answers are wrong:
 
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py --workdir=runs/grpo_sums
 
-A sibling that starts from nothing at all, on sums without carries, each right digit earning its part:
+A sibling that starts from nothing at all:
 
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py:cpu --workdir=runs/grpo
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py:smoke --workdir=runs/grpo_smoke
 
-All take minutes on two cores, smoke seconds.
+The first two take minutes on two cores, smoke seconds.
 """
 from atlas_jax import config as base
 

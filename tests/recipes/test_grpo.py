@@ -53,6 +53,7 @@ def config_of(**changes):
   config.model.update(width=16, ff_width=24)
   config.model.memory.update(key_dim=8, value_dim=8, chunk_size=8)
   config.sampler.max_tokens = 6
+  config.policy.entropy_weight = 0.0
   config.rewards = HERE + "spread"
   config.monitor.tensorboard = False
   config.optim.update(lr=1e-2, warmup_steps=1, final_lr_frac=1.0)
