@@ -19,7 +19,7 @@ not installed for this Python may be for one that --trl_python and --tunix_pytho
 The peer's threads sleep while they wait (OMP_WAIT_POLICY=passive, unless that is set): by default they spin,
 which on a busy machine trebles its CPU-seconds without any more work. Both sides have their large arrays in
 huge pages where glibc offers them (GLIBC_TUNABLES, unless that is set); --peer_huge_pages=no leaves the peer
-as it comes.
+as it comes. All systems of `grpo` and `sampler` are as they come, unless --huge_pages=yes.
 
 Figures are medians. Peak memory is that of the repeats: on a CPU of the whole process, after preparation and
 compilation, on accelerators of the device. On a CPU rates that are compared are per CPU-second, which other

@@ -42,8 +42,8 @@ def add_flags(kinds, one_of) -> list[argparse.ArgumentParser]:
     for peer in PEERS:
       flag(f"--{peer}_python", default=sys.executable, help=f"a Python that has {peer}; left out: this")
     flag("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core all of them run on")
-    flag("--huge_pages", choices=("yes", "no"), default="yes",
-         help="whether large arrays lie in huge pages where glibc offers them")
+    flag("--huge_pages", choices=("yes", "no"), default="no",
+         help="whether large arrays of all systems lie in huge pages where glibc offers them")
   return made
 
 
