@@ -1,80 +1,14 @@
-"""Rollouts as batches: what is in them, which groups are trained on, and going on in the middle of one."""
+"""Rollouts as batches: what is in them, and going on in the middle of one."""
 import json
 import math
 
 import numpy as np
 import pytest
 
-from atlas_jax.data import prompts, tokenizer
-from atlas_jax.data.problems import Problem
 from atlas_jax.rollout import ask, source
-from atlas_jax.rollout.groups import Scoring
-from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.sampler import Options, ScriptedSampler
-from atlas_jax.rollout.source import Plan, RolloutSource
+from atlas_jax.rollout.sampler import Options
 from tests.helpers import assert_close
-
-BYTES = tokenizer.ByteTokenizer()
-WORDS = ["", "a", "bb", "ccc", "dddd"]
-OPTIONS = Options(n=3, max_tokens=4, stop_tokens=(256,))
-
-
-def size(prompt, completion, answer):
-  """Earns its length; nothing to say of prompts that ask for silence."""
-  return None if "silence" in prompt else len(completion)
-
-
-def vowels(prompt, completion, answer):
-  """Earns a vowel."""
-  return float("a" in completion)
-
-
-def breaks(prompt, completion, answer):
-  """Raises or gives NaN for one word."""
-  if completion == answer:
-    raise KeyError("oh")
-  return math.nan if prompt == "nan" else 0.0
-
-
-def listed(*texts):
-  """Problems of these prompts."""
-  return prompts.Listed([Problem(f"f.jsonl:{line}", text, "1") for line, text in enumerate(texts, start=1)])
-
-
-def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None, seed=3, encode=None,
-         place=(0, 1), old=lambda params, frozen, batch: 0.0 * batch["completion_BT"], **plan):
-  """A source of a scripted sampler, and the sampler."""
-  found = listed("p", "qq", "rrr", "ssss", "t") if found is None else found
-  writer = ScriptedSampler(BYTES, script or (lambda text, params: WORDS))
-  asked = prompts.PromptSource(found, batch_rows=options.n, group_size=options.n, seed=seed)
-  scored = Rewards(rewards or {"tests.rollout.test_source.size": 1.0})
-  given = RolloutSource(
-      asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
-      scoring=scoring or Scoring(), plan=Plan(**{"batch_rows": 6, **plan}), old_logprobs=old,
-      process_index=place[0], process_count=place[1])
-  return given, writer
-
-
-def old_logprobs(params, frozen, batch):
-  """Numbers that tell the rows of all processes apart."""
-  del frozen
-  return batch["completion_BT"] * 0.125 + params
-
-
-def written(batch):
-  """The texts of a batch's prompts and completions."""
-  rows = range(len(batch["start_B"]))
-  prompt = [BYTES.decode(batch["tokens_BS"][row, :batch["start_B"][row] + 1]) for row in rows]
-  return list(zip(prompt, [BYTES.decode(batch["completion_BT"][row][batch["completion_mask_BT"][row]])
-                           for row in rows]))
-
-
-def same(left, right):
-  """Whether two batches are bit-equal."""
-  assert left.keys() == right.keys()
-  for name in left:
-    assert left[name].dtype == right[name].dtype
-    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+from tests.rollout.rollouts import BYTES, WORDS, listed, made, old_logprobs, same, written
 
 
 def test_a_batch_has_prompts_completions_and_advantages():
@@ -192,98 +126,6 @@ def test_processes_together_have_the_batch_of_one():
   assert alone.state()["prompts"] == right.state()["prompts"]
 
 
-FLAT = {"p": ["a"], "qq": ["a", "bb"], "rrr": ["a"], "ssss": ["a", "bb", "ccc"], "t": ["a"]}
-
-
-def flat_script(text, params):
-  """Prompts of one word have groups of equal rewards."""
-  return FLAT[text]
-
-
-def test_flat_groups_are_counted_and_kept_or_skipped():
-  kept, _ = made(script=flat_script, batch_rows=15)
-  skipped, _ = made(script=flat_script, batch_rows=15, flat_groups="skip")
-  left, right = kept.next(None), skipped.next(None)
-  flat_B = left["advantage_B"].reshape(5, 3).any(1).repeat(3) == 0
-  assert set(left["row_mask_B"]) == {1.0} and flat_B.sum() >= 9
-  np.testing.assert_array_equal(right["row_mask_B"], ~flat_B)
-  for one, masked in ((kept, 0), (skipped, flat_B.sum() / 3)):
-    assert one.tell().scalars["rollout/flat_groups_frac"] == pytest.approx(flat_B.mean())
-    assert one.tell().scalars["rollout/masked_groups"] == masked
-  tokens_per_row = right["completion_mask_BT"][~flat_B].sum() / (~flat_B).sum()
-  assert_close(right["tokens_per_row_B"][0], tokens_per_row, tolerance=1e-5)
-
-
-def test_flat_groups_are_resampled_from_the_prompts_that_follow():
-  rollouts, writer = made(script=flat_script, batch_rows=9, flat_groups="resample", max_resamples=20)
-  batch = rollouts.next(None)
-  assert {prompt for prompt, _ in written(batch)} <= {"qq", "ssss"}
-  assert set(batch["row_mask_B"]) == {1.0} and batch["advantage_B"].reshape(3, 3).any(1).all()
-  scalars = rollouts.tell().scalars
-  assert scalars["rollout/resampled_groups"] == rollouts.state()["prompts"]["step"] - 3 > 0
-  assert 0 < scalars["rollout/flat_groups_frac"] < 1 and scalars["rollout/masked_groups"] == 0
-  assert writer.calls > 1
-  rest = rollouts.next(None)
-  assert rest["row_mask_B"].all()
-
-
-def test_what_resampling_cannot_fill_is_masked():
-  rollouts, writer = made(script=lambda text, params: ["a"], batch_rows=9, flat_groups="resample",
-                          max_resamples=2)
-  batch = rollouts.next(None)
-  assert not batch["row_mask_B"].any() and writer.calls == 3
-  scalars = rollouts.tell().scalars
-  assert scalars["rollout/masked_groups"] == 3 and scalars["rollout/resampled_groups"] == 6
-
-
-@pytest.mark.parametrize("truncated", ["keep", "mask", "drop"])
-def test_truncated_completions_may_count_or_not(truncated):
-  rollouts, _ = made(batch_rows=15, scoring=Scoring(truncated=truncated, kind="centered"))
-  batch = rollouts.next(None)
-  cut_B = batch["truncated_B"]
-  assert cut_B.any() and not cut_B.all()
-  reward_B = np.array([len(text) for _, text in written(batch)], np.float32)
-  counted_BG = np.where(cut_B & (truncated == "drop"), np.nan, reward_B).reshape(5, 3)
-  advantage_BG = np.nan_to_num(counted_BG - np.nanmean(counted_BG, axis=1, keepdims=True))
-  assert_close(batch["advantage_B"], advantage_BG.reshape(-1), tolerance=1e-5)
-  tokens_B = batch["completion_mask_BT"].sum(1) * ~(cut_B & (truncated != "keep"))
-  assert_close(batch["tokens_per_row_B"][0], tokens_B.sum() / 15, tolerance=1e-5)
-  assert rollouts.tell().scalars["rollout/reward_mean"] == pytest.approx(reward_B.mean())
-
-
-def test_long_completions_cost_in_tokens():
-  rollouts, _ = made(batch_rows=15, scoring=Scoring(overlong_tokens=2, kind="centered"))
-  batch = rollouts.next(None)
-  size_B = batch["completion_mask_BT"].sum(1)
-  text_B = np.array([len(text) for _, text in written(batch)])
-  reward_BG = (text_B - np.clip((size_B - 2) / 2, 0, 1)).reshape(5, 3)
-  centred_BG = reward_BG - reward_BG.mean(1, keepdims=True)
-  assert_close(batch["advantage_B"], centred_BG.reshape(-1), tolerance=1e-5)
-  assert rollouts.tell().scalars["rollout/reward/overlong_mean"] < 0
-
-
-def test_separate_rewards_are_normalised_each():
-  names = {"tests.rollout.test_source.size": 1.0, "tests.rollout.test_source.vowels": 2.0}
-  rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(separate=True))
-  batch = rollouts.next(None)
-  texts = [text for _, text in written(batch)]
-  total_B = 0
-  for weight, column in ((1, [len(text) for text in texts]), (2, ["a" in text for text in texts])):
-    reward_BG = np.array(column, np.float32).reshape(5, 3)
-    centred = reward_BG - reward_BG.mean(1, keepdims=True)
-    total_B = total_B + weight * (centred / (reward_BG.std(1, ddof=1, keepdims=True) + 1e-4)).reshape(-1)
-  expected_B = (total_B - total_B.mean()) / (total_B.std(ddof=1) + 1e-4)
-  assert_close(batch["advantage_B"], expected_B, tolerance=1e-4)
-
-
-def test_rewards_that_have_nothing_to_say_count_nowhere():
-  rollouts, _ = made(listed("silence", "speak"), batch_rows=6)
-  batch = rollouts.next(None)
-  quiet_B = np.array([prompt == "silence" for prompt, _ in written(batch)])
-  assert not batch["advantage_B"][quiet_B].any() and batch["advantage_B"][~quiet_B].any()
-  assert np.isfinite(list(rollouts.tell().scalars.values())).all()
-
-
 def test_numbers_of_a_rollout_are_told():
   rollouts, _ = made(batch_rows=15, batches=2, table_rows=5)
   for age in range(2):
@@ -291,7 +133,7 @@ def test_numbers_of_a_rollout_are_told():
     told = rollouts.tell()
     assert told.scalars["rollout/age_updates"] == age
   assert told.text == "" and batch["completion_mask_BT"].any()
-  expected = {"reward_mean", "reward_std", "reward/tests.rollout.test_source.size_mean", "length_mean_tokens",
+  expected = {"reward_mean", "reward_std", "reward/tests.rollout.rollouts.size_mean", "length_mean_tokens",
               "length_min_tokens", "length_max_tokens", "truncated_frac", "terminated_frac", "generate_s",
               "terminated_length_mean_tokens", "flat_groups_frac", "resampled_groups", "masked_groups",
               "skipped_prompts", "reward_s"}
@@ -316,7 +158,7 @@ def test_completions_are_written_down(tmp_path):
   assert len({row["prompt"] for row in rows[:4]}) == 4
   for row in rows:
     assert row["completion"] in WORDS and row["reward"] == len(row["completion"])
-    assert row["rewards"] == {"tests.rollout.test_source.size": row["reward"]}
+    assert row["rewards"] == {"tests.rollout.rollouts.size": row["reward"]}
     assert row["reason"] in ("stop_token", "length") and row["version"] == row["step"] - 1
     assert repr(row["completion"]) in rollouts.tell().text or row["step"] == 1
 
@@ -343,13 +185,13 @@ def table_rows(workdir):
 
 
 @pytest.mark.parametrize("prompt, words, message", [
-    ("boo", ["1"], "reward 'tests.rollout.test_source.breaks' raised KeyError: 'oh'; for prompt 'boo', "
+    ("boo", ["1"], "reward 'tests.rollout.rollouts.breaks' raised KeyError: 'oh'; for prompt 'boo', "
      "completion '1'"),
-    ("nan", ["2"], "reward 'tests.rollout.test_source.breaks' gave nan, .* for prompt 'nan'"),
+    ("nan", ["2"], "reward 'tests.rollout.rollouts.breaks' gave nan, .* for prompt 'nan'"),
 ])
 def test_a_reward_that_fails_is_named_and_the_place_stays(prompt, words, message):
   rollouts, _ = made(listed(prompt), script=lambda text, params: words,
-                     rewards={"tests.rollout.test_source.breaks": 1.0})
+                     rewards={"tests.rollout.rollouts.breaks": 1.0})
   before = rollouts.state()
   with pytest.raises(ValueError, match=message):
     rollouts.next(None)
@@ -404,15 +246,6 @@ def test_rows_say_where_they_come_from():
 def test_settings_that_cannot_be_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     made(**fields)
-
-
-@pytest.mark.parametrize("fields, message", [
-    (dict(truncated="cut"), "config.rollout.truncated='cut' must be one of keep, mask, drop"),
-    (dict(kind="best"), "config.advantage.kind='best'"), (dict(overlong_tokens=5), "is more than config.sam"),
-])
-def test_scoring_that_cannot_be_is_refused(fields, message):
-  with pytest.raises(ValueError, match=message):
-    made(scoring=Scoring(**fields))
 
 
 def test_a_place_of_other_problems_or_settings_is_refused():
