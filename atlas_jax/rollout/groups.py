@@ -3,6 +3,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from atlas_jax.data.problems import Problem
@@ -14,6 +15,9 @@ from atlas_jax.rollout.sampler import Options, Rollout
 OVERLONG = "overlong"  # Stands among the rewards for what a long completion costs.
 FLAT = ("keep", "skip", "resample")
 TRUNCATED = ("keep", "mask", "drop")
+# Compiled as a whole: one by one, their operations would take twenty compilations.
+_GROUP = jax.jit(advantages.group_advantages, static_argnames=("group_size", "kind", "deviation", "epsilon"))
+_SEPARATE = jax.jit(advantages.separate_advantages, static_argnames=("group_size", "epsilon"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +126,11 @@ def compare(groups: Sequence[Group], weights: Mapping[str, float], scoring: Scor
     each = {name: np.concatenate([_counted(group, group.each[name], scoring) for group in groups])
             for name in groups[0].each}
     given = {**weights, OVERLONG: 1.0} if OVERLONG in each else dict(weights)
-    advantage_B = advantages.separate_advantages(each, given, group_size=size, epsilon=scoring.epsilon)
+    advantage_B = _SEPARATE(each, given, group_size=size, epsilon=scoring.epsilon)
   else:
     reward_B = np.concatenate([_counted(group, group.reward_G, scoring) for group in groups])
-    advantage_B = advantages.group_advantages(
-        reward_B, group_size=size, kind=scoring.kind, deviation=scoring.deviation, epsilon=scoring.epsilon)
+    advantage_B = _GROUP(reward_B, group_size=size, kind=scoring.kind, deviation=scoring.deviation,
+                         epsilon=scoring.epsilon)
   return np.asarray(advantage_B, np.float32)
 
 
