@@ -164,7 +164,7 @@ POSITIVE = (
     "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
     "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
     "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps",
-    "eval.max_problems", "ranked.max_responses", "vllm.port", "vllm.parallel_requests")
+    "eval.max_problems", "sampler.max_tokens", "ranked.max_responses", "vllm.port", "vllm.parallel_requests")
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",

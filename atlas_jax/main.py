@@ -60,6 +60,10 @@ def run_train(config, workdir: str) -> None:
   prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   config = with_steps(config, recipe)
+  if config.optim.steps <= config.optim.warmup_steps:
+    logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d, so "
+                    "it stays low; lower warmup_steps, or train longer", config.optim.steps,
+                    config.optim.warmup_steps)
   if has_run(workdir):
     recipe.fits(pathlib.Path(workdir))  # Before the run's own config.json is replaced.
   if hosts.is_main():

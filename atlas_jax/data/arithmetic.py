@@ -36,7 +36,7 @@ class Arithmetic:
     Raises:
       ValueError: for a setting that cannot be, or that no problem fits.
     """
-    low, high = (digits, digits) if isinstance(digits, int) else digits
+    low, high = (digits, digits) if isinstance(digits, int) else _pair(digits)
     if not 1 <= low <= high:
       raise ValueError(f"digits={digits} must be one positive number, or the least and the most")
     if not operations or set(operations) - set(OPERATIONS):
@@ -77,6 +77,12 @@ class Arithmetic:
   def _operand(self, draws: problems.Draws) -> int:
     size = draws.between(*self._digits)
     return draws.between(10 ** (size - 1) if size > 1 else 0, 10**size - 1)
+
+
+def _pair(digits) -> tuple[int, int]:
+  """Gives two whole numbers as they are, and two that no digits fit for anything else."""
+  fits = isinstance(digits, Sequence) and len(digits) == 2 and all(isinstance(one, int) for one in digits)
+  return (digits[0], digits[1]) if fits else (0, 0)
 
 
 def key(op: str, a: int, b: int) -> str:

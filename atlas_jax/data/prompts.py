@@ -3,6 +3,7 @@
 A batch of B completions needs B / group_size prompts, for every prompt is answered group_size times.
 """
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -166,15 +167,15 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   Raises:
     ValueError: for settings that cannot be, and for a row that is no problem.
   """
+  if name not in TASKS and name != "files" and not name.startswith("hf:"):
+    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files' "
+                     f"or 'hf:NAME'")
+  problems.check_split(split, held_out_frac)
   if name in TASKS:
-    return TASKS[name](**options, split=split, held_out_frac=held_out_frac, seed=seed)
+    return _task(name, options, split=split, held_out_frac=held_out_frac, seed=seed)
   if options:
     raise ValueError(f"config.data.options={dict(options)} are of a task "
                      f"({', '.join(TASKS)}); {name!r} has none")
-  problems.check_split(split, held_out_frac)
-  if name != "files" and not name.startswith("hf:"):
-    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files' "
-                     f"or 'hf:NAME'")
   if (name == "files") != bool(files):
     raise ValueError(f"config.data.name={name!r} with config.data.files={files!r}: 'files' needs them, and "
                      f"they need it")
@@ -182,11 +183,25 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   found = [of_row(*record, fields) for record in records.read(place, split=hub_split, download=download)]
   kept = [one for one in found
           if problems.in_split(json.dumps(one.prompt, sort_keys=True), split, held_out_frac)]
-  if found and not kept:
+  if not found:
+    raise ValueError(f"{place} has no row; give problems, one per line or row")
+  if not kept:
     raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves no {split} row of the {len(found)} "
                      f"of {place!r}; give more rows, or another share")
   logging.info("%s of %s: %d problems", split, place, len(kept))
   return Listed(kept)
+
+
+def _task(name: str, options: Mapping[str, Any], **how) -> Problems:
+  """Makes a task; its options are named as the config has them where they do not fit."""
+  known = [one for one in inspect.signature(TASKS[name]).parameters if one not in how]
+  if strange := sorted(set(options) - set(known)):
+    raise ValueError(f"config.data.options has {', '.join(strange)}, which config.data.name={name!r} does "
+                     f"not know; its options are {', '.join(known)}")
+  try:
+    return TASKS[name](**options, **how)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"config.data.options={dict(options)}: {error}") from error
 
 
 class PromptSource:

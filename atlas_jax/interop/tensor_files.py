@@ -247,6 +247,9 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: 
   """Writes one file of tensors so that a reader sees the whole of it or nothing."""
   partial = file.with_name(f".{file.name}.partial")
   save_file(dict(tensors), str(partial), metadata=dict(metadata))
+  mask = os.umask(0)
+  os.umask(mask)
+  partial.chmod(0o666 & ~mask)  # The library closes its files to others; a server may be another user.
   if len(metadata) > 1:
     _order_metadata(partial, metadata)
   os.replace(partial, file)

@@ -76,7 +76,7 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
 
   Args:
     student_BTD, student_head_DV, teacher_BTD, teacher_head_DV, mask_BT: as in `distill_loss`.
-    targets_BT: the recorded token of each position.
+    targets_BT: the recorded token of each position; one beyond the shared vocabulary does not count.
     alpha: share of the teacher's part, in [0, 1].
     temperature: T of both distributions in the teacher's part; the recorded tokens are scored without.
     block_tokens, vocab_size: as in `distill_loss`.
@@ -97,11 +97,13 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
   def score(student_ND, teacher_ND, target_N):
     soft_N = divergence(*_log_probs(student_ND, teacher_ND, heads, temperature), beta=0.0)
     log_NV = jax.nn.log_softmax(scaled_logits(student_ND, heads[0], 1.0), axis=-1)
+    # Targets beyond the shared vocabulary do not count; out of range, their slope would be NaN all the same.
+    target_N = jnp.minimum(target_N, heads[0].shape[1] - 1)
     nll_N = -jnp.take_along_axis(log_NV, target_N[:, None], axis=1)[:, 0]
     return alpha * temperature**2 * soft_N + (1 - alpha) * nll_N
 
   nats_BT = _by_rows(score, (student_BTD, teacher_BTD, targets_BT), block_tokens)
-  return _mean(nats_BT, mask_BT)
+  return _mean(nats_BT, mask_BT.astype(bool) & (targets_BT < heads[0].shape[1]))
 
 
 def check_temperature(temperature: float) -> None:

@@ -86,7 +86,9 @@ def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
 
 def _outcomes(side: Side, spans: int, temperature: float, block_tokens: int | None):
   """Gives log-probabilities of each span and of all others, [B, N, 2]."""
-  logprob_BT = token_logprobs(side.hidden_BTD, side.head_DV, side.tokens_BT, temperature=temperature,
+  # Ids beyond the vocabulary, which belong to no span, would give NaN, whose slope no mask takes away.
+  tokens_BT = jnp.minimum(side.tokens_BT, side.head_DV.shape[1] - 1)
+  logprob_BT = token_logprobs(side.hidden_BTD, side.head_DV, tokens_BT, temperature=temperature,
                               block_tokens=block_tokens)
   span_BT = jnp.where(side.span_BT < 0, spans, side.span_BT)
   logprob_BT = jnp.where(side.span_BT < 0, 0, logprob_BT)

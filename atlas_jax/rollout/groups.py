@@ -159,7 +159,7 @@ def metrics(groups: Sequence[Group], *, options: Options) -> dict[str, float]:
          for name, value in _spread(f"reward/{reward}", column_B).items()},
       "length_mean_tokens": length_B.mean(), "length_min_tokens": length_B.min(),
       "length_max_tokens": length_B.max(), "truncated_frac": truncated_B.mean(),
-      "terminated_frac": 1 - truncated_B.mean()}
+      "terminated_frac": 1 - truncated_B.mean(), "unrewarded_frac": np.isnan(reward_B).mean()}
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   if options.n > 1:

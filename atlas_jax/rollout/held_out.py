@@ -55,6 +55,10 @@ def make(config, start: Start, sampler: Sampler, whole: Callable) -> Callable:
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
   write = ask.writer(sampler, encoder_of(config, start), options, rows=config.eval.batch_rows,
                      seed=config.seed)
+  try:
+    rewards.load(right)
+  except ValueError as error:
+    raise ValueError(f"config.eval.grader={right!r} is no reward: {error}") from error
   grade, judge = ask.grader(Rewards(wanted)), ask.grader(Rewards({right: 1.0}))
 
   def grade_all(found, written):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from atlas_jax.data import packing
 from atlas_jax.data.problems import Draws
@@ -21,6 +22,7 @@ from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.table import Table, text_of
 
 MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
+IDLE_TOLD = (4, 50, 1_000)  # Rollouts in a row without a lesson, at which one is told.
 REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
 
 
@@ -110,6 +112,9 @@ class RolloutSource:
     if plan.batch_rows % (options.n * process_count):
       raise ValueError(f"config.data.batch_rows={plan.batch_rows} must be a multiple of "
                        f"config.data.group_size={options.n} times the {process_count} processes")
+    if options.n < 2:
+      raise ValueError(f"config.data.group_size={options.n} leaves a completion nothing to be compared with; "
+                       "set it to 2 or more")
     if not options.temperature:
       raise ValueError("config.sampler.temperature=0 draws nothing that a policy could learn from; set it "
                        "above 0, such as 1.0")
@@ -128,7 +133,7 @@ class RolloutSource:
     self._frozen: Any = ()
     self._table: Table | None = None
     self._origins: dict[int, list[str]] = {}
-    self._told = EvalOut({})
+    self._told, self._idle = EvalOut({}), 0
     self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
 
   def bind(self, frozen, workdir=None) -> None:
@@ -243,11 +248,22 @@ class RolloutSource:
             "rollout/masked_groups": float(sum(masked)),
             "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
             **{f"rollout/{name}": float(value) for name, value in spent.items()}}
+    self._mind_idle(asked, told)
     rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
     if self._table is not None:
       self._table.write(self.step + 1, rows)
     where = [group.problem.where for group in chosen for _ in range(self._options.n)]
     return Pending(made, where, number, told, text_of(rows), min(group.version for group in chosen))
+
+  def _mind_idle(self, asked: list[Group], told: dict[str, float]) -> None:
+    """Says so where rollout after rollout has nothing that could be learnt."""
+    self._idle = self._idle + 1 if all(group.flat for group in asked) else 0
+    if self._idle in IDLE_TOLD:
+      logging.warning(
+          "update %d: the last %d rollouts taught nothing: in every group all rewards were equal (%.0f%% of "
+          "completions had none, %.0f%% were truncated); look at workdir/completions, and at config.rewards, "
+          "config.data.group_size and config.sampler.max_tokens", self.step + 1, self._idle,
+          100 * told["rollout/unrewarded_frac"], 100 * told["rollout/truncated_frac"])
 
   def _arrays(self, chosen: list[Group], advantage_B, masked: list[bool]) -> dict[str, np.ndarray]:
     n = self._options.n

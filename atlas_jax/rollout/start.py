@@ -84,10 +84,10 @@ def open_start(config, workdir=None) -> Start:
     language, read = _of_run(config, pathlib.Path(path), options)
     folder = pathlib.Path(path) / PUBLISHED
   else:
-    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else hf_import.find(path)
+    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else _find(path)
     language, read = _published(config, path, folder, options)
   folder = folder if folder is not None and folder.is_dir() else None
-  tokenizer = tokenizers.load(_tokenizer_name(config, folder))
+  tokenizer = _tokenizer(config, folder)
   if tokenizer.vocab_size > language.vocab_size:
     group = "decoder" if config.model.kind == "decoder" else "model"
     raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
@@ -96,6 +96,13 @@ def open_start(config, workdir=None) -> Start:
   template = _template(config, folder)
   return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
                options is not None, read)
+
+
+def _find(path: str) -> pathlib.Path:
+  if not path.startswith(hf_import.HUB) and not pathlib.Path(path).expanduser().is_dir():
+    raise ValueError(f"config.model.path={path!r} is no folder; give that of a published model, hf:NAME, or "
+                     "the workdir of a run, which must have been trained before")
+  return hf_import.find(path)
 
 
 def is_run(path: str) -> bool:
@@ -113,7 +120,10 @@ def lora_options(fields) -> dict | None:
     return None
   targets = tuple(name.strip() for name in fields.targets.split(",") if name.strip())
   options = {"rank": fields.rank, "alpha": fields.alpha, "scaling": fields.scaling, "targets": targets}
-  lora.check(options)
+  try:
+    lora.check(options)
+  except ValueError as error:
+    raise ValueError(f"config.{error}") from error
   return options
 
 
@@ -187,14 +197,18 @@ def _drawn_base(start: Start, config, mesh, shapes):
   return jax.jit(lambda: start.init(rng)[1]["base"], out_shardings=place.shardings(mesh, shapes["base"]))()
 
 
-def _tokenizer_name(config, folder: pathlib.Path | None) -> str:
+def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:
   name, path = config.data.tokenizer, config.model.path
   if name != MODEL:
-    return name
+    return tokenizers.load(name)
   if path is None:
-    raise ValueError(f"config.data.tokenizer={name!r} is that of config.model.path, which is None; set one "
-                     "of them")
-  return str(pathlib.Path(path) / TOKENIZER if is_run(path) else folder)
+    raise ValueError(f"config.data.tokenizer={name!r} is that of config.model.path, which is None; set "
+                     "--config.model.path=FOLDER, hf:NAME or the workdir of a run")
+  try:
+    return tokenizers.load(str(pathlib.Path(path) / TOKENIZER if is_run(path) else folder))
+  except ValueError as error:
+    raise ValueError(f"config.model.path={path!r} has no tokenizer that can be read; name one with "
+                     f"--config.data.tokenizer=FOLDER ({error})") from error
 
 
 def _template(config, folder: pathlib.Path | None) -> chats.Template | None:

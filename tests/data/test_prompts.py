@@ -243,6 +243,24 @@ def test_options_of_a_task_are_refused_for_files(file):
     Listed([])
 
 
+@pytest.mark.parametrize("options, message", [
+    (dict(digitz=3), "config.data.options has digitz, which config.data.name='arithmetic' does not know; its "
+                     "options are operations, digits"),
+    (dict(digits="abc"), "config.data.options=.*digits=abc must be one positive number"),
+    (dict(digits=(1, 2, 3)), "must be one positive number, or the least and the most"),
+    (dict(operations="%"), "config.data.options=.*operations='%' must be made of"),
+])
+def test_an_option_that_a_task_does_not_take_is_named_as_the_config_has_it(options, message):
+  with pytest.raises(ValueError, match=message):
+    prompts.load("arithmetic", options=options)
+
+
+def test_files_without_a_row_are_named(tmp_path):
+  (tmp_path / "empty.jsonl").write_text("\n")
+  with pytest.raises(ValueError, match="empty.jsonl has no row"):
+    prompts.load("files", files=str(tmp_path / "empty.jsonl"))
+
+
 @pytest.mark.parametrize("name, files, message", [
     ("sums.jsonl", None, "name='sums.jsonl' is unknown; it must be one of arithmetic, countdown, 'files' or"),
     ("files", None, "'files' needs them"), ("hf:some/name", "a.jsonl", "and they need it"),

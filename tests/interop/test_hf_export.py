@@ -45,6 +45,14 @@ def test_a_model_read_and_written_is_the_same_bit_for_bit(name, tmp_path):
   assert set(original) - set(written) == {"reference.npz", "config_v4.json"}
 
 
+def test_what_is_written_is_open_to_who_may_read_a_new_file(tmp_path):
+  model, params = hf_fixture.load("qwen2_tiny")
+  hf_export.save(tmp_path / "model", model, params, like=hf_fixture.FOLDER / "qwen2_tiny")
+  (tmp_path / "new").touch()
+  modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+  assert modes == {(tmp_path / "new").stat().st_mode & 0o777}
+
+
 def test_a_model_spread_over_eight_devices_is_written_the_same(tmp_path):
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   model, params, folder = hf_import.load(str(hf_fixture.SHARDED), mesh=mesh)

@@ -108,6 +108,18 @@ def test_soft_targets_mix_the_teacher_s_distribution_and_the_token():
   assert_close(loss, np.float32(expected_BT[np.asarray(mask_BT)].mean()), tolerance=1e-6)
 
 
+def test_targets_beyond_the_shared_vocabulary_do_not_count_and_have_no_slope():
+  arrays, targets_BT, mask_BT = models()
+  beyond_BT = mask_BT & (jnp.arange(5)[None] == 1)
+  wild_BT = jnp.where(beyond_BT, 10**6, targets_BT)
+
+  def loss(arrays, targets_BT, mask_BT):
+    return soft_target_loss(*arrays, targets_BT, mask_BT, alpha=0.3, temperature=2.0)[:2]
+
+  slopes = jax.value_and_grad(loss, has_aux=True)
+  assert_close(slopes(arrays, wild_BT, mask_BT), slopes(arrays, targets_BT, mask_BT & ~beyond_BT))
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_a_teacher_like_the_student_gives_no_loss_and_no_slope(beta):
   logits_BTV = jnp.asarray(fixture.arrays(TRL)["student_logits"], jnp.float32)

@@ -151,6 +151,15 @@ def test_a_student_sure_of_a_span_has_a_finite_slope():
   assert all(np.isfinite(np.asarray(x)).all() for x in slopes[0])
 
 
+def test_ids_beyond_the_vocabulary_have_no_say_and_no_slope():
+  student, teacher = sides("float32")
+  wild = lambda side: side._replace(tokens_BT=np.where(side.span_BT < 0, 10**6, side.tokens_BT))
+  loss = lambda x_BTD, student, teacher: span_loss(
+    student._replace(hidden_BTD=x_BTD), teacher, SINGLE_BN, MASK_BN, classes=CLASSES, beta=0.5)[0]
+  tame = jax.value_and_grad(loss)(student.hidden_BTD, student, teacher)
+  assert_close(jax.value_and_grad(loss)(student.hidden_BTD, wild(student), wild(teacher)), tame)
+
+
 def test_pieces_of_a_batch_weighed_by_their_spans_are_the_whole():
   student, teacher = sides("float32")
   per_row = [[one.hidden_BTD, one.tokens_BT, one.span_BT, one.first_BN] for one in (student, teacher)]

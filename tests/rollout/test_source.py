@@ -238,6 +238,7 @@ def test_rows_say_where_they_come_from():
 @pytest.mark.parametrize("fields, message", [
     (dict(batch_rows=7), "config.data.batch_rows=7 must be a multiple of config.data.group_size=3"),
     (dict(place=(0, 4)), "times the 4 processes"),
+    (dict(options=Options(n=1)), "config.data.group_size=1 leaves a completion nothing to be compared with"),
     (dict(options=Options(n=3, temperature=0.0)), "config.sampler.temperature=0 draws nothing"),
     (dict(passes=2, old=None), "2 updates per rollout need old_logprobs"),
     (dict(passes=0), "config.rollout.passes=0 must be at least 1"),
@@ -254,3 +255,23 @@ def test_a_place_of_other_problems_or_settings_is_refused():
     made(listed("other"))[0].restore(state)
   with pytest.raises(ValueError, match="batches=1 then, 2 now"):
     made(batches=2)[0].restore(state)
+
+
+@pytest.mark.parametrize("prompt, share", [("silence", 100), ("p", 0)])
+def test_rollouts_that_teach_nothing_are_told_of_in_the_end(prompt, share, caplog):
+  rollouts, _ = made(listed(prompt), script=lambda text, params: ["bb"])
+  for _ in range(3):
+    rollouts.next(None)
+  assert "taught nothing" not in caplog.text
+  rollouts.next(None)
+  assert f"the last 4 rollouts taught nothing: in every group all rewards were equal ({share}%" in caplog.text
+  assert rollouts.tell().scalars["rollout/unrewarded_frac"] == share / 100
+  rollouts.next(None)
+  assert caplog.text.count("taught nothing") == 1
+
+
+def test_a_lesson_in_between_starts_the_count_anew(caplog):
+  rollouts, _ = made(listed("p"), script=lambda text, params: ["bb"] if params else WORDS)
+  for bored in (1, 1, 1, 0, 1, 1, 1):
+    rollouts.next(bored)
+  assert "taught nothing" not in caplog.text

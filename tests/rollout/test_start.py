@@ -101,12 +101,12 @@ def test_a_memory_run_is_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-  (dict(model__path="nowhere"), "'nowhere' is no folder"),
+  (dict(model__path="nowhere"), "config.model.path='nowhere' is no folder"),
   (dict(model__path=QWEN, model__kind="memory"), "published model, and config.model.kind='memory'"),
   (dict(decoder__vocab_size=200), "has 257 ids, the model only 200.*set config.decoder.vocab_size=257"),
   (dict(data__tokenizer="model"), "config.data.tokenizer='model' is that of config.model.path"),
   (dict(data__chat_template="model"), "config.data.chat_template='model' is that of a published model"),
-  (dict(lora__rank=2, lora__targets="q,z"), "lora.targets"),
+  (dict(lora__rank=2, lora__targets="q,z"), "config.lora.targets"),
   (dict(lora__rank=2, model__kind="memory"), "config.lora.rank=2 puts adapters into a decoder"),
 ])
 def test_a_wrong_start_is_refused(changes, words):
