@@ -111,7 +111,7 @@ def test_a_row_that_cannot_be_used_is_named(rows, words, fields, tmp_path):
 
 
 FIELDS = [
-    ({"model__path": "nowhere"}, "the model 'nowhere' is no folder; give one with config.json"),
+    ({"model__path": "nowhere"}, "config.model.path='nowhere' is no folder; give that of a published model"),
     ({"data__name": "files", "data__files": "x.jsonl"}, "are of a task .arithmetic, countdown.; 'files' has"),
     ({"data__max_problems": None}, "config.data.name='arithmetic' has no end; set config.data.max_problems"),
     ({"eval__max_problems": None}, "config.data.name='arithmetic' has no end; set config.eval.max_problems"),
@@ -120,7 +120,7 @@ FIELDS = [
     ({"sampler__kind": "vllm"}, "sft answers held-out problems with the native sampler alone"),
     ({"sft__loss": "mse"}, "config.sft.loss='mse' is unknown"),
     ({"kind": "memory", "lora__rank": 4}, "config.lora.rank=4 puts adapters into a decoder, and this is"),
-    ({"lora__rank": 4, "lora__targets": "q,w"}, "lora.targets=.* must be some of q, k, v, out"),
+    ({"lora__rank": 4, "lora__targets": "q,w"}, "config.lora.targets=.* must be some of q, k, v, out"),
     ({"kind": "memory", "data__segment_len": 60}, "config.data.segment_len=60 is not a multiple of"),
     ({"decoder__learned_positions": 32}, "segment_len=64 is longer than the model's 32 learned positions"),
     ({"optim__steps": None}, "config.optim.steps=None takes the run's length from"),
