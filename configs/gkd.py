@@ -12,8 +12,8 @@ are texts and not chats, as for models that were not tuned:
 
   python -m atlas_jax.main --config=configs/gkd.py:texts --workdir=runs/gkd_texts
 
-A sibling that needs neither models nor data: a decoder that is drawn here learns sums from the run of
-configs/sft.py:cpu, whose workdir is runs/sft_cpu. Train that first:
+A sibling that needs neither models nor data: a decoder that is drawn here learns sums from a run of
+configs/sft.py, which is trained first, as :cpu into runs/sft_cpu, or as :smoke into runs/sft_smoke. Then:
 
   python -m atlas_jax.main --config=configs/gkd.py:cpu --workdir=runs/gkd_cpu
   python -m atlas_jax.main --config=configs/gkd.py:smoke --workdir=runs/gkd_smoke
@@ -66,6 +66,7 @@ def _arithmetic(config):
 def _smoke(config):
   config = base.shrink(config)
   config.data.update(name="arithmetic", held_out_frac=0.2, max_prompt_tokens=8)
+  config.distill.teacher = "runs/sft_smoke"
   config.sampler.max_tokens = 32
   config.decoder.update(scan_unroll=1)
   config.eval.update(batch_rows=4, max_problems=8)
