@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 TRAIN, VAL, QUIET = "#2b6cb0", "#c05621", "#6b7280"
+MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # Of lines that are none of these.
 SMOOTHED_FROM_POINTS = 40
+SCHEDULED = ("train/lr",)  # Set, not measured: there is nothing to smooth.
 STEADY_POINTS = 5  # The last points average over at least so many before them: one batch says little.
 
 
@@ -17,7 +19,7 @@ class Series(dict):
 
 def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], *,
                ending: str = "{:.3g}") -> list[np.ndarray]:
-  """Draws metrics as lines; long ones without markers are smoothed.
+  """Draws metrics as lines; long ones without markers are smoothed, single points marked.
 
   Args:
     axes: of matplotlib.
@@ -32,13 +34,34 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
   for name, (label, color, style) in lines.items():
     if name in series:
       x, y = series[name]
-      if len(y) >= SMOOTHED_FROM_POINTS and "o" not in style:
+      if len(y) >= SMOOTHED_FROM_POINTS and "o" not in style and name not in SCHEDULED:
         axes.plot(x, y, color=color, alpha=0.25, linewidth=1)
         y = smooth(y)
-      axes.plot(x, y, style, color=color, linewidth=2, markersize=5,
+      axes.plot(x, y, style, color=color, linewidth=2, markersize=5, **mark(y, style),
                 label=f"{label}: {ending.format(y[-1])}")
       drawn.append(y)
   return drawn
+
+
+def mark(values: np.ndarray, style: str = "") -> dict[str, str]:
+  """Gives a line of one point, which else cannot be seen, its marker."""
+  return {"marker": "o"} if len(values) == 1 and "o" not in style else {}
+
+
+def cut_top(axes, *drawn: np.ndarray) -> None:
+  """Cuts the few highest values of long lines off, those of the first steps, so that the rest can be read."""
+  low, top = min(values.min() for values in drawn), max(values.max() for values in drawn)
+  high = max(np.quantile(values, 0.98) for values in drawn)
+  if top - low > 2 * (high - low) > 0:
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+
+
+def legend_below(axes, *others) -> None:
+  """Puts the legend of a panel, and of the axes on its right, below it, where no curve can be."""
+  pairs = [pair for one in (axes, *others) for pair in zip(*one.get_legend_handles_labels())]
+  handles, labels = zip(*pairs)
+  axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=10.5,
+              ncols=2 if len(labels) < 5 else 3, handlelength=1.5, columnspacing=1.2)
 
 
 def finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:

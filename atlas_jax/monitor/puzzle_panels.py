@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from atlas_jax.monitor.curves import QUIET, TRAIN, VAL, Series, draw_lines, finish
+from atlas_jax.monitor.curves import QUIET, TRAIN, VAL, Series, draw_lines, finish, legend_below
 
 SEEN = "train/puzzles_seen"  # A run that writes it has these panels.
 UPDATES = "updates"
@@ -99,8 +99,7 @@ def _finish(axes, title: str, y_label: str, drawn: list, missing: str) -> None:
   """Finishes a panel with its legend below, where no curve can be."""
   finish(axes, title, UPDATES, y_label, bool(drawn), missing)
   if drawn:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=10.5,
-                ncols=2 if len(drawn) < 5 else 3, handlelength=1.5, columnspacing=1.2)
+    legend_below(axes)
 
 
 PANELS = {"puzzle_loss": _draw_puzzle_loss, "exact_accuracy": _draw_exact_accuracy,

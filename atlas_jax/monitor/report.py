@@ -1,8 +1,8 @@
 """Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
 Of a language model it shows loss, bits per byte, gates and memory gain; of a recursive model that solves
-puzzles loss, accuracies, steps, halting, learning rate and speed. Its panels can be drawn one by one, and a
-run can be followed while it writes.
+puzzles loss, accuracies, steps, halting, learning rate and speed; of one that is tuned what `tuning_panels`
+has of its kind. Its panels can be drawn one by one, and a run can be followed while it writes.
 """
 import contextlib
 import csv
@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_jax.monitor import puzzle_panels, writer
+from atlas_jax.monitor import puzzle_panels, tuning_panels, writer
 from atlas_jax.monitor.curves import (
   QUIET,
   SMOOTHED_FROM_POINTS,
   TRAIN,
   VAL,
   Series,
+  cut_top,
   finish,
+  mark,
   short_number,
   smooth,
 )
@@ -40,8 +42,8 @@ def write_report(workdir) -> Path:
   """Draws the report of a run; a series the run did not write is left out.
 
   Args:
-    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000, or 1800 x 1000
-      of a run on puzzles.
+    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000, or of a run on
+      puzzles 1800 x 1000, or of one that tunes a model as large as its panels need.
 
   Raises:
     FileNotFoundError: if there is no metrics.jsonl.
@@ -55,15 +57,29 @@ def write_report(workdir) -> Path:
     raise FileNotFoundError(f"{workdir / writer.METRICS} does not exist; the report is drawn from it, train "
                             "first")
   series = read_series(workdir / writer.METRICS)
-  panels = puzzle_panels.names_of(series) if puzzle_panels.SEEN in series else TEXT_PANELS
-  size = (14 if len(panels) == 4 else 18, 10)
+  panels = panels_of(series)
+  lines = 2 if len(panels) <= 8 else 3
+  columns = max(2, math.ceil(len(panels) / lines))
+  size = (14 if columns == 2 else 6 * columns, 5 * lines)
   figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
   FigureCanvasAgg(figure)
-  for axes, panel in zip(figure.subplots(2, len(panels) // 2).flat, panels):
+  places = figure.subplots(lines, columns).flat
+  for panel, axes in zip(panels, places):  # In this order: what is left of the places stays empty.
     draw(axes, series, panel)
+  for axes in places:
+    axes.remove()
   figure.suptitle(_headline(workdir.name, series), fontsize=15)
   figure.savefig(workdir / REPORT)
   return workdir / REPORT
+
+
+def panels_of(series: Series) -> tuple[str, ...]:
+  """Says which panels the report of a run has."""
+  if puzzle_panels.SEEN in series:
+    return puzzle_panels.names_of(series)
+  if tuned := tuning_panels.names_of(series):
+    return (*tuned, "gates") if any(GATE.search(name) for name in series) else tuned
+  return TEXT_PANELS
 
 
 def draw(axes, series: Series, panel: str) -> None:
@@ -216,7 +232,7 @@ def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None
     if len(y) >= SMOOTHED_FROM_POINTS:
       axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=1)
       y = smooth(y)
-    axes.plot(x, y, color=TRAIN, linewidth=2, label=f"train, {y[-1]:.3f} at the end")
+    axes.plot(x, y, color=TRAIN, linewidth=2, **mark(y), label=f"train, {y[-1]:.3f} at the end")
     drawn.append(train[1])
   if (held_out := series.get(f"val/{kind}")) is not None:
     axes.plot(*held_out, color=VAL, linewidth=2, marker="o", markersize=5,
@@ -224,14 +240,7 @@ def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None
     drawn.append(held_out[1])
   finish(axes, title, series.x_label, unit, bool(drawn), f"no train/{kind} or val/{kind}")
   if drawn:
-    _limit(axes, np.concatenate(drawn))
-
-
-def _limit(axes, values) -> None:
-  """Cuts the few highest values of the first steps off, so that the rest of the curve can be read."""
-  low, high, top = values.min(), np.quantile(values, 0.98), values.max()
-  if top - low > 2 * (high - low) > 0:
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+    cut_top(axes, np.concatenate(drawn))
 
 
 def _draw_references(axes, series: Series) -> None:
@@ -250,7 +259,7 @@ def _draw_gates(axes, series: Series) -> None:
   layers = sorted((int(found[1]), name) for name in series if (found := GATE.search(name)))
   colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(layers))))
   for (layer, name), color in zip(layers, colors):
-    axes.plot(*series[name], color=color, linewidth=2, label=f"layer {layer}")
+    axes.plot(*series[name], color=color, linewidth=2, **mark(series[name][1]), label=f"layer {layer}")
   finish(axes, "Gate of the memory, mean per layer", series.x_label, "0 closed, 1 open", bool(layers),
          "no memory/mix_gate_mean/layer_*")
   if layers:
@@ -273,6 +282,8 @@ def _draw_gain(axes, series: Series) -> None:
 
 def _headline(name: str, series: Series) -> str:
   parts = [name]
+  if tuning_panels.names_of(series):
+    return "  ·  ".join((*parts, tuning_panels.headline(series)))
   if TOKENS in series:
     parts.append(f"{short_number(series[TOKENS][1][-1])} tokens")
   if "perf/tokens_per_s" in series:
@@ -284,4 +295,4 @@ def _headline(name: str, series: Series) -> str:
 
 _TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, "memory_gain": _draw_gain}
 TEXT_PANELS = tuple(_TEXT)
-PANELS = {**_TEXT, **puzzle_panels.PANELS}
+PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS}

@@ -128,7 +128,7 @@ def panel(draw, *args):
   return axes
 
 
-@pytest.mark.parametrize("name", report.PANELS)
+@pytest.mark.parametrize("name", [*report.TEXT_PANELS, *puzzle_panels.PANELS])
 def test_each_panel_can_be_drawn_alone(tmp_path, name):
   of_text = name in report.TEXT_PANELS
   write_rows(tmp_path, full_rows() if of_text else puzzle_rows(**{"ARC/pass@2": 0.4}))
