@@ -71,6 +71,24 @@ class Pending:
   given: int = 0                 # updates it was used for
 
 
+def _check(options: sampler.Options, plan: Plan, scoring: Scoring, process_count: int, *,
+           has_scorer: bool) -> None:
+  if plan.batch_rows % (options.n * process_count):
+    raise ValueError(f"config.data.batch_rows={plan.batch_rows} must be a multiple of "
+                     f"config.data.group_size={options.n} times the {process_count} processes")
+  if options.n < 2:
+    raise ValueError(f"config.data.group_size={options.n} leaves a completion nothing to be compared with; "
+                     "set it to 2 or more")
+  if not options.temperature:
+    raise ValueError("config.sampler.temperature=0 draws nothing that a policy could learn from; set it "
+                     "above 0, such as 1.0")
+  if plan.updates > 1 and not has_scorer:
+    raise ValueError(f"{plan.updates} updates per rollout need old_logprobs")
+  if scoring.overlong_tokens is not None and scoring.overlong_tokens > options.max_tokens:
+    raise ValueError(f"config.rollout.overlong_tokens={scoring.overlong_tokens} is more than "
+                     f"config.sampler.max_tokens={options.max_tokens}; lower it")
+
+
 class RolloutSource:
   """Batches of completions with advantages; see `data.source.Source`.
 
@@ -109,20 +127,7 @@ class RolloutSource:
     Raises:
       ValueError: if sizes do not divide, or the settings cannot make a policy gradient.
     """
-    if plan.batch_rows % (options.n * process_count):
-      raise ValueError(f"config.data.batch_rows={plan.batch_rows} must be a multiple of "
-                       f"config.data.group_size={options.n} times the {process_count} processes")
-    if options.n < 2:
-      raise ValueError(f"config.data.group_size={options.n} leaves a completion nothing to be compared with; "
-                       "set it to 2 or more")
-    if not options.temperature:
-      raise ValueError("config.sampler.temperature=0 draws nothing that a policy could learn from; set it "
-                       "above 0, such as 1.0")
-    if plan.updates > 1 and old_logprobs is None:
-      raise ValueError(f"{plan.updates} updates per rollout need old_logprobs")
-    if scoring.overlong_tokens is not None and scoring.overlong_tokens > options.max_tokens:
-      raise ValueError(f"config.rollout.overlong_tokens={scoring.overlong_tokens} is more than "
-                       f"config.sampler.max_tokens={options.max_tokens}; lower it")
+    _check(options, plan, scoring, process_count, has_scorer=old_logprobs is not None)
     self.step, self.tokenizer = 0, tokenizer
     self._prompts, self._sampler, self._rewards = prompts, writer, rewards
     self._encode, self._options, self._plan, self._scoring = encode, options, plan, scoring
