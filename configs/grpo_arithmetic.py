@@ -5,7 +5,7 @@ off while most answers are wrong:
 
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py --workdir=runs/grpo_sums
 
-A sibling that starts from nothing at all:
+A sibling that starts from nothing at all, and learns less, how much is luck:
 
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py:cpu --workdir=runs/grpo
   python -m atlas_jax.main --config=configs/grpo_arithmetic.py:smoke --workdir=runs/grpo_smoke

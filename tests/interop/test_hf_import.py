@@ -189,7 +189,7 @@ def test_a_bad_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-  (dict(architectures=["MambaForCausalLM"]), "'MambaForCausalLM' is unknown; known are LlamaForCausalLM"),
+  (dict(architectures=["MambaForCausalLM"]), "'MambaForCausalLM' is unknown; known are AtlasForCausalLM, L"),
   (dict(architectures=None, model_type="gpt2"), "'gpt2' is unknown"),
   (dict(rope_parameters={"rope_type": "longrope", "factor": 4}), "rope_type='longrope' is not supported"),
   (dict(rope_parameters={"rope_type": "llama3", "factor": 4}), "has no 'low_freq_factor'"),
