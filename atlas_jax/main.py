@@ -61,7 +61,7 @@ def run_train(config, workdir: str) -> None:
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   config = with_steps(config, recipe)
   if config.optim.steps <= config.optim.warmup_steps:
-    logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d, so "
+    logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d: "
                     "it stays low; lower warmup_steps, or train longer", config.optim.steps,
                     config.optim.warmup_steps)
   if has_run(workdir):

@@ -3,8 +3,9 @@
 A run has those of its kind that it wrote something for.
 """
 import copy
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -66,10 +67,11 @@ def headline(series: Series) -> str:
 
 def _rewards(series: Series) -> Panel:
   """Shows each reward by name, unless there is only the one."""
-  panel, found = SHOWN["reward"], sorted(name for name in series if REWARD.match(name))
-  if len(found) == 1 and _same(series, found[0], "rollout/reward_mean"):
+  panel = SHOWN["reward"]
+  found = {name: match[1] for name in sorted(series) if (match := REWARD.match(name))}
+  if len(found) == 1 and _same(series, next(iter(found)), "rollout/reward_mean"):
     return panel
-  each = {name: (REWARD.match(name)[1], MORE[at % len(MORE)], "-") for at, name in enumerate(found)}
+  each = {name: (label, MORE[at % len(MORE)], "-") for at, (name, label) in enumerate(found.items())}
   return panel._replace(lines={**panel.lines, **each})
 
 
@@ -134,7 +136,8 @@ def _draw_other(axes, series: Series, panel: Panel) -> list:
   if not any(name in series for name in panel.other):
     return []
   right = axes.twinx()
-  lines = {name: (f"{label}, right axis", *look) for name, (label, *look) in panel.other.items()}
+  lines = {name: (f"{label}, right axis", color, style)
+           for name, (label, color, style) in panel.other.items()}
   drawn = draw_lines(right, series, lines)
   right.set_ylabel(panel.other_label, fontsize=11, color=QUIET)
   right.spines["top"].set_visible(False)
@@ -226,5 +229,5 @@ KINDS = {  # A metric that only runs of a kind write -> their panels
     "distill/on_policy_frac": ("distance", "answers", "lengths", "writers", "pace"),
     "ranked/pairs": ("ranked_loss", "ranked_parts", "pairs", "top1", "best", "pace"),
 }
-PANELS = {name: lambda axes, series, name=name: _draw(axes, series, name) for name in SHOWN}
-PANELS["writers"] = _draw_writers
+PANELS: dict[str, Callable] = {
+    **{name: functools.partial(_draw, name=name) for name in SHOWN}, "writers": _draw_writers}
