@@ -161,3 +161,21 @@ def read_row(plan: Plan, tokens: Tokens, step: int, row: int) -> dict:
 def _gather(tokens: Tokens, at_T, inside_T):
   """Gives the ids at places in `tokens.ids`, DOC where not inside."""
   return np.where(inside_T, tokens.ids[np.where(inside_T, at_T, 0)].astype(np.int32), np.int32(tokens.doc_id))
+
+
+class Orders:
+  """The order of items, drawn anew in every epoch; any place is found without those before it."""
+
+  def __init__(self, count: int, seed: int):
+    """Takes how many items there are, and the seed of all orders."""
+    self._count, self._seed = count, seed
+    self._known: dict[int, np.ndarray] = {}
+
+  def item(self, place: int) -> int:
+    """Gives which item stands at a place of all epochs, one after another."""
+    epoch, inner = divmod(place, self._count)
+    if epoch not in self._known:
+      while len(self._known) > 1:  # A step may lie across two epochs.
+        self._known.pop(next(iter(self._known)))
+      self._known[epoch] = permutation(self._count, seed=self._seed, epoch=epoch)
+    return int(self._known[epoch][inner])

@@ -231,12 +231,12 @@ class PromptSource:
       raise ValueError(f"config.data.batch_rows={batch_rows} must be a positive multiple of group_size="
                        f"{group_size} times the {process_count} processes")
     self.group_size, self.step = group_size, 0
-    self._found, self._prompts, self._seed = found, batch_rows // group_size, seed
+    self._found, self._prompts = found, batch_rows // group_size
     share = self._prompts // process_count
     self._mine = range(process_index * share, (process_index + 1) * share)
     self._settings = {"fingerprint": found.fingerprint, "seed": seed, "batch_rows": batch_rows,
                       "group_size": group_size}
-    self._orders: dict[int, np.ndarray] = {}
+    self._orders = None if found.count is None else packing.Orders(found.count, seed)
 
   @property
   def steps_per_epoch(self) -> int | None:
@@ -263,14 +263,7 @@ class PromptSource:
 
   def _index(self, place: int) -> int:
     """Gives which problem stands at a place of the order."""
-    if self._found.count is None:
-      return place
-    epoch, inner = divmod(place, self._found.count)
-    if epoch not in self._orders:
-      while len(self._orders) > 1:  # A step may lie across two epochs.
-        self._orders.pop(next(iter(self._orders)))
-      self._orders[epoch] = packing.permutation(self._found.count, seed=self._seed, epoch=epoch)
-    return int(self._orders[epoch][inner])
+    return place if self._orders is None else self._orders.item(place)
 
   def state(self) -> dict:
     """Gives the place and what it is valid for; independent of the number of processes."""

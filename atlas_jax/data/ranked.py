@@ -129,7 +129,7 @@ class RankedSource:
     self._mine = range(process_index * share, (process_index + 1) * share)
     self.fingerprint = _fingerprint(found)
     self._settings = {"fingerprint": self.fingerprint, "seed": seed, "batch_rows": batch_rows}
-    self._orders: dict[int, np.ndarray] = {}
+    self._orders = None if seed is None else packing.Orders(self.count, seed)
 
   def steps_of(self, epochs: int) -> int:
     """Gives the steps until every group was seen so many times, rounded up."""
@@ -176,14 +176,10 @@ class RankedSource:
 
   def _index(self, step: int, row: int) -> int | None:
     """Gives the group of a row of the whole batch; None past the end of a source without a seed."""
-    epoch, inner = divmod(step * self._batch_rows + row, self.count)
-    if self._seed is None:
-      return None if epoch else inner
-    if epoch not in self._orders:
-      while len(self._orders) > 1:  # A step may lie across two epochs.
-        self._orders.pop(next(iter(self._orders)))
-      self._orders[epoch] = packing.permutation(self.count, seed=self._seed, epoch=epoch)
-    return int(self._orders[epoch][inner])
+    place = step * self._batch_rows + row
+    if self._orders is not None:
+      return self._orders.item(place)
+    return place if place < self.count else None
 
   def _read(self, index: int | None) -> dict:
     """Gives the arrays of one group, without the axis B."""

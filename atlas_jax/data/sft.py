@@ -147,7 +147,7 @@ class SftSource:
     self._mine = range(process_index * share, (process_index + 1) * share)
     self._settings = {"fingerprint": _fingerprint(examples), "seed": seed, "segment_len": segment_len,
                       "batch_rows": batch_rows, "packed": packed, "align_tokens": align_tokens}
-    self._orders: dict[int, np.ndarray] = {}
+    self._orders = None if seed is None else packing.Orders(self.rows, seed)
 
   def next(self, params=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
@@ -194,14 +194,10 @@ class SftSource:
 
   def _items(self, step: int, row: int) -> list[int]:
     """Gives the examples in a row of the whole batch; none past the end of a source without a seed."""
-    epoch, inner = divmod(step * self._batch_rows + row, self.rows)
-    if self._seed is None:
-      return [] if epoch else self._layout[inner]
-    if epoch not in self._orders:
-      while len(self._orders) > 1:  # A step may lie across two epochs.
-        self._orders.pop(next(iter(self._orders)))
-      self._orders[epoch] = packing.permutation(self.rows, seed=self._seed, epoch=epoch)
-    return self._layout[self._orders[epoch][inner]]
+    place = step * self._batch_rows + row
+    if self._orders is not None:
+      return self._layout[self._orders.item(place)]
+    return self._layout[place] if place < self.rows else []
 
   def _read(self, items: Sequence[int]) -> dict:
     """Gives the arrays of one row."""

@@ -154,3 +154,10 @@ def test_too_little_text_is_refused_with_the_numbers():
 def test_a_segment_that_the_alignment_does_not_divide_is_refused():
   with pytest.raises(ValueError, match="segment_len=12 is not a multiple of config.data.align_tokens=5"):
     plan_of(documents(), align_tokens=5)
+
+
+def test_places_of_all_epochs_are_found_in_any_order():
+  whole = [n for epoch in range(4) for n in packing.permutation(5, seed=3, epoch=epoch)]
+  orders = packing.Orders(5, 3)
+  places = [19, 0, 7, 4, 5, 12, 3]
+  assert [orders.item(place) for place in places] == [whole[place] for place in places]
