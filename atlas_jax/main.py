@@ -6,7 +6,7 @@
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
 
---config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults.py lists them all.
+--config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults/ lists them all.
 """
 import itertools
 import json

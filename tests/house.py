@@ -11,7 +11,8 @@ PACKAGE = "atlas_jax"
 LEVELS = {
   "tree": 1,
   "defaults": 0,
-  "config": 1,
+  "fields": 1,
+  "config": 2,
   "parallel": 2,
   "kernels": 2,
   "memory": 3,
@@ -42,7 +43,7 @@ ALLOWED = {
   "grain": ("data",),
   "huggingface_hub": ("data", "interop"),
   "matplotlib": ("monitor", "evals.pictures"),
-  "ml_collections": ("command", "config", "defaults", "main"),
+  "ml_collections": ("command", "config", "defaults", "fields", "main"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint", "interop"),
     *("recipes", "monitor", "step", "train"),

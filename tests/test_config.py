@@ -29,7 +29,8 @@ def test_the_default_is_a_config_that_works():
 
 
 def test_every_field_is_explained_beside_its_value():
-  lines = pathlib.Path(defaults.__file__).read_text().splitlines()
+  files = sorted(pathlib.Path(defaults.__file__).parent.glob("*.py"))
+  lines = [line for file in files for line in file.read_text().splitlines()]
   for name in configs.FIELDS:
     last = name.rpartition(".")[2]
     found = [line for line in lines if f'"{last}": ' in line or f"config.{last} = " in line]

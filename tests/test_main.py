@@ -51,7 +51,7 @@ def contents(folder) -> dict:
 WRONG = [
   ("--config.optim.stps=3", "there is no field config.optim.stps; did you mean 'config.optim.steps'?"),
   ("--config.lr=1e-3", "there is no field config.lr; did you mean 'config.optim.lr'?"),
-  ("--config.zzz=3", "there is no field config.zzz; atlas_jax/defaults.py lists all fields"),
+  ("--config.zzz=3", "there is no field config.zzz; atlas_jax/defaults/ lists all fields"),
   ("--config.optim=3", "--config.optim is a group; set one of its fields, --config.optim.FIELD=VALUE"),
   ("--config.optim.steps=many", "--config.optim.steps=many: must be a whole number"),
   ("--config.optim.lr=None", "--config.optim.lr=None: must be a number"),
@@ -145,7 +145,7 @@ WRONG_LINES = [
   ("config.optim.update(stps=3)", ":5: there is no field config.stps; did you mean 'config.optim.steps'?"),
   ("config.optim.steps = 'many'", ":5: "),
   ("config.optim.lr = None", "config.optim.lr=None must be a number"),
-  ("config = config.zzz", ":5: there is no field config.zzz; atlas_jax/defaults.py lists all fields"),
+  ("config = config.zzz", ":5: there is no field config.zzz; atlas_jax/defaults/ lists all fields"),
 ]
 
 

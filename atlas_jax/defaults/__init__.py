@@ -1,0 +1,151 @@
+"""Every setting of a run, with its default, its unit and its meaning; `puzzles` and `tuning` have theirs."""
+import ml_collections
+from ml_collections import config_dict
+
+from atlas_jax.defaults import puzzles, tuning
+
+OPTIONAL = config_dict.placeholder
+
+
+def default() -> ml_collections.ConfigDict:
+  """Returns every field with a working value. Configs change what differs; unknown fields are refused."""
+  config = ml_collections.ConfigDict()
+  config.recipe = "memory_lm"  # Kind of training: a file in recipes/, or a dotted module name.
+  config.seed = 0  # Draws parameters, order of data, and everything else random.
+  config.data = _data()
+  config.model = _model()
+  config.loss = ml_collections.ConfigDict({
+      "block_tokens": OPTIONAL(int),  # Tokens whose logits exist at the same time; None: all of a batch.
+  })
+  config.optim = _optim()
+  config.train = ml_collections.ConfigDict({
+      "accumulate_steps": 1,  # Parts a batch is cut into, one after another, for one update.
+      "log_every_steps": 10,  # Updates between rows of metrics.
+      "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
+      "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
+  })
+  config.checkpoint = _checkpoint()
+  config.mesh = ml_collections.ConfigDict({
+      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
+      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
+      "tensor": 1,  # Devices with the same rows and other heads and columns.
+  })
+  config.eval = _eval()
+  puzzles.add(config)
+  tuning.add(config)
+  config.monitor = ml_collections.ConfigDict({
+      "progress": True,  # A progress bar, where there is a terminal.
+      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+  })
+  return config.lock()
+
+
+def _data() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "source": "text",  # A file in data/, or a dotted module name.
+      "name": "python_stdlib",  # Corpus: python_stdlib, files, a TFDS name such as lm1b, or hf:NAME.
+      "path": OPTIONAL(str),  # Files, folders or a pattern, comma-separated, for name "files".
+      "text_field": "text",  # Field of JSON lines or records that holds the text.
+      "limit_bytes": OPTIONAL(int),  # Bytes of a corpus that are read; None: all.
+      "bad_input_frac": 0.01,  # Share of unreadable documents before it is an error.
+      "tokenizer": "byte",  # "byte", a tokenizer.json or its folder, or "model": that of model.path.
+      "segment_len": 2_048,  # Tokens per row and update.
+      "batch_rows": 16,  # Rows per update, over all processes.
+      "held_out_frac": 0.05,  # Share of documents never trained on.
+      "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
+      "carry": True,  # Whether memory and attention pass from segment to segment of a document.
+      "threads": 2,  # Threads that prepare batches.
+      "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
+      "download": False,  # Whether a corpus that is not here may be fetched.
+      # Of prompts, chats and ranked responses, which sft, grpo, gkd and ranked read:
+      "files": OPTIONAL(str),  # JSON lines, JSON or Parquet: paths, folders, globs, comma-separated.
+      "fields": {},  # What these files call "prompt", "messages", "answer" and "solution".
+      "options": {},  # Options of a task made here: arithmetic, countdown.
+      "epochs": OPTIONAL(int),  # Passes over the data; with optim.steps=None they set the run's length.
+      "max_problems": OPTIONAL(int),  # Problems used; a task without end needs it in sft. None: all.
+      "group_size": 8,  # grpo: completions per prompt.
+      "max_prompt_tokens": 512,  # Of a prompt; a longer one is an error, or its start is cut off.
+      "overlong": "error",  # What is longer than fits: "error", "truncate" or "skip".
+      "packed": True,  # sft: whether examples share rows.
+      "turns": "all",  # sft: assistant turns learnt of a chat: "all", "last", or "split" into rows.
+      "chat_template": OPTIONAL(str),  # Folder of a tokenizer, or "model": that of model.path; None: texts.
+      "template_values": {},  # What the template may use besides messages.
+  })
+
+
+def _model() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "kind": "memory",  # "memory": the fields below; "decoder": those of config.decoder.
+      "path": OPTIONAL(str),  # Start of tuning: a published model's folder, hf:NAME, or a run's workdir.
+      "vocab_size": 257,  # Must be the tokenizer's; 257: bytes and the document mark.
+      "width": 512,  # Width of the residual stream.
+      "depth": 8,  # Blocks.
+      "heads": 8,  # Attention heads.
+      "ff_width": 1_408,  # Hidden width of the feed-forward layers.
+      "window_tokens": 256,  # How far attention sees, the token itself included.
+      "memory_mix": "gate",  # "gate": memory beside attention; "none": attention alone.
+      "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
+      "dtype": "bfloat16",  # Of activations. Parameters, fast weights and losses are float32.
+      "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
+      "scan_unroll": 1,  # Blocks unrolled per step of the scan over depth.
+      "memory": {
+          "rule": "titans",  # A file in memory/rules/, or a dotted module name.
+          "options": {"surprise_max": 1.0},  # The rule's own options.
+          "heads": 8,  # Memory heads.
+          "key_dim": 64,  # Width of keys per head.
+          "value_dim": 64,  # Width of values per head.
+          "chunk_size": 64,  # Tokens whose writes are computed from one base state.
+          "conv_taps": 4,  # Width of the causal convolutions on queries, keys and values.
+          "retention_init": 0.995,  # Share of the memory kept per token at the start.
+          "momentum_init": 0.6,  # Share of the momentum kept per token at the start.
+          "write_rate_init": 0.01,  # Inner step size at the start.
+          "write_rate_max": 0.1,  # Its bound.
+          "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
+          "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
+      },
+  })
+
+
+def _optim() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "name": "adamw",  # "adamw" or "adam_atan2".
+      "lr": 1e-3,  # Highest learning rate.
+      "warmup_steps": 100,  # Updates until it is reached; the first one already moves.
+      "steps": 1_000,  # Updates of the run; None: those of puzzles.epochs.
+      "schedule": "cosine",  # "cosine" or "wsd" (warm-up, stable, decay).
+      "decay_frac": 0.2,  # wsd: share of the run spent falling.
+      "final_lr_frac": 0.1,  # Learning rate at the end, as a share of the highest.
+      "beta1": 0.9,  # Adam's averaging of gradients.
+      "beta2": 0.95,  # Adam's averaging of squares.
+      "eps": 1e-8,  # Adam's floor under the root.
+      "weight_decay": 0.1,  # Share taken off per update, times the learning rate.
+      "decay_of": "matrices",  # What is decayed: "matrices" or "all".
+      "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
+      "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
+  })
+
+
+def _checkpoint() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "every_steps": 1_000,  # Updates between checkpoints.
+      "keep_last": 2,  # Newest checkpoints kept.
+      "keep_best": 1,  # Checkpoints kept for the best value of best_metric.
+      "best_metric": "val_bits_per_byte",  # Number of an evaluation, as summary.json names it.
+      "best_mode": "min",  # "min" or "max", whichever of it is best.
+      "keep_every_steps": OPTIONAL(int),  # Checkpoints at multiples of this are kept for ever.
+  })
+
+
+def _eval() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+      "batch_rows": 8,  # Held-out streams read side by side.
+      "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
+      "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
+      "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
+      "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
+      "sample_tokens": 200,  # Its length; 0: none.
+      "max_problems": 256,  # Held-out problems answered or scored; None: all of files.
+      "grader": "correct",  # Reward that says whether an answer is right, see config.rewards.
+      "temperature": 0.0,  # Of answers to held-out problems; 0 takes the likeliest token.
+      "shown": 4,  # Of these answers, shown at the end; 0: none.
+  })
