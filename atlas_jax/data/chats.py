@@ -75,10 +75,10 @@ def _solution(problem: Problem) -> str:
     return problem.solution
   if "chosen" in problem.extra or "rejected" in problem.extra:
     more = ("; 'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from, or "
-            "learn the better one alone with config.data.fields={'solution': 'chosen'}")
+            "learn the better one alone with config.data.fields.solution='chosen'")
   else:
     more = (": give 'messages' that end with the assistant's, or a field 'completion', or name the field "
-            "with config.data.fields, such as {'solution': 'answer'}")
+            "with config.data.fields, such as config.data.fields.solution='answer'")
   raise ValueError(f"{problem.where}: has no solution to learn{more}")
 
 

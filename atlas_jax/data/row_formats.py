@@ -32,7 +32,7 @@ KNOWN = (*FIELDS["messages"], *FIELDS["prompt"], *FIELDS["answer"], *FIELDS["sol
          HISTORY, *SYSTEM, TOOLS, FUNCTIONS, PARALLEL, VALUES, *TEACHING, "chosen", "rejected", "responses",
          "score_chosen", "score_rejected")
 ALIKE = 0.75  # How alike two names are, of 1, for the one to be taken for the other misspelt.
-CHOOSE = "keep one of them, or say which is read with config.data.fields, such as {'prompt': 'question'}"
+CHOOSE = "keep one of them, or say which is read, such as config.data.fields.prompt='question'"
 
 
 class Asked(NamedTuple):

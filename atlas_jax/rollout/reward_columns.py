@@ -1,5 +1,6 @@
 """Which columns of rows the rewards of a config ask for, and so what a recipe needs of its data."""
 import inspect
+from collections.abc import Callable, Sequence
 
 from atlas_jax.data.columns import Needs
 from atlas_jax.rollout import rewards
@@ -23,17 +24,18 @@ def needs_of(config, start: Start | None, *, solution: bool, answer: bool) -> Ne
   Raises:
     ValueError: if a reward is not found.
   """
-  columns = asked(*rewards.parse_weights(config.rewards), config.eval.grader) if answer else frozenset()
+  names = [*rewards.parse_weights(config.rewards), config.eval.grader] if answer else []
+  columns = asked([rewards.load(name) for name in names])
   return Needs(solution, answer, columns, None if start is None else start.template)
 
 
-def asked(*names: str) -> frozenset[str] | None:
+def asked(functions: Sequence[Callable]) -> frozenset[str] | None:
   """Gives the columns that rewards ask for by name, or None if one takes all there are, as `extra`.
 
   What stands in **kwargs is handed over, but not asked for.
   """
-  parameters = {name: parameter.kind for one in names
-                for name, parameter in inspect.signature(rewards.load(one)).parameters.items()}
+  parameters = {name: parameter.kind for one in functions
+                for name, parameter in inspect.signature(one).parameters.items()}
   if "extra" in parameters:
     return None
   return frozenset(name for name, kind in parameters.items() if kind not in STARS and name not in GIVEN)

@@ -152,7 +152,7 @@ def test_messages_of_a_completion_follow_the_prompt():
       {"prompt": "a?", "chosen": "b", "rejected": "c"},
       "'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from",
     ),
-    ({"question": "a?", "answer": "b"}, r"config.data.fields, such as \{'solution': 'answer'\}"),
+    ({"question": "a?", "answer": "b"}, r"config.data.fields, such as config.data.fields.solution='answer'"),
     ({"prompt": "a?", "completion": "b", "label": False}, "its 'label' is false"),
   ],
 )
