@@ -17,7 +17,20 @@ class Problem(NamedTuple):
   answer: str | None = None  # what graders compare a completion with; None: there is none
   solution: str | None = None  # what SFT learns to write after the prompt; None: there is none
   extra: Mapping[str, Any] = NOTHING  # what else is known of it, such as other columns
-  read_from: Mapping[str, str] = NOTHING  # names of the columns that held "prompt", "answer" and others
+  reply: tuple[dict, ...] = ()  # the messages of the solution, where they are more than one text
+  values: Mapping[str, Any] = NOTHING  # what its chat template may use besides messages, such as tools
+  read: Mapping[str, Mapping[str, Any]] = NOTHING  # "prompt", "solution", "answer", "template" -> its columns
+
+  @property
+  def columns(self) -> dict[str, Any]:
+    """Gives all columns of the row by name, as functions that ask for one by name are given it."""
+    found = {name: value for columns in self.read.values() for name, value in columns.items()}
+    return {**self.extra, **{name: value for name, value in found.items() if not name.endswith("[-1]")}}
+
+  @property
+  def read_from(self) -> dict[str, str]:
+    """Gives the column that "prompt", "answer" and "solution" were read from, each where there is one."""
+    return {role: next(iter(columns)) for role, columns in self.read.items() if columns}
 
 
 class Problems(Protocol):

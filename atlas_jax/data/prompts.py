@@ -1,6 +1,26 @@
 """Prompts with checkable answers: rows of files as problems, and problems as a source of batches.
 
 A batch of B completions needs B / group_size prompts, for every prompt is answered group_size times.
+
+Formats of rows that are read, and what their columns become:
+
+- prompt and answer: `prompt` (also problem_text, problem, question, query, input), a text or messages, and
+  `answer` (also ground_truth, solution, expected_answer), a text or number to compare completions with.
+- prompt and completion, as TRL has it in texts and in messages: `completion` (also response, output), a text
+  or the assistant's messages, is the solution.
+- chats: `messages` (also conversations, conversation), with role and content as OpenAI and TRL write them, or
+  with from and value (ShareGPT), or JSON text of such a list. The last message, if the assistant's, is the
+  solution. Calls of tools are read, and "weight", 0 for a turn that is not learnt.
+- Alpaca and Dolly: `instruction`, a blank line, then `input` (or context) are the prompt, `output` (or
+  response) the solution, and `history`, [user, assistant] pairs, stands before the prompt.
+- lessons: student_approach, teacher_diagnosis and teacher_teaching are the solution.
+- ranked responses: see `responses`. Where a solution is needed, `chosen` and `rejected` are refused.
+
+Beside them `system` (or system_prompt) is the first message; `tools` (or functions), parallel_tool_calls and
+chat_template_kwargs are given to the chat template. Pictures, films and sounds are refused. Columns that say
+the same are read once; two that contradict one another are an error with both names. config.data.fields says
+what a dataset calls its messages, prompt, answer or solution. Rewards may ask for any column by its name; a
+column that nothing asks for is named in a warning, once for each data set.
 """
 import hashlib
 import inspect
@@ -11,23 +31,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from atlas_jax.data import arithmetic, countdown, packing, problems, records
+from atlas_jax.data import arithmetic, columns, countdown, packing, problems, records, row_formats
+from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
 
 TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
-# Fields that mean the same in public datasets; of those that a row has, the first that is not empty counts.
-FIELDS: Mapping[str, tuple[str, ...]] = {
-  "messages": ("messages",),
-  "prompt": ("prompt", "problem_text", "question", "input"),
-  "answer": ("ground_truth", "answer", "solution"),
-  "solution": ("completion", "response"),
-}
-# A row of a teaching dataset: the student's approach, what is wrong with it, and what to teach.
-TEACHING = {"student_approach": "Student's approach", "teacher_diagnosis": "Diagnosis",
-            "teacher_teaching": "Teaching"}
-TEACHER = ("You are a teacher. You read a problem, work out how a student would go about it, say what that "
-           "approach gets right and wrong, and then teach what the student needs to solve the problem alone.")
-ROLES = ("system", "developer", "user", "assistant", "tool")
+FIELDS = row_formats.FIELDS
 
 
 def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None = None) -> Problem:
@@ -35,92 +44,13 @@ def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None 
 
   Args:
     where: place of the row, for errors.
-    row: either "messages" (the last one, if the assistant's, is the solution, and whole in extra), or a
-      prompt (a text, or messages) with an answer, a solution, or the three fields of `TEACHING`. Other
-      fields become extra.
+    row: in one of the formats that the module names. Other columns become extra.
     fields: names this dataset gives to "messages", "prompt", "answer" or "solution".
 
   Raises:
     ValueError: naming the place and the field that is missing or not what it should be.
   """
-  names = {**FIELDS, **{field: (name,) for field, name in (fields or {}).items()}}
-  strange = set(names) - set(FIELDS)
-  if strange:
-    raise ValueError(f"config.data.fields has {sorted(strange)}; its keys are {', '.join(FIELDS)}")
-  found = {field: _first(row, names[field]) for field in names}
-  read_from = {field: next(name for name in names[field] if row.get(name) is found[field])
-               for field in names if found[field] is not None}
-  extra = {name: value for name, value in row.items() if name not in read_from.values()}
-  prompt, solution = found["messages"] or found["prompt"], found["solution"]
-  if prompt is None:
-    wanted = ", ".join(repr(name) for name in (*names["messages"], *names["prompt"]))
-    raise ValueError(f"{where}: has no prompt: one of {wanted} must be there and not empty; it has "
-                     f"{', '.join(map(repr, row)) or 'nothing'}. Name the field with config.data.fields")
-  if isinstance(prompt, str):
-    if all(isinstance(row.get(name), str) for name in TEACHING) and not solution:
-      prompt, solution = _lesson(prompt, row)
-  else:
-    prompt = check_messages(where, prompt)
-    if prompt[-1]["role"] == "assistant" and solution is None:
-      prompt, last = prompt[:-1], prompt[-1]
-      solution, extra = last["content"], {**extra, "message": last}
-    if not prompt:
-      raise ValueError(f"{where}: its messages have nothing before the assistant's; put the prompt there")
-  answer = _text(where, "answer", found["answer"])
-  return Problem(where, prompt, answer, _text(where, "solution", solution), extra, read_from)
-
-
-def check_messages(where: str, messages: Any) -> list[dict]:
-  """Gives messages as dicts with "role" and "content", a text; parts of text are joined by line ends.
-
-  Raises:
-    ValueError: naming the place, the message and its field.
-  """
-  if not isinstance(messages, Sequence) or isinstance(messages, str) or not len(messages):
-    raise ValueError(f"{where}: messages are {type(messages).__name__}, not a list of at least one")
-  return [_message(f"{where}: messages[{number}]", message) for number, message in enumerate(messages)]
-
-
-def _message(where: str, message: Any) -> dict:
-  if not isinstance(message, Mapping):
-    raise ValueError(f"{where} is {type(message).__name__}, not an object with 'role' and 'content'")
-  kept = {name: value for name, value in message.items() if value is not None}
-  if kept.get("role") not in ROLES:
-    raise ValueError(f"{where} has role {kept.get('role')!r}; it must be one of {', '.join(ROLES)}")
-  content = kept.get("content", "" if kept.get("tool_calls") else None)
-  if isinstance(content, Sequence) and not isinstance(content, str):
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-    known = [text for text in texts if isinstance(text, str)]
-    content = "\n".join(known) if texts and len(known) == len(texts) else None
-  if not isinstance(content, str):
-    raise ValueError(f"{where} has no field 'content' that is a text, or parts with a 'text' each")
-  return {**kept, "content": content}
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-  """Gives the first of the fields that is there and not empty, or None."""
-  for name in names:
-    value = row.get(name)
-    empty = value is None or (hasattr(value, "__len__") and not len(value))
-    if not empty and not (isinstance(value, str) and not value.strip()):
-      return value
-  return None
-
-
-def _text(where: str, field: str, value: Any) -> str | None:
-  if value is None or isinstance(value, str):
-    return value
-  if field == "solution" and isinstance(value, Sequence) and len(value) == 1:
-    return check_messages(where, value)[0]["content"]
-  if isinstance(value, int | float):
-    return str(value)
-  raise ValueError(f"{where}: its {field} is {type(value).__name__}, not a text or a number")
-
-
-def _lesson(prompt: str, row: Mapping[str, Any]) -> tuple[list[dict], str]:
-  sections = [f"{title}:\n{row[name].strip()}" for name, title in TEACHING.items()]
-  messages = [{"role": "system", "content": TEACHER}, {"role": "user", "content": prompt}]
-  return messages, "\n\n".join(sections)
+  return row_formats.as_problem(where, row, row_formats.read(where, row, fields))
 
 
 class Listed:
@@ -137,7 +67,7 @@ class Listed:
     self._problems, self.count = list(found), len(found)
     digest = hashlib.sha256()
     for one in found:
-      parts = [one.prompt, one.answer, one.solution, dict(one.extra)]
+      parts = [one.prompt, one.answer, one.solution, dict(one.extra), one.reply, dict(one.values)]
       digest.update(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "replace"))
     self.fingerprint = digest.hexdigest()
 
@@ -152,8 +82,8 @@ class Listed:
 
 def load(name: str, *, files: str | None = None, split: str = "train", held_out_frac: float = 0.1,
          seed: int = 0, options: Mapping[str, Any] = problems.NOTHING,
-         fields: Mapping[str, str] | None = None, download: bool = False,
-         hub_split: str = "train") -> Problems:
+         fields: Mapping[str, str] | None = None, download: bool = False, hub_split: str = "train",
+         needs: Needs = EVERYTHING) -> Problems:
   """Loads problems: a task made here, or rows of files or a hub dataset.
 
   Args:
@@ -164,6 +94,7 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     seed: draws the problems of a task.
     options: of a task, see `Arithmetic` and `Countdown`.
     fields, download, hub_split: of rows, see `of_row` and `records.read`.
+    needs: what is read of rows; columns that nothing reads are logged once, with "train".
 
   Raises:
     ValueError: for settings that cannot be, and for a row that is no problem.
@@ -181,7 +112,7 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     raise ValueError(f"config.data.name={name!r} with config.data.files={files!r}: 'files' needs them, and "
                      f"they need it")
   place = files or name
-  found = [of_row(*record, fields) for record in records.read(place, split=hub_split, download=download)]
+  found = _read(place, fields, split=hub_split, download=download)
   kept = [one for one in found
           if problems.in_split(json.dumps(one.prompt, sort_keys=True), split, held_out_frac)]
   if not found:
@@ -189,8 +120,22 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   if not kept:
     raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves no {split} row of the {len(found)} "
                      f"of {place!r}; give more rows, or another share")
+  if split == "train":
+    columns.warn(place, found, needs)
   logging.info("%s of %s: %d problems", split, place, len(kept))
   return Listed(kept)
+
+
+def _read(place: str, fields: Mapping[str, str] | None, **how) -> list[Problem]:
+  """Reads rows as problems; see `of_row` and `records.read`."""
+  found = list(records.read(place, **how))
+  nowhere = row_formats.named_in_no_row(fields, [record.row for record in found])
+  if found and nowhere:
+    named = {field: (fields or {})[field] for field in nowhere}
+    there = dict.fromkeys(name for record in found for name in record.row)
+    raise ValueError(f"config.data.fields={named} names what no row of {place!r} has; its columns are "
+                     f"{', '.join(map(repr, there))}")
+  return [of_row(*record, fields) for record in found]
 
 
 def _task(name: str, options: Mapping[str, Any], **how) -> Problems:
@@ -295,10 +240,10 @@ def check_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def make(*, seed: int, name: str, batch_rows: int, held_out_frac: float, files: str | None = None,
          group_size: int = 1, options: Mapping[str, Any] = problems.NOTHING,
-         fields: Mapping[str, str] | None = None, download: bool = False,
+         fields: Mapping[str, str] | None = None, download: bool = False, needs: Needs = EVERYTHING,
          process_index: int = 0, process_count: int = 1) -> PromptSource:
   """Builds the source of the training prompts of a task or dataset; see `load` and `PromptSource`."""
   found = load(name, files=files, held_out_frac=held_out_frac, seed=seed, options=options, fields=fields,
-               download=download)
+               download=download, needs=needs)
   return PromptSource(found, batch_rows=batch_rows, group_size=group_size, seed=seed,
                       process_index=process_index, process_count=process_count)

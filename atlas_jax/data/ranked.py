@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from atlas_jax.data import chats, packing, problems, prompts, ranked_tasks, records, responses
+from atlas_jax.data import chats, columns, packing, problems, prompts, ranked_tasks, records, responses
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.responses import Group
 
@@ -51,7 +51,8 @@ def encode(found: Sequence[Group], tokenizer: tokenizers.Tokenizer, *, segment_l
     score_G, rows, scores = responses.score_of(group.responses), [], []
     for number in chosen(score_G, max_responses):
       where = f"{group.where}: responses[{number}]"
-      problem = problems.Problem(where, group.prompt, None, group.responses[number].text)
+      problem = problems.Problem(where, group.prompt, None, group.responses[number].text,
+                                 values=group.values)
       row = chats.encode(problem, tokenizer, template, learn="last", **values)
       if len(row.ids_T) > segment_len + 1:
         long.append(where)
@@ -215,7 +216,8 @@ def _fingerprint(found: Sequence[Coded]) -> str:
 
 
 def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac: float, seed: int,
-         options: Mapping[str, Any] = problems.NOTHING) -> tuple[list[Group], list[Group]]:
+         options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
+         template: chats.Template | None = None) -> tuple[list[Group], list[Group]]:
   """Gives (training, held-out) groups.
 
   Args:
@@ -225,6 +227,9 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
     held_out_frac: share of the prompts that is held out.
     seed: draws the task.
     options: of the task.
+    fields: what files call their "prompt" or "messages".
+    template: that prompts are put in, or None; columns that it does not show are logged with the others
+      that nothing reads, once for each set of files.
 
   Raises:
     ValueError: for settings that cannot be, and for the first row that cannot be used.
@@ -236,14 +241,14 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
     made = lambda split, count: ranked_tasks.make(name, split=split, count=count, seed=seed,
                                                   held_out_frac=held_out_frac, options=options)
     return made("train", MADE_PROMPTS), made("held_out", MADE_PROMPTS // 10)
-  found = _read("data.files", files)
+  found = _read("data.files", files, fields, template)
   if eval_files is None:
     train, held_out = responses.split(found, held_out_frac)
     if not held_out:
       raise ValueError("config.data.held_out_frac=0 with config.ranked.eval_files=None leaves nothing to "
                        "evaluate on; set one of them")
     return train, held_out
-  held_out = _read("ranked.eval_files", eval_files)
+  held_out = _read("ranked.eval_files", eval_files, fields, template)
   both = {responses.key(group) for group in found} & {responses.key(group) for group in held_out}
   if both:
     logging.warning("%d prompts of config.ranked.eval_files=%s are among those trained on, so that what is "
@@ -251,10 +256,20 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
   return found, held_out
 
 
-def _read(field: str, files: str) -> list[Group]:
+def _read(field: str, files: str, fields: Mapping[str, str] | None,
+          template: chats.Template | None) -> list[Group]:
   try:
     records.files(files)
   except ValueError as error:
     raise ValueError(f"config.{field}={files!r} cannot be read ({error}); for data made here, first run "
                      "python scripts/prepare_grpo_data.py --out=data") from error
-  return responses.read(files)
+  found = responses.read(files, fields=fields)
+  columns.log(files, [unused(group, template) for group in found])
+  return found
+
+
+def unused(group: Group, template: chats.Template | None) -> list[str]:
+  """Names the columns of a group's row that nothing reads, and what a template does not show of its chat."""
+  asked = problems.Problem(group.where, group.prompt, values=group.values, read=group.read)
+  needs = columns.Needs(solution=False, answer=False, template=template)
+  return [*group.unused, *columns.unused(asked, needs)]

@@ -1,23 +1,30 @@
-"""Rows of JSON lines, JSON, Parquet and hub datasets, each with the place it stands at."""
+"""Rows of JSON lines, JSON, CSV, Parquet and hub datasets, each with the place it stands at."""
+import codecs
+import csv
+import functools
 import glob
 import gzip
+import io
 import json
 import pathlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from atlas_jax.data import formats
 
 JSON_LINES = (".jsonl", ".ndjson")
-KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", ".parquet")
+TABLES = {".csv": ",", ".tsv": "\t"}  # What stands between two cells.
+KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", *TABLES, ".parquet")
+CELL_CHARS = 2**31 - 1  # Of one cell at most.
 FORMS = f"a file, folder or glob of {', '.join(KINDS)}, several with commas between them"
 
 
 class Record(NamedTuple):
   """One row."""
 
-  where: str  # file:line for JSON lines, else file:row or dataset:row, counted from 1
+  where: str  # file:line for JSON lines and CSV, else file:row or dataset:row, counted from 1
   row: dict[str, Any]
 
 
@@ -37,8 +44,10 @@ def read(name: str, *, split: str = "train", download: bool = False) -> Iterator
     yield from _hugging_face(name, split, download)
     return
   for file in files(name):
-    read_file = _parquet if file.suffix == ".parquet" else _json if file.suffix == ".json" else _json_lines
-    yield from read_file(file)
+    if file.suffix in TABLES:
+      yield from _table(file, TABLES[file.suffix])
+    else:
+      yield from {".parquet": _parquet, ".json": _json}.get(file.suffix, _json_lines)(file)
 
 
 def files(name: str) -> list[pathlib.Path]:
@@ -72,20 +81,63 @@ def _json_lines(file: pathlib.Path) -> Iterator[Record]:
   try:
     with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as opened:
       for number, line in enumerate(opened, start=1):
-        if line.strip():
-          where = f"{file}:{number}"
-          yield Record(where, _object(where, _parsed(where, line)))
+        where, text = f"{file}:{number}", _text(f"{file}:{number}", line).strip()
+        if number == 1 and text.startswith("["):
+          raise ValueError(f"{where}: begins with '[' as a JSON list does, not with an object; name the file "
+                           f"{file.name.partition('.')[0]}.json")
+        if text:
+          yield Record(where, _object(where, _parsed(where, text)))
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise ValueError(f"{file}: cannot be unpacked after line {number} ({error}); pack it again") from error
 
 
 def _json(file: pathlib.Path) -> Iterator[Record]:
-  rows = _parsed(str(file), file.read_bytes())
+  text = _text(str(file), file.read_bytes())
+  if _is_lines(text):
+    yield from _json_lines(file)
+    return
+  rows = _parsed(str(file), text)
   if not isinstance(rows, list):
     raise ValueError(f"{file}: is one {type(rows).__name__}; it must be a list of objects, or JSON lines in "
                      f"a file that ends in .jsonl")
   for number, row in enumerate(rows, start=1):
     yield Record(f"{file}:{number}", _object(f"{file}:{number}", row))
+
+
+def _is_lines(text: str) -> bool:
+  """Says whether a JSON file has an object in each line, as many are written: the first line is one whole."""
+  first, _, more = text.strip().partition("\n")
+  if not first.startswith("{") or not more.strip():
+    return False
+  try:
+    return isinstance(json.loads(first), dict)
+  except ValueError:
+    return False
+
+
+def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
+  """Gives the rows of a table in text: a line of names, then a row in each line or quoted lines."""
+  csv.field_size_limit(CELL_CHARS)
+  cells = csv.reader(io.StringIO(_text(str(file), file.read_bytes()), newline=""), delimiter=delimiter,
+                     strict=True)
+  names: list[str] = []
+  line = 1
+  try:
+    for row in cells:
+      where, line = f"{file}:{line}", cells.line_num + 1
+      if not any(cell.strip() for cell in row):
+        continue
+      if not names:
+        names = [name.strip() for name in row]
+        if "" in names or len(set(names)) < len(names):
+          raise ValueError(f"{where}: the first line must name each column once; it has {names}")
+      elif len(row) != len(names):
+        raise ValueError(f"{where}: has {len(row)} cells, the first line {len(names)}; put cells with "
+                         f"{delimiter!r} or line ends in double quotes")
+      else:
+        yield Record(where, dict(zip(names, row, strict=True)))
+  except csv.Error as error:
+    raise ValueError(f"{file}:{line}: cannot be read as a table ({error}); mend it") from error
 
 
 def _parquet(file: pathlib.Path) -> Iterator[Record]:
@@ -115,11 +167,29 @@ def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
                      f"network give files with config.data.name='files'") from error
 
 
-def _parsed(where: str, data: bytes) -> Any:
+def _text(where: str, data: bytes) -> str:
+  """Gives bytes as text: UTF-8, or UTF-16 where a mark says so; marks of the order of bytes are left out."""
+  wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
   try:
-    return json.loads(data)
+    return data.decode("utf-16" if wide else "utf-8-sig").lstrip("\ufeff")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{where}: not UTF-8 ({error}); save it as UTF-8") from error
+
+
+def _parsed(where: str, text: str) -> Any:
+  try:
+    return json.loads(text, object_pairs_hook=functools.partial(_once, where))
   except ValueError as error:
     raise ValueError(f"{where}: not JSON ({error}); mend or delete it") from error
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Gives the object of pairs; a name that comes twice would hide a value."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    raise ValueError(f"{where}: has {twice!r} twice in one object; keep one of them")
+  return found
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:

@@ -4,8 +4,15 @@ A row is {"prompt": text, "responses": [{"text": text, "rank": 1 is best, "score
 object}. Score and meta may be left out; where all responses have scores, ranks may be. Responses may be bare
 texts, the best first. A score wins over the rank, and a rank without one is worth the size of the group minus
 itself.
+
+TRL's preferences are read too: `chosen` and `rejected`, texts or messages, are two responses, with their
+scores in score_chosen and score_rejected; without a prompt, what both begin with is the prompt. A prompt may
+stand in any column that `prompts` names, with `system` and `tools` beside it.
 """
+import itertools
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from atlas_jax.data import problems, prompts, records
+from atlas_jax.data import messages as chat_messages
+from atlas_jax.data import problems, records, row_formats
 
 SHOWN = 5  # Places named in a message that is about many.
 FORM = ('{"prompt": TEXT, "responses": [{"text": TEXT, "rank": N}, ...]}, with rank 1 the best, or '
-        '"responses": [TEXT, ...] with the best first')
+        '"responses": [TEXT, ...] with the best first; or {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}')
+PARTS = ("text", "rank", "score")  # What is read of a response.
+CHOICES = ("chosen", "rejected")  # The columns of a preference, the better first.
 
 
 class Response(NamedTuple):
@@ -35,39 +45,137 @@ class Group(NamedTuple):
   prompt: str | list[dict]  # a text, or messages {"role", "content"}
   responses: tuple[Response, ...]
   meta: Mapping[str, Any] = problems.NOTHING
+  values: Mapping[str, Any] = problems.NOTHING  # what a chat template may use besides messages, such as tools
+  read: Mapping[str, Mapping[str, Any]] = problems.NOTHING  # of the prompt, see `Problem.read`
+  unused: tuple[str, ...] = ()  # columns, and fields of responses, that nothing reads
 
 
-def of_row(where: str, row: Mapping[str, Any], *, renumber: bool = False) -> Group:
+def of_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
+           fields: Mapping[str, str] | None = None) -> Group:
   """Reads one row.
 
   Args:
     where: place of the row, for errors.
     row: see the module; fields it does not name become meta.
     renumber: whether ranks above the size of the group, as filtering leaves them, are counted anew.
+    fields: what this dataset calls its "prompt" or "messages".
 
   Raises:
     ValueError: naming the place, the field and what it should be.
   """
-  prompt = row.get("prompt")
-  if prompt is None:
-    raise ValueError(f"{where}: has no 'prompt'; it has {', '.join(map(repr, row)) or 'nothing'}. A row is "
-                     f"{FORM}")
-  if isinstance(prompt, str):
-    if not prompt.strip():
-      raise ValueError(f"{where}: 'prompt' is empty; mend or delete the row")
+  given = {column: value for column, value in row.items() if not row_formats.is_empty(value)}
+  row_formats.check_media(where, given)
+  prompt, read, ignored = _prompt(where, row, given, fields or {})
+  if "responses" not in given and any(column in given for column in CHOICES):
+    prompt, found, own = _preference(where, given, prompt)
   else:
-    prompt = prompts.check_messages(f"{where}: prompt", prompt)
+    listed = row.get("responses")
+    if isinstance(listed, str) and listed.lstrip().startswith("["):
+      listed = chat_messages.parsed(where, "responses", listed)
+    found, own = _responses(where, listed, renumber), ["responses"]
+    ignored += dict.fromkeys(f"responses[].{name}" for one in listed or () if isinstance(one, Mapping)
+                             for name, value in one.items() if name not in PARTS and value is not None)
+  assert prompt is not None  # `_preference` finds one.
   meta = row.get("meta")
   if meta is not None and not isinstance(meta, Mapping):
     raise ValueError(f"{where}: 'meta' is {_kind(meta)}, not an object; put it into one, or leave it out")
-  others = {name: value for name, value in row.items() if name not in ("prompt", "responses", "meta")}
-  found = _responses(where, row, renumber)
+  used = {*own, "meta", *(column for columns in read.values() for column in columns)}
+  others = {name: value for name, value in row.items() if name not in used}
   _check_twins(where, found)
-  return Group(where, prompt, found, {**others, **(meta or {})})
+  unused = [*ignored, *(name for name in others if name in given), *(["meta"] if meta else [])]
+  return Group(where, prompt, found, {**others, **(meta or {})}, row_formats.template_values(where, given)[0],
+               read, tuple(unused))
 
 
-def _responses(where: str, row: Mapping[str, Any], renumber: bool) -> tuple[Response, ...]:
-  given = row.get("responses")
+def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str]):
+  """Gives the prompt, None where a preference has it, the columns it was read from, and what is ignored."""
+  strange = set(fields) - {"prompt", "messages"}
+  if strange:
+    raise ValueError(f"config.data.fields has {sorted(strange)}; of ranked responses it says what 'prompt' "
+                     "and 'messages' are")
+  shown = row_formats.template_values(where, given)[1]
+  names = row_formats.names_of(fields)
+  known = (*names["messages"], *names["prompt"], row_formats.INSTRUCTION)
+  there = [column for column in known if column in given]
+  if not there and all(column in given for column in CHOICES):
+    return None, {"prompt": {}, "template": shown}, []
+  if not there and isinstance(row.get("prompt"), str):
+    raise ValueError(f"{where}: 'prompt' is empty; mend or delete the row")
+  if not there:
+    raise ValueError(f"{where}: has no 'prompt'; it has {', '.join(map(repr, row)) or 'nothing'}"
+                     f"{row_formats.misspelt(row)}. A row is {FORM}")
+  asked = row_formats.prompt_of(where, row, given, names, fields)
+  prompt, ignored = asked.prompt, []
+  if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+    prompt, ignored = prompt[:-1], [f"{asked.columns[0]}[-1]"]
+    if not prompt:
+      raise ValueError(f"{where}: {asked.columns[0]!r} has nothing before the assistant's; put the prompt "
+                       "there")
+  prompt, system = row_formats.with_system(where, prompt, given)
+  return prompt, {"prompt": {column: given[column] for column in (*asked.columns, *system)},
+                  "template": shown}, ignored
+
+
+def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] | None):
+  """Gives prompt, responses and columns of a row with one response that is better than another."""
+  missing = [column for column in CHOICES if column not in given]
+  if missing:
+    raise ValueError(f"{where}: has no {missing[0]!r} beside the other of {' and '.join(CHOICES)}; give both")
+  if len({chat_messages.is_chat(given[column]) for column in CHOICES}) > 1:
+    raise ValueError(f"{where}: of 'chosen' and 'rejected' one is a text and one a chat; give both alike")
+  if chat_messages.is_chat(given[CHOICES[0]]):
+    said = [row_formats.chat(where, column, given[column]) for column in CHOICES]
+    if prompt is None:
+      prompt = [one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*said))]
+    texts = [_last(where, column, row_formats.after(prompt, one))
+             for column, one in zip(CHOICES, said, strict=True)]
+  else:
+    texts = [_text(f"{where}: {column!r}", given[column]) for column in CHOICES]
+    if prompt is None:
+      prompt = _common(*texts)
+      texts = [text[len(prompt):] for text in texts]
+  if texts[0] == texts[1]:
+    raise ValueError(f"{where}: 'chosen' and 'rejected' are the same; leave the row out")
+  if not prompt:
+    raise ValueError(f"{where}: has no 'prompt', and 'chosen' and 'rejected' do not begin alike; give one")
+  if not all(text.strip() for text in texts):
+    raise ValueError(f"{where}: 'chosen' or 'rejected' has nothing behind the prompt that they begin with")
+  names = [name for name in (f"score_{column}" for column in CHOICES) if name in given]
+  if len(names) == 1:
+    raise ValueError(f"{where}: has {names[0]!r} without the score of the other response; give both or none")
+  scores = [_number(f"{where}: {name!r}", given[name]) for name in names]
+  found = tuple(Response(text, number + 1, scores[number] if scores else None)
+                for number, text in enumerate(texts))
+  return prompt, found, [*CHOICES, *names]
+
+
+def _last(where: str, column: str, said: Sequence[Mapping]) -> str:
+  """Gives the one message that follows the prompt."""
+  if len(said) != 1 or said[0]["role"] != "assistant" or "tool_calls" in said[0]:
+    raise ValueError(f"{where}: {column!r} must be the prompt's messages, if any, and one of the assistant's "
+                     f"with a text; behind the prompt it has {len(said)}")
+  return said[0]["content"]
+
+
+def _common(one: str, other: str) -> str:
+  """Gives what two texts begin with alike, up to the white space before the first word that differs."""
+  common = os.path.commonprefix([one, other])
+  words = re.match(r"(?s)(.*\S)\s", common)
+  return words[1] if words else ""
+
+
+def _number(where: str, value: Any) -> float:
+  """Gives a finite number, which tables of text hold as a text."""
+  try:
+    found = math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError):
+    found = math.nan
+  if not math.isfinite(found):
+    raise ValueError(f"{where} is {value!r}; it must be a finite number, of which more is better")
+  return found
+
+
+def _responses(where: str, given: Any, renumber: bool) -> tuple[Response, ...]:
   if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
     what = "is missing" if given is None else "is empty" if given in ([], ()) else f"is {_kind(given)}"
     raise ValueError(f"{where}: 'responses' {what}; it must be a list of at least one. A row is {FORM}")
@@ -149,13 +257,13 @@ def score_of(found: Sequence[Response]) -> np.ndarray:
   return np.array([len(found) - one.rank if one.score is None else one.score for one in found], np.float32)
 
 
-def read(files: str, *, renumber: bool = False) -> list[Group]:
+def read(files: str, *, renumber: bool = False, fields: Mapping[str, str] | None = None) -> list[Group]:
   """Reads all groups of files, see `records.read`; warns of scores that order responses otherwise than ranks.
 
   Raises:
     ValueError: naming file, line and field of the first row that cannot be used.
   """
-  found = [of_row(*record, renumber=renumber) for record in records.read(files)]
+  found = [of_row(*record, renumber=renumber, fields=fields) for record in records.read(files)]
   if not found:
     raise ValueError(f"{files} has no row; give at least one {FORM}")
   warn(found)
@@ -214,7 +322,11 @@ def as_row(group: Group) -> dict:
   """Gives a group as the row that `of_row` reads."""
   listed = [{"text": one.text, "rank": one.rank, **({} if one.score is None else {"score": one.score})}
             for one in group.responses]
-  return {"prompt": group.prompt, "responses": listed, **({"meta": dict(group.meta)} if group.meta else {})}
+  tools = {name: value for name, value in group.values.items() if name == row_formats.TOOLS}
+  others = {name: value for name, value in group.values.items() if name not in tools}
+  return {"prompt": group.prompt, "responses": listed, **tools,
+          **({row_formats.VALUES: others} if others else {}),
+          **({"meta": dict(group.meta)} if group.meta else {})}
 
 
 def texts(group: Group) -> list[str]:

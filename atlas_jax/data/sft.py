@@ -14,6 +14,7 @@ from absl import logging
 
 from atlas_jax.data import chats, packing, problems, prompts
 from atlas_jax.data import tokenizer as tokenizers
+from atlas_jax.data.columns import Needs
 from atlas_jax.data.problems import Problem
 
 OVERLONG = ("error", "skip", "truncate")
@@ -39,8 +40,8 @@ def encode(found: Sequence[Problem], tokenizer: tokenizers.Tokenizer, *, segment
     tokenizer: of the ids.
     segment_len: T; an example of n ids takes n - 1 places of it.
     template: chat template, or None for plain text, see `chats.encode`.
-    turns: of a chat: "all" of the assistant's are learnt in one row, only the "last", or "split" gives each
-      one a row of its own.
+    turns: of a chat: "all" of the assistant's are learnt, in one row where the template allows that, only
+      the "last", or "split" gives each one a row of its own.
     overlong: what to do with an example that is longer than a row: "error", "skip" or "truncate" (one whose
       answer lies behind the cut is skipped). How many were, is logged.
     **values: what the template may use besides.
@@ -51,29 +52,27 @@ def encode(found: Sequence[Problem], tokenizer: tokenizers.Tokenizer, *, segment
   if turns not in TURNS or overlong not in OVERLONG:
     raise ValueError(f"config.data.turns={turns!r} must be one of {', '.join(TURNS)}, and "
                      f"config.data.overlong={overlong!r} one of {', '.join(OVERLONG)}")
-  each = found if turns != "split" else [part for one in found for part in chats.split_turns(one)]
-  learn = "all" if turns == "all" else "last"
+  each = [row for problem in found for row in chats.rows(problem, tokenizer, template, turns=turns, **values)]
   kept, cut, skipped, most = [], [], [], 0
-  for problem in each:
-    coded = chats.encode(problem, tokenizer, template, learn=learn, **values)
-    example = Example(problem.where, *coded)
+  for where, coded in each:
+    example = Example(where, *coded)
     if len(example.ids_T) > segment_len + 1:
       most = max(most, len(example.ids_T) - 1)
-      example = Example(problem.where, coded.ids_T[:segment_len + 1], coded.learn_T[:segment_len + 1])
+      example = Example(where, coded.ids_T[:segment_len + 1], coded.learn_T[:segment_len + 1])
       lost = overlong == "skip" or not example.learn_T[1:].any()
-      (skipped if lost else cut).append(problem.where)
+      (skipped if lost else cut).append(where)
       if lost:
         continue
     kept.append(example)
   if overlong == "error" and (cut or skipped):
-    where = cut + skipped
-    raise ValueError(f"{len(where)} of {len(each)} examples are longer than config.data.segment_len="
-                     f"{segment_len}, the longest {most}: {', '.join(where[:SHOWN])}; set it to {most}, or "
+    long = cut + skipped
+    raise ValueError(f"{len(long)} of {len(each)} examples are longer than config.data.segment_len="
+                     f"{segment_len}, the longest {most}: {', '.join(long[:SHOWN])}; set it to {most}, or "
                      f"config.data.overlong to 'truncate' or 'skip'")
-  for what, where in (("cut short", cut), ("left out", skipped)):
-    if where:
-      logging.warning("%d of %d examples %s, longer than %d tokens: %s", len(where), len(each), what,
-                      segment_len, ", ".join(where[:SHOWN]))
+  for what, long in (("cut short", cut), ("left out", skipped)):
+    if long:
+      logging.warning("%d of %d examples %s, longer than %d tokens: %s", len(long), len(each), what,
+                      segment_len, ", ".join(long[:SHOWN]))
   return kept
 
 
@@ -254,13 +253,14 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
   Raises:
     ValueError: for a field that cannot be, and for a row that cannot be used, naming file and line.
   """
+  template = None if chat_template is None else chats.load(chat_template, values=template_values)
   found = prompts.load(name, files=files, split=split, held_out_frac=held_out_frac, seed=seed,
-                       options=options, fields=fields, download=download)
+                       options=options, fields=fields, download=download,
+                       needs=Needs(answer=False, template=template))
   count = found.count if max_problems is None else min(max_problems, found.count or max_problems)
   if count is None:
     raise ValueError(f"config.data.name={name!r} has no end; set config.data.max_problems")
   coder = tokenizers.load(tokenizer)
-  template = None if chat_template is None else chats.load(chat_template, values=template_values)
   examples = encode([found.problem(index) for index in range(count)], coder, segment_len=segment_len,
                     template=template, turns=turns, overlong=overlong)
   source = SftSource(

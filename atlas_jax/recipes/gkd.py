@@ -17,6 +17,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import evals, tree
 from atlas_jax.data import prompts, spans
+from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
@@ -26,9 +27,9 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given, Init, LossOut, Recipe
 from atlas_jax.recipes.grpo import Bound
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import distill_rows, held_out, kept
+from atlas_jax.rollout import distill_rows, held_out, kept, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
-from atlas_jax.rollout.distill_source import DistillSource, Plan, Writer
+from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.rollout.native import NativeSampler
 from atlas_jax.rollout.start import MODEL, Start, is_run, open_start, whole
 
@@ -146,7 +147,8 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
   """
   data, fields = config.data, config.distill
   found = prompts.load(data.name, files=data.files, held_out_frac=data.held_out_frac, seed=config.seed,
-                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download)
+                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
+                       needs=needs_of(config, pair.student))
   if data.max_problems is not None:
     count = data.max_problems if found.count is None else min(found.count, data.max_problems)
     found = prompts.Listed([found.problem(index) for index in range(count)])
@@ -159,6 +161,13 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
       prompts.PromptSource(found, batch_rows=1, seed=config.seed), reader_of(config, pair.student),
       reader_of(config, pair.teacher), plan, student_writer=writers[0], teacher_writer=writers[1],
       seed=config.seed, whole=whole, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def needs_of(config, start: Start) -> Needs:
+  """Gives what is read of problems: recorded solutions, and what evaluations of held-out ones read."""
+  held_out_ones = config.data.held_out_frac > 0
+  recorded = config.distill.on_policy_frac < 1 and config.distill.rest == RECORDED
+  return reward_columns.needs_of(config, start, solution=recorded or held_out_ones, answer=held_out_ones)
 
 
 def init_of(pair: Pair):

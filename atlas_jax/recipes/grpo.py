@@ -20,7 +20,7 @@ from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Anchor, Given, Init, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import held_out, kept, rewards
+from atlas_jax.rollout import held_out, kept, reward_columns, rewards
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.native import NativeSampler
 from atlas_jax.rollout.sampler import Options, Rollout, Sampler
@@ -131,7 +131,8 @@ def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
   wanted = rewards.of_config(config)
   found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
                        group_size=data.group_size, held_out_frac=data.held_out_frac,
-                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download)
+                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
+                       needs=reward_columns.needs_of(config, start, solution=False, answer=True))
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = Plan(
       batch_rows=data.batch_rows, batches=how.batches, passes=how.passes, flat_groups=how.flat_groups,

@@ -33,7 +33,7 @@ def make(config, mesh) -> Recipe:
   model_folder.check_name("ranked.folder", config.ranked.folder)
   start = open_start(config)
   check_lengths(config, start)
-  groups = groups_of(config)
+  groups = groups_of(config, start)
   source = source_of(config, start, groups["train"], "train")
   bound = Bound()
 
@@ -66,11 +66,12 @@ def needs_reference(settings: ranked.Settings) -> bool:
   return settings.anchored or settings.kl_weight > 0
 
 
-def groups_of(config) -> dict[str, list[responses.Group]]:
+def groups_of(config, start: Start) -> dict[str, list[responses.Group]]:
   """Reads the groups of both splits; see `data.ranked.load`."""
   fields = config.data
   found = data.load(files=fields.files, eval_files=config.ranked.eval_files, name=fields.name,
-                    held_out_frac=fields.held_out_frac, seed=config.seed, options=fields.options.to_dict())
+                    held_out_frac=fields.held_out_frac, seed=config.seed, options=fields.options.to_dict(),
+                    fields=fields.fields.to_dict(), template=start.template)
   return dict(zip(SPLITS, found, strict=True))
 
 

@@ -11,7 +11,7 @@ from atlas_jax.losses.sft import sft_loss
 from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.recipes import Given, Init, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import held_out, kept
+from atlas_jax.rollout import held_out, kept, reward_columns
 from atlas_jax.rollout.native import NativeSampler
 from atlas_jax.rollout.start import Start, open_start, whole
 
@@ -20,7 +20,7 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   start = open_start(config)
   check_lengths(config, start)
-  source = source_of(config, start, examples_of(config, start, problems_of(config, "train")), "train")
+  source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
   bound = Bound()
   return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
                 keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start), bind=bound.bind)
@@ -94,8 +94,10 @@ def source_of(config, start: Start, found, split: str, **place) -> sft.SftSource
       seed=config.seed if train else None, align_tokens=start.language.align_tokens, **place)
 
 
-def problems_of(config, split: str) -> list:
+def problems_of(config, split: str, start: Start | None = None) -> list:
   """Gives the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
+
+  What nothing reads of the rows is logged, once, with "train"; `start` says what its template shows.
 
   Raises:
     ValueError: if a task without end is not bounded; see also `prompts.load`.
@@ -103,7 +105,8 @@ def problems_of(config, split: str) -> list:
   data = config.data
   found = prompts.load(data.name, files=data.files, split=split, held_out_frac=data.held_out_frac,
                        seed=config.seed, options=data.options.to_dict(), fields=data.fields.to_dict(),
-                       download=data.download)
+                       download=data.download, needs=reward_columns.needs_of(
+                           config, start, solution=True, answer=data.held_out_frac > 0))
   group = "data" if split == "train" else "eval"
   counts = [count for count in (config[group].max_problems, found.count) if count is not None]
   if not counts:

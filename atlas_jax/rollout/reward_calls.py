@@ -93,6 +93,7 @@ class Call:
     name: as config.rewards has it.
     is_batched: whether it scores all completions in one call.
     asked: columns that it reads.
+    takes_extra: whether it reads all columns there are, as `extra`.
   """
 
   def __init__(self, name: str, function: Callable):
@@ -112,12 +113,13 @@ class Call:
                        f"must be {FORMS}{mixed}")
     self.is_batched = not single
     self._known = tuple(one for one in (BATCHED if self.is_batched else SINGLE) if one in taken)
+    self.takes_extra = "extra" in self._known
     self._positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY]
     self._has_kwargs, self._bound = has_kwargs, tuple(_bound(function))
     others = [one for one in parameters if one.kind not in _STARS and one.name not in self._known]
     optional = frozenset(one.name for one in others if one.default is not inspect.Parameter.empty)
     self.asked = Asked(frozenset(one.name for one in others) - optional, optional,
-                       has_kwargs or "extra" in self._known)
+                       has_kwargs or self.takes_extra)
 
   def start(self, batch: Batch) -> list:
     """Calls the function, for each completion or once for all.
@@ -292,20 +294,18 @@ def number(value) -> float:
 
 
 def columns_of(problem: Problem) -> list[str]:
-  """Gives the names by which functions can ask for what a row has, but for its prompt and messages."""
-  taken = problem.read_from.get("answer")
-  own = [name for name in (taken, "answer") if name is not None] if problem.answer is not None else []
-  asked = problem.read_from.get("prompt")
-  return list(dict.fromkeys([*problem.extra, *own, *([] if asked is None else [asked])]))
+  """Gives the names by which functions can ask for what a row has."""
+  own = ["answer"] if problem.answer is not None else []
+  return list(dict.fromkeys([*problem.columns, *own]))
 
 
 def column(problem: Problem, name: str) -> Any:
   """Gives a column of a row by its name, None if the row has none of that name."""
-  if name in problem.extra:
-    return problem.extra[name]
-  if name in ("answer", problem.read_from.get("answer")):
+  if name == problem.read_from.get("prompt"):
+    return problem.prompt
+  if name in ("answer", problem.read_from.get("answer")) and name not in problem.extra:
     return problem.answer
-  return problem.prompt if name == problem.read_from.get("prompt") else None
+  return problem.columns.get(name)
 
 
 def text_of(prompt: str | Sequence[Mapping]) -> str:

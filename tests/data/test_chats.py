@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from atlas_jax.data import chats, tokenizer
+from atlas_jax.data import chat_sandbox, chats, tokenizer
 from atlas_jax.data.problems import Problem
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "hf_models" / "byte_tokenizer"
@@ -178,11 +178,11 @@ def test_folders_without_a_template_or_with_spaces_of_their_own_are_refused(tmp_
 
 def test_without_jinja_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "jinja2", None)
-  chats._environment.cache_clear()
+  chat_sandbox.environment.cache_clear()
   with pytest.raises(ModuleNotFoundError, match=r"atlas_jax\[hf\]"):
     chats.Template("x", specials={})
 
 
 def test_a_message_with_a_mark_of_ours_is_refused(template):
   with pytest.raises(ValueError, match="U\\+FDD0"):
-    template.chat([{"role": "user", "content": chats.OPEN}, TURNS[1]], BYTES)
+    template.chat([{"role": "user", "content": chat_sandbox.OPEN}, TURNS[1]], BYTES)

@@ -66,7 +66,7 @@ def test_parts_of_text_are_joined_and_empty_fields_of_messages_dropped():
     ({"answer": "1"}, r"f:7: has no prompt: one of 'messages', 'prompt', .* it has 'answer'"),
     ({}, "f:7: has no prompt.*it has nothing"),
     ({"prompt": "  "}, "f:7: has no prompt"),
-    ({"prompt": 5}, "f:7: messages are int"),
+    ({"prompt": 5}, "f:7: prompt: messages are int"),
     ({"messages": [{"role": "user"}]}, r"f:7: messages\[0\] has no field 'content'"),
     ({"messages": [{"role": "user", "content": [{"image": 1}]}]}, r"messages\[0\] has no field 'content'"),
     ({"messages": [{"content": "a"}]}, r"f:7: messages\[0\] has role None; it must be one of system"),
@@ -134,9 +134,9 @@ def test_a_place_without_rows_is_refused(name, message, tmp_path, monkeypatch):
 
 
 def test_files_of_other_kinds_and_broken_archives_are_refused(tmp_path):
-  (tmp_path / "x.csv").write_text("a,b\n")
-  with pytest.raises(ValueError, match="x.csv ends in none of .jsonl"):
-    list(records.read(str(tmp_path / "x.csv")))
+  (tmp_path / "x.xlsx").write_text("a,b\n")
+  with pytest.raises(ValueError, match="x.xlsx ends in none of .jsonl"):
+    list(records.read(str(tmp_path / "x.xlsx")))
   (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n' + os.urandom(9000))[:4000])
   with pytest.raises(ValueError, match="y.jsonl.gz"):
     list(records.read(str(tmp_path / "y.jsonl.gz")))

@@ -74,7 +74,8 @@ def test_a_prompt_may_be_messages():
 
 
 BAD = (
-  ({"question": "Why?"}, "file:3: has no 'prompt'; it has 'question'"),
+  ({"promt": "Why?"}, "file:3: has no 'prompt'; it has 'promt'"),
+  ({"question": "Why?"}, "file:3: 'responses' is missing"),
   (row(1, prompt="  "), "file:3: 'prompt' is empty"),
   (row(1, prompt=7), "file:3: prompt: messages are int"),
   (row(1, meta="x"), "file:3: 'meta' is a text, not an object"),

@@ -1,0 +1,320 @@
+"""Chat templates: chats as token ids, and which of these ids a model should learn to write.
+
+A rendered chat is cut where the assistant begins to write, and each part is encoded by itself. So a row of
+training has the very ids that sampling sees: those of the prompt, then those of what is written. Special
+tokens of the template, and those that an assistant wrote, become special ids; what others say is text.
+"""
+import functools
+import importlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atlas_jax.data import messages as chat_messages
+from atlas_jax.data import problems
+from atlas_jax.data.chat_sandbox import CLOSE, OPEN, environment
+from atlas_jax.data.tokenizer import Tokenizer
+
+FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
+PLAIN = "\ufdd2"  # A code point that stands for no character in any text, as OPEN and CLOSE.
+
+
+class Encoded(NamedTuple):
+  """A text as ids."""
+
+  ids_T: np.ndarray    # int32
+  learn_T: np.ndarray  # bool: whether the model should learn to write this id
+
+
+class Template:
+  """A chat template with the special tokens of its tokenizer.
+
+  Attributes:
+    source: the template itself.
+  """
+
+  def __init__(self, source: str, *, specials: Mapping[str, int],
+               values: Mapping[str, Any] = problems.NOTHING):
+    """Compiles a template.
+
+    Args:
+      source: Jinja; what stands in {% generation %} blocks, if it has any, is what the assistant wrote.
+      specials: special token -> id.
+      values: what the template may use besides messages, such as bos_token or enable_thinking.
+
+    Raises:
+      ValueError: if the template cannot be read.
+      ModuleNotFoundError: if the extra `hf` is missing.
+    """
+    self.source, self._values, self._specials = source, dict(values), dict(specials)
+    self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
+    longest_first = sorted(self._specials, key=len, reverse=True)
+    self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    sandbox, self._error = environment()
+    try:
+      self._template = sandbox.from_string(source)
+    except self._error as error:
+      raise ValueError(f"the chat template cannot be read: {error}; mend it or give another") from error
+
+  def render(self, messages: Sequence[Mapping], *, add_generation_prompt: bool = False, **values) -> str:
+    """Gives the text of a chat.
+
+    Args:
+      messages: each with "role" and "content".
+      add_generation_prompt: whether it ends where the assistant would begin to write.
+      **values: what the template may use besides, such as tools; they precede those of the template.
+
+    Raises:
+      ValueError: if the template refuses these messages.
+    """
+    _check_marks(messages, values)
+    return _unmarked(self._render(messages, add_generation_prompt, values))
+
+  def _render(self, messages, add_generation_prompt: bool, values: Mapping[str, Any]) -> str:
+    called = any("tool_calls" in message for message in messages)
+    if called and "tool_calls" not in self.source:
+      raise ValueError("the messages have 'tool_calls', which the chat template does not show; leave the row "
+                       "out, or give a template that does")
+    shown: list[Mapping] = list(chat_messages.bare(messages))
+    if called:
+      shown = [chat_messages.with_arguments(one, as_text=self._arguments_are_text) for one in shown]
+    try:
+      return self._template.render(messages=shown, add_generation_prompt=add_generation_prompt,
+                                   **{**self._values, **values})
+    except (self._error, TypeError) as error:
+      others = [message["role"] for message in messages if message["role"] not in ("system", "developer")]
+      first = ""
+      if others[:1] == ["assistant"]:
+        first = "; they begin with the assistant's: put a user's before it, or give it 'weight' 0"
+      raise ValueError(f"the chat template refuses the messages: {error}{first}; change them, or set what it "
+                       "lacks with config.data.template_values") from error
+
+  @functools.cached_property
+  def _arguments_are_text(self) -> bool:
+    """Says whether arguments of calls are given to the template as JSON text, not as the objects they are.
+
+    Most templates write objects as JSON; some refuse them or write them as Python does.
+    """
+    call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+      text = self._template.render(messages=chat, add_generation_prompt=False, **self._values)
+    except (self._error, TypeError):
+      return True
+    return "{'a': 'b'}" in text
+
+  def prompt(self, messages: Sequence[Mapping], tokenizer: Tokenizer, **values) -> np.ndarray:
+    """Gives the ids after which the assistant begins to write, int32; `values` as in `render`."""
+    _check_marks(messages, values)
+    text = self._render(self._shielded(messages), True, self._shielded(values))
+    return self._encode(_unmarked(text), tokenizer)
+
+  def chat(self, messages: Sequence[Mapping], tokenizer: Tokenizer, *, learn: str = "all",
+           **values) -> Encoded:
+    """Gives the ids of a whole chat, with the assistant's turns to learn; see `rows`.
+
+    Raises:
+      ValueError: also if one row cannot teach all turns.
+    """
+    found = self.rows(messages, tokenizer, learn=learn, **values)
+    if len(found) > 1:
+      raise ValueError(
+          f"the chat template shows messages[{found[0][0]}] in another way once others follow, so that one "
+          "row cannot teach all turns; set config.data.turns='split' (a row for each turn)")
+    return found[0][1]
+
+  def rows(self, messages: Sequence[Mapping], tokenizer: Tokenizer, *, learn: str = "all",
+           **values) -> list[tuple[int, Encoded]]:
+    """Gives a chat as rows of ids that together teach the assistant's turns, each with its last such turn.
+
+    One row teaches all turns where the template shows them all as they were written. Some templates leave
+    out of earlier turns what was thought in them: such a turn is learnt in a row that ends with it, as the
+    model would be asked for it and would write it.
+
+    What a turn ends with is learnt too, up to its last special token; white space that follows is not. A turn
+    of weight 0 is not learnt.
+
+    Args:
+      messages: each with "role" and "content"; those of the assistant may have a "weight".
+      tokenizer: encodes what is not special.
+      learn: "all" of the assistant's turns, or the "last".
+      **values: as in `render`.
+
+    Raises:
+      ValueError: if there is nothing to learn, or if the template does not begin a turn as it asks for it.
+    """
+    _check_marks(messages, values)
+    spoken = chat_messages.turns(messages)
+    if not spoken:
+      raise ValueError("the assistant says nothing in these messages; there is nothing to learn from them")
+    spoken = spoken if learn == "all" else spoken[-1:]
+    turns = [number for number in spoken if chat_messages.weighs(messages[number])]
+    if not turns:
+      raise ValueError("all turns of the assistant that could be learnt have weight 0; there is nothing to "
+                       "learn from them, leave them out")
+    shielded, said = self._shielded(messages), self._shielded(values)
+    found = (self._marked_parts(shielded, said, turns, learn) if self._marked
+             else self._parts(shielded, said, turns))
+    return [(number, self._coded(parts, tokenizer)) for number, parts in found]
+
+  def _coded(self, parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Encoded:
+    ids, learnt = [], []
+    for text, counts in parts:
+      for piece, inside in self._trimmed(text) if counts else [(text, False)]:
+        ids.append(self._encode(piece, tokenizer))
+        learnt.append(np.full(len(ids[-1]), inside))
+    return Encoded(np.concatenate(ids), np.concatenate(learnt))
+
+  def turn_end(self, tokenizer: Tokenizer) -> int | None:
+    """Gives the special token that ends what the assistant writes, such as <|im_end|>; None if none does."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    coded = self.chat(said, tokenizer)
+    last = int(coded.ids_T[coded.learn_T][-1])
+    return last if last in self._specials.values() else None
+
+  def _parts(self, messages, values, turns: Sequence[int]) -> list[tuple[int, list[tuple[str, bool]]]]:
+    """Gives rows of (text, whether it is to learn), by rendering the chat up to each turn that is."""
+    whole = self._render(messages, False, values)
+    spans = {number: self._span(messages, number, values) for number in turns}
+    rows, left = [], list(turns)
+    while left:
+      text = spans[left[-1]][1]
+      text = whole if not rows and whole.startswith(text) else text
+      here = [number for number in left if text.startswith(spans[number][1])]
+      parts, at = [], 0
+      for before, after in (spans[number] for number in here):
+        parts += [(text[at:len(before)], False), (text[len(before):len(after)], True)]
+        at = len(after)
+      rows.append((left[-1], [*parts, (text[at:], False)]))
+      left = [number for number in left if number not in here]
+    return rows[::-1]
+
+  def _span(self, messages, number: int, values) -> tuple[str, str]:
+    """Gives the text up to where the assistant begins to write a turn, and up to where it has written it."""
+    after = self._render(messages[:number + 1], False, values)
+    if any(message["role"] not in ("system", "developer") for message in messages[:number]):
+      before = self._render(messages[:number], True, values)
+    else:  # Nobody has asked for it: it begins with what a template puts before an answer.
+      asked = [{"role": "user", "content": "a"}]
+      opening = self._render(asked, True, values)[len(self._render(asked, False, values)):]
+      at = after.find(opening)
+      before = after[:at + len(opening)] if at >= 0 else opening
+    if not after.startswith(before):
+      raise ValueError(
+          f"the chat template does not begin messages[{number}] as it asks for it: the assistant is asked "
+          f"with {before[-40:]!r}, and the message is shown as {after[_same(before, after):][:40]!r}; set "
+          "config.data.template_values, such as enable_thinking, to what the messages are, or give another "
+          "template, or the message 'weight' 0")
+    return before, after
+
+  def _marked_parts(self, messages, values, turns: Sequence[int], learn: str):
+    """Gives one row of (text, whether it is to learn) by the marks of {% generation %}."""
+    pieces = re.split(f"{OPEN}(.*?){CLOSE}", self._render(messages, False, values), flags=re.DOTALL)
+    marks, spoken = len(pieces) // 2, chat_messages.turns(messages)
+    if not marks:
+      raise ValueError("the assistant says nothing in these messages; there is nothing to learn from them")
+    if learn == "all" and len(turns) < len(spoken) and marks != len(spoken):
+      raise ValueError(f"the chat template marks {marks} pieces of {len(spoken)} turns, so that turns of "
+                       "weight 0 cannot be told from the others; set config.data.turns='split'")
+    learnt = range(marks) if len(turns) == len(spoken) else [spoken.index(number) for number in turns]
+    learnt = [marks - 1] if learn == "last" else learnt
+    return [(turns[-1], [(piece, number % 2 == 1 and number // 2 in learnt)
+                         for number, piece in enumerate(pieces)])]
+
+  def _trimmed(self, text: str) -> list[tuple[str, bool]]:
+    """Cuts off the white space that a template puts behind the special token that ends a turn."""
+    ends = [found.end() for found in self._pattern.finditer(text)]
+    at = ends[-1] if ends and not text[ends[-1]:].strip() else len(text)
+    return [(text[:at], True), (text[at:], False)]
+
+  def _shielded(self, value: Any) -> Any:
+    """Marks special tokens in what others than the assistant say, so that they stay text."""
+    if isinstance(value, str):
+      return self._pattern.sub(lambda found: found[0][0] + PLAIN + found[0][1:], value)
+    if isinstance(value, Mapping):
+      assistant = value.get("role") == "assistant"
+      return dict(value) if assistant else {name: self._shielded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+      return [self._shielded(one) for one in value]
+    return value
+
+  def _encode(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Gives the ids of a rendered text, int32."""
+    pieces, at = [], 0
+    for found in self._pattern.finditer(text):
+      pieces += [self._plain(text[at:found.start()], tokenizer), [self._specials[found[0]]]]
+      at = found.end()
+    return np.concatenate([*pieces, self._plain(text[at:], tokenizer)]).astype(np.int32)
+
+  def _plain(self, text: str, tokenizer: Tokenizer):
+    return tokenizer.encode(text.replace(PLAIN, "").encode("utf-8", "replace")) if text else []
+
+
+def _check_marks(*values) -> None:
+  """Raises ValueError if a text has a mark of ours."""
+  text = json.dumps(values, ensure_ascii=False, default=str)
+  if any(mark in text for mark in (OPEN, CLOSE, PLAIN)):
+    raise ValueError("a message has one of the code points U+FDD0 to U+FDD2, which no text has; remove it")
+
+
+def _same(one: str, other: str) -> int:
+  """Counts the characters that two texts begin with alike."""
+  return next((at for at, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+def _unmarked(text: str) -> str:
+  return text.replace(OPEN, "").replace(CLOSE, "")
+
+
+def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Template:
+  """Loads the chat template that came with a tokenizer.
+
+  Args:
+    folder: of a tokenizer as transformers writes it, or "hf:NAME" for one on the hub.
+    values: what the template may use besides messages, such as enable_thinking.
+
+  Raises:
+    ValueError: if there is no template, or the tokenizer adds something to every part of a text.
+  """
+  path = _download(folder[3:]) if folder.startswith("hf:") else pathlib.Path(folder).expanduser()
+  path = path.parent if path.is_file() else path
+  settings, content = _json(path / "tokenizer_config.json"), _json(path / "tokenizer.json")
+  parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+  if '"Metaspace"' in parts or '"Prepend"' in parts:
+    raise ValueError(f"{path / 'tokenizer.json'} puts a space before every text it is given, so the parts of "
+                     f"a chat cannot be encoded by themselves; use a byte-level one, as of Llama 3 or Qwen")
+  source = _source(path, settings)
+  if not source:
+    raise ValueError(f"{path} has no chat template in {', '.join(FILES[:3])}; put one there as {FILES[0]}, "
+                     f"or give prompts as texts and set config.data.chat_template=None")
+  specials = {token["content"]: token["id"] for token in content.get("added_tokens") or []
+              if token.get("special")}
+  tokens = {name: value["content"] if isinstance(value, dict) else value
+            for name, value in settings.items() if name.endswith("_token") and isinstance(value, str | dict)}
+  return Template(source, specials=specials, values={**tokens, **values})
+
+
+def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
+  if (path / FILES[0]).is_file():
+    return (path / FILES[0]).read_text(encoding="utf-8")
+  source = _json(path / FILES[1]).get("chat_template") or settings.get("chat_template")
+  if isinstance(source, list):
+    source = next((one["template"] for one in source if one["name"] == "default"), None)
+  return source
+
+
+def _json(file: pathlib.Path) -> dict:
+  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _download(name: str) -> pathlib.Path:
+  hub = importlib.import_module("huggingface_hub")
+  try:
+    return pathlib.Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
+  except Exception as error:  # Offline, absent and forbidden all end here, each with a type of its own.
+    raise ValueError(f"the chat template of 'hf:{name}' cannot be fetched ({type(error).__name__}); without "
+                     f"a network give the path of a local folder") from error

@@ -1,0 +1,121 @@
+"""Which columns of rows nothing reads, and the one warning of a data set that names them."""
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from atlas_jax.data import chats, row_formats
+from atlas_jax.data import messages as chat_messages
+from atlas_jax.data.problems import Problem
+
+CALLS = "tool_calls"
+
+
+class Needs(NamedTuple):
+  """What a recipe reads of problems besides their prompts."""
+
+  solution: bool = True
+  answer: bool = True
+  columns: frozenset[str] | None = frozenset()  # those that a function asks for by name; None: all others
+  template: chats.Template | None = None  # that chats are put in; None: prompts are texts
+
+
+EVERYTHING = Needs()  # but for columns that a function asks for
+
+
+def unused(problem: Problem, needs: Needs) -> list[str]:
+  """Names the columns of a problem's row that nothing reads, and fields of its chat that are not shown.
+
+  Raises:
+    ValueError: if calls of tools are not shown, which would change what is learnt.
+  """
+  reads = {"solution": needs.solution, "answer": needs.answer}
+  used = {column for role, columns in problem.read.items() if reads.get(role, True) for column in columns}
+  there = [column for columns in problem.read.values() for column in columns]
+  if needs.columns is not None:
+    there += [column for column, value in problem.extra.items() if not row_formats.is_empty(value)]
+  asked = needs.columns or frozenset()
+  left = [column for column in dict.fromkeys(there) if column not in used | asked]
+  return [*left, *(name for name in _not_shown(problem, needs) if name not in asked)]
+
+
+def warn(place: str, found: Sequence[Problem], needs: Needs) -> None:
+  """Logs once, for all rows of a data set, what of them nothing reads and how many rows have it."""
+  log(place, [unused(one, needs) for one in found])
+
+
+def log(place: str, unused_of_rows: Sequence[Sequence[str]]) -> None:
+  """Logs the names that stand in the lists of rows, each with how many rows have it; nothing if none does."""
+  counts = Counter(name for names in unused_of_rows for name in names)
+  if counts:
+    listed = ", ".join(f"{name!r} ({count} of {len(unused_of_rows)} rows{_meant(name)})"
+                       for name, count in counts.items())
+    logging.warning("%s: nothing asks for %s, and what is learnt does not depend on them; where one should "
+                    "count, name it with config.data.fields, or as a parameter of a reward", place, listed)
+
+
+def _meant(name: str) -> str:
+  known = row_formats.nearly(name) if name.isidentifier() or name.strip() != name else None
+  return "" if known is None else f"; is {known!r} meant?"
+
+
+def _not_shown(problem: Problem, needs: Needs) -> list[str]:
+  """Names what a template is given of a chat and does not show."""
+  parts = [(chats.messages_of(problem), [*problem.read.get("prompt", ()), "messages"][0])]
+  if needs.solution:
+    column = [*problem.read.get("solution", ()), "completion"][0]
+    parts.append((chats.reply_of(problem), column.removesuffix("[-1]")))
+  fields: dict[str, str] = {}
+  for messages, column in parts:
+    for key in (key for message in messages for key in message if key not in ("role", "content")):
+      fields.setdefault(key, f"{column}[].{key}")
+  weight = fields.pop(chat_messages.WEIGHT, None)
+  names = [] if weight is None or needs.solution else [weight]
+  if not fields and not problem.values:
+    return names
+  views = _views([message for messages, _ in parts for message in messages], needs)
+  for key, name in fields.items():
+    without = lambda messages, key=key: [{one: x for one, x in message.items() if one != key}
+                                         for message in messages]
+    if needs.template is None or not _differs(needs.template, views, problem.values, key, without):
+      if key == CALLS and needs.template is not None:
+        raise ValueError(f"{problem.where}: {name} are calls of tools, which the chat template does not "
+                         "show; leave the row out, or give a template that does")
+      names.append(name)
+  for key in problem.values:
+    others = {name: value for name, value in problem.values.items() if name != key}
+    if needs.template is None or not _differs(needs.template, views, problem.values, key, list, others):
+      names.append(_column_of(key, problem))
+  return names
+
+
+def _views(messages: list[dict], needs: Needs) -> list[tuple[list[dict], bool]]:
+  """Gives the chats that a template is shown, each with whether it ends where the assistant would write."""
+  if not needs.solution:
+    return [(messages, True)]
+  return [(messages[:number + 1], False) for number in chat_messages.turns(messages)]
+
+
+def _differs(template: chats.Template, views, values: Mapping[str, Any], key: str, without: Callable,
+             values_without: Mapping[str, Any] | None = None) -> bool:
+  """Says whether some view of a chat is another one without a field."""
+  if key not in template.source:
+    return False
+  for messages, asks in views:
+    shown = template.render(messages, add_generation_prompt=asks, **values)
+    try:
+      other = template.render(without(messages), add_generation_prompt=asks,
+                              **(values if values_without is None else values_without))
+    except ValueError:  # It cannot do without.
+      return True
+    if shown != other:
+      return True
+  return False
+
+
+def _column_of(key: str, problem: Problem) -> str:
+  columns = problem.read.get("template", {})
+  if key == row_formats.TOOLS:
+    return row_formats.FUNCTIONS if row_formats.FUNCTIONS in columns else key
+  return key if key in columns else f"{row_formats.VALUES}.{key}"

@@ -1,0 +1,177 @@
+"""Messages of chats: roles, contents that are texts, calls of tools, and which turns are learnt.
+
+A message is an object with "role" and "content". Read as well are messages of ShareGPT ("from" and "value"),
+contents in parts of text, calls of tools as OpenAI writes them ("tool_calls", or "function_call" in older
+files), and "weight", 1 or 0: whether a turn of the assistant is learnt.
+"""
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What ShareGPT calls who speaks; a "function_call" is the assistant's and holds the call as JSON.
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+            "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "system": "system",
+            "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant"}
+WEIGHT = "weight"
+
+
+def check(where: str, messages: Any) -> list[dict]:
+  """Gives messages as dicts with "role" and "content", a text; parts of text are joined by line ends.
+
+  Args:
+    where: place of the messages, for errors.
+    messages: a list of messages, or such a list as JSON text.
+
+  Raises:
+    ValueError: naming the place, the message and its field.
+  """
+  if isinstance(messages, str):
+    messages = parsed(where, "messages", messages)
+  if not is_list(messages) or not len(messages):
+    raise ValueError(f"{where}: messages are {type(messages).__name__}, not a list of at least one")
+  return [_message(f"{where}: messages[{number}]", message) for number, message in enumerate(messages)]
+
+
+def is_chat(value: Any) -> bool:
+  """Says whether a column holds messages: a list, or the JSON text of a list of messages."""
+  if not isinstance(value, str):
+    return is_list(value)
+  if not value.lstrip().startswith("["):
+    return False
+  try:
+    found = json.loads(value)
+  except ValueError:
+    return False
+  return isinstance(found, list) and bool(found) and all(
+      isinstance(one, dict) and ("role" in one or "from" in one) for one in found)
+
+
+def is_list(value: Any) -> bool:
+  """Says whether a value is a list of some kind, not a text."""
+  return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def parsed(where: str, column: str, text: str) -> Any:
+  """Gives what a column of JSON text holds; ValueError, naming the column, if it is not JSON."""
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    raise ValueError(f"{where}: {column!r} is a text that is not JSON ({error}); write it with double "
+                     "quotes, as json.dumps does") from error
+
+
+def turns(messages: Sequence[Mapping]) -> list[int]:
+  """Gives which messages are the assistant's."""
+  return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def weighs(message: Mapping) -> bool:
+  """Says whether a turn of the assistant is learnt: its weight is not 0."""
+  return bool(message.get(WEIGHT, 1))
+
+
+def bare(messages: Sequence[Mapping]) -> list[dict]:
+  """Gives messages without their weights, as a template is shown them."""
+  return [{name: value for name, value in message.items() if name != WEIGHT} for message in messages]
+
+
+def _message(where: str, message: Any) -> dict:
+  if not isinstance(message, Mapping):
+    raise ValueError(f"{where} is {type(message).__name__}, not an object with 'role' and 'content'")
+  kept = {name: value for name, value in message.items() if value is not None}
+  if "role" not in kept and "from" in kept:
+    kept = _of_share_gpt(where, kept)
+  if "function_call" in kept:
+    kept["tool_calls"] = [{"type": "function", "function": kept.pop("function_call")}]
+  kept["role"] = "tool" if kept.get("role") == "function" else kept.get("role")
+  if kept["role"] not in ROLES:
+    raise ValueError(f"{where} has role {kept['role']!r}; it must be one of {', '.join(ROLES)}")
+  if "tool_calls" in kept:
+    kept["tool_calls"] = _calls(where, kept["tool_calls"])
+    if not kept["tool_calls"]:
+      del kept["tool_calls"]
+  if WEIGHT in kept:
+    _check_weight(where, kept)
+  return {**kept, "content": _content(where, kept)}
+
+
+def _of_share_gpt(where: str, kept: Mapping[str, Any]) -> dict:
+  speaker, value = kept["from"], kept.get("value")
+  if speaker not in SPEAKERS:
+    raise ValueError(f"{where} is from {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
+  others = {name: one for name, one in kept.items() if name not in ("from", "value")}
+  if not isinstance(value, str):
+    raise ValueError(f"{where} has no field 'value' that is a text")
+  if speaker == "function_call":
+    calls = parsed(where, "value", value)
+    return {**others, "role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls]}
+  return {**others, "role": SPEAKERS[speaker], "content": value}
+
+
+def _content(where: str, kept: Mapping[str, Any]) -> str:
+  content = kept.get("content", "" if kept.get("tool_calls") else None)
+  if is_list(content):
+    known = [part["text"] for part in content
+             if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+             and part.get("type", "text") == "text"]
+    strange = [name for part in content if isinstance(part, Mapping)
+               for name, value in part.items() if name not in ("type", "text") and value is not None]
+    if strange and len(known) == len(content):
+      raise ValueError(f"{where} has {strange[0]!r} in a part of its content; a part has 'type' and 'text' "
+                       "alone: leave it out")
+    content = "\n".join(known) if known and len(known) == len(content) else None
+  if not isinstance(content, str):
+    raise ValueError(f"{where} has no field 'content' that is a text, or parts with a 'text' each")
+  return content
+
+
+def _calls(where: str, calls: Any) -> list[dict]:
+  """Gives calls of tools, each checked to have a name."""
+  if isinstance(calls, str):
+    calls = parsed(where, "tool_calls", calls)
+  named = is_list(calls) and all(
+      isinstance(call, Mapping) and isinstance(_function(call), Mapping)
+      and isinstance(_function(call).get("name"), str) for call in calls)
+  if not named:
+    raise ValueError(f"{where} has 'tool_calls' that are no list of calls, each with a function's name and "
+                     'arguments: {"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}')
+  return [dict(call) for call in calls]
+
+
+def _function(call: Mapping) -> Any:
+  return call.get("function", call)
+
+
+def with_arguments(message: Mapping, *, as_text: bool) -> Mapping:
+  """Gives a message whose calls have their arguments as JSON text, or as the objects that such texts hold."""
+  if "tool_calls" not in message:
+    return message
+  calls = []
+  for call in message["tool_calls"]:
+    function = dict(_function(call))
+    given = function.get("arguments")
+    if as_text and given is not None and not isinstance(given, str):
+      function["arguments"] = json.dumps(given, ensure_ascii=False)
+    elif not as_text and isinstance(given, str):
+      function["arguments"] = _object_of(given)
+    calls.append({**call, "function": function} if "function" in call else function)
+  return {**message, "tool_calls": calls}
+
+
+def _object_of(text: str) -> Any:
+  """Gives the object that a JSON text holds, or the text if it holds none."""
+  try:
+    found = json.loads(text)
+  except ValueError:
+    return text
+  return found if isinstance(found, dict) else text
+
+
+def _check_weight(where: str, kept: Mapping[str, Any]) -> None:
+  weight = kept[WEIGHT]
+  if isinstance(weight, str) or weight not in (0, 1):
+    raise ValueError(f"{where}.weight is {weight!r}; it must be 1, the turn is learnt, or 0, it is not")
+  if weight and kept["role"] != "assistant":
+    raise ValueError(f"{where}.weight is {weight!r} in a message of the {kept['role']}; only the assistant's "
+                     "are learnt: leave it out, or set it to 0")

@@ -1,0 +1,169 @@
+"""Formats of rows: what each column becomes, columns that say the same, and those that contradict."""
+
+import json
+
+import pytest
+
+from atlas_jax.data import chats, prompts, tokenizer
+
+BYTES = tokenizer.ByteTokenizer()
+USER = {"role": "user", "content": "cat?"}
+SAID = {"role": "assistant", "content": "chat"}
+SYSTEM = {"role": "system", "content": "French."}
+SHARE_GPT = [{"from": "human", "value": "cat?"}, {"from": "gpt", "value": "chat"}]
+ALPACA = {"instruction": "Translate.", "input": "cat", "output": "chat"}
+TOOL = {"type": "function", "function": {"name": "look_up"}}
+
+
+@pytest.mark.parametrize(
+  "row, prompt, solution",
+  [
+    (ALPACA, "Translate.\n\ncat", "chat"),
+    ({**ALPACA, "input": ""}, "Translate.", "chat"),
+    ({"instruction": "Translate.", "context": "cat", "response": "chat"}, "Translate.\n\ncat", "chat"),
+    ({**ALPACA, "system": "French."}, [SYSTEM, {"role": "user", "content": "Translate.\n\ncat"}], "chat"),
+    (
+      {**ALPACA, "history": [["cat?", "chat"]]},
+      [USER, SAID, {"role": "user", "content": "Translate.\n\ncat"}],
+      "chat",
+    ),
+    ({"conversations": SHARE_GPT}, [USER], "chat"),
+    ({"conversations": SHARE_GPT, "system": "French."}, [SYSTEM, USER], "chat"),
+    ({"conversations": [USER, SAID]}, [USER], "chat"),
+    ({"messages": json.dumps([USER, SAID])}, [USER], "chat"),
+    ({"prompt": json.dumps([USER]), "completion": json.dumps([SAID])}, [USER], "chat"),
+    ({"prompt": "cat?", "system": "French.", "completion": "chat"}, [SYSTEM, USER], "chat"),
+    ({"system_prompt": "French.", "question": "cat?", "response": "chat"}, [SYSTEM, USER], "chat"),
+    ({"prompt": [USER], "completion": [USER, SAID]}, [USER], "chat"),
+    ({"prompt": [SYSTEM, USER], "system": "French.", "completion": "chat"}, [SYSTEM, USER], "chat"),
+    ({"problem": "cat?", "output": "chat"}, "cat?", "chat"),
+    ({"prompt": "[cat]", "completion": "[1, 2]"}, "[cat]", "[1, 2]"),
+    ({"prompt": "cat?", "completion": 7}, "cat?", "7"),
+  ],
+)
+def test_the_formats_that_people_have_are_read(row, prompt, solution):
+  found = prompts.of_row("f:1", row)
+  assert (found.prompt, found.solution) == (prompt, solution)
+  assert set(found.columns) == set(row)
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    (
+      {"messages": [USER, SAID], "prompt": "dog?"},
+      "'messages' and 'prompt' are both prompts and ask different",
+    ),
+    ({"messages": [USER, SAID], **ALPACA}, "'messages' and 'instruction' are both prompts"),
+    ({**ALPACA, "prompt": "dog?"}, "'instruction' and 'prompt' are both prompts"),
+    ({"prompt": "cat?", "input": "dog"}, "'prompt' and 'input' are both prompts"),
+    (
+      {"messages": [USER, SAID], "conversations": [{"from": "human", "value": "dog?"}]},
+      "'conversations' are both",
+    ),
+    (
+      {"messages": [USER, SAID], "completion": "chien"},
+      "'completion' and the last message of 'messages' are diff",
+    ),
+    (
+      {"messages": [SYSTEM, USER, SAID], "system": "German."},
+      "'system' and the system's message of its chat",
+    ),
+    ({"messages": [USER], "tools": [TOOL], "functions": [{"name": "f"}]}, "has 'tools' and 'functions'"),
+    ({"prompt": "cat?", "images": ["a.png"]}, "has 'images', and models here read text alone"),
+    ({"messages": "what is it?"}, "'messages' is a text that is not JSON"),
+    ({"messages": "[{'role': 'user'}]"}, "'messages' is a text that is not JSON.*double quotes"),
+    ({"messages": '{"role": "user"}'}, "messages are dict, not a list"),
+    ({"prompt": "cat?", "tools": "look_up"}, "'tools' is a text that is not JSON"),
+    ({"prompt": "cat?", "tools": ["look_up"]}, "'tools' must be a list of tools"),
+    ({"prompt": "cat?", "system": 5}, "'system' is int, not a text"),
+    ({"prompt": "cat?", "completion": True}, "its solution 'completion' is bool, not a text"),
+    ({"prompt": "cat?", "completion": {"a": 1}}, "its solution 'completion' is dict, not a text"),
+    ({"prompt": [USER], "completion": [USER]}, "'completion' must be the assistant's messages"),
+    ({"prompt": "cat?", "answer": ["a"]}, "its answer is list, not a text or a number, in 'answer'"),
+    ({"instruction": ["a"], "output": "b"}, "'instruction' is list, not a text"),
+    ({**ALPACA, "history": ["a"]}, "'history' must be a list of"),
+    (
+      {"prompt": "cat?", "chat_template_kwargs": {"messages": []}},
+      "'chat_template_kwargs' must be an object",
+    ),
+    ({"conversations": [{"from": "narrator", "value": "a"}]}, r"messages\[0\] is from 'narrator'"),
+    ({"conversations": [{"from": "human", "text": "a"}]}, r"messages\[0\] has no field 'value'"),
+    ({"messages": [{**USER, "content": [{"type": "text", "text": "a", "cache": 1}]}]}, "'cache' in a part"),
+    (
+      {"messages": [USER, {**SAID, "tool_calls": [{"name": 5}]}]},
+      r"messages\[1\] has 'tool_calls' that are no",
+    ),
+  ],
+)
+def test_what_contradicts_or_cannot_be_is_refused_with_place_and_column(row, message):
+  with pytest.raises(ValueError, match=f"^f:7: .*{message}"):
+    prompts.of_row("f:7", row)
+
+
+def test_columns_that_say_the_same_are_read_once():
+  row = {"messages": [USER, SAID], "prompt": "cat?", "completion": "chat", "system": ""}
+  found = prompts.of_row("f:1", row)
+  assert (found.prompt, found.solution, found.read_from["prompt"]) == ([USER], "chat", "messages")
+  assert dict(found.extra) == {"prompt": "cat?", "completion": "chat", "system": ""}
+
+
+def test_a_column_that_is_named_wins_over_all_formats():
+  row = {"messages": [USER, SAID], "prompt": "dog?", "completion": "chien", **ALPACA}
+  found = prompts.of_row("f:1", row, {"prompt": "prompt"})
+  assert (found.prompt, found.solution) == ("dog?", "chien") and set(found.extra) == {"messages", *ALPACA}
+  better = {"prompt": "cat?", "chosen": [USER, SAID], "rejected": [USER, {**SAID, "content": "chien"}]}
+  assert prompts.of_row("f:1", better, {"solution": "chosen"}).solution == "chat"
+
+
+def test_nothing_but_texts_numbers_and_lists_counts_as_given():
+  row = {
+    "prompt": "cat?",
+    "answer": float("nan"),
+    "ground_truth": None,
+    "solution": "chat",
+    "response": " ",
+    "completion": [],
+  }
+  found = prompts.of_row("f:1", row)
+  assert (found.prompt, found.answer, found.solution) == ("cat?", "chat", None)
+
+
+def test_a_column_of_any_name_does_not_change_what_is_learnt():
+  plain = {"prompt": "cat?", "completion": "chat"}
+  for name in ("message", "text", "reply", "values", "read", "where"):
+    problem = prompts.of_row("f:1", {**plain, name: "dog"})
+    assert problem.extra == {name: "dog"}
+    coded = chats.encode(problem, BYTES)
+    assert coded.ids_T.tolist() == [256, *b"cat?chat", 256]
+
+
+def test_messages_of_a_completion_follow_the_prompt():
+  call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+  row = {"prompt": "cat?", "completion": [call, {"role": "tool", "content": "chat"}, SAID]}
+  found = prompts.of_row("f:1", row)
+  assert found.prompt == "cat?" and chats.reply_of(found) == row["completion"] and found.solution == "chat"
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    (
+      {"prompt": "a?", "chosen": "b", "rejected": "c"},
+      "'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from",
+    ),
+    ({"question": "a?", "answer": "b"}, r"config.data.fields, such as \{'solution': 'answer'\}"),
+    ({"prompt": "a?", "completion": "b", "label": False}, "its 'label' is false"),
+  ],
+)
+def test_a_row_without_what_is_learnt_says_what_it_has(row, message):
+  with pytest.raises(ValueError, match=f"f:3: .*{message}"):
+    chats.encode(prompts.of_row("f:3", row), BYTES)
+
+
+def test_a_named_column_that_no_row_has_is_refused(tmp_path):
+  (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a?", "gold": "1"}) + "\n")
+  load = lambda fields: prompts.load("files", files=str(tmp_path), held_out_frac=0.0, fields=fields)
+  assert load({"answer": "gold"}).problem(0).answer == "1"
+  with pytest.raises(ValueError, match=r"fields=\{'answer': 'god'\} names what no row .* 'prompt', 'gold'"):
+    load({"answer": "god"})
