@@ -49,7 +49,9 @@ def _supervision() -> ml_collections.ConfigDict:
 
 def _puzzles() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
-      "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built: a folder in the original's layout.
+      # "arc1", "arc2", "arc2_public", "files" (ARC tasks of your own), "sudoku", "maze", or "built": a folder
+      # in the original's layout.
+      "name": "sudoku",
       "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; built: its folders.
       "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
       "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.

@@ -18,7 +18,7 @@ def add(config: ml_collections.ConfigDict) -> None:
       "loss": "nll",  # "nll", or "dft": each token's times its own probability.
   })
   config.sampler = _sampler()
-  config.rewards = "correct"  # Names, also dotted ones, with weights: "correct=1,marked=0.1".
+  config.rewards = "correct"  # Names, FILE.py:FUNCTION or dotted, and weights: "correct=1,mine.py:short=0.1".
   config.advantage = ml_collections.ConfigDict({
       "kind": "normalized",  # "normalized", "batch", "centered", "leave_one_out" or "ranked".
       "deviation": "sample",  # Divided by n - 1, or with "population" by n.

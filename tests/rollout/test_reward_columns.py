@@ -23,6 +23,10 @@ def of_all(prompt, completion, answer, extra):
   return 0.0
 
 
+bound = functools.partial(of_trl, weight=2.0)
+TRL, ALL, BOUND = (f"{__name__}.{name}" for name in ("of_trl", "of_all", "bound"))
+
+
 @pytest.fixture
 def file(tmp_path):
   path = tmp_path / "rows.jsonl"
@@ -31,21 +35,18 @@ def file(tmp_path):
 
 
 def test_parameters_of_rewards_are_columns_but_for_what_the_run_gives():
-  built_in = [rewards.load(name) for name in rewards.names()]
-  assert reward_columns.asked(built_in) == reward_columns.asked([]) == frozenset()
-  assert reward_columns.asked([*built_in, of_trl]) == {"level", "weight"}
-  assert reward_columns.asked([functools.partial(of_trl, weight=2.0)]) == {"level", "weight"}
-  assert reward_columns.asked([of_trl, of_all]) is None
+  assert reward_columns.asked(*rewards.names()) == reward_columns.asked() == frozenset()
+  assert reward_columns.asked(*rewards.names(), TRL) == {"level", "weight"}
+  assert "level" in reward_columns.asked(BOUND)
+  assert reward_columns.asked(TRL, ALL) is None
 
 
 def test_grpo_names_solutions_and_columns_that_no_reward_asks_for(file, caplog):
   config = sft_file.get_config("smoke")
+  config.rewards = f"correct,{TRL}=0.5"
   needs = reward_columns.needs_of(config, None, solution=False, answer=True)
   with caplog.at_level(logging.WARNING):
-    prompts.make(
-      seed=0, name="files", files=file, batch_rows=2, held_out_frac=0.3,
-      needs=needs._replace(columns=needs.columns | reward_columns.asked([of_trl]))
-    )  # fmt: skip
+    prompts.make(seed=0, name="files", files=file, batch_rows=2, held_out_frac=0.3, needs=needs)
   (record,) = caplog.records
   assert "'completion' (9 of 9 rows), 'id' (9 of 9 rows)" in record.message and "level" not in record.message
 
