@@ -171,3 +171,14 @@ def test_a_named_column_that_no_row_has_is_refused(tmp_path):
   assert load({"answer": "gold"}).problem(0).answer == "1"
   with pytest.raises(ValueError, match=r"fields=\{'answer': 'god'\} names what no row .* 'prompt', 'gold'"):
     load({"answer": "god"})
+
+
+def test_tools_and_further_messages_are_part_of_what_data_are():
+  call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+  rows = [
+    {"prompt": "cat?", "completion": "chat"},
+    {"prompt": "cat?", "completion": "chat", "tools": [TOOL]},
+    {"prompt": "cat?", "completion": [call, SAID]},
+  ]
+  marks = [prompts.Listed([prompts.of_row("f:1", row)]).fingerprint for row in rows]
+  assert len(set(marks)) == 3
