@@ -5,9 +5,9 @@
   python scripts/prepare_grpo_data.py --out=data --vocab_size=300
 
 Files hold rows of {"prompt": text, "responses": [{"text": text, "rank": 1 is best, "score": more is better}],
-"meta": object}, as JSON lines, a JSON list or Parquet; atlas_jax/data/responses.py says what may be left out.
-Without files, responses to sums are ranked, or with --tasks=arithmetic,countdown also to Countdowns: right in
-steps, right without, wrong by a slip, and garbage. Prints one JSON object.
+"meta": object}, as JSON lines, a JSON list, CSV or Parquet; atlas_jax/data/responses.py says what may be left
+out. Without files, responses to sums are ranked, or with --tasks=arithmetic,countdown also to Countdowns:
+right in steps, right without, wrong by a slip, and garbage. Prints one JSON object.
 """
 import json
 import pathlib
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from atlas_jax.data import ranked_tasks, records, responses, tokenizer
+from atlas_jax.data import columns, ranked_tasks, records, responses, tokenizer
 from atlas_jax.data.responses import Group
 
 TRAINING, VALIDATION, TOKENIZER = "grpo_training.json", "validation.json", "tokenizer"
@@ -71,6 +71,7 @@ def given(args) -> tuple[list[Group], list[Group], list[str]]:
   if not found:
     raise ValueError(f"--files={args.files} have no row")
   responses.warn(found)
+  columns.log(f"--files={args.files}", [group.unused for group in found])
   return *responses.split(found, args.held_out_frac), bad
 
 

@@ -171,10 +171,15 @@ class Template:
 
   def turn_end(self, tokenizer: Tokenizer) -> int | None:
     """Gives the special token that ends what the assistant writes, such as <|im_end|>; None if none does."""
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    coded = self.chat(said, tokenizer)
-    last = int(coded.ids_T[coded.learn_T][-1])
-    return last if last in self._specials.values() else None
+    text = "that is all"
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
+    if self._marked:
+      coded = self.chat(said, tokenizer)
+      last = int(coded.ids_T[coded.learn_T][-1])
+      return last if last in self._specials.values() else None
+    end = self._trimmed(self._render(said, False, {}).rpartition(text)[2])[0][0]
+    found = list(self._pattern.finditer(end))
+    return self._specials[found[-1][0]] if found and found[-1].end() == len(end) else None
 
   def _parts(self, messages, values, turns: Sequence[int]) -> list[tuple[int, list[tuple[str, bool]]]]:
     """Gives rows of (text, whether it is to learn), by rendering the chat up to each turn that is."""

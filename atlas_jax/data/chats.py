@@ -75,10 +75,10 @@ def _solution(problem: Problem) -> str:
     return problem.solution
   if "chosen" in problem.extra or "rejected" in problem.extra:
     more = ("; 'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from, or "
-            "learn the better one alone with config.data.fields={'solution': 'chosen'}")
+            "learn the better one alone with config.data.fields.solution='chosen'")
   else:
     more = (": give 'messages' that end with the assistant's, or a field 'completion', or name the field "
-            "with config.data.fields, such as {'solution': 'answer'}")
+            "with config.data.fields, such as config.data.fields.solution='answer'")
   raise ValueError(f"{problem.where}: has no solution to learn{more}")
 
 
@@ -87,8 +87,10 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer, template: Template | None
   """Gives the ids of a prompt, int32, up to where the completion begins; arguments as in `encode`."""
   if template is None:
     if not isinstance(problem.prompt, str):
+      read = " and ".join(map(repr, problem.read.get("prompt", ())))
       raise ValueError(f"{problem.where}: its prompt is a chat, which needs a chat template; set "
-                       f"config.data.chat_template to a tokenizer's folder, or give prompts as texts")
+                       "config.data.chat_template to a tokenizer's folder, or give prompts as texts"
+                       f"{f'; it was read from {read}' if read else ''}")
     text = tokenizer.encode(problem.prompt.encode("utf-8", "replace"))
     return np.concatenate([[tokenizer.doc_id], text]).astype(np.int32)
   try:

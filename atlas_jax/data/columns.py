@@ -28,7 +28,8 @@ def unused(problem: Problem, needs: Needs) -> list[str]:
   """Names the columns of a problem's row that nothing reads, and fields of its chat that are not shown.
 
   Raises:
-    ValueError: if calls of tools are not shown, which would change what is learnt.
+    ValueError: if the template refuses the chat, or does not show calls of tools, which would be learnt as
+      empty turns.
   """
   reads = {"solution": needs.solution, "answer": needs.answer}
   used = {column for role, columns in problem.read.items() if reads.get(role, True) for column in columns}
@@ -37,7 +38,10 @@ def unused(problem: Problem, needs: Needs) -> list[str]:
     there += [column for column, value in problem.extra.items() if not row_formats.is_empty(value)]
   asked = needs.columns or frozenset()
   left = [column for column in dict.fromkeys(there) if column not in used | asked]
-  return [*left, *(name for name in _not_shown(problem, needs) if name not in asked)]
+  try:
+    return [*left, *(name for name in _not_shown(problem, needs) if name not in asked)]
+  except ValueError as error:
+    raise ValueError(f"{problem.where}: {error}") from error
 
 
 def warn(place: str, found: Sequence[Problem], needs: Needs) -> None:
@@ -80,8 +84,8 @@ def _not_shown(problem: Problem, needs: Needs) -> list[str]:
                                          for message in messages]
     if needs.template is None or not _differs(needs.template, views, problem.values, key, without):
       if key == CALLS and needs.template is not None:
-        raise ValueError(f"{problem.where}: {name} are calls of tools, which the chat template does not "
-                         "show; leave the row out, or give a template that does")
+        raise ValueError(f"{name} are calls of tools, which the chat template does not show; leave the row "
+                         "out, or give a template that does")
       names.append(name)
   for key in problem.values:
     others = {name: value for name, value in problem.values.items() if name != key}

@@ -29,7 +29,8 @@ def check(where: str, messages: Any) -> list[dict]:
   if isinstance(messages, str):
     messages = parsed(where, "messages", messages)
   if not is_list(messages) or not len(messages):
-    raise ValueError(f"{where}: messages are {type(messages).__name__}, not a list of at least one")
+    kind = "an empty list" if is_list(messages) else type(messages).__name__
+    raise ValueError(f"{where}: messages are {kind}, not a list of at least one")
   return [_message(f"{where}: messages[{number}]", message) for number, message in enumerate(messages)]
 
 
@@ -136,7 +137,16 @@ def _calls(where: str, calls: Any) -> list[dict]:
   if not named:
     raise ValueError(f"{where} has 'tool_calls' that are no list of calls, each with a function's name and "
                      'arguments: {"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}')
-  return [dict(call) for call in calls]
+  return [_nested(call) for call in calls]
+
+
+def _nested(call: Mapping) -> dict:
+  """Gives a call in the form that templates know, its function's name and arguments under "function"."""
+  if "function" in call:
+    return dict(call)
+  function = {name: value for name, value in call.items() if name in ("name", "arguments")}
+  others = {name: value for name, value in call.items() if name not in function}
+  return {"type": "function", **others, "function": function}
 
 
 def _function(call: Mapping) -> Any:
@@ -149,13 +159,13 @@ def with_arguments(message: Mapping, *, as_text: bool) -> Mapping:
     return message
   calls = []
   for call in message["tool_calls"]:
-    function = dict(_function(call))
+    function = dict(call["function"])
     given = function.get("arguments")
     if as_text and given is not None and not isinstance(given, str):
       function["arguments"] = json.dumps(given, ensure_ascii=False)
     elif not as_text and isinstance(given, str):
       function["arguments"] = _object_of(given)
-    calls.append({**call, "function": function} if "function" in call else function)
+    calls.append({**call, "function": function})
   return {**message, "tool_calls": calls}
 
 

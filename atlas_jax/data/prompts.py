@@ -67,7 +67,8 @@ class Listed:
     self._problems, self.count = list(found), len(found)
     digest = hashlib.sha256()
     for one in found:
-      parts = [one.prompt, one.answer, one.solution, dict(one.extra), one.reply, dict(one.values)]
+      parts: list[Any] = [one.prompt, one.answer, one.solution, dict(one.extra)]
+      parts += [one.reply, dict(one.values)] if one.reply or one.values else []
       digest.update(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "replace"))
     self.fingerprint = digest.hexdigest()
 

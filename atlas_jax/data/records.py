@@ -118,8 +118,11 @@ def _is_lines(text: str) -> bool:
 def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
   """Gives the rows of a table in text: a line of names, then a row in each line or quoted lines."""
   csv.field_size_limit(CELL_CHARS)
-  cells = csv.reader(io.StringIO(_text(str(file), file.read_bytes()), newline=""), delimiter=delimiter,
-                     strict=True)
+  text = _text(str(file), file.read_bytes())
+  header = text.lstrip().partition("\n")[0]
+  # Spreadsheets of some languages put others between cells.
+  between = next((one for one in (delimiter, ";", "\t") if one in header), delimiter)
+  cells = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
   names: list[str] = []
   line = 1
   try:
@@ -133,7 +136,7 @@ def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
           raise ValueError(f"{where}: the first line must name each column once; it has {names}")
       elif len(row) != len(names):
         raise ValueError(f"{where}: has {len(row)} cells, the first line {len(names)}; put cells with "
-                         f"{delimiter!r} or line ends in double quotes")
+                         f"{between!r} or line ends in double quotes")
       else:
         yield Record(where, dict(zip(names, row, strict=True)))
   except csv.Error as error:

@@ -32,7 +32,7 @@ KNOWN = (*FIELDS["messages"], *FIELDS["prompt"], *FIELDS["answer"], *FIELDS["sol
          HISTORY, *SYSTEM, TOOLS, FUNCTIONS, PARALLEL, VALUES, *TEACHING, "chosen", "rejected", "responses",
          "score_chosen", "score_rejected")
 ALIKE = 0.75  # How alike two names are, of 1, for the one to be taken for the other misspelt.
-CHOOSE = "keep one of them, or say which is read with config.data.fields, such as {'prompt': 'question'}"
+CHOOSE = "keep one of them, or say which is read, such as config.data.fields.prompt='question'"
 
 
 class Asked(NamedTuple):
@@ -137,11 +137,20 @@ def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
     listed = ", ".join(repr(name) for name in (
       names["messages"][0], *names["prompt"], *names["messages"][1:], *(() if own else (INSTRUCTION,))))
     raise ValueError(f"{where}: has no prompt: one of {listed} must be there and not empty; it has "
-                     f"{', '.join(map(repr, row)) or 'nothing'}{misspelt(row)}. Name the field with "
-                     "config.data.fields")
+                     f"{', '.join(map(repr, row)) or 'nothing'}{misspelt(row)}. {_advice(given)}")
   if not own:
     _check_others(where, found[0], found[1:])
   return found[0]
+
+
+def _advice(given: Mapping[str, Any]) -> str:
+  if "chosen" in given and "rejected" in given:
+    return ("'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from; else "
+            "name the field with config.data.fields")
+  if "text" in given:
+    return ("Plain texts, of a column 'text', are what config.recipe='memory_lm' learns; else name the field "
+            "with config.data.fields")
+  return "Name the field with config.data.fields"
 
 
 def chat(where: str, column: str, value: Any) -> list[dict]:

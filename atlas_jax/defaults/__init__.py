@@ -58,7 +58,7 @@ def _data() -> ml_collections.ConfigDict:
       "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
       "download": False,  # Whether a corpus that is not here may be fetched.
       # Of prompts, chats and ranked responses, which sft, grpo, gkd and ranked read:
-      "files": OPTIONAL(str),  # JSON lines, JSON or Parquet: paths, folders, globs, comma-separated.
+      "files": OPTIONAL(str),  # JSON lines, JSON, CSV or Parquet: paths, folders, globs, comma-separated.
       "fields": {},  # What these files call "prompt", "messages", "answer" and "solution".
       "options": {},  # Options of a task made here: arithmetic, countdown.
       "epochs": OPTIONAL(int),  # Passes over the data; with optim.steps=None they set the run's length.

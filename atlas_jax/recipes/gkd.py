@@ -163,7 +163,7 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
       seed=config.seed, whole=whole, process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def needs_of(config, start: Start) -> Needs:
+def needs_of(config, start: Start | None) -> Needs:
   """Gives what is read of problems: recorded solutions, and what evaluations of held-out ones read."""
   held_out_ones = config.data.held_out_frac > 0
   recorded = config.distill.on_policy_frac < 1 and config.distill.rest == RECORDED

@@ -35,6 +35,9 @@ def recorded(tokenizer: Tokenizer, template: chats.Template | None = None, *, ma
     problem -> int32 ids, or None. It raises ValueError, naming the place of the problem.
   """
   def solve(problem: Problem) -> np.ndarray | None:
+    if len(problem.reply) > 1:
+      raise ValueError(f"{problem.where}: its solution has {len(problem.reply)} messages, and a recorded one "
+                       "must be a single message; put those before the last into the prompt")
     ids_T, learn_T = chats.encode(problem, tokenizer, template, learn="last", **values)
     learnt = np.flatnonzero(learn_T)
     ids = ids_T[learnt[0]:learnt[-1] + 1]

@@ -148,8 +148,19 @@ def test_calls_that_a_template_does_not_show_are_refused():
 def test_an_older_function_call_is_a_call_of_a_tool():
   call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}}
   old = [USER, call, {"role": "function", "name": "add", "content": "3"}, CHAT[1]]
+  bare = [USER, {**CALLED[1], "tool_calls": [CALL["function"]]}, *CALLED[2:]]
+  said = json.dumps(CALL["function"])
+  shared = [("human", USER["content"]), ("function_call", said), ("observation", "3"), ("gpt", "3")]
   runs = lambda messages: [each for _, each in texts(examples(messages))]
-  assert runs(old) == runs(CALLED)
+  assert runs(old) == runs(bare) == runs(CALLED)
+  assert runs([{"from": who, "value": value} for who, value in shared]) == runs(CALLED)
+
+
+def test_what_ends_a_turn_is_known_of_templates_that_begin_it_with_a_thought():
+  assert template(enable_thinking=False).turn_end(BYTES) == templates.END
+  begins = templates.THINKS.replace("{% if enable_thinking is false %}", "{{ '<think>' }}{% if false %}")
+  assert template(begins).turn_end(BYTES) == templates.END
+  assert template(templates.MARKED).turn_end(BYTES) == templates.END
 
 
 def test_json_of_a_template_may_say_how_it_is_written():

@@ -86,6 +86,13 @@ def test_what_a_template_shows_is_used_and_the_rest_of_a_message_named():
     names({"messages": [USER, CALL]}, template=templates.template("{{ messages[0].content }}tool_calls"))
 
 
+def test_a_chat_that_the_template_refuses_is_named_when_it_is_looked_at():
+  pytest.importorskip("jinja2")
+  row = {"messages": [SAID, {**USER, "name": "Ann"}, SAID]}
+  with pytest.raises(ValueError, match="f:1: the chat template refuses the messages: roles must alternate"):
+    names(row, template=templates.template(templates.ALTERNATES + "{{ messages[0].name }}"))
+
+
 @pytest.fixture
 def file(tmp_path):
   rows = [{"prompt": f"{n}?", "anser": "1", "id": n, **({"note": "x"} if n < 3 else {})} for n in range(9)]

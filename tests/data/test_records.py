@@ -66,6 +66,12 @@ def test_what_cannot_be_read_names_file_and_line(tmp_path, name, content, messag
     read(tmp_path / name, content)
 
 
+def test_cells_may_have_semicolons_between_them(tmp_path):
+  assert [one.row for one in read(tmp_path / "a.csv", "prompt;answer\na, b?;1\n")] == [
+    {"prompt": "a, b?", "answer": "1"}
+  ]
+
+
 def test_a_table_holds_chats_as_json_and_long_cells(tmp_path):
   chat = [{"role": "user", "content": "a" * 200_000}, {"role": "assistant", "content": "b"}]
   cell = json.dumps(chat).replace('"', '""')

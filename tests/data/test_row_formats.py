@@ -87,6 +87,10 @@ def test_the_formats_that_people_have_are_read(row, prompt, solution):
       {"prompt": "cat?", "chat_template_kwargs": {"messages": []}},
       "'chat_template_kwargs' must be an object",
     ),
+    ({"chosen": "a b", "rejected": "a c"}, "has no prompt.*'chosen' and 'rejected' are ranked responses"),
+    ({"text": "all of it"}, "has no prompt.*Plain texts.*config.recipe='memory_lm'"),
+    ({"promp": "a?", "id": 1}, r"has no prompt.*it has 'promp', 'id' \(is 'promp' for 'prompt'\?\)"),
+    ({"messages": "[]"}, "messages are an empty list, not a list of at least one"),
     ({"conversations": [{"from": "narrator", "value": "a"}]}, r"messages\[0\] is from 'narrator'"),
     ({"conversations": [{"from": "human", "text": "a"}]}, r"messages\[0\] has no field 'value'"),
     ({"messages": [{**USER, "content": [{"type": "text", "text": "a", "cache": 1}]}]}, "'cache' in a part"),
@@ -152,7 +156,7 @@ def test_messages_of_a_completion_follow_the_prompt():
       {"prompt": "a?", "chosen": "b", "rejected": "c"},
       "'chosen' and 'rejected' are ranked responses, which config.recipe='ranked' learns from",
     ),
-    ({"question": "a?", "answer": "b"}, r"config.data.fields, such as \{'solution': 'answer'\}"),
+    ({"question": "a?", "answer": "b"}, r"config.data.fields, such as config.data.fields.solution='answer'"),
     ({"prompt": "a?", "completion": "b", "label": False}, "its 'label' is false"),
   ],
 )
@@ -167,3 +171,14 @@ def test_a_named_column_that_no_row_has_is_refused(tmp_path):
   assert load({"answer": "gold"}).problem(0).answer == "1"
   with pytest.raises(ValueError, match=r"fields=\{'answer': 'god'\} names what no row .* 'prompt', 'gold'"):
     load({"answer": "god"})
+
+
+def test_tools_and_further_messages_are_part_of_what_data_are():
+  call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+  rows = [
+    {"prompt": "cat?", "completion": "chat"},
+    {"prompt": "cat?", "completion": "chat", "tools": [TOOL]},
+    {"prompt": "cat?", "completion": [call, SAID]},
+  ]
+  marks = [prompts.Listed([prompts.of_row("f:1", row)]).fingerprint for row in rows]
+  assert len(set(marks)) == 3

@@ -230,3 +230,10 @@ def test_what_is_told_is_of_the_batch_given_last():
 def test_a_wrong_setting_is_named(plan, says):
   with pytest.raises(ValueError, match=says):
     make(**plan)
+
+
+def test_a_recorded_solution_of_several_messages_is_refused():
+  said = {"role": "assistant", "content": "b"}
+  problem = Problem("f:1", "a?", solution="b", reply=(said, {"role": "tool", "content": "c"}, said))
+  with pytest.raises(ValueError, match="f:1: its solution has 3 messages"):
+    distill_rows.recorded(ByteTokenizer(), max_tokens=9)(problem)
