@@ -92,6 +92,9 @@ def read(name: str, path: str | None = None, concept: str | None = None) -> dict
   else:
     subsets = arc_folders.read_known(name, pathlib.Path(path).expanduser())
   if concept is not None and name != "concept":
+    if "concept" in subsets:
+      raise ValueError(f"{path} has a subset 'concept' of its own, and concept={concept} names another; "
+                       "leave one of them out")
     subsets |= arc_folders.read_known("concept", pathlib.Path(concept).expanduser())
   return subsets
 

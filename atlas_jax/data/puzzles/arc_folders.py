@@ -99,7 +99,7 @@ def read_known(name: str, path: pathlib.Path) -> dict[str, list[Task]]:
   """
   found = _look(path, [path, *_folders_in(path)])
   if name == "concept" and path.is_dir() and not any(part.subset == "concept" for part in found):
-    found.append(_concept_part(path))  # The corpus itself was named, or a folder around it.
+    found += [part for part in [_concept_part(path)] if part.tasks]  # The corpus itself was named.
   subsets = {known.subset: _pick(found, known, path) for known in KNOWN if known.set == name}
   unused = [str(part) for part in found if not any(part is used for used, _ in subsets.values())]
   if unused:

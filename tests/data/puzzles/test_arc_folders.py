@@ -228,7 +228,7 @@ def test_loose_tasks_are_a_subset_and_files_of_many_are_one_each(tmp_path):
   ("arc1", "empty", "has neither data/training and data/evaluation nor PREFIX_SUBSET_challenges.json"),
   ("files", "empty", "has neither"),
   ("arc1", "missing", "has neither"),
-  ("concept", "empty", "does not hold ConceptARC: .*concept .0 tasks. in empty"),
+  ("concept", "empty", "has neither"),
   ("concept", "missing", "has neither"),
   ("files", "file.json", "read_task reads one task alone"),
 ])
@@ -257,3 +257,5 @@ def test_the_concept_corpus_in_kaggles_form_keeps_its_order(tmp_path):
   found = arc.read("files", str(tmp_path / "own"), concept=str(tmp_path))
   assert {name: [task.id for task in tasks] for name, tasks in found.items()} == {
     "training": ["c"], "concept": [*reversed(arc.CONCEPT_ORDER)]}
+  with pytest.raises(ValueError, match="has a subset 'concept' of its own, and concept=.* names another"):
+    arc.read("files", str(tmp_path), concept=str(tmp_path))
