@@ -50,11 +50,12 @@ def _supervision() -> ml_collections.ConfigDict:
 def _puzzles() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       "name": "sudoku",  # arc1, arc2, arc2_public, sudoku, maze, or built: a folder in the original's layout.
-      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; built: its folders.
+      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv, test.csv, or one CSV; built: its folders.
       "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
       "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.
-      "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation.
-      "n_test": 1_000,  # sudoku, maze: boards held out.
+      "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation; None: all of a file.
+      "n_test": 1_000,  # sudoku, maze: boards held out; None: all of test.csv.
+      "one_solution": True,  # sudoku: whether boards of files with several solutions are found and left out.
       "n_augmentations": 1_000,  # Augmentations of each board or task besides itself.
       "min_rating": OPTIONAL(int),  # sudoku: least difficulty in backtracks; maze: least shortest path.
       "canvas": 30,  # arc: side of the square that grids lie on; tasks with larger grids are left out.

@@ -195,7 +195,8 @@ def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dic
   else:
     name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
     page = pictures.make_page(sets.kind, sets.shape, name_of)
-    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
+                       trained_on=sets.trained_on)
   return {"puzzles": Eval(run, "every")}
 
 

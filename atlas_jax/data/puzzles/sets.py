@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
 from atlas_jax.data.puzzles import arc, arc_build, files, grids, maze, source, sudoku
@@ -14,6 +15,7 @@ ARC = ("arc1", "arc2", "arc2_public")
 NAMES = (*ARC, "sudoku", "maze", "built")
 HUB = {"sudoku": sudoku.EXTREME, "maze": maze.HARD}  # What the path "hub" stands for.
 RECORD = "puzzles.json"  # In a workdir: what the run's puzzles are.
+READ_AT_ONCE = 8_192  # Examples of a file compared together.
 
 
 class Shape(NamedTuple):
@@ -31,6 +33,7 @@ class Sets(NamedTuple):
   kind: str  # "arc", "sudoku" or "maze": how a row of tokens is drawn and scored
   shape: tuple[int, int]  # rows and columns of the canvas
   tasks: dict[str, Any]  # arc: task id -> {"train": [...], "test": [...]} of grids, all held-out pairs
+  trained_on: frozenset[int] = frozenset()  # built boards: held-out examples whose question is trained on
 
   def keep(self, workdir: pathlib.Path) -> None:
     """Writes what the puzzles of a run are."""
@@ -116,12 +119,14 @@ def load(config) -> Sets:
     found = _built(fields)
     side = math.isqrt(found.train.seq_len)
     _check_built(fields.path, found, side)
-    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles)
+    known = frozenset() if _kind_of(found) == "arc" else _trained_on(fields.path, found)
+    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles, known)
   common = dict(side=fields.side, path=HUB[fields.name] if fields.path == "hub" else fields.path,
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
                 cache_dir=config.data.cache_dir, download=config.data.download)
   build: Any = sudoku.build if fields.name == "sudoku" else maze.build
-  train, test = _asked(fields, build, **common, min_rating=fields.min_rating,
+  searched = {"one_solution": fields.one_solution} if fields.name == "sudoku" else {}
+  train, test = _asked(fields, build, **common, **searched, min_rating=fields.min_rating,
                        n_augmentations=fields.n_augmentations)
   return Sets(train, test, fields.name, (fields.side, fields.side), {})
 
@@ -155,6 +160,20 @@ def _check_built(path: str, found: files.Files, side: int) -> None:
     arc.task_of(name, task, f"{path}/test_puzzles.json")
   for name in found.train.names[1:]:
     grids.parse_name(name)
+
+
+def _trained_on(path: str, found: files.Files) -> frozenset[int]:
+  """Finds the held-out examples whose question is among those trained on, and says how many there are."""
+  questions = lambda split: (row.tobytes() for start in range(0, split.n_examples, READ_AT_ONCE) for row in
+                             split.read(np.arange(start, min(start + READ_AT_ONCE, split.n_examples)))[0])
+  held_out = list(questions(found.test))
+  wanted = set(held_out)
+  seen = {question for question in questions(found.train) if question in wanted}
+  known = frozenset(number for number, question in enumerate(held_out) if question in seen)
+  if known:
+    logging.warning("config.puzzles.path=%s: the questions of %d of %d held-out examples are trained on; "
+                    "eval/unseen/ scores the others, eval/all/ all", path, len(known), len(held_out))
+  return known
 
 
 def _kind_of(found: files.Files) -> str:
