@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from atlas_jax.data.puzzles import arc, arc_build, files, grids, maze, source, sudoku
+from atlas_jax.data.puzzles import arc, arc_build, challenges, files, grids, maze, source, sudoku
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
-ARC = ("arc1", "arc2", "arc2_public")
+ARC = ("arc1", "arc2", "arc2_public", "files")
 NAMES = (*ARC, "sudoku", "maze", "built")
 HUB = {"sudoku": sudoku.EXTREME, "maze": maze.HARD}  # What the path "hub" stands for.
 RECORD = "puzzles.json"  # In a workdir: what the run's puzzles are.
@@ -109,10 +109,9 @@ def load(config) -> Sets:
   fields = config.puzzles
   check_name(fields.name)
   if fields.name in ARC:
-    built = _asked(
-        fields, arc_build.load, fields.name, fields.path, fields.concept_path,
-        n_augmentations=fields.n_augmentations, seed=fields.seed, max_tasks=fields.max_tasks,
-        canvas=fields.canvas, cache_dir=config.data.cache_dir)
+    subsets, test_sets = _asked(fields, arc_subsets, fields)
+    built = _asked(fields, arc_build.build, subsets, test_sets, n_augmentations=fields.n_augmentations,
+                   seed=fields.seed, canvas=fields.canvas, cache_dir=config.data.cache_dir)
     _say_what_scores_mean(fields.name, built)
     return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles)
   if fields.name == "built":
@@ -129,6 +128,20 @@ def load(config) -> Sets:
   train, test = _asked(fields, build, **common, **searched, min_rating=fields.min_rating,
                        n_augmentations=fields.n_augmentations)
   return Sets(train, test, fields.name, (fields.side, fields.side), {})
+
+
+def arc_subsets(fields) -> tuple[arc.Subsets, tuple[str, ...]]:
+  """Reads the ARC tasks of `config.puzzles` by subset, and names the subsets that are held out.
+
+  Raises:
+    ImportError, ValueError: see `arc.read` and `challenges.read`.
+  """
+  if fields.name == "files":
+    subsets, test_sets = challenges.read(fields.path, fields.test_path, fields.concept_path)
+  else:
+    subsets, test_sets = arc.read(fields.name, fields.path, fields.concept_path), ()
+  subsets = arc.select(subsets, canvas=fields.canvas, max_tasks=fields.max_tasks)
+  return subsets, test_sets or (arc_build.held_out(subsets),)
 
 
 def _asked(fields, build, *args, **named):
