@@ -1,11 +1,14 @@
-"""Writes ARC puzzle sets as the files of the reference program, and says what they hold.
+r"""Writes ARC puzzle sets as the files of the reference program, and says what they hold.
 
   python scripts/prepare_arc.py --name=arc1 --out=data/arc1-aug-1000 --augmentations=1000 --seed=42
   python scripts/prepare_arc.py --name=arc2 --concept=ConceptARC --out=data/arc2concept-aug-1000
   python scripts/prepare_arc.py --name=arc1
+  python scripts/prepare_arc.py --name=files --path=kaggle/combined --only=training2 --only=evaluation2 \
+    --only=concept --out=data/arc2concept-aug-1000
 
 Training needs no such files: it encodes examples when it needs them. Without --out nothing is written but the
-plan of augmentations, which training then finds in its cache. Prints one JSON object.
+plan of augmentations, which training then finds in its cache. Prints one JSON object, with the evaluation
+tasks whose answers are trained on as "leaks".
 """
 import json
 import sys
@@ -23,7 +26,7 @@ flags.DEFINE_integer("augmentations", 1000, "augmentations of each task besides 
 flags.DEFINE_integer("seed", 42, "of tasks' order, augmentations and shifts")
 flags.DEFINE_integer("max_tasks", None, "only the first so many tasks of each subset", lower_bound=1)
 flags.DEFINE_integer("canvas", 30, "side of the square that grids lie on; larger grids' tasks are left out")
-flags.DEFINE_multi_string("only", None, "only this subset; may be given several times")
+flags.DEFINE_multi_string("only", None, "only this subset; may be given several times, in the order to build")
 flags.DEFINE_multi_string("task_id", None, "only this task; may be given several times")
 flags.DEFINE_string("cache_dir", None, "where plans of augmentations are kept")
 
@@ -39,7 +42,10 @@ def prepare(args) -> dict:
   splits = {name: {"groups": split.n_groups, "puzzles": split.n_puzzles, "examples": split.n_examples,
                    "fingerprint": split.fingerprint} for name, split in (("train", built.train),
                                                                          ("test", built.test))}
-  return {"out": args.out, "ids": len(built.names), **splits}
+  leaks = [leak._asdict() for leak in built.leaks]
+  return {"out": args.out, "ids": len(built.names), "subsets": built.train.identity["subsets"],
+          "test_sets": built.train.identity["test_sets"], **splits,
+          "unknown_outputs": built.train.identity.get("unknown_outputs", 0), "leaks": leaks}
 
 
 def main(argv) -> None:

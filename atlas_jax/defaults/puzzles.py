@@ -50,7 +50,8 @@ def _supervision() -> ml_collections.ConfigDict:
 
 def _puzzles() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
-      # arc1, arc2, arc2_public, files: ARC tasks of your own; sudoku, maze; built: the original's folders.
+      # "arc1", "arc2", "arc2_public", "files" (ARC tasks of your own), "sudoku", "maze", or "built": a folder
+      # in the original's layout.
       "name": "sudoku",
       # sudoku, maze: folder of train.csv and test.csv, or one CSV; built: its folders, comma-separated; arc:
       # folder of tasks; files: folders and files of tasks, comma-separated.

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,8 @@ class Grids(NamedTuple):
 
 
 def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mapping[str, dict],
-         rule: str = "count", whole: bool = True, n_pictures: int = 0, page: Callable | None = None):
+         leaked: Collection[str] = (), rule: str = "count", whole: bool = True, n_pictures: int = 0,
+         page: Callable | None = None):
   """Makes the evaluation.
 
   Args:
@@ -43,6 +44,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     batch_rows: slots of the solver.
     names: names[id] is the name of the augmentation that has the id.
     tasks: task id -> {"test": [{"input": rows, "output": rows, absent where it is not known}, ...], ...}.
+    leaked: ids of tasks whose answers are trained on; scores are given with and without them.
     rule: of ranking, see `voting.Votes.ordered`.
     whole: whether the solver reads all examples. If not, scores are over the tasks it reached, of which the
       last may lack votes.
@@ -51,10 +53,12 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
 
   Returns:
     run(params, *, step, tables=(), workdir=None) -> EvalOut with the numbers of `puzzles.make`, and
-    "ARC/exact_accuracy/NAME" for every transform, t0 to t7, and for "original", tasks as they stand.
-    Process 0 adds "ARC/pass@K" and "ARC/official_score", see `voting.scores`, over tasks whose outputs are
-    known, and with a workdir the same under "ARC/accumulated/", with the votes of earlier steps; it writes
-    votes.json.gz, submission.json and submission_accumulated.json into workdir/evals/step_NNNNNNNN.
+    "ARC/exact_accuracy/NAME" for every transform, t0 to t7, and for "original", tasks as they stand, of
+    "ARC/n_examples/NAME" examples with labels.
+    Process 0 adds the scores and counts of `voting.scores` as "ARC/pass@K" and so on; with a workdir the same
+    of earlier steps' votes too, under "ARC/accumulated/", and writes votes.json.gz, submission.json and
+    submission_accumulated.json into workdir/evals/step_NNNNNNNN. Where tasks are leaked, "eval/unseen/",
+    "ARC/unseen/" and "ARC/accumulated/unseen/" are without them.
 
   Raises:
     ValueError: if the rule is unknown.
@@ -62,21 +66,19 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
   voting.check_rule(rule)
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    totals, seen, votes = puzzles.Totals(batch_rows), ByTransform(), voting.Votes()
+    totals, votes = Totals(batch_rows, leaked), voting.Votes()
     gallery = puzzles.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
     for result in solve(params, tables):
       if result.id == BLANK_ID:
         continue
-      name = names[result.id]
-      totals.add(result)
+      totals.add(result, names[result.id], grids)
       gallery.add(result)
-      seen.add(result, name, grids)
       if hosts.is_main():
-        vote(votes, name, result, grids)
-    scalars = totals.scalars() | seen.scalars()
+        vote(votes, names[result.id], result, grids)
+    scalars = totals.scalars()
     if hosts.is_main():
       reached = tasks if whole else {task: tasks[task] for task in tasks if task in votes.tasks}
-      scalars |= _judged(votes, tasks, reached, rule, step=step, workdir=workdir)
+      scalars |= _judged(votes, tasks, reached, leaked, rule, step=step, workdir=workdir)
     images = puzzles.draw(gallery, page if n_pictures else None, "arc", step=step, workdir=workdir)
     return EvalOut(scalars, images=images)
 
@@ -91,25 +93,33 @@ def vote(votes: voting.Votes, name: str, result: Result, grids: Grids) -> None:
   votes.add(task, input_grid, prediction, result.q)
 
 
-class ByTransform:
-  """Exact accuracy of each transform, and of tasks as they stand."""
+class Totals:
+  """Metrics of all examples, of those that are not trained on, and exact accuracy of each transform."""
 
-  def __init__(self) -> None:
-    """Starts empty."""
-    self._seen: Counter = Counter()
+  def __init__(self, batch_rows: int, leaked: Collection[str] = ()) -> None:
+    """Starts empty; `leaked` are the tasks that are trained on."""
+    self._all, self._unseen, self._leaked = puzzles.Totals(batch_rows), puzzles.Totals(batch_rows), leaked
+    self._labelled: Counter = Counter()
     self._solved: Counter = Counter()
 
   def add(self, result: Result, name: str, grids: Grids) -> None:
-    """Counts a result that has labels."""
+    """Adds a result; it counts where it has labels."""
     task, transform, _ = grids.parse_name(name)
     kind = "original" if name == task else f"t{transform}"
-    self._seen[kind] += result.labelled
+    self._labelled[kind] += result.labelled
     self._solved[kind] += result.solved
+    self._all.add(result)
+    if task not in self._leaked:
+      self._unseen.add(result)
 
   def scalars(self) -> dict[str, float]:
-    """Gives the accuracies of what was seen."""
-    return {f"ARC/exact_accuracy/{kind}": self._solved[kind] / count
-            for kind, count in sorted(self._seen.items()) if count}
+    """Gives the metrics, and of how many examples the accuracies are."""
+    found = self._all.scalars() | (self._unseen.scalars("eval/unseen") if self._leaked else {})
+    for kind, count in sorted(self._labelled.items()):
+      if count:
+        found[f"ARC/exact_accuracy/{kind}"] = self._solved[kind] / count
+        found[f"ARC/n_examples/{kind}"] = float(count)
+    return found
 
 
 def accumulated(workdir, step: int) -> voting.Votes:
@@ -127,10 +137,10 @@ def _unaugmented(name: str, grids: Grids) -> str | None:
   return name if grids.parse_name(name)[0] == name else None
 
 
-def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str, dict], rule: str, *,
-            step: int, workdir) -> dict[str, float]:
+def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str, dict],
+            leaked: Collection[str], rule: str, *, step: int, workdir) -> dict[str, float]:
   """Scores the votes, writes them, and scores and writes those accumulated."""
-  scalars = _scores("ARC", votes, reached, rule)
+  scalars = _scores("ARC", votes, reached, leaked, rule)
   if workdir is None or len(reached) < len(tasks):  # A part would take the place of the whole.
     return scalars
   folder = puzzles.folder_of(workdir, step)
@@ -140,11 +150,16 @@ def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str
   for file, source in ((SUBMISSION, votes), (ACCUMULATED_SUBMISSION, everything)):
     content = json.dumps(voting.submission(source, inputs, rule=rule))
     voting.write_whole(folder / file, content.encode())
-  return scalars | _scores("ARC/accumulated", everything, reached, rule)
+  return scalars | _scores("ARC/accumulated", everything, reached, leaked, rule)
 
 
-def _scores(prefix: str, votes: voting.Votes, tasks: Mapping[str, dict], rule: str) -> dict[str, float]:
-  pairs = {task: [(pair["input"], pair["output"]) for pair in found["test"]] for task, found in tasks.items()
-           if all(pair.get("output") is not None for pair in found["test"])}
-  found = voting.scores(votes, pairs, rule=rule) if pairs else {}
-  return {f"{prefix}/{name}": value for name, value in found.items()}
+def _scores(prefix: str, votes: voting.Votes, tasks: Mapping[str, dict], leaked: Collection[str],
+            rule: str) -> dict[str, float]:
+  """Scores all tasks, and those whose answers are not trained on if there are others."""
+  pairs = {task: [(pair["input"], pair.get("output")) for pair in found["test"]]
+           for task, found in tasks.items()}
+  parts = {prefix: pairs}
+  if leaked:
+    parts[f"{prefix}/unseen"] = {task: found for task, found in pairs.items() if task not in leaked}
+  return {f"{part}/{name}": value for part, chosen in parts.items()
+          for name, value in voting.scores(votes, chosen, rule=rule).items()}

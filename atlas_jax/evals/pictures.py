@@ -37,6 +37,7 @@ PANEL, GAP, MARGIN = 2.7, 0.18, 0.3  # Inches.
 HEAD, ROW_GAP, COLUMN_GAP = 0.56, 0.36, 0.7
 NAME_LETTERS = 44
 CHANGED, HALTS = "#e08600", "#2e9e4f"
+UNKNOWN = "unknown"  # Of a target, and so whether it was met.
 STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
 
@@ -50,6 +51,7 @@ class Panel(NamedTuple):
     digits: (row, column, text, colour) of what is written in cells.
     box: rows and columns of the boxes that thick lines divide; None: no thick lines.
     line: colour of the thin lines.
+    absent: what is written in place of a grid without cells.
   """
 
   caption: str
@@ -58,6 +60,7 @@ class Panel(NamedTuple):
   digits: Sequence[tuple[int, int, str, str]] = ()
   box: tuple[int, int] | None = None
   line: str = "#5a5a5a"
+  absent: str = "no grid"
 
 
 def make_page(kind: str, shape: tuple[int, int], name_of: Callable[[Result], str], *,
@@ -108,7 +111,16 @@ def arc_panels(result: Result, crop: Callable | None) -> list[Panel]:
   none = lambda grid: np.zeros(grid.shape, bool)
   marks = (none(given), none(target), wrong if target.size else none(prediction))
   panels = zip(("input", "target", "prediction"), (given, target, prediction), marks)
-  return [Panel(f"{caption}  {_size(grid)}", palette[grid], mark) for caption, grid, mark in panels]
+  found = [Panel(f"{caption}  {_size(grid)}", palette[grid], mark) for caption, grid, mark in panels]
+  return _with_known_target(found, result)
+
+
+def _with_known_target(panels: list[Panel], result: Result) -> list[Panel]:
+  """Gives the three panels of a result, the second without a grid if its target is unknown."""
+  if result.labelled:
+    return panels
+  unknown = Panel(f"target  {UNKNOWN}", np.zeros((0, 0, 3)), np.zeros((0, 0), bool), absent=UNKNOWN)
+  return [panels[0], unknown, panels[2]]
 
 
 def _size(grid) -> str:
@@ -124,7 +136,7 @@ def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
   kinds = (np.where(is_given, GIVEN, ""), np.where(is_given, GIVEN, FAINT),
            np.where(wrong, WRONG, np.where(is_given, GIVEN, PREDICTED)))
   boards = (("input", given, kinds[0]), ("target", target, kinds[1]), ("prediction", prediction, kinds[2]))
-  return [_board(caption, digits, kind) for caption, digits, kind in boards]
+  return _with_known_target([_board(caption, digits, kind) for caption, digits, kind in boards], result)
 
 
 def _board(caption: str, digits, kinds) -> Panel:
@@ -151,7 +163,8 @@ def maze_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
   shown = np.where(wrong & (prediction == MAZE_PATH), MAZE_WRONG_PATH, np.minimum(prediction, MAZE_PATH))
   none = np.zeros(shape, bool)
   grids = (("input  from green to pink", given, none), ("target", target, none), ("prediction", shown, wrong))
-  return [Panel(caption, palette[grid], mark, line="#8d9096") for caption, grid, mark in grids]
+  panels = [Panel(caption, palette[grid], mark, line="#8d9096") for caption, grid, mark in grids]
+  return _with_known_target(panels, result)
 
 
 def draw_page(solved: Sequence[Result], unsolved: Sequence[Result], name_of: Callable,
@@ -182,7 +195,7 @@ def _draw_puzzle(figure: Figure, left: float, top: float, name: str, result: Res
   place: dict[str, Any] = dict(va="top", transform=figure.dpi_scale_trans)
   figure.text(left, top, name, size=11, weight="bold", color=INK, **place)
   figure.text(left + 3 * PANEL + 2 * GAP, top, _verdict(result), size=10.5, ha="right",
-              color=GOOD if result.solved else BAD, **place)
+              color=GOOD if result.solved else BAD if result.labelled else FAINT, **place)
   side = max(max(panel.colours.shape[:2]) for panel in panels) or 1
   for i, panel in enumerate(panels):
     x = left + i * (PANEL + GAP)
@@ -192,7 +205,7 @@ def _draw_puzzle(figure: Figure, left: float, top: float, name: str, result: Res
 
 
 def _verdict(result: Result) -> str:
-  words = ["solved" if result.solved else "unsolved" if result.labelled else "no target"]
+  words = ["solved" if result.solved else "unsolved" if result.labelled else UNKNOWN]
   if result.labelled and not result.solved:
     words.append(f"{result.metrics['accuracy']:.0%} of tokens")
   steps = round(result.metrics["steps"])
@@ -207,7 +220,7 @@ def _draw_panel(axes, panel: Panel, side: int) -> None:
   axes.set_ylim(side, 0)
   axes.set_axis_off()
   if not rows or not columns:
-    axes.text(side / 2, side / 2, "no grid", color=FAINT, size=10, ha="center", va="center")
+    axes.text(side / 2, side / 2, panel.absent, color=FAINT, size=10, ha="center", va="center")
     return
   axes.imshow(panel.colours, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
   axes.set_xlim(0, side)

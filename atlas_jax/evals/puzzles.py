@@ -37,28 +37,28 @@ class Totals:
 
 
 class Gallery:
-  """Keeps the first solved and the first unsolved results, for pictures."""
+  """Keeps the first solved and the first unsolved results, for pictures; of unknown ones what fits beside."""
 
   def __init__(self, n_each: int, subject: Callable[[Result], Hashable | None] | None = None) -> None:
     """Keeps `n_each` of both kinds, one per subject at most; those whose subject is None are passed over."""
     self._n_each, self._subject = n_each, subject or (lambda result: result.example)
-    self._kept: tuple[dict, dict] = {}, {}
+    self._solved, self._unsolved, self._unknown = {}, {}, {}
 
   def add(self, result: Result) -> None:
     """Keeps a result if there is room for it."""
-    kept = self._kept[not result.solved]
+    kept = self._solved if result.solved else self._unsolved if result.labelled else self._unknown
     if len(kept) < self._n_each and (subject := self._subject(result)) is not None:
       kept.setdefault(subject, result)
 
   @property
   def solved(self) -> list[Result]:
     """Gives the solved ones."""
-    return list(self._kept[0].values())
+    return list(self._solved.values())
 
   @property
   def unsolved(self) -> list[Result]:
-    """Gives the unsolved ones."""
-    return list(self._kept[1].values())
+    """Gives the unsolved ones, then those without labels, as many as are kept of a kind."""
+    return [*self._unsolved.values(), *self._unknown.values()][:self._n_each]
 
 
 def folder_of(workdir, step: int) -> pathlib.Path:

@@ -5,7 +5,7 @@ orientation, equal predictions are votes for one grid. Votes belong to a task an
 by its content. Nothing here knows how predictions come about.
 
 Source: the pass@K of Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; "noisy_or" as a rule of
-ranking, the score over whole tasks and the filled submission are not in it.
+ranking, the scores of what is handed in and the filled submission are not in it.
 """
 import gzip
 import json
@@ -194,48 +194,74 @@ def solved_at(votes: Votes, task: str, pairs, rule: str = "count") -> list[int |
   return places
 
 
+def attempts_of(votes: Votes, task: str, input_grid, rule: str = "count",
+                attempts: int = ATTEMPTS) -> list[np.ndarray]:
+  """Gives the best predictions for a test input that can be handed in: those that have cells."""
+  texts = [text for text, _ in votes.ordered(task, input_grid, rule) if text]
+  return [grid_of(text) for text in texts[:attempts]]
+
+
 def scores(votes: Votes, tests: Mapping[str, list], *, rule: str = "count",
            pass_at: tuple[int, ...] = PASS_AT) -> dict[str, float]:
-  """Scores the rankings against the solutions.
+  """Scores the rankings, and what `submission` makes of them, against the solutions.
+
+  A task may ask for several outputs. Outputs that are unknown count nowhere.
 
   Args:
     votes: of the predictions.
-    tests: task id -> test pairs (input, output); a task without votes counts as unsolved.
+    tests: task id -> test pairs (input, output or None); a task without votes counts as unsolved.
     rule: see `Votes.ranking`.
     pass_at: numbers of attempts.
 
   Returns:
-    "pass@K": mean over tasks of the share of pairs whose output is among the first K; "official_score": share
-    of tasks whose every pair is solved within two attempts.
-
-  Raises:
-    ValueError: if there is no task, or one has no pair.
+    "pass@K": mean over tasks of the fraction of outputs that are among the first K predictions, as in the
+    original program. Of the two attempts that are handed in: "kaggle_score", the fraction of outputs solved,
+    over the outputs of all tasks, which ranks the competition; "harness_score", the mean over tasks of the
+    fraction of outputs solved, which the public harness of ARC Prize reports; "whole_task_score", ours, the
+    fraction of tasks all of whose outputs are solved. And over how many: "n_tasks" with a known output,
+    "n_outputs" that are known, "n_whole_tasks" without an unknown one. Without a known output there are the
+    counts alone.
   """
-  if not tests or not all(tests.values()):
-    raise ValueError("scores need at least one task, and of each at least one test pair with its output")
-  places = [solved_at(votes, task, pairs, rule) for task, pairs in tests.items()]
+  known = {task: [pair for pair in pairs if pair[1] is not None] for task, pairs in tests.items()}
+  known = {task: pairs for task, pairs in known.items() if pairs}
+  whole = [task for task, pairs in known.items() if len(pairs) == len(tests[task])]
+  counts = {"n_tasks": len(known), "n_outputs": sum(map(len, known.values())), "n_whole_tasks": len(whole)}
+  found: dict[str, float] = {name: float(count) for name, count in counts.items()}
+  if not known:
+    return found
+  places = [solved_at(votes, task, pairs, rule) for task, pairs in known.items()]
   within = [[math.inf if place is None else place for place in pairs] for pairs in places]
-  shares = {f"pass@{k}": float(np.mean([np.mean([place <= k for place in pairs]) for pairs in within]))
+  found |= {f"pass@{k}": float(np.mean([np.mean([place <= k for place in pairs]) for pairs in within]))
             for k in pass_at}
-  whole = float(np.mean([all(place <= ATTEMPTS for place in pairs) for pairs in within]))
-  return {**shares, "official_score": whole}
+  solved = {task: [_is_solved(votes, task, left, right, rule) for left, right in pairs]
+            for task, pairs in known.items()}
+  found["kaggle_score"] = float(np.mean(sum(solved.values(), [])))
+  found["harness_score"] = float(np.mean([np.mean(each) for each in solved.values()]))
+  if whole:
+    found["whole_task_score"] = float(np.mean([all(solved[task]) for task in whole]))
+  return found
+
+
+def _is_solved(votes: Votes, task: str, input_grid, output, rule: str) -> bool:
+  attempts = attempts_of(votes, task, input_grid, rule) or [np.asarray(input_grid)]  # See `submission`.
+  return text_of(output) in map(text_of, attempts)
 
 
 def submission(votes: Votes, inputs: Mapping[str, list], *, rule: str = "count", attempts: int = ATTEMPTS,
                fill: bool = True) -> dict[str, list[dict[str, list]]]:
-  """Gives the file that ARC's graders read.
+  """Gives the file that ARC's graders read; every attempt in it is a grid with cells.
 
   Args:
     votes: of the predictions.
     inputs: task id -> test inputs, in the task's order.
     rule: see `Votes.ranking`.
-    attempts: per test input; where there are fewer predictions, the first one is repeated.
+    attempts: per test input; where there are fewer predictions, the first one is repeated. Predictions
+      without cells are passed over.
     fill: gives a test input without prediction itself as attempt, so that every pair keeps its place. False
       leaves it out, as the original program does, and later pairs of the task move up.
   """
   def entry(task, input_grid):
-    grids = [grid_of(text) for text, _ in votes.ordered(task, input_grid, rule)[:attempts]]
-    grids = grids or [np.asarray(input_grid)] * fill
+    grids = attempts_of(votes, task, input_grid, rule, attempts) or [np.asarray(input_grid)] * fill
     padded = grids + grids[:1] * (attempts - len(grids))
     return {f"attempt_{i}": grid.tolist() for i, grid in enumerate(padded, start=1)}
 

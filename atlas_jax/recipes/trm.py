@@ -206,7 +206,7 @@ def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dic
     name_of = lambda result: sets.test.names[result.id]
     page = pictures.make_page("arc", sets.shape, name_of, crop=grids.crop)
     run = arc.make(solve, arc.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
-                   tasks=sets.tasks, rule=fields.vote, whole=fields.max_examples is None,
+                   tasks=sets.tasks, leaked=sets.leaked, rule=fields.vote, whole=fields.max_examples is None,
                    batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
   else:
     name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))

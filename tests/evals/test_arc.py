@@ -50,7 +50,7 @@ def test_scores_and_files_of_a_checkpoint_equal_the_original_ones(original, tmp_
   expected = original["expected"]["metrics_K2"]
   for name in ("ARC/pass@1", "ARC/pass@2", "ARC/pass@5"):
     assert out.scalars[name] == expected[name]
-  assert out.scalars["ARC/official_score"] == 2 / 3  # All pairs of p_a and p_b, none of p_c.
+  assert out.scalars["ARC/whole_task_score"] == 2 / 3  # All pairs of p_a and p_b, none of p_c.
   folder = tmp_path / "evals" / "step_00000007"
   assert sorted(path.name for path in folder.iterdir()) == [
     "submission.json", "submission_accumulated.json", "votes.json.gz"]  # fmt: skip
@@ -92,7 +92,8 @@ def test_scores_of_this_checkpoint_do_not_see_earlier_votes(original, tmp_path):
   evaluation(original, right, tasks=tasks)(None, step=1, workdir=tmp_path)
   scalars = evaluation(original, wrong, tasks=tasks)(None, step=2, workdir=tmp_path).scalars
   assert (scalars["ARC/pass@1"], scalars["ARC/accumulated/pass@1"]) == (0.0, 1.0)
-  assert (scalars["ARC/official_score"], scalars["ARC/accumulated/official_score"]) == (0.0, 1.0)
+  for name in ("kaggle_score", "harness_score", "whole_task_score"):
+    assert (scalars[f"ARC/{name}"], scalars[f"ARC/accumulated/{name}"]) == (0.0, 1.0)
   scalars = evaluation(original, wrong, tasks=tasks)(None, step=3).scalars
   assert not any("accumulated" in name for name in scalars)
 
@@ -105,6 +106,31 @@ def test_exact_accuracy_is_given_per_transform(original):
     marks = given["identifier"].split("|||")[1:]
     by_kind.setdefault(marks[0] if marks else "original", []).append(given["q_halt_logit"] > 0)
   assert found == {kind: np.mean(solved) for kind, solved in by_kind.items()}
+  assert {kind: scalars[f"ARC/n_examples/{kind}"] for kind in by_kind} == {
+    kind: len(solved) for kind, solved in by_kind.items()}  # fmt: skip
+
+
+def test_scores_are_given_with_and_without_the_tasks_that_are_trained_on(original, tmp_path):
+  scalars = evaluation(original, leaked={"p_a"})(None, step=1, workdir=tmp_path).scalars
+  rest = {task: found for task, found in original["test_puzzles"].items() if task != "p_a"}
+  alone = evaluation(original, tasks=rest)(None, step=1).scalars
+  whole = evaluation(original)(None, step=1).scalars
+  names = [name for name in whole if name.startswith("ARC/") and "ex" not in name]
+  assert {name: scalars[name] for name in names} == {name: whole[name] for name in names}
+  for name in names:
+    assert scalars[name.replace("ARC/", "ARC/unseen/")] == alone[name]
+    assert scalars[name.replace("ARC/", "ARC/accumulated/unseen/")] == alone[name]
+  assert scalars["ARC/unseen/n_tasks"] == scalars["ARC/n_tasks"] - 1 == 2
+  known = [given["identifier"].split("|||")[0] != "p_a" for given in original["predictions"]]
+  assert (scalars["eval/unseen/count"], scalars["eval/all/count"]) == (sum(known), len(known))
+  assert not any("unseen" in name for name in whole)
+
+
+def test_examples_without_labels_count_nowhere(original):
+  unlabelled = [each._replace(labelled=False) for each in results_of(original)]
+  scalars = evaluation(original, unlabelled)(None, step=1).scalars
+  assert scalars["eval/all/count"] == 0
+  assert not any("exact_accuracy" in name or "n_examples" in name for name in scalars)
 
 
 def test_q_is_the_sigmoid_of_the_logit_also_far_out():
@@ -123,7 +149,8 @@ def test_scores_of_a_part_are_over_the_tasks_it_reached(original):
 def test_tasks_without_outputs_have_a_submission_and_no_score(original, tmp_path):
   tasks = {"p_a": {"test": [{"input": [[1, 2], [3, 4]]}]}}
   out = evaluation(original, [one_vote(original, [[6]])], tasks=tasks)(None, step=1, workdir=tmp_path)
-  assert not any("pass@" in name for name in out.scalars)
+  assert not any("pass@" in name or "score" in name for name in out.scalars)
+  assert out.scalars["ARC/n_outputs"] == out.scalars["ARC/accumulated/n_tasks"] == 0
   submission = json.loads((tmp_path / "evals/step_00000001/submission.json").read_text())
   assert submission == {"p_a": [{"attempt_1": [[6]], "attempt_2": [[6]]}]}
 

@@ -42,7 +42,17 @@ def test_wrong_cells_of_arc_are_those_that_differ_or_lie_outside():
 def test_a_missing_target_makes_nothing_wrong():
   unknown = arc_answer([[5]], [[6]])._replace(labels_T=np.full(900, -100), labelled=False)
   assert not pictures.arc_panels(unknown, grids.crop)[2].wrong.any()
-  assert pictures._verdict(unknown).startswith("no target")
+  assert pictures._verdict(unknown).startswith("unknown")
+  target = pictures.arc_panels(unknown, grids.crop)[1]
+  assert (target.caption, target.absent, target.colours.size) == ("target  unknown", "unknown", 0)
+
+
+def test_a_board_without_a_target_says_so():
+  boards = pictures.sudoku_panels(answer([3, 1, 1, 1], [-100] * 4, [3, 2, 3, 1]), (2, 2))
+  mazes = pictures.maze_panels(answer(maze("S G# #"), [-100] * 6, maze("S G#o#")), (2, 3))
+  for given, target, prediction in (boards, mazes):
+    assert (target.caption, target.colours.size) == ("target  unknown", 0)
+    assert given.colours.size and not prediction.wrong.any()
 
 
 def test_digits_of_a_sudoku_say_whether_they_were_given_predicted_or_wrong():

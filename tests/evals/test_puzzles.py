@@ -73,6 +73,16 @@ def test_a_page_is_returned_and_left_in_the_folder_of_the_step(tmp_path):
   assert [path.name for path in (tmp_path / "evals").iterdir()] == ["step_00000012"]
 
 
+def test_examples_without_labels_are_drawn_where_there_is_room():
+  gallery = puzzles.Gallery(2)
+  for example in range(3):
+    gallery.add(answer(np.ones(16), np.full(16, -100), np.ones(16), example=example))
+  assert [result.example for result in gallery.unsolved] == [0, 1]
+  gallery.add(board(7, 5))
+  assert [result.example for result in gallery.unsolved] == [7, 0]
+  assert gallery.solved == []
+
+
 def test_a_gallery_keeps_the_first_of_both_kinds_one_per_subject():
   gallery = puzzles.Gallery(2, lambda result: None if result.example == 1 else result.example // 2)
   for example, n_wrong in enumerate([0, 0, 5, 0, 0, 5, 5, 0]):

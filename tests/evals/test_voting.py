@@ -102,7 +102,54 @@ def test_two_evaluations_add_up_to_the_original_accumulated_votes(original):
   assert votes_by_digest(original, once) == expected["votes_after_two_evaluations_not_aggregated"]
 
 
-def test_the_official_score_asks_for_every_pair_of_a_task_within_two_attempts():
+def test_three_scores_of_two_attempts_differ_where_a_task_has_two_outputs():
+  votes = voting.Votes()
+  votes.add("two", [[1]], [[5]], 0.5)
+  votes.add("two", [[2]], [[6]], 0.5)
+  votes.add("one", [[3]], [[7]], 0.5)
+  tests = {"two": [([[1]], [[5]]), ([[2]], [[9]])], "one": [([[3]], [[7]])]}
+  found = voting.scores(votes, tests)
+  assert found["kaggle_score"] == 2 / 3  # Two of three outputs.
+  assert found["harness_score"] == found["pass@2"] == 0.75  # A half of one task and the whole other.
+  assert found["whole_task_score"] == 0.5  # One of two tasks.
+  assert [found[f"n_{what}"] for what in ("tasks", "outputs", "whole_tasks")] == [2, 3, 2]
+  alone = voting.scores(votes, {"two": tests["two"]})
+  assert [alone[f"{name}_score"] for name in ("kaggle", "harness", "whole_task")] == [0.5, 0.5, 0.0]
+  assert not any("official" in name for name in found)
+
+
+def test_unknown_outputs_are_in_no_score_and_no_count():
+  votes = voting.Votes()
+  votes.add("half", [[1]], [[5]], 0.5)
+  votes.add("half", [[2]], [[0]], 0.5)  # Not right: nobody knows.
+  votes.add("none", [[3]], [[0]], 0.5)
+  votes.add("whole", [[4]], [[9]], 0.5)
+  tests = {"half": [([[1]], [[5]]), ([[2]], None)], "none": [([[3]], None)], "whole": [([[4]], [[8]])]}
+  found = voting.scores(votes, tests)
+  assert (found["pass@2"], found["kaggle_score"], found["harness_score"]) == (0.5, 0.5, 0.5)
+  assert found["whole_task_score"] == 0.0
+  assert [found[f"n_{what}"] for what in ("tasks", "outputs", "whole_tasks")] == [2, 2, 1]
+  assert voting.scores(votes, {"none": tests["none"]}) == {"n_tasks": 0, "n_outputs": 0, "n_whole_tasks": 0}
+  assert "whole_task_score" not in voting.scores(votes, {"half": tests["half"]})
+
+
+def test_an_attempt_without_cells_is_never_handed_in():
+  votes = voting.Votes()
+  for grid, times in (([], 4), ([[2]], 3), ([[3]], 2)):
+    for _ in range(times):
+      votes.add("some", [[1]], grid, 0.5)
+      votes.add("none", [[1]], [], 0.5)
+  for fill in (True, False):
+    found = voting.submission(votes, {"some": [[[1]]]}, fill=fill)
+    assert found == {"some": [{"attempt_1": [[2]], "attempt_2": [[3]]}]}
+  assert voting.submission(votes, {"none": [[[1]]]}) == {"none": [{"attempt_1": [[1]], "attempt_2": [[1]]}]}
+  assert voting.submission(votes, {"none": [[[1]]]}, fill=False) == {"none": []}
+  found = voting.scores(votes, {"some": [([[1]], [[3]])], "none": [([[1]], [[1]])]})
+  assert found["pass@2"] == 0.0  # Third among all predictions, and second of those that are grids.
+  assert found["kaggle_score"] == found["harness_score"] == found["whole_task_score"] == 1.0
+
+
+def test_the_score_of_whole_tasks_asks_for_every_output_within_two_attempts():
   votes = voting.Votes()
   for output, times in (([[1]], 3), ([[2]], 2), ([[3]], 1)):
     for _ in range(times):
@@ -111,7 +158,7 @@ def test_the_official_score_asks_for_every_pair_of_a_task_within_two_attempts():
   votes.add("half", [[9]], [[8]], 0.5)
   tests = {"easy": [([[0]], [[2]])], "half": [([[0]], [[3]]), ([[9]], [[8]])]}
   found = voting.scores(votes, tests)
-  assert found["official_score"] == 0.5
+  assert found["whole_task_score"] == 0.5
   assert [found[f"pass@{k}"] for k in (1, 2, 5, 1000)] == [0.25, 0.75, 1.0, 1.0]
 
 
@@ -179,5 +226,3 @@ def test_wrong_votes_and_rules_are_refused():
     votes.add("x", [[0]], [[11]], 0.5)
   with pytest.raises(ValueError, match="choose one of count, noisy_or"):
     votes.ranking("x", [[0]], "loudest")
-  with pytest.raises(ValueError, match="at least one task"):
-    voting.scores(votes, {})

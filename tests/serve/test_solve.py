@@ -14,8 +14,8 @@ from tests.program import refused
 
 # A canvas of 3 x 3 and a network of a few thousand numbers.
 TINY = {
-  "puzzles.canvas": 3, "puzzles.n_augmentations": 2, "puzzles.max_tasks": "None", "trm.width": 16,
-  "trm.row_width": 16, "trm.n_prefix": 1, "trm.depth": 1, "trm.n_outer": 2, "trm.n_inner": 1,
+  "puzzles.name": "files", "puzzles.canvas": 3, "puzzles.n_augmentations": 2, "puzzles.max_tasks": "None",
+  "trm.width": 16, "trm.row_width": 16, "trm.n_prefix": 1, "trm.depth": 1, "trm.n_outer": 2, "trm.n_inner": 1,
   "supervision.n_supervision": 2, "data.batch_rows": 8, "eval.batch_rows": 8, "puzzle_eval.pictures": 0,
   "optim.steps": 3, "optim.lr": 5e-3, "table.lr": 5e-2, "monitor.tensorboard": False, "data.threads": 0,
 }  # fmt: skip

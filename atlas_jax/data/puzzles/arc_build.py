@@ -9,6 +9,7 @@ Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; encoding on
 """
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -18,11 +19,12 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from atlas_jax.data.puzzles import arc, arc_plan, grids
+from atlas_jax.data.puzzles import arc, arc_leaks, arc_plan, arc_tasks, grids
 from atlas_jax.data.puzzles.puzzle_set import BLANK_ID, PuzzleSet
 
 BLANK_NAME = "<blank>"
 CHUNK = 2048  # Examples encoded at once when files are written.
+UNKNOWN = np.zeros((0, 0), np.uint8)  # In place of an unknown output; its tokens are 0, which is not scored.
 
 
 class Built(NamedTuple):
@@ -32,12 +34,14 @@ class Built(NamedTuple):
     train, test: the two splits.
     test_puzzles: {task id: task as in its file} for the test split; an unknown output has no key.
     names: name of the augmentation that each id stands for.
+    leaks: test tasks whose answers are trained on.
   """
 
   train: PuzzleSet
   test: PuzzleSet
   test_puzzles: dict[str, dict]
   names: Sequence[str]
+  leaks: list[arc_leaks.Leak]
 
 
 class Names(Sequence[str]):
@@ -162,6 +166,9 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
           canvas: int = grids.SIDE, cache_dir: str | None = None) -> Built:
   """Builds the two splits, equal to the reference's files example by example.
 
+  Pairs with unknown outputs are the exception: they are not trained on, and have no label in the test split.
+  Test tasks whose answers are trained on are warned of, see `arc_leaks`.
+
   Args:
     subsets: tasks by subset, see `arc.read`.
     test_set: name, or names, of the subsets whose test pairs are not trained on.
@@ -190,26 +197,32 @@ def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.Pl
   """Makes the splits of a plan; `identity` says where its augmentations come from."""
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   groups = [each[index] for index in plan.order]
-  pairs = [[*task.train, *arc.pairs_of(task._replace(train=()))] if is_test else arc.pairs_of(task)
+  pairs = [[*task.train, *task.test] if is_test else arc.labelled_pairs(task)
            for task, is_test in groups]  # Those of each split next to each other.
-  stored = grids.store([grid for group in pairs for pair in group for grid in pair])
+  stored = grids.store([UNKNOWN if grid is None else grid
+                        for group in pairs for pair in group for grid in pair])
   names = Names([task.id for task, _ in groups], plan)
   identity = dict(name="arc", tasks=arc.fingerprint(subsets), subsets=list(subsets),
                   test_sets=list(test_sets), canvas=canvas, **identity)
-  n_trained = [len(task.train) if is_test else len(task.train) + len(task.test) for task, is_test in groups]
+  if unknown := arc_tasks.count_unknown(task for task, _ in groups):
+    identity["unknown_outputs"] = unknown
+  n_trained = [len(task.train) if is_test else len(found) for (task, is_test), found in zip(groups, pairs)]
   split = functools.partial(_split, plan, stored, names, identity, canvas)
   first = np.cumsum([0, *map(len, pairs[:-1])])
   tested = np.flatnonzero([is_test for _, is_test in groups])
   n_tested = np.array([len(task.test) for task, _ in groups])
   train = split("train", np.arange(len(groups)), first, np.array(n_trained))
   test = split("test", tested, first + n_trained, n_tested)
-  return Built(train, test, {groups[group][0].id: arc.to_json(groups[group][0]) for group in tested}, names)
+  tests = [groups[group][0] for group in tested]
+  leaks = arc_leaks.find([task._replace(test=()) if is_test else task for task, is_test in groups], tests)
+  arc_leaks.warn(leaks, len(tests))
+  return Built(train, test, {task.id: arc.to_json(task) for task in tests}, names, leaks)
 
 
 def build_task(task: arc.Task, n_augmentations: int, seed: int, canvas: int = grids.SIDE) -> Built:
   """Builds the sets with which one task is solved: all demonstrations to train on, all test inputs to answer.
 
-  Outputs of test pairs may be unknown; a grid of one black cell is then their label.
+  Outputs of test pairs may be unknown; such a pair has no label.
   """
   return build({"task": [task]}, "task", n_augmentations=n_augmentations, seed=seed, canvas=canvas)
 
@@ -236,6 +249,9 @@ def build_named(task: arc.Task, names: Sequence[str], seed: int, canvas: int = g
 def write_original(built: Built, folder: str) -> None:
   """Writes a build as the reference does: train/, test/, identifiers.json, test_puzzles.json.
 
+  Where an output is unknown, the labels are 0 and test_puzzles.json has no "output"; the reference would
+  write one black cell and score it.
+
   Args:
     built: from `build`; only the splits' order of examples and the frozen shifts are used.
     folder: is made, or is empty. It is filled only when everything is written.
@@ -252,8 +268,7 @@ def write_original(built: Built, folder: str) -> None:
     for name, split in (("train", built.train), ("test", built.test)):
       _write_split(split, scratch / name)
     (scratch / "identifiers.json").write_text(json.dumps(list(built.names)))
-    puzzles = {task_id: _with_dummies(task) for task_id, task in built.test_puzzles.items()}
-    (scratch / "test_puzzles.json").write_text(json.dumps(puzzles))
+    (scratch / "test_puzzles.json").write_text(json.dumps(built.test_puzzles))
     scratch.chmod(0o755)  # Scratch folders are closed to others.
     scratch.replace(target)
   finally:
@@ -262,13 +277,16 @@ def write_original(built: Built, folder: str) -> None:
 
 def _check_tasks(subsets: arc.Subsets, canvas: int) -> None:
   """Refuses tasks in two subsets, as test pairs might be trained on, and those that do not fit."""
-  seen: dict[str, str] = {}
+  ids = {name: [task.id for task in tasks] for name, tasks in subsets.items()}
+  for before, name in itertools.combinations(ids, 2):
+    if common := arc.overlap(ids[before], ids[name]):
+      count = f"{len(common)} tasks are" if len(common) > 1 else "a task is"
+      raise ValueError(f"{count} in the subset {before!r} and in {name!r}, such as {common[0]!r}: what one "
+                       "asks, the other may answer; leave one of the subsets out")
   for name, tasks in subsets.items():
+    if len(set(ids[name])) < len(tasks):
+      raise ValueError(f"the subset {name!r} has a task twice; ids must differ")
     for task in tasks:
-      if task.id in seen:
-        raise ValueError(f"the task {task.id!r} is in the subset {seen[task.id]!r} and in {name!r}; "
-                         "leave one out")
-      seen[task.id] = name
       if arc.side_of(task) > canvas:
         raise ValueError(f"the task {task.id!r} has a grid with a side of {arc.side_of(task)} cells, which "
                          f"does not fit canvas={canvas}; leave the task out or take a larger canvas")
@@ -308,9 +326,3 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
       seq_len=split.seq_len, num_puzzle_identifiers=split.n_ids, total_groups=split.n_groups,
       mean_puzzle_examples=split.n_examples / split.n_puzzles, total_puzzles=split.n_puzzles, sets=["all"])
   (folder / "dataset.json").write_text(json.dumps(fields))
-
-
-def _with_dummies(task: dict[str, list]) -> dict[str, list]:
-  """Gives a task with the reference's output for those that are unknown."""
-  return {part: [pair if "output" in pair else {**pair, "output": arc.DUMMY.tolist()} for pair in pairs]
-          for part, pairs in task.items()}

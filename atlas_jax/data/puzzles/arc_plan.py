@@ -26,7 +26,7 @@ from absl import logging
 from atlas_jax.data.puzzles import arc, grids
 from atlas_jax.data.puzzles.legacy_random import LegacyRandom, mask_of
 
-FORMAT = 1
+FORMAT = 2
 CACHE_FROM = 100_000  # Puzzles asked for; fewer are drawn in a second or two.
 TRIALS = 5  # Draws per augmentation asked for, after which a task has as many as were found.
 _PARSING = threading.Lock()  # NumPy parses headers as Python, which Python 3.11 must not do in two threads.
@@ -103,7 +103,7 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
   shifts, each = bytearray(), [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   for index, group_kinds in zip(order, kinds):
     task, is_test = each[index]
-    _add_shifts(shifts, task.train if is_test else arc.pairs_of(task), group_kinds, random, canvas)
+    _add_shifts(shifts, task.train if is_test else arc.labelled_pairs(task), group_kinds, random, canvas)
   return Plan(np.array(order, np.int32), np.cumsum([0, *sizes]), np.concatenate(kinds),
               np.concatenate(permutations), np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
 
@@ -148,7 +148,7 @@ class _Hash:
   of the place, plus one for the shape. It is linear in the colours, so each transform needs only sums per
   colour. A puzzle's hash is the sum of its pairs' hashes after mixing, whatever their order. Two independent
   words are kept: puzzles that differ agree with a chance of about 2^-120, so equal hashes stand for equal
-  puzzles as equal SHA-256 do.
+  puzzles as equal SHA-256 do. An unknown output adds nothing.
   """
 
   def __init__(self, pairs):
@@ -156,7 +156,7 @@ class _Hash:
     self._shapes = np.zeros((8, len(pairs), 2), np.uint64)
     colours = np.arange(grids.COLOURS, dtype=np.uint8)
     for number, pair in enumerate(pairs):
-      for side, grid in enumerate(pair):
+      for side, grid in ((side, grid) for side, grid in enumerate(pair) if grid is not None):
         places, shapes = _weights(side, *grid.shape)
         of_colour = (grid.reshape(-1, 1) == colours).astype(np.uint64)
         sums = (places @ of_colour).reshape(8, 2, grids.COLOURS)

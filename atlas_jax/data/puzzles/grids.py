@@ -104,6 +104,18 @@ def crop(tokens: np.ndarray) -> np.ndarray:
   return (canvas[:height, :widths[height - 1]] - FIRST_COLOUR).astype(np.uint8)
 
 
+def find(tokens: np.ndarray) -> np.ndarray | None:
+  """Gives the grid that lies anywhere on a canvas; None if colours are missing or form no rectangle."""
+  side = math.isqrt(np.size(tokens))
+  canvas = np.asarray(tokens).reshape(side, side)
+  rows, columns = (np.flatnonzero((canvas >= FIRST_COLOUR).any(axis=axis)) for axis in (1, 0))
+  if not len(rows):
+    return None
+  inside = canvas[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+  is_tidy = inside.min() >= FIRST_COLOUR and inside.max() < VOCAB_SIZE
+  return (inside - FIRST_COLOUR).astype(np.uint8) if is_tidy else None
+
+
 def grid_digest(grid: np.ndarray) -> str:
   """Gives SHA-256 of height, width (a byte each) and cells."""
   height, width = grid.shape
@@ -131,10 +143,10 @@ class Store(NamedTuple):
 
 
 def store(many: list[np.ndarray]) -> Store:
-  """Puts grids into one array."""
+  """Puts grids into one array; a cell follows the last one, as a grid without cells is read there."""
   heights, widths = np.array([grid.shape for grid in many], np.int32).reshape(-1, 2).T
   starts = np.cumsum(heights * widths, dtype=np.int32) - heights * widths
-  cells = np.concatenate([grid.reshape(-1) for grid in many]) if many else np.zeros(0, np.uint8)
+  cells = np.concatenate([*(grid.reshape(-1) for grid in many), np.zeros(1, np.uint8)])
   return Store(cells, starts, heights, widths)
 
 

@@ -8,7 +8,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from atlas_jax.data.puzzles import arc, arc_build, challenges, files, grids, maze, source, sudoku
+from atlas_jax.data.puzzles import (
+  arc,
+  arc_build,
+  arc_built,
+  challenges,
+  files,
+  grids,
+  maze,
+  source,
+  sudoku,
+)
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 ARC = ("arc1", "arc2", "arc2_public", "files")
@@ -33,6 +43,7 @@ class Sets(NamedTuple):
   kind: str  # "arc", "sudoku" or "maze": how a row of tokens is drawn and scored
   shape: tuple[int, int]  # rows and columns of the canvas
   tasks: dict[str, Any]  # arc: task id -> {"train": [...], "test": [...]} of grids, all held-out pairs
+  leaked: frozenset[str] = frozenset()  # arc: ids of held-out tasks whose answers are trained on
   trained_on: frozenset[int] = frozenset()  # built boards: held-out examples whose question is trained on
 
   def keep(self, workdir: pathlib.Path) -> None:
@@ -113,13 +124,18 @@ def load(config) -> Sets:
     built = _asked(fields, arc_build.build, subsets, test_sets, n_augmentations=fields.n_augmentations,
                    seed=fields.seed, canvas=fields.canvas, cache_dir=config.data.cache_dir)
     _say_what_scores_mean(fields.name, built)
-    return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles)
+    return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles,
+                leaked=frozenset(leak.task for leak in built.leaks))
   if fields.name == "built":
     found = _built(fields)
     side = math.isqrt(found.train.seq_len)
     _check_built(fields.path, found, side)
-    known = frozenset() if _kind_of(found) == "arc" else _trained_on(fields.path, found)
-    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles, known)
+    if _kind_of(found) == "arc":
+      found, leaks = _asked(fields, arc_built.check, found, fields.path)
+      return Sets(found.train, found.test, "arc", (side, side), found.test_puzzles,
+                  leaked=frozenset(leak.task for leak in leaks))
+    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles,
+                trained_on=_trained_on(fields.path, found))
   common = dict(side=fields.side, path=HUB[fields.name] if fields.path == "hub" else fields.path,
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
                 cache_dir=config.data.cache_dir, download=config.data.download)
@@ -164,15 +180,9 @@ def _check_built(path: str, found: files.Files, side: int) -> None:
   if side * side != found.train.seq_len:
     raise ValueError(f"config.puzzles.path={path}: seq_len={found.train.seq_len} is no square, and grids are "
                      "drawn and cropped as squares")
-  if _kind_of(found) != "arc":
-    return
-  if not found.train.names or not found.test_puzzles:
+  if _kind_of(found) == "arc" and not (found.train.names and found.test_puzzles):
     raise ValueError(f"config.puzzles.path={path} needs identifiers.json and test_puzzles.json beside train/ "
                      "and test/: votes on ARC tasks go by the names of augmentations")
-  for name, task in found.test_puzzles.items():
-    arc.task_of(name, task, f"{path}/test_puzzles.json")
-  for name in found.train.names[1:]:
-    grids.parse_name(name)
 
 
 def _trained_on(path: str, found: files.Files) -> frozenset[int]:
@@ -197,7 +207,7 @@ def _kind_of(found: files.Files) -> str:
 
 
 def _say_what_scores_mean(name: str, built: arc_build.Built) -> None:
-  if name != "arc1":
+  if name.startswith("arc2"):
     logging.info("%s is trained on tasks that ARC-AGI-1 evaluates with: score it on its own evaluation only",
                  name)
   logging.info("%d tasks, %d augmentations, %d rows of the puzzle table; %d tasks held out",

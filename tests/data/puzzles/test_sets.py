@@ -8,19 +8,29 @@ import pytest
 
 from atlas_jax.data.puzzles import maze, puzzle_set, sets, sudoku
 from tests import puzzle_runs
+from tests.data.puzzles.arc_files import TASK, with_changes, write_kaggle
 
 ARC = dict(puzzles__canvas=10, puzzles__max_tasks=2, puzzles__n_augmentations=1)
 MAZE = dict(puzzles__name="maze", puzzles__side=7, puzzles__min_rating=5)
 # What a config may name, and the rows, columns and vocabulary it has.
 BUILT = {
   "arc1": (ARC, (10, 10), 12), "arc2": (ARC, (10, 10), 12), "arc2_public": (ARC, (10, 10), 12),
-  "sudoku": (dict(puzzles__side=6), (6, 6), 8), "maze": (MAZE, (7, 7), 6),
+  "files": (ARC, (10, 10), 12), "sudoku": (dict(puzzles__side=6), (6, 6), 8), "maze": (MAZE, (7, 7), 6),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("sets")
+
+
+@pytest.fixture(scope="module")
+def arc_files(folder):
+  """A folder of a training task and two evaluation tasks, of which the second is the training task again."""
+  other = with_changes("test", input=[[7]])
+  write_kaggle(folder / "arc_files", "training", {"a": TASK})
+  write_kaggle(folder / "arc_files", "evaluation", {"b": other, "c": TASK})
+  return folder / "arc_files"
 
 
 def config_of(folder, **changes):
@@ -49,8 +59,9 @@ def test_every_name_is_tried():
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_a_set_is_of_the_shape_that_is_known_without_building_it(name, folder):
+def test_a_set_is_of_the_shape_that_is_known_without_building_it(name, folder, arc_files):
   changes, canvas, vocab_size = BUILT[name]
+  changes = changes | (dict(puzzles__path=str(arc_files)) if name == "files" else {})
   config = config_of(folder, **changes | dict(puzzles__name=name))
   found = sets.load(config)
   assert sets.shape_of(config.puzzles) == (canvas[0] * canvas[1], vocab_size)
@@ -126,7 +137,7 @@ WRONG = [
   (dict(name="maze", side=7, n_augmentations=8), "name='maze': .*n_augmentations=8 in 0..7"),
   (dict(name="arc1", path="nowhere"), "config.puzzles with name='arc1': nowhere has neither data/training"),
   (dict(name="arc2", canvas=40), "config.puzzles with name='arc2': canvas=40 must be the side of a square"),
-  (dict(name="arc1", concept_path="nowhere"), r"config.puzzles with name='arc1': nowhere has no \*.json"),
+  (dict(name="arc1", concept_path="nowhere"), "config.puzzles with name='arc1': nowhere has neither"),
 ]
 
 
@@ -135,6 +146,13 @@ def test_what_cannot_be_built_is_refused_with_the_field(fields, words, folder, m
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match=words):
     loaded(folder, **{f"puzzles__{name}": value for name, value in fields.items()})
+
+
+def test_an_evaluation_task_that_is_trained_on_is_known_to_the_evaluation(folder, arc_files, caplog):
+  with caplog.at_level("WARNING"):
+    found = loaded(folder, **ARC | dict(puzzles__name="files", puzzles__path=str(arc_files)))
+  assert found.leaked == {"c"} and set(found.tasks) == {"b", "c"}
+  assert "1 of 2 evaluation tasks are trained on with their answers: c equals a" in caplog.text
 
 
 def test_hub_stands_for_the_data_set_of_the_name():
