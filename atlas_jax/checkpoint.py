@@ -40,6 +40,7 @@ class Checkpoints:
     keep_last: how many of the newest are kept.
     keep_best: how many with the best best_metric are kept besides.
     keep_every_steps: steps whose multiples are kept for good, or None.
+    every_eval: whether every checkpoint that was evaluated, hence saved with metrics, is kept for good.
     every_steps: how often the training loop saves; kept for it as an attribute.
     best_metric: which of the metrics given to `save` decides.
     best_mode: "min" or "max", whichever of it is best.
@@ -47,8 +48,8 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, every_steps: int | None = None, keep_last: int = 2, keep_best: int = 1,
-               keep_every_steps: int | None = None, best_metric: str = "val_bits_per_byte",
-               best_mode: str = "min", read_only: bool = False):
+               keep_every_steps: int | None = None, every_eval: bool = False,
+               best_metric: str = "val_bits_per_byte", best_mode: str = "min", read_only: bool = False):
     _check_policy(keep_last, keep_best, keep_every_steps)
     self.every_steps = every_steps
     self.path = Path(workdir).absolute() / FOLDER
@@ -57,7 +58,7 @@ class Checkpoints:
       self.path.mkdir(parents=True, exist_ok=True)
     self._being_saved: int | None = None
     self._saver: ocp.CheckpointManager | None = None  # Made at the first save: it reads what is there.
-    self._policy = _policy(keep_last, keep_best, keep_every_steps, best_metric, best_mode)
+    self._policy = _policy(keep_last, keep_best, keep_every_steps, every_eval, best_metric, best_mode)
 
   def steps(self) -> list[int]:
     """Lists the steps that have a finished checkpoint, oldest first."""
@@ -220,7 +221,16 @@ def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) 
       raise ValueError(f"config.checkpoint.{name}={value} must be at least {least}")
 
 
-def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, best_metric: str,
+class _Evaluated:
+  """Keeps the checkpoints that were saved with metrics."""
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Says of each checkpoint whether it is kept."""
+    del context
+    return [bool(info.metrics) for info in checkpoints]
+
+
+def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, every_eval: bool, best_metric: str,
             best_mode: str) -> dict:
   if best_mode not in ("min", "max"):
     raise ValueError(f"config.checkpoint.best_mode={best_mode!r} must be 'min' or 'max'")
@@ -235,6 +245,8 @@ def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, best_m
                                keep_checkpoints_without_metrics=False))
   if keep_every_steps:
     kept.append(policies.EveryNSteps(keep_every_steps))
+  if every_eval:
+    kept.append(_Evaluated())
   # best_fn makes Orbax write the metrics beside the state; what is kept is decided by the policy alone.
   return dict(best_fn=rank, best_mode="min", preservation_policy=policies.AnyPreservationPolicy(kept))
 

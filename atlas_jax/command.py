@@ -18,6 +18,7 @@ OF_MODE = {
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
     "export": ("to", "dtype", "adapters")}
+WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
 TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
             "batch_rows": "data.batch_rows"}  # What flags of these modes are called in training.
 
@@ -27,9 +28,9 @@ def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   text, number = (functools.partial(define, flag_values=values) for define in
                   (flags.DEFINE_string, flags.DEFINE_integer))
-  text("config", None, "train: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
+  text("config", None, "train, import: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export"],
+  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import"],
                     "What to do.", flag_values=values)
   text("prompt", "", "generate: the text to go on from; may be empty.")
   number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
@@ -54,7 +55,7 @@ def define_flags() -> flags.FlagValues:
 def _define_solve_flags(values: flags.FlagValues) -> None:
   text, number, real = (functools.partial(define, flag_values=values) for define in
                         (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float))
-  text("task", None, 'solve: the file of one ARC task, {"train": [...], "test": [...]}.')
+  text("task", None, 'solve: the file of one ARC task, {"train": [...], "test": [...]}, or of {id: task}.')
   real("seconds", 60, "solve: how long to tune to the task, compilation and answering apart; 0: not at all.",
        lower_bound=0)
   number("steps", None, "solve: how many updates to tune, in place of --seconds.", lower_bound=0)
@@ -67,7 +68,8 @@ def _define_solve_flags(values: flags.FlagValues) -> None:
   real("lr", None, "solve: learning rate of the network; left out: the run's highest.", lower_bound=0)
   real("table_lr", None, "solve: learning rate of the rows; left out: the run's highest.", lower_bound=0)
   number("batch_rows", None, "solve: pairs tuned on side by side; left out: as in training.", lower_bound=1)
-  text("out", None, "solve: the file to write the attempts to, as ARC's graders read them.")
+  text("out", None, "solve: the file to write the attempts to, as ARC's graders read them. A file of several "
+       "tasks needs it; called again, tasks that were answered are not solved again.")
 
 
 def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
@@ -185,9 +187,9 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Refuses flags that are missing, or that the mode would not use."""
   if not asked.workdir:
     raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
-  if asked.mode == "train" and not asked.config:
+  if asked.mode in WITH_CONFIG and not asked.config:
     raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
-  if asked.mode != "train" and asked.config:
+  if asked.mode not in WITH_CONFIG and asked.config:
     raise ValueError(f"--mode={asked.mode} takes the config of the run in --workdir; leave out "
                      f"--config={asked.config}")
   for mode, names in OF_MODE.items():

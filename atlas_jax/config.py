@@ -132,8 +132,8 @@ MEMORY_MULTIPLES = (
 FREE = ("checkpoint", "mesh", "monitor", "eval", "puzzle_eval", "loss.block_tokens", "optim.steps", "train",
         "data.threads", "data.cache_dir", "data.download", "data.bad_input_frac", "model.scan_unroll",
         "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
-        "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll", "decoder.attention_block_tokens",
-        "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm")
+        "puzzles.test_path", "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll",
+        "decoder.attention_block_tokens", "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm")
 
 
 def is_free(name: str) -> bool:

@@ -11,7 +11,8 @@ from atlas_jax.defaults import default
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
 # May be None, though their default is not.
-ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems")
+ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems",
+             "puzzles.n_train", "puzzles.n_test")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -85,6 +86,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_fields(config)
   _check_ranges(config)
   _check_choices(config)
+  _check_evaluations(config.train)
   _check_model(config.model)
   _check_trm(config)
   _check_decoder(config)
@@ -95,11 +97,12 @@ POSITIVE = (
     "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
     "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
-    "train.log_every_steps", "train.eval_every_steps", "train.skip_limit", "checkpoint.every_steps",
-    "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows", "eval.max_tokens",
-    "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth", "trm.n_outer",
-    "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update", "puzzles.n_train",
-    "puzzles.n_test", "puzzles.max_tasks", "puzzles.epochs", "puzzles.epochs_per_iteration",
+    "train.log_every_steps", "train.eval_every_steps", "train.eval_from_step", "train.skip_limit",
+    "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows",
+    "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth",
+    "trm.n_outer", "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update",
+    "puzzles.n_train", "puzzles.n_test", "puzzles.max_tasks", "puzzles.epochs",
+    "puzzles.epochs_per_iteration",
     "puzzle_eval.n_trajectories", "puzzle_eval.max_examples", "data.epochs", "data.max_problems",
     "data.group_size", "data.max_prompt_tokens", "decoder.vocab_size", "decoder.width", "decoder.depth",
     "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
@@ -161,6 +164,12 @@ def _check_ranges(config) -> None:
   for name in ("seed", "puzzles.seed"):
     if at(config, name) >= 2**32:
       raise ValueError(f"config.{name}={at(config, name)} must be below 2**32")
+
+
+def _check_evaluations(train) -> None:
+  if train.eval_from_step is not None and train.eval_every_steps is None:
+    raise ValueError(f"config.train.eval_from_step={train.eval_from_step} says when evaluations begin, and "
+                     "config.train.eval_every_steps=None has none before the end; set it, or leave both None")
 
 
 def _check_choices(config) -> None:

@@ -1,10 +1,11 @@
-"""The program: joins the processes of a run, and trains, evaluates, generates, solves or exports as told.
+"""The program: joins the processes of a run, and trains, evaluates, generates, solves, exports or imports.
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
+  python -m atlas_jax.main --mode=import --config=configs/trm_arc1.py --config.trm.path=STEP_N --workdir=DIR
 
 --config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults/ lists them all.
 """
@@ -25,7 +26,7 @@ from absl import flags, logging
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
-from atlas_jax.command import check_flags, override, parse, read_config
+from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
@@ -73,6 +74,31 @@ def run_train(config, workdir: str) -> None:
   summary = train.run(config, recipe, mesh, workdir)
   if summary:
     print(json.dumps(summary, indent=2), flush=True)
+
+
+def run_import(config, workdir: str) -> None:
+  """Makes a run of the weights at config.trm.path that has made no update, for --mode=eval and --mode=solve.
+
+  Raises:
+    ValueError: if the workdir holds a run, or the weights are not of this config.
+  """
+  if config.recipe != "trm" or config.trm.path is None:
+    raise ValueError(f"--mode=import takes the weights of a recursive model, and this is config.recipe="
+                     f"{config.recipe!r} with config.trm.path={config.trm.path}; give a config such as "
+                     "configs/trm_arc1.py, and --config.trm.path=step_1234")
+  if has_run(workdir):
+    raise ValueError(f"--workdir={workdir} holds a run already; choose another")
+  mesh = meshes.make(**config.mesh)
+  check_rows(config, mesh, ("data", "eval"))
+  prepare(config, workdir)
+  recipe = recipes.load(config, mesh)
+  config = with_steps(config, recipe)
+  if hosts.is_main():
+    configs.save(config, workdir)
+    recipe.keep(pathlib.Path(workdir))
+  train.save_start(config, recipe, mesh, workdir)
+  if hosts.is_main():
+    print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
 
 
 def prepare(config, workdir: str) -> None:
@@ -178,28 +204,38 @@ def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
 
 
 def solver_of(config, asked: flags.FlagValues):
-  """Makes the function that solves a task; refuses what is wrong with task, flags or run without a device.
+  """Makes the function that solves tasks; refuses what is wrong with them, flags or run without a device.
 
   Returns:
-    () -> None, to be called when devices are found; prints the answers to an ARC task as one JSON object, and
-    writes them as ARC's graders read them if a file is given.
+    () -> None, to be called when devices are found; prints the answers to each ARC task as one JSON object,
+    and writes them as ARC's graders read them if a file is given; for a file of several tasks, one more.
   """
-  from atlas_jax.serve import solve  # It draws on libraries that other modes need not wait for.
+  from atlas_jax.serve import solve, solve_file  # They draw on libraries that other modes need not wait for.
   if asked.out is not None:
     solve.check_out(asked.out)
   seconds = None if asked.steps is not None else asked.seconds
-  ask = solve.Ask(solve.read_task(config, asked.workdir, asked.task), seconds=seconds, steps=asked.steps,
-                  attempts=asked.attempts, augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr,
-                  table_lr=asked.table_lr, batch_rows=asked.batch_rows)
+  found = solve_file.read(config, asked.workdir, asked.task)
+  task = next(item.task for item in found if item.task) if isinstance(found, list) else found
+  ask = solve.Ask(task, seconds=seconds, steps=asked.steps, attempts=asked.attempts,
+                  augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr, table_lr=asked.table_lr,
+                  batch_rows=asked.batch_rows)
   solve.settings(config, ask)
+  if isinstance(found, list) and asked.out is None:
+    raise ValueError(f"--task={asked.task} holds {len(found)} tasks, and --out is missing: the file of their "
+                     "attempts, beside which finished tasks are kept, such as --out=submission.json")
+  show = lambda report: print(json.dumps(report), flush=True)
 
   def run() -> None:
     mesh = runs.mesh_here(config)
     check_rows(config, mesh, ("eval",))
-    answers = solve.run(config, asked.workdir, ask, mesh)
+    if isinstance(found, list):
+      summary = solve_file.run(config, asked.workdir, ask, found, asked.out, mesh, show)
+    else:
+      answers = solve.run(config, asked.workdir, ask, mesh)
+      summary = answers.report
     if hosts.is_main():
-      print(json.dumps(answers.report), flush=True)
-      if asked.out is not None:
+      show(summary)
+      if asked.out is not None and not isinstance(found, list):
         solve.write(answers, asked.out)
 
   return run
@@ -235,7 +271,7 @@ def join(asked: flags.FlagValues) -> None:
 def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Does what the command line says; what needs no device is checked before devices are looked for."""
   check_flags(asked, overrides)
-  if asked.mode == "train":
+  if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
   else:
     config = config_of_run(asked.workdir, overrides)
@@ -243,6 +279,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   join(asked)
   if asked.mode == "train":
     run_train(config, asked.workdir)
+  elif asked.mode == "import":
+    run_import(config, asked.workdir)
   elif asked.mode == "eval":
     run_eval(config, asked.workdir, writes=not overrides)  # Those of the run stay those of its settings.
   elif run_solve is not None:

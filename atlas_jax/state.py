@@ -31,7 +31,7 @@ def first(recipe_init, seed: int):
 
 
 def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchored: bool = False,
-           params=None) -> TrainState:
+           params=None, tables=None) -> TrainState:
   """Makes the first state of a run; also under `jax.eval_shape` and `jax.jit`.
 
   Args:
@@ -40,14 +40,15 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchor
     ema_decay: None for no moving average.
     seed: of the run.
     anchored: whether a copy of the parameters is kept as a reference.
-    params: what to start from in place of what recipe_init draws.
+    params, tables: what to start from in place of what recipe_init draws.
   """
   start = first(recipe_init, seed)
   params = start.params if params is None else params
+  tables = start.tables if tables is None else tables
   none = jnp.zeros((), jnp.int32)
   copied = lambda wanted: jax.tree.map(jnp.copy, params) if wanted else ()
   opt_state, ema = optimizer_of(params).init(params), copied(ema_decay is not None)
-  return TrainState(none, params, opt_state, start.carry, ema, jax.random.key(seed), none, none, start.tables,
+  return TrainState(none, params, opt_state, start.carry, ema, jax.random.key(seed), none, none, tables,
                     copied(anchored))
 
 
@@ -57,18 +58,18 @@ def abstract(mesh: Mesh, *args) -> TrainState:
   return place.abstract(shapes, place.shardings(mesh, shapes))
 
 
-def build(abstract_state: TrainState, *args, params=None) -> TrainState:
-  """Computes `create(*args, params=params)` in place: each device makes its own part; params are used up.
+def build(abstract_state: TrainState, *args, params=None, tables=None) -> TrainState:
+  """Computes `create(*args, params, tables)` in place: each device makes its own part; both are used up.
 
   Raises:
     ValueError: if params have other shapes than those of the model; names the first.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  if params is None:
-    return jax.jit(lambda: create(*args), out_shardings=shardings)()
-  check_same(params, abstract_state.params)
-  started = lambda params: create(*args, **{"params": params})
-  return jax.jit(started, out_shardings=shardings, donate_argnums=0)(params)
+  given = {name: value for name, value in (("params", params), ("tables", tables)) if value is not None}
+  for name, value in given.items():
+    check_same(value, getattr(abstract_state, name))
+  started = lambda given: create(*args, **given)
+  return jax.jit(started, out_shardings=shardings, donate_argnums=0)(given)
 
 
 def check_same(params, wanted) -> None:

@@ -125,13 +125,22 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
          tree.count(abstract.params), freeze.count(abstract.params, config.optim.freeze))
   if fresh:
     _warn_of_rows(run_)
-    return states.build(abstract, *_state_args(config, recipe), params=given.params), frozen
+    return states.build(abstract, *_state_args(config, recipe), params=given.params,
+                        tables=given.tables), frozen
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen, run_.earlier_s = int(meta[f"{recipe.unit}_seen"]), float(meta["seconds"])
   _say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
   return state, frozen
+
+
+def save_start(config, recipe: Recipe, mesh, workdir) -> None:
+  """Saves what a run starts from as its checkpoint of step 0, so that it can be used without training."""
+  run_ = Run(config, recipe, mesh, pathlib.Path(workdir), Checkpoints(workdir, **config.checkpoint))
+  state, _ = _start(run_)
+  run_.saver.save(0, state, run_.meta())
+  run_.close()
 
 
 def _warn_of_rows(run_: Run) -> None:
@@ -245,8 +254,12 @@ def _say_stopped(run_: Run) -> None:
 
 
 def _due(step: int, config) -> bool:
-  every = (config.checkpoint.every_steps, config.train.eval_every_steps)
-  return step < config.optim.steps and any(n and step % n == 0 for n in every)
+  return step < config.optim.steps and (step % config.checkpoint.every_steps == 0 or _eval_due(step, config))
+
+
+def _eval_due(step: int, config) -> bool:
+  every, first = config.train.eval_every_steps, config.train.eval_from_step or 0
+  return every is not None and step % every == 0 and step >= first
 
 
 def _observe(run_: Run, step: int, metrics, told: EvalOut | None, clock, bar) -> bool:
@@ -325,7 +338,7 @@ def _eval_params(state: TrainState):
 
 def _evaluate_and_save(run_: Run, state: TrainState) -> None:
   scalars: dict = {}
-  if (every := run_.config.train.eval_every_steps) and run_.step % every == 0:
+  if _eval_due(run_.step, run_.config):
     out = evaluate(run_.recipe, _eval_params(state), step=run_.step, when=("every",), tables=state.tables,
                    workdir=run_.workdir)
     _write_eval(run_, out)

@@ -32,7 +32,8 @@ def get_config(arg=None):
   config.train.update(eval_every_steps=6_510)
   if arg.hub:
     config.data.download = True
-    config.puzzles.update(path="hub", n_test=422_786)
+    # Published as boards of one solution; to search all 423,786 for a second one would take an hour.
+    config.puzzles.update(path="hub", n_test=422_786, one_solution=False)
   if side < 9:
     _small(config, side)
   return base.shrink(config) if arg.smoke else config

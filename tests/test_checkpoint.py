@@ -130,6 +130,15 @@ def test_last_best_and_milestones_are_kept(tmp_path):
   assert again.latest_step() == 9
 
 
+def test_all_that_were_evaluated_are_kept_if_asked_for(tmp_path):
+  for steps, expected in (((1, 2, 3, 4, 5), [2, 4, 5]), ((6, 7, 8), [2, 4, 6, 8])):
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0, every_eval=True)
+    for step in steps:
+      checkpoints.save(step, {"w": jnp.ones(2)}, {}, {"x": 1.0} if step % 2 == 0 else None)
+    checkpoints.close()
+    assert checkpoints.steps() == expected
+
+
 def test_a_step_is_never_overwritten(tmp_path):
   checkpoints = saved(tmp_path)
   with pytest.raises(CheckpointError, match="checkpoints/2 exists already"):

@@ -2,11 +2,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from atlas_jax import state as states
 from atlas_jax import train
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import Eval, EvalOut
 from atlas_jax.recipes import Anchor, Given
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -62,6 +63,31 @@ def test_what_is_given_must_be_of_the_models_shapes(tmp_path):
   given = Given(frozen={"embed": jnp.zeros((4,))})
   with pytest.raises(ValueError, match="embed is .*4.* there and .*3.* in this config"):
     run(config, runs.toy_recipe(config)._replace(read=lambda mesh, fresh: given), tmp_path)
+
+
+def test_given_tables_are_what_a_fresh_run_starts_from():
+  config = runs.toy_config()
+  recipe = runs.toy_recipe(config)
+  init = lambda rng: recipe.init(rng)._replace(tables={"rows": jnp.zeros((4, 2))})
+  args = init, lambda params: optax.identity(), None, 0
+  abstract = states.abstract(runs.one_device(), *args)
+  state = states.build(abstract, *args, tables={"rows": jnp.full((4, 2), 3.0)})
+  np.testing.assert_array_equal(state.tables["rows"], 3)
+  assert_same_bits(state.params, states.build(abstract, *args).params)
+
+
+def test_evaluations_begin_where_they_are_wanted_and_all_their_checkpoints_stay(tmp_path):
+  seen = []
+  evaluate = lambda params, *, step, tables=(), workdir=None: seen.append(step) or EvalOut({"x": 1.0})
+  config = runs.toy_config(
+    train__eval_every_steps=1, train__eval_from_step=4, checkpoint__every_eval=True, checkpoint__keep_last=1,
+    checkpoint__every_steps=3, checkpoint__keep_best=0)  # fmt: skip
+  recipe = runs.toy_recipe(config, evals={"e": Eval(evaluate, "every")})
+  run(config, recipe, tmp_path)
+  assert seen == [4, 5, 6]
+  assert train.Checkpoints(tmp_path).steps() == [4, 5, 6]
+  with pytest.raises(ValueError, match="eval_from_step=4 says when evaluations begin, .*_every_steps=None"):
+    runs.toy_config(train__eval_from_step=4, train__eval_every_steps=None)
 
 
 @pytest.mark.parametrize("stop", [None, 3])

@@ -22,6 +22,7 @@ def default() -> ml_collections.ConfigDict:
       "accumulate_steps": 1,  # Parts a batch is cut into, one after another, for one update.
       "log_every_steps": 10,  # Updates between rows of metrics.
       "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
+      "eval_from_step": OPTIONAL(int),  # First update after which is evaluated; None: all that are due.
       "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
   })
   config.checkpoint = _checkpoint()
@@ -134,6 +135,7 @@ def _checkpoint() -> ml_collections.ConfigDict:
       "best_metric": "val_bits_per_byte",  # Number of an evaluation, as summary.json names it.
       "best_mode": "min",  # "min" or "max", whichever of it is best.
       "keep_every_steps": OPTIONAL(int),  # Checkpoints at multiples of this are kept for ever.
+      "every_eval": False,  # Whether the checkpoints of all evaluations are kept for ever.
   })
 
 

@@ -33,6 +33,7 @@ def _trm() -> ml_collections.ConfigDict:
       "norm_eps": 1e-5,  # Floor under the root of the norms.
       "rope_base": 10_000.0,  # The slowest pair turns by 1 / base per position, nearly.
       "dtype": "bfloat16",  # Of states and activations. Parameters, table, norms and losses are float32.
+      "path": OPTIONAL(str),  # Start: another run's workdir, or a checkpoint of the original, such as step_1.
   })
 
 
@@ -52,11 +53,15 @@ def _puzzles() -> ml_collections.ConfigDict:
       # "arc1", "arc2", "arc2_public", "files" (ARC tasks of your own), "sudoku", "maze", or "built": a folder
       # in the original's layout.
       "name": "sudoku",
-      "path": OPTIONAL(str),  # sudoku, maze: folder of train.csv and test.csv; built: its folders.
+      # sudoku, maze: folder of train.csv and test.csv, or one CSV; built: its folders, comma-separated; arc:
+      # folder of tasks; files: folders and files of tasks, comma-separated.
+      "path": OPTIONAL(str),
+      "test_path": OPTIONAL(str),  # files: the tasks to be solved, whose outputs may be unknown.
       "concept_path": OPTIONAL(str),  # arc: ConceptARC's folder, trained on besides.
       "side": 9,  # sudoku: 4, 6 or 9; maze: cells per side.
-      "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation.
-      "n_test": 1_000,  # sudoku, maze: boards held out.
+      "n_train": 1_000,  # sudoku, maze: boards trained on, before augmentation; None: all of a file.
+      "n_test": 1_000,  # sudoku, maze: boards held out; None: all of test.csv.
+      "one_solution": True,  # sudoku: whether boards of files with several solutions are found and left out.
       "n_augmentations": 1_000,  # Augmentations of each board or task besides itself.
       "min_rating": OPTIONAL(int),  # sudoku: least difficulty in backtracks; maze: least shortest path.
       "canvas": 30,  # arc: side of the square that grids lie on; tasks with larger grids are left out.

@@ -1,6 +1,6 @@
 """What is measured and drawn of the answers to puzzles."""
 import pathlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 
 import numpy as np
 
@@ -68,7 +68,8 @@ def folder_of(workdir, step: int) -> pathlib.Path:
   return folder
 
 
-def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None):
+def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None,
+         trained_on: Collection[int] = ()):
   """Makes the evaluation of Sudokus, mazes and other puzzles whose examples stand for themselves.
 
   Args:
@@ -76,6 +77,8 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     batch_rows: its slots.
     n_pictures: puzzles drawn at most, half of them solved; an odd number is rounded up.
     page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
+    trained_on: examples whose question is trained on; if there are any, "eval/unseen/..." has the same
+      numbers of the others.
 
   Returns:
     run(params, *, step, tables=(), workdir=None) -> EvalOut with "eval/all/count" (labelled examples), the
@@ -84,12 +87,15 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
   """
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    totals, gallery = Totals(batch_rows), Gallery(-(-n_pictures // 2))
+    totals, unseen, gallery = Totals(batch_rows), Totals(batch_rows), Gallery(-(-n_pictures // 2))
     for result in solve(params, tables):
       totals.add(result)
       gallery.add(result)
+      if result.example not in trained_on:
+        unseen.add(result)
     images = draw(gallery, page if n_pictures else None, "puzzles", step=step, workdir=workdir)
-    return EvalOut(totals.scalars(), images=images)
+    scalars = totals.scalars() | (unseen.scalars("eval/unseen") if trained_on else {})
+    return EvalOut(scalars, images=images)
 
   return run
 

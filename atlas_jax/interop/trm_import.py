@@ -29,7 +29,12 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
   Raises:
     ValueError: if a name is missing or left over, or a shape differs.
   """
-  left = {re.sub(r"^.*\binner\.", "", name): np.asarray(array) for name, array in named.items()}
+  left: dict[str, np.ndarray] = {}
+  for name, array in named.items():
+    short = re.sub(r"^.*\binner\.", "", name)
+    if short in left:
+      raise ValueError(f"{short!r} is there twice, once as {name!r}; give the weights of one model")
+    left[short] = np.asarray(array)
 
   def take(name: str, *shape: int, transpose: bool = True):
     if name not in left:

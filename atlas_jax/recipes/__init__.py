@@ -32,6 +32,7 @@ class Given(NamedTuple):
 
   params: Any = None  # None: as `Init` has them
   frozen: Mapping[str, Any] = MappingProxyType({})  # parts of `Init.frozen`, by name
+  tables: Any = None  # None: as `Init` has them
 
 
 class Anchor(NamedTuple):
@@ -67,7 +68,7 @@ class Recipe(NamedTuple):
   backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.
   keep: Callable = lambda workdir: None  # Saves what using the run needs beside its parameters.
   fits: Callable = lambda workdir: None  # Refuses, by ValueError, a run whose data are not these.
-  read: Callable | None = None  # (mesh, fresh: bool) -> Given; params are wanted only of a fresh run
+  read: Callable | None = None  # (mesh, fresh) -> Given; params and tables are wanted only of a fresh run
   anchor: Anchor | None = None
   # (frozen, workdir or None) -> None: hands source and evals what they need of both; called before them.
   bind: Callable = lambda frozen, workdir: None

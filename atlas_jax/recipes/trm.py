@@ -7,7 +7,6 @@ table outside the optimizer, the vectors that states start from are frozen.
 
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871; Wang et al. 2025, arXiv:2506.21734 (pool, halting, table).
 """
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +20,10 @@ from atlas_jax.evals import Eval, arc, pictures, puzzles, solver
 from atlas_jax.losses import recursion
 from atlas_jax.models import act, trm
 from atlas_jax.optim import sign_rows
-from atlas_jax.recipes import Init, LossOut, Recipe, Tables
+from atlas_jax.recipes import Given, Init, LossOut, Recipe, Tables
+from atlas_jax.rollout.trm_start import TABLE_ROWS_MULTIPLE, TrmStart, n_table_rows
 
-TABLE_ROWS_MULTIPLE = 64  # So that usual meshes split the table evenly, and checkpoints fit all of them.
+__all__ = ["TABLE_ROWS_MULTIPLE", "make", "n_table_rows"]
 NEVER = -1.0  # Stands for a slot that has not finished a puzzle yet; a carry holds finite numbers.
 OVER_FINISHED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")  # Means over finished puzzles.
 MAY_BE_ABSENT = tuple(f"{group}/{name}" for group in ("train", "recent") for name in OVER_FINISHED)
@@ -39,7 +39,8 @@ class Carry(NamedTuple):
 def model_of(config) -> trm.TRM:
   """Makes the network of a config."""
   shape = puzzle_sets.shape_of(config.puzzles)
-  return trm.TRM(**config.trm, vocab_size=shape.vocab_size, seq_len=shape.seq_len)
+  sizes = {name: value for name, value in config.trm.items() if name != "path"}
+  return trm.TRM(**sizes, vocab_size=shape.vocab_size, seq_len=shape.seq_len)
 
 
 def init_params(config, model: trm.TRM, rng):
@@ -55,13 +56,33 @@ def make(config, mesh) -> Recipe:
   sets = puzzle_sets.load(config)
   model = model_of(config)
   init = init_of(config, model, sets.train.n_ids)
-  reset = jax.jit(lambda: states.first(init, config.seed).frozen["reset"])
+  drawn = jax.jit(lambda: states.first(init, config.seed).frozen["reset"])
+  given: dict[str, Any] = {}  # What the loss is handed besides parameters, once it is known.
+  reset = lambda: given["reset"] if given else drawn()
+  start = {} if config.trm.path is None else started(TrmStart(config, model, sets), sets)
   return Recipe(
       init, loss_of(config, model), puzzle_sets.source_of(config, sets),
       evals_of(config, model, reset, sets, mesh),
       tables=tables_of(config) if config.trm.row_width else None, unit="puzzles",
       finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT,
-      backward_frac=1 / config.trm.n_outer, keep=sets.keep, fits=sets.check_run)
+      backward_frac=1 / config.trm.n_outer, bind=lambda frozen, workdir: given.update(frozen),
+      **{"keep": sets.keep, "fits": sets.check_run, **start})
+
+
+def started(start: TrmStart, sets: puzzle_sets.Sets) -> dict:
+  """Gives the fields of the recipe of a run that starts from `config.trm.path`."""
+  def keep(workdir):
+    sets.keep(workdir)
+    start.save(workdir)
+
+  def fits(workdir):
+    sets.check_run(workdir)
+    start.open(workdir)
+
+  def read(mesh, fresh: bool) -> Given:
+    return Given(*start.read(mesh, fresh))
+
+  return {"keep": keep, "fits": fits, "read": read}
 
 
 def check_loss_dtype(dtype: str) -> None:
@@ -73,11 +94,6 @@ def check_loss_dtype(dtype: str) -> None:
   if dtype == "float64" and not jax.config.read("jax_enable_x64"):
     raise ValueError("config.supervision.loss_dtype='float64' needs jax's 64-bit mode; set JAX_ENABLE_X64=1, "
                      "or take 'float32', which agrees with it to 1e-6")
-
-
-def n_table_rows(n_ids: int) -> int:
-  """Gives the rows of the table for so many puzzles, and some more, so that meshes split it evenly."""
-  return math.ceil(n_ids / TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
 
 
 def init_of(config, model: trm.TRM, n_ids: int):
@@ -195,7 +211,8 @@ def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dic
   else:
     name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
     page = pictures.make_page(sets.kind, sets.shape, name_of)
-    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
+                       trained_on=sets.trained_on)
   return {"puzzles": Eval(run, "every")}
 
 

@@ -35,6 +35,13 @@ def test_means_are_over_labelled_examples_and_cost_is_over_all():
   assert out.images == {}
 
 
+def test_examples_that_are_trained_on_are_also_left_out_of_a_score():
+  run = puzzles.make(lambda params, tables: iter(answers()), batch_rows=6, trained_on=frozenset({0}))
+  found = run(None, step=1).scalars
+  assert found["eval/all/count"] == 3 and found["eval/all/exact_accuracy"] == pytest.approx(1 / 3)
+  assert found["eval/unseen/count"] == 2 and found["eval/unseen/exact_accuracy"] == 0
+
+
 def test_no_example_gives_a_count_of_zero_and_no_mean():
   run = puzzles.make(lambda params, tables: iter(()), batch_rows=6)
   assert run(None, step=1).scalars == {"eval/all/count": 0.0}

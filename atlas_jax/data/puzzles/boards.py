@@ -1,18 +1,12 @@
-"""Boards with an answer each: out of a cache, of CSV files, or of such files on the Hugging Face hub.
-
-A CSV file has the columns question, answer and rating (others are ignored), a row per board, the cells of a
-board as one string of characters.
-"""
-import csv
+"""Boards with an answer each: made or read once, kept in a cache, chosen among, and given as puzzles."""
 import fcntl
 import hashlib
-import importlib
 import json
 import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +16,7 @@ from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 SPLITS = ("train", "test")
 PATIENCE = 20_000  # Attempts without a new board after which there seem to be no more.
-_FAULTY = 255
+_NAMED = 10  # Lines that a message names; of more it says how many.
 
 
 class Boards(NamedTuple):
@@ -118,132 +112,28 @@ def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:
     raise ValueError(f"{file} is damaged ({error}); delete it, it is then made again") from error
 
 
-def csv_files(path: str, download: bool) -> dict[str, pathlib.Path]:
-  """Finds train.csv and test.csv.
-
-  Args:
-    path: a folder, or "hf:OWNER/NAME", a dataset on the Hugging Face hub.
-    download: whether files that are not on this machine may be fetched from the hub.
-
-  Raises:
-    ModuleNotFoundError: if the hub is asked for without its client.
-    ValueError: if a file is not there.
-  """
-  if str(path).startswith("hf:"):
-    return {split: _hub_file(path, f"{split}.csv", download) for split in SPLITS}
-  files = {split: pathlib.Path(path).expanduser() / f"{split}.csv" for split in SPLITS}
-  for file in files.values():
-    if not file.is_file():
-      raise ValueError(f"{file} does not exist; path={str(path)!r} must be a folder with train.csv and "
-                       f"test.csv, or 'hf:OWNER/NAME'; without a path boards are generated")
-  return files
-
-
-def _hub_file(path: str, name: str, download: bool) -> pathlib.Path:
-  try:
-    hub = importlib.import_module("huggingface_hub")
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"path={path!r} needs the package {error.name}: pip install 'atlas_jax[data]'"
-                              ) from error
-  try:
-    file = hub.hf_hub_download(path[3:], name, repo_type="dataset", local_files_only=not download)
-  except (OSError, ValueError) as error:  # Absent, offline and forbidden are all of these.
-    line = (str(error).splitlines() or [""])[0]
-    remedy = "check the name and the network" if download else "fetch it with config.data.download=True"
-    raise ValueError(f"{name} of path={path!r} is not to be had ({type(error).__name__}: {line}); {remedy}, "
-                     f"or give a folder that holds it") from error
-  return pathlib.Path(file)
-
-
-def file_digest(file: pathlib.Path) -> str:
-  """Gives the SHA-256 of a file."""
-  with open(file, "rb") as content:
-    return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def read_csv(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, int],
-             answer_cells: Mapping[str, int], min_rating: int | None = None) -> Boards:
-  """Reads the boards of a CSV file; what they say is not checked beyond their characters.
-
-  Args:
-    file: to read.
-    n_cells: characters of a board.
-    question_cells, answer_cells: what a character stands for.
-    min_rating: leave out boards of a lower rating.
-
-  Returns:
-    Boards; places are their lines in the file, the header's being 1.
-
-  Raises:
-    ValueError: naming file and line of what is missing, too long or too short, or unknown.
-  """
-  texts = {"question": bytearray(), "answer": bytearray()}
-  ratings, lines = [], []
-  with open(file, newline="", encoding="latin-1") as opened:
-    rows = _rows(file, opened)
-    _, header = next(rows, (1, []))
-    missing = [name for name in ("question", "answer", "rating") if name not in header]
-    if missing:
-      raise ValueError(f"{file}:1: no column {', '.join(missing)} among {header}, which the first line names")
-    where = {name: header.index(name) for name in texts}
-    rating_at = header.index("rating")
-    for line, row in rows:
-      rating = _rating(file, line, header, row, rating_at)
-      if min_rating is not None and rating < min_rating:
-        continue
-      for name, at in where.items():
-        if len(row[at]) != n_cells:
-          raise ValueError(
-              f"{file}:{line}: the {name} has {len(row[at])} characters, it needs {n_cells}")
-        texts[name] += row[at].encode("latin-1")
-      ratings.append(rating)
-      lines.append(line)
-  questions = _decode(file, lines, "question", texts["question"], question_cells, n_cells)
-  answers = _decode(file, lines, "answer", texts["answer"], answer_cells, n_cells)
-  return of_lists(questions, answers, ratings, lines, n_cells)
-
-
-def _rows(file, opened) -> Iterator[tuple[int, list[str]]]:
-  """Yields (line, cells); what cannot be read as CSV is an error with its line."""
-  rows = csv.reader(opened)
-  try:
-    for row in rows:
-      yield rows.line_num, row
-  except csv.Error as error:
-    raise ValueError(f"{file}:{rows.line_num}: {error}") from error
-
-
-def _rating(file, line: int, header: list, row: list, at: int) -> int:
-  if len(row) != len(header):
-    raise ValueError(f"{file}:{line}: {len(row)} columns, the header has {len(header)}")
-  try:
-    rating = int(row[at])
-  except ValueError:
-    raise ValueError(f"{file}:{line}: the rating {row[at]!r} is no whole number") from None
-  if not 0 <= rating < 2**31:
-    raise ValueError(f"{file}:{line}: the rating {rating} must be from 0 to {2**31 - 1}")
-  return rating
-
-
-def _decode(file, lines: list[int], name: str, text: bytearray, meanings: Mapping[str, int], n_cells: int):
-  table = np.full(256, _FAULTY, np.uint8)
-  for char, meaning in meanings.items():
-    table[ord(char)] = meaning
-  cells = table[np.frombuffer(text, np.uint8).reshape(len(lines), n_cells)]
-  for board, cell in np.argwhere(cells == _FAULTY)[:1]:
-    char = chr(text[board * n_cells + cell])
-    raise ValueError(f"{file}:{lines[board]}: the {name} has {char!r} at character {cell + 1}; "
-                     f"known are {''.join(meanings)!r}")
-  return cells
-
-
 def check(file, boards: Boards, good: np.ndarray, what: str) -> None:
   """Raises ValueError with file and line of the first board that is not good."""
   for board in np.flatnonzero(~good)[:1]:
     raise ValueError(f"{file}:{boards.places[board]}: {what}")
 
 
-def subsample(boards: Boards, n: int | None, seed: int, name: str, leaks=None) -> Boards:
+def left_out(file, boards: Boards, bad: np.ndarray, why: str) -> None:
+  """Names, by file and line, the boards that are not used."""
+  lines = boards.places[bad].tolist()
+  if lines:
+    more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+    logging.warning("%s:%s%s: %s left out: %s", file, ", ".join(map(str, lines[:_NAMED])), more,
+                    "1 board is" if len(lines) == 1 else f"{len(lines)} boards are", why)
+
+
+def same_questions(boards: Boards, others: Boards) -> np.ndarray:
+  """Says of boards, [n] bool, whether their question is one of the others', whatever the answers are."""
+  known = {question.tobytes() for question in others.questions}
+  return np.array([question.tobytes() in known for question in boards.questions], bool)
+
+
+def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None) -> Boards:
   """Takes n boards without replacement, in their old order.
 
   Args:
@@ -251,7 +141,7 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, leaks=None) -
     n: how many; None takes all.
     seed: of the choice.
     name: of the number, for the error.
-    leaks: says of boards, [n] bool, which must not be taken; others take their place. None allows all.
+    refused: says of boards, [n] bool, which must not be taken; others take their place. None allows all.
 
   Raises:
     ValueError: if there are fewer than n.
@@ -262,10 +152,12 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, leaks=None) -
   while len(kept) < wanted and start < len(order):
     more = order[start:start + wanted - len(kept)]
     start += len(more)
-    kept = np.append(kept, more if leaks is None else more[~leaks(boards.take(more))])
+    kept = np.append(kept, more if refused is None else more[~refused(boards.take(more))])
   if n is not None and len(kept) < n:
-    raise ValueError(f"{name}={n}, but there are only {len(kept)} such boards; ask for fewer, or lower "
-                     f"min_rating")
+    dropped = len(order) - len(kept)
+    raise ValueError(f"{name}={n}, but there are only {len(kept)} such boards"
+                     + (f", {dropped} others being left out" if dropped else "")
+                     + "; ask for fewer, or lower min_rating")
   return boards.take(np.sort(kept))
 
 

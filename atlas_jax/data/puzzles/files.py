@@ -130,7 +130,7 @@ def _array(path: pathlib.Path, axes: int, *, lazy: bool = False) -> np.ndarray:
 def _json(path: pathlib.Path, kind: type) -> Any:
   """Reads a JSON file whose content is of a kind."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8-sig"))  # Some editors begin with a mark.
   except (OSError, ValueError) as error:
     raise ValueError(f"{path} cannot be read as JSON ({error}); a built data set has train/ and test/, "
                      "each with dataset.json and arrays") from error

@@ -7,7 +7,7 @@ generated maze is the number of steps of that path, which is the only shortest o
 import numpy as np
 from absl import logging
 
-from atlas_jax.data.puzzles import boards, grids
+from atlas_jax.data.puzzles import board_csv, boards, grids
 from atlas_jax.data.puzzles.boards import Boards
 from atlas_jax.data.puzzles.maze_solver import FREE, GOAL, PATH, START, WALL, draw_maze, path_of, solve
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
@@ -25,7 +25,8 @@ def build(*, side: int = 30, path: str | None = None, n_train: int | None = 1000
 
   Args:
     side: rows and columns, at least 5.
-    path: None generates mazes; else a folder with train.csv and test.csv, or "hf:OWNER/NAME", see `HARD`.
+    path: None generates mazes; else a folder, a CSV file, of which n_test mazes are held out, or
+      "hf:OWNER/NAME", see `board_csv.find` and `HARD`.
     n_train, n_test: mazes; None takes all of a file.
     n_augmentations: 0 to 7, how many of the rotations and reflections of `grids.transform`, from kind 1 on,
       are trained on beside each maze.
@@ -145,38 +146,27 @@ def generate(n: int, *, side: int, split: str, seed: int, min_path: int, loop_fr
 
 
 def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, download):
-  files = boards.csv_files(path, download)
-  key = {"puzzles": "maze-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed,
-         "test_sha256": boards.file_digest(files["test"])}
-  keys = {"test": {**key, "n": n_test},
-          "train": {**key, "n": n_train, "train_sha256": boards.file_digest(files["train"])}}
+  def leaks_of(test):
+    known = set(forms(side, test.questions))
+    return lambda some: np.array([form in known for form in forms(side, some.questions)], bool)
 
-  def take_train():
-    known = set(forms(side, read(files["test"], side=side).questions))  # Also those that are left out.
-
-    def leaks(some):
-      leaking = np.array([form in known for form in forms(side, some.questions)], bool)
-      for line in some.places[leaking]:
-        logging.warning("%s:%d is not trained on: a test maze has its walls", files["train"], line)
-      return leaking
-
-    train = read(files["train"], side=side, min_rating=min_rating)
-    return boards.subsample(train, n_train, seed, "n_train", leaks)
-
-  def take_test():
-    return boards.subsample(read(files["test"], side=side, min_rating=min_rating), n_test, seed, "n_test")
-
-  return {"train": boards.cached(cache_dir, keys["train"], take_train),
-          "test": boards.cached(cache_dir, keys["test"], take_test)}, keys
+  key = {"puzzles": "maze-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed}
+  rules = board_csv.Rules(lambda file, least: read(file, side=side, min_rating=least),
+                          lambda file, some: np.zeros(len(some.ratings), bool), leaks_of,
+                          "a test maze has their walls, so that they must not be trained on")
+  return board_csv.take(
+      board_csv.find(path, download), key, rules, n_train=n_train, n_test=n_test, min_rating=min_rating,
+      seed=seed, cache_dir=cache_dir, checks={})
 
 
 def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   """Reads a CSV file of mazes in characters of CHARACTERS, row by row.
 
-  Answers whose path is not a shortest one are taken as they are, and how many there are is logged.
+  Answers whose path is not a shortest one are taken as they are, and so are mazes with several shortest
+  paths, of which the answer is one; how many there are is logged.
 
   Args:
-    file: with the columns question, answer and rating.
+    file: with columns for question and answer, see `board_csv`.
     side: of its mazes.
     min_rating: leave out mazes of a lower rating.
 
@@ -185,8 +175,8 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   """
   tokens = {char: token for token, char in enumerate(CHARACTERS, start=1)}
   asked = {char: token for char, token in tokens.items() if token != PATH}
-  found = boards.read_csv(file, n_cells=side * side, question_cells=asked, answer_cells=tokens,
-                          min_rating=min_rating)
+  found = board_csv.read(file, n_cells=side * side, question_cells=asked, answer_cells=tokens,
+                         min_rating=min_rating)
   ends = (found.questions == START).sum(axis=1) == 1, (found.questions == GOAL).sum(axis=1) == 1
   boards.check(file, found, ends[0] & ends[1], "the question needs one S and one G")
   bare = np.where(found.answers == PATH, FREE, found.answers)
@@ -194,8 +184,12 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
                "the answer must be the question, with o for some of the free cells")
   steps = np.array([path_of(answer) for answer in found.answers], np.int64)
   boards.check(file, found, steps > 0, "the answer's o lead from S to G in no path, or some lie apart")
-  shortest = np.array([len(solve(question).cells) - 1 for question in found.questions], np.int64)
+  solved = [solve(question) for question in found.questions]
+  shortest = np.array([len(best.cells) - 1 for best in solved], np.int64)
   if np.any(steps > shortest):
     n_longer = (steps > shortest).sum()
     logging.warning("%s: the answers of %d of %d mazes are not shortest paths", file, n_longer, len(steps))
+  if n_several := sum(not best.is_unique for best in solved):
+    logging.warning("%s: %d of %d mazes have several shortest paths; any but the answer's counts as wrong",
+                    file, n_several, len(steps))
   return found

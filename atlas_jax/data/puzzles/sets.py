@@ -5,15 +5,27 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
-from atlas_jax.data.puzzles import arc_build, arc_built, files, grids, maze, source, sudoku
+from atlas_jax.data.puzzles import (
+  arc,
+  arc_build,
+  arc_built,
+  challenges,
+  files,
+  grids,
+  maze,
+  source,
+  sudoku,
+)
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 ARC = ("arc1", "arc2", "arc2_public", "files")
 NAMES = (*ARC, "sudoku", "maze", "built")
 HUB = {"sudoku": sudoku.EXTREME, "maze": maze.HARD}  # What the path "hub" stands for.
 RECORD = "puzzles.json"  # In a workdir: what the run's puzzles are.
+READ_AT_ONCE = 8_192  # Examples of a file compared together.
 
 
 class Shape(NamedTuple):
@@ -32,6 +44,7 @@ class Sets(NamedTuple):
   shape: tuple[int, int]  # rows and columns of the canvas
   tasks: dict[str, Any]  # arc: task id -> {"train": [...], "test": [...]} of grids, all held-out pairs
   leaked: frozenset[str] = frozenset()  # arc: ids of held-out tasks whose answers are trained on
+  trained_on: frozenset[int] = frozenset()  # built boards: held-out examples whose question is trained on
 
   def keep(self, workdir: pathlib.Path) -> None:
     """Writes what the puzzles of a run are."""
@@ -107,10 +120,9 @@ def load(config) -> Sets:
   fields = config.puzzles
   check_name(fields.name)
   if fields.name in ARC:
-    built = _asked(
-        fields, arc_build.load, fields.name, fields.path, fields.concept_path,
-        n_augmentations=fields.n_augmentations, seed=fields.seed, max_tasks=fields.max_tasks,
-        canvas=fields.canvas, cache_dir=config.data.cache_dir)
+    subsets, test_sets = _asked(fields, arc_subsets, fields)
+    built = _asked(fields, arc_build.build, subsets, test_sets, n_augmentations=fields.n_augmentations,
+                   seed=fields.seed, canvas=fields.canvas, cache_dir=config.data.cache_dir)
     _say_what_scores_mean(fields.name, built)
     return Sets(built.train, built.test, "arc", (fields.canvas, fields.canvas), built.test_puzzles,
                 leaked=frozenset(leak.task for leak in built.leaks))
@@ -122,14 +134,30 @@ def load(config) -> Sets:
       found, leaks = _asked(fields, arc_built.check, found, fields.path)
       return Sets(found.train, found.test, "arc", (side, side), found.test_puzzles,
                   leaked=frozenset(leak.task for leak in leaks))
-    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles)
+    return Sets(found.train, found.test, _kind_of(found), (side, side), found.test_puzzles,
+                trained_on=_trained_on(fields.path, found))
   common = dict(side=fields.side, path=HUB[fields.name] if fields.path == "hub" else fields.path,
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
                 cache_dir=config.data.cache_dir, download=config.data.download)
   build: Any = sudoku.build if fields.name == "sudoku" else maze.build
-  train, test = _asked(fields, build, **common, min_rating=fields.min_rating,
+  searched = {"one_solution": fields.one_solution} if fields.name == "sudoku" else {}
+  train, test = _asked(fields, build, **common, **searched, min_rating=fields.min_rating,
                        n_augmentations=fields.n_augmentations)
   return Sets(train, test, fields.name, (fields.side, fields.side), {})
+
+
+def arc_subsets(fields) -> tuple[arc.Subsets, tuple[str, ...]]:
+  """Reads the ARC tasks of `config.puzzles` by subset, and names the subsets that are held out.
+
+  Raises:
+    ImportError, ValueError: see `arc.read` and `challenges.read`.
+  """
+  if fields.name == "files":
+    subsets, test_sets = challenges.read(fields.path, fields.test_path, fields.concept_path)
+  else:
+    subsets, test_sets = arc.read(fields.name, fields.path, fields.concept_path), ()
+  subsets = arc.select(subsets, canvas=fields.canvas, max_tasks=fields.max_tasks)
+  return subsets, test_sets or (arc_build.held_out(subsets),)
 
 
 def _asked(fields, build, *args, **named):
@@ -155,6 +183,20 @@ def _check_built(path: str, found: files.Files, side: int) -> None:
   if _kind_of(found) == "arc" and not (found.train.names and found.test_puzzles):
     raise ValueError(f"config.puzzles.path={path} needs identifiers.json and test_puzzles.json beside train/ "
                      "and test/: votes on ARC tasks go by the names of augmentations")
+
+
+def _trained_on(path: str, found: files.Files) -> frozenset[int]:
+  """Finds the held-out examples whose question is among those trained on, and says how many there are."""
+  questions = lambda split: (row.tobytes() for start in range(0, split.n_examples, READ_AT_ONCE) for row in
+                             split.read(np.arange(start, min(start + READ_AT_ONCE, split.n_examples)))[0])
+  held_out = list(questions(found.test))
+  wanted = set(held_out)
+  seen = {question for question in questions(found.train) if question in wanted}
+  known = frozenset(number for number, question in enumerate(held_out) if question in seen)
+  if known:
+    logging.warning("config.puzzles.path=%s: the questions of %d of %d held-out examples are trained on; "
+                    "eval/unseen/ scores the others, eval/all/ all", path, len(known), len(held_out))
+  return known
 
 
 def _kind_of(found: files.Files) -> str:

@@ -8,39 +8,43 @@ import hashlib
 import numpy as np
 from absl import logging
 
-from atlas_jax.data.puzzles import boards, sudoku_solver, sudoku_symmetry
+from atlas_jax.data.puzzles import board_csv, boards, sudoku_solver, sudoku_symmetry
 from atlas_jax.data.puzzles.boards import Boards
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
 
 EXTREME = "hf:sapientinc/sudoku-extreme"  # As `path`: 3.8M and 423k boards of side 9; needs the hub.
 VERSION = 1     # Of the generator, for caches.
 TEST_SHARE = 4  # Of side 4, one class in so many is for testing.
+SAY_EVERY = 10_000  # Boards searched between lines that say so.
 
 
 def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000, n_test: int | None = 1000,
-          n_augmentations: int = 1000, min_rating: int | None = None, n_givens=None, seed: int = 0,
-          cache_dir: str | None = None, download: bool = False) -> tuple[PuzzleSet, PuzzleSet]:
+          n_augmentations: int = 1000, min_rating: int | None = None, one_solution: bool = True,
+          n_givens=None, seed: int = 0, cache_dir=None, download=False) -> tuple[PuzzleSet, PuzzleSet]:
   """Gives the train and test sets; no train board is equivalent to a test board.
 
   Equivalent is what any of the symmetries in `sudoku_symmetry` makes of a board, so augmentation never
-  reaches a test board. Train boards equivalent to a test board are left out, whether generated or read. Side
-  4 has so few classes of boards that chance would fill both sides with the same ones: there a hash of its
-  class says whether a generated board is for testing. This keeps boards apart, not solutions: those of side
-  4 fall in two classes, which both sides have.
+  reaches a test board. Train boards equivalent to a test board, or with its question, are left out, and of
+  files boards of several solutions too, whose label is one answer of many; a line names them. Side 4 has
+  so few classes of boards that chance would fill both sides with the same ones: there a hash of its class
+  says whether a generated board is for testing. This keeps boards apart, not solutions: those of side 4 fall
+  in two classes, which both sides have.
 
   Args:
     side: 4, 6 (boxes of 2 rows and 3 columns) or 9.
-    path: None generates boards; else a folder with train.csv and test.csv, or "hf:OWNER/NAME", see `EXTREME`.
+    path: None generates boards; else a folder, a CSV file, of which n_test boards are held out, or
+      "hf:OWNER/NAME", see `board_csv.find` and `EXTREME`.
     n_train, n_test: boards; None takes all of a file.
     n_augmentations: shuffles of each train board beside itself, made when they are read.
     min_rating: leave out easier boards.
+    one_solution: whether boards of files are searched for a second solution: some milliseconds each, once.
     n_givens: of generated boards, see `generate`; None takes its default.
     seed: of the boards or their choice, and of the shuffles.
     cache_dir: where generated boards and those taken from files are kept; None is the user's cache folder.
     download: whether files may be fetched from the hub.
 
   Returns:
-    (train, test) as PuzzleSets of one example per puzzle and one group per board; test is not augmented.
+    (train, test) of one example per puzzle and one group per board; test is not augmented.
 
   Raises:
     ValueError: if an argument is wrong, a file is, or there are too few boards.
@@ -54,7 +58,8 @@ def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000,
   elif n_givens is not None:
     raise ValueError(f"n_givens={n_givens} is for generated boards; leave it out for path={path!r}")
   else:
-    found, sources = _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, download)
+    found, sources = _from_files(
+        side, path, n_train, n_test, min_rating, seed, cache_dir, download, one_solution)
   sets = []
   for split, n_copies in (("train", n_augmentations + 1), ("test", 1)):
     identity = {**sources[split], "n_augmentations": n_copies - 1, "seed": seed}
@@ -180,41 +185,43 @@ def draw_board(sizes: sudoku_solver.Layout, random: np.random.RandomState, least
   return np.array(question, np.uint8), np.array(answer, np.uint8)
 
 
-def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, download):
-  files = boards.csv_files(path, download)
-  key = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed,
-         "test_sha256": boards.file_digest(files["test"])}
-  keys = {"test": {**key, "n": n_test},
-          "train": {**key, "n": n_train, "train_sha256": boards.file_digest(files["train"])}}
+def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, download, one_solution):
+  def faulty(file, some):
+    bad = np.zeros(len(some.ratings), bool)
+    if one_solution:
+      bad = ambiguous(some.questions)
+      boards.left_out(file, some, bad, "their questions have several solutions")
+    return bad
 
-  def take_train():
-    whole = read(files["test"], side=side, min_rating=None)  # Also those that n_test or min_rating leave out.
-    classes = sudoku_symmetry.Classes(side, whole.questions, whole.answers)
+  def leaks_of(test):
+    classes = sudoku_symmetry.Classes(side, test.questions, test.answers)
+    return lambda some: (boards.same_questions(some, test) | classes.have(some.questions, some.answers))
 
-    def leaks(some):
-      known = classes.have(some.questions, some.answers)
-      for line in some.places[known]:
-        logging.warning("%s:%d is not trained on: it is equivalent to a test board", files["train"], line)
-      return known
+  key = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed}
+  rules = board_csv.Rules(lambda file, least: read(file, side=side, min_rating=least), faulty, leaks_of,
+                          "a test board is the same or equivalent, so that they must not be trained on")
+  return board_csv.take(
+      board_csv.find(path, download), key, rules, n_train=n_train, n_test=n_test, min_rating=min_rating,
+      seed=seed, cache_dir=cache_dir, checks={"one_solution": one_solution})
 
-    train = read(files["train"], side=side, min_rating=min_rating)
-    return boards.subsample(train, n_train, seed, "n_train", leaks)
 
-  def take_test():
-    test = read(files["test"], side=side, min_rating=min_rating)
-    return boards.subsample(test, n_test, seed, "n_test")
-
-  return {"train": boards.cached(cache_dir, keys["train"], take_train),
-          "test": boards.cached(cache_dir, keys["test"], take_test)}, keys
+def ambiguous(questions: np.ndarray) -> np.ndarray:
+  """Says of boards [n, side * side] whether they have several solutions, by searching."""
+  found = np.zeros(len(questions), bool)
+  for number, question in enumerate(questions):
+    found[number] = len(sudoku_solver.solve(question, limit=2).solutions) > 1
+    if (number + 1) % SAY_EVERY == 0:
+      logging.info("%d of %d boards searched for a second solution", number + 1, len(questions))
+  return found
 
 
 def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   """Reads a CSV file of Sudokus: digits row by row, "." or "0" for a blank.
 
-  That the answer is the only one is not checked; `sudoku_solver.solve` tells.
+  That the answer is the only one is not checked; `ambiguous` tells.
 
   Args:
-    file: with the columns question, answer and rating.
+    file: with columns for question and answer, see `board_csv`.
     side: of its boards.
     min_rating: leave out boards of a lower rating.
 
@@ -223,8 +230,8 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   """
   sizes = sudoku_solver.layout(side)
   digits = {str(digit): digit for digit in range(1, side + 1)}
-  found = boards.read_csv(file, n_cells=sizes.n_cells, question_cells={**digits, ".": 0, "0": 0},
-                          answer_cells=digits, min_rating=min_rating)
+  found = board_csv.read(file, n_cells=sizes.n_cells, question_cells={**digits, ".": 0, "0": 0},
+                         answer_cells=digits, min_rating=min_rating)
   same = (found.questions == 0) | (found.questions == found.answers)
   boards.check(file, found, same.all(axis=1), "the answer contradicts the question's givens")
   boards.check(file, found, is_solution(side, found.answers),

@@ -84,12 +84,34 @@ def test_a_folder_of_the_original_s_layout_is_read(folder, built):
   np.testing.assert_array_equal(np.concatenate(read)[: len(stored)], stored)
 
 
+def test_a_byte_order_mark_in_the_metadata_changes_nothing(built, tmp_path):
+  config = of_vocabulary(puzzle_runs.N_TOKENS, built, tmp_path)
+  for file in tmp_path.rglob("*.json"):
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+  assert sets.load(config).train.n_groups == puzzle_runs.N_GROUPS
+
+
+def test_held_out_questions_that_a_built_folder_trains_on_are_found(built, tmp_path, caplog):
+  """Whatever their answers are."""
+  config = of_vocabulary(puzzle_runs.N_TOKENS, built, tmp_path)
+  assert sets.load(config).trained_on == frozenset() and not caplog.messages
+  trained, held_out = (np.load(tmp_path / split / "all__inputs.npy") for split in ("train", "test"))
+  held_out[[1, 4]] = trained[[5, 0]]
+  np.save(tmp_path / "test" / "all__inputs.npy", held_out)
+  found = sets.load(config)
+  assert found.trained_on == {1, 4}
+  assert f"the questions of 2 of {len(held_out)} held-out examples are trained on" in caplog.text
+
+
 def of_vocabulary(vocab_size, built, folder):
   """A config of a copy of a built folder whose metadata name another vocabulary."""
   for split in ("train", "test"):
     for file in (built / split).iterdir():
       (folder / split).mkdir(exist_ok=True)
       (folder / split / file.name).write_bytes(file.read_bytes())
+    for name in ("inputs", "labels"):
+      array = folder / split / f"all__{name}.npy"
+      np.save(array, np.minimum(np.load(array), vocab_size - 1))
     facts = folder / split / "dataset.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"vocab_size": vocab_size}))
   return config_of(folder, puzzles__name="built", puzzles__path=str(folder))
@@ -131,6 +153,21 @@ def test_an_evaluation_task_that_is_trained_on_is_known_to_the_evaluation(folder
     found = loaded(folder, **ARC | dict(puzzles__name="files", puzzles__path=str(arc_files)))
   assert found.leaked == {"c"} and set(found.tasks) == {"b", "c"}
   assert "1 of 2 evaluation tasks are trained on with their answers: c equals a" in caplog.text
+
+
+def test_unknown_outputs_reach_no_batch_as_labels(folder):
+  for name, task_id in (("training", "a"), ("evaluation", "b"), ("concept", "c")):
+    write_kaggle(folder / "hidden", name, {task_id: TASK}, solutions=False)
+  fields = ARC | dict(puzzles__name="files", puzzles__path=str(folder / "hidden"), data__batch_rows=4)
+  config = config_of(folder, **fields)
+  found = sets.load(config)
+  for batch in take(sets.source_of(config, found), 6):
+    assert (batch["labels_BT"] >= 0).any(axis=1).all()
+  n_trained = [len(TASK["train"])] * 3
+  assert np.diff(found.train.puzzle_starts)[found.train.group_starts[:-1]].tolist() == n_trained
+  held_out = list(sets.eval_batches_of(config, found))
+  assert held_out and all((batch["labels_BT"] == -100).all() for batch in held_out)
+  assert any(batch["inputs_BT"].any() for batch in held_out)
 
 
 def test_hub_stands_for_the_data_set_of_the_name():

@@ -345,7 +345,7 @@ def test_faulty_rows_are_named_by_file_and_line(row, message, tmp_path):
 
 
 def test_a_file_without_its_columns_is_refused(tmp_path):
-  board_files.write(tmp_path / "boards.csv", [], header=("source", "question", "solution", "rating"))
+  board_files.write(tmp_path / "boards.csv", [], header=("source", "question", "reply", "rating"))
   with pytest.raises(ValueError, match=r"boards\.csv:1: no column answer"):
     sudoku.read(tmp_path / "boards.csv", side=4)
 

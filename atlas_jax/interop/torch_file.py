@@ -1,0 +1,126 @@
+"""Reads the tensors of a PyTorch checkpoint without PyTorch, and runs nothing that the file may ask for.
+
+A checkpoint is a zip archive: a pickle of what was saved, in which tensors name their storages, and a member
+of raw numbers for each storage. The pickle may build dicts, lists and tensors, and nothing else.
+
+Source: the format of torch.save since PyTorch 1.6 (its documentation, "Serialization semantics").
+"""
+import collections
+import math
+import pathlib
+import pickle
+import zipfile
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
+            "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
+            "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}
+_BROKEN = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, OverflowError,
+           UnicodeDecodeError, RecursionError, MemoryError, zipfile.BadZipFile, NotImplementedError)
+
+
+class _Storage(NamedTuple):
+  dtype: str
+  key: str
+  count: int
+
+
+class _Tensor(NamedTuple):
+  storage: _Storage
+  offset: int
+  shape: tuple
+  strides: tuple
+
+
+def _rebuild(storage, offset, shape, strides, *others) -> _Tensor:
+  del others  # Whether a gradient was wanted, and hooks, which are none of ours.
+  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(data, *others) -> _Tensor:
+  del others
+  return data
+
+
+_KNOWN = {("collections", "OrderedDict"): collections.OrderedDict,
+          ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+          ("torch._utils", "_rebuild_parameter"): _parameter}
+
+
+class _Unpickler(pickle.Unpickler):
+  """Builds what `_KNOWN` lists, and refuses all else by name."""
+
+  def find_class(self, module, name):
+    if module == "torch" and name in STORAGES:
+      return STORAGES[name]
+    if (module, name) not in _KNOWN:
+      raise ValueError(f"it asks for {module}.{name}, and only tensors in dicts and lists are read")
+    return _KNOWN[module, name]
+
+  def persistent_load(self, pid):
+    kind, dtype, key, _, count = pid
+    if kind != "storage" or dtype not in STORAGES.values():
+      raise ValueError(f"it asks for {str(pid)[:80]}, which is no storage of numbers")
+    return _Storage(dtype, str(key), int(count))
+
+
+def read(file) -> dict[str, np.ndarray]:
+  """Reads all tensors by their names; names of nested dicts are joined with dots, what is no tensor is left.
+
+  Raises:
+    ValueError: if the file is no checkpoint, damaged, or holds what is not to be read; names it.
+  """
+  path = pathlib.Path(file)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return _read(archive)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+  except _BROKEN as error:
+    old = "" if zipfile.is_zipfile(path) else "; checkpoints from before PyTorch 1.6 must be saved again"
+    raise ValueError(f"{path} is no whole PyTorch checkpoint ({type(error).__name__}: {error}){old}"
+                     ) from error
+  except ValueError as error:
+    raise ValueError(f"{path} is not read: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+  pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+  if len(pickles) != 1:
+    raise ValueError(f"it holds {len(pickles)} files data.pkl, a PyTorch checkpoint has one")
+  root = pickles[0].removesuffix("data.pkl")
+  if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    raise ValueError("its numbers are big-endian; save it again on a usual machine")
+  with archive.open(pickles[0]) as opened:
+    found = _named(_Unpickler(opened).load(), "")
+  storages: dict[str, np.ndarray] = {}
+  return {name: _array(archive, root, tensor, storages, name) for name, tensor in found.items()}
+
+
+def _named(value: Any, name: str) -> dict[str, _Tensor]:
+  if isinstance(value, _Tensor):
+    return {name: value}
+  items = value.items() if isinstance(value, dict) else ()
+  return {full: tensor for key, inner in items
+          for full, tensor in _named(inner, f"{name}.{key}" if name else str(key)).items()}
+
+
+def _array(archive, root: str, tensor: _Tensor, storages: dict[str, np.ndarray], name: str) -> np.ndarray:
+  """Gives a tensor's numbers, after checking that all of them lie in its storage."""
+  storage, offset, shape, strides = tensor
+  sizes = (offset, *shape, *strides)
+  if not isinstance(storage, _Storage) or not all(type(size) is int and size >= 0 for size in sizes):
+    raise ValueError(f"the tensor {name!r} has no sizes that can be: {sizes}")
+  dtype, last = jnp.dtype(storage.dtype), sum((size - 1) * step for size, step in zip(shape, strides))
+  if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.count:
+    raise ValueError(f"the tensor {name!r} reaches beyond its {storage.count} numbers")
+  if storage.key not in storages:
+    raw = archive.read(f"{root}data/{storage.key}")
+    if len(raw) != storage.count * dtype.itemsize:
+      raise ValueError(f"the numbers of {name!r} are {len(raw)} bytes, not {storage.count} {storage.dtype}")
+    storages[storage.key] = np.frombuffer(raw, dtype)
+  steps = [step * dtype.itemsize for step in strides]
+  return np.lib.stride_tricks.as_strided(storages[storage.key][offset:], shape, steps, writeable=False)
