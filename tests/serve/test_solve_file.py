@@ -1,4 +1,4 @@
-"""A competition from its files: what is to be solved is trained on with others; a file of tasks is answered."""
+"""A competition from its files: what is to be solved is trained on with others; a file of tasks is solved."""
 
 import json
 
