@@ -195,10 +195,9 @@ def solved_at(votes: Votes, task: str, pairs, rule: str = "count") -> list[int |
 
 
 def attempts_of(votes: Votes, task: str, input_grid, rule: str = "count",
-                attempts: int = ATTEMPTS) -> list[np.ndarray]:
+                attempts: int = ATTEMPTS) -> list[Ranked]:
   """Gives the best predictions for a test input that can be handed in: those that have cells."""
-  texts = [text for text, _ in votes.ordered(task, input_grid, rule) if text]
-  return [grid_of(text) for text in texts[:attempts]]
+  return [ranked for ranked in votes.ranking(task, input_grid, rule) if ranked.grid.size][:attempts]
 
 
 def scores(votes: Votes, tests: Mapping[str, list], *, rule: str = "count",
@@ -243,8 +242,8 @@ def scores(votes: Votes, tests: Mapping[str, list], *, rule: str = "count",
 
 
 def _is_solved(votes: Votes, task: str, input_grid, output, rule: str) -> bool:
-  attempts = attempts_of(votes, task, input_grid, rule) or [np.asarray(input_grid)]  # See `submission`.
-  return text_of(output) in map(text_of, attempts)
+  attempts = [ranked.grid for ranked in attempts_of(votes, task, input_grid, rule)]
+  return text_of(output) in map(text_of, attempts or [input_grid])  # See `submission`.
 
 
 def submission(votes: Votes, inputs: Mapping[str, list], *, rule: str = "count", attempts: int = ATTEMPTS,
@@ -261,7 +260,8 @@ def submission(votes: Votes, inputs: Mapping[str, list], *, rule: str = "count",
       leaves it out, as the original program does, and later pairs of the task move up.
   """
   def entry(task, input_grid):
-    grids = attempts_of(votes, task, input_grid, rule, attempts) or [np.asarray(input_grid)] * fill
+    grids = [ranked.grid for ranked in attempts_of(votes, task, input_grid, rule, attempts)]
+    grids = grids or [np.asarray(input_grid)] * fill
     padded = grids + grids[:1] * (attempts - len(grids))
     return {f"attempt_{i}": grid.tolist() for i, grid in enumerate(padded, start=1)}
 

@@ -19,10 +19,11 @@ def names_of(series: Series) -> tuple[str, ...]:
 def headline(series: Series) -> str:
   """Says how long a run was, and what it reached."""
   parts = [f"{series[SEEN][0][-1]:,.0f} updates"]
-  for name, words in (("ARC/pass@2", "of held-out tasks solved in two attempts"),
-                      ("eval/all/exact_accuracy", "of held-out puzzles solved")):
+  for name, count, words in (("ARC/pass@2", "ARC/n_tasks", "held-out tasks solved in two attempts"),
+                             ("eval/all/exact_accuracy", "eval/all/count", "held-out puzzles solved")):
     if name in series:
-      parts.append(f"{series[name][1][-1]:.1%} {words}")
+      number = f"{series[count][1][-1]:,.0f} " if count in series else ""
+      parts.append(f"{series[name][1][-1]:.1%} of {number}{words}")
       break
   return "  ·  ".join(parts)
 

@@ -268,11 +268,12 @@ class Solver:
 
 def _test(votes: voting.Votes, task_id: str, n_attempts: int, rule: str, input_grid, output) -> dict:
   """Reports the answers to one test input."""
-  ranking = votes.ranking(task_id, input_grid, rule)
-  total = sum(ranked.n_votes for ranked in ranking)
+  total = sum(ranked.n_votes for ranked in votes.ranking(task_id, input_grid, rule))
+  best = voting.attempts_of(votes, task_id, input_grid, rule, n_attempts)
   attempts = [{"grid": ranked.grid.tolist(), "votes": ranked.n_votes, "vote_share": ranked.n_votes / total,
-               "confidence": ranked.mean_q} for ranked in ranking[:n_attempts]]
+               "confidence": ranked.mean_q} for ranked in best]
   if output is None:
     return {"attempts": attempts}
   place, = voting.solved_at(votes, task_id, [(input_grid, output)], rule)
-  return {"attempts": attempts, "solved": place is not None and place <= n_attempts, "place": place}
+  solved = any(np.array_equal(ranked.grid, output) for ranked in best)
+  return {"attempts": attempts, "solved": solved, "place": place}

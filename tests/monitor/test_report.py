@@ -79,6 +79,9 @@ def test_a_run_on_arc_shows_its_attempts_in_place_of_tokens(tmp_path):
   lines = panel(report.draw, series, "pass_at_k").lines
   assert [line.get_label() for line in lines] == ["pass@2: 38.0%", "pass@10: 47.5%"]
   assert puzzle_panels.headline(series) == "60 updates  ·  38.0% of held-out tasks solved in two attempts"
+  write_rows(tmp_path, [*puzzle_rows(**passed), {"step": 61, "ARC/pass@2": 0.25, "ARC/n_tasks": 400.0}])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert puzzle_panels.headline(series).endswith("25.0% of 400 held-out tasks solved in two attempts")
 
 
 def test_curves_of_puzzles_stand_against_updates(tmp_path):

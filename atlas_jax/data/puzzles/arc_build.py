@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 import numpy as np
+from absl import logging
 
 from atlas_jax.data.puzzles import arc, arc_leaks, arc_plan, arc_tasks, grids
 from atlas_jax.data.puzzles.puzzle_set import BLANK_ID, PuzzleSet
@@ -159,7 +160,11 @@ def load(name: str, path: str | None = None, concept: str | None = None, *, test
 def held_out(subsets: Iterable[str]) -> str:
   """Names the subset whose test pairs are not trained on: the evaluation's, or the last if there is none."""
   names = list(subsets)
-  return next((name for name in names if name.startswith("evaluation")), names[-1])
+  found = next((name for name in names if name.startswith("evaluation")), None)
+  if found is None:
+    logging.warning("no subset of %s is called evaluation: the test pairs of %r are held out, and its "
+                    "demonstrations trained on", ", ".join(names), names[-1])
+  return found or names[-1]
 
 
 def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentations: int = 1000, seed: int = 42,
@@ -282,7 +287,8 @@ def _check_tasks(subsets: arc.Subsets, canvas: int) -> None:
     if common := arc.overlap(ids[before], ids[name]):
       count = f"{len(common)} tasks are" if len(common) > 1 else "a task is"
       raise ValueError(f"{count} in the subset {before!r} and in {name!r}, such as {common[0]!r}: what one "
-                       "asks, the other may answer; leave one of the subsets out")
+                       "asks, the other may answer; leave one of the subsets out (--only of "
+                       "scripts/prepare_arc.py), or give other files")
   for name, tasks in subsets.items():
     if len(set(ids[name])) < len(tasks):
       raise ValueError(f"the subset {name!r} has a task twice; ids must differ")

@@ -113,7 +113,7 @@ def _unlabelled(test: PuzzleSet, tasks: list[Task], path: str) -> PuzzleSet:
   hides = np.zeros(test.n_examples, bool)
   for puzzle, row in enumerate(test.puzzle_ids):
     start, end = test.puzzle_starts[puzzle], test.puzzle_starts[puzzle + 1]
-    hidden = unknown.get(grids.parse_name(test.names[row])[0])
+    hidden = unknown.get(test.names[row].split(grids.SEPARATOR)[0])
     if hidden is not None and len(hidden) != end - start:
       raise ValueError(f"{path}: the task of {test.names[row]!r} has {len(hidden)} test pairs in "
                        f"test_puzzles.json and {end - start} in test/; build the data set again")

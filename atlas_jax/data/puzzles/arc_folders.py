@@ -90,6 +90,9 @@ class Part(NamedTuple):
 def read_known(name: str, path: pathlib.Path) -> dict[str, list[Task]]:
   """Reads the subsets of a published set out of a folder, whatever else it holds.
 
+  Tasks come in the order in which the reference has them, and so do the keys of their files, so that builds
+  of a set are equal wherever it was read from.
+
   Args:
     name: one of the sets of `KNOWN`.
     path: a folder with the set in it or one level below, or a file of challenges.
@@ -99,14 +102,14 @@ def read_known(name: str, path: pathlib.Path) -> dict[str, list[Task]]:
   """
   found = _look(path, [path, *_folders_in(path)])
   if name == "concept" and path.is_dir() and not any(part.subset == "concept" for part in found):
-    found.append(_concept_part(path))  # The corpus itself was named, or a folder around it.
-  subsets = {known.subset: _pick(found, known, path) for known in KNOWN if known.set == name}
-  unused = [str(part) for part in found if not any(part is used for used, _ in subsets.values())]
+    found += [part for part in [_concept_part(path)] if part.tasks]  # The corpus itself was named.
+  picked = [(known, *_pick(found, known, path)) for known in KNOWN if known.set == name]
+  unused = [str(part) for part in found if not any(part is used for _, used, _ in picked)]
   if unused:
     logging.info("%s is read as %s; it also holds %s", path, name, "; ".join(unused))
-  for part, tasks in subsets.values():
+  for _, part, tasks in picked:
     _warn_of_unknown(part, tasks)
-  return {subset: tasks for subset, (_, tasks) in subsets.items()}
+  return {known.subset: _as_reference(tasks, known) for known, _, tasks in picked}
 
 
 def read_all(path: pathlib.Path) -> dict[str, list[Task]]:
@@ -124,7 +127,7 @@ def read_all(path: pathlib.Path) -> dict[str, list[Task]]:
       raise ValueError(f"{path} holds the subset {part.subset!r} twice, in {subsets[part.subset].place} and "
                        f"in {part.place}; give one of them as path, or rename one")
     subsets[part.subset] = part
-  read = {subset: _tasks_of(part, None) for subset, part in subsets.items()}
+  read = {subset: _tasks_of(part) for subset, part in subsets.items()}
   for subset, tasks in read.items():
     _warn_of_unknown(subsets[subset], tasks)
   return read
@@ -193,8 +196,7 @@ def _concept_part(root: pathlib.Path) -> Part:
 
 def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part, list[Task]]:
   """Gives the part that is a published subset: in the reference's version, or the only version there."""
-  same = [(part, _tasks_of(part, known.order)) for part in found
-          if arc_tasks.ids_digest(part.tasks) == known.ids]
+  same = [(part, _tasks_of(part)) for part in found if arc_tasks.ids_digest(part.tasks) == known.ids]
   digests = [arc_tasks.questions_digest(tasks) for _, tasks in same]
   right = [each for each, digest in zip(same, digests) if digest == known.questions]
   if right:
@@ -217,10 +219,17 @@ def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part
   return min(same, key=lambda each: arc_tasks.count_unknown(each[1]))
 
 
-def _tasks_of(part: Part, order: str | None) -> list[Task]:
-  """Reads and checks the tasks of a part; `order` is that of the keys, for files of one task each."""
+def _as_reference(tasks: list[Task], known: Known) -> list[Task]:
+  """Gives the tasks of a published subset as the reference orders them."""
+  rank = {task_id: index for index, task_id in enumerate(CONCEPT_ORDER)}
+  tasks = sorted(tasks, key=lambda task: (rank.get(task.id, 0), task.id))
+  return [task._replace(order=known.order) for task in tasks]
+
+
+def _tasks_of(part: Part) -> list[Task]:
+  """Reads and checks the tasks of a part."""
   if not part.place.is_file():
-    return [arc_tasks.task_of(task_id, arc_tasks.load_json(file), str(file), order)
+    return [arc_tasks.task_of(task_id, arc_tasks.load_json(file), str(file))
             for task_id, file in part.tasks.items()]
   tasks = [arc_tasks.task_of(task_id, task, str(part.place)) for task_id, task in part.tasks.items()]
   solutions = _twin(part.place, "challenges", "solutions")

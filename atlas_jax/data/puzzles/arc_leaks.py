@@ -30,6 +30,8 @@ class Leak(NamedTuple):
 
   def __str__(self) -> str:
     """Says it in words."""
+    if self.source == self.task:
+      return f"{self.task} asks what one of its demonstrations shows"
     return f"{self.task} {'equals' if self.whole else 'shares a test pair with'} {self.source}"
 
 

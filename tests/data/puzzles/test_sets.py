@@ -155,6 +155,21 @@ def test_an_evaluation_task_that_is_trained_on_is_known_to_the_evaluation(folder
   assert "1 of 2 evaluation tasks are trained on with their answers: c equals a" in caplog.text
 
 
+def test_unknown_outputs_reach_no_batch_as_labels(folder):
+  for name, task_id in (("training", "a"), ("evaluation", "b"), ("concept", "c")):
+    write_kaggle(folder / "hidden", name, {task_id: TASK}, solutions=False)
+  fields = ARC | dict(puzzles__name="files", puzzles__path=str(folder / "hidden"), data__batch_rows=4)
+  config = config_of(folder, **fields)
+  found = sets.load(config)
+  for batch in take(sets.source_of(config, found), 6):
+    assert (batch["labels_BT"] >= 0).any(axis=1).all()
+  n_trained = [len(TASK["train"])] * 3
+  assert np.diff(found.train.puzzle_starts)[found.train.group_starts[:-1]].tolist() == n_trained
+  held_out = list(sets.eval_batches_of(config, found))
+  assert held_out and all((batch["labels_BT"] == -100).all() for batch in held_out)
+  assert any(batch["inputs_BT"].any() for batch in held_out)
+
+
 def test_hub_stands_for_the_data_set_of_the_name():
   assert sets.HUB == {"sudoku": sudoku.EXTREME, "maze": maze.HARD}
   assert all(re.fullmatch(r"hf:[\w.-]+/[\w.-]+", name) for name in sets.HUB.values())
