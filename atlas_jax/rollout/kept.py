@@ -5,8 +5,8 @@ import shutil
 
 from atlas_jax import config as configs
 from atlas_jax.data import chats, published_tokenizer
-from atlas_jax.interop import hf_export, hf_import
-from atlas_jax.rollout.start import MODEL, PUBLISHED, TOKENIZER, Start, is_run
+from atlas_jax.interop import hf_export, hf_import, peft
+from atlas_jax.rollout.start import ADAPTER, MODEL, PUBLISHED, TOKENIZER, Start, is_run
 
 TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
 SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
@@ -29,6 +29,8 @@ def keep(config, start: Start, workdir) -> None:
     template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
     assert template is not None  # It was read from there.
     _copy(template, workdir / TEMPLATE, chats.FILES)
+  if config.lora.path is not None:
+    _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
   elif config.model.path is not None:
@@ -56,8 +58,10 @@ def use(config, workdir) -> None:
     config.data.tokenizer = str(workdir / TOKENIZER)
   if config.data.chat_template is not None and (workdir / TEMPLATE).is_dir():
     config.data.chat_template = str(workdir / TEMPLATE)
+  if (workdir / ADAPTER).is_dir():
+    config.lora.path = str(workdir / ADAPTER)
   path = config.model.path
-  if path is None or config.lora.rank is not None or is_run(path):
+  if path is None or config.lora.rank is not None or config.lora.path is not None or is_run(path):
     return
   if (workdir / PUBLISHED).is_dir():
     config.model.path = str(workdir / PUBLISHED)

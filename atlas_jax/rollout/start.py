@@ -1,6 +1,7 @@
 """What tuning starts from: the model, its tokenizer and chat template, and where its parameters lie.
 
-A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run.
+A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run;
+adapters are drawn, or read from a folder in PEFT's format.
 """
 import pathlib
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import place
+from atlas_jax.rollout import adapters
 
 TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
+ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters that a run started from.
 PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
@@ -37,14 +40,20 @@ class Start(NamedTuple):
   end_tokens: tuple[int, ...]  # ids that end a completion
   adapted: bool  # whether adapters are trained in place of the model
   read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
+  read_adapters: Callable | None = None  # mesh -> adapters; None: they are drawn
 
   def init(self, rng) -> tuple[Any, dict]:
     """Draws (what is trained, the rest by name); "base" is the model beside its adapters."""
     params = self.language.init(rng)
     if not self.adapted:
       return params, {}
-    adapters, base = lora.split(params)
-    return adapters, {"base": base}
+    trained, base = lora.split(params)
+    return trained, {"base": base}
+
+  @property
+  def reads_trained(self) -> bool:
+    """Says whether what is trained is read from files, in place of being drawn."""
+    return (self.read_adapters if self.adapted else self.read_base) is not None
 
   def read(self, mesh: Mesh, fresh: bool) -> tuple[Any, dict]:
     """Reads (what is trained, the rest by name) from files; None and {} stand for what is drawn.
@@ -56,7 +65,9 @@ class Start(NamedTuple):
     if self.read_base is None or not (fresh or self.adapted):
       return None, {}
     base = self.read_base(mesh)
-    return (None, {"base": base}) if self.adapted else (base, {})
+    if not self.adapted:
+      return base, {}
+    return self.read_adapters(mesh) if fresh and self.read_adapters else None, {"base": base}
 
 
 def whole(params, frozen):
@@ -77,8 +88,9 @@ def open_start(config, workdir=None) -> Start:
       which it has no embedding.
   """
   kept = None if workdir is None else pathlib.Path(workdir)
-  path, options = config.model.path, lora_options(config.lora)
+  path, options = config.model.path, adapters.options_of(config.lora)
   if path is None:
+    adapters.refuse_without_model(config.lora)
     language, folder, read = drawn(config), None, None
   elif is_run(path):
     language, read = _of_run(config, pathlib.Path(path), options)
@@ -95,7 +107,8 @@ def open_start(config, workdir=None) -> Start:
                      f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
   template = _template(config, folder)
   return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
-               options is not None, read)
+               options is not None, read,
+               None if config.lora.path is None else adapters.reader_of(config, language.module))
 
 
 def _find(path: str) -> pathlib.Path:
@@ -110,26 +123,9 @@ def is_run(path: str) -> bool:
   return (pathlib.Path(path) / FOLDER).is_dir()
 
 
-def lora_options(fields) -> dict | None:
-  """Gives the options of `models.lora` from config.lora; None without adapters.
-
-  Raises:
-    ValueError: if they do not fit.
-  """
-  if fields.rank is None:
-    return None
-  targets = tuple(name.strip() for name in fields.targets.split(",") if name.strip())
-  options = {"rank": fields.rank, "alpha": fields.alpha, "scaling": fields.scaling, "targets": targets}
-  try:
-    lora.check(options)
-  except ValueError as error:
-    raise ValueError(f"config.{error}") from error
-  return options
-
-
 def drawn(config) -> languages.Language:
   """Gives the model of a config whose parameters are drawn; needs no tokenizer."""
-  options = lora_options(config.lora)
+  options = adapters.options_of(config.lora)
   if config.model.kind == "memory":
     _refuse_adapters(options)
     return languages.of_memory(lm.build(config.model.to_dict()))
@@ -139,7 +135,7 @@ def drawn(config) -> languages.Language:
 def _refuse_adapters(options) -> None:
   if options is not None:
     raise ValueError(f"config.lora.rank={options['rank']} puts adapters into a decoder, and this is a memory "
-                     "model; set config.lora.rank=None")
+                     "model; set config.lora.rank=None and config.lora.path=None")
 
 
 def _published(config, path: str, folder: pathlib.Path, options):
@@ -184,9 +180,11 @@ def _of_run(config, workdir: pathlib.Path, options):
 
 
 def _with_copies(config, workdir: pathlib.Path):
-  """Gives a run's config with its own copy of the tokenizer, and no chat template, which has no say here."""
+  """Gives a run's config with its own copies of what it started from, and no chat template: none is used."""
   changed = config.as_configdict()
   changed.data.chat_template = None
+  if (workdir / ADAPTER).is_dir():
+    changed.lora.path = str(workdir / ADAPTER)
   if (workdir / TOKENIZER).is_dir():
     changed.data.tokenizer = str(workdir / TOKENIZER)
   return configs.resolve(changed)
