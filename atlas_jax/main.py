@@ -57,7 +57,7 @@ def run_train(config, workdir: str) -> None:
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
-  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1})
+  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None})
   prepare(config, workdir)
   recipe = with_sample(config, recipes.load(config, mesh), mesh)
   config = with_steps(config, recipe)

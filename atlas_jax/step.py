@@ -5,7 +5,7 @@ import optax
 
 from atlas_jax import tree
 from atlas_jax.monitor import profile
-from atlas_jax.optim import accumulate
+from atlas_jax.optim import accumulate, freeze
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -23,17 +23,19 @@ def make_step(config, recipe: Recipe, params_abstract):
   optimizer = optim.build(params_abstract, **config.optim)
   rate = optim.learning_rate(**config.optim)
   keep = config.optim.ema_decay
+  frozen_params = freeze.mask(params_abstract, config.optim.freeze)
 
   def step(state: TrainState, batch, frozen, stop):
     rows = () if recipe.tables is None else recipe.tables.rows(state.tables, batch, state.carry)
     (grads, row_grads), out = accumulate.gradients(
         recipe.loss, state.params, batch, state.carry, frozen=seen(recipe, state, frozen), rows=rows,
         rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
+    grads = freeze.without_frozen(grads, frozen_params)
     norm = tree.global_norm(grads)
     good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = () if keep is None else averaged(state.ema, params, keep)
+    ema = () if keep is None else freeze.kept_equal(averaged(state.ema, params, keep), params, frozen_params)
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

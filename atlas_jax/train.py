@@ -20,6 +20,7 @@ from atlas_jax.monitor.clock import Clock
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
+from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts, place
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given, Recipe
@@ -87,7 +88,10 @@ def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
 
 
 def _state_args(config, recipe: Recipe):
-  optimizer_of = lambda params: optim.build(params, **config.optim)
+  def optimizer_of(params):
+    freeze.check_trained(params, config.optim.freeze, has_tables=recipe.tables is not None)
+    return optim.build(params, **config.optim)
+
   return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, recipe.anchor is not None
 
 
@@ -116,6 +120,9 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   given = Given() if recipe.read is None else recipe.read(run_.mesh, fresh)
   frozen = frozen_of(config, recipe, run_.mesh, given)
   recipe.bind(frozen, run_.workdir)
+  if config.optim.freeze is not None:
+    _say(logging.INFO, "config.optim.freeze=%s: of %d parameters, %d do not change", config.optim.freeze,
+         tree.count(abstract.params), freeze.count(abstract.params, config.optim.freeze))
   if fresh:
     _warn_of_rows(run_)
     return states.build(abstract, *_state_args(config, recipe), params=given.params,

@@ -6,12 +6,13 @@ configs/sft.py), FILE.jsonl has rows with a `prompt` or `messages`, and an `answ
   python -m atlas_jax.main --config=configs/grpo.py --workdir=runs/grpo_open \
     --config.model.path=FOLDER --config.data.files=FILE.jsonl
 
-The reward is 1 for a right answer; others, with weights: --config.rewards=correct=1,marked=0.1, also
-functions of (prompt, completion, answer) by dotted name. --config.policy.preset chooses the loss (dapo, grpo,
-dr_grpo, gspo, cispo, ...), --config.advantage.kind how completions are compared; --config.lora.rank=16 trains
-adapters; with --config.sampler.kind=vllm a vLLM server writes the completions. With `texts` prompts are texts
-and not chats, as for models that were not tuned; with `memory` FOLDER is the workdir of a run of
-configs/memory_40m.py; with `teacher` the settings are those of Arc-ATLAS's reinforcement stage:
+The reward is 1 for a right answer; others, with weights: --config.rewards=correct=1,my_rewards.py:short=0.1
+takes a function of (prompt, completion, answer), or one with TRL's signature, of a file or by dotted name.
+--config.policy.preset chooses the loss (dapo, grpo, dr_grpo, gspo, cispo, ...), --config.advantage.kind how
+completions are compared; --config.lora.rank=16 trains adapters; with --config.sampler.kind=vllm a vLLM server
+writes the completions. With `texts` prompts are texts and not chats, as for models that were not tuned; with
+`memory` FOLDER is the workdir of a run of configs/memory_40m.py; with `teacher` the settings are those of
+Arc-ATLAS's reinforcement stage:
 
   python -m atlas_jax.main --config=configs/grpo.py:texts --workdir=runs/grpo_texts
   python -m atlas_jax.main --config=configs/grpo.py:memory --workdir=runs/grpo_memory

@@ -155,3 +155,12 @@ def test_averages_and_moments_are_kept_of_parameters_only():
   for field in ("params", "opt_state", "ema"):
     assert table not in [leaf.shape for leaf in jax.tree.leaves(getattr(state, field))], field
   assert jnp.result_type(state.tables["shifts"]) == jnp.float32
+
+
+def test_with_all_parameters_frozen_only_rows_of_tables_learn():
+  config = runs.toy_config(optim__freeze="*", optim__decay_of="all")
+  start = states.first(recipe_of(config).init, config.seed).params
+  tables, _, metrics, state = updates(config, 3)
+  assert_same_bits(state.params, start)
+  assert all(np.any(before != after) for before, after in zip(tables, tables[1:]))
+  assert all(row["grad/norm"] == 0 for row in metrics)

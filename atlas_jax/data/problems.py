@@ -17,6 +17,7 @@ class Problem(NamedTuple):
   answer: str | None = None  # what graders compare a completion with; None: there is none
   solution: str | None = None  # what SFT learns to write after the prompt; None: there is none
   extra: Mapping[str, Any] = NOTHING  # what else is known of it, such as other columns
+  read_from: Mapping[str, str] = NOTHING  # names of the columns that held "prompt", "answer" and others
 
 
 class Problems(Protocol):

@@ -48,8 +48,9 @@ def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None 
   if strange:
     raise ValueError(f"config.data.fields has {sorted(strange)}; its keys are {', '.join(FIELDS)}")
   found = {field: _first(row, names[field]) for field in names}
-  used = {name for field in names for name in names[field]}
-  extra = {name: value for name, value in row.items() if name not in used}
+  read_from = {field: next(name for name in names[field] if row.get(name) is found[field])
+               for field in names if found[field] is not None}
+  extra = {name: value for name, value in row.items() if name not in read_from.values()}
   prompt, solution = found["messages"] or found["prompt"], found["solution"]
   if prompt is None:
     wanted = ", ".join(repr(name) for name in (*names["messages"], *names["prompt"]))
@@ -66,7 +67,7 @@ def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None 
     if not prompt:
       raise ValueError(f"{where}: its messages have nothing before the assistant's; put the prompt there")
   answer = _text(where, "answer", found["answer"])
-  return Problem(where, prompt, answer, _text(where, "solution", solution), extra)
+  return Problem(where, prompt, answer, _text(where, "solution", solution), extra, read_from)
 
 
 def check_messages(where: str, messages: Any) -> list[dict]:

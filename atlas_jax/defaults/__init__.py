@@ -123,6 +123,7 @@ def _optim() -> ml_collections.ConfigDict:
       "decay_of": "matrices",  # What is decayed: "matrices" or "all".
       "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
+      "freeze": OPTIONAL(str),  # Patterns of parameter names, comma-separated, not trained: "embed/*".
   })
 
 

@@ -13,12 +13,13 @@ def add(config: ml_collections.ConfigDict) -> None:
       "alpha": 16.0,  # Their scale is alpha / rank,
       "scaling": "rank",  # or with "sqrt_rank" alpha / sqrt(rank).
       "targets": "q,k,v,out,gate,up,down",  # Projections that have one.
+      "path": OPTIONAL(str),  # Start of adapters: PEFT's folder, or hf:NAME; rank and others are as there.
   })
   config.sft = ml_collections.ConfigDict({
       "loss": "nll",  # "nll", or "dft": each token's times its own probability.
   })
   config.sampler = _sampler()
-  config.rewards = "correct"  # Names, also dotted ones, with weights: "correct=1,marked=0.1".
+  config.rewards = "correct"  # Names, FILE.py:FUNCTION or dotted, and weights: "correct=1,mine.py:short=0.1".
   config.advantage = ml_collections.ConfigDict({
       "kind": "normalized",  # "normalized", "batch", "centered", "leave_one_out" or "ranked".
       "deviation": "sample",  # Divided by n - 1, or with "population" by n.

@@ -17,7 +17,8 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
   Args:
     write: (params, problems, *, step) -> for each problem None, if it is not asked, or what was written, with
       `text`, `tokens` and `reason`.
-    grade: (problems, what was written) -> (reward_B, name -> reward_B), NaN where there is nothing to say.
+    grade: (problems, what was written, *, step) -> (reward_B, name -> reward_B), NaN where there is nothing
+      to say.
     found: the problems, each with `where`, `prompt` and `answer`.
     grader: the one of these names that says whether an answer is right.
     shown: problems in the text.
@@ -37,7 +38,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
       raise ValueError(f"none of the {len(found)} held-out problems can be asked: their prompts are longer "
                        "than config.data.max_prompt_tokens")
     asked, written = [problem for problem, _ in pairs], [one for _, one in pairs]
-    reward_B, each = grade(asked, written)
+    reward_B, each = grade(asked, written, step=step)
     right_B = each[grader]
     graded_B = ~np.isnan(right_B)
     if not graded_B.any():

@@ -1,10 +1,16 @@
 """Low-rank adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
+Only settings that are known are read: those that `options` follows, and those that say nothing on what the
+model with its adapters computes. Any other setting must be off: null, false, or empty.
+
 Source: huggingface/peft, whose files transformers and vLLM read.
 """
+import math
 import pathlib
 import re
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,39 +25,127 @@ CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 PREFIX = "base_model.model."
 SCALINGS = {False: "rank", True: "sqrt_rank"}
-# What an adapter may ask for that we do not have, and the values that ask for nothing.
-REFUSED = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "modules_to_save": ((), []),
-           "rank_pattern": ({},), "alpha_pattern": ({},), "layers_to_transform": (),
-           "fan_in_fan_out": (False,), "target_parameters": ([],), "exclude_modules": ([],),
-           "lora_bias": (False,)}
 
 
-def options(folder) -> dict:
-  """Reads the adapter's config as the field `lora` of a `Decoder`; its dropout, for training only, is left.
+class Description(NamedTuple):
+  """What the config of adapters says."""
+
+  options: dict          # the field `lora` of a `Decoder`
+  base: str | None       # name or folder of the model they were made for
+  revision: str | None   # of that model on the hub
+  dropout: float         # while they were trained; not applied here
+  is_half_frozen: bool   # whether PEFT trains A alone
+
+
+class Values(NamedTuple):
+  """The values that a setting may have."""
+
+  fit: Callable[[Any], bool]
+  text: str
+
+
+def _is_off(value) -> bool:
+  return value is None or value is False or isinstance(value, str | list | dict) and not value
+
+
+def _one_of(*values) -> Values:
+  same = lambda value, known: type(value) is type(known) and value == known
+  return Values(lambda value: any(same(value, known) for known in values), " or ".join(map(_json, values)))
+
+
+def _json(value) -> str:
+  return {None: "null", True: "true", False: "false"}[value] if value in (None, True, False) else repr(value)
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_causal(value) -> bool:
+  name = value.get("base_model_class") if isinstance(value, dict) else None
+  return value is None or isinstance(value, dict) and (name is None or str(name).endswith("ForCausalLM"))
+
+
+# How the adapters were first drawn; their trained numbers stand in the file. Other ways also change the base.
+DRAWN = ("gaussian", "orthogonal", "eva", "mica")
+NOTE = Values(lambda value: value is None or isinstance(value, str), "a text or null")
+OFF = Values(_is_off, "null, false, or empty, as any setting may be that is not known here")
+SETTINGS: Mapping[str, Values] = {
+    "peft_type": _one_of("LORA", None),
+    "r": Values(lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
+    "lora_alpha": Values(lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "target_modules": Values(lambda value: isinstance(value, list) and bool(value),
+                             "a list of projections, such as ['q_proj', 'v_proj'], and no pattern"),
+    "use_rslora": _one_of(True, False, None),
+    "init_lora_weights": Values(
+        lambda value: value in (True, False, None) or str(value).lower() in DRAWN,
+        f"true, false, {', '.join(map(repr, DRAWN))}: others change the model that the adapters are added "
+        "to, which is not done here. PEFT makes plain adapters of them with model.save_pretrained(FOLDER, "
+        "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"),
+    "bias": _one_of("none", None),
+    "task_type": _one_of("CAUSAL_LM", None),
+    "lora_dropout": Values(lambda value: value is None or _is_number(value) and 0 <= value <= 1,
+                           "a number from 0 to 1"),
+    # Notes, and settings of what is off.
+    "auto_mapping": Values(_is_causal, "null, or name a class that ends in ForCausalLM"),
+    "base_model_name_or_path": NOTE, "revision": NOTE, "peft_version": NOTE, "megatron_core": NOTE,
+    "inference_mode": _one_of(True, False, None),
+    "merge_weights": _one_of(True, False, None),
+    "eva_config": Values(lambda value: value is None or isinstance(value, dict), "an object or null"),
+    "qalora_group_size": Values(lambda value: value is None or _is_number(value), "a number"),
+    "runtime_config": Values(lambda value: _is_off(value) or isinstance(value, dict)
+                             and set(value) == {"ephemeral_gpu_offload"}, "null or {ephemeral_gpu_offload}"),
+}
+NEEDED = ("r", "lora_alpha", "target_modules")
+PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}  # By module; only the value of all is read.
+
+
+def describe(folder) -> Description:
+  """Reads the config of adapters.
 
   Raises:
-    ValueError: naming the file and the setting that is missing or not supported.
+    ValueError: naming the file and the setting that is missing, or whose value is not supported, and which
+      values are.
   """
   file = pathlib.Path(folder) / CONFIG
   settings = hf_config.read_json(file)
-  for name, harmless in REFUSED.items():
-    if settings.get(name) is not None and settings[name] not in harmless:
-      raise ValueError(f"{file}: {name}={settings[name]!r} is not supported; only "
-                       f"{' or '.join(map(repr, harmless)) or 'a config without it'} is")
-  for name in ("r", "lora_alpha", "target_modules"):
+  for name in NEEDED:
     if settings.get(name) is None:
       raise ValueError(f"{file} has no {name!r}")
-  ours = {theirs: name for name, theirs in _modules(names.load("llama")).items()}
-  if isinstance(settings["target_modules"], str):
-    raise ValueError(f"{file}: target_modules={settings['target_modules']!r} is a pattern; list the "
-                     f"projections: {', '.join(sorted(ours))}")
-  asked = {name.split(".")[-1] for name in settings["target_modules"]}
-  if not asked <= set(ours):
-    raise ValueError(f"{file}: target_modules has {', '.join(sorted(asked - set(ours)))}, which cannot have "
-                     f"an adapter; known are {', '.join(sorted(ours))}")
-  scaling = SCALINGS[bool(settings.get("use_rslora"))]
-  return dict(rank=settings["r"], alpha=settings["lora_alpha"], scaling=scaling,
-              targets=tuple(name for name in lora.TARGETS if name in {ours[one] for one in asked}))
+  for name, value in settings.items():
+    allowed = _pattern(PATTERNS[name], settings) if name in PATTERNS else SETTINGS.get(name, OFF)
+    if not allowed.fit(value):
+      raise ValueError(f"{file}: {name}={value!r} is not supported; it must be {allowed.text}")
+  return Description(
+      {"rank": settings["r"], "alpha": settings["lora_alpha"],
+       "scaling": SCALINGS[bool(settings.get("use_rslora"))],
+       "targets": _targets(settings["target_modules"], file)},
+      settings.get("base_model_name_or_path") or None, settings.get("revision") or None,
+      float(settings.get("lora_dropout") or 0), str(settings.get("init_lora_weights")).lower() == "mica")
+
+
+def options(folder) -> dict:
+  """Reads the adapter's config as the field `lora` of a `Decoder`; errors as of `describe`."""
+  return describe(folder).options
+
+
+def _pattern(name: str, settings: dict) -> Values:
+  same = lambda value: isinstance(value, dict) and all(one == settings[name] for one in value.values())
+  return Values(lambda value: _is_off(value) or same(value),
+                f"empty, or give all modules {name}={settings[name]}: projections have one rank and alpha")
+
+
+def _targets(modules: list, file: pathlib.Path) -> tuple[str, ...]:
+  """Gives our names of the projections that PEFT's name."""
+  family = names.load("llama")
+  ours = {theirs: name for name, theirs in _modules(family).items()}
+  parts = {row.theirs.split(".")[-3]: row.theirs.split(".")[-4] for row in rows(family)}
+  known = {**ours, **{f"{part}.{theirs}": ours[theirs] for theirs, part in parts.items()}}
+  strange = [str(name) for name in modules if name not in known]
+  if strange:
+    raise ValueError(f"{file}: target_modules has {', '.join(sorted(strange))}, which cannot have an adapter "
+                     f"here; known are {', '.join(sorted(ours))}")
+  return tuple(name for name in lora.TARGETS if name in {known[one] for one in modules})
 
 
 def load(folder, model: Decoder, *, mesh: Mesh | None = None, dtype: str | None = None):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from atlas_jax import tree
+from atlas_jax.optim import freeze as freezing
 from atlas_jax.optim import schedules
 from atlas_jax.optim.adam_atan2 import scale_by_adam_atan2
 
@@ -21,7 +22,7 @@ STACKED = "blocks"  # Leaves under this name lead with depth.
 def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: int, schedule: str,
           decay_frac: float, final_lr_frac: float, beta1: float, beta2: float, eps: float,
           weight_decay: float, decay_of: str, clip_norm: float | None,
-          ema_decay: float | None) -> optax.GradientTransformation:
+          ema_decay: float | None, freeze: str | None = None) -> optax.GradientTransformation:
   """Makes the optimizer of a run from `config.optim`.
 
   Args:
@@ -33,12 +34,13 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     decay_of: "matrices" (never scales, biases, convolutions) or "all" parameters.
     clip_norm: the largest global gradient norm let through; None lets every one through.
     ema_decay: checked here; the moving average itself is kept by the training loop.
+    freeze: patterns of the parameters that are not changed, see `freeze.mask`; None: all are trained.
 
   Returns:
     A chain whose moments are float32 and named like the parameters, so they are placed like them.
 
   Raises:
-    ValueError: for a field out of range, by its config name.
+    ValueError: for a field out of range, by its config name; for a pattern that matches nothing.
   """
   rate = schedules.schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule,
                             decay_frac=decay_frac, final_lr_frac=final_lr_frac)
@@ -47,11 +49,12 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
   check(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm,
         ema_decay=ema_decay)
   mask = decay_mask(params_abstract) if decay_of == "matrices" else None
-  return optax.chain(
+  optimizer = optax.chain(
       optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
       SCALES[name](beta1, beta2, eps),
       optax.add_decayed_weights(weight_decay, mask=mask),
       optax.scale_by_learning_rate(rate))
+  return optimizer if freeze is None else freezing.wrap(optimizer, freezing.mask(params_abstract, freeze))
 
 
 def learning_rate(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,

@@ -33,6 +33,7 @@ OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to sco
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
+  rewards.of_config(config)  # Wrong ones are refused before anything is read.
   start, settings = open_start(config), settings_of(config)
   sampler = Bound(config, start, mesh)
   rollouts = source_of(config, start, sampler, mesh)
@@ -127,9 +128,11 @@ def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
     ValueError: for prompts, rewards or settings that cannot be.
   """
   data, how = config.data, config.rollout
+  wanted = rewards.of_config(config)
   found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
                        group_size=data.group_size, held_out_frac=data.held_out_frac,
                        options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download)
+  wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = Plan(
       batch_rows=data.batch_rows, batches=how.batches, passes=how.passes, flat_groups=how.flat_groups,
       max_resamples=how.max_resamples, pad_tokens=how.pad_tokens, align_tokens=start.language.align_tokens,
@@ -137,7 +140,7 @@ def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
   scoring = Scoring(truncated=how.truncated, overlong_tokens=how.overlong_tokens, **config.advantage)
   options = held_out.options_of(config, start, n=data.group_size, temperature=config.sampler.temperature)
   return RolloutSource(
-      found, sampler, rewards.Rewards(rewards.parse_weights(config.rewards)),
+      found, sampler, wanted,
       encode=held_out.encoder_of(config, start), options=options, plan=plan, scoring=scoring,
       tokenizer=start.tokenizer, seed=config.seed, whole=whole,
       old_logprobs=old_logprobs_of(config, start, mesh), process_index=jax.process_index(),
@@ -217,7 +220,7 @@ def read_of(start: Start, settings: Settings, config):
     return None
 
   def read(mesh, fresh: bool) -> Given:
-    refers = has_fixed_reference(settings, config) and not start.adapted
+    refers = has_fixed_reference(settings, config) and start.reads_trained
     params, frozen = start.read(mesh, fresh or refers)
     if refers:  # A copy: the parameters themselves are used up by the first update.
       frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}

@@ -7,6 +7,7 @@ import numpy as np
 from atlas_jax.data import chats, problems
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.rollout import reward_calls
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.sampler import Options, Sampler
 
@@ -48,9 +49,7 @@ def encoder(tokenizer: Tokenizer, template: chats.Template | None = None, *, max
 
 def prompt_text(problem: Problem) -> str:
   """Gives a prompt as rewards read it: the text, or the contents of its messages with blank lines between."""
-  if isinstance(problem.prompt, str):
-    return problem.prompt
-  return "\n\n".join(message["content"] for message in problem.prompt)
+  return reward_calls.text_of(problem.prompt)
 
 
 def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, seed: int = 0) -> Callable:
@@ -86,14 +85,13 @@ def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, s
 
 
 def grader(rewards: Rewards) -> Callable:
-  """Makes the function from problems and what was written for them to (reward_B, name -> reward_B).
+  """Makes the function (problems, what was written for them, *, step) -> (reward_B, name -> reward_B).
 
   NaN where a reward has nothing to say.
   """
-  def grade(found: Sequence[Problem], written: Sequence[Written]):
-    scores = rewards.score(
-        [prompt_text(one) for one in found], [one.text for one in written], [one.answer for one in found],
-        tokens=[one.tokens for one in written], extras=[one.extra for one in found])
+  def grade(found: Sequence[Problem], written: Sequence[Written], *, step: int):
+    scores = rewards.score(found, [one.text for one in written], tokens=[one.tokens for one in written],
+                           step=step)
     return scores.reward_B, scores.each
 
   return grade

@@ -1,6 +1,7 @@
 """Groups of completions: what a sampler wrote for each prompt, scored, compared and counted."""
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,8 @@ class Group(NamedTuple):
   each: Mapping[str, np.ndarray]  # name of a reward -> reward_G, NaN where it has nothing to say
   reward_G: np.ndarray            # their weighted sum; NaN where none has
   flat: bool = False              # whether it teaches nothing
+  logged: Mapping[str, float] = MappingProxyType({})  # numbers that rewards logged when they scored it
+  columns: Mapping[str, list] = MappingProxyType({})  # what they logged of each completion
 
   @property
   def truncated_G(self) -> np.ndarray:
@@ -77,7 +80,7 @@ def overlong_penalty(length_B, *, max_tokens: int, overlong_tokens: int):
 
 
 def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, options: Options,
-          rewards: Rewards, scoring: Scoring) -> list[Group]:
+          rewards: Rewards, scoring: Scoring, *, step: int = 0) -> list[Group]:
   """Gives the group of each prompt.
 
   Args:
@@ -87,6 +90,7 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
     options: what it was asked.
     rewards: score the completions.
     scoring: how.
+    step: updates made so far.
 
   Raises:
     ValueError: if a reward raises, or gives what is no number; see `Rewards.score`.
@@ -94,8 +98,7 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   n = options.n
   rows = [problem for problem in found for _ in range(n)]
   tokens = [rollout.tokens_BT[row, :size].tolist() for row, size in enumerate(rollout.length_B)]
-  scores = rewards.score([ask.prompt_text(one) for one in rows], rollout.text_B, [one.answer for one in rows],
-                         tokens=tokens, extras=[one.extra for one in rows])
+  scores = rewards.score(rows, list(rollout.text_B), tokens=tokens, step=step)
   each, reward_B = dict(scores.each), scores.reward_B
   if scoring.overlong_tokens is not None:
     cost_B = overlong_penalty(rollout.length_B, max_tokens=options.max_tokens,
@@ -108,7 +111,8 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
     logprobs = [rollout.full_logprob_BT[row, :rollout.length_B[row]] for row in range(at.start, at.stop)]
     group = Group(
         problem, prompt, tokens[at], logprobs, list(rollout.reason_B[at]), list(rollout.text_B[at]),
-        int(rollout.version_B[at].min()), {name: column[at] for name, column in each.items()}, reward_B[at])
+        int(rollout.version_B[at].min()), {name: column[at] for name, column in each.items()}, reward_B[at],
+        logged=scores.logged, columns={name: column[at] for name, column in scores.columns.items()})
     groups.append(group._replace(flat=_is_flat(group, scoring)))
   return groups
 
@@ -162,6 +166,8 @@ def metrics(groups: Sequence[Group], *, options: Options) -> dict[str, float]:
       "terminated_frac": 1 - truncated_B.mean(), "unrewarded_frac": np.isnan(reward_B).mean()}
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
+  for name in dict.fromkeys(name for group in groups for name in group.logged):
+    found[f"logged/{name}"] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])
   return {f"rollout/{name}": float(value) for name, value in found.items()}
@@ -185,7 +191,9 @@ def rows(groups: Sequence[Group], advantage_B, count: int) -> list[dict[str, Any
         "reward": _or_none(group.reward_G[number]),
         "rewards": {name: _or_none(column_G[number]) for name, column_G in group.each.items()},
         "advantage": float(advantage_B[row]), "reason": group.reasons[number],
-        "length_tokens": len(group.tokens[number]), "version": group.version})
+        "length_tokens": len(group.tokens[number]), "version": group.version,
+        **({"logged": {name: column[number] for name, column in group.columns.items()}}
+           if group.columns else {})})
   return picked
 
 

@@ -51,21 +51,24 @@ def make(config, start: Start, sampler: Sampler, whole: Callable) -> Callable:
     sampler: answers.
     whole: (what is trained) -> what the sampler loads.
   """
-  wanted, right = rewards.parse_weights(config.rewards), config.eval.grader
+  right, found = config.eval.grader, problems_of(config)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
   write = ask.writer(sampler, encoder_of(config, start), options, rows=config.eval.batch_rows,
                      seed=config.seed)
   try:
-    rewards.load(right)
+    judges = Rewards({right: 1.0}, max_steps=config.optim.steps)
+    judges.check_columns(found)
   except ValueError as error:
     raise ValueError(f"config.eval.grader={right!r} is no reward: {error}") from error
-  grade, judge = ask.grader(Rewards(wanted)), ask.grader(Rewards({right: 1.0}))
+  wanted = rewards.of_config(config)
+  wanted.check_columns(found)
+  grade, judge = ask.grader(wanted), ask.grader(judges)
 
-  def grade_all(found, written):
-    reward_B, each = grade(found, written)
-    return reward_B, each if right in each else {**each, **judge(found, written)[1]}
+  def grade_all(found, written, *, step: int):
+    reward_B, each = grade(found, written, step=step)
+    return reward_B, each if right in each else {**each, **judge(found, written, step=step)[1]}
 
-  answer = problems.make(write, grade_all, problems_of(config), grader=right, shown=config.eval.shown)
+  answer = problems.make(write, grade_all, found, grader=right, shown=config.eval.shown)
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     return answer(whole(params), step=step, tables=tables, workdir=workdir)

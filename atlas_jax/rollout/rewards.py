@@ -1,23 +1,25 @@
-"""Rewards: pure functions of (prompt, completion, answer), found by name, checked, and added up with weights.
+"""Rewards: functions of prompts, completions and answers, found by name, checked, and added up with weights.
 
-A reward gives a number, or None where it has nothing to say. One that needs more names it in its signature:
-`tokens` (ids of the completion), `length` (how many) or `extra` (the other columns of the problem).
+A reward gives a number, or None where it has nothing to say; `reward_calls` says which signatures there are.
 """
-import importlib
+import difflib
 import inspect
+import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from atlas_jax.data import countdown as countdowns
-from atlas_jax.rollout import answers
+from atlas_jax.data.problems import Problem
+from atlas_jax.rollout import answers, reward_calls, user_functions
+from atlas_jax.rollout.reward_calls import Asked, Batch, Call, Log, TrainerState
 
 ALWAYS = ("prompt", "completion", "answer")
-MORE = ("tokens", "length", "extra")
-SHOWN_CHARS = 300  # Of a prompt or completion in an error.
+LOOKED_AT = 100_000  # Rows at most that are searched for a column.
 
 
 def correct(prompt: str, completion: str, answer: str | None) -> float | None:
@@ -89,11 +91,8 @@ class Scores(NamedTuple):
   reward_B: np.ndarray                # float32: weighted sum of what each reward gave; NaN where none did
   each: Mapping[str, np.ndarray]      # name -> float32 [B], NaN where it had nothing to say
   weights: Mapping[str, float]        # name -> weight
-
-
-class _Reward(NamedTuple):
-  function: Callable
-  needs: tuple[str, ...]
+  logged: Mapping[str, float] = MappingProxyType({})  # name -> mean of the numbers that rewards logged
+  columns: Mapping[str, list] = MappingProxyType({})  # name -> B values for the table of completions
 
 
 class Rewards:
@@ -101,57 +100,93 @@ class Rewards:
 
   Attributes:
     weights: name -> weight.
+    asked: columns of the rows that the rewards read.
   """
 
-  def __init__(self, weights: Mapping[str, float]):
+  def __init__(self, weights: Mapping[str, float], *, max_steps: int | None = None):
     """Finds rewards.
 
     Args:
-      weights: name -> weight; a name of `names()`, or a function by its dotted name.
+      weights: name -> weight; see `load` for names.
+      max_steps: updates of the run, for rewards that ask for `trainer_state`.
 
     Raises:
-      ValueError: if there is none, if one is not found, or if it is no function of what a reward may ask.
+      ValueError: if there is none, if one is not found, or if it is no function that can be a reward.
     """
     if not weights:
-      raise ValueError(f"config.rewards is empty; give at least one with a weight: {', '.join(names())}, or "
-                       f"the dotted name of a function of (prompt, completion, answer)")
-    self._rewards = {}
+      raise ValueError(f"config.rewards is empty; give at least one with a weight: {', '.join(names())}, "
+                       "FILE.py:FUNCTION, or the dotted name of a function")
     for name, weight in weights.items():
-      if not math.isfinite(weight):
+      if not math.isfinite(weight) or abs(weight) > reward_calls.LARGEST:
         raise ValueError(f"config.rewards[{name!r}]={weight} must be a finite weight")
-      function = load(name)
-      needs = tuple(one for one in inspect.signature(function).parameters if one in MORE)
-      self._rewards[name] = _Reward(function, needs)
+    self._calls = [Call(name, load(name)) for name in weights]
+    self._max_steps = max_steps
     self.weights = {name: float(weight) for name, weight in weights.items()}
+    self.asked = Asked(
+        frozenset().union(*(call.asked.required for call in self._calls)),
+        frozenset().union(*(call.asked.optional for call in self._calls)),
+        any(call.asked.every for call in self._calls))
 
-  def score(self, prompts: Sequence[str], completions: Sequence[str], truths: Sequence[str | None], *,
-            tokens: Sequence[Sequence[int]] | None = None,
-            extras: Sequence[Mapping] | None = None) -> Scores:
-    """Scores completions, each with its prompt and answer.
+  def check_columns(self, found: Iterable[Problem]) -> None:
+    """Refuses rewards that ask for a column which none of the rows has.
 
     Args:
-      prompts, completions, truths: B of each.
-      tokens: ids of each completion; only rewards that ask for `tokens` or `length` need them.
-      extras: other columns of each problem, for rewards that ask for `extra`.
+      found: the rows; only as many are looked at as it takes to find all columns.
 
     Raises:
-      ValueError: if a reward raises, or gives what is neither None nor a finite number; it names the reward,
-        the prompt and the completion.
+      ValueError: names the reward, the column, and the columns that there are.
+    """
+    there: dict[str, None] = {}
+    for problem in itertools.islice(found, LOOKED_AT):
+      there.update(dict.fromkeys(reward_calls.columns_of(problem)))
+      if self.asked.required <= set(there):
+        return
+    for call in self._calls:
+      for name in sorted(call.asked.required - set(there)):
+        close = difflib.get_close_matches(name, there, n=1)
+        raise ValueError(
+            f"config.rewards has {call.name!r}, which asks for the column {name!r}, and no row has it; "
+            f"{f'did you mean {close[0]!r}? ' if close else ''}rows have {', '.join(there) or 'no columns'} "
+            f"besides the prompt; add the column, or give the parameter a default")
+
+  def score(self, found: Sequence[Problem], completions: Sequence[str], *,
+            tokens: Sequence[Sequence[int]] | None = None, step: int = 0) -> Scores:
+    """Scores completions.
+
+    Args:
+      found: the problem of each completion.
+      completions: B texts.
+      tokens: ids of each completion; only rewards that ask for them need them.
+      step: updates made so far.
+
+    Raises:
+      ValueError: if a reward raises, gives what is neither None nor a finite number that float32 holds, or
+        not one for each completion; it names the reward, the prompt and the completion.
     """
     rows = len(completions)
-    lengths = [len(column) for column in (prompts, truths, tokens, extras) if column is not None]
+    lengths = [len(column) for column in (found, tokens) if column is not None]
     if set(lengths) != {rows}:
-      raise ValueError(f"{rows} completions cannot be paired with prompts, answers, tokens and extras of "
-                       f"which there are {lengths}; give one of each per completion")
-    each = {}
-    for name, reward in self._rewards.items():
-      missing = [need for need in reward.needs if (extras if need == "extra" else tokens) is None]
-      if missing:
-        raise ValueError(f"reward {name!r} asks for {', '.join(missing)}, which this run does not hand over")
-      more = [{need: _more(need, row, tokens, extras) for need in reward.needs} for row in range(rows)]
-      given = [_call(name, reward.function, *row) for row in zip(prompts, completions, truths, more)]
-      each[name] = np.array([math.nan if one is None else one for one in given], np.float32)
-    return Scores(combine(each, self.weights), each, self.weights)
+      raise ValueError(f"{rows} completions cannot be paired with problems and tokens of which there are "
+                       f"{lengths}; give one of each per completion")
+    log = Log(rows)
+    each = reward_calls.run(
+        self._calls, Batch(found, completions, tokens, TrainerState(step, self._max_steps), log))
+    logged = {name: float(np.mean(values)) for name, values in log.metrics.items()}
+    return Scores(self._sum(each), each, self.weights, logged, log.columns)
+
+  def _sum(self, each: Mapping[str, np.ndarray]) -> np.ndarray:
+    reward_B = combine(each, self.weights)
+    if (endless_B := np.isinf(reward_B)).any():
+      row = int(np.argmax(endless_B))
+      parts = ", ".join(f"{name} {each[name][row]:g} times {weight:g}"
+                        for name, weight in self.weights.items())
+      raise ValueError(f"config.rewards add up to more than float32 holds: {parts}; lower the weights")
+    return reward_B
+
+
+def of_config(config) -> Rewards:
+  """Finds the rewards of a config; errors as of `Rewards` and `parse_weights`."""
+  return Rewards(parse_weights(config.rewards), max_steps=config.optim.steps)
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -174,14 +209,19 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-  """Adds up rewards by weight, skipping those that are NaN; reward_B is NaN where all are."""
+  """Adds up rewards by weight, skipping those that are NaN.
+
+  Returns:
+    reward_B, float32: NaN where all are, infinite where the sum is more than float32 holds.
+  """
   rows = len(next(iter(each.values())))
-  total_B, known_B = np.zeros(rows, np.float32), np.zeros(rows, bool)
+  total_B, known_B = np.zeros(rows), np.zeros(rows, bool)
   for name, given_B in each.items():
     there_B = ~np.isnan(given_B)
-    total_B += np.where(there_B, given_B, 0) * weights[name]
+    total_B += np.where(there_B, given_B, 0).astype(np.float64) * weights[name]
     known_B |= there_B
-  return np.where(known_B, total_B, np.nan).astype(np.float32)
+  with np.errstate(over="ignore"):
+    return np.where(known_B, total_B, np.nan).astype(np.float32)
 
 
 def names() -> list[str]:
@@ -193,45 +233,24 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Callable:
-  """Finds a reward by its name here, or a function by its dotted name.
+  """Finds a reward.
+
+  Args:
+    name: one of `names()`; or "FILE.py:FUNCTION" or a dotted name, see `user_functions.find`.
 
   Raises:
-    ValueError: if there is none of that name, or if it asks for what no reward is given.
+    ValueError: if there is none of that name, or if it cannot be called as a reward.
   """
-  module, _, attribute = name.rpartition(".")
-  if not module and name not in names():
-    raise ValueError(f"config.rewards has {name!r}, which is unknown; known rewards: {', '.join(names())}, "
-                     f"or the dotted name of a function of (prompt, completion, answer)")
+  if "." not in name and ":" not in name:
+    if name not in names():
+      close = difflib.get_close_matches(name, names(), n=1, cutoff=0.6)
+      raise ValueError(f"config.rewards has {name!r}, which is unknown; known rewards: {', '.join(names())}, "
+                       "or FILE.py:FUNCTION, or the dotted name of a function"
+                       f"{f'; did you mean {close[0]!r}?' if close else ''}")
+    return getattr(sys.modules[__name__], name)
   try:
-    function = getattr(importlib.import_module(module or __name__), attribute)
-  except (ModuleNotFoundError, AttributeError) as error:
-    raise ValueError(f"config.rewards has {name!r}, which cannot be imported: {error}") from error
-  parameters = list(inspect.signature(function).parameters) if callable(function) else []
-  if tuple(parameters[:3]) != ALWAYS or set(parameters[3:]) - set(MORE):
-    raise ValueError(f"config.rewards has {name!r}, which takes ({', '.join(parameters)}); it must be a "
-                     f"function of ({', '.join(ALWAYS)}), and of {', '.join(MORE)} if it needs them")
+    function = user_functions.find(name)
+  except ValueError as error:
+    raise ValueError(f"config.rewards has {name!r}, which cannot be loaded: {error}") from error
+  Call(name, function)
   return function
-
-
-def _more(need: str, row: int, tokens, extras):
-  return extras[row] if need == "extra" else len(tokens[row]) if need == "length" else tokens[row]
-
-
-def _call(name: str, function: Callable, prompt: str, completion: str, answer: str | None,
-          more: Mapping) -> float | None:
-  """Gives what a reward gives, checked."""
-  about = f"for prompt {_short(prompt)}, completion {_short(completion)}, answer {_short(answer)}"
-  try:
-    given = function(prompt, completion, answer, **more)
-  except Exception as error:  # Whatever a user's function raises, the run must say where.
-    raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}; {about}") from error
-  if given is None:
-    return None
-  if not isinstance(given, int | float | np.number | np.bool_) or not math.isfinite(given):
-    raise ValueError(f"reward {name!r} gave {given!r}, neither a finite number nor None; {about}")
-  return float(given)
-
-
-def _short(text) -> str:
-  shown = repr(text)
-  return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... ({len(text)} characters)"

@@ -233,7 +233,8 @@ class RolloutSource:
     rollout = self._sampler.generate(ids, self._options, seed=Draws(self._seed, place).below(2**31))
     seconds = time.perf_counter() - began
     sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
-    return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring), seconds
+    return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring,
+                        step=self.step), seconds
 
   def _make(self, params, asked: list[Group], spent: dict[str, float], *, number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""

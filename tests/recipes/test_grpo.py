@@ -253,6 +253,44 @@ def test_prompts_of_files_are_asked(tmp_path):
   assert all(row["prompt"] == row["answer"] + "?" for row in rows)
 
 
+REWARDS = """
+async def short(prompts, completions, level, trainer_state, log_metric, log_extra, scale=0.1, **kwargs):
+  log_metric("level", sum(level) / len(level))
+  log_extra("steps", [trainer_state.global_step] * len(completions))
+  return [None if one % 2 else -scale * len(text) for one, text in zip(level, completions)]
+"""
+
+
+def test_rewards_of_a_file_with_the_signature_of_trl_are_trained_on(tmp_path):
+  rows, code = tmp_path / "rows.jsonl", tmp_path / "my_rewards.py"
+  lines = [json.dumps({"prompt": f"{n}?", "answer": str(n), "level": n}) for n in range(12)]
+  rows.write_text("\n".join(lines))
+  code.write_text(REWARDS)
+  files = dict(data__name="files", data__files=str(rows), data__options={}, data__held_out_frac=0.3)
+  config = config_of(rewards=f"letters=1,{code}:short=0.5", optim__steps=2, eval__grader=f"{code}:short",
+                     train__log_every_steps=1, **files)
+  summary = runs.run_lm(config, tmp_path / "run", evals=True)
+  assert np.isfinite(summary["val_reward"])
+  table = [json.loads(line) for file in sorted((tmp_path / "run/completions").glob("*.jsonl"))
+           for line in file.read_text().splitlines()]
+  for row in table:
+    level = int(row["answer"])
+    expected = None if level % 2 else pytest.approx(-0.1 * len(row["completion"]))
+    assert row["rewards"][f"{code}:short"] == expected and row["logged"]["steps"] == row["step"] - 1
+  metrics = [row for row in runs.rows_of(tmp_path / "run") if "train/loss_nats" in row]
+  assert all("rollout/logged/level" in row for row in metrics)
+
+
+def test_a_reward_that_asks_for_a_column_of_no_row_is_refused_before_training(tmp_path):
+  rows, code = tmp_path / "rows.jsonl", tmp_path / "my_rewards.py"
+  lines = [json.dumps({"prompt": f"{n}?", "answer": "1", "levle": n}) for n in range(9)]
+  rows.write_text("\n".join(lines))
+  code.write_text(REWARDS)
+  config = config_of(rewards=f"{code}:short", data__name="files", data__files=str(rows), data__options={})
+  with pytest.raises(ValueError, match="the column 'level', and no row has it; did you mean 'levle'"):
+    recipes.load(config, runs.one_device())
+
+
 def test_without_a_change_the_reference_costs_nothing(tmp_path):
   follows = dict(policy__reference_every_steps=2, policy__reference_share=1.0)
   for name, more in (("fixed", {}), ("anchor", follows)):
@@ -304,6 +342,7 @@ def test_what_is_sampled_can_be_filtered_and_stopped_by_texts():
     (dict(policy__reference_every_steps=2), "moves a reference that config.policy.kl_weight=0 does not use"),
     (dict(data__batch_rows=6), "config.data.batch_rows=6 must be a multiple of config.data.group_size=4"),
     (dict(rewards="corect"), "config.rewards has 'corect', which is unknown; known rewards: correct"),
+    (dict(rewards="nowhere/mine.py:short"), "no file 'nowhere/mine.py': looked for /"),
     (dict(rewards="correct=much"), "'correct=much' must be NAME or NAME=NUMBER"),
     (dict(sampler__temperature=0.0), "config.sampler.temperature=0 draws nothing"),
     (dict(data__held_out_frac=0.2, eval__max_problems=None), "has no end; set config.eval.max_problems"),

@@ -6,31 +6,11 @@ import pytest
 
 from atlas_jax.data.arithmetic import Arithmetic
 from atlas_jax.data.countdown import Countdown
+from atlas_jax.data.problems import Problem
 from atlas_jax.rollout import rewards
 from atlas_jax.rollout.rewards import Rewards
 
 PROMPTS, COMPLETIONS, TRUTHS = ["a?", "b?", "c?"], ["#### 1", "2", "x"], ["1", "3", None]
-
-
-def boom(prompt, completion, answer):
-  """Raises for one completion."""
-  return 1 / (completion != "2")
-
-
-def strange(prompt, completion, answer):
-  """Gives what no reward may give, as the answer says."""
-  return {"nan": math.nan, "inf": math.inf, "text": "1", "list": [1.0], "none": None, "true": True,
-          "numpy": np.float32(0.5)}[answer]
-
-
-def curious(prompt, completion, answer, tokens, length, extra):
-  """Asks for all it may."""
-  return sum(tokens) + 10 * length + 100 * extra["level"]
-
-
-def misnamed(question, completion, answer):
-  """Has a parameter that no reward is given."""
-  return 0.0
 
 
 @pytest.mark.parametrize("completion, answer, right", [
@@ -97,23 +77,46 @@ def test_form_is_rewarded_apart_from_right(reward, completion, value):
 def test_rewards_are_found_by_name_and_by_dotted_name():
   assert rewards.names() == ["correct", "countdown", "letters", "marked", "places", "verbatim"]
   assert rewards.load("correct") is rewards.correct
-  assert rewards.load("tests.rollout.test_rewards.boom")("", "1", "") == 1
+  assert rewards.load("tests.rollout.user_rewards.boom")("", "1", "") == 1
+  assert rewards.load("tests.rollout.user_rewards:length.__call__")("ab") == 6
+
+
+def user(name):
+  """The dotted name of a user's reward."""
+  return f"tests.rollout.user_rewards.{name}"
+
+
+def problems_of(prompts=PROMPTS, truths=TRUTHS, extras=None):
+  """Problems without more columns than these."""
+  extras = extras or [{}] * len(prompts)
+  rows = zip(prompts, truths, extras, strict=True)
+  return [Problem("here", prompt, truth, None, extra) for prompt, truth, extra in rows]
+
+
+def score(name, *, completions=COMPLETIONS, step=0, max_steps=None, tokens=None, **problems):
+  """The rewards that a user's function gives."""
+  found = problems_of(**problems)
+  return Rewards({user(name): 1.0}, max_steps=max_steps).score(found, completions, step=step, tokens=tokens)
 
 
 @pytest.mark.parametrize("name, message", [
-    ("corect", "'corect', which is unknown; known rewards: correct, countdown"),
-    ("no.such.module", "'no.such.module', which cannot be imported"),
-    ("tests.rollout.test_rewards.nothing", "cannot be imported: .*nothing"),
-    ("tests.rollout.test_rewards.misnamed", r"takes \(question, completion, answer\); it must be"),
-    ("tests.rollout.test_rewards.PROMPTS", r"takes \(\); it must be"),
+    ("corect", "'corect', which is unknown; known rewards: correct, countdown.*did you mean 'correct'"),
+    ("no.such.module", "'no.such.module', which cannot be loaded: there is no module 'no'"),
+    (user("nothing"), "tests.rollout.user_rewards has no 'nothing'; .*there are Length, as_array"),
+    (user("skaled"), "did you mean 'scaled'"),
+    (user("no_parameters"), r"takes \(\); it must be a function of one completion"),
+    (user("mixed"), r"takes \(prompts, completion\).*completion is of one completion, prompts of all"),
+    (user("not_a_function"), "which is a list; it must be"),
+    (user("Length"), "which is a class; name an object of it"),
+    ("time.sleep", "cannot be read|takes"),
 ])
-def test_a_reward_that_is_not_there_is_refused(name, message):
+def test_a_reward_that_is_not_there_or_no_function_of_completions_is_refused(name, message):
   with pytest.raises(ValueError, match=message):
     Rewards({name: 1.0})
 
 
 def test_rewards_are_weighed_and_what_is_missing_is_left_out():
-  scores = Rewards({"correct": 2.0, "letters": 0.5}).score(PROMPTS, COMPLETIONS, TRUTHS)
+  scores = Rewards({"correct": 2.0, "letters": 0.5}).score(problems_of(), COMPLETIONS)
   np.testing.assert_array_equal(scores.each["correct"], np.float32([1, 0, np.nan]))
   np.testing.assert_array_equal(scores.each["letters"], np.float32([0, 0, 1]))
   np.testing.assert_array_equal(scores.reward_B, np.float32([2, 0, 0.5]))
@@ -121,46 +124,64 @@ def test_rewards_are_weighed_and_what_is_missing_is_left_out():
 
 
 def test_a_row_without_any_reward_is_missing_itself():
-  scores = Rewards({"correct": 1.0, "verbatim": 1.0}).score(PROMPTS, COMPLETIONS, TRUTHS)
+  scores = Rewards({"correct": 1.0, "verbatim": 1.0}).score(problems_of(), COMPLETIONS)
   np.testing.assert_array_equal(scores.reward_B, np.float32([1, 0, np.nan]))
 
 
 def test_a_reward_may_ask_for_ids_length_and_columns():
-  name = "tests.rollout.test_rewards.curious"
-  scores = Rewards({name: 1.0}).score(["a", "b"], ["x", "y"], [None, None], tokens=[[1, 2], []],
-                                      extras=[{"level": 1}, {"level": 0}])
-  assert scores.reward_B.tolist() == [123.0, 0.0]
-  with pytest.raises(ValueError, match="asks for tokens, length, extra, which this run does not hand over"):
-    Rewards({name: 1.0}).score(["a"], ["x"], [None])
+  given = dict(prompts=["a", "b"], truths=[None, None], completions=["x", "y"],
+               extras=[{"level": 1}, {"level": 0}])
+  assert score("curious", tokens=[[1, 2], []], **given).reward_B.tolist() == [123.0, 0.0]
+  with pytest.raises(ValueError, match="asks for the ids of completions, which are not handed over here"):
+    score("curious", **given)
 
 
 def test_a_reward_that_raises_names_itself_prompt_and_completion():
-  with pytest.raises(ValueError, match="reward 'tests.rollout.test_rewards.boom' raised ZeroDivisionError: .*"
+  with pytest.raises(ValueError, match="reward 'tests.rollout.user_rewards.boom' raised ZeroDivisionError: .*"
                                        "for prompt 'b\\?', completion '2', answer '3'"):
-    Rewards({"tests.rollout.test_rewards.boom": 1.0}).score(PROMPTS, COMPLETIONS, TRUTHS)
+    score("boom")
 
 
-@pytest.mark.parametrize("answer, message", [("nan", "gave nan"), ("inf", "gave inf"), ("text", "gave '1'"),
-                                             ("list", r"gave \[1.0\]")])
+BAD = [("nan", "gave nan, neither"), ("inf", "gave inf, neither"), ("text", "gave '1', neither"),
+       ("list", r"gave \[1.0\], neither"), ("row", r"gave array\(\[1.\]\), neither"),
+       ("complex", "gave 1j, neither"), ("large", r"gave 1e\+39, more than float32 holds, 3.4e\+38"),
+       ("huge", "gave 1000.*more than float32 holds"),
+       ("endless", "gave a whole number of 16610 bits, more than float32 holds")]
+
+
+@pytest.mark.parametrize("answer, message", BAD)
 def test_a_reward_that_is_no_number_names_itself_prompt_and_completion(answer, message):
-  with pytest.raises(ValueError, match=f"{message}, neither a finite number nor None; for prompt 'p', "
-                                       "completion 'ccc.*characters"):
-    Rewards({"tests.rollout.test_rewards.strange": 1.0}).score(["p"], ["c" * 999], [answer])
+  with pytest.raises(ValueError, match=f"{message}.*; for prompt 'p', completion 'ccc.*characters"):
+    score("strange", prompts=["p"], completions=["c" * 999], truths=[answer])
 
 
-def test_booleans_and_numpy_numbers_are_rewards():
-  strange = Rewards({"tests.rollout.test_rewards.strange": 1.0})
-  given = strange.score(["p"] * 3, ["c"] * 3, ["true", "numpy", "none"])
-  np.testing.assert_array_equal(given.reward_B, np.float32([1, 0.5, np.nan]))
+@pytest.mark.parametrize("answer, message", BAD)
+def test_a_number_that_is_none_among_those_of_a_batch_names_its_completion(answer, message):
+  with pytest.raises(ValueError, match=f"strange_list' {message}.*; for prompt 'q', completion 'd'"):
+    score("strange_list", prompts=["p", "q"], completions=["c", "d"], truths=["true", answer])
 
 
-@pytest.mark.parametrize("weights, message", [({}, "config.rewards is empty"),
-                                              ({"correct": math.nan}, "must be a finite weight")])
+@pytest.mark.parametrize("name", ["strange", "strange_list"])
+def test_booleans_and_numpy_numbers_are_rewards(name):
+  answers = ["true", "numpy", "none", "array", "whole"]
+  given = score(name, prompts=["p"] * 5, completions=["c"] * 5, truths=answers)
+  np.testing.assert_array_equal(given.reward_B, np.float32([1, 0.5, np.nan, 0.25, 3]))
+
+
+@pytest.mark.parametrize("weights, message", [
+    ({}, "config.rewards is empty"), ({"correct": math.nan}, "must be a finite weight"),
+    ({"correct": 1e39}, "must be a finite weight")])
 def test_weights_must_be_given(weights, message):
   with pytest.raises(ValueError, match=message):
     Rewards(weights)
 
 
+def test_a_sum_beyond_float32_names_its_parts():
+  wanted = Rewards({"letters": 1.0, user("strange"): 3e38})
+  with pytest.raises(ValueError, match=r"more than float32 holds: letters 1 times 1, .*strange 3 times 3e"):
+    wanted.score(problems_of(["?"], ["whole"]), ["a"])
+
+
 def test_columns_of_unequal_length_are_refused():
-  with pytest.raises(ValueError, match=r"2 completions cannot be paired .* there are \[1, 2\]"):
-    Rewards({"letters": 1.0}).score(["a"], ["x", "y"], [None, None])
+  with pytest.raises(ValueError, match=r"2 completions cannot be paired .* there are \[1\]"):
+    Rewards({"letters": 1.0}).score(problems_of(["a"], [None]), ["x", "y"])
