@@ -170,8 +170,8 @@ def _check_ranges(config) -> None:
 def _check_puzzles(puzzles) -> None:
   if puzzles.test_path is not None and puzzles.name != "files":
     raise ValueError(f"config.puzzles.test_path={puzzles.test_path!r} is read with config.puzzles.name="
-                     f"'files', and this is {puzzles.name!r}, which has a test set of its own; set name=files, "
-                     "or leave test_path out")
+                     f"'files', and this is {puzzles.name!r}, which has a test set of its own; set "
+                     "name=files, or leave test_path out")
 
 
 def _check_evaluations(train) -> None:
