@@ -23,7 +23,7 @@ from atlas_jax.fields import (
 )
 
 # Config files and those who hold a config find all they need here.
-__all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "near", "nearest", "need", "published_trm",
+__all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "flat", "near", "nearest", "need", "published_trm",
            "small_arc", "unknown_field"]
 
 

@@ -87,6 +87,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_ranges(config)
   _check_choices(config)
   _check_evaluations(config.train)
+  _check_puzzles(config.puzzles)
   _check_model(config.model)
   _check_trm(config)
   _check_decoder(config)
@@ -164,6 +165,13 @@ def _check_ranges(config) -> None:
   for name in ("seed", "puzzles.seed"):
     if at(config, name) >= 2**32:
       raise ValueError(f"config.{name}={at(config, name)} must be below 2**32")
+
+
+def _check_puzzles(puzzles) -> None:
+  if puzzles.test_path is not None and puzzles.name != "files":
+    raise ValueError(f"config.puzzles.test_path={puzzles.test_path!r} is read with config.puzzles.name="
+                     f"'files', and this is {puzzles.name!r}, which has a test set of its own; set "
+                     "name=files, or leave test_path out")
 
 
 def _check_evaluations(train) -> None:

@@ -13,6 +13,7 @@ def add(config: ml_collections.ConfigDict) -> None:
       "alpha": 16.0,  # Their scale is alpha / rank,
       "scaling": "rank",  # or with "sqrt_rank" alpha / sqrt(rank).
       "targets": "q,k,v,out,gate,up,down",  # Projections that have one.
+      "path": OPTIONAL(str),  # Start of adapters: PEFT's folder, or hf:NAME; rank and others are as there.
   })
   config.sft = ml_collections.ConfigDict({
       "loss": "nll",  # "nll", or "dft": each token's times its own probability.

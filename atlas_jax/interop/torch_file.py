@@ -25,7 +25,7 @@ _BROKEN = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyErro
 class _Storage(NamedTuple):
   dtype: str
   key: str
-  count: int
+  numel: int
 
 
 class _Tensor(NamedTuple):
@@ -115,12 +115,12 @@ def _array(archive, root: str, tensor: _Tensor, storages: dict[str, np.ndarray],
   if not isinstance(storage, _Storage) or not all(type(size) is int and size >= 0 for size in sizes):
     raise ValueError(f"the tensor {name!r} has no sizes that can be: {sizes}")
   dtype, last = jnp.dtype(storage.dtype), sum((size - 1) * step for size, step in zip(shape, strides))
-  if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.count:
-    raise ValueError(f"the tensor {name!r} reaches beyond its {storage.count} numbers")
+  if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.numel:
+    raise ValueError(f"the tensor {name!r} reaches beyond its {storage.numel} numbers")
   if storage.key not in storages:
     raw = archive.read(f"{root}data/{storage.key}")
-    if len(raw) != storage.count * dtype.itemsize:
-      raise ValueError(f"the numbers of {name!r} are {len(raw)} bytes, not {storage.count} {storage.dtype}")
+    if len(raw) != storage.numel * dtype.itemsize:
+      raise ValueError(f"the numbers of {name!r} are {len(raw)} bytes, not {storage.numel} {storage.dtype}")
     storages[storage.key] = np.frombuffer(raw, dtype)
   steps = [step * dtype.itemsize for step in strides]
   return np.lib.stride_tricks.as_strided(storages[storage.key][offset:], shape, steps, writeable=False)

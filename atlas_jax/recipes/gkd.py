@@ -103,7 +103,8 @@ def open_teacher(config) -> Start:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
                      "folder, hf:NAME, or a run's workdir")
   fields = config.as_configdict()
-  fields.model.path, fields.lora.rank, fields.data.tokenizer = path, None, MODEL
+  fields.model.path, fields.data.tokenizer = path, MODEL
+  fields.lora.update(rank=None, path=None)
   try:
     fields.model.kind, fields.data.chat_template = kind_of(path), teacher_template(config)
     return open_start(fields)

@@ -221,7 +221,7 @@ def read_of(start: Start, settings: Settings, config):
     return None
 
   def read(mesh, fresh: bool) -> Given:
-    refers = has_fixed_reference(settings, config) and not start.adapted
+    refers = has_fixed_reference(settings, config) and start.reads_trained
     params, frozen = start.read(mesh, fresh or refers)
     if refers:  # A copy: the parameters themselves are used up by the first update.
       frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}

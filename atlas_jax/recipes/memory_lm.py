@@ -1,31 +1,109 @@
-"""Next-token training of a decoder whose memory passes from segment to segment of a document."""
+"""Next-token training of a decoder whose memory passes from segment to segment of a document.
+
+It starts from the seed, or with config.model.path from the parameters of another run of the same model: a run
+of its own, with a fresh optimizer, from step 0, on whatever text the config names.
+"""
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import source as sources
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baselines, memory_gain, perplexity
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
-from atlas_jax.recipes import Init, LossOut, Recipe
-
-TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
+from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.rollout import kept
+from atlas_jax.rollout.start import MODEL, TOKENIZER, Start, find, is_run, open_start
 
 
 def model_of(config) -> lm.LM:
   """Makes the network of a config.
 
   Raises:
-    ValueError, TypeError: if the memory rule or one of its options does not fit.
+    ValueError, TypeError: if it is no memory model, or its rule or one of its options does not fit.
   """
-  if config.model.kind != "memory" or config.model.path is not None:
-    raise ValueError(f"config.model.kind={config.model.kind!r} with config.model.path={config.model.path!r}: "
-                     "the recipe memory_lm trains a memory model from its start; set config.recipe='sft' to "
-                     "tune another")
+  if config.model.kind != "memory":
+    raise ValueError(f"config.model.kind={config.model.kind!r}: the recipe memory_lm trains memory models; "
+                     "set config.recipe='sft' (configs/sft.py) to tune others")
   return lm.build(config.model.to_dict())
+
+
+def start_of(config) -> Start | None:
+  """Opens what config.model.path names; None where parameters are drawn.
+
+  Raises:
+    ValueError: if it is no run of the same memory model, or a run with another tokenizer.
+  """
+  path = config.model.path
+  if path is None:
+    return None
+  if not is_run(path):
+    find(path)
+    raise ValueError(f"config.model.path={path!r} is a published model, from which no memory model can "
+                     "start; give the workdir of a run of this recipe, or tune it as it is with "
+                     "config.recipe='sft' (configs/sft.py)")
+  other = configs.load(path)
+  if other.model.kind != "memory":
+    raise ValueError(f"config.model.path={path!r} is a run of config.recipe={other.recipe!r} without a "
+                     "memory model; give one of a memory model, or tune it with config.recipe='sft' "
+                     "(configs/sft.py)")
+  changed = other.as_configdict()
+  kept.use(changed, path)
+  check_same_model(config, changed)
+  return open_start(config)
+
+
+# Fields of config.model that say how it is computed, or what is drawn: a start may differ in them.
+OTHERWISE_EQUAL = ("path", "dtype", "remat", "scan_unroll", "memory.impl", "memory.remat_chunks",
+                   "memory.retention_init", "memory.momentum_init", "memory.write_rate_init")
+
+
+def check_same_model(config, other) -> None:
+  """Refuses to start from a run of another model.
+
+  Raises:
+    ValueError: names the fields that differ, with both values.
+  """
+  mine, theirs = configs.flat(config.model), configs.flat(other.model)
+  differ = [name for name in sorted({*mine, *theirs} - set(OTHERWISE_EQUAL))
+            if mine.get(name) != theirs.get(name)]
+  if differ:
+    told = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
+                     for name in differ)
+    raise ValueError(f"config.model.path={config.model.path!r} is a run of another model: {told}; set these "
+                     "fields as they are there")
+
+
+def with_tokenizer(config):
+  """Gives a config whose tokenizer "model" is named by its place in the run that training starts from."""
+  if config.data.tokenizer != MODEL:
+    return config
+  if config.model.path is None:
+    raise ValueError(f"config.data.tokenizer={MODEL!r} is that of config.model.path, which is None; set "
+                     "--config.model.path to the workdir of a run, or name a tokenizer")
+  changed = config.as_configdict()
+  changed.data.tokenizer = f"{config.model.path}/{TOKENIZER}"
+  return configs.resolve(changed)
+
+
+def read_of(start: Start | None) -> Callable | None:
+  """Makes the reader of what training starts from, or None where all of it is drawn."""
+  return None if start is None else lambda mesh, fresh: Given(*start.read(mesh, fresh))
+
+
+def keep_of(config, start: Start | None, tokenizer) -> Callable:
+  """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
+  def keep(workdir) -> None:
+    tokenizer.save(workdir / TOKENIZER)
+    if start is not None:
+      kept.keep(config, start, workdir)
+
+  return keep
 
 
 def init_params(config, model: lm.LM, rng):
@@ -64,11 +142,12 @@ def check_vocabulary(config, tokenizer) -> None:
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  model = model_of(config)
+  model, start = model_of(config), start_of(config)
+  config = with_tokenizer(config)
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                keep=lambda workdir: source.tokenizer.save(workdir / TOKENIZER))
+                keep=keep_of(config, start, source.tokenizer), read=read_of(start))
 
 
 def init_of(config, model: lm.LM):

@@ -121,7 +121,7 @@ def read_of(start: Start, settings: ranked.Settings):
     return None
 
   def read(mesh, fresh: bool) -> Given:
-    as_reference = needs_reference(settings) and not start.adapted
+    as_reference = needs_reference(settings) and start.reads_trained
     params, frozen = start.read(mesh, fresh or as_reference)
     if as_reference:
       # Copies, because those that are trained are used up.

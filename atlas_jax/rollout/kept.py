@@ -5,11 +5,19 @@ import shutil
 
 from atlas_jax import config as configs
 from atlas_jax.data import chats, published_tokenizer
-from atlas_jax.interop import hf_export, hf_import
-from atlas_jax.rollout.start import MODEL, PUBLISHED, TOKENIZER, Start, is_run
-
-TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
-SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
+from atlas_jax.interop import hf_export, hf_import, peft
+from atlas_jax.rollout.start import (
+  ADAPTER,
+  MODEL,
+  PUBLISHED,
+  SHAPE,
+  TEMPLATE,
+  TOKENIZER,
+  Start,
+  group_of,
+  is_run,
+  use_copies,
+)
 
 
 def keep(config, start: Start, workdir) -> None:
@@ -29,44 +37,25 @@ def keep(config, start: Start, workdir) -> None:
     template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
     assert template is not None  # It was read from there.
     _copy(template, workdir / TEMPLATE, chats.FILES)
+  if config.lora.path is not None:
+    _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
   elif config.model.path is not None:
-    root, group = configs.load(root_of(config.model.path)), _group(config)
-    (workdir / SHAPE).write_text(json.dumps(root[group].to_dict(), indent=2) + "\n", encoding="utf-8")
+    (workdir / SHAPE).write_text(json.dumps(shape_of(config.model.path), indent=2) + "\n", encoding="utf-8")
 
 
-def root_of(workdir: str) -> str:
-  """Gives the first of the runs that a run goes on from, one after another."""
-  path = configs.load(workdir).model.path
-  return root_of(path) if path is not None and is_run(path) else workdir
-
-
-def _group(config) -> str:
-  return "model" if config.model.kind == "memory" else "decoder"
+def shape_of(workdir: str) -> dict:
+  """Gives the fields of the model of a run, those of the first run that it goes on from, one after another."""
+  config = configs.load(workdir).as_configdict()
+  use(config, workdir)
+  path = config.model.path
+  return shape_of(path) if path is not None and is_run(path) else config[group_of(config)].to_dict()
 
 
 def use(config, workdir) -> None:
-  """Lets a run's config, still to be resolved, name the workdir's copies in place of the originals.
-
-  Where adapters are trained, config.model.path stays what it was: the model beside them is read from there.
-  """
-  workdir = pathlib.Path(workdir)
-  if (workdir / TOKENIZER).is_dir():
-    config.data.tokenizer = str(workdir / TOKENIZER)
-  if config.data.chat_template is not None and (workdir / TEMPLATE).is_dir():
-    config.data.chat_template = str(workdir / TEMPLATE)
-  path = config.model.path
-  if path is None or config.lora.rank is not None or is_run(path):
-    return
-  if (workdir / PUBLISHED).is_dir():
-    config.model.path = str(workdir / PUBLISHED)
-  elif (workdir / SHAPE).is_file():
-    fields, group = json.loads((workdir / SHAPE).read_text(encoding="utf-8")), _group(config)
-    if group == "model":  # An update would join the options of two rules.
-      config.model.memory.options = fields["memory"].pop("options")
-    config[group].update(fields)
-    config.model.path = None
+  """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
+  use_copies(config, workdir)
 
 
 def _local(name: str) -> pathlib.Path | None:

@@ -1,12 +1,16 @@
 """What tuning starts from: the model, its tokenizer and chat template, and where its parameters lie.
 
-A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run.
+A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run;
+adapters are drawn, or read from a folder in PEFT's format.
 """
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from atlas_jax import config as configs
@@ -17,10 +21,14 @@ from atlas_jax.interop import hf_config, hf_import
 from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora
 from atlas_jax.models.decoder import Decoder
-from atlas_jax.parallel import place
+from atlas_jax.parallel import hosts, place
+from atlas_jax.rollout import adapters
 
 TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
+ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters that a run started from.
 PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
+TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
+SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
 DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
@@ -37,14 +45,20 @@ class Start(NamedTuple):
   end_tokens: tuple[int, ...]  # ids that end a completion
   adapted: bool  # whether adapters are trained in place of the model
   read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
+  read_adapters: Callable | None = None  # mesh -> adapters; None: they are drawn
 
   def init(self, rng) -> tuple[Any, dict]:
     """Draws (what is trained, the rest by name); "base" is the model beside its adapters."""
     params = self.language.init(rng)
     if not self.adapted:
       return params, {}
-    adapters, base = lora.split(params)
-    return adapters, {"base": base}
+    trained, base = lora.split(params)
+    return trained, {"base": base}
+
+  @property
+  def reads_trained(self) -> bool:
+    """Says whether what is trained is read from files, in place of being drawn."""
+    return (self.read_adapters if self.adapted else self.read_base) is not None
 
   def read(self, mesh: Mesh, fresh: bool) -> tuple[Any, dict]:
     """Reads (what is trained, the rest by name) from files; None and {} stand for what is drawn.
@@ -56,7 +70,9 @@ class Start(NamedTuple):
     if self.read_base is None or not (fresh or self.adapted):
       return None, {}
     base = self.read_base(mesh)
-    return (None, {"base": base}) if self.adapted else (base, {})
+    if not self.adapted:
+      return base, {}
+    return self.read_adapters(mesh) if fresh and self.read_adapters else None, {"base": base}
 
 
 def whole(params, frozen):
@@ -77,14 +93,15 @@ def open_start(config, workdir=None) -> Start:
       which it has no embedding.
   """
   kept = None if workdir is None else pathlib.Path(workdir)
-  path, options = config.model.path, lora_options(config.lora)
+  path, options = config.model.path, adapters.options_of(config.lora)
   if path is None:
+    adapters.refuse_without_model(config.lora)
     language, folder, read = drawn(config), None, None
   elif is_run(path):
     language, read = _of_run(config, pathlib.Path(path), options)
     folder = pathlib.Path(path) / PUBLISHED
   else:
-    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else _find(path)
+    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else find(path)
     language, read = _published(config, path, folder, options)
   folder = folder if folder is not None and folder.is_dir() else None
   tokenizer = _tokenizer(config, folder)
@@ -93,12 +110,19 @@ def open_start(config, workdir=None) -> Start:
     raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
                      f"model only {language.vocab_size}; take the tokenizer that belongs to the model, or "
                      f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
+  _check_tokenizer(config, tokenizer, folder)
   template = _template(config, folder)
   return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
-               options is not None, read)
+               options is not None, read,
+               None if config.lora.path is None else adapters.reader_of(config, language.module))
 
 
-def _find(path: str) -> pathlib.Path:
+def find(path: str) -> pathlib.Path:
+  """Gives the folder of a published model.
+
+  Raises:
+    ValueError: if there is none.
+  """
   if not path.startswith(hf_import.HUB) and not pathlib.Path(path).expanduser().is_dir():
     raise ValueError(f"config.model.path={path!r} is no folder; give that of a published model, hf:NAME, or "
                      "the workdir of a run, which must have been trained before")
@@ -110,26 +134,9 @@ def is_run(path: str) -> bool:
   return (pathlib.Path(path) / FOLDER).is_dir()
 
 
-def lora_options(fields) -> dict | None:
-  """Gives the options of `models.lora` from config.lora; None without adapters.
-
-  Raises:
-    ValueError: if they do not fit.
-  """
-  if fields.rank is None:
-    return None
-  targets = tuple(name.strip() for name in fields.targets.split(",") if name.strip())
-  options = {"rank": fields.rank, "alpha": fields.alpha, "scaling": fields.scaling, "targets": targets}
-  try:
-    lora.check(options)
-  except ValueError as error:
-    raise ValueError(f"config.{error}") from error
-  return options
-
-
 def drawn(config) -> languages.Language:
   """Gives the model of a config whose parameters are drawn; needs no tokenizer."""
-  options = lora_options(config.lora)
+  options = adapters.options_of(config.lora)
   if config.model.kind == "memory":
     _refuse_adapters(options)
     return languages.of_memory(lm.build(config.model.to_dict()))
@@ -139,7 +146,7 @@ def drawn(config) -> languages.Language:
 def _refuse_adapters(options) -> None:
   if options is not None:
     raise ValueError(f"config.lora.rank={options['rank']} puts adapters into a decoder, and this is a memory "
-                     "model; set config.lora.rank=None")
+                     "model; set config.lora.rank=None and config.lora.path=None")
 
 
 def _published(config, path: str, folder: pathlib.Path, options):
@@ -184,12 +191,42 @@ def _of_run(config, workdir: pathlib.Path, options):
 
 
 def _with_copies(config, workdir: pathlib.Path):
-  """Gives a run's config with its own copy of the tokenizer, and no chat template, which has no say here."""
+  """Gives a run's config with its own copies of what it started from, and no chat template: none is used."""
   changed = config.as_configdict()
   changed.data.chat_template = None
-  if (workdir / TOKENIZER).is_dir():
-    changed.data.tokenizer = str(workdir / TOKENIZER)
+  use_copies(changed, workdir)
   return configs.resolve(changed)
+
+
+def group_of(config) -> str:
+  """Names the group of a config that has the fields of its model."""
+  return "model" if config.model.kind == "memory" else "decoder"
+
+
+def use_copies(config, workdir) -> None:
+  """Lets a run's config, still to be resolved, name the workdir's copies in place of the originals.
+
+  Where adapters are trained, config.model.path stays what it was: the model beside them is read from there.
+  """
+  workdir = pathlib.Path(workdir)
+  if (workdir / TOKENIZER).is_dir():
+    config.data.tokenizer = str(workdir / TOKENIZER)
+  if config.data.chat_template is not None and (workdir / TEMPLATE).is_dir():
+    config.data.chat_template = str(workdir / TEMPLATE)
+  if (workdir / ADAPTER).is_dir():
+    config.lora.path = str(workdir / ADAPTER)
+  path = config.model.path
+  if path is None or config.lora.rank is not None or config.lora.path is not None:
+    return
+  if (workdir / PUBLISHED).is_dir():
+    config.model.path = str(workdir / PUBLISHED)
+  elif (workdir / SHAPE).is_file():
+    fields, group = json.loads((workdir / SHAPE).read_text(encoding="utf-8")), group_of(config)
+    if group == "model":  # An update would join the options of two rules.
+      config.model.memory.options = fields["memory"].pop("options")
+    own = MEMORY_HOW if group == "model" else DECODER_HOW
+    config[group].update({name: value for name, value in fields.items() if name not in own})
+    config.model.path = None
 
 
 def _drawn_base(start: Start, config, mesh, shapes):
@@ -209,6 +246,36 @@ def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:
   except ValueError as error:
     raise ValueError(f"config.model.path={path!r} has no tokenizer that can be read; name one with "
                      f"--config.data.tokenizer=FOLDER ({error})") from error
+
+
+def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> None:
+  """Refuses a tokenizer that is not that of the run started from; warns where a published model has another.
+
+  Raises:
+    ValueError: names both.
+  """
+  name, path = config.data.tokenizer, config.model.path
+  if path is None or name == MODEL:
+    return
+  also = f"its ids mean other texts to the model; set --config.data.tokenizer={MODEL}"
+  if is_run(path):
+    own = _own_tokenizer(pathlib.Path(path))
+    if own.fingerprint != tokenizer.fingerprint:
+      raise ValueError(f"config.data.tokenizer={name!r} is not the tokenizer of the run in config.model.path="
+                       f"{path!r} ({tokenizer.vocab_size} and {own.vocab_size} ids); {also}")
+    return
+  file = None if folder is None else folder / "tokenizer.json"
+  if file is not None and file.is_file():
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest not in tokenizer.fingerprint and hosts.is_main():
+      logging.warning("config.data.tokenizer=%s is another tokenizer than that of config.model.path=%s: %s",
+                      name, path, also)
+
+
+def _own_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
+  """Opens the tokenizer of a run: its copy, or where it keeps none the one that its config names."""
+  copied = workdir / TOKENIZER
+  return tokenizers.load(str(copied) if copied.is_dir() else configs.load(workdir).data.tokenizer)
 
 
 def _template(config, folder: pathlib.Path | None) -> chats.Template | None:

@@ -72,8 +72,8 @@ class TrmStart:
 
   def save(self, workdir) -> None:
     """Writes into a new workdir what the run needs besides its checkpoints."""
-    vectors = {str(i): np.asarray(vector, np.float32) for i, vector in enumerate(self._reset())}
-    np.savez(pathlib.Path(workdir) / RESET, same_puzzles=self._same_puzzles(), **vectors)
+    kept: dict[str, Any] = {str(i): np.asarray(vector, np.float32) for i, vector in enumerate(self._reset())}
+    np.savez(pathlib.Path(workdir) / RESET, **kept, same_puzzles=self._same_puzzles())
     self._workdir = workdir
 
   def open(self, workdir) -> None:

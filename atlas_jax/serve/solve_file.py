@@ -79,7 +79,7 @@ def _inputs(content) -> list[np.ndarray]:
   """Gives as many grids as a malformed task has test pairs, or one if that cannot be seen."""
   test = content.get("test") if isinstance(content, dict) else None
   found = []
-  for pair in test if isinstance(test, list) and test else [None]:
+  for pair in test if isinstance(test, list) and test else [{}]:
     try:
       found.append(arc_tasks.grid_of(pair["input"], "a test input"))
     except (ValueError, TypeError, KeyError):  # What is wrong with the task has been said.

@@ -10,10 +10,11 @@ from atlas_jax.recipes import Recipe, memory_lm
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  model = memory_lm.model_of(config)
+  model, start = memory_lm.model_of(config), memory_lm.start_of(config)
   source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
   return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
-                memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")})
+                memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")},
+                read=memory_lm.read_of(start))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):

@@ -222,6 +222,18 @@ def test_a_run_starts_from_the_average_the_rows_and_the_vectors_of_another(first
   assert_same_bits(trm_start.saved_reset(trm.model_of(third), tmp_path / "second"), frozen["reset"])
 
 
+def test_frozen_weights_stay_while_the_rows_of_the_puzzles_learn(first, tmp_path):
+  config, workdir = first
+  again = puzzle_runs.built_config(pathlib.Path(config.puzzles.path), trm__path=str(workdir), table__lr=0.1,
+                                   optim__freeze="*", optim__steps=2, optim__warmup_steps=1)  # fmt: skip
+  run(again, tmp_path / "second")
+  mesh = runs.one_device()
+  old = puzzle_runs.host(runs.saved(config, recipes.load(config, mesh), workdir))
+  state = puzzle_runs.host(runs.saved(again, recipes.load(again, mesh), tmp_path / "second"))
+  assert_same_bits(state.params, old.ema)
+  assert np.any(state.tables["puzzles"] != old.tables["puzzles"])
+
+
 def test_new_puzzles_have_the_mean_of_the_trained_rows(first, tmp_path):
   config, workdir = first
   other = puzzle_runs.write_built(tmp_path / "other", seed=1)

@@ -1,4 +1,4 @@
-"""A competition from its files: what is to be solved is trained on with others; a file of tasks is answered."""
+"""A competition from its files: what is to be solved is trained on with others; a file of tasks is solved."""
 
 import json
 
@@ -177,6 +177,12 @@ def test_a_task_that_fails_costs_the_others_nothing(trained, tasks, tmp_path):
   line = refused(run(trained[0], file, tmp_path / "none.json", "--rows=run"))
   assert "none of 1 tasks was answered: --rows=run" in line
   assert list(json.loads((tmp_path / "none.json").read_text())) == ["new"]
+
+
+def test_a_set_to_be_solved_belongs_to_files_of_one_s_own(folder):
+  flags = ["--config=configs/trm_arc1.py:smoke", f"--workdir={folder / 'none'}"]
+  line = refused(program.run(*flags, "--config.puzzles.test_path=x"))
+  assert "config.puzzles.test_path='x' is read with config.puzzles.name='files'" in line
 
 
 def test_wrong_files_and_flags_are_refused_before_anything_is_written(trained, asked, tasks, tmp_path):

@@ -212,6 +212,7 @@ def take(files: Mapping[str, pathlib.Path | None], key: dict, rules: Rules, *, n
     ValueError: if a file is wrong, or there are too few boards.
   """
   train_file, test_file = files["train"], files["test"]
+  assert train_file is not None
   shared = train_file if test_file is None else test_file
   if test_file is None and n_test is None:
     raise ValueError(f"n_test=None takes all boards of a test file, and beside {train_file} there is none; "

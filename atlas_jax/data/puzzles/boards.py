@@ -120,7 +120,7 @@ def check(file, boards: Boards, good: np.ndarray, what: str) -> None:
 
 def left_out(file, boards: Boards, bad: np.ndarray, why: str) -> None:
   """Names, by file and line, the boards that are not used."""
-  lines = boards.places[bad].tolist()
+  lines = sorted(boards.places[bad].tolist())
   if lines:
     more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
     logging.warning("%s:%s%s: %s left out: %s", file, ", ".join(map(str, lines[:_NAMED])), more,
