@@ -103,7 +103,17 @@ def layer_metrics(stats: dict) -> dict:
 
 
 def evals_of(config, model, mesh) -> dict:
-  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end."""
+  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end.
+
+  None where nothing is held out. The held-out documents are opened once here, so that what is wrong with them
+  is said before anything compiles.
+  """
+  if not config.data.held_out_frac:
+    return {}
+  if config.model.memory_mix != "none" and config.eval.batch_rows < 2:
+    raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in to "
+                     "measure memory gain; use 2 or more")
+  held_out_of(config, config.eval.max_tokens).close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}

@@ -9,6 +9,8 @@ from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.sampler import Options, Sampler
 from atlas_jax.rollout.start import Start
 
+NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that say nothing without an answer.
+
 
 def options_of(config, start: Start, *, n: int, temperature: float) -> Options:
   """Gives how completions are drawn, as config.sampler says."""
@@ -50,22 +52,32 @@ def make(config, start: Start, sampler: Sampler, whole: Callable) -> Callable:
     start: the model's tokenizer and template.
     sampler: answers.
     whole: (what is trained) -> what the sampler loads.
+
+  Raises:
+    ValueError: if no held-out problem can be asked, or the grader can say nothing of them.
   """
   wanted, right = rewards.parse_weights(config.rewards), config.eval.grader
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
-  write = ask.writer(sampler, encoder_of(config, start), options, rows=config.eval.batch_rows,
-                     seed=config.seed)
+  encode, found = encoder_of(config, start), problems_of(config)
+  write = ask.writer(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   try:
     rewards.load(right)
   except ValueError as error:
     raise ValueError(f"config.eval.grader={right!r} is no reward: {error}") from error
+  if all(encode(problem) is None for problem in found):
+    raise ValueError(f"none of the {len(found)} held-out problems can be asked: their prompts are longer "
+                     f"than config.data.max_prompt_tokens={config.data.max_prompt_tokens}")
+  if right in NEED_ANSWERS and all(problem.answer is None for problem in found):
+    raise ValueError(f"config.eval.grader={right!r} compares with answers, and none of the {len(found)} "
+                     "held-out problems has one; name another grader, give answers, or set "
+                     "config.data.held_out_frac=0 to train without evaluation")
   grade, judge = ask.grader(Rewards(wanted)), ask.grader(Rewards({right: 1.0}))
 
-  def grade_all(found, written):
-    reward_B, each = grade(found, written)
-    return reward_B, each if right in each else {**each, **judge(found, written)[1]}
+  def grade_all(asked, written):
+    reward_B, each = grade(asked, written)
+    return reward_B, each if right in each else {**each, **judge(asked, written)[1]}
 
-  answer = problems.make(write, grade_all, problems_of(config), grader=right, shown=config.eval.shown)
+  answer = problems.make(write, grade_all, found, grader=right, shown=config.eval.shown)
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     return answer(whole(params), step=step, tables=tables, workdir=workdir)
