@@ -23,7 +23,7 @@ import ml_collections
 from absl import flags, logging
 
 from atlas_jax import config as configs
-from atlas_jax import recipes, train
+from atlas_jax import readers, recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
 from atlas_jax.command import check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
@@ -48,6 +48,7 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
       raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
                        "another one with it")
     override(config, name, text)
+  readers.check(config, overrides, only=overrides)  # A run of an older version may hold others.
   return configs.resolve(config)
 
 

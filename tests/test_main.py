@@ -77,7 +77,7 @@ WRONG = [
   ("--config.model.vocab_size=300", "config.model.vocab_size=300 is not the vocabulary of "
    "config.data.tokenizer='byte', 257; set --config.model.vocab_size=257"),
   ("--config.recipe=memory", "config.recipe='memory' is unknown; .*memory_lm"),
-  ("--config.recipe=memory.lm", "No module named 'memory'"),
+  ("--config.recipe=memory.lm", "there is no module 'memory'; looked for in"),
   ("--config.optim.lr=0", "config.optim.lr=0.0 must be above 0"),
   ("--config.optim.schedule=linear", "config.optim.schedule='linear' is not known; choose one of"),
   ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: "),

@@ -36,14 +36,15 @@ def init_params(config, model: lm.LM, rng):
 
 def held_out_of(config, max_tokens: int | None, **place):
   """Opens the held-out documents of a config: this process's rows, unless `place` says otherwise."""
-  fields = {**config.data.to_dict(), "batch_rows": config.eval.batch_rows}
+  fields = {**sources.fields_of(config.data), "batch_rows": config.eval.batch_rows}
   return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
                       **(place or _here()))
 
 
 def train_source_of(config, **place):
   """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
-  return sources.load(**config.data, seed=config.seed, split="train", **(place or _here()))
+  fields = sources.fields_of(config.data)
+  return sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
 
 
 def _here() -> dict:
