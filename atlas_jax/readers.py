@@ -218,34 +218,35 @@ def check(config, given: Collection[str] = (), *, only: Collection[str] | None =
   """
   usual, unused = flat(default()), []
   for name, value in flat(config).items():
-    if only is not None and name not in only:
-      continue
     changed = name not in usual or value != usual[name]
-    if name in OFF and value == OFF[name] or not (changed or name in given):
+    asked = (only is None or name in only) and (changed or name in given)
+    if not asked or name in OFF and value == OFF[name]:
       continue
     unmet = _unmet(config, name)
-    if unmet is None:
-      raise ValueError(f"config.{name}={value!r} is not read by config.recipe={config.recipe!r} "
-                       f"({_listed(recipes_of(name))}); leave it out")
-    if not unmet or not changed:
+    if unmet == () or unmet and not changed:
       continue
-    if name not in given and any(one.field in given for one in unmet):
-      unused.append(f"config.{name}={value!r} (read where {unmet[0]})")
+    causes = {"recipe"} if unmet is None else {one.field for one in unmet}
+    if name not in given and causes & set(given):
+      who = _listed(recipes_of(name)) if unmet is None else f"read where {unmet[0]}"
+      unused.append(f"config.{name}={value!r} ({who})")
       continue
-    raise ValueError(f"config.{name}={value!r} is not read: config.recipe={config.recipe!r} reads it where "
-                     f"{' and '.join(map(str, unmet))}, and {_found(config, unmet)}; {_remedy(name)}leave it "
-                     "out")
+    raise ValueError(_refusal(config, name, value, unmet))
   if unused:
     logging.warning("settings of the config file that are not used: %s", "; ".join(unused))
+
+
+def _refusal(config, name: str, value, unmet: tuple[Condition, ...] | None) -> str:
+  if unmet is None:
+    return (f"config.{name}={value!r} is not read by config.recipe={config.recipe!r} "
+            f"({_listed(recipes_of(name))}); leave it out")
+  here = " and ".join(f"config.{one.field}={at(config, one.field)!r}" for one in unmet)
+  return (f"config.{name}={value!r} is not read: config.recipe={config.recipe!r} reads it where "
+          f"{' and '.join(map(str, unmet))}, and {here}; {_remedy(name)}leave it out")
 
 
 def _listed(recipes: list[str]) -> str:
   found = list(dict.fromkeys(recipes))
   return f"{', '.join(found[:-1])} and {found[-1]} read it" if len(found) > 1 else f"{found[0]} reads it"
-
-
-def _found(config, unmet: tuple[Condition, ...]) -> str:
-  return " and ".join(f"config.{one.field}={at(config, one.field)!r}" for one in unmet)
 
 
 def _remedy(name: str) -> str:

@@ -185,6 +185,11 @@ def test_what_a_flag_makes_unused_is_named_once(caplog):
   assert caplog.text.count("config.data.epochs=1 (read where config.optim.steps=None)") == 1
 
 
+def test_what_another_recipe_makes_unused_is_named_once(caplog):
+  config = command.read_config("configs/memory_40m.py:cpu", {"recipe": "sft", "model.kind": "memory"})
+  assert config.recipe == "sft" and "config.eval.gain_max_tokens=32768 (memory_lm reads it)" in caplog.text
+
+
 def test_what_asks_for_nothing_is_let_through():
   assert command.read_config("configs/trm_sudoku.py:smoke", {"eval.sample_tokens": "0"}).recipe == "trm"
 
