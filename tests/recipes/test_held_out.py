@@ -81,6 +81,19 @@ def flags(folder, n, **fields):
                       **{"data__held_out_frac": 0.05, "optim__steps": 2, **fields})
 
 
+def test_folders_of_one_file_to_twenty_are_opened_with_some_held_out_or_refused(tmp_path):
+  opened = []
+  for n in range(1, 21):
+    folder = runs.write_corpus(tmp_path / f"{n}", files=n)
+    config = runs.lm_config(folder, data__held_out_frac=0.05, data__batch_rows=1)
+    try:
+      opened.append((n, recipes.load(config, runs.one_device()).evals.keys()))
+    except ValueError as error:
+      assert n == 1 and "1 document of config.data.name='files' cannot be split" in str(error)
+  assert [n for n, _ in opened] == list(range(2, 21))
+  assert all({"perplexity", "memory_gain", "baselines"} <= found for _, found in opened)
+
+
 def test_six_files_train_and_are_evaluated(tmp_path):
   done = program.run(*flags(tmp_path, 6), f"--workdir={tmp_path}/run")
   assert done.code == 0, done.err
