@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import flags
 
-from atlas_jax import aliases, readers
+from atlas_jax import aliases, modules, readers
 from atlas_jax import config as configs
 
 OF_MODE = {
@@ -147,8 +147,9 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
   path, _, arg = spec.partition(":")
   if not pathlib.Path(path).is_file():
     known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
-    raise ValueError(f"--config={spec}: there is no file {path!r}; {configs.nearest(path, known)}")
-  contents = runpy.run_path(path)
+    here = "" if pathlib.Path(path).is_absolute() else f" in {pathlib.Path.cwd()}"
+    raise ValueError(f"--config={spec}: there is no file {path!r}{here}; {configs.nearest(path, known)}")
+  contents = _run(path)
   if "get_config" not in contents:
     raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
   try:
@@ -162,6 +163,21 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
     override(config, name, text)
   readers.check(config, overrides or {})
   return config
+
+
+def _run(path: str) -> dict:
+  """Runs a config file and gives what it defines.
+
+  Raises:
+    ValueError: if it is not Python, or imports what is not found.
+  """
+  try:
+    return runpy.run_path(path)
+  except SyntaxError as error:
+    raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+  except ModuleNotFoundError as error:
+    raise ValueError(f"{path} imports {error.name!r}, and there is no such module"
+                     f"{modules.where(str(error.name))}") from error
 
 
 def _locked(error: Exception) -> str:

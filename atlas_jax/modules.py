@@ -26,7 +26,7 @@ def load(name: str, *, field: str) -> ModuleType:
     if not (name == missing or name.startswith(f"{missing}.")):
       raise ImportError(f"config.{field}={name!r} imports {missing!r}, which is not installed; install it, "
                         "or add its folder to PYTHONPATH", name=missing) from error
-    raise ValueError(f"config.{field}={name!r}: there is no module {missing!r}{_where(missing)}") from error
+    raise ValueError(f"config.{field}={name!r}: there is no module {missing!r}{where(missing)}") from error
   except SyntaxError as error:
     raise ValueError(f"config.{field}={name!r} is not Python: {error.filename}:{error.lineno}: {error.msg}"
                      ) from error
@@ -54,8 +54,8 @@ def _dotted(name: str) -> str:
   return f"; write {'.'.join(parts)}" if all(part.isidentifier() for part in parts) else ""
 
 
-def _where(missing: str) -> str:
-  """Says where a module was looked for."""
+def where(missing: str) -> str:
+  """Says where a module that is not found was looked for, and what to do; starts with a semicolon."""
   above = missing.rpartition(".")[0]
   if above:  # The package is there, the module is not in it.
     folders = list(getattr(sys.modules.get(above), "__path__", ()))

@@ -1,4 +1,5 @@
 """Flags that are nearly settings, names of other programs, and modules that are not found."""
+import pathlib
 import re
 
 import pytest
@@ -94,3 +95,18 @@ def test_a_module_that_cannot_be_read_is_named(text, error, words, tmp_path, mon
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(error, match=f"config.recipe='broken_mine' {words}"):
     modules.load("broken_mine", field="recipe")
+
+
+FILES = [("import nothing_of_the_kind", "mine.py imports 'nothing_of_the_kind', and there is no such mod"),
+         ("def get_config(:", "mine.py:1: invalid syntax")]
+
+
+@pytest.mark.parametrize(("text", "words"), FILES)
+def test_a_config_file_that_cannot_be_read_is_named(text, words, tmp_path):
+  (tmp_path / "mine.py").write_text(text)
+  assert words in refused(program.run(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"))
+
+
+def test_a_config_file_that_is_not_there_says_where_it_was_looked_for():
+  line = refused(program.run("--config=mine/nowhere.py", "--workdir=runs/x"))
+  assert f"there is no file 'mine/nowhere.py' in {pathlib.Path.cwd()}; " in line

@@ -124,7 +124,7 @@ FIELDS = [
     ({"kind": "memory", "data__segment_len": 60}, "config.data.segment_len=60 is not a multiple of"),
     ({"decoder__learned_positions": 32}, "segment_len=64 is longer than the model's 32 learned positions"),
     ({"optim__steps": None}, "config.optim.steps=None takes the run's length from"),
-    ({"model__kind": "memory", "model__path": str(MODEL)}, "is a published model, and config.model.kind='memory'"),
+    ({"model__kind": "memory", "model__path": str(MODEL)}, "published model, and config.model.kind=.memory."),
 ]
 
 
