@@ -24,7 +24,7 @@ DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
-ARC = "trm if puzzles.name=arc*"
+ARC = "trm if puzzles.name=arc*|files"
 
 READERS = {
     "recipe": ALL,
@@ -100,7 +100,7 @@ READERS = {
     "table": "trm if trm.row_width!=0",
     "puzzle_eval": "trm",
     "puzzle_eval.halt_threshold": "trm if puzzle_eval.mode=halting",
-    "puzzle_eval.vote": "trm if puzzles.name=arc*|built",
+    "puzzle_eval.vote": "trm if puzzles.name=arc*|files|built",
     "puzzles": "trm",
     "puzzles.path": "trm",
     "puzzles.concept_path": ARC,

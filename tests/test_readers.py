@@ -147,7 +147,7 @@ REFUSED = [
   ("memory_40m.py:smoke", "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
   ("memory_40m.py:smoke", "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),
-  ("trm_sudoku.py:smoke", "puzzles.canvas=12", "where config.puzzles.name is arc[*], and config.puz"),
+  ("trm_sudoku.py:smoke", "puzzles.canvas=12", "where config.puzzles.name is arc[*] or files, and "),
   ("trm_sudoku.py:smoke", "puzzle_eval.halt_threshold=1.0", "where config.puzzle_eval.mode is halting"),
   ("sft.py:smoke", "advantage.kind=ranked", "is not read by config.recipe='sft' [(]grpo reads it[)]"),
   ("sft.py:smoke", "model.width=64", "where config.model.kind is memory, and config.model.kind='decoder'"),
