@@ -1,5 +1,6 @@
 """The command line: the flags of the program, the config file it names, and single fields that it changes."""
 import ast
+import difflib
 import functools
 import math
 import pathlib
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import flags
 
+from atlas_jax import aliases, modules, readers
 from atlas_jax import config as configs
 
 OF_MODE = {
@@ -20,7 +22,9 @@ OF_MODE = {
     "export": ("to", "dtype", "adapters")}
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
 TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
-            "batch_rows": "data.batch_rows"}  # What flags of these modes are called in training.
+            "batch_rows": "data.batch_rows", "temperature": "sampler.temperature", "top_k": "sampler.top_k",
+            "tokens": "sampler.max_tokens", "dtype": aliases.DTYPE, "prompt": "eval.sample_prompt",
+            "augmentations": "puzzles.n_augmentations"}  # What flags of these modes are called in training.
 
 
 def define_flags() -> flags.FlagValues:
@@ -84,8 +88,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
     left = values(rest)
   except flags.UnrecognizedFlagError as error:
     known = [name for name in values if len(name) > 1]
-    near = configs.nearest(error.flagname, known)
-    raise ValueError(f"there is no flag --{error.flagname}; {near}") from None
+    raise ValueError(f"there is no flag --{error.flagname}; {meant(error.flagname, known)}") from None
   except flags.IllegalFlagValueError as error:
     name = re.match(r"flag --(\w+)=", str(error))
     need = values[name[1]].parser.syntactic_help if name else ""
@@ -96,6 +99,24 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
   if len(left) > 1:
     raise ValueError(f"{left[1]!r} is no flag; flags are written --name=value")
   return values, overrides
+
+
+def meant(flag: str, known: list[str]) -> str:
+  """Says what a flag that does not exist may stand for: another flag, a field of the config, or nothing."""
+  name = flag.replace("-", "_")
+  if name in aliases.RESUME:
+    return "the same command with the same --workdir goes on from its newest checkpoint, so leave it out"
+  if name in aliases.WORKDIR:
+    return "the directory of the run is --workdir"
+  if name in known:
+    return f"did you mean --{name}?"
+  fields = configs.fields_like(name)
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  if near and near[0] in TRAINING and fields is not None and fields.is_guess:
+    return f"did you mean --config.{TRAINING[near[0]]}? (--{near[0]} is of another mode)"
+  if fields is not None and not (near and fields.is_guess):
+    return f"did you mean {' or '.join(f'--config.{field}' for field in fields.names)}?"
+  return configs.nearest(flag, known)
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -122,13 +143,15 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
     overrides: dotted field -> its value as text, such as {"optim.steps": "40"}.
 
   Raises:
-    ValueError: if there is no such file, or it or an override has an unknown field or a wrong value.
+    ValueError: if there is no such file, or it or an override has an unknown field, a wrong value, or a field
+      that the config's recipe does not read.
   """
   path, _, arg = spec.partition(":")
   if not pathlib.Path(path).is_file():
     known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
-    raise ValueError(f"--config={spec}: there is no file {path!r}; {configs.nearest(path, known)}")
-  contents = runpy.run_path(path)
+    here = "" if pathlib.Path(path).is_absolute() else f" in {pathlib.Path.cwd()}"
+    raise ValueError(f"--config={spec}: there is no file {path!r}{here}; {configs.nearest(path, known)}")
+  contents = _run(path)
   if "get_config" not in contents:
     raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
   try:
@@ -140,7 +163,23 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
     raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
   for name, text in (overrides or {}).items():
     override(config, name, text)
+  readers.check(config, overrides or {})
   return config
+
+
+def _run(path: str) -> dict:
+  """Runs a config file and gives what it defines.
+
+  Raises:
+    ValueError: if it is not Python, or imports what is not found.
+  """
+  try:
+    return runpy.run_path(path)
+  except SyntaxError as error:
+    raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+  except ModuleNotFoundError as error:
+    raise ValueError(f"{path} imports {error.name!r}, and there is no such module"
+                     f"{modules.where(str(error.name))}") from error
 
 
 def _locked(error: Exception) -> str:

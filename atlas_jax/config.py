@@ -1,4 +1,5 @@
 """Reading, saving and comparing the settings of a run; `defaults` lists them all, `fields` checks them."""
+import difflib
 import json
 import pathlib
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from atlas_jax import readers
 from atlas_jax.defaults import default
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
@@ -15,6 +17,7 @@ from atlas_jax.fields import (
   SWITCH,
   at,
   check,
+  fields_like,
   flat,
   near,
   nearest,
@@ -23,8 +26,8 @@ from atlas_jax.fields import (
 )
 
 # Config files and those who hold a config find all they need here.
-__all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "flat", "near", "nearest", "need", "published_trm",
-           "small_arc", "unknown_field"]
+__all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
+           "published_trm", "small_arc", "unknown_field"]
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -41,7 +44,10 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
   for part in filter(None, (arg or "").split(",")):
     name, given, text = part.partition("=")
     if name not in defaults:
-      raise ValueError(f"config argument {name!r} is unknown; {nearest(name, defaults)}")
+      known = f"known are {', '.join(sorted(defaults))}" if defaults else "this config takes none"
+      close = difflib.get_close_matches(name, defaults, n=1, cutoff=0.6)
+      raise ValueError(f"config argument {name!r} is unknown; "
+                       f"{f'did you mean {close[0]!r}? ' if close else ''}{known}")
     kind = type(defaults[name])
     if kind is bool and given:
       raise ValueError(f"config argument {part!r}: {name} is a flag, write {name} alone")
@@ -66,35 +72,54 @@ def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> s
   return chosen[0] if chosen else default_name
 
 
+# What is tiny in the smoke test of any config; a recipe's own fields only are set.
+SMALL_MODEL = {
+    **{f"model.{name}": value for name, value in dict(
+        vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16, dtype="float32").items()},
+    **{f"model.memory.{name}": value for name, value in dict(
+        heads=2, key_dim=16, value_dim=16, chunk_size=16).items()},
+    **{f"decoder.{name}": value for name, value in dict(
+        vocab_size=257, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ff_width=48,
+        dtype="float32").items()},
+    **{f"trm.{name}": value for name, value in dict(
+        width=32, heads=2, n_outer=2, n_inner=2, n_prefix=2, row_width=32, dtype="float32").items()}}
+SMALL = {
+    "data.tokenizer": "byte", "data.segment_len": 64, "data.batch_rows": 4, "data.threads": 0,
+    "data.group_size": 2, "data.max_prompt_tokens": 48, "supervision.n_supervision": 3, "puzzles.n_train": 12,
+    "puzzles.n_test": 6, "puzzles.n_augmentations": 2, "puzzles.max_tasks": 3, "puzzles.canvas": 10,
+    "sampler.max_tokens": 8, "rollout.pad_tokens": 8, "optim.warmup_steps": 2,
+    "train.log_every_steps": 1, "checkpoint.every_steps": 2, "eval.batch_rows": 4, "eval.max_tokens": 2_048,
+    "eval.gain_max_tokens": 1_024, "eval.sample_tokens": 8}
+
+SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzzles.min_rating": 5}}
+
+
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
-  config.data.update(tokenizer="byte", segment_len=64, batch_rows=4, threads=0)
-  if config.data.source == "text":
+  if config.recipe == "memory_lm" and config.data.source == "text":
     config.data.name = "python_stdlib"
-  config.model.update(vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16,
-                      dtype="float32")
-  config.model.memory.update(heads=2, key_dim=16, value_dim=16, chunk_size=16)
-  config.trm.update(width=32, heads=2, n_outer=2, n_inner=2, n_prefix=2, row_width=32, dtype="float32")
-  config.supervision.update(n_supervision=3)
-  config.puzzles.update(n_train=12, n_test=6, n_augmentations=2, max_tasks=3, epochs=None)
-  if config.puzzles.name == "sudoku":
-    config.puzzles.update(side=4, path=None)
-  if config.puzzles.name == "maze":
-    config.puzzles.update(side=7, min_rating=5, path=None)
-  if config.puzzles.name.startswith("arc"):
-    config.puzzles.update(canvas=10, concept_path=None)
-  config.data.update(download=False, group_size=2, max_prompt_tokens=48, files=None)
+  config.data.update(download=False, files=None, epochs=None)
+  config.puzzles.update(path=None, concept_path=None, epochs=None)
   config.ranked.eval_files = None
+  _set_read(config, SMALL)
+  if config.puzzles.name in SMALL_BOARDS:
+    _set_read(config, SMALL_BOARDS[config.puzzles.name])
+  config.optim.steps = 4
+  return shrink_model(config)
+
+
+def shrink_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Makes the model of a config tiny, of whichever kind it is."""
   if config.decoder.learned_positions is not None:
     config.decoder.learned_positions = 256
-  config.decoder.update(vocab_size=257, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ff_width=48,
-                        dtype="float32")
-  config.sampler.max_tokens = 8
-  config.rollout.pad_tokens = 8
-  config.optim.update(steps=4, warmup_steps=2)
-  config.train.update(log_every_steps=1)
-  config.checkpoint.update(every_steps=2)
-  config.eval.update(batch_rows=4, max_tokens=2_048, gain_max_tokens=1_024, sample_tokens=8)
+  return _set_read(config, SMALL_MODEL)
+
+
+def _set_read(config, values: dict[str, Any]) -> ml_collections.ConfigDict:
+  for name, value in values.items():
+    if readers.is_read(config, name):
+      group, _, last = name.rpartition(".")
+      at(config, group)[last] = value
   return config
 
 

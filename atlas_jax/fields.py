@@ -2,10 +2,11 @@
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
+from atlas_jax import aliases
 from atlas_jax.defaults import default
 
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
@@ -39,13 +40,34 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
 
 
+class Likely(NamedTuple):
+  """Fields that a name may stand for."""
+
+  names: list[str]
+  is_guess: bool  # whether the name is only spelt like them
+
+
+def fields_like(name: str) -> Likely | None:
+  """Gives the fields that a name stands for; its groups may be left out or wrong. None: none is like it."""
+  last = name.rpartition(".")[2]
+  if name in FIELDS:
+    return Likely([name], False)
+  if last in aliases.ALIASES:
+    return Likely([aliases.ALIASES[last]], False)
+  if same := [field for field in FIELDS if field.rpartition(".")[2] == last]:
+    return Likely(same, False)
+  ends = {field.rpartition(".")[2]: field for field in reversed(FIELDS)}
+  close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.7)
+  close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
+  return Likely(close, True) if close else None
+
+
 def unknown_field(name: str) -> str:
   """Says that there is no such field and which one may be meant; its groups may be left out or wrong."""
-  ends = {field.rpartition(".")[2]: field for field in reversed(FIELDS)}
-  last = name.rpartition(".")[2]
-  close = [ends[last]] if last in ends else difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.7)
-  close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
-  known = f"did you mean 'config.{close[0]}'?" if close else "atlas_jax/defaults/ lists all fields"
+  likely = fields_like(name)
+  known = "atlas_jax/defaults/ lists all fields"
+  if likely is not None:
+    known = f"did you mean {' or '.join(repr(f'config.{field}') for field in likely.names)}?"
   return f"there is no field config.{name}; {known}"
 
 

@@ -24,7 +24,7 @@ import ml_collections
 from absl import flags, logging
 
 from atlas_jax import config as configs
-from atlas_jax import recipes, train
+from atlas_jax import readers, recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
@@ -49,6 +49,7 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
       raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
                        "another one with it")
     override(config, name, text)
+  readers.check(config, overrides, only=overrides)  # A run of an older version may hold others.
   return configs.resolve(config)
 
 
@@ -59,7 +60,10 @@ def run_train(config, workdir: str) -> None:
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None})
   prepare(config, workdir)
-  recipe = with_sample(config, recipes.load(config, mesh), mesh)
+  recipe = recipes.load(config, mesh)
+  if not recipe.evals:
+    logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
+  recipe = with_sample(config, recipe, mesh)
   config = with_steps(config, recipe)
   if config.optim.steps <= config.optim.warmup_steps:
     logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d: "
@@ -134,6 +138,13 @@ def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
           f"nearest are {configs.near(rows, shards)}")
 
 
+def why_unevaluated(config) -> str:
+  """Says why a recipe has no evaluation."""
+  if not config.data.held_out_frac:
+    return "config.data.held_out_frac=0 holds nothing out"
+  return f"nothing that is held out can be scored (config.data.held_out_frac={config.data.held_out_frac})"
+
+
 def with_steps(config, recipe):
   """Fills config.optim.steps, where it is None, with the batches that the source has in so many epochs."""
   if config.optim.steps is not None:
@@ -175,6 +186,8 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   recipe = recipes.load(config, mesh)
+  if not recipe.evals:
+    raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
   recipe.fits(pathlib.Path(workdir))
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
   given = Given() if recipe.read is None else recipe.read(mesh, False)

@@ -392,6 +392,7 @@ def _summary(run_: Run, params: int, scalars: dict) -> dict:
       **{_summary_name(name): value for name, value in scalars.items()},
       **{name: report.median(rows, f"perf/{name}") for name in speeds},
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1),
+      **({} if scalars else {"evaluation": "none"}),
   }
 
 

@@ -26,7 +26,7 @@ def get_config(arg=None):
   config.model.kind = "decoder"
   config.decoder.update(vocab_size=52_000, width=1_536, depth=36, heads=24, kv_heads=24, head_dim=64,
                         ff_width=4_096, learned_positions=2_048, tied=True, dtype="bfloat16", remat="block")
-  config.data.update(source="ranked", name="arithmetic", files="data/grpo_training.json",
+  config.data.update(name="arithmetic", files="data/grpo_training.json",
                      tokenizer="data/tokenizer", segment_len=2_048, batch_rows=4, epochs=10)
   config.ranked.update(eval_files="data/validation.json",
                        folder="model" if arg.cpu or arg.smoke else "atlas_1.1B")
@@ -34,7 +34,7 @@ def get_config(arg=None):
   config.optim.update(lr=5e-6, steps=None)
   config.train.update(eval_every_steps=1_000)
   config.checkpoint.update(every_steps=1_000, best_metric="val_pairs_right_frac", best_mode="max")
-  config.eval.update(batch_rows=4, sample_tokens=0)
+  config.eval.batch_rows = 4
   if arg.cpu:
     _small(config)
   return base.shrink(config) if arg.smoke else config

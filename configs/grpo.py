@@ -33,7 +33,8 @@ def get_config(arg=None):
   config.data.update(name="files", tokenizer="model", batch_rows=128, group_size=8, max_prompt_tokens=1_024,
                      chat_template=None if arg.texts or arg.memory else "model", overlong="skip",
                      held_out_frac=0.05)
-  config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
+  if not arg.memory:
+    config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.sampler.max_tokens = 1_024
   config.rollout.update(pad_tokens=128, flat_groups="skip", truncated="mask")
   config.policy.update(sampler_correction="token_truncate", sampler_high=2.0)

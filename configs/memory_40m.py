@@ -37,6 +37,7 @@ def get_config(arg=None):
     config.checkpoint.update(every_steps=500)
     config.eval.update(max_tokens=None, gain_max_tokens=131_072)
   if arg.baseline:
+    config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
     width, ff_width, heads = (208, 608, 4) if arg.cpu or arg.cpu_1h else (512, 1_248, 8)
     config.model.update(memory_mix="none", width=width, ff_width=ff_width, heads=heads)
   config.model.memory.rule = arg.rule

@@ -36,9 +36,9 @@ def get_config(arg=None):
   config.model.kind = "memory" if arg.memory else "decoder"
   config.checkpoint.update(best_metric="val_loss_nats", every_steps=200)
   if arg.cpu or arg.smoke:
-    _arithmetic(config)
+    _arithmetic(config, memory=arg.memory)
   else:
-    _open_model(config, chats=not arg.memory)
+    _open_model(config, memory=arg.memory)
   if arg.teacher:
     config.data.update(segment_len=16_384, packed=False, epochs=10, batch_rows=16)
     config.optim.update(weight_decay=1e-4, final_lr_frac=0.0)
@@ -46,24 +46,27 @@ def get_config(arg=None):
   return _smoke(config) if arg.smoke else config
 
 
-def _open_model(config, *, chats: bool):
-  config.data.update(name="files", tokenizer="model", chat_template="model" if chats else None,
+def _open_model(config, *, memory: bool):
+  config.data.update(name="files", tokenizer="model", chat_template=None if memory else "model",
                      segment_len=2_048, batch_rows=8, epochs=1, held_out_frac=0.05)
-  config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
+  if not memory:
+    config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.loss.block_tokens = 2_048
   config.optim.update(lr=1e-5, warmup_steps=20, steps=None, weight_decay=0.0)
   config.train.update(log_every_steps=5, eval_every_steps=200)
   config.eval.update(sample_prompt="", sample_tokens=0)
 
 
-def _arithmetic(config):
+def _arithmetic(config, *, memory: bool):
   config.data.options = {"operations": "+", "digits": 2}
   config.data.update(name="arithmetic", tokenizer="byte", segment_len=128, batch_rows=16, held_out_frac=0.1,
                      max_problems=4_000)
-  config.model.update(width=96, depth=3, heads=4, ff_width=256, window_tokens=64, dtype="float32",
-                      scan_unroll=3)
-  config.model.memory.update(heads=4, key_dim=16, value_dim=16, chunk_size=16)
-  config.decoder.update(width=96, depth=3, heads=4, kv_heads=2, head_dim=24, ff_width=256, scan_unroll=3)
+  if memory:
+    config.model.update(width=96, depth=3, heads=4, ff_width=256, window_tokens=64, dtype="float32",
+                        scan_unroll=3)
+    config.model.memory.update(heads=4, key_dim=16, value_dim=16, chunk_size=16)
+  else:
+    config.decoder.update(width=96, depth=3, heads=4, kv_heads=2, head_dim=24, ff_width=256, scan_unroll=3)
   config.optim.update(lr=3e-3, warmup_steps=30, steps=400)
   config.train.update(eval_every_steps=200)
   config.sampler.max_tokens = 32
@@ -73,6 +76,6 @@ def _arithmetic(config):
 def _smoke(config):
   config = base.shrink(config)
   config.data.update(name="arithmetic", max_problems=24, held_out_frac=0.2, epochs=None)
-  config.decoder.update(width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ff_width=48, scan_unroll=1)
+  config.decoder.scan_unroll = 1
   config.eval.update(batch_rows=4)
   return config

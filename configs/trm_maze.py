@@ -18,7 +18,6 @@ def get_config(arg=None):
   arg = base.parse_arg(arg, mlp=False, hub=False, cpu=False, smoke=False)
   config = base.published_trm(base.default())
   config.optim.update(lr=1e-4, weight_decay=1.0)
-  config.table.update(lr=1e-4, weight_decay=1.0)
   config.puzzles.update(name="maze", side=30, n_train=1_000, n_test=1_000, n_augmentations=0, min_rating=110,
                         epochs=50_000)
   config.trm.update(n_inner=4)
@@ -37,4 +36,6 @@ def get_config(arg=None):
     config.train.update(log_every_steps=20, eval_every_steps=250)
     config.checkpoint.update(every_steps=250)
     config.eval.batch_rows = 100
+  else:
+    config.table.update(lr=1e-4, weight_decay=1.0)
   return base.shrink(config) if arg.smoke else config

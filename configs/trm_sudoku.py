@@ -24,7 +24,6 @@ def get_config(arg=None):
   side = {"4x4": 4, "6x6": 6}.get(base.choose(arg, "9x9", "4x4", "6x6"), 9)
   config = base.published_trm(base.default())
   config.optim.update(lr=1e-4, weight_decay=1.0)
-  config.table.update(lr=1e-4, weight_decay=1.0)
   config.puzzles.update(name="sudoku", side=side, n_train=1_000, n_augmentations=1_000, epochs=50_000)
   config.trm.update(n_inner=6)
   if mixer == "mlp":
@@ -36,6 +35,8 @@ def get_config(arg=None):
     config.puzzles.update(path="hub", n_test=422_786, one_solution=False)
   if side < 9:
     _small(config, side)
+  else:
+    config.table.update(lr=1e-4, weight_decay=1.0)
   return base.shrink(config) if arg.smoke else config
 
 

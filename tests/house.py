@@ -10,9 +10,12 @@ import sys
 PACKAGE = "atlas_jax"
 LEVELS = {
   "tree": 1,
+  "aliases": 0,
   "defaults": 0,
+  "modules": 1,
   "fields": 1,
-  "config": 2,
+  "readers": 2,
+  "config": 3,
   "parallel": 2,
   "kernels": 2,
   "memory": 3,

@@ -46,7 +46,10 @@ def toy_config(**changes):
 
 
 def changed(config, changes):
-  """Sets fields by dotted name, with __ for dots, and resolves."""
+  """Sets fields by dotted name, with __ for dots, and resolves; a model of another kind is tiny."""
+  if (kind := changes.get("model__kind", config.model.kind)) != config.model.kind:
+    config.model.kind = kind
+    configs.shrink_model(config)
   for name, value in changes.items():
     *groups, field = name.split("__")
     group = config

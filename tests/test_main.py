@@ -50,7 +50,7 @@ def contents(folder) -> dict:
 # What is added to a good command to train, and what the one line says.
 WRONG = [
   ("--config.optim.stps=3", "there is no field config.optim.stps; did you mean 'config.optim.steps'?"),
-  ("--config.lr=1e-3", "there is no field config.lr; did you mean 'config.optim.lr'?"),
+  ("--config.lr=1e-3", "no field config.lr; did you mean 'config.optim.lr' or 'config.table.lr'?"),
   ("--config.zzz=3", "there is no field config.zzz; atlas_jax/defaults/ lists all fields"),
   ("--config.optim=3", "--config.optim is a group; set one of its fields, --config.optim.FIELD=VALUE"),
   ("--config.optim.steps=many", "--config.optim.steps=many: must be a whole number"),
@@ -77,7 +77,7 @@ WRONG = [
   ("--config.model.vocab_size=300", "config.model.vocab_size=300 is not the vocabulary of "
    "config.data.tokenizer='byte', 257; set --config.model.vocab_size=257"),
   ("--config.recipe=memory", "config.recipe='memory' is unknown; .*memory_lm"),
-  ("--config.recipe=memory.lm", "No module named 'memory'"),
+  ("--config.recipe=memory.lm", "there is no module 'memory'; looked for in"),
   ("--config.optim.lr=0", "config.optim.lr=0.0 must be above 0"),
   ("--config.optim.schedule=linear", "config.optim.schedule='linear' is not known; choose one of"),
   ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: "),

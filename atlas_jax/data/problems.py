@@ -65,6 +65,30 @@ def share(key: str) -> float:
   return int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8], "big") / 2**64
 
 
+def threshold(places, held_out_frac: float, noun: str) -> float:
+  """Gives the bound below which places are held out, so that with a fraction above 0 both splits have some.
+
+  It is the fraction itself unless that leaves a split empty; then the item of the smallest place is held out,
+  or the item of the largest place is trained on.
+
+  Args:
+    places: numbers in [0, 1), one per item; items of the same place stay together.
+    held_out_frac: fraction of the items to hold out; with 0 all are trained on.
+    noun: what the items are, for the error.
+
+  Raises:
+    ValueError: if the items cannot be split, because they have one place.
+  """
+  if not held_out_frac:
+    return 0.0
+  ordered = np.unique(np.asarray(places, np.float64))
+  if len(ordered) < 2:
+    raise ValueError(f"config.data.held_out_frac={held_out_frac}: {len(ordered)} {noun} cannot be split into "
+                     "training and held-out ones; give more, or set config.data.held_out_frac=0 to train on "
+                     "all without evaluation")
+  return float(min(max(held_out_frac, ordered[1]), ordered[-1]))
+
+
 def in_split(key: str, split: str, held_out_frac: float) -> bool:
   """Says whether the problem of that key belongs to "train" or "held_out"; each belongs to one of them."""
   return (share(key) < held_out_frac) == (split == "held_out")

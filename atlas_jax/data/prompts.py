@@ -91,7 +91,8 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     name: "arithmetic", "countdown", "files", or "hf:NAME" for a hub dataset.
     files: for "files": paths, folders or globs with commas between them, see `records.read`.
     split: "train" or "held_out"; a hash of each problem decides on which side it falls.
-    held_out_frac: share that "train" never shows; with 0 all rows are in "train".
+    held_out_frac: share that "train" never shows; with 0 all rows are in "train", else each split has some,
+      see `problems.threshold`.
     seed: draws the problems of a task.
     options: of a task, see `Arithmetic` and `Countdown`.
     fields, download, hub_split: of rows, see `of_row` and `records.read`.
@@ -114,13 +115,11 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
                      f"they need it")
   place = files or name
   found = _read(place, fields, split=hub_split, download=download)
-  kept = [one for one in found
-          if problems.in_split(json.dumps(one.prompt, sort_keys=True), split, held_out_frac)]
   if not found:
     raise ValueError(f"{place} has no row; give problems, one per line or row")
-  if not kept:
-    raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves no {split} row of the {len(found)} "
-                     f"of {place!r}; give more rows, or another share")
+  shares = [problems.share(json.dumps(one.prompt, sort_keys=True)) for one in found]
+  below = problems.threshold(shares, held_out_frac, f"prompt of {place!r}")
+  kept = [one for one, share in zip(found, shares, strict=True) if (share < below) == (split == "held_out")]
   if split == "train":
     columns.warn(place, found, needs)
   logging.info("%s of %s: %d problems", split, place, len(kept))

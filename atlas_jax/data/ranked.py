@@ -224,7 +224,7 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
     files: of the groups to train on, see `records.read`; None ranks responses to the task that `name` names.
     eval_files: of the held-out ones; None takes a share of the prompts of `files`.
     name: a task, where no files are given; see `ranked_tasks.make`.
-    held_out_frac: share of the prompts that is held out.
+    held_out_frac: share of the prompts that is held out, where there are no eval_files; 0: none.
     seed: draws the task.
     options: of the task.
     fields: what files call their "prompt" or "messages".
@@ -240,14 +240,10 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
                        "train on; scripts/prepare_grpo_data.py --out=data makes both")
     made = lambda split, count: ranked_tasks.make(name, split=split, count=count, seed=seed,
                                                   held_out_frac=held_out_frac, options=options)
-    return made("train", MADE_PROMPTS), made("held_out", MADE_PROMPTS // 10)
+    return made("train", MADE_PROMPTS), made("held_out", MADE_PROMPTS // 10) if held_out_frac else []
   found = _read("data.files", files, fields, template)
   if eval_files is None:
-    train, held_out = responses.split(found, held_out_frac)
-    if not held_out:
-      raise ValueError("config.data.held_out_frac=0 with config.ranked.eval_files=None leaves nothing to "
-                       "evaluate on; set one of them")
-    return train, held_out
+    return responses.split(found, held_out_frac)
   held_out = _read("ranked.eval_files", eval_files, fields, template)
   both = {responses.key(group) for group in found} & {responses.key(group) for group in held_out}
   if both:

@@ -305,15 +305,9 @@ def split(found: Sequence[Group], held_out_frac: float) -> tuple[list[Group], li
   """
   problems.check_split("train", held_out_frac)
   keys = [key(group) for group in found]
-  below = held_out_frac
-  if held_out_frac:
-    if len(set(keys)) < 2:
-      raise ValueError(f"{len(set(keys))} prompt cannot be split into training and held-out ones; give more, "
-                       "or set the share that is held out to 0")
-    ordered = sorted({problems.share(one) for one in keys})
-    # The first prompt to be held out is the one of the smallest hash, the last one that of the largest.
-    below = min(max(held_out_frac, ordered[1]), ordered[-1])
-  held_out = [problems.share(one) < below for one in keys]
+  places = [problems.share(one) for one in keys]
+  below = problems.threshold(places, held_out_frac, "prompt")
+  held_out = [place < below for place in places]
   side = lambda wanted: [group for group, is_out in zip(found, held_out, strict=True) if is_out == wanted]
   return side(False), side(True)
 

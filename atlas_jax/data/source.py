@@ -2,7 +2,10 @@
 import importlib
 import inspect
 import pathlib
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from atlas_jax import modules
 
 
 class Source(Protocol):
@@ -42,10 +45,28 @@ def load(source: str, **fields) -> Source:
   Raises:
     ValueError: if there is no such source.
   """
+  make = _make_of(source)
+  return make(**{name: value for name, value in fields.items() if _takes(make, name)})
+
+
+def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
+  """Gives the fields of config.data that the source it names takes, and "source" itself.
+
+  Raises:
+    ValueError: if there is no such source.
+  """
+  make = _make_of(data["source"])
+  return {name: data[name] for name in data if name == "source" or _takes(make, name)}
+
+
+def _make_of(source: str) -> Callable:
   if "." not in source and source not in names():
     raise ValueError(f"config.data.source={source!r} is unknown; known sources: {', '.join(names())}")
-  module = source if "." in source else f"atlas_jax.data.{source}"
-  make = importlib.import_module(module).make
+  if "." in source:
+    return modules.attribute(source, "make", field="data.source")
+  return importlib.import_module(f"atlas_jax.data.{source}").make
+
+
+def _takes(make: Callable, name: str) -> bool:
   named = inspect.signature(make).parameters
-  takes_all = any(one.kind is one.VAR_KEYWORD for one in named.values())
-  return make(**{name: value for name, value in fields.items() if takes_all or name in named})
+  return name in named or any(one.kind is one.VAR_KEYWORD for one in named.values())

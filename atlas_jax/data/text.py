@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from atlas_jax.data import corpus as corpora
-from atlas_jax.data import packing
+from atlas_jax.data import packing, problems
 from atlas_jax.data import store as stores
 from atlas_jax.data import tokenizer as tokenizers
 
@@ -54,7 +54,8 @@ class TextSource:
       chosen: indices of this split's documents in the store, those that `plan` was laid out for.
       plan: their order.
       tokenizer: what the store was made with.
-      split: name of the split and share held out, part of the fingerprint.
+      split: name of the split and share held out, part of the fingerprint; also the bound that decides, where
+        the documents are few.
       rows: this process's rows of the whole batch.
       threads: threads that prepare batches; 0 prepares each when asked.
     """
@@ -172,7 +173,8 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
     name: corpus, see `corpus.load`; also `path`, `text_field`, `limit_bytes`, `download`.
     segment_len: tokens per row and step, a multiple of `align_tokens`.
     batch_rows: rows of the batch over all processes; this one takes a block of batch_rows / process_count.
-    held_out_frac: share of the documents, by a hash of their names, that is kept out of "train".
+    held_out_frac: share of the documents, by a hash of their names, that is kept out of "train". Above 0
+      each split has at least one document, see `problems.threshold`; 0 holds nothing out.
     tokenizer: see `tokenizer.load`.
     align_tokens: documents start at multiples of it; None is 1.
     carry: the recipe's business, whether memory passes from segment to segment; the data are the same.
@@ -189,11 +191,13 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
   """
   del carry
   if batch_rows % process_count:
-    raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
+    group = "data" if split == "train" else "eval"
+    raise ValueError(f"config.{group}.batch_rows={batch_rows} does not divide by the {process_count} "
+                     "processes")
   coder = tokenizers.load(tokenizer)
   found = corpora.load(name, path=path, text_field=text_field, limit_bytes=limit_bytes, download=download)
   store = stores.load(found, coder, cache_dir=cache_dir, bad_input_frac=bad_input_frac)
-  chosen = _choose(store, split, held_out_frac)
+  chosen, identity = _choose(store, split, held_out_frac)
   plan = packing.Plan(store.lengths[chosen], batch_rows=batch_rows, segment_len=segment_len,
                       align_tokens=align_tokens or 1, seed=seed if split == "train" else None,
                       max_tokens=max_tokens)
@@ -201,21 +205,22 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
                store.lengths[chosen].sum(), plan.steps_per_epoch)
   share = batch_rows // process_count
   return TextSource(
-      store, chosen, plan, tokenizer=coder, split={"split": split, "held_out_frac": held_out_frac},
+      store, chosen, plan, tokenizer=coder, split=identity,
       rows=range(process_index * share, (process_index + 1) * share), threads=threads)
 
 
 def _choose(store: stores.Store, split: str, held_out_frac: float):
-  """Gives the indices of the documents of a split."""
+  """Gives the indices of the documents of a split, and what the split is known by."""
   if split not in ("train", "held_out"):
     raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
   if not 0 <= held_out_frac < 1:
     raise ValueError(f"config.data.held_out_frac={held_out_frac} must be in [0, 1)")
-  chosen = np.flatnonzero((store.split < held_out_frac) == (split == "held_out"))
-  if not len(chosen):
-    wanted = f"above {store.split.min():.4f}" if split == "held_out" else f"up to {store.split.max():.4f}"
-    raise ValueError(
-        f"config.data.held_out_frac={held_out_frac} leaves no {split} document of the {len(store.split)} of "
-        f"config.data.name={store.manifest['corpus']!r} (a hash of each name decides); set it {wanted}, or "
-        f"give the text in more files")
-  return chosen
+  if split == "held_out" and not held_out_frac:
+    raise ValueError(f"config.data.held_out_frac=0 leaves no held_out document of the {len(store.split)} of "
+                     f"config.data.name={store.manifest['corpus']!r}; set it above 0")
+  noun = f"document of config.data.name={store.manifest['corpus']!r}"
+  below = problems.threshold(store.split, held_out_frac, noun)
+  held_out, identity = store.split < below, {"split": split, "held_out_frac": held_out_frac}
+  if not np.array_equal(held_out, store.split < held_out_frac):
+    identity["held_out_below"] = below  # So few documents that the fraction would leave a split empty.
+  return np.flatnonzero(held_out == (split == "held_out")), identity

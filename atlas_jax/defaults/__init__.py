@@ -8,7 +8,10 @@ OPTIONAL = config_dict.placeholder
 
 
 def default() -> ml_collections.ConfigDict:
-  """Returns every field with a working value. Configs change what differs; unknown fields are refused."""
+  """Returns every field with a working value. Configs change what differs.
+
+  Unknown fields are refused, and so are those that the recipe does not read; see `readers`.
+  """
   config = ml_collections.ConfigDict()
   config.recipe = "memory_lm"  # Kind of training: a file in recipes/, or a dotted module name.
   config.seed = 0  # Draws parameters, order of data, and everything else random.
@@ -52,7 +55,7 @@ def _data() -> ml_collections.ConfigDict:
       "tokenizer": "byte",  # "byte", a tokenizer.json or its folder, or "model": that of model.path.
       "segment_len": 2_048,  # Tokens per row and update.
       "batch_rows": 16,  # Rows per update, over all processes.
-      "held_out_frac": 0.05,  # Share of documents never trained on.
+      "held_out_frac": 0.05,  # Fraction of documents or prompts never trained on; 0: none, no evaluation.
       "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
       "carry": True,  # Whether memory and attention pass from segment to segment of a document.
       "threads": 2,  # Threads that prepare batches.

@@ -94,7 +94,7 @@ def published_trm(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
                       weight_decay=0.1, decay_of="all", clip_norm=None, ema_decay=0.999)
   config.train.update(log_every_steps=50)
   config.checkpoint.update(every_steps=1_000, best_metric="all_exact_accuracy", best_mode="max")
-  config.eval.update(batch_rows=768, sample_tokens=0)
+  config.eval.batch_rows = 768
   return config
 
 

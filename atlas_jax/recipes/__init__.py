@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from atlas_jax import modules
+
 
 class Init(NamedTuple):
   """What training starts from."""
@@ -86,9 +88,11 @@ def load(config, mesh) -> Recipe:
   """Makes the recipe that `config.recipe` names, for a mesh.
 
   Raises:
-    ValueError: if there is no such recipe, or the config does not fit it.
+    ValueError: if there is no such recipe, which says where it was looked for, or the config does not fit it.
   """
   name = config.recipe
   if "." not in name and name not in names():
     raise ValueError(f"config.recipe={name!r} is unknown; recipes are {', '.join(names())}")
-  return importlib.import_module(name if "." in name else f"{__name__}.{name}").make(config, mesh)
+  if "." in name:
+    return modules.attribute(name, "make", field="recipe")(config, mesh)
+  return importlib.import_module(f"{__name__}.{name}").make(config, mesh)

@@ -292,6 +292,11 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
   texts = [Text(student.prompt(one), teacher.prompt(one), student.solution(one), by_teacher=False)
            for one in solved]
   texts = [text for text in texts if not any(part is None for part in text)]
+  if not texts:
+    raise ValueError(f"none of the {len(solved)} held-out solutions fits into config.sampler.max_tokens="
+                     f"{config.sampler.max_tokens} after a prompt within config.data.max_prompt_tokens="
+                     f"{config.data.max_prompt_tokens}; raise them, or set config.data.held_out_frac=0 to "
+                     "train without evaluation")
   compare = compare_tokens(config, pair) if pair.classes is None else compare_spans(config, pair)
   rows = config.eval.batch_rows
 

@@ -114,14 +114,15 @@ def init_params(config, model: lm.LM, rng):
 
 def held_out_of(config, max_tokens: int | None, **place):
   """Opens the held-out documents of a config: this process's rows, unless `place` says otherwise."""
-  fields = {**config.data.to_dict(), "batch_rows": config.eval.batch_rows}
+  fields = {**sources.fields_of(config.data), "batch_rows": config.eval.batch_rows}
   return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
                       **(place or _here()))
 
 
 def train_source_of(config, **place):
   """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
-  return sources.load(**config.data, seed=config.seed, split="train", **(place or _here()))
+  fields = sources.fields_of(config.data)
+  return sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
 
 
 def _here() -> dict:
@@ -182,7 +183,17 @@ def layer_metrics(stats: dict) -> dict:
 
 
 def evals_of(config, model, mesh) -> dict:
-  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end."""
+  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end.
+
+  None where nothing is held out. The held-out documents are opened once here, so that what is wrong with them
+  is said before anything compiles.
+  """
+  if not config.data.held_out_frac:
+    return {}
+  if config.model.memory_mix != "none" and config.eval.batch_rows < 2:
+    raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in to "
+                     "measure memory gain; use 2 or more")
+  held_out_of(config, config.eval.max_tokens).close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}

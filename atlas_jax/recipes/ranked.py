@@ -175,10 +175,13 @@ def finish(means: dict) -> dict:
 
 
 def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, bound: Bound) -> dict:
-  """The evaluation of a run: how it ranks the responses to held-out prompts."""
-  score = score_of(config, start, settings)
-  run = ranking.make(lambda *args: score(*args)[:2], settings,
-                     functools.partial(source_of, config, start, groups["held_out"], "held_out"), mesh)
+  """The evaluation of a run: how it ranks the responses to held-out prompts; none without any."""
+  if not groups["held_out"]:
+    return {}
+  score, held_out = score_of(config, start, settings), functools.partial(
+      source_of, config, start, groups["held_out"], "held_out")
+  held_out()  # What is wrong with it is said before anything compiles.
+  run = ranking.make(lambda *args: score(*args)[:2], settings, held_out, mesh)
   return {"ranking": evals.Eval(lambda params, **given: run(params, frozen=bound.frozen, **given), "every")}
 
 

@@ -177,8 +177,13 @@ def evals_of(config, start: Start, mesh, bound: Bound) -> dict:
     return {}
   problems = problems_of(config, "held_out")
   found, score = examples_of(config, start, problems), score_of(config, start)
-  loss = examples.make(lambda *args: score(*args)[0],
-                       functools.partial(source_of, config, start, found, "held_out"), mesh)
+  if not any(one.learn_T[1:].any() for one in found):
+    raise ValueError(f"none of the {len(problems)} held-out examples has a token to learn within "
+                     f"config.data.segment_len={config.data.segment_len}; raise it, or set "
+                     "config.data.held_out_frac=0 to train without evaluation")
+  held_out = functools.partial(source_of, config, start, found, "held_out")
+  held_out()  # What is wrong with it is said before anything compiles.
+  loss = examples.make(lambda *args: score(*args)[0], held_out, mesh)
   evaluations = {"examples": evals.Eval(
       lambda params, **given: loss(params, frozen=bound.frozen, **given), "every")}
   if any(problem.answer is not None for problem in problems):

@@ -9,6 +9,8 @@ from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.sampler import Options, Sampler
 from atlas_jax.rollout.start import Start
 
+NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that say nothing without an answer.
+
 
 def options_of(config, start: Start, *, n: int, temperature: float) -> Options:
   """Gives how completions are drawn, as config.sampler says."""
@@ -50,23 +52,32 @@ def make(config, start: Start, sampler: Sampler, whole: Callable) -> Callable:
     start: the model's tokenizer and template.
     sampler: answers.
     whole: (what is trained) -> what the sampler loads.
+
+  Raises:
+    ValueError: if no held-out problem can be asked, or the grader can say nothing of them.
   """
-  right, found = config.eval.grader, problems_of(config)
+  right, found, encode = config.eval.grader, problems_of(config), encoder_of(config, start)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
-  write = ask.writer(sampler, encoder_of(config, start), options, rows=config.eval.batch_rows,
-                     seed=config.seed)
+  write = ask.writer(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   try:
     judges = Rewards({right: 1.0}, max_steps=config.optim.steps)
     judges.check_columns(found)
   except ValueError as error:
     raise ValueError(f"config.eval.grader={right!r} is no reward: {error}") from error
+  if all(encode(problem) is None for problem in found):
+    raise ValueError(f"none of the {len(found)} held-out problems can be asked: their prompts are longer "
+                     f"than config.data.max_prompt_tokens={config.data.max_prompt_tokens}")
+  if right in NEED_ANSWERS and all(problem.answer is None for problem in found):
+    raise ValueError(f"config.eval.grader={right!r} compares with answers, and none of the {len(found)} "
+                     "held-out problems has one; name another grader, give answers, or set "
+                     "config.data.held_out_frac=0 to train without evaluation")
   wanted = rewards.of_config(config)
   wanted.check_columns(found)
   grade, judge = ask.grader(wanted), ask.grader(judges)
 
-  def grade_all(found, written, *, step: int):
-    reward_B, each = grade(found, written, step=step)
-    return reward_B, each if right in each else {**each, **judge(found, written, step=step)[1]}
+  def grade_all(asked, written, *, step: int):
+    reward_B, each = grade(asked, written, step=step)
+    return reward_B, each if right in each else {**each, **judge(asked, written, step=step)[1]}
 
   answer = problems.make(write, grade_all, found, grader=right, shown=config.eval.shown)
 

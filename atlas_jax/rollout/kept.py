@@ -46,7 +46,7 @@ def keep(config, start: Start, workdir) -> None:
 
 
 def shape_of(workdir: str) -> dict:
-  """Gives the fields of the model of a run, those of the first run that it goes on from, one after another."""
+  """Gives the fields of the model of a run: those of the first run that it goes on from, in turn."""
   config = configs.load(workdir).as_configdict()
   use(config, workdir)
   path = config.model.path

@@ -13,7 +13,7 @@ def get_config(arg=None):
   config.model.kind = "decoder"
   config.data.options = {"operations": "+", "digits": 2, "style": "direct", "carries": (0, 0)}
   config.data.update(name="arithmetic", tokenizer="byte", segment_len=64, batch_rows=16, held_out_frac=0.1,
-                     max_problems=1_000, max_prompt_tokens=8)
+                     max_problems=1_000)
   config.decoder.update(width=64, depth=2, heads=4, kv_heads=4, head_dim=16, ff_width=128, scan_unroll=2)
   config.sampler.max_tokens = 3
   config.optim.update(lr=3e-3, warmup_steps=30, steps=100, weight_decay=0.0)

@@ -166,8 +166,7 @@ def test_rows_are_held_out_by_what_they_ask(file, tmp_path):
   reversed_file = write(tmp_path / "other.jsonl", ROWS[::-1])
   again = prompts.load("files", files=str(reversed_file), split="held_out", held_out_frac=0.4)
   assert {one.prompt for one in again.first(99)} == asked[1]
-  with pytest.raises(ValueError, match="held_out_frac=1e-09 leaves no held_out row of the 11"):
-    prompts.load("files", files=str(file), split="held_out", held_out_frac=1e-9)
+  assert prompts.load("files", files=str(file), split="held_out", held_out_frac=1e-9).count == 1
 
 
 def tiny_source(file, **more):

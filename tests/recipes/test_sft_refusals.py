@@ -99,7 +99,7 @@ ROWS = [  # Rows of a file; what is said of it; further fields.
     ([{"messages": [{"role": "robot", "content": "a"}]}],
      ":1: messages.0. has role 'robot'; it must be one of system", {}),
     (["no object"], ":1: is str, not an object with fields", {}),
-    ([{"prompt": "1", "completion": "2"}], "leaves no held_out row of the 1", {"data__held_out_frac": 0.05}),
+    ([{"prompt": "1", "completion": "2"}], "1 prompt of .* cannot be split", {"data__held_out_frac": 0.05}),
 ]
 
 
@@ -124,7 +124,7 @@ FIELDS = [
     ({"kind": "memory", "data__segment_len": 60}, "config.data.segment_len=60 is not a multiple of"),
     ({"decoder__learned_positions": 32}, "segment_len=64 is longer than the model's 32 learned positions"),
     ({"optim__steps": None}, "config.optim.steps=None takes the run's length from"),
-    ({"kind": "memory", "model__path": str(MODEL)}, "is a published model, and config.model.kind='memory'"),
+    ({"model__kind": "memory", "model__path": str(MODEL)}, "published model, and config.model.kind=.memory."),
 ]
 
 

@@ -3,6 +3,7 @@ import importlib
 import inspect
 import pkgutil
 
+from atlas_jax import modules
 from atlas_jax.memory.types import MemoryRule, with_chunks
 
 
@@ -15,12 +16,15 @@ def load(name: str, *, key_dim: int, value_dim: int, chunk_size: int, **options)
   """Makes a rule by its file name, or by a dotted module name of one's own.
 
   Raises:
-    ValueError: if there is no such rule; names the known ones.
+    ValueError: if there is no such rule; names the known ones, or where it was looked for.
     TypeError: if the rule does not know an option; names the ones it knows.
   """
   if "." not in name and name not in names():
     raise ValueError(f"config.model.memory.rule={name!r} is unknown; rules are {', '.join(names())}")
-  make = importlib.import_module(name if "." in name else f"{__name__}.{name}").make
+  if "." in name:
+    make = modules.attribute(name, "make", field="model.memory.rule")
+  else:
+    make = importlib.import_module(f"{__name__}.{name}").make
   parameters = inspect.signature(make).parameters
   known = [p for p in parameters if p not in ("key_dim", "value_dim", "chunk_size")]
   unknown = sorted(set(options) - set(known))

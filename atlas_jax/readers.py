@@ -1,0 +1,257 @@
+"""Which recipe reads which setting, so that one that nobody reads is refused and not ignored.
+
+`READERS` names, for a field or for a group of fields, the recipes that read it; the longest name counts.
+Behind "if" stand conditions: a field, then = or !=, and values with | between them, which may hold *; several
+conditions have & between them. A recipe of one's own, with a dotted name, may read every field.
+"""
+import fnmatch
+from collections.abc import Collection
+from typing import NamedTuple
+
+from absl import logging
+
+from atlas_jax.defaults import default
+from atlas_jax.fields import at, flat
+
+ALL = "memory_lm trm sft grpo gkd ranked"
+LANGUAGE = "memory_lm sft grpo gkd ranked"
+TUNED = "sft grpo gkd ranked"
+ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
+
+MEMORY = f"memory_lm; {TUNED} if model.kind=memory & model.path=None"
+MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; of gkd also the teacher.
+DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
+DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
+ROWS = "if data.name=files|hf:*"
+BOARDS = "trm if puzzles.name=sudoku|maze"
+ARC = "trm if puzzles.name=arc*|files"
+
+READERS = {
+    "recipe": ALL,
+    "seed": ALL,
+    "optim": ALL,
+    "train": ALL,
+    "checkpoint": ALL,
+    "mesh": ALL,
+    "monitor": ALL,
+    "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
+    "optim.eps": f"{ALL} if optim.name=adamw",
+    "data.source": "memory_lm",
+    "data.name": LANGUAGE,
+    "data.path": "memory_lm if data.name!=python_stdlib|hf:*",
+    "data.text_field": "memory_lm if data.name!=python_stdlib",
+    "data.limit_bytes": "memory_lm",
+    "data.bad_input_frac": "memory_lm",
+    "data.tokenizer": LANGUAGE,
+    "data.segment_len": "memory_lm sft ranked",
+    "data.batch_rows": ALL,
+    "data.held_out_frac": "memory_lm sft grpo gkd; ranked if ranked.eval_files=None",
+    "data.align_tokens": "memory_lm",
+    "data.carry": "memory_lm",
+    "data.threads": "memory_lm trm",
+    "data.cache_dir": "memory_lm trm",
+    "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
+                     "trm if puzzles.path=hub",
+    "data.files": TUNED,
+    "data.fields": f"{ASKED} {ROWS}",
+    "data.options": f"{ASKED}; ranked if data.files=None",
+    "data.epochs": "sft ranked if optim.steps=None",
+    "data.max_problems": "sft gkd",
+    "data.group_size": "grpo",
+    "data.max_prompt_tokens": "grpo gkd",
+    "data.overlong": TUNED,
+    "data.packed": "sft",
+    "data.turns": "sft",
+    "data.chat_template": TUNED,
+    "data.template_values": f"{TUNED} if data.chat_template!=None",
+    "model.kind": LANGUAGE,
+    "model.path": LANGUAGE,
+    "model": MEMORY,
+    "model.dtype": MEMORY_RUN,
+    "model.remat": MEMORY_RUN,
+    "model.scan_unroll": MEMORY_RUN,
+    "decoder": DECODER,
+    "decoder.dtype": DECODER_RUN,
+    "decoder.remat": DECODER_RUN,
+    "decoder.scan_unroll": DECODER_RUN,
+    "decoder.attention_block_tokens": DECODER_RUN,
+    "lora": TUNED,
+    "lora.alpha": f"{TUNED} if lora.rank!=None",
+    "lora.scaling": f"{TUNED} if lora.rank!=None",
+    "lora.targets": f"{TUNED} if lora.rank!=None",
+    "sft": "sft",
+    "loss": LANGUAGE,
+    "sampler": ASKED,
+    "sampler.temperature": "grpo gkd",
+    "rewards": ASKED,
+    "advantage": "grpo",
+    "rollout": "grpo",
+    "rollout.pad_tokens": "grpo gkd",
+    "rollout.max_resamples": "grpo if rollout.flat_groups=resample",
+    "policy": "grpo",
+    "policy.kl_estimator": "grpo if policy.kl_weight!=0.0",
+    "policy.kl_ratio": "grpo if policy.kl_weight!=0.0",
+    "policy.reference_share": "grpo if policy.reference_every_steps!=None",
+    "distill": "gkd",
+    "ranked": "ranked",
+    "vllm": "grpo gkd if sampler.kind=vllm",
+    "trm": "trm",
+    "supervision": "trm",
+    "table": "trm if trm.row_width!=0",
+    "puzzle_eval": "trm",
+    "puzzle_eval.halt_threshold": "trm if puzzle_eval.mode=halting",
+    "puzzle_eval.vote": "trm if puzzles.name=arc*|files|built",
+    "puzzles": "trm",
+    "puzzles.path": "trm",
+    "puzzles.concept_path": ARC,
+    "puzzles.side": BOARDS,
+    "puzzles.n_train": BOARDS,
+    "puzzles.n_test": BOARDS,
+    "puzzles.n_augmentations": "trm if puzzles.name!=built",
+    "puzzles.min_rating": BOARDS,
+    "puzzles.canvas": ARC,
+    "puzzles.max_tasks": ARC,
+    "puzzles.seed": "trm if puzzles.name!=built",
+    "puzzles.shift": ARC,
+    "puzzles.epochs": "trm if optim.steps=None",
+    "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
+    "eval.batch_rows": ALL,
+    "eval.max_tokens": "memory_lm",
+    "eval.gain_max_tokens": "memory_lm if model.memory_mix!=none",
+    "eval.baselines": "memory_lm",
+    "eval.sample_prompt": "memory_lm sft",
+    "eval.sample_tokens": "memory_lm sft",
+    "eval.max_problems": ASKED,
+    "eval.grader": ASKED,
+    "eval.temperature": ASKED,
+    "eval.shown": ASKED,
+}
+OFF = {"eval.sample_tokens": 0}  # Asks for nothing, so that no recipe need read it.
+REMEDIES = {"data.path": "set config.data.name=files to read it",
+            "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
+            "vllm": "set config.sampler.kind=vllm",
+            "lora": "set config.lora.rank"}
+
+
+class Condition(NamedTuple):
+  """What another field must be."""
+
+  field: str
+  equal: bool  # whether it must be one of the values, or none of them
+  values: tuple[str, ...]
+
+  def holds(self, config) -> bool:
+    """Says whether a config meets it."""
+    value = str(at(config, self.field))
+    return any(fnmatch.fnmatchcase(value, one) for one in self.values) == self.equal
+
+  def __str__(self) -> str:
+    if self.values == ("None",):
+      return f"config.{self.field}=None" if self.equal else f"config.{self.field} is set"
+    values = " or ".join(self.values)
+    return f"config.{self.field} is {'' if self.equal else 'other than '}{values}"
+
+
+class Reader(NamedTuple):
+  """Recipes that read a field, if all conditions hold."""
+
+  recipes: tuple[str, ...]
+  conditions: tuple[Condition, ...]
+
+
+def _parse(text: str) -> tuple[Reader, ...]:
+  readers = []
+  for part in text.split(";"):
+    names, _, wanted = part.partition(" if ")
+    conditions = []
+    for condition in filter(None, (one.strip() for one in wanted.split("&"))):
+      field, _, values = condition.partition("=")
+      conditions.append(Condition(field.rstrip("!"), not field.endswith("!"), tuple(values.split("|"))))
+    readers.append(Reader(tuple(names.split()), tuple(conditions)))
+  return tuple(readers)
+
+
+PARSED = {name: _parse(text) for name, text in READERS.items()}
+
+
+def readers_of(name: str) -> tuple[Reader, ...] | None:
+  """Gives who reads a field; None where no entry of `READERS` covers it."""
+  while name:
+    if name in PARSED:
+      return PARSED[name]
+    name = name.rpartition(".")[0]
+  return None
+
+
+def recipes_of(name: str) -> list[str]:
+  """Lists the recipes that read a field, whatever the conditions."""
+  return [recipe for reader in readers_of(name) or () for recipe in reader.recipes]
+
+
+def is_read(config, name: str) -> bool:
+  """Says whether the recipe of a config reads a field, as far as its other fields go."""
+  return _unmet(config, name) == ()
+
+
+def _unmet(config, name: str) -> tuple[Condition, ...] | None:
+  """Gives the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
+  recipe, readers = config.recipe, readers_of(name)
+  others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
+  if readers is None or others or recipe not in ALL.split():
+    return ()
+  unmet = [tuple(one for one in reader.conditions if not one.holds(config))
+           for reader in readers if recipe in reader.recipes]
+  return min(unmet, key=len) if unmet else None
+
+
+def check(config, given: Collection[str] = (), *, only: Collection[str] | None = None) -> None:
+  """Refuses settings that the recipe of a config does not read, and names those that a flag leaves unused.
+
+  Args:
+    config: not resolved: fields that are derived stand at their defaults.
+    given: fields that the command line sets. Where one of them makes a setting of the config file unused, as
+      --config.optim.steps=100 does with config.data.epochs=1, that is logged and not refused.
+    only: fields that are checked; None: all.
+
+  Raises:
+    ValueError: names the field, its value, who reads it, and what to do.
+  """
+  usual, unused = flat(default()), []
+  for name, value in flat(config).items():
+    changed = name not in usual or value != usual[name]
+    asked = (only is None or name in only) and (changed or name in given)
+    if not asked or name in OFF and value == OFF[name]:
+      continue
+    unmet = _unmet(config, name)
+    if unmet == () or unmet and not changed:
+      continue
+    causes = {"recipe"} if unmet is None else {one.field for one in unmet}
+    if name not in given and causes & set(given):
+      who = _listed(recipes_of(name)) if unmet is None else f"read where {unmet[0]}"
+      unused.append(f"config.{name}={value!r} ({who})")
+      continue
+    raise ValueError(_refusal(config, name, value, unmet))
+  if unused:
+    logging.warning("settings of the config file that are not used: %s", "; ".join(unused))
+
+
+def _refusal(config, name: str, value, unmet: tuple[Condition, ...] | None) -> str:
+  if unmet is None:
+    return (f"config.{name}={value!r} is not read by config.recipe={config.recipe!r} "
+            f"({_listed(recipes_of(name))}); leave it out")
+  here = " and ".join(f"config.{one.field}={at(config, one.field)!r}" for one in unmet)
+  return (f"config.{name}={value!r} is not read: config.recipe={config.recipe!r} reads it where "
+          f"{' and '.join(map(str, unmet))}, and {here}; {_remedy(name)}leave it out")
+
+
+def _listed(recipes: list[str]) -> str:
+  found = list(dict.fromkeys(recipes))
+  return f"{', '.join(found[:-1])} and {found[-1]} read it" if len(found) > 1 else f"{found[0]} reads it"
+
+
+def _remedy(name: str) -> str:
+  while name:
+    if name in REMEDIES:
+      return f"{REMEDIES[name]}, or "
+    name = name.rpartition(".")[0]
+  return ""
