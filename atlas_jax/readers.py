@@ -53,7 +53,7 @@ READERS = {
     "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
-    "data.fields": f"{ASKED} {ROWS}",
+    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
     "data.options": f"{ASKED}; ranked if data.files=None",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
@@ -103,6 +103,7 @@ READERS = {
     "puzzle_eval.vote": "trm if puzzles.name=arc*|files|built",
     "puzzles": "trm",
     "puzzles.path": "trm",
+    "puzzles.test_path": "trm if puzzles.name=files",
     "puzzles.concept_path": ARC,
     "puzzles.side": BOARDS,
     "puzzles.n_train": BOARDS,

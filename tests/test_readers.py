@@ -10,10 +10,11 @@ from tests.recipes import test_contract
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "monitor")
 # What only a longer run reads: a server, a template's values, the folder left at the end, the length.
-LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs")
+LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
+         "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
-  "memory_lm": {"data.chat_template", "lora.rank"},  # Of the sample at the end.
+  "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
@@ -60,6 +61,9 @@ class Read:
 
   def __contains__(self, name):
     return name in self._values
+
+  def update(self, values=(), **named):
+    self._values.update(values, **named)
 
   def keys(self):
     return self._values.keys()
