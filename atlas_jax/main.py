@@ -33,6 +33,7 @@ from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given
+from atlas_jax.rollout import kept
 from atlas_jax.rollout.start import open_start, whole
 from atlas_jax.serve import runs
 
@@ -60,10 +61,11 @@ def run_train(config, workdir: str) -> None:
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None})
   prepare(config, workdir)
-  recipe = recipes.load(config, mesh)
+  used = kept.with_copies_of_lost(config, workdir)
+  recipe = recipes.load(used, mesh)
   if not recipe.evals:
     logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
-  recipe = with_sample(config, recipe, mesh)
+  recipe = with_sample(used, recipe, mesh)
   config = with_steps(config, recipe)
   if config.optim.steps <= config.optim.warmup_steps:
     logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d: "

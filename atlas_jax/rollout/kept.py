@@ -4,6 +4,7 @@ import pathlib
 import shutil
 
 from atlas_jax import config as configs
+from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.interop import hf_export, hf_import, peft
 from atlas_jax.rollout.start import (
@@ -42,11 +43,12 @@ def keep(config, start: Start, workdir) -> None:
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
   elif config.model.path is not None:
-    (workdir / SHAPE).write_text(json.dumps(shape_of(config.model.path), indent=2) + "\n", encoding="utf-8")
+    shape = json.dumps(shape_of(config.model.path), indent=2)
+    (workdir / SHAPE).write_text(shape + "\n", encoding="utf-8")
 
 
 def shape_of(workdir: str) -> dict:
-  """Gives the fields of the model of a run: those of the first run that it goes on from, in turn."""
+  """Gives the fields of a run's model: those of the first of the runs that it goes on from."""
   config = configs.load(workdir).as_configdict()
   use(config, workdir)
   path = config.model.path
@@ -56,6 +58,23 @@ def shape_of(workdir: str) -> dict:
 def use(config, workdir) -> None:
   """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
   use_copies(config, workdir)
+
+
+def with_copies_of_lost(config, workdir):
+  """Gives the config to go on with a run: the workdir's copies replace a model.path that is gone.
+
+  Args:
+    config: resolved.
+    workdir: of the run.
+  """
+  path = config.model.path
+  if path is None or path.startswith(hf_import.HUB) or pathlib.Path(path).expanduser().exists():
+    return config
+  if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
+    return config
+  changed = config.as_configdict()
+  use(changed, workdir)
+  return configs.resolve(changed)
 
 
 def _local(name: str) -> pathlib.Path | None:

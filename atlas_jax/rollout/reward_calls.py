@@ -205,9 +205,8 @@ class Call:
         "trainer_state": lambda: batch.state, "log_extra": lambda: batch.log.log_extra,
         "log_metric": lambda: batch.log.log_metric}
     names = self._columns(batch.found, (*BATCHED, "prompt", "completion"))
-    known = list(wanted) if self._has_kwargs else list(self._known)
-    if batch.tokens is None and self._has_kwargs and "completion_ids" not in self._known:
-      known = [name for name in known if name != "completion_ids"]
+    spare = {"completion_ids"} if batch.tokens is None else set()
+    known = [name for name in wanted if name in self._known or self._has_kwargs and name not in spare]
     return {**{name: [column(problem, name) for problem in batch.found] for name in names},
             **{name: wanted[name]() for name in known}}
 

@@ -117,7 +117,7 @@ def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show
   attempts = {item.id: _unanswered(item.inputs, ask.attempts) for item in items}
   failed = {item.id: item.why for item in items if item.task is None}
   for task_id, why in failed.items():
-    logging.warning("task %s cannot be solved: %s", task_id, why)
+    _warn("task %s cannot be solved: %s", task_id, why)
   reports = finished.take(items, attempts)
   _write(attempts, out)
   for item in items:
@@ -127,7 +127,7 @@ def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show
       answers = solver.solve(item.task)
     except ValueError as error:
       failed[item.id] = str(error)
-      logging.warning("task %s is not answered: %s", item.id, error)
+      _warn("task %s is not answered: %s", item.id, error)
       continue
     finished.add(item.task, answers)
     attempts[item.id], reports[item.id] = answers.submission[item.id], answers.report
@@ -140,6 +140,11 @@ def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show
   known = [test for report in reports.values() for test in report["tests"] if "solved" in test]
   return {"tasks": len(items), "answered": len(reports), "not_answered": failed, "known_outputs": len(known),
           "solved_outputs": sum(test["solved"] for test in known)}
+
+
+def _warn(line: str, *values) -> None:
+  if hosts.is_main():
+    logging.warning(line, *values)
 
 
 def _unanswered(inputs: list, n_attempts: int) -> list[dict]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax import command, recipes, tree
+from atlas_jax import command, recipes, train, tree
+from atlas_jax import config as configs
 from atlas_jax.evals import Eval
 from atlas_jax.parallel import mesh as meshes
 from tests import runs, teachers
@@ -177,3 +178,21 @@ def test_evaluations_say_when_they_are_made(loaded):
 def test_every_recipe_is_made_for_a_mesh_of_many_devices(loaded):
   config, _ = loaded
   assert recipes.load(config, meshes.make(data=2, fsdp=2, tensor=2)).evals.keys()
+
+
+def test_parameters_of_every_recipe_can_be_frozen_but_not_all_where_nothing_else_is_trained(loaded):
+  config, recipe = loaded
+  first, second, *_ = [name for name, _ in tree.named_leaves(drawn(recipe).params)]
+
+  def moments(freeze):
+    changed = config.as_configdict()
+    changed.optim.freeze = freeze
+    state, _ = train.abstract_state(configs.resolve(changed), recipe, runs.one_device())
+    return [name.partition("mu/")[2] for name, _ in tree.named_leaves(state.opt_state)]
+
+  assert first not in moments(first) and second in moments(first)
+  if recipe.tables is not None:
+    assert not any(moments("*"))
+    return
+  with pytest.raises(ValueError, match="freezes all parameters"):
+    moments("*")

@@ -11,6 +11,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.data import tokenizer as tokenizers
+from atlas_jax.rollout import kept
 from atlas_jax.rollout import start as starts
 from atlas_jax.serve import runs as serving
 from tests import hf_fixture, runs
@@ -81,6 +82,19 @@ def test_the_new_run_is_used_and_gone_on_with_without_the_old_one(first, other_t
   assert recipes.load(used, runs.one_device()).read is None
   again = recipes.load(config_of(other_text, (folder / "third",)), runs.one_device())
   assert_same_bits(again.read(runs.one_device(), True).params, state.params)
+
+
+def test_a_run_goes_on_after_the_one_it_started_from_is_gone(first, other_text, folder):
+  old, workdir = folder / "lost", folder / "fourth"
+  shutil.copytree(first[0], old)
+  config = config_of(other_text, (old,), optim__steps=3, data__tokenizer="model")
+  train(config, workdir, stop_at=2)
+  shutil.rmtree(old)
+  with pytest.raises(ValueError, match="is no folder"):
+    recipes.load(config, runs.one_device())
+  used = kept.with_copies_of_lost(config, workdir)
+  runs.run_lm(used, workdir)
+  assert int(runs.saved(used, recipes.load(used, runs.one_device()), workdir).step) == 3
 
 
 def test_frozen_parameters_stay_those_of_the_old_run(first, other_text, folder):
