@@ -82,16 +82,14 @@ class Run:
 
 def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
   """Gives shapes and shardings of the train state, and of the frozen parameters, without computing them."""
+  first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
+  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.tables is not None)
   state = states.abstract(mesh, *_state_args(config, recipe))
-  frozen = jax.eval_shape(lambda: states.first(recipe.init, config.seed).frozen)
-  return state, place.abstract(frozen, place.shardings(mesh, frozen))
+  return state, place.abstract(first.frozen, place.shardings(mesh, first.frozen))
 
 
 def _state_args(config, recipe: Recipe):
-  def optimizer_of(params):
-    freeze.check_trained(params, config.optim.freeze, has_tables=recipe.tables is not None)
-    return optim.build(params, **config.optim)
-
+  optimizer_of = lambda params: optim.build(params, **config.optim)
   return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, recipe.anchor is not None
 
 

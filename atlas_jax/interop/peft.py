@@ -74,7 +74,8 @@ SETTINGS: Mapping[str, Values] = {
     "peft_type": _one_of("LORA", None),
     "r": Values(lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
     "lora_alpha": Values(lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "target_modules": Values(lambda value: isinstance(value, list) and bool(value),
+    "target_modules": Values(lambda value: isinstance(value, list) and value != []
+                             and all(isinstance(one, str) for one in value),
                              "a list of projections, such as ['q_proj', 'v_proj'], and no pattern"),
     "use_rslora": _one_of(True, False, None),
     "init_lora_weights": Values(

@@ -38,7 +38,7 @@ def check_trained(params_abstract, patterns: str | None, *, has_tables: bool) ->
   Raises:
     ValueError: if nothing is trained; see also `mask`.
   """
-  if patterns is None or has_tables or not all(jax.tree.leaves(mask(params_abstract, patterns))):
+  if not all(jax.tree.leaves(mask(params_abstract, patterns))) or has_tables:
     return
   parts = sorted({name.split("/")[0] for name, _ in tree.named_leaves(params_abstract)})
   raise ValueError(f"config.optim.freeze={patterns!r} freezes all parameters, and nothing would be trained; "

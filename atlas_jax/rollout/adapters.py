@@ -49,7 +49,7 @@ def _folder(path: str) -> pathlib.Path:
     raise ValueError(f"config.lora.path={path!r} is the workdir of a run; to go on from its adapters export "
                      f"them with --mode=export --adapters --workdir={path} --to=FOLDER, or set "
                      "config.model.path to it for the model with its adapters merged")
-  if not path.startswith(hf_import.HUB) and not pathlib.Path(path).expanduser().is_dir():
+  if not path.startswith(hf_import.HUB) and not (path and pathlib.Path(path).expanduser().is_dir()):
     raise ValueError(f"config.lora.path={path!r} is no folder; give one with {peft.CONFIG} and "
                      f"{peft.STEM}.safetensors, or hf:NAME")
   return hf_import.find(path)
@@ -72,7 +72,7 @@ def reader_of(config, module) -> Callable:
     lines = []
     if not is_same_model(found.base, config.model.path):
       lines.append(f"were made for {found.base or 'a model that is not named'}, and config.model.path="
-                   f"{config.model.path!r} is used: their shapes fit it, their numbers may not")
+                   f"{config.model.path!r} is used; only their shapes are compared")
     if found.dropout:
       lines.append(f"had lora_dropout={found.dropout}, which is not applied here")
     if found.is_half_frozen and config.optim.freeze is None:

@@ -162,7 +162,7 @@ HARMFUL = dict(
   kasa_config=[{"beta": 1}], unknown=[True, 1, "a"], r=[0, -1, True, 2.5, "8"],
   exclude_modules=[["q_proj"], "q_proj"], task_type=["SEQ_CLS", "FEATURE_EXTRACTION"], peft_type=["ADALORA"],
   megatron_config=[{"a": 1}], use_bdlora=[{"nblocks": 2}], arrow_config=[{"top_k": 2}],
-  velora_config=[{"a": 1}], target_modules=["all-linear", ".*q_proj", ["embed_tokens"], []],
+  velora_config=[{"a": 1}], target_modules=["all-linear", ".*q_proj", ["embed_tokens"], [], [["q_proj"], 3]],
   lora_alpha=[0, -1, "16", True], use_rslora=["true", 1], loftq_config=[{"loftq_bits": 4}],
   ensure_weight_tying=[True], monteclora_config=[{"a": 1}], corda_config=[{"a": 1}],
   auto_mapping=[{"base_model_class": "Qwen2Model"}, "x"], lora_dropout=[2, "0.1"])

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from atlas_jax import train, tree
+from atlas_jax import main, train, tree
 from atlas_jax.optim import build, freeze
 from atlas_jax.parallel import mesh as meshes
 from tests import runs
@@ -159,5 +159,6 @@ def test_freezing_everything_is_refused_before_anything_is_trained(tmp_path):
 
 
 def test_a_pattern_of_no_parameter_is_refused_before_anything_is_trained(tmp_path):
-  with pytest.raises(ValueError, match="'mpl/.' matches none.*mlp/"):
+  with pytest.raises(ValueError, match="'mpl/.' matches none.*mlp/") as error:
     train_toy(tmp_path, optim__freeze="mpl/*")
+  assert main.explain(error.value) == str(error.value)  # In one line, and not as a fault of the program.
