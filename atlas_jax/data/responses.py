@@ -5,7 +5,6 @@ object}. Score and meta may be left out; where all responses have scores, ranks 
 texts, the best first. A score wins over the rank, and a rank without one is worth the size of the group minus
 itself.
 """
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ from atlas_jax.data import problems, prompts, records
 SHOWN = 5  # Places named in a message that is about many.
 FORM = ('{"prompt": TEXT, "responses": [{"text": TEXT, "rank": N}, ...]}, with rank 1 the best, or '
         '"responses": [TEXT, ...] with the best first')
+
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 class Response(NamedTuple):
@@ -108,10 +109,11 @@ def _parts(where: str, one: Any) -> tuple[str, int | None, float | None]:
   if rank is not None and (isinstance(rank, bool) or not is_whole or rank < 1):
     raise ValueError(f"{where}.rank is {rank!r}; ranks are whole numbers from 1, the best, and equal "
                      "ones are ties")
-  is_number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+  # What compares as not less, such as NaN, or a whole number of 400 digits, would be no float32.
+  is_number = isinstance(score, int | float) and not isinstance(score, bool) and abs(score) <= LARGEST_SCORE
   if score is not None and not is_number:
-    raise ValueError(f"{where}.score is {score!r}; it must be a finite number, of which more is better, or "
-                     "be left out")
+    raise ValueError(f"{where}.score is {repr(score)[:40]}; it must be a finite number that float32 holds, of "
+                     "which more is better, or be left out")
   text = _text(f"{where}.text", one.get("text"))
   return text, None if rank is None else int(rank), None if score is None else float(score)
 
