@@ -11,7 +11,8 @@ from atlas_jax.defaults import default
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
 # May be None, though their default is not.
-ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems")
+ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems",
+             "train.idle_limit")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -95,7 +96,8 @@ POSITIVE = (
     "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
     "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
-    "train.log_every_steps", "train.eval_every_steps", "train.skip_limit", "checkpoint.every_steps",
+    "train.log_every_steps", "train.eval_every_steps", "train.skip_limit", "train.idle_limit",
+    "checkpoint.every_steps",
     "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows", "eval.max_tokens",
     "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth", "trm.n_outer",
     "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update", "puzzles.n_train",
