@@ -112,8 +112,8 @@ def _parts(where: str, one: Any) -> tuple[str, int | None, float | None]:
   # What compares as not less, such as NaN, or a whole number of 400 digits, would be no float32.
   is_number = isinstance(score, int | float) and not isinstance(score, bool) and abs(score) <= LARGEST_SCORE
   if score is not None and not is_number:
-    raise ValueError(f"{where}.score is {repr(score)[:40]}; it must be a finite number that float32 holds, of "
-                     "which more is better, or be left out")
+    raise ValueError(f"{where}.score is {repr(score)[:40]}; it must be a finite number that float32 holds, "
+                     "of which more is better, or be left out")
   text = _text(f"{where}.text", one.get("text"))
   return text, None if rank is None else int(rank), None if score is None else float(score)
 

@@ -87,7 +87,7 @@ def by_hand(params):
 
 
 def documents_by_hand(params):
-  """Nats and tokens without memory of every document that goes on into a second segment, by row and number."""
+  """What memory spares in every document that goes on into a second segment, and on how many tokens."""
   text, state, found = source(), nothing_read(), {}
   while True:
     try:
