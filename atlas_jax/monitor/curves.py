@@ -8,7 +8,8 @@ TRAIN, VAL, QUIET = "#2b6cb0", "#c05621", "#6b7280"
 MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # Of lines that are none of these.
 SMOOTHED_FROM_POINTS = 40
 SCHEDULED = ("train/lr",)  # Set, not measured: there is nothing to smooth.
-ENDING_ROWS = 5  # One batch says little: what a run ended with is the mean of so many last rows.
+ENDING_ROWS = 5  # One batch says little: what a run ended with is the mean of so many rows at most,
+ENDING_PARTS = 10  # and of the last tenth of them, over which little changes.
 STEADY_POINTS = 5  # The last points average over at least so many before them.
 
 
@@ -48,8 +49,11 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
 
 
 def ended(values) -> float:
-  """Gives what a metric of training ended with: the mean of its last rows, in pictures and summary alike."""
-  return float(np.mean(values[-ENDING_ROWS:]))
+  """Gives what a metric of training ended with, in pictures and summary alike.
+
+  It is the mean of the last tenth of its rows, of five at most and of one at least.
+  """
+  return float(np.mean(values[-min(ENDING_ROWS, max(1, len(values) // ENDING_PARTS)):]))
 
 
 def mark(values: np.ndarray, style: str = "") -> dict[str, str]:

@@ -298,7 +298,7 @@ def _draw_gain(axes, series: Series) -> None:
     axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f} to {high:+.4f})" if high > low else f"{value:+.4f}"
                           for value, (low, high) in zip(values, intervals)], padding=4, fontsize=11)
     axes.axhline(0, color="black", linewidth=1)
-    axes.margins(y=0.3)
+    axes.margins(x=0.12, y=0.3)
   finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
          "no eval/memory_gain_*")
   if known:

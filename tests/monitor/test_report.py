@@ -100,11 +100,12 @@ def test_missing_series_are_left_out(tmp_path):
 
 
 def test_summaries_skip_rows_without_the_metric(tmp_path):
-  values = (9.0, 1.0, None, 2.0, 3.0, 4.0, 5.0)
+  values = [*range(27), None, 30.0, 31.0, None, 35.0]
   write_rows(tmp_path, [{"step": step, "a": value} for step, value in enumerate(values)])
   rows = report.read_metrics(tmp_path)
-  assert report.last_mean(rows, "a") == 3.0
-  assert report.median(rows, "a") == 3.5
+  assert report.last_mean(rows, "a") == 32.0  # Of three of thirty.
+  assert report.last_mean(rows[:9], "a") == 8.0
+  assert report.median(rows, "a") == 14.5
   assert report.last_mean(rows, "b") is report.median(rows, "b") is None
 
 
