@@ -214,18 +214,19 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
   config, recipe = run_.config, run_.recipe
   step = jit_step(config, recipe, run_.mesh, state)
   clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit)
-  pending, stopped = None, False
+  pending: tuple[int, Sent, EvalOut | None] | None = None  # The step that is not read yet.
+  stopped = False
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
       told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, frozen, batch)
-      state, *sent = clock.send(step, state, batch, frozen, stop.array())
+      state, sent = clock.send(step, state, batch, frozen, stop.array())
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
-      pending = (run_.step, *sent, told)
+      pending = (run_.step, sent, told)
       if not stopped and _due(run_.step, config):
         stopped, pending = _observe(run_, *pending, clock, bar), None
         _evaluate_and_save(run_, state)
@@ -256,10 +257,10 @@ def _due(step: int, config) -> bool:
   return step < config.optim.steps and any(n and step % n == 0 for n in every)
 
 
-def _observe(run_: Run, step: int, metrics, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
+def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
   """Reads a step's metrics, counts, logs with what the source told; says whether to stop."""
   counts = f"train/step_{run_.recipe.unit}"
-  row = clock.read(metrics, sent, counted=counts)
+  row = clock.read(sent, counted=counts)
   for name in run_.recipe.may_be_absent:
     if math.isnan(row[name]):
       del row[name]

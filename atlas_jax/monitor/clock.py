@@ -1,7 +1,8 @@
 """Times the steps between two rows of metrics, and says how fast they are."""
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
@@ -9,11 +10,18 @@ from absl import logging
 from atlas_jax.monitor import profile
 
 
-class Sent(NamedTuple):
-  """What is known of a step when it was sent to the devices."""
+@dataclasses.dataclass
+class Sent:
+  """A step that was sent to the devices."""
 
+  metrics: dict  # [] arrays by name
   inside_s: float  # the host was busy with sending it
-  finished_s: float | None  # when it was finished, if it was by then: a CPU may work while it is sent
+  finished_s: float | None = None  # when it was, if known before its metrics are read
+
+  @property
+  def ready(self) -> bool:
+    """Says whether the step is finished, without waiting."""
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(self.metrics))
 
 
 class Clock:
@@ -31,7 +39,10 @@ class Clock:
     self.unit = unit
     self.flops_per_step: float | None = None
     self.peak_flops = peak_flops
+    self.steps, self.counted = 0, 0
+    self._inside = 0.0
     self._begun, self._told = False, False
+    self._sent: Sent | None = None  # The last one.
     self.restart()
 
   def restart(self) -> None:
@@ -42,24 +53,29 @@ class Clock:
     """Starts to count anew with the step behind the one read last."""
     self._count_from(self._finished)
 
-  def send(self, step: Callable, *args) -> tuple[Any, Any, Sent]:
-    """Calls a compiled step, (state, metrics) = step(*args); gives both, and what `read` needs."""
-    began = time.perf_counter()
+  def send(self, step: Callable, *args) -> tuple[Any, Sent]:
+    """Calls a compiled step, (state, metrics) = step(*args); gives the state, and what `read` takes."""
+    before, began = self._sent, time.perf_counter()
+    if before is not None and before.finished_s is None and before.ready:
+      before.finished_s = began
     state, metrics = step(*args)
     ended = time.perf_counter()
-    ready = all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
-    return state, metrics, Sent(ended - began, ended if ready else None)
+    self._sent = sent = Sent(metrics, ended - began)
+    if sent.ready:  # A CPU may work on a small step while it is sent, or wait for the one before it.
+      sent.finished_s = ended
+      if before is not None and before.finished_s is None:
+        before.finished_s = (began + ended) / 2
+    return state, sent
 
-  def read(self, metrics: dict, sent: Sent, *, counted: str) -> dict[str, float]:
-    """Waits for the metrics of a step, and counts it.
+  def read(self, sent: Sent, *, counted: str) -> dict[str, float]:
+    """Waits for the metrics of a step, gives them, and counts the step.
 
     Args:
-      metrics: of the step, by name.
-      sent: what `send` gave with them.
+      sent: what `send` gave.
       counted: which metric says how much the step counted.
     """
     began = time.perf_counter()
-    row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    row = {name: value.item() for name, value in jax.device_get(sent.metrics).items()}
     ended = time.perf_counter()
     self._finished = ended if sent.finished_s is None else sent.finished_s
     if not self._begun:

@@ -35,7 +35,7 @@ class Idle:
     A run that was ended for them and is started again has config.train.idle_limit more.
     """
     self._config, self._limit = config, config.train.idle_limit
-    self.in_row = in_row % self._limit if self._limit else in_row
+    self.in_row = 0 if self._limit is not None and in_row >= self._limit else in_row
     self.ending: str | None = None
     self._untaught, self._warming = self.in_row, 0
     self._last: tuple[int, Mapping[str, float]] | None = None

@@ -25,7 +25,7 @@ def metrics(tokens=30):
 
 def read(clock, finished_s, tokens=30):
   """Reads a step that was finished at a time since the clock's first."""
-  return clock.read(metrics(tokens), Sent(0.0, START + finished_s), counted="train/step_tokens")
+  return clock.read(Sent(metrics(tokens), 0.0, START + finished_s), counted="train/step_tokens")
 
 
 START = time.perf_counter()
@@ -62,12 +62,24 @@ def test_every_row_has_the_time_of_its_own_steps():
 def test_what_is_finished_when_it_is_sent_is_told_from_what_is_not():
   clock = Clock(None)
   for told in (Told(True), Told(False)):
-    state, found, sent = clock.send(lambda x: x, (5, {"a": told}))
-    assert state == 5 and found == {"a": told} and (sent.finished_s is not None) == told.ready
+    state, sent = clock.send(lambda x: x, (5, {"a": told}))
+    assert state == 5 and sent.metrics == {"a": told} and (sent.finished_s is not None) == told.ready
+
+
+def test_a_step_is_finished_before_one_that_is_finished_when_it_is_sent():
+  """Else that one would have taken no time, and its speed no bound."""
+  clock, told = Clock(None), Told(False)
+  _, first = clock.send(lambda x: x, (5, {"a": told}))
+  _, second = clock.send(lambda x: time.sleep(0.01) or x, (5, {"a": Told(True)}))
+  assert first.finished_s < second.finished_s
+  _, third = clock.send(lambda x: x, (5, {"a": told}))
+  told.ready = True
+  clock.send(lambda x: x, (5, {"a": Told(False)}))
+  assert second.finished_s < third.finished_s
 
 
 def test_numbers_are_read_as_python_numbers():
-  row = Clock(None).read({**metrics(), "x": jnp.asarray(0.5)}, Sent(0.0, None), counted="train/step_tokens")
+  row = Clock(None).read(Sent({**metrics(), "x": jnp.asarray(0.5)}, 0.0), counted="train/step_tokens")
   assert row == {"train/step_tokens": 30, "x": 0.5} and isinstance(row["x"], float)
 
 
@@ -101,9 +113,9 @@ def test_steps_of_a_device_are_timed_in_all(tmp_path):
   step = jax.jit(lambda x: (x @ x / 200, {"train/step_tokens": jnp.sum(x[0, 0]) * 0 + 7}))
   clock, state, pending, total, ends = Clock(1e30), jnp.ones((200, 200)), None, 0.0, []
   for _ in range(5):
-    state, *sent = clock.send(step, state)
+    state, sent = clock.send(step, state)
     if pending is not None:
-      clock.read(*pending, counted="train/step_tokens")
+      clock.read(pending, counted="train/step_tokens")
       ends.append(clock._finished)
       total += clock.row().get("perf/step_s", 0.0)
       clock.next_row()

@@ -164,6 +164,7 @@ def test_a_count_goes_on_at_the_next_start_but_for_a_run_that_was_ended():
   counted = Idle(config, in_row=3)
   counted.observe(9, NONE)
   assert counted.ending is not None and counted.in_row == 4
+  counted.observe(10, NONE)  # The step that was under way.
   again = Idle(config, in_row=counted.in_row)
   again.observe(10, NONE)
   assert again.ending is None and again.in_row == 1
