@@ -133,8 +133,8 @@ def _unrewarded(step: int, row: Mapping[str, float], config) -> str | None:
   if not share:
     return None
   return (f"{share:.0%} of completions got no reward: config.rewards={config.rewards!r} has nothing to say "
-          "of them, as of rows without an answer; name the column of answers in config.data.fields, or "
-          "choose other rewards")
+          "of them, as of rows without an answer; name the column that holds answers in "
+          "config.data.fields.answer, or choose other rewards")
 
 
 def _truncated(step: int, row: Mapping[str, float], config) -> str | None:
@@ -162,7 +162,9 @@ def _flat(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _bounds(step: int, row: Mapping[str, float], config) -> str | None:
-  """Of the bounds that take tokens out of a policy's loss, says which took all."""
+  """Of the bounds that take tokens out of a policy's loss, says which took all that counted."""
+  if not _counts(row):
+    return None
   if row.get("policy/stale_frac", 0.0) == 1:
     return ("all completions drifted too far from the policy that wrote them; raise config.policy.stale_nats="
             f"{config.policy.stale_nats}, or lower config.rollout.passes={config.rollout.passes}")

@@ -113,7 +113,7 @@ def tables_of(config) -> Tables:
 
 
 def loss_of(config, model: trm.TRM):
-  """Makes the loss of one update; see `Recipe.loss`. It weighs slots; what is seen are their steps."""
+  """Makes the loss of one update; see `Recipe.loss`. Its weight counts the steps of all slots."""
   fields = config.supervision
 
   def loss(params, batch, *, frozen, carry, rng, rows=None):
@@ -135,8 +135,9 @@ def loss_of(config, model: trm.TRM):
     means = {"recent/known": jnp.mean(known_B.astype(jnp.float32)),
              **{f"train/{name}": value / size for name, value in sums.items()},
              **{f"recent/{name}": value / size for name, value in recent.items()}}
-    return LossOut((total / size).astype(jnp.float32), jnp.asarray(size, jnp.float32), Carry(pool, finished),
-                   means, jnp.asarray(steps, jnp.float32))
+    weight = jnp.asarray(size * fields.steps_per_update, jnp.float32)
+    return LossOut((total / size).astype(jnp.float32), weight, Carry(pool, finished), means,
+                   jnp.asarray(steps, jnp.float32))
 
   return loss
 

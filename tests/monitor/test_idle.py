@@ -68,6 +68,13 @@ def test_several_causes_are_all_told():
   assert "in 50% of groups" in text
 
 
+def test_bounds_are_no_cause_where_nothing_was_left_to_bound():
+  row = {**NONE, **ROLLOUT, "rollout/truncated_frac": 1.0, "train/counted_tokens": 0.0,
+         "policy/sampler_ratio_mean": 0.0, "policy/sampler_gap_nats": 0.0}
+  text = said(row, rollout__truncated="mask")
+  assert "cut off" in text and "sampler_correction" not in text
+
+
 def test_what_moves_a_policy_without_rewards_is_named():
   row = {**GOOD, **ROLLOUT, "rollout/flat_groups_frac": 1.0}
   assert "only config.policy.entropy_weight=0.03 and config.policy.kl_weight=0.1 move" in said(
