@@ -13,7 +13,7 @@ from atlas_jax.defaults import default
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
 # May be None, though their default is not.
 ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems",
-             "puzzles.n_train", "puzzles.n_test")
+             "puzzles.n_train", "puzzles.n_test", "train.idle_limit")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -121,11 +121,11 @@ POSITIVE = (
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
     "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_from_step", "train.skip_limit",
-    "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps", "eval.batch_rows",
-    "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width", "trm.heads", "trm.depth",
-    "trm.n_outer", "trm.n_inner", "supervision.n_supervision", "supervision.steps_per_update",
-    "puzzles.n_train", "puzzles.n_test", "puzzles.max_tasks", "puzzles.epochs",
-    "puzzles.epochs_per_iteration",
+    "train.idle_limit", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
+    "eval.batch_rows", "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width",
+    "trm.heads", "trm.depth", "trm.n_outer", "trm.n_inner", "supervision.n_supervision",
+    "supervision.steps_per_update", "puzzles.n_train", "puzzles.n_test", "puzzles.max_tasks",
+    "puzzles.epochs", "puzzles.epochs_per_iteration",
     "puzzle_eval.n_trajectories", "puzzle_eval.max_examples", "data.epochs", "data.max_problems",
     "data.group_size", "data.max_prompt_tokens", "decoder.vocab_size", "decoder.width", "decoder.depth",
     "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",

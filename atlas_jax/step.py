@@ -46,13 +46,13 @@ def make_step(config, recipe: Recipe, params_abstract):
     ratios = tree.update_to_weight_ratio(updates, state.params)
     metrics = {
         **recipe.finish(out.metrics),
-        "train/loss_nats": out.loss,
-        **({"train/perplexity": jnp.exp(out.loss)} if recipe.unit == "tokens" else {}),
-        f"train/step_{recipe.unit}": out.weight,
+        **_loss_metrics(recipe, out),
         "train/lr": lr,
         "train/skipped_updates": after.skipped,
         "train/skipped_in_row": after.skipped_in_row,
         "grad/norm": norm,
+        **({} if recipe.tables is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
+        "update/changed_frac": tree.changed_frac(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
         "stop": jnp.sum(stop),
@@ -60,6 +60,15 @@ def make_step(config, recipe: Recipe, params_abstract):
     return after, metrics
 
   return step
+
+
+def _loss_metrics(recipe: Recipe, out) -> dict:
+  return {
+      "train/loss_nats": out.loss,
+      **({"train/perplexity": jnp.exp(out.loss)} if recipe.unit == "tokens" else {}),
+      f"train/step_{recipe.unit}": out.weight if out.seen is None else out.seen,
+      f"train/counted_{recipe.unit}": out.weight,
+  }
 
 
 def averaged(average, params, keep: float):

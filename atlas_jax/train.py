@@ -4,19 +4,20 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
+from atlas_jax import evals, tree
 from atlas_jax import state as states
-from atlas_jax import tree
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
 from atlas_jax.evals import EvalOut
 from atlas_jax.monitor import profile, report
-from atlas_jax.monitor.clock import Clock
+from atlas_jax.monitor.clock import Clock, Sent
+from atlas_jax.monitor.idle import Idle
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
@@ -32,6 +33,10 @@ SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
 
 class NonFiniteError(RuntimeError):
   """Loss or gradients were not finite too many times in a row."""
+
+
+class IdleError(RuntimeError):
+  """Too many updates in a row learnt nothing; the run is saved."""
 
 
 class LostPeerError(RuntimeError):
@@ -56,6 +61,10 @@ class Run:
   resumed_from_step: int | None = None
   started_s: float = dataclasses.field(default_factory=time.perf_counter)
   writer: Any = None  # opened when it is known from which step the run goes on
+  idle: Idle = dataclasses.field(init=False)
+
+  def __post_init__(self):
+    self.idle = Idle(self.config)
 
   @property
   def seconds(self) -> float:
@@ -65,7 +74,7 @@ class Run:
   def meta(self) -> dict:
     """Gives what is saved beside the train state."""
     return {"step": self.step, "source": self.recipe.source.state(), f"{self.recipe.unit}_seen": self.seen,
-            "seconds": self.seconds}
+            "seconds": self.seconds, "idle_in_row": self.idle.in_row}
 
   def seen_row(self) -> dict[str, int]:
     """Gives the metric that counts what was seen, such as train/tokens_seen."""
@@ -128,7 +137,8 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
-  run_.seen, run_.earlier_s = int(meta[f"{recipe.unit}_seen"]), float(meta["seconds"])
+  run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
+  run_.earlier_s, run_.idle = float(meta["seconds"]), Idle(config, in_row=int(meta.get("idle_in_row", 0)))
   _say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
   return state, frozen
 
@@ -185,6 +195,7 @@ def run(config, recipe: Recipe, mesh, workdir) -> dict:
 
   Raises:
     NonFiniteError: after config.train.skip_limit batches in a row without a finite update.
+    IdleError: after config.train.idle_limit updates in a row that learnt nothing; the run is saved.
     CheckpointError: if the newest checkpoint is damaged or of another model.
     LostPeerError: if another process of the run died.
   """
@@ -217,30 +228,34 @@ def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bo
   config, recipe = run_.config, run_.recipe
   step = jit_step(config, recipe, run_.mesh, state)
   clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit)
-  pending, stopped = None, False
+  pending: tuple[int, Sent, EvalOut | None] | None = None  # The step that is not read yet.
+  stopped = False
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
       told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, frozen, batch)
-      with clock.compiled():
-        state, metrics = step(state, batch, frozen, stop.array())
+      state, sent = clock.send(step, state, batch, frozen, stop.array())
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
-      pending = (run_.step, metrics, told)
+      pending = (run_.step, sent, told)
       if not stopped and _due(run_.step, config):
         stopped, pending = _observe(run_, *pending, clock, bar), None
         _evaluate_and_save(run_, state)
         clock.restart()
     if pending is not None:
       _observe(run_, *pending, clock, bar)
+  run_.idle.close()
   stopped = stopped and run_.step < config.optim.steps
   run_.saver.wait()  # A save under way may be of this very step.
   if run_.saver.latest_step() != run_.step:
     run_.saver.save(run_.step, state, run_.meta())
     run_.saver.wait()
+  if run_.idle.ending is not None:
+    raise IdleError(f"{run_.idle.ending}. Step {run_.step} is saved in {run_.saver.path}; the same command "
+                    "goes on from there, other settings of a model or its data need another --workdir")
   if stopped:
     _say_stopped(run_)
   return state, stopped
@@ -260,25 +275,26 @@ def _eval_due(step: int, config) -> bool:
   return every is not None and step % every == 0 and step >= first
 
 
-def _observe(run_: Run, step: int, metrics, told: EvalOut | None, clock, bar) -> bool:
-  """Reads a step's metrics, counts, logs with what the source told; says whether all agreed to stop."""
-  with clock.compiled():
-    row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
+  """Reads a step's metrics, counts, logs with what the source told; says whether to stop."""
+  counts = f"train/step_{run_.recipe.unit}"
+  row = clock.read(sent, counted=counts)
   for name in run_.recipe.may_be_absent:
     if math.isnan(row[name]):
       del row[name]
-  stop, counted = hosts.StopFlag.agreed(row.pop("stop")), int(row.pop(f"train/step_{run_.recipe.unit}"))
-  run_.seen += counted
-  clock.add(counted)
+  stop = hosts.StopFlag.agreed(row.pop("stop"))
+  run_.seen += int(row.pop(counts))
   bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=run_.recipe.unit)
   if row["train/skipped_in_row"]:
     _mind_skipped(run_, step, row)
+  row |= told.scalars if told else {}
+  run_.idle.observe(step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row(), **(told.scalars if told else {})})
+    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row()})
     if told and told.text:
       run_.writer.write_text(step, "rollout/completions", told.text)
-    clock.restart()
-  return stop
+    clock.next_row()
+  return stop or run_.idle.ending is not None
 
 
 def _mind_skipped(run_: Run, step: int, row: dict) -> None:
@@ -313,15 +329,8 @@ def evaluate(recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("eve
   Returns:
     Numbers by metric name, texts one after another, and images by name.
   """
-  return _joined(found.run(params, step=step, tables=tables, workdir=workdir)
+  return evals.join(found.run(params, step=step, tables=tables, workdir=workdir)
                  for found in recipe.evals.values() if found.when in when)
-
-
-def _joined(outs: Iterable[EvalOut]) -> EvalOut:
-  outs = list(outs)
-  scalars = {name: value for out in outs for name, value in out.scalars.items()}
-  images = {name: image for out in outs for name, image in out.images.items()}
-  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images)
 
 
 def _write_eval(run_: Run, out: EvalOut) -> None:
@@ -342,7 +351,7 @@ def _evaluate_and_save(run_: Run, state: TrainState) -> None:
     _write_eval(run_, out)
     scalars = out.scalars
   if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
-    named = {_summary_name(name): value for name, value in scalars.items()}
+    named = {evals.summary_name(name): value for name, value in scalars.items()}
     best = run_.config.checkpoint.best_metric
     if named and run_.config.checkpoint.keep_best and best not in named:
       _say(logging.WARNING, "config.checkpoint.best_metric=%s is none of what was evaluated (%s): no "
@@ -358,7 +367,7 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
       _say_stopped(run_)
       return {}
     outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables, workdir=run_.workdir))
-  out = _joined(outs)
+  out = evals.join(outs)
   _write_eval(run_, out)
   summary = _summary(run_, tree.count(state.params), out.scalars) if hosts.is_main() else {}
   run_.recipe.leave(run_.workdir, _eval_params(state), summary)
@@ -381,18 +390,12 @@ def _asker(mesh, stop) -> Callable[[], bool]:
 
 
 def _summary(run_: Run, params: int, scalars: dict) -> dict:
-  rows = report.read_metrics(run_.workdir)
-  unit = run_.recipe.unit
-  speeds = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s", "flops_fraction_of_peak")
+  rows, unit = report.read_metrics(run_.workdir), run_.recipe.unit
   return {
       "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
-      **{_summary_name(name): value for name, value in scalars.items()},
-      **{name: report.median(rows, f"perf/{name}") for name in speeds},
+      **{evals.summary_name(name): value for name, value in scalars.items()},
+      **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1),
       **({} if scalars else {"evaluation": "none"}),
   }
-
-
-def _summary_name(metric: str) -> str:
-  return metric.removeprefix("eval/").replace("/", "_")

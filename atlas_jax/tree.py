@@ -77,6 +77,12 @@ def all_finite(tree):
   return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
+def changed_frac(old, new):
+  """Gives the share of the numbers in two trees that differ, float32 []; 0 for trees without any."""
+  differ = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new))]
+  return sum(differ, start=jnp.zeros((), jnp.float32)) / max(1, count(old))
+
+
 def group_of(name: str) -> str:
   """Gives the metric group of a parameter's name: the first part of it that is a group, else "other"."""
   for part in name.split("/"):

@@ -29,6 +29,8 @@ FORM = ('{"prompt": TEXT, "responses": [{"text": TEXT, "rank": N}, ...]}, with r
 PARTS = ("text", "rank", "score")  # What is read of a response.
 CHOICES = ("chosen", "rejected")  # The columns of a preference, the better first.
 
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+
 
 class Response(NamedTuple):
   """One answer."""
@@ -216,10 +218,11 @@ def _parts(where: str, one: Any) -> tuple[str, int | None, float | None]:
   if rank is not None and (isinstance(rank, bool) or not is_whole or rank < 1):
     raise ValueError(f"{where}.rank is {rank!r}; ranks are whole numbers from 1, the best, and equal "
                      "ones are ties")
-  is_number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+  # What compares as not less, such as NaN, or a whole number of 400 digits, would be no float32.
+  is_number = isinstance(score, int | float) and not isinstance(score, bool) and abs(score) <= LARGEST_SCORE
   if score is not None and not is_number:
-    raise ValueError(f"{where}.score is {score!r}; it must be a finite number, of which more is better, or "
-                     "be left out")
+    raise ValueError(f"{where}.score is {repr(score)[:40]}; it must be a finite number that float32 holds, "
+                     "of which more is better, or be left out")
   text = _text(f"{where}.text", one.get("text"))
   return text, None if rank is None else int(rank), None if score is None else float(score)
 

@@ -27,6 +27,7 @@ def default() -> ml_collections.ConfigDict:
       "eval_every_steps": OPTIONAL(int),  # Updates between evaluations; None: at the end only.
       "eval_from_step": OPTIONAL(int),  # First update after which is evaluated; None: all that are due.
       "skip_limit": 10,  # Updates in a row with a loss or gradient that is not finite before the run stops.
+      "idle_limit": 50,  # Updates in a row that learn nothing before the run ends, saved; None: never.
   })
   config.checkpoint = _checkpoint()
   config.mesh = ml_collections.ConfigDict({

@@ -1,5 +1,5 @@
 """What a trained model is measured by, and the plain models it is measured against."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,3 +18,16 @@ class EvalOut(NamedTuple):
   scalars: dict[str, float]
   text: str = ""
   images: Mapping[str, Any] = MappingProxyType({})  # name -> uint8, height x width x 3
+
+
+def join(outs: Iterable[EvalOut]) -> EvalOut:
+  """Puts several measurements together; of equal names the later one stays."""
+  outs = list(outs)
+  scalars = {name: value for out in outs for name, value in out.scalars.items()}
+  images = {name: image for out in outs for name, image in out.images.items()}
+  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images)
+
+
+def summary_name(metric: str) -> str:
+  """Gives the name that an evaluation's metric has in summary.json: eval/a/b is a_b."""
+  return metric.removeprefix("eval/").replace("/", "_")

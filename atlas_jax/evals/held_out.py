@@ -48,22 +48,27 @@ def add_up(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = 
   Returns:
     The sums over all segments, float64 of NumPy; equal in every process, {} without any segment.
   """
-  state, waiting, totals = None, None, {}
+  totals: dict = {}
+  for sums in segments(step, params, model, source, mesh, max_tokens=max_tokens):
+    totals = {name: totals.get(name, 0.0) + np.asarray(value, np.float64) for name, value in sums.items()}
+  return totals
+
+
+def segments(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = None):
+  """Yields what each segment of a source gives, as NumPy arrays, equal in every process; see `add_up`."""
+  state, waiting = None, None
   for local in batches(source, max_tokens=max_tokens, processes=jax.process_count()):
     batch = hosts.global_batch(mesh, local)
     if state is None:
       state = _zero_state(model, batch["tokens_BT"].shape[0], mesh)
     state, sums = step(params, state, batch)
-    # Sums of a segment are read while the next one is computed.
-    totals, waiting = _plus(totals, waiting), sums
-  return _plus(totals, waiting)
+    # Those of a segment are read while the next one is computed.
+    if waiting is not None:
+      yield jax.tree.map(np.asarray, waiting)
+    waiting = sums
+  if waiting is not None:
+    yield jax.tree.map(np.asarray, waiting)
 
 
 def _zero_state(model, rows: int, mesh: Mesh):
   return jax.jit(lambda: model.zero_state(rows), out_shardings=meshes.batch_sharding(mesh))()
-
-
-def _plus(totals: dict, sums) -> dict:
-  if sums is None:
-    return totals
-  return {name: totals.get(name, 0.0) + np.asarray(value, np.float64) for name, value in sums.items()}

@@ -1,11 +1,15 @@
-"""Memory gain: how much worse held-out text is predicted without what memory holds from earlier segments."""
+"""Memory gain: how much worse held-out text is predicted without what memory holds from earlier segments.
+
+A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
+"""
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.evals import EvalOut, held_out
+from atlas_jax.evals import EvalOut, bootstrap, held_out
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory import scan
 from atlas_jax.memory.layer import NO_DOC, Memory
@@ -13,6 +17,7 @@ from atlas_jax.memory.types import Learned, Running
 from atlas_jax.models import lm
 
 ABLATIONS = ("reset", "swapped", "gate_zero")
+COUNTED = {"reset": "memory_gain", "swapped": "memory_gain_swapped"}  # The third counts what the first does.
 
 
 def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = None,
@@ -34,9 +39,12 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
   Returns:
     run(params, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
-    the ablation minus that of the model as it is, and the number of tokens, "eval/memory_gain_tokens" and, as
-    rows whose partner has read nothing are left out there, "eval/memory_gain_swapped_tokens". A gain without
-    tokens is absent and the text says so.
+    the ablation minus that of the model as it is; its interval "eval/memory_gain_NAME_nats_low" and "_high",
+    see `bootstrap.interval_of_mean`, over documents (the parts of one that is cut between two rows count as
+    two); and of how many tokens and documents, "eval/memory_gain_tokens", "eval/memory_gain_documents" and,
+    as rows whose partner has read nothing are left out there, "eval/memory_gain_swapped_tokens" and
+    "eval/memory_gain_swapped_documents". A gain without tokens, or an interval of one document, is absent
+    and the text says so.
 
   Raises:
     ValueError: if the model has no memory; from `run`, if the batch has one row, and no other to swap with.
@@ -49,8 +57,8 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del step
-    totals = held_out.add_up(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
-    return _result(totals)
+    found = held_out.segments(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
+    return _result(_by_document(found))
 
   return run
 
@@ -75,10 +83,10 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
   weight_BT = jnp.where(batch["doc_BT"] == state.doc_B[:, None], batch["weight_BT"], 0).astype(nlls.dtype)
   partner_B = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)
   counted = {name: weight_BT * partner_B[:, None] if name == "swapped" else weight_BT for name in ABLATIONS}
-  sums = {}
+  sums = {"doc_B": state.doc_B}  # What counts of a row is of this one document.
   for name, nll_BT in zip(ABLATIONS, nlls[1:]):
-    sums[f"{name}_nats"] = jnp.sum(jnp.sum((nll_BT - nlls[0]) * counted[name], axis=1))
-    sums[f"{name}_tokens"] = jnp.sum(counted[name])
+    sums[f"{name}_nats_B"] = jnp.sum((nll_BT - nlls[0]) * counted[name], axis=1)
+    sums[f"{name}_tokens_B"] = jnp.sum(counted[name], axis=1)
   return jax.tree.map(lambda leaf: leaf[0], ends), sums
 
 
@@ -104,15 +112,37 @@ def other_memory(state: lm.LMState) -> lm.LMState:
   return state._replace(memory=state.memory._replace(running=running))
 
 
-def _result(totals: dict) -> EvalOut:
-  tokens = {name: float(totals[f"{name}_tokens"]) if totals else 0.0 for name in ABLATIONS}
-  scalars = {f"eval/memory_gain_{name}_nats": float(totals[f"{name}_nats"]) / tokens[name]
-             for name in ABLATIONS if tokens[name]}
-  scalars["eval/memory_gain_tokens"] = tokens["reset"]
-  scalars["eval/memory_gain_swapped_tokens"] = tokens["swapped"]
-  absent = [name for name in ABLATIONS if not tokens[name]]
-  text = ""
+def _by_document(segments) -> dict:
+  """Adds up (nats, tokens) of each ablation for each document, named by its row and number."""
+  found: dict[str, dict] = {name: {} for name in ABLATIONS}
+  for sums in segments:
+    for name, documents in found.items():
+      nats_B, tokens_B = sums[f"{name}_nats_B"], sums[f"{name}_tokens_B"]
+      for row in np.flatnonzero(tokens_B):
+        at = int(row), int(sums["doc_B"][row])
+        nats, tokens = documents.get(at, (0.0, 0.0))
+        documents[at] = nats + float(nats_B[row]), tokens + float(tokens_B[row])
+  return found
+
+
+def _result(found: dict) -> EvalOut:
+  scalars, lines = {}, []
+  for name, documents in found.items():
+    nats_N, tokens_N = np.array(list(documents.values()), np.float64).reshape(-1, 2).T
+    metric = f"eval/memory_gain_{name}_nats"
+    if len(nats_N):
+      scalars[metric] = float(nats_N.sum() / tokens_N.sum())
+    if (interval := bootstrap.interval_of_mean(nats_N, tokens_N)) is not None:
+      scalars[f"{metric}_low"], scalars[f"{metric}_high"] = interval
+    if name in COUNTED:
+      scalars[f"eval/{COUNTED[name]}_tokens"] = float(tokens_N.sum())
+      scalars[f"eval/{COUNTED[name]}_documents"] = float(len(nats_N))
+  absent = [name for name in ABLATIONS if not found[name]]
+  single = [name for name in ABLATIONS if len(found[name]) == 1]
   if absent:
-    text = (f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document goes on "
-            "into a second segment; lower config.data.segment_len or give longer documents")
-  return EvalOut(scalars, text)
+    lines.append(f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document "
+                 "goes on into a second segment; lower config.data.segment_len or give longer documents")
+  if single:
+    lines.append(f"memory gain ({', '.join(single)}) is measured on one document alone and has no interval; "
+                 "hold out more documents (config.data.held_out_frac), or raise config.eval.gain_max_tokens")
+  return EvalOut(scalars, "\n".join(lines))

@@ -1,7 +1,8 @@
 """Advantages: how much better a completion is than the others of its prompt.
 
 Completions of a prompt are adjacent rows. A reward that is missing is NaN: it counts in no mean and no
-deviation, and a completion without any reward has advantage 0.
+deviation, and a completion without any reward has advantage 0. Rewards may be as large as their type can
+hold, and all alike but for their last digits: they are scaled by powers of two, and centred twice.
 """
 from collections.abc import Mapping
 
@@ -58,17 +59,20 @@ def group_advantages(reward_B, *, group_size: int, kind: str, deviation: str = "
   reward_BG = _groups(reward_B, group_size)
   known_BG = ~jnp.isnan(reward_BG)
   count_BG = jnp.sum(known_BG, axis=1, keepdims=True, dtype=reward_BG.dtype)
+  over = (1, -1) if kind == "batch" else reward_BG.shape  # What shares a scale and a deviation.
+  power = _power(reward_BG.reshape(over), known_BG.reshape(over))
+  scaled_BG = jnp.ldexp(reward_BG, -power)
   if kind == "ranked":
     advantage_BG = _ranked(reward_BG, known_BG, count_BG)
   else:
-    advantage_BG = _centre(reward_BG, known_BG)
+    advantage_BG = centre(scaled_BG, known_BG)
   if kind == "leave_one_out":
     advantage_BG = advantage_BG * count_BG / jnp.maximum(count_BG - 1, 1)
-  elif kind == "normalized":
-    advantage_BG = advantage_BG / (_deviation(reward_BG, known_BG, DEVIATIONS[deviation]) + epsilon)
-  elif kind == "batch":
-    whole, known = reward_BG.reshape(1, -1), known_BG.reshape(1, -1)
-    advantage_BG = advantage_BG / (_deviation(whole, known, DEVIATIONS[deviation]) + epsilon)
+  if kind in ("normalized", "batch"):
+    spread = _deviation(scaled_BG.reshape(over), known_BG.reshape(over), DEVIATIONS[deviation])
+    advantage_BG = advantage_BG / (spread + jnp.ldexp(jnp.asarray(epsilon, spread.dtype), -power))
+  elif kind != "ranked":
+    advantage_BG = jnp.ldexp(advantage_BG, power)
   flat_BG = _flat(reward_BG, known_BG)
   # Rounding of the mean must not make a group of equal rewards differ.
   return jnp.where(known_BG & ~flat_BG, advantage_BG, 0).reshape(-1)
@@ -154,13 +158,26 @@ def _stack(rewards: Mapping, weights: Mapping):
   return known_BE, jnp.asarray([weights[name] for name in rewards], known_BE.dtype)
 
 
-def _centre(reward_BG, known_BG):
-  count_BG = jnp.maximum(jnp.sum(known_BG, axis=1, keepdims=True), 1).astype(reward_BG.dtype)
-  return reward_BG - jnp.sum(jnp.where(known_BG, reward_BG, 0), axis=1, keepdims=True) / count_BG
+def centre(value_BG, known_BG):
+  """Gives values minus the mean of the known ones of their row, which is then zero but for rounding.
+
+  A mean is rounded to the last digit of the values. Of what is left, which is small where they are alike, it
+  is taken off once more.
+  """
+  count_BG = jnp.maximum(jnp.sum(known_BG, axis=1, keepdims=True), 1).astype(value_BG.dtype)
+  mean = lambda x_BG: jnp.sum(jnp.where(known_BG, x_BG, 0), axis=1, keepdims=True) / count_BG
+  once_BG = value_BG - mean(value_BG)
+  return once_BG - mean(once_BG)
+
+
+def _power(reward_BG, known_BG):
+  """Gives the power of two just above the largest reward of each row."""
+  largest_BG = jnp.max(jnp.where(known_BG, jnp.abs(reward_BG), 0), axis=1, keepdims=True)
+  return jnp.frexp(largest_BG)[1]
 
 
 def _deviation(reward_BG, known_BG, missing_degrees: int):
-  square_BG = jnp.where(known_BG, jnp.square(_centre(reward_BG, known_BG)), 0)
+  square_BG = jnp.where(known_BG, jnp.square(centre(reward_BG, known_BG)), 0)
   count_BG = jnp.sum(known_BG, axis=1, keepdims=True, dtype=square_BG.dtype) - missing_degrees
   return jnp.sqrt(jnp.sum(square_BG, axis=1, keepdims=True) / jnp.maximum(count_BG, 1))
 

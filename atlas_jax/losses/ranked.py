@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-4
+from atlas_jax.losses.advantages import EPSILON, group_advantages
+
 CHOICES = {
   "objective": ("ranked", "group_relative"),
   "preference": ("weighted_nll", "listnet"),
@@ -116,10 +117,9 @@ def pair_loss(margin_BG, score_BG, valid_BG, *, scale: float = 1.0, weighting: s
 
 def group_relative(score_BG, valid_BG, *, epsilon: float = EPSILON):
   """Gives (score - mean) / (deviation + epsilon) over each group, with the population's deviation."""
-  count_BG = jnp.maximum(jnp.sum(valid_BG, axis=1, keepdims=True), 1).astype(score_BG.dtype)
-  mean = lambda x_BG: jnp.sum(jnp.where(valid_BG, x_BG, 0), axis=1, keepdims=True) / count_BG
-  centred_BG = score_BG - mean(score_BG)
-  return jnp.where(valid_BG, centred_BG / (jnp.sqrt(mean(jnp.square(centred_BG))) + epsilon), 0)
+  known_BG = jnp.where(valid_BG, score_BG, jnp.nan)
+  return group_advantages(known_BG.reshape(-1), group_size=score_BG.shape[1], kind="normalized",
+                          deviation="population", epsilon=epsilon).reshape(score_BG.shape)
 
 
 def ranked_loss(logprob_BGT, mask_BGT, score_BG, valid_BG, settings: Settings, *,

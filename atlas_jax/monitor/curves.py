@@ -8,7 +8,9 @@ TRAIN, VAL, QUIET = "#2b6cb0", "#c05621", "#6b7280"
 MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # Of lines that are none of these.
 SMOOTHED_FROM_POINTS = 40
 SCHEDULED = ("train/lr",)  # Set, not measured: there is nothing to smooth.
-STEADY_POINTS = 5  # The last points average over at least so many before them: one batch says little.
+ENDING_ROWS = 5  # One batch says little: what a run ended with is the mean of so many rows at most,
+ENDING_PARTS = 10  # and of the last tenth of them, over which little changes.
+STEADY_POINTS = 5  # The last points average over at least so many before them.
 
 
 class Series(dict):
@@ -21,11 +23,13 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
                ending: str = "{:.3g}") -> list[np.ndarray]:
   """Draws metrics as lines; long ones without markers are smoothed, single points marked.
 
+  Labels say what a metric ended with, see `ended`; those with markers are of evaluations.
+
   Args:
     axes: of matplotlib.
     series: of the run.
     lines: name -> (label, colour, style) of those to draw, if the run wrote them.
-    ending: how labels say the last value.
+    ending: how labels say what it ended with.
 
   Returns:
     The values of each line drawn.
@@ -34,13 +38,22 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
   for name, (label, color, style) in lines.items():
     if name in series:
       x, y = series[name]
+      last = y[-1] if "o" in style or name in SCHEDULED else ended(y)
       if len(y) >= SMOOTHED_FROM_POINTS and "o" not in style and name not in SCHEDULED:
         axes.plot(x, y, color=color, alpha=0.25, linewidth=1)
         y = smooth(y)
       axes.plot(x, y, style, color=color, linewidth=2, markersize=5, **mark(y, style),
-                label=f"{label}: {ending.format(y[-1])}")
+                label=f"{label}: {ending.format(last)}")
       drawn.append(y)
   return drawn
+
+
+def ended(values) -> float:
+  """Gives what a metric of training ended with, in pictures and summary alike.
+
+  It is the mean of the last tenth of its rows, of five at most and of one at least.
+  """
+  return float(np.mean(values[-min(ENDING_ROWS, max(1, len(values) // ENDING_PARTS)):]))
 
 
 def mark(values: np.ndarray, style: str = "") -> dict[str, str]:

@@ -4,6 +4,7 @@ import sys
 import rich.console
 import rich.progress
 
+from atlas_jax.monitor.clock import rate_text
 from atlas_jax.parallel import hosts
 
 
@@ -37,7 +38,7 @@ class Progress:
     if self._bar is None:
       return
     parts = [f"loss {loss:.4f}"] if loss is not None else []
-    parts += [f"{per_s:,.0f} {unit}/s"] if per_s is not None else []
+    parts += [f"{rate_text(per_s)} {unit.replace('_', ' ')}/s"] if per_s is not None else []
     self._bar.update(self._line, completed=step)
     if parts:
       self._bar.update(self._line, numbers="  ".join(parts))

@@ -3,9 +3,10 @@ import re
 
 import numpy as np
 
+from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import QUIET, TRAIN, VAL, Series, draw_lines, finish, legend_below
 
-SEEN = "train/puzzles_seen"  # A run that writes it has these panels.
+SEEN = "train/supervision_steps_seen"  # A run that writes it has these panels.
 UPDATES = "updates"
 PASS = re.compile(r"ARC/pass@(\d+)$")
 
@@ -83,13 +84,13 @@ def _draw_steps(axes, series: Series) -> None:
 
 def _draw_rate(axes, series: Series) -> None:
   drawn = draw_lines(axes, series, {"train/lr": ("learning rate", TRAIN, "-")}, ending="{:.2g}")
-  if drawn and (speed := series.get("perf/puzzles_per_s")) is not None:
+  if drawn and (speed := series.get("perf/supervision_steps_per_s")) is not None:
     other = axes.twinx()
     other.plot(*speed, color=QUIET, linewidth=1.5)
     other.set_ylim(0, 1.3 * np.quantile(speed[1], 0.95) or 1)
     other.set_ylabel("speed, supervision steps per second", fontsize=11, color=QUIET)
     other.spines["top"].set_visible(False)
-    axes.plot([], [], color=QUIET, linewidth=1.5, label=f"speed, median: {np.median(speed[1]):,.0f}")
+    axes.plot([], [], color=QUIET, linewidth=1.5, label=f"speed, median: {rate_text(np.median(speed[1]))}")
   _finish(axes, "Learning rate and speed", "learning rate", drawn, "no train/lr")
   if drawn:
     axes.set_ylim(0, 1.3 * drawn[0].max() or 1)

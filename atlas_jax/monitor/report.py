@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from atlas_jax.monitor import puzzle_panels, tuning_panels, writer
+from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   QUIET,
   SMOOTHED_FROM_POINTS,
@@ -22,6 +23,7 @@ from atlas_jax.monitor.curves import (
   VAL,
   Series,
   cut_top,
+  ended,
   finish,
   mark,
   short_number,
@@ -180,10 +182,26 @@ def write_csv(rows: list[dict], columns: Mapping[str, str], file) -> None:
       writer.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
 
 
-def last_mean(rows: list[dict], name: str, *, n_rows: int = 5) -> float | None:
-  """Averages a metric over the last rows that have it, one batch being noisy; None if none has."""
-  values = _values(rows, name)[-n_rows:]
-  return float(np.mean(values)) if values else None
+def last_mean(rows: list[dict], name: str) -> float | None:
+  """Gives what a metric ended with, see `curves.ended`; None if no row has it."""
+  values = _values(rows, name)
+  return ended(values) if values else None
+
+
+def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
+  """Gives the numbers of a run's summary on its speed: medians over rows, None where there is none.
+
+  The share of the peak refers to the highest one that the run knew, see `clock.Clock`.
+
+  Args:
+    rows: what `read_metrics` gives.
+    unit: see `recipes.Recipe`.
+  """
+  names = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s")
+  found = {name: median(rows, f"perf/{name}") for name in names}
+  peak, reached = max(_values(rows, "perf/peak_flops_per_s"), default=None), found["model_flops_per_s"]
+  share = None if peak is None or reached is None else reached / peak
+  return {**found, "flops_fraction_of_peak": share, "peak_flops_per_s": peak}
 
 
 def median(rows: list[dict], name: str) -> float | None:
@@ -232,7 +250,7 @@ def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None
     if len(y) >= SMOOTHED_FROM_POINTS:
       axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=1)
       y = smooth(y)
-    axes.plot(x, y, color=TRAIN, linewidth=2, **mark(y), label=f"train, {y[-1]:.3f} at the end")
+    axes.plot(x, y, color=TRAIN, linewidth=2, **mark(y), label=f"train, {ended(train[1]):.3f} at the end")
     drawn.append(train[1])
   if (held_out := series.get(f"val/{kind}")) is not None:
     axes.plot(*held_out, color=VAL, linewidth=2, marker="o", markersize=5,
@@ -272,12 +290,33 @@ def _draw_gain(axes, series: Series) -> None:
   known = [(label, series[name][1][-1]) for name, label in GAINS if name in series]
   labels, values = [label for label, _ in known], [value for _, value in known]
   if known:
-    bars = axes.bar(labels, values, width=0.55, color=[TRAIN if value >= 0 else VAL for value in values])
-    axes.bar_label(bars, [f"{value:+.4f}" for value in values], padding=4, fontsize=12)
+    intervals = [_interval(series, name, value) for (name, _), value in
+                 zip([each for each in GAINS if each[0] in series], values)]
+    reaches = np.array([[value - low, high - value] for (low, high), value in zip(intervals, values)]).T
+    bars = axes.bar(labels, values, width=0.55, color=[TRAIN if value >= 0 else VAL for value in values],
+                    yerr=np.maximum(reaches, 0), capsize=6)
+    axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f} to {high:+.4f})" if high > low else f"{value:+.4f}"
+                          for value, (low, high) in zip(values, intervals)], padding=4, fontsize=11)
     axes.axhline(0, color="black", linewidth=1)
-    axes.margins(y=0.2)
+    axes.margins(x=0.12, y=0.3)
   finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
          "no eval/memory_gain_*")
+  if known:
+    axes.set_xlabel(_measured_on(series), fontsize=10.5)
+
+
+def _interval(series: Series, name: str, value: float) -> tuple[float, float]:
+  """Gives the interval of a mean, the mean itself where there is none."""
+  ends = [series[f"{name}_{end}"][1][-1] for end in ("low", "high") if f"{name}_{end}" in series]
+  return (ends[0], ends[1]) if len(ends) == 2 else (value, value)
+
+
+def _measured_on(series: Series) -> str:
+  """Says how much text memory gain was measured on."""
+  counts = {name: series[f"eval/memory_gain_{name}"][1][-1] for name in ("tokens", "documents")
+            if f"eval/memory_gain_{name}" in series}
+  parts = [f"{int(count):,} {name}" for name, count in counts.items()]
+  return " of ".join(parts) + ("; 95% intervals over documents" if counts.get("documents", 0) > 1 else "")
 
 
 def _headline(name: str, series: Series) -> str:
@@ -287,7 +326,7 @@ def _headline(name: str, series: Series) -> str:
   if TOKENS in series:
     parts.append(f"{short_number(series[TOKENS][1][-1])} tokens")
   if "perf/tokens_per_s" in series:
-    parts.append(f"{np.median(series['perf/tokens_per_s'][1]):,.0f} tokens/s (median)")
+    parts.append(f"{rate_text(np.median(series['perf/tokens_per_s'][1]))} tokens/s (median)")
   if puzzle_panels.SEEN in series:
     parts.append(puzzle_panels.headline(series))
   return "  ·  ".join(parts)

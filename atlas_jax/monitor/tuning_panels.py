@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   MORE,
   QUIET,
@@ -57,7 +58,7 @@ def headline(series: Series) -> str:
     words = unit.replace("_", " ")
     parts.append(f"{short_number(series[f'train/{unit}_seen'][1][-1])} {words}")
     if (speed := series.get(f"perf/{unit}_per_s")) is not None:
-      parts.append(f"{np.median(speed[1]):,.0f} {words}/s (median)")
+      parts.append(f"{rate_text(np.median(speed[1]))} {words}/s (median)")
   for name, words in (("val/accuracy", "of held-out problems right"),
                       ("val/pairs_right_frac", "of held-out pairs in order")):
     if name in series:

@@ -54,6 +54,8 @@ class LossOut(NamedTuple):
   weight: jax.Array  # [] how many of them count
   carry: Any  # what the next batch starts from; () if nothing
   metrics: dict  # name -> [] array
+  seen: Any = None  # [] how many the batch holds of what `Recipe.unit` says, also those that the loss leaves
+                    # out; None: the weight
 
 
 class Recipe(NamedTuple):
@@ -64,7 +66,8 @@ class Recipe(NamedTuple):
   source: Any  # data.source.Source: host side, where batches come from
   evals: Mapping[str, Any]  # name -> evals.Eval
   tables: Tables | None = None
-  unit: str = "tokens"  # What the weight of a loss counts; names metrics, such as perf/tokens_per_s.
+  # What is counted, by `LossOut.weight` and `seen`; names metrics, such as perf/tokens_per_s.
+  unit: str = "tokens"
   finish: Callable = lambda means: means  # (LossOut.metrics averaged by weight) -> metrics, for ratios
   may_be_absent: tuple[str, ...] = ()  # Metrics that are NaN, and not written, where nothing is to tell.
   backward_frac: float = 1.0  # Share of the forward pass that has a backward pass, for counting FLOPs.

@@ -190,10 +190,10 @@ def read_of(pair: Pair):
 
 
 def student_frac(pair: Pair) -> float:
-  """Gives the student's share of the parameters that a forward pass goes through."""
+  """Gives the share of a forward pass that has a backward pass: the student's, by numbers of parameters."""
   student, teacher = (tree.count(jax.eval_shape(start.language.init, jax.random.key(0)))
                       for start in (pair.student, pair.teacher))
-  return student / (student + teacher)
+  return pair.student.backward_frac * student / (student + teacher)
 
 
 def unit_of(pair: Pair) -> str:
@@ -209,7 +209,8 @@ def loss_of(config, pair: Pair):
     del carry, rng
     mean, weight, stats = compare(params, batch, frozen)
     metrics = {"distill/on_policy_frac": jnp.mean(batch["on_policy_B"]), **layer_metrics(stats)}
-    return LossOut(mean, weight, (), metrics)
+    seen = jnp.sum(batch["completion_mask_BT"], dtype=jnp.float32) if pair.classes is None else None
+    return LossOut(mean, weight, (), metrics, seen)
 
   return loss
 

@@ -1,7 +1,8 @@
 """Policy optimisation: completions that earn more than others of their prompt become likelier.
 
 The weight of a loss counts completion tokens where every token weighs the same (config.policy.aggregation
-"token_mean"), else completions; so pieces of a batch add up to the whole.
+"token_mean"), else completions; so pieces of a batch add up to the whole. What a run has seen counts those
+too that the loss leaves out, such as tokens of masked completions.
 """
 import dataclasses
 from typing import Any
@@ -45,6 +46,7 @@ def make(config, mesh) -> Recipe:
   return Recipe(
       init_of(start, settings, config), loss_of(config, start, settings), rollouts,
       evals_of(config, start, sampler), unit=unit_of(settings), finish=finish, bind=bind,
+      backward_frac=start.backward_frac / (2 if settings.kl_weight else 1),  # A reference is only read.
       keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start, settings, config),
       anchor=anchor_of(settings, config))
 
@@ -70,7 +72,7 @@ def settings_of(config) -> Settings:
 
 
 def unit_of(settings: Settings) -> str:
-  """Names what the weight of the loss counts; see the module."""
+  """Names what is counted; see the module."""
   return "completion_tokens" if settings.aggregation == "token_mean" else "completions"
 
 
@@ -194,7 +196,10 @@ def loss_of(config, start: Start, settings: Settings):
         old_logprob_BT=batch["old_logprob_BT"] if "old_logprob_BT" in batch else None,
         sampler_logprob_BT=batch["sampler_logprob_BT"], ref_logprob_BT=ref_BT, entropy_BT=entropy_BT,
         row_mask_B=batch["row_mask_B"], tokens_per_row=jnp.max(batch["tokens_per_row_B"]))
-    return LossOut(out.loss, out.weight, (), {"policy": out.metrics, "layers": layer_metrics(stats)})
+    mask_BT = batch["completion_mask_BT"]
+    seen = jnp.sum(mask_BT) if unit_of(settings) == "completion_tokens" else jnp.asarray(mask_BT.shape[0])
+    return LossOut(out.loss, out.weight, (), {"policy": out.metrics, "layers": layer_metrics(stats)},
+                   seen.astype(jnp.float32))
 
   return loss
 

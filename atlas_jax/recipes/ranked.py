@@ -48,6 +48,7 @@ def make(config, mesh) -> Recipe:
 
   return Recipe(init_of(start, settings), loss_of(config, start, settings), source,
                 evals_of(config, start, settings, groups, mesh, bound), unit="prompts", finish=finish,
+                backward_frac=start.backward_frac / (2 if needs_reference(settings) else 1),
                 may_be_absent=(RIGHT,), keep=keep, read=read_of(start, settings), bind=bound.bind,
                 leave=leave)
 

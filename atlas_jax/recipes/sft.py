@@ -23,7 +23,8 @@ def make(config, mesh) -> Recipe:
   source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
   bound = Bound()
   return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
-                keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start), bind=bound.bind)
+                backward_frac=start.backward_frac, keep=lambda workdir: kept.keep(config, start, workdir),
+                read=read_of(start), bind=bound.bind)
 
 
 class Bound:
@@ -153,7 +154,8 @@ def loss_of(config, start: Start):
     del carry, rng
     logprob_BT, stats = score(params, batch, frozen)
     mean, weight = sft_loss(logprob_BT, batch["weight_BT"], kind=config.sft.loss)
-    return LossOut(mean, weight, (), {**token_metrics(logprob_BT, batch), **layer_metrics(stats)})
+    tokens = jnp.sum(batch["doc_BT"] >= 0, dtype=jnp.float32)  # Those of prompts too.
+    return LossOut(mean, weight, (), {**token_metrics(logprob_BT, batch), **layer_metrics(stats)}, tokens)
 
   return loss
 

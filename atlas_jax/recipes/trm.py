@@ -63,7 +63,7 @@ def make(config, mesh) -> Recipe:
   return Recipe(
       init, loss_of(config, model), puzzle_sets.source_of(config, sets),
       evals_of(config, model, reset, sets, mesh),
-      tables=tables_of(config) if config.trm.row_width else None, unit="puzzles",
+      tables=tables_of(config) if config.trm.row_width else None, unit="supervision_steps",
       finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT,
       backward_frac=1 / config.trm.n_outer, bind=lambda frozen, workdir: given.update(frozen),
       **{"keep": sets.keep, "fits": sets.check_run, **start})
@@ -129,15 +129,16 @@ def tables_of(config) -> Tables:
 
 
 def loss_of(config, model: trm.TRM):
-  """Makes the loss of one update; see `Recipe.loss`. Its weight counts slots."""
+  """Makes the loss of one update; see `Recipe.loss`. Its weight counts the steps of all slots."""
   fields = config.supervision
 
   def loss(params, batch, *, frozen, carry, rng, rows=None):
     pool = act.refill(carry.pool, batch, frozen["reset"])
     size = pool.ids_B.shape[0]
     rows_BE = jnp.zeros((size, 0), jnp.float32) if rows is None else rows
-    finished, total, sums = carry.finished, 0.0, {}
+    finished, total, steps, sums = carry.finished, 0.0, 0, {}
     for i in range(fields.steps_per_update):
+      steps = steps + jnp.sum(~pool.halted_B)
       pool, step_loss, step_sums, each = _supervise(
           model, fields, params, pool, rows_BE, jax.random.fold_in(rng, i))
       total = total + step_loss / fields.steps_per_update
@@ -150,8 +151,9 @@ def loss_of(config, model: trm.TRM):
     means = {"recent/known": jnp.mean(known_B.astype(jnp.float32)),
              **{f"train/{name}": value / size for name, value in sums.items()},
              **{f"recent/{name}": value / size for name, value in recent.items()}}
-    return LossOut((total / size).astype(jnp.float32), jnp.asarray(size, jnp.float32), Carry(pool, finished),
-                   means)
+    weight = jnp.asarray(size * fields.steps_per_update, jnp.float32)
+    return LossOut((total / size).astype(jnp.float32), weight, Carry(pool, finished), means,
+                   jnp.asarray(steps, jnp.float32))
 
   return loss
 

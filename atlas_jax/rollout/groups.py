@@ -124,6 +124,9 @@ def compare(groups: Sequence[Group], weights: Mapping[str, float], scoring: Scor
     groups: all of the rollout; each has the same number of completions.
     weights: of the rewards.
     scoring: how.
+
+  Raises:
+    ValueError: if rewards lie so far apart that an advantage is beyond float32; it names their prompt.
   """
   size = len(groups[0].tokens)
   if scoring.separate:
@@ -135,7 +138,14 @@ def compare(groups: Sequence[Group], weights: Mapping[str, float], scoring: Scor
     reward_B = np.concatenate([_counted(group, group.reward_G, scoring) for group in groups])
     advantage_B = _GROUP(reward_B, group_size=size, kind=scoring.kind, deviation=scoring.deviation,
                          epsilon=scoring.epsilon)
-  return np.asarray(advantage_B, np.float32)
+  advantage_B = np.asarray(advantage_B, np.float32)
+  if not np.isfinite(advantage_B).all():
+    group = groups[int(np.argmin(np.isfinite(advantage_B))) // size]
+    raise ValueError(f"the rewards of {group.problem.where}, {np.nanmin(group.reward_G):g} to "
+                     f"{np.nanmax(group.reward_G):g}, lie so far apart that an advantage of "
+                     f"config.advantage.kind={scoring.kind!r} is beyond float32; make the weights in "
+                     "config.rewards smaller, or set config.advantage.kind=normalized")
+  return advantage_B
 
 
 def _counted(group: Group, reward_G: np.ndarray, scoring: Scoring) -> np.ndarray:
@@ -161,9 +171,10 @@ def metrics(groups: Sequence[Group], *, options: Options) -> dict[str, float]:
       **_spread("reward", reward_B),
       **{name: value for reward, column_B in each.items()
          for name, value in _spread(f"reward/{reward}", column_B).items()},
-      "length_mean_tokens": length_B.mean(), "length_min_tokens": length_B.min(),
-      "length_max_tokens": length_B.max(), "truncated_frac": truncated_B.mean(),
-      "terminated_frac": 1 - truncated_B.mean(), "unrewarded_frac": np.isnan(reward_B).mean()}
+      "completion_tokens": length_B.sum(), "length_mean_tokens": length_B.mean(),
+      "length_min_tokens": length_B.min(), "length_max_tokens": length_B.max(),
+      "truncated_frac": truncated_B.mean(), "terminated_frac": 1 - truncated_B.mean(),
+      "unrewarded_frac": np.isnan(reward_B).mean()}
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
@@ -175,6 +186,8 @@ def metrics(groups: Sequence[Group], *, options: Options) -> dict[str, float]:
 
 def _spread(name: str, column_B: np.ndarray) -> dict[str, float]:
   known_B = column_B[~np.isnan(column_B)]
+  # In float64: squares of large rewards would overflow, and their mean be rounded to whole numbers.
+  known_B = known_B.astype(np.float64)
   return {f"{name}_mean": known_B.mean(), f"{name}_std": known_B.std()} if len(known_B) else {}
 
 

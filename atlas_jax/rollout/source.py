@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from atlas_jax.data import packing
 from atlas_jax.data.problems import Draws
@@ -22,7 +21,6 @@ from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.table import Table, text_of
 
 MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
-IDLE_TOLD = (4, 50, 1_000)  # Rollouts in a row without a lesson, at which one is told.
 REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
 
 
@@ -138,7 +136,7 @@ class RolloutSource:
     self._frozen: Any = ()
     self._table: Table | None = None
     self._origins: dict[int, list[str]] = {}
-    self._told, self._idle = EvalOut({}), 0
+    self._told = EvalOut({})
     self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
 
   def bind(self, frozen, workdir=None) -> None:
@@ -253,23 +251,20 @@ class RolloutSource:
             "rollout/resampled_groups": float(len(asked) - wanted),
             "rollout/masked_groups": float(sum(masked)),
             "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
+            "rollout/learnable_frac": float(self._learnable(made).mean()),
             **{f"rollout/{name}": float(value) for name, value in spent.items()}}
-    self._mind_idle(asked, told)
     rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
     if self._table is not None:
       self._table.write(self.step + 1, rows)
     where = [group.problem.where for group in chosen for _ in range(self._options.n)]
     return Pending(made, where, number, told, text_of(rows), min(group.version for group in chosen))
 
-  def _mind_idle(self, asked: list[Group], told: dict[str, float]) -> None:
-    """Says so where rollout after rollout has nothing that could be learnt."""
-    self._idle = self._idle + 1 if all(group.flat for group in asked) else 0
-    if self._idle in IDLE_TOLD:
-      logging.warning(
-          "update %d: the last %d rollouts taught nothing: in every group all rewards were equal (%.0f%% of "
-          "completions had none, %.0f%% were truncated); look at workdir/completions, and at config.rewards, "
-          "config.data.group_size and config.sampler.max_tokens", self.step + 1, self._idle,
-          100 * told["rollout/unrewarded_frac"], 100 * told["rollout/truncated_frac"])
+  def _learnable(self, made: dict[str, np.ndarray]) -> np.ndarray:
+    """Says which completions teach something: better or worse than others, and not left out of the loss."""
+    counted_B = made["row_mask_B"] > 0
+    if self._scoring.truncated != "keep":
+      counted_B &= ~made["truncated_B"]
+    return counted_B & (made["advantage_B"] != 0) & made["completion_mask_BT"].any(axis=1)
 
   def _arrays(self, chosen: list[Group], advantage_B, masked: list[bool]) -> dict[str, np.ndarray]:
     n = self._options.n

@@ -47,6 +47,14 @@ class Start(NamedTuple):
   read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
   read_adapters: Callable | None = None  # mesh -> adapters; None: they are drawn
 
+  @property
+  def backward_frac(self) -> float:
+    """The share of a forward pass that has a backward pass; see `Recipe.backward_frac`.
+
+    Beside adapters no gradient of weights is computed: the backward pass costs as much as the forward one.
+    """
+    return 0.5 if self.adapted else 1.0
+
   def init(self, rng) -> tuple[Any, dict]:
     """Draws (what is trained, the rest by name); "base" is the model beside its adapters."""
     params = self.language.init(rng)

@@ -10,7 +10,8 @@ from matplotlib import figure
 
 from atlas_jax.monitor import report
 
-COLUMNS = {"step": "step", "puzzles": "train/puzzles_seen", "loss_nats": "train/loss_nats",
+COLUMNS = {"step": "step", "supervision_steps": "train/supervision_steps_seen",
+           "loss_nats": "train/loss_nats",
            "train_exact_accuracy": "recent/exact_accuracy", "train_steps": "recent/steps",
            "held_out_exact_accuracy": "eval/all/exact_accuracy", "held_out_accuracy": "eval/all/accuracy",
            "pass_at_2": "ARC/pass@2"}

@@ -100,6 +100,9 @@ BAD = (
   (row("1"), r"file:3: responses\[0\].rank is '1'"),
   (row(1, 4), r"file:3: responses\[1\].rank is 4 in a group of 2; ranks are 2 at most"),
   (row(responses=[{"text": "a", "score": float("nan")}]), r"file:3: responses\[0\].score is nan"),
+  (row(responses=[{"text": "a", "score": 10**400}]), r"score is 10000+; it must be a finite number"),
+  (row(responses=[{"text": "a", "score": 1e39}]), r"score is 1e\+39; it must be"),
+  (row(responses=[{"text": "a", "score": -float("inf")}]), r"score is -inf; it must be"),
   (row(responses=[{"text": "a", "rank": 1, "score": "good"}]), r"responses\[0\].score is 'good'; it must be"),
   (
     row(responses=["a", "b", "a"]),

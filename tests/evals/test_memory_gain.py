@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.evals import memory_gain
+from atlas_jax.evals import bootstrap, memory_gain
 from atlas_jax.memory.layer import NO_DOC
 from atlas_jax.models import lm
 from atlas_jax.parallel import mesh as meshes
@@ -86,6 +86,26 @@ def by_hand(params):
     state = after
 
 
+def documents_by_hand(params):
+  """What memory spares in every document that goes on into a second segment, and on how many tokens."""
+  text, state, found = source(), nothing_read(), {}
+  while True:
+    try:
+      batch = text.next(None)
+    except StopIteration:
+      return list(found.values())
+    last_B = np.asarray(state.doc_B)
+    logits_BTV, after = read(params, batch, state)
+    reset = read(params, batch, reset_by_hand(params, state))[0]
+    apart_BT = nats(reset, batch["targets_BT"]) - nats(logits_BTV, batch["targets_BT"])
+    for row in range(4):
+      counted_T = (batch["weight_BT"][row] > 0) & (batch["doc_BT"][row] == last_B[row])
+      if counted_T.any():
+        total, count = found.get((row, last_B[row]), (0.0, 0))
+        found[row, last_B[row]] = total + apart_BT[row][counted_T].sum(), count + counted_T.sum()
+    state = after
+
+
 def gains_of(scalars):
   return [scalars[f"eval/memory_gain_{name}_nats"] for name in NAMES]
 
@@ -98,6 +118,30 @@ def test_each_gain_equals_its_computation_by_hand():
   np.testing.assert_allclose(gains_of(scalars), list(gains.values()), rtol=1e-3, atol=1e-6)
   assert scalars["eval/memory_gain_tokens"] == tokens["reset"]
   assert scalars["eval/memory_gain_swapped_tokens"] == tokens["swapped"]
+
+
+def test_an_interval_is_over_documents_whatever_their_segments():
+  params = lm_and_params()[1]
+  scalars, documents = measure()(params, step=3).scalars, documents_by_hand(params)
+  assert scalars["eval/memory_gain_documents"] == len(documents) > 4
+  assert scalars["eval/memory_gain_documents"] >= scalars["eval/memory_gain_swapped_documents"] > 1
+  expected = bootstrap.interval_of_mean(*np.array(documents).T)
+  metric = "eval/memory_gain_reset_nats"
+  ends = [scalars[f"{metric}_low"], scalars[f"{metric}_high"]]
+  np.testing.assert_allclose(ends, expected, rtol=1e-3, atol=1e-6)
+  for name in NAMES:
+    low, mean, high = (scalars[f"eval/memory_gain_{name}_nats{end}"] for end in ("_low", "", "_high"))
+    assert low < mean < high
+
+
+def test_one_document_alone_has_a_gain_without_an_interval_and_it_is_said():
+  model, params = lm_and_params()
+  lone = lambda: Documents(random_documents((8, 8, 8, 20)), rows=2, segment_len=12)
+  out = memory_gain.make(model, lone, one_device())(params, step=0)
+  assert out.scalars["eval/memory_gain_documents"] == 1
+  assert "eval/memory_gain_reset_nats" in out.scalars
+  assert not any(name.endswith(("_low", "_high")) for name in out.scalars)
+  assert "measured on one document alone" in out.text
 
 
 def test_a_memory_that_adds_nothing_gains_nothing():
@@ -143,7 +187,8 @@ def test_text_without_a_second_segment_has_no_gain_and_says_so():
   model, params = lm_and_params()
   short = lambda: Documents(random_documents((9, 11, 8, 10, 11, 11, 10, 8)), rows=4, segment_len=12)
   out = memory_gain.make(model, short, one_device())(params, step=0)
-  assert out.scalars == {"eval/memory_gain_tokens": 0, "eval/memory_gain_swapped_tokens": 0}
+  assert out.scalars == {f"eval/memory_gain_{name}": 0 for name in (
+      "tokens", "documents", "swapped_tokens", "swapped_documents")}
   assert "lower config.data.segment_len" in out.text
 
 

@@ -81,6 +81,45 @@ def test_equal_rewards_give_exactly_zero_and_every_group_sums_to_zero(kind):
   assert_close(found_B[3:].sum(), 0.0, tolerance=1e-5)
 
 
+SHIFTS = (0.0, 1.0, 1e3, 1e7)
+SCALES = (1e-35, 1e-10, 1.0, 1e7, 1e25, 1e30)
+
+
+def by_definition(reward_B, kind):
+  """Advantages of groups of four in float64, whose range and digits are enough for float32 rewards."""
+  reward_BG = np.asarray(reward_B, np.float64).reshape(-1, G)
+  centred_BG = reward_BG - reward_BG.mean(axis=1, keepdims=True)
+  if kind == "leave_one_out":
+    return (centred_BG * G / (G - 1)).reshape(-1)
+  if kind == "centered":
+    return centred_BG.reshape(-1)
+  spread = reward_BG.std(axis=1, ddof=1, keepdims=True) if kind == "normalized" else reward_BG.std(ddof=1)
+  return (centred_BG / (spread + advantages.EPSILON)).reshape(-1)
+
+
+@pytest.mark.parametrize("kind", ("normalized", "batch", "centered", "leave_one_out"))
+def test_rewards_of_any_size_and_far_from_zero_are_compared_in_float32(kind):
+  draw = np.random.default_rng(0)
+  for scale in SCALES:
+    for shift in SHIFTS:
+      reward_B = (scale * (shift + draw.normal(size=6 * G))).astype(np.float32)
+      found_B, expected_B = of(reward_B, kind).astype(np.float64), by_definition(reward_B, kind)
+      size, what = np.abs(expected_B).max(), f"{scale:g} times {shift:g} and more"
+      np.testing.assert_allclose(found_B, expected_B, atol=2e-6 * size, rtol=0, err_msg=what)
+      assert np.abs(found_B.reshape(-1, G).mean(axis=1)).max() <= 2e-7 * size, what
+
+
+@pytest.mark.parametrize("kind", advantages.KINDS)
+def test_equal_rewards_of_any_size_give_exactly_zero(kind):
+  value_B = np.float32([1e-38, 0.1, 1e7 / 3, 1e30 / 3, -3e38, 3e38])
+  assert not of(np.repeat(value_B, 3), kind, group_size=3).any()
+
+
+def test_the_largest_rewards_that_float32_holds_are_compared():
+  found_B = of(np.float32([3.4e38, -3.4e38, -3.4e38, -3.4e38]), "normalized")
+  assert_close(found_B, np.float32([1.5, -0.5, -0.5, -0.5]), tolerance=1e-6)
+
+
 def test_population_deviation_and_its_epsilon_are_on_request(x64):
   reward_B = np.array([1.0, 3.0])
   found_B = of(reward_B, "normalized", group_size=2, deviation="population", epsilon=0.5)

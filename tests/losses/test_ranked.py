@@ -61,6 +61,14 @@ def test_advantages_of_scores_are_over_the_population_s_deviation(x64):
   assert_close(out.parts["advantage"], fixture.arrays(NAME)["group_relative_adv_pop_std"], tolerance=1e-10)
 
 
+def test_large_scores_are_compared_by_their_differences():
+  valid_BG = np.ones((1, 3), bool)
+  near_BG, far_BG = (ranked.group_relative(jnp.asarray([[0.0, 2.0, 1.0]], jnp.float32) + jnp.float32(shift),
+                                           valid_BG) for shift in (0, 1e7))
+  assert_close(far_BG, near_BG, tolerance=1e-6)
+  assert_close(jnp.sum(far_BG), jnp.float32(0), tolerance=1e-6)
+
+
 def test_the_group_relative_loss_adds_the_kl_of_what_is_there(x64):
   given = fixture.arrays(NAME)
   ref_BGT = given["token_logps"] + 0.3

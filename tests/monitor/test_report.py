@@ -29,8 +29,9 @@ def full_rows(n=80, tokens=4096):
 def puzzle_rows(n=60, **more):
   for step in range(1, n + 1):
     right = 1 - math.exp(-step / 20)
-    row = {"step": step, "train/puzzles_seen": 64 * step, "train/lm_loss": 1.5 * (1 - right),
-           "train/q_halt_loss": 0.2 * right, "train/lr": 1e-4 * min(step, 10), "perf/puzzles_per_s": 240.0}
+    row = {"step": step, "train/supervision_steps_seen": 64 * step, "train/lm_loss": 1.5 * (1 - right),
+           "train/q_halt_loss": 0.2 * right, "train/lr": 1e-4 * min(step, 10),
+           "perf/supervision_steps_per_s": 240.0}
     row |= {f"recent/{name}": right for name in ("accuracy", "exact_accuracy", "q_halt_accuracy")}
     row["recent/steps"] = 8 - 6 * right
     if step % 20 == 0:
@@ -66,7 +67,7 @@ def test_the_report_of_a_run_on_puzzles_has_something_in_every_panel(tmp_path):
 
 
 def test_a_run_on_puzzles_with_few_rows_has_a_report(tmp_path):
-  row = {"step": 1, "train/puzzles_seen": 4, "train/lm_loss": 2.0, "recent/exact_accuracy": 0.0}
+  row = {"step": 1, "train/supervision_steps_seen": 4, "train/lm_loss": 2.0, "recent/exact_accuracy": 0.0}
   write_rows(tmp_path, [row])
   assert picture(report.write_report(tmp_path)).shape[:2] == (1000, 1800)
 
@@ -102,11 +103,45 @@ def test_missing_series_are_left_out(tmp_path):
 
 
 def test_summaries_skip_rows_without_the_metric(tmp_path):
-  write_rows(tmp_path, [{"step": step, "a": value} for step, value in enumerate((9.0, 1.0, None, 2.0, 3.0))])
+  values = [*range(27), None, 30.0, 31.0, None, 35.0]
+  write_rows(tmp_path, [{"step": step, "a": value} for step, value in enumerate(values)])
   rows = report.read_metrics(tmp_path)
-  assert report.last_mean(rows, "a", n_rows=3) == 2.0
-  assert report.median(rows, "a") == 2.5
+  assert report.last_mean(rows, "a") == 32.0  # Of three of thirty.
+  assert report.last_mean(rows[:9], "a") == 8.0
+  assert report.median(rows, "a") == 14.5
   assert report.last_mean(rows, "b") is report.median(rows, "b") is None
+
+
+@pytest.mark.parametrize("n", [3, 12, 60])
+def test_the_final_loss_of_the_picture_is_that_of_the_summary(tmp_path, n):
+  """A noisy loss, of few rows and of many that are smoothed."""
+  draw = np.random.default_rng(1)
+  write_rows(tmp_path, [{"step": step, "train/loss_nats": 2 + draw.normal()} for step in range(1, n + 1)])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  (line,) = panel(report.draw, series, "loss").lines[-1:]
+  final = report.last_mean(report.read_metrics(tmp_path), "train/loss_nats")
+  assert line.get_label() == f"train, {final:.3f} at the end"
+  assert panel(report.draw, series, "objective").lines[-1].get_label() == f"in training: {final:.3g}"
+
+
+def test_memory_gain_has_its_interval_and_says_on_how_much_text(tmp_path):
+  gain = {"eval/memory_gain_reset_nats": 0.12, "eval/memory_gain_reset_nats_low": -0.01,
+          "eval/memory_gain_reset_nats_high": 0.3, "eval/memory_gain_gate_zero_nats": 0.5,
+          "eval/memory_gain_tokens": 76_800, "eval/memory_gain_documents": 12}
+  write_rows(tmp_path, [{"step": 1, **gain}])
+  axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "memory_gain")
+  assert axes.get_xlabel() == "76,800 tokens of 12 documents; 95% intervals over documents"
+  texts = [text.get_text() for text in axes.texts]
+  assert texts == ["+0.1200\n(-0.0100 to +0.3000)", "+0.5000"]
+  (bars,) = [each for each in axes.containers if hasattr(each, "has_yerr")]
+  (ends,) = bars.lines[2]
+  np.testing.assert_allclose(ends.get_segments()[0][:, 1], [-0.01, 0.3])
+
+
+def test_the_headline_of_a_slow_run_does_not_say_zero(tmp_path):
+  write_rows(tmp_path, [{"step": 1, "train/tokens_seen": 5, "perf/tokens_per_s": 0.41}])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert "0.41 tokens/s (median)" in report._headline("run", series)
 
 
 def test_no_metrics_are_an_error_that_names_the_file(tmp_path):

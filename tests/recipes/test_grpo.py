@@ -8,7 +8,10 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
+from atlas_jax import state as states
+from atlas_jax import step as stepping
 from atlas_jax.models import lora
+from atlas_jax.monitor import profile
 from atlas_jax.optim import accumulate
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -21,6 +24,7 @@ from tests.helpers import assert_close
 HERE = "tests.recipes.test_grpo."
 MEMORY = dict(model__kind="memory", data__max_prompt_tokens=12)
 LORA = dict(lora__rank=2, lora__targets="q,v,down")
+KL = dict(policy__kl_weight=0.1)
 
 
 def sevens(prompt, completion, answer):
@@ -289,6 +293,17 @@ def test_a_reward_that_asks_for_a_column_of_no_row_is_refused_before_training(tm
   config = config_of(rewards=f"{code}:short", data__name="files", data__files=str(rows), data__options={})
   with pytest.raises(ValueError, match="the column 'level', and no row has it; did you mean 'levle'"):
     recipes.load(config, runs.one_device())
+
+
+@pytest.mark.parametrize("layout", [{}, LORA, KL, {**LORA, **KL}])
+def test_the_flops_of_an_update_are_those_of_its_gradient(layout):
+  """References and what lies beside adapters cost less backwards; shares of a peak would be too high."""
+  recipe, params, frozen = started(config_of(**layout))
+  batch = recipe.source.next(params)
+  state = states.TrainState(0, params, (), (), (), jax.random.key(0), 0, 0)
+  loss = lambda params: recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0)).loss
+  found = stepping.model_flops(recipe, state, frozen, batch)
+  assert found == pytest.approx(profile.count_flops(jax.grad(loss), params).flops, rel=0.1)
 
 
 def test_without_a_change_the_reference_costs_nothing(tmp_path):

@@ -124,6 +124,7 @@ def test_the_loss_is_that_of_counted_tokens_and_weighs_by_them():
   batch = recipe.source.next(None)
   out = recipe.loss(params, batch, frozen=(), carry=(), rng=jax.random.key(0))
   assert out.weight == batch["weight_BT"].sum() and out.carry == ()
+  assert out.seen == (batch["doc_BT"] >= 0).sum() > out.weight  # What is read counts prompts too.
   assert out.loss == pytest.approx(float(out.metrics["sft/nll_nats"]), rel=1e-6)
   filled = float((batch["doc_BT"] >= 0).mean())
   assert out.metrics["sft/filled_frac"] == pytest.approx(filled)

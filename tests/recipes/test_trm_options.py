@@ -68,6 +68,7 @@ def test_two_steps_per_update_are_two_updates_of_one_whose_weights_stay(folder, 
   assert not first.carry.pool.halted_B.any()
   assert_close(both.carry, second.carry)
   assert_close(both.loss, (first.loss + second.loss) / 2)
+  assert both.seen == both.weight == first.seen + second.seen == 2 * batch["ids_B"].shape[0]
   for name in ("train/lm_loss", "train/q_halt_loss"):
     assert_close(both.metrics[name], (first.metrics[name] + second.metrics[name]) / 2)
 

@@ -89,7 +89,7 @@ def test_a_run_on_arc_writes_scores_and_files(whole):
   assert last.keys() >= SCORES | MEANS, (SCORES | MEANS) - last.keys()
   params = jax.eval_shape(loaded(config).init, jax.random.key(0)).params
   assert summary["params"] == tree.count(params)
-  assert (summary["steps"], summary["puzzles_seen"]) == (8, 64)
+  assert (summary["steps"], summary["supervision_steps_seen"]) == (8, 64)
   assert summary["ARC_pass@2"] == last["ARC/pass@2"]
   (file,) = workdir.glob("evals/*/submission.json")
   tasks = recipes.trm.puzzle_sets.load(config).tasks

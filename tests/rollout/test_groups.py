@@ -98,6 +98,37 @@ def test_rewards_that_have_nothing_to_say_count_nowhere():
   assert np.isfinite(list(rollouts.tell().scalars.values())).all()
 
 
+def vast(prompt, completion, answer):
+  """Earns as much as float32 holds, or owes it."""
+  return 3e38 if completion == "a" else -3e38
+
+
+def large(prompt, completion, answer):
+  """Earns ten million, and what is said besides."""
+  return 1e7 + len(completion)
+
+
+def test_advantages_beyond_float32_are_refused_with_the_place():
+  names = {"tests.rollout.test_groups.vast": 1.0}
+  rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(kind="leave_one_out"),
+                     script=lambda text, params: ["a", "b"])
+  with pytest.raises(ValueError, match=r"rewards of f.jsonl:\d, -3e\+38 to 3e\+38, .*config.advantage.kind="
+                                       "'leave_one_out' is beyond float32"):
+    rollouts.next(None)
+  rollouts, _ = made(batch_rows=15, rewards=names, script=lambda text, params: ["a", "b"])
+  assert np.isfinite(rollouts.next(None)["advantage_B"]).all()
+
+
+def test_large_rewards_teach_what_their_differences_do():
+  names = {"tests.rollout.test_groups.large": 1.0}
+  (near, _), (far, _) = made(batch_rows=15), made(batch_rows=15, rewards=names)
+  near_B, far_B = near.next(None)["advantage_B"], far.next(None)["advantage_B"]
+  assert near_B.any()
+  assert_close(far_B, near_B, tolerance=1e-5)
+  spread = "rollout/reward_std"
+  assert far.tell().scalars[spread] == pytest.approx(near.tell().scalars[spread], rel=1e-6)
+
+
 @pytest.mark.parametrize("fields, message", [
     (dict(truncated="cut"), "config.rollout.truncated='cut' must be one of keep, mask, drop"),
     (dict(kind="best"), "config.advantage.kind='best'"), (dict(overlong_tokens=5), "is more than config.sam"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.rollout import ask, source
+from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.sampler import Options
 from tests.helpers import assert_close
 from tests.rollout.rollouts import BYTES, WORDS, listed, made, old_logprobs, same, written
@@ -257,21 +258,22 @@ def test_a_place_of_other_problems_or_settings_is_refused():
     made(batches=2)[0].restore(state)
 
 
-@pytest.mark.parametrize("prompt, share", [("silence", 100), ("p", 0)])
-def test_rollouts_that_teach_nothing_are_told_of_in_the_end(prompt, share, caplog):
-  rollouts, _ = made(listed(prompt), script=lambda text, params: ["bb"])
-  for _ in range(3):
-    rollouts.next(None)
-  assert "taught nothing" not in caplog.text
-  rollouts.next(None)
-  assert f"the last 4 rollouts taught nothing: in every group all rewards were equal ({share}%" in caplog.text
-  assert rollouts.tell().scalars["rollout/unrewarded_frac"] == share / 100
-  rollouts.next(None)
-  assert caplog.text.count("taught nothing") == 1
+@pytest.mark.parametrize("truncated, words", [
+    ("keep", ["a", "bb", "dddd"]), ("mask", ["a", "bb", "dddd"]), ("mask", ["dddd"]), ("keep", ["a"])])
+def test_the_share_of_completions_that_teach_something_is_told(truncated, words):
+  rollouts, _ = made(script=lambda text, params: words, scoring=Scoring(truncated=truncated), batch_rows=12)
+  texts = [completion for _, completion in written(rollouts.next(None))]
+  groups = [texts[at:at + 3] for at in range(0, 12, 3)]
+  taught = [len({*map(len, group)}) > 1 and not (truncated == "mask" and len(text) == 4)
+            for group in groups for text in group]
+  # No length is the mean of its group here, so that every completion is better or worse.
+  assert not any(sum(map(len, group)) == 3 * len(text) and len({*map(len, group)}) > 1
+                 for group in groups for text in group)
+  assert rollouts.tell().scalars["rollout/learnable_frac"] == pytest.approx(np.mean(taught))
+  assert any(taught) == (len(words) > 1)
 
 
-def test_a_lesson_in_between_starts_the_count_anew(caplog):
-  rollouts, _ = made(listed("p"), script=lambda text, params: ["bb"] if params else WORDS)
-  for bored in (1, 1, 1, 0, 1, 1, 1):
-    rollouts.next(bored)
-  assert "taught nothing" not in caplog.text
+def test_the_number_of_tokens_written_is_told():
+  rollouts, _ = made(table_rows=0)
+  batch = rollouts.next(None)
+  assert rollouts.tell().scalars["rollout/completion_tokens"] == batch["completion_mask_BT"].sum()
