@@ -377,8 +377,7 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
     run_.writer.write_text(run_.step, "eval/sample", out.text)
     print(out.text, flush=True)
   report.write_report(run_.workdir)
-  part = run_.workdir / f"{SUMMARY}.part"
-  part.write_text(json.dumps(summary, indent=2) + "\n")
+  (part := run_.workdir / f"{SUMMARY}.part").write_text(json.dumps(summary, indent=2) + "\n")
   part.replace(run_.workdir / SUMMARY)
   return summary
 
