@@ -10,10 +10,11 @@ from tests.recipes import test_contract
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "monitor")
 # What only a longer run reads: a server, a template's values, the folder left at the end, the length.
-LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs")
+LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
+         "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
-  "memory_lm": {"data.chat_template", "lora.rank"},  # Of the sample at the end.
+  "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
@@ -69,6 +70,9 @@ class Read:
 
   def values(self):
     return [self[name] for name in self._values]
+
+  def update(self, *others, **more):
+    self._values.update(*others, **more)
 
   def to_dict(self):
     return Read(self._values.to_dict() if hasattr(self._values, "to_dict") else self._values, self._found,
