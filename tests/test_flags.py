@@ -29,7 +29,7 @@ FLAGS = [
   ("--output_dir=x", "the directory of the run is --workdir"),
   ("--data=x", "--config.data.path .*--config.data.name=files.* or --config.data.files"),
   ("--warmup_steps=3", "did you mean --config.optim.warmup_steps?"),
-  ("--path=x", "did you mean --config.data.path or --config.model.path or --config.puzzles.path?"),
+  ("--path=x", "did you mean --config.data.path or .*--config.model.path or --config.puzzles.path"),
   ("--optim.lr=3", "did you mean --config.optim.lr?"),
   ("--batch_row=3", "did you mean --config.data.batch_rows?"),
   ("--warmup_step=3", "did you mean --config.optim.warmup_steps?"),

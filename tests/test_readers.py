@@ -74,6 +74,9 @@ class Read:
   def values(self):
     return [self[name] for name in self._values]
 
+  def update(self, *others, **more):
+    self._values.update(*others, **more)
+
   def to_dict(self):
     return Read(self._values.to_dict() if hasattr(self._values, "to_dict") else self._values, self._found,
                 self._prefix)
