@@ -62,9 +62,6 @@ class Read:
   def __contains__(self, name):
     return name in self._values
 
-  def update(self, values=(), **named):
-    self._values.update(values, **named)
-
   def keys(self):
     return self._values.keys()
 
