@@ -29,7 +29,7 @@ def make(*, key_dim, value_dim):
     fast = gates.retention * state.fast + gates.write_rate * jnp.outer(token.k, error)
     return MemoryState(fast), token.q @ fast
 
-  return MemoryRule(init=init, step=step)
+  return MemoryRule(init=init, step=step, uses=("log_retention", "write_rate"))
 '''
 NAME = "newcomers.replace"
 
