@@ -119,7 +119,7 @@ class NeuralMemory(nn.Module):
     zero = NeuralMemoryState(layer.zero_state(rows, x_BTD.dtype), jnp.full((rows,), NO_DOC, jnp.int32))
     if state is not None:
       found, need = (jax.tree.map(jnp.shape, tree) for tree in (state, zero))
-      if jax.tree.structure(found) != jax.tree.structure(need) or found != need:
+      if found != need:
         raise ValueError(f"NeuralMemory: the state is not one of this layer (rule={layer.rule!r}, dim="
                          f"{self.dim}, heads={layer.heads}) for {rows} rows; give what its own call "
                          "returned, or None")

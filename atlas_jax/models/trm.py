@@ -1,6 +1,6 @@
 """Tiny recursive models: a small stack of blocks, called again and again on the answer it has so far."""
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -186,7 +186,7 @@ def supervision_step(params, inputs_BT, labels_BT, latents: tuple | None = None,
     (loss, out): the mean over puzzles of `losses.recursion`, and the step's `Out`, whose latents are where
     the next step starts.
   """
-  out = model.apply(params, inputs_BT, rows_BE, latents)
+  out: Any = model.apply(params, inputs_BT, rows_BE, latents)
   rows = inputs_BT.shape[0]
   loss, _ = recursion.recursion_loss(
       out.logits_BTV, out.halt_logit_B, labels_BT, halted_B=jnp.ones((rows,), bool),
