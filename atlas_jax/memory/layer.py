@@ -147,7 +147,8 @@ class Memory(nn.Module):
     return Token(unit(q), unit(k), unit(v)), x_BTHE
 
   @nn.compact
-  def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str):
+  def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
+               n_chunks: int | None = None):
     """Reads T tokens.
 
     Args:
@@ -156,9 +157,11 @@ class Memory(nn.Module):
       doc_BT: document of each token, -1 at padding. In mode "packed" a document starts a chunk, and padding
         only ends one: a document that goes on in the next call must not be padded in this one.
       last_doc_B: document of the last real token of the earlier call, NO_DOC if there was none.
-      count_B: mode "stream": how many of the T tokens are real; None: all.
+      count_B: modes "stream" and "documents": how many of the T tokens are real, the first ones; None: all.
       mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a
-        chunk's start) or "stream" (any T from any position; all tokens are of one document).
+        chunk's start), "stream" (any T from any position; all tokens are of one document), or "documents"
+        (any T from any position; a document may begin anywhere).
+      n_chunks: mode "documents": see `scan.chunks_of_documents`.
 
     Returns:
       out_BTHM (float32, unit mean square per head), the new state, and stats of scalars.
@@ -174,7 +177,10 @@ class Memory(nn.Module):
       state, out, end = self._packed(rule, weights, state, x_BTD, gates, doc_BT, last_doc_B)
       stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
       return rms(out.out_CM), state, stats
-    return *self._stream(rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B), {}
+    read = self._read_stream
+    if mode == "documents":
+      read = functools.partial(self._read_documents, n_chunks)
+    return *self._stream(read, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B), {}
 
   def _weights(self, rule, width: int, wide) -> "Weights":
     """Gives the layer's parameters but the gates'; constants of the rule only where it has any."""
@@ -243,14 +249,19 @@ class Memory(nn.Module):
     base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
 
-  def _stream(self, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B):
-    """Reads any number of tokens of one document per row, from any place in a chunk."""
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
+  def _stream(self, read, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B):
+    """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
+    lags = self.conv_taps - 1
+    reach_BTS = conv_reach(doc_BT, last_doc_B, lags)
     tokens, x_BTHE = self._project(weights, x_BTD, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
-    running, out_BHTM = self._read_stream(rule, state.running, weights.learned, tokens, by_head, doc_BT,
-                                          last_doc_B, count_B)
+    running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, last_doc_B,
+                             count_B)
     tail = last_real(state.tail, x_BTHE, count_B)
+    # Later calls take all of the tail for rows of the last document: those of an earlier one become zero.
+    doc_BS = last_real(jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT, count_B)
+    kept_BS = doc_BS == doc_BS[:, -1:]
+    tail = jnp.where(kept_BS[..., None, None], tail, 0)
     return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail)
 
   def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
@@ -268,6 +279,20 @@ class Memory(nn.Module):
     lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
     new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
     return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, count_B)
+
+  def _read_documents(self, n_chunks, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
+    if count_B is not None:
+      at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
+      doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+
+    def head(memory, base, learned, position, tokens, gates, doc_T, last_doc):
+      running = Running(memory, base, position)
+      return scan.scan_documents(rule, running, learned, tokens, gates, doc_T, last_doc,
+                                 chunk_size=self.chunk_size, n_chunks=n_chunks)
+
+    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None), out_axes=(Running(0, 0, None), 0))
+    rows = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
+    return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, last_doc_B)
 
   def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, end: Token):
     """Scalars that tell how the memory is used; no gradient flows through them. `end` is the last chunk."""

@@ -82,7 +82,7 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
 
 def one_by_one(rule: MemoryRule) -> MemoryRule:
   """Leaves a rule only its plain form."""
-  whole = MemoryRule(rule.init, rule.start, rule.apply, rule.step, gates=rule.gates)
+  whole = MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates)
   return whole._replace(chunk=functools.partial(chunk_of_steps, whole))
 
 

@@ -1,6 +1,6 @@
-"""Runs a memory rule over the tokens of one row and head: token by token, by chunks, or by any cut.
+"""Runs a memory rule over the tokens of one row and head: token by token, by chunks, by any cut or documents.
 
-`scan_tokens` defines what the other two compute faster. Gradients of a chunk are taken at the memory of its
+`scan_tokens` defines what the others compute faster. Gradients of a chunk are taken at the memory of its
 start, so the chunk size is part of the model, unless a rule is exact for any size and says so.
 """
 
@@ -149,3 +149,83 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   real_T = jnp.arange(length, dtype=jnp.int32) < count
   position = (running.position + count) % chunk_size
   return Running(memory, base, position.astype(jnp.int32)), out_TM * real_T[:, None].astype(out_TM.dtype)
+
+
+def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens: Token, gates: Gates, doc_T,
+                   last_doc, *, chunk_size: int, n_chunks: int):
+  """Reads documents that begin anywhere, from any position on; each has its own chunks, as if read alone.
+
+  Args:
+    running: the memory before the first token, perhaps inside a chunk of document `last_doc`.
+    learned: weights with which a document starts, and the rule's learned constants.
+    tokens, gates: fields with a leading T.
+    doc_T: the document of each token, -1 at padding, which leaves no trace.
+    last_doc: [] int32, the document of the last token read before; it goes on where doc_T begins with it.
+    chunk_size: tokens whose gradients are taken at the same base.
+    n_chunks: how many chunks are read; see `chunks_of_documents`.
+
+  Returns:
+    (running, out_TM): the memory after the last real token, what each token recalled (0 at padding). All are
+    NaN from the first token on that n_chunks leaves no room for.
+  """
+  slow, rows = learned.slow, n_chunks * chunk_size
+  chunk_T, place_T, new_T, position = _document_grid(doc_T, last_doc, running.position, chunk_size)
+  real_T = doc_T >= 0
+  slot_T = chunk_T * chunk_size + place_T
+  count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
+  source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
+  write_S = source_S >= 0
+  put = lambda x: x[jnp.maximum(source_S, 0)]
+  placed, placed_gates = jax.tree.map(put, (tokens, gates))
+  reset_N = jnp.zeros((n_chunks,), bool).at[jnp.where(new_T, chunk_T, n_chunks)].set(True, mode="drop")
+  place_S = jnp.arange(rows, dtype=jnp.int32) % chunk_size
+  fresh, read = start(rule, learned), rule.resume or rule.chunk
+
+  def body(carry, xs):
+    chunk, reset, filled = xs
+    memory, base = _select(reset, (fresh.memory, fresh.base), carry)
+    memory, out = read(slow, memory, base, chunk)
+    return _close(rule, slow, memory, base, filled), out.out_CM
+
+  xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, chunk_size), reset_N,
+        _chunked(write_S, chunk_size)[:, -1])
+  (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
+  out_TM = out_NCM.reshape(rows, -1)[jnp.minimum(slot_T, rows - 1)]
+  out_TM = out_TM * real_T[:, None].astype(out_TM.dtype)
+  fits_T = chunk_T < n_chunks
+  memory, base = jax.tree.map(lambda x: _nan_unless(fits_T[-1], x), (memory, base))
+  return Running(memory, base, position), jnp.where(fits_T[:, None], out_TM, jnp.nan)
+
+
+def chunks_of_documents(length: int, chunk_size: int, documents: int | None) -> int:
+  """Returns how many chunks a row of so many tokens needs at most: the one begun before, and its documents'.
+
+  Args:
+    length: tokens of the row.
+    chunk_size: tokens of a chunk.
+    documents: documents of the row, one that goes on included; None: every token may begin one.
+  """
+  starts = length if documents is None else min(documents, length)
+  return 1 + min(length, (length + starts * (chunk_size - 1)) // chunk_size)
+
+
+def _document_grid(doc_T, last_doc, position, chunk_size: int):
+  """Counts each document's tokens into chunks of its own; chunk 0 is the one that was begun before.
+
+  Returns:
+    (chunk_T, place_T, new_T, position): chunk and place in it of each token (of no meaning at padding),
+    whether a document begins there, and the place at which the next token would stand.
+  """
+  real_T = doc_T >= 0
+  last_T = jax.lax.cummax(jnp.where(real_T, jnp.arange(doc_T.shape[0], dtype=jnp.int32), -1))
+  before_T = jnp.concatenate([jnp.full((1,), -1, jnp.int32), last_T[:-1]])
+  new_T = real_T & (doc_T != jnp.where(before_T < 0, last_doc, doc_T[before_T]))
+  count_T = jnp.cumsum(real_T.astype(jnp.int32))
+  start_T = jax.lax.cummax(jnp.where(new_T, count_T - 1, -position))
+  place_T = (count_T - 1 - start_T) % chunk_size
+  chunk_T = jnp.cumsum((real_T & (place_T == 0)).astype(jnp.int32))
+  return chunk_T, place_T, new_T, (count_T[-1] - start_T[-1]) % chunk_size
+
+
+def _nan_unless(fits, x):
+  return jnp.where(fits, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x

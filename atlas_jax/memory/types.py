@@ -124,17 +124,23 @@ def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared)
   return state, ChunkOut(out_CM, jnp.sqrt(square_C), 0.5 * square_C)
 
 
+def learned_weights(learned: Learned) -> MemoryState:
+  """Returns the memory of the learned fast weights, without momentum."""
+  return MemoryState(learned.fast)
+
+
 class MemoryRule(NamedTuple):
   """One update rule, for one head. `base` is what a chunk's gradients are taken at: see `anchor`.
 
-  A rule needs `init`, `start`, `apply` and `step`; `with_chunks` completes it. The rest makes it fast, or
-  says where it differs from plain descent.
+  A rule needs `init` and `step`; `complete` adds what follows from them. A rule with momentum, or with
+  anything else that it carries, gives `start`; one that writes also at write rate 0, or whose `base` is not
+  the fast weights, gives `apply`. The rest makes it fast, or says where it differs from plain descent.
   """
 
   init: Callable  # key -> Learned
-  start: Callable  # Learned -> MemoryState: a memory that has read nothing
-  apply: Callable  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
+  start: Callable = learned_weights  # Learned -> MemoryState: a memory that has read nothing
+  apply: Any = None  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
   resume: Callable | None = None  # like chunk, from anywhere in a chunk; None: chunk does that itself
@@ -156,6 +162,32 @@ def with_chunks(rule: MemoryRule) -> MemoryRule:
   if rule.chunk is not None:
     return rule
   return rule._replace(chunk=lambda *args: chunk_of_steps(rule, *args))
+
+
+def complete(rule: MemoryRule, *, value_dim: int) -> MemoryRule:
+  """Returns the rule with the `apply` and the `chunk` that follow from its `step`, where it has none."""
+  if rule.apply is None:
+    rule = rule._replace(apply=recall_of_step(rule, value_dim))
+  return with_chunks(rule)
+
+
+def recall_of_step(rule: MemoryRule, value_dim: int) -> Callable:
+  """Returns the `apply` of a rule that has none: what a token reads that is written at rate 0."""
+  def recall(slow, base, x_K):
+    zero = jnp.zeros((), x_K.dtype)
+    own = {spec.name: jnp.zeros(() if spec.size is None else (spec.size,), x_K.dtype) for spec in rule.gates}
+    token = Token(x_K, x_K, jnp.zeros((value_dim,), x_K.dtype))
+    state = rule.start(Learned(base, slow))
+    gates = Gates(zero, zero, zero, own or ())  # Nothing fades.
+    return rule.step(slow, state, base, token, gates, jnp.zeros((), jnp.int32))[1]
+
+  def apply(slow, base, x_K):
+    each = recall
+    for _ in x_K.shape[:-1]:
+      each = jax.vmap(each, in_axes=(None, None, 0))
+    return each(slow, base, x_K)
+
+  return apply
 
 
 class Running(NamedTuple):

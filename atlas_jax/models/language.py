@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import fields
 from atlas_jax.models import decoder as decoders
 from atlas_jax.models import lm
 
@@ -21,6 +22,23 @@ class Language(NamedTuple):
   start: Callable  # (params, tokens_BT, count_B, *, room_tokens) -> (state, hidden_BD)
   step: Callable  # (params, state, token_B) -> (state, hidden_BD)
   take_rows: Callable  # (state, row_B) -> state of the chosen rows, in their order
+
+
+def language_model(kind: str = "memory", **given) -> Language:
+  """Makes a language model without a config.
+
+  Args:
+    kind: "memory", with the fields of config.model, or "decoder", with those of config.decoder.
+    given: fields that differ from the config's defaults; `memory` takes a mapping of those of its group.
+
+  Raises:
+    ValueError, TypeError: if the kind is unknown, or a field does not fit.
+  """
+  if kind == "memory":
+    return of_memory(lm.build(fields.with_defaults("model", given)))
+  if kind == "decoder":
+    return of_decoder(decoders.Decoder(**fields.with_defaults("decoder", given)))
+  raise ValueError(f"language_model: kind={kind!r} is unknown; choose memory or decoder")
 
 
 def of_decoder(model: decoders.Decoder) -> Language:

@@ -1,12 +1,13 @@
 """Tiny recursive models: a small stack of blocks, called again and again on the answer it has so far."""
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atlas_jax import tree
+from atlas_jax import fields, tree
+from atlas_jax.losses import recursion
 from atlas_jax.models import trm_baselines, trm_blocks
 
 POSITIONS = ("rope", "learned", "none")
@@ -75,14 +76,22 @@ class TRM(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, inputs_BT, rows_BE, latents: tuple) -> Out:
+  def __call__(self, inputs_BT, rows_BE=None, latents: tuple | None = None) -> Out:
     """Makes one supervision step.
 
     Args:
       inputs_BT: int32 in [0, vocab_size).
-      rows_BE: each puzzle's row of the table, float32, [B, row_width].
+      rows_BE: each puzzle's row of the table, float32, [B, row_width]; None: zeros, as of a new puzzle.
       latents: what an earlier step returned, or reset vectors at every position; each [B, T + n_prefix, D].
+        None: the reset vectors of key 0.
     """
+    if inputs_BT.ndim != 2 or inputs_BT.shape[1] != self.seq_len:
+      raise ValueError(f"the puzzles have shape {inputs_BT.shape}; they must be [rows, seq_len="
+                       f"{self.seq_len}]")
+    if rows_BE is None:
+      rows_BE = jnp.zeros((inputs_BT.shape[0], self.row_width), jnp.float32)
+    if latents is None:
+      latents = self.first_latents(jax.random.key(0), inputs_BT.shape[0])
     embedded = self._embedded(inputs_BT, rows_BE)
     levels = tuple(self.param(name, self._init_level) for name in trm_baselines.LEVELS[self.variant])
     turns = None
@@ -137,10 +146,52 @@ class TRM(nn.Module):
                  for key in jax.random.split(rng, count))
 
   @nn.nowrap
+  def first_latents(self, rng, batch_rows: int) -> tuple:
+    """Returns the latents of puzzles that no step was made on: the reset vectors of a key, everywhere."""
+    start = zip(self.reset(rng), self.zero_latents(batch_rows), strict=True)
+    return tuple(jnp.broadcast_to(reset_D[None, None], zero_BTD.shape) for reset_D, zero_BTD in start)
+
+  @nn.nowrap
   def zero_latents(self, batch_rows: int) -> tuple:
     """Gives latents of zeros, to be reset before use."""
     shape = (batch_rows, self.n_prefix + self.seq_len, self.width)
     return tuple(jnp.zeros(shape, self.dtype) for _ in range(trm_baselines.LATENTS[self.variant]))
+
+
+def recursive_model(*, vocab_size: int, seq_len: int, **given) -> TRM:
+  """Makes a recursive model without a config.
+
+  Args:
+    vocab_size, seq_len: ids and length of a puzzle.
+    given: fields of config.trm that differ from its defaults, which are the published ones.
+
+  Raises:
+    ValueError, TypeError: if a field does not exist or does not fit.
+  """
+  return TRM(**fields.with_defaults("trm", given), vocab_size=vocab_size, seq_len=seq_len)
+
+
+def supervision_step(params, inputs_BT, labels_BT, latents: tuple | None = None, *, model: TRM, rows_BE=None,
+                     token_loss: str = "stablemax"):
+  """Makes one supervision step and scores it; `jax.value_and_grad(..., has_aux=True)` gives its gradient.
+
+  Args:
+    params: what `model.init` returned.
+    inputs_BT, latents, rows_BE: see `TRM.__call__`.
+    labels_BT: int32, the right answers, -100 where nothing is scored.
+    model: the network.
+    token_loss: "stablemax" or "softmax".
+
+  Returns:
+    (loss, out): the mean over puzzles of `losses.recursion`, and the step's `Out`, whose latents are where
+    the next step starts.
+  """
+  out: Any = model.apply(params, inputs_BT, rows_BE, latents)
+  rows = inputs_BT.shape[0]
+  loss, _ = recursion.recursion_loss(
+      out.logits_BTV, out.halt_logit_B, labels_BT, halted_B=jnp.ones((rows,), bool),
+      steps_B=jnp.ones((rows,), jnp.int32), token_loss=token_loss)
+  return loss / rows, out
 
 
 def check(*, variant: str, mixer: str, positions: str, width: int, heads: int, n_outer: int, n_inner: int,

@@ -4,7 +4,7 @@ import inspect
 import pkgutil
 
 from atlas_jax import modules
-from atlas_jax.memory.types import MemoryRule, with_chunks
+from atlas_jax.memory.types import MemoryRule, complete
 
 
 def names() -> list[str]:
@@ -32,4 +32,4 @@ def load(name: str, *, key_dim: int, value_dim: int, chunk_size: int, **options)
     raise TypeError(f"config.model.memory.options: rule {name!r} does not know {', '.join(unknown)}; "
                     f"it knows {', '.join(known) or 'none'}")
   sizes = {"chunk_size": chunk_size} if "chunk_size" in parameters else {}
-  return with_chunks(make(key_dim=key_dim, value_dim=value_dim, **sizes, **options))
+  return complete(make(key_dim=key_dim, value_dim=value_dim, **sizes, **options), value_dim=value_dim)

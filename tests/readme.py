@@ -1,0 +1,144 @@
+"""The commands of the README and of the notebooks, and how the tests treat each.
+
+Every command of the README's `sh` blocks, those inside its text, and those of the notebooks' last cells has
+an entry in COMMANDS: flags that shorten it, or the reason why it is not run. A command without one fails.
+"""
+
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PORT = "PORT"  # In flags: stands for a free port.
+
+
+class How(NamedTuple):
+  """How a command is treated."""
+
+  flags: str = ""  # Appended: fewer steps and rows; nothing of it changes what is exercised.
+  needs: tuple[str, ...] = ()  # Commands whose results it uses.
+  why: str = ""  # Why it is not run here.
+  asks: str = ""  # Of a server: the path that is asked for before it is stopped.
+
+
+NETWORK = How(why="network: it fetches packages; the extras that it names are checked")
+LEARN = "--config.eval.max_problems=8 --config.eval.sample_tokens=8 --config.train.eval_every_steps=None"
+TEXT = ("--config.optim.steps=3 --config.data.limit_bytes=1000000 --config.data.held_out_frac=0.2 "
+        "--config.eval.max_tokens=2048 "
+        "--config.eval.gain_max_tokens=1024 --config.eval.sample_tokens=8")  # fmt: skip
+PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
+JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
+MAIN, QUICKSTART = "python -m atlas_jax.main", "bash scripts/quickstart.sh"
+SUDOKU = f"{MAIN} --config=configs/trm_sudoku.py:4x4 --workdir=runs/sudoku4"
+ARC = f"{MAIN} --config=configs/trm_arc1.py:cpu --workdir=runs/arc_cpu"
+GRPO = f"{MAIN} --config=configs/grpo_arithmetic.py:cpu --workdir=runs/grpo"
+SFT = f"{MAIN} --config=configs/sft.py:cpu --workdir=runs/sft_cpu"
+STDLIB = "python scripts/prepare_text.py --train_vocab_size=32000 --tokenizer=runs/python_stdlib_32k"
+
+COMMANDS = {
+  QUICKSTART: How(TEXT),
+  "source .venv/bin/activate": How(),
+  f'{MAIN} --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200': How(needs=(QUICKSTART,)),
+  f"{MAIN} --mode=eval --workdir=runs/quickstart": How(needs=(QUICKSTART,)),
+  "tensorboard --logdir runs/quickstart/tensorboard": How(
+    f"--port={PORT}", needs=(QUICKSTART,), asks="data/runs"
+  ),
+  'pip install -e ".[notebooks]"': NETWORK,
+  "jupyter notebook notebooks/quickstart.ipynb": How(
+    JUPYTER, asks="api/contents/quickstart.ipynb?content=0"
+  ),
+  "jupyter notebook notebooks/trm_sudoku.ipynb": How(
+    JUPYTER, asks="api/contents/trm_sudoku.ipynb?content=0"
+  ),
+  SUDOKU: How(f"{PUZZLES} --config.puzzles.n_train=16 --config.puzzles.n_test=8"),
+  'pip install -e ".[arc]"': NETWORK,
+  ARC: How(f"{PUZZLES} --config.puzzles.max_tasks=3 --config.puzzle_eval.max_examples=8"),
+  f"{MAIN} --mode=solve --workdir=runs/arc_cpu --task=TASK.json --seconds=60": How(
+    "--seconds=1 --augmentations=2", needs=(ARC,)
+  ),
+  'pip install -e ".[hf]"': NETWORK,
+  f"{MAIN} --config=configs/sft.py --config.model.path=FOLDER --config.data.files=FILE.jsonl "
+  "--workdir=runs/sft": How("--config.data.segment_len=256"),
+  GRPO: How(f"--config.optim.steps=2 {LEARN}"),
+  f"{MAIN} --mode=export --workdir=runs/grpo --to=exported": How(needs=(GRPO,)),
+  SFT: How(f"--config.optim.steps=2 --config.data.max_problems=100 {LEARN}"),
+  f"{MAIN} --config=configs/gkd.py:cpu --workdir=runs/gkd_cpu": How(
+    f"--config.optim.steps=2 --config.data.batch_rows=8 {LEARN}", needs=(SFT,)
+  ),
+  "python scripts/prepare_grpo_data.py --out=data": How("--prompts=100"),
+  f"{MAIN} --config=configs/atlas_ranked.py:cpu --workdir=runs/ranked": How(
+    "--config.optim.steps=2", needs=("python scripts/prepare_grpo_data.py --out=data",)
+  ),
+  f"{MAIN} --config=configs/memory_40m.py:cpu,baseline --workdir=runs/baseline": How(TEXT),
+  f"{MAIN} --config=configs/memory_40m.py:cpu --workdir=runs/mine --config.optim.lr=1e-3 "
+  "--config.data.name=files --config.data.path='books/*.txt'": How(TEXT),
+  "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(TEXT),
+  'pip install -e ".[cuda12,hf]"': NETWORK,
+  STDLIB: How("--train_vocab_size=300 --train_bytes=100000 --limit_bytes=200000"),
+  f"{MAIN} --config=configs/memory_40m.py:corpus=python_stdlib --workdir=runs/stdlib_40m "
+  "--config.mesh.fsdp=8 --coordinator=HOST:PORT --num_processes=N --process_id=I": How(
+    why="accelerator: the model of 40M parameters, on eight of them and several hosts"
+  ),
+  "bash scripts/test.sh": How(why="long: it is what runs this test"),
+  # Inside the text.
+  "python scripts/bench.py trm --json": How(why="long: a measurement; tests/test_bench.py runs small ones"),
+  "python scripts/bench.py grpo --peer --trl_python=PYTHON --tunix_python=PYTHON --json": How(
+    why="long: a measurement beside TRL and Tunix in environments of their own"
+  ),
+  "bash scripts/vllm_cpu_lane.sh": How(why="network: it installs vLLM"),
+  # Of the notebooks.
+  f'{MAIN} --mode=generate --workdir=runs/notebook --prompt="class " --tokens=400': How(needs=(QUICKSTART,)),
+  f"{MAIN} --mode=eval --workdir=runs/notebook": How(why="long: as of runs/quickstart, whose copy this is"),
+  f"{MAIN} --config=configs/memory_40m.py:cpu_1h --workdir=runs/cpu_1h": How(
+    why="long: the model of runs/quickstart, trained and evaluated for an hour"
+  ),
+  f"{MAIN} --mode=eval --workdir=runs/notebook_sudoku": How(needs=(SUDOKU,)),
+  f"{MAIN} --config=configs/trm_sudoku.py:6x6 --workdir=runs/sudoku6": How(
+    why="long: as of runs/sudoku4 with larger boards"
+  ),
+  f"{MAIN} --config=configs/trm_sudoku.py --workdir=runs/sudoku_mlp": How(
+    why="accelerator: the published size"
+  ),
+}
+# A notebook's run is an ordinary one in a folder of its own: what stands in for it.
+COPIES = {"runs/notebook": "runs/quickstart", "runs/notebook_sudoku": "runs/sudoku4"}
+
+
+def blocks(text: str, kind: str) -> list[str]:
+  """Lists the fenced blocks of a kind; "" is a block without one."""
+  return re.findall(rf"^```{kind}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands_of(block: str) -> list[str]:
+  """Lists the commands of a block: continued lines joined, comments cut off."""
+  lines = re.sub(r"\\\n\s*", "", block).splitlines()
+  return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip() and line[0] != "#"]
+
+
+def prose_of(text: str) -> str:
+  """Gives a text without its fenced blocks."""
+  return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def inline_commands(text: str) -> list[str]:
+  """Lists the commands that stand in back ticks inside the text."""
+  spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose_of(text))]
+  return [span for span in spans if re.match(r"(python|bash|pip|jupyter|tensorboard|source) \S", span)]
+
+
+def notebook_words(path: pathlib.Path) -> str:
+  """Gives the text cells of a notebook."""
+  cells = json.loads(path.read_text())["cells"]
+  return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def is_of_pytest(command: str) -> bool:
+  return command.startswith("python -m pytest")
+
+
+STORIES = [commands_of(block) for block in blocks(README, "sh")]
+STORIES += [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
+INLINE = [one for text in (README, *map(notebook_words, NOTEBOOKS)) for one in inline_commands(text)]

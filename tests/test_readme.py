@@ -1,0 +1,286 @@
+"""What the README says to type runs as it is written, and what it says of files, extras and tests is so."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import setuptools
+
+from atlas_jax import defaults
+from atlas_jax import fields as config_fields
+from atlas_jax.memory import rules
+from tests import house
+from tests.readme import (
+  COMMANDS,
+  COPIES,
+  INLINE,
+  NOTEBOOKS,
+  PORT,
+  README,
+  ROOT,
+  STORIES,
+  blocks,
+  is_of_pytest,
+  notebook_words,
+  prose_of,
+)
+from tests.tuning import TALKS, write_rows
+
+COPIED = ("atlas_jax", "configs", "scripts", "notebooks", "experiments", "setup.py", "pyproject.toml")
+MODEL = ROOT / "tests/fixtures/hf_models/qwen2_tiny_sharded"
+TASK = {"train": [{"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}] * 2,
+        "test": [{"input": [[5, 6], [7, 8]]}]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+  """Gives a function that runs a command once, and before it those it needs, in a clone of its own."""
+  clone, ran = make_clone(tmp_path_factory.mktemp("readme") / "clone"), {}
+
+  def run(command: str) -> str:
+    if command in ran:
+      return ran[command]
+    for needed in COMMANDS[command].needs:
+      run(needed)
+    for copy, source in COPIES.items():
+      if f"--workdir={copy} " in command + " ":
+        shutil.copytree(clone / source, clone / copy)
+    ran[command] = serve(clone, command) if COMMANDS[command].asks else run_once(clone, command)
+    return ran[command]
+
+  return run
+
+
+def make_clone(clone: pathlib.Path) -> pathlib.Path:
+  """Copies what a reader clones, with what the commands name; the environment is installed already."""
+  clone.mkdir()
+  for name in COPIED:
+    if (ROOT / name).is_dir():
+      shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+      shutil.copy(ROOT / name, clone)
+  environment = pathlib.Path(sys.prefix)
+  assert (environment / "bin/activate").is_file(), "run the tests from a virtual environment"
+  (clone / ".venv").mkdir()
+  for name in ("bin", "lib", "pyvenv.cfg"):
+    (clone / ".venv" / name).symlink_to(environment / name)
+  stamp = "source scripts/environment.sh; state_of >.venv/.installed-core"
+  subprocess.run(["bash", "-c", stamp], cwd=clone, check=True)
+  (clone / "FOLDER").symlink_to(MODEL)
+  write_rows(clone / "FILE.jsonl", TALKS * 2)
+  (clone / "TASK.json").write_text(json.dumps(TASK))
+  (clone / "books").mkdir()
+  for number in range(20):
+    (clone / f"books/{number}.txt").write_text(f"Chapter {number}. Call me what you like. " * 40)
+  return clone
+
+
+def shell_of(clone: pathlib.Path, command: str) -> dict:
+  """Gives what subprocess needs to run a command as a reader's shell does, and nothing may be installed."""
+  cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  quick = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(clone)}
+  closed = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_CACHE_DIR": f"{clone}/uv", "HOME": f"{clone}/home"}
+  env = {**os.environ, "XDG_CACHE_HOME": cache, **quick, **closed}
+  text = f"source .venv/bin/activate\n{command} {COMMANDS[command].flags}"
+  return {"args": ["bash", "-ec", text], "cwd": clone, "text": True, "env": env,
+          "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
+
+
+def run_once(clone: pathlib.Path, command: str) -> str:
+  """Runs a command to its end and gives what it printed."""
+  done = subprocess.run(**shell_of(clone, command), timeout=600, check=False)
+  assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
+  return done.stdout
+
+
+def serve(clone: pathlib.Path, command: str) -> str:
+  """Starts a server, waits for an answer, stops it, and gives the answer."""
+  with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+  given = shell_of(clone, command)
+  given["args"][-1] = given["args"][-1].replace(PORT, str(port))
+  log = (clone / "server.log").open("w")
+  process = subprocess.Popen(**given | {"stdout": log}, start_new_session=True)
+  deadline = time.monotonic() + 240
+  try:
+    while True:
+      try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{COMMANDS[command].asks}", timeout=5) as answer:
+          return answer.read().decode()
+      except urllib.error.HTTPError as refusal:
+        raise AssertionError(f"{command}: {refusal}") from None
+      except OSError:
+        said = (clone / "server.log").read_text()[-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, f"{command}\n{said}"
+        time.sleep(0.5)
+  finally:
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+    log.close()
+
+
+def test_every_command_has_an_entry_and_every_entry_a_command():
+  said = {command for story in STORIES for command in story}
+  said |= {one for one in INLINE if not is_of_pytest(one)}
+  said = {one for one in said if not re.fullmatch(r"pip install -e \S+", one) or one in COMMANDS}
+  assert said and not said - set(COMMANDS), f"say how these are run: {sorted(said - set(COMMANDS))}"
+  assert not set(COMMANDS) - said, f"no such commands: {sorted(set(COMMANDS) - said)}"
+  reasons = ("network: ", "accelerator: ", "long: ")
+  assert all(how.why.startswith(reasons) for how in COMMANDS.values() if how.why)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story[0].split("=")[-1].replace(" ", "_"))
+def test_the_commands_of_a_block_run_as_written(story, shell):
+  for command in story:
+    if COMMANDS[command].why:
+      continue
+    said = shell(command)
+    if "--mode=eval" in command or "--mode=export" in command or "--mode=solve" in command:
+      assert isinstance(json.loads(said[said.index("{") :][: said.rindex("}") + 1]), dict), said
+    if command.startswith("tensorboard"):
+      assert json.loads(said), "TensorBoard finds no run"
+    if command.startswith("jupyter"):
+      assert json.loads(said)["name"] == command.split("/")[-1]
+
+
+def test_the_tests_that_the_text_selects_exist():
+  names = " ".join(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+  for command in filter(is_of_pytest, INLINE):
+    words = shlex.split(command)[-1].split(" or ")
+    assert words and all(word in names for word in words), command
+
+
+# --- code ---
+
+PYTHON = blocks(README, "python")
+CHECKS = {
+  "NeuralMemory": lambda said: (
+    said["y"].shape == said["x"].shape == said["more"].shape and said["state"].doc_B.shape == (2,)
+  ),
+  "policy_loss": lambda said: np.abs(said["gradient"]).min() > 0 and np.isfinite(said["value"]),
+  "NativeSampler": lambda said: len(said["texts"]) == 2 and said["logprobs"].shape[0] == 2,
+  "recursive_model": lambda said: (
+    said["second"].logits_BTV.shape == (2, 81, 11) and np.isfinite(said["loss"]) and bool(said["gradient"])
+  ),
+}
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-2][:24].strip())
+def test_code_of_at_most_ten_lines_runs_as_written(code):
+  assert len([line for line in code.splitlines() if line.strip()]) <= 10
+  said: dict = {}
+  exec(compile(code, "README.md", "exec"), said)
+  checks = [check for name, check in CHECKS.items() if f"{name}(" in code]
+  assert len(checks) == 1 and checks[0](said)
+
+
+def test_each_entry_of_the_package_has_its_code():
+  assert len(PYTHON) == len(CHECKS)
+
+
+# --- what is said of the tree ---
+
+
+def extras() -> dict[str, list[str]]:
+  """Reads the requirements of setup.py by extra; "" is the core."""
+  found = {}
+  real = setuptools.setup
+  setuptools.setup = lambda **given: found.update({"": given["install_requires"]}, **given["extras_require"])
+  try:
+    runpy.run_path(str(ROOT / "setup.py"))
+  finally:
+    setuptools.setup = real
+  return found
+
+
+# Requirements that no file imports: what they are for.
+NOT_IMPORTED = {
+  "flatbuffers": "jax.export imports it",
+  "importlib_resources": "tensorflow-datasets imports it",
+  "ipykernel": "the notebooks' kernel",
+  "mypy": "scripts/test.sh runs it",
+  "notebook": "the command jupyter notebook",
+  "pytest_timeout": "pyproject.toml sets its timeout",
+  "pytest_xdist": "scripts/test.sh spreads tests with it",
+  "ruff": "scripts/test.sh runs it",
+}
+IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "tensorboardX": "tensorboardX"}
+
+
+def test_every_extra_is_named_and_every_requirement_is_used():
+  words = set()
+  for path in house.tracked_files(ROOT):
+    if path.suffix in (".py", ".ipynb") and path.name not in ("setup.py", "house.py", "test_readme.py"):
+      words |= set(re.findall(r"\w+", path.read_text()))
+  for extra, requirements in extras().items():
+    assert re.search(rf"\[[\w,]*\b{extra}\b[\w,]*\]|\bor {extra}\b", README), f"README has no extra {extra}"
+    for requirement in requirements:
+      name = re.match(r"[\w-]+", requirement)[0].replace("-", "_")
+      assert IMPORT_NAMES.get(name, name) in words or name in NOT_IMPORTED, f"nothing uses {requirement}"
+
+
+def test_every_extra_that_is_named_exists():
+  known = set(extras())
+  texts = [README, *map(notebook_words, NOTEBOOKS)]
+  for path in house.tracked_files(ROOT):
+    if path.suffix == ".py" and path.name != "test_readme.py":
+      texts.append(path.read_text())
+  for text in texts:
+    for names in re.findall(r"""(?:atlas_jax|install -e \\?["']?\.)\[([\w,]+)\]""", text):
+      assert set(names.split(",")) <= known, names
+
+
+def test_what_a_reader_uses_first_is_installed_by_what_the_page_says():
+  found = extras()
+  assert any(one.startswith("tensorboard>") for one in found[""]), "scripts/quickstart.sh installs the core"
+  assert any(one.startswith("notebook>") for one in found["notebooks"])
+
+
+# Names of what runs and readers make.
+MADE = r"(runs|workdir|exported|books|evals)\b"
+
+
+def test_files_that_the_page_and_the_notebooks_name_exist():
+  texts = {"README.md": README, **{path.name: notebook_words(path) for path in NOTEBOOKS}}
+  for where, text in texts.items():
+    for span in re.findall(r"`([^`\n ]+)`", prose_of(text)):
+      name = span.split(":")[0]
+      is_path = re.fullmatch(r"[\w./*-]+(/|\.py|\.sh|\.md|\.ipynb)", name)
+      if is_path and not re.match(MADE, name) and not re.search(r"[A-Z]{3,}", name):
+        places = (ROOT, ROOT / "atlas_jax", ROOT / "configs", *(ROOT / "atlas_jax").glob("*/"))
+        assert any(list(place.glob(name)) for place in places), f"{where} names {span}, which is not there"
+
+
+def test_fields_that_the_page_names_exist():
+  config = defaults.default()
+  names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", README))
+  for name in names - {"py", "json", "resolve"}:
+    config_fields.at(config, name)
+
+
+def test_the_table_of_rules_has_all_of_them():
+  assert re.findall(r"^\| \[`(\w+)`\]\(atlas_jax/memory/rules/\1.py\)", README, re.MULTILINE)
+  assert set(re.findall(r"^\| \[`(\w+)`\]\(atlas_jax/memory", README, re.MULTILINE)) == set(rules.names())
+
+
+def test_names_of_the_library_that_the_page_imports_are_public():
+  for code in PYTHON:
+    for node in ast.walk(ast.parse(code)):
+      if isinstance(node, ast.ImportFrom) and node.module.startswith("atlas_jax"):
+        assert node.module == "atlas_jax"
