@@ -144,7 +144,7 @@ POSITIVE = (
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
     "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_from_step", "train.skip_limit",
-    "train.idle_limit", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
+    "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
     "eval.batch_rows", "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width",
     "trm.heads", "trm.depth", "trm.n_outer", "trm.n_inner", "supervision.n_supervision",
     "supervision.steps_per_update", "puzzles.n_train", "puzzles.n_test", "puzzles.max_tasks",
@@ -154,7 +154,8 @@ POSITIVE = (
     "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
     "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
     "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps",
-    "eval.max_problems", "sampler.max_tokens", "ranked.max_responses", "vllm.port", "vllm.parallel_requests")
+    "eval.max_problems", "sampler.max_tokens", "ranked.max_responses", "vllm.port", "vllm.parallel_requests",
+    "train.idle_limit")
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",

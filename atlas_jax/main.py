@@ -28,6 +28,8 @@ from atlas_jax import readers, recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
+from atlas_jax.monitor.idle import IdleError
+from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
@@ -316,8 +318,8 @@ def explain(error: BaseException) -> str | None:
   if "RESOURCE_EXHAUSTED" in str(error):
     return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
             "config.train.accumulate_steps, or set config.model.remat=block")
-  ours = isinstance(error, (CheckpointError, train.NonFiniteError, train.IdleError, train.LostPeerError,
-                            OSError, ImportError))
+  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, train.LostPeerError, OSError,
+                            ImportError))
   if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)

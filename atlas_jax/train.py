@@ -15,9 +15,9 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
 from atlas_jax.evals import EvalOut
-from atlas_jax.monitor import profile, report
+from atlas_jax.monitor import profile, report, skipped
 from atlas_jax.monitor.clock import Clock, Sent
-from atlas_jax.monitor.idle import Idle
+from atlas_jax.monitor.idle import Idle, IdleError
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
@@ -29,14 +29,6 @@ from atlas_jax.state import TrainState
 from atlas_jax.step import jit_step, model_flops
 
 SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
-
-
-class NonFiniteError(RuntimeError):
-  """Loss or gradients were not finite too many times in a row."""
-
-
-class IdleError(RuntimeError):
-  """Too many updates in a row learnt nothing; the run is saved."""
 
 
 class LostPeerError(RuntimeError):
@@ -79,6 +71,11 @@ class Run:
   def seen_row(self) -> dict[str, int]:
     """Gives the metric that counts what was seen, such as train/tokens_seen."""
     return {f"train/{self.recipe.unit}_seen": self.seen}
+
+  def newest_good(self):
+    """Gives the path of the newest whole checkpoint, None if there is none; waits for one under way."""
+    self.saver.wait()
+    return self.saver.newest_good()
 
   def close(self) -> None:
     """Closes all files and ends all threads."""
@@ -286,7 +283,8 @@ def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Cloc
   run_.seen += int(row.pop(counts))
   bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=run_.recipe.unit)
   if row["train/skipped_in_row"]:
-    _mind_skipped(run_, step, row)
+    skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
+                  newest_good=run_.newest_good)
   row |= told.scalars if told else {}
   run_.idle.observe(step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
@@ -295,20 +293,6 @@ def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Cloc
       run_.writer.write_text(step, "rollout/completions", told.text)
     clock.next_row()
   return stop or run_.idle.ending is not None
-
-
-def _mind_skipped(run_: Run, step: int, row: dict) -> None:
-  bad = [name for name in ("train/loss_nats", "grad/norm") if not math.isfinite(row[name])]
-  what = f"{bad[0]} is {row[bad[0]]}" if bad else "what it leaves to the next batch is not finite"
-  origin = "; ".join(run_.recipe.source.provenance(step - 1))
-  logging.warning("step %d: %s; update skipped, batch from %s", step, what, origin)
-  if row["train/skipped_in_row"] < run_.config.train.skip_limit:
-    return
-  run_.saver.wait()
-  raise NonFiniteError(
-      f"step {step}: {what}; {row['train/skipped_in_row']} batches in a row gave no finite update "
-      f"(config.train.skip_limit); last batch from {origin}; last good checkpoint: "
-      f"{run_.saver.newest_good() or 'none'}. Look at that text, or lower config.optim.lr")
 
 
 # ------------------------------------------------------------------------------------ evaluations and the end

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from atlas_jax import recipes, train
+from atlas_jax.monitor.idle import IdleError
 from configs import grpo_arithmetic
 from tests import program, runs, tuning
 from tests.helpers import quick_compilation
@@ -43,7 +44,7 @@ def start(config, workdir, still=(), **source):
 
 def test_a_run_that_learns_nothing_ends_saved_and_goes_on_from_there(tmp_path, caplog):
   config = runs.toy_config(train__idle_limit=4, optim__steps=20, checkpoint__every_steps=100)
-  with pytest.raises(train.IdleError) as error:
+  with pytest.raises(IdleError) as error:
     start(config, tmp_path, range(3, 12))
   for part in ("step 6", "last 4 updates learnt nothing", "config.train.idle_limit=4", "the loss is 1.5",
                str(tmp_path / "checkpoints"), "the same command goes on"):
@@ -60,7 +61,7 @@ def test_idle_updates_are_counted_over_starts(tmp_path):
   config = runs.toy_config(train__idle_limit=4, optim__steps=20)
   ask = lambda step: runs.ask_to_stop() if step == 2 else None
   assert start(config, tmp_path, range(2, 30), before=ask) == {}
-  with pytest.raises(train.IdleError, match="step 5: the last 4 updates learnt nothing"):
+  with pytest.raises(IdleError, match="step 5: the last 4 updates learnt nothing"):
     start(config, tmp_path, range(2, 30))
 
 

@@ -13,6 +13,7 @@ from atlas_jax import step as stepping
 from atlas_jax import train
 from atlas_jax.checkpoint import CheckpointError
 from atlas_jax.evals import Eval, EvalOut
+from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.monitor.writer import MetricsWriter
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -219,7 +220,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(what):
 def test_too_many_skipped_in_a_row_end_the_run_with_what_one_needs_to_know(tmp_path, caplog):
   bad = {2: "grad", 4: "loss", 5: "loss", 6: "loss"}
   config = runs.toy_config(optim__steps=9, train__skip_limit=3, checkpoint__every_steps=3)
-  with pytest.raises(train.NonFiniteError) as error:
+  with pytest.raises(NonFiniteError) as error:
     start(config, tmp_path, bad=bad)
   good = tmp_path / "checkpoints" / "3"
   for part in ("step 6", "train/loss_nats is nan", "3 batches in a row", "numbers@5", f"checkpoint: {good}"):

@@ -17,6 +17,10 @@ CHANGED = "update/changed_frac"  # Share of the parameters that an update change
 LEARNABLE = "rollout/learnable_frac"  # Share of completions whose advantage is not 0 and that count.
 
 
+class IdleError(RuntimeError):
+  """Too many updates in a row learnt nothing; the run is saved."""
+
+
 class Idle:
   """Counts updates in a row that teach nothing, warns of them, and says when the run should end.
 

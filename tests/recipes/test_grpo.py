@@ -295,17 +295,6 @@ def test_a_reward_that_asks_for_a_column_of_no_row_is_refused_before_training(tm
     recipes.load(config, runs.one_device())
 
 
-@pytest.mark.parametrize("layout", [{}, LORA, KL, {**LORA, **KL}])
-def test_the_flops_of_an_update_are_those_of_its_gradient(layout):
-  """References and what lies beside adapters cost less backwards; shares of a peak would be too high."""
-  recipe, params, frozen = started(config_of(**layout))
-  batch = recipe.source.next(params)
-  state = states.TrainState(0, params, (), (), (), jax.random.key(0), 0, 0)
-  loss = lambda params: recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0)).loss
-  found = stepping.model_flops(recipe, state, frozen, batch)
-  assert found == pytest.approx(profile.count_flops(jax.grad(loss), params).flops, rel=0.1)
-
-
 def test_without_a_change_the_reference_costs_nothing(tmp_path):
   follows = dict(policy__reference_every_steps=2, policy__reference_share=1.0)
   for name, more in (("fixed", {}), ("anchor", follows)):
@@ -372,3 +361,14 @@ def test_a_batch_goes_onto_a_mesh():
   recipe, params, _ = started(config_of(), mesh)
   batch = hosts.global_batch(mesh, recipe.source.next(params))
   assert {len(array) for array in batch.values()} == {8}
+
+
+@pytest.mark.parametrize("layout", [{}, LORA, KL, {**LORA, **KL}])
+def test_the_flops_of_an_update_are_those_of_its_gradient(layout):
+  """References and what lies beside adapters cost less backwards; shares of a peak would be too high."""
+  recipe, params, frozen = started(config_of(**layout))
+  batch = recipe.source.next(params)
+  state = states.TrainState(0, params, (), (), (), jax.random.key(0), 0, 0)
+  loss = lambda params: recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0)).loss
+  found = stepping.model_flops(recipe, state, frozen, batch)
+  assert found == pytest.approx(profile.count_flops(jax.grad(loss), params).flops, rel=0.1)
