@@ -81,7 +81,7 @@ def _data() -> ml_collections.ConfigDict:
 def _model() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       "kind": "memory",  # "memory": the fields below; "decoder": those of config.decoder.
-      "path": OPTIONAL(str),  # Start of tuning: a published model's folder, hf:NAME, or a run's workdir.
+      "path": OPTIONAL(str),  # Start: a run's workdir; but for memory_lm also a published folder, or hf:NAME.
       "vocab_size": 257,  # Must be the tokenizer's; 257: bytes and the document mark.
       "width": 512,  # Width of the residual stream.
       "depth": 8,  # Blocks.

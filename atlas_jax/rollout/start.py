@@ -46,6 +46,7 @@ class Start(NamedTuple):
   adapted: bool  # whether adapters are trained in place of the model
   read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
   read_adapters: Callable | None = None  # mesh -> adapters; None: they are drawn
+  warning: str | None = None  # logged when what is trained is read
 
   @property
   def backward_frac(self) -> float:
@@ -77,6 +78,8 @@ class Start(NamedTuple):
     """
     if self.read_base is None or not (fresh or self.adapted):
       return None, {}
+    if fresh and self.warning is not None and hosts.is_main():
+      logging.warning("%s", self.warning)
     base = self.read_base(mesh)
     if not self.adapted:
       return base, {}
@@ -118,11 +121,11 @@ def open_start(config, workdir=None) -> Start:
     raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
                      f"model only {language.vocab_size}; take the tokenizer that belongs to the model, or "
                      f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
-  _check_tokenizer(config, tokenizer, folder)
+  warning = _check_tokenizer(config, tokenizer, folder)
   template = _template(config, folder)
   return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
                options is not None, read,
-               None if config.lora.path is None else adapters.reader_of(config, language.module))
+               None if config.lora.path is None else adapters.reader_of(config, language.module), warning)
 
 
 def find(path: str) -> pathlib.Path:
@@ -256,28 +259,28 @@ def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:
                      f"--config.data.tokenizer=FOLDER ({error})") from error
 
 
-def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> None:
-  """Refuses a tokenizer that is not that of the run started from; warns where a published model has another.
+def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> str | None:
+  """Refuses a tokenizer other than that of the run started from; warns of one other than a published model's.
 
   Raises:
     ValueError: names both.
   """
   name, path = config.data.tokenizer, config.model.path
   if path is None or name == MODEL:
-    return
+    return None
   also = f"its ids mean other texts to the model; set --config.data.tokenizer={MODEL}"
   if is_run(path):
     own = _own_tokenizer(pathlib.Path(path))
     if own.fingerprint != tokenizer.fingerprint:
       raise ValueError(f"config.data.tokenizer={name!r} is not the tokenizer of the run in config.model.path="
                        f"{path!r} ({tokenizer.vocab_size} and {own.vocab_size} ids); {also}")
-    return
+    return None
   file = None if folder is None else folder / "tokenizer.json"
-  if file is not None and file.is_file():
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if digest not in tokenizer.fingerprint and hosts.is_main():
-      logging.warning("config.data.tokenizer=%s is another tokenizer than that of config.model.path=%s: %s",
-                      name, path, also)
+  if file is None or not file.is_file():
+    return None
+  if hashlib.sha256(file.read_bytes()).hexdigest() in tokenizer.fingerprint:
+    return None
+  return f"config.data.tokenizer={name} is another tokenizer than that of config.model.path={path}: {also}"
 
 
 def _own_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
