@@ -140,5 +140,5 @@ def is_of_pytest(command: str) -> bool:
 
 
 STORIES = [commands_of(block) for block in blocks(README, "sh")]
-STORIES += [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
+OF_NOTEBOOKS = [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
 INLINE = [one for text in (README, *map(notebook_words, NOTEBOOKS)) for one in inline_commands(text)]
