@@ -27,7 +27,8 @@ class How(NamedTuple):
 NETWORK = How(why="network: it fetches packages; the extras that it names are checked")
 LEARN = "--config.eval.max_problems=8 --config.eval.sample_tokens=8 --config.train.eval_every_steps=None"
 TEXT = ("--config.optim.steps=3 --config.data.limit_bytes=1000000 --config.data.held_out_frac=0.2 "
-        "--config.eval.max_tokens=2048 "
+        "--config.eval.max_tokens=2048 --config.model.depth=1 --config.model.scan_unroll=1 "
+        "--config.data.batch_rows=2 --config.eval.batch_rows=2 "
         "--config.eval.gain_max_tokens=1024 --config.eval.sample_tokens=8")  # fmt: skip
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
@@ -140,5 +141,5 @@ def is_of_pytest(command: str) -> bool:
 
 
 STORIES = [commands_of(block) for block in blocks(README, "sh")]
-STORIES += [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
+OF_NOTEBOOKS = [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
 INLINE = [one for text in (README, *map(notebook_words, NOTEBOOKS)) for one in inline_commands(text)]

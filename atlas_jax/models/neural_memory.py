@@ -102,7 +102,7 @@ class NeuralMemory(nn.Module):
     layer = Memory(**self.memory_fields(), name="memory")
     zero = self._check(layer, x_BTD, state, doc_BT)
     if doc_BT is not None:
-      out_BTHM, state = self._read_documents(layer, x_BTD, state or zero, jnp.asarray(doc_BT, jnp.int32))
+      out_BTHM, state = self._read_documents(layer, x_BTD, state or zero, doc_BT)
     else:
       out_BTHM, state = _read_text(layer, x_BTD, zero if state is None else state, fresh=state is None)
     return HeadsOut(self.dim, 1.0, name="out")(out_BTHM.astype(x_BTD.dtype)), state
@@ -137,6 +137,7 @@ class NeuralMemory(nn.Module):
       if self.max_documents is not None and documents > self.max_documents:
         raise ValueError(f"NeuralMemory: a row of doc_BT has {documents} documents, more than max_documents="
                          f"{self.max_documents}; raise it, or leave it out")
+    doc_BT = jnp.asarray(doc_BT, jnp.int32)
     order_BT = jnp.argsort(doc_BT < 0, axis=1, stable=True)
     back_BT = jnp.argsort(order_BT, axis=1)
     count_B = jnp.sum(doc_BT >= 0, axis=1, dtype=jnp.int32)
