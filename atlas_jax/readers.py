@@ -22,6 +22,7 @@ MEMORY = f"memory_lm; {TUNED} if model.kind=memory & model.path=None"
 MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; of gkd also the teacher.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
+ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
@@ -77,9 +78,9 @@ READERS = {
     "decoder.scan_unroll": DECODER_RUN,
     "decoder.attention_block_tokens": DECODER_RUN,
     "lora": TUNED,
-    "lora.alpha": f"{TUNED} if lora.rank!=None",
-    "lora.scaling": f"{TUNED} if lora.rank!=None",
-    "lora.targets": f"{TUNED} if lora.rank!=None",
+    "lora.alpha": ADAPTED,
+    "lora.scaling": ADAPTED,
+    "lora.targets": ADAPTED,
     "sft": "sft",
     "loss": LANGUAGE,
     "sampler": ASKED,
@@ -104,7 +105,6 @@ READERS = {
     "puzzle_eval.vote": "trm if puzzles.name=arc*|files|built",
     "puzzles": "trm",
     "puzzles.path": "trm",
-    "puzzles.test_path": "trm if puzzles.name=files",
     "puzzles.one_solution": "trm if puzzles.name=sudoku & puzzles.path!=None",
     "puzzles.concept_path": ARC,
     "puzzles.side": BOARDS,

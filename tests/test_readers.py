@@ -194,6 +194,11 @@ def test_what_another_recipe_makes_unused_is_named_once(caplog):
   assert config.recipe == "sft" and "config.eval.gain_max_tokens=32768 (memory_lm reads it)" in caplog.text
 
 
+def test_settings_of_adapters_are_read_where_a_folder_of_adapters_is_given_too():
+  config = command.read_config("configs/sft.py", {"lora.path": "folder", "lora.alpha": "8"})
+  assert config.lora.alpha == 8  # Compared with what the folder says when it is opened.
+
+
 def test_what_asks_for_nothing_is_let_through():
   assert command.read_config("configs/trm_sudoku.py:smoke", {"eval.sample_tokens": "0"}).recipe == "trm"
 
