@@ -221,6 +221,8 @@ def extras() -> dict[str, list[str]]:
 
 # Requirements that no file imports: what they are for.
 NOT_IMPORTED = {
+  "chex": "rules and studies of one's own may import it",
+  "einops": "the same",
   "flatbuffers": "jax.export imports it",
   "importlib_resources": "tensorflow-datasets imports it",
   "ipykernel": "the notebooks' kernel",
