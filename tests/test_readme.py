@@ -283,7 +283,8 @@ def test_fields_that_the_page_names_exist():
   config = defaults.default()
   names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", README))
   for name in names - {"py", "json", "resolve"}:
-    config_fields.at(config, name)
+    if name.rpartition(".")[0] not in config_fields.OPTIONS:  # Whose fields are open.
+      config_fields.at(config, name)
 
 
 def test_the_table_of_rules_has_all_of_them():
