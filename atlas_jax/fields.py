@@ -113,6 +113,23 @@ def at(config, name: str):
   return config
 
 
+def blocks(text: str | None, depth: int) -> tuple[int, ...] | None:
+  """Reads config.model.memory_layers, such as "1,3"; None stands for all blocks.
+
+  Raises:
+    ValueError: if a block is none of the model's, or is named twice.
+  """
+  if text is None:
+    return None
+  words = [word.strip() for word in text.split(",")]
+  chosen = [int(word) for word in words if word.isdecimal()]
+  if len(chosen) < len(words) or len(set(chosen)) < len(chosen) or max(chosen) >= depth:
+    raise ValueError(f"config.model.memory_layers={text!r} must name different blocks from 0 to {depth - 1} "
+                     "(config.model.depth - 1), with commas between them, or be None for all; for none set "
+                     "config.model.memory_mix='none'")
+  return tuple(sorted(chosen))
+
+
 def flat(config, prefix: str = "") -> dict[str, Any]:
   """Gives the values of a config by their dotted names."""
   values = config.to_dict() if hasattr(config, "to_dict") else config
@@ -168,7 +185,10 @@ SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_s
           "distill.on_policy_frac", "distill.alpha")
 CHOICES = {
     "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
-    "model.memory.impl": "auto reference chunked pallas", "trm.variant": "trm single hrm transformer",
+    "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
+    "model.memory.value_source": "input token", "model.memory.conv_init": "identity ngram",
+    "model.memory.initial": "learned zero", "model.memory.read_norm": "rms none",
+    "trm.variant": "trm single hrm transformer",
     "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
     "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
     "puzzles.shift": "frozen fresh", "puzzles.sampler": "counter original", "puzzle_eval.mode": "all halting",
@@ -267,9 +287,12 @@ def _check_model(model) -> None:
   if not 0 <= model.gate_floor < 1:
     raise ValueError(f"config.model.gate_floor={model.gate_floor} must be at least 0 and below 1")
   memory = model.memory
-  if memory.chunk_size < memory.conv_taps - 1:
-    raise ValueError(f"config.model.memory.chunk_size={memory.chunk_size} must be at least conv_taps - 1 = "
-                     f"{memory.conv_taps - 1}, so that what the convolutions keep is of one document")
+  lags = memory.conv_taps - 1 + memory.shift
+  if memory.chunk_size < lags:
+    raise ValueError(f"config.model.memory.chunk_size={memory.chunk_size} must be at least conv_taps - 1"
+                     f"{' + shift' * memory.shift} = {lags}, so that what the convolutions keep is of one "
+                     "document")
+  blocks(model.memory_layers, model.depth)
   if not 0 < memory.write_rate_init < memory.write_rate_max:
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
                      f"below config.model.memory.write_rate_max={memory.write_rate_max}")

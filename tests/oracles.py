@@ -111,6 +111,25 @@ def token_gates(params, x_TD, *, heads, write_rate_max, uses, own):
   return gates
 
 
+def has_context(doc_T):
+  """1 where the token before a token is of its document."""
+  return np.array([int(t > 0 and doc_T[t - 1] == doc_T[t] and doc_T[t] >= 0) for t in range(len(doc_T))])
+
+
+def memory_tokens(params, h, x_TD, token_TD, doc_T, *, key_dim, shift, shared_qk, activation, value_source):
+  """Queries, keys and values of one head. With shift, row t of the keys is made of the tokens before t."""
+  mixed_TE = short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T)
+  mixed_TE = silu(mixed_TE) if activation == "silu" else mixed_TE
+  q_TK, rest_TE = mixed_TE[:, :key_dim], mixed_TE[:, key_dim:]
+  k_TK = q_TK if shared_qk else rest_TE[:, :key_dim]
+  v_TM = rest_TE if shared_qk else rest_TE[:, key_dim:]
+  if value_source == "token":
+    v_TM = rms(token_TD) @ params["value_kernel"][:, h]
+  if shift:
+    k_TK = np.concatenate([np.zeros_like(k_TK[:1]), k_TK[:-1]])
+  return [unit(part) for part in (q_TK, k_TK, v_TM)]
+
+
 def memory_layer(
   params,
   x_TD,
@@ -125,21 +144,36 @@ def memory_layer(
   options,
   uses=tuple(COMMON),
   own=(),
+  token_TD=None,
+  shift=False,
+  shared_qk=False,
+  activation="silu",
+  value_source="input",
+  initial="learned",
+  read_norm="rms",
 ):
-  """A memory layer on one row from its start: projections, convolutions, gates, the rule, normalised heads.
+  """A memory layer on one row from its start: projections, convolutions, gates, the rule, scaled heads.
 
-  Returns out_THM, zero at padding, and the Run of each head.
+  Returns out_THM, zero at padding, and the Run of each head. With shift, a document's first token takes a
+  place in its chunk, and neither writes nor reads. `initial` names where the fast weights start: "zero" needs
+  their shapes, which only the rules of one matrix tell: its inputs are the lifted keys'.
   """
-  write_T, runs = (doc_T >= 0).astype(int), []
+  write_T, runs = has_context(doc_T) if shift else (doc_T >= 0).astype(int), []
   gates = token_gates(params["gates"], x_TD, heads=heads, write_rate_max=write_rate_max, uses=uses, own=own)
   for h in range(heads):
-    mixed_TE = silu(short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T))
-    assert mixed_TE.shape[1] == 2 * key_dim + value_dim
-    tokens = [unit(part) for part in np.split(mixed_TE, (key_dim, 2 * key_dim), axis=1)]
-    learned = {"fast": _part_of(params["initial_fast"], h), "slow": _part_of(params.get("slow", {}), h)}
+    how = dict(key_dim=key_dim, shift=shift, shared_qk=shared_qk, activation=activation)
+    source_TD = x_TD if token_TD is None else token_TD
+    tokens = memory_tokens(params, h, x_TD, source_TD, doc_T, value_source=value_source, **how)
+    if initial == "zero":
+      lifted_dim = options["feature_dim"] if options.get("feature_map") == "cells" else key_dim
+      fast = {"w0": np.zeros((lifted_dim, value_dim))}
+    else:
+      fast = _part_of(params["initial_fast"], h)
+    learned = {"fast": fast, "slow": _part_of(params.get("slow", {}), h)}
     grid = dict(chunk_size=chunk_size, write_T=write_T, reset_T=starts_of(doc_T))
     runs.append(rule_run(rule)(learned, tokens, gates[h], **grid, **options))
-  return rms(np.stack([run.out_TM * write_T[:, None] for run in runs], axis=1)), runs
+  out_THM = np.stack([run.out_TM * write_T[:, None] for run in runs], axis=1)
+  return rms(out_THM) if read_norm == "rms" else out_THM * math.sqrt(value_dim), runs
 
 
 def rotated(x_THK, base=10_000.0):
@@ -154,12 +188,20 @@ def rotated(x_THK, base=10_000.0):
   return out_THK
 
 
+def blocks_of(params):
+  """Parameters of each block, from the bottom; stacks of blocks that are alike are named by their first."""
+  stacks = sorted((name for name in params if name.startswith("blocks")), key=lambda name: int(name[7:] or 0))
+  for name in stacks:
+    for layer in range(len(params[name]["norm_mix"]["scale"])):
+      yield _part_of(params[name], layer)
+
+
 def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_scale=1.0):
   """The language model on one row from its start; returns logits_TV. `memory` as `memory_layer` takes it."""
   width = params["embed"].shape[1]
   x_TD = params["embed"][tokens_T] * math.sqrt(width)
-  for layer in range(len(params["blocks"]["norm_mix"]["scale"])):
-    block = _part_of(params["blocks"], layer)
+  token_TD = x_TD
+  for block in blocks_of(params):
     h_TD = rms(x_TD) * block["norm_mix"]["scale"]
     q_THK, k_THK, v_THK = np.split(
       np.einsum("td,dhe->the", h_TD, block["attention"]["qkv_kernel"]), 3, axis=-1
@@ -172,14 +214,14 @@ def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_sca
       doc_T[None],
       window_tokens=window_tokens,
     )[0]
-    recalled_THM, _ = memory_layer(block["memory"], h_TD, doc_T, **memory)
-    gate_TH = sigmoid(h_TD @ block["mix_gate"]["kernel"] + block["mix_gate"]["bias"])
-    gate_TH = gate_floor + (1 - gate_floor) * gate_TH
-    x_TD = (
-      x_TD
-      + np.einsum("thk,hkd->td", seen_THK, block["attention"]["out"]["kernel"])
-      + np.einsum("th,thm,hmd->td", memory_scale * gate_TH, recalled_THM, block["memory_out"]["kernel"])
-    )
+    x_TD = x_TD + np.einsum("thk,hkd->td", seen_THK, block["attention"]["out"]["kernel"])
+    if "memory" in block:
+      recalled_THM, _ = memory_layer(block["memory"], h_TD, doc_T, token_TD=token_TD, **memory)
+      gate_TH = sigmoid(h_TD @ block["mix_gate"]["kernel"] + block["mix_gate"]["bias"])
+      gate_TH = gate_floor + (1 - gate_floor) * gate_TH
+      x_TD = x_TD + np.einsum(
+        "th,thm,hmd->td", memory_scale * gate_TH, recalled_THM, block["memory_out"]["kernel"]
+      )
     h_TD, mlp = rms(x_TD) * block["norm_mlp"]["scale"], block["mlp"]
     x_TD = x_TD + (silu(h_TD @ mlp["gate_kernel"]) * (h_TD @ mlp["up_kernel"])) @ mlp["out_kernel"]
   return (rms(x_TD) * params["final_norm"]["scale"]) @ params["embed"].T

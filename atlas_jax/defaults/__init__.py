@@ -89,6 +89,7 @@ def _model() -> ml_collections.ConfigDict:
       "ff_width": 1_408,  # Hidden width of the feed-forward layers.
       "window_tokens": 256,  # How far attention sees, the token itself included.
       "memory_mix": "gate",  # "gate": memory beside attention; "none": attention alone.
+      "memory_layers": OPTIONAL(str),  # Blocks that have a memory, from 0, with commas; None: all.
       "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
       "dtype": "bfloat16",  # Of activations. Parameters, fast weights and losses are float32.
       "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
@@ -107,6 +108,13 @@ def _model() -> ml_collections.ConfigDict:
           "write_rate_max": 0.1,  # Its bound.
           "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
           "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
+          "shift": False,  # Whether a value is written under the key of the token before it.
+          "shared_qk": False,  # Whether queries are the keys' projection and convolution.
+          "activation": "silu",  # After the convolutions: "silu" or "none".
+          "value_source": "input",  # Values: of the block's "input", convolved, or of the "token" alone.
+          "conv_init": "identity",  # Keys start as the token itself; "ngram": as signatures of the last ones.
+          "initial": "learned",  # Fast weights of a new document; "zero": for rules of one matrix.
+          "read_norm": "rms",  # Reads have unit mean square, whatever was recalled; "none": their length.
       },
   })
 

@@ -13,7 +13,7 @@ from atlas_jax.evals import EvalOut, bootstrap, held_out
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory import scan
 from atlas_jax.memory.layer import NO_DOC, Memory
-from atlas_jax.memory.types import Learned, Running
+from atlas_jax.memory.types import Running
 from atlas_jax.models import lm
 
 ABLATIONS = ("reset", "swapped", "gate_zero")
@@ -97,8 +97,7 @@ def fresh_memory(model: lm.LM, params, state: lm.LMState) -> lm.LMState:
   """
   rule = Memory(**model.memory, parent=None).the_rule()
   start = jax.vmap(jax.vmap(functools.partial(scan.start, rule)))  # Over depth and heads.
-  layer = params["blocks"]["memory"]
-  fresh = start(Learned(layer["initial_fast"], layer["slow"] if "slow" in layer else {}))
+  fresh = start(lm.learned_memory(model, params))
   running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
   old = state.memory.running
   repeat = lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)

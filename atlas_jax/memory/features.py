@@ -16,7 +16,8 @@ import numpy as np
 
 from atlas_jax.memory.nets import FIELD
 
-KINDS = ("none", "power", "poly", "projected", "sketch")
+KINDS = ("none", "power", "poly", "projected", "sketch", "cells")
+SHARPNESS = 6.0  # Of the cells at the start of training.
 
 
 class FeatureMap(NamedTuple):
@@ -49,7 +50,9 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
   Args:
     kind: "none"; "power", elementwise powers 1..degree; "poly", all monomials up to the degree, exactly;
       "projected", the same of a learned projection to feature_dim; "sketch", feature_dim random products per
-      degree whose expected inner products are those of "poly".
+      degree whose expected inner products are those of "poly"; "cells", a softmax over the key's products
+      with feature_dim fixed random directions, brought to norm one, of learned sharpness: few cells answer,
+      and alike keys share them.
     key_dim: K.
     degree: highest degree; 2 or 3 for "poly" and "projected".
     feature_dim: see kind.
@@ -63,10 +66,13 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
     raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
   if degree < 1:
     raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
-  if kind in ("projected", "sketch") and feature_dim < 1:
+  if kind in ("projected", "sketch", "cells") and feature_dim < 1:
     raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
   if kind == "none":
     return FeatureMap(kind, key_dim, key_dim, (), lambda slow, x: x, lambda key: {})
+  if kind == "cells":
+    init = lambda key: _coefficients(1)(key) | {"sharpness": jnp.full((), SHARPNESS, jnp.float32)}
+    return FeatureMap(kind, key_dim, feature_dim, (feature_dim,), _cells(key_dim, feature_dim), init)
   if kind == "power":
     return FeatureMap(kind, key_dim, key_dim * degree, (key_dim,) * degree, _powers(degree),
                       _coefficients(degree))
@@ -110,6 +116,17 @@ def _monomials(width, degree):
         product = product * x[..., index_PS[:, at]]
       parts.append(product * jnp.asarray(weight_P, x.dtype).reshape(*(1,) * (x.ndim - 1), -1))
     return jnp.concatenate(parts, axis=-1)
+
+  return lift
+
+
+def _cells(width, cells):
+  directions_KP = np.random.default_rng(0).standard_normal((width, cells))
+
+  def lift(slow, x):
+    sharp = x * slow["sharpness"].astype(x.dtype)
+    answer_P = jax.nn.softmax(sharp @ jnp.asarray(directions_KP, x.dtype), axis=-1)
+    return answer_P * jax.lax.rsqrt(jnp.sum(answer_P * answer_P, -1, keepdims=True) + 1e-6)
 
   return lift
 

@@ -2,15 +2,16 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory import on_chip, rules, scan
+from atlas_jax.memory import on_chip, projections, rules, scan
 from atlas_jax.memory.gates import TokenGates
+from atlas_jax.memory.projections import Weights, conv_reach, has_key, last_real, project, rms
 from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
 
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
@@ -22,63 +23,7 @@ class MemoryLayerState(NamedTuple):
   """What a memory layer carries from call to call; every leaf leads with B."""
 
   running: Running  # memory and base: leaves [B, H, ...]; position [B]
-  tail: jax.Array  # [B, conv_taps - 1, H, 2 * K + M] last inputs of the convolutions
-
-
-def unit(x, axis: int = -1):
-  """Scales vectors to norm one, smoothly near zero."""
-  full = x.astype(tree.wide(x.dtype))
-  return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
-
-
-def rms(x, axis: int = -1):
-  """Scales vectors to root mean square one."""
-  return x * jax.lax.rsqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
-
-
-def last_real(tail_BSE, x_BTE, count_B):
-  """Returns the last S rows of a tail followed by the first `count` rows of x."""
-  both = jnp.concatenate([tail_BSE, x_BTE.astype(tail_BSE.dtype)], axis=1)
-  size = tail_BSE.shape[1]
-  if count_B is None:
-    return both[:, both.shape[1] - size:]
-  return jax.vmap(lambda rows, at: jax.lax.dynamic_slice_in_dim(rows, at, size))(both, count_B)
-
-
-def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
-  """Convolves each channel with its own last rows, across calls.
-
-  Args:
-    x_BTHE: inputs.
-    tail_BSHE: the rows before them, S = taps - 1.
-    kernel_SHE: one weight per tap and channel; the last tap is the row itself.
-    reach_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
-
-  Returns:
-    [B, T, H, E].
-  """
-  length, taps = x_BTHE.shape[1], kernel_SHE.shape[0]
-  both = jnp.concatenate([tail_BSHE.astype(x_BTHE.dtype), x_BTHE], axis=1)
-  out = x_BTHE * kernel_SHE[None, None, -1]
-  for tap in range(taps - 1):
-    row = both[:, tap:tap + length] * kernel_SHE[None, None, tap]
-    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None, None], row, 0))
-  return out
-
-
-def conv_reach(doc_BT, last_doc_B, lags: int):
-  """Tells which of the rows before it belong to a row's document; [B, T, lags], the farthest first."""
-  doc = jnp.concatenate([jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT], axis=1)
-  length = doc_BT.shape[1]
-  return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
-
-
-class Weights(NamedTuple):
-  """Parameters of a layer but those of the gates."""
-
-  qkv_DHE: jax.Array
-  taps_SHE: jax.Array  # of the convolutions
-  learned: Learned  # of the rule, every leaf [H, ...], float32 or wider
+  tail: jax.Array  # [B, lags, H, channels] last inputs of the convolutions, see `projections.Form`
 
 
 class Memory(nn.Module):
@@ -95,6 +40,14 @@ class Memory(nn.Module):
     impl: how packed texts are read: "reference" (the rule's steps, token by token; streams too), "chunked"
       (its chunks), "pallas" (one kernel, for rules that have it), or "auto" (chunked, until a measurement
       shows the kernel ahead). It changes speed, not results; only surprise of the reference is another norm.
+    shift, shared_qk, activation, value_source: see `projections.Form`. With the shift a document's first
+      token neither writes nor reads: there is no context before it.
+    conv_init: how the convolutions of queries and keys start: "identity" (near the token itself), or "ngram"
+      (signatures of the last tokens, see `projections.ngram_taps`).
+    initial: fast weights that a document starts with: "learned", or "zero", for rules of one matrix.
+    read_norm: "rms" brings a head's reads to unit mean square, however little was recalled; "none" keeps
+      their length, times the root of value_dim: a perfect recall has unit mean square, an empty memory adds
+      nothing.
   """
 
   rule: str
@@ -110,12 +63,19 @@ class Memory(nn.Module):
   write_rate_max: float
   remat_chunks: int | None = None
   impl: str = "auto"
+  shift: bool = False
+  shared_qk: bool = False
+  activation: str = "silu"
+  value_source: str = "input"
+  conv_init: str = "identity"
+  initial: str = "learned"
+  read_norm: str = "rms"
 
   def the_rule(self):
     """Returns the rule for one head.
 
     Raises:
-      ValueError: if the rule does not take impl.
+      ValueError: if the rule does not take impl or initial.
     """
     rule = rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
                       **self.options)
@@ -123,12 +83,17 @@ class Memory(nn.Module):
     if self.impl not in forms:
       raise ValueError(f"config.model.memory.impl={self.impl!r} is not offered by config.model.memory.rule="
                        f"{self.rule!r} with its options; supported are {', '.join(forms)}")
+    if self.initial == "zero" and set(jax.eval_shape(rule.init, jax.random.key(0)).fast) != {"w0"}:
+      raise ValueError("config.model.memory.initial='zero' starts a memory that cannot be written: config."
+                       f"model.memory.rule={self.rule!r} with its options has more than one matrix, and "
+                       "where all are zero none has a gradient; set initial='learned', or a depth of 1")
     return by_steps(rule) if self.impl == "reference" else rule
 
   @property
-  def channels(self) -> int:
-    """Channels of the convolutions per head: queries, keys and values."""
-    return 2 * self.key_dim + self.value_dim
+  def form(self) -> projections.Form:
+    """Returns how queries, keys and values are made."""
+    return projections.Form(self.key_dim, self.value_dim, self.conv_taps, self.shift, self.shared_qk,
+                            self.activation, self.value_source)
 
   def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
@@ -137,18 +102,12 @@ class Memory(nn.Module):
     deep = lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype)
     memory, base = jax.tree.map(deep, (abstract.memory, abstract.base))
     running = Running(memory, base, jnp.zeros((rows,), jnp.int32))
-    return MemoryLayerState(running, jnp.zeros((rows, self.conv_taps - 1, self.heads, self.channels), dtype))
-
-  def _project(self, weights: "Weights", x_BTD, tail, reach_BTS):
-    """Gives queries, keys and values as Token of [B, H, T, ...], and the convolutions' inputs."""
-    x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, weights.qkv_DHE.astype(x_BTD.dtype))
-    mixed = jax.nn.silu(causal_conv(x_BTHE, tail, weights.taps_SHE.astype(x_BTD.dtype), reach_BTS))
-    q, k, v = jnp.split(jnp.moveaxis(mixed, 2, 1), (self.key_dim, 2 * self.key_dim), axis=-1)
-    return Token(unit(q), unit(k), unit(v)), x_BTHE
+    tail = jnp.zeros((rows, self.form.lags, self.heads, self.form.channels), dtype)
+    return MemoryLayerState(running, tail)
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
-               n_chunks: int | None = None):
+               n_chunks: int | None = None, token_BTD=None):
     """Reads T tokens.
 
     Args:
@@ -162,9 +121,11 @@ class Memory(nn.Module):
         chunk's start), "stream" (any T from any position; all tokens are of one document), or "documents"
         (any T from any position; a document may begin anywhere).
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
+      token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
+        "token"; None: the input.
 
     Returns:
-      out_BTHM (float32, unit mean square per head), the new state, and stats of scalars.
+      out_BTHM (float32, see `read_norm`), the new state, and stats of scalars.
     """
     rule = self.the_rule()
     wide = tree.wide(x_BTD.dtype)
@@ -173,27 +134,48 @@ class Memory(nn.Module):
                            self.write_rate_max, rule.uses, rule.gates, name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
+    source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)
     if mode == "packed":
-      state, out, end = self._packed(rule, weights, state, x_BTD, gates, doc_BT, last_doc_B)
+      state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B)
       stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
-      return rms(out.out_CM), state, stats
+      return self._read(out.out_CM), state, stats
     read = self._read_stream
     if mode == "documents":
       read = functools.partial(self._read_documents, n_chunks)
-    return *self._stream(read, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B), {}
+    out_BTHM, state = self._stream(read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B)
+    return self._read(out_BTHM), state, {}
 
-  def _weights(self, rule, width: int, wide) -> "Weights":
+  def _read(self, out_BTHM):
+    return rms(out_BTHM) if self.read_norm == "rms" else out_BTHM * self.value_dim**0.5
+
+  def _weights(self, rule, width: int, wide) -> Weights:
     """Gives the layer's parameters but the gates'; constants of the rule only where it has any."""
-    shape = (self.heads, self.channels)
-    kernel = self.param("qkv_kernel", nn.initializers.normal(width**-0.5), (width, *shape), jnp.float32)
-    taps = self.param("conv_kernel", _conv_init, (self.conv_taps, *shape), jnp.float32)
-    fast = self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
+    shape, init = (self.heads, self.form.channels), nn.initializers.normal(width**-0.5)
+    kernel = self.param("qkv_kernel", init, (width, *shape), jnp.float32)
+    start: Any = projections.identity_taps
+    if self.conv_init == "ngram":
+      start = functools.partial(projections.ngram_taps, self.form)
+    taps = self.param("conv_kernel", start, (self.conv_taps, *shape), jnp.float32)
+    values: Any = ()
+    if self.value_source == "token":
+      values = self.param("value_kernel", init, (width, self.heads, self.value_dim), jnp.float32)
     slow: Mapping = {}
     if jax.eval_shape(rule.init, jax.random.key(0)).slow:
       slow = self.param("slow", _per_head(lambda key: rule.init(key).slow, self.heads))
-    return Weights(kernel, taps, jax.tree.map(lambda w: w.astype(wide), Learned(fast, slow)))
+    learned = Learned(self._initial_fast(rule), slow)
+    return Weights(kernel, taps, values, jax.tree.map(lambda w: w.astype(wide), learned))
 
-  def _packed(self, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B):
+  def _initial_fast(self, rule):
+    if self.initial == "learned":
+      return self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
+    return self.zero_fast()
+
+  def zero_fast(self):
+    """Returns fast weights of zero, every leaf [H, ...]."""
+    abstract = jax.eval_shape(lambda key: self.the_rule().init(key).fast, jax.random.key(0))
+    return jax.tree.map(lambda w: jnp.zeros((self.heads, *w.shape), w.dtype), abstract)
+
+  def _packed(self, rule, weights, state, source, gates, doc_BT, last_doc_B):
     """Reads whole chunks, by stretches of `remat_chunks` if it is given.
 
     Returns:
@@ -206,18 +188,19 @@ class Memory(nn.Module):
 
     def body(carry, xs):
       state, last_doc_B = carry
-      x_BTD, gates, doc_BT = xs
-      reach_BTS = conv_reach(doc_BT, last_doc_B, self.conv_taps - 1)
-      tokens, x_BTHE = self._project(weights, x_BTD, state.tail, reach_BTS)
+      source, gates, doc_BT = xs
+      reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
+      tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
+      write_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
       running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
-                                       last_doc_B, end_BN)
+                                       write_BT, last_doc_B, end_BN)
       out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
       end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
       return (MemoryLayerState(running, last_real(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
 
-    xs = (x_BTD, gates, doc_BT)
+    xs = (source, gates, doc_BT)
     if stretch == length:
       (state, _), (out, end) = body((state, last_doc_B), xs)
       return state, out, end
@@ -228,11 +211,10 @@ class Memory(nn.Module):
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
     return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)
 
-  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, end_BN):
+  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, write_BT, last_doc_B, end_BN):
     doc_BN = doc_BT[:, ::self.chunk_size]
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
     reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
-    write_BT = doc_BT >= 0
 
     def head(memory, learned, tokens, gates, write_T, reset_N):
       return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N,
@@ -249,50 +231,55 @@ class Memory(nn.Module):
     base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
 
-  def _stream(self, read, rule, weights, state, x_BTD, gates, doc_BT, last_doc_B, count_B):
+  def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
     """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
-    lags = self.conv_taps - 1
+    lags = self.form.lags
     reach_BTS = conv_reach(doc_BT, last_doc_B, lags)
-    tokens, x_BTHE = self._project(weights, x_BTD, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
-    running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, last_doc_B,
-                             count_B)
+    write_BT = jnp.broadcast_to(has_key(self.form, reach_BTS), doc_BT.shape)
+    running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, write_BT,
+                             last_doc_B, count_B)
     tail = last_real(state.tail, x_BTHE, count_B)
     # Later calls take all of the tail for rows of the last document: those of an earlier one become zero.
     doc_BS = last_real(jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT, count_B)
     kept_BS = doc_BS == doc_BS[:, -1:]
     tail = jnp.where(kept_BS[..., None, None], tail, 0)
-    return rms(jnp.moveaxis(out_BHTM, 1, 2)), MemoryLayerState(running, tail)
+    return jnp.moveaxis(out_BHTM, 1, 2), MemoryLayerState(running, tail)
 
-  def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
+  def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, write_BT, last_doc_B, count_B):
     rows, length = doc_BT.shape
     count_B = jnp.full((rows,), length, jnp.int32) if count_B is None else count_B
 
-    def head(memory, base, learned, position, tokens, gates, new, count):
+    def head(memory, base, learned, position, tokens, gates, new, write_T, count):
       fresh = scan.start(rule, learned)
       held = Running(memory, base, position)
       running = jax.tree.map(lambda a, b: jnp.where(new, a, b), fresh, held)
-      return scan.scan_stream(rule, running, learned.slow, tokens, gates, count, chunk_size=self.chunk_size)
+      return scan.scan_stream(rule, running, learned.slow, tokens, gates, count, write_T=write_T,
+                              chunk_size=self.chunk_size)
 
-    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None),
+    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None, None),
                      out_axes=(Running(0, 0, None), 0))
-    lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
+    lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0, 0))
     new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
-    return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, count_B)
+    return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, write_BT,
+                  count_B)
 
-  def _read_documents(self, n_chunks, rule, running, learned, tokens, gates, doc_BT, last_doc_B, count_B):
+  def _read_documents(self, n_chunks, rule, running, learned, tokens, gates, doc_BT, write_BT, last_doc_B,
+                      count_B):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
 
-    def head(memory, base, learned, position, tokens, gates, doc_T, last_doc):
+    def head(memory, base, learned, position, tokens, gates, doc_T, write_T, last_doc):
       running = Running(memory, base, position)
-      return scan.scan_documents(rule, running, learned, tokens, gates, doc_T, last_doc,
+      return scan.scan_documents(rule, running, learned, tokens, gates, doc_T, last_doc, write_T=write_T,
                                  chunk_size=self.chunk_size, n_chunks=n_chunks)
 
-    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None), out_axes=(Running(0, 0, None), 0))
-    rows = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0))
-    return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, last_doc_B)
+    heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None, None), out_axes=(Running(0, 0, None), 0))
+    rows = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0, 0))
+    return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, write_BT,
+                last_doc_B)
 
   def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, end: Token):
     """Scalars that tell how the memory is used; no gradient flows through them. `end` is the last chunk."""
@@ -335,12 +322,6 @@ def _per_head(init, heads: int):
 
 def _floats_as(dtype, x):
   return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _conv_init(key, shape, dtype):
-  """Starts near the identity: the token itself, and a little of those before it."""
-  noise = jax.random.normal(key, shape, dtype) * 0.02
-  return noise.at[-1].add(1)
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):

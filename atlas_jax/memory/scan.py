@@ -109,7 +109,7 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
 
 
 def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: Gates, count, *,
-                chunk_size: int):
+                chunk_size: int, write_T=None):
   """Reads any number of tokens from any position on; equal to `scan_tokens` for every cut.
 
   Args:
@@ -118,18 +118,20 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
     tokens, gates: fields with a leading T.
     count: [] int32, how many of the T tokens are real; the rest, at the end, leave no trace.
     chunk_size: tokens whose gradients are taken at the same base.
+    write_T: 0 for real tokens that take a place in their chunk and else leave no trace; None: all are 1.
 
   Returns:
-    (running, out_TM): the memory after the last real token, what each token recalled (0 at padding).
+    (running, out_TM): the memory after the last real token, what each token recalled (0 if it leaves none).
   """
   length = tokens.q.shape[0]
+  write_T = jnp.ones((length,), bool) if write_T is None else write_T.astype(bool)
   # Tokens move to their places on the chunk grid: a lone token is its own chunk, others start at `position`.
   rows = 1 if length == 1 else (length + chunk_size - 2) // chunk_size * chunk_size + chunk_size
   size = min(rows, chunk_size)
   shift = running.position if length > 1 else 0
   source_S = jnp.arange(rows, dtype=jnp.int32) - shift
-  write_S = (source_S >= 0) & (source_S < count)
   put = lambda x: x[jnp.clip(source_S, 0, length - 1)]
+  write_S = (source_S >= 0) & (source_S < count) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   place_S = (source_S + running.position) % chunk_size
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
@@ -146,13 +148,13 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_SM = out_NCM.reshape(rows, -1)
   out_TM = out_SM[jnp.clip(shift + jnp.arange(length, dtype=jnp.int32), 0, rows - 1)]
-  real_T = jnp.arange(length, dtype=jnp.int32) < count
+  real_T = (jnp.arange(length, dtype=jnp.int32) < count) & write_T
   position = (running.position + count) % chunk_size
   return Running(memory, base, position.astype(jnp.int32)), out_TM * real_T[:, None].astype(out_TM.dtype)
 
 
 def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens: Token, gates: Gates, doc_T,
-                   last_doc, *, chunk_size: int, n_chunks: int):
+                   last_doc, *, chunk_size: int, n_chunks: int, write_T=None):
   """Reads documents that begin anywhere, from any position on; each has its own chunks, as if read alone.
 
   Args:
@@ -163,6 +165,7 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     last_doc: [] int32, the document of the last token read before; it goes on where doc_T begins with it.
     chunk_size: tokens whose gradients are taken at the same base.
     n_chunks: how many chunks are read; see `chunks_of_documents`.
+    write_T: as in `scan_stream`.
 
   Returns:
     (running, out_TM): the memory after the last real token, what each token recalled (0 at padding). All are
@@ -174,8 +177,9 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
   slot_T = chunk_T * chunk_size + place_T
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
   source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
-  write_S = source_S >= 0
+  write_T = jnp.ones(doc_T.shape, bool) if write_T is None else write_T.astype(bool)
   put = lambda x: x[jnp.maximum(source_S, 0)]
+  write_S = (source_S >= 0) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   reset_N = jnp.zeros((n_chunks,), bool).at[jnp.where(new_T, chunk_T, n_chunks)].set(True, mode="drop")
   place_S = jnp.arange(rows, dtype=jnp.int32) % chunk_size
@@ -188,10 +192,10 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     return _close(rule, slow, memory, base, filled), out.out_CM
 
   xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, chunk_size), reset_N,
-        _chunked(write_S, chunk_size)[:, -1])
+        _chunked(source_S >= 0, chunk_size)[:, -1])
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_TM = out_NCM.reshape(rows, -1)[jnp.minimum(slot_T, rows - 1)]
-  out_TM = out_TM * real_T[:, None].astype(out_TM.dtype)
+  out_TM = out_TM * (real_T & write_T)[:, None].astype(out_TM.dtype)
   fits_T = chunk_T < n_chunks
   memory, base = jax.tree.map(lambda x: _nan_unless(fits_T[-1], x), (memory, base))
   return Running(memory, base, position), jnp.where(fits_T[:, None], out_TM, jnp.nan)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.fields import blocks
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
+from atlas_jax.memory.types import Learned
 from atlas_jax.models.attention import LocalAttention
 from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
 
@@ -20,7 +22,7 @@ class LMState(NamedTuple):
   """All that a decoder carries from call to call, of fixed size; every leaf leads with B, then depth."""
 
   attention: Any  # AttentionState of [B, L, ...]
-  memory: Any  # MemoryLayerState of [B, L, ...]; () without memory
+  memory: Any  # MemoryLayerState of [B, blocks with a memory, ...]; () without memory
   doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
 
 
@@ -29,7 +31,7 @@ class LMOut(NamedTuple):
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by `head`
   state: LMState
-  stats: dict  # name -> [L], per layer; empty in mode "stream"
+  stats: dict  # NAME/layer_00 and so on -> [], of blocks with a memory; empty in mode "stream"
 
 
 class Block(nn.Module):
@@ -59,7 +61,7 @@ class Block(nn.Module):
   mode: str
 
   @nn.compact
-  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale):
+  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD):
     """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
     attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
@@ -67,7 +69,8 @@ class Block(nn.Module):
     memory_state, stats = (), {}
     if self.memory is not None:
       layer = Memory(**self.memory, name="memory")
-      out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode)
+      out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode,
+                                            token_BTD=token_BTD)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
       share_BTH = gate_BTH * memory_scale.astype(gate_BTH.dtype)
       gated_BTHM = (out_BTHM * share_BTH[..., None]).astype(x_BTD.dtype)
@@ -114,6 +117,15 @@ REMAT = {
 }
 
 
+class Stack(NamedTuple):
+  """Blocks one above the other that are alike."""
+
+  name: str  # of their parameters, which lead with their number
+  first: int
+  end: int
+  memories: range  # places of their memories among all memories; empty where they have none
+
+
 class LM(nn.Module):
   """A language model that reads text in segments and remembers what it read.
 
@@ -126,6 +138,7 @@ class LM(nn.Module):
     remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
     scan_unroll: blocks unrolled per step of the scan over depth; changes speed only.
     memory: fields of `memory.layer.Memory`.
+    memory_layers: blocks that have a memory, from 0; None: all.
   """
 
   vocab_size: int
@@ -140,6 +153,25 @@ class LM(nn.Module):
   remat: str
   scan_unroll: int
   memory: Mapping
+  memory_layers: tuple[int, ...] | None = None
+
+  @property
+  def with_memory(self) -> tuple[int, ...]:
+    """Returns the blocks that have a memory."""
+    if self.memory_mix == "none":
+      return ()
+    return tuple(range(self.depth)) if self.memory_layers is None else tuple(sorted(self.memory_layers))
+
+  @property
+  def stacks(self) -> list[Stack]:
+    """Returns the stacks of blocks; all blocks are one, "blocks", if all or none have a memory."""
+    chosen = self.with_memory
+    if len(chosen) in (0, self.depth):
+      return [Stack("blocks", 0, self.depth, range(len(chosen)))]
+    borders = [i for i in range(1, self.depth) if (i in chosen) != (i - 1 in chosen)]
+    below = lambda block: sum(one < block for one in chosen)
+    return [Stack(f"blocks_{first}", first, end, range(below(first), below(end)))
+            for first, end in zip([0, *borders], [*borders, self.depth])]
 
   @nn.nowrap
   def zero_state(self, rows: int) -> LMState:
@@ -149,8 +181,9 @@ class LM(nn.Module):
     memory: Any = ()
     if self.memory_mix != "none":
       memory = Memory(**self.memory, parent=None).zero_state(rows, jnp.dtype(self.dtype))
-    deep = lambda x: jnp.repeat(x[:, None], self.depth, axis=1)
-    state, memory = jax.tree.map(deep, (state, memory))
+    deep = lambda count: lambda x: jnp.repeat(x[:, None], count, axis=1)
+    state = jax.tree.map(deep(self.depth), state)
+    memory = jax.tree.map(deep(len(self.with_memory)), memory)
     return LMState(state, memory, jnp.full((rows,), NO_DOC, jnp.int32))
 
   @nn.compact
@@ -175,19 +208,31 @@ class LM(nn.Module):
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
     x_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
-    block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
-    broadcast = nn.broadcast
-    blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
-                     in_axes=(1, broadcast, broadcast, broadcast, broadcast), out_axes=(1, 0),
-                     unroll=self.scan_unroll)
-    memory = self.memory if self.memory_mix != "none" else None
-    layers = blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
-                    memory, mode, name="blocks")
-    scale = jnp.asarray(memory_scale, jnp.float32)
-    x_BTD, (deep, stats) = layers(x_BTD, (state.attention, state.memory), doc_BT, state.doc_B, count_B, scale)
+    from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
+    context = (doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
+               x_BTD if from_token else None)
+    attention, memories, stats = [], [], {}
+    for stack in self.stacks:
+      memory = _layers(state.memory, stack.memories.start, stack.memories.stop) if stack.memories else ()
+      before = _layers(state.attention, stack.first, stack.end), memory
+      x_BTD, ((after_attention, after_memory), found) = self._blocks(stack, mode)(x_BTD, before, *context)
+      attention.append(after_attention)
+      memories += [after_memory] if stack.memories else []
+      stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
+                for name, value_L in found.items() for i in range(len(stack.memories))}
     hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
-    after = LMState(deep[0], deep[1], last_document(doc_BT, state.doc_B, count_B))
+    after = LMState(_joined(attention), _joined(memories), last_document(doc_BT, state.doc_B, count_B))
     return LMOut(hidden_BTD, after, stats)
+
+  @nn.nowrap
+  def _blocks(self, stack: Stack, mode: str):
+    block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
+    blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 5), out_axes=(1, 0),
+                     unroll=min(self.scan_unroll, stack.end - stack.first))
+    memory = self.memory if stack.memories else None
+    return blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
+                  memory, mode, name=stack.name)
 
   @nn.nowrap
   def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
@@ -216,7 +261,36 @@ def build(fields: Mapping) -> LM:
   memory = fields["memory"]
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
              chunk_size=memory["chunk_size"], **memory["options"])
-  return LM(**{name: value for name, value in fields.items() if name not in ("kind", "path")})
+  ours = {name: value for name, value in fields.items() if name not in ("kind", "path")}
+  model = LM(**ours | {"memory_layers": blocks(fields["memory_layers"], fields["depth"])})
+  if model.with_memory:
+    Memory(**memory, parent=None).the_rule()
+  return model
+
+
+def learned_memory(model: LM, params) -> Learned:
+  """Returns what the memories have learned, every leaf [blocks with a memory, H, ...]."""
+  layers = [params[stack.name]["memory"] for stack in model.stacks if stack.memories]
+  join = lambda *leaves: jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+  slow = [layer["slow"] if "slow" in layer else {} for layer in layers]
+  if "initial_fast" in layers[0]:
+    fast = jax.tree.map(join, *[layer["initial_fast"] for layer in layers])
+  else:
+    repeat = lambda w: jnp.broadcast_to(w, (len(model.with_memory), *w.shape))
+    fast = jax.tree.map(repeat, Memory(**model.memory, parent=None).zero_fast())
+  return Learned(fast, jax.tree.map(join, *slow))
+
+
+def _layers(state, first: int, end: int):
+  """Takes some layers of a state whose leaves lead with B, then depth."""
+  return jax.tree.map(lambda x: x[:, first:end], state)
+
+
+def _joined(states: list):
+  """Joins the states of stacks along depth."""
+  if len(states) < 2:
+    return states[0] if states else ()
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *states)
 
 
 def last_document(doc_BT, last_doc_B, count_B):

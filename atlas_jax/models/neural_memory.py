@@ -13,7 +13,8 @@ from atlas_jax.memory.layer import NO_DOC, Memory, MemoryLayerState
 from atlas_jax.models.layers import HeadsOut
 
 SETTINGS = ("chunk_size", "conv_taps", "retention_init", "momentum_init", "write_rate_init", "write_rate_max",
-            "remat_chunks", "impl")
+            "remat_chunks", "impl", "shift", "shared_qk", "activation", "value_source", "conv_init",
+            "initial", "read_norm")
 
 
 class NeuralMemoryState(NamedTuple):
@@ -36,6 +37,8 @@ class NeuralMemory(nn.Module):
     options: the rule's own options, by name.
     chunk_size, conv_taps, retention_init, momentum_init, write_rate_init, write_rate_max, remat_chunks, impl:
       see `memory.layer.Memory`; the last two change speed and memory alone, in calls without a state.
+    shift, shared_qk, activation, value_source, conv_init, initial, read_norm: see `memory.layer.Memory`. The
+      tokens themselves, of which value_source="token" makes values, are the input, at unit mean square.
     max_documents: the most documents that a row of one call may hold. It matters under `jit`, where documents
       cannot be counted: None then makes room for one at every token, which takes chunk_size times the memory.
 
@@ -55,6 +58,13 @@ class NeuralMemory(nn.Module):
   write_rate_max: float | None = None
   remat_chunks: int | None = None
   impl: str | None = None
+  shift: bool | None = None
+  shared_qk: bool | None = None
+  activation: str | None = None
+  value_source: str | None = None
+  conv_init: str | None = None
+  initial: str | None = None
+  read_norm: str | None = None
   max_documents: int | None = None
 
   @nn.nowrap

@@ -2,6 +2,7 @@
 
 Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decay apart from the gradient).
 """
+import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ SCALES: dict[str, Callable] = {
     "adamw": lambda b1, b2, eps: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
     "adam_atan2": lambda b1, b2, eps: scale_by_adam_atan2(b1, b2),
 }
-STACKED = "blocks"  # Leaves under this name lead with depth.
+STACKED = re.compile(r"blocks(_\d+)?")  # Leaves under such a name lead with depth.
 
 
 def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: int, schedule: str,
@@ -75,7 +76,7 @@ def _is_matrix(name: str, ndim: int) -> bool:
   last = parts[-1]
   if last in ("scale", "bias") or last.endswith(("_bias", "_scale")) or any("conv" in part for part in parts):
     return False
-  return ndim - int(STACKED in parts) >= 2
+  return ndim - any(map(STACKED.fullmatch, parts)) >= 2
 
 
 def check(*, beta1: float, beta2: float, eps: float, weight_decay: float, clip_norm: float | None,

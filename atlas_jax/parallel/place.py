@@ -19,18 +19,19 @@ from atlas_jax.parallel import mesh as meshes
 WHOLE_BELOW_NUMBERS = 4096  # Splitting fewer costs more in messages than it saves in memory.
 CARRY = "carry"  # The field of the train state whose leaves lead with B.
 TABLES = "tables"  # The field whose leaves are tables of rows.
-STACKED = "blocks"  # Leaves under this name lead with depth, the axis the model scans: never split.
+STACKED = re.compile(r"blocks(_\d+)?")  # Leaves under such a name lead with depth, which is never split.
 
 # (pattern at the end of a name, axes of which the first that divides is split over `tensor`): negative ones
 # count from the end, others from the first axis after depth. Recursive models, whose blocks have heads and
 # halves of gates side by side in one axis, are small and only split over fsdp.
 TENSOR_AXES = (
-    (r"blocks/(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"blocks(_\d+)?/(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"memory/value_kernel", (-2,)),  # D, H, M
     (r"(attention/out|memory_out)/kernel", (-3,)),  # H, K or M, D
     (r"memory/conv_kernel", (-2,)),  # taps, H, channels
     (r"memory/initial_fast/.*", (0,)),  # H, the rule's own axes
     (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
-    (r"blocks/mlp/out_kernel", (-2,)),  # F, D
+    (r"blocks(_\d+)?/mlp/out_kernel", (-2,)),  # F, D
     (r"attention/[qkv]/(kernel|bias|lora_b)", (-2,)),  # D or rank, H, K
     (r"attention/out/lora_a", (-3,)),  # H, K, rank
     (r"mlp/(gate|up)/(kernel|bias|lora_b)", (-1,)),  # D or rank, F
@@ -79,7 +80,7 @@ def _spec(mesh: Mesh, name: str, leaf) -> PartitionSpec:
     even = leaf.shape[0] % meshes.n_row_shards(mesh) == 0
     return PartitionSpec(meshes.ROW_AXES) if even else PartitionSpec()
   axes: list[str | None] = [None] * len(leaf.shape)
-  first = int(STACKED in name.split("/"))
+  first = int(any(map(STACKED.fullmatch, name.split("/"))))
   _split_over_tensor(axes, mesh.shape["tensor"], name, leaf.shape, first)
   if math.prod(leaf.shape) >= WHOLE_BELOW_NUMBERS and not _ends_in_any(name, WHOLE):
     _split_over_fsdp(axes, mesh.shape["fsdp"], leaf.shape, first)

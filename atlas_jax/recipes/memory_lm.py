@@ -178,8 +178,7 @@ def loss_of(config, model: lm.LM):
 
 def layer_metrics(stats: dict) -> dict:
   """Names each layer's statistics memory/NAME/layer_00 and so on."""
-  return {f"memory/{name}/layer_{layer:02d}": value_L[layer]
-          for name, value_L in stats.items() for layer in range(value_L.shape[0])}
+  return {f"memory/{name}": value for name, value in stats.items()}
 
 
 def evals_of(config, model, mesh) -> dict:

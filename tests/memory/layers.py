@@ -10,7 +10,10 @@ from atlas_jax.memory.layer import NO_DOC
 from tests import oracles
 from tests.helpers import assert_close, tiny_memory
 
-FIELDS = ("rule", "heads", "key_dim", "value_dim", "chunk_size", "write_rate_max", "options")
+FIELDS = (
+  *("rule", "heads", "key_dim", "value_dim", "chunk_size", "write_rate_max", "options"),
+  *("shift", "shared_qk", "activation", "value_source", "initial", "read_norm"),
+)
 
 
 @functools.lru_cache

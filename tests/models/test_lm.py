@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from atlas_jax.losses.next_token import next_token_loss
+from atlas_jax.memory.layer import Memory
 from atlas_jax.models import lm
 from tests import oracles
 from tests.helpers import (
@@ -30,6 +31,7 @@ def _compile_quickly():
 DOCUMENTS = np.array(
   [[4, 4, 4, 4, 4, 4, -1, -1, 9, 9, 9, -1], [2, 2, -1, -1, 5, 5, 5, 5, 5, 5, 5, 5]], np.int32
 )
+SHIFT_FIELDS = ("shift", "shared_qk", "activation", "value_source", "initial", "read_norm")
 MEMORY_FIELDS = ("rule", "heads", "key_dim", "value_dim", "chunk_size", "write_rate_max", "options")
 
 
@@ -68,7 +70,9 @@ def wide_as(params, state):
 
 def oracle(model, params, tokens_BT, doc_BT, memory_scale=1.0):
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  memory = {name: model.memory[name] for name in MEMORY_FIELDS}
+  memory = {name: model.memory[name] for name in (*MEMORY_FIELDS, *SHIFT_FIELDS) if name in model.memory}
+  rule = Memory(**model.memory, parent=None).the_rule()
+  memory |= dict(uses=rule.uses, own=rule.gates)
   fields = dict(window_tokens=model.window_tokens, gate_floor=model.gate_floor, memory_scale=memory_scale)
   rows = zip(np.asarray(tokens_BT), np.asarray(doc_BT))
   return np.stack([oracles.lm(params, *row, memory=memory, **fields) for row in rows])
@@ -293,9 +297,10 @@ def test_a_nearly_shut_gate_still_learns_and_lets_the_floor_through(x64):
   assert (np.abs(gradient["blocks"]["memory"]["qkv_kernel"]) > 0).mean() > 0.95
   state = wide_as(params, model.zero_state(2))
   stats = run(model, shut, tokens_BT, state, jnp.zeros_like(tokens_BT), memory_scale=1.0, mode="packed")[2]
-  assert_close(stats["mix_gate_mean"], np.full(2, 0.1 + 0.9 * oracles.sigmoid(-6)), tolerance=1e-6)
-  assert_close(stats["mix_gate_raw_mean"], np.full(2, oracles.sigmoid(-6)), tolerance=1e-6)
-  assert_close(stats["mix_gate_raw_below_0.1_frac"], np.ones(2))
+  for layer in ("layer_00", "layer_01"):
+    assert_close(stats[f"mix_gate_mean/{layer}"], 0.1 + 0.9 * oracles.sigmoid(-6), tolerance=1e-6)
+    assert_close(stats[f"mix_gate_raw_mean/{layer}"], oracles.sigmoid(-6), tolerance=1e-6)
+    assert_close(stats[f"mix_gate_raw_below_0.1_frac/{layer}"], 1.0)
 
 
 def test_a_model_without_memory_is_the_model_with_its_memory_scaled_to_zero(x64):

@@ -19,6 +19,23 @@ B, T, D, H, C = 2, 11, 12, 3, 4
 DOCUMENTS = np.array([[3, 3, 4, 4, 4, 4, 4, -1, 4, 5, 5], [0, -1, -1, 1, 1, 1, 1, 1, 1, 2, -1]], np.int32)
 
 
+# Keys of the context before, values of the token alone, a start at zero, reads of their own length.
+SHIFTED = freeze(
+  dict(
+    rule="delta",
+    options={"momentum": False, "feature_map": "cells", "feature_dim": 6},
+    shift=True,
+    shared_qk=True,
+    activation="none",
+    value_source="token",
+    conv_init="ngram",
+    initial="zero",
+    read_norm="none",
+  )
+)
+with_the_shift = pytest.mark.parametrize("fields", [freeze({}), SHIFTED], ids=["usual", "shifted"])
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compile_quickly():
   with quick_compilation():
@@ -48,9 +65,9 @@ def test_the_output_has_the_shape_and_type_of_the_input_at_any_length(length):
   assert state.memory.running.position.tolist() == [length % C] * B
 
 
-@pytest.mark.parametrize("rule", ["titans", "tnt", "lact"])
+@pytest.mark.parametrize("rule", ["titans", "tnt", "lact", "shifted"])
 def test_any_cut_into_calls_equals_one_call(x64, rule):
-  layer, params, x_BTD = layer_of(rule=rule)
+  layer, params, x_BTD = layer_of(**SHIFTED if rule == "shifted" else dict(rule=rule))
   whole_BTD, whole = read(layer, params, x_BTD)
   for cut in (4, 7) if rule == "titans" else (7,):
     left_BTD, middle = read(layer, params, x_BTD[:, :cut])
@@ -59,8 +76,9 @@ def test_any_cut_into_calls_equals_one_call(x64, rule):
     assert_close(end, whole, why=f"cut at {cut}: ")
 
 
-def test_documents_that_begin_anywhere_equal_documents_read_alone(x64):
-  layer, params, x_BTD = layer_of()
+@with_the_shift
+def test_documents_that_begin_anywhere_equal_documents_read_alone(x64, fields):
+  layer, params, x_BTD = layer_of(**fields)
   y_BTD, _ = read(layer, params, x_BTD, None, DOCUMENTS)
   for row, number in ((0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2)):
     at_S = np.flatnonzero(DOCUMENTS[row] == number)
@@ -76,9 +94,10 @@ def test_one_document_given_by_number_equals_none_given(x64):
   assert_close(read(layer, params, x_BTD, None, np.zeros((B, T), np.int32)), read(layer, params, x_BTD))
 
 
+@with_the_shift
 @pytest.mark.parametrize("cut", [2, 6, 8])
-def test_documents_go_on_from_call_to_call(x64, cut):
-  layer, params, x_BTD = layer_of()
+def test_documents_go_on_from_call_to_call(x64, cut, fields):
+  layer, params, x_BTD = layer_of(**fields)
   whole_BTD, whole = read(layer, params, x_BTD, None, DOCUMENTS)
   left_BTD, middle = read(layer, params, x_BTD[:, :cut], None, DOCUMENTS[:, :cut])
   right_BTD, end = read(layer, params, x_BTD[:, cut:], middle, DOCUMENTS[:, cut:])

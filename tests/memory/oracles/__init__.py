@@ -246,10 +246,18 @@ def sketch_parts(x, degree, feature_dim):
   return parts
 
 
+def cells(x, feature_dim, sharpness):
+  """softmax over the products with fixed random directions, each times the sharpness; then norm one."""
+  directions = np.random.default_rng(0).standard_normal((len(x), feature_dim))
+  weights = np.exp([sharpness * (x @ directions[:, p]) for p in range(feature_dim)])
+  answers = weights / weights.sum()
+  return answers / math.sqrt((answers**2).sum() + 1e-6)
+
+
 def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16):
   """What the memory's matrices see of x. "none" has no coefficients; others one per part, in order.
 
-  "power" has parts 1 .. degree, the others 0 .. degree.
+  "power" has parts 1 .. degree, the others 0 .. degree; "cells" are one part.
   """
   if feature_map == "none":
     return x
@@ -259,6 +267,8 @@ def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16)
     parts = poly_parts(x, degree)
   elif feature_map == "projected":
     parts = poly_parts(x @ slow["projection"], degree)
+  elif feature_map == "cells":
+    parts = [cells(x, feature_dim, slow["sharpness"])]
   else:
     assert feature_map == "sketch"
     parts = sketch_parts(x, degree, feature_dim)

@@ -1,0 +1,177 @@
+"""What a memory layer makes of its input: queries, keys and values, by projections and short convolutions.
+
+With the shift, a token's value is written under the key of the token before it, and its query is that of
+the token itself: the memory answers what came after the context up to now, earlier in the document. Where
+keys and queries share their projection, a context that returns asks with the very key it was written under.
+"""
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax import tree
+from atlas_jax.memory.types import Learned, Token
+
+CONV_INITS = ("identity", "ngram")
+NGRAM_FALL = 0.9  # Weight of a token in a key over that of the token after it.
+OUTSIDE = 0.02  # Weight of the tokens that are not in a head's n-gram.
+
+
+class Weights(NamedTuple):
+  """Parameters of a layer but those of the gates."""
+
+  qkv_DHE: jax.Array  # queries, keys and values side by side, see `Form.split`
+  taps_SHE: jax.Array  # of the convolutions
+  value_DHM: Any  # values of the token alone; () where they are among qkv_DHE
+  learned: Learned  # of the rule, every leaf [H, ...], float32 or wider
+
+
+class Form(NamedTuple):
+  """How queries, keys and values are made.
+
+  Attributes:
+    key_dim, value_dim: K and M.
+    conv_taps: width of the convolutions.
+    shift: whether a value is written under the key of the token before.
+    shared_qk: whether queries are keys: one projection and one convolution for both.
+    activation: what follows the convolutions, "silu" or "none".
+    value_source: "input", through the convolution, or "token", the token itself without its context.
+  """
+
+  key_dim: int
+  value_dim: int
+  conv_taps: int
+  shift: bool
+  shared_qk: bool
+  activation: str
+  value_source: str
+
+  @property
+  def key_channels(self) -> int:
+    """Channels of keys and queries, per head."""
+    return self.key_dim if self.shared_qk else 2 * self.key_dim
+
+  @property
+  def channels(self) -> int:
+    """Channels of the convolutions, per head."""
+    return self.key_channels + (self.value_dim if self.value_source == "input" else 0)
+
+  @property
+  def lags(self) -> int:
+    """Tokens before a token that its query, key and value depend on."""
+    return self.conv_taps - 1 + self.shift
+
+  def split(self, mixed_BSHE):
+    """Splits channels into queries, keys and values; values are None where they come from the token."""
+    q = mixed_BSHE[..., :self.key_dim]
+    k = mixed_BSHE[..., self.key_channels - self.key_dim:self.key_channels]
+    return q, k, mixed_BSHE[..., self.key_channels:] if self.value_source == "input" else None
+
+
+def unit(x, axis: int = -1):
+  """Scales vectors to norm one, smoothly near zero."""
+  full = x.astype(tree.wide(x.dtype))
+  return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
+
+
+def rms(x, axis: int = -1):
+  """Scales vectors to root mean square one."""
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
+
+
+def last_real(tail_BSE, x_BTE, count_B):
+  """Returns the last S rows of a tail followed by the first `count` rows of x."""
+  both = jnp.concatenate([tail_BSE, x_BTE.astype(tail_BSE.dtype)], axis=1)
+  size = tail_BSE.shape[1]
+  if count_B is None:
+    return both[:, both.shape[1] - size:]
+  return jax.vmap(lambda rows, at: jax.lax.dynamic_slice_in_dim(rows, at, size))(both, count_B)
+
+
+def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
+  """Convolves each channel with its own last rows, across calls.
+
+  Args:
+    x_BTHE: inputs.
+    tail_BSHE: the rows before them, S = taps - 1.
+    kernel_SHE: one weight per tap and channel; the last tap is the row itself.
+    reach_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
+
+  Returns:
+    [B, T, H, E].
+  """
+  length, taps = x_BTHE.shape[1], kernel_SHE.shape[0]
+  both = jnp.concatenate([tail_BSHE.astype(x_BTHE.dtype), x_BTHE], axis=1)
+  out = x_BTHE * kernel_SHE[None, None, -1]
+  for tap in range(taps - 1):
+    row = both[:, tap:tap + length] * kernel_SHE[None, None, tap]
+    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None, None], row, 0))
+  return out
+
+
+def conv_reach(doc_BT, last_doc_B, lags: int):
+  """Tells which of the rows before it belong to a row's document; [B, T, lags], the farthest first."""
+  doc = jnp.concatenate([jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT], axis=1)
+  length = doc_BT.shape[1]
+  return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
+
+
+def project(form: Form, weights: Weights, x_BTD, token_BTD, tail_BSHE, reach_BTS):
+  """Makes queries, keys and values.
+
+  Args:
+    form, weights: of the layer.
+    x_BTD: its input.
+    token_BTD: the tokens themselves, of unit mean square; used where value_source is "token".
+    tail_BSHE: the last `lags` rows of an earlier call.
+    reach_BTS: see `conv_reach`, for `lags` rows.
+
+  Returns:
+    (Token of [B, H, T, ...], the convolutions' inputs [B, T, H, E]). With the shift, the key of a document's
+    first token is of no meaning: see `has_key`.
+  """
+  x_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, weights.qkv_DHE.astype(x_BTD.dtype))
+  rows, tail, reach = x_BTHE, tail_BSHE, reach_BTS
+  if form.shift:  # The row before the call is its first token's key; what it saw is of its own document.
+    rows = jnp.concatenate([tail_BSHE[:, -1:].astype(x_BTHE.dtype), x_BTHE], axis=1)
+    tail, near = tail_BSHE[:, :-1], reach_BTS[:, :, 1:]
+    reach = jnp.concatenate([jnp.ones_like(near[:, :1]), near], axis=1)
+  mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), reach)
+  mixed = jax.nn.silu(mixed) if form.activation == "silu" else mixed
+  q, k, v = form.split(mixed)
+  if form.shift:
+    q, k, v = q[:, 1:], k[:, :-1], None if v is None else v[:, 1:]
+  if v is None:
+    v = jnp.einsum("btd,dhm->bthm", token_BTD, weights.value_DHM.astype(token_BTD.dtype))
+  by_head = lambda x: unit(jnp.moveaxis(x, 2, 1))
+  return Token(by_head(q), by_head(k), by_head(v)), x_BTHE
+
+
+def has_key(form: Form, reach_BTS):
+  """Tells which tokens have a key, hence write and read; with the shift all but a document's first."""
+  return reach_BTS[:, :, -1] if form.shift else True
+
+
+def identity_taps(key, shape, dtype):
+  """Starts near the identity: the token itself, and a little of those before it."""
+  noise = jax.random.normal(key, shape, dtype) * 0.02
+  return noise.at[-1].add(1)
+
+
+def ngram_taps(form: Form, key, shape, dtype):
+  """Starts keys as signatures of the last tokens: a random sign per lag and channel, longer by the head.
+
+  Head h of H looks at between 2 and conv_taps tokens; values start near the identity. Queries that have a
+  convolution of their own start with the signs of the keys.
+  """
+  taps, heads, channels = shape
+  of_signs, of_values = jax.random.split(key)
+  lag_S, reach_H = np.arange(taps)[::-1], np.linspace(2, taps, heads)
+  weight_SH = np.where(lag_S[:, None] < reach_H[None], NGRAM_FALL ** lag_S[:, None], OUTSIDE)
+  sign_SHK = jax.random.rademacher(of_signs, (taps, heads, form.key_dim), dtype)
+  signed_SHK = sign_SHK * jnp.asarray(weight_SH[..., None], dtype)
+  parts = [signed_SHK] * (form.key_channels // form.key_dim)
+  if channels > form.key_channels:
+    parts.append(identity_taps(of_values, (taps, heads, channels - form.key_channels), dtype))
+  return jnp.concatenate(parts, axis=-1)
