@@ -16,14 +16,15 @@ Siblings, on the bytes of the running Python's standard library, ready without p
   python -m atlas_jax.main --config=configs/memory_40m.py:smoke --workdir=runs/smoke
 
 cpu has 2,265,024 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
-`baseline` (as in :cpu,baseline) there is no memory, and the width is raised to as many parameters.
+`baseline` (as in :cpu,baseline) there is no memory, and the width is raised to as many parameters. With
+`shift` one block has a memory of pairs, the context before a token and the token, in place of them all.
 """
 from atlas_jax import config as base
 
 
 def get_config(arg=None):
   """Returns the config; see the module."""
-  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, smoke=False, rule="titans",
+  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="titans",
                        corpus="lm1b")
   config = base.default()
   config.recipe = "memory_lm"
@@ -43,6 +44,8 @@ def get_config(arg=None):
   config.model.memory.rule = arg.rule
   if arg.rule != "titans":
     config.model.memory.options = {}
+  if arg.shift and not arg.baseline:  # The baseline is that of both.
+    _shift(config, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
@@ -60,6 +63,16 @@ def _full(config, corpus: str):
   config.checkpoint.update(every_steps=1_000)
   # Replaying the whole run to count trigrams would take longer than it tells.
   config.eval.update(batch_rows=16, max_tokens=2_000_000, baselines=False)
+
+
+def _shift(config, *, small: bool):
+  """One memory of pairs (context before a token, token), in place of memories in all blocks."""
+  config.model.memory_layers = "1"
+  config.model.memory.update(rule="delta", conv_taps=6, shift=True, shared_qk=True, activation="none",
+                             value_source="token", conv_init="ngram", initial="zero", read_norm="none",
+                             retention_init=0.9999, write_rate_init=0.5, write_rate_max=1.0)
+  config.model.memory.options = dict(momentum=False, feature_map="cells", feature_dim=256)
+  config.model.ff_width = 672 if small else 1_744
 
 
 def _cpu(config):
