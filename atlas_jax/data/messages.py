@@ -5,6 +5,7 @@ contents in parts of text, calls of tools as OpenAI writes them ("tool_calls", o
 files), and "weight", 1 or 0: whether a turn of the assistant is learnt.
 """
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
             "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "system": "system",
             "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant"}
 WEIGHT = "weight"
+# How Python, and so tables that pandas writes, shows a list of messages.
+AS_PYTHON = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:")
 CALL, FUNCTION = ("id", "type", "index"), ("name", "arguments")  # The fields of a call, and of its function.
 
 
@@ -38,7 +41,7 @@ def check(where: str, messages: Any) -> list[dict]:
 
 
 def is_chat(value: Any) -> bool:
-  """Says whether a column holds messages: a list, or the JSON text of a list of messages."""
+  """Says whether a column holds messages: a list, or the text of a list of messages, right JSON or not."""
   if not isinstance(value, str):
     return is_list(value)
   if not value.lstrip().startswith("["):
@@ -46,7 +49,7 @@ def is_chat(value: Any) -> bool:
   try:
     found = json.loads(value)
   except ValueError:
-    return False
+    return AS_PYTHON.match(value) is not None
   return isinstance(found, list) and bool(found) and all(
       isinstance(one, dict) and ("role" in one or "from" in one) for one in found)
 

@@ -218,3 +218,14 @@ def test_a_chat_as_json_text_hides_no_value():
 def test_a_label_may_be_the_text_that_tables_have():
   with pytest.raises(ValueError, match="its 'label' is false"):
     chats.encode(prompts.of_row("f:3", {"prompt": "a?", "completion": "b", "label": "False"}), BYTES)
+
+
+@pytest.mark.parametrize("row", [
+  {"prompt": str([USER]), "completion": "chat"},
+  {"prompt": "cat?", "completion": str([SAID])},
+  {"prompt": "cat?", "completion": "[{'content': 'chat',\n 'role': 'assistant'}]"},
+])
+def test_a_chat_as_python_shows_it_is_not_taken_for_a_text(row):
+  with pytest.raises(ValueError, match="is a text that is not JSON .*double quotes, as json.dumps does"):
+    prompts.of_row("f:1", row)
+  assert prompts.of_row("f:1", {"prompt": "[{'a': 1}]", "completion": "[1"}).solution == "[1"
