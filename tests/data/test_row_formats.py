@@ -229,3 +229,10 @@ def test_a_chat_as_python_shows_it_is_not_taken_for_a_text(row):
   with pytest.raises(ValueError, match="is a text that is not JSON .*double quotes, as json.dumps does"):
     prompts.of_row("f:1", row)
   assert prompts.of_row("f:1", {"prompt": "[{'a': 1}]", "completion": "[1"}).solution == "[1"
+
+
+def test_pictures_in_a_message_are_refused_as_those_of_a_row_are():
+  for field in ("images", "audio"):
+    with pytest.raises(ValueError, match=rf"f:1: messages\[0\]: has '{field}', and models here"):
+      prompts.of_row("f:1", {"messages": [{**USER, field: ["a.png"]}, SAID]})
+  assert prompts.of_row("f:1", {"messages": [{**USER, "images": []}, SAID]}).solution == "chat"
