@@ -18,6 +18,7 @@ from atlas_jax.rollout.start import (
   Start,
   check_base,
   group_of,
+  is_lost,
   is_run,
   use_copies,
 )
@@ -81,18 +82,13 @@ def with_copies_of_lost(config, workdir):
   if config.lora.rank is not None or config.lora.path is not None or _refers(config):
     check_base(config, workdir)
   changed = config.as_configdict()
-  if _is_lost(config.model.path):
+  if is_lost(config.model.path):
     use(changed, workdir)
-  elif _is_lost(config.lora.path):
+  elif is_lost(config.lora.path):
     changed.lora.path = str(workdir / ADAPTER)
   else:
     return config
   return configs.resolve(changed)
-
-
-def _is_lost(path: str | None) -> bool:
-  return (path is not None and not path.startswith(hf_import.HUB)
-          and not pathlib.Path(path).expanduser().exists())
 
 
 def _refers(config) -> bool:

@@ -244,13 +244,22 @@ def use_copies(config, workdir) -> None:
     config.model.path = None
 
 
+def is_lost(path: str | None) -> bool:
+  """Says whether a path, not a name on the hub, names what is not there."""
+  return (path is not None and not path.startswith(hf_import.HUB)
+          and not pathlib.Path(path).expanduser().exists())
+
+
 def check_base(config, workdir) -> None:
-  """Refuses a run whose adapters, or reference, belong to a run that was trained further since.
+  """Refuses a run whose adapters, or reference, belong to a model that is gone, or was trained further since.
 
   Raises:
     ValueError: names both runs and steps.
   """
   file, path = pathlib.Path(workdir) / BASE, config.model.path
+  if is_lost(path):
+    raise ValueError(f"config.model.path={path!r} is no folder any more, and the adapters or the reference "
+                     f"of the run in {workdir} belong to what was there; put it back, or a link to it")
   if path is None or not is_run(path) or not file.is_file():
     return
   then = json.loads(file.read_text(encoding="utf-8"))["step"]

@@ -120,6 +120,16 @@ def test_adapters_of_a_run_that_was_trained_further_are_refused(tmp_path):
     kept.with_copies_of_lost(config, workdir)
 
 
+@pytest.mark.parametrize("fields", [{"lora__rank": 2}, {"policy__kl_weight": 0.1}])
+def test_what_is_read_at_every_start_must_still_be_there(fields, tmp_path):
+  """Else the reference would be drawn anew."""
+  fields = {"model__path": str(tmp_path / "lost"), **fields}
+  config = runs.changed(grpo_arithmetic.get_config("smoke"), fields)
+  (tmp_path / "run" / FOLDER / "1").mkdir(parents=True)
+  with pytest.raises(ValueError, match="lost' is no folder any more, .*run belong to what was there"):
+    kept.with_copies_of_lost(config, tmp_path / "run")
+
+
 def test_half_of_the_adapters_can_be_frozen(made, tmp_path):
   folder, adapters = made
   config = config_of(folder, optim__freeze="*/lora_a", optim__steps=2, data__held_out_frac=0.0)
