@@ -72,6 +72,14 @@ def test_a_few_idle_updates_are_not_worth_a_word_and_without_a_limit_the_run_goe
   assert summary["steps"] == 8 and "update 4: the last 3 updates learnt nothing" in caplog.text
 
 
+def test_a_run_that_learns_until_its_rate_is_0_is_told_nothing_and_one_that_did_not_is(tmp_path, caplog):
+  config = runs.toy_config(optim__final_lr_frac=0.0, optim__warmup_steps=2, optim__steps=8)
+  assert start(config, tmp_path / "learns")["steps"] == 8
+  assert runs.rows_of(tmp_path / "learns")[-1]["train/lr"] == 0 and "learnt nothing" not in caplog.text
+  start(config, tmp_path / "still", range(7, 9))
+  assert "update 8: the last 2 updates learnt nothing" in caplog.text
+
+
 def test_a_run_of_a_checkpoint_from_before_such_counts_goes_on(tmp_path, monkeypatch):
   config = runs.toy_config()
   meta = train.Run.meta

@@ -26,6 +26,7 @@ def encode(problem: Problem, tokenizer: Tokenizer, template: Template | None = N
   """
   text = _solution(problem)
   if template is None:
+    _check_plain(problem)
     prompt = prompt_ids(problem, tokenizer)
     solution = tokenizer.encode(text.encode("utf-8", "replace"))
     ids = np.concatenate([prompt, solution, [tokenizer.doc_id]]).astype(np.int32)
@@ -69,7 +70,8 @@ def rows(problem: Problem, tokenizer: Tokenizer, template: Template | None = Non
 def _solution(problem: Problem) -> str:
   """Gives the text to learn; where there is none, ValueError says what the row has in its place."""
   if problem.solution is not None:
-    if problem.extra.get("label") is False:
+    label = problem.extra.get("label")  # Tables of text have it as a text.
+    if label is False or isinstance(label, str) and label.strip().lower() == "false":
       raise ValueError(f"{problem.where}: its 'label' is false, which marks a completion that is not to be "
                        "learnt; leave the row out, or the column if it means something else")
     return problem.solution
@@ -80,6 +82,21 @@ def _solution(problem: Problem) -> str:
     more = (": give 'messages' that end with the assistant's, or a field 'completion', or name the field "
             "with config.data.fields, such as config.data.fields.solution='answer'")
   raise ValueError(f"{problem.where}: has no solution to learn{more}")
+
+
+def _check_plain(problem: Problem) -> None:
+  """Refuses messages of a solution that its text alone does not say."""
+  unsaid = None
+  if len(problem.reply) > 1:
+    unsaid = f"is {len(problem.reply)} messages"
+  elif any("tool_calls" in message for message in problem.reply):
+    unsaid = "calls a tool"
+  elif not all(map(chat_messages.weighs, problem.reply)):
+    raise ValueError(f"{problem.where}: its solution has weight 0, so that nothing of it is learnt; "
+                     "leave the row out")
+  if unsaid is not None:
+    raise ValueError(f"{problem.where}: its solution {unsaid}, which needs a chat template; set "
+                     "config.data.chat_template to a tokenizer's folder, or give the solution as one text")
 
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer, template: Template | None = None,

@@ -5,8 +5,11 @@ contents in parts of text, calls of tools as OpenAI writes them ("tool_calls", o
 files), and "weight", 1 or 0: whether a turn of the assistant is learnt.
 """
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from atlas_jax.data import json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What ShareGPT calls who speaks; a "function_call" is the assistant's and holds the call as JSON.
@@ -14,6 +17,9 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
             "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "system": "system",
             "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant"}
 WEIGHT = "weight"
+# How Python, and so tables that pandas writes, shows a list of messages.
+AS_PYTHON = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:")
+CALL, FUNCTION = ("id", "type", "index"), ("name", "arguments")  # The fields of a call, and of its function.
 
 
 def check(where: str, messages: Any) -> list[dict]:
@@ -35,7 +41,7 @@ def check(where: str, messages: Any) -> list[dict]:
 
 
 def is_chat(value: Any) -> bool:
-  """Says whether a column holds messages: a list, or the JSON text of a list of messages."""
+  """Says whether a column holds messages: a list, or the text of a list of messages, right JSON or not."""
   if not isinstance(value, str):
     return is_list(value)
   if not value.lstrip().startswith("["):
@@ -43,7 +49,7 @@ def is_chat(value: Any) -> bool:
   try:
     found = json.loads(value)
   except ValueError:
-    return False
+    return AS_PYTHON.match(value) is not None
   return isinstance(found, list) and bool(found) and all(
       isinstance(one, dict) and ("role" in one or "from" in one) for one in found)
 
@@ -56,10 +62,12 @@ def is_list(value: Any) -> bool:
 def parsed(where: str, column: str, text: str) -> Any:
   """Gives what a column of JSON text holds; ValueError, naming the column, if it is not JSON."""
   try:
-    return json.loads(text)
-  except ValueError as error:
+    return json_text.parse(text)
+  except json.JSONDecodeError as error:
     raise ValueError(f"{where}: {column!r} is a text that is not JSON ({error}); write it with double "
                      "quotes, as json.dumps does") from error
+  except ValueError as error:
+    raise ValueError(f"{where}: {column!r} {error}") from error
 
 
 def turns(messages: Sequence[Mapping]) -> list[int]:
@@ -83,6 +91,8 @@ def _message(where: str, message: Any) -> dict:
   kept = {name: value for name, value in message.items() if value is not None}
   if "role" not in kept and "from" in kept:
     kept = _of_share_gpt(where, kept)
+  if "function_call" in kept and "tool_calls" in kept:
+    raise ValueError(f"{where} has 'tool_calls' and 'function_call', its older name; keep one of them")
   if "function_call" in kept:
     kept["tool_calls"] = [{"type": "function", "function": kept.pop("function_call")}]
   kept["role"] = "tool" if kept.get("role") == "function" else kept.get("role")
@@ -104,7 +114,11 @@ def _of_share_gpt(where: str, kept: Mapping[str, Any]) -> dict:
   others = {name: one for name, one in kept.items() if name not in ("from", "value")}
   if not isinstance(value, str):
     raise ValueError(f"{where} has no field 'value' that is a text")
-  if speaker == "function_call":
+  calls_one = speaker == "function_call"
+  twin = "tool_calls" if calls_one else "content"
+  if twin in others:
+    raise ValueError(f"{where} has 'value' and {twin!r}, which say the same of it; keep one of them")
+  if calls_one:
     calls = parsed(where, "value", value)
     return {**others, "role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls]}
   return {**others, "role": SPEAKERS[speaker], "content": value}
@@ -137,16 +151,40 @@ def _calls(where: str, calls: Any) -> list[dict]:
   if not named:
     raise ValueError(f"{where} has 'tool_calls' that are no list of calls, each with a function's name and "
                      'arguments: {"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}')
-  return [_nested(call) for call in calls]
+  return [_nested(where, call) for call in calls]
 
 
-def _nested(call: Mapping) -> dict:
-  """Gives a call in the form that templates know, its function's name and arguments under "function"."""
+def _nested(where: str, call: Mapping) -> dict:
+  """Gives a call in the form that templates know, its function's name and arguments under "function".
+
+  Raises:
+    ValueError: for a field that no template shows, such as arguments of another name.
+  """
+  levels = [(call, (*CALL, "function")), (call["function"], FUNCTION)] if "function" in call else [
+    (call, (*CALL, *FUNCTION))]
+  strange = [name for fields, known in levels for name, value in fields.items()
+             if name not in known and value is not None]
+  if strange:
+    raise ValueError(f"{where} has {strange[0]!r} in a call of a tool; a call has {', '.join(CALL)}, and a "
+                     f"function with {' and '.join(FUNCTION)}: rename it, or leave it out")
+  given = _function(call).get("arguments")
+  if isinstance(given, str):
+    _check_arguments(where, given)
   if "function" in call:
-    return dict(call)
-  function = {name: value for name, value in call.items() if name in ("name", "arguments")}
+    return {name: value for name, value in call.items() if name not in FUNCTION}
+  function = {name: value for name, value in call.items() if name in FUNCTION}
   others = {name: value for name, value in call.items() if name not in function}
   return {"type": "function", **others, "function": function}
+
+
+def _check_arguments(where: str, text: str) -> None:
+  """Refuses arguments of which a template would show less than there is."""
+  try:
+    json_text.parse(text)
+  except json.JSONDecodeError:  # A text that is no JSON is shown as it is.
+    pass
+  except ValueError as error:
+    raise ValueError(f"{where} has 'arguments' of a call that {error.args[0]}") from error
 
 
 def _function(call: Mapping) -> Any:

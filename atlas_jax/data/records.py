@@ -12,11 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from atlas_jax.data import formats
+from absl import logging
+
+from atlas_jax.data import formats, json_text
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}  # What stands between two cells.
 KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", *TABLES, ".parquet")
+ALMOST = (*JSON_LINES, ".json", *TABLES, ".parquet", ".arrow", ".xlsx")  # In names of files with rows.
+SHOWN = 5  # Files named in a message that is about many.
 CELL_CHARS = 2**31 - 1  # Of one cell at most.
 FORMS = f"a file, folder or glob of {', '.join(KINDS)}, several with commas between them"
 
@@ -61,7 +65,9 @@ def files(name: str) -> list[pathlib.Path]:
   for part in [name] if whole else [part.strip() for part in name.split(",")]:
     path = pathlib.Path(part).expanduser()
     if path.is_dir():
-      here = [file for file in path.rglob("*") if file.name.endswith(KINDS) and file.is_file()]
+      there = [file for file in path.rglob("*") if file.is_file()]
+      here = [file for file in there if file.name.endswith(KINDS)]
+      _tell_left_out(part, tuple(sorted(file.name for file in there if _is_almost_rows(file.name))))
     elif path.is_file():
       here = [path]
     else:
@@ -74,6 +80,18 @@ def files(name: str) -> list[pathlib.Path]:
   if strange:
     raise ValueError(f"{strange[0]} ends in none of {', '.join(KINDS)}; convert it, or leave it out")
   return list(dict.fromkeys(found))
+
+
+def _is_almost_rows(name: str) -> bool:
+  """Says whether a file of a folder may hold rows and is not read, for how it is packed or spelt."""
+  return not name.endswith(KINDS) and any(suffix in ALMOST for suffix in pathlib.Path(name.lower()).suffixes)
+
+
+@functools.cache  # A folder is read for each split, and told of once.
+def _tell_left_out(folder: str, left_out: tuple[str, ...]) -> None:
+  if left_out:
+    logging.warning("config.data.files=%s: %d files are not read, for they end in none of %s: %s", folder,
+                    len(left_out), ", ".join(KINDS), ", ".join(left_out[:SHOWN]))
 
 
 def _json_lines(file: pathlib.Path) -> Iterator[Record]:
@@ -147,7 +165,11 @@ def _parquet(file: pathlib.Path) -> Iterator[Record]:
   parquet, arrow = formats.need("pyarrow.parquet", f"{file}"), formats.need("pyarrow", f"{file}")
   number = 0
   try:
-    for batch in parquet.ParquetFile(file).iter_batches():
+    opened = parquet.ParquetFile(file)
+    twice = [column for column, count in Counter(opened.schema_arrow.names).items() if count > 1]
+    if twice:
+      raise ValueError(f"{file}: has {twice[0]!r} twice among its columns; keep one of them")
+    for batch in opened.iter_batches():
       for row in batch.to_pylist():
         number += 1
         yield Record(f"{file}:{number}", row)
@@ -181,18 +203,11 @@ def _text(where: str, data: bytes) -> str:
 
 def _parsed(where: str, text: str) -> Any:
   try:
-    return json.loads(text, object_pairs_hook=functools.partial(_once, where))
-  except ValueError as error:
+    return json_text.parse(text)
+  except json.JSONDecodeError as error:
     raise ValueError(f"{where}: not JSON ({error}); mend or delete it") from error
-
-
-def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Gives the object of pairs; a name that comes twice would hide a value."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-    raise ValueError(f"{where}: has {twice!r} twice in one object; keep one of them")
-  return found
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
 
 
 def _object(where: str, row: Any) -> dict[str, Any]:

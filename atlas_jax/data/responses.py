@@ -69,7 +69,8 @@ def of_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
   row_formats.check_media(where, given)
   prompt, read, ignored = _prompt(where, row, given, fields or {})
   if "responses" not in given and any(column in given for column in CHOICES):
-    prompt, found, own = _preference(where, given, prompt)
+    prompt, found, own, unread = _preference(where, given, prompt)
+    ignored += unread
   else:
     listed = row.get("responses")
     if isinstance(listed, str) and listed.lstrip().startswith("["):
@@ -119,18 +120,21 @@ def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields
 
 
 def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] | None):
-  """Gives prompt, responses and columns of a row with one response that is better than another."""
+  """Gives prompt, responses, columns and what is not read of a row with one response better than another."""
   missing = [column for column in CHOICES if column not in given]
   if missing:
     raise ValueError(f"{where}: has no {missing[0]!r} beside the other of {' and '.join(CHOICES)}; give both")
   if len({chat_messages.is_chat(given[column]) for column in CHOICES}) > 1:
     raise ValueError(f"{where}: of 'chosen' and 'rejected' one is a text and one a chat; give both alike")
+  unread: list[str] = []
   if chat_messages.is_chat(given[CHOICES[0]]):
     said = [row_formats.chat(where, column, given[column]) for column in CHOICES]
     if prompt is None:
       prompt = [one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*said))]
     texts = [_last(where, column, row_formats.after(prompt, one))
              for column, one in zip(CHOICES, said, strict=True)]
+    unread = [f"{column}[-1].{name}" for column, one in zip(CHOICES, said, strict=True)
+              for name in one[-1] if name not in ("role", "content")]
   else:
     texts = [_text(f"{where}: {column!r}", given[column]) for column in CHOICES]
     if prompt is None:
@@ -148,7 +152,7 @@ def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] |
   scores = [_number(f"{where}: {name!r}", given[name]) for name in names]
   found = tuple(Response(text, number + 1, scores[number] if scores else None)
                 for number, text in enumerate(texts))
-  return prompt, found, [*CHOICES, *names]
+  return prompt, found, [*CHOICES, *names], unread
 
 
 def _last(where: str, column: str, said: Sequence[Mapping]) -> str:
@@ -172,8 +176,11 @@ def _number(where: str, value: Any) -> float:
     found = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError):
     found = math.nan
-  if not math.isfinite(found):
-    raise ValueError(f"{where} is {value!r}; it must be a finite number, of which more is better")
+  except OverflowError:
+    found = math.inf
+  if not abs(found) <= LARGEST_SCORE:
+    raise ValueError(f"{where} is {repr(value)[:40]}; it must be a finite number that float32 holds, of "
+                     "which more is better")
   return found
 
 

@@ -102,11 +102,11 @@ def is_empty(value: Any) -> bool:
 
 
 def check_media(where: str, given: Mapping[str, Any]) -> None:
-  """Raises ValueError if a row has pictures, films or sounds."""
+  """Raises ValueError if a row, or a message, has pictures, films or sounds."""
   for column in MEDIA:
     if column in given:
-      raise ValueError(f"{where}: has {column!r}, and models here read text alone; leave out the column, or "
-                       "the row if its text needs it")
+      raise ValueError(f"{where}: has {column!r}, and models here read text alone; leave it out, or the "
+                       "row if its text needs it")
 
 
 def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
@@ -154,8 +154,13 @@ def _advice(given: Mapping[str, Any]) -> str:
 
 
 def chat(where: str, column: str, value: Any) -> list[dict]:
-  """Gives the messages of a column; see `messages.check`."""
-  return chat_messages.check(where if column == "messages" else f"{where}: {column}", value)
+  """Gives the messages of a column; see `messages.check`. Those with media are refused."""
+  place = where if column == "messages" else f"{where}: {column}"
+  found = chat_messages.check(place, value)
+  for number, message in enumerate(found):
+    check_media(f"{place}: messages[{number}]", {name: one for name, one in message.items()
+                                                 if not is_empty(one)})
+  return found
 
 
 def _instruction(where: str, given: Mapping[str, Any]) -> Asked:

@@ -58,7 +58,10 @@ def _json(value) -> str:
 
 
 def _is_number(value) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  try:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  except OverflowError:  # A whole number of more digits than a float holds.
+    return False
 
 
 def _is_causal(value) -> bool:
@@ -109,6 +112,8 @@ def describe(folder) -> Description:
       values are.
   """
   file = pathlib.Path(folder) / CONFIG
+  if not file.is_file():
+    raise ValueError(f"{file} is missing; a folder of adapters has {CONFIG} beside {STEM}.safetensors")
   settings = hf_config.read_json(file)
   for name in NEEDED:
     if settings.get(name) is None:

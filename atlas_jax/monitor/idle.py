@@ -26,7 +26,8 @@ class Idle:
 
   An update is idle if no gradient flows, or if none of its parameters and tables changed. Updates whose only
   gradient is that of an entropy bonus or of the distance to a reference are told of, and do not end a run. A
-  learning rate of 0 in the warm-up is told of once. Updates that were skipped count as neither.
+  learning rate of 0 in the warm-up is told of once. Updates that were skipped count as neither, nor does the
+  last one of a run that learnt, where the schedule ends at 0.
 
   Attributes:
     in_row: idle updates in a row so far, those of earlier starts too.
@@ -55,6 +56,8 @@ class Idle:
       if self._warming == FIRST:
         _warn("update %d: the last %d updates changed nothing yet: %s", step, FIRST,
               "; ".join(reasons(step, row, self._config)))
+      return kind
+    if kind == IDLE and not self._untaught and self._warming < step - 1 and _is_end(step, row, self._config):
       return kind
     self.in_row = self.in_row + 1 if kind == IDLE else 0
     self._untaught = 0 if kind == LEARNT else self._untaught + 1
@@ -122,7 +125,7 @@ def _rate(step: int, row: Mapping[str, float], config) -> str | None:
     return None
   warming = step <= optim.warmup_steps
   when = f" in the warm-up, which ends at update {optim.warmup_steps} (config.optim.warmup_steps)"
-  if lr == 0 and not warming and step >= optim.steps and optim.final_lr_frac == 0:
+  if not warming and _is_end(step, row, config):
     return "the learning rate is 0 at the end of the run (config.optim.final_lr_frac=0)"
   if lr == 0:
     return f"the learning rate is 0{when if warming else ''}" + (
@@ -130,6 +133,10 @@ def _rate(step: int, row: Mapping[str, float], config) -> str | None:
                            f"{optim.final_lr_frac}")
   return (f"the learning rate is {lr:.3g}{when if warming else ''}, too low for any parameter to change in "
           f"float32; raise config.optim.lr={optim.lr}" + (" or lower warmup_steps" if warming else ""))
+
+
+def _is_end(step: int, row: Mapping[str, float], config) -> bool:
+  return row["train/lr"] == 0 and step >= config.optim.steps and config.optim.final_lr_frac == 0
 
 
 def _unrewarded(step: int, row: Mapping[str, float], config) -> str | None:

@@ -251,5 +251,5 @@ def evals_of(config, start: Start, sampler: Bound) -> dict:
   """The evaluation of a run: held-out problems answered; none where nothing is held out."""
   if not config.data.held_out_frac:
     return {}
-  run = held_out.make(config, start, sampler, lambda params: whole(params, sampler.frozen))
+  run = held_out.make(config, start, sampler, lambda params: whole(params, sampler.frozen), checked=True)
   return {"problems": evals.Eval(run, "every")}

@@ -4,18 +4,21 @@ import pathlib
 import shutil
 
 from atlas_jax import config as configs
-from atlas_jax.checkpoint import FOLDER
+from atlas_jax.checkpoint import FOLDER, Checkpoints
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.interop import hf_export, hf_import, peft
 from atlas_jax.rollout.start import (
   ADAPTER,
+  BASE,
   MODEL,
   PUBLISHED,
   SHAPE,
   TEMPLATE,
   TOKENIZER,
   Start,
+  check_base,
   group_of,
+  is_lost,
   is_run,
   use_copies,
 )
@@ -40,6 +43,9 @@ def keep(config, start: Start, workdir) -> None:
     _copy(template, workdir / TEMPLATE, chats.FILES)
   if config.lora.path is not None:
     _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
+  if config.model.path is not None and is_run(config.model.path):
+    step = Checkpoints(config.model.path, read_only=True).latest_step()
+    (workdir / BASE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
   elif config.model.path is not None:
@@ -61,20 +67,35 @@ def use(config, workdir) -> None:
 
 
 def with_copies_of_lost(config, workdir):
-  """Gives the config to go on with a run: the workdir's copies replace a model.path that is gone.
+  """Gives the config to go on with a run: the workdir's copies replace model.path or lora.path if gone.
 
   Args:
     config: resolved.
     workdir: of the run.
+
+  Raises:
+    ValueError: see `start.check_base`.
   """
-  path = config.model.path
-  if path is None or path.startswith(hf_import.HUB) or pathlib.Path(path).expanduser().exists():
+  workdir = pathlib.Path(workdir)
+  if not any((workdir / FOLDER).glob("[0-9]*")):
     return config
-  if not any((pathlib.Path(workdir) / FOLDER).glob("[0-9]*")):
-    return config
+  if config.lora.rank is not None or config.lora.path is not None or _refers(config):
+    check_base(config, workdir)
   changed = config.as_configdict()
-  use(changed, workdir)
+  if is_lost(config.model.path):
+    use(changed, workdir)
+  elif is_lost(config.lora.path):
+    changed.lora.path = str(workdir / ADAPTER)
+  else:
+    return config
   return configs.resolve(changed)
+
+
+def _refers(config) -> bool:
+  """Says whether the loss compares with the model at config.model.path, which is read at every start."""
+  if config.recipe == "grpo":
+    return bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
+  return config.recipe == "ranked" and bool(config.ranked.anchored or config.ranked.kl_weight)
 
 
 def _local(name: str) -> pathlib.Path | None:

@@ -6,6 +6,7 @@ arguments, be bound by functools.partial or be objects that can be called; a par
 for the column of the rows that has this name.
 """
 import asyncio
+import copy
 import functools
 import inspect
 import math
@@ -161,7 +162,7 @@ class Call:
         raise ValueError(f"reward {self.name!r} gave {error}; {_about(batch, row)}") from None
     return reward_B
 
-  def raised(self, error: Exception, batch: Batch, row: int | None) -> ValueError:
+  def raised(self, error: BaseException, batch: Batch, row: int | None) -> ValueError:
     """Gives the error that says which reward raised, and for what."""
     return ValueError(f"reward {self.name!r} raised {type(error).__name__}: {error}; {_about(batch, row)}")
 
@@ -170,7 +171,7 @@ class Call:
     named = {name: value for name, value in values.items() if name not in self._positional}
     try:
       return self._function(*positional, **named)
-    except Exception as error:  # Whatever a user's function raises, the run must say where.
+    except (Exception, SystemExit) as error:  # Whatever a user's function raises, the run must say where.
       raise self.raised(error, batch, row) from error
 
   def _list(self, given, batch: Batch) -> list:
@@ -190,15 +191,15 @@ class Call:
   def _row_values(self, batch: Batch, row: int) -> dict[str, Any]:
     problem = batch.found[row]
     wanted = {"prompt": lambda: text_of(problem.prompt), "completion": lambda: batch.completions[row],
-              "answer": lambda: problem.answer, "tokens": lambda: _tokens(self, batch)[row],
-              "length": lambda: len(_tokens(self, batch)[row]), "extra": lambda: problem.extra}
+              "answer": lambda: problem.answer, "tokens": lambda: list(_tokens(self, batch)[row]),
+              "length": lambda: len(_tokens(self, batch)[row]), "extra": lambda: _own(dict(problem.extra))}
     names = self._columns((problem,), SINGLE)
     return {**{name: column(problem, name) for name in names},
             **{name: wanted[name]() for name in self._known}}
 
   def _batch_values(self, batch: Batch) -> dict[str, Any]:
     wanted = {
-        "prompts": lambda: [problem.prompt for problem in batch.found],
+        "prompts": lambda: [_own(problem.prompt) for problem in batch.found],
         "completions": lambda: [_like(problem, text)
                                 for problem, text in zip(batch.found, batch.completions, strict=True)],
         "completion_ids": lambda: [list(ids) for ids in _tokens(self, batch)],
@@ -253,8 +254,14 @@ def _awaited(awaitables: Sequence[Awaitable]) -> list:
   if not awaitables:
     return []
 
+  async def one(awaitable):
+    try:
+      return await awaitable
+    except SystemExit as error:  # It would end the loop, and nothing would be awaited any more.
+      raise RuntimeError(f"SystemExit: {error}") from error
+
   async def gather():
-    return await asyncio.gather(*awaitables, return_exceptions=True)
+    return await asyncio.gather(*map(one, awaitables), return_exceptions=True)
 
   future = asyncio.run_coroutine_threadsafe(gather(), _loop())
   try:
@@ -299,12 +306,17 @@ def columns_of(problem: Problem) -> list[str]:
 
 
 def column(problem: Problem, name: str) -> Any:
-  """Gives a column of a row by its name, None if the row has none of that name."""
+  """Gives a column of a row by its name, None if the row has none of that name; a caller may change it."""
   if name == problem.read_from.get("prompt"):
-    return problem.prompt
+    return _own(problem.prompt)
   if name in ("answer", problem.read_from.get("answer")) and name not in problem.extra:
     return problem.answer
-  return problem.columns.get(name)
+  return _own(problem.columns.get(name))
+
+
+def _own(value: Any) -> Any:
+  """Gives a copy, so that a function that adds to a list of messages does not change what is learnt."""
+  return value if isinstance(value, str) else copy.deepcopy(value)
 
 
 def text_of(prompt: str | Sequence[Mapping]) -> str:

@@ -29,6 +29,7 @@ ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters
 PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
 TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
 SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
+BASE = "base.json"  # In a workdir: the step of the run in config.model.path that was read.
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
 DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
@@ -227,7 +228,10 @@ def use_copies(config, workdir) -> None:
   if (workdir / ADAPTER).is_dir():
     config.lora.path = str(workdir / ADAPTER)
   path = config.model.path
-  if path is None or config.lora.rank is not None or config.lora.path is not None:
+  if config.lora.rank is not None or config.lora.path is not None:
+    check_base(config, workdir)
+    return
+  if path is None:
     return
   if (workdir / PUBLISHED).is_dir():
     config.model.path = str(workdir / PUBLISHED)
@@ -238,6 +242,32 @@ def use_copies(config, workdir) -> None:
     own = MEMORY_HOW if group == "model" else DECODER_HOW
     config[group].update({name: value for name, value in fields.items() if name not in own})
     config.model.path = None
+
+
+def is_lost(path: str | None) -> bool:
+  """Says whether a path, not a name on the hub, names what is not there."""
+  return (path is not None and not path.startswith(hf_import.HUB)
+          and not pathlib.Path(path).expanduser().exists())
+
+
+def check_base(config, workdir) -> None:
+  """Refuses a run whose adapters, or reference, belong to a model that is gone, or was trained further since.
+
+  Raises:
+    ValueError: names both runs and steps.
+  """
+  file, path = pathlib.Path(workdir) / BASE, config.model.path
+  if is_lost(path):
+    raise ValueError(f"config.model.path={path!r} is no folder any more, and the adapters or the reference "
+                     f"of the run in {workdir} belong to what was there; put it back, or a link to it")
+  if path is None or not is_run(path) or not file.is_file():
+    return
+  then = json.loads(file.read_text(encoding="utf-8"))["step"]
+  now = Checkpoints(path, read_only=True).latest_step()
+  if now != then:
+    raise ValueError(f"config.model.path={path!r} is at step {now}, and was at {then} when the run in "
+                     f"{workdir} began, which belongs to what it was; move its later checkpoints away, "
+                     "or start anew in another workdir")
 
 
 def _drawn_base(start: Start, config, mesh, shapes):

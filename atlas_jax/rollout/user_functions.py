@@ -50,7 +50,7 @@ def _of_file(place: str) -> ModuleType:
   sys.modules[name] = module
   try:
     spec.loader.exec_module(module)
-  except Exception as error:  # Whatever the user's file raises.
+  except (Exception, SystemExit) as error:  # Whatever the user's file raises.
     del sys.modules[name]
     raise ValueError(f"running {place} raised {type(error).__name__}: {error}") from error
   return module
@@ -68,7 +68,7 @@ def _of_module(place: str, name: str) -> ModuleType:
                      f"{pathlib.Path.cwd()}{'' if _sees_here() else ' (which is not on sys.path)'} and in "
                      f"sys.path, {', '.join(filter(None, sys.path))}; a file is named FILE.py:FUNCTION"
                      f"{also}") from error
-  except Exception as error:  # Whatever the user's module raises.
+  except (Exception, SystemExit) as error:  # Whatever the user's module raises.
     raise ValueError(f"importing {place} raised {type(error).__name__}: {error}") from error
 
 

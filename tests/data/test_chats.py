@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from atlas_jax.data import chat_sandbox, chats, tokenizer
+from atlas_jax.data import chat_sandbox, chats, prompts, tokenizer
 from atlas_jax.data.problems import Problem
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "hf_models" / "byte_tokenizer"
@@ -186,3 +186,15 @@ def test_without_jinja_the_extra_is_named(monkeypatch):
 def test_a_message_with_a_mark_of_ours_is_refused(template):
   with pytest.raises(ValueError, match="U\\+FDD0"):
     template.chat([{"role": "user", "content": chat_sandbox.OPEN}, TURNS[1]], BYTES)
+
+
+@pytest.mark.parametrize("reply, message", [
+  ([{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "c"}], "solution is 3 messages, which needs a chat template"),
+  ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}],
+   "solution calls a tool, which needs a chat template"),
+  ([{"role": "assistant", "content": "a", "weight": 0}], "has weight 0"),
+])
+def test_a_solution_that_is_more_than_a_text_needs_a_template(reply, message):
+  with pytest.raises(ValueError, match=f"f:1: its .*{message}"):
+    chats.encode(prompts.of_row("f:1", {"prompt": "q", "completion": reply}), BYTES)

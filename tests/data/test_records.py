@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import logging
 
 import pytest
 
@@ -78,3 +79,30 @@ def test_a_table_holds_chats_as_json_and_long_cells(tmp_path):
   (tmp_path / "chats.csv").write_text(f'id,messages\n1,"{cell}"\n')
   found = prompts.load("files", files=str(tmp_path), held_out_frac=0.0).problem(0)
   assert (found.prompt, found.solution) == (chat[:1], "b")
+
+
+def test_half_of_a_character_is_refused_and_a_pair_is_read(tmp_path):
+  assert read(tmp_path / "a.jsonl", '{"prompt": "\\ud83d\\ude00"}\n')[0].row == {"prompt": "\U0001f600"}
+  with pytest.raises(ValueError, match=r"a.jsonl:1: has '\\ud83d', half of a character"):
+    read(tmp_path / "a.jsonl", '{"prompt": "a", "completion": "cut \\ud83d"}\n')
+
+
+def test_brackets_without_end_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="a.jsonl:1: has too many brackets"):
+    read(tmp_path / "a.jsonl", '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+
+
+def test_a_column_that_comes_twice_in_parquet_is_refused(tmp_path):
+  arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+  table = arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["prompt", "prompt"])
+  parquet.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(ValueError, match="a.parquet: has 'prompt' twice among its columns"):
+    list(records.read(str(tmp_path / "a.parquet")))
+
+
+def test_files_of_a_folder_that_are_not_read_are_named_once(tmp_path, caplog):
+  for name in ("a.jsonl", "b.JSONL", "c.csv.gz", "README.md"):
+    (tmp_path / name).write_text('{"prompt": "a"}\n')
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    assert [len(list(records.read(str(tmp_path)))) for _ in range(2)] == [1, 1]
+  assert len(caplog.messages) == 1 and caplog.messages[0].endswith(": b.JSONL, c.csv.gz")

@@ -209,3 +209,17 @@ def test_counts_tell_of_pairs_and_ties():
     "tied_pairs": 2,
     "groups_by_size": {"1": 1, "2": 1, "3": 1},
   }
+
+
+def test_what_is_not_read_of_a_preference_is_named():
+  said = {"role": "assistant", "content": "a", "reasoning_content": "b", "weight": 0}
+  found = responses.of_row("f:1", {"prompt": [{"role": "user", "content": "q"}], "chosen": [said],
+                                   "rejected": [{"role": "assistant", "content": "c"}]})
+  assert set(found.unused) == {"chosen[-1].reasoning_content", "chosen[-1].weight"}
+
+
+def test_scores_of_a_preference_must_be_float32():
+  given = {"prompt": "q", "chosen": "a", "rejected": "b", "score_rejected": 0}
+  for score in (1e39, 10**400, "1e39"):
+    with pytest.raises(ValueError, match="'score_chosen' is .*that float32 holds"):
+      responses.of_row("f:1", {**given, "score_chosen": score})

@@ -182,3 +182,57 @@ def test_tools_and_further_messages_are_part_of_what_data_are():
   ]
   marks = [prompts.Listed([prompts.of_row("f:1", row)]).fingerprint for row in rows]
   assert len(set(marks)) == 3
+
+
+CALLED = {"name": "f", "arguments": {"x": 1}}
+ASSISTANT = {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize("said, message", [
+  ({**ASSISTANT, "tool_calls": [CALLED], "function_call": CALLED}, "'tool_calls' and 'function_call'"),
+  ({"from": "gpt", "value": "a", "content": "b"}, "'value' and 'content'"),
+  ({"from": "function_call", "value": json.dumps(CALLED), "tool_calls": [CALLED]},
+   "'value' and 'tool_calls'"),
+  ({**ASSISTANT, "tool_calls": [{"name": "f", "parameters": {"x": 1}}]}, "has 'parameters' in a call"),
+  ({**ASSISTANT, "tool_calls": [{"function": {"name": "f", "parameters": {}}}]},
+   "has 'parameters' in a call"),
+  ({**ASSISTANT, "tool_calls": [{**CALLED, "function": {"name": "g"}}]}, "has 'name' in a call"),
+  ({**ASSISTANT, "tool_calls": [{"name": "f", "arguments": '{"x": 1, "x": 2}'}]}, "'x' twice in one object"),
+])
+def test_a_message_that_says_two_things_at_once_is_refused(said, message):
+  with pytest.raises(ValueError, match=rf"f:1: messages\[1\] .*{message}"):
+    prompts.of_row("f:1", {"messages": [USER, said]})
+
+
+def test_fields_of_calls_that_are_null_are_as_good_as_absent():
+  call = {"id": None, "parameters": None, "name": None, "function": {**CALLED, "description": None}}
+  found = prompts.of_row("f:1", {"messages": [USER, {**ASSISTANT, "tool_calls": [call]}]})
+  assert chats.reply_of(found)[0]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+def test_a_chat_as_json_text_hides_no_value():
+  with pytest.raises(ValueError, match="f:1: 'messages' has 'content' twice in one object"):
+    prompts.of_row("f:1", {"messages": '[{"role": "user", "content": "A", "content": "B"}]'})
+
+
+def test_a_label_may_be_the_text_that_tables_have():
+  with pytest.raises(ValueError, match="its 'label' is false"):
+    chats.encode(prompts.of_row("f:3", {"prompt": "a?", "completion": "b", "label": "False"}), BYTES)
+
+
+@pytest.mark.parametrize("row", [
+  {"prompt": str([USER]), "completion": "chat"},
+  {"prompt": "cat?", "completion": str([SAID])},
+  {"prompt": "cat?", "completion": "[{'content': 'chat',\n 'role': 'assistant'}]"},
+])
+def test_a_chat_as_python_shows_it_is_not_taken_for_a_text(row):
+  with pytest.raises(ValueError, match="is a text that is not JSON .*double quotes, as json.dumps does"):
+    prompts.of_row("f:1", row)
+  assert prompts.of_row("f:1", {"prompt": "[{'a': 1}]", "completion": "[1"}).solution == "[1"
+
+
+def test_pictures_in_a_message_are_refused_as_those_of_a_row_are():
+  for field in ("images", "audio"):
+    with pytest.raises(ValueError, match=rf"f:1: messages\[0\]: has '{field}', and models here"):
+      prompts.of_row("f:1", {"messages": [{**USER, field: ["a.png"]}, SAID]})
+  assert prompts.of_row("f:1", {"messages": [{**USER, "images": []}, SAID]}).solution == "chat"

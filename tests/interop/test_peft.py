@@ -103,6 +103,7 @@ def test_adapters_and_base_on_eight_devices_give_the_logits_of_one(tmp_path):
   (dict(target_modules=["q_proj", "lm_head"]), "target_modules has lm_head, which cannot have an adapter"),
   (dict(target_modules=["model.layers.0.self_attn.q_proj"]), "target_modules has model.layers.0"),
   (dict(target_modules="all-linear"), "'all-linear' is not supported; it must be a list of projections"),
+  (dict(lora_alpha=10**400), "lora_alpha=1000.* is not supported; it must be a number above 0"),
   (dict(r=None), "has no 'r'"), (dict(r=5), "has adapters {'rank': 5.*the model has {'rank': 4"),
 ])
 def test_adapters_that_cannot_be_followed_are_refused(changes, message, tmp_path):
@@ -113,6 +114,11 @@ def test_adapters_that_cannot_be_followed_are_refused(changes, message, tmp_path
   with pytest.raises(ValueError, match=message) as error:
     peft.load(tmp_path, model)
   assert "adapter_config.json" in str(error.value)
+
+
+def test_a_folder_without_a_config_of_adapters_says_what_it_has(tmp_path):
+  with pytest.raises(ValueError, match="adapter_config.json is missing; a folder of adapters has"):
+    peft.describe(tmp_path)
 
 
 def test_a_missing_adapter_is_named(tmp_path):

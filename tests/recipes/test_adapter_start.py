@@ -16,7 +16,7 @@ from atlas_jax.checkpoint import FOLDER
 from atlas_jax.interop import hf_import, peft
 from atlas_jax.models import lora
 from atlas_jax.rollout import adapters as folders
-from atlas_jax.rollout import start
+from atlas_jax.rollout import kept, start
 from atlas_jax.serve import export
 from atlas_jax.serve import runs as serving
 from configs import grpo_arithmetic
@@ -85,6 +85,49 @@ def test_training_goes_on_from_them_and_the_run_is_used_without_their_folder(mad
   assert_same_bits(start.open_start(config_of(tmp_path / "again")).read(runs.one_device(), True)[0], trained)
   further = config_of(folder, lora__path=None, model__path=str(tmp_path / "run"))
   assert_close(start.open_start(further).read(runs.one_device(), True)[0], opened.params, tolerance=1e-6)
+
+
+def test_a_run_goes_on_after_the_folder_of_its_adapters_is_gone(made, tmp_path):
+  folder, workdir = made[0], tmp_path / "run"
+  config = config_of(folder, optim__steps=2, data__held_out_frac=0.0)
+  workdir.mkdir()
+  recipes.load(config, runs.one_device()).keep(workdir)
+  runs.run_lm(config, workdir, stop_at=1)
+  shutil.rmtree(folder)
+  with pytest.raises(ValueError, match="is no folder"):
+    recipes.load(config, runs.one_device())
+  used = kept.with_copies_of_lost(config, workdir)
+  runs.run_lm(used, workdir)
+  assert int(runs.saved(used, recipes.load(used, runs.one_device()), workdir).step) == 2
+
+
+def test_adapters_of_a_run_that_was_trained_further_are_refused(tmp_path):
+  base, workdir = tmp_path / "base", tmp_path / "run"
+  first = tuning.config_of(**tuning.published(optim__steps=1, data__held_out_frac=0.0))
+  runs.run_lm(first, base)
+  configs.save(first, base)
+  config = tuning.config_of(model__path=str(base), lora__rank=2)
+  workdir.mkdir()
+  recipes.load(config, runs.one_device()).keep(workdir)
+  configs.save(config, workdir)
+  assert serving.config_of(workdir).model.path == str(base)
+  (base / FOLDER / "9").mkdir()
+  (workdir / FOLDER / "1").mkdir(parents=True)
+  message = "base' is at step 9, and was at 1 when the run in .*run began"
+  with pytest.raises(ValueError, match=message):
+    serving.config_of(workdir)
+  with pytest.raises(ValueError, match=message):
+    kept.with_copies_of_lost(config, workdir)
+
+
+@pytest.mark.parametrize("fields", [{"lora__rank": 2}, {"policy__kl_weight": 0.1}])
+def test_what_is_read_at_every_start_must_still_be_there(fields, tmp_path):
+  """Else the reference would be drawn anew."""
+  fields = {"model__path": str(tmp_path / "lost"), **fields}
+  config = runs.changed(grpo_arithmetic.get_config("smoke"), fields)
+  (tmp_path / "run" / FOLDER / "1").mkdir(parents=True)
+  with pytest.raises(ValueError, match="lost' is no folder any more, .*run belong to what was there"):
+    kept.with_copies_of_lost(config, tmp_path / "run")
 
 
 def test_half_of_the_adapters_can_be_frozen(made, tmp_path):

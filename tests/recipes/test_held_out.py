@@ -52,6 +52,18 @@ def long_held_out(folder, name):
   return fields
 
 
+def test_a_column_that_no_held_out_row_has_is_asked_for_where_rows_to_train_on_have_it(tmp_path, corpus):
+  rows = [{"prompt": f"{n}=", "answer": "1", "task": "math"} for n in range(6)]
+  for row in rows:
+    if problems.share(json.dumps(row["prompt"])) < 0.5:
+      del row["task"]
+  fields = {**rows_file(tmp_path, rows), "rewards": "tests.rollout.user_rewards.by_task"}
+  assert loaded("grpo", corpus, **fields).evals
+  rows_file(tmp_path, [{"prompt": row["prompt"], "answer": "1"} for row in rows])
+  with pytest.raises(ValueError, match="asks for the column 'task', and no row has it"):
+    loaded("grpo", corpus, **fields)
+
+
 FAULTS = [
     ("memory_lm", lambda folder: {"eval__batch_rows": 1}, "config.eval.batch_rows=1 leaves no other row"),
     ("sft", lambda folder: {**long_held_out(folder, "sft"), "data__max_problems": None},

@@ -213,3 +213,21 @@ def test_a_file_that_cannot_be_run_says_why(tmp_path, content, message):
   (tmp_path / "bad.py").write_text(content)
   with pytest.raises(ValueError, match=f"running {tmp_path}/bad.py raised .*{message}"):
     rewards.load(f"{tmp_path}/bad.py:f")
+
+
+def test_a_file_that_ends_the_program_is_refused(tmp_path):
+  (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser(usage='').exit(2)\n")
+  with pytest.raises(ValueError, match=f"running {tmp_path}/script.py raised SystemExit: 2"):
+    rewards.load(f"{tmp_path}/script.py:f")
+  with pytest.raises(ValueError, match="leaves' raised RuntimeError: SystemExit: no .*; for prompt 'a"):
+    score("leaves")
+
+
+def test_a_reward_that_adds_to_what_it_is_given_changes_no_row():
+  prompts_of_chats = [[{"role": "user", "content": "a?"}] for _ in range(3)]
+  extras, tokens = [{"tags": []} for _ in range(3)], [[1], [1, 2], []]
+  for _ in range(2):
+    found = score("extends", prompts=prompts_of_chats, extras=extras, tokens=tokens)
+    one = score("extends_one", prompts=prompts_of_chats, extras=extras, tokens=tokens)
+  assert found.reward_B.tolist() == [2, 2, 2] and one.reward_B.tolist() == [3, 4, 2]
+  assert prompts_of_chats == CHATS and extras == [{"tags": []}] * 3 and tokens == [[1], [1, 2], []]

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import math
+import sys
 
 import numpy as np
 
@@ -99,6 +100,26 @@ async def slow_one(completion):
   await asyncio.sleep(0.01)
   CALLS.append("one ended")
   return float(len(completion))
+
+
+async def leaves(completion):
+  """Ends the program when awaited."""
+  sys.exit(f"no {completion}")
+
+
+def extends(prompts, completions, tags, **kwargs):
+  """Adds to what it is given, as in prompt + completion."""
+  for prompt, completion, tag in zip(prompts, completions, tags):
+    prompt += completion
+    tag.append("seen")
+  return [float(len(prompt)) for prompt in prompts]
+
+
+def extends_one(completion, tokens, extra):
+  """Adds to what it is given of one completion."""
+  extra["tags"].append("seen")
+  tokens.append(0)
+  return float(len(tokens) + len(extra["tags"]))
 
 
 async def slow_boom(completion):
