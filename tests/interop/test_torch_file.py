@@ -55,6 +55,12 @@ HOSTILE = [
   (b"}(" + text("x") + tensor("0", A, strides=(-1,)) + b"u", "has no sizes that can be"),
   (b"}(" + text("x") + tensor("0", A, strides=(1, 1)) + b"u", "beyond its 4 numbers|has no sizes"),
   (b"}(" + text("x") + tensor("0", A, count=400, shape=(400,)) + b"u", "are 16 bytes, not 400 float32"),
+  (b"}(" + text("a") + tensor("0", A) + text("x") + tensor("0", A, count=10**9, shape=(10**9,)) + b"u",
+   "numbers of 'x' are 16 bytes, not 1000000000 float32"),
+  (b"}(" + text("a") + tensor("0", A) + text("x") + tensor("0", A.astype(np.float64)) + b"u",
+   "numbers of 'x' are 16 bytes, not 4 float64"),
+  (b"}" + b"".join(b"q%c0}(%sh%c%sh%cu" % (i, text("a"), i, text("b"), i) for i in range(60)),
+   "more than 1000000 values"),
   (b"}(" + text("x") + tensor("9", A) + b"u", "no whole PyTorch checkpoint .KeyError"),
   (b"garbage", "no whole PyTorch checkpoint"),
 ]  # fmt: skip
