@@ -5,6 +5,7 @@
 file, written before the directory gets its final name). A directory whose files do not match `files.json`
 is never read.
 """
+import hashlib
 import json
 import math
 import zlib
@@ -296,6 +297,11 @@ def _checksum(file: Path) -> int:
     while piece := stream.read(_READ_BYTES):
       total = zlib.crc32(piece, total)
   return total
+
+
+def digest_of(workdir, step: int) -> str:
+  """Gives a digest of the files of a checkpoint, as they were written."""
+  return hashlib.sha256((Path(workdir) / FOLDER / str(step) / _INVENTORY).read_bytes()).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:

@@ -152,6 +152,31 @@ def test_only_what_was_not_finished_is_solved_again(solved, trained, asked, fold
   assert len(again.out.splitlines()) == 1 and "2 of 5 tasks are finished" in again.err
 
 
+def test_answers_to_other_evaluations_and_other_weights_are_found_anew(trained, tasks, tmp_path):
+  """Outputs that come to be known later are counted, and faulty ones cost no task its answer."""
+  file, out = tmp_path / "x_challenges.json", tmp_path / "out.json"
+  file.write_text(json.dumps({"a": hidden(tasks["task5"]), "b": hidden(tasks["task6"])}))
+  beside, summary = tmp_path / "x_solutions.json", lambda done: json.loads(done.out.splitlines()[-1])
+  first = run(trained[0], file, out, "--augmentations=0")
+  assert (summary(first)["answered"], summary(first)["known_outputs"]) == (2, 0)
+  attempts = [pair["attempt_1"] for pair in json.loads(out.read_text())["a"]]
+  beside.write_text(json.dumps({"a": [attempts[0], None], "b": [[[1, 2], [3]]]}))
+  again = run(trained[0], file, out, "--augmentations=0")
+  assert "2 of 2 tasks are finished" in again.err
+  assert (summary(again)["known_outputs"], summary(again)["solved_outputs"]) == (1, 1)
+  assert "task 'b', solution has rows of 1 and of 2 cells; all must be equally long; it is not" in again.err
+  beside.write_text(json.dumps({"b": [OUTPUT] * 9}))
+  other = run(trained[0], file, out, "--augmentations=0", "--config.puzzle_eval.vote=noisy_or")
+  assert "are finished" not in other.err and summary(other)["answered"] == 2
+  assert "task 'b', solution must be a list of 1 outputs" in other.err
+  files = trained[0] / "checkpoints" / "3" / "files.json"
+  before = files.read_text()
+  files.write_text(before + " ")  # As those of a run that was made anew.
+  anew = run(trained[0], file, out, "--augmentations=0")
+  files.write_text(before)
+  assert "are finished" not in anew.err and summary(anew)["answered"] == 2
+
+
 def test_answers_of_other_settings_checkpoints_and_tasks_are_not_taken(tasks, tmp_path):
   task, other = (arc.task_of("a", tasks[name], "file") for name in ("task0", "task1"))
   answers = solve.Answers({"tests": []}, {"a": [{"attempt_1": [[1]]}]})
