@@ -27,6 +27,7 @@ _INVENTORY = "files.json"
 _UNLISTED = (_INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 _READ_BYTES = 2**24
+_WITHOUT_NUMBERS = "evaluated"  # In place of metrics of which none is finite.
 
 
 class CheckpointError(RuntimeError):
@@ -100,6 +101,8 @@ class Checkpoints:
     described = {"meta": dict(meta), "leaves": {name: _describe(leaf) for name, leaf in named.items()}}
     json.dumps(described)  # A meta that is no JSON is the caller's mistake: say so before the thread starts.
     numbers = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+    if metrics and not numbers:
+      numbers = {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
     self._being_saved = step
     items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(named)), meta=ocp.args.JsonSave(described))
     self._call(lambda manager: manager.save(step, metrics=numbers, args=items))
