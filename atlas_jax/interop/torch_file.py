@@ -20,6 +20,7 @@ STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage"
             "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
             "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}
 MOST_VALUES = 1_000_000  # Dicts inside dicts may be shared: a small file could name more than memory holds.
+LARGE = 2**28  # Bytes or numbers up to which a small file may stand for more than it holds.
 _BROKEN = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, OverflowError,
            UnicodeDecodeError, RecursionError, MemoryError, zipfile.BadZipFile, NotImplementedError)
 
@@ -96,10 +97,19 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   root = pickles[0].removesuffix("data.pkl")
   if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
     raise ValueError("its numbers are big-endian; save it again on a usual machine")
+  _check_member(archive, pickles[0])
   with archive.open(pickles[0]) as opened:
     found = _named(_Unpickler(opened).load(), "", itertools.count(1))
   storages: dict[_Storage, np.ndarray] = {}
   return {name: _array(archive, root, tensor, storages, name) for name, tensor in found.items()}
+
+
+def _check_member(archive, name: str) -> None:
+  """Refuses what unpacks to far more than it is; torch.save packs nothing."""
+  info = archive.getinfo(name)
+  if info.file_size > max(LARGE, 10 * info.compress_size):
+    raise ValueError(f"{name} is {info.compress_size} bytes that unpack to {info.file_size}; save it again "
+                     "with torch.save")
 
 
 def _named(value: Any, name: str, visited: itertools.count) -> dict[str, _Tensor]:
@@ -121,8 +131,12 @@ def _array(archive, root: str, tensor: _Tensor, storages: dict[_Storage, np.ndar
   dtype, last = jnp.dtype(storage.dtype), sum((size - 1) * step for size, step in zip(shape, strides))
   if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.numel:
     raise ValueError(f"the tensor {name!r} reaches beyond its {storage.numel} numbers")
+  if math.prod(shape) > max(LARGE, storage.numel):
+    raise ValueError(f"the tensor {name!r} of shape {shape} repeats its {storage.numel} numbers")
   if storage not in storages:  # Two tensors may say different things of one member.
-    raw = archive.read(f"{root}data/{storage.key}")
+    member = f"{root}data/{storage.key}"
+    _check_member(archive, member)
+    raw = archive.read(member)
     if len(raw) != storage.numel * dtype.itemsize:
       raise ValueError(f"the numbers of {name!r} are {len(raw)} bytes, not {storage.numel} {storage.dtype}")
     storages[storage] = np.frombuffer(raw, dtype)
