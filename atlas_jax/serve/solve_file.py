@@ -205,7 +205,7 @@ class _Finished:
 
   def _lines(self) -> dict[str, dict]:
     found: dict[str, dict] = {}
-    for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else ():
+    for line in self._file.read_bytes().splitlines() if self._file.is_file() else ():
       try:
         entry = json.loads(line)
         found[entry["key"]] = {name: entry[name] for name in ("attempts", "report")}

@@ -142,7 +142,8 @@ def test_every_answered_task_has_a_report_and_known_outputs_are_counted(solved):
 def test_only_what_was_not_finished_is_solved_again(solved, trained, asked, folder):
   before, kept = json.loads(solved[2].read_text()), folder / f"submission.json{solve_file.FINISHED}"
   first, second = kept.read_text().splitlines()
-  kept.write_text(f"{first}\n{second[: len(second) // 2]}")  # The second was being written.
+  torn = f"{first}\n{second[: len(second) // 2]}".encode()
+  kept.write_bytes(torn + b"\0\xff")  # The second was being written when the machine stopped.
   done = run(trained[0], asked, solved[2])
   lines = [json.loads(line) for line in done.out.splitlines()]
   assert [line.get("task") for line in lines] == ["also", None]
