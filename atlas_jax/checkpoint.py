@@ -5,6 +5,7 @@
 file, written before the directory gets its final name). A directory whose files do not match `files.json`
 is never read.
 """
+import hashlib
 import json
 import math
 import zlib
@@ -26,6 +27,7 @@ _INVENTORY = "files.json"
 _UNLISTED = (_INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 _READ_BYTES = 2**24
+_WITHOUT_NUMBERS = "evaluated"  # In place of metrics of which none is finite.
 
 
 class CheckpointError(RuntimeError):
@@ -99,6 +101,8 @@ class Checkpoints:
     described = {"meta": dict(meta), "leaves": {name: _describe(leaf) for name, leaf in named.items()}}
     json.dumps(described)  # A meta that is no JSON is the caller's mistake: say so before the thread starts.
     numbers = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+    if metrics and not numbers:
+      numbers = {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
     self._being_saved = step
     items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(named)), meta=ocp.args.JsonSave(described))
     self._call(lambda manager: manager.save(step, metrics=numbers, args=items))
@@ -296,6 +300,11 @@ def _checksum(file: Path) -> int:
     while piece := stream.read(_READ_BYTES):
       total = zlib.crc32(piece, total)
   return total
+
+
+def digest_of(workdir, step: int) -> str:
+  """Gives a digest of the files of a checkpoint, as they were written."""
+  return hashlib.sha256((Path(workdir) / FOLDER / str(step) / _INVENTORY).read_bytes()).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """Checkpoints: round trips over meshes and processes, what is kept, what is refused."""
 import json
+import math
 import os
 import shutil
 import socket
@@ -137,6 +138,18 @@ def test_all_that_were_evaluated_are_kept_if_asked_for(tmp_path):
       checkpoints.save(step, {"w": jnp.ones(2)}, {}, {"x": 1.0} if step % 2 == 0 else None)
     checkpoints.close()
     assert checkpoints.steps() == expected
+
+
+def test_an_evaluation_without_a_finite_number_is_one_and_never_the_best(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1, every_eval=True, best_metric="x")
+  for step, value in ((1, math.nan), (2, 3.0), (3, math.inf), (4, None), (5, None)):
+    checkpoints.save(step, {"w": jnp.ones(2)}, {}, None if value is None else {"x": value})
+  checkpoints.close()
+  assert checkpoints.steps() == [1, 2, 3, 5]
+  again = Checkpoints(tmp_path, keep_last=1, keep_best=1, best_metric="x")
+  again.save(6, {"w": jnp.ones(2)}, {})
+  again.close()
+  assert again.steps() == [2, 6]
 
 
 def test_a_step_is_never_overwritten(tmp_path):

@@ -6,6 +6,7 @@ of raw numbers for each storage. The pickle may build dicts, lists and tensors, 
 Source: the format of torch.save since PyTorch 1.6 (its documentation, "Serialization semantics").
 """
 import collections
+import itertools
 import math
 import pathlib
 import pickle
@@ -18,6 +19,8 @@ import numpy as np
 STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
             "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
             "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}
+MOST_VALUES = 1_000_000  # Dicts inside dicts may be shared: a small file could name more than memory holds.
+LARGE = 2**28  # Bytes or numbers up to which a small file may stand for more than it holds.
 _BROKEN = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, OverflowError,
            UnicodeDecodeError, RecursionError, MemoryError, zipfile.BadZipFile, NotImplementedError)
 
@@ -94,21 +97,32 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   root = pickles[0].removesuffix("data.pkl")
   if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
     raise ValueError("its numbers are big-endian; save it again on a usual machine")
+  _check_member(archive, pickles[0])
   with archive.open(pickles[0]) as opened:
-    found = _named(_Unpickler(opened).load(), "")
-  storages: dict[str, np.ndarray] = {}
+    found = _named(_Unpickler(opened).load(), "", itertools.count(1))
+  storages: dict[_Storage, np.ndarray] = {}
   return {name: _array(archive, root, tensor, storages, name) for name, tensor in found.items()}
 
 
-def _named(value: Any, name: str) -> dict[str, _Tensor]:
+def _check_member(archive, name: str) -> None:
+  """Refuses what unpacks to far more than it is; torch.save packs nothing."""
+  info = archive.getinfo(name)
+  if info.file_size > max(LARGE, 10 * info.compress_size):
+    raise ValueError(f"{name} is {info.compress_size} bytes that unpack to {info.file_size}; save it again "
+                     "with torch.save")
+
+
+def _named(value: Any, name: str, visited: itertools.count) -> dict[str, _Tensor]:
+  if next(visited) > MOST_VALUES:
+    raise ValueError(f"its dicts name more than {MOST_VALUES} values, far more than a model has")
   if isinstance(value, _Tensor):
     return {name: value}
   items = value.items() if isinstance(value, dict) else ()
   return {full: tensor for key, inner in items
-          for full, tensor in _named(inner, f"{name}.{key}" if name else str(key)).items()}
+          for full, tensor in _named(inner, f"{name}.{key}" if name else str(key), visited).items()}
 
 
-def _array(archive, root: str, tensor: _Tensor, storages: dict[str, np.ndarray], name: str) -> np.ndarray:
+def _array(archive, root: str, tensor: _Tensor, storages: dict[_Storage, np.ndarray], name: str):
   """Gives a tensor's numbers, after checking that all of them lie in its storage."""
   storage, offset, shape, strides = tensor
   sizes = (offset, *shape, *strides)
@@ -117,10 +131,14 @@ def _array(archive, root: str, tensor: _Tensor, storages: dict[str, np.ndarray],
   dtype, last = jnp.dtype(storage.dtype), sum((size - 1) * step for size, step in zip(shape, strides))
   if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.numel:
     raise ValueError(f"the tensor {name!r} reaches beyond its {storage.numel} numbers")
-  if storage.key not in storages:
-    raw = archive.read(f"{root}data/{storage.key}")
+  if math.prod(shape) > max(LARGE, storage.numel):
+    raise ValueError(f"the tensor {name!r} of shape {shape} repeats its {storage.numel} numbers")
+  if storage not in storages:  # Two tensors may say different things of one member.
+    member = f"{root}data/{storage.key}"
+    _check_member(archive, member)
+    raw = archive.read(member)
     if len(raw) != storage.numel * dtype.itemsize:
       raise ValueError(f"the numbers of {name!r} are {len(raw)} bytes, not {storage.numel} {storage.dtype}")
-    storages[storage.key] = np.frombuffer(raw, dtype)
+    storages[storage] = np.frombuffer(raw, dtype)
   steps = [step * dtype.itemsize for step in strides]
-  return np.lib.stride_tricks.as_strided(storages[storage.key][offset:], shape, steps, writeable=False)
+  return np.lib.stride_tricks.as_strided(storages[storage][offset:], shape, steps, writeable=False)

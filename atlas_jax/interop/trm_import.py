@@ -57,6 +57,8 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
     params[level] = {f"block_{i}": _block(take, f"{theirs}.layers.{i}.", model) for i in range(model.depth)}
   reset = tuple(take(name, width).astype(model.dtype) for name in RESETS[model.variant])
   table = left.pop(TABLE, None)
+  if table is not None and table.ndim != 2:
+    raise ValueError(f"{TABLE} is of shape {table.shape}, and a puzzle table has rows and columns")
   if left:
     raise ValueError(f"the model has no place for {', '.join(sorted(left))}; its variant, mixer, positions "
                      "or depth differ from those of the weights")

@@ -16,11 +16,15 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from atlas_jax import config as configs
+from atlas_jax.checkpoint import digest_of
 from atlas_jax.data.puzzles import arc, arc_tasks
 from atlas_jax.evals import voting
 from atlas_jax.parallel import hosts
 from atlas_jax.serve import solve
 
+ANSWERED_BY = ("puzzle_eval.mode", "puzzle_eval.halt_threshold", "puzzle_eval.n_trajectories",
+               "puzzle_eval.noise_std", "puzzle_eval.vote", "train.accumulate_steps")  # May change in a run.
 FINISHED = ".finished.jsonl"  # Ending of the file beside the submission: a line per answered task.
 BLANK = np.zeros((1, 1), np.uint8)  # In place of a test input that is no grid.
 
@@ -68,11 +72,21 @@ def _item(config, workdir, path: pathlib.Path, task_id: str, content, outputs) -
     solve.check_task(config, workdir, task, str(path))
   except ValueError as error:
     return Item(task_id, None, str(error), _inputs(content))
-  if isinstance(outputs, list) and len(outputs) == len(task.test):
-    where = f"{path}: task {task_id!r}, solution"
-    task = task._replace(test=tuple((left, arc_tasks.grid_of(rows, where))
-                                    for (left, _), rows in zip(task.test, outputs)))
-  return Item(task_id, task, "", [left for left, _ in task.test])
+  return Item(task_id, _with_outputs(task, outputs, path), "", [left for left, _ in task.test])
+
+
+def _with_outputs(task: arc.Task, outputs, path: pathlib.Path) -> arc.Task:
+  """Gives a task with the outputs beside its file, which only tell whether answers are right."""
+  where = f"{path}: task {task.id!r}, solution"
+  try:
+    if outputs is not None and (not isinstance(outputs, list) or len(outputs) != len(task.test)):
+      raise ValueError(f"{where} must be a list of {len(task.test)} outputs, got {str(outputs)[:60]}")
+    grids = [None if rows is None else arc_tasks.grid_of(rows, where) for rows in outputs or ()]
+  except ValueError as error:
+    _warn("%s; it is not used", error)
+    return task
+  return task._replace(test=tuple((left, right) for (left, _), right in zip(task.test, grids))
+                       ) if grids else task
 
 
 def _inputs(content) -> list[np.ndarray]:
@@ -112,7 +126,8 @@ def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show
     CheckpointError: if the checkpoint is damaged or of another model.
   """
   solver = solve.Solver(config, workdir, ask, mesh)
-  settings = [str(pathlib.Path(workdir).resolve()), solver.step, *ask[1:]]
+  settings = [str(pathlib.Path(workdir).resolve()), solver.step, *ask[1:], digest_of(workdir, solver.step),
+              *(configs.at(config, name) for name in ANSWERED_BY)]
   finished = _Finished(pathlib.Path(f"{out}{FINISHED}"), settings)
   attempts = {item.id: _unanswered(item.inputs, ask.attempts) for item in items}
   failed = {item.id: item.why for item in items if item.task is None}
@@ -137,9 +152,15 @@ def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show
   if not reports:
     raise ValueError(f"none of {len(items)} tasks was answered: {next(iter(failed.values()))}; {out} has "
                      "their test inputs as attempts")
-  known = [test for report in reports.values() for test in report["tests"] if "solved" in test]
-  return {"tasks": len(items), "answered": len(reports), "not_answered": failed, "known_outputs": len(known),
-          "solved_outputs": sum(test["solved"] for test in known)}
+  return {"tasks": len(items), "answered": len(reports), "not_answered": failed, **_score(items, reports)}
+
+
+def _score(items: list[Item], reports: dict[str, dict]) -> dict[str, int]:
+  """Counts the outputs that are known now, maybe not yet when a task was answered, and those found."""
+  pairs = [(right.tolist(), test["attempts"]) for item in items if item.task and item.id in reports
+           for (_, right), test in zip(item.task.test, reports[item.id]["tests"]) if right is not None]
+  solved = [right in [attempt["grid"] for attempt in attempts] for right, attempts in pairs]
+  return {"known_outputs": len(pairs), "solved_outputs": sum(solved)}
 
 
 def _warn(line: str, *values) -> None:
@@ -184,7 +205,7 @@ class _Finished:
 
   def _lines(self) -> dict[str, dict]:
     found: dict[str, dict] = {}
-    for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else ():
+    for line in self._file.read_bytes().splitlines() if self._file.is_file() else ():
       try:
         entry = json.loads(line)
         found[entry["key"]] = {name: entry[name] for name in ("attempts", "report")}

@@ -55,6 +55,13 @@ HOSTILE = [
   (b"}(" + text("x") + tensor("0", A, strides=(-1,)) + b"u", "has no sizes that can be"),
   (b"}(" + text("x") + tensor("0", A, strides=(1, 1)) + b"u", "beyond its 4 numbers|has no sizes"),
   (b"}(" + text("x") + tensor("0", A, count=400, shape=(400,)) + b"u", "are 16 bytes, not 400 float32"),
+  (b"}(" + text("a") + tensor("0", A) + text("x") + tensor("0", A, count=10**9, shape=(10**9,)) + b"u",
+   "numbers of 'x' are 16 bytes, not 1000000000 float32"),
+  (b"}(" + text("x") + tensor("0", A, shape=(2**20, 2**20), strides=(0, 0)) + b"u", "'x' of .* repeats its"),
+  (b"}(" + text("a") + tensor("0", A) + text("x") + tensor("0", A.astype(np.float64)) + b"u",
+   "numbers of 'x' are 16 bytes, not 4 float64"),
+  (b"}" + b"".join(b"q%c0}(%sh%c%sh%cu" % (i, text("a"), i, text("b"), i) for i in range(60)),
+   "more than 1000000 values"),
   (b"}(" + text("x") + tensor("9", A) + b"u", "no whole PyTorch checkpoint .KeyError"),
   (b"garbage", "no whole PyTorch checkpoint"),
 ]  # fmt: skip
@@ -67,6 +74,20 @@ def test_what_is_no_tensor_is_refused_and_never_run(content, words, tmp_path, mo
   with pytest.raises(ValueError, match=rf"step_7 is .*{words}"):
     torch_file.read(file)
   assert [path.name for path in tmp_path.iterdir()] == ["step_7"]
+
+
+def test_what_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_file, "LARGE", 2**10)
+  array = np.zeros(2**12, np.float32)
+  file = torch_files.write(tmp_path / "step_7", {"a": array})
+  assert torch_file.read(file)["a"].shape == array.shape  # Not packed.
+  with zipfile.ZipFile(file) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  with zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, content in members.items():
+      archive.writestr(name, content)
+  with pytest.raises(ValueError, match="data/0 is .* bytes that unpack to 16384; save it again"):
+    torch_file.read(tmp_path / "packed")
 
 
 def test_files_of_other_kinds_are_named(tmp_path):

@@ -30,6 +30,7 @@ def test_the_prefix_of_a_saved_training_state_is_taken_off():
   (lambda named: named.pop("lm_head.weight"), "the weights have no 'lm_head.weight'"),
   (lambda named: named.update({"ema.inner.lm_head.weight": 0}), "'lm_head.weight' is there twice, once as"),
   (lambda named: named.update(more=np.zeros(2)), "the model has no place for more"),
+  (lambda named: named.update({"puzzle_emb.weights": np.float32(1)}), r"emb.weights is of shape \(\), and"),
   (lambda named: named.update({"q_head.bias": np.zeros(3)}), r"q_head.bias is of shape \(3,\), but"),
 ])  # fmt: skip
 def test_weights_of_another_model_are_refused(change, message):

@@ -142,7 +142,8 @@ def test_every_answered_task_has_a_report_and_known_outputs_are_counted(solved):
 def test_only_what_was_not_finished_is_solved_again(solved, trained, asked, folder):
   before, kept = json.loads(solved[2].read_text()), folder / f"submission.json{solve_file.FINISHED}"
   first, second = kept.read_text().splitlines()
-  kept.write_text(f"{first}\n{second[: len(second) // 2]}")  # The second was being written.
+  torn = f"{first}\n{second[: len(second) // 2]}".encode()
+  kept.write_bytes(torn + b"\0\xff")  # The second was being written when the machine stopped.
   done = run(trained[0], asked, solved[2])
   lines = [json.loads(line) for line in done.out.splitlines()]
   assert [line.get("task") for line in lines] == ["also", None]
@@ -150,6 +151,31 @@ def test_only_what_was_not_finished_is_solved_again(solved, trained, asked, fold
   assert lines[-1]["answered"] == 2 and json.loads(solved[2].read_text()) == before
   again = run(trained[0], asked, solved[2])
   assert len(again.out.splitlines()) == 1 and "2 of 5 tasks are finished" in again.err
+
+
+def test_answers_to_other_evaluations_and_other_weights_are_found_anew(trained, tasks, tmp_path):
+  """Outputs that come to be known later are counted, and faulty ones cost no task its answer."""
+  file, out = tmp_path / "x_challenges.json", tmp_path / "out.json"
+  file.write_text(json.dumps({"a": hidden(tasks["task5"]), "b": hidden(tasks["task6"])}))
+  beside, summary = tmp_path / "x_solutions.json", lambda done: json.loads(done.out.splitlines()[-1])
+  first = run(trained[0], file, out, "--augmentations=0")
+  assert (summary(first)["answered"], summary(first)["known_outputs"]) == (2, 0)
+  attempts = [pair["attempt_1"] for pair in json.loads(out.read_text())["a"]]
+  beside.write_text(json.dumps({"a": [attempts[0], None], "b": [[[1, 2], [3]]]}))
+  again = run(trained[0], file, out, "--augmentations=0")
+  assert "2 of 2 tasks are finished" in again.err
+  assert (summary(again)["known_outputs"], summary(again)["solved_outputs"]) == (1, 1)
+  assert "task 'b', solution has rows of 1 and of 2 cells; all must be equally long; it is not" in again.err
+  beside.write_text(json.dumps({"b": [OUTPUT] * 9}))
+  other = run(trained[0], file, out, "--augmentations=0", "--config.puzzle_eval.vote=noisy_or")
+  assert "are finished" not in other.err and summary(other)["answered"] == 2
+  assert "task 'b', solution must be a list of 1 outputs" in other.err
+  files = trained[0] / "checkpoints" / "3" / "files.json"
+  before = files.read_text()
+  files.write_text(before + " ")  # As those of a run that was made anew.
+  anew = run(trained[0], file, out, "--augmentations=0")
+  files.write_text(before)
+  assert "are finished" not in anew.err and summary(anew)["answered"] == 2
 
 
 def test_answers_of_other_settings_checkpoints_and_tasks_are_not_taken(tasks, tmp_path):
@@ -182,7 +208,7 @@ def test_a_task_that_fails_costs_the_others_nothing(trained, tasks, tmp_path):
 def test_a_set_to_be_solved_belongs_to_files_of_one_s_own(folder):
   flags = ["--config=configs/trm_arc1.py:smoke", f"--workdir={folder / 'none'}"]
   line = refused(program.run(*flags, "--config.puzzles.test_path=x"))
-  assert "config.puzzles.test_path='x' is read with config.puzzles.name='files'" in line
+  assert "test_path='x' is not read: config.recipe='trm' reads it where config.puzzles.name is files" in line
 
 
 def test_wrong_files_and_flags_are_refused_before_anything_is_written(trained, asked, tasks, tmp_path):

@@ -164,6 +164,10 @@ def held_out(subsets: Iterable[str]) -> str:
   if found is None:
     logging.warning("no subset of %s is called evaluation: the test pairs of %r are held out, and its "
                     "demonstrations trained on", ", ".join(names), names[-1])
+  others = [name for name in names if found and name != found and name.startswith(("evaluation", "test"))]
+  if others:
+    logging.warning("%r alone is held out: the known test pairs of %s are trained on; give their files apart "
+                    "to have them held out as well", found, " and of ".join(map(repr, others)))
   return found or names[-1]
 
 

@@ -2,8 +2,9 @@
 
 Where an output is unknown, `arc_build.write_original` writes labels of 0 and no "output". The reference
 writes one black cell, in labels and in test_puzzles.json, for all tasks of a subset whose solutions are
-missing. Few real outputs are one black cell (239be575 has some): of several tasks one such is taken as an
-output, and more as missing.
+missing. Few real outputs are one black cell (239be575 has some, and all its others are one cell too): of
+several test tasks one such is taken as an output, and more as missing; of training tasks it is missing where
+no other output of the task is one cell, or where more than half of them have it.
 """
 import dataclasses
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, l
   firsts = train.group_starts[:-1][np.diff(train.group_starts) > 0]
   examples = [np.arange(*train.puzzle_starts[[puzzle, puzzle + 1]]) for puzzle in firsts]
   inputs, labels = train.read(np.concatenate(examples))
-  tasks, missing, black, at = [], {}, {}, 0
+  tasks, missing, black, single, at = [], {}, {}, set(), 0
   for group, (puzzle, places) in enumerate(zip(firsts, map(len, examples))):
     name, kind, permutation = grids.parse_name(train.names[train.puzzle_ids[puzzle]])
     pairs = []
@@ -81,11 +82,14 @@ def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, l
         pairs.append((grids.undo(left, kind, permutation), grids.undo(right, kind, permutation)))
         if name not in tests and _is_black_cell(right):
           black.setdefault(group, []).append(place)
+        elif right.shape == (1, 1):
+          single.add(group)
     at += places
     tasks.append(Task(name, tuple(pairs), ()))
   n_others = sum(task.id not in tests for task in tasks)
-  if len(black) > 1 and 2 * len(black) > n_others:
-    missing |= {group: sorted({*missing.get(group, ()), *places}) for group, places in black.items()}
+  most = len(black) > 1 and 2 * len(black) > n_others
+  missing |= {group: sorted({*missing.get(group, ()), *places}) for group, places in black.items()
+              if most or group not in single and len(places) < len(tasks[group].train)}
   return tasks, missing
 
 

@@ -29,7 +29,8 @@ class Known(NamedTuple):
     subset: its name here.
     n_tasks: how many it has.
     ids: `arc_tasks.ids_digest` of them.
-    questions: `arc_tasks.questions_digest` of the version that the reference has.
+    questions, outputs: `arc_tasks.questions_digest` and `outputs_digest` of the version that the reference
+      has.
     order: of the keys in the reference's files, see `Task`.
   """
 
@@ -39,18 +40,26 @@ class Known(NamedTuple):
   n_tasks: int
   ids: str
   questions: str
+  outputs: str
   order: str
 
 
 KAGGLE, PUBLIC = "ARC-AGI-2 as in Kaggle's contest of 2025", "ARC-AGI-2 as in its repository"
 KNOWN = (
-  Known("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3", TEST_FIRST),
-  Known("arc1", "ARC-AGI-1", "evaluation", 400, "0c9cd093d7649d3a", "71d7b818351f99df", TEST_FIRST),
-  Known("arc2", KAGGLE, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", TRAIN_FIRST),
-  Known("arc2", KAGGLE, "evaluation2", 120, "fa5eacb9cf470e5a", "e3dbdec1fc732f80", TRAIN_FIRST),
-  Known("arc2_public", PUBLIC, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", TRAIN_FIRST),
-  Known("arc2_public", PUBLIC, "evaluation2", 120, "fa5eacb9cf470e5a", "4c99239b1ef35ac7", TRAIN_FIRST),
-  Known("concept", "ConceptARC", "concept", 160, "e720291786f6a7a1", "45eb6c69d6b409e7", TRAIN_FIRST),
+  Known("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3", "0ebc76d30e346095",
+        TEST_FIRST),
+  Known("arc1", "ARC-AGI-1", "evaluation", 400, "0c9cd093d7649d3a", "71d7b818351f99df", "db1361ca3e1fdc01",
+        TEST_FIRST),
+  Known("arc2", KAGGLE, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", "2a9504b400af1fa1",
+        TRAIN_FIRST),
+  Known("arc2", KAGGLE, "evaluation2", 120, "fa5eacb9cf470e5a", "e3dbdec1fc732f80", "9b9fcd8e809ab588",
+        TRAIN_FIRST),
+  Known("arc2_public", PUBLIC, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", "2a9504b400af1fa1",
+        TRAIN_FIRST),
+  Known("arc2_public", PUBLIC, "evaluation2", 120, "fa5eacb9cf470e5a", "4c99239b1ef35ac7", "3cab80b4cc60a34a",
+        TRAIN_FIRST),
+  Known("concept", "ConceptARC", "concept", 160, "e720291786f6a7a1", "45eb6c69d6b409e7", "60f460cc81288b31",
+        TRAIN_FIRST),
 )
 
 # The order in which the reference reads ConceptARC; its random stream depends on it.
@@ -200,7 +209,7 @@ def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part
   digests = [arc_tasks.questions_digest(tasks) for _, tasks in same]
   right = [each for each, digest in zip(same, digests) if digest == known.questions]
   if right:
-    return min(right, key=lambda each: arc_tasks.count_unknown(each[1]))
+    return _best(right, known)
   for other in KNOWN:
     if other.ids == known.ids and other.questions in digests:
       raise ValueError(f"{path} holds {other.title}, not {known.title}: evaluation tasks differ; ask for "
@@ -217,6 +226,16 @@ def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part
   logging.warning("%s holds another version of the %s of %s than the reference has: builds of it have other "
                   "digests, and scores may differ", same[0][0].place, known.subset, known.title)
   return min(same, key=lambda each: arc_tasks.count_unknown(each[1]))
+
+
+def _best(versions: Sequence[tuple[Part, list[Task]]], known: Known) -> tuple[Part, list[Task]]:
+  """Gives, of copies that ask the same, the one that knows most outputs, and of such the reference's."""
+  rank = lambda tasks: (arc_tasks.count_unknown(tasks), arc_tasks.outputs_digest(tasks) != known.outputs)
+  best = min(versions, key=lambda each: rank(each[1]))
+  if rank(best[1]) == (0, True):
+    logging.warning("%s has other outputs of test pairs in the %s of %s than the reference has: scores are "
+                    "not those of the published set", best[0].place, known.subset, known.title)
+  return best
 
 
 def _as_reference(tasks: list[Task], known: Known) -> list[Task]:

@@ -132,6 +132,15 @@ def questions_digest(tasks: Iterable[Task]) -> str:
   return digest.hexdigest()[:16]
 
 
+def outputs_digest(tasks: Iterable[Task]) -> str:
+  """Gives a short digest of the outputs of test pairs; tasks in any order."""
+  digest = hashlib.sha256()
+  for task in sorted(tasks, key=lambda task: task.id):
+    for _, grid in task.test:
+      digest.update(b"-" if grid is None else bytes(grid.shape) + grid.tobytes())
+  return digest.hexdigest()[:16]
+
+
 def fingerprint(subsets: Subsets) -> str:
   """Gives a digest of all that a set of tasks is: names, ids, orders, grids."""
   digest = hashlib.sha256()

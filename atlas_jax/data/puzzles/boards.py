@@ -144,7 +144,7 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None)
     refused: says of boards, [n] bool, which must not be taken; others take their place. None allows all.
 
   Raises:
-    ValueError: if there are fewer than n.
+    ValueError: if there are fewer than n, or none at all to take.
   """
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(boards.ratings))
   wanted = len(order) if n is None else n
@@ -158,6 +158,9 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None)
     raise ValueError(f"{name}={n}, but there are only {len(kept)} such boards"
                      + (f", {dropped} others being left out" if dropped else "")
                      + "; ask for fewer, or lower min_rating")
+  if n is None and not len(kept):
+    raise ValueError(f"{name}=None takes all boards of a file, and there is none"
+                     + (f" but {len(order)} that are left out" if len(order) else "") + "; give another file")
   return boards.take(np.sort(kept))
 
 

@@ -156,8 +156,17 @@ def arc_subsets(fields) -> tuple[arc.Subsets, tuple[str, ...]]:
     subsets, test_sets = challenges.read(fields.path, fields.test_path, fields.concept_path)
   else:
     subsets, test_sets = arc.read(fields.name, fields.path, fields.concept_path), ()
-  subsets = arc.select(subsets, canvas=fields.canvas, max_tasks=fields.max_tasks)
-  return subsets, test_sets or (arc_build.held_out(subsets),)
+  chosen = arc.select(subsets, canvas=fields.canvas, max_tasks=fields.max_tasks)
+  if fields.test_path is not None:
+    _say_left_out(fields, *(sum(len(each.get(name, ())) for name in test_sets) for each in (subsets, chosen)))
+  return chosen, test_sets or (arc_build.held_out(chosen),)
+
+
+def _say_left_out(fields, n_asked: int, n_kept: int) -> None:
+  if n_kept < n_asked:
+    logging.warning("config.puzzles.canvas=%d and max_tasks=%s leave out %d of the %d tasks of test_path: "
+                    "evaluations and their submission.json are without them", fields.canvas, fields.max_tasks,
+                    n_asked - n_kept, n_asked)
 
 
 def _asked(fields, build, *args, **named):

@@ -283,7 +283,11 @@ def test_a_set_without_an_evaluation_holds_out_its_last_subset_and_says_so(caplo
   with caplog.at_level("WARNING"):
     assert arc_build.held_out(["training"]) == "training"
   assert "no subset of training is called evaluation: the test pairs of 'training' are held" in caplog.text
+  caplog.clear()
   assert arc_build.held_out(["training2", "evaluation2", "concept"]) == "evaluation2"
+  assert not caplog.text
+  assert arc_build.held_out(["training", "evaluation", "evaluation2", "test"]) == "evaluation"
+  assert "'evaluation' alone is held out: the known test pairs of 'evaluation2' and of 'test' " in caplog.text
 
 
 def test_a_question_that_its_own_demonstrations_answer_is_a_leak():

@@ -85,6 +85,21 @@ def test_one_output_that_is_a_black_cell_is_an_output(tmp_path):
   assert found.test_puzzles == built.test_puzzles
 
 
+def test_black_cells_of_few_training_tasks_are_missing_unless_other_outputs_are_one_cell(tmp_path):
+  """As where one subset of several has no solutions; a task of single cells keeps its black ones."""
+  group = TOY_TASKS["training"]
+  three = np.full((1, 1), 3, np.uint8)
+  many = [*group, *(task._replace(id=f"{task.id}{i}") for task in group for i in range(9))]
+  threes = tuple((left, three) for left, _ in group[0].train)
+  cells = with_black_cells(group[0]._replace(id="cells", train=threes))
+  of = lambda task: {**TOY_TASKS, "training": [*many, cells, task._replace(id="few")]}
+  built, (found, _) = again(of(with_black_cells(group[0])), tmp_path, n_augmentations=0)
+  ours = arc_build.build(of(hidden(group[0])), "evaluation", n_augmentations=0, seed=1)
+  assert found.train.n_examples == ours.train.n_examples == built.train.n_examples - len(group[0].test)
+  counts = lambda split: dict(zip(split.group_names, np.diff(split.puzzle_starts).tolist()))
+  assert counts(found.train) == counts(ours.train)
+
+
 def test_leaks_are_found_in_built_folders_as_in_builds(tmp_path, caplog):
   task, other = TOY_TASKS["training"][0], TOY_TASKS["evaluation"][0]
   copy = task._replace(id="copy", train=tuple(reversed(task.train)))

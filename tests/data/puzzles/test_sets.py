@@ -170,6 +170,18 @@ def test_unknown_outputs_reach_no_batch_as_labels(folder):
   assert any(batch["inputs_BT"].any() for batch in held_out)
 
 
+def test_tasks_to_be_solved_that_are_left_out_are_said(folder, caplog):
+  wide, other = with_changes("test", input=[[1] * 11]), with_changes("test", input=[[7]])
+  file = write_kaggle(folder / "asked", "test", {"a": TASK, "b": wide, "c": other})
+  fields = ARC | dict(puzzles__name="files", puzzles__test_path=str(file))
+  assert sorted(loaded(folder, **fields).tasks) == ["a", "c"]
+  said = "canvas=10 and max_tasks=2 leave out 1 of the 3 tasks of test_path: evaluations and their submission"
+  assert said in caplog.text
+  caplog.clear()
+  assert len(loaded(folder, **fields | dict(puzzles__canvas=11, puzzles__max_tasks=None)).tasks) == 3
+  assert "leave out" not in caplog.text
+
+
 def test_hub_stands_for_the_data_set_of_the_name():
   assert sets.HUB == {"sudoku": sudoku.EXTREME, "maze": maze.HARD}
   assert all(re.fullmatch(r"hf:[\w.-]+/[\w.-]+", name) for name in sets.HUB.values())
