@@ -99,7 +99,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.recipe == "memory_lm" and config.data.source == "text":
     config.data.name = "python_stdlib"
   config.data.update(download=False, files=None, epochs=None)
-  config.puzzles.update(path=None, concept_path=None, epochs=None)
+  config.puzzles.update(path=None, concept_path=None, epochs=None, one_solution=True)
   config.ranked.eval_files = None
   _set_read(config, SMALL)
   if config.puzzles.name in SMALL_BOARDS:
