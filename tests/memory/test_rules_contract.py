@@ -383,3 +383,13 @@ def test_an_option_of_another_type_is_refused_by_name(rule, options, words):
   with pytest.raises(TypeError) as caught:
     rules.load(rule, key_dim=5, value_dim=5, chunk_size=4, **options)
   assert words in str(caught.value)
+
+
+def test_an_option_whose_type_is_not_known_here_is_left_to_the_rule(tmp_path, monkeypatch):
+  lines = ["from __future__ import annotations", "from atlas_jax.memory.rules import titans",
+           "def make(*, key_dim, value_dim, mine: Elsewhere = 1):",
+           "  return titans.make(key_dim=key_dim, value_dim=value_dim)"]  # fmt: skip
+  (tmp_path / "newcomers_types").mkdir()
+  (tmp_path / "newcomers_types/own.py").write_text("\n".join(lines))
+  monkeypatch.syspath_prepend(tmp_path)
+  assert rules.load("newcomers_types.own", key_dim=5, value_dim=5, chunk_size=4, mine="x")
