@@ -7,6 +7,15 @@ RESUME = ("resume", "resume_from", "resume_from_checkpoint", "continue", "restor
           "auto_resume")
 WORKDIR = ("output_dir", "out_dir", "output", "save_dir", "run_dir", "log_dir", "logging_dir", "ckpt_dir",
            "checkpoint_dir", "work_dir", "outdir", "model_dir")
+# What is asked for by other means than a field of its own.
+OTHERWISE = {
+    **dict.fromkeys(("train", "do_train", "training"), "training is --mode=train, and done without a flag"),
+    **dict.fromkeys(("eval", "do_eval", "eval_only", "evaluate", "test", "do_test", "do_predict"),
+                    "evaluating a run is --mode=eval"),
+    **dict.fromkeys(("cpu", "smoke", "baseline", "variant"), "variants of a config stand behind its name, as "
+                    "in --config=configs/memory_40m.py:cpu"),
+    **dict.fromkeys(("gpu", "gpu_id", "device", "cuda", "accelerator", "platform", "use_cpu", "no_cuda"),
+                    "all devices are used that are found; JAX_PLATFORMS=cpu in the environment takes others")}
 TEXTS = "data.path (texts, with --config.data.name=files) or --config.data.files (rows of prompts and chats)"
 DTYPE = "model.dtype or --config.decoder.dtype"
 # Ours for each of theirs.
@@ -35,7 +44,8 @@ ALIASES = {
     "save_every": "checkpoint.every_steps", "save_total_limit": "checkpoint.keep_last",
     "metric_for_best_model": "checkpoint.best_metric",
     **dict.fromkeys(("model", "model_name", "model_path", "model_name_or_path", "model_id", "base_model",
-                     "pretrained", "pretrained_model_name_or_path", "init_from", "load_weights"),
+                     "pretrained", "pretrained_model_name_or_path", "init_from", "load_weights", "load",
+                     "load_from", "init", "checkpoint", "ckpt", "ckpt_path", "weights"),
                     "model.path"),
     **dict.fromkeys(("data", "dataset", "data_path", "data_dir", "dataset_path", "train_data", "train_file",
                      "train_files", "corpus", "input"), TEXTS),
@@ -60,9 +70,12 @@ ALIASES = {
     "lora_alpha": "lora.alpha", "lora_target_modules": "lora.targets", "target_modules": "lora.targets",
     **dict.fromkeys(("bf16", "fp16", "precision", "mixed_precision", "torch_dtype"), DTYPE),
     "gradient_checkpointing": "model.remat or --config.decoder.remat",
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "hidden_dim"), "model.width"),
-    **dict.fromkeys(("num_layers", "n_layers", "n_layer", "num_hidden_layers", "layers"), "model.depth"),
-    **dict.fromkeys(("num_heads", "n_heads", "n_head", "num_attention_heads"), "model.heads"),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "hidden_dim"),
+                    "model.width or --config.decoder.width"),
+    **dict.fromkeys(("num_layers", "n_layers", "n_layer", "num_hidden_layers", "layers"),
+                    "model.depth or --config.decoder.depth"),
+    **dict.fromkeys(("num_heads", "n_heads", "n_head", "num_attention_heads"),
+                    "model.heads or --config.decoder.heads"),
     "random_seed": "seed", "report_to": "monitor.tensorboard", "num_gpus": "mesh.data", "gpus": "mesh.data",
     "n_gpus": "mesh.data", "devices": "mesh.data",
 }

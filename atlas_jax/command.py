@@ -103,13 +103,17 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
 
 def meant(flag: str, known: list[str]) -> str:
   """Says what a flag that does not exist may stand for: another flag, a field of the config, or nothing."""
-  name = flag.replace("-", "_")
+  name = flag.replace("-", "_").lower()
   if name in aliases.RESUME:
     return "the same command with the same --workdir goes on from its newest checkpoint, so leave it out"
   if name in aliases.WORKDIR:
     return "the directory of the run is --workdir"
   if name in known:
     return f"did you mean --{name}?"
+  if name in aliases.OTHERWISE:
+    return aliases.OTHERWISE[name]
+  if name.startswith("no_"):
+    return meant(name.removeprefix("no_"), known)
   fields = configs.fields_like(name)
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   if near and near[0] in TRAINING and fields is not None and fields.is_guess:

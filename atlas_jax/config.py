@@ -161,6 +161,15 @@ FREE = ("checkpoint", "mesh", "monitor", "eval", "puzzle_eval", "loss.block_toke
         "decoder.attention_block_tokens", "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm")
 
 
+# Of these, what training alone reads: any other use of a run would ignore it.
+TRAINING_ONLY = ("checkpoint", "monitor", "optim.steps", "train", "rollout.table_rows", "ranked.folder")
+
+
+def is_of_training(name: str) -> bool:
+  """Says whether a field that may change between the runs of one workdir is read by training alone."""
+  return name in TRAINING_ONLY or name.startswith(tuple(f"{group}." for group in TRAINING_ONLY))
+
+
 def is_free(name: str) -> bool:
   """Says whether a field may change between the runs of one workdir."""
   return name in FREE or name.startswith(tuple(f"{group}." for group in FREE))

@@ -1,6 +1,7 @@
 """Which fields there are, and which values they take: what can be checked of a config by itself."""
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,11 +94,24 @@ def with_defaults(group: str, given: Mapping[str, Any]) -> dict:
     if name not in found:
       raise ValueError(unknown_field(f"{group}.{name}"))
     if f"{group}.{name}" in OPTIONS:
+      if not isinstance(value, Mapping):
+        raise TypeError(f"config.{group}.{name}={value!r} must be options by name, such as {{'depth': 2}}")
       found[name] = ml_collections.ConfigDict(dict(value))
     else:
-      found.update({name: value})
+      found[name] = _plain(f"{group}.{name}", value)
   check(config)
   return found.to_dict()
+
+
+def _plain(name: str, value):
+  """Gives a field's value as Python's own number, if it is one of numpy's."""
+  kind, optional = FIELDS.get(name, (None, False))
+  like = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+  if kind is None or optional and value is None:
+    return value
+  if not isinstance(value, like) or isinstance(value, bool) != (kind is bool):
+    raise TypeError(f"config.{name}={value!r} {need(name)}")
+  return kind(value)
 
 
 def near(value: int, parts: int) -> str:

@@ -44,13 +44,15 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
   """Reads the config of a run; overrides change what is free to change.
 
   Raises:
-    ValueError: if the workdir holds no run, or an override would change the run itself.
+    ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
   config = runs.config_of(workdir)
   for name, text in overrides.items():
     if name in configs.FIELDS and not configs.is_free(name) or name.startswith(configs.OPTIONS):
       raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
                        "another one with it")
+    if configs.is_of_training(name):
+      raise ValueError(f"--config.{name}={text} is read by --mode=train alone; leave it out")
     override(config, name, text)
   readers.check(config, overrides, only=overrides)  # A run of an older version may hold others.
   return configs.resolve(config)

@@ -23,6 +23,9 @@ MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is 
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
+MIXED = "model.memory_mix!=none"  # Else the model has no memory; its chunk_size still cuts documents.
+BESIDE = f"memory_lm if {MIXED}; {TUNED} if model.kind=memory & model.path=None & {MIXED}"
+DRAWN = BESIDE.replace("memory_lm if", "memory_lm if model.path=None &")  # What a start has brought along.
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
@@ -33,6 +36,8 @@ READERS = {
     "optim": ALL,
     "train": ALL,
     "checkpoint": ALL,
+    "checkpoint.best_metric": f"{ALL} if checkpoint.keep_best!=0",
+    "checkpoint.best_mode": f"{ALL} if checkpoint.keep_best!=0",
     "mesh": ALL,
     "monitor": ALL,
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
@@ -69,10 +74,15 @@ READERS = {
     "model.kind": LANGUAGE,
     "model.path": LANGUAGE,
     "model": MEMORY,
+    "model.gate_floor": BESIDE,
+    **{f"model.memory.{name}": BESIDE for name in
+       ("rule", "options", "conv_taps", "write_rate_max", "remat_chunks", "impl")},
+    **{f"model.memory.{name}": DRAWN for name in ("retention_init", "momentum_init", "write_rate_init")},
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
     "model.scan_unroll": MEMORY_RUN,
     "decoder": DECODER,
+    "decoder.rope_base": f"{DECODER} & decoder.learned_positions=None",
     "decoder.dtype": DECODER_RUN,
     "decoder.remat": DECODER_RUN,
     "decoder.scan_unroll": DECODER_RUN,
@@ -87,6 +97,9 @@ READERS = {
     "sampler.temperature": "grpo gkd",
     "rewards": ASKED,
     "advantage": "grpo",
+    "advantage.kind": "grpo if advantage.separate=False",
+    "advantage.deviation": "grpo if advantage.kind=normalized|batch & advantage.separate=False",
+    "advantage.epsilon": "grpo if advantage.kind=normalized|batch; grpo if advantage.separate=True",
     "rollout": "grpo",
     "rollout.pad_tokens": "grpo gkd",
     "rollout.max_resamples": "grpo if rollout.flat_groups=resample",
@@ -94,10 +107,22 @@ READERS = {
     "policy.kl_estimator": "grpo if policy.kl_weight!=0.0",
     "policy.kl_ratio": "grpo if policy.kl_weight!=0.0",
     "policy.reference_share": "grpo if policy.reference_every_steps!=None",
+    "policy.sampler_low": "grpo if policy.sampler_correction!=None",
+    "policy.sampler_high": "grpo if policy.sampler_correction!=None",
     "distill": "gkd",
+    "distill.beta": "gkd if distill.alpha=None",
+    "distill.rest": "gkd if distill.on_policy_frac!=1.0",
+    "distill.teacher_template": "gkd if data.chat_template!=None",
     "ranked": "ranked",
+    **{f"ranked.{name}": "ranked if ranked.objective=ranked" for name in
+       ("preference", "score_scale", "margin_scale", "pair_weight", "pair_weighting", "min_preference",
+        "anchored")},
+    "ranked.kl_weight": "ranked if ranked.objective=group_relative",
     "vllm": "grpo gkd if sampler.kind=vllm",
+    **{f"vllm.{name}": "grpo gkd if sampler.kind=vllm & vllm.url=None" for name in
+       ("command", "arguments", "port")},
     "trm": "trm",
+    "trm.rope_base": "trm if trm.positions=rope & trm.mixer=attention",
     "supervision": "trm",
     "table": "trm if trm.row_width!=0",
     "puzzle_eval": "trm",
@@ -122,14 +147,14 @@ READERS = {
     "eval.max_tokens": "memory_lm",
     "eval.gain_max_tokens": "memory_lm if model.memory_mix!=none",
     "eval.baselines": "memory_lm",
-    "eval.sample_prompt": "memory_lm sft",
+    "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",
     "eval.max_problems": ASKED,
     "eval.grader": ASKED,
     "eval.temperature": ASKED,
     "eval.shown": ASKED,
 }
-OFF = {"eval.sample_tokens": 0}  # Asks for nothing, so that no recipe need read it.
+OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so no recipe need read them.
 REMEDIES = {"data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",

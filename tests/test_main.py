@@ -243,6 +243,13 @@ def test_the_run_itself_may_not_be_changed_for_eval(trained):
   assert "--config.optim.lr=1 belongs to the run in" in line
 
 
+@pytest.mark.parametrize("setting", ["optim.steps=9", "train.idle_limit=9", "checkpoint.keep_last=1",
+                                     "monitor.progress=False"])
+def test_what_training_alone_reads_is_refused_for_eval(trained, setting):
+  line = refused(program.run("--mode=eval", f"--workdir={trained[0]}", f"--config.{setting}"))
+  assert f"--config.{setting} is read by --mode=train alone; leave it out" in line
+
+
 def generated(workdir, *flags) -> str:
   """What the program writes in mode generate."""
   done = program.run("--mode=generate", f"--workdir={workdir}", "--tokens=12", *flags)

@@ -4,6 +4,8 @@ import numpy as np
 DRAWS = 2_000
 SHARE = 0.95  # Of resampled means that lie within the interval.
 AT_ONCE = 1 << 22  # Numbers drawn at a time.
+NORMAL = 1.960  # 97.5% of a normal distribution lie below it,
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # of Student's t.
 
 
 def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] | None:
@@ -15,10 +17,11 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
     seed: of the draws.
 
   Returns:
-    (low, high), which hold 95% of the means of as many units drawn with replacement; None for fewer than two
-    units, which say nothing of others.
+    (low, high), which hold 95% of the means of as many units drawn with replacement, both moved away from the
+    mean by `widening`; None for fewer than two units, which say nothing of others.
 
-  Source: the percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552. With few units it is too narrow.
+  Source: the percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552; for few units it is too narrow, by
+  the factor that Hesterberg 2014, arXiv:1411.5279, derives.
   """
   total_N, count_N = np.asarray(total_N, np.float64), np.asarray(count_N, np.float64)
   units = len(total_N)
@@ -29,4 +32,12 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
     times = draw.multinomial(units, np.full(units, 1 / units), size=min(size, DRAWS - first))
     means.append((times @ total_N) / (times @ count_N))
   low, high = np.quantile(np.concatenate(means), [(1 - SHARE) / 2, (1 + SHARE) / 2])
-  return float(low), float(high)
+  mean, factor = total_N.sum() / count_N.sum(), widening(units)
+  return float(mean + factor * (low - mean)), float(mean + factor * (high - mean))
+
+
+def widening(units: int) -> float:
+  """Gives by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
+  free = units - 1
+  student = STUDENT[free - 1] if free <= len(STUDENT) else NORMAL + 2.5 / free
+  return student / NORMAL * (units / free) ** 0.5

@@ -1,4 +1,5 @@
 """The neural memory as a layer of its own, for models that are built elsewhere."""
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +81,9 @@ class NeuralMemory(nn.Module):
     if given.get("rule", defaults["rule"]) != defaults["rule"]:
       given.setdefault("options", {})  # The default options are those of the default rule.
     heads = given.get("heads", defaults["heads"])
+    for name, value in (("dim", self.dim), ("heads", heads), ("max_documents", self.max_documents)):
+      if not _is_whole(value) and (name != "max_documents" or value is not None):
+        raise TypeError(f"NeuralMemory: {name}={value!r} must be a whole number")
     if heads < 1 or self.dim < 1 or self.dim % heads:
       near = fields.near(self.dim, heads) if heads > 0 and self.dim > 0 else "above 0"
       raise ValueError(f"NeuralMemory: dim={self.dim} is not a multiple of heads={heads}; nearest are "
@@ -120,6 +124,9 @@ class NeuralMemory(nn.Module):
   @nn.nowrap
   def _check(self, layer: Memory, x_BTD, state, doc_BT) -> NeuralMemoryState:
     """Refuses inputs that do not fit; returns the state of a layer that has read nothing."""
+    if not hasattr(x_BTD, "ndim") or not hasattr(x_BTD, "dtype"):
+      raise TypeError(f"NeuralMemory: x is a {type(x_BTD).__name__}; give an array of [rows, tokens, dim="
+                      f"{self.dim}]")
     if x_BTD.ndim != 3 or x_BTD.shape[2] != self.dim or not x_BTD.shape[1]:
       raise ValueError(f"NeuralMemory: x has shape {x_BTD.shape}; it must be [rows, tokens, dim={self.dim}], "
                        "with at least one token")
@@ -136,6 +143,8 @@ class NeuralMemory(nn.Module):
     if doc_BT is not None and jnp.shape(doc_BT) != x_BTD.shape[:2]:
       raise ValueError(f"NeuralMemory: doc_BT has shape {jnp.shape(doc_BT)}; x has {x_BTD.shape[:2]} rows "
                        "and tokens, and each needs the number of its document")
+    if doc_BT is not None:
+      _check_numbers(doc_BT)
     return zero
 
   @nn.nowrap
@@ -158,6 +167,20 @@ class NeuralMemory(nn.Module):
     last_B = jnp.take_along_axis(doc_BT, jnp.maximum(count_B - 1, 0)[:, None], axis=1)[:, 0]
     after = NeuralMemoryState(out[1], jnp.where(count_B > 0, last_B, state.doc_B))
     return jnp.take_along_axis(out[0], back_BT[..., None, None], axis=1), after
+
+
+def _is_whole(value) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_numbers(doc_BT) -> None:
+  """Refuses what cannot number documents: it would be cut to whole numbers of 32 bits, and documents join."""
+  known = not isinstance(doc_BT, jax.core.Tracer)
+  doc_BT = np.asarray(doc_BT) if known else doc_BT
+  if not jnp.issubdtype(doc_BT.dtype, jnp.integer):
+    raise TypeError(f"NeuralMemory: doc_BT is of {doc_BT.dtype}; documents have whole numbers")
+  if known and doc_BT.size and doc_BT.max() >= 2**31:
+    raise ValueError(f"NeuralMemory: doc_BT has the number {doc_BT.max()}; it must be below 2**31")
 
 
 def count_documents(doc_BT) -> int:

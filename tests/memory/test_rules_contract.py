@@ -366,3 +366,30 @@ def test_an_unknown_rule_or_option_is_refused_with_the_known_ones():
     rules.load("titan", **sizes)
   with pytest.raises(TypeError, match="depth"):
     rules.load("titans", **sizes, dept=2)
+
+
+WRONG_TYPES = [
+  ("titans", dict(residual="false"), "options.residual='false' must be True or False"),  # Text is true.
+  ("titans", dict(depth=2.0), "options.depth=2.0 must be a whole number"),
+  ("titans", dict(depth=True), "options.depth=True must be a whole number"),
+  ("titans", dict(surprise_max="1"), "options.surprise_max='1' must be a number, or None"),
+  ("titans", dict(activation=[1]), "must be text"),
+  ("tnt", dict(local_chunks=4), "options.local_chunks=4 must be a list, or None"),
+]
+
+
+@pytest.mark.parametrize("rule, options, words", WRONG_TYPES)
+def test_an_option_of_another_type_is_refused_by_name(rule, options, words):
+  with pytest.raises(TypeError) as caught:
+    rules.load(rule, key_dim=5, value_dim=5, chunk_size=4, **options)
+  assert words in str(caught.value)
+
+
+def test_an_option_whose_type_is_not_known_here_is_left_to_the_rule(tmp_path, monkeypatch):
+  lines = ["from __future__ import annotations", "from atlas_jax.memory.rules import titans",
+           "def make(*, key_dim, value_dim, mine: Elsewhere = 1):",
+           "  return titans.make(key_dim=key_dim, value_dim=value_dim)"]  # fmt: skip
+  (tmp_path / "newcomers_types").mkdir()
+  (tmp_path / "newcomers_types/own.py").write_text("\n".join(lines))
+  monkeypatch.syspath_prepend(tmp_path)
+  assert rules.load("newcomers_types.own", key_dim=5, value_dim=5, chunk_size=4, mine="x")

@@ -184,6 +184,13 @@ WRONG = [
   (dict(impl="fast"), "config.model.memory.impl='fast'"),
   (dict(impl="pallas", rule="delta"), "is not offered by config.model.memory.rule='delta'"),
   (dict(max_documents=0), "max_documents=0 must be at least 1"),
+  (dict(max_documents=1.5), "max_documents=1.5 must be a whole number"),
+  (dict(dim=12.0), "dim=12.0 must be a whole number"),
+  (dict(heads="3"), "heads='3' must be a whole number"),
+  (dict(chunk_size=4.0), "config.model.memory.chunk_size=4.0 must be a whole number"),
+  (dict(rule=3), "config.model.memory.rule=3 must be text"),
+  (dict(options=("depth",)), "config.model.memory.options=('depth',) must be options by name"),
+  (dict(options=freeze({"surprise_max": "1"})), "options.surprise_max='1' must be a number, or None"),
 ]
 
 
@@ -191,7 +198,7 @@ WRONG = [
 def test_attributes_that_do_not_fit_are_refused_by_name(fields, message):
   layer = NeuralMemory(**dict(dim=D, heads=H) | fields)
   with pytest.raises((ValueError, TypeError)) as caught:
-    layer.init(jax.random.key(0), jnp.zeros((B, T, layer.dim if layer.dim > 0 else D)))
+    layer.init(jax.random.key(0), jnp.zeros((B, T, int(layer.dim) if layer.dim > 0 else D)))
   assert message in str(caught.value)
 
 
@@ -207,10 +214,24 @@ def test_inputs_that_do_not_fit_are_refused_by_name():
     ((x_BTD[:1], state), "the state is not one of this layer (rule='titans', dim=12, heads=3) for 1 rows"),
     ((x_BTD, other.zero_state(B)), "the state is not one of this layer"),
     ((x_BTD, None, DOCUMENTS[:, :4]), "doc_BT has shape (2, 4); x has (2, 11)"),
+    ((x_BTD, None, DOCUMENTS.astype(np.float32)), "doc_BT is of float32; documents have whole numbers"),
+    ((x_BTD, None, DOCUMENTS > 0), "doc_BT is of bool; documents have whole numbers"),
   ):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, TypeError)) as caught:
       jax.eval_shape(layer.apply, params, *inputs)
     assert message in str(caught.value)
+
+
+def test_numbers_and_inputs_that_would_be_read_wrongly_are_refused():
+  layer, params, x_BTD = layer_of("float32")
+  with pytest.raises(ValueError, match="doc_BT has the number 8589934592; it must be below 2[*][*]31"):
+    layer.apply(params, x_BTD, None, np.full((B, T), 2**33))  # Cut to 32 bits, all would be document 0.
+  with pytest.raises(TypeError, match="x is a list; give an array of"):
+    layer.apply(params, x_BTD.tolist())
+
+
+def test_attributes_may_be_numbers_of_numpy():
+  assert NeuralMemory(dim=np.int64(D), heads=np.int32(H)).memory_fields()["heads"] == H
 
 
 def test_a_state_that_has_read_nothing_is_the_same_as_none(x64):
