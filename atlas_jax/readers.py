@@ -76,8 +76,11 @@ READERS = {
     "model": MEMORY,
     "model.gate_floor": BESIDE,
     **{f"model.memory.{name}": BESIDE for name in
-       ("rule", "options", "conv_taps", "write_rate_max", "remat_chunks", "impl")},
-    **{f"model.memory.{name}": DRAWN for name in ("retention_init", "momentum_init", "write_rate_init")},
+       ("rule", "options", "conv_taps", "write_rate_max", "remat_chunks", "impl", "shift", "shared_qk",
+        "activation", "value_source", "initial", "read_norm")},
+    **{f"model.memory.{name}": DRAWN for name in
+       ("retention_init", "momentum_init", "write_rate_init", "conv_init")},
+    "model.memory_layers": BESIDE,
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
     "model.scan_unroll": MEMORY_RUN,
