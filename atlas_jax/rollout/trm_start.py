@@ -253,7 +253,7 @@ def _check_settings(file: pathlib.Path, config) -> None:
     ValueError: for a field without which the weights mean something else.
   """
   settings = file.parent / SETTINGS
-  text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+  text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
   for theirs, ours in THEIRS.items():
     found = re.search(rf"^\s*{theirs}: *['\"]?([\w.+-]+)['\"]?\s*$", text, re.MULTILINE)
     value = configs.at(config, ours)

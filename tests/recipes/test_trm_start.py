@@ -172,6 +172,15 @@ def test_other_numbers_of_cycles_are_said(place, imported, caplog):
   assert "L_cycles: 2, and config.trm.n_inner=3: the weights were trained for the former" in caplog.text
 
 
+def test_settings_beside_a_checkpoint_are_read_whatever_names_are_in_them(place, imported, tmp_path):
+  (tmp_path / trm_start.SETTINGS).write_bytes(b"run_name: caf\xe9\n" + SETTINGS.encode())
+  changed = main.config_of_run(str(imported[0]), {}).as_configdict()
+  trm_start._check_settings(tmp_path / "step_7", changed)
+  changed.trm.heads = 4
+  with pytest.raises(ValueError, match="has num_heads: 2, and config.trm.heads=4"):
+    trm_start._check_settings(tmp_path / "step_7", changed)
+
+
 # --- from another run ---
 
 
