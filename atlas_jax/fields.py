@@ -90,25 +90,34 @@ def with_defaults(group: str, given: Mapping[str, Any]) -> dict:
   """
   config = default()
   found = at(config, group)
-  for name, value in given.items():
-    if name not in found:
-      raise ValueError(unknown_field(f"{group}.{name}"))
-    if f"{group}.{name}" in OPTIONS:
-      if not isinstance(value, Mapping):
-        raise TypeError(f"config.{group}.{name}={value!r} must be options by name, such as {{'depth': 2}}")
-      found[name] = ml_collections.ConfigDict(dict(value))
-    else:
-      found[name] = _plain(f"{group}.{name}", value)
+  _fill(found, group, given)
   check(config)
   return found.to_dict()
 
 
+def _fill(found, group: str, given: Mapping[str, Any]) -> None:
+  for name, value in given.items():
+    full = f"{group}.{name}"
+    if name not in found:
+      raise ValueError(unknown_field(full))
+    if full in OPTIONS:
+      if not isinstance(value, Mapping):
+        raise TypeError(f"config.{full}={value!r} must be options by name, such as {{'depth': 2}}")
+      found[name] = ml_collections.ConfigDict(dict(value))
+    elif isinstance(value, Mapping) and full not in FIELDS:
+      _fill(found[name], full, value)
+    else:
+      found.update({name: _plain(full, value)})
+
+
 def _plain(name: str, value):
-  """Gives a field's value as Python's own number, if it is one of numpy's."""
-  kind, optional = FIELDS.get(name, (None, False))
-  like = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
-  if kind is None or optional and value is None:
+  """Gives a field's value as Python's own number, if it is one of numpy's; groups as they are."""
+  if name not in FIELDS:
     return value
+  kind, optional = FIELDS[name]
+  if optional and value is None:
+    return None
+  like: Any = numbers.Integral if kind is int else numbers.Real if kind is float else kind
   if not isinstance(value, like) or isinstance(value, bool) != (kind is bool):
     raise TypeError(f"config.{name}={value!r} {need(name)}")
   return kind(value)

@@ -26,6 +26,10 @@ def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="titans",
                        corpus="lm1b")
+  for name in ("cpu", "cpu_1h", "smoke"):
+    if arg[name] and arg.corpus != "lm1b":
+      raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
+                       "reads the standard library; set --config.data.name for another corpus")
   config = base.default()
   config.recipe = "memory_lm"
   if arg.cpu or arg.cpu_1h:

@@ -123,3 +123,14 @@ def test_a_baseline_has_as_many_parameters(file):
     other = ",".join(part for part in arg.split(",") if part != "baseline")
     counts = [tree.count(shapes_of(resolved(file, each))) for each in (arg, other)]
     assert abs(counts[0] / counts[1] - 1) < 0.01, (arg, counts)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu_1h", "smoke"])
+def test_a_corpus_that_a_small_variant_would_not_read_is_refused(name):
+  with pytest.raises(ValueError, match=f"'corpus=other' and '{name}' exclude each other"):
+    main.read_config(f"{ROOT}/configs/memory_40m.py:corpus=other,{name}")
+
+
+def test_the_configs_of_studies_set_nothing_that_is_not_read():
+  files = [file for file in (ROOT / "experiments").glob("**/*.py") if "def get_config" in file.read_text()]
+  assert files and all(main.read_config(str(file)) for file in files)

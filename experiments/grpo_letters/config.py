@@ -28,5 +28,5 @@ def get_config(arg=None):
   config.optim.update(lr=3e-3, warmup_steps=0, steps=40, schedule="cosine", final_lr_frac=1.0,
                       weight_decay=0.0, beta2=0.999, clip_norm=1.0)
   config.train.update(log_every_steps=1, accumulate_steps=8)  # Pieces that stay in a processor's cache.
-  config.checkpoint.update(every_steps=1_000, best_metric="none", keep_best=0)
+  config.checkpoint.update(every_steps=1_000, keep_best=0)
   return config

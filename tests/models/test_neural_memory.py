@@ -230,6 +230,11 @@ def test_numbers_and_inputs_that_would_be_read_wrongly_are_refused():
     layer.apply(params, x_BTD.tolist())
 
 
+def test_options_of_a_group_within_a_group_replace_the_default_ones():
+  model = atlas_jax.language_model("memory", width=64, memory={"rule": "delta", "options": {}})
+  assert model.module.memory["rule"] == "delta" and not model.module.memory["options"]
+
+
 def test_attributes_may_be_numbers_of_numpy():
   assert NeuralMemory(dim=np.int64(D), heads=np.int32(H)).memory_fields()["heads"] == H
 

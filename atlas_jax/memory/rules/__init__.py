@@ -6,14 +6,16 @@ import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
 from types import NoneType
+from typing import Any
 
 from atlas_jax import modules
 from atlas_jax.memory.types import MemoryRule, complete
 
 # What an option may be, by the type that its rule's `make` gives it; other types are not checked.
-KINDS = {bool: ("True or False", bool), int: ("a whole number", numbers.Integral),
-         float: ("a number", numbers.Real), str: ("text", str), NoneType: ("None", NoneType),
-         Sequence: ("a list", (list, tuple))}
+KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("True or False", bool), int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real), str: ("text", str), NoneType: ("None", NoneType),
+    Sequence: ("a list", (list, tuple))}
 
 
 def names() -> list[str]:
