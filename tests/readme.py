@@ -25,11 +25,10 @@ class How(NamedTuple):
 
 
 NETWORK = How(why="network: it fetches packages; the extras that it names are checked")
-LEARN = "--config.eval.max_problems=8 --config.eval.sample_tokens=8 --config.train.eval_every_steps=None"
+LEARN = "--config.eval.max_problems=8 --config.train.eval_every_steps=None"
 TEXT = ("--config.optim.steps=3 --config.data.limit_bytes=1000000 --config.data.held_out_frac=0.2 "
-        "--config.eval.max_tokens=2048 --config.model.depth=1 --config.model.scan_unroll=1 "
-        "--config.data.batch_rows=2 --config.eval.batch_rows=2 "
-        "--config.eval.gain_max_tokens=1024 --config.eval.sample_tokens=8")  # fmt: skip
+        "--config.eval.max_tokens=2048 --config.eval.sample_tokens=8")  # fmt: skip
+MEMORY = f"{TEXT} --config.eval.gain_max_tokens=1024"  # Of a model that has one.
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
 MAIN, QUICKSTART = "python -m atlas_jax.main", "bash scripts/quickstart.sh"
@@ -40,7 +39,7 @@ SFT = f"{MAIN} --config=configs/sft.py:cpu --workdir=runs/sft_cpu"
 STDLIB = "python scripts/prepare_text.py --train_vocab_size=32000 --tokenizer=runs/python_stdlib_32k"
 
 COMMANDS = {
-  QUICKSTART: How(TEXT),
+  QUICKSTART: How(MEMORY),
   "source .venv/bin/activate": How(),
   f'{MAIN} --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200': How(needs=(QUICKSTART,)),
   f"{MAIN} --mode=eval --workdir=runs/quickstart": How(needs=(QUICKSTART,)),
@@ -75,8 +74,8 @@ COMMANDS = {
   ),
   f"{MAIN} --config=configs/memory_40m.py:cpu,baseline --workdir=runs/baseline": How(TEXT),
   f"{MAIN} --config=configs/memory_40m.py:cpu --workdir=runs/mine --config.optim.lr=1e-3 "
-  "--config.data.name=files --config.data.path='books/*.txt'": How(TEXT),
-  "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(TEXT),
+  "--config.data.name=files --config.data.path='books/*.txt'": How(MEMORY),
+  "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(MEMORY),
   'pip install -e ".[cuda12,hf]"': NETWORK,
   STDLIB: How("--train_vocab_size=300 --train_bytes=100000 --limit_bytes=200000"),
   f"{MAIN} --config=configs/memory_40m.py:corpus=python_stdlib --workdir=runs/stdlib_40m "

@@ -163,12 +163,17 @@ def recursive_model(*, vocab_size: int, seq_len: int, **given) -> TRM:
 
   Args:
     vocab_size, seq_len: ids and length of a puzzle.
-    given: fields of config.trm that differ from its defaults, which are the published ones.
+    given: fields of config.trm that differ from its defaults, which are the published ones; but `path`, which
+      names weights.
 
   Raises:
     ValueError, TypeError: if a field does not exist or does not fit.
   """
-  return TRM(**fields.with_defaults("trm", given), vocab_size=vocab_size, seq_len=seq_len)
+  if "path" in given:
+    raise ValueError(f"recursive_model: path={given['path']!r} names the weights of a run, and here "
+                     "model.init gives the parameters; leave it out")
+  sizes = {name: value for name, value in fields.with_defaults("trm", given).items() if name != "path"}
+  return TRM(**sizes, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def supervision_step(params, inputs_BT, labels_BT, latents: tuple | None = None, *, model: TRM, rows_BE=None,

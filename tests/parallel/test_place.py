@@ -102,7 +102,8 @@ def test_projections_of_a_published_decoder_split_heads_and_widths_over_tensor(c
 
 def test_every_exception_names_a_leaf_of_the_model():
   _, params, _ = tiny_lm()
-  names = [name for name, _ in tree.named_leaves((params, decoder_params()))]
+  _, shifted, _ = tiny_lm(memory=dict(value_source="token"))
+  names = [name for name, _ in tree.named_leaves((params, shifted, decoder_params()))]
   for pattern, _ in place.TENSOR_AXES:
     assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 

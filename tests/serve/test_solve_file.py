@@ -208,7 +208,7 @@ def test_a_task_that_fails_costs_the_others_nothing(trained, tasks, tmp_path):
 def test_a_set_to_be_solved_belongs_to_files_of_one_s_own(folder):
   flags = ["--config=configs/trm_arc1.py:smoke", f"--workdir={folder / 'none'}"]
   line = refused(program.run(*flags, "--config.puzzles.test_path=x"))
-  assert "test_path='x' is not read: config.recipe='trm' reads it where config.puzzles.name is files" in line
+  assert "config.puzzles.test_path='x' is read with config.puzzles.name='files', and this is 'arc1'" in line
 
 
 def test_wrong_files_and_flags_are_refused_before_anything_is_written(trained, asked, tasks, tmp_path):
