@@ -192,6 +192,18 @@ MEMORY = dict(
   write_rate_init=0.1,
   write_rate_max=0.4,
 )
+# Keys of the context before, values of the token alone, a start at zero, reads of their own length.
+SHIFTED = dict(
+  rule="delta",
+  options=freeze({"momentum": False, "feature_map": "cells", "feature_dim": 6}),
+  shift=True,
+  shared_qk=True,
+  activation="none",
+  value_source="token",
+  conv_init="ngram",
+  initial="zero",
+  read_norm="none",
+)
 LM = dict(
   vocab_size=32,
   width=12,

@@ -17,6 +17,8 @@ from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Toke
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
 NO_DOC = -2  # the document of a state that has read nothing
 FORMS = ("auto", "reference", "chunked", "pallas")
+CHOICES = {"activation": ("silu", "none"), "value_source": ("input", "token"),
+           "conv_init": ("identity", "ngram"), "initial": ("learned", "zero"), "read_norm": ("rms", "none")}
 
 
 class MemoryLayerState(NamedTuple):
@@ -75,7 +77,7 @@ class Memory(nn.Module):
     """Returns the rule for one head.
 
     Raises:
-      ValueError: if the rule does not take impl or initial.
+      ValueError: if the rule does not take impl or initial, or a choice is unknown.
     """
     rule = rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
                       **self.options)
@@ -83,6 +85,9 @@ class Memory(nn.Module):
     if self.impl not in forms:
       raise ValueError(f"config.model.memory.impl={self.impl!r} is not offered by config.model.memory.rule="
                        f"{self.rule!r} with its options; supported are {', '.join(forms)}")
+    for name, known in CHOICES.items():
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(f"config.model.memory.{name}={value!r} is unknown; known are {', '.join(known)}")
     if self.initial == "zero" and set(jax.eval_shape(rule.init, jax.random.key(0)).fast) != {"w0"}:
       raise ValueError("config.model.memory.initial='zero' starts a memory that cannot be written: config."
                        f"model.memory.rule={self.rule!r} with its options has more than one matrix, and "

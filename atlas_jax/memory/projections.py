@@ -13,7 +13,6 @@ import numpy as np
 from atlas_jax import tree
 from atlas_jax.memory.types import Learned, Token
 
-CONV_INITS = ("identity", "ngram")
 NGRAM_FALL = 0.9  # Weight of a token in a key over that of the token after it.
 OUTSIDE = 0.02  # Weight of the tokens that are not in a head's n-gram.
 

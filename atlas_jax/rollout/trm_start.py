@@ -61,10 +61,9 @@ class TrmStart:
   """Where a run of `config.trm.path` starts; it is opened when something is read."""
 
   def __init__(self, config, model, sets: puzzle_sets.Sets):
-    """Refuses a path where nothing is.
+    """Notes what is to start; reading the path raises ValueError if nothing is there, or another model.
 
-    Raises:
-      ValueError: says what the path must be.
+    A run that was begun does not read the path again, which may be gone.
     """
     self._config, self._model, self._train = config, model, sets.train
     self._path, self._workdir = pathlib.Path(config.trm.path).expanduser(), None

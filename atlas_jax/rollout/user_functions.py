@@ -8,6 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from atlas_jax import modules
+
 
 def find(name: str) -> Any:
   """Loads what a name stands for.
@@ -64,16 +66,10 @@ def _of_module(place: str, name: str) -> ModuleType:
       raise ValueError(f"importing {place} raised {type(error).__name__}: {error}") from error
     file, _, function = name.rpartition(".")
     also = f"; did you mean '{file}:{function}'?" if file.endswith(".py") else ""
-    raise ValueError(f"there is no module {error.name!r}: looked in the working directory "
-                     f"{pathlib.Path.cwd()}{'' if _sees_here() else ' (which is not on sys.path)'} and in "
-                     f"sys.path, {', '.join(filter(None, sys.path))}; a file is named FILE.py:FUNCTION"
-                     f"{also}") from error
+    raise ValueError(f"there is no module {error.name!r}{modules.where(error.name)}; a file is named "
+                     f"FILE.py:FUNCTION{also}") from error
   except (Exception, SystemExit) as error:  # Whatever the user's module raises.
     raise ValueError(f"importing {place} raised {type(error).__name__}: {error}") from error
-
-
-def _sees_here() -> bool:
-  return any(pathlib.Path(entry or ".").resolve() == pathlib.Path.cwd().resolve() for entry in sys.path)
 
 
 def _attribute(module: ModuleType, attribute: str, place: str) -> Any:

@@ -9,21 +9,23 @@ from flax.core import freeze
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC
 from atlas_jax.memory.projections import Form, ngram_taps
-from tests.helpers import assert_close, assert_same_bits, assert_slopes, quick_compilation, tiny_memory
+from tests.helpers import (
+  SHIFTED,
+  assert_close,
+  assert_same_bits,
+  assert_slopes,
+  quick_compilation,
+  tiny_memory,
+)
 from tests.memory.layers import DOCUMENTS, assert_equals_loop, layer_of, oracle, packed, run, stream
 
-CELLS = freeze({"momentum": False, "feature_map": "cells", "feature_dim": 6})
-ALL = dict(
-  rule="delta", options=CELLS, shift=True, shared_qk=True, activation="none", value_source="token",
-  conv_init="ngram", initial="zero", read_norm="none",
-)  # fmt: skip
 CHOICES = {
   "shift": dict(shift=True),
   "shared": dict(shared_qk=True),
   "shift, shared": dict(shift=True, shared_qk=True, activation="none"),
   "token values": dict(shift=True, value_source="token"),
   "token values, no shift": dict(value_source="token", read_norm="none"),
-  "all": ALL,
+  "all": SHIFTED,
 }
 LEGAL = {"tnt": freeze({"local_chunks": (2, 4)})}  # A chunk of four is short for its own.
 
@@ -71,7 +73,7 @@ def test_shifted_layers_of_every_rule_equal_their_loop_and_themselves_in_calls(x
 
 def test_segments_that_carry_the_state_equal_one_call(x64):
   """A document goes on, ends, and begins at the border of a call."""
-  layer, params, x_BTD = layer_of("float64", **ALL)
+  layer, params, x_BTD = layer_of("float64", **SHIFTED)
   doc_BT = jnp.asarray([[4] * 8 + [9, 9, 9, -1], [2, 2, -1, -1] + [5] * 7 + [-1]], jnp.int32)
   whole = packed(layer, params, x_BTD, doc_BT)
   state, outs, last_B = None, [], [NO_DOC, NO_DOC]
@@ -85,7 +87,7 @@ def test_segments_that_carry_the_state_equal_one_call(x64):
 
 
 def test_gradients_of_every_parameter_equal_finite_differences_of_the_loop(x64):
-  layer, params, x_BTD = layer_of("float64", **ALL)
+  layer, params, x_BTD = layer_of("float64", **SHIFTED)
   weight_BTHM = np.random.default_rng(3).normal(size=(2, 12, layer.heads, layer.value_dim))
   arguments = {"params": params, "x": x_BTD}
 
@@ -104,7 +106,7 @@ def test_gradients_of_every_parameter_equal_finite_differences_of_the_loop(x64):
 
 @pytest.mark.parametrize("changed", [0, 5, 11])
 def test_a_token_changes_nothing_before_it(changed):
-  layer, params, x_BTD = layer_of(**ALL)
+  layer, params, x_BTD = layer_of(**SHIFTED)
   before, after = (np.asarray(packed(layer, params, x)[0]) for x in (x_BTD, x_BTD.at[:, changed].add(0.5)))
   assert_same_bits(after[:, :changed], before[:, :changed])
   assert (after[:, changed + 1 :] != before[:, changed + 1 :]).any(axis=(-1, -2)).all()
@@ -123,7 +125,7 @@ def test_the_first_token_of_a_document_neither_writes_nor_reads(rule):
 def copying(shift: bool):
   """A layer whose keys and values are the tokens themselves, so that it can be told what a read is of."""
   layer, params, _ = tiny_memory(
-    **ALL | dict(shift=shift, options=freeze({"momentum": False}), conv_init="identity"),
+    **SHIFTED | dict(shift=shift, options=freeze({"momentum": False}), conv_init="identity"),
     heads=1, key_dim=8, value_dim=8, chunk_size=16, D=8, noise=0.0,
   )  # fmt: skip
   eye = jnp.eye(8)[:, None]
@@ -175,3 +177,10 @@ def test_a_memory_of_several_matrices_does_not_start_at_zero():
   layer, params, x_BTD = layer_of()
   with pytest.raises(ValueError, match="config.model.memory.initial='zero'.*'titans'"):
     packed(layer.clone(initial="zero"), params, x_BTD)
+
+
+@pytest.mark.parametrize("name", ["activation", "value_source", "conv_init", "initial", "read_norm"])
+def test_an_unknown_choice_is_refused_by_name(name):
+  layer, _, _ = layer_of()
+  with pytest.raises(ValueError, match=f"config.model.memory.{name}='other' is unknown; known are"):
+    layer.clone(**{name: "other"}).the_rule()

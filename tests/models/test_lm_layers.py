@@ -4,27 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import freeze
 
 from atlas_jax import tree
 from atlas_jax.models import lm
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
-from tests.helpers import assert_close, quick_compilation, tiny_lm
+from tests.helpers import SHIFTED, assert_close, quick_compilation, tiny_lm
 from tests.models.test_lm import DOCUMENTS, oracle, packed, stream
-
-SHIFTED = dict(
-  rule="delta",
-  options=freeze({"momentum": False, "feature_map": "cells", "feature_dim": 6}),
-  shift=True,
-  shared_qk=True,
-  activation="none",
-  value_source="token",
-  conv_init="ngram",
-  initial="zero",
-  read_norm="none",
-)
 
 
 @pytest.fixture(autouse=True, scope="module")

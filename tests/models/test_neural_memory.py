@@ -13,27 +13,13 @@ from flax.core import freeze
 import atlas_jax
 from atlas_jax import NeuralMemory, defaults
 from atlas_jax.memory import rules
-from tests.helpers import assert_close, noisy, quick_compilation
+from tests.helpers import SHIFTED, assert_close, noisy, quick_compilation
 
 B, T, D, H, C = 2, 11, 12, 3, 4
 DOCUMENTS = np.array([[3, 3, 4, 4, 4, 4, 4, -1, 4, 5, 5], [0, -1, -1, 1, 1, 1, 1, 1, 1, 2, -1]], np.int32)
 
 
-# Keys of the context before, values of the token alone, a start at zero, reads of their own length.
-SHIFTED = freeze(
-  dict(
-    rule="delta",
-    options={"momentum": False, "feature_map": "cells", "feature_dim": 6},
-    shift=True,
-    shared_qk=True,
-    activation="none",
-    value_source="token",
-    conv_init="ngram",
-    initial="zero",
-    read_norm="none",
-  )
-)
-with_the_shift = pytest.mark.parametrize("fields", [freeze({}), SHIFTED], ids=["usual", "shifted"])
+with_the_shift = pytest.mark.parametrize("fields", [freeze({}), freeze(SHIFTED)], ids=["usual", "shifted"])
 
 
 @pytest.fixture(autouse=True, scope="module")
