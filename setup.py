@@ -17,6 +17,7 @@ CORE = [
     "einops>=0.8.2,<0.9",
     "ml-collections>=1.1,<2",
     "numpy>=2.0,<3",
+    "scipy>=1.13",
     "absl-py>=2.3",
     "grain>=0.2.18,<0.3",
     "tensorboardX>=2.6.5,<3",

@@ -17,15 +17,21 @@ Siblings, on the bytes of the running Python's standard library, ready without p
 
 cpu has 2,265,024 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
 `baseline` (as in :cpu,baseline) there is no memory, and the width is raised to as many parameters. With
-`shift` one block has a memory of pairs, the context before a token and the token, in place of them all.
+`shift` one block has a memory of pairs, the context before a token and the token, in place of them all. With
+`rule=NAME` the memories follow another rule than titans.
 """
 from atlas_jax import config as base
 
 
 def get_config(arg=None):
   """Returns the config; see the module."""
-  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="titans",
+  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="",
                        corpus="lm1b")
+  base.choose(arg, "all", "baseline", "shift")
+  base.choose(arg, "full", "cpu", "cpu_1h")
+  if arg.shift and arg.rule:
+    raise ValueError(f"config arguments 'shift' and 'rule={arg.rule}' exclude each other: the shift comes "
+                     "with a delta memory; change it with --config.model.memory.rule and .options")
   for name in ("cpu", "cpu_1h", "smoke"):
     if arg[name] and arg.corpus != "lm1b":
       raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
@@ -45,10 +51,10 @@ def get_config(arg=None):
     config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
     width, ff_width, heads = (208, 608, 4) if arg.cpu or arg.cpu_1h else (512, 1_248, 8)
     config.model.update(memory_mix="none", width=width, ff_width=ff_width, heads=heads)
-  config.model.memory.rule = arg.rule
-  if arg.rule != "titans":
+  if arg.rule not in ("", config.model.memory.rule):
+    config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
-  if arg.shift and not arg.baseline:  # The baseline is that of both.
+  if arg.shift:
     _shift(config, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
     config.eval.baselines = True

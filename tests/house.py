@@ -56,6 +56,7 @@ ALLOWED = {
   "pyarrow": ("data",),
   "rich": ("monitor",),
   "safetensors": ("interop",),
+  "scipy": ("evals.bootstrap",),
   "sentencepiece": ("data.tokenizer",),
   "sqlalchemy": ("data",),
   "tensorboard": ("monitor",),

@@ -116,11 +116,12 @@ def test_the_name_says_how_many_parameters_there_are(file):
   assert abs(tree.count(shapes_of(configs.resolve(config))) / 1e6 / millions - 1) < 0.05
 
 
+@pytest.mark.parametrize("compared", ["baseline", "shift"])
 @each_file
-def test_a_baseline_has_as_many_parameters(file):
-  sizes = [arg for arg in variants(file) if "baseline" in arg.split(",") and "smoke" not in arg]
+def test_what_is_compared_has_as_many_parameters(file, compared):
+  sizes = [arg for arg in variants(file) if compared in arg.split(",") and "smoke" not in arg]
   for arg in sizes:
-    other = ",".join(part for part in arg.split(",") if part != "baseline")
+    other = ",".join(part for part in arg.split(",") if part != compared)
     counts = [tree.count(shapes_of(resolved(file, each))) for each in (arg, other)]
     assert abs(counts[0] / counts[1] - 1) < 0.01, (arg, counts)
 
@@ -134,3 +135,9 @@ def test_a_corpus_that_a_small_variant_would_not_read_is_refused(name):
 def test_the_configs_of_studies_set_nothing_that_is_not_read():
   files = [file for file in (ROOT / "experiments").glob("**/*.py") if "def get_config" in file.read_text()]
   assert files and all(main.read_config(str(file)) for file in files)
+
+
+@pytest.mark.parametrize("arg", ["cpu,shift,rule=titans", "shift,rule=dla", "shift,baseline", "cpu,cpu_1h"])
+def test_arguments_of_which_one_would_be_ignored_are_refused(arg):
+  with pytest.raises(ValueError, match="exclude each other"):
+    main.read_config(f"configs/memory_40m.py:{arg}")
