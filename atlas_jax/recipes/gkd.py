@@ -31,7 +31,16 @@ from atlas_jax.rollout import distill_rows, held_out, kept, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.rollout.native import NativeSampler
-from atlas_jax.rollout.start import MODEL, Start, is_run, open_start, whole
+from atlas_jax.rollout.start import (
+  MODEL,
+  TEACHER_STEP,
+  Start,
+  check_step,
+  is_run,
+  note_step,
+  open_start,
+  whole,
+)
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 
@@ -60,11 +69,17 @@ def make(config, mesh) -> Recipe:
     sampler.bind(frozen, workdir)
     source.bind(frozen, workdir)
 
+  def keep(workdir) -> None:
+    kept.keep(config, pair.student, workdir)
+    note_step(config.distill.teacher, workdir / TEACHER_STEP)
+
+  def fits(workdir) -> None:
+    check_step(config.distill.teacher, workdir / TEACHER_STEP, "config.distill.teacher")
+
   return Recipe(
       init_of(pair), loss_of(config, pair), source,
       evals_of(config, pair, mesh, source, sampler, teacher_sampler), unit=unit_of(pair),
-      backward_frac=student_frac(pair), keep=lambda workdir: kept.keep(config, pair.student, workdir),
-      read=read_of(pair), bind=bind)
+      backward_frac=student_frac(pair), keep=keep, fits=fits, read=read_of(pair), bind=bind)
 
 
 def pair_of(config) -> Pair:

@@ -4,7 +4,7 @@ import pathlib
 import shutil
 
 from atlas_jax import config as configs
-from atlas_jax.checkpoint import FOLDER, Checkpoints
+from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.interop import hf_export, hf_import, peft
 from atlas_jax.rollout.start import (
@@ -20,6 +20,7 @@ from atlas_jax.rollout.start import (
   group_of,
   is_lost,
   is_run,
+  note_step,
   use_copies,
 )
 
@@ -43,9 +44,7 @@ def keep(config, start: Start, workdir) -> None:
     _copy(template, workdir / TEMPLATE, chats.FILES)
   if config.lora.path is not None:
     _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
-  if config.model.path is not None and is_run(config.model.path):
-    step = Checkpoints(config.model.path, read_only=True).latest_step()
-    (workdir / BASE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+  note_step(config.model.path, workdir / BASE)
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
   elif config.model.path is not None:

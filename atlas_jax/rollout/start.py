@@ -29,7 +29,8 @@ ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters
 PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
 TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
 SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
-BASE = "base.json"  # In a workdir: the step of the run in config.model.path that was read.
+BASE = "base.json"  # In a workdir: the step of the run in config.model.path that was read,
+TEACHER_STEP = "teacher.json"  # and of that in config.distill.teacher.
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
 DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
@@ -260,14 +261,30 @@ def check_base(config, workdir) -> None:
   if is_lost(path):
     raise ValueError(f"config.model.path={path!r} is no folder any more, and the adapters or the reference "
                      f"of the run in {workdir} belong to what was there; put it back, or a link to it")
+  check_step(path, file, "config.model.path")
+
+
+def note_step(path: str | None, file: pathlib.Path) -> None:
+  """Writes the newest step of the run at a path, so that a run that reads it at every start can compare."""
+  if path is not None and is_run(path):
+    step = Checkpoints(path, read_only=True).latest_step()
+    file.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
+  """Refuses to go on where the run at a path, which `field` names, has another step than was noted.
+
+  Raises:
+    ValueError: names both runs and steps.
+  """
   if path is None or not is_run(path) or not file.is_file():
     return
   then = json.loads(file.read_text(encoding="utf-8"))["step"]
   now = Checkpoints(path, read_only=True).latest_step()
   if now != then:
-    raise ValueError(f"config.model.path={path!r} is at step {now}, and was at {then} when the run in "
-                     f"{workdir} began, which belongs to what it was; move its later checkpoints away, "
-                     "or start anew in another workdir")
+    raise ValueError(f"{field}={path!r} is at step {now}, and was at {then} when the run in {file.parent} "
+                     "began, which belongs to what it was; move its later checkpoints away, or start anew in "
+                     "another workdir")
 
 
 def _drawn_base(start: Start, config, mesh, shapes):

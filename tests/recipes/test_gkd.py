@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from atlas_jax import config as configs
 from atlas_jax import recipes
+from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data.problems import Problem
 from atlas_jax.optim import accumulate
 from atlas_jax.parallel import mesh as meshes
@@ -230,3 +232,17 @@ def test_other_ids_are_not_taken_for_the_same(teacher, monkeypatch):
     gkd.pair_of(config)
   auto = make_config(teacher)
   assert gkd.pair_of(auto).classes.size == 257
+
+
+def test_a_teacher_that_was_trained_further_is_refused(teacher, tmp_path):
+  """It is read at every start: what was taught by one teacher would go on with another, unsaid."""
+  first = make_config(teacher, optim__steps=1, distill__on_policy_frac=0.0, data__held_out_frac=0.0)
+  runs.run_lm(first, tmp_path / "teacher")
+  configs.save(first, tmp_path / "teacher")
+  recipe = recipes.load(make_config(tmp_path / "teacher"), runs.one_device())
+  (tmp_path / "run").mkdir()
+  recipe.keep(tmp_path / "run")
+  recipe.fits(tmp_path / "run")
+  (tmp_path / "teacher" / FOLDER / "9").mkdir()
+  with pytest.raises(ValueError, match="config.distill.teacher=.*teacher' is at step 9, and was at 1 when"):
+    recipe.fits(tmp_path / "run")
