@@ -239,6 +239,7 @@ def test_a_teacher_that_was_trained_further_is_refused(teacher, tmp_path):
   first = make_config(teacher, optim__steps=1, distill__on_policy_frac=0.0, data__held_out_frac=0.0)
   runs.run_lm(first, tmp_path / "teacher")
   configs.save(first, tmp_path / "teacher")
+  recipes.load(first, runs.one_device()).keep(tmp_path / "teacher")
   recipe = recipes.load(make_config(tmp_path / "teacher"), runs.one_device())
   (tmp_path / "run").mkdir()
   recipe.keep(tmp_path / "run")
