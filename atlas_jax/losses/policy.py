@@ -92,6 +92,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Bounds that objectives read; of those that are not here, both.
+BOUNDS = {"cispo": ("clip_high",), "sapo": (), "vespo": ()}
+
+
+def unread_bounds(settings: Settings) -> list[str]:
+  """Lists the bounds of the ratio that the objective of these settings does not read."""
+  every = ("clip_low", "clip_high")
+  read = BOUNDS[settings.objective] if settings.objective in BOUNDS else every
+  return [field for field in every if field not in read]
+
+
 def preset(name: str, **changes) -> Settings:
   """Gives the settings of a named loss, with some fields changed.
 

@@ -62,6 +62,10 @@ def settings_of(config) -> Settings:
   changes |= {"sampler_high": config.policy.sampler_high,
               "max_completion_tokens": config.sampler.max_tokens}  # The divisor of "constant".
   settings = policy.preset(config.policy.preset, **changes)
+  for name in policy.unread_bounds(settings):
+    if name in changes:
+      raise ValueError(f"config.policy.{name}={changes[name]} is not read: the objective of this loss is "
+                       f"{settings.objective!r}, which has no such bound; leave it out")
   if settings.top_entropy_frac is not None and config.train.accumulate_steps > 1:
     raise ValueError(f"config.policy.top_entropy_frac={settings.top_entropy_frac} compares the tokens of a "
                      "whole batch; set config.train.accumulate_steps=1, or top_entropy_frac=None")

@@ -342,6 +342,8 @@ def test_what_is_sampled_can_be_filtered_and_stopped_by_texts():
 
 @pytest.mark.parametrize("fields, message", [
     (dict(policy__preset="ppo"), "config.policy has no preset 'ppo'"),
+    (dict(policy__preset="sapo", policy__clip_low=0.3), "clip_low=0.3 is not read: .*'sapo'"),
+    (dict(policy__objective="cispo", policy__clip_low=0.3, policy__clip_high=5.0), "clip_low=0.3 is"),
     (dict(policy__top_entropy_frac=0.5, train__accumulate_steps=2), "compares the tokens of a whole batch"),
     (dict(policy__reference_every_steps=2), "moves a reference that config.policy.kl_weight=0 does not use"),
     (dict(data__batch_rows=6), "config.data.batch_rows=6 must be a multiple of config.data.group_size=4"),
