@@ -42,6 +42,7 @@ READERS = {
     "monitor": ALL,
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
+    "optim.gate_lr_scale": f"memory_lm if {MIXED}; {TUNED} if model.kind=memory",
     "optim.eps": f"{ALL} if optim.name=adamw",
     "data.source": "memory_lm",
     "data.name": LANGUAGE,

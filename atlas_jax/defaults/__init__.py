@@ -134,6 +134,7 @@ def _optim() -> ml_collections.ConfigDict:
       "weight_decay": 0.1,  # Share taken off per update, times the learning rate.
       "decay_of": "matrices",  # What is decayed: "matrices" or "all".
       "clip_norm": 1.0,  # Bound of the global gradient norm; None: no bound.
+      "gate_lr_scale": 1.0,  # Factor on the learning rate of memory's gates.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
       "freeze": OPTIONAL(str),  # Patterns of parameter names, comma-separated, not trained: "embed/*".
   })

@@ -2,9 +2,11 @@
 
 Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decay apart from the gradient).
 """
+import math
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -18,12 +20,15 @@ SCALES: dict[str, Callable] = {
     "adam_atan2": lambda b1, b2, eps: scale_by_adam_atan2(b1, b2),
 }
 STACKED = re.compile(r"blocks(_\d+)?")  # Leaves under such a name lead with depth.
+GATES = ("gates", "mix_gate")  # Leaves under such a name decide how much a memory writes, keeps and enters.
+PER_HEAD = ("slow", "initial_fast")  # Leaves under such a name lead with heads, after depth.
 
 
 def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: int, schedule: str,
           decay_frac: float, final_lr_frac: float, beta1: float, beta2: float, eps: float,
           weight_decay: float, decay_of: str, clip_norm: float | None,
-          ema_decay: float | None, freeze: str | None = None) -> optax.GradientTransformation:
+          ema_decay: float | None, gate_lr_scale: float = 1.0,
+          freeze: str | None = None) -> optax.GradientTransformation:
   """Makes the optimizer of a run from `config.optim`.
 
   Args:
@@ -32,9 +37,10 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     lr, warmup_steps, steps, schedule, decay_frac, final_lr_frac: see `schedules.schedule`.
     beta1, beta2, eps: Adam's.
     weight_decay: share of a parameter taken off per update, times the learning rate.
-    decay_of: "matrices" (never scales, biases, convolutions) or "all" parameters.
+    decay_of: "matrices", see `decay_mask`, or "all" parameters.
     clip_norm: the largest global gradient norm let through; None lets every one through.
     ema_decay: checked here; the moving average itself is kept by the training loop.
+    gate_lr_scale: factor on the learning rate of a memory's gates, see `gate_mask`.
     freeze: patterns of the parameters that are not changed, see `freeze.mask`; None: all are trained.
 
   Returns:
@@ -48,13 +54,19 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
   if name not in SCALES:
     raise ValueError(f"config.optim.name={name!r} is not known; choose one of {', '.join(SCALES)}")
   check(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm,
-        ema_decay=ema_decay)
+        ema_decay=ema_decay, gate_lr_scale=gate_lr_scale)
   mask = decay_mask(params_abstract) if decay_of == "matrices" else None
   optimizer = optax.chain(
       optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
       SCALES[name](beta1, beta2, eps),
       optax.add_decayed_weights(weight_decay, mask=mask),
       optax.scale_by_learning_rate(rate))
+  if gate_lr_scale != 1:
+    gates = gate_mask(params_abstract)
+    if not any(jax.tree.leaves(gates)):
+      raise ValueError(f"config.optim.gate_lr_scale={gate_lr_scale} has nothing to scale: no memory gate is "
+                       "trained; set it to 1")
+    optimizer = optax.chain(optimizer, optax.masked(optax.scale(gate_lr_scale), gates))
   return optimizer if freeze is None else freezing.wrap(optimizer, freezing.mask(params_abstract, freeze))
 
 
@@ -67,20 +79,37 @@ def learning_rate(*, lr: float, warmup_steps: int, steps: int, schedule: str, de
 
 
 def decay_mask(params_abstract):
-  """Marks the leaves that are decayed: matrices, apart from convolutions; never scales, biases or vectors."""
-  return tree.map_named(lambda name, leaf: _is_matrix(name, leaf.ndim), params_abstract)
+  """Marks the leaves that are decayed: matrices, apart from convolutions and gates; never scales or biases.
+
+  A leaf that leads with depth or with heads is what it is for one block and head: a vector per head is none.
+  """
+  return tree.map_named(lambda name, leaf: _is_matrix(name, leaf.shape), params_abstract)
 
 
-def _is_matrix(name: str, ndim: int) -> bool:
+def gate_mask(params_abstract):
+  """Marks the gates of memories: retention, momentum, write rate, a rule's own, and what lets reads in."""
+  return tree.map_named(lambda name, _: _is_gate(name.split("/")), params_abstract)
+
+
+def _is_gate(parts: list[str]) -> bool:
+  return any(part in GATES for part in parts)
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
   parts = name.split("/")
   last = parts[-1]
   if last in ("scale", "bias") or last.endswith(("_bias", "_scale")) or any("conv" in part for part in parts):
     return False
-  return ndim - any(map(STACKED.fullmatch, parts)) >= 2
+  if _is_gate(parts):
+    return False
+  shape = shape[any(map(STACKED.fullmatch, parts)):]
+  if any(part in PER_HEAD for part in parts):
+    return sum(size > 1 for size in shape[1:]) >= 2  # An inner bias is a matrix of one row.
+  return len(shape) >= 2
 
 
 def check(*, beta1: float, beta2: float, eps: float, weight_decay: float, clip_norm: float | None,
-          ema_decay: float | None) -> None:
+          ema_decay: float | None, gate_lr_scale: float = 1.0) -> None:
   """Refuses optimizer fields out of range; works without a device."""
   for name, value, good, need in (
       ("beta1", beta1, 0 <= beta1 < 1, "lie in [0, 1)"),
@@ -88,6 +117,8 @@ def check(*, beta1: float, beta2: float, eps: float, weight_decay: float, clip_n
       ("eps", eps, eps > 0, "be above 0, such as 1e-8"),
       ("weight_decay", weight_decay, weight_decay >= 0, "be at least 0; 0 switches decay off"),
       ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "be above 0, or None for no clipping"),
+      ("gate_lr_scale", gate_lr_scale, 0 < gate_lr_scale < math.inf,
+       "be above 0 and finite; what shall not be trained goes into config.optim.freeze"),
       ("ema_decay", ema_decay, ema_decay is None or 0 < ema_decay < 1, "lie in (0, 1), or None for none")):
     if not good:
       raise ValueError(f"config.optim.{name}={value} must {need}")

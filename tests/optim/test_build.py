@@ -17,10 +17,12 @@ def small_params():
   memory = {
       "query": {"kernel": jnp.ones((2, 3, 3))}, "query_conv": {"kernel": jnp.ones((2, 4, 3))},
       "gates": {"kernel": jnp.ones((2, 3, 4)), "retention_bias": jnp.ones((2, 2, 2))},
-      "initial": {"w0": jnp.ones((2, 2, 3, 3))}}
+      "initial_fast": {"w0": jnp.ones((2, 2, 3, 3)), "b0": jnp.ones((2, 2, 1, 3))},
+      "slow": {"place_rate": jnp.ones((2, 2, 4)), "projection": jnp.ones((2, 2, 3, 4)),
+               "sharpness": jnp.ones((2, 2))}}
   return {
       "embed": {"embedding": jnp.ones((5, 3))},
-      "blocks": {"memory": memory,
+      "blocks": {"memory": memory, "mix_gate": {"kernel": jnp.ones((2, 3, 2)), "bias": jnp.ones((2, 2))},
                  "norm_mlp": {"scale": jnp.ones((2, 3))}},
       "final_norm": {"scale": jnp.ones((3,))},
       "head": {"kernel": jnp.ones((3, 5))},
@@ -35,8 +37,8 @@ def update_once(params, grads, **changes):
 def test_only_matrices_are_decayed():
   mask = dict(tree.named_leaves(build.decay_mask(jax.eval_shape(small_params))))
   assert {name for name, decayed in mask.items() if decayed} == {
-      "embed/embedding", "blocks/memory/query/kernel", "blocks/memory/gates/kernel",
-      "blocks/memory/initial/w0", "head/kernel"}
+      "embed/embedding", "blocks/memory/query/kernel", "blocks/memory/initial_fast/w0",
+      "blocks/memory/slow/projection", "head/kernel"}
 
 
 def test_decay_moves_matrices_by_rate_times_decay_and_leaves_vectors():
@@ -44,6 +46,23 @@ def test_decay_moves_matrices_by_rate_times_decay_and_leaves_vectors():
   updates = update_once(params, jax.tree.map(jnp.zeros_like, params))
   np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * 0.5, rtol=1e-6)
   np.testing.assert_array_equal(updates["blocks"]["norm_mlp"]["scale"], 0)
+
+
+def test_gates_learn_at_their_own_rate():
+  params = small_params()
+  grads = jax.tree.map(jnp.ones_like, params)
+  scaled, plain = (dict(tree.named_leaves(update_once(params, grads, weight_decay=0.0, gate_lr_scale=scale)))
+                   for scale in (5.0, 1.0))
+  gates = {"blocks/memory/gates/kernel", "blocks/memory/gates/retention_bias", "blocks/mix_gate/kernel",
+           "blocks/mix_gate/bias"}
+  assert gates < set(plain)
+  for name, update in plain.items():
+    np.testing.assert_allclose(scaled[name], update * (5 if name in gates else 1), rtol=1e-6, err_msg=name)
+
+
+def test_a_rate_of_gates_is_refused_where_none_is_trained():
+  with pytest.raises(ValueError, match="config.optim.gate_lr_scale=2.0 has nothing to scale"):
+    build.build({"w": jnp.ones((2, 2))}, **FIELDS, gate_lr_scale=2.0)
 
 
 def test_the_chain_is_adamw_where_nothing_is_clipped():
@@ -87,7 +106,8 @@ def test_the_logged_rate_is_the_one_applied():
 
 @pytest.mark.parametrize("changes", [
     dict(beta1=1.0), dict(beta2=-0.1), dict(eps=0.0), dict(weight_decay=-1.0), dict(clip_norm=0.0),
-    dict(ema_decay=1.0), dict(lr=-1.0)])
+    dict(ema_decay=1.0), dict(lr=-1.0),
+    dict(gate_lr_scale=0.0)])
 def test_fields_out_of_range_are_named(changes):
   (name, value), = changes.items()
   with pytest.raises(ValueError, match=f"config.optim.{name}={value}"):

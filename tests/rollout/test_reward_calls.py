@@ -200,7 +200,7 @@ def test_a_file_that_is_not_there_says_where_it_was_looked_for(file, monkeypatch
     rewards.load("my_rewards.py:sort")
   with pytest.raises(ValueError, match="is a file; name a function in it, my_rewards.py:FUNCTION"):
     rewards.load("my_rewards.py")
-  with pytest.raises(ValueError, match=f"no module 'my_rewardz'.*looked for in .*PYTHONPATH"):
+  with pytest.raises(ValueError, match="no module 'my_rewardz'.*looked for in .*PYTHONPATH"):
     rewards.load("my_rewardz.short")
   with pytest.raises(ValueError, match="did you mean 'my_rewards.py:short'"):
     monkeypatch.syspath_prepend(file.parent)
