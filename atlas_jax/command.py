@@ -144,7 +144,8 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
 
   Args:
     spec: FILE or FILE:ARGUMENTS, such as "configs/memory_40m.py:cpu".
-    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}.
+    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}. Another model.memory.rule than
+      the config's starts from no options.
 
   Raises:
     ValueError: if there is no such file, or it or an override has an unknown field, a wrong value, or a field
@@ -165,6 +166,9 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
   except (AttributeError, KeyError, TypeError) as error:  # What a locked config raises.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
+  rule = (overrides or {}).get("model.memory.rule", config.model.memory.rule)
+  if rule != config.model.memory.rule:
+    config.model.memory.options = {}  # Those of the config are of its own rule.
   for name, text in (overrides or {}).items():
     override(config, name, text)
   readers.check(config, overrides or {})

@@ -210,7 +210,7 @@ CHOICES = {
     "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
     "model.memory.value_source": "input token", "model.memory.conv_init": "identity ngram",
-    "model.memory.initial": "learned zero", "model.memory.read_norm": "rms none",
+    "model.memory.initial": "auto learned zero", "model.memory.read_norm": "rms none",
     "trm.variant": "trm single hrm transformer",
     "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
     "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",

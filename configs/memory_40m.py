@@ -1,6 +1,7 @@
-"""Titans-memory language model of 40M parameters, and its small siblings.  Results: README, Measured.
+"""Language model of 40M parameters with a memory of what came before, and its small siblings.
 
-40,177,312 parameters at a vocabulary of 32,000. It has not been trained to its end yet: no accelerator was at
+One block has a memory of pairs: the context before a token, and the token (`atlas_jax/memory/projections.py`).
+40,131,875 parameters at a vocabulary of 32,000. It has not been trained to its end yet: no accelerator was at
 hand. Its text and vocabulary are prepared once, the first with a network, the second without:
 
   python scripts/prepare_text.py --name=lm1b --train_vocab_size=32000 --tokenizer=runs/lm1b_32k
@@ -15,23 +16,23 @@ Siblings, on the bytes of the running Python's standard library, ready without p
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu_1h --workdir=runs/cpu_1h
   python -m atlas_jax.main --config=configs/memory_40m.py:smoke --workdir=runs/smoke
 
-cpu has 2,265,024 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
-`baseline` (as in :cpu,baseline) there is no memory, and the width is raised to as many parameters. With
-`shift` one block has a memory of pairs, the context before a token and the token, in place of them all. With
-`rule=NAME` the memories follow another rule than titans.
+cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
+`rule=NAME` the memory follows another rule than delta. With `baseline` (as in :cpu,baseline) there is no
+memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans in its
+paper's own form, a value written under its own token's key, at as many parameters.  Results: README, Measured.
 """
 from atlas_jax import config as base
 
 
 def get_config(arg=None):
   """Returns the config; see the module."""
-  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="",
+  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, paper=False, smoke=False, rule="",
                        corpus="lm1b")
-  base.choose(arg, "all", "baseline", "shift")
+  base.choose(arg, "shifted", "baseline", "paper")
   base.choose(arg, "full", "cpu", "cpu_1h")
-  if arg.shift and arg.rule:
-    raise ValueError(f"config arguments 'shift' and 'rule={arg.rule}' exclude each other: the shift comes "
-                     "with a delta memory; change it with --config.model.memory.rule and .options")
+  if arg.baseline and arg.rule:
+    raise ValueError(f"config arguments 'baseline' and 'rule={arg.rule}' exclude each other: the baseline has "
+                     "no memory")
   for name in ("cpu", "cpu_1h", "smoke"):
     if arg[name] and arg.corpus != "lm1b":
       raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
@@ -50,12 +51,12 @@ def get_config(arg=None):
   if arg.baseline:
     config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
     width, ff_width, heads = (208, 608, 4) if arg.cpu or arg.cpu_1h else (512, 1_248, 8)
-    config.model.update(memory_mix="none", width=width, ff_width=ff_width, heads=heads)
+    config.model.update(memory_mix="none", memory_layers=None, width=width, ff_width=ff_width, heads=heads)
+  if arg.paper:
+    _paper(config, small=arg.cpu or arg.cpu_1h)
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
-  if arg.shift:
-    _shift(config, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
@@ -64,8 +65,8 @@ def get_config(arg=None):
 
 def _full(config, corpus: str):
   config.data.update(name=corpus, tokenizer=f"runs/{corpus}_32k", segment_len=2_048, batch_rows=16)
-  config.model.update(vocab_size=32_000, width=448, depth=8, heads=7, ff_width=1_152, window_tokens=256,
-                      remat="block")
+  config.model.update(vocab_size=32_000, width=448, depth=8, heads=7, ff_width=1_744, window_tokens=256,
+                      remat="block", memory_layers="1")
   config.model.memory.update(heads=7, key_dim=64, value_dim=64, chunk_size=64)
   config.loss.block_tokens = 4_096
   config.optim.update(lr=1e-3, warmup_steps=1_000, steps=40_000)
@@ -75,20 +76,19 @@ def _full(config, corpus: str):
   config.eval.update(batch_rows=16, max_tokens=2_000_000, baselines=False)
 
 
-def _shift(config, *, small: bool):
-  """One memory of pairs (context before a token, token), in place of memories in all blocks."""
-  config.model.memory_layers = "1"
-  config.model.memory.update(rule="delta", conv_taps=6, shift=True, shared_qk=True, activation="none",
-                             value_source="token", conv_init="ngram", initial="zero", read_norm="none",
-                             retention_init=0.9999, write_rate_init=0.5, write_rate_max=1.0)
-  config.model.memory.options = dict(momentum=False, feature_map="cells", feature_dim=256)
-  config.model.ff_width = 672 if small else 1_744
+def _paper(config, *, small: bool):
+  """Memories in all blocks, whose keys, values and queries all come from the same token."""
+  config.model.memory_layers = None
+  config.model.memory.update(rule="titans", conv_taps=4, shift=False, shared_qk=False, activation="silu",
+                             value_source="input", conv_init="identity", initial="learned", read_norm="rms")
+  config.model.memory.options = {"surprise_max": 1.0}
+  config.model.ff_width = 512 if small else 1_152
 
 
 def _cpu(config):
   config.data.update(segment_len=256, batch_rows=8)
-  config.model.update(width=192, depth=4, heads=4, ff_width=512, window_tokens=64, dtype="float32",
-                      scan_unroll=4)
+  config.model.update(width=192, depth=4, heads=4, ff_width=672, window_tokens=64, dtype="float32",
+                      scan_unroll=4, memory_layers="1")
   config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=32)
   config.optim.update(lr=3e-3, warmup_steps=30, steps=360)
   config.train.update(log_every_steps=5)

@@ -116,7 +116,7 @@ def test_the_name_says_how_many_parameters_there_are(file):
   assert abs(tree.count(shapes_of(configs.resolve(config))) / 1e6 / millions - 1) < 0.05
 
 
-@pytest.mark.parametrize("compared", ["baseline", "shift"])
+@pytest.mark.parametrize("compared", ["baseline", "paper"])
 @each_file
 def test_what_is_compared_has_as_many_parameters(file, compared):
   sizes = [arg for arg in variants(file) if compared in arg.split(",") and "smoke" not in arg]
@@ -137,7 +137,7 @@ def test_the_configs_of_studies_set_nothing_that_is_not_read():
   assert files and all(main.read_config(str(file)) for file in files)
 
 
-@pytest.mark.parametrize("arg", ["cpu,shift,rule=titans", "shift,rule=dla", "shift,baseline", "cpu,cpu_1h"])
+@pytest.mark.parametrize("arg", ["cpu,baseline,rule=titans", "paper,baseline", "cpu,cpu_1h"])
 def test_arguments_of_which_one_would_be_ignored_are_refused(arg):
   with pytest.raises(ValueError, match="exclude each other"):
     main.read_config(f"configs/memory_40m.py:{arg}")

@@ -64,7 +64,7 @@ def test_every_alias_stands_for_fields_that_are_there():
 
 VARIANTS = [
   ("smok", "config argument 'smok' is unknown; did you mean 'smoke'? known are baseline, corpus, cpu, "),
-  ("large", "argument 'large' is unknown; known are baseline, corpus, cpu, cpu_1h, rule, shift, smoke"),
+  ("large", "argument 'large' is unknown; known are baseline, corpus, cpu, cpu_1h, paper, rule, smoke"),
 ]
 
 

@@ -165,7 +165,7 @@ REFUSED = [
   ("atlas_ranked.py:smoke", "sampler.top_k=4", "is not read by config.recipe='ranked'"),
   ("atlas_ranked.py:smoke", "distill.beta=0.1", "is not read by config.recipe='ranked' [(]gkd reads it[)]"),
   # Fields that another one switches off.
-  ("memory_40m.py:smoke,baseline", "model.memory.rule=delta", "config.model.memory_mix is other than"),
+  ("memory_40m.py:smoke,baseline", "model.memory.rule=titans", "config.model.memory_mix is other than"),
   ("memory_40m.py:smoke,baseline", "model.gate_floor=0.1", "config.model.memory_mix is other than"),
   ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
   ("memory_40m.py:smoke", "model.path=x,model.memory.retention_init=0.9", "where config.model.path=None"),

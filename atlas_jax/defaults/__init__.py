@@ -95,26 +95,27 @@ def _model() -> ml_collections.ConfigDict:
       "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
       "scan_unroll": 1,  # Blocks unrolled per step of the scan over depth.
       "memory": {
-          "rule": "titans",  # A file in memory/rules/, or a dotted module name.
-          "options": {"surprise_max": 1.0},  # The rule's own options.
+          "rule": "delta",  # A file in memory/rules/, or a dotted module name.
+          # The rule's own options; another rule than the config's starts from none.
+          "options": {"momentum": False, "feature_map": "cells", "feature_dim": 256},
           "heads": 8,  # Memory heads.
           "key_dim": 64,  # Width of keys per head.
           "value_dim": 64,  # Width of values per head.
           "chunk_size": 64,  # Tokens whose writes are computed from one base state.
-          "conv_taps": 4,  # Width of the causal convolutions on queries, keys and values.
+          "conv_taps": 6,  # Width of the causal convolutions on queries, keys and values.
           "retention_init": 0.995,  # Share of the memory kept per token at the start.
           "momentum_init": 0.6,  # Share of the momentum kept per token at the start.
           "write_rate_init": 0.01,  # Inner step size at the start.
           "write_rate_max": 0.1,  # Its bound.
           "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
           "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
-          "shift": False,  # Whether a value is written under the key of the token before it.
-          "shared_qk": False,  # Whether queries are the keys' projection and convolution.
-          "activation": "silu",  # After the convolutions: "silu" or "none".
-          "value_source": "input",  # Values: of the block's "input", convolved, or of the "token" alone.
-          "conv_init": "identity",  # Keys start as the token itself; "ngram": as signatures of the last ones.
-          "initial": "learned",  # Fast weights of a new document; "zero": for rules of one matrix.
-          "read_norm": "rms",  # Reads have unit mean square, whatever was recalled; "none": their length.
+          "shift": True,  # Whether a value is written under the key of the token before it.
+          "shared_qk": True,  # Whether queries are the keys' projection and convolution.
+          "activation": "none",  # After the convolutions: "silu" or "none".
+          "value_source": "token",  # Values: of the block's "input", convolved, or of the "token" alone.
+          "conv_init": "ngram",  # Keys start as signatures of the last tokens; "identity": as the token itself.
+          "initial": "auto",  # A document starts with "learned" fast weights, or "zero"; "auto": zero if it can.
+          "read_norm": "none",  # Reads keep their length; "rms": unit mean square, whatever was recalled.
       },
   })
 

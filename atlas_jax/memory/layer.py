@@ -18,7 +18,7 @@ LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in tu
 NO_DOC = -2  # the document of a state that has read nothing
 FORMS = ("auto", "reference", "chunked", "pallas")
 CHOICES = {"activation": ("silu", "none"), "value_source": ("input", "token"),
-           "conv_init": ("identity", "ngram"), "initial": ("learned", "zero"), "read_norm": ("rms", "none")}
+           "conv_init": ("identity", "ngram"), "initial": ("auto", "learned", "zero"), "read_norm": ("rms", "none")}
 
 
 class MemoryLayerState(NamedTuple):
@@ -46,7 +46,8 @@ class Memory(nn.Module):
       token neither writes nor reads: there is no context before it.
     conv_init: how the convolutions of queries and keys start: "identity" (near the token itself), or "ngram"
       (signatures of the last tokens, see `projections.ngram_taps`).
-    initial: fast weights that a document starts with: "learned", or "zero", for rules of one matrix.
+    initial: fast weights that a document starts with: "learned", or "zero", which rules of one matrix can be
+      written from; "auto" is zero for them and learned for all others.
     read_norm: "rms" brings a head's reads to unit mean square, however little was recalled; "none" keeps
       their length, times the root of value_dim: a perfect recall has unit mean square, an empty memory adds
       nothing.
@@ -88,7 +89,7 @@ class Memory(nn.Module):
     for name, known in CHOICES.items():
       if (value := getattr(self, name)) not in known:
         raise ValueError(f"config.model.memory.{name}={value!r} is unknown; known are {', '.join(known)}")
-    if self.initial == "zero" and set(jax.eval_shape(rule.init, jax.random.key(0)).fast) != {"w0"}:
+    if self.initial == "zero" and not _one_matrix(rule):
       raise ValueError("config.model.memory.initial='zero' starts a memory that cannot be written: config."
                        f"model.memory.rule={self.rule!r} with its options has more than one matrix, and "
                        "where all are zero none has a gradient; set initial='learned', or a depth of 1")
@@ -171,7 +172,7 @@ class Memory(nn.Module):
     return Weights(kernel, taps, values, jax.tree.map(lambda w: w.astype(wide), learned))
 
   def _initial_fast(self, rule):
-    if self.initial == "learned":
+    if self.initial == "learned" or self.initial == "auto" and not _one_matrix(rule):
       return self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
     return self.zero_fast()
 
@@ -327,6 +328,11 @@ def _per_head(init, heads: int):
 
 def _floats_as(dtype, x):
   return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _one_matrix(rule) -> bool:
+  """Tells whether a rule's fast weights are one matrix, which has a gradient also where it is zero."""
+  return set(jax.eval_shape(rule.init, jax.random.key(0)).fast) == {"w0"}
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):
