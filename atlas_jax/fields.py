@@ -201,7 +201,8 @@ NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tok
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",
                 "rollout.max_resamples", "rollout.max_staleness", "rollout.table_rows", "eval.temperature",
                 "eval.shown", "vllm.retries", "vllm.backoff_s")
-ABOVE_ZERO = ("trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
+ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
+              "trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
               "lora.alpha", "distill.temperature", "vllm.gap_limit_nats", "vllm.start_timeout_s",
               "vllm.timeout_s")
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
@@ -316,6 +317,7 @@ def _check_model(model) -> None:
                      f"{' + shift' * memory.shift} = {lags}, so that what the convolutions keep is of one "
                      "document")
   blocks(model.memory_layers, model.depth)
-  if not 0 < memory.write_rate_init < memory.write_rate_max:
+  start, most = memory.write_rate_init, memory.write_rate_max
+  if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
                      f"below config.model.memory.write_rate_max={memory.write_rate_max}")

@@ -103,10 +103,11 @@ def _model() -> ml_collections.ConfigDict:
           "value_dim": 64,  # Width of values per head.
           "chunk_size": 64,  # Tokens whose writes are computed from one base state.
           "conv_taps": 6,  # Width of the causal convolutions on queries, keys and values.
-          "retention_init": 0.995,  # Share of the memory kept per token at the start.
-          "momentum_init": 0.6,  # Share of the momentum kept per token at the start.
-          "write_rate_init": 0.01,  # Inner step size at the start.
-          "write_rate_max": 0.1,  # Its bound.
+          # None: the rule's own, see `starts` in its file.
+          "retention_init": OPTIONAL(float),  # Share of the memory kept per token at the start.
+          "momentum_init": OPTIONAL(float),  # Share of the momentum kept per token at the start.
+          "write_rate_init": OPTIONAL(float),  # Inner step size at the start.
+          "write_rate_max": OPTIONAL(float),  # Its bound.
           "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
           "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
           "shift": True,  # Whether a value is written under the key of the token before it.

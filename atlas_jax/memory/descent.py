@@ -91,6 +91,7 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
   rule = MemoryRule(
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
       chunk=bind(chunk), anchor=bind(anchor), gates=context_gate(window_size), reads=reads,
+      aims="direction" if objective is objectives.dot else "value",
       uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"))
   return rule._replace(**rule_fields)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory.types import ChunkDecay, Gates, GateSpec
+from atlas_jax.memory.types import ChunkDecay, Gates, GateSpec, GateStarts
 
 
 def decay_matrix(log_gate_C: jax.Array) -> jax.Array:
@@ -69,18 +69,13 @@ class TokenGates(nn.Module):
 
   Attributes:
     heads: memory heads.
-    retention_init: share of the fast weights kept per token at the start, in (0, 1).
-    momentum_init: share of the momentum kept per token at the start, in (0, 1).
-    write_rate_init, write_rate_max: step size at the start and its bound; 0 < init < max.
+    starts: where they begin, and the bound of the step size.
     uses: the common gates that are learned; the others are 0 and have no parameters.
     more: a rule's own gates.
   """
 
   heads: int
-  retention_init: float
-  momentum_init: float
-  write_rate_init: float
-  write_rate_max: float
+  starts: GateStarts
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")
   more: tuple[GateSpec, ...] = ()
 
@@ -88,14 +83,14 @@ class TokenGates(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> Gates:
     """Returns Gates of [B, T, H] and [B, T, H, size], float32 or wider."""
     starts = {
-        "log_retention": inverse_softplus(-math.log(self.retention_init)),
-        "log_momentum": inverse_sigmoid(self.momentum_init),
-        "write_rate": inverse_sigmoid(self.write_rate_init / self.write_rate_max),
+        "log_retention": inverse_softplus(-math.log(self.starts.retention)),
+        "log_momentum": inverse_sigmoid(self.starts.momentum),
+        "write_rate": inverse_sigmoid(self.starts.write_rate / self.starts.write_rate_max),
     }
     maps = {
         "log_retention": lambda z: -jax.nn.softplus(z),
         "log_momentum": jax.nn.log_sigmoid,
-        "write_rate": lambda z: self.write_rate_max * jax.nn.sigmoid(z),
+        "write_rate": lambda z: self.starts.write_rate_max * jax.nn.sigmoid(z),
     }
     zero_BTH = jnp.zeros((*x_BTD.shape[:2], self.heads), tree.wide(x_BTD.dtype))
     common = dict.fromkeys(starts, zero_BTH)

@@ -36,7 +36,7 @@ class Memory(nn.Module):
     heads, key_dim, value_dim: number and widths of memory heads.
     chunk_size: tokens whose writes are computed from one base state.
     conv_taps: width of the causal convolutions on queries, keys and values.
-    retention_init, momentum_init, write_rate_init, write_rate_max: see `TokenGates`.
+    retention_init, momentum_init, write_rate_init, write_rate_max: see `GateStarts`; None: the rule's own.
     remat_chunks: chunks whose inner values the backward pass computes again together, all but their products
       with the fast weights; None keeps all.
     impl: how packed texts are read: "reference" (the rule's steps, token by token; streams too), "chunked"
@@ -60,10 +60,10 @@ class Memory(nn.Module):
   value_dim: int
   chunk_size: int
   conv_taps: int
-  retention_init: float
-  momentum_init: float
-  write_rate_init: float
-  write_rate_max: float
+  retention_init: float | None = None
+  momentum_init: float | None = None
+  write_rate_init: float | None = None
+  write_rate_max: float | None = None
   remat_chunks: int | None = None
   impl: str = "auto"
   shift: bool = False
@@ -78,10 +78,13 @@ class Memory(nn.Module):
     """Returns the rule for one head.
 
     Raises:
-      ValueError: if the rule does not take impl or initial, or a choice is unknown.
+      ValueError: if the rule does not take impl, initial or a gate's start, or a choice is unknown.
     """
     rule = rules.load(self.rule, key_dim=self.key_dim, value_dim=self.value_dim, chunk_size=self.chunk_size,
                       **self.options)
+    rule = rule._replace(starts=rule.starts.replaced(
+        self.rule, retention=self.retention_init, momentum=self.momentum_init,
+        write_rate=self.write_rate_init, write_rate_max=self.write_rate_max))
     forms = FORMS if rule.kernel else FORMS[:-1]
     if self.impl not in forms:
       raise ValueError(f"config.model.memory.impl={self.impl!r} is not offered by config.model.memory.rule="
@@ -136,8 +139,7 @@ class Memory(nn.Module):
     rule = self.the_rule()
     wide = tree.wide(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
-    gates_BTH = TokenGates(self.heads, self.retention_init, self.momentum_init, self.write_rate_init,
-                           self.write_rate_max, rule.uses, rule.gates, name="gates")(x_BTD)
+    gates_BTH = TokenGates(self.heads, rule.starts, rule.uses, rule.gates, name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)

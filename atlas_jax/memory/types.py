@@ -30,6 +30,33 @@ class GateSpec(NamedTuple):
   max: float = 1.0
 
 
+class GateStarts(NamedTuple):
+  """Where the common gates of a rule start in training; fields of `config.model.memory` replace them.
+
+  These are for rules that give none: a half-life of 1,386 tokens, and steps that a memory of one matrix with
+  keys of unit norm takes without overshooting. A rule that is in use should measure its own.
+  """
+
+  retention: float = 0.9995  # share of the fast weights that stays per token, in (0, 1)
+  momentum: float = 0.5  # share of the momentum that stays per token, in (0, 1)
+  write_rate: float = 0.1  # step size, above 0
+  write_rate_max: float = 1.0  # its bound, above write_rate; of all times, not of the start alone
+
+  def replaced(self, rule: str, **given: float | None) -> "GateStarts":
+    """Returns these with those that a config gives; the others are the rule's own.
+
+    Raises:
+      ValueError: if the step size does not start below its bound; names the rule.
+    """
+    starts = self._replace(**{name: value for name, value in given.items() if value is not None})
+    if not 0 < starts.write_rate < starts.write_rate_max:
+      raise ValueError(
+          f"config.model.memory.write_rate_init must be above 0 and below write_rate_max; with config.model."
+          f"memory.rule={rule!r} they are {starts.write_rate} and {starts.write_rate_max}, where what the "
+          "config leaves at None is the rule's own; set both")
+    return starts
+
+
 class Gates(NamedTuple):
   """How strongly one token writes and how much of the past stays. Gates of papers: see STYLE, section 6."""
 
@@ -148,7 +175,9 @@ class MemoryRule(NamedTuple):
   close: Callable = leave  # (slow, state, base) -> state: what happens when a chunk is full
   gates: tuple[GateSpec, ...] = ()  # gates of the rule's own
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")  # common gates it uses
+  starts: GateStarts = GateStarts()  # where these begin
   reads: str = "token"  # "token": a read sees its own token's write; "chunk": writes of earlier chunks only
+  aims: str = "value"  # "value": a read should be the value; "direction": point to it, its length is free
   kernel: Callable | None = None  # whole texts of many heads in one kernel, see `on_chip.read`; None: no such
 
 

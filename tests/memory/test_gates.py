@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.memory import gates
-from atlas_jax.memory.types import GateSpec
+from atlas_jax.memory.types import GateSpec, GateStarts
 from tests import oracles
 from tests.helpers import assert_close, assert_slopes, random_gates
 
@@ -106,10 +106,11 @@ def test_chunk_decay_gives_gradients_of_its_row_recurrences(x64):
   assert_slopes(lambda parts: weighed(oracle_of(parts, write_C)), parts, gradient)
 
 
-def token_gates(**init):
-  return gates.TokenGates(
-    heads=3, **(dict(retention_init=0.99, momentum_init=0.8, write_rate_init=0.05, write_rate_max=0.2) | init)
-  )
+STARTS = GateStarts(retention=0.99, momentum=0.8, write_rate=0.05, write_rate_max=0.2)
+
+
+def token_gates(**fields):
+  return gates.TokenGates(heads=3, starts=STARTS, **fields)
 
 
 def test_gates_start_where_they_are_told():

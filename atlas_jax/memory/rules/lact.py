@@ -57,7 +57,7 @@ def make(*, key_dim: int, value_dim: int, expansion: float = 1, activation: str 
       init=bind(descent.init), start=bind(_start), apply=bind(descent.apply), step=bind(_step),
       chunk=bind(_chunk), close=functools.partial(_close, ns_steps),
       gates=(GateSpec("rates", len(ORDER), "softplus", 0.01),), uses=("log_momentum",) if momentum else (),
-      reads="chunk")
+      reads="chunk", aims="direction")
 
 
 def _start(form, learned):
