@@ -63,7 +63,8 @@ def run_train(config, workdir: str) -> None:
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
-  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None})
+  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
+                    "gate_lr_scale": 1.0})
   prepare(config, workdir)
   used = kept.with_copies_of_lost(config, workdir)
   recipe = recipes.load(used, mesh)

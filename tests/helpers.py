@@ -204,6 +204,17 @@ SHIFTED = dict(
   initial="zero",
   read_norm="none",
 )
+# A value under its own token's key; reads of unit mean square.
+PAPER = dict(
+  rule="titans",
+  shift=False,
+  shared_qk=False,
+  activation="silu",
+  value_source="input",
+  conv_init="identity",
+  initial="learned",
+  read_norm="rms",
+)
 LM = dict(
   vocab_size=32,
   width=12,

@@ -13,13 +13,13 @@ from flax.core import freeze
 import atlas_jax
 from atlas_jax import NeuralMemory, defaults
 from atlas_jax.memory import rules
-from tests.helpers import SHIFTED, assert_close, noisy, quick_compilation
+from tests.helpers import PAPER, SHIFTED, assert_close, noisy, quick_compilation
 
 B, T, D, H, C = 2, 11, 12, 3, 4
 DOCUMENTS = np.array([[3, 3, 4, 4, 4, 4, 4, -1, 4, 5, 5], [0, -1, -1, 1, 1, 1, 1, 1, 1, 2, -1]], np.int32)
 
 
-with_the_shift = pytest.mark.parametrize("fields", [freeze({}), freeze(SHIFTED)], ids=["usual", "shifted"])
+with_the_shift = pytest.mark.parametrize("fields", [freeze(PAPER), freeze(SHIFTED)], ids=["paper", "shifted"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,8 +30,8 @@ def _compile_quickly():
 
 @functools.lru_cache
 def layer_of(dtype="float64", **fields):
-  """A small layer, its parameters, and an input."""
-  layer = NeuralMemory(**dict(dim=D, heads=H, chunk_size=C) | fields)
+  """A small layer of the papers' form, its parameters, and an input."""
+  layer = NeuralMemory(**dict(dim=D, heads=H, chunk_size=C, conv_taps=4) | PAPER | fields)
   params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, D), jnp.float32))
   x_BTD = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), dtype)
   return layer, noisy(params, scale=0.2, dtype="float64" if dtype == "float64" else "float32"), x_BTD
@@ -42,12 +42,14 @@ def read(layer, params, x_BTD, state=None, doc_BT=None):
   return layer.apply(params, x_BTD, state, doc_BT)
 
 
+@with_the_shift
 @pytest.mark.parametrize("length", [1, 3, 4, 11])
-def test_the_output_has_the_shape_and_type_of_the_input_at_any_length(length):
-  layer, params, x_BTD = layer_of("float32")
+def test_the_output_has_the_shape_and_type_of_the_input_at_any_length(length, fields):
+  layer, params, x_BTD = layer_of("float32", **fields)
   y_BTD, state = read(layer, params, x_BTD[:, :length])
   assert y_BTD.shape == (B, length, D) and y_BTD.dtype == jnp.float32
-  assert np.asarray(y_BTD).any(axis=-1).all()
+  # With the shift there is no context before the first token under which anything could stand.
+  assert np.array_equal(np.asarray(y_BTD).any(axis=-1), np.arange(length) >= np.full((B, 1), layer.shift))
   assert state.memory.running.position.tolist() == [length % C] * B
 
 
@@ -114,7 +116,7 @@ def test_documents_are_counted_where_they_are_known_and_bounded_where_they_are_n
 
 @pytest.mark.parametrize("rule", rules.names())
 def test_every_rule_is_a_layer_by_its_name(rule):
-  layer = NeuralMemory(dim=D, heads=H, chunk_size=C, rule=rule)
+  layer = NeuralMemory(dim=D, heads=H, chunk_size=8, rule=rule)
   x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.float32)
   params = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)
   y_BTD, state = jax.eval_shape(layer.apply, params, x_BTD)
@@ -155,8 +157,8 @@ def test_defaults_are_those_of_the_config_and_options_those_of_the_rule():
   given = NeuralMemory(dim=64, heads=2, rule="atlas", chunk_size=16, write_rate_max=0.2).memory_fields()
   assert (given["rule"], given["options"], given["key_dim"]) == ("atlas", {}, 32)
   assert (given["chunk_size"], given["write_rate_max"]) == (16, 0.2)
-  deep = NeuralMemory(dim=D, heads=H, options=freeze({"depth": 3})).memory_fields()
-  assert deep["options"] == {"depth": 3}
+  lifted = NeuralMemory(dim=D, heads=H, options=freeze({"feature_map": "poly"})).memory_fields()
+  assert lifted["options"] == {"feature_map": "poly"}
 
 
 WRONG = [
@@ -164,10 +166,10 @@ WRONG = [
   (dict(dim=12, heads=0), "dim=12 is not a multiple of heads=0"),
   (dict(dim=-12, heads=3), "dim=-12 is not a multiple of heads=3"),
   (dict(rule="titan"), "rule='titan' is unknown; rules are"),
-  (dict(options=freeze({"dept": 3})), "rule 'titans' does not know dept; it knows"),
+  (dict(options=freeze({"dept": 3})), "rule 'delta' does not know dept; it knows"),
   (dict(chunk_size=0), "config.model.memory.chunk_size=0"),
   (dict(write_rate_init=0.5, write_rate_max=0.4), "write_rate_init=0.5 must be above 0 and below config."),
-  (dict(write_rate_init=7.0), "with config.model.memory.rule='titans' they are 7.0 and "),
+  (dict(write_rate_init=7.0), "with config.model.memory.rule='delta' they are 7.0 and "),
   (dict(impl="fast"), "config.model.memory.impl='fast'"),
   (dict(impl="pallas", rule="delta"), "is not offered by config.model.memory.rule='delta'"),
   (dict(max_documents=0), "max_documents=0 must be at least 1"),
@@ -177,7 +179,7 @@ WRONG = [
   (dict(chunk_size=4.0), "config.model.memory.chunk_size=4.0 must be a whole number"),
   (dict(rule=3), "config.model.memory.rule=3 must be text"),
   (dict(options=("depth",)), "config.model.memory.options=('depth',) must be options by name"),
-  (dict(options=freeze({"surprise_max": "1"})), "options.surprise_max='1' must be a number, or None"),
+  (dict(rule="titans", options=freeze({"surprise_max": "1"})), "options.surprise_max='1' must be a number, or None"),
 ]
 
 
@@ -192,7 +194,7 @@ def test_attributes_that_do_not_fit_are_refused_by_name(fields, message):
 def test_inputs_that_do_not_fit_are_refused_by_name():
   layer, params, x_BTD = layer_of("float32")
   _, state = jax.eval_shape(layer.apply, params, x_BTD)
-  other = NeuralMemory(dim=D, heads=H, chunk_size=C, rule="delta")
+  other = NeuralMemory(dim=D, heads=H, chunk_size=8)
   for inputs, message in (
     ((x_BTD[..., :7],), "x has shape (2, 11, 7); it must be [rows, tokens, dim=12]"),
     ((x_BTD[0],), "x has shape (11, 12)"),
