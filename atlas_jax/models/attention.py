@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from atlas_jax.kernels.local_attention import local_attention
 from atlas_jax.memory.layer import NO_DOC, last_real
+from atlas_jax.memory.projections import dense
 from atlas_jax.models.layers import HeadsOut, rotate, scaled_normal
 
 
@@ -54,7 +55,7 @@ class LocalAttention(nn.Module):
     length, width = x_BTD.shape[1:]
     shape = (width, self.heads, 3 * (width // self.heads))
     kernel = self.param("qkv_kernel", scaled_normal(1.0), shape, jnp.float32)
-    qkv_BTHE = jnp.einsum("btd,dhe->bthe", x_BTD, kernel.astype(x_BTD.dtype))
+    qkv_BTHE = dense(x_BTD, kernel)
     q_BTHK, k_BTHK, v_BTHK = jnp.split(qkv_BTHE, 3, axis=-1)
     join = lambda tail, new: jnp.concatenate([tail.astype(new.dtype), new], axis=1)
     k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)

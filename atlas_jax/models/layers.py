@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.memory.projections import dense
 
 
 class RMSNorm(nn.Module):
@@ -47,8 +48,7 @@ class SwiGLU(nn.Module):
     gate = self.param("gate_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
     up = self.param("up_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
     out = self.param("out_kernel", scaled_normal(self.out_scale), (self.ff_width, width), jnp.float32)
-    cast = lambda w: w.astype(x_BTD.dtype)
-    return (jax.nn.silu(x_BTD @ cast(gate)) * (x_BTD @ cast(up))) @ cast(out)
+    return dense(jax.nn.silu(dense(x_BTD, gate)) * dense(x_BTD, up), out)
 
 
 def scaled_normal(scale: float, in_axes: int = 1):
@@ -75,7 +75,8 @@ class HeadsOut(nn.Module):
     """Returns [B, T, D] in x's dtype."""
     shape = (*x_BTHK.shape[2:], self.width)
     kernel = self.param("kernel", scaled_normal(self.scale, in_axes=2), shape, jnp.float32)
-    return jnp.einsum("bthk,hkd->btd", x_BTHK, kernel.astype(x_BTHK.dtype))
+    joined_BTE = x_BTHK.reshape(*x_BTHK.shape[:2], -1)
+    return dense(joined_BTE, kernel.reshape(-1, self.width))
 
 
 def rotate(x_BTHK, at_T, *, base: float = 10_000.0):
