@@ -9,8 +9,16 @@ import pytest
 
 from atlas_jax.memory import scan
 from atlas_jax.memory.types import Learned, by_steps
-from tests.helpers import SHIFTED, assert_close, assert_same_bits, quick_compilation, random_gates
-from tests.helpers import random_tokens, tiny_memory, tiny_rule
+from tests.helpers import (
+  SHIFTED,
+  assert_close,
+  assert_same_bits,
+  quick_compilation,
+  random_gates,
+  random_tokens,
+  tiny_memory,
+  tiny_rule,
+)
 from tests.memory.contract import CHUNK, VARIANT_IDS, VARIANTS, WIDTH, N, case
 
 every_variant = pytest.mark.parametrize("name,options", VARIANTS, ids=VARIANT_IDS)
