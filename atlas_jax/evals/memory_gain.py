@@ -1,4 +1,4 @@
-"""Memory gain: how much worse held-out text is predicted without what memory holds, or holds of this document.
+"""Memory gain: how much worse held-out text is predicted without what memory holds.
 
 A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew. Evidence
 that a memory works are three of them: `emptied`, `swapped` and `writes_off`. `gate_zero` shuts the memory's
@@ -36,9 +36,9 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   """Makes the evaluation.
 
   In every segment, the tokens of the document that began in an earlier one are scored five times: as the
-  model is; "emptied": every memory holds nothing and nothing is written in this segment, see
-  `MemoryRule.empty`; "writes_off": every memory stands at its learned start and nothing is written; "swapped":
-  every memory is that of another row, and writes go on; "gate_zero": nothing of the memory layers enters.
+  model is; "emptied": every memory holds nothing, see `MemoryRule.empty`, and nothing is written in this
+  segment; "writes_off": every memory stands at its learned start, and nothing is written; "swapped": every
+  memory is that of another row, and writes go on; "gate_zero": nothing of the memory layers enters.
   Attention's window, the memory's projections, short convolutions, gates and learned constants go on as they
   were in all five, and the next segment gets the state of the model as it is.
 
@@ -230,10 +230,11 @@ def _line(scalars: dict[str, float]) -> str:
   """Says the gains in words."""
   parts = []
   for name in ABLATIONS:
-    mean, low, high = (scalars.get(f"eval/memory_gain_{name}_nats{end}") for end in ("", "_low", "_high"))
+    metric = f"eval/memory_gain_{name}_nats"
+    mean, low, high = (scalars.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     if mean is not None:
       interval = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
       parts.append(f"{name.replace('_', ' ')} {mean:+.4f}{interval}")
-  return (f"memory gain in nats per token, on {int(scalars['eval/memory_gain_tokens']):,} tokens of "
-          f"{int(scalars['eval/memory_gain_documents']):,} documents: {', '.join(parts)}; gate zero takes the "
-          "layers' convolutions away as well and is no evidence of memory")
+  tokens, documents = (int(scalars[f"eval/memory_gain_{what}"]) for what in ("tokens", "documents"))
+  return (f"memory gain in nats per token, on {tokens:,} tokens of {documents:,} documents: "
+          f"{', '.join(parts)}; gate zero takes the layers' convolutions away as well: no evidence of memory")

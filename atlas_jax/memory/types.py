@@ -150,7 +150,7 @@ class MemoryRule(NamedTuple):
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
   start: Callable = learned_weights  # Learned -> MemoryState: a memory that has read nothing
   apply: Any = None  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
-  still: Any = None  # (slow, base, q_CK, place_C) -> out_CM: reads where a chunk writes nothing; None: by apply
+  still: Any = None  # (slow, base, q_CK, place_C) -> out_CM: reads of a chunk that writes nothing
   empty: Callable = nothing_learned  # Learned -> Learned of a memory whose reads tell nothing of any start
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once

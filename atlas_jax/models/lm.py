@@ -288,14 +288,16 @@ def with_learned(model: LM, params, learned: Learned):
 
   Fast weights take effect where memories start from learned ones.
   """
-  changed = dict(params)
+  changed, parts = dict(params), {"initial_fast": learned.fast, "slow": learned.slow}
   for stack in (stack for stack in model.stacks if stack.memories):
-    parts = {"initial_fast": learned.fast, "slow": learned.slow}
-    memory = params[stack.name]["memory"]
-    own = {name: jax.tree.map(lambda w: w[stack.memories.start:stack.memories.stop], part)
-           for name, part in parts.items() if name in memory}
-    changed[stack.name] = {**params[stack.name], "memory": {**memory, **own}}
+    block, place = params[stack.name], slice(stack.memories.start, stack.memories.stop)
+    own = {name: _at(part, place) for name, part in parts.items() if name in block["memory"]}
+    changed[stack.name] = {**block, "memory": {**block["memory"], **own}}
   return changed
+
+
+def _at(part, place: slice):
+  return jax.tree.map(lambda x: x[place], part)
 
 
 def _layers(state, first: int, end: int):

@@ -45,7 +45,7 @@ def nothing_read():
 
 @functools.partial(jax.jit, static_argnames="silent")
 def read(params, batch, state, memory_scale=1.0, silent=False):
-  """Reads with the model; `silent`, with one whose writes are as weak as a float can tell, and fade nothing."""
+  """Reads with the model; `silent`, with one whose writes weigh nearly nothing, and fade nothing."""
   model = lm_and_params()[0]
   if silent:
     params = silenced(params)
