@@ -150,6 +150,7 @@ READERS = {
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
     "eval.gain_max_tokens": "memory_lm if model.memory_mix!=none",
+    "eval.baseline": "memory_lm if model.memory_mix!=none & data.held_out_frac!=0.0",
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",

@@ -353,7 +353,7 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
     outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables, workdir=run_.workdir))
   out = evals.join(outs)
   _write_eval(run_, out)
-  summary = _summary(run_, tree.count(state.params), out.scalars) if hosts.is_main() else {}
+  summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {}
   run_.recipe.leave(run_.workdir, _eval_params(state), summary)
   if not hosts.is_main():
     return {}
@@ -372,13 +372,13 @@ def _asker(mesh, stop) -> Callable[[], bool]:
   return lambda: stop.agreed(total(stop.array()))
 
 
-def _summary(run_: Run, params: int, scalars: dict) -> dict:
+def _summary(run_: Run, params: int, out: EvalOut) -> dict:
   rows, unit = report.read_metrics(run_.workdir), run_.recipe.unit
   return {
       "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
-      **{evals.summary_name(name): value for name, value in scalars.items()},
+      **{evals.summary_name(name): value for name, value in out.scalars.items()}, **out.notes,
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1),
-      **({} if scalars else {"evaluation": "none"}),
+      **({} if out.scalars else {"evaluation": "none"}),
   }

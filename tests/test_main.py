@@ -229,7 +229,7 @@ def test_eval_prints_one_json_object_and_writes_nothing(trained):
   found = json.loads(done.out)
   summary = json.loads((trained[0] / "summary.json").read_text())
   assert found["step"] == 6 and found["val/bits_per_byte"] == summary["val_bits_per_byte"]
-  assert {"eval/memory_gain_reset_nats", "val/loss_nats_by_position/000000-000063"} <= set(found)
+  assert {"eval/memory_gain_emptied_nats", "val/loss_nats_by_position/000000-000063"} <= set(found)
   assert contents(trained[0]) == before
 
 

@@ -159,6 +159,7 @@ def _eval() -> ml_collections.ConfigDict:
       "batch_rows": 8,  # Held-out streams read side by side.
       "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
       "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
+      "baseline": OPTIONAL(str),  # Recorded figures without memory, a file of evals/baseline.py; None: none.
       "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
       "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
       "sample_tokens": 200,  # Its length; 0: none.

@@ -13,11 +13,12 @@ class Eval(NamedTuple):
 
 
 class EvalOut(NamedTuple):
-  """What a measurement gives: numbers for the metrics, words for the terminal, pictures."""
+  """What a measurement gives: numbers for the metrics, words for the terminal, pictures, and notes."""
 
   scalars: dict[str, float]
   text: str = ""
   images: Mapping[str, Any] = MappingProxyType({})  # name -> uint8, height x width x 3
+  notes: Mapping[str, str] = MappingProxyType({})  # name -> words for summary.json
 
 
 def join(outs: Iterable[EvalOut]) -> EvalOut:
@@ -25,7 +26,8 @@ def join(outs: Iterable[EvalOut]) -> EvalOut:
   outs = list(outs)
   scalars = {name: value for out in outs for name, value in out.scalars.items()}
   images = {name: image for out in outs for name, image in out.images.items()}
-  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images)
+  notes = {name: words for out in outs for name, words in out.notes.items()}
+  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images, notes)
 
 
 def summary_name(metric: str) -> str:

@@ -1,34 +1,46 @@
-"""Memory gain: how much worse held-out text is predicted without what memory holds from earlier segments.
+"""Memory gain: how much worse held-out text is predicted without what memory holds.
 
-A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
+A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew. Evidence
+that a memory works are three of them: `emptied`, `swapped` and `writes_off`. `gate_zero` shuts the memory's
+gate: it takes away the layer's convolutions as well, and shows no more than that the layer does something.
 """
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.evals import EvalOut, bootstrap, held_out
+from atlas_jax.evals import EvalOut, bootstrap, held_out, perplexity
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory import scan
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.memory.types import Running
 from atlas_jax.models import lm
 
-ABLATIONS = ("reset", "swapped", "gate_zero")
-COUNTED = {"reset": "memory_gain", "swapped": "memory_gain_swapped"}  # The third counts what the first does.
+EVIDENCE = ("emptied", "swapped", "writes_off")
+ABLATIONS = (*EVIDENCE, "gate_zero")
+
+
+class Documents(NamedTuple):
+  """What documents add up to, all [documents, buckets of positions], float64."""
+
+  tokens: np.ndarray
+  loss: np.ndarray  # nats of the model as it is
+  gains: dict[str, np.ndarray]  # ablation -> nats under it, minus those of the model as it is
 
 
 def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = None,
          block_tokens: int | None = None):
   """Makes the evaluation.
 
-  In every segment, the tokens of the document that began in an earlier one are scored four times: as the
-  model is; "reset": the memory's fast weights stand at their learned start when the segment begins;
-  "swapped": they are those of another row; "gate_zero": nothing of the memory enters in this segment.
-  Attention's window and the memory's short convolutions go on as they were in all four, and the next segment
-  gets the state of the model as it is.
+  In every segment, the tokens of the document that began in an earlier one are scored five times: as the
+  model is; "emptied": every memory holds nothing, see `MemoryRule.empty`, and nothing is written in this
+  segment; "writes_off": every memory stands at its learned start, and nothing is written; "swapped": every
+  memory is that of another row, and writes go on; "gate_zero": nothing of the memory layers enters.
+  Attention's window, the memory's projections, short convolutions, gates and learned constants go on as they
+  were in all five, and the next segment gets the state of the model as it is.
 
   Args:
     model: one with a memory.
@@ -41,10 +53,12 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     run(params, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
     the ablation minus that of the model as it is; its interval "eval/memory_gain_NAME_nats_low" and "_high",
     see `bootstrap.interval_of_mean`, over documents (the parts of one that is cut between two rows count as
-    two); and of how many tokens and documents, "eval/memory_gain_tokens", "eval/memory_gain_documents" and,
-    as rows whose partner has read nothing are left out there, "eval/memory_gain_swapped_tokens" and
-    "eval/memory_gain_swapped_documents". A gain without tokens, or an interval of one document, is absent
-    and the text says so.
+    two); of the evidence the same by position in the document, "eval/memory_gain_NAME_nats_by_position/
+    FIRST-LAST" with "_low" and "_high", see `perplexity.bucket_names`. On what it is measured say
+    "eval/memory_gain_tokens", "eval/memory_gain_documents", "eval/memory_gain_tokens_by_position/FIRST-LAST",
+    and "eval/memory_gain_loss_nats", the loss as it is of these tokens, with "_by_position/FIRST-LAST"; for
+    "swapped", where rows whose partner has read nothing are left out, "eval/memory_gain_swapped_tokens" and
+    so on. A gain without tokens, or an interval of one document, is absent, and the text says so.
 
   Raises:
     ValueError: if the model has no memory; from `run`, if the batch has one row, and no other to swap with.
@@ -57,10 +71,31 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
     del step
-    found = held_out.segments(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
-    return _result(_by_document(found))
+    found = list(held_out.segments(segment_step, params, model, source_factory(), mesh,
+                                   max_tokens=max_tokens))
+    return result(by_document(found, ("emptied", "writes_off", "gate_zero")),
+                  by_document(found, ("swapped",), prefix="swapped_"))
 
   return run
+
+
+class _Variant(NamedTuple):
+  """One way to read a segment; with a leading axis all of them."""
+
+  state: Any
+  learned: Any  # what the memories have learned
+  scale: Any  # factor on what memory adds
+  writes: Any  # bool
+
+
+def _variants(model: lm.LM, params, state: lm.LMState) -> _Variant:
+  """Stacks the ways to read a segment: as it is, then ABLATIONS."""
+  learned = lm.learned_memory(model, params)
+  empty = memory_of(model).empty(learned)
+  ways = (_Variant(state, learned, 1.0, True), _Variant(started(model, empty, state), empty, 1.0, False),
+          _Variant(other_memory(state), learned, 1.0, True),
+          _Variant(started(model, learned, state), learned, 1.0, False), _Variant(state, learned, 0.0, True))
+  return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
 
 
 def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict):
@@ -69,35 +104,44 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
                      "or more")
 
   def read(variant):
-    state, memory_scale = variant
-    out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
-                      memory_scale=memory_scale, mode="packed")
+    taught = lm.with_learned(model, params, variant.learned)
+    out = model.apply({"params": taught}, batch["tokens_BT"], variant.state, doc_BT=batch["doc_BT"],
+                      memory_scale=variant.scale, memory_writes=variant.writes, mode="packed")
     _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
                                    batch["weight_BT"], block_tokens=block_tokens)
     return out.state, nll_BT
 
-  states = (state, fresh_memory(model, params, state), other_memory(state), state)
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  # A loop compiles the model once, not four times.
-  ends, nlls = jax.lax.map(read, (stacked, jnp.array([1.0, 1.0, 1.0, 0.0])))
+  # A loop compiles the model once, not five times.
+  ends, nlls = jax.lax.map(read, _variants(model, params, state))
   weight_BT = jnp.where(batch["doc_BT"] == state.doc_B[:, None], batch["weight_BT"], 0).astype(nlls.dtype)
-  partner_B = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)
-  counted = {name: weight_BT * partner_B[:, None] if name == "swapped" else weight_BT for name in ABLATIONS}
+  partner_B1 = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)[:, None]
+  inside_BTN = perplexity.in_buckets(batch["pos_BT"], perplexity.bucket_starts()).astype(nlls.dtype)
+  add = lambda x_BT: jnp.einsum("bt,btn->bn", x_BT, inside_BTN)
   sums = {"doc_B": state.doc_B}  # What counts of a row is of this one document.
-  for name, nll_BT in zip(ABLATIONS, nlls[1:]):
-    sums[f"{name}_nats_B"] = jnp.sum((nll_BT - nlls[0]) * counted[name], axis=1)
-    sums[f"{name}_tokens_B"] = jnp.sum(counted[name], axis=1)
+  for prefix, counted_BT in (("", weight_BT), ("swapped_", weight_BT * partner_B1)):
+    sums |= {f"{prefix}tokens_BN": add(counted_BT), f"{prefix}loss_BN": add(nlls[0] * counted_BT)}
+    sums |= {f"{prefix}{name}_BN": add((nll_BT - nlls[0]) * counted_BT)
+             for name, nll_BT in zip(ABLATIONS, nlls[1:]) if (name == "swapped") == bool(prefix)}
   return jax.tree.map(lambda leaf: leaf[0], ends), sums
 
 
-def fresh_memory(model: lm.LM, params, state: lm.LMState) -> lm.LMState:
-  """Puts the fast weights of every row back to where the parameters start them; all else stays.
+def memory_of(model: lm.LM):
+  """Returns the rule of a model's memories."""
+  return Memory(**model.memory, parent=None).the_rule()
+
+
+def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
+  """Puts the memories of every row to where something learned starts them; all else stays.
 
   Forgetting the document instead (doc_B = NO_DOC) would also cut the convolutions off from the tokens before.
+
+  Args:
+    model: whose memories.
+    learned: as of `lm.learned_memory`.
+    state: of the model.
   """
-  rule = Memory(**model.memory, parent=None).the_rule()
-  start = jax.vmap(jax.vmap(functools.partial(scan.start, rule)))  # Over depth and heads.
-  fresh = start(lm.learned_memory(model, params))
+  start = jax.vmap(jax.vmap(functools.partial(scan.start, memory_of(model))))  # Over depth and heads.
+  fresh = start(learned)
   running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
   old = state.memory.running
   repeat = lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)
@@ -106,42 +150,91 @@ def fresh_memory(model: lm.LM, params, state: lm.LMState) -> lm.LMState:
 
 
 def other_memory(state: lm.LMState) -> lm.LMState:
-  """Gives every row the fast weights of the row before it; all else stays."""
+  """Gives every row the memories of the row before it; all else stays."""
   running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
   return state._replace(memory=state.memory._replace(running=running))
 
 
-def _by_document(segments) -> dict:
-  """Adds up (nats, tokens) of each ablation for each document, named by its row and number."""
-  found: dict[str, dict] = {name: {} for name in ABLATIONS}
+def by_document(segments: list[dict], names: tuple[str, ...], prefix: str = "") -> Documents:
+  """Adds up each document's part of all segments.
+
+  Args:
+    segments: what `_segment` gave of each.
+    names: ablations.
+    prefix: of the sums that count the tokens of these ablations.
+  """
+  buckets, keys = len(perplexity.bucket_starts()), ("tokens", "loss", *names)
+  found: dict[tuple[int, int], np.ndarray] = {}  # (row, document) -> [keys, buckets]
   for sums in segments:
-    for name, documents in found.items():
-      nats_B, tokens_B = sums[f"{name}_nats_B"], sums[f"{name}_tokens_B"]
-      for row in np.flatnonzero(tokens_B):
-        at = int(row), int(sums["doc_B"][row])
-        nats, tokens = documents.get(at, (0.0, 0.0))
-        documents[at] = nats + float(nats_B[row]), tokens + float(tokens_B[row])
+    every = np.stack([np.asarray(sums[f"{prefix}{key}_BN"], np.float64) for key in keys])
+    for row in np.flatnonzero(every[0].sum(-1)):
+      at = int(row), int(sums["doc_B"][row])
+      found[at] = found.get(at, 0.0) + every[:, row]
+  stacked = np.reshape(list(found.values()), (-1, len(keys), buckets)).swapaxes(0, 1)
+  return Documents(stacked[0], stacked[1], dict(zip(names, stacked[2:])))
+
+
+def result(whole: Documents, swapped: Documents) -> EvalOut:
+  """Turns what documents add up to into metrics and a line.
+
+  Args:
+    whole: of all ablations but "swapped".
+    swapped: of that one.
+  """
+  scalars = {**_counts("memory_gain", whole), **_counts("memory_gain_swapped", swapped)}
+  gains = {**whole.gains, **swapped.gains}
+  tokens = {name: (swapped if name in swapped.gains else whole).tokens for name in gains}
+  buckets = perplexity.bucket_names(perplexity.bucket_starts())
+  for name in ABLATIONS:
+    nats_NP, tokens_NP, metric = gains[name], tokens[name], f"eval/memory_gain_{name}_nats"
+    scalars |= _mean(metric, nats_NP.sum(1), tokens_NP.sum(1))
+    for i, bucket in enumerate(buckets if name in EVIDENCE else ()):
+      scalars |= _mean(f"{metric}_by_position/{bucket}", nats_NP[:, i], tokens_NP[:, i])
+  lines = [_line(scalars)] if len(whole.tokens) else []
+  documents = {name: len(tokens[name]) for name in ABLATIONS}
+  if absent := ", ".join(name for name in ABLATIONS if not documents[name]):
+    lines.append(f"memory gain ({absent}) has no token to be measured on: no held-out document goes on into "
+                 "a second segment; lower config.data.segment_len or give longer documents")
+  if single := ", ".join(name for name in ABLATIONS if documents[name] == 1):
+    lines.append(f"memory gain ({single}) is measured on one document alone and has no interval; hold out "
+                 "more documents (config.data.held_out_frac), or raise config.eval.gain_max_tokens")
+  return EvalOut(scalars, "\n".join(lines))
+
+
+def _counts(kind: str, found: Documents) -> dict[str, float]:
+  """Says on how much text gains are measured, and its loss as the model is, in all and by position."""
+  total = float(found.tokens.sum())
+  scalars = {f"eval/{kind}_tokens": total, f"eval/{kind}_documents": float(len(found.tokens))}
+  if total:
+    scalars[f"eval/{kind}_loss_nats"] = float(found.loss.sum()) / total
+  parts = zip(perplexity.bucket_names(perplexity.bucket_starts()), found.tokens.sum(0), found.loss.sum(0))
+  for bucket, tokens, nats in parts:
+    if tokens:
+      scalars[f"eval/{kind}_tokens_by_position/{bucket}"] = float(tokens)
+      scalars[f"eval/{kind}_loss_nats_by_position/{bucket}"] = float(nats / tokens)
+  return scalars
+
+
+def _mean(metric: str, nats_N: np.ndarray, tokens_N: np.ndarray) -> dict[str, float]:
+  """Gives a mean over tokens and its interval over the documents that have any; {} without any."""
+  some_N = tokens_N > 0
+  if not some_N.any():
+    return {}
+  found = {metric: float(nats_N.sum() / tokens_N.sum())}
+  if (interval := bootstrap.interval_of_mean(nats_N[some_N], tokens_N[some_N])) is not None:
+    found[f"{metric}_low"], found[f"{metric}_high"] = interval
   return found
 
 
-def _result(found: dict) -> EvalOut:
-  scalars, lines = {}, []
-  for name, documents in found.items():
-    nats_N, tokens_N = np.array(list(documents.values()), np.float64).reshape(-1, 2).T
+def _line(scalars: dict[str, float]) -> str:
+  """Says the gains in words."""
+  parts = []
+  for name in ABLATIONS:
     metric = f"eval/memory_gain_{name}_nats"
-    if len(nats_N):
-      scalars[metric] = float(nats_N.sum() / tokens_N.sum())
-    if (interval := bootstrap.interval_of_mean(nats_N, tokens_N)) is not None:
-      scalars[f"{metric}_low"], scalars[f"{metric}_high"] = interval
-    if name in COUNTED:
-      scalars[f"eval/{COUNTED[name]}_tokens"] = float(tokens_N.sum())
-      scalars[f"eval/{COUNTED[name]}_documents"] = float(len(nats_N))
-  absent = [name for name in ABLATIONS if not found[name]]
-  single = [name for name in ABLATIONS if len(found[name]) == 1]
-  if absent:
-    lines.append(f"memory gain ({', '.join(absent)}) has no token to be measured on: no held-out document "
-                 "goes on into a second segment; lower config.data.segment_len or give longer documents")
-  if single:
-    lines.append(f"memory gain ({', '.join(single)}) is measured on one document alone and has no interval; "
-                 "hold out more documents (config.data.held_out_frac), or raise config.eval.gain_max_tokens")
-  return EvalOut(scalars, "\n".join(lines))
+    mean, low, high = (scalars.get(f"{metric}{end}") for end in ("", "_low", "_high"))
+    if mean is not None:
+      interval = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
+      parts.append(f"{name.replace('_', ' ')} {mean:+.4f}{interval}")
+  tokens, documents = (int(scalars[f"eval/memory_gain_{what}"]) for what in ("tokens", "documents"))
+  return (f"memory gain in nats per token, on {tokens:,} tokens of {documents:,} documents: "
+          f"{', '.join(parts)}; gate zero takes the layers' convolutions away as well: no evidence of memory")

@@ -59,12 +59,17 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   return run
 
 
+def in_buckets(pos_BT, starts: list[int]):
+  """Says in which bucket of positions each token stands; bool, [B, T, buckets]."""
+  first = jnp.asarray(starts[1:])[None, None]
+  bucket_BT = jnp.sum(pos_BT[..., None] >= first, axis=-1)
+  return bucket_BT[..., None] == jnp.arange(len(starts))[None, None]
+
+
 def segment_sums(nll_BT, batch: dict, starts: list[int]) -> dict:
   """Adds up one segment: nats and counted tokens per bucket of positions, and bytes."""
   weight_BT = batch["weight_BT"].astype(nll_BT.dtype)
-  first = jnp.asarray(starts[1:])[None, None]
-  bucket_BT = jnp.sum(batch["pos_BT"][..., None] >= first, axis=-1)
-  inside = (bucket_BT[..., None] == jnp.arange(len(starts))[None, None]).astype(nll_BT.dtype)
+  inside = in_buckets(batch["pos_BT"], starts).astype(nll_BT.dtype)
   # Along rows last: partial sums stay small, and float32 loses less.
   add = lambda x_BT: jnp.sum(jnp.sum(inside * x_BT[..., None], axis=1), axis=0)
   bytes_ = jnp.sum(jnp.where(weight_BT > 0, batch["bytes_BT"], 0))

@@ -205,7 +205,9 @@ def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: 
 def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Ready:
   """Does for a chunk all that needs no memory."""
   # What stands at padding counts for nothing, but its exponential may be infinite, and 0 times that is nan.
-  tokens = jax.tree.map(lambda x: jnp.where(write_C.astype(bool)[:, None], x, 0), tokens)
+  real_C1 = write_C.astype(bool)[:, None]
+  cut = jax.tree.map(lambda x: jnp.where(real_C1, x, 0), tokens)
+  tokens = cut._replace(q=jnp.where(real_C1 | ~jnp.any(real_C1), tokens.q, 0))
   parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
   allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
   # What is masked is cut before exp, so that no slope of it is infinite.

@@ -116,7 +116,7 @@ class Memory(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
-               n_chunks: int | None = None, token_BTD=None):
+               n_chunks: int | None = None, token_BTD=None, writes=None):
     """Reads T tokens.
 
     Args:
@@ -132,6 +132,8 @@ class Memory(nn.Module):
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
       token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
         "token"; None: the input.
+      writes: mode "packed": [] bool, whether tokens write; where they do not, the memory stands still, also
+        in what a rule does at rate 0 or at a chunk's end. Traced. None: they do.
 
     Returns:
       out_BTHM (float32, see `read_norm`), the new state, and stats of scalars.
@@ -144,9 +146,11 @@ class Memory(nn.Module):
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)
     if mode == "packed":
-      state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B)
+      state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
       return self._read(out.out_CM), state, stats
+    if writes is not None:
+      raise ValueError(f"writes are shut off in mode='packed' alone, not in mode={mode!r}; leave writes None")
     read = self._read_stream
     if mode == "documents":
       read = functools.partial(self._read_documents, n_chunks)
@@ -183,7 +187,7 @@ class Memory(nn.Module):
     abstract = jax.eval_shape(lambda key: self.the_rule().init(key).fast, jax.random.key(0))
     return jax.tree.map(lambda w: jnp.zeros((self.heads, *w.shape), w.dtype), abstract)
 
-  def _packed(self, rule, weights, state, source, gates, doc_BT, last_doc_B):
+  def _packed(self, rule, weights, state, source, gates, doc_BT, last_doc_B, writes):
     """Reads whole chunks, by stretches of `remat_chunks` if it is given.
 
     Returns:
@@ -201,9 +205,10 @@ class Memory(nn.Module):
       tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
-      write_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+      read_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+      write_BT = read_BT if writes is None else read_BT & writes
       running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
-                                       write_BT, last_doc_B, end_BN)
+                                       write_BT, read_BT, last_doc_B, end_BN)
       out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
       end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
       return (MemoryLayerState(running, last_real(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
@@ -219,23 +224,24 @@ class Memory(nn.Module):
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
     return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)
 
-  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, write_BT, last_doc_B, end_BN):
+  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, write_BT, read_BT, last_doc_B,
+                   end_BN):
     doc_BN = doc_BT[:, ::self.chunk_size]
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
     reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
 
-    def head(memory, learned, tokens, gates, write_T, reset_N):
-      return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N,
+    def head(memory, learned, tokens, gates, write_T, reset_N, read_T):
+      return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N, read_T=read_T,
                               chunk_size=self.chunk_size, remat=self.remat_chunks is not None)
 
-    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None)))
+    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))
     if self.impl == "pallas":
       read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
     elif jax.default_backend() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
       read = functools.partial(_in_turn, head)
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
-    memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN)
+    memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN, read_BT)
     base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
 
@@ -314,11 +320,11 @@ def _floats_per_head(fast) -> int:
   return sum(math.prod(w.shape[1:]) for w in jax.tree.leaves(fast))
 
 
-def _in_turn(head, memory, learned, tokens, gates, write_BT, reset_BN):
+def _in_turn(head, memory, learned, tokens, gates, write_BT, reset_BN, read_BT):
   """Reads one memory after the other, so that its weights stay in a core's cache from chunk to chunk."""
   rows, heads = tokens.q.shape[:2]
   of_heads = lambda x: jnp.repeat(x[:, None], heads, axis=1)
-  every = (memory, learned, tokens, gates, of_heads(write_BT), of_heads(reset_BN))
+  every = (memory, learned, tokens, gates, of_heads(write_BT), of_heads(reset_BN), of_heads(read_BT))
   flat = jax.tree.map(lambda x: x.reshape(rows * heads, *x.shape[2:]), every)
   read = jax.lax.map(lambda one: head(*one), flat)
   return jax.tree.map(lambda x: x.reshape(rows, heads, *x.shape[1:]), read)

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from atlas_jax.kernels.newton_schulz import newton_schulz
 from atlas_jax.memory import descent, gates, objectives
 from atlas_jax.memory.nets import FIELD
-from atlas_jax.memory.types import ChunkOut, MemoryRule, MemoryState, chunk_of_steps
+from atlas_jax.memory.types import ChunkOut, MemoryRule, MemoryState
 
 MODES = ("chunk_end", "hybrid", "per_token")
 
@@ -82,8 +82,7 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
 
 def one_by_one(rule: MemoryRule) -> MemoryRule:
   """Leaves a rule only its plain form."""
-  whole = MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates)
-  return whole._replace(chunk=functools.partial(chunk_of_steps, whole))
+  return MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates)
 
 
 def start(form: descent.Descent, learned) -> MemoryState:

@@ -40,12 +40,13 @@ def chunk_weights(token_gates, write_GT, chunk_size: int, momentum: bool) -> Dec
                found.surprise_CC[..., -1, :])
 
 
-def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, reset_GN, *, chunk_size: int,
-         depth: int, momentum: bool, scan: Callable, impl: str = "pallas"):
+def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, reset_GN, read_GT, *,
+         chunk_size: int, depth: int, momentum: bool, scan: Callable, impl: str = "pallas"):
   """Reads whole chunks of G memories, each of one row and head; as `scan.scan_packed` of each of them.
 
   Args:
-    memory, learned, tokens, token_gates, write_GT, reset_GN: as in `scan.scan_packed`, every leaf [G, ...].
+    memory, learned, tokens, token_gates, write_GT, reset_GN, read_GT: as in `scan.scan_packed`, every leaf
+      [G, ...].
     depth, momentum: see `make`.
     scan: `memory_scan` with its options.
     impl: its form.
@@ -60,18 +61,18 @@ def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, r
       *tokens, decay, reset_GN, order(learned.fast), order(memory.fast),
       order(memory.momentum) if momentum else [], chunk_size=chunk_size, impl=impl)
   after = MemoryState(dict(zip(names, fast)), dict(zip(names, last)) if momentum else ())
-  real_GTM = write_GT[..., None].astype(out_GTM.dtype)
+  real_GTM = read_GT[..., None].astype(out_GTM.dtype)
   return after, ChunkOut(out_GTM * real_GTM, surprise_GT, loss_GT)
 
 
 def over_heads(kernel: Callable, memory: MemoryState, learned: Learned, tokens, token_gates, write_BT,
-               reset_BN, *, chunk_size: int):
+               reset_BN, read_BT, *, chunk_size: int):
   """Reads with all heads of all rows at once.
 
   Args:
     kernel: a rule's `kernel`.
     memory, learned, tokens, token_gates: leaves [B, H, ...].
-    write_BT, reset_BN: of each row.
+    write_BT, reset_BN, read_BT: of each row.
 
   Returns:
     as `read`, with leaves [B, H, ...].
@@ -79,6 +80,6 @@ def over_heads(kernel: Callable, memory: MemoryState, learned: Learned, tokens, 
   rows, heads = tokens.q.shape[:2]
   join = lambda x: x.reshape(rows * heads, *x.shape[2:])
   memory, learned, tokens, token_gates = jax.tree.map(join, (memory, learned, tokens, token_gates))
-  write_GT, reset_GN = (jnp.repeat(x, heads, axis=0) for x in (write_BT, reset_BN))
-  results = kernel(memory, learned, tokens, token_gates, write_GT, reset_GN, chunk_size=chunk_size)
+  of_rows = (jnp.repeat(x, heads, axis=0) for x in (write_BT, reset_BN, read_BT))
+  results = kernel(memory, learned, tokens, token_gates, *of_rows, chunk_size=chunk_size)
   return jax.tree.map(lambda x: x.reshape(rows, heads, *x.shape[1:]), results)

@@ -73,7 +73,7 @@ def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, place_T, chunk_s
 
 
 def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens: Token, gates: Gates, write_T,
-                reset_N, *, chunk_size: int, remat: bool = False):
+                reset_N, *, chunk_size: int, remat: bool = False, read_T=None):
   """Reads whole chunks from a chunk border on; the memory may start anew at any chunk.
 
   Args:
@@ -82,11 +82,15 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
     tokens, gates, write_T: as in `scan_tokens`; T is a multiple of chunk_size.
     reset_N: bool, whether the memory starts anew at the chunk.
     remat: whether the backward pass computes the inner values of a chunk again, all but its products.
+    read_T: 1 where the token reads: beside those that are written, tokens of chunks that write nothing; None:
+      as write_T.
 
   Returns:
-    (memory, ChunkOut of T): the memory after the last token, and what each token recalled (0 at padding).
+    (memory, ChunkOut of T): the memory after the last token, and what each token recalled (0 where none
+    reads).
   """
   slow = learned.slow
+  read_T = write_T if read_T is None else read_T
   fresh = rule.start(learned)
 
   def body(memory, xs):
@@ -105,7 +109,7 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
     body = jax.checkpoint(body, policy=keep_products(), prevent_cse=False)
   memory, out = jax.lax.scan(body, memory, xs)
   out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-  return memory, out._replace(out_CM=out.out_CM * write_T[:, None].astype(out.out_CM.dtype))
+  return memory, out._replace(out_CM=out.out_CM * read_T[:, None].astype(out.out_CM.dtype))
 
 
 def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: Gates, count, *,

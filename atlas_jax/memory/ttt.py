@@ -52,8 +52,8 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   bind = lambda function: functools.partial(function, form)
   return MemoryRule(
       init=bind(init), start=functools.partial(descent.start, inner),
-      apply=functools.partial(descent.apply, inner), step=bind(step), prepare=bind(prepare),
-      chunk=bind(chunk), close=close, uses=("write_rate",))
+      apply=functools.partial(descent.apply, inner), still=bind(still), step=bind(step),
+      prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",))
 
 
 def turn(x, place):
@@ -88,6 +88,11 @@ def init(form: Form, key) -> Learned:
 def moved(base, total, rate):
   """Gives the weights a step of that size away from the base."""
   return jax.tree.map(lambda w, s: w - rate * s, base, total)
+
+
+def still(form: Form, slow, base, q_CK, place_C):
+  """Reads a chunk that writes nothing: queries are turned all the same."""
+  return descent.apply(form.descent, slow, base, turn(q_CK, place_C) if form.rope else q_CK)
 
 
 def step(form: Form, slow, state: MemoryState, base, token: Token, gates: Gates, place):

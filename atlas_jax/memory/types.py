@@ -2,6 +2,7 @@
 
 Everything here belongs to one head of one row. Rows and heads are added by `vmap` in `memory.layer`.
 """
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,7 +138,8 @@ def all_tokens(slow, tokens: Token, gates: Gates, write_C, place_C):
 def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared):
   """Reads a chunk token by token, for rules without a faster form.
 
-  Its reports of surprise and loss are of the recall with the base: half the squared error and its norm.
+  A token that is not written reads as in a chunk that writes nothing. Reports of surprise and loss are of
+  the recall with the base: half the squared error and its norm.
   """
   def body(state, xs):
     token, gates, write, place = xs
@@ -145,7 +147,8 @@ def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared)
     return jax.tree.map(lambda new, old: jnp.where(write.astype(bool), new, old), after, state), out_M
 
   state, out_CM = jax.lax.scan(body, state, prepared)
-  token = prepared[0]
+  token, _, write_C, place_C = prepared
+  out_CM = jnp.where(write_C.astype(bool)[:, None], out_CM, rule.still(slow, base, token.q, place_C))
   error_CM = jax.lax.stop_gradient(rule.apply(slow, base, token.k) - token.v)
   square_C = jnp.sum(error_CM * error_CM, -1)
   return state, ChunkOut(out_CM, jnp.sqrt(square_C), 0.5 * square_C)
@@ -156,18 +159,26 @@ def learned_weights(learned: Learned) -> MemoryState:
   return MemoryState(learned.fast)
 
 
+def nothing_learned(learned: Learned) -> Learned:
+  """Returns what a memory that holds nothing starts from: all fast weights are zero."""
+  return learned._replace(fast=jax.tree.map(jnp.zeros_like, learned.fast))
+
+
 class MemoryRule(NamedTuple):
   """One update rule, for one head. `base` is what a chunk's gradients are taken at: see `anchor`.
 
   A rule needs `init` and `step`; `complete` adds what follows from them. A rule with momentum, or with
   anything else that it carries, gives `start`; one that writes also at write rate 0, or whose `base` is not
-  the fast weights, gives `apply`. The rest makes it fast, or says where it differs from plain descent.
+  the fast weights, gives `apply`; one that reads by more than its base, `still`, and by learned starts in
+  `slow`, `empty`. The rest makes it fast, or says where it differs from plain descent.
   """
 
   init: Callable  # key -> Learned
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
   start: Callable = learned_weights  # Learned -> MemoryState: a memory that has read nothing
   apply: Any = None  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
+  still: Any = None  # (slow, base, q_CK, place_C) -> out_CM: reads of a chunk that writes nothing
+  empty: Callable = nothing_learned  # Learned -> Learned of a memory whose reads tell nothing of any start
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
   resume: Callable | None = None  # like chunk, from anywhere in a chunk; None: chunk does that itself
@@ -197,7 +208,14 @@ def complete(rule: MemoryRule, *, value_dim: int) -> MemoryRule:
   """Returns the rule with the `apply` and the `chunk` that follow from its `step`, where it has none."""
   if rule.apply is None:
     rule = rule._replace(apply=recall_of_step(rule, value_dim))
+  if rule.still is None:
+    rule = rule._replace(still=functools.partial(_wherever, rule.apply))
   return with_chunks(rule)
+
+
+def _wherever(apply: Callable, slow, base, q_CK, place_C):
+  del place_C
+  return apply(slow, base, q_CK)
 
 
 def recall_of_step(rule: MemoryRule, value_dim: int) -> Callable:

@@ -61,7 +61,7 @@ class Block(nn.Module):
   mode: str
 
   @nn.compact
-  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD):
+  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD, memory_writes):
     """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
     attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
@@ -70,7 +70,7 @@ class Block(nn.Module):
     if self.memory is not None:
       layer = Memory(**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode,
-                                            token_BTD=token_BTD)
+                                            token_BTD=token_BTD, writes=memory_writes)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
       share_BTH = gate_BTH * memory_scale.astype(gate_BTH.dtype)
       gated_BTHM = (out_BTHM * share_BTH[..., None]).astype(x_BTD.dtype)
@@ -188,7 +188,7 @@ class LM(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
-               mode: str = "packed") -> LMOut:
+               memory_writes=None, mode: str = "packed") -> LMOut:
     """Reads T tokens of each row.
 
     Args:
@@ -198,6 +198,8 @@ class LM(nn.Module):
         document that goes on from the earlier call keeps its number.
       count_B: mode "stream": how many of the T tokens are real, the first ones; None: all.
       memory_scale: factor on what memory adds; 0 shuts it off. Traced.
+      memory_writes: mode "packed": [] bool, whether memories are written, see `memory.layer.Memory`. Traced.
+        None: they are.
       mode: "packed" reads packed documents by whole chunks, T a multiple of chunk_size; "stream" reads on in
         one document per row, any T from any position.
 
@@ -210,7 +212,7 @@ class LM(nn.Module):
     x_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     context = (doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
-               x_BTD if from_token else None)
+               x_BTD if from_token else None, memory_writes)
     attention, memories, stats = [], [], {}
     for stack in self.stacks:
       memory = _layers(state.memory, stack.memories.start, stack.memories.stop) if stack.memories else ()
@@ -228,7 +230,7 @@ class LM(nn.Module):
   def _blocks(self, stack: Stack, mode: str):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 5), out_axes=(1, 0),
+                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 6), out_axes=(1, 0),
                      unroll=min(self.scan_unroll, stack.end - stack.first))
     memory = self.memory if stack.memories else None
     return blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
@@ -279,6 +281,23 @@ def learned_memory(model: LM, params) -> Learned:
     repeat = lambda w: jnp.broadcast_to(w, (len(model.with_memory), *w.shape))
     fast = jax.tree.map(repeat, Memory(**model.memory, parent=None).zero_fast())
   return Learned(fast, jax.tree.map(join, *slow))
+
+
+def with_learned(model: LM, params, learned: Learned):
+  """Returns parameters whose memories have learned something else; `learned` as of `learned_memory`.
+
+  Fast weights take effect where memories start from learned ones.
+  """
+  changed, parts = dict(params), {"initial_fast": learned.fast, "slow": learned.slow}
+  for stack in (stack for stack in model.stacks if stack.memories):
+    block, place = params[stack.name], slice(stack.memories.start, stack.memories.stop)
+    own = {name: _at(part, place) for name, part in parts.items() if name in block["memory"]}
+    changed[stack.name] = {**block, "memory": {**block["memory"], **own}}
+  return changed
+
+
+def _at(part, place: slice):
+  return jax.tree.map(lambda x: x[place], part)
 
 
 def _layers(state, first: int, end: int):

@@ -1,8 +1,8 @@
 """Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
-Of a language model it shows loss, bits per byte, gates and memory gain; of a recursive model that solves
-puzzles loss, accuracies, steps, halting, learning rate and speed; of one that is tuned what `tuning_panels`
-has of its kind. Its panels can be drawn one by one, and a run can be followed while it writes.
+Of a language model it shows loss, bits per byte, gates, memory gain and loss by position; of a recursive
+model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of one that is tuned what
+`tuning_panels` has of its kind. Panels can be drawn one by one, and a run can be followed while it writes.
 """
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_jax.monitor import puzzle_panels, tuning_panels, writer
+from atlas_jax.monitor import memory_panels, puzzle_panels, tuning_panels, writer
 from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   QUIET,
@@ -33,10 +33,6 @@ from atlas_jax.monitor.curves import (
 REPORT = "report.png"
 TOKENS = "train/tokens_seen"
 GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
-POSITION = re.compile(r"val/loss_nats_by_position/(\d+)-(\d+|up)$")
-GAINS = (("eval/memory_gain_reset_nats", "memory\nreset"),
-         ("eval/memory_gain_swapped_nats", "memory of\nanother row"),
-         ("eval/memory_gain_gate_zero_nats", "gate\nat zero"))
 REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
 
 
@@ -44,8 +40,7 @@ def write_report(workdir) -> Path:
   """Draws the report of a run; a series the run did not write is left out.
 
   Args:
-    workdir: a run directory with metrics.jsonl; report.png is written there, 1400 x 1000, or of a run on
-      puzzles 1800 x 1000, or of one that tunes a model as large as its panels need.
+    workdir: a run directory with metrics.jsonl; report.png is written there, as large as its panels need.
 
   Raises:
     FileNotFoundError: if there is no metrics.jsonl.
@@ -98,36 +93,6 @@ def draw(axes, series: Series, panel: str) -> None:
   if panel not in PANELS:
     raise ValueError(f"panel={panel!r} is unknown; known are {', '.join(PANELS)}")
   PANELS[panel](axes, series)
-
-
-def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | None = None) -> None:
-  """Draws the last held-out loss against the position in the document, in buckets of doubling width.
-
-  Args:
-    axes: of matplotlib, empty.
-    series: what `read_series` gave.
-    reaches: label -> tokens, drawn as upright lines; such as how far attention sees.
-  """
-  buckets = sorted((int(found[1]), name) for name in series if (found := POSITION.match(name)))
-  places = np.arange(len(buckets) + 1)
-  if buckets:
-    starts = [start for start, _ in buckets]
-    losses = [series[name][1][-1] for _, name in buckets]
-    axes.stairs(losses, places, baseline=None, color=VAL, linewidth=2)
-    for place, (loss, (_, name)) in enumerate(zip(losses, buckets)):
-      tokens = short_number(series[name.replace("loss_nats", "tokens")][1][-1])
-      axes.annotate(tokens, (place + 0.5, loss), xytext=(0, 4), textcoords="offset points", ha="center",
-                    fontsize=9, color=QUIET)
-    for (label, reach), style in zip((reaches or {}).items(), ("--", ":", "-.")):
-      axes.axvline(np.interp(reach, starts, places[:-1]), color=TRAIN, linestyle=style, label=label)
-    axes.margins(x=0, y=0.2)
-  finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(buckets),
-         "no val/loss_nats_by_position")
-  if buckets:
-    axes.set_xticks(places[:-1], [f"{start:,}" for start in starts])
-    axes.set_xlabel("tokens into the document (small numbers: tokens measured)", fontsize=11)
-    if reaches:
-      axes.legend(frameon=False, fontsize=11)
 
 
 @contextlib.contextmanager
@@ -286,39 +251,6 @@ def _draw_gates(axes, series: Series) -> None:
     axes.legend(frameon=False, fontsize=11, ncols=2 if len(layers) <= 8 else 4)
 
 
-def _draw_gain(axes, series: Series) -> None:
-  known = [(label, series[name][1][-1]) for name, label in GAINS if name in series]
-  labels, values = [label for label, _ in known], [value for _, value in known]
-  if known:
-    intervals = [_interval(series, name, value) for (name, _), value in
-                 zip([each for each in GAINS if each[0] in series], values)]
-    reaches = np.array([[value - low, high - value] for (low, high), value in zip(intervals, values)]).T
-    bars = axes.bar(labels, values, width=0.55, color=[TRAIN if value >= 0 else VAL for value in values],
-                    yerr=np.maximum(reaches, 0), capsize=6)
-    axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f} to {high:+.4f})" if high > low else f"{value:+.4f}"
-                          for value, (low, high) in zip(values, intervals)], padding=4, fontsize=11)
-    axes.axhline(0, color="black", linewidth=1)
-    axes.margins(x=0.12, y=0.3)
-  finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
-         "no eval/memory_gain_*")
-  if known:
-    axes.set_xlabel(_measured_on(series), fontsize=10.5)
-
-
-def _interval(series: Series, name: str, value: float) -> tuple[float, float]:
-  """Gives the interval of a mean, the mean itself where there is none."""
-  ends = [series[f"{name}_{end}"][1][-1] for end in ("low", "high") if f"{name}_{end}" in series]
-  return (ends[0], ends[1]) if len(ends) == 2 else (value, value)
-
-
-def _measured_on(series: Series) -> str:
-  """Says how much text memory gain was measured on."""
-  counts = {name: series[f"eval/memory_gain_{name}"][1][-1] for name in ("tokens", "documents")
-            if f"eval/memory_gain_{name}" in series}
-  parts = [f"{int(count):,} {name}" for name, count in counts.items()]
-  return " of ".join(parts) + ("; 95% intervals over documents" if counts.get("documents", 0) > 1 else "")
-
-
 def _headline(name: str, series: Series) -> str:
   parts = [name]
   if tuning_panels.names_of(series):
@@ -332,6 +264,6 @@ def _headline(name: str, series: Series) -> str:
   return "  ·  ".join(parts)
 
 
-_TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, "memory_gain": _draw_gain}
+_TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, **memory_panels.PANELS}
 TEXT_PANELS = tuple(_TEXT)
 PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS}

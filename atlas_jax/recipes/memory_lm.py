@@ -13,7 +13,8 @@ from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import source as sources
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.evals import baselines, memory_gain, perplexity
+from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
+from atlas_jax.fields import at
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
 from atlas_jax.recipes import Given, Init, LossOut, Recipe
@@ -119,6 +120,32 @@ def held_out_of(config, max_tokens: int | None, **place):
                       **(place or _here()))
 
 
+def setting_of(config, source=None) -> dict:
+  """Gives what two runs must share for their held-out losses to be compared: text, order and budget.
+
+  Args:
+    config: resolved.
+    source: of held-out text, which is opened if it is not given.
+  """
+  if source is None:
+    source = held_out_of(config, config.eval.max_tokens)
+    source.close()
+  state = source.state()
+  split = {name: value for name, value in state.items() if name.startswith("held_out")}
+  fields = {f"config.{name}": at(config, name) for name in COMPARED}
+  return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
+
+
+# Fields of a config that decide what is read in training and in evaluation, beside the text itself.
+COMPARED = ("data.segment_len", "data.align_tokens", "data.batch_rows", "data.carry", "optim.steps",
+            "eval.batch_rows", "eval.max_tokens")
+
+
+def data_of(manifest) -> dict:
+  """Names the entries of a corpus's manifest as parts of a setting."""
+  return {f"data.{name}": value for name, value in manifest.items()}
+
+
 def train_source_of(config, **place):
   """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
   fields = sources.fields_of(config.data)
@@ -192,13 +219,17 @@ def evals_of(config, model, mesh) -> dict:
   if config.model.memory_mix != "none" and config.eval.batch_rows < 2:
     raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in to "
                      "measure memory gain; use 2 or more")
-  held_out_of(config, config.eval.max_tokens).close()
+  source = held_out_of(config, config.eval.max_tokens)
+  source.close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
   if config.model.memory_mix != "none":
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
+  if config.model.memory_mix != "none" and (path := config.eval.baseline) is not None:
+    run = baseline.make(baseline.read(path), path, setting_of(config, source))
+    found["baseline"] = evals.Eval(run, "end")
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
     run = baselines.make(functools.partial(train_source_of, config, **whole),

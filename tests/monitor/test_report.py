@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from atlas_jax.monitor import puzzle_panels, report
+from atlas_jax.monitor import memory_panels, puzzle_panels, report
 
 
 def write_rows(workdir, rows):
@@ -22,7 +22,8 @@ def full_rows(n=80, tokens=4096):
     if step % 20 == 0:
       row |= {"val/loss_nats": loss + 0.1, "val/bits_per_byte": (loss + 0.1) / math.log(2)}
     yield row
-  yield {"step": n + 1, "eval/memory_gain_reset_nats": 0.12, "eval/memory_gain_swapped_nats": 0.2,
+  yield {"step": n + 1, "eval/memory_gain_emptied_nats": 0.12, "eval/memory_gain_swapped_nats": 0.2,
+         "val/loss_nats_by_position/000000-000063": 2.1, "val/tokens_by_position/000000-000063": 640,
          "eval/memory_gain_gate_zero_nats": -0.03, "eval/trigram_bits_per_byte": 3.9}
 
 
@@ -49,7 +50,7 @@ def picture(path):
 def test_the_report_has_its_size_and_something_in_every_panel(tmp_path):
   write_rows(tmp_path, full_rows())
   pixels = picture(report.write_report(tmp_path))[..., :3]
-  assert pixels.shape == (1000, 1400, 3)
+  assert pixels.shape == (1000, 1800, 3)
   assert (tmp_path / "report.png").exists()
   for panel in (pixels[60:480, 60:680], pixels[60:480, 760:], pixels[560:, 60:680], pixels[560:, 760:]):
     colored = np.ptp(panel, axis=-1) > 0.2  # Lines and bars have colours; text and axes have none.
@@ -97,7 +98,7 @@ def test_curves_of_puzzles_stand_against_updates(tmp_path):
 
 def test_missing_series_are_left_out(tmp_path):
   write_rows(tmp_path, [{"step": 1, "train/loss_nats": 2.0}, {"step": 2, "train/loss_nats": None}])
-  assert picture(report.write_report(tmp_path)).shape[:2] == (1000, 1400)
+  assert picture(report.write_report(tmp_path)).shape[:2] == (1000, 1800)
   (tmp_path / "metrics.jsonl").write_text("")
   report.write_report(tmp_path)
 
@@ -125,8 +126,8 @@ def test_the_final_loss_of_the_picture_is_that_of_the_summary(tmp_path, n):
 
 
 def test_memory_gain_has_its_interval_and_says_on_how_much_text(tmp_path):
-  gain = {"eval/memory_gain_reset_nats": 0.12, "eval/memory_gain_reset_nats_low": -0.01,
-          "eval/memory_gain_reset_nats_high": 0.3, "eval/memory_gain_gate_zero_nats": 0.5,
+  gain = {"eval/memory_gain_emptied_nats": 0.12, "eval/memory_gain_emptied_nats_low": -0.01,
+          "eval/memory_gain_emptied_nats_high": 0.3, "eval/memory_gain_gate_zero_nats": 0.5,
           "eval/memory_gain_tokens": 76_800, "eval/memory_gain_documents": 12}
   write_rows(tmp_path, [{"step": 1, **gain}])
   axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "memory_gain")
@@ -186,11 +187,39 @@ def test_loss_by_position_is_drawn_in_the_order_of_positions(tmp_path):
   row |= {f"val/tokens_by_position/{name}": 1_000 for name in buckets}
   write_rows(tmp_path, [{"step": 1, **row}])
   series = report.read_series(tmp_path / "metrics.jsonl")
-  axes = panel(report.draw_loss_by_position, series, {"window": 96})
+  axes = panel(memory_panels.draw_loss_by_position, series, {"window": 96})
   np.testing.assert_array_equal(axes.patches[0].get_data().values, [3.0, 2.0, 1.5])
   assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "64", "128"]
   np.testing.assert_array_equal(axes.lines[0].get_xdata(), 1.5)
-  assert "in metrics.jsonl" in panel(report.draw_loss_by_position, report.Series()).texts[0].get_text()
+  without = panel(memory_panels.draw_loss_by_position, report.Series())
+  assert "in metrics.jsonl" in without.texts[0].get_text()
+
+
+def by_position(metric, **buckets):
+  return {f"{metric}/{name[1:].replace('_', '-')}": value for name, value in buckets.items()}
+
+
+def test_what_the_memory_adds_at_each_position_stands_on_the_loss_of_the_same_tokens(tmp_path):
+  first, second = "b000000_000063", "b000064_000127"
+  row = {
+    **by_position("val/loss_nats_by_position", **{first: 2.5, second: 2.4}),
+    **by_position("val/tokens_by_position", **{first: 9_000, second: 8_000}),
+    **by_position("eval/memory_gain_loss_nats_by_position", **{second: 2.0}),
+    **by_position("eval/memory_gain_tokens_by_position", **{second: 300}),
+    **by_position("eval/memory_gain_emptied_nats_by_position", **{second: 0.5}),
+    "eval/memory_gain_emptied_nats_by_position/000064-000127_low": 0.1,
+    **by_position("eval/memory_gain_swapped_loss_nats_by_position", **{second: 1.9}),
+    **by_position("eval/memory_gain_swapped_nats_by_position", **{second: 0.25}),
+    **by_position("eval/baseline_loss_nats_by_position", **{first: 2.6, second: 2.7}),
+  }  # fmt: skip
+  write_rows(tmp_path, [{"step": 1, **row}])
+  axes = panel(memory_panels.draw_loss_by_position, report.read_series(tmp_path / "metrics.jsonl"))
+  found = {patch.get_label(): patch.get_data().values.tolist() for patch in axes.patches}
+  nan = pytest.approx(math.nan, nan_ok=True)
+  assert found == {"as it is": [nan, 2.0], "as it is, all held-out text": [2.5, 2.4],
+                   "memory emptied": [nan, 2.5], "memory of another row": [nan, 2.15],
+                   "without memory, recorded, all held-out text": [2.6, 2.7]}
+  assert [text.get_text() for text in axes.texts] == ["300"]
 
 
 def test_following_shows_a_run_while_it_writes_and_at_its_end(tmp_path):

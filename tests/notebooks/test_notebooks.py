@@ -19,7 +19,7 @@ PARAMETERS = "parameters"
 SAYS = {
   "quickstart": (
     '"steps": 3',
-    '"memory_gain_reset_nats"',
+    '"memory_gain_emptied_nats"',
     r"256 tokens read: ([\d,]+) bytes\n(?s:.*) \1 bytes$",
   ),
   "trm_sudoku": (

@@ -42,8 +42,9 @@ ROW = {
 }
 SUMMARY = {
   *("params", "steps", "tokens_seen", "train_loss_nats", "val_bits_per_byte", "trigram_bits_per_byte"),
-  *("gzip_bits_per_byte", "memory_gain_reset_nats", "memory_gain_swapped_nats"),
-  *("memory_gain_reset_nats_low", "memory_gain_reset_nats_high", "memory_gain_documents"),
+  *("gzip_bits_per_byte", "memory_gain_documents", "memory_gain_tokens"),
+  *(f"memory_gain_{name}_nats{end}" for name in ("emptied", "swapped", "writes_off")
+    for end in ("", "_low", "_high", "_by_position_000000-000063")),
   *("memory_gain_gate_zero_nats", "tokens_per_s", "flops_fraction_of_peak", "resumed_from_step", "seconds"),
 }
 

@@ -114,6 +114,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
          GateSpec("local_rate", number, init=0.01, max=0.1))
   return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
                     prepare=bind(_prepare), chunk=bind(_chunk), resume=bind(_resume), close=bind(_close),
+                    still=bind(_still), empty=_empty,
                     gates=own, uses=("write_rate",) if global_memory else ())
 
 
@@ -145,6 +146,21 @@ def _close(form, slow, state, base):
 def _apply(form, slow, base, x_K):
   """Recalls with the global memory; without one, with the start of the first local memory."""
   return descent.apply(form.body, {}, base if form.global_memory else slow["local0"], x_K)
+
+
+def _still(form, slow, base, q_CK, place_C):
+  """Reads a chunk that writes nothing: local memories stand at their starts, and no key spans anything."""
+  del place_C
+  asked_CK = jnp.zeros_like(q_CK) if form.project_queries else q_CK
+  out_CM: Any = 0
+  for i in range(len(form.local_chunks)):
+    out_CM = out_CM + descent.apply(form.body, {}, slow[f"local{i}"], asked_CK)
+  return out_CM + _apply(form, slow, base, q_CK) if form.global_memory else out_CM
+
+
+def _empty(learned: Learned) -> Learned:
+  """Gives what an empty memory starts from: local memories have their starts in `slow`, and all are zero."""
+  return jax.tree.map(jnp.zeros_like, learned)
 
 
 def _select(condition, on_true, on_false):

@@ -1,0 +1,130 @@
+"""Panels of the report on what memory is worth: its gains, and the loss by position in the document."""
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from atlas_jax.monitor.curves import MORE, QUIET, TRAIN, VAL, Series, finish, short_number
+
+GAINS = (("emptied", "memory\nemptied"), ("swapped", "memory of\nanother row"),
+         ("writes_off", "learned start,\nno writes"), ("gate_zero", "gate at zero\n(no evidence)"))
+EVIDENCE = ("emptied", "swapped", "writes_off")
+BUCKET = re.compile(r"(\d+)-(\d+|up)$")
+
+
+class Curve(NamedTuple):
+  """A loss by position: bucket, such as "000064-000127" -> nats per token."""
+
+  label: str
+  loss: dict[str, float]
+  color: str
+  style: str
+
+
+def draw_gain(axes, series: Series) -> None:
+  """Draws what each ablation of the memory costs, with its interval."""
+  known = [(f"eval/memory_gain_{name}_nats", label, name) for name, label in GAINS
+           if f"eval/memory_gain_{name}_nats" in series]
+  values = [series[metric][1][-1] for metric, _, _ in known]
+  if known:
+    intervals = [_interval(series, metric, value) for (metric, _, _), value in zip(known, values)]
+    reaches = np.array([[value - low, high - value] for (low, high), value in zip(intervals, values)]).T
+    colors = [QUIET if name not in EVIDENCE else TRAIN if value >= 0 else VAL
+              for (_, _, name), value in zip(known, values)]
+    bars = axes.bar([label for _, label, _ in known], values, width=0.55, color=colors,
+                    yerr=np.maximum(reaches, 0), capsize=6)
+    axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f} to {high:+.4f})" if high > low else f"{value:+.4f}"
+                          for value, (low, high) in zip(values, intervals)], padding=4, fontsize=10)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.margins(x=0.12, y=0.3)
+  finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
+         "no eval/memory_gain_*")
+  if known:
+    axes.set_xlabel(_measured_on(series), fontsize=10.5)
+
+
+def _interval(series: Series, name: str, value: float) -> tuple[float, float]:
+  """Gives the interval of a mean, the mean itself where there is none."""
+  ends = [series[f"{name}_{end}"][1][-1] for end in ("low", "high") if f"{name}_{end}" in series]
+  return (ends[0], ends[1]) if len(ends) == 2 else (value, value)
+
+
+def _measured_on(series: Series) -> str:
+  """Says how much text memory gain was measured on."""
+  counts = {name: series[f"eval/memory_gain_{name}"][1][-1] for name in ("tokens", "documents")
+            if f"eval/memory_gain_{name}" in series}
+  parts = [f"{int(count):,} {name}" for name, count in counts.items()]
+  return " of ".join(parts) + ("; 95% intervals over documents" if counts.get("documents", 0) > 1 else "")
+
+
+def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | None = None) -> None:
+  """Draws the last held-out loss against the position in the document, in buckets of doubling width.
+
+  Solid: where memory gain was measured, on its tokens alone: the loss as it is, and with it what each
+  ablation adds; else on all held-out text. Dashed: recorded figures of a model without memory, and beside
+  gains also the loss as it is, both on all held-out text.
+
+  Args:
+    axes: of matplotlib, empty.
+    series: what `report.read_series` gave.
+    reaches: label -> tokens, drawn as upright lines; such as how far attention sees.
+  """
+  curves, counted = curves_of(series)
+  buckets = sorted({bucket for curve in curves for bucket in curve.loss})
+  places = np.arange(len(buckets) + 1)
+  for curve in curves:
+    losses = [curve.loss.get(bucket, np.nan) for bucket in buckets]
+    axes.stairs(losses, places, baseline=None, color=curve.color, linestyle=curve.style, linewidth=2,
+                label=curve.label)
+  starts = [int(bucket.split("-")[0]) for bucket in buckets]
+  if curves:
+    _write_counts(axes, buckets, curves[0], counted)
+    for (label, reach), style in zip((reaches or {}).items(), ("--", ":", "-.")):
+      axes.axvline(np.interp(reach, starts, places[:-1]), color=TRAIN, linestyle=style, label=label)
+    axes.margins(x=0, y=0.2)
+  finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(curves),
+         "no val/loss_nats_by_position")
+  if curves:
+    axes.set_xticks(places[:-1], [f"{start:,}" for start in starts])
+    axes.set_xlabel("tokens into the document (small numbers: tokens measured)", fontsize=11)
+    if reaches or len(curves) > 1:
+      axes.legend(frameon=False, fontsize=10)
+
+
+def _write_counts(axes, buckets: list[str], curve: Curve, counted: dict[str, float]) -> None:
+  """Writes above a curve on how many tokens it was measured."""
+  for place, bucket in enumerate(buckets):
+    if bucket in curve.loss and bucket in counted:
+      axes.annotate(short_number(counted[bucket]), (place + 0.5, curve.loss[bucket]), xytext=(0, 4),
+                    textcoords="offset points", ha="center", fontsize=9, color=QUIET)
+
+
+def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
+  """Gives what `draw_loss_by_position` draws, and the tokens of each bucket of the first curve."""
+  whole = _by_bucket(series, "val/loss_nats_by_position/")
+  baseline = _by_bucket(series, "eval/baseline_loss_nats_by_position/")
+  solid = Curve("as it is", whole, VAL, "-")
+  counted, curves = _by_bucket(series, "val/tokens_by_position/"), []
+  if gained := _by_bucket(series, "eval/memory_gain_loss_nats_by_position/"):
+    solid, counted = solid._replace(loss=gained), _by_bucket(series, "eval/memory_gain_tokens_by_position/")
+    if baseline:
+      curves.append(Curve("as it is, all held-out text", whole, VAL, "--"))
+  for (name, label), color in zip(GAINS[:len(EVIDENCE)], MORE):
+    kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
+    loss = _by_bucket(series, f"eval/{kind}_loss_nats_by_position/")
+    gain = _by_bucket(series, f"eval/memory_gain_{name}_nats_by_position/")
+    curves.append(Curve(label.replace("\n", " "), {at: loss[at] + gain[at] for at in gain if at in loss},
+                        color, "-"))
+  told = "without memory, recorded" + (", all held-out text" if gained else "")
+  curves.append(Curve(told, baseline, QUIET, "--"))
+  return [curve for curve in (solid, *curves) if curve.loss], counted
+
+
+def _by_bucket(series: Series, start: str) -> dict[str, float]:
+  """Gives the last values of the metrics that a bucket of positions follows in name."""
+  return {name.removeprefix(start): float(values[-1]) for name, (_, values) in series.items()
+          if name.startswith(start) and BUCKET.fullmatch(name.removeprefix(start))}
+
+
+PANELS = {"memory_gain": draw_gain, "loss_by_position": draw_loss_by_position}
