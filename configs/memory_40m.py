@@ -19,19 +19,38 @@ cpu has 2,265,024 parameters and takes some minutes on two cores, cpu_1h about a
 `baseline` (as in :cpu,baseline) there is no memory, and the width is raised to as many parameters. With
 `shift` one block has a memory of pairs, the context before a token and the token, in place of them all. With
 `rule=NAME` the memories follow another rule than titans.
+
+What `shift` gains is compared with controls of as many parameters within 1.1%, the same depth, width, window
+and tokens (:cpu,control=static, and so on for the others and sizes):
+
+  static   the same layer, whose memory is a learned table that is never written
+  conv     the same projections, convolutions and values, without a memory
+  ngram    no memory; embeddings of the hashed n-grams of 2 to 5 tokens
+  wide     no memory; a wider feed-forward layer
+  compute  wide, and as many more updates as the memory costs CPU-seconds; for cpu and cpu_1h
 """
 from atlas_jax import config as base
+
+CELLS = dict(momentum=False, feature_map="cells", feature_dim=256)
+CONTROLS = ("static", "conv", "ngram", "wide", "compute")
+# CPU-seconds per update of :cpu,shift over those of :cpu,control=wide: .971 and .754 on 2026-11-29, on one
+# thread of a busy machine with two cores (NPROC=1 python scripts/update_cost.py
+# configs/memory_40m.py:cpu,shift configs/memory_40m.py:cpu,control=wide). To be measured anew when the layer
+# becomes faster.
+COST_OF_MEMORY = 1.29
 
 
 def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, shift=False, smoke=False, rule="",
-                       corpus="lm1b")
-  base.choose(arg, "all", "baseline", "shift")
+                       control="", corpus="lm1b")
+  base.choose(arg, "all", "baseline", "shift", "control")
   base.choose(arg, "full", "cpu", "cpu_1h")
-  if arg.shift and arg.rule:
-    raise ValueError(f"config arguments 'shift' and 'rule={arg.rule}' exclude each other: the shift comes "
-                     "with a delta memory; change it with --config.model.memory.rule and .options")
+  for name in ("shift", "control"):
+    if arg[name] and arg.rule:
+      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: the shift comes "
+                       "with a delta memory; change it with --config.model.memory.rule and .options")
+  _check_control(arg)
   for name in ("cpu", "cpu_1h", "smoke"):
     if arg[name] and arg.corpus != "lm1b":
       raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
@@ -56,6 +75,8 @@ def get_config(arg=None):
     config.model.memory.options = {}
   if arg.shift:
     _shift(config, small=arg.cpu or arg.cpu_1h)
+  if arg.control:
+    _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
@@ -77,12 +98,55 @@ def _full(config, corpus: str):
 
 def _shift(config, *, small: bool):
   """One memory of pairs (context before a token, token), in place of memories in all blocks."""
-  config.model.memory_layers = "1"
-  config.model.memory.update(rule="delta", conv_taps=6, shift=True, shared_qk=True, activation="none",
-                             value_source="token", conv_init="ngram", initial="zero", read_norm="none",
-                             retention_init=0.9999, write_rate_init=0.5, write_rate_max=1.0)
-  config.model.memory.options = dict(momentum=False, feature_map="cells", feature_dim=256)
+  _keys_of_context(config)
+  config.model.memory.update(rule="delta", initial="zero", retention_init=0.9999, write_rate_init=0.5,
+                             write_rate_max=1.0)
+  config.model.memory.options = CELLS
   config.model.ff_width = 672 if small else 1_744
+
+
+def _keys_of_context(config):
+  """What the memory of `shift` and its controls have in common."""
+  config.model.memory_layers = "1"
+  config.model.memory.update(conv_taps=6, shift=True, shared_qk=True, activation="none", value_source="token",
+                             conv_init="ngram", read_norm="none")
+
+
+def _check_control(arg):
+  if not arg.control:
+    return
+  if arg.control not in CONTROLS:
+    raise ValueError(f"config argument 'control={arg.control}' is unknown; "
+                     f"{base.nearest(arg.control, CONTROLS)}")
+  if arg.control == "compute" and (arg.smoke or not (arg.cpu or arg.cpu_1h)):
+    raise ValueError("config argument 'control=compute' and the full size or 'smoke' exclude each other: "
+                     "what the memory costs was measured on a CPU; write cpu,control=compute")
+
+
+def _control(config, control: str, *, small: bool):
+  """One of `CONTROLS`; feed-forward widths make up for the parameters that a memory has."""
+  memory = config.model.memory
+  if control in ("static", "conv"):
+    _keys_of_context(config)
+    config.model.ff_width = 672 if small else 1_744
+  if control == "static":  # The table itself are the parameters that the flagship's start, zero, has not.
+    memory.update(rule="delta", initial="learned", writes=False)
+    memory.options = CELLS
+    config.model.ff_width -= 16 if small else 12
+    return
+  config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
+  if control == "conv":
+    config.model.memory_mix = "conv"
+    for name in ("rule", "options"):
+      memory[name] = base.default().model.memory[name]
+    return
+  config.model.memory_mix = "none"
+  config.model.ff_width = 704 if small else 1_800
+  if control == "ngram":
+    config.model.ff_width = 512 if small else 1_408
+    config.model.ngram_embed.update(max_n=5, table_rows=576 if small else 2_304)
+  if control == "compute":
+    config.optim.steps = round(COST_OF_MEMORY * config.optim.steps)
 
 
 def _cpu(config):
