@@ -3,8 +3,8 @@
   NPROC=1 python scripts/update_cost.py configs/memory_40m.py:cpu,shift configs/memory_40m.py:cpu,control=wide
 
 Prints one JSON object per config: CPU-seconds of an update (the median of --updates; the first, which
-compiles, is left out), and their ratio to those of the last config. CPU-seconds of this process, so that others running at
-the same time do little to the ratio.
+compiles, is left out), and their ratio to those of the last config. CPU-seconds
+of this process, so that others running at the same time do little to the ratio.
 """
 import json
 import statistics
