@@ -179,6 +179,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 POSITIVE = (
+    "model.ngram_embed.table_rows",
     "data.segment_len", "data.batch_rows", "data.limit_bytes", "data.align_tokens", "model.vocab_size",
     "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
@@ -208,10 +209,11 @@ ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
           "distill.on_policy_frac", "distill.alpha")
 CHOICES = {
-    "model.memory_mix": "gate none", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
+    "model.memory_mix": "gate none conv", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
     "model.memory.value_source": "input token", "model.memory.conv_init": "identity ngram",
     "model.memory.initial": "auto learned zero", "model.memory.read_norm": "rms none",
+    **dict.fromkeys(("data.transform", "eval.transform"), "repeat shuffle_lines permute_bytes random_bytes"),
     "trm.variant": "trm single hrm transformer",
     "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
     "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
@@ -242,7 +244,7 @@ def _check_fields(config) -> None:
 def _check_ranges(config) -> None:
   for names, fits, need in (
       (POSITIVE, lambda value: value >= 1, "at least 1"),
-      (("model.memory.conv_taps",), lambda value: value >= 2, "at least 2"),
+      (("model.memory.conv_taps", "model.ngram_embed.max_n"), lambda value: value >= 2, "at least 2"),
       (NOT_NEGATIVE, lambda value: value >= 0, "at least 0"),
       (ABOVE_ZERO, lambda value: 0 < value < math.inf, "above 0"),
       (("puzzle_eval.halt_threshold",), math.isfinite, "a finite number"),
@@ -272,7 +274,7 @@ def _check_evaluations(train) -> None:
 
 def _check_choices(config) -> None:
   for name, known in CHOICES.items():
-    if (value := at(config, name)) not in known.split():
+    if (value := at(config, name)) not in known.split() and not (value is None and FIELDS[name][1]):
       raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known.split())}")
 
 
@@ -316,6 +318,9 @@ def _check_model(model) -> None:
     raise ValueError(f"config.model.memory.chunk_size={memory.chunk_size} must be at least conv_taps - 1"
                      f"{' + shift' * memory.shift} = {lags}, so that what the convolutions keep is of one "
                      "document")
+  if not memory.writes and memory.initial == "zero":
+    raise ValueError("config.model.memory.writes=False reads the start of the memory, and config.model."
+                     "memory.initial='zero' leaves nothing in it; set initial='learned'")
   blocks(model.memory_layers, model.depth)
   start, most = memory.write_rate_init, memory.write_rate_max
   if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.

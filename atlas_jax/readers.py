@@ -23,9 +23,14 @@ MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is 
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
+OURS = "model.kind=memory & model.path=None"  # Of tuning: else a published model brings its own along.
 MIXED = "model.memory_mix!=none"  # Else the model has no memory; its chunk_size still cuts documents.
-BESIDE = f"memory_lm if {MIXED}; {TUNED} if model.kind=memory & model.path=None & {MIXED}"
-DRAWN = BESIDE.replace("memory_lm if", "memory_lm if model.path=None &")  # What a start has brought along.
+BESIDE = f"memory_lm if {MIXED}; {TUNED} if {OURS} & {MIXED}"
+HELD = BESIDE.replace(MIXED, "model.memory_mix=gate")  # Convolutions alone have no fast weights.
+WRITTEN = BESIDE.replace(MIXED, "model.memory_mix=gate & model.memory.writes=True")
+FRESH = "memory_lm if model.path=None &"  # What a start has brought along.
+DRAWN = BESIDE.replace("memory_lm if", FRESH)
+DRAWN_WRITTEN = WRITTEN.replace("memory_lm if", FRESH)
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
@@ -56,6 +61,7 @@ READERS = {
     "data.held_out_frac": "memory_lm sft grpo gkd; ranked if ranked.eval_files=None",
     "data.align_tokens": "memory_lm",
     "data.carry": "memory_lm",
+    "data.transform": "memory_lm",
     "data.threads": "memory_lm trm",
     "data.cache_dir": "memory_lm trm",
     "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
@@ -77,10 +83,14 @@ READERS = {
     "model": MEMORY,
     "model.gate_floor": BESIDE,
     **{f"model.memory.{name}": BESIDE for name in
-       ("rule", "options", "conv_taps", "write_rate_max", "remat_chunks", "impl", "shift", "shared_qk",
-        "activation", "value_source", "initial", "read_norm")},
-    **{f"model.memory.{name}": DRAWN for name in
-       ("retention_init", "momentum_init", "write_rate_init", "conv_init")},
+       ("conv_taps", "shift", "shared_qk", "activation", "value_source", "read_norm")},
+    **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
+    **{f"model.memory.{name}": WRITTEN for name in ("write_rate_max", "remat_chunks", "impl")},
+    **{f"model.memory.{name}": DRAWN_WRITTEN for name in
+       ("retention_init", "momentum_init", "write_rate_init")},
+    "model.memory.conv_init": DRAWN,
+    "model.ngram_embed.table_rows": f"memory_lm if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
+                                    "model.ngram_embed.max_n!=None",
     "model.memory_layers": BESIDE,
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
@@ -149,8 +159,9 @@ READERS = {
     "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
-    "eval.gain_max_tokens": "memory_lm if model.memory_mix!=none",
-    "eval.baseline": "memory_lm if model.memory_mix!=none & data.held_out_frac!=0.0",
+    "eval.gain_max_tokens": "memory_lm if model.memory_mix=gate",
+    "eval.baseline": "memory_lm if model.memory_mix=gate & data.held_out_frac!=0.0",
+    "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm", "head")
-_ALSO = {"memory_out": "memory"}  # Parts that are named otherwise than the group they count in.
+_ALSO = {"memory_out": "memory", "ngram_embed": "embed"}  # Parts named otherwise than their group.
 OTHER = "other"
 _SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of NaN.
 

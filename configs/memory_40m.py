@@ -20,19 +20,37 @@ cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about a
 `rule=NAME` the memory follows another rule than delta. With `baseline` (as in :cpu,baseline) there is no
 memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans in its
 paper's own form, a value written under its own token's key, at as many parameters.  Results: README, Measured.
+
+What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width, window
+and tokens (:cpu,control=static, and so on for the others and sizes):
+
+  static   the same layer, whose memory is a learned table that is never written
+  conv     the same projections, convolutions and values, without a memory
+  ngram    no memory; embeddings of the hashed n-grams of 2 to 5 tokens
+  wide     no memory; a wider feed-forward layer
+  compute  wide, and as many more updates as the memory costs CPU-seconds; for cpu and cpu_1h
 """
 from atlas_jax import config as base
+
+CONTROLS = ("static", "conv", "ngram", "wide", "compute")
+# CPU-seconds per update of :cpu over those of :cpu,control=wide: .971 and .754 on 2026-11-29, on one
+# thread of a busy machine with two cores (NPROC=1 python scripts/update_cost.py
+# configs/memory_40m.py:cpu configs/memory_40m.py:cpu,control=wide). To be measured anew when the layer
+# becomes faster.
+COST_OF_MEMORY = 1.29
 
 
 def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, paper=False, smoke=False, rule="",
-                       corpus="lm1b")
-  base.choose(arg, "shifted", "baseline", "paper")
+                       control="", corpus="lm1b")
+  base.choose(arg, "shifted", "baseline", "paper", "control")
   base.choose(arg, "full", "cpu", "cpu_1h")
-  if arg.baseline and arg.rule:
-    raise ValueError(f"config arguments 'baseline' and 'rule={arg.rule}' exclude each other: the baseline has "
-                     "no memory")
+  for name in ("baseline", "control"):
+    if arg[name] and arg.rule:
+      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: they are compared "
+                       "with the memory of the delta rule")
+  _check_control(arg)
   for name in ("cpu", "cpu_1h", "smoke"):
     if arg[name] and arg.corpus != "lm1b":
       raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
@@ -57,6 +75,8 @@ def get_config(arg=None):
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
+  if arg.control:
+    _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
@@ -83,6 +103,37 @@ def _paper(config, *, small: bool):
                              value_source="input", conv_init="identity", initial="learned", read_norm="rms")
   config.model.memory.options = {"surprise_max": 1.0}
   config.model.ff_width = 512 if small else 1_152
+
+
+def _check_control(arg):
+  if not arg.control:
+    return
+  if arg.control not in CONTROLS:
+    raise ValueError(f"config argument 'control={arg.control}' is unknown; "
+                     f"{base.nearest(arg.control, CONTROLS)}")
+  if arg.control == "compute" and (arg.smoke or not (arg.cpu or arg.cpu_1h)):
+    raise ValueError("config argument 'control=compute' and the full size or 'smoke' exclude each other: "
+                     "what the memory costs was measured on a CPU; write cpu,control=compute")
+
+
+def _control(config, control: str, *, small: bool):
+  """One of `CONTROLS`; feed-forward widths make up for the parameters that a memory has."""
+  if control == "static":  # The table itself are the parameters that the flagship's start, zero, has not.
+    config.model.memory.update(initial="learned", writes=False)
+    config.model.ff_width -= 16 if small else 12
+    return
+  config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
+  if control == "conv":
+    config.model.memory_mix = "conv"
+    return
+  config.model.memory_layers = None
+  config.model.memory_mix = "none"
+  config.model.ff_width = 704 if small else 1_800
+  if control == "ngram":
+    config.model.ff_width = 512 if small else 1_408
+    config.model.ngram_embed.update(max_n=5, table_rows=576 if small else 2_304)
+  if control == "compute":
+    config.optim.steps = round(COST_OF_MEMORY * config.optim.steps)
 
 
 def _cpu(config):

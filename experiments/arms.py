@@ -37,7 +37,7 @@ class Arm(NamedTuple):
 
   name: str
   says: str  # what it is, for tables
-  config: str  # such as "configs/memory_40m.py:cpu,shift"
+  config: str  # such as "configs/memory_40m.py:cpu"
   fields: Mapping[str, Any] = {}
 
 

@@ -19,7 +19,8 @@ from atlas_jax.rollout import start
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
-CHOICES = {"rule": rules.names}  # Arguments that are no flags, and what they may be.
+CONTROLS = ("static", "conv", "ngram", "wide", "compute")
+CHOICES = {"rule": rules.names, "control": lambda: CONTROLS}  # Arguments but flags, and their values.
 
 
 def flags_of(file) -> dict:
@@ -46,7 +47,7 @@ def variants(file) -> list[str]:
   sets = itertools.chain.from_iterable(itertools.combinations(switches, n) for n in range(len(switches) + 1))
   others = [f"{name}={value}" for name in defaults if name in CHOICES for value in CHOICES[name]()]
   together = [arg for arg in map(",".join, sets) if not exclude_each_other(file, arg)]
-  return together + others
+  return together + [arg for arg in others if not exclude_each_other(file, arg)]
 
 
 ALL = [(file, arg) for file in FILES for arg in variants(file)]
@@ -126,6 +127,23 @@ def test_what_is_compared_has_as_many_parameters(file, compared):
     assert abs(counts[0] / counts[1] - 1) < 0.01, (arg, counts)
 
 
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("size", ["", "cpu,", "cpu_1h,"])
+def test_a_control_has_as_many_parameters_as_the_memory_at_the_same_shape(size, control):
+  if control == "compute" and not size:
+    pytest.skip("what the memory costs was measured on a CPU")
+  file = ROOT / "configs/memory_40m.py"
+  with_memory, other = resolved(file, size.rstrip(",")), resolved(file, f"{size}control={control}")
+  ratio = tree.count(shapes_of(other)) / tree.count(shapes_of(with_memory))
+  assert abs(ratio - 1) < 0.011, ratio
+  same = ("model.depth", "model.width", "model.heads", "model.window_tokens", "data.segment_len",
+          "data.batch_rows", "data.align_tokens", "optim.lr", "optim.warmup_steps", "seed")
+  for name in same:
+    assert configs.at(other, name) == configs.at(with_memory, name), name
+  ratio = other.optim.steps / with_memory.optim.steps
+  assert (1.2 < ratio < 1.6) if control == "compute" else ratio == 1
+
+
 @pytest.mark.parametrize("name", ["cpu", "cpu_1h", "smoke"])
 def test_a_corpus_that_a_small_variant_would_not_read_is_refused(name):
   with pytest.raises(ValueError, match=f"'corpus=other' and '{name}' exclude each other"):
@@ -137,7 +155,9 @@ def test_the_configs_of_studies_set_nothing_that_is_not_read():
   assert files and all(main.read_config(str(file)) for file in files)
 
 
-@pytest.mark.parametrize("arg", ["cpu,baseline,rule=titans", "paper,baseline", "cpu,cpu_1h"])
+@pytest.mark.parametrize("arg", ["cpu,baseline,rule=titans", "paper,baseline", "cpu,cpu_1h",
+                                 "control=wide,paper", "cpu,control=conv,baseline", "control=static,rule=dla",
+                                 "control=compute", "cpu,control=compute,smoke"])
 def test_arguments_of_which_one_would_be_ignored_are_refused(arg):
   with pytest.raises(ValueError, match="exclude each other"):
     main.read_config(f"configs/memory_40m.py:{arg}")

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from atlas_jax.data import corpus as corpora
-from atlas_jax.data import packing, problems
+from atlas_jax.data import packing, problems, transforms
 from atlas_jax.data import store as stores
 from atlas_jax.data import tokenizer as tokenizers
 
@@ -164,7 +164,8 @@ class TextSource:
 def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float,
          tokenizer: str = "byte", path=None, align_tokens: int | None = None, carry: bool = True,
          threads: int = 2, cache_dir: str | None = None, download: bool = False, text_field: str = "text",
-         limit_bytes: int | None = None, bad_input_frac: float = 0.01, split: str = "train",
+         limit_bytes: int | None = None, bad_input_frac: float = 0.01, transform: str | None = None,
+         split: str = "train",
          max_tokens: int | None = None, process_index: int = 0, process_count: int = 1) -> TextSource:
   """Builds the source of one split of a corpus.
 
@@ -181,6 +182,7 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
     threads: threads that prepare batches; 0 prepares each when asked.
     cache_dir: folder of tokenised corpora; None is the user's cache folder.
     bad_input_frac: share of documents or of files that may be unreadable before it is an error.
+    transform: what is made of the documents, see `transforms`; `seed` draws it too. None: they stay.
     split: "train" (endless, shuffled) or "held_out" (once, in the corpus's order, every token counted).
     max_tokens: ends an epoch after so many tokens, padding included, but not before one step.
     process_index: which process this is; rows are contiguous blocks in the order of processes.
@@ -196,6 +198,7 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
                      "processes")
   coder = tokenizers.load(tokenizer)
   found = corpora.load(name, path=path, text_field=text_field, limit_bytes=limit_bytes, download=download)
+  found = transforms.transformed(found, transform, seed, tokenizer=coder.fingerprint)
   store = stores.load(found, coder, cache_dir=cache_dir, bad_input_frac=bad_input_frac)
   chosen, identity = _choose(store, split, held_out_frac)
   plan = packing.Plan(store.lengths[chosen], batch_rows=batch_rows, segment_len=segment_len,

@@ -58,6 +58,7 @@ def _data() -> ml_collections.ConfigDict:
       "batch_rows": 16,  # Rows per update, over all processes.
       "held_out_frac": 0.05,  # Fraction of documents or prompts never trained on; 0: none, no evaluation.
       "align_tokens": OPTIONAL(int),  # Documents start at multiples of it; None: of the memory's chunk_size.
+      "transform": OPTIONAL(str),  # Documents made into others, see data/transforms.py; None: as they are.
       "carry": True,  # Whether memory and attention pass from segment to segment of a document.
       "threads": 2,  # Threads that prepare batches.
       "cache_dir": OPTIONAL(str),  # Tokenised corpora; None: the user's cache folder.
@@ -88,7 +89,7 @@ def _model() -> ml_collections.ConfigDict:
       "heads": 8,  # Attention heads.
       "ff_width": 1_408,  # Hidden width of the feed-forward layers.
       "window_tokens": 256,  # How far attention sees, the token itself included.
-      "memory_mix": "gate",  # "gate": memory beside attention; "none": attention alone.
+      "memory_mix": "gate",  # "gate": memory beside attention; "none"; "conv": its convolutions alone.
       "memory_layers": OPTIONAL(str),  # Blocks that have a memory, from 0, with commas; None: all.
       "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
       "dtype": "bfloat16",  # Of activations. Parameters, fast weights and losses are float32.
@@ -117,6 +118,11 @@ def _model() -> ml_collections.ConfigDict:
           "conv_init": "ngram",  # Keys start as signatures of the last tokens; "identity": as the token itself.
           "initial": "auto",  # A document starts with "learned" fast weights, or "zero"; "auto": zero if it can.
           "read_norm": "none",  # Reads keep their length; "rms": unit mean square, whatever was recalled.
+          "writes": True,  # False: nothing is written; every token reads the learned start. A control.
+      },
+      "ngram_embed": {  # Embeddings of hashed n-grams beside those of tokens, as a control.
+          "max_n": OPTIONAL(int),  # Longest n-gram, from 2 on; each length has a table. None: no n-grams.
+          "table_rows": 4_096,  # Rows of each table.
       },
   })
 
@@ -158,6 +164,7 @@ def _eval() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
       "batch_rows": 8,  # Held-out streams read side by side.
       "max_tokens": OPTIONAL(int),  # Held-out tokens read by an evaluation; None: all.
+      "transform": OPTIONAL(str),  # As data.transform, of held-out documents alone; None: the same.
       "gain_max_tokens": 65_536,  # Held-out tokens on which memory gain is measured.
       "baseline": OPTIONAL(str),  # Recorded figures without memory, a file of evals/baseline.py; None: none.
       "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory import on_chip, projections, rules, scan
+from atlas_jax.memory import on_chip, projections, rules, scan, unwritten
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.projections import Weights, conv_reach, has_key, last_real, project, rms
+from atlas_jax.memory.projections import Weights, conv_reach, has_key, kept_tail, last_real, project, rms
 from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
 
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
@@ -47,10 +47,13 @@ class Memory(nn.Module):
     conv_init: how the convolutions of queries and keys start: "identity" (near the token itself), or "ngram"
       (signatures of the last tokens, see `projections.ngram_taps`).
     initial: fast weights that a document starts with: "learned", or "zero", which rules of one matrix can be
-      written from; "auto" is zero for them and learned for all others.
+      written from; "auto" is zero for them, and learned for all others and where nothing is written.
     read_norm: "rms" brings a head's reads to unit mean square, however little was recalled; "none" keeps
       their length, times the root of value_dim: a perfect recall has unit mean square, an empty memory adds
       nothing.
+    writes: False writes nothing, ever: every token reads the learned start, behind the same keys, gates and
+      convolutions, in every mode. Gates and values of the memory then have no gradient; that they are there
+      keeps the number of parameters. See `unwritten`.
   """
 
   rule: str
@@ -73,6 +76,7 @@ class Memory(nn.Module):
   conv_init: str = "identity"
   initial: str = "learned"
   read_norm: str = "rms"
+  writes: bool = True
 
   def the_rule(self):
     """Returns the rule for one head.
@@ -96,7 +100,10 @@ class Memory(nn.Module):
       raise ValueError("config.model.memory.initial='zero' starts a memory that cannot be written: config."
                        f"model.memory.rule={self.rule!r} with its options has more than one matrix, and "
                        "where all are zero none has a gradient; set initial='learned', or a depth of 1")
-    return by_steps(rule) if self.impl == "reference" else rule
+    if self.initial == "zero" and not self.writes:
+      raise ValueError("config.model.memory.writes=False reads the start of the memory, and config.model."
+                       "memory.initial='zero' leaves nothing in it; set initial='learned'")
+    return by_steps(rule) if self.impl == "reference" and self.writes else rule
 
   @property
   def form(self) -> projections.Form:
@@ -145,6 +152,8 @@ class Memory(nn.Module):
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)
+    if not self.writes:
+      return self._unwritten(rule, weights, state, source, gates, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
@@ -178,7 +187,8 @@ class Memory(nn.Module):
     return Weights(kernel, taps, values, jax.tree.map(lambda w: w.astype(wide), learned))
 
   def _initial_fast(self, rule):
-    if self.initial == "learned" or self.initial == "auto" and not _one_matrix(rule):
+    auto_learns = not (_one_matrix(rule) and self.writes)
+    if self.initial == "learned" or self.initial == "auto" and auto_learns:
       return self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
     return self.zero_fast()
 
@@ -247,18 +257,13 @@ class Memory(nn.Module):
 
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
     """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
-    lags = self.form.lags
-    reach_BTS = conv_reach(doc_BT, last_doc_B, lags)
+    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
     write_BT = jnp.broadcast_to(has_key(self.form, reach_BTS), doc_BT.shape)
     running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, write_BT,
                              last_doc_B, count_B)
-    tail = last_real(state.tail, x_BTHE, count_B)
-    # Later calls take all of the tail for rows of the last document: those of an earlier one become zero.
-    doc_BS = last_real(jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT, count_B)
-    kept_BS = doc_BS == doc_BS[:, -1:]
-    tail = jnp.where(kept_BS[..., None, None], tail, 0)
+    tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
     return jnp.moveaxis(out_BHTM, 1, 2), MemoryLayerState(running, tail)
 
   def _read_stream(self, rule, running, learned, tokens, gates, doc_BT, write_BT, last_doc_B, count_B):
@@ -295,10 +300,25 @@ class Memory(nn.Module):
     return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, write_BT,
                 last_doc_B)
 
+  def _unwritten(self, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
+    """Reads any number of tokens of any documents with the learned start; see `writes`."""
+    if count_B is not None:
+      at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
+      doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
+    tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+    by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
+    running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, by_head, doc_BT,
+                                       last_doc_B, chunk_size=self.chunk_size)
+    real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+    out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)
+    tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
+    stats = {"fast_norm_mean": jax.lax.stop_gradient(_norm(running.memory.fast))}
+    return self._read(out_BTHM), MemoryLayerState(running, tail), stats
+
   def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, end: Token):
     """Scalars that tell how the memory is used; no gradient flows through them. `end` is the last chunk."""
     slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
-    square_BH = sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(running.memory.fast))
     recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
     after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
     real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
@@ -312,8 +332,13 @@ class Memory(nn.Module):
         "surprise_norm_mean": mean(out.surprise_C, real_BT),
         "inner_loss_before": mean(out.loss_C[:, -self.chunk_size:], end_BC),
         "inner_loss_after": mean(after_BCH, end_BC),
-        "fast_norm_mean": jnp.mean(jnp.sqrt(square_BH)),
+        "fast_norm_mean": _norm(running.memory.fast),
     }
+
+
+def _norm(fast):
+  """Mean norm of the memories, whose leaves are [B, H, ...]."""
+  return jnp.mean(jnp.sqrt(sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(fast))))
 
 
 def _floats_per_head(fast) -> int:

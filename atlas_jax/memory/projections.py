@@ -98,6 +98,17 @@ def last_real(tail_BSE, x_BTE, count_B):
   return jax.vmap(lambda rows, at: jax.lax.dynamic_slice_in_dim(rows, at, size))(both, count_B)
 
 
+def kept_tail(tail_BSHE, x_BTHE, doc_BT, last_doc_B, count_B):
+  """Returns the last S rows read; those of an earlier document than the last one are 0.
+
+  Later calls take all of them for rows of the last document.
+  """
+  doc_BS = jnp.repeat(last_doc_B[:, None], tail_BSHE.shape[1], 1)
+  doc_BS = last_real(doc_BS, doc_BT, count_B)
+  kept_BS = doc_BS == doc_BS[:, -1:]
+  return jnp.where(kept_BS[..., None, None], last_real(tail_BSHE, x_BTHE, count_B), 0)
+
+
 def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
   """Convolves each channel with its own last rows, across calls.
 

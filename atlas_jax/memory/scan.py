@@ -176,7 +176,7 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     NaN from the first token on that n_chunks leaves no room for.
   """
   slow, rows = learned.slow, n_chunks * chunk_size
-  chunk_T, place_T, new_T, position = _document_grid(doc_T, last_doc, running.position, chunk_size)
+  chunk_T, place_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
   real_T = doc_T >= 0
   slot_T = chunk_T * chunk_size + place_T
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
@@ -217,7 +217,7 @@ def chunks_of_documents(length: int, chunk_size: int, documents: int | None) -> 
   return 1 + min(length, (length + starts * (chunk_size - 1)) // chunk_size)
 
 
-def _document_grid(doc_T, last_doc, position, chunk_size: int):
+def document_grid(doc_T, last_doc, position, chunk_size: int):
   """Counts each document's tokens into chunks of its own; chunk 0 is the one that was begun before.
 
   Returns:

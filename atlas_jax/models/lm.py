@@ -11,11 +11,13 @@ from atlas_jax.fields import blocks
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.memory.types import Learned
+from atlas_jax.models import ngrams
 from atlas_jax.models.attention import LocalAttention
+from atlas_jax.models.conv_mix import ConvMix
 from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
 
 MODES = ("packed", "stream")
-MIXES = ("gate", "none")
+MIXES: dict[str, Any] = {"gate": Memory, "conv": ConvMix, "none": None}
 
 
 class LMState(NamedTuple):
@@ -24,6 +26,7 @@ class LMState(NamedTuple):
   attention: Any  # AttentionState of [B, L, ...]
   memory: Any  # MemoryLayerState of [B, blocks with a memory, ...]; () without memory
   doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
+  ngram: Any = ()  # [B, max_n - 1] its last tokens, see `ngrams.lookups`; () without embeddings of n-grams
 
 
 class LMOut(NamedTuple):
@@ -46,6 +49,7 @@ class Block(nn.Module):
     gate_floor: least share of the memory's output that enters, in [0, 1).
     out_scale: factor on initial output weights.
     memory: fields of `memory.layer.Memory`, or None for a block without.
+    memory_mix: whose name `MIXES` has: the layer of these fields.
     mode: see `LM`.
 
   Source: Titans (arXiv:2501.00663), memory as a gate. The paper multiplies attention by the gated memory; we
@@ -58,6 +62,7 @@ class Block(nn.Module):
   gate_floor: float
   out_scale: float
   memory: Mapping | None
+  memory_mix: str
   mode: str
 
   @nn.compact
@@ -68,7 +73,7 @@ class Block(nn.Module):
     mixed_BTD, attention_state = attention(h_BTD, state[0], doc_BT, count_B)
     memory_state, stats = (), {}
     if self.memory is not None:
-      layer = Memory(**self.memory, name="memory")
+      layer = MIXES[self.memory_mix](**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode,
                                             token_BTD=token_BTD, writes=memory_writes)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
@@ -132,13 +137,16 @@ class LM(nn.Module):
   Attributes:
     vocab_size, width, depth, heads, ff_width: the usual.
     window_tokens: how far attention sees, the token itself included.
-    memory_mix: "gate" (memory beside attention) or "none" (no memory).
+    memory_mix: "gate" (memory beside attention), "none" (no memory) or, to compare, "conv" (the layer without
+      its memory, see `ConvMix`).
     gate_floor: least share of the memory's output that enters a block, in [0, 1).
     dtype: of activations; parameters, fast weights and losses stay float32.
     remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
     scan_unroll: blocks unrolled per step of the scan over depth; changes speed only.
     memory: fields of `memory.layer.Memory`.
     memory_layers: blocks that have a memory, from 0; None: all.
+    ngram_embed: embeddings of hashed n-grams, n from 2 to max_n, added to those of the tokens; None, or a
+      max_n of None: none. The tokens that memories write are without them.
   """
 
   vocab_size: int
@@ -154,6 +162,12 @@ class LM(nn.Module):
   scan_unroll: int
   memory: Mapping
   memory_layers: tuple[int, ...] | None = None
+  ngram_embed: Mapping | None = None
+
+  @property
+  def max_n(self) -> int | None:
+    """Returns the longest n-gram that has an embedding; None: none has."""
+    return None if self.ngram_embed is None else self.ngram_embed["max_n"]
 
   @property
   def with_memory(self) -> tuple[int, ...]:
@@ -180,11 +194,13 @@ class LM(nn.Module):
     state = attention.zero_state(rows, self.width, jnp.dtype(self.dtype))
     memory: Any = ()
     if self.memory_mix != "none":
-      memory = Memory(**self.memory, parent=None).zero_state(rows, jnp.dtype(self.dtype))
+      layer = MIXES[self.memory_mix](**self.memory, parent=None)
+      memory = layer.zero_state(rows, jnp.dtype(self.dtype))
     deep = lambda count: lambda x: jnp.repeat(x[:, None], count, axis=1)
     state = jax.tree.map(deep(self.depth), state)
     memory = jax.tree.map(deep(len(self.with_memory)), memory)
-    return LMState(state, memory, jnp.full((rows,), NO_DOC, jnp.int32))
+    ngram = () if self.max_n is None else ngrams.zero_tail(rows, self.max_n)
+    return LMState(state, memory, jnp.full((rows,), NO_DOC, jnp.int32), ngram)
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
@@ -209,10 +225,11 @@ class LM(nn.Module):
     doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
-    x_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
+    token_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
+    x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     context = (doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
-               x_BTD if from_token else None, memory_writes)
+               token_BTD if from_token else None, memory_writes)
     attention, memories, stats = [], [], {}
     for stack in self.stacks:
       memory = _layers(state.memory, stack.memories.start, stack.memories.stop) if stack.memories else ()
@@ -223,8 +240,21 @@ class LM(nn.Module):
       stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
                 for name, value_L in found.items() for i in range(len(stack.memories))}
     hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
-    after = LMState(_joined(attention), _joined(memories), last_document(doc_BT, state.doc_B, count_B))
+    last_doc_B = last_document(doc_BT, state.doc_B, count_B)
+    after = LMState(_joined(attention), _joined(memories), last_doc_B, ngram)
     return LMOut(hidden_BTD, after, stats)
+
+  @nn.nowrap
+  def _with_ngrams(self, token_BTD, tokens_BT, state, doc_BT, count_B):
+    """Adds the embeddings of n-grams; returns also the tokens that the next call's n-grams begin with."""
+    if self.max_n is None:
+      return token_BTD, ()
+    size = self.ngram_embed["table_rows"]
+    tables = self.param("ngram_embed", nn.initializers.normal(0.02), (self.max_n - 1, size, self.width),
+                        jnp.float32)
+    row_BTS, tail_BS = ngrams.lookups(tokens_BT, state.ngram, doc_BT, state.doc_B, count_B, table_rows=size)
+    added_BTD = ngrams.embedded(tables.astype(token_BTD.dtype), row_BTS)
+    return token_BTD + added_BTD * jnp.asarray(self.width**0.5, token_BTD.dtype), tail_BS
 
   @nn.nowrap
   def _blocks(self, stack: Stack, mode: str):
@@ -234,7 +264,7 @@ class LM(nn.Module):
                      unroll=min(self.scan_unroll, stack.end - stack.first))
     memory = self.memory if stack.memories else None
     return blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
-                  memory, mode, name=stack.name)
+                  memory, self.memory_mix, mode, name=stack.name)
 
   @nn.nowrap
   def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
@@ -264,8 +294,9 @@ def build(fields: Mapping) -> LM:
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
              chunk_size=memory["chunk_size"], **memory["options"])
   ours = {name: value for name, value in fields.items() if name not in ("kind", "path")}
-  model = LM(**ours | {"memory_layers": blocks(fields["memory_layers"], fields["depth"])})
-  if model.with_memory:
+  layers = blocks(fields["memory_layers"], fields["depth"])
+  model = LM(**ours | {"memory_layers": layers, "ngram_embed": dict(fields["ngram_embed"])})
+  if model.with_memory and model.memory_mix == "gate":
     Memory(**memory, parent=None).the_rule()
   return model
 

@@ -15,7 +15,7 @@ from atlas_jax.models.layers import HeadsOut
 
 SETTINGS = ("chunk_size", "conv_taps", "retention_init", "momentum_init", "write_rate_init", "write_rate_max",
             "remat_chunks", "impl", "shift", "shared_qk", "activation", "value_source", "conv_init",
-            "initial", "read_norm")
+            "initial", "read_norm", "writes")
 
 
 class NeuralMemoryState(NamedTuple):
@@ -38,8 +38,9 @@ class NeuralMemory(nn.Module):
     options: the rule's own options, by name.
     chunk_size, conv_taps, retention_init, momentum_init, write_rate_init, write_rate_max, remat_chunks, impl:
       see `memory.layer.Memory`; the last two change speed and memory alone, in calls without a state.
-    shift, shared_qk, activation, value_source, conv_init, initial, read_norm: see `memory.layer.Memory`. The
-      tokens themselves, of which value_source="token" makes values, are the input, at unit mean square.
+    shift, shared_qk, activation, value_source, conv_init, initial, read_norm, writes: see `memory.layer.
+      Memory`. The tokens themselves, of which value_source="token" makes values, are the input, at unit mean
+      square.
     max_documents: the most documents that a row of one call may hold. It matters under `jit`, where documents
       cannot be counted: None then makes room for one at every token, which takes chunk_size times the memory.
 
@@ -66,6 +67,7 @@ class NeuralMemory(nn.Module):
   conv_init: str | None = None
   initial: str | None = None
   read_norm: str | None = None
+  writes: bool | None = None
   max_documents: int | None = None
 
   @nn.nowrap

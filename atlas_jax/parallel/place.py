@@ -36,7 +36,7 @@ TENSOR_AXES = (
     (r"attention/out/lora_a", (-3,)),  # H, K, rank
     (r"mlp/(gate|up)/(kernel|bias|lora_b)", (-1,)),  # D or rank, F
     (r"mlp/down/(kernel|lora_a)", (-2,)),  # F, D or rank
-    (r"embed", (-2, -1)),  # V, D
+    (r"(ngram_)?embed", (-2, -1)),  # V or rows of a table, D
     (r"head/kernel", (-1, -2)),  # D, V, where the output weights are not the embedding
 )
 # Leaves that may stay whole although they are large, by the end of their name, with the reason beside each.

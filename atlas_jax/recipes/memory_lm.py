@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import evals
@@ -116,6 +117,11 @@ def init_params(config, model: lm.LM, rng):
 def held_out_of(config, max_tokens: int | None, **place):
   """Opens the held-out documents of a config: this process's rows, unless `place` says otherwise."""
   fields = {**sources.fields_of(config.data), "batch_rows": config.eval.batch_rows}
+  if config.eval.transform is not None:
+    if "transform" not in fields:
+      raise ValueError(f"config.eval.transform={config.eval.transform!r} is not read by config.data.source="
+                       f"{config.data.source!r}; leave it out")
+    fields["transform"] = config.eval.transform
   return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
                       **(place or _here()))
 
@@ -172,6 +178,8 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model, start = model_of(config), start_of(config)
   config = with_tokenizer(config)
+  if config.model.memory_mix == "gate" and not config.model.memory.writes:
+    logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
@@ -216,7 +224,7 @@ def evals_of(config, model, mesh) -> dict:
   """
   if not config.data.held_out_frac:
     return {}
-  if config.model.memory_mix != "none" and config.eval.batch_rows < 2:
+  if config.model.memory_mix == "gate" and config.eval.batch_rows < 2:
     raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in to "
                      "measure memory gain; use 2 or more")
   source = held_out_of(config, config.eval.max_tokens)
@@ -224,7 +232,7 @@ def evals_of(config, model, mesh) -> dict:
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
-  if config.model.memory_mix != "none":
+  if config.model.memory_mix == "gate":
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
   if config.model.memory_mix != "none" and (path := config.eval.baseline) is not None:

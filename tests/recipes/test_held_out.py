@@ -3,8 +3,10 @@ import json
 
 import pytest
 
+from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.data import problems
+from atlas_jax.recipes import memory_lm
 from tests import program, runs, tuning
 from tests.recipes import test_contract
 
@@ -129,3 +131,27 @@ def test_a_run_with_nothing_held_out_trains_and_says_that_it_is_not_evaluated(tm
   assert summary["evaluation"] == "none" and not [name for name in summary if name.startswith("val_")]
   line = program.refused(program.run("--mode=eval", f"--workdir={tmp_path}/run"))
   assert "has no evaluation, config.data.held_out_frac=0 holds nothing out" in line
+
+
+def test_held_out_documents_may_be_transformed_and_those_of_training_are_not(corpus):
+  """The evaluation of a run that has learnt from documents as they are."""
+  plain = test_contract.config_of("memory_lm", corpus)
+  other = test_contract.config_of("memory_lm", corpus, eval__transform="repeat")
+  assert configs.is_free("eval.transform")
+  texts = [memory_lm.held_out_of(config, None).text() for config in (plain, other)]
+  assert len(texts[1]) == 2 * len(texts[0]) and texts[0][:50] == texts[1][:50]
+  fingerprints = [memory_lm.train_source_of(config).fingerprint for config in (plain, other)]
+  assert fingerprints[0] == fingerprints[1]
+
+
+def test_transforms_of_data_reach_training_and_held_out_documents_before_anything_compiles(corpus):
+  config = test_contract.config_of("memory_lm", corpus, data__transform="permute_bytes")
+  recipe = recipes.load(config, runs.one_device())
+  assert recipe.source.manifest["transform"] == "permute_bytes"
+  assert memory_lm.held_out_of(config, None).manifest["transform"] == "permute_bytes"
+
+
+def test_a_memory_that_is_never_written_says_which_parameters_learn_nothing(corpus, caplog):
+  caplog.set_level("INFO")
+  loaded("memory_lm", corpus, model__memory__writes=False)
+  assert "writes=False: gates and values of the memories get no gradient" in caplog.text

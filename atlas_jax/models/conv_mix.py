@@ -1,0 +1,54 @@
+"""What a memory layer gives without a memory: its projections, convolutions, and each token's own value."""
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from atlas_jax import tree
+from atlas_jax.memory.layer import Memory, MemoryLayerState
+from atlas_jax.memory.projections import conv_reach, has_key, kept_tail, project, rms
+from atlas_jax.memory.types import Learned, MemoryRule
+
+EMPTY = MemoryRule(init=lambda key: Learned((), {}), step=lambda *args: None)
+NO_MEMORY: Any = ()  # Where a `MemoryLayerState` has fast weights.
+
+
+class ConvMix(Memory):
+  """The layer around a memory that is emptied before every token: out_t = v_t (k_t . q_t).
+
+  A token then reads what it has just written itself, at write rate 1, and nothing of the tokens before it but
+  what the convolutions of key, query and value hold: with the shift that is the last conv_taps + 1 tokens.
+  Queries and keys are compared as they are, without a rule's feature map. There are no gates of writing, no
+  fast weights and no rule; what concerns them is not read. Norm of the output, state of the convolutions and
+  modes are those of `Memory`, whose parameters of these names it has: qkv_kernel, conv_kernel, value_kernel.
+  """
+
+  def the_rule(self):
+    """Returns a rule without weights."""
+    return EMPTY
+
+  def _initial_fast(self, rule):
+    return ()
+
+  def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
+    """Returns the state of a layer that has read nothing: the convolutions' last inputs alone."""
+    tail = jnp.zeros((rows, self.form.lags, self.heads, self.form.channels), dtype)
+    return MemoryLayerState(NO_MEMORY, tail)
+
+  @nn.compact
+  def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
+               n_chunks: int | None = None, token_BTD=None):
+    """Reads T tokens; arguments and results as of `Memory`, alike in every mode, without stats."""
+    del mode, n_chunks
+    if count_B is not None:
+      at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
+      doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+    weights = self._weights(self.the_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
+    token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
+    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
+    tokens, x_BTHE = project(self.form, weights, x_BTD, token_BTD, state.tail, reach_BTS)
+    own_BHTM = tokens.v * jnp.sum(tokens.k * tokens.q, axis=-1, keepdims=True)
+    real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+    out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)
+    tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
+    return self._read(out_BTHM), MemoryLayerState(NO_MEMORY, tail), {}
