@@ -144,8 +144,8 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
 
   Args:
     spec: FILE or FILE:ARGUMENTS, such as "configs/memory_40m.py:cpu".
-    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}. Another model.memory.rule than
-      the config's starts from no options.
+    overrides: dotted field -> its value as text, such as {"optim.steps": "40"}. With another
+      model.memory.rule than the config's, the options are none before they are changed.
 
   Raises:
     ValueError: if there is no such file, or it or an override has an unknown field, a wrong value, or a field

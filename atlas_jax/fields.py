@@ -204,8 +204,8 @@ NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tok
                 "eval.shown", "vllm.retries", "vllm.backoff_s")
 ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
               "trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
-              "optim.gate_lr_scale", "lora.alpha", "distill.temperature", "vllm.gap_limit_nats", "vllm.start_timeout_s",
-              "vllm.timeout_s")
+              "optim.gate_lr_scale", "lora.alpha", "distill.temperature", "vllm.gap_limit_nats",
+              "vllm.start_timeout_s", "vllm.timeout_s")
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
           "distill.on_policy_frac", "distill.alpha")
 CHOICES = {

@@ -1,6 +1,6 @@
 """Language model of 40M parameters with a memory of what came before, and its small siblings.
 
-One block has a memory of pairs: the context before a token, and the token (`atlas_jax/memory/projections.py`).
+One block has a memory of pairs, the context before a token and the token: `atlas_jax/memory/projections.py`.
 40,131,875 parameters at a vocabulary of 32,000. It has not been trained to its end yet: no accelerator was at
 hand. Its text and vocabulary are prepared once, the first with a network, the second without:
 
@@ -18,11 +18,11 @@ Siblings, on the bytes of the running Python's standard library, ready without p
 
 cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
 `rule=NAME` the memory follows another rule than delta. With `baseline` (as in :cpu,baseline) there is no
-memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans in its
-paper's own form, a value written under its own token's key, at as many parameters.  Results: README, Measured.
+memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans as
+its paper has it, a value under its own token's key, at as many parameters.  Results: README, Measured.
 
-What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width, window
-and tokens (:cpu,control=static, and so on for the others and sizes):
+What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width,
+window and tokens (:cpu,control=static, and so on for the others and sizes):
 
   static   the same layer, whose memory is a learned table that is never written
   conv     the same projections, convolutions and values, without a memory
@@ -48,8 +48,8 @@ def get_config(arg=None):
   base.choose(arg, "full", "cpu", "cpu_1h")
   for name in ("baseline", "control"):
     if arg[name] and arg.rule:
-      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: they are compared "
-                       "with the memory of the delta rule")
+      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: both are "
+                       "compared with the memory of the delta rule")
   _check_control(arg)
   for name in ("cpu", "cpu_1h", "smoke"):
     if arg[name] and arg.corpus != "lm1b":

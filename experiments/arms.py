@@ -1,4 +1,4 @@
-"""Arms of a study: one command of the program each, at equal parameters, over seeds; what each reaches is kept.
+"""Arms of a study: one command of the program each, at equal parameters, over seeds; results are kept.
 
 An arm is a config and the fields that it changes. All arms of a study see the same tokens and have, by the
 width of their feed-forward layers, as many parameters as the study asks for. Results are rows of one JSON
@@ -27,8 +27,8 @@ from atlas_jax import config as configs
 from atlas_jax.models import lm
 
 SHARE = 0.95  # Of intervals over seeds.
-KEPT = ("params", "steps", "tokens_seen", "train_loss_nats", "val_loss_nats", "val_bits_per_byte", "val_tokens",
-        "gzip_bits_per_byte", "trigram_bits_per_byte", "seconds")
+KEPT = ("params", "steps", "tokens_seen", "train_loss_nats", "val_loss_nats", "val_bits_per_byte",
+        "val_tokens", "gzip_bits_per_byte", "trigram_bits_per_byte", "seconds")
 SERIES = ("memory_gain_", "val_loss_nats_by_position_", "val_tokens_by_position_")
 
 
@@ -116,7 +116,7 @@ def over_seeds(found: Mapping[str, dict], arm: str, field: str) -> list[float]:
 
 
 def table(found: Mapping[str, dict], arms, fields: Mapping[str, str]) -> str:
-  """Writes a table in Markdown: arms by mean and interval over seeds of each field, named as the mapping says."""
+  """Writes a Markdown table: the mean and interval over seeds of each field, named as the mapping says."""
   lines = [f"| arm | what | seeds | {' | '.join(fields.values())} |", "| --- " * (len(fields) + 3) + "|"]
   for arm in arms:
     columns = [over_seeds(found, arm.name, field) for field in fields]
@@ -145,8 +145,8 @@ def evaluated(workdir: pathlib.Path, fields: Mapping[str, Any]) -> dict:
     RuntimeError: if the program fails, with the end of what it said.
   """
   asked = [f"--config.{name}={value}" for name, value in fields.items()]
-  done = subprocess.run([sys.executable, "-m", "atlas_jax.main", "--mode=eval", f"--workdir={workdir}", *asked],
-                        text=True, capture_output=True, check=False)
+  program = [sys.executable, "-m", "atlas_jax.main", "--mode=eval", f"--workdir={workdir}"]
+  done = subprocess.run([*program, *asked], text=True, capture_output=True, check=False)
   if done.returncode:
     raise RuntimeError(f"evaluation with {shlex.join(asked)} failed: {done.stderr[-2_000:]}")
   named = {name.removeprefix("eval/").replace("/", "_"): value
@@ -184,7 +184,7 @@ def run(arms, *, params: int | None, argv: list[str] | None, says: str, then=Non
         fields = arm.fields if params is None else fitted(arm, params)
         row = trained(arm, fields, seed, workdir)
         _add(asked.out, {name: row})
-        print(name, f"{row['val_bits_per_byte']:.3f} bits per byte, {row['cpu_s']:.0f} CPU-seconds", flush=True)
+        print(name, f"{row['val_bits_per_byte']:.3f} bits per byte, {row['cpu_s']:.0f} CPU-s", flush=True)
       if then is not None:
         _add(asked.out, then(arm, seed, workdir, read(asked.out)))
   return asked.out

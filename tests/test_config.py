@@ -70,7 +70,7 @@ REFUSED = [
   (dict(optim__lr=None), "config.optim.lr=None must be a number"),
   (dict(model__memory__remat_chunks=3), "remat_chunks=3 does not divide the 32 chunks of a segment"),
   (dict(model__memory__conv_taps=1), "config.model.memory.conv_taps=1 must be at least 2"),
-  (dict(model__memory__chunk_size=2, model__memory__shift=False), "chunk_size=2 must be .* conv_taps - 1 = 5"),
+  (dict(model__memory__chunk_size=2, model__memory__shift=False), "chunk_size=2 must .* conv_taps - 1 = 5"),
   (dict(model__memory__chunk_size=3), "at least conv_taps - 1 [+] shift = 6"),
   (dict(model__memory__value_source="key"), "value_source='key' is unknown; known are input, token"),
   (dict(model__memory_layers="0,9"), "memory_layers='0,9' must name different blocks from 0 to 7"),

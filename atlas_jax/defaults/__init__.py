@@ -115,8 +115,8 @@ def _model() -> ml_collections.ConfigDict:
           "shared_qk": True,  # Whether queries are the keys' projection and convolution.
           "activation": "none",  # After the convolutions: "silu" or "none".
           "value_source": "token",  # Values: of the block's "input", convolved, or of the "token" alone.
-          "conv_init": "ngram",  # Keys start as signatures of the last tokens; "identity": as the token itself.
-          "initial": "auto",  # A document starts with "learned" fast weights, or "zero"; "auto": zero if it can.
+          "conv_init": "ngram",  # Keys start as signatures of the last tokens; "identity": the token itself.
+          "initial": "auto",  # Fast weights of a new document: "learned", "zero"; "auto": zero if it can be.
           "read_norm": "none",  # Reads keep their length; "rms": unit mean square, whatever was recalled.
           "writes": True,  # False: nothing is written; every token reads the learned start. A control.
       },

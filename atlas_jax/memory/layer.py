@@ -18,7 +18,8 @@ LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in tu
 NO_DOC = -2  # the document of a state that has read nothing
 FORMS = ("auto", "reference", "chunked", "pallas")
 CHOICES = {"activation": ("silu", "none"), "value_source": ("input", "token"),
-           "conv_init": ("identity", "ngram"), "initial": ("auto", "learned", "zero"), "read_norm": ("rms", "none")}
+           "conv_init": ("identity", "ngram"), "initial": ("auto", "learned", "zero"),
+           "read_norm": ("rms", "none")}
 
 
 class MemoryLayerState(NamedTuple):

@@ -37,9 +37,9 @@ class ConvMix(Memory):
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
-               n_chunks: int | None = None, token_BTD=None):
-    """Reads T tokens; arguments and results as of `Memory`, alike in every mode, without stats."""
-    del mode, n_chunks
+               n_chunks: int | None = None, token_BTD=None, writes=None):
+    """Reads T tokens; arguments and results as of `Memory`, alike in every mode, without stats or writes."""
+    del mode, n_chunks, writes
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)

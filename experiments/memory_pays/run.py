@@ -1,9 +1,9 @@
 """Does the memory pay? The quickstart's model beside controls that take away one thing each.
 
-  python -m experiments.memory_pays.run --workdir=runs/memory_pays --out=experiments/memory_pays/quickstart.json
+  python -m experiments.memory_pays.run --workdir=runs/pays --out=experiments/memory_pays/quickstart.json
 
-Every arm has 2.27 million parameters within 1.1%, reads the same 0.74 million bytes, and is scored on the same
-held-out bytes; see the README for what came of it.
+Every arm has 2.27 million parameters within 1.1%, reads the same 0.74 million bytes, and is scored on the
+same held-out bytes; see the README for what came of it.
 """
 from experiments import arms
 from experiments.arms import Arm
@@ -14,7 +14,7 @@ ARMS = [
     Arm("baseline", "no memory; all widths raised", f"{CONFIG},baseline"),
     Arm("wide", "no memory; wider feed-forward layers", f"{CONFIG},control=wide"),
     Arm("conv", "the layer's projections, convolutions and values; no memory", f"{CONFIG},control=conv"),
-    Arm("static", "the same layer and keys; a learned table that is never written", f"{CONFIG},control=static"),
+    Arm("static", "the same keys; a learned table that is never written", f"{CONFIG},control=static"),
     Arm("ngram", "no memory; embeddings of hashed n-grams", f"{CONFIG},control=ngram"),
     Arm("no_shift", "a value stands under its own token's key", CONFIG, {"model.memory.shift": False}),
     Arm("compute", "wide, and as many more updates as the memory costs", f"{CONFIG},control=compute"),
@@ -33,7 +33,8 @@ def on_other_texts(arm: Arm, seed: int, workdir, found: dict) -> dict:
 
 
 COLUMNS = {"val_bits_per_byte": "bits per byte", "memory_gain_emptied_nats": "emptied",
-           "memory_gain_swapped_nats": "swapped", "memory_gain_writes_off_nats": "writes off", "cpu_s": "CPU-s"}
+           "memory_gain_swapped_nats": "swapped", "memory_gain_writes_off_nats": "writes off",
+           "cpu_s": "CPU-s"}
 
 
 def main(argv: list[str] | None = None) -> None:

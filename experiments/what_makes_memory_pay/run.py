@@ -1,6 +1,7 @@
 """What makes a memory pay: the shifted memory, with one choice at a time taken back.
 
-  python -m experiments.what_makes_memory_pay.run --workdir=runs/pay --out=experiments/what_makes_memory_pay/small.json
+  python -m experiments.what_makes_memory_pay.run --workdir=runs/choices \\
+      --out=experiments/what_makes_memory_pay/small.json
 
 Two blocks of width 128, 180 updates of 2,048 bytes; see the README for what came of it.
 """
@@ -16,14 +17,15 @@ CONFIG = "configs/memory_40m.py:cpu"
 def arm(name: str, says: str, config: str = CONFIG, options: dict | None = None, **memory) -> Arm:
   """Makes an arm of the flagship from fields of config.model.memory, and its rule's options."""
   fields = SIZE | {f"model.memory.{field}": value for field, value in memory.items()}
-  return Arm(name, says, config, fields | {f"model.memory.options.{n}": v for n, v in (options or {}).items()})
+  fields |= {f"model.memory.options.{option}": value for option, value in (options or {}).items()}
+  return Arm(name, says, config, fields)
 
 
 PAPER_KEYS = dict(shared_qk=False, activation="silu", conv_init="identity", conv_taps=4)
 ONE_MATRIX = {"depth": 1, "residual": False}
 ARMS = [
     Arm("none", "no memory", "configs/memory_40m.py:cpu,baseline", SIZE),
-    arm("full", "delta of 256 cells, shift, shared keys and queries, n-gram taps, values of the token, block 1"),
+    arm("full", "delta of 256 cells, shift, shared keys, n-gram taps, values of the token, block 1"),
     arm("no_shift", "a value is written under the key of its own token", shift=False),
     arm("own_queries", "queries have a projection and a convolution of their own", shared_qk=False),
     arm("identity_taps", "convolutions start near the token itself", conv_init="identity"),

@@ -179,7 +179,7 @@ WRONG = [
   (dict(chunk_size=4.0), "config.model.memory.chunk_size=4.0 must be a whole number"),
   (dict(rule=3), "config.model.memory.rule=3 must be text"),
   (dict(options=("depth",)), "config.model.memory.options=('depth',) must be options by name"),
-  (dict(rule="titans", options=freeze({"surprise_max": "1"})), "options.surprise_max='1' must be a number, or None"),
+  (dict(rule="titans", options=freeze({"surprise_max": "1"})), "surprise_max='1' must be a number, or None"),
 ]
 
 
