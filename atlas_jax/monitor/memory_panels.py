@@ -34,10 +34,10 @@ def draw_gain(axes, series: Series) -> None:
               for (_, _, name), value in zip(known, values)]
     bars = axes.bar([label for _, label, _ in known], values, width=0.55, color=colors,
                     yerr=np.maximum(reaches, 0), capsize=6)
-    axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f} to {high:+.4f})" if high > low else f"{value:+.4f}"
+    axes.bar_label(bars, [f"{value:+.4f}\n({low:+.4f}\nto {high:+.4f})" if high > low else f"{value:+.4f}"
                           for value, (low, high) in zip(values, intervals)], padding=4, fontsize=10)
     axes.axhline(0, color="black", linewidth=1)
-    axes.margins(x=0.12, y=0.3)
+    axes.margins(x=0.12, y=0.35)
   finish(axes, "Memory gain: loss without it, minus loss as it is", "", "nats per token", bool(known),
          "no eval/memory_gain_*")
   if known:
@@ -88,15 +88,17 @@ def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | Non
   if curves:
     axes.set_xticks(places[:-1], [f"{start:,}" for start in starts])
     axes.set_xlabel("tokens into the document (small numbers: tokens measured)", fontsize=11)
-    if reaches or len(curves) > 1:
-      axes.legend(frameon=False, fontsize=10)
+    if len(curves) > 1:  # Below the panel, where no curve can be.
+      axes.legend(frameon=False, fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    elif reaches:
+      axes.legend(frameon=False, fontsize=11)
 
 
 def _write_counts(axes, buckets: list[str], curve: Curve, counted: dict[str, float]) -> None:
-  """Writes above a curve on how many tokens it was measured."""
+  """Writes below a curve on how many tokens it was measured."""
   for place, bucket in enumerate(buckets):
     if bucket in curve.loss and bucket in counted:
-      axes.annotate(short_number(counted[bucket]), (place + 0.5, curve.loss[bucket]), xytext=(0, 4),
+      axes.annotate(short_number(counted[bucket]), (place + 0.5, curve.loss[bucket]), xytext=(0, -12),
                     textcoords="offset points", ha="center", fontsize=9, color=QUIET)
 
 
@@ -110,12 +112,12 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
     solid, counted = solid._replace(loss=gained), _by_bucket(series, "eval/memory_gain_tokens_by_position/")
     if baseline:
       curves.append(Curve("as it is, all held-out text", whole, VAL, "--"))
-  for (name, label), color in zip(GAINS[:len(EVIDENCE)], MORE):
+  for (name, label), color, style in zip(GAINS[:len(EVIDENCE)], MORE, ("-", "-", ":")):
     kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
     loss = _by_bucket(series, f"eval/{kind}_loss_nats_by_position/")
     gain = _by_bucket(series, f"eval/memory_gain_{name}_nats_by_position/")
     curves.append(Curve(label.replace("\n", " "), {at: loss[at] + gain[at] for at in gain if at in loss},
-                        color, "-"))
+                        color, style))  # Where the start is zero, no writes are an empty memory.
   told = "without memory, recorded" + (", all held-out text" if gained else "")
   curves.append(Curve(told, baseline, QUIET, "--"))
   return [curve for curve in (solid, *curves) if curve.loss], counted

@@ -133,7 +133,7 @@ def test_memory_gain_has_its_interval_and_says_on_how_much_text(tmp_path):
   axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "memory_gain")
   assert axes.get_xlabel() == "76,800 tokens of 12 documents; 95% intervals over documents"
   texts = [text.get_text() for text in axes.texts]
-  assert texts == ["+0.1200\n(-0.0100 to +0.3000)", "+0.5000"]
+  assert texts == ["+0.1200\n(-0.0100\nto +0.3000)", "+0.5000"]
   (bars,) = [each for each in axes.containers if hasattr(each, "has_yerr")]
   (ends,) = bars.lines[2]
   np.testing.assert_allclose(ends.get_segments()[0][:, 1], [-0.01, 0.3])
