@@ -79,7 +79,7 @@ READERS = {
        ("rule", "options", "conv_taps", "write_rate_max", "remat_chunks", "impl", "shift", "shared_qk",
         "activation", "value_source", "initial", "read_norm")},
     **{f"model.memory.{name}": DRAWN for name in
-       ("retention_init", "momentum_init", "write_rate_init", "conv_init")},
+       ("retention_init", "momentum_init", "write_rate_init", "half_life_spread", "conv_init")},
     "model.memory_layers": BESIDE,
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
