@@ -183,7 +183,7 @@ POSITIVE = (
     "data.segment_len", "data.batch_rows", "data.limit_bytes", "data.align_tokens", "model.vocab_size",
     "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
     "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
-    "model.memory.remat_chunks", "optim.steps", "train.accumulate_steps",
+    "model.memory.remat_chunks", "model.memory.half_life_spread", "optim.steps", "train.accumulate_steps",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_from_step", "train.skip_limit",
     "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
     "eval.batch_rows", "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width",

@@ -87,7 +87,7 @@ READERS = {
     **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
     **{f"model.memory.{name}": WRITTEN for name in ("write_rate_max", "remat_chunks", "impl")},
     **{f"model.memory.{name}": DRAWN_WRITTEN for name in
-       ("retention_init", "momentum_init", "write_rate_init")},
+       ("retention_init", "momentum_init", "write_rate_init", "half_life_spread")},
     "model.memory.conv_init": DRAWN,
     "model.ngram_embed.table_rows": f"memory_lm if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
                                     "model.ngram_embed.max_n!=None",

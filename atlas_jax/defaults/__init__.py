@@ -109,6 +109,7 @@ def _model() -> ml_collections.ConfigDict:
           "momentum_init": OPTIONAL(float),  # Share of the momentum kept per token at the start.
           "write_rate_init": OPTIONAL(float),  # Inner step size at the start.
           "write_rate_max": OPTIONAL(float),  # Its bound.
+          "half_life_spread": 16.0,  # Longest half-life of a head over the shortest, at the start.
           "remat_chunks": OPTIONAL(int),  # Chunks recomputed together in the backward pass; None: none.
           "impl": "auto",  # Form: "auto", "reference", "chunked", or, where the rule has one, "pallas".
           "shift": True,  # Whether a value is written under the key of the token before it.

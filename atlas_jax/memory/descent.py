@@ -3,7 +3,7 @@
   grad_i = gradient of the loss of token i at the chunk's base
   G_t = grad_t, or the sum of context_{t,lag} grad_{t-lag} over a window of real tokens
   S_t = m_t S_{t-1} - r_t G_t      (without momentum: S_t = -r_t G_t)
-  A_t = a_t A_{t-1} + S_t
+  A_t = a_t A_{t-1} + (1 - a_t) A_start + S_t      (fade_to "zero": without A_start, as in the papers)
   y_t = f(W_t; q_t)
 
 W_t is A_t, A_t times a scale set at the chunk's start, or (reads "chunk") the base. Since the gradient of a
@@ -46,6 +46,7 @@ class Descent(NamedTuple):
   surprise_max: float | None = None  # bound on the norm of a token's gradient over all weights
   derive: Callable | None = None  # (slow, fast) -> Base: weights that are not the fast ones themselves
   reads: str = "token"
+  fade_to: str = "zero"  # "zero", or "start": the weights with which the text began
 
 
 class Base(NamedTuple):
@@ -77,16 +78,17 @@ class Surprise(NamedTuple):
 
 def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.FeatureMap,
          window_size: int | None = None, surprise_max: float | None = None, derive=None, reads="token",
-         **rule_fields) -> MemoryRule:
+         fade_to: str = "zero", **rule_fields) -> MemoryRule:
   """Makes a rule of descent; `rule_fields` are fields of MemoryRule to replace.
 
   Raises:
-    ValueError: if window_size or surprise_max is out of range.
+    ValueError: if window_size, surprise_max or fade_to is out of range.
   """
+  check_fade(fade_to)
   objectives.check_bound(surprise_max)
   if window_size is not None and window_size < 1:
     raise ValueError(f"{FIELD}.window_size={window_size} must be at least 1; 1 sees the token alone")
-  form = Descent(net, lift, objective, momentum, window_size, surprise_max, derive, reads)
+  form = Descent(net, lift, objective, momentum, window_size, surprise_max, derive, reads, fade_to)
   bind = lambda function: functools.partial(function, form)
   rule = MemoryRule(
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
@@ -94,6 +96,12 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
       aims="direction" if objective is objectives.dot else "value",
       uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"))
   return rule._replace(**rule_fields)
+
+
+def check_fade(fade_to: str):
+  """Refuses a place that retention cannot fade to."""
+  if fade_to not in ("zero", "start"):
+    raise ValueError(f"{FIELD}.fade_to={fade_to!r} is unknown; known are zero, start")
 
 
 def context_gate(window_size: int | None) -> tuple[GateSpec, ...]:
@@ -114,7 +122,14 @@ def start(form: Descent, learned: Learned) -> MemoryState:
   if form.window_size is not None:
     dtype = jax.tree.leaves(learned.fast)[0].dtype
     kept = window.empty(form.window_size - 1, form.lift.key_dim, form.net.value_dim, dtype)
-  return MemoryState(learned.fast, momentum, kept)
+  return MemoryState(learned.fast, momentum, kept, learned.fast if form.fade_to == "start" else ())
+
+
+def faded(state: MemoryState, retention):
+  """Gives the fast weights of which a share stays; the rest comes from those that they fade to."""
+  if state.start == ():
+    return jax.tree.map(lambda w: retention * w, state.fast)
+  return jax.tree.map(lambda w, start: retention * w + (1 - retention) * start, state.fast, state.start)
 
 
 def anchor(form: Descent, slow, state: MemoryState):
@@ -165,13 +180,14 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
   momentum = state.momentum
   if form.momentum:
     momentum = move = jax.tree.map(lambda s, g: gates.momentum * s + g, state.momentum, move)
-  fast = jax.tree.map(lambda w, s: gates.retention * w + s, state.fast, move)
+  fast = jax.tree.map(jnp.add, faded(state, gates.retention), move)
   weights = fast
   if form.reads == "chunk":
     weights = weights_of(base)
   elif isinstance(base, Base) and base.scale != ():
     weights = jax.tree.map(lambda w, s: w * s, fast, base.scale)
-  return MemoryState(fast, momentum, kept), apply(form, slow, weights, token.q)
+  after = state._replace(fast=fast, momentum=momentum, kept=kept)
+  return after, apply(form, slow, weights, token.q)
 
 
 def prepare(form: Descent, slow, tokens: Token, token_gates: Gates, write_C, place_C) -> Prepared:
@@ -242,6 +258,15 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
   return surprise(form, slow, weights, key_SP, every.k_WK, every.v_WM, ready.more), weight_CS, keep
 
 
+def recalled(state: MemoryState, name: str, fast_C, u_CP):
+  """Gives the products with a weight of which each token finds another share left."""
+  # Scaling the input instead of the product leaves the backward pass nothing to recompute.
+  out_CF = (fast_C[:, None] * u_CP) @ state.fast[name]
+  if state.start == ():
+    return out_CF
+  return out_CF + ((1 - fast_C)[:, None] * u_CP) @ state.start[name]
+
+
 def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momentum_C, mix_CS,
          ready: Prepared, score_CC=(), scale=()):
   """Recalls with each token's own weights, none of which is ever formed.
@@ -253,8 +278,7 @@ def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momen
     scale: dict name -> [] that multiplies each weight, or ().
   """
   def product(name, u):
-    # Scaling the input instead of the product leaves the backward pass nothing to recompute.
-    out = (fast_C[:, None] * u) @ state.fast[name]
+    out = recalled(state, name, fast_C, u)
     if not isinstance(momentum_C, tuple):
       out = out + (momentum_C[:, None] * u) @ state.momentum[name]
     known = name in form.net.first and not isinstance(score_CC, tuple)
@@ -272,12 +296,13 @@ def add_gradients(old, found: Surprise, weight_S):
 
 def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay, mix_S, surprise_S, kept):
   """Gives the state after the chunk; mix_S and surprise_S are the last rows of their matrices."""
-  faded = jax.tree.map(lambda w: decay.fast_C[-1] * w, state.fast)
+  left = faded(state, decay.fast_C[-1])
   if not form.momentum:
-    return MemoryState(add_gradients(faded, found, mix_S), (), kept)
-  faded = jax.tree.map(lambda w, s: w + decay.momentum_C[-1] * s, faded, state.momentum)
+    return state._replace(fast=add_gradients(left, found, mix_S), kept=kept)
+  left = jax.tree.map(lambda w, s: w + decay.momentum_C[-1] * s, left, state.momentum)
   momentum = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
-  return MemoryState(add_gradients(faded, found, mix_S), add_gradients(momentum, found, surprise_S), kept)
+  return state._replace(fast=add_gradients(left, found, mix_S),
+                        momentum=add_gradients(momentum, found, surprise_S), kept=kept)
 
 
 def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, nets, objectives, window
 from atlas_jax.memory.nets import FIELD
-from atlas_jax.memory.types import ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
+from atlas_jax.memory.types import ChunkOut, Gates, GateStarts, Learned, MemoryRule, MemoryState, Token
 
 
 class Form(NamedTuple):
@@ -68,7 +68,8 @@ class Ready(NamedTuple):
 
 def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int, expansion: float,
          activation: str, residual: bool, scale: float | None, normalize: str | None, reach_tokens: int,
-         momentum: bool, surprise_max: float | None, window_size: int | None) -> MemoryRule:
+         momentum: bool, surprise_max: float | None, window_size: int | None, fade_to: str,
+         starts: GateStarts) -> MemoryRule:
   """Makes a rule for one head; see the rules for the arguments.
 
   Raises:
@@ -86,8 +87,8 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual)
   rule = descent.make(net, objective=objective, momentum=momentum, lift=lift, window_size=window_size,
-                      surprise_max=surprise_max)
-  form = Form(descent.Descent(net, lift, objective, momentum, window_size, surprise_max),
+                      surprise_max=surprise_max, fade_to=fade_to, starts=starts)
+  form = Form(descent.Descent(net, lift, objective, momentum, window_size, surprise_max, fade_to=fade_to),
               key_dim**0.5 if scale is None else scale, normalize, reach_tokens, chunk_size)
   bind = lambda function: functools.partial(function, form)
   return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
@@ -196,10 +197,10 @@ def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: 
     momentum = move = jax.tree.map(gather, state.momentum, move)
     row_move = gather(rows.momentum_SF, row_move)
     rows = rows._replace(momentum_SF=row_move)
-  fade = lambda w, s: gates.retention * w + s
-  fast, rows = jax.tree.map(fade, state.fast, move), rows._replace(fast_SF=fade(rows.fast_SF, row_move))
+  fast = jax.tree.map(jnp.add, descent.faded(state, gates.retention), move)
+  rows = rows._replace(fast_SF=gates.retention * rows.fast_SF + row_move)
   out_M = apply(form, slow, recaller(fast, rows), token.q)
-  return MemoryState(fast, momentum, kept._replace(rows=rows)), out_M
+  return state._replace(fast=fast, momentum=momentum, kept=kept._replace(rows=rows)), out_M
 
 
 def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Ready:
@@ -260,7 +261,11 @@ def read(form: Form, slow, state: MemoryState, found: descent.Surprise, mix_CS, 
   momentum = state.momentum
   if form.descent.momentum:
     momentum = momentum | {"w0": jnp.concatenate([momentum["w0"], rows.momentum_SF])}
-  return descent.read(form.descent, slow, MemoryState(here.weights, momentum), found, parts.decay.fast_C,
+  start = state.start  # Rows fade to zero.
+  if start != ():
+    start = start | {"w0": jnp.concatenate([start["w0"], jnp.zeros_like(rows.fast_SF)])}
+  memory = MemoryState(here.weights, momentum, start=start)
+  return descent.read(form.descent, slow, memory, found, parts.decay.fast_C,
                       parts.decay.momentum_C, mix_CS, parts._replace(lifted=lifted), score_CS)
 
 

@@ -70,22 +70,26 @@ class TokenGates(nn.Module):
   Attributes:
     heads: memory heads.
     starts: where they begin, and the bound of the step size.
+    half_life_spread: the longest half-life of a head's fast weights at the start over the shortest, at least
+      1; in between they rise by equal factors.
     uses: the common gates that are learned; the others are 0 and have no parameters.
     more: a rule's own gates.
   """
 
   heads: int
   starts: GateStarts
+  half_life_spread: float = 1.0
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")
   more: tuple[GateSpec, ...] = ()
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> Gates:
     """Returns Gates of [B, T, H] and [B, T, H, size], float32 or wider."""
+    each = [self.starts.of_head(head, self.heads, self.half_life_spread) for head in range(self.heads)]
     starts = {
-        "log_retention": inverse_softplus(-math.log(self.starts.retention)),
-        "log_momentum": inverse_sigmoid(self.starts.momentum),
-        "write_rate": inverse_sigmoid(self.starts.write_rate / self.starts.write_rate_max),
+        "log_retention": [inverse_softplus(-math.log(start.retention)) for start in each],
+        "log_momentum": [inverse_sigmoid(start.momentum) for start in each],
+        "write_rate": [inverse_sigmoid(start.write_rate / start.write_rate_max) for start in each],
     }
     maps = {
         "log_retention": lambda z: -jax.nn.softplus(z),
@@ -97,7 +101,7 @@ class TokenGates(nn.Module):
     used = [name for name in starts if name in self.uses]
     if used:
       kernel, bias = self._parameters("", len(used) * self.heads, x_BTD.shape[-1],
-                                      [starts[name] for name in used for _ in range(self.heads)])
+                                      [start for name in used for start in starts[name]])
       parts = jnp.split(_affine(x_BTD, kernel, bias), len(used), axis=-1)
       common |= {name: maps[name](z_BTH) for name, z_BTH in zip(used, parts, strict=True)}
     return Gates(**common, more=self._more(x_BTD))

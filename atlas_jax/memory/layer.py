@@ -38,6 +38,7 @@ class Memory(nn.Module):
     chunk_size: tokens whose writes are computed from one base state.
     conv_taps: width of the causal convolutions on queries, keys and values.
     retention_init, momentum_init, write_rate_init, write_rate_max: see `GateStarts`; None: the rule's own.
+    half_life_spread: see `TokenGates`.
     remat_chunks: chunks whose inner values the backward pass computes again together, all but their products
       with the fast weights; None keeps all.
     impl: how packed texts are read: "reference" (the rule's steps, token by token; streams too), "chunked"
@@ -68,6 +69,7 @@ class Memory(nn.Module):
   momentum_init: float | None = None
   write_rate_init: float | None = None
   write_rate_max: float | None = None
+  half_life_spread: float = 1.0
   remat_chunks: int | None = None
   impl: str = "auto"
   shift: bool = False
@@ -149,7 +151,8 @@ class Memory(nn.Module):
     rule = self.the_rule()
     wide = tree.wide(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
-    gates_BTH = TokenGates(self.heads, rule.starts, rule.uses, rule.gates, name="gates")(x_BTD)
+    gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
+                           name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from atlas_jax.kernels.newton_schulz import newton_schulz
 from atlas_jax.memory import descent, gates, objectives
 from atlas_jax.memory.nets import FIELD
-from atlas_jax.memory.types import ChunkOut, MemoryRule, MemoryState
+from atlas_jax.memory.types import ChunkOut, GateStarts, MemoryRule, MemoryState
 
 MODES = ("chunk_end", "hybrid", "per_token")
 
@@ -60,7 +60,7 @@ def orthogonalize(matrix, ns_steps: int):
 
 
 def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
-         surprise_max: float | None) -> MemoryRule:
+         surprise_max: float | None, fade_to: str, starts: GateStarts) -> MemoryRule:
   """Makes a rule from a network and a feature map; see the rules `atlas` and `atlas_plus`.
 
   Raises:
@@ -70,8 +70,8 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
     raise ValueError(f"{FIELD}.mode={mode!r} is unknown; known are {', '.join(MODES)}")
   check_steps(ns_steps)
   rule = descent.make(net, lift=lift, window_size=window_size, surprise_max=surprise_max,
-                      reads="chunk" if mode == "chunk_end" else "token")
-  form = descent.Descent(net, lift, objectives.l2, True, window_size, surprise_max)
+                      reads="chunk" if mode == "chunk_end" else "token", fade_to=fade_to, starts=starts)
+  form = descent.Descent(net, lift, objectives.l2, True, window_size, surprise_max, fade_to=fade_to)
   bind = lambda function: functools.partial(function, form)
   rule = rule._replace(start=bind(start), step=functools.partial(step, form, mode, ns_steps))
   if mode == "per_token":
@@ -82,7 +82,8 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
 
 def one_by_one(rule: MemoryRule) -> MemoryRule:
   """Leaves a rule only its plain form."""
-  return MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates)
+  return MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates,
+                    starts=rule.starts)
 
 
 def start(form: descent.Descent, learned) -> MemoryState:
@@ -109,7 +110,7 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
   del place
   grad, rows = descent.token_surprise(form, slow, base, state.kept.rows, token, token_gates.more)
   momentum = jax.tree.map(lambda s, g: token_gates.momentum * s - g, state.momentum, grad)
-  fast = jax.tree.map(lambda w: token_gates.retention * w, state.fast)
+  fast = descent.faded(state, token_gates.retention)
   weights = base
   if mode == "hybrid":
     size = {name: target_norm(s.shape) / (norm(jnp.sum(s * s)) + 1e-7) for name, s in momentum.items()}
@@ -120,7 +121,8 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
   kept = state.kept._replace(rows=rows)
   if mode != "per_token":
     kept = Kept(rows, kept.rate_sum + token_gates.write_rate, kept.number + 1)
-  return MemoryState(fast, momentum, kept), descent.apply(form, slow, weights, token.q)
+  after = state._replace(fast=fast, momentum=momentum, kept=kept)
+  return after, descent.apply(form, slow, weights, token.q)
 
 
 def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C, place_C) -> Prepared:
@@ -146,13 +148,13 @@ def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prep
   else:
     out_CM = read_hybrid(form, slow, state, found, surprise_CS, prepared)
   decay, size = ready.decay, ready.tokens.k.shape[0]
-  fast = jax.tree.map(lambda w: decay.fast_C[-1] * w, state.fast)
+  fast = descent.faded(state, decay.fast_C[-1])
   faded = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
   momentum = descent.add_gradients(faded, found, surprise_CS[-1])
   count = jnp.sum(ready.write_C.astype(state.kept.number.dtype))
   kept = Kept(rows, state.kept.rate_sum + jnp.sum(prepared.rate_C), state.kept.number + count)
   out = ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])
-  return MemoryState(fast, momentum, kept), out
+  return state._replace(fast=fast, momentum=momentum, kept=kept), out
 
 
 def momentum_square(momentum, inputs_SP, slopes_SM, keep_C, surprise_CS):
@@ -172,7 +174,7 @@ def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise
     square_C = momentum_square(momentum, inputs_SP, slopes_SM, decay.keep_C, surprise_CS)
     rate_C = prepared.rate_C * target_norm(momentum.shape) / (norm(square_C) + 1e-7)
     moved = (decay.keep_C[:, None] * u) @ momentum - (surprise_CS * (u @ inputs_SP.T)) @ slopes_SM
-    out = (decay.fast_C[:, None] * u) @ state.fast[name] + rate_C[:, None] * moved
+    out = descent.recalled(state, name, decay.fast_C, u) + rate_C[:, None] * moved
     return checkpoint_name(out, "memory_product")
 
   return form.net.forward(product, slow, ready.tokens.q, descent.lifted_queries(ready))
@@ -184,4 +186,4 @@ def close(ns_steps: int, slow, state: MemoryState, base) -> MemoryState:
   rate = state.kept.rate_sum / jnp.maximum(state.kept.number, 1)
   fast = jax.tree.map(lambda w, s: w + rate * orthogonalize(s, ns_steps), state.fast, state.momentum)
   zero = jnp.zeros_like(rate)
-  return MemoryState(fast, state.momentum, Kept(state.kept.rows, zero, zero))
+  return state._replace(fast=fast, kept=Kept(state.kept.rows, zero, zero))

@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "identity": lambda x: x,
 }
-NORMS = (None, "layer", "affine")
+NORMS = (None, "layer", "affine", "unit")
 
 
 class Net(NamedTuple):
@@ -55,8 +55,8 @@ def mlp(*, key_dim: int, value_dim: int, lifted_dim: int, depth: int, expansion:
     expansion: hidden width over value_dim.
     activation: between matrices; a name in ACTIVATIONS.
     residual: whether the key is added to the output.
-    norm: of the output before the key is added: None, "layer" (mean 0, variance 1), or "affine" (with learned
-      scale and bias, which reading leaves alone).
+    norm: of the output before the key is added: None, "layer" (mean 0, variance 1), "affine" (with learned
+      scale and bias, which reading leaves alone), or "unit" (mean 0, the length of values, which is 1).
     biases: whether each matrix has a bias that is written like its weights.
 
   Raises:
@@ -117,6 +117,8 @@ def _mlp_forward(depth, activation, residual, norm, biases, product, slow, x_K, 
     h = h if bias is None else h + bias
   if norm is not None:
     h = layer_norm(h)
+  if norm == "unit":
+    h = h * h.shape[-1] ** -0.5
   if norm == "affine":
     lead = (1,) * (h.ndim - 1)
     h = h * slow["norm_scale"].reshape(*lead, -1) + slow["norm_bias"].reshape(*lead, -1)

@@ -18,7 +18,16 @@ import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, objectives
 from atlas_jax.memory.nets import Net
-from atlas_jax.memory.types import ChunkDecay, ChunkOut, Gates, Learned, MemoryRule, MemoryState, Token
+from atlas_jax.memory.types import (
+  ChunkDecay,
+  ChunkOut,
+  Gates,
+  GateStarts,
+  Learned,
+  MemoryRule,
+  MemoryState,
+  Token,
+)
 
 ROPE_BASE = 10_000.0
 
@@ -39,7 +48,8 @@ class Prepared(NamedTuple):
   wrote: jax.Array  # [] bool, whether there is a real token
 
 
-def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: float | None) -> MemoryRule:
+def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: float | None,
+         starts: GateStarts) -> MemoryRule:
   """Makes a rule whose memory is `net`, which sees the keys as they are.
 
   Raises:
@@ -53,7 +63,7 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   return MemoryRule(
       init=bind(init), start=functools.partial(descent.start, inner),
       apply=functools.partial(descent.apply, inner), still=bind(still), step=bind(step),
-      prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",))
+      prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",), starts=starts)
 
 
 def turn(x, place):

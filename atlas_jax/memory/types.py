@@ -43,6 +43,15 @@ class GateStarts(NamedTuple):
   write_rate: float = 0.1  # step size, above 0
   write_rate_max: float = 1.0  # its bound, above write_rate; of all times, not of the start alone
 
+  def of_head(self, head: int, heads: int, spread: float) -> "GateStarts":
+    """Returns those of one head, where half-lives go up from head to head by equal factors.
+
+    Args:
+      spread: the last head's half-life over the first one's; the middle is that of `retention`.
+    """
+    place = head / (heads - 1) - 0.5 if heads > 1 else 0.0
+    return self._replace(retention=self.retention ** spread ** -place)
+
   def replaced(self, rule: str, **given: float | None) -> "GateStarts":
     """Returns these with those that a config gives; the others are the rule's own.
 
@@ -90,6 +99,7 @@ class MemoryState(NamedTuple):
   fast: Any  # pytree of fast weights
   momentum: Any = ()  # running surprise, shaped like fast; () for rules without
   kept: Any = ()  # whatever else a rule carries: rows of a window, sums of an unfinished chunk
+  start: Any = ()  # the fast weights that retention fades to, shaped like fast; (): to zero
 
 
 class ChunkDecay(NamedTuple):

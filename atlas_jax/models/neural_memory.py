@@ -14,8 +14,8 @@ from atlas_jax.memory.layer import NO_DOC, Memory, MemoryLayerState
 from atlas_jax.models.layers import HeadsOut
 
 SETTINGS = ("chunk_size", "conv_taps", "retention_init", "momentum_init", "write_rate_init", "write_rate_max",
-            "remat_chunks", "impl", "shift", "shared_qk", "activation", "value_source", "conv_init",
-            "initial", "read_norm", "writes")
+            "half_life_spread", "remat_chunks", "impl", "shift", "shared_qk", "activation", "value_source",
+            "conv_init", "initial", "read_norm", "writes")
 
 
 class NeuralMemoryState(NamedTuple):
@@ -36,8 +36,9 @@ class NeuralMemory(nn.Module):
     heads: memory heads; keys and values of each have dim / heads features.
     rule: the memory rule, a file in memory/rules/ or a dotted module name.
     options: the rule's own options, by name.
-    chunk_size, conv_taps, retention_init, momentum_init, write_rate_init, write_rate_max, remat_chunks, impl:
-      see `memory.layer.Memory`; the last two change speed and memory alone, in calls without a state.
+    chunk_size, conv_taps, retention_init, momentum_init, write_rate_init, write_rate_max, half_life_spread,
+      remat_chunks, impl: see `memory.layer.Memory`; the last two change speed and memory alone, in calls
+      without a state.
     shift, shared_qk, activation, value_source, conv_init, initial, read_norm, writes: see `memory.layer.
       Memory`. The tokens themselves, of which value_source="token" makes values, are the input, at unit mean
       square.
@@ -58,6 +59,7 @@ class NeuralMemory(nn.Module):
   momentum_init: float | None = None
   write_rate_init: float | None = None
   write_rate_max: float | None = None
+  half_life_spread: float | None = None
   remat_chunks: int | None = None
   impl: str | None = None
   shift: bool | None = None

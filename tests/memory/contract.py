@@ -28,50 +28,74 @@ WIDTH, N, CHUNK = 5, 12, 4
 # Beside the rule with its defaults, which is always tried. The window of six tokens is longer than a chunk.
 OPTIONS = {
   "atlas": (
-    dict(mode="hybrid", surprise_max=2.0),
+    dict(mode="hybrid", surprise_max=2.0, residual=True),
     dict(mode="per_token"),
-    dict(mode="hybrid", feature_map="poly", window_size=None),
+    dict(mode="hybrid", feature_map="poly", window_size=None, fade_to="zero"),
   ),
-  "atlas_plus": (dict(mode="hybrid"), dict(mode="per_token", window_size=None)),
-  "bregman": (dict(low=-0.5, high=2.0, norm=None), dict(surprise_max=1.0)),
+  "atlas_plus": (
+    dict(mode="hybrid"),
+    dict(mode="per_token", window_size=None, fade_to="zero", residual=True),
+  ),
+  "bregman": (
+    dict(low=-0.5, high=2.0, norm="unit"),
+    dict(surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
   "deep_transformer": (
     dict(reach_tokens=3, normalize="sum", momentum=True),
-    dict(depth=3, scale=0.7, surprise_max=2.0),
+    dict(depth=3, scale=0.7, surprise_max=2.0, residual=True, fade_to="zero"),
   ),
-  "delta": (dict(momentum=False), dict(feature_map="poly")),
-  "dla": (dict(momentum=True, surprise_max=1.0), dict(feature_map="projected", feature_dim=3)),
+  "delta": (dict(momentum=False, fade_to="start"), dict(feature_map="poly", fade_to="start")),
+  "dla": (
+    dict(momentum=True, surprise_max=1.0, residual=True, fade_to="zero"),
+    dict(feature_map="projected", feature_dim=3),
+  ),
   "dot": (
     dict(window_size=6, reach_tokens=5, momentum=True, surprise_max=2.0),
-    dict(window_size=None, depth=1, residual=False, normalize="sum"),
+    dict(window_size=None, depth=1, normalize="sum", fade_to="zero"),
   ),
-  "elastic_net": (dict(smooth=True), dict(threshold=0.2, surprise_max=1.0)),
-  "f_divergence": (dict(divergence="chi2"), dict(divergence="hellinger", surprise_max=1.0)),
+  "elastic_net": (
+    dict(smooth=True),
+    dict(threshold=0.2, surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
+  "f_divergence": (
+    dict(divergence="chi2"),
+    dict(divergence="hellinger", surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
   "lact": (dict(momentum=True),),
   "linear_attention": (dict(feature_map="poly"),),
-  "memora": (dict(over="matrix", scale=2.0, surprise_max=1.0),),
-  "moneta": (dict(p=1.5, q=3, sharpness=4.0, surprise_max=1.0),),
+  "memora": (
+    dict(over="matrix", scale=2.0, surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
+  "moneta": (
+    dict(p=1.5, q=3, sharpness=4.0, surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
   "omega": (
-    dict(window_size=6, momentum=True, surprise_max=2.0),
+    dict(window_size=6, momentum=True, surprise_max=2.0, residual=True, fade_to="zero"),
     dict(window_size=1, feature_map="poly"),
-    dict(window_size=3, feature_map="power", depth=1, residual=False),
+    dict(window_size=3, feature_map="power", depth=1),
     dict(window_size=2, feature_map="projected", feature_dim=3, degree=3),
     dict(window_size=5, feature_map="sketch", feature_dim=3),
   ),
-  "retention": (dict(feature_map="power", degree=3),),
-  "swla": (dict(window_size=6, depth=2, momentum=True, residual=True),),
+  "retention": (dict(feature_map="power", degree=3, fade_to="start"),),
+  "swla": (dict(window_size=6, depth=2, momentum=True, residual=True, fade_to="start"),),
   "titans": (
-    dict(depth=3, activation="gelu", surprise_max=2.0),
-    dict(depth=1, residual=False),
+    dict(depth=3, activation="gelu", surprise_max=2.0, residual=True, fade_to="zero"),
+    dict(depth=1),
     dict(activation="relu2"),
   ),
   "tnt": (
     dict(local_chunks=(1, 2), shard_tokens=2),
     dict(local_chunks=(2,), project_queries=False),
-    dict(local_chunks=(2, 4), global_memory=False),
+    dict(local_chunks=(2, 4), global_memory=False, residual=True),
   ),
-  "ttt_linear": (dict(rope=False, surprise_max=1.0),),
-  "ttt_mlp": (dict(rope=False, surprise_max=1.0, activation="silu", expansion=1),),
-  "yaad": (dict(huber="norm", surprise_max=1.0), dict(huber="robust", shift=0.5)),
+  "ttt_linear": (dict(rope=False, surprise_max=1.0, residual=True, norm="affine"),),
+  "ttt_mlp": (
+    dict(rope=False, surprise_max=1.0, activation="silu", expansion=1, residual=True, norm="affine"),
+  ),
+  "yaad": (
+    dict(huber="norm", surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+    dict(huber="robust", shift=0.5),
+  ),
 }
 
 

@@ -121,6 +121,17 @@ def test_gates_start_where_they_are_told():
     assert_close(actual, np.full((2, 4, 3), expected))
 
 
+def test_half_lives_rise_from_head_to_head_by_equal_factors_around_the_middle():
+  module, x_BTD = token_gates(half_life_spread=16.0), jnp.zeros((2, 4, 6))
+  start = module.apply(module.init(jax.random.key(0), x_BTD), x_BTD)
+  half_life_H = np.log(2) / -np.asarray(start.log_retention)[0, 0]
+  assert_close(half_life_H / (np.log(2) / -np.log(0.99)), np.array([0.25, 1.0, 4.0]), tolerance=1e-4)
+  assert_close(start.write_rate, np.full((2, 4, 3), 0.05))
+  alone = gates.TokenGates(heads=1, starts=STARTS, half_life_spread=16.0)
+  start = alone.apply(alone.init(jax.random.key(0), x_BTD), x_BTD)
+  assert_close(start.retention, np.full((2, 4, 1), 0.99))
+
+
 def test_gates_are_functions_of_the_token_and_stay_in_range():
   module, x_BTD = (
     token_gates(),

@@ -16,12 +16,16 @@ import functools
 import jax
 
 from atlas_jax.memory import descent, features, nets
-from atlas_jax.memory.types import Learned, MemoryRule
+from atlas_jax.memory.types import GateStarts, Learned, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the layer norm made reads 5.7
+# times as long as values: the loss was 25 times that of answering zero.
+STARTS = GateStarts(retention=0.9999, write_rate=0.1, write_rate_max=0.5)
 
 
 def make(*, key_dim: int, value_dim: int, low: float = -1, high: float = 1, depth: int = 2,
-         expansion: float = 4, activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
-         surprise_max: float | None = None) -> MemoryRule:
+         expansion: float = 4, activation: str = "gelu", norm: str | None = None, residual: bool = False,
+         surprise_max: float | None = None, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -30,10 +34,11 @@ def make(*, key_dim: int, value_dim: int, low: float = -1, high: float = 1, dept
     depth: matrices of the memory, 1 (linear) or more.
     expansion: hidden width over value_dim.
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
-    norm: of the memory's output before the key is added: None, "layer", or "affine" (with a learned scale and
-      bias).
+    norm: of the memory's output before the key is added: None, "layer", as in the paper, "affine" (with a
+      learned scale and bias), or "unit" (as long as values).
     residual: whether the memory's output is added to its input.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
@@ -43,7 +48,7 @@ def make(*, key_dim: int, value_dim: int, low: float = -1, high: float = 1, dept
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual, norm=norm)
   return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
-                      surprise_max=surprise_max, reads="chunk",
+                      surprise_max=surprise_max, fade_to=fade_to, starts=STARTS, reads="chunk",
                       init=functools.partial(_init, net, high - low),
                       derive=functools.partial(_between, low, high))
 

@@ -21,13 +21,17 @@ gradient, phi*'s length included, overflows within a few chunks: the bound is on
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 4; momentum and the bound are ours.
 """
 from atlas_jax.memory import exponential, objectives
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) weights fell from a norm of
+# 7.8 to 1e-8 within 4,096 tokens and no write moved a read again.
+STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.02, write_rate_max=0.2)
 
 
 def make(*, key_dim: int, value_dim: int, chunk_size: int, depth: int = 2, expansion: float = 1,
-         activation: str = "gelu", residual: bool = True, scale: float | None = None,
+         activation: str = "gelu", residual: bool = False, scale: float | None = None,
          normalize: str | None = None, reach_tokens: int = 256, momentum: bool = False,
-         surprise_max: float | None = 1.0) -> MemoryRule:
+         surprise_max: float | None = 1.0, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -42,6 +46,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, depth: int = 2, expan
     reach_tokens: rows of earlier chunks that are kept, 1 or more.
     momentum: whether writes pass through a running sum gated by each token.
     surprise_max: bound on the norm of a token's gradient over all layers; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
@@ -49,4 +54,5 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, depth: int = 2, expan
   return exponential.make(
       key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size, objective=objectives.dot, depth=depth,
       expansion=expansion, activation=activation, residual=residual, scale=scale, normalize=normalize,
-      reach_tokens=reach_tokens, momentum=momentum, surprise_max=surprise_max, window_size=None)
+      reach_tokens=reach_tokens, momentum=momentum, surprise_max=surprise_max,
+      fade_to=fade_to, starts=STARTS, window_size=None)

@@ -29,7 +29,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from atlas_jax.memory import descent, features, nets, objectives
-from atlas_jax.memory.types import ChunkOut, MemoryRule
+from atlas_jax.memory.types import ChunkOut, GateStarts, MemoryRule
 
 
 class Ready(NamedTuple):
@@ -40,14 +40,20 @@ class Ready(NamedTuple):
   momentum_before_C: Any  # weight of S in it; () without momentum
   solve_CC: jax.Array  # what turns errors at the chunk's start, faded, into errors online
 
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) it lived; its norm fell from
+# 5.5 to .23 within 4,096 tokens, its loss was .91 of that of answering zero.
+STARTS = GateStarts(retention=0.9999, momentum=0.1, write_rate=0.2, write_rate_max=1.0)
+WITHOUT_MOMENTUM = GateStarts(retention=0.9999, write_rate=0.5, write_rate_max=1.0)  # Half of the error.
 
-def make(*, key_dim: int, value_dim: int, momentum: bool = True, feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+
+def make(*, key_dim: int, value_dim: int, momentum: bool = True, fade_to: str = "zero",
+         feature_map: str = "none", degree: int = 2, feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
     key_dim, value_dim: widths of keys and values.
     momentum: whether writes pass through a running sum gated by each token.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
     feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
 
   Raises:
@@ -56,8 +62,9 @@ def make(*, key_dim: int, value_dim: int, momentum: bool = True, feature_map: st
   lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=1, expansion=1,
                  activation="identity", residual=False)
-  form = descent.Descent(net, lift, objectives.l2, momentum)
-  rule = descent.make(net, lift=lift, momentum=momentum)
+  form = descent.Descent(net, lift, objectives.l2, momentum, fade_to=fade_to)
+  rule = descent.make(net, lift=lift, momentum=momentum, fade_to=fade_to,
+                      starts=STARTS if momentum else WITHOUT_MOMENTUM)
   return rule._replace(step=functools.partial(step, form), prepare=functools.partial(prepare, form),
                        chunk=functools.partial(chunk, form))
 
@@ -99,7 +106,7 @@ def chunk(form, slow, state, base, ready: Ready):
   """Reads a chunk; equal to `step` token by token, also from inside a grid chunk."""
   parts = ready.parts
   key_CP, v_CM, decay = descent.lifted_keys(parts), parts.tokens.v, parts.decay
-  recalled_CM = (ready.before_C[:, None] * key_CP) @ state.fast["w0"]
+  recalled_CM = descent.recalled(state, "w0", ready.before_C, key_CP)
   if form.momentum:
     recalled_CM = recalled_CM + (ready.momentum_before_C[:, None] * key_CP) @ state.momentum["w0"]
   error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_slope")

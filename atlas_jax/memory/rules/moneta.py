@@ -18,12 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, nets, objectives
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) weights fell from a norm of
+# 13 to 5e-6 within 4,096 tokens, and the layer norm made reads 5.7 times as long as values: the loss was 30
+# times that of answering zero.
+STARTS = GateStarts(retention=0.9999, write_rate=0.05, write_rate_max=0.5)
 
 
 def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness: float = 10, depth: int = 2,
-         expansion: float = 4, activation: str = "gelu", norm: str | None = "layer", residual: bool = True,
-         surprise_max: float | None = None) -> MemoryRule:
+         expansion: float = 4, activation: str = "gelu", norm: str | None = "unit", residual: bool = False,
+         surprise_max: float | None = None, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -34,10 +39,11 @@ def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness:
     depth: matrices of the memory, 1 (linear) or more.
     expansion: hidden width over value_dim.
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
-    norm: of the memory's output before the key is added: None, "layer", or "affine" (with a learned scale and
-      bias).
+    norm: of the memory's output before the key is added: None, "layer", as in the paper, "affine" (with a
+      learned scale and bias), or "unit" (as long as values).
     residual: whether the memory's output is added to its input.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
@@ -48,6 +54,7 @@ def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness:
                  activation=activation, residual=residual, norm=norm)
   return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
                       objective=objectives.lp(p, sharpness), surprise_max=surprise_max,
+                      fade_to=fade_to, starts=STARTS,
                       derive=functools.partial(_scaled, q))
 
 

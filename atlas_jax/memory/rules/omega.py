@@ -13,12 +13,17 @@ which we leave to the layer. The window counts real tokens: beside its weights a
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 9 and section 3; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) weights fell from a norm of
+# 7.8 to 3e-8 within 4,096 tokens and no write moved a read again.
+STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.05, write_rate_max=0.5)
 
 
 def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, expansion: float = 1,
-         activation: str = "gelu", residual: bool = True, momentum: bool = False,
-         surprise_max: float | None = None, feature_map: str = "none", degree: int = 2,
+         activation: str = "gelu", residual: bool = False, momentum: bool = False,
+         surprise_max: float | None = None,
+         fade_to: str = "start", feature_map: str = "none", degree: int = 2,
          feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
@@ -31,6 +36,7 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, 
     residual: whether the memory's output is added to its input.
     momentum: whether writes pass through a running sum gated by each token.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
     feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
 
   Raises:
@@ -39,4 +45,5 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, 
   lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
-  return descent.make(net, lift=lift, momentum=momentum, window_size=window_size, surprise_max=surprise_max)
+  return descent.make(net, lift=lift, momentum=momentum, window_size=window_size, surprise_max=surprise_max,
+                      fade_to=fade_to, starts=STARTS)

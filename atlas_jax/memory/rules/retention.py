@@ -11,15 +11,20 @@ and the layer's convolutions. W starts from learned weights, the paper's from ze
 Source: Sun et al. 2023, RetNet, arXiv:2307.08621, Eq. 1-7.
 """
 from atlas_jax.memory import descent, features, nets, objectives
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) it lived; its norm fell from
+# 5.5 to .10 within 4,096 tokens: it held the last hundreds alone.
+STARTS = GateStarts(retention=0.9999, write_rate=0.1, write_rate_max=1.0)
 
 
-def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+def make(*, key_dim: int, value_dim: int, fade_to: str = "zero", feature_map: str = "none",
+         degree: int = 2, feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
     key_dim, value_dim: widths of keys and values.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
     feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
 
   Raises:
@@ -28,4 +33,5 @@ def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int
   lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=1, expansion=1,
                  activation="identity", residual=False)
-  return descent.make(net, lift=lift, objective=objectives.dot, momentum=False)
+  return descent.make(net, lift=lift, objective=objectives.dot, momentum=False, fade_to=fade_to,
+                      starts=STARTS)

@@ -12,12 +12,16 @@ floats.
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 49 and section 4; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets, objectives
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) it lived; its norm fell from
+# 5.5 to .20 within 4,096 tokens: it held the last hundreds alone.
+STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.1, write_rate_max=1.0)
 
 
 def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 1, expansion: float = 1,
          activation: str = "gelu", residual: bool = False, momentum: bool = False,
-         surprise_max: float | None = None, feature_map: str = "none", degree: int = 2,
+         surprise_max: float | None = None, fade_to: str = "zero", feature_map: str = "none", degree: int = 2,
          feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
@@ -30,6 +34,7 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 1, 
     residual: whether the memory's output is added to its input.
     momentum: whether writes pass through a running sum gated by each token.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
     feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
 
   Raises:
@@ -39,4 +44,4 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 1, 
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
   return descent.make(net, lift=lift, objective=objectives.dot, momentum=momentum, window_size=window_size,
-                      surprise_max=surprise_max)
+                      surprise_max=surprise_max, fade_to=fade_to, starts=STARTS)

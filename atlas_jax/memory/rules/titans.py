@@ -12,11 +12,15 @@ one base, and without a bound such a chunk can overshoot further with every chun
 Source: Behrouz et al. 2025, arXiv:2501.00663, Eq. 9-18.
 """
 from atlas_jax.memory import descent, features, nets, on_chip
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) weights fell from a norm of
+# 7.8 to 4e-8 within 4,096 tokens and no write moved a read again.
+STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.05, write_rate_max=0.5)
 
 
 def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, activation: str = "silu",
-         residual: bool = True, surprise_max: float | None = None) -> MemoryRule:
+         residual: bool = False, surprise_max: float | None = None, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -26,6 +30,7 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
     residual: whether the memory's output is added to its input.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
@@ -34,4 +39,4 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
                  activation=activation, residual=residual)
   kernel = on_chip.make(depth=depth, activation=activation, residual=residual, surprise_max=surprise_max)
   return descent.make(net, lift=features.make("none", key_dim=key_dim), surprise_max=surprise_max,
-                      kernel=kernel)
+                      fade_to=fade_to, starts=STARTS, kernel=kernel if fade_to == "zero" else None)

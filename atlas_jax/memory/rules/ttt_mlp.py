@@ -9,10 +9,15 @@ All else is as in `rules.ttt_linear`, and the state is twice the net's weights h
 Source: Sun et al. 2024, arXiv:2407.04620, sections 2.4 to 2.7.
 """
 from atlas_jax.memory import nets, ttt
-from atlas_jax.memory.types import MemoryRule
+from atlas_jax.memory.types import GateStarts, MemoryRule
+
+# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) one write moved a read by 2%,
+# and reads were 5.7 times as long as values: the loss was 21 times that of answering zero.
+STARTS = GateStarts(write_rate=0.3, write_rate_max=1.0)
 
 
 def make(*, key_dim: int, value_dim: int, chunk_size: int, expansion: float = 4, activation: str = "gelu",
+         residual: bool = False, norm: str | None = None,
          rope: bool = True, surprise_max: float | None = None) -> MemoryRule:
   """Makes the rule for one head.
 
@@ -21,6 +26,8 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, expansion: float = 4,
     chunk_size: tokens of a chunk.
     expansion: hidden width over value_dim.
     activation: between the matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
+    residual: whether the key is added to the memory's output.
+    norm: of the memory's output before the key is added: "affine", as in the paper, "layer", "unit", or None.
     rope: whether queries and keys are turned by their place in the chunk.
     surprise_max: bound on the norm of a token's gradient over all weights; None: no bound, as in the paper.
 
@@ -28,5 +35,6 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, expansion: float = 4,
     ValueError: if an option is out of range, or the widths differ.
   """
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=2, expansion=expansion,
-                 activation=activation, residual=True, norm="affine", biases=True)
-  return ttt.make(net, key_dim=key_dim, chunk_size=chunk_size, rope=rope, surprise_max=surprise_max)
+                 activation=activation, residual=residual, norm=norm, biases=True)
+  return ttt.make(net, key_dim=key_dim, chunk_size=chunk_size, rope=rope, surprise_max=surprise_max,
+                  starts=STARTS)

@@ -117,6 +117,7 @@ def mlp(*, depth, activation, residual, norm=None):
 
   def finish(slow, x, z):
     g = z if norm is None else layer_norm(z)
+    g = g / math.sqrt(len(z)) if norm == "unit" else g
     if norm == "affine":
       g = g * slow["norm_scale"] + slow["norm_bias"]
     return x + g if residual else g
@@ -130,6 +131,8 @@ def mlp(*, depth, activation, residual, norm=None):
     delta = slope_of(finish(slow, x, sums[-1]))
     if norm == "affine":
       delta = delta * slow["norm_scale"]
+    if norm == "unit":
+      delta = delta / math.sqrt(len(delta))
     if norm is not None:
       delta = layer_norm_back(sums[-1], delta)
     found = {}
@@ -347,8 +350,25 @@ def walk(
   return np.array(out).reshape(length, -1), state
 
 
+def faded(fast, start, retention, fade_to):
+  """a A, or with fade_to "start" a A + (1 - a) A_start."""
+  assert fade_to in ("zero", "start")
+  rest = 1 - retention if fade_to == "start" else 0.0
+  return {name: retention * w + rest * start[name] for name, w in fast.items()}
+
+
 def descent(
-  learned, tokens, gates, recall, *, momentum=None, window_size=1, weights=None, close=None, **grid
+  learned,
+  tokens,
+  gates,
+  recall,
+  *,
+  momentum=None,
+  window_size=1,
+  weights=None,
+  close=None,
+  fade_to="zero",
+  **grid,
 ):
   """S_t = m_t S_{t-1} - r_t G_t, A_t = a_t A_{t-1} + S_t, y_t = f(W_t; q_t), with G_t taken at the base.
 
@@ -357,6 +377,7 @@ def descent(
     momentum: None or False: S_t is -r_t G_t; True: from zero; a dict: S before the first token.
     weights: (A_t, A at the chunk's start) -> W_t; the base is W at the chunk's start. A_t itself by default.
     close: A -> A at a chunk's end.
+    fade_to: "start" adds (1 - a_t) times the weights of the text's start to A_t.
     grid: chunk_size, write_T, reset_T.
   """
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
@@ -371,12 +392,12 @@ def descent(
     gate = at(gates, t)
     rows = [(k_TK[t], v_TM[t], gate), *state["rows"]][: window_size or 1]
     gradient = recall.window_gradient(weights(start, start), rows, gate)
-    s, fast = {}, {}
+    s, fast = {}, faded(state["fast"], initial, gate["retention"], fade_to)
     for name, g in gradient.items():
       s[name] = -gate["write_rate"] * g
       if has_momentum:
         s[name] = s[name] + gate["momentum"] * state["momentum"][name]
-      fast[name] = gate["retention"] * state["fast"][name] + s[name]
+      fast[name] = fast[name] + s[name]
     return {"fast": fast, "momentum": s, "rows": rows}
 
   def read(state, start, t, place):

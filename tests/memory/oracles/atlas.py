@@ -11,7 +11,7 @@ Gradients are taken at the chunk's start in every mode. The momentum goes on fro
 
 import math
 
-from tests.memory.oracles import Recall, Run, arrays, at, mlp, newton_schulz, walk, zeros
+from tests.memory.oracles import Recall, Run, arrays, at, faded, mlp, newton_schulz, walk, zeros
 
 
 def scaled(s):
@@ -20,7 +20,9 @@ def scaled(s):
   return s * target / (math.sqrt((s**2).sum()) + 1e-7)
 
 
-def orthogonal_descent(learned, tokens, gates, recall, *, mode, ns_steps, window_size, momentum, **grid):
+def orthogonal_descent(
+  learned, tokens, gates, recall, *, mode, ns_steps, window_size, momentum, fade_to="start", **grid
+):
   """The loop, for any network."""
   assert mode in ("chunk_end", "hybrid", "per_token")
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
@@ -31,10 +33,9 @@ def orthogonal_descent(learned, tokens, gates, recall, *, mode, ns_steps, window
   def token(state, base, t, place):
     gate = at(gates, t)
     rows = [(k_TK[t], v_TM[t], gate), *state["rows"]][: window_size or 1]
-    s, fast = {}, {}
+    s, fast = {}, faded(state["fast"], initial, gate["retention"], fade_to)
     for name, g in recall.window_gradient(base, rows, gate).items():
       s[name] = gate["momentum"] * state["momentum"][name] - g
-      fast[name] = gate["retention"] * state["fast"][name]
       if mode == "per_token":
         fast[name] = fast[name] + gate["write_rate"] * newton_schulz(s[name], ns_steps)
     return {"fast": fast, "momentum": s, "rows": rows, "rates": [*state["rates"], gate["write_rate"]]}
@@ -73,7 +74,7 @@ def run(
   depth=2,
   expansion=1,
   activation="gelu",
-  residual=True,
+  residual=False,
   surprise_max=None,
   feature_map="none",
   degree=2,

@@ -1,4 +1,4 @@
-"""Atlas with a gated network: f(x) = x + (gelu(phi @ gate) * (phi @ up)) @ out."""
+"""Atlas with a gated network: f(x) = (gelu(phi @ gate) * (phi @ up)) @ out."""
 
 from tests.memory.oracles import Recall, gated
 from tests.memory.oracles.atlas import orthogonal_descent
@@ -15,7 +15,7 @@ def run(
   window_size=4,
   expansion=1,
   activation="gelu",
-  residual=True,
+  residual=False,
   surprise_max=None,
   feature_map="none",
   degree=2,

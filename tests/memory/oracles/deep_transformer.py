@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from tests.memory.oracles import ACTIVATIONS, Run, arrays, at, inner_product, walk, zeros
+from tests.memory.oracles import ACTIVATIONS, Run, arrays, at, faded, inner_product, walk, zeros
 
 
 class KernelRecall:
@@ -47,7 +47,7 @@ class KernelRecall:
     return found
 
 
-def written(recall, state, base, k, v, gate, *, window_size, has_momentum):
+def written(recall, state, base, k, v, gate, *, window_size, has_momentum, initial, fade_to):
   """The state after a token; gradients of its window are taken at the base."""
   width = state["fast"]["w0"].shape[1]
   rows = [dict(row, new=np.zeros(width)) for row in state["rows"]]
@@ -62,7 +62,8 @@ def written(recall, state, base, k, v, gate, *, window_size, has_momentum):
       new[name] = new[name] - count * g
   keep = gate["momentum"] if has_momentum else 0.0
   s = {name: keep * state["momentum"][name] + new[name] for name in new}
-  fast = {name: gate["retention"] * state["fast"][name] + s[name] for name in new}
+  left = faded(state["fast"], initial, gate["retention"], fade_to)
+  fast = {name: left[name] + s[name] for name in new}
   for row in rows:
     row["momentum"] = keep * row["momentum"] + row.pop("new")
     row["fast"] = gate["retention"] * row["fast"] + row["momentum"]
@@ -79,12 +80,13 @@ def kernel_descent(
   depth=2,
   expansion=1,
   activation="gelu",
-  residual=True,
+  residual=False,
   scale=None,
   normalize=None,
   reach_tokens=256,
   momentum=None,
   surprise_max=1.0,
+  fade_to="start",
   **grid,
 ):
   """Descent with such a first layer; `momentum` as for `descent`: None, a bool, or S before the text."""
@@ -93,7 +95,7 @@ def kernel_descent(
   scale = math.sqrt(k_TK.shape[1]) if scale is None else scale
   recall = KernelRecall(objective, scale=scale, normalize=normalize, **form)
   before = arrays(momentum) if isinstance(momentum, dict) else zeros(initial)
-  how = dict(window_size=window_size, has_momentum=bool(momentum))
+  how = dict(window_size=window_size, has_momentum=bool(momentum), initial=initial, fade_to=fade_to)
   fresh = lambda: dict(fast=initial, momentum=zeros(initial), rows=[])
   out_TM, state = walk(
     len(q_TK),

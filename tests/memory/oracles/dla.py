@@ -12,8 +12,9 @@ def run(
   depth=2,
   expansion=1,
   activation="gelu",
-  residual=True,
-  surprise_max=None,
+  residual=False,
+  surprise_max=1.0,
+  fade_to="start",
   feature_map="none",
   degree=2,
   feature_dim=16,
@@ -28,4 +29,4 @@ def run(
     degree=degree,
     feature_dim=feature_dim,
   )
-  return descent(learned, tokens, gates, recall, momentum=momentum, **grid)
+  return descent(learned, tokens, gates, recall, momentum=momentum, fade_to=fade_to, **grid)

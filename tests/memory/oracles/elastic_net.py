@@ -22,9 +22,10 @@ def run(
   depth=2,
   expansion=4,
   activation="gelu",
-  residual=True,
-  norm="layer",
+  residual=False,
+  norm=None,
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   def shrink(a):
@@ -36,4 +37,4 @@ def run(
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   assert not momentum, "the rule has no momentum"
   recall = Recall(learned["slow"], net, surprise_max=surprise_max)
-  return descent(learned, tokens, gates, recall, close=close, **grid)
+  return descent(learned, tokens, gates, recall, close=close, fade_to=fade_to, **grid)

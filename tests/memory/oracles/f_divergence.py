@@ -8,7 +8,7 @@ of the chunk's start, and `fast` is those weights. g(u): kl exp(u); chi2 max(1 +
 
 import numpy as np
 
-from tests.memory.oracles import Recall, Run, arrays, at, mlp, walk, zeros
+from tests.memory.oracles import Recall, Run, arrays, at, faded, mlp, walk, zeros
 
 GROWTH = {
   "kl": np.exp,
@@ -27,9 +27,10 @@ def run(
   depth=2,
   expansion=4,
   activation="gelu",
-  residual=True,
-  norm="layer",
+  residual=False,
+  norm="unit",
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
@@ -50,10 +51,10 @@ def run(
     return recall.read(base, q_TK[t])
 
   def close(state, base):
-    fast = {}
+    fast, left = {}, faded(state["fast"], initial, state["kept"], fade_to)
     for name, w in state["fast"].items():
       grown = w * GROWTH[divergence](-state["sum"][name])
-      fast[name] = grown * (state["kept"] * w.sum(0) / grown.sum(0))
+      fast[name] = grown * (left[name].sum(0) / grown.sum(0))
     return {"fast": fast, "sum": zeros(fast), "kept": 1.0}
 
   out_TM, state = walk(len(q_TK), fresh(), fresh=fresh, token=token, read=read, close=close, **grid)

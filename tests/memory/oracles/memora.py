@@ -23,9 +23,10 @@ def run(
   depth=2,
   expansion=4,
   activation="gelu",
-  residual=True,
-  norm="layer",
+  residual=False,
+  norm="unit",
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   assert over in ("column", "matrix")
@@ -42,4 +43,4 @@ def run(
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   assert not momentum, "the rule has no momentum"
   recall = Recall(learned["slow"], net, surprise_max=surprise_max)
-  return descent(learned, tokens, gates, recall, weights=weights, **grid)
+  return descent(learned, tokens, gates, recall, weights=weights, fade_to=fade_to, **grid)

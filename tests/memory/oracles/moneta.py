@@ -21,9 +21,10 @@ def run(
   depth=2,
   expansion=4,
   activation="gelu",
-  residual=True,
-  norm="layer",
+  residual=False,
+  norm="unit",
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   def weights(fast, start):
@@ -33,4 +34,4 @@ def run(
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   recall = Recall(learned["slow"], net, objective=lp(p, sharpness), surprise_max=surprise_max)
   assert not momentum, "the rule has no momentum"
-  return descent(learned, tokens, gates, recall, weights=weights, **grid)
+  return descent(learned, tokens, gates, recall, weights=weights, fade_to=fade_to, **grid)

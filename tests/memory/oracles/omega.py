@@ -18,8 +18,9 @@ def run(
   depth=2,
   expansion=1,
   activation="gelu",
-  residual=True,
+  residual=False,
   surprise_max=None,
+  fade_to="start",
   feature_map="none",
   degree=2,
   feature_dim=16,
@@ -33,4 +34,5 @@ def run(
     degree=degree,
     feature_dim=feature_dim,
   )
-  return descent(learned, tokens, gates, recall, momentum=momentum, window_size=window_size, **grid)
+  options = dict(momentum=momentum, window_size=window_size, fade_to=fade_to)
+  return descent(learned, tokens, gates, recall, **options, **grid)

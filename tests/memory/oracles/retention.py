@@ -2,10 +2,21 @@
 
 import numpy as np
 
-from tests.memory.oracles import Run, arrays, at, features, walk
+from tests.memory.oracles import Run, arrays, at, faded, features, walk
 
 
-def run(learned, tokens, gates, *, momentum=None, feature_map="none", degree=2, feature_dim=16, **grid):
+def run(
+  learned,
+  tokens,
+  gates,
+  *,
+  momentum=None,
+  fade_to="zero",
+  feature_map="none",
+  degree=2,
+  feature_dim=16,
+  **grid,
+):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
   slow = arrays(learned["slow"])
   lift = dict(feature_map=feature_map, degree=degree, feature_dim=feature_dim)
@@ -14,7 +25,8 @@ def run(learned, tokens, gates, *, momentum=None, feature_map="none", degree=2, 
   def token(state, base, t, place):
     gate = at(gates, t)
     written = np.outer(features(slow, k_TK[t], False, **lift), v_TM[t])
-    return {"fast": {"w0": gate["retention"] * state["fast"]["w0"] + gate["write_rate"] * written}}
+    left = faded(state["fast"], initial, gate["retention"], fade_to)
+    return {"fast": {"w0": left["w0"] + gate["write_rate"] * written}}
 
   def read(state, base, t, place):
     return features(slow, q_TK[t], True, **lift) @ state["fast"]["w0"]

@@ -12,8 +12,9 @@ def run(
   depth=2,
   expansion=1,
   activation="silu",
-  residual=True,
+  residual=False,
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   """`grid`, here and in the other rules: chunk_size, write_T, reset_T."""
@@ -22,4 +23,5 @@ def run(
     mlp(depth=depth, activation=activation, residual=residual),
     surprise_max=surprise_max,
   )
-  return descent(learned, tokens, gates, recall, momentum=True if momentum is None else momentum, **grid)
+  momentum = True if momentum is None else momentum
+  return descent(learned, tokens, gates, recall, momentum=momentum, fade_to=fade_to, **grid)

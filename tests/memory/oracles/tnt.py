@@ -29,7 +29,7 @@ def written(local, recall, k, v, gate, j, piece):
   return local | {"fast": fast, "momentum": momentum}
 
 
-def network(depth=2, expansion=1, activation="silu", residual=True):
+def network(depth=2, expansion=1, activation="silu", residual=False):
   """Every memory's; its weights know the expansion."""
   return mlp(depth=depth, activation=activation, residual=residual)
 

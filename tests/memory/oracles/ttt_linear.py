@@ -1,8 +1,9 @@
 """TTT with a linear memory: W_t = W_base - place_rate[j] sum of r_i grad_i(W_base) over the chunk up to t.
 
-f(x) = x + LN(x @ w0 + b0) with learned scale and bias of the norm; loss half the squared error to v; j is the
-token's place in its chunk, padding counted. y_t = f(W_t; q_t). `momentum` is the running sum, zero at a
-chunk's start. With rope, queries and keys, also as the x that is added, are turned by their place.
+f(x) = LN(x @ w0 + b0), with residual plus x; the norm has a learned scale and bias. The loss is half the
+squared error to v; j is the token's place in its chunk, padding counted. y_t = f(W_t; q_t). `momentum` is the
+running sum, zero at a chunk's start. With rope, queries and keys, also as the x that is added, are turned by
+their place.
 """
 
 import math
@@ -54,6 +55,6 @@ def descent_by_place(learned, tokens, gates, net, *, momentum, rope, surprise_ma
   return Run(out_TM, state["fast"], state["momentum"])
 
 
-def run(learned, tokens, gates, *, momentum=None, rope=True, **grid):
-  net = mlp(depth=1, activation="identity", residual=True, norm="affine")
+def run(learned, tokens, gates, *, momentum=None, residual=False, norm=None, rope=True, **grid):
+  net = mlp(depth=1, activation="identity", residual=residual, norm=norm)
   return descent_by_place(learned, tokens, gates, net, momentum=momentum, rope=rope, **grid)

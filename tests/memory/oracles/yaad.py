@@ -18,13 +18,14 @@ def run(
   depth=2,
   expansion=4,
   activation="gelu",
-  residual=True,
-  norm="layer",
+  residual=False,
+  norm=None,
   surprise_max=None,
+  fade_to="start",
   **grid,
 ):
   net = mlp(depth=depth, activation=activation, residual=residual, norm=norm)
   objective = robust(shift) if huber == "robust" else huber_loss(huber)
   recall = Recall(learned["slow"], net, objective=objective, surprise_max=surprise_max)
   assert not momentum, "the rule has no momentum"
-  return descent(learned, tokens, gates, recall, **grid)
+  return descent(learned, tokens, gates, recall, fade_to=fade_to, **grid)
