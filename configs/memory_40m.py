@@ -141,7 +141,7 @@ def _cpu(config):
   config.model.update(width=192, depth=4, heads=4, ff_width=672, window_tokens=64, dtype="float32",
                       scan_unroll=4, memory_layers="1")
   config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=32)
-  config.optim.update(lr=3e-3, warmup_steps=30, steps=360)
+  config.optim.update(lr=3e-3, warmup_steps=30, steps=300)
   config.train.update(log_every_steps=5)
-  config.checkpoint.update(every_steps=180)
+  config.checkpoint.update(every_steps=150)
   config.eval.update(batch_rows=8, max_tokens=100_000, gain_max_tokens=32_768)

@@ -20,7 +20,8 @@ STARTS = GateStarts(retention=0.9995, momentum=0.5, write_rate=0.05, write_rate_
 
 def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, activation: str = "gelu",
          residual: bool = False, momentum: bool = False, surprise_max: float | None = 1.0,
-         fade_to: str = "start", feature_map: str = "none", degree: int = 2, feature_dim: int = 16) -> MemoryRule:
+         fade_to: str = "start", feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
