@@ -80,7 +80,7 @@ def _shift(config, *, small: bool):
   config.model.memory_layers = "1"
   config.model.memory.update(rule="delta", conv_taps=6, shift=True, shared_qk=True, activation="none",
                              value_source="token", conv_init="ngram", initial="zero", read_norm="none",
-                             retention_init=0.9999, write_rate_init=0.5, write_rate_max=1.0)
+                             write_rate_init=0.5)
   config.model.memory.options = dict(momentum=False, feature_map="cells", feature_dim=256)
   config.model.ff_width = 672 if small else 1_744
 

@@ -3,9 +3,14 @@
   W_t = a_t W_{t-1} - r_t grad(-f(W_base; phi(k_t)) . v_t)
   y_t = f(W_t; phi(q_t))
 
-With a matrix for f it is `retention`; with a deep f the gradient depends on the memory, which the token finds
-as it was at its chunk's start. The paper prints the loss without the minus, which would unlearn. The loss has
-no least value: only retention and, on request, a bound on each token's gradient hold the weights.
+With a matrix for f it is `retention`; with a deep f the gradient depends on the memory, which the token
+finds as it was at its chunk's start. The paper prints the loss without the minus, which would unlearn. The
+loss has no least value: only retention and a bound on each token's gradient hold the weights.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on. The bound on
+gradients is on by default.
 
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 19-20; momentum and the bound are ours.
 """
@@ -20,7 +25,8 @@ STARTS = GateStarts(retention=0.9995, momentum=0.5, write_rate=0.05, write_rate_
 
 def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, activation: str = "gelu",
          residual: bool = False, momentum: bool = False, surprise_max: float | None = 1.0,
-         fade_to: str = "start", feature_map: str = "none", degree: int = 2, feature_dim: int = 16) -> MemoryRule:
+         fade_to: str = "start", feature_map: str = "none", degree: int = 2,
+         feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
