@@ -15,6 +15,7 @@ the base once more of reach_tokens (key_dim + hidden + 1).
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 3, where this is not worked out for deep f.
 """
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -68,8 +69,8 @@ class Ready(NamedTuple):
 
 def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int, expansion: float,
          activation: str, residual: bool, scale: float | None, normalize: str | None, reach_tokens: int,
-         momentum: bool, surprise_max: float | None, window_size: int | None, fade_to: str,
-         starts: GateStarts) -> MemoryRule:
+         momentum: bool, surprise_max: float | None, window_size: int | None,
+         fade_to: str) -> MemoryRule:
   """Makes a rule for one head; see the rules for the arguments.
 
   Raises:
@@ -83,16 +84,28 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
                      f"window_size={window_size}")
   if scale is not None and scale <= 0:
     raise ValueError(f"{FIELD}.scale={scale} must be positive, or None for the root of key_dim")
+  scale = key_dim**0.5 if scale is None else scale
   lift = features.make("none", key_dim=key_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual)
   rule = descent.make(net, objective=objective, momentum=momentum, lift=lift, window_size=window_size,
-                      surprise_max=surprise_max, fade_to=fade_to, starts=starts)
+                      surprise_max=surprise_max, fade_to=fade_to, starts=starts_of(scale))
   form = Form(descent.Descent(net, lift, objective, momentum, window_size, surprise_max, fade_to=fade_to),
-              key_dim**0.5 if scale is None else scale, normalize, reach_tokens, chunk_size)
+              scale, normalize, reach_tokens, chunk_size)
   bind = lambda function: functools.partial(function, form)
   return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
                        prepare=bind(prepare), chunk=bind(chunk), close=bind(close))
+
+
+def starts_of(scale: float) -> GateStarts:
+  """Returns gates with which one write counts, whatever the scale.
+
+  A gradient that is bounded by 1 has a slope of exp(-scale / 2) at most, and the key meets itself with
+  exp(scale), so that a write moves layer 1 by the write rate times exp(scale / 2). With a rate of .01 for all
+  scales, retention .995 and the residual, weights fell from a norm of 7.8 to 1e-8 within 4,096 tokens.
+  """
+  rate = min(0.3 * math.exp(-scale / 2), 0.1)
+  return GateStarts(retention=0.9999, write_rate=rate, write_rate_max=5 * rate)
 
 
 def start(form: Form, learned: Learned) -> MemoryState:

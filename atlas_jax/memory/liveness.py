@@ -8,6 +8,8 @@ import functools
 import math
 from typing import NamedTuple
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -95,7 +97,8 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
   size = tokens.k.shape[0]
   ready = rule.prepare(slow, tokens, gates, jnp.ones((size,), bool), jnp.arange(size, dtype=jnp.int32))
   base = rule.anchor(slow, memory)
-  after, out = rule.chunk(slow, memory, base, ready)
+  read: Any = rule.chunk  # Loaded rules have one.
+  after, out = read(slow, memory, base, ready)
   return rule.close(slow, after, base), out.out_CM
 
 

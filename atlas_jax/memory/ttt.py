@@ -49,8 +49,8 @@ class Prepared(NamedTuple):
 
 
 def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: float | None,
-         starts: GateStarts) -> MemoryRule:
-  """Makes a rule whose memory is `net`, which sees the keys as they are.
+         starts: GateStarts, start_std: float | None = None) -> MemoryRule:
+  """Makes a rule whose memory is `net`, which sees the keys as they are; `start_std` as for `init`.
 
   Raises:
     ValueError: if surprise_max is out of range.
@@ -61,7 +61,7 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   form = Form(inner, chunk_size, rope)
   bind = lambda function: functools.partial(function, form)
   return MemoryRule(
-      init=bind(init), start=functools.partial(descent.start, inner),
+      init=functools.partial(init, form, start_std), start=functools.partial(descent.start, inner),
       apply=functools.partial(descent.apply, inner), still=bind(still), step=bind(step),
       prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",), starts=starts)
 
@@ -88,9 +88,18 @@ def turned(form: Form, tokens: Token, place) -> Token:
   return tokens._replace(q=turn(tokens.q, place), k=turn(tokens.k, place))
 
 
-def init(form: Form, key) -> Learned:
-  """Draws the learned parameters; the steps of a chunk start as a mean of gradients would have them."""
+def init(form: Form, start_std: float | None, key) -> Learned:
+  """Draws the learned parameters; the steps of a chunk start as a mean of gradients would have them.
+
+  Args:
+    form: of the rule.
+    start_std: deviation of the fast weights' starts; None: unit gain.
+    key: of the draw.
+  """
   learned = descent.init(form.descent, key)
+  if start_std is not None:
+    scaled = jax.tree.map(lambda w: start_std * w.shape[0] ** 0.5 * w, learned.fast)
+    learned = learned._replace(fast=scaled)
   place_rate_C = 1 / jnp.arange(1, form.chunk_size + 1, dtype=jnp.float32)
   return learned._replace(slow=learned.slow | {"place_rate": place_rate_C})
 

@@ -1,4 +1,4 @@
-"""Every memory that is shipped lasts, is moved by a write and recalls, at the gates where its training starts.
+"""Every memory that is shipped lasts, is moved by a write and recalls, at the gates it starts from.
 
 Each rule is measured with its defaults, keys of width 32 and chunks of 32, over 16,384 tokens (65,536 in the
 tests marked slow), and so is the memory of every config in every variant, with its own sizes, over 4,096: the
@@ -96,7 +96,7 @@ def test_a_memory_that_is_not_finite_is_dead():
 
 
 def test_an_exact_memory_of_few_pairs_loses_only_the_noise():
-  """Delta with a rate of 1 replaces a pair; with eight pairs, what is asked for was written some tokens ago."""
+  """Delta with a rate near 1 replaces a pair; the others are nearly orthogonal."""
   rule = rule_of("delta", (("momentum", False),))
   rule = rule._replace(starts=GateStarts(retention=0.999999, write_rate=0.9, write_rate_max=1.0))
   streams = liveness.Streams(pairs=4, noise=0.0)

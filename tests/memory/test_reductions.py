@@ -86,7 +86,8 @@ def test_omega_with_momentum_whose_context_is_the_token_alone_is_titans(x64):
 
 def test_omega_over_the_whole_text_writes_running_sums_of_gradients(x64):
   """Window, chunk and text of one length, gates open: W_t = a W_{t-1} - r_t (grad_1 + .. + grad_t)."""
-  rule, learned, tokens, gates = small("omega", window_size=N, chunk_size=N)
+  options = dict(window_size=N, residual=True, fade_to="zero")
+  rule, learned, tokens, gates = small("omega", chunk_size=N, **options)
   gates = with_own(gates, context=jnp.ones((N, N)))
 
   def loss(weights, k_K, v_M):
@@ -124,7 +125,7 @@ def test_a_token_that_no_context_counts_is_as_good_as_absent(x64):
 def test_one_window_of_hebbian_writes_is_deep_linear_attention_and_that_of_one_matrix_is_retention(x64):
   rule, learned, tokens, gates = small("swla", window_size=1)
   gates = with_own(gates, context=jnp.ones((N, 1)))
-  dla = of("dla", learned, **LINEAR)
+  dla = of("dla", learned, **LINEAR, fade_to="zero", surprise_max=None)
   expected = read(of("retention", learned), learned, tokens, gates)
   assert_close(read(rule, learned, tokens, gates), expected, why="swla")
   assert_close(read(dla, learned, tokens, gates), expected, why="dla")
@@ -291,7 +292,7 @@ def test_bregman_s_weights_stay_between_their_bounds(x64):
 
 @pytest.mark.parametrize("divergence", ["kl", "chi2", "hellinger"])
 def test_f_divergence_moves_the_mass_of_a_column_and_keeps_its_sum(x64, divergence):
-  rule, learned, tokens, gates = small("f_divergence", divergence=divergence)
+  rule, learned, tokens, gates = small("f_divergence", divergence=divergence, fade_to="zero")
   _, fast = read(rule, learned, tokens, gates)
   kept = float(np.exp(np.sum(np.asarray(gates.log_retention))))
   for name, w in fast.items():
@@ -326,5 +327,5 @@ def test_tnt_without_a_global_memory_and_with_one_shard_is_titans(x64, local):
   )
   titans_gates = gates._replace(log_momentum=jnp.full(N, np.log(0.7)))
   titans = Learned(learned.slow["local0"], {})
-  expected = read(of("titans", titans), titans, tokens, titans_gates, chunk_size=local)[0]
+  expected = read(of("titans", titans, fade_to="zero"), titans, tokens, titans_gates, chunk_size=local)[0]
   assert_close(read(rule, learned, tokens, own, chunk_size=N)[0], expected)

@@ -168,8 +168,15 @@ def test_without_momentum_and_forgetting_it_is_gradient_descent_by_mini_batches(
   assert_close((out.out_CM, memory.fast), (jnp.stack(reads), weights))
 
 
-def test_without_writing_the_weights_only_decay(x64):
+def test_without_writing_the_weights_stay_where_they_began(x64):
   rule, learned, tokens, _ = small(dict(depth=2, activation="silu", residual=True))
+  gates = random_gates(1, 6, dtype="float64")._replace(write_rate=jnp.zeros(6))
+  memory, _ = run(rule, learned, tokens, gates)
+  assert_close(memory.fast, learned.fast)
+
+
+def test_without_writing_weights_that_fade_to_zero_only_decay(x64):
+  rule, learned, tokens, _ = small(dict(depth=2, activation="silu", residual=True, fade_to="zero"))
   gates = random_gates(1, 6, dtype="float64")._replace(write_rate=jnp.zeros(6))
   memory, _ = run(rule, learned, tokens, gates)
   kept = float(np.prod(np.exp(np.asarray(gates.log_retention))))
@@ -214,7 +221,7 @@ def test_online_writes_of_orthonormal_keys_store_each_value(x64):
     (dict(activation="tanhh"), "silu"),
     (dict(expansion=0), "expansion"),
     (dict(surprise_max=0.0), "surprise_max"),
-    (dict(value_dim=4), "residual"),
+    (dict(value_dim=4, residual=True), "residual"),
   ],
 )
 def test_options_out_of_range_are_refused_by_name(wrong, said):

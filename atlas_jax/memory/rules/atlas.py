@@ -13,6 +13,10 @@ and W disagree with each other; ours descend. It leaves the window, the degree o
 and normalises at a chunk's end, which we leave to the layer. State per head: twice the weights,
 (window_size - 1) (key_dim + value_dim + 1) floats of the window, and 2.
 
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on.
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 32 and 33 and section 4; "hybrid" is ours.
 """
 from atlas_jax.memory import features, muon, nets

@@ -1,6 +1,10 @@
-"""Atlas++ memory: Atlas with a gated network, f(x) = x + (activation(phi @ gate) * (phi @ up)) @ out.
+"""Atlas++ memory: Atlas with a gated network, f(x) = (activation(phi @ gate) * (phi @ up)) @ out.
 
 All else is as in `rules.atlas`.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on.
 
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 4 (Atlas++).
 """

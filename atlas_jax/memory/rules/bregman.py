@@ -5,9 +5,14 @@
   y_t = f(W_base; q_t)
 
 `fast` holds the logits z: mirror descent, whose gradient is with respect to W, and whose retention draws W
-towards the middle of its bounds. The paper has bounds 0 and 1 and no retention. W is made once per chunk, and
-a token reads what earlier chunks wrote. f is an MLP, layer-normed and added to its input; l is half the
-squared error; `surprise_max` is ours, see `rules.titans`.
+towards the middle of its bounds. The paper has bounds 0 and 1 and no retention. W is made once per chunk,
+and a token reads what earlier chunks wrote. f is an MLP; l is half the squared error; `surprise_max` is
+ours, see `rules.titans`.
+
+Retention draws the logits to those of the text's start; drawn to zero (fade_to="zero") all weights would
+become the middle of their bounds, where a net of two matrices has no gradient. In the paper f is
+layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm one, reads
+are then longer than values by the root of their width, and the loss stays above that of answering zero.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (Bregman divergences).
 """

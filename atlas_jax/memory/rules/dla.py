@@ -3,9 +3,14 @@
   W_t = a_t W_{t-1} - r_t grad(-f(W_base; phi(k_t)) . v_t)
   y_t = f(W_t; phi(q_t))
 
-With a matrix for f it is `retention`; with a deep f the gradient depends on the memory, which the token finds
-as it was at its chunk's start. The paper prints the loss without the minus, which would unlearn. The loss has
-no least value: only retention and, on request, a bound on each token's gradient hold the weights.
+With a matrix for f it is `retention`; with a deep f the gradient depends on the memory, which the token
+finds as it was at its chunk's start. The paper prints the loss without the minus, which would unlearn. The
+loss has no least value: only retention and a bound on each token's gradient hold the weights.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on. The bound on
+gradients is on by default.
 
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 19-20; momentum and the bound are ours.
 """

@@ -1,16 +1,21 @@
 """f-divergence memory: weights are positive masses, grown and shrunk by multiplication once per chunk.
 
   u = - sum over the chunk's tokens of r_i clip(grad_W l(W; k_i, v_i))
-  W' = W * g(u), then each column brought to its old sum times the product of the chunk's retentions
+  W' = W * g(u), then each column brought to a times its old sum and 1 - a times its first one, a the product
+       of the chunk's retentions
   y_t = f(W; q_t)
 
 g is the inverse slope of the divergence that holds W' near W: "kl" exp(u); "chi2" max(1 + u / 2, 1e-3);
 "hellinger" 1 / (1 - min(u, 0.9))^2. A column holds the inputs of one output. `fast` stands still within a
-chunk; `kept` carries u and the product of retentions so far, so that the state is twice the net's weights and
-one number. The paper finds the columns' multiplier (its zeta) from the constraint on their mass and steps
-every token; rescaling, the bounds of g and the retention of masses are ours. Retention shrinks all weights
-alike: in long texts they fade, and only the norm of f's output holds them up. f is an MLP, layer-normed and
-added to its input; l is half the squared error; `surprise_max` is ours, see `rules.titans`.
+chunk; `kept` carries u and the product of retentions so far, so that the state is twice the net's weights
+and one number. The paper finds the columns' multiplier (its zeta) from the constraint on their mass and
+steps every token; rescaling, the bounds of g and the retention of masses are ours. f is an MLP; l is half
+the squared error; `surprise_max` is ours, see `rules.titans`.
+
+Retention draws masses to those of the text's start; drawn to zero (fade_to="zero") weights fade. In the
+paper f is layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm
+one, reads are then longer than values by the root of their width, and the loss stays above that of answering
+zero. Weights of one sign need the centring: our norm, "unit", gives reads the length of values.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (f-divergence retention).
 """

@@ -8,8 +8,14 @@
 by a constant of each slice, which softmax ignores, so that carrying z gives the same weights, is linear, and
 needs no step between chunks. The gradient is with respect to W: softmax is not differentiated, as in the
 paper. W is made once per chunk, and a token reads what earlier chunks wrote. A slice holds the inputs of one
-output ("column") or all of a matrix. f is an MLP, layer-normed and added to its input; l is half the squared
-error. Scales, the start and `surprise_max` (see `rules.titans`) are ours, the paper does not tell its own.
+output ("column") or all of a matrix. f is an MLP; l is half the squared error. Scales, the start and
+`surprise_max` (see `rules.titans`) are ours, the paper does not tell its own.
+
+Retention draws the logits to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+which makes all weights of a slice alike. In the paper f is layer-normed and added to its input
+(norm="layer", residual=True); with keys and values of norm one, reads are then longer than values by the
+root of their width, and the loss stays above that of answering zero. Weights of one sign need the centring:
+our norm, "unit", gives reads the length of values.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Memora).
 """

@@ -6,9 +6,15 @@
   y_t = f(W_t; q_t)
 
 `fast` is A. |.|_q is the q-norm of a matrix's entries. As in the paper's chunked form, s is taken anew at a
-chunk's start alone; at q = 2 it is 1. The sign in the loss's slope is smooth, tanh(sharpness e). f is an MLP,
-layer-normed and added to its input. The paper's loss has no 1 / p (its step is our write_rate over p), and it
-does not clip: `surprise_max` is ours, see `rules.titans`. For q above 3 small A make large W.
+chunk's start alone; at q = 2 it is 1. The sign in the loss's slope is smooth, tanh(sharpness e). f is an
+MLP. The paper's loss has no 1 / p (its step is our write_rate over p), and it does not clip: `surprise_max`
+is ours, see `rules.titans`. For q above 3 small A make large W.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. In the paper f is
+layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm one, reads
+are then longer than values by the root of their width, and the loss stays above that of answering zero. As s
+lengthens small weights, our norm, "unit", gives reads the length of values.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Moneta), Eq. 24 and 25.
 """

@@ -10,6 +10,10 @@ into c and leaves the window, the gates' start and the degree of phi open; it no
 which we leave to the layer. The window counts real tokens: beside its weights a head keeps
 (window_size - 1) (key_dim + value_dim + 1) floats.
 
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on.
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 9 and section 3; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets

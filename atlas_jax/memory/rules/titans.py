@@ -4,10 +4,14 @@
   W_t = a_t W_{t-1} + S_t
   y_t = f(W_t; q_t)
 
-f is an MLP of `depth` matrices, by default added to its input; l is half the squared error. The paper leaves
+f is an MLP of `depth` matrices, on request added to its input; l is half the squared error. The paper leaves
 f's activation open, takes the whole square (its step is half of our write_rate) and does not clip. We bound
 the norm of each token's gradient on request: a chunk of alike keys writes up to C times in one direction from
 one base, and without a bound such a chunk can overshoot further with every chunk after it.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
+output on request alone (residual=True): else an emptied memory would pass the query on.
 
 Source: Behrouz et al. 2025, arXiv:2501.00663, Eq. 9-18.
 """

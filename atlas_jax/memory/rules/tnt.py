@@ -23,6 +23,9 @@ their shapes with local_chunks, as long as it names as many memories, so that a 
 State per head: the weights of V, for each local memory three times its weights (weights, momentum, those of
 its chunk's start), key_dim^2 floats of P, and an int.
 
+The key is added to the output on request alone (residual=True): else an emptied memory would pass the query
+on.
+
 Source: Li et al. 2025, TNT, arXiv:2511.07343, Eq. 5-9 and appendix C.
 """
 import functools

@@ -1,18 +1,22 @@
-"""TTT-MLP: two matrices with biases behind a layer norm, with steps that depend on the place in the chunk.
+"""TTT-MLP: two matrices with biases, with steps that depend on the place in the chunk.
 
-  f(x) = x + LN(act(x @ w0 + b0) @ w1 + b1), LN with a learned scale and bias that reading leaves alone
+  f(x) = act(x @ w0 + b0) @ w1 + b1
   W_t = W_base - place_rate[j_t] sum of r_i clip(grad l(W_base; k_i, v_i)) over the chunk's tokens up to t
   y_t = f(W_t; q_t)
 
 All else is as in `rules.ttt_linear`, and the state is twice the net's weights here, too.
+
+In the paper f is layer-normed (with a learned scale and bias) and added to its input (norm="affine",
+residual=True); with keys and values of norm one, reads are then longer than values by the root of their
+width, and the loss stays above that of answering zero.
 
 Source: Sun et al. 2024, arXiv:2407.04620, sections 2.4 to 2.7.
 """
 from atlas_jax.memory import nets, ttt
 from atlas_jax.memory.types import GateStarts, MemoryRule
 
-# Before (retention .995, momentum .6, rate .01, fading to zero, with residual) one write moved a read by 2%,
-# and reads were 5.7 times as long as values: the loss was 21 times that of answering zero.
+# Before (rate .01, with residual and norm) one write moved a read by 2%, and reads were 5.7 times as long as
+# values: the loss was 21 times that of answering zero. See `rules.ttt_linear` for the bound.
 STARTS = GateStarts(write_rate=0.3, write_rate_max=1.0)
 
 

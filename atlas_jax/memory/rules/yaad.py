@@ -7,9 +7,14 @@
 The loss is Huber's, squares for errors up to threshold_t and linear beyond, with threshold_t a gate of each
 token: of each coordinate of e ("coordinate") or of its norm ("norm"). Or ("robust") it is half the square
 plus `shift` times the norm, the worst case over values within `shift` of v; then there is no gate. f is an
-MLP, layer-normed and added to its input. The paper prints three Huber losses and trains a mixture of two that
-has a jump; we offer the two without. It takes whole squares (its step is half of our write_rate), uses
-retention without momentum, and does not clip: `surprise_max` is ours, see `rules.titans`.
+MLP. The paper prints three Huber losses and trains a mixture of two that has a jump; we offer the two
+without. It takes whole squares (its step is half of our write_rate), uses retention without momentum, and
+does not clip: `surprise_max` is ours, see `rules.titans`.
+
+Retention draws the weights to those of the text's start; the paper's draws them to zero (fade_to="zero"),
+where a net of two matrices has no gradient, so that it cannot be written again. In the paper f is
+layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm one, reads
+are then longer than values by the root of their width, and the loss stays above that of answering zero.
 
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Yaad) and section 4 (value shift).
 """
