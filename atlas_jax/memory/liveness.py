@@ -6,9 +6,7 @@ Where the widths and the chunk are those of a model, this says whether the model
 """
 import functools
 import math
-from typing import NamedTuple
-
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
