@@ -73,11 +73,10 @@ def main(path: str) -> None:
   """Prints the tables and draws the picture beside the file."""
   rows = json.loads(pathlib.Path(path).read_text())["rows"]
   plain = [row for row in rows if row["likeness"] == 0.0]
-  print(table(plain, (("before", 0.0), ("together", 0.0)), ("norm", "write", "loss")))
-  print()
+  arms = tuple((arm, 0.0) for arm in ("before", "gates", "start", "net", "together"))
   for field in ("norm", "write", "loss"):
-    print(table(plain, tuple((arm, 0.0) for arm in ("before", "gates", "start", "net", "together")), (field,)))
-    print()
+    print(f"{LABELS[field]}:\n\n{table(plain, arms, (field,))}\n")
+  print("Alike keys, and write rates at their bounds:\n")
   print(table(rows, (("before", 0.5), ("together", 0.5), ("bound", 0.0), ("bound", 0.5)), ("norm", "loss")))
   draw(rows, pathlib.Path(path).with_name("alive.png"))
 
