@@ -95,6 +95,7 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
   size = tokens.k.shape[0]
   ready = rule.prepare(slow, tokens, gates, jnp.ones((size,), bool), jnp.arange(size, dtype=jnp.int32))
   base = rule.anchor(slow, memory)
+  assert rule.chunk is not None, "rules.load completes it"
   after, out = rule.chunk(slow, memory, base, ready)
   return rule.close(slow, after, base), out.out_CM
 
