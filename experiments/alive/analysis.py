@@ -38,7 +38,9 @@ def cell(rows: list[dict], field: str, at: int = -1) -> str:
 
 def table(rows: list[dict], arms: tuple[tuple[str, float], ...], fields: tuple[str, ...]) -> str:
   """Makes a table of rules by arms."""
-  lines = [f"| rule | {' | '.join(f'{arm}, {field}' for arm, _ in arms for field in fields)} |"]
+  heads = [f"{arm}{', alike keys' if likeness else ''}" for arm, likeness in arms]
+  heads = [f"{head}: {field}" if len(fields) > 1 else head for head in heads for field in fields]
+  lines = [f"| rule | {' | '.join(heads)} |"]
   lines.append("| --- " * (1 + len(arms) * len(fields)) + "|")
   for name in sorted({row["rule"] for row in rows}):
     cells = []
