@@ -6,7 +6,7 @@ Where the widths and the chunk are those of a model, this says whether the model
 """
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +95,8 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
   size = tokens.k.shape[0]
   ready = rule.prepare(slow, tokens, gates, jnp.ones((size,), bool), jnp.arange(size, dtype=jnp.int32))
   base = rule.anchor(slow, memory)
-  read: Any = rule.chunk  # Loaded rules have one.
-  after, out = read(slow, memory, base, ready)
+  assert rule.chunk is not None, "rules.load completes it"
+  after, out = rule.chunk(slow, memory, base, ready)
   return rule.close(slow, after, base), out.out_CM
 
 

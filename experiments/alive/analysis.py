@@ -38,7 +38,9 @@ def cell(rows: list[dict], field: str, at: int = -1) -> str:
 
 def table(rows: list[dict], arms: tuple[tuple[str, float], ...], fields: tuple[str, ...]) -> str:
   """Makes a table of rules by arms."""
-  lines = [f"| rule | {' | '.join(f'{arm}, {field}' for arm, _ in arms for field in fields)} |"]
+  heads = [f"{arm}{', alike keys' if likeness else ''}" for arm, likeness in arms]
+  heads = [f"{head}: {field}" if len(fields) > 1 else head for head in heads for field in fields]
+  lines = [f"| rule | {' | '.join(heads)} |"]
   lines.append("| --- " * (1 + len(arms) * len(fields)) + "|")
   for name in sorted({row["rule"] for row in rows}):
     cells = []
@@ -73,12 +75,10 @@ def main(path: str) -> None:
   """Prints the tables and draws the picture beside the file."""
   rows = json.loads(pathlib.Path(path).read_text())["rows"]
   plain = [row for row in rows if row["likeness"] == 0.0]
-  print(table(plain, (("before", 0.0), ("together", 0.0)), ("norm", "write", "loss")))
-  print()
+  arms = tuple((arm, 0.0) for arm in ("before", "gates", "start", "net", "together"))
   for field in ("norm", "write", "loss"):
-    arms = ("before", "gates", "start", "net", "together")
-    print(table(plain, tuple((arm, 0.0) for arm in arms), (field,)))
-    print()
+    print(f"{LABELS[field]}:\n\n{table(plain, arms, (field,))}\n")
+  print("Alike keys, and write rates at their bounds:\n")
   print(table(rows, (("before", 0.5), ("together", 0.5), ("bound", 0.0), ("bound", 0.5)), ("norm", "loss")))
   draw(rows, pathlib.Path(path).with_name("alive.png"))
 

@@ -236,10 +236,10 @@ def test_the_kernel_runs_on_the_device(momentum):
 # --- the layer ---
 
 
-def make(**options):
+def make(*, fade_to="zero", **options):
   """Titans as a rule of this module's own, whose kernel is interpreted."""
-  rule = titans.make(**options)
-  interpreted = lambda *arguments, impl, **sizes: KERNELS["tpu"](*arguments, form=Form("silu", True), **sizes)
+  rule = titans.make(fade_to=fade_to, **options)
+  interpreted = lambda *arguments, impl, **sizes: KERNELS["tpu"](*arguments, form=Form("silu", False), **sizes)
   return rule._replace(kernel=functools.partial(rule.kernel, scan=interpreted))
 
 
@@ -262,7 +262,7 @@ def test_every_form_gives_the_layer_the_same(x64):
     ("reference", "titans"),
     ("pallas", __name__),
   ):
-    layer, params, x_BTD = tiny_memory(rule, dtype="float64", impl=impl)
+    layer, params, x_BTD = tiny_memory(rule, dtype="float64", impl=impl, options={"fade_to": "zero"})
     results = layer_passes(layer, params, x_BTD)
     assert_close(results, expected or results, why=impl)
     expected = expected or results
@@ -271,12 +271,13 @@ def test_every_form_gives_the_layer_the_same(x64):
 def test_a_rule_without_a_kernel_or_an_unknown_form_is_refused():
   for fields in (
     dict(rule="omega", impl="pallas"),
-    dict(rule="titans", impl="pallas", options={"depth": 3}),
-    dict(rule="titans", impl="pallas", options={"activation": "relu2"}),
+    dict(rule="titans", impl="pallas"),  # Its weights fade to their start.
+    dict(rule="titans", impl="pallas", options={"fade_to": "zero", "depth": 3}),
+    dict(rule="titans", impl="pallas", options={"fade_to": "zero", "activation": "relu2"}),
   ):
     with pytest.raises(
       ValueError, match="impl='pallas' is not offered .* supported are auto, reference, chunked$"
     ):
       tiny_memory(**fields)
   with pytest.raises(ValueError, match="supported are auto, reference, chunked, pallas"):
-    tiny_memory(impl="fast")
+    tiny_memory(impl="fast", options={"fade_to": "zero"})

@@ -32,6 +32,7 @@ MLPS += [
   dict(depth=depth, activation="silu", residual=residual) for depth, residual in ((1, True), (3, False))
 ]
 MLPS += [dict(depth=2, activation="gelu", residual=residual, norm="layer") for residual in (True, False)]
+MLPS += [dict(depth=2, activation="silu", residual=False, norm="unit")]
 MLPS += [dict(depth=depth, activation="gelu", residual=True, norm="affine", biases=True) for depth in (1, 2)]
 GATED = [dict(activation=name, residual=name == "gelu") for name in ACTIVATE]
 
@@ -65,6 +66,8 @@ def mlp_again(form, weights, slow, k_K, lifted_P):
     h = h + weights[f"b{i}"][0] if form.get("biases") else h
   if form.get("norm"):
     h = (h - h.mean()) / jnp.sqrt(((h - h.mean()) ** 2).mean() + 1e-6)
+  if form.get("norm") == "unit":
+    h = h / len(h) ** 0.5
   if form.get("norm") == "affine":
     h = h * slow["norm_scale"] + slow["norm_bias"]
   return k_K + h if form["residual"] else h

@@ -202,7 +202,7 @@ def test_a_reset_forgets_weights_momentum_and_window():
 def test_retention_is_descent_on_the_inner_product_and_linear_attention_keeps_all():
   learned, tokens, gates = linear_case()
   gates = without(gates, "momentum", "context")
-  options = dict(depth=1, residual=False, chunk_size=4)
+  options = dict(depth=1, surprise_max=None, fade_to="zero", chunk_size=4)
   descended = rule("dla")(learned, tokens, gates, **options)
   kept = rule("retention")(learned, tokens, gates, chunk_size=4)
   np.testing.assert_allclose(kept.out_TM, descended.out_TM, rtol=1e-10, atol=1e-12)

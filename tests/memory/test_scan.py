@@ -29,6 +29,7 @@ from tests.memory import oracles as memory_oracles
 from tests.memory.oracles import titans as titans_loop
 
 K, N = 5, 24
+PAPER = dict(residual=True, fade_to="zero")  # As printed.
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +41,7 @@ def _compile_quickly():
 @functools.lru_cache
 def titans(dtype="float32", seed=0):
   """One rule for the file, so that compiled functions are shared; two matrices, hidden width 5."""
-  return tiny_rule("titans", seed=seed, dtype=dtype, key_dim=K, value_dim=K)
+  return tiny_rule("titans", seed=seed, dtype=dtype, key_dim=K, value_dim=K, **PAPER)
 
 
 def inputs(dtype="float32", n=N, seed=0):
@@ -81,7 +82,7 @@ def oracle(learned, tokens, gates, *, chunk_size, running=None, **options):
   """Runs the loop of the paper from the start, or from the momentum of a given state at a chunk's start."""
   if running is not None:
     options |= dict(momentum=running.memory.momentum)
-  return titans_loop.run(*for_oracle(learned, tokens, gates), chunk_size=chunk_size, **options)
+  return titans_loop.run(*for_oracle(learned, tokens, gates), chunk_size=chunk_size, **PAPER | options)
 
 
 def expected_base(learned, tokens, gates, count, *, chunk_size, running=None):

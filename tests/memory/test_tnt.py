@@ -28,13 +28,13 @@ def _compile_quickly():
 
 
 WIDTH, N, CHUNK, SHARD = 5, 24, 12, 6
+PAPER = dict(residual=True, fade_to="zero")  # Titans as printed.
 
 
 def small(**options):
-  """A rule, its parameters, tokens and gates, in float64."""
-  rule, learned = tiny_rule(
-    "tnt", dtype="float64", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, **options
-  )
+  """A rule with the paper's residual, its parameters, tokens and gates, in float64."""
+  sizes = dict(key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK)
+  rule, learned = tiny_rule("tnt", dtype="float64", **sizes, residual=True, **options)
   tokens = random_tokens(3, N, key_dim=WIDTH, value_dim=WIDTH, dtype="float64")
   return rule, learned, tokens, random_gates(3, N, rule=rule, dtype="float64")
 
@@ -77,7 +77,7 @@ def as_titans(gates, j):
 
 def local_reads(learned, tokens, gates, local_chunks):
   """One shard after another, each by the Titans rule from its learned start."""
-  rule = rules.load("titans", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, fade_to="zero")
+  rule = rules.load("titans", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, **PAPER)
   query_TK = jnp.asarray(projected(np.asarray(tokens.q), np.asarray(tokens.k), SHARD))
   total = 0
   for j, size in enumerate(local_chunks):
@@ -119,7 +119,7 @@ def test_the_order_of_shards_does_not_change_what_local_memories_recall(x64):
 def test_one_local_memory_of_one_shard_and_chunk_is_the_titans_rule(x64):
   options = dict(local_chunks=(CHUNK,), project_queries=False, global_memory=False)
   rule, learned, tokens, gates = small(**options)
-  titans = rules.load("titans", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, fade_to="zero")
+  titans = rules.load("titans", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, **PAPER)
   start = learned._replace(fast=learned.slow["local0"], slow={})
   first = cut((tokens, gates), 0, CHUNK)
   expected = read(titans, CHUNK, start, first[0], as_titans(first[1], 0))

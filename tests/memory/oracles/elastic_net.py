@@ -17,7 +17,7 @@ def run(
   gates,
   *,
   momentum=None,
-  threshold=1e-3,
+  threshold=1e-4,
   smooth=False,
   depth=2,
   expansion=4,
