@@ -195,7 +195,7 @@ class Memory(nn.Module):
       state, last_doc_B = carry
       source, gates, doc_BT = xs
       reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-      tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+      tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
       write_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
@@ -240,7 +240,7 @@ class Memory(nn.Module):
     """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
     lags = self.form.lags
     reach_BTS = conv_reach(doc_BT, last_doc_B, lags)
-    tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
     write_BT = jnp.broadcast_to(has_key(self.form, reach_BTS), doc_BT.shape)
     running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, write_BT,

@@ -20,6 +20,16 @@ class Token(NamedTuple):
   v: jax.Array  # [M] the value to be recalled
 
 
+class LiftedToken(NamedTuple):
+  """A token whose query and key are lifted already, by the `lift` of the rule that reads it."""
+
+  q: jax.Array  # [K]
+  k: jax.Array  # [K]
+  v: jax.Array  # [M]
+  query: jax.Array  # [P]
+  key: jax.Array  # [P]
+
+
 class GateSpec(NamedTuple):
   """A gate of a rule's own, computed from each token beside the common ones."""
 
@@ -149,12 +159,13 @@ class MemoryRule(NamedTuple):
   gates: tuple[GateSpec, ...] = ()  # gates of the rule's own
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")  # common gates it uses
   reads: str = "token"  # "token": a read sees its own token's write; "chunk": writes of earlier chunks only
+  lift: Callable | None = None  # (slow, x_K) -> [P]: what its `prepare` makes of keys; None: nothing
   kernel: Callable | None = None  # whole texts of many heads in one kernel, see `on_chip.read`; None: no such
 
 
 def by_steps(rule: MemoryRule) -> MemoryRule:
   """Gives the rule that reads every chunk token by token: what a faster form must equal."""
-  return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, kernel=None))
+  return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, lift=None, kernel=None))
 
 
 def with_chunks(rule: MemoryRule) -> MemoryRule:
