@@ -29,6 +29,7 @@ from atlas_jax.memory.types import (
   Gates,
   GateSpec,
   Learned,
+  LiftedToken,
   MemoryRule,
   MemoryState,
   Token,
@@ -91,6 +92,7 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
   form = Descent(net, lift, objective, momentum, window_size, surprise_max, derive, reads, fade_to)
   bind = lambda function: functools.partial(function, form)
   rule = MemoryRule(
+      lift=lift.lift if lift.parts else None,
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
       chunk=bind(chunk), anchor=bind(anchor), gates=context_gate(window_size), reads=reads,
       aims="direction" if objective is objectives.dot else "value",
@@ -190,10 +192,17 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
   return after, apply(form, slow, weights, token.q)
 
 
-def prepare(form: Descent, slow, tokens: Token, token_gates: Gates, write_C, place_C) -> Prepared:
+def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates, write_C,
+            place_C) -> Prepared:
   """Does for a chunk all that needs no memory."""
   del place_C
-  lifted = (form.lift.keys(slow, tokens.k), form.lift.queries(slow, tokens.q)) if form.lift.parts else ()
+  lifted: Any = ()
+  if form.lift.parts:
+    if isinstance(tokens, LiftedToken):
+      key_CP, query_CP = tokens.key, tokens.query
+    else:
+      key_CP, query_CP = form.lift.keys(slow, tokens.k), form.lift.lift(slow, tokens.q)
+    lifted = (key_CP, form.lift.weighed(slow, query_CP))
   log_momentum_C = token_gates.log_momentum if form.momentum else None
   decay = gates.chunk_decay(token_gates.log_retention, log_momentum_C, token_gates.write_rate, write_C)
   score_CC: Any = ()
@@ -202,7 +211,7 @@ def prepare(form: Descent, slow, tokens: Token, token_gates: Gates, write_C, pla
     if form.reads == "token":
       key_CP, query_CP = lifted or (tokens.k, tokens.q)
       score_CC = decay.mix_CC * (query_CP @ key_CP.T)
-  return Prepared(tokens, lifted, decay, score_CC, token_gates.more, write_C)
+  return Prepared(Token(tokens.q, tokens.k, tokens.v), lifted, decay, score_CC, token_gates.more, write_C)
 
 
 def lifted_keys(ready: Prepared):

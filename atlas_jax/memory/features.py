@@ -36,7 +36,10 @@ class FeatureMap(NamedTuple):
 
   def queries(self, slow, q_K):
     """Lifts queries, each part weighed by its learned coefficient."""
-    lifted_P = self.lift(slow, q_K)
+    return self.weighed(slow, self.lift(slow, q_K))
+
+  def weighed(self, slow, lifted_P):
+    """Makes lifted keys queries: each part times its learned coefficient."""
     if not self.parts:
       return lifted_P
     part_P = np.repeat(np.arange(len(self.parts), dtype=np.int32), self.parts)
@@ -120,13 +123,33 @@ def _monomials(width, degree):
   return lift
 
 
+@jax.custom_jvp
+def _unit_softmax(logit_P):
+  """Brings softmax to norm one; its slope is written out, as the derived one passes over all cells more."""
+  return _with_share(logit_P)[0]
+
+
+def _with_share(logit_P):
+  cell_P = jnp.exp(logit_P - jnp.max(logit_P, -1, keepdims=True))
+  total = jnp.sum(cell_P, -1, keepdims=True)
+  # The sums are those of softmax's values, over the total: a division of all cells is saved.
+  scale = jax.lax.rsqrt(jnp.sum(cell_P * cell_P, -1, keepdims=True) + 1e-6 * total * total)
+  return cell_P * scale, 1e-6 * total * scale
+
+
+@_unit_softmax.defjvp
+def _slope_of_unit_softmax(primals, tangents):
+  answer_P, share = _with_share(*primals)
+  d_P, = tangents
+  return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + share) * d_P, -1, keepdims=True))
+
+
 def _cells(width, cells):
   directions_KP = np.random.default_rng(0).standard_normal((width, cells))
 
   def lift(slow, x):
     sharp = x * slow["sharpness"].astype(x.dtype)
-    answer_P = jax.nn.softmax(sharp @ jnp.asarray(directions_KP, x.dtype), axis=-1)
-    return answer_P * jax.lax.rsqrt(jnp.sum(answer_P * answer_P, -1, keepdims=True) + 1e-6)
+    return _unit_softmax(sharp @ jnp.asarray(directions_KP, x.dtype))
 
   return lift
 

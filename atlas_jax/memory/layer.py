@@ -216,7 +216,7 @@ class Memory(nn.Module):
       state, last_doc_B = carry
       source, gates, doc_BT = xs
       reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-      tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+      tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
       read_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
@@ -262,7 +262,7 @@ class Memory(nn.Module):
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
     """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
     write_BT = jnp.broadcast_to(has_key(self.form, reach_BTS), doc_BT.shape)
     running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, write_BT,
@@ -310,7 +310,7 @@ class Memory(nn.Module):
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, *source, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, reach_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
     running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, by_head, doc_BT,
                                        last_doc_B, chunk_size=self.chunk_size)

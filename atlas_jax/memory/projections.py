@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax import tree
-from atlas_jax.memory.types import Learned, Token
+from atlas_jax.memory.types import Learned, LiftedToken, Token
 
 NGRAM_FALL = 0.9  # Weight of a token in a key over that of the token after it.
 OUTSIDE = 0.02  # Weight of the tokens that are not in a head's n-gram.
@@ -137,19 +137,20 @@ def conv_reach(doc_BT, last_doc_B, lags: int):
   return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
 
 
-def project(form: Form, weights: Weights, x_BTD, token_BTD, tail_BSHE, reach_BTS):
+def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, reach_BTS):
   """Makes queries, keys and values.
 
   Args:
     form, weights: of the layer.
+    lift: of its rule; where queries are keys, each is lifted once for both.
     x_BTD: its input.
     token_BTD: the tokens themselves, of unit mean square; used where value_source is "token".
     tail_BSHE: the last `lags` rows of an earlier call.
     reach_BTS: see `conv_reach`, for `lags` rows.
 
   Returns:
-    (Token of [B, H, T, ...], the convolutions' inputs [B, T, H, E]). With the shift, the key of a document's
-    first token is of no meaning: see `has_key`.
+    (Token or LiftedToken of [B, H, T, ...], the convolutions' inputs [B, T, H, E]). With the shift, the key
+    of a document's first token is of no meaning: see `has_key`.
   """
   x_BTHE = dense(x_BTD, weights.qkv_DHE)
   rows, tail, reach = x_BTHE, tail_BSHE, reach_BTS
@@ -160,12 +161,16 @@ def project(form: Form, weights: Weights, x_BTD, token_BTD, tail_BSHE, reach_BTS
   mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), reach)
   mixed = jax.nn.silu(mixed) if form.activation == "silu" else mixed
   q, k, v = form.split(mixed)
-  if form.shift:
-    q, k, v = q[:, 1:], k[:, :-1], None if v is None else v[:, 1:]
-  if v is None:
-    v = dense(token_BTD, weights.value_DHM)
+  v = dense(token_BTD, weights.value_DHM) if v is None else v[:, int(form.shift):]
   by_head = lambda x: unit(jnp.moveaxis(x, 2, 1))
-  return Token(by_head(q), by_head(k), by_head(v)), x_BTHE
+  early, late = (lambda x: x[:, :, :x_BTD.shape[1]]), (lambda x: x[:, :, int(form.shift):])
+  q_BHSK = by_head(q)
+  k_BHSK = q_BHSK if form.shared_qk else by_head(k)
+  tokens = Token(late(q_BHSK), early(k_BHSK), by_head(v))
+  if lift is None or not form.shared_qk:
+    return tokens, x_BTHE
+  both_BHSP = jax.vmap(lift, in_axes=(0, 1), out_axes=1)(weights.learned.slow, q_BHSK)
+  return LiftedToken(*tokens, late(both_BHSP), early(both_BHSP)), x_BTHE
 
 
 def has_key(form: Form, reach_BTS):

@@ -21,6 +21,16 @@ class Token(NamedTuple):
   v: jax.Array  # [M] the value to be recalled
 
 
+class LiftedToken(NamedTuple):
+  """A token whose query and key are lifted already, by the `lift` of the rule that reads it."""
+
+  q: jax.Array  # [K]
+  k: jax.Array  # [K]
+  v: jax.Array  # [M]
+  query: jax.Array  # [P]
+  key: jax.Array  # [P]
+
+
 class GateSpec(NamedTuple):
   """A gate of a rule's own, computed from each token beside the common ones."""
 
@@ -199,12 +209,13 @@ class MemoryRule(NamedTuple):
   starts: GateStarts = GateStarts()  # where these begin
   reads: str = "token"  # "token": a read sees its own token's write; "chunk": writes of earlier chunks only
   aims: str = "value"  # "value": a read should be the value; "direction": point to it, its length is free
+  lift: Callable | None = None  # (slow, x_K) -> [P]: what its `prepare` makes of keys; None: nothing
   kernel: Callable | None = None  # whole texts of many heads in one kernel, see `on_chip.read`; None: no such
 
 
 def by_steps(rule: MemoryRule) -> MemoryRule:
   """Gives the rule that reads every chunk token by token: what a faster form must equal."""
-  return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, kernel=None))
+  return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, lift=None, kernel=None))
 
 
 def with_chunks(rule: MemoryRule) -> MemoryRule:

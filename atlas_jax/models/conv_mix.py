@@ -46,7 +46,7 @@ class ConvMix(Memory):
     weights = self._weights(self.the_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
     token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, x_BTD, token_BTD, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, None, x_BTD, token_BTD, state.tail, reach_BTS)
     own_BHTM = tokens.v * jnp.sum(tokens.k * tokens.q, axis=-1, keepdims=True)
     real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
     out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)

@@ -96,7 +96,9 @@ def rotate(x_BTHK, at_T, *, base: float = 10_000.0):
   wide = tree.wide(x_BTHK.dtype)
   speed = base ** (-jnp.arange(half, dtype=wide) / half)
   angle = at_T.astype(wide)[None, :, None, None] * speed[None, None, None, :]
-  left, right = jnp.split(x_BTHK.astype(wide), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+  # The halves change places before they are turned, not after: whole rows are quicker than their halves.
+  full = x_BTHK.astype(wide)
+  changed = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
+  turned = full * jnp.concatenate([cos, cos], -1) + changed * jnp.concatenate([-sin, sin], -1)
   return turned.astype(x_BTHK.dtype)

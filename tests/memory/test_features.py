@@ -76,6 +76,22 @@ def test_widths_parts_and_learned_constants_are_what_they_say(options):
     assert learned["projection"].shape == (K, options["feature_dim"])
 
 
+def test_cells_and_their_slopes_are_those_of_a_softmax_brought_to_norm_one(x64):
+  lift, slow, x_TK, _ = small(dict(kind="cells", degree=2, feature_dim=6))
+  weight_TP = jax.random.normal(jax.random.key(3), (len(x_TK), 6))
+  directions_KP = np.random.default_rng(0).standard_normal((x_TK.shape[1], 6))
+
+  def plain(slow, x_TK):
+    answer_TP = jax.nn.softmax(x_TK * slow["sharpness"] @ directions_KP)
+    return answer_TP / jnp.sqrt(jnp.sum(answer_TP**2, -1, keepdims=True) + 1e-6)
+
+  total = lambda map_of: lambda slow, x_TK: jnp.sum(weight_TP * map_of(slow, x_TK))
+  for large in (1, 100):  # Exponents that float64 does not hold, too.
+    assert_close(lift.keys(slow, large * x_TK), plain(slow, large * x_TK))
+    found, expected = (jax.grad(total(one), (0, 1))(slow, large * x_TK) for one in (lift.keys, plain))
+    assert_close((found[0]["sharpness"], found[1]), (expected[0]["sharpness"], expected[1]))
+
+
 def test_no_map_leaves_keys_and_queries_as_they_are():
   lift = features.make("none", key_dim=K)
   x_TK = jnp.ones((3, K))

@@ -71,6 +71,22 @@ def test_shifted_layers_of_every_rule_equal_their_loop_and_themselves_in_calls(x
   assert_close(cut_anywhere(layer, params, x_BTD, (1, 4, 7)), packed(layer, params, x_BTD), why=rule)
 
 
+@pytest.mark.parametrize(
+  ("rule", "options"),
+  [
+    ("omega", {"window_size": 3, "feature_map": "poly"}),
+    ("delta", {"feature_map": "sketch", "feature_dim": 3}),
+    ("dla", {"feature_map": "projected", "feature_dim": 3}),
+    ("retention", {"feature_map": "power"}),
+  ],
+)
+def test_what_is_lifted_once_for_keys_and_queries_equals_the_loop_that_lifts_each(x64, rule, options):
+  layer, params, x_BTD = layer_of("float64", rule=rule, options=freeze(options), shift=True, shared_qk=True)
+  assert_equals_loop(layer, params, x_BTD, DOCUMENTS)
+  doc_BT = jnp.zeros((2, 12), jnp.int32)
+  assert_close(cut_anywhere(layer, params, x_BTD, (1, 4, 7)), packed(layer, params, x_BTD, doc_BT))
+
+
 def test_segments_that_carry_the_state_equal_one_call(x64):
   """A document goes on, ends, and begins at the border of a call."""
   layer, params, x_BTD = layer_of("float64", **SHIFTED)

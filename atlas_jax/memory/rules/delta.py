@@ -106,14 +106,23 @@ def chunk(form, slow, state, base, ready: Ready):
   """Reads a chunk; equal to `step` token by token, also from inside a grid chunk."""
   parts = ready.parts
   key_CP, v_CM, decay = descent.lifted_keys(parts), parts.tokens.v, parts.decay
-  recalled_CM = descent.recalled(state, "w0", ready.before_C, key_CP)
-  if form.momentum:
-    recalled_CM = recalled_CM + (ready.momentum_before_C[:, None] * key_CP) @ state.momentum["w0"]
+  recall = functools.partial(_recall, form, state)
+  recalled_CM = recall(key_CP, ready.before_C, ready.momentum_before_C)
   error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_slope")
   loss_C, slope_CM = form.objective(key_CP @ base["w0"], v_CM, parts.more)
   square_C = jax.lax.stop_gradient(jnp.sum(key_CP * key_CP, -1) * jnp.sum(slope_CM * slope_CM, -1))
   found = descent.Surprise({"w0": key_CP}, {"w0": error_CM}, jnp.sqrt(square_C), loss_C)
-  out_CM = descent.read(form, slow, state, found, decay.fast_C, decay.momentum_C, decay.mix_CC, parts,
-                        parts.score_CC)
+  read_CM = recall(descent.lifted_queries(parts), decay.fast_C, decay.momentum_C)
+  out_CM = read_CM - parts.score_CC @ error_CM
   after = descent.write(form, state, found, decay, decay.mix_CC[-1], decay.surprise_CC[-1], state.kept)
   return after, ChunkOut(out_CM, found.norm_C, found.loss_C)
+
+
+def _recall(form, state, x_CP, fast_C, momentum_C):
+  """Recalls with the memory before the chunk as each token leaves it."""
+  # Products are weighed, not keys: lifted ones are many times wider.
+  product = lambda w_PM: checkpoint_name(x_CP @ w_PM, "memory_product")
+  out_CM = fast_C[:, None] * product(state.fast["w0"])
+  if state.start != ():
+    out_CM += (1 - fast_C)[:, None] * product(state.start["w0"])
+  return out_CM + momentum_C[:, None] * product(state.momentum["w0"]) if form.momentum else out_CM
