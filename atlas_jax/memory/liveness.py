@@ -100,20 +100,20 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
   return rule.close(slow, after, base), out.out_CM
 
 
-def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token, v_AM):
+def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token, v_SM):
   """Exchanges one value after another of a chunk; returns how far the read of its key moves, the median."""
-  size, asked = tokens.k.shape[0], v_AM.shape[0]
-  at_A = jnp.arange(asked, dtype=jnp.int32) * size // asked
+  size, asked = tokens.k.shape[0], v_SM.shape[0]
+  at_S = jnp.arange(asked, dtype=jnp.int32) * size // asked
 
   def recalled(v_TM):
     after, _ = read_chunk(rule, slow, gates, memory, tokens._replace(v=v_TM))
-    return rule.apply(slow, rule.anchor(slow, after), tokens.k[at_A])
+    return rule.apply(slow, rule.anchor(slow, after), tokens.k[at_S])
 
-  as_is_AM = recalled(tokens.v)
-  changed_AM = jax.vmap(lambda i, at: recalled(tokens.v.at[at].set(v_AM[i]))[i])(jnp.arange(asked), at_A)
-  length_A = jnp.linalg.norm(as_is_AM, axis=-1)
-  moved_A = jnp.linalg.norm(changed_AM - as_is_AM, axis=-1)
-  return jnp.median(moved_A / jnp.maximum(length_A, 1e-30))
+  as_is_SM = recalled(tokens.v)
+  changed_SM = jax.vmap(lambda i, at: recalled(tokens.v.at[at].set(v_SM[i]))[i])(jnp.arange(asked), at_S)
+  length_S = jnp.linalg.norm(as_is_SM, axis=-1)
+  moved_S = jnp.linalg.norm(changed_SM - as_is_SM, axis=-1)
+  return jnp.median(moved_S / jnp.maximum(length_S, 1e-30))
 
 
 def share_of_zero(rule: MemoryRule, out_TM, v_TM):

@@ -66,7 +66,7 @@ def draw(rows: list[dict], file: pathlib.Path) -> None:
       axes.axvline(limit, color="black", linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlabel=label, yticks=range(len(names)), yticklabels=names)
     axes.grid(alpha=0.3)
-  page.axes[2].legend(loc="lower left")
+  page.legend(*page.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
   page.suptitle("After 65,536 tokens, three seeds; dashed: the limits of a living memory")
   page.savefig(file, dpi=100)
 
@@ -74,6 +74,10 @@ def draw(rows: list[dict], file: pathlib.Path) -> None:
 def main(path: str) -> None:
   """Prints the tables and draws the picture beside the file."""
   rows = json.loads(pathlib.Path(path).read_text())["rows"]
+  rows.sort(key=lambda row: (row["rule"], row["seed"]))
+  has = {row["rule"] for row in rows if (row["arm"], row["likeness"]) == ("together", 0.0)}
+  # Rules without the other options have their own gates as the only cure.
+  rows += [row | {"arm": "together"} for row in rows if row["arm"] == "gates" and row["rule"] not in has]
   plain = [row for row in rows if row["likeness"] == 0.0]
   arms = tuple((arm, 0.0) for arm in ("before", "gates", "start", "net", "together"))
   for field in ("norm", "write", "loss"):

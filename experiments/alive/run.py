@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
                 "cpu_s": round(time.process_time() - started_s, 1)}
       asked.out.write_text(json.dumps(found, indent=None).replace('{"rule"', '\n{"rule"') + "\n")
       print(job[0], flush=True)
+      jax.clear_caches()  # What is compiled for all rules is more than a process may map.
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from atlas_jax.memory.types import GateStarts, MemoryRule
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) one write moved a read by .1%
 # at the start and by .002% after 4,096 tokens: of a chunk's 32 gradients momentum .6 leaves the first .6^31
 # of its weight, .97 leaves .39.
-STARTS = GateStarts(retention=0.9999, momentum=0.97, write_rate=0.05, write_rate_max=0.5)
+STARTS = GateStarts(retention=0.9999, momentum=0.97, write_rate=0.05, write_rate_max=0.2)
 
 
 def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int = 5,

@@ -13,7 +13,7 @@ from atlas_jax.memory.types import GateStarts, MemoryRule
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) one write moved a read by
 # .06% at the start and by 6e-8 after 4,096 tokens; see `rules.atlas` for why momentum is nearly 1.
-STARTS = GateStarts(retention=0.9999, momentum=0.97, write_rate=0.05, write_rate_max=0.5)
+STARTS = GateStarts(retention=0.9999, momentum=0.97, write_rate=0.05, write_rate_max=0.2)
 
 
 def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int = 5,

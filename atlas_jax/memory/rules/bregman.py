@@ -25,7 +25,7 @@ from atlas_jax.memory.types import GateStarts, Learned, MemoryRule
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the layer norm made reads 5.7
 # times as long as values: the loss was 25 times that of answering zero.
-STARTS = GateStarts(retention=0.9999, write_rate=0.1, write_rate_max=0.5)
+STARTS = GateStarts(retention=0.9999, write_rate=0.1, write_rate_max=0.25)
 
 
 def make(*, key_dim: int, value_dim: int, low: float = -1, high: float = 1, depth: int = 2,

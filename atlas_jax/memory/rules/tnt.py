@@ -50,7 +50,7 @@ from atlas_jax.memory.types import (
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the global memory took 16,384
 # tokens to recall anything: its loss was 1.6 times that of answering zero.
-STARTS = GateStarts(write_rate=0.1, write_rate_max=0.5)
+STARTS = GateStarts(write_rate=0.1, write_rate_max=0.2)
 
 
 class Form(NamedTuple):

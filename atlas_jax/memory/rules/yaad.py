@@ -27,7 +27,7 @@ THRESHOLD = GateSpec("threshold", kind="softplus", init=3.0)
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the layer norm made reads 5.7
 # times as long as values: the loss was 25 times that of answering zero.
-STARTS = GateStarts(retention=0.9999, write_rate=0.05, write_rate_max=0.2)
+STARTS = GateStarts(retention=0.9999, write_rate=0.05, write_rate_max=0.12)
 
 
 def make(*, key_dim: int, value_dim: int, huber: str = "coordinate", shift: float = 0.1, depth: int = 2,

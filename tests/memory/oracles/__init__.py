@@ -352,24 +352,12 @@ def walk(
 
 def faded(fast, start, retention, fade_to):
   """a A, or with fade_to "start" a A + (1 - a) A_start."""
-  assert fade_to in ("zero", "start")
   rest = 1 - retention if fade_to == "start" else 0.0
   return {name: retention * w + rest * start[name] for name, w in fast.items()}
 
 
-def descent(
-  learned,
-  tokens,
-  gates,
-  recall,
-  *,
-  momentum=None,
-  window_size=1,
-  weights=None,
-  close=None,
-  fade_to="zero",
-  **grid,
-):
+def descent(learned, tokens, gates, recall, *, momentum=None, window_size=1, weights=None, close=None,
+            fade_to="zero", **grid):
   """S_t = m_t S_{t-1} - r_t G_t, A_t = a_t A_{t-1} + S_t, y_t = f(W_t; q_t), with G_t taken at the base.
 
   Args:
