@@ -30,7 +30,12 @@ window and tokens (:cpu,control=static, and so on for the others and sizes):
   wide     no memory; a wider feed-forward layer
   compute  wide, and as many more updates as the memory costs CPU-seconds; for cpu and cpu_1h
 """
+import pathlib
+
 from atlas_jax import config as base
+
+# What the baseline of the quickstart reached; scripts/record_baseline.py wrote it.
+RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "memory_pays" / "baseline_quickstart.json"
 
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
 # CPU-seconds per update of :cpu over those of :cpu,control=wide: .971 and .754 on 2026-11-29, on one
@@ -80,6 +85,8 @@ def get_config(arg=None):
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
+  if arg.cpu and config.model.memory_mix == "gate":
+    config.eval.baseline = str(RECORDED)
   return config
 
 

@@ -62,7 +62,8 @@ def start_of(config) -> Start | None:
 
 # Fields of config.model that say how it is computed, or what is drawn: a start may differ in them.
 OTHERWISE_EQUAL = ("path", "dtype", "remat", "scan_unroll", "memory.impl", "memory.remat_chunks",
-                   "memory.retention_init", "memory.momentum_init", "memory.write_rate_init")
+                   "memory.retention_init", "memory.momentum_init", "memory.write_rate_init",
+                   "memory.half_life_spread")
 
 
 def check_same_model(config, other) -> None:
