@@ -17,7 +17,7 @@ ARMS = [
     Arm("static", "the same keys; a learned table that is never written", f"{CONFIG},control=static"),
     Arm("ngram", "no memory; embeddings of hashed n-grams", f"{CONFIG},control=ngram"),
     Arm("ngram_compute", "ngram, with as many more updates as the memory costs", f"{CONFIG},control=ngram",
-        {"optim.steps": 390}),
+        {"optim.steps": 450}),
     Arm("memory_ngram", "the memory, and embeddings of hashed n-grams", CONFIG,
         {"model.ngram_embed.max_n": 5, "model.ngram_embed.table_rows": 576, "model.ff_width": 480}),
     Arm("no_shift", "a value stands under its own token's key", CONFIG, {"model.memory.shift": False}),
