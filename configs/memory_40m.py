@@ -37,6 +37,7 @@ from atlas_jax import config as base
 # What the baseline of the quickstart reached; scripts/record_baseline.py wrote it.
 RECORDED = pathlib.Path(__file__).parents[1] / "experiments" / "memory_pays" / "baseline_quickstart.json"
 
+BOUNDED = ("titans", "omega")  # Without a bound on gradients a run of equal tokens makes them diverge.
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
 # CPU-seconds per update of :cpu over those of :cpu,control=wide: .971 and .754 on 2026-11-29, on one
 # thread of a busy machine with two cores (NPROC=1 python scripts/update_cost.py
@@ -79,7 +80,7 @@ def get_config(arg=None):
     _paper(config, small=arg.cpu or arg.cpu_1h)
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
-    config.model.memory.options = {}
+    config.model.memory.options = {"surprise_max": 1.0} if arg.rule in BOUNDED else {}
   if arg.control:
     _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:

@@ -71,8 +71,8 @@ WRONG = [
   ("--config.mesh.tensor=3", "does not divide the 8 devices of this run"),
   ("--config.mesh.data=16", "needs 16 devices, this run has 8"),
   ("--config.model.memory.rule=titan", "config.model.memory.rule='titan' is unknown; .*titans"),
-  ("--config.model.memory.options.deep=3", "rule 'titans' does not know deep; it knows depth, "),
-  ("--config.model.memory.options.activation=tanh", "options.activation='tanh' is unknown; known are silu"),
+  ("--config.model.memory.options.deep=3", "rule 'delta' does not know deep; it knows momentum, "),
+  ("--config.model.memory.options.feature_map=cell", "options.feature_map='cell' is unknown; known are none"),
   ("--config.model.dtype=float16", "config.model.dtype='float16' is unknown; did you mean 'bfloat16'?"),
   ("--config.model.vocab_size=300", "config.model.vocab_size=300 is not the vocabulary of "
    "config.data.tokenizer='byte', 257; set --config.model.vocab_size=257"),

@@ -54,7 +54,7 @@ def test_a_held_out_split_ends():
 @pytest.mark.parametrize("rule", ["titans", "omega", "atlas", "delta"])
 def test_a_memory_without_writes_forgets_and_keeps_nothing(rule):
   sizes = {"key_dim": 4, "value_dim": 4, "chunk_size": 3}
-  shut = rules.load("experiments.mqar.read_only", rule=rule, options={}, **sizes)
+  shut = rules.load("experiments.mqar.read_only", rule=rule, options={"fade_to": "zero"}, **sizes)
   learned = shut.init(jax.random.key(0))
   draw = np.random.default_rng(0)
   tokens = Token(*(jnp.asarray(draw.normal(size=(6, 4)), jnp.float32) for _ in range(3)))

@@ -64,7 +64,7 @@ def test_chunks_of_a_rule_of_init_and_step_equal_its_steps(rule):
 
 
 def test_a_rule_of_init_and_step_is_a_layer_and_trains(rule, tmp_path):
-  layer = NeuralMemory(dim=12, heads=3, chunk_size=4, rule=NAME)
+  layer = NeuralMemory(dim=12, heads=3, chunk_size=8, rule=NAME)
   x_BTD = jnp.ones((2, 7, 12))
   y_BTD, _ = jax.jit(layer.apply)(jax.jit(layer.init)(jax.random.key(0), x_BTD), x_BTD)
   assert y_BTD.shape == x_BTD.shape and np.isfinite(y_BTD).all()

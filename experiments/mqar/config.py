@@ -5,7 +5,7 @@
 """
 from atlas_jax import config as base
 
-LINEAR = {"depth": 1, "residual": False}  # One matrix per head, as delta has.
+LINEAR = {"depth": 1, "residual": False, "fade_to": "zero"}  # One matrix per head, as delta has.
 OPTIONS = {"titans": LINEAR, "omega": LINEAR, "atlas": LINEAR}
 
 
@@ -21,7 +21,9 @@ def get_config(arg=None):
                       dtype="float32")
   config.model.memory.update(rule=arg.rule, heads=2, key_dim=32, value_dim=32, chunk_size=arg.chunk_size,
                              conv_taps=2, retention_init=0.999, momentum_init=0.1, write_rate_init=0.5,
-                             write_rate_max=1.0)
+                             write_rate_max=1.0, half_life_spread=1.0, shift=False, shared_qk=False,
+                             activation="silu", value_source="input", conv_init="identity",
+                             initial="learned", read_norm="rms")
   options = OPTIONS[arg.rule] if arg.rule in OPTIONS else {}
   if arg.writes_off:
     config.model.memory.rule = "experiments.mqar.read_only"

@@ -56,9 +56,8 @@ def test_gates_shut_or_open_with_equal_or_zero_tokens_stay_finite_at_the_default
   Row 0 is random, row 1 zero, the others each one token over and over (a run of blanks). Equal keys are the
   hard case: all writes of a chunk are computed at its start and push the same way.
   """
-  memory = config.default().model.memory
-  names = ("chunk_size", "retention_init", "momentum_init", "write_rate_init", "write_rate_max")
-  fields = {name: memory[name] for name in names} | {"options": memory.options.to_dict()}
+  own = dict.fromkeys(("retention_init", "momentum_init", "write_rate_init", "write_rate_max"))
+  fields = own | {"chunk_size": config.default().model.memory.chunk_size, "options": {"surprise_max": 1.0}}
   layer, params, x_BTD = tiny_memory(B=5, T=512, D=32, heads=9, key_dim=16, value_dim=16, noise=0.0, **fields)
   x_BTD = x_BTD.at[1].set(0).at[2:].set(x_BTD[2:, :1])
   corners_GH = np.array(list(itertools.product((-30.0, 30.0), repeat=3))).T

@@ -23,7 +23,7 @@ MAIN = dict(
 # Another learning rate would be another program: what shares one is compiled once.
 LONG = dict(optim__steps=150, optim__warmup_steps=10, optim__lr=1e-2, train__log_every_steps=1)
 LETTERS = "abcdefghijklmnop"
-LAYERS = ("layer_00", "layer_01")
+LAYERS = ("layer_01",)
 GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm")
 ROW = {
   *("train/loss_nats", "train/perplexity", "train/bits_per_byte", "train/lr", "train/tokens_seen"),

@@ -12,7 +12,8 @@ and one number. The paper finds the columns' multiplier (its zeta) from the cons
 steps every token; rescaling, the bounds of g and the retention of masses are ours. f is an MLP; l is half
 the squared error; `surprise_max` is ours, see `rules.titans`.
 
-Retention draws masses to those of the text's start; drawn to zero (fade_to="zero") weights fade. In the
+Retention draws masses to those of the text's start, where they are already: there is no gate for it. Drawn
+to zero (fade_to="zero") weights fade. In the
 paper f is layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm
 one, reads are then longer than values by the root of their width, and the loss stays above that of answering
 zero. Weights of one sign need the centring: our norm, "unit", gives reads the length of values.
@@ -88,7 +89,8 @@ def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2
   return MemoryRule(
       init=bind(_init), start=bind(_start), apply=bind(descent.apply), step=bind(_step), prepare=_prepare,
       chunk=bind(_chunk), close=functools.partial(_close, GROWTH[divergence]),
-      uses=("log_retention", "write_rate"), reads="chunk", starts=STARTS)
+      uses=("write_rate",) if fade_to == "start" else ("log_retention", "write_rate"), reads="chunk",
+      starts=STARTS)
 
 
 def _init(form, key):
