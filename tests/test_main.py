@@ -206,7 +206,7 @@ def test_a_run_leaves_what_is_promised(trained):
   summary = json.loads(done.out[done.out.index("{\n"):])  # After the text sample.
   assert json.loads((workdir / "summary.json").read_text()) == summary
   assert summary["steps"] == 6 and summary["resumed_from_step"] is None
-  assert done.out.startswith("def ")
+  assert "\ndef " in done.out
   names = {path.name for path in workdir.iterdir()}
   assert {"config.json", "metrics.jsonl", "checkpoints", "report.png", "summary.json", "tokenizer"} <= names
 

@@ -369,7 +369,8 @@ def _floats_as(dtype, x):
 
 def _one_matrix(rule) -> bool:
   """Tells whether a rule's fast weights are one matrix, which has a gradient also where it is zero."""
-  return set(jax.eval_shape(rule.init, jax.random.key(0)).fast) == {"w0"}
+  fast = jax.eval_shape(rule.init, jax.random.key(0)).fast
+  return isinstance(fast, Mapping) and set(fast) == {"w0"}
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):

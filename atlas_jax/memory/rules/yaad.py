@@ -21,8 +21,8 @@ Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Yaad) and secti
 from atlas_jax.memory import descent, features, nets, objectives
 from atlas_jax.memory.types import GateSpec, GateStarts, MemoryRule
 
-# Values have norm one, so that the coordinates of an error are about .2 at width 32: beyond .3 one is odd. With 3,
-# as it was before, none ever was: the loss was half the square, and the gate had no gradient.
+# Values have norm one, so that the coordinates of an error are about .2 at width 32: beyond .3 one is odd.
+# With 3, as it was before, none ever was: the loss was half the square, and the gate had no gradient.
 THRESHOLD = GateSpec("threshold", kind="softplus", init=0.3)
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the layer norm made reads 5.7
