@@ -47,7 +47,7 @@ def draw(found: dict, file: pathlib.Path) -> None:
     curves.plot(starts, nats, "o--", label=f"what memory saves: {name}")
   curves.set_xscale("symlog", base=2, linthresh=64)
   curves.set(xlabel="bytes into the document (start of bucket)", ylabel="nats per byte", ylim=(0, None))
-  curves.legend()
+  curves.legend(loc="lower left", fontsize="small")
   page.savefig(file, dpi=110)
 
 
