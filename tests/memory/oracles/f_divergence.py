@@ -45,7 +45,7 @@ def run(
     gate = at(gates, t)
     gradient = recall.gradient(base, k_TK[t], v_TM[t], gate)
     total = {name: state["sum"][name] + gate["write_rate"] * g for name, g in gradient.items()}
-    return {"fast": state["fast"], "sum": total, "kept": state["kept"] * gate["retention"]}
+    return {"fast": state["fast"], "sum": total, "kept": state["kept"] * gate.get("retention", 1.0)}
 
   def read(state, base, t, place):
     return recall.read(base, q_TK[t])
