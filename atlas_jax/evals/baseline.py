@@ -1,7 +1,8 @@
 """The recorded figures of a model without memory, which stand beside those of a run they hold for.
 
 The file is written by scripts/record_baseline.py, as JSON: "bits_per_byte", "loss_nats_by_position" (bucket
--> nats), "command", "date", and "setting", all that a run must share for them to be compared with its own.
+-> nats), "params", "command", "date", and "setting", all that a run must share for them to be compared with
+its own; its parameters must be as many within ALIKE.
 """
 import json
 import math
@@ -9,9 +10,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from atlas_jax import tree
 from atlas_jax.evals import EvalOut, perplexity
 
 FIELD = "config.eval.baseline"
+ALIKE = 0.011  # Share by which two models may differ in parameters.
 PROJECT = pathlib.Path(__file__).parents[2]
 
 
@@ -20,6 +23,7 @@ class Baseline(NamedTuple):
 
   bits_per_byte: float
   loss_nats_by_position: dict[str, float]  # bucket of `perplexity.bucket_names` -> nats per token
+  params: int  # of the model
   command: str
   date: str
   setting: dict[str, Any]  # name, such as "steps" or "data.sha256" -> value
@@ -44,7 +48,7 @@ def read(path: str) -> Baseline:
   numbers = [found.bits_per_byte]
   if isinstance(found.loss_nats_by_position, dict):
     numbers += found.loss_nats_by_position.values()
-  kinds = zip(found, (int | float, dict, str, str, dict))
+  kinds = zip(found, (int | float, dict, int, str, str, dict))
   if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_number, numbers)):
     raise ValueError(f"{told} holds no figures where they are expected; {remedy}")
   known = perplexity.bucket_names(perplexity.bucket_starts())
@@ -76,12 +80,13 @@ def make(recorded: Baseline, path: str, setting: Mapping[str, Any]):
   Returns:
     run(params, *, step) -> EvalOut with "eval/baseline_bits_per_byte",
     "eval/baseline_loss_nats_by_position/FIRST-LAST" and the note "baseline_command"; or, if this run's
-    setting is not that of the figures, with a line that says why there are none.
+    setting is not that of the figures or its model of another size, with a line that says why there are none.
   """
-  differ = differences(recorded.setting, setting)
-
   def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del params, step
+    del step
+    differ, count = differences(recorded.setting, setting), tree.count(params)
+    if abs(count / recorded.params - 1) > ALIKE:
+      differ.append(f"{recorded.params:,} parameters there, {count:,} here")
     if differ:
       return EvalOut({}, f"the figures recorded in {path} are left out, as they hold for another setting: "
                          f"{'; '.join(differ)}")
@@ -110,4 +115,5 @@ def record(setting: Mapping[str, Any], summary: Mapping[str, Any], *, command: s
   if "val_bits_per_byte" not in summary or not curve:
     raise ValueError("the run's summary.json has no val_bits_per_byte by position; hold out documents "
                      "(config.data.held_out_frac) and train it anew")
-  return Baseline(summary["val_bits_per_byte"], curve, command, date, dict(setting))._asdict()
+  found = Baseline(summary["val_bits_per_byte"], curve, summary["params"], command, date, dict(setting))
+  return found._asdict()

@@ -1,8 +1,10 @@
 """Memory gain: how much worse held-out text is predicted without what memory holds.
 
-A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew. Evidence
-that a memory works are three of them: `emptied`, `swapped` and `writes_off`. `gate_zero` shuts the memory's
-gate: it takes away the layer's convolutions as well, and shows no more than that the layer does something.
+A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
+`swapped` is evidence that what was read in this document is used. `emptied` and `writes_off` say how much
+the model leans on its memory, which is more: a model misses a table that is never written as well, though it
+is no better than one without (experiments/memory_pays); compare its loss with a control's. `gate_zero` takes
+away the layer's convolutions, too, and shows no more than that the layer does something.
 """
 import functools
 from typing import Any, NamedTuple
@@ -19,8 +21,8 @@ from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.memory.types import Running
 from atlas_jax.models import lm
 
-EVIDENCE = ("emptied", "swapped", "writes_off")
-ABLATIONS = (*EVIDENCE, "gate_zero")
+BY_POSITION = ("emptied", "swapped", "writes_off")
+ABLATIONS = (*BY_POSITION, "gate_zero")
 
 
 class Documents(NamedTuple):
@@ -53,7 +55,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     run(params, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
     the ablation minus that of the model as it is; its interval "eval/memory_gain_NAME_nats_low" and "_high",
     see `bootstrap.interval_of_mean`, over documents (the parts of one that is cut between two rows count as
-    two); of the evidence the same by position in the document, "eval/memory_gain_NAME_nats_by_position/
+    two); of BY_POSITION the same by position in the document, "eval/memory_gain_NAME_nats_by_position/
     FIRST-LAST" with "_low" and "_high", see `perplexity.bucket_names`. On what it is measured say
     "eval/memory_gain_tokens", "eval/memory_gain_documents", "eval/memory_gain_tokens_by_position/FIRST-LAST",
     and "eval/memory_gain_loss_nats", the loss as it is of these tokens, with "_by_position/FIRST-LAST"; for
@@ -188,7 +190,7 @@ def result(whole: Documents, swapped: Documents) -> EvalOut:
   for name in ABLATIONS:
     nats_NP, tokens_NP, metric = gains[name], tokens[name], f"eval/memory_gain_{name}_nats"
     scalars |= _mean(metric, nats_NP.sum(1), tokens_NP.sum(1))
-    for i, bucket in enumerate(buckets if name in EVIDENCE else ()):
+    for i, bucket in enumerate(buckets if name in BY_POSITION else ()):
       scalars |= _mean(f"{metric}_by_position/{bucket}", nats_NP[:, i], tokens_NP[:, i])
   lines = [_line(scalars)] if len(whole.tokens) else []
   documents = {name: len(tokens[name]) for name in ABLATIONS}
@@ -237,4 +239,5 @@ def _line(scalars: dict[str, float]) -> str:
       parts.append(f"{name.replace('_', ' ')} {mean:+.4f}{interval}")
   tokens, documents = (int(scalars[f"eval/memory_gain_{what}"]) for what in ("tokens", "documents"))
   return (f"memory gain in nats per token, on {tokens:,} tokens of {documents:,} documents: "
-          f"{', '.join(parts)}; gate zero takes the layers' convolutions away as well: no evidence of memory")
+          f"{', '.join(parts)}; swapped tells what reading this document is worth, the others also what the "
+          "model leans on")

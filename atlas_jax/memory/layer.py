@@ -157,7 +157,7 @@ class Memory(nn.Module):
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
     source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)
     if not self.writes:
-      return self._unwritten(rule, weights, state, source, gates, doc_BT, last_doc_B, count_B)
+      return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
@@ -304,15 +304,14 @@ class Memory(nn.Module):
     return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, write_BT,
                 last_doc_B)
 
-  def _unwritten(self, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
+  def _unwritten(self, rule, weights, state, source, doc_BT, last_doc_B, count_B):
     """Reads any number of tokens of any documents with the learned start; see `writes`."""
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, reach_BTS)
-    by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
-    running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, by_head, doc_BT,
+    running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, doc_BT,
                                        last_doc_B, chunk_size=self.chunk_size)
     real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
     out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)

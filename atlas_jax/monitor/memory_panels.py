@@ -9,7 +9,7 @@ from atlas_jax.monitor.curves import MORE, QUIET, TRAIN, VAL, Series, finish, sh
 
 GAINS = (("emptied", "memory\nemptied"), ("swapped", "memory of\nanother row"),
          ("writes_off", "learned start,\nno writes"), ("gate_zero", "gate at zero\n(no evidence)"))
-EVIDENCE = ("emptied", "swapped", "writes_off")
+BY_POSITION = GAINS[:-1]
 BUCKET = re.compile(r"(\d+)-(\d+|up)$")
 
 
@@ -30,7 +30,7 @@ def draw_gain(axes, series: Series) -> None:
   if known:
     intervals = [_interval(series, metric, value) for (metric, _, _), value in zip(known, values)]
     reaches = np.array([[value - low, high - value] for (low, high), value in zip(intervals, values)]).T
-    colors = [QUIET if name not in EVIDENCE else TRAIN if value >= 0 else VAL
+    colors = [QUIET if name == "gate_zero" else TRAIN if value >= 0 else VAL
               for (_, _, name), value in zip(known, values)]
     bars = axes.bar([label for _, label, _ in known], values, width=0.55, color=colors,
                     yerr=np.maximum(reaches, 0), capsize=6)
@@ -112,7 +112,7 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
     solid, counted = solid._replace(loss=gained), _by_bucket(series, "eval/memory_gain_tokens_by_position/")
     if baseline:
       curves.append(Curve("as it is, all held-out text", whole, VAL, "--"))
-  for (name, label), color, style in zip(GAINS[:len(EVIDENCE)], MORE, ("-", "-", ":")):
+  for (name, label), color, style in zip(BY_POSITION, MORE, ("-", "-", ":")):
     kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
     loss = _by_bucket(series, f"eval/{kind}_loss_nats_by_position/")
     gain = _by_bucket(series, f"eval/memory_gain_{name}_nats_by_position/")

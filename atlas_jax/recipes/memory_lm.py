@@ -143,9 +143,9 @@ def setting_of(config, source=None) -> dict:
   return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
 
 
-# Fields of a config that decide what is read in training and in evaluation, beside the text itself.
+# Fields of a config that decide what is read in training and in evaluation, and what attention sees of it.
 COMPARED = ("data.segment_len", "data.align_tokens", "data.batch_rows", "data.carry", "optim.steps",
-            "eval.batch_rows", "eval.max_tokens")
+            "eval.batch_rows", "eval.max_tokens", "model.window_tokens")
 
 
 def data_of(manifest) -> dict:
@@ -236,9 +236,9 @@ def evals_of(config, model, mesh) -> dict:
   if config.model.memory_mix == "gate":
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
-  if config.model.memory_mix != "none" and (path := config.eval.baseline) is not None:
-    run = baseline.make(baseline.read(path), path, setting_of(config, source))
-    found["baseline"] = evals.Eval(run, "end")
+    if (path := config.eval.baseline) is not None:
+      run = baseline.make(baseline.read(path), path, setting_of(config, source))
+      found["baseline"] = evals.Eval(run, "end")
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
     run = baselines.make(functools.partial(train_source_of, config, **whole),

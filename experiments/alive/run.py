@@ -28,8 +28,9 @@ OLD = GateStarts(retention=0.995, momentum=0.6, write_rate=0.01, write_rate_max=
 NET = ("residual", "norm")
 LAYER_NORMED = ("bregman", "elastic_net", "f_divergence", "memora", "moneta", "yaad")
 # Where the options were others than residual=True, fade_to="zero" and the norm.
-OTHERS = {"titans": {"surprise_max": 1.0}, "swla": {"residual": False}, "elastic_net": {"threshold": 1e-3},
-          "dla": {"surprise_max": None}}
+OTHERS: dict = {name: {"surprise_max": None} for name in ("dla", "omega", "tnt", "bregman", "yaad")}
+OTHERS |= {"titans": {"surprise_max": 1.0}, "swla": {"residual": False},
+           "elastic_net": {"threshold": 1e-3, "surprise_max": None}}
 ARMS = ("before", "gates", "start", "net", "together")
 
 

@@ -16,7 +16,7 @@ from tests.helpers import assert_close
 
 LENGTHS = (170, 5, 9, 61, 30, 44)
 NAMES = ("emptied", "swapped", "writes_off", "gate_zero")
-EVIDENCE = NAMES[:3]
+BY_POSITION = NAMES[:3]
 
 
 def source():
@@ -191,7 +191,7 @@ def test_a_start_keeps_the_window_of_attention():
 
 def test_positions_add_up_to_the_whole():
   scalars = measure()(lm_and_params()[1], step=3).scalars
-  for name in EVIDENCE:
+  for name in BY_POSITION:
     kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
     start, tokens = f"eval/memory_gain_{name}_nats_by_position/", f"eval/{kind}_tokens_by_position/"
     buckets = [key.removeprefix(tokens) for key in scalars if key.startswith(tokens)]

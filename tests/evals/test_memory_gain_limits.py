@@ -8,7 +8,7 @@ from flax.core import freeze
 
 from atlas_jax.evals import memory_gain
 from tests.evals.documents import Documents, random_documents
-from tests.evals.test_memory_gain import EVIDENCE, one_device
+from tests.evals.test_memory_gain import BY_POSITION, one_device
 from tests.helpers import SHIFTED, tiny_lm
 
 WIDTH = 32
@@ -43,7 +43,7 @@ def rings(number, *, length=160, size=31):
 
 def test_a_memory_that_holds_the_answer_is_worth_what_it_tells():
   scalars = measured(*by_hand(), rings(8)).scalars
-  for name in EVIDENCE:
+  for name in BY_POSITION:
     mean, low = (scalars[f"eval/memory_gain_{name}_nats{end}"] for end in ("", "_low"))
     assert mean > low > 2, name
   # From the second time round on, all is known; where the start is zero, no writes are an empty memory.
@@ -66,6 +66,6 @@ def test_an_untrained_memory_is_worth_nothing():
   """What it reads is noise, without which the loss may even be lower: no interval lies above zero."""
   model, params, _ = tiny_lm(noise=0.0)
   scalars = measured(model, params, random_documents((60,) * 24, seed=4)).scalars
-  for name in EVIDENCE:
+  for name in BY_POSITION:
     mean, low, high = (scalars[f"eval/memory_gain_{name}_nats{end}"] for end in ("", "_low", "_high"))
     assert low < 0 and low < high and abs(mean) < 0.02, name

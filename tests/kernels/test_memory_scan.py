@@ -238,7 +238,7 @@ def test_the_kernel_runs_on_the_device(momentum):
 
 def make(*, fade_to="zero", **options):
   """Titans as a rule of this module's own, whose kernel is interpreted."""
-  rule = titans.make(fade_to=fade_to, **options)
+  rule = titans.make(**{"fade_to": fade_to, "surprise_max": None} | options)
   form = Form("silu", False)
   interpreted = lambda *arguments, impl, **sizes: KERNELS["tpu"](*arguments, form=form, **sizes)
   return rule._replace(kernel=functools.partial(rule.kernel, scan=interpreted))

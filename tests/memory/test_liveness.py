@@ -8,10 +8,11 @@ heads of the shortest and of the longest half-life.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.memory import liveness, rules
+from atlas_jax.memory import liveness, rules, scan
 from atlas_jax.memory.layer import Memory
 from atlas_jax.memory.types import GateStarts
 from tests.helpers import freeze
@@ -46,6 +47,20 @@ def test_a_rule_is_alive_after_65536_tokens(name):
   for rule in ends_of(rule_of(name)):
     faults = liveness.faults(liveness.measure(rule, **SIZES, steps=16))
     assert not faults, f"{rule.starts}: {'; '.join(faults)}"
+
+
+@every_rule
+def test_a_run_of_equal_tokens_stays_finite_at_the_defaults(name):
+  """As blanks in a row are: all of a chunk push the same way from one base."""
+  rule = rules.load(name, key_dim=32, value_dim=32, chunk_size=64)
+  one = liveness.random_pairs(liveness.STREAMS, jax.random.key(1), 1, 32, 32)
+  tokens = jax.tree.map(lambda x: jnp.repeat(x, 1024, axis=0), one)
+  learned, gates = rule.init(jax.random.key(0)), liveness.constant_gates(rule, 1024)
+  every_T, reset_N = jnp.ones(1024, bool), jnp.zeros(16, bool)
+  memory, out = jax.jit(
+    lambda start: scan.scan_packed(rule, start, learned, tokens, gates, every_T, reset_N, chunk_size=64)
+  )(rule.start(learned))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((memory, out.out_CM)))
 
 
 # --- what is shipped ---

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
-from atlas_jax.memory import rules, scan, unwritten
+from atlas_jax.memory import rules, scan
 from atlas_jax.memory.layer import NO_DOC
 from atlas_jax.memory.types import Gates
 from tests.helpers import SHIFTED, assert_close, assert_same_bits, quick_compilation, random_tokens, tiny_rule
@@ -40,9 +40,9 @@ def test_with_every_rule_a_read_is_that_of_a_text_written_at_rate_zero(x64, name
   tokens = random_tokens(1, n, key_dim=5, value_dim=5, dtype="float64")
   gates = silent_gates(rule, n, "float64")
   place_T = jnp.arange(n, dtype=jnp.int32) % 4
-  found_TM = jax.jit(lambda: unwritten.read_start(rule, learned, tokens, gates, place_T))()
-  ones_T = jnp.ones((n,), bool)
   start = scan.start(rule, learned)
+  found_TM = jax.jit(lambda: rule.still(learned.slow, start.base, tokens.q, place_T))()
+  ones_T = jnp.ones((n,), bool)
   expected_TM = jax.jit(
     lambda: scan.scan_tokens(rule, start, learned.slow, tokens, gates, ones_T, chunk_size=4)[1]
   )()

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from atlas_jax import config as configs
@@ -12,6 +13,7 @@ from tests.helpers import quick_compilation
 
 SAME = {"optim__steps": 2, "checkpoint__every_steps": 2, "eval__sample_tokens": 0, "eval__baselines": False,
         "monitor__tensorboard": False, "monitor__progress": False}
+WITHOUT = {"model__memory_mix": "none", "model__ff_width": 74}  # As many parameters as with a memory.
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,18 +42,18 @@ def record(workdir, out):
 def recorded(corpus, tmp_path_factory):
   """The file that the script writes of a finished run, and the run's summary."""
   folder = tmp_path_factory.mktemp("recorded")
-  summary = run(runs.lm_config(corpus, **SAME, model__memory_mix="none"), folder / "run", evals=True)
+  summary = run(runs.lm_config(corpus, **SAME, **WITHOUT), folder / "run", evals=True)
   done = record(folder / "run", folder / "kept/it.json")
   assert done.code == 0, done.err
   assert json.loads(done.out) == json.loads((folder / "kept/it.json").read_text())
   return f"{folder}/kept/it.json", summary
 
 
-def end_of(config):
-  """What the evaluation of the recorded figures gives."""
+def end_of(config, size):
+  """What the evaluation of the recorded figures gives for a model of so many parameters."""
   recipe = recipes.load(config, runs.one_device())
   recipe.source.close()
-  return recipe.evals["baseline"].run(None, step=2)
+  return recipe.evals["baseline"].run(np.zeros(size), step=2)
 
 
 def test_the_figures_stand_in_the_summary_of_a_run_like_it(recorded, corpus, tmp_path):
@@ -74,9 +76,11 @@ def test_the_figures_stand_in_the_summary_of_a_run_like_it(recorded, corpus, tmp
   ("eval__max_tokens", 256, "config.eval.max_tokens=512 there, 256 here"),
   ("data__held_out_frac", 0.2, "held_out_frac="),
   ("data__limit_bytes", 3000, "data.sha256="),
+  ("model__window_tokens", 4, "config.model.window_tokens="),
 ])  # fmt: skip
 def test_figures_of_another_setting_are_left_out_with_a_line(recorded, corpus, field, value, words):
-  out = end_of(runs.lm_config(corpus, **{**SAME, "eval__baseline": recorded[0], field: value}))
+  path, other = recorded
+  out = end_of(runs.lm_config(corpus, **{**SAME, "eval__baseline": path, field: value}), other["params"])
   assert not out.scalars and not out.notes and "are left out" in out.text and words in out.text
 
 

@@ -33,7 +33,7 @@ STARTS = GateStarts(retention=0.9995, write_rate=0.05, write_rate_max=0.15)
 
 def make(*, key_dim: int, value_dim: int, threshold: float = 1e-4, smooth: bool = False, depth: int = 2,
          expansion: float = 4, activation: str = "gelu", norm: str | None = None, residual: bool = False,
-         surprise_max: float | None = None, fade_to: str = "start") -> MemoryRule:
+         surprise_max: float | None = 1.0, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -46,7 +46,8 @@ def make(*, key_dim: int, value_dim: int, threshold: float = 1e-4, smooth: bool 
     norm: of the memory's output before the key is added: None, "layer", as in the paper, "affine" (with a
       learned scale and bias), or "unit" (as long as values).
     residual: whether the memory's output is added to its input.
-    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper,
+      with which a run of equal tokens diverges.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:

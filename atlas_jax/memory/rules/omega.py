@@ -27,7 +27,7 @@ STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.05, write_rate_
 
 def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, expansion: float = 1,
          activation: str = "gelu", residual: bool = False, momentum: bool = False,
-         surprise_max: float | None = None,
+         surprise_max: float | None = 1.0,
          fade_to: str = "start", feature_map: str = "none", degree: int = 2,
          feature_dim: int = 16) -> MemoryRule:
   """Makes the rule for one head.
@@ -40,7 +40,8 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, 
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
     residual: whether the memory's output is added to its input.
     momentum: whether writes pass through a running sum gated by each token.
-    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper,
+      with which a run of equal tokens diverges.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
     feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
 

@@ -26,7 +26,7 @@ STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.05, write_rate_
 
 
 def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, activation: str = "silu",
-         residual: bool = False, surprise_max: float | None = None, fade_to: str = "start") -> MemoryRule:
+         residual: bool = False, surprise_max: float | None = 1.0, fade_to: str = "start") -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -35,7 +35,8 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
     expansion: hidden width over value_dim.
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
     residual: whether the memory's output is added to its input.
-    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
+    surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper,
+      with which a run of equal tokens diverges.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
 
   Raises:

@@ -93,7 +93,7 @@ class Prepared(NamedTuple):
 def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequence[int] | None = None,
          shard_tokens: int | None = None, project_queries: bool = True, global_memory: bool = True,
          depth: int = 2, expansion: float = 1, activation: str = "silu", residual: bool = False,
-         surprise_max: float | None = None) -> MemoryRule:
+         surprise_max: float | None = 1.0) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -105,7 +105,8 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
     project_queries: whether local memories are asked for the part of q that the shard's keys span.
     global_memory: whether there is one.
     depth, expansion, activation, residual: of every memory's network, see `rules.titans`.
-    surprise_max: bound on the norm of a token's gradient over all matrices of a memory; None: no bound.
+    surprise_max: bound on the norm of a token's gradient over all matrices of a memory; None: no bound,
+      with which a run of equal tokens diverges.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.

@@ -24,7 +24,7 @@ def run(
   activation="gelu",
   residual=False,
   norm=None,
-  surprise_max=None,
+  surprise_max=1.0,
   fade_to="start",
   **grid,
 ):

@@ -19,7 +19,7 @@ def run(
   expansion=1,
   activation="gelu",
   residual=False,
-  surprise_max=None,
+  surprise_max=1.0,
   fade_to="start",
   feature_map="none",
   degree=2,

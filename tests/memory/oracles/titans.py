@@ -13,7 +13,7 @@ def run(
   expansion=1,
   activation="silu",
   residual=False,
-  surprise_max=None,
+  surprise_max=1.0,
   fade_to="start",
   **grid,
 ):

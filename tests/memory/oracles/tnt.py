@@ -44,7 +44,7 @@ def run(
   shard_tokens=None,
   project_queries=True,
   global_memory=True,
-  surprise_max=None,
+  surprise_max=1.0,
   write_T=None,
   reset_T=None,
   **net,
