@@ -236,9 +236,9 @@ def test_the_kernel_runs_on_the_device(momentum):
 # --- the layer ---
 
 
-def make(*, fade_to="zero", **options):
+def make(*, fade_to="zero", surprise_max=None, **options):
   """Titans as a rule of this module's own, whose kernel is interpreted."""
-  rule = titans.make(**{"fade_to": fade_to, "surprise_max": None} | options)
+  rule = titans.make(fade_to=fade_to, surprise_max=surprise_max, **options)
   form = Form("silu", False)
   interpreted = lambda *arguments, impl, **sizes: KERNELS["tpu"](*arguments, form=form, **sizes)
   return rule._replace(kernel=functools.partial(rule.kernel, scan=interpreted))
@@ -263,7 +263,8 @@ def test_every_form_gives_the_layer_the_same(x64):
     ("reference", "titans"),
     ("pallas", __name__),
   ):
-    layer, params, x_BTD = tiny_memory(rule, dtype="float64", impl=impl, options={"fade_to": "zero"})
+    options = {"fade_to": "zero", "surprise_max": None}
+    layer, params, x_BTD = tiny_memory(rule, dtype="float64", impl=impl, options=options)
     results = layer_passes(layer, params, x_BTD)
     assert_close(results, expected or results, why=impl)
     expected = expected or results

@@ -86,7 +86,7 @@ def test_omega_with_momentum_whose_context_is_the_token_alone_is_titans(x64):
 
 def test_omega_over_the_whole_text_writes_running_sums_of_gradients(x64):
   """Window, chunk and text of one length, gates open: W_t = a W_{t-1} - r_t (grad_1 + .. + grad_t)."""
-  options = dict(window_size=N, residual=True, fade_to="zero")
+  options = dict(window_size=N, residual=True, fade_to="zero", surprise_max=None)
   rule, learned, tokens, gates = small("omega", chunk_size=N, **options)
   gates = with_own(gates, context=jnp.ones((N, N)))
 
@@ -135,7 +135,7 @@ def test_moneta_with_squares_is_descent_on_the_squared_error(x64):
   """p = q = 2: the norm's power is 0; the smooth sign and the root's epsilon leave 1e-6."""
   options = dict(LINEAR, norm=None, activation="identity")
   rule, learned, tokens, gates = small("moneta", p=2, q=2, sharpness=1e9, **options)
-  titans = of("titans", learned, **LINEAR)
+  titans = of("titans", learned, surprise_max=None, **LINEAR)
   actual, expected = read(rule, learned, tokens, gates), read(titans, learned, tokens, gates)
   assert_close(actual, expected, tolerance=1e-4)
 
@@ -236,7 +236,7 @@ def test_delta_stays_bounded_where_a_stale_chunk_diverges(x64):
   tokens, gates = tokens._replace(k=keys, q=keys), flat_gates(n)
   exact = np.abs(np.asarray(read(rule, learned, tokens, gates, chunk_size=64)[0]))
   assert np.isfinite(exact).all() and exact.max() < 20
-  stale = of("titans", learned, **LINEAR)
+  stale = of("titans", learned, surprise_max=None, **LINEAR)
   assert np.abs(np.asarray(read(stale, learned, tokens, gates, chunk_size=64)[0])).max() > 1e4
 
 

@@ -152,7 +152,7 @@ def run(rule, learned, tokens, gates, *, chunk_size=3):
 
 def test_without_momentum_and_forgetting_it_is_gradient_descent_by_mini_batches(x64):
   """Test-time training: W_t is the base minus the summed gradients of the chunk so far."""
-  form = dict(depth=2, activation="gelu", residual=True)
+  form = dict(depth=2, activation="gelu", residual=True, surprise_max=None)
   rule, learned, tokens, _ = small(form)
   gates = random_gates(1, 6, dtype="float64")._replace(
     log_retention=jnp.zeros(6), log_momentum=jnp.full(6, -1e3)
@@ -193,7 +193,7 @@ def test_without_writing_and_with_full_retention_nothing_changes():
 
 def test_a_linear_memory_that_starts_empty_is_linear_attention_within_a_chunk(x64):
   """Depth 1 from zero with momentum off: the error at the base is -v, so reads are sums of r v (k . q)."""
-  rule, learned, tokens, _ = small(dict(depth=1, activation="identity", residual=False))
+  rule, learned, tokens, _ = small(dict(depth=1, activation="identity", residual=False, surprise_max=None))
   empty = jax.tree.map(jnp.zeros_like, learned)
   gates = random_gates(1, 6, dtype="float64")._replace(
     log_retention=jnp.zeros(6), log_momentum=jnp.full(6, -1e3)
@@ -205,7 +205,7 @@ def test_a_linear_memory_that_starts_empty_is_linear_attention_within_a_chunk(x6
 
 def test_online_writes_of_orthonormal_keys_store_each_value(x64):
   """A linear memory with write rate 1, chunk size 1, no momentum, no forgetting is the delta rule."""
-  rule, learned, _, _ = small(dict(depth=1, activation="identity", residual=False))
+  rule, learned, _, _ = small(dict(depth=1, activation="identity", residual=False, surprise_max=None))
   draw = np.random.default_rng(0)
   k_TK, v_TM = jnp.asarray(np.linalg.qr(draw.normal(size=(5, 5)))[0]), jnp.asarray(draw.normal(size=(5, 4)))
   tokens = random_tokens(0, 5, key_dim=5, value_dim=4, dtype="float64")._replace(k=k_TK, v=v_TM)

@@ -28,7 +28,7 @@ def _compile_quickly():
 
 
 WIDTH, N, CHUNK, SHARD = 5, 24, 12, 6
-PAPER = dict(residual=True, fade_to="zero")  # Titans as printed.
+PAPER = dict(residual=True, fade_to="zero", surprise_max=None)  # Titans as printed.
 
 
 def small(**options):
@@ -104,7 +104,7 @@ def global_reads(learned, tokens, gates):
 
 @pytest.mark.core
 def test_a_text_equals_a_loop_over_its_shards_and_one_over_its_chunks(x64):
-  rule, learned, tokens, gates = small(shard_tokens=SHARD, local_chunks=(3, 2))
+  rule, learned, tokens, gates = small(shard_tokens=SHARD, local_chunks=(3, 2), surprise_max=None)
   expected = local_reads(learned, tokens, gates, (3, 2)) + global_reads(learned, tokens, gates)
   assert_close(read(rule, CHUNK, learned, tokens, gates), expected)
 
@@ -117,7 +117,7 @@ def test_the_order_of_shards_does_not_change_what_local_memories_recall(x64):
 
 
 def test_one_local_memory_of_one_shard_and_chunk_is_the_titans_rule(x64):
-  options = dict(local_chunks=(CHUNK,), project_queries=False, global_memory=False)
+  options = dict(local_chunks=(CHUNK,), project_queries=False, global_memory=False, surprise_max=None)
   rule, learned, tokens, gates = small(**options)
   titans = rules.load("titans", key_dim=WIDTH, value_dim=WIDTH, chunk_size=CHUNK, **PAPER)
   start = learned._replace(fast=learned.slow["local0"], slow={})
