@@ -2,9 +2,9 @@
 
 A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
 `swapped` is evidence that what was read in this document is used. `emptied` and `writes_off` say how much
-the model leans on its memory, which is more: a model misses a table that is never written as well, though it
-is hardly better than one without (experiments/memory_pays); compare its loss with a control's. `gate_zero` takes
-away the layer's convolutions, too, and shows no more than that the layer does something.
+the model leans on its memory, which is more: a model misses a table that is never written as well, though
+it is hardly better than one without (experiments/memory_pays); compare its loss with a control's. `gate_zero`
+takes away the layer's convolutions, too, and shows no more than that the layer does something.
 """
 import functools
 from typing import Any, NamedTuple
