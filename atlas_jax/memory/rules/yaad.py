@@ -24,6 +24,9 @@ from atlas_jax.memory.types import GateSpec, GateStarts, MemoryRule
 # Values have norm one, so that the coordinates of an error are about .2 at width 32: beyond .3 one is odd.
 # With 3, as it was before, none ever was: the loss was half the square, and the gate had no gradient.
 THRESHOLD = GateSpec("threshold", kind="softplus", init=0.3)
+# The output of a layer norm has coordinates around 1: .3 would take most errors for odd ones, and from usual
+# initial weights such memories swing from chunk to chunk.
+NORMED_THRESHOLD = THRESHOLD._replace(init=3.0)
 
 # Before (retention .995, momentum .6, rate .01, fading to zero, with residual) the layer norm made reads 5.7
 # times as long as values: the loss was 25 times that of answering zero.
@@ -57,7 +60,8 @@ def make(*, key_dim: int, value_dim: int, huber: str = "coordinate", shift: floa
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual, norm=norm)
   robust = huber == "robust"
+  threshold = NORMED_THRESHOLD if norm in ("layer", "affine") else THRESHOLD
   return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
                       objective=objectives.robust(shift) if robust else objectives.huber(huber),
                       surprise_max=surprise_max, fade_to=fade_to, starts=STARTS,
-                      gates=() if robust else (THRESHOLD,))
+                      gates=() if robust else (threshold,))
