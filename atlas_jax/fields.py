@@ -211,8 +211,9 @@ SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_s
 CHOICES = {
     "model.memory_mix": "gate none conv", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
-    "model.memory.value_source": "input token", "model.memory.conv_init": "identity ngram",
-    "model.memory.initial": "auto learned zero", "model.memory.read_norm": "rms none",
+    "model.memory.qkv_source": "own attention", "model.memory.value_source": "input token",
+    "model.memory.conv_init": "identity ngram", "model.memory.initial": "auto learned zero",
+    "model.memory.read_norm": "rms none",
     **dict.fromkeys(("data.transform", "eval.transform"), "repeat shuffle_lines permute_bytes random_bytes"),
     "trm.variant": "trm single hrm transformer",
     "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
@@ -305,6 +306,19 @@ def _check_decoder(config) -> None:
                      "of features")
 
 
+def _check_shared_projections(model) -> None:
+  """Refuses heads of the memory that are not attention's."""
+  memory, width = model.memory, model.width // model.heads
+  needed = {"heads": model.heads, "key_dim": width}
+  if memory.value_source == "input":
+    needed["value_dim"] = width
+  for name, value in needed.items():
+    if memory[name] != value:
+      raise ValueError(f"config.model.memory.{name}={memory[name]} must be {value}, that of attention "
+                       f"(config.model.heads={model.heads} of config.model.width={model.width}), as config."
+                       "model.memory.qkv_source='attention' shares its projections")
+
+
 def _check_model(model) -> None:
   if model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
@@ -321,6 +335,8 @@ def _check_model(model) -> None:
   if not memory.writes and memory.initial == "zero":
     raise ValueError("config.model.memory.writes=False reads the start of the memory, and config.model."
                      "memory.initial='zero' leaves nothing in it; set initial='learned'")
+  if memory.qkv_source == "attention" and model.memory_mix != "none":
+    _check_shared_projections(model)
   blocks(model.memory_layers, model.depth)
   start, most = memory.write_rate_init, memory.write_rate_max
   if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.

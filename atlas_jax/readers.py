@@ -83,7 +83,7 @@ READERS = {
     "model": MEMORY,
     "model.gate_floor": BESIDE,
     **{f"model.memory.{name}": BESIDE for name in
-       ("conv_taps", "shift", "shared_qk", "activation", "value_source", "read_norm")},
+       ("conv_taps", "shift", "shared_qk", "activation", "value_source", "qkv_source", "read_norm")},
     **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
     **{f"model.memory.{name}": WRITTEN for name in ("write_rate_max", "remat_chunks", "impl")},
     **{f"model.memory.{name}": DRAWN_WRITTEN for name in

@@ -116,9 +116,20 @@ def has_context(doc_T):
   return np.array([int(t > 0 and doc_T[t - 1] == doc_T[t] and doc_T[t] >= 0) for t in range(len(doc_T))])
 
 
-def memory_tokens(params, h, x_TD, token_TD, doc_T, *, key_dim, shift, shared_qk, activation, value_source):
-  """Queries, keys and values of one head. With shift, row t of the keys is made of the tokens before t."""
-  mixed_TE = short_conv(x_TD @ params["qkv_kernel"][:, h], params["conv_kernel"][:, h], doc_T)
+def memory_tokens(
+  params, h, x_TD, token_TD, doc_T, *, key_dim, shift, shared_qk, activation, value_source, of_attention
+):
+  """Queries, keys and values of one head. With shift, row t of the keys is made of the tokens before t.
+
+  `of_attention` is None, or attention's queries, keys and values [3, T, H, K], in place of projections.
+  """
+  if of_attention is None:
+    projected_TE = x_TD @ params["qkv_kernel"][:, h]
+  else:
+    q_TK, k_TK, v_TK = of_attention[:, :, h]
+    chosen = ([] if shared_qk else [q_TK]) + [k_TK] + ([v_TK] if value_source == "input" else [])
+    projected_TE = np.concatenate(chosen, axis=1)
+  mixed_TE = short_conv(projected_TE, params["conv_kernel"][:, h], doc_T)
   mixed_TE = silu(mixed_TE) if activation == "silu" else mixed_TE
   q_TK, rest_TE = mixed_TE[:, :key_dim], mixed_TE[:, key_dim:]
   k_TK = q_TK if shared_qk else rest_TE[:, :key_dim]
@@ -151,6 +162,7 @@ def memory_layer(
   value_source="input",
   initial="learned",
   read_norm="rms",
+  of_attention=None,
 ):
   """A memory layer on one row from its start: projections, convolutions, gates, the rule, scaled heads.
 
@@ -162,6 +174,7 @@ def memory_layer(
   gates = token_gates(params["gates"], x_TD, heads=heads, write_rate_max=write_rate_max, uses=uses, own=own)
   for h in range(heads):
     how = dict(key_dim=key_dim, shift=shift, shared_qk=shared_qk, activation=activation)
+    how |= dict(of_attention=of_attention)
     source_TD = x_TD if token_TD is None else token_TD
     tokens = memory_tokens(params, h, x_TD, source_TD, doc_T, value_source=value_source, **how)
     if initial == "zero":
@@ -216,7 +229,9 @@ def lm(params, tokens_T, doc_T, *, window_tokens, gate_floor, memory, memory_sca
     )[0]
     x_TD = x_TD + np.einsum("thk,hkd->td", seen_THK, block["attention"]["out"]["kernel"])
     if "memory" in block:
-      recalled_THM, _ = memory_layer(block["memory"], h_TD, doc_T, token_TD=token_TD, **memory)
+      shared = None if "qkv_kernel" in block["memory"] else np.stack([q_THK, k_THK, v_THK])
+      of_text = dict(token_TD=token_TD, of_attention=shared)
+      recalled_THM, _ = memory_layer(block["memory"], h_TD, doc_T, **of_text, **memory)
       gate_TH = sigmoid(h_TD @ block["mix_gate"]["kernel"] + block["mix_gate"]["bias"])
       gate_TH = gate_floor + (1 - gate_floor) * gate_TH
       x_TD = x_TD + np.einsum(

@@ -73,6 +73,16 @@ REFUSED = [
   (dict(model__memory__chunk_size=2, model__memory__shift=False), "chunk_size=2 must .* conv_taps - 1 = 5"),
   (dict(model__memory__chunk_size=3), "at least conv_taps - 1 [+] shift = 6"),
   (dict(model__memory__value_source="key"), "value_source='key' is unknown; known are input, token"),
+  (
+    dict(model__memory__qkv_source="attention", model__memory__heads=4),
+    "config.model.memory.heads=4 must be 8, that of attention .* shares its projections",
+  ),
+  (
+    dict(
+      model__memory__qkv_source="attention", model__memory__value_source="input", model__memory__value_dim=32
+    ),
+    "config.model.memory.value_dim=32 must be 64",
+  ),
   (dict(model__memory_layers="0,9"), "memory_layers='0,9' must name different blocks from 0 to 7"),
   (dict(model__memory_layers="1,1"), "memory_layers='1,1' must name different blocks"),
   (dict(model__memory_layers=""), "memory_layers='' must name different blocks"),

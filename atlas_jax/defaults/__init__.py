@@ -116,6 +116,7 @@ def _model() -> ml_collections.ConfigDict:
           "shared_qk": True,  # Whether queries are the keys' projection and convolution.
           "activation": "none",  # After the convolutions: "silu" or "none".
           "value_source": "token",  # Values: of the block's "input", convolved, or of the "token" alone.
+          "qkv_source": "own",  # "attention": its queries, keys and values enter the convolutions.
           "conv_init": "ngram",  # Keys start as signatures of the last tokens; "identity": the token itself.
           "initial": "auto",  # Fast weights of a new document: "learned", "zero"; "auto": zero if it can be.
           "read_norm": "none",  # Reads keep their length; "rms": unit mean square, whatever was recalled.

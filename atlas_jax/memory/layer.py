@@ -17,7 +17,8 @@ from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Toke
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
 NO_DOC = -2  # the document of a state that has read nothing
 FORMS = ("auto", "reference", "chunked", "pallas")
-CHOICES = {"activation": ("silu", "none"), "value_source": ("input", "token"),
+CHOICES = {"qkv_source": ("own", "attention"), "activation": ("silu", "none"),
+           "value_source": ("input", "token"),
            "conv_init": ("identity", "ngram"), "initial": ("auto", "learned", "zero"),
            "read_norm": ("rms", "none")}
 
@@ -46,6 +47,8 @@ class Memory(nn.Module):
       shows the kernel ahead). It changes speed, not results; only surprise of the reference is another norm.
     shift, shared_qk, activation, value_source: see `projections.Form`. With the shift a document's first
       token neither writes nor reads: there is no context before it.
+    qkv_source: "own", or "attention": those of the attention beside it, whose queries, keys and values before
+      rotation enter the convolutions; its heads are the memory's, and of the same width.
     conv_init: how the convolutions of queries and keys start: "identity" (near the token itself), or "ngram"
       (signatures of the last tokens, see `projections.ngram_taps`).
     initial: fast weights that a document starts with: "learned", or "zero", which rules of one matrix can be
@@ -76,6 +79,7 @@ class Memory(nn.Module):
   shared_qk: bool = False
   activation: str = "silu"
   value_source: str = "input"
+  qkv_source: str = "own"
   conv_init: str = "identity"
   initial: str = "learned"
   read_norm: str = "rms"
@@ -126,7 +130,7 @@ class Memory(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
-               n_chunks: int | None = None, token_BTD=None, writes=None):
+               n_chunks: int | None = None, token_BTD=None, writes=None, qkv_BTHE=None):
     """Reads T tokens.
 
     Args:
@@ -144,6 +148,7 @@ class Memory(nn.Module):
         "token"; None: the input.
       writes: mode "packed": [] bool, whether tokens write; where they do not, the memory stands still, also
         in what a rule does at rate 0 or at a chunk's end. Traced. None: they do.
+      qkv_BTHE: attention's queries, keys and values side by side, where qkv_source is "attention".
 
     Returns:
       out_BTHM (float32, see `read_norm`), the new state, and stats of scalars.
@@ -155,7 +160,8 @@ class Memory(nn.Module):
                            name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
     state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
-    source = (x_BTD, rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None)
+    token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
+    source = (self._of_attention(x_BTD, qkv_BTHE), token_BTD)
     if not self.writes:
       return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
@@ -173,10 +179,21 @@ class Memory(nn.Module):
   def _read(self, out_BTHM):
     return rms(out_BTHM) if self.read_norm == "rms" else out_BTHM * self.value_dim**0.5
 
+  def _of_attention(self, x_BTD, qkv_BTHE):
+    """Gives what enters the convolutions where attention has projected it; else the input."""
+    if self.qkv_source == "own":
+      return x_BTD
+    if qkv_BTHE is None:
+      raise ValueError("config.model.memory.qkv_source='attention' needs an attention beside the memory, and "
+                       "there is none; set qkv_source='own'")
+    return projections.of_attention(self.form, qkv_BTHE)
+
   def _weights(self, rule, width: int, wide) -> Weights:
     """Gives the layer's parameters but the gates'; constants of the rule only where it has any."""
     shape, init = (self.heads, self.form.channels), nn.initializers.normal(width**-0.5)
-    kernel = self.param("qkv_kernel", init, (width, *shape), jnp.float32)
+    kernel: Any = ()
+    if self.qkv_source == "own":
+      kernel = self.param("qkv_kernel", init, (width, *shape), jnp.float32)
     start: Any = projections.identity_taps
     if self.conv_init == "ngram":
       start = functools.partial(projections.ngram_taps, self.form)

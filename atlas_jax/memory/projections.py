@@ -20,7 +20,7 @@ OUTSIDE = 0.02  # Weight of the tokens that are not in a head's n-gram.
 class Weights(NamedTuple):
   """Parameters of a layer but those of the gates."""
 
-  qkv_DHE: jax.Array  # queries, keys and values side by side, see `Form.split`
+  qkv_DHE: Any  # queries, keys and values side by side, see `Form.split`; () where they are attention's
   taps_SHE: jax.Array  # of the convolutions
   value_DHM: Any  # values of the token alone; () where they are among qkv_DHE
   learned: Learned  # of the rule, every leaf [H, ...], float32 or wider
@@ -137,13 +137,28 @@ def conv_reach(doc_BT, last_doc_B, lags: int):
   return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
 
 
+def of_attention(form: Form, qkv_BTHE):
+  """Takes attention's queries, keys and values, before their rotation, as inputs of the convolutions.
+
+  Args:
+    form: of the layer.
+    qkv_BTHE: the three side by side.
+
+  Returns:
+    [B, T, H, E], of `form.channels`: what `Form.split` splits again.
+  """
+  q, k, v = jnp.split(qkv_BTHE, 3, axis=-1)
+  parts = [k] if form.shared_qk else [q, k]
+  return jnp.concatenate(parts + [v] * (form.value_source == "input"), axis=-1)
+
+
 def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, reach_BTS):
   """Makes queries, keys and values.
 
   Args:
     form, weights: of the layer.
     lift: of its rule; where queries are keys, each is lifted once for both.
-    x_BTD: its input.
+    x_BTD: its input; where `weights` have no qkv_DHE, what `of_attention` gives.
     token_BTD: the tokens themselves, of unit mean square; used where value_source is "token".
     tail_BSHE: the last `lags` rows of an earlier call.
     reach_BTS: see `conv_reach`, for `lags` rows.
@@ -152,7 +167,7 @@ def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, rea
     (Token or LiftedToken of [B, H, T, ...], the convolutions' inputs [B, T, H, E]). With the shift, the key
     of a document's first token is of no meaning: see `has_key`.
   """
-  x_BTHE = dense(x_BTD, weights.qkv_DHE)
+  x_BTHE = x_BTD if isinstance(weights.qkv_DHE, tuple) else dense(x_BTD, weights.qkv_DHE)
   rows, tail, reach = x_BTHE, tail_BSHE, reach_BTS
   if form.shift:  # The row before the call is its first token's key; what it saw is of its own document.
     rows = jnp.concatenate([tail_BSHE[:, -1:].astype(x_BTHE.dtype), x_BTHE], axis=1)

@@ -50,7 +50,7 @@ class LocalAttention(nn.Module):
       count_B: how many of the T tokens are real; None: all.
 
     Returns:
-      out_BTD and the new state.
+      out_BTD, the new state, and qkv_BTHE: queries, keys and values side by side, before rotation.
     """
     length, width = x_BTD.shape[1:]
     shape = (width, self.heads, 3 * (width // self.heads))
@@ -63,4 +63,4 @@ class LocalAttention(nn.Module):
     out_BTHK = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
                                window_tokens=self.window_tokens, impl=self.impl)
     ends = (last_real(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
-    return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends)
+    return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends), qkv_BTHE

@@ -37,7 +37,7 @@ class ConvMix(Memory):
 
   @nn.compact
   def __call__(self, x_BTD, state: MemoryLayerState, doc_BT, last_doc_B, count_B, *, mode: str,
-               n_chunks: int | None = None, token_BTD=None, writes=None):
+               n_chunks: int | None = None, token_BTD=None, writes=None, qkv_BTHE=None):
     """Reads T tokens; arguments and results as of `Memory`, alike in every mode, without stats or writes."""
     del mode, n_chunks, writes
     if count_B is not None:
@@ -46,7 +46,8 @@ class ConvMix(Memory):
     weights = self._weights(self.the_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
     token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
     reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, None, x_BTD, token_BTD, state.tail, reach_BTS)
+    source_BTD = self._of_attention(x_BTD, qkv_BTHE)
+    tokens, x_BTHE = project(self.form, weights, None, source_BTD, token_BTD, state.tail, reach_BTS)
     own_BHTM = tokens.v * jnp.sum(tokens.k * tokens.q, axis=-1, keepdims=True)
     real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
     out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)

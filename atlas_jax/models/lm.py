@@ -70,12 +70,12 @@ class Block(nn.Module):
     """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
     attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
-    mixed_BTD, attention_state = attention(h_BTD, state[0], doc_BT, count_B)
+    mixed_BTD, attention_state, qkv_BTHE = attention(h_BTD, state[0], doc_BT, count_B)
     memory_state, stats = (), {}
     if self.memory is not None:
       layer = MIXES[self.memory_mix](**self.memory, name="memory")
       out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode,
-                                            token_BTD=token_BTD, writes=memory_writes)
+                                            token_BTD=token_BTD, writes=memory_writes, qkv_BTHE=qkv_BTHE)
       gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
       share_BTH = gate_BTH * memory_scale.astype(gate_BTH.dtype)
       gated_BTHM = (out_BTHM * share_BTH[..., None]).astype(x_BTD.dtype)

@@ -28,6 +28,7 @@ ARMS = [
     arm("full", "delta of 256 cells, shift, shared keys, n-gram taps, values of the token, block 1"),
     arm("no_shift", "a value is written under the key of its own token", shift=False),
     arm("own_queries", "queries have a projection and a convolution of their own", shared_qk=False),
+    arm("attention_keys", "keys and queries are attention's keys, convolved", qkv_source="attention"),
     arm("identity_taps", "convolutions start near the token itself", conv_init="identity"),
     arm("short_taps", "keys of 2 tokens at most", conv_taps=2),
     arm("silu", "SiLU after the convolution", activation="silu"),
