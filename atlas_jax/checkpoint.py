@@ -8,6 +8,7 @@ is never read.
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from atlas_jax import tree
 FOLDER = "checkpoints"
 _INVENTORY = "files.json"
 _UNLISTED = (_INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
+_METRICS = "metrics/metrics"
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 _READ_BYTES = 2**24
 _WITHOUT_NUMBERS = "evaluated"  # In place of metrics of which none is finite.
@@ -100,9 +102,7 @@ class Checkpoints:
     named = dict(tree.named_leaves(state))
     described = {"meta": dict(meta), "leaves": {name: _describe(leaf) for name, leaf in named.items()}}
     json.dumps(described)  # A meta that is no JSON is the caller's mistake: say so before the thread starts.
-    numbers = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
-    if metrics and not numbers:
-      numbers = {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
+    numbers = _ranks(metrics) if metrics else {}
     self._being_saved = step
     items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(named)), meta=ocp.args.JsonSave(described))
     self._call(lambda manager: manager.save(step, metrics=numbers, args=items))
@@ -129,6 +129,35 @@ class Checkpoints:
   def read_meta(self, step: int | None = None) -> dict:
     """Reads what was given to `save` as meta."""
     return self._described(self._good_path(step))["meta"]
+
+  def is_ranked(self, step: int) -> bool:
+    """Says whether a checkpoint has metrics."""
+    path = self.path / str(step) / _METRICS
+    return path.exists() and bool(json.loads(path.read_text()))
+
+  def rank(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Gives metrics to a checkpoint that was saved without; all processes call it, before their first save.
+
+    Raises:
+      CheckpointError: if it has some already, or cannot be written to.
+    """
+    folder = self.path / str(step)
+    if jax.process_index() == 0:
+      try:
+        inventory = json.loads((folder / _INVENTORY).read_text())
+        if json.loads((folder / _METRICS).read_text()):
+          raise CheckpointError(f"{folder} has metrics already")
+        # Unlisted while it changes, so that a crash in between leaves a checkpoint that can be read.
+        inventory.pop(_METRICS, None)
+        _replace(folder / _INVENTORY, json.dumps(inventory))
+        _replace(folder / _METRICS, json.dumps(_ranks(metrics)))
+        inventory[_METRICS] = [(folder / _METRICS).stat().st_size, _checksum(folder / _METRICS)]
+        _replace(folder / _INVENTORY, json.dumps(inventory))
+      except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written to ({error}); the same command makes its "
+                              "evaluation again") from error
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"rank {step}")
 
   def wait(self) -> None:
     """Waits until the save under way is finished; raises CheckpointError if it failed."""
@@ -253,6 +282,21 @@ def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, every_
     kept.append(_Evaluated())
   # best_fn makes Orbax write the metrics beside the state; what is kept is decided by the policy alone.
   return dict(best_fn=rank, best_mode="min", preservation_policy=policies.AnyPreservationPolicy(kept))
+
+
+def _ranks(metrics: Mapping[str, Any]) -> dict[str, float]:
+  numbers = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+  return numbers or {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
+
+
+def _replace(path: Path, text: str) -> None:
+  """Writes a small file whole and durable."""
+  beside = path.with_name(f"{path.name}.part")
+  with beside.open("w", encoding="utf-8") as stream:
+    stream.write(text)
+    stream.flush()
+    os.fsync(stream.fileno())
+  beside.replace(path)
 
 
 def _describe(leaf) -> dict:

@@ -16,6 +16,7 @@ from atlas_jax import aliases, modules, readers
 from atlas_jax import config as configs
 
 OF_MODE = {
+    "train": ("stopped_ok",),
     "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
@@ -51,6 +52,8 @@ def define_flags() -> flags.FlagValues:
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
   number("num_processes", None, "How many processes the run has.")
   number("process_id", None, "Which of them this is, from 0.")
+  flags.DEFINE_bool("stopped_ok", False, "train: exit with 0 also where the run was stopped before its end; "
+                    "left out: with 75, so that schedulers run it again.", flag_values=values)
   flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
   flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
   return values
@@ -234,6 +237,9 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Refuses flags that are missing, or that the mode would not use."""
   if not asked.workdir:
     raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
+  if scheme := re.match(r"(\w+)://", asked.workdir):
+    raise ValueError(f"--workdir={asked.workdir} is on a file system of its own kind ({scheme[1]}), where "
+                     "runs cannot lie; give a local or shared directory, and copy finished runs there")
   if asked.mode in WITH_CONFIG and not asked.config:
     raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
   if asked.mode not in WITH_CONFIG and asked.config:

@@ -9,6 +9,7 @@
 
 --config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults/ lists them all.
 """
+import contextlib
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
 
@@ -23,16 +25,18 @@ import jax
 import ml_collections
 from absl import flags, logging
 
+from atlas_jax import closing, readers, recipes, train
 from atlas_jax import config as configs
-from atlas_jax import readers, recipes, train
 from atlas_jax.checkpoint import FOLDER, CheckpointError
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
+from atlas_jax.lock import LockError
 from atlas_jax.monitor.idle import IdleError
+from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
-from atlas_jax.parallel import hosts
+from atlas_jax.parallel import hosts, signals
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given
 from atlas_jax.rollout import kept
@@ -58,14 +62,24 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
   return configs.resolve(config)
 
 
-def run_train(config, workdir: str) -> None:
-  """Trains; a workdir that holds a run of the same settings goes on with it."""
+def run_train(config, asked: flags.FlagValues, began_s: float) -> int:
+  """Trains; a workdir that holds a run of the same settings goes on with it. Returns the exit code."""
+  workdir = asked.workdir
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
                     "gate_lr_scale": 1.0})
   prepare(config, workdir)
+  with hosts.owned(workdir):
+    prepare(config, workdir)  # Another start may have made the run meanwhile.
+    summary = _train(config, workdir, mesh, began_s)
+  if summary and hosts.is_main():
+    print(json.dumps(summary, indent=2), flush=True)
+  return 0 if summary or asked.stopped_ok else signals.STOPPED
+
+
+def _train(config, workdir: str, mesh, began_s: float) -> dict:
   used = kept.with_copies_of_lost(config, workdir)
   recipe = recipes.load(used, mesh)
   if not recipe.evals:
@@ -82,9 +96,7 @@ def run_train(config, workdir: str) -> None:
     configs.save(config, workdir)
     if not has_run(workdir):
       recipe.keep(pathlib.Path(workdir))
-  summary = train.run(config, recipe, mesh, workdir)
-  if summary:
-    print(json.dumps(summary, indent=2), flush=True)
+  return train.run(config, recipe, mesh, workdir, began_s=began_s)
 
 
 def run_import(config, workdir: str) -> None:
@@ -102,12 +114,13 @@ def run_import(config, workdir: str) -> None:
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   prepare(config, workdir)
-  recipe = recipes.load(config, mesh)
-  config = with_steps(config, recipe)
-  if hosts.is_main():
-    configs.save(config, workdir)
-    recipe.keep(pathlib.Path(workdir))
-  train.save_start(config, recipe, mesh, workdir)
+  with hosts.owned(workdir):
+    recipe = recipes.load(config, mesh)
+    config = with_steps(config, recipe)
+    if hosts.is_main():
+      configs.save(config, workdir)
+      recipe.keep(pathlib.Path(workdir))
+    train.save_start(config, recipe, mesh, workdir)
   if hosts.is_main():
     print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
 
@@ -199,7 +212,7 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
   given = Given() if recipe.read is None else recipe.read(mesh, False)
   recipe.bind(train.frozen_of(config, recipe, mesh, given), pathlib.Path(workdir) if writes else None)
-  out = train.evaluate(recipe, params, step=step, tables=tables, workdir=workdir if writes else None)
+  out = closing.evaluate(recipe, params, step=step, tables=tables, workdir=workdir if writes else None)
   if hosts.is_main():
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
     print(json.dumps({"step": step, **finite}), flush=True)
@@ -288,8 +301,12 @@ def join(asked: flags.FlagValues) -> None:
         f"({str(error).split(' (set')[0] or 'no such plugin'})") from error
 
 
-def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
-  """Does what the command line says; what needs no device is checked before devices are looked for."""
+def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) -> int:
+  """Does what the command line says; what needs no device is checked before devices are looked for.
+
+  Returns:
+    the exit code: 0, or that of a run which was stopped and can go on.
+  """
   check_flags(asked, overrides)
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
@@ -298,8 +315,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   run_solve = solver_of(config, asked) if asked.mode == "solve" else None
   join(asked)
   if asked.mode == "train":
-    run_train(config, asked.workdir)
-  elif asked.mode == "import":
+    return run_train(config, asked, began_s)
+  if asked.mode == "import":
     run_import(config, asked.workdir)
   elif asked.mode == "eval":
     run_eval(config, asked.workdir, writes=not overrides)  # Those of the run stay those of its settings.
@@ -309,20 +326,22 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     run_export(config, asked.workdir, asked)
   else:
     run_generate(config, asked.workdir, asked)
+  return 0
 
 
 def explain(error: BaseException) -> str | None:
   """Says in one line what the caller can do; None for an error that is a fault of the program."""
   if isinstance(error, KeyboardInterrupt):
-    return "interrupted; the same command starts again, from the newest checkpoint if there is one"
+    by = f" by {error}" if isinstance(error, signals.Stopped) else ""
+    return f"interrupted{by}; the same command starts again, from the newest checkpoint if there is one"
   lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
   if lost and not isinstance(error, train.LostPeerError):
     return "another process of this run died; the same command goes on from the newest checkpoint"
   if "RESOURCE_EXHAUSTED" in str(error):
     return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
             "config.train.accumulate_steps, or set config.model.remat=block")
-  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, train.LostPeerError, OSError,
-                            ImportError))
+  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, LockError, train.LostPeerError,
+                            OSError, ImportError))
   if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)
@@ -333,35 +352,52 @@ def _notes(error) -> list[str]:
   return [note for note in getattr(error, "__notes__", ()) if "JAX" in note]
 
 
-def entry(argv: list[str]) -> int:
-  """Runs the program; what the caller can mend is one line on standard error. Returns the exit code."""
+def code_of(error: BaseException) -> int:
+  """Gives the exit code after an error: that of a run that can go on where a signal ended training."""
+  if isinstance(error, signals.Stopped):
+    return signals.STOPPED
+  return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def entry(argv: list[str], began_s: float | None = None) -> int:
+  """Runs the program; what the caller can mend is one line on standard error.
+
+  Args:
+    argv: the command line.
+    began_s: when the program began, as `time.time`, for a run's account of time; None: now.
+
+  Returns:
+    the exit code.
+  """
+  began_s = time.time() if began_s is None else began_s
   flags.FLAGS.mark_as_parsed()  # Flags of libraries: nobody sets them, and absl logs only after this.
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
   logging.get_absl_handler().addFilter(lambda record: record.levelname not in ("INFO", "DEBUG")
                                        or "atlas_jax" in record.pathname)
-  asked = None
+  asked, failed = None, True
   try:
     asked, overrides = parse(argv)
     if asked.help:
       print(__doc__, *(f"--{name}: {asked[name].help}" for name in asked if len(name) > 1), sep="\n")
-    else:
-      main(asked, overrides)
-    code = 0
+      return 0
+    with signals.StopSignals(hosts.leave) if asked.mode == "train" else contextlib.nullcontext():
+      code = main(asked, overrides, began_s)
+    failed = False
   except BrokenPipeError:  # Who reads the output, such as head, has enough of it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 1
   except (Exception, KeyboardInterrupt) as error:
-    line, code = explain(error), 130 if isinstance(error, KeyboardInterrupt) else 1
+    line, code = explain(error), code_of(error)
     if line is None or asked is not None and asked.traceback:
       traceback.print_exc()
     if line is not None:
       print(f"atlas_jax: {line}", file=sys.stderr, flush=True)
-  if code and asked is not None and asked.num_processes:
+  if failed and asked is not None and asked.num_processes:
     hosts.leave(code)  # The usual way out would wait for processes that may wait for this one.
   return code
 
 
 if __name__ == "__main__":
-  sys.exit(entry(sys.argv))
+  sys.exit(entry(sys.argv, process_began_s()))

@@ -4,31 +4,29 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from atlas_jax import evals, tree
+from atlas_jax import closing, tree
 from atlas_jax import state as states
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
+from atlas_jax.closing import SUMMARY, say
 from atlas_jax.evals import EvalOut
-from atlas_jax.monitor import profile, report, skipped
+from atlas_jax.lock import Lock
+from atlas_jax.monitor import ledger, profile, report, skipped
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
+from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts, place
-from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given, Recipe
 from atlas_jax.state import TrainState
 from atlas_jax.step import jit_step, model_flops
-
-SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
 
 
 class LostPeerError(RuntimeError):
@@ -53,6 +51,9 @@ class Run:
   resumed_from_step: int | None = None
   started_s: float = dataclasses.field(default_factory=time.perf_counter)
   writer: Any = None  # opened when it is known from which step the run goes on
+  owner: Lock | None = None  # of the workdir, in the process that has it
+  ledger: Ledger = dataclasses.field(default_factory=Ledger)
+  evaluation_due: bool = False  # an evaluation of the step the run stands at has not been made
   idle: Idle = dataclasses.field(init=False)
 
   def __post_init__(self):
@@ -66,7 +67,24 @@ class Run:
   def meta(self) -> dict:
     """Gives what is saved beside the train state."""
     return {"step": self.step, "source": self.recipe.source.state(), f"{self.recipe.unit}_seen": self.seen,
-            "seconds": self.seconds, "idle_in_row": self.idle.in_row}
+            "seconds": self.seconds, "idle_in_row": self.idle.in_row,
+            "evaluation_due": self.evaluation_due, "times": self.ledger.saved()}
+
+  def save(self, state, metrics: dict | None = None) -> None:
+    """Starts to save the state of the step the run stands at."""
+    self.check_owner()
+    with self.ledger.at("checkpoint"):
+      self.saver.save(self.step, state, self.meta(), metrics)
+
+  def write(self, step: int, scalars) -> None:
+    """Writes a row of metrics."""
+    self.check_owner()
+    self.writer.write(step, scalars)
+
+  def check_owner(self) -> None:
+    """Raises LockError if the workdir belongs to another process by now."""
+    if self.owner is not None:
+      self.owner.check()
 
   def seen_row(self) -> dict[str, int]:
     """Gives the metric that counts what was seen, such as train/tokens_seen."""
@@ -125,10 +143,11 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   frozen = frozen_of(config, recipe, run_.mesh, given)
   recipe.bind(frozen, run_.workdir)
   if config.optim.freeze is not None:
-    _say(logging.INFO, "config.optim.freeze=%s: of %d parameters, %d do not change", config.optim.freeze,
+    say(logging.INFO, "config.optim.freeze=%s: of %d parameters, %d do not change", config.optim.freeze,
          tree.count(abstract.params), freeze.count(abstract.params, config.optim.freeze))
   if fresh:
     _warn_of_rows(run_)
+    run_.ledger.resume(None)
     return states.build(abstract, *_state_args(config, recipe), params=given.params,
                         tables=given.tables), frozen
   state, meta = saver.restore(abstract)
@@ -136,7 +155,9 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
   run_.earlier_s, run_.idle = float(meta["seconds"]), Idle(config, in_row=int(meta.get("idle_in_row", 0)))
-  _say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
+  run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
+  run_.ledger.resume(meta.get("times"))
+  say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
   return state, frozen
 
 
@@ -150,7 +171,7 @@ def save_start(config, recipe: Recipe, mesh, workdir) -> None:
 
 def _warn_of_rows(run_: Run) -> None:
   if (run_.workdir / METRICS).exists() and (rows := report.read_metrics(run_.workdir)):
-    _say(logging.WARNING, "%s has rows up to step %d of a start that left no checkpoint: this one drops them "
+    say(logging.WARNING, "%s has rows up to step %d of a start that left no checkpoint: this one drops them "
          "and starts from step 0", run_.workdir / METRICS, rows[-1]["step"])
 
 
@@ -169,15 +190,10 @@ def _finished(config, workdir: pathlib.Path, saver: Checkpoints) -> dict | None:
   return summary if summary["steps"] == saver.latest_step() >= config.optim.steps else None
 
 
-def _say(level: int, line: str, *values) -> None:
-  if hosts.is_main():
-    logging.log(level, line, *values)
-
-
 # ---------------------------------------------------------------------------------------------------- a run
 
 
-def run(config, recipe: Recipe, mesh, workdir) -> dict:
+def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) -> dict:
   """Trains until config.optim.steps, from the newest checkpoint of the workdir if there is one.
 
   Args:
@@ -185,91 +201,108 @@ def run(config, recipe: Recipe, mesh, workdir) -> dict:
     recipe: what kind of training; see `recipes.load`.
     mesh: all devices; see `parallel.mesh.make`.
     workdir: gets metrics.jsonl, TensorBoard events, checkpoints, report.png and at last summary.json.
+    began_s: when the start began, as `time.time`, for the account of time; None: now.
 
   Returns:
-    The summary, or {} if the run was asked to stop; the same call then goes on with it. A finished run is
-    left as it is, and its summary given again.
+    The summary (of other processes than 0 its steps alone), or {} if the run was asked to stop; the same
+    call then goes on with it. A finished run is left as it is, and its summary given again.
 
   Raises:
     NonFiniteError: after config.train.skip_limit batches in a row without a finite update.
     IdleError: after config.train.idle_limit updates in a row that learnt nothing; the run is saved.
     CheckpointError: if the newest checkpoint is damaged or of another model.
     LostPeerError: if another process of the run died.
+    LockError: if another process trains in the workdir, or took it over.
   """
   workdir = pathlib.Path(workdir)
-  saver = Checkpoints(workdir, **config.checkpoint)
-  if summary := _finished(config, workdir, saver):
-    _say(logging.INFO, "the run in %s is finished, at step %d, and left as it is; a higher "
-         "config.optim.steps goes on with it", workdir, summary["steps"])
-    return summary
-  run_ = Run(config, recipe, mesh, workdir, saver)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with hosts.owned(workdir) as owner:
+    saver = Checkpoints(workdir, **config.checkpoint)
+    if summary := _finished(config, workdir, saver):
+      say(logging.INFO, "the run in %s is finished, at step %d, and left as it is; a higher "
+          "config.optim.steps goes on with it", workdir, summary["steps"])
+      return summary
+    times = Ledger(workdir / ledger.NAME if hosts.is_main() else None, began_s=began_s)
+    with ledger.counting_compilation(times):
+      return _run(Run(config, recipe, mesh, workdir, saver, owner=owner, ledger=times))
+
+
+def _run(run_: Run) -> dict:
   try:
     state, frozen = _start(run_)
-    run_.writer = MetricsWriter(workdir, tensorboard=config.monitor.tensorboard, resume_step=run_.step)
-    with hosts.StopFlag(mesh) as stop:
-      state, stopped = _updates(run_, state, frozen, stop)
-      summary = {} if stopped else _finish(run_, state, stop)
+    if run_.owner is not None:
+      run_.owner.on_beat = run_.ledger.write
+    run_.writer = MetricsWriter(run_.workdir, tensorboard=run_.config.monitor.tensorboard,
+                                resume_step=run_.step)
+    with hosts.StopFlag(run_.mesh) as stop:
+      asked = closing.asker(run_.mesh, stop)
+      state, stopped = _updates(run_, state, frozen, stop, asked)
+      summary = {} if stopped else closing.finish(run_, state, asked)
   except Exception as error:
     if hosts.lost_peer(error):  # Closing would wait for the process that is gone.
       raise LostPeerError(
           f"another process of this run died after step {run_.step}; newest good checkpoint: "
-          f"{saver.newest_good() or 'none'}; the same command goes on from there") from error
+          f"{run_.saver.newest_good() or 'none'}; the same command goes on from there") from error
     run_.close()
     raise
   run_.close()
+  run_.ledger.write(clean=True)
   return summary
 
 
-def _updates(run_: Run, state: TrainState, frozen, stop) -> tuple[TrainState, bool]:
+def _updates(run_: Run, state: TrainState, frozen, stop, asked) -> tuple[TrainState, bool]:
   """Makes updates until the end or until the run is asked to stop; says which."""
-  config, recipe = run_.config, run_.recipe
+  config, recipe, times = run_.config, run_.recipe, run_.ledger
   step = jit_step(config, recipe, run_.mesh, state)
   clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit)
   pending: tuple[int, Sent, EvalOut | None] | None = None  # The step that is not read yet.
-  stopped = False
+  stopped = asked() or run_.evaluation_due and closing.make_up_evaluation(run_, state, asked)
+  kind = "compile"  # Of the first update.
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
+      times.switch("input")
       batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
       told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
+      times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, frozen, batch)
       state, sent = clock.send(step, state, batch, frozen, stop.array())
+      times.switch(kind := "step")
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
       pending = (run_.step, sent, told)
       if not stopped and _due(run_.step, config):
         stopped, pending = _observe(run_, *pending, clock, bar), None
-        _evaluate_and_save(run_, state)
+        stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
         clock.restart()
     if pending is not None:
       _observe(run_, *pending, clock, bar)
   run_.idle.close()
   stopped = stopped and run_.step < config.optim.steps
-  run_.saver.wait()  # A save under way may be of this very step.
-  if run_.saver.latest_step() != run_.step:
-    run_.saver.save(run_.step, state, run_.meta())
-    run_.saver.wait()
+  _save_end(run_, state)
   if run_.idle.ending is not None:
     raise IdleError(f"{run_.idle.ending}. Step {run_.step} is saved in {run_.saver.path}; the same command "
                     "goes on from there, other settings of a model or its data need another --workdir")
   if stopped:
-    _say_stopped(run_)
+    closing.say_stopped(run_)
   return state, stopped
 
 
-def _say_stopped(run_: Run) -> None:
-  _say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
-       run_.saver.path)
+def _save_end(run_: Run, state: TrainState) -> None:
+  """Saves the step that the loop ends at, unless that was done."""
+  with run_.ledger.at("checkpoint"):
+    run_.saver.wait()  # A save under way may be of this very step.
+    if run_.saver.latest_step() != run_.step:
+      at_end = run_.step == run_.config.optim.steps
+      run_.evaluation_due = not at_end and closing.evaluation_due(run_.step, run_.config)
+      run_.save(state)
+      run_.saver.wait()
 
 
 def _due(step: int, config) -> bool:
-  return step < config.optim.steps and (step % config.checkpoint.every_steps == 0 or _eval_due(step, config))
-
-
-def _eval_due(step: int, config) -> bool:
-  every, first = config.train.eval_every_steps, config.train.eval_from_step or 0
-  return every is not None and step % every == 0 and step >= first
+  return step < config.optim.steps and (step % config.checkpoint.every_steps == 0
+                                        or closing.evaluation_due(step, config))
 
 
 def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
@@ -288,97 +321,8 @@ def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Cloc
   row |= told.scalars if told else {}
   run_.idle.observe(step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.writer.write(step, {**row, **run_.seen_row(), **clock.row()})
+    run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row()})
     if told and told.text:
       run_.writer.write_text(step, "rollout/completions", told.text)
     clock.next_row()
   return stop or run_.idle.ending is not None
-
-
-# ------------------------------------------------------------------------------------ evaluations and the end
-
-
-def evaluate(recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("every", "end"), tables=(),
-             workdir=None) -> EvalOut:
-  """Runs a recipe's evaluations.
-
-  Args:
-    recipe: whose evaluations.
-    params: on the mesh the evaluations were made for; the moving average where a run keeps one.
-    step: updates the parameters have seen.
-    when: which evaluations: "every" (those made as the run goes), "end".
-    tables: of the train state.
-    workdir: of the run, where evaluations leave files; None: nowhere.
-
-  Returns:
-    Numbers by metric name, texts one after another, and images by name.
-  """
-  return evals.join(found.run(params, step=step, tables=tables, workdir=workdir)
-                 for found in recipe.evals.values() if found.when in when)
-
-
-def _write_eval(run_: Run, out: EvalOut) -> None:
-  run_.writer.write(run_.step, {**out.scalars, **run_.seen_row()})
-  for name, image in out.images.items():
-    run_.writer.write_image(run_.step, name, image)
-
-
-def _eval_params(state: TrainState):
-  return state.params if isinstance(state.ema, tuple) else state.ema
-
-
-def _evaluate_and_save(run_: Run, state: TrainState) -> None:
-  scalars: dict = {}
-  if _eval_due(run_.step, run_.config):
-    out = evaluate(run_.recipe, _eval_params(state), step=run_.step, when=("every",), tables=state.tables,
-                   workdir=run_.workdir)
-    _write_eval(run_, out)
-    scalars = out.scalars
-  if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
-    named = {evals.summary_name(name): value for name, value in scalars.items()}
-    best = run_.config.checkpoint.best_metric
-    if named and run_.config.checkpoint.keep_best and best not in named:
-      _say(logging.WARNING, "config.checkpoint.best_metric=%s is none of what was evaluated (%s): no "
-           "checkpoint is kept as the best", best, ", ".join(named))
-    run_.saver.save(run_.step, state, run_.meta(), named or None)
-
-
-def _finish(run_: Run, state: TrainState, stop) -> dict:
-  """Evaluates the last parameters and writes what a run leaves behind; {} if asked to stop meanwhile."""
-  asked, outs = _asker(run_.mesh, stop), []
-  for found in run_.recipe.evals.values():
-    if asked():
-      _say_stopped(run_)
-      return {}
-    outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables, workdir=run_.workdir))
-  out = evals.join(outs)
-  _write_eval(run_, out)
-  summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {}
-  run_.recipe.leave(run_.workdir, _eval_params(state), summary)
-  if not hosts.is_main():
-    return {}
-  if out.text:
-    run_.writer.write_text(run_.step, "eval/sample", out.text)
-    print(out.text, flush=True)
-  report.write_report(run_.workdir)
-  (part := run_.workdir / f"{SUMMARY}.part").write_text(json.dumps(summary, indent=2) + "\n")
-  part.replace(run_.workdir / SUMMARY)
-  return summary
-
-
-def _asker(mesh, stop) -> Callable[[], bool]:
-  """Makes the question, put by all processes together, whether one was asked to stop; it waits."""
-  total = jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh))
-  return lambda: stop.agreed(total(stop.array()))
-
-
-def _summary(run_: Run, params: int, out: EvalOut) -> dict:
-  rows, unit = report.read_metrics(run_.workdir), run_.recipe.unit
-  return {
-      "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
-      "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
-      **{evals.summary_name(name): value for name, value in out.scalars.items()}, **out.notes,
-      **report.speeds(rows, unit),
-      "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1),
-      **({} if out.scalars else {"evaluation": "none"}),
-  }

@@ -5,7 +5,7 @@
 #   bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two
 #
 # Process 0 prints here, the others into WORKDIR/process_I.log. SIGTERM and SIGINT reach all of them, so that they
-# save and stop; a second one kills. When one process dies, the others are stopped within seconds.
+# save and stop, and this script ends with 75 (run again); a second one kills. When one process dies, the others are stopped within seconds.
 # ATLAS_PYTHON chooses the interpreter; JAX_PLATFORMS is cpu unless it is set.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -84,12 +84,13 @@ note_end() {
   ended[$1]=$status
 }
 
+stopped=75  # What a process ends with that was asked to stop, and can go on.
 # Puts into $found the process whose end explains the others': one that a signal ended, else the first that
 # failed; nothing while none has.
 find_culprit() {
   local i first=
   for ((i = 0; i < count; i++)); do
-    if ! note_end "$i" || ((ended[$i] == 0)); then continue; fi
+    if ! note_end "$i" || ((ended[$i] == 0 || ended[$i] == stopped)); then continue; fi
     if ((ended[$i] > 128)); then first=$i; break; fi
     first=${first:-$i}
   done
@@ -112,3 +113,4 @@ while ((${#ended[@]} < count)); do
   sleep 0.1
 done
 trap - EXIT
+for status in "${ended[@]}"; do ((status == 0)) || exit "$stopped"; done

@@ -10,6 +10,7 @@ import sys
 PACKAGE = "atlas_jax"
 LEVELS = {
   "tree": 1,
+  "lock": 1,
   "aliases": 0,
   "defaults": 0,
   "modules": 1,
@@ -31,6 +32,7 @@ LEVELS = {
   "recipes": 7,
   "monitor": 7,
   "step": 8,
+  "closing": 8,
   "train": 9,
   "serve": 9,
   "command": 9,

@@ -358,7 +358,7 @@ STOPS = [(run_with, "SIGINT"), (program.spawn_main, "SIGTERM")]
 @pytest.mark.parametrize(("run", "signal_name"), STOPS, ids=["SIGINT", "SIGTERM"])
 def test_a_run_that_is_stopped_goes_on_as_if_it_never_was(run, signal_name, stopped, trained):
   workdir, first, go_on = stopped(run, signal_name)
-  assert first.code == 0 and first.out == "", first.err
+  assert first.code == 75 and first.out == "", first.err
   assert f"stopped at step 4, saved in {workdir}/checkpoints; the same command goes on" in first.err
   assert list(program.losses(workdir)) == [1, 2, 3, 4]
   second = go_on()

@@ -117,6 +117,35 @@ def test_a_run_asked_to_stop_while_it_is_evaluated_evaluates_when_started_again(
   assert (summary["val_first"], summary["second"]) == (1.0, 2.0)
 
 
+def test_an_evaluation_due_where_a_run_was_stopped_is_made_when_it_goes_on(tmp_path):
+  """Its row, and its place among the best checkpoints, as in a run that was never stopped."""
+  fields = dict(train__eval_every_steps=2, checkpoint__every_steps=2, checkpoint__keep_last=1, optim__steps=6)
+  config = runs.toy_config(**fields, checkpoint__best_metric="val_score")
+  scores = {2: 3.0, 4: 1.0, 6: 2.0}
+  evals = {"score": Eval(lambda params, *, step, **_: EvalOut({"val/score": scores[step]}), "every")}
+  start(config, tmp_path / "whole", evals=evals)
+  for asked_at in (3, 4):  # Known at the end of step 4, before its evaluation.
+    cut = tmp_path / f"cut_{asked_at}"
+    ask = lambda step: runs.ask_to_stop() if step == asked_at else None  # noqa: B023  # Used in this round.
+    assert start(config, cut, evals=evals, before=ask) == {}
+    saver = train.Checkpoints(cut, read_only=True)
+    assert saver.latest_step() == 4 and not saver.is_ranked(4)
+    assert "val/score" not in runs.rows_of(cut)[-1]
+    start(config, cut, evals=evals)
+    assert runs.rows_of(cut) == runs.rows_of(tmp_path / "whole")
+    assert train.Checkpoints(cut, read_only=True).steps() == [4, 6]
+    assert train.Checkpoints(cut, read_only=True).newest_good() == cut / "checkpoints" / "6"
+
+
+def test_a_run_asked_to_stop_before_its_first_update_goes_on(tmp_path, monkeypatch):
+  config = runs.toy_config()
+  with monkeypatch.context() as patch:
+    patch.setattr(hosts.StopFlag, "requested", True)
+    assert start(config, tmp_path) == {}
+  assert train.Checkpoints(tmp_path, read_only=True).steps() == [0]
+  assert start(config, tmp_path)["resumed_from_step"] == 0
+
+
 def test_a_finished_run_is_left_as_it_is_and_more_steps_go_on_with_it(tmp_path):
   config = runs.toy_config()
   first = start(config, tmp_path)

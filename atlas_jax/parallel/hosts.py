@@ -1,15 +1,21 @@
 """Several processes as one run: starting them, feeding them, stopping them at the same step."""
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from atlas_jax import lock
+from atlas_jax.lock import Lock, LockError
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.parallel import signals
 
 # What errors of collectives and of the coordination service say when a process is gone.
 _LOST = ("Gloo ", "NCCL ", "Connection reset", "Connection closed", "Socket closed", "sending heartbeats",
@@ -52,6 +58,35 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def owned(workdir) -> Iterator[Lock | None]:
+  """Owns a run directory while the block runs, for all processes of the run; see `lock.held`.
+
+  Gives the lock in process 0, None in the others.
+
+  Raises:
+    LockError: in every process, if another run owns it.
+  """
+  if jax.process_count() == 1:
+    with lock.held(workdir) as whole:
+      yield whole
+    return
+  with contextlib.ExitStack() as stack:
+    mine: Lock | None = None
+    refusal: LockError | None = None
+    if is_main():
+      try:
+        mine = stack.enter_context(lock.held(workdir))
+      except LockError as error:
+        refusal = error
+    refused = int(multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)))
+    if refusal is not None:
+      raise refusal
+    if refused:
+      raise LockError(f"process 0 was refused --workdir={workdir}; its message says why")
+    yield mine
+
+
 def lost_peer(error: BaseException | None) -> bool:
   """Says whether an error, or one it comes from, means that another process of the run has died.
 
@@ -68,6 +103,7 @@ def lost_peer(error: BaseException | None) -> bool:
 
 def leave(code: int) -> NoReturn:
   """Ends this process at once after a peer was lost: the usual way out would wait for that peer and abort."""
+  lock.release_all()
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
@@ -101,8 +137,8 @@ class StopFlag:
   """Notes SIGTERM and SIGINT, and lets all processes stop at the same step without waiting for each other.
 
   Every process puts `array` into its step; the step returns the sum, which all processes read alike and
-  hand to `agreed`. A second signal of the same kind has its usual effect, so an impatient Ctrl-C still ends
-  the run at once.
+  hand to `agreed`. A second signal ends the run at once: by `signals.StopSignals` in the program, elsewhere
+  because a second one of the same kind has its usual effect.
 
     with StopFlag(mesh) as stop:
       state, metrics = step(state, batch, stop.array())   # metrics["stop"] = jnp.sum(stop)
@@ -111,22 +147,30 @@ class StopFlag:
 
   def __init__(self, mesh: Mesh):
     self.signal_name: str | None = None
+    self._program: signals.StopSignals | None = None
     self._before: dict[int, object] = {}
     self._arrays = tuple(_flag_array(mesh, value) for value in (0, 1))
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
+    self._program = signals.active()
+    if self._program is not None:
+      self._deferred = self._program.deferred()
+      self._deferred.__enter__()
+      return self
+    for number in signals.NUMBERS:
       self._before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *error):
+    if self._program is not None:
+      self._deferred.__exit__(*error)
     for number in list(self._before):
       self._put_back(number)
 
   @property
   def requested(self) -> bool:
     """Says whether this process was asked to stop; other processes may not know yet."""
-    return self.signal_name is not None
+    return self.signal_name is not None or self._program is not None and self._program.name is not None
 
   def array(self):
     """Gives int32, one number per device of the mesh: 1 from processes that were asked to stop."""

@@ -1,0 +1,164 @@
+"""Evaluations of a run as it goes and at its end, and what it leaves behind."""
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from atlas_jax import evals, tree
+from atlas_jax.evals import EvalOut
+from atlas_jax.monitor import report
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.recipes import Recipe
+from atlas_jax.state import TrainState
+
+SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
+Run = Any  # A `train.Run`, which this module cannot import.
+
+
+def say(level: int, line: str, *values) -> None:
+  """Logs a line once for all processes."""
+  if hosts.is_main():
+    logging.log(level, line, *values)
+
+
+def say_stopped(run_: Run) -> None:
+  """Says where a run that was asked to stop stands."""
+  say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
+      run_.saver.path)
+
+
+def asker(mesh, stop) -> Callable[[], bool]:
+  """Makes the question whether a process was asked to stop, put by all together; with several it waits."""
+  if jax.process_count() == 1:
+    return lambda: stop.requested
+  total = jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh))
+  return lambda: stop.agreed(total(stop.array()))
+
+
+def evaluate(recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("every", "end"), tables=(),
+             workdir=None) -> EvalOut:
+  """Runs a recipe's evaluations.
+
+  Args:
+    recipe: whose evaluations.
+    params: on the mesh the evaluations were made for; the moving average where a run keeps one.
+    step: updates the parameters have seen.
+    when: which evaluations: "every" (those made as the run goes), "end".
+    tables: of the train state.
+    workdir: of the run, where evaluations leave files; None: nowhere.
+
+  Returns:
+    Numbers by metric name, texts one after another, and images by name.
+  """
+  return evals.join(found.run(params, step=step, tables=tables, workdir=workdir)
+                    for found in recipe.evals.values() if found.when in when)
+
+
+def evaluation_due(step: int, config) -> bool:
+  """Says whether a run is evaluated at a step that is not its last."""
+  every, first = config.train.eval_every_steps, config.train.eval_from_step or 0
+  return every is not None and step % every == 0 and step >= first
+
+
+def evaluate_and_save(run_: Run, state: TrainState, asked: Callable[[], bool]) -> bool:
+  """Does what is due at a step; says whether the run was asked to stop before the evaluation was through.
+
+  That evaluation is then made by the start that goes on with the run.
+  """
+  scalars: dict = {}
+  if evaluation_due(run_.step, run_.config):
+    out = _evaluated(run_, state, ("every",), asked)
+    run_.evaluation_due = out is None
+    if out is None:
+      run_.save(state)
+      return True
+    _write_eval(run_, out)
+    scalars = out.scalars
+  if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
+    run_.save(state, _named(run_, scalars) or None)
+  return False
+
+
+def make_up_evaluation(run_: Run, state: TrainState, asked: Callable[[], bool]) -> bool:
+  """Makes the evaluation that an earlier start owes to the step it stopped at; says whether to stop again."""
+  out = _evaluated(run_, state, ("every",), asked)
+  if out is None:
+    return True
+  _write_eval(run_, out)
+  with run_.ledger.at("checkpoint"):
+    if named := _named(run_, out.scalars):
+      run_.saver.rank(run_.step, named)
+  run_.evaluation_due = False
+  return False
+
+
+def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
+  """Evaluates the last parameters and writes what a run leaves behind; {} if asked to stop meanwhile."""
+  out = _evaluated(run_, state, ("every", "end"), asked)
+  if out is None:
+    say_stopped(run_)
+    return {}
+  _write_eval(run_, out)
+  summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {"steps": run_.step}
+  run_.recipe.leave(run_.workdir, _eval_params(state), summary)
+  if not hosts.is_main():
+    return summary
+  if out.text:
+    run_.writer.write_text(run_.step, "eval/sample", out.text)
+    print(out.text, flush=True)
+  report.write_report(run_.workdir)
+  (part := run_.workdir / f"{SUMMARY}.part").write_text(json.dumps(summary, indent=2) + "\n")
+  part.replace(run_.workdir / SUMMARY)
+  return summary
+
+
+def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> EvalOut | None:
+  """Runs evaluations one after another; None if the run was asked to stop before the last began."""
+  outs = []
+  with run_.ledger.at("evaluation"):
+    for found in run_.recipe.evals.values():
+      if found.when in when:
+        if asked():
+          return None
+        outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables,
+                              workdir=run_.workdir))
+  return evals.join(outs)
+
+
+def _named(run_: Run, scalars: dict) -> dict:
+  """Names what was evaluated as checkpoints rank it, with a word if the best is ranked by none of it."""
+  named = {evals.summary_name(name): value for name, value in scalars.items()}
+  best = run_.config.checkpoint.best_metric
+  if named and run_.config.checkpoint.keep_best and best not in named:
+    say(logging.WARNING, "config.checkpoint.best_metric=%s is none of what was evaluated (%s): no "
+        "checkpoint is kept as the best", best, ", ".join(named))
+  return named
+
+
+def _write_eval(run_: Run, out: EvalOut) -> None:
+  run_.write(run_.step, {**out.scalars, **run_.seen_row()})
+  for name, image in out.images.items():
+    run_.writer.write_image(run_.step, name, image)
+
+
+def _eval_params(state: TrainState):
+  return state.params if isinstance(state.ema, tuple) else state.ema
+
+
+def _summary(run_: Run, params: int, out: EvalOut) -> dict:
+  rows, unit = report.read_metrics(run_.workdir), run_.recipe.unit
+  times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
+           if math.isfinite(value)}
+  return {
+      "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
+      "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
+      **{evals.summary_name(name): value for name, value in out.scalars.items()}, **out.notes,
+      **report.speeds(rows, unit),
+      "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
+      **({} if out.scalars else {"evaluation": "none"}),
+  }

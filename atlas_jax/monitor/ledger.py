@@ -1,0 +1,178 @@
+"""Where the time of a run goes: every second since its first start belongs to one kind.
+
+`workdir/time.json` keeps the totals, so that kills and waits between starts are accounted for, too: what was
+worked since the checkpoint that a start goes on from is lost, and the time between the last word of one start
+and the next start is stopped. The kinds sum to the wall-clock time since the first start.
+"""
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+NAME = "time.json"
+KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost", "stopped")
+WORK = ("input", "step", "evaluation", "checkpoint")  # Kinds that are lost with the work since a checkpoint.
+
+
+class Ledger:
+  """Counts the seconds of a run by kind; one kind at a time.
+
+  Kinds: start (reading, building, restoring), compile (the first update, and what evaluations compile), input
+  (waiting for a batch), step, evaluation, checkpoint (the loop waits for a save), lost, stopped.
+
+  Args:
+    path: the file that keeps the totals; None: nowhere.
+    began_s: when this start began, as `time.time`; None: now.
+  """
+
+  def __init__(self, path: Path | None = None, *, began_s: float | None = None):
+    self.path = path
+    self._guard = threading.Lock()
+    self._totals = dict.fromkeys(KINDS, 0.0)
+    self._kind = "start"
+    self._since = time.monotonic() - max(0.0, time.time() - (began_s or time.time()))
+    self._compiled_s = 0.0
+
+  def resume(self, saved: Mapping | None) -> None:
+    """Adds what earlier starts of the run took.
+
+    Args:
+      saved: what `saved` gave for the checkpoint that this start goes on from; None: it begins anew.
+    """
+    file = _read(self.path)
+    work = saved["totals"] if saved else {}
+    last = file or saved
+    if last is None:
+      return
+    if saved and (file is None or file["wall_s"] < saved["wall_s"]):
+      last = saved
+    totals, clean = dict(last["totals"]), bool(last.get("clean"))
+    if not clean:
+      for kind in WORK:
+        lost = max(0.0, totals[kind] - work.get(kind, 0.0))
+        totals[kind] -= lost
+        totals["lost"] += lost
+    with self._guard:
+      began_s = time.time() - (time.monotonic() - self._since)
+      totals["stopped"] += max(0.0, began_s - last["wall_s"])
+      for kind in KINDS:
+        self._totals[kind] += totals[kind]
+
+  def switch(self, kind: str) -> str:
+    """Counts what comes as another kind; returns the one before."""
+    with self._guard:
+      before = self._kind
+      self._count()
+      self._kind = kind
+    return before
+
+  @contextlib.contextmanager
+  def at(self, kind: str) -> Iterator[None]:
+    """Counts a block as a kind of its own."""
+    before = self.switch(kind)
+    try:
+      yield
+    finally:
+      self.switch(before)
+
+  def add_compilation(self, seconds: float) -> None:
+    """Counts seconds of the kind at work as compilation."""
+    with self._guard:
+      self._compiled_s += seconds
+
+  def totals(self) -> dict[str, float]:
+    """Gives the seconds of each kind up to now."""
+    with self._guard:
+      self._count()
+      return dict(self._totals)
+
+  def saved(self) -> dict:
+    """Gives what a checkpoint keeps for `resume`, and writes the file."""
+    record = self._record(clean=False)
+    self.write()
+    return record
+
+  def write(self, *, clean: bool = False) -> None:
+    """Writes the file; `clean` says that the run ends here, and with all of its work saved."""
+    if self.path is None:
+      return
+    beside = self.path.with_name(f"{self.path.name}.{threading.get_ident()}.part")
+    beside.write_text(json.dumps(self._record(clean=clean)) + "\n")
+    os.replace(beside, self.path)
+
+  def row(self) -> dict[str, float]:
+    """Gives the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
+    totals = self.totals()
+    named = {f"perf/time_{kind}_s": seconds for kind, seconds in totals.items()}
+    return {**named, "perf/goodput_frac": totals["step"] / max(sum(totals.values()), 1e-9)}
+
+  def _record(self, *, clean: bool) -> dict:
+    return {"totals": self.totals(), "wall_s": time.time(), "clean": clean}
+
+  def _count(self) -> None:
+    now = time.monotonic()
+    passed = now - self._since
+    compiled = min(self._compiled_s, passed)
+    self._totals[self._kind] += passed - compiled
+    self._totals["compile"] += compiled
+    self._since, self._compiled_s = now, 0.0
+
+
+_COMPILATION = "/jax/core/compile/backend_compile_duration"
+_counting: list[Ledger] = []
+
+
+@contextlib.contextmanager
+def counting_compilation(ledger: Ledger) -> Iterator[None]:
+  """Adds to a ledger what JAX says of its compilations while the block runs."""
+  if not _listening:
+    jax.monitoring.register_event_duration_secs_listener(_heard)
+    _listening.append(True)
+  _counting.append(ledger)
+  try:
+    yield
+  finally:
+    _counting.remove(ledger)
+
+
+_listening: list[bool] = []
+
+
+def _heard(event: str, duration_secs: float, **_: Any) -> None:
+  if event == _COMPILATION and _counting:
+    _counting[-1].add_compilation(duration_secs)
+
+
+def _read(path: Path | None) -> dict | None:
+  """Reads a file of totals; None, with a word, if it is damaged."""
+  if path is None or not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text())
+    totals = found["totals"]
+    if set(totals) == set(KINDS) and all(0 <= seconds < 1e12 for seconds in totals.values()):
+      return {"totals": totals, "wall_s": float(found["wall_s"]), "clean": bool(found["clean"])}
+    problem = "it names other kinds of time"
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    problem = f"{type(error).__name__}: {error}"
+  logging.warning("%s cannot be read (%s): times of the run count from its checkpoint on", path, problem)
+  return None
+
+
+def process_began_s() -> float:
+  """Returns when this process began, as `time.time`; now where the system does not tell."""
+  try:
+    with open("/proc/self/stat", encoding="utf-8") as stream:
+      ticks = int(stream.read().rpartition(")")[2].split()[19])
+    with open("/proc/uptime", encoding="utf-8") as stream:
+      up_s = float(stream.read().split()[0])
+    return time.time() - max(0.0, up_s - ticks / os.sysconf("SC_CLK_TCK"))
+  except (OSError, ValueError, IndexError):
+    return time.time()
