@@ -27,13 +27,11 @@ from absl import flags, logging
 
 from atlas_jax import closing, readers, recipes, train
 from atlas_jax import config as configs
-from atlas_jax.checkpoint import FOLDER, CheckpointError
+from atlas_jax.checkpoint import FOLDER
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
-from atlas_jax.lock import LockError
-from atlas_jax.monitor.idle import IdleError
+from atlas_jax.explain import code_of, explain
 from atlas_jax.monitor.ledger import process_began_s
-from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts, signals
@@ -206,6 +204,9 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   recipe = recipes.load(config, mesh)
+  if writes and not os.access(workdir, os.W_OK):
+    logging.warning("--workdir=%s cannot be written: the evaluation leaves no files there", workdir)
+    writes = False
   if not recipe.evals:
     raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
   recipe.fits(pathlib.Path(workdir))
@@ -329,34 +330,11 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
   return 0
 
 
-def explain(error: BaseException) -> str | None:
-  """Says in one line what the caller can do; None for an error that is a fault of the program."""
-  if isinstance(error, KeyboardInterrupt):
-    by = f" by {error}" if isinstance(error, signals.Stopped) else ""
-    return f"interrupted{by}; the same command starts again, from the newest checkpoint if there is one"
-  lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
-  if lost and not isinstance(error, train.LostPeerError):
-    return "another process of this run died; the same command goes on from the newest checkpoint"
-  if "RESOURCE_EXHAUSTED" in str(error):
-    return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
-            "config.train.accumulate_steps, or set config.model.remat=block")
-  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, LockError, train.LostPeerError,
-                            OSError, ImportError))
-  if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)
-  return " ".join(str(error).split()) if ours else None
-
-
-def _notes(error) -> list[str]:
-  return [note for note in getattr(error, "__notes__", ()) if "JAX" in note]
-
-
-def code_of(error: BaseException) -> int:
-  """Gives the exit code after an error: that of a run that can go on where a signal ended training."""
-  if isinstance(error, signals.Stopped):
-    return signals.STOPPED
-  return 130 if isinstance(error, KeyboardInterrupt) else 1
+def _is_of_use(record) -> bool:
+  """Says whether a record of a log is shown: errors of a library's threads come again as those of the run."""
+  if "atlas_jax" in record.pathname:
+    return True
+  return record.levelname == "WARNING" or record.levelname == "ERROR" and not record.exc_info
 
 
 def entry(argv: list[str], began_s: float | None = None) -> int:
@@ -374,8 +352,7 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
-  logging.get_absl_handler().addFilter(lambda record: record.levelname not in ("INFO", "DEBUG")
-                                       or "atlas_jax" in record.pathname)
+  logging.get_absl_handler().addFilter(_is_of_use)
   asked, failed = None, True
   try:
     asked, overrides = parse(argv)

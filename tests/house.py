@@ -11,6 +11,7 @@ PACKAGE = "atlas_jax"
 LEVELS = {
   "tree": 1,
   "lock": 1,
+  "failures": 0,
   "aliases": 0,
   "defaults": 0,
   "modules": 1,
@@ -35,8 +36,9 @@ LEVELS = {
   "closing": 8,
   "train": 9,
   "serve": 9,
+  "explain": 10,
   "command": 9,
-  "main": 10,
+  "main": 11,
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.

@@ -1,0 +1,41 @@
+"""What the program says, and ends with, when it fails: one line that tells the caller what to do."""
+import pathlib
+import traceback
+
+import jax
+
+from atlas_jax import failures, train
+from atlas_jax.checkpoint import CheckpointError
+from atlas_jax.lock import LockError
+from atlas_jax.monitor.idle import IdleError
+from atlas_jax.monitor.skipped import NonFiniteError
+from atlas_jax.parallel import hosts, signals
+
+
+def explain(error: BaseException) -> str | None:
+  """Says in one line what the caller can do; None for an error that is a fault of the program."""
+  if isinstance(error, KeyboardInterrupt):
+    by = f" by {error}" if isinstance(error, signals.Stopped) else ""
+    return f"interrupted{by}; the same command starts again, from the newest checkpoint if there is one"
+  lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
+  if lost and not isinstance(error, train.LostPeerError):
+    return "another process of this run died; the same command goes on from the newest checkpoint"
+  if named := failures.true_name(error):
+    return named
+  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, LockError, train.LostPeerError,
+                            OSError, ImportError))
+  if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)
+  return " ".join(str(error).split()) if ours else None
+
+
+def _notes(error) -> list[str]:
+  return [note for note in getattr(error, "__notes__", ()) if "JAX" in note]
+
+
+def code_of(error: BaseException) -> int:
+  """Gives the exit code after an error: that of a run that can go on where a signal ended training."""
+  if isinstance(error, signals.Stopped):
+    return signals.STOPPED
+  return 130 if isinstance(error, KeyboardInterrupt) else 1

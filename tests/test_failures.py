@@ -1,0 +1,104 @@
+"""True names of failures of disks, limits, permissions and memory."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from atlas_jax import failures
+from atlas_jax.checkpoint import CheckpointError
+from atlas_jax.explain import explain
+from tests import program
+
+
+def raised(outer, inner):
+  """An error that comes from another."""
+  try:
+    raise outer from inner
+  except type(outer) as error:
+    return error
+
+
+@pytest.mark.parametrize(
+  ("error", "name"),
+  [
+    (
+      OSError(errno.ENOSPC, "No space left on device", "/tmp/x/metrics.jsonl"),
+      "disk full at /tmp/x/metrics.jsonl, ",
+    ),
+    (OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/x"), "disk full at /tmp/x, where .* GiB are free"),
+    (OSError(errno.EMFILE, "Too many open files", "/tmp/x"), "too many open files at /tmp/x .*ulimit -n"),
+    (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "no permission at /root/x "),
+    (OSError(errno.EROFS, "Read-only file system", "/ro/x"), "read-only file system at /ro/x .*--mode=eval"),
+    (MemoryError(), "out of memory of this host .*config.data.batch_rows"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory of this host"),
+    (
+      raised(
+        CheckpointError("saving to /w/checkpoints failed"),
+        ValueError(
+          'RESOURCE_EXHAUSTED: Error writing "/w/checkpoints/4/d/x": [OS error 28: No space left on device]'
+        ),
+      ),
+      "disk full at /w/checkpoints.*newest checkpoint",
+    ),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "out of device memory"),
+  ],
+)
+def test_what_fails_outside_has_its_true_name(error, name):
+  line = explain(error)
+  assert re.match(name, line) and "\n" not in line, line
+
+
+def test_other_errors_have_no_such_name():
+  for error in (
+    ValueError("config.optim.lr=0"),
+    FileNotFoundError(errno.ENOENT, "No such file", "x"),
+    KeyError("x"),
+  ):
+    assert failures.true_name(error) is None
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+  """A folder of texts to train on."""
+  return program.write_texts(tmp_path_factory.mktemp("corpus") / "texts")
+
+
+def mounted(folder, *options) -> bool:
+  """Mounts a file system of memory; False where this user may not."""
+  folder.mkdir()
+  if shutil.which("mount") is None or os.geteuid() != 0:
+    return False
+  command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+  return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 200 KiB."""
+  folder = tmp_path / "small"
+  if not mounted(folder, "size=200k"):
+    pytest.skip("needs the right to mount file systems")
+  yield folder
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_says_so_and_where(texts, small_disk):
+  done = program.run(*program.tiny(texts), f"--workdir={small_disk}/run")
+  line = program.refused(done)
+  assert f"disk full at {small_disk}/run" in line and "device memory" not in line
+
+
+def test_a_run_on_a_read_only_file_system_is_evaluated(texts, small_disk, tmp_path):
+  subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+  assert program.run(*program.tiny(texts), f"--workdir={small_disk}/run").code == 0
+  subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+  done = program.run("--mode=eval", f"--workdir={small_disk}/run")
+  assert done.code == 0 and "leaves no files there" in done.err, done.err
+  assert json.loads(done.out)["step"] == 6
+  again = program.run(*program.tiny(texts, optim__steps=8), f"--workdir={small_disk}/run")
+  assert "cannot be written: Read-only file system" in program.refused(again)
