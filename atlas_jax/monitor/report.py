@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_jax.monitor import memory_panels, puzzle_panels, tuning_panels, writer
+from atlas_jax.monitor import memory_panels, puzzle_panels, time_panel, tuning_panels, writer
 from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   QUIET,
@@ -72,11 +72,12 @@ def write_report(workdir) -> Path:
 
 def panels_of(series: Series) -> tuple[str, ...]:
   """Says which panels the report of a run has."""
+  account = time_panel.names_of(series)
   if puzzle_panels.SEEN in series:
-    return puzzle_panels.names_of(series)
+    return (*puzzle_panels.names_of(series), *account)
   if tuned := tuning_panels.names_of(series):
-    return (*tuned, "gates") if any(GATE.search(name) for name in series) else tuned
-  return TEXT_PANELS
+    return (*tuned, *(("gates",) if any(GATE.search(name) for name in series) else ()), *account)
+  return (*TEXT_PANELS, *account)
 
 
 def draw(axes, series: Series, panel: str) -> None:
@@ -266,4 +267,4 @@ def _headline(name: str, series: Series) -> str:
 
 _TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, **memory_panels.PANELS}
 TEXT_PANELS = tuple(_TEXT)
-PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS}
+PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS, **time_panel.PANELS}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.monitor import memory_panels, puzzle_panels, report
+from atlas_jax.monitor.ledger import KINDS
 
 
 def write_rows(workdir, rows):
@@ -165,6 +166,16 @@ def panel(draw, *args):
   axes = Figure().subplots()
   draw(axes, *args)
   return axes
+
+
+def test_a_run_with_an_account_of_time_has_a_panel_of_it(tmp_path):
+  times = dict.fromkeys(KINDS, 1.0) | {"step": 13.0}
+  write_rows(tmp_path, [{"step": 1, **{f"perf/time_{kind}_s": value for kind, value in times.items()}}])
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert report.panels_of(series)[-1] == "time"
+  axes = panel(report.draw, series, "time")
+  assert axes.get_title("left") == "Where 20 s went"
+  assert [text.get_text() for text in axes.texts] == ["65%" if kind == "step" else "5%" for kind in KINDS]
 
 
 @pytest.mark.parametrize("name", [*report.TEXT_PANELS, *puzzle_panels.PANELS])
