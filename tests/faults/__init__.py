@@ -1,0 +1,1 @@
+"""Faults on purpose: kills, starts at the same time, damaged files."""
