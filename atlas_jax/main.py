@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
 
@@ -32,7 +33,7 @@ from atlas_jax.monitor.idle import IdleError
 from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
-from atlas_jax.parallel import hosts
+from atlas_jax.parallel import agree, hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given
 from atlas_jax.rollout import kept
@@ -82,6 +83,7 @@ def run_train(config, workdir: str) -> None:
     configs.save(config, workdir)
     if not has_run(workdir):
       recipe.keep(pathlib.Path(workdir))
+  hosts.meet("data", agree.facts_of_data(recipe.source.state(), **{"config.optim.steps": config.optim.steps}))
   summary = train.run(config, recipe, mesh, workdir)
   if summary:
     print(json.dumps(summary, indent=2), flush=True)
@@ -261,31 +263,15 @@ def solver_of(config, asked: flags.FlagValues):
   return run
 
 
-def join(asked: flags.FlagValues) -> None:
-  """Joins the other processes, if the flags name any, and finds the devices.
+def join(config, asked: flags.FlagValues) -> None:
+  """Joins the other processes, whom flags or a cluster name, and finds the devices; see `hosts.start`.
 
   Raises:
-    ValueError: if the processes do not find each other, or a platform is asked for that is not here.
+    ValueError: if the processes do not find each other or differ, or devices are missing.
   """
-  if asked.num_processes is not None:
-    # What connects processes writes to standard output; there only results belong.
-    sys.stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), 1)
-  try:
-    hosts.start(asked.coordinator, asked.num_processes, asked.process_id)
-  except RuntimeError as error:
-    if not jax.distributed.is_initialized():
-      raise ValueError(
-          f"--process_id={asked.process_id} did not find the other processes ({str(error).splitlines()[0]}); "
-          f"start all --num_processes={asked.num_processes} with one --coordinator={asked.coordinator}, the "
-          "address of process 0") from error
-  try:
-    jax.devices()
-  except (RuntimeError, AssertionError) as error:  # The second where a plugin is missing.
-    raise ValueError(
-        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} asks for devices that are not here; install "
-        "what they need, atlas_jax[cuda12], [cuda13] or [tpu], or unset JAX_PLATFORMS to take what there is "
-        f"({str(error).split(' (set')[0] or 'no such plugin'})") from error
+  facts = agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
+  hosts.start(asked.coordinator, asked.num_processes, asked.process_id, local_devices=asked.local_devices,
+              limits=hosts.Limits(**config.hosts), facts=facts)
 
 
 def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
@@ -296,7 +282,7 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   else:
     config = config_of_run(asked.workdir, overrides)
   run_solve = solver_of(config, asked) if asked.mode == "solve" else None
-  join(asked)
+  join(config, asked)
   if asked.mode == "train":
     run_train(config, asked.workdir)
   elif asked.mode == "import":
@@ -317,7 +303,7 @@ def explain(error: BaseException) -> str | None:
     return "interrupted; the same command starts again, from the newest checkpoint if there is one"
   lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
   if lost and not isinstance(error, train.LostPeerError):
-    return "another process of this run died; the same command goes on from the newest checkpoint"
+    return f"{hosts.why_lost(error)}; the same command goes on from the newest checkpoint"
   if "RESOURCE_EXHAUSTED" in str(error):
     return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
             "config.train.accumulate_steps, or set config.model.remat=block")
@@ -341,7 +327,7 @@ def entry(argv: list[str]) -> int:
   # Libraries log every event of their own; of them only warnings are of use here.
   logging.get_absl_handler().addFilter(lambda record: record.levelname not in ("INFO", "DEBUG")
                                        or "atlas_jax" in record.pathname)
-  asked = None
+  asked, line = None, None
   try:
     asked, overrides = parse(argv)
     if asked.help:
@@ -354,12 +340,15 @@ def entry(argv: list[str]) -> int:
     code = 1
   except (Exception, KeyboardInterrupt) as error:
     line, code = explain(error), 130 if isinstance(error, KeyboardInterrupt) else 1
+    if not hosts.may_speak():
+      time.sleep(60)  # Another thread is saying why this process ends, and ends it.
     if line is None or asked is not None and asked.traceback:
       traceback.print_exc()
     if line is not None:
       print(f"atlas_jax: {line}", file=sys.stderr, flush=True)
-  if code and asked is not None and asked.num_processes:
-    hosts.leave(code)  # The usual way out would wait for processes that may wait for this one.
+    line = line or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+  if code and hosts.joined():
+    hosts.leave(code, line)
   return code
 
 

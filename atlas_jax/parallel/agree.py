@@ -66,7 +66,7 @@ def code_digest() -> str:
 def _own_modules(config) -> dict[str, str]:
   """Gives digests of the modules with dotted names that a config names, where they are imported."""
   found = {}
-  for name, value in flat(config).items():
+  for value in flat(config).values():
     module = sys.modules.get(value) if isinstance(value, str) and "." in value else None
     if (file := getattr(module, "__file__", None)) is not None:
       found[f"the code ({value})"] = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """All processes wait for each other behind every compilation, so that a slow one is not taken for a dead one.
 
-What a compiled program does first is to talk to the other processes, and that has a limit of its own: 30 seconds
-for the first words on a CPU. A process that reads a program from its cache would wait so long for one that
-compiles it, and fail.
+What a compiled program does first is to talk to the other processes, and that has a limit of its own: 30
+seconds for the first words on a CPU. A process that reads a program from its cache would wait so long for one
+that compiles it, and fail.
 """
 from collections.abc import Callable
 

@@ -15,8 +15,8 @@ from atlas_jax.parallel import agree, compiled, launch, wire
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel.peers import Limits, PeerError, Peers
 
-__all__ = ["Limits", "PeerError", "StopFlag", "global_batch", "is_main", "joined", "leave", "lost_peer", "may_speak",
-           "meet", "on_loss", "start", "why_lost"]
+__all__ = ["Limits", "PeerError", "StopFlag", "global_batch", "is_main", "joined", "leave", "lost_peer",
+           "may_speak", "meet", "on_loss", "start", "why_lost"]
 
 # What errors of collectives and of the coordination service say when a process is gone.
 _LOST = ("Gloo ", "NCCL ", "Connection reset", "Connection closed", "Socket closed", "sending heartbeats",
@@ -42,8 +42,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     facts: what all must have alike, by name; see `agree`.
 
   Raises:
-    ValueError: if flags are missing or wrong, or processes or devices; PeerError among them: if others are missing
-      or differ.
+    ValueError: if flags are missing or wrong, or devices are missing; PeerError among them: if other processes
+      are missing or differ.
   """
   global _peers
   place = launch.find(coordinator, num_processes, process_id, within_s=limits.join_s)
@@ -53,15 +53,15 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       jax.config.update("jax_cuda_visible_devices", local_devices)
     _find_devices(wanted, 0)
     return
-  peers = Peers(place.process, place.count, limits)
+  peers = Peers(place.process, place.processes, limits)
   peers.gather(place.coordinator, facts or {})
   _peers = peers
   _initialize(peers, place, wanted.ids)
-  atexit.register(peers.finish)  # Runs before JAX takes leave of its service, which ends where one is missing.
+  atexit.register(peers.finish)  # Runs before JAX takes leave of its service, which needs all processes.
   _find_devices(wanted, place.process)
   peers.meet("devices", agree.facts_of_devices())
   compiled.after_each(peers.meet)
-  logging.info("process %d of %d joined, %d local devices of %d", place.process, place.count,
+  logging.info("process %d of %d joined, %d local devices of %d", place.process, place.processes,
                jax.local_device_count(), jax.device_count())
 
 
@@ -73,15 +73,15 @@ def _initialize(peers: Peers, place: launch.Place, ids: list[int]) -> None:
   os.dup2(sys.stderr.fileno(), 1)
   # On CPU the processes talk through gloo; accelerators ignore this setting.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  for name in ("no_grpc_proxy", "no_proxy"):  # The first wins where it is set.
-    if name == "no_grpc_proxy" or name in os.environ:
-      os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
+  if any(name.lower().endswith("_proxy") for name in os.environ):
+    before = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, (before, "127.0.0.1")))
   port, bound = peers.port, f"[::]:{peers.port}"
   if place.process:
     host, _ = wire.split_address(place.coordinator)
     port = wire.Relay(host, peers.port, within_s=peers.limits.join_s).port
   jax.distributed.initialize(
-      f"127.0.0.1:{port}", num_processes=place.count, process_id=place.process, local_device_ids=ids,
+      f"127.0.0.1:{port}", num_processes=place.processes, process_id=place.process, local_device_ids=ids,
       coordinator_bind_address=bound, initialization_timeout=int(peers.limits.join_s + peers.limits.wait_s),
       heartbeat_timeout_seconds=_NEVER_S, shutdown_timeout_seconds=_SHUTDOWN_S)
 

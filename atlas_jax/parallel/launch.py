@@ -19,7 +19,7 @@ class Place(NamedTuple):
   """A process among those of its run."""
 
   coordinator: str  # HOST:PORT of process 0
-  count: int
+  processes: int
   process: int
 
 
@@ -27,7 +27,7 @@ class Announced(NamedTuple):
   """What a launcher says of the tasks it has started."""
 
   launcher: str
-  count: int | None  # None: several or one, it does not say
+  tasks: int | None  # None: several or one, it does not say
   process: str
   variable: str
 
@@ -37,8 +37,8 @@ def find(coordinator: str | None, num_processes: int | None, process_id: int | N
   """Gives this process's place in its run; None for a run of one process.
 
   Args:
-    coordinator, num_processes, process_id: the flags; where none is given JAX looks for SLURM, Open MPI, TPU pods
-      and Kubernetes.
+    coordinator, num_processes, process_id: the flags; where none is given JAX looks for SLURM, Open MPI, TPU
+      pods and Kubernetes.
     within_s: for how long the machine of process 0 is looked for.
 
   Raises:
@@ -63,7 +63,7 @@ def announced(env: Mapping[str, str]) -> Announced | None:
   for launcher, count, process in _LAUNCHERS:
     if env.get(count, "").isdecimal() and env.get(process, "").isdecimal():
       told = Announced(launcher, int(env[count]), env[process], count)
-      return told if told.count != 1 else None
+      return told if told.tasks != 1 else None
   if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
     return Announced("Kubernetes", None, env["JOB_COMPLETION_INDEX"], "JOB_COMPLETION_INDEX")
   return None
@@ -90,13 +90,10 @@ def _detected(env: Mapping[str, str], within_s: float) -> Place | None:
 
 def _cannot_join(told: Announced, why: str) -> str:
   hint = {"SLURM": "start them with srun, ", "Kubernetes": "install jax[k8s], "}.get(told.launcher, "")
-  count = "N" if told.count is None else told.count
-  return (f"{told.launcher} says by {told.variable}={told.process if told.count is None else told.count} that this "
-          f"is task {told.process} of several, and they cannot be joined ({why}); {hint}give every one "
-          f"--coordinator=HOST:PORT of task 0, --num_processes={count} and --process_id={told.process}, or {_ALONE}")
-
-
-# ------------------------------------------------------------------------------------------- devices of a process
+  count, value = ("N", told.process) if told.tasks is None else (told.tasks, told.tasks)
+  return (f"{told.launcher} says by {told.variable}={value} that this is task {told.process} of several, and they "
+          f"cannot be joined ({why}); {hint}give every one --coordinator=HOST:PORT of task 0, "
+          f"--num_processes={count} and its own number, here --process_id={told.process}; or, {_ALONE}")
 
 
 class Devices(NamedTuple):
@@ -110,8 +107,8 @@ class Devices(NamedTuple):
 def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   """Gives which devices this process takes: all of its machine, or its share where several tasks run there.
 
-  JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its machine,
-  however many there are.
+  JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its
+  machine, however many there are.
 
   Args:
     told: --local_devices, such as "0,1"; None leaves it to what is found.
@@ -123,7 +120,8 @@ def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   if told is not None:
     words = told.split(",")
     if not all(word.strip().isdecimal() for word in words) or len({*map(int, words)}) < len(words):
-      raise ValueError(f"--local_devices={told} must be different numbers of CUDA devices with commas, such as 0,1")
+      raise ValueError(f"--local_devices={told} must be different numbers of CUDA devices with commas between "
+                       "them, such as 0,1")
     return Devices([int(word) for word in words], len(words), f"--local_devices={told}")
   if named := env.get("JAX_LOCAL_DEVICE_IDS"):
     return devices(named, {})._replace(why=f"JAX_LOCAL_DEVICE_IDS={named}")
@@ -136,8 +134,8 @@ def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   if not shared:
     return Devices([], total or None, why) if total else Devices([], *_promised_chips(env))
   if total % tasks:
-    raise ValueError(f"{why} gives {total} devices to the {tasks} tasks of this machine, which does not divide; "
-                     "start as many tasks as divide them, or name each one's by --local_devices")
+    raise ValueError(f"{why} gives {total} devices to the {tasks} tasks of this machine, which does not "
+                     "divide; start as many tasks as divide them, or name each one's by --local_devices")
   share = total // tasks
   return Devices(list(range(place * share, (place + 1) * share)), share, f"{why} for {tasks} tasks")
 

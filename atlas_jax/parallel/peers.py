@@ -1,8 +1,8 @@
 """The processes of a run watch each other: who is there, who is alike, who is slow, and who is gone.
 
-Every process keeps a connection to process 0, beside those of JAX: there they meet, and along it go signs of life
-and last words. A process that closes without a word was killed; one that is silent hangs or is stopped; one that
-is late is waited for.
+Every process keeps a connection to process 0, beside those of JAX: there they meet, and along it go signs of
+life and last words. A process that closes without a word was killed; one that is silent hangs or is stopped; one
+that is late is waited for.
 """
 import os
 import socket
@@ -51,7 +51,8 @@ class Peers:
     self._changed = threading.Condition()
     self._fate: str | None = None  # Why the run cannot go on.
     self._meetings = 0
-    self._present: dict[int, dict[int, tuple[str, Mapping[str, str]]]] = {}  # Of process 0: who came, by meeting.
+    # Of process 0: who came to which meeting, with its name and facts.
+    self._present: dict[int, dict[int, tuple[str, Mapping[str, str]]]] = {}
     self._verdicts: dict[int, str | None] = {}
     self._gone: set[int] = set()  # Who said goodbye.
     self._over = False
@@ -83,12 +84,12 @@ class Peers:
     try:
       server = listen(port)
     except OSError as error:
-      raise PeerError(f"process 0 cannot listen on port {port} of --coordinator ({error.strerror}); another run, "
-                      "or another process 0 of this one, may hold it: choose another port") from error
+      raise PeerError(f"process 0 cannot listen on port {port} of --coordinator ({error.strerror}); another "
+                      "run, or another process 0 of this one, may hold it: choose another port") from error
     with server:
       refusal = self._admit(server, known := {0: facts})
     if refusal is None and (differ := agree.differences(known)) is not None:
-      refusal = f"the processes of this run differ: {differ}; start all with the same command and the same code"
+      refusal = f"the processes of this run differ: {differ}; start all with the same command and code"
     with listen(0) as free:
       self.port = free.getsockname()[1]
     for link in self._links.values():
@@ -109,18 +110,19 @@ class Peers:
         if time.monotonic() < deadline:
           continue
         missing = agree.numbers([one for one in range(self.count) if one not in known])
-        return (f"{missing} of {self.count} did not come within {self.limits.join_s:g} s (config.hosts.join_s); "
-                "see what stopped them, or start them all with the address of process 0 as --coordinator")
+        return (f"{missing} of {self.count} did not come within {self.limits.join_s:g} s (config.hosts."
+                "join_s); see what stopped them, or start them all with the address of process 0 as "
+                "--coordinator")
       except (OSError, ValueError, KeyError, StopIteration):
         continue  # No process of ours.
       if count != self.count:
         self._links[-1] = link
-        return (f"--num_processes={self.count} in process 0 and {count} in process {process} ({host}); start all "
-                "with the same number")
+        return (f"--num_processes={self.count} in process 0 and {count} in process {process} ({host}); start "
+                "all with the same number")
       if process in known:
         self._links[-1] = link
-        return (f"--process_id={process} is given to two processes (on {self._hosts[process]} and {host}); number "
-                f"them from 0 to {self.count - 1}")
+        return (f"--process_id={process} is given to two processes (on {self._hosts[process]} and {host}); "
+                f"number them from 0 to {self.count - 1}")
       known[process], self._links[process], self._hosts[process] = facts, link, host
     return None
 
@@ -131,8 +133,8 @@ class Peers:
     except OSError as error:
       raise PeerError(
           f"process {self.process} did not reach process 0 at --coordinator={address} within {limit:g} s "
-          f"(config.hosts.join_s; {error.strerror or error}); start all {self.count} processes with the address of "
-          "process 0") from error
+          f"(config.hosts.join_s; {error.strerror or error}); start all {self.count} processes with the "
+          "address of process 0") from error
     link = self._links[0] = Link(connection, silent_s=limit + _GREETING_S)
     link.send({"process": self.process, "count": self.count, "host": self._hosts[self.process],
                "facts": dict(facts)})
@@ -141,8 +143,8 @@ class Peers:
       refusal, self.port = answer["refusal"], int(answer["port"])
     except (OSError, ValueError, KeyError, StopIteration) as error:
       why = str(error) or "it closed the connection"
-      raise PeerError(f"process 0 at --coordinator={address} did not let process {self.process} join ({why}); see "
-                      "what stopped it, or whether something else listens there") from error
+      raise PeerError(f"process 0 at --coordinator={address} did not let process {self.process} join ({why}); "
+                      "see what stopped it, or whether something else listens there") from error
     if refusal is not None:
       raise PeerError(refusal)
 
@@ -178,10 +180,11 @@ class Peers:
   def _judge(self, name: str, present: Mapping[int, tuple[str, Mapping[str, str]]]) -> str | None:
     missing = [one for one in range(self.count) if one not in present]
     if missing:
-      return (f"{agree.numbers(missing)} of this run did not come to {name!r} within {self.limits.wait_s:g} s "
-              "(config.hosts.wait_s), and lives; raise config.hosts.wait_s if it is only slow")
+      return (f"{agree.numbers(missing)} of this run lives, and did not come to {name!r} within "
+              f"{self.limits.wait_s:g} s; raise config.hosts.wait_s if it is only slow")
     elsewhere = {one: {"the place they are at": place} for one, (place, _) in present.items()}
-    differ = agree.differences(elsewhere) or agree.differences({one: facts for one, (_, facts) in present.items()})
+    facts = {one: facts for one, (_, facts) in present.items()}
+    differ = agree.differences(elsewhere) or agree.differences(facts)
     return None if differ is None else (
         f"the processes of this run differ: {differ}; start all with the same command, code and data")
 
@@ -199,8 +202,8 @@ class Peers:
       for message in link.messages():
         self._heard(process, message)
     except TimeoutError:
-      why = (f"was silent for {self.limits.silent_s:g} s (config.hosts.silent_s): it is stopped or hangs, or its "
-             "machine or network does")
+      why = (f"was silent for {self.limits.silent_s:g} s (config.hosts.silent_s): it is stopped or hangs, or "
+             "its machine or network does")
     except (OSError, ValueError) as error:
       why += f" ({getattr(error, 'strerror', None) or error})"
     if process not in self._gone:
@@ -211,7 +214,7 @@ class Peers:
       self._gone.add(process)
       self._lose(f"{self._named(process)} ended: {message['left']}", _AFTER_ERROR_S)
     elif "fate" in message:
-      self._lose(message["fate"], _AFTER_DEATH_S if process else _AFTER_ERROR_S)
+      self._lose(message["fate"], message["after_s"])
     with self._changed:
       if "meeting" in message:
         self._present.setdefault(message["meeting"], {})[process] = message["name"], message["facts"]
@@ -234,13 +237,14 @@ class Peers:
       self._changed.notify_all()
     if self.process == 0:
       for link in self._links.values():
-        link.send({"fate": fate})
+        link.send({"fate": fate, "after_s": after_s})
     threading.Thread(target=self._end, args=(after_s,), daemon=True, name="end").start()
 
   def _end(self, after_s: float) -> None:
     time.sleep(after_s)
     if not self._over and self.may_speak():
       print(f"atlas_jax: {self.fate()}; {self.advice()}", file=sys.stderr, flush=True)
+      self.leave(f"{self.fate()}")
       os._exit(1)
 
   # ------------------------------------------------------------------------------------------------ the end

@@ -88,7 +88,8 @@ def connect(host: str, port: int, *, within_s: float) -> socket.socket:
   deadline = time.monotonic() + within_s
   while True:
     try:
-      return socket.create_connection((host, port), timeout=max(_RETRY_S, min(5, deadline - time.monotonic())))
+      rest_s = deadline - time.monotonic()
+      return socket.create_connection((host, port), timeout=max(_RETRY_S, min(5, rest_s)))
     except OSError:
       if time.monotonic() + _RETRY_S > deadline:
         raise
@@ -98,8 +99,8 @@ def connect(host: str, port: int, *, within_s: float) -> socket.socket:
 class Relay:
   """Passes connections made to a local port on to another machine, and keeps them open when that one closes.
 
-  JAX's client ends its process with SIGABRT as soon as its connection to the coordination service breaks; behind
-  a relay it only waits, and the process can say what happened and leave.
+  JAX's client ends its process with SIGABRT as soon as its connection to the coordination service breaks;
+  behind a relay it only waits, and the process can say what happened and leave.
 
   Args:
     host, port: where connections are passed on to.
