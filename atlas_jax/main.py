@@ -83,7 +83,7 @@ def run_train(config, workdir: str) -> None:
     configs.save(config, workdir)
     if not has_run(workdir):
       recipe.keep(pathlib.Path(workdir))
-  hosts.meet("data", agree.facts_of_data(recipe.source.state(), **{"config.optim.steps": config.optim.steps}))
+  hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
   summary = train.run(config, recipe, mesh, workdir)
   if summary:
     print(json.dumps(summary, indent=2), flush=True)
@@ -269,7 +269,7 @@ def join(config, asked: flags.FlagValues) -> None:
   Raises:
     ValueError: if the processes do not find each other or differ, or devices are missing.
   """
-  facts = agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
+  facts = lambda: agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
   hosts.start(asked.coordinator, asked.num_processes, asked.process_id, local_devices=asked.local_devices,
               limits=hosts.Limits(**config.hosts), facts=facts)
 

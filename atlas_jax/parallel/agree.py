@@ -42,15 +42,20 @@ def facts_of_devices() -> dict[str, str]:
           "the number of devices per process": str(len(local))}
 
 
-def facts_of_data(source_state: Mapping, **named) -> dict[str, str]:
-  """Gives what identifies the data of a source: all that it would save beside a checkpoint.
+def facts_of_data(config, source, workdir) -> dict[str, str]:
+  """Gives what identifies the data of a run and where it goes on: all that its source saves in a checkpoint.
 
   Args:
-    source_state: what `source.state()` gives.
-    **named: what else must be alike, by name.
+    config: of the run; its length may come from the data.
+    source: of batches, see `data.source.Source`.
+    workdir: whose newest checkpoint counts; where processes do not share it, one of them sees none.
   """
-  return {**{f"the data's {name}": _short(value) for name, value in source_state.items()},
-          **{name: str(value) for name, value in named.items()}}
+  steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdecimal()]
+  return {
+      "config.optim.steps": str(config.optim.steps),
+      "the newest checkpoint in --workdir": f"step {max(steps)}" if steps else "none",
+      **_own_modules(config),
+      **{f"the data's {name}": _short(value) for name, value in source.state().items()}}
 
 
 @functools.cache

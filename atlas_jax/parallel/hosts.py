@@ -30,7 +30,7 @@ _peers: Peers | None = None
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
           local_devices: str | None = None, limits: Limits = _LIMITS,
-          facts: Mapping[str, str] | None = None) -> None:
+          facts: Callable[[], Mapping[str, str]] = dict) -> None:
   """Joins this process to the others of the run, whom flags or a cluster name; finds nobody in a run of one.
 
   Args:
@@ -39,11 +39,11 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     process_id: which one this is, from 0.
     local_devices: CUDA devices this process takes, such as "0,1"; None: all of its machine, or its share.
     limits: how long processes wait for each other.
-    facts: what all must have alike, by name; see `agree`.
+    facts: gives what all must have alike, by name; see `agree`.
 
   Raises:
-    ValueError: if flags are missing or wrong, or devices are missing; PeerError among them: if other processes
-      are missing or differ.
+    ValueError: if flags are missing or wrong, or devices are missing.
+    PeerError: if other processes are missing or differ.
   """
   global _peers
   place = launch.find(coordinator, num_processes, process_id, within_s=limits.join_s)
@@ -54,7 +54,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     _find_devices(wanted, 0)
     return
   peers = Peers(place.process, place.processes, limits)
-  peers.gather(place.coordinator, facts or {})
+  peers.gather(place.coordinator, facts())
   _peers = peers
   _initialize(peers, place, wanted.ids)
   atexit.register(peers.finish)  # Runs before JAX takes leave of its service, which needs all processes.
@@ -107,10 +107,10 @@ def joined() -> bool:
   return _peers is not None
 
 
-def meet(name: str, facts: Mapping[str, str] | None = None) -> None:
+def meet(name: str, facts: Callable[[], Mapping[str, str]] = dict) -> None:
   """Waits until all processes are at the same place, and refuses facts that differ; see `Peers.meet`."""
   if _peers is not None:
-    _peers.meet(name, facts)
+    _peers.meet(name, facts())
 
 
 def on_loss(advice: Callable[[], str]) -> None:

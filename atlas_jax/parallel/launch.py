@@ -91,8 +91,8 @@ def _detected(env: Mapping[str, str], within_s: float) -> Place | None:
 def _cannot_join(told: Announced, why: str) -> str:
   hint = {"SLURM": "start them with srun, ", "Kubernetes": "install jax[k8s], "}.get(told.launcher, "")
   count, value = ("N", told.process) if told.tasks is None else (told.tasks, told.tasks)
-  return (f"{told.launcher} says by {told.variable}={value} that this is task {told.process} of several, and they "
-          f"cannot be joined ({why}); {hint}give every one --coordinator=HOST:PORT of task 0, "
+  return (f"{told.launcher} says by {told.variable}={value} that this is task {told.process} of several, and "
+          f"they cannot be joined ({why}); {hint}give every one --coordinator=HOST:PORT of task 0, "
           f"--num_processes={count} and its own number, here --process_id={told.process}; or, {_ALONE}")
 
 
@@ -120,8 +120,8 @@ def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   if told is not None:
     words = told.split(",")
     if not all(word.strip().isdecimal() for word in words) or len({*map(int, words)}) < len(words):
-      raise ValueError(f"--local_devices={told} must be different numbers of CUDA devices with commas between "
-                       "them, such as 0,1")
+      raise ValueError(f"--local_devices={told} must be different numbers of CUDA devices with commas "
+                       "between them, such as 0,1")
     return Devices([int(word) for word in words], len(words), f"--local_devices={told}")
   if named := env.get("JAX_LOCAL_DEVICE_IDS"):
     return devices(named, {})._replace(why=f"JAX_LOCAL_DEVICE_IDS={named}")

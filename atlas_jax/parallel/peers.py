@@ -1,8 +1,8 @@
 """The processes of a run watch each other: who is there, who is alike, who is slow, and who is gone.
 
 Every process keeps a connection to process 0, beside those of JAX: there they meet, and along it go signs of
-life and last words. A process that closes without a word was killed; one that is silent hangs or is stopped; one
-that is late is waited for.
+life and last words. A process that closes without a word was killed; one that is silent hangs or is stopped;
+one that is late is waited for.
 """
 import os
 import socket
@@ -143,8 +143,8 @@ class Peers:
       refusal, self.port = answer["refusal"], int(answer["port"])
     except (OSError, ValueError, KeyError, StopIteration) as error:
       why = str(error) or "it closed the connection"
-      raise PeerError(f"process 0 at --coordinator={address} did not let process {self.process} join ({why}); "
-                      "see what stopped it, or whether something else listens there") from error
+      raise PeerError(f"process 0 at --coordinator={address} did not let process {self.process} join "
+                      f"({why}); see what stopped it, or whether something else listens there") from error
     if refusal is not None:
       raise PeerError(refusal)
 
