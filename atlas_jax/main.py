@@ -307,8 +307,8 @@ def explain(error: BaseException) -> str | None:
   if "RESOURCE_EXHAUSTED" in str(error):
     return (f"out of device memory ({str(error).splitlines()[0]}); lower config.data.batch_rows, raise "
             "config.train.accumulate_steps, or set config.model.remat=block")
-  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, train.LostPeerError, OSError,
-                            ImportError))
+  ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, train.LostPeerError, hosts.PeerError,
+                            OSError, ImportError))
   if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)

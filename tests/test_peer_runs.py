@@ -1,4 +1,4 @@
-"""Two processes agree or are refused, wait for the slow one, and end in one line when the other one is gone."""
+"""Two processes agree or are refused, wait for the slow one, and end in one line when the other is gone."""
 
 import os
 import pathlib
@@ -63,7 +63,8 @@ def cluster(launcher, process, port):
   """Gives the variables that a launcher sets for one of two tasks on one machine."""
   if launcher == "slurm":
     names = {"STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": process, "LOCALID": process, "JOB_ID": port}
-    return {**{f"SLURM_{name}": str(value) for name, value in names.items()}, "JAX_COORDINATOR_PORT": str(port)}
+    variables = {f"SLURM_{name}": str(value) for name, value in names.items()}
+    return {**variables, "JAX_COORDINATOR_PORT": str(port)}
   if launcher == "ompi":
     names = {"SIZE": 2, "RANK": process, "LOCAL_RANK": process, "LOCAL_SIZE": 2}
     uri = f"{port * 4096}.0;tcp://127.0.0.1:{port}"
@@ -96,7 +97,8 @@ def tiny(texts, workdir, **fields):
 def other_code(tmp_path, texts):
   """A copy of the package with one line more, and another learning rate."""
   folder = tmp_path / "code"
-  shutil.copytree(program.ROOT / "atlas_jax", folder / "atlas_jax", ignore=shutil.ignore_patterns("__pycache__"))
+  ignored = shutil.ignore_patterns("__pycache__")
+  shutil.copytree(program.ROOT / "atlas_jax", folder / "atlas_jax", ignore=ignored)
   (folder / "tests").symlink_to(program.ROOT / "tests")
   with (folder / "atlas_jax/step.py").open("a") as file:
     file.write("\n# Another version.\n")
@@ -117,19 +119,21 @@ def other_devices(tmp_path, texts):
 
 
 DIFFERENT = [
-  ("flags", other_code, "config.optim.lr is 0.001 in process 0 and 0.05 in process 1; the code (atlas_jax/) is "),
+  ("flags", other_code, "config.optim.lr is 0.001 in process 0 and 0.05 in process 1; the code (atlas_jax/)"),
   ("slurm", other_data, "the data's fingerprint is "),
   ("ompi", other_devices, "the number of devices per process is 1 in process 0 and 2 in process 1"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("joined, other, words", DIFFERENT)
 def test_processes_that_differ_are_refused_by_all_before_anything_is_compiled(
   joined, other, words, texts, tmp_path
 ):
   flags = tiny(texts.name, tmp_path / "run", hosts__join_s=200)
-  own = ({"joined": joined, "cwd": texts.parent}, {"joined": joined, "cwd": texts.parent, **other(tmp_path, texts)})
+  alike = {"joined": joined, "cwd": texts.parent}
+  own = (alike, {**alike, **other(tmp_path, texts)})
   with Pair(flags, own) as pair:
     lines = [line_of(pair.end(which)) for which in (0, 1)]
   assert lines[0] == lines[1] and words in lines[0], lines
@@ -137,6 +141,7 @@ def test_processes_that_differ_are_refused_by_all_before_anything_is_compiled(
   assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_process_that_compiles_for_longer_than_a_collective_waits_is_waited_for(texts, tmp_path):
   flags = tiny(texts, tmp_path / "run", optim__steps=2)
@@ -146,6 +151,7 @@ def test_a_process_that_compiles_for_longer_than_a_collective_waits_is_waited_fo
   assert list(program.losses(tmp_path / "run")) == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_process_that_compiles_for_longer_than_the_limit_is_named(texts, tmp_path):
   flags = tiny(texts, tmp_path / "run", hosts__wait_s=8)
@@ -168,6 +174,7 @@ def begun(texts, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim, fault, kept", KILLED)
 def test_who_loses_a_process_ends_with_one_line_and_a_checkpoint(victim, fault, kept, begun, texts, tmp_path):
@@ -185,6 +192,7 @@ def test_who_loses_a_process_ends_with_one_line_and_a_checkpoint(victim, fault, 
   assert int(Checkpoints(workdir, read_only=True).newest_good().name) >= kept
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_is_named_within_the_configured_time(victim, begun, texts, tmp_path):

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.parallel import agree, compiled, launch, wire
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel.peers import Limits, PeerError, Peers
+from atlas_jax.parallel.peers import GoneError, Limits, PeerError, Peers
 
 __all__ = ["Limits", "PeerError", "StopFlag", "global_batch", "is_main", "joined", "leave", "lost_peer",
            "may_speak", "meet", "on_loss", "start", "why_lost"]
@@ -47,7 +47,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
   """
   global _peers
   place = launch.find(coordinator, num_processes, process_id, within_s=limits.join_s)
-  wanted = launch.devices(local_devices, os.environ)
+  wanted = launch.devices(local_devices, os.environ, several=place is not None)
   if place is None:
     if wanted.ids and local_devices is not None:
       jax.config.update("jax_cuda_visible_devices", local_devices)
@@ -132,6 +132,8 @@ def lost_peer(error: BaseException | None) -> bool:
   if jax.process_count() == 1:
     return False
   while error is not None:
+    if isinstance(error, GoneError):
+      return True
     if not isinstance(error, PeerError) and any(word in str(error) for word in _LOST):
       return True
     error = error.__cause__ or error.__context__

@@ -1,5 +1,6 @@
 """Where the processes of a run come from: flags, or what a cluster has set; and which devices each takes."""
 import glob
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -64,6 +65,9 @@ def announced(env: Mapping[str, str]) -> Announced | None:
     if env.get(count, "").isdecimal() and env.get(process, "").isdecimal():
       told = Announced(launcher, int(env[count]), env[process], count)
       return told if told.tasks != 1 else None
+  workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
+  if "," in workers and "TPU_WORKER_ID" in env:
+    return Announced("the TPU pod", workers.count(",") + 1, env["TPU_WORKER_ID"], "the number of its workers")
   if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
     return Announced("Kubernetes", None, env["JOB_COMPLETION_INDEX"], "JOB_COMPLETION_INDEX")
   return None
@@ -83,8 +87,12 @@ def _detected(env: Mapping[str, str], within_s: float) -> Place | None:
       return Place(coordinator, int(count), int(process)) if int(count) > 1 else None
   except Exception as error:  # Metadata servers, Kubernetes and the parsing of variables raise many kinds.
     why = " ".join(str(error).split())[:300] or type(error).__name__
+    if told is None:
+      raise ValueError(f"this machine has TPUs, and JAX cannot tell whether those of others belong to them "
+                       f"({why}); give --coordinator, --num_processes and --process_id; or, {_ALONE}"
+                       ) from error
   if told is None:
-    return None  # One machine with TPUs.
+    return None  # A machine with TPUs that knows of no others.
   raise ValueError(_cannot_join(told, why))
 
 
@@ -101,10 +109,11 @@ class Devices(NamedTuple):
 
   ids: list[int]  # [] takes all there are
   promised: int | None
-  why: str
+  why: str  # by what they are promised
+  are_cuda: bool = True  # whether those promised are, so that the CPU will not do
 
 
-def devices(told: str | None, env: Mapping[str, str]) -> Devices:
+def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -> Devices:
   """Gives which devices this process takes: all of its machine, or its share where several tasks run there.
 
   JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its
@@ -113,6 +122,7 @@ def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   Args:
     told: --local_devices, such as "0,1"; None leaves it to what is found.
     env: the variables of the process.
+    several: whether the run has several processes; one that no scheduler has started is promised nothing.
 
   Raises:
     ValueError: if the flag is no list of numbers, or the devices do not divide over the tasks.
@@ -126,28 +136,33 @@ def devices(told: str | None, env: Mapping[str, str]) -> Devices:
   if named := env.get("JAX_LOCAL_DEVICE_IDS"):
     return devices(named, {})._replace(why=f"JAX_LOCAL_DEVICE_IDS={named}")
   if env.get("JAX_PLATFORMS", "").split(",")[0] in ("cpu", "tpu"):
-    return Devices([], *_promised_chips(env))
+    return Devices([], *_promised_chips(env), are_cuda=False)
   total, why = _cuda_devices(env)
   tasks, place = _tasks_here(env)
   on_node = env.get("SLURM_GPUS_ON_NODE", "")
-  shared = tasks > 1 and total and not (on_node.isdecimal() and total < int(on_node))  # Else it is a share.
-  if not shared:
-    return Devices([], total or None, why) if total else Devices([], *_promised_chips(env))
+  if not total:
+    return Devices([], *_promised_chips(env), are_cuda=False)
+  promise = why and (several or "SLURM_JOB_ID" in env or on_node)
+  if tasks == 1 or on_node.isdecimal() and total < int(on_node):  # The second is a share already.
+    return Devices([], total if promise else None, why)
   if total % tasks:
-    raise ValueError(f"{why} gives {total} devices to the {tasks} tasks of this machine, which does not "
-                     "divide; start as many tasks as divide them, or name each one's by --local_devices")
+    raise ValueError(f"{why or 'the machine'} gives {total} devices to the {tasks} tasks of this machine, "
+                     "which does not divide; start as many tasks as divide them, or name each one's by "
+                     "--local_devices")
   share = total // tasks
-  return Devices(list(range(place * share, (place + 1) * share)), share, f"{why} for {tasks} tasks")
+  ids = list(range(place * share, (place + 1) * share))
+  return Devices(ids, share if promise else None, f"{why} for {tasks} tasks")
 
 
 def _cuda_devices(env: Mapping[str, str]) -> tuple[int, str]:
-  """Counts the CUDA devices that this process is given, and says by what."""
+  """Counts the CUDA devices that this process is given, and says by what; "" where nothing promises them."""
   visible, on_node = env.get("CUDA_VISIBLE_DEVICES"), env.get("SLURM_GPUS_ON_NODE", "")
   if visible is not None:
-    return len([one for one in visible.split(",") if one.strip()]), f"CUDA_VISIBLE_DEVICES={visible}"
+    valid = lambda one: one.strip().isdecimal() or one.strip().startswith(("GPU-", "MIG-"))
+    return len(list(itertools.takewhile(valid, visible.split(",")))), f"CUDA_VISIBLE_DEVICES={visible}"
   if on_node.isdecimal():
     return int(on_node), f"SLURM_GPUS_ON_NODE={on_node}"
-  return len(glob.glob("/dev/nvidia[0-9]*")), "this machine (/dev/nvidia*)"
+  return len(glob.glob("/dev/nvidia[0-9]*")), ""
 
 
 def _promised_chips(env: Mapping[str, str]) -> tuple[int | None, str]:
@@ -179,7 +194,8 @@ def check_devices(wanted: Devices, process: int) -> None:
     ValueError: says by what they were promised, and what there is.
   """
   here = jax.local_devices()
-  if wanted.promised is not None and len(here) < wanted.promised:
+  others = wanted.are_cuda and here[0].platform == "cpu"
+  if wanted.promised is not None and (others or len(here) < wanted.promised):
     raise ValueError(
         f"{wanted.why} promises {wanted.promised} devices to process {process}, and JAX finds {len(here)} "
         f"({here[0].device_kind}); look at the driver and at atlas_jax[cuda12], [cuda13] or [tpu], or set "

@@ -29,8 +29,12 @@ class Limits(NamedTuple):
   wait_s: float = 3_600.0  # for the slowest, where all meet
 
 
-class PeerError(ValueError):
+class PeerError(RuntimeError):
   """The processes of a run do not find each other, differ, or wait too long; says which, and what to do."""
+
+
+class GoneError(PeerError):
+  """Another process of the run has ended, while this one waited for it."""
 
 
 class Peers:
@@ -155,6 +159,7 @@ class Peers:
 
     Raises:
       PeerError: if one does not come within limits.wait_s, is elsewhere, or has other facts.
+      GoneError: if one has ended.
     """
     facts = facts or {}
     with self._changed:
@@ -175,7 +180,7 @@ class Peers:
       for link in self._links.values():
         link.send({"verdict": number, "line": verdict})
     if verdict is not None:
-      raise PeerError(verdict)
+      raise (PeerError if self._fate is None else GoneError)(verdict)
 
   def _judge(self, name: str, present: Mapping[int, tuple[str, Mapping[str, str]]]) -> str | None:
     missing = [one for one in range(self.count) if one not in present]

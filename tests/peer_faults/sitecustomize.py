@@ -1,8 +1,8 @@
 """Makes a process slow or ends it at a certain place; Python imports this where its folder is on PYTHONPATH.
 
 ATLAS_TEST_FAULT holds PLACE:NAME:ACTION, such as compile:jit_step:sleep=40, save:4:SIGKILL or
-read:held_out:SIGKILL; the place is the compilation of a program, the saving of a step, or the first batch of a
-split.
+read:held_out:SIGKILL; the place is the compilation of a program, the saving of a step, or the first batch of
+a split.
 """
 
 import functools
@@ -41,8 +41,8 @@ def set_up(place, name, action):
   if place == "compile":
     from jax._src import compiler
 
-    module_of = lambda backend, module, *rest, **named: str(module.operation.attributes["sym_name"]).strip('"')
-    around(compiler, "compile_or_get_cached", name, module_of, action)
+    name_of = lambda backend, module, *rest: str(module.operation.attributes["sym_name"]).strip('"')
+    around(compiler, "compile_or_get_cached", name, name_of, action)
   elif place == "save":
     from orbax.checkpoint import CheckpointManager
 
