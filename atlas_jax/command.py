@@ -49,11 +49,15 @@ def define_flags() -> flags.FlagValues:
                     "that of the published model the run started from, else float32.", flag_values=values)
   flags.DEFINE_bool("adapters", False, "export: write the adapters of a run with config.lora.rank alone, in "
                     "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
-  text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
-  number("num_processes", None, "How many processes the run has.")
+  text("coordinator", None, "HOST:PORT of process 0, for a run of several processes; left out: as SLURM, "
+       "Open MPI, TPU pods or Kubernetes have it.")
+  number("num_processes", None, "How many processes the run has; 1 alone: this one, whatever a cluster says.",
+         lower_bound=1)
   number("process_id", None, "Which of them this is, from 0.")
   flags.DEFINE_bool("stopped_ok", False, "train: exit with 0 also where the run was stopped before its end; "
                     "left out: with 75, so that schedulers run it again.", flag_values=values)
+  text("local_devices", None, "CUDA devices of this process, such as 0,1; left out: all of its machine, or "
+       "its share where several tasks run there.")
   flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
   flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
   return values

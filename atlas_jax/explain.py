@@ -19,11 +19,11 @@ def explain(error: BaseException) -> str | None:
     return f"interrupted{by}; the same command starts again, from the newest checkpoint if there is one"
   lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
   if lost and not isinstance(error, train.LostPeerError):
-    return "another process of this run died; the same command goes on from the newest checkpoint"
+    return f"{hosts.why_lost(error)}; the same command goes on from the newest checkpoint"
   if named := failures.true_name(error):
     return named
   ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, LockError, train.LostPeerError,
-                            OSError, ImportError))
+                            hosts.PeerError, OSError, ImportError))
   if isinstance(error, (ValueError, TypeError)):  # Those of a library are faults of the program.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     ours = pathlib.Path(__file__).parent in pathlib.Path(frame.filename).parents and not _notes(error)

@@ -205,7 +205,7 @@ NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tok
 ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
               "trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
               "optim.gate_lr_scale", "lora.alpha", "distill.temperature", "vllm.gap_limit_nats",
-              "vllm.start_timeout_s", "vllm.timeout_s")
+              "vllm.start_timeout_s", "vllm.timeout_s", "hosts.join_s", "hosts.silent_s", "hosts.wait_s")
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
           "distill.on_policy_frac", "distill.alpha")
 CHOICES = {

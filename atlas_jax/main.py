@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Mapping
 
-import jax
 import ml_collections
 from absl import flags, logging
 
@@ -34,7 +33,7 @@ from atlas_jax.explain import code_of, explain
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
-from atlas_jax.parallel import hosts, signals
+from atlas_jax.parallel import agree, hosts, signals
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given
 from atlas_jax.rollout import kept
@@ -94,6 +93,7 @@ def _train(config, workdir: str, mesh, began_s: float) -> dict:
     configs.save(config, workdir)
     if not has_run(workdir):
       recipe.keep(pathlib.Path(workdir))
+  hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
   return train.run(config, recipe, mesh, workdir, began_s=began_s)
 
 
@@ -275,31 +275,15 @@ def solver_of(config, asked: flags.FlagValues):
   return run
 
 
-def join(asked: flags.FlagValues) -> None:
-  """Joins the other processes, if the flags name any, and finds the devices.
+def join(config, asked: flags.FlagValues) -> None:
+  """Joins the other processes, whom flags or a cluster name, and finds the devices; see `hosts.start`.
 
   Raises:
-    ValueError: if the processes do not find each other, or a platform is asked for that is not here.
+    ValueError: if the processes do not find each other or differ, or devices are missing.
   """
-  if asked.num_processes is not None:
-    # What connects processes writes to standard output; there only results belong.
-    sys.stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), 1)
-  try:
-    hosts.start(asked.coordinator, asked.num_processes, asked.process_id)
-  except RuntimeError as error:
-    if not jax.distributed.is_initialized():
-      raise ValueError(
-          f"--process_id={asked.process_id} did not find the other processes ({str(error).splitlines()[0]}); "
-          f"start all --num_processes={asked.num_processes} with one --coordinator={asked.coordinator}, the "
-          "address of process 0") from error
-  try:
-    jax.devices()
-  except (RuntimeError, AssertionError) as error:  # The second where a plugin is missing.
-    raise ValueError(
-        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} asks for devices that are not here; install "
-        "what they need, atlas_jax[cuda12], [cuda13] or [tpu], or unset JAX_PLATFORMS to take what there is "
-        f"({str(error).split(' (set')[0] or 'no such plugin'})") from error
+  facts = lambda: agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
+  hosts.start(asked.coordinator, asked.num_processes, asked.process_id, local_devices=asked.local_devices,
+              limits=hosts.Limits(**config.hosts), facts=facts)
 
 
 def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) -> int:
@@ -314,7 +298,7 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
   else:
     config = config_of_run(asked.workdir, overrides)
   run_solve = solver_of(config, asked) if asked.mode == "solve" else None
-  join(asked)
+  join(config, asked)
   if asked.mode == "train":
     return run_train(config, asked, began_s)
   if asked.mode == "import":
@@ -353,13 +337,14 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
   logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
   logging.get_absl_handler().addFilter(_is_of_use)
-  asked, failed = None, True
+  asked, line, failed = None, None, True
   try:
     asked, overrides = parse(argv)
     if asked.help:
       print(__doc__, *(f"--{name}: {asked[name].help}" for name in asked if len(name) > 1), sep="\n")
       return 0
-    with signals.StopSignals(hosts.leave) if asked.mode == "train" else contextlib.nullcontext():
+    impatient = lambda code: hosts.leave(code, "ended by a second signal")
+    with signals.StopSignals(impatient) if asked.mode == "train" else contextlib.nullcontext():
       code = main(asked, overrides, began_s)
     failed = False
   except BrokenPipeError:  # Who reads the output, such as head, has enough of it.
@@ -367,12 +352,15 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
     code = 1
   except (Exception, KeyboardInterrupt) as error:
     line, code = explain(error), code_of(error)
+    if not hosts.may_speak():
+      time.sleep(60)  # Another thread is saying why this process ends, and ends it.
     if line is None or asked is not None and asked.traceback:
       traceback.print_exc()
     if line is not None:
       print(f"atlas_jax: {line}", file=sys.stderr, flush=True)
-  if failed and asked is not None and asked.num_processes:
-    hosts.leave(code)  # The usual way out would wait for processes that may wait for this one.
+    line = line or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+  if failed and hosts.joined():
+    hosts.leave(code, line)
   return code
 
 

@@ -44,6 +44,7 @@ READERS = {
     "checkpoint.best_metric": f"{ALL} if checkpoint.keep_best!=0",
     "checkpoint.best_mode": f"{ALL} if checkpoint.keep_best!=0",
     "mesh": ALL,
+    "hosts": ALL,
     "monitor": ALL,
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",

@@ -90,6 +90,12 @@ class Run:
     """Gives the metric that counts what was seen, such as train/tokens_seen."""
     return {f"train/{self.recipe.unit}_seen": self.seen}
 
+  def advice(self) -> str:
+    """Says what to do when another process is gone; reads no checkpoint, which may take long."""
+    newest = self.saver.latest_step()
+    path = "none" if newest is None else self.saver.path / str(newest)
+    return f"at step {self.step}, newest checkpoint: {path}; the same command goes on from there"
+
   def newest_good(self):
     """Gives the path of the newest whole checkpoint, None if there is none; waits for one under way."""
     self.saver.wait()
@@ -228,6 +234,7 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
 
 
 def _run(run_: Run) -> dict:
+  hosts.on_loss(run_.advice)
   try:
     state, frozen = _start(run_)
     if run_.owner is not None:
@@ -241,7 +248,7 @@ def _run(run_: Run) -> dict:
   except Exception as error:
     if hosts.lost_peer(error):  # Closing would wait for the process that is gone.
       raise LostPeerError(
-          f"another process of this run died after step {run_.step}; newest good checkpoint: "
+          f"{hosts.why_lost(error)}; newest good checkpoint after step {run_.step}: "
           f"{run_.saver.newest_good() or 'none'}; the same command goes on from there") from error
     run_.close()
     raise

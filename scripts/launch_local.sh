@@ -101,7 +101,7 @@ while ((${#ended[@]} < count)); do
   find_culprit  # A process that loses another may end in the same moment: who was killed counts.
   if [[ -n $found ]]; then
     status=${ended[$found]}
-    await_end 1  # A common error ends all of them alike, with its own message.
+    await_end 5  # The others say by themselves what they lost, or which error is common to all.
     signal_all TERM
     await_end 3  # Not longer: they may wait for the dead one.
     signal_all KILL

@@ -35,6 +35,11 @@ def default() -> ml_collections.ConfigDict:
       "fsdp": 1,  # Devices with other rows and other parts of the parameters.
       "tensor": 1,  # Devices with the same rows and other heads and columns.
   })
+  config.hosts = ml_collections.ConfigDict({  # Several processes; those of a run wait for each other:
+      "join_s": 300.0,  # Seconds until all have started.
+      "silent_s": 60.0,  # Seconds without a sign of life, then one counts as stopped.
+      "wait_s": 3_600.0,  # Seconds where all meet: behind each compilation, reading data, at the end.
+  })
   config.eval = _eval()
   puzzles.add(config)
   tuning.add(config)

@@ -1,9 +1,10 @@
 """Several processes as one run: starting them, feeding them, stopping them at the same step."""
+import atexit
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -14,43 +15,112 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax import lock
 from atlas_jax.lock import Lock, LockError
+from atlas_jax.parallel import agree, compiled, launch, signals, wire
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import signals
+from atlas_jax.parallel.peers import GoneError, Limits, PeerError, Peers
+
+__all__ = ["Limits", "PeerError", "StopFlag", "global_batch", "is_main", "joined", "leave", "lost_peer",
+           "may_speak", "meet", "on_loss", "owned", "start", "why_lost"]
 
 # What errors of collectives and of the coordination service say when a process is gone.
 _LOST = ("Gloo ", "NCCL ", "Connection reset", "Connection closed", "Socket closed", "sending heartbeats",
          "coordination service", "CoordinationService")
-_HEARTBEAT_S = 30  # A lost process is noticed after this long, if no collective fails before.
+_LIMITS = Limits()
+_NEVER_S = 1_000_000  # JAX's own heartbeats: what misses them ends its process by SIGABRT.
+_SHUTDOWN_S = 60
+_FATE_S = 5.0  # For the word of a process that is gone to arrive, behind the error of a collective.
+_peers: Peers | None = None
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-          heartbeat_s: int = _HEARTBEAT_S) -> None:
-  """Joins this process to the others of the run; does nothing if no flag is given.
+          local_devices: str | None = None, limits: Limits = _LIMITS,
+          facts: Callable[[], Mapping[str, str]] = dict) -> None:
+  """Joins this process to the others of the run, whom flags or a cluster name; finds nobody in a run of one.
 
   Args:
     coordinator: "host:port" of process 0, the same in every process.
-    num_processes: how many processes the run has.
+    num_processes: how many processes the run has; 1 alone stands for a run of one, whatever the cluster says.
     process_id: which one this is, from 0.
-    heartbeat_s: after how many silent seconds a process counts as lost.
+    local_devices: CUDA devices this process takes, such as "0,1"; None: all of its machine, or its share.
+    limits: how long processes wait for each other.
+    facts: gives what all must have alike, by name; see `agree`.
 
   Raises:
-    ValueError: if only some of the three are given, or the id is out of range.
+    ValueError: if flags are missing or wrong, or devices are missing.
+    PeerError: if other processes are missing or differ.
   """
-  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-  missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
+  global _peers
+  place = launch.find(coordinator, num_processes, process_id, within_s=limits.join_s)
+  wanted = launch.devices(local_devices, os.environ, several=place is not None)
+  if place is None:
+    if wanted.ids and local_devices is not None:
+      jax.config.update("jax_cuda_visible_devices", local_devices)
+    _find_devices(wanted, 0)
     return
-  if coordinator is None or num_processes is None or process_id is None:
-    raise ValueError(f"--{missing[0]} is missing; several processes need all of "
-                     f"{', '.join('--' + name for name in given)}, or none for a run of one process")
-  if not 0 <= process_id < num_processes:
-    raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}, below --num_processes")
+  peers = Peers(place.process, place.processes, limits)
+  peers.gather(place.coordinator, facts())
+  _peers = peers
+  _initialize(peers, place, wanted.ids)
+  atexit.register(peers.finish)  # Runs before JAX takes leave of its service, which needs all processes.
+  _find_devices(wanted, place.process)
+  peers.meet("devices", agree.facts_of_devices())
+  compiled.after_each(peers.meet)
+  logging.info("process %d of %d joined, %d local devices of %d", place.process, place.processes,
+               jax.local_device_count(), jax.device_count())
+
+
+def _initialize(peers: Peers, place: launch.Place, ids: list[int]) -> None:
+  """Joins JAX's service; who lives is watched by `peers`, since JAX's own watch ends a process by SIGABRT."""
+  # What connects processes writes to standard output; there only results belong.
+  sys.stdout.flush()
+  sys.stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+  os.dup2(sys.stderr.fileno(), 1)
   # On CPU the processes talk through gloo; accelerators ignore this setting.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id,
-                             heartbeat_timeout_seconds=heartbeat_s)
-  logging.info("process %d of %d joined, %d local devices of %d", process_id, num_processes,
-               jax.local_device_count(), jax.device_count())
+  if any(name.lower().endswith("_proxy") for name in os.environ):
+    before = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, (before, "127.0.0.1")))
+  port, bound = peers.port, f"[::]:{peers.port}"
+  if place.process:
+    host, _ = wire.split_address(place.coordinator)
+    port = wire.Relay(host, peers.port, within_s=peers.limits.join_s).port
+  jax.distributed.initialize(
+      f"127.0.0.1:{port}", num_processes=place.processes, process_id=place.process, local_device_ids=ids,
+      coordinator_bind_address=bound, initialization_timeout=int(peers.limits.join_s + peers.limits.wait_s),
+      heartbeat_timeout_seconds=_NEVER_S, shutdown_timeout_seconds=_SHUTDOWN_S)
+
+
+def _find_devices(wanted: launch.Devices, process: int) -> None:
+  """Finds the devices of the run.
+
+  Raises:
+    ValueError: if a platform is asked for that is not here, or there are fewer devices than promised.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # The second where a plugin is missing.
+    raise ValueError(
+        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} asks for devices that are not here; install "
+        "what they need, atlas_jax[cuda12], [cuda13] or [tpu], or unset JAX_PLATFORMS to take what there is "
+        f"({str(error).split(' (set')[0] or 'no such plugin'})") from error
+  launch.check_devices(wanted, process)
+
+
+def joined() -> bool:
+  """Says whether this is one of several processes."""
+  return _peers is not None
+
+
+def meet(name: str, facts: Callable[[], Mapping[str, str]] = dict) -> None:
+  """Waits until all processes are at the same place, and refuses facts that differ; see `Peers.meet`."""
+  if _peers is not None:
+    _peers.meet(name, facts())
+
+
+def on_loss(advice: Callable[[], str]) -> None:
+  """Sets what a process says behind the reason, when it ends because another one is gone."""
+  if _peers is not None:
+    _peers.advice = advice
 
 
 def is_main() -> bool:
@@ -88,22 +158,46 @@ def owned(workdir) -> Iterator[Lock | None]:
 
 
 def lost_peer(error: BaseException | None) -> bool:
-  """Says whether an error, or one it comes from, means that another process of the run has died.
+  """Says whether an error, or one it comes from, means that another process of the run is gone or late.
 
   A failed collective arrives as JaxRuntimeError or as ValueError, so the words decide, not the kind.
   """
   if jax.process_count() == 1:
     return False
   while error is not None:
-    if any(word in str(error) for word in _LOST):
+    if isinstance(error, GoneError):
+      return True
+    if not isinstance(error, PeerError) and any(word in str(error) for word in _LOST):
       return True
     error = error.__cause__ or error.__context__
   return False
 
 
-def leave(code: int) -> NoReturn:
-  """Ends this process at once after a peer was lost: the usual way out would wait for that peer and abort."""
+def why_lost(error: BaseException) -> str:
+  """Says why the processes lost each other, as one of them said or was seen to end; else quotes the error."""
+  fate = None if _peers is None else _peers.fate(within_s=_FATE_S)
+  first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+  return fate or f"the processes of this run did not meet, though all live ({first})"
+
+
+def may_speak() -> bool:
+  """Says whether this process has not yet said why it ends; who is told so says it."""
+  return _peers is None or _peers.may_speak()
+
+
+def leave(code: int, line: str | None = None) -> NoReturn:
+  """Ends this process at once: the usual way out would wait for processes that may wait for this one.
+
+  Args:
+    code: the exit code.
+    line: why, which the others are told; None where all end alike.
+  """
   lock.release_all()
+  if _peers is not None:
+    if line is None:
+      _peers.finish(within_s=_peers.limits.silent_s)
+    else:
+      _peers.leave(line)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
