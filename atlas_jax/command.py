@@ -51,6 +51,8 @@ def define_flags() -> flags.FlagValues:
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
   number("num_processes", None, "How many processes the run has.")
   number("process_id", None, "Which of them this is, from 0.")
+  flags.DEFINE_bool("trust", False, "Let runs that came from elsewhere import and execute what their configs "
+                    "name; see SECURITY.md.", flag_values=values)
   flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
   flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
   return values

@@ -1,6 +1,5 @@
 """The one training loop: it knows a recipe's fields and nothing else of the kind of training."""
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -15,6 +14,7 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
 from atlas_jax.evals import EvalOut
+from atlas_jax.files import json_file, write
 from atlas_jax.monitor import profile, report, skipped
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
@@ -165,8 +165,8 @@ def _finished(config, workdir: pathlib.Path, saver: Checkpoints) -> dict | None:
   if saver.latest_step() is None:
     raise CheckpointError(f"{workdir / SUMMARY} is of a finished run, and {saver.path} holds no checkpoint; "
                           "bring the checkpoints back, or use another --workdir")
-  summary = json.loads((workdir / SUMMARY).read_text())
-  return summary if summary["steps"] == saver.latest_step() >= config.optim.steps else None
+  summary = json_file.read(workdir / SUMMARY, remedy="delete it: the run is then finished again")
+  return summary if summary.get("steps") == saver.latest_step() >= config.optim.steps else None
 
 
 def _say(level: int, line: str, *values) -> None:
@@ -361,8 +361,7 @@ def _finish(run_: Run, state: TrainState, stop) -> dict:
     run_.writer.write_text(run_.step, "eval/sample", out.text)
     print(out.text, flush=True)
   report.write_report(run_.workdir)
-  (part := run_.workdir / f"{SUMMARY}.part").write_text(json.dumps(summary, indent=2) + "\n")
-  part.replace(run_.workdir / SUMMARY)
+  write.json(run_.workdir / SUMMARY, summary)
   return summary
 
 

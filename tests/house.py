@@ -9,7 +9,9 @@ import sys
 
 PACKAGE = "atlas_jax"
 LEVELS = {
+  "files": 0,
   "tree": 1,
+  "trust": 1,
   "aliases": 0,
   "defaults": 0,
   "modules": 1,
@@ -53,7 +55,7 @@ ALLOWED = {
   ),
   "orbax": ("checkpoint",),
   "psycopg": ("data",),
-  "pyarrow": ("data",),
+  "pyarrow": ("data", "files"),
   "rich": ("monitor",),
   "safetensors": ("interop",),
   "scipy": ("evals.bootstrap",),
