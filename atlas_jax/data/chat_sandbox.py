@@ -31,7 +31,7 @@ class TemplateRefusal(ValueError):
   """What a template raised, or the bound that it passed."""
 
 
-def compiled(source: str):
+def compiled(source: str, name: str = "the chat template"):
   """Compiles a template, for `render`.
 
   Raises:
@@ -39,14 +39,14 @@ def compiled(source: str):
     ModuleNotFoundError: if the extra `hf` is missing.
   """
   if len(source) > SOURCE_CHARS:
-    raise ValueError(f"the chat template has {len(source)} characters, more than {SOURCE_CHARS}; give "
+    raise ValueError(f"{name} has {len(source)} characters, more than {SOURCE_CHARS}; give "
                      "another")
   sandbox = environment()
   _now.until, _now.made = time.monotonic() + SECONDS, 0
   try:
     return sandbox.from_string(source)
   except Exception as error:  # Of the parser, and of Python's where blocks lie too deep in one another.
-    raise ValueError(f"the chat template cannot be read: {_said(error)}; mend it or give another") from error
+    raise ValueError(f"{name} cannot be read: {_said(error)}; mend it or give another") from error
 
 
 def render(template, **values) -> str:
@@ -120,7 +120,7 @@ def _generation(parts):
   return Generation
 
 
-def _sandbox(parts):
+def _bounds(parts):
   nodes = parts.nodes
 
   class Bounds(parts.visitor.NodeTransformer):
@@ -155,6 +155,12 @@ def _sandbox(parts):
       node = self.generic_visit(node)
       return self._call("joined", node.nodes, node.lineno)
 
+  return Bounds
+
+
+def _sandbox(parts):
+  bounds = _bounds(parts)
+
   class Sandbox(parts.sandbox.ImmutableSandboxedEnvironment):
     """Checks sizes before values are made, and the clock."""
 
@@ -165,7 +171,7 @@ def _sandbox(parts):
     concat = staticmethod(lambda pieces: _concat(pieces))
 
     def _generate(self, source, *args, **options):
-      return super()._generate(Bounds(self).visit(source), *args, **options)
+      return super()._generate(bounds(self).visit(source), *args, **options)
 
     def call_binop(self, context, operator, left, right):
       _check_operation(operator, left, right)

@@ -41,23 +41,24 @@ class Template:
   """
 
   def __init__(self, source: str, *, specials: Mapping[str, int],
-               values: Mapping[str, Any] = problems.NOTHING):
+               values: Mapping[str, Any] = problems.NOTHING, name: str = "the chat template"):
     """Compiles a template.
 
     Args:
       source: Jinja; what stands in {% generation %} blocks, if it has any, is what the assistant wrote.
       specials: special token -> id.
       values: what the template may use besides messages, such as bos_token or enable_thinking.
+      name: what messages call it.
 
     Raises:
       ValueError: if the template cannot be read.
       ModuleNotFoundError: if the extra `hf` is missing.
     """
-    self.source, self._values, self._specials = source, dict(values), dict(specials)
+    self.source, self._values, self._specials, self._name = source, dict(values), dict(specials), name
     self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
     longest_first = sorted(self._specials, key=len, reverse=True)
     self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-    self._template = chat_sandbox.compiled(source)
+    self._template = chat_sandbox.compiled(source, name)
 
   def render(self, messages: Sequence[Mapping], *, add_generation_prompt: bool = False, **values) -> str:
     """Gives the text of a chat.
@@ -89,7 +90,7 @@ class Template:
       first = ""
       if others[:1] == ["assistant"]:
         first = "; they begin with the assistant's: put a user's before it, or give it 'weight' 0"
-      raise ValueError(f"the chat template refuses the messages: {error}{first}; change them, or set what it "
+      raise ValueError(f"{self._name} refuses the messages: {error}{first}; change them, or set what it "
                        "lacks with config.data.template_values") from error
 
   @functools.cached_property
@@ -294,21 +295,21 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   if '"Metaspace"' in parts or '"Prepend"' in parts:
     raise ValueError(f"{path / 'tokenizer.json'} puts a space before every text it is given, so the parts of "
                      f"a chat cannot be encoded by themselves; use a byte-level one, as of Llama 3 or Qwen")
-  source = _source(path, settings)
+  source, file = _source(path, settings)
   if not source:
     raise ValueError(f"{path} has no chat template in {', '.join(FILES[:3])}; put one there as {FILES[0]}, "
                      f"or give prompts as texts and set config.data.chat_template=None")
   specials = {token["content"]: token["id"] for token in content["added_tokens"] if token.get("special")}
   tokens = {name: value.get("content", "") if isinstance(value, dict) else value
             for name, value in settings.items() if name.endswith("_token") and isinstance(value, str | dict)}
-  return Template(source, specials=specials, values={**tokens, **values})
+  return Template(source, specials=specials, values={**tokens, **values}, name=f"the chat template {file}")
 
 
-def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
+def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None, pathlib.Path]:
   file = path / FILES[0]
   if file.is_file():
     with told(file, "is no text", REMEDY):
-      return file.read_bytes().decode("utf-8")
+      return file.read_bytes().decode("utf-8"), file
   file = path / FILES[1]
   source = _json(file).get("chat_template")
   if not source:
@@ -318,7 +319,7 @@ def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
     source = named[0].get("template") if named else None
   if source is not None and not isinstance(source, str):
     raise Damaged(file, f"its chat_template is {type(source).__name__}; it must be a text", REMEDY)
-  return source
+  return source, file
 
 
 def _json(file: pathlib.Path) -> dict:

@@ -74,7 +74,7 @@ def _member(what: str, content: bytes, kinds: str, remedy: str) -> np.ndarray:
   opened = io.BytesIO(content)
   shape, dtype, start = _header(opened)
   _check(what, shape, dtype, kinds, None, remedy)
-  need = start + math.prod(shape) * dtype.itemsize
+  need = start + math.prod(map(int, shape)) * dtype.itemsize
   if len(content) != need:
     raise Damaged(what, f"has {len(content)} bytes, and its header says {need}", remedy)
   opened.seek(0)

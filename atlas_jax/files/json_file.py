@@ -75,13 +75,20 @@ def read_sealed(file, *, remedy: str = AGAIN, needed: bool = False, nan: bool = 
   """
   found = read(file, remedy=remedy, nan=nan)
   if SEAL not in found:
-    if needed:
+    if needed or any(_is_seal(found, name) for name in found):
       raise Damaged(file, f"has no {SEAL!r}", remedy)
     return found
   told = found.pop(SEAL)
   if told != _sum(found):
     raise Damaged(file, f"was changed since it was written, its {SEAL!r} is of other contents", remedy)
   return found
+
+
+def _is_seal(content: Mapping[str, Any], name: str) -> bool:
+  """Says whether a field is the seal of all others, its own name damaged."""
+  value = content[name]
+  return isinstance(value, str) and len(value) == 64 and value == _sum(
+      {other: content[other] for other in content if other != name})
 
 
 def _sum(content: Mapping[str, Any]) -> str:

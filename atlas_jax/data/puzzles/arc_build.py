@@ -10,6 +10,7 @@ Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, and its program; encoding on
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 import shutil
 import tempfile
@@ -277,8 +278,8 @@ def write_original(built: Built, folder: str) -> None:
   try:
     for name, split in (("train", built.train), ("test", built.test)):
       _write_split(split, scratch / name)
-    write_file.json(scratch / "identifiers.json", list(built.names), indent=None)
-    write_file.json(scratch / "test_puzzles.json", built.test_puzzles, indent=None)
+    write_file.whole(scratch / "identifiers.json", json.dumps(list(built.names)))
+    write_file.whole(scratch / "test_puzzles.json", json.dumps(built.test_puzzles))
     scratch.chmod(0o755)  # Scratch folders are closed to others.
     if target.exists():
       target.rmdir()  # It is empty.
@@ -338,5 +339,5 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
       pad_id=grids.PAD, ignore_label_id=0, blank_identifier_id=BLANK_ID, vocab_size=split.vocab_size,
       seq_len=split.seq_len, num_puzzle_identifiers=split.n_ids, total_groups=split.n_groups,
       mean_puzzle_examples=split.n_examples / split.n_puzzles, total_puzzles=split.n_puzzles, sets=["all"])
-  write_file.json(folder / "dataset.json", fields, indent=None)
+  write_file.whole(folder / "dataset.json", json.dumps(fields))
   inventory.seal(folder)

@@ -1,0 +1,1 @@
+"""Faults that happen to runs: files that break."""
