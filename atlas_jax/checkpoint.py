@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from atlas_jax import tree
+from atlas_jax.files import inside, json_file, write
 
 FOLDER = "checkpoints"
 _INVENTORY = "files.json"
@@ -193,7 +194,7 @@ class Checkpoints:
                         "finished checkpoint is %s", entry, self.path / str(max(steps)) if steps else "none")
 
   def _described(self, path: Path) -> dict:
-    return json.loads((path / "meta" / "metadata").read_text())
+    return json_file.read(path / "meta" / "metadata")
 
   def _call(self, use):
     """Uses the saver, made at need, and turns any failure of Orbax into a CheckpointError."""
@@ -215,7 +216,7 @@ class Checkpoints:
     """Writes files.json; Orbax calls this when all files are written, before the directory is renamed."""
     if jax.process_index() == 0:
       for folder in self.path.glob(f"{self._being_saved}{_HALF_WRITTEN}*"):
-        (folder / _INVENTORY).write_text(json.dumps(_inventory(folder)))
+        write.json(folder / _INVENTORY, _inventory(folder), indent=None)
 
 
 def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) -> None:
@@ -313,11 +314,13 @@ def _damage(folder: Path) -> str | None:
     half = sorted(folder.parent.glob(f"{folder.name}{_HALF_WRITTEN}*"))
     return f"is half-written ({half[0].name})" if half else "does not exist"
   try:
-    inventory = json.loads((folder / _INVENTORY).read_text())
+    inventory = json_file.read(folder / _INVENTORY)
   except (OSError, ValueError):
     return f"is half-written or damaged: {_INVENTORY} is missing or unreadable"
-  for name, (size, checksum) in inventory.items():
-    file = folder / name
+  for name, entry in inventory.items():
+    if not inside.is_inside(name) or not isinstance(entry, list) or len(entry) != 2:
+      return f"is damaged: the entry {name[:60]!r} in {_INVENTORY} is no size and checksum of a file there"
+    file, (size, checksum) = folder / name, entry
     if not file.is_file():
       return f"is damaged: {name} is missing"
     if file.stat().st_size != size:

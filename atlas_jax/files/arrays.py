@@ -40,7 +40,7 @@ def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = Fal
   if size != need:
     raise Damaged(file, f"{_NPY} (it has {size} bytes, and its header says {need})", remedy)
   with told(file, _NPY, remedy), _PARSING:
-    return np.load(path, mmap_mode="r" if lazy and math.prod(shape) else None, allow_pickle=False)
+    return np.load(path, mmap_mode="r" if lazy and 0 not in shape else None, allow_pickle=False)
 
 
 def read_npz(file, *, kinds: str = "biufU", remedy: str = AGAIN) -> dict[str, np.ndarray]:

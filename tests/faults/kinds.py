@@ -13,6 +13,7 @@ import types
 
 import numpy as np
 
+from atlas_jax import checkpoint
 from atlas_jax import config as configs
 from atlas_jax.data import chats, corpus, formats, records, store, tokenizer
 from atlas_jax.data.puzzles import arc_plan, arc_tasks, boards, sets
@@ -333,9 +334,24 @@ def figures(folder):
   return file, lambda: tuple(baseline.read(str(file)))
 
 
+def checkpoint_inventory(folder):
+  """The list of a checkpoint's files with their checksums."""
+  (folder / "7" / "state").mkdir(parents=True)
+  write.whole(folder / "7" / "state" / "a", "numbers")
+  file = folder / "7" / "files.json"
+  write.json(file, checkpoint._inventory(folder / "7"))
+
+  def read():
+    damage = checkpoint._damage(folder / "7")
+    if damage:
+      raise ValueError(f"{file}: {damage}")
+  return file, read
+
+
 PLAIN = (rows, packed_rows, row_list, documents, parquet_rows, metrics, completions, arc_task, hf_tokenizer,
          tokenizer_ids, tokenizer_settings, sentencepiece_model, chat_template, published_config,
-         adapter_config, safetensors_file, shard_index, figures)
+         adapter_config, safetensors_file, shard_index, figures,
+         checkpoint_inventory)
 # Of these a change is seen by a checksum: nothing else than what was written may be read.
 SUMMED = (sealed_built, made_boards, plan, reset, puzzle_record, run_config, step_note, kept_tokenizer,
           kept_marker, kept_sums, pytorch_file, votes)
