@@ -8,7 +8,6 @@ is never read.
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from atlas_jax import tree
+from atlas_jax.files import inside, json_file, write
 
 FOLDER = "checkpoints"
 _INVENTORY = "files.json"
@@ -133,7 +133,7 @@ class Checkpoints:
   def is_ranked(self, step: int) -> bool:
     """Says whether a checkpoint has metrics."""
     path = self.path / str(step) / _METRICS
-    return path.exists() and bool(json.loads(path.read_text()))
+    return path.exists() and bool(json_file.read(path))
 
   def rank(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Gives metrics to a checkpoint that was saved without; all processes call it, before their first save.
@@ -144,15 +144,15 @@ class Checkpoints:
     folder = self.path / str(step)
     if jax.process_index() == 0:
       try:
-        inventory = json.loads((folder / _INVENTORY).read_text())
-        if json.loads((folder / _METRICS).read_text()):
+        inventory = json_file.read(folder / _INVENTORY)
+        if self.is_ranked(step):
           raise CheckpointError(f"{folder} has metrics already")
         # Unlisted while it changes, so that a crash in between leaves a checkpoint that can be read.
         inventory.pop(_METRICS, None)
-        _replace(folder / _INVENTORY, json.dumps(inventory))
-        _replace(folder / _METRICS, json.dumps(_ranks(metrics)))
+        write.json(folder / _INVENTORY, inventory, indent=None)
+        write.json(folder / _METRICS, _ranks(metrics), indent=None)
         inventory[_METRICS] = [(folder / _METRICS).stat().st_size, _checksum(folder / _METRICS)]
-        _replace(folder / _INVENTORY, json.dumps(inventory))
+        write.json(folder / _INVENTORY, inventory, indent=None)
       except OSError as error:
         raise CheckpointError(f"{folder} cannot be written to ({error}); the same command makes its "
                               "evaluation again") from error
@@ -222,7 +222,7 @@ class Checkpoints:
                         "finished checkpoint is %s", entry, self.path / str(max(steps)) if steps else "none")
 
   def _described(self, path: Path) -> dict:
-    return json.loads((path / "meta" / "metadata").read_text())
+    return json_file.read(path / "meta" / "metadata")
 
   def _call(self, use):
     """Uses the saver, made at need, and turns any failure of Orbax into a CheckpointError."""
@@ -244,7 +244,7 @@ class Checkpoints:
     """Writes files.json; Orbax calls this when all files are written, before the directory is renamed."""
     if jax.process_index() == 0:
       for folder in self.path.glob(f"{self._being_saved}{_HALF_WRITTEN}*"):
-        (folder / _INVENTORY).write_text(json.dumps(_inventory(folder)))
+        write.json(folder / _INVENTORY, _inventory(folder), indent=None)
 
 
 def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) -> None:
@@ -287,16 +287,6 @@ def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, every_
 def _ranks(metrics: Mapping[str, Any]) -> dict[str, float]:
   numbers = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
   return numbers or {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
-
-
-def _replace(path: Path, text: str) -> None:
-  """Writes a small file whole and durable."""
-  beside = path.with_name(f"{path.name}.part")
-  with beside.open("w", encoding="utf-8") as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  beside.replace(path)
 
 
 def _describe(leaf) -> dict:
@@ -357,11 +347,13 @@ def _damage(folder: Path) -> str | None:
     half = sorted(folder.parent.glob(f"{folder.name}{_HALF_WRITTEN}*"))
     return f"is half-written ({half[0].name})" if half else "does not exist"
   try:
-    inventory = json.loads((folder / _INVENTORY).read_text())
+    inventory = json_file.read(folder / _INVENTORY)
   except (OSError, ValueError):
     return f"is half-written or damaged: {_INVENTORY} is missing or unreadable"
-  for name, (size, checksum) in inventory.items():
-    file = folder / name
+  for name, entry in inventory.items():
+    if not inside.is_inside(name) or not isinstance(entry, list) or len(entry) != 2:
+      return f"is damaged: the entry {name[:60]!r} in {_INVENTORY} is no size and checksum of a file there"
+    file, (size, checksum) = folder / name, entry
     if not file.is_file():
       return f"is damaged: {name} is missing"
     if file.stat().st_size != size:

@@ -1,5 +1,4 @@
 """Evaluations of a run as it goes and at its end, and what it leaves behind."""
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from absl import logging
 
 from atlas_jax import evals, tree
 from atlas_jax.evals import EvalOut
+from atlas_jax.files import write
 from atlas_jax.monitor import report
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -112,8 +112,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     run_.writer.write_text(run_.step, "eval/sample", out.text)
     print(out.text, flush=True)
   report.write_report(run_.workdir)
-  (part := run_.workdir / f"{SUMMARY}.part").write_text(json.dumps(summary, indent=2) + "\n")
-  part.replace(run_.workdir / SUMMARY)
+  write.json(run_.workdir / SUMMARY, summary)
   return summary
 
 

@@ -58,6 +58,8 @@ def define_flags() -> flags.FlagValues:
                     "left out: with 75, so that schedulers run it again.", flag_values=values)
   text("local_devices", None, "CUDA devices of this process, such as 0,1; left out: all of its machine, or "
        "its share where several tasks run there.")
+  flags.DEFINE_bool("trust", False, "Let runs that came from elsewhere import and execute what their configs "
+                    "name; see SECURITY.md.", flag_values=values)
   flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)
   flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=values)
   return values

@@ -1,13 +1,12 @@
 """Reading, saving and comparing the settings of a run; `defaults` lists them all, `fields` checks them."""
 import difflib
-import json
 import pathlib
 from typing import Any
 
 import ml_collections
 from absl import logging
 
-from atlas_jax import readers
+from atlas_jax import readers, trust
 from atlas_jax.defaults import default
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
@@ -24,6 +23,7 @@ from atlas_jax.fields import (
   need,
   unknown_field,
 )
+from atlas_jax.files import json_file, write
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
@@ -183,7 +183,7 @@ def check_same(config, workdir) -> None:
   """
   if not _file(workdir).exists():
     return
-  changes = _differences(load(workdir), config)
+  changes = _differences(load(workdir, trusted=True), config)
   differ = [f"config.{name} was {old!r}, is {new!r}" for name, old, new in changes if not is_free(name)]
   if differ:
     raise ValueError(f"{_file(workdir)} was written by a run with other settings: {'; '.join(differ)}; use "
@@ -199,32 +199,38 @@ def save(config, workdir) -> None:
   """Writes config.json, whole or not at all; see `check_same` for a workdir that has one."""
   file = _file(workdir)
   file.parent.mkdir(parents=True, exist_ok=True)
-  part = file.with_suffix(".part")
-  part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  part.replace(file)
+  signature = trust.sign(flat(config))
+  signed = {trust.SIGNATURE: signature} if signature else {}
+  write.json(file, json_file.sealed({**config.to_dict(), **signed}))
 
 
-def load(workdir) -> ml_collections.FrozenConfigDict:
+def load(workdir, *, given=(), trusted: bool = False) -> ml_collections.FrozenConfigDict:
   """Reads the config a run was made with; it is enough to build the model again.
 
+  Args:
+    workdir: of the run.
+    given: names of fields that the user gives anew, as flags.
+    trusted: whether what it names is the user's own, and not to be checked; nothing is imported here.
+
   Raises:
-    ValueError: if there is none in the workdir, or it was made by another version of the program.
+    ValueError: if there is none in the workdir, it is damaged, it was made by another version of the program,
+      or it came from elsewhere and names code to run; see `trust`.
   """
   file = _file(workdir)
   if not file.is_file():
     raise ValueError(f"--workdir={workdir} holds no run: there is no {file}; train one first with "
                      "--config=configs/memory_40m.py:cpu")
-  try:
-    saved = json.loads(file.read_text())
-  except ValueError as error:
-    raise ValueError(f"{file} is damaged ({error}); restore it, or use another --workdir") from None
-  if not isinstance(saved, dict):
-    raise ValueError(f"{file} is damaged (it holds no fields); restore it, or use another --workdir")
+  remedy = "it is damaged: restore it, or use another --workdir"
+  saved = json_file.read_sealed(file, remedy=remedy, nan=True)
+  signature = saved.pop(trust.SIGNATURE, None)
   fields = default().to_dict()
   fields["model"]["memory"]["options"] = {}  # Those of the run replace the default's, they do not join them.
+  config = ml_collections.ConfigDict(_merged(fields, saved))
+  if not trusted:
+    trust.check(flat(config), signature, file, given=given)
   try:
-    return resolve(ml_collections.ConfigDict(_merged(fields, saved)))
-  except ValueError as error:
+    return resolve(config)
+  except (ValueError, TypeError, AttributeError, KeyError) as error:
     raise ValueError(f"{file} is not of this version of the program: {error}") from error
 
 

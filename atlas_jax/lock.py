@@ -8,7 +8,6 @@ change, compared with that of a file written just now: clocks of two machines ne
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import pathlib
 import socket
@@ -19,6 +18,8 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from absl import logging
+
+from atlas_jax.files import json_file, write
 
 NAME = "owner.json"
 BEAT_S = 5.0  # Between heartbeats.
@@ -60,7 +61,7 @@ class Lock:
     """
     mine = self.workdir / f".{NAME}.{self._me['token']}"
     with _one_at_a_time(self.workdir):
-      _write(mine, self._me)
+      write.json(mine, self._me)
       try:
         while not _place(mine, self.path):
           self._take_over(mine)
@@ -219,22 +220,14 @@ def _link(path: str) -> str:
   return ""
 
 
-def _write(path: pathlib.Path, fields: dict) -> None:
-  with path.open("w", encoding="utf-8") as stream:
-    stream.write(json.dumps(fields, indent=1) + "\n")
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
 def _read(path: pathlib.Path) -> dict | None:
   """Reads a lock; {} if it is damaged, None if there is none."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return json_file.read(path)
   except FileNotFoundError:
     return None
-  except (ValueError, RecursionError):
+  except ValueError:
     return {}
-  return found if isinstance(found, dict) else {}
 
 
 def _place(mine: pathlib.Path, lock: pathlib.Path) -> bool:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import flags, logging
 
-from atlas_jax import closing, readers, recipes, train
+from atlas_jax import closing, readers, recipes, train, trust
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import FOLDER
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
@@ -47,7 +47,7 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
   Raises:
     ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
-  config = runs.config_of(workdir)
+  config = runs.config_of(workdir, given=overrides)
   for name, text in overrides.items():
     if name in configs.FIELDS and not configs.is_free(name) or name.startswith(configs.OPTIONS):
       raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
@@ -293,6 +293,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
     the exit code: 0, or that of a run which was stopped and can go on.
   """
   check_flags(asked, overrides)
+  if asked.trust:
+    trust.give()
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
   else:

@@ -1,6 +1,5 @@
 """The one training loop: it knows a recipe's fields and nothing else of the kind of training."""
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -14,6 +13,7 @@ from atlas_jax import state as states
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
 from atlas_jax.closing import SUMMARY, say
 from atlas_jax.evals import EvalOut
+from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
 from atlas_jax.monitor import ledger, profile, report, skipped
 from atlas_jax.monitor.clock import Clock, Sent
@@ -192,8 +192,8 @@ def _finished(config, workdir: pathlib.Path, saver: Checkpoints) -> dict | None:
   if saver.latest_step() is None:
     raise CheckpointError(f"{workdir / SUMMARY} is of a finished run, and {saver.path} holds no checkpoint; "
                           "bring the checkpoints back, or use another --workdir")
-  summary = json.loads((workdir / SUMMARY).read_text())
-  return summary if summary["steps"] == saver.latest_step() >= config.optim.steps else None
+  summary = json_file.read(workdir / SUMMARY, remedy="delete it: the run is then finished again")
+  return summary if summary.get("steps") == saver.latest_step() >= config.optim.steps else None
 
 
 # ---------------------------------------------------------------------------------------------------- a run

@@ -3,6 +3,7 @@
 #   find_python [VERSION]        prints a Python of at least 3.11 (or of VERSION exactly), or fails
 #   make_venv VENV PYTHON        makes VENV, or checks the one that is there
 #   state_of LOCK...             prints what an installation depends on; the same text means nothing to install
+#   lock_of VENV [EXTRAS]        prints the lock of VENV's Python, if there is one
 #   install VENV EXTRAS LOCK...  installs the repository with EXTRAS unless nothing changed since the last time
 
 say() { echo "$(basename "$0"): $*" >&2; }
@@ -47,25 +48,60 @@ make_venv() {
 
 state_of() { pwd; cat setup.py pyproject.toml "$@" | cksum; }
 
-# Installs with uv, which takes seconds and keeps a cache, or with pip where uv cannot be had.
+# Prints the lock of a venv's Python as an argument for install, or nothing for a Python without one: that of
+# EXTRAS "dev" holds everything, that of "" what a run needs.
+lock_of() {
+  local venv=$1 extras=${2:-} version file
+  version=$("$venv/bin/python" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+  file=requirements/$([[ $extras == dev ]] || echo core-)$version.txt
+  if [[ -f $file ]]; then
+    echo "$file"
+  else
+    say "there is no lock $file: the newest versions that setup.py allows are installed, without hashes"
+  fi
+}
+
+# Succeeds if uv is in the venv, installing it first if need be: from its lock, so by its hashes.
+have_uv() {
+  "$1/bin/python" -m uv --version >/dev/null 2>&1 ||
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt \
+      2>/dev/null
+}
+
+# Installs with uv, which takes seconds and keeps a cache, or with pip where uv cannot be had. With a lock every
+# package must have one of the hashes in it, and nothing else is fetched: the project itself, which has no hash,
+# goes in last and alone, built by the setuptools of the lock.
 install() {
   local venv=$1 extras=$2 lock stamp state
   shift 2
-  local -a arguments=(--quiet --editable "$PWD${extras:+[$extras]}")
-  for lock in "$@"; do arguments+=(--constraint "$lock"); done
   stamp=$venv/.installed-${extras:-core}
   state=$(state_of "$@")
   if [[ -f $stamp && $(cat "$stamp") == "$state" ]]; then return 0; fi
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
   say "installing atlas_jax${extras:+[$extras]} into $venv"
-  if "$venv/bin/python" -m uv --version >/dev/null 2>&1 ||
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then
-    "$venv/bin/python" -m uv pip install --python "$venv/bin/python" "${arguments[@]}" && echo "$state" >"$stamp" && return 0
+  if have_uv "$venv"; then
+    install_by "$venv" "$extras" "$@" -- -m uv pip install --python "$venv/bin/python" --quiet &&
+      echo "$state" >"$stamp" && return 0
     say "uv could not install it; trying pip, which takes minutes"
   else
     say "uv could not be installed; using pip, which takes minutes"
   fi
-  "$venv/bin/python" -m pip install --disable-pip-version-check "${arguments[@]}" ||
+  install_by "$venv" "$extras" "$@" -- -m pip install --disable-pip-version-check ||
     fail "installation failed; the lines above say why (a first installation needs a network)"
   echo "$state" >"$stamp"
+}
+
+# install_by VENV EXTRAS LOCK... -- ARGUMENTS OF PYTHON...
+install_by() {
+  local venv=$1 extras=$2
+  local -a locks=()
+  shift 2
+  while [[ $1 != -- ]]; do locks+=(-r "$1"); shift; done
+  shift
+  if [[ ${#locks[@]} == 0 ]]; then
+    "$venv/bin/python" "$@" --editable "$PWD${extras:+[$extras]}"
+    return
+  fi
+  "$venv/bin/python" "$@" --require-hashes "${locks[@]}" &&
+    "$venv/bin/python" "$@" --no-deps --no-build-isolation --editable "$PWD"
 }

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 
 from atlas_jax.data import columns, ranked_tasks, records, responses, tokenizer
 from atlas_jax.data.responses import Group
+from atlas_jax.files import write as write_file
 
 TRAINING, VALIDATION, TOKENIZER = "grpo_training.json", "validation.json", "tokenizer"
 
@@ -78,9 +79,7 @@ def given(args) -> tuple[list[Group], list[Group], list[str]]:
 def write(file: pathlib.Path, found: Sequence[Group]) -> None:
   """Writes a JSON list, one group per line, whole or not at all."""
   rows = ",\n".join(json.dumps(responses.as_row(group), ensure_ascii=False, default=str) for group in found)
-  part = file.with_suffix(".part")
-  part.write_bytes(f"[\n{rows}\n]\n".encode("utf-8", "surrogatepass"))
-  part.replace(file)
+  write_file.whole(file, f"[\n{rows}\n]\n".encode("utf-8", "surrogatepass"))
 
 
 def train_tokenizer(found: Sequence[Group], vocab_size: int, folder: pathlib.Path) -> int:

@@ -14,7 +14,7 @@ if [[ ! -e .venv ]]; then
   python=$(find_python) || fail "no Python 3.11 or newer found; install one (Debian, Ubuntu: apt install python3 python3-venv) or set PYTHON"
 fi
 make_venv .venv "$python"
-install .venv ""
+install .venv "" $(lock_of .venv)
 # Large arrays in huge pages: without them a step on a CPU takes two fifths longer, faulting in small ones.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 exec .venv/bin/python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart "$@"

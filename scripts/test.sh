@@ -17,13 +17,6 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export NPROC=1  # One XLA thread per pytest worker.
 failed=()
 
-# Prints the lock of a venv's Python as an argument for install, or nothing for a Python without one.
-lock_of() {
-  local file
-  file=requirements/$("$1/bin/python" -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt
-  if [[ -f $file ]]; then echo "$file"; fi
-}
-
 python=.venv/bin/python
 if [[ ! -e .venv ]]; then
   # The oldest supported Python has the oldest jax, so new API shows here first.
@@ -31,13 +24,13 @@ if [[ ! -e .venv ]]; then
     fail "no Python 3.11 or newer found; install one (Debian, Ubuntu: apt install python3 python3-venv) or set PYTHON"
 fi
 make_venv .venv "$python"
-install .venv dev $(lock_of .venv)
+install .venv dev $(lock_of .venv dev)
 
 if python_fits .venv/bin/python 3.12; then
   say "the core tests on Python 3.12 are part of the suite below: .venv has that version"
 elif second=$(find_python 3.12); then
   make_venv .venv312 "$second"
-  install .venv312 dev $(lock_of .venv312)
+  install .venv312 dev $(lock_of .venv312 dev)
   say "core tests on Python 3.12"
   status=0
   .venv312/bin/python -m pytest -q -n "$workers" --dist worksteal -p no:cacheprovider -m core "$@" || status=$?

@@ -6,7 +6,11 @@ has set stay, so `JAX_PLATFORMS=cuda pytest -m accelerator` runs on a GPU.
 
 import os
 import pathlib
+import tempfile
 
+# Keys that sign runs are not the user's own; workers and processes that tests start share this one.
+os.environ.setdefault("ATLAS_TESTS_HOME", tempfile.gettempdir() + f"/atlas_jax_tests_{os.getuid()}")
+os.environ["XDG_CONFIG_HOME"] = os.environ["ATLAS_TESTS_HOME"]
 CACHE_HOME = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")

@@ -9,9 +9,11 @@ import sys
 
 PACKAGE = "atlas_jax"
 LEVELS = {
+  "files": 0,
   "tree": 1,
   "lock": 1,
   "failures": 0,
+  "trust": 1,
   "aliases": 0,
   "defaults": 0,
   "modules": 1,
@@ -57,7 +59,7 @@ ALLOWED = {
   ),
   "orbax": ("checkpoint",),
   "psycopg": ("data",),
-  "pyarrow": ("data",),
+  "pyarrow": ("data", "files"),
   "rich": ("monitor",),
   "safetensors": ("interop",),
   "scipy": ("evals.bootstrap",),

@@ -1,25 +1,110 @@
-"""The sandbox that chat templates run in, with the blocks and filters that transformers gives them."""
+"""The sandbox that chat templates run in, with the blocks and filters that transformers gives them.
+
+A template comes with a model, from anybody. It reaches no attribute that begins with an underscore, changes
+nothing it is given, and includes no other file. And it is bounded: in seconds, looked at in every loop and
+call, and in characters of any text and values of any list, checked before they are made.
+"""
 import functools
 import importlib
 import json
+import re
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # Code points that stand for no character in any text.
+SECONDS = 10.0         # Of one chat; usual ones take a thousandth.
+MOST_CHARS = 2**26     # Of any text; a million tokens have a sixteenth of it.
+MOST_MADE = 2**28      # By all calls of filters together.
+MOST_VALUES = 10**6    # In any list with all that lies in it.
+MOST_NUMBER = 10**5    # As a width or count; no range is longer either.
+MOST_BITS = 4096       # Of a number that is computed.
+SOURCE_CHARS = 2**20
+# Filters that are slow by their nature, or differ from call to call.
+LEFT_OUT = ("urlize", "striptags", "wordwrap", "random", "pprint", "xmlattr")
+
+_now = threading.local()
+
+
+class TemplateRefusal(ValueError):
+  """What a template raised, or the bound that it passed."""
+
+
+def compiled(source: str, name: str = "the chat template"):
+  """Compiles a template, for `render`.
+
+  Raises:
+    ValueError: if it is no template, or too long.
+    ModuleNotFoundError: if the extra `hf` is missing.
+  """
+  if len(source) > SOURCE_CHARS:
+    raise ValueError(f"{name} has {len(source)} characters, more than {SOURCE_CHARS}; give "
+                     "another")
+  sandbox = environment()
+  _now.until, _now.made = time.monotonic() + SECONDS, 0
+  try:
+    return sandbox.from_string(source)
+  except Exception as error:  # Of the parser, and of Python's where blocks lie too deep in one another.
+    raise ValueError(f"{name} cannot be read: {_said(error)}; mend it or give another") from error
+
+
+def render(template, **values) -> str:
+  """Gives the text of a template.
+
+  Raises:
+    TemplateRefusal: for whatever it raises, and if it passes a bound.
+  """
+  _now.until, _now.made = time.monotonic() + SECONDS, 0
+  try:
+    return template.render(**values)
+  except Exception as error:  # A template may raise whatever Python does.
+    raise TemplateRefusal(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+  text = " ".join(str(error).split())
+  known = type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, TemplateRefusal))
+  return text[:300] if known and text else f"{type(error).__name__}: {text[:300]}"
 
 
 @functools.cache
 def environment():
-  """Gives the sandbox that chat templates run in, and the type of its errors.
+  """Gives the sandbox that chat templates run in.
 
   The date of today is not among what a template may use: the same data give the same ids on every day.
   """
+  parts = _jinja()
+  sandbox = _sandbox(parts)(trim_blocks=True, lstrip_blocks=True, finalize=kept,
+                            extensions=[_generation(parts), parts.extensions.loopcontrols])
+
+  def refuse(message):
+    raise parts.jinja.TemplateError(message)
+
+  def to_json(value, ensure_ascii=False, **options):
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+  sandbox.globals["raise_exception"] = refuse
+  del sandbox.globals["lipsum"]
+  sandbox.filters["tojson"] = to_json
+  for name in LEFT_OUT:
+    del sandbox.filters[name]
+  sandbox.filters.update({name: _bounded(name, one) for name, one in sandbox.filters.items()})
+  return sandbox
+
+
+def _jinja() -> SimpleNamespace:
   try:
-    jinja, sandbox = importlib.import_module("jinja2"), importlib.import_module("jinja2.sandbox")
+    jinja, sandbox, visitor = map(importlib.import_module, ("jinja2", "jinja2.sandbox", "jinja2.visitor"))
     extensions, nodes = importlib.import_module("jinja2.ext"), importlib.import_module("jinja2.nodes")
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError("chat templates need the package jinja2: pip install 'atlas_jax[hf]', or give "
                               "prompts as texts and set config.data.chat_template=None") from error
+  return SimpleNamespace(jinja=jinja, sandbox=sandbox, extensions=extensions, nodes=nodes, visitor=visitor)
 
-  class Generation(extensions.Extension):
+
+def _generation(parts):
+  class Generation(parts.extensions.Extension):
     """Puts marks around what stands in a {% generation %} block."""
 
     tags = {"generation"}
@@ -27,19 +112,204 @@ def environment():
     def parse(self, parser):
       line = next(parser.stream).lineno
       body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-      return nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+      return parts.nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
 
     def mark(self, caller):
       return OPEN + caller() + CLOSE
 
-  def refuse(message):
-    raise jinja.TemplateError(message)
+  return Generation
 
-  def to_json(value, ensure_ascii=False, **options):
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-  environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols])
-  environment.globals["raise_exception"] = refuse
-  environment.filters["tojson"] = to_json
-  return environment, jinja.TemplateError
+def _bounds(parts):
+  nodes = parts.nodes
+
+  class Bounds(parts.visitor.NodeTransformer):
+    """Puts the checks into a template: loops look at the clock, values that last are weighed."""
+
+    def __init__(self, environment):
+      self._environment = environment
+
+    def _call(self, name, args, line):
+      found = nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
+      return found.set_lineno(line, override=False).set_environment(self._environment)
+
+    def _ticking(self, node):
+      node = self.generic_visit(node)
+      tick = nodes.ExprStmt(self._call("tick", [], node.lineno), lineno=node.lineno)
+      node.body.insert(0, tick.set_environment(self._environment))
+      return node
+
+    visit_For = visit_Macro = visit_CallBlock = _ticking
+
+    def visit_Assign(self, node):
+      node = self.generic_visit(node)
+      node.node = self._call("kept", [node.node], node.lineno)
+      return node
+
+    def visit_With(self, node):
+      node = self.generic_visit(node)
+      node.values = [self._call("kept", [value], node.lineno) for value in node.values]
+      return node
+
+    def visit_Concat(self, node):
+      node = self.generic_visit(node)
+      return self._call("joined", node.nodes, node.lineno)
+
+  return Bounds
+
+
+def _sandbox(parts):
+  bounds = _bounds(parts)
+
+  class Sandbox(parts.sandbox.ImmutableSandboxedEnvironment):
+    """Checks sizes before values are made, and the clock."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    tick = staticmethod(lambda: _tick())
+    kept = staticmethod(lambda value: kept(value))
+    joined = staticmethod(lambda *values: _concat(map(str, values)))
+    concat = staticmethod(lambda pieces: _concat(pieces))
+
+    def _generate(self, source, *args, **options):
+      return super()._generate(bounds(self).visit(source), *args, **options)
+
+    def call_binop(self, context, operator, left, right):
+      _check_operation(operator, left, right)
+      return super().call_binop(context, operator, left, right)
+
+    def call(self, context, called, *args, **options):
+      _tick()
+      _check_call(called, args, options)
+      return super().call(context, called, *args, **options)
+
+  return Sandbox
+
+
+def _tick() -> None:
+  if time.monotonic() > _now.until:
+    raise TemplateRefusal(f"it takes more than {SECONDS:g} s")
+
+
+def kept(value: Any) -> Any:
+  """Gives the value; refuses one that holds, with all that lies in it, more than a template may make.
+
+  Lists that hold one list twice, whose like hold that twice, and so on, hold as much as they would print.
+  """
+  if isinstance(value, str):
+    _check_chars(len(value))
+  elif isinstance(value, list | tuple | dict | set | frozenset):
+    left, chars, number = [value], 0, 0
+    while left:
+      one = left.pop()
+      number += 1
+      if isinstance(one, str):
+        chars += len(one)
+      elif isinstance(one, dict):
+        left += one
+        left += one.values()
+      elif isinstance(one, list | tuple | set | frozenset):
+        left += one
+      if number + len(left) > MOST_VALUES:
+        raise TemplateRefusal(f"a list in it holds more than {MOST_VALUES} values")
+    _check_chars(chars)
+  return value
+
+
+def _concat(pieces) -> str:
+  found, chars = [], 0
+  for piece in pieces:
+    chars += len(piece)
+    _check_chars(chars)
+    found.append(piece)
+  return "".join(found)
+
+
+def _check_chars(chars: int) -> None:
+  if chars > MOST_CHARS:
+    raise TemplateRefusal(f"a text in it has more than {MOST_CHARS} characters")
+
+
+def _check_number(value: Any) -> None:
+  if isinstance(value, int | float) and not -MOST_NUMBER <= value <= MOST_NUMBER:
+    raise TemplateRefusal(f"it asks for a width or count of {value:.3g}, more than {MOST_NUMBER}")
+
+
+def _check_operation(operator: str, left: Any, right: Any) -> None:
+  sized = [one for one in (left, right) if isinstance(one, str | bytes | list | tuple)]
+  if operator == "%" and isinstance(left, str):
+    _check_format(left, right if isinstance(right, tuple) else (right,))
+  elif operator == "+" and len(sized) == 2:
+    _check_chars(len(left) + len(right))
+  elif operator == "*" and sized:
+    _check_chars(len(sized[0]) * max(right if sized[0] is left else left, 0) if len(sized) == 1 else 0)
+  elif operator in "**" and isinstance(left, int) and isinstance(right, int):
+    bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * abs(right)
+    if bits > MOST_BITS:
+      raise TemplateRefusal(f"it computes a number of more than {MOST_BITS} bits")
+
+
+def _check_format(text: str, values) -> None:
+  """Refuses widths in a text that values are put into; also those that stand among the values."""
+  if re.search(r"\d{6}", text):
+    raise TemplateRefusal(f"it asks for a width of more than {MOST_NUMBER}")
+  if "*" in text or re.search(r"\{[^{}]*:[^{}]*\{", text):
+    for value in values:
+      _check_number(value)
+
+
+def _check_call(called: Any, args, options) -> None:
+  for value in (*args, *options.values()):
+    kept(value)
+  method = getattr(called, "__wrapped__", called)  # The sandbox wraps `format`.
+  owner = getattr(method, "__self__", None)
+  if isinstance(owner, str | bytes | int | float | list | tuple | dict):
+    _check_use(getattr(method, "__name__", ""), owner, args, options)
+
+
+def _check_use(name: str, value: Any, args, options) -> None:
+  """Refuses a method or filter whose result would be too large; `args` are those besides the value."""
+  if name in ("format", "format_map"):
+    _check_format(str(value), (*args, *options.values()))
+    return
+  for one in (*args, *options.values()):
+    _check_number(one)
+  texts = [one for one in (*args, *options.values()) if isinstance(one, str | bytes)]
+  if isinstance(value, str | bytes):
+    _check_chars(len(value))
+    if name == "replace" and len(texts) == 2:
+      _check_chars(len(value) + (len(value) + 1) * len(texts[1]) // max(len(texts[0]), 1))
+    elif name == "expandtabs":
+      _check_chars(len(value) * max([one for one in args if isinstance(one, int)], default=8))
+    elif name == "translate":
+      longest = max([len(str(one)) for table in args[:1] for one in dict(table).values()], default=1)
+      _check_chars(len(value) * longest)
+    elif name == "indent":
+      widths = [one for one in args if type(one) is int] + [len(one) for one in texts] + [4]
+      _check_chars(len(value) * max(widths))
+  if name == "join":
+    parts = (args[0] if isinstance(value, str) else value) if args else value
+    between = value if isinstance(value, str) else (texts or [""])[0]
+    _check_chars(len(between) * (len(parts) if hasattr(parts, "__len__") else MOST_NUMBER))
+  if name in ("tojson", "indent") and value is not None:
+    wide = max([one for one in (*args, *options.values()) if type(one) is int], default=0)
+    _check_chars(wide * (len(value) if hasattr(value, "__len__") else 1))
+
+
+def _bounded(name: str, used):
+  """Gives a filter that checks what it is given, and what it gives."""
+  at = 1 if hasattr(used, "jinja_pass_arg") else 0  # The first argument is then the context.
+
+  @functools.wraps(used)
+  def bounded(*args, **options):
+    for value in args[at:]:
+      kept(value)
+    _tick()  # A lazy filter calls others for each value, and no loop of the template counts them.
+    if len(args) > at:
+      _check_use(name, args[at], args[at + 1:], options)
+    found = kept(used(*args, **options))
+    _now.made += len(found) if isinstance(found, str) else 0
+    if _now.made > MOST_MADE:
+      raise TemplateRefusal(f"its filters make more than {MOST_MADE} characters")
+    return found
+
+  return bounded

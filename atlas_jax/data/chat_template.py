@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlas_jax.data import chat_sandbox, problems
 from atlas_jax.data import messages as chat_messages
-from atlas_jax.data import problems
-from atlas_jax.data.chat_sandbox import CLOSE, OPEN, environment
+from atlas_jax.data.chat_sandbox import CLOSE, OPEN
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.files import inventory, json_file, tokenizer_json
+from atlas_jax.files.damage import Damaged, told
 
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
+REMEDY = "fetch it again, or name another folder with config.data.chat_template"
 PLAIN = "\ufdd2"  # A code point that stands for no character in any text, as OPEN and CLOSE.
 
 
@@ -38,27 +41,24 @@ class Template:
   """
 
   def __init__(self, source: str, *, specials: Mapping[str, int],
-               values: Mapping[str, Any] = problems.NOTHING):
+               values: Mapping[str, Any] = problems.NOTHING, name: str = "the chat template"):
     """Compiles a template.
 
     Args:
       source: Jinja; what stands in {% generation %} blocks, if it has any, is what the assistant wrote.
       specials: special token -> id.
       values: what the template may use besides messages, such as bos_token or enable_thinking.
+      name: what messages call it.
 
     Raises:
       ValueError: if the template cannot be read.
       ModuleNotFoundError: if the extra `hf` is missing.
     """
-    self.source, self._values, self._specials = source, dict(values), dict(specials)
+    self.source, self._values, self._specials, self._name = source, dict(values), dict(specials), name
     self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
     longest_first = sorted(self._specials, key=len, reverse=True)
     self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-    sandbox, self._error = environment()
-    try:
-      self._template = sandbox.from_string(source)
-    except self._error as error:
-      raise ValueError(f"the chat template cannot be read: {error}; mend it or give another") from error
+    self._template = chat_sandbox.compiled(source, name)
 
   def render(self, messages: Sequence[Mapping], *, add_generation_prompt: bool = False, **values) -> str:
     """Gives the text of a chat.
@@ -83,14 +83,14 @@ class Template:
     if called:
       shown = [chat_messages.with_arguments(one, as_text=self._arguments_are_text) for one in shown]
     try:
-      return self._template.render(messages=shown, add_generation_prompt=add_generation_prompt,
-                                   **{**self._values, **values})
-    except (self._error, TypeError) as error:
+      return chat_sandbox.render(self._template, messages=shown, **{**self._values, **values},
+                                 add_generation_prompt=add_generation_prompt)
+    except chat_sandbox.TemplateRefusal as error:
       others = [message["role"] for message in messages if message["role"] not in ("system", "developer")]
       first = ""
       if others[:1] == ["assistant"]:
         first = "; they begin with the assistant's: put a user's before it, or give it 'weight' 0"
-      raise ValueError(f"the chat template refuses the messages: {error}{first}; change them, or set what it "
+      raise ValueError(f"{self._name} refuses the messages: {error}{first}; change them, or set what it "
                        "lacks with config.data.template_values") from error
 
   @functools.cached_property
@@ -102,8 +102,8 @@ class Template:
     call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
-      text = self._template.render(messages=chat, add_generation_prompt=False, **self._values)
-    except (self._error, TypeError):
+      text = chat_sandbox.render(self._template, messages=chat, add_generation_prompt=False, **self._values)
+    except chat_sandbox.TemplateRefusal:
       return True
     return "{'a': 'b'}" in text
 
@@ -287,33 +287,43 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   """
   path = _download(folder[3:]) if folder.startswith("hf:") else pathlib.Path(folder).expanduser()
   path = path.parent if path.is_file() else path
-  settings, content = _json(path / "tokenizer_config.json"), _json(path / "tokenizer.json")
+  if path.is_dir():
+    inventory.check_sealed(path, remedy=REMEDY)
+  settings, file = _json(path / "tokenizer_config.json"), path / "tokenizer.json"
+  content = tokenizer_json.read(file, remedy=REMEDY) if file.is_file() else {"added_tokens": []}
   parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   if '"Metaspace"' in parts or '"Prepend"' in parts:
     raise ValueError(f"{path / 'tokenizer.json'} puts a space before every text it is given, so the parts of "
                      f"a chat cannot be encoded by themselves; use a byte-level one, as of Llama 3 or Qwen")
-  source = _source(path, settings)
+  source, file = _source(path, settings)
   if not source:
     raise ValueError(f"{path} has no chat template in {', '.join(FILES[:3])}; put one there as {FILES[0]}, "
                      f"or give prompts as texts and set config.data.chat_template=None")
-  specials = {token["content"]: token["id"] for token in content.get("added_tokens") or []
-              if token.get("special")}
-  tokens = {name: value["content"] if isinstance(value, dict) else value
+  specials = {token["content"]: token["id"] for token in content["added_tokens"] if token.get("special")}
+  tokens = {name: value.get("content", "") if isinstance(value, dict) else value
             for name, value in settings.items() if name.endswith("_token") and isinstance(value, str | dict)}
-  return Template(source, specials=specials, values={**tokens, **values})
+  return Template(source, specials=specials, values={**tokens, **values}, name=f"the chat template {file}")
 
 
-def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> str | None:
-  if (path / FILES[0]).is_file():
-    return (path / FILES[0]).read_text(encoding="utf-8")
-  source = _json(path / FILES[1]).get("chat_template") or settings.get("chat_template")
+def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None, pathlib.Path]:
+  file = path / FILES[0]
+  if file.is_file():
+    with told(file, "is no text", REMEDY):
+      return file.read_bytes().decode("utf-8"), file
+  file = path / FILES[1]
+  source = _json(file).get("chat_template")
+  if not source:
+    file, source = path / FILES[2], settings.get("chat_template")
   if isinstance(source, list):
-    source = next((one["template"] for one in source if one["name"] == "default"), None)
-  return source
+    named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
+    source = named[0].get("template") if named else None
+  if source is not None and not isinstance(source, str):
+    raise Damaged(file, f"its chat_template is {type(source).__name__}; it must be a text", REMEDY)
+  return source, file
 
 
 def _json(file: pathlib.Path) -> dict:
-  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+  return json_file.read(file, remedy=REMEDY) if file.is_file() else {}
 
 
 def _download(name: str) -> pathlib.Path:

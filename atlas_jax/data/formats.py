@@ -4,13 +4,15 @@ What cannot be read is reported to `faults` with file and line, and skipped.
 """
 import gzip
 import importlib
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from absl import logging
+
+from atlas_jax.files import json_lines, parquet
+from atlas_jax.files.damage import Damaged
 
 PLAIN = (".txt", ".text", ".md", ".rst", ".tex", ".py")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -77,6 +79,9 @@ def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> I
     ValueError: if a Parquet file has no such column.
   """
   faults.files += 1
+  if not file.stat().st_size:
+    faults.skip(name, "empty", whole_file=True)
+    return
   kind = file.with_suffix("").suffix if file.suffix in COMPRESSED[1:] else file.suffix
   rows = {**dict.fromkeys(JSON_LINES, _json_lines), **dict.fromkeys(PARQUET, _parquet),
           **dict.fromkeys(ARRAY_RECORD, _array_record)}.get(kind, _plain)
@@ -126,32 +131,28 @@ def _json_lines(name, file, text_field, faults):
     if not line.strip():
       continue
     try:
-      record = json.loads(line)
-    except ValueError as error:
-      faults.skip(where, f"not JSON: {error}")
+      record = json_lines.parse(file, number, line, nan=True)
+    except Damaged as error:
+      faults.skip(where, error.why)
       continue
-    if isinstance(record, dict) and text_field in record:
+    if text_field in record:
       yield where, record[text_field]
     else:
       faults.skip(where, f"no field {text_field!r} (config.data.text_field)")
 
 
 def _parquet(name, file, text_field, faults):
-  parquet, arrow = need("pyarrow.parquet", f"{file}"), need("pyarrow", f"{file}")
+  need("pyarrow.parquet", f"{file}")
   try:
-    table = parquet.ParquetFile(file)
-    if text_field not in table.schema_arrow.names:
-      raise LookupError(f"config.data.text_field={text_field!r} is no column of {file}; it has "
-                        f"{', '.join(table.schema_arrow.names)}")
-    row = 0
-    for batch in table.iter_batches(columns=[text_field]):
-      for value in batch.column(0).to_pylist():
-        row += 1
-        yield f"{name}:{row}", value
-  except arrow.ArrowInvalid as error:
-    raise EOFError(error) from error
-  except LookupError as error:
-    raise ValueError(error.args[0]) from error
+    columns = parquet.columns(file)
+    if text_field in columns:
+      for number, row in enumerate(parquet.rows(file, [text_field]), start=1):
+        yield f"{name}:{number}", row[text_field]
+  except Damaged as error:
+    raise EOFError(error.why) from error
+  if text_field not in columns:
+    raise ValueError(f"config.data.text_field={text_field!r} is no column of {file}; it has "
+                     f"{', '.join(columns)}")
 
 
 def _array_record(name, file, text_field, faults):

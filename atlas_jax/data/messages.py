@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas_jax.data import json_text
+from atlas_jax.files import json_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What ShareGPT calls who speaks; a "function_call" is the assistant's and holds the call as JSON.
@@ -48,7 +48,7 @@ def is_chat(value: Any) -> bool:
     return False
   try:
     found = json.loads(value)
-  except ValueError:
+  except (ValueError, RecursionError):
     return AS_PYTHON.match(value) is not None
   return isinstance(found, list) and bool(found) and all(
       isinstance(one, dict) and ("role" in one or "from" in one) for one in found)

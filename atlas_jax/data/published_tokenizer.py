@@ -1,9 +1,9 @@
 """A run's tokenizer as the files that transformers reads, the mark of documents among its special tokens."""
-import json
 import pathlib
-import shutil
 
-from atlas_jax.data.tokenizer import BYTE_OF_CHAR, MARKER
+from atlas_jax.data.tokenizer import BYTE_OF_CHAR, marker_of
+from atlas_jax.files import inventory, tokenizer_json
+from atlas_jax.files import write as write_file
 
 DOC = "<|document|>"  # What the mark is called where a tokenizer has no name for it.
 # What stands beside a tokenizer.json, chat templates among it.
@@ -17,8 +17,8 @@ def travel(source, folder) -> None:
   source, folder = pathlib.Path(source), pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for name in BESIDE:
-    if (source / name).is_file() and source.resolve() != folder.resolve():
-      shutil.copyfile(source / name, folder / name)
+    if (source / name).is_file():
+      write_file.copy(source / name, folder / name)
 
 
 def write(folder, saved, *, max_tokens: int) -> None:
@@ -30,22 +30,24 @@ def write(folder, saved, *, max_tokens: int) -> None:
     max_tokens: the longest text the model is meant for, for a tokenizer that has no config yet.
   """
   saved, folder = pathlib.Path(saved), pathlib.Path(folder)
-  marker = json.loads((saved / MARKER).read_text(encoding="utf-8"))
+  inventory.check_sealed(saved)
+  marker = marker_of(saved)
   travel(saved, folder)
   if marker["kind"] == "sentencepiece":
-    shutil.copyfile(saved / marker["file"], folder / marker["file"])
+    write_file.copy(saved / marker["file"], folder / marker["file"])
     return
   if marker["kind"] == "byte":
     content = byte_level()
   else:
-    content = json.loads((saved / marker["file"]).read_text(encoding="utf-8"))
+    content = tokenizer_json.read(saved / marker["file"])
     if marker["doc_id"] is not None:  # One of its own.
-      shutil.copyfile(saved / marker["file"], folder / "tokenizer.json")
+      write_file.copy(saved / marker["file"], folder / "tokenizer.json")
       return
-    content["added_tokens"] = [*(content.get("added_tokens") or ()), _special(_next_id(content))]
-  _write_json(folder / "tokenizer.json", content)
+    content["added_tokens"] = [*content["added_tokens"], _special(
+        tokenizer_json.largest_id(saved / marker["file"], content) + 1)]
+  write_file.json(folder / "tokenizer.json", content)
   if not (folder / "tokenizer_config.json").is_file():
-    _write_json(folder / "tokenizer_config.json", {
+    write_file.json(folder / "tokenizer_config.json", {
         "tokenizer_class": CLASS, "bos_token": DOC, "eos_token": DOC, "model_max_length": max_tokens,
         "clean_up_tokenization_spaces": False})
 
@@ -65,13 +67,3 @@ def byte_level() -> dict:
 def _special(number: int) -> dict:
   return {"id": number, "content": DOC, "single_word": False, "lstrip": False, "rstrip": False,
           "normalized": False, "special": True}
-
-
-def _next_id(content: dict) -> int:
-  """Gives the id behind all others, which `Tokenizer` gives the mark."""
-  added = [token["id"] for token in content.get("added_tokens") or ()]
-  return max([*content["model"]["vocab"].values(), *added]) + 1
-
-
-def _write_json(file: pathlib.Path, content: dict) -> None:
-  file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

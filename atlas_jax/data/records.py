@@ -8,13 +8,13 @@ import io
 import json
 import pathlib
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from atlas_jax.data import formats, json_text
+from atlas_jax.data import formats
+from atlas_jax.files import json_text, parquet
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}  # What stands between two cells.
@@ -47,7 +47,16 @@ def read(name: str, *, split: str = "train", download: bool = False) -> Iterator
   if name.startswith("hf:"):
     yield from _hugging_face(name, split, download)
     return
-  for file in files(name):
+  found = files(name)
+  empty = [file for file in found if not file.stat().st_size]
+  if len(empty) == len(found):
+    raise ValueError(f"config.data.files={name!r}: {_of(empty, found)} empty (0 bytes): "
+                     f"{_shown(empty)}; write them again, or name others")
+  if empty:
+    _tell_empty(_of(empty, found), _shown(empty))
+  for file in found:
+    if file in empty:
+      continue
     if file.suffix in TABLES:
       yield from _table(file, TABLES[file.suffix])
     else:
@@ -94,6 +103,19 @@ def _tell_left_out(folder: str, left_out: tuple[str, ...]) -> None:
                     len(left_out), ", ".join(KINDS), ", ".join(left_out[:SHOWN]))
 
 
+def _of(some: list, others: list) -> str:
+  return f"{len(some)} of {len(others)} files {'is' if len(some) == 1 else 'are'}"
+
+
+def _shown(some: list[pathlib.Path]) -> str:
+  return ", ".join(map(str, some[:SHOWN])) + (f" and {len(some) - SHOWN} more" if some[SHOWN:] else "")
+
+
+@functools.cache
+def _tell_empty(how_many: str, which: str) -> None:
+  logging.warning("%s empty (0 bytes) and give no rows: %s", how_many, which)
+
+
 def _json_lines(file: pathlib.Path) -> Iterator[Record]:
   number = 0
   try:
@@ -128,7 +150,7 @@ def _is_lines(text: str) -> bool:
   if not first.startswith("{") or not more.strip():
     return False
   try:
-    return isinstance(json.loads(first), dict)
+    return isinstance(json_text.parse(first, nan=True), dict)
   except ValueError:
     return False
 
@@ -162,19 +184,10 @@ def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
 
 
 def _parquet(file: pathlib.Path) -> Iterator[Record]:
-  parquet, arrow = formats.need("pyarrow.parquet", f"{file}"), formats.need("pyarrow", f"{file}")
-  number = 0
-  try:
-    opened = parquet.ParquetFile(file)
-    twice = [column for column, count in Counter(opened.schema_arrow.names).items() if count > 1]
-    if twice:
-      raise ValueError(f"{file}: has {twice[0]!r} twice among its columns; keep one of them")
-    for batch in opened.iter_batches():
-      for row in batch.to_pylist():
-        number += 1
-        yield Record(f"{file}:{number}", row)
-  except arrow.ArrowInvalid as error:
-    raise ValueError(f"{file}: not a whole Parquet file ({error}); write it again") from error
+  formats.need("pyarrow.parquet", f"{file}")
+  parquet.columns(file)
+  for number, row in enumerate(parquet.rows(file), start=1):
+    yield Record(f"{file}:{number}", row)
 
 
 def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
@@ -203,7 +216,7 @@ def _text(where: str, data: bytes) -> str:
 
 def _parsed(where: str, text: str) -> Any:
   try:
-    return json_text.parse(text)
+    return json_text.parse(text, nan=True)  # Python writes NaN in columns that nobody may read.
   except json.JSONDecodeError as error:
     raise ValueError(f"{where}: not JSON ({error}); mend or delete it") from error
   except ValueError as error:

@@ -1,9 +1,11 @@
 """Tokenised corpora: built once, in memory when small, else in a cache of memory-mapped arrays.
 
 A cache entry is a folder named by what decides its content; it appears whole or not at all, so several
-processes may build it at once.
+processes may build it at once. Its manifest has the checksum of every file and of itself, compared at every
+start; a damaged entry is moved aside and made anew.
 """
 import array
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,7 +13,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,14 @@ from absl import logging
 from atlas_jax.data import formats
 from atlas_jax.data.corpus import Corpus
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.files import arrays, inventory, json_file, write
+from atlas_jax.files.damage import Damaged
 
-_PARSING = threading.Lock()
-
+MANIFEST, PARTS = "manifest.json", ("lengths", "split", "names")
+REMEDY = "delete that folder, it is then made again"
 IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: it is read in a second.
 BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
-FORMAT = 1
+FORMAT = 2
 
 
 class Store(NamedTuple):
@@ -66,9 +69,15 @@ def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_inp
   folder.parent.mkdir(parents=True, exist_ok=True)
   with open(f"{folder}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine build once; others at worst build the same.
-    if not folder.exists():
-      _build_cache(corpus, tokenizer, folder, bad_input_frac)
-  return _open_cache(folder)
+    if folder.exists():
+      try:
+        return _open_cache(folder)
+      except Damaged as error:
+        aside = _set_aside(folder)
+        logging.warning("%s: %s; the cache is made anew, and the damaged one kept as %s", error.file,
+                        error.why, aside)
+    _build_cache(corpus, tokenizer, folder, bad_input_frac)
+    return _open_cache(folder)
 
 
 def cache_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | None) -> pathlib.Path:
@@ -133,12 +142,13 @@ def _build_cache(corpus, tokenizer, folder: pathlib.Path, bad_input_frac: float)
   try:
     with open(scratch / "ids.bin", "wb+") as file:
       store = _build(corpus, tokenizer, file, bad_input_frac)
-    for name in ("lengths", "split", "names"):
-      np.save(scratch / f"{name}.npy", getattr(store, name))
-    manifest = {**store.manifest, "format": FORMAT, "dtype": store.ids.dtype.name}
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for name in PARTS:
+      write.whole(scratch / f"{name}.npy", arrays.npy_bytes(getattr(store, name)))
+    files = inventory.take(scratch, ("ids.bin", *(f"{name}.npy" for name in PARTS)))
+    manifest = {**store.manifest, "format": FORMAT, "dtype": store.ids.dtype.name, "checksums": files}
+    write.json(scratch / MANIFEST, json_file.sealed(manifest))
     try:
-      scratch.rename(folder)
+      write.folder(scratch, folder)
     except OSError:
       if not folder.exists():  # Else another machine was first, with the same content.
         raise
@@ -146,20 +156,33 @@ def _build_cache(corpus, tokenizer, folder: pathlib.Path, bad_input_frac: float)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _set_aside(folder: pathlib.Path) -> pathlib.Path:
+  """Moves a damaged entry away, in the place of one that was moved before."""
+  aside = folder.with_name(f"{folder.name}.damaged")
+  shutil.rmtree(aside, ignore_errors=True)
+  with contextlib.suppress(FileNotFoundError):  # Another machine was first.
+    folder.rename(aside)
+  return aside
+
+
 def _open_cache(folder: pathlib.Path) -> Store:
-  """Maps a cache entry, checking that its files are those its manifest describes."""
-  try:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    dtype = np.dtype(manifest.pop("dtype"))
-    # NumPy parses headers as Python, which threads of Python 3.11 must not do at once (SystemError).
-    with _PARSING:
-      lengths, split, names = (np.load(folder / f"{name}.npy") for name in ("lengths", "split", "names"))
-    n_bytes = (folder / "ids.bin").stat().st_size
-    if not manifest.pop("format") == FORMAT or len(lengths) != manifest["documents"] or (
-        n_bytes != lengths.sum() * dtype.itemsize):
-      raise ValueError(f"its ids.bin has {n_bytes} bytes, its lengths say {lengths.sum() * dtype.itemsize}")
-    ids = np.memmap(folder / "ids.bin", dtype, "r")
-  except (OSError, KeyError, ValueError) as error:
-    raise ValueError(f"the token cache {folder} is damaged ({error}); delete that folder, "
-                     f"it is then made again") from error
+  """Maps a cache entry, checking that its files are those its manifest describes.
+
+  Raises:
+    Damaged: naming the file whose contents are not what was written.
+  """
+  file = folder / MANIFEST
+  if not file.is_file():
+    raise Damaged(file, "is missing", REMEDY)
+  manifest = json_file.read_sealed(file, remedy=REMEDY, needed=True)
+  if manifest.pop("format", None) != FORMAT:
+    raise Damaged(file, "is of another version of the program", REMEDY)
+  inventory.check(folder, manifest.pop("checksums", None), named_by=file, remedy=REMEDY)
+  dtype = np.dtype(manifest.pop("dtype"))
+  lengths, split, names = (arrays.read(folder / f"{name}.npy", axes=1, remedy=REMEDY) for name in PARTS)
+  n_bytes = (folder / "ids.bin").stat().st_size
+  if len(lengths) != manifest["documents"] or n_bytes != lengths.sum() * dtype.itemsize:
+    raise Damaged(folder / "ids.bin", f"has {n_bytes} bytes, its lengths say "
+                  f"{lengths.sum() * dtype.itemsize}", REMEDY)
+  ids = np.memmap(folder / "ids.bin", dtype, "r")
   return Store(ids, np.cumsum(lengths) - lengths, lengths, split, names, manifest)

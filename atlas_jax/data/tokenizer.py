@@ -8,13 +8,18 @@ import hashlib
 import importlib
 import json
 import pathlib
-import shutil
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
+from atlas_jax.files import inside, inventory, json_file, tokenizer_json, write
+from atlas_jax.files.damage import Damaged, told
+
 MARKER = "atlas_tokenizer.json"
+REMEDY = "fetch or save it again, or name another with config.data.tokenizer"
+SPREAD = 64  # Ids are below so many times their number.
 FORMS = ("'byte', a tokenizer.json, a SentencePiece .model, a folder holding either, "
          "or 'hf:NAME' for one on the Hugging Face hub")
 
@@ -111,8 +116,7 @@ class TableTokenizer:
     """Copies the file and writes what `load(folder)` needs."""
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     target = pathlib.Path(folder) / ("tokenizer.json" if self._kind == "hf" else "tokenizer.model")
-    if target.resolve() != self._file.resolve():
-      shutil.copyfile(self._file, target)
+    write.copy(self._file, target)
     _write_marker(folder, kind=self._kind, file=target.name, doc_id=None if self._appended else self.doc_id)
 
 
@@ -181,14 +185,14 @@ def train_bpe(texts: Iterable[bytes], *, vocab_size: int, folder) -> Tokenizer:
     raise ValueError(f"vocab_size={vocab_size} needs more text: this has merges for "
                      f"{model.get_vocab_size() + 1}; lower it to that, or give more text")
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-  model.save(str(pathlib.Path(folder) / "tokenizer.json"))
+  write.whole(pathlib.Path(folder) / "tokenizer.json", model.to_str(pretty=True))
   return _from_folder(pathlib.Path(folder))
 
 
 def _from_folder(folder: pathlib.Path) -> Tokenizer:
-  marker = folder / MARKER
-  if marker.is_file():
-    saved = json.loads(marker.read_text(encoding="utf-8"))
+  inventory.check_sealed(folder, remedy=REMEDY)
+  if (folder / MARKER).is_file():
+    saved = marker_of(folder)
     if saved["kind"] == "byte":
       return ByteTokenizer()
     return _from_file(folder / saved["file"], saved["doc_id"])
@@ -205,16 +209,15 @@ def _from_file(file: pathlib.Path, doc: int | str | None) -> Tokenizer:
 
 def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   tokenizers = _need("tokenizers")
-  try:
+  content = tokenizer_json.read(file, remedy=REMEDY)
+  added = {token["id"]: token for token in content["added_tokens"]}
+  with told(file, "is not a tokenizer.json", REMEDY):
     model = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as error:  # The library raises bare Exception for a file it cannot read.
-    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a tokenizer.json ({error})") from error
-  model.no_truncation()
-  model.no_padding()
-  model.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of it.
-  content = json.loads(file.read_text(encoding="utf-8"))
-  added = {token["id"]: token for token in content.get("added_tokens") or []}
-  vocab = {i: token for token, i in model.get_vocab(with_added_tokens=True).items()}
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of it.
+    vocab = {i: token for token, i in model.get_vocab(with_added_tokens=True).items()}
+  _check_ids(file, vocab)
   byte_level = "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
   table = []
   for i in range(max(vocab) + 1):
@@ -223,21 +226,46 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
     else:
       table.append(_token_bytes(vocab.get(i, ""), byte_level))
   doc_id = model.token_to_id(doc) if isinstance(doc, str) else doc
-  encode = lambda texts: [one.ids for one in model.encode_batch(texts, add_special_tokens=False)]
+  _check_doc(file, doc_id, len(table))
+
+  def encode(texts):
+    with told(file, "cannot encode a text", REMEDY):
+      return [one.ids for one in model.encode_batch(texts, add_special_tokens=False)]
+
   return TableTokenizer(encode, table, doc_id, file, "hf")
+
+
+def _check_ids(file, vocab: dict[int, str]) -> None:
+  if not vocab:
+    raise Damaged(file, "has no tokens", REMEDY)
+  if max(vocab) >= tokenizer_json.MOST_IDS or max(vocab) > SPREAD * len(vocab):
+    raise Damaged(file, f"has {len(vocab)} tokens with ids up to {max(vocab)}; they count from 0", REMEDY)
+
+
+def _check_doc(file, doc_id, n_ids: int) -> None:
+  if doc_id is not None and not json_file.is_int(doc_id, 0, n_ids - 1):
+    raise Damaged(file, f"its token of documents is {doc_id!r}, and it has ids 0 to {n_ids - 1}", REMEDY)
 
 
 def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   sentencepiece = _need("sentencepiece")
-  try:
-    model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-  except (OSError, RuntimeError) as error:
-    raise ValueError(f"config.data.tokenizer={str(file)!r} is not a SentencePiece model ({error})") from error
-  table = [b"" if model.is_control(i) or model.is_unused(i) else _token_bytes(model.id_to_piece(i), False)
-           for i in range(model.get_piece_size())]
-  eos = model.eos_id() if model.eos_id() >= 0 else None
+  what = "is not a SentencePiece model"
+  if not file.stat().st_size:
+    raise Damaged(file, f"{what} (0 bytes)", REMEDY)
+  with told(file, what, REMEDY):
+    model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+    table = [b"" if model.is_control(i) or model.is_unused(i) else _token_bytes(model.id_to_piece(i), False)
+             for i in range(model.get_piece_size())]
+    eos = model.eos_id() if model.eos_id() >= 0 else None
   assert not isinstance(doc, str)
-  return TableTokenizer(model.encode, table, eos if doc is None else doc, file, "sentencepiece")
+  doc_id = eos if doc is None else doc
+  _check_doc(file, doc_id, len(table))
+
+  def encode(texts):
+    with told(file, "cannot encode a text", REMEDY):
+      return model.encode(texts)
+
+  return TableTokenizer(encode, table, doc_id, file, "sentencepiece")
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -253,7 +281,7 @@ BYTE_OF_CHAR = _byte_of_char()
 def _token_bytes(token: str, byte_level: bool) -> bytes:
   if byte_level and all(char in BYTE_OF_CHAR for char in token):
     return bytes(BYTE_OF_CHAR[char] for char in token)
-  if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+  if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
     return bytes([int(token[3:5], 16)])
   return token.replace("\u2581", " ").encode()
 
@@ -262,15 +290,37 @@ def _eos_of(folder: pathlib.Path) -> str | None:
   """Gives the eos token that the files beside a tokenizer.json name, if any."""
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     if (folder / name).is_file():
-      eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+      eos = json_file.read(folder / name, remedy=REMEDY).get("eos_token")
+      eos = eos.get("content") if isinstance(eos, dict) else eos
+      if eos is not None and not isinstance(eos, str):
+        raise Damaged(folder / name, f"eos_token={str(eos)[:60]} must be the text of a token", REMEDY)
       if eos:
-        return eos["content"] if isinstance(eos, dict) else eos
+        return eos
   return None
+
+
+def marker_of(folder) -> dict:
+  """Reads the MARKER of a folder that `Tokenizer.save` wrote: kind, file and doc_id, checked.
+
+  Raises:
+    Damaged: naming the file.
+  """
+  marker = pathlib.Path(folder) / MARKER
+  saved = json_file.read(marker, remedy=REMEDY)
+  kinds = ("byte", "hf", "sentencepiece")
+  json_file.field(marker, saved, "kind", lambda kind: kind in kinds, f"one of {', '.join(kinds)}")
+  if saved["kind"] != "byte":
+    file = inside.path(folder, saved.get("file"), named_by=marker, remedy=REMEDY)
+    if not file.is_file():
+      raise Damaged(file, f"is missing, and {MARKER} names it", REMEDY)
+    json_file.field(marker, saved, "doc_id", lambda one: one is None or json_file.is_int(one),
+                    "null, or the id of the token of documents", remedy=REMEDY)
+  return saved
 
 
 def _write_marker(folder, **fields) -> None:
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-  (pathlib.Path(folder) / MARKER).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+  write.json(pathlib.Path(folder) / MARKER, fields)
 
 
 def _need(module: str):

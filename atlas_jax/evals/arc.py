@@ -17,6 +17,7 @@ import numpy as np
 
 from atlas_jax.evals import EvalOut, puzzles, voting
 from atlas_jax.evals.solver import Result
+from atlas_jax.files import write
 from atlas_jax.parallel import hosts
 
 BLANK_ID = 0  # The name of padding.
@@ -149,7 +150,7 @@ def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str
   inputs = {task: [np.asarray(pair["input"]) for pair in found["test"]] for task, found in tasks.items()}
   for file, source in ((SUBMISSION, votes), (ACCUMULATED_SUBMISSION, everything)):
     content = json.dumps(voting.submission(source, inputs, rule=rule))
-    voting.write_whole(folder / file, content.encode())
+    write.whole(folder / file, content)
   return scalars | _scores("ARC/accumulated", everything, reached, leaked, rule)
 
 

@@ -4,7 +4,6 @@ The file is written by scripts/record_baseline.py, as JSON: "bits_per_byte", "lo
 -> nats), "params", "command", "date", and "setting", all that a run must share for them to be compared with
 its own; its parameters must be as many within ALIKE.
 """
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 
 from atlas_jax import tree
 from atlas_jax.evals import EvalOut, perplexity
+from atlas_jax.files import json_file
+from atlas_jax.files.damage import Damaged
 
 FIELD = "config.eval.baseline"
 ALIKE = 0.011  # Share by which two models may differ in parameters.
@@ -42,14 +43,16 @@ def read(path: str) -> Baseline:
   if not file.is_file():
     raise ValueError(f"{told} is no file; {remedy}")
   try:
-    found = Baseline(**json.loads(file.read_text(encoding="utf-8")))
+    found = Baseline(**json_file.read(file))
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{told} is no file of recorded figures ({error}); {remedy}") from error
+    why = error.why if isinstance(error, Damaged) else error
+    raise ValueError(f"{told} is no file of recorded figures ({why}); {remedy}") from error
   numbers = [found.bits_per_byte]
   if isinstance(found.loss_nats_by_position, dict):
     numbers += found.loss_nats_by_position.values()
   kinds = zip(found, (int | float, dict, int, str, str, dict))
-  if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_number, numbers)):
+  if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_number, numbers)) or (
+      not json_file.is_int(found.params, 1, 2**53)):
     raise ValueError(f"{told} holds no figures where they are expected; {remedy}")
   known = perplexity.bucket_names(perplexity.bucket_starts())
   if strange := sorted(set(found.loss_nats_by_position) - set(known)):

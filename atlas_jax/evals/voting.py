@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atlas_jax.files import json_file, write
+from atlas_jax.files.damage import Damaged
+
 RULES = ("count", "noisy_or")
 PASS_AT = (1, 2, 5, 10, 100, 1000)
 ATTEMPTS = 2  # What ARC allows per test input.
@@ -147,7 +150,7 @@ class Votes:
     path = pathlib.Path(path)
     tasks = {task: {text: [[prediction, *tally] for prediction, tally in tallies.items()]
                     for text, tallies in inputs.items()} for task, inputs in self._tallies.items()}
-    write_whole(path, gzip.compress(json.dumps({"tasks": tasks}).encode(), 6, mtime=0))
+    write.whole(path, gzip.compress(json.dumps({"tasks": tasks}).encode(), 6, mtime=0))
 
 
 def load(path) -> Votes:
@@ -158,12 +161,17 @@ def load(path) -> Votes:
   """
   votes = Votes()
   try:
-    for task, inputs in json.loads(gzip.decompress(pathlib.Path(path).read_bytes()))["tasks"].items():
+    content = gzip.decompress(pathlib.Path(path).read_bytes())
+    for task, inputs in json_file.parse(path, content)["tasks"].items():
       for input_text, tallies in inputs.items():
         for prediction, count, q_sum, log_miss in tallies:
+          if not (json_file.is_int(count, 1) and json_file.is_real(q_sum, 0, count + 1e-6)
+                  and json_file.is_real(log_miss, -1e6, 0) and isinstance(prediction, str)):
+            raise ValueError(f"the votes for {task!r} are {[prediction, count, q_sum, log_miss]!r:.80}")
           votes._add(task, input_text, prediction, Tally(count, q_sum, log_miss))
   except _NOT_VOTES as error:
-    raise ValueError(f"{path} is no file of votes ({error}); delete it and evaluate that step "
+    why = error.why if isinstance(error, Damaged) else error
+    raise ValueError(f"{path} is no file of votes ({why}); delete it and evaluate that step "
                      "again") from error
   return votes
 
@@ -175,13 +183,6 @@ def merged(parts: Iterable[Votes]) -> Votes:
     for task, input_text, prediction, tally in part._items():
       whole._add(task, input_text, prediction, tally)
   return whole
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file such that a run that is stopped meanwhile leaves the old one or none."""
-  part = path.with_name(f"{path.name}.part")
-  part.write_bytes(content)
-  part.replace(path)
 
 
 def solved_at(votes: Votes, task: str, pairs, rule: str = "count") -> list[int | None]:

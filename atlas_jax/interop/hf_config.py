@@ -3,14 +3,26 @@
 Both spellings are read: rope settings and dtype at the top level (`rope_theta`, `rope_scaling`,
 `torch_dtype`), and the later one (`rope_parameters`, `dtype`).
 """
-import json
+import functools
 import pathlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+from atlas_jax.files import inventory, json_file
+from atlas_jax.files.damage import Damaged
 from atlas_jax.interop import names
 from atlas_jax.interop.names import atlas
 from atlas_jax.models import rope
 
+AGAIN = "fetch it again, or name another model"
+# Settings that are read, by what they must be; the largest numbers are beyond every model.
+SIZES = {"vocab_size": 2**24, "hidden_size": 2**20, "num_attention_heads": 2**16, "num_hidden_layers": 2**14,
+         "num_key_value_heads": 2**16, "head_dim": 2**16, "intermediate_size": 2**24,
+         "max_position_embeddings": 2**31}
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+LISTS, GROUPS = ("architectures", "layer_types"), ("rope_parameters", "rope_scaling")
+NUMBERS = {"rms_norm_eps": (0, 1), "partial_rotary_factor": (0, 1)}
 ROPE_BASE = 10_000.0  # What a config that names no base means.
 REFUSED = {  # Settings that change what a model computes, and the values under which they do not.
     "hidden_act": ("silu", "swish"), "use_sliding_window": (False,), "partial_rotary_factor": (1, 1.0),
@@ -30,6 +42,7 @@ def read(file) -> tuple[ModuleType, dict]:
     ValueError: naming the file and the setting that is missing, wrong or not supported.
   """
   settings = read_json(file)
+  _check_kinds(settings, file)
   architectures = settings.get("architectures") or [None]
   family = names.find(architectures[0], settings.get("model_type"), file)
   _refuse(settings, file)
@@ -41,17 +54,18 @@ def read(file) -> tuple[ModuleType, dict]:
 
   filled = {**family.DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
   width, heads = need("hidden_size"), need("num_attention_heads")
-  head_dim = filled["head_dim"]
+  head_dim, kv_heads = filled["head_dim"], settings.get("num_key_value_heads") or heads
   if head_dim is None and width % heads:
     raise ValueError(f"{file} has no 'head_dim', and hidden_size={width} is not a multiple of "
                      f"num_attention_heads={heads}")
+  _check_heads(heads, kv_heads, head_dim or width // heads, file)
   base, scaling = _rope(settings, file)
   learned = {"learned_positions": need("max_position_embeddings")} if family is atlas else {}
   return family, dict(
       vocab_size=need("vocab_size"), width=width, depth=need("num_hidden_layers"), heads=heads,
-      kv_heads=settings.get("num_key_value_heads") or heads, head_dim=head_dim or width // heads,
+      kv_heads=kv_heads, head_dim=head_dim or width // heads,
       ff_width=need("intermediate_size"), rope_base=base, rope_scaling=scaling,
-      tied=bool(settings.get("tie_word_embeddings")), norm_eps=settings.get("rms_norm_eps", 1e-6),
+      tied=bool(settings.get("tie_word_embeddings")), norm_eps=filled.get("rms_norm_eps", 1e-6),
       **learned, **family.biases(filled))
 
 
@@ -110,18 +124,48 @@ def read_json(file) -> dict:
   file = pathlib.Path(file)
   if not file.is_file():
     raise ValueError(f"{file} is missing; a model's folder has config.json beside its safetensors")
-  try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is not JSON ({error})") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object")
-  return content
+  inventory.check_sealed(file.parent)
+  return json_file.read(file, remedy=AGAIN)
+
+
+def _check_kinds(settings: dict, file) -> None:
+  """Refuses settings that are read and of another type, or out of all range; null is as if absent."""
+  listed = lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)
+  kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
+      **{name: (functools.partial(json_file.is_int, low=1, high=high), f"a whole number from 1 to {high}")
+         for name, high in SIZES.items()},
+      **dict.fromkeys(SWITCHES, (lambda value: isinstance(value, bool), "true or false")),
+      **dict.fromkeys(LISTS, (listed, "a list of names")),
+      **dict.fromkeys(GROUPS, (lambda value: isinstance(value, dict), "an object")),
+      **{name: (functools.partial(json_file.is_real, low=low, high=high), f"a number of {low:g} to {high:g}")
+         for name, (low, high) in NUMBERS.items()},
+      "model_type": (lambda value: isinstance(value, str), "a name")}
+  for name, (fits, needs) in kinds.items():
+    if settings.get(name) is not None:
+      json_file.field(file, settings, name, fits, needs)
+
+
+def _check_heads(heads: int, kv_heads: int, head_dim: int, file) -> None:
+  if heads % kv_heads:
+    raise Damaged(file, f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}",
+                  AGAIN)
+  if head_dim % 2:
+    raise Damaged(file, f"head_dim={head_dim} is odd, and rotary positions turn pairs", AGAIN)
+
+
+def _check_scaling(scaling: dict, file) -> None:
+  for name, value in scaling.items():
+    if name != "rope_type" and not json_file.is_real(value, 1e-6, 1e12):
+      raise Damaged(file, f"rope scaling {name}={str(value)[:60]} must be a positive number", AGAIN)
+  low, high = scaling.get("low_freq_factor"), scaling.get("high_freq_factor")
+  if low is not None and high is not None and low >= high:
+    raise Damaged(file, f"low_freq_factor={low} must be below high_freq_factor={high}", AGAIN)
 
 
 def _refuse(settings: dict, file) -> None:
   for name, harmless in REFUSED.items():
-    if settings.get(name) is not None and settings[name] not in harmless:
+    if settings.get(name) is not None and not any(type(one) is type(settings[name]) and one == settings[name]
+                                                  for one in harmless):
       raise ValueError(f"{file}: {name}={settings[name]!r} is not supported; only "
                        f"{' or '.join(map(repr, harmless)) or 'a config without it'} is")
   kinds = set(settings.get("layer_types") or ()) - {"full_attention"}
@@ -133,8 +177,12 @@ def _rope(settings: dict, file) -> tuple[float, dict | None]:
   """Gives the base and the scaling, or None for none, from either spelling."""
   found = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
   base = found.pop("rope_theta", None) or settings.get("rope_theta") or ROPE_BASE
+  json_file.field(file, {"rope_theta": base}, "rope_theta", functools.partial(
+      json_file.is_real, low=1 + 1e-6, high=1e12), "a number above 1")
   kind = found.pop("rope_type", None) or found.pop("type", None) or "default"
   found.pop("type", None)
+  if not isinstance(kind, str):
+    raise Damaged(file, f"its rope_type is {str(kind)[:60]}; it must be a name", AGAIN)
   if found.pop("partial_rotary_factor", 1) != 1:
     raise ValueError(f"{file}: partial_rotary_factor is not supported; only a config without it is")
   if kind == "default":
@@ -146,4 +194,5 @@ def _rope(settings: dict, file) -> tuple[float, dict | None]:
     rope.check(scaling)
   except ValueError as error:
     raise ValueError(f"{file}: {error}") from error
+  _check_scaling(scaling, file)
   return float(base), scaling

@@ -5,7 +5,6 @@ files that travel are kept, so that what was not trained comes back bit for bit.
 """
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.files import write
 from atlas_jax.interop import hf_config, tensor_files
 from atlas_jax.interop.hf_import import EMBEDDING, HEAD, SPARE
 from atlas_jax.models import lora
@@ -173,9 +173,9 @@ def _write_json_files(folder: pathlib.Path, like, plan: Plan, settings: dict | N
   if like is not None:
     for name in TRAVELS:
       if (pathlib.Path(like) / name).is_file():
-        shutil.copyfile(pathlib.Path(like) / name, folder / name)
+        write.copy(pathlib.Path(like) / name, folder / name)
   if index is not None and index.is_file() and settings is None:
-    shutil.copyfile(index, folder / _INDEX)
+    write.copy(index, folder / _INDEX)
   elif len(set(plan.file_of.values())) > 1:
     sizes = {name: _numbers(one) * plan.dtype_of[name].itemsize for name, one in plan.made.items()}
     content = {"metadata": {"total_parameters": sum(map(_numbers, plan.made.values())),
@@ -183,6 +183,6 @@ def _write_json_files(folder: pathlib.Path, like, plan: Plan, settings: dict | N
     tensor_files.write_json(folder / _INDEX, content)
   # Last, so that a folder with a config has the rest.
   if settings is None:
-    shutil.copyfile(pathlib.Path(like) / "config.json", folder / "config.json")
+    write.copy(pathlib.Path(like) / "config.json", folder / "config.json")
   else:
     tensor_files.write_json(folder / "config.json", settings)

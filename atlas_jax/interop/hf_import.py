@@ -1,6 +1,5 @@
 """Published models, read from a folder of safetensors straight to their place on the mesh."""
 import importlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from atlas_jax.files import tokenizer_json
 from atlas_jax.interop import hf_config, tensor_files
 from atlas_jax.models import lora as adapters
 from atlas_jax.models.decoder import Decoder
@@ -117,10 +117,7 @@ def check_tokenizer(folder, vocab_size: int) -> None:
   file = pathlib.Path(folder) / "tokenizer.json"
   if not file.is_file():
     return
-  content = json.loads(file.read_text(encoding="utf-8"))
-  vocab = content.get("model", {}).get("vocab", {})
-  ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
-  largest = max([*ids, *(token["id"] for token in content.get("added_tokens") or [])], default=-1)
+  largest = tokenizer_json.largest_id(file, tokenizer_json.read(file))
   if largest >= vocab_size:
     raise ValueError(f"{file} has ids up to {largest}, but the model's vocab_size is {vocab_size}: they do "
                      "not belong together; take the tokenizer from the model's own folder")

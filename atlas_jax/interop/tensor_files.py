@@ -16,8 +16,11 @@ import safetensors
 from safetensors.numpy import save_file
 
 from atlas_jax import tree
+from atlas_jax.files import inside, json_file, write
+from atlas_jax.files.damage import Damaged, told
 from atlas_jax.interop.names import LAYER, Row
 
+AGAIN, MOST_HEADER = "fetch it again", 10**8  # Bytes that the format allows.
 METADATA = "__metadata__"  # In a file's header, beside the tensors.
 INDEX_SUFFIX = ".safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -78,10 +81,11 @@ class TensorFolder:
 def _layout(folder: pathlib.Path, stem: str):
   single, index = folder / f"{stem}.safetensors", folder / f"{stem}{INDEX_SUFFIX}"
   if index.is_file():
-    try:
-      file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{index} is not an index of shards: it needs a 'weight_map' ({error!r})") from error
+    file_of = json_file.read(index, remedy=AGAIN).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+      raise Damaged(index, "is not an index of shards: it needs a 'weight_map' of tensors", AGAIN)
+    for file in file_of.values():
+      inside.path(folder, file, named_by=index, remedy=AGAIN)
     for file in sorted(set(file_of.values())):
       if not (folder / file).is_file():
         raise ValueError(f"the shard {folder / file} is missing; {index.name} says that it holds "
@@ -97,10 +101,8 @@ def _layout(folder: pathlib.Path, stem: str):
 
 
 def _open(file: pathlib.Path):
-  try:
+  with told(file, "is not a whole safetensors file", AGAIN):
     return safetensors.safe_open(str(file), framework="numpy")
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{file} is not a whole safetensors file ({error}); fetch it again") from error
 
 
 def read_tree(folder: TensorFolder, table: Iterable[Row], abstract, shardings, dtype=None, *, spare=()):
@@ -229,7 +231,10 @@ def fetch(made: tuple, dtype) -> np.ndarray:
 def _header(file: pathlib.Path) -> dict:
   """Reads the JSON at a file's start; the library gives metadata in no order."""
   with file.open("rb") as opened:
-    return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    size = int.from_bytes(opened.read(8), "little")
+    if size > min(MOST_HEADER, file.stat().st_size):
+      raise Damaged(file, f"is not a whole safetensors file (its header would have {size} bytes)", AGAIN)
+    return json_file.parse(file, opened.read(size), remedy=AGAIN)
 
 
 def _order_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
@@ -245,19 +250,15 @@ def _order_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
 
 def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
   """Writes one file of tensors so that a reader sees the whole of it or nothing."""
-  partial = file.with_name(f".{file.name}.partial")
-  save_file(dict(tensors), str(partial), metadata=dict(metadata))
-  mask = os.umask(0)
-  os.umask(mask)
-  partial.chmod(0o666 & ~mask)  # The library closes its files to others; a server may be another user.
-  if len(metadata) > 1:
-    _order_metadata(partial, metadata)
-  os.replace(partial, file)
+  with write.placed(file) as partial:
+    save_file(dict(tensors), str(partial), metadata=dict(metadata))
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o666 & ~mask)  # The library closes its files to others; a server may be another user.
+    if len(metadata) > 1:
+      _order_metadata(partial, metadata)
 
 
 def write_json(file: pathlib.Path, content) -> None:
   """Writes JSON so that a reader sees the whole of it or nothing."""
-  partial = file.with_name(f".{file.name}.partial")
-  text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-  partial.write_text(text + "\n", encoding="utf-8")
-  os.replace(partial, file)
+  write.json(file, content, sort_keys=True)

@@ -5,7 +5,6 @@ worked since the checkpoint that a start goes on from is lost, and the time betw
 and the next start is stopped. The kinds sum to the wall-clock time since the first start.
 """
 import contextlib
-import json
 import os
 import threading
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import jax
 from absl import logging
+
+from atlas_jax.files import json_file, write
 
 NAME = "time.json"
 KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost", "stopped")
@@ -103,9 +104,7 @@ class Ledger:
     """Writes the file; `clean` says that the run ends here, and with all of its work saved."""
     if self.path is None:
       return
-    beside = self.path.with_name(f"{self.path.name}.{threading.get_ident()}.part")
-    beside.write_text(json.dumps(self._record(clean=clean)) + "\n")
-    os.replace(beside, self.path)
+    write.json(self.path, self._record(clean=clean), indent=None)
 
   def row(self) -> dict[str, float]:
     """Gives the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
@@ -155,12 +154,12 @@ def _read(path: Path | None) -> dict | None:
   if path is None or not path.exists():
     return None
   try:
-    found = json.loads(path.read_text())
+    found = json_file.read(path)
     totals = found["totals"]
     if set(totals) == set(KINDS) and all(0 <= seconds < 1e12 for seconds in totals.values()):
       return {"totals": totals, "wall_s": float(found["wall_s"]), "clean": bool(found["clean"])}
     problem = "it names other kinds of time"
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     problem = f"{type(error).__name__}: {error}"
   logging.warning("%s cannot be read (%s): times of the run count from its checkpoint on", path, problem)
   return None

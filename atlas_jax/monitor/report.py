@@ -6,6 +6,7 @@ model that solves puzzles loss, accuracies, steps, halting, learning rate and sp
 """
 import contextlib
 import csv
+import io
 import math
 import re
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from atlas_jax.files import write
 from atlas_jax.monitor import memory_panels, puzzle_panels, time_panel, tuning_panels, writer
 from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
@@ -140,12 +142,13 @@ def write_csv(rows: list[dict], columns: Mapping[str, str], file) -> None:
     columns: name in the table -> name of the metric; empty where a row has none.
     file: to write.
   """
-  with Path(file).open("w", newline="") as out:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-      values = [row.get(name) for name in columns.values()]
-      writer.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
+  out = io.StringIO()
+  table = csv.writer(out, lineterminator="\n")
+  table.writerow(columns)
+  for row in rows:
+    values = [row.get(name) for name in columns.values()]
+    table.writerow([f"{value:.5f}" if isinstance(value, float) else value for value in values])
+  write.whole(file, out.getvalue())
 
 
 def last_mean(rows: list[dict], name: str) -> float | None:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from atlas_jax.files import json_file, json_lines, write
+
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
 
@@ -109,16 +111,7 @@ def read_rows(path) -> Iterator[dict]:
   Raises:
     ValueError: for any other line that is no JSON object, with file and line.
   """
-  lines = Path(path).read_text(encoding="utf-8").split("\n")
-  for number, line in enumerate(lines, start=1):
-    if not line:
-      continue
-    try:
-      yield json.loads(line)
-    except ValueError as error:
-      if number == len(lines):  # Only the last line has no line end.
-        return
-      raise ValueError(f"{path}:{number} is no JSON object: {error}") from error
+  yield from json_lines.read(path, torn="drop")
 
 
 def drop_rows_after(path, step: int) -> tuple[dict, int]:
@@ -128,14 +121,12 @@ def drop_rows_after(path, step: int) -> tuple[dict, int]:
     The last row left, {} if there is none, and the place in the file where it begins.
   """
   path = Path(path)
-  kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
+  rows = list(read_rows(path)) if path.exists() else []
+  for row in rows:
+    json_file.field(path, row, "step", json_file.is_int, "whole in every row", remedy=json_lines.MEND)
+  kept = [row for row in rows if row["step"] <= step]
   lines = [json.dumps(row) + "\n" for row in kept]
-  beside = path.with_name(path.name + ".new")
-  with beside.open("w", encoding="utf-8") as stream:
-    stream.writelines(lines)
-    stream.flush()
-    os.fsync(stream.fileno())
-  beside.replace(path)
+  write.whole(path, "".join(lines))
   return (kept[-1], sum(map(len, lines[:-1]))) if kept else ({}, 0)
 
 

@@ -16,6 +16,7 @@ from atlas_jax.data import source as sources
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
+from atlas_jax.files import inventory
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
 from atlas_jax.recipes import Given, Init, LossOut, Recipe
@@ -103,6 +104,7 @@ def keep_of(config, start: Start | None, tokenizer) -> Callable:
   """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
   def keep(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
+    inventory.seal(workdir / TOKENIZER)
     if start is not None:
       kept.keep(config, start, workdir)
 

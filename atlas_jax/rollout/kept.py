@@ -1,11 +1,10 @@
 """What the workdir of a language run keeps, so that the run is used without what it started from."""
-import json
 import pathlib
-import shutil
 
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats, published_tokenizer
+from atlas_jax.files import inventory, json_file, write
 from atlas_jax.interop import hf_export, hf_import, peft
 from atlas_jax.rollout.start import (
   ADAPTER,
@@ -38,18 +37,21 @@ def keep(config, start: Start, workdir) -> None:
   beside = start.folder if data.tokenizer == MODEL else _local(data.tokenizer)
   if beside is not None:
     published_tokenizer.travel(beside, workdir / TOKENIZER)
+  inventory.seal(workdir / TOKENIZER)
   if start.template is not None:
     template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
     assert template is not None  # It was read from there.
     _copy(template, workdir / TEMPLATE, chats.FILES)
+    inventory.seal(workdir / TEMPLATE)
   if config.lora.path is not None:
     _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
+    inventory.seal(workdir / ADAPTER)
   note_step(config.model.path, workdir / BASE)
   if start.folder is not None:
     _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
+    inventory.seal(workdir / PUBLISHED)
   elif config.model.path is not None:
-    shape = json.dumps(shape_of(config.model.path), indent=2)
-    (workdir / SHAPE).write_text(shape + "\n", encoding="utf-8")
+    write.json(workdir / SHAPE, json_file.sealed(shape_of(config.model.path)))
 
 
 def shape_of(workdir: str) -> dict:
@@ -108,5 +110,5 @@ def _local(name: str) -> pathlib.Path | None:
 def _copy(source: pathlib.Path, target: pathlib.Path, names) -> None:
   target.mkdir(parents=True, exist_ok=True)
   for name in names:
-    if (source / name).is_file() and source.resolve() != target.resolve():
-      shutil.copyfile(source / name, target / name)
+    if (source / name).is_file():
+      write.copy(source / name, target / name)

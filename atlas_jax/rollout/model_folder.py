@@ -10,6 +10,7 @@ from atlas_jax import tree
 from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats, published_tokenizer
 from atlas_jax.data.tokenizer import BYTE_OF_CHAR, Tokenizer
+from atlas_jax.files import write as write_file
 from atlas_jax.interop import hf_export, tensor_files
 from atlas_jax.interop.names import Row
 from atlas_jax.models import lora
@@ -55,7 +56,7 @@ def write(folder, config, start: Start, params, stats: Mapping) -> None:
     return
   published_tokenizer.write(folder, folder.parent / TOKENIZER, max_tokens=config.data.segment_len)
   if start.template is not None:
-    (folder / chats.FILES[0]).write_text(start.template.source, encoding="utf-8")
+    write_file.whole(folder / chats.FILES[0], start.template.source)
   write_vocabulary(folder, start.tokenizer)
   tensor_files.write_json(folder / STATS, {**stats, "all_params": tree.count(params)})
 

@@ -4,7 +4,6 @@ A start is drawn from the seed, read from the folder of a published model, or fr
 adapters are drawn, or read from a folder in PEFT's format.
 """
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ from atlas_jax import config as configs
 from atlas_jax.checkpoint import FOLDER, Checkpoints
 from atlas_jax.data import chats
 from atlas_jax.data import tokenizer as tokenizers
+from atlas_jax.files import json_file, write
+from atlas_jax.files.damage import Damaged, told
 from atlas_jax.interop import hf_config, hf_import
 from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora
@@ -237,11 +238,12 @@ def use_copies(config, workdir) -> None:
   if (workdir / PUBLISHED).is_dir():
     config.model.path = str(workdir / PUBLISHED)
   elif (workdir / SHAPE).is_file():
-    fields, group = json.loads((workdir / SHAPE).read_text(encoding="utf-8")), group_of(config)
-    if group == "model":  # An update would join the options of two rules.
-      config.model.memory.options = fields["memory"].pop("options")
+    fields, group = json_file.read_sealed(workdir / SHAPE), group_of(config)
     own = MEMORY_HOW if group == "model" else DECODER_HOW
-    config[group].update({name: value for name, value in fields.items() if name not in own})
+    with told(workdir / SHAPE, "does not hold the fields of the run's model"):
+      if group == "model":  # An update would join the options of two rules.
+        config.model.memory.options = fields["memory"].pop("options")
+      config[group].update({name: value for name, value in fields.items() if name not in own})
     config.model.path = None
 
 
@@ -268,7 +270,7 @@ def note_step(path: str | None, file: pathlib.Path) -> None:
   """Writes the newest step of the run at a path, so that a run that reads it at every start can compare."""
   if path is not None and is_run(path):
     step = Checkpoints(path, read_only=True).latest_step()
-    file.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    write.json(file, json_file.sealed({"step": step}), indent=None)
 
 
 def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
@@ -279,7 +281,8 @@ def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
   """
   if path is None or not is_run(path) or not file.is_file():
     return
-  then = json.loads(file.read_text(encoding="utf-8"))["step"]
+  then = json_file.field(file, json_file.read_sealed(file), "step",
+                         lambda step: step is None or json_file.is_int(step), "the step of a checkpoint")
   now = Checkpoints(path, read_only=True).latest_step()
   if now != then:
     raise ValueError(f"{field}={path!r} is at step {now}, and was at {then} when the run in {file.parent} "
@@ -353,5 +356,8 @@ def _end_tokens(tokenizer, template, folder: pathlib.Path | None) -> tuple[int, 
   for file in ("generation_config.json", "config.json"):
     if folder is not None and (folder / file).is_file():
       ids = hf_config.read_json(folder / file).get("eos_token_id")
-      found += [int(one) for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+      ids = [one for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+      if not all(json_file.is_int(one) for one in ids):
+        raise Damaged(folder / file, f"eos_token_id={str(ids)[:60]} must be an id or a list of ids")
+      found += ids
   return tuple(dict.fromkeys(found))

@@ -4,6 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas_jax.files import json_file, json_lines, write
+from atlas_jax.files.damage import Damaged
+
 FOLDER = "completions"
 FILE_STEPS = 1_000  # Steps whose completions share a file.
 SHOWN_CHARS = 240  # Of a prompt or completion in the text; the files have all of it.
@@ -44,11 +47,12 @@ class Table:
         file.unlink()
     file = self._file(step)
     if file.exists():
-      kept = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-              if line.endswith("\n") and json.loads(line)["step"] < step]
-      part = file.with_suffix(".part")
-      part.write_text("".join(kept), encoding="utf-8")
-      part.replace(file)
+      rows = [(line, json_lines.parse(file, number, line))
+              for number, line in enumerate(json_lines.lines(file), start=1) if line.endswith(b"\n")]
+      for number, (_, row) in enumerate(rows, start=1):
+        if not json_file.is_int(row.get("step")):
+          raise Damaged(file, "has no whole 'step'", json_lines.MEND, line=number)
+      write.whole(file, b"".join(line for line, row in rows if row["step"] < step))
 
 
 def text_of(rows: Sequence[Mapping[str, Any]]) -> str:

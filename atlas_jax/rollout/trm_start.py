@@ -9,7 +9,6 @@ Source: Jolicoeur-Martineau 2025, arXiv:2510.04871, whose checkpoints are files 
 import math
 import pathlib
 import re
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax.checkpoint import FOLDER, Checkpoints
 from atlas_jax.data.puzzles import sets as puzzle_sets
+from atlas_jax.files import arrays, write
 from atlas_jax.interop import torch_file, trm_import
 from atlas_jax.parallel import place
 
@@ -72,15 +72,15 @@ class TrmStart:
   def save(self, workdir) -> None:
     """Writes into a new workdir what the run needs besides its checkpoints."""
     kept: dict[str, Any] = {str(i): np.asarray(vector, np.float32) for i, vector in enumerate(self._reset())}
-    np.savez(pathlib.Path(workdir) / RESET, **kept, same_puzzles=self._same_puzzles())
+    content = arrays.npz_bytes(**kept, same_puzzles=self._same_puzzles())
+    write.whole(pathlib.Path(workdir) / RESET, content)
     self._workdir = workdir
 
   def open(self, workdir) -> None:
     """Notes the workdir of a run that is there already, and warns where its rows mean nothing at first."""
     self._workdir = workdir
-    with np.load(_reset_file(workdir)) as saved:
-      if not saved["same_puzzles"]:
-        logging.warning(MEAN_ROWS, self._train.n_ids, self._path)
+    if not _read_reset(workdir)["same_puzzles"]:
+      logging.warning(MEAN_ROWS, self._train.n_ids, self._path)
 
   def _same_puzzles(self) -> bool:
     """Says whether the rows of the table there stand for the puzzles here; without rows nothing differs."""
@@ -209,26 +209,26 @@ def saved_reset(model, workdir) -> tuple:
   Raises:
     ValueError: if they are missing or of another model.
   """
-  file = _reset_file(workdir)
-  with np.load(file) as saved:
-    found = tuple(jnp.asarray(saved[str(i)], model.dtype) for i in range(len(saved.files) - 1))
+  saved = _read_reset(workdir)
+  found = tuple(jnp.asarray(saved[str(i)], model.dtype) for i in range(len(saved) - 1))
   wanted = jax.eval_shape(lambda: drawn_reset(model, 0))
   if [vector.shape for vector in found] != [vector.shape for vector in wanted]:
-    raise ValueError(f"{file} is of another model, with vectors of {[vector.shape for vector in found]}")
+    raise ValueError(f"{pathlib.Path(workdir) / RESET} is of another model, with vectors of "
+                     f"{[vector.shape for vector in found]}")
   return found
 
 
-def _reset_file(workdir) -> pathlib.Path:
-  """Gives the file of vectors in a workdir, which can be read."""
+def _read_reset(workdir) -> dict[str, np.ndarray]:
+  """Reads the vectors in a workdir, by their numbers, and whether the rows are of the same puzzles."""
   file = pathlib.Path(workdir) / RESET
   try:
-    with np.load(file, allow_pickle=False) as saved:
-      if "same_puzzles" not in [name for name in saved.files if saved[name] is not None]:
-        raise ValueError("it is of another kind")
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    saved = arrays.read_npz(file)
+    if set(saved) != {"same_puzzles", *map(str, range(len(saved) - 1))} or saved["same_puzzles"].ndim:
+      raise ValueError("it is of another kind")
+  except (OSError, ValueError) as error:
     raise ValueError(f"{file} is missing or damaged ({error}): it holds the vectors that the run's latents "
                      "start from; bring it back, or start anew from config.trm.path") from error
-  return file
+  return saved
 
 
 def reset_of(config, model, workdir) -> tuple:

@@ -7,6 +7,8 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from atlas_jax.files import json_text
+
 MAY_PASS = (429, 500, 502, 503, 504)  # Statuses after which the same question may be answered.
 SHOWN_CHARS = 400  # Of a server's own words in an error.
 LOOK_EVERY_S = 5.0  # Between looks at a server that lets wait for an answer.
@@ -146,6 +148,6 @@ def words(content) -> str:
 def _content(data: bytes):
   text = data.decode("utf-8", errors="replace")
   try:
-    return json.loads(text)
+    return json_text.parse(text, nan=True)
   except ValueError:
     return text

@@ -1,6 +1,5 @@
 """A vLLM server as this code uses it: started or found, looked over, and asked through its routes."""
 import importlib.util
-import json
 import os
 import pathlib
 import shlex
@@ -11,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from atlas_jax.files import json_file
 from atlas_jax.rollout import vllm_server, vllm_weights
 from atlas_jax.rollout.vllm_client import Client, ServerError, words
 
@@ -187,7 +187,7 @@ class Engine:
                           "answers there; set config.vllm.port to another")
       return
     config = root / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tie_word_embeddings"):
+    if config.is_file() and json_file.read(config).get("tie_word_embeddings"):
       raise ValueError(f"{self._client.url} serves {root}, whose head is its embedding "
                        "(tie_word_embeddings); vLLM may keep the old head when weights change. Start it on "
                        f"the export of this run: {self.how_to_start(folder)}")

@@ -7,6 +7,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import tree
 from atlas_jax.data import chats, published_tokenizer
+from atlas_jax.files import write
 from atlas_jax.interop import hf_config, hf_export, hf_import, peft, tensor_files
 from atlas_jax.interop.names import atlas
 from atlas_jax.models.decoder import Decoder
@@ -67,7 +68,9 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     _write_model(config, workdir, start, language.module, params, part, origin, dtype)
   if hosts.is_main():
     _write_tokenizer(config, workdir, start, part)
-    part.replace(target)  # So that a folder of this name is whole.
+    if target.is_dir():
+      target.rmdir()  # It is empty.
+    write.folder(part, target)  # So that a folder of this name is whole.
   return {"folder": str(folder), "step": step, "weights": runs.field_of(config),
           "params": tree.count(params), "architecture": architecture,
           "like": None if adapters or origin is None else str(origin)}
@@ -132,7 +135,7 @@ def _write_model(config, workdir, start: Start, module: Decoder, params, folder:
     tensor_files.write_json(folder / "config.json", {**settings, spelling: dtype})
     for name in hf_export.TRAVELS:
       if (published.parent / name).is_file():
-        shutil.copyfile(published.parent / name, folder / name)
+        write.copy(published.parent / name, folder / name)
 
 
 def _write_tokenizer(config, workdir, start: Start, folder: pathlib.Path) -> None:
@@ -143,4 +146,4 @@ def _write_tokenizer(config, workdir, start: Start, folder: pathlib.Path) -> Non
       (folder / name).unlink(missing_ok=True)
   published_tokenizer.write(folder, workdir / TOKENIZER, max_tokens=longest_tokens(config))
   if start.template is not None and (asked.chat_template != MODEL or asked.tokenizer != MODEL):
-    (folder / chats.FILES[0]).write_text(start.template.source, encoding="utf-8")
+    write.whole(folder / chats.FILES[0], start.template.source)

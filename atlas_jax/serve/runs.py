@@ -29,13 +29,17 @@ class Tuned(NamedTuple):
   step: int  # updates they have seen
 
 
-def config_of(workdir):
+def config_of(workdir, given=()):
   """Reads the config of a run, with the run's own copies of tokenizer, chat template and published config.
 
+  Args:
+    workdir: of the run.
+    given: names of fields that the user gives anew, as flags.
+
   Raises:
-    ValueError: if the workdir holds no run.
+    ValueError: if the workdir holds no run, or one from elsewhere that names code to run.
   """
-  config = configs.load(workdir).as_configdict()
+  config = configs.load(workdir, given=given).as_configdict()
   kept.use(config, workdir)
   return config
 

@@ -25,6 +25,7 @@ from atlas_jax.data.puzzles import sets as puzzle_sets
 from atlas_jax.data.puzzles.source import EvalBatches
 from atlas_jax.evals import arc as arc_votes
 from atlas_jax.evals import solver, voting
+from atlas_jax.files import write as write_file
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import trm
@@ -142,7 +143,7 @@ def check_out(file: str) -> None:
 
 def write(answers: Answers, file: str) -> None:
   """Writes the attempts as ARC's graders read them, whole or not at all."""
-  voting.write_whole(pathlib.Path(file), json.dumps(answers.submission).encode())
+  write_file.whole(file, json.dumps(answers.submission))
 
 
 def _canvas(config) -> int:

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import digest_of
 from atlas_jax.data.puzzles import arc, arc_tasks
-from atlas_jax.evals import voting
+from atlas_jax.files import json_lines, write
 from atlas_jax.parallel import hosts
 from atlas_jax.serve import solve
 
@@ -174,7 +174,7 @@ def _unanswered(inputs: list, n_attempts: int) -> list[dict]:
 
 def _write(attempts: dict, out: str) -> None:
   if hosts.is_main():
-    voting.write_whole(pathlib.Path(out), json.dumps(attempts).encode())
+    write.whole(out, json.dumps(attempts))
 
 
 class _Finished:
@@ -205,12 +205,13 @@ class _Finished:
 
   def _lines(self) -> dict[str, dict]:
     found: dict[str, dict] = {}
-    for line in self._file.read_bytes().splitlines() if self._file.is_file() else ():
+    lines = json_lines.lines(self._file) if self._file.is_file() else ()
+    for number, line in enumerate(lines, start=1):
       try:
-        entry = json.loads(line)
+        entry = json_lines.parse(self._file, number, line)
         found[entry["key"]] = {name: entry[name] for name in ("attempts", "report")}
       except (ValueError, KeyError, TypeError):
-        logging.warning("%s: a line is not whole, and its task is solved again", self._file)
+        logging.warning("%s:%d is not whole, and its task is solved again", self._file, number)
     return found
 
   def add(self, task: arc.Task, answers: solve.Answers) -> None:

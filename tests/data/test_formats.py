@@ -73,10 +73,10 @@ def test_each_record_of_array_record_is_a_document(tmp_path):
   (b'{"text": "\xff"}', "not JSON|not UTF-8"),
   (b'{"text": 3}', "its text is int, not a string"),
   (b'{"body": "x"}', r"no field 'text' \(config.data.text_field\)"),
-  (b'["text"]', "no field 'text'"),
+  (b'["text"]', "is list, not an object"),
   (b'{"text": "cut', "not JSON"),
   (b'{"text": " "}', "empty"),
-  (b'{"text": "\\ud800"}', "not UTF-8 at line 1, byte 0"),
+  (b'{"text": "\\ud800"}', "half of a character"),
 ])
 def test_a_bad_line_is_named_and_skipped_up_to_the_share(tmp_path, line, why):
   file = tmp_path / "a.jsonl"

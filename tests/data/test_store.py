@@ -1,4 +1,4 @@
-"""Token caches: equal to memory, whole or absent, safe to build at once, refused when damaged."""
+"""Token caches: equal to memory, whole or absent, safe to build at once, made anew when damaged."""
 import concurrent.futures
 
 import numpy as np
@@ -65,12 +65,31 @@ def test_a_build_that_fails_leaves_nothing(texts, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ids.bin", "manifest.json", "lengths.npy"])
-def test_a_damaged_cache_is_refused_by_path(texts, tmp_path, name):
+@pytest.mark.parametrize("how", ["cut", "flipped", "deleted"])
+def test_a_damaged_cache_is_made_anew_with_a_line(texts, tmp_path, name, how, caplog):
+  whole = load(texts, tmp_path)
   load(cached(texts), tmp_path / "cache")
   folder = store.cache_folder(cached(texts), tokenizer.ByteTokenizer(), str(tmp_path / "cache"))
-  (folder / name).write_bytes((folder / name).read_bytes()[:-9])
-  with pytest.raises(ValueError, match=f"token cache {folder} is damaged"):
-    load(cached(texts), tmp_path / "cache")
+  content = bytearray((folder / name).read_bytes())
+  content[len(content) // 2] ^= 1
+  if how == "deleted":
+    (folder / name).unlink()
+  else:
+    (folder / name).write_bytes(content if how == "flipped" else content[:-9])
+  with caplog.at_level("WARNING"):
+    assert_equal(load(cached(texts), tmp_path / "cache"), whole)
+  assert str(folder / name) in caplog.text and "made anew" in caplog.text
+  caplog.clear()
+  assert_equal(load(cached(texts)._replace(documents=None), tmp_path / "cache"), whole)
+  assert not caplog.text
+
+
+def test_a_damaged_cache_whose_text_is_gone_is_an_error_of_the_text(texts, tmp_path):
+  load(cached(texts), tmp_path / "cache")
+  folder = store.cache_folder(cached(texts), tokenizer.ByteTokenizer(), str(tmp_path / "cache"))
+  (folder / "ids.bin").write_bytes(b"")
+  with pytest.raises(ValueError, match="has no text"):
+    load(cached(texts)._replace(documents=lambda faults: iter(())), tmp_path / "cache")
 
 
 def test_another_tokenizer_has_another_cache(texts, tmp_path):

@@ -178,7 +178,7 @@ def test_a_bad_shard_is_named(tmp_path):
   shard = "model-00002-of-00003.safetensors"
   folder = hf_fixture.copy(hf_fixture.SHARDED, tmp_path / "model")
   (folder / shard).write_bytes((folder / shard).read_bytes()[:-100])
-  with pytest.raises(ValueError, match=f"{shard} is not a whole safetensors file"):
+  with pytest.raises(ValueError, match=f"{shard}: is not a whole safetensors file"):
     hf_import.load(str(folder))
   shutil.copyfile(folder / "model-00001-of-00003.safetensors", folder / shard)
   with pytest.raises(ValueError, match=f"{shard} has no tensor 'model.layers.0.input_layernorm.weight'"):

@@ -75,7 +75,7 @@ def test_steps_rise_and_values_are_single_numbers(tmp_path):
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-  with pytest.raises(ValueError, match="metrics.jsonl:2 is no JSON"):
+  with pytest.raises(ValueError, match="metrics.jsonl:2: not JSON"):
     list(writer.read_rows(tmp_path / "metrics.jsonl"))
 
 

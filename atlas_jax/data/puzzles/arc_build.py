@@ -22,6 +22,8 @@ from absl import logging
 
 from atlas_jax.data.puzzles import arc, arc_leaks, arc_plan, arc_tasks, grids
 from atlas_jax.data.puzzles.puzzle_set import BLANK_ID, PuzzleSet
+from atlas_jax.files import arrays, inventory
+from atlas_jax.files import write as write_file
 
 BLANK_NAME = "<blank>"
 CHUNK = 2048  # Examples encoded at once when files are written.
@@ -276,10 +278,12 @@ def write_original(built: Built, folder: str) -> None:
   try:
     for name, split in (("train", built.train), ("test", built.test)):
       _write_split(split, scratch / name)
-    (scratch / "identifiers.json").write_text(json.dumps(list(built.names)))
-    (scratch / "test_puzzles.json").write_text(json.dumps(built.test_puzzles))
+    write_file.whole(scratch / "identifiers.json", json.dumps(list(built.names)))
+    write_file.whole(scratch / "test_puzzles.json", json.dumps(built.test_puzzles))
     scratch.chmod(0o755)  # Scratch folders are closed to others.
-    scratch.replace(target)
+    if target.exists():
+      target.rmdir()  # It is empty.
+    write_file.folder(scratch, target)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -322,7 +326,7 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
   folder.mkdir()
   for name, array in (("puzzle_identifiers", split.puzzle_ids), ("puzzle_indices", split.puzzle_starts),
                       ("group_indices", split.group_starts)):
-    np.save(folder / f"all__{name}.npy", array.astype(np.int32))
+    write_file.whole(folder / f"all__{name}.npy", arrays.npy_bytes(array.astype(np.int32)))
   header = dict(descr="|u1", fortran_order=False, shape=(split.n_examples, split.seq_len))
   with open(folder / "all__inputs.npy", "wb") as inputs, open(folder / "all__labels.npy", "wb") as labels:
     for file in (inputs, labels):
@@ -335,4 +339,5 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
       pad_id=grids.PAD, ignore_label_id=0, blank_identifier_id=BLANK_ID, vocab_size=split.vocab_size,
       seq_len=split.seq_len, num_puzzle_identifiers=split.n_ids, total_groups=split.n_groups,
       mean_puzzle_examples=split.n_examples / split.n_puzzles, total_puzzles=split.n_puzzles, sets=["all"])
-  (folder / "dataset.json").write_text(json.dumps(fields))
+  write_file.whole(folder / "dataset.json", json.dumps(fields))
+  inventory.seal(folder)

@@ -14,9 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
-import threading
-import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,11 +22,12 @@ from absl import logging
 
 from atlas_jax.data.puzzles import arc, grids
 from atlas_jax.data.puzzles.legacy_random import LegacyRandom, mask_of
+from atlas_jax.files import arrays, write
+from atlas_jax.files.damage import Damaged
 
 FORMAT = 2
 CACHE_FROM = 100_000  # Puzzles asked for; fewer are drawn in a second or two.
 TRIALS = 5  # Draws per augmentation asked for, after which a task has as many as were found.
-_PARSING = threading.Lock()  # NumPy parses headers as Python, which Python 3.11 must not do in two threads.
 
 
 class Plan(NamedTuple):
@@ -240,24 +238,16 @@ def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, 
 
 
 def _save(plan: Plan, file: pathlib.Path) -> None:
-  """Writes beside `file` and renames, so that a file is whole or absent."""
-  with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name, delete=False) as scratch:
-    try:
-      np.savez(scratch, **plan._asdict())
-      scratch.close()
-      pathlib.Path(scratch.name).chmod(0o644)  # Scratch files are closed to others.
-      os.replace(scratch.name, file)
-    except BaseException:
-      pathlib.Path(scratch.name).unlink(missing_ok=True)
-      raise
+  with write.opened(file) as out:  # Plans have hundreds of megabytes: no second copy in memory.
+    np.savez(out, **plan._asdict())
 
 
 def _open(file: pathlib.Path) -> Plan:
   try:
-    with _PARSING, np.load(file) as saved:
-      plan = Plan(**saved)
+    plan = Plan(**arrays.read_npz(file))
     if not len(plan.kinds) == len(plan.permutations) == plan.group_starts[-1]:
       raise ValueError(f"it has {len(plan.kinds)} transforms of {plan.group_starts[-1]} puzzles")
-  except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"the plan {file} is damaged ({error}); delete it, it is then made again") from error
+  except (OSError, TypeError, ValueError, IndexError) as error:
+    why = error.why if isinstance(error, Damaged) else error
+    raise ValueError(f"the plan {file} is damaged ({why}); delete it, it is then made again") from error
   return plan

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlas_jax.data.puzzles import grids
+from atlas_jax.files import json_file
 
 TRAIN_FIRST, TEST_FIRST = "train_first", "test_first"
 Pair = tuple[np.ndarray, np.ndarray | None]
@@ -180,25 +181,9 @@ def grid_of(rows: Any, place: str) -> np.ndarray:
 def load_json(path: pathlib.Path) -> Any:
   """Reads JSON in which no object has a key twice."""
   try:
-    text = path.read_text(encoding="utf-8-sig")  # Some editors begin with a mark.
-    return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+    return json_file.read(path, object, remedy="name a file of ARC tasks")
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error.strerror}); name a file of ARC tasks") from error
-  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
-  except ValueError as error:
-    if str(path) in str(error):  # One of ours, of a key that is there twice.
-      raise
-    raise ValueError(f"{path} cannot be read as JSON: {error}") from error  # Numbers of thousands of digits.
-
-
-def _unique(pairs: list[tuple[str, Any]], path: pathlib.Path) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"{path}: {twice!r} is there twice; ids and keys must differ")
-  return found
 
 
 def load_tasks(path: pathlib.Path) -> dict[str, Any]:

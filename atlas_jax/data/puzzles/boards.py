@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -13,6 +11,8 @@ import numpy as np
 from absl import logging
 
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
+from atlas_jax.files import arrays, write
+from atlas_jax.files.damage import Damaged
 
 SPLITS = ("train", "test")
 PATIENCE = 20_000  # Attempts without a new board after which there seem to be no more.
@@ -101,15 +101,20 @@ def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:
     fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine make them once; others at worst the same.
     if not file.exists():
       logging.info("generating boards for %s; they are kept there", file)
-      made = make()
-      with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        np.savez(part, **made._asdict())
-      os.replace(part.name, file)  # So that a file is whole or absent.
+      write.whole(file, arrays.npz_bytes(**make()._asdict()))
   try:
-    with np.load(file, allow_pickle=False) as loaded:
-      return Boards(**loaded)
-  except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{file} is damaged ({error}); delete it, it is then made again") from error
+    return _checked(Boards(**arrays.read_npz(file, kinds="iu")))
+  except (OSError, TypeError, ValueError) as error:
+    why = error.why if isinstance(error, Damaged) else error
+    raise ValueError(f"{file} is damaged ({why}); delete it, it is then made again") from error
+
+
+def _checked(boards: Boards) -> Boards:
+  sizes = [len(array) for array in boards if array.ndim]
+  shapes = [array.shape for array in boards]
+  if [len(shape) for shape in shapes] != [2, 2, 1, 1] or len(set(sizes)) > 1 or shapes[0] != shapes[1]:
+    raise ValueError(f"its arrays are of shapes {shapes}")
+  return boards
 
 
 def check(file, boards: Boards, good: np.ndarray, what: str) -> None:

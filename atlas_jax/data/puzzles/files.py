@@ -12,6 +12,7 @@ import numpy as np
 
 from atlas_jax.data.puzzles import grids
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
+from atlas_jax.files import arrays, inside, inventory, json_file
 
 BLANK = "<blank>"    # Name of the id that padding has.
 SPLITS = ("train", "test")
@@ -73,15 +74,18 @@ def load(path: str | pathlib.Path) -> Files:
 def _read_split(folder: pathlib.Path) -> tuple[dict, list[_Part]]:
   """Reads the metadata and the sets of one split of a folder."""
   path = folder / "dataset.json"
+  if folder.is_dir():
+    inventory.check_sealed(folder, remedy="build the data set again")
   found = _json(path, dict)
   for name in (*ZEROS, *SIZES, "total_groups"):
     lowest, highest = (0, 0) if name in ZEROS else (1, 2**31)
     value = found.get(name)
-    if not isinstance(value, int) or not lowest <= value <= highest:
+    if not json_file.is_int(value, lowest, highest):
       needs = "0" if name in ZEROS else "a positive integer"
       raise ValueError(f"{path} has {name}={value!r}; it must be {needs}")
   sets = found.get("sets")
-  if not isinstance(sets, list) or not sets or not all(isinstance(name, str) for name in sets):
+  if not isinstance(sets, list) or not sets or not all(isinstance(name, str) and "/" not in name
+                                                       and inside.is_inside(name) for name in sets):
     raise ValueError(f"{path} has sets={sets!r}; it must list the names that files begin with, as ['all']")
   parts = [_read_part(folder, name, found) for name in sets]
   groups = sum(len(part.group_starts) - 1 for part in parts)
@@ -119,8 +123,8 @@ def _read_part(folder: pathlib.Path, name: str, shape: dict) -> _Part:
 def _array(path: pathlib.Path, axes: int, *, lazy: bool = False) -> np.ndarray:
   """Reads an array of integers, or maps it into memory."""
   try:
-    found = np.load(path, mmap_mode="r" if lazy else None, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+    found = arrays.read(path, lazy=lazy, remedy="build the data set again")
+  except OSError as error:
     raise ValueError(f"{path} cannot be read as a NumPy array ({error}); build the data set again") from error
   if found.ndim != axes or found.dtype.kind not in "iu":
     raise ValueError(f"{path} is {found.dtype} of shape {found.shape}; it must be integers of {axes} axes")
@@ -129,14 +133,11 @@ def _array(path: pathlib.Path, axes: int, *, lazy: bool = False) -> np.ndarray:
 
 def _json(path: pathlib.Path, kind: type) -> Any:
   """Reads a JSON file whose content is of a kind."""
+  remedy = "a built data set has train/ and test/, each with dataset.json and arrays: build it again"
   try:
-    found = json.loads(path.read_text(encoding="utf-8-sig"))  # Some editors begin with a mark.
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read as JSON ({error}); a built data set has train/ and test/, "
-                     "each with dataset.json and arrays") from error
-  if not isinstance(found, kind):
-    raise ValueError(f"{path} holds a {type(found).__name__}; it must hold a {kind.__name__}")
-  return found
+    return json_file.read(path, kind, remedy=remedy)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read as JSON ({error.strerror}); {remedy}") from error
 
 
 def _same_names(folders: list[pathlib.Path], n_ids: int) -> tuple[str, ...]:
@@ -145,6 +146,8 @@ def _same_names(folders: list[pathlib.Path], n_ids: int) -> tuple[str, ...]:
   for folder in folders:
     path = folder / "identifiers.json"
     found = tuple(_json(path, list)) if path.exists() else ()
+    if not all(isinstance(name, str) for name in found):
+      raise ValueError(f"{path} must list the names of ids, and has another value among them; build it again")
     if found and (len(found) != n_ids or found[0] != BLANK):
       raise ValueError(f"{path} names {len(found)} ids from {found[0]!r} on; it must name all {n_ids} of "
                        f"num_puzzle_identifiers, from {BLANK!r} on")

@@ -20,6 +20,7 @@ from atlas_jax.data.puzzles import (
   sudoku,
 )
 from atlas_jax.data.puzzles.puzzle_set import PuzzleSet
+from atlas_jax.files import json_file, write
 
 ARC = ("arc1", "arc2", "arc2_public", "files")
 NAMES = (*ARC, "sudoku", "maze", "built")
@@ -48,7 +49,7 @@ class Sets(NamedTuple):
 
   def keep(self, workdir: pathlib.Path) -> None:
     """Writes what the puzzles of a run are."""
-    (pathlib.Path(workdir) / RECORD).write_text(json.dumps(_record(self)) + "\n")
+    write.json(pathlib.Path(workdir) / RECORD, json_file.sealed(_record(self)), indent=None)
 
   def check_run(self, workdir: pathlib.Path) -> None:
     """Refuses a run whose table of puzzles means other puzzles.
@@ -80,12 +81,10 @@ def record_of(workdir) -> dict:
   if not file.is_file():
     raise ValueError(f"{file} is missing: it says which puzzles the rows of the run's table stand for; "
                      "bring it back, or train again")
-  try:
-    saved = json.loads(file.read_text())
-  except ValueError as error:
-    raise ValueError(f"{file} is damaged ({error}); restore it, or train again") from None
-  if not isinstance(saved, dict) or not {"n_ids", "kind"} <= saved.keys():
-    raise ValueError(f"{file} is damaged (it does not say what the puzzles are); restore it, or train again")
+  remedy = "it is damaged: restore it, or train again"
+  saved = json_file.read_sealed(file, remedy=remedy)
+  json_file.field(file, saved, "n_ids", lambda n: json_file.is_int(n, 1), "a number of ids", remedy=remedy)
+  json_file.field(file, saved, "kind", lambda kind: isinstance(kind, str), "a kind of puzzle", remedy=remedy)
   return saved
 
 

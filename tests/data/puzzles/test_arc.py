@@ -66,10 +66,10 @@ BAD = [
   ({"train": TRAIN, "test": [7]}, "test pair 0 is not of the form"),
   ({"train": TRAIN}, "it has the keys 'train'"),
   ([TASK], "it has a list"),
-  ("{nothing", "is not JSON"),
-  ("\x00", "is not JSON"),
-  ("9" * 5_000, "cannot be read as JSON"),
-  ('{"train": [], "train": [], "test": []}', "'train' is there twice"),
+  ("{nothing", "not JSON"),
+  ("\x00", "not JSON"),
+  ("9" * 5_000, "has a number of thousands of digits"),
+  ('{"train": [], "train": [], "test": []}', "has 'train' twice"),
 ]
 
 

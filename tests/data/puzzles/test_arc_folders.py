@@ -217,7 +217,7 @@ def test_solutions_that_do_not_fit_are_refused(solutions, message, tmp_path):
 def test_an_id_that_is_there_twice_is_refused(tmp_path):
   text = json.dumps({"a": TASK})
   file = write(tmp_path / "x_evaluation_challenges.json", f"{text[:-1]}, {text[1:]}")
-  with pytest.raises(ValueError, match="'a' is there twice"):
+  with pytest.raises(ValueError, match="has 'a' twice"):
     arc.read("files", str(file))
 
 

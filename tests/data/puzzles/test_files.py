@@ -176,8 +176,8 @@ def test_tokens_beyond_the_vocabulary_are_refused_when_they_are_read(folder):
 
 @pytest.mark.parametrize("name, content, message", [
   ("identifiers.json", ["<blank>", "a"], "names 2 ids from '<blank>' on; it must name all 66"),
-  ("identifiers.json", {}, "identifiers.json holds a dict; it must hold a list"),
-  ("test_puzzles.json", [], "test_puzzles.json holds a list; it must hold a dict"),
+  ("identifiers.json", {}, "identifiers.json: holds a dict, and must hold a list"),
+  ("test_puzzles.json", [], "test_puzzles.json: holds a list, and must hold an object"),
 ])
 def test_names_and_tasks_that_do_not_fit_are_refused(folder, name, content, message):
   (folder / name).write_text(json.dumps(content))
@@ -189,7 +189,7 @@ def test_a_folder_without_a_built_set_is_refused(tmp_path, folder):
   with pytest.raises(ValueError, match="elsewhere/train/dataset.json cannot be read .* has train/ and test/"):
     files.load(tmp_path / "elsewhere")
   (folder / "test" / "all__labels.npy").write_bytes(b"")
-  with pytest.raises(ValueError, match="test/all__labels.npy cannot be read as a NumPy array"):
+  with pytest.raises(ValueError, match="test/all__labels.npy: cannot be read as a NumPy array"):
     files.load(folder)
   with pytest.raises(ValueError, match="is ' , '; give its folder"):
     files.load(" , ")

@@ -1,0 +1,57 @@
+"""The one error of files that cannot be used."""
+import contextlib
+from collections.abc import Iterator
+
+AGAIN = "restore it, or make it again"
+WHY_CHARS = 300  # Of what a library says; some quote the whole file.
+
+
+class Damaged(ValueError):
+  """A file that cannot be used as it is.
+
+  Attributes:
+    file: its path.
+    why: what is wrong with it, without the file's name.
+    remedy: what to do.
+  """
+
+  def __init__(self, file, why: object, remedy: str = AGAIN, *, line: int | None = None):
+    """Takes what the message says; `line` is counted from 1."""
+    self.file, self.why, self.remedy = file, one_line(why), remedy
+    place = f"{file}" if line is None else f"{file}:{line}"
+    super().__init__(f"{place}: {self.why}; {remedy}")
+
+
+def one_line(why: object) -> str:
+  """Gives what an error says in one line of bounded length."""
+  text = " ".join(str(why).split()) or type(why).__name__
+  return text if len(text) <= WHY_CHARS else f"{text[:WHY_CHARS]}..."
+
+
+@contextlib.contextmanager
+def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
+  """Turns whatever a parser raises into `Damaged`; its own errors and those of the system pass.
+
+  Parsers of libraries raise dozens of types for broken input, among them RecursionError, MemoryError and a
+  panic of Rust, which is no Exception.
+
+  Args:
+    file: that is read.
+    what: it should be, such as "no NumPy array", for the message.
+    remedy: what to do.
+  """
+  try:
+    yield
+  except Damaged:
+    raise
+  except OSError as error:
+    if error.errno is not None:  # Of the system; parsers raise bare ones.
+      raise
+    raise Damaged(file, f"{what} ({one_line(error)})", remedy) from error
+  except Exception as error:
+    why = f"{what} ({type(error).__name__}: {one_line(error)})"
+    raise Damaged(file, why, remedy) from error
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise Damaged(file, f"{what} ({one_line(error)})", remedy) from error

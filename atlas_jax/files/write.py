@@ -1,0 +1,99 @@
+"""The one writer of small files: a reader sees the old file or the new one, also after a loss of power.
+
+A file is written beside its place under a name of its own, brought to the disk, and renamed; then the folder
+is brought to the disk too.
+"""
+import contextlib
+import errno
+import functools
+import json as json_library
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any
+
+PART = ".part"  # How the name of a file ends that is still being written; it begins with a dot.
+
+
+@contextlib.contextmanager
+def opened(file) -> Iterator[IO[bytes]]:
+  """Gives a binary file to write to, which takes its place when the block ends; an error leaves nothing.
+
+  Raises:
+    OSError: of the system, such as a full disk; the old file, if any, is as it was.
+  """
+  path = pathlib.Path(file)
+  with placed(path) as part:
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # The umask takes its share.
+    with open(descriptor, "w+b") as out:
+      yield out
+      out.flush()
+      os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def placed(file) -> Iterator[pathlib.Path]:
+  """Gives a path beside a file for a library to write to; it takes the file's place when the block ends."""
+  path = pathlib.Path(file)
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+  try:
+    yield part
+    sync(part)
+    os.replace(part, path)
+  except BaseException:
+    part.unlink(missing_ok=True)
+    raise
+  sync(path.parent)
+
+
+def whole(file, content: bytes | str) -> None:
+  """Writes a file; a str is written as UTF-8."""
+  with opened(file) as out:
+    out.write(content.encode() if isinstance(content, str) else content)
+
+
+def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False) -> None:
+  """Writes a value as JSON."""
+  dumps = functools.partial(json_library.dumps, content, indent=indent, sort_keys=sort_keys)
+  try:
+    encoded = dumps(ensure_ascii=False).encode()
+  except UnicodeEncodeError:  # Halves of characters, which UTF-8 has not.
+    encoded = dumps().encode()
+  whole(file, encoded + b"\n")
+
+
+def copy(source, target) -> None:
+  """Copies a file; one that is copied to its own place stays."""
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  if source.resolve() == target.resolve():
+    return
+  with source.open("rb") as old, opened(target) as new:
+    shutil.copyfileobj(old, new, 2**20)
+
+
+def folder(part, target) -> None:
+  """Renames a finished folder to its place, its files brought to the disk first.
+
+  Raises:
+    OSError: also if the target is there and not empty.
+  """
+  part, target = pathlib.Path(part), pathlib.Path(target)
+  for file in sorted(part.rglob("*")):
+    sync(file)
+  sync(part)
+  part.rename(target)
+  sync(target.parent)
+
+
+def sync(path) -> None:
+  """Brings a file, or the names in a folder, to the disk, where the file system can."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+      raise
+  finally:
+    os.close(descriptor)

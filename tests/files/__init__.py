@@ -1,0 +1,1 @@
+"""Tests of small files: readers and the writer."""
