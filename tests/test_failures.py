@@ -32,7 +32,7 @@ def raised(outer, inner):
     ),
     (OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/x"), "disk full at /tmp/x, where .* GiB are free"),
     (OSError(errno.EMFILE, "Too many open files", "/tmp/x"), "too many open files at /tmp/x .*ulimit -n"),
-    (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "no permission at /root/x "),
+    (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "no permission at /data/x "),
     (OSError(errno.EROFS, "Read-only file system", "/ro/x"), "read-only file system at /ro/x .*--mode=eval"),
     (MemoryError(), "out of memory of this host .*config.data.batch_rows"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory of this host"),
