@@ -8,7 +8,7 @@ from tests import runs
 from tests.recipes import test_contract
 
 # Groups that the loop reads for every recipe.
-LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "monitor")
+LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor")
 # What only a longer run reads: a server, a template's values, the folder left at the end, the length.
 LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
          "puzzles.test_path")

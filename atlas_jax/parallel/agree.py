@@ -1,6 +1,7 @@
 """What all processes of a run must have alike, and the line that says where they differ."""
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,7 +10,6 @@ import sys
 from collections.abc import Mapping
 
 import jax
-import jaxlib
 
 from atlas_jax.fields import flat
 
@@ -29,7 +29,7 @@ def facts_of_start(config, named: Mapping[str, object]) -> dict[str, str]:
   return {
       **{name: str(value) for name, value in named.items()}, **settings,
       "the code (atlas_jax/)": code_digest(), **_own_modules(config),
-      "the version of jax": f"{jax.__version__}, jaxlib {jaxlib.__version__}",
+      "the version of jax": f"{jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}",
       "the version of Python": platform.python_version(),
       "the variable JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
   }
