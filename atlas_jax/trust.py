@@ -9,6 +9,7 @@ a config decides what is computed, not what is executed.
 
 Where the key cannot be kept, as in a container without a home, nothing is signed and --trust is needed.
 """
+import contextlib
 import hashlib
 import hmac
 import json
@@ -95,16 +96,26 @@ def _placed(rewards: str) -> list[str]:
   return found
 
 
+def _make_key(file: pathlib.Path) -> None:
+  """Draws a key; of several processes that do so at once, the first one's stays."""
+  file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+  part = file.with_name(f".{file.name}.{secrets.token_hex(4)}{write.PART}")
+  try:
+    with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
+      out.write(secrets.token_bytes(KEY_BYTES))
+    write.sync(part)
+    with contextlib.suppress(FileExistsError):
+      os.link(part, file)
+  finally:
+    part.unlink(missing_ok=True)
+
+
 def _key(*, make: bool) -> bytes | None:
   home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
   file = pathlib.Path(home).expanduser() / "atlas_jax" / "key"
   try:
     if make and not file.exists():
-      file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-      with write.placed(file) as part:
-        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with open(descriptor, "wb") as out:
-          out.write(secrets.token_bytes(KEY_BYTES))
+      _make_key(file)
     key = file.read_bytes()
   except (OSError, RuntimeError) as error:  # The second where there is no home at all.
     if make:

@@ -43,7 +43,7 @@ def read(path: str) -> Baseline:
   if not file.is_file():
     raise ValueError(f"{told} is no file; {remedy}")
   try:
-    found = Baseline(**json_file.read(file))
+    found = Baseline(**json_file.read(file, nan=True))
   except (ValueError, TypeError) as error:
     why = error.why if isinstance(error, Damaged) else error
     raise ValueError(f"{told} is no file of recorded figures ({why}); {remedy}") from error

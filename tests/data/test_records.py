@@ -106,3 +106,16 @@ def test_files_of_a_folder_that_are_not_read_are_named_once(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, logger="absl"):
     assert [len(list(records.read(str(tmp_path)))) for _ in range(2)] == [1, 1]
   assert len(caplog.messages) == 1 and caplog.messages[0].endswith(": b.JSONL, c.csv.gz")
+
+
+def test_files_of_no_bytes_are_counted_and_named(tmp_path, caplog):
+  (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+  (tmp_path / "b.jsonl").write_bytes(b"")
+  (tmp_path / "c.csv").write_bytes(b"")
+  with caplog.at_level("WARNING"):
+    assert len(list(records.read(str(tmp_path)))) == 1
+  assert "2 of 3 files are empty (0 bytes) and give no rows: " in caplog.text
+  assert f"{tmp_path}/b.jsonl, {tmp_path}/c.csv" in caplog.text
+  (tmp_path / "a.jsonl").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"3 of 3 files are empty \(0 bytes\)"):
+    list(records.read(str(tmp_path)))

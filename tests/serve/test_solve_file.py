@@ -147,7 +147,7 @@ def test_only_what_was_not_finished_is_solved_again(solved, trained, asked, fold
   done = run(trained[0], asked, solved[2])
   lines = [json.loads(line) for line in done.out.splitlines()]
   assert [line.get("task") for line in lines] == ["also", None]
-  assert "1 of 5 tasks are finished" in done.err and "a line is not whole" in done.err
+  assert "1 of 5 tasks are finished" in done.err and f"{kept}:2 is not whole" in done.err
   assert lines[-1]["answered"] == 2 and json.loads(solved[2].read_text()) == before
   again = run(trained[0], asked, solved[2])
   assert len(again.out.splitlines()) == 1 and "2 of 5 tasks are finished" in again.err
