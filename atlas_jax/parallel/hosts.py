@@ -84,6 +84,7 @@ def _initialize(peers: Peers, place: launch.Place, ids: list[int]) -> None:
   if place.process:
     host, _ = wire.split_address(place.coordinator)
     port = wire.Relay(host, peers.port, within_s=peers.limits.join_s).port
+  jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM from `signals`.
   jax.distributed.initialize(
       f"127.0.0.1:{port}", num_processes=place.processes, process_id=place.process, local_device_ids=ids,
       coordinator_bind_address=bound, initialization_timeout=int(peers.limits.join_s + peers.limits.wait_s),

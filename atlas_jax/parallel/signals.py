@@ -48,8 +48,8 @@ class StopSignals:
     self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     for number in NUMBERS:
       self._before[number] = signal.signal(number, self._obey)
-    threading.Thread(target=self._watch, args=(self._reader,), name="signals", daemon=True).start()
     self._outer, _active = _active, self
+    threading.Thread(target=self._watch, args=(self._reader,), name="signals", daemon=True).start()
     return self
 
   def __exit__(self, *error):
@@ -63,6 +63,8 @@ class StopSignals:
   @contextlib.contextmanager
   def deferred(self) -> Iterator[None]:
     """Only notes the first signal while the block runs."""
+    for number in NUMBERS:  # Libraries that were loaded meanwhile may have put handlers of their own there.
+      signal.signal(number, self._obey)
     self._deferred = True
     try:
       yield
