@@ -12,6 +12,7 @@ from experiments import arms
 from experiments.memory_pays.analysis import by_position
 from experiments.window.run import WINDOWS
 
+LEAST_START = 256  # Few bytes lie in the buckets before: the first segment of a document has no memory.
 BITS, SWAPPED = "val_bits_per_byte", "memory_gain_swapped_nats"
 
 
@@ -63,12 +64,13 @@ def draw(found: dict, file: pathlib.Path) -> None:
     gains.bar(at, np.mean(values), color="tab:blue")
     gains.plot([at] * len(values), values, "k.", markersize=5)
     starts, nats = by_position(found, f"memory_{window}", f"{SWAPPED}_by_position_")
-    curves.plot(starts, nats, "o-", label=window.replace("_", ", "))
+    kept = [(start, nat) for start, nat in zip(starts, nats) if start >= LEAST_START]
+    curves.plot(*zip(*kept) if kept else ((), ()), "o-", label=window.replace("_", ", "))
   for axes in (bits, gains):
     axes.set_xticks(range(len(shown)), [window.replace("_", "\n") for window in shown])
     axes.set_xlabel("window in tokens; random: drawn for each update")
-  bits.set(ylabel="bits per held-out byte; dots are seeds", ylim=(1.5, None))
-  bits.legend(loc="upper right", fontsize="small")
+  bits.set(ylabel="bits per held-out byte; dots are seeds")
+  bits.legend(loc="lower right", fontsize="small")
   gains.set(ylabel="swapped gain, nats per byte")
   curves.set_xscale("symlog", base=2, linthresh=64)
   curves.set(xlabel="bytes into the document (start of bucket)", ylabel="swapped gain, nats per byte")
