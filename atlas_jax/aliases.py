@@ -76,6 +76,8 @@ ALIASES = {
                     "model.depth or --config.decoder.depth"),
     **dict.fromkeys(("num_heads", "n_heads", "n_head", "num_attention_heads"),
                     "model.heads or --config.decoder.heads"),
+    **dict.fromkeys(("window", "window_size", "sliding_window", "attention_window"),
+                    "model.window_tokens (or while training --config.window.kind)"),
     "random_seed": "seed", "report_to": "monitor.tensorboard", "num_gpus": "mesh.data", "gpus": "mesh.data",
     "n_gpus": "mesh.data", "devices": "mesh.data",
 }

@@ -174,6 +174,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_evaluations(config.train)
   _check_puzzles(config.puzzles)
   _check_model(config.model)
+  _check_window(config)
   _check_trm(config)
   _check_decoder(config)
 
@@ -196,7 +197,7 @@ POSITIVE = (
     "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
     "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps",
     "eval.max_problems", "sampler.max_tokens", "ranked.max_responses", "vllm.port", "vllm.parallel_requests",
-    "train.idle_limit")
+    "train.idle_limit", "window.least_tokens", "window.delay_steps")
 NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
                 "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
                 "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",
@@ -220,6 +221,7 @@ CHOICES = {
     "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
     "puzzles.shift": "frozen fresh", "puzzles.sampler": "counter original", "puzzle_eval.mode": "all halting",
     "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all",
+    "window.kind": "full random delayed",
     "model.kind": "memory decoder", "decoder.dtype": "float32 bfloat16", "decoder.remat": "none dots block",
     "lora.scaling": "rank sqrt_rank", "data.overlong": "error truncate skip", "data.turns": "all last split",
     "sft.loss": "nll dft", "sampler.kind": "native vllm", "distill.rest": "recorded teacher",
@@ -342,3 +344,22 @@ def _check_model(model) -> None:
   if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
                      f"below config.model.memory.write_rate_max={memory.write_rate_max}")
+
+
+# What each window of training reads besides.
+WINDOWS = {"full": (), "random": ("least_tokens",), "delayed": ("least_tokens", "delay_steps")}
+
+
+def _check_window(config) -> None:
+  window, whole, steps = config.window, config.model.window_tokens, config.optim.steps
+  kind = f"config.window.kind={window.kind!r}"
+  for name in ("least_tokens", "delay_steps"):
+    if (window[name] is None) == (name in WINDOWS[window.kind]):
+      told = "needs it: set it" if window[name] is None else "does not read it: leave it out"
+      raise ValueError(f"config.window.{name}={window[name]}, and {kind} {told}, or choose another kind")
+  if window.kind != "full" and window.least_tokens >= whole:
+    raise ValueError(f"config.window.least_tokens={window.least_tokens} must be below config.model."
+                     f"window_tokens={whole}: {kind} trains with shorter windows than that of the model")
+  if window.kind == "delayed" and steps is not None and window.delay_steps >= steps:
+    raise ValueError(f"config.window.delay_steps={window.delay_steps} must be below config.optim.steps="
+                     f"{steps}, or no update has the window of the model; lower it, or train longer")

@@ -46,6 +46,9 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
+    "window": "memory_lm",
+    "window.least_tokens": "memory_lm if window.kind!=full",
+    "window.delay_steps": "memory_lm if window.kind=delayed",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
     "optim.gate_lr_scale": f"memory_lm if {MIXED}; {TUNED} if model.kind=memory",
@@ -175,6 +178,8 @@ OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so
 REMEDIES = {"data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",
+            "window.least_tokens": "set config.window.kind=random or delayed",
+            "window.delay_steps": "set config.window.kind=delayed",
             "lora": "set config.lora.rank"}
 
 

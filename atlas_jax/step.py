@@ -1,4 +1,6 @@
 """One update: gradients of a batch, optimizer, moving average, tables, and what is not finite left out."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,8 +30,8 @@ def make_step(config, recipe: Recipe, params_abstract):
   def step(state: TrainState, batch, frozen, stop):
     rows = () if recipe.tables is None else recipe.tables.rows(state.tables, batch, state.carry)
     (grads, row_grads), out = accumulate.gradients(
-        recipe.loss, state.params, batch, state.carry, frozen=seen(recipe, state, frozen), rows=rows,
-        rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
+        loss_at(recipe, state.step), state.params, batch, state.carry, frozen=seen(recipe, state, frozen),
+        rows=rows, rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
     grads = freeze.without_frozen(grads, frozen_params)
     norm = tree.global_norm(grads)
     good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
@@ -74,6 +76,11 @@ def _loss_metrics(recipe: Recipe, out) -> dict:
 def averaged(average, params, keep: float):
   """Moves an average towards the parameters: keep of the old, 1 - keep of the new."""
   return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, params)
+
+
+def loss_at(recipe: Recipe, step):
+  """Gives the loss of an update, with what it is given by the update's number."""
+  return recipe.loss if recipe.by_step is None else functools.partial(recipe.loss, **recipe.by_step(step))
 
 
 def seen(recipe: Recipe, state: TrainState, frozen):

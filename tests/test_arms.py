@@ -8,6 +8,8 @@ import pytest
 from experiments import arms
 from experiments.memory_pays import run as memory_pays
 from experiments.what_makes_memory_pay import run as choices
+from experiments.window import analysis as windows
+from experiments.window import run as window
 
 TINY = {"model.width": 32, "model.depth": 2, "model.heads": 2}
 
@@ -29,7 +31,7 @@ def test_arms_of_the_quickstart_have_as_many_parameters_as_its_memory(arm):
   assert abs(share - 1) < 0.011
 
 
-@pytest.mark.parametrize("arm", choices.ARMS, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*choices.ARMS, *window.ARMS], ids=lambda arm: arm.name)
 def test_arms_of_choices_can_be_built_at_the_size_of_the_study(arm):
   assert arms.fitted(arm, choices.PARAMS)["model.ff_width"] >= 8
 
@@ -43,6 +45,17 @@ def test_a_table_has_means_and_intervals_over_the_seeds_that_there_are():
   assert told.splitlines() == [
     "| arm | what | seeds | loss | gain |", "| --- | --- | --- | --- | --- |",
     "| a | arm a | 2 | 2.000 (-10.706 to 14.706) |  |", "| b | arm b | 1 | 2.000 |  |"]
+
+
+def test_windows_are_compared_in_pairs_of_one_seed(tmp_path):
+  rows = {"memory_64/0": (2.0, 0.2), "memory_64/1": (2.2, 0.3), "none_64/0": (2.5, None),
+          "memory_random/1": (2.1, 0.35), "memory_random/2": (9.0, 9.0)}
+  rows = {name: {windows.BITS: bits, windows.SWAPPED: gain} for name, (bits, gain) in rows.items()}
+  assert windows.told(windows.differences(rows, "memory_random", "memory_64", windows.BITS)) == "-0.100"
+  assert windows.table(rows).splitlines()[2:] == [
+    "| 64 tokens | 2 |  |  | +0.500 |  |",
+    "| random from 4 to 64 in training, then 64 | 2 | -0.100 |  |  | +0.050 |"]
+  windows.draw(rows, tmp_path / "x.png")
 
 
 def test_what_the_file_holds_is_not_run_again_and_what_fails_says_why(tmp_path, monkeypatch):

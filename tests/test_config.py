@@ -102,6 +102,16 @@ REFUSED = [
   (dict(eval__transform="shuffle"), "config.eval.transform='shuffle' is unknown; did you mean"),
   (dict(model__remat="all"), "config.model.remat='all' is unknown; known are block, dots, none"),
   (dict(model__memory__impl="palas"), "config.model.memory.impl='palas' is unknown; did you mean 'pallas'?"),
+  (dict(window__kind="short"), "config.window.kind='short' is unknown; known are delayed, full, random"),
+  (dict(window__kind="random"), "least_tokens=None, and config.window.kind='random' needs it: set it"),
+  (dict(window__kind="delayed", window__least_tokens=4), "delay_steps=None, and config.window.kind"),
+  (dict(window__least_tokens=4), "least_tokens=4, and config.window.kind='full' does not read it: leave"),
+  (dict(window__kind="random", window__least_tokens=4, window__delay_steps=9), "delay_steps=9, and config."),
+  (dict(window__kind="random", window__least_tokens=0), "config.window.least_tokens=0 must be at least 1"),
+  (dict(window__kind="random", window__least_tokens=256), "least_tokens=256 must be below config.model.wind"),
+  (dict(window__kind="random", window__least_tokens=400), "below config.model.window_tokens=256: config.win"),
+  (dict(window__kind="delayed", window__least_tokens=4, window__delay_steps=1_000),
+   "delay_steps=1000 must be below config.optim.steps=1000, or no update has the window of the model"),
   (dict(seed=2**32), "config.seed=4294967296 must be below"),
 ]  # fmt: skip
 

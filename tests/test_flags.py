@@ -43,6 +43,7 @@ FLAGS = [
   ("--smoke", "variants of a config stand behind its name, as in --config=configs/memory_40m.py:cpu"),
   ("--device=cuda", "JAX_PLATFORMS=cpu in the environment"),
   ("--n_layer=2", "did you mean --config.model.depth or --config.decoder.depth?"),
+  ("--sliding_window=64", "did you mean --config.model.window_tokens .*--config.window.kind"),
   ("--workdirs=x", "there is no flag --workdirs; did you mean 'workdir'?"),
   ("--config.batch_size=4", "there is no field config.batch_size; did you mean 'config.data.batch_rows'?"),
   ("--config.optim.learning_rate=1", "no field config.optim.learning_rate; did you mean 'config.optim.lr'?"),

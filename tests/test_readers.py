@@ -173,6 +173,10 @@ REFUSED = [
   ("memory_40m.py:smoke", "model.ngram_embed.table_rows=8", "where config.model.ngram_embed.max_n is set"),
   ("sft.py:smoke", "data.transform=repeat", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
   ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
+  ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
+   "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
+  ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
+  ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
   ("memory_40m.py:smoke", "model.path=x,model.memory.retention_init=0.9", "where config.model.path=None"),
   ("memory_40m.py:smoke", "checkpoint.keep_best=0,checkpoint.best_mode=max", "checkpoint.keep_best"),
   ("grpo_arithmetic.py:smoke", "policy.sampler_high=2", "where config.policy.sampler_correction is set"),

@@ -20,6 +20,12 @@ def default() -> ml_collections.ConfigDict:
   config.loss = ml_collections.ConfigDict({
       "block_tokens": OPTIONAL(int),  # Tokens whose logits exist at the same time; None: all of a batch.
   })
+  config.window = ml_collections.ConfigDict({
+      # How far attention sees while memory_lm trains; whatever else uses the model sees model.window_tokens.
+      "kind": "full",  # "full": model.window_tokens; "random": anew for each update; "delayed": short first.
+      "least_tokens": OPTIONAL(int),  # random: the shortest, log-uniform from it on; delayed: the first.
+      "delay_steps": OPTIONAL(int),  # delayed: updates with least_tokens, before those with all.
+  })
   config.optim = _optim()
   config.train = ml_collections.ConfigDict({
       "accumulate_steps": 1,  # Parts a batch is cut into, one after another, for one update.

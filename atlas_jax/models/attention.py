@@ -40,7 +40,7 @@ class LocalAttention(nn.Module):
     return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), doc)
 
   @nn.compact
-  def __call__(self, x_BTD, state: AttentionState, doc_BT, count_B):
+  def __call__(self, x_BTD, state: AttentionState, doc_BT, count_B, seen_tokens=None):
     """Reads T tokens.
 
     Args:
@@ -48,6 +48,7 @@ class LocalAttention(nn.Module):
       state: what an earlier call returned, or `zero_state`.
       doc_BT: document of each token, -1 at padding.
       count_B: how many of the T tokens are real; None: all.
+      seen_tokens: [] int32, how many of the window's tokens it sees, see the kernel. Traced. None: all.
 
     Returns:
       out_BTD, the new state, and qkv_BTHE: queries, keys and values side by side, before rotation.
@@ -61,6 +62,6 @@ class LocalAttention(nn.Module):
     k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)
     at_S = jnp.arange(k_BSHK.shape[1])
     out_BTHK = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
-                               window_tokens=self.window_tokens, impl=self.impl)
+                               window_tokens=self.window_tokens, seen_tokens=seen_tokens, impl=self.impl)
     ends = (last_real(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
     return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends), qkv_BTHE

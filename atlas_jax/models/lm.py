@@ -66,11 +66,12 @@ class Block(nn.Module):
   mode: str
 
   @nn.compact
-  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD, memory_writes):
+  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD, memory_writes,
+               seen_tokens):
     """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
     attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
-    mixed_BTD, attention_state, qkv_BTHE = attention(h_BTD, state[0], doc_BT, count_B)
+    mixed_BTD, attention_state, qkv_BTHE = attention(h_BTD, state[0], doc_BT, count_B, seen_tokens)
     memory_state, stats = (), {}
     if self.memory is not None:
       layer = MIXES[self.memory_mix](**self.memory, name="memory")
@@ -204,7 +205,7 @@ class LM(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
-               memory_writes=None, mode: str = "packed") -> LMOut:
+               memory_writes=None, seen_tokens=None, mode: str = "packed") -> LMOut:
     """Reads T tokens of each row.
 
     Args:
@@ -216,6 +217,8 @@ class LM(nn.Module):
       memory_scale: factor on what memory adds; 0 shuts it off. Traced.
       memory_writes: mode "packed": [] bool, whether memories are written, see `memory.layer.Memory`. Traced.
         None: they are.
+      seen_tokens: [] int32, from 1 to window_tokens: how far attention sees in this call. The state keeps
+        window_tokens. Traced. None: window_tokens.
       mode: "packed" reads packed documents by whole chunks, T a multiple of chunk_size; "stream" reads on in
         one document per row, any T from any position.
 
@@ -229,7 +232,7 @@ class LM(nn.Module):
     x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     context = (doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
-               token_BTD if from_token else None, memory_writes)
+               token_BTD if from_token else None, memory_writes, seen_tokens)
     attention, memories, stats = [], [], {}
     for stack in self.stacks:
       memory = _layers(state.memory, stack.memories.start, stack.memories.stop) if stack.memories else ()
@@ -260,7 +263,7 @@ class LM(nn.Module):
   def _blocks(self, stack: Stack, mode: str):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 6), out_axes=(1, 0),
+                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 7), out_axes=(1, 0),
                      unroll=min(self.scan_unroll, stack.end - stack.first))
     memory = self.memory if stack.memories else None
     return blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,

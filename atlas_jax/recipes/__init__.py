@@ -62,10 +62,13 @@ class Recipe(NamedTuple):
   """One kind of training."""
 
   init: Callable  # rng -> Init
-  loss: Callable  # (params, batch, *, frozen, carry, rng) -> LossOut; with tables also rows=
+  loss: Callable  # (params, batch, *, frozen, carry, rng) -> LossOut; with tables also rows=; see by_step
   source: Any  # data.source.Source: host side, where batches come from
   evals: Mapping[str, Any]  # name -> evals.Eval
   tables: Tables | None = None
+  # (step) -> what the loss is given besides, by name, such as how far attention sees; step: [] int32, updates
+  # so far. The loss has a default for what no update is made of. None: nothing.
+  by_step: Callable | None = None
   # What is counted, by `LossOut.weight` and `seen`; names metrics, such as perf/tokens_per_s.
   unit: str = "tokens"
   finish: Callable = lambda means: means  # (LossOut.metrics averaged by weight) -> metrics, for ratios

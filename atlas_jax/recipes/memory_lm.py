@@ -19,6 +19,7 @@ from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
+from atlas_jax.optim import windows
 from atlas_jax.recipes import Given, Init, LossOut, Recipe
 from atlas_jax.rollout import kept
 from atlas_jax.rollout.start import MODEL, TOKENIZER, Start, find, is_run, open_start
@@ -142,6 +143,8 @@ def setting_of(config, source=None) -> dict:
   state = source.state()
   split = {name: value for name, value in state.items() if name.startswith("held_out")}
   fields = {f"config.{name}": at(config, name) for name in COMPARED}
+  if config.window.kind != "full":  # With the full one, files recorded without these names hold as well.
+    fields |= {f"config.window.{name}": value for name, value in config.window.items()}
   return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
 
 
@@ -186,7 +189,8 @@ def make(config, mesh) -> Recipe:
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                keep=keep_of(config, start, source.tokenizer), read=read_of(start))
+                keep=keep_of(config, start, source.tokenizer), read=read_of(start),
+                by_step=by_step_of(config))
 
 
 def init_of(config, model: lm.LM):
@@ -199,19 +203,31 @@ def init_of(config, model: lm.LM):
 
 
 def loss_of(config, model: lm.LM):
-  """Makes the loss of a batch as `packing.read_row` describes it; see `Recipe.loss`."""
-  def loss(params, batch, *, frozen, carry, rng):
+  """Makes the loss of a batch as `packing.read_row` describes it; see `Recipe.loss`.
+
+  It also takes seen_tokens, [] int32: how far attention sees; None: config.model.window_tokens.
+  """
+  def loss(params, batch, *, frozen, carry, rng, seen_tokens=None):
     del frozen, rng
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
-    out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"])
+    out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
+                      seen_tokens=seen_tokens)
     mean, weight, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
                                            batch["weight_BT"], **config.loss)
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
     metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
+    if seen_tokens is not None:
+      metrics["train/window_tokens"] = seen_tokens.astype(jnp.float32)
     return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
 
   return loss
+
+
+def by_step_of(config) -> Callable | None:
+  """Makes what the loss is given by the number of an update, how far attention sees; None: always all."""
+  window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
+  return None if window is None else lambda step: {"seen_tokens": window(step)}
 
 
 def layer_metrics(stats: dict) -> dict:

@@ -14,7 +14,7 @@ def make(config, mesh) -> Recipe:
   source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
   return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
                 memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")},
-                read=memory_lm.read_of(start))
+                read=memory_lm.read_of(start), by_step=memory_lm.by_step_of(config))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):

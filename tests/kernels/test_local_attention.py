@@ -9,7 +9,7 @@ import pytest
 
 from atlas_jax.kernels.local_attention import FORMS, local_attention
 from tests import oracles
-from tests.helpers import assert_close, assert_same_bits, assert_slopes, quick_compilation
+from tests.helpers import assert_close, assert_same_bits, assert_slopes, quick_compilation, trace_counter
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -20,6 +20,8 @@ def _compile_quickly():
 
 B, H, K = 2, 3, 4
 every_form = pytest.mark.parametrize("impl", sorted(set(FORMS) - {"cudnn", "xla"}))
+
+every_traced_form = pytest.mark.parametrize("impl", sorted(set(FORMS) - {"cudnn"}))
 
 attend = jax.jit(local_attention, static_argnames=("window_tokens", "impl"))
 
@@ -116,6 +118,31 @@ def test_scores_beyond_the_range_of_exp_give_finite_outputs_and_gradients(impl):
   total = lambda q, k: jnp.sum(attend(1e3 * q, k, v_BSHK, *docs, window_tokens=4, impl=impl) ** 2)
   value, gradient = jax.value_and_grad(total, (0, 1))(q_BTHK, k_BSHK)
   assert np.isfinite(value) and all(np.isfinite(x).all() for x in gradient)
+
+
+@every_traced_form
+@pytest.mark.parametrize("length,tail", [(9, 4), (9, 6), (1, 4)])
+def test_fewer_tokens_seen_are_a_shorter_window_in_outputs_and_gradients(impl, length, tail):
+  """In float32, as the library's form has its softmax; one compilation serves all lengths."""
+  arrays, docs = inputs(length, tail), packed_documents(length, tail)
+
+  def total(arrays, seen_tokens, window_tokens, impl):
+    fields = dict(window_tokens=window_tokens, seen_tokens=seen_tokens, impl=impl)
+    out_BTHK = local_attention(*arrays, *docs, **fields)
+    return jnp.sum(jnp.sin(out_BTHK)), out_BTHK
+
+  slopes = jax.value_and_grad(total, has_aux=True)
+  narrowed, traces = trace_counter(lambda arrays, seen_tokens: slopes(arrays, seen_tokens, 4, impl))
+  for seen_tokens in (1, 2, 4):
+    expected = slopes(arrays, None, seen_tokens, "reference")
+    assert_close(narrowed(arrays, jnp.int32(seen_tokens)), expected, why=f"{seen_tokens} of 4")
+  assert len(traces) == 1
+
+
+@pytest.mark.parametrize("seen_tokens", [0, 5])
+def test_a_number_of_tokens_seen_that_no_window_holds_is_refused(seen_tokens):
+  with pytest.raises(ValueError, match=f"seen_tokens={seen_tokens} must be from 1 to window_tokens=4"):
+    local_attention(*inputs(4, 0), *one_document(4, 0), window_tokens=4, seen_tokens=seen_tokens)
 
 
 def test_auto_gives_what_the_forms_give():

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.kernels.local_attention.reference import near
 
 
 def _blocks(x, window):
@@ -19,7 +20,7 @@ def _pad_rows(x, before, after, value=0):
   return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
-def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
+def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_tokens=None):
   """Works on T / window blocks, in time and memory like T * window; arguments as in the package."""
   length, window = q_BTHK.shape[1], window_tokens
   tail = k_BSHK.shape[1] - length
@@ -31,7 +32,7 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
   q_BNTHK = _blocks(_pad_rows(q_BTHK, 0, after), window)
   doc_BNT = _blocks(_pad_rows(doc_BT, 0, after, -3), window)
   lag_TS = jnp.arange(window)[:, None] + window - jnp.arange(2 * window)[None, :]
-  near_TS = (lag_TS >= 0) & (lag_TS < window)
+  near_TS = near(lag_TS, window, seen_tokens)
   seen_BNTS = near_TS[None, None] & (doc_BNT[..., :, None] == doc_BNS[..., None, :])
   wide = tree.wide(q_BTHK.dtype)
   scores = jnp.einsum("bnthk,bnshk->bnhts", q_BNTHK, k_BNSHK, preferred_element_type=wide)

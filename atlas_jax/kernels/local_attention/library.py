@@ -2,25 +2,26 @@
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.kernels.local_attention.reference import near
+
 CUDNN_DTYPES = ("bfloat16", "float16")
 
 
-def _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, implementation):
+def _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, seen_tokens, implementation):
   length, rows = q_BTHK.shape[1], k_BSHK.shape[1]
   at_T, at_S = jnp.arange(length) + rows - length, jnp.arange(rows)
   lag_TS = at_T[:, None] - at_S[None, :]
-  near_TS = (lag_TS >= 0) & (lag_TS < window_tokens)
-  seen_BTS = near_TS[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
+  seen_BTS = near(lag_TS, window_tokens, seen_tokens)[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
   return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=seen_BTS[:, None],
                                       implementation=implementation)
 
 
-def xla(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
+def xla(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_tokens=None):
   """Leaves the scores' layout to the library; arguments as in the package. Softmax is in float32."""
-  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, "xla")
+  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, seen_tokens, "xla")
 
 
-def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
+def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_tokens=None):
   """Fuses scores, softmax and values in one kernel; the mask of window and documents is one of [B, T, S].
 
   Raises:
@@ -37,4 +38,4 @@ def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int):
   if width % 8 or width > 128:
     raise ValueError(f"impl='cudnn' of local_attention needs a head width that is a multiple of 8 up to 128, "
                      f"got {width}; {others}")
-  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, "cudnn")
+  return _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, seen_tokens, "cudnn")

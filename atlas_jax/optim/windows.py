@@ -1,0 +1,50 @@
+"""How far attention sees in training, as a function of the number of updates made so far.
+
+Evaluation and serving always see the whole window. What attention cannot see while a model is trained, only
+its memory can tell, so that the model learns to use it.
+
+Source: windows of random length in training, arXiv:2509.24552; attention that is trained late, Phan et al.
+2025, arXiv:2510.00258 (there it is left out at first, here it sees little).
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# Steps and the first parameters fold other numbers into the root, see `state.first`.
+STREAM = 2**31 - 2
+
+
+def schedule(*, kind: str, least_tokens: int | None, delay_steps: int | None, window_tokens: int,
+             seed: int) -> Callable | None:
+  """Makes the windows of a run.
+
+  Args:
+    kind: "full": always window_tokens. "random": for every update another, from least_tokens to
+      window_tokens, log-uniform: of each octave equally often. "delayed": least_tokens for the first
+      delay_steps updates, then window_tokens.
+    least_tokens: the shortest window, from 1 to window_tokens.
+    delay_steps: updates with the shortest window.
+    window_tokens: of the model.
+    seed: of the run; a window depends on it and on the update's number alone.
+
+  Returns:
+    A function of the count of finished updates, int32 [], that gives int32 []; None for "full".
+
+  Raises:
+    ValueError: if the kind is unknown. `fields` checks the others.
+  """
+  if kind == "full":
+    return None
+  if kind == "delayed":
+    return lambda step: jnp.where(step < delay_steps, jnp.int32(least_tokens), jnp.int32(window_tokens))
+  if kind != "random":
+    raise ValueError(f"config.window.kind={kind!r} is unknown; known are full, random, delayed")
+
+  def drawn(step):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), step)
+    low, high = jnp.log(jnp.float32(least_tokens)), jnp.log(jnp.float32(window_tokens + 1))
+    tokens = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
+    return jnp.clip(jnp.floor(tokens).astype(jnp.int32), least_tokens, window_tokens)
+
+  return drawn
