@@ -18,9 +18,9 @@ class Recall:
   def __init__(self, *, keys: int, segment_len: int, batch_rows: int, seed: int, split: str, rows: slice,
                steps: int | None):
     self.step = 0
-    self._keys, self._pairs, self._steps, self._rows = keys, segment_len // 4, steps, rows
-    self._place = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
-                   "split": split}
+    self._steps, self._rows = steps, rows
+    self.place = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
+                  "split": split}
 
   def next(self, params=None) -> dict:
     """Gives a batch as `packing.read_row` describes it; each row is a document of its own.
@@ -31,16 +31,20 @@ class Recall:
     del params
     if self._steps is not None and self.step >= self._steps:
       raise StopIteration
-    place = self._place
-    draw = np.random.default_rng([place["seed"], SPLITS.index(place["split"]), self.step])
-    batch = sequences(draw, rows=place["batch_rows"], pairs=self._pairs, keys=self._keys)
+    place = self.place
+    batch = self.sequences(np.random.default_rng([place["seed"], SPLITS.index(place["split"]), self.step]))
     batch["doc_BT"] = np.full_like(batch["tokens_BT"], self.step)
     self.step += 1
     return {name: value[self._rows] for name, value in batch.items()}
 
+  def sequences(self, draw: np.random.Generator) -> dict:
+    """Draws a whole batch; see the function of that name."""
+    place = self.place
+    return sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"])
+
   def state(self) -> dict:
     """Gives the place and what it is valid for."""
-    return {"step": self.step, **self._place}
+    return {"step": self.step, **self.place}
 
   def restore(self, state: dict) -> None:
     """Goes to the saved place.
@@ -48,13 +52,13 @@ class Recall:
     Raises:
       ValueError: if it is of other sequences.
     """
-    if {**state, "step": 0} != {**self._place, "step": 0}:
-      raise ValueError(f"the saved place {state} belongs to other sequences than {self._place}")
+    if {**state, "step": 0} != {**self.place, "step": 0}:
+      raise ValueError(f"the saved place {state} belongs to other sequences than {self.place}")
     self.step = int(state["step"])
 
   def provenance(self, step: int) -> list[str]:
     """Names each of this process's rows in the batch of that step."""
-    return [f"step {step}, row {row}@0" for row in range(self._place["batch_rows"])[self._rows]]
+    return [f"step {step}, row {row}@0" for row in range(self.place["batch_rows"])[self._rows]]
 
   def close(self) -> None:
     """Has nothing to free."""

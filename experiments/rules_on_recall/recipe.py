@@ -1,0 +1,109 @@
+"""The memory language model trained on far recall, and measured with and without what its memory holds."""
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.evals import Eval, EvalOut, held_out, memory_gain
+from atlas_jax.models import lm
+from atlas_jax.recipes import Recipe, memory_lm
+from experiments.rules_on_recall.task import PAIRS
+
+DISTANCES = (1, 64, 256)  # First distance of each bucket, in tokens; the last goes to the text's end.
+WAYS = ("as_is", "emptied", "writes_off", "swapped")
+
+
+def make(config, mesh) -> Recipe:
+  """Makes the recipe; see `recipes.load`."""
+  model, start = memory_lm.model_of(config), memory_lm.start_of(config)
+  source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
+  return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
+                memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "end")},
+                read=memory_lm.read_of(start))
+
+
+def accuracy(model: lm.LM, source_factory, mesh):
+  """Makes the evaluation, on held-out texts.
+
+  Their second half is read in four ways: as it is; "emptied", every memory holds nothing and nothing is
+  written; "writes_off", every memory stands at its learned start and nothing is written; "swapped", every
+  memory is that of another text, and writes go on. Attention and convolutions go on as they were. What counts
+  of it are the questions for pairs that were shown last in the first half.
+
+  Returns:
+    run(params, *, step) -> EvalOut with the share of right answers "val/accuracy", by distance
+    "val/accuracy_from/64" and so on, by number of pairs "val/accuracy_pairs/8", by both
+    "val/accuracy_pairs/8_from/64", and across the halves "val/across_WAY" for each of WAYS, of
+    which a model without memory has the first alone.
+  """
+  step_of = held_out.make_step(functools.partial(_text, model), mesh)
+
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
+    del step
+    totals = held_out.add_up(step_of, params, model, source_factory(), mesh)
+    right_ND, asked_ND = totals["right"], totals["asked"]
+    kinds: dict = {"val/accuracy": ...}
+    kinds |= {f"val/accuracy_from/{first}": np.s_[:, d] for d, first in enumerate(DISTANCES)}
+    for n, pairs in enumerate(PAIRS):
+      kinds[f"val/accuracy_pairs/{pairs}"] = n
+      kinds |= {f"val/accuracy_pairs/{pairs}_from/{first}": (n, d) for d, first in enumerate(DISTANCES)}
+    scalars = {name: right_ND[kind].sum() / asked_ND[kind].sum() for name, kind in kinds.items()
+               if asked_ND[kind].sum()}
+    for way, right in zip(WAYS, totals["across_right"]):
+      scalars[f"val/across_{way}"] = right / totals["across_asked"]
+    return EvalOut({name: float(value) for name, value in scalars.items()})
+
+  return run
+
+
+def _text(model: lm.LM, params, state: lm.LMState, batch: dict):
+  half = batch["tokens_BT"].shape[1] // 2
+  first, second = ({name: x[:, part] for name, x in batch.items()}
+                   for part in (slice(half), slice(half, None)))
+  after, right_BT = _read(model, params, state, first)
+  states, learned, writes = _ways(model, params, after)
+
+  def read(way):
+    state, learned, writes = way
+    taught = lm.with_learned(model, params, learned) if model.with_memory else params
+    return _read(model, taught, state, second, writes)
+
+  ends, right_WBT = jax.lax.map(read, (states, learned, writes))
+  right_BT = jnp.concatenate([right_BT, right_WBT[0]], axis=1)
+  across_BT = second["weight_BT"] * (second["distance_BT"] > second["pos_BT"] - half)
+  sums = {"right": _by_kind(right_BT, batch), "asked": _by_kind(batch["weight_BT"], batch),
+          "across_right": jnp.sum(right_WBT * across_BT[None], axis=(1, 2)),
+          "across_asked": jnp.sum(across_BT)}
+  return jax.tree.map(lambda leaf: leaf[0], ends), sums
+
+
+def _read(model: lm.LM, params, state: lm.LMState, batch: dict, writes=None):
+  out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
+                    memory_writes=writes if model.with_memory and model.memory["writes"] else None)
+  guess_BT = jnp.argmax(lm.logits(params, out.hidden_BTD), axis=-1)
+  return out.state, (guess_BT == batch["targets_BT"]) * batch["weight_BT"]
+
+
+def _ways(model: lm.LM, params, state: lm.LMState):
+  """Stacks what each way starts from: the state, what memories have learned, whether they write."""
+  learned: Any = ()
+  ways = [(state, learned, True)]
+  if model.with_memory:
+    learned = lm.learned_memory(model, params)
+    empty = memory_gain.memory_of(model).empty(learned)
+    ways = [(state, learned, True), (memory_gain.started(model, empty, state), empty, False),
+            (memory_gain.started(model, learned, state), learned, False),
+            (memory_gain.other_memory(state), learned, True)]
+  return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
+
+
+def _by_kind(x_BT, batch: dict):
+  """Adds up by number of pairs and by bucket of distances."""
+  distance_BT, pairs_BT = batch["distance_BT"], batch["pairs_BT"]
+  in_BTD = jnp.stack([(distance_BT >= first) & (distance_BT < end)
+                      for first, end in zip(DISTANCES, (*DISTANCES[1:], 2**30))], axis=-1)
+  of_BTN = jnp.stack([pairs_BT == pairs for pairs in PAIRS], axis=-1)
+  kinds = (x_BT, of_BTN.astype(x_BT.dtype), in_BTD.astype(x_BT.dtype))
+  return jnp.einsum("bt,btn,btd->nd", *kinds)
