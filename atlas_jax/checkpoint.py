@@ -24,8 +24,8 @@ from atlas_jax import tree
 from atlas_jax.files import inside, json_file, write
 
 FOLDER = "checkpoints"
-_INVENTORY = "files.json"
-_UNLISTED = (_INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
+INVENTORY = "files.json"
+_UNLISTED = (INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
 _METRICS = "metrics/metrics"
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
 _READ_BYTES = 2**24
@@ -144,15 +144,15 @@ class Checkpoints:
     folder = self.path / str(step)
     if jax.process_index() == 0:
       try:
-        inventory = json_file.read(folder / _INVENTORY)
+        inventory = json_file.read(folder / INVENTORY)
         if self.is_ranked(step):
           raise CheckpointError(f"{folder} has metrics already")
         # Unlisted while it changes, so that a crash in between leaves a checkpoint that can be read.
         inventory.pop(_METRICS, None)
-        write.json(folder / _INVENTORY, inventory, indent=None)
+        write.json(folder / INVENTORY, inventory, indent=None)
         write.json(folder / _METRICS, _ranks(metrics), indent=None)
         inventory[_METRICS] = [(folder / _METRICS).stat().st_size, _checksum(folder / _METRICS)]
-        write.json(folder / _INVENTORY, inventory, indent=None)
+        write.json(folder / INVENTORY, inventory, indent=None)
       except OSError as error:
         raise CheckpointError(f"{folder} cannot be written to ({error}); the same command makes its "
                               "evaluation again") from error
@@ -244,7 +244,7 @@ class Checkpoints:
     """Writes files.json; Orbax calls this when all files are written, before the directory is renamed."""
     if jax.process_index() == 0:
       for folder in self.path.glob(f"{self._being_saved}{_HALF_WRITTEN}*"):
-        write.json(folder / _INVENTORY, _inventory(folder), indent=None)
+        write.json(folder / INVENTORY, _inventory(folder), indent=None)
 
 
 def _check_policy(keep_last: int, keep_best: int, keep_every_steps: int | None) -> None:
@@ -338,7 +338,7 @@ def _checksum(file: Path) -> int:
 
 def digest_of(workdir, step: int) -> str:
   """Gives a digest of the files of a checkpoint, as they were written."""
-  return hashlib.sha256((Path(workdir) / FOLDER / str(step) / _INVENTORY).read_bytes()).hexdigest()
+  return hashlib.sha256((Path(workdir) / FOLDER / str(step) / INVENTORY).read_bytes()).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:
@@ -347,12 +347,12 @@ def _damage(folder: Path) -> str | None:
     half = sorted(folder.parent.glob(f"{folder.name}{_HALF_WRITTEN}*"))
     return f"is half-written ({half[0].name})" if half else "does not exist"
   try:
-    inventory = json_file.read(folder / _INVENTORY)
+    inventory = json_file.read(folder / INVENTORY)
   except (OSError, ValueError):
-    return f"is half-written or damaged: {_INVENTORY} is missing or unreadable"
+    return f"is half-written or damaged: {INVENTORY} is missing or unreadable"
   for name, entry in inventory.items():
     if not inside.is_inside(name) or not isinstance(entry, list) or len(entry) != 2:
-      return f"is damaged: the entry {name[:60]!r} in {_INVENTORY} is no size and checksum of a file there"
+      return f"is damaged: the entry {name[:60]!r} in {INVENTORY} is no size and checksum of a file there"
     file, (size, checksum) = folder / name, entry
     if not file.is_file():
       return f"is damaged: {name} is missing"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import flags
 
-from atlas_jax import aliases, modules, readers
+from atlas_jax import aliases, modules, readers, remote
 from atlas_jax import config as configs
 
 OF_MODE = {
@@ -243,9 +243,7 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Refuses flags that are missing, or that the mode would not use."""
   if not asked.workdir:
     raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
-  if scheme := re.match(r"(\w+)://", asked.workdir):
-    raise ValueError(f"--workdir={asked.workdir} is on a file system of its own kind ({scheme[1]}), where "
-                     "runs cannot lie; give a local or shared directory, and copy finished runs there")
+  remote.check(asked.workdir, processes=asked.num_processes)
   if asked.mode in WITH_CONFIG and not asked.config:
     raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
   if asked.mode not in WITH_CONFIG and asked.config:

@@ -46,7 +46,7 @@ class Lock:
     self.path = self.workdir / NAME
     self.on_beat = on_beat
     self._beat_s, self._silent_s = beat_s, silent_s
-    self._me = {**_identity(), "token": uuid.uuid4().hex,
+    self._me = {**identity(), "token": uuid.uuid4().hex,
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     self._end = threading.Event()
     self._thread: threading.Thread | None = None
@@ -129,9 +129,10 @@ class Lock:
     Raises:
       LockError: if it lives.
     """
-    if holder.get("sees") == self._me["sees"] and isinstance(holder.get("pid"), int):
-      if _started(holder["pid"]) == holder.get("process"):
-        raise LockError(_refusal(self.path, holder))
+    alive = lives(holder)
+    if alive:
+      raise LockError(_refusal(self.path, holder))
+    if alive is False:
       return "which has ended"
     beat = _changed(self.path)
     while beat is not None:
@@ -181,12 +182,19 @@ def release_all() -> None:
       lock.release()
 
 
-def _identity() -> dict:
+def identity() -> dict:
   """Describes this process; `sees` is equal for processes that see each other's numbers."""
   return {"host": socket.gethostname(), "pid": os.getpid(), "process": _started(os.getpid()),
           "sees": f"{socket.gethostname()} {_first_line('/proc/sys/kernel/random/boot_id')} "
                   f"{_link('/proc/self/ns/pid')}",
           "command": " ".join(sys.argv)[:500]}
+
+
+def lives(holder: dict) -> bool | None:
+  """Says whether the process that a lock names lives; None if it cannot be seen from here."""
+  if holder.get("sees") != identity()["sees"] or not isinstance(holder.get("pid"), int):
+    return None
+  return _started(holder["pid"]) == holder.get("process")
 
 
 def _started(pid: int) -> str | None:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import flags, logging
 
-from atlas_jax import closing, readers, recipes, train, trust
+from atlas_jax import closing, readers, recipes, remote, train, trust
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import FOLDER
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
@@ -295,6 +295,12 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
   check_flags(asked, overrides)
   if asked.trust:
     trust.give()
+  with remote.local(asked.workdir, writes=asked.mode in WITH_CONFIG) as workdir:
+    asked["workdir"].value = workdir
+    return _main(asked, overrides, began_s)
+
+
+def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) -> int:
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
   else:

@@ -30,6 +30,7 @@ LEVELS = {
   "data": 5,
   "evals": 5,
   "checkpoint": 5,
+  "remote": 6,
   "interop": 5,
   "rollout": 6,
   "recipes": 7,
