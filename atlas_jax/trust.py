@@ -2,10 +2,11 @@
 
 A config that a user gives with --config is the user's own. The `config.json` of a workdir may be anybody's: a
 run that was fetched to be evaluated, exported or started from must not choose what is imported and executed
-here. So a config that names code is signed when it is written, by a key that lies outside all workdirs, in
-the user's own folder ($XDG_CONFIG_HOME or ~/.config, atlas_jax/key): what carries no such signature came from
-elsewhere, and is used only with --trust. The signature is of the code that is named alone: anything else in
-a config decides what is computed, not what is executed.
+here, nor which server is sent rows of files here. So a config that names such code is signed when it is
+written, by a key that lies outside all workdirs, in the user's own folder ($XDG_CONFIG_HOME or ~/.config,
+atlas_jax/key): what carries no such signature came from elsewhere, and is used only with --trust. The
+signature is of the code that is named alone: anything else in a config decides what is computed, not what is
+executed.
 
 Where the key cannot be kept, as in a container without a home, nothing is signed and --trust is needed.
 """
@@ -26,7 +27,8 @@ from atlas_jax.files import write
 SIGNATURE = "signature"  # The field of a config.json that has it.
 KEY_BYTES = 32
 MODULES = ("recipe", "data.source", "model.memory.rule")  # With dots they are modules of one's own.
-REWARDS, COMMAND, ARGUMENTS = "rewards", "vllm.command", "vllm.arguments"
+REWARDS = "rewards"
+SERVERS = ("vllm.command", "vllm.arguments", "vllm.url")
 
 # The user's word for this process, given once on its command line. Runs read other runs, which they start
 # from or are taught by: it holds for all of them, so that passing it through their readers would say no more.
@@ -39,9 +41,9 @@ def give() -> None:
 
 
 def code_of(flat: Mapping[str, Any]) -> dict[str, str]:
-  """Gives the fields of a config, by their dotted names, that name something to import or execute."""
+  """Gives the fields of a config, that name what to import, to execute or to send rows to."""
   found = {name: flat.get(name) for name in MODULES if isinstance(flat.get(name), str) and "." in flat[name]}
-  found |= {name: flat.get(name) for name in (COMMAND, ARGUMENTS) if flat.get(name)}
+  found |= {name: flat.get(name) for name in SERVERS if flat.get(name)}
   rewards = flat.get(REWARDS)
   if isinstance(rewards, str):
     mine = [name for part in rewards.split(",") if {".", ":"} & set(name := part.partition("=")[0].strip())]
@@ -77,7 +79,7 @@ def check(flat: Mapping[str, Any], signature: Any, file, *, given: Collection[st
       signature.encode("utf-8", "replace"), _signature(code, key).encode()):
     return
   told = ", ".join(f"config.{name}={value!r}" for name, value in open_to_all.items())
-  raise ValueError(f"{file} was not written by this user here, and names code that would be run: {told}; "
+  raise ValueError(f"{file} was not written by this user here, and names what would be run or asked: {told}; "
                    "look at it, and add --trust if you trust it (in Python: atlas_jax.trust.give())")
 
 

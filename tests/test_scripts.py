@@ -198,7 +198,7 @@ def test_quickstart_installs_once_and_passes_flags_on(clone):
 
 
 def test_quickstart_falls_back_to_pip(clone):
-  body = f'echo "$*" >>"{clone}/calls"; [[ $* == *" uv"* ]] && exit 1; exit 0'
+  body = f'echo "$*" >>"{clone}/calls"; [[ $* == *" uv"* || $* == *uv.txt* ]] && exit 1; exit 0'
   write_python(clone / ".venv/bin/python", body)
   done = run_script(clone, "quickstart.sh")
   assert done.returncode == 0

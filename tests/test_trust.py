@@ -10,7 +10,7 @@ from atlas_jax.files import json_file, write
 
 CODE = [("recipe", "mine.recipe"), ("data.source", "mine.source"), ("model.memory.rule", "mine.rule"),
         ("rewards", "correct=1,mine.py:short=0.1"), ("rewards", "mine.short"), ("vllm.command", "sh -c 'x'"),
-        ("vllm.arguments", "--trust-remote-code")]  # fmt: skip
+        ("vllm.arguments", "--trust-remote-code"), ("vllm.url", "http://elsewhere:1")]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

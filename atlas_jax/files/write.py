@@ -1,7 +1,8 @@
 """The one writer of small files: a reader sees the old file or the new one, also after a loss of power.
 
 A file is written beside its place under a name of its own, brought to the disk, and renamed; then the folder
-is brought to the disk too.
+is brought to the disk too. What lasts no longer than the program that reads it may leave that out
+(`durable=False`): it is whole all the same.
 """
 import contextlib
 import errno
@@ -18,58 +19,59 @@ PART = ".part"  # How the name of a file ends that is still being written; it be
 
 
 @contextlib.contextmanager
-def opened(file) -> Iterator[IO[bytes]]:
+def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
   """Gives a binary file to write to, which takes its place when the block ends; an error leaves nothing.
 
   Raises:
     OSError: of the system, such as a full disk; the old file, if any, is as it was.
   """
   path = pathlib.Path(file)
-  with placed(path) as part:
+  with placed(path, durable=durable) as part:
     descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # The umask takes its share.
     with open(descriptor, "w+b") as out:
       yield out
-      out.flush()
-      os.fsync(out.fileno())
 
 
 @contextlib.contextmanager
-def placed(file) -> Iterator[pathlib.Path]:
+def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
   """Gives a path beside a file for a library to write to; it takes the file's place when the block ends."""
   path = pathlib.Path(file)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
   try:
     yield part
-    sync(part)
+    if durable:
+      sync(part)
     os.replace(part, path)
   except BaseException:
     part.unlink(missing_ok=True)
     raise
-  sync(path.parent)
+  if durable:
+    sync(path.parent)
 
 
-def whole(file, content: bytes | str) -> None:
+def whole(file, content: bytes | str, *, durable: bool = True) -> None:
   """Writes a file; a str is written as UTF-8."""
-  with opened(file) as out:
+  with opened(file, durable=durable) as out:
     out.write(content.encode() if isinstance(content, str) else content)
 
 
-def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False) -> None:
+def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False,
+         durable: bool = True) -> None:
   """Writes a value as JSON."""
   dumps = functools.partial(json_library.dumps, content, indent=indent, sort_keys=sort_keys)
   try:
     encoded = dumps(ensure_ascii=False).encode()
   except UnicodeEncodeError:  # Halves of characters, which UTF-8 has not.
     encoded = dumps().encode()
-  whole(file, encoded + b"\n")
+  whole(file, encoded + b"\n", durable=durable)
 
 
-def copy(source, target) -> None:
+def copy(source, target, *, durable: bool = True) -> None:
   """Copies a file; one that is copied to its own place stays."""
   source, target = pathlib.Path(source), pathlib.Path(target)
   if source.resolve() == target.resolve():
     return
-  with source.open("rb") as old, opened(target) as new:
+  with source.open("rb") as old, opened(target, durable=durable) as new:
     shutil.copyfileobj(old, new, 2**20)
 
 

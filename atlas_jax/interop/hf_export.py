@@ -35,7 +35,8 @@ class Plan(NamedTuple):
 
 
 def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None, head: str = "as_is",
-         max_shard_gib: float = 4.0, max_tokens: int | None = None, specials: Mapping | None = None) -> None:
+         max_shard_gib: float = 4.0, max_tokens: int | None = None, specials: Mapping | None = None,
+         durable: bool = True) -> None:
   """Writes a model. Every process calls it; process 0 writes, one file's tensors at a time.
 
   Args:
@@ -48,6 +49,7 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
     max_shard_gib: above which a model without `like` is written in shards.
     max_tokens: the longest text the model is meant for; needed without `like`.
     specials: ids of special tokens for the config, such as eos_token_id; without `like` only.
+    durable: whether the files are brought to the disk, which takes its time; see `files.write`.
 
   Raises:
     ValueError: if the model has no published form, adapters are left, `like` is another model, or the folder
@@ -77,9 +79,9 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
       tensors.update({name: source.read(name) for name in inside if name in plan.copied})
       metadata = source.metadata(file)
     if writes:
-      tensor_files.write_file(folder / file, tensors, metadata)
+      tensor_files.write_file(folder / file, tensors, metadata, durable=durable)
   if writes:
-    _write_json_files(folder, like, plan, settings)
+    _write_json_files(folder, like, plan, settings, durable)
 
 
 def _family(model: Decoder, like) -> ModuleType:
@@ -168,21 +170,21 @@ def _check_target(folder: pathlib.Path, like, plan: Plan) -> None:
 _INDEX = f"model{tensor_files.INDEX_SUFFIX}"
 
 
-def _write_json_files(folder: pathlib.Path, like, plan: Plan, settings: dict | None) -> None:
+def _write_json_files(folder: pathlib.Path, like, plan: Plan, settings: dict | None, durable: bool) -> None:
   index = None if like is None else pathlib.Path(like) / _INDEX
   if like is not None:
     for name in TRAVELS:
       if (pathlib.Path(like) / name).is_file():
-        write.copy(pathlib.Path(like) / name, folder / name)
+        write.copy(pathlib.Path(like) / name, folder / name, durable=durable)
   if index is not None and index.is_file() and settings is None:
-    write.copy(index, folder / _INDEX)
+    write.copy(index, folder / _INDEX, durable=durable)
   elif len(set(plan.file_of.values())) > 1:
     sizes = {name: _numbers(one) * plan.dtype_of[name].itemsize for name, one in plan.made.items()}
     content = {"metadata": {"total_parameters": sum(map(_numbers, plan.made.values())),
                             "total_size": sum(sizes.values())}, "weight_map": plan.file_of}
-    tensor_files.write_json(folder / _INDEX, content)
+    tensor_files.write_json(folder / _INDEX, content, durable=durable)
   # Last, so that a folder with a config has the rest.
   if settings is None:
-    write.copy(pathlib.Path(like) / "config.json", folder / "config.json")
+    write.copy(pathlib.Path(like) / "config.json", folder / "config.json", durable=durable)
   else:
-    tensor_files.write_json(folder / "config.json", settings)
+    tensor_files.write_json(folder / "config.json", settings, durable=durable)

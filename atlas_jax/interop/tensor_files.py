@@ -248,9 +248,10 @@ def _order_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
     opened.write(text.ljust(size))
 
 
-def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *,
+               durable: bool = True) -> None:
   """Writes one file of tensors so that a reader sees the whole of it or nothing."""
-  with write.placed(file) as partial:
+  with write.placed(file, durable=durable) as partial:
     save_file(dict(tensors), str(partial), metadata=dict(metadata))
     mask = os.umask(0)
     os.umask(mask)
@@ -259,6 +260,6 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: 
       _order_metadata(partial, metadata)
 
 
-def write_json(file: pathlib.Path, content) -> None:
+def write_json(file: pathlib.Path, content, *, durable: bool = True) -> None:
   """Writes JSON so that a reader sees the whole of it or nothing."""
-  write.json(file, content, sort_keys=True)
+  write.json(file, content, sort_keys=True, durable=durable)

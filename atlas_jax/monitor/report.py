@@ -68,7 +68,8 @@ def write_report(workdir) -> Path:
   for axes in places:
     axes.remove()
   figure.suptitle(_headline(workdir.name, series), fontsize=15)
-  figure.savefig(workdir / REPORT)
+  with write.placed(workdir / REPORT) as part:
+    figure.savefig(part, format="png")
   return workdir / REPORT
 
 

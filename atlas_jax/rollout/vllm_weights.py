@@ -61,7 +61,7 @@ class Exports:
     self._turn += 1
     # A head that is shared keeps its old values in servers that pack it at the start.
     hf_export.save(folder, self._model, params, like=self._like, dtype=self._dtype, head="untied",
-                   max_tokens=None if self._like else self._max_tokens)
+                   max_tokens=None if self._like else self._max_tokens, durable=False)  # Read, then replaced.
     return folder
 
   def remove(self) -> None:

@@ -22,7 +22,7 @@ def test_a_broken_file_is_refused_with_a_line_or_read_as_it_was(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in kinds.ALL if name != "completions"])
-@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff" * 64])
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff" * 64], ids=["none", "brackets", "noise"])
 def test_a_file_of_nothing_deep_brackets_or_noise_is_refused(name, content, tmp_path):
   if name in NEEDED:
     pytest.importorskip(NEEDED[name])

@@ -68,7 +68,7 @@ def test_a_cut_file_is_named(tmp_path):
   shutil.copytree(MODEL, tmp_path / "model")
   file = tmp_path / "model" / "model.safetensors"
   file.write_bytes(file.read_bytes()[:-9])
-  assert f"{file} is not a whole safetensors file" in line_of(tmp_path / "run",
+  assert f"{file}: is not a whole safetensors file" in line_of(tmp_path / "run",
                                                              model__path=str(tmp_path / "model"))
 
 

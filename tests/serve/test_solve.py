@@ -163,7 +163,7 @@ def test_the_data_of_the_run_are_not_needed_for_a_new_task(trained, content, tmp
 GRID = [[1, 2], [3, 4]]
 GOOD = {"train": [{"input": GRID, "output": GRID}], "test": [{"input": GRID}]}
 WRONG_FILES = [
-  ("{", "is not JSON"),
+  ("{", "not JSON"),
   ("[]", "is not of the form"),
   ({"train": GOOD["train"]}, "it has the keys 'train'"),
   ({**GOOD, "train": []}, "'train' must be a list of at least one pair"),
@@ -235,7 +235,8 @@ def test_a_damaged_record_of_the_runs_puzzles_is_refused(trained, tmp_path):
   assert "puzzles.json is missing" in refused(asked(tmp_path / "run", file))
   for text in ("{", "[]"):
     write(tmp_path / "run", text, "puzzles")
-    assert "puzzles.json is damaged" in refused(asked(tmp_path / "run", file))
+    told = refused(asked(tmp_path / "run", file))
+    assert "puzzles.json" in told and "it is damaged: restore it" in told
 
 
 def test_other_data_than_the_runs_are_refused_where_its_rows_are_used(trained, corpus, tmp_path):
