@@ -61,12 +61,21 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
   peers.gather(place.coordinator, facts())
   _peers = peers
   _initialize(peers, place, wanted.ids)
-  atexit.register(peers.finish)  # Runs before JAX takes leave of its service, which needs all processes.
+  atexit.register(_part, peers)  # Runs before JAX takes leave of its service, which needs all processes.
   _find_devices(wanted, place.process)
   peers.meet("devices", agree.facts_of_devices())
   compiled.after_each(peers.meet)
   logging.info("process %d of %d joined, %d local devices of %d", place.process, place.processes,
                jax.local_device_count(), jax.device_count())
+
+
+def _part(peers: Peers) -> None:
+  """Waits for the others at the end of the program, or tells them of the error that ends it."""
+  error = getattr(sys, "last_value", None)
+  if error is None:
+    peers.finish()
+  else:
+    leave(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _initialize(peers: Peers, place: launch.Place, ids: list[int]) -> None:

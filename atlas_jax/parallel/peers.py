@@ -174,7 +174,8 @@ class Peers:
         self._links[0].send({"meeting": number, "name": name, "facts": dict(facts)})
         done = lambda: number in self._verdicts or self._fate is not None
         self._changed.wait_for(done, self.limits.wait_s + _AFTER_ERROR_S)
-        late = f"process 0 did not come to {name!r} within {self.limits.wait_s:g} s (config.hosts.wait_s)"
+        late = (f"process 0, or one it waits for, did not come to {name!r} within config.hosts.wait_s="
+                f"{self.limits.wait_s:g} s")
         verdict = self._verdicts.pop(number, self._fate or late)
     if self.process == 0:
       for link in self._links.values():
