@@ -83,7 +83,7 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   (clone / ".venv").mkdir()
   for name in ("bin", "lib", "pyvenv.cfg"):
     (clone / ".venv" / name).symlink_to(environment / name)
-  stamp = "source scripts/environment.sh; state_of >.venv/.installed-core"
+  stamp = "source scripts/environment.sh; state_of $(lock_of .venv) >.venv/.installed-core"
   subprocess.run(["bash", "-c", stamp], cwd=clone, check=True)
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
