@@ -47,7 +47,7 @@ def test_a_changed_rule_reads_by_chunks_as_by_steps(name, change):
       made(change, rule, options)
     return
   one = made(change, rule, options)
-  learned = one.init(jax.random.key(0))
+  learned = jax.jit(one.init)(jax.random.key(0))
   fast, slow = read(one, learned, *text()), read(by_steps(one), learned, *text())
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), fast, slow)
 

@@ -14,6 +14,7 @@ The rule and the change are options, so that training and evaluation need no swi
 Source of the claims: arXiv:2602.21204.
 """
 import functools
+import math
 from collections.abc import Mapping
 
 import jax
@@ -77,7 +78,7 @@ def _raised(starts):
 def _with_constants(inner: MemoryRule, names, key):
   """Adds to what a head learns the gates that no token changes, before their squashing."""
   starts, learned = inner.starts, inner.init(key)
-  of = {"log_retention": lambda: inverse_softplus(-float(jnp.log(starts.retention))),
+  of = {"log_retention": lambda: inverse_softplus(-math.log(starts.retention)),
         "log_momentum": lambda: inverse_sigmoid(starts.momentum),
         "write_rate": lambda: inverse_sigmoid(starts.write_rate / starts.write_rate_max)}
   more = {CONSTANT + name: jnp.asarray(of[name](), jnp.float32) for name in names}

@@ -19,8 +19,8 @@ class Recall:
                steps: int | None):
     self.step = 0
     self._steps, self._rows = steps, rows
-    self.place = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
-                  "split": split}
+    self.place: dict = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
+                        "split": split}
 
   def next(self, params=None) -> dict:
     """Gives a batch as `packing.read_row` describes it; each row is a document of its own.

@@ -81,7 +81,7 @@ def draw(found: dict, file: pathlib.Path) -> None:
     axes.set_xlim(-2, 102)
     axes.set_xlabel("right answers, percent; bars: 95% over seeds; dotted: chance")
     axes.set_title(title)
-    axes.legend(loc="center left", fontsize=8)
+    axes.legend(loc="center", fontsize=8)
     axes.grid(axis="y", alpha=0.3)
   left.set_yticks(np.arange(len(names)), names)
   page.savefig(file, dpi=110)

@@ -80,8 +80,9 @@ def _text(model: lm.LM, params, state: lm.LMState, batch: dict):
 
 
 def _read(model: lm.LM, params, state: lm.LMState, batch: dict, writes=None):
-  out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
-                    memory_writes=writes if model.with_memory and model.memory["writes"] else None)
+  writes = writes if model.with_memory and model.memory["writes"] else None
+  out: Any = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
+                         memory_writes=writes)
   guess_BT = jnp.argmax(lm.logits(params, out.hidden_BTD), axis=-1)
   return out.state, (guess_BT == batch["targets_BT"]) * batch["weight_BT"]
 

@@ -9,7 +9,6 @@ import argparse
 import fcntl
 import json
 import pathlib
-import sys
 import time
 
 import jax
@@ -75,8 +74,7 @@ def main(argv: list[str] | None = None) -> None:
       if name not in arms.read(asked.out):
         arg = f"{arm if arm in CONTROLS else f'rule={arm}'},seed={seed}{end}"
         row = trained(settings.get_config(arg), asked.workdir / arg)
-        command = f"python -m experiments.rules_on_recall.run {' '.join(sys.argv[1:])}"
-        add(asked.out, {name: {**row, **state_of(arm), "config": arg, "command": command, **arms.machine()}})
+        add(asked.out, {name: {**row, **state_of(arm), "config": arg, **arms.machine()}})
         print(name, row["val_accuracy"], f"{row['cpu_s']} CPU-s", flush=True)
 
 
