@@ -59,9 +59,17 @@ def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.
   return configs.resolve(config)
 
 
-def run_train(config, asked: flags.FlagValues, began_s: float) -> int:
-  """Trains; a workdir that holds a run of the same settings goes on with it. Returns the exit code."""
-  workdir = asked.workdir
+def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
+  """Trains; a workdir that holds a run of the same settings goes on with it.
+
+  Args:
+    config: resolved.
+    workdir: local.
+    began_s: see `train.run`.
+
+  Returns:
+    what `train.run` gives: {} if the run was stopped.
+  """
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   # Refuses wrong fields before data is read, which may be what tells the number of steps.
@@ -73,10 +81,10 @@ def run_train(config, asked: flags.FlagValues, began_s: float) -> int:
     summary = _train(config, workdir, mesh, began_s)
   if summary and hosts.is_main():
     print(json.dumps(summary, indent=2), flush=True)
-  return 0 if summary or asked.stopped_ok else signals.STOPPED
+  return summary
 
 
-def _train(config, workdir: str, mesh, began_s: float) -> dict:
+def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
   used = kept.with_copies_of_lost(config, workdir)
   recipe = recipes.load(used, mesh)
   if not recipe.evals:
@@ -308,7 +316,8 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   run_solve = solver_of(config, asked) if asked.mode == "solve" else None
   join(config, asked)
   if asked.mode == "train":
-    return run_train(config, asked, began_s)
+    summary = run_train(config, asked.workdir, began_s=began_s)
+    return 0 if summary or asked.stopped_ok else signals.STOPPED
   if asked.mode == "import":
     run_import(config, asked.workdir)
   elif asked.mode == "eval":

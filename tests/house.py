@@ -49,6 +49,7 @@ ALLOWED = {
   "absl": ("command", "main"),
   "array_record": ("data",),
   "datasets": ("data",),
+  "etils.epath": ("remote",),
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "huggingface_hub": ("data", "interop"),

@@ -71,8 +71,8 @@ if sys.argv[1] == "busy":  # The main thread does not see signals.
 else:
   wait = lambda: time.sleep(20)
 with signals.StopSignals(os._exit) as stop:
-  print("READY", flush=True)
   try:
+    print("READY", flush=True)
     wait()
   except signals.Stopped as error:
     print("STOPPED", error, flush=True)
