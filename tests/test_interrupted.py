@@ -90,6 +90,7 @@ def test_signals_before_the_loop_end_the_program_also_while_it_is_busy(how, coun
     cwd=program.ROOT,
   )
   assert process.stdout.readline() == "READY\n"
+  time.sleep(0.5)
   began = time.monotonic()
   for _ in range(count):
     process.send_signal(signal.SIGINT)

@@ -57,7 +57,7 @@ class Peers:
     self._meetings = 0
     # Of process 0: who came to which meeting, with its name and facts.
     self._present: dict[int, dict[int, tuple[str, Mapping[str, str]]]] = {}
-    self._verdicts: dict[int, str | None] = {}
+    self._verdicts: dict[int, tuple[str | None, bool]] = {}  # what process 0 said, and whether one is gone
     self._gone: set[int] = set()  # Who said goodbye.
     self._over = False
     self._spoken = threading.Lock()
@@ -169,19 +169,21 @@ class Peers:
         self._present.setdefault(number, {})[0] = name, facts
         done = lambda: len(self._present[number]) == self.count or self._fate is not None
         self._changed.wait_for(done, self.limits.wait_s)
-        verdict = self._judge(name, self._present.pop(number)) if self._fate is None else self._fate
+        gone = self._fate is not None
+        verdict = self._fate if gone else self._judge(name, self._present.pop(number))
       else:
         self._links[0].send({"meeting": number, "name": name, "facts": dict(facts)})
         done = lambda: number in self._verdicts or self._fate is not None
         self._changed.wait_for(done, self.limits.wait_s + _AFTER_ERROR_S)
         late = (f"process 0, or one it waits for, did not come to {name!r} within config.hosts.wait_s="
                 f"{self.limits.wait_s:g} s")
-        verdict = self._verdicts.pop(number, self._fate or late)
+        # Who is refused with the others hears of it before it hears that they ended.
+        verdict, gone = self._verdicts.pop(number, (self._fate or late, self._fate is not None))
     if self.process == 0:
       for link in self._links.values():
-        link.send({"verdict": number, "line": verdict})
+        link.send({"verdict": number, "line": verdict, "gone": gone})
     if verdict is not None:
-      raise (PeerError if self._fate is None else GoneError)(verdict)
+      raise (GoneError if gone else PeerError)(verdict)
 
   def _judge(self, name: str, present: Mapping[int, tuple[str, Mapping[str, str]]]) -> str | None:
     missing = [one for one in range(self.count) if one not in present]
@@ -225,7 +227,7 @@ class Peers:
       if "meeting" in message:
         self._present.setdefault(message["meeting"], {})[process] = message["name"], message["facts"]
       elif "verdict" in message:
-        self._verdicts[message["verdict"]] = message["line"]
+        self._verdicts[message["verdict"]] = message["line"], message["gone"]
       elif "bye" in message:
         self._gone.add(process)
       self._changed.notify_all()
