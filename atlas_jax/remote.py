@@ -98,6 +98,8 @@ def local(workdir: str, *, writes: bool) -> Iterator[str]:
   with mirror.at_work() if writes else contextlib.nullcontext():
     mirror.pull()
     if not writes:
+      logging.info("%s is read from its copy in %s; files that are left there are not brought back", workdir,
+                   mirror.here)
       yield str(mirror.here)
       return
     with mirror.pushing():
@@ -130,11 +132,10 @@ class Mirror:
     for name, file in self._local_files().items():
       if name not in remote:
         file.unlink()
-    for name, size in remote.items():
+    for name in remote:
       file = self.here / name
-      if not (file.exists() and file.stat().st_size == size and name in self._known):
-        with _reaching(self.there):
-          _fetch(self.there / name, file)
+      with _reaching(self.there):
+        _fetch(self.there / name, file)
       self._known[name] = _stamp(file)
     for folder in sorted(self.here.rglob("*"), reverse=True):
       if folder.is_dir() and not any(folder.iterdir()):
@@ -179,8 +180,9 @@ class Mirror:
     try:
       yield
     finally:
-      if self._owner().get("token") == self._token:
-        (self.there / OWNER).unlink(missing_ok=True)
+      with _reaching(self.there):
+        if self._owner().get("token") == self._token:
+          (self.there / OWNER).unlink(missing_ok=True)
 
   @contextlib.contextmanager
   def pushing(self) -> Iterator[None]:
@@ -190,8 +192,9 @@ class Mirror:
     def keep_pushing() -> None:
       while not ended.wait(EVERY_S):
         try:
-          self._refuse_other()
-          self._beat()
+          with _reaching(self.there):
+            self._refuse_other()
+            self._beat()
           self.push()
         except RemoteError as error:  # The end of the block tries again, and fails if that fails.
           logging.warning("%s", error)
@@ -203,7 +206,8 @@ class Mirror:
     finally:
       ended.set()
       thread.join()
-      self._refuse_other()
+      with _reaching(self.there):
+        self._refuse_other()
       self.push()
 
   def _owner(self) -> dict:
@@ -246,15 +250,14 @@ class Mirror:
     return (f"--workdir={self.there} is in use by process {owner.get('pid')} on {owner.get('host')}; wait "
             "for it, stop it, or choose another --workdir")
 
-  def _remote_files(self) -> dict[str, int]:
-    """Lists the remote files that belong to the run, by name, with sizes."""
-    found: dict[str, int] = {}
+  def _remote_files(self) -> list[str]:
+    """Lists the remote files that belong to the run, by name."""
+    found = []
     if self.there.exists():
-      for file in _walk(self.there):
-        found[file.relative_to(self.there).as_posix()] = file.stat().length
+      found = [file.relative_to(self.there).as_posix() for file in _walk(self.there)]
     whole = {name.split("/")[1] for name in found if name.startswith(f"{FOLDER}/") and name.endswith(
         f"/{INVENTORY}")}
-    return {name: size for name, size in found.items() if _belongs(name, whole)}
+    return [name for name in found if _belongs(name, whole)]
 
   def _local_files(self) -> dict[str, pathlib.Path]:
     files = {file.relative_to(self.here).as_posix(): file for file in self.here.rglob("*") if file.is_file()}

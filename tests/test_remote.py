@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from etils import epath
@@ -115,6 +116,25 @@ def test_a_run_elsewhere_is_left_alone_and_a_dead_one_taken_over(bucket, tmp_pat
   (bucket / "run" / remote.OWNER).write_text(json.dumps(owner))
   with second.at_work():
     assert "process 7 on node7, silent for 1 s; this process takes the run over" in caplog.text
+
+
+def test_a_store_that_fails_for_a_while_does_not_end_the_heartbeat(bucket, tmp_path, monkeypatch, caplog):
+  mirror = Mirror(epath.Path(str(bucket / "run")), tmp_path / "here")
+  mirror.pull()
+  owner, calls = mirror._owner, []
+
+  def fails_twice():
+    calls.append(1)
+    if len(calls) in (3, 4):  # After the claim: those of the thread.
+      raise RuntimeError("503 of the store")
+    return owner()
+
+  monkeypatch.setattr(mirror, "_owner", fails_twice)
+  with mirror.at_work(), mirror.pushing():
+    time.sleep(1.6)
+    beat = json.loads((bucket / "run" / remote.OWNER).read_text())["beat_s"]
+    assert time.time() - beat < 0.8
+  assert "503 of the store" in caplog.text
 
 
 def test_a_store_that_fails_is_named(tmp_path):
