@@ -1,7 +1,9 @@
 """A model of two layers that has to recall pairs.  Results: README of this folder.
 
-  python -m atlas_jax.main --config=experiments/mqar/config.py:rule=delta --workdir=runs/mqar_delta
-  python -m atlas_jax.main --config=experiments/mqar/config.py:rule=delta,writes_off --workdir=runs/mqar_off
+  python -m experiments.mqar.run --workdir=runs/mqar --out=runs/mqar.json --rules=delta
+
+That trains rule=delta and rule=delta,writes_off. The program itself refuses these configs: their vocabulary is
+that of the task, smaller than any tokenizer's.
 """
 from atlas_jax import config as base
 
