@@ -2,8 +2,8 @@
 
   python -m experiments.mqar.run --workdir=runs/mqar --out=runs/mqar.json --rules=delta
 
-That trains rule=delta and rule=delta,writes_off. The program itself refuses these configs: their vocabulary is
-that of the task, smaller than any tokenizer's.
+That trains rule=delta and rule=delta,writes_off. The program itself refuses these configs: their vocabulary
+is that of the task, smaller than any tokenizer's.
 """
 from atlas_jax import config as base
 
