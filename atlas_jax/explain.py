@@ -1,5 +1,6 @@
 """What the program says, and ends with, when it fails: one line that tells the caller what to do."""
 import pathlib
+import tempfile
 import traceback
 
 import jax
@@ -12,7 +13,7 @@ from atlas_jax.monitor.skipped import NonFiniteError
 from atlas_jax.parallel import hosts, signals
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, workdir: str | None = None) -> str | None:
   """Says in one line what the caller can do; None for an error that is a fault of the program."""
   if isinstance(error, KeyboardInterrupt):
     by = f" by {error}" if isinstance(error, signals.Stopped) else ""
@@ -20,7 +21,7 @@ def explain(error: BaseException) -> str | None:
   lost = jax.distributed.is_initialized() and hosts.lost_peer(error)
   if lost and not isinstance(error, train.LostPeerError):
     return f"{hosts.why_lost(error)}; the same command goes on from the newest checkpoint"
-  if named := failures.true_name(error):
+  if named := failures.true_name(error, [workdir or ".", tempfile.gettempdir()]):
     return named
   ours = isinstance(error, (CheckpointError, NonFiniteError, IdleError, LockError, train.LostPeerError,
                             hosts.PeerError, OSError, ImportError))

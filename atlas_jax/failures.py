@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 NUMBERS = {errno.ENOSPC: "space", errno.EDQUOT: "space", errno.EMFILE: "files", errno.ENFILE: "files",
            errno.EACCES: "permission", errno.EPERM: "permission", errno.EROFS: "read-only",
@@ -16,14 +16,21 @@ WORDS = {"No space left on device": "space", "Disk quota exceeded": "space", "To
 _PATH = re.compile(r"(?<![\w/:])(/[^\s'\"\[\](),;]+)")
 
 
-def true_name(error: BaseException) -> str | None:
-  """Says in one line what outside the program failed, where, and what to do; None for other errors."""
+def true_name(error: BaseException, places: Iterable[str | os.PathLike] = ()) -> str | None:
+  """Says in one line what outside the program failed, where, and what to do; None for other errors.
+
+  Args:
+    error: with those that it comes from.
+    places: folders that the program writes to; of a full disk whose error names no file, the fullest is told.
+  """
   found = [(kind, each) for each in chain(error) if (kind := _kind(each))]
   if not found:
     return None
   # Libraries call a full disk an exhausted resource as well: the device is meant only if nothing else is.
   kind, cause = min(found, key=lambda pair: pair[0] == "device")
   path = _path_of(cause) or next(filter(None, map(_path_of, chain(error))), None)
+  if path is None and kind == "space":
+    path = _fullest(places)
   return f"{_named(kind, path)} ({_line(error)}); {_remedy(kind)}"
 
 
@@ -64,6 +71,11 @@ def _named(kind: str, path: str | None) -> str:
   if kind == "read-only":
     return f"read-only file system{at}"
   return "out of memory of this host" if kind == "memory" else "out of device memory"
+
+
+def _fullest(places: Iterable[str | os.PathLike]) -> str | None:
+  free = {os.fspath(place): shutil.disk_usage(place).free for place in places if os.path.isdir(place)}
+  return min(free, key=lambda place: free[place]) if free else None
 
 
 def _free(path: str | None) -> str:

@@ -368,7 +368,7 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 1
   except (Exception, KeyboardInterrupt) as error:
-    line, code = explain(error), code_of(error)
+    line, code = explain(error, None if asked is None else asked.workdir), code_of(error)
     if not hosts.may_speak():
       time.sleep(60)  # Another thread is saying why this process ends, and ends it.
     if line is None or asked is not None and asked.traceback:

@@ -12,6 +12,8 @@ import pytest
 from atlas_jax import failures
 from atlas_jax.checkpoint import CheckpointError
 from atlas_jax.explain import explain
+from atlas_jax.files import write
+from atlas_jax.monitor.writer import MetricsWriter
 from tests import program
 
 
@@ -51,6 +53,23 @@ def raised(outer, inner):
 def test_what_fails_outside_has_its_true_name(error, name):
   line = explain(error)
   assert re.match(name, line) and "\n" not in line, line
+
+
+def test_a_full_disk_that_no_error_names_is_looked_for(small_disk, tmp_path):
+  (small_disk / "filling").write_bytes(bytes(150 * 1024))
+  line = explain(OSError(errno.ENOSPC, "No space left on device"), str(small_disk))
+  assert line.startswith(f"disk full at {small_disk}, where 0.00 of 0.00 GiB are free"), line
+
+
+def test_writing_to_an_open_file_names_it_when_the_disk_is_full(small_disk):
+  with pytest.raises(OSError) as raised_here, write.opened(small_disk / "large.json") as out:
+    out.write(bytes(2**20))
+  assert raised_here.value.filename == str(small_disk / "large.json")
+  metrics = MetricsWriter(small_disk, tensorboard=False)
+  with pytest.raises(OSError) as raised_here:
+    for step in range(1, 10_000):
+      metrics.write(step, {"train/loss_nats": step, "perf/tokens_per_s": step})
+  assert raised_here.value.filename == str(small_disk / "metrics.jsonl")
 
 
 def test_other_errors_have_no_such_name():

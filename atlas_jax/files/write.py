@@ -33,15 +33,27 @@ def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
+def naming(file) -> Iterator[None]:
+  """Gives errors of the system that name no file, as those of writing to an open one, the name of this."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = str(file)
+    raise
+
+
+@contextlib.contextmanager
 def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
   """Gives a path beside a file for a library to write to; it takes the file's place when the block ends."""
   path = pathlib.Path(file)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
   try:
-    yield part
-    if durable:
-      sync(part)
-    os.replace(part, path)
+    with naming(path):
+      yield part
+      if durable:
+        sync(part)
+      os.replace(part, path)
   except BaseException:
     part.unlink(missing_ok=True)
     raise

@@ -38,14 +38,15 @@ class MetricsWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     # The last row, {} if there is none, and where it begins: numbers of its step may still join it.
     self._last_row, self._last_place = drop_rows_after(workdir / METRICS, resume_step)
-    self._file = (workdir / METRICS).open("r+", encoding="utf-8")
+    self._metrics, self._folder = workdir / METRICS, workdir / EVENTS
+    self._file = self._metrics.open("r+", encoding="utf-8")
     self._file.seek(0, os.SEEK_END)
     if tensorboard:
       import tensorboardX  # Here, so that a run without it does not pay for the import.
       # The purge hides events of later steps from an earlier attempt. File names have whole seconds: the
       # suffix keeps a quick restart from writing into the file of the attempt before.
       self._events = tensorboardX.SummaryWriter(
-          str(workdir / EVENTS), purge_step=resume_step + 1,
+          str(self._folder), purge_step=resume_step + 1,
           filename_suffix=f".from_{resume_step}")
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -64,9 +65,10 @@ class MetricsWriter:
     row = {name: _number(value) for name, value in scalars.items()}
     self._write_row(step, row)
     if self._events is not None:
-      for name, value in row.items():
-        self._events.add_scalar(name, math.nan if value is None else value, step)
-      self._events.flush()
+      with write.naming(self._folder):
+        for name, value in row.items():
+          self._events.add_scalar(name, math.nan if value is None else value, step)
+        self._events.flush()
 
   def _write_row(self, step: int, row: dict) -> None:
     last_step = self._last_row.get("step", -1)
@@ -77,8 +79,9 @@ class MetricsWriter:
       self._file.seek(self._last_place)
       self._file.truncate()
     self._last_place, self._last_row = self._file.tell(), {"step": step, **row}
-    self._file.write(json.dumps(self._last_row, allow_nan=False) + "\n")
-    self._file.flush()
+    with write.naming(self._metrics):
+      self._file.write(json.dumps(self._last_row, allow_nan=False) + "\n")
+      self._file.flush()
 
   def write_text(self, step: int, name: str, text: str) -> None:
     """Shows a text in TensorBoard, as it is."""

@@ -35,7 +35,8 @@ class Table:
     if not self._begun:
       self._drop(step)
       self._begun = True
-    with self._file(step).open("a", encoding="utf-8") as stream:
+    file = self._file(step)
+    with write.naming(file), file.open("a", encoding="utf-8") as stream:
       stream.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
   def _file(self, step: int) -> pathlib.Path:

@@ -218,7 +218,7 @@ class _Finished:
     """Keeps an answer, on the disk when this returns."""
     if hosts.is_main():
       entry = {"key": self._key(task), "attempts": answers.submission[task.id], "report": answers.report}
-      with self._file.open("a+", encoding="utf-8") as opened:
+      with write.naming(self._file), self._file.open("a+", encoding="utf-8") as opened:
         if opened.tell() and not self._file.read_bytes().endswith(b"\n"):
           opened.write("\n")  # What an interrupted call left begins no line of ours.
         opened.write(json.dumps(entry) + "\n")
