@@ -30,15 +30,14 @@ from atlas_jax.checkpoint import FOLDER
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
 from atlas_jax.explain import code_of, explain
+from atlas_jax.language import assets, runs
+from atlas_jax.language.initial_model import open_start, whole
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts, signals
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given
-from atlas_jax.rollout import kept
-from atlas_jax.rollout.start import open_start, whole
-from atlas_jax.serve import runs
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -85,7 +84,7 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
 
 
 def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
-  used = kept.with_copies_of_lost(config, workdir)
+  used = assets.with_copies_of_lost(config, workdir)
   recipe = recipes.load(used, mesh)
   if not recipe.evals:
     logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
@@ -239,7 +238,7 @@ def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
 
 def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the model as a published one and prints what was written as one JSON object."""
-  from atlas_jax.serve import export  # It draws on libraries that other modes need not wait for.
+  from atlas_jax.language import export  # It draws on libraries that other modes need not wait for.
   found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
   if hosts.is_main():
     print(json.dumps(found), flush=True)
@@ -252,11 +251,12 @@ def solver_of(config, asked: flags.FlagValues):
     () -> None, to be called when devices are found; prints the answers to each ARC task as one JSON object,
     and writes them as ARC's graders read them if a file is given; for a file of several tasks, one more.
   """
-  from atlas_jax.serve import solve, solve_file  # They draw on libraries that other modes need not wait for.
+  from atlas_jax.puzzles import solve
+  from atlas_jax.puzzles.solve import task_file  # They draw on libraries that other modes need not wait for.
   if asked.out is not None:
     solve.check_out(asked.out)
   seconds = None if asked.steps is not None else asked.seconds
-  found = solve_file.read(config, asked.workdir, asked.task)
+  found = task_file.read(config, asked.workdir, asked.task)
   task = next(item.task for item in found if item.task) if isinstance(found, list) else found
   ask = solve.Ask(task, seconds=seconds, steps=asked.steps, attempts=asked.attempts,
                   augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr, table_lr=asked.table_lr,
@@ -271,7 +271,7 @@ def solver_of(config, asked: flags.FlagValues):
     mesh = runs.mesh_here(config)
     check_rows(config, mesh, ("eval",))
     if isinstance(found, list):
-      summary = solve_file.run(config, asked.workdir, ask, found, asked.out, mesh, show)
+      summary = task_file.run(config, asked.workdir, ask, found, asked.out, mesh, show)
     else:
       answers = solve.run(config, asked.workdir, ask, mesh)
       summary = answers.report

@@ -9,6 +9,15 @@ from atlas_jax import tree
 from atlas_jax.parallel import place
 
 
+class Init(NamedTuple):
+  """What training starts from."""
+
+  params: Any  # changed by the optimizer
+  frozen: Any = ()  # reference or teacher parameters by name, handed to the loss; () if none
+  carry: Any = ()  # what the first batch starts from; every leaf leads with B
+  tables: Any = ()  # rows of which a batch changes few; see recipes.Tables
+
+
 class TrainState(NamedTuple):
   """One pytree; random keys are typed."""
 

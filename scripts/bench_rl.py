@@ -196,8 +196,8 @@ def about(start) -> dict:
 def grpo(spec: dict, turns: bench_turns.Turns) -> None:
   """Trains as `main` does."""
   from atlas_jax import recipes, train
+  from atlas_jax.language.initial_model import open_start
   from atlas_jax.parallel import mesh as meshes
-  from atlas_jax.rollout.start import open_start
 
   config = config_of(spec)
   mesh = meshes.make(**config.mesh)
@@ -212,10 +212,10 @@ def sampler(spec: dict, turns: bench_turns.Turns) -> None:
   import jax
 
   from atlas_jax.data import prompts
+  from atlas_jax.language.initial_model import open_start
   from atlas_jax.parallel import mesh as meshes
   from atlas_jax.recipes import grpo as recipe
   from atlas_jax.rollout import held_out
-  from atlas_jax.rollout.start import open_start
 
   config = config_of(spec)
   start = open_start(config)

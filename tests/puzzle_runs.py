@@ -11,8 +11,8 @@ import numpy as np
 from atlas_jax import recipes, train
 from atlas_jax import state as states
 from atlas_jax import step as stepping
-from atlas_jax.data.puzzles import files
 from atlas_jax.parallel import hosts
+from atlas_jax.puzzles import files
 from tests import runs
 
 SMALL = dict(trm__width=16, trm__row_width=16, trm__n_prefix=1, trm__depth=1, trm__n_inner=1,

@@ -11,7 +11,8 @@ import numpy as np
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Init, LossOut, Recipe
+from atlas_jax.recipes import LossOut, Recipe
+from atlas_jax.state import Init
 from configs import memory_40m, trm_sudoku
 
 

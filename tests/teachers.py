@@ -3,7 +3,7 @@
 import jax
 
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.interop import hf_export
+from atlas_jax.language.pretrained import hf_export
 from atlas_jax.models import language
 from atlas_jax.models.decoder import Decoder
 

@@ -11,11 +11,11 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import main, readers, tree
+from atlas_jax.language import initial_model
 from atlas_jax.memory import rules
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
-from atlas_jax.rollout import start
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -65,7 +65,7 @@ def shapes_of(config):
   """Gives the shapes of a config's parameters, traced but not computed."""
   recipe = importlib.import_module(f"atlas_jax.recipes.{config.recipe}")
   if not hasattr(recipe, "model_of"):  # It tunes a language model; one that is read has shapes of its own.
-    return jax.eval_shape(start.drawn(config).init, jax.random.key(0))
+    return jax.eval_shape(initial_model.drawn(config).init, jax.random.key(0))
   model = recipe.model_of(config)
   if repr(model) not in SHAPES:
     SHAPES[repr(model)] = jax.eval_shape(lambda: recipe.init_params(config, model, jax.random.key(0)))

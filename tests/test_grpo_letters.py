@@ -5,8 +5,8 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax.command import read_config
 from atlas_jax.data import prompts
+from atlas_jax.language.initial_model import open_start
 from atlas_jax.rollout import held_out, rewards
-from atlas_jax.rollout.start import open_start
 from experiments.grpo_letters.reward import letters
 
 CONFIG = "experiments/grpo_letters/config.py"

@@ -44,7 +44,7 @@ UP = "atlas_jax/memory/up.py"
 TRAIN = "atlas_jax/train.py"
 BREACHES = [
   ("imports", UP, "from atlas_jax.models import lm\n", "of level 3 and imports models"),
-  ("imports", UP, "def f():\n  from atlas_jax import train\n", "imports train of level 9"),
+  ("imports", UP, "def f():\n  from atlas_jax import train\n", "imports train of level 10"),
   ("imports", UP, "from ..data import tokenizer\n", "imports data of level 5"),
   ("imports", "atlas_jax/data/side.py", "from atlas_jax import state\n", "imports state of level 5"),
   ("imports", "atlas_jax/memory/side.py", "from flax import linen\n", "imports flax.linen, which"),

@@ -11,7 +11,8 @@ from atlas_jax import tree
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.parallel import place
-from atlas_jax.recipes import Init, memory_lm
+from atlas_jax.recipes import memory_lm
+from atlas_jax.state import Init
 from configs import memory_40m
 from tests.helpers import assert_same_bits
 

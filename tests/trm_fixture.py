@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax.interop import trm_import
 from atlas_jax.models import trm
+from atlas_jax.puzzles import trm_import
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures" / "trm"
 TINY = dict(variant="trm", mixer="attention", vocab_size=7, seq_len=6, width=12, heads=3, depth=2,

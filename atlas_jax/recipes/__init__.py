@@ -10,15 +10,6 @@ import jax
 from atlas_jax import modules
 
 
-class Init(NamedTuple):
-  """What training starts from."""
-
-  params: Any  # changed by the optimizer
-  frozen: Any = ()  # reference or teacher parameters by name, handed to the loss; () if none
-  carry: Any = ()  # what the first batch starts from; every leaf leads with B
-  tables: Any = ()  # rows of which a batch changes few; see Tables
-
-
 class Tables(NamedTuple):
   """How a batch reads and changes tables too large for a gradient of their own shape.
 

@@ -19,19 +19,9 @@ from atlas_jax import evals, tree
 from atlas_jax.data import prompts, spans
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
-from atlas_jax.losses.distill import distill_loss, soft_target_loss
-from atlas_jax.losses.spans import Side, span_loss
-from atlas_jax.models.language import read_completions
-from atlas_jax.parallel import hosts
-from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Given, Init, LossOut, Recipe
-from atlas_jax.recipes.grpo import Bound
-from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import distill_rows, held_out, kept, reward_columns
-from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
-from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
-from atlas_jax.rollout.native import NativeSampler
-from atlas_jax.rollout.start import (
+from atlas_jax.language import assets
+from atlas_jax.language.decoding.native import NativeSampler
+from atlas_jax.language.initial_model import (
   MODEL,
   TEACHER_STEP,
   Start,
@@ -41,6 +31,18 @@ from atlas_jax.rollout.start import (
   open_start,
   whole,
 )
+from atlas_jax.losses.distill import distill_loss, soft_target_loss
+from atlas_jax.losses.spans import Side, span_loss
+from atlas_jax.models.language import read_completions
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.recipes import Given, LossOut, Recipe
+from atlas_jax.recipes.grpo import Bound
+from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.rollout import distill_rows, held_out, reward_columns
+from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
+from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
+from atlas_jax.state import Init
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 
@@ -70,7 +72,7 @@ def make(config, mesh) -> Recipe:
     source.bind(frozen, workdir)
 
   def keep(workdir) -> None:
-    kept.keep(config, pair.student, workdir)
+    assets.keep(config, pair.student, workdir)
     note_step(config.distill.teacher, workdir / TEACHER_STEP)
 
   def fits(workdir) -> None:
@@ -138,7 +140,7 @@ def teacher_template(config) -> str | None:
   if own is None:
     return None
   if name == "own":
-    kept_one = pathlib.Path(config.distill.teacher) / kept.TEMPLATE
+    kept_one = pathlib.Path(config.distill.teacher) / assets.TEMPLATE
     return str(kept_one) if kept_one.is_dir() else MODEL
   if name == "student":
     return config.model.path if own == MODEL else own

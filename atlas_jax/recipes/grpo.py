@@ -13,20 +13,22 @@ import numpy as np
 
 from atlas_jax import evals
 from atlas_jax.data import prompts
+from atlas_jax.language import assets
+from atlas_jax.language.decoding.native import NativeSampler
+from atlas_jax.language.decoding.sampler import Options, Rollout, Sampler
+from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses import policy, policy_metrics
 from atlas_jax.losses.policy import Settings
 from atlas_jax.losses.token_logprobs import token_logprobs, token_logprobs_and_entropies
 from atlas_jax.models.language import read_completions
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Anchor, Given, Init, LossOut, Recipe
+from atlas_jax.recipes import Anchor, Given, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import held_out, kept, reward_columns, rewards
+from atlas_jax.rollout import held_out, reward_columns, rewards
 from atlas_jax.rollout.groups import Scoring
-from atlas_jax.rollout.native import NativeSampler
-from atlas_jax.rollout.sampler import Options, Rollout, Sampler
 from atlas_jax.rollout.source import Plan, RolloutSource
-from atlas_jax.rollout.start import Start, open_start, whole
+from atlas_jax.state import Init
 
 REFERENCE = "reference"
 OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to score completions.
@@ -47,7 +49,7 @@ def make(config, mesh) -> Recipe:
       init_of(start, settings, config), loss_of(config, start, settings), rollouts,
       evals_of(config, start, sampler), unit=unit_of(settings), finish=finish, bind=bind,
       backward_frac=start.backward_frac / (2 if settings.kl_weight else 1),  # A reference is only read.
-      keep=lambda workdir: kept.keep(config, start, workdir), read=read_of(start, settings, config),
+      keep=lambda workdir: assets.keep(config, start, workdir), read=read_of(start, settings, config),
       anchor=anchor_of(settings, config))
 
 
@@ -122,7 +124,7 @@ def sampler_of(config, start: Start, mesh, workdir) -> Sampler:
   """Makes the sampler that config.sampler.kind names."""
   if config.sampler.kind == "native":
     return NativeSampler(start.language, start.tokenizer, mesh)
-  from atlas_jax.rollout import vllm  # Its extra is needed by those alone who use it.
+  from atlas_jax.language.vllm import sampler as vllm  # Its extra is needed by those alone who use it.
   return vllm.make(start.language, start.tokenizer, like=start.folder, workdir=workdir,
                    longest_tokens=config.data.max_prompt_tokens + config.sampler.max_tokens, **config.vllm)
 

@@ -17,12 +17,13 @@ from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
+from atlas_jax.language import assets
+from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_run, open_start
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
 from atlas_jax.optim import windows
-from atlas_jax.recipes import Given, Init, LossOut, Recipe
-from atlas_jax.rollout import kept
-from atlas_jax.rollout.start import MODEL, TOKENIZER, Start, find, is_run, open_start
+from atlas_jax.recipes import Given, LossOut, Recipe
+from atlas_jax.state import Init
 
 
 def model_of(config) -> lm.LM:
@@ -57,7 +58,7 @@ def start_of(config) -> Start | None:
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
   changed = other.as_configdict()
-  kept.use(changed, path)
+  assets.use(changed, path)
   check_same_model(config, changed)
   return open_start(config)
 
@@ -107,7 +108,7 @@ def keep_of(config, start: Start | None, tokenizer) -> Callable:
     tokenizer.save(workdir / TOKENIZER)
     inventory.seal(workdir / TOKENIZER)
     if start is not None:
-      kept.keep(config, start, workdir)
+      assets.keep(config, start, workdir)
 
   return keep
 

@@ -14,13 +14,15 @@ from atlas_jax import evals
 from atlas_jax.data import ranked as data
 from atlas_jax.data import responses
 from atlas_jax.evals import ranking
+from atlas_jax.language import assets
+from atlas_jax.language.initial_model import Start, open_start, whole
+from atlas_jax.language.pretrained import model_folder
 from atlas_jax.losses import ranked
 from atlas_jax.losses.token_logprobs import token_logprobs
-from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.recipes import Given, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
 from atlas_jax.recipes.sft import Bound, check_lengths
-from atlas_jax.rollout import kept, model_folder
-from atlas_jax.rollout.start import Start, open_start, whole
+from atlas_jax.state import Init
 
 OURS = ("eval_files", "max_responses", "folder")  # Fields of config.ranked that are not of the loss.
 SPLITS = ("train", "held_out")
@@ -38,7 +40,7 @@ def make(config, mesh) -> Recipe:
   bound = Bound()
 
   def keep(workdir) -> None:
-    kept.keep(config, start, workdir)
+    assets.keep(config, start, workdir)
     model_folder.write_vocabulary(workdir, start.tokenizer)
 
   def leave(workdir, params, summary) -> None:

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 from atlas_jax import evals
 from atlas_jax.data import prompts, sft
 from atlas_jax.evals import examples
+from atlas_jax.language import assets
+from atlas_jax.language.decoding.native import NativeSampler
+from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses.sft import sft_loss
 from atlas_jax.losses.token_logprobs import token_logprobs
-from atlas_jax.recipes import Given, Init, LossOut, Recipe
+from atlas_jax.recipes import Given, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import held_out, kept, reward_columns
-from atlas_jax.rollout.native import NativeSampler
-from atlas_jax.rollout.start import Start, open_start, whole
+from atlas_jax.rollout import held_out, reward_columns
+from atlas_jax.state import Init
 
 
 def make(config, mesh) -> Recipe:
@@ -23,7 +25,7 @@ def make(config, mesh) -> Recipe:
   source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
   bound = Bound()
   return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
-                backward_frac=start.backward_frac, keep=lambda workdir: kept.keep(config, start, workdir),
+                backward_frac=start.backward_frac, keep=lambda workdir: assets.keep(config, start, workdir),
                 read=read_of(start), bind=bound.bind)
 
 

@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import state as states
-from atlas_jax.data.puzzles import grids
-from atlas_jax.data.puzzles import sets as puzzle_sets
-from atlas_jax.data.puzzles.source import puzzle_name
-from atlas_jax.evals import Eval, arc, pictures, puzzles, solver
+from atlas_jax.evals import Eval
 from atlas_jax.losses import recursion
 from atlas_jax.models import act, trm
 from atlas_jax.optim import sign_rows
-from atlas_jax.recipes import Given, Init, LossOut, Recipe, Tables
-from atlas_jax.rollout.trm_start import TABLE_ROWS_MULTIPLE, TrmStart, n_table_rows
+from atlas_jax.puzzles import accuracy, grids, pictures, solver
+from atlas_jax.puzzles import sets as puzzle_sets
+from atlas_jax.puzzles.arc import evaluation
+from atlas_jax.puzzles.initial_model import TABLE_ROWS_MULTIPLE, TrmStart, n_table_rows
+from atlas_jax.puzzles.source import puzzle_name
+from atlas_jax.recipes import Given, LossOut, Recipe, Tables
+from atlas_jax.state import Init
 
 __all__ = ["TABLE_ROWS_MULTIPLE", "make", "n_table_rows"]
 NEVER = -1.0  # Stands for a slot that has not finished a puzzle yet; a carry holds finite numbers.
@@ -207,14 +209,15 @@ def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dic
   if sets.kind == "arc":
     name_of = lambda result: sets.test.names[result.id]
     page = pictures.make_page("arc", sets.shape, name_of, crop=grids.crop)
-    run = arc.make(solve, arc.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
-                   tasks=sets.tasks, leaked=sets.leaked, rule=fields.vote, whole=fields.max_examples is None,
-                   batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+    run = evaluation.make(
+        solve, evaluation.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
+        tasks=sets.tasks, leaked=sets.leaked, rule=fields.vote, whole=fields.max_examples is None,
+        batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
   else:
     name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
     page = pictures.make_page(sets.kind, sets.shape, name_of)
-    run = puzzles.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
-                       trained_on=sets.trained_on)
+    run = accuracy.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
+                        trained_on=sets.trained_on)
   return {"puzzles": Eval(run, "every")}
 
 

@@ -1,1 +1,1 @@
-"""Writing completions with a model, and scoring them: samplers, answers, rewards."""
+"""Groups of completions and what they are worth: answers, rewards, sources of batches."""

@@ -7,9 +7,9 @@ import numpy as np
 from atlas_jax.data import chats, problems
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.language.decoding.sampler import Options, Sampler
 from atlas_jax.rollout import reward_calls
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.sampler import Options, Sampler
 
 
 class Written(NamedTuple):

@@ -13,8 +13,8 @@ import numpy as np
 from atlas_jax.data.problems import Draws, Problem
 from atlas_jax.data.prompts import PromptSource, check_state
 from atlas_jax.evals import EvalOut
+from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.rollout import distill_rows
-from atlas_jax.rollout import sampler as samplers
 from atlas_jax.rollout.distill_rows import Reader, Text
 
 STUDENT, TEACHER, RECORDED = "student", "teacher", "recorded"

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from atlas_jax.data.problems import Problem
+from atlas_jax.language.decoding.sampler import Options, Rollout
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
 from atlas_jax.rollout.rewards import Rewards, combine
-from atlas_jax.rollout.sampler import Options, Rollout
 
 OVERLONG = "overlong"  # Stands among the rewards for what a long completion costs.
 FLAT = ("keep", "skip", "resample")

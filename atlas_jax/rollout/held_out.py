@@ -4,10 +4,10 @@ from collections.abc import Callable
 from atlas_jax.data import prompts
 from atlas_jax.data.problems import Problem
 from atlas_jax.evals import EvalOut, problems
+from atlas_jax.language.decoding.sampler import Options, Sampler
+from atlas_jax.language.initial_model import Start
 from atlas_jax.rollout import ask, rewards
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.sampler import Options, Sampler
-from atlas_jax.rollout.start import Start
 
 NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that say nothing without an answer.
 

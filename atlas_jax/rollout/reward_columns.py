@@ -1,8 +1,8 @@
 """Which columns of rows the rewards of a config ask for, and so what a recipe needs of its data."""
 from atlas_jax.data.columns import Needs
+from atlas_jax.language.initial_model import Start
 from atlas_jax.rollout import rewards
 from atlas_jax.rollout.reward_calls import Call
-from atlas_jax.rollout.start import Start
 
 
 def needs_of(config, start: Start | None, *, solution: bool, answer: bool) -> Needs:

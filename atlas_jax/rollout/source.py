@@ -14,8 +14,9 @@ from atlas_jax.data import packing
 from atlas_jax.data.problems import Draws
 from atlas_jax.data.prompts import PromptSource, check_state
 from atlas_jax.evals import EvalOut
+from atlas_jax.language.decoding import sampler
 from atlas_jax.parallel import hosts
-from atlas_jax.rollout import arrays, groups, sampler
+from atlas_jax.rollout import arrays, groups
 from atlas_jax.rollout.groups import Group, Scoring
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.table import Table, text_of

@@ -17,10 +17,10 @@ import numpy as np
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.interop import hf_export
+from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.pretrained import hf_export
 from atlas_jax.monitor import report
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.rollout.start import open_start
 from experiments.gkd_arithmetic import config as settings
 
 # What students are: neurons per block, whether these are the teacher's, and how they learn.

@@ -12,7 +12,7 @@ CONFIG = "configs/memory_40m.py:cpu_1h"
 ARMS = [
     Arm("memory", "the quickstart's model, for an hour", CONFIG),
     Arm("baseline", "no memory; all widths raised", f"{CONFIG},baseline"),
-    Arm("compute", "no memory, wide, and as many more updates as the memory costs", f"{CONFIG},control=compute"),
+    Arm("compute", "no memory, and as many more updates as the memory costs", f"{CONFIG},control=compute"),
     Arm("ngram", "no memory; embeddings of hashed n-grams", f"{CONFIG},control=ngram"),
     Arm("memory_ngram", "the memory, and embeddings of hashed n-grams", CONFIG,
         {"model.ngram_embed.max_n": 5, "model.ngram_embed.table_rows": 576, "model.ff_width": 480}),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from atlas_jax.evals import solver
+from atlas_jax.puzzles import solver
 
 
 def answer(input_T, labels_T, prediction_T, *, example=0, id_=0, halt_logit=0.0, steps=3, calls=1, **metrics):

@@ -8,11 +8,11 @@ from atlas_jax import config as configs
 from atlas_jax.data import tokenizer
 from atlas_jax.data.problems import Problem
 from atlas_jax.evals import problems
+from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
+from atlas_jax.language.initial_model import open_start
 from atlas_jax.recipes import grpo
 from atlas_jax.rollout import ask, held_out
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.sampler import Options, ScriptedSampler
-from atlas_jax.rollout.start import open_start
 from tests import runs
 
 BYTES = tokenizer.ByteTokenizer()

@@ -16,13 +16,16 @@ import numpy as np
 from atlas_jax import checkpoint
 from atlas_jax import config as configs
 from atlas_jax.data import chats, corpus, formats, records, store, tokenizer
-from atlas_jax.data.puzzles import arc_plan, arc_tasks, boards, sets
-from atlas_jax.data.puzzles import files as built_files
-from atlas_jax.evals import baseline, voting
+from atlas_jax.evals import baseline
 from atlas_jax.files import arrays, inventory, json_file, write
-from atlas_jax.interop import hf_config, hf_import, peft, tensor_files, torch_file
+from atlas_jax.language import initial_model
+from atlas_jax.language.pretrained import hf_config, hf_import, peft, tensor_files
 from atlas_jax.monitor import writer
-from atlas_jax.rollout import start, table, trm_start
+from atlas_jax.puzzles import boards, sets, torch_file
+from atlas_jax.puzzles import files as built_files
+from atlas_jax.puzzles.arc import plan as arc_plan
+from atlas_jax.puzzles.arc import tasks, voting
+from atlas_jax.rollout import table
 from tests import puzzle_runs, torch_files
 
 MODELS = pathlib.Path(__file__).parents[1] / "fixtures" / "hf_models"
@@ -110,7 +113,7 @@ def arc_task(folder):
   """An ARC task."""
   file = folder / "task.json"
   write.json(file, TASK)
-  return file, lambda: plain(arc_tasks.task_of("task", arc_tasks.load_json(file), str(file)))
+  return file, lambda: plain(tasks.task_of("task", tasks.load_json(file), str(file)))
 
 
 def _built(name, folder):
@@ -149,10 +152,10 @@ def plan(folder):
 
 def reset(folder):
   """The vectors that a run's latents start from."""
-  file = folder / trm_start.RESET
+  file = folder / initial_model.RESET
   write.whole(file, arrays.npz_bytes(**{"0": np.ones(4, np.float32), "1": np.arange(4, dtype=np.float32)},
                                      same_puzzles=True))
-  return file, lambda: plain(trm_start._read_reset(folder))
+  return file, lambda: plain(initial_model._read_reset(folder))
 
 
 def puzzle_record(folder):
@@ -169,7 +172,7 @@ def run_config(folder):
 
 def step_note(folder):
   """The step of the run that another belongs to."""
-  file = folder / start.BASE
+  file = folder / initial_model.BASE
   write.json(file, json_file.sealed({"step": 5}), indent=None)
   return file, lambda: json_file.read_sealed(file)
 

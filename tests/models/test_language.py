@@ -6,7 +6,7 @@ import pytest
 
 from atlas_jax.models import language
 from tests.helpers import assert_close
-from tests.rollout import languages
+from tests.language import languages
 
 KINDS = ("decoder", "memory")
 T = 24  # A multiple of the memory's chunks.

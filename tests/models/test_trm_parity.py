@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.interop import trm_import
 from atlas_jax.losses import recursion
 from atlas_jax.models import act
+from atlas_jax.puzzles import trm_import
 from tests import trm_fixture as fixture
 from tests.helpers import assert_close
 

@@ -13,12 +13,11 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.checkpoint import FOLDER
-from atlas_jax.interop import hf_import, peft
+from atlas_jax.language import assets, export, initial_model
+from atlas_jax.language import runs as serving
+from atlas_jax.language.pretrained import adapters as folders
+from atlas_jax.language.pretrained import hf_import, peft
 from atlas_jax.models import lora
-from atlas_jax.rollout import adapters as folders
-from atlas_jax.rollout import kept, start
-from atlas_jax.serve import export
-from atlas_jax.serve import runs as serving
 from configs import grpo_arithmetic
 from tests import hf_fixture, program, runs, tuning
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -56,7 +55,7 @@ def change(folder, **settings):
 
 def test_a_run_starts_from_the_adapters_and_the_options_of_the_folder(made):
   folder, adapters = made
-  opened = start.open_start(config_of(folder))
+  opened = initial_model.open_start(config_of(folder))
   assert opened.adapted and opened.language.module.lora == OPTIONS
   params, rest = opened.read(runs.one_device(), True)
   assert_same_bits(params, adapters)
@@ -82,9 +81,10 @@ def test_training_goes_on_from_them_and_the_run_is_used_without_their_folder(mad
   assert_close(opened.params, lora.merge(lora.join(trained, base), OPTIONS), tolerance=1e-6)
   export.run(used, tmp_path / "run", tmp_path / "again", adapters=True)
   assert peft.describe(tmp_path / "again")[:2] == (OPTIONS, QWEN)
-  assert_same_bits(start.open_start(config_of(tmp_path / "again")).read(runs.one_device(), True)[0], trained)
-  further = config_of(folder, lora__path=None, model__path=str(tmp_path / "run"))
-  assert_close(start.open_start(further).read(runs.one_device(), True)[0], opened.params, tolerance=1e-6)
+  start = initial_model.open_start(config_of(tmp_path / "again"))
+  assert_same_bits(start.read(runs.one_device(), True)[0], trained)
+  further = initial_model.open_start(config_of(folder, lora__path=None, model__path=str(tmp_path / "run")))
+  assert_close(further.read(runs.one_device(), True)[0], opened.params, tolerance=1e-6)
 
 
 def test_a_run_goes_on_after_the_folder_of_its_adapters_is_gone(made, tmp_path):
@@ -96,7 +96,7 @@ def test_a_run_goes_on_after_the_folder_of_its_adapters_is_gone(made, tmp_path):
   shutil.rmtree(folder)
   with pytest.raises(ValueError, match="is no folder"):
     recipes.load(config, runs.one_device())
-  used = kept.with_copies_of_lost(config, workdir)
+  used = assets.with_copies_of_lost(config, workdir)
   runs.run_lm(used, workdir)
   assert int(runs.saved(used, recipes.load(used, runs.one_device()), workdir).step) == 2
 
@@ -117,7 +117,7 @@ def test_adapters_of_a_run_that_was_trained_further_are_refused(tmp_path):
   with pytest.raises(ValueError, match=message):
     serving.config_of(workdir)
   with pytest.raises(ValueError, match=message):
-    kept.with_copies_of_lost(config, workdir)
+    assets.with_copies_of_lost(config, workdir)
 
 
 @pytest.mark.parametrize("fields", [{"lora__rank": 2}, {"policy__kl_weight": 0.1}])
@@ -127,7 +127,7 @@ def test_what_is_read_at_every_start_must_still_be_there(fields, tmp_path):
   config = runs.changed(grpo_arithmetic.get_config("smoke"), fields)
   (tmp_path / "run" / FOLDER / "1").mkdir(parents=True)
   with pytest.raises(ValueError, match="lost' is no folder any more, .*run belong to what was there"):
-    kept.with_copies_of_lost(config, tmp_path / "run")
+    assets.with_copies_of_lost(config, tmp_path / "run")
 
 
 def test_half_of_the_adapters_can_be_frozen(made, tmp_path):
@@ -168,12 +168,12 @@ def test_a_reference_is_the_model_with_the_adapters_it_started_from(made):
 )
 def test_what_does_not_fit_the_folder_is_refused(made, fields, message):
   with pytest.raises(ValueError, match=message):
-    start.open_start(config_of(made[0], **fields))
+    initial_model.open_start(config_of(made[0], **fields))
 
 
 def test_fields_that_repeat_the_folder_are_accepted(made):
   same = dict(lora__rank=3, lora__alpha=12.0, lora__targets="down,q", lora__scaling="sqrt_rank")
-  assert start.open_start(config_of(made[0], **same)).language.module.lora == OPTIONS
+  assert initial_model.open_start(config_of(made[0], **same)).language.module.lora == OPTIONS
 
 
 def test_adapters_that_change_their_base_are_refused_before_anything_is_read(made):
@@ -185,14 +185,14 @@ def test_adapters_that_change_their_base_are_refused_before_anything_is_read(mad
 def test_a_run_is_no_folder_of_adapters(made, tmp_path):
   (tmp_path / "run" / FOLDER).mkdir(parents=True)
   with pytest.raises(ValueError, match="is the workdir of a run; .*--mode=export --adapters"):
-    start.open_start(config_of(tmp_path / "run"))
+    initial_model.open_start(config_of(tmp_path / "run"))
 
 
 def warnings_of(caplog, folder, **changes):
   """What is said when the adapters are read."""
   logging.use_absl_handler()
   with caplog.at_level(python_logging.WARNING, logger="absl"):
-    start.open_start(config_of(folder, **changes)).read(runs.one_device(), True)
+    initial_model.open_start(config_of(folder, **changes)).read(runs.one_device(), True)
   return caplog.text
 
 

@@ -10,13 +10,13 @@ from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax import state as states
 from atlas_jax import step as stepping
+from atlas_jax.language.initial_model import whole
 from atlas_jax.models import lora
 from atlas_jax.monitor import profile
 from atlas_jax.optim import accumulate
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import grpo
-from atlas_jax.rollout.start import whole
 from configs import grpo_arithmetic
 from tests import runs
 from tests.helpers import assert_close

@@ -11,9 +11,9 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.rollout import kept
-from atlas_jax.rollout import start as starts
-from atlas_jax.serve import runs as serving
+from atlas_jax.language import assets
+from atlas_jax.language import initial_model as starts
+from atlas_jax.language import runs as serving
 from tests import hf_fixture, runs
 from tests.helpers import assert_same_bits, quick_compilation
 
@@ -92,7 +92,7 @@ def test_a_run_goes_on_after_the_one_it_started_from_is_gone(first, other_text, 
   shutil.rmtree(old)
   with pytest.raises(ValueError, match="is no folder"):
     recipes.load(config, runs.one_device())
-  used = kept.with_copies_of_lost(config, workdir)
+  used = assets.with_copies_of_lost(config, workdir)
   runs.run_lm(used, workdir)
   assert int(runs.saved(used, recipes.load(used, runs.one_device()), workdir).step) == 3
 

@@ -13,13 +13,12 @@ from atlas_jax import recipes, train, tree
 from atlas_jax import state as states
 from atlas_jax.data import tokenizer
 from atlas_jax.evals import ranking
-from atlas_jax.interop import hf_import
+from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.pretrained import hf_import, model_folder
 from atlas_jax.losses import ranked as losses
 from atlas_jax.parallel import hosts, place
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import ranked
-from atlas_jax.rollout import model_folder
-from atlas_jax.rollout.start import open_start
 from configs import atlas_ranked
 from tests import hf_fixture, runs
 from tests.helpers import assert_close, assert_same_bits

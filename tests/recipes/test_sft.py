@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
+from atlas_jax.language.initial_model import open_start
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import sft
-from atlas_jax.rollout.start import open_start
 from tests import runs, tuning
 from tests.helpers import assert_close, quick_compilation
 

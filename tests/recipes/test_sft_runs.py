@@ -6,9 +6,9 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import main, recipes
 from atlas_jax.data.sft import Example
-from atlas_jax.interop import hf_import
+from atlas_jax.language.initial_model import open_start, whole
+from atlas_jax.language.pretrained import hf_import
 from atlas_jax.recipes import sft
-from atlas_jax.rollout.start import open_start, whole
 from tests import hf_fixture, runs, tuning
 from tests.helpers import assert_same_bits, quick_compilation
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
-from atlas_jax.interop import trm_import
 from atlas_jax.models import act
 from atlas_jax.optim import accumulate
+from atlas_jax.puzzles import trm_import
 from atlas_jax.recipes import trm
 from tests import puzzle_runs, runs
 from tests import trm_fixture as fixture

@@ -8,9 +8,8 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import main, recipes, train
-from atlas_jax.data.puzzles import files
+from atlas_jax.puzzles import files, initial_model
 from atlas_jax.recipes import trm
-from atlas_jax.rollout import trm_start
 from tests import program, puzzle_runs, runs, torch_files
 from tests import trm_fixture as fixture
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -65,7 +64,7 @@ def place(tmp_path_factory):
   folder = tmp_path_factory.mktemp("trm_start")
   saved = {f"_orig_mod.model.inner.{name}": array for name, array in fixture.weights(NAME).items()}
   torch_files.write(folder / "step_7", saved)
-  (folder / trm_start.SETTINGS).write_text(SETTINGS)
+  (folder / initial_model.SETTINGS).write_text(SETTINGS)
   write_puzzles(folder / "puzzles")
   write_puzzles(folder / "others", n_ids=9)
   return folder
@@ -103,8 +102,8 @@ def test_an_imported_checkpoint_is_evaluated_as_the_original_evaluates_it(import
 
 def test_its_predictions_are_the_recorded_ones(imported):
   """Through the checkpoint of the workdir, as `--mode=solve` reads it."""
-  from atlas_jax.evals import solver
-  from atlas_jax.serve import runs as served
+  from atlas_jax.language import runs as served
+  from atlas_jax.puzzles import solver
 
   workdir, _ = imported
   config, mesh = main.config_of_run(str(workdir), {}), runs.one_device()
@@ -112,7 +111,8 @@ def test_its_predictions_are_the_recorded_ones(imported):
   params, tables, step = served.restore(config, workdir, trm.init_of(config, model, 7), mesh)
   given = fixture.part(NAME, "batch1/")
   batch = {"inputs_BT": given["inputs"], "labels_BT": given["labels"], "ids_B": given["puzzle_identifiers"]}
-  solve = solver.make(model, lambda: trm_start.reset_of(config, model, workdir), lambda: iter([batch]), mesh,
+  reset = lambda: initial_model.reset_of(config, model, workdir)
+  solve = solver.make(model, reset, lambda: iter([batch]), mesh,
                       trm.solve_options_of(config)._replace(batch_rows=5))  # fmt: skip
   results = list(solve(params, tables))
   expected = fixture.part(NAME, "eval/")
@@ -168,17 +168,17 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_made(place, chan
 def test_other_numbers_of_cycles_are_said(place, imported, caplog):
   changed = main.config_of_run(str(imported[0]), {}).as_configdict()
   changed.trm.n_inner = 3
-  trm_start._check_settings(place / "step_7", changed)
+  initial_model._check_settings(place / "step_7", changed)
   assert "L_cycles: 2, and config.trm.n_inner=3: the weights were trained for the former" in caplog.text
 
 
 def test_settings_beside_a_checkpoint_are_read_whatever_names_are_in_them(place, imported, tmp_path):
-  (tmp_path / trm_start.SETTINGS).write_bytes(b"run_name: caf\xe9\n" + SETTINGS.encode())
+  (tmp_path / initial_model.SETTINGS).write_bytes(b"run_name: caf\xe9\n" + SETTINGS.encode())
   changed = main.config_of_run(str(imported[0]), {}).as_configdict()
-  trm_start._check_settings(tmp_path / "step_7", changed)
+  initial_model._check_settings(tmp_path / "step_7", changed)
   changed.trm.heads = 4
   with pytest.raises(ValueError, match="has num_heads: 2, and config.trm.heads=4"):
-    trm_start._check_settings(tmp_path / "step_7", changed)
+    initial_model._check_settings(tmp_path / "step_7", changed)
 
 
 # --- from another run ---
@@ -225,10 +225,10 @@ def test_a_run_starts_from_the_average_the_rows_and_the_vectors_of_another(first
   assert_same_bits(state.ema, old.ema)
   assert_same_bits(state.tables, old.tables)
   assert np.any(old.tables["puzzles"]) and state.step == 0
-  assert_same_bits(frozen["reset"], trm_start.drawn_reset(trm.model_of(config), config.seed))
+  assert_same_bits(frozen["reset"], initial_model.drawn_reset(trm.model_of(config), config.seed))
   third = puzzle_runs.built_config(folder, trm__path=str(tmp_path / "second"), seed=12)
   configs.save(again, tmp_path / "second")
-  assert_same_bits(trm_start.saved_reset(trm.model_of(third), tmp_path / "second"), frozen["reset"])
+  assert_same_bits(initial_model.saved_reset(trm.model_of(third), tmp_path / "second"), frozen["reset"])
 
 
 def test_frozen_weights_stay_while_the_rows_of_the_puzzles_learn(first, tmp_path):
@@ -263,6 +263,6 @@ def test_a_run_of_other_fields_is_refused_by_name(first, tmp_path):
 def test_missing_vectors_are_named(place, imported, tmp_path):
   config = main.config_of_run(str(imported[0]), {})
   with pytest.raises(ValueError, match="reset.npz is missing or damaged .* bring it back, or start anew"):
-    trm_start.reset_of(config, trm.model_of(config), tmp_path)
-  found = trm_start.reset_of(config, trm.model_of(config), imported[0])
+    initial_model.reset_of(config, trm.model_of(config), tmp_path)
+  found = initial_model.reset_of(config, trm.model_of(config), imported[0])
   assert_same_bits(found, tuple(fixture.weights(NAME)[name] for name in ("H_init", "L_init")))

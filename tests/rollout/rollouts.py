@@ -5,10 +5,10 @@ import numpy as np
 
 from atlas_jax.data import prompts, tokenizer
 from atlas_jax.data.problems import Problem
+from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
 from atlas_jax.rollout import ask
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.sampler import Options, ScriptedSampler
 from atlas_jax.rollout.source import Plan, RolloutSource
 
 BYTES = tokenizer.ByteTokenizer()

@@ -9,10 +9,10 @@ from atlas_jax.data import chats
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.prompts import Listed, PromptSource
 from atlas_jax.data.tokenizer import ByteTokenizer
+from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
 from atlas_jax.rollout import ask, distill_rows
 from atlas_jax.rollout.distill_rows import Reader, Text
 from atlas_jax.rollout.distill_source import DistillSource, Plan, Writer
-from atlas_jax.rollout.sampler import Options, ScriptedSampler
 from tests.pieces import Pieces
 
 PROBLEMS = [Problem(f"row@{a}", f"{a}+3=", str(a + 3), f"it is {a + 3}") for a in range(5, 12)]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from atlas_jax.language.decoding.sampler import Options
 from atlas_jax.rollout import ask, source
 from atlas_jax.rollout.groups import Scoring
-from atlas_jax.rollout.sampler import Options
 from tests.helpers import assert_close
 from tests.rollout.rollouts import BYTES, WORDS, listed, made, old_logprobs, same, written
 

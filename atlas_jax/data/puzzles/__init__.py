@@ -1,1 +1,0 @@
-"""Puzzles: grids in, grids out. Groups of puzzles (a task with its augmentations) of examples (pairs)."""

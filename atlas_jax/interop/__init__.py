@@ -1,1 +1,0 @@
-"""Weights and files of other programs, read into ours and written from them."""

@@ -1,0 +1,1 @@
+"""Language models as others publish them and as they are used: read, written, decoded, exported."""

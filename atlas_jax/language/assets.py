@@ -1,0 +1,114 @@
+"""What the workdir of a language run keeps, so that the run is used without what it started from."""
+import pathlib
+
+from atlas_jax import config as configs
+from atlas_jax.checkpoint import FOLDER
+from atlas_jax.data import chats
+from atlas_jax.files import inventory, json_file, write
+from atlas_jax.language.initial_model import (
+  ADAPTER,
+  BASE,
+  MODEL,
+  PUBLISHED,
+  SHAPE,
+  TEMPLATE,
+  TOKENIZER,
+  Start,
+  check_base,
+  group_of,
+  is_lost,
+  is_run,
+  note_step,
+  use_copies,
+)
+from atlas_jax.language.pretrained import hf_export, hf_import, peft, tokenizer_files
+
+
+def keep(config, start: Start, workdir) -> None:
+  """Copies tokenizer, chat template and published config into a workdir; see `Recipe.keep`.
+
+  Args:
+    config: of the run.
+    start: what it starts from.
+    workdir: of the run.
+  """
+  workdir, data = pathlib.Path(workdir), config.data
+  start.tokenizer.save(workdir / TOKENIZER)
+  beside = start.folder if data.tokenizer == MODEL else _local(data.tokenizer)
+  if beside is not None:
+    tokenizer_files.travel(beside, workdir / TOKENIZER)
+  inventory.seal(workdir / TOKENIZER)
+  if start.template is not None:
+    template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
+    assert template is not None  # It was read from there.
+    _copy(template, workdir / TEMPLATE, chats.FILES)
+    inventory.seal(workdir / TEMPLATE)
+  if config.lora.path is not None:
+    _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
+    inventory.seal(workdir / ADAPTER)
+  note_step(config.model.path, workdir / BASE)
+  if start.folder is not None:
+    _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
+    inventory.seal(workdir / PUBLISHED)
+  elif config.model.path is not None:
+    write.json(workdir / SHAPE, json_file.sealed(shape_of(config.model.path)))
+
+
+def shape_of(workdir: str) -> dict:
+  """Gives the fields of a run's model: those of the first of the runs that it goes on from."""
+  config = configs.load(workdir).as_configdict()
+  use(config, workdir)
+  path = config.model.path
+  return shape_of(path) if path is not None and is_run(path) else config[group_of(config)].to_dict()
+
+
+def use(config, workdir) -> None:
+  """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
+  use_copies(config, workdir)
+
+
+def with_copies_of_lost(config, workdir):
+  """Gives the config to go on with a run: the workdir's copies replace model.path or lora.path if gone.
+
+  Args:
+    config: resolved.
+    workdir: of the run.
+
+  Raises:
+    ValueError: see `start.check_base`.
+  """
+  workdir = pathlib.Path(workdir)
+  if not any((workdir / FOLDER).glob("[0-9]*")):
+    return config
+  if config.lora.rank is not None or config.lora.path is not None or _refers(config):
+    check_base(config, workdir)
+  changed = config.as_configdict()
+  if is_lost(config.model.path):
+    use(changed, workdir)
+  elif is_lost(config.lora.path):
+    changed.lora.path = str(workdir / ADAPTER)
+  else:
+    return config
+  return configs.resolve(changed)
+
+
+def _refers(config) -> bool:
+  """Says whether the loss compares with the model at config.model.path, which is read at every start."""
+  if config.recipe == "grpo":
+    return bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
+  return config.recipe == "ranked" and bool(config.ranked.anchored or config.ranked.kl_weight)
+
+
+def _local(name: str) -> pathlib.Path | None:
+  """Gives the folder of a tokenizer that was loaded by name; None for bytes, which have none."""
+  if name.startswith(hf_import.HUB):
+    return hf_import.find(name)
+  path = pathlib.Path(name).expanduser()
+  return path.parent if path.is_file() else path if path.is_dir() else None
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path, names) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    if (source / name).is_file():
+      write.copy(source / name, target / name)

@@ -1,0 +1,1 @@
+"""Writing on from prompts: the state of fixed size, filters of the next token, samplers."""

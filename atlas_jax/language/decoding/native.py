@@ -1,0 +1,272 @@
+"""Our own sampler: prompts are read once, and their completions drawn in one loop on the device."""
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from atlas_jax import tree
+from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.language.decoding import sampling, stops
+from atlas_jax.language.decoding.sampler import Options, Rollout, assemble
+from atlas_jax.language.decoding.sampling import Knobs
+from atlas_jax.models.decoder import Decoder
+from atlas_jax.models.language import Language
+from atlas_jax.parallel import mesh as meshes
+
+BUCKET_TOKENS = 32  # Small enough that short prompts waste little, large enough that there are few sizes.
+PIECE_TOKENS = 16  # With stop strings the host looks after so many ids.
+STOPS = 4  # Stop tokens are padded to a multiple of this.
+
+
+class Asked(NamedTuple):
+  """What completions are to be, as traced arrays."""
+
+  knobs: Knobs
+  stop_E: Any  # int32, ids that end a completion, -1 where there is none
+  max_tokens: Any  # int32
+
+
+class Written(NamedTuple):
+  """What the host reads of completions; T is the room for them."""
+
+  at: jax.Array  # int32, how many ids are drawn in each row
+  done_B: jax.Array  # bool
+  length_B: jax.Array  # int32, ids of the completion
+  tokens_TB: jax.Array  # int32, of no meaning behind the completion's end
+  sampler_logprob_TB: jax.Array  # float32
+  full_logprob_TB: jax.Array  # float32
+
+
+class Writing(NamedTuple):
+  """Completions half written."""
+
+  state: Any  # of the model, which has read all but the last id drawn
+  key: Any  # [B], see `draw.row_keys`
+  token_B: Any  # int32, drawn last
+  seen_BV: jax.Array | None  # bool, ids in prompt and completion; None without a repetition penalty
+  written: Written
+
+
+class NativeSampler:
+  """Writes with a `Language`; see `sampler.Sampler`.
+
+  At temperature 0 every `sampler_logprob` is 0, since nothing else could be drawn, and `full_logprob` is that
+  of temperature 1.
+
+  Attributes:
+    version: of the weights loaded last; None before the first.
+    compilations: how many programs were built so far: one that reads prompts and one that writes for each
+      size of prompts, of room for completions (both rounded up to few sizes) and of rows, and for filters and
+      a penalty being on or off. Nothing else builds one.
+  """
+
+  def __init__(self, language: Language, tokenizer: Tokenizer, mesh: Mesh | None = None, *,
+               bucket_tokens: int = BUCKET_TOKENS, piece_tokens: int = PIECE_TOKENS):
+    """Takes a model; nothing is compiled before the first `generate`.
+
+    Args:
+      language: the model.
+      tokenizer: decodes completions; it may have fewer ids than the model, the others have no text.
+      mesh: where the parameters live, if on several devices. Rows are split over it where they divide.
+        Several processes call alike, and each gets the whole rollout.
+      bucket_tokens: lengths of prompts and completions are rounded up to multiples of it; large ones more.
+      piece_tokens: ids drawn before stop strings are looked for, if there are any.
+    """
+    if bucket_tokens < 1 or piece_tokens < 1:
+      raise ValueError(f"bucket_tokens={bucket_tokens} and piece_tokens={piece_tokens} must be at least 1")
+    self._language, self._tokenizer, self._mesh = language, tokenizer, mesh
+    self._bucket_tokens, self._piece_tokens = bucket_tokens, piece_tokens
+    self._params: Any = None
+    self.version: int | None = None
+    self.compilations = 0
+    whole: Any = None if mesh is None else meshes.replicated(mesh)
+    shardings: Any = Writing(None, None, None, None, whole)
+    self._start = jax.jit(self._read_prompts, static_argnames=("n", "room_tokens", "filtered", "penalised"),
+                          out_shardings=shardings)
+    self._run = jax.jit(self._write_on, static_argnames="filtered", donate_argnames="writing",
+                        out_shardings=shardings)
+
+  def load(self, params: Any, version: int) -> None:
+    """Takes weights, which are not copied; see `sampler.Sampler.load`."""
+    self._params, self.version = params, version
+
+  def generate(self, prompts: Sequence[Sequence[int]], options: Options, seed: int) -> Rollout:
+    """Writes completions; see `sampler.Sampler.generate`.
+
+    Raises:
+      ValueError: before the first `load`, for an empty prompt, ids outside the vocabulary, a prompt that
+        leaves no room for max_tokens in the model's table of positions, top_k above the vocabulary, or a
+        seed that is negative or takes more than 64 bits.
+    """
+    if self.version is None:
+      raise ValueError("the sampler has no weights yet; call load(params, version) first")
+    rows = [np.asarray(prompt) for prompt in prompts]
+    self._check(rows, options)
+    knobs, words = Knobs.of(options, self._language.vocab_size), sampling.root_words(seed)
+    if not rows:
+      return assemble([], pad_id=self._tokenizer.doc_id)
+    stop_E = np.full(round_up(len(options.stop_tokens), least=STOPS), -1, np.int32)
+    stop_E[:len(options.stop_tokens)] = options.stop_tokens
+    asked = self._put(Asked(knobs, stop_E, np.int32(options.max_tokens)))
+    return self._finish(self._write(rows, words, asked, options), len(rows) * options.n, options)
+
+  def _check(self, rows: list[np.ndarray], options: Options) -> None:
+    vocab_size = self._language.vocab_size
+    places = self._language.module.learned_positions if isinstance(self._language.module, Decoder) else None
+    for at, row in enumerate(rows):
+      if row.ndim != 1 or not row.size:
+        raise ValueError(f"prompt {at} has no ids; give at least one, such as the id that opens a document")
+      if not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= vocab_size:
+        raise ValueError(f"prompt {at} has ids from {row.min()} to {row.max()}; they must be integers in "
+                         f"0..{vocab_size - 1}, the model's vocabulary; use the model's own tokenizer")
+      if places is not None and row.size + options.max_tokens > places:
+        raise ValueError(f"prompt {at} has {row.size} ids, which with config.sampler.max_tokens="
+                         f"{options.max_tokens} are more than the model's learned_positions={places}; lower "
+                         f"max_tokens to {max(places - row.size, 0)}, or leave out long prompts")
+
+  def _put(self, host_tree):
+    """Puts what every process has alike on every device."""
+    if self._mesh is None:
+      return host_tree
+    whole = meshes.replicated(self._mesh)
+    place = lambda x: jax.make_array_from_callback(np.shape(x), whole, lambda index: np.asarray(x)[index])
+    return jax.tree.map(place, host_tree)
+
+  def _width(self, longest: int) -> int:
+    """Gives how many tokens of prompts are read, padding included."""
+    width, module = round_up(longest, least=self._bucket_tokens, steps=2), self._language.module
+    block = module.attention_block_tokens if isinstance(module, Decoder) else None
+    return width if block is None or width <= block else -(-width // block) * block
+
+  def _write(self, rows: list[np.ndarray], words, asked: Asked, options: Options) -> Written:
+    """Reads prompts and draws until every row is done."""
+    width = self._width(max(row.size for row in rows))
+    count_N = np.zeros(round_up(len(rows), least=1, steps=4), np.int32)
+    tokens_NS = np.zeros((len(count_N), width), np.int32)
+    for at, row in enumerate(rows):
+      tokens_NS[at, :row.size], count_N[at] = row, row.size
+    filtered = not dataclasses.replace(options, repetition_penalty=1.0).draws_from_all
+    room_tokens = round_up(options.max_tokens, least=self._bucket_tokens, steps=2)
+    writing = self._start(
+        self._params, *self._put((tokens_NS, count_N, words)), asked, n=options.n, room_tokens=room_tokens,
+        filtered=filtered, penalised=options.repetition_penalty != 1)
+    if options.max_tokens == 1:
+      return writing.written
+    run = lambda writing, end: self._run(self._params, writing, asked, self._put(np.int32(end)),
+                                         filtered=filtered)
+    if not options.stop_strings:
+      return run(writing, options.max_tokens).written
+    looked, at = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n), 0
+    while True:
+      written = writing.written
+      upto, tokens_TB = int(written.at), np.asarray(written.tokens_TB)
+      done_B = looked.push(tokens_TB[at:upto], np.array(written.done_B))
+      if done_B.all() or upto == options.max_tokens:
+        return written
+      at, writing = upto, writing._replace(written=written._replace(done_B=self._put(done_B)))
+      writing = run(writing, min(upto + self._piece_tokens, options.max_tokens))
+
+  def _finish(self, written: Written, rows: int, options: Options) -> Rollout:
+    """Cuts completions at stop strings and puts them together."""
+    length_B, tokens_TB, sampler_TB, full_TB = (np.array(x)[..., :rows] for x in written[-4:])
+    reasons, texts = [], []
+    for row in range(rows):
+      tokens = tokens_TB[:length_B[row], row]
+      stopped = int(tokens[-1]) in options.stop_tokens
+      shown = tokens[:-1] if stopped else tokens
+      cut = stops.cut(shown, options.stop_strings, self._tokenizer)
+      if cut is not None:
+        length_B[row], text = cut
+      else:
+        text = self._tokenizer.decode(stops.known(shown, self._tokenizer))
+      reasons.append("stop_string" if cut is not None else "stop_token" if stopped else "length")
+      texts.append(text)
+    longest = length_B.max()
+    real_BT = np.arange(longest)[None, :] < length_B[:, None]
+    trim = lambda x, fill: np.where(real_BT, x[:longest].T, fill)
+    return Rollout(
+        trim(tokens_TB, np.int32(self._tokenizer.doc_id)), length_B, trim(sampler_TB, np.float32(0)),
+        trim(full_TB, np.float32(0)), tuple(reasons), np.full(rows, self.version, np.int32), tuple(texts))
+
+  def _read_prompts(self, params, tokens_NS, count_N, words, asked: Asked, *, n: int, room_tokens: int,
+                    filtered: bool, penalised: bool) -> Writing:
+    """Reads N prompts, 0 tokens for one that only fills up, and draws the first id of n completions each."""
+    self.compilations += 1
+    language, (prompts, width) = self._language, tokens_NS.shape
+    state, hidden_ND = language.start(params, tokens_NS, jnp.maximum(count_N, 1),
+                                      room_tokens=width + room_tokens)
+    row_B = jnp.repeat(jnp.arange(prompts, dtype=jnp.int32), n)
+    number_B = jnp.tile(jnp.arange(n, dtype=jnp.int32), prompts)
+    seen_BV = None
+    if penalised:
+      token_NS = jnp.where(jnp.arange(width)[None] < count_N[:, None], tokens_NS, language.vocab_size)
+      seen_NV = jnp.zeros((prompts, language.vocab_size), bool)
+      seen_BV = seen_NV.at[jnp.arange(prompts)[:, None], token_NS].set(True, mode="drop")[row_B]
+    nothing_TB = jnp.zeros((room_tokens, len(row_B)), jnp.float32)
+    written = Written(
+        at=jnp.zeros((), jnp.int32), done_B=count_N[row_B] == 0, length_B=jnp.zeros_like(row_B),
+        tokens_TB=nothing_TB.astype(jnp.int32), sampler_logprob_TB=nothing_TB, full_logprob_TB=nothing_TB)
+    state = self._split(language.take_rows(state, row_B), language.take_rows, len(row_B))
+    keys_B = sampling.row_keys(words, row_B, number_B)
+    writing = Writing(state, keys_B, jnp.zeros_like(row_B), seen_BV, written)
+    return self._draw(writing, self._score(params, hidden_ND)[row_B], asked, filtered)
+
+  def _write_on(self, params, writing: Writing, asked: Asked, end, *, filtered: bool) -> Writing:
+    """Draws until `end` ids are drawn or all rows are done."""
+    self.compilations += 1
+
+    def going(writing):
+      return (writing.written.at < end) & ~jnp.all(writing.written.done_B)
+
+    def one(writing):
+      state, hidden_BD = self._language.step(params, writing.state, writing.token_B)
+      return self._draw(writing._replace(state=state), self._score(params, hidden_BD), asked, filtered)
+
+    return jax.lax.while_loop(going, one, writing)
+
+  def _score(self, params, hidden_BD):
+    head_DV = self._language.head(params).astype(hidden_BD.dtype)
+    return jnp.dot(hidden_BD, head_DV, preferred_element_type=tree.wide(hidden_BD.dtype))
+
+  def _draw(self, writing: Writing, logits_BV, asked: Asked, filtered: bool) -> Writing:
+    """Draws the next id of every row; those that are done keep what they have."""
+    at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
+    drawn = sampling.draw(logits_BV, sampling.uniforms(writing.key, at), asked.knobs, writing.seen_BV,
+                          filtered=filtered)
+    seen_BV = writing.seen_BV
+    if seen_BV is not None:
+      seen_BV = seen_BV.at[jnp.arange(len(done_B)), drawn.token_B].set(True)
+    put = lambda old_TB, new_B: jax.lax.dynamic_update_slice_in_dim(
+        old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
+    ends_B = jnp.any(drawn.token_B[:, None] == asked.stop_E[None], axis=1) | (at + 1 >= asked.max_tokens)
+    written = Written(
+        at + 1, done_B | ends_B, length_B + ~done_B, put(tokens_TB, drawn.token_B),
+        put(sampler_TB, drawn.sampler_logprob_B), put(full_TB, drawn.full_logprob_B))
+    return Writing(writing.state, writing.key, drawn.token_B, seen_BV, written)
+
+  def _split(self, state, take_rows, rows: int):
+    """Splits rows of the model's state over the mesh where they divide, whichever axis they are."""
+    if self._mesh is None:
+      return state
+    taken = [jax.eval_shape(take_rows, state, jax.ShapeDtypeStruct((size,), jnp.int32))
+             for size in (rows, rows + 1)]
+    spread = meshes.ROW_AXES if rows % meshes.n_row_shards(self._mesh) == 0 else None
+
+    def constrain(leaf, *shapes):
+      axes = [spread if this != other else PartitionSpec.UNCONSTRAINED
+              for this, other in zip(*(shape.shape for shape in shapes), strict=True)]
+      return jax.lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(constrain, state, *taken)
+
+
+def round_up(size: int, *, least: int, steps: int = 1) -> int:
+  """Rounds up to a multiple of `least`, and larger sizes further, so that each doubling has `steps` sizes."""
+  unit = least
+  while size > 2 * steps * unit:
+    unit *= 2
+  return max(-(-size // unit), 1) * unit

@@ -1,0 +1,1 @@
+"""Formats of pretrained models: Hugging Face's configs, tensors, tokenizers and adapters."""

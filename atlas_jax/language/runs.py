@@ -1,0 +1,156 @@
+"""Opens a run to use it: its config, its newest parameters, and text that goes on from a prompt."""
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from atlas_jax import config as configs
+from atlas_jax import state as states
+from atlas_jax.checkpoint import Checkpoints
+from atlas_jax.language import assets
+from atlas_jax.language.decoding import streams
+from atlas_jax.language.initial_model import Start, open_start
+from atlas_jax.models import language as languages
+from atlas_jax.models import lora
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.parallel import place
+from atlas_jax.state import Init
+
+WITHOUT_LANGUAGE = ("trm",)  # Recipes whose models are none that write on from a prompt.
+
+
+class Tuned(NamedTuple):
+  """The language model of a run."""
+
+  start: Start
+  language: languages.Language  # without adapters
+  params: Any  # of it
+  step: int  # updates they have seen
+
+
+def config_of(workdir, given=()):
+  """Reads the config of a run, with the run's own copies of tokenizer, chat template and published config.
+
+  Args:
+    workdir: of the run.
+    given: names of fields that the user gives anew, as flags.
+
+  Raises:
+    ValueError: if the workdir holds no run, or one from elsewhere that names code to run.
+  """
+  config = configs.load(workdir, given=given).as_configdict()
+  assets.use(config, workdir)
+  return config
+
+
+def mesh_here(config):
+  """Makes the mesh of a run, or where the devices are others than the run's, one with other rows on each."""
+  sizes = [size for size in config.mesh.values() if size != -1]
+  rest, needed = len(sizes) < len(config.mesh), math.prod(sizes)
+  fits = jax.device_count() % needed == 0 if rest else jax.device_count() == needed
+  return meshes.make(**config.mesh) if fits else meshes.make()
+
+
+def restore(config, workdir, init, mesh):
+  """Reads the parameters and tables of a run's newest checkpoint, the moving average if the run keeps one.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    init: of its recipe, rng -> Init; only shapes are used.
+    mesh: where they are put.
+
+  Returns:
+    (params, tables, step); tables are () where the recipe has none.
+
+  Raises:
+    CheckpointError: if there is no good checkpoint, or the newest is damaged; names the newest good one.
+  """
+  start = jax.eval_shape(init, jax.random.key(0))
+  shapes = {"params": start.params, "tables": start.tables}
+  abstract = place.abstract(shapes, place.shardings(mesh, shapes))
+  saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
+  try:
+    params, meta = saver.restore_params(abstract["params"], field=field_of(config))
+    tables = start.tables and saver.restore_params(abstract["tables"], field="tables")[0]
+  finally:
+    saver.close()
+  return params, tables, int(meta["step"])
+
+
+def field_of(config) -> str:
+  """Says which parameters of a run are used: "ema", the moving average if it keeps one, or "params"."""
+  return "params" if config.optim.ema_decay is None else "ema"
+
+
+def check_language(config, workdir, mode: str) -> None:
+  """Refuses a run whose model is no language model.
+
+  Raises:
+    ValueError: names the mode that was asked for, the run and its recipe.
+  """
+  if config.recipe in WITHOUT_LANGUAGE:
+    raise ValueError(f"--mode={mode} uses a language model, and {workdir} holds a run of config.recipe="
+                     f"{config.recipe!r}")
+
+
+def restore_tuned(config, workdir, start: Start, mesh) -> tuple[Any, Any, int]:
+  """Reads (what was trained, the model beside its adapters or None, step) of a language run.
+
+  Raises:
+    CheckpointError: see `restore`.
+    ValueError: if the model that adapters belong to is no longer where it was.
+  """
+  params, _, step = restore(config, workdir, lambda rng: Init(start.init(rng)[0]), mesh)
+  if not start.adapted:
+    return params, None, step
+  _, given = start.read(mesh, fresh=False)
+  return params, given["base"] if given else _drawn_base(config, start, mesh), step
+
+
+def _drawn_base(config, start: Start, mesh):
+  draw = lambda: states.first(start.init, config.seed)[1]["base"]
+  return jax.jit(draw, out_shardings=place.shardings(mesh, jax.eval_shape(draw)))()
+
+
+def open_tuned(config, workdir, mesh) -> Tuned:
+  """Opens the language model of a run, its adapters merged; arguments and errors as of `restore_tuned`."""
+  start = open_start(config)
+  params, base, step = restore_tuned(config, workdir, start, mesh)
+  if base is None:
+    return Tuned(start, start.language, params, step)
+  module = start.language.module
+  merged = lora.merge(lora.join(params, base), module.lora)
+  return Tuned(start, languages.of_decoder(module.copy(lora=None)), merged, step)
+
+
+def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
+  """Writes on from a prompt with a run's newest parameters; needs nothing of the data it was trained on.
+
+  Args:
+    config: of the run, see `config_of`; resolved.
+    workdir: of the run.
+    prompt: may be empty; where the run has a chat template, it is what the user says.
+    **options: tokens, temperature, top_k and seed, as of `engine.generate`.
+
+  Returns:
+    An iterator over pieces of text as they come, the prompt not among them.
+
+  Raises:
+    ValueError: if the run's model writes no text, or for an option that cannot be.
+  """
+  check_language(config, workdir, "generate")
+  mesh = mesh_here(config)
+  tuned = open_tuned(config, workdir, mesh)
+  return write(tuned.start, tuned.language, tuned.params, prompt, mesh=mesh, **options)
+
+
+def write(start: Start, language: languages.Language, params, prompt: str, *, mesh,
+          **options) -> Iterator[str]:
+  """Writes on from a prompt, or answers it where there is a chat template; see `generate`."""
+  asked: str | Sequence[int] = prompt
+  if start.template is not None:
+    asked = start.template.prompt([{"role": "user", "content": prompt}], start.tokenizer).tolist()
+  return streams.generate(language, params, start.tokenizer, asked, mesh=mesh, end_tokens=start.end_tokens,
+                          **options)

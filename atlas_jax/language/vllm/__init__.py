@@ -1,0 +1,1 @@
+"""Writing completions with vLLM, in a process of its own."""

@@ -1,0 +1,111 @@
+"""What is measured and drawn of the answers to puzzles."""
+import pathlib
+from collections.abc import Callable, Collection, Hashable
+
+import numpy as np
+
+from atlas_jax.evals import EvalOut
+from atlas_jax.parallel import hosts
+from atlas_jax.puzzles import pictures, solver
+from atlas_jax.puzzles.solver import Result
+
+
+class Totals:
+  """Sums over results, read as metrics at the end."""
+
+  def __init__(self, batch_rows: int) -> None:
+    """Starts empty; `batch_rows` slots were paid for in every call of the model."""
+    self._batch_rows, self._examples, self._count, self._calls = batch_rows, 0, 0, 0
+    self._sums = dict.fromkeys(solver.MEANS, 0.0)
+
+  def add(self, result: Result) -> None:
+    """Adds one result; means are over those with labels."""
+    self._examples += 1
+    self._calls = max(self._calls, result.calls)
+    if result.labelled:
+      self._count += 1
+      for name in solver.MEANS:
+        self._sums[name] += result.metrics[name]
+
+  def scalars(self, prefix: str = "eval/all") -> dict[str, float]:
+    """Gives count, the means over labelled examples, and steps_spent, those of all slots per example."""
+    found = {f"{prefix}/count": float(self._count)}
+    if self._count:
+      found |= {f"{prefix}/{name}": total / self._count for name, total in self._sums.items()}
+    if self._examples:
+      found[f"{prefix}/steps_spent"] = self._calls * self._batch_rows / self._examples
+    return found
+
+
+class Gallery:
+  """Keeps the first solved and the first unsolved results, for pictures; of unknown ones what fits beside."""
+
+  def __init__(self, n_each: int, subject: Callable[[Result], Hashable | None] | None = None) -> None:
+    """Keeps `n_each` of both kinds, one per subject at most; those whose subject is None are passed over."""
+    self._n_each, self._subject = n_each, subject or (lambda result: result.example)
+    self._solved, self._unsolved, self._unknown = {}, {}, {}
+
+  def add(self, result: Result) -> None:
+    """Keeps a result if there is room for it."""
+    kept = self._solved if result.solved else self._unsolved if result.labelled else self._unknown
+    if len(kept) < self._n_each and (subject := self._subject(result)) is not None:
+      kept.setdefault(subject, result)
+
+  @property
+  def solved(self) -> list[Result]:
+    """Gives the solved ones."""
+    return list(self._solved.values())
+
+  @property
+  def unsolved(self) -> list[Result]:
+    """Gives the unsolved ones, then those without labels, as many as are kept of a kind."""
+    return [*self._unsolved.values(), *self._unknown.values()][:self._n_each]
+
+
+def folder_of(workdir, step: int) -> pathlib.Path:
+  """Gives, and makes, the folder for what the evaluation of a step leaves behind."""
+  folder = pathlib.Path(workdir) / "evals" / f"step_{step:08d}"
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
+
+
+def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None,
+         trained_on: Collection[int] = ()):
+  """Makes the evaluation of Sudokus, mazes and other puzzles whose examples stand for themselves.
+
+  Args:
+    solve: what `solver.make` gives.
+    batch_rows: its slots.
+    n_pictures: puzzles drawn at most, half of them solved; an odd number is rounded up.
+    page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
+    trained_on: examples whose question is trained on; if there are any, "eval/unseen/..." has the same
+      numbers of the others.
+
+  Returns:
+    run(params, *, step, tables=(), workdir=None) -> EvalOut with "eval/all/count" (labelled examples), the
+    means "accuracy" (of tokens), "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss" and "q_halt_loss" in
+    nats, and "steps_spent": steps of all slots, also idle ones and other trajectories, per example. Process 0
+    draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
+  """
+  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
+    totals, unseen, gallery = Totals(batch_rows), Totals(batch_rows), Gallery(-(-n_pictures // 2))
+    for result in solve(params, tables):
+      totals.add(result)
+      gallery.add(result)
+      if result.example not in trained_on:
+        unseen.add(result)
+    images = draw(gallery, page if n_pictures else None, "puzzles", step=step, workdir=workdir)
+    scalars = totals.scalars() | (unseen.scalars("eval/unseen") if trained_on else {})
+    return EvalOut(scalars, images=images)
+
+  return run
+
+
+def draw(gallery: Gallery, page: Callable | None, name: str, *, step: int, workdir) -> dict[str, np.ndarray]:
+  """Draws a gallery in process 0 and writes the picture, if there is a workdir."""
+  if page is None or not hosts.is_main():
+    return {}
+  image = page(gallery.solved, gallery.unsolved)
+  if workdir is not None:
+    pictures.write_png(folder_of(workdir, step) / f"{name}.png", image)
+  return {f"eval/{name}": image}

@@ -1,0 +1,72 @@
+"""What a recursive model thinks of puzzles, supervision step by supervision step."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.losses import recursion
+from atlas_jax.losses.stablemax import NOT_SCORED, log_stablemax
+from atlas_jax.models import act
+from atlas_jax.puzzles import solver
+
+LOG_CHANCE = {"stablemax": log_stablemax, "softmax": jax.nn.log_softmax}  # As the loss reads logits.
+
+
+class Trace(NamedTuple):
+  """The answers to some puzzles after each of N supervision steps, all of NumPy."""
+
+  prediction_NBT: np.ndarray  # int32, the likeliest token
+  chance_NBT: np.ndarray  # float32, how likely the model takes that token to be
+  halt_NB: np.ndarray  # float32, how likely it takes its whole answer to be right
+
+  def changed(self) -> np.ndarray:
+    """Says which tokens differ from those of the step before, [N, B, T]; none at the first step."""
+    same = self.prediction_NBT[1:] == self.prediction_NBT[:-1]
+    return np.concatenate([np.zeros_like(same, shape=(1, *same.shape[1:])), ~same])
+
+  def solved(self, labels_BT) -> np.ndarray:
+    """Says after which steps every scored token is right, [N, B]."""
+    labels_BT = np.asarray(labels_BT)
+    return np.all((self.prediction_NBT == labels_BT) | (labels_BT == NOT_SCORED), axis=-1)
+
+
+def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, tables=(),
+          token_loss: str = "stablemax") -> Trace:
+  """Works on all puzzles of a batch at once, and keeps what the model answers after every step.
+
+  The last step's answers are those of an evaluation in mode "all"; none of them halts early.
+
+  Args:
+    model: see `solver.make`.
+    params: of the model.
+    batch: inputs_BT, labels_BT and ids_B, as an evaluation reads them.
+    reset: the vectors that latents start from, see `TRM.reset`.
+    n_supervision: steps.
+    tables: "puzzles" has the rows, [ids, row_width], if the model needs them.
+    token_loss: "stablemax" or "softmax", which the model was trained with: how logits become chances.
+
+  Raises:
+    ValueError: if the loss is not known, or a table is needed and missing.
+  """
+  if token_loss not in LOG_CHANCE:
+    raise ValueError(f"config.supervision.token_loss={token_loss!r} is not known; choose one of "
+                     f"{', '.join(recursion.TOKEN_LOSSES)}")
+  table = solver.table_of(model, tables)
+  offered = {name: jnp.asarray(batch[name]) for name in ("inputs_BT", "labels_BT", "ids_B")}
+  rows = len(offered["ids_B"])
+  rows_BE = jnp.zeros((rows, 0), jnp.float32) if table is None else table[offered["ids_B"]]
+  pool = act.refill(act.empty_pool(model, rows, model.seq_len), offered, reset)
+
+  @jax.jit
+  def work(params, pool, rows_BE):
+    def step(latents, _):
+      out = model.apply({"params": params}, pool.inputs_BT, rows_BE, latents)
+      logits_BTV = out.logits_BTV.astype(jnp.float32)
+      chance_BT = jnp.exp(jnp.max(LOG_CHANCE[token_loss](logits_BTV), axis=-1))
+      prediction_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+      return out.latents, Trace(prediction_BT, chance_BT, jax.nn.sigmoid(out.halt_logit_B))
+
+    return jax.lax.scan(step, pool.latents, length=n_supervision)[1]
+
+  return jax.tree.map(np.asarray, work(params, pool, rows_BE))
