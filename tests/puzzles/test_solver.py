@@ -228,7 +228,7 @@ from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
 hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
-from tests.evals import test_solver
+from tests.puzzles import test_solver
 
 mesh = meshes.make(fsdp=2)
 model, params, table, reset = test_solver.tiny()

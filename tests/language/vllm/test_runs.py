@@ -26,7 +26,7 @@ import sys
 import jax
 from atlas_jax.data import tokenizer
 from atlas_jax.parallel import hosts
-from atlas_jax.rollout import vllm
+from atlas_jax.language.vllm import sampler as vllm
 from atlas_jax.language.decoding.sampler import Options
 from tests.language.languages import tiny
 port, rank, url, workdir = sys.argv[1:]
