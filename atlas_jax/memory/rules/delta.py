@@ -66,7 +66,12 @@ def make(*, key_dim: int, value_dim: int, momentum: bool = True, fade_to: str = 
   rule = descent.make(net, lift=lift, momentum=momentum, fade_to=fade_to,
                       starts=STARTS if momentum else WITHOUT_MOMENTUM)
   return rule._replace(step=functools.partial(step, form), prepare=functools.partial(prepare, form),
-                       chunk=functools.partial(chunk, form))
+                       chunk=functools.partial(chunk, form), flops=functools.partial(flops, form))
+
+
+def flops(form, chunk_size: int) -> float:
+  """Counts the FLOPs of one token: those of descent, and the solve of its row."""
+  return descent.flops(form, chunk_size) + 3 * chunk_size * form.lift.key_dim
 
 
 def step(form, slow, state, base, token, gates, place):

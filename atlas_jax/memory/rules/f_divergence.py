@@ -90,7 +90,7 @@ def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2
       init=bind(_init), start=bind(_start), apply=bind(descent.apply), step=bind(_step), prepare=_prepare,
       chunk=bind(_chunk), close=functools.partial(_close, GROWTH[divergence]),
       uses=("write_rate",) if fade_to == "start" else ("log_retention", "write_rate"), reads="chunk",
-      starts=STARTS)
+      starts=STARTS, flops=bind(descent.flops))
 
 
 def _init(form, key):
