@@ -11,6 +11,9 @@ is written ("apply then update"), so a layer needs attention at least as wide as
 the mean momentum gate of the chunk's tokens. NS is scaled as in `memory.muon`, and as there a decoded token
 costs one orthogonalisation. State per head: the weights twice, three times with momentum, and 2 floats.
 
+In a line: W ← W − NS(Σ_chunk r ∇(−f(k)·v)), column norms kept
+Floats per head: 2 w
+
 Source: Zhang et al. 2025, Test-Time Training Done Right, arXiv:2505.23884, section 3.
 """
 import functools

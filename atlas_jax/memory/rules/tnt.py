@@ -26,6 +26,9 @@ its chunk's start), key_dim^2 floats of P, and an int.
 The key is added to the output on request alone (residual=True): else an emptied memory would pass the query
 on.
 
+In a line: one memory per chunk plus local ones that start anew with each shard, read at P q
+Floats per head: 3 w per local + w + d²
+
 Source: Li et al. 2025, TNT, arXiv:2511.07343, Eq. 5-9 and appendix C.
 """
 import functools
