@@ -9,9 +9,8 @@ import pytest
 from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.language.decoding import streams as engines
 from atlas_jax.models import language as languages
-from atlas_jax.models import lm
+from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests.helpers import assert_close, tiny_lm
 
 
@@ -147,7 +146,7 @@ def test_no_piece_ends_inside_a_character():
 def test_a_mesh_writes_the_same_text():
   model, params, _ = setup()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  split = jax.device_put(params, place.shardings(mesh, params))
+  split = jax.device_put(params, placement.shardings(mesh, params))
   language = languages.of_memory(model)
   pieces = list(engines.generate(language, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
   assert pieces == write("de", tokens=8, temperature=0)
