@@ -170,6 +170,15 @@ def test_another_tokenizer_is_refused():
     engines.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
 
 
+@pytest.mark.parametrize("prompt, what", [
+    ([256, 257], r"from 256 to 257; they must be integers in 0\.\.256"), ([-1], "from -1"),
+    ([1.5], "integers"), ([], "has no ids")])
+def test_a_prompt_of_ids_that_the_model_has_not_is_refused_at_once(prompt, what):
+  model, params, _ = setup()
+  with pytest.raises(ValueError, match=f"prompt has .*{what}|prompt {what}"):
+    engines.generate(languages.of_memory(model), params, ByteTokenizer(), prompt, tokens=1)
+
+
 def test_an_empty_row_of_a_prompt_is_refused():
   _, params, engine = setup()
   with pytest.raises(ValueError, match="DOC alone"):
