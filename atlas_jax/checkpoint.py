@@ -111,7 +111,7 @@ class Checkpoints:
     """Reads a whole state, onto any mesh.
 
     Args:
-      abstract_state: ShapeDtypeStructs with the shardings wanted, as `place.abstract` gives.
+      abstract_state: ShapeDtypeStructs with the shardings wanted, as `placement.abstract` returns.
       step: which checkpoint; the newest if None. Another one is never taken in its place.
 
     Returns:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atlas_jax import tree
-from atlas_jax.parallel import place
+from atlas_jax.models import placement
 
 
 class Init(NamedTuple):
@@ -64,7 +64,7 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchor
 def abstract(mesh: Mesh, *args) -> TrainState:
   """Returns the shapes, dtypes and shardings of `create(*args)` on a mesh, without computing anything."""
   shapes = jax.eval_shape(lambda: create(*args))
-  return place.abstract(shapes, place.shardings(mesh, shapes))
+  return placement.abstract(mesh, shapes)
 
 
 def build(abstract_state: TrainState, *args, params=None, tables=None) -> TrainState:

@@ -15,6 +15,7 @@ from atlas_jax.closing import SUMMARY, say
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
+from atlas_jax.models import placement
 from atlas_jax.monitor import ledger, profile, report, skipped
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
@@ -23,7 +24,7 @@ from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
-from atlas_jax.parallel import hosts, place
+from atlas_jax.parallel import hosts
 from atlas_jax.recipes import Given, Recipe
 from atlas_jax.state import TrainState
 from atlas_jax.step import jit_step, model_flops
@@ -115,7 +116,7 @@ def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
   first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
   freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.tables is not None)
   state = states.abstract(mesh, *_state_args(config, recipe))
-  return state, place.abstract(first.frozen, place.shardings(mesh, first.frozen))
+  return state, placement.abstract(mesh, first.frozen)
 
 
 def _state_args(config, recipe: Recipe):
@@ -133,10 +134,11 @@ def frozen_of(config, recipe: Recipe, mesh, given: Given):
   init = lambda: states.first(recipe.init, config.seed).frozen
   wanted = jax.eval_shape(init)
   if not given.frozen:
-    return jax.jit(init, out_shardings=place.shardings(mesh, wanted))()
+    return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
   states.check_same(dict(given.frozen), {name: wanted[name] for name in given.frozen})
   rest = {name: part for name, part in wanted.items() if name not in given.frozen}
-  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=place.shardings(mesh, rest))()
+  where = placement.shardings(mesh, rest)
+  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
   return {**drawn, **given.frozen}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from atlas_jax import recipes, train
 from atlas_jax import state as states
 from atlas_jax import step as stepping
+from atlas_jax.models import placement
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import files
 from tests import runs
@@ -116,7 +117,7 @@ def host(tree):
 
 def placed(parts, state):
   """Puts a state where the step expects it."""
-  shardings = train.place.shardings(parts.mesh, jax.eval_shape(lambda: state))
+  shardings = placement.shardings(parts.mesh, jax.eval_shape(lambda: state))
   return jax.device_put(state._replace(rng=jax.random.clone(state.rng)), shardings)
 
 

@@ -89,6 +89,7 @@ COMMANDS = {
     why="long: a measurement beside TRL and Tunix in environments of their own"
   ),
   "bash scripts/vllm_cpu_lane.sh": How(why="network: it installs vLLM"),
+  "python scripts/rules_table.py": How(),
   # Of the notebooks.
   f'{MAIN} --mode=generate --workdir=runs/notebook --prompt="class " --tokens=400': How(needs=(QUICKSTART,)),
   f"{MAIN} --mode=eval --workdir=runs/notebook": How(why="long: as of runs/quickstart, whose copy this is"),

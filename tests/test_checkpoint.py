@@ -17,8 +17,8 @@ import pytest
 
 from atlas_jax import tree
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
+from atlas_jax.models import placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 
 WIDTH, FF = 64, 96
 
@@ -47,12 +47,12 @@ def make_mesh(n_devices=None, **sizes):
 
 
 def placed(state, **mesh):
-  shardings = place.shardings(make_mesh(**mesh), state)
+  shardings = placement.shardings(make_mesh(**mesh), state)
   return jax.jit(lambda value: value, out_shardings=shardings)(state)
 
 
 def abstract(state, **mesh):
-  return place.abstract(state, place.shardings(make_mesh(**mesh), state))
+  return placement.abstract(make_mesh(**mesh), state)
 
 
 def assert_same(one, other):
@@ -81,7 +81,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, mesh):
   again, meta = checkpoints.restore(abstract(state, **mesh))
   assert_same(again, state)
   assert meta == {"source": {"step": 3}}
-  wanted = place.shardings(make_mesh(**mesh), state)
+  wanted = placement.shardings(make_mesh(**mesh), state)
   assert jax.tree.map(lambda leaf: leaf.sharding, again) == wanted
   jax.random.normal(again.rng, (2,))  # Still a key, not its words.
 

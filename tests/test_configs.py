@@ -13,9 +13,9 @@ from atlas_jax import config as configs
 from atlas_jax import main, readers, tree
 from atlas_jax.language import initial_model
 from atlas_jax.memory import rules
+from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -103,7 +103,7 @@ def test_a_smoke_test_is_small(file):
 @each_file
 def test_nothing_large_is_whole_on_every_device(file):
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  assert place.large_replicated(mesh, {"params": shapes_of(resolved(file))}) == []
+  assert placement.large_replicated(mesh, {"params": shapes_of(resolved(file))}) == []
 
 
 @each_file

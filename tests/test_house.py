@@ -4,9 +4,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from atlas_jax.losses import distill, next_token, token_logprobs
+from atlas_jax.parallel import mesh as meshes
 from tests import house
+from tests.kernels import lowering
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHECKERS = {
@@ -100,6 +105,44 @@ def test_a_breach_is_found(rule, name, text, message, tmp_path):
   violations = CHECKERS[rule](tmp_path)
   assert len(violations) == 1
   assert message in violations[0]
+
+
+ROWS, LENGTH, D, V, BLOCK = 8, 16, 24, 112, 32
+
+
+def mean_logprob(hidden_BTD, head_DV, tokens_BT, mask_BT):
+  logprob_BT = token_logprobs.token_logprobs(hidden_BTD, head_DV, tokens_BT, block_tokens=BLOCK)
+  return jnp.mean(logprob_BT * mask_BT)
+
+
+def mean_entropy(hidden_BTD, head_DV, tokens_BT, mask_BT):
+  both = token_logprobs.token_logprobs_and_entropies(hidden_BTD, head_DV, tokens_BT, block_tokens=BLOCK)
+  return jnp.mean((both[0] + both[1]) * mask_BT)
+
+
+def mean_distance(hidden_BTD, head_DV, tokens_BT, mask_BT):
+  del tokens_BT
+  sides = (hidden_BTD, head_DV, hidden_BTD, head_DV)
+  return distill.distill_loss(*sides, mask_BT, beta=0.5, block_tokens=BLOCK)[0]
+
+
+def mean_nats(hidden_BTD, head_DV, tokens_BT, mask_BT):
+  return next_token.next_token_loss(hidden_BTD, head_DV, tokens_BT, mask_BT, block_tokens=BLOCK)[0]
+
+
+@pytest.mark.parametrize("loss", (mean_nats, mean_logprob, mean_entropy, mean_distance))
+def test_a_loss_over_the_vocabulary_leaves_rows_where_they_are(loss):
+  """Eight devices, eight rows: of a block of 32 tokens each device scores its own 4, and sums at the end."""
+  mesh = meshes.make()
+  rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+  given = (jnp.zeros((ROWS, LENGTH, D)), jnp.zeros((D, V)), jnp.zeros((ROWS, LENGTH), jnp.int32),
+           jnp.ones((ROWS, LENGTH)))  # fmt: skip
+  both = jax.jit(jax.value_and_grad(loss, (0, 1)), in_shardings=(rows, whole, rows, rows))
+  text = both.lower(*given).compile().as_text()
+  sent = lowering.collectives(text)
+  assert set(sent) == {"all-reduce"} and sent["all-reduce"] <= 2, sent
+  logits = {shape[0] for shape in lowering.shapes(text) if shape[1:] == (V,) and shape[0] != D}
+  assert logits == {BLOCK // mesh.size}
 
 
 def test_the_table_of_levels_names_what_exists():

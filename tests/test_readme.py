@@ -23,6 +23,7 @@ import setuptools
 from atlas_jax import defaults
 from atlas_jax import fields as config_fields
 from atlas_jax.memory import rules
+from scripts import rules_table
 from tests import house
 from tests.readme import (
   COMMANDS,
@@ -287,9 +288,24 @@ def test_fields_that_the_page_names_exist():
       config_fields.at(config, name)
 
 
-def test_the_table_of_rules_has_all_of_them():
-  assert re.findall(r"^\| \[`(\w+)`\]\(atlas_jax/memory/rules/\1.py\)", README, re.MULTILINE)
+def test_the_table_of_rules_is_what_the_script_writes_from_the_rules_files():
   assert set(re.findall(r"^\| \[`(\w+)`\]\(atlas_jax/memory", README, re.MULTILINE)) == set(rules.names())
+  assert rules_table.written(README) == README, "run python scripts/rules_table.py"
+
+
+def test_speeds_of_rules_are_those_of_the_page_of_benchmarks():
+  page = (ROOT / "experiments/benchmarks/README.md").read_text()
+  for name, found in json.loads((ROOT / rules_table.RECORD).read_text())["rules"].items():
+    assert f"\n| {name} | {found['tokens_per_cpu_s']:,} | {found['peak_memory_mib']:,} | " in page
+
+
+def test_a_rule_whose_docstring_has_no_line_for_the_table_is_named():
+  text = "Rule.\n\nIn a line: W = a W\nFloats per head: w\n\nSource: arXiv:2501.00663."
+  papers, _, row = rules_table.row("mine", text, {"titans": 10})
+  assert papers == ["2501.00663"] and "| W = a W | w | – |" in row
+  for label in ("In a line", "Floats per head", "Source"):
+    with pytest.raises(ValueError, match=f"rules/mine.py has no line '{label}: ...'"):
+      rules_table.row("mine", text.replace(label, "Else"), {"titans": 10})
 
 
 def test_names_of_the_library_that_the_page_imports_are_public():

@@ -8,9 +8,9 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax import tree
+from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from atlas_jax.recipes import memory_lm
 from atlas_jax.state import Init
 from configs import memory_40m
@@ -76,4 +76,4 @@ def test_nothing_large_of_the_main_job_is_whole_on_every_device(arg, cube):
   state = states.abstract(cube, init, lambda params: optim.build(params, **config.optim), 0.999, config.seed)
   assert tree.size_bytes(state.params) > 8 * 2**20
   assert tree.count(state.ema) == tree.count(state.params)
-  assert place.large_replicated(cube, state) == []
+  assert placement.large_replicated(cube, state) == []

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from atlas_jax import modules
 
 
@@ -57,6 +59,51 @@ def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
   """
   make = _make_of(data["source"])
   return {name: data[name] for name in data if name == "source" or _takes(make, name)}
+
+
+class InVocabulary:
+  """A source whose ids are checked as they come, which a compiled program cannot do."""
+
+  def __init__(self, source: Source, *, name: str, vocab_size: int):
+    """Wraps a source.
+
+    Args:
+      source: gives tokens_BT with doc_BT, and targets_BT with weight_BT, or some of them.
+      name: of config.data.source.
+      vocab_size: of the model.
+    """
+    self._source, self._name, self._vocab_size = source, name, vocab_size
+
+  def __getattr__(self, name: str):
+    return getattr(self._source, name)
+
+  def next(self, params) -> dict:
+    """Returns the next batch.
+
+    Raises:
+      ValueError: if a real token or a target that counts is no id of the model.
+    """
+    batch = self._source.next(params)
+    if "tokens_BT" in batch:
+      self._check("tokens_BT", np.asarray(batch["tokens_BT"]), np.asarray(batch.get("doc_BT", 0)) >= 0)
+    if "targets_BT" in batch:
+      counts_BT = np.asarray(batch.get("weight_BT", 1)) > 0
+      self._check("targets_BT", np.asarray(batch["targets_BT"]), counts_BT)
+    return batch
+
+  def _check(self, name: str, ids_BT, counts_BT) -> None:
+    # Where nothing counts, -1 is a usual mark; below -vocab_size a score is no number, whatever weighs it.
+    wrong_BT = (ids_BT < np.where(counts_BT, 0, -self._vocab_size)) | (ids_BT >= self._vocab_size)
+    if wrong_BT.any():
+      wrong = ids_BT[wrong_BT][0]
+      raise ValueError(f"config.data.source={self._name!r} gives the id {wrong} in {name}; ids are "
+                       f"0..{self._vocab_size - 1}; give such ids, or raise config.model.vocab_size="
+                       f"{self._vocab_size} with a tokenizer that has them")
+
+
+def checked(source: Source, *, name: str, vocab_size: int) -> Source:
+  """Returns a source of one's own, which has a dotted name, as one whose ids are checked."""
+  return InVocabulary(source, name=name, vocab_size=vocab_size) if "." in name else source
 
 
 def _make_of(source: str) -> Callable:

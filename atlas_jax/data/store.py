@@ -108,6 +108,9 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) ->
       digest.update(b"%d %d " % (len(name), len(text)) + name.encode(errors="surrogateescape") + text)
       n_bytes += len(text)
     for ids in tokenizer.encode_many([text for _, text in texts]):
+      if len(ids) and not 0 <= ids.min() <= ids.max() < n_ordinary:
+        raise ValueError(f"config.data.tokenizer gives ids from {ids.min()} to {ids.max()}, which are not in "
+                         f"its own 0..{n_ordinary - 1}; choose another tokenizer")
       n_tokens.append(len(ids))
       file.write(ids.astype(dtype, copy=False).tobytes())
     faults.documents += len(texts)

@@ -20,9 +20,9 @@ from atlas_jax.files import json_file, write
 from atlas_jax.files.damage import Damaged, told
 from atlas_jax.language.pretrained import adapters, hf_config, hf_import
 from atlas_jax.models import language as languages
-from atlas_jax.models import lm, lora
+from atlas_jax.models import lm, lora, placement
 from atlas_jax.models.decoder import Decoder
-from atlas_jax.parallel import hosts, place
+from atlas_jax.parallel import hosts
 
 TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
 ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters that a run started from.
@@ -192,7 +192,7 @@ def _of_run(config, workdir: pathlib.Path, options):
     field = "params" if other.optim.ema_decay is None else "ema"
     saver = Checkpoints(workdir, **other.checkpoint, read_only=True)
     try:
-      params, _ = saver.restore_params(place.abstract(shapes, place.shardings(mesh, shapes)), field=field)
+      params, _ = saver.restore_params(placement.abstract(mesh, shapes), field=field)
     finally:
       saver.close()
     if not start.adapted:
@@ -291,7 +291,8 @@ def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
 
 def _drawn_base(start: Start, config, mesh, shapes):
   rng = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)  # As `state.first` draws.
-  return jax.jit(lambda: start.init(rng)[1]["base"], out_shardings=place.shardings(mesh, shapes["base"]))()
+  where = placement.shardings(mesh, shapes["base"])
+  return jax.jit(lambda: start.init(rng)[1]["base"], out_shardings=where)()
 
 
 def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:

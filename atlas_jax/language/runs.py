@@ -12,9 +12,8 @@ from atlas_jax.language import assets
 from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import Start, open_start
 from atlas_jax.models import language as languages
-from atlas_jax.models import lora
+from atlas_jax.models import lora, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from atlas_jax.state import Init
 
 WITHOUT_LANGUAGE = ("trm",)  # Recipes whose models are none that write on from a prompt.
@@ -69,7 +68,7 @@ def restore(config, workdir, init, mesh):
   """
   start = jax.eval_shape(init, jax.random.key(0))
   shapes = {"params": start.params, "tables": start.tables}
-  abstract = place.abstract(shapes, place.shardings(mesh, shapes))
+  abstract = placement.abstract(mesh, shapes)
   saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
   try:
     params, meta = saver.restore_params(abstract["params"], field=field_of(config))
@@ -111,7 +110,7 @@ def restore_tuned(config, workdir, start: Start, mesh) -> tuple[Any, Any, int]:
 
 def _drawn_base(config, start: Start, mesh):
   draw = lambda: states.first(start.init, config.seed)[1]["base"]
-  return jax.jit(draw, out_shardings=place.shardings(mesh, jax.eval_shape(draw)))()
+  return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 
 def open_tuned(config, workdir, mesh) -> Tuned:

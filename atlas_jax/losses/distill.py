@@ -8,8 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.losses.blocks import map_blocks
-from atlas_jax.losses.token_logprobs import scaled_logits
+from atlas_jax.kernels.vocab_loss import map_blocks, vocab_logits
 
 
 def divergence(student_log_NV, teacher_log_NV, *, beta: float):
@@ -96,7 +95,7 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
 
   def score(student_ND, teacher_ND, target_N):
     soft_N = divergence(*_log_probs(student_ND, teacher_ND, heads, temperature), beta=0.0)
-    log_NV = jax.nn.log_softmax(scaled_logits(student_ND, heads[0], 1.0), axis=-1)
+    log_NV = jax.nn.log_softmax(vocab_logits(student_ND, heads[0]), axis=-1)
     # Targets beyond the shared vocabulary do not count; out of range, their slope would be NaN all the same.
     target_N = jnp.minimum(target_N, heads[0].shape[1] - 1)
     nll_N = -jnp.take_along_axis(log_NV, target_N[:, None], axis=1)[:, 0]
@@ -122,8 +121,9 @@ def _kl(log_NV, other_NV):
 
 
 def _log_probs(student_ND, teacher_ND, heads: tuple, temperature: float):
-  teacher_NV = scaled_logits(jax.lax.stop_gradient(teacher_ND), jax.lax.stop_gradient(heads[1]), temperature)
-  student_NV = scaled_logits(student_ND, heads[0], temperature)
+  teacher_ND, teacher_DV = jax.lax.stop_gradient((teacher_ND, heads[1]))
+  teacher_NV = vocab_logits(teacher_ND, teacher_DV, temperature=temperature)
+  student_NV = vocab_logits(student_ND, heads[0], temperature=temperature)
   log_NV = jax.nn.log_softmax(student_NV, axis=-1)
   return log_NV, jax.nn.log_softmax(teacher_NV.astype(log_NV.dtype), axis=-1)
 

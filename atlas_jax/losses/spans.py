@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.losses.blocks import map_blocks
+from atlas_jax.kernels.vocab_loss import map_blocks, vocab_logits
 from atlas_jax.losses.distill import check_temperature, divergence
-from atlas_jax.losses.token_logprobs import scaled_logits, token_logprobs
+from atlas_jax.losses.token_logprobs import token_logprobs
 
 # How near to 1 a span's probability is told apart from it: float32 sums of log-probabilities know no better.
 SURE_NATS = 1e-6
@@ -74,7 +74,7 @@ def span_loss(student: Side, teacher: Side, single_BN, mask_BN, *, classes: int,
 
 def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
   """Gives the log-probability of each class as the next, among all ids that have one; [N, classes]."""
-  logits_NV = scaled_logits(hidden_ND, side.head_DV, temperature)
+  logits_NV = vocab_logits(hidden_ND, side.head_DV, temperature=temperature)
   none_V = side.class_V < 0
   logits_NV = jnp.where(none_V[None], -jnp.inf, logits_NV)
   most_N1 = jax.lax.stop_gradient(jnp.max(logits_NV, axis=-1, keepdims=True))

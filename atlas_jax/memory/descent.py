@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atlas_jax.memory import features, gates, objectives, window
+from atlas_jax.memory import flops as formulas
 from atlas_jax.memory.nets import FIELD, Net
 from atlas_jax.memory.types import (
   ChunkDecay,
@@ -96,8 +97,17 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
       chunk=bind(chunk), anchor=bind(anchor), gates=context_gate(window_size), reads=reads,
       aims="direction" if objective is objectives.dot else "value",
-      uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"))
+      uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"),
+      flops=bind(flops))
   return rule._replace(**rule_fields)
+
+
+def flops(form: Descent, chunk_size: int) -> float:
+  """Counts the FLOPs of one token: gradients at the base, writes and reads."""
+  return (formulas.gradients(form.net, chunk_size, hebbian=form.objective is objectives.dot,
+                             window_size=form.window_size)
+          + formulas.writes(form.net, momentum=form.momentum)
+          + formulas.reads(form.net, chunk_size, momentum=form.momentum, own_chunk=form.reads == "token"))
 
 
 def check_fade(fade_to: str):

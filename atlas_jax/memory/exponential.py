@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, nets, objectives, window
+from atlas_jax.memory import flops as formulas
 from atlas_jax.memory.nets import FIELD
 from atlas_jax.memory.types import ChunkOut, Gates, GateStarts, Learned, MemoryRule, MemoryState, Token
 
@@ -94,7 +95,26 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
               scale, normalize, reach_tokens, chunk_size)
   bind = lambda function: functools.partial(function, form)
   return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
-                       prepare=bind(prepare), chunk=bind(chunk), close=bind(close))
+                       prepare=bind(prepare), chunk=bind(chunk), close=bind(close), flops=bind(flops))
+
+
+def flops(form: Form, chunk_size: int) -> float:
+  """Counts the FLOPs of one token: those of descent whose first layer is w0 with the kept rows under it.
+
+  Rows need a kernel of key and query each, and are written where they stand; of the chunk's own rows a token
+  sees the kernel and the slope.
+  """
+  net, momentum = form.descent.net, form.descent.momentum
+  key_dim, hidden = net.shapes[0][1]
+  stacked = net._replace(shapes=(("w0", (key_dim + form.reach_tokens, hidden)), *net.shapes[1:]))
+  later = net._replace(shapes=net.shapes[1:])
+  twice = 1 + ((form.descent.window_size or 1) - 1) / chunk_size
+  kernels = 2 * key_dim * (form.reach_tokens * (twice + 1) + chunk_size)
+  return (formulas.gradients(stacked, chunk_size, hebbian=form.descent.objective is objectives.dot,
+                             window_size=form.descent.window_size)
+          + formulas.writes(later, momentum=momentum)
+          + formulas.reads(stacked, chunk_size, momentum=False, own_chunk=False) * (1 + momentum)
+          + formulas.within(later, chunk_size) + 2 * chunk_size * hidden + kernels)
 
 
 def starts_of(scale: float) -> GateStarts:

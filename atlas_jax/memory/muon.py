@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from atlas_jax.kernels.newton_schulz import newton_schulz
 from atlas_jax.memory import descent, gates, objectives
+from atlas_jax.memory import flops as formulas
 from atlas_jax.memory.nets import FIELD
 from atlas_jax.memory.types import ChunkOut, GateStarts, MemoryRule, MemoryState
 
@@ -73,7 +74,8 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
                       reads="chunk" if mode == "chunk_end" else "token", fade_to=fade_to, starts=starts)
   form = descent.Descent(net, lift, objectives.l2, True, window_size, surprise_max, fade_to=fade_to)
   bind = lambda function: functools.partial(function, form)
-  rule = rule._replace(start=bind(start), step=functools.partial(step, form, mode, ns_steps))
+  rule = rule._replace(start=bind(start), step=functools.partial(step, form, mode, ns_steps),
+                       flops=functools.partial(flops, form, mode, ns_steps))
   if mode == "per_token":
     return one_by_one(rule)
   return rule._replace(prepare=functools.partial(prepare, form, mode),
@@ -83,7 +85,16 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
 def one_by_one(rule: MemoryRule) -> MemoryRule:
   """Leaves a rule only its plain form."""
   return MemoryRule(init=rule.init, step=rule.step, start=rule.start, apply=rule.apply, gates=rule.gates,
-                    starts=rule.starts)
+                    starts=rule.starts, flops=rule.flops)
+
+
+def flops(form: descent.Descent, mode: str, ns_steps: int, chunk_size: int) -> float:
+  """Counts the FLOPs of one token: tokens write the momentum alone, and its orthogonal form the weights."""
+  turned = formulas.orthogonalization(form.net, ns_steps=ns_steps,
+                                      tokens=1 if mode == "per_token" else chunk_size)
+  return (formulas.gradients(form.net, chunk_size, hebbian=False, window_size=form.window_size)
+          + formulas.writes(form.net, momentum=False)
+          + formulas.reads(form.net, chunk_size, momentum=True, own_chunk=mode != "chunk_end") + turned)
 
 
 def start(form: descent.Descent, learned) -> MemoryState:

@@ -16,6 +16,13 @@ from atlas_jax.memory.types import Learned, LiftedToken, Token
 NGRAM_FALL = 0.9  # Weight of a token in a key over that of the token after it.
 OUTSIDE = 0.02  # Weight of the tokens that are not in a head's n-gram.
 
+# Axes of the layer's leaves that are split over `tensor`, see `models.placement`.
+TENSOR_AXES = (
+    (r"blocks(_\d+)?/memory/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"memory/value_kernel", (-2,)),  # D, H, M
+    (r"memory/conv_kernel", (-2,)),  # taps, H, channels
+    (r"memory/initial_fast/.*", (0,)))  # H, the rule's own axes
+
 
 class Weights(NamedTuple):
   """Parameters of a layer but those of the gates."""

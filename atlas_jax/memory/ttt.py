@@ -63,7 +63,8 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   return MemoryRule(
       init=functools.partial(init, form, start_std), start=functools.partial(descent.start, inner),
       apply=functools.partial(descent.apply, inner), still=bind(still), step=bind(step),
-      prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",), starts=starts)
+      prepare=bind(prepare), chunk=bind(chunk), close=close, uses=("write_rate",), starts=starts,
+      flops=functools.partial(descent.flops, inner._replace(momentum=False)))  # It is the writes themselves.
 
 
 def turn(x, place):

@@ -211,6 +211,7 @@ class MemoryRule(NamedTuple):
   aims: str = "value"  # "value": a read should be the value; "direction": point to it, its length is free
   lift: Callable | None = None  # (slow, x_K) -> [P]: what its `prepare` makes of keys; None: nothing
   kernel: Callable | None = None  # whole texts of many heads in one kernel, see `on_chip.read`; None: no such
+  flops: Callable | None = None  # chunk_size -> FLOPs of one token, see `memory.flops`; None: no formula
 
 
 def by_steps(rule: MemoryRule) -> MemoryRule:

@@ -9,6 +9,9 @@ from atlas_jax.memory.layer import NO_DOC, last_real
 from atlas_jax.memory.projections import dense
 from atlas_jax.models.layers import HeadsOut, rotate, scaled_normal
 
+# Axes of its leaves that are split over `tensor`, see `models.placement`.
+TENSOR_AXES = ((r"blocks(_\d+)?/attention/qkv_kernel", (-2,)),)  # D, H, queries keys and values
+
 
 class AttentionState(NamedTuple):
   """The last window of keys and values, before rotation; every leaf leads with B."""

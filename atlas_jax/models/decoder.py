@@ -16,6 +16,15 @@ from atlas_jax.models.layers import RMSNorm, scaled_normal
 from atlas_jax.models.lm import REMAT
 from atlas_jax.models.lora import Lora
 
+# Axes of its leaves that are split over `tensor`, see `models.placement`.
+TENSOR_AXES = (
+    (r"attention/[qkv]/(kernel|bias|lora_b)", (-2,)),  # D or rank, H, K
+    (r"attention/out/(kernel|lora_a)", (-3,)),  # H, K, D or rank
+    (r"mlp/(gate|up)/(kernel|bias|lora_b)", (-1,)),  # D or rank, F
+    (r"mlp/down/(kernel|lora_a)", (-2,)),  # F, D or rank
+    (r"embed", (-2, -1)),  # V, D
+    (r"head/kernel", (-1, -2)))  # D, V, where the output weights are not the embedding
+
 
 class Cache(NamedTuple):
   """Keys and values of the tokens read so far, of fixed length.

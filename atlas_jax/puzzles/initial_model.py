@@ -20,7 +20,7 @@ from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax.checkpoint import FOLDER, Checkpoints
 from atlas_jax.files import arrays, write
-from atlas_jax.parallel import place
+from atlas_jax.models import placement
 from atlas_jax.puzzles import sets as puzzle_sets
 from atlas_jax.puzzles import torch_file, trm_import
 
@@ -95,7 +95,7 @@ class TrmStart:
   def read(self, mesh, fresh: bool) -> tuple[Any, dict, Any]:
     """Reads (parameters, the rest by name, tables); parameters and tables only of a fresh run, else None."""
     reset = self._reset() if self._workdir is None else saved_reset(self._model, self._workdir)
-    frozen = {"reset": _placed(reset, place.shardings(mesh, reset))}
+    frozen = {"reset": _placed(reset, placement.shardings(mesh, reset))}
     if not fresh:
       return None, frozen, None
     found = self._of_run(mesh) if self._is_run() else self._of_file(mesh)
@@ -140,7 +140,7 @@ class TrmStart:
     if self._config.trm.row_width:
       rows = jax.ShapeDtypeStruct((n_table_rows(saved["n_ids"]), self._config.trm.row_width), jnp.float32)
       shapes["tables"] = {"puzzles": rows}
-    abstract = place.abstract(shapes, place.shardings(mesh, shapes))
+    abstract = placement.abstract(mesh, shapes)
     saver = Checkpoints(self._path, **other.checkpoint, read_only=True)
     field = "params" if other.optim.ema_decay is None else "ema"
     try:
@@ -176,12 +176,12 @@ class TrmStart:
                        "set it as it was in training")
     logging.info("starting from the checkpoint %s of the original program; that config.trm and "
                  "config.supervision are as they were in training is seen from shapes alone", self._path)
-    return Weights(_placed(params, place.shardings(mesh, params)), table_NE)
+    return Weights(_placed(params, placement.shardings(mesh, params)), table_NE)
 
   def _rows(self, mesh, rows_NE):
     """Gives the table to start from, and says which it is."""
     n_ids, shape = self._train.n_ids, (n_table_rows(self._train.n_ids), self._config.trm.row_width)
-    sharding = place.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]
+    sharding = placement.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]
     same = self._same_puzzles()
     if same:
       why = "of the same puzzles" if self._is_run() else "as many as the puzzles here, taken to be the same"

@@ -39,7 +39,7 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Given, LossOut, Recipe
 from atlas_jax.recipes.grpo import Bound
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.rollout import distill_rows, held_out, reward_columns
+from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.state import Init
@@ -152,6 +152,8 @@ def reader_of(config, start: Start) -> Reader:
   data = config.data
   solution = distill_rows.recorded(start.tokenizer, start.template, max_tokens=config.sampler.max_tokens,
                                    overlong=data.overlong)
+  solution = ask.in_vocabulary(solution, start.language.vocab_size, tokenizer=data.tokenizer,
+                               chat_template=data.chat_template)
   turn_end = None if start.template is None else start.template.turn_end(start.tokenizer)
   end = start.tokenizer.doc_id if turn_end is None else turn_end
   return Reader(start.tokenizer, held_out.encoder_of(config, start), solution, start.end_tokens, end)

@@ -127,8 +127,9 @@ def held_out_of(config, max_tokens: int | None, **place):
       raise ValueError(f"config.eval.transform={config.eval.transform!r} is not read by config.data.source="
                        f"{config.data.source!r}; leave it out")
     fields["transform"] = config.eval.transform
-  return sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
-                      **(place or _here()))
+  source = sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
+                        **(place or _here()))
+  return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
 def setting_of(config, source=None) -> dict:
@@ -162,7 +163,8 @@ def data_of(manifest) -> dict:
 def train_source_of(config, **place):
   """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
   fields = sources.fields_of(config.data)
-  return sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
+  source = sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
+  return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
 def _here() -> dict:

@@ -47,6 +47,29 @@ def encoder(tokenizer: Tokenizer, template: chats.Template | None = None, *, max
   return encode
 
 
+def in_vocabulary(encode: Callable, vocab_size: int, *, tokenizer: str,
+                  chat_template: str | None) -> Callable:
+  """Makes an encoder refuse ids that a model has not.
+
+  Args:
+    encode: problem -> ids, or None; such as of `encoder`.
+    vocab_size: of the model.
+    tokenizer, chat_template: fields of config.data, for the error.
+
+  Returns:
+    problem -> what `encode` returns. It raises ValueError, naming the place of the problem.
+  """
+  def known(problem: Problem) -> np.ndarray | None:
+    ids = encode(problem)
+    if ids is not None and len(ids) and max(ids) >= vocab_size:
+      raise ValueError(f"{problem.where}: has the id {max(ids)}, the model only {vocab_size}; "
+                       f"config.data.tokenizer={tokenizer!r} and config.data.chat_template={chat_template!r} "
+                       "must be those of the model")
+    return ids
+
+  return known
+
+
 def prompt_text(problem: Problem) -> str:
   """Gives a prompt as rewards read it: the text, or the contents of its messages with blank lines between."""
   return reward_calls.text_of(problem.prompt)

@@ -24,8 +24,11 @@ def options_of(config, start: Start, *, n: int, temperature: float) -> Options:
 
 def encoder_of(config, start: Start) -> Callable:
   """Makes the function from a problem to the ids of its prompt; see `ask.encoder`."""
-  return ask.encoder(start.tokenizer, start.template, max_tokens=config.data.max_prompt_tokens,
-                     overlong=config.data.overlong)
+  data = config.data
+  encode = ask.encoder(start.tokenizer, start.template, max_tokens=data.max_prompt_tokens,
+                       overlong=data.overlong)
+  return ask.in_vocabulary(encode, start.language.vocab_size, tokenizer=data.tokenizer,
+                           chat_template=data.chat_template)
 
 
 def problems_of(config) -> list[Problem]:

@@ -123,3 +123,12 @@ def hash_of(name):
   """The SHA-256 of a name as an integer."""
   import hashlib
   return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def test_a_tokenizer_that_gives_ids_beyond_its_vocabulary_is_refused(texts, tmp_path):
+  class Beyond(tokenizer.ByteTokenizer):
+    def encode_many(self, texts):
+      return [np.full(3, 256, np.int32) for _ in texts]
+
+  with pytest.raises(ValueError, match=r"config.data.tokenizer gives ids from 256 to 256, .* own 0\.\.255"):
+    load(texts, tmp_path, coder=Beyond())

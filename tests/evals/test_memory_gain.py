@@ -8,9 +8,8 @@ import pytest
 
 from atlas_jax.evals import bootstrap, memory_gain
 from atlas_jax.memory.layer import NO_DOC
-from atlas_jax.models import lm
+from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests.evals.documents import Documents, lm_and_params, nats, random_documents
 from tests.helpers import assert_close
 
@@ -225,7 +224,7 @@ def test_a_bucket_has_the_interval_of_the_documents_that_reach_it():
 def test_eight_devices_give_what_one_gives():
   model, params = lm_and_params()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  split = jax.device_put(params, place.shardings(mesh, params))
+  split = jax.device_put(params, placement.shardings(mesh, params))
   eight = memory_gain.make(model, source, mesh)(split, step=0).scalars
   one = measure()(params, step=0).scalars
   np.testing.assert_allclose(gains_of(eight), gains_of(one), rtol=1e-3, atol=1e-6)

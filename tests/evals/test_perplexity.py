@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from atlas_jax.evals import perplexity
-from atlas_jax.models import lm
+from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests.evals.documents import Documents, joined, lm_and_params, nats, random_documents
 
 LENGTHS = (150, 30, 7, 141, 3)
@@ -74,7 +73,7 @@ def test_names_of_buckets_sort_like_positions_and_double():
 def test_eight_devices_give_what_one_gives():
   params = lm_and_params()[1]
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  split = jax.device_put(params, place.shardings(mesh, params))
+  split = jax.device_put(params, placement.shardings(mesh, params))
   one = measure()(params, step=0).scalars
   eight = measure(devices=8, data=2, fsdp=2, tensor=2)(split, step=0).scalars
   assert one.keys() == eight.keys()

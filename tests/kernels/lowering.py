@@ -1,6 +1,8 @@
-"""Lowers functions for a device that is not there, which runs the kernel compilers' front ends."""
+"""Lowers functions for a device that is not there, and counts what compiled programs do."""
 
+import collections
 import contextlib
+import re
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
@@ -16,6 +18,22 @@ def _device(platform):
 
 
 def lower(function, *arguments, platform):
-  """Gives the text of a function's program for "cuda" or "tpu"."""
+  """Returns the text of a function's program for "cuda" or "tpu"."""
   with _device(platform):
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
+               "ragged-all-to-all", "reduce-scatter")  # fmt: skip
+
+
+def collectives(text):
+  """Counts the messages between devices in a compiled program, by their kind."""
+  called = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
+  return dict(collections.Counter(called))
+
+
+def shapes(text):
+  """Returns the shapes of all arrays in a compiled program: what one device holds of them."""
+  found = re.findall(r"\b[a-z]+\d+\[(\d+(?:,\d+)*)\]", text)
+  return {tuple(int(size) for size in sizes.split(",")) for sizes in found}

@@ -10,9 +10,8 @@ import pytest
 from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.language.decoding import streams as engines
 from atlas_jax.language.initial_model import open_start
-from atlas_jax.models import decoder
+from atlas_jax.models import decoder, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests import hf_fixture, program, tuning
 from tests.helpers import assert_close
 from tests.language import languages
@@ -79,7 +78,7 @@ def test_ids_beyond_the_tokenizer_stand_for_no_text():
 def test_a_mesh_writes_the_same_text():
   language, params, _ = setup()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  split = jax.device_put(params, place.shardings(mesh, params))
+  split = jax.device_put(params, placement.shardings(mesh, params))
   text = "".join(engines.generate(language, split, ByteTokenizer(), "de", tokens=6, temperature=0, mesh=mesh))
   assert text == write("de", temperature=0)
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from atlas_jax import tree
-from atlas_jax.models import lm
+from atlas_jax.models import lm, placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests.helpers import SHIFTED, assert_close, quick_compilation, tiny_lm
 from tests.models.test_lm import DOCUMENTS, oracle, packed, stream
 
@@ -80,6 +79,6 @@ def test_stacks_of_any_name_are_decayed_and_placed_alike():
     }
   assert shapes[(1,)] == shapes[None]
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  for name, sharding in tree.named_leaves(place.shardings(mesh, params)):
+  for name, sharding in tree.named_leaves(placement.shardings(mesh, params)):
     if name.startswith("blocks"):
       assert not sharding.spec or sharding.spec[0] is None, name

@@ -16,7 +16,8 @@ from atlas_jax.evals import ranking
 from atlas_jax.language.initial_model import open_start
 from atlas_jax.language.pretrained import hf_import, model_folder
 from atlas_jax.losses import ranked as losses
-from atlas_jax.parallel import hosts, place
+from atlas_jax.models import placement
+from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import ranked
 from configs import atlas_ranked
@@ -118,7 +119,7 @@ def test_a_memory_model_reads_every_response_from_nothing():
 def test_many_devices_give_the_loss_of_one():
   _, recipe, start, batch = made()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  spread = jax.device_put(start.params, place.shardings(mesh, start.params))
+  spread = jax.device_put(start.params, placement.shardings(mesh, start.params))
   loss = jax.jit(lambda params, batch: recipe.loss(params, batch, frozen=(), carry=(), rng=None))
   many = loss(spread, hosts.global_batch(mesh, batch))
   assert_close(many.loss, loss_of(recipe, start, batch).loss)

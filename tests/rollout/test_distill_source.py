@@ -179,6 +179,17 @@ def test_a_solution_in_a_template_ends_as_its_turns_end():
   assert bytes(ids[:-1].tolist()) == b"it is 8" and ids[-1] == 256
 
 
+def test_an_id_of_a_template_that_the_model_has_not_is_refused():
+  template = chats.Template("{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}"
+                            "{% if add_generation_prompt %}assistant:{% endif %}",
+                            specials={"<end>": 300})  # fmt: skip
+  fields = dict(tokenizer="byte", chat_template="mine")
+  for encode in (ask.encoder(BYTES, template), distill_rows.recorded(BYTES, template, max_tokens=16)):
+    assert ask.in_vocabulary(encode, 301, **fields)(PROBLEMS[0]).max() == 300
+    with pytest.raises(ValueError, match="id 300, the model only 257; .*chat_template='mine' must be"):
+      ask.in_vocabulary(encode, 257, **fields)(PROBLEMS[0])
+
+
 def test_what_is_too_long_is_refused_cut_or_passed_over():
   problems = [PROBLEMS[0], Problem("row@99", "why?", "9", "because it is nine"), *PROBLEMS[1:3]]
   long = lambda **more: make(readers=[reader(BYTES, **more)] * 2, problems=problems, on_policy_frac=0.0)

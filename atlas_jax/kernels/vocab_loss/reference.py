@@ -5,9 +5,15 @@ import jax.numpy as jnp
 from atlas_jax import tree
 
 
-def vocab_loss(hidden_ND, head_DV, target_N):
-  """Arguments as in the package."""
+def vocab_logits(hidden_ND, head_DV, *, temperature=1.0):
+  """Returns logits over a temperature, float32 or wider, whatever the dtype of the hidden vectors."""
   wide = tree.wide(hidden_ND.dtype)
   logits_NV = jnp.dot(hidden_ND, head_DV.astype(hidden_ND.dtype), preferred_element_type=wide)
+  return logits_NV / jnp.asarray(temperature, wide)
+
+
+def vocab_loss(hidden_ND, head_DV, target_N, *, temperature=1.0):
+  """Arguments as in the package."""
+  logits_NV = vocab_logits(hidden_ND, head_DV, temperature=temperature)
   chosen_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
   return jax.nn.logsumexp(logits_NV, axis=-1) - chosen_N

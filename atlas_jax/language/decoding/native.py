@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from atlas_jax import tree
 from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.language.decoding import sampling, stops
-from atlas_jax.language.decoding.sampler import Options, Rollout, assemble
+from atlas_jax.language.decoding.sampler import Options, Rollout, assemble, check_prompt
 from atlas_jax.language.decoding.sampling import Knobs
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.models.language import Language
@@ -118,11 +118,7 @@ class NativeSampler:
     vocab_size = self._language.vocab_size
     places = self._language.module.learned_positions if isinstance(self._language.module, Decoder) else None
     for at, row in enumerate(rows):
-      if row.ndim != 1 or not row.size:
-        raise ValueError(f"prompt {at} has no ids; give at least one, such as the id that opens a document")
-      if not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= vocab_size:
-        raise ValueError(f"prompt {at} has ids from {row.min()} to {row.max()}; they must be integers in "
-                         f"0..{vocab_size - 1}, the model's vocabulary; use the model's own tokenizer")
+      check_prompt(row, vocab_size, name=f"prompt {at}")
       if places is not None and row.size + options.max_tokens > places:
         raise ValueError(f"prompt {at} has {row.size} ids, which with config.sampler.max_tokens="
                          f"{options.max_tokens} are more than the model's learned_positions={places}; lower "

@@ -51,6 +51,21 @@ class Options:
     return self.top_k is None and self.top_p in (None, 1) and not self.min_p and self.repetition_penalty == 1
 
 
+def check_prompt(prompt, vocab_size: int, *, name: str) -> np.ndarray:
+  """Returns the ids of a prompt, int32.
+
+  Raises:
+    ValueError: if there is none, or one is no id of the model; `name` says which prompt it is.
+  """
+  row = np.asarray(prompt)
+  if row.ndim != 1 or not row.size:
+    raise ValueError(f"{name} has no ids; give at least one, such as the id that opens a document")
+  if not np.issubdtype(row.dtype, np.integer) or row.min() < 0 or row.max() >= vocab_size:
+    raise ValueError(f"{name} has ids from {row.min()} to {row.max()}; they must be integers in "
+                     f"0..{vocab_size - 1}, the model's vocabulary; use the model's own tokenizer")
+  return row.astype(np.int32)
+
+
 class Completion(NamedTuple):
   """One completion."""
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from atlas_jax import tree
 from atlas_jax.data.tokenizer import StreamDecoder
+from atlas_jax.language.decoding.sampler import check_prompt
 from atlas_jax.models import lm
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.models.language import Language
@@ -171,7 +172,7 @@ def generate(language: Language, params, tokenizer, prompt: str | Sequence[int],
   """
   _check(language, tokenizer, tokens, temperature, top_k)
   ids = np.r_[tokenizer.doc_id, tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
-  prompt_T = np.asarray(ids, np.int32)
+  prompt_T = check_prompt(ids, language.vocab_size, name="prompt")
   _check_room(language, len(prompt_T), tokens)
   if engine is None:
     engine = make(language, mesh=mesh, room_tokens=len(prompt_T) + tokens)

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from atlas_jax.files import tokenizer_json
 from atlas_jax.language.pretrained import hf_config, tensor_files
 from atlas_jax.models import lora as adapters
+from atlas_jax.models import placement
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 
 HUB = "hf:"
 # What is fetched from the hub; no pickles.
@@ -37,7 +37,7 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
   Args:
     name: a folder with config.json and safetensors, in one file or in shards with an index; or "hf:NAME" for
       one on the hub or in its cache.
-    mesh: where the parameters go, by the rules of `parallel.place`; None puts them on the first device.
+    mesh: where the parameters go, by the rules of `models.placement`; None puts them on the first device.
     param_dtype: of the parameters, "float32" for training; None keeps each as it is stored.
     **how: fields of the `Decoder` that say how it is run: dtype, remat, scan_unroll, attention_block_tokens,
       lora.
@@ -72,7 +72,7 @@ def abstract(model: Decoder):
 
 def shardings_of(shapes, mesh: Mesh | None):
   """Gives the places of parameters: by the mesh's rules, or the first device where there is no mesh."""
-  return place.shardings(meshes.make(devices=jax.local_devices()[:1]) if mesh is None else mesh, shapes)
+  return placement.shardings(meshes.make(devices=jax.local_devices()[:1]) if mesh is None else mesh, shapes)
 
 
 def find(name: str) -> pathlib.Path:

@@ -24,7 +24,7 @@ from atlas_jax.data.problems import Draws
 from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding import stops
-from atlas_jax.language.decoding.sampler import Completion, Options, Rollout
+from atlas_jax.language.decoding.sampler import Completion, Options, Rollout, check_prompt
 from atlas_jax.language.vllm import weights
 from atlas_jax.language.vllm.client import ServerError
 from atlas_jax.language.vllm.engine import MODE, Engine
@@ -200,8 +200,7 @@ class VllmSampler:
     room = self._max_tokens - (0 if options.draws_from_all else 1)
     for place, prompt in enumerate(prompts):
       ids = np.asarray(prompt)
-      if not ids.size or ids.min() < 0 or ids.max() >= self._language.vocab_size:
-        raise ValueError(f"prompt {place} is empty or has ids outside 0..{self._language.vocab_size - 1}")
+      check_prompt(ids, self._language.vocab_size, name=f"prompt {place}")
       if len(ids) + options.max_tokens > room:
         raise ValueError(
             f"prompt {place} has {len(ids)} ids; with config.sampler.max_tokens={options.max_tokens} more it "
@@ -241,6 +240,9 @@ class VllmSampler:
       at = next(i for i, value in enumerate(logprobs) if value is None or not np.isfinite(value))
       raise ServerError(f"the server gave no log-probability for id {tokens[at]}, number {at} of a "
                         "completion; weights that are not finite do that: look at the last steps' metrics")
+    if not 0 <= min(tokens) <= max(tokens) < self._language.vocab_size:
+      raise ServerError(f"the server gave ids from {min(tokens)} to {max(tokens)}; this model has 0.."
+                        f"{self._language.vocab_size - 1}: see that it serves this model")
     size, ended, text = self._ending(tokens, options)
     if ended is None:
       # A stop string that its tokenizer spells and ours does not ends a text as well.

@@ -17,6 +17,9 @@ Retention draws the weights to those of the text's start; the paper's draws them
 where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
 output on request alone (residual=True): else an emptied memory would pass the query on.
 
+In a line: S = m S − Σ_window c ∇l; W = a W + r NS(S)
+Floats per head: 2 w + 3 (2d + 1)
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 32 and 33 and section 4; "hybrid" is ours.
 """
 from atlas_jax.memory import features, muon, nets

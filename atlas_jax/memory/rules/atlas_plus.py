@@ -6,6 +6,9 @@ Retention draws the weights to those of the text's start; the paper's draws them
 where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
 output on request alone (residual=True): else an emptied memory would pass the query on.
 
+In a line: atlas with f(x) = x + (gelu(x G) · x U) O
+Floats per head: 2 w + 3 (2d + 1)
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, section 4 (Atlas++).
 """
 from atlas_jax.memory import features, muon, nets

@@ -14,6 +14,9 @@ become the middle of their bounds, where a net of two matrices has no gradient. 
 layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm one, reads
 are then longer than values by the root of their width, and the loss stays above that of answering zero.
 
+In a line: z = a z − r ∇l; W = low + (high − low) σ(z)
+Floats per head: w
+
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (Bregman divergences).
 """
 import functools

@@ -17,6 +17,9 @@ forward and backward on a CPU. (Summing powers of the matrix costs more and fail
 Without momentum, S_t = -r_t grad: the gated delta rule, but for the error, which that rule takes after fading
 (a_t W_{t-1}) and we before, as Titans does. Chunks report errors at their base, like those of other rules.
 
+In a line: S = m S − r k (k W − v)ᵀ at W of the token before; W = a W + S; exact for any chunk size
+Floats per head: 2 d²
+
 Source: Yang et al. 2024, arXiv:2406.06484 and Gated DeltaNet, arXiv:2412.06464, whose beta is our write_rate;
 momentum: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-14. The solution with momentum is ours.
 """
@@ -66,7 +69,12 @@ def make(*, key_dim: int, value_dim: int, momentum: bool = True, fade_to: str = 
   rule = descent.make(net, lift=lift, momentum=momentum, fade_to=fade_to,
                       starts=STARTS if momentum else WITHOUT_MOMENTUM)
   return rule._replace(step=functools.partial(step, form), prepare=functools.partial(prepare, form),
-                       chunk=functools.partial(chunk, form))
+                       chunk=functools.partial(chunk, form), flops=functools.partial(flops, form))
+
+
+def flops(form, chunk_size: int) -> float:
+  """Counts the FLOPs of one token: those of descent, and the solve of its row."""
+  return descent.flops(form, chunk_size) + 3 * chunk_size * form.lift.key_dim
 
 
 def step(form, slow, state, base, token, gates, place):

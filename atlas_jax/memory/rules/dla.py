@@ -12,6 +12,9 @@ where a net of two matrices has no gradient, so that it cannot be written again.
 output on request alone (residual=True): else an emptied memory would pass the query on. The bound on
 gradients is on by default.
 
+In a line: W = a W + r ∇⟨f(k), v⟩
+Floats per head: w
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 19-20; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets, objectives

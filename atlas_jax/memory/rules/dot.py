@@ -16,6 +16,9 @@ for the state's size, to which the window adds (window_size - 1) (key_dim + valu
 Weights fade to those of the text's start, rows to zero; the paper's all fade to zero (fade_to="zero"). The
 key is added to the output on request alone (residual=True): else an emptied memory would pass the query on.
 
+In a line: omega whose first layer is Σ exp(s x·kᵢ) rowᵢ
+Floats per head: w + rows of 256 tokens
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, sections 3 and 4; momentum and the bound are ours.
 """
 from atlas_jax.memory import exponential, objectives

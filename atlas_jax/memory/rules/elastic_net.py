@@ -13,6 +13,9 @@ where a net of two matrices has no gradient, so that it cannot be written again.
 layer-normed and added to its input (norm="layer", residual=True); with keys and values of norm one, reads
 are then longer than values by the root of their width, and the loss stays above that of answering zero.
 
+In a line: W = a W − r ∇l; soft threshold at a chunk's end
+Floats per head: w
+
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (elastic net retention).
 """
 import functools

@@ -18,6 +18,9 @@ paper f is layer-normed and added to its input (norm="layer", residual=True); wi
 one, reads are then longer than values by the root of their width, and the loss stays above that of answering
 zero. Weights of one sign need the centring: our norm, "unit", gives reads the length of values.
 
+In a line: W ← W · g(−Σ r ∇l) at a chunk's end, mass kept
+Floats per head: 2 w
+
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 4 (f-divergence retention).
 """
 import functools
@@ -90,7 +93,7 @@ def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2
       init=bind(_init), start=bind(_start), apply=bind(descent.apply), step=bind(_step), prepare=_prepare,
       chunk=bind(_chunk), close=functools.partial(_close, GROWTH[divergence]),
       uses=("write_rate",) if fade_to == "start" else ("log_retention", "write_rate"), reads="chunk",
-      starts=STARTS)
+      starts=STARTS, flops=bind(descent.flops))
 
 
 def _init(form, key):

@@ -11,6 +11,9 @@ is written ("apply then update"), so a layer needs attention at least as wide as
 the mean momentum gate of the chunk's tokens. NS is scaled as in `memory.muon`, and as there a decoded token
 costs one orthogonalisation. State per head: the weights twice, three times with momentum, and 2 floats.
 
+In a line: W ← W − NS(Σ_chunk r ∇(−f(k)·v)), column norms kept
+Floats per head: 2 w
+
 Source: Zhang et al. 2025, Test-Time Training Done Right, arXiv:2505.23884, section 3.
 """
 import functools
@@ -20,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory import descent, features, muon, nets, objectives
+from atlas_jax.memory import flops as formulas
 from atlas_jax.memory.types import ChunkOut, GateSpec, MemoryRule, MemoryState
 
 ORDER = ("gate", "up", "out")
@@ -57,7 +61,12 @@ def make(*, key_dim: int, value_dim: int, expansion: float = 1, activation: str 
       init=bind(descent.init), start=bind(_start), apply=bind(descent.apply), step=bind(_step),
       chunk=bind(_chunk), close=functools.partial(_close, ns_steps),
       gates=(GateSpec("rates", len(ORDER), "softplus", 0.01),), uses=("log_momentum",) if momentum else (),
-      reads="chunk", aims="direction")
+      reads="chunk", aims="direction", flops=functools.partial(_flops, form, ns_steps))
+
+
+def _flops(form, ns_steps, chunk_size):
+  turned = formulas.orthogonalization(form.net, ns_steps=ns_steps, tokens=chunk_size)
+  return descent.flops(form._replace(momentum=False), chunk_size) + turned
 
 
 def _start(form, learned):

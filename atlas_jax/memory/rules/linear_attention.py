@@ -8,6 +8,9 @@ nothing but speed. The paper's phi is elu + 1 and its reads are divided by phi(q
 is one of the maps of `features`, by default none, and nothing is divided: the layer brings reads to unit mean
 square. W starts from learned weights, the paper's from zero; the write rate r is ours.
 
+In a line: W += r φ(k) vᵀ
+Floats per head: d²
+
 Source: Katharopoulos et al. 2020, arXiv:2006.16236, Eq. 16-20.
 """
 from atlas_jax.memory import descent, features, nets, objectives

@@ -17,6 +17,9 @@ which makes all weights of a slice alike. In the paper f is layer-normed and add
 root of their width, and the loss stays above that of answering zero. Weights of one sign need the centring:
 our norm, "unit", gives reads the length of values.
 
+In a line: z = a z − r ∇l; W = scale · softmax(z)
+Floats per head: w
+
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Memora).
 """
 import functools

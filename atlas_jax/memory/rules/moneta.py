@@ -16,6 +16,9 @@ layer-normed and added to its input (norm="layer", residual=True); with keys and
 are then longer than values by the root of their width, and the loss stays above that of answering zero. As s
 lengthens small weights, our norm, "unit", gives reads the length of values.
 
+In a line: A = a A − r ∇‖e‖ₚᵖ; W = A / ‖A‖_q^(q−2)
+Floats per head: w
+
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, section 5 (Moneta), Eq. 24 and 25.
 """
 import functools

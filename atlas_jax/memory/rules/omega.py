@@ -14,6 +14,9 @@ Retention draws the weights to those of the text's start; the paper's draws them
 where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
 output on request alone (residual=True): else an emptied memory would pass the query on.
 
+In a line: W = a W − r Σ_window c ∇l
+Floats per head: w + 3 (2d + 1)
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 9 and section 3; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets

@@ -8,6 +8,9 @@ nothing but speed. In the paper the retention a is one constant per head, and ke
 their place; here a is a gate of the token (as in Mamba-2, arXiv:2405.21060), and what tells places apart is a
 and the layer's convolutions. W starts from learned weights, the paper's from zero; the write rate r is ours.
 
+In a line: W = a W + r φ(k) vᵀ
+Floats per head: d²
+
 Source: Sun et al. 2023, RetNet, arXiv:2307.08621, Eq. 1-7.
 """
 from atlas_jax.memory import descent, features, nets, objectives

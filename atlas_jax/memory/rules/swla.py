@@ -9,6 +9,9 @@ loss without the minus, which would unlearn, and has no write rate beside its ga
 tokens and reaches across chunks: beside its weights a head keeps (window_size - 1) (key_dim + value_dim + 1)
 floats.
 
+In a line: W = a W + r Σ_window c ∇⟨f(k), v⟩
+Floats per head: w + 3 (2d + 1)
+
 Source: Behrouz et al. 2025, Atlas, arXiv:2505.23735, Eq. 49 and section 4; momentum and the bound are ours.
 """
 from atlas_jax.memory import descent, features, nets, objectives

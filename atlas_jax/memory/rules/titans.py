@@ -13,6 +13,9 @@ Retention draws the weights to those of the text's start; the paper's draws them
 where a net of two matrices has no gradient, so that it cannot be written again. The key is added to the
 output on request alone (residual=True): else an emptied memory would pass the query on.
 
+In a line: S = m S − r ∇l(W_base); W = a W + S
+Floats per head: 2 w
+
 Source: Behrouz et al. 2025, arXiv:2501.00663, Eq. 9-18.
 """
 from atlas_jax.memory import descent, features, nets, on_chip

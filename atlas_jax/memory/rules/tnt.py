@@ -26,6 +26,9 @@ its chunk's start), key_dim^2 floats of P, and an int.
 The key is added to the output on request alone (residual=True): else an emptied memory would pass the query
 on.
 
+In a line: one memory per chunk plus local ones that start anew with each shard, read at P q
+Floats per head: 3 w per local + w + d²
+
 Source: Li et al. 2025, TNT, arXiv:2511.07343, Eq. 5-9 and appendix C.
 """
 import functools
@@ -132,7 +135,16 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
   return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
                     prepare=bind(_prepare), chunk=bind(_chunk), resume=bind(_resume), close=bind(_close),
                     still=bind(_still), empty=_empty,
-                    gates=own, uses=("write_rate",) if global_memory else (), starts=STARTS)
+                    gates=own, uses=("write_rate",) if global_memory else (), starts=STARTS,
+                    flops=bind(_flops))
+
+
+def _flops(form, chunk_size):
+  """Counts the FLOPs of one token: of each memory, and of its query's part in what the shard's keys span."""
+  shared = form.body._replace(momentum=False, reads="chunk")
+  total = sum(descent.flops(form.body, size) for size in form.local_chunks)
+  total += descent.flops(shared, chunk_size) if form.global_memory else 0
+  return total + (4 * form.shard_tokens * form.body.lift.key_dim if form.project_queries else 0)
 
 
 def _init(form, key) -> Learned:

@@ -11,8 +11,9 @@ import numpy as np
 from absl import logging
 
 from atlas_jax import state as states
+from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
-from atlas_jax.parallel import hosts, place
+from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.puzzles.puzzle_set import PuzzleSet
 from atlas_jax.puzzles.source import PuzzleSource
@@ -93,7 +94,7 @@ class Tuner:
       init = lambda rng: recipe.init(rng)._replace(params=params, tables=tables)
       return states.create(init, optimizer_of, config.optim.ema_decay, config.seed)
 
-    shardings = place.shardings(self._mesh, jax.eval_shape(begin, params, rows_NE))
+    shardings = placement.shardings(self._mesh, jax.eval_shape(begin, params, rows_NE))
     begin = jax.jit(begin, out_shardings=shardings)
     state = begin(params, rows_NE)
     step = jit_step(config, recipe, self._mesh, state)

@@ -18,9 +18,9 @@ from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Options
 from atlas_jax.losses.token_logprobs import token_logprobs
+from atlas_jax.models import placement
 from atlas_jax.models.language import of_decoder
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests import hf_fixture
 from tests.helpers import quick_compilation
 from tests.language.decoding.test_sampling import distribution
@@ -266,7 +266,7 @@ def test_eight_devices_write_what_one_does(kind, prompts, axes, options):
   language, params = tiny(kind)
   mesh = meshes.make(**axes)
   sampler = NativeSampler(language, BYTES, mesh, bucket_tokens=8, piece_tokens=4)
-  sampler.load(jax.device_put(params, place.shardings(mesh, params)), version=5)
+  sampler.load(jax.device_put(params, placement.shardings(mesh, params)), version=5)
   alone = wrote(kind, prompts=prompts, **options)
   together = sampler.generate(PROMPTS[:prompts], Options(n=2, max_tokens=8, **options), 1)
   assert completions(together) == completions(alone) and together.text_B == alone.text_B
@@ -282,7 +282,7 @@ from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, O
 hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 mesh, (language, params) = meshes.make(data=2, fsdp=2), tiny("decoder")
 put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
-params = jax.tree.map(put, jax.device_get(params), place.shardings(mesh, params))
+params = jax.tree.map(put, jax.device_get(params), placement.shardings(mesh, params))
 with quick_compilation():
   sampler = NativeSampler(language, BYTES, mesh, bucket_tokens=8, piece_tokens=4)
   sampler.load(params, version=5)

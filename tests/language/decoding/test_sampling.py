@@ -3,10 +3,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.language.decoding import sampling
 from atlas_jax.language.decoding.sampler import Options
 from atlas_jax.language.decoding.sampling import Knobs
+from atlas_jax.parallel import mesh as meshes
 from tests.helpers import assert_close
 
 V = 37
@@ -117,3 +119,22 @@ def test_seeds_that_do_not_fit_a_key_are_refused(seed):
 def test_more_ids_than_there_are_cannot_be_left():
   with pytest.raises(ValueError, match="config.sampler.top_k=38 is more than the model's vocabulary of 37"):
     Knobs.of(Options(top_k=38), V)
+
+
+@pytest.mark.parametrize("options", [
+    {}, dict(top_k=1), dict(top_k=3), dict(top_p=0.01), dict(min_p=0.9), dict(repetition_penalty=1.5)])
+def test_of_equal_scores_the_lowest_id_is_the_likeliest(options):
+  logits_BV = np.full((3, V), -1, np.float32)
+  for row, best in enumerate(([4, 9, 30], [0, V - 1], [17, 18])):
+    logits_BV[row, best] = 2
+  knobs = Knobs.of(Options(temperature=0.0, **options), V)
+  seen_BV = np.zeros((3, V), bool)
+  uniform_pair = jnp.full((2, 3), 0.99)
+  assert all_drawn(logits_BV, uniform_pair, knobs, seen_BV).token_B.tolist() == [4, 0, 17]
+  # Also where the vocabulary is split, and each device knows the best of its own ids alone.
+  mesh = meshes.make(tensor=8)
+  wide_BV = jnp.pad(jnp.asarray(logits_BV), ((0, 0), (0, 3)), constant_values=-9)
+  split_BV = jax.device_put(wide_BV, NamedSharding(mesh, PartitionSpec(None, "tensor")))
+  knobs = Knobs.of(Options(temperature=0.0, **options), V + 3)
+  wide = jnp.zeros((3, V + 3), bool)
+  assert all_drawn(split_BV, uniform_pair, knobs, wide).token_B.tolist() == [4, 0, 17]

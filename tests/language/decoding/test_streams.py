@@ -9,9 +9,8 @@ import pytest
 from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.language.decoding import streams as engines
 from atlas_jax.models import language as languages
-from atlas_jax.models import lm
+from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests.helpers import assert_close, tiny_lm
 
 
@@ -147,7 +146,7 @@ def test_no_piece_ends_inside_a_character():
 def test_a_mesh_writes_the_same_text():
   model, params, _ = setup()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  split = jax.device_put(params, place.shardings(mesh, params))
+  split = jax.device_put(params, placement.shardings(mesh, params))
   language = languages.of_memory(model)
   pieces = list(engines.generate(language, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
   assert pieces == write("de", tokens=8, temperature=0)
@@ -169,6 +168,15 @@ def test_another_tokenizer_is_refused():
   model, params, _ = setup()
   with pytest.raises(ValueError, match="config.model.vocab_size=300"):
     engines.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
+
+
+@pytest.mark.parametrize("prompt, what", [
+    ([256, 257], r"from 256 to 257; they must be integers in 0\.\.256"), ([-1], "from -1"),
+    ([1.5], "integers"), ([], "has no ids")])
+def test_a_prompt_of_ids_that_the_model_has_not_is_refused_at_once(prompt, what):
+  model, params, _ = setup()
+  with pytest.raises(ValueError, match=f"prompt has .*{what}|prompt {what}"):
+    engines.generate(languages.of_memory(model), params, ByteTokenizer(), prompt, tokens=1)
 
 
 def test_an_empty_row_of_a_prompt_is_refused():

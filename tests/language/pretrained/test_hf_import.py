@@ -13,9 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax import tree
 from atlas_jax.language.pretrained import hf_config, hf_export, hf_import
-from atlas_jax.models import decoder
+from atlas_jax.models import decoder, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests import hf_fixture
 from tests.helpers import assert_same_bits, quick_compilation
 
@@ -104,11 +103,11 @@ def test_a_model_read_onto_eight_devices_is_split_and_gives_the_same_logits(shap
   mesh = meshes.make(**shape)
   params = hf_import.load(str(hf_fixture.FOLDER / name), mesh=mesh).params
   assert_same_bits(params, whole)
-  specs = {leaf: sharding.spec for leaf, sharding in tree.named_leaves(place.shardings(mesh, params))}
+  specs = {leaf: sharding.spec for leaf, sharding in tree.named_leaves(placement.shardings(mesh, params))}
   for leaf in ("attention/q", "attention/out", "mlp/gate", "mlp/up", "mlp/down"):
     assert "tensor" in specs[f"blocks/{leaf}/kernel"]
   for leaf, array in tree.named_leaves(params):
-    assert array.sharding.is_equivalent_to(place.shardings(mesh, {leaf: array})[leaf], array.ndim)
+    assert array.sharding.is_equivalent_to(placement.shardings(mesh, {leaf: array})[leaf], array.ndim)
   tokens_BT, doc_BT, real_BT, expected_BTV = (np.repeat(x, 8, axis=0)[:8] for x in hf_fixture.batch(name))
   tokens_BT, doc_BT = jax.device_put((tokens_BT, doc_BT), meshes.batch_sharding(mesh))
   logits_BTV = hf_fixture.score(model, params, tokens_BT, doc_BT)

@@ -10,9 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax import tree
 from atlas_jax.language.pretrained import hf_import, peft
-from atlas_jax.models import lora
+from atlas_jax.models import lora, placement
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.parallel import place
 from tests import hf_fixture
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
@@ -82,9 +81,9 @@ def test_adapters_and_base_on_eight_devices_give_the_logits_of_one(tmp_path):
   mesh = meshes.make(data=1, fsdp=4, tensor=2)
   spread = peft.load(tmp_path, model, mesh=mesh)
   assert_same_bits(spread, adapters)
-  specs = {name: sharding.spec for name, sharding in tree.named_leaves(place.shardings(mesh, spread))}
+  specs = {name: sharding.spec for name, sharding in tree.named_leaves(placement.shardings(mesh, spread))}
   assert "tensor" in specs["blocks/attention/q/lora_b"]
-  base_spread = jax.device_put(base, place.shardings(mesh, base))
+  base_spread = jax.device_put(base, placement.shardings(mesh, base))
   tokens_BT, doc_BT, real_BT, _ = (np.repeat(x, 4, axis=0)[:8] for x in hf_fixture.batch("llama_tiny"))
   one_BTV = hf_fixture.score(model, lora.join(adapters, base), tokens_BT, doc_BT)
   tokens_BT, doc_BT = jax.device_put((tokens_BT, doc_BT), meshes.batch_sharding(mesh))

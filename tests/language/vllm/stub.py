@@ -184,7 +184,7 @@ class Stub(http.server.ThreadingHTTPServer):
 
     Args:
       how: a status, "drop" (no answer), "slow", "null" (a log-probability), "short" (less than it says it
-        did), "few" (choices) or "abort".
+        did), "few" (choices), "beyond" (an id outside the vocabulary) or "abort".
       times: how many fail.
       route: which requests.
       after: how many of them go well before.
@@ -282,6 +282,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       choices[-1]["logprobs"]["token_logprobs"].pop()
     if how == "few":
       choices.pop()
+    if how == "beyond":
+      choices[-1]["token_ids"][0] = 10**6
     if how == "abort":
       choices[-1]["finish_reason"] = "abort"
     return {"id": "cmpl-0", "object": "text_completion", "created": 0, "model": engine.name,

@@ -244,6 +244,7 @@ def test_failures_that_pass_are_tried_again(sampler, stub):
     ("null", 1, r"no log-probability for id \d+, number \d of a completion"),
     ("short", 1, "after 5 of 6 ids for 'length' .* which nothing asked for"),
     ("few", 1, "/v1/completions gave 1 of 2 completions"),
+    ("beyond", 1, r"gave ids from \d+ to 1000000; this model has 0\.\.269: see that it serves this model"),
     ("abort", 3, "aborted a completion 3 times"),
 ])
 def test_a_server_that_fails_gives_one_line_and_no_rollout(sampler, stub, how, times, message):
@@ -293,7 +294,7 @@ def test_completions_by_weights_of_others_are_refused(sampler, stub, label):
 @pytest.mark.parametrize("prompts, options, message", [
     ([[1] * 59], dict(max_tokens=6), "59 ids; .*max_tokens=6 more it does not fit the 64"),
     ([[1] * 58], dict(max_tokens=6, top_k=3), "does not fit the 63"),
-    ([[]], {}, "prompt 0 is empty"), ([[1], [270]], dict(max_tokens=6), "prompt 1 .* outside 0..269"),
+    ([[]], {}, "prompt 0 has no ids"), ([[1], [270]], dict(max_tokens=6), "prompt 1 has ids .* 0..269"),
     (PROMPTS, dict(temperature=0.5, top_p=0.9), "temperature=0.5 with top_k.*kind='native'"),
     (PROMPTS, dict(temperature=3.0), "temperature=3.0 is not possible"),
     (PROMPTS, dict(temperature=0.001), "temperature=0.001 is not possible"),
