@@ -91,10 +91,10 @@ def reads_of(config) -> set[str]:
   if config.recipe != "grpo":  # Its source would have to sample; what its loss reads, making it has read.
     batch = recipe.source.next(None)
     test_contract.outcome(recipe, start, batch)
-    if recipe.tables is not None:
+    if recipe.update.tables is not None:
       given = start.tables, batch, start.carry
-      rows = jax.eval_shape(recipe.tables.rows, *given)
-      jax.eval_shape(lambda *args: recipe.tables.update(*args, scale=1.0), *given, rows)
+      rows = jax.eval_shape(recipe.update.tables.rows, *given)
+      jax.eval_shape(lambda *args: recipe.update.tables.update(*args, scale=1.0), *given, rows)
   return found
 
 

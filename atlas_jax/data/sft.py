@@ -148,7 +148,7 @@ class SftSource:
                       "batch_rows": batch_rows, "packed": packed, "align_tokens": align_tokens}
     self._orders = None if seed is None else packing.Orders(self.rows, seed)
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
@@ -158,7 +158,7 @@ class SftSource:
     Raises:
       StopIteration: at the end of a source without a seed.
     """
-    del params
+    del trained
     if self._seed is None and self.step >= self.steps_per_epoch:
       raise StopIteration
     batch = self.batch(self.step)

@@ -16,8 +16,8 @@ class Source(Protocol):
   `steps_of(epochs) -> int` counts the batches of so many passes.
   """
 
-  def next(self, params) -> dict:
-    """Gives the next batch, name -> numpy array; only rollouts use `params`."""
+  def next(self, trained) -> dict:
+    """Returns the next batch, name -> numpy array; only rollouts use `trained`, a `state.Trained`."""
 
   def state(self) -> dict:
     """Gives what JSON can hold and `restore` needs to go on with the very next batch."""

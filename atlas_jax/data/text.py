@@ -69,7 +69,7 @@ class TextSource:
     self._rows, self._threads = rows, threads
     self._batches: Any = None
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
@@ -78,7 +78,7 @@ class TextSource:
     Raises:
       StopIteration: at the end of a held-out split.
     """
-    del params
+    del trained
     self._batches = self._batches or self._open()
     batch = next(self._batches)
     self.step += 1

@@ -22,8 +22,8 @@ from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_r
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
 from atlas_jax.optim import windows
-from atlas_jax.recipes import Given, LossOut, Recipe
-from atlas_jax.state import Init
+from atlas_jax.recipes import Assets, LossOut, Recipe, Update
+from atlas_jax.state import Init, LoadedParams
 
 
 def model_of(config) -> lm.LM:
@@ -58,7 +58,7 @@ def start_of(config) -> Start | None:
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
   changed = other.as_configdict()
-  assets.use(changed, path)
+  assets.resolve(changed, path)
   check_same_model(config, changed)
   return open_start(config)
 
@@ -97,20 +97,20 @@ def with_tokenizer(config):
   return configs.resolve(changed)
 
 
-def read_of(start: Start | None) -> Callable | None:
+def load_of(start: Start | None) -> Callable | None:
   """Makes the reader of what training starts from, or None where all of it is drawn."""
-  return None if start is None else lambda mesh, fresh: Given(*start.read(mesh, fresh))
+  return None if start is None else lambda mesh, fresh: LoadedParams(*start.read(mesh, fresh))
 
 
-def keep_of(config, start: Start | None, tokenizer) -> Callable:
+def save_of(config, start: Start | None, tokenizer) -> Callable:
   """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
-  def keep(workdir) -> None:
+  def save(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
     inventory.seal(workdir / TOKENIZER)
     if start is not None:
-      assets.keep(config, start, workdir)
+      assets.save(config, start, workdir)
 
-  return keep
+  return save
 
 
 def init_params(config, model: lm.LM, rng):
@@ -190,8 +190,8 @@ def make(config, mesh) -> Recipe:
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                keep=keep_of(config, start, source.tokenizer), read=read_of(start),
-                by_step=by_step_of(config))
+                load=load_of(start), update=Update(by_step=by_step_of(config)),
+                assets=Assets(save=save_of(config, start, source.tokenizer)))
 
 
 def init_of(config, model: lm.LM):

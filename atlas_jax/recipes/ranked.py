@@ -19,12 +19,12 @@ from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.language.pretrained import model_folder
 from atlas_jax.losses import ranked
 from atlas_jax.losses.token_logprobs import token_logprobs
-from atlas_jax.recipes import Given, LossOut, Recipe
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
 from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.recipes.sft import Bound, check_lengths
-from atlas_jax.state import Init
+from atlas_jax.recipes.sft import check_lengths
+from atlas_jax.state import Init, LoadedParams, Trained
 
-OURS = ("eval_files", "max_responses", "folder")  # Fields of config.ranked that are not of the loss.
+NON_LOSS_FIELDS = ("eval_files", "max_responses", "folder")  # Of config.ranked.
 SPLITS = ("train", "held_out")
 RIGHT, PAIRS = "ranked/pairs_right_frac", "ranked/pairs"
 
@@ -37,22 +37,21 @@ def make(config, mesh) -> Recipe:
   check_lengths(config, start)
   groups = groups_of(config, start)
   source = source_of(config, start, groups["train"], "train")
-  bound = Bound()
 
-  def keep(workdir) -> None:
-    assets.keep(config, start, workdir)
+  def save(workdir) -> None:
+    assets.save(config, start, workdir)
     model_folder.write_vocabulary(workdir, start.tokenizer)
 
-  def leave(workdir, params, summary) -> None:
+  def export(workdir, trained: Trained, summary) -> None:
     folder = pathlib.Path(workdir) / config.ranked.folder
     stats = stats_of(config, groups, summary) if summary else {}
-    model_folder.write(folder, config, start, whole(params, bound.frozen), stats)
+    model_folder.write(folder, config, start, whole(trained.params, trained.frozen), stats)
 
+  backward_frac = start.backward_frac / (2 if needs_reference(settings) else 1)  # A reference is only read.
   return Recipe(init_of(start, settings), loss_of(config, start, settings), source,
-                evals_of(config, start, settings, groups, mesh, bound), unit="prompts", finish=finish,
-                backward_frac=start.backward_frac / (2 if needs_reference(settings) else 1),
-                may_be_absent=(RIGHT,), keep=keep, read=read_of(start, settings), bind=bound.bind,
-                leave=leave)
+                evals_of(config, start, settings, groups, mesh), load=load_of(start, settings),
+                accounting=Accounting("prompts", finish, optional=(RIGHT,), backward_frac=backward_frac),
+                assets=Assets(save, export=export))
 
 
 def settings_of(config) -> ranked.Settings:
@@ -61,7 +60,8 @@ def settings_of(config) -> ranked.Settings:
   Raises:
     ValueError: if they cannot be.
   """
-  return ranked.Settings(**{name: value for name, value in config.ranked.items() if name not in OURS})
+  fields = {name: value for name, value in config.ranked.items() if name not in NON_LOSS_FIELDS}
+  return ranked.Settings(**fields)
 
 
 def needs_reference(settings: ranked.Settings) -> bool:
@@ -118,20 +118,20 @@ def init_of(start: Start, settings: ranked.Settings):
   return init
 
 
-def read_of(start: Start, settings: ranked.Settings):
+def load_of(start: Start, settings: ranked.Settings):
   """Makes the reader of what training starts from, or None where all of it is drawn."""
   if start.read_base is None:
     return None
 
-  def read(mesh, fresh: bool) -> Given:
+  def load(mesh, fresh: bool) -> LoadedParams:
     as_reference = needs_reference(settings) and start.reads_trained
     params, frozen = start.read(mesh, fresh or as_reference)
     if as_reference:
       # Copies, because those that are trained are used up.
       frozen = {**frozen, "reference": jax.tree.map(jnp.copy, params) if fresh else params}
-    return Given(params if fresh else None, frozen)
+    return LoadedParams(params if fresh else None, frozen)
 
-  return read
+  return load
 
 
 def score_of(config, start: Start, settings: ranked.Settings):
@@ -173,11 +173,11 @@ def loss_of(config, start: Start, settings: ranked.Settings):
 
 
 def finish(means: dict) -> dict:
-  """Turns right pairs per prompt into their share of all pairs; see `Recipe.finish`."""
+  """Turns right pairs per prompt into their share of all pairs; see `recipes.Accounting`."""
   return {**means, RIGHT: means[RIGHT] / means[PAIRS]}
 
 
-def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, bound: Bound) -> dict:
+def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh) -> dict:
   """The evaluation of a run: how it ranks the responses to held-out prompts; none without any."""
   if not groups["held_out"]:
     return {}
@@ -185,7 +185,7 @@ def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, boun
       source_of, config, start, groups["held_out"], "held_out")
   held_out()  # What is wrong with it is said before anything compiles.
   run = ranking.make(lambda *args: score(*args)[:2], settings, held_out, mesh)
-  return {"ranking": evals.Eval(lambda params, **given: run(params, frozen=bound.frozen, **given), "every")}
+  return {"ranking": evals.Eval(run, "every")}
 
 
 def stats_of(config, groups, summary: dict) -> dict:
