@@ -35,10 +35,10 @@ from atlas_jax.language.initial_model import (
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
 from atlas_jax.models.language import read_completions
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
-from atlas_jax.recipes.memory_lm import layer_metrics
 from atlas_jax.rollout import distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer

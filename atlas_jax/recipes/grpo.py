@@ -13,23 +13,21 @@ import numpy as np
 
 from atlas_jax import evals
 from atlas_jax.data import prompts
-from atlas_jax.language import assets, samplers
+from atlas_jax.language import assets, first_params, samplers
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses import policy, policy_metrics
 from atlas_jax.losses.policy import Settings
 from atlas_jax.losses.token_logprobs import token_logprobs, token_logprobs_and_entropies
 from atlas_jax.models.language import read_completions
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, ReferenceUpdate, Update
-from atlas_jax.recipes.memory_lm import layer_metrics
 from atlas_jax.rollout import held_out, reward_columns, rewards
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.source import Plan, RolloutSource
-from atlas_jax.state import Init, LoadedParams
 
-REFERENCE = "reference"
 OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to score completions.
 
 
@@ -40,9 +38,10 @@ def make(config, mesh, workdir=None) -> Recipe:
   sampler = samplers.load(config, start, mesh, workdir)
   rollouts = source_of(config, start, sampler, mesh, workdir)
   backward_frac = start.backward_frac / (2 if settings.kl_weight else 1)  # A reference is only read.
+  stays = has_fixed_reference(settings, config)
   return Recipe(
-      init_of(start, settings, config), loss_of(config, start, settings), rollouts,
-      evals_of(config, start, sampler), load=load_of(start, settings, config),
+      first_params.init_of(start, reference=stays), loss_of(config, start, settings), rollouts,
+      evals_of(config, start, sampler), load=first_params.load_of(start, reference=stays),
       update=Update(reference=reference_update_of(settings, config)),
       accounting=Accounting(unit_of(settings), finish, backward_frac=backward_frac),
       assets=Assets(save=functools.partial(assets.save, config, start)))
@@ -141,7 +140,7 @@ def loss_of(config, start: Start, settings: Settings):
     logprob_BT, entropy_BT, stats = score(params, batch, frozen)
     ref_BT = None
     if settings.kl_weight:
-      ref_BT = refer(jax.lax.stop_gradient(frozen[REFERENCE]), batch, frozen)[0]
+      ref_BT = refer(jax.lax.stop_gradient(frozen[first_params.REFERENCE]), batch, frozen)[0]
     counted_BT = policy.loss_mask(
         batch["completion_mask_BT"],
         truncated_B=None if config.rollout.truncated == "keep" else batch["truncated_B"])
@@ -161,32 +160,6 @@ def loss_of(config, start: Start, settings: Settings):
 def finish(means: dict) -> dict:
   """Turns averaged metrics of the loss into metrics by name; see `recipes.Accounting`."""
   return {**policy_metrics.finish(means["policy"]), **means["layers"]}
-
-
-def init_of(start: Start, settings: Settings, config):
-  """Makes the function from a key to what training starts from; the reference is a copy of it."""
-  def init(rng):
-    params, frozen = start.init(rng)
-    if has_fixed_reference(settings, config):
-      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params)}
-    return Init(params, frozen=frozen or ())
-
-  return init
-
-
-def load_of(start: Start, settings: Settings, config):
-  """Makes the reader of what training starts from, or None where all of it is drawn."""
-  if start.read_base is None:
-    return None
-
-  def load(mesh, fresh: bool) -> LoadedParams:
-    refers = has_fixed_reference(settings, config) and start.reads_trained
-    params, frozen = start.read(mesh, fresh or refers)
-    if refers:  # A copy: the parameters themselves are used up by the first update.
-      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}
-    return LoadedParams(params if fresh else None, frozen)
-
-  return load
 
 
 def has_fixed_reference(settings: Settings, config) -> bool:

@@ -21,6 +21,7 @@ from atlas_jax.language import assets
 from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_run, open_start
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.optim import windows
 from atlas_jax.recipes import Assets, LossOut, Recipe, Update
 from atlas_jax.state import Init, LoadedParams
@@ -229,11 +230,6 @@ def by_step_of(config) -> Callable | None:
   """Makes what the loss is given by the number of an update, how far attention sees; None: always all."""
   window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
-
-
-def layer_metrics(stats: dict) -> dict:
-  """Names each layer's statistics memory/NAME/layer_00 and so on."""
-  return {f"memory/{name}": value for name, value in stats.items()}
 
 
 def evals_of(config, model, mesh) -> dict:

@@ -7,42 +7,24 @@ import jax.numpy as jnp
 from atlas_jax import evals
 from atlas_jax.data import prompts, sft
 from atlas_jax.evals import examples
-from atlas_jax.language import assets
+from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses.sft import sft_loss
 from atlas_jax.losses.token_logprobs import token_logprobs
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
-from atlas_jax.recipes.memory_lm import layer_metrics
 from atlas_jax.rollout import held_out, reward_columns
-from atlas_jax.state import Init, LoadedParams
 
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   start = open_start(config)
-  check_lengths(config, start)
+  lengths.check_segment_len(config, start)
   source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
-  return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh),
-                load=load_of(start), accounting=Accounting(backward_frac=start.backward_frac),
+  return Recipe(first_params.init_of(start), loss_of(config, start), source, evals_of(config, start, mesh),
+                load=first_params.load_of(start), accounting=Accounting(backward_frac=start.backward_frac),
                 assets=Assets(save=functools.partial(assets.save, config, start)))
-
-
-def check_lengths(config, start: Start) -> None:
-  """Refuses rows that the model cannot read.
-
-  Raises:
-    ValueError: names the field.
-  """
-  length, align = config.data.segment_len, start.language.align_tokens
-  if length % align:
-    low = length // align * align
-    raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "
-                     f"of the model; nearest are {low or align} and {low + align}")
-  rows = start.language.module.learned_positions if hasattr(start.language.module, "rope_base") else None
-  if rows is not None and rows < length:
-    raise ValueError(f"config.data.segment_len={length} is longer than the model's {rows} learned positions; "
-                     f"lower it to {rows}")
 
 
 def examples_of(config, start: Start, problems) -> list[sft.Example]:
@@ -104,22 +86,6 @@ def problems_of(config, split: str, start: Start | None = None) -> list:
   if split == "held_out":  # Each counts once.
     return found.first(min(counts))
   return [found.problem(index) for index in range(min(counts))]
-
-
-def init_of(start: Start):
-  """Makes the function from a key to what training starts from."""
-  def init(rng):
-    params, frozen = start.init(rng)
-    return Init(params, frozen=frozen or ())
-
-  return init
-
-
-def load_of(start: Start):
-  """Makes the reader of what training starts from, or None where all of it is drawn."""
-  if start.read_base is None:
-    return None
-  return lambda mesh, fresh: LoadedParams(*start.read(mesh, fresh))
 
 
 def score_of(config, start: Start):

@@ -112,6 +112,11 @@ def test_every_recipe_is_found_by_its_file_name():
   assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in recipes.names())
 
 
+def test_a_recipe_has_few_fields_and_four_are_enough():
+  assert len(recipes.Recipe._fields) <= 8
+  assert len(recipes.Recipe._fields) - len(recipes.Recipe._field_defaults) == 4
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones(corpus):
   with pytest.raises(ValueError, match=r"config.recipe='memory_ml' is unknown; recipes are .*memory_lm"):
     recipes.load(runs.lm_config(corpus, recipe="memory_ml"), runs.one_device())
