@@ -35,6 +35,7 @@ from atlas_jax.data import arithmetic, columns, countdown, packing, problems, re
 from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
 
+BATCH = ("problems", "index")
 TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
 FIELDS = row_formats.FIELDS
 

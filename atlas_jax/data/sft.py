@@ -17,6 +17,7 @@ from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.columns import Needs
 from atlas_jax.data.problems import Problem
 
+BATCH = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "pos_BT")
 OVERLONG = ("error", "skip", "truncate")
 TURNS = ("all", "last", "split")
 SHOWN = 5  # Examples named in a message that is about many.

@@ -11,6 +11,7 @@ from atlas_jax.data import packing, problems, transforms
 from atlas_jax.data import store as stores
 from atlas_jax.data import tokenizer as tokenizers
 
+BATCH = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "pos_BT", "bytes_BT")
 ENDLESS = 2**40  # Records of a split that never ends.
 AHEAD = 8        # Batches prepared ahead of the loop.
 

@@ -26,6 +26,8 @@ from atlas_jax.optim import windows
 from atlas_jax.recipes import Assets, LossOut, Recipe, Update
 from atlas_jax.state import Init, LoadedParams
 
+READS = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "bytes_BT")  # Of a batch.
+
 
 def model_of(config) -> lm.LM:
   """Makes the network of a config.
@@ -161,7 +163,12 @@ def data_of(manifest) -> dict:
 
 
 def train_source_of(config, **place):
-  """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
+  """Opens the training documents of a config: this process's rows, unless `place` says otherwise.
+
+  Raises:
+    ValueError: for a source that the loss cannot read; see also `data.source.load`.
+  """
+  sources.check(config.data.source, READS, recipe=config.recipe)
   fields = sources.fields_of(config.data)
   return sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
 
