@@ -14,7 +14,7 @@ from atlas_jax.monitor import report
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
-from atlas_jax.state import TrainState
+from atlas_jax.state import Trained, TrainState
 
 SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
 Run = Any  # A `train.Run`, which this module cannot import.
@@ -40,22 +40,21 @@ def asker(mesh, stop) -> Callable[[], bool]:
   return lambda: stop.agreed(total(stop.array()))
 
 
-def evaluate(recipe: Recipe, params, *, step: int, when: tuple[str, ...] = ("every", "end"), tables=(),
+def evaluate(recipe: Recipe, trained: Trained, *, step: int, when: tuple[str, ...] = ("every", "end"),
              workdir=None) -> EvalOut:
   """Runs a recipe's evaluations.
 
   Args:
     recipe: whose evaluations.
-    params: on the mesh the evaluations were made for; the moving average where a run keeps one.
+    trained: on the mesh the evaluations were made for.
     step: updates the parameters have seen.
     when: which evaluations: "every" (those made as the run goes), "end".
-    tables: of the train state.
     workdir: of the run, where evaluations leave files; None: nowhere.
 
   Returns:
     Numbers by metric name, texts one after another, and images by name.
   """
-  return evals.join(found.run(params, step=step, tables=tables, workdir=workdir)
+  return evals.join(found.run(trained, step=step, workdir=workdir)
                     for found in recipe.evals.values() if found.when in when)
 
 
@@ -105,7 +104,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     return {}
   _write_eval(run_, out)
   summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {"steps": run_.step}
-  run_.recipe.leave(run_.workdir, _eval_params(state), summary)
+  run_.recipe.assets.export(run_.workdir, _trained(run_, state), summary)
   if not hosts.is_main():
     return summary
   if out.text:
@@ -124,8 +123,7 @@ def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> Ev
       if found.when in when:
         if asked():
           return None
-        outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables,
-                              workdir=run_.workdir))
+        outs.append(found.run(_trained(run_, state), step=run_.step, workdir=run_.workdir))
   return evals.join(outs)
 
 
@@ -145,12 +143,13 @@ def _write_eval(run_: Run, out: EvalOut) -> None:
     run_.writer.write_image(run_.step, name, image)
 
 
-def _eval_params(state: TrainState):
-  return state.params if isinstance(state.ema, tuple) else state.ema
+def _trained(run_: Run, state: TrainState) -> Trained:
+  """Returns what evaluations get: the moving average in place of the parameters where the run keeps one."""
+  return Trained(state.params if isinstance(state.ema, tuple) else state.ema, run_.frozen, state.tables)
 
 
 def _summary(run_: Run, params: int, out: EvalOut) -> dict:
-  rows, unit = report.read_metrics(run_.workdir), run_.recipe.unit
+  rows, unit = report.read_metrics(run_.workdir), run_.recipe.accounting.unit
   times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
            if math.isfinite(value)}
   return {

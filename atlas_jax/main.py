@@ -37,7 +37,7 @@ from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts, signals
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Given
+from atlas_jax.state import LoadedParams, Trained
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -85,7 +85,7 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
 
 def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
   used = assets.with_copies_of_lost(config, workdir)
-  recipe = recipes.load(used, mesh)
+  recipe = recipes.load(used, mesh, workdir)
   if not recipe.evals:
     logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
   recipe = with_sample(used, recipe, mesh)
@@ -95,11 +95,11 @@ def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
                     "it stays low; lower warmup_steps, or train longer", config.optim.steps,
                     config.optim.warmup_steps)
   if has_run(workdir):
-    recipe.fits(pathlib.Path(workdir))  # Before the run's own config.json is replaced.
+    recipe.assets.check(pathlib.Path(workdir))  # Before the run's own config.json is replaced.
   if hosts.is_main():
     configs.save(config, workdir)
     if not has_run(workdir):
-      recipe.keep(pathlib.Path(workdir))
+      recipe.assets.save(pathlib.Path(workdir))
   hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
   return train.run(config, recipe, mesh, workdir, began_s=began_s)
 
@@ -124,7 +124,7 @@ def run_import(config, workdir: str) -> None:
     config = with_steps(config, recipe)
     if hosts.is_main():
       configs.save(config, workdir)
-      recipe.keep(pathlib.Path(workdir))
+      recipe.assets.save(pathlib.Path(workdir))
     train.save_start(config, recipe, mesh, workdir)
   if hosts.is_main():
     print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
@@ -190,37 +190,35 @@ def with_steps(config, recipe):
 
 def with_sample(config, recipe, mesh):
   """Adds a text sample to the evaluations of a language model, if the config asks for one."""
-  if not config.eval.sample_tokens or recipe.unit != "tokens":
+  if not config.eval.sample_tokens or recipe.accounting.unit != "tokens":
     return recipe
-  start, frozen = open_start(config), {}
+  start = open_start(config)
 
-  def bind(given, workdir) -> None:
-    recipe.bind(given, workdir)
-    frozen.update(given or {})
-
-  def write(params, prompt, *, tokens):
-    return runs.write(start, start.language, whole(params, frozen), prompt, tokens=tokens, temperature=0.8,
-                      seed=0, mesh=mesh)
+  def write(trained: Trained, prompt, *, tokens):
+    params = whole(trained.params, trained.frozen)
+    return runs.write(start, start.language, params, prompt, tokens=tokens, temperature=0.8, seed=0,
+                      mesh=mesh)
 
   run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
-  return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")}, bind=bind)
+  return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")})
 
 
 def run_eval(config, workdir: str, *, writes: bool) -> None:
   """Evaluates a run's newest checkpoint and prints one JSON object; `writes` says whether files are left."""
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
-  recipe = recipes.load(config, mesh)
   if writes and not os.access(workdir, os.W_OK):
     logging.warning("--workdir=%s cannot be written: the evaluation leaves no files there", workdir)
     writes = False
+  written = workdir if writes else None
+  recipe = recipes.load(config, mesh, written)
   if not recipe.evals:
     raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
-  recipe.fits(pathlib.Path(workdir))
+  recipe.assets.check(pathlib.Path(workdir))
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
-  given = Given() if recipe.read is None else recipe.read(mesh, False)
-  recipe.bind(train.frozen_of(config, recipe, mesh, given), pathlib.Path(workdir) if writes else None)
-  out = closing.evaluate(recipe, params, step=step, tables=tables, workdir=workdir if writes else None)
+  loaded = LoadedParams() if recipe.load is None else recipe.load(mesh, False)
+  trained = Trained(params, train.frozen_of(config, recipe, mesh, loaded), tables)
+  out = closing.evaluate(recipe, trained, step=step, workdir=written)
   if hosts.is_main():
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
     print(json.dumps({"step": step, **finite}), flush=True)

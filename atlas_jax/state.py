@@ -1,4 +1,6 @@
 """All that changes while training, hence all that is saved."""
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,22 @@ class Init(NamedTuple):
   frozen: Any = ()  # reference or teacher parameters by name, handed to the loss; () if none
   carry: Any = ()  # what the first batch starts from; every leaf leads with B
   tables: Any = ()  # rows of which a batch changes few; see recipes.Tables
+
+
+class LoadedParams(NamedTuple):
+  """What is read from files in place of what `Init` would draw; placed on the mesh."""
+
+  params: Any = None  # None: as `Init` has them
+  frozen: Mapping[str, Any] = MappingProxyType({})  # parts of `Init.frozen`, by name
+  tables: Any = None  # None: as `Init` has them
+
+
+class Trained(NamedTuple):
+  """What the loop hands to sources and evaluations; all of it on the mesh."""
+
+  params: Any  # of the next update for a source; for an evaluation the moving average where a run keeps one
+  frozen: Any = ()  # reference or teacher parameters by name, as `Init` has them or as they were read
+  tables: Any = ()  # of the train state
 
 
 class TrainState(NamedTuple):

@@ -26,12 +26,14 @@ def make_step(config, recipe: Recipe, params_abstract):
   rate = optim.learning_rate(**config.optim)
   keep = config.optim.ema_decay
   frozen_params = freeze.mask(params_abstract, config.optim.freeze)
+  access = recipe.update.tables
 
   def step(state: TrainState, batch, frozen, stop):
-    rows = () if recipe.tables is None else recipe.tables.rows(state.tables, batch, state.carry)
+    rows = () if access is None else access.rows(state.tables, batch, state.carry)
     (grads, row_grads), out = accumulate.gradients(
-        loss_at(recipe, state.step), state.params, batch, state.carry, frozen=seen(recipe, state, frozen),
-        rows=rows, rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
+        loss_at(recipe, state.step), state.params, batch, state.carry,
+        frozen=frozen_for_loss(recipe, state, frozen), rows=rows,
+        rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
     grads = freeze.without_frozen(grads, frozen_params)
     norm = tree.global_norm(grads)
     good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
@@ -44,16 +46,16 @@ def make_step(config, recipe: Recipe, params_abstract):
     lr, bad = rate(state.step - state.skipped), 1 - good.astype(jnp.int32)
     tables = _update_tables(recipe, state, batch, row_grads, good, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
-                       (state.skipped_in_row + bad) * bad, tables, moved(recipe, state, params))
+                       (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
     ratios = tree.update_to_weight_ratio(updates, state.params)
     metrics = {
-        **recipe.finish(out.metrics),
+        **recipe.accounting.finish(out.metrics),
         **_loss_metrics(recipe, out),
         "train/lr": lr,
         "train/skipped_updates": after.skipped,
         "train/skipped_in_row": after.skipped_in_row,
         "grad/norm": norm,
-        **({} if recipe.tables is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
+        **({} if access is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
         "update/changed_frac": tree.changed_frac(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
@@ -65,11 +67,12 @@ def make_step(config, recipe: Recipe, params_abstract):
 
 
 def _loss_metrics(recipe: Recipe, out) -> dict:
+  unit = recipe.accounting.unit
   return {
       "train/loss_nats": out.loss,
-      **({"train/perplexity": jnp.exp(out.loss)} if recipe.unit == "tokens" else {}),
-      f"train/step_{recipe.unit}": out.weight if out.seen is None else out.seen,
-      f"train/counted_{recipe.unit}": out.weight,
+      **({"train/perplexity": jnp.exp(out.loss)} if unit == "tokens" else {}),
+      f"train/step_{unit}": out.weight if out.seen is None else out.seen,
+      f"train/counted_{unit}": out.weight,
   }
 
 
@@ -79,30 +82,33 @@ def averaged(average, params, keep: float):
 
 
 def loss_at(recipe: Recipe, step):
-  """Gives the loss of an update, with what it is given by the update's number."""
-  return recipe.loss if recipe.by_step is None else functools.partial(recipe.loss, **recipe.by_step(step))
+  """Returns the loss of an update, with what it is given by the update's number."""
+  by_step = recipe.update.by_step
+  return recipe.loss if by_step is None else functools.partial(recipe.loss, **by_step(step))
 
 
-def seen(recipe: Recipe, state: TrainState, frozen):
-  """Gives what the loss sees as frozen: with the state's anchor as the reference, where there is one."""
-  return frozen if recipe.anchor is None else {**(frozen or {}), "reference": state.anchor}
+def frozen_for_loss(recipe: Recipe, state: TrainState, frozen):
+  """Returns what the loss sees as frozen: with the state's anchor as the reference, where there is one."""
+  return frozen if recipe.update.reference is None else {**(frozen or {}), "reference": state.anchor}
 
 
-def moved(recipe: Recipe, state: TrainState, params):
-  """Gives the anchor behind an update: nearer to the new parameters every so often."""
-  if recipe.anchor is None:
+def update_reference(recipe: Recipe, state: TrainState, params):
+  """Returns the reference after an update: nearer to the new parameters every so often."""
+  reference = recipe.update.reference
+  if reference is None:
     return state.anchor
-  share = jnp.where((state.step + 1) % recipe.anchor.every_steps == 0, recipe.anchor.share, 0.0)
-  mix = lambda old, new: ((1 - share) * old + share * new).astype(old.dtype)
+  weight = jnp.where((state.step + 1) % reference.every_steps == 0, reference.weight, 0.0)
+  mix = lambda old, new: ((1 - weight) * old + weight * new).astype(old.dtype)
   return jax.tree.map(mix, state.anchor, params)
 
 
 def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, good, *, scale):
   """Changes the rows of the batch in place; a select over whole tables would copy them."""
-  if recipe.tables is None:
+  tables = recipe.update.tables
+  if tables is None:
     return state.tables
   grads = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), row_grads)
-  return recipe.tables.update(state.tables, batch, state.carry, grads, scale=jnp.where(good, scale, 0.0))
+  return tables.update(state.tables, batch, state.carry, grads, scale=jnp.where(good, scale, 0.0))
 
 
 def jit_step(config, recipe: Recipe, mesh, state):
@@ -116,9 +122,10 @@ def jit_step(config, recipe: Recipe, mesh, state):
 def model_flops(recipe: Recipe, state: TrainState, frozen, batch) -> float:
   """Counts the FLOPs of an update: backward is twice forward, and recomputation does not count."""
   def forward(params, batch, carry, tables):
-    given = {} if recipe.tables is None else {"rows": recipe.tables.rows(tables, batch, carry)}
-    return recipe.loss(params, batch, frozen=seen(recipe, state, frozen), carry=carry,
+    access = recipe.update.tables
+    given = {} if access is None else {"rows": access.rows(tables, batch, carry)}
+    return recipe.loss(params, batch, frozen=frozen_for_loss(recipe, state, frozen), carry=carry,
                        rng=jax.random.key(0), **given).loss
 
   flops = profile.matmul_flops(forward, state.params, batch, state.carry, state.tables)
-  return (1.0 + 2.0 * recipe.backward_frac) * flops
+  return (1.0 + 2.0 * recipe.accounting.backward_frac) * flops

@@ -25,8 +25,8 @@ from atlas_jax.monitor.writer import METRICS, MetricsWriter
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts
-from atlas_jax.recipes import Given, Recipe
-from atlas_jax.state import TrainState
+from atlas_jax.recipes import Recipe
+from atlas_jax.state import LoadedParams, Trained, TrainState
 from atlas_jax.step import jit_step, model_flops
 
 
@@ -54,6 +54,7 @@ class Run:
   writer: Any = None  # opened when it is known from which step the run goes on
   owner: Lock | None = None  # of the workdir, in the process that has it
   ledger: Ledger = dataclasses.field(default_factory=Ledger)
+  frozen: Any = ()  # parameters that are not trained, on the mesh
   evaluation_due: bool = False  # an evaluation of the step the run stands at has not been made
   idle: Idle = dataclasses.field(init=False)
 
@@ -67,9 +68,10 @@ class Run:
 
   def meta(self) -> dict:
     """Gives what is saved beside the train state."""
-    return {"step": self.step, "source": self.recipe.source.state(), f"{self.recipe.unit}_seen": self.seen,
-            "seconds": self.seconds, "idle_in_row": self.idle.in_row,
-            "evaluation_due": self.evaluation_due, "times": self.ledger.saved()}
+    return {"step": self.step, "source": self.recipe.source.state(),
+            f"{self.recipe.accounting.unit}_seen": self.seen, "seconds": self.seconds,
+            "idle_in_row": self.idle.in_row, "evaluation_due": self.evaluation_due,
+            "times": self.ledger.saved()}
 
   def save(self, state, metrics: dict | None = None) -> None:
     """Starts to save the state of the step the run stands at."""
@@ -89,7 +91,7 @@ class Run:
 
   def seen_row(self) -> dict[str, int]:
     """Gives the metric that counts what was seen, such as train/tokens_seen."""
-    return {f"train/{self.recipe.unit}_seen": self.seen}
+    return {f"train/{self.recipe.accounting.unit}_seen": self.seen}
 
   def advice(self) -> str:
     """Says what to do when another process is gone; reads no checkpoint, which may take long."""
@@ -114,50 +116,49 @@ class Run:
 def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
   """Gives shapes and shardings of the train state, and of the frozen parameters, without computing them."""
   first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
-  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.tables is not None)
+  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.update.tables is not None)
   state = states.abstract(mesh, *_state_args(config, recipe))
   return state, placement.abstract(mesh, first.frozen)
 
 
 def _state_args(config, recipe: Recipe):
   optimizer_of = lambda params: optim.build(params, **config.optim)
-  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, recipe.anchor is not None
+  with_reference = recipe.update.reference is not None
+  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
 
 
-def frozen_of(config, recipe: Recipe, mesh, given: Given):
+def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
   """Puts on the mesh what the loss is handed besides parameters: what was read, and the rest drawn.
 
   Args:
     config, recipe, mesh: of the run.
-    given: what `recipe.read` gave.
+    loaded: what `recipe.load` gave.
   """
   init = lambda: states.first(recipe.init, config.seed).frozen
   wanted = jax.eval_shape(init)
-  if not given.frozen:
+  if not loaded.frozen:
     return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
-  states.check_same(dict(given.frozen), {name: wanted[name] for name in given.frozen})
-  rest = {name: part for name, part in wanted.items() if name not in given.frozen}
+  states.check_same(dict(loaded.frozen), {name: wanted[name] for name in loaded.frozen})
+  rest = {name: part for name, part in wanted.items() if name not in loaded.frozen}
   where = placement.shardings(mesh, rest)
   drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
-  return {**drawn, **given.frozen}
+  return {**drawn, **loaded.frozen}
 
 
-def _start(run_: Run) -> tuple[TrainState, Any]:
-  """Restores state and source from the newest checkpoint or makes the first state; also what is frozen."""
+def _start(run_: Run) -> TrainState:
+  """Restores state and source from the newest checkpoint or makes the first state; sets what is frozen."""
   config, recipe, saver = run_.config, run_.recipe, run_.saver
   abstract, _ = abstract_state(config, recipe, run_.mesh)
   fresh = saver.latest_step() is None
-  given = Given() if recipe.read is None else recipe.read(run_.mesh, fresh)
-  frozen = frozen_of(config, recipe, run_.mesh, given)
-  recipe.bind(frozen, run_.workdir)
+  loaded = LoadedParams() if recipe.load is None else recipe.load(run_.mesh, fresh)
+  run_.frozen = frozen_of(config, recipe, run_.mesh, loaded)
   if config.optim.freeze is not None:
     say(logging.INFO, "config.optim.freeze=%s: of %d parameters, %d do not change", config.optim.freeze,
          tree.count(abstract.params), freeze.count(abstract.params, config.optim.freeze))
   if fresh:
     _warn_of_rows(run_)
     run_.ledger.resume(None)
-    return states.build(abstract, *_state_args(config, recipe), params=given.params,
-                        tables=given.tables), frozen
+    return states.build(abstract, *_state_args(config, recipe), params=loaded.params, tables=loaded.tables)
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
@@ -166,13 +167,13 @@ def _start(run_: Run) -> tuple[TrainState, Any]:
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
   run_.ledger.resume(meta.get("times"))
   say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
-  return state, frozen
+  return state
 
 
 def save_start(config, recipe: Recipe, mesh, workdir) -> None:
   """Saves what a run starts from as its checkpoint of step 0, so that it can be used without training."""
   run_ = Run(config, recipe, mesh, pathlib.Path(workdir), Checkpoints(workdir, **config.checkpoint))
-  state, _ = _start(run_)
+  state = _start(run_)
   run_.saver.save(0, state, run_.meta())
   run_.close()
 
@@ -238,14 +239,14 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
 def _run(run_: Run) -> dict:
   hosts.on_loss(run_.advice)
   try:
-    state, frozen = _start(run_)
+    state = _start(run_)
     if run_.owner is not None:
       run_.owner.on_beat = run_.ledger.write
     run_.writer = MetricsWriter(run_.workdir, tensorboard=run_.config.monitor.tensorboard,
                                 resume_step=run_.step)
     with hosts.StopFlag(run_.mesh) as stop:
       asked = closing.asker(run_.mesh, stop)
-      state, stopped = _updates(run_, state, frozen, stop, asked)
+      state, stopped = _updates(run_, state, stop, asked)
       summary = {} if stopped else closing.finish(run_, state, asked)
   except Exception as error:
     if hosts.lost_peer(error):  # Closing would wait for the process that is gone.
@@ -259,23 +260,24 @@ def _run(run_: Run) -> dict:
   return summary
 
 
-def _updates(run_: Run, state: TrainState, frozen, stop, asked) -> tuple[TrainState, bool]:
+def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, bool]:
   """Makes updates until the end or until the run is asked to stop; says which."""
   config, recipe, times = run_.config, run_.recipe, run_.ledger
   step = jit_step(config, recipe, run_.mesh, state)
-  clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.unit)
+  clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.accounting.unit)
   pending: tuple[int, Sent, EvalOut | None] | None = None  # The step that is not read yet.
   stopped = asked() or run_.evaluation_due and closing.make_up_evaluation(run_, state, asked)
   kind = "compile"  # Of the first update.
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       times.switch("input")
-      batch = hosts.global_batch(run_.mesh, recipe.source.next(state.params))
+      trained = Trained(state.params, run_.frozen, state.tables)
+      batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
       told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
       times.switch(kind)
       if clock.flops_per_step is None:
-        clock.flops_per_step = model_flops(recipe, state, frozen, batch)
-      state, sent = clock.send(step, state, batch, frozen, stop.array())
+        clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
+      state, sent = clock.send(step, state, batch, run_.frozen, stop.array())
       times.switch(kind := "step")
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
@@ -316,14 +318,15 @@ def _due(step: int, config) -> bool:
 
 def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
   """Reads a step's metrics, counts, logs with what the source told; says whether to stop."""
-  counts = f"train/step_{run_.recipe.unit}"
+  accounting = run_.recipe.accounting
+  counts = f"train/step_{accounting.unit}"
   row = clock.read(sent, counted=counts)
-  for name in run_.recipe.may_be_absent:
+  for name in accounting.optional:
     if math.isnan(row[name]):
       del row[name]
   stop = hosts.StopFlag.agreed(row.pop("stop"))
   run_.seen += int(row.pop(counts))
-  bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=run_.recipe.unit)
+  bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=accounting.unit)
   if row["train/skipped_in_row"]:
     skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
                   newest_good=run_.newest_good)

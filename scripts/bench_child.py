@@ -196,7 +196,7 @@ def memory_lm(spec: dict) -> Case:
   mesh, model = meshes.make(**config.mesh), memory_lm.model_of(config)
   main.check_rows(config, mesh, ("data",))
   recipe = recipes.Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model), None, {},
-                          by_step=memory_lm.by_step_of(config))
+                          update=recipes.Update(by_step=memory_lm.by_step_of(config)))
   shape = (config.data.batch_rows, config.data.segment_len)
   draw = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, *shape), np.int32)
   local = {"tokens_BT": draw[0], "targets_BT": draw[1], "weight_BT": np.ones(shape, np.float32),

@@ -155,13 +155,13 @@ class Told:
   def __init__(self, source, turns: bench_turns.Turns):
     self._source, self._turns = source, turns
 
-  def next(self, params) -> dict:
+  def next(self, trained) -> dict:
     """Gives the next batch, when it is this process's turn."""
     import jax
 
-    jax.block_until_ready(params)
+    jax.block_until_ready(trained.params)
     self._turns.step()
-    batch = self._source.next(params)
+    batch = self._source.next(trained)
     self._turns.part()
     return batch
 
@@ -201,9 +201,9 @@ def grpo(spec: dict, turns: bench_turns.Turns) -> None:
 
   config = config_of(spec)
   mesh = meshes.make(**config.mesh)
-  recipe = recipes.load(config, mesh)
   turns.info = about(open_start(config))
   with tempfile.TemporaryDirectory() as workdir:
+    recipe = recipes.load(config, mesh, workdir)
     train.run(config, recipe._replace(source=Told(recipe.source, turns)), mesh, workdir)
 
 
@@ -212,9 +212,9 @@ def sampler(spec: dict, turns: bench_turns.Turns) -> None:
   import jax
 
   from atlas_jax.data import prompts
+  from atlas_jax.language import samplers
   from atlas_jax.language.initial_model import open_start
   from atlas_jax.parallel import mesh as meshes
-  from atlas_jax.recipes import grpo as recipe
   from atlas_jax.rollout import held_out
 
   config = config_of(spec)
@@ -225,7 +225,7 @@ def sampler(spec: dict, turns: bench_turns.Turns) -> None:
   encode = held_out.encoder_of(config, start)
   asked = [encode(problem).tolist() for problem in found.first(spec["prompts"])]
   options = held_out.options_of(config, start, n=spec["group"], temperature=config.sampler.temperature)
-  writer = recipe.sampler_of(config, start, meshes.make(**config.mesh), None)
+  writer = samplers.load(config, start, meshes.make(**config.mesh))
   writer.load(jax.jit(lambda: start.init(jax.random.key(0))[0])(), 0)
   seed = 0
   while True:

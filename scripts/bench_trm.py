@@ -79,9 +79,8 @@ def case(spec: dict, about) -> tuple:
     raise ValueError(f"--config={spec['config']} trains {config.recipe}, not trm")
   mesh, model = meshes.make(**config.mesh), trm.model_of(config)
   recipe = recipes.Recipe(
-      trm.init_of(config, model, 1), trm.loss_of(config, model), None, {}, unit="puzzles",
-      finish=trm.finish_of(config.data.batch_rows), backward_frac=1 / config.trm.n_outer,
-      tables=trm.tables_of(config) if config.trm.row_width else None)
+      trm.init_of(config, model, 1), trm.loss_of(config, model), None, {}, update=trm.update_of(config),
+      accounting=trm.accounting_of(config, "puzzles"))
   batch, stop = hosts.global_batch(mesh, puzzles(config, model)), hosts.StopFlag(mesh).array()
   abstract, _ = train.abstract_state(config, recipe, mesh)
   optimizer_of = lambda params: optim.build(params, **config.optim)
@@ -92,7 +91,7 @@ def case(spec: dict, about) -> tuple:
     compiled = step.jit_step(config, recipe, mesh, held[0]).lower(held[0], batch, frozen, stop).compile()
     run = lambda check=False: _train(compiled, held, batch, frozen, stop, check)
   else:
-    flops /= 1 + 2 * recipe.backward_frac
+    flops /= 1 + 2 * recipe.accounting.backward_frac
     run = _evaluation(model, held, batch)
   row = {"compile_s": round(time.perf_counter() - start, 1), "dtype": config.trm.dtype,
          "accumulate_steps": config.train.accumulate_steps}

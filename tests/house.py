@@ -165,6 +165,18 @@ def import_violations(root: pathlib.Path) -> list[str]:
   return bad
 
 
+def recipe_violations(root: pathlib.Path) -> list[str]:
+  """Finds recipes that import one another: what they share belongs below them."""
+  folder = f"{PACKAGE}/recipes"
+  recipes = {f"{PACKAGE}.recipes.{path.stem}" for path in (root / folder).glob("[!_]*.py")}
+  bad = []
+  for relative, _, tree in sources(root, folder):
+    others = recipes - {".".join(module_of(relative))}
+    bad += [f"{relative}:{line}: imports {name}; what recipes share has a home below them"
+            for line, name in imports_of(relative, tree) if any(_is_under(name, other) for other in others)]
+  return bad
+
+
 def length_violations(root: pathlib.Path) -> list[str]:
   """Checks the ceilings of files and functions."""
   bad = []

@@ -66,7 +66,7 @@ class ToySource:
   def __init__(self, rows, *, before=lambda step: None, bad=()):
     self.step, self.rows, self.before, self.bad = 0, rows, before, dict(bad)
 
-  def next(self, params):
+  def next(self, trained):
     """Gives the batch of the next update."""
     self.step += 1
     self.before(self.step)
@@ -162,10 +162,10 @@ class Watched:
   def __init__(self, source, before):
     self.source, self.before = source, before
 
-  def next(self, params):
+  def next(self, trained):
     """Gives the next batch, after the call."""
     self.before(self.source.step + 1)
-    return self.source.next(params)
+    return self.source.next(trained)
 
   def __getattr__(self, name):
     return getattr(self.source, name)
@@ -174,7 +174,7 @@ class Watched:
 def run_lm(config, workdir, *, mesh=None, stop_at=None, evals=False):
   """Runs a config; asks it to stop while the batch of an update is made; evaluates only if told to."""
   mesh = mesh or one_device()
-  recipe = recipes.load(config, mesh)
+  recipe = recipes.load(config, mesh, workdir)
   before = lambda step: ask_to_stop() if step == stop_at else None
   recipe = recipe._replace(
     source=Watched(recipe.source, before), evals=recipe.evals if evals else {}

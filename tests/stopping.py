@@ -16,10 +16,10 @@ class Stopping:
   def __init__(self, source, batch, number):
     self._source, self._batch, self._number = source, batch, number
 
-  def next(self, params):
+  def next(self, trained):
     if self._source.step + 1 == self._batch:
       os.kill(os.getpid(), self._number)
-    return self._source.next(params)
+    return self._source.next(trained)
 
   def __getattr__(self, name):
     return getattr(self._source, name)

@@ -16,6 +16,7 @@ from tests.kernels import lowering
 ROOT = pathlib.Path(__file__).parents[1]
 CHECKERS = {
   "imports": house.import_violations,
+  "recipes": house.recipe_violations,
   "lengths": house.length_violations,
   "hidden_defaults": house.hidden_default_violations,
   "names": house.name_violations,
@@ -25,7 +26,7 @@ CHECKERS = {
   "scripts": house.script_violations,
 }
 DOC = '"""Says what it gives."""\n'
-FOLDERS = ("", "memory/", "models/", "data/", "monitor/")
+FOLDERS = ("", "memory/", "models/", "data/", "monitor/", "recipes/")
 TOKENIZER = '''def load(options):
   """Loads."""
   import transformers
@@ -40,6 +41,7 @@ GOOD = {
   "atlas_jax/models/lm.py": DOC + "from atlas_jax.memory import layer\nimport flax.linen\n",
   "atlas_jax/data/tokenizer.py": DOC + TOKENIZER,
   "atlas_jax/monitor/writer.py": DOC + "import rich\nimport tensorboardX\nfrom atlas_jax.data import x\n",
+  "atlas_jax/recipes/sft.py": DOC + "from atlas_jax.recipes import Recipe\nfrom atlas_jax.data import x\n",
   "configs/tiny.py": DOC + "def get_config(arg=None):\n  return arg\n",
   "README.md": "[map](configs/tiny.py#top) [site](https://example.org/home/page) [below](#map)\n",
   "scripts/go.sh": 'echo "ok"\n',
@@ -60,6 +62,8 @@ BREACHES = [
   ("imports", "atlas_jax/data/flags.py", "from absl import flags\n", "imports absl"),
   ("imports", "atlas_jax/new/thing.py", "import jax\n", "new has no level"),
   ("imports", "atlas_jax/__init__.py", "from atlas_jax import nothing\n", "nothing, which has no level"),
+  ("recipes", "atlas_jax/recipes/mine.py", "from atlas_jax.recipes import sft\n", "imports atlas_jax.rec"),
+  ("recipes", "atlas_jax/recipes/mine.py", "def f():\n  from .sft import loss\n", "mine.py:3: imports"),
   ("lengths", "atlas_jax/tall.py", "\n" * 401, "402 lines, ceiling 400"),
   ("lengths", "atlas_jax/kernels/x/pallas.py", "\n" * 600, "601 lines, ceiling 600"),
   ("lengths", "atlas_jax/tall.py", LONG, "long has 51 lines, ceiling 50"),

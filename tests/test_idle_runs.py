@@ -25,8 +25,8 @@ class Still(runs.Watched):
     super().__init__(source, lambda step: None)
     self.steps = steps
 
-  def next(self, params):
-    batch = super().next(params)
+  def next(self, trained):
+    batch = super().next(trained)
     return {**batch, "bad_B": batch["bad_B"] * 0 + STILL} if self.source.step in self.steps else batch
 
 

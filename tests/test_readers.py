@@ -91,10 +91,10 @@ def reads_of(config) -> set[str]:
   if config.recipe != "grpo":  # Its source would have to sample; what its loss reads, making it has read.
     batch = recipe.source.next(None)
     test_contract.outcome(recipe, start, batch)
-    if recipe.tables is not None:
+    if recipe.update.tables is not None:
       given = start.tables, batch, start.carry
-      rows = jax.eval_shape(recipe.tables.rows, *given)
-      jax.eval_shape(lambda *args: recipe.tables.update(*args, scale=1.0), *given, rows)
+      rows = jax.eval_shape(recipe.update.tables.rows, *given)
+      jax.eval_shape(lambda *args: recipe.update.tables.update(*args, scale=1.0), *given, rows)
   return found
 
 
@@ -176,6 +176,8 @@ REFUSED = [
   ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
+  ("sft.py:smoke", "data.source=prompts", "config.data.source='prompts' is not read by config.recipe='sft' "
+   "[(]memory_lm reads it[)]"),
   ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
   ("memory_40m.py:smoke", "model.path=x,model.memory.retention_init=0.9", "where config.model.path=None"),
   ("memory_40m.py:smoke", "checkpoint.keep_best=0,checkpoint.best_mode=max", "checkpoint.keep_best"),

@@ -9,6 +9,7 @@ from atlas_jax import recipes
 from atlas_jax.data import source as sources
 from atlas_jax.memory import rules
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from experiments.rules_on_recall import config as settings
 from experiments.rules_on_recall import recipe, sizes, task
 
@@ -47,7 +48,7 @@ def test_an_untrained_model_is_at_chance_in_all_ways(arm):
   asked.model.memory.update(key_dim=8, value_dim=8)
   config, mesh = configs.resolve(asked), meshes.make(devices=jax.devices()[:1])
   made = recipes.load(config, mesh)
-  scalars = made.evals["recall"].run(made.init(jax.random.key(0)).params, step=0).scalars
+  scalars = made.evals["recall"].run(Trained(made.init(jax.random.key(0)).params), step=0).scalars
   ways = ("as_is",) if arm == "none" else recipe.WAYS
   assert {name for name in scalars if "across" in name} == {f"val/across_{way}" for way in ways}
   assert all(np.isnan(value) or value < 0.3 for value in scalars.values())

@@ -12,7 +12,7 @@ from atlas_jax.evals import Eval, EvalOut
 from atlas_jax.optim import sign_rows
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Tables
+from atlas_jax.recipes import Tables, Update
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
@@ -29,8 +29,8 @@ def quick():
 class RowSource(runs.ToySource):
   """Numbers as in a toy run, and which row of the table each row of the batch reads."""
 
-  def next(self, params):
-    batch = super().next(params)
+  def next(self, trained):
+    batch = super().next(trained)
     return batch | {"ids_B": np.random.default_rng(self.step).integers(0, N // 2, self.rows).astype(np.int32)}
 
 
@@ -51,7 +51,8 @@ def recipe_of(config, **source):
     return {"shifts": table}
 
   tables = Tables(lambda tables, batch, carry: {"shifts": tables["shifts"][batch["ids_B"]]}, update)
-  return toy._replace(init=init, loss=loss, tables=tables, source=RowSource(config.data.batch_rows, **source))
+  rows = RowSource(config.data.batch_rows, **source)
+  return toy._replace(init=init, loss=loss, update=Update(tables), source=rows)
 
 
 def updates(config, n, mesh=None, **source):
@@ -119,9 +120,9 @@ def test_a_table_is_split_by_rows_and_gives_what_it_gives_on_one_device():
 def test_tables_are_saved_and_handed_to_evaluations(tmp_path):
   config, handed = runs.toy_config(checkpoint__every_steps=2), []
 
-  def look(params, *, step, tables, workdir):
-    handed.append((step, np.array(tables["shifts"]), workdir))
-    return EvalOut({"eval/rows": float(len(tables["shifts"]))})
+  def look(trained, *, step, workdir):
+    handed.append((step, np.array(trained.tables["shifts"]), workdir))
+    return EvalOut({"eval/rows": float(len(trained.tables["shifts"]))})
 
   def start(workdir, **source):
     recipe = recipe_of(config, **source)._replace(evals={"look": Eval(look, "end")})

@@ -98,13 +98,13 @@ def test_rows_of_steps_after_the_checkpoint_are_made_anew(tmp_path):
 def test_a_run_asked_to_stop_while_it_is_evaluated_evaluates_when_started_again(tmp_path, caplog):
   config, calls = runs.toy_config(), []
 
-  def first(params, *, step, **_):
+  def first(trained, *, step, **_):
     calls.append("first")
     if len(calls) == 1:
       runs.ask_to_stop()
     return EvalOut({"val/first": 1.0})
 
-  def second(params, *, step, **_):
+  def second(trained, *, step, **_):
     calls.append("second")
     return EvalOut({"eval/second": 2.0}, text="a text")
 
@@ -122,7 +122,7 @@ def test_an_evaluation_due_where_a_run_was_stopped_is_made_when_it_goes_on(tmp_p
   fields = dict(train__eval_every_steps=2, checkpoint__every_steps=2, checkpoint__keep_last=1, optim__steps=6)
   config = runs.toy_config(**fields, checkpoint__best_metric="val_score")
   scores = {2: 3.0, 4: 1.0, 6: 2.0}
-  evals = {"score": Eval(lambda params, *, step, **_: EvalOut({"val/score": scores[step]}), "every")}
+  evals = {"score": Eval(lambda trained, *, step, **_: EvalOut({"val/score": scores[step]}), "every")}
   start(config, tmp_path / "whole", evals=evals)
   for asked_at in (3, 4):  # Known at the end of step 4, before its evaluation.
     cut = tmp_path / f"cut_{asked_at}"

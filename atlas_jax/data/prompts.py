@@ -35,6 +35,7 @@ from atlas_jax.data import arithmetic, columns, countdown, packing, problems, re
 from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
 
+BATCH = ("problems", "index")
 TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
 FIELDS = row_formats.FIELDS
 
@@ -189,14 +190,14 @@ class PromptSource:
     """Steps until every problem was asked once, rounded up; None for problems without end."""
     return None if self._found.count is None else -(-self._found.count // self._prompts)
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the problems of `step` (this process's) and goes on to the next step.
 
     Returns:
       "problems", one per group, and "index", int64: each one's place in the order of all steps, from which
       a sampler may draw seeds.
     """
-    del params
+    del trained
     batch = self.batch(self.step)
     self.step += 1
     return batch

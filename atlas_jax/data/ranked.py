@@ -136,7 +136,7 @@ class RankedSource:
     """Gives the steps until every group was seen so many times, rounded up."""
     return -(-epochs * self.count // self._batch_rows)
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
@@ -146,7 +146,7 @@ class RankedSource:
     Raises:
       StopIteration: at the end of a source without a seed.
     """
-    del params
+    del trained
     if self._seed is None and self.step >= self.steps_of(1):
       raise StopIteration
     batch = self.batch(self.step)

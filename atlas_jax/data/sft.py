@@ -17,6 +17,7 @@ from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.columns import Needs
 from atlas_jax.data.problems import Problem
 
+BATCH = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "pos_BT")
 OVERLONG = ("error", "skip", "truncate")
 TURNS = ("all", "last", "split")
 SHOWN = 5  # Examples named in a message that is about many.
@@ -148,7 +149,7 @@ class SftSource:
                       "batch_rows": batch_rows, "packed": packed, "align_tokens": align_tokens}
     self._orders = None if seed is None else packing.Orders(self.rows, seed)
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
@@ -158,7 +159,7 @@ class SftSource:
     Raises:
       StopIteration: at the end of a source without a seed.
     """
-    del params
+    del trained
     if self._seed is None and self.step >= self.steps_per_epoch:
       raise StopIteration
     batch = self.batch(self.step)

@@ -1,8 +1,11 @@
-"""The protocol of a source of batches, and finding one by its file name."""
+"""The protocol of a source of batches, and finding one by its file name.
+
+A file of this folder is a source if it defines `make` and BATCH, the names of the arrays in its batches.
+"""
 import importlib
 import inspect
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +21,8 @@ class Source(Protocol):
   `steps_of(epochs) -> int` counts the batches of so many passes.
   """
 
-  def next(self, params) -> dict:
-    """Gives the next batch, name -> numpy array; only rollouts use `params`."""
+  def next(self, trained) -> dict:
+    """Returns the next batch, name -> numpy array; only rollouts use `trained`, a `state.Trained`."""
 
   def state(self) -> dict:
     """Gives what JSON can hold and `restore` needs to go on with the very next batch."""
@@ -31,10 +34,32 @@ class Source(Protocol):
     """Names where the rows of that step's batch come from, one "file@byte" per row of this process."""
 
 
-def names() -> list[str]:
-  """Lists the sources that `load` knows: the files of this folder that define `make`."""
-  files = pathlib.Path(__file__).parent.glob("*.py")
-  return sorted(file.stem for file in files if "\ndef make(" in file.read_text(encoding="utf-8"))
+def names(reads: Collection[str] = ()) -> list[str]:
+  """Lists the sources of this folder whose batches hold all the arrays of these names."""
+  texts = {file.stem: file.read_text(encoding="utf-8") for file in pathlib.Path(__file__).parent.glob("*.py")}
+  known = [name for name, text in texts.items() if "\ndef make(" in text and "\nBATCH = " in text]
+  return sorted(name for name in known if set(reads) <= set(_module_of(name).BATCH))
+
+
+def check(source: str, reads: Collection[str], *, recipe: str) -> None:
+  """Refuses a source of this folder whose batches a recipe cannot read.
+
+  Args:
+    source: as of `load`; a module of one's own is not looked into.
+    reads: names of the arrays that the recipe reads.
+    recipe: its name.
+
+  Raises:
+    ValueError: names what the batches lack, and the sources that the recipe can read.
+  """
+  if "." in source or source in names(reads):
+    return
+  able = f"known sources: {', '.join(names(reads))}, or a module of your own such as experiments.mqar.task"
+  if source not in names():
+    raise ValueError(f"config.data.source={source!r} is unknown; {able}")
+  lacking = ", ".join(sorted(set(reads) - set(_module_of(source).BATCH)))
+  raise ValueError(f"config.data.source={source!r} gives no {lacking}, which config.recipe={recipe!r} reads; "
+                   f"{able}")
 
 
 def load(source: str, **fields) -> Source:
@@ -111,7 +136,11 @@ def _make_of(source: str) -> Callable:
     raise ValueError(f"config.data.source={source!r} is unknown; known sources: {', '.join(names())}")
   if "." in source:
     return modules.attribute(source, "make", field="data.source")
-  return importlib.import_module(f"atlas_jax.data.{source}").make
+  return _module_of(source).make
+
+
+def _module_of(source: str):
+  return importlib.import_module(f"atlas_jax.data.{source}")
 
 
 def _takes(make: Callable, name: str) -> bool:

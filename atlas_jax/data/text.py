@@ -11,6 +11,7 @@ from atlas_jax.data import packing, problems, transforms
 from atlas_jax.data import store as stores
 from atlas_jax.data import tokenizer as tokenizers
 
+BATCH = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "pos_BT", "bytes_BT")
 ENDLESS = 2**40  # Records of a split that never ends.
 AHEAD = 8        # Batches prepared ahead of the loop.
 
@@ -69,7 +70,7 @@ class TextSource:
     self._rows, self._threads = rows, threads
     self._batches: Any = None
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
@@ -78,7 +79,7 @@ class TextSource:
     Raises:
       StopIteration: at the end of a held-out split.
     """
-    del params
+    del trained
     self._batches = self._batches or self._open()
     batch = next(self._batches)
     self.step += 1

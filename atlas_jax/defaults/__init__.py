@@ -58,7 +58,7 @@ def default() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
-      "source": "text",  # A file in data/, or a dotted module name.
+      "source": "text",  # A source in data/ that the recipe can read, or a dotted module name.
       "name": "python_stdlib",  # Corpus: python_stdlib, files, a TFDS name such as lm1b, or hf:NAME.
       "path": OPTIONAL(str),  # Files, folders or a pattern, comma-separated, for name "files".
       "text_field": "text",  # Field of JSON lines or records that holds the text.

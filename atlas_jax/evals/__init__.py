@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 class Eval(NamedTuple):
   """One measurement of a recipe, and when the loop takes it."""
 
-  # (params, *, step: int, tables=(), workdir=None) -> EvalOut; files go below the workdir, if there is one.
+  # (trained, *, step: int, workdir=None) -> EvalOut; `trained` is a `state.Trained`; files go below the
+  # workdir, if there is one.
   run: Callable
   when: str  # "every" (each config.train.eval_every_steps, and at the end) or "end"
 

@@ -81,13 +81,13 @@ def make(recorded: Baseline, path: str, setting: Mapping[str, Any]):
     setting: of this run.
 
   Returns:
-    run(params, *, step) -> EvalOut with "eval/baseline_bits_per_byte",
+    run(trained, *, step) -> EvalOut with "eval/baseline_bits_per_byte",
     "eval/baseline_loss_nats_by_position/FIRST-LAST" and the note "baseline_command"; or, if this run's
     setting is not that of the figures or its model of another size, with a line that says why there are none.
   """
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    differ, count = differences(recorded.setting, setting), tree.count(params)
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    differ, count = differences(recorded.setting, setting), tree.count(trained.params)
     if abs(count / recorded.params - 1) > ALIKE:
       differ.append(f"{recorded.params:,} parameters there, {count:,} here")
     if differ:

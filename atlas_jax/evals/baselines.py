@@ -16,12 +16,12 @@ def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
     max_tokens: see `held_out.batches`; None reads all.
 
   Returns:
-    run(params, *, step) -> EvalOut with "eval/trigram_bits_per_byte", "eval/trigram_tokens" (targets it was
+    run(trained, *, step) -> EvalOut with "eval/trigram_bits_per_byte", "eval/trigram_tokens" (targets it was
     fitted on) and "eval/gzip_bits_per_byte" of the bytes behind the held-out targets.
   """
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del params
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del trained, workdir
     with contextlib.closing(train_factory()) as source:
       coder = source.tokenizer
       seen = (source.next(None) for _ in range(step))

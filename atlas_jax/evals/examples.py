@@ -21,7 +21,7 @@ def make(score, source_factory, mesh: Mesh):
     mesh: over which rows are split; all processes must read equally many batches.
 
   Returns:
-    run(params, *, step, frozen) -> EvalOut with, over all targets that count, "val/loss_nats",
+    run(trained, *, step) -> EvalOut with, over all targets that count, "val/loss_nats",
     "val/perplexity" and "val/tokens".
   """
   def sums(params, batch, frozen):
@@ -31,12 +31,13 @@ def make(score, source_factory, mesh: Mesh):
 
   sums_of = jax.jit(sums, out_shardings=meshes.replicated(mesh))
 
-  def run(params, *, step: int, tables=(), frozen=(), workdir=None) -> EvalOut:
-    del step, tables, workdir
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
     totals, waiting = np.zeros(2), None
     for batch in _batches(source_factory()):
       # Sums of a batch are read while the next one is computed.
-      totals, waiting = totals + _pair(waiting), sums_of(params, hosts.global_batch(mesh, batch), frozen)
+      totals, waiting = totals + _pair(waiting), sums_of(trained.params, hosts.global_batch(mesh, batch),
+                                                  trained.frozen)
     nats, tokens = totals + _pair(waiting)
     if not tokens:
       raise ValueError("the held-out examples have no token that counts; raise config.data.held_out_frac")

@@ -52,7 +52,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
 
   Returns:
-    run(params, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
+    run(trained, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
     the ablation minus that of the model as it is; its interval "eval/memory_gain_NAME_nats_low" and "_high",
     see `bootstrap.interval_of_mean`, over documents (the parts of one that is cut between two rows count as
     two); of BY_POSITION the same by position in the document, "eval/memory_gain_NAME_nats_by_position/
@@ -71,9 +71,9 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   segment = functools.partial(_segment, model, block_tokens)
   segment_step = held_out.make_step(segment, mesh)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    found = list(held_out.segments(segment_step, params, model, source_factory(), mesh,
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    found = list(held_out.segments(segment_step, trained.params, model, source_factory(), mesh,
                                    max_tokens=max_tokens))
     return result(by_document(found, ("emptied", "writes_off", "gate_zero")),
                   by_document(found, ("swapped",), prefix="swapped_"))

@@ -37,7 +37,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
 
   Returns:
-    run(params, *, step) -> EvalOut with, over counted targets, "val/loss_nats", "val/perplexity",
+    run(trained, *, step) -> EvalOut with, over counted targets, "val/loss_nats", "val/perplexity",
     "val/tokens", "val/bits_per_byte" (absent if targets stand for no bytes), and for each bucket of positions
     that has any "val/loss_nats_by_position/FIRST-LAST" and "val/tokens_by_position/FIRST-LAST".
   """
@@ -51,9 +51,10 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
   segment_step = held_out.make_step(segment, mesh)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    totals = held_out.add_up(segment_step, params, model, source_factory(), mesh, max_tokens=max_tokens)
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    totals = held_out.add_up(segment_step, trained.params, model, source_factory(), mesh,
+                             max_tokens=max_tokens)
     return EvalOut(scalars(totals, bucket_names(starts)))
 
   return run

@@ -15,8 +15,8 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
   """Makes the evaluation.
 
   Args:
-    write: (params, problems, *, step) -> for each problem None, if it is not asked, or what was written, with
-      `text`, `tokens` and `reason`.
+    write: (trained, problems, *, step) -> for each problem None, if it is not asked, or what was written,
+      with `text`, `tokens` and `reason`.
     grade: (problems, what was written, *, step) -> (reward_B, name -> reward_B), NaN where there is nothing
       to say.
     found: the problems, each with `where`, `prompt` and `answer`.
@@ -24,15 +24,15 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
     shown: problems in the text.
 
   Returns:
-    run(params, *, step) -> EvalOut with val/accuracy (share of graded answers that are right), val/reward,
+    run(trained, *, step) -> EvalOut with val/accuracy (share of graded answers that are right), val/reward,
     val/length_tokens, val/ended_frac (share that came to an end of their own) and val/graded_count.
 
   Raises:
     ValueError: from run, if no problem can be graded.
   """
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del tables, workdir
-    given = write(params, found, step=step)
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del workdir
+    given = write(trained, found, step=step)
     pairs = [(problem, one) for problem, one in zip(found, given, strict=True) if one is not None]
     if not pairs:
       raise ValueError(f"none of the {len(found)} held-out problems can be asked: their prompts are longer "

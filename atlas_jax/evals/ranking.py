@@ -23,7 +23,7 @@ def make(score: Callable, settings: ranked.Settings, source_factory: Callable, m
     mesh: over which prompts are split.
 
   Returns:
-    run(params, *, frozen, step, tables=(), workdir=None) -> EvalOut with "val/prompts" and, over these,
+    run(trained, *, step) -> EvalOut with "val/prompts" and, over these,
     "val/loss_nats" and the parts of the loss; "val/best_nats", per token of the best response (of equal ones,
     the first); "val/pairs" and "val/pairs_right_frac", the share of pairs with an order that likelihoods per
     token put right; "val/top1_prompts", prompts whose responses are not all tied, and "val/top1_frac", the
@@ -39,8 +39,8 @@ def make(score: Callable, settings: ranked.Settings, source_factory: Callable, m
 
   compiled = jax.jit(sums, out_shardings=meshes.replicated(mesh))
 
-  def run(params, *, frozen=(), step: int, tables=(), workdir=None) -> EvalOut:
-    del step, tables, workdir
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
     totals: dict[str, float] = {}
     source = source_factory()
     while True:
@@ -48,7 +48,7 @@ def make(score: Callable, settings: ranked.Settings, source_factory: Callable, m
         batch = hosts.global_batch(mesh, source.next(None))
       except StopIteration:
         return EvalOut(scalars(totals))
-      for name, value in compiled(params, batch, frozen).items():
+      for name, value in compiled(trained.params, batch, trained.frozen).items():
         totals[name] = totals.get(name, 0.0) + float(np.asarray(value, np.float64))
 
   return run

@@ -6,16 +6,16 @@ def make(generate_fn, prompt: str, tokens: int):
   """Makes the evaluation.
 
   Args:
-    generate_fn: (params, prompt, *, tokens) -> pieces of text as they come, the prompt not among them.
+    generate_fn: (trained, prompt, *, tokens) -> pieces of text as they come, the prompt not among them.
     prompt: text to go on from.
     tokens: how many to add at most.
 
   Returns:
-    run(params, *, step) -> EvalOut with the prompt and what follows as its text, and no scalars.
+    run(trained, *, step) -> EvalOut with the prompt and what follows as its text, and no scalars.
   """
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    return EvalOut({}, prompt + "".join(generate_fn(params, prompt, tokens=tokens)))
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    return EvalOut({}, prompt + "".join(generate_fn(trained, prompt, tokens=tokens)))
 
   return run

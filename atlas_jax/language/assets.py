@@ -24,8 +24,8 @@ from atlas_jax.language.initial_model import (
 from atlas_jax.language.pretrained import hf_export, hf_import, peft, tokenizer_files
 
 
-def keep(config, start: Start, workdir) -> None:
-  """Copies tokenizer, chat template and published config into a workdir; see `Recipe.keep`.
+def save(config, start: Start, workdir) -> None:
+  """Copies tokenizer, chat template and published config into a workdir; see `recipes.Assets`.
 
   Args:
     config: of the run.
@@ -57,12 +57,12 @@ def keep(config, start: Start, workdir) -> None:
 def shape_of(workdir: str) -> dict:
   """Gives the fields of a run's model: those of the first of the runs that it goes on from."""
   config = configs.load(workdir).as_configdict()
-  use(config, workdir)
+  resolve(config, workdir)
   path = config.model.path
   return shape_of(path) if path is not None and is_run(path) else config[group_of(config)].to_dict()
 
 
-def use(config, workdir) -> None:
+def resolve(config, workdir) -> None:
   """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
   use_copies(config, workdir)
 
@@ -84,7 +84,7 @@ def with_copies_of_lost(config, workdir):
     check_base(config, workdir)
   changed = config.as_configdict()
   if is_lost(config.model.path):
-    use(changed, workdir)
+    resolve(changed, workdir)
   elif is_lost(config.lora.path):
     changed.lora.path = str(workdir / ADAPTER)
   else:

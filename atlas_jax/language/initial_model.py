@@ -52,7 +52,7 @@ class Start(NamedTuple):
 
   @property
   def backward_frac(self) -> float:
-    """The share of a forward pass that has a backward pass; see `Recipe.backward_frac`.
+    """The share of a forward pass that has a backward pass; see `recipes.Accounting`.
 
     Beside adapters no gradient of weights is computed: the backward pass costs as much as the forward one.
     """

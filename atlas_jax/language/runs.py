@@ -39,7 +39,7 @@ def config_of(workdir, given=()):
     ValueError: if the workdir holds no run, or one from elsewhere that names code to run.
   """
   config = configs.load(workdir, given=given).as_configdict()
-  assets.use(config, workdir)
+  assets.resolve(config, workdir)
   return config
 
 

@@ -165,7 +165,7 @@ def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
 
   Args:
     rows: what `read_metrics` gives.
-    unit: see `recipes.Recipe`.
+    unit: see `recipes.Accounting`.
   """
   names = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s")
   found = {name: median(rows, f"perf/{name}") for name in names}

@@ -82,14 +82,14 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
       numbers of the others.
 
   Returns:
-    run(params, *, step, tables=(), workdir=None) -> EvalOut with "eval/all/count" (labelled examples), the
+    run(trained, *, step, workdir=None) -> EvalOut with "eval/all/count" (labelled examples), the
     means "accuracy" (of tokens), "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss" and "q_halt_loss" in
     nats, and "steps_spent": steps of all slots, also idle ones and other trajectories, per example. Process 0
     draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
   """
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
     totals, unseen, gallery = Totals(batch_rows), Totals(batch_rows), Gallery(-(-n_pictures // 2))
-    for result in solve(params, tables):
+    for result in solve(trained):
       totals.add(result)
       gallery.add(result)
       if result.example not in trained_on:

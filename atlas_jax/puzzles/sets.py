@@ -41,7 +41,7 @@ class Sets(NamedTuple):
   leaked: frozenset[str] = frozenset()  # arc: ids of held-out tasks whose answers are trained on
   trained_on: frozenset[int] = frozenset()  # built boards: held-out examples whose question is trained on
 
-  def keep(self, workdir: pathlib.Path) -> None:
+  def save(self, workdir: pathlib.Path) -> None:
     """Writes what the puzzles of a run are."""
     write.json(pathlib.Path(workdir) / RECORD, json_file.sealed(_record(self)), indent=None)
 
@@ -66,7 +66,7 @@ def _record(sets: Sets) -> dict:
 
 
 def record_of(workdir) -> dict:
-  """Reads what `Sets.keep` wrote: n_ids, kind, and what the puzzles of a run are known by.
+  """Reads what `Sets.save` wrote: n_ids, kind, and what the puzzles of a run are known by.
 
   Raises:
     ValueError: if the file is missing or damaged.

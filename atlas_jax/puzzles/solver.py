@@ -22,6 +22,7 @@ from atlas_jax.losses import recursion
 from atlas_jax.models import act
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 
 MODES = ("all", "halting")
 MEANS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
@@ -113,13 +114,12 @@ class Options(NamedTuple):
     return self.halt_threshold if self.mode == "halting" else None
 
 
-def make(model, reset: Callable, batches_of: Callable, mesh: Mesh, options: Options):
+def make(model, batches_of: Callable, mesh: Mesh, options: Options):
   """Makes the function that answers all examples; it is compiled once, whatever is read.
 
   Args:
     model: `apply({"params": params}, inputs_BT, rows_BE, latents)`, `zero_latents(rows)`, `seq_len` and
       `row_width`, see models.trm.TRM.
-    reset: gives the vectors that latents start from, one [D] per latent, when it is called.
     batches_of: gives the batches, from the first one, each time it is called: inputs_BT, labels_BT (-100
       where nothing is scored) and ids_B of any number of rows, all rows in every process. Rows whose inputs
       are all 0 are padding and left out.
@@ -127,7 +127,8 @@ def make(model, reset: Callable, batches_of: Callable, mesh: Mesh, options: Opti
     options: see `Options`.
 
   Returns:
-    solve(params, tables=()) -> an iterator over Results in the order of the examples. `tables` has "puzzles",
+    solve(trained) -> an iterator over Results in the order of the examples. Of `state.Trained`, `frozen` has
+    "reset", the vectors that latents start from, one [D] per latent, and `tables` has "puzzles",
     [ids, row_width], if the model has rows.
 
   Raises:
@@ -138,11 +139,11 @@ def make(model, reset: Callable, batches_of: Callable, mesh: Mesh, options: Opti
   # Without a threshold the host knows who has finished, and need not wait for the device to say so.
   least_steps = options.n_supervision if options.threshold is None else 1
 
-  def solve(params, tables=()) -> Iterator[Result]:
+  def solve(trained: Trained) -> Iterator[Result]:
     queue = _queue(batches_of(), options.max_examples, options.n_trajectories)
-    starts = tuple(np.asarray(start) for start in reset())
-    done = _work(device, mesh, [None] * options.batch_rows, queue, least_steps, model.seq_len, params, starts,
-                 table_of(model, tables))
+    starts = tuple(np.asarray(start) for start in trained.frozen["reset"])
+    done = _work(device, mesh, [None] * options.batch_rows, queue, least_steps, model.seq_len, trained.params,
+                 starts, table_of(model, trained.tables))
     return _counting_unsure(_in_order(done, options.n_trajectories))
 
   return solve

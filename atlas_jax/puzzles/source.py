@@ -131,13 +131,13 @@ class PuzzleSource:
       "identity": json.loads(json.dumps(train.identity))}  # As it comes back from a file.
     self._batches: Any = None
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives this process's rows of the batch of `step`, and goes on to the next step.
 
     Returns:
       inputs_BT, labels_BT (-100 where not scored), ids_B (rows of the puzzle table), all int32.
     """
-    del params
+    del trained
     self._batches = self._batches or self._open()
     batch = next(self._batches)
     self.step += 1

@@ -19,8 +19,9 @@ from atlas_jax import evals, tree
 from atlas_jax.data import prompts, spans
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
-from atlas_jax.language import assets
+from atlas_jax.language import assets, samplers
 from atlas_jax.language.decoding.native import NativeSampler
+from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import (
   MODEL,
   TEACHER_STEP,
@@ -34,15 +35,14 @@ from atlas_jax.language.initial_model import (
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
 from atlas_jax.models.language import read_completions
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Given, LossOut, Recipe
-from atlas_jax.recipes.grpo import Bound
-from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
 from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
-from atlas_jax.state import Init
+from atlas_jax.state import Init, LoadedParams, Trained
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 
@@ -60,28 +60,24 @@ class Pair(NamedTuple):
     return self.student.tokenizer.vocab_size
 
 
-def make(config, mesh) -> Recipe:
+def make(config, mesh, workdir=None) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   pair = pair_of(config)
-  sampler = Bound(config, pair.student, mesh)
+  sampler = samplers.load(config, pair.student, mesh, workdir)
   teacher_sampler = NativeSampler(pair.teacher.language, pair.teacher.tokenizer, mesh)
   source = source_of(config, pair, sampler, teacher_sampler)
 
-  def bind(frozen, workdir) -> None:
-    sampler.bind(frozen, workdir)
-    source.bind(frozen, workdir)
-
-  def keep(workdir) -> None:
-    assets.keep(config, pair.student, workdir)
+  def save(workdir) -> None:
+    assets.save(config, pair.student, workdir)
     note_step(config.distill.teacher, workdir / TEACHER_STEP)
 
-  def fits(workdir) -> None:
+  def check(workdir) -> None:
     check_step(config.distill.teacher, workdir / TEACHER_STEP, "config.distill.teacher")
 
   return Recipe(
       init_of(pair), loss_of(config, pair), source,
-      evals_of(config, pair, mesh, source, sampler, teacher_sampler), unit=unit_of(pair),
-      backward_frac=student_frac(pair), keep=keep, fits=fits, read=read_of(pair), bind=bind)
+      evals_of(config, pair, mesh, source, sampler, teacher_sampler), load=load_of(pair),
+      accounting=Accounting(unit_of(pair), backward_frac=student_frac(pair)), assets=Assets(save, check))
 
 
 def pair_of(config) -> Pair:
@@ -199,13 +195,13 @@ def init_of(pair: Pair):
   return init
 
 
-def read_of(pair: Pair):
+def load_of(pair: Pair):
   """Makes the reader of the teacher, and of what the student starts from where that is read."""
-  def read(mesh, fresh: bool) -> Given:
+  def load(mesh, fresh: bool) -> LoadedParams:
     params, frozen = pair.student.read(mesh, fresh)
-    return Given(params, {**frozen, FROZEN: pair.teacher.read(mesh, True)[0]})
+    return LoadedParams(params, {**frozen, FROZEN: pair.teacher.read(mesh, True)[0]})
 
-  return read
+  return load
 
 
 def student_frac(pair: Pair) -> float:
@@ -279,20 +275,19 @@ def compare_spans(config, pair: Pair):
   return compare
 
 
-def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Bound, teacher_sampler) -> dict:
+def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Sampler, teacher_sampler) -> dict:
   """The evaluations of a run: divergence on held-out solutions; problems answered, also by the teacher."""
   if not config.data.held_out_frac:
     return {}
   problems, found = held_out.problems_of(config), {}
   solved = [problem for problem in problems if problem.solution is not None]
   if solved:
-    run = divergence_of(config, pair, mesh, source, solved)
-    found["divergence"] = evals.Eval(lambda params, **given: run(params, sampler.frozen), "every")
+    found["divergence"] = evals.Eval(divergence_of(config, pair, mesh, source, solved), "every")
   if any(problem.answer is not None for problem in problems):
-    answer = held_out.make(config, pair.student, sampler, lambda params: whole(params, sampler.frozen))
-    found["problems"] = evals.Eval(answer, "every")
-    taught = held_out.make(config, pair.teacher, teacher_sampler, lambda params: sampler.frozen[FROZEN])
-    found["teacher"] = evals.Eval(lambda params, **given: _renamed(taught(params, **given)), "end")
+    found["problems"] = evals.Eval(held_out.make(config, pair.student, sampler), "every")
+    taught = held_out.make(config, pair.teacher, teacher_sampler,
+                           params_of=lambda trained: trained.frozen[FROZEN])
+    found["teacher"] = evals.Eval(lambda trained, **given: _renamed(taught(trained, **given)), "end")
   return found
 
 
@@ -301,7 +296,7 @@ def _renamed(out: EvalOut) -> EvalOut:
 
 
 def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
-  """Makes (params, frozen) -> EvalOut with val/divergence_nats, the mean over recorded solutions.
+  """Makes the evaluation that gives val/divergence_nats, the mean over recorded solutions; see `evals.Eval`.
 
   Args:
     config, pair, mesh: of the run.
@@ -327,7 +322,8 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
   compiled: Any = jax.jit(add_up, out_shardings=meshes.replicated(mesh))
   count, index = jax.process_count(), jax.process_index()
 
-  def run(params, frozen) -> EvalOut:
+  def run(trained: Trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
     nats, counted = 0.0, 0.0
     for first in range(0, len(texts), rows):
       part = texts[first:first + rows]
@@ -336,7 +332,7 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
       batch = source.arrays([*part, *empty])
       share = rows // count
       mine = {name: array[index * share:(index + 1) * share] for name, array in batch.items()}
-      total, weight = compiled(params, hosts.global_batch(mesh, mine), frozen)
+      total, weight = compiled(trained.params, hosts.global_batch(mesh, mine), trained.frozen)
       nats, counted = nats + float(total), counted + float(weight)
     return EvalOut({"val/divergence_nats": nats / max(counted, 1.0), f"val/{unit_of(pair)}": counted})
 

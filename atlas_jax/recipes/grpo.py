@@ -5,7 +5,7 @@ The weight of a loss counts completion tokens where every token weighs the same 
 too that the loss leaves out, such as tokens of masked completions.
 """
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +13,38 @@ import numpy as np
 
 from atlas_jax import evals
 from atlas_jax.data import prompts
-from atlas_jax.language import assets
-from atlas_jax.language.decoding.native import NativeSampler
-from atlas_jax.language.decoding.sampler import Options, Rollout, Sampler
+from atlas_jax.language import assets, first_params, samplers
+from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses import policy, policy_metrics
 from atlas_jax.losses.policy import Settings
 from atlas_jax.losses.token_logprobs import token_logprobs, token_logprobs_and_entropies
 from atlas_jax.models.language import read_completions
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import Anchor, Given, LossOut, Recipe
-from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, ReferenceUpdate, Update
 from atlas_jax.rollout import held_out, reward_columns, rewards
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.source import Plan, RolloutSource
-from atlas_jax.state import Init
 
-REFERENCE = "reference"
 OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to score completions.
 
 
-def make(config, mesh) -> Recipe:
+def make(config, mesh, workdir=None) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   rewards.of_config(config)  # Wrong ones are refused before anything is read.
   start, settings = open_start(config), settings_of(config)
-  sampler = Bound(config, start, mesh)
-  rollouts = source_of(config, start, sampler, mesh)
-
-  def bind(frozen, workdir) -> None:
-    sampler.bind(frozen, workdir)
-    rollouts.bind(frozen, workdir)
-
+  sampler = samplers.load(config, start, mesh, workdir)
+  rollouts = source_of(config, start, sampler, mesh, workdir)
+  backward_frac = start.backward_frac / (2 if settings.kl_weight else 1)  # A reference is only read.
+  stays = has_fixed_reference(settings, config)
   return Recipe(
-      init_of(start, settings, config), loss_of(config, start, settings), rollouts,
-      evals_of(config, start, sampler), unit=unit_of(settings), finish=finish, bind=bind,
-      backward_frac=start.backward_frac / (2 if settings.kl_weight else 1),  # A reference is only read.
-      keep=lambda workdir: assets.keep(config, start, workdir), read=read_of(start, settings, config),
-      anchor=anchor_of(settings, config))
+      first_params.init_of(start, reference=stays), loss_of(config, start, settings), rollouts,
+      evals_of(config, start, sampler), load=first_params.load_of(start, reference=stays),
+      update=Update(reference=reference_update_of(settings, config)),
+      accounting=Accounting(unit_of(settings), finish, backward_frac=backward_frac),
+      assets=Assets(save=functools.partial(assets.save, config, start)))
 
 
 def settings_of(config) -> Settings:
@@ -82,54 +76,7 @@ def unit_of(settings: Settings) -> str:
   return "completion_tokens" if settings.aggregation == "token_mean" else "completions"
 
 
-class Bound:
-  """The sampler of a run, made when it is first needed: a server wants to know the workdir.
-
-  Attributes:
-    frozen: what is not trained.
-  """
-
-  def __init__(self, config, start: Start, mesh):
-    self._config, self._start, self._mesh = config, start, mesh
-    self._workdir: Any = None
-    self._sampler: Any = None
-    self.frozen: Any = ()
-
-  def bind(self, frozen, workdir) -> None:
-    """Takes what is not trained, and the workdir; see `Recipe.bind`."""
-    self.frozen, self._workdir = frozen, workdir
-
-  def load(self, params, version: int) -> None:
-    """Takes the weights of the whole model; see `Sampler.load`."""
-    if self._sampler is None:
-      self._sampler = sampler_of(self._config, self._start, self._mesh, self._workdir)
-    self._sampler.load(params, version)
-
-  def generate(self, prompts, options: Options, seed: int) -> Rollout:
-    """Writes completions; see `Sampler.generate`."""
-    return self._sampler.generate(prompts, options, seed)
-
-  @property
-  def stats(self) -> dict[str, float]:
-    """Gives what the sampler tells of its last load, such as how long a server took."""
-    return self._sampler.stats if hasattr(self._sampler, "stats") else {}
-
-  def close(self) -> None:
-    """Ends what the sampler has started."""
-    if hasattr(self._sampler, "close"):
-      self._sampler.close()
-
-
-def sampler_of(config, start: Start, mesh, workdir) -> Sampler:
-  """Makes the sampler that config.sampler.kind names."""
-  if config.sampler.kind == "native":
-    return NativeSampler(start.language, start.tokenizer, mesh)
-  from atlas_jax.language.vllm import sampler as vllm  # Its extra is needed by those alone who use it.
-  return vllm.make(start.language, start.tokenizer, like=start.folder, workdir=workdir,
-                   longest_tokens=config.data.max_prompt_tokens + config.sampler.max_tokens, **config.vllm)
-
-
-def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
+def source_of(config, start: Start, sampler: Sampler, mesh, workdir=None) -> RolloutSource:
   """Makes the source of rollouts.
 
   Raises:
@@ -152,7 +99,7 @@ def source_of(config, start: Start, sampler: Sampler, mesh) -> RolloutSource:
       found, sampler, wanted,
       encode=held_out.encoder_of(config, start), options=options, plan=plan, scoring=scoring,
       tokenizer=start.tokenizer, seed=config.seed, whole=whole,
-      old_logprobs=old_logprobs_of(config, start, mesh), process_index=jax.process_index(),
+      old_logprobs=old_logprobs_of(config, start, mesh), workdir=workdir, process_index=jax.process_index(),
       process_count=jax.process_count())
 
 
@@ -193,7 +140,7 @@ def loss_of(config, start: Start, settings: Settings):
     logprob_BT, entropy_BT, stats = score(params, batch, frozen)
     ref_BT = None
     if settings.kl_weight:
-      ref_BT = refer(jax.lax.stop_gradient(frozen[REFERENCE]), batch, frozen)[0]
+      ref_BT = refer(jax.lax.stop_gradient(frozen[first_params.REFERENCE]), batch, frozen)[0]
     counted_BT = policy.loss_mask(
         batch["completion_mask_BT"],
         truncated_B=None if config.rollout.truncated == "keep" else batch["truncated_B"])
@@ -211,34 +158,8 @@ def loss_of(config, start: Start, settings: Settings):
 
 
 def finish(means: dict) -> dict:
-  """Turns averaged metrics of the loss into metrics by name; see `Recipe.finish`."""
+  """Turns averaged metrics of the loss into metrics by name; see `recipes.Accounting`."""
   return {**policy_metrics.finish(means["policy"]), **means["layers"]}
-
-
-def init_of(start: Start, settings: Settings, config):
-  """Makes the function from a key to what training starts from; the reference is a copy of it."""
-  def init(rng):
-    params, frozen = start.init(rng)
-    if has_fixed_reference(settings, config):
-      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params)}
-    return Init(params, frozen=frozen or ())
-
-  return init
-
-
-def read_of(start: Start, settings: Settings, config):
-  """Makes the reader of what training starts from, or None where all of it is drawn."""
-  if start.read_base is None:
-    return None
-
-  def read(mesh, fresh: bool) -> Given:
-    refers = has_fixed_reference(settings, config) and start.reads_trained
-    params, frozen = start.read(mesh, fresh or refers)
-    if refers:  # A copy: the parameters themselves are used up by the first update.
-      frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}
-    return Given(params if fresh else None, frozen)
-
-  return read
 
 
 def has_fixed_reference(settings: Settings, config) -> bool:
@@ -246,16 +167,15 @@ def has_fixed_reference(settings: Settings, config) -> bool:
   return bool(settings.kl_weight) and config.policy.reference_every_steps is None
 
 
-def anchor_of(settings: Settings, config) -> Anchor | None:
-  """Gives how the reference follows the policy, None where it does not."""
+def reference_update_of(settings: Settings, config) -> ReferenceUpdate | None:
+  """Returns how the reference follows the policy, None where it does not."""
   if not settings.kl_weight or config.policy.reference_every_steps is None:
     return None
-  return Anchor(config.policy.reference_every_steps, config.policy.reference_share)
+  return ReferenceUpdate(config.policy.reference_every_steps, config.policy.reference_share)
 
 
-def evals_of(config, start: Start, sampler: Bound) -> dict:
+def evals_of(config, start: Start, sampler: Sampler) -> dict:
   """The evaluation of a run: held-out problems answered; none where nothing is held out."""
   if not config.data.held_out_frac:
     return {}
-  run = held_out.make(config, start, sampler, lambda params: whole(params, sampler.frozen), checked=True)
-  return {"problems": evals.Eval(run, "every")}
+  return {"problems": evals.Eval(held_out.make(config, start, sampler, checked=True), "every")}

@@ -21,9 +21,12 @@ from atlas_jax.language import assets
 from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_run, open_start
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import lm
+from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.optim import windows
-from atlas_jax.recipes import Given, LossOut, Recipe
-from atlas_jax.state import Init
+from atlas_jax.recipes import Assets, LossOut, Recipe, Update
+from atlas_jax.state import Init, LoadedParams
+
+READS = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "bytes_BT")  # Of a batch.
 
 
 def model_of(config) -> lm.LM:
@@ -58,7 +61,7 @@ def start_of(config) -> Start | None:
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
   changed = other.as_configdict()
-  assets.use(changed, path)
+  assets.resolve(changed, path)
   check_same_model(config, changed)
   return open_start(config)
 
@@ -97,20 +100,20 @@ def with_tokenizer(config):
   return configs.resolve(changed)
 
 
-def read_of(start: Start | None) -> Callable | None:
+def load_of(start: Start | None) -> Callable | None:
   """Makes the reader of what training starts from, or None where all of it is drawn."""
-  return None if start is None else lambda mesh, fresh: Given(*start.read(mesh, fresh))
+  return None if start is None else lambda mesh, fresh: LoadedParams(*start.read(mesh, fresh))
 
 
-def keep_of(config, start: Start | None, tokenizer) -> Callable:
+def save_of(config, start: Start | None, tokenizer) -> Callable:
   """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
-  def keep(workdir) -> None:
+  def save(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
     inventory.seal(workdir / TOKENIZER)
     if start is not None:
-      assets.keep(config, start, workdir)
+      assets.save(config, start, workdir)
 
-  return keep
+  return save
 
 
 def init_params(config, model: lm.LM, rng):
@@ -161,7 +164,12 @@ def data_of(manifest) -> dict:
 
 
 def train_source_of(config, **place):
-  """Opens the training documents of a config: this process's rows, unless `place` says otherwise."""
+  """Opens the training documents of a config: this process's rows, unless `place` says otherwise.
+
+  Raises:
+    ValueError: for a source that the loss cannot read; see also `data.source.load`.
+  """
+  sources.check(config.data.source, READS, recipe=config.recipe)
   fields = sources.fields_of(config.data)
   source = sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
@@ -192,8 +200,8 @@ def make(config, mesh) -> Recipe:
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                keep=keep_of(config, start, source.tokenizer), read=read_of(start),
-                by_step=by_step_of(config))
+                load=load_of(start), update=Update(by_step=by_step_of(config)),
+                assets=Assets(save=save_of(config, start, source.tokenizer)))
 
 
 def init_of(config, model: lm.LM):
@@ -231,11 +239,6 @@ def by_step_of(config) -> Callable | None:
   """Makes what the loss is given by the number of an update, how far attention sees; None: always all."""
   window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
-
-
-def layer_metrics(stats: dict) -> dict:
-  """Names each layer's statistics memory/NAME/layer_00 and so on."""
-  return {f"memory/{name}": value for name, value in stats.items()}
 
 
 def evals_of(config, model, mesh) -> dict:

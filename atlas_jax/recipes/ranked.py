@@ -14,17 +14,16 @@ from atlas_jax import evals
 from atlas_jax.data import ranked as data
 from atlas_jax.data import responses
 from atlas_jax.evals import ranking
-from atlas_jax.language import assets
+from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.language.pretrained import model_folder
 from atlas_jax.losses import ranked
 from atlas_jax.losses.token_logprobs import token_logprobs
-from atlas_jax.recipes import Given, LossOut, Recipe
-from atlas_jax.recipes.memory_lm import layer_metrics
-from atlas_jax.recipes.sft import Bound, check_lengths
-from atlas_jax.state import Init
+from atlas_jax.models.layer_metrics import layer_metrics
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
+from atlas_jax.state import Trained
 
-OURS = ("eval_files", "max_responses", "folder")  # Fields of config.ranked that are not of the loss.
+NON_LOSS_FIELDS = ("eval_files", "max_responses", "folder")  # Of config.ranked.
 SPLITS = ("train", "held_out")
 RIGHT, PAIRS = "ranked/pairs_right_frac", "ranked/pairs"
 
@@ -34,25 +33,26 @@ def make(config, mesh) -> Recipe:
   settings = settings_of(config)
   model_folder.check_name("ranked.folder", config.ranked.folder)
   start = open_start(config)
-  check_lengths(config, start)
+  lengths.check_segment_len(config, start)
   groups = groups_of(config, start)
   source = source_of(config, start, groups["train"], "train")
-  bound = Bound()
 
-  def keep(workdir) -> None:
-    assets.keep(config, start, workdir)
+  def save(workdir) -> None:
+    assets.save(config, start, workdir)
     model_folder.write_vocabulary(workdir, start.tokenizer)
 
-  def leave(workdir, params, summary) -> None:
+  def export(workdir, trained: Trained, summary) -> None:
     folder = pathlib.Path(workdir) / config.ranked.folder
     stats = stats_of(config, groups, summary) if summary else {}
-    model_folder.write(folder, config, start, whole(params, bound.frozen), stats)
+    model_folder.write(folder, config, start, whole(trained.params, trained.frozen), stats)
 
-  return Recipe(init_of(start, settings), loss_of(config, start, settings), source,
-                evals_of(config, start, settings, groups, mesh, bound), unit="prompts", finish=finish,
-                backward_frac=start.backward_frac / (2 if needs_reference(settings) else 1),
-                may_be_absent=(RIGHT,), keep=keep, read=read_of(start, settings), bind=bound.bind,
-                leave=leave)
+  compares = needs_reference(settings)
+  backward_frac = start.backward_frac / (2 if compares else 1)  # A reference is only read.
+  return Recipe(first_params.init_of(start, reference=compares), loss_of(config, start, settings), source,
+                evals_of(config, start, settings, groups, mesh),
+                load=first_params.load_of(start, reference=compares),
+                accounting=Accounting("prompts", finish, optional=(RIGHT,), backward_frac=backward_frac),
+                assets=Assets(save, export=export))
 
 
 def settings_of(config) -> ranked.Settings:
@@ -61,7 +61,8 @@ def settings_of(config) -> ranked.Settings:
   Raises:
     ValueError: if they cannot be.
   """
-  return ranked.Settings(**{name: value for name, value in config.ranked.items() if name not in OURS})
+  fields = {name: value for name, value in config.ranked.items() if name not in NON_LOSS_FIELDS}
+  return ranked.Settings(**fields)
 
 
 def needs_reference(settings: ranked.Settings) -> bool:
@@ -107,33 +108,6 @@ def source_of(config, start: Start, found, split: str, **place) -> data.RankedSo
       align_tokens=start.language.align_tokens, **place)
 
 
-def init_of(start: Start, settings: ranked.Settings):
-  """Makes the function from a key to what training starts from."""
-  def init(rng):
-    params, frozen = start.init(rng)
-    if needs_reference(settings):
-      frozen = {**frozen, "reference": params}
-    return Init(params, frozen=frozen or ())
-
-  return init
-
-
-def read_of(start: Start, settings: ranked.Settings):
-  """Makes the reader of what training starts from, or None where all of it is drawn."""
-  if start.read_base is None:
-    return None
-
-  def read(mesh, fresh: bool) -> Given:
-    as_reference = needs_reference(settings) and start.reads_trained
-    params, frozen = start.read(mesh, fresh or as_reference)
-    if as_reference:
-      # Copies, because those that are trained are used up.
-      frozen = {**frozen, "reference": jax.tree.map(jnp.copy, params) if fresh else params}
-    return Given(params if fresh else None, frozen)
-
-  return read
-
-
 def score_of(config, start: Start, settings: ranked.Settings):
   """Makes (params, batch, frozen) -> (logprob_BGT, the reference's or None, statistics of the layers)."""
   language = start.language
@@ -148,7 +122,7 @@ def score_of(config, start: Start, settings: ranked.Settings):
     logprob_BGT, stats = score(whole(params, frozen), batch)
     if not needs_reference(settings):
       return logprob_BGT, None, stats
-    ref_logprob_BGT, _ = score(whole(frozen["reference"], frozen), batch)
+    ref_logprob_BGT, _ = score(whole(frozen[first_params.REFERENCE], frozen), batch)
     return logprob_BGT, jax.lax.stop_gradient(ref_logprob_BGT), stats
 
   return both
@@ -173,11 +147,11 @@ def loss_of(config, start: Start, settings: ranked.Settings):
 
 
 def finish(means: dict) -> dict:
-  """Turns right pairs per prompt into their share of all pairs; see `Recipe.finish`."""
+  """Turns right pairs per prompt into their share of all pairs; see `recipes.Accounting`."""
   return {**means, RIGHT: means[RIGHT] / means[PAIRS]}
 
 
-def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, bound: Bound) -> dict:
+def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh) -> dict:
   """The evaluation of a run: how it ranks the responses to held-out prompts; none without any."""
   if not groups["held_out"]:
     return {}
@@ -185,7 +159,7 @@ def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh, boun
       source_of, config, start, groups["held_out"], "held_out")
   held_out()  # What is wrong with it is said before anything compiles.
   run = ranking.make(lambda *args: score(*args)[:2], settings, held_out, mesh)
-  return {"ranking": evals.Eval(lambda params, **given: run(params, frozen=bound.frozen, **given), "every")}
+  return {"ranking": evals.Eval(run, "every")}
 
 
 def stats_of(config, groups, summary: dict) -> dict:

@@ -7,55 +7,24 @@ import jax.numpy as jnp
 from atlas_jax import evals
 from atlas_jax.data import prompts, sft
 from atlas_jax.evals import examples
-from atlas_jax.language import assets
+from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.initial_model import Start, open_start, whole
 from atlas_jax.losses.sft import sft_loss
 from atlas_jax.losses.token_logprobs import token_logprobs
-from atlas_jax.recipes import Given, LossOut, Recipe
-from atlas_jax.recipes.memory_lm import layer_metrics
+from atlas_jax.models.layer_metrics import layer_metrics
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
 from atlas_jax.rollout import held_out, reward_columns
-from atlas_jax.state import Init
 
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   start = open_start(config)
-  check_lengths(config, start)
+  lengths.check_segment_len(config, start)
   source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
-  bound = Bound()
-  return Recipe(init_of(start), loss_of(config, start), source, evals_of(config, start, mesh, bound),
-                backward_frac=start.backward_frac, keep=lambda workdir: assets.keep(config, start, workdir),
-                read=read_of(start), bind=bound.bind)
-
-
-class Bound:
-  """What evaluations need besides the parameters they are given."""
-
-  def __init__(self):
-    self.frozen = ()
-
-  def bind(self, frozen, workdir) -> None:
-    """Takes what the loss is handed; see `Recipe.bind`."""
-    del workdir
-    self.frozen = frozen
-
-
-def check_lengths(config, start: Start) -> None:
-  """Refuses rows that the model cannot read.
-
-  Raises:
-    ValueError: names the field.
-  """
-  length, align = config.data.segment_len, start.language.align_tokens
-  if length % align:
-    low = length // align * align
-    raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "
-                     f"of the model; nearest are {low or align} and {low + align}")
-  rows = start.language.module.learned_positions if hasattr(start.language.module, "rope_base") else None
-  if rows is not None and rows < length:
-    raise ValueError(f"config.data.segment_len={length} is longer than the model's {rows} learned positions; "
-                     f"lower it to {rows}")
+  return Recipe(first_params.init_of(start), loss_of(config, start), source, evals_of(config, start, mesh),
+                load=first_params.load_of(start), accounting=Accounting(backward_frac=start.backward_frac),
+                assets=Assets(save=functools.partial(assets.save, config, start)))
 
 
 def examples_of(config, start: Start, problems) -> list[sft.Example]:
@@ -119,22 +88,6 @@ def problems_of(config, split: str, start: Start | None = None) -> list:
   return [found.problem(index) for index in range(min(counts))]
 
 
-def init_of(start: Start):
-  """Makes the function from a key to what training starts from."""
-  def init(rng):
-    params, frozen = start.init(rng)
-    return Init(params, frozen=frozen or ())
-
-  return init
-
-
-def read_of(start: Start):
-  """Makes the reader of what training starts from, or None where all of it is drawn."""
-  if start.read_base is None:
-    return None
-  return lambda mesh, fresh: Given(*start.read(mesh, fresh))
-
-
 def score_of(config, start: Start):
   """Makes (params, batch, frozen) -> (logprob_BT of the batch's targets, statistics of the layers)."""
   language = start.language
@@ -172,7 +125,7 @@ def token_metrics(logprob_BT, batch) -> dict:
           "sft/filled_frac": jnp.mean((batch["doc_BT"] >= 0).astype(jnp.float32))}
 
 
-def evals_of(config, start: Start, mesh, bound: Bound) -> dict:
+def evals_of(config, start: Start, mesh) -> dict:
   """The evaluations of a run: the loss of held-out examples, and answers to problems that have one.
 
   None where nothing is held out.
@@ -188,14 +141,13 @@ def evals_of(config, start: Start, mesh, bound: Bound) -> dict:
   held_out = functools.partial(source_of, config, start, found, "held_out")
   held_out()  # What is wrong with it is said before anything compiles.
   loss = examples.make(lambda *args: score(*args)[0], held_out, mesh)
-  evaluations = {"examples": evals.Eval(
-      lambda params, **given: loss(params, frozen=bound.frozen, **given), "every")}
+  evaluations = {"examples": evals.Eval(loss, "every")}
   if any(problem.answer is not None for problem in problems):
-    evaluations["problems"] = evals.Eval(answers_of(config, start, mesh, bound), "every")
+    evaluations["problems"] = evals.Eval(answers_of(config, start, mesh), "every")
   return evaluations
 
 
-def answers_of(config, start: Start, mesh, bound: Bound):
+def answers_of(config, start: Start, mesh):
   """Makes the evaluation that has held-out problems answered; see `rollout.held_out.make`.
 
   Raises:
@@ -206,5 +158,4 @@ def answers_of(config, start: Start, mesh, bound: Bound):
                      "native sampler alone; set config.sampler.kind='native'")
   config = config.as_configdict()
   config.data.max_prompt_tokens = config.data.segment_len  # Whose rows hold the prompts anyway.
-  sampler = NativeSampler(start.language, start.tokenizer, mesh)
-  return held_out.make(config, start, sampler, lambda params: whole(params, bound.frozen))
+  return held_out.make(config, start, NativeSampler(start.language, start.tokenizer, mesh))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atlas_jax import state as states
 from atlas_jax.evals import Eval
 from atlas_jax.losses import recursion
 from atlas_jax.models import act, trm
@@ -22,13 +21,13 @@ from atlas_jax.puzzles import sets as puzzle_sets
 from atlas_jax.puzzles.arc import evaluation
 from atlas_jax.puzzles.initial_model import TABLE_ROWS_MULTIPLE, TrmStart, n_table_rows
 from atlas_jax.puzzles.source import puzzle_name
-from atlas_jax.recipes import Given, LossOut, Recipe, Tables
-from atlas_jax.state import Init
+from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, Tables, Update
+from atlas_jax.state import Init, LoadedParams
 
 __all__ = ["TABLE_ROWS_MULTIPLE", "make", "n_table_rows"]
 NEVER = -1.0  # Stands for a slot that has not finished a puzzle yet; a carry holds finite numbers.
 OVER_FINISHED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")  # Means over finished puzzles.
-MAY_BE_ABSENT = tuple(f"{group}/{name}" for group in ("train", "recent") for name in OVER_FINISHED)
+OPTIONAL = tuple(f"{group}/{name}" for group in ("train", "recent") for name in OVER_FINISHED)
 
 
 class Carry(NamedTuple):
@@ -57,34 +56,37 @@ def make(config, mesh) -> Recipe:
   check_loss_dtype(config.supervision.loss_dtype)
   sets = puzzle_sets.load(config)
   model = model_of(config)
-  init = init_of(config, model, sets.train.n_ids)
-  drawn = jax.jit(lambda: states.first(init, config.seed).frozen["reset"])
-  given: dict[str, Any] = {}  # What the loss is handed besides parameters, once it is known.
-  reset = lambda: given["reset"] if given else drawn()
-  start = {} if config.trm.path is None else started(TrmStart(config, model, sets), sets)
+  start = None if config.trm.path is None else TrmStart(config, model, sets)
   return Recipe(
-      init, loss_of(config, model), puzzle_sets.source_of(config, sets),
-      evals_of(config, model, reset, sets, mesh),
-      tables=tables_of(config) if config.trm.row_width else None, unit="supervision_steps",
-      finish=finish_of(config.data.batch_rows), may_be_absent=MAY_BE_ABSENT,
-      backward_frac=1 / config.trm.n_outer, bind=lambda frozen, workdir: given.update(frozen),
-      **{"keep": sets.keep, "fits": sets.check_run, **start})
+      init_of(config, model, sets.train.n_ids), loss_of(config, model), puzzle_sets.source_of(config, sets),
+      evals_of(config, model, sets, mesh),
+      load=None if start is None else lambda mesh, fresh: LoadedParams(*start.read(mesh, fresh)),
+      update=update_of(config), accounting=accounting_of(config), assets=assets_of(sets, start))
 
 
-def started(start: TrmStart, sets: puzzle_sets.Sets) -> dict:
-  """Gives the fields of the recipe of a run that starts from `config.trm.path`."""
-  def keep(workdir):
-    sets.keep(workdir)
-    start.save(workdir)
+def accounting_of(config, unit: str = "supervision_steps") -> Accounting:
+  """Returns what an update counts; see `recipes.Accounting`."""
+  return Accounting(unit, finish_of(config.data.batch_rows), OPTIONAL, backward_frac=1 / config.trm.n_outer)
 
-  def fits(workdir):
+
+def update_of(config) -> Update:
+  """Returns what an update does besides: a model with rows has a table of them."""
+  return Update(tables=tables_of(config) if config.trm.row_width else None)
+
+
+def assets_of(sets: puzzle_sets.Sets, start: TrmStart | None) -> Assets:
+  """Returns what a run keeps: what its puzzles are, and vectors that it took over from other weights."""
+  def save(workdir) -> None:
+    sets.save(workdir)
+    if start is not None:
+      start.save(workdir)
+
+  def check(workdir) -> None:
     sets.check_run(workdir)
-    start.open(workdir)
+    if start is not None:
+      start.open(workdir)
 
-  def read(mesh, fresh: bool) -> Given:
-    return Given(*start.read(mesh, fresh))
-
-  return {"keep": keep, "fits": fits, "read": read}
+  return Assets(save, check)
 
 
 def check_loss_dtype(dtype: str) -> None:
@@ -186,7 +188,7 @@ def _supervise(model: trm.TRM, fields, params, pool: act.Pool, rows_BE, rng):
 
 
 def finish_of(batch_rows: int):
-  """Makes the function that turns means over slots into metrics; see `Recipe.finish`.
+  """Makes the function that turns means over slots into metrics; see `recipes.Accounting`.
 
   train/count is how many slots finished a puzzle in this update; some metrics are over these, and NaN where
   there is none. recent/* is of every slot's last finished puzzle, whenever that was.
@@ -201,10 +203,10 @@ def finish_of(batch_rows: int):
   return finish
 
 
-def evals_of(config, model: trm.TRM, reset, sets: puzzle_sets.Sets, mesh) -> dict:
+def evals_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh) -> dict:
   """The evaluation of a run, as it goes and at its end: on ARC by votes, else by exact accuracy."""
   fields = config.puzzle_eval
-  solve = solver.make(model, reset, lambda: puzzle_sets.eval_batches_of(config, sets), mesh,
+  solve = solver.make(model, lambda: puzzle_sets.eval_batches_of(config, sets), mesh,
                       solve_options_of(config))
   if sets.kind == "arc":
     name_of = lambda result: sets.test.names[result.id]

@@ -16,6 +16,7 @@ from atlas_jax.evals import EvalOut
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.rollout import distill_rows
 from atlas_jax.rollout.distill_rows import Reader, Text
+from atlas_jax.state import Trained
 
 STUDENT, TEACHER, RECORDED = "student", "teacher", "recorded"
 MOST_SKIPPED = 10_000  # Problems in a row that are too long before it is an error.
@@ -99,24 +100,18 @@ class DistillSource:
     self._seed, self._whole = seed, whole
     share = plan.batch_rows // process_count
     self._mine = slice(process_index * share, (process_index + 1) * share)
-    self._frozen: Any = ()
-    self._taught = False  # Whether the teacher's sampler has its weights.
+    self._taught = False  # Whether the teacher's sampler has its weights, which stay as they are.
     self._origins: dict[int, list[str]] = {}
     self._told = EvalOut({})
     self._settings = {"batch_rows": plan.batch_rows, "seed": seed, "on_policy_frac": plan.on_policy_frac,
                       "rest": plan.rest}
-
-  def bind(self, frozen, workdir=None) -> None:
-    """Takes what is not trained, the teacher among it."""
-    del workdir
-    self._frozen, self._taught = frozen, False
 
   def who(self, step: int) -> str:
     """Says who writes the batch of a step: "student", "teacher" or "recorded"."""
     drawn = Draws(self._seed, WHO, step).below(2**32) / 2**32
     return STUDENT if drawn < self._plan.on_policy_frac else self._plan.rest
 
-  def next(self, params) -> dict[str, np.ndarray]:
+  def next(self, trained: Trained) -> dict[str, np.ndarray]:
     """Gives the next batch, this process's rows; what the student writes, it writes with these parameters.
 
     Raises:
@@ -124,7 +119,7 @@ class DistillSource:
     """
     first = self._prompts.step
     try:
-      batch, where, self._told = self._make(params, self.who(self.step))
+      batch, where, self._told = self._make(trained, self.who(self.step))
     except Exception:
       self._prompts.step = first
       raise
@@ -136,14 +131,14 @@ class DistillSource:
     """Gives what is to be logged of the batch given last."""
     return self._told
 
-  def _make(self, params, who: str):
+  def _make(self, trained: Trained, who: str):
     """Gives the whole batch, where its rows come from, and what is to be told."""
     place, found = self._prompts.step, self._ask(who)
     began, seconds, ended = time.perf_counter(), 0.0, [True]
     if who == RECORDED:
       ids = [solution for *_, solution in found]
     else:
-      rollout = self._write(params, who, found, place)
+      rollout = self._write(trained, who, found, place)
       seconds = time.perf_counter() - began
       ids = [rollout.tokens_BT[row, :size] for row, size in enumerate(rollout.length_B)]
       ended = [reason in ("stop_token", "stop_string") for reason in rollout.reason_B]
@@ -181,12 +176,12 @@ class DistillSource:
                          "config.sampler.max_tokens; raise them, or set config.data.overlong='truncate'")
     return found
 
-  def _write(self, params, who: str, found, place: int) -> samplers.Rollout:
+  def _write(self, trained: Trained, who: str, found, place: int) -> samplers.Rollout:
     sampler, options = self._writers[who]
     if who == STUDENT:
-      sampler.load(self._whole(params, self._frozen), self.step)
+      sampler.load(self._whole(trained.params, trained.frozen), self.step)
     elif not self._taught:
-      sampler.load(self._frozen["teacher"], 0)
+      sampler.load(trained.frozen["teacher"], 0)
       self._taught = True
     prompts = [np.asarray(taught if who == TEACHER else asked).tolist() for _, asked, taught, _ in found]
     rollout = sampler.generate(prompts, options, seed=Draws(self._seed, WHAT, place).below(2**31))

@@ -3,11 +3,12 @@ from collections.abc import Callable
 
 from atlas_jax.data import prompts
 from atlas_jax.data.problems import Problem
-from atlas_jax.evals import EvalOut, problems
+from atlas_jax.evals import problems
 from atlas_jax.language.decoding.sampler import Options, Sampler
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import Start, whole
 from atlas_jax.rollout import ask, rewards
 from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.state import Trained
 
 NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that say nothing without an answer.
 
@@ -47,14 +48,20 @@ def problems_of(config) -> list[Problem]:
   return found.first(count)
 
 
-def make(config, start: Start, sampler: Sampler, whole: Callable, *, checked: bool = False) -> Callable:
+def whole_model(trained: Trained):
+  """Returns the parameters of the whole model, joined with what lies beside adapters."""
+  return whole(trained.params, trained.frozen)
+
+
+def make(config, start: Start, sampler: Sampler, *, params_of: Callable = whole_model,
+         checked: bool = False) -> Callable:
   """Makes the evaluation; see `evals.problems.make`.
 
   Args:
     config: with the groups data, eval, sampler and rewards.
     start: the model's tokenizer and template.
     sampler: answers.
-    whole: (what is trained) -> what the sampler loads.
+    params_of: (trained) -> what the sampler loads, of `state.Trained`.
     checked: whether rows to train on have the columns that rewards ask for; those held out may lack some.
 
   Raises:
@@ -84,9 +91,7 @@ def make(config, start: Start, sampler: Sampler, whole: Callable, *, checked: bo
     reward_B, each = grade(asked, written, step=step)
     return reward_B, each if right in each else {**each, **judge(asked, written, step=step)[1]}
 
-  answer = problems.make(write, grade_all, found, grader=right, shown=config.eval.shown)
+  def answer(trained: Trained, asked, *, step: int):
+    return write(params_of(trained), asked, step=step)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    return answer(whole(params), step=step, tables=tables, workdir=workdir)
-
-  return run
+  return problems.make(answer, grade_all, found, grader=right, shown=config.eval.shown)

@@ -20,6 +20,7 @@ from atlas_jax.rollout import arrays, groups
 from atlas_jax.rollout.groups import Group, Scoring
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.table import Table, text_of
+from atlas_jax.state import Trained
 
 MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
 REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
@@ -104,7 +105,7 @@ class RolloutSource:
   def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards, *, encode: Callable,
                options: sampler.Options, plan: Plan, scoring: Scoring, tokenizer: Any = None, seed: int = 0,
                whole: Callable = lambda params, frozen: params, old_logprobs: Callable | None = None,
-               process_index: int = 0, process_count: int = 1):
+               workdir=None, process_index: int = 0, process_count: int = 1):
     """Takes all parts.
 
     Args:
@@ -120,6 +121,7 @@ class RolloutSource:
       whole: (what is trained, frozen) -> what the sampler loads.
       old_logprobs: (what is trained, frozen, this process's rows) -> logprob_BT of the whole batch, NumPy;
         needed for several updates per rollout.
+      workdir: of the run, gets tables of completions; None: nowhere.
       process_index: which process this is; its rows are a contiguous block.
       process_count: how many there are.
 
@@ -134,24 +136,18 @@ class RolloutSource:
     share = plan.batch_rows // process_count
     self._mine = slice(process_index * share, (process_index + 1) * share)
     self._pending: Pending | None = None
-    self._frozen: Any = ()
-    self._table: Table | None = None
+    self._table = Table(workdir) if workdir is not None and hosts.is_main() else None
     self._origins: dict[int, list[str]] = {}
     self._told = EvalOut({})
     self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
 
-  def bind(self, frozen, workdir=None) -> None:
-    """Takes what is not trained, and the run directory for tables of completions; None: nowhere."""
-    self._frozen = frozen
-    self._table = Table(workdir) if workdir is not None and hosts.is_main() else None
-
-  def next(self, params) -> dict[str, np.ndarray]:
+  def next(self, trained: Trained) -> dict[str, np.ndarray]:
     """Gives the next batch, after a new rollout with these parameters if the last one is used up.
 
     Raises:
       ValueError: if a prompt, a reward or what the sampler wrote is not right; the place stays as it was.
     """
-    pending = self._sample(params) if self._pending is None else self._pending
+    pending = self._sample(trained) if self._pending is None else self._pending
     update, size = pending.given, self._plan.batch_rows
     picked = self._order(pending)[update % self._plan.batches * size:][:size][self._mine]
     batch = {name: array[picked] for name, array in pending.arrays.items()}
@@ -188,15 +184,15 @@ class RolloutSource:
 
   # A rollout.
 
-  def _sample(self, params) -> Pending:
+  def _sample(self, trained: Trained) -> Pending:
     """Writes, scores and compares completions; leaves the place in the prompts as it was if that fails."""
     began, first = time.perf_counter(), self._prompts.step
     try:
-      self._sampler.load(self._whole(params, self._frozen), self.step)
+      self._sampler.load(self._whole(trained.params, trained.frozen), self.step)
       asked, written_s = self._ask_all()
       spent = {"generate_s": written_s, "reward_s": time.perf_counter() - began - written_s,
                **(self._sampler.stats if hasattr(self._sampler, "stats") else {})}
-      return self._make(params, asked, spent, number=first)
+      return self._make(trained, asked, spent, number=first)
     except Exception:
       self._prompts.step = first
       raise
@@ -235,7 +231,8 @@ class RolloutSource:
     return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring,
                         step=self.step), seconds
 
-  def _make(self, params, asked: list[Group], spent: dict[str, float], *, number: int) -> Pending:
+  def _make(self, trained: Trained, asked: list[Group], spent: dict[str, float], *,
+            number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""
     wanted = self._plan.batches * self._plan.batch_rows // self._options.n
     telling = [group for group in asked if not group.flat]
@@ -247,7 +244,7 @@ class RolloutSource:
     advantage_B = groups.compare(chosen, weights, self._scoring)
     made = self._arrays(chosen, advantage_B, masked)
     if self._plan.updates > 1:
-      made["old_logprob_BT"] = self._score_old(params, made)
+      made["old_logprob_BT"] = self._score_old(trained, made)
     told = {**groups.metrics(asked, options=self._options),
             "rollout/resampled_groups": float(len(asked) - wanted),
             "rollout/masked_groups": float(sum(masked)),
@@ -279,13 +276,13 @@ class RolloutSource:
             "row_mask_B": np.repeat(~np.array(masked), n).astype(np.float32),
             "truncated_B": np.concatenate([group.truncated_G for group in chosen])}
 
-  def _score_old(self, params, made: dict[str, np.ndarray]) -> np.ndarray:
+  def _score_old(self, trained: Trained, made: dict[str, np.ndarray]) -> np.ndarray:
     """Gives the trainer's log-probabilities of the rollout, batch after batch."""
     assert self._old_logprobs is not None  # The constructor sees to it.
     size, parts = self._plan.batch_rows, []
     for first in range(0, size * self._plan.batches, size):
       mine = {name: array[first:first + size][self._mine] for name, array in made.items()}
-      parts.append(self._old_logprobs(params, self._frozen, mine))
+      parts.append(self._old_logprobs(trained.params, trained.frozen, mine))
     return np.concatenate(parts).astype(np.float32)
 
   # The place.

@@ -21,6 +21,7 @@ from atlas_jax.language.initial_model import open_start
 from atlas_jax.language.pretrained import hf_export
 from atlas_jax.monitor import report
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from experiments.gkd_arithmetic import config as settings
 
 # What students are: neurons per block, whether these are the teacher's, and how they learn.
@@ -43,7 +44,7 @@ def trained(config, workdir: pathlib.Path) -> dict:
   recipe = recipes.load(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   configs.save(config, workdir)
-  recipe.keep(workdir)
+  recipe.assets.save(workdir)
   before = accuracy_before(recipe, mesh) if config.model.path else None
   summary = train.run(config, recipe, mesh, workdir)
   cpu_s = time.process_time() - started_s
@@ -56,9 +57,9 @@ def trained(config, workdir: pathlib.Path) -> dict:
 
 def accuracy_before(recipe, mesh) -> float:
   """Says how often a student is right that has learnt nothing yet."""
-  given = recipe.read(mesh, True)
-  recipe.bind(given.frozen, None)
-  return round(recipe.evals["problems"].run(given.params, step=0).scalars["val/accuracy"], 4)
+  loaded = recipe.load(mesh, True)
+  trained = Trained(loaded.params, loaded.frozen)
+  return round(recipe.evals["problems"].run(trained, step=0).scalars["val/accuracy"], 4)
 
 
 def pruned(params, ff_width: int):

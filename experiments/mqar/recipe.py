@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from atlas_jax.evals import Eval, EvalOut, held_out
 from atlas_jax.models import lm
-from atlas_jax.recipes import Recipe, memory_lm
+from atlas_jax.recipes import Recipe, Update, memory_lm
 
 
 def make(config, mesh) -> Recipe:
@@ -14,14 +14,14 @@ def make(config, mesh) -> Recipe:
   source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
   return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
                 memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")},
-                read=memory_lm.read_of(start), by_step=memory_lm.by_step_of(config))
+                load=memory_lm.load_of(start), update=Update(by_step=memory_lm.by_step_of(config)))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):
   """Makes the evaluation.
 
   Returns:
-    run(params, *, step) -> EvalOut with "val/accuracy", over the answers of held-out sequences.
+    run(trained, *, step) -> EvalOut with "val/accuracy", over the answers of held-out sequences.
   """
   def segment(params, state, batch):
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"])
@@ -31,9 +31,9 @@ def accuracy(model: lm.LM, source_factory, mesh):
 
   step_of = held_out.make_step(segment, mesh)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    totals = held_out.add_up(step_of, params, model, source_factory(), mesh)
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    totals = held_out.add_up(step_of, trained.params, model, source_factory(), mesh)
     return EvalOut({"val/accuracy": float(totals["right"] / totals["asked"])})
 
   return run

@@ -18,6 +18,7 @@ from atlas_jax import closing, recipes, train
 from atlas_jax import config as configs
 from atlas_jax.monitor import report
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from experiments.mqar import config as settings
 
 RULES = ("titans", "delta", "omega", "atlas")
@@ -52,7 +53,7 @@ def read_at(arg: str, workdir: pathlib.Path) -> dict[str, float]:
     recipe = recipes.load(config, mesh)
     abstract, _ = train.abstract_state(config, recipe, mesh)
     state, _ = train.Checkpoints(workdir, **config.checkpoint, read_only=True).restore(abstract)
-    scalars = closing.evaluate(recipe, state.params, step=int(state.step)).scalars
+    scalars = closing.evaluate(recipe, Trained(state.params), step=int(state.step)).scalars
     found[str(size)] = scalars["val/accuracy"]
   return found
 

@@ -22,13 +22,13 @@ class Recall:
     self.place: dict = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
                         "split": split}
 
-  def next(self, params=None) -> dict:
+  def next(self, trained=None) -> dict:
     """Gives a batch as `packing.read_row` describes it; each row is a document of its own.
 
     Raises:
       StopIteration: after the last step, where there is one.
     """
-    del params
+    del trained
     if self._steps is not None and self.step >= self._steps:
       raise StopIteration
     place = self.place

@@ -21,7 +21,7 @@ def make(config, mesh) -> Recipe:
   source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
   return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
                 memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "end")},
-                read=memory_lm.read_of(start))
+                load=memory_lm.load_of(start))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):
@@ -33,16 +33,16 @@ def accuracy(model: lm.LM, source_factory, mesh):
   of it are the questions for pairs that were shown last in the first half.
 
   Returns:
-    run(params, *, step) -> EvalOut with the share of right answers "val/accuracy", by distance
+    run(trained, *, step) -> EvalOut with the share of right answers "val/accuracy", by distance
     "val/accuracy_from/64" and so on, by number of pairs "val/accuracy_pairs/8", by both
     "val/accuracy_pairs/8_from/64", and across the halves "val/across_WAY" for each of WAYS, of
     which a model without memory has the first alone.
   """
   step_of = held_out.make_step(functools.partial(_text, model), mesh)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
-    del step
-    totals = held_out.add_up(step_of, params, model, source_factory(), mesh)
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
+    del step, workdir
+    totals = held_out.add_up(step_of, trained.params, model, source_factory(), mesh)
     right_ND, asked_ND = totals["right"], totals["asked"]
     kinds: dict = {"val/accuracy": ...}
     kinds |= {f"val/accuracy_from/{first}": np.s_[:, d] for d, first in enumerate(DISTANCES)}

@@ -1,9 +1,56 @@
-"""Sources of one's own: found by a dotted name, and their ids are checked as they come."""
+"""Sources: found by name, refused where a recipe cannot read their batches; ids of one's own are checked."""
 
 import numpy as np
 import pytest
 
-from atlas_jax.data import source
+from atlas_jax import recipes
+from atlas_jax.data import prompts, sft, source, text
+from atlas_jax.recipes import memory_lm
+from tests import runs
+
+SMALL = dict(seed=1, name="arithmetic", batch_rows=2, held_out_frac=0.1)
+BATCHES = {
+  "prompts": (prompts, lambda folder: source.load("prompts", **SMALL)),
+  "sft": (sft, lambda folder: source.load("sft", segment_len=32, max_problems=4, **SMALL)),
+  "text": (text, lambda folder: source.load("text", seed=1, name="files", path=str(folder), segment_len=32,
+                                            batch_rows=2, held_out_frac=0.3, threads=0,
+                                            cache_dir=f"{folder}_cache")),
+}  # fmt: skip
+
+
+def test_every_source_has_a_batch_here():
+  assert set(source.names()) == set(BATCHES)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_holds_the_arrays_that_its_file_names(name, tmp_path):
+  module, load = BATCHES[name]
+  assert set(load(runs.write_corpus(tmp_path / "text")).next()) == set(module.BATCH)
+
+
+def test_those_that_hold_what_is_asked_for_are_listed():
+  assert source.names(memory_lm.READS) == ["text"]
+  assert source.names(("tokens_BT", "weight_BT")) == ["sft", "text"]
+
+
+@pytest.mark.parametrize(("name", "lacking"), [
+  ("sft", "bytes_BT"), ("prompts", "bytes_BT, doc_BT, targets_BT, tokens_BT, weight_BT"),
+])  # fmt: skip
+def test_a_source_that_the_recipe_cannot_read_is_refused(name, lacking, tmp_path):
+  config = runs.lm_config(runs.write_corpus(tmp_path / "text"), data__source=name)
+  with pytest.raises(ValueError, match=f"config.data.source='{name}' gives no {lacking}, which config.recipe="
+                                       "'memory_lm' reads; known sources: text, or a module of your own"):
+    recipes.load(config, runs.one_device())
+
+
+def test_an_unknown_one_is_refused_with_those_that_the_recipe_reads():
+  with pytest.raises(ValueError, match="config.data.source='texts' is unknown; known sources: text, or"):
+    source.check("texts", memory_lm.READS, recipe="memory_lm")
+
+
+def test_a_module_of_ones_own_is_not_looked_into():
+  source.check("mine.source", memory_lm.READS, recipe="memory_lm")
+
 
 V = 10
 

@@ -27,8 +27,8 @@ class Documents:
     self._tokens = packing.Tokens(np.concatenate(documents), starts, lengths, bytes_of, doc_id)
     self._rows, self._endless = rows, seed is not None
 
-  def next(self, params):
-    del params
+  def next(self, trained):
+    del trained
     if self.step == self._plan.steps_per_epoch and not self._endless:
       raise StopIteration
     rows = [packing.read_row(self._plan, self._tokens, self.step, row) for row in range(self._rows)]

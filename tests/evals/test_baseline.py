@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.evals import baseline
+from atlas_jax.state import Trained
 
 SETTING = {"data.sha256": "1f", "data.python": "3.11.7", "config.optim.steps": 360}
 SUMMARY = {"val_bits_per_byte": 2.25, "val_loss_nats_by_position_000000-000063": 2.0, "steps": 360,
@@ -20,7 +21,7 @@ def write(tmp_path, **changed):
 
 def test_a_run_of_the_same_setting_reports_what_was_recorded(tmp_path):
   path = write(tmp_path)
-  out = baseline.make(baseline.read(path), path, dict(SETTING))(np.zeros(202), step=1)
+  out = baseline.make(baseline.read(path), path, dict(SETTING))(Trained(np.zeros(202)), step=1)
   assert out.scalars == {"eval/baseline_bits_per_byte": 2.25,
                          "eval/baseline_loss_nats_by_position/000000-000063": 2.0}
   assert out.notes == {"baseline_command": "python -m it"} and out.text == ""
@@ -33,7 +34,7 @@ def test_a_run_of_the_same_setting_reports_what_was_recorded(tmp_path):
 ])  # fmt: skip
 def test_a_run_of_another_setting_has_none_of_it_and_says_why(tmp_path, here, words):
   path = write(tmp_path)
-  out = baseline.make(baseline.read(path), path, {**SETTING, **here})(np.zeros(200), step=1)
+  out = baseline.make(baseline.read(path), path, {**SETTING, **here})(Trained(np.zeros(200)), step=1)
   assert not out.scalars and not out.notes
   with pytest.raises(ValueError, match=f"recorded in {path} are left out.*: {words}"):
     raise ValueError(out.text)
@@ -41,7 +42,7 @@ def test_a_run_of_another_setting_has_none_of_it_and_says_why(tmp_path, here, wo
 
 def test_a_model_of_another_size_has_none_of_it_and_says_why(tmp_path):
   path = write(tmp_path)
-  out = baseline.make(baseline.read(path), path, dict(SETTING))(np.zeros(210), step=1)
+  out = baseline.make(baseline.read(path), path, dict(SETTING))(Trained(np.zeros(210)), step=1)
   assert not out.scalars and out.text.endswith("another setting: 200 parameters there, 210 here")
 
 

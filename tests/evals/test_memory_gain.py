@@ -10,6 +10,7 @@ from atlas_jax.evals import bootstrap, memory_gain
 from atlas_jax.memory.layer import NO_DOC
 from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from tests.evals.documents import Documents, lm_and_params, nats, random_documents
 from tests.helpers import assert_close
 
@@ -125,7 +126,7 @@ def gains_of(scalars):
 
 def test_each_gain_equals_its_computation_by_hand():
   params = lm_and_params()[1]
-  scalars = measure()(params, step=3).scalars
+  scalars = measure()(Trained(params), step=3).scalars
   gains, tokens = by_hand(params)
   assert all(abs(gain) > 1e-4 for gain in gains.values()), "the ablations must change something"
   np.testing.assert_allclose(gains_of(scalars), list(gains.values()), rtol=1e-3, atol=1e-6)
@@ -135,7 +136,7 @@ def test_each_gain_equals_its_computation_by_hand():
 
 def test_an_interval_is_over_documents_whatever_their_segments():
   params = lm_and_params()[1]
-  scalars, documents = measure()(params, step=3).scalars, documents_by_hand(params)
+  scalars, documents = measure()(Trained(params), step=3).scalars, documents_by_hand(params)
   assert scalars["eval/memory_gain_documents"] == len(documents) > 4
   assert scalars["eval/memory_gain_documents"] >= scalars["eval/memory_gain_swapped_documents"] > 1
   expected = bootstrap.interval_of_mean(*np.array(documents).T)
@@ -150,7 +151,7 @@ def test_an_interval_is_over_documents_whatever_their_segments():
 def test_one_document_alone_has_a_gain_without_an_interval_and_it_is_said():
   model, params = lm_and_params()
   lone = lambda: Documents(random_documents((8, 8, 8, 20)), rows=2, segment_len=12)
-  out = memory_gain.make(model, lone, one_device())(params, step=0)
+  out = memory_gain.make(model, lone, one_device())(Trained(params), step=0)
   assert out.scalars["eval/memory_gain_documents"] == 1
   assert "eval/memory_gain_emptied_nats" in out.scalars
   assert any(name.startswith("eval/memory_gain_emptied_nats_by_position/") for name in out.scalars)
@@ -225,15 +226,15 @@ def test_eight_devices_give_what_one_gives():
   model, params = lm_and_params()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   split = jax.device_put(params, placement.shardings(mesh, params))
-  eight = memory_gain.make(model, source, mesh)(split, step=0).scalars
-  one = measure()(params, step=0).scalars
+  eight = memory_gain.make(model, source, mesh)(Trained(split), step=0).scalars
+  one = measure()(Trained(params), step=0).scalars
   np.testing.assert_allclose(gains_of(eight), gains_of(one), rtol=1e-3, atol=1e-6)
 
 
 def test_text_without_a_second_segment_has_no_gain_and_says_so():
   model, params = lm_and_params()
   short = lambda: Documents(random_documents((9, 11, 8, 10, 11, 11, 10, 8)), rows=4, segment_len=12)
-  out = memory_gain.make(model, short, one_device())(params, step=0)
+  out = memory_gain.make(model, short, one_device())(Trained(params), step=0)
   assert out.scalars == {f"eval/memory_gain_{name}": 0.0 for name in (
       "tokens", "documents", "swapped_tokens", "swapped_documents")}
   assert "lower config.data.segment_len" in out.text
@@ -245,4 +246,4 @@ def test_what_cannot_be_measured_is_refused():
     memory_gain.make(model.clone(memory_mix="none"), source, one_device())
   lonely = lambda: Documents(random_documents(LENGTHS), rows=1, segment_len=12)
   with pytest.raises(ValueError, match="batch_rows=1"):
-    memory_gain.make(model, lonely, one_device())(params, step=0)
+    memory_gain.make(model, lonely, one_device())(Trained(params), step=0)

@@ -7,6 +7,7 @@ import numpy as np
 from flax.core import freeze
 
 from atlas_jax.evals import memory_gain
+from atlas_jax.state import Trained
 from tests.evals.documents import Documents, random_documents
 from tests.evals.test_memory_gain import BY_POSITION, one_device
 from tests.helpers import SHIFTED, tiny_lm
@@ -18,7 +19,7 @@ PAIRS = dict(SHIFTED, options=freeze({"momentum": False}), heads=1, key_dim=WIDT
 
 def measured(model, params, documents, segment_len=12):
   text = lambda: Documents(documents, rows=4, segment_len=segment_len)
-  return memory_gain.make(model, text, one_device())(params, step=0)
+  return memory_gain.make(model, text, one_device())(Trained(params), step=0)
 
 
 @functools.lru_cache

@@ -9,6 +9,7 @@ import pytest
 from atlas_jax.evals import perplexity
 from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from tests.evals.documents import Documents, joined, lm_and_params, nats, random_documents
 
 LENGTHS = (150, 30, 7, 141, 3)
@@ -74,8 +75,8 @@ def test_eight_devices_give_what_one_gives():
   params = lm_and_params()[1]
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   split = jax.device_put(params, placement.shardings(mesh, params))
-  one = measure()(params, step=0).scalars
-  eight = measure(devices=8, data=2, fsdp=2, tensor=2)(split, step=0).scalars
+  one = measure()(Trained(params), step=0).scalars
+  eight = measure(devices=8, data=2, fsdp=2, tensor=2)(Trained(split), step=0).scalars
   assert one.keys() == eight.keys()
   np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
 
@@ -85,7 +86,7 @@ def test_a_limit_stops_early_and_the_source_is_closed():
   model, params = lm_and_params()
   factory = lambda: made.append(source()) or made[-1]
   mesh = meshes.make(devices=jax.devices()[:1])
-  few = perplexity.make(model, factory, mesh, max_tokens=4 * 24 * 2 + 5)(params, step=0).scalars
+  few = perplexity.make(model, factory, mesh, max_tokens=4 * 24 * 2 + 5)(Trained(params), step=0).scalars
   assert made[0].closed and made[0].step == 2
   assert 0 < few["val/tokens"] <= 4 * 24 * 2
 

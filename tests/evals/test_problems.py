@@ -13,6 +13,7 @@ from atlas_jax.language.initial_model import open_start
 from atlas_jax.recipes import grpo
 from atlas_jax.rollout import ask, held_out
 from atlas_jax.rollout.rewards import Rewards
+from atlas_jax.state import Trained
 from tests import runs
 
 BYTES = tokenizer.ByteTokenizer()
@@ -90,8 +91,9 @@ def test_a_config_says_what_is_asked_and_what_is_right(grader, accuracy):
   said = {problem.prompt: [problem.answer if place % 2 else "x"]
           for place, problem in enumerate(found)}
   sampler = ScriptedSampler(BYTES, lambda text, params: said[text])
-  run = held_out.make(config, open_start(config), sampler, lambda params: ("whole", params))
-  out = run(3, step=1)
+  params_of = lambda trained: ("whole", trained.params)
+  run = held_out.make(config, open_start(config), sampler, params_of=params_of)
+  out = run(Trained(3), step=1)
   assert out.scalars["val/accuracy"] == accuracy and out.scalars["val/reward"] == 0.5
   assert sampler.params == ("whole", 3)
 
@@ -112,7 +114,7 @@ def test_held_out_problems_are_never_trained_on():
 def test_what_cannot_be_evaluated_is_refused(changes, message):
   config = config_of(**changes)
   with pytest.raises(ValueError, match=message):
-    held_out.make(config, open_start(config), ScriptedSampler(BYTES, SAID), lambda params: params)
+    held_out.make(config, open_start(config), ScriptedSampler(BYTES, SAID))
 
 
 def test_nothing_is_known_of_an_answer_without_a_reward():

@@ -35,7 +35,7 @@ def leave_run(workdir, config, params=None):
     params, _ = start.init(jax.random.key(3))
     params = jax.tree.map(lambda x: x + jnp.linspace(0, 0.01, x.size).reshape(x.shape), params)
   configs.save(config, workdir)
-  assets.keep(config, start, workdir)
+  assets.save(config, start, workdir)
   saver = Checkpoints(workdir, **config.checkpoint)
   fields = {"params": params} if config.optim.ema_decay is None else {
       "params": jax.tree.map(jnp.zeros_like, params), "ema": params}

@@ -27,7 +27,7 @@ def answers():
 
 
 def test_means_are_over_labelled_examples_and_cost_is_over_all():
-  run = accuracy.make(lambda params, tables: iter(answers()), batch_rows=6)
+  run = accuracy.make(lambda trained: iter(answers()), batch_rows=6)
   out = run(None, step=1)
   expected = dict(count=3.0, accuracy=0.75, exact_accuracy=1 / 3, q_halt_accuracy=1 / 3, steps=10 / 3,
                   lm_loss=1.5, q_halt_loss=0.0, steps_spent=5 * 6 / 4)  # fmt: skip
@@ -36,35 +36,35 @@ def test_means_are_over_labelled_examples_and_cost_is_over_all():
 
 
 def test_examples_that_are_trained_on_are_also_left_out_of_a_score():
-  run = accuracy.make(lambda params, tables: iter(answers()), batch_rows=6, trained_on=frozenset({0}))
+  run = accuracy.make(lambda trained: iter(answers()), batch_rows=6, trained_on=frozenset({0}))
   found = run(None, step=1).scalars
   assert found["eval/all/count"] == 3 and found["eval/all/exact_accuracy"] == pytest.approx(1 / 3)
   assert found["eval/unseen/count"] == 2 and found["eval/unseen/exact_accuracy"] == 0
 
 
 def test_no_example_gives_a_count_of_zero_and_no_mean():
-  run = accuracy.make(lambda params, tables: iter(()), batch_rows=6)
+  run = accuracy.make(lambda trained: iter(()), batch_rows=6)
   assert run(None, step=1).scalars == {"eval/all/count": 0.0}
 
 
 def test_one_picture_is_one_of_each_kind():
   drawn = []
   page = lambda solved, unsolved: drawn.append((len(solved), len(unsolved))) or np.zeros((1, 1, 3), np.uint8)
-  run = accuracy.make(lambda params, tables: iter(answers()), batch_rows=6, n_pictures=1, page=page)
+  run = accuracy.make(lambda trained: iter(answers()), batch_rows=6, n_pictures=1, page=page)
   run(None, step=1)
   assert drawn == [(1, 1)]
 
 
-def test_params_and_tables_reach_the_solver():
+def test_what_was_trained_reaches_the_solver():
   seen = []
-  run = accuracy.make(lambda *given: seen.append(given) or iter(()), batch_rows=6)
-  run("params", step=1, tables="tables")
-  assert seen == [("params", "tables")]
+  run = accuracy.make(lambda trained: seen.append(trained) or iter(()), batch_rows=6)
+  run("trained", step=1)
+  assert seen == ["trained"]
 
 
 def test_a_page_is_returned_and_left_in_the_folder_of_the_step(tmp_path):
   page = pictures.make_page("sudoku", (4, 4), lambda result: f"board {result.example}")
-  run = accuracy.make(lambda params, tables: iter(answers()), batch_rows=6, n_pictures=4, page=page)
+  run = accuracy.make(lambda trained: iter(answers()), batch_rows=6, n_pictures=4, page=page)
   image = run(None, step=12, workdir=tmp_path).images["eval/puzzles"]
   assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
   written = images.imread(tmp_path / "evals" / "step_00000012" / "puzzles.png")

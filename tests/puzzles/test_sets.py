@@ -195,7 +195,7 @@ def test_a_run_accepts_its_own_puzzles_and_refuses_others(folder, tmp_path):
   own = loaded(folder)
   with pytest.raises(ValueError, match="puzzles.json is missing: it says which puzzles"):
     own.check_run(tmp_path)
-  own.keep(tmp_path)
+  own.save(tmp_path)
   own.check_run(tmp_path)
   with pytest.raises(ValueError, match="trained on other puzzles: train=.*config.puzzles.path"):
     loaded(folder, puzzles__seed=1).check_run(tmp_path)

@@ -15,6 +15,7 @@ import pytest
 from atlas_jax.losses import recursion
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.puzzles import solver
+from atlas_jax.state import Trained
 from tests import trm_fixture as fixture
 from tests.helpers import quick_compilation
 
@@ -60,20 +61,20 @@ def batches(order=None, rows=3):
 
 @functools.cache
 def solve_fn(n_devices=1, **options):
-  model, _, _, reset = tiny()
+  model = tiny()[0]
   mesh = meshes.make(devices=jax.devices()[:n_devices])
   orders = {}
   filled = solver.Options(**{"batch_rows": SLOTS, "n_supervision": N_SUPERVISION, **options})
-  solve = solver.make(model, lambda: reset, lambda: batches(**orders), mesh, filled)
+  solve = solver.make(model, lambda: batches(**orders), mesh, filled)
   return solve, orders
 
 
 def solved(order=None, n_devices=1, **options):
-  _, params, table, _ = tiny()
+  _, params, table, reset = tiny()
   solve, orders = solve_fn(n_devices, **options)
   orders["order"] = order
   with quick_compilation():
-    return list(solve(params, {"puzzles": table}))
+    return list(solve(Trained(params, {"reset": reset}, {"puzzles": table})))
 
 
 def alone(example, n_steps):
@@ -151,12 +152,12 @@ def test_metrics_are_those_of_the_loss():
 
 
 def test_answers_without_numbers_are_said_aloud_and_count_with_a_probability_of_zero(caplog):
-  _, params, table, _ = tiny()
+  _, params, table, reset = tiny()
   solve, orders = solve_fn()
   orders["order"] = None
   broken = {**params, "halt_bias": jnp.full((2,), jnp.nan)}
   with quick_compilation(), caplog.at_level("WARNING", logger="absl"):
-    results = list(solve(broken, {"puzzles": table}))
+    results = list(solve(Trained(broken, {"reset": reset}, {"puzzles": table})))
   assert {result.q for result in results} == {0.0}
   assert f"{N_EXAMPLES} of {N_EXAMPLES} answers have a halting logit that is not a number" in caplog.text
 
@@ -192,9 +193,9 @@ def test_the_model_is_compiled_once():
       return model.apply(*args)
 
   options = solver.Options(SLOTS, N_SUPERVISION, mode="halting")
-  solve = solver.make(Counted, lambda: reset, batches, meshes.make(devices=jax.devices()[:1]), options)
+  solve = solver.make(Counted, batches, meshes.make(devices=jax.devices()[:1]), options)
   for _ in range(2):
-    assert len(list(solve(params, {"puzzles": table}))) == N_EXAMPLES
+    assert len(list(solve(Trained(params, {"reset": reset}, {"puzzles": table})))) == N_EXAMPLES
   assert len(traces) == 1
 
 
@@ -216,7 +217,7 @@ def test_options_that_do_not_fit_are_refused(options, said):
 def test_a_missing_table_is_named():
   solve, _ = solve_fn()
   with pytest.raises(ValueError, match="needs a table of puzzles"):
-    solve(tiny()[1])
+    solve(Trained(tiny()[1], {"reset": tiny()[3]}))
 
 
 WORKER = """
@@ -234,8 +235,8 @@ mesh = meshes.make(fsdp=2)
 model, params, table, reset = test_solver.tiny()
 params, table = jax.device_put((params, table), meshes.replicated(mesh))
 options = test_solver.solver.Options(test_solver.SLOTS, test_solver.N_SUPERVISION, mode="halting")
-solve = test_solver.solver.make(model, lambda: reset, test_solver.batches, mesh, options)
-for result in solve(params, {"puzzles": table}):
+solve = test_solver.solver.make(model, test_solver.batches, mesh, options)
+for result in solve(test_solver.Trained(params, {"reset": reset}, {"puzzles": table})):
   print("RESULT", result.example, result.metrics["steps"], result.calls, *result.prediction_T)
 """
 

@@ -68,7 +68,7 @@ def test_training_goes_on_from_them_and_the_run_is_used_without_their_folder(mad
   config = config_of(folder, optim__lr=1e-4, optim__steps=2, data__held_out_frac=0.0)
   recipe = recipes.load(config, runs.one_device())
   (tmp_path / "run").mkdir()
-  recipe.keep(tmp_path / "run")
+  recipe.assets.save(tmp_path / "run")
   runs.run_lm(config, tmp_path / "run")
   configs.save(config, tmp_path / "run")
   trained = runs.saved(config, recipe, tmp_path / "run").params
@@ -91,7 +91,7 @@ def test_a_run_goes_on_after_the_folder_of_its_adapters_is_gone(made, tmp_path):
   folder, workdir = made[0], tmp_path / "run"
   config = config_of(folder, optim__steps=2, data__held_out_frac=0.0)
   workdir.mkdir()
-  recipes.load(config, runs.one_device()).keep(workdir)
+  recipes.load(config, runs.one_device()).assets.save(workdir)
   runs.run_lm(config, workdir, stop_at=1)
   shutil.rmtree(folder)
   with pytest.raises(ValueError, match="is no folder"):
@@ -108,7 +108,7 @@ def test_adapters_of_a_run_that_was_trained_further_are_refused(tmp_path):
   configs.save(first, base)
   config = tuning.config_of(model__path=str(base), lora__rank=2)
   workdir.mkdir()
-  recipes.load(config, runs.one_device()).keep(workdir)
+  recipes.load(config, runs.one_device()).assets.save(workdir)
   configs.save(config, workdir)
   assert serving.config_of(workdir).model.path == str(base)
   (base / FOLDER / "9").mkdir()
@@ -150,7 +150,7 @@ def test_a_reference_is_the_model_with_the_adapters_it_started_from(made):
   config.policy.kl_weight = 0.1
   recipe = recipes.load(configs.resolve(config), runs.one_device())
   for fresh in (True, False):
-    given = recipe.read(runs.one_device(), fresh)
+    given = recipe.load(runs.one_device(), fresh)
     assert_same_bits(given.frozen["reference"], adapters)
     assert (given.params is not None) == fresh
 

@@ -8,6 +8,7 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import recipes
+from atlas_jax.state import Trained
 from tests import program, runs
 from tests.helpers import quick_compilation
 
@@ -53,7 +54,7 @@ def end_of(config, size):
   """What the evaluation of the recorded figures gives for a model of so many parameters."""
   recipe = recipes.load(config, runs.one_device())
   recipe.source.close()
-  return recipe.evals["baseline"].run(np.zeros(size), step=2)
+  return recipe.evals["baseline"].run(Trained(np.zeros(size)), step=2)
 
 
 def test_the_figures_stand_in_the_summary_of_a_run_like_it(recorded, corpus, tmp_path):

@@ -13,6 +13,7 @@ from atlas_jax import command, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.evals import Eval
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import Trained
 from tests import runs, teachers
 
 # What each recipe is tried with, besides its smoke test's settings.
@@ -71,13 +72,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module", params=recipes.names())
 def loaded(request, corpus):
   config = config_of(request.param, corpus)
-  return config, bound(recipes.load(config, runs.one_device()))
-
-
-def bound(recipe):
-  """A recipe that has been told what is frozen; what would be read from files is drawn."""
-  recipe.bind(drawn(recipe).frozen, None)
-  return recipe
+  return config, recipes.load(config, runs.one_device())
 
 
 def drawn(recipe):
@@ -90,13 +85,19 @@ def _drawn(init):
   return jax.jit(init)(jax.random.key(0))
 
 
+def trained_of(recipe):
+  """What a source is handed at first; what would be read from files is drawn."""
+  start = drawn(recipe)
+  return Trained(start.params, start.frozen, start.tables)
+
+
 def started(recipe):
   return jax.eval_shape(recipe.init, jax.random.key(0))
 
 
 def outcome(recipe, start, batch):
   def loss(params, batch, frozen, carry, tables):
-    rows = {} if recipe.tables is None else {"rows": recipe.tables.rows(tables, batch, carry)}
+    rows = {} if recipe.update.tables is None else {"rows": recipe.update.tables.rows(tables, batch, carry)}
     return recipe.loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.key(0), **rows)
 
   return jax.eval_shape(loss, start.params, batch, start.frozen, start.carry, start.tables)
@@ -109,6 +110,11 @@ def shapes(tree_of_arrays):
 def test_every_recipe_is_found_by_its_file_name():
   assert "memory_lm" in recipes.names()
   assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in recipes.names())
+
+
+def test_a_recipe_has_few_fields_and_four_are_enough():
+  assert len(recipes.Recipe._fields) <= 8
+  assert len(recipes.Recipe._fields) - len(recipes.Recipe._field_defaults) == 4
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones(corpus):
@@ -131,34 +137,34 @@ def test_parameters_are_float32_and_the_carry_leads_with_rows(loaded):
 
 @pytest.mark.parametrize(("name", "fields"), EACH_LAYOUT)
 def test_a_loss_gives_numbers_and_the_carry_it_was_given(name, fields, corpus):
-  recipe = bound(recipes.load(config_of(name, corpus, **fields), runs.one_device()))
+  recipe = recipes.load(config_of(name, corpus, **fields), runs.one_device())
   start = started(recipe)
-  if recipe.anchor is not None:
+  if recipe.update.reference is not None:
     start = start._replace(frozen={**(start.frozen or {}), "reference": start.params})
-  out = outcome(recipe, start, recipe.source.next(drawn(recipe).params))
+  out = outcome(recipe, start, recipe.source.next(trained_of(recipe)))
   assert (out.loss.shape, out.loss.dtype) == ((), jnp.float32)
   assert out.weight.shape == ()
   assert shapes(out.carry) == shapes(start.carry)
-  for metric, value in jax.eval_shape(recipe.finish, out.metrics).items():
+  for metric, value in jax.eval_shape(recipe.accounting.finish, out.metrics).items():
     assert value.shape == (), metric
     assert re.fullmatch(r"[a-z]+(/[a-z0-9_.]+)+", metric), metric
 
 
 def test_a_batch_is_numpy_arrays_that_lead_with_rows(loaded):
   config, recipe = loaded
-  for name, array in recipe.source.next(drawn(recipe).params).items():
+  for name, array in recipe.source.next(trained_of(recipe)).items():
     assert isinstance(array, np.ndarray) and len(array) == config.data.batch_rows, name
 
 
 def test_a_source_goes_on_from_its_state(loaded, corpus):
   config, recipe = loaded
-  source, params = recipe.source, drawn(recipe).params
-  source.next(params)
+  source, trained = recipe.source, trained_of(recipe)
+  source.next(trained)
   state = json.loads(json.dumps(source.state()))
-  expected = source.next(params)
-  again = bound(recipes.load(config, runs.one_device())).source
+  expected = source.next(trained)
+  again = recipes.load(config, runs.one_device()).source
   again.restore(state)
-  for name, array in again.next(params).items():
+  for name, array in again.next(trained).items():
     np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
@@ -192,7 +198,7 @@ def test_parameters_of_every_recipe_can_be_frozen_but_not_all_where_nothing_else
     return [name.partition("mu/")[2] for name, _ in tree.named_leaves(state.opt_state)]
 
   assert first not in moments(first) and second in moments(first)
-  if recipe.tables is not None:
+  if recipe.update.tables is not None:
     assert not any(moments("*"))
     return
   with pytest.raises(ValueError, match="freezes all parameters"):

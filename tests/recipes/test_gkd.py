@@ -14,6 +14,7 @@ from atlas_jax.optim import accumulate
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import gkd
 from atlas_jax.rollout.distill_rows import Text
+from atlas_jax.state import Trained
 from configs import gkd as config_file
 from tests import runs, teachers
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -48,13 +49,12 @@ def same(teacher):
 
 
 def opened(config, mesh=None):
-  """A recipe with its first parameters and what is frozen, bound."""
+  """A recipe with its first parameters and what is frozen."""
   mesh = mesh or runs.one_device()
   recipe = recipes.load(config, mesh)
-  given = recipe.read(mesh, True)
+  given = recipe.load(mesh, True)
   params = given.params if given.params is not None else jax.jit(recipe.init)(jax.random.key(0)).params
   frozen = dict(given.frozen)
-  recipe.bind(frozen, None)
   return recipe, params, frozen
 
 
@@ -71,7 +71,7 @@ def sloped(recipe, frozen):
 def test_a_teacher_like_the_student_gives_no_loss_and_no_slope(teacher, alignment):
   config = make_config(teacher, **same(teacher), distill__alignment=alignment, distill__on_policy_frac=0.0)
   recipe, params, frozen = opened(config)
-  (loss, out), slope = sloped(recipe, frozen)(params, recipe.source.next(params))
+  (loss, out), slope = sloped(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
   assert float(out.weight) > 40  # Four solutions of a dozen bytes and more.
   assert_close((loss, slope), (np.float32(0), jax.tree.map(np.zeros_like, slope)), tolerance=2e-6)
 
@@ -110,7 +110,7 @@ def test_the_student_with_its_ids_renumbered_is_no_teacher(teacher):
 def test_the_loss_of_a_student_drawn_at_random_falls_with_every_step(teacher, changes):
   config = make_config(teacher, **changes)
   recipe, params, frozen = opened(config)
-  batch, slope_of = recipe.source.next(params), sloped(recipe, frozen)
+  batch, slope_of = recipe.source.next(Trained(params, frozen)), sloped(recipe, frozen)
   descent, losses = optax.sgd(0.005), []
   state = descent.init(params)
   for _ in range(12):
@@ -123,7 +123,7 @@ def test_the_loss_of_a_student_drawn_at_random_falls_with_every_step(teacher, ch
 def test_pieces_of_a_batch_give_the_slope_of_the_whole(teacher):
   config = make_config(teacher, distill__on_policy_frac=0.0)
   recipe, params, frozen = opened(config)
-  batch = jax.tree.map(jnp.asarray, recipe.source.next(params))
+  batch = jax.tree.map(jnp.asarray, recipe.source.next(Trained(params, frozen)))
   assert len(set(np.asarray(batch["completion_mask_BT"]).sum(axis=1))) > 1
   found = lambda parts: accumulate.gradients(recipe.loss, params, batch, (), frozen=frozen,
                                              rng=jax.random.key(0), parts=parts)  # fmt: skip
@@ -171,7 +171,7 @@ def test_many_devices_give_the_loss_of_one(teacher):
   for mesh in (runs.one_device(), cube):
     recipe, params, frozen = opened(config, mesh)
     params = jax.tree.map(lambda x: 1.1 * x, params)
-    batch = gkd.hosts.global_batch(mesh, recipe.source.next(params))
+    batch = gkd.hosts.global_batch(mesh, recipe.source.next(Trained(params, frozen)))
     losses.append(float(sloped(recipe, frozen)(params, batch)[0][0]))
   assert_close(*losses, tolerance=1e-6)
 
@@ -183,7 +183,7 @@ def test_adapters_alone_learn_where_they_are_asked_for(teacher):
   names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
   assert names == {"lora_a", "lora_b"}
   params = jax.tree.map(lambda x: x + 0.3, params)
-  (loss, _), slope = sloped(recipe, frozen)(params, recipe.source.next(params))
+  (loss, _), slope = sloped(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
   assert float(loss) > 1e-3
   assert all(np.asarray(x).any() for x in jax.tree.leaves(slope))
 
@@ -191,7 +191,7 @@ def test_adapters_alone_learn_where_they_are_asked_for(teacher):
 def test_a_memory_model_learns_from_a_decoder(teacher):
   config = make_config(teacher, model__kind="memory", distill__on_policy_frac=0.0)
   recipe, params, frozen = opened(config)
-  batch = recipe.source.next(params)
+  batch = recipe.source.next(Trained(params, frozen))
   assert batch["tokens_BS"].shape[1] % config.model.memory.chunk_size == 0
   out = jax.jit(lambda: recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0)))()
   assert 0 < float(out.loss) < np.log(2)
@@ -202,7 +202,7 @@ def test_held_out_texts_have_the_divergence_of_the_loss(teacher):
   config = make_config(teacher, eval__max_problems=6)
   recipe, params, frozen = opened(config)
   pair = gkd.pair_of(config)
-  found = recipe.evals["divergence"].run(params, step=0).scalars
+  found = recipe.evals["divergence"].run(Trained(params, frozen), step=0).scalars
   solved = gkd.held_out.problems_of(config)
   readers = [gkd.reader_of(config, start) for start in pair[:2]]
   texts = [Text(*(one.prompt(problem) for one in readers), readers[0].solution(problem), by_teacher=False)
@@ -239,11 +239,11 @@ def test_a_teacher_that_was_trained_further_is_refused(teacher, tmp_path):
   first = make_config(teacher, optim__steps=1, distill__on_policy_frac=0.0, data__held_out_frac=0.0)
   runs.run_lm(first, tmp_path / "teacher")
   configs.save(first, tmp_path / "teacher")
-  recipes.load(first, runs.one_device()).keep(tmp_path / "teacher")
+  recipes.load(first, runs.one_device()).assets.save(tmp_path / "teacher")
   recipe = recipes.load(make_config(tmp_path / "teacher"), runs.one_device())
   (tmp_path / "run").mkdir()
-  recipe.keep(tmp_path / "run")
-  recipe.fits(tmp_path / "run")
+  recipe.assets.save(tmp_path / "run")
+  recipe.assets.check(tmp_path / "run")
   (tmp_path / "teacher" / FOLDER / "9").mkdir()
   with pytest.raises(ValueError, match="config.distill.teacher=.*teacher' is at step 9, and was at 1 when"):
-    recipe.fits(tmp_path / "run")
+    recipe.assets.check(tmp_path / "run")

@@ -10,6 +10,7 @@ import pytest
 from atlas_jax import recipes
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.recipes import gkd
+from atlas_jax.state import Trained
 from configs import gkd as config_file
 from tests import hf_fixture, runs, teachers
 from tests.helpers import quick_compilation
@@ -68,13 +69,13 @@ def test_each_reads_the_same_text_in_its_own_ids_and_template(folder, on_policy_
   config, mesh = make_config(folder, distill__on_policy_frac=on_policy_frac), runs.one_device()
   with quick_compilation():
     recipe, pair = recipes.load(config, mesh), gkd.pair_of(config)
-    given = recipe.read(mesh, True)
-    recipe.bind(given.frozen, None)
-    batch = recipe.source.next(given.params)
+    given = recipe.load(mesh, True)
+    trained = Trained(given.params, given.frozen)
+    batch = recipe.source.next(trained)
     loss = jax.jit(lambda params, batch: recipe.loss(params, batch, frozen=dict(given.frozen), carry=(),
                                                      rng=jax.random.key(0)))  # fmt: skip
     out = loss(given.params, batch)
-    divergence = recipe.evals["divergence"].run(given.params, step=0).scalars
+    divergence = recipe.evals["divergence"].run(trained, step=0).scalars
   own, taught = (shown(batch, start.tokenizer, prefix)
                  for start, prefix in ((pair.student, ""), (pair.teacher, "teacher_")))  # fmt: skip
   for mine, theirs in zip(own, taught):

@@ -17,6 +17,7 @@ from atlas_jax.optim import accumulate
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import grpo
+from atlas_jax.state import Trained
 from configs import grpo_arithmetic
 from tests import runs
 from tests.helpers import assert_close
@@ -66,13 +67,12 @@ def config_of(**changes):
 
 
 def started(config, mesh=None):
-  """The recipe, what it starts from and its source, bound."""
+  """The recipe, what it starts from and its source."""
   mesh = mesh or runs.one_device()
   recipe = recipes.load(config, mesh)
   params, frozen, *_ = jax.jit(recipe.init)(jax.random.key(0))
   wave = lambda x: 0.05 * np.sin(np.arange(x.size, dtype=x.dtype)).reshape(x.shape)
   params = jax.tree.map(lambda x: x + wave(x), params)  # So that adapters do something.
-  recipe.bind(frozen, None)
   return recipe, params, frozen
 
 
@@ -93,11 +93,11 @@ LAYOUTS = {"decoder": {}, "memory": MEMORY, "lora": LORA, "blocks": dict(loss__b
 def test_recomputed_log_probabilities_are_the_samplers(layout):
   config = config_of(sampler__temperature=0.6, rollout__batches=2, **LAYOUTS[layout])
   recipe, params, frozen = started(config)
-  batch = recipe.source.next(params)
+  batch = recipe.source.next(Trained(params, frozen))
   mask_BT = batch["completion_mask_BT"]
   assert mask_BT.any(axis=1).all() and np.ptp(batch["sampler_logprob_BT"][mask_BT]) > 0.1
   assert_close(np.where(mask_BT, batch["old_logprob_BT"], 0), batch["sampler_logprob_BT"], tolerance=1e-4)
-  metrics = recipe.finish(outcome(recipe, params, frozen, batch)[1].metrics)
+  metrics = recipe.accounting.finish(outcome(recipe, params, frozen, batch)[1].metrics)
   assert metrics["policy/sampler_gap_nats_max"] < 1e-4
   assert abs(metrics["policy/ratio_max"] - 1) < 1e-5 > abs(metrics["policy/ratio_min"] - 1)
 
@@ -122,7 +122,7 @@ def slow_loss(config, params, batch):
 def test_the_gradient_is_that_of_the_completions_after_the_very_prompts_sampled():
   config = config_of(policy__preset="grpo", sampler__temperature=0.8)
   recipe, params, frozen = started(config)
-  batch = recipe.source.next(params)
+  batch = recipe.source.next(Trained(params, frozen))
   assert len(set(batch["completion_mask_BT"].sum(1))) > 1 or batch["truncated_B"].all()
   grads, out = outcome(recipe, params, frozen, batch)
   loss, expected = jax.value_and_grad(lambda params: slow_loss(config, params, batch))(params)
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_the_completions_after_the_very_prompts_sampled(
 
 def test_another_prompt_gives_another_gradient_and_padding_gives_none():
   recipe, params, frozen = started(config_of())
-  batch = recipe.source.next(params)
+  batch = recipe.source.next(Trained(params, frozen))
   grads, _ = outcome(recipe, params, frozen, batch)
   padded = {**batch, "tokens_BS": np.where(batch["doc_BS"] < 0, 99, batch["tokens_BS"]),
             "completion_BT": np.where(batch["completion_mask_BT"], batch["completion_BT"], 99)}
@@ -153,11 +153,12 @@ MORE = dict(policy__entropy_weight=0.05, rollout__truncated="mask", rollout__fla
 def test_pieces_of_a_batch_give_what_the_whole_gives(preset):
   more = MORE if preset in ("grpo", "dapo") else {}
   recipe, params, frozen = started(config_of(policy__preset=preset, **more))
-  batch = ragged(recipe.source.next(params))
+  batch = ragged(recipe.source.next(Trained(params, frozen)))
   whole_grads, whole_out = outcome(recipe, params, frozen, batch)
   grads, out = outcome(recipe, params, frozen, batch, parts=4)
   assert_close((grads, out.loss, out.weight), (whole_grads, whole_out.loss, whole_out.weight), tolerance=1e-5)
-  assert float(out.weight) == (8.0 if recipe.unit == "completions" else batch["completion_mask_BT"].sum())
+  rows = recipe.accounting.unit == "completions"
+  assert float(out.weight) == (8.0 if rows else batch["completion_mask_BT"].sum())
 
 
 def ragged(batch):
@@ -324,7 +325,7 @@ def test_tuning_goes_on_from_another_run_and_its_reference_is_where_it_began(tmp
   runs.run_lm(config, tmp_path / "second", stop_at=2)
   recipe = recipes.load(config, runs.one_device())
   for fresh in (True, False):
-    given = recipe.read(runs.one_device(), fresh)
+    given = recipe.load(runs.one_device(), fresh)
     assert_close(given.frozen["reference"], params, tolerance=1e-9)
     assert (given.params is not None) == fresh
   _, rows = run(config, tmp_path / "second")
@@ -335,9 +336,9 @@ def test_tuning_goes_on_from_another_run_and_its_reference_is_where_it_began(tmp
 def test_what_is_sampled_can_be_filtered_and_stopped_by_texts():
   config = config_of(sampler__top_k=20, sampler__stop_strings="7|8", rollout__truncated="mask")
   recipe, params, frozen = started(config)
-  out = outcome(recipe, params, frozen, recipe.source.next(params))[1]
+  out = outcome(recipe, params, frozen, recipe.source.next(Trained(params, frozen)))[1]
   assert np.isfinite(out.loss)
-  assert recipe.finish(out.metrics)["policy/sampler_gap_nats_max"] < 1e-4  # Both are over all ids.
+  assert recipe.accounting.finish(out.metrics)["policy/sampler_gap_nats_max"] < 1e-4  # Both are over all ids.
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -360,8 +361,8 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
 
 def test_a_batch_goes_onto_a_mesh():
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
-  recipe, params, _ = started(config_of(), mesh)
-  batch = hosts.global_batch(mesh, recipe.source.next(params))
+  recipe, params, frozen = started(config_of(), mesh)
+  batch = hosts.global_batch(mesh, recipe.source.next(Trained(params, frozen)))
   assert {len(array) for array in batch.values()} == {8}
 
 
@@ -369,7 +370,7 @@ def test_a_batch_goes_onto_a_mesh():
 def test_the_flops_of_an_update_are_those_of_its_gradient(layout):
   """References and what lies beside adapters cost less backwards; shares of a peak would be too high."""
   recipe, params, frozen = started(config_of(**layout))
-  batch = recipe.source.next(params)
+  batch = recipe.source.next(Trained(params, frozen))
   state = states.TrainState(0, params, (), (), (), jax.random.key(0), 0, 0)
   loss = lambda params: recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0)).loss
   found = stepping.model_flops(recipe, state, frozen, batch)

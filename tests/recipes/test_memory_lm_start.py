@@ -34,7 +34,7 @@ def train(config, workdir, **how):
   recipe = recipes.load(config, runs.one_device())
   workdir.mkdir(exist_ok=True)
   configs.save(config, workdir)
-  recipe.keep(workdir)
+  recipe.assets.save(workdir)
   runs.run_lm(config, workdir, **how)
   return runs.saved(config, recipe, workdir)
 
@@ -58,7 +58,7 @@ def config_of(text, first, **changes):
 def test_a_run_starts_from_anothers_average_on_other_text_with_a_fresh_optimizer(first, other_text, folder):
   config = config_of(other_text, first, seed=4, train__log_every_steps=1)
   recipe = recipes.load(config, runs.one_device())
-  given = recipe.read(runs.one_device(), True)
+  given = recipe.load(runs.one_device(), True)
   assert_same_bits(given.params, first[1].ema)
   assert np.any(first[1].ema["embed"] != first[1].params["embed"])
   state = train(config, folder / "second")

@@ -7,6 +7,7 @@ from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.evals import baseline
 from atlas_jax.recipes import memory_lm
+from atlas_jax.state import Trained
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 from tests.recipes.test_memory_lm import first_update, numbers, trained, trained_rows
@@ -59,12 +60,12 @@ def test_evaluation_sees_the_whole_window(corpus):
     config = runs.lm_config(corpus, **fields)
     recipe = recipes.load(config, mesh)
     params = memory_lm.init_params(config, memory_lm.model_of(config), np.uint32([0, 1]))
-    found.append(recipe.evals["perplexity"].run(params, step=0).scalars)
+    found.append(recipe.evals["perplexity"].run(Trained(params), step=0).scalars)
   assert found[0] == found[1]
 
 
 def test_a_run_with_the_full_window_gives_its_loss_nothing_more(corpus):
-  assert recipes.load(runs.lm_config(corpus), runs.one_device()).by_step is None
+  assert recipes.load(runs.lm_config(corpus), runs.one_device()).update.by_step is None
 
 
 def test_recorded_figures_hold_for_the_window_they_were_trained_with(corpus):

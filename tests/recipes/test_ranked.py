@@ -20,6 +20,7 @@ from atlas_jax.models import placement
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import ranked
+from atlas_jax.state import Trained
 from configs import atlas_ranked
 from tests import hf_fixture, runs
 from tests.helpers import assert_close, assert_same_bits
@@ -159,8 +160,9 @@ def test_one_response_or_none_makes_no_choice():
 def test_held_out_groups_are_each_measured_once():
   config, recipe, start, _ = made()
   run = recipe.evals["ranking"].run
-  few = run(start.params, step=0).scalars
-  whole = made(eval__batch_rows=40)[1].evals["ranking"].run(start.params, step=0).scalars
+  trained = Trained(start.params, start.frozen)
+  few = run(trained, step=0).scalars
+  whole = made(eval__batch_rows=40)[1].evals["ranking"].run(trained, step=0).scalars
   assert few["val/prompts"] == whole["val/prompts"] == 40
   assert few["val/pairs"] == whole["val/pairs"] > 100
   assert 0.3 < few["val/pairs_right_frac"] < 0.9
@@ -194,7 +196,7 @@ def run(config, workdir, *, stop_at=None):
   recipe = recipes.load(config, runs.one_device())
   before = lambda step: runs.ask_to_stop() if step == stop_at else None
   if not (workdir / "tokenizer").exists():
-    recipe.keep(workdir)
+    recipe.assets.save(workdir)
   recipe = recipe._replace(source=runs.Watched(recipe.source, before))
   return recipe, train.run(config, recipe, runs.one_device(), workdir)
 

@@ -8,6 +8,7 @@ from atlas_jax import recipes
 from atlas_jax.language.initial_model import open_start
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import sft
+from atlas_jax.state import Trained
 from tests import runs, tuning
 from tests.helpers import assert_close, quick_compilation
 
@@ -111,7 +112,7 @@ def test_the_held_out_loss_counts_every_answer_token_once_and_no_padding(batch_r
   recipe, start = recipes.load(config, runs.one_device()), open_start(config)
   params, found = shaken(start), held_out(config, start)
   nats, count = nats_by_hand(start, params, found)
-  scalars = recipe.evals["examples"].run(params, step=0).scalars
+  scalars = recipe.evals["examples"].run(Trained(params), step=0).scalars
   assert scalars["val/tokens"] == count == sum(int(one.learn_T[1:].sum()) for one in found)
   assert scalars["val/loss_nats"] == pytest.approx(nats / count, rel=1e-5)
   assert scalars["val/perplexity"] == pytest.approx(np.exp(nats / count), rel=1e-4)
@@ -136,7 +137,7 @@ def test_the_loss_is_that_of_counted_tokens_and_weighs_by_them():
 def test_what_a_held_out_problem_is_told_by_its_answer_is_graded():
   config = tuning.config_of()
   recipe = recipes.load(config, runs.one_device())
-  out = recipe.evals["problems"].run(shaken(open_start(config)), step=0)
+  out = recipe.evals["problems"].run(Trained(shaken(open_start(config))), step=0)
   assert 0 <= out.scalars["val/accuracy"] <= 1 and out.scalars["val/graded_count"] == 9
   assert out.text.count("answer") + out.text.count("right") >= 4
 

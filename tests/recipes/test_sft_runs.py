@@ -9,6 +9,7 @@ from atlas_jax.data.sft import Example
 from atlas_jax.language.initial_model import open_start, whole
 from atlas_jax.language.pretrained import hf_import
 from atlas_jax.recipes import sft
+from atlas_jax.state import Trained
 from tests import hf_fixture, runs, tuning
 from tests.helpers import assert_same_bits, quick_compilation
 
@@ -57,12 +58,12 @@ def test_adapters_alone_are_trained_and_evaluations_see_the_whole(tmp_path):
   recipe, adapters = run(config, tmp_path, evals=True)
   assert set(adapters["blocks"]["attention"]) == {"q", "v"} and "mlp" not in adapters["blocks"]
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(adapters))  # B began at zero.
-  given = recipe.read(runs.one_device(), False)
+  given = recipe.load(runs.one_device(), False)
   assert given.params is None
   base = hf_import.load(config.model.path, param_dtype="float32").params
   assert_same_bits(given.frozen["base"], base)
-  recipe.bind(given.frozen, None)
-  loss = recipe.evals["examples"].run(adapters, step=2).scalars["val/loss_nats"]
+  trained = Trained(adapters, given.frozen)
+  loss = recipe.evals["examples"].run(trained, step=2).scalars["val/loss_nats"]
   score = lambda params, batch, frozen: sft.score_of(config, open_start(config))(params, batch, frozen)[0]
   found = sft.examples_of(config, open_start(config), sft.problems_of(config, "held_out"))
   source = sft.source_of(config, open_start(config), found, "held_out")
@@ -88,7 +89,7 @@ def test_a_run_of_a_memory_model_is_tuned_further(tmp_path):
   runs.run_lm(earlier, tmp_path / "read")
   before = runs.saved(earlier, recipes.load(earlier, runs.one_device()), tmp_path / "read").params
   configs.save(earlier, tmp_path / "read")
-  recipes.load(earlier, runs.one_device()).keep(tmp_path / "read")
+  recipes.load(earlier, runs.one_device()).assets.save(tmp_path / "read")
   config = tuning.config_of("memory", model__path=str(tmp_path / "read"), data__tokenizer="model",
                             optim__lr=1e-3)
   start = open_start(config)

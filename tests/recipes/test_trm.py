@@ -136,7 +136,7 @@ def test_exploration_only_postpones_halting(config, told):
   always = runs.changed(config.as_configdict(), {"supervision__explore_prob": 1.0})
   loss = jax.jit(trm.loss_of(always, trm.model_of(always)))
   for before, after, batch in zip(states[:5], states[1:], batches):
-    rows = parts.recipe.tables.rows(before.tables, batch, before.carry)
+    rows = parts.recipe.update.tables.rows(before.tables, batch, before.carry)
     out = loss(before.params, batch, frozen=parts.frozen, carry=before.carry, rng=before.rng, rows=rows)
     explored, plain = out.carry.pool, after.carry.pool
     np.testing.assert_array_equal(explored.steps_B, plain.steps_B)
@@ -224,8 +224,8 @@ def test_where_no_slot_finished_means_over_them_are_not_a_number(config):
   assert config.supervision.n_supervision > 1
   recipe = recipes.load(config, runs.one_device())
   means = {f"{group}/{name}": jnp.zeros(()) for group in ("train", "recent") for name in trm.OVER_FINISHED}
-  found = recipe.finish(means | {"train/count": jnp.zeros(()), "recent/known": jnp.zeros(())})
-  assert {name for name, value in found.items() if np.isnan(value)} == set(recipe.may_be_absent)
+  found = recipe.accounting.finish(means | {"train/count": jnp.zeros(()), "recent/known": jnp.zeros(())})
+  assert {name for name, value in found.items() if np.isnan(value)} == set(recipe.accounting.optional)
   assert found["train/count"] == 0
 
 

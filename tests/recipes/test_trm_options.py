@@ -10,6 +10,7 @@ import pytest
 
 from atlas_jax import recipes
 from atlas_jax.recipes import trm
+from atlas_jax.state import Trained
 from tests import puzzle_runs, runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
@@ -144,14 +145,13 @@ def arc_run(folder):
   """What a run on ARC starts from, as its evaluation takes it."""
   recipe = puzzle_runs.stirred(recipes.load(puzzle_runs.arc_config(folder / "boards"), runs.one_device()))
   start = jax.jit(recipe.init)(jax.random.key(0))
-  return start.params, start.tables
+  return Trained(start.params, start.frozen, start.tables)
 
 
 def scores(folder, workdir=None, **changes):
   """What the evaluation of a config says of the start of a run."""
   recipe = recipes.load(puzzle_runs.arc_config(folder / "boards", **changes), runs.one_device())
-  params, tables = arc_run(folder)
-  return recipe.evals["puzzles"].run(params, step=1, tables=tables, workdir=workdir).scalars
+  return recipe.evals["puzzles"].run(arc_run(folder), step=1, workdir=workdir).scalars
 
 
 @pytest.fixture(scope="module")

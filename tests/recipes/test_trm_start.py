@@ -10,6 +10,7 @@ from atlas_jax import config as configs
 from atlas_jax import main, recipes, train
 from atlas_jax.puzzles import files, initial_model
 from atlas_jax.recipes import trm
+from atlas_jax.state import Trained
 from tests import program, puzzle_runs, runs, torch_files
 from tests import trm_fixture as fixture
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -111,10 +112,10 @@ def test_its_predictions_are_the_recorded_ones(imported):
   params, tables, step = served.restore(config, workdir, trm.init_of(config, model, 7), mesh)
   given = fixture.part(NAME, "batch1/")
   batch = {"inputs_BT": given["inputs"], "labels_BT": given["labels"], "ids_B": given["puzzle_identifiers"]}
-  reset = lambda: initial_model.reset_of(config, model, workdir)
-  solve = solver.make(model, reset, lambda: iter([batch]), mesh,
+  trained = Trained(params, {"reset": initial_model.reset_of(config, model, workdir)}, tables)
+  solve = solver.make(model, lambda: iter([batch]), mesh,
                       trm.solve_options_of(config)._replace(batch_rows=5))  # fmt: skip
-  results = list(solve(params, tables))
+  results = list(solve(trained))
   expected = fixture.part(NAME, "eval/")
   np.testing.assert_array_equal([result.prediction_T for result in results], expected["logits"].argmax(-1))
   assert_close(np.array([result.halt_logit for result in results], np.float32), expected["q_halt_logits"])
@@ -142,7 +143,7 @@ def test_rows_of_other_puzzles_start_from_the_mean_and_it_is_said(place, caplog)
   wanted_E = table_NE.sum(0) / np.any(table_NE != 0, axis=1).sum()
   assert_close(np.asarray(state.tables["puzzles"]), np.broadcast_to(wanted_E, (64, 40)).astype(np.float32))
   caplog.clear()
-  recipes.load(config, runs.one_device()).fits(place / "mean")
+  recipes.load(config, runs.one_device()).assets.check(place / "mean")
   assert "start from the mean" in caplog.text and "an evaluation says nothing" in caplog.text
 
 
@@ -199,7 +200,7 @@ def run(config, workdir):
   recipe = recipes.load(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
   configs.save(config, workdir)
-  recipe.keep(workdir)
+  recipe.assets.save(workdir)
   return train.run(config, recipe._replace(evals={}), mesh, workdir)
 
 
@@ -207,7 +208,7 @@ def begun(config, workdir):
   """The state a run starts from, and what is frozen."""
   recipe = recipes.load(config, runs.one_device())
   workdir.mkdir(parents=True)
-  recipe.keep(workdir)
+  recipe.assets.save(workdir)
   run_ = train.Run(config, recipe, runs.one_device(), workdir, train.Checkpoints(workdir))
   state, frozen = train._start(run_)
   run_.close()

@@ -39,7 +39,7 @@ def listed(*texts):
 
 
 def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None, seed=3, encode=None,
-         place=(0, 1), old=lambda params, frozen, batch: 0.0 * batch["completion_BT"], **plan):
+         place=(0, 1), old=lambda params, frozen, batch: 0.0 * batch["completion_BT"], workdir=None, **plan):
   """A source of a scripted sampler, and the sampler."""
   found = listed("p", "qq", "rrr", "ssss", "t") if found is None else found
   writer = ScriptedSampler(BYTES, script or (lambda text, params: WORDS))
@@ -48,7 +48,7 @@ def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None
   given = RolloutSource(
       asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
       scoring=scoring or Scoring(), plan=Plan(**{"batch_rows": 6, **plan}), old_logprobs=old,
-      process_index=place[0], process_count=place[1])
+      workdir=workdir, process_index=place[0], process_count=place[1])
   return given, writer
 
 

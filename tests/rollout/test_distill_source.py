@@ -13,6 +13,7 @@ from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
 from atlas_jax.rollout import ask, distill_rows
 from atlas_jax.rollout.distill_rows import Reader, Text
 from atlas_jax.rollout.distill_source import DistillSource, Plan, Writer
+from atlas_jax.state import Trained
 from tests.pieces import Pieces
 
 PROBLEMS = [Problem(f"row@{a}", f"{a}+3=", str(a + 3), f"it is {a + 3}") for a in range(5, 12)]
@@ -39,8 +40,12 @@ def make(teacher=None, *, readers=None, problems=PROBLEMS, script=script, seed=0
   plan = Plan(**({"batch_rows": 3, "spans": teacher is not None} | plan))
   source = DistillSource(prompts, student, taught, plan, student_writer=writers[0], teacher_writer=writers[1],
                          seed=seed, process_index=process[0], process_count=process[1])  # fmt: skip
-  source.bind({"teacher": "taught"})
   return source
+
+
+def given(params):
+  """What the loop hands to a source."""
+  return Trained(params, {"teacher": "taught"})
 
 
 def texts(batch, tokenizer=BYTES, prefix=""):
@@ -59,7 +64,7 @@ def assert_same(actual, expected):
 
 def test_recorded_solutions_follow_their_prompts_and_end():
   source = make(on_policy_frac=0.0)
-  batch = source.next(None)
+  batch = source.next(given(None))
   where = source.provenance(0)
   by_place = {problem.where: problem for problem in PROBLEMS}
   assert texts(batch) == [by_place[one].prompt + by_place[one].solution for one in where]
@@ -80,7 +85,7 @@ def test_the_student_writes_its_share_of_the_batches_with_its_weights_of_now():
   assert who == [make(on_policy_frac=0.4).who(step) for step in range(1000)]
   assert who != [make(on_policy_frac=0.4, seed=1).who(step) for step in range(1000)]
   for step in range(6):
-    batch = source.next(f"w{step}")
+    batch = source.next(given(f"w{step}"))
     assert batch["on_policy_B"].tolist() == [float(who[step] == "student")] * 3
     assert all((f"w{step}" in text) == (who[step] == "student") for text in texts(batch))
 
@@ -93,7 +98,7 @@ def test_a_share_of_all_or_nothing_is_just_that(plan, writers):
   source = make(**plan)
   assert {source.who(step) for step in range(100)} == writers
   if writers == {"teacher"}:
-    assert all("taught" in text for text in texts(source.next("w")))
+    assert all("taught" in text for text in texts(source.next(given("w"))))
 
 
 @pytest.mark.parametrize("teacher", (None, PIECES))
@@ -101,13 +106,13 @@ def test_a_source_goes_on_from_its_state_with_the_batches_it_would_have_made(tea
   plan = dict(on_policy_frac=0.5, rest="teacher")
   source = make(teacher, **plan)
   for step in range(4):
-    source.next(f"w{step}")
+    source.next(given(f"w{step}"))
   state = json.loads(json.dumps(source.state()))
   again = make(teacher, **plan)
   again.restore(state)
   assert {source.who(step) for step in range(4, 10)} == {"student", "teacher"}
   for step in range(4, 10):
-    assert_same(again.next(f"w{step}"), source.next(f"w{step}"))
+    assert_same(again.next(given(f"w{step}")), source.next(given(f"w{step}")))
   with pytest.raises(ValueError, match="on_policy_frac=0.5 then, 0.25 now"):
     make(teacher, on_policy_frac=0.25, rest="teacher").restore(state)
 
@@ -116,7 +121,7 @@ def test_processes_have_the_rows_of_the_whole_batch():
   plan = dict(on_policy_frac=0.5, batch_rows=4)
   whole, parts = make(**plan), [make(process=(index, 2), **plan) for index in range(2)]
   for step in range(4):
-    expected, found = whole.next(f"w{step}"), [part.next(f"w{step}") for part in parts]
+    expected, found = whole.next(given(f"w{step}")), [part.next(given(f"w{step}")) for part in parts]
     assert_same({name: np.concatenate([one[name] for one in found]) for name in expected}, expected)
     assert sum((part.provenance(step) for part in parts), []) == whole.provenance(step)
 
@@ -125,7 +130,7 @@ def test_processes_have_the_rows_of_the_whole_batch():
 def test_spans_have_the_same_text_on_either_side(rest):
   source = make(PIECES, on_policy_frac=0.4, rest=rest)
   for step in range(6):
-    batch = source.next(f"w{step}")
+    batch = source.next(given(f"w{step}"))
     assert texts(batch) == texts(batch, PIECES, "teacher_")
     for row in range(3):
       numbers = np.flatnonzero(batch["span_mask_BN"][row])
@@ -165,7 +170,7 @@ def test_each_model_sees_its_own_chat_template():
   teacher = chats.Template("{% for m in messages %}<{{ m.content }}>{% endfor %}"
                            "{% if add_generation_prompt %}<{% endif %}", specials={})  # fmt: skip
   readers = [reader(BYTES)._replace(prompt=ask.encoder(BYTES, template)) for template in (student, teacher)]
-  batch = make(readers=readers, on_policy_frac=0.0).next(None)
+  batch = make(readers=readers, on_policy_frac=0.0).next(given(None))
   for own, taught in zip(texts(batch), texts(batch, prefix="teacher_")):
     assert own.startswith("Q") and "EAit is" in own
     assert taught.startswith("<") and "><it is" in taught
@@ -194,19 +199,19 @@ def test_what_is_too_long_is_refused_cut_or_passed_over():
   problems = [PROBLEMS[0], Problem("row@99", "why?", "9", "because it is nine"), *PROBLEMS[1:3]]
   long = lambda **more: make(readers=[reader(BYTES, **more)] * 2, problems=problems, on_policy_frac=0.0)
   with pytest.raises(ValueError, match="row@99: its solution has 19 tokens, more than config.sampler"):
-    [long().next(None) for _ in range(3)]
-  cut = [text for _ in range(2) for text in texts(long(overlong="truncate").next(None))]
+    [long().next(given(None)) for _ in range(3)]
+  cut = [text for _ in range(2) for text in texts(long(overlong="truncate").next(given(None)))]
   assert set(cut) <= {one.prompt + one.solution[:16] for one in problems}
   source = long(overlong="skip")
-  places = [place for step in range(4) for place in (source.next(None), source.provenance(step))[1]]
+  places = [place for step in range(4) for place in (source.next(given(None)), source.provenance(step))[1]]
   assert set(places) == {"row@5", "row@6", "row@7"}
 
 
 def test_a_problem_without_a_solution_is_named():
   problems = [Problem("file.jsonl:7", "2+2=", "4", None)]
   with pytest.raises(ValueError, match="file.jsonl:7: has no solution to learn"):
-    make(problems=problems, on_policy_frac=0.0).next(None)
-  assert "w" in texts(make(problems=problems, on_policy_frac=1.0).next("w"))[0]
+    make(problems=problems, on_policy_frac=0.0).next(given(None))
+  assert "w" in texts(make(problems=problems, on_policy_frac=1.0).next(given("w")))[0]
 
 
 def test_a_batch_that_fails_leaves_the_place_as_it_was():
@@ -216,18 +221,18 @@ def test_a_batch_that_fails_leaves_the_place_as_it_was():
     return script(text, params)
 
   source, other = make(script=offers, on_policy_frac=1.0), make(script=offers, on_policy_frac=1.0)
-  source.next("w")
+  source.next(given("w"))
   state = source.state()
   with pytest.raises(RuntimeError):
-    source.next("bad")
+    source.next(given("bad"))
   assert source.state() == state
-  other.next("w")
-  assert_same(source.next("w"), other.next("w"))
+  other.next(given("w"))
+  assert_same(source.next(given("w")), other.next(given("w")))
 
 
 def test_what_is_told_is_of_the_batch_given_last():
   source = make(on_policy_frac=1.0)
-  source.next("w")
+  source.next(given("w"))
   told = source.tell()
   assert told.scalars["rollout/on_policy"] == 1 and told.scalars["rollout/ended_frac"] == 1
   assert told.text.startswith("student: ") and " is w " in told.text

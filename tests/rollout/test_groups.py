@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.rollout.groups import Scoring
+from atlas_jax.state import Trained
 from tests.helpers import assert_close
 from tests.rollout.rollouts import listed, made, written
 
@@ -17,7 +18,7 @@ def flat_script(text, params):
 def test_flat_groups_are_counted_and_kept_or_skipped():
   kept, _ = made(script=flat_script, batch_rows=15)
   skipped, _ = made(script=flat_script, batch_rows=15, flat_groups="skip")
-  left, right = kept.next(None), skipped.next(None)
+  left, right = kept.next(Trained(None)), skipped.next(Trained(None))
   flat_B = left["advantage_B"].reshape(5, 3).any(1).repeat(3) == 0
   assert set(left["row_mask_B"]) == {1.0} and flat_B.sum() >= 9
   np.testing.assert_array_equal(right["row_mask_B"], ~flat_B)
@@ -30,21 +31,21 @@ def test_flat_groups_are_counted_and_kept_or_skipped():
 
 def test_flat_groups_are_resampled_from_the_prompts_that_follow():
   rollouts, writer = made(script=flat_script, batch_rows=9, flat_groups="resample", max_resamples=20)
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   assert {prompt for prompt, _ in written(batch)} <= {"qq", "ssss"}
   assert set(batch["row_mask_B"]) == {1.0} and batch["advantage_B"].reshape(3, 3).any(1).all()
   scalars = rollouts.tell().scalars
   assert scalars["rollout/resampled_groups"] == rollouts.state()["prompts"]["step"] - 3 > 0
   assert 0 < scalars["rollout/flat_groups_frac"] < 1 and scalars["rollout/masked_groups"] == 0
   assert writer.calls > 1
-  rest = rollouts.next(None)
+  rest = rollouts.next(Trained(None))
   assert rest["row_mask_B"].all()
 
 
 def test_what_resampling_cannot_fill_is_masked():
   rollouts, writer = made(script=lambda text, params: ["a"], batch_rows=9, flat_groups="resample",
                           max_resamples=2)
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   assert not batch["row_mask_B"].any() and writer.calls == 3
   scalars = rollouts.tell().scalars
   assert scalars["rollout/masked_groups"] == 3 and scalars["rollout/resampled_groups"] == 6
@@ -53,7 +54,7 @@ def test_what_resampling_cannot_fill_is_masked():
 @pytest.mark.parametrize("truncated", ["keep", "mask", "drop"])
 def test_truncated_completions_may_count_or_not(truncated):
   rollouts, _ = made(batch_rows=15, scoring=Scoring(truncated=truncated, kind="centered"))
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   cut_B = batch["truncated_B"]
   assert cut_B.any() and not cut_B.all()
   reward_B = np.array([len(text) for _, text in written(batch)], np.float32)
@@ -67,7 +68,7 @@ def test_truncated_completions_may_count_or_not(truncated):
 
 def test_long_completions_cost_in_tokens():
   rollouts, _ = made(batch_rows=15, scoring=Scoring(overlong_tokens=2, kind="centered"))
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   size_B = batch["completion_mask_BT"].sum(1)
   text_B = np.array([len(text) for _, text in written(batch)])
   reward_BG = (text_B - np.clip((size_B - 2) / 2, 0, 1)).reshape(5, 3)
@@ -79,7 +80,7 @@ def test_long_completions_cost_in_tokens():
 def test_separate_rewards_are_normalised_each():
   names = {"tests.rollout.rollouts.size": 1.0, "tests.rollout.rollouts.vowels": 2.0}
   rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(separate=True))
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   texts = [text for _, text in written(batch)]
   total_B = 0
   for weight, column in ((1, [len(text) for text in texts]), (2, ["a" in text for text in texts])):
@@ -92,7 +93,7 @@ def test_separate_rewards_are_normalised_each():
 
 def test_rewards_that_have_nothing_to_say_count_nowhere():
   rollouts, _ = made(listed("silence", "speak"), batch_rows=6)
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   quiet_B = np.array([prompt == "silence" for prompt, _ in written(batch)])
   assert not batch["advantage_B"][quiet_B].any() and batch["advantage_B"][~quiet_B].any()
   assert np.isfinite(list(rollouts.tell().scalars.values())).all()
@@ -114,15 +115,15 @@ def test_advantages_beyond_float32_are_refused_with_the_place():
                      script=lambda text, params: ["a", "b"])
   with pytest.raises(ValueError, match=r"rewards of f.jsonl:\d, -3e\+38 to 3e\+38, .*config.advantage.kind="
                                        "'leave_one_out' is beyond float32"):
-    rollouts.next(None)
+    rollouts.next(Trained(None))
   rollouts, _ = made(batch_rows=15, rewards=names, script=lambda text, params: ["a", "b"])
-  assert np.isfinite(rollouts.next(None)["advantage_B"]).all()
+  assert np.isfinite(rollouts.next(Trained(None))["advantage_B"]).all()
 
 
 def test_large_rewards_teach_what_their_differences_do():
   names = {"tests.rollout.test_groups.large": 1.0}
   (near, _), (far, _) = made(batch_rows=15), made(batch_rows=15, rewards=names)
-  near_B, far_B = near.next(None)["advantage_B"], far.next(None)["advantage_B"]
+  near_B, far_B = near.next(Trained(None))["advantage_B"], far.next(Trained(None))["advantage_B"]
   assert near_B.any()
   assert_close(far_B, near_B, tolerance=1e-5)
   spread = "rollout/reward_std"

@@ -8,13 +8,14 @@ import pytest
 from atlas_jax.language.decoding.sampler import Options
 from atlas_jax.rollout import ask, source
 from atlas_jax.rollout.groups import Scoring
+from atlas_jax.state import Trained
 from tests.helpers import assert_close
 from tests.rollout.rollouts import BYTES, WORDS, listed, made, old_logprobs, same, written
 
 
 def test_a_batch_has_prompts_completions_and_advantages():
   rollouts, _ = made(pad_tokens=4, table_rows=4)
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   assert batch["tokens_BS"].shape[1] % 4 == batch["completion_BT"].shape[1] % 4 == 0
   texts = written(batch)
   assert [prompt for prompt, _ in texts] == [texts[0][0]] * 3 + [texts[3][0]] * 3
@@ -34,7 +35,7 @@ def test_a_batch_has_prompts_completions_and_advantages():
 
 def test_all_prompts_are_asked_in_every_epoch_and_none_is_dropped():
   rollouts, _ = made(batch_rows=6)
-  asked = [prompt for _ in range(5) for prompt, _ in written(rollouts.next(None))[::3]]
+  asked = [prompt for _ in range(5) for prompt, _ in written(rollouts.next(Trained(None)))[::3]]
   assert sorted(asked[:5]) == sorted(asked[5:]) == ["p", "qq", "rrr", "ssss", "t"]
 
 
@@ -46,7 +47,7 @@ def test_order_differs_from_the_originals_only_in_its_draws_and_what_it_drops():
   """
   theirs = [2, 2, 6, 6, 1, 1, 8, 8, 4, 4, 5, 5, 0, 0, 9, 9, 3, 3]
   rollouts, _ = made(listed(*map(str, range(10))), options=Options(n=2, max_tokens=4, stop_tokens=(256,)))
-  ours = [int(prompt) for _ in range(10) for prompt, _ in written(rollouts.next(None))]
+  ours = [int(prompt) for _ in range(10) for prompt, _ in written(rollouts.next(Trained(None)))]
   assert ours[::2] == ours[1::2] and theirs[::2] == theirs[1::2]
   assert [sorted(ours[first:first + 20:2]) for first in (0, 20, 40)] == [list(range(10))] * 3
   assert set(range(10)) - set(theirs) == {7}
@@ -54,25 +55,24 @@ def test_order_differs_from_the_originals_only_in_its_draws_and_what_it_drops():
 
 def test_rollouts_differ_and_do_not_depend_on_what_was_drawn_before():
   rollouts, _ = made(listed("p", "p", "p", "p"))
-  first, second = rollouts.next(None), rollouts.next(None)
+  first, second = rollouts.next(Trained(None)), rollouts.next(Trained(None))
   assert written(first) != written(second)
   again, _ = made(listed("p", "p", "p", "p"))
   again.restore({**again.state(), "step": 1, "prompts": {**again.state()["prompts"], "step": 2}})
-  same(again.next(None), second)
+  same(again.next(Trained(None)), second)
 
 
 def test_the_sampler_gets_the_weights_of_every_update():
   rollouts, writer = made()
   for step in range(3):
-    rollouts.next(f"weights {step}")
+    rollouts.next(Trained(f"weights {step}"))
     assert (writer.params, writer.version) == (f"weights {step}", step)
 
 
-def test_what_is_not_trained_reaches_the_sampler(tmp_path):
+def test_what_is_not_trained_reaches_the_sampler():
   rollouts, writer = made()
   rollouts._whole = lambda params, frozen: (params, frozen["base"])
-  rollouts.bind({"base": 7}, tmp_path)
-  rollouts.next(1)
+  rollouts.next(Trained(1, {"base": 7}))
   assert writer.params == (1, 7)
 
 
@@ -82,12 +82,12 @@ def test_a_run_restored_anywhere_goes_on_bit_for_bit(batches, passes):
   whole, _ = made(**fields)
   batches_of_all, told = [], []
   for step in range(8):
-    batches_of_all.append(whole.next(0.5 * step))
+    batches_of_all.append(whole.next(Trained(0.5 * step)))
     told.append(whole.tell())
   part, _ = made(**fields)
   for step in range(8):
     part = made(**fields)[0] if step == 0 else restored(part, fields)
-    same(part.next(0.5 * step), batches_of_all[step])
+    same(part.next(Trained(0.5 * step)), batches_of_all[step])
     scalars = {name: value for name, value in part.tell().scalars.items() if not name.endswith("_s")}
     assert scalars == {name: told[step].scalars[name] for name in scalars}
     assert part.tell().text == told[step].text
@@ -102,7 +102,7 @@ def restored(part, fields):
 
 def test_a_rollout_is_used_as_often_as_asked_and_groups_stay_whole():
   rollouts, writer = made(batches=3, passes=2, old=old_logprobs)
-  batches = [rollouts.next(2.0) for _ in range(6)]
+  batches = [rollouts.next(Trained(2.0)) for _ in range(6)]
   assert writer.calls == 1
   first = sorted(text for batch in batches[:3] for text in written(batch))
   assert first == sorted(text for batch in batches[3:] for text in written(batch))
@@ -111,7 +111,7 @@ def test_a_rollout_is_used_as_often_as_asked_and_groups_stay_whole():
     prompt = [prompt for prompt, _ in written(batch)]
     assert len(set(prompt[:3])) == len(set(prompt[3:])) == 1
     assert_close(batch["old_logprob_BT"], (batch["completion_BT"] * 0.125 + 2.0).astype(np.float32))
-  rollouts.next(None or 0.0)
+  rollouts.next(Trained(None or 0.0))
   assert writer.calls == 2
 
 
@@ -120,7 +120,7 @@ def test_processes_together_have_the_batch_of_one():
   alone, _ = made(**fields)
   left, right = (made(place=(index, 2), **fields)[0] for index in (0, 1))
   for _ in range(5):
-    whole, parts = alone.next(0.0), (left.next(0.0), right.next(0.0))
+    whole, parts = alone.next(Trained(0.0)), (left.next(Trained(0.0)), right.next(Trained(0.0)))
     same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
     step = alone.step - 1
     assert alone.provenance(step) == [*left.provenance(step), *right.provenance(step)]
@@ -130,7 +130,7 @@ def test_processes_together_have_the_batch_of_one():
 def test_numbers_of_a_rollout_are_told():
   rollouts, _ = made(batch_rows=15, batches=2, table_rows=5)
   for age in range(2):
-    batch = rollouts.next(None)
+    batch = rollouts.next(Trained(None))
     told = rollouts.tell()
     assert told.scalars["rollout/age_updates"] == age
   assert told.text == "" and batch["completion_mask_BT"].any()
@@ -145,15 +145,14 @@ def test_numbers_of_a_rollout_are_told():
 def test_numbers_of_the_sampler_are_told():
   rollouts, writer = made()
   writer.stats = {"hand_over_s": 0.5}
-  rollouts.next(None)
+  rollouts.next(Trained(None))
   assert rollouts.tell().scalars["rollout/hand_over_s"] == 0.5
 
 
 def test_completions_are_written_down(tmp_path):
-  rollouts, _ = made(batch_rows=15, table_rows=4)
-  rollouts.bind((), tmp_path)
+  rollouts, _ = made(batch_rows=15, table_rows=4, workdir=tmp_path)
   for _ in range(2):
-    rollouts.next(None)
+    rollouts.next(Trained(None))
   rows = table_rows(tmp_path)
   assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
   assert len({row["prompt"] for row in rows[:4]}) == 4
@@ -165,17 +164,15 @@ def test_completions_are_written_down(tmp_path):
 
 
 def test_a_start_drops_what_an_earlier_one_wrote_beyond_it(tmp_path):
-  rollouts, _ = made(table_rows=2)
-  rollouts.bind((), tmp_path)
-  rollouts.next(None)
+  rollouts, _ = made(table_rows=2, workdir=tmp_path)
+  rollouts.next(Trained(None))
   state = rollouts.state()
-  rollouts.next(None)
+  rollouts.next(Trained(None))
   before = table_rows(tmp_path)
-  rollouts.next(None)
-  again, _ = made(table_rows=2)
-  again.bind((), tmp_path)
+  rollouts.next(Trained(None))
+  again, _ = made(table_rows=2, workdir=tmp_path)
   again.restore(state)
-  again.next(None)
+  again.next(Trained(None))
   assert table_rows(tmp_path) == before and len(before) == 4
 
 
@@ -195,7 +192,7 @@ def test_a_reward_that_fails_is_named_and_the_place_stays(prompt, words, message
                      rewards={"tests.rollout.rollouts.breaks": 1.0})
   before = rollouts.state()
   with pytest.raises(ValueError, match=message):
-    rollouts.next(None)
+    rollouts.next(Trained(None))
   assert rollouts.state() == before
 
 
@@ -203,35 +200,35 @@ def test_weights_that_are_too_old_are_refused():
   rollouts, writer = made(max_staleness=1)
   load = writer.load
   writer.load = lambda params, version: load(params, 0)
-  rollouts.next(None)
-  rollouts.next(None)
+  rollouts.next(Trained(None))
+  rollouts.next(Trained(None))
   with pytest.raises(ValueError, match="written by weights of version 0, training has 2; max_staleness=1"):
-    rollouts.next(None)
+    rollouts.next(Trained(None))
 
 
 def test_prompts_that_are_too_long_are_refused_cut_or_passed_over():
   found = listed("p", "qq", "rrr", "ssss", "t")
   with pytest.raises(ValueError, match=r"f.jsonl:\d: its prompt has \d tokens, more than config.da"):
-    made(found, encode=ask.encoder(BYTES, max_tokens=3), batch_rows=15)[0].next(None)
+    made(found, encode=ask.encoder(BYTES, max_tokens=3), batch_rows=15)[0].next(Trained(None))
   cut, _ = made(found, encode=ask.encoder(BYTES, max_tokens=3, overlong="truncate"), batch_rows=15)
-  assert sorted({prompt for prompt, _ in written(cut.next(None))}) == ["p", "qq", "rrr", "sss", "t"]
+  assert sorted({prompt for prompt, _ in written(cut.next(Trained(None)))}) == ["p", "qq", "rrr", "sss", "t"]
   skipping = ask.encoder(BYTES, max_tokens=3, overlong="skip")
   rollouts, _ = made(found, encode=skipping, batch_rows=15)
-  assert {prompt for prompt, _ in written(rollouts.next(None))} == {"p", "qq", "t"}
+  assert {prompt for prompt, _ in written(rollouts.next(Trained(None)))} == {"p", "qq", "t"}
   assert rollouts.tell().scalars["rollout/skipped_prompts"] >= 2
 
 
 def test_prompts_that_are_all_too_long_are_an_error(monkeypatch):
   monkeypatch.setattr(source, "MOST_SKIPPED", 20)
   with pytest.raises(ValueError, match="20 prompts in a row are longer than config.data.max_prompt_tokens"):
-    made(encode=lambda problem: None)[0].next(None)
+    made(encode=lambda problem: None)[0].next(Trained(None))
 
 
 def test_rows_say_where_they_come_from():
   rollouts, _ = made(batches=2)
   ahead = [rollouts.provenance(step) for step in range(4)]
   for step in range(4):
-    rollouts.next(None)
+    rollouts.next(Trained(None))
     assert rollouts.provenance(step) == ahead[step]
     assert len(set(ahead[step])) == 2 and ahead[step][0].startswith("f.jsonl:")
 
@@ -262,7 +259,7 @@ def test_a_place_of_other_problems_or_settings_is_refused():
     ("keep", ["a", "bb", "dddd"]), ("mask", ["a", "bb", "dddd"]), ("mask", ["dddd"]), ("keep", ["a"])])
 def test_the_share_of_completions_that_teach_something_is_told(truncated, words):
   rollouts, _ = made(script=lambda text, params: words, scoring=Scoring(truncated=truncated), batch_rows=12)
-  texts = [completion for _, completion in written(rollouts.next(None))]
+  texts = [completion for _, completion in written(rollouts.next(Trained(None)))]
   groups = [texts[at:at + 3] for at in range(0, 12, 3)]
   taught = [len({*map(len, group)}) > 1 and not (truncated == "mask" and len(text) == 4)
             for group in groups for text in group]
@@ -275,5 +272,5 @@ def test_the_share_of_completions_that_teach_something_is_told(truncated, words)
 
 def test_the_number_of_tokens_written_is_told():
   rollouts, _ = made(table_rows=0)
-  batch = rollouts.next(None)
+  batch = rollouts.next(Trained(None))
   assert rollouts.tell().scalars["rollout/completion_tokens"] == batch["completion_mask_BT"].sum()

@@ -55,7 +55,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
 
   Returns:
-    run(params, *, step, tables=(), workdir=None) -> EvalOut with the numbers of `puzzles.make`, and
+    run(trained, *, step, workdir=None) -> EvalOut with the numbers of `puzzles.make`, and
     "ARC/exact_accuracy/NAME" for every transform, t0 to t7, and for "original", tasks as they stand, of
     "ARC/n_examples/NAME" examples with labels.
     Process 0 adds the scores and counts of `voting.scores` as "ARC/pass@K" and so on; with a workdir the same
@@ -68,10 +68,10 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
   """
   voting.check_rule(rule)
 
-  def run(params, *, step: int, tables=(), workdir=None) -> EvalOut:
+  def run(trained, *, step: int, workdir=None) -> EvalOut:
     totals, votes = Totals(batch_rows, leaked), voting.Votes()
     gallery = accuracy.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
-    for result in solve(params, tables):
+    for result in solve(trained):
       if result.id == BLANK_ID:
         continue
       totals.add(result, names[result.id], grids)

@@ -31,6 +31,7 @@ from atlas_jax.puzzles.arc import evaluation as arc_votes
 from atlas_jax.puzzles.solve import known, test_time_training
 from atlas_jax.puzzles.source import EvalBatches
 from atlas_jax.recipes import trm
+from atlas_jax.state import Trained
 
 WARMUP_STEPS = 10  # Adam's averages are empty at first.
 EMA_DECAY = 0.9  # At most: the run's own average would hardly leave its start in a minute.
@@ -193,7 +194,8 @@ class Solver:
     self._tuner = test_time_training.Tuner(self._changed, mesh, reset)
     self._test: Any = None  # The set that is being answered.
     options = trm.solve_options_of(self._changed)._replace(max_examples=None)
-    self._answer = solver.make(trm.model_of(self._changed), lambda: reset,
+    self._reset = {"reset": reset}
+    self._answer = solver.make(trm.model_of(self._changed),
                                lambda: EvalBatches(self._test, config.eval.batch_rows), mesh, options)
 
   def solve(self, task: arc.Task) -> Answers:
@@ -259,7 +261,7 @@ class Solver:
     """Answers every augmentation of every test input, and counts the answers as votes."""
     self._test = built.test
     votes, reading = voting.Votes(), arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
-    for result in self._answer(tuned.params, tuned.tables):
+    for result in self._answer(Trained(tuned.params, self._reset, tuned.tables)):
       if math.isnan(result.halt_logit):
         raise ValueError("the tuned network gives no numbers; lower --lr or --table_lr, or take another "
                          "checkpoint")

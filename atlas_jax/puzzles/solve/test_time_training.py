@@ -46,8 +46,7 @@ class Tuner:
     self._frozen = {"reset": jax.jit(lambda reset: reset, out_shardings=meshes.replicated(mesh))(reset)}
     self._recipe = Recipe(
         trm.init_of(config, model, 1), trm.loss_of(config, model), None, {},
-        tables=trm.tables_of(config) if config.trm.row_width else None, unit="puzzles",
-        finish=trm.finish_of(config.data.batch_rows))
+        update=trm.update_of(config), accounting=trm.accounting_of(config, "puzzles"))
 
   def tune(self, train: PuzzleSet, params, rows_NE, *, seconds: float | None = None,
            steps: int | None = None) -> Tuned:
@@ -64,7 +63,8 @@ class Tuner:
       ValueError: if no update gave finite numbers.
     """
     if not (seconds if steps is None else steps):
-      return Tuned(params, {"puzzles": rows_NE} if self._recipe.tables else (), _report(0, 0.0, 0.0, {}))
+      tables = {"puzzles": rows_NE} if self._recipe.update.tables else ()
+      return Tuned(params, tables, _report(0, 0.0, 0.0, {}))
     config = self._config
     source = PuzzleSource(
         train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
@@ -90,7 +90,7 @@ class Tuner:
     optimizer_of = lambda params: optim.build(params, **config.optim)
 
     def begin(params, rows_NE):
-      tables = {"puzzles": rows_NE} if recipe.tables else ()
+      tables = {"puzzles": rows_NE} if recipe.update.tables else ()
       init = lambda rng: recipe.init(rng)._replace(params=params, tables=tables)
       return states.create(init, optimizer_of, config.optim.ema_decay, config.seed)
 

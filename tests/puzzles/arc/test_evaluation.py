@@ -44,7 +44,7 @@ def result(input_T, prediction_T, given):
 def evaluation(original, results=None, **options):
   results = results_of(original) if results is None else results
   given = dict(batch_rows=BATCH_ROWS, names=original["identifiers"], tasks=original["test_puzzles"])
-  return arc.make(lambda params, tables: iter(results), GRIDS, **(given | options))
+  return arc.make(lambda trained: iter(results), GRIDS, **(given | options))
 
 
 def test_scores_and_files_of_a_checkpoint_equal_the_original_ones(original, tmp_path):

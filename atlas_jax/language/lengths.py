@@ -1,0 +1,19 @@
+"""How long the rows may be that a model is tuned on."""
+from atlas_jax.language.initial_model import Start
+
+
+def check_segment_len(config, start: Start) -> None:
+  """Refuses rows that the model cannot read.
+
+  Raises:
+    ValueError: names the field.
+  """
+  length, align = config.data.segment_len, start.language.align_tokens
+  if length % align:
+    low = length // align * align
+    raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "
+                     f"of the model; nearest are {low or align} and {low + align}")
+  rows = start.language.module.learned_positions if hasattr(start.language.module, "rope_base") else None
+  if rows is not None and rows < length:
+    raise ValueError(f"config.data.segment_len={length} is longer than the model's {rows} learned positions; "
+                     f"lower it to {rows}")

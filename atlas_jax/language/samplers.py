@@ -1,0 +1,23 @@
+"""The sampler that a config names."""
+from atlas_jax.language.decoding.native import NativeSampler
+from atlas_jax.language.decoding.sampler import Sampler
+from atlas_jax.language.initial_model import Start
+
+
+def load(config, start: Start, mesh, workdir=None) -> Sampler:
+  """Makes the sampler that config.sampler.kind names; it has no weights yet.
+
+  Args:
+    config: resolved; with the groups data, sampler and vllm.
+    start: the model that writes.
+    mesh: where a sampler of our own computes.
+    workdir: of the run, for the log of a server and what it reads; None: a folder for temporary files.
+
+  Raises:
+    ValueError, ModuleNotFoundError: if the model cannot be served that way, or a field cannot be.
+  """
+  if config.sampler.kind == "native":
+    return NativeSampler(start.language, start.tokenizer, mesh)
+  from atlas_jax.language.vllm import sampler as vllm  # Its extra is needed by those alone who use it.
+  return vllm.make(start.language, start.tokenizer, like=start.folder, workdir=workdir,
+                   longest_tokens=config.data.max_prompt_tokens + config.sampler.max_tokens, **config.vllm)
