@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from atlas_jax import evals, tree
+from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
 from atlas_jax.monitor import report
@@ -105,7 +106,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     return {}
   _write_eval(run_, out)
   summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {"steps": run_.step}
-  run_.recipe.leave(run_.workdir, _eval_params(state), summary)
+  run_.recipe.leave(run_.workdir, states.params_used(state), summary)
   if not hosts.is_main():
     return summary
   if out.text:
@@ -124,7 +125,7 @@ def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> Ev
       if found.when in when:
         if asked():
           return None
-        outs.append(found.run(_eval_params(state), step=run_.step, tables=state.tables,
+        outs.append(found.run(states.params_used(state), step=run_.step, tables=state.tables,
                               workdir=run_.workdir))
   return evals.join(outs)
 
@@ -143,10 +144,6 @@ def _write_eval(run_: Run, out: EvalOut) -> None:
   run_.write(run_.step, {**out.scalars, **run_.seen_row()})
   for name, image in out.images.items():
     run_.writer.write_image(run_.step, name, image)
-
-
-def _eval_params(state: TrainState):
-  return state.params if isinstance(state.ema, tuple) else state.ema
 
 
 def _summary(run_: Run, params: int, out: EvalOut) -> dict:
