@@ -1,9 +1,13 @@
 """Both kinds of language model give tuning the same things: they read packed rows, and go on one by one."""
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import atlas_jax
 from atlas_jax.models import language
 from tests.helpers import assert_close
 from tests.language import languages
@@ -77,3 +81,10 @@ def test_drawn_parameters_have_the_shapes_that_reading_takes(kind):
   drawn = jax.eval_shape(model.init, jax.random.key(0))
   assert jax.tree.map(lambda x: x.shape, drawn) == jax.tree.map(lambda x: x.shape, params)
   assert model.head(params).shape[1] == model.vocab_size
+
+
+def test_nobody_asks_which_kind_of_language_model_it_is():
+  """What differs is a field of `Language`."""
+  asked = re.compile(r"isinstance\([^)]*\b(Decoder|LM)\b")
+  package = pathlib.Path(atlas_jax.__file__).parent
+  assert [path.name for path in package.rglob("*.py") if asked.search(path.read_text())] == []

@@ -119,7 +119,7 @@ def make(language: Language, *, mesh: Mesh | None = None, piece_tokens: int = PI
   take_rows = compiled(pure.take_rows)
 
   def prefill(params, state, tokens_BT, count_B=None):
-    tokens_BT, count_B = _prompt(tokens_BT, count_B)
+    tokens_BT, count_B = _prompt(tokens_BT, count_B, language.vocab_size)
     rows, length = tokens_BT.shape
     logits_BV = blank(rows)
     for start in range(0, length, piece_tokens):
@@ -143,7 +143,7 @@ def _piece(language: Language, piece_tokens: int, room_tokens: int | None) -> in
   return size if block is None or size <= block else size // block * block
 
 
-def _prompt(tokens_BT, count_B):
+def _prompt(tokens_BT, count_B, vocab_size: int):
   """Returns the tokens of prompts and how many of each row are real."""
   tokens_BT = np.asarray(tokens_BT, np.int32)
   rows, length = tokens_BT.shape
@@ -151,4 +151,8 @@ def _prompt(tokens_BT, count_B):
   if length < 1 or count_B.min() < 1 or count_B.max() > length:
     raise ValueError(f"every row of a prompt needs 1 to {length} tokens, got {count_B.tolist()}; an empty "
                      "prompt is DOC alone")
+  real_N = tokens_BT[np.arange(length)[None] < count_B[:, None]]
+  if real_N.min() < 0 or real_N.max() >= vocab_size:
+    raise ValueError(f"a prompt has ids from {real_N.min()} to {real_N.max()}; they must lie in 0.."
+                     f"{vocab_size - 1}, the model's vocabulary")
   return tokens_BT, count_B

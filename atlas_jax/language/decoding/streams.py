@@ -47,7 +47,7 @@ def generate(language: Language, params, tokenizer, prompt: str | Sequence[int],
   key_B = sampling.text_key(seed)
   ids = np.r_[tokenizer.doc_id, tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
   prompt_T = np.asarray(ids, np.int32)
-  _check_room(language, len(prompt_T), tokens)
+  _check_prompt(language, prompt_T, tokens)
   if engine is None:
     engine = engines.make(language, mesh=mesh, room_tokens=len(prompt_T) + tokens)
   chosen = _tokens(engine, params, prompt_T, options, key_B, language.vocab_size)
@@ -67,10 +67,13 @@ def _check(language: Language, tokenizer, tokens: int, temperature: float, top_k
                      f"config.model.vocab_size={most}; use the tokenizer saved with the run")
 
 
-def _check_room(language: Language, prompt_tokens: int, tokens: int) -> None:
+def _check_prompt(language: Language, prompt_T, tokens: int) -> None:
   most = language.max_positions
-  if most is not None and prompt_tokens + tokens > most:
-    raise ValueError(f"a prompt of {prompt_tokens} tokens and tokens={tokens} are more than the model's "
+  if prompt_T.size and not 0 <= prompt_T.min() <= prompt_T.max() < language.vocab_size:
+    raise ValueError(f"the prompt has ids from {prompt_T.min()} to {prompt_T.max()}; they must lie in 0.."
+                     f"{language.vocab_size - 1}, the model's vocabulary; use the model's own tokenizer")
+  if most is not None and prompt_T.size + tokens > most:
+    raise ValueError(f"a prompt of {prompt_T.size} tokens and tokens={tokens} are more than the model's "
                      f"{most} learned positions; ask for fewer")
 
 

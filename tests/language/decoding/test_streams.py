@@ -172,6 +172,16 @@ def test_another_tokenizer_is_refused():
     streams.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
 
 
+@pytest.mark.parametrize("ids, found", [([256, 257], "256 to 257"), ([-1, 3], "-1 to 3")])
+def test_ids_outside_the_vocabulary_are_refused_at_once(ids, found):
+  with pytest.raises(ValueError, match=rf"the prompt has ids from {found}; they must lie in 0\.\.256"):
+    write(ids, tokens=1)
+  _, params, engine = setup()
+  with pytest.raises(ValueError, match=rf"a prompt has ids from {found}"):
+    engine.prefill(params, engine.init(), [ids])
+  assert engine.prefill(params, engine.init(), [[3, *ids]], [1])  # Padding may be anything.
+
+
 def test_an_empty_row_of_a_prompt_is_refused():
   _, params, engine = setup()
   with pytest.raises(ValueError, match="DOC alone"):
