@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from atlas_jax import evals, tree
+from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
 from atlas_jax.monitor import report
@@ -145,7 +146,7 @@ def _write_eval(run_: Run, out: EvalOut) -> None:
 
 def _trained(run_: Run, state: TrainState) -> Trained:
   """Returns what evaluations get: the moving average in place of the parameters where the run keeps one."""
-  return Trained(state.params if isinstance(state.ema, tuple) else state.ema, run_.frozen, state.tables)
+  return Trained(states.params_used(state), run_.frozen, state.tables)
 
 
 def _summary(run_: Run, params: int, out: EvalOut) -> dict:

@@ -51,6 +51,16 @@ class TrainState(NamedTuple):
   anchor: Any = ()  # a reference that follows params now and then; () if none
 
 
+def field_used(config) -> str:
+  """Names the field of a run's state that is evaluated and served: "ema" if it keeps one, else "params"."""
+  return "params" if config.optim.ema_decay is None else "ema"
+
+
+def params_used(state: TrainState):
+  """Returns the parameters that are evaluated and served, as `field_used` names them."""
+  return state.params if isinstance(state.ema, tuple) else state.ema
+
+
 def first(recipe_init, seed: int):
   """Gives what a run starts from, Init(params, frozen, carry, tables); equal for equal seeds."""
   # Steps fold their number into the same root, and no run makes so many.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.language.pretrained import hf_import
-from atlas_jax.models import decoder
+from atlas_jax.models import head
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures" / "hf_models"
 NAMES = ("qwen2_tiny", "qwen2_tiny_sharded", "qwen3_tiny", "llama_tiny", "llama3_rope_tiny")
@@ -36,7 +36,7 @@ def reference(name: str) -> dict:
 def score(model, params, tokens_BT, doc_BT):
   """Gives the logits of whole texts."""
   out = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT)
-  return decoder.logits(params, out.hidden_BTD)
+  return head.logits(params, out.hidden_BTD)
 
 
 def batch(name: str):

@@ -19,7 +19,7 @@ from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory import scan
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.memory.types import Running
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 
 BY_POSITION = ("emptied", "swapped", "writes_off")
 ABLATIONS = (*BY_POSITION, "gate_zero")
@@ -109,7 +109,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
     taught = lm.with_learned(model, params, variant.learned)
     out = model.apply({"params": taught}, batch["tokens_BT"], variant.state, doc_BT=batch["doc_BT"],
                       memory_scale=variant.scale, memory_writes=variant.writes, mode="packed")
-    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+    _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                    batch["weight_BT"], block_tokens=block_tokens)
     return out.state, nll_BT
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from atlas_jax.evals import EvalOut, held_out
 from atlas_jax.losses.next_token import next_token_loss
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 
 FIRST_BUCKET_TOKENS = 64
 BUCKETS = 13  # Up to 2**18 tokens into a document; the last one holds all that is deeper.
@@ -45,7 +45,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
   def segment(params, state, batch):
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
-    _, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+    _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                    batch["weight_BT"], block_tokens=block_tokens)
     return out.state, segment_sums(nll_BT, batch, starts)
 

@@ -5,6 +5,7 @@ import shutil
 from absl import logging
 
 from atlas_jax import config as configs
+from atlas_jax import state as states
 from atlas_jax import tree
 from atlas_jax.data import chats
 from atlas_jax.files import write
@@ -71,7 +72,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     if target.is_dir():
       target.rmdir()  # It is empty.
     write.folder(part, target)  # So that a folder of this name is whole.
-  return {"folder": str(folder), "step": step, "weights": runs.field_of(config),
+  return {"folder": str(folder), "step": step, "weights": states.field_used(config),
           "params": tree.count(params), "architecture": architecture,
           "like": None if adapters or origin is None else str(origin)}
 
@@ -82,11 +83,10 @@ def check_model(config, start: Start, adapters: bool) -> str:
   Raises:
     ValueError: says what to do with it instead.
   """
-  module = start.language.module
-  if not isinstance(module, Decoder):
+  if not start.language.has_hf_form:
     raise ValueError(f"config.model.kind={config.model.kind!r}: a memory model has no published form that "
                      "other programs could load; --mode=generate and --mode=eval use the run where it is")
-  family = hf_config.family_of(module.shape())
+  family = hf_config.family_of(start.language.module.shape())
   if family is atlas:
     logging.warning("the model has learned positions, as no published one: config.model.path reads the "
                     "folder, transformers does not know its architecture, %s", family.ARCHITECTURE)

@@ -13,6 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from atlas_jax import config as configs
+from atlas_jax import state as states
 from atlas_jax.checkpoint import FOLDER, Checkpoints
 from atlas_jax.data import chats
 from atlas_jax.data import tokenizer as tokenizers
@@ -189,10 +190,10 @@ def _of_run(config, workdir: pathlib.Path, options):
 
   def read(mesh):
     shapes, frozen = jax.eval_shape(start.init, jax.random.key(0))
-    field = "params" if other.optim.ema_decay is None else "ema"
     saver = Checkpoints(workdir, **other.checkpoint, read_only=True)
     try:
-      params, _ = saver.restore_params(placement.abstract(mesh, shapes), field=field)
+      abstract = placement.abstract(mesh, shapes)
+      params, _ = saver.restore_params(abstract, field=states.field_used(other))
     finally:
       saver.close()
     if not start.adapted:

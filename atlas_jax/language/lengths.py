@@ -13,7 +13,7 @@ def check_segment_len(config, start: Start) -> None:
     low = length // align * align
     raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "
                      f"of the model; nearest are {low or align} and {low + align}")
-  rows = start.language.module.learned_positions if hasattr(start.language.module, "rope_base") else None
+  rows = start.language.max_positions
   if rows is not None and rows < length:
     raise ValueError(f"config.data.segment_len={length} is longer than the model's {rows} learned positions; "
                      f"lower it to {rows}")

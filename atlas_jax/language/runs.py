@@ -71,16 +71,11 @@ def restore(config, workdir, init, mesh):
   abstract = placement.abstract(mesh, shapes)
   saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
   try:
-    params, meta = saver.restore_params(abstract["params"], field=field_of(config))
+    params, meta = saver.restore_params(abstract["params"], field=states.field_used(config))
     tables = start.tables and saver.restore_params(abstract["tables"], field="tables")[0]
   finally:
     saver.close()
   return params, tables, int(meta["step"])
-
-
-def field_of(config) -> str:
-  """Says which parameters of a run are used: "ema", the moving average if it keeps one, or "params"."""
-  return "params" if config.optim.ema_decay is None else "ema"
 
 
 def check_language(config, workdir, mode: str) -> None:
@@ -131,7 +126,7 @@ def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
     config: of the run, see `config_of`; resolved.
     workdir: of the run.
     prompt: may be empty; where the run has a chat template, it is what the user says.
-    **options: tokens, temperature, top_k and seed, as of `engine.generate`.
+    **options: tokens, temperature, top_k and seed, as of `streams.generate`.
 
   Returns:
     An iterator over pieces of text as they come, the prompt not among them.

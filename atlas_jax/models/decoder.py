@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atlas_jax import tree
 from atlas_jax.models import rope
 from atlas_jax.models.grouped_attention import attend
 from atlas_jax.models.layers import RMSNorm, scaled_normal
@@ -35,6 +34,9 @@ class Cache(NamedTuple):
   k: Any  # [L, B, S, H, K], turned by position; S is the longest text it can hold
   v: Any  # [L, B, S, H, K]
   count_B: Any  # int32, how many of the S are filled, from the start; padding takes no place
+
+
+ROW_AXES: Any = Cache(k=1, v=1, count_B=0)  # Which axis of each leaf counts rows.
 
 
 class Out(NamedTuple):
@@ -324,19 +326,3 @@ def extend(cache: Cache, new, doc_BT) -> Cache:
   put = lambda old, new: old.at[:, row_BT, slot_BT].set(new.astype(old.dtype), mode="drop")
   k, v = put(cache.k, new[0]), put(cache.v, new[1])
   return Cache(k, v, cache.count_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32))
-
-
-def take_rows(cache: Cache, row_B) -> Cache:
-  """Gives the cache of the chosen rows, in their order; a row may be taken more than once."""
-  return Cache(cache.k[:, row_B], cache.v[:, row_B], cache.count_B[row_B])
-
-
-def head_weights(params):
-  """Returns the output weights, [D, V]: the head's, or the embedding where it is shared."""
-  return params["head"]["kernel"] if "head" in params else params["embed"].T
-
-
-def logits(params, hidden_BTD):
-  """Scores every token of the vocabulary as the next; float32 or wider, [B, T, V]."""
-  wide = tree.wide(hidden_BTD.dtype)
-  return jnp.dot(hidden_BTD, head_weights(params).astype(hidden_BTD.dtype), preferred_element_type=wide)

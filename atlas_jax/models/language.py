@@ -2,26 +2,35 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from atlas_jax import fields
 from atlas_jax.models import decoder as decoders
+from atlas_jax.models import head as heads
 from atlas_jax.models import lm
 
 
 class Language(NamedTuple):
-  """What tuning and sampling ask of a model; `params` are whole, adapters among them."""
+  """What tuning and sampling ask of a model; `params` are whole, adapters among them.
+
+  What a decoder and a memory model do not have in common stands here, so that nobody asks which one it is.
+  """
 
   module: Any  # the Decoder or LM itself
   vocab_size: int
   align_tokens: int  # documents of a packed row start at its multiples, and T is one
   init: Callable  # rng -> params
   read: Callable  # (params, tokens_BT, doc_BT) -> (hidden_BTD, stats: name -> [L]), see `of_decoder`
-  head: Callable  # params -> [D, V]
-  start: Callable  # (params, tokens_BT, count_B, *, room_tokens) -> (state, hidden_BD)
-  step: Callable  # (params, state, token_B) -> (state, hidden_BD)
-  take_rows: Callable  # (state, row_B) -> state of the chosen rows, in their order
+  zero_state: Callable  # (rows, room_tokens) -> state of rows that have read nothing
+  prefill: Callable  # (params, tokens_BT, count_B, *, room_tokens) -> (state, hidden_BD)
+  extend: Callable  # (params, state, tokens_BT, count_B) -> (state, hidden_BD)
+  decode: Callable  # (params, state, token_B) -> (state, hidden_BD)
+  row_axes: Any  # which axis of the state's leaves counts rows: a prefix of the state, as `vmap` takes it
+  head: Callable = heads.head_weights  # params -> [D, V]
+  logits: Callable = heads.logits  # (params, hidden vectors [..., D]) -> [..., V]
+  max_positions: int | None = None  # the longest text, of a model that learned a vector for each position
+  attention_block_tokens: int | None = None  # a longer part of a text must be a multiple of it
+  has_hf_form: bool = False  # whether Hugging Face has the format; its vocabularies may have ids to spare
 
 
 def language_model(kind: str = "memory", **given) -> Language:
@@ -44,10 +53,11 @@ def language_model(kind: str = "memory", **given) -> Language:
 def of_decoder(model: decoders.Decoder) -> Language:
   """Gives the functions of a decoder.
 
-  `read` reads packed rows from nothing: doc_BT is the document of each token, -1 at padding. `start` reads
+  `read` reads packed rows from nothing: doc_BT is the document of each token, -1 at padding. `prefill` reads
   prompts that stand at the left of their rows, count_B tokens each, at least one; its hidden vector is the
-  last one's, which predicts the next token; room_tokens bounds all that a row will ever hold. `step` reads
-  one more token per row.
+  last one's, which predicts the next token; room_tokens bounds all that a row will ever hold. `extend` reads
+  on in the same form, where a row may also have no tokens: its state stays, and its hidden vector is of no
+  meaning. `decode` reads one more token per row.
   """
   def init(rng):
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
@@ -56,19 +66,26 @@ def of_decoder(model: decoders.Decoder) -> Language:
     out: Any = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT)
     return out.hidden_BTD, {}
 
-  def start(params, tokens_BT, count_B, *, room_tokens: int):
-    ends_BT = jnp.arange(tokens_BT.shape[1])[None] == count_B[:, None]
-    # Summed, not compared: of a comparison a compiler unrolls the mask of attention, which takes seconds.
-    doc_BT = -jnp.cumsum(ends_BT.astype(jnp.int32), axis=1)
-    out: Any = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT, room_tokens=room_tokens)
-    return out.cache, _at(out.hidden_BTD, count_B - 1)
+  def zero_state(rows: int, room_tokens: int | None):
+    assert room_tokens is not None  # A decoder keeps all that it read.
+    return model.zero_cache(rows, room_tokens)
 
-  def step(params, state, token_B):
+  def prefill(params, tokens_BT, count_B, *, room_tokens: int):
+    doc_BT = _document(tokens_BT, count_B)
+    out: Any = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT, room_tokens=room_tokens)
+    return out.cache, _last(out.hidden_BTD, count_B)
+
+  def extend(params, state, tokens_BT, count_B):
+    out: Any = model.apply({"params": params}, tokens_BT, state, doc_BT=_document(tokens_BT, count_B))
+    return out.cache, _last(out.hidden_BTD, count_B)
+
+  def decode(params, state, token_B):
     out: Any = model.apply({"params": params}, token_B[:, None], state)
     return out.cache, out.hidden_BTD[:, 0]
 
-  return Language(model, model.vocab_size, 1, init, read, decoders.head_weights, start, step,
-                  decoders.take_rows)
+  return Language(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
+                  row_axes=decoders.ROW_AXES, max_positions=model.learned_positions,
+                  attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
 
 def of_memory(model: lm.LM) -> Language:
@@ -84,20 +101,23 @@ def of_memory(model: lm.LM) -> Language:
     out: Any = model.apply({"params": params}, tokens_BT, state, doc_BT=doc_BT)
     return out.hidden_BTD, out.stats
 
-  def start(params, tokens_BT, count_B, *, room_tokens: int):
+  def zero_state(rows: int, room_tokens: int | None):
     del room_tokens
-    state = model.zero_state(tokens_BT.shape[0])
-    out: Any = model.apply({"params": params}, tokens_BT, state, count_B=count_B, mode="stream")
-    return out.state, _at(out.hidden_BTD, count_B - 1)
+    return model.zero_state(rows)
 
-  def step(params, state, token_B):
+  def prefill(params, tokens_BT, count_B, *, room_tokens: int):
+    del room_tokens
+    return extend(params, model.zero_state(tokens_BT.shape[0]), tokens_BT, count_B)
+
+  def extend(params, state, tokens_BT, count_B):
+    out: Any = model.apply({"params": params}, tokens_BT, state, count_B=count_B, mode="stream")
+    return out.state, _last(out.hidden_BTD, count_B)
+
+  def decode(params, state, token_B):
     out: Any = model.apply({"params": params}, token_B[:, None], state, mode="stream")
     return out.state, out.hidden_BTD[:, 0]
 
-  def take_rows(state, row_B):
-    return jax.tree.map(lambda x: x[row_B], state)
-
-  return Language(model, model.vocab_size, chunk, init, read, lm.head_weights, start, step, take_rows)
+  return Language(model, model.vocab_size, chunk, init, read, zero_state, prefill, extend, decode, row_axes=0)
 
 
 def read_completions(language: Language, params, batch):
@@ -120,5 +140,14 @@ def read_completions(language: Language, params, batch):
   return jnp.take_along_axis(hidden_BSD, place_BT[..., None], axis=1), stats
 
 
-def _at(hidden_BTD, place_B):
+def _document(tokens_BT, count_B):
+  """Returns doc_BT of rows whose first count_B tokens are real: 0, and -1 behind them."""
+  ends_BT = jnp.arange(tokens_BT.shape[1])[None] == count_B[:, None]
+  # Summed, not compared: of a comparison a compiler unrolls the mask of attention, which takes seconds.
+  return -jnp.cumsum(ends_BT.astype(jnp.int32), axis=1)
+
+
+def _last(hidden_BTD, count_B):
+  """Returns the hidden vector of each row's last real token."""
+  place_B = jnp.maximum(count_B - 1, 0)
   return jnp.take_along_axis(hidden_BTD, place_B[:, None, None], axis=1)[:, 0]

@@ -355,14 +355,3 @@ def last_document(doc_BT, last_doc_B, count_B):
   place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)
   found_B = jnp.take_along_axis(doc_BT, jnp.argmax(place_BT, axis=1)[:, None], axis=1)[:, 0]
   return jnp.where(jnp.any(doc_BT >= 0, axis=1), found_B, last_doc_B)
-
-
-def head_weights(params):
-  """Returns the output weights, [D, V]: the embedding, shared."""
-  return params["embed"].T
-
-
-def logits(params, hidden_BTD):
-  """Scores every token of the vocabulary as the next; float32 or wider, [B, T, V]."""
-  wide = tree.wide(hidden_BTD.dtype)
-  return jnp.dot(hidden_BTD, head_weights(params).astype(hidden_BTD.dtype), preferred_element_type=wide)

@@ -142,9 +142,8 @@ class TrmStart:
       shapes["tables"] = {"puzzles": rows}
     abstract = placement.abstract(mesh, shapes)
     saver = Checkpoints(self._path, **other.checkpoint, read_only=True)
-    field = "params" if other.optim.ema_decay is None else "ema"
     try:
-      params, meta = saver.restore_params(abstract["params"], field=field)
+      params, meta = saver.restore_params(abstract["params"], field=states.field_used(other))
       tables = saver.restore_params(abstract["tables"], field="tables")[0] if "tables" in abstract else {}
     finally:
       saver.close()

@@ -20,7 +20,7 @@ from atlas_jax.files import inventory
 from atlas_jax.language import assets
 from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_run, open_start
 from atlas_jax.losses.next_token import next_token_loss
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.optim import windows
 from atlas_jax.recipes import Assets, LossOut, Recipe, Update
@@ -223,7 +223,7 @@ def loss_of(config, model: lm.LM):
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                       seen_tokens=seen_tokens)
-    mean, weight, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), batch["targets_BT"],
+    mean, weight, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                            batch["weight_BT"], **config.loss)
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)

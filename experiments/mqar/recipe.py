@@ -4,7 +4,7 @@ import functools
 import jax.numpy as jnp
 
 from atlas_jax.evals import Eval, EvalOut, held_out
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 from atlas_jax.recipes import Recipe, Update, memory_lm
 
 
@@ -25,7 +25,7 @@ def accuracy(model: lm.LM, source_factory, mesh):
   """
   def segment(params, state, batch):
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"])
-    guess_BT = jnp.argmax(lm.logits(params, out.hidden_BTD), axis=-1)
+    guess_BT = jnp.argmax(head.logits(params, out.hidden_BTD), axis=-1)
     right_BT = (guess_BT == batch["targets_BT"]) * batch["weight_BT"]
     return out.state, {"right": jnp.sum(right_BT), "asked": jnp.sum(batch["weight_BT"])}
 

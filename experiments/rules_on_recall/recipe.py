@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.evals import Eval, EvalOut, held_out, memory_gain
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 from atlas_jax.recipes import Recipe, memory_lm
 from experiments.rules_on_recall.task import PAIRS
 
@@ -83,7 +83,7 @@ def _read(model: lm.LM, params, state: lm.LMState, batch: dict, writes=None):
   writes = writes if model.with_memory and model.memory["writes"] else None
   out: Any = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                          memory_writes=writes)
-  guess_BT = jnp.argmax(lm.logits(params, out.hidden_BTD), axis=-1)
+  guess_BT = jnp.argmax(head.logits(params, out.hidden_BTD), axis=-1)
   return out.state, (guess_BT == batch["targets_BT"]) * batch["weight_BT"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_jax.evals import bootstrap, memory_gain
 from atlas_jax.memory.layer import NO_DOC
-from atlas_jax.models import lm, placement
+from atlas_jax.models import head, lm, placement
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 from tests.evals.documents import Documents, lm_and_params, nats, random_documents
@@ -52,7 +52,7 @@ def read(params, batch, state, memory_scale=1.0, silent=False):
     model = model.clone(memory={**model.memory, "write_rate_max": 1e-30, "write_rate_init": 1e-31})
   out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                     memory_scale=memory_scale, mode="packed")
-  return lm.logits(params, out.hidden_BTD), out.state
+  return head.logits(params, out.hidden_BTD), out.state
 
 
 def silenced(params):

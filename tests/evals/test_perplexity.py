@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.evals import perplexity
-from atlas_jax.models import lm, placement
+from atlas_jax.models import head, placement
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 from tests.evals.documents import Documents, joined, lm_and_params, nats, random_documents
@@ -35,7 +35,7 @@ def long_pass():
   @jax.jit
   def read(tokens_BT, doc_BT):
     out = model.apply({"params": params}, tokens_BT, model.zero_state(4), doc_BT=doc_BT, mode="packed")
-    return lm.logits(params, out.hidden_BTD)
+    return head.logits(params, out.hidden_BTD)
 
   return batch, nats(read(batch["tokens_BT"], batch["doc_BT"]), batch["targets_BT"])
 

@@ -18,7 +18,7 @@ from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.language import assets
 from atlas_jax.language.initial_model import open_start
 from atlas_jax.language.pretrained import hf_import, peft
-from atlas_jax.models import decoder, lora
+from atlas_jax.models import head, lora
 from tests import hf_fixture, program, runs, tuning
 from tests.helpers import assert_same_bits
 from tests.program import refused
@@ -53,7 +53,7 @@ def exported(workdir, *flags):
 
 
 def logits(model, params, ids_BT):
-  return np.asarray(decoder.logits(params, model.apply({"params": params}, jnp.asarray(ids_BT)).hidden_BTD))
+  return np.asarray(head.logits(params, model.apply({"params": params}, jnp.asarray(ids_BT)).hidden_BTD))
 
 
 def test_what_was_not_trained_comes_back_bit_for_bit(tmp_path):

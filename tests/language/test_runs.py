@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.language.decoding import streams as engines
+from atlas_jax.language.decoding import engine as engines
+from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import open_start
-from atlas_jax.models import decoder, placement
+from atlas_jax.models import head, placement
 from atlas_jax.parallel import mesh as meshes
 from tests import hf_fixture, program, tuning
 from tests.helpers import assert_close
@@ -32,7 +33,7 @@ def whole_pass(tokens_T):
   """Logits after each token of a text, read at once."""
   language, params, _ = setup()
   hidden_BTD, _ = language.read(params, np.asarray(tokens_T)[None], np.zeros((1, len(tokens_T)), np.int32))
-  return np.asarray(decoder.logits(params, hidden_BTD)[0])
+  return np.asarray(head.logits(params, hidden_BTD)[0])
 
 
 def random_tokens(*shape):
@@ -41,7 +42,7 @@ def random_tokens(*shape):
 
 def write(prompt="", **options):
   language, params, _ = setup()
-  return "".join(engines.generate(language, params, ByteTokenizer(), prompt, **{"tokens": 6, **options}))
+  return "".join(streams.generate(language, params, ByteTokenizer(), prompt, **{"tokens": 6, **options}))
 
 
 def test_a_decoder_read_one_by_one_equals_the_whole_pass():
@@ -72,14 +73,14 @@ def test_a_cold_decoder_takes_the_likeliest_tokens():
 
 
 def test_ids_beyond_the_tokenizer_stand_for_no_text():
-  assert "".join(engines._texts([97, 300, 98, 256, 99], ByteTokenizer(), {256})) == "ab"
+  assert "".join(streams._texts([97, 300, 98, 256, 99], ByteTokenizer(), {256})) == "ab"
 
 
 def test_a_mesh_writes_the_same_text():
   language, params, _ = setup()
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   split = jax.device_put(params, placement.shardings(mesh, params))
-  text = "".join(engines.generate(language, split, ByteTokenizer(), "de", tokens=6, temperature=0, mesh=mesh))
+  text = "".join(streams.generate(language, split, ByteTokenizer(), "de", tokens=6, temperature=0, mesh=mesh))
   assert text == write("de", temperature=0)
 
 
@@ -91,7 +92,7 @@ def test_text_ends_at_any_of_the_ids_that_end_it():
 def test_learned_positions_bound_a_text():
   language, params = languages.tiny("decoder", learned_positions=12)
   with pytest.raises(ValueError, match="3 tokens and tokens=10 are more than the model's 12 learned"):
-    engines.generate(language, params, ByteTokenizer(), "de", tokens=10)
+    streams.generate(language, params, ByteTokenizer(), "de", tokens=10)
 
 
 def generated(workdir, *flags) -> str:
@@ -138,7 +139,7 @@ def test_a_chat_is_answered_as_its_template_asks(tmp_path):
   config = tuning.config_of(**tuning.published(data__chat_template=str(hf_fixture.FOLDER / "byte_tokenizer")))
   params, start = leave_run(tmp_path / "run", config), open_start(config)
   prompt = start.template.prompt([{"role": "user", "content": "hi"}], start.tokenizer)
-  expected = "".join(engines.generate(start.language, params, start.tokenizer, prompt.tolist(), tokens=8,
+  expected = "".join(streams.generate(start.language, params, start.tokenizer, prompt.tolist(), tokens=8,
                                       temperature=0, end_tokens=start.end_tokens))
   assert generated(tmp_path / "run", "--prompt=hi") == f"hi\n{expected}\n"
 

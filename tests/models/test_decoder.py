@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import tree
-from atlas_jax.models import decoder, lora, rope
+from atlas_jax.models import decoder, head, lora, rope
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
 FIELDS = dict(vocab_size=29, width=12, depth=3, heads=4, kv_heads=2, head_dim=6, ff_width=10)
@@ -47,7 +47,7 @@ def slopes(model, params):
   """Gives a loss that every parameter enters, and its gradients."""
   def loss(params):
     hidden_BTD = model.apply({"params": params}, TOKENS_BT).hidden_BTD
-    return jnp.mean(jnp.square(decoder.logits(params, hidden_BTD)))
+    return jnp.mean(jnp.square(head.logits(params, hidden_BTD)))
   return jax.value_and_grad(loss)(params)
 
 
@@ -94,7 +94,8 @@ def test_a_row_that_is_done_leaves_its_cache_as_it_was():
 def test_completions_of_one_prompt_go_on_from_copies_of_its_row():
   model, params = tiny()
   start = read(model, params, TOKENS_BT[:, :5], room_tokens=12).cache
-  cache = decoder.take_rows(start, np.array([1, 0, 1]))
+  row_B = np.array([1, 0, 1])
+  cache = jax.tree.map(lambda x, axis: jnp.take(x, row_B, axis), start, decoder.ROW_AXES)
   hidden_BTD = read(model, params, np.repeat(TOKENS_BT[:1, 5:6], 3, axis=0), cache).hidden_BTD
   assert_same_bits(hidden_BTD[0], hidden_BTD[2])
   texts = np.array(TOKENS_BT)

@@ -1,9 +1,13 @@
 """Both kinds of language model give tuning the same things: they read packed rows, and go on one by one."""
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import atlas_jax
 from atlas_jax.models import language
 from tests.helpers import assert_close
 from tests.language import languages
@@ -22,10 +26,10 @@ def test_reading_one_by_one_equals_reading_at_once(kind):
   tokens_BT = tokens()
   whole_BTD, _ = jax.jit(model.read)(params, tokens_BT, jnp.zeros_like(tokens_BT))
   count_B = jnp.asarray([7, 3])
-  start = jax.jit(lambda *args: model.start(*args, room_tokens=T))
+  start = jax.jit(lambda *args: model.prefill(*args, room_tokens=T))
   state, hidden_BD = start(params, tokens_BT[:, :9], count_B)
   assert_close(hidden_BD, whole_BTD[jnp.arange(2), count_B - 1], tolerance=1e-5)
-  step = jax.jit(model.step)
+  step = jax.jit(model.decode)
   for n in range(3):
     place_B = count_B + n
     state, hidden_BD = step(params, state, tokens_BT[jnp.arange(2), place_B])
@@ -33,14 +37,18 @@ def test_reading_one_by_one_equals_reading_at_once(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_a_state_go_on_as_those_they_were_taken_from(kind):
+def test_a_text_read_in_parts_equals_reading_at_once(kind):
+  """Rows may have no tokens in a part: what they have read stays."""
   model, params = languages.tiny(kind)
-  tokens_BT = tokens()
-  state, _ = model.start(params, tokens_BT[:, :4], jnp.asarray([4, 2]), room_tokens=8)
-  taken = model.take_rows(state, jnp.asarray([1, 1, 0]))
-  _, one_BD = model.step(params, state, jnp.asarray([9, 8]))
-  _, three_BD = model.step(params, taken, jnp.asarray([8, 8, 9]))
-  assert_close(three_BD, one_BD[jnp.asarray([1, 1, 0])], tolerance=1e-6)
+  tokens_BT, zeros_BT = tokens(), jnp.zeros((2, T), jnp.int32)
+  whole_BTD, _ = jax.jit(model.read)(params, tokens_BT, zeros_BT)
+  state, extend = model.zero_state(2, T), jax.jit(model.extend)
+  for first, count_B in ((0, [5, 5]), (5, [3, 0]), (8, [5, 1])):
+    count_B = jnp.asarray(count_B)
+    other = min(first, 5)  # The second row stood still in the part before.
+    part_BT = jnp.stack([tokens_BT[0, first:first + 5], tokens_BT[1, other:other + 5]])
+    state, hidden_BD = extend(params, state, part_BT, count_B)
+  assert_close(hidden_BD, jnp.stack([whole_BTD[0, 12], whole_BTD[1, 5]]), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,3 +81,10 @@ def test_drawn_parameters_have_the_shapes_that_reading_takes(kind):
   drawn = jax.eval_shape(model.init, jax.random.key(0))
   assert jax.tree.map(lambda x: x.shape, drawn) == jax.tree.map(lambda x: x.shape, params)
   assert model.head(params).shape[1] == model.vocab_size
+
+
+def test_nobody_asks_which_kind_of_language_model_it_is():
+  """What differs is a field of `Language`."""
+  asked = re.compile(r"isinstance\([^)]*\b(Decoder|LM)\b")
+  package = pathlib.Path(atlas_jax.__file__).parent
+  assert [path.name for path in package.rglob("*.py") if asked.search(path.read_text())] == []

@@ -10,7 +10,7 @@ import pytest
 
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory.layer import Memory
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 from tests import oracles
 from tests.helpers import (
   assert_close,
@@ -45,7 +45,7 @@ def run(model, params, tokens_BT, state, doc_BT=None, count_B=None, memory_scale
   out = model.apply(
     {"params": params}, tokens_BT, state, doc_BT=doc_BT, count_B=count_B, memory_scale=memory_scale, mode=mode
   )
-  return lm.logits(params, out.hidden_BTD), out.state, out.stats
+  return head.logits(params, out.hidden_BTD), out.state, out.stats
 
 
 def packed(model, params, tokens_BT, doc_BT=None, state=None, memory_scale=1.0):
@@ -93,7 +93,7 @@ def gradient_of(model, params, tokens_BT, doc_BT=None, weight_BT=None):
   """Gives the loss, and its gradient by every parameter; the output weights are the embedding."""
   doc_BT = jnp.zeros_like(tokens_BT) if doc_BT is None else jnp.asarray(doc_BT)
   weight_BT = (doc_BT >= 0).astype(jnp.float32) if weight_BT is None else weight_BT
-  loss, (gradient, head_DV) = descent(model, params, lm.head_weights(params), tokens_BT, doc_BT, weight_BT)
+  loss, (gradient, head_DV) = descent(model, params, head.head_weights(params), tokens_BT, doc_BT, weight_BT)
   return loss, gradient | {"embed": gradient["embed"] + head_DV.T}, gradient["embed"]
 
 
@@ -169,7 +169,7 @@ def test_decoding_token_by_token_equals_the_parallel_pass_with_one_compilation(x
     outs = [logits_BTV[:, :prefill]]
     for t in range(prefill, 12):
       hidden_BTD, state = step(params, tokens_BT[:, t : t + 1], state)
-      outs.append(lm.logits(params, hidden_BTD))
+      outs.append(head.logits(params, hidden_BTD))
     assert_close((jnp.concatenate(outs, axis=1), state), (whole_BTV, whole), why=f"prefill {prefill}")
   assert len(traces) == 1
 
@@ -351,7 +351,7 @@ def train_step(model, params, opt_state, tokens_BT):
   def total(params):
     out = model.apply({"params": params}, inputs_BT, model.zero_state(ROWS), doc_BT=doc_BT, mode="packed")
     weight_BT = jnp.ones((ROWS, LENGTH))
-    loss, _, nll_BT = next_token_loss(out.hidden_BTD, lm.head_weights(params), targets_BT, weight_BT)
+    loss, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), targets_BT, weight_BT)
     return loss, jnp.std(nll_BT) * nll_BT.size**-0.5
 
   (loss, error), gradient = jax.value_and_grad(total, has_aux=True)(params)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.models import lm
+from atlas_jax.models import head, lm
 from tests.helpers import SHIFTED, assert_close, quick_compilation, tiny_lm, trace_counter
 from tests.models.test_lm import DOCUMENTS, wide_as
 
@@ -31,7 +31,7 @@ def read(model, params, tokens_BT, seen_tokens, mode="packed"):
     out = model.apply({"params": params}, tokens_BT[:, start:start + 4], state, **given,
                       seen_tokens=seen_tokens, mode=mode)  # fmt: skip
     state = out.state
-    outs.append(lm.logits(params, out.hidden_BTD))
+    outs.append(head.logits(params, out.hidden_BTD))
   return jnp.concatenate(outs, axis=1)
 
 

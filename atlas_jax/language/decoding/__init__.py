@@ -1,1 +1,1 @@
-"""Writing on from prompts: the state of fixed size, filters of the next token, samplers."""
+"""Writing on from prompts: one engine of states, filters of the next token, streams of text, samplers."""

@@ -1,5 +1,4 @@
 """Our own sampler: prompts are read once, and their completions drawn in one loop on the device."""
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atlas_jax import tree
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling, stops
 from atlas_jax.language.decoding.sampler import Options, Rollout, assemble, check_prompt
 from atlas_jax.language.decoding.sampling import Knobs
-from atlas_jax.models.decoder import Decoder
 from atlas_jax.models.language import Language
 from atlas_jax.parallel import mesh as meshes
 
@@ -44,8 +42,8 @@ class Written(NamedTuple):
 class Writing(NamedTuple):
   """Completions half written."""
 
-  state: Any  # of the model, which has read all but the last id drawn
-  key: Any  # [B], see `draw.row_keys`
+  state: Any  # of the engine, which has read all but the last id drawn
+  key: Any  # [B], see `sampling.row_keys`
   token_B: Any  # int32, drawn last
   seen_BV: jax.Array | None  # bool, ids in prompt and completion; None without a repetition penalty
   written: Written
@@ -116,13 +114,13 @@ class NativeSampler:
 
   def _check(self, rows: list[np.ndarray], options: Options) -> None:
     vocab_size = self._language.vocab_size
-    places = self._language.module.learned_positions if isinstance(self._language.module, Decoder) else None
+    most = self._language.max_positions
     for at, row in enumerate(rows):
       check_prompt(row, vocab_size, name=f"prompt {at}")
-      if places is not None and row.size + options.max_tokens > places:
+      if most is not None and row.size + options.max_tokens > most:
         raise ValueError(f"prompt {at} has {row.size} ids, which with config.sampler.max_tokens="
-                         f"{options.max_tokens} are more than the model's learned_positions={places}; lower "
-                         f"max_tokens to {max(places - row.size, 0)}, or leave out long prompts")
+                         f"{options.max_tokens} are more than the model's learned_positions={most}; lower "
+                         f"max_tokens to {max(most - row.size, 0)}, or leave out long prompts")
 
   def _put(self, host_tree):
     """Puts what every process has alike on every device."""
@@ -134,8 +132,8 @@ class NativeSampler:
 
   def _width(self, longest: int) -> int:
     """Gives how many tokens of prompts are read, padding included."""
-    width, module = round_up(longest, least=self._bucket_tokens, steps=2), self._language.module
-    block = module.attention_block_tokens if isinstance(module, Decoder) else None
+    width = round_up(longest, least=self._bucket_tokens, steps=2)
+    block = self._language.attention_block_tokens
     return width if block is None or width <= block else -(-width // block) * block
 
   def _write(self, rows: list[np.ndarray], words, asked: Asked, options: Options) -> Written:
@@ -145,15 +143,14 @@ class NativeSampler:
     tokens_NS = np.zeros((len(count_N), width), np.int32)
     for at, row in enumerate(rows):
       tokens_NS[at, :row.size], count_N[at] = row, row.size
-    filtered = not dataclasses.replace(options, repetition_penalty=1.0).draws_from_all
     room_tokens = round_up(options.max_tokens, least=self._bucket_tokens, steps=2)
     writing = self._start(
         self._params, *self._put((tokens_NS, count_N, words)), asked, n=options.n, room_tokens=room_tokens,
-        filtered=filtered, penalised=options.repetition_penalty != 1)
+        filtered=options.filters, penalised=options.repetition_penalty != 1)
     if options.max_tokens == 1:
       return writing.written
     run = lambda writing, end: self._run(self._params, writing, asked, self._put(np.int32(end)),
-                                         filtered=filtered)
+                                         filtered=options.filters)
     if not options.stop_strings:
       return run(writing, options.max_tokens).written
     looked, at = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n), 0
@@ -192,72 +189,62 @@ class NativeSampler:
                     filtered: bool, penalised: bool) -> Writing:
     """Reads N prompts, 0 tokens for one that only fills up, and draws the first id of n completions each."""
     self.compilations += 1
-    language, (prompts, width) = self._language, tokens_NS.shape
-    state, hidden_ND = language.start(params, tokens_NS, jnp.maximum(count_N, 1),
-                                      room_tokens=width + room_tokens)
+    prompts, width = tokens_NS.shape
+    engine = engines.of(self._language, room_tokens=width + room_tokens)
+    state, logits_NV = engine.prefill(params, None, tokens_NS, jnp.maximum(count_N, 1))
     row_B = jnp.repeat(jnp.arange(prompts, dtype=jnp.int32), n)
     number_B = jnp.tile(jnp.arange(n, dtype=jnp.int32), prompts)
     seen_BV = None
     if penalised:
-      token_NS = jnp.where(jnp.arange(width)[None] < count_N[:, None], tokens_NS, language.vocab_size)
-      seen_NV = jnp.zeros((prompts, language.vocab_size), bool)
-      seen_BV = seen_NV.at[jnp.arange(prompts)[:, None], token_NS].set(True, mode="drop")[row_B]
+      seen_BV = sampling.seen_ids(tokens_NS, count_N, self._language.vocab_size)[row_B]
     nothing_TB = jnp.zeros((room_tokens, len(row_B)), jnp.float32)
     written = Written(
         at=jnp.zeros((), jnp.int32), done_B=count_N[row_B] == 0, length_B=jnp.zeros_like(row_B),
         tokens_TB=nothing_TB.astype(jnp.int32), sampler_logprob_TB=nothing_TB, full_logprob_TB=nothing_TB)
-    state = self._split(language.take_rows(state, row_B), language.take_rows, len(row_B))
+    state = self._split(engine.take_rows(state, row_B), len(row_B))
     keys_B = sampling.row_keys(words, row_B, number_B)
     writing = Writing(state, keys_B, jnp.zeros_like(row_B), seen_BV, written)
-    return self._draw(writing, self._score(params, hidden_ND)[row_B], asked, filtered)
+    return self._draw(writing, logits_NV[row_B], asked, filtered)
 
   def _write_on(self, params, writing: Writing, asked: Asked, end, *, filtered: bool) -> Writing:
     """Draws until `end` ids are drawn or all rows are done."""
     self.compilations += 1
+    engine = engines.of(self._language)
 
     def going(writing):
       return (writing.written.at < end) & ~jnp.all(writing.written.done_B)
 
     def one(writing):
-      state, hidden_BD = self._language.step(params, writing.state, writing.token_B)
-      return self._draw(writing._replace(state=state), self._score(params, hidden_BD), asked, filtered)
+      state, logits_BV = engine.decode(params, writing.state, writing.token_B)
+      return self._draw(writing._replace(state=state), logits_BV, asked, filtered)
 
     return jax.lax.while_loop(going, one, writing)
-
-  def _score(self, params, hidden_BD):
-    head_DV = self._language.head(params).astype(hidden_BD.dtype)
-    return jnp.dot(hidden_BD, head_DV, preferred_element_type=tree.wide(hidden_BD.dtype))
 
   def _draw(self, writing: Writing, logits_BV, asked: Asked, filtered: bool) -> Writing:
     """Draws the next id of every row; those that are done keep what they have."""
     at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
-    drawn = sampling.draw(logits_BV, sampling.uniforms(writing.key, at), asked.knobs, writing.seen_BV,
-                          filtered=filtered)
-    seen_BV = writing.seen_BV
-    if seen_BV is not None:
-      seen_BV = seen_BV.at[jnp.arange(len(done_B)), drawn.token_B].set(True)
+    drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.knobs, writing.seen_BV,
+                                      filtered=filtered)
     put = lambda old_TB, new_B: jax.lax.dynamic_update_slice_in_dim(
         old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
-    ends_B = jnp.any(drawn.token_B[:, None] == asked.stop_E[None], axis=1) | (at + 1 >= asked.max_tokens)
+    ends_B = sampling.is_stop(drawn.token_B, asked.stop_E) | (at + 1 >= asked.max_tokens)
     written = Written(
         at + 1, done_B | ends_B, length_B + ~done_B, put(tokens_TB, drawn.token_B),
         put(sampler_TB, drawn.sampler_logprob_B), put(full_TB, drawn.full_logprob_B))
     return Writing(writing.state, writing.key, drawn.token_B, seen_BV, written)
 
-  def _split(self, state, take_rows, rows: int):
-    """Splits rows of the model's state over the mesh where they divide, whichever axis they are."""
+  def _split(self, state, rows: int):
+    """Splits rows of the model's state over the mesh where they divide."""
     if self._mesh is None:
       return state
-    taken = [jax.eval_shape(take_rows, state, jax.ShapeDtypeStruct((size,), jnp.int32))
-             for size in (rows, rows + 1)]
     spread = meshes.ROW_AXES if rows % meshes.n_row_shards(self._mesh) == 0 else None
 
-    def constrain(leaf, *shapes):
-      axes = [spread if this != other else PartitionSpec.UNCONSTRAINED
-              for this, other in zip(*(shape.shape for shape in shapes), strict=True)]
+    def constrain(axis, leaf):
+      axes = [PartitionSpec.UNCONSTRAINED] * leaf.ndim
+      axes[axis] = spread
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, PartitionSpec(*axes)))
 
-    return jax.tree.map(constrain, state, *taken)
+    return engines.by_rows(constrain, self._language.row_axes, state)
 
 
 def round_up(size: int, *, least: int, steps: int = 1) -> int:

@@ -46,9 +46,14 @@ class Options:
         raise ValueError(f"config.sampler.{name}={getattr(self, name)!r} must be {what}")
 
   @property
+  def filters(self) -> bool:
+    """Whether some ids may not be drawn, because of top_k, top_p or min_p."""
+    return self.top_k is not None or self.top_p not in (None, 1) or bool(self.min_p)
+
+  @property
   def draws_from_all(self) -> bool:
     """Whether any id may be drawn, so that both log-probabilities of a rollout are the same."""
-    return self.top_k is None and self.top_p in (None, 1) and not self.min_p and self.repetition_penalty == 1
+    return not self.filters and self.repetition_penalty == 1
 
 
 def check_prompt(prompt, vocab_size: int, *, name: str) -> np.ndarray:

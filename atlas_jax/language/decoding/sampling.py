@@ -1,7 +1,8 @@
-"""Draws the next id of each row from scores, and says how likely it was.
+"""Draws the next id of each row from scores, and says how likely it was and whether it ends the row.
 
 Scores pass, in this order: the repetition penalty, the temperature, min-p, top-k, and top-p over what the
-others leave. The settings are traced, so that changing them compiles nothing.
+others leave. The settings are traced, so that changing them compiles nothing; they are those of all rows, or
+each row has its own.
 """
 import math
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ _KEY_BITS = 64
 
 
 class Knobs(NamedTuple):
-  """How ids are drawn, as [] arrays; "off" is a value that changes nothing."""
+  """How ids are drawn, as arrays, all [] or all [B]; "off" is a value that changes nothing."""
 
   temperature: Any  # float32; 0 takes the likeliest id
   top_k: Any  # int32; V is off
@@ -67,10 +68,47 @@ def row_keys(words, place_B, number_B):
       place_B, number_B)
 
 
+def text_key(seed: int):
+  """Gives the key of a text of its own, [1]: that of the first completion of the first prompt."""
+  first_B = np.zeros(1, np.int32)
+  return row_keys(root_words(seed), first_B, first_B)
+
+
 def uniforms(key_B, at):
-  """Gives two numbers in [0, 1) per row, of its key and the position `at` alone: a pair of [B] arrays."""
-  both = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, at), (2,)))(key_B)
+  """Gives two numbers in [0, 1) per row, of its key and the position `at` alone: a pair of [B] arrays.
+
+  Args:
+    key_B: of `row_keys`.
+    at: int32, [] or [B], how many ids of the completion were drawn before.
+  """
+  pair = lambda key, at: jax.random.uniform(jax.random.fold_in(key, at), (2,))
+  both = jax.vmap(pair, in_axes=(0, 0 if jnp.ndim(at) else None))(key_B, at)
   return both[:, 0], both[:, 1]
+
+
+def seen_ids(tokens_BT, count_B, vocab_size: int):
+  """Gives the ids among the first count_B tokens of each row, as `draw` takes them: seen_BV, bool."""
+  rows, width = tokens_BT.shape
+  token_BT = jnp.where(jnp.arange(width)[None] < count_B[:, None], tokens_BT, vocab_size)
+  return jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], token_BT].set(True, mode="drop")
+
+
+def is_stop(token_B, stop_E):
+  """Says which rows end with an id: is_stop_B, bool; stop_E is [E] or [B, E], -1 where there is none."""
+  return jnp.any(token_B[:, None] == (stop_E if stop_E.ndim == 2 else stop_E[None]), axis=1)
+
+
+def draw_at(logits_BV, key_B, at, knobs: Knobs, seen_BV=None, *, filtered: bool) -> tuple[Drawn, Any]:
+  """Draws the id at a position of each row; gives also the ids that are seen now, None if they were.
+
+  Args:
+    logits_BV, knobs, seen_BV, filtered: see `draw`.
+    key_B, at: see `uniforms`.
+  """
+  drawn = draw(logits_BV, uniforms(key_B, at), knobs, seen_BV, filtered=filtered)
+  if seen_BV is not None:
+    seen_BV = seen_BV.at[jnp.arange(len(drawn.token_B)), drawn.token_B].set(True)
+  return drawn, seen_BV
 
 
 def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool) -> Drawn:
@@ -87,16 +125,14 @@ def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool)
     `Drawn`, log-probabilities in nats in the dtype of the scores.
   """
   dtype = logits_BV.dtype
-  heat = jnp.where(knobs.temperature > 0, knobs.temperature, 1).astype(dtype)
+  heat = _column(jnp.where(knobs.temperature > 0, knobs.temperature, 1).astype(dtype))
   full_BV = logits_BV / heat
   drawn_BV = full_BV if seen_BV is None else penalised(logits_BV, seen_BV, knobs.penalty) / heat
   if filtered:
     drawn_BV = jnp.where(kept(drawn_BV, knobs), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
   top_B = jnp.max(drawn_BV, axis=-1)
   share_BV = jnp.exp(drawn_BV - top_B[:, None])
-  token_B = jax.lax.cond(
-      knobs.temperature > 0, lambda: invert(share_BV, *uniform_pair),
-      lambda: jnp.argmax(drawn_BV, axis=-1).astype(jnp.int32))
+  token_B = _choose(drawn_BV, share_BV, uniform_pair, knobs.temperature)
   pick = lambda score_BV: jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
   logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(share_BV, axis=-1))
   full_B = logprob_B
@@ -105,12 +141,27 @@ def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool)
   return Drawn(token_B, jnp.where(knobs.temperature > 0, logprob_B, 0), full_B)
 
 
+def _choose(score_BV, share_BV, uniform_pair, temperature):
+  """Gives token_B, int32: drawn where the temperature is above 0, else the first of the largest scores."""
+  drawn = lambda: invert(share_BV, *uniform_pair)
+  likeliest = lambda: jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
+  if not jnp.ndim(temperature):
+    return jax.lax.cond(temperature > 0, drawn, likeliest)
+  either = lambda: jnp.where(temperature > 0, drawn(), likeliest())
+  return jax.lax.cond(jnp.any(temperature > 0), either, likeliest)
+
+
+def _column(setting):
+  """Gives a setting in a form that broadcasts over the ids of rows."""
+  return setting[:, None] if jnp.ndim(setting) else setting
+
+
 def penalised(logits_BV, seen_BV, penalty):
   """Makes ids that stand in a row already less likely: positive scores are divided, negative multiplied.
 
   Source: Keskar et al. 2019, arXiv:1909.05858, as published libraries do it, for prompt and completion.
   """
-  penalty = jnp.asarray(penalty, logits_BV.dtype)
+  penalty = _column(jnp.asarray(penalty, logits_BV.dtype))
   changed_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
   return jnp.where(seen_BV, changed_BV, logits_BV)
 
@@ -122,7 +173,7 @@ def kept(logits_BV, knobs: Knobs):
   """
   share_BV = jax.nn.softmax(logits_BV, axis=-1)
   most_B = jnp.max(share_BV, axis=-1, keepdims=True)
-  share_BV = jnp.where(share_BV >= knobs.min_p.astype(share_BV.dtype) * most_B, share_BV, 0)
+  share_BV = jnp.where(share_BV >= _column(knobs.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
   count = lambda least_B: jnp.sum(share_BV >= least_B[:, None], axis=-1) >= knobs.top_k
   least_B = _unless(knobs.top_k >= share_BV.shape[-1], share_BV, count)
   share_BV = jnp.where(share_BV >= least_B[:, None], share_BV, 0)
@@ -136,7 +187,10 @@ def _unless(off, share_BV, enough):
   """Gives the largest number per row that `enough` holds for, or zeros where the filter is off."""
   rows = share_BV.shape[0]
   nothing = lambda: jnp.zeros((rows,), share_BV.dtype)
-  return jax.lax.cond(off, nothing, lambda: _largest(enough, rows, share_BV.dtype))
+  largest = lambda: _largest(enough, rows, share_BV.dtype)
+  if not jnp.ndim(off):
+    return jax.lax.cond(off, nothing, largest)
+  return jax.lax.cond(jnp.all(off), nothing, lambda: jnp.where(off, 0, largest()))
 
 
 def _largest(enough, rows: int, dtype):

@@ -48,7 +48,7 @@ def write(folder, config, start: Start, params, stats: Mapping) -> None:
   folder, module = pathlib.Path(folder), start.language.module
   if start.adapted:
     params = lora.merge(params, module.lora)
-  if isinstance(module, Decoder):
+  if start.language.has_hf_form:
     _write_decoder(folder, config, start, module.copy(lora=None), params)
   else:
     _write_memory(folder, module, params)

@@ -28,7 +28,6 @@ from atlas_jax.language.decoding.sampler import Completion, Options, Rollout, ch
 from atlas_jax.language.vllm import weights
 from atlas_jax.language.vllm.client import ServerError
 from atlas_jax.language.vllm.engine import MODE, Engine
-from atlas_jax.models.decoder import Decoder
 from atlas_jax.models.language import Language
 from atlas_jax.parallel import hosts
 
@@ -47,7 +46,7 @@ def make(language: Language, tokenizer: Tokenizer, *, like, workdir, longest_tok
   """Makes a sampler from the fields of config.vllm; the server starts with the first weights.
 
   Args:
-    language: the model, a `Decoder`'s.
+    language: the model, one that Hugging Face has a format for.
     tokenizer: decodes completions.
     like: folder of the published model that it was read from, or None.
     workdir: of the run, gets the server's log; None puts that into a new folder for temporary files.
@@ -61,8 +60,8 @@ def make(language: Language, tokenizer: Tokenizer, *, like, workdir, longest_tok
     ModuleNotFoundError: if a server is to be started with the package vllm and it is not installed.
   """
   module = language.module
-  if not isinstance(module, Decoder) or module.learned_positions is not None:
-    what = "a model with memory" if not isinstance(module, Decoder) else "one with learned_positions"
+  if not language.has_hf_form or language.max_positions is not None:
+    what = "a model with memory" if not language.has_hf_form else "one with learned_positions"
     raise ValueError(f"config.sampler.kind='vllm' serves published decoders, and not {what}; set "
                      "config.sampler.kind='native', which writes with any model")
   if like is None and longest_tokens is None:

@@ -80,7 +80,7 @@ class Tuner:
     if hosts.is_main():
       logging.info("made %d updates in %.1f s, after %.1f s of compilation; %d were not finite and left out",
                    report["steps"], report["seconds"], report["compile_seconds"], bad)
-    return Tuned(state.params if isinstance(state.ema, tuple) else state.ema, state.tables, report)
+    return Tuned(states.params_used(state), state.tables, report)
 
   def _compiled(self, params, rows_NE, batch):
     """Gives the functions that make the first state and the next one, from the shapes of their arguments."""

@@ -164,15 +164,15 @@ def test_prompts_are_read_once_and_writing_ends_with_the_last_row():
   language, params = tiny("decoder")
   read, steps = [], []
 
-  def start(params, tokens_BT, count_B, *, room_tokens):
+  def prefill(params, tokens_BT, count_B, *, room_tokens):
     read.append(tokens_BT.shape)
-    return language.start(params, tokens_BT, count_B, room_tokens=room_tokens)
+    return language.prefill(params, tokens_BT, count_B, room_tokens=room_tokens)
 
-  def step(params, state, token_B):
+  def decode(params, state, token_B):
     jax.debug.callback(lambda: steps.append(1))
-    return language.step(params, state, token_B)
+    return language.decode(params, state, token_B)
 
-  sampler = NativeSampler(language._replace(start=start, step=step), BYTES, bucket_tokens=8)
+  sampler = NativeSampler(language._replace(prefill=prefill, decode=decode), BYTES, bucket_tokens=8)
   sampler.load(params, version=0)
   free = completions(sampler.generate(PROMPTS, Options(n=3, max_tokens=24), 0))
   jax.effects_barrier()
@@ -211,8 +211,8 @@ def test_stop_strings_end_writing_early():
   strings = tuple({chr(t) for tokens in completions(free) for t in tokens if t < 128})
   steps = []
   language, params = tiny("decoder")
-  counted = lambda *args: (jax.debug.callback(lambda: steps.append(1)), language.step(*args))[1]
-  sampler = NativeSampler(language._replace(step=counted), BYTES, bucket_tokens=8, piece_tokens=4)
+  counted = lambda *args: (jax.debug.callback(lambda: steps.append(1)), language.decode(*args))[1]
+  sampler = NativeSampler(language._replace(decode=counted), BYTES, bucket_tokens=8, piece_tokens=4)
   sampler.load(params, version=5)
   rollout = sampler.generate(PROMPTS, Options(n=6, max_tokens=24, stop_strings=strings), 1)
   jax.effects_barrier()

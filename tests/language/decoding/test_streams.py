@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.language.decoding import streams as engines
+from atlas_jax.language.decoding import engine as engines
+from atlas_jax.language.decoding import streams
+from atlas_jax.models import head, placement
 from atlas_jax.models import language as languages
-from atlas_jax.models import lm, placement
 from atlas_jax.parallel import mesh as meshes
 from tests.helpers import assert_close, tiny_lm
 
@@ -47,7 +48,7 @@ def forward():
   def logits(tokens_BT):
     out = model.apply({"params": params}, tokens_BT, model.zero_state(1), doc_BT=jnp.zeros_like(tokens_BT),
                       mode="packed")
-    return lm.logits(params, out.hidden_BTD)[0]
+    return head.logits(params, out.hidden_BTD)[0]
 
   return lambda tokens_T: np.asarray(logits(tokens_T[None]))
 
@@ -72,7 +73,7 @@ def write(prompt="", *, tokenizer=None, params=None, **options):
   options = dict(tokens=20, temperature=1.0) | options
   tokenizer, params = tokenizer or ByteTokenizer(), params or usual
   language = languages.of_memory(model)
-  return list(engines.generate(language, params, tokenizer, prompt, engine=engine, **options))
+  return list(streams.generate(language, params, tokenizer, prompt, engine=engine, **options))
 
 
 @pytest.mark.core
@@ -148,7 +149,7 @@ def test_a_mesh_writes_the_same_text():
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   split = jax.device_put(params, placement.shardings(mesh, params))
   language = languages.of_memory(model)
-  pieces = list(engines.generate(language, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
+  pieces = list(streams.generate(language, split, ByteTokenizer(), "de", tokens=8, temperature=0, mesh=mesh))
   assert pieces == write("de", tokens=8, temperature=0)
 
 
@@ -167,7 +168,15 @@ def test_a_wrong_argument_is_refused_at_once(options, message):
 def test_another_tokenizer_is_refused():
   model, params, _ = setup()
   with pytest.raises(ValueError, match="config.model.vocab_size=300"):
-    engines.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
+    streams.generate(languages.of_memory(model.clone(vocab_size=300)), params, ByteTokenizer(), "", tokens=1)
+
+
+@pytest.mark.parametrize("ids, found", [([256, 257], "256 to 257"), ([-1, 3], "-1 to 3")])
+def test_ids_outside_the_vocabulary_are_refused_at_once(ids, found):
+  _, params, engine = setup()
+  with pytest.raises(ValueError, match=rf"a prompt has ids from {found}"):
+    engine.prefill(params, engine.init(), [ids])
+  assert engine.prefill(params, engine.init(), [[3, *ids]], [1])  # Padding may be anything.
 
 
 @pytest.mark.parametrize("prompt, what", [
@@ -176,7 +185,7 @@ def test_another_tokenizer_is_refused():
 def test_a_prompt_of_ids_that_the_model_has_not_is_refused_at_once(prompt, what):
   model, params, _ = setup()
   with pytest.raises(ValueError, match=f"prompt has .*{what}|prompt {what}"):
-    engines.generate(languages.of_memory(model), params, ByteTokenizer(), prompt, tokens=1)
+    streams.generate(languages.of_memory(model), params, ByteTokenizer(), prompt, tokens=1)
 
 
 def test_an_empty_row_of_a_prompt_is_refused():

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax import tree
 from atlas_jax.language.pretrained import hf_config, hf_export, hf_import
-from atlas_jax.models import decoder, placement
+from atlas_jax.models import decoder, head, placement
 from atlas_jax.parallel import mesh as meshes
 from tests import hf_fixture
 from tests.helpers import assert_same_bits, quick_compilation
@@ -61,7 +61,7 @@ def continue_greedily(model, params, tokens_BT, doc_BT, n_new):
 
   def step(carry, _):
     cache, hidden_BD = carry
-    logprob_BV = jax.nn.log_softmax(decoder.logits(params, hidden_BD))
+    logprob_BV = jax.nn.log_softmax(head.logits(params, hidden_BD))
     token_B = jnp.argmax(logprob_BV, axis=-1).astype(jnp.int32)
     out = model.apply({"params": params}, token_B[:, None], cache)
     return (out.cache, out.hidden_BTD[:, 0]), (token_B, jnp.max(logprob_BV, axis=-1))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.language.pretrained import hf_import
-from atlas_jax.models import decoder
+from atlas_jax.models import head
 
 GATED = ("/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/weight_info", "/server_info")
 
@@ -50,7 +50,7 @@ class Engine:
     self.asked: list[dict] = []  # bodies of /v1/completions
     self.routes: collections.Counter = collections.Counter()
     self.lock = threading.Lock()
-    self.head = decoder.head_weights(self.params)
+    self.head = head.head_weights(self.params)
     self._score = jax.jit(self._logits)
 
   def _logits(self, params, head_DV, tokens_BT):
@@ -75,7 +75,7 @@ class Engine:
     params = hf_import.load(folder)[1]
     self.params = {name: params[name] for name in self.params}
     if not self.model.tied:  # A packed head that is the embedding stays as it was.
-      self.head = decoder.head_weights(params)
+      self.head = head.head_weights(params)
     self.reloads.append(folder)
 
   def complete(self, body: dict) -> list[dict]:
