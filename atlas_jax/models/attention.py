@@ -10,7 +10,9 @@ from atlas_jax.memory.projections import dense
 from atlas_jax.models.layers import HeadsOut, rotate, scaled_normal
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
-TENSOR_AXES = ((r"blocks(_\d+)?/attention/qkv_kernel", (-2,)),)  # D, H, queries keys and values
+TENSOR_AXES = (
+    (r"blocks(_\d+)?/attention/qkv_kernel", (-2,)),  # D, H, queries keys and values
+    (r"attention/out/kernel", (-3,)))  # H, K, D
 
 
 class AttentionState(NamedTuple):

@@ -10,7 +10,6 @@ from atlas_jax.memory.projections import dense
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
 TENSOR_AXES = (
-    (r"(attention/out|memory_out)/kernel", (-3,)),  # H, K or M, D
     (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
     (r"blocks(_\d+)?/mlp/out_kernel", (-2,)))  # F, D
 

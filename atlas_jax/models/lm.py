@@ -19,7 +19,9 @@ from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
 MODES = ("packed", "stream")
 MIXES: dict[str, Any] = {"gate": Memory, "conv": ConvMix, "none": None}
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
-TENSOR_AXES = ((r"(ngram_)?embed", (-2, -1)),)  # V or rows of a table, D
+TENSOR_AXES = (
+    (r"(ngram_)?embed", (-2, -1)),  # V or rows of a table, D
+    (r"memory_out/kernel", (-3,)))  # H, M, D
 
 
 class LMState(NamedTuple):
