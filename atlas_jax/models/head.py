@@ -1,7 +1,5 @@
 """The output weights of a language model, and the scores of the next token that they give."""
-import jax.numpy as jnp
-
-from atlas_jax import tree
+from atlas_jax.kernels.vocab_loss import vocab_logits
 
 
 def head_weights(params):
@@ -11,5 +9,4 @@ def head_weights(params):
 
 def logits(params, hidden_BTD):
   """Scores every token of the vocabulary as the next; float32 or wider, [..., V] of [..., D]."""
-  wide = tree.wide(hidden_BTD.dtype)
-  return jnp.dot(hidden_BTD, head_weights(params).astype(hidden_BTD.dtype), preferred_element_type=wide)
+  return vocab_logits(hidden_BTD, head_weights(params))
