@@ -276,7 +276,8 @@ def test_eight_devices_write_what_one_does(kind, prompts, axes, options):
 WORKER = """
 import json, sys
 import jax
-from atlas_jax.parallel import hosts, mesh as meshes, place
+from atlas_jax.models import placement
+from atlas_jax.parallel import hosts, mesh as meshes
 from tests.helpers import quick_compilation
 from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, Options, completions, tiny
 hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
