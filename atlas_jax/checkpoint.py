@@ -22,9 +22,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from atlas_jax import tree
 from atlas_jax.files import inside, json_file, write
+from atlas_jax.workdir import CHECKPOINTS, INVENTORY
 
-FOLDER = "checkpoints"
-INVENTORY = "files.json"
 _UNLISTED = (INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
 _METRICS = "metrics/metrics"
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -56,7 +55,7 @@ class Checkpoints:
                best_metric: str = "val_bits_per_byte", best_mode: str = "min", read_only: bool = False):
     _check_policy(keep_last, keep_best, keep_every_steps)
     self.every_steps = every_steps
-    self.path = Path(workdir).absolute() / FOLDER
+    self.path = Path(workdir).absolute() / CHECKPOINTS
     self._read_only = read_only
     if not read_only:
       self.path.mkdir(parents=True, exist_ok=True)
@@ -338,7 +337,7 @@ def _checksum(file: Path) -> int:
 
 def digest_of(workdir, step: int) -> str:
   """Gives a digest of the files of a checkpoint, as they were written."""
-  return hashlib.sha256((Path(workdir) / FOLDER / str(step) / INVENTORY).read_bytes()).hexdigest()
+  return hashlib.sha256((Path(workdir) / CHECKPOINTS / str(step) / INVENTORY).read_bytes()).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:

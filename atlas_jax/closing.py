@@ -16,8 +16,8 @@ from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
 from atlas_jax.state import Trained, TrainState
+from atlas_jax.workdir import SUMMARY
 
-SUMMARY = "summary.json"  # Written last: where it is, the run is finished.
 Run = Any  # A `train.Run`, which this module cannot import.
 
 

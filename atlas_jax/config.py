@@ -24,6 +24,7 @@ from atlas_jax.fields import (
   unknown_field,
 )
 from atlas_jax.files import json_file, write
+from atlas_jax.workdir import CONFIG
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
@@ -241,7 +242,7 @@ def _merged(old: dict, new: dict) -> dict:
 
 
 def _file(workdir) -> pathlib.Path:
-  return pathlib.Path(workdir) / "config.json"
+  return pathlib.Path(workdir) / CONFIG
 
 
 def _differences(old, new) -> list[tuple[str, Any, Any]]:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from atlas_jax.files import json_file, write
+from atlas_jax.workdir import OWNER
 
-NAME = "owner.json"
 BEAT_S = 5.0  # Between heartbeats.
 SILENT_S = 30.0  # After so long without one, a process that cannot be seen from here counts as dead.
 
@@ -43,7 +43,7 @@ class Lock:
   def __init__(self, workdir, *, beat_s: float = BEAT_S, silent_s: float = SILENT_S,
                on_beat: Callable[[], None] | None = None):
     self.workdir = pathlib.Path(workdir)
-    self.path = self.workdir / NAME
+    self.path = self.workdir / OWNER
     self.on_beat = on_beat
     self._beat_s, self._silent_s = beat_s, silent_s
     self._me = {**identity(), "token": uuid.uuid4().hex,
@@ -59,7 +59,7 @@ class Lock:
     Raises:
       LockError: if another process owns the directory; nothing in it was changed.
     """
-    mine = self.workdir / f".{NAME}.{self._me['token']}"
+    mine = self.workdir / f".{OWNER}.{self._me['token']}"
     with _one_at_a_time(self.workdir):
       write.json(mine, self._me)
       try:
@@ -110,7 +110,7 @@ class Lock:
     if holder is None:
       return
     why = self._death(holder, mine)
-    aside = self.workdir / f".{NAME}.{self._me['token']}.dead"
+    aside = self.workdir / f".{OWNER}.{self._me['token']}.dead"
     try:
       self.path.rename(aside)
     except FileNotFoundError:

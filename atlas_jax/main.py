@@ -26,18 +26,17 @@ from absl import flags, logging
 
 from atlas_jax import closing, readers, recipes, remote, train, trust
 from atlas_jax import config as configs
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_config
 from atlas_jax.evals import Eval, sample
 from atlas_jax.explain import code_of, explain
 from atlas_jax.language import assets, runs
 from atlas_jax.language.initial_model import open_start, whole
 from atlas_jax.monitor.ledger import process_began_s
-from atlas_jax.monitor.writer import METRICS
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts, signals
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import LoadedParams, Trained
+from atlas_jax.workdir import CHECKPOINTS, METRICS
 
 
 def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
@@ -149,7 +148,7 @@ def has_run(workdir: str) -> bool:
   """Says whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
   path = pathlib.Path(workdir)
   metrics = path / METRICS
-  return any((path / FOLDER).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
+  return any((path / CHECKPOINTS).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
 
 
 def check_rows(config, mesh, groups: tuple[str, ...]) -> None:

@@ -24,14 +24,13 @@ from typing import Any
 from absl import logging
 
 from atlas_jax import lock
-from atlas_jax.checkpoint import FOLDER, INVENTORY
 from atlas_jax.files import json_file
+from atlas_jax.workdir import CHECKPOINTS, INVENTORY, OWNER, REMOTE_OWNER
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # What epath needs to reach a store.
 EVERY_S = 15.0  # Between uploads of what has changed; each is also the heartbeat of the owner.
 SILENT_S = 60.0  # After so long without one, an owner counts as dead.
-OWNER = "owner.remote.json"
-_LOCAL = (lock.NAME, OWNER)  # Of this machine alone.
+_LOCAL = (OWNER, REMOTE_OWNER)  # Of this machine alone.
 
 
 class RemoteError(OSError):
@@ -182,7 +181,7 @@ class Mirror:
     finally:
       with _reaching(self.there):
         if self._owner().get("token") == self._token:
-          (self.there / OWNER).unlink(missing_ok=True)
+          (self.there / REMOTE_OWNER).unlink(missing_ok=True)
 
   @contextlib.contextmanager
   def pushing(self) -> Iterator[None]:
@@ -211,14 +210,14 @@ class Mirror:
       self.push()
 
   def _owner(self) -> dict:
-    file = self.there / OWNER
+    file = self.there / REMOTE_OWNER
     with contextlib.suppress(FileNotFoundError, ValueError):
       return json_file.parse(file, file.read_bytes())
     return {}
 
   def _beat(self) -> None:
     beat = {**lock.identity(), "token": self._token, "beat_s": time.time()}
-    (self.there / OWNER).write_text(json.dumps(beat) + "\n")
+    (self.there / REMOTE_OWNER).write_text(json.dumps(beat) + "\n")
 
   def _await_other(self) -> None:
     """Watches an owner for a sign of life, as long as it may be silent.
@@ -255,13 +254,13 @@ class Mirror:
     found = []
     if self.there.exists():
       found = [file.relative_to(self.there).as_posix() for file in _walk(self.there)]
-    whole = {name.split("/")[1] for name in found if name.startswith(f"{FOLDER}/") and name.endswith(
+    whole = {name.split("/")[1] for name in found if name.startswith(f"{CHECKPOINTS}/") and name.endswith(
         f"/{INVENTORY}")}
     return [name for name in found if _belongs(name, whole)]
 
   def _local_files(self) -> dict[str, pathlib.Path]:
     files = {file.relative_to(self.here).as_posix(): file for file in self.here.rglob("*") if file.is_file()}
-    steps = self.here / FOLDER
+    steps = self.here / CHECKPOINTS
     whole = {entry.name for entry in steps.iterdir() if entry.name.isdecimal()} if steps.is_dir() else set()
     return {name: file for name, file in files.items() if _belongs(name, whole)}
 
@@ -279,7 +278,7 @@ def _belongs(name: str, whole: set[str]) -> bool:
   parts = name.split("/")
   if name in _LOCAL or any(part.startswith(".") for part in parts) or parts[-1].endswith(".part"):
     return False
-  return parts[0] != FOLDER or len(parts) > 2 and parts[1] in whole
+  return parts[0] != CHECKPOINTS or len(parts) > 2 and parts[1] in whole
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from absl import logging
 from atlas_jax import closing, tree
 from atlas_jax import state as states
 from atlas_jax.checkpoint import CheckpointError, Checkpoints
-from atlas_jax.closing import SUMMARY, say
+from atlas_jax.closing import say
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
@@ -21,13 +21,14 @@ from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
 from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
-from atlas_jax.monitor.writer import METRICS, MetricsWriter
+from atlas_jax.monitor.writer import MetricsWriter
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts
 from atlas_jax.recipes import Recipe
 from atlas_jax.state import LoadedParams, Trained, TrainState
 from atlas_jax.step import jit_step, model_flops
+from atlas_jax.workdir import LEDGER, METRICS, SUMMARY
 
 
 class LostPeerError(RuntimeError):
@@ -231,7 +232,7 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
       say(logging.INFO, "the run in %s is finished, at step %d, and left as it is; a higher "
           "config.optim.steps goes on with it", workdir, summary["steps"])
       return summary
-    times = Ledger(workdir / ledger.NAME if hosts.is_main() else None, began_s=began_s)
+    times = Ledger(workdir / LEDGER if hosts.is_main() else None, began_s=began_s)
     with ledger.counting_compilation(times):
       return _run(Run(config, recipe, mesh, workdir, saver, owner=owner, ledger=times))
 

@@ -10,6 +10,7 @@ import sys
 PACKAGE = "atlas_jax"
 LEVELS = {
   "files": 0,
+  "workdir": 0,
   "tree": 1,
   "lock": 1,
   "failures": 0,

@@ -12,6 +12,7 @@ import pytest
 
 from atlas_jax import lock
 from atlas_jax.lock import Lock, LockError
+from atlas_jax.workdir import OWNER
 
 HOLD = """
 import sys, time
@@ -40,9 +41,9 @@ def holder(tmp_path):
 def elsewhere(folder, *, silent_s):
   """Leaves the lock of a process on another machine, silent for so long."""
   fields = {"pid": 7, "host": "node7", "sees": "node7", "process": "1", "token": "t", "since": "2026-01-01"}
-  (folder / lock.NAME).write_text(json.dumps(fields))
+  (folder / OWNER).write_text(json.dumps(fields))
   before = time.time() - silent_s
-  os.utime(folder / lock.NAME, (before, before))
+  os.utime(folder / OWNER, (before, before))
 
 
 def test_a_second_owner_is_refused_and_changes_nothing(holder, tmp_path):
@@ -87,7 +88,7 @@ def test_of_an_owner_elsewhere_the_heartbeat_tells(tmp_path, caplog):
 def test_an_owner_elsewhere_that_shows_life_is_left_alone(tmp_path):
   elsewhere(tmp_path, silent_s=0.5)
   alive = Lock(tmp_path, beat_s=0.1, silent_s=5)
-  alive._me |= json.loads((tmp_path / lock.NAME).read_text())
+  alive._me |= json.loads((tmp_path / OWNER).read_text())
   alive._beat_s = 0.05
   import threading
 
@@ -99,7 +100,7 @@ def test_an_owner_elsewhere_that_shows_life_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nonsense", "[" * 100_000])
 def test_a_damaged_lock_holds_until_it_is_silent(tmp_path, text):
-  (tmp_path / lock.NAME).write_text(text)
+  (tmp_path / OWNER).write_text(text)
   mine = Lock(tmp_path, beat_s=0.1, silent_s=0.3)
   began = time.monotonic()
   mine.acquire()
@@ -113,7 +114,7 @@ def test_a_lock_inside_a_lock_is_the_same(tmp_path):
     with lock.held(tmp_path) as inner:
       assert inner is outer
     outer.check()
-  assert not (tmp_path / lock.NAME).exists()
+  assert not (tmp_path / OWNER).exists()
 
 
 RACE = """

@@ -9,6 +9,7 @@ from etils import epath
 
 from atlas_jax import remote
 from atlas_jax.remote import Mirror, RemoteError
+from atlas_jax.workdir import REMOTE_OWNER
 from tests import program
 
 
@@ -64,7 +65,7 @@ def test_a_run_goes_on_on_another_machine(bucket, tmp_path):
     assert program.run(*flags).code == 75
   there = names_in(bucket / "run")
   assert {"config.json", "metrics.jsonl", "time.json", "checkpoints/4/files.json"} <= there
-  assert not there & {"owner.json", remote.OWNER}
+  assert not there & {"owner.json", REMOTE_OWNER}
   shutil.rmtree(tmp_path / "cache")  # Another machine has none of it.
   done = program.run(*flags)
   assert done.code == 0 and "resumed from step 4" in done.err, done.err
@@ -113,7 +114,7 @@ def test_a_run_elsewhere_is_left_alone_and_a_dead_one_taken_over(bucket, tmp_pat
   ):
     pass
   owner = {"token": "t", "pid": 7, "host": "node7", "sees": "node7", "beat_s": 0.0}
-  (bucket / "run" / remote.OWNER).write_text(json.dumps(owner))
+  (bucket / "run" / REMOTE_OWNER).write_text(json.dumps(owner))
   with second.at_work():
     assert "process 7 on node7, silent for 1 s; this process takes the run over" in caplog.text
 
@@ -132,7 +133,7 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_heartbeat(bucket, tmp_p
   monkeypatch.setattr(mirror, "_owner", fails_twice)
   with mirror.at_work(), mirror.pushing():
     time.sleep(1.6)
-    beat = json.loads((bucket / "run" / remote.OWNER).read_text())["beat_s"]
+    beat = json.loads((bucket / "run" / REMOTE_OWNER).read_text())["beat_s"]
     assert time.time() - beat < 0.8
   assert "503 of the store" in caplog.text
 

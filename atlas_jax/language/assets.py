@@ -2,17 +2,10 @@
 import pathlib
 
 from atlas_jax import config as configs
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats
 from atlas_jax.files import inventory, json_file, write
 from atlas_jax.language.initial_model import (
-  ADAPTER,
-  BASE,
   MODEL,
-  PUBLISHED,
-  SHAPE,
-  TEMPLATE,
-  TOKENIZER,
   Start,
   check_base,
   group_of,
@@ -22,6 +15,7 @@ from atlas_jax.language.initial_model import (
   use_copies,
 )
 from atlas_jax.language.pretrained import hf_export, hf_import, peft, tokenizer_files
+from atlas_jax.workdir import ADAPTER, BASE_STEP, CHECKPOINTS, PRETRAINED, SHAPE, TEMPLATE, TOKENIZER
 
 
 def save(config, start: Start, workdir) -> None:
@@ -46,10 +40,10 @@ def save(config, start: Start, workdir) -> None:
   if config.lora.path is not None:
     _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
     inventory.seal(workdir / ADAPTER)
-  note_step(config.model.path, workdir / BASE)
+  note_step(config.model.path, workdir / BASE_STEP)
   if start.folder is not None:
-    _copy(start.folder, workdir / PUBLISHED, ("config.json", *hf_export.TRAVELS))
-    inventory.seal(workdir / PUBLISHED)
+    _copy(start.folder, workdir / PRETRAINED, ("config.json", *hf_export.TRAVELS))
+    inventory.seal(workdir / PRETRAINED)
   elif config.model.path is not None:
     write.json(workdir / SHAPE, json_file.sealed(shape_of(config.model.path)))
 
@@ -78,7 +72,7 @@ def with_copies_of_lost(config, workdir):
     ValueError: see `start.check_base`.
   """
   workdir = pathlib.Path(workdir)
-  if not any((workdir / FOLDER).glob("[0-9]*")):
+  if not any((workdir / CHECKPOINTS).glob("[0-9]*")):
     return config
   if config.lora.rank is not None or config.lora.path is not None or _refers(config):
     check_base(config, workdir)

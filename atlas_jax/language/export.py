@@ -10,11 +10,12 @@ from atlas_jax import tree
 from atlas_jax.data import chats
 from atlas_jax.files import write
 from atlas_jax.language import runs
-from atlas_jax.language.initial_model import MODEL, PUBLISHED, TOKENIZER, Start, is_run, open_start
+from atlas_jax.language.initial_model import MODEL, Start, is_run, open_start
 from atlas_jax.language.pretrained import hf_config, hf_export, hf_import, peft, tensor_files, tokenizer_files
 from atlas_jax.language.pretrained.names import atlas
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
+from atlas_jax.workdir import PRETRAINED, TOKENIZER
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -121,7 +122,7 @@ def longest_tokens(config) -> int:
 def _write_model(config, workdir, start: Start, module: Decoder, params, folder: pathlib.Path, origin,
                  dtype: str | None) -> None:
   """Writes weights and config: laid out like those of the origin, or of the run's copy of its config."""
-  published = pathlib.Path(workdir) / PUBLISHED / "config.json"
+  published = pathlib.Path(workdir) / PRETRAINED / "config.json"
   if origin is not None or not published.is_file():
     specials = {"bos_token_id": int(start.tokenizer.doc_id), "eos_token_id": int(start.tokenizer.doc_id)}
     hf_export.save(folder, module, params, like=origin, dtype=dtype, max_tokens=longest_tokens(config),

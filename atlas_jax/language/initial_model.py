@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.checkpoint import FOLDER, Checkpoints
+from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.data import chats
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.files import json_file, write
@@ -24,14 +24,16 @@ from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora, placement
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
+from atlas_jax.workdir import (
+  ADAPTER,
+  BASE_STEP,
+  CHECKPOINTS,
+  PRETRAINED,
+  SHAPE,
+  TEMPLATE,
+  TOKENIZER,
+)
 
-TOKENIZER = "tokenizer"  # Folder of a workdir that holds a copy of the run's tokenizer.
-ADAPTER = "adapter"  # Folder of a workdir that holds the config of the adapters that a run started from.
-PUBLISHED = "published"  # Folder of a workdir that holds what a published model has besides its weights.
-TEMPLATE = "template"  # Folder of a workdir that holds the chat template.
-SHAPE = "shape.json"  # In a workdir: fields of the model, of a run that started from a run that drew its own.
-BASE = "base.json"  # In a workdir: the step of the run in config.model.path that was read,
-TEACHER_STEP = "teacher.json"  # and of that in config.distill.teacher.
 MODEL = "model"  # As the name of a tokenizer or template: that of config.model.path.
 # Fields that say how a model is run, not what it is.
 DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
@@ -113,9 +115,9 @@ def open_start(config, workdir=None) -> Start:
     language, folder, read = drawn(config), None, None
   elif is_run(path):
     language, read = _of_run(config, pathlib.Path(path), options)
-    folder = pathlib.Path(path) / PUBLISHED
+    folder = pathlib.Path(path) / PRETRAINED
   else:
-    folder = kept / PUBLISHED if kept and (kept / PUBLISHED).is_dir() else find(path)
+    folder = kept / PRETRAINED if kept and (kept / PRETRAINED).is_dir() else find(path)
     language, read = _published(config, path, folder, options)
   folder = folder if folder is not None and folder.is_dir() else None
   tokenizer = _tokenizer(config, folder)
@@ -145,7 +147,7 @@ def find(path: str) -> pathlib.Path:
 
 def is_run(path: str) -> bool:
   """Says whether a path is the workdir of a run, and not the folder of a published model."""
-  return (pathlib.Path(path) / FOLDER).is_dir()
+  return (pathlib.Path(path) / CHECKPOINTS).is_dir()
 
 
 def drawn(config) -> languages.Language:
@@ -235,8 +237,8 @@ def use_copies(config, workdir) -> None:
     return
   if path is None:
     return
-  if (workdir / PUBLISHED).is_dir():
-    config.model.path = str(workdir / PUBLISHED)
+  if (workdir / PRETRAINED).is_dir():
+    config.model.path = str(workdir / PRETRAINED)
   elif (workdir / SHAPE).is_file():
     fields, group = json_file.read_sealed(workdir / SHAPE), group_of(config)
     own = MEMORY_HOW if group == "model" else DECODER_HOW
@@ -259,7 +261,7 @@ def check_base(config, workdir) -> None:
   Raises:
     ValueError: names both runs and steps.
   """
-  file, path = pathlib.Path(workdir) / BASE, config.model.path
+  file, path = pathlib.Path(workdir) / BASE_STEP, config.model.path
   if is_lost(path):
     raise ValueError(f"config.model.path={path!r} is no folder any more, and the adapters or the reference "
                      f"of the run in {workdir} belong to what was there; put it back, or a link to it")

@@ -17,7 +17,6 @@ from absl import logging
 
 from atlas_jax.files import json_file, write
 
-NAME = "time.json"
 KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost", "stopped")
 WORK = ("input", "step", "evaluation", "checkpoint")  # Kinds that are lost with the work since a checkpoint.
 

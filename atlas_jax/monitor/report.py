@@ -31,8 +31,8 @@ from atlas_jax.monitor.curves import (
   short_number,
   smooth,
 )
+from atlas_jax.workdir import METRICS, REPORT
 
-REPORT = "report.png"
 TOKENS = "train/tokens_seen"
 GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
 REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
@@ -52,10 +52,10 @@ def write_report(workdir) -> Path:
   from matplotlib.layout_engine import ConstrainedLayoutEngine
 
   workdir = Path(workdir)
-  if not (workdir / writer.METRICS).exists():
-    raise FileNotFoundError(f"{workdir / writer.METRICS} does not exist; the report is drawn from it, train "
+  if not (workdir / METRICS).exists():
+    raise FileNotFoundError(f"{workdir / METRICS} does not exist; the report is drawn from it, train "
                             "first")
-  series = read_series(workdir / writer.METRICS)
+  series = read_series(workdir / METRICS)
   panels = panels_of(series)
   lines = 2 if len(panels) <= 8 else 3
   columns = max(2, math.ceil(len(panels) / lines))
@@ -111,7 +111,7 @@ def following(workdir, show, *, every_s: float = 2.0):
   ended, shown = threading.Event(), [0]
 
   def look():
-    rows = read_metrics(workdir) if (Path(workdir) / writer.METRICS).exists() else []
+    rows = read_metrics(workdir) if (Path(workdir) / METRICS).exists() else []
     if rows and len(rows) != shown[0]:
       shown[0] = len(rows)
       show(rows)
@@ -132,7 +132,7 @@ def following(workdir, show, *, every_s: float = 2.0):
 
 def read_metrics(workdir) -> list[dict]:
   """Reads all rows of a run's metrics.jsonl, oldest first."""
-  return list(writer.read_rows(Path(workdir) / writer.METRICS))
+  return list(writer.read_rows(Path(workdir) / METRICS))
 
 
 def write_csv(rows: list[dict], columns: Mapping[str, str], file) -> None:

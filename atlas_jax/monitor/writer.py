@@ -14,9 +14,7 @@ import jax
 import numpy as np
 
 from atlas_jax.files import json_file, json_lines, write
-
-METRICS = "metrics.jsonl"
-EVENTS = "tensorboard"
+from atlas_jax.workdir import EVENTS, METRICS
 
 
 class MetricsWriter:

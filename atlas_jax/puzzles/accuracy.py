@@ -8,6 +8,7 @@ from atlas_jax.evals import EvalOut
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import pictures, solver
 from atlas_jax.puzzles.solver import Result
+from atlas_jax.workdir import EVALS
 
 
 class Totals:
@@ -64,7 +65,7 @@ class Gallery:
 
 def folder_of(workdir, step: int) -> pathlib.Path:
   """Gives, and makes, the folder for what the evaluation of a step leaves behind."""
-  folder = pathlib.Path(workdir) / "evals" / f"step_{step:08d}"
+  folder = pathlib.Path(workdir) / EVALS / f"step_{step:08d}"
   folder.mkdir(parents=True, exist_ok=True)
   return folder
 

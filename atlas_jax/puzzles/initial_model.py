@@ -18,13 +18,13 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.checkpoint import FOLDER, Checkpoints
+from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.files import arrays, write
 from atlas_jax.models import placement
 from atlas_jax.puzzles import sets as puzzle_sets
 from atlas_jax.puzzles import torch_file, trm_import
+from atlas_jax.workdir import CHECKPOINTS, RESET
 
-RESET = "reset.npz"  # In a workdir: the vectors that latents start from, where they follow from no seed.
 TABLE_ROWS_MULTIPLE = 64  # So that usual meshes split the table evenly, and checkpoints fit all of them.
 # Fields that weights must have been trained with, and those that change what they compute but may be tried.
 SAME = ("variant", "mixer", "width", "heads", "depth", "expansion", "n_prefix", "row_width", "positions",
@@ -105,7 +105,7 @@ class TrmStart:
 
   def _is_run(self) -> bool:
     path = self._path
-    if path.is_file() or (path / FOLDER).is_dir():
+    if path.is_file() or (path / CHECKPOINTS).is_dir():
       return path.is_dir()
     inside = sorted(file.name for file in path.glob("step_*"))[-1:] if path.is_dir() else []
     also = f"; it holds {inside[0]}: give {str(path / inside[0])!r}" if inside else ""

@@ -15,11 +15,11 @@ from atlas_jax.puzzles.arc import built as arc_built
 from atlas_jax.puzzles.arc import challenges
 from atlas_jax.puzzles.boards import maze, sudoku
 from atlas_jax.puzzles.puzzle_set import PuzzleSet
+from atlas_jax.workdir import PUZZLES
 
 ARC = ("arc1", "arc2", "arc2_public", "files")
 NAMES = (*ARC, "sudoku", "maze", "built")
 HUB = {"sudoku": sudoku.EXTREME, "maze": maze.HARD}  # What the path "hub" stands for.
-RECORD = "puzzles.json"  # In a workdir: what the run's puzzles are.
 READ_AT_ONCE = 8_192  # Examples of a file compared together.
 
 
@@ -43,7 +43,7 @@ class Sets(NamedTuple):
 
   def save(self, workdir: pathlib.Path) -> None:
     """Writes what the puzzles of a run are."""
-    write.json(pathlib.Path(workdir) / RECORD, json_file.sealed(_record(self)), indent=None)
+    write.json(pathlib.Path(workdir) / PUZZLES, json_file.sealed(_record(self)), indent=None)
 
   def check_run(self, workdir: pathlib.Path) -> None:
     """Refuses a run whose table of puzzles means other puzzles.
@@ -51,7 +51,7 @@ class Sets(NamedTuple):
     Raises:
       ValueError: names what differs.
     """
-    file = pathlib.Path(workdir) / RECORD
+    file = pathlib.Path(workdir) / PUZZLES
     saved, here = record_of(workdir), json.loads(json.dumps(_record(self)))
     differ = [f"{name}={saved.get(name)!r} in the run, {here[name]!r} here"
               for name in ("n_ids", "first_names", "train") if saved.get(name) != here[name]]
@@ -71,7 +71,7 @@ def record_of(workdir) -> dict:
   Raises:
     ValueError: if the file is missing or damaged.
   """
-  file = pathlib.Path(workdir) / RECORD
+  file = pathlib.Path(workdir) / PUZZLES
   if not file.is_file():
     raise ValueError(f"{file} is missing: it says which puzzles the rows of the run's table stand for; "
                      "bring it back, or train again")

@@ -22,16 +22,7 @@ from atlas_jax.evals import EvalOut
 from atlas_jax.language import assets, samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
-from atlas_jax.language.initial_model import (
-  MODEL,
-  TEACHER_STEP,
-  Start,
-  check_step,
-  is_run,
-  note_step,
-  open_start,
-  whole,
-)
+from atlas_jax.language.initial_model import MODEL, Start, check_step, is_run, note_step, open_start, whole
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
 from atlas_jax.models.language import read_completions
@@ -43,6 +34,7 @@ from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
+from atlas_jax.workdir import TEACHER_STEP
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 

@@ -18,13 +18,14 @@ from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
-from atlas_jax.language.initial_model import MODEL, TOKENIZER, Start, find, is_run, open_start
+from atlas_jax.language.initial_model import MODEL, Start, find, is_run, open_start
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import head, lm
 from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.optim import windows
 from atlas_jax.recipes import Assets, LossOut, Recipe, Update
 from atlas_jax.state import Init, LoadedParams
+from atlas_jax.workdir import TOKENIZER
 
 READS = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "bytes_BT")  # Of a batch.
 

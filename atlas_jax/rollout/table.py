@@ -6,8 +6,8 @@ from typing import Any
 
 from atlas_jax.files import json_file, json_lines, write
 from atlas_jax.files.damage import Damaged
+from atlas_jax.workdir import COMPLETIONS
 
-FOLDER = "completions"
 FILE_STEPS = 1_000  # Steps whose completions share a file.
 SHOWN_CHARS = 240  # Of a prompt or completion in the text; the files have all of it.
 
@@ -20,7 +20,7 @@ class Table:
 
   def __init__(self, workdir):
     """Takes the run directory; nothing is made before the first row."""
-    self._folder, self._begun = pathlib.Path(workdir) / FOLDER, False
+    self._folder, self._begun = pathlib.Path(workdir) / COMPLETIONS, False
 
   def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Adds the rows of a step.

@@ -18,14 +18,14 @@ from atlas_jax import config as configs
 from atlas_jax.data import chats, corpus, formats, records, store, tokenizer
 from atlas_jax.evals import baseline
 from atlas_jax.files import arrays, inventory, json_file, write
-from atlas_jax.language import initial_model
 from atlas_jax.language.pretrained import hf_config, hf_import, peft, tensor_files
 from atlas_jax.monitor import writer
-from atlas_jax.puzzles import boards, sets, torch_file
+from atlas_jax.puzzles import boards, initial_model, sets, torch_file
 from atlas_jax.puzzles import files as built_files
 from atlas_jax.puzzles.arc import plan as arc_plan
 from atlas_jax.puzzles.arc import tasks, voting
 from atlas_jax.rollout import table
+from atlas_jax.workdir import BASE_STEP, COMPLETIONS, PUZZLES, RESET
 from tests import puzzle_runs, torch_files
 
 MODELS = pathlib.Path(__file__).parents[1] / "fixtures" / "hf_models"
@@ -101,7 +101,7 @@ def metrics(folder):
 def completions(folder):
   """A run's completions."""
   table.Table(folder).write(1, [{"prompt": one, "reward": 1.0} for one in TEXTS])
-  file = folder / table.FOLDER / "00000000.jsonl"
+  file = folder / COMPLETIONS / "00000000.jsonl"
 
   def read():
     table.Table(folder).write(2, [{"prompt": "new"}])
@@ -152,7 +152,7 @@ def plan(folder):
 
 def reset(folder):
   """The vectors that a run's latents start from."""
-  file = folder / initial_model.RESET
+  file = folder / RESET
   write.whole(file, arrays.npz_bytes(**{"0": np.ones(4, np.float32), "1": np.arange(4, dtype=np.float32)},
                                      same_puzzles=True))
   return file, lambda: plain(initial_model._read_reset(folder))
@@ -160,8 +160,8 @@ def reset(folder):
 
 def puzzle_record(folder):
   """What the puzzles of a run are."""
-  write.json(folder / sets.RECORD, json_file.sealed({"n_ids": 5, "kind": "arc", "train": "ab"}))
-  return folder / sets.RECORD, lambda: sets.record_of(folder)
+  write.json(folder / PUZZLES, json_file.sealed({"n_ids": 5, "kind": "arc", "train": "ab"}))
+  return folder / PUZZLES, lambda: sets.record_of(folder)
 
 
 def run_config(folder):
@@ -172,7 +172,7 @@ def run_config(folder):
 
 def step_note(folder):
   """The step of the run that another belongs to."""
-  file = folder / initial_model.BASE
+  file = folder / BASE_STEP
   write.json(file, json_file.sealed({"step": 5}), indent=None)
   return file, lambda: json_file.read_sealed(file)
 

@@ -8,6 +8,7 @@ import pytest
 
 from atlas_jax.puzzles import puzzle_set, sets
 from atlas_jax.puzzles.boards import maze, sudoku
+from atlas_jax.workdir import PUZZLES
 from tests import puzzle_runs
 from tests.puzzles.arc_files import TASK, with_changes, write_kaggle
 
@@ -205,7 +206,7 @@ def test_a_run_accepts_its_own_puzzles_and_refuses_others(folder, tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_record_is_named(text, folder, tmp_path):
-  (tmp_path / sets.RECORD).write_text(text)
+  (tmp_path / PUZZLES).write_text(text)
   with pytest.raises(ValueError, match="puzzles.json.* it is damaged"):
     loaded(folder).check_run(tmp_path)
 

@@ -12,12 +12,12 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import recipes
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.language import assets, export, initial_model
 from atlas_jax.language import runs as serving
 from atlas_jax.language.pretrained import adapters as folders
 from atlas_jax.language.pretrained import hf_import, peft
 from atlas_jax.models import lora
+from atlas_jax.workdir import CHECKPOINTS
 from configs import grpo_arithmetic
 from tests import hf_fixture, program, runs, tuning
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -111,8 +111,8 @@ def test_adapters_of_a_run_that_was_trained_further_are_refused(tmp_path):
   recipes.load(config, runs.one_device()).assets.save(workdir)
   configs.save(config, workdir)
   assert serving.config_of(workdir).model.path == str(base)
-  (base / FOLDER / "9").mkdir()
-  (workdir / FOLDER / "1").mkdir(parents=True)
+  (base / CHECKPOINTS / "9").mkdir()
+  (workdir / CHECKPOINTS / "1").mkdir(parents=True)
   message = "base' is at step 9, and was at 1 when the run in .*run began"
   with pytest.raises(ValueError, match=message):
     serving.config_of(workdir)
@@ -125,7 +125,7 @@ def test_what_is_read_at_every_start_must_still_be_there(fields, tmp_path):
   """Else the reference would be drawn anew."""
   fields = {"model__path": str(tmp_path / "lost"), **fields}
   config = runs.changed(grpo_arithmetic.get_config("smoke"), fields)
-  (tmp_path / "run" / FOLDER / "1").mkdir(parents=True)
+  (tmp_path / "run" / CHECKPOINTS / "1").mkdir(parents=True)
   with pytest.raises(ValueError, match="lost' is no folder any more, .*run belong to what was there"):
     assets.with_copies_of_lost(config, tmp_path / "run")
 
@@ -183,7 +183,7 @@ def test_adapters_that_change_their_base_are_refused_before_anything_is_read(mad
 
 
 def test_a_run_is_no_folder_of_adapters(made, tmp_path):
-  (tmp_path / "run" / FOLDER).mkdir(parents=True)
+  (tmp_path / "run" / CHECKPOINTS).mkdir(parents=True)
   with pytest.raises(ValueError, match="is the workdir of a run; .*--mode=export --adapters"):
     initial_model.open_start(config_of(tmp_path / "run"))
 

@@ -8,13 +8,13 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import recipes
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data.problems import Problem
 from atlas_jax.optim import accumulate
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import gkd
 from atlas_jax.rollout.distill_rows import Text
 from atlas_jax.state import Trained
+from atlas_jax.workdir import CHECKPOINTS
 from configs import gkd as config_file
 from tests import runs, teachers
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -244,6 +244,6 @@ def test_a_teacher_that_was_trained_further_is_refused(teacher, tmp_path):
   (tmp_path / "run").mkdir()
   recipe.assets.save(tmp_path / "run")
   recipe.assets.check(tmp_path / "run")
-  (tmp_path / "teacher" / FOLDER / "9").mkdir()
+  (tmp_path / "teacher" / CHECKPOINTS / "9").mkdir()
   with pytest.raises(ValueError, match="config.distill.teacher=.*teacher' is at step 9, and was at 1 when"):
     recipe.assets.check(tmp_path / "run")

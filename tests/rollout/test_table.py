@@ -5,12 +5,13 @@ import json
 import pytest
 
 from atlas_jax.rollout import table
+from atlas_jax.workdir import COMPLETIONS
 
 TEXTS = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0b\x0c\x1c\x1d\x1eb", "\r\n"]
 
 
 def rows_of(folder):
-  file = folder / table.FOLDER / "00000000.jsonl"
+  file = folder / COMPLETIONS / "00000000.jsonl"
   return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
 
 
@@ -23,7 +24,7 @@ def test_a_run_goes_on_whose_completions_have_line_ends_of_unicode(tmp_path):
 
 def test_a_row_cut_by_a_kill_is_dropped_and_a_broken_one_named(tmp_path):
   table.Table(tmp_path).write(1, [{"completion": "x"}])
-  file = tmp_path / table.FOLDER / "00000000.jsonl"
+  file = tmp_path / COMPLETIONS / "00000000.jsonl"
   file.write_bytes(file.read_bytes() + b'{"step": 1, "comp')
   table.Table(tmp_path).write(2, [{"completion": "y"}])
   assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]

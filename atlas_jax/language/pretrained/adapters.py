@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from absl import logging
 
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.defaults import default
 from atlas_jax.language.pretrained import hf_import, peft
 from atlas_jax.models import lora
 from atlas_jax.parallel import hosts
+from atlas_jax.workdir import CHECKPOINTS
 
 
 def options_of(fields) -> dict | None:
@@ -45,7 +45,7 @@ def _options_of_folder(fields) -> dict:
 
 
 def _folder(path: str) -> pathlib.Path:
-  if (pathlib.Path(path) / FOLDER).is_dir():
+  if (pathlib.Path(path) / CHECKPOINTS).is_dir():
     raise ValueError(f"config.lora.path={path!r} is the workdir of a run; to go on from its adapters export "
                      f"them with --mode=export --adapters --workdir={path} --to=FOLDER, or set "
                      "config.model.path to it for the model with its adapters merged")

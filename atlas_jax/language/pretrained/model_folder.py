@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax import tree
-from atlas_jax.checkpoint import FOLDER
 from atlas_jax.data import chats
 from atlas_jax.data.tokenizer import BYTE_OF_CHAR, Tokenizer
 from atlas_jax.files import write as write_file
 from atlas_jax.language.assets import TEMPLATE
-from atlas_jax.language.initial_model import PUBLISHED, TOKENIZER, Start
+from atlas_jax.language.initial_model import Start
 from atlas_jax.language.pretrained import hf_export, tensor_files, tokenizer_files
 from atlas_jax.language.pretrained.names import Row
 from atlas_jax.models import lora
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
+from atlas_jax.workdir import CHECKPOINTS, EVALS, EVENTS, PRETRAINED, TEMPLATE, TOKENIZER
 
 CONFIG, VOCABULARY, STATS = "config.json", "vocabulary.json", "training_stats.json"
-TAKEN = (FOLDER, TOKENIZER, PUBLISHED, TEMPLATE, "evals", "tensorboard")  # What else a workdir holds.
+TAKEN = (CHECKPOINTS, TOKENIZER, PRETRAINED, TEMPLATE, EVALS, EVENTS)  # What else a workdir holds.
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 
 

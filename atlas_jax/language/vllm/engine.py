@@ -13,10 +13,10 @@ from absl import logging
 from atlas_jax.files import json_file
 from atlas_jax.language.vllm import server, weights
 from atlas_jax.language.vllm.client import Client, ServerError, words
+from atlas_jax.workdir import VLLM_LOG
 
 MODULE = "vllm.entrypoints.openai.api_server"
 NAME = "atlas"  # What the model is called in a server that is started here.
-LOG = "vllm_server.log"
 MODE = "processed_logprobs"
 # Routes for development change weights; nothing is fetched or reported, since all there is lies in a folder.
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
@@ -45,7 +45,7 @@ class Engine:
     """
     self._found, self._dtype, self._longest_tokens = url is not None, dtype, longest_tokens
     self._start_timeout_s = start_timeout_s
-    self._log = pathlib.Path(workdir) / LOG
+    self._log = pathlib.Path(workdir) / VLLM_LOG
     self._server: server.Server | None = None
     self._model, self.opened, self.max_tokens, self.start_s = NAME, False, 0, 0.0
     self._command: list[str] = []

@@ -16,6 +16,7 @@ from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.models import lora
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.models.language import Language
+from atlas_jax.workdir import SERVED
 
 MEMORY = pathlib.Path("/dev/shm")  # A folder in memory, where Linux has one.
 SPARE = 2.5  # Room for two exports, and some.
@@ -79,7 +80,7 @@ class Exports:
       self.temporary = pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_", dir=MEMORY))
       weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
       return self.temporary
-    return (self._workdir / "served").resolve()
+    return (self._workdir / SERVED).resolve()
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:

@@ -21,9 +21,9 @@ from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import accuracy
 from atlas_jax.puzzles.arc import voting
 from atlas_jax.puzzles.solver import Result
+from atlas_jax.workdir import VOTES
 
 BLANK_ID = 0  # The name of padding.
-VOTES = "votes.json.gz"
 SUBMISSION, ACCUMULATED_SUBMISSION = "submission.json", "submission_accumulated.json"
 _STEP = re.compile(r"step_(\d+)")
 

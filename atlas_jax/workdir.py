@@ -1,0 +1,39 @@
+"""The files and folders of a run directory, by name; `files.write` writes them."""
+
+# Who runs here, and since when; of a run on an object store, in the store.
+OWNER = "owner.json"
+REMOTE_OWNER = "owner.remote.json"
+CONFIG = "config.json"
+
+# As training goes: a row per logged step, TensorBoard's events, and where the time went.
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+LEDGER = "time.json"
+COMPLETIONS = "completions"  # Folder of what a policy wrote, with its rewards.
+EVALS = "evals"  # Folder of what evaluations leave, a folder per step.
+VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks.
+
+# Of checkpoints, a folder per step, each with an inventory of its files.
+CHECKPOINTS = "checkpoints"
+INVENTORY = "files.json"
+
+# Written last: where the summary is, the run is finished.
+REPORT = "report.png"
+SUMMARY = "summary.json"
+
+# Copies of what using a language model needs beside its parameters, each a folder.
+TOKENIZER = "tokenizer"
+TEMPLATE = "template"
+ADAPTER = "adapter"  # The config of the adapters that a run started from.
+PRETRAINED = "published"  # What a pretrained model has besides its weights.
+SHAPE = "shape.json"  # Fields of the model, of a run that started from a run that drew its own.
+BASE_STEP = "base.json"  # The step of the run in config.model.path that was read,
+TEACHER_STEP = "teacher.json"  # and of that in config.distill.teacher.
+
+# Of a run on puzzles: what they are, and the vectors that latents start from where they follow from no seed.
+PUZZLES = "puzzles.json"
+RESET = "reset.npz"
+
+# Of vLLM: what its server says, and a folder of the weights that are handed over.
+VLLM_LOG = "vllm_server.log"
+SERVED = "served"
