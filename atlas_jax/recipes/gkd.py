@@ -34,6 +34,7 @@ from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
+from atlas_jax.workdir import TEMPLATE
 from atlas_jax.workdir import TEACHER_STEP
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
@@ -128,7 +129,7 @@ def teacher_template(config) -> str | None:
   if own is None:
     return None
   if name == "own":
-    kept_one = pathlib.Path(config.distill.teacher) / assets.TEMPLATE
+    kept_one = pathlib.Path(config.distill.teacher) / TEMPLATE
     return str(kept_one) if kept_one.is_dir() else MODEL
   if name == "student":
     return config.model.path if own == MODEL else own

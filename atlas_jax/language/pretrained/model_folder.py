@@ -10,7 +10,6 @@ from atlas_jax import tree
 from atlas_jax.data import chats
 from atlas_jax.data.tokenizer import BYTE_OF_CHAR, Tokenizer
 from atlas_jax.files import write as write_file
-from atlas_jax.language.assets import TEMPLATE
 from atlas_jax.language.initial_model import Start
 from atlas_jax.language.pretrained import hf_export, tensor_files, tokenizer_files
 from atlas_jax.language.pretrained.names import Row
