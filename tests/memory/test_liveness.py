@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import fields
 from atlas_jax.memory import liveness, rules, scan
 from atlas_jax.memory.layer import Memory
 from atlas_jax.memory.types import GateStarts
@@ -71,7 +72,7 @@ def shipped() -> dict:
   found: dict = {}
   for file, arg in ALL:
     config = resolved(file, arg)
-    has = config.model.kind == "memory" and config.model.memory_mix != "none"
+    has = config.model.kind == "memory" and config.model.memory_mix in fields.mixes("memory")
     if has and config.recipe != "trm" and config.model.path is None:
       found.setdefault(freeze(config.model.memory.to_dict()), f"{file.stem}:{arg}")
   return {where: memory for memory, where in found.items()}

@@ -11,6 +11,7 @@ import pytest
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory.layer import Memory
 from atlas_jax.models import lm
+from atlas_jax.models.blocks import gate as gate_block
 from tests import oracles
 from tests.helpers import (
   assert_close,
@@ -276,7 +277,7 @@ def test_gradients_of_a_token_by_embeddings_are_zero_for_later_tokens_alone(x64,
 
 def test_the_floor_of_the_gate_is_no_clamp():
   """Far below the floor the gate still follows its input, with the gradient of a scaled sigmoid."""
-  gate = lm.MixGate(heads=1, floor=0.25)
+  gate = gate_block.MixGate(heads=1, floor=0.25)
   params = lambda z: {"params": {"kernel": jnp.zeros((2, 1)), "bias": z[None]}}
   value = lambda z: gate.apply(params(z), jnp.zeros((1, 1, 2)))[0].sum()
   for z in (-6.0, -3.0, 0.0, 4.0):

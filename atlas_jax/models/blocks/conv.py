@@ -1,4 +1,7 @@
-"""What a memory layer gives without a memory: its projections, convolutions, and each token's own value."""
+"""The layer of a memory without its memory, beside attention: projections, convolutions, a token's own value.
+
+A control: what it gives is no memory's doing.
+"""
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +11,10 @@ from atlas_jax import tree
 from atlas_jax.memory.layer import Memory, MemoryLayerState
 from atlas_jax.memory.projections import conv_reach, has_key, kept_tail, project, rms
 from atlas_jax.memory.types import Learned, MemoryRule
+from atlas_jax.models.blocks import gate, none
+from atlas_jax.models.mixing import BlockFields, BlockState, Call
 
+HAS = ("attention", "memory", "gate")
 EMPTY = MemoryRule(init=lambda key: Learned((), {}), step=lambda *args: None)
 NO_MEMORY: Any = ()  # Where a `MemoryLayerState` has fast weights.
 
@@ -53,3 +59,14 @@ class ConvMix(Memory):
     out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
     return self._read(out_BTHM), MemoryLayerState(NO_MEMORY, tail), {}
+
+
+def zero_state(fields: BlockFields, rows: int, dtype) -> BlockState:
+  """Returns the state of a block that has read nothing."""
+  memory = ConvMix(**fields.memory, parent=None).zero_state(rows, dtype)
+  return none.zero_state(fields, rows, dtype)._replace(memory=memory)
+
+
+def mix(fields: BlockFields, h_BTD, state: BlockState, call: Call):
+  """Returns attention and the gated layer, added; the new state; stats of the gate."""
+  return gate.mix_layer(ConvMix, fields, h_BTD, state, call)
