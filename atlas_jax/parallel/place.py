@@ -7,13 +7,14 @@ moments and moving averages end in the same names and have the same shapes, so t
 Leaves of the carry lead with B and are split like the batch; tables are split by rows over data and fsdp, so
 that a device holds the rows it changes.
 """
+import itertools
 import math
 import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from atlas_jax import tree
+from atlas_jax import modules, tree
 from atlas_jax.parallel import mesh as meshes
 
 WHOLE_BELOW_NUMBERS = 4096  # Splitting fewer costs more in messages than it saves in memory.
@@ -27,7 +28,7 @@ STACKED = re.compile(r"blocks(_\d+)?")  # Leaves under such a name lead with dep
 TENSOR_AXES = (
     (r"blocks(_\d+)?/(attention|memory)/qkv_kernel", (-2,)),  # D, H, queries keys and values
     (r"memory/value_kernel", (-2,)),  # D, H, M
-    (r"(attention/out|memory_out)/kernel", (-3,)),  # H, K or M, D
+    (r"attention/out/kernel", (-3,)),  # H, K, D
     (r"memory/conv_kernel", (-2,)),  # taps, H, channels
     (r"memory/initial_fast/.*", (0,)),  # H, the rule's own axes
     (r"mlp/(gate|up)_kernel", (-1,)),  # D, F
@@ -38,6 +39,8 @@ TENSOR_AXES = (
     (r"mlp/down/(kernel|lora_a)", (-2,)),  # F, D or rank
     (r"(ngram_)?embed", (-2, -1)),  # V or rows of a table, D
     (r"head/kernel", (-1, -2)),  # D, V, where the output weights are not the embedding
+    # What a way of mixing memory into a block has of its own stands in its file.
+    *itertools.chain.from_iterable(modules.constants("models/blocks", "TENSOR_AXES").values()),
 )
 # Leaves that may stay whole although they are large, by the end of their name, with the reason beside each.
 WHOLE: tuple[str, ...] = ()
