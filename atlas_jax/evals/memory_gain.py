@@ -129,7 +129,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
 
 def memory_of(model: lm.LM):
   """Returns the rule of a model's memories."""
-  return Memory(**model.memory, parent=None).the_rule()
+  return Memory(**model.memory, parent=None).build_rule()
 
 
 def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:

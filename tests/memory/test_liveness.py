@@ -85,7 +85,7 @@ SHIPPED = shipped()
 def test_a_shipped_memory_is_alive(where):
   layer = Memory(**SHIPPED[where], parent=None)
   sizes = {name: getattr(layer, name) for name in SIZES}
-  for rule in ends_of(layer.the_rule(), layer.heads, layer.half_life_spread):
+  for rule in ends_of(layer.build_rule(), layer.heads, layer.half_life_spread):
     faults = liveness.faults(liveness.measure(rule, **sizes, zero=layer.initial == "zero"))
     assert not faults, f"{rule.starts}: {'; '.join(faults)}"
 

@@ -72,7 +72,7 @@ def wide_as(params, state):
 def oracle(model, params, tokens_BT, doc_BT, memory_scale=1.0):
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   memory = {name: model.memory[name] for name in (*MEMORY_FIELDS, *SHIFT_FIELDS) if name in model.memory}
-  rule = Memory(**model.memory, parent=None).the_rule()
+  rule = Memory(**model.memory, parent=None).build_rule()
   memory |= dict(uses=rule.uses, own=rule.gates)
   fields = dict(window_tokens=model.window_tokens, gate_floor=model.gate_floor, memory_scale=memory_scale)
   rows = zip(np.asarray(tokens_BT), np.asarray(doc_BT))

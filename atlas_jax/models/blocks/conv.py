@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from atlas_jax import tree
 from atlas_jax.memory.layer import Memory, MemoryLayerState
-from atlas_jax.memory.projections import conv_reach, has_key, kept_tail, project, rms
+from atlas_jax.memory.projections import conv_mask, has_key, kept_tail, project
 from atlas_jax.memory.types import Learned, MemoryRule
 from atlas_jax.models.blocks import gate, none
 from atlas_jax.models.mixing import BlockFields, BlockState, Call
@@ -29,7 +29,7 @@ class ConvMix(Memory):
   modes are those of `Memory`, whose parameters of these names it has: qkv_kernel, conv_kernel, value_kernel.
   """
 
-  def the_rule(self):
+  def build_rule(self):
     """Returns a rule without weights."""
     return EMPTY
 
@@ -49,13 +49,13 @@ class ConvMix(Memory):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
-    weights = self._weights(self.the_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
-    token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
+    weights = self._weights(self.build_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
+    token_BTD = self._token(x_BTD, token_BTD)
+    mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     source_BTD = self._of_attention(x_BTD, qkv_BTHE)
-    tokens, x_BTHE = project(self.form, weights, None, source_BTD, token_BTD, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, None, source_BTD, token_BTD, state.tail, mask_BTS)
     own_BHTM = tokens.v * jnp.sum(tokens.k * tokens.q, axis=-1, keepdims=True)
-    real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+    real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
     return self._read(out_BTHM), MemoryLayerState(NO_MEMORY, tail), {}

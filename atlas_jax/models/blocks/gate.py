@@ -23,8 +23,8 @@ TENSOR_AXES = (("memory_out/kernel", (-3,)),)  # H, M, D
 
 
 def check(fields: Mapping) -> None:
-  """Refuses settings of the memory that contradict each other, see `Memory.the_rule`."""
-  Memory(**fields["memory"], parent=None).the_rule()
+  """Refuses settings of the memory that contradict each other, see `Memory.build_rule`."""
+  Memory(**fields["memory"], parent=None).build_rule()
 
 
 def zero_state(fields: BlockFields, rows: int, dtype) -> BlockState:
