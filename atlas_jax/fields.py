@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from atlas_jax import aliases
+from atlas_jax import aliases, modules
 from atlas_jax.defaults import default
 
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
@@ -16,6 +16,8 @@ OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template
 ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems",
              "puzzles.n_train", "puzzles.n_test", "train.idle_limit")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+# Ways of mixing memory into a block by name, and what is true of each, see `models.blocks`.
+MIXES: dict[str, tuple[str, ...]] = modules.constants("models/blocks", "HAS")
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -136,7 +138,12 @@ def at(config, name: str):
   return config
 
 
-def blocks(text: str | None, depth: int) -> tuple[int, ...] | None:
+def mixes(fact: str) -> list[str]:
+  """Returns the ways of mixing memory into a block of which a fact is true."""
+  return [name for name, facts in MIXES.items() if fact in facts]
+
+
+def block_numbers(text: str | None, depth: int) -> tuple[int, ...] | None:
   """Reads config.model.memory_layers, such as "1,3"; None stands for all blocks.
 
   Raises:
@@ -210,7 +217,7 @@ ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
 SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
           "distill.on_policy_frac", "distill.alpha")
 CHOICES = {
-    "model.memory_mix": "gate none conv", "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
+    "model.memory_mix": " ".join(MIXES), "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
     "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
     "model.memory.qkv_source": "own attention", "model.memory.value_source": "input token",
     "model.memory.conv_init": "identity ngram", "model.memory.initial": "auto learned zero",
@@ -337,9 +344,9 @@ def _check_model(model) -> None:
   if not memory.writes and memory.initial == "zero":
     raise ValueError("config.model.memory.writes=False reads the start of the memory, and config.model."
                      "memory.initial='zero' leaves nothing in it; set initial='learned'")
-  if memory.qkv_source == "attention" and model.memory_mix != "none":
+  if memory.qkv_source == "attention" and model.memory_mix in mixes("memory"):
     _check_shared_projections(model)
-  blocks(model.memory_layers, model.depth)
+  block_numbers(model.memory_layers, model.depth)
   start, most = memory.write_rate_init, memory.write_rate_max
   if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "

@@ -1,8 +1,10 @@
-"""Modules of one's own that a config names: found, or refused with the places where they were looked for."""
+"""Modules that a config names: one's own are found or refused; constants are read without importing."""
+import ast
 import importlib
 import pathlib
 import sys
 from types import ModuleType
+from typing import Any
 
 
 def load(name: str, *, field: str) -> ModuleType:
@@ -43,6 +45,21 @@ def attribute(name: str, what: str, *, field: str):
     raise ValueError(f"config.{field}={name!r}: {module.__file__ or 'that folder'} defines no {what}; define "
                      "it, or name another module")
   return getattr(module, what)
+
+
+def constants(folder: str, name: str) -> dict[str, Any]:
+  """Returns a constant that files of a folder define, by the files' names, without importing any of them.
+
+  Args:
+    folder: of this package, such as "models/blocks".
+    name: of the constant, whose value is written out; files that do not define it are left out.
+  """
+  found = {}
+  for path in sorted((pathlib.Path(__file__).parent / folder).glob("*.py")):
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+        found[path.stem] = ast.literal_eval(node.value)
+  return found
 
 
 def _dotted(name: str) -> str:

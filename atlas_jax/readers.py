@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import logging
 
 from atlas_jax.defaults import default
-from atlas_jax.fields import at, flat
+from atlas_jax.fields import MIXES, at, flat, mixes
 
 ALL = "memory_lm trm sft grpo gkd ranked"
 LANGUAGE = "memory_lm sft grpo gkd ranked"
@@ -24,10 +24,13 @@ DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
 OURS = "model.kind=memory & model.path=None"  # Of tuning: else a published model brings its own along.
-MIXED = "model.memory_mix!=none"  # Else the model has no memory; its chunk_size still cuts documents.
+# Blocks without a memory do not read its fields; chunk_size still cuts documents.
+MIXED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('memory')}))}"
+GATED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('gate')}))}"
+WRITING = f"model.memory_mix={'|'.join(mixes('fast_weights'))}"
 BESIDE = f"memory_lm if {MIXED}; {TUNED} if {OURS} & {MIXED}"
-HELD = BESIDE.replace(MIXED, "model.memory_mix=gate")  # Convolutions alone have no fast weights.
-WRITTEN = BESIDE.replace(MIXED, "model.memory_mix=gate & model.memory.writes=True")
+HELD = BESIDE.replace(MIXED, WRITING)  # Convolutions alone have no fast weights.
+WRITTEN = BESIDE.replace(MIXED, f"{WRITING} & model.memory.writes=True")
 FRESH = "memory_lm if model.path=None &"  # What a start has brought along.
 DRAWN = BESIDE.replace("memory_lm if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace("memory_lm if", FRESH)
@@ -85,7 +88,7 @@ READERS = {
     "model.kind": LANGUAGE,
     "model.path": LANGUAGE,
     "model": MEMORY,
-    "model.gate_floor": BESIDE,
+    "model.gate_floor": BESIDE.replace(MIXED, GATED),
     **{f"model.memory.{name}": BESIDE for name in
        ("conv_taps", "shift", "shared_qk", "activation", "value_source", "qkv_source", "read_norm")},
     **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
@@ -163,8 +166,8 @@ READERS = {
     "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
-    "eval.gain_max_tokens": "memory_lm if model.memory_mix=gate",
-    "eval.baseline": "memory_lm if model.memory_mix=gate & data.held_out_frac!=0.0",
+    "eval.gain_max_tokens": f"memory_lm if {WRITING}",
+    "eval.baseline": f"memory_lm if {WRITING} & data.held_out_frac!=0.0",
     "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",

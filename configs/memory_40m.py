@@ -81,7 +81,7 @@ def get_config(arg=None):
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
-  if arg.cpu and config.model.memory_mix == "gate":
+  if arg.cpu and not arg.baseline and arg.control in ("", "static"):  # A run without memory has no other.
     config.eval.baseline = RECORDED
   return config
 

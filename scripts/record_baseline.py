@@ -16,6 +16,7 @@ from absl import app, flags
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.evals import baseline
+from atlas_jax.fields import mixes
 from atlas_jax.files import json_file, write
 from atlas_jax.recipes import memory_lm
 
@@ -33,7 +34,7 @@ def record(workdir: pathlib.Path, command: str) -> dict:
   if not (workdir / "summary.json").is_file():
     raise ValueError(f"--workdir={workdir} has no summary.json: it is no finished run; train it to its end")
   config, summary = configs.load(workdir), json_file.read(workdir / "summary.json")
-  if config.recipe != "memory_lm" or config.model.memory_mix != "none":
+  if config.recipe != "memory_lm" or config.model.memory_mix in mixes("memory"):
     raise ValueError(f"--workdir={workdir} is no run of a model without memory (config.recipe="
                      f"{config.recipe!r}, config.model.memory_mix={config.model.memory_mix!r}); take one of "
                      "configs/memory_40m.py:baseline or its siblings")

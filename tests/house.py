@@ -17,7 +17,7 @@ LEVELS = {
   "trust": 1,
   "aliases": 0,
   "defaults": 0,
-  "modules": 1,
+  "modules": 0,
   "fields": 1,
   "readers": 2,
   "config": 3,

@@ -65,7 +65,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   Raises:
     ValueError: if the model has no memory; from `run`, if the batch has one row, and no other to swap with.
   """
-  if model.memory_mix != "gate":
+  if not model.has_fast_weights:
     raise ValueError(f"config.model.memory_mix={model.memory_mix!r} leaves no memory to measure; take "
                      "memory_gain out of the evals")
   segment = functools.partial(_segment, model, block_tokens)
@@ -129,7 +129,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
 
 def memory_of(model: lm.LM):
   """Returns the rule of a model's memories."""
-  return Memory(**model.memory, parent=None).the_rule()
+  return Memory(**model.memory, parent=None).build_rule()
 
 
 def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory import on_chip, projections, rules, scan, unwritten
+from atlas_jax.memory import norms, on_chip, projections, rules, scan, unwritten
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.projections import Weights, conv_reach, has_key, kept_tail, last_real, project, rms
+from atlas_jax.memory.projections import Weights, conv_mask, has_key, kept_tail, last_valid, project
 from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
 
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
@@ -85,7 +85,7 @@ class Memory(nn.Module):
   read_norm: str = "rms"
   writes: bool = True
 
-  def the_rule(self):
+  def build_rule(self):
     """Returns the rule for one head.
 
     Raises:
@@ -120,7 +120,7 @@ class Memory(nn.Module):
 
   def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
-    rule = self.the_rule()
+    rule = self.build_rule()
     abstract = jax.eval_shape(lambda key: scan.start(rule, rule.init(key)), jax.random.key(0))
     deep = lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype)
     memory, base = jax.tree.map(deep, (abstract.memory, abstract.base))
@@ -153,15 +153,14 @@ class Memory(nn.Module):
     Returns:
       out_BTHM (float32, see `read_norm`), the new state, and stats of scalars.
     """
-    rule = self.the_rule()
+    rule = self.build_rule()
     wide = tree.wide(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
-    state = state._replace(running=jax.tree.map(lambda x: _floats_as(wide, x), state.running))
-    token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
-    source = (self._of_attention(x_BTD, qkv_BTHE), token_BTD)
+    state = state._replace(running=tree.cast(state.running, wide))
+    source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
     if not self.writes:
       return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
@@ -177,7 +176,12 @@ class Memory(nn.Module):
     return self._read(out_BTHM), state, {}
 
   def _read(self, out_BTHM):
-    return rms(out_BTHM) if self.read_norm == "rms" else out_BTHM * self.value_dim**0.5
+    return norms.rms_normalize(out_BTHM) if self.read_norm == "rms" else out_BTHM * self.value_dim**0.5
+
+  def _token(self, x_BTD, token_BTD):
+    """Returns the tokens themselves at unit mean square, where values are made of them; else None."""
+    token_BTD = x_BTD if token_BTD is None else token_BTD
+    return norms.rms_normalize(token_BTD) if self.value_source == "token" else None
 
   def _of_attention(self, x_BTD, qkv_BTHE):
     """Gives what enters the convolutions where attention has projected it; else the input."""
@@ -215,7 +219,7 @@ class Memory(nn.Module):
 
   def zero_fast(self):
     """Returns fast weights of zero, every leaf [H, ...]."""
-    abstract = jax.eval_shape(lambda key: self.the_rule().init(key).fast, jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: self.build_rule().init(key).fast, jax.random.key(0))
     return jax.tree.map(lambda w: jnp.zeros((self.heads, *w.shape), w.dtype), abstract)
 
   def _packed(self, rule, weights, state, source, gates, doc_BT, last_doc_B, writes):
@@ -232,17 +236,17 @@ class Memory(nn.Module):
     def body(carry, xs):
       state, last_doc_B = carry
       source, gates, doc_BT = xs
-      reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-      tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
+      mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
+      tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, mask_BTS)
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
-      read_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+      read_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
       write_BT = read_BT if writes is None else read_BT & writes
       running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
                                        write_BT, read_BT, last_doc_B, end_BN)
       out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
       end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
-      return (MemoryLayerState(running, last_real(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
+      return (MemoryLayerState(running, last_valid(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
 
     xs = (source, gates, doc_BT)
     if stretch == length:
@@ -278,10 +282,10 @@ class Memory(nn.Module):
 
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
     """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, reach_BTS)
+    mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
+    tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, mask_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
-    write_BT = jnp.broadcast_to(has_key(self.form, reach_BTS), doc_BT.shape)
+    write_BT = jnp.broadcast_to(has_key(self.form, mask_BTS), doc_BT.shape)
     running, out_BHTM = read(rule, state.running, weights.learned, tokens, by_head, doc_BT, write_BT,
                              last_doc_B, count_B)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
@@ -326,11 +330,11 @@ class Memory(nn.Module):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
-    tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, reach_BTS)
+    mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
+    tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, mask_BTS)
     running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, doc_BT,
                                        last_doc_B, chunk_size=self.chunk_size)
-    real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+    real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
     stats = {"fast_norm_mean": jax.lax.stop_gradient(_norm(running.memory.fast))}
@@ -377,10 +381,6 @@ def _in_turn(head, memory, learned, tokens, gates, write_BT, reset_BN, read_BT):
 
 def _per_head(init, heads: int):
   return lambda key: jax.vmap(init)(jax.random.split(key, heads))
-
-
-def _floats_as(dtype, x):
-  return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _one_matrix(rule) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax import tree
+from atlas_jax.memory.norms import l2_normalize
 from atlas_jax.memory.types import Learned, LiftedToken, Token
 
 NGRAM_FALL = 0.9  # Weight of a token in a key over that of the token after it.
@@ -85,18 +85,7 @@ def dense(x, kernel):
   return flat.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
-def unit(x, axis: int = -1):
-  """Scales vectors to norm one, smoothly near zero."""
-  full = x.astype(tree.wide(x.dtype))
-  return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
-
-
-def rms(x, axis: int = -1):
-  """Scales vectors to root mean square one."""
-  return x * jax.lax.rsqrt(jnp.mean(x * x, axis, keepdims=True) + 1e-6)
-
-
-def last_real(tail_BSE, x_BTE, count_B):
+def last_valid(tail_BSE, x_BTE, count_B):
   """Returns the last S rows of a tail followed by the first `count` rows of x."""
   both = jnp.concatenate([tail_BSE, x_BTE.astype(tail_BSE.dtype)], axis=1)
   size = tail_BSE.shape[1]
@@ -111,19 +100,19 @@ def kept_tail(tail_BSHE, x_BTHE, doc_BT, last_doc_B, count_B):
   Later calls take all of them for rows of the last document.
   """
   doc_BS = jnp.repeat(last_doc_B[:, None], tail_BSHE.shape[1], 1)
-  doc_BS = last_real(doc_BS, doc_BT, count_B)
+  doc_BS = last_valid(doc_BS, doc_BT, count_B)
   kept_BS = doc_BS == doc_BS[:, -1:]
-  return jnp.where(kept_BS[..., None, None], last_real(tail_BSHE, x_BTHE, count_B), 0)
+  return jnp.where(kept_BS[..., None, None], last_valid(tail_BSHE, x_BTHE, count_B), 0)
 
 
-def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
+def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, mask_BTS):
   """Convolves each channel with its own last rows, across calls.
 
   Args:
     x_BTHE: inputs.
     tail_BSHE: the rows before them, S = taps - 1.
     kernel_SHE: one weight per tap and channel; the last tap is the row itself.
-    reach_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
+    mask_BTS: whether row t may see the row `lag` before it, for lags S..1 in this order; None: all.
 
   Returns:
     [B, T, H, E].
@@ -133,11 +122,11 @@ def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, reach_BTS):
   out = x_BTHE * kernel_SHE[None, None, -1]
   for tap in range(taps - 1):
     row = both[:, tap:tap + length] * kernel_SHE[None, None, tap]
-    out = out + (row if reach_BTS is None else jnp.where(reach_BTS[:, :, tap, None, None], row, 0))
+    out = out + (row if mask_BTS is None else jnp.where(mask_BTS[:, :, tap, None, None], row, 0))
   return out
 
 
-def conv_reach(doc_BT, last_doc_B, lags: int):
+def conv_mask(doc_BT, last_doc_B, lags: int):
   """Tells which of the rows before it belong to a row's document; [B, T, lags], the farthest first."""
   doc = jnp.concatenate([jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT], axis=1)
   length = doc_BT.shape[1]
@@ -159,7 +148,7 @@ def of_attention(form: Form, qkv_BTHE):
   return jnp.concatenate(parts + [v] * (form.value_source == "input"), axis=-1)
 
 
-def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, reach_BTS):
+def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, mask_BTS):
   """Makes queries, keys and values.
 
   Args:
@@ -168,23 +157,23 @@ def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, rea
     x_BTD: its input; where `weights` have no qkv_DHE, what `of_attention` gives.
     token_BTD: the tokens themselves, of unit mean square; used where value_source is "token".
     tail_BSHE: the last `lags` rows of an earlier call.
-    reach_BTS: see `conv_reach`, for `lags` rows.
+    mask_BTS: see `conv_mask`, for `lags` rows.
 
   Returns:
     (Token or LiftedToken of [B, H, T, ...], the convolutions' inputs [B, T, H, E]). With the shift, the key
     of a document's first token is of no meaning: see `has_key`.
   """
   x_BTHE = x_BTD if isinstance(weights.qkv_DHE, tuple) else dense(x_BTD, weights.qkv_DHE)
-  rows, tail, reach = x_BTHE, tail_BSHE, reach_BTS
+  rows, tail, mask = x_BTHE, tail_BSHE, mask_BTS
   if form.shift:  # The row before the call is its first token's key; what it saw is of its own document.
     rows = jnp.concatenate([tail_BSHE[:, -1:].astype(x_BTHE.dtype), x_BTHE], axis=1)
-    tail, near = tail_BSHE[:, :-1], reach_BTS[:, :, 1:]
-    reach = jnp.concatenate([jnp.ones_like(near[:, :1]), near], axis=1)
-  mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), reach)
+    tail, near = tail_BSHE[:, :-1], mask_BTS[:, :, 1:]
+    mask = jnp.concatenate([jnp.ones_like(near[:, :1]), near], axis=1)
+  mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), mask)
   mixed = jax.nn.silu(mixed) if form.activation == "silu" else mixed
   q, k, v = form.split(mixed)
   v = dense(token_BTD, weights.value_DHM) if v is None else v[:, int(form.shift):]
-  by_head = lambda x: unit(jnp.moveaxis(x, 2, 1))
+  by_head = lambda x: l2_normalize(jnp.moveaxis(x, 2, 1))
   early, late = (lambda x: x[:, :, :x_BTD.shape[1]]), (lambda x: x[:, :, int(form.shift):])
   q_BHSK = by_head(q)
   k_BHSK = q_BHSK if form.shared_qk else by_head(k)
@@ -195,9 +184,9 @@ def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, rea
   return LiftedToken(*tokens, late(both_BHSP), early(both_BHSP)), x_BTHE
 
 
-def has_key(form: Form, reach_BTS):
+def has_key(form: Form, mask_BTS):
   """Tells which tokens have a key, hence write and read; with the shift all but a document's first."""
-  return reach_BTS[:, :, -1] if form.shift else True
+  return mask_BTS[:, :, -1] if form.shift else True
 
 
 def identity_taps(key, shape, dtype):

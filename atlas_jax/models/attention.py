@@ -4,10 +4,14 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from atlas_jax import tree
 from atlas_jax.kernels.local_attention import local_attention
-from atlas_jax.memory.layer import NO_DOC, last_real
+from atlas_jax.memory.layer import NO_DOC, last_valid
 from atlas_jax.memory.projections import dense
-from atlas_jax.models.layers import HeadsOut, rotate, scaled_normal
+from atlas_jax.models import rope
+from atlas_jax.models.layers import HeadsOut, scaled_normal
+
+ROPE_BASE = 10_000.0
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
 TENSOR_AXES = (
@@ -65,8 +69,16 @@ class LocalAttention(nn.Module):
     q_BTHK, k_BTHK, v_BTHK = jnp.split(qkv_BTHE, 3, axis=-1)
     join = lambda tail, new: jnp.concatenate([tail.astype(new.dtype), new], axis=1)
     k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)
-    at_S = jnp.arange(k_BSHK.shape[1])
-    out_BTHK = local_attention(rotate(q_BTHK, at_S[-length:]), rotate(k_BSHK, at_S), v_BSHK, doc_BT, doc_BS,
-                               window_tokens=self.window_tokens, seen_tokens=seen_tokens, impl=self.impl)
-    ends = (last_real(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
+    cos, sin = _cos_sin(k_BSHK.shape[1], k_BSHK.shape[3], k_BSHK.dtype)
+    q_BTHK = rope.apply_rope(q_BTHK, cos[:, -length:], sin[:, -length:])
+    k_BSHK = rope.apply_rope(k_BSHK, cos, sin)
+    out_BTHK = local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens=self.window_tokens,
+                               seen_tokens=seen_tokens, impl=self.impl)
+    ends = (last_valid(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
     return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends), qkv_BTHE
+
+
+def _cos_sin(rows: int, size: int, dtype):
+  """Returns cosine and sine of the rows at hand, counted from the oldest, never from a text's start."""
+  frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=tree.wide(dtype))
+  return tuple(part[None, :, None] for part in rope.cos_sin(jnp.arange(rows), *frequencies, dtype))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from atlas_jax.models import rope
 from atlas_jax.models.grouped_attention import attend
-from atlas_jax.models.layers import RMSNorm, scaled_normal
+from atlas_jax.models.layers import RMSNorm, gated, scaled_normal
 from atlas_jax.models.lm import REMAT
 from atlas_jax.models.lora import Lora
 
@@ -31,7 +31,7 @@ class Cache(NamedTuple):
   They lead with depth, not with B, so that the scan over depth reads them where they are.
   """
 
-  k: Any  # [L, B, S, H, K], turned by position; S is the longest text it can hold
+  k: Any  # [L, B, S, H, K], rotated by position; S is the longest text it can hold
   v: Any  # [L, B, S, H, K]
   count_B: Any  # int32, how many of the S are filled, from the start; padding takes no place
 
@@ -95,13 +95,13 @@ class Block(nn.Module):
   keeps: bool
 
   @nn.compact
-  def __call__(self, x_BTD, past, turns, doc_BT, count_B):
+  def __call__(self, x_BTD, past, cos_sin, doc_BT, count_B):
     """Reads T tokens.
 
     Args:
       x_BTD: the block's input.
       past: (k_BSHK, v_BSHK) of this block, or None.
-      turns: cosine and sine of the tokens' positions, or None for no rotation.
+      cos_sin: cosine and sine of the tokens' positions, or None for no rotation.
       doc_BT: document of each token, -1 at padding.
       count_B: filled places of the past.
 
@@ -111,19 +111,19 @@ class Block(nn.Module):
     shape = self.shape
     norm = lambda name: RMSNorm(shape["norm_eps"], name=name)
     attention = Attention(shape, name="attention")
-    mixed_BTD, new = attention(norm("norm_attention")(x_BTD), past, turns, doc_BT, count_B)
+    mixed_BTD, new = attention(norm("norm_attention")(x_BTD), past, cos_sin, doc_BT, count_B)
     x_BTD = x_BTD + mixed_BTD
     fed_BTD = GatedMLP(shape, name="mlp")(norm("norm_mlp")(x_BTD))
     return x_BTD + fed_BTD, new if self.keeps else None
 
 
 class Attention(nn.Module):
-  """Projects to heads, turns them by position, attends and projects back; see `Block`."""
+  """Projects to heads, rotates them by position, attends and projects back; see `Block`."""
 
   shape: Mapping
 
   @nn.compact
-  def __call__(self, x_BTD, past, turns, doc_BT, count_B):
+  def __call__(self, x_BTD, past, cos_sin, doc_BT, count_B):
     """Returns [B, T, D] and the new keys and values; arguments as of `Block`."""
     shape = self.shape
     project = lambda name, heads: Projection((heads, shape["head_dim"]), bias=shape["qkv_bias"],
@@ -133,8 +133,9 @@ class Attention(nn.Module):
     if shape["qk_norm"]:
       q_BTHK = RMSNorm(shape["norm_eps"], name="q_norm")(q_BTHK)
       k_BTHK = RMSNorm(shape["norm_eps"], name="k_norm")(k_BTHK)
-    if turns is not None:
-      q_BTHK, k_BTHK = rope.turn(q_BTHK, *turns), rope.turn(k_BTHK, *turns)
+    if cos_sin is not None:
+      cos, sin = (part[:, :, None] for part in cos_sin)
+      q_BTHK, k_BTHK = rope.apply_rope(q_BTHK, cos, sin), rope.apply_rope(k_BTHK, cos, sin)
     out_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, doc_BT, None if past is None else (*past, count_B),
                       block_tokens=shape["attention_block_tokens"])
     out = Projection((x_BTD.shape[-1],), n_in=2, bias=shape["out_bias"], scale=out_scale(shape),
@@ -143,7 +144,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-  """(silu(x W_gate) * x W_up) W_down; see `Block`."""
+  """(silu(x W_gate) * x W_up) W_down, see `layers.gated` and `Block`."""
 
   shape: Mapping
 
@@ -155,7 +156,7 @@ class GatedMLP(nn.Module):
         (width,), bias=shape["mlp_bias"], scale=scale, adapter=Lora.of(shape["lora"], name), name=name)
     gate_BTF = project("gate", shape["ff_width"])(x_BTD)
     up_BTF = project("up", shape["ff_width"])(x_BTD)
-    return project("down", x_BTD.shape[-1], out_scale(shape))(jax.nn.silu(gate_BTF) * up_BTF)
+    return project("down", x_BTD.shape[-1], out_scale(shape))(gated(gate_BTF, up_BTF))
 
 
 def out_scale(shape: Mapping) -> float:
@@ -180,9 +181,9 @@ class Decoder(nn.Module):
   Attributes:
     vocab_size, width, depth, ff_width: the usual.
     heads, kv_heads, head_dim: query heads, heads of keys and values (a divisor), and features of each.
-    rope_base, rope_scaling: see `rope.speeds`.
+    rope_base, rope_scaling: see `rope.inverse_frequencies`.
     learned_positions: rows of a learned table of positions, used instead of rotation; None: rotation.
-    qk_norm: whether queries and keys are normalised per head before they are turned.
+    qk_norm: whether queries and keys are normalised per head before they are rotated.
     qkv_bias, out_bias, mlp_bias: which projections have biases.
     tied: whether the output weights are the embedding.
     norm_eps: added to mean squares.
@@ -251,13 +252,14 @@ class Decoder(nn.Module):
     self._check(tokens_BT, cache, room_tokens)
     doc_BT = jnp.zeros_like(tokens_BT) if doc_BT is None else doc_BT
     if position_BT is None:
-      position_BT = places(doc_BT) if cache is None else continued_places(doc_BT, cache.count_B)
+      position_BT = positions(doc_BT) if cache is None else continued_positions(doc_BT, cache.count_B)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
     x_BTD = embedding[tokens_BT].astype(dtype)
-    turns = None
+    cos_sin = None
     if self.learned_positions is None:
-      turns = rope.angles(position_BT, *rope.speeds(self.head_dim, self.rope_base, self.rope_scaling), dtype)
+      frequencies = rope.inverse_frequencies(self.head_dim, self.rope_base, self.rope_scaling)
+      cos_sin = rope.cos_sin(position_BT, *frequencies, dtype)
     else:
       table = self.param("positions", nn.initializers.normal(0.02), (self.learned_positions, self.width),
                          jnp.float32)
@@ -268,7 +270,7 @@ class Decoder(nn.Module):
                      unroll=self.scan_unroll)
     past, count_B = (None, None) if cache is None else ((cache.k, cache.v), cache.count_B)
     keeps = cache is not None or room_tokens is not None
-    x_BTD, new = blocks(self.shape(), keeps, name="blocks")(x_BTD, past, turns, doc_BT, count_B)
+    x_BTD, new = blocks(self.shape(), keeps, name="blocks")(x_BTD, past, cos_sin, doc_BT, count_B)
     hidden_BTD = RMSNorm(self.norm_eps, name="final_norm")(x_BTD)
     if not self.tied:
       Head(self.vocab_size, name="head")(self.width)
@@ -297,8 +299,8 @@ class Decoder(nn.Module):
       raise ValueError(f"{tokens_BT.shape[1]} tokens do not fit a cache of {room}; make it longer")
 
 
-def places(doc_BT):
-  """Counts each token's place in its document, which padding does not advance; 0 at padding.
+def positions(doc_BT):
+  """Counts each token's position in its document, which padding does not advance; 0 at padding.
 
   Documents follow one another: one that stops does not go on later.
   """
@@ -313,15 +315,15 @@ def places(doc_BT):
   return jnp.where(real_BT, rank_BT - start_BT, 0)
 
 
-def continued_places(doc_BT, count_B):
-  """Counts on from count_B tokens over the real ones; padding has the place of the last real token."""
+def continued_positions(doc_BT, count_B):
+  """Counts on from count_B tokens over the real ones; padding has the position of the last real token."""
   return count_B[:, None] + jnp.maximum(jnp.cumsum((doc_BT >= 0).astype(jnp.int32), axis=1) - 1, 0)
 
 
 def extend(cache: Cache, new, doc_BT) -> Cache:
   """Puts the keys and values of real tokens, [L, B, T, H, K], behind those in the cache."""
   real_BT = doc_BT >= 0
-  slot_BT = jnp.where(real_BT, continued_places(doc_BT, cache.count_B), cache.k.shape[2])
+  slot_BT = jnp.where(real_BT, continued_positions(doc_BT, cache.count_B), cache.k.shape[2])
   row_BT = jnp.arange(len(slot_BT))[:, None]
   put = lambda old, new: old.at[:, row_BT, slot_BT].set(new.astype(old.dtype), mode="drop")
   k, v = put(cache.k, new[0]), put(cache.v, new[1])

@@ -90,7 +90,7 @@ def of_decoder(model: decoders.Decoder) -> Language:
 
 def of_memory(model: lm.LM) -> Language:
   """Gives the functions of a memory model, as `of_decoder` describes them; its state is of fixed size."""
-  chunk = model.memory["chunk_size"] if model.memory_mix != "none" else 1
+  chunk = model.align_tokens
 
   def init(rng):
     dummy_BT = jnp.zeros((1, chunk), jnp.int32)

@@ -1,4 +1,4 @@
-"""Small layers shared by the networks: normalisation, feed-forward, rotary positions."""
+"""Small layers shared by the networks: normalisation, feed-forward, projections of heads."""
 import math
 
 import flax.linen as nn
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.memory.norms import rms_normalize
 from atlas_jax.memory.projections import dense
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
@@ -28,19 +29,16 @@ class RMSNorm(nn.Module):
     """Returns x, normalised along its last axis, in its dtype; it may have more axes, as of heads."""
     scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
     full = x_BTD.astype(tree.wide(x_BTD.dtype))
-    unit = full * jax.lax.rsqrt(jnp.mean(full * full, -1, keepdims=True) + self.eps)
-    lifted = jnp.expand_dims(scale.astype(unit.dtype), range(x_BTD.ndim - 1))
-    return (unit * lifted).astype(x_BTD.dtype)
+    lifted = jnp.expand_dims(scale.astype(full.dtype), range(x_BTD.ndim - 1))
+    return (rms_normalize(full, eps=self.eps) * lifted).astype(x_BTD.dtype)
 
 
 class SwiGLU(nn.Module):
-  """The gated feed-forward layer: (silu(x W_gate) * x W_up) W_out.
+  """The gated feed-forward layer: (silu(x W_gate) * x W_up) W_out, see `gated`.
 
   Attributes:
     ff_width: hidden width.
     out_scale: factor on the initial output weights.
-
-  Source: Shazeer 2020, arXiv:2002.05202.
   """
 
   ff_width: int
@@ -53,7 +51,15 @@ class SwiGLU(nn.Module):
     gate = self.param("gate_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
     up = self.param("up_kernel", scaled_normal(1.0), (width, self.ff_width), jnp.float32)
     out = self.param("out_kernel", scaled_normal(self.out_scale), (self.ff_width, width), jnp.float32)
-    return dense(jax.nn.silu(dense(x_BTD, gate)) * dense(x_BTD, up), out)
+    return dense(gated(dense(x_BTD, gate), dense(x_BTD, up)), out)
+
+
+def gated(gate, up):
+  """Returns silu(gate) * up, what stands between the projections of a gated feed-forward layer.
+
+  Source: Shazeer 2020, arXiv:2002.05202.
+  """
+  return jax.nn.silu(gate) * up
 
 
 def scaled_normal(scale: float, in_axes: int = 1):
@@ -82,28 +88,3 @@ class HeadsOut(nn.Module):
     kernel = self.param("kernel", scaled_normal(self.scale, in_axes=2), shape, jnp.float32)
     joined_BTE = x_BTHK.reshape(*x_BTHK.shape[:2], -1)
     return dense(joined_BTE, kernel.reshape(-1, self.width))
-
-
-def rotate(x_BTHK, at_T, *, base: float = 10_000.0):
-  """Turns pairs of features by angles that grow with position, so that products depend on distances.
-
-  Args:
-    x_BTHK: K even; features i and i + K/2 are a pair.
-    at_T: positions, small integers: callers count from the oldest row at hand, never from a text's start.
-    base: the slowest pair turns by 1 / base radians per token, nearly.
-
-  Returns:
-    [B, T, H, K] in x's dtype.
-
-  Source: Su et al. 2021, arXiv:2104.09864.
-  """
-  half = x_BTHK.shape[-1] // 2
-  wide = tree.wide(x_BTHK.dtype)
-  speed = base ** (-jnp.arange(half, dtype=wide) / half)
-  angle = at_T.astype(wide)[None, :, None, None] * speed[None, None, None, :]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # The halves change places before they are turned, not after: whole rows are quicker than their halves.
-  full = x_BTHK.astype(wide)
-  changed = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
-  turned = full * jnp.concatenate([cos, cos], -1) + changed * jnp.concatenate([-sin, sin], -1)
-  return turned.astype(x_BTHK.dtype)

@@ -6,29 +6,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atlas_jax import tree
-from atlas_jax.fields import blocks
+from atlas_jax.fields import block_numbers
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.memory.types import Learned
-from atlas_jax.models import ngrams
-from atlas_jax.models.attention import LocalAttention
-from atlas_jax.models.conv_mix import ConvMix
-from atlas_jax.models.layers import HeadsOut, RMSNorm, SwiGLU
+from atlas_jax.models import blocks, ngrams
+from atlas_jax.models.layers import RMSNorm, SwiGLU
+from atlas_jax.models.mixing import BlockFields, BlockState, Call, Mix
 
 MODES = ("packed", "stream")
-MIXES: dict[str, Any] = {"gate": Memory, "conv": ConvMix, "none": None}
+PLAIN = "none"  # The mix of blocks that config.model.memory_layers leaves out.
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
-TENSOR_AXES = (
-    (r"(ngram_)?embed", (-2, -1)),  # V or rows of a table, D
-    (r"memory_out/kernel", (-3,)))  # H, M, D
+TENSOR_AXES = ((r"(ngram_)?embed", (-2, -1)),)  # V or rows of a table, D
 
 
 class LMState(NamedTuple):
   """All that a decoder carries from call to call, of fixed size; every leaf leads with B, then depth."""
 
-  attention: Any  # AttentionState of [B, L, ...]
-  memory: Any  # MemoryLayerState of [B, blocks with a memory, ...]; () without memory
+  attention: Any  # [B, blocks with attention, ...], see `BlockState`; () without attention
+  memory: Any  # [B, blocks with a memory, ...]; () without memory
   doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
   ngram: Any = ()  # [B, max_n - 1] its last tokens, see `ngrams.lookups`; () without embeddings of n-grams
 
@@ -42,82 +38,24 @@ class LMOut(NamedTuple):
 
 
 class Block(nn.Module):
-  """Attention and memory side by side, then a feed-forward layer; each added to its input.
-
-  The memory's heads enter through a gate, g = gate_floor + (1 - gate_floor) * sigmoid(z), one per token and
-  head. The floor leaves the gate a gradient everywhere.
+  """A mix of attention and memory, then a feed-forward layer; each added to its input.
 
   Attributes:
-    heads, window_tokens: of attention.
-    ff_width: of the feed-forward layer.
-    gate_floor: least share of the memory's output that enters, in [0, 1).
-    out_scale: factor on initial output weights.
-    memory: fields of `memory.layer.Memory`, or None for a block without.
-    memory_mix: whose name `MIXES` has: the layer of these fields.
-    mode: see `LM`.
-
-  Source: Titans (arXiv:2501.00663), memory as a gate. The paper multiplies attention by the gated memory; we
-  add, so that what memory recalls can enter where attention sees nothing.
+    fields: of the block.
+    memory_mix: how attention and memory are mixed, a file in models/blocks.
   """
 
-  heads: int
-  window_tokens: int
-  ff_width: int
-  gate_floor: float
-  out_scale: float
-  memory: Mapping | None
+  fields: BlockFields
   memory_mix: str
-  mode: str
 
   @nn.compact
-  def __call__(self, x_BTD, state, doc_BT, last_doc_B, count_B, memory_scale, token_BTD, memory_writes,
-               seen_tokens):
-    """Returns x_BTD, (state, stats); state is (AttentionState, MemoryLayerState or ())."""
+  def __call__(self, x_BTD, state: BlockState, call: Call):
+    """Returns x_BTD, (state, stats)."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
-    attention = LocalAttention(self.heads, self.window_tokens, self.out_scale, name="attention")
-    mixed_BTD, attention_state, qkv_BTHE = attention(h_BTD, state[0], doc_BT, count_B, seen_tokens)
-    memory_state, stats = (), {}
-    if self.memory is not None:
-      layer = MIXES[self.memory_mix](**self.memory, name="memory")
-      out_BTHM, memory_state, stats = layer(h_BTD, state[1], doc_BT, last_doc_B, count_B, mode=self.mode,
-                                            token_BTD=token_BTD, writes=memory_writes, qkv_BTHE=qkv_BTHE)
-      gate_BTH, raw_BTH = MixGate(layer.heads, self.gate_floor, name="mix_gate")(h_BTD)
-      share_BTH = gate_BTH * memory_scale.astype(gate_BTH.dtype)
-      gated_BTHM = (out_BTHM * share_BTH[..., None]).astype(x_BTD.dtype)
-      mixed_BTD = mixed_BTD + HeadsOut(x_BTD.shape[-1], self.out_scale, name="memory_out")(gated_BTHM)
-      stats = {**stats, **gate_stats(raw_BTH, gate_BTH, doc_BT)} if self.mode == "packed" else {}
+    mixed_BTD, state, stats = blocks.load(self.memory_mix).mix(self.fields, h_BTD, state, call)
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
-    fed_BTD = SwiGLU(self.ff_width, self.out_scale, name="mlp")(h_BTD)
-    return x_BTD + mixed_BTD + fed_BTD, ((attention_state, memory_state), stats)
-
-
-class MixGate(nn.Module):
-  """How much of each memory head enters the block at each token."""
-
-  heads: int
-  floor: float
-
-  @nn.compact
-  def __call__(self, x_BTD):
-    """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
-    wide = tree.wide(x_BTD.dtype)
-    kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
-    z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
-    raw_BTH = jax.nn.sigmoid(z_BTH + bias.astype(wide)[None, None])
-    return self.floor + (1 - self.floor) * raw_BTH, raw_BTH
-
-
-def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:
-  """Mean of the gate before its floor, share of it below 0.1, and mean after the floor, over real tokens."""
-  raw_BTH, gate_BTH = jax.lax.stop_gradient((raw_BTH, gate_BTH))
-  real_BTH = jnp.broadcast_to((doc_BT >= 0)[..., None], raw_BTH.shape).astype(raw_BTH.dtype)
-  mean = lambda x: jnp.sum(x * real_BTH) / jnp.maximum(jnp.sum(real_BTH), 1)
-  return {
-      "mix_gate_raw_mean": mean(raw_BTH),
-      "mix_gate_raw_below_0.1_frac": mean((raw_BTH < 0.1).astype(raw_BTH.dtype)),
-      "mix_gate_mean": mean(gate_BTH),
-  }
+    fed_BTD = SwiGLU(self.fields.ff_width, self.fields.out_scale, name="mlp")(h_BTD)
+    return x_BTD + mixed_BTD + fed_BTD, (state, stats)
 
 
 REMAT = {
@@ -133,6 +71,7 @@ class Stack(NamedTuple):
   name: str  # of their parameters, which lead with their number
   first: int
   end: int
+  attentions: range  # places of their attention states among all such states; empty where they have none
   memories: range  # places of their memories among all memories; empty where they have none
 
 
@@ -142,8 +81,7 @@ class LM(nn.Module):
   Attributes:
     vocab_size, width, depth, heads, ff_width: the usual.
     window_tokens: how far attention sees, the token itself included.
-    memory_mix: "gate" (memory beside attention), "none" (no memory) or, to compare, "conv" (the layer without
-      its memory, see `ConvMix`).
+    memory_mix: how memory is mixed into a block, a file in models/blocks.
     gate_floor: least share of the memory's output that enters a block, in [0, 1).
     dtype: of activations; parameters, fast weights and losses stay float32.
     remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
@@ -175,37 +113,66 @@ class LM(nn.Module):
     return None if self.ngram_embed is None else self.ngram_embed["max_n"]
 
   @property
+  def mix(self) -> Mix:
+    """Returns how memory is mixed into the blocks that have one."""
+    return blocks.load(self.memory_mix)
+
+  @property
+  def has_fast_weights(self) -> bool:
+    """Returns whether the model has memories that are written while it reads."""
+    return "fast_weights" in self.mix.has and bool(self.with_memory)
+
+  @property
+  def align_tokens(self) -> int:
+    """Returns what the length of a packed text is a multiple of, and a document's start in it."""
+    return self.memory["chunk_size"] if "memory" in self.mix.has else 1
+
+  @property
   def with_memory(self) -> tuple[int, ...]:
     """Returns the blocks that have a memory."""
-    if self.memory_mix == "none":
+    if "memory" not in self.mix.has:
       return ()
     return tuple(range(self.depth)) if self.memory_layers is None else tuple(sorted(self.memory_layers))
+
+  @property
+  def with_attention(self) -> tuple[int, ...]:
+    """Returns the blocks that have a state of attention."""
+    chosen = self.with_memory
+    return tuple(i for i in range(self.depth) if i not in chosen or "attention" in self.mix.has)
 
   @property
   def stacks(self) -> list[Stack]:
     """Returns the stacks of blocks; all blocks are one, "blocks", if all or none have a memory."""
     chosen = self.with_memory
     if len(chosen) in (0, self.depth):
-      return [Stack("blocks", 0, self.depth, range(len(chosen)))]
+      return [self._stack("blocks", 0, self.depth)]
     borders = [i for i in range(1, self.depth) if (i in chosen) != (i - 1 in chosen)]
-    below = lambda block: sum(one < block for one in chosen)
-    return [Stack(f"blocks_{first}", first, end, range(below(first), below(end)))
+    return [self._stack(f"blocks_{first}", first, end)
             for first, end in zip([0, *borders], [*borders, self.depth])]
+
+  @nn.nowrap
+  def _stack(self, name: str, first: int, end: int) -> Stack:
+    attentions = range(*(_below(self.with_attention, block) for block in (first, end)))
+    memories = range(*(_below(self.with_memory, block) for block in (first, end)))
+    return Stack(name, first, end, attentions, memories)
+
+  @nn.nowrap
+  def block_fields(self, mode: str) -> BlockFields:
+    """Returns the settings that all blocks share."""
+    return BlockFields(self.width, self.heads, self.window_tokens, self.ff_width, self.gate_floor,
+                       (2 * self.depth) ** -0.5, self.memory, mode)
 
   @nn.nowrap
   def zero_state(self, rows: int) -> LMState:
     """Returns the state of a model that has read nothing."""
-    attention = LocalAttention(self.heads, self.window_tokens, parent=None)
-    state = attention.zero_state(rows, self.width, jnp.dtype(self.dtype))
-    memory: Any = ()
-    if self.memory_mix != "none":
-      layer = MIXES[self.memory_mix](**self.memory, parent=None)
-      memory = layer.zero_state(rows, jnp.dtype(self.dtype))
-    deep = lambda count: lambda x: jnp.repeat(x[:, None], count, axis=1)
-    state = jax.tree.map(deep(self.depth), state)
-    memory = jax.tree.map(deep(len(self.with_memory)), memory)
+    fields, dtype = self.block_fields("stream"), jnp.dtype(self.dtype)
+    state = self.mix.zero_state(fields, rows, dtype)
+    if "attention" not in self.mix.has:
+      state = state._replace(attention=blocks.load(PLAIN).zero_state(fields, rows, dtype).attention)
+    attention = _repeat_layers(state.attention, len(self.with_attention))
+    memory = _repeat_layers(state.memory, len(self.with_memory))
     ngram = () if self.max_n is None else ngrams.zero_tail(rows, self.max_n)
-    return LMState(state, memory, jnp.full((rows,), NO_DOC, jnp.int32), ngram)
+    return LMState(attention, memory, jnp.full((rows,), NO_DOC, jnp.int32), ngram)
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
@@ -235,21 +202,19 @@ class LM(nn.Module):
     token_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
     x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
-    context = (doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
-               token_BTD if from_token else None, memory_writes, seen_tokens)
+    call = Call(doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
+                token_BTD if from_token else None, memory_writes, seen_tokens)
     attention, memories, stats = [], [], {}
     for stack in self.stacks:
-      memory = _layers(state.memory, stack.memories.start, stack.memories.stop) if stack.memories else ()
-      before = _layers(state.attention, stack.first, stack.end), memory
-      x_BTD, ((after_attention, after_memory), found) = self._blocks(stack, mode)(x_BTD, before, *context)
-      attention.append(after_attention)
-      memories += [after_memory] if stack.memories else []
+      before = BlockState(_layers(state.attention, stack.attentions), _layers(state.memory, stack.memories))
+      x_BTD, (after, found) = self._blocks(stack, mode)(x_BTD, before, call)
+      attention += [after.attention] if stack.attentions else []
+      memories += [after.memory] if stack.memories else []
       stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
                 for name, value_L in found.items() for i in range(len(stack.memories))}
     hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
     last_doc_B = last_document(doc_BT, state.doc_B, count_B)
-    after = LMState(_joined(attention), _joined(memories), last_doc_B, ngram)
-    return LMOut(hidden_BTD, after, stats)
+    return LMOut(hidden_BTD, LMState(_joined(attention), _joined(memories), last_doc_B, ngram), stats)
 
   @nn.nowrap
   def _with_ngrams(self, token_BTD, tokens_BT, state, doc_BT, count_B):
@@ -266,12 +231,11 @@ class LM(nn.Module):
   @nn.nowrap
   def _blocks(self, stack: Stack, mode: str):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
-    blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
-                     length=stack.end - stack.first, in_axes=(1, *(nn.broadcast,) * 7), out_axes=(1, 0),
-                     unroll=min(self.scan_unroll, stack.end - stack.first))
-    memory = self.memory if stack.memories else None
-    return blocks(self.heads, self.window_tokens, self.ff_width, self.gate_floor, (2 * self.depth) ** -0.5,
-                  memory, self.memory_mix, mode, name=stack.name)
+    scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+                      length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
+                      unroll=min(self.scan_unroll, stack.end - stack.first))
+    fields = self.block_fields(mode)
+    return scanned(fields, self.memory_mix if stack.memories else PLAIN, name=stack.name)
 
   @nn.nowrap
   def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
@@ -282,12 +246,11 @@ class LM(nn.Module):
         raise ValueError("mode='stream' reads one document per row and takes no doc_BT; use mode='packed'")
       going_B = jnp.where(state.doc_B == NO_DOC, 0, state.doc_B)
       return jnp.broadcast_to(going_B[:, None], tokens_BT.shape)
-    chunk = self.memory["chunk_size"]
     if count_B is not None or doc_BT is None:
       raise ValueError("mode='packed' takes doc_BT, not count_B; padding has document -1")
-    if self.memory_mix != "none" and tokens_BT.shape[1] % chunk:
+    if tokens_BT.shape[1] % self.align_tokens:
       raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
-                       f"config.model.memory.chunk_size={chunk}")
+                       f"config.model.memory.chunk_size={self.align_tokens}")
     return doc_BT
 
 
@@ -295,16 +258,16 @@ def build(fields: Mapping) -> LM:
   """Makes the network of the fields of config.model, of which `kind` and `path` are not its own.
 
   Raises:
-    ValueError, TypeError: if the memory rule or one of its options does not fit.
+    ValueError, TypeError: if the memory rule or one of its options does not fit, or a field does not fit the
+      way memory is mixed into a block.
   """
   memory = fields["memory"]
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
              chunk_size=memory["chunk_size"], **memory["options"])
   ours = {name: value for name, value in fields.items() if name not in ("kind", "path")}
-  layers = blocks(fields["memory_layers"], fields["depth"])
+  layers = block_numbers(fields["memory_layers"], fields["depth"])
   model = LM(**ours | {"memory_layers": layers, "ngram_embed": dict(fields["ngram_embed"])})
-  if model.with_memory and model.memory_mix == "gate":
-    Memory(**memory, parent=None).the_rule()
+  model.mix.check(fields)
   return model
 
 
@@ -338,9 +301,19 @@ def _at(part, place: slice):
   return jax.tree.map(lambda x: x[place], part)
 
 
-def _layers(state, first: int, end: int):
-  """Takes some layers of a state whose leaves lead with B, then depth."""
-  return jax.tree.map(lambda x: x[:, first:end], state)
+def _below(chosen: tuple[int, ...], block: int) -> int:
+  """Returns how many of the chosen blocks come before one."""
+  return sum(one < block for one in chosen)
+
+
+def _repeat_layers(state, count: int):
+  """Repeats the state of one block for `count` of them, in an axis behind B; () where there are none."""
+  return jax.tree.map(lambda x: jnp.repeat(x[:, None], count, axis=1), state) if count else ()
+
+
+def _layers(state, taken: range):
+  """Takes some layers of a state whose leaves lead with B, then depth; () where none are taken."""
+  return jax.tree.map(lambda x: x[:, taken.start:taken.stop], state) if taken else ()
 
 
 def _joined(states: list):

@@ -5,7 +5,7 @@ of bytes); here n starts at 2, tables are of the model's width, and n-grams do n
 """
 import jax.numpy as jnp
 
-from atlas_jax.memory.projections import conv_reach, last_real
+from atlas_jax.memory.projections import conv_mask, last_valid
 
 NONE = -1  # Stands for no token, and for no n-gram.
 SPREAD = 0x9E3779B1  # Odd, near 2**32 over the golden ratio: multiplying spreads small numbers over 32 bits.
@@ -32,16 +32,16 @@ def lookups(tokens_BT, tail_BS, doc_BT, last_doc_B, count_B, *, table_rows: int)
   """
   length, lags = tokens_BT.shape[1], tail_BS.shape[1]
   both = jnp.concatenate([tail_BS, tokens_BT], axis=1)
-  reach_BTS = conv_reach(doc_BT, last_doc_B, lags)
+  mask_BTS = conv_mask(doc_BT, last_doc_B, lags)
   hash_BT, full_BT, found = tokens_BT.astype(jnp.uint32), jnp.ones(tokens_BT.shape, bool), []
   for lag in range(1, lags + 1):
     earlier_BT = both[:, lags - lag:lags - lag + length]
-    full_BT = full_BT & reach_BTS[:, :, lags - lag] & (earlier_BT != NONE)
+    full_BT = full_BT & mask_BTS[:, :, lags - lag] & (earlier_BT != NONE)
     hash_BT = mixed(hash_BT * jnp.uint32(SPREAD) + earlier_BT.astype(jnp.uint32) + jnp.uint32(lag))
     row_BT = (hash_BT % jnp.uint32(table_rows)).astype(jnp.int32)
     found.append(jnp.where(full_BT, row_BT, NONE))
-  doc_BS = last_real(jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT, count_B)
-  tail_BS = jnp.where(doc_BS == doc_BS[:, -1:], last_real(tail_BS, tokens_BT, count_B), NONE)
+  doc_BS = last_valid(jnp.repeat(last_doc_B[:, None], lags, 1), doc_BT, count_B)
+  tail_BS = jnp.where(doc_BS == doc_BS[:, -1:], last_valid(tail_BS, tokens_BT, count_B), NONE)
   return jnp.stack(found, axis=-1), tail_BS
 
 

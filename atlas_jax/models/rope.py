@@ -1,4 +1,7 @@
-"""Rotary positions of published models: speeds from a base and a scaling, and the turn itself."""
+"""Rotary position embedding: inverse frequencies of a base and a scaling, cosine and sine, and the rotation.
+
+Source: Su et al. 2021, arXiv:2104.09864.
+"""
 import math
 from collections.abc import Mapping
 
@@ -17,7 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {"yarn": ("attention_factor", "beta_fast",
 
 
 def check(scaling: Mapping | None) -> None:
-  """Refuses a scaling that `speeds` cannot compute.
+  """Refuses a scaling that `inverse_frequencies` cannot compute.
 
   Raises:
     ValueError: for an unknown rope_type, and for a key that is missing or not known.
@@ -38,43 +41,46 @@ def check(scaling: Mapping | None) -> None:
                      f"supported; known are {', '.join((*NEEDED[kind], *ALLOWED.get(kind, ())))}")
 
 
-def speeds(head_dim: int, base: float, scaling: Mapping | None) -> tuple[np.ndarray, float]:
-  """Gives how far each pair of features turns per token.
+def inverse_frequencies(head_dim: int, base: float, scaling: Mapping | None = None,
+                        dtype=np.float32) -> tuple[np.ndarray, float]:
+  """Returns how far each pair of features is rotated per token.
 
   Args:
     head_dim: features per head, even.
-    base: the slowest pair turns by 1 / base radians per token, nearly.
+    base: the slowest pair is rotated by 1 / base radians per token, nearly.
     scaling: None, or a mapping with rope_type and the keys in NEEDED.
+    dtype: of the result; published models are read with float32.
 
   Returns:
-    (float32 [head_dim / 2] radians per token, factor on cosine and sine).
+    ([head_dim / 2] radians per token, factor on cosine and sine).
 
   Raises:
     ValueError: see `check`.
 
-  Source: Su et al. 2021, arXiv:2104.09864; linear: Chen et al. 2023, arXiv:2306.15595; llama3: Llama team
-    2024, arXiv:2407.21783 and its published code; yarn: Peng et al. 2023, arXiv:2309.00071.
+  Source: linear: Chen et al. 2023, arXiv:2306.15595; llama3: Llama team 2024, arXiv:2407.21783 and its
+    published code; yarn: Peng et al. 2023, arXiv:2309.00071.
   """
   check(scaling)
-  steps = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-  speed = np.float32(1) / np.power(np.float32(base), steps)
+  dtype = np.dtype(dtype).type
+  steps = np.arange(0, head_dim, 2, dtype=dtype) / dtype(head_dim)
+  inverse_K = dtype(1) / np.power(dtype(base), steps)
   if scaling is None:
-    return speed, 1.0
+    return inverse_K, 1.0
   factor = scaling["factor"]
   if scaling["rope_type"] == "linear":
-    return (speed / factor).astype(np.float32), 1.0
-  turns = scaling["original_max_position_embeddings"] * speed.astype(np.float64) / (2 * math.pi)
+    return (inverse_K / factor).astype(dtype), 1.0
+  turns = scaling["original_max_position_embeddings"] * inverse_K.astype(np.float64) / (2 * math.pi)
   if scaling["rope_type"] == "llama3":
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (speed * (kept + (1 - kept) / factor)).astype(np.float32), 1.0
+    return (inverse_K * (kept + (1 - kept) / factor)).astype(dtype), 1.0
   kept = _yarn_kept(head_dim, base, scaling)
   keys = {"attention_factor": 0.1 * math.log(factor) + 1 if factor > 1 else 1.0, **scaling}
-  return (speed * (kept + (1 - kept) / factor)).astype(np.float32), keys["attention_factor"]
+  return (inverse_K * (kept + (1 - kept) / factor)).astype(dtype), keys["attention_factor"]
 
 
 def _yarn_kept(head_dim: int, base: float, scaling: Mapping):
-  """Gives the share of each pair's speed that stays: 1 for fast pairs, 0 for slow ones, a ramp between."""
+  """Returns the fraction of each pair's frequency that stays: 1 for fast pairs, 0 for slow, a ramp else."""
   keys = {"beta_fast": 32, "beta_slow": 1, **scaling}
   length = scaling["original_max_position_embeddings"]
   pair_of = lambda turns: head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -84,15 +90,37 @@ def _yarn_kept(head_dim: int, base: float, scaling: Mapping):
   return 1 - np.clip(ramp, 0, 1)
 
 
-def angles(position_BT, speed_K, factor: float, dtype):
-  """Gives cosine and sine of every position and pair, [B, T, K/2], times `factor`, float32 or wider."""
+def cos_sin(positions, inverse_frequencies, factor: float, dtype):
+  """Returns cosine and sine of every position and pair of features, times `factor`.
+
+  Args:
+    positions: whole numbers, [...].
+    inverse_frequencies: [K/2], see the function of that name.
+    factor: on both.
+    dtype: of what is rotated; the result is float32 or wider.
+
+  Returns:
+    (cosine, sine), each [..., K/2].
+  """
   wide = tree.wide(dtype)
-  angle_BTK = position_BT.astype(wide)[..., None] * jnp.asarray(speed_K, wide)[None, None]
-  return jnp.cos(angle_BTK) * jnp.asarray(factor, wide), jnp.sin(angle_BTK) * jnp.asarray(factor, wide)
+  lifted = jnp.asarray(inverse_frequencies, wide).reshape(*(1,) * positions.ndim, -1)
+  angle = positions.astype(wide)[..., None] * lifted
+  return jnp.cos(angle) * jnp.asarray(factor, wide), jnp.sin(angle) * jnp.asarray(factor, wide)
 
 
-def turn(x_BTHK, cos_BTK, sin_BTK):
-  """Turns pairs of features, i and i + K/2, by the angles of `angles`; gives x's shape and dtype."""
-  cos, sin = cos_BTK[:, :, None], sin_BTK[:, :, None]
-  left, right = jnp.split(x_BTHK.astype(cos.dtype), 2, axis=-1)
-  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_BTHK.dtype)
+def apply_rope(x, cos, sin):
+  """Rotates pairs of features, i and i + K/2, so that products of two heads depend on their distance alone.
+
+  Args:
+    x: heads, [..., K].
+    cos, sin: see `cos_sin`; of x's rank, broadcast over it.
+
+  Returns:
+    The rotated heads, in x's dtype. A negative sine rotates back.
+  """
+  half = x.shape[-1] // 2
+  # The halves are exchanged before they are rotated, not after: whole rows are quicker than their halves.
+  full = x.astype(cos.dtype)
+  exchanged = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
+  rotated = full * jnp.concatenate([cos, cos], -1) + exchanged * jnp.concatenate([-sin, sin], -1)
+  return rotated.astype(x.dtype)

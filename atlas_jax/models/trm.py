@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from atlas_jax import fields, tree
 from atlas_jax.losses import recursion
-from atlas_jax.models import trm_baselines, trm_blocks
+from atlas_jax.models import rope, trm_baselines, trm_blocks
 
 POSITIONS = ("rope", "learned", "none")
 HALT_BIAS = -5.0  # Of both halting logits at the start: nothing halts early before it has learned to.
@@ -94,13 +94,14 @@ class TRM(nn.Module):
       latents = self.first_latents(jax.random.key(0), inputs_BT.shape[0])
     embedded = self._embedded(inputs_BT, rows_BE)
     levels = tuple(self.param(name, self._init_level) for name in trm_baselines.LEVELS[self.variant])
-    turns = None
+    cos_sin = None
     if self.positions == "rope":
-      turns = trm_blocks.angles(self.n_prefix + self.seq_len, self.width // self.heads, self.rope_base)
+      frequencies = rope.inverse_frequencies(self.width // self.heads, self.rope_base)
+      cos_sin = rope.cos_sin(jnp.arange(self.n_prefix + self.seq_len), *frequencies, jnp.float32)
 
     def call(level, x):
       for i in range(self.depth):
-        x = trm_blocks.block(level[f"block_{i}"], x, heads=self.heads, eps=self.norm_eps, turns=turns)
+        x = trm_blocks.block(level[f"block_{i}"], x, heads=self.heads, eps=self.norm_eps, cos_sin=cos_sin)
       return x
 
     swap = (lambda x: jnp.swapaxes(x, 0, 1)) if self.mixer == "mlp" else (lambda x: x)

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.memory.norms import inverse_rms
+from atlas_jax.models import rope
+from atlas_jax.models.layers import gated
 
 MIXERS = ("attention", "mlp")
 WIDTH_STEP = 256  # Hidden widths are multiples of it.
@@ -30,19 +33,19 @@ def hidden_width(inputs: int, expansion: float) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def unit_rms(x, eps: float, axis: int = -1):
+def rms_normalize(x, eps: float, axis: int = -1):
   """Scales to root mean square one along an axis, in float32 or wider; gives x's dtype."""
-  return _unit_rms(x, eps, axis)[0]
+  return _rms_normalize(x, eps, axis)[0]
 
 
-def _unit_rms(x, eps: float, axis: int):
+def _rms_normalize(x, eps: float, axis: int):
   full = x.astype(tree.wide(x.dtype))
-  scale = jax.lax.rsqrt(jnp.mean(full * full, axis, keepdims=True) + eps)
+  scale = inverse_rms(full, eps=eps, axis=axis)
   y = (full * scale).astype(x.dtype)
   return y, (y, scale)
 
 
-def _unit_rms_slope(eps: float, axis: int, kept, slope):
+def _rms_normalize_vjp(eps: float, axis: int, kept, slope):
   # The result is kept for the layer behind anyway, so that the input need not be.
   y, scale = kept
   full, slope = y.astype(scale.dtype), slope.astype(scale.dtype)
@@ -50,17 +53,7 @@ def _unit_rms_slope(eps: float, axis: int, kept, slope):
   return ((slope - full * along) * scale).astype(y.dtype),
 
 
-unit_rms.defvjp(_unit_rms, _unit_rms_slope)
-
-
-def angles(positions: int, size: int, base: float):
-  """Gives cosine and sine of rotary positions 0, 1, ..., each [T, size / 2], float32.
-
-  Source: Su et al. 2021, arXiv:2104.09864.
-  """
-  speed = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  angle = jnp.arange(positions, dtype=jnp.float32)[:, None] * speed[None]
-  return jnp.cos(angle), jnp.sin(angle)
+rms_normalize.defvjp(_rms_normalize, _rms_normalize_vjp)
 
 
 def init_block(key, *, mixer: str, width: int, positions: int, heads: int, expansion: float) -> dict:
@@ -80,7 +73,7 @@ def init_block(key, *, mixer: str, width: int, positions: int, heads: int, expan
   return {"attention": mix, "mlp": mlp}
 
 
-def block(weights: dict, x, *, heads: int, eps: float, turns):
+def block(weights: dict, x, *, heads: int, eps: float, cos_sin):
   """Runs one block.
 
   Args:
@@ -88,16 +81,16 @@ def block(weights: dict, x, *, heads: int, eps: float, turns):
     x: [B, T, D] with attention, [T, B, D] with the token MLP, in the dtype of all arithmetic but norms.
     heads: of attention.
     eps: of the norms.
-    turns: what `angles` gives, or None for attention without positions.
+    cos_sin: cosine and sine of the positions, [T, K/2], see `rope.cos_sin`; None: no positions.
 
   Returns:
     As x. The norm after the token MLP is taken over positions, all others over features.
   """
   if "token_mlp" in weights:
-    x = unit_rms(x + token_mlp(weights["token_mlp"], x), eps, axis=0)
+    x = rms_normalize(x + token_mlp(weights["token_mlp"], x), eps, axis=0)
   else:
-    x = unit_rms(x + attention(weights["attention"], x, heads=heads, turns=turns), eps)
-  return unit_rms(x + channel_mlp(weights["mlp"], x), eps)
+    x = rms_normalize(x + attention(weights["attention"], x, heads=heads, cos_sin=cos_sin), eps)
+  return rms_normalize(x + channel_mlp(weights["mlp"], x), eps)
 
 
 def channel_mlp(weights: dict, x):
@@ -123,7 +116,7 @@ def gated_right(x, gate_up, out):
 
 def _gated_right(x, gate_up, out):
   hidden = x @ gate_up.astype(x.dtype)
-  return _gate(*jnp.split(hidden, 2, axis=1)) @ out.astype(x.dtype), (x, hidden, gate_up, out)
+  return gated(*jnp.split(hidden, 2, axis=1)) @ out.astype(x.dtype), (x, hidden, gate_up, out)
 
 
 def _gated_right_slope(kept, slope):
@@ -131,7 +124,7 @@ def _gated_right_slope(kept, slope):
   hidden, slope = _apart(hidden, slope)
   gate, up = jnp.split(hidden, 2, axis=1)
   gated_slope = _product(slope, out.astype(x.dtype), 1, 1, x.dtype)
-  out_slope = _product(_gate(gate, up), slope, 0, 0, out.dtype)
+  out_slope = _product(gated(gate, up), slope, 0, 0, out.dtype)
   hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=1)
   x_slope = _product(hidden_slope, gate_up.astype(x.dtype), 1, 1, x.dtype)
   return x_slope, _product(x, hidden_slope, 0, 0, gate_up.dtype), out_slope
@@ -148,7 +141,7 @@ def gated_left(x, gate_up, out):
 
 def _gated_left(x, gate_up, out):
   hidden = gate_up.astype(x.dtype) @ x
-  return out.astype(x.dtype) @ _gate(*jnp.split(hidden, 2, axis=0)), (x, hidden, gate_up, out)
+  return out.astype(x.dtype) @ gated(*jnp.split(hidden, 2, axis=0)), (x, hidden, gate_up, out)
 
 
 def _gated_left_slope(kept, slope):
@@ -156,17 +149,13 @@ def _gated_left_slope(kept, slope):
   hidden, slope = _apart(hidden, slope)
   gate, up = jnp.split(hidden, 2, axis=0)
   gated_slope = _product(out.astype(x.dtype), slope, 0, 0, x.dtype)
-  out_slope = _product(slope, _gate(gate, up), 1, 1, out.dtype)
+  out_slope = _product(slope, gated(gate, up), 1, 1, out.dtype)
   hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=0)
   x_slope = _product(gate_up.astype(x.dtype), hidden_slope, 0, 0, x.dtype)
   return x_slope, _product(hidden_slope, x, 1, 1, gate_up.dtype), out_slope
 
 
 gated_left.defvjp(_gated_left, _gated_left_slope)
-
-
-def _gate(gate, up):
-  return jax.nn.silu(gate) * up
 
 
 def _apart(kept, slope):
@@ -186,43 +175,43 @@ def _product(a, b, of_a: int, of_b: int, dtype):
   return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=dtype)
 
 
-def attention(weights: dict, x_BTD, *, heads: int, turns):
-  """Attention of every position to every position, heads turned by their positions; [B, T, D]."""
+def attention(weights: dict, x_BTD, *, heads: int, cos_sin):
+  """Attention of every position to every position, heads rotated by their positions; [B, T, D]."""
   rows, length, width = x_BTD.shape
   qkv = x_BTD.reshape(-1, width) @ weights["qkv_kernel"].astype(x_BTD.dtype)
-  mixed_BTHK = attend(qkv.reshape(rows, length, 3, heads, -1), turns)
+  mixed_BTHK = attend(qkv.reshape(rows, length, 3, heads, -1), cos_sin)
   mixed = mixed_BTHK.reshape(rows * length, -1) @ weights["out_kernel"].astype(x_BTD.dtype)
   return mixed.reshape(x_BTD.shape)
 
 
 @jax.custom_vjp
-def attend(qkv, turns):
+def attend(qkv, cos_sin):
   """Mixes values by the softmax of scaled products of queries and keys.
 
   Args:
     qkv: queries, keys and values, [B, T, 3, H, K].
-    turns: cosine and sine by which queries and keys are turned, see `angles`; None: not at all.
+    cos_sin: cosine and sine by which queries and keys are rotated, see `block`; None: not at all.
 
   Returns:
     [B, T, H, K] in the dtype of qkv; scores and their softmax are float32 or wider.
   """
-  return _attend(qkv, turns)[0]
+  return _attend(qkv, cos_sin)[0]
 
 
-def _attend(qkv, turns):
+def _attend(qkv, cos_sin):
   # With positions and features last, both products run over one matrix per row and head, without copies.
   q_BHTK, k_BHTK, v_BHTK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
-  q_BHTK, k_BHTK = turn(q_BHTK, turns), turn(k_BHTK, turns)
+  q_BHTK, k_BHTK = rotate(q_BHTK, cos_sin), rotate(k_BHTK, cos_sin)
   share = _shares(q_BHTK, k_BHTK)
   mixed_BHTK = _per_head(share.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
   heads, length, size = q_BHTK.shape[1:]
   # Long inputs would fill the memory with shares: there the backward pass computes them again.
   kept = share if length <= 3 * size else None
-  return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, turns)
+  return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, cos_sin)
 
 
 def _attend_slope(kept, slope_BTHK):
-  q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, turns = kept
+  q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, cos_sin = kept
   dtype, wide = q_BHTK.dtype, tree.wide(q_BHTK.dtype)
   share = _shares(q_BHTK, k_BHTK) if share is None else share
   slope_BHTK = jnp.swapaxes(slope_BTHK, 1, 2)
@@ -230,23 +219,21 @@ def _attend_slope(kept, slope_BTHK):
   along = jnp.sum(slope_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
   score_slope = share * (_per_head(slope_BHTK, v_BHTK, 3, 3, wide) - along)
   score_slope = (score_slope * _score_scale(q_BHTK)).astype(dtype)
-  q_slope = turn(_per_head(score_slope, k_BHTK, 3, 2, dtype), turns, back=True)
-  k_slope = turn(_per_head(score_slope, q_BHTK, 2, 2, dtype), turns, back=True)
+  q_slope = rotate(_per_head(score_slope, k_BHTK, 3, 2, dtype), cos_sin, back=True)
+  k_slope = rotate(_per_head(score_slope, q_BHTK, 2, 2, dtype), cos_sin, back=True)
   slopes = [jnp.swapaxes(x_BHTK, 1, 2) for x_BHTK in (q_slope, k_slope, v_slope)]
-  return jnp.stack(slopes, axis=2), jax.tree.map(jnp.zeros_like, turns)
+  return jnp.stack(slopes, axis=2), jax.tree.map(jnp.zeros_like, cos_sin)
 
 
 attend.defvjp(_attend, _attend_slope)
 
 
-def turn(x_BHTK, turns, back: bool = False):
-  """Turns features i and i + K/2 of every head by the angle of their position, in float32; in x's dtype."""
-  if turns is None:
+def rotate(x_BHTK, cos_sin, *, back: bool = False):
+  """Rotates the heads of every position, or back; as they are where there are no positions."""
+  if cos_sin is None:
     return x_BHTK
-  cos, sin = (part.astype(tree.wide(x_BHTK.dtype))[None, None] for part in turns)
-  sin = -sin if back else sin
-  left, right = jnp.split(x_BHTK.astype(cos.dtype), 2, axis=-1)
-  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BHTK.dtype)
+  cos, sin = (part.astype(tree.wide(x_BHTK.dtype))[None, None] for part in cos_sin)
+  return rope.apply_rope(x_BHTK, cos, -sin if back else sin)
 
 
 def _shares(q_BHTK, k_BHTK):

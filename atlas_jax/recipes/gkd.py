@@ -34,8 +34,7 @@ from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
-from atlas_jax.workdir import TEMPLATE
-from atlas_jax.workdir import TEACHER_STEP
+from atlas_jax.workdir import TEACHER_STEP, TEMPLATE
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 

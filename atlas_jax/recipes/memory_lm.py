@@ -196,7 +196,7 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model, start = model_of(config), start_of(config)
   config = with_tokenizer(config)
-  if config.model.memory_mix == "gate" and not config.model.memory.writes:
+  if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
   check_vocabulary(config, tokenizers.load(config.data.tokenizer))
   source = train_source_of(config)
@@ -250,7 +250,7 @@ def evals_of(config, model, mesh) -> dict:
   """
   if not config.data.held_out_frac:
     return {}
-  if config.model.memory_mix == "gate" and config.eval.batch_rows < 2:
+  if model.has_fast_weights and config.eval.batch_rows < 2:
     raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in to "
                      "measure memory gain; use 2 or more")
   source = held_out_of(config, config.eval.max_tokens)
@@ -258,7 +258,7 @@ def evals_of(config, model, mesh) -> dict:
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
-  if config.model.memory_mix == "gate":
+  if model.has_fast_weights:
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
     if (path := config.eval.baseline) is not None:

@@ -48,7 +48,7 @@ def stream(layer, params, x_BTD, state=None, count_B=None):
 def oracle(layer, params, x_BTD, doc_BT):
   """The loop of every row: out_BTHM, and fast weights and momentum with leading B, H."""
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  rule = layer.the_rule()
+  rule = layer.build_rule()
   fields = {name: getattr(layer, name) for name in FIELDS} | dict(options=dict(layer.options))
   fields |= dict(uses=rule.uses, own=rule.gates)
   rows = [

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import fields
 from atlas_jax.memory import liveness, rules, scan
 from atlas_jax.memory.layer import Memory
 from atlas_jax.memory.types import GateStarts
@@ -71,7 +72,7 @@ def shipped() -> dict:
   found: dict = {}
   for file, arg in ALL:
     config = resolved(file, arg)
-    has = config.model.kind == "memory" and config.model.memory_mix != "none"
+    has = config.model.kind == "memory" and config.model.memory_mix in fields.mixes("memory")
     if has and config.recipe != "trm" and config.model.path is None:
       found.setdefault(freeze(config.model.memory.to_dict()), f"{file.stem}:{arg}")
   return {where: memory for memory, where in found.items()}
@@ -84,7 +85,7 @@ SHIPPED = shipped()
 def test_a_shipped_memory_is_alive(where):
   layer = Memory(**SHIPPED[where], parent=None)
   sizes = {name: getattr(layer, name) for name in SIZES}
-  for rule in ends_of(layer.the_rule(), layer.heads, layer.half_life_spread):
+  for rule in ends_of(layer.build_rule(), layer.heads, layer.half_life_spread):
     faults = liveness.faults(liveness.measure(rule, **sizes, zero=layer.initial == "zero"))
     assert not faults, f"{rule.starts}: {'; '.join(faults)}"
 

@@ -199,4 +199,4 @@ def test_a_memory_of_several_matrices_does_not_start_at_zero():
 def test_an_unknown_choice_is_refused_by_name(name):
   layer, _, _ = layer_of()
   with pytest.raises(ValueError, match=f"config.model.memory.{name}='other' is unknown; known are"):
-    layer.clone(**{name: "other"}).the_rule()
+    layer.clone(**{name: "other"}).build_rule()

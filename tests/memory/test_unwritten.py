@@ -94,4 +94,4 @@ def test_a_start_of_zero_that_is_never_written_is_refused():
   layer, _, _ = layer_of()
   bad = layer.clone(rule="delta", options=freeze({}), initial="zero", writes=False)
   with pytest.raises(ValueError, match="writes=False reads the start.*set initial='learned'"):
-    bad.the_rule()
+    bad.build_rule()

@@ -150,9 +150,9 @@ def test_fields_and_arguments_that_contradict_are_refused():
 
 
 def test_linear_scaling_turns_as_far_as_at_nearer_positions():
-  speed_K, factor = rope.speeds(6, 100.0, dict(rope_type="linear", factor=4.0))
+  speed_K, factor = rope.inverse_frequencies(6, 100.0, dict(rope_type="linear", factor=4.0))
   assert factor == 1
-  np.testing.assert_allclose(speed_K * 4, rope.speeds(6, 100.0, None)[0], rtol=1e-6)
+  np.testing.assert_allclose(speed_K * 4, rope.inverse_frequencies(6, 100.0, None)[0], rtol=1e-6)
 
 
 def yarn_oracle(head_dim, base, factor, length, fast=32, slow=1):
@@ -169,13 +169,13 @@ def yarn_oracle(head_dim, base, factor, length, fast=32, slow=1):
 
 def test_yarn_keeps_fast_pairs_slows_slow_ones_and_sharpens_attention():
   scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=512)
-  speed_K, factor = rope.speeds(64, 10_000.0, scaling)
+  speed_K, factor = rope.inverse_frequencies(64, 10_000.0, scaling)
   np.testing.assert_allclose(speed_K, yarn_oracle(64, 10_000.0, 4.0, 512), rtol=1e-5)
-  plain_K, _ = rope.speeds(64, 10_000.0, None)
+  plain_K, _ = rope.inverse_frequencies(64, 10_000.0, None)
   assert speed_K[0] == plain_K[0]
   np.testing.assert_allclose(speed_K[-1] * 4, plain_K[-1], rtol=1e-6)
   assert factor == pytest.approx(0.1 * np.log(4) + 1)
-  assert rope.speeds(64, 10_000.0, {**scaling, "attention_factor": 1.5})[1] == 1.5
+  assert rope.inverse_frequencies(64, 10_000.0, {**scaling, "attention_factor": 1.5})[1] == 1.5
 
 
 def test_a_scaled_model_sees_distances_only():

@@ -10,7 +10,8 @@ import pytest
 
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.memory.layer import Memory
-from atlas_jax.models import head, lm
+from atlas_jax.models import head
+from atlas_jax.models.blocks import gate as gate_block
 from tests import oracles
 from tests.helpers import (
   assert_close,
@@ -71,7 +72,7 @@ def wide_as(params, state):
 def oracle(model, params, tokens_BT, doc_BT, memory_scale=1.0):
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   memory = {name: model.memory[name] for name in (*MEMORY_FIELDS, *SHIFT_FIELDS) if name in model.memory}
-  rule = Memory(**model.memory, parent=None).the_rule()
+  rule = Memory(**model.memory, parent=None).build_rule()
   memory |= dict(uses=rule.uses, own=rule.gates)
   fields = dict(window_tokens=model.window_tokens, gate_floor=model.gate_floor, memory_scale=memory_scale)
   rows = zip(np.asarray(tokens_BT), np.asarray(doc_BT))
@@ -276,7 +277,7 @@ def test_gradients_of_a_token_by_embeddings_are_zero_for_later_tokens_alone(x64,
 
 def test_the_floor_of_the_gate_is_no_clamp():
   """Far below the floor the gate still follows its input, with the gradient of a scaled sigmoid."""
-  gate = lm.MixGate(heads=1, floor=0.25)
+  gate = gate_block.MixGate(heads=1, floor=0.25)
   params = lambda z: {"params": {"kernel": jnp.zeros((2, 1)), "bias": z[None]}}
   value = lambda z: gate.apply(params(z), jnp.zeros((1, 1, 2)))[0].sum()
   for z in (-6.0, -3.0, 0.0, 4.0):

@@ -8,7 +8,7 @@ from flax.core import freeze
 
 from atlas_jax import tree
 from atlas_jax.models import ngrams
-from atlas_jax.models.conv_mix import ConvMix
+from atlas_jax.models.blocks.conv import ConvMix
 from atlas_jax.optim import build as optim
 from tests.helpers import SHIFTED, assert_close, assert_same_bits, quick_compilation, tiny_lm
 from tests.models.test_lm import DOCUMENTS, gradient_of, packed, stream

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import tree
-from atlas_jax.models import trm, trm_baselines, trm_blocks
+from atlas_jax.models import rope, trm, trm_baselines, trm_blocks
 from tests import trm_fixture as fixture
 from tests.helpers import assert_close, assert_same_bits
 
@@ -52,13 +52,14 @@ def plain(model, params, embedded_BTD, latents):
         mix = {"gate_up_kernel": weights["token_mlp"]["gate_up_kernel"].T,
                "out_kernel": weights["token_mlp"]["out_kernel"].T}  # fmt: skip
         y_BDT = jnp.swapaxes(x_BTD, 1, 2)
-        y_BDT = trm_blocks.unit_rms(y_BDT + trm_blocks.channel_mlp(mix, y_BDT), model.norm_eps)
+        y_BDT = trm_blocks.rms_normalize(y_BDT + trm_blocks.channel_mlp(mix, y_BDT), model.norm_eps)
         x_BTD = jnp.swapaxes(y_BDT, 1, 2)
       else:
-        turns = trm_blocks.angles(x_BTD.shape[1], model.width // model.heads, model.rope_base)
-        mixed = trm_blocks.attention(weights["attention"], x_BTD, heads=model.heads, turns=turns)
-        x_BTD = trm_blocks.unit_rms(x_BTD + mixed, model.norm_eps)
-      x_BTD = trm_blocks.unit_rms(x_BTD + trm_blocks.channel_mlp(weights["mlp"], x_BTD), model.norm_eps)
+        frequencies = rope.inverse_frequencies(model.width // model.heads, model.rope_base)
+        cos_sin = rope.cos_sin(jnp.arange(x_BTD.shape[1]), *frequencies, jnp.float32)
+        mixed = trm_blocks.attention(weights["attention"], x_BTD, heads=model.heads, cos_sin=cos_sin)
+        x_BTD = trm_blocks.rms_normalize(x_BTD + mixed, model.norm_eps)
+      x_BTD = trm_blocks.rms_normalize(x_BTD + trm_blocks.channel_mlp(weights["mlp"], x_BTD), model.norm_eps)
     return x_BTD
 
   if model.variant == "transformer":
@@ -165,8 +166,8 @@ def test_learned_positions_are_added_before_the_scale():
   model, params, inputs_BT, rows_BE, latents = fixture.tiny(variant="transformer", positions="learned")
   input_BTD = embedded(model, params, inputs_BT, rows_BE) + model.width**0.5 * params["positions"][None]
   level = lambda x_BTD: trm_blocks.block(params["level"]["block_1"], trm_blocks.block(
-      params["level"]["block_0"], x_BTD, heads=3, eps=model.norm_eps, turns=None),
-      heads=3, eps=model.norm_eps, turns=None)  # fmt: skip
+      params["level"]["block_0"], x_BTD, heads=3, eps=model.norm_eps, cos_sin=None),
+      heads=3, eps=model.norm_eps, cos_sin=None)  # fmt: skip
   out = apply(model, params, inputs_BT, rows_BE, latents)
   assert_close(out.latents[0], level(latents[0] + trm.LEARNED_SCALE * input_BTD))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.models import trm_blocks
+from atlas_jax.models import rope, trm_blocks
 from tests import trm_fixture as fixture
 from tests.helpers import assert_close
 
@@ -15,20 +15,21 @@ EPS = 1e-5
 @pytest.mark.parametrize("dtype, key", [("float32", "rms/y"), ("bfloat16", "rms_bf16/y_as_f32")])
 def test_the_norm_is_taken_in_float32_and_cast_back(dtype, key):
   misc = fixture.arrays("misc")
-  y = trm_blocks.unit_rms(jnp.asarray(misc["rms/x"], dtype), EPS)
+  y = trm_blocks.rms_normalize(jnp.asarray(misc["rms/x"], dtype), EPS)
   assert y.dtype == dtype
   np.testing.assert_allclose(y.astype(jnp.float32), misc[key], rtol=0, atol=1e-6 if dtype == "float32" else 0)
 
 
 def test_heads_turn_by_the_original_s_angles():
   misc = fixture.arrays("misc")
-  turns = trm_blocks.angles(*(misc["rope/cos"].shape[0], misc["rope/cos"].shape[1]), 10_000.0)
-  for ours, theirs in zip(turns, (misc["rope/cos"], misc["rope/sin"])):
+  length, size = misc["rope/cos"].shape
+  cos_sin = rope.cos_sin(jnp.arange(length), *rope.inverse_frequencies(size, 10_000.0), jnp.float32)
+  for ours, theirs in zip(cos_sin, (misc["rope/cos"], misc["rope/sin"])):
     assert_close(jnp.concatenate([ours, ours], axis=-1), theirs)
   for name in ("q", "k"):
     x_BHTK, turned_BHTK = (jnp.swapaxes(misc[key], 1, 2) for key in (f"rope/{name}", f"rope/{name}_rot"))
-    assert_close(trm_blocks.turn(x_BHTK, turns), turned_BHTK)
-    assert_close(trm_blocks.turn(turned_BHTK, turns, back=True), x_BHTK)
+    assert_close(trm_blocks.rotate(x_BHTK, cos_sin), turned_BHTK)
+    assert_close(trm_blocks.rotate(turned_BHTK, cos_sin, back=True), x_BHTK)
 
 
 def test_hidden_widths_follow_the_original_s_rule():

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax import tree
 from atlas_jax.language.pretrained import hf_config, hf_export, hf_import
-from atlas_jax.models import decoder, head, placement
+from atlas_jax.models import decoder, head, placement, rope
 from atlas_jax.parallel import mesh as meshes
 from tests import hf_fixture
 from tests.helpers import assert_same_bits, quick_compilation
@@ -43,10 +43,10 @@ def test_hidden_states_equal_the_reference(name):
   def read(params, first):
     """Reads the table, one block without the norm after it, and the whole model."""
     embedded_BTD = params["embed"][tokens_BT]
-    turns = decoder.rope.angles(decoder.places(doc_BT), *decoder.rope.speeds(
-        model.head_dim, model.rope_base, model.rope_scaling), jnp.float32)
+    frequencies = rope.inverse_frequencies(model.head_dim, model.rope_base, model.rope_scaling)
+    cos_sin = rope.cos_sin(decoder.positions(doc_BT), *frequencies, jnp.float32)
     block = {"params": jax.tree.map(lambda leaf: leaf[0], first["blocks"])}
-    one_BTD, _ = decoder.Block(model.shape(), False).apply(block, embedded_BTD, None, turns, doc_BT, None)
+    one_BTD, _ = decoder.Block(model.shape(), False).apply(block, embedded_BTD, None, cos_sin, doc_BT, None)
     return embedded_BTD, one_BTD, model.apply({"params": params}, tokens_BT, doc_BT=doc_BT).hidden_BTD
 
   for hidden_BTD, expected_BTD in zip(read(params, first), hf_fixture.reference(name)["hidden_states"]):

@@ -1,4 +1,7 @@
-"""What a memory layer gives without a memory: its projections, convolutions, and each token's own value."""
+"""The layer of a memory without its memory, beside attention: projections, convolutions, a token's own value.
+
+A control: what it gives is no memory's doing.
+"""
 from typing import Any
 
 import flax.linen as nn
@@ -6,9 +9,12 @@ import jax.numpy as jnp
 
 from atlas_jax import tree
 from atlas_jax.memory.layer import Memory, MemoryLayerState
-from atlas_jax.memory.projections import conv_reach, has_key, kept_tail, project, rms
+from atlas_jax.memory.projections import conv_mask, has_key, kept_tail, project
 from atlas_jax.memory.types import Learned, MemoryRule
+from atlas_jax.models.blocks import gate, none
+from atlas_jax.models.mixing import BlockFields, BlockState, Call
 
+HAS = ("attention", "memory", "gate")
 EMPTY = MemoryRule(init=lambda key: Learned((), {}), step=lambda *args: None)
 NO_MEMORY: Any = ()  # Where a `MemoryLayerState` has fast weights.
 
@@ -23,7 +29,7 @@ class ConvMix(Memory):
   modes are those of `Memory`, whose parameters of these names it has: qkv_kernel, conv_kernel, value_kernel.
   """
 
-  def the_rule(self):
+  def build_rule(self):
     """Returns a rule without weights."""
     return EMPTY
 
@@ -43,13 +49,24 @@ class ConvMix(Memory):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
-    weights = self._weights(self.the_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
-    token_BTD = rms(x_BTD if token_BTD is None else token_BTD) if self.value_source == "token" else None
-    reach_BTS = conv_reach(doc_BT, last_doc_B, self.form.lags)
+    weights = self._weights(self.build_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
+    token_BTD = self._token(x_BTD, token_BTD)
+    mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     source_BTD = self._of_attention(x_BTD, qkv_BTHE)
-    tokens, x_BTHE = project(self.form, weights, None, source_BTD, token_BTD, state.tail, reach_BTS)
+    tokens, x_BTHE = project(self.form, weights, None, source_BTD, token_BTD, state.tail, mask_BTS)
     own_BHTM = tokens.v * jnp.sum(tokens.k * tokens.q, axis=-1, keepdims=True)
-    real_BT = (doc_BT >= 0) & has_key(self.form, reach_BTS)
+    real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(own_BHTM, 1, 2) * real_BT[..., None, None].astype(own_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
     return self._read(out_BTHM), MemoryLayerState(NO_MEMORY, tail), {}
+
+
+def zero_state(fields: BlockFields, rows: int, dtype) -> BlockState:
+  """Returns the state of a block that has read nothing."""
+  memory = ConvMix(**fields.memory, parent=None).zero_state(rows, dtype)
+  return none.zero_state(fields, rows, dtype)._replace(memory=memory)
+
+
+def mix(fields: BlockFields, h_BTD, state: BlockState, call: Call):
+  """Returns attention and the gated layer, added; the new state; stats of the gate."""
+  return gate.mix_layer(ConvMix, fields, h_BTD, state, call)

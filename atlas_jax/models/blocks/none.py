@@ -1,0 +1,23 @@
+"""Attention alone, without a memory."""
+from atlas_jax.models.attention import LocalAttention
+from atlas_jax.models.mixing import BlockFields, BlockState, Call
+
+HAS = ("attention",)
+
+
+def zero_state(fields: BlockFields, rows: int, dtype) -> BlockState:
+  """Returns the state of a block that has read nothing."""
+  attention = LocalAttention(fields.heads, fields.window_tokens, parent=None)
+  return BlockState(attention.zero_state(rows, fields.width, dtype), ())
+
+
+def attend(fields: BlockFields, h_BTD, state: BlockState, call: Call):
+  """Returns what attention gives, its state, and its queries, keys and values before rotation."""
+  attention = LocalAttention(fields.heads, fields.window_tokens, fields.out_scale, name="attention")
+  return attention(h_BTD, state.attention, call.doc_BT, call.count_B, call.seen_tokens)
+
+
+def mix(fields: BlockFields, h_BTD, state: BlockState, call: Call):
+  """Returns what attention gives, the new state, and no stats."""
+  mixed_BTD, attention, _ = attend(fields, h_BTD, state, call)
+  return mixed_BTD, BlockState(attention, ()), {}

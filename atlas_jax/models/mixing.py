@@ -1,0 +1,55 @@
+"""What a way of mixing memory into a block is: its facts, its functions, and what they are handed."""
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+# What a file in models/blocks may declare in HAS, and what follows from it.
+FACTS = {
+    "attention": "its blocks have a state of attention",
+    "memory": "its blocks have a layer of config.model.memory, and packed texts are read by whole chunks",
+    "fast_weights": "that layer is written while it reads, and can be emptied",
+    "gate": "what is recalled enters through a gate, and config.model.gate_floor is read",
+}
+
+
+class BlockFields(NamedTuple):
+  """Settings of one block, of `models.lm.LM`."""
+
+  width: int
+  heads: int
+  window_tokens: int
+  ff_width: int
+  gate_floor: float
+  out_scale: float  # factor on initial weights of projections back to the width
+  memory: Mapping  # fields of `memory.layer.Memory`
+  mode: str  # "packed" or "stream", see `models.lm.LM`
+
+
+class BlockState(NamedTuple):
+  """What one block carries from call to call, of fixed size; every leaf leads with B."""
+
+  attention: Any  # () without attention
+  memory: Any  # () without memory
+
+
+class Call(NamedTuple):
+  """What all blocks are told about the tokens of a call, see `models.lm.LM`."""
+
+  doc_BT: jax.Array
+  last_doc_B: jax.Array  # document of the last valid token of the earlier call
+  count_B: jax.Array | None
+  memory_scale: jax.Array  # [] float32
+  token_BTD: jax.Array | None  # the tokens' embeddings, where memories make values of them
+  memory_writes: jax.Array | None
+  seen_tokens: jax.Array | None
+
+
+class Mix(NamedTuple):
+  """What a file in models/blocks defines."""
+
+  name: str
+  has: frozenset[str]  # of FACTS
+  mix: Callable  # (BlockFields, h_BTD, BlockState, Call) -> (mixed_BTD, BlockState, stats), inside a module
+  zero_state: Callable  # (BlockFields, rows, dtype) -> BlockState
+  check: Callable  # (fields of config.model) -> None; raises ValueError where they do not fit
