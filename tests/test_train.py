@@ -265,8 +265,8 @@ def test_frozen_parameters_are_those_the_run_starts_from(tmp_path):
   config = runs.toy_config()
   recipe = runs.toy_recipe(config)
   run_ = train.Run(config, recipe, runs.one_device(), tmp_path, train.Checkpoints(tmp_path))
-  state, frozen = train._start(run_)
-  assert_same_bits(frozen, state.params)
+  state = train._start(run_)
+  assert_same_bits(run_.frozen, state.params)
 
 
 def test_a_state_stays_where_it_was_placed():

@@ -163,7 +163,7 @@ def test_a_memory_that_adds_nothing_gains_nothing():
   params = lm_and_params()[1]
   silent = {**params, "blocks": {**params["blocks"], "memory_out": {
       "kernel": jnp.zeros_like(params["blocks"]["memory_out"]["kernel"])}}}
-  assert gains_of(measure()(silent, step=3).scalars) == [0.0] * len(NAMES)
+  assert gains_of(measure()(Trained(silent), step=3).scalars) == [0.0] * len(NAMES)
 
 
 def test_a_start_equals_forgetting_the_document_but_for_the_convolutions():
@@ -190,7 +190,7 @@ def test_a_start_keeps_the_window_of_attention():
 
 
 def test_positions_add_up_to_the_whole():
-  scalars = measure()(lm_and_params()[1], step=3).scalars
+  scalars = measure()(Trained(lm_and_params()[1]), step=3).scalars
   for name in BY_POSITION:
     kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
     start, tokens = f"eval/memory_gain_{name}_nats_by_position/", f"eval/{kind}_tokens_by_position/"

@@ -43,7 +43,7 @@ def long_pass():
 def test_streaming_equals_one_long_pass():
   batch, nll_BT = long_pass()
   counted_BT = batch["weight_BT"] > 0
-  scalars = measure()(lm_and_params()[1], step=7).scalars
+  scalars = measure()(Trained(lm_and_params()[1]), step=7).scalars
   loss = nll_BT[counted_BT].mean()
   bits = nll_BT[counted_BT].sum() / math.log(2) / batch["bytes_BT"][counted_BT].sum()
   np.testing.assert_allclose(
@@ -53,7 +53,7 @@ def test_streaming_equals_one_long_pass():
 
 def test_loss_by_position_equals_that_of_one_long_pass():
   batch, nll_BT = long_pass()
-  scalars = measure()(lm_and_params()[1], step=7).scalars
+  scalars = measure()(Trained(lm_and_params()[1]), step=7).scalars
   found = {name.split("/")[2]: value for name, value in scalars.items() if "loss_nats_by_position" in name}
   assert list(found) == ["000000-000063", "000064-000127"]
   for name, value in found.items():

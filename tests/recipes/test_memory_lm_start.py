@@ -79,9 +79,9 @@ def test_the_new_run_is_used_and_gone_on_with_without_the_old_one(first, other_t
   assert used.model.path is None
   opened = serving.open_tuned(used, folder / "third", runs.one_device())
   assert_same_bits(opened.params, state.params)
-  assert recipes.load(used, runs.one_device()).read is None
+  assert recipes.load(used, runs.one_device()).load is None
   again = recipes.load(config_of(other_text, (folder / "third",)), runs.one_device())
-  assert_same_bits(again.read(runs.one_device(), True).params, state.params)
+  assert_same_bits(again.load(runs.one_device(), True).params, state.params)
 
 
 def test_a_run_goes_on_after_the_one_it_started_from_is_gone(first, other_text, folder):
@@ -141,7 +141,7 @@ def test_a_run_of_a_decoder_is_refused(first, other_text, folder):
 
 def test_speed_and_initial_values_may_differ(first, other_text):
   changes = dict(model__remat="block", model__memory__retention_init=0.9, model__dtype="bfloat16")
-  assert recipes.load(config_of(other_text, first, **changes), runs.one_device()).read is not None
+  assert recipes.load(config_of(other_text, first, **changes), runs.one_device()).load is not None
 
 
 def test_another_tokenizer_of_as_many_ids_is_refused(first, other_text, folder):

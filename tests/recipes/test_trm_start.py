@@ -210,9 +210,9 @@ def begun(config, workdir):
   workdir.mkdir(parents=True)
   recipe.assets.save(workdir)
   run_ = train.Run(config, recipe, runs.one_device(), workdir, train.Checkpoints(workdir))
-  state, frozen = train._start(run_)
+  state = train._start(run_)
   run_.close()
-  return puzzle_runs.host(state), puzzle_runs.host(frozen)
+  return puzzle_runs.host(state), puzzle_runs.host(run_.frozen)
 
 
 def test_a_run_starts_from_the_average_the_rows_and_the_vectors_of_another(first, tmp_path):
