@@ -13,7 +13,7 @@ _PUBLIC = {
     "group_advantages": ("losses.advantages", "group_advantages"),
     "language_model": ("models.language", "language_model"),
     "NativeSampler": ("language.decoding.native", "NativeSampler"),
-    "SamplerOptions": ("language.decoding.sampler", "Options"),
+    "SamplerOptions": ("language.decoding.sampler", "SamplingOptions"),
     "ByteTokenizer": ("data.tokenizer", "ByteTokenizer"),
     "recursive_model": ("models.trm", "recursive_model"),
     "supervision_step": ("models.trm", "supervision_step"),

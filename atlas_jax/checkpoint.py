@@ -70,11 +70,11 @@ class Checkpoints:
     return sorted(int(entry.name) for entry in self.path.iterdir() if entry.name.isdecimal())
 
   def latest_step(self) -> int | None:
-    """Gives the newest step, or None; a save still under way does not count."""
+    """Returns the newest step, or None; a save still under way does not count."""
     return max(self.steps(), default=None)
 
   def newest_good(self, besides: int | None = None) -> Path | None:
-    """Gives the path of the newest checkpoint whose files are all as written, or None."""
+    """Returns the path of the newest checkpoint whose files are all as written, or None."""
     for step in reversed(self.steps()):
       if step != besides and _damage(self.path / str(step)) is None:
         return self.path / str(step)
@@ -130,12 +130,12 @@ class Checkpoints:
     return self._described(self._good_path(step))["meta"]
 
   def is_ranked(self, step: int) -> bool:
-    """Says whether a checkpoint has metrics."""
+    """Returns whether a checkpoint has metrics."""
     path = self.path / str(step) / _METRICS
     return path.exists() and bool(json_file.read(path))
 
   def rank(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Gives metrics to a checkpoint that was saved without; all processes call it, before their first save.
+    """Returns metrics to a checkpoint that was saved without; all processes call it, before their first save.
 
     Raises:
       CheckpointError: if it has some already, or cannot be written to.
@@ -336,12 +336,12 @@ def _checksum(file: Path) -> int:
 
 
 def digest_of(workdir, step: int) -> str:
-  """Gives a digest of the files of a checkpoint, as they were written."""
+  """Returns a digest of the files of a checkpoint, as they were written."""
   return hashlib.sha256((Path(workdir) / CHECKPOINTS / str(step) / INVENTORY).read_bytes()).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:
-  """Says what is wrong with a checkpoint's files, or None if nothing is."""
+  """Returns what is wrong with a checkpoint's files, or None if nothing is."""
   if not folder.is_dir():
     half = sorted(folder.parent.glob(f"{folder.name}{_HALF_WRITTEN}*"))
     return f"is half-written ({half[0].name})" if half else "does not exist"

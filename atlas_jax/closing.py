@@ -28,7 +28,7 @@ def say(level: int, line: str, *values) -> None:
 
 
 def say_stopped(run_: Run) -> None:
-  """Says where a run that was asked to stop stands."""
+  """Returns where a run that was asked to stop stands."""
   say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
       run_.saver.path)
 
@@ -60,7 +60,7 @@ def evaluate(recipe: Recipe, trained: Trained, *, step: int, when: tuple[str, ..
 
 
 def evaluation_due(step: int, config) -> bool:
-  """Says whether a run is evaluated at a step that is not its last."""
+  """Returns whether a run is evaluated at a step that is not its last."""
   every, first = config.train.eval_every_steps, config.train.eval_from_step or 0
   return every is not None and step % every == 0 and step >= first
 

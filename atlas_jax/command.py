@@ -111,7 +111,10 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
 
 
 def meant(flag: str, known: list[str]) -> str:
-  """Says what a flag that does not exist may stand for: another flag, a field of the config, or nothing."""
+  """Returns what a flag that does not exist may stand for.
+
+  Another flag, a field of the config, or nothing.
+  """
   name = flag.replace("-", "_").lower()
   if name in aliases.RESUME:
     return "the same command with the same --workdir goes on from its newest checkpoint, so leave it out"
@@ -185,7 +188,7 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
 
 
 def _run(path: str) -> dict:
-  """Runs a config file and gives what it defines.
+  """Runs a config file and returns what it defines.
 
   Raises:
     ValueError: if it is not Python, or imports what is not found.
@@ -200,7 +203,7 @@ def _run(path: str) -> dict:
 
 
 def _locked(error: Exception) -> str:
-  """Gives what a locked config says of a field, without the list of all others."""
+  """Returns what a locked config says of a field, without the list of all others."""
   words = str(error.args[0] if error.args else error).splitlines()[0]
   field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"|^\W*(\w+)\W*$', words)
   return words if field is None else configs.unknown_field(field[1] or field[2] or field[3])

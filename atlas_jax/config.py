@@ -62,7 +62,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
 
 
 def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> str:
-  """Gives which of several flags of `parse_arg` is set, or the default's name; they exclude each other.
+  """Returns which of several flags of `parse_arg` is set, or the default's name; they exclude each other.
 
   Raises:
     ValueError: if two are set.
@@ -168,12 +168,12 @@ TRAINING_ONLY = ("checkpoint", "monitor", "optim.steps", "train", "rollout.table
 
 
 def is_of_training(name: str) -> bool:
-  """Says whether a field that may change between the runs of one workdir is read by training alone."""
+  """Returns whether a field that may change between the runs of one workdir is read by training alone."""
   return name in TRAINING_ONLY or name.startswith(tuple(f"{group}." for group in TRAINING_ONLY))
 
 
 def is_free(name: str) -> bool:
-  """Says whether a field may change between the runs of one workdir."""
+  """Returns whether a field may change between the runs of one workdir."""
   return name in FREE or name.startswith(tuple(f"{group}." for group in FREE))
 
 

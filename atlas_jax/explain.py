@@ -36,7 +36,7 @@ def _notes(error) -> list[str]:
 
 
 def code_of(error: BaseException) -> int:
-  """Gives the exit code after an error: that of a run that can go on where a signal ended training."""
+  """Returns the exit code after an error: that of a run that can go on where a signal ended training."""
   if isinstance(error, signals.Stopped):
     return signals.STOPPED
   return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -37,7 +37,7 @@ FIELDS = _types(default())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """Gives "did you mean ...?" for a misspelt name, or lists the known ones."""
+  """Returns "did you mean ...?" for a misspelt name, or lists the known ones."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
@@ -51,7 +51,7 @@ class Likely(NamedTuple):
 
 
 def fields_like(name: str) -> Likely | None:
-  """Gives the fields that a name stands for; its groups may be left out or wrong. None: none is like it."""
+  """Returns the fields that a name stands for; its groups may be left out or wrong. None: none is like it."""
   last = name.rpartition(".")[2]
   if name in FIELDS:
     return Likely([name], False)
@@ -75,7 +75,7 @@ def unknown_field(name: str) -> str:
 
 
 def need(name: str) -> str:
-  """Says which values a field takes."""
+  """Returns which values a field takes."""
   kind, optional = FIELDS[name]
   return f"must be {KINDS[kind]}{', or None' if optional else ''}"
 
@@ -113,7 +113,7 @@ def _fill(found, group: str, given: Mapping[str, Any]) -> None:
 
 
 def _plain(name: str, value):
-  """Gives a field's value as Python's own number, if it is one of numpy's; groups as they are."""
+  """Returns a field's value as Python's own number, if it is one of numpy's; groups as they are."""
   if name not in FIELDS:
     return value
   kind, optional = FIELDS[name]
@@ -132,7 +132,7 @@ def near(value: int, parts: int) -> str:
 
 
 def at(config, name: str):
-  """Gives the field or group that a dotted name stands for."""
+  """Returns the field or group that a dotted name stands for."""
   for part in name.split("."):
     config = config[part]
   return config
@@ -161,7 +161,7 @@ def block_numbers(text: str | None, depth: int) -> tuple[int, ...] | None:
 
 
 def flat(config, prefix: str = "") -> dict[str, Any]:
-  """Gives the values of a config by their dotted names."""
+  """Returns the values of a config by their dotted names."""
   values = config.to_dict() if hasattr(config, "to_dict") else config
   named: dict[str, Any] = {}
   for name, value in values.items():

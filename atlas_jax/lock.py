@@ -80,7 +80,7 @@ class Lock:
                       f"counts as dead when it is silent for {self._silent_s:.0f} s")
 
   def release(self) -> None:
-    """Ends the heartbeat and gives the lock back; calling it twice does nothing more."""
+    """Ends the heartbeat and returns the lock back; calling it twice does nothing more."""
     self._end.set()
     if self._thread is not None:
       self._thread.join()
@@ -124,7 +124,7 @@ class Lock:
     logging.warning("%s was of %s, %s; this process takes the run over", self.path, _named(holder), why)
 
   def _death(self, holder: dict, mine: pathlib.Path) -> str:
-    """Says how a dead owner is known to be dead, after watching one that cannot be seen from here.
+    """Returns how a dead owner is known to be dead, after watching one that cannot be seen from here.
 
     Raises:
       LockError: if it lives.
@@ -176,7 +176,7 @@ def held(workdir, *, on_beat: Callable[[], None] | None = None) -> Iterator[Lock
 
 
 def release_all() -> None:
-  """Gives every lock of this process back, before an end without clean-up."""
+  """Returns every lock of this process back, before an end without clean-up."""
   for lock in list(_held.values()):
     with contextlib.suppress(OSError):
       lock.release()
@@ -191,14 +191,14 @@ def identity() -> dict:
 
 
 def lives(holder: dict) -> bool | None:
-  """Says whether the process that a lock names lives; None if it cannot be seen from here."""
+  """Returns whether the process that a lock names lives; None if it cannot be seen from here."""
   if holder.get("sees") != identity()["sees"] or not isinstance(holder.get("pid"), int):
     return None
   return _started(holder["pid"]) == holder.get("process")
 
 
 def _started(pid: int) -> str | None:
-  """Gives what tells a process from a later one of the same number; None if there is no such process."""
+  """Returns what tells a process from a later one of the same number; None if there is no such process."""
   try:
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
       after_name = stream.read().rpartition(")")[2].split()

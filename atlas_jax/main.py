@@ -30,7 +30,7 @@ from atlas_jax.command import WITH_CONFIG, check_flags, override, parse, read_co
 from atlas_jax.evals import Eval, sample
 from atlas_jax.explain import code_of, explain
 from atlas_jax.language import assets, runs
-from atlas_jax.language.initial_model import open_start, whole
+from atlas_jax.language.initial_model import load_initial_model, merge_frozen
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts, signals
@@ -145,7 +145,7 @@ def prepare(config, workdir: str) -> None:
 
 
 def has_run(workdir: str) -> bool:
-  """Says whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
+  """Returns whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
   path = pathlib.Path(workdir)
   metrics = path / METRICS
   return any((path / CHECKPOINTS).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
@@ -163,7 +163,7 @@ def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
 
 
 def why_unevaluated(config) -> str:
-  """Says why a recipe has no evaluation."""
+  """Returns why a recipe has no evaluation."""
   if not config.data.held_out_frac:
     return "config.data.held_out_frac=0 holds nothing out"
   return f"nothing that is held out can be scored (config.data.held_out_frac={config.data.held_out_frac})"
@@ -191,10 +191,10 @@ def with_sample(config, recipe, mesh):
   """Adds a text sample to the evaluations of a language model, if the config asks for one."""
   if not config.eval.sample_tokens or recipe.accounting.unit != "tokens":
     return recipe
-  start = open_start(config)
+  start = load_initial_model(config)
 
   def write(trained: Trained, prompt, *, tokens):
-    params = whole(trained.params, trained.frozen)
+    params = merge_frozen(trained.params, trained.frozen)
     return runs.write(start, start.language, params, prompt, tokens=tokens, temperature=0.8, seed=0,
                       mesh=mesh)
 
@@ -255,9 +255,9 @@ def solver_of(config, asked: flags.FlagValues):
   seconds = None if asked.steps is not None else asked.seconds
   found = task_file.read(config, asked.workdir, asked.task)
   task = next(item.task for item in found if item.task) if isinstance(found, list) else found
-  ask = solve.Ask(task, seconds=seconds, steps=asked.steps, attempts=asked.attempts,
-                  augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr, table_lr=asked.table_lr,
-                  batch_rows=asked.batch_rows)
+  ask = solve.SolveOptions(task, seconds=seconds, steps=asked.steps, attempts=asked.attempts,
+                           augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr,
+                           table_lr=asked.table_lr, batch_rows=asked.batch_rows)
   solve.settings(config, ask)
   if isinstance(found, list) and asked.out is None:
     raise ValueError(f"--task={asked.task} holds {len(found)} tasks, and --out is missing: the file of their "
@@ -329,7 +329,10 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
 
 
 def _is_of_use(record) -> bool:
-  """Says whether a record of a log is shown: errors of a library's threads come again as those of the run."""
+  """Returns whether a record of a log is shown.
+
+  Errors of a library's threads come again as those of the run.
+  """
   if "atlas_jax" in record.pathname:
     return True
   return record.levelname == "WARNING" or record.levelname == "ERROR" and not record.exc_info

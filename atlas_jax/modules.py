@@ -35,7 +35,7 @@ def load(name: str, *, field: str) -> ModuleType:
 
 
 def attribute(name: str, what: str, *, field: str):
-  """Gives what a module of a dotted name must define, such as its function `make`.
+  """Returns what a module of a dotted name must define, such as its function `make`.
 
   Raises:
     ValueError, ImportError: see `load`; also if the module does not define it.
@@ -63,7 +63,7 @@ def constants(folder: str, name: str) -> dict[str, Any]:
 
 
 def _dotted(name: str) -> str:
-  """Says how a path would be written."""
+  """Returns how a path would be written."""
   path = pathlib.PurePath(name)
   if path.is_absolute():
     return f"; add {path.parent} to PYTHONPATH and write {path.stem}"
@@ -72,7 +72,7 @@ def _dotted(name: str) -> str:
 
 
 def where(missing: str) -> str:
-  """Says where a module that is not found was looked for, and what to do; starts with a semicolon."""
+  """Returns where a module that is not found was looked for, and what to do; starts with a semicolon."""
   above = missing.rpartition(".")[0]
   if above:  # The package is there, the module is not in it.
     folders = list(getattr(sys.modules.get(above), "__path__", ()))

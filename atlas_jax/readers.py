@@ -194,7 +194,7 @@ class Condition(NamedTuple):
   values: tuple[str, ...]
 
   def holds(self, config) -> bool:
-    """Says whether a config meets it."""
+    """Returns whether a config meets it."""
     value = str(at(config, self.field))
     return any(fnmatch.fnmatchcase(value, one) for one in self.values) == self.equal
 
@@ -205,14 +205,14 @@ class Condition(NamedTuple):
     return f"config.{self.field} is {'' if self.equal else 'other than '}{values}"
 
 
-class Reader(NamedTuple):
+class FieldReader(NamedTuple):
   """Recipes that read a field, if all conditions hold."""
 
   recipes: tuple[str, ...]
   conditions: tuple[Condition, ...]
 
 
-def _parse(text: str) -> tuple[Reader, ...]:
+def _parse(text: str) -> tuple[FieldReader, ...]:
   readers = []
   for part in text.split(";"):
     names, _, wanted = part.partition(" if ")
@@ -220,15 +220,15 @@ def _parse(text: str) -> tuple[Reader, ...]:
     for condition in filter(None, (one.strip() for one in wanted.split("&"))):
       field, _, values = condition.partition("=")
       conditions.append(Condition(field.rstrip("!"), not field.endswith("!"), tuple(values.split("|"))))
-    readers.append(Reader(tuple(names.split()), tuple(conditions)))
+    readers.append(FieldReader(tuple(names.split()), tuple(conditions)))
   return tuple(readers)
 
 
 PARSED = {name: _parse(text) for name, text in READERS.items()}
 
 
-def readers_of(name: str) -> tuple[Reader, ...] | None:
-  """Gives who reads a field; None where no entry of `READERS` covers it."""
+def readers_of(name: str) -> tuple[FieldReader, ...] | None:
+  """Returns who reads a field; None where no entry of `READERS` covers it."""
   while name:
     if name in PARSED:
       return PARSED[name]
@@ -242,12 +242,12 @@ def recipes_of(name: str) -> list[str]:
 
 
 def is_read(config, name: str) -> bool:
-  """Says whether the recipe of a config reads a field, as far as its other fields go."""
+  """Returns whether the recipe of a config reads a field, as far as its other fields go."""
   return _unmet(config, name) == ()
 
 
 def _unmet(config, name: str) -> tuple[Condition, ...] | None:
-  """Gives the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
+  """Returns the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
   recipe, readers = config.recipe, readers_of(name)
   others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
   if readers is None or others or recipe not in ALL.split():

@@ -81,7 +81,7 @@ def cache_of(workdir: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def local(workdir: str, *, writes: bool) -> Iterator[str]:
-  """Gives a local directory for a run directory: itself, or the copy of a remote one.
+  """Yields a local directory for a run directory: itself, or the copy of a remote one.
 
   Args:
     workdir: as the user gave it; see `check`.
@@ -274,7 +274,7 @@ def _walk(folder) -> Iterator[Any]:
 
 
 def _belongs(name: str, whole: set[str]) -> bool:
-  """Says whether a file is the run's: not of this machine alone, half-written, or of half a checkpoint."""
+  """Returns whether a file is the run's: not of this machine alone, half-written, or of half a checkpoint."""
   parts = name.split("/")
   if name in _LOCAL or any(part.startswith(".") for part in parts) or parts[-1].endswith(".part"):
     return False

@@ -62,7 +62,7 @@ def params_used(state: TrainState):
 
 
 def first(recipe_init, seed: int):
-  """Gives what a run starts from, Init(params, frozen, carry, tables); equal for equal seeds."""
+  """Returns what a run starts from, Init(params, frozen, carry, tables); equal for equal seeds."""
   # Steps fold their number into the same root, and no run makes so many.
   return recipe_init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
 

@@ -68,7 +68,7 @@ class Run:
     return self.earlier_s + time.perf_counter() - self.started_s
 
   def meta(self) -> dict:
-    """Gives what is saved beside the train state."""
+    """Returns what is saved beside the train state."""
     return {"step": self.step, "source": self.recipe.source.state(),
             f"{self.recipe.accounting.unit}_seen": self.seen, "seconds": self.seconds,
             "idle_in_row": self.idle.in_row, "evaluation_due": self.evaluation_due,
@@ -91,17 +91,17 @@ class Run:
       self.owner.check()
 
   def seen_row(self) -> dict[str, int]:
-    """Gives the metric that counts what was seen, such as train/tokens_seen."""
+    """Returns the metric that counts what was seen, such as train/tokens_seen."""
     return {f"train/{self.recipe.accounting.unit}_seen": self.seen}
 
   def advice(self) -> str:
-    """Says what to do when another process is gone; reads no checkpoint, which may take long."""
+    """Returns what to do when another process is gone; reads no checkpoint, which may take long."""
     newest = self.saver.latest_step()
     path = "none" if newest is None else self.saver.path / str(newest)
     return f"at step {self.step}, newest checkpoint: {path}; the same command goes on from there"
 
   def newest_good(self):
-    """Gives the path of the newest whole checkpoint, None if there is none; waits for one under way."""
+    """Returns the path of the newest whole checkpoint, None if there is none; waits for one under way."""
     self.saver.wait()
     return self.saver.newest_good()
 
@@ -115,7 +115,7 @@ class Run:
 
 
 def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
-  """Gives shapes and shardings of the train state, and of the frozen parameters, without computing them."""
+  """Returns shapes and shardings of the train state, and of the frozen parameters, without computing them."""
   first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
   freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.update.tables is not None)
   state = states.abstract(mesh, *_state_args(config, recipe))
@@ -186,7 +186,7 @@ def _warn_of_rows(run_: Run) -> None:
 
 
 def _finished(config, workdir: pathlib.Path, saver: Checkpoints) -> dict | None:
-  """Gives the summary of a run that has nothing left to do, None if there is something.
+  """Returns the summary of a run that has nothing left to do, None if there is something.
 
   Raises:
     CheckpointError: if a finished run has lost its checkpoints: starting anew would overwrite what is left.

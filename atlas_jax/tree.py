@@ -17,7 +17,7 @@ _SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of N
 
 
 def name_of(path) -> str:
-  """Gives the name of one leaf from its key path, "blocks/memory/query/kernel"."""
+  """Returns the name of one leaf from its key path, "blocks/memory/query/kernel"."""
   return "/".join(_part(key) for key in path)
 
 
@@ -44,8 +44,11 @@ def cast(tree, dtype):
   return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
 
 
-def wide(dtype):
-  """Gives float32 for narrower floats and the dtype itself for others: in what sums and softmax are taken."""
+def accumulation_dtype(dtype):
+  """Returns float32 for narrower floats and the dtype itself for others.
+
+  In what sums and softmax are taken.
+  """
   return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
@@ -60,31 +63,31 @@ def size_bytes(tree) -> int:
 
 
 def leaf_bytes(leaf) -> int:
-  """Gives the bytes of one array or abstract array; a random key counts the words behind it."""
+  """Returns the bytes of one array or abstract array; a random key counts the words behind it."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def global_norm(tree):
-  """Gives the Euclidean norm over all floating leaves, float32 []; 0 for a tree without any."""
+  """Returns the Euclidean norm over all floating leaves, float32 []; 0 for a tree without any."""
   return jnp.sqrt(_square_sum([leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]))
 
 
 def all_finite(tree):
-  """Gives a boolean []: whether every floating leaf is free of NaN and infinity."""
+  """Returns a boolean []: whether every floating leaf is free of NaN and infinity."""
   checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
   return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
 def changed_frac(old, new):
-  """Gives the share of the numbers in two trees that differ, float32 []; 0 for trees without any."""
+  """Returns the share of the numbers in two trees that differ, float32 []; 0 for trees without any."""
   differ = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new))]
   return sum(differ, start=jnp.zeros((), jnp.float32)) / max(1, count(old))
 
 
 def group_of(name: str) -> str:
-  """Gives the metric group of a parameter's name: the first part of it that is a group, else "other"."""
+  """Returns the metric group of a parameter's name: the first part of it that is a group, else "other"."""
   for part in name.split("/"):
     if part in GROUPS:
       return part
@@ -96,7 +99,7 @@ def group_of(name: str) -> str:
 
 
 def group_norms(tree) -> dict[str, jax.Array]:
-  """Gives the Euclidean norm of every group present, float32 [], keyed by group in GROUPS order."""
+  """Returns the Euclidean norm of every group present, float32 [], keyed by group in GROUPS order."""
   members: dict[str, list] = {}
   for name, leaf in named_leaves(tree):
     if _is_float(leaf):
@@ -106,7 +109,7 @@ def group_norms(tree) -> dict[str, jax.Array]:
 
 
 def update_to_weight_ratio(updates, params) -> dict[str, jax.Array]:
-  """Gives, for every group, the norm of its update over the norm of its weights, float32 []."""
+  """Returns, for every group, the norm of its update over the norm of its weights, float32 []."""
   update_norms, weight_norms = group_norms(updates), group_norms(params)
   return {group: update_norms[group] / jnp.maximum(weight_norms[group], _SMALLEST_NORM)
           for group in update_norms}

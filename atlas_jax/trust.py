@@ -41,7 +41,7 @@ def give() -> None:
 
 
 def code_of(flat: Mapping[str, Any]) -> dict[str, str]:
-  """Gives the fields of a config, that name what to import, to execute or to send rows to."""
+  """Returns the fields of a config, that name what to import, to execute or to send rows to."""
   found = {name: flat.get(name) for name in MODULES if isinstance(flat.get(name), str) and "." in flat[name]}
   found |= {name: flat.get(name) for name in SERVERS if flat.get(name)}
   rewards = flat.get(REWARDS)
@@ -52,7 +52,7 @@ def code_of(flat: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sign(flat: Mapping[str, Any]) -> str | None:
-  """Gives the signature of the code that a config names; None if it names none, or there is no key."""
+  """Returns the signature of the code that a config names; None if it names none, or there is no key."""
   code = code_of(flat)
   key = _key(make=True) if code else None
   return None if key is None else _signature(code, key)
@@ -89,7 +89,7 @@ def _signature(code: Mapping[str, str], key: bytes) -> str:
 
 
 def _placed(rewards: str) -> list[str]:
-  """Gives rewards with the whole paths of their files, which a name alone leaves open."""
+  """Returns rewards with the whole paths of their files, which a name alone leaves open."""
   found = []
   for name in rewards.split(","):
     place, colon, function = name.rpartition(":")

@@ -51,15 +51,15 @@ def parameters(config: str, fields: Mapping[str, Any]) -> int:
 
 
 def fitted(arm: Arm, params: int) -> dict[str, Any]:
-  """Gives the arm's fields with the width of feed-forward layers that comes nearest to so many parameters.
+  """Returns the arm's fields with the width of feed-forward layers that comes nearest to so many parameters.
 
   Raises:
     ValueError: if the arm cannot come within 1.1% of them.
   """
   count = lambda width: parameters(arm.config, {**arm.fields, "model.ff_width": width})
   low, high = 64, 128
-  slope = (count(high) - count(low)) / (high - low)
-  width = max(8, 8 * round((low + (params - count(low)) / slope) / 8))
+  grad = (count(high) - count(low)) / (high - low)
+  width = max(8, 8 * round((low + (params - count(low)) / grad) / 8))
   if abs(count(width) - params) > 0.011 * params:
     raise ValueError(f"arm {arm.name!r} has {count(width)} parameters at config.model.ff_width={width}, not "
                      f"{params} within 1.1%")
@@ -99,7 +99,7 @@ def machine() -> dict:
 
 
 def interval(values) -> tuple[float, float, float]:
-  """Gives the mean over seeds and its 95% interval by Student's t; of one seed the interval is nan."""
+  """Returns the mean over seeds and its 95% interval by Student's t; of one seed the interval is nan."""
   values_N = np.asarray(values, np.float64)
   mean, count = float(np.mean(values_N)), len(values_N)
   if count < 2:

@@ -225,7 +225,7 @@ class Side:
 
   @property
   def works(self) -> bool:
-    """Says whether nothing has gone wrong so far."""
+    """Returns whether nothing has gone wrong so far."""
     return "error" not in self.info
 
   def go(self, word: str, times: list[dict]) -> None:
@@ -238,7 +238,7 @@ class Side:
         times.append(answer)
 
   def rates(self) -> dict:
-    """Gives tokens per second and per CPU-second, and MiB; nothing if it did not work."""
+    """Returns tokens per second and per CPU-second, and MiB; nothing if it did not work."""
     if not self.works:
       return {}
     wall_s, cpu_s = median(self.times, "wall_s"), median(self.times, "cpu_s")
@@ -247,7 +247,7 @@ class Side:
 
 
 def median(times: list[dict], name: str) -> float:
-  """Gives the median of one figure."""
+  """Returns the median of one figure."""
   return statistics.median(each[name] for each in times)
 
 

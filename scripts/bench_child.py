@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def forget_peak() -> None:
-  """Gives freed memory back and starts the count of the most memory anew, where the system can."""
+  """Returns freed memory back and starts the count of the most memory anew, where the system can."""
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
     trim(0)
@@ -44,7 +44,7 @@ def forget_peak() -> None:
 
 
 def host_peak_bytes() -> int:
-  """Gives the most memory this process held since `forget_peak`."""
+  """Returns the most memory this process held since `forget_peak`."""
   status = pathlib.Path("/proc/self/status")
   if status.exists():  # getrusage would count the parent's memory before the start too.
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -63,7 +63,7 @@ def processor() -> str:
 
 
 def versions(*packages: str) -> dict:
-  """Gives the versions of packages by their names."""
+  """Returns the versions of packages by their names."""
   return {name: metadata.version(name) for name in packages}
 
 
@@ -71,7 +71,7 @@ def versions(*packages: str) -> dict:
 
 
 def _about_jax(tokens: int, flops, dtype, row: dict, devices: int = 1) -> tuple[dict, Callable, Callable]:
-  """Gives what is said of a case of ours, its peak memory, and the product it is compared with."""
+  """Returns what is said of a case of ours, its peak memory, and the product it is compared with."""
   import jax
   import jax.numpy as jnp
 

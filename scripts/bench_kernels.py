@@ -27,7 +27,7 @@ flags.DEFINE_integer("calls", 5, "calls of a round", lower_bound=1)
 
 
 def arrays(*shapes):
-  """Gives float32 arrays of independent normal numbers."""
+  """Returns float32 arrays of independent normal numbers."""
   draw = np.random.default_rng(0)
   return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
 
@@ -92,7 +92,7 @@ def milliseconds(function, inputs, *, rounds: int, calls: int) -> float:
 
 
 def both_passes(function, inputs):
-  """Gives a jitted function of `inputs`: the slopes of a sum that weighs the outputs differently."""
+  """Returns a jitted function of `inputs`: the gradients of a sum that weighs the outputs differently."""
   out = jax.eval_shape(function, *inputs)
   weight = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
   return jax.jit(lambda *inputs: jax.vjp(function, *inputs)[1](weight))

@@ -41,7 +41,7 @@ def prompts_of(spec: dict, count: int) -> list[str]:
 
 
 def share(ids, spec: dict) -> float:
-  """Gives the reward of a completion."""
+  """Returns the reward of a completion."""
   return sum(int(one) in LETTERS for one in ids) / spec["new_tokens"]
 
 

@@ -51,7 +51,7 @@ def add_flags(kinds, one_of) -> list[argparse.ArgumentParser]:
 
 
 def specs(args) -> list[dict]:
-  """Gives what is measured together: one size in each.
+  """Returns what is measured together: one size in each.
 
   Raises:
     ValueError: for a core or a Python that is not there.
@@ -94,7 +94,7 @@ def measure(spec: dict, side_of) -> list[dict]:
 
 
 def of_system(spec: dict, system: str, folder: pathlib.Path) -> dict:
-  """Gives what the process of a system is started with; its compiled programs are kept in the folder."""
+  """Returns what the process of a system is started with; its compiled programs are kept in the folder."""
   ours = system == "atlas_jax"
   env = {"NPROC": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
          "JAX_COMPILATION_CACHE_DIR": str(folder / system), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -156,7 +156,7 @@ class Told:
     self._source, self._turns = source, turns
 
   def next(self, trained) -> dict:
-    """Gives the next batch, when it is this process's turn."""
+    """Returns the next batch, when it is this process's turn."""
     import jax
 
     jax.block_until_ready(trained.params)
@@ -171,7 +171,7 @@ class Told:
 
 
 def config_of(spec: dict):
-  """Gives the config of the study at the shapes that are asked for, resolved."""
+  """Returns the config of the study at the shapes that are asked for, resolved."""
   from atlas_jax import config as configs
   from atlas_jax.command import read_config
 
@@ -182,7 +182,7 @@ def config_of(spec: dict):
 
 
 def about(start) -> dict:
-  """Says what is measured."""
+  """Returns what is measured."""
   import bench_child
   import jax
 
@@ -196,12 +196,12 @@ def about(start) -> dict:
 def grpo(spec: dict, turns: bench_turns.Turns) -> None:
   """Trains as `main` does."""
   from atlas_jax import recipes, train
-  from atlas_jax.language.initial_model import open_start
+  from atlas_jax.language.initial_model import load_initial_model
   from atlas_jax.parallel import mesh as meshes
 
   config = config_of(spec)
   mesh = meshes.make(**config.mesh)
-  turns.info = about(open_start(config))
+  turns.info = about(load_initial_model(config))
   with tempfile.TemporaryDirectory() as workdir:
     recipe = recipes.load(config, mesh, workdir)
     train.run(config, recipe._replace(source=Told(recipe.source, turns)), mesh, workdir)
@@ -213,12 +213,12 @@ def sampler(spec: dict, turns: bench_turns.Turns) -> None:
 
   from atlas_jax.data import prompts
   from atlas_jax.language import samplers
-  from atlas_jax.language.initial_model import open_start
+  from atlas_jax.language.initial_model import load_initial_model
   from atlas_jax.parallel import mesh as meshes
   from atlas_jax.rollout import held_out
 
   config = config_of(spec)
-  start = open_start(config)
+  start = load_initial_model(config)
   turns.info = about(start)
   found = prompts.load(config.data.name, files=config.data.files, split="train", held_out_frac=0.0, seed=0,
                        options={}, fields={}, download=False)

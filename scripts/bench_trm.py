@@ -28,7 +28,7 @@ def add_flags(kinds, one_of, positive) -> argparse.ArgumentParser:
 
 
 def specs(args, overrides: dict) -> list[dict]:
-  """Gives what each row measures."""
+  """Returns what each row measures."""
   fields = {**DEFAULTS, **({"data.batch_rows": str(args.batch)} if args.batch else {}), **overrides}
   return [dict(side="trm", config=f"{args.config}:{variant}", variant=variant, what=what, overrides=fields,
                repeats=args.repeats) for variant in args.variants for what in args.what]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from atlas_jax.data import columns, ranked_tasks, records, responses, tokenizer
-from atlas_jax.data.responses import Group
+from atlas_jax.data.responses import AnswerGroup
 from atlas_jax.files import write as write_file
 
 TRAINING, VALIDATION, TOKENIZER = "grpo_training.json", "validation.json", "tokenizer"
@@ -37,14 +37,14 @@ flags.DEFINE_integer("vocab_size", None, f"also train a byte-level BPE of so man
                      "needs atlas_jax[hf]", lower_bound=257)
 
 
-def made(args) -> tuple[list[Group], list[Group]]:
+def made(args) -> tuple[list[AnswerGroup], list[AnswerGroup]]:
   """Ranks responses to tasks: (training, validation) groups, of every task in turn."""
   unknown = set(args.tasks) - set(ranked_tasks.CANDIDATES)
   if unknown or not args.tasks:
     raise ValueError(f"--tasks={','.join(args.tasks)} must be some of {', '.join(ranked_tasks.CANDIDATES)}")
 
-  def groups(split: str, total: int) -> list[Group]:
-    found: list[Group] = []
+  def groups(split: str, total: int) -> list[AnswerGroup]:
+    found: list[AnswerGroup] = []
     for number, task in enumerate(args.tasks):
       count = total * (number + 1) // len(args.tasks) - total * number // len(args.tasks)
       options = {"digits": args.digits} if task == "arithmetic" else {}
@@ -56,13 +56,13 @@ def made(args) -> tuple[list[Group], list[Group]]:
   return groups("train", args.prompts), groups("held_out", held_out) if held_out else []
 
 
-def given(args) -> tuple[list[Group], list[Group], list[str]]:
+def given(args) -> tuple[list[AnswerGroup], list[AnswerGroup], list[str]]:
   """Reads files: (training, validation) groups, and what is wrong with the rows that were left out."""
-  found: list[Group] = []
+  found: list[AnswerGroup] = []
   bad: list[str] = []
   for where, row in records.read(args.files):
     try:
-      found.append(responses.without_twins(responses.of_row(where, row, renumber=True)))
+      found.append(responses.without_twins(responses.parse_row(where, row, renumber=True)))
     except ValueError as error:
       bad.append(str(error))
       logging.warning("left out %s", error)
@@ -76,14 +76,14 @@ def given(args) -> tuple[list[Group], list[Group], list[str]]:
   return *responses.split(found, args.held_out_frac), bad
 
 
-def write(file: pathlib.Path, found: Sequence[Group]) -> None:
+def write(file: pathlib.Path, found: Sequence[AnswerGroup]) -> None:
   """Writes a JSON list, one group per line, whole or not at all."""
   rows = ",\n".join(json.dumps(responses.as_row(group), ensure_ascii=False, default=str) for group in found)
   write_file.whole(file, f"[\n{rows}\n]\n".encode("utf-8", "surrogatepass"))
 
 
-def train_tokenizer(found: Sequence[Group], vocab_size: int, folder: pathlib.Path) -> int:
-  """Trains a tokenizer on the training texts and gives its number of ids."""
+def train_tokenizer(found: Sequence[AnswerGroup], vocab_size: int, folder: pathlib.Path) -> int:
+  """Trains a tokenizer on the training texts and returns its number of ids."""
   if (folder / "tokenizer.json").exists():
     raise ValueError(f"{folder} holds a tokenizer already; name another --out, or leave out --vocab_size to "
                      "keep it")

@@ -26,7 +26,7 @@ flags.DEFINE_string("command", None, "the command that made the run", required=T
 
 
 def record(workdir: pathlib.Path, command: str) -> dict:
-  """Gives what the file holds.
+  """Returns what the file holds.
 
   Raises:
     ValueError: if it is no finished run without memory, or its text is no longer what it was trained on.
@@ -50,7 +50,7 @@ def record(workdir: pathlib.Path, command: str) -> dict:
 
 
 def setting_of_data(setting: dict) -> dict:
-  """Gives the part of a setting that says which text was read."""
+  """Returns the part of a setting that says which text was read."""
   return {name: value for name, value in setting.items() if name.startswith("data.")}
 
 

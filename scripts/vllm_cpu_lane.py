@@ -39,7 +39,7 @@ def hand_overs(log: pathlib.Path) -> dict:
 
 
 def blocks(values: list[float]) -> list[float]:
-  """Gives the means of every ten."""
+  """Returns the means of every ten."""
   return np.asarray(values).reshape(-1, BLOCK).mean(axis=1).round(4).tolist()
 
 

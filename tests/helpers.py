@@ -46,26 +46,26 @@ def assert_same_bits(actual, expected, *, why=""):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=f"{why}{jax.tree_util.keystr(path)}")
 
 
-def assert_slopes(function, arguments, gradient, *, step=1e-6, tolerance=1e-7):
+def assert_grads(function, arguments, gradient, *, step=1e-6, tolerance=1e-7):
   """Compares a gradient with central differences of a float64 function, along one random direction per leaf.
 
   Args:
     function: arguments -> float.
     arguments: a pytree of float64 arrays.
-    gradient: the same tree of slopes.
+    gradient: the same tree of gradients.
     step: width of the difference.
     tolerance: as in `assert_close`; a difference loses half of float64's digits.
   """
   leaves, treedef = jax.tree.flatten(arguments)
   draw = np.random.default_rng(6)
-  for i, (path, slope) in enumerate(jax.tree_util.tree_leaves_with_path(gradient)):
+  for i, (path, grad) in enumerate(jax.tree_util.tree_leaves_with_path(gradient)):
     direction = draw.normal(size=leaves[i].shape)
     up, down = (
       jax.tree.unflatten(treedef, [*leaves[:i], leaves[i] + sign * direction, *leaves[i + 1 :]])
       for sign in (step, -step)
     )
     expected = np.float64((function(up) - function(down)) / (2 * step))
-    actual = np.sum(np.asarray(slope) * direction)
+    actual = np.sum(np.asarray(grad) * direction)
     assert_close(actual, expected, why=jax.tree_util.keystr(path), tolerance=tolerance)
 
 
@@ -81,7 +81,7 @@ def quick_compilation():
 
 
 def trace_counter(function):
-  """Gives a jitted copy of a function, and a list that grows by one whenever it is traced and compiled."""
+  """Returns a jitted copy of a function, and a list that grows by one whenever it is traced and compiled."""
   traces = []
 
   def counted(*args, **kwargs):

@@ -27,20 +27,20 @@ def load(name: str):
 
 @functools.lru_cache
 def reference(name: str) -> dict:
-  """Gives the recorded arrays of a model."""
+  """Returns the recorded arrays of a model."""
   with np.load(FOLDER / name / "reference.npz") as file:
     return dict(file)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def score(model, params, tokens_BT, doc_BT):
-  """Gives the logits of whole texts."""
+  """Returns the logits of whole texts."""
   out = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT)
   return head.logits(params, out.hidden_BTD)
 
 
 def batch(name: str):
-  """Gives recorded tokens, their documents, which are real, and their logits."""
+  """Returns recorded tokens, their documents, which are real, and their logits."""
   recorded = reference(name)
   real_BT = recorded["attention_mask"].astype(bool)
   doc_BT = jnp.where(real_BT, 0, -1).astype(jnp.int32)

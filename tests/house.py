@@ -91,7 +91,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(root: pathlib.Path, *folders: str) -> list[tuple[str, pathlib.Path, ast.Module]]:
-  """Gives (relative path, path, syntax tree) of each Python file in the folders."""
+  """Returns (relative path, path, syntax tree) of each Python file in the folders."""
   found = []
   for folder in folders:
     for path in sorted((root / folder).rglob("*.py")):
@@ -131,7 +131,7 @@ def room_of(module: str) -> str | None:
 
 
 def _import_problem(inside: str, name: str) -> str | None:
-  """Says what is wrong with importing `name` in the module `inside`, named below the package, or None."""
+  """Returns what is wrong with importing `name` in the module `inside`, named below the package, or None."""
   owner = room_of(inside)
   parts = name.split(".")
   if parts[0] == PACKAGE:
@@ -196,7 +196,7 @@ def length_violations(root: pathlib.Path) -> list[str]:
 
 
 def _chain(node: ast.expr) -> list[str]:
-  """Gives the names of a.b[0].c as ["a", "b", "c"], or [] if it does not start with a name."""
+  """Returns the names of a.b[0].c as ["a", "b", "c"], or [] if it does not start with a name."""
   names = []
   while isinstance(node, ast.Attribute | ast.Subscript):
     if isinstance(node, ast.Attribute):

@@ -42,7 +42,7 @@ def run(*flags) -> Done:
 
 
 def refused(done: Done) -> str:
-  """Gives the one line of a refusal: no traceback, nothing on standard output, exit code 1."""
+  """Returns the one line of a refusal: no traceback, nothing on standard output, exit code 1."""
   lines = [line for line in done.err.splitlines() if line.startswith("atlas_jax: ")]
   assert done.code == 1 and done.out == "" and len(lines) == 1, done
   assert done.err.splitlines()[-1] == lines[0] and "Traceback" not in done.err, done.err
@@ -62,7 +62,7 @@ def spawn_main(*flags, **environment) -> Done:
 
 
 def write_texts(folder, *, n: int = 30) -> pathlib.Path:
-  """Writes n files of some words and gives the folder."""
+  """Writes n files of some words and returns the folder."""
   draw = np.random.default_rng(0)
   folder.mkdir(parents=True)
   for i in range(n):

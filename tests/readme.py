@@ -120,7 +120,7 @@ def commands_of(block: str) -> list[str]:
 
 
 def prose_of(text: str) -> str:
-  """Gives a text without its fenced blocks."""
+  """Returns a text without its fenced blocks."""
   return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -131,7 +131,7 @@ def inline_commands(text: str) -> list[str]:
 
 
 def notebook_words(path: pathlib.Path) -> str:
-  """Gives the text cells of a notebook."""
+  """Returns the text cells of a notebook."""
   cells = json.loads(path.read_text())["cells"]
   return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 

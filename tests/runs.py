@@ -67,7 +67,7 @@ class ToySource:
     self.step, self.rows, self.before, self.bad = 0, rows, before, dict(bad)
 
   def next(self, trained):
-    """Gives the batch of the next update."""
+    """Returns the batch of the next update."""
     self.step += 1
     self.before(self.step)
     draw = np.random.default_rng(self.step)
@@ -80,7 +80,7 @@ class ToySource:
     }
 
   def state(self):
-    """Gives the place."""
+    """Returns the place."""
     return {"step": self.step}
 
   def restore(self, state):
@@ -107,7 +107,7 @@ def toy_recipe(config, *, evals=(), **source):
     weight = jnp.sum(batch["weight_BT"])
     mean = jnp.sum(batch["weight_BT"] * error_BT**2) / weight
     mean = jnp.where(bad == 1, jnp.nan, mean)
-    zero = jnp.where(bad == 2, 0 * params["mlp"]["bias"], 1.0)  # The slope of the root of 0 is infinite.
+    zero = jnp.where(bad == 2, 0 * params["mlp"]["bias"], 1.0)  # The gradient of the root of 0 is infinite.
     mean = mean + jnp.sqrt(zero) - jnp.where(bad == 2, 0.0, 1.0)
     mean_B = jnp.where(bad == 3, jnp.nan, jnp.tanh(jnp.mean(error_BT, axis=1)))
     return LossOut(mean, weight, {"mean_B": mean_B}, {"toy/first": jnp.mean(mean_B)})
@@ -163,7 +163,7 @@ class Watched:
     self.source, self.before = source, before
 
   def next(self, trained):
-    """Gives the next batch, after the call."""
+    """Returns the next batch, after the call."""
     self.before(self.source.step + 1)
     return self.source.next(trained)
 

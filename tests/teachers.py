@@ -14,7 +14,7 @@ def published(folder, *, vocab_size=260):
   """Writes a decoder of bytes as a published model, with ids that its tokenizer has not; gives the folder."""
   if not (folder / "config.json").exists():
     model = Decoder(vocab_size=vocab_size, tied=True, **SMALL)
-    params = language.of_decoder(model).init(jax.random.key(7))
+    params = language.from_decoder(model).init(jax.random.key(7))
     hf_export.save(folder, model, jax.tree.map(lambda x: 3 * x, params), max_tokens=64)
     ByteTokenizer().save(folder)
   return folder

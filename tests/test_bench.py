@@ -49,7 +49,7 @@ MISTAKES = [
 
 
 def run(capsys, *argv):
-  """Gives exit status, rows of JSON, and what stood on standard error."""
+  """Returns exit status, rows of JSON, and what stood on standard error."""
   code = bench.main(list(argv))
   out, err = capsys.readouterr()
   return code, [json.loads(line) for line in out.splitlines()], err

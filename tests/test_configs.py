@@ -32,7 +32,7 @@ def flags_of(file) -> dict:
 
 
 def exclude_each_other(file, arg: str) -> bool:
-  """Says whether a config refuses two of its flags together."""
+  """Returns whether a config refuses two of its flags together."""
   try:
     main.read_config(f"{file}:{arg}")
   except ValueError as error:
@@ -62,7 +62,7 @@ def resolved(file, arg: str = ""):
 
 
 def shapes_of(config):
-  """Gives the shapes of a config's parameters, traced but not computed."""
+  """Returns the shapes of a config's parameters, traced but not computed."""
   recipe = importlib.import_module(f"atlas_jax.recipes.{config.recipe}")
   if not hasattr(recipe, "model_of"):  # It tunes a language model; one that is read has shapes of its own.
     return jax.eval_shape(initial_model.drawn(config).init, jax.random.key(0))

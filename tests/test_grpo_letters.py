@@ -5,7 +5,7 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax.command import read_config
 from atlas_jax.data import prompts
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.rollout import held_out, rewards
 from experiments.grpo_letters.reward import letters
 
@@ -21,7 +21,7 @@ def test_the_reward_is_the_share_of_ids_that_are_ascii_letters():
 @pytest.mark.parametrize("arg", ["", ":small"])
 def test_the_config_asks_64_prompts_of_32_ids_for_64_more_that_nothing_ends(arg):
   config = configs.resolve(read_config(CONFIG + arg))
-  start = open_start(config)
+  start = load_initial_model(config)
   found = prompts.load(config.data.name, files=config.data.files, split="train", held_out_frac=0.0, seed=0,
                        options={}, fields={}, download=False)
   encode = held_out.encoder_of(config, start)

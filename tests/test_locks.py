@@ -11,7 +11,7 @@ LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
 def packages(lock):
-  """Gives {name: (version, hashes)} of a lock, whose lines go on after a backslash."""
+  """Returns {name: (version, hashes)} of a lock, whose lines go on after a backslash."""
   lines = re.sub(r"\\\n\s*", "", lock.read_text()).splitlines()
   found = {}
   for line in lines:

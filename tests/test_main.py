@@ -43,7 +43,7 @@ def copied(trained, tmp_path):
 
 
 def contents(folder) -> dict:
-  """Gives the bytes of every file below a folder."""
+  """Returns the bytes of every file below a folder."""
   return {path: path.read_bytes() for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()}
 
 
@@ -338,7 +338,7 @@ def test_a_config_left_by_a_start_that_failed_may_be_mended(texts, trained, tmp_
 
 @pytest.fixture
 def stopped(texts, tmp_path):
-  """Gives a function that trains with what `run` does, is stopped by a signal, and goes on to the end."""
+  """Returns a function that trains with what `run` does, is stopped by a signal, and goes on to the end."""
 
   def train(run, signal_name):
     flags = [*program.tiny(texts), f"--workdir={tmp_path}/run"]

@@ -20,7 +20,7 @@ ABORT = re.compile("SIGABRT|core dumped|Check failure|terminate called|Fatal Pyt
 
 
 def free_port():
-  """Gives a port that nobody listens on."""
+  """Returns a port that nobody listens on."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     return free.getsockname()[1]
@@ -54,13 +54,13 @@ class Pair:
       process.communicate()
 
   def end(self, which, timeout=240):
-    """Waits for one of them and gives what it left."""
+    """Waits for one of them and returns what it left."""
     out, err = self.started[which].communicate(timeout=timeout)
     return program.Done(self.started[which].returncode, out, err)
 
 
 def cluster(launcher, process, port):
-  """Gives the variables that a launcher sets for one of two tasks on one machine."""
+  """Returns the variables that a launcher sets for one of two tasks on one machine."""
   if launcher == "slurm":
     names = {"STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": process, "LOCALID": process, "JOB_ID": port}
     variables = {f"SLURM_{name}": str(value) for name, value in names.items()}
@@ -74,7 +74,7 @@ def cluster(launcher, process, port):
 
 
 def line_of(done):
-  """Gives the one line of a process that failed, and checks that nothing else complains."""
+  """Returns the one line of a process that failed, and checks that nothing else complains."""
   lines = [line for line in done.err.splitlines() if line.startswith("atlas_jax: ")]
   assert done.code == 1 and done.out == "" and len(lines) == 1, done
   assert not ABORT.search(done.err), done.err

@@ -54,7 +54,7 @@ TASK = {"train": [{"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}] * 2,
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-  """Gives a function that runs a command once, and before it those it needs, in a clone of its own."""
+  """Returns a function that runs a command once, and before it those it needs, in a clone of its own."""
   clone, ran = make_clone(tmp_path_factory.mktemp("readme") / "clone"), {}
 
   def run(command: str) -> str:
@@ -96,7 +96,7 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
 
 
 def shell_of(clone: pathlib.Path, command: str) -> dict:
-  """Gives what subprocess needs to run a command as a reader's shell does, and nothing may be installed."""
+  """Returns what subprocess needs to run a command as a reader's shell does, and nothing may be installed."""
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   quick = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(clone)}
   closed = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_CACHE_DIR": f"{clone}/uv", "HOME": f"{clone}/home"}
@@ -107,14 +107,14 @@ def shell_of(clone: pathlib.Path, command: str) -> dict:
 
 
 def run_once(clone: pathlib.Path, command: str) -> str:
-  """Runs a command to its end and gives what it printed."""
+  """Runs a command to its end and returns what it printed."""
   done = subprocess.run(**shell_of(clone, command), timeout=600, check=False)
   assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
   return done.stdout
 
 
 def serve(clone: pathlib.Path, command: str) -> str:
-  """Starts a server, waits for an answer, stops it, and gives the answer."""
+  """Starts a server, waits for an answer, stops it, and returns the answer."""
   with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
   given = shell_of(clone, command)

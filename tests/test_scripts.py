@@ -42,7 +42,10 @@ time.sleep(float(flags["seconds"]))
 
 @pytest.fixture
 def launch(tmp_path):
-  """Gives a function that starts the launcher with stand-ins; what is left of it is killed after the test."""
+  """Yields a function that starts the launcher with stand-ins.
+
+  What is left of it is killed after the test.
+  """
   (tmp_path / "process.py").write_text(PROCESS)
   stand_in = tmp_path / "python"
   stand_in.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -S "{tmp_path}/process.py" "$@"\n')
@@ -72,7 +75,7 @@ def wait_for(*paths):
 
 
 def is_alive(pid):
-  """Says whether a process still runs; one that has ended and waits for its parent does not."""
+  """Returns whether a process still runs; one that has ended and waits for its parent does not."""
   try:
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
   except OSError:

@@ -52,8 +52,8 @@ class Arithmetic:
     self.problem(0)
 
   def problem(self, index: int) -> Problem:
-    """Gives one problem; extra has "a", "op", "b" and "carries"."""
-    draws = problems.Draws(self._seed, index)
+    """Returns one problem; extra has "a", "op", "b" and "carries"."""
+    draws = problems.StableRandom(self._seed, index)
     for _ in range(TRIES):
       op = self._operations[draws.below(len(self._operations))]
       a, b = self._operand(draws), self._operand(draws)
@@ -71,22 +71,22 @@ class Arithmetic:
         f"operations={self._operations!r} in {TRIES} draws; allow other carries or more digits")
 
   def first(self, count: int) -> list[Problem]:
-    """Gives the first problems that differ from each other, such as a set to evaluate on."""
+    """Returns the first problems that differ from each other, such as a set to evaluate on."""
     return problems.drawn(self, lambda one: key(one.extra["op"], one.extra["a"], one.extra["b"]), count)
 
-  def _operand(self, draws: problems.Draws) -> int:
+  def _operand(self, draws: problems.StableRandom) -> int:
     size = draws.between(*self._digits)
     return draws.between(10 ** (size - 1) if size > 1 else 0, 10**size - 1)
 
 
 def _pair(digits) -> tuple[int, int]:
-  """Gives two whole numbers as they are, and two that no digits fit for anything else."""
+  """Returns two whole numbers as they are, and two that no digits fit for anything else."""
   fits = isinstance(digits, Sequence) and len(digits) == 2 and all(isinstance(one, int) for one in digits)
   return (digits[0], digits[1]) if fits else (0, 0)
 
 
 def key(op: str, a: int, b: int) -> str:
-  """Gives what decides the split: the same for a+b and b+a, and for a*b and b*a."""
+  """Returns what decides the split: the same for a+b and b+a, and for a*b and b*a."""
   low, high = (b, a) if op == "-" else sorted((a, b))
   return f"{high}{op}{low}"
 
@@ -110,7 +110,7 @@ def count_carries(op: str, a: int, b: int) -> int:
 
 
 def solve(op: str, a: int, b: int) -> tuple[int, str]:
-  """Gives the answer and the solution in steps.
+  """Returns the answer and the solution in steps.
 
   Args:
     op: "+", "-" (with a >= b) or "*".
@@ -125,7 +125,7 @@ def solve(op: str, a: int, b: int) -> tuple[int, str]:
 
 
 def _columns(a: int, b: int, sign: int) -> list[tuple[int, int, int, int]]:
-  """Gives (digit of a, digit of b, whether it carries, carry from the column before), the lowest first."""
+  """Returns (digit of a, digit of b, whether it carries, carry from the column before), the lowest first."""
   columns, carry = [], 0
   while True:
     before, x, y = carry, a % 10, b % 10
@@ -145,7 +145,7 @@ def _column_text(op: str, x: int, y: int, carries: int, before: int) -> str:
 
 
 def _products(a: int, b: int) -> list[str]:
-  """Gives a times every digit of b in its place, and the running sums."""
+  """Returns a times every digit of b in its place, and the running sums."""
   parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b))) if digit != "0"] or [0]
   steps, total = [f"{a}*{part}={a * part}" for part in parts], a * parts[0]
   for part in parts[1:]:

@@ -50,7 +50,7 @@ def compiled(source: str, name: str = "the chat template"):
 
 
 def render(template, **values) -> str:
-  """Gives the text of a template.
+  """Returns the text of a template.
 
   Raises:
     TemplateRefusal: for whatever it raises, and if it passes a bound.
@@ -70,7 +70,7 @@ def _said(error: Exception) -> str:
 
 @functools.cache
 def environment():
-  """Gives the sandbox that chat templates run in.
+  """Returns the sandbox that chat templates run in.
 
   The date of today is not among what a template may use: the same data give the same ids on every day.
   """
@@ -191,7 +191,7 @@ def _tick() -> None:
 
 
 def kept(value: Any) -> Any:
-  """Gives the value; refuses one that holds, with all that lies in it, more than a template may make.
+  """Returns the value; refuses one that holds, with all that lies in it, more than a template may make.
 
   Lists that hold one list twice, whose like hold that twice, and so on, hold as much as they would print.
   """
@@ -296,7 +296,7 @@ def _check_use(name: str, value: Any, args, options) -> None:
 
 
 def _bounded(name: str, used):
-  """Gives a filter that checks what it is given, and what it gives."""
+  """Returns a filter that checks what it is given, and what it gives."""
   at = 1 if hasattr(used, "jinja_pass_arg") else 0  # The first argument is then the context.
 
   @functools.wraps(used)

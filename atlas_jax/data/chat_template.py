@@ -61,7 +61,7 @@ class Template:
     self._template = chat_sandbox.compiled(source, name)
 
   def render(self, messages: Sequence[Mapping], *, add_generation_prompt: bool = False, **values) -> str:
-    """Gives the text of a chat.
+    """Returns the text of a chat.
 
     Args:
       messages: each with "role" and "content".
@@ -95,7 +95,7 @@ class Template:
 
   @functools.cached_property
   def _arguments_are_text(self) -> bool:
-    """Says whether arguments of calls are given to the template as JSON text, not as the objects they are.
+    """Returns whether arguments of calls are given to the template as JSON text, not as the objects they are.
 
     Most templates write objects as JSON; some refuse them or write them as Python does.
     """
@@ -108,14 +108,14 @@ class Template:
     return "{'a': 'b'}" in text
 
   def prompt(self, messages: Sequence[Mapping], tokenizer: Tokenizer, **values) -> np.ndarray:
-    """Gives the ids after which the assistant begins to write, int32; `values` as in `render`."""
+    """Returns the ids after which the assistant begins to write, int32; `values` as in `render`."""
     _check_marks(messages, values)
     text = self._render(self._shielded(messages), True, self._shielded(values))
     return self._encode(_unmarked(text), tokenizer)
 
   def chat(self, messages: Sequence[Mapping], tokenizer: Tokenizer, *, learn: str = "all",
            **values) -> Encoded:
-    """Gives the ids of a whole chat, with the assistant's turns to learn; see `rows`.
+    """Returns the ids of a whole chat, with the assistant's turns to learn; see `rows`.
 
     Raises:
       ValueError: also if one row cannot teach all turns.
@@ -129,7 +129,7 @@ class Template:
 
   def rows(self, messages: Sequence[Mapping], tokenizer: Tokenizer, *, learn: str = "all",
            **values) -> list[tuple[int, Encoded]]:
-    """Gives a chat as rows of ids that together teach the assistant's turns, each with its last such turn.
+    """Returns a chat as rows of ids that together teach the assistant's turns, each with its last such turn.
 
     One row teaches all turns where the template shows them all as they were written. Some templates leave
     out of earlier turns what was thought in them: such a turn is learnt in a row that ends with it, as the
@@ -170,7 +170,10 @@ class Template:
     return Encoded(np.concatenate(ids), np.concatenate(learnt))
 
   def turn_end(self, tokenizer: Tokenizer) -> int | None:
-    """Gives the special token that ends what the assistant writes, such as <|im_end|>; None if none does."""
+    """Returns the special token that ends what the assistant writes, such as <|im_end|>.
+
+    None if none does.
+    """
     text = "that is all"
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
     if self._marked:
@@ -182,7 +185,7 @@ class Template:
     return self._specials[found[-1][0]] if found and found[-1].end() == len(end) else None
 
   def _parts(self, messages, values, turns: Sequence[int]) -> list[tuple[int, list[tuple[str, bool]]]]:
-    """Gives rows of (text, whether it is to learn), by rendering the chat up to each turn that is."""
+    """Returns rows of (text, whether it is to learn), by rendering the chat up to each turn that is."""
     whole = self._render(messages, False, values)
     spans = {number: self._span(messages, number, values) for number in turns}
     rows, left = [], list(turns)
@@ -199,7 +202,7 @@ class Template:
     return rows[::-1]
 
   def _span(self, messages, number: int, values) -> tuple[str, str]:
-    """Gives the text up to where the assistant begins to write a turn, and up to where it has written it."""
+    """Returns text up to where the assistant begins to write a turn, and up to where it has written it."""
     after = self._render(messages[:number + 1], False, values)
     if any(message["role"] not in ("system", "developer") for message in messages[:number]):
       before = self._render(messages[:number], True, values)
@@ -217,7 +220,7 @@ class Template:
     return before, after
 
   def _marked_parts(self, messages, values, turns: Sequence[int], learn: str):
-    """Gives one row of (text, whether it is to learn) by the marks of {% generation %}."""
+    """Returns one row of (text, whether it is to learn) by the marks of {% generation %}."""
     pieces = re.split(f"{OPEN}(.*?){CLOSE}", self._render(messages, False, values), flags=re.DOTALL)
     marks, spoken = len(pieces) // 2, chat_messages.turns(messages)
     if not marks:
@@ -248,7 +251,7 @@ class Template:
     return value
 
   def _encode(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Gives the ids of a rendered text, int32."""
+    """Returns the ids of a rendered text, int32."""
     pieces, at = [], 0
     for found in self._pattern.finditer(text):
       pieces += [self._plain(text[at:found.start()], tokenizer), [self._specials[found[0]]]]

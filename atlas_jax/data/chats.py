@@ -12,7 +12,7 @@ __all__ = ["FILES", "Encoded", "Template", "encode", "load", "messages_of", "pro
 
 def encode(problem: Problem, tokenizer: Tokenizer, template: Template | None = None, *, learn: str = "all",
            **values) -> Encoded:
-  """Gives the ids of a problem with its solution, the row that SFT learns from.
+  """Returns the ids of a problem with its solution, the row that SFT learns from.
 
   Args:
     problem: its prompt and solution; a prompt that is a text is the user's message where there is a template.
@@ -40,7 +40,7 @@ def encode(problem: Problem, tokenizer: Tokenizer, template: Template | None = N
 
 def rows(problem: Problem, tokenizer: Tokenizer, template: Template | None = None, *, turns: str = "all",
          **values) -> list[tuple[str, Encoded]]:
-  """Gives (place, ids) of the rows that teach a problem's solution.
+  """Returns (place, ids) of the rows that teach a problem's solution.
 
   Args:
     problem, tokenizer, template, values: as in `encode`.
@@ -68,7 +68,7 @@ def rows(problem: Problem, tokenizer: Tokenizer, template: Template | None = Non
 
 
 def _solution(problem: Problem) -> str:
-  """Gives the text to learn; where there is none, ValueError says what the row has in its place."""
+  """Returns the text to learn; where there is none, ValueError says what the row has in its place."""
   if problem.solution is not None:
     label = problem.extra.get("label")  # Tables of text have it as a text.
     if label is False or isinstance(label, str) and label.strip().lower() == "false":
@@ -101,7 +101,7 @@ def _check_plain(problem: Problem) -> None:
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer, template: Template | None = None,
                **values) -> np.ndarray:
-  """Gives the ids of a prompt, int32, up to where the completion begins; arguments as in `encode`."""
+  """Returns the ids of a prompt, int32, up to where the completion begins; arguments as in `encode`."""
   if template is None:
     if not isinstance(problem.prompt, str):
       read = " and ".join(map(repr, problem.read.get("prompt", ())))
@@ -117,21 +117,21 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer, template: Template | None
 
 
 def messages_of(problem: Problem) -> list[dict]:
-  """Gives a problem's prompt as messages."""
+  """Returns a problem's prompt as messages."""
   if isinstance(problem.prompt, str):
     return [{"role": "user", "content": problem.prompt}]
   return list(problem.prompt)
 
 
 def reply_of(problem: Problem) -> list[dict]:
-  """Gives a problem's solution as messages, the last one the assistant's; none if it has no solution."""
+  """Returns a problem's solution as messages, the last one the assistant's; none if it has no solution."""
   if problem.reply or problem.solution is None:
     return list(problem.reply)
   return [{"role": "assistant", "content": problem.solution}]
 
 
 def split_turns(problem: Problem) -> list[Problem]:
-  """Gives one problem for each of the assistant's turns to learn, with what came before it as the prompt."""
+  """Returns one problem for each of the assistant's turns to learn, what came before it as the prompt."""
   if isinstance(problem.prompt, str) and len(problem.reply) < 2:
     return [problem]
   messages = [*messages_of(problem), *reply_of(problem)]

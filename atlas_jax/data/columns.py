@@ -95,7 +95,7 @@ def _not_shown(problem: Problem, needs: Needs) -> list[str]:
 
 
 def _views(messages: list[dict], needs: Needs) -> list[tuple[list[dict], bool]]:
-  """Gives the chats that a template is shown, each with whether it ends where the assistant would write."""
+  """Returns the chats that a template is shown, each with whether it ends where the assistant would write."""
   if not needs.solution:
     return [(messages, True)]
   return [(messages[:number + 1], False) for number in chat_messages.turns(messages)]
@@ -103,7 +103,7 @@ def _views(messages: list[dict], needs: Needs) -> list[tuple[list[dict], bool]]:
 
 def _differs(template: chats.Template, views, values: Mapping[str, Any], key: str, without: Callable,
              values_without: Mapping[str, Any] | None = None) -> bool:
-  """Says whether some view of a chat is another one without a field."""
+  """Returns whether some view of a chat is another one without a field."""
   if key not in template.source:
     return False
   for messages, asks in views:

@@ -94,7 +94,7 @@ def _size(files: list[tuple[str, pathlib.Path]]) -> int:
 
 
 def _fingerprint(files: list[tuple[str, pathlib.Path]]) -> list:
-  """Gives what changes when one of the files does: a hash of names, places, sizes and times."""
+  """Returns what changes when one of the files does: a hash of names, places, sizes and times."""
   stats = [[name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for name, file in files]
   return [hashlib.sha256(json.dumps(stats).encode()).hexdigest()]
 
@@ -120,7 +120,10 @@ def _files(path, text_field: str) -> Corpus:
 
 
 def _expand(pattern: str, *, prefix: bool) -> list[tuple[str, pathlib.Path]]:
-  """Gives (name, file) of what a pattern matches; names are relative, so moving a folder changes no split."""
+  """Returns (name, file) of what a pattern matches.
+
+  Names are relative, so moving a folder changes no split.
+  """
   path = pathlib.Path(pattern).expanduser()
   wild = next((n for n, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
   if path.is_dir():
@@ -173,7 +176,7 @@ def _hugging_face(name: str, faults: Faults, text_field: str, download: bool) ->
 
 
 def _rows(name: str, rows, faults: Faults, text_field: str) -> Iterator[Document]:
-  """Gives the documents of a dataset, named by their row."""
+  """Yields the documents of a dataset, named by their row."""
   faults.files += 1
   for number, row in enumerate(rows, start=1):
     if text_field not in row:

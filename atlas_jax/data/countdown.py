@@ -47,8 +47,8 @@ class Countdown:
     self.problem(0)
 
   def problem(self, index: int) -> Problem:
-    """Gives one problem; its answer is "TARGET from NUMBERS", extra has "target" and "numbers"."""
-    draws = problems.Draws(self._seed, index)
+    """Returns one problem; its answer is "TARGET from NUMBERS", extra has "target" and "numbers"."""
+    draws = problems.StableRandom(self._seed, index)
     for _ in range(TRIES):
       numbers = [draws.between(1, self._max_number) for _ in range(self._size)]
       target, expression, steps = _combine(numbers, draws)
@@ -63,17 +63,17 @@ class Countdown:
                      f"max_target={self._max_target} in {TRIES} draws; make them larger")
 
   def first(self, count: int) -> list[Problem]:
-    """Gives the first problems that differ from each other, such as a set to evaluate on."""
+    """Returns the first problems that differ from each other, such as a set to evaluate on."""
     return problems.drawn(self, lambda one: key(one.extra["target"], one.extra["numbers"]), count)
 
 
 def key(target: int, numbers: Sequence[int]) -> str:
-  """Gives what decides the split; the order of the numbers is of no account."""
+  """Returns what decides the split; the order of the numbers is of no account."""
   return f"{target} from {sorted(numbers)}"
 
 
 def solves(expression: str, target: int, numbers: Sequence[int]) -> bool:
-  """Says whether an expression gives the target and uses only the numbers, each at most once.
+  """Returns whether an expression gives the target and uses only the numbers, each at most once.
 
   An equals sign at its end, with the target or nothing behind it, is allowed.
   """
@@ -88,7 +88,7 @@ def solves(expression: str, target: int, numbers: Sequence[int]) -> bool:
 
 
 def evaluate(expression: str) -> tuple[fractions.Fraction, list[int]]:
-  """Gives the exact value of an expression of whole numbers, + - * / and parentheses, and the numbers in it.
+  """Returns the exact value of an expression of whole numbers, + - * / and parentheses, and its numbers.
 
   Raises:
     ValueError: if it is anything else, divides by zero, or is longer or deeper than a person would write.
@@ -97,21 +97,21 @@ def evaluate(expression: str) -> tuple[fractions.Fraction, list[int]]:
   if not text or len(text) > MAX_CHARS:
     raise ValueError(f"an expression has 1 to {MAX_CHARS} characters, this one {len(text)}")
   words = re.findall(r"[0-9]+|\S", text)
-  reader = _Reader(words)
+  reader = _ExpressionParser(words)
   value = reader.sum(0)
   if reader.at != len(words):
     raise ValueError(f"cannot read {words[reader.at]!r} in {text!r}")
   return value, reader.numbers
 
 
-class _Reader:
+class _ExpressionParser:
   """Reads an expression by recursive descent: a sum of products of numbers and sums in parentheses."""
 
   def __init__(self, words: list[str]):
     self.words, self.at, self.numbers = words, 0, []
 
   def _take(self, choices: str) -> str:
-    """Gives the next word and goes past it, if it is one of the signs; else ""."""
+    """Returns the next word and goes past it, if it is one of the signs; else ""."""
     word = self.words[self.at] if self.at < len(self.words) else ""
     if word and word in choices:
       self.at += 1
@@ -150,7 +150,7 @@ class _Reader:
     return fractions.Fraction(int(word))
 
 
-def _combine(numbers: Sequence[int], draws: problems.Draws) -> tuple[int, str, list[str]]:
+def _combine(numbers: Sequence[int], draws: problems.StableRandom) -> tuple[int, str, list[str]]:
   """Joins numbers two by two by drawn signs, every result a positive whole number.
 
   Returns:

@@ -66,7 +66,7 @@ class Faults:
 
 
 def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> Iterator[Document]:
-  """Gives the documents of one file, by its suffix; a suffix that is not known is plain text.
+  """Yields the documents of one file, by its suffix; a suffix that is not known is plain text.
 
   Args:
     name: what to call the file in documents and faults.
@@ -95,7 +95,7 @@ def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> I
 
 
 def checked_text(where: str, value, faults: Faults) -> bytes | None:
-  """Gives the text as UTF-8 bytes, or None after telling `faults` that it is not text, or empty."""
+  """Returns the text as UTF-8 bytes, or None after telling `faults` that it is not text, or empty."""
   if isinstance(value, str):
     value = value.encode("utf-8", errors="surrogatepass")
   if not isinstance(value, bytes):
@@ -169,7 +169,7 @@ def _array_record(name, file, text_field, faults):
 
 
 def _chunks(file: pathlib.Path) -> Iterator[bytes]:
-  """Gives the bytes of a file, unpacked; raises EOFError if a packed one ends too soon."""
+  """Yields the bytes of a file, unpacked; raises EOFError if a packed one ends too soon."""
   if file.suffix == ".zst":
     yield from _zstd_chunks(file)
     return

@@ -23,7 +23,7 @@ CALL, FUNCTION = ("id", "type", "index"), ("name", "arguments")  # The fields of
 
 
 def check(where: str, messages: Any) -> list[dict]:
-  """Gives messages as dicts with "role" and "content", a text; parts of text are joined by line ends.
+  """Returns messages as dicts with "role" and "content", a text; parts of text are joined by line ends.
 
   Args:
     where: place of the messages, for errors.
@@ -41,7 +41,7 @@ def check(where: str, messages: Any) -> list[dict]:
 
 
 def is_chat(value: Any) -> bool:
-  """Says whether a column holds messages: a list, or the text of a list of messages, right JSON or not."""
+  """Returns whether a column holds messages: a list, or the text of a list of messages, right JSON or not."""
   if not isinstance(value, str):
     return is_list(value)
   if not value.lstrip().startswith("["):
@@ -55,12 +55,12 @@ def is_chat(value: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
-  """Says whether a value is a list of some kind, not a text."""
+  """Returns whether a value is a list of some kind, not a text."""
   return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def parsed(where: str, column: str, text: str) -> Any:
-  """Gives what a column of JSON text holds; ValueError, naming the column, if it is not JSON."""
+  """Returns what a column of JSON text holds; ValueError, naming the column, if it is not JSON."""
   try:
     return json_text.parse(text)
   except json.JSONDecodeError as error:
@@ -71,17 +71,17 @@ def parsed(where: str, column: str, text: str) -> Any:
 
 
 def turns(messages: Sequence[Mapping]) -> list[int]:
-  """Gives which messages are the assistant's."""
+  """Returns which messages are the assistant's."""
   return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def weighs(message: Mapping) -> bool:
-  """Says whether a turn of the assistant is learnt: its weight is not 0."""
+  """Returns whether a turn of the assistant is learnt: its weight is not 0."""
   return bool(message.get(WEIGHT, 1))
 
 
 def bare(messages: Sequence[Mapping]) -> list[dict]:
-  """Gives messages without their weights, as a template is shown them."""
+  """Returns messages without their weights, as a template is shown them."""
   return [{name: value for name, value in message.items() if name != WEIGHT} for message in messages]
 
 
@@ -142,7 +142,7 @@ def _content(where: str, kept: Mapping[str, Any]) -> str:
 
 
 def _calls(where: str, calls: Any) -> list[dict]:
-  """Gives calls of tools, each checked to have a name."""
+  """Returns calls of tools, each checked to have a name."""
   if isinstance(calls, str):
     calls = parsed(where, "tool_calls", calls)
   named = is_list(calls) and all(
@@ -155,7 +155,7 @@ def _calls(where: str, calls: Any) -> list[dict]:
 
 
 def _nested(where: str, call: Mapping) -> dict:
-  """Gives a call in the form that templates know, its function's name and arguments under "function".
+  """Returns a call in the form that templates know, its function's name and arguments under "function".
 
   Raises:
     ValueError: for a field that no template shows, such as arguments of another name.
@@ -192,7 +192,7 @@ def _function(call: Mapping) -> Any:
 
 
 def with_arguments(message: Mapping, *, as_text: bool) -> Mapping:
-  """Gives a message whose calls have their arguments as JSON text, or as the objects that such texts hold."""
+  """Returns message whose calls have their arguments as JSON text, or as the objects that such texts hold."""
   if "tool_calls" not in message:
     return message
   calls = []
@@ -208,7 +208,7 @@ def with_arguments(message: Mapping, *, as_text: bool) -> Mapping:
 
 
 def _object_of(text: str) -> Any:
-  """Gives the object that a JSON text holds, or the text if it holds none."""
+  """Returns the object that a JSON text holds, or the text if it holds none."""
   try:
     found = json.loads(text)
   except ValueError:

@@ -34,7 +34,7 @@ class Places(NamedTuple):
 
 
 def aligned_lengths(lengths, align_tokens: int):
-  """Gives how many places each document takes: its tokens and DOC, rounded up to `align_tokens`."""
+  """Returns how many places each document takes: its tokens and DOC, rounded up to `align_tokens`."""
   return -(-(np.asarray(lengths, np.int64) + 1) // align_tokens) * align_tokens
 
 
@@ -44,7 +44,7 @@ def permutation(n: int, *, seed: int, epoch: int):
   return np.argsort(draws, kind="stable")
 
 
-class Plan:
+class PackingPlan:
   """The order of a corpus: where the tokens of any (step, row) stand.
 
   Attributes:
@@ -95,7 +95,7 @@ class Plan:
     return steps
 
   def _epoch(self, epoch: int):
-    """Gives (document at each slot, start of each slot) for that epoch; the two last used are kept."""
+    """Returns (document at each slot, start of each slot) for that epoch; the two last used are kept."""
     with self._lock:
       if epoch not in self._epochs:
         n = len(self._aligned)
@@ -107,7 +107,7 @@ class Plan:
       return self._epochs[epoch]
 
   def places(self, step: int, row: int) -> Places:
-    """Says what stands at each place of row `row` of the whole batch at step `step`.
+    """Returns what stands at each place of row `row` of the whole batch at step `step`.
 
     Raises:
       IndexError: if the plan has one epoch (no seed) and the step lies past it.
@@ -133,8 +133,8 @@ class Plan:
         position_T=np.where(real_T, offset_T - (slot_T == cut) * (piece - starts[cut]), 0))
 
 
-def read_row(plan: Plan, tokens: Tokens, step: int, row: int) -> dict:
-  """Gives the arrays of one row: tokens_T, targets_T, weight_T, doc_T, pos_T, bytes_T.
+def read_row(plan: PackingPlan, tokens: Tokens, step: int, row: int) -> dict:
+  """Returns the arrays of one row: tokens_T, targets_T, weight_T, doc_T, pos_T, bytes_T.
 
   Args:
     plan: the order.
@@ -159,7 +159,7 @@ def read_row(plan: Plan, tokens: Tokens, step: int, row: int) -> dict:
 
 
 def _gather(tokens: Tokens, at_T, inside_T):
-  """Gives the ids at places in `tokens.ids`, DOC where not inside."""
+  """Returns the ids at places in `tokens.ids`, DOC where not inside."""
   return np.where(inside_T, tokens.ids[np.where(inside_T, at_T, 0)].astype(np.int32), np.int32(tokens.doc_id))
 
 
@@ -172,7 +172,7 @@ class Orders:
     self._known: dict[int, np.ndarray] = {}
 
   def item(self, place: int) -> int:
-    """Gives which item stands at a place of all epochs, one after another."""
+    """Returns which item stands at a place of all epochs, one after another."""
     epoch, inner = divmod(place, self._count)
     if epoch not in self._known:
       while len(self._known) > 1:  # A step may lie across two epochs.

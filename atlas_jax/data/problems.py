@@ -23,13 +23,13 @@ class Problem(NamedTuple):
 
   @property
   def columns(self) -> dict[str, Any]:
-    """Gives all columns of the row by name, as functions that ask for one by name are given it."""
+    """Returns all columns of the row by name, as functions that ask for one by name are given it."""
     found = {name: value for columns in self.read.values() for name, value in columns.items()}
     return {**self.extra, **{name: value for name, value in found.items() if not name.endswith("[-1]")}}
 
   @property
   def read_from(self) -> dict[str, str]:
-    """Gives the column that "prompt", "answer" and "solution" were read from, each where there is one."""
+    """Returns the column that "prompt", "answer" and "solution" were read from, each where there is one."""
     return {role: next(iter(columns)) for role, columns in self.read.items() if columns}
 
 
@@ -44,7 +44,7 @@ class Problems(Protocol):
   def first(self, count: int) -> list[Problem]: ...  # that differ from each other; fewer if there are fewer
 
 
-class Draws:
+class StableRandom:
   """Random integers that depend on the given words alone, the same under every NumPy."""
 
   def __init__(self, *words: int):
@@ -61,12 +61,15 @@ class Draws:
 
 
 def share(key: str) -> float:
-  """Gives a number in [0, 1) that depends on the key alone; it decides on which side of a split it falls."""
+  """Returns a number in [0, 1) that depends on the key alone.
+
+  It decides on which side of a split it falls.
+  """
   return int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8], "big") / 2**64
 
 
 def threshold(places, held_out_frac: float, noun: str) -> float:
-  """Gives the bound below which places are held out, so that with a fraction above 0 both splits have some.
+  """Returns the bound below which places are held out, so that with a fraction above 0 both splits have some.
 
   It is the fraction itself unless that leaves a split empty; then the item of the smallest place is held out,
   or the item of the largest place is trained on.
@@ -90,7 +93,7 @@ def threshold(places, held_out_frac: float, noun: str) -> float:
 
 
 def in_split(key: str, split: str, held_out_frac: float) -> bool:
-  """Says whether the problem of that key belongs to "train" or "held_out"; each belongs to one of them."""
+  """Returns whether the problem of that key belongs to "train" or "held_out"; each belongs to one of them."""
   return (share(key) < held_out_frac) == (split == "held_out")
 
 
@@ -105,7 +108,7 @@ def check_split(split: str, held_out_frac: float) -> None:
 
 
 def drawn(task: Problems, key_of, count: int, *, tries: int = 20) -> list[Problem]:
-  """Gives the first problems of an endless task that differ from each other.
+  """Returns the first problems of an endless task that differ from each other.
 
   Args:
     task: where they come from.

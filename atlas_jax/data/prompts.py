@@ -40,7 +40,7 @@ TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
 FIELDS = row_formats.FIELDS
 
 
-def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None = None) -> Problem:
+def parse_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None = None) -> Problem:
   """Reads one row as a problem.
 
   Args:
@@ -54,7 +54,7 @@ def of_row(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None 
   return row_formats.as_problem(where, row, row_formats.read(where, row, fields))
 
 
-class Listed:
+class ProblemList:
   """Problems of files or a hub dataset, in memory; see `problems.Problems`."""
 
   def __init__(self, found: Sequence[Problem]):
@@ -74,11 +74,11 @@ class Listed:
     self.fingerprint = digest.hexdigest()
 
   def problem(self, index: int) -> Problem:
-    """Gives one problem."""
+    """Returns one problem."""
     return self._problems[index]
 
   def first(self, count: int) -> list[Problem]:
-    """Gives the first problems, all of them if there are fewer."""
+    """Returns the first problems, all of them if there are fewer."""
     return self._problems[:count]
 
 
@@ -96,7 +96,7 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
       see `problems.threshold`.
     seed: draws the problems of a task.
     options: of a task, see `Arithmetic` and `Countdown`.
-    fields, download, hub_split: of rows, see `of_row` and `records.read`.
+    fields, download, hub_split: of rows, see `parse_row` and `records.read`.
     needs: what is read of rows; columns that nothing reads are logged once, with "train".
 
   Raises:
@@ -124,11 +124,11 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   if split == "train":
     columns.warn(place, found, needs)
   logging.info("%s of %s: %d problems", split, place, len(kept))
-  return Listed(kept)
+  return ProblemList(kept)
 
 
 def _read(place: str, fields: Mapping[str, str] | None, **how) -> list[Problem]:
-  """Reads rows as problems; see `of_row` and `records.read`."""
+  """Reads rows as problems; see `parse_row` and `records.read`."""
   found = list(records.read(place, **how))
   nowhere = row_formats.named_in_no_row(fields, [record.row for record in found])
   if found and nowhere:
@@ -136,7 +136,7 @@ def _read(place: str, fields: Mapping[str, str] | None, **how) -> list[Problem]:
     there = dict.fromkeys(name for record in found for name in record.row)
     raise ValueError(f"config.data.fields={named} names what no row of {place!r} has; its columns are "
                      f"{', '.join(map(repr, there))}")
-  return [of_row(*record, fields) for record in found]
+  return [parse_row(*record, fields) for record in found]
 
 
 def _task(name: str, options: Mapping[str, Any], **how) -> Problems:
@@ -191,7 +191,7 @@ class PromptSource:
     return None if self._found.count is None else -(-self._found.count // self._prompts)
 
   def next(self, trained=None) -> dict:
-    """Gives the problems of `step` (this process's) and goes on to the next step.
+    """Returns the problems of `step` (this process's) and goes on to the next step.
 
     Returns:
       "problems", one per group, and "index", int64: each one's place in the order of all steps, from which
@@ -203,17 +203,17 @@ class PromptSource:
     return batch
 
   def batch(self, step: int) -> dict:
-    """Gives the problems of any step, as `next` did or will; the place stays."""
+    """Returns the problems of any step, as `next` did or will; the place stays."""
     places = [step * self._prompts + prompt for prompt in self._mine]
     return {"problems": [self._found.problem(self._index(place)) for place in places],
             "index": np.array(places, np.int64)}
 
   def _index(self, place: int) -> int:
-    """Gives which problem stands at a place of the order."""
+    """Returns which problem stands at a place of the order."""
     return place if self._orders is None else self._orders.item(place)
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for; independent of the number of processes."""
+    """Returns the place and what it is valid for; independent of the number of processes."""
     return {"step": self.step, **self._settings}
 
   def restore(self, state: dict) -> None:

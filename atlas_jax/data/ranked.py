@@ -12,13 +12,13 @@ from absl import logging
 
 from atlas_jax.data import chats, columns, packing, problems, prompts, ranked_tasks, records, responses
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.data.responses import Group
+from atlas_jax.data.responses import AnswerGroup
 
 OVERLONG = ("error", "skip", "truncate")
 MADE_PROMPTS = 400  # Prompts of a task that is ranked in memory, where no files are given.
 
 
-class Coded(NamedTuple):
+class EncodedGroup(NamedTuple):
   """A group as ids."""
 
   where: str
@@ -26,10 +26,10 @@ class Coded(NamedTuple):
   score_G: np.ndarray  # float32, more is better
 
 
-def encode(found: Sequence[Group], tokenizer: tokenizers.Tokenizer, *, segment_len: int,
+def encode(found: Sequence[AnswerGroup], tokenizer: tokenizers.Tokenizer, *, segment_len: int,
            template: chats.Template | None = None, overlong: str = "error",
-           max_responses: int | None = None, **values) -> list[Coded]:
-  """Gives groups as ids; what a response is worth is decided before any is left out.
+           max_responses: int | None = None, **values) -> list[EncodedGroup]:
+  """Returns groups as ids; what a response is worth is decided before any is left out.
 
   Args:
     found: the groups.
@@ -63,7 +63,7 @@ def encode(found: Sequence[Group], tokenizer: tokenizers.Tokenizer, *, segment_l
       rows.append(row)
       scores.append(score_G[number])
     if rows:
-      kept.append(Coded(group.where, tuple(rows), np.array(scores, np.float32)))
+      kept.append(EncodedGroup(group.where, tuple(rows), np.array(scores, np.float32)))
   _mind_long(long, most, overlong, segment_len, lost=len(found) - len(kept))
   return kept
 
@@ -81,7 +81,7 @@ def _mind_long(long: Sequence[str], most: int, overlong: str, segment_len: int, 
 
 
 def chosen(score_G: np.ndarray, count: int | None) -> list[int]:
-  """Gives which responses are used, in rising order: all, or so many evenly from the best to the worst."""
+  """Returns which responses are used, in rising order: all, or so many evenly from the best to the worst."""
   if count is None or len(score_G) <= count:
     return list(range(len(score_G)))
   by_worth = np.argsort(-score_G, kind="stable")
@@ -100,7 +100,7 @@ class RankedSource:
     step: the step that `next` gives.
   """
 
-  def __init__(self, found: Sequence[Coded], *, batch_rows: int, doc_id: int, seed: int | None = 0,
+  def __init__(self, found: Sequence[EncodedGroup], *, batch_rows: int, doc_id: int, seed: int | None = 0,
                align_tokens: int = 1, process_index: int = 0, process_count: int = 1):
     """Lays out groups.
 
@@ -133,11 +133,11 @@ class RankedSource:
     self._orders = None if seed is None else packing.Orders(self.count, seed)
 
   def steps_of(self, epochs: int) -> int:
-    """Gives the steps until every group was seen so many times, rounded up."""
+    """Returns the steps until every group was seen so many times, rounded up."""
     return -(-epochs * self.count // self._batch_rows)
 
   def next(self, trained=None) -> dict:
-    """Gives the batch of `step` (this process's rows) and goes on to the next step.
+    """Returns the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
       tokens_BGT, targets_BGT (the next id), mask_BGT (True where the target is one of the response), doc_BGT
@@ -154,11 +154,11 @@ class RankedSource:
     return batch
 
   def batch(self, step: int) -> dict:
-    """Gives this process's rows of any step, as `next` did or will; the place stays."""
+    """Returns this process's rows of any step, as `next` did or will; the place stays."""
     return _stacked([self._read(self._index(step, row)) for row in self._mine])
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for; independent of the number of processes."""
+    """Returns the place and what it is valid for; independent of the number of processes."""
     return {"step": self.step, **self._settings}
 
   def restore(self, state: dict) -> None:
@@ -176,14 +176,14 @@ class RankedSource:
     return ["past the end@0" if index is None else self._found[index].where for index in at]
 
   def _index(self, step: int, row: int) -> int | None:
-    """Gives the group of a row of the whole batch; None past the end of a source without a seed."""
+    """Returns the group of a row of the whole batch; None past the end of a source without a seed."""
     place = step * self._batch_rows + row
     if self._orders is not None:
       return self._orders.item(place)
     return place if place < self.count else None
 
   def _read(self, index: int | None) -> dict:
-    """Gives the arrays of one group, without the axis B."""
+    """Returns the arrays of one group, without the axis B."""
     shape = (self.group_size, self.segment_len)
     row = {"tokens_GT": np.full(shape, self._doc_id, np.int32),
            "targets_GT": np.full(shape, self._doc_id, np.int32),
@@ -206,7 +206,7 @@ def _stacked(rows: Sequence[dict]) -> dict:
   return {batched: np.stack([row[name] for row in rows]) for name, batched in named.items()}
 
 
-def _fingerprint(found: Sequence[Coded]) -> str:
+def _fingerprint(found: Sequence[EncodedGroup]) -> str:
   digest = hashlib.sha256()
   for one in found:
     digest.update(json.dumps([one.score_G.tolist(), [len(row.ids_T) for row in one.rows]]).encode())
@@ -217,8 +217,8 @@ def _fingerprint(found: Sequence[Coded]) -> str:
 
 def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac: float, seed: int,
          options: Mapping[str, Any] = problems.NOTHING, fields: Mapping[str, str] | None = None,
-         template: chats.Template | None = None) -> tuple[list[Group], list[Group]]:
-  """Gives (training, held-out) groups.
+         template: chats.Template | None = None) -> tuple[list[AnswerGroup], list[AnswerGroup]]:
+  """Returns (training, held-out) groups.
 
   Args:
     files: of the groups to train on, see `records.read`; None ranks responses to the task that `name` names.
@@ -253,7 +253,7 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
 
 
 def _read(field: str, files: str, fields: Mapping[str, str] | None,
-          template: chats.Template | None) -> list[Group]:
+          template: chats.Template | None) -> list[AnswerGroup]:
   try:
     records.files(files)
   except ValueError as error:
@@ -264,7 +264,7 @@ def _read(field: str, files: str, fields: Mapping[str, str] | None,
   return found
 
 
-def unused(group: Group, template: chats.Template | None) -> list[str]:
+def unused(group: AnswerGroup, template: chats.Template | None) -> list[str]:
   """Names the columns of a group's row that nothing reads, and what a template does not show of its chat."""
   asked = problems.Problem(group.where, group.prompt, values=group.values, read=group.read)
   needs = columns.Needs(solution=False, answer=False, template=template)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atlas_jax.data import arithmetic, countdown, problems
-from atlas_jax.data.problems import Draws, Problem
-from atlas_jax.data.responses import Group, Response, renumbered
+from atlas_jax.data.problems import Problem, StableRandom
+from atlas_jax.data.responses import AnswerGroup, Response, renumbered
 
 SCORES = {"steps": 1.0, "direct": 0.6, "slip": 0.2, "garbage": 0.0}
 LARGEST = 6  # Responses of a group at most.
@@ -17,7 +17,7 @@ SEED_WORD = 7919  # Sets these draws apart from those of the problems.
 
 
 def make(name: str, *, split: str, count: int, seed: int, held_out_frac: float,
-         options: Mapping[str, Any] = problems.NOTHING, scores: bool = False) -> list[Group]:
+         options: Mapping[str, Any] = problems.NOTHING, scores: bool = False) -> list[AnswerGroup]:
   """Makes groups for different problems of a task.
 
   Args:
@@ -40,11 +40,11 @@ def make(name: str, *, split: str, count: int, seed: int, held_out_frac: float,
                      "operations='+'")
   of_task = arithmetic.Arithmetic if name == "arithmetic" else countdown.Countdown
   task = of_task(**options, split=split, held_out_frac=held_out_frac, seed=seed)
-  return [group(name, problem, Draws(SEED_WORD, seed, index), scores=scores)
+  return [group(name, problem, StableRandom(SEED_WORD, seed, index), scores=scores)
           for index, problem in enumerate(task.first(count))]
 
 
-def group(name: str, problem: Problem, draws: Draws, *, scores: bool) -> Group:
+def group(name: str, problem: Problem, draws: StableRandom, *, scores: bool) -> AnswerGroup:
   """Ranks some of the candidates for a problem, in an order that says nothing."""
   pool: dict[str, str] = {}  # text -> kind
   for kind, text in CANDIDATES[name](problem, draws):
@@ -56,12 +56,12 @@ def group(name: str, problem: Problem, draws: Draws, *, scores: bool) -> Group:
   ranks = renumbered([-SCORES[kind] for kind in kinds])
   listed = [Response(text, rank, SCORES[kind] if scores else None)
             for text, kind, rank in zip(drawn, kinds, ranks, strict=True)]
-  return Group(problem.where, problem.prompt, tuple(listed), {"task": name, "answer": problem.answer,
-                                                              "kinds": kinds})
+  return AnswerGroup(problem.where, problem.prompt, tuple(listed), {"task": name, "answer": problem.answer,
+                                                                    "kinds": kinds})
 
 
-def sums(problem: Problem, draws: Draws) -> list[tuple[str, str]]:
-  """Gives (kind, text) of candidates for a sum."""
+def sums(problem: Problem, draws: StableRandom) -> list[tuple[str, str]]:
+  """Returns (kind, text) of candidates for a sum."""
   a, b = problem.extra["a"], problem.extra["b"]
   places = max(len(str(a)), len(str(b))) - 1
   slips = [(a + b + 1, f"#### {a + b + 1}")]  # Of one column, without a carry to slip on.
@@ -72,7 +72,7 @@ def sums(problem: Problem, draws: Draws) -> list[tuple[str, str]]:
 
 
 def slipped(a: int, b: int, column: int) -> tuple[int, str]:
-  """Gives the wrong answer to a + b, and its steps, the carry out of one column forgotten or made up.
+  """Returns the wrong answer to a + b, and its steps, the carry out of one column forgotten or made up.
 
   Args:
     a, b: the operands.
@@ -90,16 +90,16 @@ def slipped(a: int, b: int, column: int) -> tuple[int, str]:
   return total, " ".join([*steps, f"#### {total}"])
 
 
-def expressions(problem: Problem, draws: Draws) -> list[tuple[str, str]]:
-  """Gives (kind, text) of candidates for a Countdown."""
+def expressions(problem: Problem, draws: StableRandom) -> list[tuple[str, str]]:
+  """Returns (kind, text) of candidates for a Countdown."""
   assert problem.solution is not None
   right = problem.solution.rpartition("#### ")[2]
   return [("steps", problem.solution), ("direct", f"#### {right}"), ("direct", right),
           *(("slip", f"#### {wrong}") for wrong in _wrong(right, problem, draws)), *garbage(problem, draws)]
 
 
-def _wrong(right: str, problem: Problem, draws: Draws) -> list[str]:
-  """Gives the expression with one sign exchanged, two ways if there are, none that is right after all."""
+def _wrong(right: str, problem: Problem, draws: StableRandom) -> list[str]:
+  """Returns the expression with one sign exchanged, two ways if there are, none that is right after all."""
   found = []
   for at in [place for place, char in enumerate(right) if char in "+-*/"]:
     sign = "+-*"[draws.below(3)]
@@ -109,8 +109,8 @@ def _wrong(right: str, problem: Problem, draws: Draws) -> list[str]:
   return found[:2]
 
 
-def garbage(problem: Problem, draws: Draws) -> list[tuple[str, str]]:
-  """Gives (kind, text) of two answers that say nothing: drawn letters, and the prompt again."""
+def garbage(problem: Problem, draws: StableRandom) -> list[tuple[str, str]]:
+  """Returns (kind, text) of two answers that say nothing: drawn letters, and the prompt again."""
   letters = "".join(LETTERS[draws.below(len(LETTERS))] for _ in range(draws.between(3, 12)))
   return [("garbage", letters), ("garbage", str(problem.prompt).strip())]
 

@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 def read(name: str, *, split: str = "train", download: bool = False) -> Iterator[Record]:
-  """Gives the rows of files or of a hub dataset, files in the order of their names.
+  """Yields the rows of files or of a hub dataset, files in the order of their names.
 
   Args:
     name: files, folders or globs with commas between them, or "hf:NAME" or "hf:NAME:SUBSET".
@@ -92,7 +92,7 @@ def files(name: str) -> list[pathlib.Path]:
 
 
 def _is_almost_rows(name: str) -> bool:
-  """Says whether a file of a folder may hold rows and is not read, for how it is packed or spelt."""
+  """Returns whether a file of a folder may hold rows and is not read, for how it is packed or spelt."""
   return not name.endswith(KINDS) and any(suffix in ALMOST for suffix in pathlib.Path(name.lower()).suffixes)
 
 
@@ -145,7 +145,10 @@ def _json(file: pathlib.Path) -> Iterator[Record]:
 
 
 def _is_lines(text: str) -> bool:
-  """Says whether a JSON file has an object in each line, as many are written: the first line is one whole."""
+  """Returns whether a JSON file has an object in each line, as many are written.
+
+  The first line is one whole.
+  """
   first, _, more = text.strip().partition("\n")
   if not first.startswith("{") or not more.strip():
     return False
@@ -156,7 +159,7 @@ def _is_lines(text: str) -> bool:
 
 
 def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
-  """Gives the rows of a table in text: a line of names, then a row in each line or quoted lines."""
+  """Yields the rows of a table in text: a line of names, then a row in each line or quoted lines."""
   csv.field_size_limit(CELL_CHARS)
   text = _text(str(file), file.read_bytes())
   header = text.lstrip().partition("\n")[0]
@@ -206,7 +209,10 @@ def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
 
 
 def _text(where: str, data: bytes) -> str:
-  """Gives bytes as text: UTF-8, or UTF-16 where a mark says so; marks of the order of bytes are left out."""
+  """Returns bytes as text: UTF-8, or UTF-16 where a mark says so.
+
+  Marks of the order of bytes are left out.
+  """
   wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
   try:
     return data.decode("utf-16" if wide else "utf-8-sig").lstrip("\ufeff")

@@ -40,7 +40,7 @@ class Response(NamedTuple):
   score: float | None = None  # more is better; wins over the rank
 
 
-class Group(NamedTuple):
+class AnswerGroup(NamedTuple):
   """All answers to one prompt."""
 
   where: str  # file:line, file:row, or task@index
@@ -52,8 +52,8 @@ class Group(NamedTuple):
   unused: tuple[str, ...] = ()  # columns, and fields of responses, that nothing reads
 
 
-def of_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
-           fields: Mapping[str, str] | None = None) -> Group:
+def parse_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
+              fields: Mapping[str, str] | None = None) -> AnswerGroup:
   """Reads one row.
 
   Args:
@@ -86,12 +86,12 @@ def of_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
   others = {name: value for name, value in row.items() if name not in used}
   _check_twins(where, found)
   unused = [*ignored, *(name for name in others if name in given), *(["meta"] if meta else [])]
-  return Group(where, prompt, found, {**others, **(meta or {})}, row_formats.template_values(where, given)[0],
-               read, tuple(unused))
+  return AnswerGroup(where, prompt, found, {**others, **(meta or {})},
+                     row_formats.template_values(where, given)[0], read, tuple(unused))
 
 
 def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields: Mapping[str, str]):
-  """Gives the prompt, None where a preference has it, the columns it was read from, and what is ignored."""
+  """Returns the prompt, None where a preference has it, the columns it was read from, and what is ignored."""
   strange = set(fields) - {"prompt", "messages"}
   if strange:
     raise ValueError(f"config.data.fields has {sorted(strange)}; of ranked responses it says what 'prompt' "
@@ -120,7 +120,7 @@ def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields
 
 
 def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] | None):
-  """Gives prompt, responses, columns and what is not read of a row with one response better than another."""
+  """Returns prompt, responses, columns and what is not read of a row with a better and a worse one."""
   missing = [column for column in CHOICES if column not in given]
   if missing:
     raise ValueError(f"{where}: has no {missing[0]!r} beside the other of {' and '.join(CHOICES)}; give both")
@@ -156,7 +156,7 @@ def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] |
 
 
 def _last(where: str, column: str, said: Sequence[Mapping]) -> str:
-  """Gives the one message that follows the prompt."""
+  """Returns the one message that follows the prompt."""
   if len(said) != 1 or said[0]["role"] != "assistant" or "tool_calls" in said[0]:
     raise ValueError(f"{where}: {column!r} must be the prompt's messages, if any, and one of the assistant's "
                      f"with a text; behind the prompt it has {len(said)}")
@@ -164,14 +164,14 @@ def _last(where: str, column: str, said: Sequence[Mapping]) -> str:
 
 
 def _common(one: str, other: str) -> str:
-  """Gives what two texts begin with alike, up to the white space before the first word that differs."""
+  """Returns what two texts begin with alike, up to the white space before the first word that differs."""
   common = os.path.commonprefix([one, other])
   words = re.match(r"(?s)(.*\S)\s", common)
   return words[1] if words else ""
 
 
 def _number(where: str, value: Any) -> float:
-  """Gives a finite number, which tables of text hold as a text."""
+  """Returns a finite number, which tables of text hold as a text."""
   try:
     found = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError):
@@ -210,12 +210,12 @@ def _responses(where: str, given: Any, renumber: bool) -> tuple[Response, ...]:
 
 
 def renumbered(ranks: Sequence[float]) -> list[int]:
-  """Gives ranks of the same order that are no larger than there are responses: 1 + how many are better."""
+  """Returns ranks of the same order that are no larger than there are responses: 1 + how many are better."""
   return [1 + sum(other < rank for other in ranks) for rank in ranks]
 
 
 def _parts(where: str, one: Any) -> tuple[str, int | None, float | None]:
-  """Gives text, rank and score of a response, None where it has none."""
+  """Returns text, rank and score of a response, None where it has none."""
   if not isinstance(one, Mapping):
     raise ValueError(f"{where} is {_kind(one)}; responses are all texts, the best first, or all objects with "
                      "'text' and 'rank'")
@@ -260,27 +260,27 @@ def _check_twins(where: str, found: Sequence[Response]) -> None:
 
 
 def score_of(found: Sequence[Response]) -> np.ndarray:
-  """Gives what each response of a group is worth, float32; more is better.
+  """Returns what each response of a group is worth, float32; more is better.
 
   The score where there is one, else the number of responses minus the rank.
   """
   return np.array([len(found) - one.rank if one.score is None else one.score for one in found], np.float32)
 
 
-def read(files: str, *, renumber: bool = False, fields: Mapping[str, str] | None = None) -> list[Group]:
+def read(files: str, *, renumber: bool = False, fields: Mapping[str, str] | None = None) -> list[AnswerGroup]:
   """Reads all groups of files, see `records.read`; warns of scores that order responses otherwise than ranks.
 
   Raises:
     ValueError: naming file, line and field of the first row that cannot be used.
   """
-  found = [of_row(*record, renumber=renumber, fields=fields) for record in records.read(files)]
+  found = [parse_row(*record, renumber=renumber, fields=fields) for record in records.read(files)]
   if not found:
     raise ValueError(f"{files} has no row; give at least one {FORM}")
   warn(found)
   return found
 
 
-def warn(found: Sequence[Group]) -> None:
+def warn(found: Sequence[AnswerGroup]) -> None:
   """Logs which groups have scores that order responses otherwise than ranks do, or for some of them only."""
   against = [group.where for group in found if is_contrary(group)]
   if against:
@@ -294,21 +294,21 @@ def warn(found: Sequence[Group]) -> None:
                     len(mixed), len(found), ", ".join(mixed[:SHOWN]))
 
 
-def is_contrary(group: Group) -> bool:
-  """Says whether some response of better rank is worth less than one of worse rank."""
+def is_contrary(group: AnswerGroup) -> bool:
+  """Returns whether some response of better rank is worth less than one of worse rank."""
   rank_G, score_G = np.array([one.rank for one in group.responses]), score_of(group.responses)
   return bool(((rank_G[:, None] < rank_G[None]) & (score_G[:, None] < score_G[None])).any())
 
 
-def key(group: Group) -> str:
-  """Gives what decides on which side of a split a group falls: its prompt, so that none is on both."""
+def key(group: AnswerGroup) -> str:
+  """Returns what decides on which side of a split a group falls: its prompt, so that none is on both."""
   if isinstance(group.prompt, str):
     return group.prompt.strip()
   return repr([(one["role"], one["content"]) for one in group.prompt])
 
 
-def split(found: Sequence[Group], held_out_frac: float) -> tuple[list[Group], list[Group]]:
-  """Gives (training, held out) groups by a hash of the prompt; with a share above 0 both have some.
+def split(found: Sequence[AnswerGroup], held_out_frac: float) -> tuple[list[AnswerGroup], list[AnswerGroup]]:
+  """Returns (training, held out) groups by a hash of the prompt; with a share above 0 both have some.
 
   Raises:
     ValueError: if there are too few prompts for that.
@@ -322,8 +322,8 @@ def split(found: Sequence[Group], held_out_frac: float) -> tuple[list[Group], li
   return side(False), side(True)
 
 
-def as_row(group: Group) -> dict:
-  """Gives a group as the row that `of_row` reads."""
+def as_row(group: AnswerGroup) -> dict:
+  """Returns a group as the row that `parse_row` reads."""
   listed = [{"text": one.text, "rank": one.rank, **({} if one.score is None else {"score": one.score})}
             for one in group.responses]
   tools = {name: value for name, value in group.values.items() if name == row_formats.TOOLS}
@@ -333,13 +333,13 @@ def as_row(group: Group) -> dict:
           **({"meta": dict(group.meta)} if group.meta else {})}
 
 
-def texts(group: Group) -> list[str]:
-  """Gives all texts of a group: those of its prompt, then those of its responses."""
+def texts(group: AnswerGroup) -> list[str]:
+  """Returns all texts of a group: those of its prompt, then those of its responses."""
   asked = [group.prompt] if isinstance(group.prompt, str) else [one["content"] for one in group.prompt]
   return [*asked, *(one.text for one in group.responses)]
 
 
-def without_twins(group: Group) -> Group:
+def without_twins(group: AnswerGroup) -> AnswerGroup:
   """Leaves out responses whose text stands before them in the group, and then counts ranks anew."""
   first = {one.text: one for one in reversed(group.responses)}
   kept = [one for one in group.responses if first[one.text] is one]
@@ -350,7 +350,7 @@ def without_twins(group: Group) -> Group:
   return group._replace(responses=tuple(one._replace(rank=rank) for one, rank in again))
 
 
-def counts(found: Sequence[Group]) -> dict:
+def counts(found: Sequence[AnswerGroup]) -> dict:
   """Counts what groups hold: prompts, responses, pairs with an order, tied pairs, and groups by size."""
   pairs = ties = 0
   for group in found:

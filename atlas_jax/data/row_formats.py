@@ -35,7 +35,7 @@ ALIKE = 0.75  # How alike two names are, of 1, for the one to be taken for the o
 CHOOSE = "keep one of them, or say which is read, such as config.data.fields.prompt='question'"
 
 
-class Asked(NamedTuple):
+class ParsedPrompt(NamedTuple):
   """A prompt as one format has it."""
 
   prompt: str | list[dict]
@@ -87,7 +87,7 @@ def read(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None = 
 
 
 def names_of(fields: Mapping[str, str] | None) -> Mapping[str, tuple[str, ...]]:
-  """Gives which columns may be what, those that `fields` names in place of the usual ones."""
+  """Returns which columns may be what, those that `fields` names in place of the usual ones."""
   strange = set(fields or ()) - set(FIELDS)
   if strange:
     raise ValueError(f"config.data.fields has {sorted(strange)}; its keys are {', '.join(FIELDS)}")
@@ -95,7 +95,7 @@ def names_of(fields: Mapping[str, str] | None) -> Mapping[str, tuple[str, ...]]:
 
 
 def is_empty(value: Any) -> bool:
-  """Says whether a value is as good as absent."""
+  """Returns whether a value is as good as absent."""
   if value is None or isinstance(value, float) and math.isnan(value):
     return True
   return not value.strip() if isinstance(value, str) else hasattr(value, "__len__") and not len(value)
@@ -110,17 +110,17 @@ def check_media(where: str, given: Mapping[str, Any]) -> None:
 
 
 def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
-              names: Mapping[str, Sequence[str]], fields: Mapping[str, str]) -> Asked:
-  """Gives the prompt of a row: the first of the columns that have one.
+              names: Mapping[str, Sequence[str]], fields: Mapping[str, str]) -> ParsedPrompt:
+  """Returns the prompt of a row: the first of the columns that have one.
 
   Raises:
     ValueError: if there is none, if it is neither a text nor messages, or if another column asks otherwise.
   """
   own = [field for field in ("messages", "prompt") if field in fields]
   wanted = own or ["messages", "instruction", "prompt"]
-  found: list[Asked] = []
+  found: list[ParsedPrompt] = []
   if "messages" in wanted:
-    found += [Asked(chat(where, column, given[column]), (column,)) for column in names["messages"]
+    found += [ParsedPrompt(chat(where, column, given[column]), (column,)) for column in names["messages"]
               if column in given]
   taken: tuple[str, ...] = ()
   if "instruction" in wanted and INSTRUCTION in given:
@@ -132,7 +132,7 @@ def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
     if column in taken or value is None or found and not isinstance(value, str | list | tuple):
       continue
     text = isinstance(value, str) and not chat_messages.is_chat(value)
-    found.append(Asked(value if text else chat(where, column, value), (column,)))
+    found.append(ParsedPrompt(value if text else chat(where, column, value), (column,)))
   if not found:
     listed = ", ".join(repr(name) for name in (
       names["messages"][0], *names["prompt"], *names["messages"][1:], *(() if own else (INSTRUCTION,))))
@@ -154,7 +154,7 @@ def _advice(given: Mapping[str, Any]) -> str:
 
 
 def chat(where: str, column: str, value: Any) -> list[dict]:
-  """Gives the messages of a column; see `messages.check`. Those with media are refused."""
+  """Returns the messages of a column; see `messages.check`. Those with media are refused."""
   place = where if column == "messages" else f"{where}: {column}"
   found = chat_messages.check(place, value)
   for number, message in enumerate(found):
@@ -163,12 +163,12 @@ def chat(where: str, column: str, value: Any) -> list[dict]:
   return found
 
 
-def _instruction(where: str, given: Mapping[str, Any]) -> Asked:
-  """Gives Alpaca's prompt: the instruction, a blank line, the input; earlier turns before it."""
+def _instruction(where: str, given: Mapping[str, Any]) -> ParsedPrompt:
+  """Returns Alpaca's prompt: the instruction, a blank line, the input; earlier turns before it."""
   columns = [INSTRUCTION, *[column for column in INPUTS if column in given][:1]]
   prompt = "\n\n".join(text_of(where, column, given[column]) for column in columns)
   if HISTORY not in given:
-    return Asked(prompt, tuple(columns))
+    return ParsedPrompt(prompt, tuple(columns))
   turns = given[HISTORY]
   if not (chat_messages.is_list(turns) and all(
       chat_messages.is_list(turn) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
@@ -176,17 +176,17 @@ def _instruction(where: str, given: Mapping[str, Any]) -> Asked:
     raise ValueError(f"{where}: {HISTORY!r} must be a list of [what the user said, what the assistant said]")
   said = [{"role": role, "content": text} for turn in turns
           for role, text in zip(("user", "assistant"), turn, strict=True)]
-  return Asked([*said, {"role": "user", "content": prompt}], (*columns, HISTORY))
+  return ParsedPrompt([*said, {"role": "user", "content": prompt}], (*columns, HISTORY))
 
 
 def text_of(where: str, column: str, value: Any) -> str:
-  """Gives a column that must be a text; ValueError if it is none."""
+  """Returns a column that must be a text; ValueError if it is none."""
   if not isinstance(value, str):
     raise ValueError(f"{where}: {column!r} is {type(value).__name__}, not a text")
   return value
 
 
-def _check_others(where: str, asked: Asked, others: Sequence[Asked]) -> None:
+def _check_others(where: str, asked: ParsedPrompt, others: Sequence[ParsedPrompt]) -> None:
   """Refuses a second prompt that asks what the first does not say."""
   said = "\n\n".join(_texts(asked.prompt))
   for other in others:
@@ -199,8 +199,8 @@ def _texts(prompt: str | Sequence[Mapping]) -> list[str]:
   return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
 
 
-def _reply(where: str, given: Mapping[str, Any], asked: Asked, names: Sequence[str]):
-  """Gives (prompt, reply, column -> value that it was read from)."""
+def _reply(where: str, given: Mapping[str, Any], asked: ParsedPrompt, names: Sequence[str]):
+  """Returns (prompt, reply, column -> value that it was read from)."""
   prompt = asked.prompt
   columns = [column for column in names if column in given and column not in asked.columns]
   found = _solution(where, columns[0], given[columns[0]], prompt) if columns else ()
@@ -214,7 +214,7 @@ def _reply(where: str, given: Mapping[str, Any], asked: Asked, names: Sequence[s
 
 
 def _solution(where: str, column: str, value: Any, prompt: str | list[dict]) -> tuple[dict, ...]:
-  """Gives a solution as messages of the assistant's; the prompt may stand before it once more."""
+  """Returns a solution as messages of the assistant's; the prompt may stand before it once more."""
   if isinstance(value, str) and not chat_messages.is_chat(value):
     return ({"role": "assistant", "content": value},)
   if not chat_messages.is_list(value) and not isinstance(value, str):
@@ -229,7 +229,7 @@ def _solution(where: str, column: str, value: Any, prompt: str | list[dict]) -> 
 
 
 def after(prompt: str | list[dict], said: list[dict]) -> list[dict]:
-  """Gives messages without the prompt, if they begin with it."""
+  """Returns messages without the prompt, if they begin with it."""
   asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
   key = lambda message: (message["role"], message["content"].strip())
   repeated = [key(one) for one in said[:len(asked)]] == [key(one) for one in asked]
@@ -243,7 +243,7 @@ def _lesson(prompt: str, lesson: Mapping[str, str]) -> tuple[list[dict], str]:
 
 
 def with_system(where: str, prompt: str | list[dict], given: Mapping[str, Any]):
-  """Gives the prompt with the row's column of a system's message as its first, and the columns that were."""
+  """Returns prompt with the row's column of a system's message as its first, and the columns that were."""
   columns = [column for column in SYSTEM if column in given][:1]
   if not columns:
     return prompt, ()
@@ -257,7 +257,7 @@ def with_system(where: str, prompt: str | list[dict], given: Mapping[str, Any]):
 
 
 def template_values(where: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Gives what a template may use besides messages, and the columns it was read from."""
+  """Returns what a template may use besides messages, and the columns it was read from."""
   values: dict[str, Any] = {}
   columns = [column for column in (TOOLS, FUNCTIONS, PARALLEL, VALUES) if column in given]
   if TOOLS in given and FUNCTIONS in given:
@@ -287,7 +287,7 @@ def _tools(where: str, column: str, value: Any) -> list[dict]:
 
 
 def nearly(name: str) -> str | None:
-  """Gives the known column whose name was likely meant, None if there is none or the name is known."""
+  """Returns the known column whose name was likely meant, None if there is none or the name is known."""
   if name in KNOWN:
     return None
   found = difflib.get_close_matches(name.strip().lower(), KNOWN, 1, ALIKE)
@@ -295,18 +295,21 @@ def nearly(name: str) -> str | None:
 
 
 def misspelt(row: Mapping[str, Any]) -> str:
-  """Gives a hint to columns of a row whose names are nearly known ones, for errors; "" if there are none."""
+  """Returns a hint to columns of a row whose names are nearly known ones, for errors.
+
+  "" if there are none.
+  """
   found = [f"{name!r} for {known!r}" for name in row if (known := nearly(name)) is not None]
   return f" (is {', '.join(found)}?)" if found else ""
 
 
 def named_in_no_row(fields: Mapping[str, str] | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Gives which of config.data.fields name a column that no row has."""
+  """Returns which of config.data.fields name a column that no row has."""
   return [field for field, name in (fields or {}).items() if not any(name in row for row in rows)]
 
 
 def as_problem(where: str, row: Mapping[str, Any], parts: Parts) -> problems.Problem:
-  """Gives the problem of a row taken apart; columns that were not read become extra."""
+  """Returns the problem of a row taken apart; columns that were not read become extra."""
   answer, (column,) = parts.answer, (*parts.read["answer"], None)[:1]
   if answer is not None and not isinstance(answer, str):
     if not isinstance(answer, int | float):

@@ -34,7 +34,7 @@ class Example(NamedTuple):
 def encode(found: Sequence[Problem], tokenizer: tokenizers.Tokenizer, *, segment_len: int,
            template: chats.Template | None = None, turns: str = "all", overlong: str = "error",
            **values) -> list[Example]:
-  """Gives the examples of problems with solutions.
+  """Returns the examples of problems with solutions.
 
   Args:
     found: the problems.
@@ -150,7 +150,7 @@ class SftSource:
     self._orders = None if seed is None else packing.Orders(self.rows, seed)
 
   def next(self, trained=None) -> dict:
-    """Gives the batch of `step` (this process's rows) and goes on to the next step.
+    """Returns the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
       tokens_BT, targets_BT (the next id), weight_BT (1 where the target is learnt, float32), doc_BT (example
@@ -167,7 +167,7 @@ class SftSource:
     return batch
 
   def batch(self, step: int) -> dict:
-    """Gives this process's rows of any step, as `next` did or will; the place stays."""
+    """Returns this process's rows of any step, as `next` did or will; the place stays."""
     return _stacked([self._read(self._items(step, row)) for row in self._mine])
 
   def steps_of(self, epochs: int) -> int:
@@ -175,7 +175,7 @@ class SftSource:
     return -(-epochs * self.rows // self._batch_rows)
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for; independent of the number of processes."""
+    """Returns the place and what it is valid for; independent of the number of processes."""
     return {"step": self.step, **self._settings}
 
   def restore(self, state: dict) -> None:
@@ -193,14 +193,14 @@ class SftSource:
             for row in self._mine]
 
   def _items(self, step: int, row: int) -> list[int]:
-    """Gives the examples in a row of the whole batch; none past the end of a source without a seed."""
+    """Returns the examples in a row of the whole batch; none past the end of a source without a seed."""
     place = step * self._batch_rows + row
     if self._orders is not None:
       return self._layout[self._orders.item(place)]
     return self._layout[place] if place < self.rows else []
 
   def _read(self, items: Sequence[int]) -> dict:
-    """Gives the arrays of one row."""
+    """Returns the arrays of one row."""
     row = {
         "tokens_T": np.full(self._length, self._doc_id, np.int32),
         "targets_T": np.full(self._length, self._doc_id, np.int32),

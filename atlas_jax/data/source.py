@@ -25,7 +25,7 @@ class Source(Protocol):
     """Returns the next batch, name -> numpy array; only rollouts use `trained`, a `state.Trained`."""
 
   def state(self) -> dict:
-    """Gives what JSON can hold and `restore` needs to go on with the very next batch."""
+    """Returns what JSON can hold and `restore` needs to go on with the very next batch."""
 
   def restore(self, state: dict) -> None:
     """Goes to the place that `state` names; ValueError if it belongs to other data or settings."""
@@ -77,7 +77,7 @@ def load(source: str, **fields) -> Source:
 
 
 def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
-  """Gives the fields of config.data that the source it names takes, and "source" itself.
+  """Returns the fields of config.data that the source it names takes, and "source" itself.
 
   Raises:
     ValueError: if there is no such source.

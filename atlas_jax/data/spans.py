@@ -26,7 +26,7 @@ class Spans(NamedTuple):
   counts_N: np.ndarray  # bool, False where an id without bytes stands, which the other side does not have
 
 
-class Classes(NamedTuple):
+class VocabularyClasses(NamedTuple):
   """Two vocabularies as classes of ids, so that a class means the same in both."""
 
   student_V: np.ndarray  # int32, the class of each id; -1: of none
@@ -99,7 +99,7 @@ def _common_bytes(left: bytes, right: bytes) -> int:
 
 
 def classes(student: Tokenizer, teacher: Tokenizer, student_ends: Iterable[int],
-            teacher_ends: Iterable[int]) -> Classes:
+            teacher_ends: Iterable[int]) -> VocabularyClasses:
   """Sorts the ids of two vocabularies into classes that say the same of what the text goes on with.
 
   An id whose bytes both vocabularies have is of the class of these bytes. An id that only one has counts as
@@ -127,7 +127,7 @@ def classes(student: Tokenizer, teacher: Tokenizer, student_ends: Iterable[int],
   kept = kept[kept >= 0]  # All of them, unless an id that ends a text took the only one of a class.
   renumber = np.full(len(shared) + 2, -1, np.int32)
   renumber[kept] = np.arange(len(kept))
-  return Classes(renumber[found[0]], renumber[found[1]], len(kept))
+  return VocabularyClasses(renumber[found[0]], renumber[found[1]], len(kept))
 
 
 def _class_of(text: bytes, number: dict[bytes, int], longest: int) -> int:
@@ -138,7 +138,7 @@ def _class_of(text: bytes, number: dict[bytes, int], longest: int) -> int:
 
 
 def bytes_of_ids(tokenizer: Tokenizer) -> list[bytes]:
-  """Gives the bytes of every id, b"" for special ids."""
+  """Returns the bytes of every id, b"" for special ids."""
   return [tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size)]
 
 

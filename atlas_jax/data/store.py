@@ -31,7 +31,7 @@ BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
 FORMAT = 2
 
 
-class Store(NamedTuple):
+class TokenStore(NamedTuple):
   """All documents of a corpus as token ids, in the corpus's order."""
   ids: np.ndarray        # uint8, uint16 or uint32
   starts: np.ndarray     # int64 per document
@@ -42,7 +42,7 @@ class Store(NamedTuple):
 
 
 def split_place(name: str) -> float:
-  """Gives a document's place in [0, 1) from its name: those below `held_out_frac` are held out.
+  """Returns a document's place in [0, 1) from its name: those below `held_out_frac` are held out.
 
   Twentieths come first: at 0.05 the held-out documents are those whose hash is a multiple of 20.
   """
@@ -50,8 +50,8 @@ def split_place(name: str) -> float:
   return (twentieth + rest % 2**40 / 2**40) / 20
 
 
-def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_input_frac: float) -> Store:
-  """Gives the tokenised corpus, from the cache if it is there, else by reading all of it.
+def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_input_frac: float) -> TokenStore:
+  """Returns the tokenised corpus, from the cache if it is there, else by reading all of it.
 
   Args:
     corpus: what to read.
@@ -81,7 +81,7 @@ def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_inp
 
 
 def cache_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | None) -> pathlib.Path:
-  """Gives the folder that holds, or will hold, the tokenised corpus."""
+  """Returns the folder that holds, or will hold, the tokenised corpus."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   root = pathlib.Path(cache_dir or f"{home}/atlas_jax/tokens").expanduser()
   key = json.dumps([FORMAT, corpus.name, corpus.identity, tokenizer.fingerprint], sort_keys=True)
@@ -89,13 +89,13 @@ def cache_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | None) ->
   return root / f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
-def document_name(store: Store, index: int) -> str:
-  """Gives the name of a document: a file, or file:line."""
+def document_name(store: TokenStore, index: int) -> str:
+  """Returns the name of a document: a file, or file:line."""
   ends = np.flatnonzero(store.names == ord("\n"))
   return bytes(store.names[ends[index - 1] + 1 if index else 0:ends[index]]).decode()
 
 
-def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) -> Store:
+def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) -> TokenStore:
   """Tokenises all documents into `file`, an open binary file, and maps it; Python objects stay few."""
   n_ordinary = 256 if tokenizer.fingerprint == "byte" else tokenizer.vocab_size
   dtype = np.min_scalar_type(n_ordinary - 1)
@@ -122,12 +122,12 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) ->
   manifest = {
       **corpus.manifest, "tokenizer": tokenizer.fingerprint, "files": faults.files, "documents": len(lengths),
       "bytes": n_bytes, "tokens": int(lengths.sum()), "skipped": faults.skipped, "sha256": digest.hexdigest()}
-  return Store(ids=np.memmap(file, dtype, "r"), starts=np.cumsum(lengths) - lengths, lengths=lengths,
-               split=np.array(split), names=np.frombuffer(bytes(names), np.uint8), manifest=manifest)
+  return TokenStore(ids=np.memmap(file, dtype, "r"), starts=np.cumsum(lengths) - lengths, lengths=lengths,
+                    split=np.array(split), names=np.frombuffer(bytes(names), np.uint8), manifest=manifest)
 
 
 def _batches(documents):
-  """Gives lists of documents of some megabytes each."""
+  """Yields lists of documents of some megabytes each."""
   batch, size = [], 0
   for document in documents:
     batch.append(document)
@@ -168,7 +168,7 @@ def _set_aside(folder: pathlib.Path) -> pathlib.Path:
   return aside
 
 
-def _open_cache(folder: pathlib.Path) -> Store:
+def _open_cache(folder: pathlib.Path) -> TokenStore:
   """Maps a cache entry, checking that its files are those its manifest describes.
 
   Raises:
@@ -188,4 +188,4 @@ def _open_cache(folder: pathlib.Path) -> Store:
     raise Damaged(folder / "ids.bin", f"has {n_bytes} bytes, its lengths say "
                   f"{lengths.sum() * dtype.itemsize}", REMEDY)
   ids = np.memmap(folder / "ids.bin", dtype, "r")
-  return Store(ids, np.cumsum(lengths) - lengths, lengths, split, names, manifest)
+  return TokenStore(ids, np.cumsum(lengths) - lengths, lengths, split, names, manifest)

@@ -16,10 +16,10 @@ ENDLESS = 2**40  # Records of a split that never ends.
 AHEAD = 8        # Batches prepared ahead of the loop.
 
 
-class Rows:
+class SegmentRows:
   """Random access to the rows of one process: record i is row i % rows of step first_step + i // rows."""
 
-  def __init__(self, plan: packing.Plan, tokens: packing.Tokens, rows: range, first_step: int):
+  def __init__(self, plan: packing.PackingPlan, tokens: packing.Tokens, rows: range, first_step: int):
     self._plan, self._tokens, self._rows, self._first_step = plan, tokens, rows, first_step
 
   def __len__(self) -> int:
@@ -46,8 +46,8 @@ class TextSource:
     step: the step that `next` gives.
   """
 
-  def __init__(self, store: stores.Store, chosen, plan: packing.Plan, *, tokenizer: tokenizers.Tokenizer,
-               split: dict, rows: range, threads: int):
+  def __init__(self, store: stores.TokenStore, chosen, plan: packing.PackingPlan, *,
+               tokenizer: tokenizers.Tokenizer, split: dict, rows: range, threads: int):
     """Serves some documents of a store.
 
     Args:
@@ -71,7 +71,7 @@ class TextSource:
     self._batches: Any = None
 
   def next(self, trained=None) -> dict:
-    """Gives the batch of `step` (this process's rows) and goes on to the next step.
+    """Returns the batch of `step` (this process's rows) and goes on to the next step.
 
     Returns:
       tokens_BT, targets_BT, weight_BT, doc_BT, pos_BT, bytes_BT as `packing.read_row` describes them.
@@ -86,18 +86,18 @@ class TextSource:
     return batch
 
   def batch(self, step: int) -> dict:
-    """Gives this process's rows of any step, as `next` did or will; the place stays.
+    """Returns this process's rows of any step, as `next` did or will; the place stays.
 
     Raises:
       IndexError: if the split ends before that step.
     """
-    rows = Rows(self._plan, self._tokens, self._rows, step)
+    rows = SegmentRows(self._plan, self._tokens, self._rows, step)
     records = [rows[i] for i in range(len(self._rows))]
     return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
   def _open(self):
     import grain  # Takes seconds to import; a program that only reads plans needs none of it.
-    records = grain.MapDataset.source(Rows(self._plan, self._tokens, self._rows, self.step))
+    records = grain.MapDataset.source(SegmentRows(self._plan, self._tokens, self._rows, self.step))
     batches = records.batch(len(self._rows), drop_remainder=True)
     ahead = AHEAD if self._threads else 0
     options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
@@ -110,7 +110,7 @@ class TextSource:
       self._batches = None
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for; independent of the number of processes and threads."""
+    """Returns the place and what it is valid for; independent of the number of processes and threads."""
     plan = self._plan
     return {
         "step": self.step, "fingerprint": self.fingerprint, "seed": plan.seed, "batch_rows": plan.batch_rows,
@@ -152,7 +152,7 @@ class TextSource:
     return f"{name}@{int(tokens.byte_lengths[before].sum())}"
 
   def text(self, limit_bytes: int | None = None) -> bytes:
-    """Gives the first bytes of the split's documents, put together in the corpus's order; None is all."""
+    """Returns the first bytes of the split's documents, put together in the corpus's order; None is all."""
     parts, size = [], 0
     for start, length in zip(self._tokens.starts, self._tokens.lengths):
       parts.append(self.tokenizer.decode_bytes(self._tokens.ids[start:start + length]))
@@ -202,9 +202,9 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
   found = transforms.transformed(found, transform, seed, tokenizer=coder.fingerprint)
   store = stores.load(found, coder, cache_dir=cache_dir, bad_input_frac=bad_input_frac)
   chosen, identity = _choose(store, split, held_out_frac)
-  plan = packing.Plan(store.lengths[chosen], batch_rows=batch_rows, segment_len=segment_len,
-                      align_tokens=align_tokens or 1, seed=seed if split == "train" else None,
-                      max_tokens=max_tokens)
+  plan = packing.PackingPlan(store.lengths[chosen], batch_rows=batch_rows, segment_len=segment_len,
+                             align_tokens=align_tokens or 1, seed=seed if split == "train" else None,
+                             max_tokens=max_tokens)
   logging.info("%s of %s: %d documents, %d tokens, %d steps per epoch", split, name, len(chosen),
                store.lengths[chosen].sum(), plan.steps_per_epoch)
   share = batch_rows // process_count
@@ -213,8 +213,8 @@ def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_fr
       rows=range(process_index * share, (process_index + 1) * share), threads=threads)
 
 
-def _choose(store: stores.Store, split: str, held_out_frac: float):
-  """Gives the indices of the documents of a split, and what the split is known by."""
+def _choose(store: stores.TokenStore, split: str, held_out_frac: float):
+  """Returns the indices of the documents of a split, and what the split is known by."""
   if split not in ("train", "held_out"):
     raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
   if not 0 <= held_out_frac < 1:

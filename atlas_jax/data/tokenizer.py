@@ -43,25 +43,25 @@ class ByteTokenizer:
   vocab_size, doc_id, fingerprint = 257, 256, "byte"
 
   def encode(self, text: str | bytes):
-    """Gives the bytes of the text, int32; a str is taken as UTF-8."""
+    """Returns the bytes of the text, int32; a str is taken as UTF-8."""
     data = text.encode() if isinstance(text, str) else bytes(text)
     return np.frombuffer(data, np.uint8).astype(np.int32)
 
   def encode_many(self, texts: list[bytes]):
-    """Gives one array per text; uint8, without a copy."""
+    """Returns one array per text; uint8, without a copy."""
     return [np.frombuffer(text, np.uint8) for text in texts]
 
   def decode_bytes(self, ids) -> bytes:
-    """Gives the bytes that the ids stand for; DOC stands for none."""
+    """Returns the bytes that the ids stand for; DOC stands for none."""
     ids = np.asarray(ids).reshape(-1)
     return ids[ids < 256].astype(np.uint8).tobytes()
 
   def decode(self, ids) -> str:
-    """Gives the text; bytes that are not UTF-8 become the replacement character."""
+    """Returns the text; bytes that are not UTF-8 become the replacement character."""
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
   def byte_lengths(self):
-    """Gives how many bytes each id stands for, int32."""
+    """Returns how many bytes each id stands for, int32."""
     return np.r_[np.ones(256, np.int32), np.zeros(1, np.int32)]
 
   def save(self, folder) -> None:
@@ -92,24 +92,24 @@ class TableTokenizer:
     self.fingerprint = f"{kind}:{hashlib.sha256(file.read_bytes()).hexdigest()}:{self.doc_id}"
 
   def encode(self, text: str | bytes):
-    """Gives the ids of the text, int32; broken UTF-8 is replaced first."""
+    """Returns the ids of the text, int32; broken UTF-8 is replaced first."""
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: list):
-    """Gives one int32 array per text, in parallel where the encoder can."""
+    """Returns one int32 array per text, in parallel where the encoder can."""
     strings = [text if isinstance(text, str) else text.decode("utf-8", errors="replace") for text in texts]
     return [np.asarray(ids, np.int32) for ids in self._encode_texts(strings)]
 
   def decode_bytes(self, ids) -> bytes:
-    """Gives the bytes that the ids stand for; specials, and ids beyond the table, stand for none."""
+    """Returns the bytes that the ids stand for; specials, and ids beyond the table, stand for none."""
     return b"".join(self._bytes[int(i)] for i in np.asarray(ids).reshape(-1) if int(i) < len(self._bytes))
 
   def decode(self, ids) -> str:
-    """Gives the text; bytes that are not UTF-8 become the replacement character."""
+    """Returns the text; bytes that are not UTF-8 become the replacement character."""
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
   def byte_lengths(self):
-    """Gives how many bytes each id stands for, int32."""
+    """Returns how many bytes each id stands for, int32."""
     return np.array([len(token) for token in self._bytes], np.int32)
 
   def save(self, folder) -> None:
@@ -128,11 +128,11 @@ class StreamDecoder:
     self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
   def push(self, ids) -> str:
-    """Gives the text that is complete after these ids; "" while a character is still open."""
+    """Returns the text that is complete after these ids; "" while a character is still open."""
     return self._decoder.decode(self._tokenizer.decode_bytes(ids))
 
   def flush(self) -> str:
-    """Gives what is left at the end, a replacement character if a character stayed open."""
+    """Returns what is left at the end, a replacement character if a character stayed open."""
     return self._decoder.decode(b"", final=True)
 
 
@@ -269,7 +269,7 @@ def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableToken
 
 
 def _byte_of_char() -> dict[str, int]:
-  """Gives the byte behind each printable character of byte-level BPE vocabularies (those of GPT-2)."""
+  """Returns the byte behind each printable character of byte-level BPE vocabularies (those of GPT-2)."""
   kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
   rest = [byte for byte in range(256) if byte not in kept]
   return {**{chr(byte): byte for byte in kept}, **{chr(256 + n): byte for n, byte in enumerate(rest)}}
@@ -287,7 +287,7 @@ def _token_bytes(token: str, byte_level: bool) -> bytes:
 
 
 def _eos_of(folder: pathlib.Path) -> str | None:
-  """Gives the eos token that the files beside a tokenizer.json name, if any."""
+  """Returns the eos token that the files beside a tokenizer.json name, if any."""
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     if (folder / name).is_file():
       eos = json_file.read(folder / name, remedy=REMEDY).get("eos_token")

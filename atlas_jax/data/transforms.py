@@ -15,7 +15,7 @@ ASCII = 128
 
 
 def transformed(corpus: Corpus, transform: str | None, seed: int, *, tokenizer: str = "byte") -> Corpus:
-  """Gives the corpus of the transformed documents; their names, order and split stay.
+  """Yields the corpus of the transformed documents; their names, order and split stay.
 
   Args:
     corpus: of the documents as they are.
@@ -38,7 +38,7 @@ def transformed(corpus: Corpus, transform: str | None, seed: int, *, tokenizer: 
 
   def documents(faults):
     for number, document in enumerate(corpus.documents(faults)):
-      yield Document(document.name, change(document.text, Draws(seed, number)))
+      yield Document(document.name, change(document.text, DocumentRandom(seed, number)))
 
   twice = 2 if transform == "repeat" else 1
   size = None if corpus.size_bytes is None else twice * corpus.size_bytes
@@ -46,7 +46,7 @@ def transformed(corpus: Corpus, transform: str | None, seed: int, *, tokenizer: 
                          size_bytes=size, documents=documents)
 
 
-class Draws:
+class DocumentRandom:
   """Random numbers of one document, the same under every NumPy."""
 
   def __init__(self, seed: int, number: int):
@@ -62,28 +62,31 @@ class Draws:
     return self._bits.random_raw(-(-count // 8)).astype("<u8").tobytes()[:count]
 
 
-def repeat(text: bytes, draws: Draws) -> bytes:
-  """Gives the text twice."""
+def repeat(text: bytes, draws: DocumentRandom) -> bytes:
+  """Returns the text twice."""
   del draws
   return text + text
 
 
-def shuffle_lines(text: bytes, draws: Draws) -> bytes:
-  """Gives the lines in another order; a line break at the end stays there."""
+def shuffle_lines(text: bytes, draws: DocumentRandom) -> bytes:
+  """Returns the lines in another order; a line break at the end stays there."""
   end = b"\n" if text.endswith(b"\n") else b""
   lines = text.removesuffix(b"\n").split(b"\n")
   return b"\n".join(lines[at] for at in draws.order(len(lines))) + end
 
 
-def permute_bytes(text: bytes, draws: Draws) -> bytes:
-  """Gives the text with its ASCII bytes replaced one to one; other bytes stay, so that it is UTF-8 still."""
+def permute_bytes(text: bytes, draws: DocumentRandom) -> bytes:
+  """Returns the text with its ASCII bytes replaced one to one.
+
+  Other bytes stay, so that it is UTF-8 still.
+  """
   table = np.arange(256, dtype=np.uint8)
   table[:ASCII] = draws.order(ASCII)
   return text.translate(table.tobytes())
 
 
-def random_bytes(text: bytes, draws: Draws) -> bytes:
-  """Gives as many random bytes; not UTF-8, so that tokenizers of characters cannot read them."""
+def random_bytes(text: bytes, draws: DocumentRandom) -> bytes:
+  """Returns as many random bytes; not UTF-8, so that tokenizers of characters cannot read them."""
   return draws.bytes(len(text))
 
 

@@ -32,5 +32,5 @@ def join(outs: Iterable[EvalOut]) -> EvalOut:
 
 
 def summary_name(metric: str) -> str:
-  """Gives the name that an evaluation's metric has in summary.json: eval/a/b is a_b."""
+  """Returns the name that an evaluation's metric has in summary.json: eval/a/b is a_b."""
   return metric.removeprefix("eval/").replace("/", "_")

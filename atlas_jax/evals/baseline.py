@@ -102,7 +102,7 @@ def make(recorded: Baseline, path: str, setting: Mapping[str, Any]):
 
 
 def record(setting: Mapping[str, Any], summary: Mapping[str, Any], *, command: str, date: str) -> dict:
-  """Gives what the file of a finished run holds.
+  """Returns what the file of a finished run holds.
 
   Args:
     setting: of the run.

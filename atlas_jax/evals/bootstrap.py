@@ -8,7 +8,7 @@ AT_ONCE = 1 << 22  # Numbers drawn at a time.
 
 
 def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] | None:
-  """Gives the interval of sum(total_N) / sum(count_N) over resampled units; the same for the same numbers.
+  """Returns the interval of sum(total_N) / sum(count_N) over resampled units; the same for the same numbers.
 
   Args:
     total_N: what each unit, such as a document, adds up to.
@@ -36,6 +36,6 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
 
 
 def widening(units: int) -> float:
-  """Gives by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
+  """Returns by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
   upper = (1 + SHARE) / 2
   return float(special.stdtrit(units - 1, upper) / special.ndtri(upper) * (units / (units - 1)) ** 0.5)

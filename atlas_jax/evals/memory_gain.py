@@ -152,7 +152,7 @@ def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
 
 
 def other_memory(state: lm.LMState) -> lm.LMState:
-  """Gives every row the memories of the row before it; all else stays."""
+  """Returns every row the memories of the row before it; all else stays."""
   running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
   return state._replace(memory=state.memory._replace(running=running))
 
@@ -218,7 +218,7 @@ def _counts(kind: str, found: Documents) -> dict[str, float]:
 
 
 def _mean(metric: str, nats_N: np.ndarray, tokens_N: np.ndarray) -> dict[str, float]:
-  """Gives a mean over tokens and its interval over the documents that have any; {} without any."""
+  """Returns a mean over tokens and its interval over the documents that have any; {} without any."""
   some_N = tokens_N > 0
   if not some_N.any():
     return {}

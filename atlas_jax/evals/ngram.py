@@ -12,7 +12,7 @@ BUFFERED = 2**21  # Keys counted at once: 16 MiB.
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
-  """Gives the size of `gzip -9` of the text in bits per byte of text."""
+  """Returns the size of `gzip -9` of the text in bits per byte of text."""
   return 8 * len(gzip.compress(text, 9, mtime=0)) / len(text)
 
 
@@ -66,7 +66,7 @@ class Trigram:
     self._waiting = []
 
   def _tables(self) -> list:
-    """Gives, from unigram to trigram, (keys, counts, contexts, count of each, distinct targets of each)."""
+    """Returns, from unigram to trigram, (keys, counts, contexts, count of each, distinct targets of each)."""
     if self._orders is None:
       self._merge()
       self._orders = []
@@ -78,7 +78,7 @@ class Trigram:
     return self._orders
 
   def probability(self, keys):
-    """Gives P(target | two tokens before) for keys (before_last * V + last) * V + target, float64."""
+    """Returns P(target | two tokens before) for keys (before_last * V + last) * V + target, float64."""
     probability = np.full(len(keys), 1 / self.vocab_size)
     for order, (seen, counts, contexts, totals, kinds) in enumerate(self._tables(), start=1):
       part = keys % self.vocab_size**order
@@ -89,7 +89,7 @@ class Trigram:
     return probability
 
   def bits_per_byte(self, batches: Iterable[dict]) -> float:
-    """Gives the bits of all counted targets over the bytes they stand for; batches are consecutive steps.
+    """Returns the bits of all counted targets over the bytes they stand for; batches are consecutive steps.
 
     Raises:
       ValueError: if the batches hold no byte.
@@ -105,7 +105,7 @@ class Trigram:
 
 
 def _trigrams(batch: dict, ahead: dict | None, vocab_size: int, doc_id: int):
-  """Gives the keys of counted targets and the last column, which the next batch continues."""
+  """Returns the keys of counted targets and the last column, which the next batch continues."""
   tokens_BT, doc_BT = (np.asarray(batch[name], np.int64) for name in ("tokens_BT", "doc_BT"))
   if ahead is None:
     ahead = {"tokens_B": np.full(len(tokens_BT), doc_id), "doc_B": np.full(len(tokens_BT), -1)}
@@ -118,13 +118,13 @@ def _trigrams(batch: dict, ahead: dict | None, vocab_size: int, doc_id: int):
 
 
 def _sum_by_key(keys, counts):
-  """Gives the distinct keys in order and the sum of the counts of each."""
+  """Returns the distinct keys in order and the sum of the counts of each."""
   unique, where = np.unique(keys, return_inverse=True)
   return unique, np.bincount(where, weights=counts, minlength=len(unique)).astype(np.int64)
 
 
 def _look_up(wanted, keys, values):
-  """Gives the value of each wanted key, 0 where it is not among the sorted keys."""
+  """Returns the value of each wanted key, 0 where it is not among the sorted keys."""
   if not len(keys):
     return np.zeros(len(wanted), np.int64)
   at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

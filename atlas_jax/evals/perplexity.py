@@ -14,7 +14,7 @@ BUCKETS = 13  # Up to 2**18 tokens into a document; the last one holds all that 
 
 
 def bucket_starts(first: int = FIRST_BUCKET_TOKENS, buckets: int = BUCKETS) -> list[int]:
-  """Gives the first position of each bucket: 0, then `first` and its doublings."""
+  """Returns the first position of each bucket: 0, then `first` and its doublings."""
   return [0] + [first * 2**n for n in range(buckets - 1)]
 
 

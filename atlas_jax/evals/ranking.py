@@ -12,7 +12,7 @@ from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
 
-def make(score: Callable, settings: ranked.Settings, source_factory: Callable, mesh: Mesh):
+def make(score: Callable, settings: ranked.RankedSettings, source_factory: Callable, mesh: Mesh):
   """Makes the evaluation.
 
   Args:

@@ -83,7 +83,7 @@ def _member(what: str, content: bytes, kinds: str, remedy: str) -> np.ndarray:
 
 
 def _header(opened) -> tuple[tuple[int, ...], np.dtype, int]:
-  """Gives shape, dtype, and where the numbers begin."""
+  """Returns shape, dtype, and where the numbers begin."""
   with _PARSING:
     version = np.lib.format.read_magic(opened)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -101,14 +101,14 @@ def _check(file, shape, dtype, kinds: str, axes: int | None, remedy: str) -> Non
 
 
 def npz_bytes(**arrays) -> bytes:
-  """Gives the bytes of a .npz file; `write.whole` puts them in place."""
+  """Returns the bytes of a .npz file; `write.whole` puts them in place."""
   out = io.BytesIO()
   np.savez(out, **arrays)
   return out.getvalue()
 
 
 def npy_bytes(array) -> bytes:
-  """Gives the bytes of a .npy file; `write.whole` puts them in place."""
+  """Returns the bytes of a .npy file; `write.whole` puts them in place."""
   out = io.BytesIO()
   np.save(out, array, allow_pickle=False)
   return out.getvalue()

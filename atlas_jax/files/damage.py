@@ -23,7 +23,7 @@ class Damaged(ValueError):
 
 
 def one_line(why: object) -> str:
-  """Gives what an error says in one line of bounded length."""
+  """Returns what an error says in one line of bounded length."""
   text = " ".join(str(why).split()) or type(why).__name__
   return text if len(text) <= WHY_CHARS else f"{text[:WHY_CHARS]}..."
 

@@ -5,7 +5,7 @@ from atlas_jax.files.damage import Damaged
 
 
 def path(folder, name: object, *, named_by, remedy: str = "name files of that folder alone") -> pathlib.Path:
-  """Gives the path of a file that an index or archive names.
+  """Returns the path of a file that an index or archive names.
 
   Links inside the folder are followed, since the cache of the Hugging Face hub is made of them; a name that
   leaves the folder by itself is refused.
@@ -26,6 +26,6 @@ def path(folder, name: object, *, named_by, remedy: str = "name files of that fo
 
 
 def is_inside(name: str) -> bool:
-  """Says whether a name is a relative path that never goes up, on any system."""
+  """Returns whether a name is a relative path that never goes up, on any system."""
   parts = name.replace("\\", "/").split("/")
   return bool(name) and "\0" not in name and ":" not in parts[0] and not {"", ".", ".."} & set(parts)

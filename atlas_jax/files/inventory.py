@@ -18,7 +18,7 @@ THREADS = 4
 
 
 def take(folder, names: Iterable[str]) -> dict[str, list]:
-  """Gives {name: [size, checksum of each piece]} of files in a folder."""
+  """Returns {name: [size, checksum of each piece]} of files in a folder."""
   root = pathlib.Path(folder)
   return {name: [(root / name).stat().st_size, _sums(root / name)] for name in names}
 

@@ -38,7 +38,7 @@ def read(file, kind: type[Value] = dict, *, remedy: str = AGAIN, nan: bool = Fal
 
 def parse(file, data: bytes, kind: type[Value] = dict, *, remedy: str = AGAIN,  # type: ignore
           nan: bool = False) -> Value:
-  """Gives the value that bytes of a file hold; arguments and errors as of `read`."""
+  """Returns the value that bytes of a file hold; arguments and errors as of `read`."""
   if not data.strip():
     raise Damaged(file, f"is empty ({len(data)} bytes), and should hold JSON", remedy)
   try:
@@ -57,7 +57,7 @@ def parse(file, data: bytes, kind: type[Value] = dict, *, remedy: str = AGAIN,  
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-  """Gives an object with its checksum."""
+  """Returns an object with its checksum."""
   return {**content, SEAL: _sum(content)}
 
 
@@ -85,7 +85,7 @@ def read_sealed(file, *, remedy: str = AGAIN, needed: bool = False, nan: bool = 
 
 
 def _is_seal(content: Mapping[str, Any], name: str) -> bool:
-  """Says whether a field is the seal of all others, its own name damaged."""
+  """Returns whether a field is the seal of all others, its own name damaged."""
   value = content[name]
   return isinstance(value, str) and len(value) == 64 and value == _sum(
       {other: content[other] for other in content if other != name})
@@ -98,7 +98,7 @@ def _sum(content: Mapping[str, Any]) -> str:
 
 def field(file, content: Mapping[str, Any], name: str, fits: Callable[[Any], bool], needs: str, *,
           remedy: str = AGAIN) -> Any:
-  """Gives a field of an object, checked.
+  """Returns a field of an object, checked.
 
   Args:
     file: that the object is of, for the message.
@@ -120,10 +120,10 @@ def field(file, content: Mapping[str, Any], name: str, fits: Callable[[Any], boo
 
 
 def is_int(value: Any, low: int = 0, high: int = 2**31 - 1) -> bool:
-  """Says whether a value is a whole number, no truth value, between two bounds."""
+  """Returns whether a value is a whole number, no truth value, between two bounds."""
   return type(value) is int and low <= value <= high
 
 
 def is_real(value: Any, low: float, high: float) -> bool:
-  """Says whether a value is a number, no truth value and no NaN, between two bounds."""
+  """Returns whether a value is a number, no truth value and no NaN, between two bounds."""
   return type(value) in (int, float) and low <= value <= high

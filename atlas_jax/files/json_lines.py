@@ -43,7 +43,7 @@ def lines(file) -> Iterator[bytes]:
 
 
 def parse(file, number: int, line: bytes | str, *, nan: bool = False, remedy: str = MEND) -> dict[str, Any]:
-  """Gives the object in a line.
+  """Returns the object in a line.
 
   Args:
     file: that the line is of.

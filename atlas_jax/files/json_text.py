@@ -15,7 +15,7 @@ _MAY_BE_HUGE = re.compile(r"\d{41}|[eE]\+?\d{3}|\d{38}[\d.]*[eE]|\d{308}")
 
 
 def parse(text: str, *, nan: bool = False) -> Any:
-  """Gives what a JSON text holds.
+  """Returns what a JSON text holds.
 
   Args:
     text: one value.
@@ -75,7 +75,7 @@ def _refuse(name: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Gives the object of pairs; a name that comes twice would hide a value."""
+  """Returns the object of pairs; a name that comes twice would hide a value."""
   found = dict(pairs)
   if len(found) < len(pairs):
     twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

@@ -27,7 +27,7 @@ def read(file, *, remedy: str = AGAIN) -> dict[str, Any]:
 
 
 def largest_id(file, content: dict[str, Any], *, remedy: str = AGAIN) -> int:
-  """Gives the largest id of a tokenizer.json that `read` gave, -1 if it has none.
+  """Returns the largest id of a tokenizer.json that `read` gave, -1 if it has none.
 
   Raises:
     Damaged: naming the file, if its vocabulary has ids that are none.

@@ -20,7 +20,7 @@ PART = ".part"  # How the name of a file ends that is still being written; it be
 
 @contextlib.contextmanager
 def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
-  """Gives a binary file to write to, which takes its place when the block ends; an error leaves nothing.
+  """Yields a binary file to write to, which takes its place when the block ends; an error leaves nothing.
 
   Raises:
     OSError: of the system, such as a full disk; the old file, if any, is as it was.
@@ -34,7 +34,7 @@ def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def naming(file) -> Iterator[None]:
-  """Gives errors of the system that name no file, as those of writing to an open one, the name of this."""
+  """Yields errors of the system that name no file, as those of writing to an open one, the name of this."""
   try:
     yield
   except OSError as error:
@@ -45,7 +45,7 @@ def naming(file) -> Iterator[None]:
 
 @contextlib.contextmanager
 def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
-  """Gives a path beside a file for a library to write to; it takes the file's place when the block ends."""
+  """Yields a path beside a file for a library to write to; it takes the file's place when the block ends."""
   path = pathlib.Path(file)
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
   try:

@@ -6,7 +6,7 @@ from atlas_jax.data import chats
 from atlas_jax.files import inventory, json_file, write
 from atlas_jax.language.initial_model import (
   MODEL,
-  Start,
+  InitialModel,
   check_base,
   group_of,
   is_lost,
@@ -18,7 +18,7 @@ from atlas_jax.language.pretrained import hf_export, hf_import, peft, tokenizer_
 from atlas_jax.workdir import ADAPTER, BASE_STEP, CHECKPOINTS, PRETRAINED, SHAPE, TEMPLATE, TOKENIZER
 
 
-def save(config, start: Start, workdir) -> None:
+def save(config, start: InitialModel, workdir) -> None:
   """Copies tokenizer, chat template and published config into a workdir; see `recipes.Assets`.
 
   Args:
@@ -30,7 +30,7 @@ def save(config, start: Start, workdir) -> None:
   start.tokenizer.save(workdir / TOKENIZER)
   beside = start.folder if data.tokenizer == MODEL else _local(data.tokenizer)
   if beside is not None:
-    tokenizer_files.travel(beside, workdir / TOKENIZER)
+    tokenizer_files.copy(beside, workdir / TOKENIZER)
   inventory.seal(workdir / TOKENIZER)
   if start.template is not None:
     template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
@@ -42,14 +42,14 @@ def save(config, start: Start, workdir) -> None:
     inventory.seal(workdir / ADAPTER)
   note_step(config.model.path, workdir / BASE_STEP)
   if start.folder is not None:
-    _copy(start.folder, workdir / PRETRAINED, ("config.json", *hf_export.TRAVELS))
+    _copy(start.folder, workdir / PRETRAINED, ("config.json", *hf_export.COPIED_FILES))
     inventory.seal(workdir / PRETRAINED)
   elif config.model.path is not None:
     write.json(workdir / SHAPE, json_file.sealed(shape_of(config.model.path)))
 
 
 def shape_of(workdir: str) -> dict:
-  """Gives the fields of a run's model: those of the first of the runs that it goes on from."""
+  """Returns the fields of a run's model: those of the first of the runs that it goes on from."""
   config = configs.load(workdir).as_configdict()
   resolve(config, workdir)
   path = config.model.path
@@ -62,7 +62,7 @@ def resolve(config, workdir) -> None:
 
 
 def with_copies_of_lost(config, workdir):
-  """Gives the config to go on with a run: the workdir's copies replace model.path or lora.path if gone.
+  """Returns the config to go on with a run: the workdir's copies replace model.path or lora.path if gone.
 
   Args:
     config: resolved.
@@ -87,14 +87,14 @@ def with_copies_of_lost(config, workdir):
 
 
 def _refers(config) -> bool:
-  """Says whether the loss compares with the model at config.model.path, which is read at every start."""
+  """Returns whether the loss compares with the model at config.model.path, which is read at every start."""
   if config.recipe == "grpo":
     return bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
   return config.recipe == "ranked" and bool(config.ranked.anchored or config.ranked.kl_weight)
 
 
 def _local(name: str) -> pathlib.Path | None:
-  """Gives the folder of a tokenizer that was loaded by name; None for bytes, which have none."""
+  """Returns the folder of a tokenizer that was loaded by name; None for bytes, which have none."""
   if name.startswith(hf_import.HUB):
     return hf_import.find(name)
   path = pathlib.Path(name).expanduser()

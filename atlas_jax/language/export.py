@@ -10,7 +10,7 @@ from atlas_jax import tree
 from atlas_jax.data import chats
 from atlas_jax.files import write
 from atlas_jax.language import runs
-from atlas_jax.language.initial_model import MODEL, Start, is_run, open_start
+from atlas_jax.language.initial_model import MODEL, InitialModel, is_run, load_initial_model
 from atlas_jax.language.pretrained import hf_config, hf_export, hf_import, peft, tensor_files, tokenizer_files
 from atlas_jax.language.pretrained.names import atlas
 from atlas_jax.models.decoder import Decoder
@@ -55,7 +55,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
   """
   check_target(folder)
   runs.check_language(config, workdir, "export")
-  start, mesh, target = open_start(config), runs.mesh_here(config), pathlib.Path(folder)
+  start, mesh, target = load_initial_model(config), runs.mesh_here(config), pathlib.Path(folder)
   architecture = check_model(config, start, adapters)
   part = target.with_name(f"{target.name}.part")
   if hosts.is_main():
@@ -78,8 +78,8 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
           "like": None if adapters or origin is None else str(origin)}
 
 
-def check_model(config, start: Start, adapters: bool) -> str:
-  """Gives a model's architecture as its config will name it; refuses a model that has no published form.
+def check_model(config, start: InitialModel, adapters: bool) -> str:
+  """Returns a model's architecture as its config will name it; refuses a model that has no published form.
 
   Raises:
     ValueError: says what to do with it instead.
@@ -98,7 +98,7 @@ def check_model(config, start: Start, adapters: bool) -> str:
 
 
 def origin_of(workdir) -> pathlib.Path | None:
-  """Gives the folder of the published model at the root of a run, if it still has its weights."""
+  """Returns the folder of the published model at the root of a run, if it still has its weights."""
   path = configs.load(workdir).model.path
   while path is not None and is_run(path):
     path = configs.load(path).model.path
@@ -115,11 +115,11 @@ def origin_of(workdir) -> pathlib.Path | None:
 
 
 def longest_tokens(config) -> int:
-  """Gives the longest text that a model which was drawn here was trained on."""
+  """Returns the longest text that a model which was drawn here was trained on."""
   return max(config.data.segment_len, config.data.max_prompt_tokens + config.sampler.max_tokens)
 
 
-def _write_model(config, workdir, start: Start, module: Decoder, params, folder: pathlib.Path, origin,
+def _write_model(config, workdir, start: InitialModel, module: Decoder, params, folder: pathlib.Path, origin,
                  dtype: str | None) -> None:
   """Writes weights and config: laid out like those of the origin, or of the run's copy of its config."""
   published = pathlib.Path(workdir) / PRETRAINED / "config.json"
@@ -134,12 +134,12 @@ def _write_model(config, workdir, start: Start, module: Decoder, params, folder:
   hf_export.save(folder, module, params, dtype=dtype, max_tokens=longest_tokens(config))
   if hosts.is_main():
     tensor_files.write_json(folder / "config.json", {**settings, spelling: dtype})
-    for name in hf_export.TRAVELS:
+    for name in hf_export.COPIED_FILES:
       if (published.parent / name).is_file():
         write.copy(published.parent / name, folder / name)
 
 
-def _write_tokenizer(config, workdir, start: Start, folder: pathlib.Path) -> None:
+def _write_tokenizer(config, workdir, start: InitialModel, folder: pathlib.Path) -> None:
   """Writes the run's own tokenizer and chat template, in place of those of the model it started from."""
   asked, workdir = configs.load(workdir).data, pathlib.Path(workdir)
   if asked.tokenizer != MODEL:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.state import Init, LoadedParams
 
 REFERENCE = "reference"
 
 
-def init_of(start: Start, *, reference: bool = False) -> Callable:
+def init_of(start: InitialModel, *, reference: bool = False) -> Callable:
   """Makes the function from a key to what training starts from; see `recipes.Recipe.init`."""
   def init(rng) -> Init:
     params, frozen = start.init(rng)
@@ -24,7 +24,7 @@ def init_of(start: Start, *, reference: bool = False) -> Callable:
   return init
 
 
-def load_of(start: Start, *, reference: bool = False) -> Callable | None:
+def load_of(start: InitialModel, *, reference: bool = False) -> Callable | None:
   """Makes the reader of what training starts from; None where all of it is drawn; see `Recipe.load`."""
   if start.read_base is None:
     return None

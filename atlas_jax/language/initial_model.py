@@ -40,10 +40,10 @@ DECODER_HOW = ("dtype", "remat", "scan_unroll", "attention_block_tokens")
 MEMORY_HOW = ("dtype", "remat", "scan_unroll")
 
 
-class Start(NamedTuple):
+class InitialModel(NamedTuple):
   """The model of a run that tunes."""
 
-  language: languages.Language
+  language: languages.LanguageModel
   tokenizer: Any
   template: chats.Template | None  # None: prompts are texts
   folder: pathlib.Path | None  # of the published model, with its config and tokenizer
@@ -71,7 +71,7 @@ class Start(NamedTuple):
 
   @property
   def reads_trained(self) -> bool:
-    """Says whether what is trained is read from files, in place of being drawn."""
+    """Returns whether what is trained is read from files, in place of being drawn."""
     return (self.read_adapters if self.adapted else self.read_base) is not None
 
   def read(self, mesh: Mesh, fresh: bool) -> tuple[Any, dict]:
@@ -91,12 +91,12 @@ class Start(NamedTuple):
     return self.read_adapters(mesh) if fresh and self.read_adapters else None, {"base": base}
 
 
-def whole(params, frozen):
-  """Gives the parameters of the whole model: joined with frozen["base"], where adapters are trained."""
+def merge_frozen(params, frozen):
+  """Returns the parameters of the whole model: joined with frozen["base"], where adapters are trained."""
   return lora.join(params, frozen["base"]) if frozen and "base" in frozen else params
 
 
-def open_start(config, workdir=None) -> Start:
+def load_initial_model(config, workdir=None) -> InitialModel:
   """Finds what a config starts from.
 
   Args:
@@ -128,13 +128,14 @@ def open_start(config, workdir=None) -> Start:
                      f"for a new one set config.{group}.vocab_size={tokenizer.vocab_size}")
   warning = _check_tokenizer(config, tokenizer, folder)
   template = _template(config, folder)
-  return Start(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
-               options is not None, read,
-               None if config.lora.path is None else adapters.reader_of(config, language.module), warning)
+  return InitialModel(language, tokenizer, template, folder, _end_tokens(tokenizer, template, folder),
+                      options is not None, read,
+                      None if config.lora.path is None else adapters.reader_of(config, language.module),
+                      warning)
 
 
 def find(path: str) -> pathlib.Path:
-  """Gives the folder of a published model.
+  """Returns the folder of a published model.
 
   Raises:
     ValueError: if there is none.
@@ -146,17 +147,17 @@ def find(path: str) -> pathlib.Path:
 
 
 def is_run(path: str) -> bool:
-  """Says whether a path is the workdir of a run, and not the folder of a published model."""
+  """Returns whether a path is the workdir of a run, and not the folder of a published model."""
   return (pathlib.Path(path) / CHECKPOINTS).is_dir()
 
 
-def drawn(config) -> languages.Language:
-  """Gives the model of a config whose parameters are drawn; needs no tokenizer."""
+def drawn(config) -> languages.LanguageModel:
+  """Returns the model of a config whose parameters are drawn; needs no tokenizer."""
   options = adapters.options_of(config.lora)
   if config.model.kind == "memory":
     _refuse_adapters(options)
     return languages.of_memory(lm.build(config.model.to_dict()))
-  return languages.of_decoder(Decoder(**config.decoder, lora=options))
+  return languages.from_decoder(Decoder(**config.decoder, lora=options))
 
 
 def _refuse_adapters(options) -> None:
@@ -171,24 +172,24 @@ def _published(config, path: str, folder: pathlib.Path, options):
                      f"{config.model.kind!r}; set config.model.kind='decoder'")
   how = {name: config.decoder[name] for name in DECODER_HOW}
   _, fields = hf_config.read(folder / "config.json")
-  language = languages.of_decoder(Decoder(**fields, **how, lora=options))
+  language = languages.from_decoder(Decoder(**fields, **how, lora=options))
   return language, lambda mesh: hf_import.load(path, mesh=mesh, param_dtype="float32", **how).params
 
 
 def _of_run(config, workdir: pathlib.Path, options):
-  """Gives the model of another run and the reader of its newest parameters, its adapters merged."""
+  """Returns the model of another run and the reader of its newest parameters, its adapters merged."""
   other = configs.load(workdir)
   if other.model.kind != config.model.kind:
     raise ValueError(f"config.model.path={str(workdir)!r} is a run of another kind of model; set "
                      f"config.model.kind={other.model.kind!r} in place of {config.model.kind!r}")
-  start = open_start(_with_copies(other, workdir), workdir)
+  start = load_initial_model(_with_copies(other, workdir), workdir)
   module = start.language.module
   if config.model.kind == "memory":
     _refuse_adapters(options)
     language = languages.of_memory(module.copy(**{name: config.model[name] for name in MEMORY_HOW}))
   else:
     how = {name: config.decoder[name] for name in DECODER_HOW}
-    language = languages.of_decoder(module.copy(**how, lora=options))
+    language = languages.from_decoder(module.copy(**how, lora=options))
 
   def read(mesh):
     shapes, frozen = jax.eval_shape(start.init, jax.random.key(0))
@@ -207,7 +208,10 @@ def _of_run(config, workdir: pathlib.Path, options):
 
 
 def _with_copies(config, workdir: pathlib.Path):
-  """Gives a run's config with its own copies of what it started from, and no chat template: none is used."""
+  """Returns a run's config with its own copies of what it started from, and no chat template.
+
+  None is used.
+  """
   changed = config.as_configdict()
   changed.data.chat_template = None
   use_copies(changed, workdir)
@@ -250,7 +254,7 @@ def use_copies(config, workdir) -> None:
 
 
 def is_lost(path: str | None) -> bool:
-  """Says whether a path, not a name on the hub, names what is not there."""
+  """Returns whether a path, not a name on the hub, names what is not there."""
   return (path is not None and not path.startswith(hf_import.HUB)
           and not pathlib.Path(path).expanduser().exists())
 
@@ -292,7 +296,7 @@ def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
                      "another workdir")
 
 
-def _drawn_base(start: Start, config, mesh, shapes):
+def _drawn_base(start: InitialModel, config, mesh, shapes):
   rng = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)  # As `state.first` draws.
   where = placement.shardings(mesh, shapes["base"])
   return jax.jit(lambda: start.init(rng)[1]["base"], out_shardings=where)()
@@ -353,7 +357,7 @@ def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
 
 
 def _end_tokens(tokenizer, template, folder: pathlib.Path | None) -> tuple[int, ...]:
-  """Gives the ids that end a completion: the tokenizer's, the template's, and those that files name."""
+  """Returns the ids that end a completion: the tokenizer's, the template's, and those that files name."""
   turn_end = None if template is None else template.turn_end(tokenizer)
   found = [int(one) for one in (tokenizer.doc_id, turn_end) if one is not None]
   for file in ("generation_config.json", "config.json"):

@@ -1,8 +1,8 @@
 """How long the rows may be that a model is tuned on."""
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import InitialModel
 
 
-def check_segment_len(config, start: Start) -> None:
+def check_segment_len(config, start: InitialModel) -> None:
   """Refuses rows that the model cannot read.
 
   Raises:

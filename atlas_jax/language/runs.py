@@ -10,7 +10,7 @@ from atlas_jax import state as states
 from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.language import assets
 from atlas_jax.language.decoding import streams
-from atlas_jax.language.initial_model import Start, open_start
+from atlas_jax.language.initial_model import InitialModel, load_initial_model
 from atlas_jax.models import language as languages
 from atlas_jax.models import lora, placement
 from atlas_jax.parallel import mesh as meshes
@@ -19,11 +19,11 @@ from atlas_jax.state import Init
 WITHOUT_LANGUAGE = ("trm",)  # Recipes whose models are none that write on from a prompt.
 
 
-class Tuned(NamedTuple):
+class OpenedModel(NamedTuple):
   """The language model of a run."""
 
-  start: Start
-  language: languages.Language  # without adapters
+  start: InitialModel
+  language: languages.LanguageModel  # without adapters
   params: Any  # of it
   step: int  # updates they have seen
 
@@ -89,7 +89,7 @@ def check_language(config, workdir, mode: str) -> None:
                      f"{config.recipe!r}")
 
 
-def restore_tuned(config, workdir, start: Start, mesh) -> tuple[Any, Any, int]:
+def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any, int]:
   """Reads (what was trained, the model beside its adapters or None, step) of a language run.
 
   Raises:
@@ -103,20 +103,20 @@ def restore_tuned(config, workdir, start: Start, mesh) -> tuple[Any, Any, int]:
   return params, given["base"] if given else _drawn_base(config, start, mesh), step
 
 
-def _drawn_base(config, start: Start, mesh):
+def _drawn_base(config, start: InitialModel, mesh):
   draw = lambda: states.first(start.init, config.seed)[1]["base"]
   return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 
-def open_tuned(config, workdir, mesh) -> Tuned:
+def open_tuned(config, workdir, mesh) -> OpenedModel:
   """Opens the language model of a run, its adapters merged; arguments and errors as of `restore_tuned`."""
-  start = open_start(config)
+  start = load_initial_model(config)
   params, base, step = restore_tuned(config, workdir, start, mesh)
   if base is None:
-    return Tuned(start, start.language, params, step)
+    return OpenedModel(start, start.language, params, step)
   module = start.language.module
   merged = lora.merge(lora.join(params, base), module.lora)
-  return Tuned(start, languages.of_decoder(module.copy(lora=None)), merged, step)
+  return OpenedModel(start, languages.from_decoder(module.copy(lora=None)), merged, step)
 
 
 def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
@@ -140,7 +140,7 @@ def generate(config, workdir, prompt: str, **options) -> Iterator[str]:
   return write(tuned.start, tuned.language, tuned.params, prompt, mesh=mesh, **options)
 
 
-def write(start: Start, language: languages.Language, params, prompt: str, *, mesh,
+def write(start: InitialModel, language: languages.LanguageModel, params, prompt: str, *, mesh,
           **options) -> Iterator[str]:
   """Writes on from a prompt, or answers it where there is a chat template; see `generate`."""
   asked: str | Sequence[int] = prompt

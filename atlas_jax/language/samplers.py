@@ -1,10 +1,10 @@
 """The sampler that a config names."""
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import InitialModel
 
 
-def load(config, start: Start, mesh, workdir=None) -> Sampler:
+def load(config, start: InitialModel, mesh, workdir=None) -> Sampler:
   """Makes the sampler that config.sampler.kind names; it has no weights yet.
 
   Args:

@@ -159,7 +159,7 @@ def _stack(rewards: Mapping, weights: Mapping):
 
 
 def centre(value_BG, known_BG):
-  """Gives values minus the mean of the known ones of their row, which is then zero but for rounding.
+  """Returns values minus the mean of the known ones of their row, which is then zero but for rounding.
 
   A mean is rounded to the last digit of the values. Of what is left, which is small where they are alike, it
   is taken off once more.
@@ -171,7 +171,7 @@ def centre(value_BG, known_BG):
 
 
 def _power(reward_BG, known_BG):
-  """Gives the power of two just above the largest reward of each row."""
+  """Returns the power of two just above the largest reward of each row."""
   largest_BG = jnp.max(jnp.where(known_BG, jnp.abs(reward_BG), 0), axis=1, keepdims=True)
   return jnp.frexp(largest_BG)[1]
 

@@ -12,7 +12,7 @@ from atlas_jax.kernels.vocab_loss import map_blocks, vocab_logits
 
 
 def divergence(student_log_NV, teacher_log_NV, *, beta: float):
-  """Gives the generalised Jensen-Shannon divergence of log-probabilities, over the last axis.
+  """Returns the generalised Jensen-Shannon divergence of log-probabilities, over the last axis.
 
   Args:
     student_log_NV, teacher_log_NV: log-probabilities s and p.
@@ -96,7 +96,8 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
   def score(student_ND, teacher_ND, target_N):
     soft_N = divergence(*_log_probs(student_ND, teacher_ND, heads, temperature), beta=0.0)
     log_NV = jax.nn.log_softmax(vocab_logits(student_ND, heads[0]), axis=-1)
-    # Targets beyond the shared vocabulary do not count; out of range, their slope would be NaN all the same.
+    # Targets beyond the shared vocabulary do not count; out of range, their gradient
+    # would be NaN all the same.
     target_N = jnp.minimum(target_N, heads[0].shape[1] - 1)
     nll_N = -jnp.take_along_axis(log_NV, target_N[:, None], axis=1)[:, 0]
     return alpha * temperature**2 * soft_N + (1 - alpha) * nll_N

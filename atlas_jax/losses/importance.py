@@ -8,7 +8,7 @@ import jax.numpy as jnp
 RATIOS = ("token", "sequence", "sequence_token")
 ESTIMATORS = ("k1", "k2", "k3")
 CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-LIMIT = 20.0  # Of a log ratio: exp of more than 88 would make the slope of a clipped token NaN in float32.
+LIMIT = 20.0  # Of a log ratio: exp of more than 88 would make the gradient of a clipped token NaN in float32.
 TINY = 1e-10  # Stands for a ratio of 0 in logarithms.
 
 
@@ -19,12 +19,12 @@ def row_mean(value_BT, counted_BT):
 
 
 def log_ratio(logprob_BT, old_logprob_BT, counted_BT, *, ratio: str):
-  """Gives the logarithm of how much likelier the new policy finds what the old one did.
+  """Returns the logarithm of how much likelier the new policy finds what the old one did.
 
   Args:
     logprob_BT, old_logprob_BT: of the tokens; the old ones fixed.
     ratio: "token", "sequence" (the mean over a row's tokens, the same for all of them), or "sequence_token"
-      (that value, with the slope of each token's own).
+      (that value, with the gradient of each token's own).
 
   Returns:
     log_ratio_BT.
@@ -44,8 +44,8 @@ def kl_estimate(logprob_BT, ref_logprob_BT, *, estimator: str):
   """Estimates KL(policy || reference) from the tokens drawn.
 
   Args:
-    estimator: with u = reference - policy: "k1" (-u; without bias, but its slope is zero on average, so it
-      does not hold the policy back), "k2" (u^2 / 2; its slope is the one of the KL) or "k3"
+    estimator: with u = reference - policy: "k1" (-u; without bias, but its gradient is zero on average, so it
+      does not hold the policy back), "k2" (u^2 / 2; its gradient is the one of the KL) or "k3"
       (exp(u) - u - 1; never negative).
 
   Returns:
@@ -63,7 +63,7 @@ def kl_estimate(logprob_BT, ref_logprob_BT, *, estimator: str):
 
 def sampler_ratio(old_logprob_BT, sampler_logprob_BT, counted_BT, *, correction: str, low: float | None,
                   high: float | None):
-  """Gives weights that make up for a sampler whose probabilities are not the trainer's; they have no slope.
+  """Returns weights that make up for a sampler whose probabilities are not the trainer's; without gradient.
 
   Args:
     old_logprob_BT: the trainer's own log-probabilities of what was sampled.
@@ -102,7 +102,7 @@ def stale_rows(logprob_BT, behaviour_logprob_BT, advantage_B, counted_BT, *, thr
 
 
 def entropy_floor(entropy_BT, counted_BT, *, top_frac: float):
-  """Gives the entropy that a share of the counted tokens reaches: [], NaN if no token counts.
+  """Returns the entropy that a share of the counted tokens reaches: [], NaN if no token counts.
 
   Args:
     entropy_BT: of the distribution each token was drawn from.

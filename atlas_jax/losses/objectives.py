@@ -19,7 +19,7 @@ GAMMA_RANGE = (1e-8, 20.0)  # Least weight of a row, and largest logarithm of it
 class Terms(NamedTuple):
   """What objectives are made of."""
 
-  logprob_BT: Any  # Of the policy being trained; it alone has a slope, and what is made of it.
+  logprob_BT: Any  # Of the policy being trained; it alone has a gradient, and what is made of it.
   old_logprob_BT: Any  # Of the policy that made the batch.
   ratio_BT: Any  # exp of `importance.log_ratio`.
   advantage_BT: Any  # One number per row, repeated.
@@ -41,7 +41,7 @@ def clip(terms: Terms, settings):
 
 
 def cispo(terms: Terms, settings):
-  """Weighs log-probabilities by the ratio, clipped from above at clip_high itself: every token has a slope.
+  """Weighs log-probabilities by the ratio, clipped from above at clip_high: every token has a gradient.
 
   Source: MiniMax-M1 2025, arXiv:2506.13585.
   """

@@ -18,7 +18,7 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PolicySettings:
   """What a policy loss is made of; the fields of config.policy.
 
   Raises:
@@ -96,15 +96,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 BOUNDS = {"cispo": ("clip_high",), "sapo": (), "vespo": ()}
 
 
-def unread_bounds(settings: Settings) -> list[str]:
+def unread_bounds(settings: PolicySettings) -> list[str]:
   """Lists the bounds of the ratio that the objective of these settings does not read."""
   every = ("clip_low", "clip_high")
   read = BOUNDS[settings.objective] if settings.objective in BOUNDS else every
   return [field for field in every if field not in read]
 
 
-def preset(name: str, **changes) -> Settings:
-  """Gives the settings of a named loss, with some fields changed.
+def preset(name: str, **changes) -> PolicySettings:
+  """Returns the settings of a named loss, with some fields changed.
 
   Raises:
     ValueError: if the name is unknown, or the settings do not go together.
@@ -112,7 +112,7 @@ def preset(name: str, **changes) -> Settings:
   """
   if name not in PRESETS:
     raise ValueError(f"config.policy has no preset {name!r}; choose one of {', '.join(PRESETS)}")
-  return Settings(**{**PRESETS[name], **changes})
+  return PolicySettings(**{**PRESETS[name], **changes})
 
 
 class PolicyOut(NamedTuple):
@@ -124,7 +124,7 @@ class PolicyOut(NamedTuple):
 
 
 def loss_mask(completion_mask_BT, *, own_BT=None, truncated_B=None):
-  """Says which tokens count: those of the completion, of them only the policy's own, not in truncated rows.
+  """Returns which tokens count: the policy's own in the completion, but for truncated rows.
 
   Args:
     completion_mask_BT: bool or 0 and 1; the end token counts.
@@ -142,7 +142,7 @@ def loss_mask(completion_mask_BT, *, own_BT=None, truncated_B=None):
   return counted_BT
 
 
-def policy_loss(logprob_BT, advantage_B, completion_mask_BT, settings: Settings, *, old_logprob_BT=None,
+def policy_loss(logprob_BT, advantage_B, completion_mask_BT, settings: PolicySettings, *, old_logprob_BT=None,
                 ref_logprob_BT=None, sampler_logprob_BT=None, entropy_BT=None, entropy_floor=None,
                 row_mask_B=None, tokens_per_row=None) -> PolicyOut:
   """Averages an objective over a batch of completions.
@@ -190,7 +190,7 @@ def policy_loss(logprob_BT, advantage_B, completion_mask_BT, settings: Settings,
   return PolicyOut(total / jnp.maximum(divisor, 1), divisor, metrics)
 
 
-def _check_given(settings: Settings, *, ref, sampler, entropy) -> None:
+def _check_given(settings: PolicySettings, *, ref, sampler, entropy) -> None:
   for field, array, name in (("kl_weight", ref, "ref_logprob_BT"),
                              ("sampler_correction", sampler, "sampler_logprob_BT"),
                              ("entropy_weight", entropy, "entropy_BT"),
@@ -219,8 +219,8 @@ def _terms(settings, logprob_BT, advantage_B, counted_BT, old_BT, ref_BT, sample
   return Terms(logprob_BT, old_BT, ratio_BT, advantage_BT, counted_BT, weight_BT), ref_BT, sampler_BT
 
 
-def _each(terms: Terms, settings: Settings, ref_BT, sampler_BT, entropy_BT, floor):
-  """Gives each token's loss without entropy bonus, its KL (or None) and which rows are stale (or None)."""
+def _each(terms: Terms, settings: PolicySettings, ref_BT, sampler_BT, entropy_BT, floor):
+  """Returns each token's loss without entropy bonus, its KL (or None) and which rows are stale (or None)."""
   each_BT = OBJECTIVES[settings.objective](terms, settings)
   stale_B = kl_BT = None
   if settings.stale_nats is not None:
@@ -241,8 +241,8 @@ def _each(terms: Terms, settings: Settings, ref_BT, sampler_BT, entropy_BT, floo
   return each_BT, kl_BT, stale_B
 
 
-def _aggregate(each_BT, counted_BT, rows, settings: Settings):
-  """Gives (total, divisor), both of which add up over pieces of a batch."""
+def _aggregate(each_BT, counted_BT, rows, settings: PolicySettings):
+  """Returns (total, divisor), both of which add up over pieces of a batch."""
   if settings.aggregation == "sequence_mean":
     return jnp.sum(importance.row_mean(each_BT, counted_BT)), rows
   total = jnp.sum(jnp.where(counted_BT, each_BT, 0))

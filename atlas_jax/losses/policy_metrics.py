@@ -63,7 +63,7 @@ def finish(means: dict) -> dict:
 
 
 def _clipped(terms, settings) -> dict:
-  """Says which ratios are outside their bounds on the side where that stops the slope."""
+  """Returns which ratios are outside their bounds on the side where that stops the gradient."""
   ratio_BT, advantage_BT = terms.ratio_BT, terms.advantage_BT
   if settings.objective == "cispo":
     return {"clip_high_frac": (ratio_BT > settings.clip_high) & (advantage_BT > 0)}
@@ -75,6 +75,6 @@ def _clipped(terms, settings) -> dict:
 
 
 def _extreme(reduce, value_BT, counted_BT, neutral: float):
-  """Gives 1, a ratio's resting place, if no token counts."""
+  """Returns 1, a ratio's resting place, if no token counts."""
   found = reduce(jnp.where(counted_BT, value_BT, neutral))
   return jnp.where(jnp.any(counted_BT), found, 1)

@@ -19,7 +19,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RankedSettings:
   """What a ranked loss is made of; the fields of config.ranked.
 
   Raises:
@@ -83,7 +83,7 @@ def scores_of(rank_BG, valid_BG, score_BG=None):
 
 
 def preferences(score_BG, valid_BG, *, scale: float = 1.0, minimum: float | None = None):
-  """Gives softmax(scale * scores) over the responses that are there; 0 for the others."""
+  """Returns softmax(scale * scores) over the responses that are there; 0 for the others."""
   target_BG = _softmax(scale * score_BG, valid_BG)
   if minimum is not None:
     best_BG = target_BG == jnp.max(target_BG, axis=1, keepdims=True)  # Something stays, whatever the minimum.
@@ -116,13 +116,13 @@ def pair_loss(margin_BG, score_BG, valid_BG, *, scale: float = 1.0, weighting: s
 
 
 def group_relative(score_BG, valid_BG, *, epsilon: float = EPSILON):
-  """Gives (score - mean) / (deviation + epsilon) over each group, with the population's deviation."""
+  """Returns (score - mean) / (deviation + epsilon) over each group, with the population's deviation."""
   known_BG = jnp.where(valid_BG, score_BG, jnp.nan)
   return group_advantages(known_BG.reshape(-1), group_size=score_BG.shape[1], kind="normalized",
                           deviation="population", epsilon=epsilon).reshape(score_BG.shape)
 
 
-def ranked_loss(logprob_BGT, mask_BGT, score_BG, valid_BG, settings: Settings, *,
+def ranked_loss(logprob_BGT, mask_BGT, score_BG, valid_BG, settings: RankedSettings, *,
                 ref_logprob_BGT=None) -> RankedOut:
   """Averages over prompts how badly the model's likelihoods follow the scores.
 

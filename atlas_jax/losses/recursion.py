@@ -55,7 +55,7 @@ def recursion_loss(logits_BTV, halt_logit_B, labels_BT, *, halted_B, steps_B, to
 
 
 def of_each(logits_BTV, halt_logit_B, labels_BT, *, steps_B) -> dict:
-  """Gives what `recursion_loss` adds up, for each row.
+  """Returns what `recursion_loss` adds up, for each row.
 
   Returns:
     Name -> [B]: accuracy (share of scored tokens that are right; 0 without any), exact_accuracy (1 where all
@@ -71,7 +71,7 @@ def of_each(logits_BTV, halt_logit_B, labels_BT, *, steps_B) -> dict:
 
 
 def binary_loss(logit_B, target_B):
-  """Gives the cross entropy of logits with targets in [0, 1], in nats, without overflow."""
+  """Returns the cross entropy of logits with targets in [0, 1], in nats, without overflow."""
   missed_B = jnp.maximum(logit_B, 0) - logit_B * target_B.astype(logit_B.dtype)
   return missed_B + jnp.log1p(jnp.exp(-jnp.abs(logit_B)))
 

@@ -73,7 +73,7 @@ def span_loss(student: Side, teacher: Side, single_BN, mask_BN, *, classes: int,
 
 
 def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
-  """Gives the log-probability of each class as the next, among all ids that have one; [N, classes]."""
+  """Returns the log-probability of each class as the next, among all ids that have one; [N, classes]."""
   logits_NV = vocab_logits(hidden_ND, side.head_DV, temperature=temperature)
   none_V = side.class_V < 0
   logits_NV = jnp.where(none_V[None], -jnp.inf, logits_NV)
@@ -85,8 +85,8 @@ def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
 
 
 def _outcomes(side: Side, spans: int, temperature: float, block_tokens: int | None):
-  """Gives log-probabilities of each span and of all others, [B, N, 2]."""
-  # Ids beyond the vocabulary, which belong to no span, would give NaN, whose slope no mask takes away.
+  """Returns log-probabilities of each span and of all others, [B, N, 2]."""
+  # Ids beyond the vocabulary, which belong to no span, would give NaN, whose gradient no mask takes away.
   tokens_BT = jnp.minimum(side.tokens_BT, side.head_DV.shape[1] - 1)
   logprob_BT = token_logprobs(side.hidden_BTD, side.head_DV, tokens_BT, temperature=temperature,
                               block_tokens=block_tokens)
@@ -98,8 +98,8 @@ def _outcomes(side: Side, spans: int, temperature: float, block_tokens: int | No
 
 
 def _log1mexp(log_BN):
-  """Gives log(1 - exp(x)) of x below 0, exact at either end."""
+  """Returns log(1 - exp(x)) of x below 0, exact at either end."""
   near_BN = log_BN > -0.7
-  # The branch that is not taken must have a finite slope too.
+  # The branch that is not taken must have a finite gradient too.
   close, far = jnp.where(near_BN, log_BN, -0.7), jnp.where(near_BN, -0.7, log_BN)
   return jnp.where(near_BN, jnp.log(-jnp.expm1(close)), jnp.log1p(-jnp.exp(far)))

@@ -10,20 +10,20 @@ TINY = 1e-30
 
 
 def stablemax(x):
-  """Gives x + 1 above 0 and 1 / (1 - x) below."""
+  """Returns x + 1 above 0 and 1 / (1 - x) below."""
   below = x < 0
-  # Each side sees only its own numbers: the other one's slope could be infinite there.
+  # Each side sees only its own numbers: the other one's gradient could be infinite there.
   return jnp.where(below, 1 / (1 - jnp.where(below, x, 0) + TINY), jnp.where(below, 0, x) + 1)
 
 
 def log_stablemax(logits_BTV):
-  """Gives log-probabilities over the last axis, in the logits' dtype."""
+  """Returns log-probabilities over the last axis, in the logits' dtype."""
   score_BTV = stablemax(logits_BTV)
   return jnp.log(score_BTV / jnp.sum(score_BTV, axis=-1, keepdims=True))
 
 
 def stablemax_loss(logits_BTV, labels_BT, dtype="float32"):
-  """Gives each token's surprise.
+  """Returns each token's surprise.
 
   Args:
     logits_BTV: one score per token of the vocabulary.
@@ -44,7 +44,7 @@ def stablemax_loss(logits_BTV, labels_BT, dtype="float32"):
 
 
 def pick_loss(log_BTV, labels_BT):
-  """Gives minus the log-probability of each label; 0 where nothing is scored."""
+  """Returns minus the log-probability of each label; 0 where nothing is scored."""
   scored_BT = labels_BT != NOT_SCORED
   picked_BT = jnp.take_along_axis(log_BTV, jnp.where(scored_BT, labels_BT, 0)[..., None], axis=-1)[..., 0]
   return jnp.where(scored_BT, -picked_BT, 0)

@@ -7,7 +7,7 @@
   y_t = f(W_t; q_t)
 
 W_t is A_t, A_t times a scale set at the chunk's start, or (reads "chunk") the base. Since the gradient of a
-dense weight is an outer product of the weight's input and a slope, a chunk is computed in dual form: no
+dense weight is an outer product of the weight's input and a gradient, a chunk is computed in dual form: no
 gradient of a token or a chunk ever exists as a matrix of its own.
 
 Source: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-18; Sun et al. 2024, arXiv:2407.04620, section
@@ -51,14 +51,14 @@ class Descent(NamedTuple):
   fade_to: str = "zero"  # "zero", or "start": the weights with which the text began
 
 
-class Base(NamedTuple):
+class ChunkBase(NamedTuple):
   """Weights derived from the fast ones at a chunk's start."""
 
   weights: Any  # like fast
   scale: Any = ()  # dict name -> [] by which fast weights are multiplied while the chunk is read; () for none
 
 
-class Prepared(NamedTuple):
+class PreparedChunk(NamedTuple):
   """All of a chunk that needs no memory."""
 
   tokens: Token
@@ -70,10 +70,10 @@ class Prepared(NamedTuple):
 
 
 class Surprise(NamedTuple):
-  """Gradients of recall losses as outer products: of weight w, inputs[w][t] and slopes[w][t]."""
+  """Gradients of recall losses as outer products: of weight w, inputs[w][t] and grads[w][t]."""
 
   inputs: dict
-  slopes: dict
+  grads: dict
   norm_C: jax.Array  # before the bound
   loss_C: jax.Array
 
@@ -117,7 +117,7 @@ def check_fade(fade_to: str):
 
 
 def context_gate(window_size: int | None) -> tuple[GateSpec, ...]:
-  """Gives the gates of a window: how much a token counts each of the last tokens, itself first."""
+  """Returns the gates of a window: how much a token counts each of the last tokens, itself first."""
   return () if window_size is None else (GateSpec("context", window_size),)
 
 
@@ -138,20 +138,20 @@ def start(form: Descent, learned: Learned) -> MemoryState:
 
 
 def faded(state: MemoryState, retention):
-  """Gives the fast weights of which a share stays; the rest comes from those that they fade to."""
+  """Returns the fast weights of which a share stays; the rest comes from those that they fade to."""
   if state.start == ():
     return jax.tree.map(lambda w: retention * w, state.fast)
   return jax.tree.map(lambda w, start: retention * w + (1 - retention) * start, state.fast, state.start)
 
 
 def anchor(form: Descent, slow, state: MemoryState):
-  """Gives the weights at which the next chunk's gradients are taken."""
+  """Returns the weights at which the next chunk's gradients are taken."""
   return state.fast if form.derive is None else form.derive(slow, state.fast)
 
 
 def weights_of(base):
-  """Gives the weights of a base."""
-  return base.weights if isinstance(base, Base) else base
+  """Returns the weights of a base."""
+  return base.weights if isinstance(base, ChunkBase) else base
 
 
 def apply(form: Descent, slow, base, x_K):
@@ -163,8 +163,8 @@ def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
   """Gradient of one token's recall loss, bounded: the plain form."""
   recall = lambda weights: form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
   out_M, pull = jax.vjp(recall, weights)
-  _, slope_M = form.objective(out_M, v_M, more)
-  grad = pull(slope_M)[0]
+  _, grad_M = form.objective(out_M, v_M, more)
+  grad = pull(grad_M)[0]
   square = jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(grad)]).sum()
   scale = objectives.bound(square, form.surprise_max)
   return jax.tree.map(lambda g: scale * g, grad)
@@ -196,14 +196,14 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
   weights = fast
   if form.reads == "chunk":
     weights = weights_of(base)
-  elif isinstance(base, Base) and base.scale != ():
+  elif isinstance(base, ChunkBase) and base.scale != ():
     weights = jax.tree.map(lambda w, s: w * s, fast, base.scale)
   after = state._replace(fast=fast, momentum=momentum, kept=kept)
   return after, apply(form, slow, weights, token.q)
 
 
 def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates, write_C,
-            place_C) -> Prepared:
+            place_C) -> PreparedChunk:
   """Does for a chunk all that needs no memory."""
   del place_C
   lifted: Any = ()
@@ -221,16 +221,17 @@ def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates
     if form.reads == "token":
       key_CP, query_CP = lifted or (tokens.k, tokens.q)
       score_CC = decay.mix_CC * (query_CP @ key_CP.T)
-  return Prepared(Token(tokens.q, tokens.k, tokens.v), lifted, decay, score_CC, token_gates.more, write_C)
+  return PreparedChunk(Token(tokens.q, tokens.k, tokens.v), lifted, decay, score_CC, token_gates.more,
+                       write_C)
 
 
-def lifted_keys(ready: Prepared):
-  """Gives a chunk's lifted keys, [C, P]."""
+def lifted_keys(ready: PreparedChunk):
+  """Returns a chunk's lifted keys, [C, P]."""
   return ready.lifted[0] if ready.lifted else ready.tokens.k
 
 
-def lifted_queries(ready: Prepared):
-  """Gives a chunk's lifted queries, [C, P]."""
+def lifted_queries(ready: PreparedChunk):
+  """Returns a chunk's lifted queries, [C, P]."""
   return ready.lifted[1] if ready.lifted else ready.tokens.q
 
 
@@ -247,20 +248,20 @@ def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise
 
   taps = {name: jnp.zeros((k_CK.shape[0], shape[1]), k_CK.dtype) for name, shape in form.net.shapes}
   out_CM, pull, inputs = jax.vjp(recall, taps, has_aux=True)
-  loss_C, slope_CM = form.objective(out_CM, v_CM, more)
-  slopes = {w: checkpoint_name(slope, "memory_slope") for w, slope in pull(slope_CM)[0].items()}
+  loss_C, grad_CM = form.objective(out_CM, v_CM, more)
+  grads = {w: checkpoint_name(grad, "memory_grad") for w, grad in pull(grad_CM)[0].items()}
   # An outer product's norm is the product of the norms.
   square_C = jnp.zeros_like(loss_C)
-  for w in slopes:
-    square_C += jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(slopes[w] * slopes[w], -1)
+  for w in grads:
+    square_C += jnp.sum(inputs[w] * inputs[w], -1) * jnp.sum(grads[w] * grads[w], -1)
   scale_C = objectives.bound(square_C, form.surprise_max)
   if form.surprise_max is not None:
-    slopes = {w: slope * scale_C[:, None] for w, slope in slopes.items()}
-  norm_C = jnp.sqrt(jax.lax.stop_gradient(square_C))  # A metric; the root has no slope at 0.
-  return Surprise(inputs, slopes, norm_C, loss_C)
+    grads = {w: grad * scale_C[:, None] for w, grad in grads.items()}
+  norm_C = jnp.sqrt(jax.lax.stop_gradient(square_C))  # A metric; the root has no gradient at 0.
+  return Surprise(inputs, grads, norm_C, loss_C)
 
 
-def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
+def chunk_surprise(form: Descent, slow, weights, kept, ready: PreparedChunk):
   """Finds a chunk's gradients, with the rows of a window before it.
 
   Returns:
@@ -278,7 +279,7 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: Prepared):
 
 
 def recalled(state: MemoryState, name: str, fast_C, u_CP):
-  """Gives the products with a weight of which each token finds another share left."""
+  """Returns the products with a weight of which each token finds another share left."""
   # Scaling the input instead of the product leaves the backward pass nothing to recompute.
   out_CF = (fast_C[:, None] * u_CP) @ state.fast[name]
   if state.start == ():
@@ -287,7 +288,7 @@ def recalled(state: MemoryState, name: str, fast_C, u_CP):
 
 
 def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momentum_C, mix_CS,
-         ready: Prepared, score_CC=(), scale=()):
+         ready: PreparedChunk, score_CC=(), scale=()):
   """Recalls with each token's own weights, none of which is ever formed.
 
   Args:
@@ -302,7 +303,7 @@ def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momen
       out = out + (momentum_C[:, None] * u) @ state.momentum[name]
     known = name in form.net.first and not isinstance(score_CC, tuple)
     score_CS = score_CC if known else mix_CS * (u @ found.inputs[name].T)
-    out = checkpoint_name(out - score_CS @ found.slopes[name], "memory_product")
+    out = checkpoint_name(out - score_CS @ found.grads[name], "memory_product")
     return out if isinstance(scale, tuple) else out * scale[name]
 
   return form.net.forward(product, slow, ready.tokens.q, lifted_queries(ready))
@@ -310,11 +311,11 @@ def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momen
 
 def add_gradients(old, found: Surprise, weight_S):
   """Subtracts a weighted sum of gradients from each weight."""
-  return {w: old[w] - found.inputs[w].T @ (weight_S[:, None] * found.slopes[w]) for w in old}
+  return {w: old[w] - found.inputs[w].T @ (weight_S[:, None] * found.grads[w]) for w in old}
 
 
 def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay, mix_S, surprise_S, kept):
-  """Gives the state after the chunk; mix_S and surprise_S are the last rows of their matrices."""
+  """Returns the state after the chunk; mix_S and surprise_S are the last rows of their matrices."""
   left = faded(state, decay.fast_C[-1])
   if not form.momentum:
     return state._replace(fast=add_gradients(left, found, mix_S), kept=kept)
@@ -324,7 +325,7 @@ def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay,
                         momentum=add_gradients(momentum, found, surprise_S), kept=kept)
 
 
-def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):
+def chunk(form: Descent, slow, state: MemoryState, base, ready: PreparedChunk):
   """Reads a chunk; equal to `step` token by token from the same base."""
   weights, decay = weights_of(base), ready.decay
   found, weight_CS, kept = chunk_surprise(form, slow, weights, state.kept, ready)
@@ -335,7 +336,7 @@ def chunk(form: Descent, slow, state: MemoryState, base, ready: Prepared):
   if form.reads == "chunk":
     out_CM = form.net.apply(slow, weights, ready.tokens.q, lifted_queries(ready))
   else:
-    scale = base.scale if isinstance(base, Base) else ()
+    scale = base.scale if isinstance(base, ChunkBase) else ()
     out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC,
                   scale)
   after = write(form, state, found, decay, mix_CS[-1], surprise_CS[-1], kept)

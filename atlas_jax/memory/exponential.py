@@ -5,8 +5,8 @@ phi* has no end, so the first layer is no matrix but a function: of every key, w
   layer 1 of W_t (x) = w0_t x + sum_i exp(scale x . k_i) row_{t,i}
 
 with w0 a matrix on the bare key, which fades but is not written. Rows are to phi* what weights are to
-features: token i's gradient of layer 1 is phi*(k_i) times the slope of layer 1, so a token adds its slope to
-its own row, and rows fade and gather momentum as weights do. Later layers are ordinary fast weights.
+features: token i's gradient of layer 1 is phi*(k_i) times the cotangent of layer 1, so a token adds its
+cotangent to its own row, and rows fade and gather momentum as weights do. Later layers are fast weights.
 
 State of fixed size: a chunk sees its own rows and the last `reach_tokens` rows of the chunks before. Beside
 weights, a head keeps (reach_tokens + chunk_size) (key_dim + hidden + 1) floats (2 hidden with momentum), and
@@ -27,7 +27,7 @@ from atlas_jax.memory.nets import FIELD
 from atlas_jax.memory.types import ChunkOut, Gates, GateStarts, Learned, MemoryRule, MemoryState, Token
 
 
-class Form(NamedTuple):
+class ExponentialForm(NamedTuple):
   """What one rule descends on, and how its first layer looks at keys."""
 
   descent: descent.Descent
@@ -37,7 +37,7 @@ class Form(NamedTuple):
   chunk_size: int
 
 
-class Rows(NamedTuple):
+class KeyRows(NamedTuple):
   """The first layer as a function: the last tokens' keys and what each has written, oldest first."""
 
   k_SK: jax.Array
@@ -46,14 +46,14 @@ class Rows(NamedTuple):
   here_S: jax.Array  # float, 1 where there is a token; 0 before the text's beginning
 
 
-class Kept(NamedTuple):
+class ExponentialExtra(NamedTuple):
   """What is carried beside weights."""
 
-  rows: Rows
+  rows: KeyRows
   window: Any  # window.Rows; () without a window
 
 
-class Base(NamedTuple):
+class ExponentialBase(NamedTuple):
   """A memory to recall with: its weights, the rows stacked under w0, and the rows' keys."""
 
   weights: dict
@@ -61,10 +61,10 @@ class Base(NamedTuple):
   here_S: jax.Array
 
 
-class Ready(NamedTuple):
+class PreparedExponential(NamedTuple):
   """All of a chunk that needs no memory."""
 
-  parts: descent.Prepared
+  parts: descent.PreparedChunk
   own_CC: jax.Array  # exp(scale q . k) where key and query are of the chunk and the key is not later; else 0
 
 
@@ -91,18 +91,18 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
                  activation=activation, residual=residual)
   rule = descent.make(net, objective=objective, momentum=momentum, lift=lift, window_size=window_size,
                       surprise_max=surprise_max, fade_to=fade_to, starts=starts_of(scale))
-  form = Form(descent.Descent(net, lift, objective, momentum, window_size, surprise_max, fade_to=fade_to),
-              scale, normalize, reach_tokens, chunk_size)
+  form = ExponentialForm(descent.Descent(net, lift, objective, momentum, window_size, surprise_max,
+                                         fade_to=fade_to), scale, normalize, reach_tokens, chunk_size)
   bind = lambda function: functools.partial(function, form)
   return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
                        prepare=bind(prepare), chunk=bind(chunk), close=bind(close), flops=bind(flops))
 
 
-def flops(form: Form, chunk_size: int) -> float:
+def flops(form: ExponentialForm, chunk_size: int) -> float:
   """Counts the FLOPs of one token: those of descent whose first layer is w0 with the kept rows under it.
 
   Rows need a kernel of key and query each, and are written where they stand; of the chunk's own rows a token
-  sees the kernel and the slope.
+  sees the kernel and the gradient.
   """
   net, momentum = form.descent.net, form.descent.momentum
   key_dim, hidden = net.shapes[0][1]
@@ -120,7 +120,7 @@ def flops(form: Form, chunk_size: int) -> float:
 def starts_of(scale: float) -> GateStarts:
   """Returns gates with which one write counts, whatever the scale.
 
-  A gradient that is bounded by 1 has a slope of exp(-scale / 2) at most, and the key meets itself with
+  A gradient that is bounded by 1 has a gradient of exp(-scale / 2) at most, and the key meets itself with
   exp(scale), so that a write moves layer 1 by the write rate times exp(scale / 2). With a rate of .01 for all
   scales, retention .995 and the residual, weights fell from a norm of 7.8 to 1e-8 within 4,096 tokens.
   """
@@ -128,40 +128,40 @@ def starts_of(scale: float) -> GateStarts:
   return GateStarts(retention=0.9999, write_rate=rate, write_rate_max=5 * rate)
 
 
-def start(form: Form, learned: Learned) -> MemoryState:
+def start(form: ExponentialForm, learned: Learned) -> MemoryState:
   """Starts without rows."""
   state = descent.start(form.descent, learned)
   size, (inputs, hidden) = form.reach_tokens + form.chunk_size, learned.fast["w0"].shape
   empty = lambda *shape: jnp.zeros((size, *shape), learned.fast["w0"].dtype)
-  rows = Rows(empty(inputs), empty(hidden), empty(hidden) if form.descent.momentum else (), empty())
-  return state._replace(kept=Kept(rows, state.kept))
+  rows = KeyRows(empty(inputs), empty(hidden), empty(hidden) if form.descent.momentum else (), empty())
+  return state._replace(kept=ExponentialExtra(rows, state.kept))
 
 
-def close(form: Form, slow, state: MemoryState, base) -> MemoryState:
+def close(form: ExponentialForm, slow, state: MemoryState, base) -> MemoryState:
   """Ends a chunk: of its rows and those before, the last `reach_tokens` stay."""
   del slow, base
   rows = jax.tree.map(lambda x: x.at[:form.chunk_size].set(0), state.kept.rows)
   return state._replace(kept=state.kept._replace(rows=rows))
 
 
-def anchor(form: Form, slow, state: MemoryState) -> Base:
-  """Gives the memory at a chunk's start, where the places of the chunk's own rows are still empty."""
+def anchor(form: ExponentialForm, slow, state: MemoryState) -> ExponentialBase:
+  """Returns the memory at a chunk's start, where the places of the chunk's own rows are still empty."""
   del slow
   return recaller(state.fast, jax.tree.map(lambda x: x[form.chunk_size:], state.kept.rows))
 
 
-def recaller(fast, rows: Rows) -> Base:
+def recaller(fast, rows: KeyRows) -> ExponentialBase:
   """Puts weights and rows together."""
-  return Base(fast | {"w0": jnp.concatenate([fast["w0"], rows.fast_SF])}, rows.k_SK, rows.here_S)
+  return ExponentialBase(fast | {"w0": jnp.concatenate([fast["w0"], rows.fast_SF])}, rows.k_SK, rows.here_S)
 
 
-def kernel(form: Form, x_K, k_SK):
-  """Gives phi*(x) . phi*(k) for each key; also with leading axes on x."""
+def kernel(form: ExponentialForm, x_K, k_SK):
+  """Returns phi*(x) . phi*(k) for each key; also with leading axes on x."""
   return jnp.exp(form.scale * (x_K @ k_SK.T))
 
 
-def share(form: Form, seen_S, other=None):
-  """Gives what products with keys are multiplied by: 1, or 1 over their sum, with leading axes [.., 1].
+def share(form: ExponentialForm, seen_S, other=None):
+  """Returns what products with keys are multiplied by: 1, or 1 over their sum, with leading axes [.., 1].
 
   Args:
     seen_S: kernels of the rows, 0 where there is none; with leading axes.
@@ -174,24 +174,24 @@ def share(form: Form, seen_S, other=None):
   return 1 / jnp.where(total > 0, total, 1)
 
 
-def seen(form: Form, base: Base, x_K):
-  """Gives the kernels of a memory's rows, 0 where there is none; also with leading axes on x."""
+def seen(form: ExponentialForm, base: ExponentialBase, x_K):
+  """Returns the kernels of a memory's rows, 0 where there is none; also with leading axes on x."""
   return kernel(form, x_K, base.k_SK) * base.here_S.reshape(*(1,) * (x_K.ndim - 1), -1)
 
 
-def lift(form: Form, base: Base, x_K):
-  """Gives the input of the stacked w0; also with leading axes on x."""
+def lift(form: ExponentialForm, base: ExponentialBase, x_K):
+  """Returns the input of the stacked w0; also with leading axes on x."""
   seen_S = seen(form, base, x_K)
   return jnp.concatenate([x_K, seen_S * share(form, seen_S)], axis=-1)
 
 
-def apply(form: Form, slow, base: Base, x_K):
+def apply(form: ExponentialForm, slow, base: ExponentialBase, x_K):
   """Recalls what is stored under a query; leading axes are free."""
   return form.descent.net.apply(slow, base.weights, x_K, lift(form, base, x_K))
 
 
-def token_gradient(form: Form, slow, base: Base, k_K, v_M, more):
-  """Gradient of one token's recall loss, bounded: of the weights (0 for w0), and the slope of layer 1."""
+def token_gradient(form: ExponentialForm, slow, base: ExponentialBase, k_K, v_M, more):
+  """Gradient of one token's recall loss, bounded: of the weights (0 for w0), and the gradient of layer 1."""
   lifted = lift(form, base, k_K)
 
   def recall(weights, tap_F):
@@ -199,14 +199,15 @@ def token_gradient(form: Form, slow, base: Base, k_K, v_M, more):
     return form.descent.net.forward(product, slow, k_K, lifted)
 
   out_M, pull = jax.vjp(recall, base.weights, jnp.zeros(base.weights["w0"].shape[1], k_K.dtype))
-  grad, slope_F = pull(form.descent.objective(out_M, v_M, more)[1])
-  grad = grad | {"w0": jnp.zeros((k_K.shape[0], slope_F.shape[0]), k_K.dtype)}
-  square = jnp.exp(form.scale * (k_K @ k_K)) * (slope_F @ slope_F)
+  grad, grad_F = pull(form.descent.objective(out_M, v_M, more)[1])
+  grad = grad | {"w0": jnp.zeros((k_K.shape[0], grad_F.shape[0]), k_K.dtype)}
+  square = jnp.exp(form.scale * (k_K @ k_K)) * (grad_F @ grad_F)
   square = square + sum(jnp.sum(g * g) for g in jax.tree.leaves(grad))
-  return jax.tree.map(lambda g: objectives.bound(square, form.descent.surprise_max) * g, (grad, slope_F))
+  return jax.tree.map(lambda g: objectives.bound(square, form.descent.surprise_max) * g, (grad, grad_F))
 
 
-def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: Gates, place):
+def step(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase, token: Token, gates: Gates,
+         place):
   """Reads one token: the plain form."""
   del place
   kept, rows = state.kept, state.kept.rows
@@ -216,14 +217,14 @@ def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: 
     k_WK, v_WM, weight_W = every.k_WK, every.v_WM, gates.more["context"][::-1] * every.here_W
     kept = kept._replace(window=jax.tree.map(lambda x: x[1:], every))
   one = lambda k_K, v_M: token_gradient(form, slow, base, k_K, v_M, gates.more)
-  grads, slopes_WF = jax.vmap(one)(k_WK, v_WM)
+  grads, grads_WF = jax.vmap(one)(k_WK, v_WM)
   weight_W = -gates.write_rate * weight_W
   move = jax.tree.map(lambda g: jnp.tensordot(weight_W, g, axes=1), grads)
 
   new = lambda old, x: jnp.concatenate([old, x[None]])[1:]
   rows = jax.tree.map(lambda x: new(x, jnp.zeros_like(x[0])), rows)
   rows = rows._replace(k_SK=rows.k_SK.at[-1].set(token.k), here_S=rows.here_S.at[-1].set(1))
-  row_move = jnp.zeros_like(rows.fast_SF).at[-weight_W.shape[0]:].set(weight_W[:, None] * slopes_WF)
+  row_move = jnp.zeros_like(rows.fast_SF).at[-weight_W.shape[0]:].set(weight_W[:, None] * grads_WF)
   momentum = state.momentum
   if form.descent.momentum:
     gather = lambda s, g: gates.momentum * s + g
@@ -236,7 +237,8 @@ def step(form: Form, slow, state: MemoryState, base: Base, token: Token, gates: 
   return state._replace(fast=fast, momentum=momentum, kept=kept._replace(rows=rows)), out_M
 
 
-def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Ready:
+def prepare(form: ExponentialForm, slow, tokens: Token, gates: Gates, write_C,
+            place_C) -> PreparedExponential:
   """Does for a chunk all that needs no memory."""
   # What stands at padding counts for nothing, but its exponential may be infinite, and 0 times that is nan.
   real_C1 = write_C.astype(bool)[:, None]
@@ -244,27 +246,27 @@ def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> 
   tokens = cut._replace(q=jnp.where(real_C1 | ~jnp.any(real_C1), tokens.q, 0))
   parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
   allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
-  # What is masked is cut before exp, so that no slope of it is infinite.
+  # What is masked is cut before exp, so that no gradient of it is infinite.
   log_CC = jnp.where(allowed_CC, form.scale * (tokens.q @ tokens.k.T), 0)
-  return Ready(parts._replace(score_CC=()), jnp.where(allowed_CC, jnp.exp(log_CC), 0))
+  return PreparedExponential(parts._replace(score_CC=()), jnp.where(allowed_CC, jnp.exp(log_CC), 0))
 
 
-def surprise(form: Form, slow, base: Base, k_SK, v_SM, more) -> descent.Surprise:
+def surprise(form: ExponentialForm, slow, base: ExponentialBase, k_SK, v_SM, more) -> descent.Surprise:
   """Back-propagates each token's recall loss at the base; the gradient of layer 1 is as long as phi*(k)."""
   unbound = form.descent._replace(surprise_max=None)
   found = descent.surprise(unbound, slow, base.weights, lift(form, base, k_SK), k_SK, v_SM, more)
   square = lambda x: jnp.sum(x * x, -1)
-  square_S = jnp.exp(form.scale * square(k_SK)) * square(found.slopes["w0"])
-  others = [w for w in found.slopes if w != "w0"]
-  square_S = square_S + sum(square(found.inputs[w]) * square(found.slopes[w]) for w in others)
+  square_S = jnp.exp(form.scale * square(k_SK)) * square(found.grads["w0"])
+  others = [w for w in found.grads if w != "w0"]
+  square_S = square_S + sum(square(found.inputs[w]) * square(found.grads[w]) for w in others)
   scale_S1 = objectives.bound(square_S, form.descent.surprise_max)[:, None]
   # Bare keys write nothing: what layer 1 learns is in the rows.
   return found._replace(inputs=found.inputs | {"w0": jnp.zeros_like(k_SK)},
-                        slopes=jax.tree.map(lambda x: x * scale_S1, found.slopes),
+                        grads=jax.tree.map(lambda x: x * scale_S1, found.grads),
                         norm_C=jnp.sqrt(jax.lax.stop_gradient(square_S)))
 
 
-def chunk(form: Form, slow, state: MemoryState, base: Base, ready: Ready):
+def chunk(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase, ready: PreparedExponential):
   """Reads a chunk; equal to `step` token by token from the same base, also from inside a grid chunk."""
   parts, kept, decay = ready.parts, state.kept, ready.parts.decay
   tokens, mix_CS, surprise_CS, last = parts.tokens, decay.mix_CC, decay.surprise_CC, kept.window
@@ -276,12 +278,14 @@ def chunk(form: Form, slow, state: MemoryState, base: Base, ready: Ready):
   found = surprise(form, slow, base, k_SK, v_SM, parts.more)
   out_CM = read(form, slow, state, found, mix_CS, ready)
   size = tokens.k.shape[0]
-  rows = write_rows(form, kept.rows, found.slopes["w0"], parts, mix_CS[-1], surprise_CS[-1])
-  after = descent.write(form.descent, state, found, decay, mix_CS[-1], surprise_CS[-1], Kept(rows, last))
+  rows = write_rows(form, kept.rows, found.grads["w0"], parts, mix_CS[-1], surprise_CS[-1])
+  after = descent.write(form.descent, state, found, decay, mix_CS[-1], surprise_CS[-1],
+                        ExponentialExtra(rows, last))
   return after, ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])
 
 
-def read(form: Form, slow, state: MemoryState, found: descent.Surprise, mix_CS, ready: Ready):
+def read(form: ExponentialForm, slow, state: MemoryState, found: descent.Surprise, mix_CS,
+         ready: PreparedExponential):
   """Recalls with each token's own weights and rows."""
   parts, rows = ready.parts, state.kept.rows
   here = recaller(state.fast, rows)
@@ -302,20 +306,21 @@ def read(form: Form, slow, state: MemoryState, found: descent.Surprise, mix_CS, 
                       parts.decay.momentum_C, mix_CS, parts._replace(lifted=lifted), score_CS)
 
 
-def write_rows(form: Form, rows: Rows, slopes_SF, parts: descent.Prepared, mix_S, surprise_S) -> Rows:
-  """Gives the rows after a chunk; the last of `slopes_SF` are the chunk's, those before a window's."""
+def write_rows(form: ExponentialForm, rows: KeyRows, grads_SF, parts: descent.PreparedChunk, mix_S,
+               surprise_S) -> KeyRows:
+  """Returns the rows after a chunk; the last of `grads_SF` are the chunk's, those before a window's."""
   decay, here_C = parts.decay, parts.write_C.astype(rows.here_S.dtype)
 
   def add(old_SF, weight_S):
     new_CF = jnp.zeros((here_C.shape[0], old_SF.shape[1]), old_SF.dtype)
-    return jnp.concatenate([old_SF, new_CF]).at[-weight_S.shape[0]:].add(-weight_S[:, None] * slopes_SF)
+    return jnp.concatenate([old_SF, new_CF]).at[-weight_S.shape[0]:].add(-weight_S[:, None] * grads_SF)
 
   fast_SF, momentum_SF = decay.fast_C[-1] * rows.fast_SF, rows.momentum_SF
   if form.descent.momentum:
     fast_SF = fast_SF + decay.momentum_C[-1] * momentum_SF
     momentum_SF = add(decay.keep_C[-1] * momentum_SF, surprise_S)
   k_SK = jnp.concatenate([rows.k_SK, parts.tokens.k])
-  every = Rows(k_SK, add(fast_SF, mix_S), momentum_SF, jnp.concatenate([rows.here_S, here_C]))
+  every = KeyRows(k_SK, add(fast_SF, mix_S), momentum_SF, jnp.concatenate([rows.here_S, here_C]))
   # Empty places come first, then tokens in order; as many places as before are kept.
   keep = jnp.argsort(every.here_S, stable=True)[here_C.shape[0]:]
   return jax.tree.map(lambda x: x[keep], every)

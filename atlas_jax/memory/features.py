@@ -125,7 +125,10 @@ def _monomials(width, degree):
 
 @jax.custom_jvp
 def _unit_softmax(logit_P):
-  """Brings softmax to norm one; its slope is written out, as the derived one passes over all cells more."""
+  """Brings softmax to norm one.
+
+  Its gradient is written out, as the derived one passes over all cells more.
+  """
   return _with_share(logit_P)[0]
 
 
@@ -138,7 +141,7 @@ def _with_share(logit_P):
 
 
 @_unit_softmax.defjvp
-def _slope_of_unit_softmax(primals, tangents):
+def _grad_of_unit_softmax(primals, tangents):
   answer_P, share = _with_share(*primals)
   d_P, = tangents
   return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + share) * d_P, -1, keepdims=True))

@@ -11,8 +11,8 @@ def gradients(net: Net, chunk_size: int, *, hebbian: bool, window_size: int | No
   """Counts the gradients of recall losses at a chunk's base.
 
   With w the numbers of all matrices together: a pass of the key and back needs 2 w + 2 w, less 2 w_in of
-  matrices that see the key itself, since nothing passes back through them. The slope of a Hebbian loss is the
-  value alone, so that the pass needs no product with the last matrix. Over a window of c tokens each chunk
+  matrices that see the key itself, since nothing passes back through them. The gradient of a Hebbian loss is
+  the value alone, so that the pass needs no product with the last matrix. Over a window of c tokens a chunk
   has c - 1 tokens of the one before again.
   """
   sizes = [inputs * outputs for inputs, outputs in _shapes(net)]
@@ -30,7 +30,7 @@ def reads(net: Net, chunk_size: int, *, momentum: bool, own_chunk: bool) -> floa
   """Counts a read: 2 w with the weights at a chunk's start.
 
   Reads that see the chunk's own writes need 2 w with the momentum and, with n inputs and m outputs of each
-  matrix, 2 C (n + m) for the products with the chunk's inputs and slopes (`within`).
+  matrix, 2 C (n + m) for the products with the chunk's inputs and gradients (`within`).
   """
   if not own_chunk:
     return 2.0 * _numbers(net)
@@ -38,7 +38,7 @@ def reads(net: Net, chunk_size: int, *, momentum: bool, own_chunk: bool) -> floa
 
 
 def within(net: Net, chunk_size: int) -> float:
-  """Counts what a read adds for its own chunk: products with the inputs and slopes of C tokens."""
+  """Counts what a read adds for its own chunk: products with the inputs and gradients of C tokens."""
   return 2.0 * chunk_size * sum(inputs + outputs for inputs, outputs in _shapes(net))
 
 

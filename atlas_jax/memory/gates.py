@@ -55,12 +55,12 @@ def chunk_decay(log_retention_C, log_momentum_C, write_rate_C, write_C) -> Chunk
 
 
 def inverse_softplus(value: float) -> float:
-  """Gives z with softplus(z) = value, for initial biases."""
+  """Returns z with softplus(z) = value, for initial biases."""
   return math.log(math.expm1(value))
 
 
 def inverse_sigmoid(value: float) -> float:
-  """Gives z with sigmoid(z) = value, for initial biases."""
+  """Returns z with sigmoid(z) = value, for initial biases."""
   return math.log(value) - math.log1p(-value)
 
 
@@ -96,7 +96,7 @@ class TokenGates(nn.Module):
         "log_momentum": jax.nn.log_sigmoid,
         "write_rate": lambda z: self.starts.write_rate_max * jax.nn.sigmoid(z),
     }
-    zero_BTH = jnp.zeros((*x_BTD.shape[:2], self.heads), tree.wide(x_BTD.dtype))
+    zero_BTH = jnp.zeros((*x_BTD.shape[:2], self.heads), tree.accumulation_dtype(x_BTD.dtype))
     common = dict.fromkeys(starts, zero_BTH)
     used = [name for name in starts if name in self.uses]
     if used:
@@ -126,6 +126,6 @@ class TokenGates(nn.Module):
 
 
 def _affine(x_BTD, kernel, bias):
-  wide = tree.wide(x_BTD.dtype)
+  wide = tree.accumulation_dtype(x_BTD.dtype)
   z_BTG = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
   return z_BTG + bias.astype(wide).reshape(1, 1, -1)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from atlas_jax import tree
 from atlas_jax.memory import norms, on_chip, projections, rules, scan, unwritten
 from atlas_jax.memory.gates import TokenGates
-from atlas_jax.memory.projections import Weights, conv_mask, has_key, kept_tail, last_valid, project
-from atlas_jax.memory.types import KEPT, ChunkOut, Gates, Learned, Running, Token, by_steps
+from atlas_jax.memory.projections import ProjectionWeights, conv_mask, has_key, kept_tail, last_valid, project
+from atlas_jax.memory.types import SAVED_NAMES, ChunkOut, Gates, Learned, Running, Token, by_steps
 
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
 NO_DOC = -2  # the document of a state that has read nothing
@@ -27,7 +27,7 @@ class MemoryLayerState(NamedTuple):
   """What a memory layer carries from call to call; every leaf leads with B."""
 
   running: Running  # memory and base: leaves [B, H, ...]; position [B]
-  tail: jax.Array  # [B, lags, H, channels] last inputs of the convolutions, see `projections.Form`
+  tail: jax.Array  # [B, lags, H, channels] last inputs of the convolutions, see `projections.ProjectionForm`
 
 
 class Memory(nn.Module):
@@ -45,8 +45,8 @@ class Memory(nn.Module):
     impl: how packed texts are read: "reference" (the rule's steps, token by token; streams too), "chunked"
       (its chunks), "pallas" (one kernel, for rules that have it), or "auto" (chunked, until a measurement
       shows the kernel ahead). It changes speed, not results; only surprise of the reference is another norm.
-    shift, shared_qk, activation, value_source: see `projections.Form`. With the shift a document's first
-      token neither writes nor reads: there is no context before it.
+    shift, shared_qk, activation, value_source: see `projections.ProjectionForm`. With the shift a document's
+      first token neither writes nor reads: there is no context before it.
     qkv_source: "own", or "attention": those of the attention beside it, whose queries, keys and values before
       rotation enter the convolutions; its heads are the memory's, and of the same width.
     conv_init: how the convolutions of queries and keys start: "identity" (near the token itself), or "ngram"
@@ -113,10 +113,10 @@ class Memory(nn.Module):
     return by_steps(rule) if self.impl == "reference" and self.writes else rule
 
   @property
-  def form(self) -> projections.Form:
+  def form(self) -> projections.ProjectionForm:
     """Returns how queries, keys and values are made."""
-    return projections.Form(self.key_dim, self.value_dim, self.conv_taps, self.shift, self.shared_qk,
-                            self.activation, self.value_source)
+    return projections.ProjectionForm(self.key_dim, self.value_dim, self.conv_taps, self.shift,
+                                      self.shared_qk, self.activation, self.value_source)
 
   def zero_state(self, rows: int, dtype=jnp.float32) -> MemoryLayerState:
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
@@ -154,7 +154,7 @@ class Memory(nn.Module):
       out_BTHM (float32, see `read_norm`), the new state, and stats of scalars.
     """
     rule = self.build_rule()
-    wide = tree.wide(x_BTD.dtype)
+    wide = tree.accumulation_dtype(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
@@ -184,7 +184,7 @@ class Memory(nn.Module):
     return norms.rms_normalize(token_BTD) if self.value_source == "token" else None
 
   def _of_attention(self, x_BTD, qkv_BTHE):
-    """Gives what enters the convolutions where attention has projected it; else the input."""
+    """Returns what enters the convolutions where attention has projected it; else the input."""
     if self.qkv_source == "own":
       return x_BTD
     if qkv_BTHE is None:
@@ -192,8 +192,8 @@ class Memory(nn.Module):
                        "there is none; set qkv_source='own'")
     return projections.of_attention(self.form, qkv_BTHE)
 
-  def _weights(self, rule, width: int, wide) -> Weights:
-    """Gives the layer's parameters but the gates'; constants of the rule only where it has any."""
+  def _weights(self, rule, width: int, wide) -> ProjectionWeights:
+    """Returns the layer's parameters but the gates'; constants of the rule only where it has any."""
     shape, init = (self.heads, self.form.channels), nn.initializers.normal(width**-0.5)
     kernel: Any = ()
     if self.qkv_source == "own":
@@ -209,7 +209,7 @@ class Memory(nn.Module):
     if jax.eval_shape(rule.init, jax.random.key(0)).slow:
       slow = self.param("slow", _per_head(lambda key: rule.init(key).slow, self.heads))
     learned = Learned(self._initial_fast(rule), slow)
-    return Weights(kernel, taps, values, jax.tree.map(lambda w: w.astype(wide), learned))
+    return ProjectionWeights(kernel, taps, values, jax.tree.map(lambda w: w.astype(wide), learned))
 
   def _initial_fast(self, rule):
     auto_learns = not (_one_matrix(rule) and self.writes)
@@ -254,7 +254,7 @@ class Memory(nn.Module):
       return state, out, end
     split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, stretch, *x.shape[2:]), 1, 0)
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
-    saved = jax.checkpoint_policies.save_only_these_names(*KEPT)
+    saved = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
     body = jax.checkpoint(body, policy=saved, prevent_cse=False)
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
     return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)

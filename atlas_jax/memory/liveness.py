@@ -86,7 +86,7 @@ def returning_pairs(streams: Streams, key, length: int, key_dim: int, value_dim:
 
 
 def norm(fast):
-  """Gives the norm of all fast weights together."""
+  """Returns the norm of all fast weights together."""
   return jnp.sqrt(sum(jnp.sum(w * w) for w in jax.tree.leaves(fast)))
 
 
@@ -117,7 +117,7 @@ def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Toke
 
 
 def share_of_zero(rule: MemoryRule, out_TM, v_TM):
-  """Gives the squared error as a share of that of answering zero.
+  """Returns the squared error as a share of that of answering zero.
 
   Where a rule aims at directions alone (see `MemoryRule.aims`), reads are first brought to the one length
   that suits them best, as what follows the memory does.
@@ -153,7 +153,7 @@ def advance(rule: MemoryRule, pairs: int, slow, gates: Gates, memories, tokens: 
 
 @functools.partial(jax.jit, static_argnums=0)
 def probe(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
-  """Gives the weight of a write in a memory at a chunk's start; see `weight_of_a_write`."""
+  """Returns the weight of a write in a memory at a chunk's start; see `weight_of_a_write`."""
   size = gates.write_rate.shape[0]
   chunk = jax.tree.map(lambda x: x[:size], tokens)
   return weight_of_a_write(rule, slow, gates, memory, chunk, tokens.v[size:])

@@ -33,7 +33,7 @@ from atlas_jax.memory.types import ChunkOut, GateStarts, MemoryRule, MemoryState
 MODES = ("chunk_end", "hybrid", "per_token")
 
 
-class Kept(NamedTuple):
+class MuonExtra(NamedTuple):
   """What is carried beside fast weights and momentum."""
 
   rows: Any  # of the window; () without one
@@ -41,10 +41,10 @@ class Kept(NamedTuple):
   number: jax.Array  # [] float, how many they are
 
 
-class Prepared(NamedTuple):
+class PreparedMuon(NamedTuple):
   """All of a chunk that needs no memory."""
 
-  ready: descent.Prepared  # for write rate 1; in mode "chunk_end" surprise_CC's last row alone
+  ready: descent.PreparedChunk  # for write rate 1; in mode "chunk_end" surprise_CC's last row alone
   rate_C: jax.Array  # write rates; 0 at padding
 
 
@@ -101,17 +101,17 @@ def start(form: descent.Descent, learned) -> MemoryState:
   """Starts with no momentum, an empty window and no rate."""
   state = descent.start(form, learned)
   zero = jnp.zeros((), jax.tree.leaves(learned.fast)[0].dtype)
-  return state._replace(kept=Kept(state.kept, zero, zero))
+  return state._replace(kept=MuonExtra(state.kept, zero, zero))
 
 
 def target_norm(shape) -> float:
-  """Gives the Frobenius norm of a matrix [inputs, outputs] with the singular values NS aims at."""
+  """Returns the Frobenius norm of a matrix [inputs, outputs] with the singular values NS aims at."""
   rows, columns = shape
   return math.sqrt(min(rows, columns) * max(1, columns / rows))
 
 
 def norm(square):
-  """Takes the root; its slope at 0, and at what rounding put below 0, is 0."""
+  """Takes the root; its gradient at 0, and at what rounding put below 0, is 0."""
   return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
@@ -131,12 +131,12 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
                       for name, w in fast.items()}
   kept = state.kept._replace(rows=rows)
   if mode != "per_token":
-    kept = Kept(rows, kept.rate_sum + token_gates.write_rate, kept.number + 1)
+    kept = MuonExtra(rows, kept.rate_sum + token_gates.write_rate, kept.number + 1)
   after = state._replace(fast=fast, momentum=momentum, kept=kept)
   return after, descent.apply(form, slow, weights, token.q)
 
 
-def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C, place_C) -> Prepared:
+def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C, place_C) -> PreparedMuon:
   """Does for a chunk all that needs no memory; the rate acts on the orthogonalised sum, not on gradients."""
   rate_C = token_gates.write_rate * write_C.astype(token_gates.write_rate.dtype)
   ready = descent.prepare(form, slow, tokens, token_gates, write_C, place_C)
@@ -144,10 +144,10 @@ def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C
   decay = gates.chunk_decay(token_gates.log_retention, token_gates.log_momentum, one_C, write_C)
   if mode == "chunk_end":
     decay = decay._replace(surprise_CC=decay.surprise_CC[-1:])
-  return Prepared(ready._replace(decay=decay, score_CC=()), rate_C)
+  return PreparedMuon(ready._replace(decay=decay, score_CC=()), rate_C)
 
 
-def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prepared: Prepared):
+def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prepared: PreparedMuon):
   """Reads a chunk; equal to `step` token by token from the same base."""
   ready = prepared.ready
   found, weight_CS, rows = descent.chunk_surprise(form, slow, base, state.kept.rows, ready)
@@ -163,28 +163,28 @@ def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prep
   faded = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
   momentum = descent.add_gradients(faded, found, surprise_CS[-1])
   count = jnp.sum(ready.write_C.astype(state.kept.number.dtype))
-  kept = Kept(rows, state.kept.rate_sum + jnp.sum(prepared.rate_C), state.kept.number + count)
+  kept = MuonExtra(rows, state.kept.rate_sum + jnp.sum(prepared.rate_C), state.kept.number + count)
   out = ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])
   return state._replace(fast=fast, momentum=momentum, kept=kept), out
 
 
-def momentum_square(momentum, inputs_SP, slopes_SM, keep_C, surprise_CS):
-  """Gives |S_t|^2 of one weight for S_t = keep_C[t] S - sum_i surprise_CS[t, i] inputs_i slopes_i^T."""
-  gram_SS = (inputs_SP @ inputs_SP.T) * (slopes_SM @ slopes_SM.T)
-  along_S = jnp.sum((inputs_SP @ momentum) * slopes_SM, -1)
+def momentum_square(momentum, inputs_SP, grads_SM, keep_C, surprise_CS):
+  """Returns |S_t|^2 of one weight for S_t = keep_C[t] S - sum_i surprise_CS[t, i] inputs_i grads_i^T."""
+  gram_SS = (inputs_SP @ inputs_SP.T) * (grads_SM @ grads_SM.T)
+  along_S = jnp.sum((inputs_SP @ momentum) * grads_SM, -1)
   square_C = keep_C * keep_C * jnp.sum(momentum * momentum) - 2 * keep_C * (surprise_CS @ along_S)
   return square_C + jnp.sum((surprise_CS @ gram_SS) * surprise_CS, -1)
 
 
-def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise_CS, prepared: Prepared):
+def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise_CS, prepared: PreparedMuon):
   """Recalls with each token's own weights, none of which is ever formed."""
   ready, decay = prepared.ready, prepared.ready.decay
 
   def product(name, u):
-    inputs_SP, slopes_SM, momentum = found.inputs[name], found.slopes[name], state.momentum[name]
-    square_C = momentum_square(momentum, inputs_SP, slopes_SM, decay.keep_C, surprise_CS)
+    inputs_SP, grads_SM, momentum = found.inputs[name], found.grads[name], state.momentum[name]
+    square_C = momentum_square(momentum, inputs_SP, grads_SM, decay.keep_C, surprise_CS)
     rate_C = prepared.rate_C * target_norm(momentum.shape) / (norm(square_C) + 1e-7)
-    moved = (decay.keep_C[:, None] * u) @ momentum - (surprise_CS * (u @ inputs_SP.T)) @ slopes_SM
+    moved = (decay.keep_C[:, None] * u) @ momentum - (surprise_CS * (u @ inputs_SP.T)) @ grads_SM
     out = descent.recalled(state, name, decay.fast_C, u) + rate_C[:, None] * moved
     return checkpoint_name(out, "memory_product")
 
@@ -197,4 +197,4 @@ def close(ns_steps: int, slow, state: MemoryState, base) -> MemoryState:
   rate = state.kept.rate_sum / jnp.maximum(state.kept.number, 1)
   fast = jax.tree.map(lambda w, s: w + rate * orthogonalize(s, ns_steps), state.fast, state.momentum)
   zero = jnp.zeros_like(rate)
-  return state._replace(fast=fast, kept=Kept(state.kept.rows, zero, zero))
+  return state._replace(fast=fast, kept=MuonExtra(state.kept.rows, zero, zero))

@@ -37,7 +37,7 @@ class Net(NamedTuple):
             for key, (name, shape) in zip(keys, self.shapes, strict=True)}
 
   def init_slow(self):
-    """Gives the learned constants at their start."""
+    """Returns the learned constants at their start."""
     return {name: jnp.full(shape, start, jnp.float32) for name, shape, start in self.slow}
 
   def apply(self, slow, weights, x_K, lifted_P):
@@ -102,7 +102,7 @@ def check(*, key_dim, value_dim, depth, expansion, activation, residual, norm):
 def layer_norm(x):
   """Brings the last axis to mean 0 and variance 1."""
   centred = x - jnp.mean(x, -1, keepdims=True)
-  # Large rows are brought to 1 first, which changes no value: their powers in second slopes overflow float32.
+  # Large rows are brought to 1 first, which changes no value: powers in second gradients overflow.
   largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred), -1, keepdims=True), 1))
   unit = centred / largest
   return unit * jax.lax.rsqrt(jnp.mean(unit * unit, -1, keepdims=True) + 1e-6 / (largest * largest))

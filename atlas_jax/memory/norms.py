@@ -7,7 +7,7 @@ from atlas_jax import tree
 
 def l2_normalize(x, axis: int = -1):
   """Scales vectors to norm one, smoothly near zero; float32 or wider."""
-  full = x.astype(tree.wide(x.dtype))
+  full = x.astype(tree.accumulation_dtype(x.dtype))
   return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
 
 

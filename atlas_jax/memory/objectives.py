@@ -1,6 +1,6 @@
 """Recall losses: what a memory minimises when it writes. Miras calls them attentional biases.
 
-An objective maps (out_CM, v_CM, gates) to the loss of each token, [C], and to the slope that is
+An objective maps (out_CM, v_CM, gates) to the loss of each token, [C], and to the gradient that is
 back-propagated from the output, [C, M]; `gates` holds the rule's own gates of each token.
 Source: Behrouz et al. 2025, Miras, arXiv:2504.13173, sections 4 and 5.
 """
@@ -27,7 +27,7 @@ def dot(out_CM, v_CM, gates):
 
 
 def lp(p: float, sharpness: float) -> Callable:
-  """Makes sum |e|^p / p, with a smooth sign in its slope: tanh(sharpness e) (e^2 + 1e-6)^((p - 1) / 2).
+  """Makes sum |e|^p / p, with a smooth sign in its gradient: tanh(sharpness e) (e^2 + 1e-6)^((p - 1) / 2).
 
   The paper's loss has no 1 / p: write_rate is p times its step.
   """
@@ -42,8 +42,8 @@ def _lp(p, sharpness, out_CM, v_CM, gates):
   del gates
   error_CM = out_CM - v_CM
   size_CM = error_CM * error_CM + 1e-6
-  slope_CM = jnp.tanh(sharpness * error_CM) * size_CM ** ((p - 1) / 2)
-  return jnp.sum(size_CM ** (p / 2), -1) / p, slope_CM
+  grad_CM = jnp.tanh(sharpness * error_CM) * size_CM ** ((p - 1) / 2)
+  return jnp.sum(size_CM ** (p / 2), -1) / p, grad_CM
 
 
 def huber(kind: str) -> Callable:
@@ -65,7 +65,7 @@ def _huber(kind, out_CM, v_CM, gates):
     return jnp.sum(loss_CM, -1), jnp.clip(error_CM, -edge_C1, edge_C1)
   square_C1 = jnp.sum(error_CM * error_CM, -1, keepdims=True)
   inside_C1 = square_C1 <= edge_C1 * edge_C1
-  # Where the square is inside, the root's argument is replaced, so that no slope at 0 is infinite.
+  # Where the square is inside, the root's argument is replaced, so that no gradient at 0 is infinite.
   norm_C1 = jnp.sqrt(jnp.where(inside_C1, 1, square_C1))
   loss_C1 = jnp.where(inside_C1, 0.5 * square_C1, edge_C1 * (norm_C1 - 0.5 * edge_C1))
   return loss_C1[..., 0], error_CM * jnp.where(inside_C1, 1, edge_C1 / norm_C1)
@@ -87,7 +87,7 @@ def _robust(shift, out_CM, v_CM, gates):
 
 
 def bound(square: jax.Array, surprise_max: float | None) -> jax.Array:
-  """Gives the factor that brings a gradient of that squared norm within the bound; None: no bound."""
+  """Returns the factor that brings a gradient of that squared norm within the bound; None: no bound."""
   if surprise_max is None:
     return jnp.ones_like(square)
   return surprise_max * jax.lax.rsqrt(jnp.maximum(square, surprise_max**2))

@@ -24,16 +24,16 @@ TENSOR_AXES = (
     (r"memory/initial_fast/.*", (0,)))  # H, the rule's own axes
 
 
-class Weights(NamedTuple):
+class ProjectionWeights(NamedTuple):
   """Parameters of a layer but those of the gates."""
 
-  qkv_DHE: Any  # queries, keys and values side by side, see `Form.split`; () where they are attention's
+  qkv_DHE: Any  # queries, keys, values side by side, see `ProjectionForm.split`; () if they are attention's
   taps_SHE: jax.Array  # of the convolutions
   value_DHM: Any  # values of the token alone; () where they are among qkv_DHE
   learned: Learned  # of the rule, every leaf [H, ...], float32 or wider
 
 
-class Form(NamedTuple):
+class ProjectionForm(NamedTuple):
   """How queries, keys and values are made.
 
   Attributes:
@@ -133,7 +133,7 @@ def conv_mask(doc_BT, last_doc_B, lags: int):
   return jnp.stack([doc[:, tap:tap + length] == doc_BT for tap in range(lags)], axis=-1)
 
 
-def of_attention(form: Form, qkv_BTHE):
+def of_attention(form: ProjectionForm, qkv_BTHE):
   """Takes attention's queries, keys and values, before their rotation, as inputs of the convolutions.
 
   Args:
@@ -141,14 +141,14 @@ def of_attention(form: Form, qkv_BTHE):
     qkv_BTHE: the three side by side.
 
   Returns:
-    [B, T, H, E], of `form.channels`: what `Form.split` splits again.
+    [B, T, H, E], of `form.channels`: what `ProjectionForm.split` splits again.
   """
   q, k, v = jnp.split(qkv_BTHE, 3, axis=-1)
   parts = [k] if form.shared_qk else [q, k]
   return jnp.concatenate(parts + [v] * (form.value_source == "input"), axis=-1)
 
 
-def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, mask_BTS):
+def project(form: ProjectionForm, weights: ProjectionWeights, lift, x_BTD, token_BTD, tail_BSHE, mask_BTS):
   """Makes queries, keys and values.
 
   Args:
@@ -184,7 +184,7 @@ def project(form: Form, weights: Weights, lift, x_BTD, token_BTD, tail_BSHE, mas
   return LiftedToken(*tokens, late(both_BHSP), early(both_BHSP)), x_BTHE
 
 
-def has_key(form: Form, mask_BTS):
+def has_key(form: ProjectionForm, mask_BTS):
   """Tells which tokens have a key, hence write and read; with the shift all but a document's first."""
   return mask_BTS[:, :, -1] if form.shift else True
 
@@ -195,7 +195,7 @@ def identity_taps(key, shape, dtype):
   return noise.at[-1].add(1)
 
 
-def ngram_taps(form: Form, key, shape, dtype):
+def ngram_taps(form: ProjectionForm, key, shape, dtype):
   """Starts keys as signatures of the last tokens: a random sign per lag and channel, longer by the head.
 
   Head h of H looks at between 2 and conv_taps tokens; values start near the identity. Queries that have a

@@ -7,7 +7,7 @@ start, so the chunk size is part of the model, unless a rule is exact for any si
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.memory.types import KEPT, Gates, Learned, MemoryRule, MemoryState, Running, Token, leave
+from atlas_jax.memory.types import SAVED_NAMES, Gates, Learned, MemoryRule, MemoryState, Running, Token, leave
 
 
 def _select(condition, on_true, on_false):
@@ -15,8 +15,8 @@ def _select(condition, on_true, on_false):
 
 
 def keep_products():
-  """Gives the policy of what the backward pass need not compute again: products with fast weights."""
-  return jax.checkpoint_policies.save_only_these_names(*KEPT)
+  """Returns the policy of what the backward pass need not compute again: products with fast weights."""
+  return jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
 
 
 def start(rule: MemoryRule, learned: Learned) -> Running:

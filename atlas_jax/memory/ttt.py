@@ -32,7 +32,7 @@ from atlas_jax.memory.types import (
 ROPE_BASE = 10_000.0
 
 
-class Form(NamedTuple):
+class TTTForm(NamedTuple):
   """What one rule descends on, and how."""
 
   descent: descent.Descent
@@ -40,10 +40,10 @@ class Form(NamedTuple):
   rope: bool
 
 
-class Prepared(NamedTuple):
+class PreparedTTT(NamedTuple):
   """All of a chunk that needs no memory."""
 
-  dual: descent.Prepared  # tokens turned by their places, and the weights of their gradients
+  dual: descent.PreparedChunk  # tokens turned by their places, and the weights of their gradients
   last_rate: jax.Array  # [] place rate of the last real token
   wrote: jax.Array  # [] bool, whether there is a real token
 
@@ -58,7 +58,7 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   objectives.check_bound(surprise_max)
   inner = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, momentum=True,
                           surprise_max=surprise_max)
-  form = Form(inner, chunk_size, rope)
+  form = TTTForm(inner, chunk_size, rope)
   bind = lambda function: functools.partial(function, form)
   return MemoryRule(
       init=functools.partial(init, form, start_std), start=functools.partial(descent.start, inner),
@@ -82,14 +82,14 @@ def turn(x, place):
   return jnp.concatenate([low * cos - high * sin, high * cos + low * sin, x[..., 2 * half:]], axis=-1)
 
 
-def turned(form: Form, tokens: Token, place) -> Token:
+def turned(form: TTTForm, tokens: Token, place) -> Token:
   """Turns queries and keys by their places, if the rule does so."""
   if not form.rope:
     return tokens
   return tokens._replace(q=turn(tokens.q, place), k=turn(tokens.k, place))
 
 
-def init(form: Form, start_std: float | None, key) -> Learned:
+def init(form: TTTForm, start_std: float | None, key) -> Learned:
   """Draws the learned parameters; the steps of a chunk start as a mean of gradients would have them.
 
   Args:
@@ -106,16 +106,16 @@ def init(form: Form, start_std: float | None, key) -> Learned:
 
 
 def moved(base, total, rate):
-  """Gives the weights a step of that size away from the base."""
+  """Returns the weights a step of that size away from the base."""
   return jax.tree.map(lambda w, s: w - rate * s, base, total)
 
 
-def still(form: Form, slow, base, q_CK, place_C):
+def still(form: TTTForm, slow, base, q_CK, place_C):
   """Reads a chunk that writes nothing: queries are turned all the same."""
   return descent.apply(form.descent, slow, base, turn(q_CK, place_C) if form.rope else q_CK)
 
 
-def step(form: Form, slow, state: MemoryState, base, token: Token, gates: Gates, place):
+def step(form: TTTForm, slow, state: MemoryState, base, token: Token, gates: Gates, place):
   """Reads one token: the plain form."""
   token = turned(form, token, place)
   grad = descent.token_gradient(form.descent, slow, base, token.k, token.v, gates.more)
@@ -124,7 +124,7 @@ def step(form: Form, slow, state: MemoryState, base, token: Token, gates: Gates,
   return state._replace(fast=fast, momentum=total), descent.apply(form.descent, slow, fast, token.q)
 
 
-def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> Prepared:
+def prepare(form: TTTForm, slow, tokens: Token, gates: Gates, write_C, place_C) -> PreparedTTT:
   """Does for a chunk all that needs no memory."""
   tokens = turned(form, tokens, place_C)
   rate_C = gates.write_rate * write_C.astype(gates.write_rate.dtype)
@@ -134,12 +134,12 @@ def prepare(form: Form, slow, tokens: Token, gates: Gates, write_C, place_C) -> 
   one_C = jnp.ones_like(rate_C)
   decay = ChunkDecay(one_C, -place_rate_C, mix_CC, one_C, -rate_C[None, :])
   score_CC = mix_CC * (tokens.q @ tokens.k.T)
-  dual = descent.Prepared(tokens, (), decay, score_CC, gates.more, write_C)
+  dual = descent.PreparedChunk(tokens, (), decay, score_CC, gates.more, write_C)
   last = jnp.max(jnp.where(write_C.astype(bool), jnp.arange(rate_C.shape[0], dtype=jnp.int32), -1))
-  return Prepared(dual, place_rate_C[jnp.maximum(last, 0)], last >= 0)
+  return PreparedTTT(dual, place_rate_C[jnp.maximum(last, 0)], last >= 0)
 
 
-def chunk(form: Form, slow, state: MemoryState, base, ready: Prepared):
+def chunk(form: TTTForm, slow, state: MemoryState, base, ready: PreparedTTT):
   """Reads a chunk; equal to `step` token by token from the same base."""
   found, _, _ = descent.chunk_surprise(form.descent, slow, base, (), ready.dual)
   decay = ready.dual.decay

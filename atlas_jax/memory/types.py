@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 # Names of the values that are worth keeping when the rest of a chunk is computed again: see checkpoint_name.
-KEPT = ("memory_product", "memory_slope")
+SAVED_NAMES = ("memory_product", "memory_grad")
 
 
 class Token(NamedTuple):
@@ -138,7 +138,7 @@ class ChunkOut(NamedTuple):
 
 
 def fast_weights(slow, state: MemoryState):
-  """Gives the fast weights as they are: the base of rules that derive nothing from them."""
+  """Returns the fast weights as they are: the base of rules that derive nothing from them."""
   del slow
   return state.fast
 
@@ -215,12 +215,12 @@ class MemoryRule(NamedTuple):
 
 
 def by_steps(rule: MemoryRule) -> MemoryRule:
-  """Gives the rule that reads every chunk token by token: what a faster form must equal."""
+  """Returns the rule that reads every chunk token by token: what a faster form must equal."""
   return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, lift=None, kernel=None))
 
 
 def with_chunks(rule: MemoryRule) -> MemoryRule:
-  """Gives a rule without `chunk` one that takes its steps in order."""
+  """Returns a rule without `chunk` one that takes its steps in order."""
   if rule.chunk is not None:
     return rule
   return rule._replace(chunk=lambda *args: chunk_of_steps(rule, *args))

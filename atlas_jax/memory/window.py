@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from atlas_jax.memory.types import Token
 
 
-class Rows(NamedTuple):
+class WindowRows(NamedTuple):
   """The last window_size - 1 real tokens, oldest first."""
 
   k_WK: jax.Array
@@ -15,19 +15,19 @@ class Rows(NamedTuple):
   here_W: jax.Array  # float, 1 where there is a token; 0 before the text's beginning
 
 
-def empty(size: int, key_dim: int, value_dim: int, dtype) -> Rows:
+def empty(size: int, key_dim: int, value_dim: int, dtype) -> WindowRows:
   """Returns the rows before a text's first token."""
-  return Rows(*(jnp.zeros(shape, dtype) for shape in ((size, key_dim), (size, value_dim), (size,))))
+  return WindowRows(*(jnp.zeros(shape, dtype) for shape in ((size, key_dim), (size, value_dim), (size,))))
 
 
-def append(rows: Rows, token: Token) -> Rows:
+def append(rows: WindowRows, token: Token) -> WindowRows:
   """Adds one token at the end: the whole window of that token; all but the oldest row stay for the next."""
   here = jnp.ones((), rows.here_W.dtype)
-  new = Rows(token.k, token.v, here)
+  new = WindowRows(token.k, token.v, here)
   return jax.tree.map(lambda old, x: jnp.concatenate([old, x[None].astype(old.dtype)]), rows, new)
 
 
-def reach(rows: Rows, tokens: Token, context_CW, write_C):
+def reach(rows: WindowRows, tokens: Token, context_CW, write_C):
   """Lays a chunk's tokens after the rows kept before it.
 
   Args:
@@ -41,7 +41,7 @@ def reach(rows: Rows, tokens: Token, context_CW, write_C):
     the rows to keep after the chunk.
   """
   size, window = rows.here_W.shape[0], context_CW.shape[1]
-  own = Rows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
+  own = WindowRows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
   every = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), rows, own)
   order_C = jnp.cumsum(write_C.astype(jnp.int32))
   order_S = jnp.concatenate([jnp.arange(size, dtype=jnp.int32) - (size - 1), order_C])
@@ -51,5 +51,5 @@ def reach(rows: Rows, tokens: Token, context_CW, write_C):
   weight_CS = jnp.where(inside_CS, weight_CS, 0)
   wanted_W = order_C[-1] - (size - 1) + jnp.arange(size, dtype=jnp.int32)
   pick_WS = ((order_S[None, :] == wanted_W[:, None]) & (every.here_W > 0)[None, :]).astype(every.here_W.dtype)
-  keep = Rows(pick_WS @ every.k_WK, pick_WS @ every.v_WM, jnp.sum(pick_WS, 1))
+  keep = WindowRows(pick_WS @ every.k_WK, pick_WS @ every.v_WM, jnp.sum(pick_WS, 1))
   return every, weight_CS, keep

@@ -23,7 +23,7 @@ class Pool(NamedTuple):
 
 
 def empty_pool(model, batch_rows: int, seq_len: int) -> Pool:
-  """Gives a pool whose every slot is free."""
+  """Returns a pool whose every slot is free."""
   tokens_BT = jnp.zeros((batch_rows, seq_len), jnp.int32)
   return Pool(latents=model.zero_latents(batch_rows), steps_B=jnp.zeros((batch_rows,), jnp.int32),
               halted_B=jnp.ones((batch_rows,), bool), inputs_BT=tokens_BT,
@@ -31,7 +31,7 @@ def empty_pool(model, batch_rows: int, seq_len: int) -> Pool:
 
 
 def refill(pool: Pool, batch: dict, reset: tuple) -> Pool:
-  """Gives every halted slot the puzzle offered to it.
+  """Returns every halted slot the puzzle offered to it.
 
   Args:
     pool: what the last step left.
@@ -51,7 +51,7 @@ def refill(pool: Pool, batch: dict, reset: tuple) -> Pool:
 
 
 def halt(steps_B, halt_logit_B, rng, *, n_supervision: int, explore_prob: float, continue_logit_B=None):
-  """Says which slots have finished their puzzle, in training.
+  """Returns which slots have finished their puzzle, in training.
 
   A slot halts when its halting logit is above 0 (above the continue logit, if that is given). Some slots,
   drawn anew at every step, must have made a random number of steps first. The last step halts in any case.
@@ -79,7 +79,7 @@ def halt(steps_B, halt_logit_B, rng, *, n_supervision: int, explore_prob: float,
 
 
 def halt_eval(steps_B, halt_logit_B, *, n_supervision: int, threshold: float | None = None):
-  """Says which slots have finished their puzzle, in evaluation.
+  """Returns which slots have finished their puzzle, in evaluation.
 
   Args:
     steps_B: steps made before this one.
@@ -96,7 +96,7 @@ def halt_eval(steps_B, halt_logit_B, *, n_supervision: int, threshold: float | N
 
 
 def continue_target(halt_logit_B, continue_logit_B, last_B):
-  """Gives what the continue logit is trained towards, in [0, 1].
+  """Returns what the continue logit is trained towards, in [0, 1].
 
   Args:
     halt_logit_B, continue_logit_B: of one more step, whose latents are not kept.

@@ -80,5 +80,5 @@ class LocalAttention(nn.Module):
 
 def _cos_sin(rows: int, size: int, dtype):
   """Returns cosine and sine of the rows at hand, counted from the oldest, never from a text's start."""
-  frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=tree.wide(dtype))
+  frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=tree.accumulation_dtype(dtype))
   return tuple(part[None, :, None] for part in rope.cos_sin(jnp.arange(rows), *frequencies, dtype))

@@ -39,7 +39,7 @@ class Cache(NamedTuple):
 ROW_AXES: Any = Cache(k=1, v=1, count_B=0)  # Which axis of each leaf counts rows.
 
 
-class Out(NamedTuple):
+class DecoderOut(NamedTuple):
   """What reading gives."""
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by the head; meaningless at padding
@@ -83,7 +83,7 @@ class Projection(nn.Module):
     return (y + jnp.tensordot(low, up.astype(dtype), axes=1)).reshape(*tokens, *self.features)
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
   """Attention, then a gated feed-forward layer, each on normalised input and added to it.
 
   Attributes:
@@ -118,13 +118,13 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-  """Projects to heads, rotates them by position, attends and projects back; see `Block`."""
+  """Projects to heads, rotates them by position, attends and projects back; see `DecoderBlock`."""
 
   shape: Mapping
 
   @nn.compact
   def __call__(self, x_BTD, past, cos_sin, doc_BT, count_B):
-    """Returns [B, T, D] and the new keys and values; arguments as of `Block`."""
+    """Returns [B, T, D] and the new keys and values; arguments as of `DecoderBlock`."""
     shape = self.shape
     project = lambda name, heads: Projection((heads, shape["head_dim"]), bias=shape["qkv_bias"],
                                              adapter=Lora.of(shape["lora"], name), name=name)(x_BTD)
@@ -144,7 +144,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-  """(silu(x W_gate) * x W_up) W_down, see `layers.gated` and `Block`."""
+  """(silu(x W_gate) * x W_up) W_down, see `layers.gated` and `DecoderBlock`."""
 
   shape: Mapping
 
@@ -160,7 +160,7 @@ class GatedMLP(nn.Module):
 
 
 def out_scale(shape: Mapping) -> float:
-  """Gives the factor on initial weights of projections back to the width, which adds up over depth."""
+  """Returns the factor on initial weights of projections back to the width, which adds up over depth."""
   return (2 * shape["depth"]) ** -0.5
 
 
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT, cache: Cache | None = None, *, doc_BT=None, position_BT=None,
-               room_tokens: int | None = None) -> Out:
+               room_tokens: int | None = None) -> DecoderOut:
     """Reads T tokens of each row.
 
     Args:
@@ -264,7 +264,8 @@ class Decoder(nn.Module):
       table = self.param("positions", nn.initializers.normal(0.02), (self.learned_positions, self.width),
                          jnp.float32)
       x_BTD = x_BTD + table[position_BT].astype(dtype)
-    block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
+    block = nn.remat(DecoderBlock, policy=REMAT[self.remat],
+                     prevent_cse=False) if self.remat != "none" else DecoderBlock
     blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
                      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
                      unroll=self.scan_unroll)
@@ -276,11 +277,11 @@ class Decoder(nn.Module):
       Head(self.vocab_size, name="head")(self.width)
     if room_tokens is not None:
       cache = self.zero_cache(tokens_BT.shape[0], room_tokens)
-    return Out(hidden_BTD, None if cache is None else extend(cache, new, doc_BT))
+    return DecoderOut(hidden_BTD, None if cache is None else extend(cache, new, doc_BT))
 
   @nn.nowrap
   def shape(self) -> dict:
-    """Gives the fields that say what the model is, not how it is run."""
+    """Returns the fields that say what the model is, not how it is run."""
     names = self.__dataclass_fields__.keys() - {"parent", "name"}
     return {name: getattr(self, name) for name in names}
 

@@ -48,7 +48,7 @@ def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
     seen_BTS = (jnp.arange(past_k_BSHK.shape[1])[None] < count_B[:, None])[:, None]
     scores.append(_scores(q_BTHGK, past_k_BSHK, seen_BTS))
     values.append(past_v_BSHK)
-  # The shift changes nothing, so it has no slope either.
+  # The shift changes nothing, so it has no gradient either.
   top = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(part, -1) for part in scores]), 0)[..., None])
   shares = [jnp.exp(part - top) for part in scores]
   total_BHGT = sum(jnp.sum(share, -1) for share in shares)
@@ -60,8 +60,8 @@ def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
 
 
 def _scores(q_BTHGK, k_BSHK, seen_BTS):
-  """Gives scaled products, MASKED where a token does not look; [B, H, G, T, S], float32 or wider."""
-  wide = tree.wide(q_BTHGK.dtype)
+  """Returns scaled products, MASKED where a token does not look; [B, H, G, T, S], float32 or wider."""
+  wide = tree.accumulation_dtype(q_BTHGK.dtype)
   scores = jnp.einsum("bthgk,bshk->bhgts", q_BTHGK, k_BSHK.astype(q_BTHGK.dtype), preferred_element_type=wide)
   scores = scores * jnp.asarray(q_BTHGK.shape[-1] ** -0.5, wide)
   return jnp.where(seen_BTS[:, None, None], scores, jnp.asarray(MASKED, wide))

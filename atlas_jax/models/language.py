@@ -10,7 +10,7 @@ from atlas_jax.models import head as heads
 from atlas_jax.models import lm
 
 
-class Language(NamedTuple):
+class LanguageModel(NamedTuple):
   """What tuning and sampling ask of a model; `params` are whole, adapters among them.
 
   What a decoder and a memory model do not have in common stands here, so that nobody asks which one it is.
@@ -20,7 +20,7 @@ class Language(NamedTuple):
   vocab_size: int
   align_tokens: int  # documents of a packed row start at its multiples, and T is one
   init: Callable  # rng -> params
-  read: Callable  # (params, tokens_BT, doc_BT) -> (hidden_BTD, stats: name -> [L]), see `of_decoder`
+  read: Callable  # (params, tokens_BT, doc_BT) -> (hidden_BTD, stats: name -> [L]), see `from_decoder`
   zero_state: Callable  # (rows, room_tokens) -> state of rows that have read nothing
   prefill: Callable  # (params, tokens_BT, count_B, *, room_tokens) -> (state, hidden_BD)
   extend: Callable  # (params, state, tokens_BT, count_B) -> (state, hidden_BD)
@@ -33,7 +33,7 @@ class Language(NamedTuple):
   has_hf_form: bool = False  # whether Hugging Face has the format; its vocabularies may have ids to spare
 
 
-def language_model(kind: str = "memory", **given) -> Language:
+def language_model(kind: str = "memory", **given) -> LanguageModel:
   """Makes a language model without a config.
 
   Args:
@@ -46,12 +46,12 @@ def language_model(kind: str = "memory", **given) -> Language:
   if kind == "memory":
     return of_memory(lm.build(fields.with_defaults("model", given)))
   if kind == "decoder":
-    return of_decoder(decoders.Decoder(**fields.with_defaults("decoder", given)))
+    return from_decoder(decoders.Decoder(**fields.with_defaults("decoder", given)))
   raise ValueError(f"language_model: kind={kind!r} is unknown; choose memory or decoder")
 
 
-def of_decoder(model: decoders.Decoder) -> Language:
-  """Gives the functions of a decoder.
+def from_decoder(model: decoders.Decoder) -> LanguageModel:
+  """Returns the functions of a decoder.
 
   `read` reads packed rows from nothing: doc_BT is the document of each token, -1 at padding. `prefill` reads
   prompts that stand at the left of their rows, count_B tokens each, at least one; its hidden vector is the
@@ -83,13 +83,13 @@ def of_decoder(model: decoders.Decoder) -> Language:
     out: Any = model.apply({"params": params}, token_B[:, None], state)
     return out.cache, out.hidden_BTD[:, 0]
 
-  return Language(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
-                  row_axes=decoders.ROW_AXES, max_positions=model.learned_positions,
-                  attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
+  return LanguageModel(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
+                       row_axes=decoders.ROW_AXES, max_positions=model.learned_positions,
+                       attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
 
-def of_memory(model: lm.LM) -> Language:
-  """Gives the functions of a memory model, as `of_decoder` describes them; its state is of fixed size."""
+def of_memory(model: lm.LM) -> LanguageModel:
+  """Returns the functions of a memory model, as `from_decoder` describes them; its state is of fixed size."""
   chunk = model.align_tokens
 
   def init(rng):
@@ -117,11 +117,12 @@ def of_memory(model: lm.LM) -> Language:
     out: Any = model.apply({"params": params}, token_B[:, None], state, mode="stream")
     return out.state, out.hidden_BTD[:, 0]
 
-  return Language(model, model.vocab_size, chunk, init, read, zero_state, prefill, extend, decode, row_axes=0)
+  return LanguageModel(model, model.vocab_size, chunk, init, read, zero_state, prefill, extend, decode,
+                       row_axes=0)
 
 
-def read_completions(language: Language, params, batch):
-  """Gives the hidden vectors that predict the completions of a batch.
+def read_completions(language: LanguageModel, params, batch):
+  """Returns the hidden vectors that predict the completions of a batch.
 
   Args:
     language: the model.

@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x_BTD):
     """Returns x, normalised along its last axis, in its dtype; it may have more axes, as of heads."""
     scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
-    full = x_BTD.astype(tree.wide(x_BTD.dtype))
+    full = x_BTD.astype(tree.accumulation_dtype(x_BTD.dtype))
     lifted = jnp.expand_dims(scale.astype(full.dtype), range(x_BTD.ndim - 1))
     return (rms_normalize(full, eps=self.eps) * lifted).astype(x_BTD.dtype)
 
@@ -63,7 +63,7 @@ def gated(gate, up):
 
 
 def scaled_normal(scale: float, in_axes: int = 1):
-  """Gives an initializer of standard deviation scale / sqrt(inputs); the first in_axes axes are inputs."""
+  """Returns an initializer of standard deviation scale / sqrt(inputs); the first in_axes axes are inputs."""
   def init(key, shape, dtype):
     deviation = scale * math.prod(shape[:in_axes]) ** -0.5
     return jax.random.normal(key, shape, dtype) * jnp.asarray(deviation, dtype)

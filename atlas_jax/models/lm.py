@@ -324,7 +324,7 @@ def _joined(states: list):
 
 
 def last_document(doc_BT, last_doc_B, count_B):
-  """Gives the document of the last real token, or the earlier one if no token is real."""
+  """Returns the document of the last real token, or the earlier one if no token is real."""
   if count_B is not None:
     return jnp.where(count_B > 0, doc_BT[:, 0], last_doc_B)
   place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)

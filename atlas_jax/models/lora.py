@@ -21,7 +21,7 @@ class Lora(NamedTuple):
 
   @classmethod
   def of(cls, options: Mapping | None, target: str) -> "Lora | None":
-    """Gives the adapter of a projection, or None where it has none.
+    """Returns the adapter of a projection, or None where it has none.
 
     Args:
       options: rank, alpha, targets (names out of TARGETS) and scaling ("rank": alpha / rank, "sqrt_rank":
@@ -38,7 +38,7 @@ class Lora(NamedTuple):
 
 
 def scale_of(options: Mapping) -> float:
-  """Gives the factor on an adapter's product."""
+  """Returns the factor on an adapter's product."""
   rank = options["rank"]
   return options["alpha"] / (rank if options["scaling"] == "rank" else rank**0.5)
 
@@ -68,7 +68,7 @@ def split(params) -> tuple[dict, dict]:
 
 
 def join(adapters, base) -> dict:
-  """Gives the model's parameters from the two parts of `split`."""
+  """Returns the model's parameters from the two parts of `split`."""
   joined = dict(base)
   for name, part in adapters.items():
     joined[name] = join(part, base.get(name, {})) if isinstance(part, Mapping) else part

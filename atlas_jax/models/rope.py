@@ -102,7 +102,7 @@ def cos_sin(positions, inverse_frequencies, factor: float, dtype):
   Returns:
     (cosine, sine), each [..., K/2].
   """
-  wide = tree.wide(dtype)
+  wide = tree.accumulation_dtype(dtype)
   lifted = jnp.asarray(inverse_frequencies, wide).reshape(*(1,) * positions.ndim, -1)
   angle = positions.astype(wide)[..., None] * lifted
   return jnp.cos(angle) * jnp.asarray(factor, wide), jnp.sin(angle) * jnp.asarray(factor, wide)

@@ -16,7 +16,7 @@ CHECKED = ("variant", "mixer", "positions", "width", "heads", "n_outer", "n_inne
 LEARNED_SCALE = 0.707106781  # Keeps the variance of tokens plus learned positions that of tokens.
 
 
-class Out(NamedTuple):
+class TRMOut(NamedTuple):
   """What one supervision step gives."""
 
   logits_BTV: jax.Array  # of the tokens, without the prefix
@@ -76,7 +76,7 @@ class TRM(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, inputs_BT, rows_BE=None, latents: tuple | None = None) -> Out:
+  def __call__(self, inputs_BT, rows_BE=None, latents: tuple | None = None) -> TRMOut:
     """Makes one supervision step.
 
     Args:
@@ -110,7 +110,7 @@ class TRM(nn.Module):
     return self._read(tuple(map(swap, latents)))
 
   def _embedded(self, inputs_BT, rows_BE):
-    """Gives what is injected: prefix and tokens, scaled by sqrt(width), [B, n_prefix + T, D]."""
+    """Returns what is injected: prefix and tokens, scaled by sqrt(width), [B, n_prefix + T, D]."""
     dtype, width, prefix = jnp.dtype(self.dtype), self.width, self.n_prefix
     total = prefix + self.seq_len
     draw = lambda key, rows: trm_blocks.truncated_normal(key, (rows, width), width**-0.5)
@@ -128,16 +128,16 @@ class TRM(nn.Module):
                              positions=self.n_prefix + self.seq_len, expansion=self.expansion)
     return {f"block_{i}": init(each) for i, each in enumerate(jax.random.split(key, self.depth))}
 
-  def _read(self, latents: tuple) -> Out:
+  def _read(self, latents: tuple) -> TRMOut:
     """Scores tokens and halting from the answer."""
     answer_BTD, width = latents[0], self.width
-    dtype, wide = answer_BTD.dtype, tree.wide(answer_BTD.dtype)
+    dtype, wide = answer_BTD.dtype, tree.accumulation_dtype(answer_BTD.dtype)
     draw = lambda key: trm_blocks.truncated_normal(key, (width, self.vocab_size), width**-0.5)
     logits_BTV = answer_BTD[:, self.n_prefix:] @ self.param("head", draw).astype(dtype)
     kernel = self.param("halt_kernel", nn.initializers.zeros, (width, 2), jnp.float32)
     bias = self.param("halt_bias", nn.initializers.constant(HALT_BIAS), (2,), jnp.float32)
     halting = (answer_BTD[:, 0] @ kernel.astype(dtype) + bias.astype(dtype)[None]).astype(wide)
-    return Out(logits_BTV, halting[:, 0], halting[:, 1], jax.lax.stop_gradient(latents))
+    return TRMOut(logits_BTV, halting[:, 0], halting[:, 1], jax.lax.stop_gradient(latents))
 
   @nn.nowrap
   def reset(self, rng) -> tuple:
@@ -154,7 +154,7 @@ class TRM(nn.Module):
 
   @nn.nowrap
   def zero_latents(self, batch_rows: int) -> tuple:
-    """Gives latents of zeros, to be reset before use."""
+    """Returns latents of zeros, to be reset before use."""
     shape = (batch_rows, self.n_prefix + self.seq_len, self.width)
     return tuple(jnp.zeros(shape, self.dtype) for _ in range(trm_baselines.LATENTS[self.variant]))
 
@@ -189,7 +189,7 @@ def supervision_step(params, inputs_BT, labels_BT, latents: tuple | None = None,
     token_loss: "stablemax" or "softmax".
 
   Returns:
-    (loss, out): the mean over puzzles of `losses.recursion`, and the step's `Out`, whose latents are where
+    (loss, out): the mean over puzzles of `losses.recursion`, and the step's `TRMOut`, whose latents are where
     the next step starts.
   """
   out: Any = model.apply(params, inputs_BT, rows_BE, latents)

@@ -28,7 +28,7 @@ def truncated_normal(key, shape, deviation: float, dtype=jnp.float32):
 
 
 def hidden_width(inputs: int, expansion: float) -> int:
-  """Gives the hidden width of a gated layer: two thirds of expansion * inputs, up to a multiple of 256."""
+  """Returns the hidden width of a gated layer: two thirds of expansion * inputs, up to a multiple of 256."""
   return math.ceil(round(expansion * inputs * 2 / 3) / WIDTH_STEP) * WIDTH_STEP
 
 
@@ -39,18 +39,18 @@ def rms_normalize(x, eps: float, axis: int = -1):
 
 
 def _rms_normalize(x, eps: float, axis: int):
-  full = x.astype(tree.wide(x.dtype))
+  full = x.astype(tree.accumulation_dtype(x.dtype))
   scale = inverse_rms(full, eps=eps, axis=axis)
   y = (full * scale).astype(x.dtype)
   return y, (y, scale)
 
 
-def _rms_normalize_vjp(eps: float, axis: int, kept, slope):
+def _rms_normalize_vjp(eps: float, axis: int, kept, grad):
   # The result is kept for the layer behind anyway, so that the input need not be.
   y, scale = kept
-  full, slope = y.astype(scale.dtype), slope.astype(scale.dtype)
-  along = jnp.mean(full * slope, axis, keepdims=True)
-  return ((slope - full * along) * scale).astype(y.dtype),
+  full, grad = y.astype(scale.dtype), grad.astype(scale.dtype)
+  along = jnp.mean(full * grad, axis, keepdims=True)
+  return ((grad - full * along) * scale).astype(y.dtype),
 
 
 rms_normalize.defvjp(_rms_normalize, _rms_normalize_vjp)
@@ -107,7 +107,7 @@ def token_mlp(weights: dict, x_TBD):
 
 @jax.custom_vjp
 def gated_right(x, gate_up, out):
-  """Gives (silu(x gate) * x up) out, with gate and up side by side in one matrix.
+  """Returns (silu(x gate) * x up) out, with gate and up side by side in one matrix.
 
   The backward pass keeps x and its product with gate_up, and computes everything between again.
   """
@@ -119,23 +119,23 @@ def _gated_right(x, gate_up, out):
   return gated(*jnp.split(hidden, 2, axis=1)) @ out.astype(x.dtype), (x, hidden, gate_up, out)
 
 
-def _gated_right_slope(kept, slope):
+def _gated_right_grad(kept, grad):
   x, hidden, gate_up, out = kept
-  hidden, slope = _apart(hidden, slope)
+  hidden, grad = _apart(hidden, grad)
   gate, up = jnp.split(hidden, 2, axis=1)
-  gated_slope = _product(slope, out.astype(x.dtype), 1, 1, x.dtype)
-  out_slope = _product(gated(gate, up), slope, 0, 0, out.dtype)
-  hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=1)
-  x_slope = _product(hidden_slope, gate_up.astype(x.dtype), 1, 1, x.dtype)
-  return x_slope, _product(x, hidden_slope, 0, 0, gate_up.dtype), out_slope
+  gated_grad = _product(grad, out.astype(x.dtype), 1, 1, x.dtype)
+  out_grad = _product(gated(gate, up), grad, 0, 0, out.dtype)
+  hidden_grad = jnp.concatenate(_gate_grads(gate, up, gated_grad), axis=1)
+  x_grad = _product(hidden_grad, gate_up.astype(x.dtype), 1, 1, x.dtype)
+  return x_grad, _product(x, hidden_grad, 0, 0, gate_up.dtype), out_grad
 
 
-gated_right.defvjp(_gated_right, _gated_right_slope)
+gated_right.defvjp(_gated_right, _gated_right_grad)
 
 
 @jax.custom_vjp
 def gated_left(x, gate_up, out):
-  """Gives out (silu(gate x) * up x), with gate above up in one matrix; see `gated_right`."""
+  """Returns out (silu(gate x) * up x), with gate above up in one matrix; see `gated_right`."""
   return _gated_left(x, gate_up, out)[0]
 
 
@@ -144,30 +144,30 @@ def _gated_left(x, gate_up, out):
   return out.astype(x.dtype) @ gated(*jnp.split(hidden, 2, axis=0)), (x, hidden, gate_up, out)
 
 
-def _gated_left_slope(kept, slope):
+def _gated_left_grad(kept, grad):
   x, hidden, gate_up, out = kept
-  hidden, slope = _apart(hidden, slope)
+  hidden, grad = _apart(hidden, grad)
   gate, up = jnp.split(hidden, 2, axis=0)
-  gated_slope = _product(out.astype(x.dtype), slope, 0, 0, x.dtype)
-  out_slope = _product(slope, gated(gate, up), 1, 1, out.dtype)
-  hidden_slope = jnp.concatenate(_gate_slopes(gate, up, gated_slope), axis=0)
-  x_slope = _product(gate_up.astype(x.dtype), hidden_slope, 0, 0, x.dtype)
-  return x_slope, _product(hidden_slope, x, 1, 1, gate_up.dtype), out_slope
+  gated_grad = _product(out.astype(x.dtype), grad, 0, 0, x.dtype)
+  out_grad = _product(grad, gated(gate, up), 1, 1, out.dtype)
+  hidden_grad = jnp.concatenate(_gate_grads(gate, up, gated_grad), axis=0)
+  x_grad = _product(gate_up.astype(x.dtype), hidden_grad, 0, 0, x.dtype)
+  return x_grad, _product(hidden_grad, x, 1, 1, gate_up.dtype), out_grad
 
 
-gated_left.defvjp(_gated_left, _gated_left_slope)
+gated_left.defvjp(_gated_left, _gated_left_grad)
 
 
-def _apart(kept, slope):
+def _apart(kept, grad):
   """Has the backward pass compute from `kept` again, not hold results of the forward pass."""
-  return jax.lax.optimization_barrier((kept, slope))
+  return jax.lax.optimization_barrier((kept, grad))
 
 
-def _gate_slopes(gate, up, slope):
-  """Gives the slopes to gate and up."""
+def _gate_grads(gate, up, grad):
+  """Returns the gradients to gate and up."""
   share = jax.nn.sigmoid(gate)
   passed = gate * share
-  return slope * up * (share + passed * (1 - share)), slope * passed
+  return grad * up * (share + passed * (1 - share)), grad * passed
 
 
 def _product(a, b, of_a: int, of_b: int, dtype):
@@ -210,40 +210,40 @@ def _attend(qkv, cos_sin):
   return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, cos_sin)
 
 
-def _attend_slope(kept, slope_BTHK):
+def _attend_grad(kept, grad_BTHK):
   q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, cos_sin = kept
-  dtype, wide = q_BHTK.dtype, tree.wide(q_BHTK.dtype)
+  dtype, wide = q_BHTK.dtype, tree.accumulation_dtype(q_BHTK.dtype)
   share = _shares(q_BHTK, k_BHTK) if share is None else share
-  slope_BHTK = jnp.swapaxes(slope_BTHK, 1, 2)
-  v_slope = _per_head(share.astype(dtype), slope_BHTK, 2, 2, dtype)
-  along = jnp.sum(slope_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
-  score_slope = share * (_per_head(slope_BHTK, v_BHTK, 3, 3, wide) - along)
-  score_slope = (score_slope * _score_scale(q_BHTK)).astype(dtype)
-  q_slope = rotate(_per_head(score_slope, k_BHTK, 3, 2, dtype), cos_sin, back=True)
-  k_slope = rotate(_per_head(score_slope, q_BHTK, 2, 2, dtype), cos_sin, back=True)
-  slopes = [jnp.swapaxes(x_BHTK, 1, 2) for x_BHTK in (q_slope, k_slope, v_slope)]
-  return jnp.stack(slopes, axis=2), jax.tree.map(jnp.zeros_like, cos_sin)
+  grad_BHTK = jnp.swapaxes(grad_BTHK, 1, 2)
+  v_grad = _per_head(share.astype(dtype), grad_BHTK, 2, 2, dtype)
+  along = jnp.sum(grad_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
+  score_grad = share * (_per_head(grad_BHTK, v_BHTK, 3, 3, wide) - along)
+  score_grad = (score_grad * _score_scale(q_BHTK)).astype(dtype)
+  q_grad = rotate(_per_head(score_grad, k_BHTK, 3, 2, dtype), cos_sin, back=True)
+  k_grad = rotate(_per_head(score_grad, q_BHTK, 2, 2, dtype), cos_sin, back=True)
+  grads = [jnp.swapaxes(x_BHTK, 1, 2) for x_BHTK in (q_grad, k_grad, v_grad)]
+  return jnp.stack(grads, axis=2), jax.tree.map(jnp.zeros_like, cos_sin)
 
 
-attend.defvjp(_attend, _attend_slope)
+attend.defvjp(_attend, _attend_grad)
 
 
 def rotate(x_BHTK, cos_sin, *, back: bool = False):
   """Rotates the heads of every position, or back; as they are where there are no positions."""
   if cos_sin is None:
     return x_BHTK
-  cos, sin = (part.astype(tree.wide(x_BHTK.dtype))[None, None] for part in cos_sin)
+  cos, sin = (part.astype(tree.accumulation_dtype(x_BHTK.dtype))[None, None] for part in cos_sin)
   return rope.apply_rope(x_BHTK, cos, -sin if back else sin)
 
 
 def _shares(q_BHTK, k_BHTK):
-  """Gives how much of each position every position takes, [B, H, T, T], float32 or wider."""
-  scores = _per_head(q_BHTK, k_BHTK, 3, 3, tree.wide(q_BHTK.dtype))
+  """Returns how much of each position every position takes, [B, H, T, T], float32 or wider."""
+  scores = _per_head(q_BHTK, k_BHTK, 3, 3, tree.accumulation_dtype(q_BHTK.dtype))
   return jax.nn.softmax(scores * _score_scale(q_BHTK), axis=-1)
 
 
 def _score_scale(q_BHTK):
-  return jnp.asarray(q_BHTK.shape[-1] ** -0.5, tree.wide(q_BHTK.dtype))
+  return jnp.asarray(q_BHTK.shape[-1] ** -0.5, tree.accumulation_dtype(q_BHTK.dtype))
 
 
 def _per_head(a, b, of_a: int, of_b: int, dtype):

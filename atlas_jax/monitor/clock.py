@@ -20,7 +20,7 @@ class Sent:
 
   @property
   def ready(self) -> bool:
-    """Says whether the step is finished, without waiting."""
+    """Returns whether the step is finished, without waiting."""
     return all(leaf.is_ready() for leaf in jax.tree.leaves(self.metrics))
 
 
@@ -101,7 +101,7 @@ class Clock:
     return self.counted / self.seconds if self.steps else None
 
   def row(self) -> dict[str, float]:
-    """Gives the metrics perf/*, of speed only if a step was counted.
+    """Returns the metrics perf/*, of speed only if a step was counted.
 
     perf/in_step_frac is the least share of time inside compiled steps: what the host does while the device
     works does not count as inside. perf/flops_fraction_of_peak is at most 1.

@@ -49,7 +49,7 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
 
 
 def ended(values) -> float:
-  """Gives what a metric of training ended with, in pictures and summary alike.
+  """Returns what a metric of training ended with, in pictures and summary alike.
 
   It is the mean of the last tenth of its rows, of five at most and of one at least.
   """
@@ -57,7 +57,7 @@ def ended(values) -> float:
 
 
 def mark(values: np.ndarray, style: str = "") -> dict[str, str]:
-  """Gives a line of one point, which else cannot be seen, its marker."""
+  """Returns a line of one point, which else cannot be seen, its marker."""
   return {"marker": "o"} if len(values) == 1 and "o" not in style else {}
 
 
@@ -78,7 +78,7 @@ def legend_below(axes, *others) -> None:
 
 
 def finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:
-  """Gives a panel its title and labels; one that nothing was drawn on says what the run did not write."""
+  """Returns a panel its title and labels; one that nothing was drawn on says what the run did not write."""
   axes.set_title(title, fontsize=13, loc="left")
   axes.spines[["top", "right"]].set_visible(False)
   if not drawn:

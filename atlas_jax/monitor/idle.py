@@ -91,7 +91,7 @@ class Idle:
 
 
 def kind_of(step: int, row: Mapping[str, float], config) -> str:
-  """Says what an update was: learnt, idle, untaught (by rewards), warming (rate 0 so far) or skipped."""
+  """Returns what an update was: learnt, idle, untaught (by rewards), warming (rate 0 so far) or skipped."""
   if row["train/skipped_in_row"]:
     return SKIPPED
   tables = row.get(TABLES, 0.0) > 0
@@ -105,7 +105,7 @@ def kind_of(step: int, row: Mapping[str, float], config) -> str:
 
 
 def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
-  """Says why an update taught nothing, each reason with its numbers and the field to change.
+  """Returns why an update taught nothing, each reason with its numbers and the field to change.
 
   Args:
     step: its number, from 1.
@@ -226,7 +226,7 @@ def _taught(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _frozen(step: int, row: Mapping[str, float], config) -> str | None:
-  """Says which parameters can get a gradient, where some cannot."""
+  """Returns which parameters can get a gradient, where some cannot."""
   if row["grad/norm"] > 0 or not _counts(row) or row["train/loss_nats"] == 0 or LEARNABLE in row:
     return None
   if not any(name.startswith("grad/norm/") for name in row):
@@ -238,7 +238,7 @@ def _frozen(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _other_terms(step: int, row: Mapping[str, float], config) -> str | None:
-  """Says what moves the parameters where rewards do not."""
+  """Returns what moves the parameters where rewards do not."""
   if row.get(LEARNABLE) != 0 or row["grad/norm"] == 0:
     return None
   named = [f"config.policy.{name}={config.policy[name]}" for name in ("entropy_weight", "kl_weight")
@@ -262,7 +262,7 @@ def _counts(row: Mapping[str, float]) -> bool:
 
 
 def _is_due(count: int) -> bool:
-  """Says whether so many in a row are told of: 3, 10, 30, 100 and so on."""
+  """Returns whether so many in a row are told of: 3, 10, 30, 100 and so on."""
   return count >= FIRST and count in (10 ** (len(str(count)) - 1), 3 * 10 ** (len(str(count)) - 1))
 
 

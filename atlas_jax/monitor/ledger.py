@@ -88,13 +88,13 @@ class Ledger:
       self._compiled_s += seconds
 
   def totals(self) -> dict[str, float]:
-    """Gives the seconds of each kind up to now."""
+    """Returns the seconds of each kind up to now."""
     with self._guard:
       self._count()
       return dict(self._totals)
 
   def saved(self) -> dict:
-    """Gives what a checkpoint keeps for `resume`, and writes the file."""
+    """Returns what a checkpoint keeps for `resume`, and writes the file."""
     record = self._record(clean=False)
     self.write()
     return record
@@ -106,7 +106,7 @@ class Ledger:
     write.json(self.path, self._record(clean=clean), indent=None)
 
   def row(self) -> dict[str, float]:
-    """Gives the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
+    """Returns the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
     totals = self.totals()
     named = {f"perf/time_{kind}_s": seconds for kind, seconds in totals.items()}
     return {**named, "perf/goodput_frac": totals["step"] / max(sum(totals.values()), 1e-9)}

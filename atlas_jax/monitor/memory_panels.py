@@ -45,13 +45,13 @@ def draw_gain(axes, series: Series) -> None:
 
 
 def _interval(series: Series, name: str, value: float) -> tuple[float, float]:
-  """Gives the interval of a mean, the mean itself where there is none."""
+  """Returns the interval of a mean, the mean itself where there is none."""
   ends = [series[f"{name}_{end}"][1][-1] for end in ("low", "high") if f"{name}_{end}" in series]
   return (ends[0], ends[1]) if len(ends) == 2 else (value, value)
 
 
 def _measured_on(series: Series) -> str:
-  """Says how much text memory gain was measured on."""
+  """Returns how much text memory gain was measured on."""
   counts = {name: series[f"eval/memory_gain_{name}"][1][-1] for name in ("tokens", "documents")
             if f"eval/memory_gain_{name}" in series}
   parts = [f"{int(count):,} {name}" for name, count in counts.items()]
@@ -103,7 +103,7 @@ def _write_counts(axes, buckets: list[str], curve: Curve, counted: dict[str, flo
 
 
 def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
-  """Gives what `draw_loss_by_position` draws, and the tokens of each bucket of the first curve."""
+  """Returns what `draw_loss_by_position` draws, and the tokens of each bucket of the first curve."""
   whole = _by_bucket(series, "val/loss_nats_by_position/")
   baseline = _by_bucket(series, "eval/baseline_loss_nats_by_position/")
   solid = Curve("as it is", whole, VAL, "-")
@@ -124,7 +124,7 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
 
 
 def _by_bucket(series: Series, start: str) -> dict[str, float]:
-  """Gives the last values of the metrics that a bucket of positions follows in name."""
+  """Returns the last values of the metrics that a bucket of positions follows in name."""
   return {name.removeprefix(start): float(values[-1]) for name, (_, values) in series.items()
           if name.startswith(start) and BUCKET.fullmatch(name.removeprefix(start))}
 

@@ -42,7 +42,7 @@ class FlopCount(NamedTuple):
 
 
 def matmul_flops(function: Callable, *args) -> int:
-  """Gives the FLOPs of one call's matrix products; warns if a loop of unknown length counts as one turn."""
+  """Returns the FLOPs of one call's matrix products; warns if a loop of unknown length counts as one turn."""
   count = count_flops(function, *args)
   if count.open_loops:
     logging.warning("%d loops of unknown length count as one turn each: FLOPs are too low", count.open_loops)
@@ -103,7 +103,7 @@ def _jaxprs(value) -> Iterator:
 
 
 def device_peak_flops(device=None) -> float | None:
-  """Gives the peak FLOP/s of a device, the first one if None: from PEAK_FLOPS, on CPU measured, else None.
+  """Returns the peak FLOP/s of a device, the first one if None: from PEAK_FLOPS, on CPU measured, else None.
 
   A CPU's figure is that of the whole machine in float32, however many virtual devices it is cut into.
   """
@@ -141,7 +141,10 @@ def measured_flops(device, *, n: int = 1024, repeats: int = 7) -> float:
 
 
 def device_memory() -> dict[str, float]:
-  """Gives memory in use as metrics: of the fullest local device, or of this process if devices do not say."""
+  """Returns memory in use as metrics.
+
+  Of the fullest local device, or of this process if devices do not say.
+  """
   stats = [device.memory_stats() for device in jax.local_devices()]
   known = [each for each in stats if each]
   if not known:

@@ -12,13 +12,13 @@ PASS = re.compile(r"ARC/pass@(\d+)$")
 
 
 def names_of(series: Series) -> tuple[str, ...]:
-  """Says which panels a run's report has; those on ARC have attempts in place of tokens."""
+  """Returns which panels a run's report has; those on ARC have attempts in place of tokens."""
   third = "pass_at_k" if any(PASS.match(name) for name in series) else "accuracy"
   return ("puzzle_loss", "exact_accuracy", third, "steps", "halting", "rate")
 
 
 def headline(series: Series) -> str:
-  """Says how long a run was, and what it reached."""
+  """Returns how long a run was, and what it reached."""
   parts = [f"{series[SEEN][0][-1]:,.0f} updates"]
   for name, count, words in (("ARC/pass@2", "ARC/n_tasks", "held-out tasks solved in two attempts"),
                              ("eval/all/exact_accuracy", "eval/all/count", "held-out puzzles solved")):

@@ -74,7 +74,7 @@ def write_report(workdir) -> Path:
 
 
 def panels_of(series: Series) -> tuple[str, ...]:
-  """Says which panels the report of a run has."""
+  """Returns which panels the report of a run has."""
   account = time_panel.names_of(series)
   if puzzle_panels.SEEN in series:
     return (*puzzle_panels.names_of(series), *account)
@@ -153,13 +153,13 @@ def write_csv(rows: list[dict], columns: Mapping[str, str], file) -> None:
 
 
 def last_mean(rows: list[dict], name: str) -> float | None:
-  """Gives what a metric ended with, see `curves.ended`; None if no row has it."""
+  """Returns what a metric ended with, see `curves.ended`; None if no row has it."""
   values = _values(rows, name)
   return ended(values) if values else None
 
 
 def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
-  """Gives the numbers of a run's summary on its speed: medians over rows, None where there is none.
+  """Returns the numbers of a run's summary on its speed: medians over rows, None where there is none.
 
   The share of the peak refers to the highest one that the run knew, see `clock.Clock`.
 
@@ -175,7 +175,7 @@ def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
 
 
 def median(rows: list[dict], name: str) -> float | None:
-  """Gives the median of a metric over all rows that have it; None if none has."""
+  """Returns the median of a metric over all rows that have it; None if none has."""
   values = _values(rows, name)
   return float(np.median(values)) if values else None
 

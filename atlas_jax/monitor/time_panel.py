@@ -6,7 +6,7 @@ NAME = "time"
 
 
 def names_of(series: Series) -> tuple[str, ...]:
-  """Says whether a run has an account of its time."""
+  """Returns whether a run has an account of its time."""
   return (NAME,) if f"perf/time_{KINDS[0]}_s" in series else ()
 
 

@@ -44,7 +44,7 @@ class Panel(NamedTuple):
 
 
 def names_of(series: Series) -> tuple[str, ...]:
-  """Says which panels a run's report has; none of a run that tunes nothing."""
+  """Returns which panels a run's report has; none of a run that tunes nothing."""
   for seen, names in KINDS.items():
     if seen in series:
       return tuple(name for name in names if _wrote(series, SHOWN[name]))
@@ -52,7 +52,7 @@ def names_of(series: Series) -> tuple[str, ...]:
 
 
 def headline(series: Series) -> str:
-  """Says how long a run was, how fast, and what it reached."""
+  """Returns how long a run was, how fast, and what it reached."""
   parts = [f"{series['step'][1][-1]:,.0f} updates"]
   for unit in (found[1] for name in series if (found := SEEN.match(name))):
     words = unit.replace("_", " ")
@@ -133,7 +133,7 @@ def _draw_levels(axes, series: Series, panel: Panel, ending: str) -> list[np.nda
 
 
 def _draw_other(axes, series: Series, panel: Panel) -> list:
-  """Draws what stands against an axis on the right, and gives that axis, if there is anything."""
+  """Draws what stands against an axis on the right, and returns that axis, if there is anything."""
   if not any(name in series for name in panel.other):
     return []
   right = axes.twinx()

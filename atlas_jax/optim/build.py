@@ -72,7 +72,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
 
 def learning_rate(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,
                   final_lr_frac: float, **others):
-  """Gives the schedule `build` uses, from the same fields, for logging; the others it leaves to `build`."""
+  """Returns the schedule `build` uses, from the same fields, for logging; the others it leaves to `build`."""
   del others  # Splatting the whole group is easier for a caller than picking the fields out.
   return schedules.schedule(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule,
                             decay_frac=decay_frac, final_lr_frac=final_lr_frac)

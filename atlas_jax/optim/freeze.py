@@ -52,7 +52,7 @@ def count(params_abstract, patterns: str | None) -> int:
 
 
 def wrap(optimizer: optax.GradientTransformation, frozen) -> optax.GradientTransformation:
-  """Gives an optimizer that keeps no state of frozen parameters and does not change them.
+  """Returns an optimizer that keeps no state of frozen parameters and does not change them.
 
   Args:
     optimizer: of all parameters; its clipping does not count the gradients of frozen ones.
@@ -63,12 +63,12 @@ def wrap(optimizer: optax.GradientTransformation, frozen) -> optax.GradientTrans
 
 
 def without_frozen(grads, frozen):
-  """Gives gradients with zeros for frozen parameters, so that the compiler leaves out what computes them."""
+  """Returns gradients with zeros for frozen parameters, so that the compiler drops what computes them."""
   return jax.tree.map(lambda grad, one: jnp.zeros_like(grad) if one else grad, grads, frozen)
 
 
 def kept_equal(average, params, frozen):
-  """Gives a moving average whose frozen parameters are the parameters, bit for bit."""
+  """Returns a moving average whose frozen parameters are the parameters, bit for bit."""
   return jax.tree.map(lambda old, new, one: new.astype(old.dtype) if one else old, average, params, frozen)
 
 
@@ -87,7 +87,7 @@ def _matched(patterns: str, names: list[str]) -> set[str]:
 
 
 def _near(part: str, names: list[str]) -> str:
-  """Says which pattern or names may be meant."""
+  """Returns which pattern or names may be meant."""
   inside = part.strip("/*")
   for pattern in (f"{inside}/*", f"*/{inside}/*", f"*/{inside}"):
     if any(fnmatch.fnmatchcase(name, pattern) for name in names):

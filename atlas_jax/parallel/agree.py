@@ -19,7 +19,7 @@ _LENGTH = 80  # Characters of a value that a line shows.
 
 
 def facts_of_start(config, named: Mapping[str, object]) -> dict[str, str]:
-  """Gives what is known before devices are looked for: settings, code, and the versions it runs on.
+  """Returns what is known before devices are looked for: settings, code, and the versions it runs on.
 
   Args:
     config: of the run, resolved.
@@ -36,14 +36,14 @@ def facts_of_start(config, named: Mapping[str, object]) -> dict[str, str]:
 
 
 def facts_of_devices() -> dict[str, str]:
-  """Gives kind and number of this process's devices."""
+  """Returns kind and number of this process's devices."""
   local = jax.local_devices()
   return {"the kind of devices": f"{local[0].platform}, {local[0].device_kind}",
           "the number of devices per process": str(len(local))}
 
 
 def facts_of_data(config, source, workdir) -> dict[str, str]:
-  """Gives what identifies the data of a run and where it goes on: all that its source saves in a checkpoint.
+  """Returns what identifies the data of a run and where it goes on: what its source saves in a checkpoint.
 
   Args:
     config: of the run; its length may come from the data.
@@ -60,7 +60,7 @@ def facts_of_data(config, source, workdir) -> dict[str, str]:
 
 @functools.cache
 def code_digest() -> str:
-  """Gives a digest of the package's own files."""
+  """Returns a digest of the package's own files."""
   digest = hashlib.sha256()
   for path in sorted(_PACKAGE.rglob("*.py")):
     digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
@@ -69,7 +69,7 @@ def code_digest() -> str:
 
 
 def _own_modules(config) -> dict[str, str]:
-  """Gives digests of the modules with dotted names that a config names, where they are imported."""
+  """Returns digests of the modules with dotted names that a config names, where they are imported."""
   found = {}
   for value in flat(config).values():
     module = sys.modules.get(value) if isinstance(value, str) and "." in value else None
@@ -84,7 +84,7 @@ def _short(value) -> str:
 
 
 def differences(facts: Mapping[int, Mapping[str, str]]) -> str | None:
-  """Says where processes differ from process 0, and which; None if they are alike.
+  """Returns where processes differ from process 0, and which; None if they are alike.
 
   Args:
     facts: of every process, by its number; the values by name.

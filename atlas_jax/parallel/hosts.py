@@ -78,7 +78,7 @@ def _part(peers: Peers) -> None:
     leave(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _initialize(peers: Peers, place: launch.Place, ids: list[int]) -> None:
+def _initialize(peers: Peers, place: launch.ProcessPlace, ids: list[int]) -> None:
   """Joins JAX's service; who lives is watched by `peers`, since JAX's own watch ends a process by SIGABRT."""
   # What connects processes writes to standard output; there only results belong.
   sys.stdout.flush()
@@ -117,7 +117,7 @@ def _find_devices(wanted: launch.Devices, process: int) -> None:
 
 
 def joined() -> bool:
-  """Says whether this is one of several processes."""
+  """Returns whether this is one of several processes."""
   return _peers is not None
 
 
@@ -134,7 +134,7 @@ def on_loss(advice: Callable[[], str]) -> None:
 
 
 def is_main() -> bool:
-  """Says whether this is process 0, the one that prints and writes metrics."""
+  """Returns whether this is process 0, the one that prints and writes metrics."""
   return jax.process_index() == 0
 
 
@@ -168,7 +168,7 @@ def owned(workdir) -> Iterator[Lock | None]:
 
 
 def lost_peer(error: BaseException | None) -> bool:
-  """Says whether an error, or one it comes from, means that another process of the run is gone or late.
+  """Returns whether an error, or one it comes from, means that another process of the run is gone or late.
 
   A failed collective arrives as JaxRuntimeError or as ValueError, so the words decide, not the kind.
   """
@@ -184,14 +184,17 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def why_lost(error: BaseException) -> str:
-  """Says why the processes lost each other, as one of them said or was seen to end; else quotes the error."""
+  """Returns why the processes lost each other, as one of them said or was seen to end.
+
+  Else quotes the error.
+  """
   fate = None if _peers is None else _peers.fate(within_s=_FATE_S)
   first = (str(error).splitlines() or [type(error).__name__])[0][:300]
   return fate or f"the processes of this run did not meet, though all live ({first})"
 
 
 def may_speak() -> bool:
-  """Says whether this process has not yet said why it ends; who is told so says it."""
+  """Returns whether this process has not yet said why it ends; who is told so says it."""
   return _peers is None or _peers.may_speak()
 
 
@@ -273,16 +276,16 @@ class StopFlag:
 
   @property
   def requested(self) -> bool:
-    """Says whether this process was asked to stop; other processes may not know yet."""
+    """Returns whether this process was asked to stop; other processes may not know yet."""
     return self.signal_name is not None or self._program is not None and self._program.name is not None
 
   def array(self):
-    """Gives int32, one number per device of the mesh: 1 from processes that were asked to stop."""
+    """Returns int32, one number per device of the mesh: 1 from processes that were asked to stop."""
     return self._arrays[int(self.requested)]
 
   @staticmethod
   def agreed(total) -> bool:
-    """Says whether any process had been asked when the step that gave this total was sent."""
+    """Returns whether any process had been asked when the step that gave this total was sent."""
     return int(total) > 0
 
   def _note(self, number, frame):

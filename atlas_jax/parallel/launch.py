@@ -16,7 +16,7 @@ _LAUNCHERS = (
 _ALONE = "for a run of this one process alone give --num_processes=1"
 
 
-class Place(NamedTuple):
+class ProcessPlace(NamedTuple):
   """A process among those of its run."""
 
   coordinator: str  # HOST:PORT of process 0
@@ -34,8 +34,8 @@ class Announced(NamedTuple):
 
 
 def find(coordinator: str | None, num_processes: int | None, process_id: int | None, *,
-         within_s: float) -> Place | None:
-  """Gives this process's place in its run; None for a run of one process.
+         within_s: float) -> ProcessPlace | None:
+  """Returns this process's place in its run; None for a run of one process.
 
   Args:
     coordinator, num_processes, process_id: the flags; where none is given JAX looks for SLURM, Open MPI, TPU
@@ -56,11 +56,11 @@ def find(coordinator: str | None, num_processes: int | None, process_id: int | N
                      f"{', '.join('--' + name for name in given)}, or none for a run of one process")
   if not 0 <= process_id < num_processes:
     raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}, below --num_processes")
-  return Place(coordinator, num_processes, process_id)
+  return ProcessPlace(coordinator, num_processes, process_id)
 
 
 def announced(env: Mapping[str, str]) -> Announced | None:
-  """Gives what a launcher says of its tasks; None where there is none, or one task only."""
+  """Returns what a launcher says of its tasks; None where there is none, or one task only."""
   for launcher, count, process in _LAUNCHERS:
     if env.get(count, "").isdecimal() and env.get(process, "").isdecimal():
       told = Announced(launcher, int(env[count]), env[process], count)
@@ -73,7 +73,7 @@ def announced(env: Mapping[str, str]) -> Announced | None:
   return None
 
 
-def _detected(env: Mapping[str, str], within_s: float) -> Place | None:
+def _detected(env: Mapping[str, str], within_s: float) -> ProcessPlace | None:
   # Detection is a part of jax.distributed.initialize, which would join at once and cannot be asked alone.
   from jax._src import cloud_tpu_init, clusters
   told = announced(env)
@@ -84,7 +84,7 @@ def _detected(env: Mapping[str, str], within_s: float) -> Place | None:
     coordinator, count, process, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, [], None, int(within_s))
     if coordinator is not None and count is not None and process is not None:
-      return Place(coordinator, int(count), int(process)) if int(count) > 1 else None
+      return ProcessPlace(coordinator, int(count), int(process)) if int(count) > 1 else None
   except Exception as error:  # Metadata servers, Kubernetes and the parsing of variables raise many kinds.
     why = " ".join(str(error).split())[:300] or type(error).__name__
     if told is None:
@@ -114,7 +114,7 @@ class Devices(NamedTuple):
 
 
 def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -> Devices:
-  """Gives which devices this process takes: all of its machine, or its share where several tasks run there.
+  """Returns which devices this process takes: all of its machine, or its share where several tasks run there.
 
   JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its
   machine, however many there are.
@@ -174,7 +174,7 @@ def _promised_chips(env: Mapping[str, str]) -> tuple[int | None, str]:
 
 
 def _tasks_here(env: Mapping[str, str]) -> tuple[int, int]:
-  """Gives how many tasks run on this machine, and which of them this is."""
+  """Returns how many tasks run on this machine, and which of them this is."""
   if env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "").isdecimal():
     return int(env["OMPI_COMM_WORLD_LOCAL_SIZE"]), int(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
   text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")

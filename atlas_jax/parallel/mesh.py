@@ -47,7 +47,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def n_row_shards(mesh: Mesh) -> int:
-  """Gives into how many parts a batch's rows are split."""
+  """Returns into how many parts a batch's rows are split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 

@@ -258,13 +258,13 @@ class Peers:
   # ------------------------------------------------------------------------------------------------ the end
 
   def fate(self, within_s: float = 0.0) -> str | None:
-    """Gives why the run cannot go on, None if nothing is known within the time."""
+    """Returns why the run cannot go on, None if nothing is known within the time."""
     with self._changed:
       self._changed.wait_for(lambda: self._fate is not None, within_s)
       return self._fate
 
   def may_speak(self) -> bool:
-    """Says whether the caller is the first that says how this process ends."""
+    """Returns whether the caller is the first that says how this process ends."""
     return self._spoken.acquire(blocking=False)
 
   def leave(self, line: str) -> None:

@@ -68,7 +68,7 @@ class Link:
 
 
 def split_address(address: str) -> tuple[str, int]:
-  """Gives host and port of HOST:PORT; ValueError if it is none."""
+  """Returns host and port of HOST:PORT; ValueError if it is none."""
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
     raise ValueError(f"--coordinator={address} must be HOST:PORT of process 0, such as node1:1234")

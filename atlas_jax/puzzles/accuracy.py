@@ -11,7 +11,7 @@ from atlas_jax.puzzles.solver import Result
 from atlas_jax.workdir import EVALS
 
 
-class Totals:
+class AccuracyTotals:
   """Sums over results, read as metrics at the end."""
 
   def __init__(self, batch_rows: int) -> None:
@@ -29,7 +29,7 @@ class Totals:
         self._sums[name] += result.metrics[name]
 
   def scalars(self, prefix: str = "eval/all") -> dict[str, float]:
-    """Gives count, the means over labelled examples, and steps_spent, those of all slots per example."""
+    """Returns count, the means over labelled examples, and steps_spent, those of all slots per example."""
     found = {f"{prefix}/count": float(self._count)}
     if self._count:
       found |= {f"{prefix}/{name}": total / self._count for name, total in self._sums.items()}
@@ -54,17 +54,17 @@ class Gallery:
 
   @property
   def solved(self) -> list[Result]:
-    """Gives the solved ones."""
+    """Returns the solved ones."""
     return list(self._solved.values())
 
   @property
   def unsolved(self) -> list[Result]:
-    """Gives the unsolved ones, then those without labels, as many as are kept of a kind."""
+    """Returns the unsolved ones, then those without labels, as many as are kept of a kind."""
     return [*self._unsolved.values(), *self._unknown.values()][:self._n_each]
 
 
 def folder_of(workdir, step: int) -> pathlib.Path:
-  """Gives, and makes, the folder for what the evaluation of a step leaves behind."""
+  """Returns, and makes, the folder for what the evaluation of a step leaves behind."""
   folder = pathlib.Path(workdir) / EVALS / f"step_{step:08d}"
   folder.mkdir(parents=True, exist_ok=True)
   return folder
@@ -89,7 +89,8 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
   """
   def run(trained, *, step: int, workdir=None) -> EvalOut:
-    totals, unseen, gallery = Totals(batch_rows), Totals(batch_rows), Gallery(-(-n_pictures // 2))
+    totals, unseen = AccuracyTotals(batch_rows), AccuracyTotals(batch_rows)
+    gallery = Gallery(-(-n_pictures // 2))
     for result in solve(trained):
       totals.add(result)
       gallery.add(result)

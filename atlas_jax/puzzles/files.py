@@ -186,7 +186,7 @@ def _join(parts: list[_Part], shape: dict, names: tuple[str, ...], split: str) -
 
 
 def _group_names(groups: np.ndarray, ids: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-  """Gives the names of groups, from the id of the first puzzle of each; () where ids name none."""
+  """Returns the names of groups, from the id of the first puzzle of each; () where ids name none."""
   if not len(ids) or not len(names) or not ids.all() or np.any(np.diff(groups) < 1):
     return ()
   return tuple(names[ids[first]].split(grids.SEPARATOR)[0] for first in groups[:-1])
@@ -214,7 +214,7 @@ def _reader(parts: list[_Part], starts: np.ndarray, shape: dict):
 
 
 def _digest(parts: list[_Part], names: tuple[str, ...]) -> str:
-  """Gives a digest of all indices and names, and of rows spread evenly over inputs and labels."""
+  """Returns a digest of all indices and names, and of rows spread evenly over inputs and labels."""
   digest = hashlib.sha256(json.dumps(names).encode())
   for part in parts:
     for array in (part.puzzle_ids, part.puzzle_starts, part.group_starts, part.inputs, part.labels):

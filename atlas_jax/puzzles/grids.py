@@ -30,7 +30,7 @@ _IDENTITY = np.arange(COLOURS, dtype=np.uint8)
 
 
 def transform(grid: np.ndarray, kind: int) -> np.ndarray:
-  """Gives one of the eight rotations and reflections of a grid.
+  """Returns one of the eight rotations and reflections of a grid.
 
   Args:
     grid: any array of two axes.
@@ -55,7 +55,7 @@ def augmentation_name(task_id: str, kind: int, permutation) -> str:
 
 
 def parse_name(name: str) -> tuple[str, int, np.ndarray]:
-  """Gives (task id, transform, permutation) of a name; a name without marks is the task as it stands.
+  """Returns (task id, transform, permutation) of a name; a name without marks is the task as it stands.
 
   Raises:
     ValueError: if the marks are not an augmentation's.
@@ -76,7 +76,7 @@ def undo(grid: np.ndarray, kind: int, permutation) -> np.ndarray:
 
 
 def encode(grid: np.ndarray, shift: tuple[int, int] = (0, 0), canvas: int = SIDE) -> np.ndarray:
-  """Gives the canvas * canvas tokens of a grid whose top left cell lies at (row, column) `shift`, uint8."""
+  """Returns the canvas * canvas tokens of a grid whose top left cell lies at (row, column) `shift`, uint8."""
   (row, column), (height, width) = shift, grid.shape
   if min(shift) < 0 or row + height > canvas or column + width > canvas:
     raise ValueError(f"a grid of {height} x {width} at {shift} leaves the canvas of {canvas} x {canvas}")
@@ -88,7 +88,7 @@ def encode(grid: np.ndarray, shift: tuple[int, int] = (0, 0), canvas: int = SIDE
 
 
 def crop(tokens: np.ndarray) -> np.ndarray:
-  """Gives the grid that starts at the top left of a canvas, also untidy ones: its largest clean rectangle.
+  """Returns the grid that starts at the top left of a canvas, also untidy ones: its largest clean rectangle.
 
   Of rectangles of colours that hold the top left cell, the one of largest area is taken, of equal ones the
   least tall; there is none if that cell holds no colour, and the grid is then 0 x 0.
@@ -105,7 +105,7 @@ def crop(tokens: np.ndarray) -> np.ndarray:
 
 
 def find(tokens: np.ndarray) -> np.ndarray | None:
-  """Gives the grid that lies anywhere on a canvas; None if colours are missing or form no rectangle."""
+  """Returns the grid that lies anywhere on a canvas; None if colours are missing or form no rectangle."""
   side = math.isqrt(np.size(tokens))
   canvas = np.asarray(tokens).reshape(side, side)
   rows, columns = (np.flatnonzero((canvas >= FIRST_COLOUR).any(axis=axis)) for axis in (1, 0))
@@ -117,18 +117,18 @@ def find(tokens: np.ndarray) -> np.ndarray | None:
 
 
 def grid_digest(grid: np.ndarray) -> str:
-  """Gives SHA-256 of height, width (a byte each) and cells."""
+  """Returns SHA-256 of height, width (a byte each) and cells."""
   height, width = grid.shape
   return hashlib.sha256(bytes((height, width)) + np.ascontiguousarray(grid, np.uint8).tobytes()).hexdigest()
 
 
 def puzzle_digest(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
-  """Gives a digest of (input, output) pairs that does not depend on their order."""
+  """Returns a digest of (input, output) pairs that does not depend on their order."""
   digests = sorted(f"{grid_digest(left)}|{grid_digest(right)}" for left, right in pairs)
   return hashlib.sha256("|".join(digests).encode()).hexdigest()
 
 
-class Store(NamedTuple):
+class GridStore(NamedTuple):
   """Many grids, one after another.
 
   Attributes:
@@ -142,21 +142,21 @@ class Store(NamedTuple):
   widths: np.ndarray
 
 
-def store(many: list[np.ndarray]) -> Store:
+def store(many: list[np.ndarray]) -> GridStore:
   """Puts grids into one array; a cell follows the last one, as a grid without cells is read there."""
   heights, widths = np.array([grid.shape for grid in many], np.int32).reshape(-1, 2).T
   starts = np.cumsum(heights * widths, dtype=np.int32) - heights * widths
   cells = np.concatenate([*(grid.reshape(-1) for grid in many), np.zeros(1, np.uint8)])
-  return Store(cells, starts, heights, widths)
+  return GridStore(cells, starts, heights, widths)
 
 
-def shapes(grids: Store, which: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Gives heights and widths of the transformed grids."""
+def shapes(grids: GridStore, which: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns heights and widths of the transformed grids."""
   heights, widths = grids.heights[which], grids.widths[which]
   return np.where(SWAPS[kinds], widths, heights), np.where(SWAPS[kinds], heights, widths)
 
 
-def encode_many(grids: Store, which, kinds, permutations, shifts, canvas: int = SIDE) -> np.ndarray:
+def encode_many(grids: GridStore, which, kinds, permutations, shifts, canvas: int = SIDE) -> np.ndarray:
   """Augments and encodes many grids at once.
 
   Args:
@@ -190,7 +190,7 @@ def encode_many(grids: Store, which, kinds, permutations, shifts, canvas: int = 
 
 
 def _axis(places, lengths, shifts, backwards, strides) -> tuple[np.ndarray, np.ndarray]:
-  """Gives what places of one axis add to a cell's index, and 0 for inside, 1 for the border, 2 for beyond."""
+  """Returns what places of one axis add to a cell's index, and 0 for inside, 1 for border, 2 for beyond."""
   places = places - np.asarray(shifts, np.int32)[:, None]
   lengths = lengths[:, None]
   inside = (places >= 0) & (places < lengths)

@@ -40,7 +40,7 @@ MEAN_ROWS = ("the %d rows of the puzzle table start from the mean of those train
              "other puzzles: until they are trained, --mode=solve is of use, and an evaluation says nothing")
 
 
-class Weights(NamedTuple):
+class LoadedWeights(NamedTuple):
   """What was read."""
 
   params: Any  # as `model.init` gives them
@@ -48,7 +48,7 @@ class Weights(NamedTuple):
 
 
 def n_table_rows(n_ids: int) -> int:
-  """Gives the rows of the table for so many puzzles, and some more, so that meshes split it evenly."""
+  """Returns the rows of the table for so many puzzles, and some more, so that meshes split it evenly."""
   return math.ceil(n_ids / TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
 
 
@@ -83,7 +83,10 @@ class TrmStart:
       logging.warning(MEAN_ROWS, self._train.n_ids, self._path)
 
   def _same_puzzles(self) -> bool:
-    """Says whether the rows of the table there stand for the puzzles here; without rows nothing differs."""
+    """Returns whether the rows of the table there stand for the puzzles here.
+
+    Without rows nothing differs.
+    """
     if not self._config.trm.row_width:
       return True
     if not self._is_run():
@@ -121,7 +124,7 @@ class TrmStart:
     return drawn_reset(self._model.copy(dtype=other.trm.dtype), other.seed)
 
   def _other(self):
-    """Gives the config of the run that weights are taken of."""
+    """Returns the config of the run that weights are taken of."""
     other, config = configs.load(self._path), self._config
     if other.recipe != "trm":
       raise ValueError(f"config.trm.path={str(self._path)!r} is a run of config.recipe={other.recipe!r}, not "
@@ -133,7 +136,7 @@ class TrmStart:
                        "there")
     return other
 
-  def _of_run(self, mesh) -> Weights:
+  def _of_run(self, mesh) -> LoadedWeights:
     """Reads the newest checkpoint of another run."""
     other, saved = self._other(), puzzle_sets.record_of(self._path)
     shapes: dict = {"params": self._abstract_params()}
@@ -148,7 +151,7 @@ class TrmStart:
     finally:
       saver.close()
     logging.info("starting from step %d of the run in %s", meta["step"], self._path)
-    return Weights(params, tables.get("puzzles"))
+    return LoadedWeights(params, tables.get("puzzles"))
 
   def _abstract_params(self):
     model, rows = self._model, self._config.trm.row_width
@@ -165,7 +168,7 @@ class TrmStart:
       raise ValueError(f"config.trm.path={str(self._path)!r}: {error}; set config.trm and config.puzzles as "
                        "they were in training") from error
 
-  def _of_file(self, mesh) -> Weights:
+  def _of_file(self, mesh) -> LoadedWeights:
     """Reads a checkpoint of the original program."""
     params, _, table_NE = self._imported()
     width = self._config.trm.row_width
@@ -175,10 +178,10 @@ class TrmStart:
                        "set it as it was in training")
     logging.info("starting from the checkpoint %s of the original program; that config.trm and "
                  "config.supervision are as they were in training is seen from shapes alone", self._path)
-    return Weights(_placed(params, placement.shardings(mesh, params)), table_NE)
+    return LoadedWeights(_placed(params, placement.shardings(mesh, params)), table_NE)
 
   def _rows(self, mesh, rows_NE):
-    """Gives the table to start from, and says which it is."""
+    """Returns the table to start from, and says which it is."""
     n_ids, shape = self._train.n_ids, (n_table_rows(self._train.n_ids), self._config.trm.row_width)
     sharding = placement.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]
     same = self._same_puzzles()
@@ -197,7 +200,7 @@ class TrmStart:
 
 
 def mean_row(rows_NE):
-  """Gives the mean of the rows that were trained; a row that no batch had is zero."""
+  """Returns the mean of the rows that were trained; a row that no batch had is zero."""
   used = jnp.sum(jnp.any(rows_NE != 0, axis=1))
   return jnp.sum(rows_NE, axis=0) / jnp.maximum(used, 1)
 
@@ -231,7 +234,10 @@ def _read_reset(workdir) -> dict[str, np.ndarray]:
 
 
 def reset_of(config, model, workdir) -> tuple:
-  """Gives the vectors that the latents of a run start from: those it has taken over, or those of its seed."""
+  """Returns the vectors that the latents of a run start from.
+
+  Those it has taken over, or those of its seed.
+  """
   if config.trm.path is not None:
     return saved_reset(model, workdir)
   return drawn_reset(model, config.seed)

@@ -41,7 +41,7 @@ UNKNOWN = "unknown"  # Of a target, and so whether it was met.
 STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
 
-class Panel(NamedTuple):
+class GridPanel(NamedTuple):
   """One grid to draw.
 
   Attributes:
@@ -98,8 +98,8 @@ def write_png(path, image) -> None:
   images.imsave(path, image, format="png")
 
 
-def arc_panels(result: Result, crop: Callable | None) -> list[Panel]:
-  """Gives the grids of an ARC example; cells are wrong where they differ or one of the grids has none."""
+def arc_panels(result: Result, crop: Callable | None) -> list[GridPanel]:
+  """Returns the grids of an ARC example; cells are wrong where they differ or one of the grids has none."""
   assert crop is not None
   tokens = (result.input_T, np.where(result.labels_T < 0, 0, result.labels_T), result.prediction_T)
   given, target, prediction = (np.asarray(crop(tokens_T), np.int64) for tokens_T in tokens)
@@ -111,15 +111,15 @@ def arc_panels(result: Result, crop: Callable | None) -> list[Panel]:
   none = lambda grid: np.zeros(grid.shape, bool)
   marks = (none(given), none(target), wrong if target.size else none(prediction))
   panels = zip(("input", "target", "prediction"), (given, target, prediction), marks)
-  found = [Panel(f"{caption}  {_size(grid)}", palette[grid], mark) for caption, grid, mark in panels]
+  found = [GridPanel(f"{caption}  {_size(grid)}", palette[grid], mark) for caption, grid, mark in panels]
   return _with_known_target(found, result)
 
 
-def _with_known_target(panels: list[Panel], result: Result) -> list[Panel]:
-  """Gives the three panels of a result, the second without a grid if its target is unknown."""
+def _with_known_target(panels: list[GridPanel], result: Result) -> list[GridPanel]:
+  """Returns the three panels of a result, the second without a grid if its target is unknown."""
   if result.labelled:
     return panels
-  unknown = Panel(f"target  {UNKNOWN}", np.zeros((0, 0, 3)), np.zeros((0, 0), bool), absent=UNKNOWN)
+  unknown = GridPanel(f"target  {UNKNOWN}", np.zeros((0, 0, 3)), np.zeros((0, 0), bool), absent=UNKNOWN)
   return [panels[0], unknown, panels[2]]
 
 
@@ -127,8 +127,8 @@ def _size(grid) -> str:
   return f"{grid.shape[0]}\N{MULTIPLICATION SIGN}{grid.shape[1]}" if grid.size else "none"
 
 
-def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
-  """Gives the boards of a Sudoku; a digit's colour says whether it was given, predicted or wrong."""
+def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[GridPanel]:
+  """Returns the boards of a Sudoku; a digit's colour says whether it was given, predicted or wrong."""
   given, target, prediction = (np.asarray(tokens_T).reshape(shape) - 1 for tokens_T in
                                (result.input_T, result.labels_T, result.prediction_T))
   wrong = (target != prediction) & (target >= 0)
@@ -139,23 +139,24 @@ def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
   return _with_known_target([_board(caption, digits, kind) for caption, digits, kind in boards], result)
 
 
-def _board(caption: str, digits, kinds) -> Panel:
+def _board(caption: str, digits, kinds) -> GridPanel:
   height, width = digits.shape
   shades = [[to_rgb(SHADES.get(str(kind), "#ffffff")) for kind in row] for row in kinds]
   text = lambda digit: str(digit) if digit > 0 else "?"
   written = [(row, column, text(digits[row, column]), str(kinds[row, column]))
              for row in range(height) for column in range(width) if kinds[row, column]]
-  return Panel(caption, np.array(shades), np.zeros(digits.shape, bool), written, box_of(height), "#b5b5b5")
+  marks = np.zeros(digits.shape, bool)
+  return GridPanel(caption, np.array(shades), marks, written, box_of(height), "#b5b5b5")
 
 
 def box_of(side: int) -> tuple[int, int]:
-  """Gives rows and columns of a Sudoku's boxes: 2 x 2, 2 x 3, 3 x 3 of sides 4, 6, 9."""
+  """Returns rows and columns of a Sudoku's boxes: 2 x 2, 2 x 3, 3 x 3 of sides 4, 6, 9."""
   rows = max(rows for rows in range(1, int(side**0.5) + 1) if side % rows == 0)
   return rows, side // rows
 
 
-def maze_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
-  """Gives the mazes; a predicted path that leaves the right one has another colour."""
+def maze_panels(result: Result, shape: tuple[int, int]) -> list[GridPanel]:
+  """Returns the mazes; a predicted path that leaves the right one has another colour."""
   given, target, prediction = (np.maximum(np.asarray(tokens_T).reshape(shape), 0) for tokens_T in
                                (result.input_T, result.labels_T, result.prediction_T))
   wrong = (target != prediction) & (result.labels_T.reshape(shape) >= 0)
@@ -163,7 +164,7 @@ def maze_panels(result: Result, shape: tuple[int, int]) -> list[Panel]:
   shown = np.where(wrong & (prediction == MAZE_PATH), MAZE_WRONG_PATH, np.minimum(prediction, MAZE_PATH))
   none = np.zeros(shape, bool)
   grids = (("input  from green to pink", given, none), ("target", target, none), ("prediction", shown, wrong))
-  panels = [Panel(caption, palette[grid], mark, line="#8d9096") for caption, grid, mark in grids]
+  panels = [GridPanel(caption, palette[grid], mark, line="#8d9096") for caption, grid, mark in grids]
   return _with_known_target(panels, result)
 
 
@@ -188,7 +189,7 @@ def draw_page(solved: Sequence[Result], unsolved: Sequence[Result], name_of: Cal
 
 
 def _draw_puzzle(figure: Figure, left: float, top: float, name: str, result: Result,
-                 panels: list[Panel]) -> None:
+                 panels: list[GridPanel]) -> None:
   """Draws a puzzle whose upper left corner lies at so many inches from the lower left of the page."""
   width, height = figure.get_size_inches()
   name = name if len(name) <= NAME_LETTERS else f"{name[:NAME_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
@@ -213,7 +214,7 @@ def _verdict(result: Result) -> str:
   return "   ".join(words)
 
 
-def _draw_panel(axes, panel: Panel, side: int) -> None:
+def _draw_panel(axes, panel: GridPanel, side: int) -> None:
   """Draws a grid into the upper left of its axes, of which `side` cells fill the width."""
   rows, columns = panel.colours.shape[:2]
   axes.set_xlim(0, side)
@@ -280,7 +281,7 @@ def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, 
 
 
 def strip_inches(n_steps: int, n_strips: int, *, board_inches: float = 1.3) -> tuple[float, float]:
-  """Gives width and height of a figure for strips one above the other, with room for a legend."""
+  """Returns width and height of a figure for strips one above the other, with room for a legend."""
   return ((n_steps + 1) * (1 + STRIP_GAP) * board_inches, n_strips * 1.75 * board_inches + 0.5)
 
 

@@ -59,15 +59,15 @@ class PuzzleSet:
 
   @property
   def fingerprint(self) -> str:
-    """Gives a digest of `identity`: equal for equal contents."""
+    """Returns a digest of `identity`: equal for equal contents."""
     return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
   def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
-    """Gives the puzzle of each example."""
+    """Returns the puzzle of each example."""
     return np.searchsorted(self.puzzle_starts, examples, side="right") - 1
 
   def ids_of(self, examples: np.ndarray) -> np.ndarray:
-    """Gives the row of the puzzle table of each example, int32."""
+    """Returns the row of the puzzle table of each example, int32."""
     return self.puzzle_ids[self.puzzles_of(examples)].astype(np.int32)
 
 

@@ -22,7 +22,7 @@ ENDLESS = 2**40     # Epochs of a walk without an end.
 ORDER, INSIDE = 0, 1  # Streams of a seed: groups and their puzzles; order inside a puzzle.
 
 
-class Place(NamedTuple):
+class BatchPlace(NamedTuple):
   """Where a batch begins.
 
   Attributes:
@@ -34,14 +34,14 @@ class Place(NamedTuple):
   draw: int
 
 
-class Sampler(Protocol):
+class PuzzleSampler(Protocol):
   """The order of training examples; everything follows from the place."""
 
-  def batch(self, place: Place) -> tuple[np.ndarray, Place]:
-    """Gives the examples of the batch that begins at a place, and where the next one begins."""
+  def batch(self, place: BatchPlace) -> tuple[np.ndarray, BatchPlace]:
+    """Returns the examples of the batch that begins at a place, and where the next one begins."""
 
-  def skip(self, place: Place, steps: int) -> Place:
-    """Gives the place so many batches later."""
+  def skip(self, place: BatchPlace, steps: int) -> BatchPlace:
+    """Returns the place so many batches later."""
 
   def steps_of(self, epochs: int) -> int:
     """Counts the full batches of the first `epochs` epochs."""
@@ -81,8 +81,8 @@ class CounterSampler:
     self._most = int(largest.sum())  # Examples that an epoch can have.
     self._pages: dict[int, _Page] = {}
 
-  def batch(self, place: Place) -> tuple[np.ndarray, Place]:
-    """Gives the examples [batch_rows] of the batch that begins at a place, and where the next one begins."""
+  def batch(self, place: BatchPlace) -> tuple[np.ndarray, BatchPlace]:
+    """Returns examples [batch_rows] of the batch that begins at a place, and where the next one begins."""
     number, inside = divmod(place.epoch, self._page_epochs)
     draw, parts, left = inside * self._n_groups + place.draw, [], self._rows
     while True:
@@ -95,22 +95,22 @@ class CounterSampler:
       number, draw = number + 1, 0
     end = int(page.ends.searchsorted(start + len(parts[-1])))
     epochs, draw = divmod(end, self._n_groups)
-    return np.concatenate(parts), Place(number * self._page_epochs + epochs, draw)
+    return np.concatenate(parts), BatchPlace(number * self._page_epochs + epochs, draw)
 
-  def skip(self, place: Place, steps: int) -> Place:
-    """Gives the place so many batches later; takes longer for more where puzzles differ in size."""
+  def skip(self, place: BatchPlace, steps: int) -> BatchPlace:
+    """Returns the place so many batches later; takes longer for more where puzzles differ in size."""
     if self._equal:
       draws = place.draw + steps * -(-self._rows // self._equal)
-      return Place(place.epoch + draws // self._n_groups, draws % self._n_groups)
+      return BatchPlace(place.epoch + draws // self._n_groups, draws % self._n_groups)
     return self._walk(place, steps, ENDLESS)[1]
 
   def steps_of(self, epochs: int) -> int:
     """Counts the full batches of the first `epochs` epochs: exactly, in constant memory."""
     if self._equal:
       return epochs * self._n_groups // -(-self._rows // self._equal)
-    return self._walk(Place(0, 0), ENDLESS, epochs)[0]
+    return self._walk(BatchPlace(0, 0), ENDLESS, epochs)[0]
 
-  def _walk(self, place: Place, steps: int, epochs: int) -> tuple[int, Place]:
+  def _walk(self, place: BatchPlace, steps: int, epochs: int) -> tuple[int, BatchPlace]:
     """Goes on by at most `steps` batches that end within `epochs`; gives how many, and the place."""
     done, base, target = 0, 0, None
     first, slab = place.epoch, self._page_epochs
@@ -120,13 +120,13 @@ class CounterSampler:
       target = int(ends[place.draw]) + self._rows if target is None else target
       taken, draw, target = _follow(ends, target, self._rows, steps - done)
       if taken:
-        done, place = done + taken, Place(first + draw // self._n_groups, draw % self._n_groups)
+        done, place = done + taken, BatchPlace(first + draw // self._n_groups, draw % self._n_groups)
       base, first = int(ends[-1]), first + count
       slab = max(1, min(2 * slab, SLAB_DRAWS // self._n_groups))
     return done, place
 
   def _draws(self, first_epoch: int, epochs: int) -> np.ndarray:
-    """Gives the puzzles of all draws of some epochs, [epochs * groups]."""
+    """Returns the puzzles of all draws of some epochs, [epochs * groups]."""
     bits = self._bits(ORDER, first_epoch, epochs, 2 * self._n_groups)
     order, pick = bits[:, :self._n_groups].argsort(axis=1, kind="stable"), bits[:, self._n_groups:]
     counts = np.diff(self._groups).astype(np.uint64)[order]
@@ -135,7 +135,7 @@ class CounterSampler:
     return (self._groups[order] + chosen).reshape(-1)
 
   def _page(self, number: int) -> _Page:
-    """Lays out the draws of one page, or gives it again."""
+    """Lays out the draws of one page, or it again."""
     if number not in self._pages:
       if len(self._pages) >= PAGES:
         del self._pages[next(iter(self._pages))]
@@ -145,7 +145,7 @@ class CounterSampler:
     return self._pages[number]
 
   def _examples(self, first_epoch: int, puzzles: np.ndarray) -> np.ndarray:
-    """Gives the examples of draws, those of each draw together and in random order."""
+    """Returns the examples of draws, those of each draw together and in random order."""
     if self._equal == 1:
       return self._puzzles[puzzles]
     sizes = self._sizes[puzzles]
@@ -157,7 +157,7 @@ class CounterSampler:
     return examples[order]
 
   def _bits(self, stream: int, first_epoch: int, epochs: int, width: int) -> np.ndarray:
-    """Gives the random bits [epochs, width] of epochs; each has its own range of counters."""
+    """Returns the random bits [epochs, width] of epochs; each has its own range of counters."""
     blocks = -(-width // 4)  # A counter gives four numbers.
     philox = np.random.Philox(key=np.array([self._seed, stream], np.uint64), counter=first_epoch * blocks)
     return philox.random_raw(epochs * blocks * 4).reshape(epochs, blocks * 4)[:, :width]
@@ -194,16 +194,16 @@ class OriginalSampler:
                        f"than batch_rows={batch_rows}; an iteration must fill a batch: raise it")
     self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-  def batch(self, place: Place) -> tuple[np.ndarray, Place]:
-    """Gives the examples [batch_rows] of the batch that begins at a place, and where the next one begins."""
+  def batch(self, place: BatchPlace) -> tuple[np.ndarray, BatchPlace]:
+    """Returns examples [batch_rows] of the batch that begins at a place, and where the next one begins."""
     puzzles, ends = self._iteration(place.epoch)
     legacy = np.random.RandomState([self._seed % 2**32, place.epoch, place.draw])
     examples, draw = original_batch(self._puzzles, puzzles, place.draw, self._rows, legacy)
     assert len(examples) == self._rows, "a batch begins only where a full one follows"
     return examples, self._or_next(place.epoch, draw, ends)
 
-  def skip(self, place: Place, steps: int) -> Place:
-    """Gives the place so many batches later; in a time that grows with the steps."""
+  def skip(self, place: BatchPlace, steps: int) -> BatchPlace:
+    """Returns the place so many batches later; in a time that grows with the steps."""
     while steps:
       ends = self._iteration(place.epoch)[1]
       taken, draw, _ = _follow(ends, int(ends[place.draw]) + self._rows, self._rows, steps)
@@ -222,12 +222,12 @@ class OriginalSampler:
     ends = (self._iteration(i)[1] for i in range(epochs // self._epochs))
     return sum(_follow(found, self._rows, self._rows, ENDLESS)[0] for found in ends)
 
-  def _or_next(self, iteration: int, draw: int, ends: np.ndarray) -> Place:
+  def _or_next(self, iteration: int, draw: int, ends: np.ndarray) -> BatchPlace:
     fits = int(ends[draw]) + self._rows <= int(ends[-1])
-    return Place(iteration, draw) if fits else Place(iteration + 1, 0)
+    return BatchPlace(iteration, draw) if fits else BatchPlace(iteration + 1, 0)
 
   def _iteration(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gives the puzzles of an iteration's draws and where their examples end, from 0."""
+    """Returns the puzzles of an iteration's draws and where their examples end, from 0."""
     if iteration not in self._kept:
       if len(self._kept) > 1:
         del self._kept[next(iter(self._kept))]
@@ -284,7 +284,7 @@ def original_steps(train: PuzzleSet, *, batch_rows: int, epochs: int) -> int:
 
 
 def make(kind: str, train: PuzzleSet, *, batch_rows: int, seed: int,
-         epochs_per_iteration: int | None = None) -> Sampler:
+         epochs_per_iteration: int | None = None) -> PuzzleSampler:
   """Makes the sampler of that name, "counter" or "original"; only the latter takes epochs_per_iteration.
 
   Raises:
@@ -302,7 +302,7 @@ def make(kind: str, train: PuzzleSet, *, batch_rows: int, seed: int,
 
 
 def _starts(train: PuzzleSet, batch_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Checks what both samplers need, and gives the starts of groups and of puzzles."""
+  """Checks what both samplers need, and returns the starts of groups and of puzzles."""
   if batch_rows < 1:
     raise ValueError(f"batch_rows={batch_rows} must be at least 1")
   if not 0 <= seed < 2**64:
@@ -317,7 +317,7 @@ def _starts(train: PuzzleSet, batch_rows: int, seed: int) -> tuple[np.ndarray, n
 
 
 def _ends(sizes: np.ndarray) -> np.ndarray:
-  """Gives where each of the sizes ends, with the 0 at which the first begins: [n + 1]."""
+  """Returns where each of the sizes ends, with the 0 at which the first begins: [n + 1]."""
   return np.concatenate([[0], np.cumsum(sizes)])
 
 

@@ -83,7 +83,7 @@ def record_of(workdir) -> dict:
 
 
 def shape_of(fields) -> Shape:
-  """Gives what the network must know of `config.puzzles`, without building the set.
+  """Returns what the network must know of `config.puzzles`, without building the set.
 
   Raises:
     ValueError: if there is no such set.

@@ -43,14 +43,17 @@ class Result(NamedTuple):
 
   @property
   def q(self) -> float:
-    """Gives how likely the model takes its answer to be right, in [0, 1]; 0 if its logit is not a number."""
+    """Returns how likely the model takes its answer to be right, in [0, 1].
+
+    0 if its logit is not a number.
+    """
     if math.isnan(self.halt_logit):
       return 0.0
     return float(np.exp(-np.logaddexp(0.0, -np.float64(self.halt_logit))))
 
   @property
   def solved(self) -> bool:
-    """Says whether every scored token is right."""
+    """Returns whether every scored token is right."""
     return self.labelled and self.metrics["exact_accuracy"] == 1
 
 
@@ -63,7 +66,7 @@ class Slots(NamedTuple):
   trajectory_B: Any  # int32
 
 
-class Scores(NamedTuple):
+class StepScores(NamedTuple):
   """What one step gives of every slot; every leaf leads with B and is whole in every process."""
 
   halted_B: Any
@@ -72,7 +75,7 @@ class Scores(NamedTuple):
   metrics: dict
 
 
-class _Seat(NamedTuple):
+class _Assignment(NamedTuple):
   """An example at work in a slot, as the host knows it."""
 
   example: int
@@ -82,7 +85,7 @@ class _Seat(NamedTuple):
   id: int
 
 
-class Options(NamedTuple):
+class SolverOptions(NamedTuple):
   """How examples are worked on.
 
   Attributes:
@@ -110,11 +113,11 @@ class Options(NamedTuple):
 
   @property
   def threshold(self) -> float | None:
-    """Gives the halting logit above which an example is done early; None: never."""
+    """Returns the halting logit above which an example is done early; None: never."""
     return self.halt_threshold if self.mode == "halting" else None
 
 
-def make(model, batches_of: Callable, mesh: Mesh, options: Options):
+def make(model, batches_of: Callable, mesh: Mesh, options: SolverOptions):
   """Makes the function that answers all examples; it is compiled once, whatever is read.
 
   Args:
@@ -124,7 +127,7 @@ def make(model, batches_of: Callable, mesh: Mesh, options: Options):
       where nothing is scored) and ids_B of any number of rows, all rows in every process. Rows whose inputs
       are all 0 are padding and left out.
     mesh: over which slots are split.
-    options: see `Options`.
+    options: see `SolverOptions`.
 
   Returns:
     solve(trained) -> an iterator over Results in the order of the examples. Of `state.Trained`, `frozen` has
@@ -160,7 +163,7 @@ def _counting_unsure(results: Iterator[Result]) -> Iterator[Result]:
                     "they count with a probability of 0", bad, count)
 
 
-def _check(mesh: Mesh, options: Options) -> None:
+def _check(mesh: Mesh, options: SolverOptions) -> None:
   trajectories, noise = options.n_trajectories, options.noise_std
   if options.mode not in MODES:
     raise ValueError(f"config.puzzle_eval.mode={options.mode!r} is not known; choose one of "
@@ -186,7 +189,7 @@ class _Device(NamedTuple):
 
 
 def table_of(model, tables):
-  """Gives the table of puzzles, None for a model without rows; refuses tables that lack it."""
+  """Returns the table of puzzles, None for a model without rows; refuses tables that lack it."""
   if not model.row_width:
     return None
   if "puzzles" not in tables:
@@ -198,7 +201,7 @@ def table_of(model, tables):
 # What the devices do.
 
 
-def _compiled(model, mesh: Mesh, options: Options) -> _Device:
+def _compiled(model, mesh: Mesh, options: SolverOptions) -> _Device:
   split, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
 
   def supervise(params, slots: Slots):
@@ -223,7 +226,7 @@ def _empty(model, batch_rows: int) -> Slots:
 
 
 def _refill(slots: Slots, offered: dict, starts: tuple, table) -> Slots:
-  """Gives fresh slots the example offered to them, with its row of the table."""
+  """Returns fresh slots the example offered to them, with its row of the table."""
   fresh_B = offered["fresh_B"]
   pool = act.refill(slots.pool._replace(halted_B=fresh_B), offered, tuple(map(jnp.asarray, starts)))
   rows_BE = slots.rows_BE
@@ -246,7 +249,7 @@ def _noisy(slots: Slots, std: float, seed: int) -> tuple:
   return jax.vmap(one)(slots.example_B, slots.trajectory_B, slots.pool.steps_B, slots.pool.latents)
 
 
-def _scores(out, labels_BT, steps_B, halted_B, options: Options) -> Scores:
+def _scores(out, labels_BT, steps_B, halted_B, options: SolverOptions) -> StepScores:
   def one(logits_TV, halt_logit, labels_T, steps):
     _, metrics = recursion.recursion_loss(
         logits_TV[None], halt_logit[None], labels_T[None], halted_B=jnp.ones((1,), bool), steps_B=steps[None],
@@ -255,13 +258,13 @@ def _scores(out, labels_BT, steps_B, halted_B, options: Options) -> Scores:
 
   metrics = jax.vmap(one)(out.logits_BTV, out.halt_logit_B, labels_BT, steps_B)
   prediction_BT = jnp.argmax(out.logits_BTV, axis=-1).astype(jnp.int32)
-  return Scores(halted_B, out.halt_logit_B, prediction_BT, metrics)
+  return StepScores(halted_B, out.halt_logit_B, prediction_BT, metrics)
 
 
 # What the host does.
 
 
-def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: int) -> Iterator[_Seat]:
+def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: int) -> Iterator[_Assignment]:
   example = 0
   for batch in batches:
     columns = (np.asarray(batch[name]) for name in ("inputs_BT", "labels_BT", "ids_B"))
@@ -271,12 +274,12 @@ def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: in
       if max_examples is not None and example >= max_examples:
         return
       for trajectory in range(n_trajectories):
-        yield _Seat(example, trajectory, input_T, labels_T, int(id_))
+        yield _Assignment(example, trajectory, input_T, labels_T, int(id_))
       example += 1
 
 
-def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Seat], least_steps: int, seq_len: int,
-          params, starts: tuple, table) -> Iterator[tuple[_Seat, Result]]:
+def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Assignment], least_steps: int,
+          seq_len: int, params, starts: tuple, table) -> Iterator[tuple[_Assignment, Result]]:
   """Works until queue and seats are empty; gives results as examples finish."""
   made_B, slots, calls = np.zeros(len(seats), np.int64), device.empty(), 0
   while True:
@@ -292,7 +295,7 @@ def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Seat], leas
       yield from _retire(seats, scores, calls)
 
 
-def _take_seats(seats: list, queue: Iterator[_Seat]):
+def _take_seats(seats: list, queue: Iterator[_Assignment]):
   """Fills free seats from the queue as far as it goes; says which are new."""
   fresh_B = np.zeros(len(seats), bool)
   for i, seat in enumerate(seats):
@@ -303,11 +306,11 @@ def _take_seats(seats: list, queue: Iterator[_Seat]):
 
 
 def _offered(seats: list, fresh_B, seq_len: int) -> dict:
-  """Gives what this process's slots are offered; slots that take nothing are offered padding."""
+  """Returns what this process's slots are offered; slots that take nothing are offered padding."""
   rows = len(seats) // jax.process_count()
   mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
   padding_T = np.zeros(seq_len, np.int32)
-  idle = _Seat(0, 0, padding_T, padding_T, 0)
+  idle = _Assignment(0, 0, padding_T, padding_T, 0)
   taken = [seat if new else idle for seat, new in zip(seats[mine], fresh_B[mine])]
   return {
       "inputs_BT": np.stack([seat.input_T for seat in taken]).astype(np.int32),
@@ -318,8 +321,8 @@ def _offered(seats: list, fresh_B, seq_len: int) -> dict:
       "fresh_B": fresh_B[mine]}
 
 
-def _retire(seats: list, scores: Scores, calls: int) -> Iterator[tuple[_Seat, Result]]:
-  """Frees the seats of finished examples and gives their results."""
+def _retire(seats: list, scores: StepScores, calls: int) -> Iterator[tuple[_Assignment, Result]]:
+  """Frees the seats of finished examples and returns their results."""
   halted_B = np.asarray(scores.halted_B)
   done = [i for i, seat in enumerate(seats) if seat and halted_B[i]]
   if not done:
@@ -333,7 +336,7 @@ def _retire(seats: list, scores: Scores, calls: int) -> Iterator[tuple[_Seat, Re
                        float(fetched.halt_logit_B[i]), metrics, bool(fetched.metrics["count"][i]), calls)
 
 
-def _in_order(retired: Iterator[tuple[_Seat, Result]], n_trajectories: int) -> Iterator[Result]:
+def _in_order(retired: Iterator[tuple[_Assignment, Result]], n_trajectories: int) -> Iterator[Result]:
   """Chooses among the trajectories of each example and restores the order of the examples."""
   waiting: dict[int, dict[int, Result]] = {}
   following = 0

@@ -8,13 +8,13 @@ import numpy as np
 
 from atlas_jax.puzzles import sampler as samplers
 from atlas_jax.puzzles.puzzle_set import BLANK_ID, PuzzleSet
-from atlas_jax.puzzles.sampler import Place
+from atlas_jax.puzzles.sampler import BatchPlace
 
 NOT_SCORED = -100  # Label in a batch; in a set it is 0.
 AHEAD = 8          # Batches prepared ahead of the loop.
 RECENT = 64        # Batches whose examples are kept: those prepared ahead, and a few to be asked about.
 MARK_STEPS = 256   # Steps between the places that are kept to start a search from.
-START = Place(0, 0)
+START = BatchPlace(0, 0)
 FRESH = 2          # Stream of a seed that draws what varies from visit to visit; the sampler has 0 and 1.
 
 
@@ -22,25 +22,25 @@ class _Planned(NamedTuple):
   """What a step consists of: its examples on all processes, and where the next one begins."""
 
   examples: np.ndarray
-  next: Place
+  next: BatchPlace
 
 
 class Steps:
   """The examples of every step, found from the nearest known place; safe to share between threads."""
 
-  def __init__(self, sampler: samplers.Sampler, step: int = 0, place: Place = START):
+  def __init__(self, sampler: samplers.PuzzleSampler, step: int = 0, place: BatchPlace = START):
     """Starts with the place of one step, besides that of step 0."""
     self._sampler, self._lock = sampler, threading.Lock()
     self._marks = {0: START, step: place}
     self._recent: dict[int, _Planned] = {}
 
   def examples(self, step: int) -> np.ndarray:
-    """Gives the examples of the whole batch of a step."""
+    """Returns the examples of the whole batch of a step."""
     with self._lock:
       return self._plan(step).examples
 
-  def place(self, step: int) -> Place:
-    """Gives where the batch of a step begins."""
+  def place(self, step: int) -> BatchPlace:
+    """Returns where the batch of a step begins."""
     with self._lock:
       return self._place(step)
 
@@ -59,7 +59,7 @@ class Steps:
         self._marks[step + 1] = planned.next
     return self._recent[step]
 
-  def _place(self, step: int) -> Place:
+  def _place(self, step: int) -> BatchPlace:
     if step < 0:
       raise IndexError(f"there is no step {step}; the first one is 0")
     if step - 1 in self._recent:
@@ -132,7 +132,7 @@ class PuzzleSource:
     self._batches: Any = None
 
   def next(self, trained=None) -> dict:
-    """Gives this process's rows of the batch of `step`, and goes on to the next step.
+    """Returns this process's rows of the batch of `step`, and goes on to the next step.
 
     Returns:
       inputs_BT, labels_BT (-100 where not scored), ids_B (rows of the puzzle table), all int32.
@@ -144,7 +144,7 @@ class PuzzleSource:
     return batch
 
   def batch(self, step: int) -> dict:
-    """Gives this process's rows of any step, as `next` did or will; the place stays."""
+    """Returns this process's rows of any step, as `next` did or will; the place stays."""
     examples = self._steps.examples(step)
     if not self._fresh:
       return _encode(self.train, examples[self._rows])
@@ -169,7 +169,7 @@ class PuzzleSource:
     return self._steps.steps_of(epochs)
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for; independent of the number of processes and threads."""
+    """Returns the place and what it is valid for; independent of the number of processes and threads."""
     return {"step": self.step, "place": list(self._steps.place(self.step)), **self._settings}
 
   def restore(self, state: dict) -> None:
@@ -187,7 +187,7 @@ class PuzzleSource:
                        + "; resume with what it was saved with, or start in another workdir")
     self.close()
     self.step = int(state["step"])
-    self._steps = Steps(self._sampler, self.step, Place(*map(int, state["place"])))
+    self._steps = Steps(self._sampler, self.step, BatchPlace(*map(int, state["place"])))
 
   def provenance(self, step: int) -> list[str]:
     """Names the puzzle and the example of each of this process's rows in the batch of that step.
@@ -246,7 +246,7 @@ PADDING = {"inputs_BT": 0, "labels_BT": NOT_SCORED, "ids_B": BLANK_ID, "example_
 
 
 def rows_of(batch_rows: int, process_index: int, process_count: int) -> slice:
-  """Gives the rows of a batch that are one process's.
+  """Returns the rows of a batch that are one process's.
 
   Raises:
     ValueError: if they do not divide by the processes.
@@ -269,13 +269,13 @@ def puzzle_name(puzzles: PuzzleSet, puzzle: int) -> str:
 
 
 def _settings_of(state: dict) -> dict:
-  """Gives what two states must agree in, but for the digest: settings, and parts of the identity."""
+  """Returns what two states must agree in, but for the digest: settings, and parts of the identity."""
   own = {name: state[name] for name in state if name not in ("step", "place", "fingerprint", "identity")}
   return {**own, **{f"puzzles.{name}": value for name, value in state.get("identity", {}).items()}}
 
 
 def _encode(puzzles: PuzzleSet, examples: np.ndarray, draw=None) -> dict:
-  """Reads examples and gives them the form that the model takes."""
+  """Reads examples and returns them the form that the model takes."""
   empty_BT = np.zeros((0, puzzles.seq_len), np.int32)
   read = puzzles.read(examples, draw) if len(examples) else (empty_BT, empty_BT)
   inputs_BT, labels_BT = (np.asarray(array, np.int32) for array in read)

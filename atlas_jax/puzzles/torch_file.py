@@ -123,7 +123,7 @@ def _named(value: Any, name: str, visited: itertools.count) -> dict[str, _Tensor
 
 
 def _array(archive, root: str, tensor: _Tensor, storages: dict[_Storage, np.ndarray], name: str):
-  """Gives a tensor's numbers, after checking that all of them lie in its storage."""
+  """Returns a tensor's numbers, after checking that all of them lie in its storage."""
   storage, offset, shape, strides = tensor
   sizes = (offset, *shape, *strides)
   if not isinstance(storage, _Storage) or not all(type(size) is int and size >= 0 for size in sizes):

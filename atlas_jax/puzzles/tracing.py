@@ -21,7 +21,7 @@ class Trace(NamedTuple):
   halt_NB: np.ndarray  # float32, how likely it takes its whole answer to be right
 
   def changed(self) -> np.ndarray:
-    """Says which tokens differ from those of the step before, [N, B, T]; none at the first step."""
+    """Returns which tokens differ from those of the step before, [N, B, T]; none at the first step."""
     same = self.prediction_NBT[1:] == self.prediction_NBT[:-1]
     return np.concatenate([np.zeros_like(same, shape=(1, *same.shape[1:])), ~same])
 

@@ -16,7 +16,7 @@ TABLE = "puzzle_emb.weights"
 
 
 def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
-  """Gives the parameters of a model from arrays of the original.
+  """Returns the parameters of a model from arrays of the original.
 
   Args:
     named: arrays by their names, as in a checkpoint; a prefix that ends in "inner." is taken off.

@@ -22,7 +22,15 @@ from atlas_jax.evals import EvalOut
 from atlas_jax.language import assets, samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
-from atlas_jax.language.initial_model import MODEL, Start, check_step, is_run, note_step, open_start, whole
+from atlas_jax.language.initial_model import (
+  MODEL,
+  InitialModel,
+  check_step,
+  is_run,
+  load_initial_model,
+  merge_frozen,
+  note_step,
+)
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
 from atlas_jax.models.language import read_completions
@@ -31,8 +39,8 @@ from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
 from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
-from atlas_jax.rollout.distill_rows import TEACHER, Reader, Text
-from atlas_jax.rollout.distill_source import RECORDED, DistillSource, Plan, Writer
+from atlas_jax.rollout.distill_rows import TEACHER, ModelView, Text
+from atlas_jax.rollout.distill_source import RECORDED, DistillPlan, DistillSource, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
 from atlas_jax.workdir import TEACHER_STEP, TEMPLATE
 
@@ -42,9 +50,9 @@ FROZEN = "teacher"  # The teacher's name among what is not trained.
 class Pair(NamedTuple):
   """Student and teacher, and how they are compared."""
 
-  student: Start
-  teacher: Start
-  classes: spans.Classes | None  # None: they have one tokenizer
+  student: InitialModel
+  teacher: InitialModel
+  classes: spans.VocabularyClasses | None  # None: they have one tokenizer
 
   @property
   def vocab_size(self) -> int:
@@ -78,7 +86,7 @@ def pair_of(config) -> Pair:
   Raises:
     ValueError: if there is no teacher, or it cannot be compared as the config asks.
   """
-  student, teacher = open_start(config), open_teacher(config)
+  student, teacher = load_initial_model(config), open_teacher(config)
   asked, differ = config.distill.alignment, spans.difference(student.tokenizer, teacher.tokenizer)
   if differ is None and set(student.end_tokens) != set(teacher.end_tokens):
     differ = f"completions end with {student.end_tokens} and with {teacher.end_tokens}"
@@ -97,7 +105,7 @@ def pair_of(config) -> Pair:
   return Pair(student, teacher, found)
 
 
-def open_teacher(config) -> Start:
+def open_teacher(config) -> InitialModel:
   """Opens config.distill.teacher with its own tokenizer, and where chats are asked for, its own template.
 
   Raises:
@@ -112,13 +120,13 @@ def open_teacher(config) -> Start:
   fields.lora.update(rank=None, path=None)
   try:
     fields.model.kind, fields.data.chat_template = kind_of(path), teacher_template(config)
-    return open_start(fields)
+    return load_initial_model(fields)
   except ValueError as error:
     raise ValueError(f"config.distill.teacher={path!r} cannot be opened: {error}") from error
 
 
 def kind_of(path: str) -> str:
-  """Gives the kind of model, as config.model.kind names it, that stands at a path."""
+  """Returns the kind of model, as config.model.kind names it, that stands at a path."""
   return configs.load(path).model.kind if is_run(path) else "decoder"
 
 
@@ -135,8 +143,8 @@ def teacher_template(config) -> str | None:
   return name
 
 
-def reader_of(config, start: Start) -> Reader:
-  """Says how a model is shown texts."""
+def reader_of(config, start: InitialModel) -> ModelView:
+  """Returns how a model is shown texts."""
   data = config.data
   solution = distill_rows.recorded(start.tokenizer, start.template, max_tokens=config.sampler.max_tokens,
                                    overlong=data.overlong)
@@ -144,7 +152,7 @@ def reader_of(config, start: Start) -> Reader:
                                chat_template=data.chat_template)
   turn_end = None if start.template is None else start.template.turn_end(start.tokenizer)
   end = start.tokenizer.doc_id if turn_end is None else turn_end
-  return Reader(start.tokenizer, held_out.encoder_of(config, start), solution, start.end_tokens, end)
+  return ModelView(start.tokenizer, held_out.encoder_of(config, start), solution, start.end_tokens, end)
 
 
 def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
@@ -159,20 +167,21 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
                        needs=needs_of(config, pair.student))
   if data.max_problems is not None:
     count = data.max_problems if found.count is None else min(found.count, data.max_problems)
-    found = prompts.Listed([found.problem(index) for index in range(count)])
+    found = prompts.ProblemList([found.problem(index) for index in range(count)])
   align = int(np.lcm(pair.student.language.align_tokens, pair.teacher.language.align_tokens))
-  plan = Plan(data.batch_rows, on_policy_frac=fields.on_policy_frac, rest=fields.rest,
-              spans=pair.classes is not None, pad_tokens=config.rollout.pad_tokens, align_tokens=align)
+  plan = DistillPlan(data.batch_rows, on_policy_frac=fields.on_policy_frac, rest=fields.rest,
+                     spans=pair.classes is not None, pad_tokens=config.rollout.pad_tokens, align_tokens=align)
   writers = [Writer(one, held_out.options_of(config, start, n=1, temperature=config.sampler.temperature))
              for one, start in ((sampler, pair.student), (teacher_sampler, pair.teacher))]
-  return DistillSource(
-      prompts.PromptSource(found, batch_rows=1, seed=config.seed), reader_of(config, pair.student),
-      reader_of(config, pair.teacher), plan, student_writer=writers[0], teacher_writer=writers[1],
-      seed=config.seed, whole=whole, process_index=jax.process_index(), process_count=jax.process_count())
+  return DistillSource(prompts.PromptSource(found, batch_rows=1, seed=config.seed),
+                       reader_of(config, pair.student), reader_of(config, pair.teacher), plan,
+                       student_writer=writers[0], teacher_writer=writers[1], seed=config.seed,
+                       whole=merge_frozen, process_index=jax.process_index(),
+                       process_count=jax.process_count())
 
 
-def needs_of(config, start: Start | None) -> Needs:
-  """Gives what is read of problems: recorded solutions, and what evaluations of held-out ones read."""
+def needs_of(config, start: InitialModel | None) -> Needs:
+  """Returns what is read of problems: recorded solutions, and what evaluations of held-out ones read."""
   held_out_ones = config.data.held_out_frac > 0
   recorded = config.distill.on_policy_frac < 1 and config.distill.rest == RECORDED
   return reward_columns.needs_of(config, start, solution=recorded or held_out_ones, answer=held_out_ones)
@@ -197,7 +206,7 @@ def load_of(pair: Pair):
 
 
 def student_frac(pair: Pair) -> float:
-  """Gives the share of a forward pass that has a backward pass: the student's, by numbers of parameters."""
+  """Returns the share of a forward pass that has a backward pass: the student's, by numbers of parameters."""
   student, teacher = (tree.count(jax.eval_shape(start.language.init, jax.random.key(0)))
                       for start in (pair.student, pair.teacher))
   return pair.student.backward_frac * student / (student + teacher)
@@ -223,8 +232,8 @@ def loss_of(config, pair: Pair):
 
 
 def read_both(pair: Pair, params, batch, frozen):
-  """Gives hidden vectors and output weights of student and teacher, and the student's statistics."""
-  params, taught = whole(params, frozen), jax.lax.stop_gradient(frozen[FROZEN])
+  """Returns hidden vectors and output weights of student and teacher, and the student's statistics."""
+  params, taught = merge_frozen(params, frozen), jax.lax.stop_gradient(frozen[FROZEN])
   student_BTD, stats = read_completions(pair.student.language, params, batch)
   shown = {name.removeprefix(TEACHER): array for name, array in batch.items() if name.startswith(TEACHER)}
   teacher_BTD, _ = read_completions(pair.teacher.language, taught, shown)

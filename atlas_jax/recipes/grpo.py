@@ -15,9 +15,9 @@ from atlas_jax import evals
 from atlas_jax.data import prompts
 from atlas_jax.language import assets, first_params, samplers
 from atlas_jax.language.decoding.sampler import Sampler
-from atlas_jax.language.initial_model import Start, open_start, whole
+from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
 from atlas_jax.losses import policy, policy_metrics
-from atlas_jax.losses.policy import Settings
+from atlas_jax.losses.policy import PolicySettings
 from atlas_jax.losses.token_logprobs import token_logprobs, token_logprobs_and_entropies
 from atlas_jax.models.language import read_completions
 from atlas_jax.models.layer_metrics import layer_metrics
@@ -26,7 +26,7 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, ReferenceUpdate, Update
 from atlas_jax.rollout import held_out, reward_columns, rewards
 from atlas_jax.rollout.groups import Scoring
-from atlas_jax.rollout.source import Plan, RolloutSource
+from atlas_jax.rollout.source import RolloutPlan, RolloutSource
 
 OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to score completions.
 
@@ -34,7 +34,7 @@ OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to sco
 def make(config, mesh, workdir=None) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   rewards.of_config(config)  # Wrong ones are refused before anything is read.
-  start, settings = open_start(config), settings_of(config)
+  start, settings = load_initial_model(config), settings_of(config)
   sampler = samplers.load(config, start, mesh, workdir)
   rollouts = source_of(config, start, sampler, mesh, workdir)
   backward_frac = start.backward_frac / (2 if settings.kl_weight else 1)  # A reference is only read.
@@ -47,13 +47,13 @@ def make(config, mesh, workdir=None) -> Recipe:
       assets=Assets(save=functools.partial(assets.save, config, start)))
 
 
-def settings_of(config) -> Settings:
-  """Gives the loss of a config: its preset, with the fields that are set.
+def settings_of(config) -> PolicySettings:
+  """Returns the loss of a config: its preset, with the fields that are set.
 
   Raises:
     ValueError: if they do not go together, or do not go with the rest of the config.
   """
-  names = {field.name for field in dataclasses.fields(Settings)} & set(config.policy)
+  names = {field.name for field in dataclasses.fields(PolicySettings)} & set(config.policy)
   changes = {name: config.policy[name] for name in names if config.policy[name] is not None}
   changes |= {"sampler_high": config.policy.sampler_high,
               "max_completion_tokens": config.sampler.max_tokens}  # The divisor of "constant".
@@ -71,12 +71,12 @@ def settings_of(config) -> Settings:
   return settings
 
 
-def unit_of(settings: Settings) -> str:
+def unit_of(settings: PolicySettings) -> str:
   """Names what is counted; see the module."""
   return "completion_tokens" if settings.aggregation == "token_mean" else "completions"
 
 
-def source_of(config, start: Start, sampler: Sampler, mesh, workdir=None) -> RolloutSource:
+def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None) -> RolloutSource:
   """Makes the source of rollouts.
 
   Raises:
@@ -89,7 +89,7 @@ def source_of(config, start: Start, sampler: Sampler, mesh, workdir=None) -> Rol
                        options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
                        needs=reward_columns.needs_of(config, start, solution=False, answer=True))
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
-  plan = Plan(
+  plan = RolloutPlan(
       batch_rows=data.batch_rows, batches=how.batches, passes=how.passes, flat_groups=how.flat_groups,
       max_resamples=how.max_resamples, pad_tokens=how.pad_tokens, align_tokens=start.language.align_tokens,
       max_staleness=how.max_staleness, table_rows=how.table_rows)
@@ -98,12 +98,12 @@ def source_of(config, start: Start, sampler: Sampler, mesh, workdir=None) -> Rol
   return RolloutSource(
       found, sampler, wanted,
       encode=held_out.encoder_of(config, start), options=options, plan=plan, scoring=scoring,
-      tokenizer=start.tokenizer, seed=config.seed, whole=whole,
+      tokenizer=start.tokenizer, seed=config.seed, whole=merge_frozen,
       old_logprobs=old_logprobs_of(config, start, mesh), workdir=workdir, process_index=jax.process_index(),
       process_count=jax.process_count())
 
 
-def old_logprobs_of(config, start: Start, mesh):
+def old_logprobs_of(config, start: InitialModel, mesh):
   """Makes the trainer's own scoring of a rollout, with the parameters that wrote it; see `RolloutSource`."""
   score = score_of(config, start, entropies=False)
   compiled = jax.jit(lambda *given: score(*given)[0], out_shardings=meshes.replicated(mesh))
@@ -115,12 +115,12 @@ def old_logprobs_of(config, start: Start, mesh):
   return old_logprobs
 
 
-def score_of(config, start: Start, *, entropies: bool):
+def score_of(config, start: InitialModel, *, entropies: bool):
   """Makes (params, batch, frozen) -> (logprob_BT, entropy_BT or None, statistics of the layers)."""
   language, how = start.language, {"temperature": config.sampler.temperature, **config.loss}
 
   def score(params, batch, frozen):
-    params = whole(params, frozen)
+    params = merge_frozen(params, frozen)
     hidden_BTD, stats = read_completions(language, params, batch)
     given = hidden_BTD, language.head(params), batch["completion_BT"]
     if not entropies:
@@ -130,7 +130,7 @@ def score_of(config, start: Start, *, entropies: bool):
   return score
 
 
-def loss_of(config, start: Start, settings: Settings):
+def loss_of(config, start: InitialModel, settings: PolicySettings):
   """Makes the loss of a batch as `RolloutSource` describes it; see `Recipe.loss`."""
   entropies = bool(settings.entropy_weight) or settings.top_entropy_frac is not None
   score, refer = (score_of(config, start, entropies=wanted) for wanted in (entropies, False))
@@ -162,19 +162,19 @@ def finish(means: dict) -> dict:
   return {**policy_metrics.finish(means["policy"]), **means["layers"]}
 
 
-def has_fixed_reference(settings: Settings, config) -> bool:
-  """Says whether a reference is used that stays what the run started from."""
+def has_fixed_reference(settings: PolicySettings, config) -> bool:
+  """Returns whether a reference is used that stays what the run started from."""
   return bool(settings.kl_weight) and config.policy.reference_every_steps is None
 
 
-def reference_update_of(settings: Settings, config) -> ReferenceUpdate | None:
+def reference_update_of(settings: PolicySettings, config) -> ReferenceUpdate | None:
   """Returns how the reference follows the policy, None where it does not."""
   if not settings.kl_weight or config.policy.reference_every_steps is None:
     return None
   return ReferenceUpdate(config.policy.reference_every_steps, config.policy.reference_share)
 
 
-def evals_of(config, start: Start, sampler: Sampler) -> dict:
+def evals_of(config, start: InitialModel, sampler: Sampler) -> dict:
   """The evaluation of a run: held-out problems answered; none where nothing is held out."""
   if not config.data.held_out_frac:
     return {}

@@ -18,7 +18,7 @@ from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
-from atlas_jax.language.initial_model import MODEL, Start, find, is_run, open_start
+from atlas_jax.language.initial_model import MODEL, InitialModel, find, is_run, load_initial_model
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import head, lm
 from atlas_jax.models.layer_metrics import layer_metrics
@@ -42,7 +42,7 @@ def model_of(config) -> lm.LM:
   return lm.build(config.model.to_dict())
 
 
-def start_of(config) -> Start | None:
+def start_of(config) -> InitialModel | None:
   """Opens what config.model.path names; None where parameters are drawn.
 
   Raises:
@@ -64,7 +64,7 @@ def start_of(config) -> Start | None:
   changed = other.as_configdict()
   assets.resolve(changed, path)
   check_same_model(config, changed)
-  return open_start(config)
+  return load_initial_model(config)
 
 
 # Fields of config.model that say how it is computed, or what is drawn: a start may differ in them.
@@ -90,7 +90,7 @@ def check_same_model(config, other) -> None:
 
 
 def with_tokenizer(config):
-  """Gives a config whose tokenizer "model" is named by its place in the run that training starts from."""
+  """Returns a config whose tokenizer "model" is named by its place in the run that training starts from."""
   if config.data.tokenizer != MODEL:
     return config
   if config.model.path is None:
@@ -101,12 +101,12 @@ def with_tokenizer(config):
   return configs.resolve(changed)
 
 
-def load_of(start: Start | None) -> Callable | None:
+def load_of(start: InitialModel | None) -> Callable | None:
   """Makes the reader of what training starts from, or None where all of it is drawn."""
   return None if start is None else lambda mesh, fresh: LoadedParams(*start.read(mesh, fresh))
 
 
-def save_of(config, start: Start | None, tokenizer) -> Callable:
+def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
   """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
   def save(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
@@ -137,7 +137,7 @@ def held_out_of(config, max_tokens: int | None, **place):
 
 
 def setting_of(config, source=None) -> dict:
-  """Gives what two runs must share for their held-out losses to be compared: text, order and budget.
+  """Returns what two runs must share for their held-out losses to be compared: text, order and budget.
 
   Args:
     config: resolved.

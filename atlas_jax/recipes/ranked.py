@@ -15,7 +15,7 @@ from atlas_jax.data import ranked as data
 from atlas_jax.data import responses
 from atlas_jax.evals import ranking
 from atlas_jax.language import assets, first_params, lengths
-from atlas_jax.language.initial_model import Start, open_start, whole
+from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
 from atlas_jax.language.pretrained import model_folder
 from atlas_jax.losses import ranked
 from atlas_jax.losses.token_logprobs import token_logprobs
@@ -32,7 +32,7 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   settings = settings_of(config)
   model_folder.check_name("ranked.folder", config.ranked.folder)
-  start = open_start(config)
+  start = load_initial_model(config)
   lengths.check_segment_len(config, start)
   groups = groups_of(config, start)
   source = source_of(config, start, groups["train"], "train")
@@ -44,7 +44,7 @@ def make(config, mesh) -> Recipe:
   def export(workdir, trained: Trained, summary) -> None:
     folder = pathlib.Path(workdir) / config.ranked.folder
     stats = stats_of(config, groups, summary) if summary else {}
-    model_folder.write(folder, config, start, whole(trained.params, trained.frozen), stats)
+    model_folder.write(folder, config, start, merge_frozen(trained.params, trained.frozen), stats)
 
   compares = needs_reference(settings)
   backward_frac = start.backward_frac / (2 if compares else 1)  # A reference is only read.
@@ -55,22 +55,22 @@ def make(config, mesh) -> Recipe:
                 assets=Assets(save, export=export))
 
 
-def settings_of(config) -> ranked.Settings:
-  """Gives the settings of the loss.
+def settings_of(config) -> ranked.RankedSettings:
+  """Returns the settings of the loss.
 
   Raises:
     ValueError: if they cannot be.
   """
   fields = {name: value for name, value in config.ranked.items() if name not in NON_LOSS_FIELDS}
-  return ranked.Settings(**fields)
+  return ranked.RankedSettings(**fields)
 
 
-def needs_reference(settings: ranked.Settings) -> bool:
-  """Says whether the loss compares with the model that training starts from."""
+def needs_reference(settings: ranked.RankedSettings) -> bool:
+  """Returns whether the loss compares with the model that training starts from."""
   return settings.anchored or settings.kl_weight > 0
 
 
-def groups_of(config, start: Start) -> dict[str, list[responses.Group]]:
+def groups_of(config, start: InitialModel) -> dict[str, list[responses.AnswerGroup]]:
   """Reads the groups of both splits; see `data.ranked.load`."""
   fields = config.data
   found = data.load(files=fields.files, eval_files=config.ranked.eval_files, name=fields.name,
@@ -79,7 +79,7 @@ def groups_of(config, start: Start) -> dict[str, list[responses.Group]]:
   return dict(zip(SPLITS, found, strict=True))
 
 
-def source_of(config, start: Start, found, split: str, **place) -> data.RankedSource:
+def source_of(config, start: InitialModel, found, split: str, **place) -> data.RankedSource:
   """Encodes groups and batches them: this process's rows, unless `place` says otherwise.
 
   Args:
@@ -108,7 +108,7 @@ def source_of(config, start: Start, found, split: str, **place) -> data.RankedSo
       align_tokens=start.language.align_tokens, **place)
 
 
-def score_of(config, start: Start, settings: ranked.Settings):
+def score_of(config, start: InitialModel, settings: ranked.RankedSettings):
   """Makes (params, batch, frozen) -> (logprob_BGT, the reference's or None, statistics of the layers)."""
   language = start.language
 
@@ -119,16 +119,16 @@ def score_of(config, start: Start, settings: ranked.Settings):
     return logprob_BT.reshape(batch["tokens_BGT"].shape), stats
 
   def both(params, batch, frozen):
-    logprob_BGT, stats = score(whole(params, frozen), batch)
+    logprob_BGT, stats = score(merge_frozen(params, frozen), batch)
     if not needs_reference(settings):
       return logprob_BGT, None, stats
-    ref_logprob_BGT, _ = score(whole(frozen[first_params.REFERENCE], frozen), batch)
+    ref_logprob_BGT, _ = score(merge_frozen(frozen[first_params.REFERENCE], frozen), batch)
     return logprob_BGT, jax.lax.stop_gradient(ref_logprob_BGT), stats
 
   return both
 
 
-def loss_of(config, start: Start, settings: ranked.Settings):
+def loss_of(config, start: InitialModel, settings: ranked.RankedSettings):
   """Makes the loss of a batch as `RankedSource.next` describes it; see `Recipe.loss`. It weighs prompts."""
   score = score_of(config, start, settings)
 
@@ -151,7 +151,7 @@ def finish(means: dict) -> dict:
   return {**means, RIGHT: means[RIGHT] / means[PAIRS]}
 
 
-def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh) -> dict:
+def evals_of(config, start: InitialModel, settings: ranked.RankedSettings, groups, mesh) -> dict:
   """The evaluation of a run: how it ranks the responses to held-out prompts; none without any."""
   if not groups["held_out"]:
     return {}
@@ -163,7 +163,7 @@ def evals_of(config, start: Start, settings: ranked.Settings, groups, mesh) -> d
 
 
 def stats_of(config, groups, summary: dict) -> dict:
-  """Gives what is known of a training: its summary, settings and data."""
+  """Returns what is known of a training: its summary, settings and data."""
   return {
       **summary, "epochs": summary["prompts_seen"] / len(groups["train"]), "learning_rate": config.optim.lr,
       "batch_size": config.data.batch_rows, "grpo_preference_weight": config.ranked.pair_weight,

@@ -9,7 +9,7 @@ from atlas_jax.data import prompts, sft
 from atlas_jax.evals import examples
 from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.decoding.native import NativeSampler
-from atlas_jax.language.initial_model import Start, open_start, whole
+from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
 from atlas_jax.losses.sft import sft_loss
 from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.models.layer_metrics import layer_metrics
@@ -19,7 +19,7 @@ from atlas_jax.rollout import held_out, reward_columns
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  start = open_start(config)
+  start = load_initial_model(config)
   lengths.check_segment_len(config, start)
   source = source_of(config, start, examples_of(config, start, problems_of(config, "train", start)), "train")
   return Recipe(first_params.init_of(start), loss_of(config, start), source, evals_of(config, start, mesh),
@@ -27,7 +27,7 @@ def make(config, mesh) -> Recipe:
                 assets=Assets(save=functools.partial(assets.save, config, start)))
 
 
-def examples_of(config, start: Start, problems) -> list[sft.Example]:
+def examples_of(config, start: InitialModel, problems) -> list[sft.Example]:
   """Encodes problems as examples.
 
   Raises:
@@ -45,7 +45,7 @@ def examples_of(config, start: Start, problems) -> list[sft.Example]:
   return found
 
 
-def source_of(config, start: Start, found, split: str, **place) -> sft.SftSource:
+def source_of(config, start: InitialModel, found, split: str, **place) -> sft.SftSource:
   """Puts examples into rows: this process's rows, unless `place` says otherwise.
 
   Args:
@@ -66,8 +66,8 @@ def source_of(config, start: Start, found, split: str, **place) -> sft.SftSource
       seed=config.seed if train else None, align_tokens=start.language.align_tokens, **place)
 
 
-def problems_of(config, split: str, start: Start | None = None) -> list:
-  """Gives the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
+def problems_of(config, split: str, start: InitialModel | None = None) -> list:
+  """Returns the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
 
   What nothing reads of the rows is logged, once, with "train"; `start` says what its template shows.
 
@@ -88,12 +88,12 @@ def problems_of(config, split: str, start: Start | None = None) -> list:
   return [found.problem(index) for index in range(min(counts))]
 
 
-def score_of(config, start: Start):
+def score_of(config, start: InitialModel):
   """Makes (params, batch, frozen) -> (logprob_BT of the batch's targets, statistics of the layers)."""
   language = start.language
 
   def score(params, batch, frozen):
-    params = whole(params, frozen)
+    params = merge_frozen(params, frozen)
     hidden_BTD, stats = language.read(params, batch["tokens_BT"], batch["doc_BT"])
     logprob_BT = token_logprobs(hidden_BTD, language.head(params), batch["targets_BT"], **config.loss)
     return logprob_BT, stats
@@ -101,7 +101,7 @@ def score_of(config, start: Start):
   return score
 
 
-def loss_of(config, start: Start):
+def loss_of(config, start: InitialModel):
   """Makes the loss of a batch as `sft.SftSource.next` describes it; see `Recipe.loss`."""
   score = score_of(config, start)
 
@@ -116,7 +116,7 @@ def loss_of(config, start: Start):
 
 
 def token_metrics(logprob_BT, batch) -> dict:
-  """Gives, over counted tokens, nats and probability of the recorded one; and what places are used for."""
+  """Returns, over counted tokens, nats and probability of the recorded one; and what places are used for."""
   logprob_BT, counts_BT = jax.lax.stop_gradient(logprob_BT), batch["weight_BT"] > 0
   count = jnp.maximum(jnp.sum(counts_BT), 1)
   mean = lambda x_BT: jnp.sum(jnp.where(counts_BT, x_BT, 0)) / count
@@ -125,7 +125,7 @@ def token_metrics(logprob_BT, batch) -> dict:
           "sft/filled_frac": jnp.mean((batch["doc_BT"] >= 0).astype(jnp.float32))}
 
 
-def evals_of(config, start: Start, mesh) -> dict:
+def evals_of(config, start: InitialModel, mesh) -> dict:
   """The evaluations of a run: the loss of held-out examples, and answers to problems that have one.
 
   None where nothing is held out.
@@ -147,7 +147,7 @@ def evals_of(config, start: Start, mesh) -> dict:
   return evaluations
 
 
-def answers_of(config, start: Start, mesh):
+def answers_of(config, start: InitialModel, mesh):
   """Makes the evaluation that has held-out problems answered; see `rollout.held_out.make`.
 
   Raises:

@@ -117,7 +117,7 @@ def init_of(config, model: trm.TRM, n_ids: int):
 
 
 def tables_of(config) -> Tables:
-  """Says which rows of the puzzle table an update reads, and how it changes them."""
+  """Returns which rows of the puzzle table an update reads, and how it changes them."""
   def ids_of(batch, carry: Carry):
     return jnp.where(carry.pool.halted_B, batch["ids_B"], carry.pool.ids_B)
 
@@ -223,10 +223,10 @@ def evals_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh) -> dict:
   return {"puzzles": Eval(run, "every")}
 
 
-def solve_options_of(config) -> solver.Options:
-  """Gives how a config's held-out puzzles are worked on."""
+def solve_options_of(config) -> solver.SolverOptions:
+  """Returns how a config's held-out puzzles are worked on."""
   fields, supervision = config.puzzle_eval, config.supervision
-  return solver.Options(
+  return solver.SolverOptions(
       batch_rows=config.eval.batch_rows, n_supervision=supervision.n_supervision, mode=fields.mode,
       halt_threshold=fields.halt_threshold, n_trajectories=fields.n_trajectories, noise_std=fields.noise_std,
       max_examples=fields.max_examples, token_loss=supervision.token_loss, loss_dtype=supervision.loss_dtype,

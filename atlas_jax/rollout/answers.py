@@ -44,7 +44,7 @@ class Value(NamedTuple):
 
 
 def extract(text: str) -> str:
-  """Gives the answer that a text states, "" if there is none.
+  """Returns the answer that a text states, "" if there is none.
 
   The first of these that is there: the last complete box (braces may be nested), the last <solution> or
   <answer>, what follows "####", the last line with a number, the last line. In what is found, the part behind
@@ -65,12 +65,12 @@ def extract(text: str) -> str:
 
 
 def is_marked(text: str) -> bool:
-  """Says whether a text states its answer in a box, a tag, or behind "####"."""
+  """Returns whether a text states its answer in a box, a tag, or behind "####"."""
   return boxed(text) is not None or tagged(text) is not None or "####" in text
 
 
 def boxed(text: str) -> str | None:
-  r"""Gives what stands in the last \boxed{...} or \fbox{...} whose braces close, or None."""
+  r"""Returns what stands in the last \boxed{...} or \fbox{...} whose braces close, or None."""
   closes: dict[int, int] = {}  # Place of "{" -> place of its "}".
   opened, at = [], 0
   for found in re.finditer(r"\\[\\{}]|[{}]", text):
@@ -88,7 +88,7 @@ def boxed(text: str) -> str | None:
 
 
 def tagged(text: str, names: tuple[str, ...] = ("solution", "answer")) -> str | None:
-  """Gives what stands in the last tag of these names that closes, in upper or lower case, or None."""
+  """Returns what stands in the last tag of these names that closes, in upper or lower case, or None."""
   body, opened = None, {}
   for found in _TAG.finditer(text):
     name = found[2].lower()
@@ -101,7 +101,7 @@ def tagged(text: str, names: tuple[str, ...] = ("solution", "answer")) -> str | 
 
 
 def teaching(text: str) -> str:
-  """Gives what stands in the first <teaching> tag that closes, without outer white space; else the text."""
+  """Returns what stands in the first <teaching> tag that closes, without outer white space; else the text."""
   start = text.find("<teaching>")
   end = text.find("</teaching>", start + 1)
   inside = text[start + len("<teaching>"):end] if start >= 0 and end >= 0 else text
@@ -109,7 +109,7 @@ def teaching(text: str) -> str:
 
 
 def same(candidate: str, truth: str) -> bool:
-  """Says whether two answers are equal.
+  """Returns whether two answers are equal.
 
   Numbers are equal by value: fractions, decimals, thousands separators and powers of ten as they may be
   written. A unit counts only if both have one. 50% equals 50 percent, 1/2, and 50 without a sign. Texts are
@@ -205,7 +205,7 @@ def _unit(text: str) -> str:
 
 
 def _without_latex(text: str) -> str:
-  """Gives the text with TeX around numbers written plainly: fractions, spaces, percent, degrees."""
+  """Returns the text with TeX around numbers written plainly: fractions, spaces, percent, degrees."""
   if len(text) > 4 * MAX_CHARS:
     return text.strip()
   text = "".join(char if char.isascii() else _spelled(char) for char in text)
@@ -227,7 +227,7 @@ def _without_latex(text: str) -> str:
 
 
 def _spelled(char: str) -> str:
-  """Gives a character in ASCII where it has such a form: ½ as 1/2, ² as ^2, wide digits as digits."""
+  """Returns a character in ASCII where it has such a form: ½ as 1/2, ² as ^2, wide digits as digits."""
   kind, _, rest = unicodedata.decomposition(char).partition("> ")
   sign = {"<super": "^", "<sub": "_", "<fraction": " "}.get(kind, "")
   if not sign:
@@ -244,7 +244,7 @@ def _plain_text(text: str) -> str:
 
 
 def _members(text: str) -> list[str]:
-  """Gives the brackets and the members of a list such as "(1, 2)" or "1, 2", or [] for one thing alone."""
+  """Returns the brackets and the members of a list such as "(1, 2)" or "1, 2", or [] for one thing alone."""
   plain = _without_latex(text)
   brackets = ""
   if len(plain) > 1 and plain[0] in "([{" and plain[-1] in ")]}":
@@ -261,7 +261,7 @@ def _nothing(text: str) -> bool:
 
 
 def _after_marker(text: str) -> str:
-  """Gives the rest of the line behind the last marker with something behind it, or ""."""
+  """Returns the rest of the line behind the last marker with something behind it, or ""."""
   for found in reversed(list(_MARKER.finditer(text))):
     rest = text[found.end():].partition("\n")[0].strip()
     if rest:

@@ -41,7 +41,7 @@ def padded(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:
 
 
 def _filled(rows: Sequence[Sequence[int]], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-  """Gives the ids, and where there are any."""
+  """Returns the ids, and where there are any."""
   longest = max([1, *map(len, rows)])
   ids_BT = np.zeros((len(rows), -(-longest // multiple) * multiple), np.int32)
   for row, ids in enumerate(rows):
@@ -50,13 +50,13 @@ def _filled(rows: Sequence[Sequence[int]], multiple: int) -> tuple[np.ndarray, n
 
 
 def to_json(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Gives arrays as JSON, bit for bit; see `from_json`."""
+  """Returns arrays as JSON, bit for bit; see `from_json`."""
   return {name: {"dtype": array.dtype.str, "shape": list(array.shape),
                  "zlib": base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes())).decode()}
           for name, array in arrays.items()}
 
 
 def from_json(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Gives the arrays of `to_json`."""
+  """Returns the arrays of `to_json`."""
   return {name: np.frombuffer(zlib.decompress(base64.b64decode(one["zlib"])), one["dtype"])
                   .reshape(one["shape"]).copy() for name, one in saved.items()}

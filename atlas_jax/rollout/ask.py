@@ -7,12 +7,12 @@ import numpy as np
 from atlas_jax.data import chats, problems
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.tokenizer import Tokenizer
-from atlas_jax.language.decoding.sampler import Options, Sampler
+from atlas_jax.language.decoding.sampler import Sampler, SamplingOptions
 from atlas_jax.rollout import reward_calls
 from atlas_jax.rollout.rewards import Rewards
 
 
-class Written(NamedTuple):
+class ProblemCompletions(NamedTuple):
   """What a sampler wrote for a problem."""
 
   text: str              # without what stopped it, and without special tokens
@@ -71,11 +71,15 @@ def in_vocabulary(encode: Callable, vocab_size: int, *, tokenizer: str,
 
 
 def prompt_text(problem: Problem) -> str:
-  """Gives a prompt as rewards read it: the text, or the contents of its messages with blank lines between."""
+  """Returns a prompt as rewards read it.
+
+  The text, or the contents of its messages with blank lines between.
+  """
   return reward_calls.text_of(problem.prompt)
 
 
-def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, seed: int = 0) -> Callable:
+def batch_generate(sampler: Sampler, encode: Callable, options: SamplingOptions, *, rows: int,
+                   seed: int = 0) -> Callable:
   """Makes the function that has problems answered.
 
   Args:
@@ -90,18 +94,18 @@ def writer(sampler: Sampler, encode: Callable, options: Options, *, rows: int, s
     (params, problems, *, step) -> Written of each problem, None for one whose prompt is skipped; `params` are
     what the sampler loads.
   """
-  def write(params, found: Sequence[Problem], *, step: int) -> list[Written | None]:
+  def write(params, found: Sequence[Problem], *, step: int) -> list[ProblemCompletions | None]:
     sampler.load(params, step)
     prompts = [(at, encode(problem)) for at, problem in enumerate(found)]
     asked = [(at, prompt.tolist()) for at, prompt in prompts if prompt is not None]
-    written: list[Written | None] = [None] * len(found)
+    written: list[ProblemCompletions | None] = [None] * len(found)
     for first in range(0, len(asked), rows):
       part = asked[first:first + rows]
       filled = [*part, *[part[-1]] * (rows - len(part))]
       rollout = sampler.generate([prompt for _, prompt in filled], options, seed=seed + first)
       for row, (at, _) in enumerate(part):
         ids = rollout.tokens_BT[row, :rollout.length_B[row]].tolist()
-        written[at] = Written(rollout.text_B[row], ids, rollout.reason_B[row])
+        written[at] = ProblemCompletions(rollout.text_B[row], ids, rollout.reason_B[row])
     return written
 
   return write
@@ -112,7 +116,7 @@ def grader(rewards: Rewards) -> Callable:
 
   NaN where a reward has nothing to say.
   """
-  def grade(found: Sequence[Problem], written: Sequence[Written], *, step: int):
+  def grade(found: Sequence[Problem], written: Sequence[ProblemCompletions], *, step: int):
     scores = rewards.score(found, [one.text for one in written], tokens=[one.tokens for one in written],
                            step=step)
     return scores.reward_B, scores.each

@@ -12,7 +12,7 @@ from atlas_jax.rollout import arrays
 TEACHER = "teacher_"  # Before the names of arrays that are the teacher's.
 
 
-class Reader(NamedTuple):
+class ModelView(NamedTuple):
   """How one of the two models is shown a text."""
 
   tokenizer: Tokenizer
@@ -76,7 +76,7 @@ def same_ids(texts: Sequence[Text], *, pad_tokens: int, align_tokens: int) -> di
                pad_tokens=pad_tokens, align_tokens=align_tokens)
 
 
-def by_spans(texts: Sequence[Text], student: Reader, teacher: Reader, *, pad_tokens: int,
+def by_spans(texts: Sequence[Text], student: ModelView, teacher: ModelView, *, pad_tokens: int,
              align_tokens: int) -> dict:
   """Puts texts into arrays for models of different tokenizers.
 
@@ -102,8 +102,8 @@ def by_spans(texts: Sequence[Text], student: Reader, teacher: Reader, *, pad_tok
                      for name, field, fill, size in columns}}
 
 
-def _two_ways(text: Text, student: Reader, teacher: Reader):
-  """Gives the completion in the student's ids, in the teacher's, and where they agree."""
+def _two_ways(text: Text, student: ModelView, teacher: ModelView):
+  """Returns the completion in the student's ids, in the teacher's, and where they agree."""
   of, other = (teacher, student) if text.by_teacher else (student, teacher)
   ids = np.asarray(text.ids, np.int32)
   ended = len(ids) > 0 and int(ids[-1]) in of.ends
@@ -119,7 +119,7 @@ def _two_ways(text: Text, student: Reader, teacher: Reader):
 
 
 def _lengths(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-  """Gives how many bytes each id stands for; none where a model has more ids than its tokenizer."""
+  """Returns how many bytes each id stands for; none where a model has more ids than its tokenizer."""
   known = ids < tokenizer.vocab_size
   return np.where(known, tokenizer.byte_lengths()[np.where(known, ids, 0)], 0)
 

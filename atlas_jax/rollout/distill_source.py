@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atlas_jax.data.problems import Draws, Problem
+from atlas_jax.data.problems import Problem, StableRandom
 from atlas_jax.data.prompts import PromptSource, check_state
 from atlas_jax.evals import EvalOut
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.rollout import distill_rows
-from atlas_jax.rollout.distill_rows import Reader, Text
+from atlas_jax.rollout.distill_rows import ModelView, Text
 from atlas_jax.state import Trained
 
 STUDENT, TEACHER, RECORDED = "student", "teacher", "recorded"
@@ -26,7 +26,7 @@ WHO, WHAT = 1, 2  # What is drawn: who writes, and what.
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DistillPlan:
   """What batches are made of.
 
   Raises:
@@ -52,7 +52,7 @@ class Writer(NamedTuple):
   """Who writes completions, and how; options.n is 1."""
 
   sampler: samplers.Sampler
-  options: samplers.Options
+  options: samplers.SamplingOptions
 
 
 class DistillSource:
@@ -66,7 +66,7 @@ class DistillSource:
     tokenizer: the student's, for who uses the run.
   """
 
-  def __init__(self, prompts: PromptSource, student: Reader, teacher: Reader, plan: Plan, *,
+  def __init__(self, prompts: PromptSource, student: ModelView, teacher: ModelView, plan: DistillPlan, *,
                student_writer: Writer, teacher_writer: Writer | None = None, seed: int = 0,
                whole: Callable = lambda params, frozen: params, process_index: int = 0,
                process_count: int = 1):
@@ -108,11 +108,11 @@ class DistillSource:
 
   def who(self, step: int) -> str:
     """Says who writes the batch of a step: "student", "teacher" or "recorded"."""
-    drawn = Draws(self._seed, WHO, step).below(2**32) / 2**32
+    drawn = StableRandom(self._seed, WHO, step).below(2**32) / 2**32
     return STUDENT if drawn < self._plan.on_policy_frac else self._plan.rest
 
   def next(self, trained: Trained) -> dict[str, np.ndarray]:
-    """Gives the next batch, this process's rows; what the student writes, it writes with these parameters.
+    """Returns the next batch, this process's rows; what the student writes, it writes with these parameters.
 
     Raises:
       ValueError: if a problem, or what a sampler wrote, is not right; the place stays as it was.
@@ -128,11 +128,11 @@ class DistillSource:
     return {name: array[self._mine] for name, array in batch.items()}
 
   def tell(self) -> EvalOut:
-    """Gives what is to be logged of the batch given last."""
+    """Returns what is to be logged of the batch given last."""
     return self._told
 
   def _make(self, trained: Trained, who: str):
-    """Gives the whole batch, where its rows come from, and what is to be told."""
+    """Returns the whole batch, where its rows come from, and what is to be told."""
     place, found = self._prompts.step, self._ask(who)
     began, seconds, ended = time.perf_counter(), 0.0, [True]
     if who == RECORDED:
@@ -161,7 +161,7 @@ class DistillSource:
     return distill_rows.same_ids(texts, **sizes)
 
   def _ask(self, who: str) -> list[tuple[Problem, Any, Any, Any]]:
-    """Gives the next problems: each with its prompt for student and teacher, and its solution if wanted."""
+    """Returns the next problems: each with its prompt for student and teacher, and its solution if wanted."""
     found: list = []
     skipped = 0
     while len(found) < self._plan.batch_rows:
@@ -184,14 +184,14 @@ class DistillSource:
       sampler.load(trained.frozen["teacher"], 0)
       self._taught = True
     prompts = [np.asarray(taught if who == TEACHER else asked).tolist() for _, asked, taught, _ in found]
-    rollout = sampler.generate(prompts, options, seed=Draws(self._seed, WHAT, place).below(2**31))
+    rollout = sampler.generate(prompts, options, seed=StableRandom(self._seed, WHAT, place).below(2**31))
     samplers.check(rollout, prompts, options, version=self.step if who == STUDENT else None)
     return rollout
 
   # The place.
 
   def state(self) -> dict:
-    """Gives the place, which stands between batches; independent of the number of processes."""
+    """Returns the place, which stands between batches; independent of the number of processes."""
     return {"step": self.step, "prompts": self._prompts.state(), **self._settings}
 
   def restore(self, state: dict) -> None:

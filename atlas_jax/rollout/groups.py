@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from atlas_jax.data.problems import Problem
-from atlas_jax.language.decoding.sampler import Options, Rollout
+from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
 from atlas_jax.rollout.rewards import Rewards, combine
@@ -43,7 +43,7 @@ class Scoring:
       raise ValueError(f"config.rollout.truncated={self.truncated!r} must be one of {', '.join(TRUNCATED)}")
 
 
-class Group(NamedTuple):
+class CompletionGroup(NamedTuple):
   """All completions of one prompt; lists have G entries."""
 
   problem: Problem
@@ -61,12 +61,12 @@ class Group(NamedTuple):
 
   @property
   def truncated_G(self) -> np.ndarray:
-    """Says which completions have no end."""
+    """Returns which completions have no end."""
     return np.array([reason in ("length", "abort") for reason in self.reasons])
 
 
 def overlong_penalty(length_B, *, max_tokens: int, overlong_tokens: int):
-  """Gives what completions cost for their length: 0, falling to -1 over the last tokens there is room for.
+  """Returns what completions cost for their length: 0, falling to -1 over the last tokens there is room for.
 
   Args:
     length_B: tokens of each completion.
@@ -79,9 +79,9 @@ def overlong_penalty(length_B, *, max_tokens: int, overlong_tokens: int):
   return -np.clip(over_B / overlong_tokens, 0, 1).astype(np.float32)
 
 
-def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, options: Options,
-          rewards: Rewards, scoring: Scoring, *, step: int = 0) -> list[Group]:
-  """Gives the group of each prompt.
+def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, options: SamplingOptions,
+          rewards: Rewards, scoring: Scoring, *, step: int = 0) -> list[CompletionGroup]:
+  """Returns the group of each prompt.
 
   Args:
     found: the problems.
@@ -109,7 +109,7 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   for number, (problem, prompt) in enumerate(zip(found, prompts, strict=True)):
     at = slice(number * n, (number + 1) * n)
     logprobs = [rollout.full_logprob_BT[row, :rollout.length_B[row]] for row in range(at.start, at.stop)]
-    group = Group(
+    group = CompletionGroup(
         problem, prompt, tokens[at], logprobs, list(rollout.reason_B[at]), list(rollout.text_B[at]),
         int(rollout.version_B[at].min()), {name: column[at] for name, column in each.items()}, reward_B[at],
         logged=scores.logged, columns={name: column[at] for name, column in scores.columns.items()})
@@ -117,8 +117,8 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   return groups
 
 
-def compare(groups: Sequence[Group], weights: Mapping[str, float], scoring: Scoring) -> np.ndarray:
-  """Gives advantage_B, float32, of the completions of groups.
+def compare(groups: Sequence[CompletionGroup], weights: Mapping[str, float], scoring: Scoring) -> np.ndarray:
+  """Returns advantage_B, float32, of the completions of groups.
 
   Args:
     groups: all of the rollout; each has the same number of completions.
@@ -148,21 +148,21 @@ def compare(groups: Sequence[Group], weights: Mapping[str, float], scoring: Scor
   return advantage_B
 
 
-def _counted(group: Group, reward_G: np.ndarray, scoring: Scoring) -> np.ndarray:
-  """Gives rewards without those that do not count."""
+def _counted(group: CompletionGroup, reward_G: np.ndarray, scoring: Scoring) -> np.ndarray:
+  """Returns rewards without those that do not count."""
   return np.where(group.truncated_G & (scoring.truncated == "drop"), np.nan, reward_G).astype(np.float32)
 
 
-def _is_flat(group: Group, scoring: Scoring) -> bool:
-  """Says whether a group teaches nothing; of separate rewards, all must be flat."""
+def _is_flat(group: CompletionGroup, scoring: Scoring) -> bool:
+  """Returns whether a group teaches nothing; of separate rewards, all must be flat."""
   columns = list(group.each.values()) if scoring.separate else [group.reward_G]
   known = [column_G[~np.isnan(column_G)] for column_G in
            (_counted(group, column_G, scoring) for column_G in columns)]
   return all(not len(values) or values.min() >= values.max() for values in known)
 
 
-def metrics(groups: Sequence[Group], *, options: Options) -> dict[str, float]:
-  """Gives what is watched of the completions of groups, by name, where there is anything to say."""
+def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> dict[str, float]:
+  """Returns what is watched of the completions of groups, by name, where there is anything to say."""
   reward_B = np.concatenate([group.reward_G for group in groups])
   each = {name: np.concatenate([group.each[name] for group in groups]) for name in groups[0].each}
   length_B = np.array([len(ids) for group in groups for ids in group.tokens])
@@ -191,8 +191,8 @@ def _spread(name: str, column_B: np.ndarray) -> dict[str, float]:
   return {f"{name}_mean": known_B.mean(), f"{name}_std": known_B.std()} if len(known_B) else {}
 
 
-def rows(groups: Sequence[Group], advantage_B, count: int) -> list[dict[str, Any]]:
-  """Gives some completions as JSON objects, taken evenly from all groups."""
+def rows(groups: Sequence[CompletionGroup], advantage_B, count: int) -> list[dict[str, Any]]:
+  """Returns some completions as JSON objects, taken evenly from all groups."""
   size = len(groups[0].tokens)
   total = len(groups) * size
   picked = []

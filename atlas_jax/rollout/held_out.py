@@ -4,8 +4,8 @@ from collections.abc import Callable
 from atlas_jax.data import prompts
 from atlas_jax.data.problems import Problem
 from atlas_jax.evals import problems
-from atlas_jax.language.decoding.sampler import Options, Sampler
-from atlas_jax.language.initial_model import Start, whole
+from atlas_jax.language.decoding.sampler import Sampler, SamplingOptions
+from atlas_jax.language.initial_model import InitialModel, merge_frozen
 from atlas_jax.rollout import ask, rewards
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.state import Trained
@@ -13,17 +13,17 @@ from atlas_jax.state import Trained
 NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that say nothing without an answer.
 
 
-def options_of(config, start: Start, *, n: int, temperature: float) -> Options:
-  """Gives how completions are drawn, as config.sampler says."""
+def options_of(config, start: InitialModel, *, n: int, temperature: float) -> SamplingOptions:
+  """Returns how completions are drawn, as config.sampler says."""
   given = config.sampler
   strings = () if given.stop_strings is None else tuple(filter(None, given.stop_strings.split("|")))
-  return Options(
+  return SamplingOptions(
       n=n, temperature=temperature, max_tokens=given.max_tokens, top_k=given.top_k, top_p=given.top_p,
       min_p=given.min_p, repetition_penalty=given.repetition_penalty, stop_strings=strings,
       stop_tokens=start.end_tokens if given.stop_end else ())
 
 
-def encoder_of(config, start: Start) -> Callable:
+def encoder_of(config, start: InitialModel) -> Callable:
   """Makes the function from a problem to the ids of its prompt; see `ask.encoder`."""
   data = config.data
   encode = ask.encoder(start.tokenizer, start.template, max_tokens=data.max_prompt_tokens,
@@ -33,7 +33,7 @@ def encoder_of(config, start: Start) -> Callable:
 
 
 def problems_of(config) -> list[Problem]:
-  """Gives the held-out problems of a config, at most config.eval.max_problems.
+  """Returns the held-out problems of a config, at most config.eval.max_problems.
 
   Raises:
     ValueError: if there are none, or a row is no problem; see `prompts.load`.
@@ -50,10 +50,10 @@ def problems_of(config) -> list[Problem]:
 
 def whole_model(trained: Trained):
   """Returns the parameters of the whole model, joined with what lies beside adapters."""
-  return whole(trained.params, trained.frozen)
+  return merge_frozen(trained.params, trained.frozen)
 
 
-def make(config, start: Start, sampler: Sampler, *, params_of: Callable = whole_model,
+def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable = whole_model,
          checked: bool = False) -> Callable:
   """Makes the evaluation; see `evals.problems.make`.
 
@@ -69,7 +69,7 @@ def make(config, start: Start, sampler: Sampler, *, params_of: Callable = whole_
   """
   right, found, encode = config.eval.grader, problems_of(config), encoder_of(config, start)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
-  write = ask.writer(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
+  write = ask.batch_generate(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   try:
     judges = Rewards({right: 1.0}, max_steps=config.optim.steps)
     judges.check_columns(found)

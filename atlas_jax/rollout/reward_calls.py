@@ -70,12 +70,12 @@ class Log:
 
 
 def _plain(value):
-  """Gives a value as JSON holds it."""
+  """Returns a value as JSON holds it."""
   is_plain = isinstance(value, str | bool | int | None) or isinstance(value, float) and math.isfinite(value)
   return value if is_plain else str(value)
 
 
-class Asked(NamedTuple):
+class RequiredColumns(NamedTuple):
   """Columns of rows that functions read."""
 
   required: frozenset[str] = frozenset()
@@ -83,11 +83,11 @@ class Asked(NamedTuple):
   every: bool = False  # whether a function takes all columns there are: **kwargs, or `extra`
 
   def uses(self, column: str) -> bool:
-    """Says whether a column reaches a function."""
+    """Returns whether a column reaches a function."""
     return self.every or column in self.required or column in self.optional
 
 
-class Call:
+class RewardCall:
   """A reward function, ready to be called.
 
   Attributes:
@@ -119,8 +119,8 @@ class Call:
     self._has_kwargs, self._bound = has_kwargs, tuple(_bound(function))
     others = [one for one in parameters if one.kind not in _STARS and one.name not in self._known]
     optional = frozenset(one.name for one in others if one.default is not inspect.Parameter.empty)
-    self.asked = Asked(frozenset(one.name for one in others) - optional, optional,
-                       has_kwargs or self.takes_extra)
+    self.asked = RequiredColumns(frozenset(one.name for one in others) - optional, optional,
+                                 has_kwargs or self.takes_extra)
 
   def start(self, batch: Batch) -> list:
     """Calls the function, for each completion or once for all.
@@ -163,7 +163,7 @@ class Call:
     return reward_B
 
   def raised(self, error: BaseException, batch: Batch, row: int | None) -> ValueError:
-    """Gives the error that says which reward raised, and for what."""
+    """Returns the error that says which reward raised, and for what."""
     return ValueError(f"reward {self.name!r} raised {type(error).__name__}: {error}; {_about(batch, row)}")
 
   def _run(self, batch: Batch, values: Mapping[str, Any], row: int | None):
@@ -175,7 +175,7 @@ class Call:
       raise self.raised(error, batch, row) from error
 
   def _list(self, given, batch: Batch) -> list:
-    """Gives what a call for all completions gave as a list of the right length."""
+    """Returns what a call for all completions gave as a list of the right length."""
     if isinstance(given, Exception):
       raise self.raised(given, batch, None) from given
     listed = given.tolist() if hasattr(given, "tolist") else given
@@ -212,21 +212,21 @@ class Call:
             **{name: wanted[name]() for name in known}}
 
   def _columns(self, found: Sequence[Problem], reserved: Iterable[str]) -> list[str]:
-    """Gives the names of the columns to hand over: those asked for, or for **kwargs all that rows have."""
+    """Returns the names of the columns to hand over: those asked for, or for **kwargs all that rows have."""
     there = dict.fromkeys(name for problem in found for name in columns_of(problem))
     optional = [name for name in there if name in self.asked.optional or self._has_kwargs]
     return [name for name in dict.fromkeys([*sorted(self.asked.required), *optional])
             if name not in (*reserved, *self._known, *self._bound)]
 
 
-def run(calls: Sequence[Call], batch: Batch) -> dict[str, np.ndarray]:
+def run(calls: Sequence[RewardCall], batch: Batch) -> dict[str, np.ndarray]:
   """Calls rewards, those that are async side by side.
 
   Returns:
     name -> reward_B, float32, NaN where a reward gave None.
 
   Raises:
-    ValueError: see `Call.start` and `Call.finish`.
+    ValueError: see `RewardCall.start` and `RewardCall.finish`.
   """
   given: list[list] = []
   try:
@@ -272,7 +272,7 @@ def _awaited(awaitables: Sequence[Awaitable]) -> list:
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-  """Gives the one loop that awaits rewards: sessions that they keep from call to call are bound to it.
+  """Returns the one loop that awaits rewards: sessions that they keep from call to call are bound to it.
 
   It has a thread of its own, for a notebook's thread runs another loop.
   """
@@ -282,7 +282,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def number(value) -> float:
-  """Gives a reward as a float: of a number, a boolean, or an array without axes.
+  """Returns a reward as a float: of a number, a boolean, or an array without axes.
 
   Raises:
     ValueError: if it is none of these, not finite, or more than float32 holds; it begins with the value.
@@ -300,13 +300,13 @@ def number(value) -> float:
 
 
 def columns_of(problem: Problem) -> list[str]:
-  """Gives the names by which functions can ask for what a row has."""
+  """Returns the names by which functions can ask for what a row has."""
   own = ["answer"] if problem.answer is not None else []
   return list(dict.fromkeys([*problem.columns, *own]))
 
 
 def column(problem: Problem, name: str) -> Any:
-  """Gives a column of a row by its name, None if the row has none of that name; a caller may change it."""
+  """Returns a column of a row by its name, None if the row has none of that name; a caller may change it."""
   if name == problem.read_from.get("prompt"):
     return _own(problem.prompt)
   if name in ("answer", problem.read_from.get("answer")) and name not in problem.extra:
@@ -315,17 +315,17 @@ def column(problem: Problem, name: str) -> Any:
 
 
 def _own(value: Any) -> Any:
-  """Gives a copy, so that a function that adds to a list of messages does not change what is learnt."""
+  """Returns a copy, so that a function that adds to a list of messages does not change what is learnt."""
   return value if isinstance(value, str) else copy.deepcopy(value)
 
 
 def text_of(prompt: str | Sequence[Mapping]) -> str:
-  """Gives a prompt as a text: itself, or the contents of its messages with blank lines between."""
+  """Returns a prompt as a text: itself, or the contents of its messages with blank lines between."""
   return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
 def short(value) -> str:
-  """Gives a value as an error shows it."""
+  """Returns a value as an error shows it."""
   try:
     shown = repr(value)
   except ValueError:  # Of a whole number with thousands of digits.
@@ -338,7 +338,7 @@ _STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _parameters(name: str, function) -> list[inspect.Parameter]:
-  """Gives the parameters that a call can fill: all but those that functools.partial has bound by name."""
+  """Returns the parameters that a call can fill: all but those that functools.partial has bound by name."""
   if not callable(function) or inspect.isclass(function):
     kind = "a class; name an object of it" if inspect.isclass(function) else f"a {type(function).__name__}"
     raise ValueError(f"config.rewards has {name!r}, which is {kind}; it must be {FORMS}")
@@ -355,18 +355,18 @@ def _bound(function) -> Mapping[str, Any]:
 
 
 def _like(problem: Problem, text: str) -> str | list[dict]:
-  """Gives a completion in the form of its prompt: a text, or a list of the assistant's message."""
+  """Returns a completion in the form of its prompt: a text, or a list of the assistant's message."""
   return text if isinstance(problem.prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _tokens(call: Call, batch: Batch) -> Sequence[Sequence[int]]:
+def _tokens(call: RewardCall, batch: Batch) -> Sequence[Sequence[int]]:
   if batch.tokens is None:
     raise ValueError(f"reward {call.name!r} asks for the ids of completions, which are not handed over here")
   return batch.tokens
 
 
 def _about(batch: Batch, row: int | None) -> str:
-  """Says what a reward was called with: a completion, or all of them, of which the first is shown."""
+  """Returns what a reward was called with: a completion, or all of them, of which the first is shown."""
   if row is None and not batch.completions:
     return "for no completion"
   problem, completion = batch.found[row or 0], batch.completions[row or 0]

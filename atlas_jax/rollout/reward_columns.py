@@ -1,12 +1,12 @@
 """Which columns of rows the rewards of a config ask for, and so what a recipe needs of its data."""
 from atlas_jax.data.columns import Needs
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.rollout import rewards
-from atlas_jax.rollout.reward_calls import Call
+from atlas_jax.rollout.reward_calls import RewardCall
 
 
-def needs_of(config, start: Start | None, *, solution: bool, answer: bool) -> Needs:
-  """Gives what a recipe reads of problems.
+def needs_of(config, start: InitialModel | None, *, solution: bool, answer: bool) -> Needs:
+  """Returns what a recipe reads of problems.
 
   Args:
     config: with its rewards and the grader of its evaluations.
@@ -22,11 +22,11 @@ def needs_of(config, start: Start | None, *, solution: bool, answer: bool) -> Ne
 
 
 def asked(*names: str) -> frozenset[str] | None:
-  """Gives the columns that rewards ask for by name, or None if one takes all there are, as `extra`.
+  """Returns the columns that rewards ask for by name, or None if one takes all there are, as `extra`.
 
   What stands in **kwargs is handed over, but not asked for.
   """
-  calls = [Call(name, rewards.load(name)) for name in names]
+  calls = [RewardCall(name, rewards.load(name)) for name in names]
   if any(call.takes_extra for call in calls):
     return None
   return frozenset().union(*(call.asked.required | call.asked.optional for call in calls))

@@ -16,14 +16,14 @@ import numpy as np
 from atlas_jax.data import countdown as countdowns
 from atlas_jax.data.problems import Problem
 from atlas_jax.rollout import answers, reward_calls, user_functions
-from atlas_jax.rollout.reward_calls import Asked, Batch, Call, Log, TrainerState
+from atlas_jax.rollout.reward_calls import Batch, Log, RequiredColumns, RewardCall, TrainerState
 
 ALWAYS = ("prompt", "completion", "answer")
 LOOKED_AT = 100_000  # Rows at most that are searched for a column.
 
 
 def correct(prompt: str, completion: str, answer: str | None) -> float | None:
-  """Gives 1 if the completion states the answer, else 0; None if there is no answer to compare with.
+  """Returns 1 if the completion states the answer, else 0; None if there is no answer to compare with.
 
   The answer itself may be a solution that ends in a box, a tag or "####". See `answers.extract` and `same`.
   """
@@ -35,7 +35,7 @@ def correct(prompt: str, completion: str, answer: str | None) -> float | None:
 
 
 def countdown(prompt: str, completion: str, answer: str | None) -> float | None:
-  """Gives 1 if the completion states an expression that solves a Countdown problem, else 0.
+  """Returns 1 if the completion states an expression that solves a Countdown problem, else 0.
 
   Args:
     prompt: not read.
@@ -56,19 +56,19 @@ def countdown(prompt: str, completion: str, answer: str | None) -> float | None:
 
 
 def marked(prompt: str, completion: str, answer: str | None) -> float:
-  """Gives 1 if the completion states its answer in a box, a tag or behind "####", right or wrong."""
+  """Returns 1 if the completion states its answer in a box, a tag or behind "####", right or wrong."""
   del prompt, answer
   return float(answers.is_marked(completion))
 
 
 def verbatim(prompt: str, completion: str, answer: str | None) -> float | None:
-  """Gives 1 if the completion is the answer, letter by letter but for outer white space."""
+  """Returns 1 if the completion is the answer, letter by letter but for outer white space."""
   del prompt
   return None if answer is None else float(completion.strip() == answer.strip())
 
 
 def places(prompt: str, completion: str, answer: str | None) -> float | None:
-  """Gives the share of the answer's characters that stand in their place: credit for part of a number.
+  """Returns the share of the answer's characters that stand in their place: credit for part of a number.
 
   What is longer than the answer counts as wrong places.
   """
@@ -80,12 +80,12 @@ def places(prompt: str, completion: str, answer: str | None) -> float | None:
 
 
 def letters(prompt: str, completion: str, answer: str | None) -> float:
-  """Gives the share of ASCII letters among the characters of the completion, 0 for none: a toy to learn."""
+  """Returns the share of ASCII letters among the characters of the completion, 0 for none: a toy to learn."""
   del prompt, answer
   return sum(char.isascii() and char.isalpha() for char in completion) / max(1, len(completion))
 
 
-class Scores(NamedTuple):
+class RewardScores(NamedTuple):
   """The rewards of B completions."""
 
   reward_B: np.ndarray                # float32: weighted sum of what each reward gave; NaN where none did
@@ -119,10 +119,10 @@ class Rewards:
     for name, weight in weights.items():
       if not math.isfinite(weight) or abs(weight) > reward_calls.LARGEST:
         raise ValueError(f"config.rewards[{name!r}]={weight} must be a finite weight")
-    self._calls = [Call(name, load(name)) for name in weights]
+    self._calls = [RewardCall(name, load(name)) for name in weights]
     self._max_steps = max_steps
     self.weights = {name: float(weight) for name, weight in weights.items()}
-    self.asked = Asked(
+    self.asked = RequiredColumns(
         frozenset().union(*(call.asked.required for call in self._calls)),
         frozenset().union(*(call.asked.optional for call in self._calls)),
         any(call.asked.every for call in self._calls))
@@ -150,7 +150,7 @@ class Rewards:
             f"besides the prompt; add the column, or give the parameter a default")
 
   def score(self, found: Sequence[Problem], completions: Sequence[str], *,
-            tokens: Sequence[Sequence[int]] | None = None, step: int = 0) -> Scores:
+            tokens: Sequence[Sequence[int]] | None = None, step: int = 0) -> RewardScores:
     """Scores completions.
 
     Args:
@@ -172,7 +172,7 @@ class Rewards:
     each = reward_calls.run(
         self._calls, Batch(found, completions, tokens, TrainerState(step, self._max_steps), log))
     logged = {name: float(np.mean(values)) for name, values in log.metrics.items()}
-    return Scores(self._sum(each), each, self.weights, logged, log.columns)
+    return RewardScores(self._sum(each), each, self.weights, logged, log.columns)
 
   def _sum(self, each: Mapping[str, np.ndarray]) -> np.ndarray:
     reward_B = combine(each, self.weights)
@@ -252,5 +252,5 @@ def load(name: str) -> Callable:
     function = user_functions.find(name)
   except ValueError as error:
     raise ValueError(f"config.rewards has {name!r}, which cannot be loaded: {error}") from error
-  Call(name, function)
+  RewardCall(name, function)
   return function

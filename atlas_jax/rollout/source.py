@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.data import packing
-from atlas_jax.data.problems import Draws
+from atlas_jax.data.problems import StableRandom
 from atlas_jax.data.prompts import PromptSource, check_state
 from atlas_jax.evals import EvalOut
 from atlas_jax.language.decoding import sampler
 from atlas_jax.parallel import hosts
 from atlas_jax.rollout import arrays, groups
-from atlas_jax.rollout.groups import Group, Scoring
+from atlas_jax.rollout.groups import CompletionGroup, Scoring
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.table import Table, text_of
+from atlas_jax.rollout.table import CompletionLog, text_of
 from atlas_jax.state import Trained
 
 MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
@@ -27,7 +27,7 @@ REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
   """How rollouts become batches. "Off" is None.
 
   Raises:
@@ -71,7 +71,7 @@ class Pending:
   given: int = 0                 # updates it was used for
 
 
-def _check(options: sampler.Options, plan: Plan, scoring: Scoring, process_count: int, *,
+def _check(options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring, process_count: int, *,
            has_scorer: bool) -> None:
   if plan.batch_rows % (options.n * process_count):
     raise ValueError(f"config.data.batch_rows={plan.batch_rows} must be a multiple of "
@@ -103,9 +103,10 @@ class RolloutSource:
   """
 
   def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards, *, encode: Callable,
-               options: sampler.Options, plan: Plan, scoring: Scoring, tokenizer: Any = None, seed: int = 0,
-               whole: Callable = lambda params, frozen: params, old_logprobs: Callable | None = None,
-               workdir=None, process_index: int = 0, process_count: int = 1):
+               options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring, tokenizer: Any = None,
+               seed: int = 0, whole: Callable = lambda params, frozen: params,
+               old_logprobs: Callable | None = None, workdir=None, process_index: int = 0,
+               process_count: int = 1):
     """Takes all parts.
 
     Args:
@@ -136,13 +137,13 @@ class RolloutSource:
     share = plan.batch_rows // process_count
     self._mine = slice(process_index * share, (process_index + 1) * share)
     self._pending: Pending | None = None
-    self._table = Table(workdir) if workdir is not None and hosts.is_main() else None
+    self._table = CompletionLog(workdir) if workdir is not None and hosts.is_main() else None
     self._origins: dict[int, list[str]] = {}
     self._told = EvalOut({})
     self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
 
   def next(self, trained: Trained) -> dict[str, np.ndarray]:
-    """Gives the next batch, after a new rollout with these parameters if the last one is used up.
+    """Returns the next batch, after a new rollout with these parameters if the last one is used up.
 
     Raises:
       ValueError: if a prompt, a reward or what the sampler wrote is not right; the place stays as it was.
@@ -162,11 +163,14 @@ class RolloutSource:
     return batch
 
   def tell(self) -> EvalOut:
-    """Gives what is to be logged of the batch given last."""
+    """Returns what is to be logged of the batch given last."""
     return self._told
 
   def _order(self, pending: Pending) -> np.ndarray:
-    """Gives the rows of the rollout in the order of this pass: the first as written, later ones by groups."""
+    """Returns the rows of the rollout in the order of this pass.
+
+    The first as written, later ones by groups.
+    """
     rows, n = self._plan.batch_rows * self._plan.batches, self._options.n
     number = pending.given // self._plan.batches
     if not number or self._plan.batches == 1:
@@ -197,8 +201,8 @@ class RolloutSource:
       self._prompts.step = first
       raise
 
-  def _ask_all(self) -> tuple[list[Group], float]:
-    """Gives all groups that were asked, the wanted number or more, and the seconds that the sampler took."""
+  def _ask_all(self) -> tuple[list[CompletionGroup], float]:
+    """Returns the groups that were asked, as many as wanted, and the seconds that the sampler took."""
     wanted = self._plan.batches * self._plan.batch_rows // self._options.n
     asked, seconds = self._ask(wanted)
     for _ in range(self._plan.max_resamples if self._plan.flat_groups == "resample" else 0):
@@ -209,7 +213,7 @@ class RolloutSource:
       asked, seconds = [*asked, *more], seconds + took
     return asked, seconds
 
-  def _ask(self, count: int) -> tuple[list[Group], float]:
+  def _ask(self, count: int) -> tuple[list[CompletionGroup], float]:
     """Has the next prompts answered; gives their groups, and the seconds that the sampler took."""
     place = self._prompts.step
     found, ids = [], []
@@ -225,13 +229,13 @@ class RolloutSource:
         raise ValueError(f"{skipped} prompts in a row are longer than config.data.max_prompt_tokens; raise "
                          "it, or set config.data.overlong='truncate'")
     began = time.perf_counter()
-    rollout = self._sampler.generate(ids, self._options, seed=Draws(self._seed, place).below(2**31))
+    rollout = self._sampler.generate(ids, self._options, seed=StableRandom(self._seed, place).below(2**31))
     seconds = time.perf_counter() - began
     sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
     return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring,
                         step=self.step), seconds
 
-  def _make(self, trained: Trained, asked: list[Group], spent: dict[str, float], *,
+  def _make(self, trained: Trained, asked: list[CompletionGroup], spent: dict[str, float], *,
             number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""
     wanted = self._plan.batches * self._plan.batch_rows // self._options.n
@@ -258,13 +262,16 @@ class RolloutSource:
     return Pending(made, where, number, told, text_of(rows), min(group.version for group in chosen))
 
   def _learnable(self, made: dict[str, np.ndarray]) -> np.ndarray:
-    """Says which completions teach something: better or worse than others, and not left out of the loss."""
+    """Returns which completions teach something.
+
+    Better or worse than others, and not left out of the loss.
+    """
     counted_B = made["row_mask_B"] > 0
     if self._scoring.truncated != "keep":
       counted_B &= ~made["truncated_B"]
     return counted_B & (made["advantage_B"] != 0) & made["completion_mask_BT"].any(axis=1)
 
-  def _arrays(self, chosen: list[Group], advantage_B, masked: list[bool]) -> dict[str, np.ndarray]:
+  def _arrays(self, chosen: list[CompletionGroup], advantage_B, masked: list[bool]) -> dict[str, np.ndarray]:
     n = self._options.n
     made = arrays.of_completions(
         [group.prompt for group in chosen for _ in range(n)],
@@ -277,7 +284,7 @@ class RolloutSource:
             "truncated_B": np.concatenate([group.truncated_G for group in chosen])}
 
   def _score_old(self, trained: Trained, made: dict[str, np.ndarray]) -> np.ndarray:
-    """Gives the trainer's log-probabilities of the rollout, batch after batch."""
+    """Returns the trainer's log-probabilities of the rollout, batch after batch."""
     assert self._old_logprobs is not None  # The constructor sees to it.
     size, parts = self._plan.batch_rows, []
     for first in range(0, size * self._plan.batches, size):
@@ -288,7 +295,7 @@ class RolloutSource:
   # The place.
 
   def state(self) -> dict:
-    """Gives the place, with the rollout that is in use; independent of the number of processes."""
+    """Returns the place, with the rollout that is in use; independent of the number of processes."""
     state = {"step": self.step, "prompts": self._prompts.state(), **self._settings}
     if self._pending is None:
       return {**state, "pending": None}

@@ -12,7 +12,7 @@ FILE_STEPS = 1_000  # Steps whose completions share a file.
 SHOWN_CHARS = 240  # Of a prompt or completion in the text; the files have all of it.
 
 
-class Table:
+class CompletionLog:
   """The files workdir/completions/*.jsonl, one row per completion; rows of a run's steps rise.
 
   The first write drops rows of its own step and later ones, which an earlier start has left.
@@ -57,7 +57,7 @@ class Table:
 
 
 def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Gives rows as a text: what was asked, what was written, and what it earned.
+  """Returns rows as a text: what was asked, what was written, and what it earned.
 
   Args:
     rows: with "prompt", "completion", "answer", "reward", "rewards", "advantage", "reason" and

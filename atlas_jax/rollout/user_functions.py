@@ -83,6 +83,6 @@ def _attribute(module: ModuleType, attribute: str, place: str) -> Any:
 
 
 def _listed(name: str, known: list[str]) -> str:
-  """Says which of the known names may be meant, and lists them."""
+  """Returns which of the known names may be meant, and lists them."""
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   return (f"did you mean {close[0]!r}? " if close else "") + f"there are {', '.join(known) or 'none'}"

@@ -17,7 +17,7 @@ LEAST = 1e-10  # Left edge of the picture; what is below is drawn there.
 
 
 def values(rows: list[dict], field: str, at: int) -> list[float]:
-  """Gives a field after TOKENS[at] for every seed, the norm over its start; not finite: infinity."""
+  """Returns a field after TOKENS[at] for every seed, the norm over its start; not finite: infinity."""
   found = [row[field][at] for row in rows]
   if field == "norm":
     found = [None if x is None else x / row["norm"][0] for x, row in zip(found, rows, strict=True)]

@@ -35,7 +35,7 @@ ARMS = ("before", "gates", "start", "net", "together")
 
 
 def before(name: str) -> dict:
-  """Gives the options with which a rule was shipped, as far as it knows them."""
+  """Returns the options with which a rule was shipped, as far as it knows them."""
   known = inspect.signature(importlib.import_module(f"{rules.__name__}.{name}").make).parameters
   norm = "affine" if name.startswith("ttt_") else "layer" if name in LAYER_NORMED else None
   options = {"fade_to": "zero", "residual": True, "norm": norm} | OTHERS.get(name, {})
@@ -43,7 +43,7 @@ def before(name: str) -> dict:
 
 
 def arm_of(name: str, arm: str) -> tuple[dict, bool]:
-  """Gives the options of an arm, and whether it starts from the rule's own gates."""
+  """Returns the options of an arm, and whether it starts from the rule's own gates."""
   old = before(name)
   if arm == "start":
     return old | ({"fade_to": "start"} if "fade_to" in old else {}), False

@@ -17,7 +17,7 @@ import numpy as np
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.pretrained import hf_export
 from atlas_jax.monitor import report
 from atlas_jax.parallel import mesh as meshes
@@ -56,14 +56,14 @@ def trained(config, workdir: pathlib.Path) -> dict:
 
 
 def accuracy_before(recipe, mesh) -> float:
-  """Says how often a student is right that has learnt nothing yet."""
+  """Returns how often a student is right that has learnt nothing yet."""
   loaded = recipe.load(mesh, True)
   trained = Trained(loaded.params, loaded.frozen)
   return round(recipe.evals["problems"].run(trained, step=0).scalars["val/accuracy"], 4)
 
 
 def pruned(params, ff_width: int):
-  """Gives a decoder's parameters with fewer feed-forward neurons per block.
+  """Returns a decoder's parameters with fewer feed-forward neurons per block.
 
   Those stay whose weights are largest: by the product of the norms of what enters and leaves a neuron.
   """
@@ -81,7 +81,7 @@ def write_pruned(workdir: pathlib.Path, folder: pathlib.Path, ff_width: int) -> 
   """Writes what a student starts from: the teacher with so many feed-forward neurons per block."""
   config = settings.teacher()
   config.model.path = str(workdir)
-  start = open_start(configs.resolve(config))
+  start = load_initial_model(configs.resolve(config))
   params, _ = start.read(meshes.make(devices=jax.devices()[:1]), True)
   model = start.language.module.copy(ff_width=ff_width)
   hf_export.save(folder, model, pruned(params, ff_width), max_tokens=64)

@@ -25,7 +25,7 @@ DRAWN = {"recall": "val_accuracy", "language": "val_bits_per_byte"}
 
 
 def interval(found: dict, setting: str, rule: str, change: str, field: str) -> tuple[float, float, float]:
-  """Gives the mean over seeds and its 95% interval; nan where there is none."""
+  """Returns the mean over seeds and its 95% interval; nan where there is none."""
   scale = FIELDS[setting][field][1]
   values = [scale * value for value in arms.over_seeds(found, f"{setting}/{rule}/{change}", field)]
   return arms.interval(values) if values else (np.nan,) * 3

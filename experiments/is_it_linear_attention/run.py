@@ -26,7 +26,7 @@ def jobs(settings, rules, changes) -> list[tuple[str, str, str]]:
 
 
 def trained(setting: str, rule: str, change: str, seed: int, workdir: pathlib.Path) -> dict:
-  """Trains one arm and gives its row."""
+  """Trains one arm and returns its row."""
   arg = f"rule={rule},change={change}"
   if setting == "language":
     return arms.trained(arms.Arm(f"{rule}/{change}", change, f"{FILE}:{arg}"), {}, seed, workdir)

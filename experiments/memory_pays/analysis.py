@@ -15,7 +15,7 @@ LOSS = "val_loss_nats_by_position_"
 
 
 def by_position(found: dict, arm: str, prefix: str) -> tuple[list[int], list[float]]:
-  """Gives the first position of each bucket and the mean over seeds of what stands under that prefix."""
+  """Returns the first position of each bucket and the mean over seeds of what stands under that prefix."""
   names = sorted({name for key, row in found.items() if key.rpartition("/")[0] == arm for name in row
                   if name.startswith(prefix) and not name.endswith(("_low", "_high"))})
   starts = [int(name.removeprefix(prefix).partition("-")[0]) for name in names]

@@ -45,7 +45,7 @@ def trained(arg: str, workdir: pathlib.Path) -> dict:
 
 
 def read_at(arg: str, workdir: pathlib.Path) -> dict[str, float]:
-  """Gives the accuracy of a trained model when it reads by chunks of other sizes than it was trained with."""
+  """Returns accuracy of a trained model when it reads by chunks of other sizes than it was trained with."""
   found = {}
   mesh = meshes.make(devices=jax.devices()[:1])
   for size in CHUNKS:
@@ -59,7 +59,7 @@ def read_at(arg: str, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def machine() -> dict:
-  """Says where and with what the numbers were made."""
+  """Returns where and with what the numbers were made."""
   return {"command": " ".join(["python -m experiments.mqar.run", *sys.argv[1:]]),
           "date": datetime.date.today().isoformat(), "jax": jax.__version__,
           "python": platform.python_version(), "backend": jax.default_backend()}

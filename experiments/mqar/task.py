@@ -23,7 +23,7 @@ class Recall:
                         "split": split}
 
   def next(self, trained=None) -> dict:
-    """Gives a batch as `packing.read_row` describes it; each row is a document of its own.
+    """Returns a batch as `packing.read_row` describes it; each row is a document of its own.
 
     Raises:
       StopIteration: after the last step, where there is one.
@@ -43,7 +43,7 @@ class Recall:
     return sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"])
 
   def state(self) -> dict:
-    """Gives the place and what it is valid for."""
+    """Returns the place and what it is valid for."""
     return {"step": self.step, **self.place}
 
   def restore(self, state: dict) -> None:

@@ -26,7 +26,7 @@ def names_of(found: dict) -> list[str]:
 
 
 def percent(found: dict, name: str, field: str) -> tuple[float, float, float]:
-  """Gives the mean over seeds and its 95% interval, in percent."""
+  """Returns the mean over seeds and its 95% interval, in percent."""
   values = [100 * value for value in arms.over_seeds(found, name, field)]
   return arms.interval(values) if values else (np.nan,) * 3
 

@@ -43,7 +43,7 @@ def trained(config, workdir: pathlib.Path) -> dict:
 
 
 def state_of(arm: str) -> dict:
-  """Says how large an arm's memory is."""
+  """Returns how large an arm's memory is."""
   if arm == "none":
     return {}
   rule = "delta" if arm in CONTROLS else arm

@@ -25,5 +25,5 @@ def floats(rule: str, width: int) -> int:
 
 @functools.cache
 def width_of(rule: str) -> int:
-  """Gives the width, a multiple of 4, at which a head's state comes nearest to `FLOATS`."""
+  """Returns the width, a multiple of 4, at which a head's state comes nearest to `FLOATS`."""
   return min(range(8, 68, 4), key=lambda width: abs(floats(rule, width) / FLOATS - 1))

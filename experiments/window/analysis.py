@@ -17,7 +17,7 @@ BITS, SWAPPED = "val_bits_per_byte", "memory_gain_swapped_nats"
 
 
 def differences(found: dict, left: str, right: str, field: str) -> list[float]:
-  """Gives a field of one arm minus that of another for each seed that both have."""
+  """Returns a field of one arm minus that of another for each seed that both have."""
   seeds = [name.rpartition("/")[2] for name in found if name.rpartition("/")[0] == left]
   value = lambda arm, seed: found.get(f"{arm}/{seed}", {}).get(field)
   pairs = [(value(left, seed), value(right, seed)) for seed in seeds]

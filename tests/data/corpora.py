@@ -8,7 +8,7 @@ SMALL = dict(source="text", name="files", segment_len=16, batch_rows=4, held_out
 
 
 def write_texts(folder, *, n: int = 24, seed: int = 0):
-  """Writes n files of 6 to 90 random letters and gives the folder."""
+  """Writes n files of 6 to 90 random letters and returns the folder."""
   rng = np.random.default_rng(seed)
   folder.mkdir(parents=True, exist_ok=True)
   for i in range(n):

@@ -47,7 +47,7 @@ def template(source: str = THINKS, **values) -> chats.Template:
 
 
 def learnt(coded: chats.Encoded) -> list[str]:
-  """Gives the runs of learnt ids as texts, the end of a turn as "."."""
+  """Returns the runs of learnt ids as texts, the end of a turn as "."."""
   runs, inside = [], False
   for one, learns in zip(coded.ids_T.tolist(), coded.learn_T.tolist()):
     if learns and not inside:

@@ -31,7 +31,7 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 def examples(messages, source=templates.THINKS, *, turns="all", values=(), **columns):
-  problem = prompts.of_row("f:1", {"messages": messages, **columns})
+  problem = prompts.parse_row("f:1", {"messages": messages, **columns})
   return sft.encode(
     [problem], BYTES, segment_len=1000, turns=turns, template=template(source, **dict(values))
   )
@@ -60,7 +60,7 @@ def test_every_turn_is_learnt_behind_the_very_ids_that_sampling_sees(messages, v
   for one in examples(messages, values=values):
     ends = np.flatnonzero(np.diff(np.concatenate([[0], one.learn_T.astype(int)])) > 0)
     asked += [one.ids_T[:end].tolist() for end in ends]
-  checked = prompts.of_row("f:1", {"messages": messages})
+  checked = prompts.parse_row("f:1", {"messages": messages})
   whole = [*checked.prompt, *chats.reply_of(checked)]
   expected = [template_.prompt(whole[:number], BYTES).tolist() for number in spoken]
   assert sorted(asked) == sorted(expected)

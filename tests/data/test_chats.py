@@ -197,4 +197,4 @@ def test_a_message_with_a_mark_of_ours_is_refused(template):
 ])
 def test_a_solution_that_is_more_than_a_text_needs_a_template(reply, message):
   with pytest.raises(ValueError, match=f"f:1: its .*{message}"):
-    chats.encode(prompts.of_row("f:1", {"prompt": "q", "completion": reply}), BYTES)
+    chats.encode(prompts.parse_row("f:1", {"prompt": "q", "completion": reply}), BYTES)

@@ -24,7 +24,7 @@ CALL = {
 
 
 def names(row, fields=None, **needs):
-  return columns.unused(prompts.of_row("f:1", row, fields), Needs(**needs))
+  return columns.unused(prompts.parse_row("f:1", row, fields), Needs(**needs))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_a_reward_asks_for_is_used_under_any_name():
   asked = frozenset({"level", "completion"})
   assert names(row, solution=False, columns=asked) == ["id"]
   assert names(row, solution=False, columns=None) == ["completion"]
-  problem = prompts.of_row("f:1", row)
+  problem = prompts.parse_row("f:1", row)
   assert problem.columns == row and problem.read_from == {
     "prompt": "prompt",
     "answer": "ground_truth",
@@ -237,21 +237,21 @@ def shaken(draw, row):
 
 
 def read_sft(row, template):
-  problem = prompts.of_row("row:7", row)
+  problem = prompts.parse_row("row:7", row)
   found = columns.unused(problem, Needs(answer=False, template=template))
   coded = sft.encode([problem], BYTES, segment_len=10_000, template=template)
   return found, [(one.where, one.ids_T.tolist(), one.learn_T.tolist()) for one in coded]
 
 
 def read_grpo(row, template):
-  problem = prompts.of_row("row:7", row)
+  problem = prompts.parse_row("row:7", row)
   found = columns.unused(problem, Needs(solution=False, columns=ASKED, template=template))
   asked = {name: value for name, value in problem.columns.items() if name in ASKED}
   return found, (chats.prompt_ids(problem, BYTES, template).tolist(), problem.answer, repr(asked))
 
 
 def read_gkd(row, template):
-  problem = prompts.of_row("row:7", row)
+  problem = prompts.parse_row("row:7", row)
   found = columns.unused(problem, Needs(template=template))
   ids_T, learn_T = chats.encode(problem, BYTES, template, learn="last")
   prompt = chats.prompt_ids(problem, BYTES, template)
@@ -259,7 +259,7 @@ def read_gkd(row, template):
 
 
 def read_ranked(row, template):
-  group = responses.of_row("row:7", row)
+  group = responses.parse_row("row:7", row)
   (coded,) = ranked.encode([group], BYTES, segment_len=10_000, template=template)
   return ranked.unused(group, template), (
     [(ids_T.tolist(), learn_T.tolist()) for ids_T, learn_T in coded.rows],

@@ -20,8 +20,8 @@ def tokens_of(texts):
 
 
 def plan_of(texts, **fields):
-  return packing.Plan([len(text) for text in texts],
-                      **{**dict(batch_rows=ROWS, segment_len=T, align_tokens=ALIGN, seed=5), **fields})
+  return packing.PackingPlan([len(text) for text in texts],
+                             **{**dict(batch_rows=ROWS, segment_len=T, align_tokens=ALIGN, seed=5), **fields})
 
 
 def slow_epoch(texts, epoch, *, seed=5):

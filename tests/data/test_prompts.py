@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.data import prompts, records, source
-from atlas_jax.data.prompts import Listed, PromptSource
+from atlas_jax.data.prompts import ProblemList, PromptSource
 
 ROWS = [{"prompt": f"What is {n}+{n}?", "answer": str(2 * n), "level": n % 3} for n in range(11)]
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -38,18 +38,18 @@ def file(tmp_path):
     ({"messages": CHAT[:1], "answer": "x"}, CHAT[:1], "x", None),
 ])
 def test_a_row_may_name_its_fields_as_public_datasets_do(row, prompt, answer, solution):
-  found = prompts.of_row("f:1", row)
+  found = prompts.parse_row("f:1", row)
   assert (found.prompt, found.answer, found.solution) == (prompt, answer, solution)
 
 
 def test_other_columns_are_kept_and_fields_may_be_named():
   row, names = {"q": "a?", "a": "1", "level": 2, "prompt": "not this"}, {"prompt": "q", "answer": "a"}
-  found = prompts.of_row("f:1", row, names)
+  found = prompts.parse_row("f:1", row, names)
   assert (found.prompt, found.answer, dict(found.extra)) == ("a?", "1", {"level": 2, "prompt": "not this"})
 
 
 def test_a_lesson_is_a_chat_whose_answer_has_three_sections():
-  found = prompts.of_row("f:1", LESSON)
+  found = prompts.parse_row("f:1", LESSON)
   assert [message["role"] for message in found.prompt] == ["system", "user"]
   assert found.prompt[1]["content"] == "p?"
   assert found.solution == "Student's approach:\nadd\n\nDiagnosis:\nwrong\n\nTeaching:\nmul"
@@ -58,7 +58,7 @@ def test_a_lesson_is_a_chat_whose_answer_has_three_sections():
 
 def test_parts_of_text_are_joined_and_empty_fields_of_messages_dropped():
   parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-  found = prompts.of_row("f:1", {"messages": [{"role": "user", "content": parts, "name": None}]})
+  found = prompts.parse_row("f:1", {"messages": [{"role": "user", "content": parts, "name": None}]})
   assert found.prompt == [{"role": "user", "content": "a\nb"}]
 
 
@@ -76,12 +76,12 @@ def test_parts_of_text_are_joined_and_empty_fields_of_messages_dropped():
 ])
 def test_a_row_that_is_no_problem_names_its_place_and_field(row, message):
   with pytest.raises(ValueError, match=message):
-    prompts.of_row("f:7", row)
+    prompts.parse_row("f:7", row)
 
 
 def test_a_field_name_that_means_nothing_is_refused():
   with pytest.raises(ValueError, match=r"config.data.fields has \['promt'\]; its keys are messages, prompt"):
-    prompts.of_row("f:1", {"prompt": "a?"}, {"promt": "q"})
+    prompts.parse_row("f:1", {"prompt": "a?"}, {"promt": "q"})
 
 
 @pytest.mark.parametrize("bad, message", [
@@ -239,7 +239,7 @@ def test_options_of_a_task_are_refused_for_files(file):
   with pytest.raises(ValueError, match="options=.*are of a task"):
     prompts.load("files", files=str(file), options=dict(size=3))
   with pytest.raises(ValueError, match="no problem to ask"):
-    Listed([])
+    ProblemList([])
 
 
 @pytest.mark.parametrize("options, message", [

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from atlas_jax.data import arithmetic, countdown, ranked, ranked_tasks, responses, tokenizer
-from atlas_jax.data.problems import Draws
+from atlas_jax.data.problems import StableRandom
 
 BYTES = tokenizer.load("byte")
 DOC = BYTES.doc_id
 
 
 def group(prompt, *texts, where="file@1"):
-  return responses.of_row(where, {"prompt": prompt, "responses": list(texts)})
+  return responses.parse_row(where, {"prompt": prompt, "responses": list(texts)})
 
 
 GROUPS = [
@@ -62,7 +62,7 @@ def test_lengths_are_multiples_of_a_memory_s_chunks():
 
 def test_ties_have_equal_scores():
   listed = [{"text": text, "rank": rank} for text, rank in (("a", 1), ("b", 2), ("c", 2))]
-  tied = responses.of_row("f@1", {"prompt": "p", "responses": listed})
+  tied = responses.parse_row("f@1", {"prompt": "p", "responses": listed})
   assert source([tied], batch_rows=1).next()["score_BG"].tolist() == [[2, 1, 1]]
 
 
@@ -112,7 +112,7 @@ def test_a_place_in_other_data_is_refused():
 
 def test_scores_are_part_of_what_data_are():
   scored = {"prompt": "e", "responses": [{"text": "yes", "rank": 1}, {"text": "no", "rank": 1}]}
-  assert source(GROUPS[3:]).fingerprint != source([responses.of_row("f@1", scored)]).fingerprint
+  assert source(GROUPS[3:]).fingerprint != source([responses.parse_row("f@1", scored)]).fingerprint
 
 
 def test_processes_have_the_blocks_of_one_batch():
@@ -177,7 +177,7 @@ def test_made_groups_are_worth_what_they_say(task):
   assert sizes == {1, 2, 3, 4, 5, 6}
   assert responses.counts(made)["tied_pairs"] > 0
   for one in made:
-    assert responses.of_row(one.where, responses.as_row(one)).responses == one.responses
+    assert responses.parse_row(one.where, responses.as_row(one)).responses == one.responses
     assert not responses.is_contrary(one)
     for kind, response in zip(one.meta["kinds"], one.responses, strict=True):
       assert response.score == ranked_tasks.SCORES[kind]
@@ -210,7 +210,7 @@ def test_made_groups_depend_on_the_seed_alone_and_splits_share_no_prompt():
 
 def test_numbers_of_one_digit_have_slips_too():
   problem = arithmetic.Arithmetic(digits=1).problem(0)
-  kinds = [kind for kind, _ in ranked_tasks.sums(problem, Draws(0))]
+  kinds = [kind for kind, _ in ranked_tasks.sums(problem, StableRandom(0))]
   assert kinds.count("slip") == 2
 
 

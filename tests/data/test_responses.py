@@ -18,7 +18,7 @@ def row(*ranks, **fields):
 
 
 def group(*ranks, **fields):
-  return responses.of_row("file:3", row(*ranks, **fields))
+  return responses.parse_row("file:3", row(*ranks, **fields))
 
 
 def test_scores_follow_the_rule_for_ranks():
@@ -28,7 +28,7 @@ def test_scores_follow_the_rule_for_ranks():
 
 def test_the_published_example_is_read_with_its_scores_and_meta():
   example = fixture.text(RULES)["data_example"]
-  found = responses.of_row("file:1", example)
+  found = responses.parse_row("file:1", example)
   assert (found.prompt, dict(found.meta)) == ("What is 2+2?", {"source": "example"})
   assert found.responses[1] == ("It is four, I think.", 2, 0.6)
   np.testing.assert_allclose(responses.score_of(found.responses), [1, 0.6, 0])
@@ -36,20 +36,20 @@ def test_the_published_example_is_read_with_its_scores_and_meta():
 
 
 def test_bare_texts_are_the_best_first():
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": ["so", "because", "no"]})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": ["so", "because", "no"]})
   assert [one.rank for one in found.responses] == [1, 2, 3]
   assert responses.score_of(found.responses).tolist() == [2, 1, 0]
 
 
 def test_a_score_wins_over_a_rank_response_by_response():
   listed = [{"text": "a", "rank": 1}, {"text": "b", "rank": 2, "score": 0.25}, {"text": "c", "rank": 3}]
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": listed})
   assert responses.score_of(found.responses).tolist() == [2, 0.25, 0]
 
 
 def test_scores_alone_are_enough_and_equal_ones_tie():
   listed = [{"text": text, "score": score} for text, score in (("a", -1), ("b", 5), ("c", 5))]
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": listed})
   assert [one.rank for one in found.responses] == [3, 1, 1]
 
 
@@ -65,11 +65,11 @@ def test_other_fields_become_meta_which_wins():
 
 def test_tables_hold_whole_ranks_as_floats_and_absent_scores_as_none():
   listed = [{"text": "a", "rank": 1.0, "score": None}, {"text": "b", "rank": 2.0, "score": None}]
-  assert responses.of_row("file:1", {"prompt": "Why?", "responses": listed}).responses[1].rank == 2
+  assert responses.parse_row("file:1", {"prompt": "Why?", "responses": listed}).responses[1].rank == 2
 
 
 def test_a_prompt_may_be_messages():
-  found = responses.of_row("file:1", row(1, prompt=[{"role": "user", "content": "Why?"}]))
+  found = responses.parse_row("file:1", row(1, prompt=[{"role": "user", "content": "Why?"}]))
   assert found.prompt == [{"role": "user", "content": "Why?"}]
 
 
@@ -114,17 +114,17 @@ BAD = (
 @pytest.mark.parametrize(("bad", "says"), BAD)
 def test_a_row_that_cannot_be_used_is_refused_with_place_and_field(bad, says):
   with pytest.raises(ValueError, match=says):
-    responses.of_row("file:3", bad)
+    responses.parse_row("file:3", bad)
 
 
 def test_ranks_that_filtering_left_are_counted_anew_only_if_asked():
-  found = responses.of_row("file:1", row(3, 9, 9, 1), renumber=True)
+  found = responses.parse_row("file:1", row(3, 9, 9, 1), renumber=True)
   assert [one.rank for one in found.responses] == [2, 3, 3, 1]
 
 
 def test_a_text_may_stand_twice_if_it_is_worth_the_same_and_twins_can_be_left_out():
   listed = [{"text": "a", "rank": 1}, {"text": "a", "rank": 1}, {"text": "b", "rank": 3}]
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": listed})
   assert len(found.responses) == 3
   assert [(one.text, one.rank) for one in responses.without_twins(found).responses] == [("a", 1), ("b", 2)]
 
@@ -160,7 +160,7 @@ def test_a_file_without_rows_is_refused(tmp_path):
 
 def test_scores_that_contradict_ranks_are_warned_of(caplog):
   listed = [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2, "score": 2}]
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": listed})
   assert responses.is_contrary(found) and not responses.is_contrary(group(1, 2, 2))
   with caplog.at_level(logging.WARNING):
     responses.warn([found, group(1)])
@@ -170,7 +170,7 @@ def test_scores_that_contradict_ranks_are_warned_of(caplog):
 
 def test_scores_for_some_responses_only_are_warned_of(caplog):
   listed = [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 3}]
-  found = responses.of_row("file:1", {"prompt": "Why?", "responses": listed})
+  found = responses.parse_row("file:1", {"prompt": "Why?", "responses": listed})
   with caplog.at_level(logging.WARNING):
     responses.warn([group(1), found])
   assert "1 of 2 groups have scores for some responses only" in caplog.text and ": file:1;" in caplog.text
@@ -213,8 +213,8 @@ def test_counts_tell_of_pairs_and_ties():
 
 def test_what_is_not_read_of_a_preference_is_named():
   said = {"role": "assistant", "content": "a", "reasoning_content": "b", "weight": 0}
-  found = responses.of_row("f:1", {"prompt": [{"role": "user", "content": "q"}], "chosen": [said],
-                                   "rejected": [{"role": "assistant", "content": "c"}]})
+  found = responses.parse_row("f:1", {"prompt": [{"role": "user", "content": "q"}], "chosen": [said],
+                                      "rejected": [{"role": "assistant", "content": "c"}]})
   assert set(found.unused) == {"chosen[-1].reasoning_content", "chosen[-1].weight"}
 
 
@@ -222,4 +222,4 @@ def test_scores_of_a_preference_must_be_float32():
   given = {"prompt": "q", "chosen": "a", "rejected": "b", "score_rejected": 0}
   for score in (1e39, 10**400, "1e39"):
     with pytest.raises(ValueError, match="'score_chosen' is .*that float32 holds"):
-      responses.of_row("f:1", {**given, "score_chosen": score})
+      responses.parse_row("f:1", {**given, "score_chosen": score})

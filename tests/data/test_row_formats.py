@@ -42,7 +42,7 @@ TOOL = {"type": "function", "function": {"name": "look_up"}}
   ],
 )
 def test_the_formats_that_people_have_are_read(row, prompt, solution):
-  found = prompts.of_row("f:1", row)
+  found = prompts.parse_row("f:1", row)
   assert (found.prompt, found.solution) == (prompt, solution)
   assert set(found.columns) == set(row)
 
@@ -102,22 +102,22 @@ def test_the_formats_that_people_have_are_read(row, prompt, solution):
 )
 def test_what_contradicts_or_cannot_be_is_refused_with_place_and_column(row, message):
   with pytest.raises(ValueError, match=f"^f:7: .*{message}"):
-    prompts.of_row("f:7", row)
+    prompts.parse_row("f:7", row)
 
 
 def test_columns_that_say_the_same_are_read_once():
   row = {"messages": [USER, SAID], "prompt": "cat?", "completion": "chat", "system": ""}
-  found = prompts.of_row("f:1", row)
+  found = prompts.parse_row("f:1", row)
   assert (found.prompt, found.solution, found.read_from["prompt"]) == ([USER], "chat", "messages")
   assert dict(found.extra) == {"prompt": "cat?", "completion": "chat", "system": ""}
 
 
 def test_a_column_that_is_named_wins_over_all_formats():
   row = {"messages": [USER, SAID], "prompt": "dog?", "completion": "chien", **ALPACA}
-  found = prompts.of_row("f:1", row, {"prompt": "prompt"})
+  found = prompts.parse_row("f:1", row, {"prompt": "prompt"})
   assert (found.prompt, found.solution) == ("dog?", "chien") and set(found.extra) == {"messages", *ALPACA}
   better = {"prompt": "cat?", "chosen": [USER, SAID], "rejected": [USER, {**SAID, "content": "chien"}]}
-  assert prompts.of_row("f:1", better, {"solution": "chosen"}).solution == "chat"
+  assert prompts.parse_row("f:1", better, {"solution": "chosen"}).solution == "chat"
 
 
 def test_nothing_but_texts_numbers_and_lists_counts_as_given():
@@ -129,14 +129,14 @@ def test_nothing_but_texts_numbers_and_lists_counts_as_given():
     "response": " ",
     "completion": [],
   }
-  found = prompts.of_row("f:1", row)
+  found = prompts.parse_row("f:1", row)
   assert (found.prompt, found.answer, found.solution) == ("cat?", "chat", None)
 
 
 def test_a_column_of_any_name_does_not_change_what_is_learnt():
   plain = {"prompt": "cat?", "completion": "chat"}
   for name in ("message", "text", "reply", "values", "read", "where"):
-    problem = prompts.of_row("f:1", {**plain, name: "dog"})
+    problem = prompts.parse_row("f:1", {**plain, name: "dog"})
     assert problem.extra == {name: "dog"}
     coded = chats.encode(problem, BYTES)
     assert coded.ids_T.tolist() == [256, *b"cat?chat", 256]
@@ -145,7 +145,7 @@ def test_a_column_of_any_name_does_not_change_what_is_learnt():
 def test_messages_of_a_completion_follow_the_prompt():
   call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
   row = {"prompt": "cat?", "completion": [call, {"role": "tool", "content": "chat"}, SAID]}
-  found = prompts.of_row("f:1", row)
+  found = prompts.parse_row("f:1", row)
   assert found.prompt == "cat?" and chats.reply_of(found) == row["completion"] and found.solution == "chat"
 
 
@@ -162,7 +162,7 @@ def test_messages_of_a_completion_follow_the_prompt():
 )
 def test_a_row_without_what_is_learnt_says_what_it_has(row, message):
   with pytest.raises(ValueError, match=f"f:3: .*{message}"):
-    chats.encode(prompts.of_row("f:3", row), BYTES)
+    chats.encode(prompts.parse_row("f:3", row), BYTES)
 
 
 def test_a_named_column_that_no_row_has_is_refused(tmp_path):
@@ -180,7 +180,7 @@ def test_tools_and_further_messages_are_part_of_what_data_are():
     {"prompt": "cat?", "completion": "chat", "tools": [TOOL]},
     {"prompt": "cat?", "completion": [call, SAID]},
   ]
-  marks = [prompts.Listed([prompts.of_row("f:1", row)]).fingerprint for row in rows]
+  marks = [prompts.ProblemList([prompts.parse_row("f:1", row)]).fingerprint for row in rows]
   assert len(set(marks)) == 3
 
 
@@ -201,23 +201,23 @@ ASSISTANT = {"role": "assistant", "content": ""}
 ])
 def test_a_message_that_says_two_things_at_once_is_refused(said, message):
   with pytest.raises(ValueError, match=rf"f:1: messages\[1\] .*{message}"):
-    prompts.of_row("f:1", {"messages": [USER, said]})
+    prompts.parse_row("f:1", {"messages": [USER, said]})
 
 
 def test_fields_of_calls_that_are_null_are_as_good_as_absent():
   call = {"id": None, "parameters": None, "name": None, "function": {**CALLED, "description": None}}
-  found = prompts.of_row("f:1", {"messages": [USER, {**ASSISTANT, "tool_calls": [call]}]})
+  found = prompts.parse_row("f:1", {"messages": [USER, {**ASSISTANT, "tool_calls": [call]}]})
   assert chats.reply_of(found)[0]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
 
 
 def test_a_chat_as_json_text_hides_no_value():
   with pytest.raises(ValueError, match="f:1: 'messages' has 'content' twice in one object"):
-    prompts.of_row("f:1", {"messages": '[{"role": "user", "content": "A", "content": "B"}]'})
+    prompts.parse_row("f:1", {"messages": '[{"role": "user", "content": "A", "content": "B"}]'})
 
 
 def test_a_label_may_be_the_text_that_tables_have():
   with pytest.raises(ValueError, match="its 'label' is false"):
-    chats.encode(prompts.of_row("f:3", {"prompt": "a?", "completion": "b", "label": "False"}), BYTES)
+    chats.encode(prompts.parse_row("f:3", {"prompt": "a?", "completion": "b", "label": "False"}), BYTES)
 
 
 @pytest.mark.parametrize("row", [
@@ -227,12 +227,12 @@ def test_a_label_may_be_the_text_that_tables_have():
 ])
 def test_a_chat_as_python_shows_it_is_not_taken_for_a_text(row):
   with pytest.raises(ValueError, match="is a text that is not JSON .*double quotes, as json.dumps does"):
-    prompts.of_row("f:1", row)
-  assert prompts.of_row("f:1", {"prompt": "[{'a': 1}]", "completion": "[1"}).solution == "[1"
+    prompts.parse_row("f:1", row)
+  assert prompts.parse_row("f:1", {"prompt": "[{'a': 1}]", "completion": "[1"}).solution == "[1"
 
 
 def test_pictures_in_a_message_are_refused_as_those_of_a_row_are():
   for field in ("images", "audio"):
     with pytest.raises(ValueError, match=rf"f:1: messages\[0\]: has '{field}', and models here"):
-      prompts.of_row("f:1", {"messages": [{**USER, field: ["a.png"]}, SAID]})
-  assert prompts.of_row("f:1", {"messages": [{**USER, "images": []}, SAID]}).solution == "chat"
+      prompts.parse_row("f:1", {"messages": [{**USER, field: ["a.png"]}, SAID]})
+  assert prompts.parse_row("f:1", {"messages": [{**USER, "images": []}, SAID]}).solution == "chat"

@@ -13,7 +13,7 @@ SPLITS = ("train", "held_out")
 
 
 def write_rows(path, n: int) -> str:
-  """Writes n rows that every recipe reads, and gives the file."""
+  """Writes n rows that every recipe reads, and returns the file."""
   rows = [{"prompt": f"say {i}", "answer": str(i), "completion": str(i), "responses": [str(i), "no"]}
           for i in range(n)]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 
 def changed(name, text=TEXT, *, seed=0, number=3):
-  return transforms.TRANSFORMS[name](text, transforms.Draws(seed, number))
+  return transforms.TRANSFORMS[name](text, transforms.DocumentRandom(seed, number))
 
 
 def store_of(folder, name, *, seed=0, cache=None):

@@ -20,8 +20,8 @@ class Documents:
   def __init__(self, documents, *, rows, segment_len, align_tokens=4, doc_id=31, seed=None, max_tokens=None):
     self.tokenizer, self.step, self.closed = ByteTokenizer(), 0, False
     lengths = np.array([len(ids) for ids in documents])
-    self._plan = packing.Plan(lengths, batch_rows=rows, segment_len=segment_len, align_tokens=align_tokens,
-                              seed=seed, max_tokens=max_tokens)
+    self._plan = packing.PackingPlan(lengths, batch_rows=rows, segment_len=segment_len,
+                                     align_tokens=align_tokens, seed=seed, max_tokens=max_tokens)
     bytes_of = np.r_[np.ones(doc_id, np.int32), np.zeros(1, np.int32)]
     starts = np.cumsum(lengths) - lengths
     self._tokens = packing.Tokens(np.concatenate(documents), starts, lengths, bytes_of, doc_id)

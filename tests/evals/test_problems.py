@@ -8,8 +8,8 @@ from atlas_jax import config as configs
 from atlas_jax.data import tokenizer
 from atlas_jax.data.problems import Problem
 from atlas_jax.evals import problems
-from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.recipes import grpo
 from atlas_jax.rollout import ask, held_out
 from atlas_jax.rollout.rewards import Rewards
@@ -20,7 +20,7 @@ BYTES = tokenizer.ByteTokenizer()
 FOUND = [Problem("f:1", "1+1=", "2"), Problem("f:2", [{"role": "user", "content": "2+2="}], "4"),
          Problem("f:3", "3+3=", "6"), Problem("f:4", "name?", None)]
 SAID = {"1+1=": ["2"], "2+2=": ["5"], "3+3=": ["so 6"], "name?": ["7" * 9]}
-OPTIONS = Options(max_tokens=6, temperature=0.0, stop_tokens=(256,))
+OPTIONS = SamplingOptions(max_tokens=6, temperature=0.0, stop_tokens=(256,))
 
 
 def encode(problem):
@@ -32,7 +32,7 @@ def encode(problem):
 def made(found=FOUND, *, rows=3, grader="correct", weights=None, **more):
   """The evaluation by a scripted sampler, and the sampler."""
   sampler = ScriptedSampler(BYTES, SAID)
-  write = ask.writer(sampler, encode, OPTIONS, rows=rows)
+  write = ask.batch_generate(sampler, encode, OPTIONS, rows=rows)
   grade = ask.grader(Rewards(weights or {"correct": 1.0, "letters": 0.5}))
   return problems.make(write, grade, found, grader=grader, **more), sampler
 
@@ -92,7 +92,7 @@ def test_a_config_says_what_is_asked_and_what_is_right(grader, accuracy):
           for place, problem in enumerate(found)}
   sampler = ScriptedSampler(BYTES, lambda text, params: said[text])
   params_of = lambda trained: ("whole", trained.params)
-  run = held_out.make(config, open_start(config), sampler, params_of=params_of)
+  run = held_out.make(config, load_initial_model(config), sampler, params_of=params_of)
   out = run(Trained(3), step=1)
   assert out.scalars["val/accuracy"] == accuracy and out.scalars["val/reward"] == 0.5
   assert sampler.params == ("whole", 3)
@@ -101,7 +101,7 @@ def test_a_config_says_what_is_asked_and_what_is_right(grader, accuracy):
 def test_held_out_problems_are_never_trained_on():
   config = config_of(eval__max_problems=100)
 
-  rollouts = grpo.source_of(config, open_start(config), None, runs.one_device())
+  rollouts = grpo.source_of(config, load_initial_model(config), None, runs.one_device())
   asked = {rollouts._prompts.batch(step)["problems"][0].prompt for step in range(300)}
   assert not asked & {problem.prompt for problem in held_out.problems_of(config)}
 
@@ -114,7 +114,7 @@ def test_held_out_problems_are_never_trained_on():
 def test_what_cannot_be_evaluated_is_refused(changes, message):
   config = config_of(**changes)
   with pytest.raises(ValueError, match=message):
-    held_out.make(config, open_start(config), ScriptedSampler(BYTES, SAID))
+    held_out.make(config, load_initial_model(config), ScriptedSampler(BYTES, SAID))
 
 
 def test_nothing_is_known_of_an_answer_without_a_reward():

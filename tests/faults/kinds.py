@@ -100,11 +100,11 @@ def metrics(folder):
 
 def completions(folder):
   """A run's completions."""
-  table.Table(folder).write(1, [{"prompt": one, "reward": 1.0} for one in TEXTS])
+  table.CompletionLog(folder).write(1, [{"prompt": one, "reward": 1.0} for one in TEXTS])
   file = folder / COMPLETIONS / "00000000.jsonl"
 
   def read():
-    table.Table(folder).write(2, [{"prompt": "new"}])
+    table.CompletionLog(folder).write(2, [{"prompt": "new"}])
     return file.read_bytes()
   return file, read
 
@@ -144,7 +144,7 @@ def made_boards(folder):
 
 def plan(folder):
   """A plan of augmentations."""
-  found = arc_plan.Plan(*(np.arange(3) for _ in arc_plan.Plan._fields))._replace(
+  found = arc_plan.BuildPlan(*(np.arange(3) for _ in arc_plan.BuildPlan._fields))._replace(
     kinds=np.arange(2), permutations=np.arange(2), group_starts=np.arange(3))
   arc_plan._save(found, folder / "plan.npz")
   return folder / "plan.npz", lambda: plain(arc_plan._open(folder / "plan.npz"))

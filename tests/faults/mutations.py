@@ -39,7 +39,7 @@ VALUES = (None, True, -1, 0, 1.5, 10**30, 10**50, 1e308, "", "x", "../x", "\u202
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-  """Gives the bytes of a file, broken in one of many ways."""
+  """Returns the bytes of a file, broken in one of many ways."""
   ways = [_flipped, _flipped, _replaced, _cut, _zeroed, _removed, _doubled, _inserted, _whole]
   return chance.choice([*ways, *[_restructured] * 5])(bytearray(content), chance)
 

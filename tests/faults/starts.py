@@ -36,7 +36,7 @@ def start_together(
 
 
 def faults_of(ends: list[tuple[int, str]], workdir: pathlib.Path, whole: list[dict]) -> list[str]:
-  """Says what went wrong in a round of starts."""
+  """Returns what went wrong in a round of starts."""
   found = []
   owned = [said for code, said in ends if code == 0]
   if not owned:

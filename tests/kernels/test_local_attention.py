@@ -9,7 +9,7 @@ import pytest
 
 from atlas_jax.kernels.local_attention import FORMS, local_attention
 from tests import oracles
-from tests.helpers import assert_close, assert_same_bits, assert_slopes, quick_compilation, trace_counter
+from tests.helpers import assert_close, assert_grads, assert_same_bits, quick_compilation, trace_counter
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,7 +100,7 @@ def test_the_reference_gradient_equals_finite_differences_of_the_loop(x64):
   weight_BTHK = np.random.default_rng(1).normal(size=arrays[0].shape)
   total = lambda attend, arrays: (weight_BTHK * attend(*arrays, *docs, window_tokens=3)).sum()
   gradient = jax.jit(jax.grad(functools.partial(total, local_attention)))(arrays)
-  assert_slopes(functools.partial(total, oracles.local_attention), arrays, gradient)
+  assert_grads(functools.partial(total, oracles.local_attention), arrays, gradient)
 
 
 @every_form
@@ -131,10 +131,10 @@ def test_fewer_tokens_seen_are_a_shorter_window_in_outputs_and_gradients(impl, l
     out_BTHK = local_attention(*arrays, *docs, **fields)
     return jnp.sum(jnp.sin(out_BTHK)), out_BTHK
 
-  slopes = jax.value_and_grad(total, has_aux=True)
-  narrowed, traces = trace_counter(lambda arrays, seen_tokens: slopes(arrays, seen_tokens, 4, impl))
+  grads = jax.value_and_grad(total, has_aux=True)
+  narrowed, traces = trace_counter(lambda arrays, seen_tokens: grads(arrays, seen_tokens, 4, impl))
   for seen_tokens in (1, 2, 4):
-    expected = slopes(arrays, None, seen_tokens, "reference")
+    expected = grads(arrays, None, seen_tokens, "reference")
     assert_close(narrowed(arrays, jnp.int32(seen_tokens)), expected, why=f"{seen_tokens} of 4")
   assert len(traces) == 1
 

@@ -76,17 +76,17 @@ def problem(*, depth=2, momentum=True, key_dim=6, hidden=8, value_dim=6, chunk=C
 
 
 def both_passes(form_of_scan, given, form, chunk=C):
-  """All that a scan gives, and the slopes of a sum that weighs its outputs and last state differently."""
+  """All that a scan gives, and the gradients of a sum that weighs its outputs and last state differently."""
   first, reset_GN, state = given
   run = functools.partial(form_of_scan, chunk_size=chunk, form=form)
 
   def total(first, state):
     results = run(*first, reset_GN, *state)
-    slope = lambda i, x: jnp.asarray(np.random.default_rng(i).normal(size=x.shape), x.dtype)
-    return sum(jnp.sum(x * slope(i, x)) for i, x in enumerate(jax.tree.leaves(results[:3]))), results
+    grad = lambda i, x: jnp.asarray(np.random.default_rng(i).normal(size=x.shape), x.dtype)
+    return sum(jnp.sum(x * grad(i, x)) for i, x in enumerate(jax.tree.leaves(results[:3]))), results
 
-  (_, results), slopes = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(first, state)
-  return results, slopes
+  (_, results), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(first, state)
+  return results, grads
 
 
 VARIANTS = {
@@ -151,12 +151,12 @@ def test_both_passes_lower_without_the_device(platform, route, sizes, variant):
     *first, reset_GN, *state, chunk_size=sizes["C"], form=form, platform=route
   )
 
-  def slopes(first, reset_GN, state):
+  def grads(first, reset_GN, state):
     out, pull = jax.vjp(lambda first, state: run(first, reset_GN, state)[:3], first, state)
     return pull(out)
 
   assert "memory_scan_forward" in lower(run, *given, platform=platform)
-  assert "memory_scan_backward" in lower(slopes, *given, platform=platform)
+  assert "memory_scan_backward" in lower(grads, *given, platform=platform)
 
 
 def shapes_of(given, chunk, platform):
@@ -245,14 +245,14 @@ def make(*, fade_to="zero", surprise_max=None, **options):
 
 
 def layer_passes(layer, params, x_BTD):
-  """Output and last state of a packed row with documents and padding, and slopes of the parameters."""
+  """Output and last state of a packed row with documents and padding, and gradients of the parameters."""
 
   def total(params):
     out, state = packed(layer, params, x_BTD, jnp.asarray(DOCUMENTS))
     return jnp.sum(out * out[:, ::-1]), (out, state.running.memory)
 
-  (_, results), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-  return results, slopes
+  (_, results), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+  return results, grads
 
 
 def test_every_form_gives_the_layer_the_same(x64):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.kernels.newton_schulz import PALLAS_PLATFORMS, chunked, newton_schulz, pallas, reference
-from tests.helpers import assert_close, assert_slopes, quick_compilation
+from tests.helpers import assert_close, assert_grads, quick_compilation
 from tests.kernels.lowering import lower
 
 
@@ -35,7 +35,7 @@ def rank_one(dtype="float32"):
 
 
 def both_passes(form, x_ES, steps=STEPS):
-  """The matrix, and the slopes of a sum that weighs its entries differently."""
+  """The matrix, and the gradients of a sum that weighs its entries differently."""
   run = functools.partial(FORMS[form], steps=steps)
   total = lambda x: jnp.sum(run(x) * matrices(*x.shape, dtype=str(x.dtype), seed=9))
   return jax.jit(lambda x: (run(x), jax.grad(total)(x)))(x_ES)
@@ -66,11 +66,11 @@ def test_each_singular_value_goes_through_the_polynomial(x64, form, shape, steps
 @pytest.mark.parametrize("shape", [(2, 3, E, S), (S, E)])
 def test_the_backward_pass_by_hand_is_the_derivative(x64, shape):
   x_ES = matrices(*shape, dtype="float64")
-  out_ES, slope_ES = both_passes("chunked", x_ES)
-  assert_close((out_ES, slope_ES), both_passes("reference", x_ES))
+  out_ES, grad_ES = both_passes("chunked", x_ES)
+  assert_close((out_ES, grad_ES), both_passes("reference", x_ES))
   weight_ES = np.asarray(matrices(*shape, dtype="float64", seed=9))
   total = lambda x: np.sum(by_singular_values(x, STEPS) * weight_ES)
-  assert_slopes(total, np.asarray(x_ES), slope_ES)
+  assert_grads(total, np.asarray(x_ES), grad_ES)
 
 
 @pytest.mark.parametrize("form", KERNELS)
@@ -106,8 +106,8 @@ def test_orthogonal_factors_and_transposition_pass_through(form):
 @every_form
 def test_zero_and_rank_one_have_finite_gradients(form):
   for x_ES in (jnp.zeros((E, S)), rank_one(), 1e-20 * rank_one()):
-    out_ES, slope_ES = both_passes(form, x_ES)
-    assert np.isfinite(out_ES).all() and np.isfinite(slope_ES).all()
+    out_ES, grad_ES = both_passes(form, x_ES)
+    assert np.isfinite(out_ES).all() and np.isfinite(grad_ES).all()
   assert_close(FORMS[form](jnp.zeros((E, S)), steps=STEPS), np.zeros((E, S)))
 
 

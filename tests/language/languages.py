@@ -14,7 +14,7 @@ DECODER = dict(vocab_size=270, width=12, depth=2, heads=4, kv_heads=2, head_dim=
 
 @functools.lru_cache
 def tiny(kind: str, *, scale: float = 0.3, **fields):
-  """Gives a language of more ids than there are bytes, and random parameters that predict unevenly.
+  """Returns a language of more ids than there are bytes, and random parameters that predict unevenly.
 
   Args:
     kind: "decoder" or "memory".
@@ -27,6 +27,6 @@ def tiny(kind: str, *, scale: float = 0.3, **fields):
     return language.of_memory(model), params
   model = decoder.Decoder(**(DECODER | fields))
   draw = np.random.default_rng(3)
-  shapes = jax.eval_shape(language.of_decoder(model).init, jax.random.key(0))
+  shapes = jax.eval_shape(language.from_decoder(model).init, jax.random.key(0))
   params = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, scale, x.shape), jnp.float32), shapes)
-  return language.of_decoder(model), params
+  return language.from_decoder(model), params

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from atlas_jax import config as configs
 from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.language import assets
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.pretrained import hf_import, peft
 from atlas_jax.models import head, lora
 from tests import hf_fixture, program, runs, tuning
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4  # What the published programs are compared by.
 
 def leave_run(workdir, config, params=None):
   """Leaves what a run of one checkpoint leaves, with these parameters or those it starts from; gives them."""
-  start = open_start(config)
+  start = load_initial_model(config)
   if params is None:
     params, _ = start.read(runs.one_device(), True)
   if params is None:
@@ -84,7 +84,7 @@ def test_a_model_that_was_drawn_is_read_back_with_its_tokenizer(tmp_path):
   assert_same_bits(again, params)
   ids_BT = np.arange(12)[None] * 17 % 257
   np.testing.assert_array_equal(logits(model, again, ids_BT),
-                                logits(open_start(config).language.module, params, ids_BT))
+                                logits(load_initial_model(config).language.module, params, ids_BT))
   settings = json.loads((folder / "config.json").read_text())
   assert settings["eos_token_id"] == 256 and settings["max_position_embeddings"] >= config.data.segment_len
   assert {"tokenizer.json", "tokenizer_config.json"} <= {file.name for file in folder.iterdir()}
@@ -95,14 +95,14 @@ def test_a_run_may_start_from_what_was_exported(tmp_path):
   params = leave_run(tmp_path / "run", tuning.config_of())
   folder, _ = exported(tmp_path / "run")
   config = tuning.config_of(model__path=str(folder), data__tokenizer="model")
-  start = open_start(config)
+  start = load_initial_model(config)
   assert start.tokenizer.encode("é1").tolist() == list("é1".encode()) and start.tokenizer.doc_id == 256
   assert_same_bits(start.read(runs.one_device(), True)[0], params)
 
 
 def test_adapters_are_merged_or_saved_alone(tmp_path):
   config = tuning.config_of(**tuning.published(lora__rank=2, lora__targets="q,down"))
-  start = open_start(config)
+  start = load_initial_model(config)
   adapters, _ = start.init(jax.random.key(0))
   adapters = jax.tree.map(lambda x: x + 0.05, adapters)
   leave_run(tmp_path / "run", config, adapters)
@@ -215,7 +215,7 @@ def test_transformers_gives_the_same_logits(start, tmp_path):
                         text=True)
   assert done.returncode == 0, done.stderr
   read = json.loads(done.stdout.splitlines()[-1])
-  expected = logits(open_start(config).language.module, params, [ids_T])[0]
+  expected = logits(load_initial_model(config).language.module, params, [ids_T])[0]
   np.testing.assert_allclose(np.array(read["logits"]), expected, atol=TOLERANCE)
   assert read["ids"] == list("1+2=é".encode())
 

@@ -33,7 +33,7 @@ def save_run(config, workdir, params):
 
 
 def test_without_a_path_parameters_are_drawn():
-  start = starts.open_start(config_of())
+  start = starts.load_initial_model(config_of())
   assert start.read(runs.one_device(), True) == (None, {})
   params, rest = jax.eval_shape(start.init, jax.random.key(0))
   assert not rest and "blocks" in params
@@ -42,7 +42,7 @@ def test_without_a_path_parameters_are_drawn():
 
 def test_a_published_folder_gives_model_tokenizer_and_ends():
   pytest.importorskip("tokenizers")
-  start = starts.open_start(config_of(model__path=QWEN, data__tokenizer=str(
+  start = starts.load_initial_model(config_of(model__path=QWEN, data__tokenizer=str(
       hf_fixture.FOLDER / "byte_tokenizer")))
   params, rest = start.read(runs.one_device(), True)
   assert_close(params, hf_import.load(QWEN, param_dtype="float32").params, tolerance=0)
@@ -52,9 +52,9 @@ def test_a_published_folder_gives_model_tokenizer_and_ends():
 
 def test_on_resuming_nothing_is_read_but_the_base_of_adapters():
   mesh = runs.one_device()
-  whole = starts.open_start(config_of(model__path=QWEN))
+  whole = starts.load_initial_model(config_of(model__path=QWEN))
   assert whole.read(mesh, False) == (None, {})
-  adapted = starts.open_start(config_of(model__path=QWEN, lora__rank=2, lora__targets="q, v"))
+  adapted = starts.load_initial_model(config_of(model__path=QWEN, lora__rank=2, lora__targets="q, v"))
   params, rest = adapted.read(mesh, False)
   assert params is None and set(rest) == {"base"}
   adapters, base = jax.eval_shape(adapted.init, jax.random.key(0))
@@ -63,39 +63,39 @@ def test_on_resuming_nothing_is_read_but_the_base_of_adapters():
 
 
 def test_adapters_and_base_make_the_whole():
-  start = starts.open_start(config_of(lora__rank=2))
+  start = starts.load_initial_model(config_of(lora__rank=2))
   params, rest = start.init(jax.random.key(0))
-  joined = starts.whole(params, rest)
+  joined = starts.merge_frozen(params, rest)
   assert tree.count(joined) == tree.count(params) + tree.count(rest["base"])
-  assert starts.whole(params, ()) is params
+  assert starts.merge_frozen(params, ()) is params
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_run_gives_its_newest_parameters(tmp_path, ema):
   config = config_of(optim__ema_decay=ema)
-  params, _ = starts.open_start(config).init(jax.random.key(4))
+  params, _ = starts.load_initial_model(config).init(jax.random.key(4))
   save_run(config, tmp_path, params)
-  again, _ = starts.open_start(config_of(model__path=str(tmp_path))).read(runs.one_device(), True)
+  again, _ = starts.load_initial_model(config_of(model__path=str(tmp_path))).read(runs.one_device(), True)
   assert_close(again, params, tolerance=0)
 
 
 def test_a_run_with_adapters_gives_them_merged(tmp_path):
   config = config_of(lora__rank=2)
-  start = starts.open_start(config)
+  start = starts.load_initial_model(config)
   adapters, _ = start.init(jax.random.key(4))
   adapters = jax.tree.map(lambda x: x + 0.1, adapters)
   save_run(config, tmp_path, adapters)
   base = states.first(start.init, config.seed)[1]["base"]
-  again, _ = starts.open_start(config_of(model__path=str(tmp_path))).read(runs.one_device(), True)
+  again, _ = starts.load_initial_model(config_of(model__path=str(tmp_path))).read(runs.one_device(), True)
   expected = lora.merge(lora.join(adapters, base), start.language.module.lora)
   assert_close(again, expected, tolerance=1e-6)
 
 
 def test_a_memory_run_is_gone_on_with(tmp_path):
   config = config_of(model__kind="memory")
-  params, _ = starts.open_start(config).init(jax.random.key(4))
+  params, _ = starts.load_initial_model(config).init(jax.random.key(4))
   save_run(config, tmp_path, params)
-  start = starts.open_start(config_of(model__kind="memory", model__path=str(tmp_path)))
+  start = starts.load_initial_model(config_of(model__kind="memory", model__path=str(tmp_path)))
   assert_close(start.read(runs.one_device(), True)[0], params, tolerance=0)
   assert start.language.align_tokens == config.model.memory.chunk_size
 
@@ -111,14 +111,14 @@ def test_a_memory_run_is_gone_on_with(tmp_path):
 ])
 def test_a_wrong_start_is_refused(changes, words):
   with pytest.raises(ValueError, match=words):
-    starts.open_start(config_of(**changes))
+    starts.load_initial_model(config_of(**changes))
 
 
 def test_a_run_of_another_kind_is_refused(tmp_path):
   config = config_of()
-  save_run(config, tmp_path, starts.open_start(config).init(jax.random.key(0))[0])
+  save_run(config, tmp_path, starts.load_initial_model(config).init(jax.random.key(0))[0])
   with pytest.raises(ValueError, match="set config.model.kind='decoder'"):
-    starts.open_start(config_of(model__kind="memory", model__path=str(tmp_path)))
+    starts.load_initial_model(config_of(model__kind="memory", model__path=str(tmp_path)))
 
 
 def test_parameters_of_other_shapes_are_refused():

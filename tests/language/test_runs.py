@@ -10,7 +10,7 @@ import pytest
 from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import streams
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.models import head, placement
 from atlas_jax.parallel import mesh as meshes
 from tests import hf_fixture, program, tuning
@@ -137,7 +137,7 @@ def test_a_run_that_started_from_a_run_needs_it_no_more(kind, tmp_path):
 def test_a_chat_is_answered_as_its_template_asks(tmp_path):
   pytest.importorskip("jinja2")
   config = tuning.config_of(**tuning.published(data__chat_template=str(hf_fixture.FOLDER / "byte_tokenizer")))
-  params, start = leave_run(tmp_path / "run", config), open_start(config)
+  params, start = leave_run(tmp_path / "run", config), load_initial_model(config)
   prompt = start.template.prompt([{"role": "user", "content": "hi"}], start.tokenizer)
   expected = "".join(streams.generate(start.language, params, start.tokenizer, prompt.tolist(), tokens=8,
                                       temperature=0, end_tokens=start.end_tokens))
@@ -147,7 +147,7 @@ def test_a_chat_is_answered_as_its_template_asks(tmp_path):
 def test_adapters_write_too_and_miss_their_model(tmp_path):
   shutil.copytree(hf_fixture.FOLDER / "qwen2_tiny", tmp_path / "model")
   config = tuning.config_of(model__path=str(tmp_path / "model"), lora__rank=2)
-  start = open_start(config)
+  start = load_initial_model(config)
   leave_run(tmp_path / "run", config, start.init(jax.random.key(0))[0])
   plain = tuning.config_of(model__path=str(tmp_path / "model"))
   leave_run(tmp_path / "plain", plain)

@@ -19,7 +19,7 @@ BETAS, TEMPERATURES = (0, 0.1, 0.5, 0.9, 1), (1, 0.7, 2)
 
 @functools.cache
 def compiled(beta, temperature=1.0):
-  """Loss of given logits, its weight and tokens, and the student's slope; blocks of 4 tokens."""
+  """Loss of given logits, its weight and tokens, and the student's gradient; blocks of 4 tokens."""
 
   def loss(student_BTV, teacher_BTV, mask_BT):
     head_DV = jnp.eye(student_BTV.shape[-1], dtype=student_BTV.dtype)
@@ -32,17 +32,17 @@ def compiled(beta, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("beta", BETAS)
-def test_the_divergence_and_its_slope_are_those_of_the_reference(x64, beta, temperature):
+def test_the_divergence_and_its_gradient_are_those_of_the_reference(x64, beta, temperature):
   given = fixture.arrays(TRL)
   student_BTV, teacher_BTV = jnp.asarray(given["student_logits"]), jnp.asarray(given["teacher_logits"])
   kept_BT = given["labels"] >= 0
   for name, mask_BT in (("masked", kept_BT), ("plain", np.ones_like(kept_BT))):
-    (loss, (weight, _)), slope = compiled(beta, temperature)(student_BTV, teacher_BTV, jnp.asarray(mask_BT))
+    (loss, (weight, _)), grad = compiled(beta, temperature)(student_BTV, teacher_BTV, jnp.asarray(mask_BT))
     assert float(weight) == mask_BT.sum()
     # Without a mask the reference divides by rows and not by tokens.
     scale = 1.0 if name == "masked" else weight / mask_BT.shape[0]
     part = lambda what: given[f"beta{beta}_temp{temperature}_{name}/{what}"]  # noqa: B023  Used at once.
-    assert_close((loss * scale, slope * scale), (part("loss"), part("grad_student_logits")), tolerance=1e-12)
+    assert_close((loss * scale, grad * scale), (part("loss"), part("grad_student_logits")), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("name", "abc")
@@ -52,10 +52,10 @@ def test_the_divergence_is_the_published_one_at_every_beta(x64, beta, name):
   arrays = [jnp.asarray(given[f"{name}_{which}"]) for which in ("student", "teacher")]
   mask_BT = jnp.asarray(given[f"{name}_labels"] >= 0)
   part = lambda what: given[f"{name}_b{beta}_{what}"]
-  (loss, (weight, nats_BT)), slope = compiled(float(beta))(*arrays, mask_BT)
+  (loss, (weight, nats_BT)), grad = compiled(float(beta))(*arrays, mask_BT)
   assert_close((loss, loss * weight), (part("T1.0_batchmean"), part("T1.0_sum")), tolerance=1e-10)
   if f"{name}_b{beta}_T1.0_grad" in given:
-    assert_close(slope, part("T1.0_grad"), tolerance=1e-10)
+    assert_close(grad, part("T1.0_grad"), tolerance=1e-10)
   (whole, _), _ = compiled(float(beta))(*arrays, jnp.ones_like(mask_BT))
   assert_close(whole, part("nolabels_mean_over_BT"), tolerance=1e-10)
   if name == "a":
@@ -75,21 +75,21 @@ def models(V_teacher=7):
 
 
 def both(beta, block_tokens):
-  """The divergence and the loss with soft targets, with slopes into all that they are given."""
+  """The divergence and the loss with soft targets, with gradients into all that they are given."""
   arrays, targets_BT, mask_BT = models()
 
   @jax.jit
   @functools.partial(jax.grad, argnums=(0, 1, 2, 3), has_aux=True)
-  def slopes(*arrays):
+  def grads(*arrays):
     blocks = dict(block_tokens=block_tokens)
     first = distill_loss(*arrays, mask_BT, beta=beta, temperature=0.8, **blocks)
     second = soft_target_loss(*arrays, targets_BT, mask_BT, alpha=0.3, temperature=2.0, **blocks)
     return first[0] + 2 * second[0], (first, second)
 
-  return slopes(*arrays)
+  return grads(*arrays)
 
 
-def test_blocks_change_no_value_and_no_slope_and_the_teacher_has_none():
+def test_blocks_change_no_value_and_no_gradient_and_the_teacher_has_none():
   whole, blocks = both(0.3, None), both(0.3, 3)
   assert_close(blocks, whole, tolerance=1e-6)
   assert not any(np.asarray(x).any() for x in whole[0][2:])
@@ -108,7 +108,7 @@ def test_soft_targets_mix_the_teacher_s_distribution_and_the_token():
   assert_close(loss, np.float32(expected_BT[np.asarray(mask_BT)].mean()), tolerance=1e-6)
 
 
-def test_targets_beyond_the_shared_vocabulary_do_not_count_and_have_no_slope():
+def test_targets_beyond_the_shared_vocabulary_do_not_count_and_have_no_gradient():
   arrays, targets_BT, mask_BT = models()
   beyond_BT = mask_BT & (jnp.arange(5)[None] == 1)
   wild_BT = jnp.where(beyond_BT, 10**6, targets_BT)
@@ -116,15 +116,15 @@ def test_targets_beyond_the_shared_vocabulary_do_not_count_and_have_no_slope():
   def loss(arrays, targets_BT, mask_BT):
     return soft_target_loss(*arrays, targets_BT, mask_BT, alpha=0.3, temperature=2.0)[:2]
 
-  slopes = jax.value_and_grad(loss, has_aux=True)
-  assert_close(slopes(arrays, wild_BT, mask_BT), slopes(arrays, targets_BT, mask_BT & ~beyond_BT))
+  grads = jax.value_and_grad(loss, has_aux=True)
+  assert_close(grads(arrays, wild_BT, mask_BT), grads(arrays, targets_BT, mask_BT & ~beyond_BT))
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_a_teacher_like_the_student_gives_no_loss_and_no_slope(beta):
+def test_a_teacher_like_the_student_gives_no_loss_and_no_gradient(beta):
   logits_BTV = jnp.asarray(fixture.arrays(TRL)["student_logits"], jnp.float32)
-  (loss, _), slope = compiled(beta)(logits_BTV, logits_BTV, jnp.ones(logits_BTV.shape[:2], bool))
-  assert_close((loss, slope), (np.float32(0), np.zeros_like(logits_BTV)), tolerance=1e-6)
+  (loss, _), grad = compiled(beta)(logits_BTV, logits_BTV, jnp.ones(logits_BTV.shape[:2], bool))
+  assert_close((loss, grad), (np.float32(0), np.zeros_like(logits_BTV)), tolerance=1e-6)
 
 
 def test_pieces_of_a_batch_weighed_by_their_tokens_are_the_whole():
@@ -144,9 +144,9 @@ def test_pieces_of_a_batch_weighed_by_their_tokens_are_the_whole():
 def test_a_mask_without_tokens_gives_zero():
   (student_BTD, *more), _, mask_BT = models()
   loss = lambda x: distill_loss(x, *more, jnp.zeros_like(mask_BT), beta=0.5)[0]
-  value, slope = jax.value_and_grad(loss)(student_BTD)
+  value, grad = jax.value_and_grad(loss)(student_BTD)
   assert float(value) == 0
-  assert not np.asarray(slope).any()
+  assert not np.asarray(grad).any()
 
 
 def test_rows_of_a_head_beyond_the_tokenizer_are_left_out():

@@ -66,12 +66,12 @@ def compiled(settings):
 def check(name, dtype, tolerance):
   """Loss, gradients and metrics of a case."""
   given, case = fixture.arrays(TRL), fixture.text(TRL)[name]
-  (loss, out), (slope_BT, entropy_slope_BT) = compiled(settings_of(name))(*inputs_of(name, dtype))
-  assert slope_BT.dtype == loss.dtype == dtype
+  (loss, out), (grad_BT, entropy_grad_BT) = compiled(settings_of(name))(*inputs_of(name, dtype))
+  assert grad_BT.dtype == loss.dtype == dtype
   assert_close(loss, given[f"{name}/loss"], why="loss", tolerance=tolerance)
-  assert_close(slope_BT, given[f"{name}/grad_logps"], why="slope", tolerance=tolerance)
+  assert_close(grad_BT, given[f"{name}/grad_logps"], why="grad", tolerance=tolerance)
   expected_BT = given.get(f"{name}/grad_entropies", np.zeros_like(given["entropies"]))
-  assert_close(entropy_slope_BT, expected_BT, why="slope of entropies", tolerance=tolerance)
+  assert_close(entropy_grad_BT, expected_BT, why="gradient of entropies", tolerance=tolerance)
   found = policy_metrics.finish(out.metrics)
   for theirs, ours in METRICS.items():
     if theirs in case["metrics"]:  # Those are means of float32 numbers.
@@ -88,7 +88,7 @@ def test_float32_is_close_too(name):
   check(name, "float32", 1e-6)
 
 
-def test_the_sequence_form_per_token_has_the_loss_and_slope_of_the_plain_one(x64):
+def test_the_sequence_form_per_token_has_the_loss_and_gradient_of_the_plain_one(x64):
   name = "gspo_kl"
   plain = compiled(settings_of(name))(*inputs_of(name))
   token = compiled(policy.dataclasses.replace(settings_of(name), ratio="sequence_token"))(*inputs_of(name))
@@ -186,7 +186,7 @@ def test_four_pieces_of_two_rows_are_one_batch_of_eight(name):
 
 
 def small(mask_BT, settings=None, **changes):
-  """Loss and slope of two rows of four tokens."""
+  """Loss and gradient of two rows of four tokens."""
   settings = settings or policy.preset("grpo", kl_weight=0.1)
   draw = np.random.default_rng(0)
   names = ("logprob", "old_logprob_BT", "ref_logprob_BT", "sampler_logprob_BT", "entropy_BT")
@@ -197,12 +197,12 @@ def small(mask_BT, settings=None, **changes):
   return out, pull((jnp.ones(()), jnp.zeros(())))[0], loss(logprob_BT).metrics
 
 
-def test_a_batch_that_counts_no_token_has_loss_zero_and_no_slope():
+def test_a_batch_that_counts_no_token_has_loss_zero_and_no_gradient():
   for settings in (policy.preset("dapo", entropy_weight=0.1, top_entropy_frac=0.5),
                    policy.preset("gspo", entropy_weight=0.1), policy.preset("gmpo")):  # fmt: skip
-    (loss, _), slope_BT, metrics = small(np.zeros((2, 4)), settings)
+    (loss, _), grad_BT, metrics = small(np.zeros((2, 4)), settings)
     assert float(loss) == 0
-    assert not np.asarray(slope_BT).any()
+    assert not np.asarray(grad_BT).any()
     assert all(np.isfinite(x) for x in jax.tree.leaves(policy_metrics.finish(metrics)))
 
 
@@ -210,27 +210,27 @@ def test_what_is_not_counted_may_be_anything():
   mask_BT = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
   wild = lambda seed: jnp.where(mask_BT > 0, jax.random.normal(jax.random.key(seed), (2, 4)), -jnp.inf)
   names = ("logprob", "old_logprob_BT", "ref_logprob_BT", "sampler_logprob_BT")
-  (loss, _), slope_BT, _ = small(mask_BT, **{name: wild(i) for i, name in enumerate(names)})
+  (loss, _), grad_BT, _ = small(mask_BT, **{name: wild(i) for i, name in enumerate(names)})
   assert np.isfinite(float(loss))
-  assert np.isfinite(slope_BT).all()
-  assert not np.asarray(slope_BT)[mask_BT == 0].any()
+  assert np.isfinite(grad_BT).all()
+  assert not np.asarray(grad_BT)[mask_BT == 0].any()
 
 
 def test_a_token_far_from_the_old_policy_is_clipped_without_nan():
   old_BT = jnp.full((2, 4), -1e3)
-  (loss, _), slope_BT, metrics = small(np.ones((2, 4)), policy.preset("dapo"), old_logprob_BT=old_BT)
+  (loss, _), grad_BT, metrics = small(np.ones((2, 4)), policy.preset("dapo"), old_logprob_BT=old_BT)
   assert np.isfinite(float(loss))
-  assert np.isfinite(slope_BT).all()
+  assert np.isfinite(grad_BT).all()
   assert float(policy_metrics.finish(metrics)["policy/ratio_max"]) > 1e8
 
 
 def test_rows_that_fill_up_a_batch_do_not_count():
   mask_BT = np.ones((2, 4))
-  (loss, weight), slope_BT, metrics = small(mask_BT, row_mask_B=jnp.asarray([1, 0]))
+  (loss, weight), grad_BT, metrics = small(mask_BT, row_mask_B=jnp.asarray([1, 0]))
   (whole, _), _, alone = small(mask_BT * [[1], [0]])
   assert float(weight) == 1
   assert_close(loss, 2 * whole)
-  assert not np.asarray(slope_BT)[1].any()
+  assert not np.asarray(grad_BT)[1].any()
   assert_close(*(policy_metrics.finish(x)["policy/kl_nats"] for x in (metrics, alone)))
 
 
@@ -244,9 +244,9 @@ def test_log_probabilities_that_the_sampler_does_not_report_leave_their_tokens_a
   assert float(loss) == 0
 
 
-def test_on_policy_the_slope_is_the_advantage_and_nothing_is_clipped():
-  (_, _), slope_BT, metrics = small(np.ones((2, 4)), policy.preset("dapo"), old_logprob_BT=None)
-  assert_close(slope_BT, np.broadcast_to(np.float32([[-1], [2]]) / 8, (2, 4)))
+def test_on_policy_the_gradient_is_the_advantage_and_nothing_is_clipped():
+  (_, _), grad_BT, metrics = small(np.ones((2, 4)), policy.preset("dapo"), old_logprob_BT=None)
+  assert_close(grad_BT, np.broadcast_to(np.float32([[-1], [2]]) / 8, (2, 4)))
   found = policy_metrics.finish(metrics)
   assert {k: float(found[f"policy/{k}"]) for k in ("clip_frac", "ratio_min", "ratio_mean", "ratio_max")} == {
     "clip_frac": 0, "ratio_min": 1, "ratio_mean": 1, "ratio_max": 1}  # fmt: skip

@@ -28,21 +28,21 @@ def run(rows=slice(None), dtype="float64", ref=None, **fields):
   given = fixture.arrays(NAME)
   keys = ("token_logps", "token_mask", "scores", "response_valid")
   arrays = [jnp.asarray(given[key][rows], dtype) for key in keys]
-  return compiled(ranked.Settings(**fields))(*arrays, ref)
+  return compiled(ranked.RankedSettings(**fields))(*arrays, ref)
 
 
 @pytest.mark.parametrize("preference", ("weighted_nll", "listnet"))
 @pytest.mark.parametrize("scale", (1.0, 2.0))
 @pytest.mark.parametrize("reduction", ("mean", "sum"))
-def test_terms_total_and_slope_are_the_formulas(x64, reduction, scale, preference):
-  (loss, out), slope_BGT = run(reduction=reduction, score_scale=scale, preference=preference)
+def test_terms_total_and_gradient_are_the_formulas(x64, reduction, scale, preference):
+  (loss, out), grad_BGT = run(reduction=reduction, score_scale=scale, preference=preference)
   part = lambda what: fixture.arrays(NAME)[f"{reduction}_tau{scale}_{preference}_{what}"]
   named = {"preference_nats": "pref", "pair_nats": "pair", "target": "target", "pairs": "n_pairs",
            "logprob": "seq_logp"}  # fmt: skip
   for ours, theirs in named.items():
     assert_close(out.parts[ours], part(theirs), why=ours, tolerance=1e-12)
   assert_close(loss, part("total"), tolerance=1e-12)
-  assert_close(slope_BGT, part("grad"), tolerance=1e-8)  # The reference's slope is a difference quotient.
+  assert_close(grad_BGT, part("grad"), tolerance=1e-8)  # The reference's gradient is a difference quotient.
 
 
 def test_float32_is_close_too():
@@ -104,12 +104,12 @@ def test_low_preferences_can_be_dropped(x64):
 
 
 @pytest.mark.parametrize("fields", (dict(preference="listnet"), dict(objective="group_relative")))
-def test_a_prompt_without_responses_counts_nothing_and_has_no_slope(fields):
+def test_a_prompt_without_responses_counts_nothing_and_has_no_gradient(fields):
   mask_BGT, none_BG = jnp.zeros((1, 2, 3)), jnp.zeros((1, 2))
-  (loss, out), slope_BGT = compiled(ranked.Settings(**fields))(
+  (loss, out), grad_BGT = compiled(ranked.RankedSettings(**fields))(
     jnp.full((1, 2, 3), -jnp.inf), mask_BGT, none_BG, none_BG, None)  # fmt: skip
   assert float(loss) == float(out.weight) == 0
-  assert not np.asarray(slope_BGT).any()
+  assert not np.asarray(grad_BGT).any()
 
 
 def test_scores_follow_the_rule_for_ranks():
@@ -132,7 +132,7 @@ def test_a_raw_score_wins_over_the_rank():
 ))  # fmt: skip
 def test_a_wrong_setting_is_named(fields, says):
   with pytest.raises(ValueError, match=says):
-    ranked.Settings(**fields)
+    ranked.RankedSettings(**fields)
 
 
 def test_a_reference_that_is_missing_is_named():

@@ -10,7 +10,7 @@ import pytest
 from atlas_jax.losses.spans import Side, span_loss
 from atlas_jax.optim import accumulate
 from atlas_jax.recipes import LossOut
-from tests.helpers import assert_close, assert_slopes
+from tests.helpers import assert_close, assert_grads
 
 BETAS = (0.0, 0.3, 1.0)
 CLASSES = 4
@@ -70,7 +70,7 @@ def sides(dtype="float64"):
 
 @functools.cache
 def compiled(beta, temperature=1.0, block_tokens=None):
-  """Loss, its weight and nats, and the slopes into both models' hidden vectors and heads."""
+  """Loss, its weight and nats, and the gradients into both models' hidden vectors and heads."""
 
   def loss(arrays, student, teacher):
     each = [side._replace(hidden_BTD=one[0], head_DV=one[1])
@@ -87,26 +87,26 @@ def arrays_of(sides):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_nats_are_those_of_loops_and_the_slope_is_their_s(x64, beta):
+def test_nats_are_those_of_loops_and_the_gradient_is_their_s(x64, beta):
   found, temperature = sides(), 0.7
   function = compiled(beta, temperature)
-  (loss, (weight, nats_BN)), slopes = function(arrays_of(found), *found)
+  (loss, (weight, nats_BN)), grads = function(arrays_of(found), *found)
   expected_BN = by_loops(found, temperature, beta)
   assert_close((loss, nats_BN), (expected_BN.sum() / 4, expected_BN), tolerance=1e-9)
   assert float(weight) == 4
   value = lambda student: function((student, arrays_of(found)[1]), *found)[0][0]
-  assert_slopes(value, arrays_of(found)[0], slopes[0])
-  assert not any(np.asarray(x).any() for x in slopes[1])  # The teacher has none.
+  assert_grads(value, arrays_of(found)[0], grads[0])
+  assert not any(np.asarray(x).any() for x in grads[1])  # The teacher has none.
 
 
-def test_blocks_change_no_value_and_no_slope():
+def test_blocks_change_no_value_and_no_gradient():
   found = sides("float32")
   whole, blocks = (compiled(0.3, 1.0, block)(arrays_of(found), *found) for block in (None, 4))
   assert_close(blocks, whole, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_the_student_with_its_ids_renumbered_gives_no_loss_and_no_slope(beta):
+def test_the_student_with_its_ids_renumbered_gives_no_loss_and_no_gradient(beta):
   draw = np.random.default_rng(1)
   hidden_BTD = jnp.asarray(draw.normal(size=(2, 5, 3)), jnp.float32)
   head_DV, new_V = jnp.asarray(3 * draw.normal(size=(3, 7)), jnp.float32), draw.permutation(7)
@@ -122,8 +122,8 @@ def test_the_student_with_its_ids_renumbered_gives_no_loss_and_no_slope(beta):
     given = student._replace(hidden_BTD=hidden_BTD), teacher, single_BN, mask_BN
     return span_loss(*given, classes=7, beta=beta)[0]
 
-  value, slope = jax.value_and_grad(loss)(hidden_BTD)
-  assert_close((value, slope), (np.float32(0), np.zeros_like(slope)), tolerance=2e-6)
+  value, grad = jax.value_and_grad(loss)(hidden_BTD)
+  assert_close((value, grad), (np.float32(0), np.zeros_like(grad)), tolerance=2e-6)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -143,15 +143,15 @@ def test_models_of_one_distribution_over_texts_are_not_apart(beta):
   assert_close(loss, np.float32(0), tolerance=1e-6)
 
 
-def test_a_student_sure_of_a_span_has_a_finite_slope():
+def test_a_student_sure_of_a_span_has_a_finite_gradient():
   found = sides("float32")
   student = found[0]._replace(head_DV=100 * found[0].head_DV)
-  (loss, _), slopes = compiled(0.0)(arrays_of([student, found[1]]), student, found[1])
+  (loss, _), grads = compiled(0.0)(arrays_of([student, found[1]]), student, found[1])
   assert np.isfinite(float(loss))
-  assert all(np.isfinite(np.asarray(x)).all() for x in slopes[0])
+  assert all(np.isfinite(np.asarray(x)).all() for x in grads[0])
 
 
-def test_ids_beyond_the_vocabulary_have_no_say_and_no_slope():
+def test_ids_beyond_the_vocabulary_have_no_say_and_no_gradient():
   student, teacher = sides("float32")
   wild = lambda side: side._replace(tokens_BT=np.where(side.span_BT < 0, 10**6, side.tokens_BT))
   loss = lambda x_BTD, student, teacher: span_loss(
@@ -180,9 +180,9 @@ def test_a_mask_without_spans_gives_zero():
   student, teacher = sides("float32")
   loss = lambda head: span_loss(student._replace(head_DV=head), teacher, jnp.asarray(SINGLE_BN),
                                 jnp.zeros_like(MASK_BN), classes=CLASSES, beta=0.5)[0]  # fmt: skip
-  value, slope = jax.value_and_grad(loss)(student.head_DV)
+  value, grad = jax.value_and_grad(loss)(student.head_DV)
   assert float(value) == 0
-  assert not np.asarray(slope).any()
+  assert not np.asarray(grad).any()
 
 
 def test_a_wrong_setting_is_named():

@@ -1,4 +1,4 @@
-"""Stablemax and its loss are the original's, at every scale of logits, and so is the slope."""
+"""Stablemax and its loss are the original's, at every scale of logits, and so is the gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
 def check(dtype):
-  """Loss, log-probabilities and slope against the fixture."""
+  """Loss, log-probabilities and gradient against the fixture."""
   given = fixture.arrays("stablemax")
   logits_BTV, labels_BT = jnp.asarray(given["logits"]), jnp.asarray(given["labels"])
   loss_BT = stablemax.stablemax_loss(logits_BTV, labels_BT, dtype)
@@ -22,8 +22,8 @@ def check(dtype):
   assert_close(loss_BT, given["ce"], tolerance=tolerance)
   log_BTV = stablemax.log_stablemax(logits_BTV.astype(dtype))
   assert_close(log_BTV, given["logprobs"], tolerance=tolerance)
-  slope = jax.grad(lambda x: jnp.sum(stablemax.stablemax_loss(x, labels_BT, dtype)))(logits_BTV)
-  assert_close(slope, given["dlogits"], tolerance=2e-5)  # Stored in float32.
+  grad = jax.grad(lambda x: jnp.sum(stablemax.stablemax_loss(x, labels_BT, dtype)))(logits_BTV)
+  assert_close(grad, given["dlogits"], tolerance=2e-5)  # Stored in float32.
   assert_close(stablemax.stablemax(jnp.asarray(given["s_in"], dtype)), given["s_out"], tolerance=tolerance)
 
 
@@ -45,6 +45,6 @@ def test_probabilities_add_up_to_one():
   assert_close(jnp.exp(stablemax.log_stablemax(logits_BTV)).sum(-1), np.ones((2, 3), np.float32))
 
 
-def test_the_slope_is_finite_where_a_branch_not_taken_is_not():
-  slope = jax.grad(lambda x: jnp.sum(stablemax.stablemax(x)))(jnp.asarray([1.0, 0.0, -0.0, -1.0, 1e6]))
-  np.testing.assert_allclose(slope, [1, 1, 1, 0.25, 1])
+def test_the_gradient_is_finite_where_a_branch_not_taken_is_not():
+  grad = jax.grad(lambda x: jnp.sum(stablemax.stablemax(x)))(jnp.asarray([1.0, 0.0, -0.0, -1.0, 1e6]))
+  np.testing.assert_allclose(grad, [1, 1, 1, 0.25, 1])

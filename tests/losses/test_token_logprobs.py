@@ -24,7 +24,7 @@ def inputs():
 
 @functools.cache
 def scored(block_tokens):
-  """Both results and the slopes of a mixture of them, compiled."""
+  """Both results and the gradients of a mixture of them, compiled."""
 
   def mixture(hidden_BTD, head_DV, tokens_BT, temperature):
     logprob_BT, entropy_BT = token_logprobs_and_entropies(
@@ -46,7 +46,7 @@ def test_they_are_those_of_the_tempered_softmax(x64):
 
 
 @pytest.mark.parametrize("block_tokens", (4, 64))  # A last block that is not full; one block longer than all.
-def test_blocks_change_no_value_and_no_slope(x64, block_tokens):
+def test_blocks_change_no_value_and_no_gradient(x64, block_tokens):
   assert_close(scored(block_tokens)(*inputs(), 0.7), scored(None)(*inputs(), 0.7), tolerance=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_a_temperature_or_block_of_nothing_is_refused():
 
 @pytest.mark.parametrize("temperature", ("1.0", "0.7"))
 def test_a_whole_update_is_that_of_arc_atlas(x64, temperature):
-  """Its toy policy adds up embeddings and has one output matrix; the slope goes through all of it."""
+  """Its toy policy adds up embeddings and has one output matrix; the gradient goes through all of it."""
   given = fixture.arrays("arc_atlas/grpo_numeric")
   ids_BT = jnp.asarray(np.concatenate([given["prompt_ids"], given["completion_ids"]], axis=1))
   mask_BT = jnp.asarray(np.concatenate([given["prompt_mask"], given["completion_mask"]], axis=1), "float64")
@@ -103,11 +103,11 @@ def test_a_whole_update_is_that_of_arc_atlas(x64, temperature):
                              ref_logprob_BT=ref_BT)  # fmt: skip
     return out.loss, logprob_BT
 
-  (mean, logprob_BT), slopes = loss(jnp.asarray(given["policy_e"]), jnp.asarray(given["policy_w"]))
+  (mean, logprob_BT), grads = loss(jnp.asarray(given["policy_e"]), jnp.asarray(given["policy_w"]))
   part = lambda name: given[f"loss_beta0.5_T{temperature}_{name}"]
   assert_close((logprob_BT, ref_BT), (part("logps"), part("ref_logps")), tolerance=1e-12)
   assert_close(mean, part("mean"), tolerance=1e-12)
-  assert_close(slopes, (part("grad_e"), part("grad_w")), tolerance=1e-12)
+  assert_close(grads, (part("grad_e"), part("grad_w")), tolerance=1e-12)
 
 
 def test_picking_log_probabilities_from_logits_is_that_of_arc_atlas(x64):
@@ -128,8 +128,8 @@ def test_supervised_losses_are_those_of_the_reference(x64, kind):
     logprob_BT = token_logprobs(hidden_BTD, head_DV, jnp.maximum(labels_BT, 0))
     return sft_loss(logprob_BT, labels_BT >= 0, kind=kind)[0]
 
-  value, slope = jax.value_and_grad(loss)(jnp.asarray(given["logits"]))
-  assert_close((value, slope), (given[kind], given[f"{kind}_grad"]), tolerance=1e-12)
+  value, grad = jax.value_and_grad(loss)(jnp.asarray(given["logits"]))
+  assert_close((value, grad), (given[kind], given[f"{kind}_grad"]), tolerance=1e-12)
 
 
 def test_supervised_losses_take_no_notice_of_what_does_not_count():

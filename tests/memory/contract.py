@@ -190,8 +190,8 @@ def _chunks(rule, arguments, write_T, reset_N):
 
 # Each of these is compiled once per rule, variant and dtype.
 chunks = jax.jit(_chunks, static_argnums=0)
-# ((value, (memory, out)), slopes by momentum, learned, tokens, gates)
-chunks_and_slopes = jax.jit(jax.value_and_grad(_chunks, argnums=1, has_aux=True), static_argnums=0)
+# ((value, (memory, out)), gradients by momentum, learned, tokens, gates)
+chunks_and_grads = jax.jit(jax.value_and_grad(_chunks, argnums=1, has_aux=True), static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -216,10 +216,10 @@ def read_parts(case, running, tokens, gates, lengths):
 
 
 def chunks_of(small):
-  """The rule's chunks; with its defaults from the function that gives slopes too, to compile one less."""
+  """The rule's chunks; with its defaults from the function that gives gradients too, to compile one less."""
   if small.options:
     return lambda *args: chunks(small.rule, *args)[1]
-  return lambda *args: chunks_and_slopes(small.rule, *args)[0][1]
+  return lambda *args: chunks_and_grads(small.rule, *args)[0][1]
 
 
 # Padding inside chunks, a chunk of padding alone, and a reset at the last chunk.

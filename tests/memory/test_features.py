@@ -76,7 +76,7 @@ def test_widths_parts_and_learned_constants_are_what_they_say(options):
     assert learned["projection"].shape == (K, options["feature_dim"])
 
 
-def test_cells_and_their_slopes_are_those_of_a_softmax_brought_to_norm_one(x64):
+def test_cells_and_their_gradients_are_those_of_a_softmax_brought_to_norm_one(x64):
   lift, slow, x_TK, _ = small(dict(kind="cells", degree=2, feature_dim=6))
   weight_TP = jax.random.normal(jax.random.key(3), (len(x_TK), 6))
   directions_KP = np.random.default_rng(0).standard_normal((x_TK.shape[1], 6))

@@ -8,7 +8,7 @@ import pytest
 from atlas_jax.memory import gates
 from atlas_jax.memory.types import GateSpec, GateStarts
 from tests import oracles
-from tests.helpers import assert_close, assert_slopes, random_gates
+from tests.helpers import assert_close, assert_grads, random_gates
 
 
 def oracle_of(parts, write_C):
@@ -103,7 +103,7 @@ def test_chunk_decay_gives_gradients_of_its_row_recurrences(x64):
   weighed = lambda tables: sum((weight[name] * x).sum() for name, x in tables.items())
   written_C = jnp.asarray(write_C, jnp.float64)
   gradient = jax.jit(jax.grad(lambda parts: weighed(gates.chunk_decay(*parts, written_C)._asdict())))(parts)
-  assert_slopes(lambda parts: weighed(oracle_of(parts, write_C)), parts, gradient)
+  assert_grads(lambda parts: weighed(oracle_of(parts, write_C)), parts, gradient)
 
 
 STARTS = GateStarts(retention=0.99, momentum=0.8, write_rate=0.05, write_rate_max=0.2)

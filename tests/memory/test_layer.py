@@ -12,8 +12,8 @@ from atlas_jax.memory import layer as memory_layer
 from atlas_jax.memory.layer import NO_DOC
 from tests.helpers import (
   assert_close,
+  assert_grads,
   assert_same_bits,
-  assert_slopes,
   quick_compilation,
   tiny_memory,
   trace_counter,
@@ -91,9 +91,9 @@ def test_outer_gradients_equal_finite_differences_of_the_loop(x64):
     return np.sum(weight_BTHM * oracle(layer, arguments["params"], arguments["x"], DOCUMENTS)[0])
 
   gradient = jax.jit(jax.grad(total))(arguments)
-  for path, slope in jax.tree_util.tree_leaves_with_path(gradient):
-    assert np.abs(slope).max() > 1e-6, f"{jax.tree_util.keystr(path)} has no effect"
-  assert_slopes(loop, arguments, gradient, tolerance=1e-6)
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradient):
+    assert np.abs(grad).max() > 1e-6, f"{jax.tree_util.keystr(path)} has no effect"
+  assert_grads(loop, arguments, gradient, tolerance=1e-6)
 
 
 # --- state from call to call ---

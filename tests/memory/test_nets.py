@@ -1,4 +1,4 @@
-"""Networks of memories: what they compute, and that their slopes are those of the recall loss."""
+"""Networks of memories: what they compute, and that their gradients are those of the recall loss."""
 
 import functools
 
@@ -87,8 +87,8 @@ def test_every_activation_and_norm_is_tried():
 
 @pytest.mark.core
 @pytest.mark.parametrize("form", [*MLPS, *GATED], ids=label)
-def test_slopes_of_all_products_equal_autodiff_of_the_recall_loss(x64, form):
-  """Each token's gradient is its product of inputs and slopes; the reference loops agree with both."""
+def test_gradients_of_all_products_equal_autodiff_of_the_recall_loss(x64, form):
+  """Each token's gradient is its product of inputs and gradients; the reference loops agree with both."""
   net, weights, slow, (k_TK, lifted_TP, v_TM) = make(form)
   recall = functools.partial(mlp_again if "depth" in form else gated_again, form)
 
@@ -99,7 +99,7 @@ def test_slopes_of_all_products_equal_autodiff_of_the_recall_loss(x64, form):
   loss_T, gradient = jax.jit(each)(weights, k_TK, lifted_TP, v_TM)
   body = descent.Descent(net, features.make("none", key_dim=K), objectives.l2, momentum=False)
   found = descent.surprise(body, slow, weights, lifted_TP, k_TK, v_TM, ())
-  products = {w: found.inputs[w][:, :, None] * found.slopes[w][:, None, :] for w in weights}
+  products = {w: found.inputs[w][:, :, None] * found.grads[w][:, None, :] for w in weights}
   assert_close(products, gradient, why="gradient of each token")
   assert_close(found.loss_C, loss_T, why="loss")
   norm_T = np.sqrt(sum(np.sum(np.asarray(g) ** 2, (1, 2)) for g in gradient.values()))
@@ -132,7 +132,7 @@ def test_a_bound_shortens_long_gradients_of_all_weights_together(x64, bound):
   bound_ = descent.surprise(free._replace(surprise_max=bound), slow, weights, lifted_TP, k_TK, v_TM, ())
   share_T1 = np.minimum(1, bound / np.asarray(plain.norm_C))[:, None]
   assert bound > 1 or (share_T1 < 1).all()
-  assert_close(bound_.slopes, {w: share_T1 * np.asarray(slope) for w, slope in plain.slopes.items()})
+  assert_close(bound_.grads, {w: share_T1 * np.asarray(grad) for w, grad in plain.grads.items()})
   assert_close(bound_.norm_C, plain.norm_C, why="the norm is that before the bound")
 
 

@@ -1,4 +1,4 @@
-"""Recall losses: their values, and that what is back-propagated is their slope, or what is documented."""
+"""Recall losses: their values, and that what is back-propagated is their gradient, or what is documented."""
 
 import functools
 
@@ -53,13 +53,13 @@ def outputs():
 
 
 @every_exact
-def test_slopes_equal_autodiff_of_the_loss_and_the_reported_loss_is_it(x64, name):
+def test_gradients_equal_autodiff_of_the_loss_and_the_reported_loss_is_it(x64, name):
   objective, again = EXACT[name]
   out_TM, v_TM, gates = outputs()
-  loss_T, slope_TM = objective(out_TM, v_TM, gates)
+  loss_T, grad_TM = objective(out_TM, v_TM, gates)
   token = lambda out, v, gate: again(out - v, v, gate)
   expected_T, expected_TM = jax.vmap(jax.value_and_grad(token))(out_TM, v_TM, gates)
-  assert_close((loss_T, slope_TM), (expected_T, expected_TM))
+  assert_close((loss_T, grad_TM), (expected_T, expected_TM))
 
 
 @every_exact
@@ -82,33 +82,33 @@ def test_gradients_of_a_memory_are_those_of_its_loss(x64, name):
     return again(k_K + h - v_M, v_M, gate)
 
   gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0, 0)))(weights, k_TK, v_TM, gates)
-  products = {w: found.inputs[w][:, :, None] * found.slopes[w][:, None, :] for w in weights}
+  products = {w: found.inputs[w][:, :, None] * found.grads[w][:, None, :] for w in weights}
   assert_close(products, gradient)
   one = functools.partial(descent.token_gradient, body, {}, weights)
   assert_close(jax.vmap(one)(k_TK, v_TM, gates), gradient, why="plain form")
 
 
 @pytest.mark.parametrize("p,sharpness", [(1, 5.0), (1.5, 10.0), (3, 10.0), (4, 2.0)])
-def test_the_slope_of_lp_is_the_documented_one_and_nears_the_loss_s(x64, p, sharpness):
+def test_the_gradient_of_lp_is_the_documented_one_and_nears_the_loss_s(x64, p, sharpness):
   out_TM, v_TM, _ = outputs()
-  loss_T, slope_TM = objectives.lp(p, sharpness)(out_TM, v_TM, ())
+  loss_T, grad_TM = objectives.lp(p, sharpness)(out_TM, v_TM, ())
   e = np.asarray(out_TM - v_TM)
-  assert_close(slope_TM, np.tanh(sharpness * e) * (e**2 + 1e-6) ** ((p - 1) / 2))
+  assert_close(grad_TM, np.tanh(sharpness * e) * (e**2 + 1e-6) ** ((p - 1) / 2))
   assert_close(loss_T, (np.abs(e) ** p).sum(-1) / p, tolerance=1e-3)
   true = np.sign(e) * np.abs(e) ** (p - 1)
   far = np.abs(e) > 4 / sharpness
-  np.testing.assert_allclose(np.asarray(slope_TM)[far], true[far], rtol=2e-3)
+  np.testing.assert_allclose(np.asarray(grad_TM)[far], true[far], rtol=2e-3)
 
 
-def test_no_slope_is_infinite_where_the_error_is_zero(x64):
-  """Outer gradients go through the slope: its own derivative must be finite too."""
+def test_no_gradient_is_infinite_where_the_error_is_zero(x64):
+  """Outer gradients go through the gradient: its own derivative must be finite too."""
   v_TM, gates = jnp.ones((2, M)), {"threshold": jnp.full(2, 0.5)}
   every = {name: exact for name, (exact, _) in EXACT.items()}
   every |= {f"lp {p}": objectives.lp(p, 10.0) for p in (1, 1.5, 3)}
   for name, objective in every.items():
     total = lambda out_TM, objective=objective: sum(x.sum() for x in objective(out_TM, v_TM, gates))
-    value, slope = jax.value_and_grad(total)(v_TM)
-    assert np.isfinite(value) and np.isfinite(np.asarray(slope)).all(), name
+    value, grad = jax.value_and_grad(total)(v_TM)
+    assert np.isfinite(value) and np.isfinite(np.asarray(grad)).all(), name
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_a_bound_keeps_the_direction_and_cuts_the_length(x64):
   expected = np.minimum(1, 2 / np.maximum(np.sqrt(np.asarray(square_T)), 1e-300))
   assert_close(objectives.bound(square_T, 2.0), expected)
   assert_close(objectives.bound(square_T, None), np.ones(5))
-  slope = jax.grad(lambda square: jnp.sum(objectives.bound(square, 2.0)))(square_T)
-  assert np.isfinite(np.asarray(slope)).all()
+  grad = jax.grad(lambda square: jnp.sum(objectives.bound(square, 2.0)))(square_T)
+  assert np.isfinite(np.asarray(grad)).all()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.memory import oracles
 K, M, F = 4, 4, 3
 ACTIVATIONS = sorted(oracles.ACTIVATIONS)
 THRESHOLD = {"threshold": 0.4}
-# Those whose slope is exactly that of their loss.
+# Those whose gradient is exactly that of their loss.
 OBJECTIVES = {
   "l2": oracles.l2,
   "dot": oracles.inner_product,
@@ -31,19 +31,19 @@ def numbers(*shape, seed):
 
 def differences(loss, x, step=1e-6):
   """Central differences of a scalar function by every entry of an array."""
-  slope = np.zeros_like(x)
+  grad = np.zeros_like(x)
   for index in np.ndindex(x.shape):
     up, down = x.copy(), x.copy()
     up[index] += step
     down[index] -= step
-    slope[index] = (loss(up) - loss(down)) / (2 * step)
-  return slope
+    grad[index] = (loss(up) - loss(down)) / (2 * step)
+  return grad
 
 
 def check_gradient(net, weights, slow, *, lifted_dim=K, objective=oracles.l2):
   x, lifted, v = numbers(K, seed=1), numbers(lifted_dim, seed=2), numbers(M, seed=3)
-  slope_of = lambda out: objective(out, v, THRESHOLD)[1]
-  found = net.gradient(weights, slow, x, lifted, slope_of)
+  grad_of = lambda out: objective(out, v, THRESHOLD)[1]
+  found = net.gradient(weights, slow, x, lifted, grad_of)
   assert sorted(found) == sorted(weights)
   for name in weights:
     loss = lambda w, name=name: objective(net.read(weights | {name: w}, slow, x, lifted), v, THRESHOLD)[0]
@@ -84,7 +84,7 @@ def test_gradients_of_a_gated_network_are_those_of_its_loss(activation, residual
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_slopes_of_objectives_are_those_of_their_loss(name):
+def test_gradients_of_objectives_are_those_of_their_loss(name):
   net = oracles.mlp(depth=2, activation="gelu", residual=True, norm="layer")
   check_gradient(net, mlp_weights(2), {}, objective=OBJECTIVES[name])
   for size in (0.01, 0.3, 3.0):  # On both sides of the Huber losses' border.
@@ -96,15 +96,15 @@ def test_slopes_of_objectives_are_those_of_their_loss(name):
 
 
 @pytest.mark.parametrize("p", [1.5, 3])
-def test_the_slope_of_lp_has_a_smooth_sign_and_is_the_loss_s_where_errors_are_large(p):
+def test_the_gradient_of_lp_has_a_smooth_sign_and_is_the_loss_s_where_errors_are_large(p):
   objective = oracles.lp(p, sharpness=10)
   e = np.array([-2.0, -1e-3, 0.0, 0.5])
-  loss, slope = objective(e, np.zeros(4), {})
+  loss, grad = objective(e, np.zeros(4), {})
   assert loss == pytest.approx((2**p + 1e-3**p + 0.5**p) / p)
   documented = [math.tanh(10 * x) * (x * x + 1e-6) ** ((p - 1) / 2) for x in e]
-  np.testing.assert_allclose(slope, documented, rtol=1e-12)
+  np.testing.assert_allclose(grad, documented, rtol=1e-12)
   true = differences(lambda e: objective(e, np.zeros(4), {})[0], e)
-  np.testing.assert_allclose(slope[[0, 3]], true[[0, 3]], rtol=2e-4)
+  np.testing.assert_allclose(grad[[0, 3]], true[[0, 3]], rtol=2e-4)
 
 
 def test_a_layer_norm_has_mean_zero_and_variance_one():

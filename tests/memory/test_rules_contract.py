@@ -13,8 +13,8 @@ from atlas_jax.memory import rules, scan
 from atlas_jax.memory.types import Gates, GateSpec
 from tests.helpers import (
   assert_close,
+  assert_grads,
   assert_same_bits,
-  assert_slopes,
   cut,
   quick_compilation,
   random_tokens,
@@ -32,7 +32,7 @@ from tests.memory.contract import (
   N,
   assert_equals_oracle,
   case,
-  chunks_and_slopes,
+  chunks_and_grads,
   chunks_of,
   gates_at,
   read_parts,
@@ -130,7 +130,7 @@ def test_outer_gradients_equal_finite_differences_of_the_oracle(x64, name):
   small = case(name)
   # Where a chunk writes at its end and fades to the start, retention tells from the third chunk on.
   write_T, resets = GRIDS["whole" if name in ("atlas", "atlas_plus") else "a reset"]
-  (value, _), slopes = chunks_and_slopes(small.rule, small.arguments, *small.with_grid(write_T, resets))
+  (value, _), grads = chunks_and_grads(small.rule, small.arguments, *small.with_grid(write_T, resets))
 
   def loop(arguments):
     end = small.oracle(arguments, write_T=write_T, reset_T=resets_of(resets))
@@ -138,15 +138,15 @@ def test_outer_gradients_equal_finite_differences_of_the_oracle(x64, name):
     return float(weighed(end.out_TM * write_T[:, None], end._replace(momentum=momentum)))
 
   assert_close(value, np.float64(loop(small.arguments)))
-  used = used_slopes(small, slopes)
-  for path, slope in jax.tree_util.tree_leaves_with_path(used):
-    assert np.abs(np.asarray(slope)).max() > 1e-7, f"{jax.tree_util.keystr(path)} has no effect"
-  assert_slopes(loop, small.arguments, slopes, step=1e-7, tolerance=1e-6)
+  used = used_grads(small, grads)
+  for path, grad in jax.tree_util.tree_leaves_with_path(used):
+    assert np.abs(np.asarray(grad)).max() > 1e-7, f"{jax.tree_util.keystr(path)} has no effect"
+  assert_grads(loop, small.arguments, grads, step=1e-7, tolerance=1e-6)
 
 
-def used_slopes(small, slopes):
-  """The slopes of all that the rule says it uses."""
-  _, learned, tokens, gates = slopes
+def used_grads(small, grads):
+  """The gradients of all that the rule says it uses."""
+  _, learned, tokens, gates = grads
   return learned, tokens, {name: getattr(gates, name) for name in small.rule.uses}, gates.more
 
 
@@ -319,7 +319,7 @@ def test_gates_shut_or_open_with_equal_or_zero_tokens_stay_finite(name):
   for why, z in logits.items():
     gates = small.as_used(gates_at(small.rule, z, dtype="float32", write_rate_max=0.1))
     for kind, tokens in (("random", small.tokens), ("equal keys", equal), ("zero tokens", zero)):
-      found = chunks_and_slopes(
+      found = chunks_and_grads(
         small.rule, (small.momentum, small.learned, tokens, gates), *small.with_grid()
       )
       for path, x in jax.tree_util.tree_leaves_with_path(found):

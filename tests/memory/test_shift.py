@@ -8,12 +8,12 @@ from flax.core import freeze
 
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC
-from atlas_jax.memory.projections import Form, ngram_taps
+from atlas_jax.memory.projections import ProjectionForm, ngram_taps
 from tests.helpers import (
   SHIFTED,
   assert_close,
+  assert_grads,
   assert_same_bits,
-  assert_slopes,
   quick_compilation,
   tiny_memory,
 )
@@ -117,7 +117,7 @@ def test_gradients_of_every_parameter_equal_finite_differences_of_the_loop(x64):
   gradient = jax.jit(jax.grad(total))(arguments)
   for path, of_one in jax.tree_util.tree_leaves_with_path(gradient):
     assert np.abs(of_one).max() > 1e-8, f"{jax.tree_util.keystr(path)} has no effect"
-  assert_slopes(loop, arguments, gradient, tolerance=1e-6)
+  assert_grads(loop, arguments, gradient, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("changed", [0, 5, 11])
@@ -178,13 +178,13 @@ def test_an_empty_memory_adds_nothing_if_reads_keep_their_length():
 
 
 def test_keys_start_as_signatures_of_ngrams_that_grow_from_head_to_head():
-  form = Form(5, 3, 6, True, True, "none", "input")
+  form = ProjectionForm(5, 3, 6, True, True, "none", "input")
   taps_SHE = np.asarray(ngram_taps(form, jax.random.key(0), (6, 3, form.channels), jnp.float32))
   sizes_SH = np.abs(taps_SHE[..., :5]).max(-1)
   assert [(sizes_SH[:, h] > 0.1).sum() for h in range(3)] == [2, 4, 6]
   np.testing.assert_allclose(sizes_SH[-1], 1)
   np.testing.assert_allclose(sizes_SH[-2], 0.9)
-  own = Form(5, 3, 6, True, False, "none", "input")
+  own = ProjectionForm(5, 3, 6, True, False, "none", "input")
   taps_SHE = np.asarray(ngram_taps(own, jax.random.key(0), (6, 3, own.channels), jnp.float32))
   assert_same_bits(taps_SHE[..., :5], taps_SHE[..., 5:10], why="queries start as keys")
 

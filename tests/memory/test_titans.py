@@ -118,11 +118,11 @@ def test_a_bound_shortens_long_gradients_and_leaves_short_ones(x64):
   norm_T = np.asarray(chunks(learned, tokens, gates)[1])
   assert norm_T.min() < 3.5 < norm_T.max(), f"the bound is not between the norms {norm_T}"
   total = lambda read, *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(read(*args)[0]))
-  slopes = []
+  grads = []
   for read in (chunks, singles):
     assert_close(read(learned, tokens, gates)[0], results(expected.out_TM, expected))
-    slopes.append(jax.jit(jax.grad(functools.partial(total, read), (0, 1, 2)))(learned, tokens, gates))
-  assert_close(*slopes)
+    grads.append(jax.jit(jax.grad(functools.partial(total, read), (0, 1, 2)))(learned, tokens, gates))
+  assert_close(*grads)
 
 
 def test_an_mlp_has_the_widths_it_was_asked_for():

@@ -97,8 +97,8 @@ def global_reads(learned, tokens, gates):
   for at in range(0, N, CHUNK):
     part, rate_C = cut((tokens, gates.write_rate), at, at + CHUNK)
     out.append(f(weights, part.q))
-    slope = jax.grad(loss)(weights, part.k, part.v, rate_C)
-    weights = jax.tree.map(lambda w, g: w - g, weights, slope)
+    grad = jax.grad(loss)(weights, part.k, part.v, rate_C)
+    weights = jax.tree.map(lambda w, g: w - g, weights, grad)
   return jnp.concatenate(out)
 
 

@@ -84,10 +84,10 @@ def test_gates_and_values_have_no_gradient_and_all_else_has_one():
   shapes = jax.tree.map(jnp.shape, params)
   other = layer_of(**LEARNED | dict(writes=True))[1]
   assert jax.tree.map(jnp.shape, other) == shapes, "as many parameters as with writes"
-  for path, slope in jax.tree_util.tree_leaves_with_path(gradient):
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradient):
     name = jax.tree_util.keystr(path)
     idle = "gates" in name or "value_kernel" in name
-    assert np.any(np.asarray(slope)) != idle, name
+    assert np.any(np.asarray(grad)) != idle, name
 
 
 def test_a_start_of_zero_that_is_never_written_is_refused():

@@ -23,13 +23,13 @@ def _compile_quickly():
 
 
 def frozen(**settings):
-  """Gives settings that can be hashed."""
+  """Returns settings that can be hashed."""
   return decoder.nn.FrozenDict(settings)
 
 
 @functools.lru_cache
 def tiny(**fields):
-  """Gives a decoder with every part that a family may have, and random parameters, biases among them."""
+  """Returns a decoder with every part that a family may have, and random parameters, biases among them."""
   model = decoder.Decoder(**{**FIELDS, "qk_norm": True, "qkv_bias": True, "mlp_bias": True, **fields})
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   draw = np.random.default_rng(2)
@@ -43,8 +43,8 @@ def read(model, params, tokens_BT, cache=None, doc_BT=None, position_BT=None, *,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def slopes(model, params):
-  """Gives a loss that every parameter enters, and its gradients."""
+def grads(model, params):
+  """Returns a loss that every parameter enters, and its gradients."""
   def loss(params):
     hidden_BTD = model.apply({"params": params}, TOKENS_BT).hidden_BTD
     return jnp.mean(jnp.square(head.logits(params, hidden_BTD)))
@@ -107,7 +107,7 @@ def test_completions_of_one_prompt_go_on_from_copies_of_its_row():
   dict(remat="block"), dict(remat="dots"), dict(scan_unroll=3), dict(attention_block_tokens=4)])
 def test_how_a_model_is_run_changes_neither_loss_nor_gradient(fields):
   model, params = tiny()
-  assert_close(slopes(model.copy(**fields), params), slopes(model, params))
+  assert_close(grads(model.copy(**fields), params), grads(model, params))
 
 
 def test_activations_may_be_narrow():
@@ -230,7 +230,7 @@ def test_training_adapters_needs_and_changes_no_base():
       out = model.apply({"params": lora.join(adapters, base)}, TOKENS_BT)
       return jnp.mean(jnp.square(out.hidden_BTD))
     value, gradient = jax.value_and_grad(loss)(adapters)
-    return value, jax.tree.map(lambda x, slope: x - 0.1 * slope, adapters, gradient)
+    return value, jax.tree.map(lambda x, grad: x - 0.1 * grad, adapters, gradient)
 
   first, after = step(adapters, base)
   assert jax.tree.structure(after) == jax.tree.structure(adapters)

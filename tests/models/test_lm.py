@@ -15,8 +15,8 @@ from atlas_jax.models.blocks import gate as gate_block
 from tests import oracles
 from tests.helpers import (
   assert_close,
+  assert_grads,
   assert_same_bits,
-  assert_slopes,
   quick_compilation,
   tiny_lm,
   trace_counter,
@@ -63,7 +63,7 @@ def stream(model, params, tokens_BT, state=None, count_B=None):
 
 
 def wide_as(params, state):
-  """Gives a zero state float64 leaves where the parameters have them."""
+  """Returns a zero state float64 leaves where the parameters have them."""
   if params["embed"].dtype != jnp.float64:
     return state
   return jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
@@ -91,7 +91,7 @@ descent = jax.jit(jax.value_and_grad(loss_of, (1, 2)), static_argnums=0)
 
 
 def gradient_of(model, params, tokens_BT, doc_BT=None, weight_BT=None):
-  """Gives the loss, and its gradient by every parameter; the output weights are the embedding."""
+  """Returns the loss, and its gradient by every parameter; the output weights are the embedding."""
   doc_BT = jnp.zeros_like(tokens_BT) if doc_BT is None else jnp.asarray(doc_BT)
   weight_BT = (doc_BT >= 0).astype(jnp.float32) if weight_BT is None else weight_BT
   loss, (gradient, head_DV) = descent(model, params, head.head_weights(params), tokens_BT, doc_BT, weight_BT)
@@ -124,16 +124,16 @@ def test_gradients_of_the_loss_equal_finite_differences_of_the_loop(x64):
 
   value, gradient, _ = gradient_of(model, params, tokens_BT, DOCUMENTS)
   assert_close(value, np.float64(loop(params)))
-  assert_slopes(loop, params, gradient)
+  assert_grads(loop, params, gradient)
 
 
 def test_every_parameter_of_every_block_receives_a_gradient_from_the_start(x64):
   model, params, tokens_BT = model_of("float64", noise=0.0)
   _, gradient, _ = gradient_of(model, params, tokens_BT)
-  for path, slope in jax.tree_util.tree_leaves_with_path(gradient):
-    name, slope = jax.tree_util.keystr(path), np.asarray(slope)
-    assert np.isfinite(slope).all(), f"{name}: not finite"
-    for layer in slope if "blocks" in name else [slope]:
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradient):
+    name, grad = jax.tree_util.keystr(path), np.asarray(grad)
+    assert np.isfinite(grad).all(), f"{name}: not finite"
+    for layer in grad if "blocks" in name else [grad]:
       assert np.abs(layer).max() > 1e-8, f"{name}: no gradient"
       if "embed" not in name:
         assert (layer != 0).mean() > 0.95, f"{name}: {(layer == 0).mean():.0%} have no gradient"
@@ -282,10 +282,10 @@ def test_the_floor_of_the_gate_is_no_clamp():
   value = lambda z: gate.apply(params(z), jnp.zeros((1, 1, 2)))[0].sum()
   for z in (-6.0, -3.0, 0.0, 4.0):
     share = oracles.sigmoid(z)
-    opened, slope = jax.value_and_grad(value)(jnp.float32(z))
+    opened, grad = jax.value_and_grad(value)(jnp.float32(z))
     assert_close(opened, np.float64(0.25 + 0.75 * share), tolerance=1e-6)
-    assert_close(slope, np.float64(0.75 * share * (1 - share)), tolerance=1e-6)
-    assert float(slope) > 1e-3
+    assert_close(grad, np.float64(0.75 * share * (1 - share)), tolerance=1e-6)
+    assert float(grad) > 1e-3
 
 
 def test_a_nearly_shut_gate_still_learns_and_lets_the_floor_through(x64):

@@ -75,8 +75,8 @@ def test_a_token_changes_nothing_before_it(name):
 @pytest.mark.parametrize("name", ["conv", "conv, no shift", "ngram"])
 def test_every_parameter_of_a_control_has_a_gradient_from_the_start(x64, name):
   model, params, tokens_BT = tiny_lm(dtype="float64", noise=0.0, **MODELS[name])
-  for path, slope in jax.tree_util.tree_leaves_with_path(gradient_of(model, params, tokens_BT)[1]):
-    assert np.abs(np.asarray(slope)).max() > 1e-8, jax.tree_util.keystr(path)
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradient_of(model, params, tokens_BT)[1]):
+    assert np.abs(np.asarray(grad)).max() > 1e-8, jax.tree_util.keystr(path)
 
 
 def test_convolutions_alone_are_a_memory_of_one_token(x64):

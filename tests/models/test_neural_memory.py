@@ -128,8 +128,8 @@ def test_every_rule_is_a_layer_by_its_name(rule):
 def test_gradients_reach_every_parameter_and_the_input(x64):
   layer, params, x_BTD = layer_of()
   total = lambda params, x_BTD: jnp.sum(jnp.sin(layer.apply(params, x_BTD, None, DOCUMENTS)[0]))
-  for path, slope in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total, (0, 1)))(params, x_BTD)):
-    assert np.isfinite(slope).all() and np.abs(slope).max() > 1e-9, jax.tree_util.keystr(path)
+  for path, grad in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total, (0, 1)))(params, x_BTD)):
+    assert np.isfinite(grad).all() and np.abs(grad).max() > 1e-9, jax.tree_util.keystr(path)
 
 
 def test_rows_may_be_lifted_by_vmap(x64):

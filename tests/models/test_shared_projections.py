@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.memory.layer import NO_DOC, Memory
-from tests.helpers import PAPER, SHIFTED, assert_close, assert_slopes, quick_compilation, tiny_lm
+from tests.helpers import PAPER, SHIFTED, assert_close, assert_grads, quick_compilation, tiny_lm
 from tests.models.test_lm import DOCUMENTS, gradient_of, oracle, packed, stream
 
 SHARED = dict(heads=2, key_dim=6, value_dim=6, qkv_source="attention")
@@ -50,7 +50,7 @@ def test_the_gradient_reaches_the_projections_through_the_memory_too(x64):
     return nll_BT[real].mean()
 
   _, gradient, _ = gradient_of(model, params, tokens_BT, DOCUMENTS)
-  assert_slopes(loop, params, gradient)
+  assert_grads(loop, params, gradient)
 
 
 def test_the_convolutions_without_a_memory_share_them_too(x64):

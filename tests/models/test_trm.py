@@ -108,8 +108,8 @@ def test_gradient_is_that_of_the_last_cycle_alone(variant, mixer):
     out = model.apply({"params": params}, inputs_BT, rows_BE, latents)
     return jnp.sum(jnp.square(out.logits_BTV)) + jnp.sum(out.halt_logit_B)
 
-  slope = jax.jit(jax.grad(loss, argnums=(2, 3)), static_argnums=0)
-  whole, last = slope(model, latents, params, rows_BE), slope(model.clone(n_outer=1), before, params, rows_BE)
+  grad = jax.jit(jax.grad(loss, argnums=(2, 3)), static_argnums=0)
+  whole, last = grad(model, latents, params, rows_BE), grad(model.clone(n_outer=1), before, params, rows_BE)
   scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(last))
   assert_close(*(jax.tree.map(lambda x: x / scale, tree) for tree in (whole, last)))
 
@@ -127,8 +127,8 @@ def test_hrm_s_gradient_passes_the_last_call_of_each_stack_alone():
     out = model.apply({"params": params}, inputs_BT, rows_BE, latents)
     return jnp.sum(jnp.square(out.logits_BTV))
 
-  slope = jax.jit(jax.grad(loss, argnums=2), static_argnums=0)
-  whole, last = slope(model, latents, params), slope(one, (answer, latent), params)
+  grad = jax.jit(jax.grad(loss, argnums=2), static_argnums=0)
+  whole, last = grad(model, latents, params), grad(one, (answer, latent), params)
   scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(last))
   assert_close(*(jax.tree.map(lambda x: x / scale, tree) for tree in (whole, last)))
 

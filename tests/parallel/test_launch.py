@@ -17,7 +17,7 @@ FLAGS = ("here:1", 4, 3)
 
 @pytest.fixture
 def env(monkeypatch):
-  """Gives a function that sets variables of a cluster."""
+  """Returns a function that sets variables of a cluster."""
   return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
@@ -31,13 +31,13 @@ def test_nothing_that_says_otherwise_is_a_run_of_one_process():
 
 
 @pytest.mark.parametrize("variables, place", [
-  (SLURM, launch.Place(f"node003:{70000 % 4096 + 61440}", 2, 1)),
-  (OMPI, launch.Place(f"10.96.0.1:{1531576320 // 4096 % 4096 + 61440}", 3, 2)),
+  (SLURM, launch.ProcessPlace(f"node003:{70000 % 4096 + 61440}", 2, 1)),
+  (OMPI, launch.ProcessPlace(f"10.96.0.1:{1531576320 // 4096 % 4096 + 61440}", 3, 2)),
 ])  # fmt: skip
 def test_a_cluster_says_who_belongs_together(variables, place, env):
   env(variables)
   assert find() == place
-  assert find(*FLAGS) == launch.Place(*FLAGS)
+  assert find(*FLAGS) == launch.ProcessPlace(*FLAGS)
   assert find(None, 1, None) is None
 
 
@@ -46,7 +46,7 @@ def test_hosts_of_a_tpu_pod_are_joined_and_one_host_is_not(env, monkeypatch):
   monkeypatch.setattr("jax._src.cloud_tpu_init.running_in_cloud_tpu_vm", True)
   slices = {f"MEGASCALE_{name}": "" for name in ("COORDINATOR_ADDRESS", "NUM_SLICES", "SLICE_ID")}
   env({**slices, "TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"})
-  assert find() == launch.Place("localhost:8482", 2, 1)
+  assert find() == launch.ProcessPlace("localhost:8482", 2, 1)
   env({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"})
   assert find() is None
 

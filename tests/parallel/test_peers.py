@@ -14,14 +14,14 @@ SOON = Limits(join_s=5.0, silent_s=5.0, wait_s=5.0)
 
 
 def free_port():
-  """Gives a port that nobody listens on."""
+  """Returns a port that nobody listens on."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     return free.getsockname()[1]
 
 
 def together(*calls):
-  """Runs the calls at the same time and gives what each returned or raised."""
+  """Runs the calls at the same time and returns what each returned or raised."""
   def outcome(call):
     try:
       return call()

@@ -18,7 +18,7 @@ def write(path: pathlib.Path, content) -> pathlib.Path:
 
 
 def with_changes(part="train", number=0, **sides):
-  """Gives the task with another first pair; a side that is None is left out."""
+  """Returns the task with another first pair; a side that is None is left out."""
   task = json.loads(json.dumps(TASK))
   pair = task[part][number] | sides
   task[part][number] = {side: grid for side, grid in pair.items() if grid is not None}

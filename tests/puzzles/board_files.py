@@ -23,7 +23,7 @@ def texts(boards, characters: str) -> list[tuple[str, str, int]]:
 
 
 def hub(folder):
-  """Gives a client of a hub that holds the files of a folder, none of them on this machine yet."""
+  """Returns a client of a hub that holds the files of a folder, none of them on this machine yet."""
   def hf_hub_download(repo, name, *, repo_type, local_files_only):
     assert (repo, repo_type) == ("owner/name", "dataset")
     if local_files_only:

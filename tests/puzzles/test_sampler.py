@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from atlas_jax.puzzles import puzzle_set, sampler
-from atlas_jax.puzzles.sampler import Place
+from atlas_jax.puzzles.sampler import BatchPlace
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "trm" / "arc_builder.npz"
-START = Place(0, 0)
+START = BatchPlace(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_original_sampler_takes_the_reference_draws_and_drops_short_batches(
     examples, place = drawn.batch(place)
     np.testing.assert_array_equal(toy.puzzles_of(examples), built[f"sampler/batch{i}_puzzles"])
     next_start = int(built[f"sampler/batch{i}_next_start"])
-    assert place == (Place(0, next_start) if i < 5 else Place(1, 0))
+    assert place == (BatchPlace(0, next_start) if i < 5 else BatchPlace(1, 0))
   assert drawn.steps_of(4) == 6
 
 
@@ -133,14 +133,14 @@ def test_batches_are_packed_greedily_across_epochs(groups):
       taken = examples[7 - left:][:sizes[puzzles[draw]]]
       assert set(train.puzzles_of(taken)) == {puzzles[draw]} and len(set(taken.tolist())) == len(taken)
       left, draw = left - len(taken), draw + 1
-    assert place == Place(*divmod(draw, n))
+    assert place == BatchPlace(*divmod(draw, n))
 
 
 def test_a_batch_may_be_larger_than_many_epochs():
   train = puzzles_of_sizes([1], [2])
   drawn = counter(train, batch_rows=30_000)
   examples, place = drawn.batch(START)
-  assert len(examples) == 30_000 and place == Place(10_000, 0)
+  assert len(examples) == 30_000 and place == BatchPlace(10_000, 0)
   assert np.bincount(examples).tolist() == [10_000] * 3
 
 
@@ -153,7 +153,7 @@ def test_a_batch_follows_from_its_place_alone(groups, kind):
   found, _ = batches(drawn, 60)
   for step in (59, 0, 17, 33):
     fresh = sampler.make(kind, train, **fields)
-    place = Place(*json.loads(json.dumps(fresh.skip(START, step))))
+    place = BatchPlace(*json.loads(json.dumps(fresh.skip(START, step))))
     np.testing.assert_array_equal(sampler.make(kind, train, **fields).batch(place)[0], found[step])
     assert fresh.skip(place, 60 - step) == drawn.skip(START, 60)
 
@@ -175,7 +175,7 @@ def test_pages_and_slabs_change_nothing(groups, monkeypatch):
 def test_steps_are_the_batches_that_fit_into_the_epochs(groups, epochs):
   drawn = counter(puzzles_of_sizes(*groups))
   place, count = START, 0
-  while (place := drawn.batch(place)[1]) <= Place(epochs, 0):
+  while (place := drawn.batch(place)[1]) <= BatchPlace(epochs, 0):
     count += 1
   assert drawn.steps_of(epochs) == count
 
@@ -195,7 +195,7 @@ def test_steps_of_a_long_run_hold_little_at_a_time():
   steps = drawn.steps_of(53_000)
   mean = 53_000 * 16 * (3 + 5 + 2 + 3.5)
   assert mean / 1002.5 < steps < mean / 1000
-  assert drawn.skip(START, steps) <= Place(53_000, 0) < drawn.skip(START, steps + 1)
+  assert drawn.skip(START, steps) <= BatchPlace(53_000, 0) < drawn.skip(START, steps + 1)
 
 
 def test_seeds_differ_and_all_64_bits_count():

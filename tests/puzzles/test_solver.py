@@ -64,7 +64,7 @@ def solve_fn(n_devices=1, **options):
   model = tiny()[0]
   mesh = meshes.make(devices=jax.devices()[:n_devices])
   orders = {}
-  filled = solver.Options(**{"batch_rows": SLOTS, "n_supervision": N_SUPERVISION, **options})
+  filled = solver.SolverOptions(**{"batch_rows": SLOTS, "n_supervision": N_SUPERVISION, **options})
   solve = solver.make(model, lambda: batches(**orders), mesh, filled)
   return solve, orders
 
@@ -192,7 +192,7 @@ def test_the_model_is_compiled_once():
       traces.append(1)
       return model.apply(*args)
 
-  options = solver.Options(SLOTS, N_SUPERVISION, mode="halting")
+  options = solver.SolverOptions(SLOTS, N_SUPERVISION, mode="halting")
   solve = solver.make(Counted, batches, meshes.make(devices=jax.devices()[:1]), options)
   for _ in range(2):
     assert len(list(solve(Trained(params, {"reset": reset}, {"puzzles": table})))) == N_EXAMPLES

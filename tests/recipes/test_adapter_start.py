@@ -55,7 +55,7 @@ def change(folder, **settings):
 
 def test_a_run_starts_from_the_adapters_and_the_options_of_the_folder(made):
   folder, adapters = made
-  opened = initial_model.open_start(config_of(folder))
+  opened = initial_model.load_initial_model(config_of(folder))
   assert opened.adapted and opened.language.module.lora == OPTIONS
   params, rest = opened.read(runs.one_device(), True)
   assert_same_bits(params, adapters)
@@ -81,9 +81,10 @@ def test_training_goes_on_from_them_and_the_run_is_used_without_their_folder(mad
   assert_close(opened.params, lora.merge(lora.join(trained, base), OPTIONS), tolerance=1e-6)
   export.run(used, tmp_path / "run", tmp_path / "again", adapters=True)
   assert peft.describe(tmp_path / "again")[:2] == (OPTIONS, QWEN)
-  start = initial_model.open_start(config_of(tmp_path / "again"))
+  start = initial_model.load_initial_model(config_of(tmp_path / "again"))
   assert_same_bits(start.read(runs.one_device(), True)[0], trained)
-  further = initial_model.open_start(config_of(folder, lora__path=None, model__path=str(tmp_path / "run")))
+  further = initial_model.load_initial_model(config_of(folder, lora__path=None,
+                                                       model__path=str(tmp_path / "run")))
   assert_close(further.read(runs.one_device(), True)[0], opened.params, tolerance=1e-6)
 
 
@@ -168,12 +169,12 @@ def test_a_reference_is_the_model_with_the_adapters_it_started_from(made):
 )
 def test_what_does_not_fit_the_folder_is_refused(made, fields, message):
   with pytest.raises(ValueError, match=message):
-    initial_model.open_start(config_of(made[0], **fields))
+    initial_model.load_initial_model(config_of(made[0], **fields))
 
 
 def test_fields_that_repeat_the_folder_are_accepted(made):
   same = dict(lora__rank=3, lora__alpha=12.0, lora__targets="down,q", lora__scaling="sqrt_rank")
-  assert initial_model.open_start(config_of(made[0], **same)).language.module.lora == OPTIONS
+  assert initial_model.load_initial_model(config_of(made[0], **same)).language.module.lora == OPTIONS
 
 
 def test_adapters_that_change_their_base_are_refused_before_anything_is_read(made):
@@ -185,14 +186,14 @@ def test_adapters_that_change_their_base_are_refused_before_anything_is_read(mad
 def test_a_run_is_no_folder_of_adapters(made, tmp_path):
   (tmp_path / "run" / CHECKPOINTS).mkdir(parents=True)
   with pytest.raises(ValueError, match="is the workdir of a run; .*--mode=export --adapters"):
-    initial_model.open_start(config_of(tmp_path / "run"))
+    initial_model.load_initial_model(config_of(tmp_path / "run"))
 
 
 def warnings_of(caplog, folder, **changes):
   """What is said when the adapters are read."""
   logging.use_absl_handler()
   with caplog.at_level(python_logging.WARNING, logger="absl"):
-    initial_model.open_start(config_of(folder, **changes)).read(runs.one_device(), True)
+    initial_model.load_initial_model(config_of(folder, **changes)).read(runs.one_device(), True)
   return caplog.text
 
 

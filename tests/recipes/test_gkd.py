@@ -58,8 +58,8 @@ def opened(config, mesh=None):
   return recipe, params, frozen
 
 
-def sloped(recipe, frozen):
-  """The loss and its slope, compiled."""
+def gradd(recipe, frozen):
+  """The loss and its gradient, compiled."""
   def loss(params, batch):
     out = recipe.loss(params, batch, frozen=frozen, carry=(), rng=jax.random.key(0))
     return out.loss, out
@@ -68,12 +68,12 @@ def sloped(recipe, frozen):
 
 
 @pytest.mark.parametrize("alignment", ("auto", "spans"))
-def test_a_teacher_like_the_student_gives_no_loss_and_no_slope(teacher, alignment):
+def test_a_teacher_like_the_student_gives_no_loss_and_no_gradient(teacher, alignment):
   config = make_config(teacher, **same(teacher), distill__alignment=alignment, distill__on_policy_frac=0.0)
   recipe, params, frozen = opened(config)
-  (loss, out), slope = sloped(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
+  (loss, out), grad = gradd(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
   assert float(out.weight) > 40  # Four solutions of a dozen bytes and more.
-  assert_close((loss, slope), (np.float32(0), jax.tree.map(np.zeros_like, slope)), tolerance=2e-6)
+  assert_close((loss, grad), (np.float32(0), jax.tree.map(np.zeros_like, grad)), tolerance=2e-6)
 
 
 def renumbered(pair, params, seed):
@@ -98,9 +98,9 @@ def test_the_student_with_its_ids_renumbered_is_no_teacher(teacher):
   batch = gkd.distill_rows.by_spans(texts, *readers, pad_tokens=8, align_tokens=1)
   batch["on_policy_B"] = np.zeros(2, np.float32)
   recipe = opened(config)[0]._replace(loss=gkd.loss_of(config, pair))
-  (loss, out), slope = sloped(recipe, {gkd.FROZEN: moved})(params, batch)
+  (loss, out), grad = gradd(recipe, {gkd.FROZEN: moved})(params, batch)
   assert float(out.weight) == len("7+5=12 4+8+1=13 #### 132") + len("it is 2") + 2
-  assert_close((loss, slope), (np.float32(0), jax.tree.map(np.zeros_like, slope)), tolerance=2e-6)
+  assert_close((loss, grad), (np.float32(0), jax.tree.map(np.zeros_like, grad)), tolerance=2e-6)
 
 
 @pytest.mark.parametrize("changes", (
@@ -110,17 +110,17 @@ def test_the_student_with_its_ids_renumbered_is_no_teacher(teacher):
 def test_the_loss_of_a_student_drawn_at_random_falls_with_every_step(teacher, changes):
   config = make_config(teacher, **changes)
   recipe, params, frozen = opened(config)
-  batch, slope_of = recipe.source.next(Trained(params, frozen)), sloped(recipe, frozen)
+  batch, grad_of = recipe.source.next(Trained(params, frozen)), gradd(recipe, frozen)
   descent, losses = optax.sgd(0.005), []
   state = descent.init(params)
   for _ in range(12):
-    (loss, _), slope = slope_of(params, batch)
-    updates, state = descent.update(slope, state)
+    (loss, _), grad = grad_of(params, batch)
+    updates, state = descent.update(grad, state)
     params, losses = optax.apply_updates(params, updates), [*losses, float(loss)]
   assert np.all(np.diff(losses) < 0), losses
 
 
-def test_pieces_of_a_batch_give_the_slope_of_the_whole(teacher):
+def test_pieces_of_a_batch_give_the_gradient_of_the_whole(teacher):
   config = make_config(teacher, distill__on_policy_frac=0.0)
   recipe, params, frozen = opened(config)
   batch = jax.tree.map(jnp.asarray, recipe.source.next(Trained(params, frozen)))
@@ -172,7 +172,7 @@ def test_many_devices_give_the_loss_of_one(teacher):
     recipe, params, frozen = opened(config, mesh)
     params = jax.tree.map(lambda x: 1.1 * x, params)
     batch = gkd.hosts.global_batch(mesh, recipe.source.next(Trained(params, frozen)))
-    losses.append(float(sloped(recipe, frozen)(params, batch)[0][0]))
+    losses.append(float(gradd(recipe, frozen)(params, batch)[0][0]))
   assert_close(*losses, tolerance=1e-6)
 
 
@@ -183,9 +183,9 @@ def test_adapters_alone_learn_where_they_are_asked_for(teacher):
   names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
   assert names == {"lora_a", "lora_b"}
   params = jax.tree.map(lambda x: x + 0.3, params)
-  (loss, _), slope = sloped(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
+  (loss, _), grad = gradd(recipe, frozen)(params, recipe.source.next(Trained(params, frozen)))
   assert float(loss) > 1e-3
-  assert all(np.asarray(x).any() for x in jax.tree.leaves(slope))
+  assert all(np.asarray(x).any() for x in jax.tree.leaves(grad))
 
 
 def test_a_memory_model_learns_from_a_decoder(teacher):

@@ -10,7 +10,7 @@ from atlas_jax import config as configs
 from atlas_jax import recipes, train
 from atlas_jax import state as states
 from atlas_jax import step as stepping
-from atlas_jax.language.initial_model import whole
+from atlas_jax.language.initial_model import merge_frozen
 from atlas_jax.models import lora
 from atlas_jax.monitor import profile
 from atlas_jax.optim import accumulate
@@ -310,7 +310,7 @@ def test_adapters_alone_are_trained_and_the_reference_is_the_model_without_them(
   config = config_of(policy__kl_weight=0.5, optim__steps=3, **LORA)
   recipe, params, frozen = started(config)
   assert set(frozen) == {"base", "reference"} and lora.ADAPTER[0] in str(jax.tree.structure(params))
-  joined = whole(frozen["reference"], frozen)
+  joined = merge_frozen(frozen["reference"], frozen)
   model = jax.jit(grpo.open_start(config).language.init)(jax.random.key(0))
   assert jax.tree.structure(joined) == jax.tree.structure(model)
   _, rows = run(config, tmp_path)

@@ -165,5 +165,5 @@ def test_a_tokenizer_that_a_published_model_does_not_have_is_told(caplog, tmp_pa
   config.data.tokenizer = name
   logging.use_absl_handler()
   with caplog.at_level(python_logging.WARNING, logger="absl"):
-    starts.open_start(configs.resolve(config)).read(runs.one_device(), True)
+    starts.load_initial_model(configs.resolve(config)).read(runs.one_device(), True)
   assert ("is another tokenizer than that of config.model.path" in caplog.text) == told

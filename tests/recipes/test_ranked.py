@@ -13,7 +13,7 @@ from atlas_jax import recipes, train, tree
 from atlas_jax import state as states
 from atlas_jax.data import tokenizer
 from atlas_jax.evals import ranking
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.pretrained import hf_import, model_folder
 from atlas_jax.losses import ranked as losses
 from atlas_jax.models import placement
@@ -49,7 +49,7 @@ def loss_of(recipe, start, batch):
 
 
 def test_the_preset_has_its_number_of_parameters():
-  start = open_start(config_of("", data__tokenizer="byte"))
+  start = load_initial_model(config_of("", data__tokenizer="byte"))
   assert tree.count(jax.eval_shape(start.language.init, jax.random.key(0))) == 1_102_345_728
 
 
@@ -62,7 +62,7 @@ def test_the_published_settings_are_those_of_the_guide():
 
 def test_the_loss_of_a_batch_is_that_of_its_responses_one_by_one():
   config, recipe, start, batch = made()
-  language = open_start(config).language
+  language = load_initial_model(config).language
 
   @jax.jit
   def read(tokens_BT, doc_BT):
@@ -106,9 +106,9 @@ def test_the_reference_is_what_training_starts_from(adapters):
 def test_adapters_alone_are_trained():
   _, recipe, start, batch = made(**LORA)
   assert {name.rpartition("/")[2] for name, _ in tree.named_leaves(start.params)} == {"lora_a", "lora_b"}
-  slope = jax.grad(lambda params: recipe.loss(params, batch, frozen=start.frozen, carry=(), rng=None).loss)(
+  grad = jax.grad(lambda params: recipe.loss(params, batch, frozen=start.frozen, carry=(), rng=None).loss)(
     start.params)  # fmt: skip
-  assert float(tree.global_norm(slope)) > 0
+  assert float(tree.global_norm(grad)) > 0
 
 
 def test_a_memory_model_reads_every_response_from_nothing():
@@ -208,7 +208,7 @@ def test_a_run_leaves_its_model_and_what_is_known_of_it(tmp_path):
   wanted = {"model.safetensors", "config.json", "vocabulary.json", "training_stats.json", "tokenizer.json"}
   assert {file.name for file in folder.iterdir()} >= wanted
   again = hf_import.load(str(folder))
-  assert again.model == open_start(config).language.module
+  assert again.model == load_initial_model(config).language.module
   assert_same_bits(again.params, runs.saved(config, recipe, tmp_path).params)
   stats = json.loads((folder / "training_stats.json").read_text())
   assert stats["steps"] == 2 and stats["prompts_seen"] == 8 and stats["all_params"] == summary["params"]

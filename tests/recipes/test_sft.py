@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import sft
 from atlas_jax.state import Trained
@@ -42,7 +42,7 @@ def batches(source):
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_rows_score_like_rows_of_one_example_each(kind):
   config = tuning.config_of(kind)
-  start = open_start(config)
+  start = load_initial_model(config)
   params, found = shaken(start), held_out(config, start)
   score = jax.jit(lambda batch: sft.score_of(config, start)(params, batch, ())[0])
   by_example, rows = [], []
@@ -63,7 +63,7 @@ def test_packed_rows_score_like_rows_of_one_example_each(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_packed_rows_are_those_of_separate_ones(kind):
-  start = open_start(tuning.config_of(kind))
+  start = load_initial_model(tuning.config_of(kind))
   params, grads = shaken(start), []
   for packed in (True, False):
     config = tuning.config_of(kind, data__packed=packed)
@@ -85,7 +85,7 @@ def test_gradients_of_packed_rows_are_those_of_separate_ones(kind):
 
 def test_documents_of_a_memory_model_start_at_chunks():
   config = tuning.config_of("memory")
-  start = open_start(config)
+  start = load_initial_model(config)
   source = sft.source_of(config, start, held_out(config, start), "train")
   batch = source.next()
   starts = np.argwhere((batch["pos_BT"] == 0) & (batch["doc_BT"] >= 0))
@@ -109,7 +109,7 @@ def nats_by_hand(start, params, found):
 @pytest.mark.parametrize("batch_rows", [1, 3, 4])
 def test_the_held_out_loss_counts_every_answer_token_once_and_no_padding(batch_rows):
   config = tuning.config_of(eval__batch_rows=batch_rows)
-  recipe, start = recipes.load(config, runs.one_device()), open_start(config)
+  recipe, start = recipes.load(config, runs.one_device()), load_initial_model(config)
   params, found = shaken(start), held_out(config, start)
   nats, count = nats_by_hand(start, params, found)
   scalars = recipe.evals["examples"].run(Trained(params), step=0).scalars
@@ -120,7 +120,7 @@ def test_the_held_out_loss_counts_every_answer_token_once_and_no_padding(batch_r
 
 def test_the_loss_is_that_of_counted_tokens_and_weighs_by_them():
   config = tuning.config_of()
-  start = open_start(config)
+  start = load_initial_model(config)
   recipe, params = recipes.load(config, runs.one_device()), shaken(start)
   batch = recipe.source.next(None)
   out = recipe.loss(params, batch, frozen=(), carry=(), rng=jax.random.key(0))
@@ -137,7 +137,7 @@ def test_the_loss_is_that_of_counted_tokens_and_weighs_by_them():
 def test_what_a_held_out_problem_is_told_by_its_answer_is_graded():
   config = tuning.config_of()
   recipe = recipes.load(config, runs.one_device())
-  out = recipe.evals["problems"].run(Trained(shaken(open_start(config))), step=0)
+  out = recipe.evals["problems"].run(Trained(shaken(load_initial_model(config))), step=0)
   assert 0 <= out.scalars["val/accuracy"] <= 1 and out.scalars["val/graded_count"] == 9
   assert out.text.count("answer") + out.text.count("right") >= 4
 

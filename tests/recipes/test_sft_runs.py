@@ -6,7 +6,7 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import main, recipes
 from atlas_jax.data.sft import Example
-from atlas_jax.language.initial_model import open_start, whole
+from atlas_jax.language.initial_model import load_initial_model, merge_frozen
 from atlas_jax.language.pretrained import hf_import
 from atlas_jax.recipes import sft
 from atlas_jax.state import Trained
@@ -42,7 +42,7 @@ def test_the_first_loss_of_a_published_model_is_the_one_transformers_would_give(
   ids_T, logits_TV = recorded["input_ids"][0], recorded["logits"][0].astype(np.float64)
   assert recorded["attention_mask"][0].all()
   config = tuning.config_of(**tuning.published())
-  start = open_start(config)
+  start = load_initial_model(config)
   params, _ = start.read(runs.one_device(), True)
   learn_T = np.arange(len(ids_T)) >= 3
   example = Example("row@1", ids_T.astype(np.int32), learn_T)
@@ -64,13 +64,14 @@ def test_adapters_alone_are_trained_and_evaluations_see_the_whole(tmp_path):
   assert_same_bits(given.frozen["base"], base)
   trained = Trained(adapters, given.frozen)
   loss = recipe.evals["examples"].run(trained, step=2).scalars["val/loss_nats"]
-  score = lambda params, batch, frozen: sft.score_of(config, open_start(config))(params, batch, frozen)[0]
-  found = sft.examples_of(config, open_start(config), sft.problems_of(config, "held_out"))
-  source = sft.source_of(config, open_start(config), found, "held_out")
+  score = lambda params, batch, frozen: sft.score_of(config, load_initial_model(config))(params, batch,
+                                                                                         frozen)[0]
+  found = sft.examples_of(config, load_initial_model(config), sft.problems_of(config, "held_out"))
+  source = sft.source_of(config, load_initial_model(config), found, "held_out")
   nats = count = 0.0
   for step in range(source.steps_per_epoch):
     batch = source.batch(step)
-    nats -= float((score(whole(adapters, {"base": base}), batch, ()) * batch["weight_BT"]).sum())
+    nats -= float((score(merge_frozen(adapters, {"base": base}), batch, ()) * batch["weight_BT"]).sum())
     count += batch["weight_BT"].sum()
   assert loss == pytest.approx(nats / count, rel=1e-5)
 
@@ -92,7 +93,7 @@ def test_a_run_of_a_memory_model_is_tuned_further(tmp_path):
   recipes.load(earlier, runs.one_device()).assets.save(tmp_path / "read")
   config = tuning.config_of("memory", model__path=str(tmp_path / "read"), data__tokenizer="model",
                             optim__lr=1e-3)
-  start = open_start(config)
+  start = load_initial_model(config)
   params, _ = start.read(runs.one_device(), True)
   assert_same_bits(params, before)
   _, after = run(config, tmp_path / "tuned", evals=True)

@@ -5,15 +5,15 @@ import numpy as np
 
 from atlas_jax.data import prompts, tokenizer
 from atlas_jax.data.problems import Problem
-from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
+from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
 from atlas_jax.rollout import ask
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.rewards import Rewards
-from atlas_jax.rollout.source import Plan, RolloutSource
+from atlas_jax.rollout.source import RolloutPlan, RolloutSource
 
 BYTES = tokenizer.ByteTokenizer()
 WORDS = ["", "a", "bb", "ccc", "dddd"]
-OPTIONS = Options(n=3, max_tokens=4, stop_tokens=(256,))
+OPTIONS = SamplingOptions(n=3, max_tokens=4, stop_tokens=(256,))
 
 
 def size(prompt, completion, answer):
@@ -27,7 +27,7 @@ def vowels(prompt, completion, answer):
 
 
 def breaks(prompt, completion, answer):
-  """Raises or gives NaN for one word."""
+  """Raises or NaN for one word."""
   if completion == answer:
     raise KeyError("oh")
   return math.nan if prompt == "nan" else 0.0
@@ -35,7 +35,8 @@ def breaks(prompt, completion, answer):
 
 def listed(*texts):
   """Problems of these prompts."""
-  return prompts.Listed([Problem(f"f.jsonl:{line}", text, "1") for line, text in enumerate(texts, start=1)])
+  return prompts.ProblemList([Problem(f"f.jsonl:{line}", text, "1") for line,
+                              text in enumerate(texts, start=1)])
 
 
 def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None, seed=3, encode=None,
@@ -47,7 +48,7 @@ def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None
   scored = Rewards(rewards or {"tests.rollout.rollouts.size": 1.0})
   given = RolloutSource(
       asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
-      scoring=scoring or Scoring(), plan=Plan(**{"batch_rows": 6, **plan}), old_logprobs=old,
+      scoring=scoring or Scoring(), plan=RolloutPlan(**{"batch_rows": 6, **plan}), old_logprobs=old,
       workdir=workdir, process_index=place[0], process_count=place[1])
   return given, writer
 

@@ -7,12 +7,12 @@ import pytest
 
 from atlas_jax.data import chats
 from atlas_jax.data.problems import Problem
-from atlas_jax.data.prompts import Listed, PromptSource
+from atlas_jax.data.prompts import ProblemList, PromptSource
 from atlas_jax.data.tokenizer import ByteTokenizer
-from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
+from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
 from atlas_jax.rollout import ask, distill_rows
-from atlas_jax.rollout.distill_rows import Reader, Text
-from atlas_jax.rollout.distill_source import DistillSource, Plan, Writer
+from atlas_jax.rollout.distill_rows import ModelView, Text
+from atlas_jax.rollout.distill_source import DistillPlan, DistillSource, Writer
 from atlas_jax.state import Trained
 from tests.pieces import Pieces
 
@@ -23,7 +23,7 @@ BYTES, PIECES = ByteTokenizer(), Pieces("it is", " 1", "+3", "12", shuffle=4)
 def reader(tokenizer, max_tokens=16, **more):
   """How a model of a tokenizer reads plain texts."""
   solution = distill_rows.recorded(tokenizer, max_tokens=max_tokens, **more)
-  return Reader(tokenizer, ask.encoder(tokenizer, **more), solution, (tokenizer.doc_id,), tokenizer.doc_id)
+  return ModelView(tokenizer, ask.encoder(tokenizer, **more), solution, (tokenizer.doc_id,), tokenizer.doc_id)
 
 
 def script(text, params):
@@ -34,10 +34,11 @@ def script(text, params):
 def make(teacher=None, *, readers=None, problems=PROBLEMS, script=script, seed=0, process=(0, 1), **plan):
   """A source of 3 texts per batch, its student writing from the script."""
   student, taught = readers or (reader(BYTES), reader(teacher or BYTES))
-  writers = [Writer(ScriptedSampler(one.tokenizer, script), Options(max_tokens=24, stop_tokens=one.ends))
+  options = lambda one: SamplingOptions(max_tokens=24, stop_tokens=one.ends)
+  writers = [Writer(ScriptedSampler(one.tokenizer, script), options(one))
              for one in (student, taught)]  # fmt: skip
-  prompts = PromptSource(Listed(problems), batch_rows=1, seed=seed)
-  plan = Plan(**({"batch_rows": 3, "spans": teacher is not None} | plan))
+  prompts = PromptSource(ProblemList(problems), batch_rows=1, seed=seed)
+  plan = DistillPlan(**({"batch_rows": 3, "spans": teacher is not None} | plan))
   source = DistillSource(prompts, student, taught, plan, student_writer=writers[0], teacher_writer=writers[1],
                          seed=seed, process_index=process[0], process_count=process[1])  # fmt: skip
   return source

@@ -43,7 +43,7 @@ def test_the_column_that_is_read_as_the_answer_keeps_its_name(column, tmp_path):
 
 
 def test_of_two_columns_that_may_be_the_answer_each_keeps_its_own_value():
-  problem = prompts.of_row("here", {"prompt": "2?", "answer": "4", "solution": "2 + 2 #### 4"})
+  problem = prompts.parse_row("here", {"prompt": "2?", "answer": "4", "solution": "2 + 2 #### 4"})
   assert problem.answer == "4" and reward_calls.column(problem, "solution") == "2 + 2 #### 4"
 
 

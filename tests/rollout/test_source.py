@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.rollout import ask, source
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.state import Trained
@@ -46,7 +46,8 @@ def test_order_differs_from_the_originals_only_in_its_draws_and_what_it_drops():
   fills no batch, though it counts it.
   """
   theirs = [2, 2, 6, 6, 1, 1, 8, 8, 4, 4, 5, 5, 0, 0, 9, 9, 3, 3]
-  rollouts, _ = made(listed(*map(str, range(10))), options=Options(n=2, max_tokens=4, stop_tokens=(256,)))
+  rollouts, _ = made(listed(*map(str, range(10))), options=SamplingOptions(n=2, max_tokens=4,
+                                                                           stop_tokens=(256,)))
   ours = [int(prompt) for _ in range(10) for prompt, _ in written(rollouts.next(Trained(None)))]
   assert ours[::2] == ours[1::2] and theirs[::2] == theirs[1::2]
   assert [sorted(ours[first:first + 20:2]) for first in (0, 20, 40)] == [list(range(10))] * 3
@@ -236,8 +237,9 @@ def test_rows_say_where_they_come_from():
 @pytest.mark.parametrize("fields, message", [
     (dict(batch_rows=7), "config.data.batch_rows=7 must be a multiple of config.data.group_size=3"),
     (dict(place=(0, 4)), "times the 4 processes"),
-    (dict(options=Options(n=1)), "config.data.group_size=1 leaves a completion nothing to be compared with"),
-    (dict(options=Options(n=3, temperature=0.0)), "config.sampler.temperature=0 draws nothing"),
+    (dict(options=SamplingOptions(n=1)),
+     "config.data.group_size=1 leaves a completion nothing to be compared with"),
+    (dict(options=SamplingOptions(n=3, temperature=0.0)), "config.sampler.temperature=0 draws nothing"),
     (dict(passes=2, old=None), "2 updates per rollout need old_logprobs"),
     (dict(passes=0), "config.rollout.passes=0 must be at least 1"),
     (dict(flat_groups="no"), "config.rollout.flat_groups='no' must be one of keep, skip, resample"),

@@ -17,17 +17,17 @@ def rows_of(folder):
 
 def test_a_run_goes_on_whose_completions_have_line_ends_of_unicode(tmp_path):
   for step in (1, 2):
-    table.Table(tmp_path).write(step, [{"completion": text} for text in TEXTS])
-  table.Table(tmp_path).write(2, [{"completion": "again"}])  # As after a restart at step 2.
+    table.CompletionLog(tmp_path).write(step, [{"completion": text} for text in TEXTS])
+  table.CompletionLog(tmp_path).write(2, [{"completion": "again"}])  # As after a restart at step 2.
   assert [row["completion"] for row in rows_of(tmp_path)] == [*TEXTS, "again"]
 
 
 def test_a_row_cut_by_a_kill_is_dropped_and_a_broken_one_named(tmp_path):
-  table.Table(tmp_path).write(1, [{"completion": "x"}])
+  table.CompletionLog(tmp_path).write(1, [{"completion": "x"}])
   file = tmp_path / COMPLETIONS / "00000000.jsonl"
   file.write_bytes(file.read_bytes() + b'{"step": 1, "comp')
-  table.Table(tmp_path).write(2, [{"completion": "y"}])
+  table.CompletionLog(tmp_path).write(2, [{"completion": "y"}])
   assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
   file.write_bytes(b"nonsense\n" + file.read_bytes())
   with pytest.raises(ValueError, match="00000000.jsonl:1: not JSON"):
-    table.Table(tmp_path).write(3, [{"completion": "z"}])
+    table.CompletionLog(tmp_path).write(3, [{"completion": "z"}])

@@ -34,12 +34,12 @@ VALUES = {
 
 
 def strange(prompt, completion, answer):
-  """Gives what no reward may give, as the answer says."""
+  """Returns what no reward may give, as the answer says."""
   return VALUES[answer]
 
 
 def strange_list(completions, answer):
-  """Gives it for all completions."""
+  """Returns it for all completions."""
   return [VALUES[one] for one in answer]
 
 
@@ -142,22 +142,22 @@ def everything(**kwargs):
 
 
 def too_few(completions):
-  """Gives one number too few."""
+  """Returns one number too few."""
   return [0.0] * (len(completions) - 1)
 
 
 def as_array(completions):
-  """Gives an array."""
+  """Returns an array."""
   return np.arange(len(completions), dtype=np.float32)
 
 
 def as_number(completions):
-  """Gives one number for all."""
+  """Returns one number for all."""
   return 1.0
 
 
 def as_generator(completions):
-  """Gives no list."""
+  """Returns no list."""
   return (1.0 for _ in completions)
 
 
@@ -181,7 +181,7 @@ class Length:
     self.factor = factor
 
   def __call__(self, completion):
-    """Gives the length."""
+    """Returns the length."""
     return self.factor * len(completion)
 
   async def later(self, completions):

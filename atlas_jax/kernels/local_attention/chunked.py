@@ -34,7 +34,7 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
   lag_TS = jnp.arange(window)[:, None] + window - jnp.arange(2 * window)[None, :]
   near_TS = near(lag_TS, window, seen_tokens)
   seen_BNTS = near_TS[None, None] & (doc_BNT[..., :, None] == doc_BNS[..., None, :])
-  wide = tree.wide(q_BTHK.dtype)
+  wide = tree.accumulation_dtype(q_BTHK.dtype)
   scores = jnp.einsum("bnthk,bnshk->bnhts", q_BNTHK, k_BNSHK, preferred_element_type=wide)
   scores = scores * jnp.asarray(q_BTHK.shape[-1] ** -0.5, wide)
   weights = jax.nn.softmax(jnp.where(seen_BNTS[:, :, None], scores, -1e30), axis=-1)

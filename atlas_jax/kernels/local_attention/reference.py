@@ -6,7 +6,7 @@ from atlas_jax import tree
 
 
 def near(lag_TS, window_tokens: int, seen_tokens):
-  """Says which keys lie in the window, by how many tokens they lie behind the query."""
+  """Returns which keys lie in the window, by how many tokens they lie behind the query."""
   if seen_tokens is None:
     return (lag_TS >= 0) & (lag_TS < window_tokens)
   return (lag_TS >= 0) & (lag_TS < jnp.minimum(seen_tokens, window_tokens).astype(lag_TS.dtype))
@@ -18,7 +18,7 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
   at_T, at_S = jnp.arange(length) + rows - length, jnp.arange(rows)
   lag_TS = at_T[:, None] - at_S[None, :]
   seen_BTS = near(lag_TS, window_tokens, seen_tokens)[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
-  wide = tree.wide(q_BTHK.dtype)
+  wide = tree.accumulation_dtype(q_BTHK.dtype)
   scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=wide)
   scores_BHTS = scores_BHTS * jnp.asarray(q_BTHK.shape[-1] ** -0.5, wide)
   weights_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], scores_BHTS, -1e30), axis=-1)

@@ -2,7 +2,7 @@
 import jax
 
 from atlas_jax.kernels.memory_scan import chunked, reference
-from atlas_jax.kernels.memory_scan.reference import ACTIVATIONS, Decay, Form
+from atlas_jax.kernels.memory_scan.reference import ACTIVATIONS, Decay, ScanForm
 
 PALLAS_PLATFORMS = ("gpu", "tpu")
 # Those of them on which a measurement (README of the kernels) shows the kernel ahead of the chunked form.
@@ -26,12 +26,12 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
     fast: list of the weights before the first token.
     momentum: list of the momentum before it; () without momentum.
     chunk_size: tokens whose gradients are taken at the same weights.
-    activation, residual, surprise_max: see `Form`.
+    activation, residual, surprise_max: see `ScanForm`.
     impl: "reference" (every gradient in full), "chunked" (dual form), "pallas" (one kernel, on the platforms
       and for the sizes in the kernels' README), or "auto".
 
   Returns:
-    out_GTM, fast and momentum after the last token, and without a slope surprise_GT (norm of each token's
+    out_GTM, fast and momentum after the last token, and without a gradient surprise_GT (norm of each token's
     gradient before the bound) and loss_GT.
 
   Raises:
@@ -40,7 +40,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   Source: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-18; the dual form is of Sun et al. 2024,
     arXiv:2407.04620, section 2.5, here for MLPs with momentum and gates of every token.
   """
-  form = Form(activation, residual, surprise_max)
+  form = ScanForm(activation, residual, surprise_max)
   _check(q_GTK, v_GTM, reset_GN, fast, form, chunk_size)
   arguments = (q_GTK, k_GTK, v_GTM, decay, reset_GN, list(initial), list(fast), list(momentum))
   platform = jax.default_backend()
@@ -64,7 +64,7 @@ def _best(arguments, chunk_size: int, platform: str) -> str:
   return "chunked" if pallas.problem(*arguments, chunk_size=chunk_size, platform=platform) else "pallas"
 
 
-def _check(q_GTK, v_GTM, reset_GN, fast, form: Form, chunk_size: int):
+def _check(q_GTK, v_GTM, reset_GN, fast, form: ScanForm, chunk_size: int):
   if len(fast) not in DEPTHS:
     raise ValueError(f"memory_scan takes memories of one or two matrices, got {len(fast)}")
   if form.activation not in ACTIVATIONS:

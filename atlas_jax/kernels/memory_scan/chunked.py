@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.kernels.memory_scan.reference import ACTIVATIONS, Decay, Form, bound, by_chunks
+from atlas_jax.kernels.memory_scan.reference import ACTIVATIONS, Decay, ScanForm, bound, by_chunks
 
 
 class Chunk(NamedTuple):
@@ -30,17 +30,17 @@ class Chunk(NamedTuple):
 
 
 class State(NamedTuple):
-  """A memory before or after a chunk, or slopes of one."""
+  """A memory before or after a chunk, or gradients of one."""
 
   fast: Any  # list of matrices
   momentum: Any  # list of matrices; empty without momentum
 
 
-class Surprise(NamedTuple):
-  """Gradients of a chunk's tokens as outer products: of matrix l, inputs[l][t] and slopes[l][t]."""
+class ChunkSurprise(NamedTuple):
+  """Gradients of a chunk's tokens as outer products: of matrix l, inputs[l][t] and grads[l][t]."""
 
   inputs: list
-  slopes: list
+  grads: list
   norm_CE: Any
   loss_CE: Any
 
@@ -69,7 +69,7 @@ def begin(state: State, initial, reset_EE) -> State:
   return jax.tree.map(lambda new, old: jnp.where(reset_EE > 0, new, old), fresh, state)
 
 
-def find(form: Form, fast, k_CK, v_CM, precision=None) -> Surprise:
+def find(form: ScanForm, fast, k_CK, v_CM, precision=None) -> ChunkSurprise:
   """Back-propagates the loss of each token at the chunk's first weights, in one pass for all."""
   h, inputs, pulls = k_CK, [], []
   for i, w in enumerate(fast):
@@ -78,22 +78,22 @@ def find(form: Form, fast, k_CK, v_CM, precision=None) -> Surprise:
       pulls.append(pull)
     inputs.append(h)
     h = _product(h, w, (1, 0), precision)
-  slope = (k_CK + h if form.residual else h) - v_CM
-  loss_CE = 0.5 * jnp.sum(slope * slope, 1, keepdims=True)
-  slopes = [slope]
+  grad = (k_CK + h if form.residual else h) - v_CM
+  loss_CE = 0.5 * jnp.sum(grad * grad, 1, keepdims=True)
+  grads = [grad]
   for w, pull in zip(fast[:0:-1], reversed(pulls), strict=True):
-    slopes.insert(0, pull(_product(slopes[0], w, (1, 1), precision))[0])
+    grads.insert(0, pull(_product(grads[0], w, (1, 1), precision))[0])
   # An outer product's norm is the product of the norms.
   squares = lambda x: jnp.sum(x * x, 1, keepdims=True)
-  square_CE = sum(squares(u) * squares(slope) for u, slope in zip(inputs, slopes))
+  square_CE = sum(squares(u) * squares(grad) for u, grad in zip(inputs, grads))
   if form.surprise_max is not None:
     scale_CE = bound(form, square_CE)
-    slopes = [slope * scale_CE for slope in slopes]
+    grads = [grad * scale_CE for grad in grads]
   norm_CE = jnp.sqrt(jax.lax.stop_gradient(square_CE))
-  return Surprise(inputs, slopes, norm_CE, jax.lax.stop_gradient(loss_CE))
+  return ChunkSurprise(inputs, grads, norm_CE, jax.lax.stop_gradient(loss_CE))
 
 
-def read(form: Form, state: State, found: Surprise, chunk: Chunk, precision=None):
+def read(form: ScanForm, state: State, found: ChunkSurprise, chunk: Chunk, precision=None):
   """Recalls with each token's own weights."""
   h = chunk.q_CK
   for i, w in enumerate(state.fast):
@@ -102,14 +102,14 @@ def read(form: Form, state: State, found: Surprise, chunk: Chunk, precision=None
     out = _product(chunk.fast_CE * h, w, (1, 0), precision)
     if state.momentum:
       out = out + _product(chunk.momentum_CE * h, state.momentum[i], (1, 0), precision)
-    h = out - _product(score_CC, found.slopes[i], (1, 0), precision)
+    h = out - _product(score_CC, found.grads[i], (1, 0), precision)
   return chunk.q_CK + h if form.residual else h
 
 
-def write(state: State, found: Surprise, chunk: Chunk, precision=None) -> State:
-  """Gives the state after the chunk."""
-  sums = lambda weight_CE: [_product(u, weight_CE * slope, (0, 0), precision)
-                            for u, slope in zip(found.inputs, found.slopes)]
+def write(state: State, found: ChunkSurprise, chunk: Chunk, precision=None) -> State:
+  """Returns the state after the chunk."""
+  sums = lambda weight_CE: [_product(u, weight_CE * grad, (0, 0), precision)
+                            for u, grad in zip(found.inputs, found.grads)]
   fast = [chunk.last_fast_EE * w - g for w, g in zip(state.fast, sums(chunk.last_mix_CE))]
   if not state.momentum:
     return State(fast, [])
@@ -117,13 +117,13 @@ def write(state: State, found: Surprise, chunk: Chunk, precision=None) -> State:
   return State(fast, [chunk.keep_EE * s - g for s, g in zip(state.momentum, sums(chunk.surprise_CE))])
 
 
-def advance(form: Form, state: State, initial, chunk: Chunk, precision=None) -> State:
+def advance(form: ScanForm, state: State, initial, chunk: Chunk, precision=None) -> State:
   """Writes a chunk without reading from it."""
   state = begin(state, initial, chunk.reset_EE)
   return write(state, find(form, state.fast, chunk.k_CK, chunk.v_CM, precision), chunk, precision)
 
 
-def scan_chunk(form: Form, state: State, initial, chunk: Chunk, precision=None):
+def scan_chunk(form: ScanForm, state: State, initial, chunk: Chunk, precision=None):
   """Reads and writes a chunk of one memory.
 
   Returns:
@@ -136,7 +136,7 @@ def scan_chunk(form: Form, state: State, initial, chunk: Chunk, precision=None):
 
 
 def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
-                form: Form):
+                form: ScanForm):
   """Works on the same chunk of all memories at once; arguments as in the package."""
   parts = chunks(q_GTK, k_GTK, v_GTM, decay, reset_GN, chunk_size=chunk_size)
   every = jax.vmap(functools.partial(scan_chunk, form))

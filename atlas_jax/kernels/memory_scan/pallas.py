@@ -6,7 +6,7 @@ steps of a grid, so on GPUs a program reads all groups of a memory in a loop tha
 GPU is not offered: see the kernels' README.
 
 For training the forward pass keeps the state before each group. The backward pass walks the groups in
-reverse, finds each chunk's state again from its group's, and takes the slopes of one chunk at a time.
+reverse, finds each chunk's state again from its group's, and takes the gradients of one chunk at a time.
 """
 import functools
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 
 from atlas_jax.kernels.memory_scan.chunked import Chunk, State, advance, chunks, scan_chunk
-from atlas_jax.kernels.memory_scan.reference import Decay, Form
+from atlas_jax.kernels.memory_scan.reference import Decay, ScanForm
 
 
 def _sizes(q_GTK, v_GTM, fast, chunk_size: int) -> tuple[int, ...]:
-  """Gives the size of a chunk and all widths, from keys to values."""
+  """Returns the size of a chunk and all widths, from keys to values."""
   return chunk_size, q_GTK.shape[-1], *(w.shape[-1] for w in fast[:-1]), v_GTM.shape[-1]
 
 
 def _gpu_bytes(sizes, group: int) -> int:
   """Bytes that a program of the backward pass carries from chunk to chunk."""
   del group
-  # Weights, momentum, slopes of both, and of what memories start from.
+  # Weights, momentum, gradients of both, and of what memories start from.
   return 4 * 5 * sum(a * b for a, b in zip(sizes[1:-1], sizes[2:]))
 
 
@@ -37,13 +37,13 @@ def _tpu_bytes(sizes, group: int) -> int:
   """Bytes of a program of the backward pass; the three parts are fitted to what the compiler reports."""
   tiles = lambda rows, columns: 4 * (rows + -rows % 8) * (columns + -columns % 128)
   C, K, *_, M = sizes
-  # Tokens and weights of a group and their slopes, each twice: one is filled while the other is read.
+  # Tokens and weights of a group and their gradients, each twice: one is filled while the other is read.
   chunk = 4 * tiles(C, K) + 3 * tiles(C, M) + 2 * tiles(C, C) + 8 * tiles(C, 1) + 8 * tiles(1, 1)
   states = 32 * sum(tiles(a, b) for a, b in zip(sizes[1:-1], sizes[2:]))
   return 2 * group * chunk + states + 80 * tiles(C, max(sizes[1:]))
 
 
-class Route(NamedTuple):
+class ScanPlatform(NamedTuple):
   """What one platform takes.
 
   Attributes:
@@ -65,10 +65,10 @@ class Route(NamedTuple):
 
 
 ROUTES = {
-    "gpu": Route(
+    "gpu": ScanPlatform(
         triton.CompilerParams(num_warps=8, num_stages=1), jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6,
         powers=True, needs_bytes=_gpu_bytes, limit_bytes=227 * 1024, in_grid=False, group_chunks=1),
-    "tpu": Route(
+    "tpu": ScanPlatform(
         tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")), jax.lax.Precision.HIGHEST,
         powers=False, needs_bytes=_tpu_bytes, limit_bytes=16 * 1024**2, in_grid=True, group_chunks=4),
 }
@@ -77,12 +77,12 @@ ROUTES = {
 class Static(NamedTuple):
   """What a kernel is made for."""
 
-  form: Form
+  form: ScanForm
   platform: str
   interpret: bool
 
   @property
-  def route(self) -> Route:
+  def route(self) -> ScanPlatform:
     """The platform's entry in ROUTES."""
     return ROUTES[self.platform]
 
@@ -101,35 +101,35 @@ def _read_group(static: Static, at, refs, initial, out, state: State) -> State:
   return jax.lax.fori_loop(0, refs.q_CK.shape[len(at)], body, state)
 
 
-def _retreat_group(static: Static, at, refs, initial, before: State, slope_out, slope_refs, slopes):
-  """Takes slopes of a group of chunks, last chunk first.
+def _retreat_group(static: Static, at, refs, initial, before: State, grad_out, grad_refs, grads):
+  """Takes gradients of a group of chunks, last chunk first.
 
   Args:
     before: the state before the group.
-    slopes: slopes of the state after the group, and of `initial` as far as known.
+    grads: gradients of the state after the group, and of `initial` as far as known.
 
   Returns:
-    the slopes of the state before it and of `initial`.
+    the gradients of the state before it and of `initial`.
   """
   form, precision = static.form, static.route.precision
   size = refs.q_CK.shape[len(at)]
   load = lambda tree, j: jax.tree.map(lambda ref: ref[(*at, j, ...)], tree)
 
-  def body(done, slopes):
-    slope_state, slope_initial = slopes
+  def body(done, grads):
+    grad_state, grad_initial = grads
     j = size - 1 - done
     fresh = [ref[...] for ref in initial]
     state = jax.lax.fori_loop(
         0, j, lambda i, state: advance(form, state, fresh, load(refs, i), precision), before)
     read = lambda state, fresh, chunk: scan_chunk(form, state, fresh, chunk, precision)
     (_, (_, norm_CE, loss_CE)), pull = jax.vjp(read, state, fresh, load(refs, j))
-    slope_results = load(slope_out, j), jnp.zeros_like(norm_CE), jnp.zeros_like(loss_CE)
-    slope_state, slope_fresh, slope_chunk = pull((slope_state, slope_results))
-    for ref, value in zip(jax.tree.leaves(slope_refs), jax.tree.leaves(slope_chunk), strict=True):
+    grad_results = load(grad_out, j), jnp.zeros_like(norm_CE), jnp.zeros_like(loss_CE)
+    grad_state, grad_fresh, grad_chunk = pull((grad_state, grad_results))
+    for ref, value in zip(jax.tree.leaves(grad_refs), jax.tree.leaves(grad_chunk), strict=True):
       ref[(*at, j, ...)] = value
-    return slope_state, jax.tree.map(jnp.add, slope_initial, slope_fresh)
+    return grad_state, jax.tree.map(jnp.add, grad_initial, grad_fresh)
 
-  return jax.lax.fori_loop(0, size, body, slopes)
+  return jax.lax.fori_loop(0, size, body, grads)
 
 
 def _values(refs):
@@ -159,27 +159,27 @@ def _forward(refs, initial, first, out, last, before, *, static: Static):
   _store(last, jax.lax.fori_loop(0, refs.q_CK.shape[0], group, _values(first)))
 
 
-def _backward(refs, initial, before, slope_out, slope_last, slope_refs, slope_initial, slope_first, *,
+def _backward(refs, initial, before, grad_out, grad_last, grad_refs, grad_initial, grad_first, *,
               static: Static):
-  """Kernel: takes slopes of all that `_forward` reads."""
+  """Kernel: takes gradients of all that `_forward` reads."""
   retreat = functools.partial(_retreat_group, static)
-  ends = slope_first, slope_initial
+  ends = grad_first, grad_initial
   if static.route.in_grid:
     @pl.when(pl.program_id(1) == 0)
     def _start():
-      _store(slope_first, _values(slope_last))
-      _store(slope_initial, [jnp.zeros_like(ref) for ref in slope_initial])
-    _store(ends, retreat((), refs, initial, _values(before), slope_out, slope_refs, _values(ends)))
+      _store(grad_first, _values(grad_last))
+      _store(grad_initial, [jnp.zeros_like(ref) for ref in grad_initial])
+    _store(ends, retreat((), refs, initial, _values(before), grad_out, grad_refs, _values(ends)))
     return
 
   groups = refs.q_CK.shape[0]
 
-  def group(done, slopes):
+  def group(done, grads):
     at = (groups - 1 - done,)
     state = jax.tree.map(lambda ref: ref[(*at, ...)], before)
-    return retreat(at, refs, initial, state, slope_out, slope_refs, slopes)
+    return retreat(at, refs, initial, state, grad_out, grad_refs, grads)
 
-  start = _values(slope_last), [jnp.zeros(ref.shape, ref.dtype) for ref in slope_initial]
+  start = _values(grad_last), [jnp.zeros(ref.shape, ref.dtype) for ref in grad_initial]
   _store(ends, jax.lax.fori_loop(0, groups, group, start))
 
 
@@ -241,11 +241,11 @@ def _scan_forward(static, parts, initial, first):
   return (out, last), (parts, initial, before)
 
 
-def _scan_backward(static, kept, slopes):
+def _scan_backward(static, kept, grads):
   parts, initial, before = kept
-  (slope_out, _, _), slope_last = slopes
-  results = _like(parts), _like(initial), _like(slope_last)
-  return _call(_backward, static, (parts, initial, before, slope_out, slope_last), results,
+  (grad_out, _, _), grad_last = grads
+  results = _like(parts), _like(initial), _like(grad_last)
+  return _call(_backward, static, (parts, initial, before, grad_out, grad_last), results,
                grouped_in=(True, False, True, True, False), grouped_out=(True, False, False), reverse=True)
 
 
@@ -253,7 +253,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _groups(sizes, chunk_count: int, most: int, platform: str) -> int | None:
-  """Gives the largest group that divides the chunks and fits on chip, up to a bound; None if none does."""
+  """Returns the largest group that divides the chunks and fits on chip, up to a bound; None if none does."""
   route = ROUTES[platform]
   fitting = (g for g in range(min(most, chunk_count), 0, -1)
              if chunk_count % g == 0 and route.needs_bytes(sizes, g) <= route.limit_bytes)
@@ -262,7 +262,7 @@ def _groups(sizes, chunk_count: int, most: int, platform: str) -> int | None:
 
 def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
             platform: str) -> str | None:
-  """Says why these arrays do not fit the kernel of a platform, or gives None if they do."""
+  """Returns why these arrays do not fit the kernel of a platform, or None if they do."""
   del decay, initial
   if platform not in ROUTES:
     return f"there is no kernel for {platform}, only for {' and '.join(ROUTES)}"
@@ -280,7 +280,7 @@ def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, ch
 
 
 def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
-                form: Form, platform: str, group_chunks: int | None = None, interpret: bool = False):
+                form: ScanForm, platform: str, group_chunks: int | None = None, interpret: bool = False):
   """Runs one program per memory; arguments as in the package, and three more.
 
   Args:

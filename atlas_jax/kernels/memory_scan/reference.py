@@ -29,7 +29,7 @@ class Decay(NamedTuple):
   surprise_GNC: Any
 
 
-class Form(NamedTuple):
+class ScanForm(NamedTuple):
   """The memory: an MLP of the given matrices, and the bound of its surprise."""
 
   activation: str = "silu"  # a name in ACTIVATIONS, between matrices
@@ -37,7 +37,7 @@ class Form(NamedTuple):
   surprise_max: float | None = None  # longest gradient of a token over all matrices; None: no bound
 
 
-def recall(form: Form, fast, x_K):
+def recall(form: ScanForm, fast, x_K):
   """Recalls with one set of weights."""
   h = x_K
   for i, w in enumerate(fast):
@@ -45,7 +45,7 @@ def recall(form: Form, fast, x_K):
   return x_K + h if form.residual else h
 
 
-def loss(form: Form, fast, k_K, v_M):
+def loss(form: ScanForm, fast, k_K, v_M):
   """Half the squared error of what is recalled under a key."""
   error_M = recall(form, fast, k_K) - v_M
   return 0.5 * jnp.sum(error_M * error_M)
@@ -56,21 +56,21 @@ def by_chunks(x, chunk_size: int):
   return x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])
 
 
-def bound(form: Form, square):
-  """Gives the factor that brings a gradient of that squared norm within the bound."""
+def bound(form: ScanForm, square):
+  """Returns the factor that brings a gradient of that squared norm within the bound."""
   if form.surprise_max is None:
     return jnp.ones_like(square)
   return form.surprise_max * jax.lax.rsqrt(jnp.maximum(square, form.surprise_max**2))
 
 
-def _surprise(form: Form, fast, k_K, v_M):
-  """Gives a token's bounded gradient, its norm before the bound, and its loss."""
+def _surprise(form: ScanForm, fast, k_K, v_M):
+  """Returns a token's bounded gradient, its norm before the bound, and its loss."""
   value, grad = jax.value_and_grad(functools.partial(loss, form))(fast, k_K, v_M)
   square = sum(jnp.sum(g * g) for g in grad)
   return [g * bound(form, square) for g in grad], jnp.sqrt(jax.lax.stop_gradient(square)), value
 
 
-def _chunk(form: Form, state, initial, chunk):
+def _chunk(form: ScanForm, state, initial, chunk):
   (q_CK, k_CK, v_CM), decay, reset = chunk
   fresh = initial, jax.tree.map(jnp.zeros_like, state[1])
   fast, momentum = jax.tree.map(lambda new, old: jnp.where(reset, new, old), fresh, state)
@@ -85,7 +85,7 @@ def _chunk(form: Form, state, initial, chunk):
 
 
 def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, momentum, *, chunk_size: int,
-                form: Form):
+                form: ScanForm):
   """Reads one chunk after the other, in time and memory T times the weights; arguments as in the package."""
   def head(tokens, decay, reset_N, initial, fast, momentum):
     body = lambda state, chunk: _chunk(form, state, initial, chunk)

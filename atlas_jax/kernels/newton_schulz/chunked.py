@@ -12,7 +12,7 @@ from atlas_jax.kernels.newton_schulz.reference import CUBIC, EXACT, LINEAR, QUIN
 
 
 def _factors(x_ES, precision):
-  """Gives the Gram matrix A, and b A + c A^2."""
+  """Returns the Gram matrix A, and b A + c A^2."""
   gram_EE = matmul(x_ES, x_ES.mT, precision)
   return gram_EE, CUBIC * gram_EE + QUINTIC * matmul(gram_EE, gram_EE, precision)
 
@@ -22,29 +22,29 @@ def advance(x_ES, precision=EXACT):
   return LINEAR * x_ES + matmul(_factors(x_ES, precision)[1], x_ES, precision)
 
 
-def retreat(x_ES, slope_ES, precision=EXACT):
-  """Gives the slope before a step from X and the slope Y after it.
+def retreat(x_ES, grad_ES, precision=EXACT):
+  """Returns the gradient before a step from X and the gradient Y after it.
 
   With H = Y X^T + X Y^T it is a Y + (b A + c A^2) Y + (b H + c (H A + A H)) X.
   """
   gram_EE, factor_EE = _factors(x_ES, precision)
-  half_EE = matmul(slope_ES, x_ES.mT, precision)
+  half_EE = matmul(grad_ES, x_ES.mT, precision)
   both_EE = half_EE + half_EE.mT
   product_EE = matmul(both_EE, gram_EE, precision)
   through_EE = CUBIC * both_EE + QUINTIC * (product_EE + product_EE.mT)
-  direct_ES = LINEAR * slope_ES + matmul(factor_EE, slope_ES, precision)
+  direct_ES = LINEAR * grad_ES + matmul(factor_EE, grad_ES, precision)
   return direct_ES + matmul(through_EE, x_ES, precision)
 
 
 _step = jax.custom_vjp(lambda x_ES: advance(x_ES))
-_step.defvjp(lambda x_ES: (advance(x_ES), x_ES), lambda x_ES, slope_ES: (retreat(x_ES, slope_ES),))
+_step.defvjp(lambda x_ES: (advance(x_ES), x_ES), lambda x_ES, grad_ES: (retreat(x_ES, grad_ES),))
 
 
 def newton_schulz(x_ES, *, steps: int):
   """Works on all matrices of the batch at once; arguments as in the package."""
   if x_ES.shape[-2] > x_ES.shape[-1]:
     return newton_schulz(x_ES.mT, steps=steps).mT
-  x_ES = normalize(x_ES.astype(tree.wide(x_ES.dtype)))
+  x_ES = normalize(x_ES.astype(tree.accumulation_dtype(x_ES.dtype)))
   for _ in range(steps):
     x_ES = _step(x_ES)
   return x_ES

@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu, triton
 from atlas_jax.kernels.newton_schulz import chunked, reference
 
 
-class Route(NamedTuple):
+class NewtonSchulzPlatform(NamedTuple):
   """What one platform takes.
 
   Attributes:
@@ -46,15 +46,16 @@ def _tiles(short: int, long: int) -> tuple[int, int]:
 # Limits: what compiles without a device in both passes, for Ampere, Hopper and consumer Blackwell with few
 # registers spilled and within 99 KiB of shared memory; for TPU v4, v5e and v6e within 16 MiB of VMEM.
 ROUTES = {
-    "gpu": Route(triton.CompilerParams(num_warps=4, num_stages=1),
-                 jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6, _powers, longest=64, entries=64 * 64),
-    "tpu": Route(tpu.CompilerParams(dimension_semantics=("parallel",)),
-                 jax.lax.Precision.HIGHEST, _tiles, longest=256, entries=256 * 512),
+    "gpu": NewtonSchulzPlatform(triton.CompilerParams(num_warps=4, num_stages=1),
+                                jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6, _powers, longest=64,
+                                entries=64 * 64),
+    "tpu": NewtonSchulzPlatform(tpu.CompilerParams(dimension_semantics=("parallel",)),
+                                jax.lax.Precision.HIGHEST, _tiles, longest=256, entries=256 * 512),
 }
 
 
 def problem(shape, dtype, platform: str) -> str | None:
-  """Says why matrices of this shape do not fit the kernel of a platform, or gives None if they do."""
+  """Returns why matrices of this shape do not fit the kernel of a platform, or None if they do."""
   if platform not in ROUTES:
     return f"there is no kernel for {platform}, only for {' and '.join(ROUTES)}"
   if jnp.finfo(dtype).bits > 32:
@@ -72,15 +73,15 @@ def _forward(x_ref, out_ref, *, steps: int, precision):
   out_ref[...] = jax.lax.fori_loop(0, steps, step, reference.normalize(x_ref[...]))
 
 
-def _backward(x_ref, slope_ref, out_ref, *, steps: int, precision):
+def _backward(x_ref, grad_ref, out_ref, *, steps: int, precision):
   start_ES, to_input = jax.vjp(reference.normalize, x_ref[...])
 
-  def step(done, slope_ES):
+  def step(done, grad_ES):
     before = lambda _, x_ES: chunked.advance(x_ES, precision)
     x_ES = jax.lax.fori_loop(0, steps - 1 - done, before, start_ES)
-    return chunked.retreat(x_ES, slope_ES, precision)
+    return chunked.retreat(x_ES, grad_ES, precision)
 
-  out_ref[...] = to_input(jax.lax.fori_loop(0, steps, step, slope_ref[...]))[0]
+  out_ref[...] = to_input(jax.lax.fori_loop(0, steps, step, grad_ref[...]))[0]
 
 
 def _call(kernel, arrays, steps: int, platform: str, interpret: bool):
@@ -104,8 +105,8 @@ def _iterate_forward(x_BES, steps, platform, interpret):
   return _iterate(x_BES, steps, platform, interpret), x_BES
 
 
-def _iterate_backward(steps, platform, interpret, x_BES, slope_BES):
-  return (_call(_backward, [x_BES, slope_BES], steps, platform, interpret),)
+def _iterate_backward(steps, platform, interpret, x_BES, grad_BES):
+  return (_call(_backward, [x_BES, grad_BES], steps, platform, interpret),)
 
 
 _iterate.defvjp(_iterate_forward, _iterate_backward)

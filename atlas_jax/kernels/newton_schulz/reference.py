@@ -26,7 +26,7 @@ def newton_schulz(x_ES, *, steps: int):
   """Iterates on the side that is shorter; arguments as in the package."""
   if x_ES.shape[-2] > x_ES.shape[-1]:
     return newton_schulz(x_ES.mT, steps=steps).mT
-  x_ES = normalize(x_ES.astype(tree.wide(x_ES.dtype)))
+  x_ES = normalize(x_ES.astype(tree.accumulation_dtype(x_ES.dtype)))
   for _ in range(steps):
     gram_EE = matmul(x_ES, x_ES.mT)
     x_ES = LINEAR * x_ES + matmul(CUBIC * gram_EE + QUINTIC * matmul(gram_EE, gram_EE), x_ES)

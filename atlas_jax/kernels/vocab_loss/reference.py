@@ -7,7 +7,7 @@ from atlas_jax import tree
 
 def vocab_logits(hidden_ND, head_DV, *, temperature=1.0):
   """Returns logits over a temperature, float32 or wider, whatever the dtype of the hidden vectors."""
-  wide = tree.wide(hidden_ND.dtype)
+  wide = tree.accumulation_dtype(hidden_ND.dtype)
   logits_NV = jnp.dot(hidden_ND, head_DV.astype(hidden_ND.dtype), preferred_element_type=wide)
   return logits_NV / jnp.asarray(temperature, wide)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.language.decoding import sampling
-from atlas_jax.models.language import Language
+from atlas_jax.models.language import LanguageModel
 from atlas_jax.parallel import mesh as meshes
 
 PIECE_TOKENS = 256  # Of a prompt, read at once; the last piece is padded: one compilation for all.
@@ -38,7 +38,7 @@ class Engine(NamedTuple):
   take_rows: Callable  # (state, row_B) -> state of the chosen rows, in their order
 
 
-def of(language: Language, *, room_tokens: int | None = None) -> Engine:
+def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
   """Returns the pure functions, to be called inside of compiled ones.
 
   `prefill` reads on from a state; rows of no tokens stay as they are, and their scores are of no meaning. Its
@@ -83,14 +83,14 @@ def by_rows(function: Callable, axes, *states) -> Any:
 
   Args:
     function: (axis, one leaf of each state) -> leaf.
-    axes: `Language.row_axes`, a prefix of the states.
+    axes: `LanguageModel.row_axes`, a prefix of the states.
     *states: alike.
   """
   return jax.tree.map(lambda axis, *parts: jax.tree.map(functools.partial(function, axis), *parts),
                       axes, *states)
 
 
-def make(language: Language, *, mesh: Mesh | None = None, piece_tokens: int = PIECE_TOKENS,
+def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int = PIECE_TOKENS,
          room_tokens: int | None = None) -> Engine:
   """Returns the functions compiled, each at its first use, once for every number of rows.
 
@@ -136,7 +136,7 @@ def make(language: Language, *, mesh: Mesh | None = None, piece_tokens: int = PI
       take_rows=lambda state, row_B: take_rows(state, np.asarray(row_B, np.int32)))
 
 
-def _piece(language: Language, piece_tokens: int, room_tokens: int | None) -> int:
+def _piece(language: LanguageModel, piece_tokens: int, room_tokens: int | None) -> int:
   """Returns how many tokens are read at once: no more than have room, and whole blocks of attention."""
   size = piece_tokens if room_tokens is None else min(piece_tokens, room_tokens)
   block = language.attention_block_tokens

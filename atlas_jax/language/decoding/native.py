@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling, stops
-from atlas_jax.language.decoding.sampler import Options, Rollout, assemble, check_prompt
-from atlas_jax.language.decoding.sampling import Knobs
-from atlas_jax.models.language import Language
+from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions, assemble, check_prompt
+from atlas_jax.language.decoding.sampling import SamplingParams
+from atlas_jax.models.language import LanguageModel
 from atlas_jax.parallel import mesh as meshes
 
 BUCKET_TOKENS = 32  # Small enough that short prompts waste little, large enough that there are few sizes.
@@ -20,15 +20,15 @@ PIECE_TOKENS = 16  # With stop strings the host looks after so many ids.
 STOPS = 4  # Stop tokens are padded to a multiple of this.
 
 
-class Asked(NamedTuple):
+class GenerationRequest(NamedTuple):
   """What completions are to be, as traced arrays."""
 
-  knobs: Knobs
+  knobs: SamplingParams
   stop_E: Any  # int32, ids that end a completion, -1 where there is none
   max_tokens: Any  # int32
 
 
-class Written(NamedTuple):
+class GenerationOutput(NamedTuple):
   """What the host reads of completions; T is the room for them."""
 
   at: jax.Array  # int32, how many ids are drawn in each row
@@ -39,18 +39,18 @@ class Written(NamedTuple):
   full_logprob_TB: jax.Array  # float32
 
 
-class Writing(NamedTuple):
+class GenerationState(NamedTuple):
   """Completions half written."""
 
   state: Any  # of the engine, which has read all but the last id drawn
   key: Any  # [B], see `sampling.row_keys`
   token_B: Any  # int32, drawn last
   seen_BV: jax.Array | None  # bool, ids in prompt and completion; None without a repetition penalty
-  written: Written
+  written: GenerationOutput
 
 
 class NativeSampler:
-  """Writes with a `Language`; see `sampler.Sampler`.
+  """Writes with a `LanguageModel`; see `sampler.Sampler`.
 
   At temperature 0 every `sampler_logprob` is 0, since nothing else could be drawn, and `full_logprob` is that
   of temperature 1.
@@ -62,7 +62,7 @@ class NativeSampler:
       a penalty being on or off. Nothing else builds one.
   """
 
-  def __init__(self, language: Language, tokenizer: Tokenizer, mesh: Mesh | None = None, *,
+  def __init__(self, language: LanguageModel, tokenizer: Tokenizer, mesh: Mesh | None = None, *,
                bucket_tokens: int = BUCKET_TOKENS, piece_tokens: int = PIECE_TOKENS):
     """Takes a model; nothing is compiled before the first `generate`.
 
@@ -82,7 +82,7 @@ class NativeSampler:
     self.version: int | None = None
     self.compilations = 0
     whole: Any = None if mesh is None else meshes.replicated(mesh)
-    shardings: Any = Writing(None, None, None, None, whole)
+    shardings: Any = GenerationState(None, None, None, None, whole)
     self._start = jax.jit(self._read_prompts, static_argnames=("n", "room_tokens", "filtered", "penalised"),
                           out_shardings=shardings)
     self._run = jax.jit(self._write_on, static_argnames="filtered", donate_argnames="writing",
@@ -92,7 +92,7 @@ class NativeSampler:
     """Takes weights, which are not copied; see `sampler.Sampler.load`."""
     self._params, self.version = params, version
 
-  def generate(self, prompts: Sequence[Sequence[int]], options: Options, seed: int) -> Rollout:
+  def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes completions; see `sampler.Sampler.generate`.
 
     Raises:
@@ -104,15 +104,15 @@ class NativeSampler:
       raise ValueError("the sampler has no weights yet; call load(params, version) first")
     rows = [np.asarray(prompt) for prompt in prompts]
     self._check(rows, options)
-    knobs, words = Knobs.of(options, self._language.vocab_size), sampling.root_words(seed)
+    knobs, words = SamplingParams.of(options, self._language.vocab_size), sampling.root_words(seed)
     if not rows:
       return assemble([], pad_id=self._tokenizer.doc_id)
     stop_E = np.full(round_up(len(options.stop_tokens), least=STOPS), -1, np.int32)
     stop_E[:len(options.stop_tokens)] = options.stop_tokens
-    asked = self._put(Asked(knobs, stop_E, np.int32(options.max_tokens)))
+    asked = self._put(GenerationRequest(knobs, stop_E, np.int32(options.max_tokens)))
     return self._finish(self._write(rows, words, asked, options), len(rows) * options.n, options)
 
-  def _check(self, rows: list[np.ndarray], options: Options) -> None:
+  def _check(self, rows: list[np.ndarray], options: SamplingOptions) -> None:
     vocab_size = self._language.vocab_size
     most = self._language.max_positions
     for at, row in enumerate(rows):
@@ -131,12 +131,13 @@ class NativeSampler:
     return jax.tree.map(place, host_tree)
 
   def _width(self, longest: int) -> int:
-    """Gives how many tokens of prompts are read, padding included."""
+    """Returns how many tokens of prompts are read, padding included."""
     width = round_up(longest, least=self._bucket_tokens, steps=2)
     block = self._language.attention_block_tokens
     return width if block is None or width <= block else -(-width // block) * block
 
-  def _write(self, rows: list[np.ndarray], words, asked: Asked, options: Options) -> Written:
+  def _write(self, rows: list[np.ndarray], words, asked: GenerationRequest,
+             options: SamplingOptions) -> GenerationOutput:
     """Reads prompts and draws until every row is done."""
     width = self._width(max(row.size for row in rows))
     count_N = np.zeros(round_up(len(rows), least=1, steps=4), np.int32)
@@ -163,7 +164,7 @@ class NativeSampler:
       at, writing = upto, writing._replace(written=written._replace(done_B=self._put(done_B)))
       writing = run(writing, min(upto + self._piece_tokens, options.max_tokens))
 
-  def _finish(self, written: Written, rows: int, options: Options) -> Rollout:
+  def _finish(self, written: GenerationOutput, rows: int, options: SamplingOptions) -> Rollout:
     """Cuts completions at stop strings and puts them together."""
     length_B, tokens_TB, sampler_TB, full_TB = (np.array(x)[..., :rows] for x in written[-4:])
     reasons, texts = [], []
@@ -185,8 +186,8 @@ class NativeSampler:
         trim(tokens_TB, np.int32(self._tokenizer.doc_id)), length_B, trim(sampler_TB, np.float32(0)),
         trim(full_TB, np.float32(0)), tuple(reasons), np.full(rows, self.version, np.int32), tuple(texts))
 
-  def _read_prompts(self, params, tokens_NS, count_N, words, asked: Asked, *, n: int, room_tokens: int,
-                    filtered: bool, penalised: bool) -> Writing:
+  def _read_prompts(self, params, tokens_NS, count_N, words, asked: GenerationRequest, *, n: int,
+                    room_tokens: int, filtered: bool, penalised: bool) -> GenerationState:
     """Reads N prompts, 0 tokens for one that only fills up, and draws the first id of n completions each."""
     self.compilations += 1
     prompts, width = tokens_NS.shape
@@ -198,15 +199,16 @@ class NativeSampler:
     if penalised:
       seen_BV = sampling.seen_ids(tokens_NS, count_N, self._language.vocab_size)[row_B]
     nothing_TB = jnp.zeros((room_tokens, len(row_B)), jnp.float32)
-    written = Written(
+    written = GenerationOutput(
         at=jnp.zeros((), jnp.int32), done_B=count_N[row_B] == 0, length_B=jnp.zeros_like(row_B),
         tokens_TB=nothing_TB.astype(jnp.int32), sampler_logprob_TB=nothing_TB, full_logprob_TB=nothing_TB)
     state = self._split(engine.take_rows(state, row_B), len(row_B))
     keys_B = sampling.row_keys(words, row_B, number_B)
-    writing = Writing(state, keys_B, jnp.zeros_like(row_B), seen_BV, written)
+    writing = GenerationState(state, keys_B, jnp.zeros_like(row_B), seen_BV, written)
     return self._draw(writing, logits_NV[row_B], asked, filtered)
 
-  def _write_on(self, params, writing: Writing, asked: Asked, end, *, filtered: bool) -> Writing:
+  def _write_on(self, params, writing: GenerationState, asked: GenerationRequest, end, *,
+                filtered: bool) -> GenerationState:
     """Draws until `end` ids are drawn or all rows are done."""
     self.compilations += 1
     engine = engines.of(self._language)
@@ -220,7 +222,8 @@ class NativeSampler:
 
     return jax.lax.while_loop(going, one, writing)
 
-  def _draw(self, writing: Writing, logits_BV, asked: Asked, filtered: bool) -> Writing:
+  def _draw(self, writing: GenerationState, logits_BV, asked: GenerationRequest,
+            filtered: bool) -> GenerationState:
     """Draws the next id of every row; those that are done keep what they have."""
     at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
     drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.knobs, writing.seen_BV,
@@ -228,10 +231,10 @@ class NativeSampler:
     put = lambda old_TB, new_B: jax.lax.dynamic_update_slice_in_dim(
         old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
     ends_B = sampling.is_stop(drawn.token_B, asked.stop_E) | (at + 1 >= asked.max_tokens)
-    written = Written(
+    written = GenerationOutput(
         at + 1, done_B | ends_B, length_B + ~done_B, put(tokens_TB, drawn.token_B),
         put(sampler_TB, drawn.sampler_logprob_B), put(full_TB, drawn.full_logprob_B))
-    return Writing(writing.state, writing.key, drawn.token_B, seen_BV, written)
+    return GenerationState(writing.state, writing.key, drawn.token_B, seen_BV, written)
 
   def _split(self, state, rows: int):
     """Splits rows of the model's state over the mesh where they divide."""

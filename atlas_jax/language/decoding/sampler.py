@@ -6,14 +6,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from atlas_jax.data.problems import Draws
+from atlas_jax.data.problems import StableRandom
 from atlas_jax.data.tokenizer import Tokenizer
 
 REASONS = ("stop_token", "stop_string", "length", "abort")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class SamplingOptions:
   """How completions are drawn. "Off" is None.
 
   Raises:
@@ -103,7 +103,7 @@ class Sampler(Protocol):
   def load(self, params: Any, version: int) -> None:
     """Takes the weights that the next `generate` writes with, and a number that grows with every update."""
 
-  def generate(self, prompts: Sequence[Sequence[int]], options: Options, seed: int) -> Rollout:
+  def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes n completions of each prompt; the same seed, prompts and weights give the same.
 
     Args:
@@ -144,12 +144,12 @@ def assemble(completions: Sequence[Completion], *, pad_id: int, width: int | Non
 
 
 def completion_mask(rollout: Rollout) -> np.ndarray:
-  """Gives completion_mask_BT, bool: which places hold ids that were drawn."""
+  """Returns completion_mask_BT, bool: which places hold ids that were drawn."""
   return np.arange(rollout.tokens_BT.shape[1])[None, :] < rollout.length_B[:, None]
 
 
-def check(rollout: Rollout, prompts: Sequence[Sequence[int]], options: Options, *, version: int | None = None,
-          max_staleness: int = 0) -> None:
+def check(rollout: Rollout, prompts: Sequence[Sequence[int]], options: SamplingOptions, *,
+          version: int | None = None, max_staleness: int = 0) -> None:
   """Refuses a rollout that does not hold what was asked for.
 
   Args:
@@ -187,7 +187,8 @@ def check(rollout: Rollout, prompts: Sequence[Sequence[int]], options: Options, 
                        f"has {version}; max_staleness={max_staleness} allows no such age; load them again")
 
 
-def stop_at(tokens: Sequence[int], options: Options, tokenizer: Tokenizer) -> tuple[int, str, str] | None:
+def stop_at(tokens: Sequence[int], options: SamplingOptions, tokenizer: Tokenizer) -> tuple[int, str,
+                                                                                            str] | None:
   """Finds where the ids drawn so far must stop.
 
   Args:
@@ -239,7 +240,7 @@ class ScriptedSampler:
     """Takes weights; see `Sampler.load`."""
     self.params, self.version = params, version
 
-  def generate(self, prompts: Sequence[Sequence[int]], options: Options, seed: int) -> Rollout:
+  def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes completions; see `Sampler.generate`.
 
     Raises:
@@ -250,11 +251,11 @@ class ScriptedSampler:
     if not options.stop_tokens:
       raise ValueError("config.sampler.stop_tokens is empty; a script needs one to end its texts with")
     self.calls += 1
-    written = [self._write(prompt, options, Draws(seed, place, number))
+    written = [self._write(prompt, options, StableRandom(seed, place, number))
                for place, prompt in enumerate(prompts) for number in range(options.n)]
     return assemble(written, pad_id=self._tokenizer.doc_id)
 
-  def _write(self, prompt: Sequence[int], options: Options, draws: Draws) -> Completion:
+  def _write(self, prompt: Sequence[int], options: SamplingOptions, draws: StableRandom) -> Completion:
     text = self._tokenizer.decode(prompt)
     offered = self._script(text, self.params) if callable(self._script) else self._script.get(text)
     if not offered:

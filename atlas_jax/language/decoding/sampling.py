@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 
 _NOT_DRAWN = -1e30  # Finite, so that differences of such scores are numbers.
 _KEY_BITS = 64
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
   """How ids are drawn, as arrays, all [] or all [B]; "off" is a value that changes nothing."""
 
   temperature: Any  # float32; 0 takes the likeliest id
@@ -27,7 +27,7 @@ class Knobs(NamedTuple):
   penalty: Any  # float32; 1 is off
 
   @classmethod
-  def of(cls, options: Options, vocab_size: int) -> "Knobs":
+  def of(cls, options: SamplingOptions, vocab_size: int) -> "SamplingParams":
     """Takes them from options.
 
     Raises:
@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
 
 
 def root_words(seed: int) -> np.ndarray:
-  """Gives the two words of the key that all draws of a seed come from, uint32.
+  """Returns the two words of the key that all draws of a seed come from, uint32.
 
   Raises:
     ValueError: if the seed is negative or takes more than 64 bits.
@@ -62,20 +62,20 @@ def root_words(seed: int) -> np.ndarray:
 
 
 def row_keys(words, place_B, number_B):
-  """Gives a key per row, of the seed's words, the place of its prompt and the completion's number alone."""
+  """Returns a key per row, of the seed's words, the place of its prompt and the completion's number alone."""
   root = jax.random.wrap_key_data(words, impl="threefry2x32")
   return jax.vmap(lambda place, number: jax.random.fold_in(jax.random.fold_in(root, place), number))(
       place_B, number_B)
 
 
 def text_key(seed: int):
-  """Gives the key of a text of its own, [1]: that of the first completion of the first prompt."""
+  """Returns the key of a text of its own, [1]: that of the first completion of the first prompt."""
   first_B = np.zeros(1, np.int32)
   return row_keys(root_words(seed), first_B, first_B)
 
 
 def uniforms(key_B, at):
-  """Gives two numbers in [0, 1) per row, of its key and the position `at` alone: a pair of [B] arrays.
+  """Returns two numbers in [0, 1) per row, of its key and the position `at` alone: a pair of [B] arrays.
 
   Args:
     key_B: of `row_keys`.
@@ -87,18 +87,19 @@ def uniforms(key_B, at):
 
 
 def seen_ids(tokens_BT, count_B, vocab_size: int):
-  """Gives the ids among the first count_B tokens of each row, as `draw` takes them: seen_BV, bool."""
+  """Returns the ids among the first count_B tokens of each row, as `draw` takes them: seen_BV, bool."""
   rows, width = tokens_BT.shape
   token_BT = jnp.where(jnp.arange(width)[None] < count_B[:, None], tokens_BT, vocab_size)
   return jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], token_BT].set(True, mode="drop")
 
 
 def is_stop(token_B, stop_E):
-  """Says which rows end with an id: is_stop_B, bool; stop_E is [E] or [B, E], -1 where there is none."""
+  """Returns which rows end with an id: is_stop_B, bool; stop_E is [E] or [B, E], -1 where there is none."""
   return jnp.any(token_B[:, None] == (stop_E if stop_E.ndim == 2 else stop_E[None]), axis=1)
 
 
-def draw_at(logits_BV, key_B, at, knobs: Knobs, seen_BV=None, *, filtered: bool) -> tuple[Drawn, Any]:
+def draw_at(logits_BV, key_B, at, knobs: SamplingParams, seen_BV=None, *, filtered: bool) -> tuple[Drawn,
+                                                                                                   Any]:
   """Draws the id at a position of each row; gives also the ids that are seen now, None if they were.
 
   Args:
@@ -111,7 +112,7 @@ def draw_at(logits_BV, key_B, at, knobs: Knobs, seen_BV=None, *, filtered: bool)
   return drawn, seen_BV
 
 
-def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool) -> Drawn:
+def draw(logits_BV, uniform_pair, knobs: SamplingParams, seen_BV=None, *, filtered: bool) -> Drawn:
   """Draws one id per row.
 
   Args:
@@ -129,7 +130,7 @@ def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool)
   full_BV = logits_BV / heat
   drawn_BV = full_BV if seen_BV is None else penalised(logits_BV, seen_BV, knobs.penalty) / heat
   if filtered:
-    drawn_BV = jnp.where(kept(drawn_BV, knobs), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
+    drawn_BV = jnp.where(keep_mask(drawn_BV, knobs), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
   top_B = jnp.max(drawn_BV, axis=-1)
   share_BV = jnp.exp(drawn_BV - top_B[:, None])
   token_B = _choose(drawn_BV, share_BV, uniform_pair, knobs.temperature)
@@ -142,8 +143,8 @@ def draw(logits_BV, uniform_pair, knobs: Knobs, seen_BV=None, *, filtered: bool)
 
 
 def _choose(score_BV, share_BV, uniform_pair, temperature):
-  """Gives token_B, int32: drawn where the temperature is above 0, else the first of the largest scores."""
-  drawn = lambda: invert(share_BV, *uniform_pair)
+  """Returns token_B, int32: drawn where the temperature is above 0, else the first of the largest scores."""
+  drawn = lambda: sample_inverse_cdf(share_BV, *uniform_pair)
   likeliest = lambda: jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
   if not jnp.ndim(temperature):
     return jax.lax.cond(temperature > 0, drawn, likeliest)
@@ -152,7 +153,7 @@ def _choose(score_BV, share_BV, uniform_pair, temperature):
 
 
 def _column(setting):
-  """Gives a setting in a form that broadcasts over the ids of rows."""
+  """Returns a setting in a form that broadcasts over the ids of rows."""
   return setting[:, None] if jnp.ndim(setting) else setting
 
 
@@ -166,8 +167,10 @@ def penalised(logits_BV, seen_BV, penalty):
   return jnp.where(seen_BV, changed_BV, logits_BV)
 
 
-def kept(logits_BV, knobs: Knobs):
-  """Says which ids min-p, top-k and top-p leave; the likeliest always, and equals of the last one left too.
+def keep_mask(logits_BV, knobs: SamplingParams):
+  """Returns which ids min-p, top-k and top-p leave.
+
+  The likeliest is always left, and what equals the last one left is left too.
 
   No sorting: the least share that is left is found by halving, one bit of the number at a time.
   """
@@ -184,7 +187,7 @@ def kept(logits_BV, knobs: Knobs):
 
 
 def _unless(off, share_BV, enough):
-  """Gives the largest number per row that `enough` holds for, or zeros where the filter is off."""
+  """Returns the largest number per row that `enough` holds for, or zeros where the filter is off."""
   rows = share_BV.shape[0]
   nothing = lambda: jnp.zeros((rows,), share_BV.dtype)
   largest = lambda: _largest(enough, rows, share_BV.dtype)
@@ -210,7 +213,7 @@ def _largest(enough, rows: int, dtype):
   return jax.lax.bitcast_convert_type(low_B, dtype)
 
 
-def invert(share_BV, first_B, second_B):
+def sample_inverse_cdf(share_BV, first_B, second_B):
   """Draws an id per row, in proportion to its share: first a block of ids, then one inside it.
 
   Two steps look at each share once and at few sums, and a large vocabulary loses no rare id to rounding.
@@ -232,7 +235,7 @@ def invert(share_BV, first_B, second_B):
 
 
 def _first_above(share_BN, uniform_B):
-  """Gives the first place where the sum of shares so far exceeds the given part of the whole.
+  """Returns the first place where the sum of shares so far exceeds the given part of the whole.
 
   Rounding may make sums fall by a little, so places of no share are passed over.
   """

@@ -19,7 +19,7 @@ class StringStops:
     self._tails = [b""] * rows
 
   def push(self, tokens_TB: np.ndarray, done_B: np.ndarray) -> np.ndarray:
-    """Says which rows are done now.
+    """Returns which rows are done now.
 
     Args:
       tokens_TB: the ids that come next in each row.
@@ -38,7 +38,10 @@ class StringStops:
 
 
 def known(tokens, tokenizer: Tokenizer) -> np.ndarray:
-  """Gives the ids that the tokenizer knows; a model's vocabulary may be larger, and the rest has no text."""
+  """Returns the ids that the tokenizer knows.
+
+  A model's vocabulary may be larger, and the rest has no text.
+  """
   tokens = np.asarray(tokens)
   return tokens[tokens < tokenizer.vocab_size]
 

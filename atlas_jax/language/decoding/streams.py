@@ -8,11 +8,11 @@ from atlas_jax.data.tokenizer import StreamDecoder
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling
 from atlas_jax.language.decoding.engine import Engine
-from atlas_jax.language.decoding.sampler import Options, check_prompt
-from atlas_jax.models.language import Language
+from atlas_jax.language.decoding.sampler import SamplingOptions, check_prompt
+from atlas_jax.models.language import LanguageModel
 
 
-def generate(language: Language, params, tokenizer, prompt: str | Sequence[int], *, tokens: int,
+def generate(language: LanguageModel, params, tokenizer, prompt: str | Sequence[int], *, tokens: int,
              temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
              min_p: float | None = None, repetition_penalty: float = 1.0, seed: int = 0,
              mesh: Mesh | None = None, end_tokens: Sequence[int] = (),
@@ -42,8 +42,8 @@ def generate(language: Language, params, tokenizer, prompt: str | Sequence[int],
     ValueError: at once, if an argument is out of its range or the tokenizer is not the model's.
   """
   _check(language, tokenizer, tokens, temperature, top_k)
-  options = Options(max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                    repetition_penalty=repetition_penalty)
+  options = SamplingOptions(max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                            repetition_penalty=repetition_penalty)
   key_B = sampling.text_key(seed)
   ids = np.r_[tokenizer.doc_id, tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
   prompt_T = check_prompt(ids, language.vocab_size, name="prompt")
@@ -54,7 +54,7 @@ def generate(language: Language, params, tokenizer, prompt: str | Sequence[int],
   return _texts(chosen, tokenizer, {tokenizer.doc_id, *end_tokens})
 
 
-def _check(language: Language, tokenizer, tokens: int, temperature: float, top_k: int | None) -> None:
+def _check(language: LanguageModel, tokenizer, tokens: int, temperature: float, top_k: int | None) -> None:
   most = language.vocab_size
   if tokens < 1:
     raise ValueError(f"tokens={tokens} must be at least 1")
@@ -67,16 +67,17 @@ def _check(language: Language, tokenizer, tokens: int, temperature: float, top_k
                      f"config.model.vocab_size={most}; use the tokenizer saved with the run")
 
 
-def _check_room(language: Language, length: int, tokens: int) -> None:
+def _check_room(language: LanguageModel, length: int, tokens: int) -> None:
   most = language.max_positions
   if most is not None and length + tokens > most:
     raise ValueError(f"a prompt of {length} tokens and tokens={tokens} are more than the model's "
                      f"{most} learned positions; ask for fewer")
 
 
-def _tokens(engine: Engine, params, prompt_T, options: Options, key_B, vocab_size: int) -> Iterator[int]:
+def _tokens(engine: Engine, params, prompt_T, options: SamplingOptions, key_B,
+            vocab_size: int) -> Iterator[int]:
   """Yields one token after another, whatever they are."""
-  knobs = sampling.Knobs.of(options, vocab_size)
+  knobs = sampling.SamplingParams.of(options, vocab_size)
   seen_BV = None
   if options.repetition_penalty != 1:
     seen_BV = np.zeros((1, vocab_size), bool)

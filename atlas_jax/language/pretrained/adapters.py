@@ -12,7 +12,7 @@ from atlas_jax.workdir import CHECKPOINTS
 
 
 def options_of(fields) -> dict | None:
-  """Gives the options of `models.lora` from config.lora, or from the folder it names; None without adapters.
+  """Returns the options of `models.lora` from config.lora or the folder it names; None without adapters.
 
   Raises:
     ValueError: if they do not fit, or are others than those of the folder.
@@ -31,7 +31,10 @@ def options_of(fields) -> dict | None:
 
 
 def _options_of_folder(fields) -> dict:
-  """Gives the options of the adapters that a run starts from; fields of config.lora may only repeat them."""
+  """Returns the options of the adapters that a run starts from.
+
+  Fields of config.lora may only repeat them.
+  """
   folder = _folder(fields.path)
   options, unset = peft.options(folder), default().lora
   for name, found in options.items():
@@ -86,7 +89,7 @@ def reader_of(config, module) -> Callable:
 
 
 def is_same_model(base: str | None, path: str) -> bool:
-  """Says whether two names may mean one model: by their folders, or by the ends of the names."""
+  """Returns whether two names may mean one model: by their folders, or by the ends of the names."""
   if base is None:
     return False
   names = [name.removeprefix(hf_import.HUB).rstrip("/") for name in (base, path)]

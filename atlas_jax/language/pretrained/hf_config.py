@@ -70,7 +70,7 @@ def read(file) -> tuple[ModuleType, dict]:
 
 
 def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
-  """Gives a config, in the older spelling that all versions read, for a model that was made here.
+  """Returns a config, in the older spelling that all versions read, for a model that was made here.
 
   Args:
     fields: of a `Decoder`, as `read` gives them.
@@ -100,7 +100,7 @@ def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
 
 
 def family_of(fields: dict) -> ModuleType:
-  """Gives the family whose models have these fields; `write` says more.
+  """Returns the family whose models have these fields; `write` says more.
 
   Models with learned positions are a family of this program, which others do not read.
   """
@@ -174,7 +174,7 @@ def _refuse(settings: dict, file) -> None:
 
 
 def _rope(settings: dict, file) -> tuple[float, dict | None]:
-  """Gives the base and the scaling, or None for none, from either spelling."""
+  """Returns the base and the scaling, or None for none, from either spelling."""
   found = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
   base = found.pop("rope_theta", None) or settings.get("rope_theta") or ROPE_BASE
   json_file.field(file, {"rope_theta": base}, "rope_theta", functools.partial(

@@ -18,14 +18,14 @@ from atlas_jax.language.pretrained.hf_import import EMBEDDING, HEAD, SPARE
 from atlas_jax.models import lora
 from atlas_jax.models.decoder import Decoder
 
-TRAVELS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-           "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-           "chat_template.json")
+COPIED_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+                "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+                "chat_template.jinja", "chat_template.json")
 METADATA = {"format": "pt"}  # What transformers asks of a file.
 GIB = 2**30
 
 
-class Plan(NamedTuple):
+class ExportPlan(NamedTuple):
   """Which tensor goes where."""
 
   made: dict      # name -> (leaf, row, layer), see `tensor_files.tensors_of`
@@ -98,7 +98,7 @@ def _family(model: Decoder, like) -> ModuleType:
   return family
 
 
-def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: float) -> Plan:
+def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: float) -> ExportPlan:
   made = tensor_files.tensors_of(params, family.TABLE)
   copied: tuple[str, ...] = ()
   if source is not None:
@@ -108,12 +108,12 @@ def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: flo
     made.setdefault(HEAD, made[EMBEDDING])
   if source is None:
     dtype_of = {name: jnp.dtype(dtype or one[0].dtype) for name, one in made.items()}
-    return Plan(made, _shards(made, dtype_of, max_bytes), dtype_of, copied)
+    return ExportPlan(made, _shards(made, dtype_of, max_bytes), dtype_of, copied)
   stored = {name: source.dtype(name if name in source.file_of else EMBEDDING) for name in made}
   dtype_of = {name: jnp.dtype(dtype or stored[name]) for name in made}
   last = max(source.file_of.values())
   file_of = {name: source.file_of.get(name, last) for name in (*made, *copied)}
-  return Plan(made, file_of, dtype_of, copied)
+  return ExportPlan(made, file_of, dtype_of, copied)
 
 
 def _shards(made: dict, dtype_of: dict, max_bytes: float) -> dict[str, str]:
@@ -139,8 +139,8 @@ def _numbers(made: tuple) -> int:
   return leaf.size if layer is None else leaf.size // leaf.shape[0]
 
 
-def _settings(model: Decoder, like, plan: Plan, dtype, untie: bool, max_tokens, specials: dict):
-  """Gives the config to write, or None where that of `like` is right as it stands."""
+def _settings(model: Decoder, like, plan: ExportPlan, dtype, untie: bool, max_tokens, specials: dict):
+  """Returns the config to write, or None where that of `like` is right as it stands."""
   if like is None:
     if max_tokens is None:
       raise ValueError("a model without like=FOLDER needs max_tokens, the longest text that it is meant for")
@@ -157,7 +157,7 @@ def _settings(model: Decoder, like, plan: Plan, dtype, untie: bool, max_tokens, 
   return settings
 
 
-def _check_target(folder: pathlib.Path, like, plan: Plan) -> None:
+def _check_target(folder: pathlib.Path, like, plan: ExportPlan) -> None:
   if like is not None and folder.resolve() == pathlib.Path(like).resolve():
     raise ValueError(f"{folder} is the folder the model was read from; export to another")
   files = set(plan.file_of.values())
@@ -170,10 +170,11 @@ def _check_target(folder: pathlib.Path, like, plan: Plan) -> None:
 _INDEX = f"model{tensor_files.INDEX_SUFFIX}"
 
 
-def _write_json_files(folder: pathlib.Path, like, plan: Plan, settings: dict | None, durable: bool) -> None:
+def _write_json_files(folder: pathlib.Path, like, plan: ExportPlan, settings: dict | None,
+                      durable: bool) -> None:
   index = None if like is None else pathlib.Path(like) / _INDEX
   if like is not None:
-    for name in TRAVELS:
+    for name in COPIED_FILES:
       if (pathlib.Path(like) / name).is_file():
         write.copy(pathlib.Path(like) / name, folder / name, durable=durable)
   if index is not None and index.is_file() and settings is None:

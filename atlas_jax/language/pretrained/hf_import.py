@@ -66,17 +66,17 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
 
 
 def abstract(model: Decoder):
-  """Gives the shapes of a model's parameters, its adapters' among them."""
+  """Returns the shapes of a model's parameters, its adapters' among them."""
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def shardings_of(shapes, mesh: Mesh | None):
-  """Gives the places of parameters: by the mesh's rules, or the first device where there is no mesh."""
+  """Returns the places of parameters: by the mesh's rules, or the first device where there is no mesh."""
   return placement.shardings(meshes.make(devices=jax.local_devices()[:1]) if mesh is None else mesh, shapes)
 
 
 def find(name: str) -> pathlib.Path:
-  """Gives a model's folder by its path, or by its name on the hub, "hf:NAME", which fetches it if need be.
+  """Returns a model's folder by its path, or by its name on the hub, "hf:NAME", which fetches it if need be.
 
   Raises:
     ValueError: if there is no such folder, or the hub does not give it.

@@ -10,7 +10,7 @@ from atlas_jax import tree
 from atlas_jax.data import chats
 from atlas_jax.data.tokenizer import BYTE_OF_CHAR, Tokenizer
 from atlas_jax.files import write as write_file
-from atlas_jax.language.initial_model import Start
+from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.language.pretrained import hf_export, tensor_files, tokenizer_files
 from atlas_jax.language.pretrained.names import Row
 from atlas_jax.models import lora
@@ -19,7 +19,7 @@ from atlas_jax.parallel import hosts
 from atlas_jax.workdir import CHECKPOINTS, EVALS, EVENTS, PRETRAINED, TEMPLATE, TOKENIZER
 
 CONFIG, VOCABULARY, STATS = "config.json", "vocabulary.json", "training_stats.json"
-TAKEN = (CHECKPOINTS, TOKENIZER, PRETRAINED, TEMPLATE, EVALS, EVENTS)  # What else a workdir holds.
+RESERVED = (CHECKPOINTS, TOKENIZER, PRETRAINED, TEMPLATE, EVALS, EVENTS)  # What else a workdir holds.
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 
 
@@ -29,12 +29,12 @@ def check_name(field: str, name: str) -> None:
   Raises:
     ValueError: names the field.
   """
-  if name in ("", ".", "..", *TAKEN) or pathlib.PurePath(name).name != name:
+  if name in ("", ".", "..", *RESERVED) or pathlib.PurePath(name).name != name:
     raise ValueError(f"config.{field}={name!r} must be the name of one folder in the workdir, and none of "
-                     f"{', '.join(TAKEN)}; 'model' will do")
+                     f"{', '.join(RESERVED)}; 'model' will do")
 
 
-def write(folder, config, start: Start, params, stats: Mapping) -> None:
+def write(folder, config, start: InitialModel, params, stats: Mapping) -> None:
   """Writes a model. Every process calls it; process 0 writes.
 
   Args:
@@ -60,7 +60,7 @@ def write(folder, config, start: Start, params, stats: Mapping) -> None:
   tensor_files.write_json(folder / STATS, {**stats, "all_params": tree.count(params)})
 
 
-def _write_decoder(folder: pathlib.Path, config, start: Start, module: Decoder, params) -> None:
+def _write_decoder(folder: pathlib.Path, config, start: InitialModel, module: Decoder, params) -> None:
   """Writes weights and config as of a published model, laid out as those the run started from."""
   like = start.folder if start.folder is not None and any(start.folder.glob("model*.safetensors*")) else None
   specials = {name: int(start.tokenizer.doc_id) for name in ("bos_token_id", "eos_token_id")}
@@ -86,7 +86,7 @@ def _write_memory(folder: pathlib.Path, module, params) -> None:
 
 
 def _plain(value: Any) -> Any:
-  """Gives nested mappings as dicts."""
+  """Returns nested mappings as dicts."""
   return {key: _plain(part) for key, part in value.items()} if isinstance(value, Mapping) else value
 
 

@@ -142,7 +142,7 @@ def _pattern(name: str, settings: dict) -> Values:
 
 
 def _targets(modules: list, file: pathlib.Path) -> tuple[str, ...]:
-  """Gives our names of the projections that PEFT's name."""
+  """Returns our names of the projections that PEFT's name."""
   family = names.load("llama")
   ours = {theirs: name for name, theirs in _modules(family).items()}
   parts = {row.theirs.split(".")[-3]: row.theirs.split(".")[-4] for row in rows(family)}
@@ -198,7 +198,7 @@ def save(folder, model: Decoder, adapters, *, base: str, dtype: str | None = Non
 
 
 def rows(family: ModuleType) -> tuple[Row, ...]:
-  """Gives the names of adapters: A is stored [rank, inputs], B [outputs, rank]."""
+  """Returns the names of adapters: A is stored [rank, inputs], B [outputs, rank]."""
   found = []
   for row in family.TABLE:
     if not re.fullmatch(r"blocks/(attention|mlp)/\w+/kernel", row.ours):
@@ -211,7 +211,7 @@ def rows(family: ModuleType) -> tuple[Row, ...]:
 
 
 def _modules(family: ModuleType) -> dict[str, str]:
-  """Gives the published name of every projection, {"q": "q_proj"}."""
+  """Returns the published name of every projection, {"q": "q_proj"}."""
   return {row.ours.split("/")[-2]: row.theirs.split(".")[-3] for row in rows(family)}
 
 

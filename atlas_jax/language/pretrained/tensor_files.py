@@ -47,11 +47,11 @@ class TensorFolder:
         raise ValueError(f"{self.folder / file} has no tensor {name!r}, which the index says it holds")
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Gives a tensor's shape."""
+    """Returns a tensor's shape."""
     return tuple(self._slice(name).get_shape())
 
   def dtype(self, name: str) -> np.dtype:
-    """Gives a tensor's dtype.
+    """Returns a tensor's dtype.
 
     Raises:
       ValueError: if it is not a float of 16 bits or more.
@@ -67,11 +67,11 @@ class TensorFolder:
     return self._slice(name)[cuts or (slice(None),) * len(self.shape(name))]
 
   def metadata(self, file: str) -> dict[str, str]:
-    """Gives what a file says of itself, in the file's order."""
+    """Returns what a file says of itself, in the file's order."""
     return dict(_header(self.folder / file).get(METADATA, {}))
 
   def where(self, name: str) -> str:
-    """Gives a tensor's file and name, for messages."""
+    """Returns a tensor's file and name, for messages."""
     return f"{self.folder / self.file_of[name]}: {name}"
 
   def _slice(self, name: str):
@@ -196,7 +196,7 @@ def _groups(pattern: str) -> list[list[str]]:
 
 
 def tensors_of(params, table: Iterable[Row]) -> dict[str, tuple]:
-  """Says how each tensor is made: its name -> (leaf, row, layer or None), for `write_files`."""
+  """Returns how each tensor is made: its name -> (leaf, row, layer or None), for `write_files`."""
   row_of = {row.ours: row for row in table}
   made: dict[str, tuple] = {}
   for name, leaf in tree.named_leaves(params):
@@ -207,7 +207,7 @@ def tensors_of(params, table: Iterable[Row]) -> dict[str, tuple]:
 
 
 def shape_of(made: tuple) -> tuple[int, ...]:
-  """Gives the shape a tensor of `tensors_of` will have."""
+  """Returns the shape a tensor of `tensors_of` will have."""
   leaf, row, _ = made
   kept = row.kept.split()
   sizes = dict(zip(kept, leaf.shape[leaf.ndim - len(kept):], strict=True))

@@ -12,7 +12,7 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 CLASS = "PreTrainedTokenizerFast"  # What transformers is to read a tokenizer.json with that names no class.
 
 
-def travel(source, folder) -> None:
+def copy(source, folder) -> None:
   """Copies what stands beside a tokenizer.json, such as its chat template; what is not there is left out."""
   source, folder = pathlib.Path(source), pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write(folder, saved, *, max_tokens: int) -> None:
   saved, folder = pathlib.Path(saved), pathlib.Path(folder)
   inventory.check_sealed(saved)
   marker = marker_of(saved)
-  travel(saved, folder)
+  copy(saved, folder)
   if marker["kind"] == "sentencepiece":
     write_file.copy(saved / marker["file"], folder / marker["file"])
     return
@@ -53,7 +53,7 @@ def write(folder, saved, *, max_tokens: int) -> None:
 
 
 def byte_level() -> dict:
-  """Gives the tokenizer.json of bytes: byte b has id b, and the mark of documents 256."""
+  """Returns the tokenizer.json of bytes: byte b has id b, and the mark of documents 256."""
   level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
   vocab = dict(sorted(BYTE_OF_CHAR.items(), key=lambda item: item[1]))
   return {

@@ -94,7 +94,7 @@ class Client:
     return answer.content
 
   def once(self, route: str, body: dict | None = None, *, timeout_s: float | None = None) -> Answer:
-    """Asks once and gives what came, whatever it is; arguments as of `ask`."""
+    """Asks once and returns what came, whatever it is; arguments as of `ask`."""
     connection = self._connection(*self._address, timeout=timeout_s or self._timeout_s)
     try:
       sent = None if body is None else json.dumps(body)
@@ -138,7 +138,7 @@ class Client:
 
 
 def words(content) -> str:
-  """Gives what a server says of an error, on one line and not too long."""
+  """Returns what a server says of an error, on one line and not too long."""
   if isinstance(content, dict):
     inner = content.get("error", content.get("detail", content))
     content = inner.get("message", inner) if isinstance(inner, dict) else inner

@@ -25,7 +25,7 @@ LOOK_EVERY_S = 0.25
 LOOK_TIMEOUT_S = 10.0
 
 
-class Engine:
+class VLLMEngine:
   """A server; nothing is asked of it before `open`. Of a run's processes the first alone has one.
 
   Attributes:
@@ -79,7 +79,7 @@ class Engine:
     self.opened = True
 
   def how_to_start(self, folder: pathlib.Path) -> str:
-    """Gives the command line of a server for this run."""
+    """Returns the command line of a server for this run."""
     variables = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
     return " ".join([*variables, shlex.join(["python", "-m", MODULE, *self._flags(folder)])])
 
@@ -101,7 +101,7 @@ class Engine:
     self._client.ask("/update_weight_version", {"new_version": label}, optional=True)
 
   def label(self) -> str | None:
-    """Gives what `reload` labelled the server's weights with, or None where servers keep no label."""
+    """Returns what `reload` labelled the server's weights with, or None where servers keep no label."""
     answer = self._client.ask("/weight_info", optional=True)
     return answer.get("weight_version") if isinstance(answer, dict) else None
 
@@ -127,7 +127,7 @@ class Engine:
     return sorted(choices, key=lambda choice: choice["index"])
 
   def prompt_logprobs(self, tokens: list[int]) -> list[float]:
-    """Gives the untempered log-probability of each id but the first."""
+    """Returns the untempered log-probability of each id but the first."""
     choice = self.complete(tokens, 1, max_tokens=1, temperature=0, prompt_logprobs=0)[0]
     given: list[Any] = (choice.get("prompt_logprobs") or [None])[1:]
     found = [(entry or {}).get(str(token), {}).get("logprob")

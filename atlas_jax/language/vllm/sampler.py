@@ -20,15 +20,15 @@ import jax
 import numpy as np
 from absl import logging
 
-from atlas_jax.data.problems import Draws
+from atlas_jax.data.problems import StableRandom
 from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding import stops
-from atlas_jax.language.decoding.sampler import Completion, Options, Rollout, check_prompt
+from atlas_jax.language.decoding.sampler import Completion, Rollout, SamplingOptions, check_prompt
 from atlas_jax.language.vllm import weights
 from atlas_jax.language.vllm.client import ServerError
-from atlas_jax.language.vllm.engine import MODE, Engine
-from atlas_jax.models.language import Language
+from atlas_jax.language.vllm.engine import MODE, VLLMEngine
+from atlas_jax.models.language import LanguageModel
 from atlas_jax.parallel import hosts
 
 PROBE_TOKENS = 32  # Of the prompt that is scored after a hand-over.
@@ -40,7 +40,7 @@ TEMPERATURES = (0.01, 2.0)  # The server takes lower ones for the lowest, and no
 SEEDS = 2**62
 
 
-def make(language: Language, tokenizer: Tokenizer, *, like, workdir, longest_tokens: int | None, url,
+def make(language: LanguageModel, tokenizer: Tokenizer, *, like, workdir, longest_tokens: int | None, url,
          command, arguments, port, shared_folder, dtype, gap_limit_nats, start_timeout_s, timeout_s, retries,
          backoff_s, parallel_requests) -> "VllmSampler":
   """Makes a sampler from the fields of config.vllm; the server starts with the first weights.
@@ -72,9 +72,9 @@ def make(language: Language, tokenizer: Tokenizer, *, like, workdir, longest_tok
   exports = weights.Exports(module, like=like, shared_folder=shared_folder, workdir=workdir,
                             dtype=served, max_tokens=longest_tokens, in_memory=url is None)
   # Several processes have one server, and each gets what the first is given.
-  engine = Engine(url=url, command=command, arguments=arguments, port=port, dtype=served,
-                  longest_tokens=longest_tokens, workdir=workdir, start_timeout_s=start_timeout_s,
-                  timeout_s=timeout_s, retries=retries, backoff_s=backoff_s) if hosts.is_main() else None
+  engine = VLLMEngine(url=url, command=command, arguments=arguments, port=port, dtype=served,
+                      longest_tokens=longest_tokens, workdir=workdir, start_timeout_s=start_timeout_s,
+                      timeout_s=timeout_s, retries=retries, backoff_s=backoff_s) if hosts.is_main() else None
   if gap_limit_nats is None:
     gap_limit_nats = max(GAP_LIMIT_NATS.get(name, COARSE_GAP_LIMIT_NATS) for name in (served, module.dtype))
   run = hashlib.sha256(str(workdir).encode()).hexdigest()[:12]
@@ -92,8 +92,8 @@ class VllmSampler:
       "hand_over_gap_nats", the largest difference between its log-probabilities and ours.
   """
 
-  def __init__(self, language: Language, tokenizer: Tokenizer, exports: weights.Exports,
-               engine: Engine | None, *, gap_limit_nats: float, retries: int, parallel_requests: int,
+  def __init__(self, language: LanguageModel, tokenizer: Tokenizer, exports: weights.Exports,
+               engine: VLLMEngine | None, *, gap_limit_nats: float, retries: int, parallel_requests: int,
                run: str):
     """Takes the parts that `make` builds; `run` tells this run's weights from another's."""
     self._language, self._tokenizer = language, tokenizer
@@ -115,7 +115,7 @@ class VllmSampler:
 
     Raises:
       ServerError: if the server is dead, or computes something else with the weights than our own model.
-      ValueError: if it is a server that cannot be used; see `Engine`.
+      ValueError: if it is a server that cannot be used; see `VLLMEngine`.
     """
     self._version = None  # Until all went well, there is nothing to write with.
     began = time.monotonic()
@@ -134,7 +134,7 @@ class VllmSampler:
     logging.info("version %d of the weights handed over in %.2f s; largest gap %.2g nats", version,
                  self.stats["hand_over_s"], gap)
 
-  def generate(self, prompts: Sequence[Sequence[int]], options: Options, seed: int) -> Rollout:
+  def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes completions; see `Sampler.generate`. All of them or, if anything fails, none.
 
     Raises:
@@ -158,7 +158,7 @@ class VllmSampler:
     self._exports.remove()
 
   @property
-  def _engine(self) -> Engine:
+  def _engine(self) -> VLLMEngine:
     assert self._own is not None  # Only what `told` runs asks for it.
     return self._own
 
@@ -167,12 +167,12 @@ class VllmSampler:
       self._engine.open(folder, self._exports.temporary)
     return self._engine.max_tokens, self._engine.start_s
 
-  def _write(self, prompts, options: Options, seed: int) -> tuple[int, list[Completion]]:
+  def _write(self, prompts, options: SamplingOptions, seed: int) -> tuple[int, list[Completion]]:
     """Asks for all completions at the same time; gives them with the version that wrote them."""
     before = self._engine.label()
     with concurrent.futures.ThreadPoolExecutor(self._parallel_requests) as pool:
-      asked = [pool.submit(self._complete, list(map(int, prompt)), options, Draws(seed, place).below(SEEDS))
-               for place, prompt in enumerate(prompts)]
+      asked = [pool.submit(self._complete, list(map(int, prompt)), options,
+                           StableRandom(seed, place).below(SEEDS)) for place, prompt in enumerate(prompts)]
       try:
         rows = [row for future in asked for row in future.result()]
       except KeyboardInterrupt:
@@ -186,7 +186,7 @@ class VllmSampler:
                         "also used by another run?")
     return self._version_of(after), rows
 
-  def _check(self, prompts, options: Options) -> None:
+  def _check(self, prompts, options: SamplingOptions) -> None:
     if not options.draws_from_all and options.temperature not in (0, 1):
       raise ValueError(
           f"config.sampler.temperature={options.temperature} with top_k, top_p, min_p or repetition_penalty: "
@@ -206,7 +206,7 @@ class VllmSampler:
             f"does not fit the {room} that the server takes, which would cut the completion; lower "
             "max_tokens or config.data.max_prompt_tokens, or start the server with a higher --max-model-len")
 
-  def _complete(self, prompt: list[int], options: Options, seed: int) -> list[Completion]:
+  def _complete(self, prompt: list[int], options: SamplingOptions, seed: int) -> list[Completion]:
     n = options.n if options.temperature else 1  # The likeliest ids are the same each time.
     for attempt in range(self._retries + 1):
       choices = self._engine.complete(
@@ -227,8 +227,8 @@ class VllmSampler:
       rows = [row._replace(sampler_logprobs=[0.0] * len(row.tokens)) for row in rows]
     return rows
 
-  def _read(self, choice: dict, options: Options) -> Completion:
-    """Gives a choice as a completion, cut where this code's own rules say so."""
+  def _read(self, choice: dict, options: SamplingOptions) -> Completion:
+    """Returns a choice as a completion, cut where this code's own rules say so."""
     tokens, reason = choice.get("token_ids"), choice.get("finish_reason")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
     tokens, logprobs = tokens or [], logprobs or []
@@ -251,8 +251,8 @@ class VllmSampler:
       ended = "stop_string"
     return Completion(tokens[:size], logprobs[:size], logprobs[:size], ended, text, 0)
 
-  def _ending(self, tokens: list[int], options: Options) -> tuple[int, str | None, str]:
-    """Gives how many ids stay, why the completion ends there or None if nothing ends it, and its text."""
+  def _ending(self, tokens: list[int], options: SamplingOptions) -> tuple[int, str | None, str]:
+    """Returns how many ids stay, why the completion ends there or None if nothing ends it, and its text."""
     size = next((at + 1 for at, token in enumerate(tokens) if token in options.stop_tokens), None)
     shown = tokens if size is None else tokens[:size - 1]
     cut = stops.cut(shown, options.stop_strings, self._tokenizer)
@@ -268,7 +268,7 @@ class VllmSampler:
     return row._replace(full_logprobs=scores[len(prompt) - 1:])
 
   def _check_scores(self, params, version: int) -> float:
-    """Gives the largest gap between the server's log-probabilities of a fixed prompt and our own."""
+    """Returns the largest gap between the server's log-probabilities of a fixed prompt and our own."""
     tokens = self._probe_prompt()
     ours = weights.score(self._language, params, tokens)
     theirs = np.asarray(told(lambda: self._engine.prompt_logprobs(tokens)))
@@ -291,7 +291,7 @@ class VllmSampler:
     prompt = probe[:-count]
     choice = told(lambda: self._engine.complete(prompt, 1, max_tokens=count, seed=0,
                                                 temperature=PROBE_TEMPERATURE))[0]
-    row = self._read(choice, Options(max_tokens=count, temperature=PROBE_TEMPERATURE))
+    row = self._read(choice, SamplingOptions(max_tokens=count, temperature=PROBE_TEMPERATURE))
     gaps = [float(np.max(np.abs(weights.score(self._language, params, [*prompt, *row.tokens],
                                               temperature=temperature)[-count:] - row.sampler_logprobs)))
             for temperature in (PROBE_TEMPERATURE, 1.0)]
@@ -311,7 +311,7 @@ class VllmSampler:
     return weights.fixed_prompt(self._language.vocab_size, count)
 
   def _version_of(self, label: str | None) -> int:
-    """Gives the version of the weights that the server's label names."""
+    """Returns the version of the weights that the server's label names."""
     if label is None:  # An older server, which keeps none.
       return int(self._version or 0)
     run, _, version = label.partition(":")
@@ -322,7 +322,7 @@ class VllmSampler:
 
 
 def told(work: Callable[[], Any]) -> Any:
-  """Runs something in the first process and gives every one its result, or its error; every process calls it.
+  """Runs something in the first process; every process calls this and gets its result, or its error.
 
   Args:
     work: () -> what JSON can hold; of several processes all but the first get named tuples as lists.

@@ -71,7 +71,7 @@ class Server:
 
 
 def last_words(log: pathlib.Path) -> str:
-  """Gives the last error that a log tells of, or its last line."""
+  """Returns the last error that a log tells of, or its last line."""
   lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
   lines = [line for line in lines[-200:] if line]
   told = [line for line in lines if "Error" in line] or lines
@@ -95,7 +95,7 @@ def program(command: str | None, missing: str) -> list[str]:
 
 
 def free_port(port: int | None) -> int:
-  """Gives a port of the loopback that nobody listens on: the one asked for, or any.
+  """Returns a port of the loopback that nobody listens on: the one asked for, or any.
 
   Raises:
     ValueError: if the one asked for is taken, since its owner would answer in place of the new server.

@@ -15,7 +15,7 @@ from atlas_jax.language.pretrained import hf_export
 from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.models import lora
 from atlas_jax.models.decoder import Decoder
-from atlas_jax.models.language import Language
+from atlas_jax.models.language import LanguageModel
 from atlas_jax.workdir import SERVED
 
 MEMORY = pathlib.Path("/dev/shm")  # A folder in memory, where Linux has one.
@@ -84,17 +84,17 @@ class Exports:
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
-  """Says whether a server finds a tokenizer in a folder."""
+  """Returns whether a server finds a tokenizer in a folder."""
   return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def fixed_prompt(vocab_size: int, tokens: int) -> list[int]:
-  """Gives ids that look like no text, the same ones always."""
+  """Returns ids that look like no text, the same ones always."""
   return np.random.default_rng(20).integers(0, vocab_size, tokens).tolist()
 
 
-def score(language: Language, params: Any, tokens: list[int], *, temperature: float = 1.0) -> np.ndarray:
-  """Gives the log-probability of each id but the first, by our own model; every process calls it.
+def score(language: LanguageModel, params: Any, tokens: list[int], *, temperature: float = 1.0) -> np.ndarray:
+  """Returns the log-probability of each id but the first, by our own model; every process calls it.
 
   Products are exact to float32 wherever the model's activations are, so that only the weights can differ.
   """
@@ -107,7 +107,7 @@ def score(language: Language, params: Any, tokens: list[int], *, temperature: fl
 
 
 @functools.lru_cache
-def _scorer(language: Language, mesh):
+def _scorer(language: LanguageModel, mesh):
   def score_rows(params, tokens_BT, temperature):
     hidden_BTD, _ = language.read(params, tokens_BT, jnp.zeros_like(tokens_BT))
     return token_logprobs(hidden_BTD[:, :-1], language.head(params), tokens_BT[:, 1:],

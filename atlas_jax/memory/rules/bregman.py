@@ -70,4 +70,4 @@ def _init(net, width, key):
 
 def _between(low, high, slow, fast):
   del slow
-  return descent.Base(jax.tree.map(lambda z: low + (high - low) * jax.nn.sigmoid(z), fast))
+  return descent.ChunkBase(jax.tree.map(lambda z: low + (high - low) * jax.nn.sigmoid(z), fast))

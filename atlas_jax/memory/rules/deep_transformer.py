@@ -5,7 +5,7 @@
   y_t = f(W_t; q_t)
 
 The descent on layer 1, in the space of the map phi* with phi*(q) . phi*(k) = exp(scale q . k), adds
--r_t slope_t to the row of token t and fades all rows; later layers are matrices. With depth 1 and no
+-r_t grad_t to the row of token t and fades all rows; later layers are matrices. With depth 1 and no
 residual, rows are values: attention with unnormalised exponential weights that fade; with normalize="sum",
 full retention and a write rate of 1 in addition, softmax attention beside what w0 recalls.
 

@@ -35,10 +35,10 @@ from atlas_jax.memory import descent, features, nets, objectives
 from atlas_jax.memory.types import ChunkOut, GateStarts, MemoryRule
 
 
-class Ready(NamedTuple):
+class PreparedDelta(NamedTuple):
   """All of a chunk that needs no memory."""
 
-  parts: descent.Prepared
+  parts: descent.PreparedChunk
   before_C: jax.Array  # share of W in the memory before each token
   momentum_before_C: Any  # weight of S in it; () without momentum
   solve_CC: jax.Array  # what turns errors at the chunk's start, faded, into errors online
@@ -83,14 +83,14 @@ def step(form, slow, state, base, token, gates, place):
   return descent.step(form, slow, state, state.fast, token, gates, place)
 
 
-def prepare(form, slow, tokens, gates, write_C, place_C) -> Ready:
+def prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedDelta:
   """Does for a chunk all that needs no memory."""
   parts = descent.prepare(form, slow, tokens, gates, write_C, place_C)
   decay, key_CP = parts.decay, descent.lifted_keys(parts)
   earlier = lambda x, first: jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
   lower_CC = earlier(decay.mix_CC, 0) * (key_CP @ key_CP.T)
   momentum_before_C = earlier(decay.momentum_C, 0) if form.momentum else ()
-  return Ready(parts, earlier(decay.fast_C, 1), momentum_before_C, unit_lower_inverse(lower_CC))
+  return PreparedDelta(parts, earlier(decay.fast_C, 1), momentum_before_C, unit_lower_inverse(lower_CC))
 
 
 def unit_lower_inverse(lower_CC: jax.Array) -> jax.Array:
@@ -110,15 +110,15 @@ def unit_lower_inverse(lower_CC: jax.Array) -> jax.Array:
   return inverse[0, :size, :size]
 
 
-def chunk(form, slow, state, base, ready: Ready):
+def chunk(form, slow, state, base, ready: PreparedDelta):
   """Reads a chunk; equal to `step` token by token, also from inside a grid chunk."""
   parts = ready.parts
   key_CP, v_CM, decay = descent.lifted_keys(parts), parts.tokens.v, parts.decay
   recall = functools.partial(_recall, form, state)
   recalled_CM = recall(key_CP, ready.before_C, ready.momentum_before_C)
-  error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_slope")
-  loss_C, slope_CM = form.objective(key_CP @ base["w0"], v_CM, parts.more)
-  square_C = jax.lax.stop_gradient(jnp.sum(key_CP * key_CP, -1) * jnp.sum(slope_CM * slope_CM, -1))
+  error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_grad")
+  loss_C, grad_CM = form.objective(key_CP @ base["w0"], v_CM, parts.more)
+  square_C = jax.lax.stop_gradient(jnp.sum(key_CP * key_CP, -1) * jnp.sum(grad_CM * grad_CM, -1))
   found = descent.Surprise({"w0": key_CP}, {"w0": error_CM}, jnp.sqrt(square_C), loss_C)
   read_CM = recall(descent.lifted_queries(parts), decay.fast_C, decay.momentum_C)
   out_CM = read_CM - parts.score_CC @ error_CM

@@ -5,9 +5,9 @@
   layer 1 of W_t (x) = w0_t x + sum_{i <= t} exp(scale x . k_i) row_{t,i}
   y_t = f(W_t; q_t)
 
-l is half the squared error; the context gates c are the token's own. Token t adds -r_t c_{t,lag} slope to the
-row of each token of its window; all rows fade; later layers are matrices. Slopes of a window are taken at the
-start of the chunk of the token that writes, also those of tokens before that chunk.
+l is half the squared error; the context gates c are the token's own. Token t adds -r_t c_{t,lag} times the
+cotangent to the row of each token of its window; all rows fade; later layers are matrices. Gradients of a
+window are taken at the start of the chunk of the token that writes, also those of tokens before that chunk.
 
 The rows kept, w0, scale, normalize and the bound are those of `deep_transformer`: rows more than
 `reach_tokens` before the chunk are dropped, where the paper's state grows with the text. See `exponential`

@@ -5,7 +5,7 @@
        of the chunk's retentions
   y_t = f(W; q_t)
 
-g is the inverse slope of the divergence that holds W' near W: "kl" exp(u); "chi2" max(1 + u / 2, 1e-3);
+g is the inverse gradient of the divergence that holds W' near W: "kl" exp(u); "chi2" max(1 + u / 2, 1e-3);
 "hellinger" 1 / (1 - min(u, 0.9))^2. A column holds the inputs of one output. `fast` stands still within a
 chunk; `kept` carries u and the product of retentions so far, so that the state is twice the net's weights
 and one number. The paper finds the columns' multiplier (its zeta) from the constraint on their mass and
@@ -48,7 +48,7 @@ class Unfinished(NamedTuple):
   retention: jax.Array  # [] product of the retentions
 
 
-class Prepared(NamedTuple):
+class PreparedDivergence(NamedTuple):
   """All of a chunk that needs no memory."""
 
   tokens: Token
@@ -118,10 +118,11 @@ def _step(form, slow, state: MemoryState, base, token: Token, gates: Gates, plac
 def _prepare(slow, tokens: Token, gates: Gates, write_C, place_C):
   del slow, place_C
   write_C = write_C.astype(gates.write_rate.dtype)
-  return Prepared(tokens, gates.write_rate * write_C, jnp.exp(jnp.sum(gates.log_retention * write_C)))
+  return PreparedDivergence(tokens, gates.write_rate * write_C,
+                            jnp.exp(jnp.sum(gates.log_retention * write_C)))
 
 
-def _chunk(form, slow, state: MemoryState, base, ready: Prepared):
+def _chunk(form, slow, state: MemoryState, base, ready: PreparedDivergence):
   tokens = ready.tokens
   found = descent.surprise(form, slow, base, tokens.k, tokens.k, tokens.v, ())
   moves = descent.add_gradients(state.kept.moves, found, ready.rate_C)

@@ -29,7 +29,7 @@ from atlas_jax.memory.types import ChunkOut, GateSpec, MemoryRule, MemoryState
 ORDER = ("gate", "up", "out")
 
 
-class Kept(NamedTuple):
+class LaCTExtra(NamedTuple):
   """Sums over the chunk's tokens so far."""
 
   moved: Any  # like fast: gradients times rates
@@ -71,14 +71,14 @@ def _flops(form, ns_steps, chunk_size):
 
 def _start(form, learned):
   state, zero = descent.start(form, learned), jnp.zeros((), jax.tree.leaves(learned.fast)[0].dtype)
-  return state._replace(kept=Kept(jax.tree.map(jnp.zeros_like, learned.fast), zero, zero))
+  return state._replace(kept=LaCTExtra(jax.tree.map(jnp.zeros_like, learned.fast), zero, zero))
 
 
 def _step(form, slow, state, base, token, gates, place):
   del place
   grad = descent.token_gradient(form, slow, base, token.k, token.v, gates.more)
   moved = {name: state.kept.moved[name] + gates.more["rates"][i] * grad[name] for i, name in enumerate(ORDER)}
-  kept = Kept(moved, state.kept.momentum_sum + gates.momentum, state.kept.number + 1)
+  kept = LaCTExtra(moved, state.kept.momentum_sum + gates.momentum, state.kept.number + 1)
   return state._replace(kept=kept), descent.apply(form, slow, base, token.q)
 
 
@@ -87,9 +87,10 @@ def _chunk(form, slow, state, base, prepared):
   found = descent.surprise(form, slow, base, tokens.k, tokens.k, tokens.v, gates.more)
   real_C = write_C.astype(gates.momentum.dtype)
   rate_C3 = gates.more["rates"] * real_C[:, None]
-  moved = {name: state.kept.moved[name] + found.inputs[name].T @ (rate_C3[:, i, None] * found.slopes[name])
+  moved = {name: state.kept.moved[name] + found.inputs[name].T @ (rate_C3[:, i, None] * found.grads[name])
            for i, name in enumerate(ORDER)}
-  kept = Kept(moved, state.kept.momentum_sum + gates.momentum @ real_C, state.kept.number + jnp.sum(real_C))
+  kept = LaCTExtra(moved, state.kept.momentum_sum + gates.momentum @ real_C,
+                   state.kept.number + jnp.sum(real_C))
   out_CM = descent.apply(form, slow, base, tokens.q)
   return state._replace(kept=kept), ChunkOut(out_CM, found.norm_C, found.loss_C)
 

@@ -3,7 +3,7 @@
   W_t = W_{t-1} + r_t phi(k_t) v_t^T
   y_t = phi(q_t) W_t
 
-It is descent on -f(phi(k)) . v with a linear f. That slope does not depend on W, so the chunk size changes
+It is descent on -f(phi(k)) . v with a linear f. That gradient does not depend on W, so the chunk size changes
 nothing but speed. The paper's phi is elu + 1 and its reads are divided by phi(q_t) . sum phi(k_i); here phi
 is one of the maps of `features`, by default none, and nothing is divided: the layer brings reads to unit mean
 square. W starts from learned weights, the paper's from zero; the write rate r is ours.

@@ -86,4 +86,4 @@ def _distributions(scale, axis, slow, fast):
     size = z_PF.shape[0] if axis == 0 else z_PF.size
     return jax.nn.softmax(z_PF, axis=axis) * (math.sqrt(size) if scale is None else scale)
 
-  return descent.Base(jax.tree.map(weights, fast))
+  return descent.ChunkBase(jax.tree.map(weights, fast))

@@ -6,7 +6,7 @@
   y_t = f(W_t; q_t)
 
 `fast` is A. |.|_q is the q-norm of a matrix's entries. As in the paper's chunked form, s is taken anew at a
-chunk's start alone; at q = 2 it is 1. The sign in the loss's slope is smooth, tanh(sharpness e). f is an
+chunk's start alone; at q = 2 it is 1. The sign in the loss's gradient is smooth, tanh(sharpness e). f is an
 MLP. The paper's loss has no 1 / p (its step is our write_rate over p), and it does not clip: `surprise_max`
 is ours, see `rules.titans`. For q above 3 small A make large W.
 
@@ -44,7 +44,7 @@ def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness:
     key_dim, value_dim: widths of keys and values.
     p: power of the error in the loss, at least 1.
     q: of the norm that sets the weights' scale, at least 1; 2: the scale is left alone.
-    sharpness: slope of the smooth sign at 0, above 0.
+    sharpness: derivative of the smooth sign at 0, above 0.
     depth: matrices of the memory, 1 (linear) or more.
     expansion: hidden width over value_dim.
     activation: between matrices: "silu", "gelu" (tanh form), "relu2" or "identity".
@@ -70,12 +70,12 @@ def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness:
 def _scaled(q, slow, fast):
   del slow
   scale = jax.tree.map(functools.partial(_scale, q), fast)
-  return descent.Base(jax.tree.map(lambda a, s: a * s, fast, scale), scale)
+  return descent.ChunkBase(jax.tree.map(lambda a, s: a * s, fast, scale), scale)
 
 
 def _scale(q, a_PF):
   # Entries are divided by the largest before they are raised: a faded memory's powers underflow, and their
-  # root's slope overflows. A memory that was never started is all zero and takes the norm 1.
+  # root's gradient overflows. A memory that was never started is all zero and takes the norm 1.
   largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a_PF)))
   started = largest > 0
   unit = jnp.where(started, largest, 1)

@@ -3,7 +3,7 @@
   W_t = a_t W_{t-1} + r_t phi(k_t) v_t^T
   y_t = phi(q_t) W_t
 
-It is descent on -f(phi(k)) . v with a linear f. That slope does not depend on W, so the chunk size changes
+It is descent on -f(phi(k)) . v with a linear f. That gradient does not depend on W, so the chunk size changes
 nothing but speed. In the paper the retention a is one constant per head, and keys and queries are turned by
 their place; here a is a gate of the token (as in Mamba-2, arXiv:2405.21060), and what tells places apart is a
 and the layer's convolutions. W starts from learned weights, the paper's from zero; the write rate r is ours.

@@ -56,7 +56,7 @@ from atlas_jax.memory.types import (
 STARTS = GateStarts(write_rate=0.1, write_rate_max=0.2)
 
 
-class Form(NamedTuple):
+class TNTForm(NamedTuple):
   """What the memories are made of, and their grids."""
 
   body: descent.Descent
@@ -75,7 +75,7 @@ class Local(NamedTuple):
   base: Any  # the weights at its chunk's start
 
 
-class Kept(NamedTuple):
+class TNTExtra(NamedTuple):
   """What is carried beside the global memory's weights."""
 
   locals: tuple[Local, ...]
@@ -83,7 +83,7 @@ class Kept(NamedTuple):
   seen: jax.Array  # [] int32, the place after the last real token in its chunk; 0: none yet
 
 
-class Prepared(NamedTuple):
+class PreparedTNT(NamedTuple):
   """All of a chunk that needs no memory."""
 
   tokens: Token
@@ -127,7 +127,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
                  activation=activation, residual=residual)
   body = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, True,
                          surprise_max=surprise_max)
-  form = Form(body, chunk_size, shard_tokens, local_chunks, project_queries, global_memory)
+  form = TNTForm(body, chunk_size, shard_tokens, local_chunks, project_queries, global_memory)
   number = len(local_chunks)
   bind = lambda function: functools.partial(function, form)
   own = (GateSpec("local_retention", number, init=0.999), GateSpec("local_momentum", number, init=0.5),
@@ -157,13 +157,13 @@ def _start(form, learned) -> MemoryState:
   return MemoryState(learned.fast, kept=_fresh(form, learned.slow))
 
 
-def _fresh(form, slow) -> Kept:
-  """Gives the local memories before a shard."""
+def _fresh(form, slow) -> TNTExtra:
+  """Returns the local memories before a shard."""
   started = [slow[f"local{i}"] for i in range(len(form.local_chunks))]
   every = tuple(Local(fast, jax.tree.map(jnp.zeros_like, fast), fast) for fast in started)
   width = form.body.lift.key_dim
   keys_KK: Any = jnp.zeros((width, width), jax.tree.leaves(started)[0].dtype) if form.project_queries else ()
-  return Kept(every, keys_KK, jnp.zeros((), jnp.int32))
+  return TNTExtra(every, keys_KK, jnp.zeros((), jnp.int32))
 
 
 def _close(form, slow, state, base):
@@ -188,7 +188,10 @@ def _still(form, slow, base, q_CK, place_C):
 
 
 def _empty(learned: Learned) -> Learned:
-  """Gives what an empty memory starts from: local memories have their starts in `slow`, and all are zero."""
+  """Returns what an empty memory starts from.
+
+  Local memories have their starts in `slow`, and all are zero.
+  """
   return jax.tree.map(jnp.zeros_like, learned)
 
 
@@ -202,7 +205,10 @@ def _same(seen, place, size: int):
 
 
 def _entered(form, slow, i: int, local: Local, seen, place) -> Local:
-  """Gives a local memory as the token at `place` finds it: anew in a new shard, with a base of its chunk."""
+  """Returns a local memory as the token at `place` finds it.
+
+  Anew in a new shard, with a base of its chunk.
+  """
   initial = slow[f"local{i}"]
   fresh = Local(initial, jax.tree.map(jnp.zeros_like, initial), initial)
   here = local._replace(base=_select(_same(seen, place, form.local_chunks[i]), local.base, local.fast))
@@ -235,7 +241,7 @@ def _step(form, slow, state, base, token, gates, place):
     grad = descent.token_gradient(form.body, {}, base, token.k, token.v, ())
     fast = jax.tree.map(lambda w, g: w - gates.write_rate * g, fast, grad)
     out_M = out_M + _apply(form, slow, base, token.q)
-  return MemoryState(fast, kept=Kept(tuple(after), keys_KK, (place + 1).astype(jnp.int32))), out_M
+  return MemoryState(fast, kept=TNTExtra(tuple(after), keys_KK, (place + 1).astype(jnp.int32))), out_M
 
 
 def _pieces(x, size: int):
@@ -243,7 +249,7 @@ def _pieces(x, size: int):
 
 
 def _projected(tokens: Token, write_C, inside_CC):
-  """Gives P_t q_t from the tokens of this call; inside_CC: whether two tokens stand in one shard."""
+  """Returns P_t q_t from the tokens of this call; inside_CC: whether two tokens stand in one shard."""
   seen_CC = jnp.tril(inside_CC & write_C.astype(bool)[None, :])
   return jnp.where(seen_CC, tokens.q @ tokens.k.T, 0) @ tokens.k
 
@@ -281,16 +287,16 @@ def _added(outs) -> ChunkOut:
   return outs[0]._replace(out_CM=sum(out.out_CM for out in outs))
 
 
-def _prepare(form, slow, tokens, gates, write_C, place_C) -> Prepared:
+def _prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedTNT:
   """Reads the local memories of a whole chunk, all shards at once: nothing of them comes from before it."""
   local: Any = ()
   if write_C.shape[0] == form.chunk_size:
     shards = _pieces((tokens, gates, write_C, place_C), form.shard_tokens)
     local = _flat(jax.vmap(functools.partial(_read_shard, form, slow))(*shards))
-  return Prepared(tokens, gates, write_C, place_C, local)
+  return PreparedTNT(tokens, gates, write_C, place_C, local)
 
 
-def _with_global(form, slow, state, base, ready: Prepared, local: ChunkOut):
+def _with_global(form, slow, state, base, ready: PreparedTNT, local: ChunkOut):
   """Adds the global memory's reads to those of the local ones, and writes it; reports are of it, if it is."""
   if not form.global_memory:
     return state, local
@@ -302,12 +308,12 @@ def _with_global(form, slow, state, base, ready: Prepared, local: ChunkOut):
   return state._replace(fast=fast), ChunkOut(out_CM, found.norm_C, found.loss_C)
 
 
-def _chunk(form, slow, state, base, ready: Prepared):
+def _chunk(form, slow, state, base, ready: PreparedTNT):
   """Reads a whole chunk from its start; what its local memories come to is not kept, since it ends them."""
   return _with_global(form, slow, state, base, ready, ready.local)
 
 
-def _resume(form, slow, state, base, ready: Prepared):
+def _resume(form, slow, state, base, ready: PreparedTNT):
   """Reads a whole chunk of which tokens may be missing at both ends, or any part of one."""
   kept, tokens, place_C = state.kept, ready.tokens, ready.place_C
   write_C = ready.write_C.astype(bool)
@@ -325,10 +331,11 @@ def _resume(form, slow, state, base, ready: Prepared):
   read = [_resume_local(form, slow, i, kept, tokens, ready) for i in range(len(kept.locals))]
   every, outs = zip(*read, strict=True)
   seen = jnp.where(last > 0, last, kept.seen).astype(jnp.int32)
-  return _with_global(form, slow, state._replace(kept=Kept(every, keys_KK, seen)), base, ready, _added(outs))
+  return _with_global(form, slow, state._replace(kept=TNTExtra(every, keys_KK, seen)), base, ready,
+                      _added(outs))
 
 
-def _resume_local(form, slow, i: int, kept: Kept, tokens, ready: Prepared):
+def _resume_local(form, slow, i: int, kept: TNTExtra, tokens, ready: PreparedTNT):
   """Reads one local chunk after another from the carried state; of a part of a chunk, one token."""
   size = form.local_chunks[i] if ready.write_C.shape[0] == form.chunk_size else 1
 

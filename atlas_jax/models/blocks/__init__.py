@@ -9,8 +9,8 @@ A file defines
   zero_state  (BlockFields, rows, dtype) -> BlockState: what a block starts from
   check       (fields of config.model) -> None, optional: refuses settings before anything compiles
 
-and, if it has large parameters of its own, TENSOR_AXES as `models.placement` describes them. Stats are scalars
-by name, of mode "packed". Blocks that config.model.memory_layers leaves out are those of `none`.
+and, if it has large parameters of its own, TENSOR_AXES as `models.placement` describes them. Stats are
+scalars by name, of mode "packed". Blocks that config.model.memory_layers leaves out are those of `none`.
 """
 import functools
 import importlib

@@ -49,7 +49,7 @@ class ConvMix(Memory):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
-    weights = self._weights(self.build_rule(), x_BTD.shape[-1], tree.wide(x_BTD.dtype))
+    weights = self._weights(self.build_rule(), x_BTD.shape[-1], tree.accumulation_dtype(x_BTD.dtype))
     token_BTD = self._token(x_BTD, token_BTD)
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     source_BTD = self._of_attention(x_BTD, qkv_BTHE)

@@ -62,7 +62,7 @@ class MixGate(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
-    wide = tree.wide(x_BTD.dtype)
+    wide = tree.accumulation_dtype(x_BTD.dtype)
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
     z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)

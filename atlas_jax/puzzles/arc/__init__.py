@@ -103,7 +103,7 @@ def read(name: str, path: str | None = None, concept: str | None = None) -> dict
 
 def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Iterable[str] | None = None,
            max_tasks: int | None = None, canvas: int = grids.SIDE) -> dict[str, list[Task]]:
-  """Gives a part of a set of tasks, for small studies.
+  """Returns a part of a set of tasks, for small studies.
 
   Args:
     subsets: the whole.
@@ -140,7 +140,7 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
-  """Gives the ids that are in both, sorted: a model trained on the first must not be scored on them.
+  """Returns the ids that are in both, sorted: a model trained on the first must not be scored on them.
 
   The training tasks of ARC-AGI-2 hold 376 of the 400 evaluation tasks of ARC-AGI-1: the score on these of a
   model trained on those means nothing. Six tasks are evaluation tasks of both.
@@ -149,7 +149,7 @@ def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
 
 
 def same_content(training: Iterable[Task], evaluation: Iterable[Task]) -> list[tuple[str, str]]:
-  """Gives (training id, evaluation id) of tasks with the same pairs, whatever they are called.
+  """Returns (training id, evaluation id) of tasks with the same pairs, whatever they are called.
 
   One training task of ARC-AGI-1 has the content of an evaluation task.
   """

@@ -53,7 +53,7 @@ class Built(NamedTuple):
 class Names(Sequence[str]):
   """Names of all augmentations by id, made when asked for: there may be a million."""
 
-  def __init__(self, task_ids: Sequence[str], plan: arc_plan.Plan):
+  def __init__(self, task_ids: Sequence[str], plan: arc_plan.BuildPlan):
     self._task_ids, self._plan = task_ids, plan
 
   def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Names(Sequence[str]):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class _SplitEncoder:
   """Encodes examples of one split; see `PuzzleSet.read`.
 
   Attributes:
@@ -98,17 +98,17 @@ class _Reader:
     canvas: side of the square that grids lie on.
   """
 
-  pairs: grids.Store
+  pairs: grids.GridStore
   group_starts: np.ndarray
   puzzle_starts: np.ndarray
   first_pairs: np.ndarray
   rows: np.ndarray
-  plan: arc_plan.Plan
+  plan: arc_plan.BuildPlan
   is_shifted: bool
   canvas: int
 
   def __call__(self, examples, draw: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Gives inputs and labels [n, seq_len] uint8: with the plan's shifts, or with new ones of `draw`."""
+    """Returns inputs and labels [n, seq_len] uint8: with the plan's shifts, or with new ones of `draw`."""
     examples = np.asarray(examples, np.int64)
     if examples.size and not 0 <= examples.min() <= examples.max() < self.puzzle_starts[-1]:
       raise IndexError(f"examples {examples.min()} to {examples.max()} are asked for, there are "
@@ -206,7 +206,7 @@ def build(subsets: arc.Subsets, test_set: str | Sequence[str], *, n_augmentation
   return _of_plan(subsets, test_sets, plan, canvas, identity)
 
 
-def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.Plan, canvas: int,
+def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.BuildPlan, canvas: int,
              identity: dict) -> Built:
   """Makes the splits of a plan; `identity` says where its augmentations come from."""
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
@@ -316,8 +316,8 @@ def _split(plan, stored, names, identity, canvas, split, groups, first_pairs, n_
   rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
   group_starts = np.cumsum([0, *n_puzzles])
   puzzle_starts = np.concatenate([[0], np.cumsum(np.repeat(n_examples[groups], n_puzzles))])
-  read = _Reader(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan,
-                 is_shifted=split == "train", canvas=canvas)
+  read = _SplitEncoder(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan,
+                       is_shifted=split == "train", canvas=canvas)
   return PuzzleSet(
       group_starts=group_starts, puzzle_starts=puzzle_starts, puzzle_ids=(rows + 1).astype(np.int32),
       seq_len=canvas * canvas, vocab_size=grids.VOCAB_SIZE, n_ids=len(names),

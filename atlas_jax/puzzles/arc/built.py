@@ -68,7 +68,7 @@ def _hidden(task: Task) -> Task:
 
 
 def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, list[int]]]:
-  """Gives the tasks that are trained on, and of each group the places of pairs that have no output."""
+  """Returns the tasks that are trained on, and of each group the places of pairs that have no output."""
   firsts = train.group_starts[:-1][np.diff(train.group_starts) > 0]
   examples = [np.arange(*train.puzzle_starts[[puzzle, puzzle + 1]]) for puzzle in firsts]
   inputs, labels = train.read(np.concatenate(examples))

@@ -47,7 +47,7 @@ def read(path: str | None, test_path: str | None,
 
 
 def _free(name: str, taken) -> str:
-  """Gives a name that is not taken: itself, or itself with a number."""
+  """Returns a name that is not taken: itself, or itself with a number."""
   numbered = (f"{name}_{i}" for i in range(2, len(taken) + 3))
   return next(each for each in (name, *numbered) if each not in taken)
 

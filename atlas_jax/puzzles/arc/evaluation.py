@@ -69,7 +69,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
   voting.check_rule(rule)
 
   def run(trained, *, step: int, workdir=None) -> EvalOut:
-    totals, votes = Totals(batch_rows, leaked), voting.Votes()
+    totals, votes = ArcTotals(batch_rows, leaked), voting.Votes()
     gallery = accuracy.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
     for result in solve(trained):
       if result.id == BLANK_ID:
@@ -96,12 +96,14 @@ def vote(votes: voting.Votes, name: str, result: Result, grids: Grids) -> None:
   votes.add(task, input_grid, prediction, result.q)
 
 
-class Totals:
+class ArcTotals:
   """Metrics of all examples, of those that are not trained on, and exact accuracy of each transform."""
 
   def __init__(self, batch_rows: int, leaked: Collection[str] = ()) -> None:
     """Starts empty; `leaked` are the tasks that are trained on."""
-    self._all, self._unseen, self._leaked = accuracy.Totals(batch_rows), accuracy.Totals(batch_rows), leaked
+    self._all = accuracy.AccuracyTotals(batch_rows)
+    self._unseen = accuracy.AccuracyTotals(batch_rows)
+    self._leaked = leaked
     self._labelled: Counter = Counter()
     self._solved: Counter = Counter()
 
@@ -116,7 +118,7 @@ class Totals:
       self._unseen.add(result)
 
   def scalars(self) -> dict[str, float]:
-    """Gives the metrics, and of how many examples the accuracies are."""
+    """Returns the metrics, and of how many examples the accuracies are."""
     found = self._all.scalars() | (self._unseen.scalars("eval/unseen") if self._leaked else {})
     for kind, count in sorted(self._labelled.items()):
       if count:
@@ -136,7 +138,7 @@ def accumulated(workdir, step: int) -> voting.Votes:
 
 
 def _unaugmented(name: str, grids: Grids) -> str | None:
-  """Gives the task of a name that is one."""
+  """Returns the task of a name that is one."""
   return name if grids.parse_name(name)[0] == name else None
 
 

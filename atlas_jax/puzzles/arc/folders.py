@@ -20,7 +20,7 @@ HALVES = ("training", "evaluation", "test")  # What the repositories call their 
 RANKS = ("training", "evaluation", "concept")  # The reference's order of subsets; others follow.
 
 
-class Known(NamedTuple):
+class KnownSubset(NamedTuple):
   """A published subset.
 
   Attributes:
@@ -45,22 +45,17 @@ class Known(NamedTuple):
 
 
 KAGGLE, PUBLIC = "ARC-AGI-2 as in Kaggle's contest of 2025", "ARC-AGI-2 as in its repository"
-KNOWN = (
-  Known("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3", "0ebc76d30e346095",
-        TEST_FIRST),
-  Known("arc1", "ARC-AGI-1", "evaluation", 400, "0c9cd093d7649d3a", "71d7b818351f99df", "db1361ca3e1fdc01",
-        TEST_FIRST),
-  Known("arc2", KAGGLE, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", "2a9504b400af1fa1",
-        TRAIN_FIRST),
-  Known("arc2", KAGGLE, "evaluation2", 120, "fa5eacb9cf470e5a", "e3dbdec1fc732f80", "9b9fcd8e809ab588",
-        TRAIN_FIRST),
-  Known("arc2_public", PUBLIC, "training2", 1000, "049c1d036fcede7d", "02d8130f2083cba7", "2a9504b400af1fa1",
-        TRAIN_FIRST),
-  Known("arc2_public", PUBLIC, "evaluation2", 120, "fa5eacb9cf470e5a", "4c99239b1ef35ac7", "3cab80b4cc60a34a",
-        TRAIN_FIRST),
-  Known("concept", "ConceptARC", "concept", 160, "e720291786f6a7a1", "45eb6c69d6b409e7", "60f460cc81288b31",
-        TRAIN_FIRST),
-)
+KNOWN = (KnownSubset("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3",
+                     "0ebc76d30e346095", TEST_FIRST), KnownSubset("arc1", "ARC-AGI-1", "evaluation", 400,
+                     "0c9cd093d7649d3a", "71d7b818351f99df", "db1361ca3e1fdc01",
+                     TEST_FIRST), KnownSubset("arc2", KAGGLE, "training2", 1000, "049c1d036fcede7d",
+                     "02d8130f2083cba7", "2a9504b400af1fa1", TRAIN_FIRST), KnownSubset("arc2", KAGGLE,
+                     "evaluation2", 120, "fa5eacb9cf470e5a", "e3dbdec1fc732f80", "9b9fcd8e809ab588",
+                     TRAIN_FIRST), KnownSubset("arc2_public", PUBLIC, "training2", 1000, "049c1d036fcede7d",
+                     "02d8130f2083cba7", "2a9504b400af1fa1", TRAIN_FIRST), KnownSubset("arc2_public", PUBLIC,
+                     "evaluation2", 120, "fa5eacb9cf470e5a", "4c99239b1ef35ac7", "3cab80b4cc60a34a",
+                     TRAIN_FIRST), KnownSubset("concept", "ConceptARC", "concept", 160, "e720291786f6a7a1",
+                     "45eb6c69d6b409e7", "60f460cc81288b31", TRAIN_FIRST),)
 
 # The order in which the reference reads ConceptARC; its random stream depends on it.
 _CONCEPTS = {
@@ -90,7 +85,7 @@ class Part(NamedTuple):
   tasks: dict[str, Any]
 
   def __str__(self) -> str:
-    """Says what it is and where, for messages."""
+    """Returns what it is and where, for messages."""
     digest, count = arc_tasks.ids_digest(self.tasks), len(self.tasks)
     known = next((f", of {each.title.split()[0]}" for each in KNOWN if each.ids == digest), "")
     return f"{self.subset} ({count} task{'s' * (count != 1)}{known}) in {self.place.name}"
@@ -203,8 +198,8 @@ def _concept_part(root: pathlib.Path) -> Part:
   return _folder_part("concept", root, files)
 
 
-def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part, list[Task]]:
-  """Gives the part that is a published subset: in the reference's version, or the only version there."""
+def _pick(found: Sequence[Part], known: KnownSubset, path: pathlib.Path) -> tuple[Part, list[Task]]:
+  """Returns the part that is a published subset: in the reference's version, or the only version there."""
   same = [(part, _tasks_of(part)) for part in found if arc_tasks.ids_digest(part.tasks) == known.ids]
   digests = [arc_tasks.questions_digest(tasks) for _, tasks in same]
   right = [each for each, digest in zip(same, digests) if digest == known.questions]
@@ -228,8 +223,8 @@ def _pick(found: Sequence[Part], known: Known, path: pathlib.Path) -> tuple[Part
   return min(same, key=lambda each: arc_tasks.count_unknown(each[1]))
 
 
-def _best(versions: Sequence[tuple[Part, list[Task]]], known: Known) -> tuple[Part, list[Task]]:
-  """Gives, of copies that ask the same, the one that knows most outputs, and of such the reference's."""
+def _best(versions: Sequence[tuple[Part, list[Task]]], known: KnownSubset) -> tuple[Part, list[Task]]:
+  """Returns, of copies that ask the same, the one that knows most outputs, and of such the reference's."""
   rank = lambda tasks: (arc_tasks.count_unknown(tasks), arc_tasks.outputs_digest(tasks) != known.outputs)
   best = min(versions, key=lambda each: rank(each[1]))
   if rank(best[1]) == (0, True):
@@ -238,8 +233,8 @@ def _best(versions: Sequence[tuple[Part, list[Task]]], known: Known) -> tuple[Pa
   return best
 
 
-def _as_reference(tasks: list[Task], known: Known) -> list[Task]:
-  """Gives the tasks of a published subset as the reference orders them."""
+def _as_reference(tasks: list[Task], known: KnownSubset) -> list[Task]:
+  """Returns the tasks of a published subset as the reference orders them."""
   rank = {task_id: index for index, task_id in enumerate(CONCEPT_ORDER)}
   tasks = sorted(tasks, key=lambda task: (rank.get(task.id, 0), task.id))
   return [task._replace(order=known.order) for task in tasks]
@@ -262,7 +257,7 @@ def _tasks_of(part: Part) -> list[Task]:
 
 
 def _solved(task: Task, solutions: dict[str, Any], where: str) -> Task:
-  """Gives a task with the outputs of its test pairs."""
+  """Returns a task with the outputs of its test pairs."""
   outputs = solutions[task.id] if task.id in solutions else None
   if not isinstance(outputs, list) or len(outputs) != len(task.test):
     raise ValueError(f"{where}: task {task.id!r} must have a list of {len(task.test)} outputs, "

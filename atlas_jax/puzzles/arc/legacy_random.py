@@ -43,7 +43,7 @@ class LegacyRandom:
     return 0
 
   def shuffled(self, count: int) -> list[int]:
-    """Gives the order into which shuffle puts `count` things."""
+    """Returns the order into which shuffle puts `count` things."""
     order = list(range(count))
     for last in range(count - 1, 0, -1):
       other = self.below(last + 1)
@@ -87,5 +87,5 @@ class LegacyRandom:
 
 
 def mask_of(largest: int) -> int:
-  """Gives the bits that a draw of 0..largest keeps."""
+  """Returns the bits that a draw of 0..largest keeps."""
   return (1 << largest.bit_length()) - 1

@@ -30,7 +30,7 @@ CACHE_FROM = 100_000  # Puzzles asked for; fewer are drawn in a second or two.
 TRIALS = 5  # Draws per augmentation asked for, after which a task has as many as were found.
 
 
-class Plan(NamedTuple):
+class BuildPlan(NamedTuple):
   """The random choices of a build.
 
   Attributes:
@@ -49,8 +49,8 @@ class Plan(NamedTuple):
 
 
 def load(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int, *,
-         cache_dir: str | None, canvas: int = grids.SIDE) -> Plan:
-  """Gives the plan of a build, from the cache if it is there.
+         cache_dir: str | None, canvas: int = grids.SIDE) -> BuildPlan:
+  """Returns the plan of a build, from the cache if it is there.
 
   Args:
     subsets: the tasks.
@@ -78,14 +78,14 @@ def load(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
 
 
 def cache_file(n_augmentations: int, key: list, cache_dir: str | None) -> pathlib.Path:
-  """Gives the file that holds, or will hold, a plan; `key` is all that the plan follows from."""
+  """Returns the file that holds, or will hold, a plan; `key` is all that the plan follows from."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   name = f"arc-{n_augmentations}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}.npz"
   return pathlib.Path(cache_dir or f"{home}/atlas_jax/puzzles").expanduser() / name
 
 
 def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int,
-         canvas: int = grids.SIDE) -> Plan:
+         canvas: int = grids.SIDE) -> BuildPlan:
   """Draws a plan; arguments as of `load`."""
   random, first = LegacyRandom(seed), 0
   order: list[int] = []
@@ -102,21 +102,24 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
   for index, group_kinds in zip(order, kinds):
     task, is_test = each[index]
     _add_shifts(shifts, task.train if is_test else arc.labelled_pairs(task), group_kinds, random, canvas)
-  return Plan(np.array(order, np.int32), np.cumsum([0, *sizes]), np.concatenate(kinds),
-              np.concatenate(permutations), np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
+  return BuildPlan(np.array(order, np.int32), np.cumsum([0, *sizes]), np.concatenate(kinds),
+                   np.concatenate(permutations), np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
 
 
 def chosen(task: arc.Task, kinds: np.ndarray, permutations: np.ndarray, seed: int,
-           canvas: int = grids.SIDE) -> Plan:
-  """Gives a plan of one test task whose augmentations are known, the task itself first; draws the shifts."""
+           canvas: int = grids.SIDE) -> BuildPlan:
+  """Returns a plan of one test task whose augmentations are known, the task itself first.
+
+  Draws the shifts.
+  """
   shifts = bytearray()
   _add_shifts(shifts, task.train, kinds, LegacyRandom(seed), canvas)
-  return Plan(np.zeros(1, np.int32), np.array([0, len(kinds)]), kinds, permutations,
-              np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
+  return BuildPlan(np.zeros(1, np.int32), np.array([0, len(kinds)]), kinds, permutations,
+                   np.frombuffer(bytes(shifts), np.uint8).reshape(-1, 2))
 
 
 def _augmentations(pairs, count: int, random: LegacyRandom) -> tuple[np.ndarray, np.ndarray]:
-  """Gives (transforms, permutations) of a task's puzzles, the task itself first."""
+  """Returns (transforms, permutations) of a task's puzzles, the task itself first."""
   found_kinds, found_permutations = [np.zeros(1, np.uint8)], [np.arange(10, dtype=np.uint8)[None]]
   hashing = _Hash(pairs)
   seen, n_found, n_tried = set(hashing(found_kinds[0], found_permutations[0])), 0, 0
@@ -162,7 +165,7 @@ class _Hash:
         self._shapes[:, number] += shapes
 
   def __call__(self, kinds, permutations) -> list[bytes]:
-    """Gives a hash for each (transform, permutation)."""
+    """Returns a hash for each (transform, permutation)."""
     n_pairs = self._shapes.shape[1]
     hashes = np.zeros((len(kinds), n_pairs, 2), np.uint64)
     wide = permutations.astype(np.uint64)
@@ -175,14 +178,14 @@ class _Hash:
 
 @functools.cache
 def _noise() -> tuple[np.ndarray, np.ndarray]:
-  """Gives random numbers of places, [2 sides, 30, 30, 2 words], and of shapes, [2 sides, 31, 31, 2 words]."""
+  """Returns random bits of places, [2 sides, 30, 30, 2 words], and of shapes, [2 sides, 31, 31, 2 words]."""
   raw = np.random.Philox(key=0).random_raw
   return raw(3600).reshape(2, 30, 30, 2), raw(3844).reshape(2, 31, 31, 2)
 
 
 @functools.cache
 def _weights(side: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """Gives what cells of a grid add under each transform, [8 * 2, cells], and what its shape does, [8, 2]."""
+  """Returns what cells of a grid add under each transform, [8 * 2, cells], and its shape, [8, 2]."""
   places, shapes = _noise()
   cells, of_shape = [], []
   for kind in range(8):
@@ -237,14 +240,14 @@ def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, 
   random.skip(at)
 
 
-def _save(plan: Plan, file: pathlib.Path) -> None:
+def _save(plan: BuildPlan, file: pathlib.Path) -> None:
   with write.opened(file) as out:  # Plans have hundreds of megabytes: no second copy in memory.
     np.savez(out, **plan._asdict())
 
 
-def _open(file: pathlib.Path) -> Plan:
+def _open(file: pathlib.Path) -> BuildPlan:
   try:
-    plan = Plan(**arrays.read_npz(file))
+    plan = BuildPlan(**arrays.read_npz(file))
     if not len(plan.kinds) == len(plan.permutations) == plan.group_starts[-1]:
       raise ValueError(f"it has {len(plan.kinds)} transforms of {plan.group_starts[-1]} puzzles")
   except (OSError, TypeError, ValueError, IndexError) as error:

@@ -52,7 +52,7 @@ def read_task(file: str) -> Task:
 
 
 def task_of(task_id: str, raw: Any, where: str, order: str | None = None) -> Task:
-  """Checks a task in its JSON form and gives it as grids.
+  """Checks a task in its JSON form and returns it as grids.
 
   Args:
     task_id: its name.
@@ -81,19 +81,19 @@ def task_of(task_id: str, raw: Any, where: str, order: str | None = None) -> Tas
 
 
 def to_json(task: Task) -> dict[str, list]:
-  """Gives a task as its file has it, in lists of integers; an unknown output has no key."""
+  """Returns a task as its file has it, in lists of integers; an unknown output has no key."""
   parts = {part: [{side: grid.tolist() for side, grid in zip(("input", "output"), pair) if grid is not None}
                   for pair in pairs] for part, pairs in (("train", task.train), ("test", task.test))}
   return parts if task.order == TRAIN_FIRST else {"test": parts["test"], "train": parts["train"]}
 
 
 def pairs_of(task: Task) -> list[Pair]:
-  """Gives all pairs in the order of the task's file; an unknown output is None."""
+  """Returns all pairs in the order of the task's file; an unknown output is None."""
   return [*task.test, *task.train] if task.order == TEST_FIRST else [*task.train, *task.test]
 
 
 def labelled_pairs(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Gives the pairs whose output is known, in the order of the task's file: all that can be trained on."""
+  """Returns the pairs whose output is known, in the order of the task's file: all that can be trained on."""
   return [(left, right) for left, right in pairs_of(task) if right is not None]
 
 
@@ -103,28 +103,31 @@ def count_unknown(tasks: Iterable[Task]) -> int:
 
 
 def side_of(task: Task) -> int:
-  """Gives the longest side of a task's grids."""
+  """Returns the longest side of a task's grids."""
   return max(max(grid.shape) for pair in pairs_of(task) for grid in pair if grid is not None)
 
 
 def pair_digest(pair: Pair) -> str:
-  """Gives a digest of an input and its output; an unknown output equals no grid."""
+  """Returns a digest of an input and its output; an unknown output equals no grid."""
   left, right = pair
   return f"{grids.grid_digest(left)}|{'unknown' if right is None else grids.grid_digest(right)}"
 
 
 def content(task: Task) -> str:
-  """Gives a digest of a task's pairs, which ignores its id, their order, and which of them are tests."""
+  """Returns a digest of a task's pairs, which ignores its id, their order, and which of them are tests."""
   return hashlib.sha256("|".join(sorted(map(pair_digest, pairs_of(task)))).encode()).hexdigest()
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-  """Gives a short digest of the ids of tasks, in any order."""
+  """Returns a short digest of the ids of tasks, in any order."""
   return hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def questions_digest(tasks: Iterable[Task]) -> str:
-  """Gives a short digest of what is never hidden, ids, demonstrations and test inputs; tasks in any order."""
+  """Returns a short digest of what is never hidden, ids, demonstrations and test inputs.
+
+  Tasks in any order.
+  """
   digest = hashlib.sha256()
   for task in sorted(tasks, key=lambda task: task.id):
     digest.update(json.dumps([task.id, len(task.train), len(task.test)]).encode())
@@ -134,7 +137,7 @@ def questions_digest(tasks: Iterable[Task]) -> str:
 
 
 def outputs_digest(tasks: Iterable[Task]) -> str:
-  """Gives a short digest of the outputs of test pairs; tasks in any order."""
+  """Returns a short digest of the outputs of test pairs; tasks in any order."""
   digest = hashlib.sha256()
   for task in sorted(tasks, key=lambda task: task.id):
     for _, grid in task.test:
@@ -143,7 +146,7 @@ def outputs_digest(tasks: Iterable[Task]) -> str:
 
 
 def fingerprint(subsets: Subsets) -> str:
-  """Gives a digest of all that a set of tasks is: names, ids, orders, grids."""
+  """Returns a digest of all that a set of tasks is: names, ids, orders, grids."""
   digest = hashlib.sha256()
   for name, tasks in subsets.items():
     for task in tasks:
@@ -162,7 +165,7 @@ def _pair(raw: Any, place: str, is_test: bool) -> Pair:
 
 
 def grid_of(rows: Any, place: str) -> np.ndarray:
-  """Gives a grid, or says what is wrong with it."""
+  """Returns a grid, or says what is wrong with it."""
   if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
     raise ValueError(f"{place} must be a list of rows that are not empty, got {str(rows)[:60]}")
   widths = sorted({len(row) for row in rows})

@@ -114,7 +114,7 @@ class Votes:
 
   @property
   def tasks(self) -> set[str]:
-    """Gives the tasks that have votes."""
+    """Returns the tasks that have votes."""
     return set(self._tallies)
 
   def counts(self, task: str) -> dict[str, int]:
@@ -123,12 +123,12 @@ class Votes:
             for input_text, tallies in self._tallies.get(task, {}).items()}
 
   def ranking(self, task: str, input_grid, rule: str = "count") -> list[Ranked]:
-    """Gives the predictions for one test input, best first; see `ordered`."""
+    """Returns the predictions for one test input, best first; see `ordered`."""
     return [Ranked(grid_of(text), tally.n_votes, tally.q_sum / tally.n_votes, -math.expm1(tally.log_miss))
             for text, tally in self.ordered(task, input_grid, rule)]
 
   def ordered(self, task: str, input_grid, rule: str = "count") -> list[tuple[str, Tally]]:
-    """Gives the predictions for one test input as `text_of` writes them, with their votes, best first.
+    """Returns the predictions for one test input as `text_of` writes them, with their votes, best first.
 
     Args:
       task: its id.
@@ -186,7 +186,10 @@ def merged(parts: Iterable[Votes]) -> Votes:
 
 
 def solved_at(votes: Votes, task: str, pairs, rule: str = "count") -> list[int | None]:
-  """Gives the place of the right output of each test pair in its ranking, from 1; None where it is absent."""
+  """Returns the place of the right output of each test pair in its ranking, from 1.
+
+  None where it is absent.
+  """
   places: list[int | None] = []
   for input_grid, output in pairs:
     right = text_of(output)
@@ -197,7 +200,7 @@ def solved_at(votes: Votes, task: str, pairs, rule: str = "count") -> list[int |
 
 def attempts_of(votes: Votes, task: str, input_grid, rule: str = "count",
                 attempts: int = ATTEMPTS) -> list[Ranked]:
-  """Gives the best predictions for a test input that can be handed in: those that have cells."""
+  """Returns the best predictions for a test input that can be handed in: those that have cells."""
   return [ranked for ranked in votes.ranking(task, input_grid, rule) if ranked.grid.size][:attempts]
 
 
@@ -249,7 +252,7 @@ def _is_solved(votes: Votes, task: str, input_grid, output, rule: str) -> bool:
 
 def submission(votes: Votes, inputs: Mapping[str, list], *, rule: str = "count", attempts: int = ATTEMPTS,
                fill: bool = True) -> dict[str, list[dict[str, list]]]:
-  """Gives the file that ARC's graders read; every attempt in it is a grid with cells.
+  """Returns the file that ARC's graders read; every attempt in it is a grid with cells.
 
   Args:
     votes: of the predictions.

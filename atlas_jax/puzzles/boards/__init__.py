@@ -27,12 +27,12 @@ class Boards(NamedTuple):
   places: np.ndarray     # [n] int64, where they come from: line of a file, number of a generator's attempt
 
   def take(self, chosen) -> "Boards":
-    """Gives some of the boards."""
+    """Returns some of the boards."""
     return Boards(self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.places[chosen])
 
   @property
   def digest(self) -> str:
-    """Gives a digest of questions and answers."""
+    """Returns a digest of questions and answers."""
     return hashlib.sha256(self.questions.tobytes() + self.answers.tobytes()).hexdigest()
 
 
@@ -70,7 +70,7 @@ def collect(n: int, attempt: Callable, *, n_cells: int, what: str) -> Boards:
 
 
 def random_of(seed: int, *counters: int) -> np.random.RandomState:
-  """Gives the random numbers of one attempt; they do not change between versions of NumPy."""
+  """Returns the random numbers of one attempt; they do not change between versions of NumPy."""
   return np.random.RandomState([seed % 2**32, seed % 2**64 >> 32, *counters])
 
 
@@ -82,7 +82,7 @@ def check_numbers(n_train: int | None, n_test: int | None, path: str | None) -> 
 
 
 def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:
-  """Gives the boards that `make` would make, from a file if they were made before.
+  """Returns the boards that `make` would make, from a file if they were made before.
 
   Args:
     cache_dir: folder of the files; None is the user's cache folder.

@@ -72,7 +72,7 @@ def _hub_file(path: str, name: str, download: bool) -> pathlib.Path:
 
 
 def digest(file: pathlib.Path) -> str:
-  """Gives the SHA-256 of a file."""
+  """Returns the SHA-256 of a file."""
   with open(file, "rb") as content:
     return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -236,7 +236,7 @@ def take(files: Mapping[str, pathlib.Path | None], key: dict, rules: Rules, *, n
 
 
 def _refused(file, test: Boards, rules: Rules) -> Callable:
-  """Gives the function that says of train boards whether they are not to be used, and why."""
+  """Returns the function that says of train boards whether they are not to be used, and why."""
   leaks = rules.leaks_of(test)
 
   def refused(some: Boards) -> np.ndarray:

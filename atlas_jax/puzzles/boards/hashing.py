@@ -17,7 +17,7 @@ def mix(numbers) -> np.ndarray:
 
 
 def draws(seed: int, *counters, count: int) -> np.ndarray:
-  """Gives [n, count] random 64-bit integers for n tuples of counters.
+  """Returns [n, count] random 64-bit integers for n tuples of counters.
 
   Args:
     seed: any integer that fits 64 bits.

@@ -21,7 +21,7 @@ N_TRANSFORMS = 8
 def build(*, side: int = 30, path: str | None = None, n_train: int | None = 1000, n_test: int | None = 1000,
           n_augmentations: int = 0, min_rating: int | None = None, loop_frac: float = 0.05, seed: int = 0,
           cache_dir: str | None = None, download: bool = False) -> tuple[PuzzleSet, PuzzleSet]:
-  """Gives the train and test sets; no train maze has the walls of a test maze, however turned or mirrored.
+  """Returns the train and test sets; no train maze has the walls of a test maze, however turned or mirrored.
 
   Args:
     side: rows and columns, at least 5.
@@ -60,13 +60,13 @@ def build(*, side: int = 30, path: str | None = None, n_train: int | None = 1000
 
 
 def _transforms(side: int) -> np.ndarray:
-  """Gives [8, side * side], for each kind of transform the old cell of each new one."""
+  """Returns [8, side * side], for each kind of transform the old cell of each new one."""
   cells = np.arange(side * side).reshape(side, side)
   return np.stack([grids.transform(cells, kind).ravel() for kind in range(N_TRANSFORMS)])
 
 
 def _copies(side: int, originals: Boards):
-  """Gives the function that transforms mazes: copy k is the transform of kind k."""
+  """Returns the function that transforms mazes: copy k is the transform of kind k."""
   cells = _transforms(side)
 
   def copies(board, copy):
@@ -77,7 +77,7 @@ def _copies(side: int, originals: Boards):
 
 
 def forms(side: int, mazes: np.ndarray) -> list[bytes]:
-  """Gives what mazes [n, side * side] share exactly if a transform turns the walls of one into another's."""
+  """Returns what mazes [n, side * side] share exactly if a transform turns walls of one into another's."""
   turned = (np.asarray(mazes) == WALL)[:, _transforms(side)]
   return [min(kind.tobytes() for kind in maze) for maze in turned]
 

@@ -44,7 +44,7 @@ def solve(maze: np.ndarray) -> Solution:
 
 
 def path_of(answer: np.ndarray) -> int:
-  """Gives the steps of the path drawn in an answer, 0 if it does not lead from start to goal in one piece."""
+  """Returns steps of the path drawn in an answer, 0 if it does not lead from start to goal in one piece."""
   side = round(len(answer) ** 0.5)
   drawn = _cells(answer >= START, side)
   seen = 0
@@ -114,7 +114,7 @@ def _walk(n_rooms: int, random: np.random.RandomState) -> tuple[list, list]:
 
 
 def _far_cells(passable: int, start: int, side: int, min_path: int) -> list[int]:
-  """Gives the cells at least `min_path` steps away to which there is one shortest path."""
+  """Returns the cells at least `min_path` steps away to which there is one shortest path."""
   row, col = divmod(start, side)
   found = []
   for steps, (reached, several) in enumerate(_waves(passable, 1 << row * (side + 1) + col, side + 1)):
@@ -126,7 +126,7 @@ def _far_cells(passable: int, start: int, side: int, min_path: int) -> list[int]
 
 
 def _waves(passable: int, start: int, stride: int) -> Iterator[tuple[int, int]]:
-  """Gives for 0, 1, 2... steps the cells so far from the start, and those with several shortest paths."""
+  """Yields for 0, 1, 2... steps the cells so far from the start, and those with several shortest paths."""
   reached, several, fresh = start, 0, passable & ~start
   while reached:
     yield reached, several

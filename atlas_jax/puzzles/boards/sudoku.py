@@ -21,7 +21,7 @@ SAY_EVERY = 10_000  # Boards searched between lines that say so.
 def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000, n_test: int | None = 1000,
           n_augmentations: int = 1000, min_rating: int | None = None, one_solution: bool = True,
           n_givens=None, seed: int = 0, cache_dir=None, download=False) -> tuple[PuzzleSet, PuzzleSet]:
-  """Gives the train and test sets; no train board is equivalent to a test board.
+  """Returns the train and test sets; no train board is equivalent to a test board.
 
   Equivalent is what any of the symmetries in `sudoku_symmetry` makes of a board, so augmentation never
   reaches a test board. Train boards equivalent to a test board, or with its question, are left out, and of
@@ -70,7 +70,7 @@ def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000,
 
 
 def _copies(side: int, originals: Boards, seed: int):
-  """Gives the function that encodes copies of boards."""
+  """Returns the function that encodes copies of boards."""
   def copies(board, copy):
     pair = originals.questions[board], originals.answers[board]
     if np.any(copy):
@@ -96,14 +96,14 @@ def _generated(side, n_train, n_test, n_givens, min_rating, seed, cache_dir):
   key = {"puzzles": "sudoku", "version": VERSION, **chosen}
   keys = {"test": {**key, "n": n_test}, "train": {**key, "n": n_train, "n_test": n_test}}
   test = boards.cached(cache_dir, keys["test"], lambda: generate(n_test, split="test", **chosen))
-  avoid = sudoku_symmetry.Classes(side, test.questions, test.answers)
+  avoid = sudoku_symmetry.BoardClasses(side, test.questions, test.answers)
   train = boards.cached(cache_dir, keys["train"],
                          lambda: generate(n_train, split="train", avoid=avoid, **chosen))
   return {"train": train, "test": test}, keys
 
 
 def generate(n: int, *, side: int, split: str, seed: int, n_givens=None, min_rating: int | None = None,
-             max_rating: int | None = None, avoid: sudoku_symmetry.Classes | None = None) -> Boards:
+             max_rating: int | None = None, avoid: sudoku_symmetry.BoardClasses | None = None) -> Boards:
   """Generates boards of one solution, no two equal; attempt i depends on seed, side, split and i alone.
 
   A random complete grid loses givens in random order, each only if the solution stays the only one.
@@ -143,7 +143,7 @@ def generate(n: int, *, side: int, split: str, seed: int, n_givens=None, min_rat
 
 
 def _givens_range(sizes: sudoku_solver.Layout, n_givens) -> tuple[int, int, int]:
-  """Gives the least and the most givens at which removal stops, and the most that a board may have."""
+  """Returns the least and the most givens at which removal stops, and the most that a board may have."""
   if n_givens is None:
     return (4, 8, 8) if sizes.side == 4 else (0, 0, sizes.n_cells)
   least, most = n_givens
@@ -194,7 +194,7 @@ def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, downlo
     return bad
 
   def leaks_of(test):
-    classes = sudoku_symmetry.Classes(side, test.questions, test.answers)
+    classes = sudoku_symmetry.BoardClasses(side, test.questions, test.answers)
     return lambda some: (boards.same_questions(some, test) | classes.have(some.questions, some.answers))
 
   key = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed}

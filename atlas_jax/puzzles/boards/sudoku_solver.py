@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 @functools.cache
 def layout(side: int) -> Layout:
-  """Gives the houses of Sudokus of a side.
+  """Returns the houses of Sudokus of a side.
 
   Raises:
     ValueError: if the side is not 4, 6 or 9.
@@ -72,7 +72,7 @@ def layout(side: int) -> Layout:
 
 
 def bits(places) -> int:
-  """Gives the integer that has these bits."""
+  """Returns the integer that has these bits."""
   return sum(1 << place for place in places)
 
 
@@ -109,7 +109,7 @@ def solve(board, *, limit: int = 2) -> Outcome:
 
 
 def place(sizes: Layout, candidates) -> int:
-  """Gives what is possible when the candidates are true."""
+  """Returns what is possible when the candidates are true."""
   left = sizes.every
   for candidate in candidates:
     left &= sizes.keep[candidate]
@@ -178,7 +178,7 @@ def _fill_singles(sizes: Layout, left: int, placed: int) -> tuple[int, int]:
 
 
 def _fewest(sizes: Layout, left: int) -> int:
-  """Gives the first of the cells that have the fewest candidates, among those with two at least."""
+  """Returns the first of the cells that have the fewest candidates, among those with two at least."""
   firsts, shifts, _ = sizes.houses[0]
   at_least = [0] * (sizes.side + 2)  # Cells with so many candidates.
   at_least[0] = firsts

@@ -40,7 +40,7 @@ def _draw_line(n_parts: int, part: int, random: np.random.RandomState) -> np.nda
 
 
 def hashed(side: int, seed: int, boards: np.ndarray, copies: np.ndarray) -> Shuffle:
-  """Gives the symmetry of each (board, copy): chosen by a hash of seed and both, copy 0 changes nothing.
+  """Returns the symmetry of each (board, copy): chosen by a hash of seed and both, copy 0 changes nothing.
 
   Args:
     side: of the boards.
@@ -68,7 +68,7 @@ def _permute_line(parts: np.ndarray, members: np.ndarray, part: int) -> np.ndarr
 
 
 def _cells(side: int, rows: np.ndarray, cols: np.ndarray, transposed: np.ndarray) -> np.ndarray:
-  """Gives the old cell of each new one: first transposed, then gathered by rows and columns."""
+  """Returns the old cell of each new one: first transposed, then gathered by rows and columns."""
   rows, cols = rows[:, :, None], cols[:, None, :]
   cells = np.where(transposed[:, None, None], cols * side + rows, rows * side + cols)
   return cells.reshape(len(cells), side * side)
@@ -80,7 +80,7 @@ def apply(shuffle: Shuffle, boards: np.ndarray) -> np.ndarray:
 
 
 def canonical(side: int, question: np.ndarray, answer: np.ndarray) -> bytes:
-  """Gives a form that two boards share exactly if they are equivalent.
+  """Returns a form that two boards share exactly if they are equivalent.
 
   It is the least of the boards that symmetries make, answers compared before givens. All symmetries need not
   be tried: a choice of transposition, of the row on top and of the order of columns leaves one way to name
@@ -125,7 +125,7 @@ def _complete(sizes: Layout, form, order: np.ndarray, place: np.ndarray) -> byte
 
 @functools.cache
 def _column_orders(side: int) -> tuple[np.ndarray, np.ndarray]:
-  """Gives [orders, side] all orders of columns that symmetries allow, and where each puts a column."""
+  """Returns [orders, side] all orders of columns that symmetries allow, and where each puts a column."""
   part = layout(side).box_cols
   insides = list(itertools.permutations(range(part)))
   orders = np.array([
@@ -136,7 +136,7 @@ def _column_orders(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def traits(side: int, questions: np.ndarray) -> list[bytes]:
-  """Gives what equivalent boards have in common and most others do not; far cheaper than `canonical`.
+  """Returns what equivalent boards have in common and most others do not; far cheaper than `canonical`.
 
   They are how often each digit is given, and how many givens stand in each row and each column, all without
   their order.
@@ -164,7 +164,7 @@ def _traits(sizes: Layout, questions: np.ndarray) -> list[bytes]:
   return [row.tobytes() for row in together]
 
 
-class Classes:
+class BoardClasses:
   """Boards up to symmetry: says whether a board is equivalent to one of them."""
 
   def __init__(self, side: int, questions: np.ndarray, answers: np.ndarray):

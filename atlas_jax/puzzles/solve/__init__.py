@@ -37,7 +37,7 @@ WARMUP_STEPS = 10  # Adam's averages are empty at first.
 EMA_DECAY = 0.9  # At most: the run's own average would hardly leave its start in a minute.
 
 
-class Ask(NamedTuple):
+class SolveOptions(NamedTuple):
   """What to solve, and how; None takes the value of the run.
 
   Attributes:
@@ -64,7 +64,7 @@ class Ask(NamedTuple):
   batch_rows: int | None = None
 
 
-class Answers(NamedTuple):
+class SolveResult(NamedTuple):
   """What is found; JSON both."""
 
   report: dict  # see `run`
@@ -103,8 +103,8 @@ def check_task(config, workdir, task: arc.Task, file: str) -> None:
                      "config.puzzles.canvas")
 
 
-def settings(config, ask: Ask):
-  """Gives the settings to tune with: those of the run, but for rates, their course, and what is asked for.
+def settings(config, ask: SolveOptions):
+  """Returns the settings to tune with: those of the run, but for rates, their course, and what is asked for.
 
   Raises:
     ValueError: for what does not fit the run.
@@ -142,7 +142,7 @@ def check_out(file: str) -> None:
     raise ValueError(f"--out={file} cannot be written: {error.strerror}; choose another") from error
 
 
-def write(answers: Answers, file: str) -> None:
+def write(answers: SolveResult, file: str) -> None:
   """Writes the attempts as ARC's graders read them, whole or not at all."""
   write_file.whole(file, json.dumps(answers.submission))
 
@@ -154,7 +154,7 @@ def _canvas(config) -> int:
 # Tuning and answering.
 
 
-def run(config, workdir, ask: Ask, mesh) -> Answers:
+def run(config, workdir, ask: SolveOptions, mesh) -> SolveResult:
   """Solves a task with the newest checkpoint of a run; see `Solver`."""
   return Solver(config, workdir, ask, mesh).solve(ask.task)
 
@@ -162,7 +162,7 @@ def run(config, workdir, ask: Ask, mesh) -> Answers:
 class Solver:
   """A run that is opened to solve tasks: its weights are read once, and what is compiled serves them all."""
 
-  def __init__(self, config, workdir, ask: Ask, mesh):
+  def __init__(self, config, workdir, ask: SolveOptions, mesh):
     """Reads the weights.
 
     Args:
@@ -181,7 +181,7 @@ class Solver:
       raise ValueError(f"--batch_rows={rows} does not divide over the {shards} devices that hold rows here; "
                        f"nearest are {configs.near(rows, shards)}")
     self._config, self._workdir, self._ask, self._mesh = config, workdir, ask, mesh
-    self._canvas, self._known = _canvas(config), known.Known(config, workdir)
+    self._canvas, self._known = _canvas(config), known.KnownTasks(config, workdir)
     model = trm.model_of(config)
     init = trm.init_of(config, model, puzzle_sets.record_of(workdir)["n_ids"])
     wanted = init if ask.rows != "zero" else lambda rng: init(rng)._replace(tables=())
@@ -198,7 +198,7 @@ class Solver:
     self._answer = solver.make(trm.model_of(self._changed),
                                lambda: EvalBatches(self._test, config.eval.batch_rows), mesh, options)
 
-  def solve(self, task: arc.Task) -> Answers:
+  def solve(self, task: arc.Task) -> SolveResult:
     """Tunes to a task and answers it.
 
     Returns:
@@ -228,7 +228,7 @@ class Solver:
               **tuned.report, "answer_seconds": round(time.perf_counter() - started, 3),
               "tests": [_test(votes, task.id, ask.attempts, rule, *pair) for pair in task.test]}
     inputs = {task.id: [left for left, _ in task.test]}
-    return Answers(report, voting.submission(votes, inputs, rule=rule, attempts=ask.attempts))
+    return SolveResult(report, voting.submission(votes, inputs, rule=rule, attempts=ask.attempts))
 
   def _build(self, task: arc.Task) -> tuple[build.Built, list[int]]:
     """Builds the task's puzzles; also which rows of the run's table theirs start from, if they do."""
@@ -257,7 +257,7 @@ class Solver:
 
     return jax.jit(start, out_shardings=meshes.replicated(self._mesh))(self._table_NE)
 
-  def _votes(self, built, tuned: test_time_training.Tuned) -> voting.Votes:
+  def _votes(self, built, tuned: test_time_training.TuningResult) -> voting.Votes:
     """Answers every augmentation of every test input, and counts the answers as votes."""
     self._test = built.test
     votes, reading = voting.Votes(), arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)

@@ -8,7 +8,7 @@ from atlas_jax.puzzles import sets as puzzle_sets
 HELD_OUT, WHOLE = "held out", "trained on whole"
 
 
-class Known:
+class KnownTasks:
   """The tasks of a run, read when the first one is asked for."""
 
   def __init__(self, config, workdir):
@@ -19,7 +19,7 @@ class Known:
     self._sets: puzzle_sets.Sets | None = None
 
   def part_of(self, task: arc.Task) -> str | None:
-    """Says which part of the run's tasks has this one, by id and demonstrations; None if none has.
+    """Returns which part of the run's tasks has this one, by id and demonstrations; None if none has.
 
     Raises:
       ImportError, ValueError: if the data of the run are not here.
@@ -59,7 +59,7 @@ class Known:
                    "anew", task.id, part, more)
 
   def rows_of(self, task: arc.Task, n_augmentations: int | None) -> dict[str, int]:
-    """Gives the rows of the run's table that belong to a task, by the names of its augmentations.
+    """Returns the rows of the run's table that belong to a task, by the names of its augmentations.
 
     Args:
       task: one of the run's.

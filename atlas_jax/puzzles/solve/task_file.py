@@ -76,7 +76,7 @@ def _item(config, workdir, path: pathlib.Path, task_id: str, content, outputs) -
 
 
 def _with_outputs(task: arc.Task, outputs, path: pathlib.Path) -> arc.Task:
-  """Gives a task with the outputs beside its file, which only tell whether answers are right."""
+  """Returns a task with the outputs beside its file, which only tell whether answers are right."""
   where = f"{path}: task {task.id!r}, solution"
   try:
     if outputs is not None and (not isinstance(outputs, list) or len(outputs) != len(task.test)):
@@ -90,7 +90,7 @@ def _with_outputs(task: arc.Task, outputs, path: pathlib.Path) -> arc.Task:
 
 
 def _inputs(content) -> list[np.ndarray]:
-  """Gives as many grids as a malformed task has test pairs, or one if that cannot be seen."""
+  """Returns as many grids as a malformed task has test pairs, or one if that cannot be seen."""
   test = content.get("test") if isinstance(content, dict) else None
   found = []
   for pair in test if isinstance(test, list) and test else [{}]:
@@ -106,7 +106,7 @@ def _solutions(path: pathlib.Path) -> dict:
   return tasks.load_tasks(beside) if beside != path and beside.exists() else {}
 
 
-def run(config, workdir, ask: solve.Ask, items: list[Item], out: str, mesh, show: Callable) -> dict:
+def run(config, workdir, ask: solve.SolveOptions, items: list[Item], out: str, mesh, show: Callable) -> dict:
   """Solves the tasks that are not finished, and writes the submission after each.
 
   Args:
@@ -189,7 +189,7 @@ class _Finished:
     return hashlib.sha256(content.encode()).hexdigest()
 
   def take(self, items: list[Item], attempts: dict) -> dict[str, dict]:
-    """Puts finished answers into the attempts, and gives their reports by id; process 0 says which."""
+    """Puts finished answers into the attempts, and returns their reports by id; process 0 says which."""
     kept = self._lines() if hosts.is_main() else {}
     keys = {item.id: self._key(item.task) for item in items if item.task}
     mine = np.array([keys.get(item.id) in kept for item in items], np.int32)
@@ -214,7 +214,7 @@ class _Finished:
         logging.warning("%s:%d is not whole, and its task is solved again", self._file, number)
     return found
 
-  def add(self, task: arc.Task, answers: solve.Answers) -> None:
+  def add(self, task: arc.Task, answers: solve.SolveResult) -> None:
     """Keeps an answer, on the disk when this returns."""
     if hosts.is_main():
       entry = {"key": self._key(task), "attempts": answers.submission[task.id], "report": answers.report}

@@ -22,7 +22,7 @@ from atlas_jax.state import TrainState
 from atlas_jax.step import jit_step
 
 
-class Tuned(NamedTuple):
+class TuningResult(NamedTuple):
   """What tuning leaves."""
 
   params: Any  # the moving average, where the settings keep one
@@ -49,7 +49,7 @@ class Tuner:
         update=trm.update_of(config), accounting=trm.accounting_of(config, "puzzles"))
 
   def tune(self, train: PuzzleSet, params, rows_NE, *, seconds: float | None = None,
-           steps: int | None = None) -> Tuned:
+           steps: int | None = None) -> TuningResult:
     """Trains on a set of puzzles, from fresh moments and free slots.
 
     Args:
@@ -64,7 +64,7 @@ class Tuner:
     """
     if not (seconds if steps is None else steps):
       tables = {"puzzles": rows_NE} if self._recipe.update.tables else ()
-      return Tuned(params, tables, _report(0, 0.0, 0.0, {}))
+      return TuningResult(params, tables, _report(0, 0.0, 0.0, {}))
     config = self._config
     source = PuzzleSource(
         train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
@@ -80,10 +80,10 @@ class Tuner:
     if hosts.is_main():
       logging.info("made %d updates in %.1f s, after %.1f s of compilation; %d were not finite and left out",
                    report["steps"], report["seconds"], report["compile_seconds"], bad)
-    return Tuned(states.params_used(state), state.tables, report)
+    return TuningResult(states.params_used(state), state.tables, report)
 
   def _compiled(self, params, rows_NE, batch):
-    """Gives the functions that make the first state and the next one, from the shapes of their arguments."""
+    """Returns functions that make the first state and the next one, from the shapes of their arguments."""
     if rows_NE.shape in self._built:
       return self._built[rows_NE.shape]
     config, recipe = self._config, self._recipe

@@ -9,7 +9,7 @@ import pytest
 from atlas_jax.data import tokenizer
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding.native import NativeSampler
-from atlas_jax.language.decoding.sampler import Options, ScriptedSampler
+from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
 from atlas_jax.language.vllm import sampler as vllm
 from tests.helpers import quick_compilation
 from tests.language.languages import tiny
@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
   sampler: Any
   params: Any
-  options: Options  # of which tests change a field or two
+  options: SamplingOptions  # of which tests change a field or two
   filtered_temperature: float = 0.8  # one at which it takes filters
 
 
@@ -33,14 +33,15 @@ class Case(NamedTuple):
 def scripted():
   """A script of a few answers."""
   script = {"1+1=": ["2, I think", "3, perhaps", "eleven"], "hi": ["hello", "good morning", "yes?"]}
-  yield Case(ScriptedSampler(BYTES, script), {"w": 1}, Options(n=4, max_tokens=24, stop_tokens=(256,)))
+  yield Case(ScriptedSampler(BYTES, script), {"w": 1}, SamplingOptions(n=4, max_tokens=24,
+                                                                       stop_tokens=(256,)))
 
 
 @contextlib.contextmanager
 def native():
   """A tiny model of random parameters, which soon draws one of many stop tokens."""
   language, params = tiny("decoder")
-  options = Options(n=4, max_tokens=24, stop_tokens=tuple(range(256, 270)))
+  options = SamplingOptions(n=4, max_tokens=24, stop_tokens=tuple(range(256, 270)))
   yield Case(NativeSampler(language, BYTES, bucket_tokens=24, piece_tokens=8), params, options)
 
 
@@ -48,7 +49,7 @@ def native():
 def served():
   """The same tiny model behind a stand-in for vLLM's server, which has other weights at first."""
   language, params = tiny("decoder")
-  options = Options(n=4, max_tokens=24, stop_tokens=tuple(range(256, 270)))
+  options = SamplingOptions(n=4, max_tokens=24, stop_tokens=tuple(range(256, 270)))
   with Stub(test_sampler.engine_of()) as stub, tempfile.TemporaryDirectory() as workdir:
     made = vllm.make(language, BYTES, like=None, workdir=workdir, longest_tokens=64,
                      **(test_sampler.FIELDS | dict(url=stub.url)))
@@ -74,7 +75,7 @@ def loaded(case):
 
 
 def asked(options, **fields):
-  return Options(**{**options.__dict__, **fields})
+  return SamplingOptions(**{**options.__dict__, **fields})
 
 
 def completions(rollout):

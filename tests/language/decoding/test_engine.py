@@ -10,7 +10,7 @@ from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling, streams
 from atlas_jax.language.decoding.native import NativeSampler
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from tests.helpers import assert_same_bits, quick_compilation
 from tests.language.languages import tiny
 
@@ -26,7 +26,7 @@ def _compile_quickly():
 
 @functools.lru_cache
 def setup(kind):
-  """Gives an engine of a tiny model, compiled once for all tests, and its parameters."""
+  """Returns an engine of a tiny model, compiled once for all tests, and its parameters."""
   language, params = tiny(kind)
   return engines.make(language, piece_tokens=PIECE, room_tokens=ROOM), params
 
@@ -42,7 +42,7 @@ def read(kind, length, seed=0):
 
 
 def decoded(kind, state, slot, tokens, others=False):
-  """Gives the state and the logits of one slot, [steps, V], while others read the same ids or their own."""
+  """Returns the state and the logits of one slot, [steps, V], while others read the same ids or their own."""
   engine, params = setup(kind)
   found = []
   for n, token in enumerate(tokens):
@@ -148,7 +148,7 @@ def test_a_stream_writes_what_the_sampler_writes(kind, options):
   sampler = NativeSampler(language, tokenizer, bucket_tokens=8)
   sampler.load(params, version=0)
   stops = dict(max_tokens=12, stop_tokens=(256,))
-  text = sampler.generate([ids], Options(**stops, **options), seed=7).text_B[0]
+  text = sampler.generate([ids], SamplingOptions(**stops, **options), seed=7).text_B[0]
   engine, _ = setup(kind)
   written = streams.generate(language, params, tokenizer, ids, tokens=12, seed=7, engine=engine, **options)
   assert "".join(written) == text
@@ -156,14 +156,15 @@ def test_a_stream_writes_what_the_sampler_writes(kind, options):
 
 def test_rows_may_have_settings_of_their_own():
   """Each row draws what it draws where all rows have its settings."""
-  given = [Options(), Options(temperature=0.0), Options(temperature=0.7, top_k=5), Options(top_p=0.6),
-           Options(min_p=0.05, repetition_penalty=2.0), Options(top_k=3, top_p=0.5, temperature=2.0)]
+  given = [SamplingOptions(), SamplingOptions(temperature=0.0), SamplingOptions(temperature=0.7, top_k=5),
+           SamplingOptions(top_p=0.6), SamplingOptions(min_p=0.05, repetition_penalty=2.0),
+           SamplingOptions(top_k=3, top_p=0.5, temperature=2.0)]
   vocab_size, rows = 37, len(given)
   draw = np.random.default_rng(0)
   logits_BV = jnp.asarray(2 * draw.normal(size=(rows, vocab_size)), jnp.float32)
   seen_BV, row_B = jnp.asarray(draw.random((rows, vocab_size)) < 0.3), jnp.arange(rows, dtype=jnp.int32)
   key_B = sampling.row_keys(sampling.root_words(3), row_B, row_B)
-  knobs = [sampling.Knobs.of(options, vocab_size) for options in given]
+  knobs = [sampling.SamplingParams.of(options, vocab_size) for options in given]
   drawn_at = jax.jit(functools.partial(sampling.draw_at, filtered=True))
   together, seen = drawn_at(logits_BV, key_B, row_B, jax.tree.map(lambda *x: np.stack(x), *knobs), seen_BV)
   for row in range(rows):

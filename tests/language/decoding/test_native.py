@@ -16,10 +16,10 @@ from atlas_jax.data import tokenizer
 from atlas_jax.language.decoding import native
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding.native import NativeSampler
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.models import placement
-from atlas_jax.models.language import of_decoder
+from atlas_jax.models.language import from_decoder
 from atlas_jax.parallel import mesh as meshes
 from tests import hf_fixture
 from tests.helpers import quick_compilation
@@ -39,7 +39,7 @@ def _compile_quickly():
 
 @functools.lru_cache
 def sampler_of(kind="decoder", **fields):
-  """Gives a sampler of a tiny model, compiled once for all tests."""
+  """Returns a sampler of a tiny model, compiled once for all tests."""
   language, params = tiny(kind, **fields)
   made = NativeSampler(language, BYTES, bucket_tokens=8, piece_tokens=4)
   made.load(params, version=5)
@@ -48,8 +48,8 @@ def sampler_of(kind="decoder", **fields):
 
 @functools.lru_cache
 def wrote(kind="decoder", seed=1, n=2, max_tokens=8, prompts=4, **options):
-  """Gives a rollout of the first prompts, checked."""
-  options = Options(n=n, max_tokens=max_tokens, **options)
+  """Returns a rollout of the first prompts, checked."""
+  options = SamplingOptions(n=n, max_tokens=max_tokens, **options)
   rollout = sampler_of(kind).generate(PROMPTS[:prompts], options, seed)
   samplers.check(rollout, PROMPTS[:prompts], options, version=5)
   return rollout
@@ -62,13 +62,13 @@ def _read(language, params, tokens_BT, count_B):
 
 
 def whole_texts(rollout, prompts, n):
-  """Gives ids of prompts and completions, [B, 32], and how many each has."""
+  """Returns ids of prompts and completions, [B, 32], and how many each has."""
   texts = [[*prompts[row // n], *tokens] for row, tokens in enumerate(completions(rollout))]
   return np.array([text + [0] * (32 - len(text)) for text in texts], np.int32), np.array([*map(len, texts)])
 
 
 def predictions(kind, rollout, prompts, n):
-  """Gives hidden vectors of whole texts, read at once."""
+  """Returns hidden vectors of whole texts, read at once."""
   language, params = tiny(kind)
   tokens_BT, count_B = whole_texts(rollout, prompts, n)
   return language, params, tokens_BT, _read(language, params, tokens_BT, count_B)
@@ -94,9 +94,9 @@ def test_greedy_completions_of_a_published_model_are_the_recorded_ones():
   prompts = [row[mask.astype(bool)] for row, mask in
              zip(recorded["greedy_prompt_ids"], recorded["greedy_prompt_mask"])]
   model, params = hf_fixture.load("qwen2_tiny")
-  sampler = NativeSampler(of_decoder(model), BYTES)
+  sampler = NativeSampler(from_decoder(model), BYTES)
   sampler.load(params, version=0)
-  options = Options(max_tokens=recorded["greedy_new_ids"].shape[1], temperature=0.0)
+  options = SamplingOptions(max_tokens=recorded["greedy_new_ids"].shape[1], temperature=0.0)
   rollout = sampler.generate(prompts, options, 0)
   np.testing.assert_array_equal(rollout.tokens_BT, recorded["greedy_new_ids"])
   np.testing.assert_allclose(rollout.full_logprob_BT, recorded["greedy_logps"], atol=hf_fixture.TOLERANCE)
@@ -126,8 +126,8 @@ def test_filters_and_penalty_are_those_of_the_oracle_for_every_id_drawn():
     start = len(PROMPTS[row // 3])
     for at, token in enumerate(tokens):
       before = tokens_BT[row, :start + at].tolist()
-      drawn_V = distribution(logits_BTV[row, start + at - 1], Options(**options), before)
-      full_V = distribution(logits_BTV[row, start + at - 1], Options(temperature=1.3))
+      drawn_V = distribution(logits_BTV[row, start + at - 1], SamplingOptions(**options), before)
+      full_V = distribution(logits_BTV[row, start + at - 1], SamplingOptions(temperature=1.3))
       np.testing.assert_allclose(rollout.sampler_logprob_BT[row, at], np.log(drawn_V[token]), atol=1e-4)
       np.testing.assert_allclose(rollout.full_logprob_BT[row, at], np.log(full_V[token]), atol=1e-4)
 
@@ -140,14 +140,14 @@ def test_draws_do_not_depend_on_how_many_are_drawn_together(kind):
 
 def test_seeds_repeat_and_differ():
   first = completions(wrote())
-  assert completions(sampler_of().generate(PROMPTS, Options(n=2, max_tokens=8), 1)) == first
+  assert completions(sampler_of().generate(PROMPTS, SamplingOptions(n=2, max_tokens=8), 1)) == first
   assert not any(tokens in first for tokens in completions(wrote(seed=2)))
 
 
 def test_changing_what_is_traced_compiles_nothing():
   sampler = NativeSampler(tiny("decoder")[0], BYTES, bucket_tokens=8)
   sampler.load(tiny("decoder")[1], version=0)
-  ask = lambda prompts=PROMPTS, n=2, **options: sampler.generate(prompts, Options(n=n, **options), 0)
+  ask = lambda prompts=PROMPTS, n=2, **options: sampler.generate(prompts, SamplingOptions(n=n, **options), 0)
   first = ask(max_tokens=16, top_p=0.9)
   assert sampler.compilations == 2
   sampler.load(jax.tree.map(lambda x: 2 * x, tiny("decoder")[1]), version=1)
@@ -174,17 +174,17 @@ def test_prompts_are_read_once_and_writing_ends_with_the_last_row():
 
   sampler = NativeSampler(language._replace(prefill=prefill, decode=decode), BYTES, bucket_tokens=8)
   sampler.load(params, version=0)
-  free = completions(sampler.generate(PROMPTS, Options(n=3, max_tokens=24), 0))
+  free = completions(sampler.generate(PROMPTS, SamplingOptions(n=3, max_tokens=24), 0))
   jax.effects_barrier()
   assert read == [(4, 16)] and len(steps) == 23
   stops = tuple({tokens[3] for tokens in free})
-  rollout = sampler.generate(PROMPTS, Options(n=3, max_tokens=24, stop_tokens=stops), 0)
+  rollout = sampler.generate(PROMPTS, SamplingOptions(n=3, max_tokens=24, stop_tokens=stops), 0)
   jax.effects_barrier()
   assert len(steps) == 23 + 3 and rollout.length_B.max() == 4 and set(rollout.reason_B) == {"stop_token"}
 
 
 def as_stopped_later(free, options):
-  """Gives (ids, reason, text) of completions written without stops, cut as `sampler.stop_at` does."""
+  """Returns (ids, reason, text) of completions written without stops, cut as `sampler.stop_at` does."""
   stopped = [samplers.stop_at(tokens, options, BYTES) for tokens in completions(free)]
   return [(tokens[:size], reason, text) for tokens, (size, reason, text) in zip(completions(free), stopped)]
 
@@ -195,8 +195,8 @@ def test_completions_stop_where_one_written_to_the_end_would_be_cut(kind):
   drawn = completions(free)
   letters = [chr(token) for tokens in drawn for token in tokens[5:] if 32 < token < 127]
   pair = next(bytes(pair) for tokens in drawn for pair in zip(tokens, tokens[1:]) if max(pair) < 127)
-  options = Options(n=6, max_tokens=24, stop_tokens=(drawn[0][9], drawn[7][0], 400),
-                    stop_strings=(pair.decode(), letters[0], letters[-1]))
+  options = SamplingOptions(n=6, max_tokens=24, stop_tokens=(drawn[0][9], drawn[7][0], 400),
+                            stop_strings=(pair.decode(), letters[0], letters[-1]))
   rollout = sampler_of(kind).generate(PROMPTS, options, 1)
   samplers.check(rollout, PROMPTS, options, version=5)
   expected = as_stopped_later(free, options)
@@ -214,7 +214,7 @@ def test_stop_strings_end_writing_early():
   counted = lambda *args: (jax.debug.callback(lambda: steps.append(1)), language.decode(*args))[1]
   sampler = NativeSampler(language._replace(decode=counted), BYTES, bucket_tokens=8, piece_tokens=4)
   sampler.load(params, version=5)
-  rollout = sampler.generate(PROMPTS, Options(n=6, max_tokens=24, stop_strings=strings), 1)
+  rollout = sampler.generate(PROMPTS, SamplingOptions(n=6, max_tokens=24, stop_strings=strings), 1)
   jax.effects_barrier()
   assert set(rollout.reason_B) == {"stop_string"}
   assert rollout.length_B.max() - 1 <= len(steps) < rollout.length_B.max() + 4
@@ -223,7 +223,7 @@ def test_stop_strings_end_writing_early():
 def test_a_string_is_found_across_pieces_and_characters_of_several_bytes():
   tokens = [*"ab€".encode(), 256, 269, *"dé".encode(), *b"xx"]
   for strings in (("€d",), ("é", "zz"), ("b€dé",), ("xx",), ("x",), ("dé", "€d")):
-    options = Options(max_tokens=99, stop_strings=strings)
+    options = SamplingOptions(max_tokens=99, stop_strings=strings)
     size, _, text = samplers.stop_at(tokens, options, BYTES)
     assert native.stops.cut(tokens, strings, BYTES) == (size, text)
     looked, done_B = native.stops.StringStops(BYTES, strings, 1), np.zeros(1, bool)
@@ -251,7 +251,7 @@ def test_ids_beyond_the_tokenizer_have_no_text():
   sampler = NativeSampler(tiny("decoder")[0], FewIds(), bucket_tokens=8)
   sampler.load(tiny("decoder")[1], version=0)
   for strings in ((), ("B",)):
-    rollout = sampler.generate(PROMPTS, Options(n=2, max_tokens=8, stop_strings=strings), 1)
+    rollout = sampler.generate(PROMPTS, SamplingOptions(n=2, max_tokens=8, stop_strings=strings), 1)
     assert max(map(max, completions(rollout))) >= 40
     for tokens, text in zip(completions(rollout), rollout.text_B):
       whole = "".join(chr(65 + token) for token in tokens if token < 39)
@@ -268,7 +268,7 @@ def test_eight_devices_write_what_one_does(kind, prompts, axes, options):
   sampler = NativeSampler(language, BYTES, mesh, bucket_tokens=8, piece_tokens=4)
   sampler.load(jax.device_put(params, placement.shardings(mesh, params)), version=5)
   alone = wrote(kind, prompts=prompts, **options)
-  together = sampler.generate(PROMPTS[:prompts], Options(n=2, max_tokens=8, **options), 1)
+  together = sampler.generate(PROMPTS[:prompts], SamplingOptions(n=2, max_tokens=8, **options), 1)
   assert completions(together) == completions(alone) and together.text_B == alone.text_B
   np.testing.assert_allclose(together.full_logprob_BT, alone.full_logprob_BT, atol=1e-4)
 
@@ -313,7 +313,7 @@ def test_two_processes_both_get_what_one_writes():
 
 
 def test_long_prompts_are_padded_to_whole_blocks_of_attention():
-  prompts, options = [[5] * 17, [6]], Options(max_tokens=8)
+  prompts, options = [[5] * 17, [6]], SamplingOptions(max_tokens=8)
   blocked, whole = (NativeSampler(tiny("decoder", **fields)[0], BYTES, bucket_tokens=8)
                     for fields in (dict(attention_block_tokens=16), {}))
   for sampler in (blocked, whole):
@@ -334,7 +334,7 @@ def test_what_cannot_be_written_is_refused(prompts, options, seed, message):
   sampler = NativeSampler(tiny("decoder", learned_positions=16)[0], BYTES)
   sampler.load({}, version=0)
   with pytest.raises(ValueError, match=message):
-    sampler.generate(prompts, Options(max_tokens=8, **options), seed)
+    sampler.generate(prompts, SamplingOptions(max_tokens=8, **options), seed)
 
 
 @pytest.mark.parametrize("size, least, steps, expected", [

@@ -6,12 +6,12 @@ import pytest
 
 from atlas_jax.data import tokenizer
 from atlas_jax.language.decoding import sampler as samplers
-from atlas_jax.language.decoding.sampler import Completion, Options, ScriptedSampler
+from atlas_jax.language.decoding.sampler import Completion, SamplingOptions, ScriptedSampler
 
 BYTES = tokenizer.ByteTokenizer()
 SCRIPT = {"1+1=": ["2", "3", "eleven"], "hi": ["hello"]}
 PROMPTS = [[256, *b"1+1="], [256, *b"hi"], [256, *b"1+1="]]
-OPTIONS = Options(n=4, max_tokens=12, stop_tokens=(256,))
+OPTIONS = SamplingOptions(n=4, max_tokens=12, stop_tokens=(256,))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_and_another_gives_others(sampler):
 
 
 def test_a_completion_does_not_depend_on_how_many_there_are(sampler):
-  few, many = (sampler.generate(PROMPTS, Options(n=n, stop_tokens=(256,)), seed=5) for n in (2, 5))
+  few, many = (sampler.generate(PROMPTS, SamplingOptions(n=n, stop_tokens=(256,)), seed=5) for n in (2, 5))
   assert [few.text_B[2 * p + j] for p in range(3) for j in range(2)] == [
       many.text_B[5 * p + j] for p in range(3) for j in range(2)]
 
@@ -66,14 +66,14 @@ def test_ids_end_with_the_stop_token_which_the_text_leaves_out(sampler):
     (dict(stop_tokens=(ord("e"),)), ("h", "stop_token", 2)),
 ])
 def test_completions_stop_where_the_options_say(sampler, options, expected):
-  options = Options(**{"stop_tokens": (256,), **options})
+  options = SamplingOptions(**{"stop_tokens": (256,), **options})
   rollout = sampler.generate(PROMPTS[1:2], options, seed=0)
   assert rows(rollout) == [expected]
   samplers.check(rollout, PROMPTS[1:2], options)
 
 
 def test_without_temperature_the_first_of_the_script_is_taken(sampler):
-  rollout = sampler.generate(PROMPTS[:1], Options(n=5, temperature=0.0, stop_tokens=(256,)), seed=0)
+  rollout = sampler.generate(PROMPTS[:1], SamplingOptions(n=5, temperature=0.0, stop_tokens=(256,)), seed=0)
   assert rollout.text_B == ("2",) * 5
 
 
@@ -81,7 +81,7 @@ def test_a_script_may_read_the_weights():
   sampler = ScriptedSampler(BYTES, lambda prompt, params: [f"{prompt} {params}"])
   for version, params in enumerate(("old", "new")):
     sampler.load(params, version)
-    rollout = sampler.generate(PROMPTS[1:2], Options(stop_tokens=(256,)), seed=0)
+    rollout = sampler.generate(PROMPTS[1:2], SamplingOptions(stop_tokens=(256,)), seed=0)
     assert rollout.text_B == (f"hi {params}",) and rollout.version_B.tolist() == [version]
   assert sampler.calls == 2
 
@@ -89,7 +89,7 @@ def test_a_script_may_read_the_weights():
 @pytest.mark.parametrize("prompt, options, loaded, message", [
     (b"hi", OPTIONS, False, "no weights yet"),
     (b"ho", OPTIONS, True, "the script offers nothing for the prompt 'ho'"),
-    (b"hi", Options(), True, "stop_tokens is empty"),
+    (b"hi", SamplingOptions(), True, "stop_tokens is empty"),
 ])
 def test_a_script_that_cannot_go_on_says_why(prompt, options, loaded, message):
   sampler = ScriptedSampler(BYTES, SCRIPT)
@@ -109,13 +109,13 @@ def test_a_script_that_cannot_go_on_says_why(prompt, options, loaded, message):
 ])
 def test_options_that_cannot_be_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    Options(**fields)
+    SamplingOptions(**fields)
 
 
 def test_options_know_whether_they_leave_ids_out():
-  assert Options(temperature=0.5, top_p=1.0, min_p=0.0).draws_from_all
+  assert SamplingOptions(temperature=0.5, top_p=1.0, min_p=0.0).draws_from_all
   for field in (dict(top_k=5), dict(top_p=0.9), dict(min_p=0.1), dict(repetition_penalty=1.2)):
-    assert not Options(**field).draws_from_all
+    assert not SamplingOptions(**field).draws_from_all
 
 
 def made(*lengths, version=0, logprob=-1.0, reason="length"):
@@ -150,10 +150,10 @@ def test_completions_that_do_not_fit_arrays_are_refused():
 ])
 def test_a_rollout_that_is_not_what_was_asked_is_refused(rollout, more, message):
   with pytest.raises(ValueError, match=message):
-    samplers.check(rollout, [[1]], Options(n=2, max_tokens=4, stop_tokens=(9,)), **more)
+    samplers.check(rollout, [[1]], SamplingOptions(n=2, max_tokens=4, stop_tokens=(9,)), **more)
 
 
 def test_weights_within_the_allowed_staleness_pass():
-  options = Options(n=2, max_tokens=4)
+  options = SamplingOptions(n=2, max_tokens=4)
   samplers.check(made(1, 0, version=2), [[1]], options, version=3, max_staleness=1)
   samplers.check(made(1, 0, version=2), [[1]], options)

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from atlas_jax.language.decoding import sampling
-from atlas_jax.language.decoding.sampler import Options
-from atlas_jax.language.decoding.sampling import Knobs
+from atlas_jax.language.decoding.sampler import SamplingOptions
+from atlas_jax.language.decoding.sampling import SamplingParams
 from atlas_jax.parallel import mesh as meshes
 from tests.helpers import assert_close
 
@@ -15,7 +15,7 @@ V = 37
 
 
 def distribution(logits_V, options, seen=()):
-  """Gives the probabilities that ids are drawn with, by sorting, one row at a time, in float64."""
+  """Returns the probabilities that ids are drawn with, by sorting, one row at a time, in float64."""
   logits_V = np.array(logits_V, np.float64)
   for token in set(seen):
     logits_V[token] *= options.repetition_penalty ** (-1 if logits_V[token] > 0 else 1)
@@ -46,7 +46,8 @@ def drawn_often(logits_V, options, seen=(), rows=20_000):
   seen_BV = np.zeros((rows, V), bool)
   seen_BV[:, list(seen)] = True
   uniform = jnp.asarray(np.random.default_rng(5).random((2, rows)), jnp.float32)
-  return all_drawn(np.tile(logits_V, (rows, 1)), (uniform[0], uniform[1]), Knobs.of(options, V), seen_BV)
+  return all_drawn(np.tile(logits_V, (rows, 1)), (uniform[0], uniform[1]), SamplingParams.of(options, V),
+                   seen_BV)
 
 
 @pytest.mark.parametrize("options, seen", [
@@ -57,10 +58,10 @@ def drawn_often(logits_V, options, seen=(), rows=20_000):
     (dict(temperature=0.0, repetition_penalty=4.0), range(0, V, 2)),
     (dict(temperature=0.5, top_k=7, top_p=0.9, min_p=0.01, repetition_penalty=1.3), (0, 8, 20))])
 def test_ids_come_as_often_as_sorting_says_and_with_that_probability(options, seen):
-  options = Options(**options)
+  options = SamplingOptions(**options)
   for logits_V in logits():
     expected_V, full_V = distribution(logits_V, options, seen), distribution(
-        logits_V, Options(temperature=options.temperature or 1))
+        logits_V, SamplingOptions(temperature=options.temperature or 1))
     drawn = drawn_often(logits_V, options, seen)
     often_V = np.bincount(drawn.token_B, minlength=V) / len(drawn.token_B)
     assert (often_V > 0).sum() <= (expected_V > 0).sum() and not often_V[expected_V == 0].any()
@@ -72,17 +73,18 @@ def test_ids_come_as_often_as_sorting_says_and_with_that_probability(options, se
 def test_what_is_left_is_what_sorting_leaves_and_equals_stay_together():
   for seed in range(20):
     logits_BV = logits(rows=8, seed=seed).round(1)  # Rounded, so that many are equal.
-    options = Options(top_k=1 + seed, top_p=0.3 + seed / 30, min_p=seed / 300)
-    kept_BV = np.asarray(sampling.kept(logits_BV, Knobs.of(options, V)))
+    options = SamplingOptions(top_k=1 + seed, top_p=0.3 + seed / 30, min_p=seed / 300)
+    kept_BV = np.asarray(sampling.keep_mask(logits_BV, SamplingParams.of(options, V)))
     for kept_V, logits_V in zip(kept_BV, logits_BV):
       np.testing.assert_array_equal(kept_V, distribution(logits_V, options) > 0)
 
 
 def test_settings_that_are_off_leave_every_id():
-  assert np.asarray(sampling.kept(logits(), Knobs.of(Options(), V))).all()
+  assert np.asarray(sampling.keep_mask(logits(), SamplingParams.of(SamplingOptions(), V))).all()
   pair = (jnp.linspace(0, 0.99, 3), jnp.linspace(0.99, 0, 3))
-  plain = sampling.draw(jnp.asarray(logits()), pair, Knobs.of(Options(), V), filtered=False)
-  filtered = sampling.draw(jnp.asarray(logits()), pair, Knobs.of(Options(), V), filtered=True)
+  plain = sampling.draw(jnp.asarray(logits()), pair, SamplingParams.of(SamplingOptions(), V), filtered=False)
+  filtered = sampling.draw(jnp.asarray(logits()), pair, SamplingParams.of(SamplingOptions(), V),
+                           filtered=True)
   np.testing.assert_array_equal(plain.token_B, filtered.token_B)
   assert_close(plain, filtered)
 
@@ -94,7 +96,7 @@ def test_no_id_of_no_share_is_drawn_at_the_edges(size):
   share_BV[np.arange(200), draws.integers(0, size, 200)] += np.float32(1e-6)
   for edge in (0.0, float(np.nextafter(np.float32(1), np.float32(0)))):
     edge_B = jnp.full((200,), edge, jnp.float32)
-    token_B = np.asarray(sampling.invert(jnp.asarray(share_BV), edge_B, edge_B))
+    token_B = np.asarray(sampling.sample_inverse_cdf(jnp.asarray(share_BV), edge_B, edge_B))
     assert (share_BV[np.arange(200), token_B] > 0).all()
 
 
@@ -118,7 +120,7 @@ def test_seeds_that_do_not_fit_a_key_are_refused(seed):
 
 def test_more_ids_than_there_are_cannot_be_left():
   with pytest.raises(ValueError, match="config.sampler.top_k=38 is more than the model's vocabulary of 37"):
-    Knobs.of(Options(top_k=38), V)
+    SamplingParams.of(SamplingOptions(top_k=38), V)
 
 
 @pytest.mark.parametrize("options", [
@@ -127,7 +129,7 @@ def test_of_equal_scores_the_lowest_id_is_the_likeliest(options):
   logits_BV = np.full((3, V), -1, np.float32)
   for row, best in enumerate(([4, 9, 30], [0, V - 1], [17, 18])):
     logits_BV[row, best] = 2
-  knobs = Knobs.of(Options(temperature=0.0, **options), V)
+  knobs = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V)
   seen_BV = np.zeros((3, V), bool)
   uniform_pair = jnp.full((2, 3), 0.99)
   assert all_drawn(logits_BV, uniform_pair, knobs, seen_BV).token_B.tolist() == [4, 0, 17]
@@ -135,6 +137,6 @@ def test_of_equal_scores_the_lowest_id_is_the_likeliest(options):
   mesh = meshes.make(tensor=8)
   wide_BV = jnp.pad(jnp.asarray(logits_BV), ((0, 0), (0, 3)), constant_values=-9)
   split_BV = jax.device_put(wide_BV, NamedSharding(mesh, PartitionSpec(None, "tensor")))
-  knobs = Knobs.of(Options(temperature=0.0, **options), V + 3)
+  knobs = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V + 3)
   wide = jnp.zeros((3, V + 3), bool)
   assert all_drawn(split_BV, uniform_pair, knobs, wide).token_B.tolist() == [4, 0, 17]

@@ -26,7 +26,7 @@ KINDS = {
 
 
 def draw(model, dtype="float32"):
-  """Gives random parameters, biases and scales among them."""
+  """Returns random parameters, biases and scales among them."""
   rng = np.random.default_rng(5)
   random = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32), dtype)
   return jax.tree.map(random, hf_import.abstract(model))

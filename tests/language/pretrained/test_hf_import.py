@@ -46,7 +46,8 @@ def test_hidden_states_equal_the_reference(name):
     frequencies = rope.inverse_frequencies(model.head_dim, model.rope_base, model.rope_scaling)
     cos_sin = rope.cos_sin(decoder.positions(doc_BT), *frequencies, jnp.float32)
     block = {"params": jax.tree.map(lambda leaf: leaf[0], first["blocks"])}
-    one_BTD, _ = decoder.Block(model.shape(), False).apply(block, embedded_BTD, None, cos_sin, doc_BT, None)
+    one_BTD, _ = decoder.DecoderBlock(model.shape(), False).apply(block, embedded_BTD, None, cos_sin, doc_BT,
+                                                                  None)
     return embedded_BTD, one_BTD, model.apply({"params": params}, tokens_BT, doc_BT=doc_BT).hidden_BTD
 
   for hidden_BTD, expected_BTD in zip(read(params, first), hf_fixture.reference(name)["hidden_states"]):
@@ -55,7 +56,7 @@ def test_hidden_states_equal_the_reference(name):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def continue_greedily(model, params, tokens_BT, doc_BT, n_new):
-  """Gives the likeliest next tokens and their log-probabilities, [B, n_new], with a cache."""
+  """Returns the likeliest next tokens and their log-probabilities, [B, n_new], with a cache."""
   start = model.apply({"params": params}, tokens_BT, doc_BT=doc_BT, room_tokens=tokens_BT.shape[1] + n_new)
   last_B = tokens_BT.shape[1] - 1 - jnp.argmax((doc_BT >= 0)[:, ::-1], axis=1)
 

@@ -25,7 +25,7 @@ def _compile_quickly():
 
 
 def adapted(**changes):
-  """Gives a model with adapters, random ones, and the base's parameters."""
+  """Returns a model with adapters, random ones, and the base's parameters."""
   model, base = hf_fixture.load("llama_tiny")
   model = model.copy(lora={**OPTIONS, **changes})
   draw = np.random.default_rng(8)

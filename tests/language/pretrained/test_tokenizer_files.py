@@ -45,7 +45,7 @@ def test_a_tokenizer_trained_here_gets_the_mark_it_was_trained_with(tmp_path):
 def test_a_published_tokenizer_travels_as_it_is(tmp_path):
   given = hf_fixture.FOLDER / "byte_tokenizer"
   tokenizers.load(str(given)).save(tmp_path / "kept")
-  tokenizer_files.travel(given, tmp_path / "kept")
+  tokenizer_files.copy(given, tmp_path / "kept")
   tokenizer_files.write(tmp_path / "out", tmp_path / "kept", max_tokens=64)
   for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
     assert (tmp_path / "out" / name).read_bytes() == (given / name).read_bytes()
@@ -65,7 +65,7 @@ def test_transformers_gives_the_same_ids(name, tmp_path):
     tokenizer = tokenizers.load(str(hf_fixture.FOLDER / "byte_tokenizer"))
   tokenizer.save(tmp_path / "kept")
   if name == "published":
-    tokenizer_files.travel(hf_fixture.FOLDER / "byte_tokenizer", tmp_path / "kept")
+    tokenizer_files.copy(hf_fixture.FOLDER / "byte_tokenizer", tmp_path / "kept")
   tokenizer_files.write(tmp_path / "out", tmp_path / "kept", max_tokens=64)
   read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
   for text in TEXTS:

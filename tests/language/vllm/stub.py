@@ -79,7 +79,7 @@ class Engine:
     self.reloads.append(folder)
 
   def complete(self, body: dict) -> list[dict]:
-    """Gives the choices of a request."""
+    """Returns the choices of a request."""
     n, prompt, greedy = body.get("n", 1), body["prompt"], not body.get("temperature", 1.0)
     if body.get("model") != self.name:
       raise Failed(404, f"The model `{body.get('model')}` does not exist.", "NotFoundError")
@@ -139,7 +139,7 @@ class Engine:
 
 
 def log_softmax(logits_V):
-  """Gives log-probabilities."""
+  """Returns log-probabilities."""
   shifted_V = logits_V - logits_V.max()
   return shifted_V - np.log(np.exp(shifted_V).sum())
 
@@ -192,7 +192,7 @@ class Stub(http.server.ThreadingHTTPServer):
     self._failures += [(route, None)] * after + [(route, how)] * times
 
   def failure(self, route: str) -> str | None:
-    """Gives how this request fails, None if it does not."""
+    """Returns how this request fails, None if it does not."""
     with self.engine.lock:
       for at, (where, how) in enumerate(self._failures):
         if where == route:

@@ -16,7 +16,7 @@ import pytest
 
 from atlas_jax.data import tokenizer
 from atlas_jax.language.decoding import sampler as samplers
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.vllm import sampler as vllm
 from atlas_jax.language.vllm import weights as vllm_weights
 from atlas_jax.language.vllm.client import ServerError
@@ -35,16 +35,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800),
 
 
 def weights(version):
-  """Gives weights of a version; every version changes every leaf."""
+  """Returns weights of a version; every version changes every leaf."""
   draw = np.random.default_rng(version)
   moved = lambda leaf: leaf * 2 + 0.01 * version * draw.normal(size=leaf.shape).astype(np.float32)
   return jax.tree.map(moved, model().init(jax.random.key(0)))
 
 
 def model():
-  """Gives a model with a shared head, and heads of a width that vLLM has kernels for."""
+  """Returns a model with a shared head, and heads of a width that vLLM has kernels for."""
   fields = dict(vocab_size=257, width=64, depth=2, heads=4, kv_heads=2, head_dim=32, ff_width=192, tied=True)
-  return language.of_decoder(decoder.Decoder(**fields))
+  return language.from_decoder(decoder.Decoder(**fields))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def figures():
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, figures):
-  """Gives a model and a sampler that has its weights of version 5; those before were handed over as well."""
+  """Yields a model and a sampler that has its weights of version 5; those before were handed over as well."""
   tuned = model()
   sampler = vllm.make(tuned, BYTES, workdir=tmp_path_factory.mktemp("run"), **FIELDS)
   try:
@@ -73,7 +73,7 @@ def served(tmp_path_factory, figures):
 
 
 def own(tuned, prompt, tokens, temperature):
-  """Gives our own model's log-probabilities of a completion."""
+  """Returns our own model's log-probabilities of a completion."""
   text = [*prompt, *tokens]
   padded = text + [0] * (LONGEST - len(text))
   found = vllm_weights.score(tuned, weights(5), padded, temperature=temperature)
@@ -81,10 +81,12 @@ def own(tuned, prompt, tokens, temperature):
 
 
 @pytest.mark.parametrize("options", [
-    Options(n=4, max_tokens=16), Options(n=4, max_tokens=16, temperature=0.7, stop_tokens=(256, 10, 101)),
-    Options(n=2, max_tokens=16, temperature=0.0), Options(n=2, max_tokens=16, top_k=20, top_p=0.8),
-    Options(n=2, max_tokens=16, min_p=0.1, repetition_penalty=1.2),
-    Options(n=2, max_tokens=32, stop_strings=("a", "e"))])
+    SamplingOptions(n=4, max_tokens=16),
+    SamplingOptions(n=4, max_tokens=16, temperature=0.7, stop_tokens=(256, 10, 101)),
+    SamplingOptions(n=2, max_tokens=16, temperature=0.0),
+    SamplingOptions(n=2, max_tokens=16, top_k=20, top_p=0.8),
+    SamplingOptions(n=2, max_tokens=16, min_p=0.1, repetition_penalty=1.2),
+    SamplingOptions(n=2, max_tokens=32, stop_strings=("a", "e"))])
 def test_log_probabilities_are_those_of_our_own_model(served, figures, options):
   tuned, sampler = served
   rollout = sampler.generate(PROMPTS, options, seed=3)
@@ -105,7 +107,7 @@ def test_log_probabilities_are_those_of_our_own_model(served, figures, options):
 
 
 def test_speed_is_measured(served, figures):
-  options, seconds = Options(n=4, max_tokens=64), []
+  options, seconds = SamplingOptions(n=4, max_tokens=64), []
   for seed in range(4):
     began = time.monotonic()
     rollout = served[1].generate(PROMPTS, options, seed=seed)
@@ -115,7 +117,7 @@ def test_speed_is_measured(served, figures):
 
 def test_a_text_too_long_is_refused(served):
   with pytest.raises(ValueError, match="does not fit the 128 that the server takes"):
-    served[1].generate([[1] * 100], Options(max_tokens=29), seed=0)
+    served[1].generate([[1] * 100], SamplingOptions(max_tokens=29), seed=0)
 
 
 def test_a_server_that_dies_is_told_of(served):
@@ -123,4 +125,4 @@ def test_a_server_that_dies_is_told_of(served):
   sampler._engine._server._process.terminate()
   with pytest.raises(ServerError, match="Nothing of this step was taken: the same command goes on"):
     for seed in range(1000):  # It may finish what it was asked.
-      sampler.generate(PROMPTS, Options(max_tokens=16), seed=seed)
+      sampler.generate(PROMPTS, SamplingOptions(max_tokens=16), seed=seed)

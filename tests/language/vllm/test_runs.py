@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
-from atlas_jax.language.initial_model import open_start
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.vllm import weights
 from atlas_jax.language.vllm.client import ServerError
 from tests import program, runs
@@ -58,7 +58,7 @@ def watched(prompt, completion, answer):
 def config(tmp_path):
   """A config of a run that writes with a stand-in, which it starts on other weights."""
   made = test_grpo.config_of(**CHANGES)
-  start = open_start(made)
+  start = load_initial_model(made)
   longest = made.data.max_prompt_tokens + made.sampler.max_tokens
   folder = weights.Exports(start.language.module, like=None, shared_folder=str(tmp_path / "served"),
                            workdir=tmp_path, dtype="float32", max_tokens=longest)

@@ -10,7 +10,7 @@ from flax.core import freeze
 
 from atlas_jax.data import tokenizer
 from atlas_jax.language.decoding import sampler as samplers
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.pretrained import hf_export
 from atlas_jax.language.vllm import client as vllm_client
 from atlas_jax.language.vllm import sampler as vllm
@@ -25,7 +25,7 @@ RECORDS = pathlib.Path(__file__).parents[2] / "fixtures" / "vllm_http" / "record
 QWEN = pathlib.Path(__file__).parents[2] / "fixtures" / "hf_models" / "qwen2_tiny"
 BYTES = tokenizer.ByteTokenizer()
 PROMPTS = [[256, *b"one"], [7], [256, *b"one"]]
-OPTIONS = Options(n=2, max_tokens=6, stop_tokens=(256,))
+OPTIONS = SamplingOptions(n=2, max_tokens=6, stop_tokens=(256,))
 FIELDS = dict(url=None, command=None, arguments="", port=None, shared_folder=None, dtype=None,
               gap_limit_nats=None, start_timeout_s=60.0, timeout_s=30.0, retries=2, backoff_s=0.01,
               parallel_requests=4)
@@ -43,7 +43,7 @@ def weights(factor=1.0):
 
 @functools.cache
 def engine_of(mode="processed_logprobs"):
-  """Gives what a server computes with the tiny model; compiled once."""
+  """Returns what a server computes with the tiny model; compiled once."""
   return Engine(served_folder(), mode=mode)
 
 
@@ -71,7 +71,7 @@ def stub():
 
 @pytest.fixture
 def make(tmp_path):
-  """Gives a function that makes samplers; they are closed after the test."""
+  """Yields a function that makes samplers; they are closed after the test."""
   made = []
 
   def build(language=None, **fields):
@@ -86,14 +86,14 @@ def make(tmp_path):
 
 @pytest.fixture
 def sampler(make, stub):
-  """Gives a sampler that has weights."""
+  """Returns a sampler that has weights."""
   made = make(url=stub.url)
   made.load(weights(), version=3)
   return made
 
 
 def recomputed(prompts, rollout, options, temperature):
-  """Gives our own model's log-probabilities of a rollout's ids, one array per row."""
+  """Returns our own model's log-probabilities of a rollout's ids, one array per row."""
   language, params = tiny("decoder")
   rows = []
   for row, length in enumerate(rollout.length_B):
@@ -107,7 +107,7 @@ def recomputed(prompts, rollout, options, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_log_probabilities_are_those_our_own_model_gives(sampler, temperature):
-  options = Options(n=2, max_tokens=6, temperature=temperature, stop_tokens=(256,))
+  options = SamplingOptions(n=2, max_tokens=6, temperature=temperature, stop_tokens=(256,))
   rollout = sampler.generate(PROMPTS, options, seed=1)
   samplers.check(rollout, PROMPTS, options, version=3)
   for row, found in enumerate(recomputed(PROMPTS, rollout, options, temperature)):
@@ -116,16 +116,16 @@ def test_the_log_probabilities_are_those_our_own_model_gives(sampler, temperatur
 
 
 def test_draws_depend_on_seed_place_and_number_alone(sampler):
-  wide = sampler.generate(PROMPTS, Options(n=3, max_tokens=6), seed=1).tokens_BT.reshape(3, 3, 6)
-  again, other = (sampler.generate(PROMPTS, Options(n=2, max_tokens=6), seed=seed).tokens_BT.reshape(3, 2, 6)
-                  for seed in (1, 2))
+  wide = sampler.generate(PROMPTS, SamplingOptions(n=3, max_tokens=6), seed=1).tokens_BT.reshape(3, 3, 6)
+  again, other = (sampler.generate(PROMPTS, SamplingOptions(n=2, max_tokens=6),
+                                   seed=seed).tokens_BT.reshape(3, 2, 6) for seed in (1, 2))
   np.testing.assert_array_equal(wide[:, :2], again)
   assert (again != other).any()
   assert (again[0] != again[2]).any() and (again[:, 0] != again[:, 1]).any()
 
 
 def test_without_temperature_all_completions_of_a_prompt_are_the_likeliest(sampler):
-  options = Options(n=2, max_tokens=4, temperature=0.0)
+  options = SamplingOptions(n=2, max_tokens=4, temperature=0.0)
   rollout = sampler.generate(PROMPTS, options, seed=0)
   np.testing.assert_array_equal(rollout.tokens_BT[::2], rollout.tokens_BT[1::2])
   assert not rollout.sampler_logprob_BT.any()
@@ -135,7 +135,7 @@ def test_without_temperature_all_completions_of_a_prompt_are_the_likeliest(sampl
 @pytest.mark.parametrize("filters", [dict(top_k=5), dict(top_p=0.7), dict(min_p=0.2),
                                      dict(repetition_penalty=1.3)])
 def test_with_filters_both_log_probabilities_are_there(sampler, filters):
-  options = Options(n=2, max_tokens=6, stop_tokens=(256,), **filters)
+  options = SamplingOptions(n=2, max_tokens=6, stop_tokens=(256,), **filters)
   rollout = sampler.generate(PROMPTS, options, seed=1)
   real_BT = samplers.completion_mask(rollout)
   for row, found in enumerate(recomputed(PROMPTS, rollout, options, 1.0)):
@@ -144,13 +144,13 @@ def test_with_filters_both_log_probabilities_are_there(sampler, filters):
 
 
 def test_completions_stop_at_tokens_and_strings(sampler, stub):
-  plain = sampler.generate(PROMPTS[:1], Options(max_tokens=6), seed=4)
+  plain = sampler.generate(PROMPTS[:1], SamplingOptions(max_tokens=6), seed=4)
   tokens = plain.tokens_BT[0].tolist()
-  stopped = sampler.generate(PROMPTS[:1], Options(max_tokens=6, stop_tokens=tokens[2:3]), seed=4)
+  stopped = sampler.generate(PROMPTS[:1], SamplingOptions(max_tokens=6, stop_tokens=tokens[2:3]), seed=4)
   first = tokens.index(tokens[2])
   assert stopped.tokens_BT[0].tolist() == tokens[: first + 1] and stopped.reason_B == ("stop_token",)
   string = next(char for char in plain.text_B[0] if char.isascii())
-  cut = sampler.generate(PROMPTS[:1], Options(max_tokens=6, stop_strings=(string,)), seed=4)
+  cut = sampler.generate(PROMPTS[:1], SamplingOptions(max_tokens=6, stop_strings=(string,)), seed=4)
   assert cut.reason_B == ("stop_string",) and cut.text_B[0] == plain.text_B[0].split(string)[0]
   assert cut.tokens_BT[0].tolist() == tokens[: tokens.index(ord(string)) + 1]
   assert stub.engine.asked[-1]["stop"] == [string] and stub.engine.asked[-1]["ignore_eos"]
@@ -250,7 +250,7 @@ def test_failures_that_pass_are_tried_again(sampler, stub):
 def test_a_server_that_fails_gives_one_line_and_no_rollout(sampler, stub, how, times, message):
   stub.fail(how, times)
   with pytest.raises(ServerError, match=message):
-    sampler.generate(PROMPTS[:1], Options(n=2, max_tokens=6), seed=1)
+    sampler.generate(PROMPTS[:1], SamplingOptions(n=2, max_tokens=6), seed=1)
   sampler.generate(PROMPTS[:1], OPTIONS, seed=1)  # And goes on when the server does.
 
 
@@ -302,12 +302,12 @@ def test_completions_by_weights_of_others_are_refused(sampler, stub, label):
 def test_what_the_server_would_do_otherwise_is_not_asked(sampler, stub, prompts, options, message):
   before = stub.engine.routes["/v1/completions"]
   with pytest.raises(ValueError, match=message):
-    sampler.generate(prompts, Options(**options), seed=0)
+    sampler.generate(prompts, SamplingOptions(**options), seed=0)
   assert stub.engine.routes["/v1/completions"] == before
 
 
 def keys_of(content):
-  """Gives the names in a JSON value, without values; of lists, those of the first member."""
+  """Returns the names in a JSON value, without values; of lists, those of the first member."""
   if isinstance(content, dict):
     return {name: keys_of(inner) for name, inner in content.items() if name not in ("usage", "permission")}
   return [keys_of(content[0])] if isinstance(content, list) and isinstance(content[0], dict) else None

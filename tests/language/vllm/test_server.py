@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from atlas_jax.data import tokenizer
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.vllm import sampler as vllm
 from atlas_jax.language.vllm import server as vllm_server
 from atlas_jax.language.vllm.client import Client, ServerError
@@ -70,7 +70,7 @@ def _compile_quickly():
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-  """Gives a function that makes samplers whose server is the stand-in; they are closed after the test."""
+  """Yields a function that makes samplers whose server is the stand-in; they are closed after the test."""
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   made = []
 
@@ -84,7 +84,7 @@ def make(tmp_path, monkeypatch):
 
 
 def is_alive(pid):
-  """Says whether a process still runs; one that has ended and waits for its parent does not."""
+  """Returns whether a process still runs; one that has ended and waits for its parent does not."""
   try:
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
   except OSError:
@@ -107,7 +107,7 @@ def test_a_server_is_started_with_the_weights_and_stopped(make, tmp_path):
   sampler, params = make(), tiny("decoder")[1]
   sampler.load(params, 1)
   sampler.load(jax.tree.map(lambda leaf: leaf * 0.9, params), 2)
-  prompts, options = [[256, 7], [5]], Options(n=2, max_tokens=4)
+  prompts, options = [[256, 7], [5]], SamplingOptions(n=2, max_tokens=4)
   assert (sampler.generate(prompts, options, seed=0).version_B == 2).all()
   command = (tmp_path / "vllm_server.log").read_text().splitlines()[0]
   assert "--logprobs-mode processed_logprobs" in command and "--max-model-len 32" in command
@@ -208,7 +208,7 @@ def test_fields_that_cannot_be_are_refused_before_a_server_starts(make, fields, 
 
 
 def vllm_server_is_installed():
-  """Says whether this Python has vllm."""
+  """Returns whether this Python has vllm."""
   import importlib.util
   return importlib.util.find_spec("vllm") is not None
 

@@ -57,7 +57,7 @@ def silu(x):
   return x * sigmoid(x)
 
 
-def silu_slope(x):
+def silu_grad(x):
   return sigmoid(x) + x * sigmoid(x) * (1 - sigmoid(x))
 
 
@@ -65,17 +65,17 @@ def gelu(x):
   return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def gelu_slope(x):
+def gelu_grad(x):
   inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-  slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
-  return 0.5 * (1 + inner) + 0.5 * x * (1 - inner**2) * slope
+  grad = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+  return 0.5 * (1 + inner) + 0.5 * x * (1 - inner**2) * grad
 
 
 ACTIVATIONS = {
   "identity": (lambda x: x, np.ones_like),
   "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
-  "silu": (silu, silu_slope),
-  "gelu": (gelu, gelu_slope),
+  "silu": (silu, silu_grad),
+  "gelu": (gelu, gelu_grad),
 }
 
 
@@ -85,25 +85,25 @@ def layer_norm(x):
 
 
 def layer_norm_back(x, delta):
-  """The slope with respect to x, given that with respect to layer_norm(x)."""
+  """The gradient with respect to x, given that with respect to layer_norm(x)."""
   y = layer_norm(x)
   root = math.sqrt(((x - x.mean()) ** 2).mean() + 1e-6)
   return (delta - delta.mean() - y * (delta * y).mean()) / root
 
 
 class Net(NamedTuple):
-  """out = f(x), and the gradient of every weight given the slope with respect to f.
+  """out = f(x), and the gradient of every weight given the gradient with respect to f.
 
-  `lifted` is the feature map of x; `slope_of` maps f's output to the slope with respect to it.
+  `lifted` is the feature map of x; `gradient_of` maps f's output to the gradient with respect to it.
   """
 
   read: object  # (weights, slow, x, lifted) -> out
-  gradient: object  # (weights, slow, x, lifted, slope_of) -> gradient by name
+  gradient: object  # (weights, slow, x, lifted, gradient_of) -> gradient by name
 
 
 def mlp(*, depth, activation, residual, norm=None):
   """act(..act(lifted @ w0 + b0) @ w1 ..), normalised, plus x; biases where `weights` has them."""
-  act, slope = ACTIVATIONS[activation]
+  act, grad = ACTIVATIONS[activation]
 
   def sums_of(weights, lifted):
     inputs, sums = [lifted], []
@@ -126,9 +126,9 @@ def mlp(*, depth, activation, residual, norm=None):
     _, sums = sums_of(weights, lifted)
     return finish(slow, x, sums[-1])
 
-  def gradient(weights, slow, x, lifted, slope_of):
+  def gradient(weights, slow, x, lifted, grad_of):
     inputs, sums = sums_of(weights, lifted)
-    delta = slope_of(finish(slow, x, sums[-1]))
+    delta = grad_of(finish(slow, x, sums[-1]))
     if norm == "affine":
       delta = delta * slow["norm_scale"]
     if norm == "unit":
@@ -141,7 +141,7 @@ def mlp(*, depth, activation, residual, norm=None):
       if f"b{i}" in weights:
         found[f"b{i}"] = delta.reshape(weights[f"b{i}"].shape)
       if i:
-        delta = (weights[f"w{i}"] @ delta) * slope(sums[i - 1])
+        delta = (weights[f"w{i}"] @ delta) * grad(sums[i - 1])
     return found
 
   return Net(read, gradient)
@@ -149,18 +149,18 @@ def mlp(*, depth, activation, residual, norm=None):
 
 def gated(*, activation, residual):
   """(act(lifted @ gate) * (lifted @ up)) @ out, plus x."""
-  act, slope = ACTIVATIONS[activation]
+  act, grad = ACTIVATIONS[activation]
 
   def read(weights, slow, x, lifted):
     g = (act(lifted @ weights["gate"]) * (lifted @ weights["up"])) @ weights["out"]
     return x + g if residual else g
 
-  def gradient(weights, slow, x, lifted, slope_of):
+  def gradient(weights, slow, x, lifted, grad_of):
     left, right = lifted @ weights["gate"], lifted @ weights["up"]
-    delta = slope_of(read(weights, slow, x, lifted))
+    delta = grad_of(read(weights, slow, x, lifted))
     hidden_delta = weights["out"] @ delta
     return {
-      "gate": np.outer(lifted, hidden_delta * right * slope(left)),
+      "gate": np.outer(lifted, hidden_delta * right * grad(left)),
       "up": np.outer(lifted, hidden_delta * act(left)),
       "out": np.outer(act(left) * right, delta),
     }
@@ -168,7 +168,7 @@ def gated(*, activation, residual):
   return Net(read, gradient)
 
 
-# Objectives: (out, v, gates of the token) -> (loss, slope with respect to out).
+# Objectives: (out, v, gates of the token) -> (loss, gradient with respect to out).
 
 
 def l2(out, v, gates):
@@ -181,7 +181,7 @@ def inner_product(out, v, gates):
 
 
 def lp(p, sharpness, eps=1e-6):
-  """sum |e|^p / p; the slope has a smooth sign and is not exactly the loss's."""
+  """sum |e|^p / p; the gradient has a smooth sign and is not exactly the loss's."""
 
   def objective(out, v, gates):
     e = out - v
@@ -293,8 +293,8 @@ class Recall:
 
   def gradient(self, weights, k, v, gates):
     lifted = features(self.slow, k, False, **self.feature_options)
-    slope_of = lambda out: self.objective(out, v, gates)[1]
-    found = self.net.gradient(weights, self.slow, k, lifted, slope_of)
+    grad_of = lambda out: self.objective(out, v, gates)[1]
+    found = self.net.gradient(weights, self.slow, k, lifted, grad_of)
     if self.surprise_max is not None:
       norm = math.sqrt(sum((g**2).sum() for g in found.values()))
       if norm > self.surprise_max:
@@ -325,7 +325,7 @@ def newton_schulz(x, steps=5):
 def walk(
   length, state, *, fresh, token, read, close=None, anchor=None, chunk_size, write_T=None, reset_T=None
 ):
-  """The grid of chunks: takes every token in order and gives the reads [T, M] and the last state.
+  """The grid of chunks: takes every token in order and returns the reads [T, M] and the last state.
 
   A state is a dict with "fast". `state` is before the first token; fresh() starts anew; token(state, base, t,
   place) writes; read(state, base, t, place) recalls; close(state, base) ends a full chunk; anchor(state)

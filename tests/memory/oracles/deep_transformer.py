@@ -1,8 +1,8 @@
 """DeepTransformer: deep linear attention, the first layer a function of kernels exp(scale x . k_i).
 
 layer 1 of W_t (x) = x @ w0_t + sum of exp(scale x . k_i) row_{t,i} over the rows seen. Token t adds
--r_t slope_t to its own row; w0 is never written; everything fades. Seen are the rows of the chunk so far and
-the last reach_tokens before the chunk; the base has the latter alone, as they were at the chunk's start.
+-r_t grad_t to its own row; w0 is never written; everything fades. Seen are the rows of the chunk so far
+and the last reach_tokens before the chunk; the base has the latter alone, as they were at the chunk's start.
 """
 
 import math
@@ -17,7 +17,7 @@ class KernelRecall:
 
   def __init__(self, objective, *, scale, normalize, depth, activation, residual, surprise_max):
     self.objective, self.scale, self.normalize, self.depth = objective, scale, normalize, depth
-    self.act, self.act_slope = ACTIVATIONS[activation]
+    self.act, self.act_grad = ACTIVATIONS[activation]
     self.residual, self.surprise_max = residual, surprise_max
 
   def forward(self, state, x):
@@ -33,12 +33,12 @@ class KernelRecall:
     return sums, sums[-1] + x if self.residual else sums[-1]
 
   def gradient(self, base, k, v, gate):
-    """Of each matrix but w0 by name; under "row" the slope with respect to layer 1."""
+    """Of each matrix but w0 by name; under "row" the gradient with respect to layer 1."""
     sums, out = self.forward(base, k)
     delta, found = self.objective(out, v, gate)[1], {}
     for i in reversed(range(1, self.depth)):
       found[f"w{i}"] = np.outer(self.act(sums[i - 1]), delta)
-      delta = (base["fast"][f"w{i}"] @ delta) * self.act_slope(sums[i - 1])
+      delta = (base["fast"][f"w{i}"] @ delta) * self.act_grad(sums[i - 1])
     # The gradient in the space of the kernel has the key's length there, exp(scale k . k / 2).
     square = math.exp(self.scale * (k @ k)) * (delta**2).sum() + sum((g**2).sum() for g in found.values())
     found["row"] = delta

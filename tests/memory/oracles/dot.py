@@ -1,7 +1,7 @@
 """Dot: the Omega rule with the first layer of `deep_transformer`, on half the squared error.
 
-Token t adds -r_t context_{t,lag} slope_{t-lag} to the row of each of the last window_size real tokens, all
-slopes taken at the base of t's chunk.
+Token t adds -r_t context_{t,lag} gradient_{t-lag} to the row of each of the last window_size real tokens, all
+gradients taken at the base of t's chunk.
 """
 
 from tests.memory.oracles import l2

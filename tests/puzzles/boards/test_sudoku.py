@@ -154,7 +154,7 @@ def test_classes_know_equivalent_boards_and_no_others(generated):
   side, found = generated
   first, rest = found.take(slice(0, 4)), found.take(slice(4, None))
   shuffle = symmetry.hashed(side, 9, np.arange(4), np.ones(4, int))
-  classes = symmetry.Classes(side, first.questions, first.answers)
+  classes = symmetry.BoardClasses(side, first.questions, first.answers)
   assert classes.have(symmetry.apply(shuffle, first.questions), symmetry.apply(shuffle, first.answers)).all()
   known = forms_of(side, first)
   expected = [symmetry.canonical(side, question, answer) in known
@@ -222,7 +222,7 @@ def test_no_train_board_is_equivalent_to_a_test_board(side, n_train, n_test, tmp
 
 def test_boards_equivalent_to_avoided_ones_are_dropped():
   found = sudoku.generate(4, side=6, split="train", seed=1)
-  avoid = symmetry.Classes(6, found.questions[1:2], found.answers[1:2])
+  avoid = symmetry.BoardClasses(6, found.questions[1:2], found.answers[1:2])
   again = sudoku.generate(3, side=6, split="train", seed=1, avoid=avoid)
   np.testing.assert_array_equal(again.questions, found.questions[[0, 2, 3]])
 

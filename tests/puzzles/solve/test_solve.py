@@ -129,7 +129,7 @@ def test_one_device_solves_what_eight_do(trained, content, solved, tmp_path):
   config = main.config_of_run(str(trained), {})
   task = solve.read_task(config, trained, str(write(tmp_path, content)))
   with program.helpers.quick_compilation():
-    found = solve.run(config, trained, solve.Ask(task, steps=STEPS), runs.one_device())
+    found = solve.run(config, trained, solve.SolveOptions(task, steps=STEPS), runs.one_device())
   assert found.report["loss_nats"] == pytest.approx(solved[0]["loss_nats"], rel=0.05)
   assert found.submission["dddd"][0]["attempt_1"] == solved[1]["dddd"][0]["attempt_1"]
 

@@ -181,7 +181,7 @@ def test_answers_to_other_evaluations_and_other_weights_are_found_anew(trained, 
 
 def test_answers_of_other_settings_checkpoints_and_tasks_are_not_taken(tasks, tmp_path):
   task, other = (arc.task_of("a", tasks[name], "file") for name in ("task0", "task1"))
-  answers = solve.Answers({"tests": []}, {"a": [{"attempt_1": [[1]]}]})
+  answers = solve.SolveResult({"tests": []}, {"a": [{"attempt_1": [[1]]}]})
   item = lambda task: task_file.Item("a", task, "", [])
   finished = lambda settings: task_file._Finished(tmp_path / "kept", settings)
   take = lambda settings, task: finished(settings).take([item(task)], {"a": []})

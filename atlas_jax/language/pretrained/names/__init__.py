@@ -27,7 +27,7 @@ def known() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-  """Gives a family by name.
+  """Returns a family by name.
 
   Raises:
     ValueError: for an unknown name, listing the known ones.
@@ -38,7 +38,7 @@ def load(name: str) -> ModuleType:
 
 
 def find(architecture: str | None, model_type: str | None, where) -> ModuleType:
-  """Gives the family of a config: by its architecture, or by its model_type where it names none.
+  """Returns the family of a config: by its architecture, or by its model_type where it names none.
 
   Args:
     architecture, model_type: as `config.json` has them.

@@ -8,6 +8,6 @@ TABLE = llama.TABLE
 
 
 def biases(config: dict) -> dict:
-  """Gives the decoder's fields that say where biases and norms are."""
+  """Returns the decoder's fields that say where biases and norms are."""
   del config  # It has no say.
   return dict(qk_norm=False, qkv_bias=True, out_bias=False, mlp_bias=False)

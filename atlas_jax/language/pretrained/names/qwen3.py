@@ -12,6 +12,6 @@ TABLE = (
 
 
 def biases(config: dict) -> dict:
-  """Gives the decoder's fields that say where biases and norms are."""
+  """Returns the decoder's fields that say where biases and norms are."""
   asked = config["attention_bias"]
   return dict(qk_norm=True, qkv_bias=asked, out_bias=asked, mlp_bias=False)
