@@ -10,7 +10,7 @@ import pytest
 from atlas_jax.kernels.memory_scan import (
   PALLAS_PLATFORMS,
   Decay,
-  Form,
+  ScanForm,
   chunked,
   memory_scan,
   pallas,
@@ -90,11 +90,11 @@ def both_passes(form_of_scan, given, form, chunk=C):
 
 
 VARIANTS = {
-  "titans": (dict(), Form()),
-  "bounded": (dict(), Form("gelu", surprise_max=0.3)),
-  "plain": (dict(momentum=False, value_dim=5), Form("identity", residual=False)),
-  "one": (dict(depth=1), Form(surprise_max=0.5)),
-  "delta": (dict(depth=1, momentum=False), Form()),
+  "titans": (dict(), ScanForm()),
+  "bounded": (dict(), ScanForm("gelu", surprise_max=0.3)),
+  "plain": (dict(momentum=False, value_dim=5), ScanForm("identity", residual=False)),
+  "one": (dict(depth=1), ScanForm(surprise_max=0.5)),
+  "delta": (dict(depth=1, momentum=False), ScanForm()),
 }
 
 
@@ -123,7 +123,7 @@ def test_the_kernel_equals_the_dual_form_in_both_passes(route, variant):
 
 
 def test_groups_of_any_size_give_the_same(x64):
-  given, form = problem(depth=1), Form()
+  given, form = problem(depth=1), ScanForm()
   by = lambda group_chunks: functools.partial(
     pallas.memory_scan, platform="tpu", interpret=True, group_chunks=group_chunks
   )
@@ -162,7 +162,7 @@ def test_both_passes_lower_without_the_device(platform, route, sizes, variant):
 def shapes_of(given, chunk, platform):
   """What the kernel of a platform would give."""
   run = lambda first, reset_GN, state: pallas.memory_scan(
-    *first, reset_GN, *state, chunk_size=chunk, form=Form(), platform=platform
+    *first, reset_GN, *state, chunk_size=chunk, form=ScanForm(), platform=platform
   )
   return jax.eval_shape(run, *given)
 
@@ -219,7 +219,7 @@ def test_the_kernel_is_refused_by_name_where_there_is_none():
 def test_the_package_gives_every_form(impl):
   first, reset_GN, state = problem(depth=1, dtype="float32")
   run = jax.jit(functools.partial(memory_scan, chunk_size=C), static_argnames="impl")
-  expected = jax.jit(functools.partial(chunked.memory_scan, chunk_size=C, form=Form()))
+  expected = jax.jit(functools.partial(chunked.memory_scan, chunk_size=C, form=ScanForm()))
   assert_close(run(*first, reset_GN, *state, impl=impl), expected(*first, reset_GN, *state))
 
 
@@ -228,7 +228,7 @@ def test_the_package_gives_every_form(impl):
 def test_the_kernel_runs_on_the_device(momentum):
   platform = jax.default_backend()
   sizes = dict(key_dim=32, hidden=32, value_dim=32, chunk=32, dtype="float32", momentum=momentum)
-  given, form = problem(**sizes), Form(surprise_max=1.0)
+  given, form = problem(**sizes), ScanForm(surprise_max=1.0)
   run = functools.partial(pallas.memory_scan, platform=platform)
   assert_close(both_passes(run, given, form, 32), both_passes(chunked.memory_scan, given, form, 32))
 
@@ -239,7 +239,7 @@ def test_the_kernel_runs_on_the_device(momentum):
 def make(*, fade_to="zero", surprise_max=None, **options):
   """Titans as a rule of this module's own, whose kernel is interpreted."""
   rule = titans.make(fade_to=fade_to, surprise_max=surprise_max, **options)
-  form = Form("silu", False)
+  form = ScanForm("silu", False)
   interpreted = lambda *arguments, impl, **sizes: KERNELS["tpu"](*arguments, form=form, **sizes)
   return rule._replace(kernel=functools.partial(rule.kernel, scan=interpreted))
 

@@ -234,7 +234,7 @@ from tests.puzzles import test_solver
 mesh = meshes.make(fsdp=2)
 model, params, table, reset = test_solver.tiny()
 params, table = jax.device_put((params, table), meshes.replicated(mesh))
-options = test_solver.solver.Options(test_solver.SLOTS, test_solver.N_SUPERVISION, mode="halting")
+options = test_solver.solver.SolverOptions(test_solver.SLOTS, test_solver.N_SUPERVISION, mode="halting")
 solve = test_solver.solver.make(model, test_solver.batches, mesh, options)
 for result in solve(test_solver.Trained(params, {"reset": reset}, {"puzzles": table})):
   print("RESULT", result.example, result.metrics["steps"], result.calls, *result.prediction_T)

@@ -104,7 +104,7 @@ def test_recomputed_log_probabilities_are_the_samplers(layout):
 
 def slow_loss(config, params, batch):
   """The loss of preset grpo, row by row, each read by itself without padding."""
-  language = grpo.open_start(config).language
+  language = grpo.load_initial_model(config).language
   total = 0.0
   for row in range(len(batch["start_B"])):
     start, mask_T = int(batch["start_B"][row]), batch["completion_mask_BT"][row]
@@ -311,7 +311,7 @@ def test_adapters_alone_are_trained_and_the_reference_is_the_model_without_them(
   recipe, params, frozen = started(config)
   assert set(frozen) == {"base", "reference"} and lora.ADAPTER[0] in str(jax.tree.structure(params))
   joined = merge_frozen(frozen["reference"], frozen)
-  model = jax.jit(grpo.open_start(config).language.init)(jax.random.key(0))
+  model = jax.jit(grpo.load_initial_model(config).language.init)(jax.random.key(0))
   assert jax.tree.structure(joined) == jax.tree.structure(model)
   _, rows = run(config, tmp_path)
   assert abs(rows[0]["policy/kl_nats"]) < 1e-6 < rows[2]["policy/kl_nats"]

@@ -12,6 +12,7 @@ from atlas_jax import config as configs
 from atlas_jax import main, recipes, train, tree
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
+from atlas_jax.puzzles import sets as puzzle_sets
 from tests import puzzle_runs, runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
@@ -92,7 +93,7 @@ def test_a_run_on_arc_writes_scores_and_files(whole):
   assert (summary["steps"], summary["supervision_steps_seen"]) == (8, 64)
   assert summary["ARC_pass@2"] == last["ARC/pass@2"]
   (file,) = workdir.glob("evals/*/submission.json")
-  tasks = recipes.trm.puzzle_sets.load(config).tasks
+  tasks = puzzle_sets.load(config).tasks
   submission = json.loads(file.read_text())
   assert submission.keys() == tasks.keys()
   for name, task in tasks.items():

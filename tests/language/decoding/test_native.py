@@ -279,7 +279,7 @@ import jax
 from atlas_jax.models import placement
 from atlas_jax.parallel import hosts, mesh as meshes
 from tests.helpers import quick_compilation
-from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, Options, completions, tiny
+from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, SamplingOptions, completions, tiny
 hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 mesh, (language, params) = meshes.make(data=2, fsdp=2), tiny("decoder")
 put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
@@ -288,7 +288,7 @@ with quick_compilation():
   sampler = NativeSampler(language, BYTES, mesh, bucket_tokens=8, piece_tokens=4)
   sampler.load(params, version=5)
   for strings in ((), ("e", "f", "g")):
-    rollout = sampler.generate(PROMPTS, Options(n=2, max_tokens=8, stop_strings=strings), 1)
+    rollout = sampler.generate(PROMPTS, SamplingOptions(n=2, max_tokens=8, stop_strings=strings), 1)
     print("WROTE", json.dumps([completions(rollout), rollout.text_B]))
 """
 

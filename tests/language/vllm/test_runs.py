@@ -27,7 +27,7 @@ import jax
 from atlas_jax.data import tokenizer
 from atlas_jax.parallel import hosts
 from atlas_jax.language.vllm import sampler as vllm
-from atlas_jax.language.decoding.sampler import Options
+from atlas_jax.language.decoding.sampler import SamplingOptions
 from tests.language.languages import tiny
 port, rank, url, workdir = sys.argv[1:]
 hosts.start(f"127.0.0.1:{port}", 2, int(rank))
@@ -36,10 +36,10 @@ sampler = vllm.make(tiny("decoder")[0], tokenizer.ByteTokenizer(), like=None, wo
                     dtype=None, gap_limit_nats=None, start_timeout_s=60.0, timeout_s=60.0, retries=0,
                     backoff_s=0.01, parallel_requests=4)
 sampler.load(tiny("decoder")[1], 7)
-rollout = sampler.generate([[5], [256, 9]], Options(n=2, max_tokens=5), seed=1)
+rollout = sampler.generate([[5], [256, 9]], SamplingOptions(n=2, max_tokens=5), seed=1)
 print("WROTE", rollout.tokens_BT.tolist(), rollout.sampler_logprob_BT.tolist(), rollout.version_B.tolist())
 try:
-  sampler.generate([[5]], Options(max_tokens=5), seed=1)
+  sampler.generate([[5]], SamplingOptions(max_tokens=5), seed=1)
 except vllm.ServerError as error:
   print("FAILED", error, flush=True)
 hosts.leave(0)
