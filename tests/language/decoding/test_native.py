@@ -279,7 +279,8 @@ import jax
 from atlas_jax.models import placement
 from atlas_jax.parallel import hosts, mesh as meshes
 from tests.helpers import quick_compilation
-from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, SamplingOptions, completions, tiny
+from tests.language.decoding.test_native import BYTES, PROMPTS, NativeSampler, SamplingOptions
+from tests.language.decoding.test_native import completions, tiny
 hosts.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 mesh, (language, params) = meshes.make(data=2, fsdp=2), tiny("decoder")
 put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
