@@ -1,4 +1,4 @@
-"""What other programs call the settings of a run, so that whoever uses their names is told ours.
+"""Names that other programs have for settings, so that whoever uses theirs is told ours.
 
 The names are those of Hugging Face's Trainer, TRL, PEFT and the usual training scripts.
 """

@@ -1,4 +1,4 @@
-"""What the program says, and ends with, when it fails: one line that tells the caller what to do."""
+"""Messages and exit codes of failures: one line that tells the caller what to do."""
 import pathlib
 import tempfile
 import traceback

@@ -1,4 +1,4 @@
-"""Which fields there are, and which values they take: what can be checked of a config by itself."""
+"""Fields and the values they take: what can be checked of a config by itself."""
 import difflib
 import math
 import numbers

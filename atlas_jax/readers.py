@@ -1,4 +1,4 @@
-"""Which recipe reads which setting, so that one that nobody reads is refused and not ignored.
+"""The recipes that read each setting, so that one that nobody reads is refused and not ignored.
 
 `READERS` names, for a field or for a group of fields, the recipes that read it; the longest name counts.
 Behind "if" stand conditions: a field, then = or !=, and values with | between them, which may hold *; several
@@ -187,7 +187,7 @@ REMEDIES = {"data.path": "set config.data.name=files to read it",
 
 
 class Condition(NamedTuple):
-  """What another field must be."""
+  """A condition on another field."""
 
   field: str
   equal: bool  # whether it must be one of the values, or none of them

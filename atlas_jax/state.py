@@ -1,4 +1,4 @@
-"""All that changes while training, hence all that is saved."""
+"""The train state: all that changes while training, hence all that is saved."""
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from atlas_jax.models import placement
 
 
 class Init(NamedTuple):
-  """What training starts from."""
+  """The state that training starts from."""
 
   params: Any  # changed by the optimizer
   frozen: Any = ()  # reference or teacher parameters by name, handed to the loss; () if none
@@ -21,7 +21,7 @@ class Init(NamedTuple):
 
 
 class LoadedParams(NamedTuple):
-  """What is read from files in place of what `Init` would draw; placed on the mesh."""
+  """Parameters read from files in place of those that `Init` would draw; placed on the mesh."""
 
   params: Any = None  # None: as `Init` has them
   frozen: Mapping[str, Any] = MappingProxyType({})  # parts of `Init.frozen`, by name
@@ -29,7 +29,7 @@ class LoadedParams(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """What the loop hands to sources and evaluations; all of it on the mesh."""
+  """The trained model as the loop hands it to sources and evaluations; all of it on the mesh."""
 
   params: Any  # of the next update for a source; for an evaluation the moving average where a run keeps one
   frozen: Any = ()  # reference or teacher parameters by name, as `Init` has them or as they were read

@@ -64,7 +64,7 @@ class Run:
 
   @property
   def seconds(self) -> float:
-    """What the run took so far, compilation and evaluations included."""
+    """Returns the time the run took so far, compilation and evaluations included."""
     return self.earlier_s + time.perf_counter() - self.started_s
 
   def meta(self) -> dict:

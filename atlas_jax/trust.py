@@ -1,4 +1,4 @@
-"""Which code of one's own the config of a run may name when it is read from the run's workdir.
+"""Trust: the code of one's own that the config of a run may name when it is read from its workdir.
 
 A config that a user gives with --config is the user's own. The `config.json` of a workdir may be anybody's: a
 run that was fetched to be evaluated, exported or started from must not choose what is imported and executed

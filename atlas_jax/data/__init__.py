@@ -1,1 +1,1 @@
-"""Where batches come from: corpora, tokenizers, packing, and the sources that serve them."""
+"""Data: corpora, tokenizers, packing, and the sources that serve batches."""

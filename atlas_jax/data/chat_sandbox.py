@@ -28,7 +28,7 @@ _now = threading.local()
 
 
 class TemplateRefusal(ValueError):
-  """What a template raised, or the bound that it passed."""
+  """An error that a template raised, or the bound that it passed."""
 
 
 def compiled(source: str, name: str = "the chat template"):

@@ -1,4 +1,4 @@
-"""Which columns of rows nothing reads, and the one warning of a data set that names them."""
+"""Columns of rows that nothing reads, and the one warning of a data set that names them."""
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ CALLS = "tool_calls"
 
 
 class Needs(NamedTuple):
-  """What a recipe reads of problems besides their prompts."""
+  """Columns of problems that a recipe reads besides their prompts."""
 
   solution: bool = True
   answer: bool = True

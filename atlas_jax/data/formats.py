@@ -41,7 +41,7 @@ class Faults:
 
   @property
   def skipped(self) -> int:
-    """How many documents and files were skipped."""
+    """Returns the number of documents and files that were skipped."""
     return self.bad_files + self.bad_documents
 
   def skip(self, where: str, why: object, *, whole_file: bool = False) -> None:

@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 class Places(NamedTuple):
-  """What stands at the T places of one segment."""
+  """The content of the T positions of one segment."""
   document_T: np.ndarray     # index of the document, -1 past the end of all text
   offset_T: np.ndarray       # place within the document; 0 is DOC
   real_T: np.ndarray         # False at padding

@@ -16,7 +16,7 @@ PROBES = ("The 12 boxes weigh 3.75 kg each;\n  isn't that 45 kg?\t(Yes!)",
 
 
 class Spans(NamedTuple):
-  """Where two sequences of ids of one text agree; N spans, in the order of the text."""
+  """Spans on which two sequences of ids of one text agree; N of them, in the order of the text."""
 
   student_T: np.ndarray  # int32, the span of each of the student's ids; -1: of none
   teacher_T: np.ndarray  # int32, of the teacher's

@@ -25,7 +25,7 @@ FORMS = ("'byte', a tokenizer.json, a SentencePiece .model, a folder holding eit
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code may ask of a tokenizer."""
+  """The interface of a tokenizer."""
   vocab_size: int      # ids are below it, DOC included
   doc_id: int          # the separator DOC
   fingerprint: str     # equal for tokenizers that encode alike

@@ -1,4 +1,4 @@
-"""What a trained model is measured by, and the plain models it is measured against."""
+"""Measurements of a trained model, and the plain models it is compared with."""
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Eval(NamedTuple):
 
 
 class EvalOut(NamedTuple):
-  """What a measurement gives: numbers for the metrics, words for the terminal, pictures, and notes."""
+  """The outcome of a measurement: numbers for the metrics, words for the terminal, pictures, notes."""
 
   scalars: dict[str, float]
   text: str = ""

@@ -20,7 +20,7 @@ PROJECT = pathlib.Path(__file__).parents[2]
 
 
 class Baseline(NamedTuple):
-  """What a file of recorded figures holds."""
+  """The recorded figures of a file."""
 
   bits_per_byte: float
   loss_nats_by_position: dict[str, float]  # bucket of `perplexity.bucket_names` -> nats per token

@@ -1,4 +1,4 @@
-"""How far a mean would move with other texts of the same kind: intervals by resampling independent units."""
+"""Intervals of a mean over texts of one kind, by resampling independent units."""
 import numpy as np
 from scipy import special
 

@@ -26,7 +26,7 @@ ABLATIONS = (*BY_POSITION, "gate_zero")
 
 
 class Documents(NamedTuple):
-  """What documents add up to, all [documents, buckets of positions], float64."""
+  """Sums over documents, all [documents, buckets of positions], float64."""
 
   tokens: np.ndarray
   loss: np.ndarray  # nats of the model as it is

@@ -1,4 +1,4 @@
-"""How a model's likelihoods rank recorded responses: held-out loss, pairs in the right order, the top one."""
+"""Ranking of recorded responses by likelihood: held-out loss, pairs in the right order, the top one."""
 from collections.abc import Callable
 
 import jax

@@ -1,4 +1,4 @@
-"""What the workdir of a language run keeps, so that the run is used without what it started from."""
+"""Files of a language run's workdir, so that the run is used without what it started from."""
 import pathlib
 
 from atlas_jax import config as configs

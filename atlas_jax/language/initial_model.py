@@ -1,4 +1,4 @@
-"""What tuning starts from: the model, its tokenizer and chat template, and where its parameters lie.
+"""The initial model of tuning: its tokenizer and chat template, and where its parameters lie.
 
 A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run;
 adapters are drawn, or read from a folder in PEFT's format.

@@ -1,4 +1,4 @@
-"""How long the rows may be that a model is tuned on."""
+"""Limits on the length of rows that a model is tuned on."""
 from atlas_jax.language.initial_model import InitialModel
 
 

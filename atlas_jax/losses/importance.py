@@ -1,4 +1,4 @@
-"""How far the policy being trained is from those that made, scored or anchor the batch.
+"""Distances of the policy in training from those that made, scored or anchor the batch.
 
 In every function counted_BT, bool, says which tokens count, and arrays are 0 elsewhere.
 """

@@ -1,4 +1,4 @@
-"""What a policy loss minimises for each token, before it is added up.
+"""Objectives of policy losses, per token, before they are added up.
 
 Every objective takes Terms and the settings of `policy.Settings`, and gives each_BT.
 """
@@ -17,7 +17,7 @@ GAMMA_RANGE = (1e-8, 20.0)  # Least weight of a row, and largest logarithm of it
 
 
 class Terms(NamedTuple):
-  """What objectives are made of."""
+  """Inputs of the objectives."""
 
   logprob_BT: Any  # Of the policy being trained; it alone has a gradient, and what is made of it.
   old_logprob_BT: Any  # Of the policy that made the batch.

@@ -19,7 +19,7 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 
 @dataclasses.dataclass(frozen=True)
 class PolicySettings:
-  """What a policy loss is made of; the fields of config.policy.
+  """Settings of a policy loss; the fields of config.policy.
 
   Raises:
     ValueError: if a name is unknown, a number out of range, or two fields do not go together.

@@ -1,4 +1,4 @@
-"""What is watched of a policy while it is trained: how far it moved, and how much was clipped."""
+"""Metrics of a policy in training: how far it moved, and how much was clipped."""
 import jax
 import jax.numpy as jnp
 

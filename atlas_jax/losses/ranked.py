@@ -20,7 +20,7 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class RankedSettings:
-  """What a ranked loss is made of; the fields of config.ranked.
+  """Settings of a ranked loss; the fields of config.ranked.
 
   Raises:
     ValueError: if a name is unknown or a number out of range.

@@ -19,7 +19,7 @@ SURE_NATS = 1e-6
 
 
 class Side(NamedTuple):
-  """What one of the two models says of the texts."""
+  """Hidden vectors and head of one of the two models."""
 
   hidden_BTD: Any  # the vectors that predict its ids
   head_DV: Any  # output weights

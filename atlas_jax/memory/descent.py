@@ -38,7 +38,7 @@ from atlas_jax.memory.types import (
 
 
 class Descent(NamedTuple):
-  """What one rule descends on, and how."""
+  """Settings of one rule's descent."""
 
   net: Net
   lift: features.FeatureMap

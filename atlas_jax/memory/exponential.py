@@ -28,7 +28,7 @@ from atlas_jax.memory.types import ChunkOut, Gates, GateStarts, Learned, MemoryR
 
 
 class ExponentialForm(NamedTuple):
-  """What one rule descends on, and how its first layer looks at keys."""
+  """Settings of one rule's descent, and of how its first layer sees keys."""
 
   descent: descent.Descent
   scale: float
@@ -47,7 +47,7 @@ class KeyRows(NamedTuple):
 
 
 class ExponentialExtra(NamedTuple):
-  """What is carried beside weights."""
+  """State beside the weights."""
 
   rows: KeyRows
   window: Any  # window.Rows; () without a window

@@ -21,7 +21,7 @@ SHARPNESS = 6.0  # Of the cells at the start of training.
 
 
 class FeatureMap(NamedTuple):
-  """How keys and queries are lifted before they meet the fast weights."""
+  """A map that lifts keys and queries before they meet the fast weights."""
 
   kind: str
   key_dim: int  # K

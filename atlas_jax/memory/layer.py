@@ -24,7 +24,7 @@ CHOICES = {"qkv_source": ("own", "attention"), "activation": ("silu", "none"),
 
 
 class MemoryLayerState(NamedTuple):
-  """What a memory layer carries from call to call; every leaf leads with B."""
+  """State of a memory layer from call to call; every leaf leads with B."""
 
   running: Running  # memory and base: leaves [B, H, ...]; position [B]
   tail: jax.Array  # [B, lags, H, channels] last inputs of the convolutions, see `projections.ProjectionForm`

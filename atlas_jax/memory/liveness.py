@@ -1,4 +1,4 @@
-"""How alive a memory is: whether its weights last, whether one write counts, and whether it recalls.
+"""Liveness of a memory: whether its weights last, whether one write counts, and whether it recalls.
 
 A memory of one head reads two streams at its gates' starts, without any training: random pairs, on which the
 norm of its weights and the weight of one write are measured, and pairs that return, on which recall is.
@@ -20,7 +20,7 @@ ASKED = 8  # Pairs of a chunk whose values are exchanged, one at a time.
 
 
 class Life(NamedTuple):
-  """What a memory is like after so many tokens; arrays have one number per head."""
+  """Measurements of a memory after so many tokens; arrays have one number per head."""
 
   norm: jax.Array  # |W| on random pairs
   write: jax.Array  # median share of its length by which a read moves when its value is exchanged
@@ -28,7 +28,7 @@ class Life(NamedTuple):
 
 
 class Streams(NamedTuple):
-  """What the memory reads."""
+  """The text that the memory reads."""
 
   pairs: int = 64  # distinct pairs that return, in an order drawn anew each time
   noise: float = 0.1  # length of what is added to a returning key or value

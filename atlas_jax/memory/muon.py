@@ -34,7 +34,7 @@ MODES = ("chunk_end", "hybrid", "per_token")
 
 
 class MuonExtra(NamedTuple):
-  """What is carried beside fast weights and momentum."""
+  """State beside fast weights and momentum."""
 
   rows: Any  # of the window; () without one
   rate_sum: jax.Array  # [] write rates of the chunk's tokens so far; 0 with per_token

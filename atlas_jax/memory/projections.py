@@ -1,4 +1,4 @@
-"""What a memory layer makes of its input: queries, keys and values, by projections and short convolutions.
+"""Queries, keys and values of a memory layer, by projections and short convolutions.
 
 With the shift, a token's value is written under the key of the token before it, and its query is that of
 the token itself: the memory answers what came after the context up to now, earlier in the document. Where
@@ -34,7 +34,7 @@ class ProjectionWeights(NamedTuple):
 
 
 class ProjectionForm(NamedTuple):
-  """How queries, keys and values are made.
+  """Settings of queries, keys and values.
 
   Attributes:
     key_dim, value_dim: K and M.

@@ -33,7 +33,7 @@ ROPE_BASE = 10_000.0
 
 
 class TTTForm(NamedTuple):
-  """What one rule descends on, and how."""
+  """Settings of one rule's descent."""
 
   descent: descent.Descent
   chunk_size: int

@@ -1,4 +1,4 @@
-"""What a memory rule is made of: tokens, gates, state, and the functions that turn one into the next.
+"""The parts of a memory rule: tokens, gates, state, and the functions that turn one into the next.
 
 Everything here belongs to one head of one row. Rows and heads are added by `vmap` in `memory.layer`.
 """
@@ -14,7 +14,7 @@ SAVED_NAMES = ("memory_product", "memory_grad")
 
 
 class Token(NamedTuple):
-  """What one token writes and asks for; a chunk of tokens has the same fields with a leading C or T."""
+  """Key, value and query of one token; a chunk has the same fields with a leading C or T."""
 
   q: jax.Array  # [K] what to recall; unit norm
   k: jax.Array  # [K] the key under which v is written; unit norm
@@ -42,7 +42,7 @@ class GateSpec(NamedTuple):
 
 
 class GateStarts(NamedTuple):
-  """Where the common gates of a rule start in training; fields of `config.model.memory` replace them.
+  """Initial values of a rule's common gates; fields of `config.model.memory` replace them.
 
   These are for rules that give none: a half-life of 1,386 tokens, and steps that a memory of one matrix with
   keys of unit norm takes without overshooting. A rule that is in use should measure its own.
@@ -78,7 +78,7 @@ class GateStarts(NamedTuple):
 
 
 class Gates(NamedTuple):
-  """How strongly one token writes and how much of the past stays. Gates of papers: see STYLE, section 6."""
+  """Gates of one token: how strongly it writes and how much of the past stays."""
 
   log_retention: jax.Array  # [] log of the share of fast weights that stays, <= 0
   log_momentum: jax.Array  # [] log of the share of momentum that stays, <= 0
@@ -104,7 +104,7 @@ class Learned(NamedTuple):
 
 
 class MemoryState(NamedTuple):
-  """What changes while text is read."""
+  """The state that changes while text is read."""
 
   fast: Any  # pytree of fast weights
   momentum: Any = ()  # running surprise, shaped like fast; () for rules without
@@ -130,7 +130,7 @@ class ChunkDecay(NamedTuple):
 
 
 class ChunkOut(NamedTuple):
-  """What reading one chunk gives beside the new state."""
+  """The outcome of reading one chunk beside the new state."""
 
   out_CM: jax.Array  # recalled values
   surprise_C: jax.Array  # norm of each token's recall-loss gradient at the base state

@@ -40,7 +40,7 @@ ROW_AXES: Any = Cache(k=1, v=1, count_B=0)  # Which axis of each leaf counts row
 
 
 class DecoderOut(NamedTuple):
-  """What reading gives."""
+  """The outcome of reading."""
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by the head; meaningless at padding
   cache: Cache | None  # with the tokens just read, None if none was given

@@ -11,7 +11,7 @@ from atlas_jax.models import lm
 
 
 class LanguageModel(NamedTuple):
-  """What tuning and sampling ask of a model; `params` are whole, adapters among them.
+  """A language model as tuning and sampling use it; `params` are whole, adapters among them.
 
   What a decoder and a memory model do not have in common stands here, so that nobody asks which one it is.
   """

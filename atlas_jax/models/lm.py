@@ -21,7 +21,7 @@ TENSOR_AXES = ((r"(ngram_)?embed", (-2, -1)),)  # V or rows of a table, D
 
 
 class LMState(NamedTuple):
-  """All that a decoder carries from call to call, of fixed size; every leaf leads with B, then depth."""
+  """State of a decoder from call to call, of fixed size; every leaf leads with B, then depth."""
 
   attention: Any  # [B, blocks with attention, ...], see `BlockState`; () without attention
   memory: Any  # [B, blocks with a memory, ...]; () without memory
@@ -30,7 +30,7 @@ class LMState(NamedTuple):
 
 
 class LMOut(NamedTuple):
-  """What reading gives."""
+  """The outcome of reading."""
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by `head`
   state: LMState

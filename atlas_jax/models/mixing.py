@@ -1,4 +1,4 @@
-"""What a way of mixing memory into a block is: its facts, its functions, and what they are handed."""
+"""The interface of a mix of memory and attention: its facts, its functions and their arguments."""
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,14 +27,14 @@ class BlockFields(NamedTuple):
 
 
 class BlockState(NamedTuple):
-  """What one block carries from call to call, of fixed size; every leaf leads with B."""
+  """State of one block from call to call, of fixed size; every leaf leads with B."""
 
   attention: Any  # () without attention
   memory: Any  # () without memory
 
 
 class Call(NamedTuple):
-  """What all blocks are told about the tokens of a call, see `models.lm.LM`."""
+  """Arguments of a call that all blocks share, see `models.lm.LM`."""
 
   doc_BT: jax.Array
   last_doc_B: jax.Array  # document of the last valid token of the earlier call
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 
 class Mix(NamedTuple):
-  """What a file in models/blocks defines."""
+  """The definitions of a file in models/blocks."""
 
   name: str
   has: frozenset[str]  # of FACTS

@@ -19,7 +19,7 @@ SETTINGS = ("chunk_size", "conv_taps", "retention_init", "momentum_init", "write
 
 
 class NeuralMemoryState(NamedTuple):
-  """What a layer carries from call to call, of fixed size; every leaf leads with B."""
+  """State of a layer from call to call, of fixed size; every leaf leads with B."""
 
   memory: MemoryLayerState
   doc_B: jax.Array  # int32, document of the last token read; below 0 if there was none

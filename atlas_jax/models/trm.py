@@ -17,7 +17,7 @@ LEARNED_SCALE = 0.707106781  # Keeps the variance of tokens plus learned positio
 
 
 class TRMOut(NamedTuple):
-  """What one supervision step gives."""
+  """The outcome of one supervision step."""
 
   logits_BTV: jax.Array  # of the tokens, without the prefix
   halt_logit_B: jax.Array  # float32; above 0 where the answer is taken to be right

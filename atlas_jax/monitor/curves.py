@@ -1,4 +1,4 @@
-"""What all pictures of a run's numbers share: series, colours, lines, and how a panel is finished."""
+"""Series, colours, lines and panels that all pictures of a run's numbers share."""
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: every second since its first start belongs to one kind.
+"""The ledger of a run's time: every second since its first start belongs to one kind.
 
 `workdir/time.json` keeps the totals, so that kills and waits between starts are accounted for, too: what was
 worked since the checkpoint that a start goes on from is lost, and the time between the last word of one start

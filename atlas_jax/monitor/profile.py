@@ -1,4 +1,4 @@
-"""What a step costs: FLOPs of its matrix products, the device's peak, memory in use."""
+"""Costs of a step: FLOPs of its matrix products, the device's peak, memory in use."""
 import math
 import os
 import time

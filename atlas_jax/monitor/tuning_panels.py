@@ -32,7 +32,7 @@ Lines = Mapping[str, tuple[str, str, str]]  # name -> (label, colour, style), se
 
 
 class Panel(NamedTuple):
-  """What a panel shows."""
+  """The content of a panel."""
 
   title: str
   y_label: str

@@ -1,4 +1,4 @@
-"""How far attention sees in training, as a function of the number of updates made so far.
+"""The reach of attention in training, as a function of the number of updates made so far.
 
 Evaluation and serving always see the whole window. What attention cannot see while a model is trained, only
 its memory can tell, so that the model learns to use it.

@@ -1,4 +1,4 @@
-"""What all processes of a run must have alike, and the line that says where they differ."""
+"""Agreement of all processes of a run, and the line that says where they differ."""
 import functools
 import hashlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Where the processes of a run come from: flags, or what a cluster has set; and which devices each takes."""
+"""Launching: the processes of a run, by flags or by what a cluster has set, and the devices each takes."""
 import glob
 import itertools
 import os
@@ -25,7 +25,7 @@ class ProcessPlace(NamedTuple):
 
 
 class Announced(NamedTuple):
-  """What a launcher says of the tasks it has started."""
+  """A launcher's account of the tasks it has started."""
 
   launcher: str
   tasks: int | None  # None: several or one, it does not say
@@ -105,7 +105,7 @@ def _cannot_join(told: Announced, why: str) -> str:
 
 
 class Devices(NamedTuple):
-  """Which CUDA devices a process takes, and how many of whatever kind it is promised."""
+  """The CUDA devices that a process takes, and the number of devices it is promised."""
 
   ids: list[int]  # [] takes all there are
   promised: int | None

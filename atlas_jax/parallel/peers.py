@@ -22,7 +22,7 @@ _ADVICE = "the same command goes on from the newest checkpoint, or starts anew i
 
 
 class Limits(NamedTuple):
-  """How long processes wait for each other, as config.hosts has it."""
+  """Limits of waiting for other processes; the fields of config.hosts."""
 
   join_s: float = 300.0  # for all to have started
   silent_s: float = 60.0  # without a sign of life

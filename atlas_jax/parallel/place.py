@@ -1,4 +1,4 @@
-"""Where every leaf of a train state lives on the mesh.
+"""Placement of every leaf of a train state on the mesh.
 
 The default rule splits a parameter's largest axis that divides over `fsdp`. Exceptions say, by the end of a
 leaf's name, which axis is split over `tensor` as well: heads and the feed-forward width, wherever they stand,

@@ -1,4 +1,4 @@
-"""What is measured and drawn of the answers to puzzles."""
+"""Accuracy of answers to puzzles, and pictures of them."""
 import pathlib
 from collections.abc import Callable, Collection, Hashable
 

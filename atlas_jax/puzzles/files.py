@@ -22,7 +22,7 @@ SAMPLED_ROWS = 1024  # Rows of an array that enter its digest; all of them would
 
 
 class Files(NamedTuple):
-  """What a folder holds.
+  """The content of a folder.
 
   Attributes:
     train, test: the splits.

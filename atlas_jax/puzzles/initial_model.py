@@ -1,4 +1,4 @@
-"""What a recursive model starts from: the weights of another run, or of a checkpoint of the original program.
+"""Weights that a recursive model starts from: of another run, or of a checkpoint of the original program.
 
 Parameters (the moving average, where a run keeps one) and the vectors that latents start from are taken over.
 Rows of the puzzle table are taken over where they stand for the same puzzles; else every row starts from the
@@ -41,7 +41,7 @@ MEAN_ROWS = ("the %d rows of the puzzle table start from the mean of those train
 
 
 class LoadedWeights(NamedTuple):
-  """What was read."""
+  """Weights read from files."""
 
   params: Any  # as `model.init` gives them
   rows_NE: Any  # of the puzzle table; None where there is none
@@ -58,7 +58,7 @@ def drawn_reset(model, seed: int) -> tuple:
 
 
 class TrmStart:
-  """Where a run of `config.trm.path` starts; it is opened when something is read."""
+  """The start of a run of `config.trm.path`; it is opened when something is read."""
 
   def __init__(self, config, model, sets: puzzle_sets.Sets):
     """Notes what is to start; reading the path raises ValueError if nothing is there, or another model.

@@ -1,4 +1,4 @@
-"""What all sets of puzzles have in common: groups of puzzles of examples, encoded when they are asked for.
+"""Sets of puzzles: groups of puzzles of examples, encoded when they are asked for.
 
 A group is one original task or board with all its augmentations, a puzzle one augmentation, an example one
 pair of input and label. Tokens are small integers; 0 is padding in inputs and means "not scored" in labels.

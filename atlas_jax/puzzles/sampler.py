@@ -1,4 +1,4 @@
-"""Which examples make up each training batch: in every epoch one puzzle of every group, packed greedily.
+"""The order of training examples: in every epoch one puzzle of every group, packed greedily.
 
 A batch takes draws (a group and one of its puzzles, all its examples in random order) until it is full;
 examples of the last one that do not fit are dropped, and the next batch begins with the next draw. An epoch
@@ -23,7 +23,7 @@ ORDER, INSIDE = 0, 1  # Streams of a seed: groups and their puzzles; order insid
 
 
 class BatchPlace(NamedTuple):
-  """Where a batch begins.
+  """The place where a batch begins.
 
   Attributes:
     epoch: the epoch, or for `OriginalSampler` the iteration of several epochs; from 0.

@@ -24,7 +24,7 @@ READ_AT_ONCE = 8_192  # Examples of a file compared together.
 
 
 class Shape(NamedTuple):
-  """What a network must know of a set."""
+  """Sizes of a set that a network is built from."""
 
   seq_len: int
   vocab_size: int

@@ -58,7 +58,7 @@ class Result(NamedTuple):
 
 
 class Slots(NamedTuple):
-  """What the devices hold; every leaf leads with B."""
+  """State on the devices; every leaf leads with B."""
 
   pool: act.Pool
   rows_BE: Any  # of the puzzle table
@@ -67,7 +67,7 @@ class Slots(NamedTuple):
 
 
 class StepScores(NamedTuple):
-  """What one step gives of every slot; every leaf leads with B and is whole in every process."""
+  """Scores of every slot after a step; every leaf leads with B and is whole in every process."""
 
   halted_B: Any
   halt_logit_B: Any
@@ -86,7 +86,7 @@ class _Assignment(NamedTuple):
 
 
 class SolverOptions(NamedTuple):
-  """How examples are worked on.
+  """Settings of the solver.
 
   Attributes:
     batch_rows: slots of all processes together.
@@ -181,7 +181,7 @@ def _check(mesh: Mesh, options: SolverOptions) -> None:
 
 
 class _Device(NamedTuple):
-  """What is compiled."""
+  """Compiled functions of the solver."""
 
   empty: Callable  # () -> Slots
   refill: Callable  # see _refill

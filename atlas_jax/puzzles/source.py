@@ -19,7 +19,7 @@ FRESH = 2          # Stream of a seed that draws what varies from visit to visit
 
 
 class _Planned(NamedTuple):
-  """What a step consists of: its examples on all processes, and where the next one begins."""
+  """A step: its examples on all processes, and where the next one begins."""
 
   examples: np.ndarray
   next: BatchPlace

@@ -1,4 +1,4 @@
-"""What a recursive model thinks of puzzles, supervision step by supervision step."""
+"""Traces of a recursive model's answers, supervision step by supervision step."""
 from typing import NamedTuple
 
 import jax

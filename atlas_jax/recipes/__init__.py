@@ -22,7 +22,7 @@ class LossOut(NamedTuple):
 
 
 class Tables(NamedTuple):
-  """How a batch reads and changes tables too large for a gradient of their own shape.
+  """Functions by which a batch reads and changes tables too large for a gradient of their own shape.
 
   The loss is differentiated with respect to the rows of one batch; the optimizer never sees the tables.
   """
@@ -42,7 +42,7 @@ class ReferenceUpdate(NamedTuple):
 
 
 class Update(NamedTuple):
-  """What an update does besides moving the parameters along the gradient of the loss."""
+  """The effects of an update besides moving the parameters along the gradient of the loss."""
 
   tables: Tables | None = None  # if there are any, the loss is also given rows=
   reference: ReferenceUpdate | None = None
@@ -57,7 +57,7 @@ def as_they_are(means: dict) -> dict:
 
 
 class Accounting(NamedTuple):
-  """What a batch counts, and how its metrics are put together."""
+  """Counting of a batch, and how its metrics are combined."""
 
   unit: str = "tokens"  # what `LossOut.weight` and `seen` count; names metrics, such as perf/tokens_per_s
   finish: Callable = as_they_are  # (LossOut.metrics averaged by weight) -> metrics, for ratios
@@ -70,7 +70,7 @@ def nothing(workdir, *others) -> None:
 
 
 class Assets(NamedTuple):
-  """What a run keeps in its workdir besides checkpoints and metrics."""
+  """Files of a run's workdir besides checkpoints and metrics."""
 
   save: Callable = nothing  # (workdir) -> None: writes, before training, what using the run needs
   check: Callable = nothing  # (workdir) -> None: refuses, by ValueError, a run whose data are not these

@@ -56,7 +56,7 @@ class Pair(NamedTuple):
 
   @property
   def vocab_size(self) -> int:
-    """How many ids the student's tokenizer has; rows of a head beyond are padding."""
+    """Returns the number of ids of the student's tokenizer; rows of a head beyond it are padding."""
     return self.student.tokenizer.vocab_size
 
 

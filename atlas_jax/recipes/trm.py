@@ -31,7 +31,7 @@ OPTIONAL = tuple(f"{group}/{name}" for group in ("train", "recent") for name in 
 
 
 class Carry(NamedTuple):
-  """What an update leaves to the next one; every leaf leads with B."""
+  """State passed from update to update; every leaf leads with B."""
 
   pool: act.Pool
   finished: dict[str, Any]  # name -> [B] float32: what each slot's last finished puzzle was like

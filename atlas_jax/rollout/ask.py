@@ -13,7 +13,7 @@ from atlas_jax.rollout.rewards import Rewards
 
 
 class ProblemCompletions(NamedTuple):
-  """What a sampler wrote for a problem."""
+  """The completions that a sampler wrote for a problem."""
 
   text: str              # without what stopped it, and without special tokens
   tokens: list[int]      # ids, the one that stopped it included

@@ -13,7 +13,7 @@ TEACHER = "teacher_"  # Before the names of arrays that are the teacher's.
 
 
 class ModelView(NamedTuple):
-  """How one of the two models is shown a text."""
+  """Functions that encode a text for one of the two models."""
 
   tokenizer: Tokenizer
   prompt: Callable  # problem -> ids of its prompt, None to pass it over; see `ask.encoder`

@@ -27,7 +27,7 @@ WHO, WHAT = 1, 2  # What is drawn: who writes, and what.
 
 @dataclasses.dataclass(frozen=True)
 class DistillPlan:
-  """What batches are made of.
+  """Settings of distillation batches.
 
   Raises:
     ValueError: for a value that cannot be, naming its field.
@@ -49,7 +49,7 @@ class DistillPlan:
 
 
 class Writer(NamedTuple):
-  """Who writes completions, and how; options.n is 1."""
+  """A sampler and its options; options.n is 1."""
 
   sampler: samplers.Sampler
   options: samplers.SamplingOptions

@@ -23,7 +23,7 @@ _SEPARATE = jax.jit(advantages.separate_advantages, static_argnames=("group_size
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-  """How groups are compared.
+  """Settings of the comparison within groups.
 
   Raises:
     ValueError: for a value that cannot be, naming its field.

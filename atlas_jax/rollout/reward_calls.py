@@ -28,7 +28,7 @@ SHOWN_CHARS = 300  # Of a prompt or completion in an error.
 
 
 class TrainerState(NamedTuple):
-  """How far a run is, for rewards that change with it."""
+  """Progress of a run, for rewards that change with it."""
 
   global_step: int = 0  # updates made so far
   max_steps: int | None = None  # updates of the run
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Log:
-  """What rewards log beside what they give.
+  """Numbers and texts that rewards log beside their values.
 
   Attributes:
     metrics: name -> numbers.

@@ -1,4 +1,4 @@
-"""Which columns of rows the rewards of a config ask for, and so what a recipe needs of its data."""
+"""Columns of rows that the rewards of a config ask for, and so what a recipe needs of its data."""
 from atlas_jax.data.columns import Needs
 from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.rollout import rewards

@@ -28,7 +28,7 @@ REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
 
 @dataclasses.dataclass(frozen=True)
 class RolloutPlan:
-  """How rollouts become batches. "Off" is None.
+  """Settings by which rollouts become batches. "Off" is None.
 
   Raises:
     ValueError: for a value that cannot be, naming its field.
@@ -54,7 +54,7 @@ class RolloutPlan:
 
   @property
   def updates(self) -> int:
-    """How many updates use a rollout."""
+    """Returns the number of updates that use a rollout."""
     return self.batches * self.passes
 
 

@@ -44,7 +44,7 @@ def _tpu_bytes(sizes, group: int) -> int:
 
 
 class ScanPlatform(NamedTuple):
-  """What one platform takes.
+  """Settings of the kernel on one platform.
 
   Attributes:
     compiler_params: named explicitly, since the compiler that a kernel gets without them changes with jax.
@@ -75,7 +75,7 @@ ROUTES = {
 
 
 class Static(NamedTuple):
-  """What a kernel is made for."""
+  """Static sizes and settings of a kernel."""
 
   form: ScanForm
   platform: str

@@ -13,7 +13,7 @@ ACTIVATIONS = {
 
 
 class Decay(NamedTuple):
-  """How the state before a chunk and the gradients in it weigh in each later state.
+  """Weights of the state before a chunk, and of the gradients in it, in each later state.
 
   With W_t and S_t the fast weights and momentum after token t of a chunk, W and S those before it, and grad_i
   the gradient of token i at W:

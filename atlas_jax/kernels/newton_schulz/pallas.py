@@ -18,7 +18,7 @@ from atlas_jax.kernels.newton_schulz import chunked, reference
 
 
 class NewtonSchulzPlatform(NamedTuple):
-  """What one platform takes.
+  """Settings of the kernel on one platform.
 
   Attributes:
     compiler_params: named explicitly, since the compiler that a kernel gets without them changes with jax.

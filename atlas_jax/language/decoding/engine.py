@@ -27,7 +27,7 @@ PIECE_TOKENS = 256  # Of a prompt, read at once; the last piece is padded: one c
 
 
 class Engine(NamedTuple):
-  """What decoding takes: functions of states, pure where `of` made them, compiled where `make` did."""
+  """Functions of decoding states, pure where `of` made them, compiled where `make` did."""
 
   init: Callable  # (rows=1) -> state of rows that have read nothing
   prefill: Callable  # (params, state, tokens_BT, count_B=None) -> (state, logits_BV after each row's last)

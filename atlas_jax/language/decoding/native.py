@@ -21,7 +21,7 @@ STOPS = 4  # Stop tokens are padded to a multiple of this.
 
 
 class GenerationRequest(NamedTuple):
-  """What completions are to be, as traced arrays."""
+  """A request for completions, as traced arrays."""
 
   knobs: SamplingParams
   stop_E: Any  # int32, ids that end a completion, -1 where there is none
@@ -29,7 +29,7 @@ class GenerationRequest(NamedTuple):
 
 
 class GenerationOutput(NamedTuple):
-  """What the host reads of completions; T is the room for them."""
+  """Completions as the host reads them; T is the room for them."""
 
   at: jax.Array  # int32, how many ids are drawn in each row
   done_B: jax.Array  # bool

@@ -14,7 +14,7 @@ REASONS = ("stop_token", "stop_string", "length", "abort")
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-  """How completions are drawn. "Off" is None.
+  """Settings of sampling. "Off" is None.
 
   Raises:
     ValueError: for a value that cannot be, naming it.
@@ -47,12 +47,12 @@ class SamplingOptions:
 
   @property
   def filters(self) -> bool:
-    """Whether some ids may not be drawn, because of top_k, top_p or min_p."""
+    """Returns whether some ids may not be drawn, because of top_k, top_p or min_p."""
     return self.top_k is not None or self.top_p not in (None, 1) or bool(self.min_p)
 
   @property
   def draws_from_all(self) -> bool:
-    """Whether any id may be drawn, so that both log-probabilities of a rollout are the same."""
+    """Returns whether any id may be drawn, so that both log-probabilities of a rollout are the same."""
     return not self.filters and self.repetition_penalty == 1
 
 
@@ -98,7 +98,7 @@ class Rollout(NamedTuple):
 
 
 class Sampler(Protocol):
-  """What writes completions."""
+  """The interface of what writes completions."""
 
   def load(self, params: Any, version: int) -> None:
     """Takes the weights that the next `generate` writes with, and a number that grows with every update."""

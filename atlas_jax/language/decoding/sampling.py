@@ -18,7 +18,7 @@ _KEY_BITS = 64
 
 
 class SamplingParams(NamedTuple):
-  """How ids are drawn, as arrays, all [] or all [B]; "off" is a value that changes nothing."""
+  """Sampling settings as arrays, all [] or all [B]; "off" is a value that changes nothing."""
 
   temperature: Any  # float32; 0 takes the likeliest id
   top_k: Any  # int32; V is off
@@ -43,7 +43,7 @@ class SamplingParams(NamedTuple):
 
 
 class Drawn(NamedTuple):
-  """What was drawn in each row."""
+  """The id drawn in each row, and its log-probabilities."""
 
   token_B: jax.Array  # int32
   sampler_logprob_B: jax.Array  # in the distribution it was drawn from, 0 where that has one id only

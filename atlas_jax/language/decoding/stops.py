@@ -1,4 +1,4 @@
-"""Where completions end: the first id behind which a stop string stands, found without decoding twice."""
+"""The end of completions: the first id behind which a stop string stands, without decoding twice."""
 from collections.abc import Sequence
 
 import numpy as np

@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 class ExportPlan(NamedTuple):
-  """Which tensor goes where."""
+  """The place of every tensor in the files."""
 
   made: dict      # name -> (leaf, row, layer), see `tensor_files.tensors_of`
   file_of: dict   # name -> name of the file

@@ -28,7 +28,7 @@ SCALINGS = {False: "rank", True: "sqrt_rank"}
 
 
 class Description(NamedTuple):
-  """What the config of adapters says."""
+  """The fields of an adapter config."""
 
   options: dict          # the field `lora` of a `Decoder`
   base: str | None       # name or folder of the model they were made for

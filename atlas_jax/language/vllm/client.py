@@ -21,7 +21,7 @@ class ServerError(ConnectionError):
 
 
 class Answer(NamedTuple):
-  """What one try gave: a status and the content, or what went wrong."""
+  """The outcome of one try: a status and the content, or what went wrong."""
 
   status: int = 0
   content: Any = None

@@ -42,7 +42,7 @@ LEAST = 1e-15  # A weight of 0 could never grow again, and float32 must hold a c
 
 
 class Unfinished(NamedTuple):
-  """What a chunk has asked for so far."""
+  """The sum of a chunk's gradients so far."""
 
   moves: Any  # u, like fast
   retention: jax.Array  # [] product of the retentions

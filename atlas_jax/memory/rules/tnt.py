@@ -57,7 +57,7 @@ STARTS = GateStarts(write_rate=0.1, write_rate_max=0.2)
 
 
 class TNTForm(NamedTuple):
-  """What the memories are made of, and their grids."""
+  """Settings of the memories, and their grids."""
 
   body: descent.Descent
   chunk_size: int
@@ -76,7 +76,7 @@ class Local(NamedTuple):
 
 
 class TNTExtra(NamedTuple):
-  """What is carried beside the global memory's weights."""
+  """State beside the global memory's weights."""
 
   locals: tuple[Local, ...]
   keys_KK: Any  # sum of k k^T over the shard so far; () if queries are not projected
@@ -200,7 +200,7 @@ def _select(condition, on_true, on_false):
 
 
 def _same(seen, place, size: int):
-  """Whether the last real token and the one at `place` stand in one piece of `size` tokens of this chunk."""
+  """Returns whether the last real token and that at `place` stand in one piece of `size` tokens."""
   return (seen > 0) & ((seen - 1) // size == place // size)
 
 

@@ -54,7 +54,7 @@ def mix_layer(layer_type, fields: BlockFields, h_BTD, state: BlockState, call: C
 
 
 class MixGate(nn.Module):
-  """How much of each memory head enters the block at each token."""
+  """A gate: the fraction of each memory head that enters the block at each token."""
 
   heads: int
   floor: float

@@ -34,7 +34,7 @@ UNKNOWN = np.zeros((0, 0), np.uint8)  # In place of an unknown output; its token
 
 
 class Built(NamedTuple):
-  """What a build gives.
+  """The outcome of a build.
 
   Attributes:
     train, test: the two splits.

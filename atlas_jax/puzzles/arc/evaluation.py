@@ -29,7 +29,7 @@ _STEP = re.compile(r"step_(\d+)")
 
 
 class Grids(NamedTuple):
-  """How ARC's names and grids are written, see data.puzzles.grids."""
+  """Functions that read ARC's names and grids, see `puzzles.grids`."""
 
   parse_name: Callable  # name -> (task id, transform, permutation)
   crop: Callable  # tokens -> grid

@@ -29,7 +29,7 @@ _CERTAIN = 1 - 2.0**-53  # The largest number below 1: one vote with q = 1 must 
 
 
 class Tally(NamedTuple):
-  """What the votes for one grid add up to."""
+  """Sums of the votes for one grid."""
 
   n_votes: int
   q_sum: float

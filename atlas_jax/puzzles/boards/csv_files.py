@@ -178,7 +178,7 @@ def _decode(file, lines: list[int], name: str, text: bytearray, meanings: Mappin
 
 
 class Rules(NamedTuple):
-  """What boards of one kind must be.
+  """Rules for boards of one kind.
 
   Attributes:
     read: (file, min_rating) -> Boards.

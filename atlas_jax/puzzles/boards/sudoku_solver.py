@@ -36,7 +36,7 @@ class Layout:
 
 
 class Outcome(NamedTuple):
-  """What a search found."""
+  """The outcome of a search."""
   solutions: list[list[int]]  # each a list of digits by cell
   backtracks: int             # branches of the search that ended in a contradiction
 

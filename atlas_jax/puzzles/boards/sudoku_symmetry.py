@@ -1,4 +1,4 @@
-"""What a Sudoku stays a Sudoku under: shuffles that make new boards, and forms that tell equal ones.
+"""Symmetries of Sudoku: shuffles that make new boards, and forms that tell equal ones.
 
 The symmetries of a side are: to rename the digits, to permute the bands (rows of boxes) and the rows within
 each band, to permute the stacks (columns of boxes) and the columns within each stack, and to transpose,

@@ -38,7 +38,7 @@ EMA_DECAY = 0.9  # At most: the run's own average would hardly leave its start i
 
 
 class SolveOptions(NamedTuple):
-  """What to solve, and how; None takes the value of the run.
+  """A task to solve and its settings; None takes the value of the run.
 
   Attributes:
     task: see `read_task`.
@@ -65,7 +65,7 @@ class SolveOptions(NamedTuple):
 
 
 class SolveResult(NamedTuple):
-  """What is found; JSON both."""
+  """Answers and report; both JSON."""
 
   report: dict  # see `run`
   submission: dict  # see `voting.submission`

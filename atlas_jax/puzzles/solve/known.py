@@ -1,4 +1,4 @@
-"""What a run knows of ARC tasks that are to be solved: whether it was trained on them, and their rows."""
+"""ARC tasks that a run knows: whether it was trained on them, and their rows."""
 from absl import logging
 
 from atlas_jax.parallel import hosts

@@ -23,7 +23,7 @@ from atlas_jax.step import jit_step
 
 
 class TuningResult(NamedTuple):
-  """What tuning leaves."""
+  """The outcome of training at test time."""
 
   params: Any  # the moving average, where the settings keep one
   tables: Any
