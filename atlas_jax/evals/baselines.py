@@ -1,4 +1,4 @@
-"""Yardsticks without a neural network: a trigram that saw what the model saw, and gzip."""
+"""Baselines without a neural network: a trigram that saw what the model saw, and gzip."""
 import contextlib
 
 import numpy as np

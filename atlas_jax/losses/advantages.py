@@ -131,13 +131,13 @@ def check(*, kind: str, group_size: int, deviation: str = "sample") -> None:
     raise ValueError(f"config.advantage.deviation={deviation!r} is not known; choose one of "
                      f"{', '.join(DEVIATIONS)}")
   if group_size < 1:
-    raise ValueError(f"config.advantage.group_size={group_size} is no number of completions; set 2 or more")
+    raise ValueError(f"config.data.group_size={group_size} is no number of completions; set 2 or more")
 
 
 def _groups(reward_B, group_size: int):
   reward_B = _float(reward_B)
   if reward_B.shape[0] % group_size:
-    raise ValueError(f"{reward_B.shape[0]} rewards are not a multiple of config.advantage.group_size="
+    raise ValueError(f"{reward_B.shape[0]} rewards are not a multiple of config.data.group_size="
                      f"{group_size}; give all completions of every prompt")
   return reward_B.reshape(-1, group_size)
 
@@ -150,8 +150,8 @@ def _float(x):
 def _stack(rewards: Mapping, weights: Mapping):
   if set(rewards) != set(weights):
     odd = sorted(set(rewards) ^ set(weights))
-    raise ValueError(f"rewards {sorted(rewards)} and config.rewards.weights {sorted(weights)} differ in "
-                     f"{', '.join(odd)}; every reward needs one weight")
+    raise ValueError(f"rewards {sorted(rewards)} and the weights of config.rewards {sorted(weights)} differ "
+                     f"in {', '.join(odd)}; every reward needs one weight")
   known = [_float(rewards[name]) for name in rewards]
   dtype = max((x.dtype for x in known), key=lambda dtype: dtype.itemsize)
   known_BE = jnp.stack([x.astype(dtype) for x in known], axis=1)

@@ -72,8 +72,8 @@ class PolicySettings:
       raise ValueError(f"{self._say('sampler_correction')} does not go with config.policy.objective='vespo', "
                        "which adds up the ratios of tokens itself; set 'token_truncate' or 'token_mask'")
     if self.aggregation == "constant" and self.max_completion_tokens is None:
-      raise ValueError("config.policy.aggregation='constant' divides by config.policy.max_completion_tokens, "
-                       "which is None; set it to the longest completion")
+      raise ValueError("config.policy.aggregation='constant' divides by the longest completion, "
+                       "max_completion_tokens, which is None; hand it over (config.sampler.max_tokens)")
 
   def _say(self, field: str) -> str:
     return f"config.policy.{field}={getattr(self, field)!r}"

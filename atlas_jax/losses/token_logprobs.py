@@ -54,5 +54,5 @@ def _flat(hidden_BTD):
 
 def _check(temperature) -> None:
   if isinstance(temperature, int | float) and temperature <= 0:
-    raise ValueError(f"config.rollout.temperature={temperature} gives no log-probabilities; set it above 0, "
+    raise ValueError(f"config.sampler.temperature={temperature} gives no log-probabilities; set it above 0, "
                      "also where completions are sampled greedily")

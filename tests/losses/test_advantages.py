@@ -135,8 +135,8 @@ def test_flat_groups_are_found():
 @pytest.mark.parametrize("settings, says", (
   (dict(kind="best", group_size=2), "config.advantage.kind='best' is not known; choose one of normalized"),
   (dict(kind="ranked", group_size=2, deviation="x"), "config.advantage.deviation='x' is not known"),
-  (dict(kind="ranked", group_size=0), "config.advantage.group_size=0 is no number"),
-  (dict(kind="ranked", group_size=4), "6 rewards are not a multiple of config.advantage.group_size=4"),
+  (dict(kind="ranked", group_size=0), "config.data.group_size=0 is no number"),
+  (dict(kind="ranked", group_size=4), "6 rewards are not a multiple of config.data.group_size=4"),
 ))  # fmt: skip
 def test_a_wrong_setting_is_named(settings, says):
   with pytest.raises(ValueError, match=says):

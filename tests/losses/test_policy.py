@@ -262,7 +262,7 @@ def test_on_policy_the_gradient_is_the_advantage_and_nothing_is_clipped():
   ("grpo", dict(clip_max=1.1), "config.policy.clip_max=1.1 needs config.policy.objective='clip' and a value"),
   ("vespo", dict(ratio="sequence"), "config.policy.ratio='sequence' does not go with"),
   ("vespo", dict(sampler_correction="sequence_mask"), "set 'token_truncate' or 'token_mask'"),
-  ("dr_grpo", {}, "config.policy.max_completion_tokens, which is None"),
+  ("dr_grpo", {}, "max_completion_tokens, which is None"),
 ))  # fmt: skip
 def test_settings_that_do_not_fit_are_named(name, changes, says):
   with pytest.raises(ValueError, match=says):

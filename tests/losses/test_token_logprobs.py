@@ -73,7 +73,7 @@ def test_no_array_has_the_vocabulary_and_more_than_a_block_of_tokens():
 
 
 def test_a_temperature_or_block_of_nothing_is_refused():
-  with pytest.raises(ValueError, match="config.rollout.temperature=0 gives no log-probabilities"):
+  with pytest.raises(ValueError, match="config.sampler.temperature=0 gives no log-probabilities"):
     token_logprobs(*inputs(), temperature=0)
   with pytest.raises(ValueError, match="config.loss.block_tokens=0 is no number of tokens"):
     token_logprobs(*inputs(), block_tokens=0)

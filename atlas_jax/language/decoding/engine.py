@@ -32,7 +32,7 @@ class Engine(NamedTuple):
   init: Callable  # (rows=1) -> state of rows that have read nothing
   prefill: Callable  # (params, state, tokens_BT, count_B=None) -> (state, logits_BV after each row's last)
   decode: Callable  # (params, state, token_B) -> (state, logits_BV)
-  draw: Callable  # (logits_BV, key_B, at, knobs, seen_BV=None, *, filtered), see `sampling.draw_at`
+  draw: Callable  # (logits_BV, key_B, at, settings, seen_BV=None, *, filtered), see `sampling.draw_at`
   insert: Callable  # (state, slot, row) -> state whose slot goes on from `row`, the state of one row
   release: Callable  # (state, slot) -> state whose slot has read nothing
   take_rows: Callable  # (state, row_B) -> state of the chosen rows, in their order

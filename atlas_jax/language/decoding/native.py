@@ -23,7 +23,7 @@ STOPS = 4  # Stop tokens are padded to a multiple of this.
 class GenerationRequest(NamedTuple):
   """A request for completions, as traced arrays."""
 
-  knobs: SamplingParams
+  settings: SamplingParams
   stop_E: Any  # int32, ids that end a completion, -1 where there is none
   max_tokens: Any  # int32
 
@@ -104,12 +104,12 @@ class NativeSampler:
       raise ValueError("the sampler has no weights yet; call load(params, version) first")
     rows = [np.asarray(prompt) for prompt in prompts]
     self._check(rows, options)
-    knobs, words = SamplingParams.of(options, self._language.vocab_size), sampling.root_words(seed)
+    settings, words = SamplingParams.of(options, self._language.vocab_size), sampling.root_words(seed)
     if not rows:
       return assemble([], pad_id=self._tokenizer.doc_id)
     stop_E = np.full(round_up(len(options.stop_tokens), least=STOPS), -1, np.int32)
     stop_E[:len(options.stop_tokens)] = options.stop_tokens
-    asked = self._put(GenerationRequest(knobs, stop_E, np.int32(options.max_tokens)))
+    asked = self._put(GenerationRequest(settings, stop_E, np.int32(options.max_tokens)))
     return self._finish(self._write(rows, words, asked, options), len(rows) * options.n, options)
 
   def _check(self, rows: list[np.ndarray], options: SamplingOptions) -> None:
@@ -226,7 +226,7 @@ class NativeSampler:
             filtered: bool) -> GenerationState:
     """Draws the next id of every row; those that are done keep what they have."""
     at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
-    drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.knobs, writing.seen_BV,
+    drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.settings, writing.seen_BV,
                                       filtered=filtered)
     put = lambda old_TB, new_B: jax.lax.dynamic_update_slice_in_dim(
         old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)

@@ -249,7 +249,7 @@ class ScriptedSampler:
     if self.version is None:
       raise ValueError("the sampler has no weights yet; call load(params, version) first")
     if not options.stop_tokens:
-      raise ValueError("config.sampler.stop_tokens is empty; a script needs one to end its texts with")
+      raise ValueError("options.stop_tokens is empty; a script needs one to end its texts with")
     self.calls += 1
     written = [self._write(prompt, options, StableRandom(seed, place, number))
                for place, prompt in enumerate(prompts) for number in range(options.n)]

@@ -98,27 +98,27 @@ def is_stop(token_B, stop_E):
   return jnp.any(token_B[:, None] == (stop_E if stop_E.ndim == 2 else stop_E[None]), axis=1)
 
 
-def draw_at(logits_BV, key_B, at, knobs: SamplingParams, seen_BV=None, *, filtered: bool) -> tuple[Drawn,
+def draw_at(logits_BV, key_B, at, settings: SamplingParams, seen_BV=None, *, filtered: bool) -> tuple[Drawn,
                                                                                                    Any]:
   """Draws the id at a position of each row; gives also the ids that are seen now, None if they were.
 
   Args:
-    logits_BV, knobs, seen_BV, filtered: see `draw`.
+    logits_BV, settings, seen_BV, filtered: see `draw`.
     key_B, at: see `uniforms`.
   """
-  drawn = draw(logits_BV, uniforms(key_B, at), knobs, seen_BV, filtered=filtered)
+  drawn = draw(logits_BV, uniforms(key_B, at), settings, seen_BV, filtered=filtered)
   if seen_BV is not None:
     seen_BV = seen_BV.at[jnp.arange(len(drawn.token_B)), drawn.token_B].set(True)
   return drawn, seen_BV
 
 
-def draw(logits_BV, uniform_pair, knobs: SamplingParams, seen_BV=None, *, filtered: bool) -> Drawn:
+def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, filtered: bool) -> Drawn:
   """Draws one id per row.
 
   Args:
     logits_BV: scores, float32 or wider.
     uniform_pair: what `uniforms` gives.
-    knobs: the settings.
+    settings: the settings.
     seen_BV: bool, ids that the repetition penalty is for; None: there is no penalty, whatever its setting.
     filtered: whether top-k, top-p and min-p are looked at; False if all are off, which costs nothing.
 
@@ -126,20 +126,20 @@ def draw(logits_BV, uniform_pair, knobs: SamplingParams, seen_BV=None, *, filter
     `Drawn`, log-probabilities in nats in the dtype of the scores.
   """
   dtype = logits_BV.dtype
-  heat = _column(jnp.where(knobs.temperature > 0, knobs.temperature, 1).astype(dtype))
-  full_BV = logits_BV / heat
-  drawn_BV = full_BV if seen_BV is None else penalised(logits_BV, seen_BV, knobs.penalty) / heat
+  temperature = _column(jnp.where(settings.temperature > 0, settings.temperature, 1).astype(dtype))
+  full_BV = logits_BV / temperature
+  drawn_BV = full_BV if seen_BV is None else penalised(logits_BV, seen_BV, settings.penalty) / temperature
   if filtered:
-    drawn_BV = jnp.where(keep_mask(drawn_BV, knobs), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
+    drawn_BV = jnp.where(keep_mask(drawn_BV, settings), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
   top_B = jnp.max(drawn_BV, axis=-1)
   share_BV = jnp.exp(drawn_BV - top_B[:, None])
-  token_B = _choose(drawn_BV, share_BV, uniform_pair, knobs.temperature)
+  token_B = _choose(drawn_BV, share_BV, uniform_pair, settings.temperature)
   pick = lambda score_BV: jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
   logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(share_BV, axis=-1))
   full_B = logprob_B
   if filtered or seen_BV is not None:
     full_B = pick(full_BV) - jax.nn.logsumexp(full_BV, axis=-1)
-  return Drawn(token_B, jnp.where(knobs.temperature > 0, logprob_B, 0), full_B)
+  return Drawn(token_B, jnp.where(settings.temperature > 0, logprob_B, 0), full_B)
 
 
 def _choose(score_BV, share_BV, uniform_pair, temperature):
@@ -167,7 +167,7 @@ def penalised(logits_BV, seen_BV, penalty):
   return jnp.where(seen_BV, changed_BV, logits_BV)
 
 
-def keep_mask(logits_BV, knobs: SamplingParams):
+def keep_mask(logits_BV, settings: SamplingParams):
   """Returns which ids min-p, top-k and top-p leave.
 
   The likeliest is always left, and what equals the last one left is left too.
@@ -176,13 +176,13 @@ def keep_mask(logits_BV, knobs: SamplingParams):
   """
   share_BV = jax.nn.softmax(logits_BV, axis=-1)
   most_B = jnp.max(share_BV, axis=-1, keepdims=True)
-  share_BV = jnp.where(share_BV >= _column(knobs.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
-  count = lambda least_B: jnp.sum(share_BV >= least_B[:, None], axis=-1) >= knobs.top_k
-  least_B = _unless(knobs.top_k >= share_BV.shape[-1], share_BV, count)
+  share_BV = jnp.where(share_BV >= _column(settings.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
+  count = lambda least_B: jnp.sum(share_BV >= least_B[:, None], axis=-1) >= settings.top_k
+  least_B = _unless(settings.top_k >= share_BV.shape[-1], share_BV, count)
   share_BV = jnp.where(share_BV >= least_B[:, None], share_BV, 0)
-  total_B = jnp.sum(share_BV, axis=-1) * knobs.top_p.astype(share_BV.dtype)
+  total_B = jnp.sum(share_BV, axis=-1) * settings.top_p.astype(share_BV.dtype)
   mass = lambda least_B: jnp.sum(jnp.where(share_BV >= least_B[:, None], share_BV, 0), axis=-1) >= total_B
-  least_B = _unless(knobs.top_p >= 1, share_BV, mass)
+  least_B = _unless(settings.top_p >= 1, share_BV, mass)
   return (share_BV >= least_B[:, None]) & (share_BV > 0)
 
 

@@ -77,14 +77,14 @@ def _check_room(language: LanguageModel, length: int, tokens: int) -> None:
 def _tokens(engine: Engine, params, prompt_T, options: SamplingOptions, key_B,
             vocab_size: int) -> Iterator[int]:
   """Yields one token after another, whatever they are."""
-  knobs = sampling.SamplingParams.of(options, vocab_size)
+  settings = sampling.SamplingParams.of(options, vocab_size)
   seen_BV = None
   if options.repetition_penalty != 1:
     seen_BV = np.zeros((1, vocab_size), bool)
     seen_BV[0, prompt_T] = True
   state, logits_BV = engine.prefill(params, engine.init(), prompt_T[None])
   for n in range(options.max_tokens):
-    drawn, seen_BV = engine.draw(logits_BV, key_B, np.int32(n), knobs, seen_BV, filtered=options.filters)
+    drawn, seen_BV = engine.draw(logits_BV, key_B, np.int32(n), settings, seen_BV, filtered=options.filters)
     if n + 1 < options.max_tokens:
       state, logits_BV = engine.decode(params, state, drawn.token_B)  # Runs while the caller has the token.
     yield int(np.asarray(drawn.token_B)[0])

@@ -164,11 +164,11 @@ def test_rows_may_have_settings_of_their_own():
   logits_BV = jnp.asarray(2 * draw.normal(size=(rows, vocab_size)), jnp.float32)
   seen_BV, row_B = jnp.asarray(draw.random((rows, vocab_size)) < 0.3), jnp.arange(rows, dtype=jnp.int32)
   key_B = sampling.row_keys(sampling.root_words(3), row_B, row_B)
-  knobs = [sampling.SamplingParams.of(options, vocab_size) for options in given]
+  settings = [sampling.SamplingParams.of(options, vocab_size) for options in given]
   drawn_at = jax.jit(functools.partial(sampling.draw_at, filtered=True))
-  together, seen = drawn_at(logits_BV, key_B, row_B, jax.tree.map(lambda *x: np.stack(x), *knobs), seen_BV)
+  together, seen = drawn_at(logits_BV, key_B, row_B, jax.tree.map(lambda *x: np.stack(x), *settings), seen_BV)
   for row in range(rows):
-    alone, expected = drawn_at(logits_BV, key_B, row_B[row], knobs[row], seen_BV)
+    alone, expected = drawn_at(logits_BV, key_B, row_B[row], settings[row], seen_BV)
     for name in alone._fields:
       np.testing.assert_allclose(getattr(together, name)[row], getattr(alone, name)[row], atol=1e-6)
     np.testing.assert_array_equal(seen[row], expected[row])

@@ -37,8 +37,8 @@ def logits(rows=3, seed=0):
 
 
 @jax.jit
-def all_drawn(logits_BV, uniform_pair, knobs, seen_BV):
-  return sampling.draw(logits_BV, uniform_pair, knobs, seen_BV, filtered=True)
+def all_drawn(logits_BV, uniform_pair, settings, seen_BV):
+  return sampling.draw(logits_BV, uniform_pair, settings, seen_BV, filtered=True)
 
 
 def drawn_often(logits_V, options, seen=(), rows=20_000):
@@ -129,14 +129,14 @@ def test_of_equal_scores_the_lowest_id_is_the_likeliest(options):
   logits_BV = np.full((3, V), -1, np.float32)
   for row, best in enumerate(([4, 9, 30], [0, V - 1], [17, 18])):
     logits_BV[row, best] = 2
-  knobs = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V)
+  settings = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V)
   seen_BV = np.zeros((3, V), bool)
   uniform_pair = jnp.full((2, 3), 0.99)
-  assert all_drawn(logits_BV, uniform_pair, knobs, seen_BV).token_B.tolist() == [4, 0, 17]
+  assert all_drawn(logits_BV, uniform_pair, settings, seen_BV).token_B.tolist() == [4, 0, 17]
   # Also where the vocabulary is split, and each device knows the best of its own ids alone.
   mesh = meshes.make(tensor=8)
   wide_BV = jnp.pad(jnp.asarray(logits_BV), ((0, 0), (0, 3)), constant_values=-9)
   split_BV = jax.device_put(wide_BV, NamedSharding(mesh, PartitionSpec(None, "tensor")))
-  knobs = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V + 3)
+  settings = SamplingParams.of(SamplingOptions(temperature=0.0, **options), V + 3)
   wide = jnp.zeros((3, V + 3), bool)
-  assert all_drawn(split_BV, uniform_pair, knobs, wide).token_B.tolist() == [4, 0, 17]
+  assert all_drawn(split_BV, uniform_pair, settings, wide).token_B.tolist() == [4, 0, 17]
