@@ -10,7 +10,7 @@ import pytest
 
 from atlas_jax.losses import distill, next_token, token_logprobs
 from atlas_jax.parallel import mesh as meshes
-from tests import house
+from tests import house, mirror
 from tests.kernels import lowering
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -109,6 +109,17 @@ def test_a_breach_is_found(rule, name, text, message, tmp_path):
   violations = CHECKERS[rule](tmp_path)
   assert len(violations) == 1
   assert message in violations[0]
+
+
+def test_every_module_has_a_test_of_its_name_or_is_listed_with_the_reason():
+  violations = mirror.violations(ROOT / "atlas_jax", ROOT / "tests")
+  assert not violations, "\n".join(violations)
+
+
+def test_a_module_without_a_test_is_found(tmp_path):
+  write_tree(tmp_path, {"atlas_jax/tree.py": DOC, "tests/test_other.py": DOC})
+  found = mirror.violations(tmp_path / "atlas_jax", tmp_path / "tests")
+  assert found[0].startswith("tree.py has no test test_tree.py") and "aliases.py is of no module" in found[2]
 
 
 ROWS, LENGTH, D, V, BLOCK = 8, 16, 24, 112, 32

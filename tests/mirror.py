@@ -1,0 +1,122 @@
+"""Which test file tests a module of the package that has none of its name, and why not."""
+
+import fnmatch
+import pathlib
+
+PARTS = "a part of what is tested as a whole"
+PAGE = "a page of the report, drawn from a run's numbers"
+SETTINGS = "settings, checked as a whole"
+# Module of the package, with wildcards -> (test file, reason).
+ELSEWHERE = {
+  "__init__.py": ("test_readme.py", "the names that the README's programs import"),
+  "aliases.py": ("test_flags.py", "refusals of other programs' names"),
+  "closing.py": ("test_train.py", "the end of the loop"),
+  "command.py": ("test_flags.py", "the flags of the program"),
+  "defaults/*": ("test_config.py", SETTINGS),
+  "explain.py": ("test_failures.py", "what is said of failures"),
+  "fields.py": ("test_config.py", SETTINGS),
+  "files/*": ("faults/test_mutations.py", "every kind of file is damaged at random"),
+  "modules.py": ("test_flags.py", "refusals of names"),
+  "workdir.py": ("test_house.py", "names alone"),
+  "data/chat_template.py": ("data/test_chats.py", PARTS),
+  "data/countdown.py": ("data/test_arithmetic.py", "both tasks that are made here"),
+  "data/messages.py": ("data/test_chats.py", PARTS),
+  "data/problems.py": ("data/test_prompts.py", PARTS),
+  "data/ranked_tasks.py": ("data/test_ranked.py", PARTS),
+  "evals/__init__.py": ("evals/test_perplexity.py", PARTS),
+  "evals/examples.py": ("recipes/test_sft.py", "the evaluation of one recipe"),
+  "evals/held_out.py": ("evals/test_perplexity.py", PARTS),
+  "evals/ranking.py": ("recipes/test_ranked.py", "the evaluation of one recipe"),
+  "evals/sample.py": ("evals/test_baselines.py", "small evaluations together"),
+  "kernels/local_attention/*": ("kernels/test_local_attention.py", "forms of one operation"),
+  "kernels/memory_scan/*": ("kernels/test_memory_scan.py", "forms of one operation"),
+  "kernels/newton_schulz/*": ("kernels/test_newton_schulz.py", "forms of one operation"),
+  "kernels/vocab_loss/*": ("kernels/test_vocab_loss.py", "forms of one operation"),
+  "language/assets.py": ("language/test_export.py", "what a run keeps is read back"),
+  "language/decoding/stops.py": ("language/decoding/test_native.py", PARTS),
+  "language/first_params.py": ("recipes/test_adapter_start.py", "what recipes share"),
+  "language/lengths.py": ("recipes/test_sft_refusals.py", "what recipes share"),
+  "language/pretrained/adapters.py": ("recipes/test_adapter_start.py", PARTS),
+  "language/pretrained/hf_config.py": ("language/pretrained/test_hf_import.py", PARTS),
+  "language/pretrained/model_folder.py": ("recipes/test_ranked.py", "what one recipe offers at its end"),
+  "language/pretrained/names/*": ("language/pretrained/test_hf_import.py", "a table for each family"),
+  "language/pretrained/tensor_files.py": ("language/pretrained/test_foreign_files.py", PARTS),
+  "language/vllm/client.py": ("language/vllm/test_sampler.py", PARTS),
+  "language/vllm/engine.py": ("language/vllm/test_server.py", PARTS),
+  "language/vllm/weights.py": ("language/vllm/test_sampler.py", PARTS),
+  "losses/importance.py": ("losses/test_policy.py", PARTS),
+  "losses/objectives.py": ("losses/test_policy.py", PARTS),
+  "losses/policy_metrics.py": ("losses/test_policy.py", PARTS),
+  "losses/sft.py": ("losses/test_token_logprobs.py", PARTS),
+  "memory/descent.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
+  "memory/exponential.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
+  "memory/flops.py": ("monitor/test_memory_flops.py", "compared with compiled programs"),
+  "memory/muon.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
+  "memory/on_chip.py": ("kernels/test_memory_scan.py", "the kernel below a rule"),
+  "memory/projections.py": ("memory/test_shift.py", PARTS),
+  "memory/rules/*": ("memory/test_rules_contract.py", "the contract that every rule passes"),
+  "memory/ttt.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
+  "memory/types.py": ("memory/test_rules_contract.py", "types alone"),
+  "models/attention.py": ("models/test_lm.py", PARTS),
+  "models/blocks/*": ("models/test_blocks_contract.py", "the contract that every mix passes"),
+  "models/grouped_attention.py": ("models/test_decoder.py", PARTS),
+  "models/layer_metrics.py": ("recipes/test_memory_lm.py", "what recipes share"),
+  "models/layers.py": ("memory/test_norms.py", PARTS),
+  "models/lora.py": ("language/pretrained/test_peft.py", "adapters beside those of another program"),
+  "models/mixing.py": ("models/test_blocks_contract.py", "types alone"),
+  "models/ngrams.py": ("models/test_lm_controls.py", "a control"),
+  "models/rope.py": ("models/test_decoder.py", PARTS),
+  "models/trm_baselines.py": ("models/test_trm.py", PARTS),
+  "monitor/curves.py": ("monitor/test_report.py", PAGE),
+  "monitor/memory_panels.py": ("monitor/test_report.py", PAGE),
+  "monitor/puzzle_panels.py": ("monitor/test_report.py", PAGE),
+  "monitor/skipped.py": ("test_train.py", PARTS),
+  "monitor/time_panel.py": ("monitor/test_report.py", PAGE),
+  "parallel/agree.py": ("parallel/test_peers.py", PARTS),
+  "parallel/compiled.py": ("parallel/test_launch.py", PARTS),
+  "parallel/signals.py": ("test_interrupted.py", "programs that are stopped"),
+  "parallel/wire.py": ("parallel/test_peers.py", PARTS),
+  "puzzles/arc/challenges.py": ("puzzles/solve/test_task_file.py", PARTS),
+  "puzzles/arc/leaks.py": ("puzzles/arc/test_evaluation.py", PARTS),
+  "puzzles/arc/plan.py": ("puzzles/arc/test_build.py", PARTS),
+  "puzzles/arc/tasks.py": ("puzzles/arc/test_arc.py", PARTS),
+  "puzzles/boards/__init__.py": ("puzzles/boards/test_csv_files.py", PARTS),
+  "puzzles/boards/hashing.py": ("puzzles/boards/test_sudoku.py", PARTS),
+  "puzzles/boards/maze_solver.py": ("puzzles/boards/test_maze.py", PARTS),
+  "puzzles/boards/sudoku_*.py": ("puzzles/boards/test_sudoku.py", PARTS),
+  "puzzles/initial_model.py": ("recipes/test_trm_start.py", "runs that start from others"),
+  "puzzles/puzzle_set.py": ("puzzles/test_sampler.py", PARTS),
+  "puzzles/solve/*": ("puzzles/solve/test_solve.py", PARTS),
+  "recipes/__init__.py": ("recipes/test_contract.py", "the contract that every recipe passes"),
+  "rollout/arrays.py": ("rollout/test_source.py", PARTS),
+  "rollout/ask.py": ("rollout/test_source.py", PARTS),
+  "rollout/distill_rows.py": ("rollout/test_distill_source.py", PARTS),
+  "rollout/held_out.py": ("evals/test_problems.py", PARTS),
+  "rollout/user_functions.py": ("rollout/test_rewards.py", PARTS),
+}  # fmt: skip
+
+
+def own_tests(module: pathlib.PurePath) -> list[pathlib.PurePath]:
+  """Lists where a module's own test may stand; that of a package also beside its folder."""
+  if module.name != "__init__.py" or not module.parent.name:
+    return [module.with_name(f"test_{module.name}")]
+  name = f"test_{module.parent.name}.py"
+  return [module.parent / name, module.parent.parent / name]
+
+
+def violations(package: pathlib.Path, tests: pathlib.Path) -> list[str]:
+  """Finds modules without a test, and entries above that are of no module or name no test."""
+  bad, used = [], set()
+  for path in sorted(package.rglob("*.py")):
+    module = path.relative_to(package)
+    is_empty = path.name == "__init__.py" and "\ndef " not in path.read_text()
+    if is_empty or any((tests / own).exists() for own in own_tests(module)):
+      continue
+    found = [pattern for pattern in ELSEWHERE if fnmatch.fnmatch(module.as_posix(), pattern)]
+    used |= set(found)
+    if not found:
+      bad.append(f"{module} has no test {own_tests(module)[0]}; write one, or say in tests/mirror.py why not")
+  unused = sorted({*ELSEWHERE} - used)
+  missing = sorted({file for file, _ in ELSEWHERE.values() if not (tests / file).exists()})
+  bad += [f"tests/mirror.py: {pattern} is of no module without a test" for pattern in unused]
+  return bad + [f"tests/mirror.py: there is no {file}" for file in missing]
