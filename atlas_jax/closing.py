@@ -61,7 +61,8 @@ def evaluate(recipe: Recipe, trained: Trained, *, step: int, when: tuple[str, ..
 
 def evaluation_due(step: int, config) -> bool:
   """Returns whether a run is evaluated at a step that is not its last."""
-  every, first = config.train.eval_every_steps, config.train.eval_from_step or 0
+  every = config.train.eval_every_steps
+  first = config.train.eval_from_step or 0
   return every is not None and step % every == 0 and step >= first
 
 
@@ -150,7 +151,8 @@ def _trained(run_: Run, state: TrainState) -> Trained:
 
 
 def _summary(run_: Run, params: int, out: EvalOut) -> dict:
-  rows, unit = report.read_metrics(run_.workdir), run_.recipe.accounting.unit
+  rows = report.read_metrics(run_.workdir)
+  unit = run_.recipe.accounting.unit
   times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
            if math.isfinite(value)}
   return {

@@ -137,7 +137,9 @@ def meant(flag: str, known: list[str]) -> str:
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
   """Parts --config.NAME=VALUE, also with a space in place of =, from all else."""
-  rest, overrides, words = [], {}, iter(argv)
+  rest = []
+  overrides = {}
+  words = iter(argv)
   for word in words:
     found = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", word, re.DOTALL)
     if found is None:

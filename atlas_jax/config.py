@@ -136,7 +136,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   if config.data.align_tokens is None:
     config.data.align_tokens = config.model.memory.chunk_size if config.model.kind == "memory" else 1
   for name, parts in (MEMORY_MULTIPLES if config.model.kind == "memory" else ()) + MULTIPLES:
-    value, part = at(config, name), at(config, parts)
+    value = at(config, name)
+    part = at(config, parts)
     if value % part:
       raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
                        f"nearest are {near(value, part)}")
@@ -237,7 +238,9 @@ def load(workdir, *, given=(), trusted: bool = False) -> ml_collections.FrozenCo
 
 
 def _merged(old: dict, new: dict) -> dict:
-  both = lambda name: isinstance(old.get(name), dict) and isinstance(new[name], dict)
+  def both(name):
+    return isinstance(old.get(name), dict) and isinstance(new[name], dict)
+
   return {**old, **{name: _merged(old[name], new[name]) if both(name) else new[name] for name in new}}
 
 
@@ -246,6 +249,7 @@ def _file(workdir) -> pathlib.Path:
 
 
 def _differences(old, new) -> list[tuple[str, Any, Any]]:
-  flat_old, flat_new = flat(old), flat(new)
+  flat_old = flat(old)
+  flat_new = flat(new)
   return [(name, flat_old.get(name), flat_new.get(name)) for name in sorted({*flat_old, *flat_new})
           if flat_old.get(name) != flat_new.get(name)]

@@ -24,7 +24,8 @@ SWITCH = {"true": True, "1": True, "false": False, "0": False}
 def _types(config, prefix: str = "") -> dict[str, tuple[type, bool]]:
   types = {}
   for name in config:
-    kind, full = config.get_type(name), prefix + name
+    kind = config.get_type(name)
+    full = prefix + name
     if kind is ml_collections.ConfigDict:
       types.update(_types(config[name], full + ".") if full not in OPTIONS else {})
     else:
@@ -317,7 +318,8 @@ def _check_decoder(config) -> None:
 
 def _check_shared_projections(model) -> None:
   """Refuses heads of the memory that are not attention's."""
-  memory, width = model.memory, model.width // model.heads
+  memory = model.memory
+  width = model.width // model.heads
   needed = {"heads": model.heads, "key_dim": width}
   if memory.value_source == "input":
     needed["value_dim"] = width
@@ -347,7 +349,8 @@ def _check_model(model) -> None:
   if memory.qkv_source == "attention" and model.memory_mix in mixes("memory"):
     _check_shared_projections(model)
   block_numbers(model.memory_layers, model.depth)
-  start, most = memory.write_rate_init, memory.write_rate_max
+  start = memory.write_rate_init
+  most = memory.write_rate_max
   if None not in (start, most) and not start < most:  # Against the rule's own: see `GateStarts.replaced`.
     raise ValueError(f"config.model.memory.write_rate_init={memory.write_rate_init} must be above 0 and "
                      f"below config.model.memory.write_rate_max={memory.write_rate_max}")
@@ -358,7 +361,9 @@ WINDOWS = {"full": (), "random": ("least_tokens",), "delayed": ("least_tokens", 
 
 
 def _check_window(config) -> None:
-  window, whole, steps = config.window, config.model.window_tokens, config.optim.steps
+  window = config.window
+  whole = config.model.window_tokens
+  steps = config.optim.steps
   kind = f"config.window.kind={window.kind!r}"
   for name in ("least_tokens", "delay_steps"):
     if (window[name] is None) == (name in WINDOWS[window.kind]):

@@ -45,7 +45,8 @@ class Lock:
     self.workdir = pathlib.Path(workdir)
     self.path = self.workdir / OWNER
     self.on_beat = on_beat
-    self._beat_s, self._silent_s = beat_s, silent_s
+    self._beat_s = beat_s
+    self._silent_s = silent_s
     self._me = {**identity(), "token": uuid.uuid4().hex,
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     self._end = threading.Event()

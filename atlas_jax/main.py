@@ -262,7 +262,9 @@ def solver_of(config, asked: flags.FlagValues):
   if isinstance(found, list) and asked.out is None:
     raise ValueError(f"--task={asked.task} holds {len(found)} tasks, and --out is missing: the file of their "
                      "attempts, beside which finished tasks are kept, such as --out=submission.json")
-  show = lambda report: print(json.dumps(report), flush=True)
+
+  def show(report):
+    return print(json.dumps(report), flush=True)
 
   def run() -> None:
     mesh = runs.mesh_here(config)
@@ -286,7 +288,10 @@ def join(config, asked: flags.FlagValues) -> None:
   Raises:
     ValueError: if the processes do not find each other or differ, or devices are missing.
   """
-  facts = lambda: agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
+
+  def facts():
+    return agree.facts_of_start(config, {"--mode": asked.mode, "--workdir": asked.workdir})
+
   hosts.start(asked.coordinator, asked.num_processes, asked.process_id, local_devices=asked.local_devices,
               limits=hosts.Limits(**config.hosts), facts=facts)
 
@@ -354,13 +359,18 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
   logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
   logging.get_absl_handler().addFilter(_is_of_use)
-  asked, line, failed = None, None, True
+  asked = None
+  line = None
+  failed = True
   try:
     asked, overrides = parse(argv)
     if asked.help:
       print(__doc__, *(f"--{name}: {asked[name].help}" for name in asked if len(name) > 1), sep="\n")
       return 0
-    impatient = lambda code: hosts.leave(code, "ended by a second signal")
+
+    def impatient(code):
+      return hosts.leave(code, "ended by a second signal")
+
     with signals.StopSignals(impatient) if asked.mode == "train" else contextlib.nullcontext():
       code = main(asked, overrides, began_s)
     failed = False
@@ -368,7 +378,8 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 1
   except (Exception, KeyboardInterrupt) as error:
-    line, code = explain(error, None if asked is None else asked.workdir), code_of(error)
+    line = explain(error, None if asked is None else asked.workdir)
+    code = code_of(error)
     if not hosts.may_speak():
       time.sleep(60)  # Another thread is saying why this process ends, and ends it.
     if line is None or asked is not None and asked.traceback:

@@ -248,7 +248,8 @@ def is_read(config, name: str) -> bool:
 
 def _unmet(config, name: str) -> tuple[Condition, ...] | None:
   """Returns the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
-  recipe, readers = config.recipe, readers_of(name)
+  recipe = config.recipe
+  readers = readers_of(name)
   others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
   if readers is None or others or recipe not in ALL.split():
     return ()
@@ -269,7 +270,8 @@ def check(config, given: Collection[str] = (), *, only: Collection[str] | None =
   Raises:
     ValueError: names the field, its value, who reads it, and what to do.
   """
-  usual, unused = flat(default()), []
+  usual = flat(default())
+  unused = []
   for name, value in flat(config).items():
     changed = name not in usual or value != usual[name]
     asked = (only is None or name in only) and (changed or name in given)

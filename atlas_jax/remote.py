@@ -114,7 +114,8 @@ class Mirror:
   """
 
   def __init__(self, there: Any, here: pathlib.Path):
-    self.there, self.here = there, here
+    self.there = there
+    self.here = here
     self._known: dict[str, tuple[int, int]] = {}  # size and time of what both sides have
     self._token = uuid.uuid4().hex
     self._guard = threading.Lock()
@@ -225,7 +226,8 @@ class Mirror:
     Raises:
       RemoteError: if it shows one.
     """
-    owner, began = self._owner(), time.monotonic()
+    owner = self._owner()
+    began = time.monotonic()
     if "token" not in owner or lock.lives(owner) is False:
       return
     while time.monotonic() - began < SILENT_S:

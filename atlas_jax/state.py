@@ -83,8 +83,12 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchor
   params = start.params if params is None else params
   tables = start.tables if tables is None else tables
   none = jnp.zeros((), jnp.int32)
-  copied = lambda wanted: jax.tree.map(jnp.copy, params) if wanted else ()
-  opt_state, ema = optimizer_of(params).init(params), copied(ema_decay is not None)
+
+  def copied(wanted):
+    return jax.tree.map(jnp.copy, params) if wanted else ()
+
+  opt_state = optimizer_of(params).init(params)
+  ema = copied(ema_decay is not None)
   return TrainState(none, params, opt_state, start.carry, ema, jax.random.key(seed), none, none, tables,
                     copied(anchored))
 
@@ -105,7 +109,10 @@ def build(abstract_state: TrainState, *args, params=None, tables=None) -> TrainS
   given = {name: value for name, value in (("params", params), ("tables", tables)) if value is not None}
   for name, value in given.items():
     check_same(value, getattr(abstract_state, name))
-  started = lambda given: create(*args, **given)
+
+  def started(given):
+    return create(*args, **given)
+
   return jax.jit(started, out_shardings=shardings, donate_argnums=0)(given)
 
 

@@ -27,7 +27,6 @@ def make_step(config, recipe: Recipe, params_abstract):
   keep = config.optim.ema_decay
   frozen_params = freeze.mask(params_abstract, config.optim.freeze)
   access = recipe.update.tables
-
   def step(state: TrainState, batch, frozen, stop):
     rows = () if access is None else access.rows(state.tables, batch, state.carry)
     (grads, row_grads), out = accumulate.gradients(
@@ -43,7 +42,8 @@ def make_step(config, recipe: Recipe, params_abstract):
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    lr, bad = rate(state.step - state.skipped), 1 - good.astype(jnp.int32)
+    lr = rate(state.step - state.skipped)
+    bad = 1 - good.astype(jnp.int32)
     tables = _update_tables(recipe, state, batch, row_grads, good, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
@@ -98,7 +98,10 @@ def update_reference(recipe: Recipe, state: TrainState, params):
   if reference is None:
     return state.anchor
   weight = jnp.where((state.step + 1) % reference.every_steps == 0, reference.weight, 0.0)
-  mix = lambda old, new: ((1 - weight) * old + weight * new).astype(old.dtype)
+
+  def mix(old, new):
+    return ((1 - weight) * old + weight * new).astype(old.dtype)
+
   return jax.tree.map(mix, state.anchor, params)
 
 

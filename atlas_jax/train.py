@@ -123,7 +123,9 @@ def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
 
 
 def _state_args(config, recipe: Recipe):
-  optimizer_of = lambda params: optim.build(params, **config.optim)
+  def optimizer_of(params):
+    return optim.build(params, **config.optim)
+
   with_reference = recipe.update.reference is not None
   return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
 
@@ -135,7 +137,10 @@ def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
     config, recipe, mesh: of the run.
     loaded: what `recipe.load` gave.
   """
-  init = lambda: states.first(recipe.init, config.seed).frozen
+
+  def init():
+    return states.first(recipe.init, config.seed).frozen
+
   wanted = jax.eval_shape(init)
   if not loaded.frozen:
     return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
@@ -148,7 +153,9 @@ def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
 
 def _start(run_: Run) -> TrainState:
   """Restores state and source from the newest checkpoint or makes the first state; sets what is frozen."""
-  config, recipe, saver = run_.config, run_.recipe, run_.saver
+  config = run_.config
+  recipe = run_.recipe
+  saver = run_.saver
   abstract, _ = abstract_state(config, recipe, run_.mesh)
   fresh = saver.latest_step() is None
   loaded = LoadedParams() if recipe.load is None else recipe.load(run_.mesh, fresh)
@@ -164,7 +171,8 @@ def _start(run_: Run) -> TrainState:
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
-  run_.earlier_s, run_.idle = float(meta["seconds"]), Idle(config, in_row=int(meta.get("idle_in_row", 0)))
+  run_.earlier_s = float(meta["seconds"])
+  run_.idle = Idle(config, in_row=int(meta.get("idle_in_row", 0)))
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
   run_.ledger.resume(meta.get("times"))
   say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
@@ -263,7 +271,9 @@ def _run(run_: Run) -> dict:
 
 def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, bool]:
   """Makes updates until the end or until the run is asked to stop; says which."""
-  config, recipe, times = run_.config, run_.recipe, run_.ledger
+  config = run_.config
+  recipe = run_.recipe
+  times = run_.ledger
   step = jit_step(config, recipe, run_.mesh, state)
   clock = Clock(profile.run_peak_flops(run_.mesh.devices.flatten()), unit=recipe.accounting.unit)
   pending: tuple[int, Sent, EvalOut | None] | None = None  # The step that is not read yet.
@@ -285,7 +295,8 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
       pending = (run_.step, sent, told)
       if not stopped and _due(run_.step, config):
-        stopped, pending = _observe(run_, *pending, clock, bar), None
+        stopped = _observe(run_, *pending, clock, bar)
+        pending = None
         stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
         clock.restart()
     if pending is not None:

@@ -110,7 +110,8 @@ def group_norms(tree) -> dict[str, jax.Array]:
 
 def update_to_weight_ratio(updates, params) -> dict[str, jax.Array]:
   """Returns, for every group, the norm of its update over the norm of its weights, float32 []."""
-  update_norms, weight_norms = group_norms(updates), group_norms(params)
+  update_norms = group_norms(updates)
+  weight_norms = group_norms(params)
   return {group: update_norms[group] / jnp.maximum(weight_norms[group], _SMALLEST_NORM)
           for group in update_norms}
 

@@ -44,9 +44,14 @@ class Arithmetic:
     if style not in STYLES:
       raise ValueError(f"style={style!r} is unknown; known styles: {', '.join(STYLES)}")
     problems.check_split(split, held_out_frac)
-    self._digits, self._operations, self._carries = (low, high), operations, carries and tuple(carries)
-    self._style, self._prompt = style, prompt
-    self._split, self._held_out_frac, self._seed = split, held_out_frac, seed
+    self._digits = (low, high)
+    self._operations = operations
+    self._carries = carries and tuple(carries)
+    self._style = style
+    self._prompt = prompt
+    self._split = split
+    self._held_out_frac = held_out_frac
+    self._seed = seed
     self.fingerprint = json.dumps(["arithmetic", operations, low, high, self._carries, style, prompt, split,
                                    held_out_frac, seed])
     self.problem(0)
@@ -56,7 +61,8 @@ class Arithmetic:
     draws = problems.StableRandom(self._seed, index)
     for _ in range(TRIES):
       op = self._operations[draws.below(len(self._operations))]
-      a, b = self._operand(draws), self._operand(draws)
+      a = self._operand(draws)
+      b = self._operand(draws)
       if op == "-" and a < b:
         a, b = b, a
       hard = count_carries(op, a, b)
@@ -97,7 +103,8 @@ def count_carries(op: str, a: int, b: int) -> int:
     return sum(carry for _, _, carry, _ in _columns(a, b, 1))
   if op == "-":
     return sum(carry for _, _, carry, _ in _columns(a, b, -1))
-  total, carries = 0, 0
+  total = 0
+  carries = 0
   for place, digit in enumerate(reversed(str(b))):
     carry = 0
     for other in reversed(str(a)):
@@ -117,22 +124,28 @@ def solve(op: str, a: int, b: int) -> tuple[int, str]:
     a, b: the operands.
   """
   if op == "*":
-    answer, steps = a * b, _products(a, b)
+    answer = a * b
+    steps = _products(a, b)
   else:
     sign = 1 if op == "+" else -1
-    answer, steps = a + sign * b, [_column_text(op, *column) for column in _columns(a, b, sign)]
+    answer = a + sign * b
+    steps = [_column_text(op, *column) for column in _columns(a, b, sign)]
   return answer, " ".join([*steps, f"#### {answer}"])
 
 
 def _columns(a: int, b: int, sign: int) -> list[tuple[int, int, int, int]]:
   """Returns (digit of a, digit of b, whether it carries, carry from the column before), the lowest first."""
-  columns, carry = [], 0
+  columns = []
+  carry = 0
   while True:
-    before, x, y = carry, a % 10, b % 10
+    before = carry
+    x = a % 10
+    y = b % 10
     total = x + sign * (y + before)
     carry = int(total > 9 or total < 0)
     columns.append((x, y, carry, before))
-    a, b = a // 10, b // 10
+    a = a // 10
+    b = b // 10
     if not (a or b):
       return columns
 
@@ -147,7 +160,8 @@ def _column_text(op: str, x: int, y: int, carries: int, before: int) -> str:
 def _products(a: int, b: int) -> list[str]:
   """Returns a times every digit of b in its place, and the running sums."""
   parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b))) if digit != "0"] or [0]
-  steps, total = [f"{a}*{part}={a * part}" for part in parts], a * parts[0]
+  steps = [f"{a}*{part}={a * part}" for part in parts]
+  total = a * parts[0]
   for part in parts[1:]:
     steps.append(f"{total}+{a * part}={total + a * part}")
     total += a * part

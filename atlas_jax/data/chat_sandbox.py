@@ -42,7 +42,8 @@ def compiled(source: str, name: str = "the chat template"):
     raise ValueError(f"{name} has {len(source)} characters, more than {SOURCE_CHARS}; give "
                      "another")
   sandbox = environment()
-  _now.until, _now.made = time.monotonic() + SECONDS, 0
+  _now.until = time.monotonic() + SECONDS
+  _now.made = 0
   try:
     return sandbox.from_string(source)
   except Exception as error:  # Of the parser, and of Python's where blocks lie too deep in one another.
@@ -55,7 +56,8 @@ def render(template, **values) -> str:
   Raises:
     TemplateRefusal: for whatever it raises, and if it passes a bound.
   """
-  _now.until, _now.made = time.monotonic() + SECONDS, 0
+  _now.until = time.monotonic() + SECONDS
+  _now.made = 0
   try:
     return template.render(**values)
   except Exception as error:  # A template may raise whatever Python does.
@@ -96,7 +98,8 @@ def environment():
 def _jinja() -> SimpleNamespace:
   try:
     jinja, sandbox, visitor = map(importlib.import_module, ("jinja2", "jinja2.sandbox", "jinja2.visitor"))
-    extensions, nodes = importlib.import_module("jinja2.ext"), importlib.import_module("jinja2.nodes")
+    extensions = importlib.import_module("jinja2.ext")
+    nodes = importlib.import_module("jinja2.nodes")
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError("chat templates need the package jinja2: pip install 'atlas_jax[hf]', or give "
                               "prompts as texts and set config.data.chat_template=None") from error
@@ -198,7 +201,9 @@ def kept(value: Any) -> Any:
   if isinstance(value, str):
     _check_chars(len(value))
   elif isinstance(value, list | tuple | dict | set | frozenset):
-    left, chars, number = [value], 0, 0
+    left = [value]
+    chars = 0
+    number = 0
     while left:
       one = left.pop()
       number += 1
@@ -216,7 +221,8 @@ def kept(value: Any) -> Any:
 
 
 def _concat(pieces) -> str:
-  found, chars = [], 0
+  found = []
+  chars = 0
   for piece in pieces:
     chars += len(piece)
     _check_chars(chars)

@@ -54,7 +54,10 @@ class Template:
       ValueError: if the template cannot be read.
       ModuleNotFoundError: if the extra `hf` is missing.
     """
-    self.source, self._values, self._specials, self._name = source, dict(values), dict(specials), name
+    self.source = source
+    self._values = dict(values)
+    self._specials = dict(specials)
+    self._name = name
     self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
     longest_first = sorted(self._specials, key=len, reverse=True)
     self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -156,13 +159,15 @@ class Template:
     if not turns:
       raise ValueError("all turns of the assistant that could be learnt have weight 0; there is nothing to "
                        "learn from them, leave them out")
-    shielded, said = self._shielded(messages), self._shielded(values)
+    shielded = self._shielded(messages)
+    said = self._shielded(values)
     found = (self._marked_parts(shielded, said, turns, learn) if self._marked
              else self._parts(shielded, said, turns))
     return [(number, self._coded(parts, tokenizer)) for number, parts in found]
 
   def _coded(self, parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Encoded:
-    ids, learnt = [], []
+    ids = []
+    learnt = []
     for text, counts in parts:
       for piece, inside in self._trimmed(text) if counts else [(text, False)]:
         ids.append(self._encode(piece, tokenizer))
@@ -188,12 +193,14 @@ class Template:
     """Returns rows of (text, whether it is to learn), by rendering the chat up to each turn that is."""
     whole = self._render(messages, False, values)
     spans = {number: self._span(messages, number, values) for number in turns}
-    rows, left = [], list(turns)
+    rows = []
+    left = list(turns)
     while left:
       text = spans[left[-1]][1]
       text = whole if not rows and whole.startswith(text) else text
       here = [number for number in left if text.startswith(spans[number][1])]
-      parts, at = [], 0
+      parts = []
+      at = 0
       for before, after in (spans[number] for number in here):
         parts += [(text[at:len(before)], False), (text[len(before):len(after)], True)]
         at = len(after)
@@ -222,7 +229,8 @@ class Template:
   def _marked_parts(self, messages, values, turns: Sequence[int], learn: str):
     """Returns one row of (text, whether it is to learn) by the marks of {% generation %}."""
     pieces = re.split(f"{OPEN}(.*?){CLOSE}", self._render(messages, False, values), flags=re.DOTALL)
-    marks, spoken = len(pieces) // 2, chat_messages.turns(messages)
+    marks = len(pieces) // 2
+    spoken = chat_messages.turns(messages)
     if not marks:
       raise ValueError("the assistant says nothing in these messages; there is nothing to learn from them")
     if learn == "all" and len(turns) < len(spoken) and marks != len(spoken):
@@ -252,7 +260,8 @@ class Template:
 
   def _encode(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Returns the ids of a rendered text, int32."""
-    pieces, at = [], 0
+    pieces = []
+    at = 0
     for found in self._pattern.finditer(text):
       pieces += [self._plain(text[at:found.start()], tokenizer), [self._specials[found[0]]]]
       at = found.end()
@@ -292,7 +301,8 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   path = path.parent if path.is_file() else path
   if path.is_dir():
     inventory.check_sealed(path, remedy=REMEDY)
-  settings, file = _json(path / "tokenizer_config.json"), path / "tokenizer.json"
+  settings = _json(path / "tokenizer_config.json")
+  file = path / "tokenizer.json"
   content = tokenizer_json.read(file, remedy=REMEDY) if file.is_file() else {"added_tokens": []}
   parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   if '"Metaspace"' in parts or '"Prepend"' in parts:
@@ -316,7 +326,8 @@ def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None
   file = path / FILES[1]
   source = _json(file).get("chat_template")
   if not source:
-    file, source = path / FILES[2], settings.get("chat_template")
+    file = path / FILES[2]
+    source = settings.get("chat_template")
   if isinstance(source, list):
     named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
     source = named[0].get("template") if named else None

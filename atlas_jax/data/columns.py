@@ -80,8 +80,10 @@ def _not_shown(problem: Problem, needs: Needs) -> list[str]:
     return names
   views = _views([message for messages, _ in parts for message in messages], needs)
   for key, name in fields.items():
-    without = lambda messages, key=key: [{one: x for one, x in message.items() if one != key}
-                                         for message in messages]
+    def without(messages, key=key):
+      return [{one: x for one, x in message.items() if one != key}
+              for message in messages]
+
     if needs.template is None or not _differs(needs.template, views, problem.values, key, without):
       if key == CALLS and needs.template is not None:
         raise ValueError(f"{name} are calls of tools, which the chat template does not show; leave the row "

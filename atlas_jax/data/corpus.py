@@ -127,12 +127,16 @@ def _expand(pattern: str, *, prefix: bool) -> list[tuple[str, pathlib.Path]]:
   path = pathlib.Path(pattern).expanduser()
   wild = next((n for n, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
   if path.is_dir():
-    base, files = path, [file for file in path.rglob("*") if file.name.endswith(formats.SUFFIXES)]
+    base = path
+    files = [file for file in path.rglob("*") if file.name.endswith(formats.SUFFIXES)]
     fault = f"holds no file that ends in {', '.join(formats.SUFFIXES)}; for others give a glob"
   elif path.is_file() or wild is None:
-    base, files, fault = path.parent, [path], "is no file or folder; give one, or a glob in quotes"
+    base = path.parent
+    files = [path]
+    fault = "is no file or folder; give one, or a glob in quotes"
   else:
-    base, fault = pathlib.Path(*path.parts[:wild]), "matches no file"
+    base = pathlib.Path(*path.parts[:wild])
+    fault = "matches no file"
     files = [pathlib.Path(file) for file in glob.glob(str(path), recursive=True)]
   files = [file for file in files if file.is_file()]
   if not files:

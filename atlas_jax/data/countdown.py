@@ -40,8 +40,13 @@ class Countdown:
     if size < 2 or max_number < 2 or max_target < 2:
       raise ValueError(f"size={size}, max_number={max_number} and max_target={max_target} must be 2 or more")
     problems.check_split(split, held_out_frac)
-    self._size, self._max_number, self._max_target, self._prompt = size, max_number, max_target, prompt
-    self._split, self._held_out_frac, self._seed = split, held_out_frac, seed
+    self._size = size
+    self._max_number = max_number
+    self._max_target = max_target
+    self._prompt = prompt
+    self._split = split
+    self._held_out_frac = held_out_frac
+    self._seed = seed
     self.fingerprint = json.dumps(["countdown", size, max_number, max_target, prompt, split, held_out_frac,
                                    seed])
     self.problem(0)
@@ -108,7 +113,9 @@ class _ExpressionParser:
   """Reads an expression by recursive descent: a sum of products of numbers and sums in parentheses."""
 
   def __init__(self, words: list[str]):
-    self.words, self.at, self.numbers = words, 0, []
+    self.words = words
+    self.at = 0
+    self.numbers = []
 
   def _take(self, choices: str) -> str:
     """Returns the next word and goes past it, if it is one of the signs; else ""."""
@@ -156,7 +163,8 @@ def _combine(numbers: Sequence[int], draws: problems.StableRandom) -> tuple[int,
   Returns:
     (value, expression, one "a+b=c" per sign).
   """
-  pool, steps = [(number, str(number)) for number in numbers], []
+  pool = [(number, str(number)) for number in numbers]
+  steps = []
   while len(pool) > 1:
     a, left = pool.pop(draws.below(len(pool)))
     b, right = pool.pop(draws.below(len(pool)))

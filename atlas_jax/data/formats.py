@@ -16,7 +16,8 @@ from atlas_jax.files.damage import Damaged
 
 PLAIN = (".txt", ".text", ".md", ".rst", ".tex", ".py")
 JSON_LINES = (".jsonl", ".ndjson")
-PARQUET, ARRAY_RECORD = (".parquet",), (".array_record", ".arrayrecord")
+PARQUET = (".parquet",)
+ARRAY_RECORD = (".array_record", ".arrayrecord")
 COMPRESSED = ("", ".gz", ".zst")
 LINES_OR_PLAIN = tuple(kind + packed for kind in (*PLAIN, *JSON_LINES) for packed in COMPRESSED)
 SUFFIXES = LINES_OR_PLAIN + PARQUET + ARRAY_RECORD

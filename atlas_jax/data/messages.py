@@ -108,7 +108,8 @@ def _message(where: str, message: Any) -> dict:
 
 
 def _of_share_gpt(where: str, kept: Mapping[str, Any]) -> dict:
-  speaker, value = kept["from"], kept.get("value")
+  speaker = kept["from"]
+  value = kept.get("value")
   if speaker not in SPEAKERS:
     raise ValueError(f"{where} is from {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
   others = {name: one for name, one in kept.items() if name not in ("from", "value")}

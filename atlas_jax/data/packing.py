@@ -74,13 +74,16 @@ class PackingPlan:
     if align_tokens < 1 or segment_len % align_tokens:
       raise ValueError(f"config.data.segment_len={segment_len} is not a multiple of "
                        f"config.data.align_tokens={align_tokens} (the chunk size of the memory)")
-    self.batch_rows, self.segment_len = batch_rows, segment_len
-    self.align_tokens, self.seed = align_tokens, seed
+    self.batch_rows = batch_rows
+    self.segment_len = segment_len
+    self.align_tokens = align_tokens
+    self.seed = seed
     self.lengths = np.append(np.asarray(lengths, np.int64), -1)  # The last one stands for "no document".
     self._aligned = aligned_lengths(self.lengths[:-1], align_tokens)
     self.steps_per_epoch = self._count_steps(int(self._aligned.sum()), max_tokens)
     self.tokens_per_epoch = self.steps_per_epoch * batch_rows * segment_len
-    self._lock, self._epochs = threading.Lock(), {}
+    self._lock = threading.Lock()
+    self._epochs = {}
 
   def _count_steps(self, total: int, max_tokens: int | None) -> int:
     step_tokens = self.batch_rows * self.segment_len
@@ -148,7 +151,8 @@ def read_row(plan: PackingPlan, tokens: Tokens, step: int, row: int) -> dict:
   at = plan.places(step, row)
   length_T = plan.lengths[at.document_T]
   first_T = tokens.starts[np.maximum(at.document_T, 0)]
-  inputs_here_T, targets_here_T = at.real_T & (at.offset_T > 0), at.real_T & (at.offset_T < length_T)
+  inputs_here_T = at.real_T & (at.offset_T > 0)
+  targets_here_T = at.real_T & (at.offset_T < length_T)
   tokens_T = _gather(tokens, first_T + at.offset_T - 1, inputs_here_T)
   targets_T = _gather(tokens, first_T + at.offset_T, targets_here_T)
   return {
@@ -168,7 +172,8 @@ class Orders:
 
   def __init__(self, count: int, seed: int):
     """Takes how many items there are, and the seed of all orders."""
-    self._count, self._seed = count, seed
+    self._count = count
+    self._seed = seed
     self._known: dict[int, np.ndarray] = {}
 
   def item(self, place: int) -> int:

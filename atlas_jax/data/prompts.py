@@ -65,7 +65,8 @@ class ProblemList:
     """
     if not found:
       raise ValueError("there is no problem to ask; give data with at least one row in this split")
-    self._problems, self.count = list(found), len(found)
+    self._problems = list(found)
+    self.count = len(found)
     digest = hashlib.sha256()
     for one in found:
       parts: list[Any] = [one.prompt, one.answer, one.solution, dict(one.extra)]
@@ -177,8 +178,10 @@ class PromptSource:
     if group_size < 1 or batch_rows < 1 or batch_rows % (group_size * process_count):
       raise ValueError(f"config.data.batch_rows={batch_rows} must be a positive multiple of group_size="
                        f"{group_size} times the {process_count} processes")
-    self.group_size, self.step = group_size, 0
-    self._found, self._prompts = found, batch_rows // group_size
+    self.group_size = group_size
+    self.step = 0
+    self._found = found
+    self._prompts = batch_rows // group_size
     share = self._prompts // process_count
     self._mine = range(process_index * share, (process_index + 1) * share)
     self._settings = {"fingerprint": found.fingerprint, "seed": seed, "batch_rows": batch_rows,

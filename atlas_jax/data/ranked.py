@@ -46,9 +46,13 @@ def encode(found: Sequence[AnswerGroup], tokenizer: tokenizers.Tokenizer, *, seg
   """
   if overlong not in OVERLONG:
     raise ValueError(f"config.data.overlong={overlong!r} is unknown; it must be one of {', '.join(OVERLONG)}")
-  kept, long, most = [], [], 0
+  kept = []
+  long = []
+  most = 0
   for group in found:
-    score_G, rows, scores = responses.score_of(group.responses), [], []
+    score_G = responses.score_of(group.responses)
+    rows = []
+    scores = []
     for number in chosen(score_G, max_responses):
       where = f"{group.where}: responses[{number}]"
       problem = problems.Problem(where, group.prompt, None, group.responses[number].text,
@@ -122,10 +126,15 @@ class RankedSource:
     if batch_rows < 1 or batch_rows % process_count:
       raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the "
                        f"{process_count} processes")
-    self._found, self._batch_rows, self._doc_id, self._seed = list(found), batch_rows, doc_id, seed
+    self._found = list(found)
+    self._batch_rows = batch_rows
+    self._doc_id = doc_id
+    self._seed = seed
     longest = max(len(row.ids_T) - 1 for one in found for row in one.rows)
-    self.count, self.group_size = len(found), max(len(one.rows) for one in found)
-    self.segment_len, self.step = -(-longest // align_tokens) * align_tokens, 0
+    self.count = len(found)
+    self.group_size = max(len(one.rows) for one in found)
+    self.segment_len = -(-longest // align_tokens) * align_tokens
+    self.step = 0
     share = batch_rows // process_count
     self._mine = range(process_index * share, (process_index + 1) * share)
     self.fingerprint = _fingerprint(found)
@@ -238,8 +247,11 @@ def load(*, files: str | None, eval_files: str | None, name: str, held_out_frac:
     if eval_files is not None:
       raise ValueError(f"config.ranked.eval_files={eval_files!r} needs config.data.files, the groups to "
                        "train on; scripts/prepare_grpo_data.py --out=data makes both")
-    made = lambda split, count: ranked_tasks.make(name, split=split, count=count, seed=seed,
-                                                  held_out_frac=held_out_frac, options=options)
+
+    def made(split, count):
+      return ranked_tasks.make(name, split=split, count=count, seed=seed,
+                               held_out_frac=held_out_frac, options=options)
+
     return made("train", MADE_PROMPTS), made("held_out", MADE_PROMPTS // 10) if held_out_frac else []
   found = _read("data.files", files, fields, template)
   if eval_files is None:

@@ -62,7 +62,8 @@ def group(name: str, problem: Problem, draws: StableRandom, *, scores: bool) -> 
 
 def sums(problem: Problem, draws: StableRandom) -> list[tuple[str, str]]:
   """Returns (kind, text) of candidates for a sum."""
-  a, b = problem.extra["a"], problem.extra["b"]
+  a = problem.extra["a"]
+  b = problem.extra["b"]
   places = max(len(str(a)), len(str(b))) - 1
   slips = [(a + b + 1, f"#### {a + b + 1}")]  # Of one column, without a carry to slip on.
   if places:
@@ -78,10 +79,15 @@ def slipped(a: int, b: int, column: int) -> tuple[int, str]:
     a, b: the operands.
     column: which column, 0 for the lowest; not the highest.
   """
-  steps, total, carry, place = [], 0, 0, 0
+  steps = []
+  total = 0
+  carry = 0
+  place = 0
   while a or b or not place:
-    x, y = a % 10, b % 10
-    a, b = a // 10, b // 10
+    x = a % 10
+    y = b % 10
+    a = a // 10
+    b = b // 10
     value = x + y + carry
     steps.append(f"{x}+{y}{'+1' if carry else ''}={value}")
     total += (value % 10 if a or b else value) * 10**place

@@ -121,7 +121,8 @@ def _json_lines(file: pathlib.Path) -> Iterator[Record]:
   try:
     with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as opened:
       for number, line in enumerate(opened, start=1):
-        where, text = f"{file}:{number}", _text(f"{file}:{number}", line).strip()
+        where = f"{file}:{number}"
+        text = _text(f"{file}:{number}", line).strip()
         if number == 1 and text.startswith("["):
           raise ValueError(f"{where}: begins with '[' as a JSON list does, not with an object; name the file "
                            f"{file.name.partition('.')[0]}.json")
@@ -170,7 +171,8 @@ def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
   line = 1
   try:
     for row in cells:
-      where, line = f"{file}:{line}", cells.line_num + 1
+      where = f"{file}:{line}"
+      line = cells.line_num + 1
       if not any(cell.strip() for cell in row):
         continue
       if not names:

@@ -75,7 +75,8 @@ def parse_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
     listed = row.get("responses")
     if isinstance(listed, str) and listed.lstrip().startswith("["):
       listed = chat_messages.parsed(where, "responses", listed)
-    found, own = _responses(where, listed, renumber), ["responses"]
+    found = _responses(where, listed, renumber)
+    own = ["responses"]
     ignored += dict.fromkeys(f"responses[].{name}" for one in listed or () if isinstance(one, Mapping)
                              for name, value in one.items() if name not in PARTS and value is not None)
   assert prompt is not None  # `_preference` finds one.
@@ -108,9 +109,11 @@ def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields
     raise ValueError(f"{where}: has no 'prompt'; it has {', '.join(map(repr, row)) or 'nothing'}"
                      f"{row_formats.misspelt(row)}. A row is {FORM}")
   asked = row_formats.prompt_of(where, row, given, names, fields)
-  prompt, ignored = asked.prompt, []
+  prompt = asked.prompt
+  ignored = []
   if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
-    prompt, ignored = prompt[:-1], [f"{asked.columns[0]}[-1]"]
+    prompt = prompt[:-1]
+    ignored = [f"{asked.columns[0]}[-1]"]
     if not prompt:
       raise ValueError(f"{where}: {asked.columns[0]!r} has nothing before the assistant's; put the prompt "
                        "there")
@@ -219,7 +222,8 @@ def _parts(where: str, one: Any) -> tuple[str, int | None, float | None]:
   if not isinstance(one, Mapping):
     raise ValueError(f"{where} is {_kind(one)}; responses are all texts, the best first, or all objects with "
                      "'text' and 'rank'")
-  rank, score = one.get("rank"), one.get("score")
+  rank = one.get("rank")
+  score = one.get("score")
   # Tables hold whole numbers as floats where some are missing.
   is_whole = isinstance(rank, int) or isinstance(rank, float) and rank.is_integer()
   if rank is not None and (isinstance(rank, bool) or not is_whole or rank < 1):
@@ -296,7 +300,8 @@ def warn(found: Sequence[AnswerGroup]) -> None:
 
 def is_contrary(group: AnswerGroup) -> bool:
   """Returns whether some response of better rank is worth less than one of worse rank."""
-  rank_G, score_G = np.array([one.rank for one in group.responses]), score_of(group.responses)
+  rank_G = np.array([one.rank for one in group.responses])
+  score_G = score_of(group.responses)
   return bool(((rank_G[:, None] < rank_G[None]) & (score_G[:, None] < score_G[None])).any())
 
 
@@ -318,7 +323,10 @@ def split(found: Sequence[AnswerGroup], held_out_frac: float) -> tuple[list[Answ
   places = [problems.share(one) for one in keys]
   below = problems.threshold(places, held_out_frac, "prompt")
   held_out = [place < below for place in places]
-  side = lambda wanted: [group for group, is_out in zip(found, held_out, strict=True) if is_out == wanted]
+
+  def side(wanted):
+    return [group for group, is_out in zip(found, held_out, strict=True) if is_out == wanted]
+
   return side(False), side(True)
 
 
@@ -356,7 +364,8 @@ def counts(found: Sequence[AnswerGroup]) -> dict:
   for group in found:
     score_G = score_of(group.responses)
     ordered = int((score_G[:, None] > score_G[None]).sum())
-    pairs, ties = pairs + ordered, ties + len(score_G) * (len(score_G) - 1) // 2 - ordered
+    pairs = pairs + ordered
+    ties = ties + len(score_G) * (len(score_G) - 1) // 2 - ordered
   sizes = Counter(len(group.responses) for group in found)
   return {"prompts": len({key(group) for group in found}), "groups": len(found),
           "responses": sum(size * n for size, n in sizes.items()), "pairs": pairs, "tied_pairs": ties,

@@ -18,9 +18,14 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
   "answer": ("ground_truth", "answer", "solution", "expected_answer"),
   "solution": ("completion", "response", "output"),
 }
-INSTRUCTION, INPUTS, HISTORY = "instruction", ("input", "context"), "history"
+INSTRUCTION = "instruction"
+INPUTS = ("input", "context")
+HISTORY = "history"
 SYSTEM = ("system", "system_prompt")
-TOOLS, FUNCTIONS, PARALLEL, VALUES = "tools", "functions", "parallel_tool_calls", "chat_template_kwargs"
+TOOLS = "tools"
+FUNCTIONS = "functions"
+PARALLEL = "parallel_tool_calls"
+VALUES = "chat_template_kwargs"
 RESERVED = ("messages", "add_generation_prompt")  # What `chats.Template.render` gives to a template itself.
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # A row of a teaching dataset: the student's approach, what is wrong with it, and what to teach.
@@ -65,7 +70,8 @@ def read(where: str, row: Mapping[str, Any], fields: Mapping[str, str] | None = 
     ValueError: naming the place and the columns that are missing, contradict one another, or are not what
       they should be.
   """
-  names, fields = names_of(fields), fields or {}
+  names = names_of(fields)
+  fields = fields or {}
   given = {column: value for column, value in row.items() if not is_empty(value)}
   check_media(where, given)
   asked = prompt_of(where, row, given, names, fields)
@@ -231,7 +237,10 @@ def _solution(where: str, column: str, value: Any, prompt: str | list[dict]) -> 
 def after(prompt: str | list[dict], said: list[dict]) -> list[dict]:
   """Returns messages without the prompt, if they begin with it."""
   asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-  key = lambda message: (message["role"], message["content"].strip())
+
+  def key(message):
+    return (message["role"], message["content"].strip())
+
   repeated = [key(one) for one in said[:len(asked)]] == [key(one) for one in asked]
   return said[len(asked):] if repeated else said
 

@@ -54,7 +54,10 @@ def encode(found: Sequence[Problem], tokenizer: tokenizers.Tokenizer, *, segment
     raise ValueError(f"config.data.turns={turns!r} must be one of {', '.join(TURNS)}, and "
                      f"config.data.overlong={overlong!r} one of {', '.join(OVERLONG)}")
   each = [row for problem in found for row in chats.rows(problem, tokenizer, template, turns=turns, **values)]
-  kept, cut, skipped, most = [], [], [], 0
+  kept = []
+  cut = []
+  skipped = []
+  most = 0
   for where, coded in each:
     example = Example(where, *coded)
     if len(example.ids_T) > segment_len + 1:
@@ -135,13 +138,19 @@ class SftSource:
     if segment_len % align_tokens:
       raise ValueError(f"config.data.segment_len={segment_len} is not a multiple of "
                        f"config.data.align_tokens={align_tokens}")
-    self._examples, self._align, self._doc_id, self._seed = examples, align_tokens, doc_id, seed
+    self._examples = examples
+    self._align = align_tokens
+    self._doc_id = doc_id
+    self._seed = seed
     sizes = [-(-(len(one.ids_T) - 1) // align_tokens) * align_tokens for one in examples]
     if max(sizes) > segment_len:
       raise ValueError(f"an example has {max(sizes)} tokens, config.data.segment_len={segment_len}; encode "
                        f"them with this segment_len")
     self._layout = pack(sizes, segment_len) if packed else [[item] for item in range(len(examples))]
-    self.rows, self.step, self._length, self._batch_rows = len(self._layout), 0, segment_len, batch_rows
+    self.rows = len(self._layout)
+    self.step = 0
+    self._length = segment_len
+    self._batch_rows = batch_rows
     self.steps_per_epoch = -(-self.rows // batch_rows)
     share = batch_rows // process_count
     self._mine = range(process_index * share, (process_index + 1) * share)

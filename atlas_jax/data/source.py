@@ -97,7 +97,9 @@ class InVocabulary:
       name: of config.data.source.
       vocab_size: of the model.
     """
-    self._source, self._name, self._vocab_size = source, name, vocab_size
+    self._source = source
+    self._name = name
+    self._vocab_size = vocab_size
 
   def __getattr__(self, name: str):
     return getattr(self._source, name)

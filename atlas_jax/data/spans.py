@@ -49,7 +49,10 @@ def align(student_bytes_T, teacher_bytes_T, common_bytes: int) -> Spans:
   left, right = (end[length > 0] for end, length in zip(ends, sides))
   shared_N = np.intersect1d(left, right)
   shared_N = shared_N[shared_N <= common_bytes]
-  spans, firsts, counts, bare = [], [], [], np.zeros(len(shared_N), bool)
+  spans = []
+  firsts = []
+  counts = []
+  bare = np.zeros(len(shared_N), bool)
   for end, length in zip(ends, sides):
     span_T = np.searchsorted(shared_N, end)
     span_T[span_T == len(shared_N)] = -1
@@ -64,7 +67,10 @@ def align(student_bytes_T, teacher_bytes_T, common_bytes: int) -> Spans:
 
 def with_end(spans: Spans) -> Spans:
   """Adds the span of the ids that end the text, one behind the others on either side."""
-  add = lambda x, value: np.append(x, value).astype(x.dtype)
+
+  def add(x, value):
+    return np.append(x, value).astype(x.dtype)
+
   n = len(spans.single_N)
   return Spans(add(spans.student_T, n), add(spans.teacher_T, n),
                add(spans.student_first_N, len(spans.student_T)),

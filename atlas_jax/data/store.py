@@ -24,7 +24,8 @@ from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.files import arrays, inventory, json_file, write
 from atlas_jax.files.damage import Damaged
 
-MANIFEST, PARTS = "manifest.json", ("lengths", "split", "names")
+MANIFEST = "manifest.json"
+PARTS = ("lengths", "split", "names")
 REMEDY = "delete that folder, it is then made again"
 IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: it is read in a second.
 BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
@@ -99,8 +100,12 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) ->
   """Tokenises all documents into `file`, an open binary file, and maps it; Python objects stay few."""
   n_ordinary = 256 if tokenizer.fingerprint == "byte" else tokenizer.vocab_size
   dtype = np.min_scalar_type(n_ordinary - 1)
-  faults, digest = formats.Faults(bad_input_frac), hashlib.sha256()
-  names, n_tokens, split, n_bytes = bytearray(), array.array("q"), array.array("d"), 0
+  faults = formats.Faults(bad_input_frac)
+  digest = hashlib.sha256()
+  names = bytearray()
+  n_tokens = array.array("q")
+  split = array.array("d")
+  n_bytes = 0
   for texts in _batches(corpus.documents(faults)):
     for name, text in texts:
       names += name.replace("\n", " ").encode(errors="surrogateescape") + b"\n"
@@ -128,13 +133,15 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) ->
 
 def _batches(documents):
   """Yields lists of documents of some megabytes each."""
-  batch, size = [], 0
+  batch = []
+  size = 0
   for document in documents:
     batch.append(document)
     size += len(document.text)
     if size > BATCH_BYTES:
       yield batch
-      batch, size = [], 0
+      batch = []
+      size = 0
   yield batch
 
 

@@ -20,7 +20,10 @@ class SegmentRows:
   """Random access to the rows of one process: record i is row i % rows of step first_step + i // rows."""
 
   def __init__(self, plan: packing.PackingPlan, tokens: packing.Tokens, rows: range, first_step: int):
-    self._plan, self._tokens, self._rows, self._first_step = plan, tokens, rows, first_step
+    self._plan = plan
+    self._tokens = tokens
+    self._rows = rows
+    self._first_step = first_step
 
   def __len__(self) -> int:
     left = ENDLESS if self._plan.seed is not None else max(0, self._plan.steps_per_epoch - self._first_step)
@@ -60,14 +63,20 @@ class TextSource:
       rows: this process's rows of the whole batch.
       threads: threads that prepare batches; 0 prepares each when asked.
     """
-    self.tokenizer, self.manifest, self.step = tokenizer, store.manifest, 0
+    self.tokenizer = tokenizer
+    self.manifest = store.manifest
+    self.step = 0
     self.steps_per_epoch = plan.steps_per_epoch
     identity = json.dumps([self.manifest, split], sort_keys=True)
     self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    self._store, self._chosen, self._plan, self._split = store, chosen, plan, split
+    self._store = store
+    self._chosen = chosen
+    self._plan = plan
+    self._split = split
     self._tokens = packing.Tokens(store.ids, store.starts[chosen], store.lengths[chosen],
                                   tokenizer.byte_lengths(), tokenizer.doc_id)
-    self._rows, self._threads = rows, threads
+    self._rows = rows
+    self._threads = threads
     self._batches: Any = None
 
   def next(self, trained=None) -> dict:
@@ -143,7 +152,8 @@ class TextSource:
 
   def _provenance(self, step: int, row: int) -> str:
     at = self._plan.places(step, row)
-    document, tokens = int(at.document_T[0]), self._tokens
+    document = int(at.document_T[0])
+    tokens = self._tokens
     if document < 0:
       return "past the end@0"
     start = int(tokens.starts[document])
@@ -153,7 +163,8 @@ class TextSource:
 
   def text(self, limit_bytes: int | None = None) -> bytes:
     """Returns the first bytes of the split's documents, put together in the corpus's order; None is all."""
-    parts, size = [], 0
+    parts = []
+    size = 0
     for start, length in zip(self._tokens.starts, self._tokens.lengths):
       parts.append(self.tokenizer.decode_bytes(self._tokens.ids[start:start + length]))
       size += len(parts[-1])
@@ -224,7 +235,8 @@ def _choose(store: stores.TokenStore, split: str, held_out_frac: float):
                      f"config.data.name={store.manifest['corpus']!r}; set it above 0")
   noun = f"document of config.data.name={store.manifest['corpus']!r}"
   below = problems.threshold(store.split, held_out_frac, noun)
-  held_out, identity = store.split < below, {"split": split, "held_out_frac": held_out_frac}
+  held_out = store.split < below
+  identity = {"split": split, "held_out_frac": held_out_frac}
   if not np.array_equal(held_out, store.split < held_out_frac):
     identity["held_out_below"] = below  # So few documents that the fraction would leave a split empty.
   return np.flatnonzero(held_out == (split == "held_out")), identity

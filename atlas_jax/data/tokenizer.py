@@ -40,7 +40,9 @@ class Tokenizer(Protocol):
 
 class ByteTokenizer:
   """The 256 byte values and DOC = 256; any text round-trips, broken UTF-8 included."""
-  vocab_size, doc_id, fingerprint = 257, 256, "byte"
+  vocab_size = 257
+  doc_id = 256
+  fingerprint = "byte"
 
   def encode(self, text: str | bytes):
     """Returns the bytes of the text, int32; a str is taken as UTF-8."""
@@ -83,7 +85,9 @@ class TableTokenizer:
       file: what it was read from, copied by `save`.
       kind: "hf" or "sentencepiece".
     """
-    self._encode_texts, self._file, self._kind = encode_texts, file, kind
+    self._encode_texts = encode_texts
+    self._file = file
+    self._kind = kind
     self.doc_id = len(token_bytes) if doc_id is None else doc_id
     self._appended = doc_id is None
     self._bytes = token_bytes + [b""] if self._appended else list(token_bytes)

@@ -87,7 +87,8 @@ def make(recorded: Baseline, path: str, setting: Mapping[str, Any]):
   """
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
-    differ, count = differences(recorded.setting, setting), tree.count(trained.params)
+    differ = differences(recorded.setting, setting)
+    count = tree.count(trained.params)
     if abs(count / recorded.params - 1) > ALIKE:
       differ.append(f"{recorded.params:,} parameters there, {count:,} here")
     if differ:

@@ -22,16 +22,19 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
   Source: the percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552; for few units it is too narrow, by
   the factor that Hesterberg 2014, arXiv:1411.5279, derives.
   """
-  total_N, count_N = np.asarray(total_N, np.float64), np.asarray(count_N, np.float64)
+  total_N = np.asarray(total_N, np.float64)
+  count_N = np.asarray(count_N, np.float64)
   units = len(total_N)
   if units < 2:
     return None
-  draw, means = np.random.default_rng(seed), []
+  draw = np.random.default_rng(seed)
+  means = []
   for first in range(0, DRAWS, size := max(1, AT_ONCE // units)):
     times = draw.multinomial(units, np.full(units, 1 / units), size=min(size, DRAWS - first))
     means.append((times @ total_N) / (times @ count_N))
   low, high = np.quantile(np.concatenate(means), [(1 - SHARE) / 2, (1 + SHARE) / 2])
-  mean, factor = total_N.sum() / count_N.sum(), widening(units)
+  mean = total_N.sum() / count_N.sum()
+  factor = widening(units)
   return float(mean + factor * (low - mean)), float(mean + factor * (high - mean))
 
 

@@ -33,11 +33,13 @@ def make(score, source_factory, mesh: Mesh):
 
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
-    totals, waiting = np.zeros(2), None
+    totals = np.zeros(2)
+    waiting = None
     for batch in _batches(source_factory()):
       # Sums of a batch are read while the next one is computed.
-      totals, waiting = totals + _pair(waiting), sums_of(trained.params, hosts.global_batch(mesh, batch),
-                                                  trained.frozen)
+      totals = totals + _pair(waiting)
+      waiting = sums_of(trained.params, hosts.global_batch(mesh, batch),
+                 trained.frozen)
     nats, tokens = totals + _pair(waiting)
     if not tokens:
       raise ValueError("the held-out examples have no token that counts; raise config.data.held_out_frac")

@@ -56,7 +56,8 @@ def add_up(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = 
 
 def segments(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = None):
   """Yields what each segment of a source gives, as NumPy arrays, equal in every process; see `add_up`."""
-  state, waiting = None, None
+  state = None
+  waiting = None
   for local in batches(source, max_tokens=max_tokens, processes=jax.process_count()):
     batch = hosts.global_batch(mesh, local)
     if state is None:

@@ -118,7 +118,10 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
   weight_BT = jnp.where(batch["doc_BT"] == state.doc_B[:, None], batch["weight_BT"], 0).astype(nlls.dtype)
   partner_B1 = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)[:, None]
   inside_BTN = perplexity.in_buckets(batch["pos_BT"], perplexity.bucket_starts()).astype(nlls.dtype)
-  add = lambda x_BT: jnp.einsum("bt,btn->bn", x_BT, inside_BTN)
+
+  def add(x_BT):
+    return jnp.einsum("bt,btn->bn", x_BT, inside_BTN)
+
   sums = {"doc_B": state.doc_B}  # What counts of a row is of this one document.
   for prefix, counted_BT in (("", weight_BT), ("swapped_", weight_BT * partner_B1)):
     sums |= {f"{prefix}tokens_BN": add(counted_BT), f"{prefix}loss_BN": add(nlls[0] * counted_BT)}
@@ -146,7 +149,10 @@ def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
   fresh = start(learned)
   running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
   old = state.memory.running
-  repeat = lambda new, leaf: jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)
+
+  def repeat(new, leaf):
+    return jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)
+
   rows = jax.tree.map(repeat, running, old)
   return state._replace(memory=state.memory._replace(running=rows))
 
@@ -165,7 +171,8 @@ def by_document(segments: list[dict], names: tuple[str, ...], prefix: str = "") 
     names: ablations.
     prefix: of the sums that count the tokens of these ablations.
   """
-  buckets, keys = len(perplexity.bucket_starts()), ("tokens", "loss", *names)
+  buckets = len(perplexity.bucket_starts())
+  keys = ("tokens", "loss", *names)
   found: dict[tuple[int, int], np.ndarray] = {}  # (row, document) -> [keys, buckets]
   for sums in segments:
     every = np.stack([np.asarray(sums[f"{prefix}{key}_BN"], np.float64) for key in keys])
@@ -188,7 +195,9 @@ def result(whole: Documents, swapped: Documents) -> EvalOut:
   tokens = {name: (swapped if name in swapped.gains else whole).tokens for name in gains}
   buckets = perplexity.bucket_names(perplexity.bucket_starts())
   for name in ABLATIONS:
-    nats_NP, tokens_NP, metric = gains[name], tokens[name], f"eval/memory_gain_{name}_nats"
+    nats_NP = gains[name]
+    tokens_NP = tokens[name]
+    metric = f"eval/memory_gain_{name}_nats"
     scalars |= _mean(metric, nats_NP.sum(1), tokens_NP.sum(1))
     for i, bucket in enumerate(buckets if name in BY_POSITION else ()):
       scalars |= _mean(f"{metric}_by_position/{bucket}", nats_NP[:, i], tokens_NP[:, i])

@@ -40,8 +40,11 @@ class Trigram:
     """
     if vocab_size > 2_000_000:
       raise ValueError(f"vocab_size={vocab_size} must be at most 2000000, or three ids do not fit in 63 bits")
-    self.vocab_size, self.doc_id, self.n_tokens = vocab_size, doc_id, 0
-    self._keys, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    self.vocab_size = vocab_size
+    self.doc_id = doc_id
+    self.n_tokens = 0
+    self._keys = np.zeros(0, np.int64)
+    self._counts = np.zeros(0, np.int64)
     self._waiting: list[np.ndarray] = []
     self._ahead: dict | None = None      # Last column of the batch before, for contexts that cross batches.
     self._orders: list | None = None     # Tables made from the counts, dropped when counts change.
@@ -94,7 +97,9 @@ class Trigram:
     Raises:
       ValueError: if the batches hold no byte.
     """
-    bits, n_bytes, ahead = 0.0, 0, None
+    bits = 0.0
+    n_bytes = 0
+    ahead = None
     for batch in batches:
       keys, ahead = _trigrams(batch, ahead, self.vocab_size, self.doc_id)
       bits -= float(np.log2(self.probability(keys)).sum())

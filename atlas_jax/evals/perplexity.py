@@ -72,7 +72,10 @@ def segment_sums(nll_BT, batch: dict, starts: list[int]) -> dict:
   weight_BT = batch["weight_BT"].astype(nll_BT.dtype)
   inside = in_buckets(batch["pos_BT"], starts).astype(nll_BT.dtype)
   # Along rows last: partial sums stay small, and float32 loses less.
-  add = lambda x_BT: jnp.sum(jnp.sum(inside * x_BT[..., None], axis=1), axis=0)
+
+  def add(x_BT):
+    return jnp.sum(jnp.sum(inside * x_BT[..., None], axis=1), axis=0)
+
   bytes_ = jnp.sum(jnp.where(weight_BT > 0, batch["bytes_BT"], 0))
   return {"nats": add(nll_BT * weight_BT), "tokens": add(weight_BT), "bytes": bytes_}
 

@@ -37,7 +37,8 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
     if not pairs:
       raise ValueError(f"none of the {len(found)} held-out problems can be asked: their prompts are longer "
                        "than config.data.max_prompt_tokens")
-    asked, written = [problem for problem, _ in pairs], [one for _, one in pairs]
+    asked = [problem for problem, _ in pairs]
+    written = [one for _, one in pairs]
     reward_B, each = grade(asked, written, step=step)
     right_B = each[grader]
     graded_B = ~np.isnan(right_B)

@@ -65,13 +65,21 @@ def orders(logprob_BGT, batch) -> dict:
     [B] arrays: "pairs" with an order and "pairs_right" of them; "top1_prompts", 1 where there is such a pair,
     and "top1" where besides the likeliest response is a best one; "best_nats" per token of the best response.
   """
-  mask_BGT, score_BG, valid_BG = batch["mask_BGT"], batch["score_BG"], batch["valid_BG"]
+  mask_BGT = batch["mask_BGT"]
+  score_BG = batch["score_BG"]
+  valid_BG = batch["valid_BG"]
   count_BG = jnp.maximum(jnp.sum(mask_BGT, axis=-1), 1).astype(logprob_BGT.dtype)
   mean_BG = jnp.sum(jnp.where(mask_BGT, logprob_BGT, 0), axis=-1) / count_BG
   _, pairs_B, share_B = ranked.pair_loss(mean_BG, score_BG, valid_BG)
-  among = lambda x_BG: jnp.where(valid_BG, x_BG, -jnp.inf)
-  take = lambda x_BG, at_B: jnp.take_along_axis(x_BG, at_B[:, None], axis=1)[:, 0]
-  best_B, likeliest_B = jnp.argmax(among(score_BG), axis=1), jnp.argmax(among(mean_BG), axis=1)
+
+  def among(x_BG):
+    return jnp.where(valid_BG, x_BG, -jnp.inf)
+
+  def take(x_BG, at_B):
+    return jnp.take_along_axis(x_BG, at_B[:, None], axis=1)[:, 0]
+
+  best_B = jnp.argmax(among(score_BG), axis=1)
+  likeliest_B = jnp.argmax(among(mean_BG), axis=1)
   choice_B = (pairs_B > 0).astype(mean_BG.dtype)
   is_best_B = take(score_BG, likeliest_B) == take(score_BG, best_B)
   there_B = jnp.any(valid_BG, axis=1)

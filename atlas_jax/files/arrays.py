@@ -57,7 +57,8 @@ def read_npz(file, *, kinds: str = "biufU", remedy: str = AGAIN) -> dict[str, np
     Damaged: naming the file and the member that is damaged.
     OSError: if there is no such file, or it may not be read.
   """
-  path, found = pathlib.Path(file), {}
+  path = pathlib.Path(file)
+  found = {}
   with told(file, _NPZ, remedy), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
     for info in archive.infolist():
       if info.file_size > MOST_RATIO * max(info.compress_size, 1):

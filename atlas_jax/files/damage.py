@@ -17,7 +17,9 @@ class Damaged(ValueError):
 
   def __init__(self, file, why: object, remedy: str = AGAIN, *, line: int | None = None):
     """Takes what the message says; `line` is counted from 1."""
-    self.file, self.why, self.remedy = file, one_line(why), remedy
+    self.file = file
+    self.why = one_line(why)
+    self.remedy = remedy
     place = f"{file}" if line is None else f"{file}:{line}"
     super().__init__(f"{place}: {self.why}; {remedy}")
 

@@ -48,7 +48,8 @@ def parse(text: str, *, nan: bool = False) -> Any:
 
 def depth_of(value: Any, numbers: bool = False) -> int:
   """Counts the lists and objects that lie in one another; with `numbers` refuses those that are too large."""
-  level, depth = [value], 0
+  level = [value]
+  depth = 0
   while level:
     if numbers:
       for one in level:

@@ -80,7 +80,8 @@ def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False,
 
 def copy(source, target, *, durable: bool = True) -> None:
   """Copies a file; one that is copied to its own place stays."""
-  source, target = pathlib.Path(source), pathlib.Path(target)
+  source = pathlib.Path(source)
+  target = pathlib.Path(target)
   if source.resolve() == target.resolve():
     return
   with source.open("rb") as old, opened(target, durable=durable) as new:
@@ -93,7 +94,8 @@ def folder(part, target) -> None:
   Raises:
     OSError: also if the target is there and not empty.
   """
-  part, target = pathlib.Path(part), pathlib.Path(target)
+  part = pathlib.Path(part)
+  target = pathlib.Path(target)
   for file in sorted(part.rglob("*")):
     sync(file)
   sync(part)

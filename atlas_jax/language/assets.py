@@ -26,7 +26,8 @@ def save(config, start: InitialModel, workdir) -> None:
     start: what it starts from.
     workdir: of the run.
   """
-  workdir, data = pathlib.Path(workdir), config.data
+  workdir = pathlib.Path(workdir)
+  data = config.data
   start.tokenizer.save(workdir / TOKENIZER)
   beside = start.folder if data.tokenizer == MODEL else _local(data.tokenizer)
   if beside is not None:

@@ -55,7 +55,9 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
   """
   check_target(folder)
   runs.check_language(config, workdir, "export")
-  start, mesh, target = load_initial_model(config), runs.mesh_here(config), pathlib.Path(folder)
+  start = load_initial_model(config)
+  mesh = runs.mesh_here(config)
+  target = pathlib.Path(folder)
   architecture = check_model(config, start, adapters)
   part = target.with_name(f"{target.name}.part")
   if hosts.is_main():
@@ -141,7 +143,8 @@ def _write_model(config, workdir, start: InitialModel, module: Decoder, params, 
 
 def _write_tokenizer(config, workdir, start: InitialModel, folder: pathlib.Path) -> None:
   """Writes the run's own tokenizer and chat template, in place of those of the model it started from."""
-  asked, workdir = configs.load(workdir).data, pathlib.Path(workdir)
+  asked = configs.load(workdir).data
+  workdir = pathlib.Path(workdir)
   if asked.tokenizer != MODEL:
     for name in ("tokenizer.json", "tokenizer.model", *tokenizer_files.BESIDE):
       (folder / name).unlink(missing_ok=True)

@@ -109,10 +109,13 @@ def load_initial_model(config, workdir=None) -> InitialModel:
       which it has no embedding.
   """
   kept = None if workdir is None else pathlib.Path(workdir)
-  path, options = config.model.path, adapters.options_of(config.lora)
+  path = config.model.path
+  options = adapters.options_of(config.lora)
   if path is None:
     adapters.refuse_without_model(config.lora)
-    language, folder, read = drawn(config), None, None
+    language = drawn(config)
+    folder = None
+    read = None
   elif is_run(path):
     language, read = _of_run(config, pathlib.Path(path), options)
     folder = pathlib.Path(path) / PRETRAINED
@@ -244,7 +247,8 @@ def use_copies(config, workdir) -> None:
   if (workdir / PRETRAINED).is_dir():
     config.model.path = str(workdir / PRETRAINED)
   elif (workdir / SHAPE).is_file():
-    fields, group = json_file.read_sealed(workdir / SHAPE), group_of(config)
+    fields = json_file.read_sealed(workdir / SHAPE)
+    group = group_of(config)
     own = MEMORY_HOW if group == "model" else DECODER_HOW
     with told(workdir / SHAPE, "does not hold the fields of the run's model"):
       if group == "model":  # An update would join the options of two rules.
@@ -265,7 +269,8 @@ def check_base(config, workdir) -> None:
   Raises:
     ValueError: names both runs and steps.
   """
-  file, path = pathlib.Path(workdir) / BASE_STEP, config.model.path
+  file = pathlib.Path(workdir) / BASE_STEP
+  path = config.model.path
   if is_lost(path):
     raise ValueError(f"config.model.path={path!r} is no folder any more, and the adapters or the reference "
                      f"of the run in {workdir} belong to what was there; put it back, or a link to it")
@@ -303,7 +308,8 @@ def _drawn_base(start: InitialModel, config, mesh, shapes):
 
 
 def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:
-  name, path = config.data.tokenizer, config.model.path
+  name = config.data.tokenizer
+  path = config.model.path
   if name != MODEL:
     return tokenizers.load(name)
   if path is None:
@@ -322,7 +328,8 @@ def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> str | No
   Raises:
     ValueError: names both.
   """
-  name, path = config.data.tokenizer, config.model.path
+  name = config.data.tokenizer
+  path = config.model.path
   if path is None or name == MODEL:
     return None
   also = f"its ids mean other texts to the model; set --config.data.tokenizer={MODEL}"

@@ -8,7 +8,8 @@ def check_segment_len(config, start: InitialModel) -> None:
   Raises:
     ValueError: names the field.
   """
-  length, align = config.data.segment_len, start.language.align_tokens
+  length = config.data.segment_len
+  align = start.language.align_tokens
   if length % align:
     low = length // align * align
     raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "

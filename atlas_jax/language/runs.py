@@ -46,7 +46,8 @@ def config_of(workdir, given=()):
 def mesh_here(config):
   """Makes the mesh of a run, or where the devices are others than the run's, one with other rows on each."""
   sizes = [size for size in config.mesh.values() if size != -1]
-  rest, needed = len(sizes) < len(config.mesh), math.prod(sizes)
+  rest = len(sizes) < len(config.mesh)
+  needed = math.prod(sizes)
   fits = jax.device_count() % needed == 0 if rest else jax.device_count() == needed
   return meshes.make(**config.mesh) if fits else meshes.make()
 
@@ -104,7 +105,9 @@ def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any,
 
 
 def _drawn_base(config, start: InitialModel, mesh):
-  draw = lambda: states.first(start.init, config.seed)[1]["base"]
+  def draw():
+    return states.first(start.init, config.seed)[1]["base"]
+
   return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 

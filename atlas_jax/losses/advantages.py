@@ -165,7 +165,10 @@ def centre(value_BG, known_BG):
   is taken off once more.
   """
   count_BG = jnp.maximum(jnp.sum(known_BG, axis=1, keepdims=True), 1).astype(value_BG.dtype)
-  mean = lambda x_BG: jnp.sum(jnp.where(known_BG, x_BG, 0), axis=1, keepdims=True) / count_BG
+
+  def mean(x_BG):
+    return jnp.sum(jnp.where(known_BG, x_BG, 0), axis=1, keepdims=True) / count_BG
+
   once_BG = value_BG - mean(value_BG)
   return once_BG - mean(once_BG)
 
@@ -185,8 +188,12 @@ def _deviation(reward_BG, known_BG, missing_degrees: int):
 def _ranked(reward_BG, known_BG, count_BG):
   """With p the mean rank from 1: 2 - 4 (p - 1) / (n - 1), which is 2 (worse - better) / (n - 1)."""
   both_BGG = known_BG[:, :, None] & known_BG[:, None, :]
-  lead = lambda mine, other: jnp.sum(both_BGG & (mine > other), axis=2, dtype=reward_BG.dtype)
-  mine, other = reward_BG[:, :, None], reward_BG[:, None, :]
+
+  def lead(mine, other):
+    return jnp.sum(both_BGG & (mine > other), axis=2, dtype=reward_BG.dtype)
+
+  mine = reward_BG[:, :, None]
+  other = reward_BG[:, None, :]
   return BEST * (lead(mine, other) - lead(-mine, -other)) / jnp.maximum(count_BG - 1, 1)
 
 

@@ -79,7 +79,8 @@ def sampler_ratio(old_logprob_BT, sampler_logprob_BT, counted_BT, *, correction:
   if correction.startswith("sequence"):
     apart_BT = jnp.broadcast_to(jnp.sum(apart_BT, axis=1, keepdims=True), apart_BT.shape)
   weight_BT = jax.lax.stop_gradient(jnp.exp(jnp.clip(apart_BT, -LIMIT, LIMIT)))
-  low, high = 0.0 if low is None else low, jnp.inf if high is None else high
+  low = 0.0 if low is None else low
+  high = jnp.inf if high is None else high
   if correction.endswith("truncate"):
     return jnp.clip(weight_BT, low, high)
   return jnp.where((weight_BT >= low) & (weight_BT <= high), weight_BT, 0)

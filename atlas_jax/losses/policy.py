@@ -203,9 +203,15 @@ def _check_given(settings: PolicySettings, *, ref, sampler, entropy) -> None:
 
 def _terms(settings, logprob_BT, advantage_B, counted_BT, old_BT, ref_BT, sampler_BT):
   """Zeroes what does not count, which may be anything, and makes ratios."""
-  clean = lambda x_BT: None if x_BT is None else jnp.where(counted_BT, x_BT, 0)
-  fixed = lambda x_BT: None if x_BT is None else jax.lax.stop_gradient(x_BT)
-  logprob_BT, ref_BT = clean(logprob_BT), fixed(clean(ref_BT))
+
+  def clean(x_BT):
+    return None if x_BT is None else jnp.where(counted_BT, x_BT, 0)
+
+  def fixed(x_BT):
+    return None if x_BT is None else jax.lax.stop_gradient(x_BT)
+
+  logprob_BT = clean(logprob_BT)
+  ref_BT = fixed(clean(ref_BT))
   old_BT = fixed(logprob_BT if old_BT is None else clean(old_BT))
   if sampler_BT is not None:
     sampler_BT = fixed(clean(jnp.where(jnp.isnan(sampler_BT), old_BT, sampler_BT)))

@@ -2,7 +2,8 @@
 import jax
 import jax.numpy as jnp
 
-TOKENS, ROWS = "tokens", "rows"
+TOKENS = "tokens"
+ROWS = "rows"
 
 
 def collect(terms, settings, *, row_B, divisor, kl_BT=None, entropy_BT=None, sampler_logprob_BT=None,
@@ -22,7 +23,8 @@ def collect(terms, settings, *, row_B, divisor, kl_BT=None, entropy_BT=None, sam
     over rows likewise, both over the divisor, so that averages over pieces by weight keep their proportions;
     and extremes as they are, of which such an average is one of the pieces' extremes.
   """
-  counted_BT, ratio_BT = terms.counted_BT, terms.ratio_BT
+  counted_BT = terms.counted_BT
+  ratio_BT = terms.ratio_BT
   per_token = {"count": jnp.ones_like(ratio_BT)}
   of_row = {"count": jnp.ones_like(row_B)}
   moved = {"ratio_mean": ratio_BT, **_clipped(terms, settings)}
@@ -64,7 +66,8 @@ def finish(means: dict) -> dict:
 
 def _clipped(terms, settings) -> dict:
   """Returns which ratios are outside their bounds on the side where that stops the gradient."""
-  ratio_BT, advantage_BT = terms.ratio_BT, terms.advantage_BT
+  ratio_BT = terms.ratio_BT
+  advantage_BT = terms.advantage_BT
   if settings.objective == "cispo":
     return {"clip_high_frac": (ratio_BT > settings.clip_high) & (advantage_BT > 0)}
   if settings.objective != "clip":

@@ -74,7 +74,8 @@ def scores_of(rank_BG, valid_BG, score_BG=None):
   Returns:
     score_BG: the group's number of responses minus the rank; 0 where there is no response.
   """
-  rank_BG, valid_BG = jnp.asarray(rank_BG), jnp.asarray(valid_BG).astype(bool)
+  rank_BG = jnp.asarray(rank_BG)
+  valid_BG = jnp.asarray(valid_BG).astype(bool)
   dtype = jnp.float32 if score_BG is None else jnp.asarray(score_BG).dtype
   from_rank_BG = (jnp.sum(valid_BG, axis=1, keepdims=True) - rank_BG).astype(dtype)
   if score_BG is not None:
@@ -109,7 +110,10 @@ def pair_loss(margin_BG, score_BG, valid_BG, *, scale: float = 1.0, weighting: s
   pair_BGG = valid_BG[:, :, None] & valid_BG[:, None, :] & (gap_BGG > 0)
   weight_BGG = jnp.where(pair_BGG, gap_BGG if weighting == "gap" else jnp.ones_like(gap_BGG), 0)
   total_B = jnp.sum(weight_BGG, axis=(1, 2))
-  mean = lambda x_BGG: jnp.sum(weight_BGG * x_BGG, axis=(1, 2)) / jnp.where(total_B > 0, total_B, 1)
+
+  def mean(x_BGG):
+    return jnp.sum(weight_BGG * x_BGG, axis=(1, 2)) / jnp.where(total_B > 0, total_B, 1)
+
   count_B = jnp.sum(pair_BGG, axis=(1, 2), dtype=margin_BG.dtype)
   right_B = jnp.sum(pair_BGG & (apart_BGG > 0), axis=(1, 2), dtype=margin_BG.dtype) / jnp.maximum(count_B, 1)
   return mean(jax.nn.softplus(-scale * apart_BGG)), count_B, right_B
@@ -147,7 +151,8 @@ def ranked_loss(logprob_BGT, mask_BGT, score_BG, valid_BG, settings: RankedSetti
   if ref_logprob_BGT is None and (settings.anchored or settings.kl_weight):
     raise ValueError(f"config.ranked.anchored={settings.anchored} with config.ranked.kl_weight="
                      f"{settings.kl_weight} needs ref_logprob_BGT; give it, or set them False and 0.0")
-  valid_BG, mask_BGT = valid_BG.astype(bool), mask_BGT.astype(bool)
+  valid_BG = valid_BG.astype(bool)
+  mask_BGT = mask_BGT.astype(bool)
   logprob_BGT = jnp.where(mask_BGT, logprob_BGT, 0)
   sequence_BG = _reduce(logprob_BGT, mask_BGT, settings.reduction)
   anchor_BGT = None
@@ -157,7 +162,10 @@ def ranked_loss(logprob_BGT, mask_BGT, score_BG, valid_BG, settings: RankedSetti
   loss_B, parts = make(logprob_BGT, mask_BGT, sequence_BG, score_BG, valid_BG, settings, anchor_BGT)
   there_B = jnp.any(valid_BG, axis=1)
   weight = jnp.sum(there_B, dtype=loss_B.dtype)
-  mean = lambda x_B: jnp.sum(jnp.where(there_B, x_B, 0)) / jnp.maximum(weight, 1)
+
+  def mean(x_B):
+    return jnp.sum(jnp.where(there_B, x_B, 0)) / jnp.maximum(weight, 1)
+
   metrics = {f"ranked/{name}": mean(x) for name, x in parts.items() if x.ndim == 1}
   return RankedOut(mean(loss_B), weight, jax.lax.stop_gradient(metrics), {**parts, "logprob": sequence_BG})
 

@@ -37,7 +37,8 @@ def recursion_loss(logits_BTV, halt_logit_B, labels_BT, *, halted_B, steps_B, to
   """
   tokens_BT = _token_loss(logits_BTV, labels_BT, token_loss, dtype)
   each = of_each(logits_BTV, halt_logit_B, labels_BT, steps_B=steps_B)
-  labelled_B, right_B = each.pop("labelled"), each["exact_accuracy"]
+  labelled_B = each.pop("labelled")
+  right_B = each["exact_accuracy"]
   divisor_B = jnp.maximum(jnp.sum(labels_BT != stablemax.NOT_SCORED, axis=-1), 1)
   lm_loss = jnp.sum(jnp.sum(tokens_BT, axis=-1) / divisor_B.astype(tokens_BT.dtype))
   counted_B = labelled_B if skip_unlabelled else jnp.ones_like(labelled_B)
@@ -64,7 +65,8 @@ def of_each(logits_BTV, halt_logit_B, labels_BT, *, steps_B) -> dict:
   scored_BT = labels_BT != stablemax.NOT_SCORED
   scored_B = jnp.sum(scored_BT, axis=-1)
   correct_B = jnp.sum(scored_BT & (jnp.argmax(logits_BTV, axis=-1) == labels_BT), axis=-1)
-  right_B, full = correct_B == scored_B, lambda x_B: x_B.astype(jnp.float32)
+  right_B = correct_B == scored_B
+  full = lambda x_B: x_B.astype(jnp.float32)
   return {"accuracy": full(correct_B) / full(jnp.maximum(scored_B, 1)), "exact_accuracy": full(right_B),
           "q_halt_accuracy": full((halt_logit_B >= 0) == right_B), "steps": full(steps_B),
           "labelled": scored_B > 0}

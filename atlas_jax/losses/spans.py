@@ -101,5 +101,6 @@ def _log1mexp(log_BN):
   """Returns log(1 - exp(x)) of x below 0, exact at either end."""
   near_BN = log_BN > -0.7
   # The branch that is not taken must have a finite gradient too.
-  close, far = jnp.where(near_BN, log_BN, -0.7), jnp.where(near_BN, -0.7, log_BN)
+  close = jnp.where(near_BN, log_BN, -0.7)
+  far = jnp.where(near_BN, -0.7, log_BN)
   return jnp.where(near_BN, jnp.log(-jnp.expm1(close)), jnp.log1p(-jnp.exp(far)))

@@ -91,7 +91,10 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
   if window_size is not None and window_size < 1:
     raise ValueError(f"{FIELD}.window_size={window_size} must be at least 1; 1 sees the token alone")
   form = Descent(net, lift, objective, momentum, window_size, surprise_max, derive, reads, fade_to)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   rule = MemoryRule(
       lift=lift.lift if lift.parts else None,
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
@@ -161,7 +164,10 @@ def apply(form: Descent, slow, base, x_K):
 
 def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
   """Gradient of one token's recall loss, bounded: the plain form."""
-  recall = lambda weights: form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
+
+  def recall(weights):
+    return form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
+
   out_M, pull = jax.vjp(recall, weights)
   _, grad_M = form.objective(out_M, v_M, more)
   grad = pull(grad_M)[0]
@@ -209,9 +215,11 @@ def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates
   lifted: Any = ()
   if form.lift.parts:
     if isinstance(tokens, LiftedToken):
-      key_CP, query_CP = tokens.key, tokens.query
+      key_CP = tokens.key
+      query_CP = tokens.query
     else:
-      key_CP, query_CP = form.lift.keys(slow, tokens.k), form.lift.lift(slow, tokens.q)
+      key_CP = form.lift.keys(slow, tokens.k)
+      query_CP = form.lift.lift(slow, tokens.q)
     lifted = (key_CP, form.lift.weighed(slow, query_CP))
   log_momentum_C = token_gates.log_momentum if form.momentum else None
   decay = gates.chunk_decay(token_gates.log_retention, log_momentum_C, token_gates.write_rate, write_C)
@@ -327,11 +335,14 @@ def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay,
 
 def chunk(form: Descent, slow, state: MemoryState, base, ready: PreparedChunk):
   """Reads a chunk; equal to `step` token by token from the same base."""
-  weights, decay = weights_of(base), ready.decay
+  weights = weights_of(base)
+  decay = ready.decay
   found, weight_CS, kept = chunk_surprise(form, slow, weights, state.kept, ready)
-  mix_CS, surprise_CS = decay.mix_CC, decay.surprise_CC
+  mix_CS = decay.mix_CC
+  surprise_CS = decay.surprise_CC
   if form.window_size is not None:
-    mix_CS, surprise_CS = mix_CS @ weight_CS, surprise_CS @ weight_CS
+    mix_CS = mix_CS @ weight_CS
+    surprise_CS = surprise_CS @ weight_CS
   size = ready.tokens.k.shape[0]
   if form.reads == "chunk":
     out_CM = form.net.apply(slow, weights, ready.tokens.q, lifted_queries(ready))

@@ -93,7 +93,10 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
                       surprise_max=surprise_max, fade_to=fade_to, starts=starts_of(scale))
   form = ExponentialForm(descent.Descent(net, lift, objective, momentum, window_size, surprise_max,
                                          fade_to=fade_to), scale, normalize, reach_tokens, chunk_size)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
                        prepare=bind(prepare), chunk=bind(chunk), close=bind(close), flops=bind(flops))
 
@@ -104,7 +107,8 @@ def flops(form: ExponentialForm, chunk_size: int) -> float:
   Rows need a kernel of key and query each, and are written where they stand; of the chunk's own rows a token
   sees the kernel and the gradient.
   """
-  net, momentum = form.descent.net, form.descent.momentum
+  net = form.descent.net
+  momentum = form.descent.momentum
   key_dim, hidden = net.shapes[0][1]
   stacked = net._replace(shapes=(("w0", (key_dim + form.reach_tokens, hidden)), *net.shapes[1:]))
   later = net._replace(shapes=net.shapes[1:])
@@ -132,7 +136,10 @@ def start(form: ExponentialForm, learned: Learned) -> MemoryState:
   """Starts without rows."""
   state = descent.start(form.descent, learned)
   size, (inputs, hidden) = form.reach_tokens + form.chunk_size, learned.fast["w0"].shape
-  empty = lambda *shape: jnp.zeros((size, *shape), learned.fast["w0"].dtype)
+
+  def empty(*shape):
+    return jnp.zeros((size, *shape), learned.fast["w0"].dtype)
+
   rows = KeyRows(empty(inputs), empty(hidden), empty(hidden) if form.descent.momentum else (), empty())
   return state._replace(kept=ExponentialExtra(rows, state.kept))
 
@@ -195,7 +202,9 @@ def token_gradient(form: ExponentialForm, slow, base: ExponentialBase, k_K, v_M,
   lifted = lift(form, base, k_K)
 
   def recall(weights, tap_F):
-    product = lambda name, u: u @ weights[name] + (tap_F if name == "w0" else 0)
+    def product(name, u):
+      return u @ weights[name] + (tap_F if name == "w0" else 0)
+
     return form.descent.net.forward(product, slow, k_K, lifted)
 
   out_M, pull = jax.vjp(recall, base.weights, jnp.zeros(base.weights["w0"].shape[1], k_K.dtype))
@@ -210,24 +219,36 @@ def step(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase,
          place):
   """Reads one token: the plain form."""
   del place
-  kept, rows = state.kept, state.kept.rows
-  k_WK, v_WM, weight_W = token.k[None], token.v[None], jnp.ones((1,), token.k.dtype)
+  kept = state.kept
+  rows = state.kept.rows
+  k_WK = token.k[None]
+  v_WM = token.v[None]
+  weight_W = jnp.ones((1,), token.k.dtype)
   if form.descent.window_size is not None:
     every = window.append(kept.window, token)
-    k_WK, v_WM, weight_W = every.k_WK, every.v_WM, gates.more["context"][::-1] * every.here_W
+    k_WK = every.k_WK
+    v_WM = every.v_WM
+    weight_W = gates.more["context"][::-1] * every.here_W
     kept = kept._replace(window=jax.tree.map(lambda x: x[1:], every))
-  one = lambda k_K, v_M: token_gradient(form, slow, base, k_K, v_M, gates.more)
+
+  def one(k_K, v_M):
+    return token_gradient(form, slow, base, k_K, v_M, gates.more)
+
   grads, grads_WF = jax.vmap(one)(k_WK, v_WM)
   weight_W = -gates.write_rate * weight_W
   move = jax.tree.map(lambda g: jnp.tensordot(weight_W, g, axes=1), grads)
 
-  new = lambda old, x: jnp.concatenate([old, x[None]])[1:]
+  def new(old, x):
+    return jnp.concatenate([old, x[None]])[1:]
+
   rows = jax.tree.map(lambda x: new(x, jnp.zeros_like(x[0])), rows)
   rows = rows._replace(k_SK=rows.k_SK.at[-1].set(token.k), here_S=rows.here_S.at[-1].set(1))
   row_move = jnp.zeros_like(rows.fast_SF).at[-weight_W.shape[0]:].set(weight_W[:, None] * grads_WF)
   momentum = state.momentum
   if form.descent.momentum:
-    gather = lambda s, g: gates.momentum * s + g
+    def gather(s, g):
+      return gates.momentum * s + g
+
     momentum = move = jax.tree.map(gather, state.momentum, move)
     row_move = gather(rows.momentum_SF, row_move)
     rows = rows._replace(momentum_SF=row_move)
@@ -255,7 +276,10 @@ def surprise(form: ExponentialForm, slow, base: ExponentialBase, k_SK, v_SM, mor
   """Back-propagates each token's recall loss at the base; the gradient of layer 1 is as long as phi*(k)."""
   unbound = form.descent._replace(surprise_max=None)
   found = descent.surprise(unbound, slow, base.weights, lift(form, base, k_SK), k_SK, v_SM, more)
-  square = lambda x: jnp.sum(x * x, -1)
+
+  def square(x):
+    return jnp.sum(x * x, -1)
+
   square_S = jnp.exp(form.scale * square(k_SK)) * square(found.grads["w0"])
   others = [w for w in found.grads if w != "w0"]
   square_S = square_S + sum(square(found.inputs[w]) * square(found.grads[w]) for w in others)
@@ -268,13 +292,21 @@ def surprise(form: ExponentialForm, slow, base: ExponentialBase, k_SK, v_SM, mor
 
 def chunk(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase, ready: PreparedExponential):
   """Reads a chunk; equal to `step` token by token from the same base, also from inside a grid chunk."""
-  parts, kept, decay = ready.parts, state.kept, ready.parts.decay
-  tokens, mix_CS, surprise_CS, last = parts.tokens, decay.mix_CC, decay.surprise_CC, kept.window
-  k_SK, v_SM = tokens.k, tokens.v
+  parts = ready.parts
+  kept = state.kept
+  decay = ready.parts.decay
+  tokens = parts.tokens
+  mix_CS = decay.mix_CC
+  surprise_CS = decay.surprise_CC
+  last = kept.window
+  k_SK = tokens.k
+  v_SM = tokens.v
   if form.descent.window_size is not None:
     every, weight_CS, last = window.reach(kept.window, tokens, parts.more["context"], parts.write_C)
-    k_SK, v_SM = every.k_WK, every.v_WM
-    mix_CS, surprise_CS = mix_CS @ weight_CS, surprise_CS @ weight_CS
+    k_SK = every.k_WK
+    v_SM = every.v_WM
+    mix_CS = mix_CS @ weight_CS
+    surprise_CS = surprise_CS @ weight_CS
   found = surprise(form, slow, base, k_SK, v_SM, parts.more)
   out_CM = read(form, slow, state, found, mix_CS, ready)
   size = tokens.k.shape[0]
@@ -287,7 +319,8 @@ def chunk(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase
 def read(form: ExponentialForm, slow, state: MemoryState, found: descent.Surprise, mix_CS,
          ready: PreparedExponential):
   """Recalls with each token's own weights and rows."""
-  parts, rows = ready.parts, state.kept.rows
+  parts = ready.parts
+  rows = state.kept.rows
   here = recaller(state.fast, rows)
   seen_CS = seen(form, here, parts.tokens.q)
   share_C1 = share(form, seen_CS, ready.own_CC)
@@ -309,13 +342,15 @@ def read(form: ExponentialForm, slow, state: MemoryState, found: descent.Surpris
 def write_rows(form: ExponentialForm, rows: KeyRows, grads_SF, parts: descent.PreparedChunk, mix_S,
                surprise_S) -> KeyRows:
   """Returns the rows after a chunk; the last of `grads_SF` are the chunk's, those before a window's."""
-  decay, here_C = parts.decay, parts.write_C.astype(rows.here_S.dtype)
+  decay = parts.decay
+  here_C = parts.write_C.astype(rows.here_S.dtype)
 
   def add(old_SF, weight_S):
     new_CF = jnp.zeros((here_C.shape[0], old_SF.shape[1]), old_SF.dtype)
     return jnp.concatenate([old_SF, new_CF]).at[-weight_S.shape[0]:].add(-weight_S[:, None] * grads_SF)
 
-  fast_SF, momentum_SF = decay.fast_C[-1] * rows.fast_SF, rows.momentum_SF
+  fast_SF = decay.fast_C[-1] * rows.fast_SF
+  momentum_SF = rows.momentum_SF
   if form.descent.momentum:
     fast_SF = fast_SF + decay.momentum_C[-1] * momentum_SF
     momentum_SF = add(decay.keep_C[-1] * momentum_SF, surprise_S)

@@ -74,7 +74,9 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
   if kind == "none":
     return FeatureMap(kind, key_dim, key_dim, (), lambda slow, x: x, lambda key: {})
   if kind == "cells":
-    init = lambda key: _coefficients(1)(key) | {"sharpness": jnp.full((), SHARPNESS, jnp.float32)}
+    def init(key):
+      return _coefficients(1)(key) | {"sharpness": jnp.full((), SHARPNESS, jnp.float32)}
+
     return FeatureMap(kind, key_dim, feature_dim, (feature_dim,), _cells(key_dim, feature_dim), init)
   if kind == "power":
     return FeatureMap(kind, key_dim, key_dim * degree, (key_dim,) * degree, _powers(degree),
@@ -89,7 +91,10 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
     return FeatureMap(kind, key_dim, sum(parts), parts, lift, _coefficients(degree + 1))
   init = lambda key: _coefficients(degree + 1)(key) | {
       "projection": jax.random.normal(key, (key_dim, feature_dim), jnp.float32) * key_dim**-0.5}
-  projected = lambda slow, x: lift(slow, x @ slow["projection"])
+
+  def projected(slow, x):
+    return lift(slow, x @ slow["projection"])
+
   return FeatureMap(kind, key_dim, sum(parts), parts, projected, init)
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
-from atlas_jax.memory import norms, on_chip, projections, rules, scan, unwritten
+from atlas_jax.memory import norms, on_chip, projections, rules, scan, statistics, unwritten
 from atlas_jax.memory.gates import TokenGates
 from atlas_jax.memory.projections import ProjectionWeights, conv_mask, has_key, kept_tail, last_valid, project
-from atlas_jax.memory.types import SAVED_NAMES, ChunkOut, Gates, Learned, Running, Token, by_steps
+from atlas_jax.memory.types import SAVED_NAMES, Learned, Running, by_steps
 
 LARGE = 2**15  # fast weights of a head from which on a CPU reads memories in turn, not side by side
 NO_DOC = -2  # the document of a state that has read nothing
@@ -122,7 +122,10 @@ class Memory(nn.Module):
     """Returns the state of a layer that has read nothing; the first token starts it from the learned one."""
     rule = self.build_rule()
     abstract = jax.eval_shape(lambda key: scan.start(rule, rule.init(key)), jax.random.key(0))
-    deep = lambda x: jnp.zeros((rows, self.heads, *x.shape), x.dtype)
+
+    def deep(x):
+      return jnp.zeros((rows, self.heads, *x.shape), x.dtype)
+
     memory, base = jax.tree.map(deep, (abstract.memory, abstract.base))
     running = Running(memory, base, jnp.zeros((rows,), jnp.int32))
     tail = jnp.zeros((rows, self.form.lags, self.heads, self.form.channels), dtype)
@@ -165,7 +168,7 @@ class Memory(nn.Module):
       return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
-      stats = self._stats(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
+      stats = statistics.of_chunks(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
       return self._read(out.out_CM), state, stats
     if writes is not None:
       raise ValueError(f"writes are shut off in mode='packed' alone, not in mode={mode!r}; leave writes None")
@@ -194,7 +197,8 @@ class Memory(nn.Module):
 
   def _weights(self, rule, width: int, wide) -> ProjectionWeights:
     """Returns the layer's parameters but the gates'; constants of the rule only where it has any."""
-    shape, init = (self.heads, self.form.channels), nn.initializers.normal(width**-0.5)
+    shape = (self.heads, self.form.channels)
+    init = nn.initializers.normal(width**-0.5)
     kernel: Any = ()
     if self.qkv_source == "own":
       kernel = self.param("qkv_kernel", init, (width, *shape), jnp.float32)
@@ -252,8 +256,13 @@ class Memory(nn.Module):
     if stretch == length:
       (state, _), (out, end) = body((state, last_doc_B), xs)
       return state, out, end
-    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, stretch, *x.shape[2:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
+
+    def split(x):
+      return jnp.moveaxis(x.reshape(x.shape[0], -1, stretch, *x.shape[2:]), 1, 0)
+
+    def join(x):
+      return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
+
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
     body = jax.checkpoint(body, policy=saved, prevent_cse=False)
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
@@ -337,32 +346,8 @@ class Memory(nn.Module):
     real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
-    stats = {"fast_norm_mean": jax.lax.stop_gradient(_norm(running.memory.fast))}
+    stats = {"fast_norm_mean": jax.lax.stop_gradient(statistics.mean_norm(running.memory.fast))}
     return self._read(out_BTHM), MemoryLayerState(running, tail), stats
-
-  def _stats(self, rule, slow, gates: Gates, doc_BT, out: ChunkOut, running, end: Token):
-    """Scalars that tell how the memory is used; no gradient flows through them. `end` is the last chunk."""
-    slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
-    recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
-    after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
-    real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
-    mean = lambda x_BTH, real: jnp.sum(x_BTH * real[..., None]) / jnp.maximum(jnp.sum(real) * self.heads, 1)
-    end_BC = real_BT[:, -self.chunk_size:]
-    forget = mean(-gates.log_retention, real_BT)
-    return {
-        "write_rate_mean": mean(gates.write_rate, real_BT),
-        "momentum_mean": mean(gates.momentum, real_BT),
-        "retention_half_life_tokens": jnp.log(2.0).astype(forget.dtype) / jnp.maximum(forget, 1e-9),
-        "surprise_norm_mean": mean(out.surprise_C, real_BT),
-        "inner_loss_before": mean(out.loss_C[:, -self.chunk_size:], end_BC),
-        "inner_loss_after": mean(after_BCH, end_BC),
-        "fast_norm_mean": _norm(running.memory.fast),
-    }
-
-
-def _norm(fast):
-  """Mean norm of the memories, whose leaves are [B, H, ...]."""
-  return jnp.mean(jnp.sqrt(sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(fast))))
 
 
 def _floats_per_head(fast) -> int:
@@ -372,7 +357,10 @@ def _floats_per_head(fast) -> int:
 def _in_turn(head, memory, learned, tokens, gates, write_BT, reset_BN, read_BT):
   """Reads one memory after the other, so that its weights stay in a core's cache from chunk to chunk."""
   rows, heads = tokens.q.shape[:2]
-  of_heads = lambda x: jnp.repeat(x[:, None], heads, axis=1)
+
+  def of_heads(x):
+    return jnp.repeat(x[:, None], heads, axis=1)
+
   every = (memory, learned, tokens, gates, of_heads(write_BT), of_heads(reset_BN), of_heads(read_BT))
   flat = jax.tree.map(lambda x: x.reshape(rows * heads, *x.shape[2:]), every)
   read = jax.lax.map(lambda one: head(*one), flat)

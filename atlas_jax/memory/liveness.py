@@ -40,7 +40,8 @@ STREAMS = Streams()
 
 def constant_gates(rule: MemoryRule, length: int) -> Gates:
   """Returns the gates of `length` tokens as they are where training starts, on an input of zero."""
-  starts, full = rule.starts, lambda value, *shape: jnp.full((length, *shape), value, jnp.float32)
+  starts = rule.starts
+  full = lambda value, *shape: jnp.full((length, *shape), value, jnp.float32)
   common = {"log_retention": math.log(starts.retention), "log_momentum": math.log(starts.momentum),
             "write_rate": starts.write_rate}
   used = {name: full(value if name in rule.uses else 0.0) for name, value in common.items()}
@@ -79,9 +80,13 @@ def returning_pairs(streams: Streams, key, length: int, key_dim: int, value_dim:
   cycles = length // streams.pairs + 2
   order = jax.vmap(lambda key: jax.random.permutation(key, streams.pairs))(jax.random.split(of_order, cycles))
   order_T = order.reshape(-1)[:length + 1]
-  noisy = lambda key, x: unit(x + streams.noise * unit(jax.random.normal(key, x.shape)))
+
+  def noisy(key, x):
+    return unit(x + streams.noise * unit(jax.random.normal(key, x.shape)))
+
   one, two = jax.random.split(of_noise)
-  k_TK, v_TM = noisy(one, pairs.k[order_T]), noisy(two, pairs.v[order_T])
+  k_TK = noisy(one, pairs.k[order_T])
+  v_TM = noisy(two, pairs.v[order_T])
   return Token(k_TK[1:], k_TK[:-1], v_TM[:-1]), v_TM[1:]
 
 
@@ -102,7 +107,8 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
 
 def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token, v_SM):
   """Exchanges one value after another of a chunk; returns how far the read of its key moves, the median."""
-  size, asked = tokens.k.shape[0], v_SM.shape[0]
+  size = tokens.k.shape[0]
+  asked = v_SM.shape[0]
   at_S = jnp.arange(asked, dtype=jnp.int32) * size // asked
 
   def recalled(v_TM):
@@ -122,7 +128,10 @@ def share_of_zero(rule: MemoryRule, out_TM, v_TM):
   Where a rule aims at directions alone (see `MemoryRule.aims`), reads are first brought to the one length
   that suits them best, as what follows the memory does.
   """
-  square = lambda x: jnp.sum(x * x)
+
+  def square(x):
+    return jnp.sum(x * x)
+
   if rule.aims == "direction":
     out_TM = out_TM * jnp.maximum(jnp.sum(out_TM * v_TM), 0) / jnp.maximum(square(out_TM), 1e-30)
   return square(out_TM - v_TM) / square(v_TM)
@@ -187,7 +196,8 @@ def measure(rule: MemoryRule, *, key_dim: int, value_dim: int, chunk_size: int, 
   learned = rule.init(of_start)
   if zero:
     learned = learned._replace(fast=jax.tree.map(jnp.zeros_like, learned.fast))
-  slow, gates = learned.slow, constant_gates(rule, chunk_size)
+  slow = learned.slow
+  gates = constant_gates(rule, chunk_size)
   rule = rule._replace(starts=GateStarts())  # Gates are arrays here: others need no other compilation.
   fresh = rule.start(learned)
   memories = jax.tree.map(lambda x: jnp.stack([x, x]), fresh)

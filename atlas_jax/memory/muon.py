@@ -73,7 +73,10 @@ def make(net, *, lift, mode: str, ns_steps: int, window_size: int | None,
   rule = descent.make(net, lift=lift, window_size=window_size, surprise_max=surprise_max,
                       reads="chunk" if mode == "chunk_end" else "token", fade_to=fade_to, starts=starts)
   form = descent.Descent(net, lift, objectives.l2, True, window_size, surprise_max, fade_to=fade_to)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   rule = rule._replace(start=bind(start), step=functools.partial(step, form, mode, ns_steps),
                        flops=functools.partial(flops, form, mode, ns_steps))
   if mode == "per_token":
@@ -158,7 +161,8 @@ def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prep
     out_CM = form.net.apply(slow, base, ready.tokens.q, descent.lifted_queries(ready))
   else:
     out_CM = read_hybrid(form, slow, state, found, surprise_CS, prepared)
-  decay, size = ready.decay, ready.tokens.k.shape[0]
+  decay = ready.decay
+  size = ready.tokens.k.shape[0]
   fast = descent.faded(state, decay.fast_C[-1])
   faded = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
   momentum = descent.add_gradients(faded, found, surprise_CS[-1])
@@ -178,10 +182,13 @@ def momentum_square(momentum, inputs_SP, grads_SM, keep_C, surprise_CS):
 
 def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise_CS, prepared: PreparedMuon):
   """Recalls with each token's own weights, none of which is ever formed."""
-  ready, decay = prepared.ready, prepared.ready.decay
+  ready = prepared.ready
+  decay = prepared.ready.decay
 
   def product(name, u):
-    inputs_SP, grads_SM, momentum = found.inputs[name], found.grads[name], state.momentum[name]
+    inputs_SP = found.inputs[name]
+    grads_SM = found.grads[name]
+    momentum = state.momentum[name]
     square_C = momentum_square(momentum, inputs_SP, grads_SM, decay.keep_C, surprise_CS)
     rate_C = prepared.rate_C * target_norm(momentum.shape) / (norm(square_C) + 1e-7)
     moved = (decay.keep_C[:, None] * u) @ momentum - (surprise_CS * (u @ inputs_SP.T)) @ grads_SM

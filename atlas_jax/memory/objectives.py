@@ -58,7 +58,8 @@ def huber(kind: str) -> Callable:
 
 
 def _huber(kind, out_CM, v_CM, gates):
-  error_CM, edge_C1 = out_CM - v_CM, gates["threshold"][..., None]
+  error_CM = out_CM - v_CM
+  edge_C1 = gates["threshold"][..., None]
   if kind == "coordinate":
     size_CM = jnp.abs(error_CM)
     loss_CM = jnp.where(size_CM <= edge_C1, 0.5 * error_CM**2, edge_C1 * (size_CM - 0.5 * edge_C1))

@@ -29,11 +29,17 @@ def make(*, depth: int, momentum: bool = True, **options) -> Callable | None:
 
 def chunk_weights(token_gates, write_GT, chunk_size: int, momentum: bool) -> Decay:
   """Accumulates the gates of each chunk of each memory."""
-  split = lambda x: x.reshape(x.shape[0], -1, chunk_size)
+
+  def split(x):
+    return x.reshape(x.shape[0], -1, chunk_size)
+
   parts = (token_gates.log_retention, token_gates.log_momentum if momentum else None, token_gates.write_rate,
            write_GT)
   found = jax.vmap(jax.vmap(gates.chunk_decay))(*jax.tree.map(split, parts))
-  flat = lambda x: x.reshape(x.shape[0], -1)
+
+  def flat(x):
+    return x.reshape(x.shape[0], -1)
+
   if not momentum:
     return Decay(flat(found.fast_C), (), found.mix_CC, (), ())
   return Decay(flat(found.fast_C), flat(found.momentum_C), found.mix_CC, found.keep_C[..., -1],
@@ -55,7 +61,10 @@ def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, r
     (memory, ChunkOut with leaves [G, T, ...]).
   """
   names = [f"w{i}" for i in range(depth)]
-  order = lambda weights: [weights[name] for name in names]
+
+  def order(weights):
+    return [weights[name] for name in names]
+
   decay = chunk_weights(token_gates, write_GT, chunk_size, momentum)
   out_GTM, fast, last, surprise_GT, loss_GT = scan(
       *tokens, decay, reset_GN, order(learned.fast), order(memory.fast),
@@ -78,7 +87,10 @@ def over_heads(kernel: Callable, memory: MemoryState, learned: Learned, tokens, 
     as `read`, with leaves [B, H, ...].
   """
   rows, heads = tokens.q.shape[:2]
-  join = lambda x: x.reshape(rows * heads, *x.shape[2:])
+
+  def join(x):
+    return x.reshape(rows * heads, *x.shape[2:])
+
   memory, learned, tokens, token_gates = jax.tree.map(join, (memory, learned, tokens, token_gates))
   of_rows = (jnp.repeat(x, heads, axis=0) for x in (write_BT, reset_BN, read_BT))
   results = kernel(memory, learned, tokens, token_gates, *of_rows, chunk_size=chunk_size)

@@ -117,7 +117,8 @@ def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, mask_BTS):
   Returns:
     [B, T, H, E].
   """
-  length, taps = x_BTHE.shape[1], kernel_SHE.shape[0]
+  length = x_BTHE.shape[1]
+  taps = kernel_SHE.shape[0]
   both = jnp.concatenate([tail_BSHE.astype(x_BTHE.dtype), x_BTHE], axis=1)
   out = x_BTHE * kernel_SHE[None, None, -1]
   for tap in range(taps - 1):
@@ -164,17 +165,24 @@ def project(form: ProjectionForm, weights: ProjectionWeights, lift, x_BTD, token
     of a document's first token is of no meaning: see `has_key`.
   """
   x_BTHE = x_BTD if isinstance(weights.qkv_DHE, tuple) else dense(x_BTD, weights.qkv_DHE)
-  rows, tail, mask = x_BTHE, tail_BSHE, mask_BTS
+  rows = x_BTHE
+  tail = tail_BSHE
+  mask = mask_BTS
   if form.shift:  # The row before the call is its first token's key; what it saw is of its own document.
     rows = jnp.concatenate([tail_BSHE[:, -1:].astype(x_BTHE.dtype), x_BTHE], axis=1)
-    tail, near = tail_BSHE[:, :-1], mask_BTS[:, :, 1:]
+    tail = tail_BSHE[:, :-1]
+    near = mask_BTS[:, :, 1:]
     mask = jnp.concatenate([jnp.ones_like(near[:, :1]), near], axis=1)
   mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), mask)
   mixed = jax.nn.silu(mixed) if form.activation == "silu" else mixed
   q, k, v = form.split(mixed)
   v = dense(token_BTD, weights.value_DHM) if v is None else v[:, int(form.shift):]
-  by_head = lambda x: l2_normalize(jnp.moveaxis(x, 2, 1))
-  early, late = (lambda x: x[:, :, :x_BTD.shape[1]]), (lambda x: x[:, :, int(form.shift):])
+
+  def by_head(x):
+    return l2_normalize(jnp.moveaxis(x, 2, 1))
+
+  early = lambda x: x[:, :, :x_BTD.shape[1]]
+  late = lambda x: x[:, :, int(form.shift):]
   q_BHSK = by_head(q)
   k_BHSK = q_BHSK if form.shared_qk else by_head(k)
   tokens = Token(late(q_BHSK), early(k_BHSK), by_head(v))
@@ -203,7 +211,8 @@ def ngram_taps(form: ProjectionForm, key, shape, dtype):
   """
   taps, heads, channels = shape
   of_signs, of_values = jax.random.split(key)
-  lag_S, reach_H = np.arange(taps)[::-1], np.linspace(2, taps, heads)
+  lag_S = np.arange(taps)[::-1]
+  reach_H = np.linspace(2, taps, heads)
   weight_SH = np.where(lag_S[:, None] < reach_H[None], NGRAM_FALL ** lag_S[:, None], OUTSIDE)
   sign_SHK = jax.random.rademacher(of_signs, (taps, heads, form.key_dim), dtype)
   signed_SHK = sign_SHK * jnp.asarray(weight_SH[..., None], dtype)

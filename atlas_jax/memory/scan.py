@@ -52,7 +52,8 @@ def scan_tokens(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
     token, gate, write = xs
     written, out_M = rule.step(slow, running.memory, running.base, token, gate, running.position)
     memory = _select(write.astype(bool), written, running.memory)
-    position, wrote = (running.position + 1) % chunk_size, wrote | write.astype(bool)
+    position = (running.position + 1) % chunk_size
+    wrote = wrote | write.astype(bool)
     memory, base = _close(rule, slow, memory, running.base, (position == 0) & wrote)
     return (Running(memory, base, position), wrote & (position > 0)), out_M * write.astype(out_M.dtype)
 
@@ -134,7 +135,10 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   size = min(rows, chunk_size)
   shift = running.position if length > 1 else 0
   source_S = jnp.arange(rows, dtype=jnp.int32) - shift
-  put = lambda x: x[jnp.clip(source_S, 0, length - 1)]
+
+  def put(x):
+    return x[jnp.clip(source_S, 0, length - 1)]
+
   write_S = (source_S >= 0) & (source_S < count) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   place_S = (source_S + running.position) % chunk_size
@@ -175,19 +179,23 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     (running, out_TM): the memory after the last real token, what each token recalled (0 at padding). All are
     NaN from the first token on that n_chunks leaves no room for.
   """
-  slow, rows = learned.slow, n_chunks * chunk_size
+  slow = learned.slow
+  rows = n_chunks * chunk_size
   chunk_T, place_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
   real_T = doc_T >= 0
   slot_T = chunk_T * chunk_size + place_T
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
   source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
   write_T = jnp.ones(doc_T.shape, bool) if write_T is None else write_T.astype(bool)
-  put = lambda x: x[jnp.maximum(source_S, 0)]
+  def put(x):
+    return x[jnp.maximum(source_S, 0)]
+
   write_S = (source_S >= 0) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   reset_N = jnp.zeros((n_chunks,), bool).at[jnp.where(new_T, chunk_T, n_chunks)].set(True, mode="drop")
   place_S = jnp.arange(rows, dtype=jnp.int32) % chunk_size
-  fresh, read = start(rule, learned), rule.resume or rule.chunk
+  fresh = start(rule, learned)
+  read = rule.resume or rule.chunk
 
   def body(carry, xs):
     chunk, reset, filled = xs

@@ -59,7 +59,10 @@ def make(net: Net, *, key_dim: int, chunk_size: int, rope: bool, surprise_max: f
   inner = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, momentum=True,
                           surprise_max=surprise_max)
   form = TTTForm(inner, chunk_size, rope)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   return MemoryRule(
       init=functools.partial(init, form, start_std), start=functools.partial(descent.start, inner),
       apply=functools.partial(descent.apply, inner), still=bind(still), step=bind(step),
@@ -77,8 +80,10 @@ def turn(x, place):
   half = x.shape[-1] // 2
   speed = ROPE_BASE ** (-jnp.arange(half, dtype=x.dtype) / max(half, 1))
   angle = place[..., None].astype(x.dtype) * speed.reshape(*(1,) * place.ndim, half)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  low, high = x[..., :half], x[..., half:2 * half]
+  cos = jnp.cos(angle)
+  sin = jnp.sin(angle)
+  low = x[..., :half]
+  high = x[..., half:2 * half]
   return jnp.concatenate([low * cos - high * sin, high * cos + low * sin, x[..., 2 * half:]], axis=-1)
 
 

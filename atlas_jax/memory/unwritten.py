@@ -33,6 +33,9 @@ def read(rule: MemoryRule, learned: Learned, position_B, tokens: Token, doc_BT, 
   started = jax.vmap(lambda learned: scan.start(rule, learned))(learned)
   heads = jax.vmap(rule.still, in_axes=(0, 0, 0, None))
   out_BHTM = jax.vmap(heads, in_axes=(None, None, 0, 0))(learned.slow, started.base, tokens.q, place_BT)
-  rows = lambda x: jnp.broadcast_to(x[None], (doc_BT.shape[0], *x.shape))
+
+  def rows(x):
+    return jnp.broadcast_to(x[None], (doc_BT.shape[0], *x.shape))
+
   memory, base = jax.tree.map(rows, (started.memory, started.base))
   return Running(memory, base, after_B.astype(jnp.int32)), out_BHTM

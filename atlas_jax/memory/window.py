@@ -40,7 +40,8 @@ def reach(rows: WindowRows, tokens: Token, context_CW, write_C):
     all rows (W - 1 + C of them, `here` as floats), weight_CS (of each of them in each token's window), and
     the rows to keep after the chunk.
   """
-  size, window = rows.here_W.shape[0], context_CW.shape[1]
+  size = rows.here_W.shape[0]
+  window = context_CW.shape[1]
   own = WindowRows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
   every = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), rows, own)
   order_C = jnp.cumsum(write_C.astype(jnp.int32))

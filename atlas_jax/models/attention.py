@@ -67,8 +67,13 @@ class LocalAttention(nn.Module):
     kernel = self.param("qkv_kernel", scaled_normal(1.0), shape, jnp.float32)
     qkv_BTHE = dense(x_BTD, kernel)
     q_BTHK, k_BTHK, v_BTHK = jnp.split(qkv_BTHE, 3, axis=-1)
-    join = lambda tail, new: jnp.concatenate([tail.astype(new.dtype), new], axis=1)
-    k_BSHK, v_BSHK, doc_BS = join(state.k, k_BTHK), join(state.v, v_BTHK), join(state.doc, doc_BT)
+
+    def join(tail, new):
+      return jnp.concatenate([tail.astype(new.dtype), new], axis=1)
+
+    k_BSHK = join(state.k, k_BTHK)
+    v_BSHK = join(state.v, v_BTHK)
+    doc_BS = join(state.doc, doc_BT)
     cos, sin = _cos_sin(k_BSHK.shape[1], k_BSHK.shape[3], k_BSHK.dtype)
     q_BTHK = rope.apply_rope(q_BTHK, cos[:, -length:], sin[:, -length:])
     k_BSHK = rope.apply_rope(k_BSHK, cos, sin)

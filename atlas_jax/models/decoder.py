@@ -66,7 +66,8 @@ class Projection(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     """Returns [B, T, *features] in x's dtype."""
-    inputs, dtype = x_BTD.shape[-self.n_in:], x_BTD.dtype
+    inputs = x_BTD.shape[-self.n_in:]
+    dtype = x_BTD.dtype
     tokens = x_BTD.shape[:-self.n_in]
     x_ND = x_BTD.reshape(-1, *inputs)  # Gradients of products over two axes of tokens copy their operands.
     init = scaled_normal(self.scale, in_axes=self.n_in)
@@ -109,7 +110,10 @@ class DecoderBlock(nn.Module):
       x_BTD, and the new tokens' (k_BTHK, v_BTHK), None unless they are kept.
     """
     shape = self.shape
-    norm = lambda name: RMSNorm(shape["norm_eps"], name=name)
+
+    def norm(name):
+      return RMSNorm(shape["norm_eps"], name=name)
+
     attention = Attention(shape, name="attention")
     mixed_BTD, new = attention(norm("norm_attention")(x_BTD), past, cos_sin, doc_BT, count_B)
     x_BTD = x_BTD + mixed_BTD
@@ -126,16 +130,21 @@ class Attention(nn.Module):
   def __call__(self, x_BTD, past, cos_sin, doc_BT, count_B):
     """Returns [B, T, D] and the new keys and values; arguments as of `DecoderBlock`."""
     shape = self.shape
-    project = lambda name, heads: Projection((heads, shape["head_dim"]), bias=shape["qkv_bias"],
-                                             adapter=Lora.of(shape["lora"], name), name=name)(x_BTD)
-    q_BTHK, k_BTHK = project("q", shape["heads"]), project("k", shape["kv_heads"])
+
+    def project(name, heads):
+      return Projection((heads, shape["head_dim"]), bias=shape["qkv_bias"],
+                        adapter=Lora.of(shape["lora"], name), name=name)(x_BTD)
+
+    q_BTHK = project("q", shape["heads"])
+    k_BTHK = project("k", shape["kv_heads"])
     v_BTHK = project("v", shape["kv_heads"])
     if shape["qk_norm"]:
       q_BTHK = RMSNorm(shape["norm_eps"], name="q_norm")(q_BTHK)
       k_BTHK = RMSNorm(shape["norm_eps"], name="k_norm")(k_BTHK)
     if cos_sin is not None:
       cos, sin = (part[:, :, None] for part in cos_sin)
-      q_BTHK, k_BTHK = rope.apply_rope(q_BTHK, cos, sin), rope.apply_rope(k_BTHK, cos, sin)
+      q_BTHK = rope.apply_rope(q_BTHK, cos, sin)
+      k_BTHK = rope.apply_rope(k_BTHK, cos, sin)
     out_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, doc_BT, None if past is None else (*past, count_B),
                       block_tokens=shape["attention_block_tokens"])
     out = Projection((x_BTD.shape[-1],), n_in=2, bias=shape["out_bias"], scale=out_scale(shape),
@@ -152,8 +161,11 @@ class GatedMLP(nn.Module):
   def __call__(self, x_BTD):
     """Returns [B, T, D] in x's dtype."""
     shape = self.shape
-    project = lambda name, width, scale=1.0: Projection(
-        (width,), bias=shape["mlp_bias"], scale=scale, adapter=Lora.of(shape["lora"], name), name=name)
+
+    def project(name, width, scale=1.0):
+      return Projection(
+(width,), bias=shape["mlp_bias"], scale=scale, adapter=Lora.of(shape["lora"], name), name=name)
+
     gate_BTF = project("gate", shape["ff_width"])(x_BTD)
     up_BTF = project("up", shape["ff_width"])(x_BTD)
     return project("down", x_BTD.shape[-1], out_scale(shape))(gated(gate_BTF, up_BTF))
@@ -326,6 +338,10 @@ def extend(cache: Cache, new, doc_BT) -> Cache:
   real_BT = doc_BT >= 0
   slot_BT = jnp.where(real_BT, continued_positions(doc_BT, cache.count_B), cache.k.shape[2])
   row_BT = jnp.arange(len(slot_BT))[:, None]
-  put = lambda old, new: old.at[:, row_BT, slot_BT].set(new.astype(old.dtype), mode="drop")
-  k, v = put(cache.k, new[0]), put(cache.v, new[1])
+
+  def put(old, new):
+    return old.at[:, row_BT, slot_BT].set(new.astype(old.dtype), mode="drop")
+
+  k = put(cache.k, new[0])
+  v = put(cache.v, new[1])
   return Cache(k, v, cache.count_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32))

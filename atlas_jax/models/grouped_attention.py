@@ -30,7 +30,10 @@ def attend(q_BTHK, k_BTHK, v_BTHK, doc_BT, past=None, *, block_tokens: int | Non
   if length % block_tokens:
     raise ValueError(f"{length} tokens are not a multiple of attention_block_tokens={block_tokens}; pad "
                      f"them to {-(-length // block_tokens) * block_tokens}, or set it to None")
-  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, block_tokens, *x.shape[2:]), 1, 0)
+
+  def cut(x):
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, block_tokens, *x.shape[2:]), 1, 0)
+
   one = jax.checkpoint(lambda block: _attend(block[0], block[1], block[2], k_BTHK, v_BTHK, doc_BT, past))
   out = jax.lax.map(one, (cut(q_BTHK), cut(doc_BT), at_T.reshape(-1, block_tokens)))
   return jnp.moveaxis(out, 0, 1).reshape(q_BTHK.shape)

@@ -165,7 +165,8 @@ class LM(nn.Module):
   @nn.nowrap
   def zero_state(self, rows: int) -> LMState:
     """Returns the state of a model that has read nothing."""
-    fields, dtype = self.block_fields("stream"), jnp.dtype(self.dtype)
+    fields = self.block_fields("stream")
+    dtype = jnp.dtype(self.dtype)
     state = self.mix.zero_state(fields, rows, dtype)
     if "attention" not in self.mix.has:
       state = state._replace(attention=blocks.load(PLAIN).zero_state(fields, rows, dtype).attention)
@@ -204,7 +205,9 @@ class LM(nn.Module):
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     call = Call(doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
                 token_BTD if from_token else None, memory_writes, seen_tokens)
-    attention, memories, stats = [], [], {}
+    attention = []
+    memories = []
+    stats = {}
     for stack in self.stacks:
       before = BlockState(_layers(state.attention, stack.attentions), _layers(state.memory, stack.memories))
       x_BTD, (after, found) = self._blocks(stack, mode)(x_BTD, before, call)
@@ -274,12 +277,17 @@ def build(fields: Mapping) -> LM:
 def learned_memory(model: LM, params) -> Learned:
   """Returns what the memories have learned, every leaf [blocks with a memory, H, ...]."""
   layers = [params[stack.name]["memory"] for stack in model.stacks if stack.memories]
-  join = lambda *leaves: jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+
+  def join(*leaves):
+    return jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
+
   slow = [layer["slow"] if "slow" in layer else {} for layer in layers]
   if "initial_fast" in layers[0]:
     fast = jax.tree.map(join, *[layer["initial_fast"] for layer in layers])
   else:
-    repeat = lambda w: jnp.broadcast_to(w, (len(model.with_memory), *w.shape))
+    def repeat(w):
+      return jnp.broadcast_to(w, (len(model.with_memory), *w.shape))
+
     fast = jax.tree.map(repeat, Memory(**model.memory, parent=None).zero_fast())
   return Learned(fast, jax.tree.map(join, *slow))
 
@@ -289,9 +297,11 @@ def with_learned(model: LM, params, learned: Learned):
 
   Fast weights take effect where memories start from learned ones.
   """
-  changed, parts = dict(params), {"initial_fast": learned.fast, "slow": learned.slow}
+  changed = dict(params)
+  parts = {"initial_fast": learned.fast, "slow": learned.slow}
   for stack in (stack for stack in model.stacks if stack.memories):
-    block, place = params[stack.name], slice(stack.memories.start, stack.memories.stop)
+    block = params[stack.name]
+    place = slice(stack.memories.start, stack.memories.stop)
     own = {name: _at(part, place) for name, part in parts.items() if name in block["memory"]}
     changed[stack.name] = {**block, "memory": {**block["memory"], **own}}
   return changed

@@ -112,7 +112,9 @@ def merge(params, options: Mapping) -> dict:
 
 def _merged(part, scale: float) -> dict:
   """Merges one projection of all layers: A is [L, inputs..., R], B is [L, R, outputs...]."""
-  kernel, down, up = part["kernel"], part["lora_a"], part["lora_b"]
+  kernel = part["kernel"]
+  down = part["lora_a"]
+  up = part["lora_b"]
   added = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))(down.astype(jnp.float32), up.astype(jnp.float32))
   rest = {name: leaf for name, leaf in part.items() if name not in ("kernel", *ADAPTER)}
   return {**rest, "kernel": (kernel.astype(jnp.float32) + scale * added).astype(kernel.dtype)}

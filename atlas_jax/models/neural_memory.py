@@ -200,7 +200,9 @@ def _read_text(layer: Memory, x_BTD, state: NeuralMemoryState, *, fresh: bool):
   """Reads one document per row: by whole chunks if it begins here, and what is left from any place."""
   rows, length, _ = x_BTD.shape
   whole = length // layer.chunk_size * layer.chunk_size if fresh else 0
-  memory, last_doc_B, outs = state.memory, state.doc_B, []
+  memory = state.memory
+  last_doc_B = state.doc_B
+  outs = []
   doc_B = jnp.where(last_doc_B == NO_DOC, 0, last_doc_B)
   doc_BT = jnp.broadcast_to(doc_B[:, None], (rows, length))
   for start, end, mode in ((0, whole, "packed"), (whole, length, "stream")):

@@ -30,10 +30,13 @@ def lookups(tokens_BT, tail_BS, doc_BT, last_doc_B, count_B, *, table_rows: int)
   Returns:
     (row_BTS, tail_BS): int32 rows by n, -1 where the document has fewer than n tokens so far; the new tail.
   """
-  length, lags = tokens_BT.shape[1], tail_BS.shape[1]
+  length = tokens_BT.shape[1]
+  lags = tail_BS.shape[1]
   both = jnp.concatenate([tail_BS, tokens_BT], axis=1)
   mask_BTS = conv_mask(doc_BT, last_doc_B, lags)
-  hash_BT, full_BT, found = tokens_BT.astype(jnp.uint32), jnp.ones(tokens_BT.shape, bool), []
+  hash_BT = tokens_BT.astype(jnp.uint32)
+  full_BT = jnp.ones(tokens_BT.shape, bool)
+  found = []
   for lag in range(1, lags + 1):
     earlier_BT = both[:, lags - lag:lags - lag + length]
     full_BT = full_BT & mask_BTS[:, :, lags - lag] & (earlier_BT != NONE)

@@ -31,7 +31,10 @@ def shardings(mesh: Mesh, abstract_tree):
 
 def abstract(mesh: Mesh, shapes):
   """Returns shapes with their shardings: the ShapeDtypeStructs that restoring a checkpoint needs."""
-  join = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  def join(leaf, where):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
   return jax.tree.map(join, shapes, shardings(mesh, shapes))
 
 
@@ -44,7 +47,10 @@ def large_replicated(mesh: Mesh, abstract_tree) -> list[str]:
 def exceptions() -> place.Exceptions:
   """Collects TENSOR_AXES and WHOLE from the files of `models` and `memory`."""
   found = [importlib.import_module(name) for name in _modules()]
-  gather = lambda what: tuple(dict.fromkeys(one for module in found for one in getattr(module, what, ())))
+
+  def gather(what):
+    return tuple(dict.fromkeys(one for module in found for one in getattr(module, what, ())))
+
   return place.Exceptions(gather("TENSOR_AXES"), gather("WHOLE"))
 
 

@@ -71,7 +71,8 @@ def inverse_frequencies(head_dim: int, base: float, scaling: Mapping | None = No
     return (inverse_K / factor).astype(dtype), 1.0
   turns = scaling["original_max_position_embeddings"] * inverse_K.astype(np.float64) / (2 * math.pi)
   if scaling["rope_type"] == "llama3":
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return (inverse_K * (kept + (1 - kept) / factor)).astype(dtype), 1.0
   kept = _yarn_kept(head_dim, base, scaling)
@@ -83,7 +84,10 @@ def _yarn_kept(head_dim: int, base: float, scaling: Mapping):
   """Returns the fraction of each pair's frequency that stays: 1 for fast pairs, 0 for slow, a ramp else."""
   keys = {"beta_fast": 32, "beta_slow": 1, **scaling}
   length = scaling["original_max_position_embeddings"]
-  pair_of = lambda turns: head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+  def pair_of(turns):
+    return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
   first = max(math.floor(pair_of(keys["beta_fast"])), 0)
   last = min(math.ceil(pair_of(keys["beta_slow"])), head_dim - 1)
   ramp = (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)

@@ -111,9 +111,14 @@ class TRM(nn.Module):
 
   def _embedded(self, inputs_BT, rows_BE):
     """Returns what is injected: prefix and tokens, scaled by sqrt(width), [B, n_prefix + T, D]."""
-    dtype, width, prefix = jnp.dtype(self.dtype), self.width, self.n_prefix
+    dtype = jnp.dtype(self.dtype)
+    width = self.width
+    prefix = self.n_prefix
     total = prefix + self.seq_len
-    draw = lambda key, rows: trm_blocks.truncated_normal(key, (rows, width), width**-0.5)
+
+    def draw(key, rows):
+      return trm_blocks.truncated_normal(key, (rows, width), width**-0.5)
+
     x_BTD = self.param("embed", draw, self.vocab_size).astype(dtype)[inputs_BT]
     if prefix:
       padded = jnp.pad(rows_BE.astype(dtype), ((0, 0), (0, prefix * width - self.row_width)))
@@ -130,9 +135,14 @@ class TRM(nn.Module):
 
   def _read(self, latents: tuple) -> TRMOut:
     """Scores tokens and halting from the answer."""
-    answer_BTD, width = latents[0], self.width
-    dtype, wide = answer_BTD.dtype, tree.accumulation_dtype(answer_BTD.dtype)
-    draw = lambda key: trm_blocks.truncated_normal(key, (width, self.vocab_size), width**-0.5)
+    answer_BTD = latents[0]
+    width = self.width
+    dtype = answer_BTD.dtype
+    wide = tree.accumulation_dtype(answer_BTD.dtype)
+
+    def draw(key):
+      return trm_blocks.truncated_normal(key, (width, self.vocab_size), width**-0.5)
+
     logits_BTV = answer_BTD[:, self.n_prefix:] @ self.param("head", draw).astype(dtype)
     kernel = self.param("halt_kernel", nn.initializers.zeros, (width, 2), jnp.float32)
     bias = self.param("halt_bias", nn.initializers.constant(HALT_BIAS), (2,), jnp.float32)

@@ -48,7 +48,8 @@ def _rms_normalize(x, eps: float, axis: int):
 def _rms_normalize_vjp(eps: float, axis: int, kept, grad):
   # The result is kept for the layer behind anyway, so that the input need not be.
   y, scale = kept
-  full, grad = y.astype(scale.dtype), grad.astype(scale.dtype)
+  full = y.astype(scale.dtype)
+  grad = grad.astype(scale.dtype)
   along = jnp.mean(full * grad, axis, keepdims=True)
   return ((grad - full * along) * scale).astype(y.dtype),
 
@@ -201,7 +202,8 @@ def attend(qkv, cos_sin):
 def _attend(qkv, cos_sin):
   # With positions and features last, both products run over one matrix per row and head, without copies.
   q_BHTK, k_BHTK, v_BHTK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
-  q_BHTK, k_BHTK = rotate(q_BHTK, cos_sin), rotate(k_BHTK, cos_sin)
+  q_BHTK = rotate(q_BHTK, cos_sin)
+  k_BHTK = rotate(k_BHTK, cos_sin)
   share = _shares(q_BHTK, k_BHTK)
   mixed_BHTK = _per_head(share.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
   heads, length, size = q_BHTK.shape[1:]
@@ -212,7 +214,8 @@ def _attend(qkv, cos_sin):
 
 def _attend_grad(kept, grad_BTHK):
   q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, cos_sin = kept
-  dtype, wide = q_BHTK.dtype, tree.accumulation_dtype(q_BHTK.dtype)
+  dtype = q_BHTK.dtype
+  wide = tree.accumulation_dtype(q_BHTK.dtype)
   share = _shares(q_BHTK, k_BHTK) if share is None else share
   grad_BHTK = jnp.swapaxes(grad_BTHK, 1, 2)
   v_grad = _per_head(share.astype(dtype), grad_BHTK, 2, 2, dtype)

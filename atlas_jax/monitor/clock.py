@@ -39,9 +39,11 @@ class Clock:
     self.unit = unit
     self.flops_per_step: float | None = None
     self.peak_flops = peak_flops
-    self.steps, self.counted = 0, 0
+    self.steps = 0
+    self.counted = 0
     self._inside = 0.0
-    self._begun, self._told = False, False
+    self._begun = False
+    self._told = False
     self._sent: Sent | None = None  # The last one.
     self.restart()
 
@@ -55,7 +57,8 @@ class Clock:
 
   def send(self, step: Callable, *args) -> tuple[Any, Sent]:
     """Calls a compiled step, (state, metrics) = step(*args); gives the state, and what `read` takes."""
-    before, began = self._sent, time.perf_counter()
+    before = self._sent
+    began = time.perf_counter()
     if before is not None and before.finished_s is None and before.ready:
       before.finished_s = began
     state, metrics = step(*args)
@@ -82,12 +85,15 @@ class Clock:
       self._begun = True
       self.next_row()
       return row
-    self.steps, self.counted = self.steps + 1, self.counted + int(row[counted])
+    self.steps = self.steps + 1
+    self.counted = self.counted + int(row[counted])
     self._inside += sent.inside_s + ended - began
     return row
 
   def _count_from(self, start: float) -> None:
-    self.steps, self.counted, self._inside = 0, 0, 0.0
+    self.steps = 0
+    self.counted = 0
+    self._inside = 0.0
     self._start = self._finished = start
 
   @property
@@ -131,7 +137,8 @@ class Clock:
           "peak of a CPU is measured when a run starts, and too low while other programs use it); the peak "
           "that perf/flops_fraction_of_peak refers to rises with what was reached, see perf/peak_flops_per_s",
           reached, self.peak_flops)
-    self._told, self.peak_flops = True, reached
+    self._told = True
+    self.peak_flops = reached
 
 
 def rate_text(per_s: float) -> str:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-TRAIN, VAL, QUIET = "#2b6cb0", "#c05621", "#6b7280"
+TRAIN = "#2b6cb0"
+VAL = "#c05621"
+QUIET = "#6b7280"
 MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # Of lines that are none of these.
 SMOOTHED_FROM_POINTS = 40
 SCHEDULED = ("train/lr",)  # Set, not measured: there is nothing to smooth.
@@ -63,7 +65,8 @@ def mark(values: np.ndarray, style: str = "") -> dict[str, str]:
 
 def cut_top(axes, *drawn: np.ndarray) -> None:
   """Cuts the few highest values of long lines off, those of the first steps, so that the rest can be read."""
-  low, top = min(values.min() for values in drawn), max(values.max() for values in drawn)
+  low = min(values.min() for values in drawn)
+  top = max(values.max() for values in drawn)
   high = max(np.quantile(values, 0.98) for values in drawn)
   if top - low > 2 * (high - low) > 0:
     axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
@@ -112,5 +115,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
   sums = np.concatenate([[0.0], np.cumsum(values)])
   reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), max(3, n // 50))
   reach[-STEADY_POINTS:] = np.maximum(reach[-STEADY_POINTS:], STEADY_POINTS)
-  first, last = np.maximum(np.arange(n) - reach, 0), np.minimum(np.arange(n) + reach + 1, n)
+  first = np.maximum(np.arange(n) - reach, 0)
+  last = np.minimum(np.arange(n) + reach + 1, n)
   return (sums[last] - sums[first]) / (last - first)

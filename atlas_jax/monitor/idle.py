@@ -10,7 +10,11 @@ from absl import logging
 
 from atlas_jax.parallel import hosts
 
-LEARNT, IDLE, UNTAUGHT, WARMING, SKIPPED = "learnt", "idle", "untaught", "warming", "skipped"
+LEARNT = "learnt"
+IDLE = "idle"
+UNTAUGHT = "untaught"
+WARMING = "warming"
+SKIPPED = "skipped"
 FIRST = 3  # Updates in a row that teach nothing before it is told; then at 10, 30, 100 and so on.
 TABLES = "grad/norm_tables"  # Of rows of tables, which the optimizer never sees.
 CHANGED = "update/changed_frac"  # Share of the parameters that an update changed.
@@ -39,10 +43,12 @@ class Idle:
 
     A run that was ended for them and is started again has config.train.idle_limit more.
     """
-    self._config, self._limit = config, config.train.idle_limit
+    self._config = config
+    self._limit = config.train.idle_limit
     self.in_row = 0 if self._limit is not None and in_row >= self._limit else in_row
     self.ending: str | None = None
-    self._untaught, self._warming = self.in_row, 0
+    self._untaught = self.in_row
+    self._warming = 0
     self._last: tuple[int, Mapping[str, float]] | None = None
     self._told = False
 
@@ -61,7 +67,8 @@ class Idle:
       return kind
     self.in_row = self.in_row + 1 if kind == IDLE else 0
     self._untaught = 0 if kind == LEARNT else self._untaught + 1
-    self._last, self._told = (step, row), self._told and kind != LEARNT
+    self._last = (step, row)
+    self._told = self._told and kind != LEARNT
     if self.ending is not None:
       return kind
     if self._limit is not None and self.in_row >= self._limit:
@@ -120,7 +127,8 @@ def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
 
 
 def _rate(step: int, row: Mapping[str, float], config) -> str | None:
-  lr, optim = row["train/lr"], config.optim
+  lr = row["train/lr"]
+  optim = config.optim
   if lr > 0 and (row[CHANGED] > 0 or row["grad/norm"] == 0):
     return None
   warming = step <= optim.warmup_steps
@@ -149,7 +157,8 @@ def _unrewarded(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _truncated(step: int, row: Mapping[str, float], config) -> str | None:
-  share, how = row.get("rollout/truncated_frac", 0.0), config.rollout.truncated
+  share = row.get("rollout/truncated_frac", 0.0)
+  how = config.rollout.truncated
   if not share or how == "keep":
     return None
   return (f"{share:.0%} of completions were cut off before their end and config.rollout.truncated={how!r} "

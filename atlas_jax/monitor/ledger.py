@@ -53,7 +53,8 @@ class Ledger:
       return
     if saved and (file is None or file["wall_s"] < saved["wall_s"]):
       last = saved
-    totals, clean = dict(last["totals"]), bool(last.get("clean"))
+    totals = dict(last["totals"])
+    clean = bool(last.get("clean"))
     if not clean:
       for kind in WORK:
         lost = max(0.0, totals[kind] - work.get(kind, 0.0))
@@ -120,7 +121,8 @@ class Ledger:
     compiled = min(self._compiled_s, passed)
     self._totals[self._kind] += passed - compiled
     self._totals["compile"] += compiled
-    self._since, self._compiled_s = now, 0.0
+    self._since = now
+    self._compiled_s = 0.0
 
 
 _COMPILATION = "/jax/core/compile/backend_compile_duration"

@@ -107,9 +107,11 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
   whole = _by_bucket(series, "val/loss_nats_by_position/")
   baseline = _by_bucket(series, "eval/baseline_loss_nats_by_position/")
   solid = Curve("as it is", whole, VAL, "-")
-  counted, curves = _by_bucket(series, "val/tokens_by_position/"), []
+  counted = _by_bucket(series, "val/tokens_by_position/")
+  curves = []
   if gained := _by_bucket(series, "eval/memory_gain_loss_nats_by_position/"):
-    solid, counted = solid._replace(loss=gained), _by_bucket(series, "eval/memory_gain_tokens_by_position/")
+    solid = solid._replace(loss=gained)
+    counted = _by_bucket(series, "eval/memory_gain_tokens_by_position/")
     if baseline:
       curves.append(Curve("as it is, all held-out text", whole, VAL, "--"))
   for (name, label), color, style in zip(BY_POSITION, MORE, ("-", "-", ":")):

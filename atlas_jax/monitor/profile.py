@@ -69,7 +69,8 @@ def _count(jaxpr) -> FlopCount:
 
 
 def _count_equation(equation) -> FlopCount:
-  name, params = equation.primitive.name, equation.params
+  name = equation.primitive.name
+  params = equation.params
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
     sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]

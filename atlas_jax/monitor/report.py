@@ -108,7 +108,8 @@ def following(workdir, show, *, every_s: float = 2.0):
     show: takes what `read_metrics` gives, at least one row.
     every_s: seconds between looks at the file.
   """
-  ended, shown = threading.Event(), [0]
+  ended = threading.Event()
+  shown = [0]
 
   def look():
     rows = read_metrics(workdir) if (Path(workdir) / METRICS).exists() else []
@@ -169,7 +170,8 @@ def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
   """
   names = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s")
   found = {name: median(rows, f"perf/{name}") for name in names}
-  peak, reached = max(_values(rows, "perf/peak_flops_per_s"), default=None), found["model_flops_per_s"]
+  peak = max(_values(rows, "perf/peak_flops_per_s"), default=None)
+  reached = found["model_flops_per_s"]
   share = None if peak is None or reached is None else reached / peak
   return {**found, "flops_fraction_of_peak": share, "peak_flops_per_s": peak}
 

@@ -18,7 +18,8 @@ def draw(axes, series: Series) -> None:
   if not seconds:
     return
   whole = max(sum(seconds.values()), 1e-9)
-  kinds, values = list(seconds), list(seconds.values())
+  kinds = list(seconds)
+  values = list(seconds.values())
   bars = axes.barh(range(len(kinds)), values, color=[TRAIN if kind == "step" else QUIET for kind in kinds])
   axes.bar_label(bars, [f"{value / whole:.0%}" for value in values], padding=4, fontsize=11)
   axes.set_yticks(range(len(kinds)), kinds)

@@ -98,7 +98,8 @@ def _distance(series: Series) -> Panel:
 
 def _draw_writers(axes, series: Series) -> None:
   """Shows the student's share of all texts so far: those of one update are all written by one."""
-  so_far, name = copy.copy(series), "distill/on_policy_frac"
+  so_far = copy.copy(series)
+  name = "distill/on_policy_frac"
   if name in series:
     x, y = series[name]
     so_far[name] = x, np.cumsum(y) / np.arange(1, len(y) + 1)

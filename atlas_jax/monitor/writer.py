@@ -36,7 +36,8 @@ class MetricsWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     # The last row, {} if there is none, and where it begins: numbers of its step may still join it.
     self._last_row, self._last_place = drop_rows_after(workdir / METRICS, resume_step)
-    self._metrics, self._folder = workdir / METRICS, workdir / EVENTS
+    self._metrics = workdir / METRICS
+    self._folder = workdir / EVENTS
     self._file = self._metrics.open("r+", encoding="utf-8")
     self._file.seek(0, os.SEEK_END)
     if tensorboard:
@@ -76,7 +77,8 @@ class MetricsWriter:
       row = {**self._last_row, **row}
       self._file.seek(self._last_place)
       self._file.truncate()
-    self._last_place, self._last_row = self._file.tell(), {"step": step, **row}
+    self._last_place = self._file.tell()
+    self._last_row = {"step": step, **row}
     with write.naming(self._metrics):
       self._file.write(json.dumps(self._last_row, allow_nan=False) + "\n")
       self._file.flush()

@@ -37,7 +37,10 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
     grads, sums = piece(0, batch, carry, rows)
   else:
     grads, sums = _in_turn(piece, batch, carry, rows, parts)
-  mean = lambda x: x / jnp.maximum(sums.weight, 1).astype(x.dtype)
+
+  def mean(x):
+    return x / jnp.maximum(sums.weight, 1).astype(x.dtype)
+
   grads, nats, metrics = jax.tree.map(mean, (grads, sums.loss, sums.metrics))
   return grads, sums._replace(loss=nats, metrics=metrics)
 
@@ -45,8 +48,13 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
 def _in_turn(piece: Callable, batch, carry, rows, parts: int):
   """Adds up what pieces give; their carries, and the gradients of their rows, are put together."""
   # Piece i takes rows i, i + parts, ...: every device keeps its own rows.
-  split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  def split(x):
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+  def join(x):
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
   pieces = (jnp.arange(parts), *jax.tree.map(split, (batch, carry, rows)))
 
   def apart(index, batch, carry, rows):

@@ -32,7 +32,9 @@ def scale_by_adam_atan2(b1: float = 0.9, b2: float = 0.95) -> optax.GradientTran
     A transformation whose state is `AdamAtan2State`; float32 or wider throughout.
   """
   def init(params):
-    zeros = lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params)
+    def zeros():
+      return jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params)
+
     return AdamAtan2State(jnp.zeros((), jnp.int32), zeros(), zeros())
 
   def update(grads, state, params=None):
@@ -42,7 +44,9 @@ def scale_by_adam_atan2(b1: float = 0.9, b2: float = 0.95) -> optax.GradientTran
     nu = jax.tree.map(lambda v, g: v + (1 - b2) * (jnp.square(g.astype(v.dtype)) - v), state.nu, grads)
 
     def direction(m, v):
-      correct = lambda b: 1 - jnp.asarray(b, m.dtype) ** count.astype(m.dtype)
+      def correct(b):
+        return 1 - jnp.asarray(b, m.dtype) ** count.astype(m.dtype)
+
       angle = jnp.arctan2(m, jnp.sqrt(v) / jnp.sqrt(correct(b2))) / correct(b1)
       return jnp.where(v > 0, angle, 0)  # The square of a tiny gradient is 0, and the angle 90 degrees.
 

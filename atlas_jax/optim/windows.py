@@ -43,7 +43,8 @@ def schedule(*, kind: str, least_tokens: int | None, delay_steps: int | None, wi
 
   def drawn(step):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), step)
-    low, high = jnp.log(jnp.float32(least_tokens)), jnp.log(jnp.float32(window_tokens + 1))
+    low = jnp.log(jnp.float32(least_tokens))
+    high = jnp.log(jnp.float32(window_tokens + 1))
     tokens = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
     return jnp.clip(jnp.floor(tokens).astype(jnp.int32), least_tokens, window_tokens)
 

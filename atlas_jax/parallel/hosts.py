@@ -89,7 +89,8 @@ def _initialize(peers: Peers, place: launch.ProcessPlace, ids: list[int]) -> Non
   if any(name.lower().endswith("_proxy") for name in os.environ):
     before = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
     os.environ["no_grpc_proxy"] = ",".join(filter(None, (before, "127.0.0.1")))
-  port, bound = peers.port, f"[::]:{peers.port}"
+  port = peers.port
+  bound = f"[::]:{peers.port}"
   if place.process:
     host, _ = wire.split_address(place.coordinator)
     port = wire.Relay(host, peers.port, within_s=peers.limits.join_s).port

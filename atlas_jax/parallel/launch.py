@@ -156,9 +156,12 @@ def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -
 
 def _cuda_devices(env: Mapping[str, str]) -> tuple[int, str]:
   """Counts the CUDA devices that this process is given, and says by what; "" where nothing promises them."""
-  visible, on_node = env.get("CUDA_VISIBLE_DEVICES"), env.get("SLURM_GPUS_ON_NODE", "")
+  visible = env.get("CUDA_VISIBLE_DEVICES")
+  on_node = env.get("SLURM_GPUS_ON_NODE", "")
   if visible is not None:
-    valid = lambda one: one.strip().isdecimal() or one.strip().startswith(("GPU-", "MIG-"))
+    def valid(one):
+      return one.strip().isdecimal() or one.strip().startswith(("GPU-", "MIG-"))
+
     return len(list(itertools.takewhile(valid, visible.split(",")))), f"CUDA_VISIBLE_DEVICES={visible}"
   if on_node.isdecimal():
     return int(on_node), f"SLURM_GPUS_ON_NODE={on_node}"

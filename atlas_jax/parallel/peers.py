@@ -47,7 +47,9 @@ class Peers:
   """
 
   def __init__(self, process: int, count: int, limits: Limits):
-    self.process, self.count, self.limits = process, count, limits
+    self.process = process
+    self.count = count
+    self.limits = limits
     self.port = 0  # Of JAX's coordination service, on the machine of process 0.
     self.advice: Callable[[], str] = lambda: _ADVICE
     self._links: dict[int, Link] = {}
@@ -144,7 +146,8 @@ class Peers:
                "facts": dict(facts)})
     try:
       answer = next(link.messages())
-      refusal, self.port = answer["refusal"], int(answer["port"])
+      refusal = answer["refusal"]
+      self.port = int(answer["port"])
     except (OSError, ValueError, KeyError, StopIteration) as error:
       why = str(error) or "it closed the connection"
       raise PeerError(f"process 0 at --coordinator={address} did not let process {self.process} join "
@@ -167,13 +170,19 @@ class Peers:
       self._meetings += 1
       if self.process == 0:
         self._present.setdefault(number, {})[0] = name, facts
-        done = lambda: len(self._present[number]) == self.count or self._fate is not None
+
+        def done():
+          return len(self._present[number]) == self.count or self._fate is not None
+
         self._changed.wait_for(done, self.limits.wait_s)
         gone = self._fate is not None
         verdict = self._fate if gone else self._judge(name, self._present.pop(number))
       else:
         self._links[0].send({"meeting": number, "name": name, "facts": dict(facts)})
-        done = lambda: number in self._verdicts or self._fate is not None
+
+        def done():
+          return number in self._verdicts or self._fate is not None
+
         self._changed.wait_for(done, self.limits.wait_s + _AFTER_ERROR_S)
         late = (f"process 0, or one it waits for, did not come to {name!r} within config.hosts.wait_s="
                 f"{self.limits.wait_s:g} s")
@@ -283,7 +292,10 @@ class Peers:
       self._gone.add(self.process)
     if self.process:
       self._links[0].send({"bye": True})
-    all_gone = lambda: self._fate is not None or len(self._gone) == (self.count if self.process == 0 else 2)
+
+    def all_gone():
+      return self._fate is not None or len(self._gone) == (self.count if self.process == 0 else 2)
+
     with self._changed:
       self._changed.wait_for(all_gone, self.limits.wait_s if within_s is None else within_s)
       self._over = self._fate is None

@@ -43,7 +43,10 @@ def shardings(mesh: Mesh, abstract_tree, exceptions: Exceptions):
   Raises:
     ValueError: if the rows of a carried leaf do not divide over data x fsdp.
   """
-  place = lambda name, leaf: NamedSharding(mesh, _spec(mesh, name, leaf, exceptions))
+
+  def place(name, leaf):
+    return NamedSharding(mesh, _spec(mesh, name, leaf, exceptions))
+
   return tree.map_named(place, abstract_tree)
 
 

@@ -48,7 +48,8 @@ class StopSignals:
     self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     for number in NUMBERS:
       self._before[number] = signal.signal(number, self._obey)
-    self._outer, _active = _active, self
+    self._outer = _active
+    _active = self
     threading.Thread(target=self._watch, args=(self._reader,), name="signals", daemon=True).start()
     return self
 
@@ -73,7 +74,8 @@ class StopSignals:
 
   def _obey(self, number, frame):
     del frame
-    first, self.name = self.name is None, self.name or signal.Signals(number).name
+    first = self.name is None
+    self.name = self.name or signal.Signals(number).name
     if first and self._deferred:
       logging.warning("%s: the run stops at the next point from which it can go on; a second signal ends it "
                       "at once", self.name)

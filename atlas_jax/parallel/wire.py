@@ -108,7 +108,8 @@ class Relay:
   """
 
   def __init__(self, host: str, port: int, *, within_s: float):
-    self._there, self._within_s = (host, port), within_s
+    self._there = (host, port)
+    self._within_s = within_s
     self._server = socket.create_server(("127.0.0.1", 0))
     self._kept: list[socket.socket] = []  # A socket that nobody holds would be closed.
     self.port = self._server.getsockname()[1]

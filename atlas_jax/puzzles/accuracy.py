@@ -16,7 +16,10 @@ class AccuracyTotals:
 
   def __init__(self, batch_rows: int) -> None:
     """Starts empty; `batch_rows` slots were paid for in every call of the model."""
-    self._batch_rows, self._examples, self._count, self._calls = batch_rows, 0, 0, 0
+    self._batch_rows = batch_rows
+    self._examples = 0
+    self._count = 0
+    self._calls = 0
     self._sums = dict.fromkeys(solver.MEANS, 0.0)
 
   def add(self, result: Result) -> None:
@@ -43,8 +46,11 @@ class Gallery:
 
   def __init__(self, n_each: int, subject: Callable[[Result], Hashable | None] | None = None) -> None:
     """Keeps `n_each` of both kinds, one per subject at most; those whose subject is None are passed over."""
-    self._n_each, self._subject = n_each, subject or (lambda result: result.example)
-    self._solved, self._unsolved, self._unknown = {}, {}, {}
+    self._n_each = n_each
+    self._subject = subject or (lambda result: result.example)
+    self._solved = {}
+    self._unsolved = {}
+    self._unknown = {}
 
   def add(self, result: Result) -> None:
     """Keeps a result if there is room for it."""
@@ -89,7 +95,8 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
   """
   def run(trained, *, step: int, workdir=None) -> EvalOut:
-    totals, unseen = AccuracyTotals(batch_rows), AccuracyTotals(batch_rows)
+    totals = AccuracyTotals(batch_rows)
+    unseen = AccuracyTotals(batch_rows)
     gallery = Gallery(-(-n_pictures // 2))
     for result in solve(trained):
       totals.add(result)

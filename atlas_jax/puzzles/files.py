@@ -59,7 +59,8 @@ def load(path: str | pathlib.Path) -> Files:
   if not folders:
     raise ValueError(f"the path of a built data set is {str(path)!r}; give its folder")
   read = [(folder, split, *_read_split(folder / split)) for folder in folders for split in SPLITS]
-  shape, first = read[0][2], folders[0] / "train" / "dataset.json"
+  shape = read[0][2]
+  first = folders[0] / "train" / "dataset.json"
   for folder, split, found, _ in read:
     for name in SIZES:
       if found[name] != shape[name]:
@@ -96,7 +97,10 @@ def _read_split(folder: pathlib.Path) -> tuple[dict, list[_Part]]:
 
 def _read_part(folder: pathlib.Path, name: str, shape: dict) -> _Part:
   """Reads and checks the five arrays of one set."""
-  at = lambda array: folder / f"{name}__{array}.npy"
+
+  def at(array):
+    return folder / f"{name}__{array}.npy"
+
   inputs, labels = (_array(at(array), 2, lazy=True) for array in ("inputs", "labels"))
   indices = ("puzzle_identifiers", "puzzle_indices", "group_indices")
   ids, puzzles, groups = (_array(at(array), 1) for array in indices)
@@ -172,7 +176,10 @@ def _test_puzzles(folders: list[pathlib.Path]) -> dict:
 
 def _join(parts: list[_Part], shape: dict, names: tuple[str, ...], split: str) -> PuzzleSet:
   """Makes one set of puzzles of the parts, one after another."""
-  joined = lambda arrays: np.concatenate([[0], *[array[1:] + shift for array, shift in arrays]])
+
+  def joined(arrays):
+    return np.concatenate([[0], *[array[1:] + shift for array, shift in arrays]])
+
   examples = np.cumsum([0, *[len(part.inputs) for part in parts]])
   puzzles = np.cumsum([0, *[len(part.puzzle_ids) for part in parts]])
   ids = np.concatenate([part.puzzle_ids for part in parts])

@@ -17,7 +17,9 @@ import numpy as np
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
 COLOURS = 10
-PAD, EDGE, FIRST_COLOUR = 0, 1, 2
+PAD = 0
+EDGE = 1
+FIRST_COLOUR = 2
 VOCAB_SIZE = FIRST_COLOUR + COLOURS
 INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 SEPARATOR = "|||"
@@ -152,7 +154,8 @@ def store(many: list[np.ndarray]) -> GridStore:
 
 def shapes(grids: GridStore, which: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns heights and widths of the transformed grids."""
-  heights, widths = grids.heights[which], grids.widths[which]
+  heights = grids.heights[which]
+  widths = grids.widths[which]
   return np.where(SWAPS[kinds], widths, heights), np.where(SWAPS[kinds], heights, widths)
 
 
@@ -171,9 +174,11 @@ def encode_many(grids: GridStore, which, kinds, permutations, shifts, canvas: in
     [n, canvas * canvas] uint8, row k equal to `encode(augment(grid k, kind, permutation), shift, canvas)`.
   """
   heights, widths = shapes(grids, which, kinds)
-  swaps, source_widths = SWAPS[kinds], grids.widths[which]
+  swaps = SWAPS[kinds]
+  source_widths = grids.widths[which]
   places = np.arange(canvas, dtype=np.int32)
-  back_rows, back_columns = _ROWS_BACK[kinds], _COLUMNS_BACK[kinds]
+  back_rows = _ROWS_BACK[kinds]
+  back_columns = _COLUMNS_BACK[kinds]
   rows, row_kind = _axis(places, heights, shifts[:, 0], np.where(swaps, back_columns, back_rows),
                          np.where(swaps, 1, source_widths))
   columns, column_kind = _axis(places, widths, shifts[:, 1], np.where(swaps, back_rows, back_columns),

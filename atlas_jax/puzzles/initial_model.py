@@ -65,8 +65,11 @@ class TrmStart:
 
     A run that was begun does not read the path again, which may be gone.
     """
-    self._config, self._model, self._train = config, model, sets.train
-    self._path, self._workdir = pathlib.Path(config.trm.path).expanduser(), None
+    self._config = config
+    self._model = model
+    self._train = sets.train
+    self._path = pathlib.Path(config.trm.path).expanduser()
+    self._workdir = None
     self._named: dict[str, np.ndarray] | None = None
 
   def save(self, workdir) -> None:
@@ -125,7 +128,8 @@ class TrmStart:
 
   def _other(self):
     """Returns the config of the run that weights are taken of."""
-    other, config = configs.load(self._path), self._config
+    other = configs.load(self._path)
+    config = self._config
     if other.recipe != "trm":
       raise ValueError(f"config.trm.path={str(self._path)!r} is a run of config.recipe={other.recipe!r}, not "
                        "'trm'")
@@ -138,7 +142,8 @@ class TrmStart:
 
   def _of_run(self, mesh) -> LoadedWeights:
     """Reads the newest checkpoint of another run."""
-    other, saved = self._other(), puzzle_sets.record_of(self._path)
+    other = self._other()
+    saved = puzzle_sets.record_of(self._path)
     shapes: dict = {"params": self._abstract_params()}
     if self._config.trm.row_width:
       rows = jax.ShapeDtypeStruct((n_table_rows(saved["n_ids"]), self._config.trm.row_width), jnp.float32)
@@ -154,7 +159,8 @@ class TrmStart:
     return LoadedWeights(params, tables.get("puzzles"))
 
   def _abstract_params(self):
-    model, rows = self._model, self._config.trm.row_width
+    model = self._model
+    rows = self._config.trm.row_width
     given = (jnp.zeros((1, model.seq_len), jnp.int32), jnp.zeros((1, rows)), model.zero_latents(1))
     return jax.eval_shape(model.init, jax.random.key(0), *given)["params"]
 
@@ -182,7 +188,8 @@ class TrmStart:
 
   def _rows(self, mesh, rows_NE):
     """Returns the table to start from, and says which it is."""
-    n_ids, shape = self._train.n_ids, (n_table_rows(self._train.n_ids), self._config.trm.row_width)
+    n_ids = self._train.n_ids
+    shape = (n_table_rows(self._train.n_ids), self._config.trm.row_width)
     sharding = placement.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]
     same = self._same_puzzles()
     if same:
@@ -245,8 +252,11 @@ def reset_of(config, model, workdir) -> tuple:
 
 def _placed(tree, shardings):
   """Puts arrays that every process holds on the mesh."""
-  put = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding,
-                                                             lambda index: np.asarray(array)[index])
+
+  def put(array, sharding):
+    return jax.make_array_from_callback(array.shape, sharding,
+                                        lambda index: np.asarray(array)[index])
+
   return jax.tree.map(put, tree, shardings)
 
 

@@ -27,16 +27,25 @@ ARC_COLOURS = ("#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa",
                "#7fdbff", "#870c25")
 # Tokens of a maze: padding, wall, free, start, goal, path; and a path where there should be none.
 MAZE_COLOURS = ("#d9d9d9", "#30353d", "#f6f3ec", "#2e9e4f", "#c2338f", "#4c8fd6", "#f0a23b")
-MAZE_PATH, MAZE_WRONG_PATH = 5, 6
-GIVEN, PREDICTED, WRONG = "#111111", "#1f5fbf", "#c0211b"
+MAZE_PATH = 5
+MAZE_WRONG_PATH = 6
+GIVEN = "#111111"
+PREDICTED = "#1f5fbf"
+WRONG = "#c0211b"
 SHADES = {GIVEN: "#ececec", PREDICTED: "#ffffff", WRONG: "#fbd9d6"}
-INK, FAINT, GOOD, BAD = "#222222", "#777777", "#1a7f37", "#b3261e"
+INK = "#222222"
+FAINT = "#777777"
+GOOD = "#1a7f37"
+BAD = "#b3261e"
 
 DPI = 110
 PANEL, GAP, MARGIN = 2.7, 0.18, 0.3  # Inches.
-HEAD, ROW_GAP, COLUMN_GAP = 0.56, 0.36, 0.7
+HEAD = 0.56
+ROW_GAP = 0.36
+COLUMN_GAP = 0.7
 NAME_LETTERS = 44
-CHANGED, HALTS = "#e08600", "#2e9e4f"
+CHANGED = "#e08600"
+HALTS = "#2e9e4f"
 UNKNOWN = "unknown"  # Of a target, and so whether it was met.
 STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
@@ -108,7 +117,10 @@ def arc_panels(result: Result, crop: Callable | None) -> list[GridPanel]:
     rows, columns = (min(sizes) for sizes in zip(target.shape, prediction.shape))
     wrong[:rows, :columns] = target[:rows, :columns] != prediction[:rows, :columns]
   palette = np.array([to_rgb(colour) for colour in ARC_COLOURS])
-  none = lambda grid: np.zeros(grid.shape, bool)
+
+  def none(grid):
+    return np.zeros(grid.shape, bool)
+
   marks = (none(given), none(target), wrong if target.size else none(prediction))
   panels = zip(("input", "target", "prediction"), (given, target, prediction), marks)
   found = [GridPanel(f"{caption}  {_size(grid)}", palette[grid], mark) for caption, grid, mark in panels]
@@ -142,7 +154,10 @@ def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[GridPanel]:
 def _board(caption: str, digits, kinds) -> GridPanel:
   height, width = digits.shape
   shades = [[to_rgb(SHADES.get(str(kind), "#ffffff")) for kind in row] for row in kinds]
-  text = lambda digit: str(digit) if digit > 0 else "?"
+
+  def text(digit):
+    return str(digit) if digit > 0 else "?"
+
   written = [(row, column, text(digits[row, column]), str(kinds[row, column]))
              for row in range(height) for column in range(width) if kinds[row, column]]
   marks = np.zeros(digits.shape, bool)
@@ -267,8 +282,10 @@ def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, 
              for prediction_T, chance_T, changed_T in
              zip(trace.prediction_NBT[:, row], trace.chance_NBT[:, row], trace.changed()[:, row])]
   for i, (digits, chance, changed) in enumerate(boards):
-    left, size = i * shape[1] * (1 + STRIP_GAP), 0.14 * shape[0]
-    kept, right = (given > 0) & (digits == given), (digits == target) | (target < 0)
+    left = i * shape[1] * (1 + STRIP_GAP)
+    size = 0.14 * shape[0]
+    kept = (given > 0) & (digits == given)
+    right = (digits == target) | (target < 0)
     kinds = np.where(kept, GIVEN, np.where(right, PREDICTED, WRONG))
     _strip_board(axes, left, np.where((i == 0) & (given <= 0), 0, digits), kinds, chance, changed)
     _write(axes, left + shape[1] / 2, -0.14 * shape[0], f"step {i}" if i else "puzzle", size, INK)
@@ -323,7 +340,8 @@ def _strip_board(axes, left: float, digits, kinds, chance, changed) -> None:
 
 def _strip_bar(axes, left: float, shape: tuple[int, int], halt: float) -> None:
   height, width = shape
-  place, thick = (left, 1.07 * height), 0.07 * height
+  place = (left, 1.07 * height)
+  thick = 0.07 * height
   axes.add_patch(Rectangle(place, width * halt, thick, facecolor=HALTS if halt > 0.5 else "#9aa0a6"))
   axes.add_patch(Rectangle(place, width, thick, fill=False, edgecolor=FAINT, linewidth=0.7))
   _write(axes, left + width / 2, 1.25 * height, f"{halt:.0%}", 0.12 * height, INK)
@@ -339,6 +357,7 @@ def _write(axes, x: float, y: float, text: str, height: float, colour, *, bold: 
   """Writes text centred at a place, its digits so high in units of the axes, whatever size they have."""
   font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
   digit, path = (TextPath((0, 0), letters, size=1, prop=font) for letters in ("0", text))
-  scale, box = height / digit.get_extents().height, path.get_extents()
+  scale = height / digit.get_extents().height
+  box = path.get_extents()
   move = Affine2D().translate(-(box.x0 + box.x1) / 2, -digit.get_extents().y1 / 2).scale(scale, -scale)
   axes.add_patch(PathPatch(path.transformed(move.translate(x, y)), facecolor=colour, linewidth=0))

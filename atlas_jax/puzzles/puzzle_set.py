@@ -83,7 +83,8 @@ def of_arrays(inputs, labels, *, vocab_size: int, identity: dict, group_starts=N
   Raises:
     ValueError: if the arrays do not fit each other.
   """
-  inputs, labels = np.asarray(inputs), np.asarray(labels)
+  inputs = np.asarray(inputs)
+  labels = np.asarray(labels)
   each = np.arange(len(inputs) + 1)
   puzzle_starts = each if puzzle_starts is None else np.asarray(puzzle_starts)
   ids = np.zeros(len(puzzle_starts) - 1, np.int32) if puzzle_ids is None else np.asarray(puzzle_ids, np.int32)

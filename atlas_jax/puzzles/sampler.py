@@ -73,8 +73,10 @@ class CounterSampler:
       ValueError: if a number is out of range, or a group or puzzle is empty.
     """
     self._groups, self._puzzles = _starts(train, batch_rows, seed)
-    self._sizes, self._n_groups = np.diff(self._puzzles), len(self._groups) - 1
-    self._rows, self._seed = batch_rows, seed
+    self._sizes = np.diff(self._puzzles)
+    self._n_groups = len(self._groups) - 1
+    self._rows = batch_rows
+    self._seed = seed
     self._equal = int(self._sizes[0]) if len(set(self._sizes.tolist())) == 1 else None
     self._page_epochs = max(1, PAGE_DRAWS // self._n_groups)
     largest = np.maximum.reduceat(self._sizes, self._groups[:-1])
@@ -84,7 +86,9 @@ class CounterSampler:
   def batch(self, place: BatchPlace) -> tuple[np.ndarray, BatchPlace]:
     """Returns examples [batch_rows] of the batch that begins at a place, and where the next one begins."""
     number, inside = divmod(place.epoch, self._page_epochs)
-    draw, parts, left = inside * self._n_groups + place.draw, [], self._rows
+    draw = inside * self._n_groups + place.draw
+    parts = []
+    left = self._rows
     while True:
       page = self._page(number)
       start = int(page.ends[draw])
@@ -92,7 +96,8 @@ class CounterSampler:
       left -= len(parts[-1])
       if not left:
         break
-      number, draw = number + 1, 0
+      number = number + 1
+      draw = 0
     end = int(page.ends.searchsorted(start + len(parts[-1])))
     epochs, draw = divmod(end, self._n_groups)
     return np.concatenate(parts), BatchPlace(number * self._page_epochs + epochs, draw)
@@ -112,23 +117,29 @@ class CounterSampler:
 
   def _walk(self, place: BatchPlace, steps: int, epochs: int) -> tuple[int, BatchPlace]:
     """Goes on by at most `steps` batches that end within `epochs`; gives how many, and the place."""
-    done, base, target = 0, 0, None
-    first, slab = place.epoch, self._page_epochs
+    done = 0
+    base = 0
+    target = None
+    first = place.epoch
+    slab = self._page_epochs
     while done < steps and first < epochs:
       count = min(slab, epochs - first)
       ends = base + _ends(self._sizes[self._draws(first, count)])
       target = int(ends[place.draw]) + self._rows if target is None else target
       taken, draw, target = _follow(ends, target, self._rows, steps - done)
       if taken:
-        done, place = done + taken, BatchPlace(first + draw // self._n_groups, draw % self._n_groups)
-      base, first = int(ends[-1]), first + count
+        done = done + taken
+        place = BatchPlace(first + draw // self._n_groups, draw % self._n_groups)
+      base = int(ends[-1])
+      first = first + count
       slab = max(1, min(2 * slab, SLAB_DRAWS // self._n_groups))
     return done, place
 
   def _draws(self, first_epoch: int, epochs: int) -> np.ndarray:
     """Returns the puzzles of all draws of some epochs, [epochs * groups]."""
     bits = self._bits(ORDER, first_epoch, epochs, 2 * self._n_groups)
-    order, pick = bits[:, :self._n_groups].argsort(axis=1, kind="stable"), bits[:, self._n_groups:]
+    order = bits[:, :self._n_groups].argsort(axis=1, kind="stable")
+    pick = bits[:, self._n_groups:]
     counts = np.diff(self._groups).astype(np.uint64)[order]
     # The upper 32 bits scaled to 0..count - 1; the bias is below count / 2**32.
     chosen = ((pick >> np.uint64(32)) * counts >> np.uint64(32)).astype(np.int64)
@@ -185,7 +196,9 @@ class OriginalSampler:
     """
     self._groups, self._puzzles = _starts(train, batch_rows, seed)
     self._sizes = np.diff(self._puzzles)
-    self._rows, self._seed, self._epochs = batch_rows, seed, epochs_per_iteration
+    self._rows = batch_rows
+    self._seed = seed
+    self._epochs = epochs_per_iteration
     if epochs_per_iteration < 1:
       raise ValueError(f"epochs_per_iteration={epochs_per_iteration} must be at least 1")
     surely = epochs_per_iteration * int(np.minimum.reduceat(self._sizes, self._groups[:-1]).sum())
@@ -207,7 +220,8 @@ class OriginalSampler:
     while steps:
       ends = self._iteration(place.epoch)[1]
       taken, draw, _ = _follow(ends, int(ends[place.draw]) + self._rows, self._rows, steps)
-      place, steps = self._or_next(place.epoch, draw, ends), steps - taken
+      place = self._or_next(place.epoch, draw, ends)
+      steps = steps - taken
     return place
 
   def steps_of(self, epochs: int) -> int:
@@ -266,11 +280,13 @@ def original_batch(puzzle_starts: np.ndarray, puzzles: np.ndarray, start: int, b
   Returns:
     The examples, fewer than batch_rows where the draws end, and the draw that the next batch begins with.
   """
-  parts, left = [], batch_rows
+  parts = []
+  left = batch_rows
   while left and start < len(puzzles):
     first, end = puzzle_starts[puzzles[start]:puzzles[start] + 2]
     parts.append(first + legacy.permutation(int(end - first))[:left])
-    left, start = left - len(parts[-1]), start + 1
+    left = left - len(parts[-1])
+    start = start + 1
   return np.concatenate(parts), start
 
 
@@ -333,8 +349,11 @@ def _follow(ends: np.ndarray, target: int, batch_rows: int, limit: int) -> tuple
   Returns:
     How many batches end within the draws, the draw after the last of them, and where the next one ends.
   """
-  last, taken, draw = int(ends[-1]), 0, 0
+  last = int(ends[-1])
+  taken = 0
+  draw = 0
   while target <= last and taken < limit:
     draw = int(ends.searchsorted(target))
-    taken, target = taken + 1, int(ends[draw]) + batch_rows
+    taken = taken + 1
+    target = int(ends[draw]) + batch_rows
   return taken, draw, target

@@ -52,7 +52,8 @@ class Sets(NamedTuple):
       ValueError: names what differs.
     """
     file = pathlib.Path(workdir) / PUZZLES
-    saved, here = record_of(workdir), json.loads(json.dumps(_record(self)))
+    saved = record_of(workdir)
+    here = json.loads(json.dumps(_record(self)))
     differ = [f"{name}={saved.get(name)!r} in the run, {here[name]!r} here"
               for name in ("n_ids", "first_names", "train") if saved.get(name) != here[name]]
     if differ:
@@ -148,7 +149,8 @@ def arc_subsets(fields) -> tuple[arc.Subsets, tuple[str, ...]]:
   if fields.name == "files":
     subsets, test_sets = challenges.read(fields.path, fields.test_path, fields.concept_path)
   else:
-    subsets, test_sets = arc.read(fields.name, fields.path, fields.concept_path), ()
+    subsets = arc.read(fields.name, fields.path, fields.concept_path)
+    test_sets = ()
   chosen = arc.select(subsets, canvas=fields.canvas, max_tasks=fields.max_tasks)
   if fields.test_path is not None:
     _say_left_out(fields, *(sum(len(each.get(name, ())) for name in test_sets) for each in (subsets, chosen)))
@@ -189,8 +191,11 @@ def _check_built(path: str, found: files.Files, side: int) -> None:
 
 def _trained_on(path: str, found: files.Files) -> frozenset[int]:
   """Finds the held-out examples whose question is among those trained on, and says how many there are."""
-  questions = lambda split: (row.tobytes() for start in range(0, split.n_examples, READ_AT_ONCE) for row in
-                             split.read(np.arange(start, min(start + READ_AT_ONCE, split.n_examples)))[0])
+
+  def questions(split):
+    return (row.tobytes() for start in range(0, split.n_examples, READ_AT_ONCE) for row in
+            split.read(np.arange(start, min(start + READ_AT_ONCE, split.n_examples)))[0])
+
   held_out = list(questions(found.test))
   wanted = set(held_out)
   seen = {question for question in questions(found.train) if question in wanted}

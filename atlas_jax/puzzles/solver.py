@@ -156,7 +156,8 @@ def _counting_unsure(results: Iterator[Result]) -> Iterator[Result]:
   """Passes results on; warns at the end if some have a halting logit that is not a number."""
   count = bad = 0
   for result in results:
-    count, bad = count + 1, bad + math.isnan(result.halt_logit)
+    count = count + 1
+    bad = bad + math.isnan(result.halt_logit)
     yield result
   if bad:
     logging.warning("%d of %d answers have a halting logit that is not a number: the network is broken, and "
@@ -164,7 +165,8 @@ def _counting_unsure(results: Iterator[Result]) -> Iterator[Result]:
 
 
 def _check(mesh: Mesh, options: SolverOptions) -> None:
-  trajectories, noise = options.n_trajectories, options.noise_std
+  trajectories = options.n_trajectories
+  noise = options.noise_std
   if options.mode not in MODES:
     raise ValueError(f"config.puzzle_eval.mode={options.mode!r} is not known; choose one of "
                      f"{', '.join(MODES)}")
@@ -202,7 +204,8 @@ def table_of(model, tables):
 
 
 def _compiled(model, mesh: Mesh, options: SolverOptions) -> _Device:
-  split, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+  split = meshes.batch_sharding(mesh)
+  whole = meshes.replicated(mesh)
 
   def supervise(params, slots: Slots):
     pool = slots.pool
@@ -281,7 +284,9 @@ def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: in
 def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Assignment], least_steps: int,
           seq_len: int, params, starts: tuple, table) -> Iterator[tuple[_Assignment, Result]]:
   """Works until queue and seats are empty; gives results as examples finish."""
-  made_B, slots, calls = np.zeros(len(seats), np.int64), device.empty(), 0
+  made_B = np.zeros(len(seats), np.int64)
+  slots = device.empty()
+  calls = 0
   while True:
     fresh_B = _take_seats(seats, queue)
     if not any(seats):
@@ -290,7 +295,8 @@ def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Assignment]
       offered = hosts.global_batch(mesh, _offered(seats, fresh_B, seq_len))
       slots = device.refill(slots, offered, starts, table)
     slots, scores = device.supervise(params, slots)
-    calls, made_B = calls + 1, np.where(fresh_B, 1, made_B + 1)
+    calls = calls + 1
+    made_B = np.where(fresh_B, 1, made_B + 1)
     if any(seat and made >= least_steps for seat, made in zip(seats, made_B)):
       yield from _retire(seats, scores, calls)
 

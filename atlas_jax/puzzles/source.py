@@ -30,7 +30,8 @@ class Steps:
 
   def __init__(self, sampler: samplers.PuzzleSampler, step: int = 0, place: BatchPlace = START):
     """Starts with the place of one step, besides that of step 0."""
-    self._sampler, self._lock = sampler, threading.Lock()
+    self._sampler = sampler
+    self._lock = threading.Lock()
     self._marks = {0: START, step: place}
     self._recent: dict[int, _Planned] = {}
 
@@ -77,7 +78,8 @@ class _Batches:
   """Random access to the batches of a source from a step on, as Grain wants it."""
 
   def __init__(self, source: "PuzzleSource", first_step: int):
-    self._source, self._first_step = source, first_step
+    self._source = source
+    self._first_step = first_step
 
   def __len__(self) -> int:
     return 2**40  # Without end.
@@ -119,12 +121,15 @@ class PuzzleSource:
     Raises:
       ValueError: for a field that cannot be, naming it.
     """
-    self.train, self.step = train, 0
+    self.train = train
+    self.step = 0
     self._rows = rows_of(batch_rows, process_index, process_count)
     self._sampler = samplers.make(sampler, train, batch_rows=batch_rows, seed=seed,
                                   epochs_per_iteration=epochs_per_iteration)
     self._steps = Steps(self._sampler)
-    self._seed, self._fresh, self._threads = seed, fresh_shift, threads
+    self._seed = seed
+    self._fresh = fresh_shift
+    self._threads = threads
     self._settings = {
       "fingerprint": train.fingerprint, "seed": seed, "batch_rows": batch_rows, "sampler": sampler,
       "epochs_per_iteration": epochs_per_iteration, "fresh_shift": fresh_shift,
@@ -178,7 +183,8 @@ class PuzzleSource:
     Raises:
       ValueError: if it was saved with other puzzles or other settings; says which.
     """
-    saved, now = _settings_of(state), _settings_of(self._settings)
+    saved = _settings_of(state)
+    now = _settings_of(self._settings)
     differ = [f"{name}={saved.get(name)!r} then, {now.get(name)!r} now" for name in {**now, **saved}
               if saved.get(name) != now.get(name)]
     if differ or state.get("fingerprint") != self._settings["fingerprint"]:
@@ -225,7 +231,8 @@ class EvalBatches:
     Raises:
       ValueError: if the rows do not divide by the processes.
     """
-    self.test, self._batch_rows = test, batch_rows
+    self.test = test
+    self._batch_rows = batch_rows
     self._rows = rows_of(batch_rows, process_index, process_count)
     self.n_examples = test.n_examples if max_examples is None else min(test.n_examples, max_examples)
 

@@ -128,7 +128,8 @@ def _array(archive, root: str, tensor: _Tensor, storages: dict[_Storage, np.ndar
   sizes = (offset, *shape, *strides)
   if not isinstance(storage, _Storage) or not all(type(size) is int and size >= 0 for size in sizes):
     raise ValueError(f"the tensor {name!r} has no sizes that can be: {sizes}")
-  dtype, last = jnp.dtype(storage.dtype), sum((size - 1) * step for size, step in zip(shape, strides))
+  dtype = jnp.dtype(storage.dtype)
+  last = sum((size - 1) * step for size, step in zip(shape, strides))
   if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.numel:
     raise ValueError(f"the tensor {name!r} reaches beyond its {storage.numel} numbers")
   if math.prod(shape) > max(LARGE, storage.numel):

@@ -45,7 +45,8 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
       raise ValueError(f"{name} is of shape {array.shape}, but the model's fields need {shape}")
     return jnp.asarray(array.T if transpose and array.ndim == 2 else array, jnp.float32)
 
-  width, vocab = model.width, model.vocab_size
+  width = model.width
+  vocab = model.vocab_size
   params = {"embed": take("embed_tokens.embedding_weight", vocab, width, transpose=False),
             "head": take("lm_head.weight", vocab, width),
             "halt_kernel": take("q_head.weight", 2, width), "halt_bias": take("q_head.bias", 2)}
@@ -67,7 +68,8 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
 
 def _block(take, prefix: str, model) -> dict:
   """Takes one block; the token MLP multiplies from the left, so its matrices stay as they are."""
-  width, total = model.width, model.n_prefix + model.seq_len
+  width = model.width
+  total = model.n_prefix + model.seq_len
   ff, hidden = (trm_blocks.hidden_width(size, model.expansion) for size in (width, total))
   mlp = {"gate_up_kernel": take(prefix + "mlp.gate_up_proj.weight", 2 * ff, width),
          "out_kernel": take(prefix + "mlp.down_proj.weight", width, ff)}

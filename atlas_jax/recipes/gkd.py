@@ -86,8 +86,10 @@ def pair_of(config) -> Pair:
   Raises:
     ValueError: if there is no teacher, or it cannot be compared as the config asks.
   """
-  student, teacher = load_initial_model(config), open_teacher(config)
-  asked, differ = config.distill.alignment, spans.difference(student.tokenizer, teacher.tokenizer)
+  student = load_initial_model(config)
+  teacher = open_teacher(config)
+  asked = config.distill.alignment
+  differ = spans.difference(student.tokenizer, teacher.tokenizer)
   if differ is None and set(student.end_tokens) != set(teacher.end_tokens):
     differ = f"completions end with {student.end_tokens} and with {teacher.end_tokens}"
   if asked == "tokens" and differ:
@@ -116,10 +118,12 @@ def open_teacher(config) -> InitialModel:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
                      "folder, hf:NAME, or a run's workdir")
   fields = config.as_configdict()
-  fields.model.path, fields.data.tokenizer = path, MODEL
+  fields.model.path = path
+  fields.data.tokenizer = MODEL
   fields.lora.update(rank=None, path=None)
   try:
-    fields.model.kind, fields.data.chat_template = kind_of(path), teacher_template(config)
+    fields.model.kind = kind_of(path)
+    fields.data.chat_template = teacher_template(config)
     return load_initial_model(fields)
   except ValueError as error:
     raise ValueError(f"config.distill.teacher={path!r} cannot be opened: {error}") from error
@@ -132,7 +136,8 @@ def kind_of(path: str) -> str:
 
 def teacher_template(config) -> str | None:
   """Names the teacher's chat template, as config.data.chat_template does; None: prompts are texts."""
-  name, own = config.distill.teacher_template, config.data.chat_template
+  name = config.distill.teacher_template
+  own = config.data.chat_template
   if own is None:
     return None
   if name == "own":
@@ -161,7 +166,8 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
   Raises:
     ValueError: for problems or settings that cannot be.
   """
-  data, fields = config.data, config.distill
+  data = config.data
+  fields = config.distill
   found = prompts.load(data.name, files=data.files, held_out_frac=data.held_out_frac, seed=config.seed,
                        options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
                        needs=needs_of(config, pair.student))
@@ -233,7 +239,8 @@ def loss_of(config, pair: Pair):
 
 def read_both(pair: Pair, params, batch, frozen):
   """Returns hidden vectors and output weights of student and teacher, and the student's statistics."""
-  params, taught = merge_frozen(params, frozen), jax.lax.stop_gradient(frozen[FROZEN])
+  params = merge_frozen(params, frozen)
+  taught = jax.lax.stop_gradient(frozen[FROZEN])
   student_BTD, stats = read_completions(pair.student.language, params, batch)
   shown = {name.removeprefix(TEACHER): array for name, array in batch.items() if name.startswith(TEACHER)}
   teacher_BTD, _ = read_completions(pair.teacher.language, taught, shown)
@@ -243,7 +250,8 @@ def read_both(pair: Pair, params, batch, frozen):
 
 def compare_tokens(config, pair: Pair):
   """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of one tokenizer."""
-  fields, how = config.distill, {"vocab_size": pair.vocab_size, **config.loss}
+  fields = config.distill
+  how = {"vocab_size": pair.vocab_size, **config.loss}
 
   def compare(params, batch, frozen):
     arrays, stats = read_both(pair, params, batch, frozen)
@@ -260,7 +268,8 @@ def compare_tokens(config, pair: Pair):
 
 def compare_spans(config, pair: Pair):
   """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of different tokenizers."""
-  fields, classes = config.distill, pair.classes
+  fields = config.distill
+  classes = pair.classes
   assert classes is not None  # Else `compare_tokens` compares.
 
   def compare(params, batch, frozen):
@@ -280,7 +289,8 @@ def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Sampler, 
   """The evaluations of a run: divergence on held-out solutions; problems answered, also by the teacher."""
   if not config.data.held_out_frac:
     return {}
-  problems, found = held_out.problems_of(config), {}
+  problems = held_out.problems_of(config)
+  found = {}
   solved = [problem for problem in problems if problem.solution is not None]
   if solved:
     found["divergence"] = evals.Eval(divergence_of(config, pair, mesh, source, solved), "every")
@@ -304,7 +314,8 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
     source: puts texts into arrays.
     solved: held-out problems with solutions.
   """
-  student, teacher = reader_of(config, pair.student), reader_of(config, pair.teacher)
+  student = reader_of(config, pair.student)
+  teacher = reader_of(config, pair.teacher)
   texts = [Text(student.prompt(one), teacher.prompt(one), student.solution(one), by_teacher=False)
            for one in solved]
   texts = [text for text in texts if not any(part is None for part in text)]
@@ -321,11 +332,13 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
     return mean * weight, weight
 
   compiled: Any = jax.jit(add_up, out_shardings=meshes.replicated(mesh))
-  count, index = jax.process_count(), jax.process_index()
+  count = jax.process_count()
+  index = jax.process_index()
 
   def run(trained: Trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
-    nats, counted = 0.0, 0.0
+    nats = 0.0
+    counted = 0.0
     for first in range(0, len(texts), rows):
       part = texts[first:first + rows]
       # The last rows are filled up with texts of no completion, which count for nothing.
@@ -334,7 +347,8 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
       share = rows // count
       mine = {name: array[index * share:(index + 1) * share] for name, array in batch.items()}
       total, weight = compiled(trained.params, hosts.global_batch(mesh, mine), trained.frozen)
-      nats, counted = nats + float(total), counted + float(weight)
+      nats = nats + float(total)
+      counted = counted + float(weight)
     return EvalOut({"val/divergence_nats": nats / max(counted, 1.0), f"val/{unit_of(pair)}": counted})
 
   return run

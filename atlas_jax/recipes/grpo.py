@@ -34,7 +34,8 @@ OLD = ("tokens_BS", "doc_BS", "start_B", "completion_BT")  # What is read to sco
 def make(config, mesh, workdir=None) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   rewards.of_config(config)  # Wrong ones are refused before anything is read.
-  start, settings = load_initial_model(config), settings_of(config)
+  start = load_initial_model(config)
+  settings = settings_of(config)
   sampler = samplers.load(config, start, mesh, workdir)
   rollouts = source_of(config, start, sampler, mesh, workdir)
   backward_frac = start.backward_frac / (2 if settings.kl_weight else 1)  # A reference is only read.
@@ -82,7 +83,8 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
   Raises:
     ValueError: for prompts, rewards or settings that cannot be.
   """
-  data, how = config.data, config.rollout
+  data = config.data
+  how = config.rollout
   wanted = rewards.of_config(config)
   found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
                        group_size=data.group_size, held_out_frac=data.held_out_frac,
@@ -117,7 +119,8 @@ def old_logprobs_of(config, start: InitialModel, mesh):
 
 def score_of(config, start: InitialModel, *, entropies: bool):
   """Makes (params, batch, frozen) -> (logprob_BT, entropy_BT or None, statistics of the layers)."""
-  language, how = start.language, {"temperature": config.sampler.temperature, **config.loss}
+  language = start.language
+  how = {"temperature": config.sampler.temperature, **config.loss}
 
   def score(params, batch, frozen):
     params = merge_frozen(params, frozen)

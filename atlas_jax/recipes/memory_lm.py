@@ -79,7 +79,8 @@ def check_same_model(config, other) -> None:
   Raises:
     ValueError: names the fields that differ, with both values.
   """
-  mine, theirs = configs.flat(config.model), configs.flat(other.model)
+  mine = configs.flat(config.model)
+  theirs = configs.flat(other.model)
   differ = [name for name in sorted({*mine, *theirs} - set(OTHERWISE_EQUAL))
             if mine.get(name) != theirs.get(name)]
   if differ:
@@ -194,7 +195,8 @@ def check_vocabulary(config, tokenizer) -> None:
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  model, start = model_of(config), start_of(config)
+  model = model_of(config)
+  start = start_of(config)
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")

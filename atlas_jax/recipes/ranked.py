@@ -25,7 +25,8 @@ from atlas_jax.state import Trained
 
 NON_LOSS_FIELDS = ("eval_files", "max_responses", "folder")  # Of config.ranked.
 SPLITS = ("train", "held_out")
-RIGHT, PAIRS = "ranked/pairs_right_frac", "ranked/pairs"
+RIGHT = "ranked/pairs_right_frac"
+PAIRS = "ranked/pairs"
 
 
 def make(config, mesh) -> Recipe:
@@ -92,7 +93,8 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> data.R
   Raises:
     ValueError: naming the place of a response that cannot be used, or fields that do not fit.
   """
-  fields, train = config.data, split == "train"
+  fields = config.data
+  train = split == "train"
   coded = data.encode(found, start.tokenizer, segment_len=fields.segment_len, template=start.template,
                       overlong=fields.overlong, max_responses=config.ranked.max_responses)
   for one in coded:
@@ -113,7 +115,9 @@ def score_of(config, start: InitialModel, settings: ranked.RankedSettings):
   language = start.language
 
   def score(params, batch):
-    flat = lambda x_BGT: x_BGT.reshape(-1, x_BGT.shape[-1])
+    def flat(x_BGT):
+      return x_BGT.reshape(-1, x_BGT.shape[-1])
+
     hidden_BTD, stats = language.read(params, flat(batch["tokens_BGT"]), flat(batch["doc_BGT"]))
     logprob_BT = token_logprobs(hidden_BTD, language.head(params), flat(batch["targets_BGT"]), **config.loss)
     return logprob_BT.reshape(batch["tokens_BGT"].shape), stats
@@ -138,7 +142,10 @@ def loss_of(config, start: InitialModel, settings: ranked.RankedSettings):
     out = ranked.ranked_loss(logprob_BGT, batch["mask_BGT"], batch["score_BG"], batch["valid_BG"], settings,
                              ref_logprob_BGT=ref_logprob_BGT)
     order = ranking.orders(jax.lax.stop_gradient(logprob_BGT), batch)
-    mean = lambda x_B: jnp.sum(x_B) / jnp.maximum(out.weight, 1)
+
+    def mean(x_B):
+      return jnp.sum(x_B) / jnp.maximum(out.weight, 1)
+
     metrics = {**out.metrics, PAIRS: mean(order["pairs"]), RIGHT: mean(order["pairs_right"]),
                "ranked/best_nats": mean(order["best_nats"])}
     return LossOut(out.loss, out.weight, (), {**metrics, **layer_metrics(stats)})
@@ -155,8 +162,9 @@ def evals_of(config, start: InitialModel, settings: ranked.RankedSettings, group
   """The evaluation of a run: how it ranks the responses to held-out prompts; none without any."""
   if not groups["held_out"]:
     return {}
-  score, held_out = score_of(config, start, settings), functools.partial(
-      source_of, config, start, groups["held_out"], "held_out")
+  score = score_of(config, start, settings)
+  held_out = functools.partial(
+source_of, config, start, groups["held_out"], "held_out")
   held_out()  # What is wrong with it is said before anything compiles.
   run = ranking.make(lambda *args: score(*args)[:2], settings, held_out, mesh)
   return {"ranking": evals.Eval(run, "every")}

@@ -117,9 +117,13 @@ def loss_of(config, start: InitialModel):
 
 def token_metrics(logprob_BT, batch) -> dict:
   """Returns, over counted tokens, nats and probability of the recorded one; and what places are used for."""
-  logprob_BT, counts_BT = jax.lax.stop_gradient(logprob_BT), batch["weight_BT"] > 0
+  logprob_BT = jax.lax.stop_gradient(logprob_BT)
+  counts_BT = batch["weight_BT"] > 0
   count = jnp.maximum(jnp.sum(counts_BT), 1)
-  mean = lambda x_BT: jnp.sum(jnp.where(counts_BT, x_BT, 0)) / count
+
+  def mean(x_BT):
+    return jnp.sum(jnp.where(counts_BT, x_BT, 0)) / count
+
   return {"sft/nll_nats": mean(-logprob_BT), "sft/probability_mean": mean(jnp.exp(logprob_BT)),
           "sft/counted_frac": jnp.mean(counts_BT.astype(jnp.float32)),
           "sft/filled_frac": jnp.mean((batch["doc_BT"] >= 0).astype(jnp.float32))}
@@ -133,7 +137,8 @@ def evals_of(config, start: InitialModel, mesh) -> dict:
   if not config.data.held_out_frac:
     return {}
   problems = problems_of(config, "held_out")
-  found, score = examples_of(config, start, problems), score_of(config, start)
+  found = examples_of(config, start, problems)
+  score = score_of(config, start)
   if not any(one.learn_T[1:].any() for one in found):
     raise ValueError(f"none of the {len(problems)} held-out examples has a token to learn within "
                      f"config.data.segment_len={config.data.segment_len}; raise it, or set "

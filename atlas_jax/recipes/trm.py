@@ -140,7 +140,10 @@ def loss_of(config, model: trm.TRM):
     pool = act.refill(carry.pool, batch, frozen["reset"])
     size = pool.ids_B.shape[0]
     rows_BE = jnp.zeros((size, 0), jnp.float32) if rows is None else rows
-    finished, total, steps, sums = carry.finished, 0.0, 0, {}
+    finished = carry.finished
+    total = 0.0
+    steps = 0
+    sums = {}
     for i in range(fields.steps_per_update):
       steps = steps + jnp.sum(~pool.halted_B)
       pool, step_loss, step_sums, each = _supervise(
@@ -181,7 +184,10 @@ def _supervise(model: trm.TRM, fields, params, pool: act.Pool, rows_BE, rng):
       **proceed)
   each = recursion.of_each(out.logits_BTV, out.halt_logit_B, labels_BT, steps_B=steps_B)
   each["done"] = halted_B & each.pop("labelled")
-  keep = lambda new, old: jnp.where(waiting_B.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+  def keep(new, old):
+    return jnp.where(waiting_B.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
   latents = jax.tree.map(keep, out.latents, pool.latents)
   pool = pool._replace(latents=latents, steps_B=keep(steps_B, pool.steps_B), halted_B=halted_B | waiting_B)
   return pool, total, sums, each
@@ -209,14 +215,18 @@ def evals_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh) -> dict:
   solve = solver.make(model, lambda: puzzle_sets.eval_batches_of(config, sets), mesh,
                       solve_options_of(config))
   if sets.kind == "arc":
-    name_of = lambda result: sets.test.names[result.id]
+    def name_of(result):
+      return sets.test.names[result.id]
+
     page = pictures.make_page("arc", sets.shape, name_of, crop=grids.crop)
     run = evaluation.make(
         solve, evaluation.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
         tasks=sets.tasks, leaked=sets.leaked, rule=fields.vote, whole=fields.max_examples is None,
         batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
   else:
-    name_of = lambda result: puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
+    def name_of(result):
+      return puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
+
     page = pictures.make_page(sets.kind, sets.shape, name_of)
     run = accuracy.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
                         trained_on=sets.trained_on)
@@ -225,7 +235,8 @@ def evals_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh) -> dict:
 
 def solve_options_of(config) -> solver.SolverOptions:
   """Returns how a config's held-out puzzles are worked on."""
-  fields, supervision = config.puzzle_eval, config.supervision
+  fields = config.puzzle_eval
+  supervision = config.supervision
   return solver.SolverOptions(
       batch_rows=config.eval.batch_rows, n_supervision=supervision.n_supervision, mode=fields.mode,
       halt_threshold=fields.halt_threshold, n_trajectories=fields.n_trajectories, noise_std=fields.noise_std,

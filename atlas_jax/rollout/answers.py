@@ -72,7 +72,8 @@ def is_marked(text: str) -> bool:
 def boxed(text: str) -> str | None:
   r"""Returns what stands in the last \boxed{...} or \fbox{...} whose braces close, or None."""
   closes: dict[int, int] = {}  # Place of "{" -> place of its "}".
-  opened, at = [], 0
+  opened = []
+  at = 0
   for found in re.finditer(r"\\[\\{}]|[{}]", text):
     at = found.start()
     if found[0] == "{":
@@ -89,7 +90,8 @@ def boxed(text: str) -> str | None:
 
 def tagged(text: str, names: tuple[str, ...] = ("solution", "answer")) -> str | None:
   """Returns what stands in the last tag of these names that closes, in upper or lower case, or None."""
-  body, opened = None, {}
+  body = None
+  opened = {}
   for found in _TAG.finditer(text):
     name = found[2].lower()
     if name in names:
@@ -122,7 +124,8 @@ def same(candidate: str, truth: str) -> bool:
   if wanted is not None:
     got = value(candidate) or loose_value(candidate)
     return got is not None and _same_value(got, wanted)
-  left, right = _members(candidate), _members(truth)
+  left = _members(candidate)
+  right = _members(truth)
   if left and right and left[0] == right[0] and len(left) == len(right):
     return all(same(*pair) for pair in zip(left[1:], right[1:]))
   return _plain_text(candidate) == _plain_text(truth)
@@ -153,7 +156,8 @@ def loose_value(text: str) -> Value | None:
   found = next(iter(reversed(list(_LOOSE.finditer(plain)))), None)
   if found is None or _FORMULA.search(plain[:found.start()] + " " + plain[found.end():]):
     return None
-  before, behind = plain[:found.start()].rstrip(), plain[found.end():]
+  before = plain[:found.start()].rstrip()
+  behind = plain[found.end():]
   if before.endswith(("+", "-", "*", "/", "^")) or re.match("[a-z]+[0-9]", behind, re.IGNORECASE):
     return None
   tail = re.match(r"\s*(%|°|[a-z]+)", behind, re.IGNORECASE)
@@ -181,14 +185,16 @@ def _number(text: str) -> Fraction | None:
   if _PLAIN.fullmatch(text):
     return _exact(text)
   if found := _QUOTIENT.fullmatch(text):
-    above, below = _exact(found[1]), _exact(found[2])
+    above = _exact(found[1])
+    below = _exact(found[2])
     return above / below if above is not None and below else None
   if found := _MIXED.fullmatch(text):
     part = Fraction(int(found[3]), int(found[4])) if int(found[4]) else None
     whole = None if part is None else int(found[2]) + part
     return -whole if whole is not None and found[1] == "-" else whole
   if found := _POWER.fullmatch(text):
-    head, power = _exact(found[1]), int(found[2])
+    head = _exact(found[1])
+    power = int(found[2])
     return head * Fraction(10) ** power if head is not None and abs(power) <= MAX_EXPONENT else None
   return None
 
@@ -248,7 +254,8 @@ def _members(text: str) -> list[str]:
   plain = _without_latex(text)
   brackets = ""
   if len(plain) > 1 and plain[0] in "([{" and plain[-1] in ")]}":
-    brackets, plain = plain[0] + plain[-1], plain[1:-1]
+    brackets = plain[0] + plain[-1]
+    plain = plain[1:-1]
   members = [part.strip() for part in plain.split(",")]
   nested = any(sign in plain for sign in "()[]{}")
   if not 1 < len(members) <= MAX_PARTS or nested or not all(members):

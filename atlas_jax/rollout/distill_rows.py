@@ -93,7 +93,8 @@ def by_spans(texts: Sequence[Text], student: ModelView, teacher: ModelView, *, p
                [text.teacher_prompt for text in texts], [ids for _, ids, _ in read],
                pad_tokens=pad_tokens, align_tokens=align_tokens)
   found = [one for _, _, one in read]
-  width, teacher_width = made["completion_BT"].shape[1], made[f"{TEACHER}completion_BT"].shape[1]
+  width = made["completion_BT"].shape[1]
+  teacher_width = made[f"{TEACHER}completion_BT"].shape[1]
   columns = (("span_BT", "student_T", -1, width), ("first_BN", "student_first_N", 0, width),
              (f"{TEACHER}span_BT", "teacher_T", -1, teacher_width),
              (f"{TEACHER}first_BN", "teacher_first_N", 0, width),

@@ -18,7 +18,9 @@ from atlas_jax.rollout import distill_rows
 from atlas_jax.rollout.distill_rows import ModelView, Text
 from atlas_jax.state import Trained
 
-STUDENT, TEACHER, RECORDED = "student", "teacher", "recorded"
+STUDENT = "student"
+TEACHER = "teacher"
+RECORDED = "recorded"
 MOST_SKIPPED = 10_000  # Problems in a row that are too long before it is an error.
 REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
 SHOWN_CHARS = 200  # Of a completion in the text.
@@ -92,12 +94,17 @@ class DistillSource:
                        "processes")
     if plan.rest == TEACHER and teacher_writer is None:
       raise ValueError("config.distill.rest='teacher' needs a sampler for the teacher")
-    self.step, self.tokenizer = 0, student.tokenizer
-    self._prompts, self._student, self._teacher, self._plan = prompts, student, teacher, plan
+    self.step = 0
+    self.tokenizer = student.tokenizer
+    self._prompts = prompts
+    self._student = student
+    self._teacher = teacher
+    self._plan = plan
     self._writers = {STUDENT: student_writer}
     if teacher_writer is not None:
       self._writers[TEACHER] = teacher_writer
-    self._seed, self._whole = seed, whole
+    self._seed = seed
+    self._whole = whole
     share = plan.batch_rows // process_count
     self._mine = slice(process_index * share, (process_index + 1) * share)
     self._taught = False  # Whether the teacher's sampler has its weights, which stay as they are.
@@ -133,8 +140,11 @@ class DistillSource:
 
   def _make(self, trained: Trained, who: str):
     """Returns the whole batch, where its rows come from, and what is to be told."""
-    place, found = self._prompts.step, self._ask(who)
-    began, seconds, ended = time.perf_counter(), 0.0, [True]
+    place = self._prompts.step
+    found = self._ask(who)
+    began = time.perf_counter()
+    seconds = 0.0
+    ended = [True]
     if who == RECORDED:
       ids = [solution for *_, solution in found]
     else:
@@ -198,7 +208,8 @@ class DistillSource:
     """Goes to the saved place; ValueError if it was saved with other problems or settings."""
     check_state(state, {"step": self.step, **self._settings})
     self._prompts.restore(state["prompts"])
-    self.step, self._origins = int(state["step"]), {}
+    self.step = int(state["step"])
+    self._origins = {}
 
   def provenance(self, step: int) -> list[str]:
     """Names where the problem of each of this process's rows comes from.

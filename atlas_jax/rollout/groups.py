@@ -99,7 +99,8 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   rows = [problem for problem in found for _ in range(n)]
   tokens = [rollout.tokens_BT[row, :size].tolist() for row, size in enumerate(rollout.length_B)]
   scores = rewards.score(rows, list(rollout.text_B), tokens=tokens, step=step)
-  each, reward_B = dict(scores.each), scores.reward_B
+  each = dict(scores.each)
+  reward_B = scores.reward_B
   if scoring.overlong_tokens is not None:
     cost_B = overlong_penalty(rollout.length_B, max_tokens=options.max_tokens,
                               overlong_tokens=scoring.overlong_tokens)
@@ -197,7 +198,8 @@ def rows(groups: Sequence[CompletionGroup], advantage_B, count: int) -> list[dic
   total = len(groups) * size
   picked = []
   for row in sorted({int(at) for at in np.linspace(0, total - 1, min(count, total))}):
-    group, number = groups[row // size], row % size
+    group = groups[row // size]
+    number = row % size
     picked.append({
         "where": group.problem.where, "prompt": ask.prompt_text(group.problem),
         "completion": group.texts[number], "answer": group.problem.answer,

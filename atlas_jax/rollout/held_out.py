@@ -67,7 +67,9 @@ def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable =
   Raises:
     ValueError: if no held-out problem can be asked, or the grader can say nothing of them.
   """
-  right, found, encode = config.eval.grader, problems_of(config), encoder_of(config, start)
+  right = config.eval.grader
+  found = problems_of(config)
+  encode = encoder_of(config, start)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
   write = ask.batch_generate(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   try:
@@ -85,7 +87,8 @@ def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable =
   wanted = rewards.of_config(config)
   if not checked:
     wanted.check_columns(found)
-  grade, judge = ask.grader(wanted), ask.grader(judges)
+  grade = ask.grader(wanted)
+  judge = ask.grader(judges)
 
   def grade_all(asked, written, *, step: int):
     reward_B, each = grade(asked, written, step=step)

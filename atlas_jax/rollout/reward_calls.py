@@ -103,10 +103,12 @@ class RewardCall:
     Raises:
       ValueError: if it is no function that can be called as a reward.
     """
-    self.name, self._function = name, function
+    self.name = name
+    self._function = function
     parameters = _parameters(name, function)
     taken = {one.name for one in parameters if one.kind not in _STARS}
-    batched, single = sorted(taken & set(BATCHED)), sorted(taken & (set(SINGLE) - {"answer"}))
+    batched = sorted(taken & set(BATCHED))
+    single = sorted(taken & (set(SINGLE) - {"answer"}))
     has_kwargs = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
     if batched and single or not (batched or single or has_kwargs):
       mixed = f"; {single[0]} is of one completion, {batched[0]} of all" if batched and single else ""
@@ -116,7 +118,8 @@ class RewardCall:
     self._known = tuple(one for one in (BATCHED if self.is_batched else SINGLE) if one in taken)
     self.takes_extra = "extra" in self._known
     self._positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_ONLY]
-    self._has_kwargs, self._bound = has_kwargs, tuple(_bound(function))
+    self._has_kwargs = has_kwargs
+    self._bound = tuple(_bound(function))
     others = [one for one in parameters if one.kind not in _STARS and one.name not in self._known]
     optional = frozenset(one.name for one in others if one.default is not inspect.Parameter.empty)
     self.asked = RequiredColumns(frozenset(one.name for one in others) - optional, optional,
@@ -369,7 +372,8 @@ def _about(batch: Batch, row: int | None) -> str:
   """Returns what a reward was called with: a completion, or all of them, of which the first is shown."""
   if row is None and not batch.completions:
     return "for no completion"
-  problem, completion = batch.found[row or 0], batch.completions[row or 0]
+  problem = batch.found[row or 0]
+  completion = batch.completions[row or 0]
   shown = (f"prompt {short(text_of(problem.prompt))}, completion {short(completion)}, answer "
            f"{short(problem.answer)}")
   count = len(batch.completions)

@@ -75,7 +75,8 @@ def places(prompt: str, completion: str, answer: str | None) -> float | None:
   del prompt
   if answer is None:
     return None
-  said, truth = completion.strip(), answer.strip()
+  said = completion.strip()
+  truth = answer.strip()
   return sum(one == other for one, other in zip(said, truth)) / max(1, len(said), len(truth))
 
 
@@ -215,7 +216,8 @@ def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.
     reward_B, float32: NaN where all are, infinite where the sum is more than float32 holds.
   """
   rows = len(next(iter(each.values())))
-  total_B, known_B = np.zeros(rows), np.zeros(rows, bool)
+  total_B = np.zeros(rows)
+  known_B = np.zeros(rows, bool)
   for name, given_B in each.items():
     there_B = ~np.isnan(given_B)
     total_B += np.where(there_B, given_B, 0).astype(np.float64) * weights[name]

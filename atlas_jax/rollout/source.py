@@ -130,10 +130,18 @@ class RolloutSource:
       ValueError: if sizes do not divide, or the settings cannot make a policy gradient.
     """
     _check(options, plan, scoring, process_count, has_scorer=old_logprobs is not None)
-    self.step, self.tokenizer = 0, tokenizer
-    self._prompts, self._sampler, self._rewards = prompts, writer, rewards
-    self._encode, self._options, self._plan, self._scoring = encode, options, plan, scoring
-    self._seed, self._whole, self._old_logprobs = seed, whole, old_logprobs
+    self.step = 0
+    self.tokenizer = tokenizer
+    self._prompts = prompts
+    self._sampler = writer
+    self._rewards = rewards
+    self._encode = encode
+    self._options = options
+    self._plan = plan
+    self._scoring = scoring
+    self._seed = seed
+    self._whole = whole
+    self._old_logprobs = old_logprobs
     share = plan.batch_rows // process_count
     self._mine = slice(process_index * share, (process_index + 1) * share)
     self._pending: Pending | None = None
@@ -149,7 +157,8 @@ class RolloutSource:
       ValueError: if a prompt, a reward or what the sampler wrote is not right; the place stays as it was.
     """
     pending = self._sample(trained) if self._pending is None else self._pending
-    update, size = pending.given, self._plan.batch_rows
+    update = pending.given
+    size = self._plan.batch_rows
     picked = self._order(pending)[update % self._plan.batches * size:][:size][self._mine]
     batch = {name: array[picked] for name, array in pending.arrays.items()}
     batch["tokens_per_row_B"] = np.full(len(picked), self._tokens_per_row(pending), np.float32)
@@ -171,7 +180,8 @@ class RolloutSource:
 
     The first as written, later ones by groups.
     """
-    rows, n = self._plan.batch_rows * self._plan.batches, self._options.n
+    rows = self._plan.batch_rows * self._plan.batches
+    n = self._options.n
     number = pending.given // self._plan.batches
     if not number or self._plan.batches == 1:
       return np.arange(rows)
@@ -190,7 +200,8 @@ class RolloutSource:
 
   def _sample(self, trained: Trained) -> Pending:
     """Writes, scores and compares completions; leaves the place in the prompts as it was if that fails."""
-    began, first = time.perf_counter(), self._prompts.step
+    began = time.perf_counter()
+    first = self._prompts.step
     try:
       self._sampler.load(self._whole(trained.params, trained.frozen), self.step)
       asked, written_s = self._ask_all()
@@ -210,13 +221,15 @@ class RolloutSource:
       if lacking <= 0:
         break
       more, took = self._ask(min(wanted, 1 << (lacking - 1).bit_length()))  # Few sizes: few compilations.
-      asked, seconds = [*asked, *more], seconds + took
+      asked = [*asked, *more]
+      seconds = seconds + took
     return asked, seconds
 
   def _ask(self, count: int) -> tuple[list[CompletionGroup], float]:
     """Has the next prompts answered; gives their groups, and the seconds that the sampler took."""
     place = self._prompts.step
-    found, ids = [], []
+    found = []
+    ids = []
     skipped = 0
     while len(found) < count:
       problem = self._prompts.next()["problems"][0]
@@ -286,7 +299,8 @@ class RolloutSource:
   def _score_old(self, trained: Trained, made: dict[str, np.ndarray]) -> np.ndarray:
     """Returns the trainer's log-probabilities of the rollout, batch after batch."""
     assert self._old_logprobs is not None  # The constructor sees to it.
-    size, parts = self._plan.batch_rows, []
+    size = self._plan.batch_rows
+    parts = []
     for first in range(0, size * self._plan.batches, size):
       mine = {name: array[first:first + size][self._mine] for name, array in made.items()}
       parts.append(self._old_logprobs(trained.params, trained.frozen, mine))
@@ -306,7 +320,9 @@ class RolloutSource:
     """Goes to the saved place; ValueError if it was saved with other problems or settings."""
     check_state(state, {"step": self.step, **self._settings})
     self._prompts.restore(state["prompts"])
-    self.step, self._pending, self._origins = int(state["step"]), None, {}
+    self.step = int(state["step"])
+    self._pending = None
+    self._origins = {}
     if (saved := state["pending"]) is not None:
       self._pending = Pending(**{**saved, "arrays": arrays.from_json(saved["arrays"])})
 
@@ -319,7 +335,8 @@ class RolloutSource:
     if step in self._origins:
       return self._origins[step]
     rollout, update = divmod(step, self._plan.updates)
-    size, n = self._plan.batch_rows, self._options.n
+    size = self._plan.batch_rows
+    n = self._options.n
     first = rollout * self._plan.batches * size + update % self._plan.batches * size
     rows = range(first, first + size)[self._mine]
     return [self._prompts.batch(row // n)["problems"][0].where for row in rows]

@@ -20,7 +20,8 @@ class CompletionLog:
 
   def __init__(self, workdir):
     """Takes the run directory; nothing is made before the first row."""
-    self._folder, self._begun = pathlib.Path(workdir) / COMPLETIONS, False
+    self._folder = pathlib.Path(workdir) / COMPLETIONS
+    self._begun = False
 
   def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Adds the rows of a step.

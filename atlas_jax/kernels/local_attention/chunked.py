@@ -22,12 +22,17 @@ def _pad_rows(x, before, after, value=0):
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_tokens=None):
   """Works on T / window blocks, in time and memory like T * window; arguments as in the package."""
-  length, window = q_BTHK.shape[1], window_tokens
+  length = q_BTHK.shape[1]
+  window = window_tokens
   tail = k_BSHK.shape[1] - length
   after = -length % window
   keep = min(tail, window)  # Rows farther back are never seen.
-  fit = lambda x, value=0: _pad_rows(x[:, tail - keep:], window - keep, after, value)
-  k_BNSHK, v_BNSHK = _pairs(fit(k_BSHK), window), _pairs(fit(v_BSHK), window)
+
+  def fit(x, value=0):
+    return _pad_rows(x[:, tail - keep:], window - keep, after, value)
+
+  k_BNSHK = _pairs(fit(k_BSHK), window)
+  v_BNSHK = _pairs(fit(v_BSHK), window)
   doc_BNS = _pairs(fit(doc_BS, -3), window)
   q_BNTHK = _blocks(_pad_rows(q_BTHK, 0, after), window)
   doc_BNT = _blocks(_pad_rows(doc_BT, 0, after, -3), window)

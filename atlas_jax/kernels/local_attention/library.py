@@ -8,8 +8,10 @@ CUDNN_DTYPES = ("bfloat16", "float16")
 
 
 def _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, seen_tokens, implementation):
-  length, rows = q_BTHK.shape[1], k_BSHK.shape[1]
-  at_T, at_S = jnp.arange(length) + rows - length, jnp.arange(rows)
+  length = q_BTHK.shape[1]
+  rows = k_BSHK.shape[1]
+  at_T = jnp.arange(length) + rows - length
+  at_S = jnp.arange(rows)
   lag_TS = at_T[:, None] - at_S[None, :]
   seen_BTS = near(lag_TS, window_tokens, seen_tokens)[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
   return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=seen_BTS[:, None],
@@ -27,7 +29,8 @@ def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_to
   Raises:
     ValueError: off an NVIDIA GPU, or for shapes and types the kernel lacks.
   """
-  dtype, width = jnp.dtype(q_BTHK.dtype).name, q_BTHK.shape[-1]
+  dtype = jnp.dtype(q_BTHK.dtype).name
+  width = q_BTHK.shape[-1]
   others = "use impl='chunked', 'reference' or 'xla'"
   if jax.default_backend() != "gpu":
     raise ValueError(f"impl='cudnn' of local_attention needs an NVIDIA GPU, here is "

@@ -14,8 +14,10 @@ def near(lag_TS, window_tokens: int, seen_tokens):
 
 def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_tokens=None):
   """Scores every query with every key and masks; arguments as in the package."""
-  length, rows = q_BTHK.shape[1], k_BSHK.shape[1]
-  at_T, at_S = jnp.arange(length) + rows - length, jnp.arange(rows)
+  length = q_BTHK.shape[1]
+  rows = k_BSHK.shape[1]
+  at_T = jnp.arange(length) + rows - length
+  at_S = jnp.arange(rows)
   lag_TS = at_T[:, None] - at_S[None, :]
   seen_BTS = near(lag_TS, window_tokens, seen_tokens)[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
   wide = tree.accumulation_dtype(q_BTHK.dtype)

@@ -48,8 +48,10 @@ class ChunkSurprise(NamedTuple):
 def chunks(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, *, chunk_size: int) -> Chunk:
   """Brings the operation's arguments into the form of `Chunk`, with leading axes G and N."""
   split = functools.partial(by_chunks, chunk_size=chunk_size)
-  column, entry = lambda x: x[..., None], lambda x: x[..., None, None]
-  fast_GNC, momentum_GNC = split(decay.fast_GT), jax.tree.map(split, decay.momentum_GT)
+  column = lambda x: x[..., None]
+  entry = lambda x: x[..., None, None]
+  fast_GNC = split(decay.fast_GT)
+  momentum_GNC = jax.tree.map(split, decay.momentum_GT)
   return Chunk(
       split(q_GTK), split(k_GTK), split(v_GTM), column(fast_GNC), jax.tree.map(column, momentum_GNC),
       decay.mix_GNCC, entry(fast_GNC[..., -1]), jax.tree.map(lambda x: entry(x[..., -1]), momentum_GNC),
@@ -71,7 +73,9 @@ def begin(state: State, initial, reset_EE) -> State:
 
 def find(form: ScanForm, fast, k_CK, v_CM, precision=None) -> ChunkSurprise:
   """Back-propagates the loss of each token at the chunk's first weights, in one pass for all."""
-  h, inputs, pulls = k_CK, [], []
+  h = k_CK
+  inputs = []
+  pulls = []
   for i, w in enumerate(fast):
     if i:
       h, pull = jax.vjp(ACTIVATIONS[form.activation], h)
@@ -84,7 +88,10 @@ def find(form: ScanForm, fast, k_CK, v_CM, precision=None) -> ChunkSurprise:
   for w, pull in zip(fast[:0:-1], reversed(pulls), strict=True):
     grads.insert(0, pull(_product(grads[0], w, (1, 1), precision))[0])
   # An outer product's norm is the product of the norms.
-  squares = lambda x: jnp.sum(x * x, 1, keepdims=True)
+
+  def squares(x):
+    return jnp.sum(x * x, 1, keepdims=True)
+
   square_CE = sum(squares(u) * squares(grad) for u, grad in zip(inputs, grads))
   if form.surprise_max is not None:
     scale_CE = bound(form, square_CE)
@@ -108,8 +115,11 @@ def read(form: ScanForm, state: State, found: ChunkSurprise, chunk: Chunk, preci
 
 def write(state: State, found: ChunkSurprise, chunk: Chunk, precision=None) -> State:
   """Returns the state after the chunk."""
-  sums = lambda weight_CE: [_product(u, weight_CE * grad, (0, 0), precision)
-                            for u, grad in zip(found.inputs, found.grads)]
+
+  def sums(weight_CE):
+    return [_product(u, weight_CE * grad, (0, 0), precision)
+            for u, grad in zip(found.inputs, found.grads)]
+
   fast = [chunk.last_fast_EE * w - g for w, g in zip(state.fast, sums(chunk.last_mix_CE))]
   if not state.momentum:
     return State(fast, [])

@@ -35,7 +35,10 @@ def _gpu_bytes(sizes, group: int) -> int:
 
 def _tpu_bytes(sizes, group: int) -> int:
   """Bytes of a program of the backward pass; the three parts are fitted to what the compiler reports."""
-  tiles = lambda rows, columns: 4 * (rows + -rows % 8) * (columns + -columns % 128)
+
+  def tiles(rows, columns):
+    return 4 * (rows + -rows % 8) * (columns + -columns % 128)
+
   C, K, *_, M = sizes
   # Tokens and weights of a group and their gradients, each twice: one is filled while the other is read.
   chunk = 4 * tiles(C, K) + 3 * tiles(C, M) + 2 * tiles(C, C) + 8 * tiles(C, 1) + 8 * tiles(1, 1)
@@ -111,9 +114,12 @@ def _retreat_group(static: Static, at, refs, initial, before: State, grad_out, g
   Returns:
     the gradients of the state before it and of `initial`.
   """
-  form, precision = static.form, static.route.precision
+  form = static.form
+  precision = static.route.precision
   size = refs.q_CK.shape[len(at)]
-  load = lambda tree, j: jax.tree.map(lambda ref: ref[(*at, j, ...)], tree)
+
+  def load(tree, j):
+    return jax.tree.map(lambda ref: ref[(*at, j, ...)], tree)
 
   def body(done, grads):
     grad_state, grad_initial = grads
@@ -121,7 +127,10 @@ def _retreat_group(static: Static, at, refs, initial, before: State, grad_out, g
     fresh = [ref[...] for ref in initial]
     state = jax.lax.fori_loop(
         0, j, lambda i, state: advance(form, state, fresh, load(refs, i), precision), before)
-    read = lambda state, fresh, chunk: scan_chunk(form, state, fresh, chunk, precision)
+
+    def read(state, fresh, chunk):
+      return scan_chunk(form, state, fresh, chunk, precision)
+
     (_, (_, norm_CE, loss_CE)), pull = jax.vjp(read, state, fresh, load(refs, j))
     grad_results = load(grad_out, j), jnp.zeros_like(norm_CE), jnp.zeros_like(loss_CE)
     grad_state, grad_fresh, grad_chunk = pull((grad_state, grad_results))
@@ -206,8 +215,10 @@ def _call(kernel, static: Static, arguments, results, *, grouped_in, grouped_out
 
     return pl.BlockSpec((None, *own, *rest), place)
 
-  specs = lambda trees, grouped: tuple(
-      jax.tree.map(functools.partial(spec, flag), tree) for tree, flag in zip(trees, grouped, strict=True))
+  def specs(trees, grouped):
+    return tuple(
+jax.tree.map(functools.partial(spec, flag), tree) for tree, flag in zip(trees, grouped, strict=True))
+
   return pl.pallas_call(
       functools.partial(kernel, static=static), name=f"memory_scan{kernel.__name__}",
       grid=(G, groups) if in_grid else (G,), in_specs=specs(arguments, grouped_in),
@@ -221,10 +232,14 @@ def _like(tree):
 
 def _read(static: Static, parts: Chunk, initial, first: State, keep: bool):
   """Runs the forward kernel; gives the tokens' results, the last state and, if kept, those before groups."""
-  lead, dtype = parts.q_CK.shape[:3], parts.q_CK.dtype
+  lead = parts.q_CK.shape[:3]
+  dtype = parts.q_CK.dtype
   C, M = parts.v_CM.shape[-2:]
   out = [jax.ShapeDtypeStruct((*lead, C, width), dtype) for width in (M, 1, 1)]
-  by_groups = lambda x: jax.ShapeDtypeStruct((x.shape[0], lead[1], *x.shape[1:]), x.dtype)
+
+  def by_groups(x):
+    return jax.ShapeDtypeStruct((x.shape[0], lead[1], *x.shape[1:]), x.dtype)
+
   before = jax.tree.map(by_groups, first) if keep else None
   return _call(_forward, static, (parts, initial, first), (out, _like(first), before),
                grouped_in=(True, False, False), grouped_out=(True, False, True), reverse=False)
@@ -269,7 +284,8 @@ def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, ch
   for x in (q_GTK, k_GTK, v_GTM, *fast, *momentum):
     if x.dtype != jnp.float32:
       return f"the kernel works in float32, not in {jnp.dtype(x.dtype).name}"
-  sizes, route = _sizes(q_GTK, v_GTM, fast, chunk_size), ROUTES[platform]
+  sizes = _sizes(q_GTK, v_GTM, fast, chunk_size)
+  route = ROUTES[platform]
   named = f"chunks of {chunk_size} and widths of {' x '.join(map(str, sizes[1:]))}"
   if route.powers and any(size < 16 or size & (size - 1) for size in sizes):
     return f"{named} are not all powers of two from 16 up, as {platform} needs them"
@@ -301,5 +317,8 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   group = _groups(sizes, reset_GN.shape[1], group_chunks or ROUTES[platform].group_chunks, platform) or 1
   parts = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, group, *x.shape[2:]), parts)
   (out, norm, loss), last = _scan(Static(form, platform, interpret), parts, initial, State(fast, momentum))
-  flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
+
+  def flat(x):
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
   return flat(out), last.fast, last.momentum, flat(norm)[..., 0], flat(loss)[..., 0]

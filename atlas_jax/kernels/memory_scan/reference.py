@@ -88,7 +88,9 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
                 form: ScanForm):
   """Reads one chunk after the other, in time and memory T times the weights; arguments as in the package."""
   def head(tokens, decay, reset_N, initial, fast, momentum):
-    body = lambda state, chunk: _chunk(form, state, initial, chunk)
+    def body(state, chunk):
+      return _chunk(form, state, initial, chunk)
+
     (fast, momentum), out = jax.lax.scan(body, (fast, momentum), (tokens, decay, reset_N))
     return *(x.reshape(-1, *x.shape[2:]) for x in out), fast, momentum
 

@@ -35,7 +35,9 @@ class NewtonSchulzPlatform(NamedTuple):
 
 
 def _powers(short: int, long: int) -> tuple[int, int]:
-  up = lambda size: max(16, 1 << (size - 1).bit_length())
+  def up(size):
+    return max(16, 1 << (size - 1).bit_length())
+
   return up(short), up(long)
 
 
@@ -69,7 +71,9 @@ def problem(shape, dtype, platform: str) -> str | None:
 
 
 def _forward(x_ref, out_ref, *, steps: int, precision):
-  step = lambda _, x_ES: chunked.advance(x_ES, precision)
+  def step(_, x_ES):
+    return chunked.advance(x_ES, precision)
+
   out_ref[...] = jax.lax.fori_loop(0, steps, step, reference.normalize(x_ref[...]))
 
 
@@ -77,7 +81,9 @@ def _backward(x_ref, grad_ref, out_ref, *, steps: int, precision):
   start_ES, to_input = jax.vjp(reference.normalize, x_ref[...])
 
   def step(done, grad_ES):
-    before = lambda _, x_ES: chunked.advance(x_ES, precision)
+    def before(_, x_ES):
+      return chunked.advance(x_ES, precision)
+
     x_ES = jax.lax.fori_loop(0, steps - 1 - done, before, start_ES)
     return chunked.retreat(x_ES, grad_ES, precision)
 

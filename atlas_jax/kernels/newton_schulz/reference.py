@@ -4,7 +4,9 @@ import jax.numpy as jnp
 
 from atlas_jax import tree
 
-LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315
+LINEAR = 3.4445
+CUBIC = -4.7750
+QUINTIC = 2.0315
 SMALLEST_NORM = 1e-7  # Added to the norm, so that the zero matrix stays zero and has a gradient.
 EXACT = jax.lax.Precision.HIGHEST  # Accelerators round the factors of a product unless told not to.
 

@@ -42,5 +42,8 @@ def map_blocks(score: Callable, arrays: tuple, *, block_tokens: int | None):
 
 def vocab_loss(hidden_ND, head_DV, target_N, *, temperature=1.0, block_tokens: int):
   """Arguments as in the package; a last block that is not full is padded."""
-  score = lambda hidden, target: reference.vocab_loss(hidden, head_DV, target, temperature=temperature)
+
+  def score(hidden, target):
+    return reference.vocab_loss(hidden, head_DV, target, temperature=temperature)
+
   return map_blocks(score, (hidden_ND, target_N), block_tokens=block_tokens)

@@ -68,7 +68,9 @@ def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
     return state, language.logits(params, hidden_BD)
 
   def insert(state, slot, row):
-    put = lambda axis, old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
+    def put(axis, old, new):
+      return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
+
     return by_rows(put, axes, state, row)
 
   def take_rows(state, row_B):

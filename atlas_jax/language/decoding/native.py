@@ -76,8 +76,11 @@ class NativeSampler:
     """
     if bucket_tokens < 1 or piece_tokens < 1:
       raise ValueError(f"bucket_tokens={bucket_tokens} and piece_tokens={piece_tokens} must be at least 1")
-    self._language, self._tokenizer, self._mesh = language, tokenizer, mesh
-    self._bucket_tokens, self._piece_tokens = bucket_tokens, piece_tokens
+    self._language = language
+    self._tokenizer = tokenizer
+    self._mesh = mesh
+    self._bucket_tokens = bucket_tokens
+    self._piece_tokens = piece_tokens
     self._params: Any = None
     self.version: int | None = None
     self.compilations = 0
@@ -90,7 +93,8 @@ class NativeSampler:
 
   def load(self, params: Any, version: int) -> None:
     """Takes weights, which are not copied; see `sampler.Sampler.load`."""
-    self._params, self.version = params, version
+    self._params = params
+    self.version = version
 
   def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes completions; see `sampler.Sampler.generate`.
@@ -104,7 +108,8 @@ class NativeSampler:
       raise ValueError("the sampler has no weights yet; call load(params, version) first")
     rows = [np.asarray(prompt) for prompt in prompts]
     self._check(rows, options)
-    settings, words = SamplingParams.of(options, self._language.vocab_size), sampling.root_words(seed)
+    settings = SamplingParams.of(options, self._language.vocab_size)
+    words = sampling.root_words(seed)
     if not rows:
       return assemble([], pad_id=self._tokenizer.doc_id)
     stop_E = np.full(round_up(len(options.stop_tokens), least=STOPS), -1, np.int32)
@@ -127,7 +132,10 @@ class NativeSampler:
     if self._mesh is None:
       return host_tree
     whole = meshes.replicated(self._mesh)
-    place = lambda x: jax.make_array_from_callback(np.shape(x), whole, lambda index: np.asarray(x)[index])
+
+    def place(x):
+      return jax.make_array_from_callback(np.shape(x), whole, lambda index: np.asarray(x)[index])
+
     return jax.tree.map(place, host_tree)
 
   def _width(self, longest: int) -> int:
@@ -150,24 +158,31 @@ class NativeSampler:
         filtered=options.filters, penalised=options.repetition_penalty != 1)
     if options.max_tokens == 1:
       return writing.written
-    run = lambda writing, end: self._run(self._params, writing, asked, self._put(np.int32(end)),
-                                         filtered=options.filters)
+
+    def run(writing, end):
+      return self._run(self._params, writing, asked, self._put(np.int32(end)),
+                       filtered=options.filters)
+
     if not options.stop_strings:
       return run(writing, options.max_tokens).written
-    looked, at = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n), 0
+    looked = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n)
+    at = 0
     while True:
       written = writing.written
-      upto, tokens_TB = int(written.at), np.asarray(written.tokens_TB)
+      upto = int(written.at)
+      tokens_TB = np.asarray(written.tokens_TB)
       done_B = looked.push(tokens_TB[at:upto], np.array(written.done_B))
       if done_B.all() or upto == options.max_tokens:
         return written
-      at, writing = upto, writing._replace(written=written._replace(done_B=self._put(done_B)))
+      at = upto
+      writing = writing._replace(written=written._replace(done_B=self._put(done_B)))
       writing = run(writing, min(upto + self._piece_tokens, options.max_tokens))
 
   def _finish(self, written: GenerationOutput, rows: int, options: SamplingOptions) -> Rollout:
     """Cuts completions at stop strings and puts them together."""
     length_B, tokens_TB, sampler_TB, full_TB = (np.array(x)[..., :rows] for x in written[-4:])
-    reasons, texts = [], []
+    reasons = []
+    texts = []
     for row in range(rows):
       tokens = tokens_TB[:length_B[row], row]
       stopped = int(tokens[-1]) in options.stop_tokens
@@ -181,7 +196,10 @@ class NativeSampler:
       texts.append(text)
     longest = length_B.max()
     real_BT = np.arange(longest)[None, :] < length_B[:, None]
-    trim = lambda x, fill: np.where(real_BT, x[:longest].T, fill)
+
+    def trim(x, fill):
+      return np.where(real_BT, x[:longest].T, fill)
+
     return Rollout(
         trim(tokens_TB, np.int32(self._tokenizer.doc_id)), length_B, trim(sampler_TB, np.float32(0)),
         trim(full_TB, np.float32(0)), tuple(reasons), np.full(rows, self.version, np.int32), tuple(texts))
@@ -228,8 +246,11 @@ class NativeSampler:
     at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
     drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.settings, writing.seen_BV,
                                       filtered=filtered)
-    put = lambda old_TB, new_B: jax.lax.dynamic_update_slice_in_dim(
-        old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
+
+    def put(old_TB, new_B):
+      return jax.lax.dynamic_update_slice_in_dim(
+old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
+
     ends_B = sampling.is_stop(drawn.token_B, asked.stop_E) | (at + 1 >= asked.max_tokens)
     written = GenerationOutput(
         at + 1, done_B | ends_B, length_B + ~done_B, put(tokens_TB, drawn.token_B),

@@ -168,7 +168,8 @@ def check(rollout: Rollout, prompts: Sequence[Sequence[int]], options: SamplingO
                      f"it must give {wanted}, each with its reason, version and text")
   mask_BT = completion_mask(rollout)
   for row in range(rows):
-    length, reason = int(rollout.length_B[row]), rollout.reason_B[row]
+    length = int(rollout.length_B[row])
+    reason = rollout.reason_B[row]
     about = f"completion {row % options.n} of prompt {row // options.n}"
     for name in ("sampler_logprob_BT", "full_logprob_BT"):
       logprobs = getattr(rollout, name)[row][mask_BT[row]]
@@ -231,14 +232,16 @@ class ScriptedSampler:
       tokenizer: decodes prompts and encodes completions.
       script: prompt text -> texts to choose from, as a mapping or as a function of (text, params).
     """
-    self._tokenizer, self._script = tokenizer, script
+    self._tokenizer = tokenizer
+    self._script = script
     self.params: Any = None
     self.version: int | None = None
     self.calls = 0
 
   def load(self, params: Any, version: int) -> None:
     """Takes weights; see `Sampler.load`."""
-    self.params, self.version = params, version
+    self.params = params
+    self.version = version
 
   def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, seed: int) -> Rollout:
     """Writes completions; see `Sampler.generate`.

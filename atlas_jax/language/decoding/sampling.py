@@ -37,7 +37,10 @@ class SamplingParams(NamedTuple):
     if top_k > vocab_size:
       raise ValueError(f"config.sampler.top_k={top_k} is more than the model's vocabulary of {vocab_size} "
                        "ids; lower it, or set it to None for all of them")
-    off = lambda value, nothing: np.float32(nothing if value is None else value)
+
+    def off(value, nothing):
+      return np.float32(nothing if value is None else value)
+
     return cls(np.float32(options.temperature), np.int32(top_k), off(options.top_p, 1), off(options.min_p, 0),
                np.float32(options.repetition_penalty))
 
@@ -81,7 +84,10 @@ def uniforms(key_B, at):
     key_B: of `row_keys`.
     at: int32, [] or [B], how many ids of the completion were drawn before.
   """
-  pair = lambda key, at: jax.random.uniform(jax.random.fold_in(key, at), (2,))
+
+  def pair(key, at):
+    return jax.random.uniform(jax.random.fold_in(key, at), (2,))
+
   both = jax.vmap(pair, in_axes=(0, 0 if jnp.ndim(at) else None))(key_B, at)
   return both[:, 0], both[:, 1]
 
@@ -134,7 +140,10 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
   top_B = jnp.max(drawn_BV, axis=-1)
   share_BV = jnp.exp(drawn_BV - top_B[:, None])
   token_B = _choose(drawn_BV, share_BV, uniform_pair, settings.temperature)
-  pick = lambda score_BV: jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
+
+  def pick(score_BV):
+    return jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
+
   logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(share_BV, axis=-1))
   full_B = logprob_B
   if filtered or seen_BV is not None:
@@ -144,11 +153,19 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
 
 def _choose(score_BV, share_BV, uniform_pair, temperature):
   """Returns token_B, int32: drawn where the temperature is above 0, else the first of the largest scores."""
-  drawn = lambda: sample_inverse_cdf(share_BV, *uniform_pair)
-  likeliest = lambda: jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
+
+  def drawn():
+    return sample_inverse_cdf(share_BV, *uniform_pair)
+
+  def likeliest():
+    return jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
+
   if not jnp.ndim(temperature):
     return jax.lax.cond(temperature > 0, drawn, likeliest)
-  either = lambda: jnp.where(temperature > 0, drawn(), likeliest())
+
+  def either():
+    return jnp.where(temperature > 0, drawn(), likeliest())
+
   return jax.lax.cond(jnp.any(temperature > 0), either, likeliest)
 
 
@@ -177,11 +194,17 @@ def keep_mask(logits_BV, settings: SamplingParams):
   share_BV = jax.nn.softmax(logits_BV, axis=-1)
   most_B = jnp.max(share_BV, axis=-1, keepdims=True)
   share_BV = jnp.where(share_BV >= _column(settings.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
-  count = lambda least_B: jnp.sum(share_BV >= least_B[:, None], axis=-1) >= settings.top_k
+
+  def count(least_B):
+    return jnp.sum(share_BV >= least_B[:, None], axis=-1) >= settings.top_k
+
   least_B = _unless(settings.top_k >= share_BV.shape[-1], share_BV, count)
   share_BV = jnp.where(share_BV >= least_B[:, None], share_BV, 0)
   total_B = jnp.sum(share_BV, axis=-1) * settings.top_p.astype(share_BV.dtype)
-  mass = lambda least_B: jnp.sum(jnp.where(share_BV >= least_B[:, None], share_BV, 0), axis=-1) >= total_B
+
+  def mass(least_B):
+    return jnp.sum(jnp.where(share_BV >= least_B[:, None], share_BV, 0), axis=-1) >= total_B
+
   least_B = _unless(settings.top_p >= 1, share_BV, mass)
   return (share_BV >= least_B[:, None]) & (share_BV > 0)
 
@@ -189,8 +212,13 @@ def keep_mask(logits_BV, settings: SamplingParams):
 def _unless(off, share_BV, enough):
   """Returns the largest number per row that `enough` holds for, or zeros where the filter is off."""
   rows = share_BV.shape[0]
-  nothing = lambda: jnp.zeros((rows,), share_BV.dtype)
-  largest = lambda: _largest(enough, rows, share_BV.dtype)
+
+  def nothing():
+    return jnp.zeros((rows,), share_BV.dtype)
+
+  def largest():
+    return _largest(enough, rows, share_BV.dtype)
+
   if not jnp.ndim(off):
     return jax.lax.cond(off, nothing, largest)
   return jax.lax.cond(jnp.all(off), nothing, lambda: jnp.where(off, 0, largest()))

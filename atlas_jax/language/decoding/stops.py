@@ -14,7 +14,8 @@ class StringStops:
 
   def __init__(self, tokenizer: Tokenizer, strings: Sequence[str], rows: int):
     """Starts with empty completions."""
-    self._tokenizer, self._strings = tokenizer, [string.encode() for string in strings]
+    self._tokenizer = tokenizer
+    self._strings = [string.encode() for string in strings]
     self._keep = max(map(len, self._strings)) - 1
     self._tails = [b""] * rows
 

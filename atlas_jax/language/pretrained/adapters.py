@@ -36,7 +36,8 @@ def _options_of_folder(fields) -> dict:
   Fields of config.lora may only repeat them.
   """
   folder = _folder(fields.path)
-  options, unset = peft.options(folder), default().lora
+  options = peft.options(folder)
+  unset = default().lora
   for name, found in options.items():
     given = fields[name]
     same = set(_target_names(given)) == set(found) if name == "targets" else given == found
@@ -68,7 +69,8 @@ def reader_of(config, module) -> Callable:
   Returns:
     mesh -> adapters, float32.
   """
-  path, folder = config.lora.path, _folder(config.lora.path)
+  path = config.lora.path
+  folder = _folder(config.lora.path)
 
   def read(mesh):
     found = peft.describe(folder)

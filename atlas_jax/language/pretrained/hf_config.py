@@ -21,7 +21,8 @@ SIZES = {"vocab_size": 2**24, "hidden_size": 2**20, "num_attention_heads": 2**16
          "num_key_value_heads": 2**16, "head_dim": 2**16, "intermediate_size": 2**24,
          "max_position_embeddings": 2**31}
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-LISTS, GROUPS = ("architectures", "layer_types"), ("rope_parameters", "rope_scaling")
+LISTS = ("architectures", "layer_types")
+GROUPS = ("rope_parameters", "rope_scaling")
 NUMBERS = {"rms_norm_eps": (0, 1), "partial_rotary_factor": (0, 1)}
 ROPE_BASE = 10_000.0  # What a config that names no base means.
 REFUSED = {  # Settings that change what a model computes, and the values under which they do not.
@@ -53,8 +54,10 @@ def read(file) -> tuple[ModuleType, dict]:
     return settings[name]
 
   filled = {**family.DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
-  width, heads = need("hidden_size"), need("num_attention_heads")
-  head_dim, kv_heads = filled["head_dim"], settings.get("num_key_value_heads") or heads
+  width = need("hidden_size")
+  heads = need("num_attention_heads")
+  head_dim = filled["head_dim"]
+  kv_heads = settings.get("num_key_value_heads") or heads
   if head_dim is None and width % heads:
     raise ValueError(f"{file} has no 'head_dim', and hidden_size={width} is not a multiple of "
                      f"num_attention_heads={heads}")
@@ -130,7 +133,10 @@ def read_json(file) -> dict:
 
 def _check_kinds(settings: dict, file) -> None:
   """Refuses settings that are read and of another type, or out of all range; null is as if absent."""
-  listed = lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+  def listed(value):
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
   kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
       **{name: (functools.partial(json_file.is_int, low=1, high=high), f"a whole number from 1 to {high}")
          for name, high in SIZES.items()},
@@ -157,7 +163,8 @@ def _check_scaling(scaling: dict, file) -> None:
   for name, value in scaling.items():
     if name != "rope_type" and not json_file.is_real(value, 1e-6, 1e12):
       raise Damaged(file, f"rope scaling {name}={str(value)[:60]} must be a positive number", AGAIN)
-  low, high = scaling.get("low_freq_factor"), scaling.get("high_freq_factor")
+  low = scaling.get("low_freq_factor")
+  high = scaling.get("high_freq_factor")
   if low is not None and high is not None and low >= high:
     raise Damaged(file, f"low_freq_factor={low} must be below high_freq_factor={high}", AGAIN)
 

@@ -90,7 +90,10 @@ def _family(model: Decoder, like) -> ModuleType:
   family, fields = hf_config.read(pathlib.Path(like) / "config.json")
   mine = model.shape()
   # Plain values, because a module keeps its mappings frozen.
-  plain = lambda value: dict(value) if isinstance(value, Mapping) else value
+
+  def plain(value):
+    return dict(value) if isinstance(value, Mapping) else value
+
   for name, value in fields.items():
     if plain(mine[name]) != value:
       raise ValueError(f"like={str(like)!r} is another model: its {name} is {value}, this one's is "
@@ -118,7 +121,8 @@ def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: flo
 
 def _shards(made: dict, dtype_of: dict, max_bytes: float) -> dict[str, str]:
   """Puts tensors into files of at most max_bytes, in order; a larger tensor has a file of its own."""
-  files, filled = [0], 0
+  files = [0]
+  filled = 0
   for name, one in made.items():
     size = _numbers(one) * dtype_of[name].itemsize
     if filled and filled + size > max_bytes:

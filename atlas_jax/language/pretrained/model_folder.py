@@ -18,7 +18,9 @@ from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
 from atlas_jax.workdir import CHECKPOINTS, EVALS, EVENTS, PRETRAINED, TEMPLATE, TOKENIZER
 
-CONFIG, VOCABULARY, STATS = "config.json", "vocabulary.json", "training_stats.json"
+CONFIG = "config.json"
+VOCABULARY = "vocabulary.json"
+STATS = "training_stats.json"
 RESERVED = (CHECKPOINTS, TOKENIZER, PRETRAINED, TEMPLATE, EVALS, EVENTS)  # What else a workdir holds.
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 
@@ -44,7 +46,8 @@ def write(folder, config, start: InitialModel, params, stats: Mapping) -> None:
     params: whole; adapters are merged.
     stats: what becomes training_stats.json, to which the number of parameters is added; {} but in process 0.
   """
-  folder, module = pathlib.Path(folder), start.language.module
+  folder = pathlib.Path(folder)
+  module = start.language.module
   if start.adapted:
     params = lora.merge(params, module.lora)
   if start.language.has_hf_form:

@@ -49,7 +49,9 @@ def _is_off(value) -> bool:
 
 
 def _one_of(*values) -> Values:
-  same = lambda value, known: type(value) is type(known) and value == known
+  def same(value, known):
+    return type(value) is type(known) and value == known
+
   return Values(lambda value: any(same(value, known) for known in values), " or ".join(map(_json, values)))
 
 
@@ -136,7 +138,9 @@ def options(folder) -> dict:
 
 
 def _pattern(name: str, settings: dict) -> Values:
-  same = lambda value: isinstance(value, dict) and all(one == settings[name] for one in value.values())
+  def same(value):
+    return isinstance(value, dict) and all(one == settings[name] for one in value.values())
+
   return Values(lambda value: _is_off(value) or same(value),
                 f"empty, or give all modules {name}={settings[name]}: projections have one rank and alpha")
 
@@ -204,7 +208,8 @@ def rows(family: ModuleType) -> tuple[Row, ...]:
     if not re.fullmatch(r"blocks/(attention|mlp)/\w+/kernel", row.ours):
       continue
     out_axes, in_axes = re.findall(r"\([^)]*\)|\w", row.stored)
-    ours, theirs = row.ours.removesuffix("kernel"), PREFIX + row.theirs.removesuffix("weight")
+    ours = row.ours.removesuffix("kernel")
+    theirs = PREFIX + row.theirs.removesuffix("weight")
     found.append(Row(ours + "lora_a", theirs + "lora_A.weight", f"r {in_axes}", f"{in_axes.strip('()')} r"))
     found.append(Row(ours + "lora_b", theirs + "lora_B.weight", f"{out_axes} r", f"r {out_axes.strip('()')}"))
   return tuple(found)
@@ -227,7 +232,10 @@ def _settings(chosen, modules: dict[str, str], base: str) -> dict:
 
 def _check_same(asked: dict, model: Decoder, folder) -> None:
   mine = {} if model.lora is None else {**model.lora, "targets": tuple(model.lora["targets"])}
-  order = lambda chosen: {**chosen, "targets": sorted(chosen.get("targets", ()))}
+
+  def order(chosen):
+    return {**chosen, "targets": sorted(chosen.get("targets", ()))}
+
   if order(asked) != order(mine):
     raise ValueError(f"{pathlib.Path(folder) / CONFIG} has adapters {asked}, the model has {mine or None}; "
                      "make it with lora=peft.options(folder)")

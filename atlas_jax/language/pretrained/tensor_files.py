@@ -39,7 +39,8 @@ class TensorFolder:
     Raises:
       ValueError: naming the file that is missing or cannot be read, or the tensor its shard lacks.
     """
-    self.folder, self.stem = pathlib.Path(folder), stem
+    self.folder = pathlib.Path(folder)
+    self.stem = stem
     self.file_of, self._files = _layout(self.folder, stem)
     present = {file: set(opened.keys()) for file, opened in self._files.items()}
     for name, file in self.file_of.items():
@@ -79,7 +80,8 @@ class TensorFolder:
 
 
 def _layout(folder: pathlib.Path, stem: str):
-  single, index = folder / f"{stem}.safetensors", folder / f"{stem}{INDEX_SUFFIX}"
+  single = folder / f"{stem}.safetensors"
+  index = folder / f"{stem}{INDEX_SUFFIX}"
   if index.is_file():
     file_of = json_file.read(index, remedy=AGAIN).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
@@ -159,7 +161,9 @@ def read_leaf(folder: TensorFolder, row: Row, shape, sharding, dtype=None) -> ja
 
 def _cut_and_turn(folder, name: str, row: Row, sizes: Mapping[str, int], cut: Mapping[str, range]):
   """Reads the part of a tensor that `cut` asks for, with the leaf's axes in the leaf's order."""
-  slices, lengths, rest = [], [], []
+  slices = []
+  lengths = []
+  rest = []
   for group in _groups(row.stored):
     inner = math.prod(sizes[axis] for axis in group[1:])
     lead = cut[group[0]]

@@ -14,7 +14,8 @@ CLASS = "PreTrainedTokenizerFast"  # What transformers is to read a tokenizer.js
 
 def copy(source, folder) -> None:
   """Copies what stands beside a tokenizer.json, such as its chat template; what is not there is left out."""
-  source, folder = pathlib.Path(source), pathlib.Path(folder)
+  source = pathlib.Path(source)
+  folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for name in BESIDE:
     if (source / name).is_file():
@@ -29,7 +30,8 @@ def write(folder, saved, *, max_tokens: int) -> None:
     saved: folder that `Tokenizer.save` wrote, with what else travels in it.
     max_tokens: the longest text the model is meant for, for a tokenizer that has no config yet.
   """
-  saved, folder = pathlib.Path(saved), pathlib.Path(folder)
+  saved = pathlib.Path(saved)
+  folder = pathlib.Path(folder)
   inventory.check_sealed(saved)
   marker = marker_of(saved)
   copy(saved, folder)

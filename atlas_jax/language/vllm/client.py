@@ -59,7 +59,9 @@ class Client:
     self.url = f"{parts.scheme}://{parts.netloc}{self._prefix}"
     self._address = (parts.hostname, parts.port)
     self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
+    self._timeout_s = timeout_s
+    self._retries = retries
+    self._backoff_s = backoff_s
     self.death = death
 
   def ask(self, route: str, body: dict | None = None, *, optional: bool = False) -> Any:
@@ -115,7 +117,8 @@ class Client:
 
   def _waited(self, sock, timeout_s: float) -> bool:
     """Waits until an answer begins; False if the server dies meanwhile, which need not end a connection."""
-    deadline, ill = time.monotonic() + timeout_s, 0
+    deadline = time.monotonic() + timeout_s
+    ill = 0
     with selectors.DefaultSelector() as selector:
       selector.register(sock, selectors.EVENT_READ)
       while not selector.select(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):

@@ -43,11 +43,16 @@ class VLLMEngine:
       ValueError: if the command is no program, the port is taken or the URL is none.
       ModuleNotFoundError: if vllm is to be started and is not installed.
     """
-    self._found, self._dtype, self._longest_tokens = url is not None, dtype, longest_tokens
+    self._found = url is not None
+    self._dtype = dtype
+    self._longest_tokens = longest_tokens
     self._start_timeout_s = start_timeout_s
     self._log = pathlib.Path(workdir) / VLLM_LOG
     self._server: server.Server | None = None
-    self._model, self.opened, self.max_tokens, self.start_s = NAME, False, 0, 0.0
+    self._model = NAME
+    self.opened = False
+    self.max_tokens = 0
+    self.start_s = 0.0
     self._command: list[str] = []
     self._port = 0
     if url is None:
@@ -176,7 +181,8 @@ class VLLMEngine:
     answer = self._client.ask("/v1/models")
     try:
       model = next(model for model in answer["data"] if model.get("parent") is None)
-      self._model, self.max_tokens = model["id"], model["max_model_len"]
+      self._model = model["id"]
+      self.max_tokens = model["max_model_len"]
       root = pathlib.Path(model["root"])
     except (KeyError, TypeError, StopIteration):
       raise ServerError(f"{self._client.url}/v1/models answered {words(answer)!r}, which is no list of "

@@ -96,10 +96,14 @@ class VllmSampler:
                engine: VLLMEngine | None, *, gap_limit_nats: float, retries: int, parallel_requests: int,
                run: str):
     """Takes the parts that `make` builds; `run` tells this run's weights from another's."""
-    self._language, self._tokenizer = language, tokenizer
-    self._exports, self._own = exports, engine
-    self._gap_limit_nats, self._retries = gap_limit_nats, retries
-    self._parallel_requests, self._run = parallel_requests, run
+    self._language = language
+    self._tokenizer = tokenizer
+    self._exports = exports
+    self._own = engine
+    self._gap_limit_nats = gap_limit_nats
+    self._retries = retries
+    self._parallel_requests = parallel_requests
+    self._run = run
     self._version: int | None = None
     self._max_tokens = 0
     self._probed = False
@@ -229,9 +233,11 @@ class VllmSampler:
 
   def _read(self, choice: dict, options: SamplingOptions) -> Completion:
     """Returns a choice as a completion, cut where this code's own rules say so."""
-    tokens, reason = choice.get("token_ids"), choice.get("finish_reason")
+    tokens = choice.get("token_ids")
+    reason = choice.get("finish_reason")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
-    tokens, logprobs = tokens or [], logprobs or []
+    tokens = tokens or []
+    logprobs = logprobs or []
     if len(tokens) != len(logprobs) or not 0 < len(tokens) <= options.max_tokens:
       raise ServerError(f"the server gave a completion with {len(tokens)} ids and {len(logprobs)} "
                         f"log-probabilities; it must give one for each id, and 1 to {options.max_tokens} ids")
@@ -273,7 +279,8 @@ class VllmSampler:
     ours = weights.score(self._language, params, tokens)
     theirs = np.asarray(told(lambda: self._engine.prompt_logprobs(tokens)))
     gap = float(np.max(np.abs(ours - theirs)))
-    before, self._scores = self._scores, (version, ours)
+    before = self._scores
+    self._scores = (version, ours)
     if gap <= self._gap_limit_nats:
       return gap
     stale = ""
@@ -330,7 +337,8 @@ def told(work: Callable[[], Any]) -> Any:
   if jax.process_count() == 1:
     return work()
   from jax.experimental import multihost_utils  # Needs a started cluster only when it is used.
-  result, error = None, None
+  result = None
+  error = None
   if hosts.is_main():
     try:
       result = work()

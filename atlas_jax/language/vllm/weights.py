@@ -43,8 +43,13 @@ class Exports:
       max_tokens: the longest text the model is meant for; needed without `like`.
       in_memory: whether memory is taken where there is room; no server can outlive the program then.
     """
-    self._model, self._like, self._dtype, self._max_tokens = model, like, dtype, max_tokens
-    self._shared, self._workdir, self._in_memory = shared_folder, pathlib.Path(workdir), in_memory
+    self._model = model
+    self._like = like
+    self._dtype = dtype
+    self._max_tokens = max_tokens
+    self._shared = shared_folder
+    self._workdir = pathlib.Path(workdir)
+    self._in_memory = in_memory
     self._root: pathlib.Path | None = None
     self._turn = 0
     self.temporary: pathlib.Path | None = None

@@ -86,8 +86,12 @@ def step(form, slow, state, base, token, gates, place):
 def prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedDelta:
   """Does for a chunk all that needs no memory."""
   parts = descent.prepare(form, slow, tokens, gates, write_C, place_C)
-  decay, key_CP = parts.decay, descent.lifted_keys(parts)
-  earlier = lambda x, first: jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
+  decay = parts.decay
+  key_CP = descent.lifted_keys(parts)
+
+  def earlier(x, first):
+    return jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
+
   lower_CC = earlier(decay.mix_CC, 0) * (key_CP @ key_CP.T)
   momentum_before_C = earlier(decay.momentum_C, 0) if form.momentum else ()
   return PreparedDelta(parts, earlier(decay.fast_C, 1), momentum_before_C, unit_lower_inverse(lower_CC))
@@ -102,18 +106,22 @@ def unit_lower_inverse(lower_CC: jax.Array) -> jax.Array:
   while side < full:
     pair = np.arange(full // (2 * side), dtype=np.int32)
     below = lower.reshape(pair.size, 2, side, pair.size, 2, side)[:, 1, :, :, 0][pair, :, pair]
-    first, second = inverse[0::2], inverse[1::2]
+    first = inverse[0::2]
+    second = inverse[1::2]
     corner = -second @ below @ first
     left = jnp.concatenate([first, corner], axis=1)
     right = jnp.concatenate([jnp.zeros_like(corner), second], axis=1)
-    inverse, side = jnp.concatenate([left, right], axis=2), 2 * side
+    inverse = jnp.concatenate([left, right], axis=2)
+    side = 2 * side
   return inverse[0, :size, :size]
 
 
 def chunk(form, slow, state, base, ready: PreparedDelta):
   """Reads a chunk; equal to `step` token by token, also from inside a grid chunk."""
   parts = ready.parts
-  key_CP, v_CM, decay = descent.lifted_keys(parts), parts.tokens.v, parts.decay
+  key_CP = descent.lifted_keys(parts)
+  v_CM = parts.tokens.v
+  decay = parts.decay
   recall = functools.partial(_recall, form, state)
   recalled_CM = recall(key_CP, ready.before_C, ready.momentum_before_C)
   error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_grad")
@@ -129,7 +137,10 @@ def chunk(form, slow, state, base, ready: PreparedDelta):
 def _recall(form, state, x_CP, fast_C, momentum_C):
   """Recalls with the memory before the chunk as each token leaves it."""
   # Products are weighed, not keys: lifted ones are many times wider.
-  product = lambda w_PM: checkpoint_name(x_CP @ w_PM, "memory_product")
+
+  def product(w_PM):
+    return checkpoint_name(x_CP @ w_PM, "memory_product")
+
   out_CM = fast_C[:, None] * product(state.fast["w0"])
   if state.start != ():
     out_CM += (1 - fast_C)[:, None] * product(state.start["w0"])

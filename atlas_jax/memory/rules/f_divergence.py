@@ -88,7 +88,10 @@ def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2
                  activation=activation, residual=residual, norm=norm)
   form = descent.Descent(net, features.make("none", key_dim=key_dim), objectives.l2, momentum=False,
                          surprise_max=surprise_max, reads="chunk", fade_to=fade_to)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   return MemoryRule(
       init=bind(_init), start=bind(_start), apply=bind(descent.apply), step=bind(_step), prepare=_prepare,
       chunk=bind(_chunk), close=functools.partial(_close, GROWTH[divergence]),

@@ -56,7 +56,10 @@ def make(*, key_dim: int, value_dim: int, expansion: float = 1, activation: str 
                    activation=activation, residual=False)
   lift = features.make("none", key_dim=key_dim)
   form = descent.Descent(net, lift, objectives.dot, momentum, reads="chunk")
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   return MemoryRule(
       init=bind(descent.init), start=bind(_start), apply=bind(descent.apply), step=bind(_step),
       chunk=bind(_chunk), close=functools.partial(_close, ns_steps),
@@ -70,7 +73,8 @@ def _flops(form, ns_steps, chunk_size):
 
 
 def _start(form, learned):
-  state, zero = descent.start(form, learned), jnp.zeros((), jax.tree.leaves(learned.fast)[0].dtype)
+  state = descent.start(form, learned)
+  zero = jnp.zeros((), jax.tree.leaves(learned.fast)[0].dtype)
   return state._replace(kept=LaCTExtra(jax.tree.map(jnp.zeros_like, learned.fast), zero, zero))
 
 
@@ -98,7 +102,8 @@ def _chunk(form, slow, state, base, prepared):
 def _close(ns_steps, slow, state, base):
   """Takes the chunk's step; nothing if no token was real."""
   del slow, base
-  moved, count = state.kept.moved, state.kept.number
+  moved = state.kept.moved
+  count = state.kept.number
   if state.momentum != ():
     beta = jnp.where(count > 0, state.kept.momentum_sum / jnp.maximum(count, 1), 1)
     moved = jax.tree.map(lambda m, g: beta * m + g, state.momentum, moved)
@@ -109,5 +114,8 @@ def _close(ns_steps, slow, state, base):
 
 def _turned(old, new):
   """Brings each column of a weight to the norm it had."""
-  size = lambda w: muon.norm(jnp.sum(w * w, 0, keepdims=True))
+
+  def size(w):
+    return muon.norm(jnp.sum(w * w, 0, keepdims=True))
+
   return new * size(old) / jnp.maximum(size(new), 1e-7)

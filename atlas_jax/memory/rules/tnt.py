@@ -129,7 +129,10 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
                          surprise_max=surprise_max)
   form = TNTForm(body, chunk_size, shard_tokens, local_chunks, project_queries, global_memory)
   number = len(local_chunks)
-  bind = lambda function: functools.partial(function, form)
+
+  def bind(function):
+    return functools.partial(function, form)
+
   own = (GateSpec("local_retention", number, init=0.999), GateSpec("local_momentum", number, init=0.5),
          GateSpec("local_rate", number, init=0.05, max=0.5))
   return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
@@ -216,13 +219,17 @@ def _entered(form, slow, i: int, local: Local, seen, place) -> Local:
 
 
 def _local_gates(gates: Gates, i: int) -> Gates:
-  log = lambda gate: jnp.log(jnp.maximum(gate[..., i], 1e-30))  # Logs of shut gates must be finite.
+  def log(gate):
+    # Logs of shut gates must be finite.
+    return jnp.log(jnp.maximum(gate[..., i], 1e-30))
+
   more = gates.more
   return Gates(log(more["local_retention"]), log(more["local_momentum"]), more["local_rate"][..., i])
 
 
 def _step(form, slow, state, base, token, gates, place):
-  kept, query_K = state.kept, token.q
+  kept = state.kept
+  query_K = token.q
   out_M: Any = 0
   keys_KK: Any = ()
   if form.project_queries:
@@ -315,7 +322,9 @@ def _chunk(form, slow, state, base, ready: PreparedTNT):
 
 def _resume(form, slow, state, base, ready: PreparedTNT):
   """Reads a whole chunk of which tokens may be missing at both ends, or any part of one."""
-  kept, tokens, place_C = state.kept, ready.tokens, ready.place_C
+  kept = state.kept
+  tokens = ready.tokens
+  place_C = ready.place_C
   write_C = ready.write_C.astype(bool)
   last = jnp.max(jnp.where(write_C, place_C + 1, 0))
   keys_KK: Any = ()

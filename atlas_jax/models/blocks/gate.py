@@ -77,7 +77,10 @@ def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:
   """
   raw_BTH, gate_BTH = jax.lax.stop_gradient((raw_BTH, gate_BTH))
   real_BTH = jnp.broadcast_to((doc_BT >= 0)[..., None], raw_BTH.shape).astype(raw_BTH.dtype)
-  mean = lambda x: jnp.sum(x * real_BTH) / jnp.maximum(jnp.sum(real_BTH), 1)
+
+  def mean(x):
+    return jnp.sum(x * real_BTH) / jnp.maximum(jnp.sum(real_BTH), 1)
+
   return {
       "mix_gate_raw_mean": mean(raw_BTH),
       "mix_gate_raw_below_0.1_frac": mean((raw_BTH < 0.1).astype(raw_BTH.dtype)),

@@ -115,7 +115,8 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
   Raises:
     ValueError: if a name or an id is not there, or nothing is left.
   """
-  only, wanted = list(subsets if only is None else only), None if task_ids is None else set(task_ids)
+  only = list(subsets if only is None else only)
+  wanted = None if task_ids is None else set(task_ids)
   known = {task.id for name in only if name in subsets for task in subsets[name]}
   if len(set(only)) < len(only):
     raise ValueError(f"the subsets {', '.join(only)} name one twice; name each once")

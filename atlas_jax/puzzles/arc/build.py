@@ -54,7 +54,8 @@ class Names(Sequence[str]):
   """Names of all augmentations by id, made when asked for: there may be a million."""
 
   def __init__(self, task_ids: Sequence[str], plan: arc_plan.BuildPlan):
-    self._task_ids, self._plan = task_ids, plan
+    self._task_ids = task_ids
+    self._plan = plan
 
   def __len__(self) -> int:
     return len(self._plan.kinds) + 1
@@ -76,7 +77,9 @@ class Names(Sequence[str]):
 
   def __iter__(self) -> Iterator[str]:
     yield BLANK_NAME
-    starts, kinds, permutations = self._plan.group_starts.tolist(), self._plan.kinds, self._plan.permutations
+    starts = self._plan.group_starts.tolist()
+    kinds = self._plan.kinds
+    permutations = self._plan.permutations
     for task_id, start, end in zip(self._task_ids, starts, starts[1:]):
       yield task_id
       digits = (permutations[start:end] + ord("0")).tobytes().decode()
@@ -116,7 +119,8 @@ class _SplitEncoder:
     puzzles = np.searchsorted(self.puzzle_starts, examples, side="right") - 1
     groups = np.searchsorted(self.group_starts, puzzles, side="right") - 1
     inputs = 2 * (self.first_pairs[groups] + examples - self.puzzle_starts[puzzles])
-    kinds, permutations = self.plan.kinds[self.rows[puzzles]], self.plan.permutations[self.rows[puzzles]]
+    kinds = self.plan.kinds[self.rows[puzzles]]
+    permutations = self.plan.permutations[self.rows[puzzles]]
     if not self.is_shifted:
       shifts = np.zeros((len(examples), 2), np.int32)
     elif draw is None:

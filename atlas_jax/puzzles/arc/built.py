@@ -55,7 +55,8 @@ def check(found: files.Files, path: str) -> Checked:
                     sum(len(task.test) for task in tasks))
   leaks = arc_leaks.find(trained, tasks)
   arc_leaks.warn(leaks, len(tasks))
-  train, test = _without(found.train, unlabelled), _unlabelled(found.test, tasks, path)
+  train = _without(found.train, unlabelled)
+  test = _unlabelled(found.test, tasks, path)
   return Checked(files.Files(train, test, {task.id: arc_tasks.to_json(task) for task in tasks}), leaks)
 
 
@@ -72,12 +73,17 @@ def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, l
   firsts = train.group_starts[:-1][np.diff(train.group_starts) > 0]
   examples = [np.arange(*train.puzzle_starts[[puzzle, puzzle + 1]]) for puzzle in firsts]
   inputs, labels = train.read(np.concatenate(examples))
-  tasks, missing, black, single, at = [], {}, {}, set(), 0
+  tasks = []
+  missing = {}
+  black = {}
+  single = set()
+  at = 0
   for group, (puzzle, places) in enumerate(zip(firsts, map(len, examples))):
     name, kind, permutation = grids.parse_name(train.names[train.puzzle_ids[puzzle]])
     pairs = []
     for place in range(places):
-      left, right = grids.find(inputs[at + place]), grids.find(labels[at + place])
+      left = grids.find(inputs[at + place])
+      right = grids.find(labels[at + place])
       if not labels[at + place].any():
         missing.setdefault(group, []).append(place)
       elif left is not None and right is not None:
@@ -118,7 +124,8 @@ def _unlabelled(test: PuzzleSet, tasks: list[Task], path: str) -> PuzzleSet:
     return test
   hides = np.zeros(test.n_examples, bool)
   for puzzle, row in enumerate(test.puzzle_ids):
-    start, end = test.puzzle_starts[puzzle], test.puzzle_starts[puzzle + 1]
+    start = test.puzzle_starts[puzzle]
+    end = test.puzzle_starts[puzzle + 1]
     hidden = unknown.get(test.names[row].split(grids.SEPARATOR)[0])
     if hidden is not None and len(hidden) != end - start:
       raise ValueError(f"{path}: the task of {test.names[row]!r} has {len(hidden)} test pairs in "

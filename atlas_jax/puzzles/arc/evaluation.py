@@ -24,7 +24,8 @@ from atlas_jax.puzzles.solver import Result
 from atlas_jax.workdir import VOTES
 
 BLANK_ID = 0  # The name of padding.
-SUBMISSION, ACCUMULATED_SUBMISSION = "submission.json", "submission_accumulated.json"
+SUBMISSION = "submission.json"
+ACCUMULATED_SUBMISSION = "submission_accumulated.json"
 _STEP = re.compile(r"step_(\d+)")
 
 
@@ -67,9 +68,9 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     ValueError: if the rule is unknown.
   """
   voting.check_rule(rule)
-
   def run(trained, *, step: int, workdir=None) -> EvalOut:
-    totals, votes = ArcTotals(batch_rows, leaked), voting.Votes()
+    totals = ArcTotals(batch_rows, leaked)
+    votes = voting.Votes()
     gallery = accuracy.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
     for result in solve(trained):
       if result.id == BLANK_ID:

@@ -44,7 +44,8 @@ class KnownSubset(NamedTuple):
   order: str
 
 
-KAGGLE, PUBLIC = "ARC-AGI-2 as in Kaggle's contest of 2025", "ARC-AGI-2 as in its repository"
+KAGGLE = "ARC-AGI-2 as in Kaggle's contest of 2025"
+PUBLIC = "ARC-AGI-2 as in its repository"
 KNOWN = (KnownSubset("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3",
                      "0ebc76d30e346095", TEST_FIRST), KnownSubset("arc1", "ARC-AGI-1", "evaluation", 400,
                      "0c9cd093d7649d3a", "71d7b818351f99df", "db1361ca3e1fdc01",
@@ -86,7 +87,8 @@ class Part(NamedTuple):
 
   def __str__(self) -> str:
     """Returns what it is and where, for messages."""
-    digest, count = arc_tasks.ids_digest(self.tasks), len(self.tasks)
+    digest = arc_tasks.ids_digest(self.tasks)
+    count = len(self.tasks)
     known = next((f", of {each.title.split()[0]}" for each in KNOWN if each.ids == digest), "")
     return f"{self.subset} ({count} task{'s' * (count != 1)}{known}) in {self.place.name}"
 
@@ -163,7 +165,8 @@ def _folders_in(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _loose(path: pathlib.Path) -> list[Part]:
   """Finds files of one task each, and files of tasks by id, that lie in a folder."""
-  loose, parts = [], []
+  loose = []
+  parts = []
   for file in sorted(path.glob("*.json")):
     raw = arc_tasks.load_json(file)
     if isinstance(raw, dict) and not {"train", "test"} & raw.keys():
@@ -225,7 +228,10 @@ def _pick(found: Sequence[Part], known: KnownSubset, path: pathlib.Path) -> tupl
 
 def _best(versions: Sequence[tuple[Part, list[Task]]], known: KnownSubset) -> tuple[Part, list[Task]]:
   """Returns, of copies that ask the same, the one that knows most outputs, and of such the reference's."""
-  rank = lambda tasks: (arc_tasks.count_unknown(tasks), arc_tasks.outputs_digest(tasks) != known.outputs)
+
+  def rank(tasks):
+    return (arc_tasks.count_unknown(tasks), arc_tasks.outputs_digest(tasks) != known.outputs)
+
   best = min(versions, key=lambda each: rank(each[1]))
   if rank(best[1]) == (0, True):
     logging.warning("%s has other outputs of test pairs in the %s of %s than the reference has: scores are "

@@ -25,7 +25,8 @@ class LegacyRandom:
     missing = self._at + count - len(self._words)
     if missing > 0:
       fresh = self._random.randint(0, 2**32, max(missing, _BLOCK), dtype=np.uint32)
-      self._words, self._at = np.concatenate([self._words[self._at:], fresh]), 0
+      self._words = np.concatenate([self._words[self._at:], fresh])
+      self._at = 0
     return self._words[self._at:self._at + count]
 
   def skip(self, count: int) -> None:
@@ -58,7 +59,8 @@ class LegacyRandom:
       words are to be skipped to have taken that draw and all before it; n is at least 1 and at most `count`.
     """
     words = self.words(_WORDS_OF_AN_AUGMENTATION * count + 600)
-    end, places = len(words), np.arange(len(words), dtype=np.int32)
+    end = len(words)
+    places = np.arange(len(words), dtype=np.int32)
     accepted = {}
     for bound, mask in _BOUNDS:
       if bound < mask:
@@ -67,7 +69,10 @@ class LegacyRandom:
     after = np.minimum(places + 1, end)  # Of each place: where a draw that starts there would end.
     for bound, _ in _BOUNDS:
       after = np.minimum((accepted[bound][after] if bound in accepted else after) + 1, end)
-    starts, ends, following, place = [], [], after.tolist(), 0
+    starts = []
+    ends = []
+    following = after.tolist()
+    place = 0
     while len(starts) < count and place < end and following[place] < end:
       starts.append(place)
       place = following[place]
@@ -75,7 +80,8 @@ class LegacyRandom:
     at = np.array(starts, np.int32)
     kinds = (words[at] & np.uint32(7)).astype(np.uint8)
     permutations = np.tile(np.arange(10, dtype=np.uint8), (len(at), 1))
-    each, at = np.arange(len(at)), at + 1
+    each = np.arange(len(at))
+    at = at + 1
     for bound, mask in _BOUNDS:
       at = accepted[bound][at] if bound in accepted else at
       other = (words[at] & np.uint32(mask)) + 1

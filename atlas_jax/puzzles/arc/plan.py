@@ -87,9 +87,12 @@ def cache_file(n_augmentations: int, key: list, cache_dir: str | None) -> pathli
 def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, seed: int,
          canvas: int = grids.SIDE) -> BuildPlan:
   """Draws a plan; arguments as of `load`."""
-  random, first = LegacyRandom(seed), 0
+  random = LegacyRandom(seed)
+  first = 0
   order: list[int] = []
-  kinds, permutations, sizes = [], [], []
+  kinds = []
+  permutations = []
+  sizes = []
   for tasks in subsets.values():
     for index in random.shuffled(len(tasks)):
       drawn = _augmentations(arc.pairs_of(tasks[index]), n_augmentations, random)
@@ -98,7 +101,8 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
       permutations.append(drawn[1])
       sizes.append(len(drawn[0]))
     first += len(tasks)
-  shifts, each = bytearray(), [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
+  shifts = bytearray()
+  each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   for index, group_kinds in zip(order, kinds):
     task, is_test = each[index]
     _add_shifts(shifts, task.train if is_test else arc.labelled_pairs(task), group_kinds, random, canvas)
@@ -120,9 +124,12 @@ def chosen(task: arc.Task, kinds: np.ndarray, permutations: np.ndarray, seed: in
 
 def _augmentations(pairs, count: int, random: LegacyRandom) -> tuple[np.ndarray, np.ndarray]:
   """Returns (transforms, permutations) of a task's puzzles, the task itself first."""
-  found_kinds, found_permutations = [np.zeros(1, np.uint8)], [np.arange(10, dtype=np.uint8)[None]]
+  found_kinds = [np.zeros(1, np.uint8)]
+  found_permutations = [np.arange(10, dtype=np.uint8)[None]]
   hashing = _Hash(pairs)
-  seen, n_found, n_tried = set(hashing(found_kinds[0], found_permutations[0])), 0, 0
+  seen = set(hashing(found_kinds[0], found_permutations[0]))
+  n_found = 0
+  n_tried = 0
   while n_found < count and n_tried < TRIALS * count:
     ahead = min(TRIALS * count - n_tried, max(count - n_found, 256))
     kinds, permutations, ends = random.augmentations(ahead)
@@ -136,7 +143,8 @@ def _augmentations(pairs, count: int, random: LegacyRandom) -> tuple[np.ndarray,
           n_taken = row + 1
           break
     random.skip(int(ends[n_taken - 1]))
-    n_tried, n_found = n_tried + n_taken, n_found + len(rows)
+    n_tried = n_tried + n_taken
+    n_found = n_found + len(rows)
     found_kinds.append(kinds[rows])
     found_permutations.append(permutations[rows])
   return np.concatenate(found_kinds), np.concatenate(found_permutations)
@@ -187,7 +195,8 @@ def _noise() -> tuple[np.ndarray, np.ndarray]:
 def _weights(side: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns what cells of a grid add under each transform, [8 * 2, cells], and its shape, [8, 2]."""
   places, shapes = _noise()
-  cells, of_shape = [], []
+  cells = []
+  of_shape = []
   for kind in range(8):
     tall, wide = (width, height) if grids.SWAPS[kind] else (height, width)
     of_shape.append(shapes[side, tall, wide])
@@ -205,15 +214,19 @@ def _mix(words: np.ndarray) -> np.ndarray:
 
 def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, canvas: int) -> None:
   """Appends (row, column) for each example of each puzzle of a group: 0, 0 for one, drawn for the others."""
-  count, last = len(pairs), len(pairs) - 1
-  upright, turned = [], []
+  count = len(pairs)
+  last = len(pairs) - 1
+  upright = []
+  turned = []
   for left, right in pairs:
     rooms = [canvas - max(sides) for sides in zip(left.shape, right.shape)]
     (rows, row_mask), (columns, column_mask) = ((room, mask_of(room)) for room in rooms)
     upright.append((rows, row_mask, columns, column_mask))
     turned.append((columns, column_mask, rows, row_mask))
   # A word is kept with a chance of at least one half: these are enough, and too few were an IndexError.
-  words, at, mask = random.words(4 * 2 * count * len(kinds) + 400).tolist(), 0, mask_of(last)
+  words = random.words(4 * 2 * count * len(kinds) + 400).tolist()
+  at = 0
+  mask = mask_of(last)
   for is_turned in grids.SWAPS[kinds].tolist():
     kept = words[at] & mask
     at += mask > 0

@@ -18,7 +18,8 @@ import numpy as np
 from atlas_jax.files import json_file
 from atlas_jax.puzzles import grids
 
-TRAIN_FIRST, TEST_FIRST = "train_first", "test_first"
+TRAIN_FIRST = "train_first"
+TEST_FIRST = "test_first"
 Pair = tuple[np.ndarray, np.ndarray | None]
 
 

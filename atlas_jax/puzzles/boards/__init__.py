@@ -153,7 +153,8 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None)
   """
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(boards.ratings))
   wanted = len(order) if n is None else n
-  kept, start = np.zeros(0, np.int64), 0
+  kept = np.zeros(0, np.int64)
+  start = 0
   while len(kept) < wanted and start < len(order):
     more = order[start:start + wanted - len(kept)]
     start += len(more)

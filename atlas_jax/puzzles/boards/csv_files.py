@@ -94,7 +94,8 @@ def read(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, int],
     ValueError: naming file and line of what is missing, too long or too short, or unknown.
   """
   texts = {"question": bytearray(), "answer": bytearray()}
-  ratings, lines = [], []
+  ratings = []
+  lines = []
   with open(file, newline="", encoding="latin-1") as opened:
     rows = _rows(file, opened)
     first, header = next(rows, (1, []))
@@ -211,7 +212,8 @@ def take(files: Mapping[str, pathlib.Path | None], key: dict, rules: Rules, *, n
   Raises:
     ValueError: if a file is wrong, or there are too few boards.
   """
-  train_file, test_file = files["train"], files["test"]
+  train_file = files["train"]
+  test_file = files["test"]
   assert train_file is not None
   shared = train_file if test_file is None else test_file
   if test_file is None and n_test is None:

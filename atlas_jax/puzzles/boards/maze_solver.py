@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-WALL, FREE, START, GOAL, PATH = 1, 2, 3, 4, 5
+WALL = 1
+FREE = 2
+START = 3
+GOAL = 4
+PATH = 5
 _TRIED_STARTS = 8
 
 
@@ -94,7 +98,8 @@ def _walk(n_rooms: int, random: np.random.RandomState) -> tuple[list, list]:
       (-n_rooms, room >= n_rooms), (n_rooms, room < n_rooms * (n_rooms - 1)),
       (-1, room % n_rooms > 0), (1, room % n_rooms < n_rooms - 1)) if fits] for room in range(n_rooms**2)}
   stack = [random.randint(n_rooms * n_rooms)]
-  seen, doors = set(stack), set()
+  seen = set(stack)
+  doors = set()
   while stack:
     room = stack[-1]
     while turns[room]:
@@ -127,7 +132,9 @@ def _far_cells(passable: int, start: int, side: int, min_path: int) -> list[int]
 
 def _waves(passable: int, start: int, stride: int) -> Iterator[tuple[int, int]]:
   """Yields for 0, 1, 2... steps the cells so far from the start, and those with several shortest paths."""
-  reached, several, fresh = start, 0, passable & ~start
+  reached = start
+  several = 0
+  fresh = passable & ~start
   while reached:
     yield reached, several
     once = twice = 0

@@ -51,7 +51,8 @@ def layout(side: int) -> Layout:
   if side not in BOXES:
     raise ValueError(f"side={side} has no Sudoku; it must be one of {', '.join(map(str, BOXES))}")
   box_rows, box_cols = BOXES[side]
-  n_cells, line = side * side, range(side)
+  n_cells = side * side
+  line = range(side)
   digits = [digit * n_cells for digit in line]
   corners = [row * side + col for row in range(0, side, box_rows) for col in range(0, side, box_cols)]
   inside = [row * side + col for row in range(box_rows) for col in range(box_cols)]

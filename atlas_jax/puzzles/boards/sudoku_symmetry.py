@@ -69,7 +69,8 @@ def _permute_line(parts: np.ndarray, members: np.ndarray, part: int) -> np.ndarr
 
 def _cells(side: int, rows: np.ndarray, cols: np.ndarray, transposed: np.ndarray) -> np.ndarray:
   """Returns the old cell of each new one: first transposed, then gathered by rows and columns."""
-  rows, cols = rows[:, :, None], cols[:, None, :]
+  rows = rows[:, :, None]
+  cols = cols[:, None, :]
   cells = np.where(transposed[:, None, None], cols * side + rows, rows * side + cols)
   return cells.reshape(len(cells), side * side)
 
@@ -91,7 +92,8 @@ def canonical(side: int, question: np.ndarray, answer: np.ndarray) -> bytes:
     side: of the board.
     question, answer: [side * side] digits; the answer is complete and the question's only one.
   """
-  sizes, line = layout(side), np.arange(side)
+  sizes = layout(side)
+  line = np.arange(side)
   orders, places = _column_orders(side)
   forms = []
   for lies in range(1 + (sizes.box_rows == sizes.box_cols)):
@@ -169,7 +171,8 @@ class BoardClasses:
 
   def __init__(self, side: int, questions: np.ndarray, answers: np.ndarray):
     """Takes boards [n, side * side]; their forms are made when they are needed."""
-    self._side, self._boards = side, (questions, answers)
+    self._side = side
+    self._boards = (questions, answers)
     self._with_traits: dict[bytes, list[int]] = {}
     self._forms: dict[int, bytes] = {}
     for index, trait in enumerate(traits(side, questions)):

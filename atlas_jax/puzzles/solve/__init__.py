@@ -175,13 +175,18 @@ class Solver:
       ValueError: if what is asked for does not fit the run or the mesh.
       CheckpointError: if the checkpoint is damaged or of another model.
     """
-    self._changed, shards = settings(config, ask), meshes.n_row_shards(mesh)
+    self._changed = settings(config, ask)
+    shards = meshes.n_row_shards(mesh)
     if self._changed.data.batch_rows % shards:
       rows = self._changed.data.batch_rows
       raise ValueError(f"--batch_rows={rows} does not divide over the {shards} devices that hold rows here; "
                        f"nearest are {configs.near(rows, shards)}")
-    self._config, self._workdir, self._ask, self._mesh = config, workdir, ask, mesh
-    self._canvas, self._known = _canvas(config), known.KnownTasks(config, workdir)
+    self._config = config
+    self._workdir = workdir
+    self._ask = ask
+    self._mesh = mesh
+    self._canvas = _canvas(config)
+    self._known = known.KnownTasks(config, workdir)
     model = trm.model_of(config)
     init = trm.init_of(config, model, puzzle_sets.record_of(workdir)["n_ids"])
     wanted = init if ask.rows != "zero" else lambda rng: init(rng)._replace(tables=())
@@ -232,7 +237,8 @@ class Solver:
 
   def _build(self, task: arc.Task) -> tuple[build.Built, list[int]]:
     """Builds the task's puzzles; also which rows of the run's table theirs start from, if they do."""
-    fields, ask = self._config.puzzles, self._ask
+    fields = self._config.puzzles
+    ask = self._ask
     # Equal with and without known outputs: not even which augmentations differ may depend on them.
     hidden = task._replace(test=tuple((left, None) for left, _ in task.test))
     if ask.rows == "run":
@@ -260,7 +266,8 @@ class Solver:
   def _votes(self, built, tuned: test_time_training.TuningResult) -> voting.Votes:
     """Answers every augmentation of every test input, and counts the answers as votes."""
     self._test = built.test
-    votes, reading = voting.Votes(), arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
+    votes = voting.Votes()
+    reading = arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
     for result in self._answer(Trained(tuned.params, self._reset, tuned.tables)):
       if math.isnan(result.halt_logit):
         raise ValueError("the tuned network gives no numbers; lower --lr or --table_lr, or take another "

@@ -5,7 +5,8 @@ from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import arc, files, grids
 from atlas_jax.puzzles import sets as puzzle_sets
 
-HELD_OUT, WHOLE = "held out", "trained on whole"
+HELD_OUT = "held out"
+WHOLE = "trained on whole"
 
 
 class KnownTasks:
@@ -13,7 +14,8 @@ class KnownTasks:
 
   def __init__(self, config, workdir):
     """Takes the config and the workdir of a run."""
-    self._config, self._workdir = config, workdir
+    self._config = config
+    self._workdir = workdir
     self._parts: dict[str, dict[str, str]] | None = None  # part -> task id -> digest of its demonstrations
     self._names: tuple[str, ...] = ()  # of ids of a built folder
     self._sets: puzzle_sets.Sets | None = None

@@ -181,7 +181,8 @@ class _Finished:
   """The answers that are kept: a line for each, under a digest of all that it follows from."""
 
   def __init__(self, file: pathlib.Path, settings: list):
-    self._file, self._settings = file, settings
+    self._file = file
+    self._settings = settings
 
   def _key(self, task: arc.Task) -> str:
     hidden = task._replace(test=tuple((left, None) for left, _ in task.test))

@@ -42,7 +42,9 @@ class Tuner:
       reset: the vectors that latents start from.
     """
     model = trm.model_of(config)
-    self._config, self._mesh, self._built = config, mesh, {}
+    self._config = config
+    self._mesh = mesh
+    self._built = {}
     self._frozen = {"reset": jax.jit(lambda reset: reset, out_shardings=meshes.replicated(mesh))(reset)}
     self._recipe = Recipe(
         trm.init_of(config, model, 1), trm.loss_of(config, model), None, {},
@@ -86,12 +88,18 @@ class Tuner:
     """Returns functions that make the first state and the next one, from the shapes of their arguments."""
     if rows_NE.shape in self._built:
       return self._built[rows_NE.shape]
-    config, recipe = self._config, self._recipe
-    optimizer_of = lambda params: optim.build(params, **config.optim)
+    config = self._config
+    recipe = self._recipe
+
+    def optimizer_of(params):
+      return optim.build(params, **config.optim)
 
     def begin(params, rows_NE):
       tables = {"puzzles": rows_NE} if recipe.update.tables else ()
-      init = lambda rng: recipe.init(rng)._replace(params=params, tables=tables)
+
+      def init(rng):
+        return recipe.init(rng)._replace(params=params, tables=tables)
+
       return states.create(init, optimizer_of, config.optim.ema_decay, config.seed)
 
     shardings = placement.shardings(self._mesh, jax.eval_shape(begin, params, rows_NE))
@@ -109,17 +117,26 @@ class Tuner:
   def _updates(self, source: PuzzleSource, params, rows_NE, *, seconds: float | None,
                steps: int | None) -> tuple[TrainState, dict]:
     """Makes updates until all processes agree, by the number in the step itself, that it was the last."""
-    following = lambda: hosts.global_batch(self._mesh, source.next())
-    began, batch = time.perf_counter(), following()
+
+    def following():
+      return hosts.global_batch(self._mesh, source.next())
+
+    began = time.perf_counter()
+    batch = following()
     begin, step = self._compiled(params, rows_NE, batch)
     state = begin(params, rows_NE)
-    started, made, step_s, stop = time.perf_counter(), 0, 0.0, 0
-    limit_s, metrics = seconds or 0.0, {}
+    started = time.perf_counter()
+    made = 0
+    step_s = 0.0
+    stop = 0
+    limit_s = seconds or 0.0
+    metrics = {}
     while not stop:
       sent = time.perf_counter()
       last = sent - started + step_s >= limit_s if steps is None else made + 1 == steps
       state, metrics = step(state, batch, self._frozen, self._mark(last))
-      batch, made = following(), made + 1
+      batch = following()
+      made = made + 1
       stop = int(metrics["stop"])  # Waits for the step.
       step_s = time.perf_counter() - sent
     return state, _report(made, time.perf_counter() - started, started - began, jax.device_get(metrics))

@@ -1,0 +1,47 @@
+"""Statistics of a memory's use, as metrics; no gradient flows through them."""
+import jax
+import jax.numpy as jnp
+
+from atlas_jax.memory.types import ChunkOut, Gates, MemoryRule, Running, Token
+
+
+def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, running: Running,
+              end: Token) -> dict:
+  """Returns scalars by name, means over real tokens and heads.
+
+  Args:
+    rule: for one head.
+    slow: learned constants of the rule, leaves [H, ...].
+    gates: leaves [B, T, H].
+    doc_BT: document of each token, -1 at padding.
+    out: the outcome of reading, leaves [B, T, H, ...].
+    running: the memories after the last token, leaves [B, H, ...].
+    end: the tokens of the last chunk, leaves [B, H, C, ...]; what they recall afterwards is compared with
+      what they wrote.
+  """
+  slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
+  heads = gates.write_rate.shape[-1]
+  chunk_size = end.v.shape[2]
+  recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
+  after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
+  real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
+
+  def mean(x_BTH, real):
+    return jnp.sum(x_BTH * real[..., None]) / jnp.maximum(jnp.sum(real) * heads, 1)
+
+  end_BC = real_BT[:, -chunk_size:]
+  forget = mean(-gates.log_retention, real_BT)
+  return {
+      "write_rate_mean": mean(gates.write_rate, real_BT),
+      "momentum_mean": mean(gates.momentum, real_BT),
+      "retention_half_life_tokens": jnp.log(2.0).astype(forget.dtype) / jnp.maximum(forget, 1e-9),
+      "surprise_norm_mean": mean(out.surprise_C, real_BT),
+      "inner_loss_before": mean(out.loss_C[:, -chunk_size:], end_BC),
+      "inner_loss_after": mean(after_BCH, end_BC),
+      "fast_norm_mean": mean_norm(running.memory.fast),
+  }
+
+
+def mean_norm(fast):
+  """Returns the mean norm of memories, whose leaves are [B, H, ...]."""
+  return jnp.mean(jnp.sqrt(sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(fast))))
