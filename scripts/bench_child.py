@@ -183,7 +183,7 @@ def memory_lm(spec: dict) -> Case:
   import numpy as np
 
   from atlas_jax import config as configs
-  from atlas_jax import main, recipes, state, train
+  from atlas_jax import main, modes, recipes, state, train
   from atlas_jax import step as stepping
   from atlas_jax.optim import build as optim
   from atlas_jax.parallel import hosts
@@ -194,7 +194,7 @@ def memory_lm(spec: dict) -> Case:
   if config.recipe != "memory_lm":
     raise ValueError(f"--config={spec['config']} trains {config.recipe}, not memory_lm")
   mesh, model = meshes.make(**config.mesh), memory_lm.model_of(config)
-  main.check_rows(config, mesh, ("data",))
+  modes.check_rows(config, mesh, ("data",))
   recipe = recipes.Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model), None, {},
                           update=recipes.Update(by_step=memory_lm.by_step_of(config)))
   shape = (config.data.batch_rows, config.data.segment_len)

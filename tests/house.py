@@ -43,12 +43,13 @@ LEVELS = {
   "puzzles.solve": 10,  # It trains at test time, with the recipe and the step of training.
   "command": 10,
   "explain": 11,
+  "modes": 11,
   "main": 12,
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
 ALLOWED = {
-  "absl": ("command", "main"),
+  "absl": ("command", "modes", "main"),
   "array_record": ("data",),
   "datasets": ("data",),
   "etils.epath": ("remote",),
@@ -56,7 +57,7 @@ ALLOWED = {
   "grain": ("data", "puzzles.source"),
   "huggingface_hub": ("data", "language.pretrained", "puzzles.boards"),
   "matplotlib": ("monitor", "puzzles.pictures"),
-  "ml_collections": ("command", "config", "defaults", "fields", "main"),
+  "ml_collections": ("command", "config", "defaults", "fields", "modes"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint"),
     *("puzzles.solve", "recipes", "monitor", "step", "train"),

@@ -16,6 +16,7 @@ ELSEWHERE = {
   "explain.py": ("test_failures.py", "what is said of failures"),
   "fields.py": ("test_config.py", SETTINGS),
   "files/*": ("faults/test_mutations.py", "every kind of file is damaged at random"),
+  "modes.py": ("test_main.py", "the modes of the program"),
   "modules.py": ("test_flags.py", "refusals of names"),
   "workdir.py": ("test_house.py", "names alone"),
   "data/chat_template.py": ("data/test_chats.py", PARTS),

@@ -7,8 +7,8 @@ import pathlib
 import ml_collections
 import pytest
 
+from atlas_jax import command, defaults, main
 from atlas_jax import config as configs
-from atlas_jax import defaults, main
 
 pytestmark = pytest.mark.core
 
@@ -132,7 +132,7 @@ def test_a_field_that_was_smuggled_in_is_refused():
 @pytest.mark.parametrize("name", sorted(configs.FIELDS))
 def test_every_field_can_be_set_from_text_to_what_it_is(name):
   config, value = configs.default(), configs.at(configs.default(), name)
-  main.override(config, name, str(value))
+  command.override(config, name, str(value))
   assert configs.at(config, name) == value
 
 
@@ -147,7 +147,7 @@ TEXTS = [
 @pytest.mark.parametrize(("name", "text", "value"), TEXTS)
 def test_text_becomes_a_value_of_the_fields_type(name, text, value):
   config = configs.default()
-  main.override(config, name, text)
+  command.override(config, name, text)
   found = configs.at(configs.resolve(config), name)
   assert found == value and type(found) is type(value)
 

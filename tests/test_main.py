@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main, tree
+from atlas_jax import main, modes, tree
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.recipes import memory_lm
 from tests import program
@@ -330,10 +330,10 @@ def test_a_run_of_other_settings_is_refused_and_kept(field, texts, trained):
 def test_a_config_left_by_a_start_that_failed_may_be_mended(texts, trained, tmp_path):
   shutil.copy(trained[0] / "config.json", tmp_path)
   config = configs.resolve(main.read_config(SMOKE.removeprefix("--config=")))
-  main.prepare(config, tmp_path)
+  modes.prepare(config, tmp_path)
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
   with pytest.raises(ValueError, match="other settings"):
-    main.prepare(config, tmp_path)
+    modes.prepare(config, tmp_path)
 
 
 @pytest.fixture

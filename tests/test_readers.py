@@ -2,7 +2,7 @@
 import jax
 import pytest
 
-from atlas_jax import command, main, readers, recipes
+from atlas_jax import command, modes, readers, recipes
 from atlas_jax import config as configs
 from tests import runs
 from tests.recipes import test_contract
@@ -86,7 +86,7 @@ def reads_of(config) -> set[str]:
   """The fields that are read when the recipe is made, and when it gives a batch and a loss."""
   found: set[str] = set()
   read, mesh = Read(config, found), runs.one_device()
-  recipe = main.with_sample(read, recipes.load(read, mesh), mesh)
+  recipe = modes.with_sample(read, recipes.load(read, mesh), mesh)
   start = jax.eval_shape(recipe.init, jax.random.key(0))
   if config.recipe != "grpo":  # Its source would have to sample; what its loss reads, making it has read.
     batch = recipe.source.next(None)
@@ -245,6 +245,6 @@ def test_a_run_that_holds_what_nobody_reads_is_opened(tmp_path):
   config = command.read_config("configs/memory_40m.py:smoke")
   config.rewards, config.decoder.width = "nonsense", 64
   configs.save(configs.resolve(config), tmp_path)
-  assert main.config_of_run(str(tmp_path), {"eval.max_tokens": "64"}).rewards == "nonsense"
+  assert modes.config_of_run(str(tmp_path), {"eval.max_tokens": "64"}).rewards == "nonsense"
   with pytest.raises(ValueError, match="config.eval.grader='places' is not read by config.recipe="):
-    main.config_of_run(str(tmp_path), {"eval.grader": "places"})
+    modes.config_of_run(str(tmp_path), {"eval.grader": "places"})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main, recipes, train
+from atlas_jax import modes, recipes, train
 from atlas_jax.puzzles import files, initial_model
 from atlas_jax.recipes import trm
 from atlas_jax.state import Trained
@@ -107,7 +107,7 @@ def test_its_predictions_are_the_recorded_ones(imported):
   from atlas_jax.puzzles import solver
 
   workdir, _ = imported
-  config, mesh = main.config_of_run(str(workdir), {}), runs.one_device()
+  config, mesh = modes.config_of_run(str(workdir), {}), runs.one_device()
   model = trm.model_of(config)
   params, tables, step = served.restore(config, workdir, trm.init_of(config, model, 7), mesh)
   given = fixture.part(NAME, "batch1/")
@@ -137,7 +137,7 @@ def test_training_goes_on_from_the_imported_weights_and_resumes(imported, place)
 def test_rows_of_other_puzzles_start_from_the_mean_and_it_is_said(place, caplog):
   done = program.run(*flags(place, place / "mean", puzzles="others"))
   assert done.code == 0 and "the 9 rows of the puzzle table start from the mean" in done.err
-  config = main.config_of_run(str(place / "mean"), {})
+  config = modes.config_of_run(str(place / "mean"), {})
   state = runs.saved(config, recipes.load(config, runs.one_device()), place / "mean")
   table_NE = fixture.weights(NAME)["puzzle_emb.weights"]
   wanted_E = table_NE.sum(0) / np.any(table_NE != 0, axis=1).sum()
@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_made(place, chan
 
 
 def test_other_numbers_of_cycles_are_said(place, imported, caplog):
-  changed = main.config_of_run(str(imported[0]), {}).as_configdict()
+  changed = modes.config_of_run(str(imported[0]), {}).as_configdict()
   changed.trm.n_inner = 3
   initial_model._check_settings(place / "step_7", changed)
   assert "L_cycles: 2, and config.trm.n_inner=3: the weights were trained for the former" in caplog.text
@@ -175,7 +175,7 @@ def test_other_numbers_of_cycles_are_said(place, imported, caplog):
 
 def test_settings_beside_a_checkpoint_are_read_whatever_names_are_in_them(place, imported, tmp_path):
   (tmp_path / initial_model.SETTINGS).write_bytes(b"run_name: caf\xe9\n" + SETTINGS.encode())
-  changed = main.config_of_run(str(imported[0]), {}).as_configdict()
+  changed = modes.config_of_run(str(imported[0]), {}).as_configdict()
   initial_model._check_settings(tmp_path / "step_7", changed)
   changed.trm.heads = 4
   with pytest.raises(ValueError, match="has num_heads: 2, and config.trm.heads=4"):
@@ -262,7 +262,7 @@ def test_a_run_of_other_fields_is_refused_by_name(first, tmp_path):
 
 
 def test_missing_vectors_are_named(place, imported, tmp_path):
-  config = main.config_of_run(str(imported[0]), {})
+  config = modes.config_of_run(str(imported[0]), {})
   with pytest.raises(ValueError, match="reset.npz is missing or damaged .* bring it back, or start anew"):
     initial_model.reset_of(config, trm.model_of(config), tmp_path)
   found = initial_model.reset_of(config, trm.model_of(config), imported[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main
+from atlas_jax import modes
 from atlas_jax.puzzles import solve
 from atlas_jax.puzzles.arc import voting
 from configs import memory_40m
@@ -126,7 +126,7 @@ def test_known_outputs_change_no_answer(trained, content, solved, tmp_path):
 
 
 def test_one_device_solves_what_eight_do(trained, content, solved, tmp_path):
-  config = main.config_of_run(str(trained), {})
+  config = modes.config_of_run(str(trained), {})
   task = solve.read_task(config, trained, str(write(tmp_path, content)))
   with program.helpers.quick_compilation():
     found = solve.run(config, trained, solve.SolveOptions(task, steps=STEPS), runs.one_device())
@@ -230,7 +230,7 @@ def test_a_workdir_without_a_run_of_arc_is_refused(tmp_path):
 
 
 def test_a_damaged_record_of_the_runs_puzzles_is_refused(trained, tmp_path):
-  configs.save(main.config_of_run(str(trained), {}), tmp_path / "run")
+  configs.save(modes.config_of_run(str(trained), {}), tmp_path / "run")
   file = write(tmp_path, GOOD)
   assert "puzzles.json is missing" in refused(asked(tmp_path / "run", file))
   for text in ("{", "[]"):

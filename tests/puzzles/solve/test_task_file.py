@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from atlas_jax import main
+from atlas_jax import modes
 from atlas_jax.puzzles import arc, solve
 from atlas_jax.puzzles.arc import challenges
 from atlas_jax.puzzles.solve import task_file
@@ -223,7 +223,7 @@ def test_wrong_files_and_flags_are_refused_before_anything_is_written(trained, a
   assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
   single = tmp_path / "single.json"
   single.write_text("\ufeff" + json.dumps(tasks["task5"]), encoding="utf-8")
-  config = main.config_of_run(str(trained[0]), {})
+  config = modes.config_of_run(str(trained[0]), {})
   assert task_file.read(config, trained[0], str(single)).id == "single"
   done = program.run(*flags, f"--task={single}", "--steps=0", "--augmentations=0")
   assert report_of(done)["task"] == "single"

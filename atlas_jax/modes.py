@@ -1,0 +1,266 @@
+"""The modes of the program, one function each, as notebooks call them too."""
+import itertools
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+import ml_collections
+from absl import flags, logging
+
+from atlas_jax import closing, readers, recipes, train
+from atlas_jax import config as configs
+from atlas_jax.command import override
+from atlas_jax.evals import Eval, sample
+from atlas_jax.language import assets, runs
+from atlas_jax.language.initial_model import load_initial_model, merge_frozen
+from atlas_jax.optim import build as optim
+from atlas_jax.parallel import agree, hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.state import LoadedParams, Trained
+from atlas_jax.workdir import CHECKPOINTS, METRICS
+
+
+def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
+  """Reads the config of a run; overrides change what is free to change.
+
+  Raises:
+    ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
+  """
+  config = runs.config_of(workdir, given=overrides)
+  for name, text in overrides.items():
+    if name in configs.FIELDS and not configs.is_free(name) or name.startswith(configs.OPTIONS):
+      raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
+                       "another one with it")
+    if configs.is_of_training(name):
+      raise ValueError(f"--config.{name}={text} is read by --mode=train alone; leave it out")
+    override(config, name, text)
+  readers.check(config, overrides, only=overrides)  # A run of an older version may hold others.
+  return configs.resolve(config)
+
+
+def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
+  """Trains; a workdir that holds a run of the same settings goes on with it.
+
+  Args:
+    config: resolved.
+    workdir: local.
+    began_s: see `train.run`.
+
+  Returns:
+    what `train.run` gives: {} if the run was stopped.
+  """
+  mesh = meshes.make(**config.mesh)
+  check_rows(config, mesh, ("data", "eval"))
+  # Refuses wrong fields before data is read, which may be what tells the number of steps.
+  optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
+                    "gate_lr_scale": 1.0})
+  prepare(config, workdir)
+  with hosts.owned(workdir):
+    prepare(config, workdir)  # Another start may have made the run meanwhile.
+    summary = _train(config, workdir, mesh, began_s)
+  if summary and hosts.is_main():
+    print(json.dumps(summary, indent=2), flush=True)
+  return summary
+
+
+def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
+  used = assets.with_copies_of_lost(config, workdir)
+  recipe = recipes.load(used, mesh, workdir)
+  if not recipe.evals:
+    logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
+  recipe = with_sample(used, recipe, mesh)
+  config = with_steps(config, recipe)
+  if config.optim.steps <= config.optim.warmup_steps:
+    logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d: "
+                    "it stays low; lower warmup_steps, or train longer", config.optim.steps,
+                    config.optim.warmup_steps)
+  if has_run(workdir):
+    recipe.assets.check(pathlib.Path(workdir))  # Before the run's own config.json is replaced.
+  if hosts.is_main():
+    configs.save(config, workdir)
+    if not has_run(workdir):
+      recipe.assets.save(pathlib.Path(workdir))
+  hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
+  return train.run(config, recipe, mesh, workdir, began_s=began_s)
+
+
+def run_import(config, workdir: str) -> None:
+  """Makes a run of the weights at config.trm.path that has made no update, for --mode=eval and --mode=solve.
+
+  Raises:
+    ValueError: if the workdir holds a run, or the weights are not of this config.
+  """
+  if config.recipe != "trm" or config.trm.path is None:
+    raise ValueError(f"--mode=import takes the weights of a recursive model, and this is config.recipe="
+                     f"{config.recipe!r} with config.trm.path={config.trm.path}; give a config such as "
+                     "configs/trm_arc1.py, and --config.trm.path=step_1234")
+  if has_run(workdir):
+    raise ValueError(f"--workdir={workdir} holds a run already; choose another")
+  mesh = meshes.make(**config.mesh)
+  check_rows(config, mesh, ("data", "eval"))
+  prepare(config, workdir)
+  with hosts.owned(workdir):
+    recipe = recipes.load(config, mesh)
+    config = with_steps(config, recipe)
+    if hosts.is_main():
+      configs.save(config, workdir)
+      recipe.assets.save(pathlib.Path(workdir))
+    train.save_start(config, recipe, mesh, workdir)
+  if hosts.is_main():
+    print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
+
+
+def prepare(config, workdir: str) -> None:
+  """Makes a workdir; refuses one that cannot be written or whose run has other settings.
+
+  Raises:
+    ValueError: says why, and what to do.
+  """
+  if has_run(workdir):
+    configs.check_same(config, workdir)
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=workdir).close()
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
+
+
+def has_run(workdir: str) -> bool:
+  """Returns whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
+  path = pathlib.Path(workdir)
+  metrics = path / METRICS
+  return any((path / CHECKPOINTS).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
+
+
+def check_rows(config, mesh, groups: tuple[str, ...]) -> None:
+  """Refuses numbers of rows that the mesh cannot split evenly."""
+  shards = meshes.n_row_shards(mesh)
+  for group in groups:
+    rows = config[group].batch_rows
+    if rows % shards:
+      raise ValueError(
+          f"config.{group}.batch_rows={rows} is not a multiple of config.mesh.data x fsdp = {shards}; "
+          f"nearest are {configs.near(rows, shards)}")
+
+
+def why_unevaluated(config) -> str:
+  """Returns why a recipe has no evaluation."""
+  if not config.data.held_out_frac:
+    return "config.data.held_out_frac=0 holds nothing out"
+  return f"nothing that is held out can be scored (config.data.held_out_frac={config.data.held_out_frac})"
+
+
+def with_steps(config, recipe):
+  """Fills config.optim.steps, where it is None, with the batches that the source has in so many epochs."""
+  if config.optim.steps is not None:
+    return config
+  name = "data.epochs" if config.puzzles.epochs is None else "puzzles.epochs"
+  epochs = configs.at(config, name)
+  if not hasattr(recipe.source, "steps_of"):
+    raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
+                     f"{config.recipe!r} have no epochs; set config.optim.steps")
+  changed = config.as_configdict()
+  changed.optim.steps = recipe.source.steps_of(epochs)
+  if not changed.optim.steps:
+    raise ValueError(f"config.{name}={epochs} fills no batch of config.data.batch_rows="
+                     f"{config.data.batch_rows}; raise the epochs, or lower the rows")
+  logging.info("%d epochs are %d updates", epochs, changed.optim.steps)
+  return configs.resolve(changed)
+
+
+def with_sample(config, recipe, mesh):
+  """Adds a text sample to the evaluations of a language model, if the config asks for one."""
+  if not config.eval.sample_tokens or recipe.accounting.unit != "tokens":
+    return recipe
+  start = load_initial_model(config)
+
+  def write(trained: Trained, prompt, *, tokens):
+    params = merge_frozen(trained.params, trained.frozen)
+    return runs.write(start, start.language, params, prompt, tokens=tokens, temperature=0.8, seed=0,
+                      mesh=mesh)
+
+  run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
+  return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")})
+
+
+def run_eval(config, workdir: str, *, writes: bool) -> None:
+  """Evaluates a run's newest checkpoint and prints one JSON object; `writes` says whether files are left."""
+  mesh = runs.mesh_here(config)
+  check_rows(config, mesh, ("eval",))
+  if writes and not os.access(workdir, os.W_OK):
+    logging.warning("--workdir=%s cannot be written: the evaluation leaves no files there", workdir)
+    writes = False
+  written = workdir if writes else None
+  recipe = recipes.load(config, mesh, written)
+  if not recipe.evals:
+    raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
+  recipe.assets.check(pathlib.Path(workdir))
+  params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
+  loaded = LoadedParams() if recipe.load is None else recipe.load(mesh, False)
+  trained = Trained(params, train.frozen_of(config, recipe, mesh, loaded), tables)
+  out = closing.evaluate(recipe, trained, step=step, workdir=written)
+  if hosts.is_main():
+    finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
+    print(json.dumps({"step": step, **finite}), flush=True)
+
+
+def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
+  """Writes the prompt and what the model adds to it, as it comes."""
+  pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
+                         top_k=asked.top_k, seed=asked.seed)
+  shown = asked.prompt if config.data.chat_template is None else f"{asked.prompt}\n"  # A chat is answered.
+  for piece in itertools.chain([shown], pieces, ["\n"]):
+    if hosts.is_main():
+      print(piece, end="", flush=True)
+
+
+def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
+  """Writes the model as a published one and prints what was written as one JSON object."""
+  from atlas_jax.language import export  # It draws on libraries that other modes need not wait for.
+  found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
+  if hosts.is_main():
+    print(json.dumps(found), flush=True)
+
+
+def solver_of(config, asked: flags.FlagValues):
+  """Makes the function that solves tasks; refuses what is wrong with them, flags or run without a device.
+
+  Returns:
+    () -> None, to be called when devices are found; prints the answers to each ARC task as one JSON object,
+    and writes them as ARC's graders read them if a file is given; for a file of several tasks, one more.
+  """
+  from atlas_jax.puzzles import solve
+  from atlas_jax.puzzles.solve import task_file  # They draw on libraries that other modes need not wait for.
+  if asked.out is not None:
+    solve.check_out(asked.out)
+  seconds = None if asked.steps is not None else asked.seconds
+  found = task_file.read(config, asked.workdir, asked.task)
+  task = next(item.task for item in found if item.task) if isinstance(found, list) else found
+  ask = solve.SolveOptions(task, seconds=seconds, steps=asked.steps, attempts=asked.attempts,
+                           augmentations=asked.augmentations, rows=asked.rows, lr=asked.lr,
+                           table_lr=asked.table_lr, batch_rows=asked.batch_rows)
+  solve.settings(config, ask)
+  if isinstance(found, list) and asked.out is None:
+    raise ValueError(f"--task={asked.task} holds {len(found)} tasks, and --out is missing: the file of their "
+                     "attempts, beside which finished tasks are kept, such as --out=submission.json")
+
+  def show(report):
+    return print(json.dumps(report), flush=True)
+
+  def run() -> None:
+    mesh = runs.mesh_here(config)
+    check_rows(config, mesh, ("eval",))
+    if isinstance(found, list):
+      summary = task_file.run(config, asked.workdir, ask, found, asked.out, mesh, show)
+    else:
+      answers = solve.run(config, asked.workdir, ask, mesh)
+      summary = answers.report
+    if hosts.is_main():
+      show(summary)
+      if asked.out is not None and not isinstance(found, list):
+        solve.write(answers, asked.out)
+
+  return run
