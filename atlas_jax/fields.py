@@ -1,6 +1,5 @@
 """Fields and the values they take: what can be checked of a config by itself."""
 import difflib
-import math
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -8,16 +7,16 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from atlas_jax import aliases, modules
-from atlas_jax.defaults import default
+from atlas_jax.defaults import bounded, default
 
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
-# May be None, though their default is not.
-ALSO_NONE = ("optim.clip_norm", "optim.steps", "policy.sampler_high", "eval.max_problems",
-             "puzzles.n_train", "puzzles.n_test", "train.idle_limit")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 # Ways of mixing memory into a block by name, and what is true of each, see `models.blocks`.
 MIXES: dict[str, tuple[str, ...]] = modules.constants("models/blocks", "HAS")
+BOUNDED = bounded()
+CHOICES = {name: one.choices for name, one in BOUNDED.items() if one.choices} | {
+    "model.memory_mix": tuple(MIXES)}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -29,7 +28,7 @@ def _types(config, prefix: str = "") -> dict[str, tuple[type, bool]]:
     if kind is ml_collections.ConfigDict:
       types.update(_types(config[name], full + ".") if full not in OPTIONS else {})
     else:
-      types[full] = kind, config[name] is None or full in ALSO_NONE
+      types[full] = kind, config[name] is None or full in BOUNDED and BOUNDED[full].may_be_none
   return types
 
 
@@ -177,7 +176,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: names the field, its value, and what to do.
   """
   _check_fields(config)
-  _check_ranges(config)
+  _check_bounds(config)
   _check_choices(config)
   _check_evaluations(config.train)
   _check_puzzles(config.puzzles)
@@ -185,57 +184,6 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_window(config)
   _check_trm(config)
   _check_decoder(config)
-
-
-POSITIVE = (
-    "model.ngram_embed.table_rows",
-    "data.segment_len", "data.batch_rows", "data.limit_bytes", "data.align_tokens", "model.vocab_size",
-    "model.width", "model.depth", "model.heads", "model.ff_width", "model.window_tokens", "model.scan_unroll",
-    "model.memory.heads", "model.memory.key_dim", "model.memory.value_dim", "model.memory.chunk_size",
-    "model.memory.remat_chunks", "model.memory.half_life_spread", "optim.steps", "train.accumulate_steps",
-    "train.log_every_steps", "train.eval_every_steps", "train.eval_from_step", "train.skip_limit",
-    "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps",
-    "eval.batch_rows", "eval.max_tokens", "eval.gain_max_tokens", "loss.block_tokens", "trm.width",
-    "trm.heads", "trm.depth", "trm.n_outer", "trm.n_inner", "supervision.n_supervision",
-    "supervision.steps_per_update", "puzzles.n_train", "puzzles.n_test", "puzzles.max_tasks",
-    "puzzles.epochs", "puzzles.epochs_per_iteration",
-    "puzzle_eval.n_trajectories", "puzzle_eval.max_examples", "data.epochs", "data.max_problems",
-    "data.group_size", "data.max_prompt_tokens", "decoder.vocab_size", "decoder.width", "decoder.depth",
-    "decoder.heads", "decoder.kv_heads", "decoder.head_dim", "decoder.ff_width", "decoder.learned_positions",
-    "decoder.scan_unroll", "decoder.attention_block_tokens", "lora.rank", "rollout.batches",
-    "rollout.passes", "rollout.overlong_tokens", "rollout.pad_tokens", "policy.reference_every_steps",
-    "eval.max_problems", "sampler.max_tokens", "ranked.max_responses", "vllm.port", "vllm.parallel_requests",
-    "train.idle_limit", "window.least_tokens", "window.delay_steps")
-NOT_NEGATIVE = ("seed", "data.threads", "checkpoint.keep_best", "eval.sample_tokens", "trm.n_prefix",
-                "trm.row_width", "puzzles.n_augmentations", "puzzles.seed",
-                "puzzle_eval.noise_std", "puzzle_eval.pictures", "table.lr", "table.weight_decay",
-                "rollout.max_resamples", "rollout.max_staleness", "rollout.table_rows", "eval.temperature",
-                "eval.shown", "vllm.retries", "vllm.backoff_s")
-ABOVE_ZERO = ("model.memory.write_rate_init", "model.memory.write_rate_max",
-              "trm.expansion", "trm.norm_eps", "trm.rope_base", "decoder.rope_base", "decoder.norm_eps",
-              "optim.gate_lr_scale", "lora.alpha", "distill.temperature", "vllm.gap_limit_nats",
-              "vllm.start_timeout_s", "vllm.timeout_s", "hosts.join_s", "hosts.silent_s", "hosts.wait_s")
-SHARES = ("data.bad_input_frac", "supervision.explore_prob", "policy.reference_share", "distill.beta",
-          "distill.on_policy_frac", "distill.alpha")
-CHOICES = {
-    "model.memory_mix": " ".join(MIXES), "model.remat": "none dots block", "model.dtype": "float32 bfloat16",
-    "model.memory.impl": "auto reference chunked pallas", "model.memory.activation": "silu none",
-    "model.memory.qkv_source": "own attention", "model.memory.value_source": "input token",
-    "model.memory.conv_init": "identity ngram", "model.memory.initial": "auto learned zero",
-    "model.memory.read_norm": "rms none",
-    **dict.fromkeys(("data.transform", "eval.transform"), "repeat shuffle_lines permute_bytes random_bytes"),
-    "trm.variant": "trm single hrm transformer",
-    "trm.mixer": "attention mlp", "trm.positions": "rope learned none", "trm.dtype": "float32 bfloat16",
-    "supervision.token_loss": "stablemax softmax", "supervision.loss_dtype": "float32 float64",
-    "puzzles.shift": "frozen fresh", "puzzles.sampler": "counter original", "puzzle_eval.mode": "all halting",
-    "puzzle_eval.vote": "count noisy_or", "optim.name": "adamw adam_atan2", "optim.decay_of": "matrices all",
-    "window.kind": "full random delayed",
-    "model.kind": "memory decoder", "decoder.dtype": "float32 bfloat16", "decoder.remat": "none dots block",
-    "lora.scaling": "rank sqrt_rank", "data.overlong": "error truncate skip", "data.turns": "all last split",
-    "sft.loss": "nll dft", "sampler.kind": "native vllm", "distill.rest": "recorded teacher",
-    "distill.alignment": "auto tokens spans",
-    "rollout.flat_groups": "keep skip resample", "rollout.truncated": "keep mask drop"}
-OPEN_SHARES = ("model.memory.retention_init", "model.memory.momentum_init")
 
 
 def _check_fields(config) -> None:
@@ -252,22 +200,11 @@ def _check_fields(config) -> None:
       raise ValueError(f"config.{name}={value!r} {need(name)}")
 
 
-def _check_ranges(config) -> None:
-  for names, fits, need in (
-      (POSITIVE, lambda value: value >= 1, "at least 1"),
-      (("model.memory.conv_taps", "model.ngram_embed.max_n"), lambda value: value >= 2, "at least 2"),
-      (NOT_NEGATIVE, lambda value: value >= 0, "at least 0"),
-      (ABOVE_ZERO, lambda value: 0 < value < math.inf, "above 0"),
-      (("puzzle_eval.halt_threshold",), math.isfinite, "a finite number"),
-      (SHARES, lambda value: 0 <= value <= 1, "from 0 to 1"),
-      (OPEN_SHARES, lambda value: 0 < value < 1, "above 0 and below 1")):
-    for name in names:
-      value = at(config, name)
-      if value is not None and not fits(value):
-        raise ValueError(f"config.{name}={value} must be {need}")
-  for name in ("seed", "puzzles.seed"):
-    if at(config, name) >= 2**32:
-      raise ValueError(f"config.{name}={at(config, name)} must be below 2**32")
+def _check_bounds(config) -> None:
+  for name, bound in BOUNDED.items():
+    value = at(config, name)
+    if value is not None and bound.fits is not None and not bound.fits(value):
+      raise ValueError(f"config.{name}={value} must be {bound.need}")
 
 
 def _check_puzzles(puzzles) -> None:
@@ -285,8 +222,8 @@ def _check_evaluations(train) -> None:
 
 def _check_choices(config) -> None:
   for name, known in CHOICES.items():
-    if (value := at(config, name)) not in known.split() and not (value is None and FIELDS[name][1]):
-      raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known.split())}")
+    if (value := at(config, name)) not in known and not (value is None and FIELDS[name][1]):
+      raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known)}")
 
 
 def _check_trm(config) -> None:

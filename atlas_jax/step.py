@@ -35,16 +35,16 @@ def make_step(config, recipe: Recipe, params_abstract):
         rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
     grads = freeze.without_frozen(grads, frozen_params)
     norm = tree.global_norm(grads)
-    good = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
+    finite = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = () if keep is None else freeze.kept_equal(averaged(state.ema, params, keep), params, frozen_params)
+    ema = _next_ema(state.ema, params, keep, frozen_params)
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
-    params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     lr = rate(state.step - state.skipped)
-    bad = 1 - good.astype(jnp.int32)
-    tables = _update_tables(recipe, state, batch, row_grads, good, scale=lr / config.optim.lr)
+    bad = 1 - finite.astype(jnp.int32)
+    tables = _update_tables(recipe, state, batch, row_grads, finite, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
     ratios = tree.update_to_weight_ratio(updates, state.params)
@@ -76,7 +76,14 @@ def _loss_metrics(recipe: Recipe, out) -> dict:
   }
 
 
-def averaged(average, params, keep: float):
+def _next_ema(average, params, keep: float | None, frozen_params):
+  """Returns the moving average after an update, frozen parameters as they are; () where there is none."""
+  if keep is None:
+    return ()
+  return freeze.kept_equal(ema_update(average, params, keep), params, frozen_params)
+
+
+def ema_update(average, params, keep: float):
   """Moves an average towards the parameters: keep of the old, 1 - keep of the new."""
   return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, params)
 
@@ -105,13 +112,13 @@ def update_reference(recipe: Recipe, state: TrainState, params):
   return jax.tree.map(mix, state.anchor, params)
 
 
-def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, good, *, scale):
+def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, finite, *, scale):
   """Changes the rows of the batch in place; a select over whole tables would copy them."""
   tables = recipe.update.tables
   if tables is None:
     return state.tables
-  grads = jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), row_grads)
-  return tables.update(state.tables, batch, state.carry, grads, scale=jnp.where(good, scale, 0.0))
+  grads = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), row_grads)
+  return tables.update(state.tables, batch, state.carry, grads, scale=jnp.where(finite, scale, 0.0))
 
 
 def jit_step(config, recipe: Recipe, mesh, state):

@@ -284,7 +284,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       times.switch("input")
       trained = Trained(state.params, run_.frozen, state.tables)
       batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
-      told = recipe.source.tell() if hasattr(recipe.source, "tell") else None
+      source_metrics = recipe.source.tell() if hasattr(recipe.source, "tell") else None
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
@@ -293,7 +293,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       run_.step += 1
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
-      pending = (run_.step, sent, told)
+      pending = (run_.step, sent, source_metrics)
       if not stopped and _due(run_.step, config):
         stopped = _observe(run_, *pending, clock, bar)
         pending = None
@@ -328,8 +328,8 @@ def _due(step: int, config) -> bool:
                                         or closing.evaluation_due(step, config))
 
 
-def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Clock, bar) -> bool:
-  """Reads a step's metrics, counts, logs with what the source told; says whether to stop."""
+def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, clock: Clock, bar) -> bool:
+  """Reads a step's metrics, counts, logs with what the source source_metrics; says whether to stop."""
   accounting = run_.recipe.accounting
   counts = f"train/step_{accounting.unit}"
   row = clock.read(sent, counted=counts)
@@ -342,11 +342,11 @@ def _observe(run_: Run, step: int, sent: Sent, told: EvalOut | None, clock: Cloc
   if row["train/skipped_in_row"]:
     skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
                   newest_good=run_.newest_good)
-  row |= told.scalars if told else {}
+  row |= source_metrics.scalars if source_metrics else {}
   run_.idle.observe(step, row)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
     run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row()})
-    if told and told.text:
-      run_.writer.write_text(step, "rollout/completions", told.text)
+    if source_metrics and source_metrics.text:
+      run_.writer.write_text(step, "rollout/completions", source_metrics.text)
     clock.next_row()
   return stop or run_.idle.ending is not None

@@ -7,8 +7,8 @@ hf:NAME, or workdirs of runs), FILE.jsonl has rows with `messages`, or with a `p
     --config.model.path=STUDENT --config.distill.teacher=TEACHER --config.data.files=FILE.jsonl
 
 Half of the batches have completions that the student writes, half the recorded ones; where there are none:
---config.distill.rest=teacher. With tokenizers that differ, texts are compared by spans. With `texts` prompts
-are texts and not chats, as for models that were not tuned:
+--config.distill.off_policy_source=teacher. With tokenizers that differ, texts are compared by spans. With
+`texts` prompts are texts and not chats, as for models that were not tuned:
 
   python -m atlas_jax.main --config=configs/gkd.py:texts --workdir=runs/gkd_texts
 

@@ -36,7 +36,7 @@ def get_config(arg=None):
   if not arg.memory:
     config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.sampler.max_tokens = 1_024
-  config.rollout.update(pad_tokens=128, flat_groups="skip", truncated="mask")
+  config.rollout.update(pad_tokens=128, zero_std_groups="skip", truncated="mask")
   config.policy.update(sampler_correction="token_truncate", sampler_high=2.0)
   config.loss.block_tokens = 2_048
   config.optim.update(lr=1e-6, warmup_steps=10, steps=200, weight_decay=0.0, final_lr_frac=1.0)
@@ -46,7 +46,7 @@ def get_config(arg=None):
   if chosen == "teacher":
     config.data.update(group_size=32, max_prompt_tokens=4_096, overlong="truncate")
     config.sampler.update(max_tokens=4_096, temperature=0.7)
-    config.rollout.update(flat_groups="keep", truncated="keep")
+    config.rollout.update(zero_std_groups="keep", truncated="keep")
     config.policy.update(preset="grpo", kl_weight=0.04, reference_every_steps=2, reference_share=0.9)
     config.optim.update(steps=250)
   return config

@@ -44,6 +44,6 @@ fi
 .venv/bin/python -m mypy || failed+=("mypy")
 if [[ ${#failed[@]} -gt 0 ]]; then say "failed so far: $(printf '%s; ' "${failed[@]}")running the suite all the same"; fi
 
-.venv/bin/python -m pytest -n "$workers" --dist worksteal "$@" || failed+=("the suite")
+.venv/bin/python -m pytest -n "$workers" --dist worksteal --durations=20 "$@" || failed+=("the suite")
 for what in "${failed[@]}"; do say "failed: $what"; done
 exit $((${#failed[@]} > 0))

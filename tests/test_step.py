@@ -15,5 +15,5 @@ def test_the_average_is_the_original_programs():
   average = {name: jnp.asarray(given[name][0]) for name in ("weights", "biases")}
   for i in range(1, len(given["weights"])):
     params = {name: jnp.asarray(given[name][i]) for name in average}
-    average = stepping.averaged(average, params, 0.999)
+    average = stepping.ema_update(average, params, 0.999)
   assert_close(average, {"weights": given["weight_out"], "biases": given["bias_out"]}, tolerance=1e-6)

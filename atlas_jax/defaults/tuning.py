@@ -1,44 +1,83 @@
 """Settings of what sft, grpo, gkd and ranked read besides."""
-import ml_collections
 from ml_collections import config_dict
+
+from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, or_none
 
 OPTIONAL = config_dict.placeholder
 
 
-def add(config: ml_collections.ConfigDict) -> None:
-  """Adds what sft, grpo, gkd and ranked read besides."""
-  config.decoder = _decoder()
-  config.lora = ml_collections.ConfigDict({
-      "rank": OPTIONAL(int),  # Of the adapters that are trained in place of the model; None: the model is.
-      "alpha": 16.0,  # Their scale is alpha / rank,
-      "scaling": "rank",  # or with "sqrt_rank" alpha / sqrt(rank).
-      "targets": "q,k,v,out,gate,up,down",  # Projections that have one.
-      "path": OPTIONAL(str),  # Start of adapters: PEFT's folder, or hf:NAME; rank and others are as there.
-  })
-  config.sft = ml_collections.ConfigDict({
-      "loss": "nll",  # "nll", or "dft": each token's times its own probability.
-  })
-  config.sampler = _sampler()
-  config.rewards = "correct"  # Names, FILE.py:FUNCTION or dotted, and weights: "correct=1,mine.py:short=0.1".
-  config.advantage = ml_collections.ConfigDict({
-      "kind": "normalized",  # "normalized", "batch", "centered", "leave_one_out" or "ranked".
-      "deviation": "sample",  # Divided by n - 1, or with "population" by n.
-      "epsilon": 1e-4,  # Added to the deviation.
-      "separate": False,  # Whether each reward is normalised before they are added up (GDPO).
-  })
-  config.rollout = _rollout()
-  config.policy = _policy()
-  config.distill = ml_collections.ConfigDict({
-      "teacher": OPTIONAL(str),  # A published model's folder, hf:NAME, or a run's workdir.
-      "beta": 0.5,  # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon.
-      "temperature": 1.0,  # Of both distributions in the divergence; sampling has its own.
-      "alpha": OPTIONAL(float),  # Share of soft targets, the rest nll; None: the divergence at beta alone.
-      "on_policy_frac": 0.5,  # Share of batches whose completions the student writes anew.
-      "rest": "recorded",  # What the others show: "recorded" solutions, or what the "teacher" writes.
-      "alignment": "auto",  # "tokens": the same ids; "spans": texts cut alike; "auto": as the tokenizers are.
-      "teacher_template": "own",  # With data.chat_template: its "own", the "student", or a folder.
-  })
-  config.ranked = ml_collections.ConfigDict({
+def groups() -> dict:
+  """Returns what sft, grpo, gkd and ranked read besides."""
+  return {
+      "decoder": _decoder(),
+      "lora": {
+          # Of the adapters that are trained in place of the model; None: the model is.
+          "rank": at_least(1, OPTIONAL(int)),
+          "alpha": above_zero(16.0),  # Their scale is alpha / rank,
+          "scaling": one_of("rank", "rank sqrt_rank"),  # or with "sqrt_rank" alpha / sqrt(rank).
+          "targets": "q,k,v,out,gate,up,down",  # Projections that have one.
+          # Start of adapters: PEFT's folder, or hf:NAME; rank and others are as there.
+          "path": OPTIONAL(str),
+      },
+      "sft": {
+          "loss": one_of("nll", "nll dft"),  # "nll", or "dft": each token's times its own probability.
+      },
+      "sampler": _sampler(),
+      "rewards": "correct",  # Names, FILE.py:FUNCTION or dotted, and weights: "correct=1,mine.py:short=0.1".
+      "advantage": {
+          "kind": "normalized",  # "normalized", "batch", "centered", "leave_one_out" or "ranked".
+          "deviation": "sample",  # Divided by n - 1, or with "population" by n.
+          "epsilon": 1e-4,  # Added to the deviation.
+          "per_reward": False,  # Whether each reward is normalised before they are added up (GDPO).
+      },
+      "rollout": _rollout(),
+      "policy": _policy(),
+      "distill": {
+          "teacher": OPTIONAL(str),  # A published model's folder, hf:NAME, or a run's workdir.
+          # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon.
+          "beta": fraction(0.5),
+          "temperature": above_zero(1.0),  # Of both distributions in the divergence; sampling has its own.
+          # Share of soft targets, the rest nll; None: the divergence at beta alone.
+          "alpha": fraction(OPTIONAL(float)),
+          "on_policy_frac": fraction(0.5),  # Share of batches whose completions the student writes anew.
+          # What the others show: "recorded" solutions, or what the "teacher" writes.
+          "off_policy_source": one_of("recorded", "recorded teacher"),
+          # "tokens": the same ids; "spans": texts cut alike; "auto": as the tokenizers are.
+          "alignment": one_of("auto", "auto tokens spans"),
+          "teacher_template": "own",  # With data.chat_template: its "own", the "student", or a folder.
+      },
+      "ranked": _ranked(),
+      "vllm": _vllm(),
+  }
+
+
+def _decoder() -> dict:
+  return {
+      "vocab_size": at_least(1, 257),  # At least the tokenizer's.
+      "width": at_least(1, 128),  # Width of the residual stream.
+      "depth": at_least(1, 4),  # Blocks.
+      "heads": at_least(1, 4),  # Heads of queries.
+      "kv_heads": at_least(1, 2),  # Heads of keys and values, each shared by heads / kv_heads of queries.
+      "head_dim": at_least(1, 32),  # Width of a head.
+      "ff_width": at_least(1, 352),  # Hidden width of the feed-forward layers.
+      "rope_base": above_zero(10_000.0),  # The slowest pair turns by 1 / base per position, nearly.
+      # Rows of a learned table of positions in place of rotation.
+      "learned_positions": at_least(1, OPTIONAL(int)),
+      "qk_norm": False,  # Whether queries and keys are normalised per head.
+      "qkv_bias": False,  # Whether projections to queries, keys and values have biases.
+      "tied": True,  # Whether the output weights are the embedding.
+      "norm_eps": above_zero(1e-6),  # Added to mean squares.
+      # Of activations; also of a model read from model.path. Parameters are float32.
+      "dtype": one_of("float32", "float32 bfloat16"),
+      # Recomputed in the backward pass: "none", "dots" or "block".
+      "remat": one_of("none", "none dots block"),
+      "scan_unroll": at_least(1, 1),  # Blocks unrolled per step of the scan over depth.
+      "attention_block_tokens": at_least(1, OPTIONAL(int)),  # Queries attended at a time; None: all.
+  }
+
+
+def _ranked() -> dict:
+  return {
       "objective": "ranked",  # "ranked": preference and pairs; "group_relative": advantages and KL.
       "preference": "weighted_nll",  # "listnet" does not make the worst response likelier too.
       "reduction": "mean",  # Of a response's log-probabilities; "sum" favours short ones.
@@ -50,38 +89,15 @@ def add(config: ml_collections.ConfigDict) -> None:
       "anchored": False,  # Pairs compare log-probabilities minus the reference's.
       "kl_weight": 0.0,  # Of the KL to the reference, in "group_relative".
       "eval_files": OPTIONAL(str),  # Held-out prompts, as data.files; None: data.held_out_frac of them.
-      "max_responses": OPTIONAL(int),  # Per prompt, evenly from best to worst; None: all.
+      "max_responses": at_least(1, OPTIONAL(int)),  # Per prompt, evenly from best to worst; None: all.
       "folder": "model",  # Folder of the workdir that gets the trained model at the end.
-  })
-  config.vllm = _vllm()
+  }
 
 
-def _decoder() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "vocab_size": 257,  # At least the tokenizer's.
-      "width": 128,  # Width of the residual stream.
-      "depth": 4,  # Blocks.
-      "heads": 4,  # Heads of queries.
-      "kv_heads": 2,  # Heads of keys and values, each shared by heads / kv_heads of queries.
-      "head_dim": 32,  # Width of a head.
-      "ff_width": 352,  # Hidden width of the feed-forward layers.
-      "rope_base": 10_000.0,  # The slowest pair turns by 1 / base per position, nearly.
-      "learned_positions": OPTIONAL(int),  # Rows of a learned table of positions in place of rotation.
-      "qk_norm": False,  # Whether queries and keys are normalised per head.
-      "qkv_bias": False,  # Whether projections to queries, keys and values have biases.
-      "tied": True,  # Whether the output weights are the embedding.
-      "norm_eps": 1e-6,  # Added to mean squares.
-      "dtype": "float32",  # Of activations; also of a model read from model.path. Parameters are float32.
-      "remat": "none",  # Recomputed in the backward pass: "none", "dots" or "block".
-      "scan_unroll": 1,  # Blocks unrolled per step of the scan over depth.
-      "attention_block_tokens": OPTIONAL(int),  # Queries attended at a time; None: all.
-  })
-
-
-def _sampler() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "kind": "native",  # "native", or "vllm": a server beside the run.
-      "max_tokens": 256,  # Of a completion, the one that stops it included.
+def _sampler() -> dict:
+  return {
+      "kind": one_of("native", "native vllm"),  # "native", or "vllm": a server beside the run.
+      "max_tokens": at_least(1, 256),  # Of a completion, the one that stops it included.
       "temperature": 1.0,  # Of drawing, and of the log-probabilities that are trained.
       "top_k": OPTIONAL(int),  # Tokens that may be drawn; None: all.
       "top_p": OPTIONAL(float),  # Least share of the probability that may be drawn; None: all.
@@ -89,42 +105,46 @@ def _sampler() -> ml_collections.ConfigDict:
       "repetition_penalty": 1.0,  # Divides positive logits of tokens that stand there; 1: off.
       "stop_end": True,  # Whether the tokenizer's end-of-text token ends a completion.
       "stop_strings": OPTIONAL(str),  # Texts that end it, with | between them; None: none.
-  })
+  }
 
 
-def _vllm() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
+def _vllm() -> dict:
+  return {
       "url": OPTIONAL(str),  # Of a server, http://HOST:PORT; None: the run starts and stops one.
       "command": OPTIONAL(str),  # What starts a server, without its flags; None: this Python's vllm.
       "arguments": "",  # More flags for it, as on a command line.
-      "port": OPTIONAL(int),  # Of a server that is started; None: any free one.
+      "port": at_least(1, OPTIONAL(int)),  # Of a server that is started; None: any free one.
       "shared_folder": OPTIONAL(str),  # For weights, twice the model's size; None: in memory, or the workdir.
       "dtype": OPTIONAL(str),  # Of weights and activations in the server; None: decoder.dtype.
-      "gap_limit_nats": OPTIONAL(float),  # Between its log-probabilities and ours; None: as the dtype allows.
-      "start_timeout_s": 900.0,  # For a server to start.
-      "timeout_s": 600.0,  # For any answer.
-      "retries": 3,  # More tries after a failure that may pass.
-      "backoff_s": 1.0,  # Before the first of them; doubles.
-      "parallel_requests": 64,  # Prompts asked at the same time.
-  })
+      # Between its log-probabilities and ours; None: as the dtype allows.
+      "gap_limit_nats": above_zero(OPTIONAL(float)),
+      "start_timeout_s": above_zero(900.0),  # For a server to start.
+      "timeout_s": above_zero(600.0),  # For any answer.
+      "retries": at_least(0, 3),  # More tries after a failure that may pass.
+      "backoff_s": at_least(0, 1.0),  # Before the first of them; doubles.
+      "parallel_requests": at_least(1, 64),  # Prompts asked at the same time.
+  }
 
 
-def _rollout() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-      "batches": 1,  # Batches that are sampled at a time.
-      "passes": 1,  # Updates made with each of them.
-      "flat_groups": "keep",  # Groups of equal rewards: "keep", "skip", or "resample" other prompts.
-      "max_resamples": 3,  # resample: times that other prompts are asked, at most.
-      "truncated": "keep",  # Completions without an end: "keep", "mask" (but for rewards) or "drop".
-      "overlong_tokens": OPTIONAL(int),  # The last so many tokens of max_tokens cost up to 1 of reward.
-      "pad_tokens": 64,  # Lengths are rounded up to its multiples; more: fewer compilations.
-      "max_staleness": 0,  # Updates that a completion's weights may be behind.
-      "table_rows": 8,  # Completions of a rollout that are written down; 0: none.
-  })
+def _rollout() -> dict:
+  return {
+      "batches_per_rollout": at_least(1, 1),  # Batches that are sampled at a time.
+      "updates_per_batch": at_least(1, 1),  # Updates made with each of them.
+      # Groups of equal rewards: "keep", "skip", or "resample" other prompts.
+      "zero_std_groups": one_of("keep", "keep skip resample"),
+      "max_resamples": at_least(0, 3),  # resample: times that other prompts are asked, at most.
+      # Completions without an end: "keep", "mask" (but for rewards) or "drop".
+      "truncated": one_of("keep", "keep mask drop"),
+      # The last so many tokens of max_tokens cost up to 1 of reward.
+      "overlong_tokens": at_least(1, OPTIONAL(int)),
+      "pad_tokens": at_least(1, 64),  # Lengths are rounded up to its multiples; more: fewer compilations.
+      "max_staleness": at_least(0, 0),  # Updates that a completion's weights may be behind.
+      "table_rows": at_least(0, 8),  # Completions of a rollout that are written down; 0: none.
+  }
 
 
-def _policy() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
+def _policy() -> dict:
+  return {
       "preset": "dapo",  # grpo, bnpo, dr_grpo, dapo, gspo, gspo_token, cispo, sapo, luspo, vespo or gmpo.
       # Fields of losses.policy.Settings; None: as the preset has it.
       "objective": OPTIONAL(str),  # "clip", "cispo", "sapo", "vespo" or "gmpo".
@@ -140,8 +160,9 @@ def _policy() -> ml_collections.ConfigDict:
       "top_entropy_frac": OPTIONAL(float),  # Trains on this share of tokens, those of highest entropy.
       "sampler_correction": OPTIONAL(str),  # token_truncate, token_mask, sequence_truncate, sequence_mask.
       "sampler_low": OPTIONAL(float),  # Its bounds; None: no bound.
-      "sampler_high": 3.0,  # None: no bound.
+      "sampler_high": or_none(3.0),  # None: no bound.
       "stale_nats": OPTIONAL(float),  # Leaves out rows of negative advantage that drifted further than this.
-      "reference_every_steps": OPTIONAL(int),  # Updates between moves of the reference; None: it stays.
-      "reference_share": 0.9,  # Share of the policy in the reference after a move.
-  })
+      # Updates between moves of the reference; None: it stays.
+      "reference_every_steps": at_least(1, OPTIONAL(int)),
+      "reference_share": fraction(0.9),  # Share of the policy in the reference after a move.
+  }

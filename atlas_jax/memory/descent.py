@@ -98,7 +98,7 @@ def make(net: Net, *, objective=objectives.l2, momentum=True, lift: features.Fea
   rule = MemoryRule(
       lift=lift.lift if lift.parts else None,
       init=bind(init), start=bind(start), apply=bind(apply), step=bind(step), prepare=bind(prepare),
-      chunk=bind(chunk), anchor=bind(anchor), gates=context_gate(window_size), reads=reads,
+      chunk=bind(chunk), base_of=bind(base_of), gates=context_gate(window_size), reads=reads,
       aims="direction" if objective is objectives.dot else "value",
       uses=("log_retention", "log_momentum", "write_rate") if momentum else ("log_retention", "write_rate"),
       flops=bind(flops))
@@ -147,7 +147,7 @@ def faded(state: MemoryState, retention):
   return jax.tree.map(lambda w, start: retention * w + (1 - retention) * start, state.fast, state.start)
 
 
-def anchor(form: Descent, slow, state: MemoryState):
+def base_of(form: Descent, slow, state: MemoryState):
   """Returns the weights at which the next chunk's gradients are taken."""
   return state.fast if form.derive is None else form.derive(slow, state.fast)
 

@@ -97,7 +97,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
   def bind(function):
     return functools.partial(function, form)
 
-  return rule._replace(start=bind(start), anchor=bind(anchor), apply=bind(apply), step=bind(step),
+  return rule._replace(start=bind(start), base_of=bind(base_of), apply=bind(apply), step=bind(step),
                        prepare=bind(prepare), chunk=bind(chunk), close=bind(close), flops=bind(flops))
 
 
@@ -151,7 +151,7 @@ def close(form: ExponentialForm, slow, state: MemoryState, base) -> MemoryState:
   return state._replace(kept=state.kept._replace(rows=rows))
 
 
-def anchor(form: ExponentialForm, slow, state: MemoryState) -> ExponentialBase:
+def base_of(form: ExponentialForm, slow, state: MemoryState) -> ExponentialBase:
   """Returns the memory at a chunk's start, where the places of the chunk's own rows are still empty."""
   del slow
   return recaller(state.fast, jax.tree.map(lambda x: x[form.chunk_size:], state.kept.rows))

@@ -286,7 +286,7 @@ class Memory(nn.Module):
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
     memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN, read_BT)
-    base = jax.vmap(jax.vmap(rule.anchor), in_axes=(None, 0))(learned.slow, memory)
+    base = jax.vmap(jax.vmap(rule.base_of), in_axes=(None, 0))(learned.slow, memory)
     return Running(memory, base, running.position), out
 
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):

@@ -99,7 +99,7 @@ def read_chunk(rule: MemoryRule, slow, gates: Gates, memory, tokens: Token):
   """Reads one chunk from its start and closes it; returns the memory and what was recalled."""
   size = tokens.k.shape[0]
   ready = rule.prepare(slow, tokens, gates, jnp.ones((size,), bool), jnp.arange(size, dtype=jnp.int32))
-  base = rule.anchor(slow, memory)
+  base = rule.base_of(slow, memory)
   assert rule.chunk is not None, "rules.load completes it"
   after, out = rule.chunk(slow, memory, base, ready)
   return rule.close(slow, after, base), out.out_CM
@@ -113,7 +113,7 @@ def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Toke
 
   def recalled(v_TM):
     after, _ = read_chunk(rule, slow, gates, memory, tokens._replace(v=v_TM))
-    return rule.apply(slow, rule.anchor(slow, after), tokens.k[at_S])
+    return rule.apply(slow, rule.base_of(slow, after), tokens.k[at_S])
 
   as_is_SM = recalled(tokens.v)
   changed_SM = jax.vmap(lambda i, at: recalled(tokens.v.at[at].set(v_SM[i]))[i])(jnp.arange(asked), at_S)

@@ -7,7 +7,16 @@ start, so the chunk size is part of the model, unless a rule is exact for any si
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.memory.types import SAVED_NAMES, Gates, Learned, MemoryRule, MemoryState, Running, Token, leave
+from atlas_jax.memory.types import (
+  SAVED_NAMES,
+  Gates,
+  Learned,
+  MemoryRule,
+  MemoryState,
+  Running,
+  Token,
+  no_close,
+)
 
 
 def _select(condition, on_true, on_false):
@@ -22,13 +31,13 @@ def keep_products():
 def start(rule: MemoryRule, learned: Learned) -> Running:
   """Returns a memory that has read nothing."""
   memory = rule.start(learned)
-  return Running(memory, rule.anchor(learned.slow, memory), jnp.zeros((), jnp.int32))
+  return Running(memory, rule.base_of(learned.slow, memory), jnp.zeros((), jnp.int32))
 
 
 def _close(rule, slow, memory, base, filled):
   """Ends a chunk where it is full: what the rule does then, and the base of the next one."""
   closed = rule.close(slow, memory, base)
-  return _select(filled, (closed, rule.anchor(slow, closed)), (memory, base))
+  return _select(filled, (closed, rule.base_of(slow, closed)), (memory, base))
 
 
 def scan_tokens(rule: MemoryRule, running: Running, slow, tokens: Token, gates: Gates, write_T, *,
@@ -97,9 +106,9 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
   def body(memory, xs):
     chunk, reset, wrote = xs
     memory = _select(reset, fresh, memory)
-    base = rule.anchor(slow, memory)
+    base = rule.base_of(slow, memory)
     memory, out = rule.chunk(slow, memory, base, chunk)
-    if rule.close is not leave:  # A chunk of padding alone is not closed: nothing was written.
+    if rule.close is not no_close:  # A chunk of padding alone is not closed: nothing was written.
       memory = _select(wrote, rule.close(slow, memory, base), memory)
     return memory, out
 

@@ -143,7 +143,7 @@ def fast_weights(slow, state: MemoryState):
   return state.fast
 
 
-def leave(slow, state: MemoryState, base) -> MemoryState:
+def no_close(slow, state: MemoryState, base) -> MemoryState:
   """Does nothing at the end of a chunk."""
   del slow, base
   return state
@@ -185,7 +185,7 @@ def nothing_learned(learned: Learned) -> Learned:
 
 
 class MemoryRule(NamedTuple):
-  """One update rule, for one head. `base` is what a chunk's gradients are taken at: see `anchor`.
+  """One update rule, for one head. `base` is what a chunk's gradients are taken at: see `base_of`.
 
   A rule needs `init` and `step`; `complete` adds what follows from them. A rule with momentum, or with
   anything else that it carries, gives `start`; one that writes also at write rate 0, or whose `base` is not
@@ -202,8 +202,8 @@ class MemoryRule(NamedTuple):
   prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
   resume: Callable | None = None  # like chunk, from anywhere in a chunk; None: chunk does that itself
-  anchor: Callable = fast_weights  # (slow, state) -> base of the chunk that starts
-  close: Callable = leave  # (slow, state, base) -> state: what happens when a chunk is full
+  base_of: Callable = fast_weights  # (slow, state) -> base of the chunk that starts
+  close: Callable = no_close  # (slow, state, base) -> state: what happens when a chunk is full
   gates: tuple[GateSpec, ...] = ()  # gates of the rule's own
   uses: tuple[str, ...] = ("log_retention", "log_momentum", "write_rate")  # common gates it uses
   starts: GateStarts = GateStarts()  # where these begin

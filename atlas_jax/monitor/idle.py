@@ -15,7 +15,7 @@ IDLE = "idle"
 UNTAUGHT = "untaught"
 WARMING = "warming"
 SKIPPED = "skipped"
-FIRST = 3  # Updates in a row that teach nothing before it is told; then at 10, 30, 100 and so on.
+WARN_AFTER = 3  # Updates in a row that teach nothing before it is told; then at 10, 30, 100 and so on.
 TABLES = "grad/norm_tables"  # Of rows of tables, which the optimizer never sees.
 CHANGED = "update/changed_frac"  # Share of the parameters that an update changed.
 LEARNABLE = "rollout/learnable_frac"  # Share of completions whose advantage is not 0 and that count.
@@ -59,8 +59,8 @@ class Idle:
       return kind
     if kind == WARMING:
       self._warming += 1
-      if self._warming == FIRST:
-        _warn("update %d: the last %d updates changed nothing yet: %s", step, FIRST,
+      if self._warming == WARN_AFTER:
+        _warn("update %d: the last %d updates changed nothing yet: %s", step, WARN_AFTER,
               "; ".join(reasons(step, row, self._config)))
       return kind
     if kind == IDLE and not self._untaught and self._warming < step - 1 and _is_end(step, row, self._config):
@@ -177,7 +177,7 @@ def _flat(step: int, row: Mapping[str, float], config) -> str | None:
            f"{config.sampler.max_tokens})")
   return (f"in {share:.0%} of groups all rewards are equal (mean {mean:.3g}){cut}, so that no completion is "
           f"better than another; raise config.data.group_size={config.data.group_size} or config.sampler."
-          "temperature, set config.rollout.flat_groups=resample, or give rewards with more steps "
+          "temperature, set config.rollout.zero_std_groups=resample, or give rewards with more steps "
           "(config.rewards)")
 
 
@@ -187,14 +187,15 @@ def _bounds(step: int, row: Mapping[str, float], config) -> str | None:
     return None
   if row.get("policy/stale_frac", 0.0) == 1:
     return ("all completions drifted too far from the policy that wrote them; raise config.policy.stale_nats="
-            f"{config.policy.stale_nats}, or lower config.rollout.passes={config.rollout.passes}")
+            f"{config.policy.stale_nats}, or lower config.rollout.updates_per_batch="
+            f"{config.rollout.updates_per_batch}")
   if row.get("policy/sampler_ratio_mean", 1.0) == 0:
     return ("config.policy.sampler_correction leaves no token, for the sampler's log-probabilities are "
             f"{row.get('policy/sampler_gap_nats', math.nan):.3g} nats off; raise config.policy.sampler_high="
             f"{config.policy.sampler_high}, or look at config.sampler")
   if row.get("policy/clip_frac", 0.0) == 1:
     return ("all ratios are clipped; raise config.policy.clip_low and clip_high, or lower "
-            f"config.rollout.passes={config.rollout.passes}")
+            f"config.rollout.updates_per_batch={config.rollout.updates_per_batch}")
   return None
 
 
@@ -272,7 +273,7 @@ def _counts(row: Mapping[str, float]) -> bool:
 
 def _is_due(count: int) -> bool:
   """Returns whether so many in a row are told of: 3, 10, 30, 100 and so on."""
-  return count >= FIRST and count in (10 ** (len(str(count)) - 1), 3 * 10 ** (len(str(count)) - 1))
+  return count >= WARN_AFTER and count in (10 ** (len(str(count)) - 1), 3 * 10 ** (len(str(count)) - 1))
 
 
 def _warn(line: str, *values) -> None:

@@ -175,7 +175,8 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
     count = data.max_problems if found.count is None else min(found.count, data.max_problems)
     found = prompts.ProblemList([found.problem(index) for index in range(count)])
   align = int(np.lcm(pair.student.language.align_tokens, pair.teacher.language.align_tokens))
-  plan = DistillPlan(data.batch_rows, on_policy_frac=fields.on_policy_frac, rest=fields.rest,
+  plan = DistillPlan(data.batch_rows, on_policy_frac=fields.on_policy_frac,
+                     off_policy_source=fields.off_policy_source,
                      spans=pair.classes is not None, pad_tokens=config.rollout.pad_tokens, align_tokens=align)
   writers = [Writer(one, held_out.options_of(config, start, n=1, temperature=config.sampler.temperature))
              for one, start in ((sampler, pair.student), (teacher_sampler, pair.teacher))]
@@ -189,7 +190,7 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
 def needs_of(config, start: InitialModel | None) -> Needs:
   """Returns what is read of problems: recorded solutions, and what evaluations of held-out ones read."""
   held_out_ones = config.data.held_out_frac > 0
-  recorded = config.distill.on_policy_frac < 1 and config.distill.rest == RECORDED
+  recorded = config.distill.on_policy_frac < 1 and config.distill.off_policy_source == RECORDED
   return reward_columns.needs_of(config, start, solution=recorded or held_out_ones, answer=held_out_ones)
 
 

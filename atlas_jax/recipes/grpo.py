@@ -92,7 +92,8 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
                        needs=reward_columns.needs_of(config, start, solution=False, answer=True))
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = RolloutPlan(
-      batch_rows=data.batch_rows, batches=how.batches, passes=how.passes, flat_groups=how.flat_groups,
+      batch_rows=data.batch_rows, batches_per_rollout=how.batches_per_rollout,
+      updates_per_batch=how.updates_per_batch, zero_std_groups=how.zero_std_groups,
       max_resamples=how.max_resamples, pad_tokens=how.pad_tokens, align_tokens=start.language.align_tokens,
       max_staleness=how.max_staleness, table_rows=how.table_rows)
   scoring = Scoring(truncated=how.truncated, overlong_tokens=how.overlong_tokens, **config.advantage)

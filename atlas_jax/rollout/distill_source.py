@@ -37,7 +37,7 @@ class DistillPlan:
 
   batch_rows: int                # texts per update, over all processes
   on_policy_frac: float = 0.5    # share of batches that the student writes
-  rest: str = RECORDED           # the others: "recorded" solutions, or what the "teacher" writes
+  off_policy_source: str = RECORDED  # the others: "recorded" solutions, or what the "teacher" writes
   spans: bool = False            # whether the tokenizers differ
   pad_tokens: int = 1            # lengths are multiples of it
   align_tokens: int = 1          # and of this
@@ -46,8 +46,9 @@ class DistillPlan:
     if not 0 <= self.on_policy_frac <= 1:
       raise ValueError(f"config.distill.on_policy_frac={self.on_policy_frac} must be from 0 to 1; it is the "
                        "share of batches that the student writes")
-    if self.rest not in (RECORDED, TEACHER):
-      raise ValueError(f"config.distill.rest={self.rest!r} must be '{RECORDED}' or '{TEACHER}'")
+    if self.off_policy_source not in (RECORDED, TEACHER):
+      raise ValueError(f"config.distill.off_policy_source={self.off_policy_source!r} must be '{RECORDED}' or "
+                       f"'{TEACHER}'")
 
 
 class Writer(NamedTuple):
@@ -78,7 +79,7 @@ class DistillSource:
       prompts: one problem per step, of batch_rows = group_size = 1; the same in every process.
       student, teacher: how they read.
       plan: what batches are made of.
-      student_writer, teacher_writer: how they write; the teacher's is needed where plan.rest is "teacher".
+      student_writer, teacher_writer: how they write; the teacher's only where it is the off_policy_source.
       seed: draws.
       whole: (what is trained, frozen) -> what the student's sampler loads; the teacher's loads
         frozen["teacher"].
@@ -92,8 +93,8 @@ class DistillSource:
     if plan.batch_rows < 1 or plan.batch_rows % process_count:
       raise ValueError(f"config.data.batch_rows={plan.batch_rows} does not divide by the {process_count} "
                        "processes")
-    if plan.rest == TEACHER and teacher_writer is None:
-      raise ValueError("config.distill.rest='teacher' needs a sampler for the teacher")
+    if plan.off_policy_source == TEACHER and teacher_writer is None:
+      raise ValueError("config.distill.off_policy_source='teacher' needs a sampler for the teacher")
     self.step = 0
     self.tokenizer = student.tokenizer
     self._prompts = prompts
@@ -111,12 +112,12 @@ class DistillSource:
     self._origins: dict[int, list[str]] = {}
     self._told = EvalOut({})
     self._settings = {"batch_rows": plan.batch_rows, "seed": seed, "on_policy_frac": plan.on_policy_frac,
-                      "rest": plan.rest}
+                      "rest": plan.off_policy_source}
 
   def who(self, step: int) -> str:
     """Says who writes the batch of a step: "student", "teacher" or "recorded"."""
     drawn = StableRandom(self._seed, WHO, step).below(2**32) / 2**32
-    return STUDENT if drawn < self._plan.on_policy_frac else self._plan.rest
+    return STUDENT if drawn < self._plan.on_policy_frac else self._plan.off_policy_source
 
   def next(self, trained: Trained) -> dict[str, np.ndarray]:
     """Returns the next batch, this process's rows; what the student writes, it writes with these parameters.

@@ -32,7 +32,7 @@ class Scoring:
   kind: str = "normalized"          # see `advantages.group_advantages`
   deviation: str = "sample"
   epsilon: float = advantages.EPSILON
-  separate: bool = False            # see `advantages.separate_advantages`
+  per_reward: bool = False          # see `advantages.separate_advantages`
   truncated: str = "keep"           # completions without an end: "mask" trains no token of them, and with
                                     # "drop" their rewards do not count in means either
   overlong_tokens: int | None = None  # the last so many of max_tokens cost up to 1 of reward; None: nothing
@@ -130,7 +130,7 @@ def compare(groups: Sequence[CompletionGroup], weights: Mapping[str, float], sco
     ValueError: if rewards lie so far apart that an advantage is beyond float32; it names their prompt.
   """
   size = len(groups[0].tokens)
-  if scoring.separate:
+  if scoring.per_reward:
     each = {name: np.concatenate([_counted(group, group.each[name], scoring) for group in groups])
             for name in groups[0].each}
     given = {**weights, OVERLONG: 1.0} if OVERLONG in each else dict(weights)
@@ -156,7 +156,7 @@ def _counted(group: CompletionGroup, reward_G: np.ndarray, scoring: Scoring) -> 
 
 def _is_flat(group: CompletionGroup, scoring: Scoring) -> bool:
   """Returns whether a group teaches nothing; of separate rewards, all must be flat."""
-  columns = list(group.each.values()) if scoring.separate else [group.reward_G]
+  columns = list(group.each.values()) if scoring.per_reward else [group.reward_G]
   known = [column_G[~np.isnan(column_G)] for column_G in
            (_counted(group, column_G, scoring) for column_G in columns)]
   return all(not len(values) or values.min() >= values.max() for values in known)

@@ -1,7 +1,8 @@
 """Rollouts as a source of batches: prompts are answered, scored, compared, and trained on.
 
-A rollout holds `batches` batches and is gone through `passes` times. Every process asks the sampler alike, so
-that all know the whole rollout, and takes its own rows of each batch; groups stay together.
+A rollout holds `batches_per_rollout` batches, and each makes `updates_per_batch` updates. Every process asks
+the sampler alike, so that all know the whole rollout, and takes its own rows of each batch; groups stay
+together.
 """
 import dataclasses
 import time
@@ -35,9 +36,9 @@ class RolloutPlan:
   """
 
   batch_rows: int                 # completions per update, over all processes
-  batches: int = 1                # per rollout
-  passes: int = 1                 # updates per batch
-  flat_groups: str = "keep"       # of equal rewards: "skip" trains no row of them, "resample" asks others
+  batches_per_rollout: int = 1                # per rollout
+  updates_per_batch: int = 1                 # updates per batch
+  zero_std_groups: str = "keep"       # of equal rewards: "skip" trains no row of them, "resample" asks others
   max_resamples: int = 3          # times that others are asked, at most
   pad_tokens: int = 1             # lengths are multiples of it
   align_tokens: int = 1           # and of this
@@ -45,17 +46,17 @@ class RolloutPlan:
   table_rows: int = 0             # completions of a rollout that are written down
 
   def __post_init__(self):
-    if self.flat_groups not in groups.FLAT:
-      raise ValueError(f"config.rollout.flat_groups={self.flat_groups!r} must be one of "
+    if self.zero_std_groups not in groups.FLAT:
+      raise ValueError(f"config.rollout.zero_std_groups={self.zero_std_groups!r} must be one of "
                        f"{', '.join(groups.FLAT)}")
-    for name in ("batches", "passes", "pad_tokens"):
+    for name in ("batches_per_rollout", "updates_per_batch", "pad_tokens"):
       if getattr(self, name) < 1:
         raise ValueError(f"config.rollout.{name}={getattr(self, name)} must be at least 1")
 
   @property
   def updates(self) -> int:
     """Returns the number of updates that use a rollout."""
-    return self.batches * self.passes
+    return self.batches_per_rollout * self.updates_per_batch
 
 
 @dataclasses.dataclass
@@ -148,7 +149,8 @@ class RolloutSource:
     self._table = CompletionLog(workdir) if workdir is not None and hosts.is_main() else None
     self._origins: dict[int, list[str]] = {}
     self._told = EvalOut({})
-    self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches, "passes": plan.passes}
+    self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches_per_rollout,
+                      "passes": plan.updates_per_batch}
 
   def next(self, trained: Trained) -> dict[str, np.ndarray]:
     """Returns the next batch, after a new rollout with these parameters if the last one is used up.
@@ -159,7 +161,7 @@ class RolloutSource:
     pending = self._sample(trained) if self._pending is None else self._pending
     update = pending.given
     size = self._plan.batch_rows
-    picked = self._order(pending)[update % self._plan.batches * size:][:size][self._mine]
+    picked = self._order(pending)[update % self._plan.batches_per_rollout * size:][:size][self._mine]
     batch = {name: array[picked] for name, array in pending.arrays.items()}
     batch["tokens_per_row_B"] = np.full(len(picked), self._tokens_per_row(pending), np.float32)
     self._origins = dict([*self._origins.items(), (self.step, [pending.where[row] for row in picked])]
@@ -180,17 +182,17 @@ class RolloutSource:
 
     The first as written, later ones by groups.
     """
-    rows = self._plan.batch_rows * self._plan.batches
+    rows = self._plan.batch_rows * self._plan.batches_per_rollout
     n = self._options.n
-    number = pending.given // self._plan.batches
-    if not number or self._plan.batches == 1:
+    number = pending.given // self._plan.batches_per_rollout
+    if not number or self._plan.batches_per_rollout == 1:
       return np.arange(rows)
     order = packing.permutation(rows // n, seed=self._seed + pending.number, epoch=number)
     return (order[:, None] * n + np.arange(n)[None]).reshape(-1)
 
   def _tokens_per_row(self, pending: Pending) -> float:
     size = self._plan.batch_rows
-    picked = self._order(pending)[pending.given % self._plan.batches * size:][:size]
+    picked = self._order(pending)[pending.given % self._plan.batches_per_rollout * size:][:size]
     row_B = pending.arrays["row_mask_B"][picked] > 0
     counted_B = row_B & ~(pending.arrays["truncated_B"][picked] & (self._scoring.truncated != "keep"))
     tokens_B = pending.arrays["completion_mask_BT"][picked].sum(axis=1)
@@ -214,9 +216,9 @@ class RolloutSource:
 
   def _ask_all(self) -> tuple[list[CompletionGroup], float]:
     """Returns the groups that were asked, as many as wanted, and the seconds that the sampler took."""
-    wanted = self._plan.batches * self._plan.batch_rows // self._options.n
+    wanted = self._plan.batches_per_rollout * self._plan.batch_rows // self._options.n
     asked, seconds = self._ask(wanted)
-    for _ in range(self._plan.max_resamples if self._plan.flat_groups == "resample" else 0):
+    for _ in range(self._plan.max_resamples if self._plan.zero_std_groups == "resample" else 0):
       lacking = wanted - sum(not group.flat for group in asked)
       if lacking <= 0:
         break
@@ -251,12 +253,12 @@ class RolloutSource:
   def _make(self, trained: Trained, asked: list[CompletionGroup], spent: dict[str, float], *,
             number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""
-    wanted = self._plan.batches * self._plan.batch_rows // self._options.n
+    wanted = self._plan.batches_per_rollout * self._plan.batch_rows // self._options.n
     telling = [group for group in asked if not group.flat]
     chosen = asked[:wanted]
-    if self._plan.flat_groups == "resample":
+    if self._plan.zero_std_groups == "resample":
       chosen = [*telling, *(group for group in asked if group.flat)][:wanted]
-    masked = [group.flat and self._plan.flat_groups != "keep" for group in chosen]
+    masked = [group.flat and self._plan.zero_std_groups != "keep" for group in chosen]
     weights = self._rewards.weights
     advantage_B = groups.compare(chosen, weights, self._scoring)
     made = self._arrays(chosen, advantage_B, masked)
@@ -301,7 +303,7 @@ class RolloutSource:
     assert self._old_logprobs is not None  # The constructor sees to it.
     size = self._plan.batch_rows
     parts = []
-    for first in range(0, size * self._plan.batches, size):
+    for first in range(0, size * self._plan.batches_per_rollout, size):
       mine = {name: array[first:first + size][self._mine] for name, array in made.items()}
       parts.append(self._old_logprobs(trained.params, trained.frozen, mine))
     return np.concatenate(parts).astype(np.float32)
@@ -337,7 +339,7 @@ class RolloutSource:
     rollout, update = divmod(step, self._plan.updates)
     size = self._plan.batch_rows
     n = self._options.n
-    first = rollout * self._plan.batches * size + update % self._plan.batches * size
+    first = rollout * self._plan.batches_per_rollout * size + update % self._plan.batches_per_rollout * size
     rows = range(first, first + size)[self._mine]
     return [self._prompts.batch(row // n)["problems"][0].where for row in rows]
 

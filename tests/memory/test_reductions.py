@@ -272,7 +272,7 @@ def test_memora_s_weights_stay_on_the_simplex(x64, over):
   rule, learned, tokens, gates = small("memora", over=over)
   _, logits = read(rule, learned, tokens, gates)
   assert any(np.abs(np.asarray(logits[w] - learned.fast[w])).max() > 1e-3 for w in logits)
-  base = rule.anchor(learned.slow, scan.MemoryState(logits))
+  base = rule.base_of(learned.slow, scan.MemoryState(logits))
   for w in (base.weights if hasattr(base, "weights") else base).values():
     w = np.asarray(w)
     assert (w > 0).all()
@@ -285,7 +285,7 @@ def test_memora_s_weights_stay_on_the_simplex(x64, over):
 def test_bregman_s_weights_stay_between_their_bounds(x64):
   rule, learned, tokens, gates = small("bregman", low=-0.5, high=0.25)
   _, logits = read(rule, learned, tokens, gates._replace(write_rate=jnp.full(N, 5.0)))
-  base = rule.anchor(learned.slow, scan.MemoryState(logits))
+  base = rule.base_of(learned.slow, scan.MemoryState(logits))
   for w in (base.weights if hasattr(base, "weights") else base).values():
     assert (np.asarray(w) > -0.5).all() and (np.asarray(w) < 0.25).all()
 

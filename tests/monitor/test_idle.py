@@ -48,7 +48,7 @@ def test_a_rate_of_zero_in_the_warm_up_is_no_idle_update():
     ({"rollout/unrewarded_frac": 1.0, "rollout/flat_groups_frac": 1.0}, {"rewards": "correct"},
      ["100% of completions got no reward", "config.rewards='correct'", "config.data.fields"]),
     ({"rollout/flat_groups_frac": 0.75}, {}, ["in 75% of groups all rewards are equal (mean 0.25)",
-                                              "config.data.group_size=16", "config.rollout.flat_groups"]),
+                                              "config.data.group_size=16", "config.rollout.zero_std_groups"]),
     ({"rollout/flat_groups_frac": 1.0, "rollout/truncated_frac": 0.9}, {},
      ["in 100% of groups", "90% of completions were cut off at config.sampler.max_tokens=3"]),
     ({"policy/stale_frac": 1.0}, {"policy__stale_nats": 0.5}, ["config.policy.stale_nats=0.5"]),

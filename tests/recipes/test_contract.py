@@ -29,12 +29,13 @@ LAYOUTS = {
   "grpo": (
     *({}, {"policy__preset": "gspo"}, {"policy__preset": "cispo"}, {"advantage__kind": "ranked"}),
     *({"policy__kl_weight": 0.1}, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
-    *({"lora__rank": 2, "policy__kl_weight": 0.1}, {"rollout__passes": 2}, {"policy__entropy_weight": 0.1}),
-    *({"rollout__flat_groups": "resample"}, {"model__kind": "memory"}),
+    *({"lora__rank": 2, "policy__kl_weight": 0.1}, {"rollout__updates_per_batch": 2}),
+    {"policy__entropy_weight": 0.1},
+    *({"rollout__zero_std_groups": "resample"}, {"model__kind": "memory"}),
   ),
   "gkd": (
     *({}, {"distill__beta": 1.0}, {"distill__alpha": 0.5}, {"distill__alignment": "spans"}),
-    *({"lora__rank": 2}, {"distill__on_policy_frac": 1.0}, {"distill__rest": "teacher"}),
+    *({"lora__rank": 2}, {"distill__on_policy_frac": 1.0}, {"distill__off_policy_source": "teacher"}),
     {"model__kind": "memory"},
   ),
   "ranked": ({}, {"ranked__objective": "group_relative", "ranked__kl_weight": 0.1}, {"lora__rank": 2}),

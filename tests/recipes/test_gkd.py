@@ -132,7 +132,7 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(teacher):
 
 
 MAIN = dict(optim__steps=6, checkpoint__every_steps=2, train__accumulate_steps=2, optim__ema_decay=0.5,
-            distill__rest="teacher")  # fmt: skip
+            distill__off_policy_source="teacher")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ LAYOUTS = {"decoder": {}, "memory": MEMORY, "lora": LORA, "blocks": dict(loss__b
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recomputed_log_probabilities_are_the_samplers(layout):
-  config = config_of(sampler__temperature=0.6, rollout__batches=2, **LAYOUTS[layout])
+  config = config_of(sampler__temperature=0.6, rollout__batches_per_rollout=2, **LAYOUTS[layout])
   recipe, params, frozen = started(config)
   batch = recipe.source.next(Trained(params, frozen))
   mask_BT = batch["completion_mask_BT"]
@@ -146,7 +146,7 @@ def test_another_prompt_gives_another_gradient_and_padding_gives_none():
 
 
 PRESETS = ("grpo", "dapo", "dr_grpo", "luspo")  # Each way to add up tokens.
-MORE = dict(policy__entropy_weight=0.05, rollout__truncated="mask", rollout__flat_groups="skip")
+MORE = dict(policy__entropy_weight=0.05, rollout__truncated="mask", rollout__zero_std_groups="skip")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -191,8 +191,9 @@ def run(config, workdir, **more):
 
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_a_run_stopped_in_the_middle_of_a_rollout_goes_on_bit_for_bit(tmp_path, stop_at):
-  config = config_of(rollout__batches=2, rollout__passes=2, optim__steps=7, policy__kl_weight=0.05,
-                     policy__reference_every_steps=3, rollout__flat_groups="resample")
+  config = config_of(rollout__batches_per_rollout=2, rollout__updates_per_batch=2, optim__steps=7,
+                     policy__kl_weight=0.05,
+                     policy__reference_every_steps=3, rollout__zero_std_groups="resample")
   expected, rows = run(config, tmp_path / "whole")
   runs.run_lm(config, tmp_path / "parts", stop_at=stop_at)
   assert not (tmp_path / "parts" / "summary.json").exists()
@@ -206,7 +207,7 @@ def test_a_run_stopped_in_the_middle_of_a_rollout_goes_on_bit_for_bit(tmp_path, 
 
 
 def test_old_log_probabilities_stay_those_of_the_rollout(tmp_path):
-  config = config_of(rollout__batches=2, rollout__passes=2, optim__steps=4)
+  config = config_of(rollout__batches_per_rollout=2, rollout__updates_per_batch=2, optim__steps=4)
   _, rows = run(config, tmp_path)
   ratios = [row["policy/ratio_max"] for row in rows]
   assert abs(ratios[0] - 1) < 1e-5 and min(ratios[1:]) > 1 + 1e-4
@@ -215,7 +216,7 @@ def test_old_log_probabilities_stay_those_of_the_rollout(tmp_path):
 
 
 def test_eight_devices_learn_what_one_learns(tmp_path):
-  config = config_of(optim__steps=3, rollout__batches=2, policy__kl_weight=0.1)
+  config = config_of(optim__steps=3, rollout__batches_per_rollout=2, policy__kl_weight=0.1)
   expected, rows = run(config, tmp_path / "one")
   mesh = meshes.make(data=2, fsdp=2, tensor=2)
   runs.run_lm(config, tmp_path / "eight", mesh=mesh)

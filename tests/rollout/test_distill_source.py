@@ -93,7 +93,7 @@ def test_the_student_writes_its_share_of_the_batches_with_its_weights_of_now():
 
 @pytest.mark.parametrize("plan, writers", (
   (dict(on_policy_frac=1.0), {"student"}), (dict(on_policy_frac=0.0), {"recorded"}),
-  (dict(on_policy_frac=0.0, rest="teacher"), {"teacher"}),
+  (dict(on_policy_frac=0.0, off_policy_source="teacher"), {"teacher"}),
 ))  # fmt: skip
 def test_a_share_of_all_or_nothing_is_just_that(plan, writers):
   source = make(**plan)
@@ -104,7 +104,7 @@ def test_a_share_of_all_or_nothing_is_just_that(plan, writers):
 
 @pytest.mark.parametrize("teacher", (None, PIECES))
 def test_a_source_goes_on_from_its_state_with_the_batches_it_would_have_made(teacher):
-  plan = dict(on_policy_frac=0.5, rest="teacher")
+  plan = dict(on_policy_frac=0.5, off_policy_source="teacher")
   source = make(teacher, **plan)
   for step in range(4):
     source.next(given(f"w{step}"))
@@ -115,7 +115,7 @@ def test_a_source_goes_on_from_its_state_with_the_batches_it_would_have_made(tea
   for step in range(4, 10):
     assert_same(again.next(given(f"w{step}")), source.next(given(f"w{step}")))
   with pytest.raises(ValueError, match="on_policy_frac=0.5 then, 0.25 now"):
-    make(teacher, on_policy_frac=0.25, rest="teacher").restore(state)
+    make(teacher, on_policy_frac=0.25, off_policy_source="teacher").restore(state)
 
 
 def test_processes_have_the_rows_of_the_whole_batch():
@@ -129,7 +129,7 @@ def test_processes_have_the_rows_of_the_whole_batch():
 
 @pytest.mark.parametrize("rest", ("recorded", "teacher"))
 def test_spans_have_the_same_text_on_either_side(rest):
-  source = make(PIECES, on_policy_frac=0.4, rest=rest)
+  source = make(PIECES, on_policy_frac=0.4, off_policy_source=rest)
   for step in range(6):
     batch = source.next(given(f"w{step}"))
     assert texts(batch) == texts(batch, PIECES, "teacher_")
@@ -241,7 +241,7 @@ def test_what_is_told_is_of_the_batch_given_last():
 
 @pytest.mark.parametrize("plan, says", (
   (dict(on_policy_frac=1.5), "config.distill.on_policy_frac=1.5 must be from 0 to 1"),
-  (dict(rest="students"), "config.distill.rest='students' must be"),
+  (dict(off_policy_source="students"), "config.distill.off_policy_source='students' must be"),
   (dict(process=(0, 2)), "config.data.batch_rows=3 does not divide by the 2 processes"),
 ))  # fmt: skip
 def test_a_wrong_setting_is_named(plan, says):

@@ -17,7 +17,7 @@ def flat_script(text, params):
 
 def test_flat_groups_are_counted_and_kept_or_skipped():
   kept, _ = made(script=flat_script, batch_rows=15)
-  skipped, _ = made(script=flat_script, batch_rows=15, flat_groups="skip")
+  skipped, _ = made(script=flat_script, batch_rows=15, zero_std_groups="skip")
   left, right = kept.next(Trained(None)), skipped.next(Trained(None))
   flat_B = left["advantage_B"].reshape(5, 3).any(1).repeat(3) == 0
   assert set(left["row_mask_B"]) == {1.0} and flat_B.sum() >= 9
@@ -30,7 +30,7 @@ def test_flat_groups_are_counted_and_kept_or_skipped():
 
 
 def test_flat_groups_are_resampled_from_the_prompts_that_follow():
-  rollouts, writer = made(script=flat_script, batch_rows=9, flat_groups="resample", max_resamples=20)
+  rollouts, writer = made(script=flat_script, batch_rows=9, zero_std_groups="resample", max_resamples=20)
   batch = rollouts.next(Trained(None))
   assert {prompt for prompt, _ in written(batch)} <= {"qq", "ssss"}
   assert set(batch["row_mask_B"]) == {1.0} and batch["advantage_B"].reshape(3, 3).any(1).all()
@@ -43,7 +43,7 @@ def test_flat_groups_are_resampled_from_the_prompts_that_follow():
 
 
 def test_what_resampling_cannot_fill_is_masked():
-  rollouts, writer = made(script=lambda text, params: ["a"], batch_rows=9, flat_groups="resample",
+  rollouts, writer = made(script=lambda text, params: ["a"], batch_rows=9, zero_std_groups="resample",
                           max_resamples=2)
   batch = rollouts.next(Trained(None))
   assert not batch["row_mask_B"].any() and writer.calls == 3
@@ -79,7 +79,7 @@ def test_long_completions_cost_in_tokens():
 
 def test_separate_rewards_are_normalised_each():
   names = {"tests.rollout.rollouts.size": 1.0, "tests.rollout.rollouts.vowels": 2.0}
-  rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(separate=True))
+  rollouts, _ = made(batch_rows=15, rewards=names, scoring=Scoring(per_reward=True))
   batch = rollouts.next(Trained(None))
   texts = [text for _, text in written(batch)]
   total_B = 0

@@ -68,7 +68,7 @@ def test_sft_names_what_neither_training_nor_evaluation_reads(file, caplog, held
   (0.5, "teacher", 0.0, (False, False)), (1.0, "recorded", 0.1, (True, True))])  # fmt: skip
 def test_gkd_reads_solutions_where_they_are_learnt_or_evaluated(frac, rest, held_out_frac, reads):
   config = gkd_file.get_config()
-  config.distill.update(on_policy_frac=frac, rest=rest)
+  config.distill.update(on_policy_frac=frac, off_policy_source=rest)
   config.data.held_out_frac = held_out_frac
   needs = gkd.needs_of(config, None)
   assert (needs.solution, needs.answer) == reads

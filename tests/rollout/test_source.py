@@ -79,7 +79,8 @@ def test_what_is_not_trained_reaches_the_sampler():
 
 @pytest.mark.parametrize("batches, passes", [(1, 1), (2, 1), (1, 3), (3, 2)])
 def test_a_run_restored_anywhere_goes_on_bit_for_bit(batches, passes):
-  fields = dict(batches=batches, passes=passes, old=old_logprobs, flat_groups="resample", table_rows=3)
+  fields = dict(batches_per_rollout=batches, updates_per_batch=passes, old=old_logprobs,
+                zero_std_groups="resample", table_rows=3)
   whole, _ = made(**fields)
   batches_of_all, told = [], []
   for step in range(8):
@@ -102,7 +103,7 @@ def restored(part, fields):
 
 
 def test_a_rollout_is_used_as_often_as_asked_and_groups_stay_whole():
-  rollouts, writer = made(batches=3, passes=2, old=old_logprobs)
+  rollouts, writer = made(batches_per_rollout=3, updates_per_batch=2, old=old_logprobs)
   batches = [rollouts.next(Trained(2.0)) for _ in range(6)]
   assert writer.calls == 1
   first = sorted(text for batch in batches[:3] for text in written(batch))
@@ -117,7 +118,8 @@ def test_a_rollout_is_used_as_often_as_asked_and_groups_stay_whole():
 
 
 def test_processes_together_have_the_batch_of_one():
-  fields = dict(batch_rows=12, batches=2, passes=2, old=lambda params, frozen, batch: np.zeros((12, 4)))
+  fields = dict(batch_rows=12, batches_per_rollout=2, updates_per_batch=2,
+                old=lambda params, frozen, batch: np.zeros((12, 4)))
   alone, _ = made(**fields)
   left, right = (made(place=(index, 2), **fields)[0] for index in (0, 1))
   for _ in range(5):
@@ -129,7 +131,7 @@ def test_processes_together_have_the_batch_of_one():
 
 
 def test_numbers_of_a_rollout_are_told():
-  rollouts, _ = made(batch_rows=15, batches=2, table_rows=5)
+  rollouts, _ = made(batch_rows=15, batches_per_rollout=2, table_rows=5)
   for age in range(2):
     batch = rollouts.next(Trained(None))
     told = rollouts.tell()
@@ -226,7 +228,7 @@ def test_prompts_that_are_all_too_long_are_an_error(monkeypatch):
 
 
 def test_rows_say_where_they_come_from():
-  rollouts, _ = made(batches=2)
+  rollouts, _ = made(batches_per_rollout=2)
   ahead = [rollouts.provenance(step) for step in range(4)]
   for step in range(4):
     rollouts.next(Trained(None))
@@ -240,9 +242,9 @@ def test_rows_say_where_they_come_from():
     (dict(options=SamplingOptions(n=1)),
      "config.data.group_size=1 leaves a completion nothing to be compared with"),
     (dict(options=SamplingOptions(n=3, temperature=0.0)), "config.sampler.temperature=0 draws nothing"),
-    (dict(passes=2, old=None), "2 updates per rollout need old_logprobs"),
-    (dict(passes=0), "config.rollout.passes=0 must be at least 1"),
-    (dict(flat_groups="no"), "config.rollout.flat_groups='no' must be one of keep, skip, resample"),
+    (dict(updates_per_batch=2, old=None), "2 updates per rollout need old_logprobs"),
+    (dict(updates_per_batch=0), "config.rollout.updates_per_batch=0 must be at least 1"),
+    (dict(zero_std_groups="no"), "config.rollout.zero_std_groups='no' must be one of keep, skip, resample"),
 ])
 def test_settings_that_cannot_be_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -254,7 +256,7 @@ def test_a_place_of_other_problems_or_settings_is_refused():
   with pytest.raises(ValueError, match="fingerprint"):
     made(listed("other"))[0].restore(state)
   with pytest.raises(ValueError, match="batches=1 then, 2 now"):
-    made(batches=2)[0].restore(state)
+    made(batches_per_rollout=2)[0].restore(state)
 
 
 @pytest.mark.parametrize("truncated, words", [

@@ -1,0 +1,72 @@
+"""Bounds and choices of fields, written around their defaults: `at_least(1, 8)` is 8, and at least 1."""
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Bounded(NamedTuple):
+  """A default and the values that may replace it."""
+
+  default: Any
+  fits: Callable | None = None  # value -> bool; not asked of None
+  need: str = ""  # such as "at least 1", for errors
+  choices: tuple[str, ...] = ()  # of a text; () for other fields
+  may_be_none: bool = False  # whether None replaces a default that is not None
+
+
+def at_least(least: int, default) -> Bounded:
+  """Bounds a number from below."""
+  return Bounded(default, lambda value: value >= least, f"at least {least}")
+
+
+def seed(default: int) -> Bounded:
+  """Bounds what random numbers are drawn from to 32 bits."""
+  return Bounded(default, lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
+
+
+def above_zero(default) -> Bounded:
+  """Bounds a number to positive, finite ones."""
+  return Bounded(default, lambda value: 0 < value < math.inf, "above 0")
+
+
+def finite(default) -> Bounded:
+  """Bounds a number to finite ones."""
+  return Bounded(default, math.isfinite, "a finite number")
+
+
+def fraction(default) -> Bounded:
+  """Bounds a number to [0, 1]."""
+  return Bounded(default, lambda value: 0 <= value <= 1, "from 0 to 1")
+
+
+def open_fraction(default) -> Bounded:
+  """Bounds a number to (0, 1)."""
+  return Bounded(default, lambda value: 0 < value < 1, "above 0 and below 1")
+
+
+def one_of(default, choices: str) -> Bounded:
+  """Limits a text to choices, which stand with spaces between them."""
+  return Bounded(default, choices=tuple(choices.split()))
+
+
+def or_none(default) -> Bounded:
+  """Lets None replace a default that is not None."""
+  bounded = default if isinstance(default, Bounded) else Bounded(default)
+  return bounded._replace(may_be_none=True)
+
+
+def plain(fields: Mapping[str, Any]) -> dict:
+  """Returns fields with their defaults alone."""
+  return {name: plain(value) if isinstance(value, Mapping) else
+          value.default if isinstance(value, Bounded) else value for name, value in fields.items()}
+
+
+def collect(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Bounded]:
+  """Returns the bounded fields by dotted name."""
+  found: dict[str, Bounded] = {}
+  for name, value in fields.items():
+    if isinstance(value, Mapping):
+      found |= collect(value, f"{prefix}{name}.")
+    elif isinstance(value, Bounded):
+      found[prefix + name] = value
+  return found
