@@ -222,7 +222,9 @@ def _check_evaluations(train) -> None:
 
 def _check_choices(config) -> None:
   for name, known in CHOICES.items():
-    if (value := at(config, name)) not in known and not (value is None and FIELDS[name][1]):
+    value = at(config, name)
+    is_module = name in BOUNDED and BOUNDED[name].or_module and "." in value
+    if value not in known and not is_module and not (value is None and FIELDS[name][1]):
       raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known)}")
 
 

@@ -7,10 +7,11 @@ import pathlib
 import tempfile
 from collections.abc import Mapping
 
+import jax
 import ml_collections
 from absl import flags, logging
 
-from atlas_jax import closing, readers, recipes, train
+from atlas_jax import closing, readers, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.command import override
 from atlas_jax.evals import Eval, sample
@@ -176,6 +177,9 @@ def with_sample(config, recipe, mesh):
   if not config.eval.sample_tokens or recipe.accounting.unit != "tokens":
     return recipe
   start = load_initial_model(config)
+  if "." in config.recipe and not _is_of_model(recipe, start):
+    logging.info("config.recipe=%r has other parameters than config.model: no text is sampled", config.recipe)
+    return recipe
 
   def write(trained: Trained, prompt, *, tokens):
     params = merge_frozen(trained.params, trained.frozen)
@@ -184,6 +188,12 @@ def with_sample(config, recipe, mesh):
 
   run = sample.make(write, config.eval.sample_prompt, config.eval.sample_tokens)
   return recipe._replace(evals={**recipe.evals, "sample": Eval(run, "end")})
+
+
+def _is_of_model(recipe, start) -> bool:
+  """Returns whether the parameters of a recipe are those of the model that the config describes."""
+  ours, wanted = (jax.eval_shape(make, jax.random.key(0))[0] for make in (recipe.init, start.init))
+  return {name for name, _ in tree.named_leaves(ours)} == {name for name, _ in tree.named_leaves(wanted)}
 
 
 def run_eval(config, workdir: str, *, writes: bool) -> None:

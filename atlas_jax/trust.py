@@ -26,7 +26,8 @@ from atlas_jax.files import write
 
 SIGNATURE = "signature"  # The field of a config.json that has it.
 KEY_BYTES = 32
-MODULES = ("recipe", "data.source", "model.memory.rule")  # With dots they are modules of one's own.
+# With dots they are modules of one's own.
+MODULES = ("recipe", "data.source", "model.memory.rule", "sampler.kind")
 REWARDS = "rewards"
 SERVERS = ("vllm.command", "vllm.arguments", "vllm.url")
 

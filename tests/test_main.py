@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main, modes, tree
+from atlas_jax import main, modes, recipes, tree
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.recipes import memory_lm
-from tests import program
+from atlas_jax.state import Init
+from tests import program, runs
 from tests.program import refused
 
 SMOKE = "--config=configs/memory_40m.py:smoke"
@@ -386,3 +387,12 @@ def test_an_error_of_a_library_is_no_refusal():
   with pytest.raises(TypeError) as error:
     jnp.zeros(2) + "a"
   assert main.explain(error.value) is None
+
+
+def test_a_recipe_of_ones_own_with_other_parameters_has_no_text_sample(tmp_path):
+  texts = runs.write_corpus(tmp_path / "text")
+  config = runs.lm_config(texts, recipe="mine.recipe", eval__sample_tokens=4)
+  other = recipes.Recipe(lambda rng: Init({"weights_K": jnp.zeros(3)}), None, None, {})
+  assert modes.with_sample(config, other, runs.one_device()) is other
+  alike = other._replace(init=recipes.load(runs.lm_config(texts), runs.one_device()).init)
+  assert set(modes.with_sample(config, alike, runs.one_device()).evals) == {"sample"}

@@ -11,6 +11,7 @@ class Bounded(NamedTuple):
   fits: Callable | None = None  # value -> bool; not asked of None
   need: str = ""  # such as "at least 1", for errors
   choices: tuple[str, ...] = ()  # of a text; () for other fields
+  or_module: bool = False  # whether a dotted module of one's own may stand in place of a choice
   may_be_none: bool = False  # whether None replaces a default that is not None
 
 
@@ -47,6 +48,11 @@ def open_fraction(default) -> Bounded:
 def one_of(default, choices: str) -> Bounded:
   """Limits a text to choices, which stand with spaces between them."""
   return Bounded(default, choices=tuple(choices.split()))
+
+
+def one_of_or_module(default, choices: str) -> Bounded:
+  """Limits a text to choices and dotted names of modules of one's own."""
+  return one_of(default, choices)._replace(or_module=True)
 
 
 def or_none(default) -> Bounded:

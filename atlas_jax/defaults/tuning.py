@@ -1,7 +1,7 @@
 """Settings of what sft, grpo, gkd and ranked read besides."""
 from ml_collections import config_dict
 
-from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, or_none
+from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, one_of_or_module, or_none
 
 OPTIONAL = config_dict.placeholder
 
@@ -96,7 +96,8 @@ def _ranked() -> dict:
 
 def _sampler() -> dict:
   return {
-      "kind": one_of("native", "native vllm"),  # "native", or "vllm": a server beside the run.
+      # "native", "vllm": a server beside the run, or a dotted module name, see language/samplers.py.
+      "kind": one_of_or_module("native", "native vllm"),
       "max_tokens": at_least(1, 256),  # Of a completion, the one that stops it included.
       "temperature": 1.0,  # Of drawing, and of the log-probabilities that are trained.
       "top_k": OPTIONAL(int),  # Tokens that may be drawn; None: all.

@@ -1,4 +1,10 @@
-"""The sampler that a config names."""
+"""The sampler that a config names: "native", "vllm", or a dotted module of one's own.
+
+Such a module has make(config, start, mesh, workdir), as of `load`, and gives a `decoding.sampler.Sampler`:
+`load` takes parameters, `generate` writes completions; `sampler.assemble` puts them together, and
+`sampler.ScriptedSampler` is a small one to read.
+"""
+from atlas_jax import modules
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel
@@ -18,6 +24,8 @@ def load(config, start: InitialModel, mesh, workdir=None) -> Sampler:
   """
   if config.sampler.kind == "native":
     return NativeSampler(start.language, start.tokenizer, mesh)
+  if config.sampler.kind != "vllm":
+    return modules.attribute(config.sampler.kind, "make", field="sampler.kind")(config, start, mesh, workdir)
   from atlas_jax.language.vllm import sampler as vllm  # Its extra is needed by those alone who use it.
   return vllm.make(start.language, start.tokenizer, like=start.folder, workdir=workdir,
                    longest_tokens=config.data.max_prompt_tokens + config.sampler.max_tokens, **config.vllm)
