@@ -143,6 +143,7 @@ def run_job(name: str, root: pathlib.Path, count: int, seed: int) -> Count:
       runs, stuck = runs + 1, 0
       shutil.rmtree(workdir)
       workdir = folder / f"run_{runs}"
+  print(f"{name}: {kills} kills, {runs} runs, {len(faults)} faults", file=sys.stderr, flush=True)
   return Count(kills, runs, faults)
 
 
