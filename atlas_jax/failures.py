@@ -13,6 +13,7 @@ NUMBERS = {errno.ENOSPC: "space", errno.EDQUOT: "space", errno.EMFILE: "files", 
 WORDS = {"No space left on device": "space", "Disk quota exceeded": "space", "Too many open files": "files",
          "Read-only file system": "read-only", "Permission denied": "permission",
          "Cannot allocate memory": "memory", "RESOURCE_EXHAUSTED": "device"}
+FULL_BYTES = 2**26  # A disk with more is not called full: the one that is may be another.
 _PATH = re.compile(r"(?<![\w/:])(/[^\s'\"\[\](),;]+)")
 
 
@@ -21,7 +22,8 @@ def true_name(error: BaseException, places: Iterable[str | os.PathLike] = ()) ->
 
   Args:
     error: with those that it comes from.
-    places: folders that the program writes to; of a full disk whose error names no file, the fullest is told.
+    places: folders that the program writes to; where the error of a full disk names no file, the fullest is
+      told if it has less than 64 MiB.
   """
   found = [(kind, each) for each in chain(error) if (kind := _kind(each))]
   if not found:
@@ -75,7 +77,8 @@ def _named(kind: str, path: str | None) -> str:
 
 def _fullest(places: Iterable[str | os.PathLike]) -> str | None:
   free = {os.fspath(place): shutil.disk_usage(place).free for place in places if os.path.isdir(place)}
-  return min(free, key=lambda place: free[place]) if free else None
+  fullest = min(free, key=lambda place: free[place], default=None)
+  return None if fullest is None or free[fullest] > FULL_BYTES else fullest
 
 
 def _free(path: str | None) -> str:

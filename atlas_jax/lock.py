@@ -177,7 +177,7 @@ def held(workdir, *, on_beat: Callable[[], None] | None = None) -> Iterator[Lock
 
 
 def release_all() -> None:
-  """Returns every lock of this process back, before an end without clean-up."""
+  """Releases every lock of this process, before an end without clean-up."""
   for lock in list(_held.values()):
     with contextlib.suppress(OSError):
       lock.release()

@@ -19,7 +19,7 @@ DEFINITIONS = {
   "Given": "LoadedParams", "Anchor": "ReferenceUpdate", "Start": "InitialModel", "Knobs": "SamplingParams",
   "Asked": "a request", "Written": "an output", "Listed": "ProblemList", "Coded": "EncodedGroup",
   "Draws": "StableRandom", "Bound": "nothing: hand over what is needed", "open_start": "load_initial_model",
-  "whole_params": "merge_frozen", "of_row": "parse_row", "travel": "copy", "TRAVELS": "COPIED_FILES",
+  "of_row": "parse_row", "travel": "copy", "TRAVELS": "COPIED_FILES",
   "KEPT": "SAVED_NAMES", "the_rule": "build_rule", "conv_reach": "conv_mask", "last_real": "last_valid",
 }  # fmt: skip
 # How no docstring begins: a function says what it returns or does, all else names what it describes.

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from experiments import arms
+from experiments.memory_pays import hour
 from experiments.memory_pays import run as memory_pays
 from experiments.what_makes_memory_pay import run as choices
 from experiments.window import analysis as windows
@@ -24,8 +25,8 @@ def test_an_arm_gets_the_width_that_comes_nearest_to_the_parameters_asked_for():
     arms.fitted(arm, 1_000)
 
 
-@pytest.mark.parametrize("arm", memory_pays.ARMS, ids=lambda arm: arm.name)
-def test_arms_of_the_quickstart_have_as_many_parameters_as_its_memory(arm):
+@pytest.mark.parametrize("arm", [*memory_pays.ARMS, *hour.ARMS], ids=lambda arm: f"{arm.name} {arm.config}")
+def test_arms_of_the_quickstart_and_the_hour_have_as_many_parameters_as_the_memory(arm):
   memory = memory_pays.ARMS[0]
   share = arms.parameters(arm.config, arm.fields) / arms.parameters(memory.config, memory.fields)
   assert abs(share - 1) < 0.011

@@ -61,6 +61,12 @@ def test_a_full_disk_that_no_error_names_is_looked_for(small_disk, tmp_path):
   assert line.startswith(f"disk full at {small_disk}, where 0.00 of 0.00 GiB are free"), line
 
 
+def test_a_disk_with_room_is_not_called_full(tmp_path):
+  assert shutil.disk_usage(tmp_path).free > failures.FULL_BYTES
+  line = failures.true_name(OSError(errno.ENOSPC, "No space left on device"), [tmp_path])
+  assert line.startswith("disk full (OSError")
+
+
 def test_writing_to_an_open_file_names_it_when_the_disk_is_full(small_disk):
   with pytest.raises(OSError) as raised_here, write.opened(small_disk / "large.json") as out:
     out.write(bytes(2**20))

@@ -16,7 +16,7 @@ CODE = [("recipe", "mine.recipe"), ("data.source", "mine.source"), ("model.memor
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-  """Returns the test a user of its own, who has trusted nothing."""
+  """The home of a user who has trusted nothing."""
   monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
   monkeypatch.setattr(trust, "_given", [])
   return tmp_path / "home"

@@ -104,13 +104,13 @@ class InVocabulary:
   def __getattr__(self, name: str):
     return getattr(self._source, name)
 
-  def next(self, params) -> dict:
+  def next(self, trained) -> dict:
     """Returns the next batch.
 
     Raises:
       ValueError: if a real token or a target that counts is no id of the model.
     """
-    batch = self._source.next(params)
+    batch = self._source.next(trained)
     if "tokens_BT" in batch:
       self._check("tokens_BT", np.asarray(batch["tokens_BT"]), np.asarray(batch.get("doc_BT", 0)) >= 0)
     if "targets_BT" in batch:

@@ -158,7 +158,7 @@ def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
 
 
 def other_memory(state: lm.LMState) -> lm.LMState:
-  """Returns every row the memories of the row before it; all else stays."""
+  """Returns the state with every row having the memories of the row before it."""
   running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
   return state._replace(memory=state.memory._replace(running=running))
 

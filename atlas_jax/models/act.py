@@ -31,7 +31,7 @@ def empty_pool(model, batch_rows: int, seq_len: int) -> Pool:
 
 
 def refill(pool: Pool, batch: dict, reset: tuple) -> Pool:
-  """Returns every halted slot the puzzle offered to it.
+  """Puts into every halted slot the puzzle offered to it.
 
   Args:
     pool: what the last step left.

@@ -81,7 +81,7 @@ def legend_below(axes, *others) -> None:
 
 
 def finish(axes, title: str, x_label: str, y_label: str, drawn: bool, missing: str) -> None:
-  """Returns a panel its title and labels; one that nothing was drawn on says what the run did not write."""
+  """Sets the title and labels of a panel; one that nothing was drawn on says what the run did not write."""
   axes.set_title(title, fontsize=13, loc="left")
   axes.spines[["top", "right"]].set_visible(False)
   if not drawn:

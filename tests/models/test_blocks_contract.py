@@ -5,13 +5,13 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from atlas_jax import fields
 from atlas_jax.models import blocks, lm, mixing
-from tests.helpers import assert_close, assert_same_bits, quick_compilation, tiny_lm
-from tests.models.test_lm import DOCUMENTS, packed, stream
+from tests.helpers import assert_close, quick_compilation, tiny_lm
+from tests.models.reading import check_causality, check_cut_calls, check_documents
+from tests.models.test_lm import packed
 
 FILES = sorted(path.stem for path in pathlib.Path(blocks.__file__).parent.glob("[!_]*.py"))
 every_file = pytest.mark.parametrize("name", FILES)
@@ -60,40 +60,17 @@ def test_a_state_is_what_the_facts_say_and_keeps_its_shapes_and_dtypes(name, mem
 
 @every_file
 def test_calls_cut_anywhere_equal_one_parallel_pass(x64, name):
-  """By calls of one shape, whose first tokens count: outputs, and the whole state."""
-  model, params, tokens_BT = model_of(name, dtype="float64")
-  whole_BTV, whole = packed(model, params, tokens_BT)
-  state, outs, start = None, [], 0
-  for length in (1, 2, 6, 3):
-    part_BT = jnp.full((2, 12), 31, jnp.int32).at[:, :length].set(tokens_BT[:, start : start + length])
-    out_BTV, state = stream(model, params, part_BT, state, jnp.full(2, length, jnp.int32))
-    outs.append(out_BTV[:, :length])
-    start += length
-  assert_close((jnp.concatenate(outs, axis=1), state), (whole_BTV, whole))
+  check_cut_calls(*model_of(name, dtype="float64"))
 
 
 @every_file
 def test_documents_are_read_as_if_alone_and_across_segments(x64, name):
-  model, params, tokens_BT = model_of(name, dtype="float64")
-  together_BTV, _ = packed(model, params, tokens_BT, DOCUMENTS)
-  for b, start, stop in ((0, 0, 6), (0, 8, 11), (1, 4, 12)):
-    doc_BT = jnp.where(jnp.arange(12)[None] < stop - start, jnp.zeros((2, 12), jnp.int32), -1)
-    alone_BTV, _ = packed(model, params, jnp.roll(tokens_BT, -start, axis=1), doc_BT)
-    assert_close(together_BTV[b, start:stop], alone_BTV[b, : stop - start], why=f"row {b} from {start}")
-  state, outs = None, []
-  for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
-    out_BTV, state = packed(model, params, tokens_BT[:, part], DOCUMENTS[:, part], state)
-    outs.append(np.asarray(out_BTV))
-  assert_close(np.concatenate(outs, axis=1)[DOCUMENTS >= 0], np.asarray(together_BTV)[DOCUMENTS >= 0])
+  check_documents(*model_of(name, dtype="float64"))
 
 
 @every_file
 def test_a_token_changes_nothing_before_it(x64, name):
-  model, params, tokens_BT = model_of(name, dtype="float64")
-  other_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.vocab_size)
-  before, after = (np.asarray(packed(model, params, x)[0]) for x in (tokens_BT, other_BT))
-  assert_same_bits(after[:, :5], before[:, :5])
-  assert (after[:, 5] != before[:, 5]).any()
+  check_causality(*model_of(name, dtype="float64"))
 
 
 @every_file

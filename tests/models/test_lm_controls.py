@@ -11,7 +11,8 @@ from atlas_jax.models import ngrams
 from atlas_jax.models.blocks.conv import ConvMix
 from atlas_jax.optim import build as optim
 from tests.helpers import SHIFTED, assert_close, assert_same_bits, quick_compilation, tiny_lm
-from tests.models.test_lm import DOCUMENTS, gradient_of, packed, stream
+from tests.models.reading import check_causality, check_cut_calls, check_documents
+from tests.models.test_lm import gradient_of, packed
 
 MODELS = {
   "conv": dict(memory_mix="conv", memory_layers=(1,), memory=SHIFTED),
@@ -35,41 +36,18 @@ def model_of(name, dtype="float64"):
 
 @each
 def test_calls_cut_anywhere_equal_one_parallel_pass(x64, name):
-  """Logits and the whole state, of which the last tokens' numbers are exact."""
-  model, params, tokens_BT = model_of(name)
-  whole_BTV, whole = packed(model, params, tokens_BT)
-  state, outs, start = None, [], 0
-  for length in (1, 2, 6, 3):
-    part_BT = jnp.full((2, 12), 31, jnp.int32).at[:, :length].set(tokens_BT[:, start : start + length])
-    logits_BTV, state = stream(model, params, part_BT, state, jnp.full(2, length, jnp.int32))
-    outs.append(logits_BTV[:, :length])
-    start += length
-  assert_close((jnp.concatenate(outs, axis=1), state), (whole_BTV, whole))
+  state, whole = check_cut_calls(*model_of(name))
   assert_same_bits(state.ngram, whole.ngram)
 
 
 @each
 def test_packed_documents_and_segments_equal_documents_read_alone(x64, name):
-  model, params, tokens_BT = model_of(name)
-  together_BTV, _ = packed(model, params, tokens_BT, DOCUMENTS)
-  for b, start, stop in ((0, 0, 6), (0, 8, 11), (1, 4, 12)):
-    doc_BT = jnp.where(jnp.arange(12)[None] < stop - start, jnp.zeros((2, 12), jnp.int32), -1)
-    alone_BTV, _ = packed(model, params, jnp.roll(tokens_BT, -start, axis=1), doc_BT)
-    assert_close(together_BTV[b, start:stop], alone_BTV[b, : stop - start], why=f"row {b} from {start}")
-  state, outs = None, []
-  for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
-    out_BTV, state = packed(model, params, tokens_BT[:, part], DOCUMENTS[:, part], state)
-    outs.append(np.asarray(out_BTV))
-  assert_close(np.concatenate(outs, axis=1)[DOCUMENTS >= 0], np.asarray(together_BTV)[DOCUMENTS >= 0])
+  check_documents(*model_of(name))
 
 
 @each
 def test_a_token_changes_nothing_before_it(name):
-  model, params, tokens_BT = model_of(name, "float32")
-  other_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.vocab_size)
-  before, after = (np.asarray(packed(model, params, x)[0]) for x in (tokens_BT, other_BT))
-  assert_same_bits(after[:, :5], before[:, :5])
-  assert (after[:, 5] != before[:, 5]).any()
+  check_causality(*model_of(name, "float32"))
 
 
 @pytest.mark.parametrize("name", ["conv", "conv, no shift", "ngram"])

@@ -98,6 +98,7 @@ def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int
 
   The state that `prefill`, `decode`, `insert` and `release` take is used up: it is donated, so copy what is
   to be kept. `prefill` takes prompts of any length, at the left of their rows, each of a token at least.
+  Prompts with ids outside the vocabulary, and slots and rows that a state has not, are a ValueError.
 
   Args:
     language: the model.
@@ -130,12 +131,13 @@ def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int
       state, logits_BV = piece(params, state, part_BT, np.clip(count_B - start, 0, piece_tokens), logits_BV)
     return state, logits_BV
 
+  checked = functools.partial(_checked, language.row_axes)
   return Engine(
       init=lambda rows=1: init(rows), prefill=prefill, decode=compiled(pure.decode, donate_argnums=1),
       draw=compiled(pure.draw, static_argnames="filtered"),
-      insert=lambda state, slot, row: insert(state, np.int32(slot), row),
-      release=lambda state, slot: release(state, np.int32(slot)),
-      take_rows=lambda state, row_B: take_rows(state, np.asarray(row_B, np.int32)))
+      insert=lambda state, slot, row: insert(state, checked(state, slot), row),
+      release=lambda state, slot: release(state, checked(state, slot)),
+      take_rows=lambda state, row_B: take_rows(state, checked(state, row_B)))
 
 
 def _piece(language: LanguageModel, piece_tokens: int, room_tokens: int | None) -> int:
@@ -143,6 +145,15 @@ def _piece(language: LanguageModel, piece_tokens: int, room_tokens: int | None) 
   size = piece_tokens if room_tokens is None else min(piece_tokens, room_tokens)
   block = language.attention_block_tokens
   return size if block is None or size <= block else size // block * block
+
+
+def _checked(axes, state, rows):
+  """Returns rows as an array; refuses those that are not there, for which XLA would take the nearest."""
+  rows = np.asarray(rows, np.int32)
+  count = jax.tree.leaves(by_rows(lambda axis, x: x.shape[axis], axes, state))[0]
+  if rows.size and not 0 <= rows.min() <= rows.max() < count:
+    raise ValueError(f"slot {rows.tolist()} is none of the state's {count} rows, which count from 0")
+  return rows
 
 
 def _prompt(tokens_BT, count_B, vocab_size: int):

@@ -92,6 +92,16 @@ def test_a_released_slot_has_read_nothing_and_the_others_stay(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_slot_that_a_state_has_not_is_refused_and_no_other_is_taken(kind):
+  engine, _ = setup(kind)
+  state = engine.init(SLOTS)
+  for ask in (lambda: engine.insert(state, SLOTS, engine.init()), lambda: engine.release(state, -1),
+              lambda: engine.take_rows(state, [0, SLOTS])):
+    with pytest.raises(ValueError, match=f"is none of the state's {SLOTS} rows"):
+      ask()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_compilation_serves_all_prompts_slots_and_tokens(kind):
   language, params = tiny(kind)
   traced = []
