@@ -41,6 +41,9 @@ def schedule(*, kind: str, least_tokens: int | None, delay_steps: int | None, wi
   if kind != "random":
     raise ValueError(f"config.window.kind={kind!r} is unknown; known are full, random, delayed")
 
+  # exp of a uniform logarithm. window_tokens + 1, because floor would else give the full
+  # window only at the very end of the range; clip is for rounding at either end. The result is
+  # traced, so a new window compiles nothing.
   def drawn(step):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), step)
     low = jnp.log(jnp.float32(least_tokens))
