@@ -1,6 +1,6 @@
 """Memory gain: how much worse held-out text is predicted without what memory holds.
 
-A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
+A gain is a mean over tokens; its interval, over documents drawn anew, says how far it can be trusted.
 `swapped` is evidence that what was read in this document is used. `emptied` and `writes_off` say how much
 the model leans on its memory, which is more: a model misses a table that is never written as well, though
 it is hardly better than one without (experiments/memory_pays); compare its loss with a control's. `gate_zero`
@@ -140,7 +140,7 @@ def memory_of(model: lm.LM):
 
 
 def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
-  """Puts the memories of every row to where something learned starts them; all else stays.
+  """Sets the memories of every row to the start that learned weights give them; all else stays.
 
   Forgetting the document instead (doc_B = NO_DOC) would also cut the convolutions off from the tokens before.
 
@@ -220,7 +220,7 @@ def result(whole: Documents, swapped: Documents) -> EvalOut:
 
 
 def _counts(kind: str, found: Documents) -> dict[str, float]:
-  """Says on how much text gains are measured, and its loss as the model is, in all and by position."""
+  """Returns how much text gains are measured on, and the model's loss on it, in all and by position."""
   total = float(found.tokens.sum())
   scalars = {f"eval/{kind}_tokens": total, f"eval/{kind}_documents": float(len(found.tokens))}
   if total:

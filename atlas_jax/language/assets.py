@@ -19,7 +19,7 @@ from atlas_jax.workdir import ADAPTER, BASE_STEP, CHECKPOINTS, PRETRAINED, SHAPE
 
 
 def save(config, start: InitialModel, workdir) -> None:
-  """Copies tokenizer, chat template and published config into a workdir; see `recipes.Assets`.
+  """Copies tokenizer, chat template and the pretrained model's config into a workdir; see `recipes.Assets`.
 
   Args:
     config: of the run.
@@ -62,7 +62,7 @@ def shape_of(workdir: str) -> dict:
 
 
 def resolve(config, workdir) -> None:
-  """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
+  """Lets a run's config name the workdir's copies, not the originals; see `initial_model.use_copies`."""
   use_copies(config, workdir)
 
 
@@ -74,7 +74,7 @@ def with_copies_of_lost(config, workdir):
     workdir: of the run.
 
   Raises:
-    ValueError: see `start.check_base`.
+    ValueError: see `initial_model.check_base`.
   """
   workdir = pathlib.Path(workdir)
   # Without a checkpoint there is nothing to go on with: the run starts anew, from the original.

@@ -29,7 +29,7 @@ class OpenedModel(NamedTuple):
 
 
 def config_of(workdir, given=()):
-  """Reads the config of a run, with the run's own copies of tokenizer, chat template and published config.
+  """Reads the config of a run, with its own copies of tokenizer, chat template and pretrained config.
 
   Args:
     workdir: of the run.

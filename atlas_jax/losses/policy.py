@@ -266,6 +266,6 @@ def _aggregate(each_BT, counted_BT, rows, settings: PolicySettings):
   # Dr. GRPO: a divisor that no completion's length changes; dividing by lengths favours short good
   # completions and long bad ones.
   if settings.aggregation == "constant":
-    assert settings.max_completion_tokens is not None  # Settings checks it.
+    assert settings.max_completion_tokens is not None  # PolicySettings checks it.
     total = total / settings.max_completion_tokens
   return total, rows

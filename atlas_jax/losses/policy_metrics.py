@@ -82,6 +82,6 @@ def _clipped(terms, settings) -> dict:
 
 
 def _extreme(reduce, value_BT, counted_BT, neutral: float):
-  """Returns 1, a ratio's resting place, if no token counts."""
+  """Reduces counted ratios; 1, the ratio of equal policies, if no token counts."""
   found = reduce(jnp.where(counted_BT, value_BT, neutral))
   return jnp.where(jnp.any(counted_BT), found, 1)

@@ -14,7 +14,7 @@ from atlas_jax.kernels.vocab_loss import map_blocks, vocab_logits
 from atlas_jax.losses.distill import check_temperature, divergence
 from atlas_jax.losses.token_logprobs import token_logprobs
 
-# How near to 1 a span's probability is told apart from it: float32 sums of log-probabilities know no better.
+# Least distance of a span's log-probability from 0, about the rounding error of sums in float32.
 SURE_NATS = 1e-6
 
 

@@ -157,7 +157,7 @@ def teacher_template(config) -> str | None:
 
 
 def reader_of(config, start: InitialModel) -> ModelView:
-  """Returns how a model is shown texts."""
+  """Returns the functions that encode prompts and solutions for one of the two models."""
   data = config.data
   solution = distill_rows.recorded(start.tokenizer, start.template, max_tokens=config.sampler.max_tokens,
                                    overlong=data.overlong)

@@ -109,7 +109,7 @@ def load_of(start: InitialModel | None) -> Callable | None:
 
 
 def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
-  """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
+  """Makes the function that writes what using the run needs, also without the run that it started from."""
   def save(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
     inventory.seal(workdir / TOKENIZER)
@@ -246,7 +246,7 @@ def loss_of(config, model: lm.LM):
 
 
 def by_step_of(config) -> Callable | None:
-  """Makes what the loss is given by the number of an update, how far attention sees; None: always all."""
+  """Makes the function from an update's number to how far attention sees in it; None: always all of it."""
   window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 

@@ -118,7 +118,7 @@ def loss_of(config, start: InitialModel):
 
 
 def token_metrics(logprob_BT, batch) -> dict:
-  """Returns, over counted tokens, nats and probability of the recorded one; and what places are used for."""
+  """Returns nats and probability of counted tokens, and the fractions of places that count and are filled."""
   logprob_BT = jax.lax.stop_gradient(logprob_BT)
   counts_BT = batch["weight_BT"] > 0
   count = jnp.maximum(jnp.sum(counts_BT), 1)

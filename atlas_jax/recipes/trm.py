@@ -70,12 +70,12 @@ def accounting_of(config, unit: str = "supervision_steps") -> Accounting:
 
 
 def update_of(config) -> Update:
-  """Returns what an update does besides: a model with rows has a table of them."""
+  """Returns the effects of an update besides moving parameters: a model with rows has a table of them."""
   return Update(tables=tables_of(config) if config.trm.row_width else None)
 
 
 def assets_of(sets: puzzle_sets.Sets, start: TrmStart | None) -> Assets:
-  """Returns what a run keeps: what its puzzles are, and vectors that it took over from other weights."""
+  """Returns the files of a run: what its puzzles are, and vectors that it took over from other weights."""
   def save(workdir) -> None:
     sets.save(workdir)
     if start is not None:

@@ -166,7 +166,7 @@ def _is_flat(group: CompletionGroup, scoring: Scoring) -> bool:
 
 
 def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> dict[str, float]:
-  """Returns what is watched of the completions of groups, by name, where there is anything to say."""
+  """Returns metrics of the completions of groups by name; those without a value are left out."""
   reward_B = np.concatenate([group.reward_G for group in groups])
   each = {name: np.concatenate([group.each[name] for group in groups]) for name in groups[0].each}
   length_B = np.array([len(ids) for group in groups for ids in group.tokens])

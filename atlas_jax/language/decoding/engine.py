@@ -42,12 +42,12 @@ def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
   """Returns the pure functions, to be called inside of compiled ones.
 
   `prefill` reads on from a state; rows of no tokens stay as they are, and their scores are of no meaning. Its
-  state may be None for rows that have read nothing, which spares a decoder to look at an empty past.
+  state may be None for rows that have read nothing, so that a decoder need not attend to an empty past.
 
   Args:
     language: the model.
-    room_tokens: of a decoder: the longest text, prompt included; what finds no room is not kept, and callers
-      see to that. `decode` does not ask for it.
+    room_tokens: of a decoder: the longest text, prompt included; tokens beyond it are not kept, so callers
+      must stay within it. `decode` does not need it.
   """
   axes = language.row_axes
 

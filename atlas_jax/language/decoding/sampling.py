@@ -108,7 +108,7 @@ def is_stop(token_B, stop_E):
 
 def draw_at(logits_BV, key_B, at, settings: SamplingParams, seen_BV=None, *, filtered: bool) -> tuple[Drawn,
                                                                                                    Any]:
-  """Draws the id at a position of each row; gives also the ids that are seen now, None if they were.
+  """Draws the id at a position of each row, and returns it with the ids seen by now, None if they were None.
 
   Args:
     logits_BV, settings, seen_BV, filtered: see `draw`.
@@ -239,8 +239,8 @@ def _unless(off, share_BV, enough):
 def _largest(enough, rows: int, dtype):
   """Finds it in [0, 1]: numbers that are not negative stand in the order of their bits."""
   bits = jnp.finfo(dtype).bits
-  # Floats that are not negative have the order of their bits, read as integers; so bisecting the bits of [0, 1]
-  # ends at the exact number, after 30 steps in float32, each a pass over the vocabulary.
+  # Floats that are not negative have the order of their bits, read as integers; so bisecting the bits of
+  # [0, 1] ends at the exact number, after 30 steps in float32, each a pass over the vocabulary.
   whole = jnp.uint32 if bits == 32 else jnp.uint64
   top = int(np.asarray(1, dtype).view(whole))
 

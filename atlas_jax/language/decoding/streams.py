@@ -29,7 +29,7 @@ def generate(language: LanguageModel, params, tokenizer, prompt: str | Sequence[
     tokens: how many to write at most; it ends earlier where the model ends the document.
     temperature: 0 takes the likeliest token, 1 draws as the model predicts.
     top_k: draw among this many likeliest tokens; None: all.
-    top_p, min_p, repetition_penalty: see `sampler.Options`.
+    top_p, min_p, repetition_penalty: see `sampler.SamplingOptions`.
     seed: of the draws; the same seed gives the same text.
     mesh: where the parameters live, if on several devices; every process then calls and gets the same.
     end_tokens: ids that end the text, besides the mark of documents.
