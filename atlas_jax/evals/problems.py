@@ -24,8 +24,9 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
     shown: problems in the text.
 
   Returns:
-    run(trained, *, step) -> EvalOut with val/accuracy (share of graded answers that are right), val/reward,
-    val/length_tokens, val/ended_frac (share that came to an end of their own) and val/graded_count.
+    run(trained, *, step) -> EvalOut with val/accuracy (fraction of graded answers that are right),
+    val/reward, val/length_tokens, val/ended_frac (fraction that ended by a stop token or string) and
+    val/graded_count.
 
   Raises:
     ValueError: from run, if no problem can be graded.
