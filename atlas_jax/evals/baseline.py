@@ -15,7 +15,7 @@ from atlas_jax.files import json_file
 from atlas_jax.files.damage import Damaged
 
 FIELD = "config.eval.baseline"
-ALIKE = 0.011  # Share by which two models may differ in parameters.
+ALIKE = 0.011  # Fraction by which two models may differ in parameters.
 PROJECT = pathlib.Path(__file__).parents[2]
 
 
@@ -43,6 +43,7 @@ def read(path: str) -> Baseline:
   if not file.is_file():
     raise ValueError(f"{told} is no file; {remedy}")
   try:
+    # A missing or unknown name is a TypeError of the record itself, so the file needs no schema.
     found = Baseline(**json_file.read(file, nan=True))
   except (ValueError, TypeError) as error:
     why = error.why if isinstance(error, Damaged) else error
@@ -62,6 +63,7 @@ def read(path: str) -> Baseline:
 
 
 def _is_number(value) -> bool:
+  # A bool is an int to isinstance, and json_file.read is asked to let NaN through.
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -87,6 +89,8 @@ def make(recorded: Baseline, path: str, setting: Mapping[str, Any]):
   """
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
+    # Figures of another setting are left out with a reason, not refused:
+    # a run must not fail at its end over them.
     differ = differences(recorded.setting, setting)
     count = tree.count(trained.params)
     if abs(count / recorded.params - 1) > ALIKE:

@@ -24,9 +24,11 @@ def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
     del trained, workdir
     with contextlib.closing(train_factory()) as source:
       coder = source.tokenizer
+      # The very batches of the run: a source depends on its seed and the step alone, so it is read once more.
       seen = (source.next(None) for _ in range(step))
       trigram = ngram.fit(seen, vocab_size=coder.vocab_size, doc_id=coder.doc_id)
     texts: list[list[bytes]] = []
+    # gzip needs the bytes of what the trigram reads; noted on the way, so the text is read once.
     reading = _noting_bytes(held_out.batches(held_out_factory(), max_tokens=max_tokens), coder, texts)
     trigram_bits = trigram.bits_per_byte(reading)
     return EvalOut({
@@ -41,6 +43,8 @@ def make(train_factory, held_out_factory, *, max_tokens: int | None = None):
 def _noting_bytes(batches, coder, texts: list[list[bytes]]):
   """Passes batches on and appends the bytes of each row's counted targets to that row's list."""
   for batch in batches:
+    # A list for each row, over all batches: gzip finds repetitions in its
+    # last 32 KiB, so a row must be in one piece.
     texts.extend([] for _ in range(len(texts), len(batch["targets_BT"])))
     for row, target_T, weight_T in zip(texts, batch["targets_BT"], batch["weight_BT"]):
       row.append(coder.decode_bytes(target_T[np.asarray(weight_T) > 0]))

@@ -29,10 +29,13 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
     return None
   draw = np.random.default_rng(seed)
   means = []
+  # In pieces of 32 MiB, since a draw has one number for each unit.
   for first in range(0, DRAWS, size := max(1, AT_ONCE // units)):
+    # How often each unit is drawn, in place of which ones: a resampled sum is then one matrix product.
     times = draw.multinomial(units, np.full(units, 1 / units), size=min(size, DRAWS - first))
     means.append((times @ total_N) / (times @ count_N))
   low, high = np.quantile(np.concatenate(means), [(1 - SHARE) / 2, (1 + SHARE) / 2])
+  # A ratio of sums, as the metric is: a long document weighs by its tokens.
   mean = total_N.sum() / count_N.sum()
   factor = widening(units)
   return float(mean + factor * (low - mean)), float(mean + factor * (high - mean))
@@ -41,4 +44,6 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
 def widening(units: int) -> float:
   """Returns by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
   upper = (1 + SHARE) / 2
+  # The t quantile over the normal one, and the root of n / (n - 1) for the deviation that resampling
+  # underestimates; 1 for many units.
   return float(special.stdtrit(units - 1, upper) / special.ndtri(upper) * (units / (units - 1)) ** 0.5)

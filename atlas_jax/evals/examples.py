@@ -26,6 +26,7 @@ def make(score, source_factory, mesh: Mesh):
   """
   def sums(params, batch, frozen):
     counts_BT = batch["weight_BT"] > 0
+    # Selected, not multiplied: what stands at padding may be NaN.
     nats_BT = jnp.where(counts_BT, -score(params, batch, frozen), 0)
     return {"nats": jnp.sum(nats_BT), "tokens": jnp.sum(counts_BT, dtype=jnp.float32)}
 
@@ -33,7 +34,7 @@ def make(score, source_factory, mesh: Mesh):
 
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
-    totals = np.zeros(2)
+    totals = np.zeros(2)  # float64: beyond 2^24 tokens float32 would count no further.
     waiting = None
     for batch in _batches(source_factory()):
       # Sums of a batch are read while the next one is computed.
@@ -44,6 +45,7 @@ def make(score, source_factory, mesh: Mesh):
     if not tokens:
       raise ValueError("the held-out examples have no token that counts; raise config.data.held_out_frac")
     loss = nats / tokens
+    # exp overflows float64 at 709.8, and Python raises where NumPy gives inf.
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return EvalOut({"val/loss_nats": loss, "val/perplexity": perplexity, "val/tokens": float(tokens)})
 

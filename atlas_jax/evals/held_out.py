@@ -19,6 +19,7 @@ def batches(source, *, max_tokens: int | None = None, processes: int = 1):
   """
   with contextlib.closing(source):
     read = size = 0
+    # One batch is read whatever the limit, so that a small max_tokens still measures something.
     while not read or max_tokens is None or read + size <= max_tokens:
       try:
         batch = source.next(None)
@@ -31,6 +32,7 @@ def batches(source, *, max_tokens: int | None = None, processes: int = 1):
 
 def make_step(step, mesh: Mesh):
   """Compiles `(params, state, batch) -> (state, sums)`; rows stay split, the sums are whole everywhere."""
+  # The state is donated: at no time are there two of them, which of a memory model is much.
   return jax.jit(step, donate_argnums=1, out_shardings=(meshes.batch_sharding(mesh), meshes.replicated(mesh)))
 
 
@@ -50,6 +52,7 @@ def add_up(step, params, model, source, mesh: Mesh, *, max_tokens: int | None = 
   """
   totals: dict = {}
   for sums in segments(step, params, model, source, mesh, max_tokens=max_tokens):
+    # float64 on the host: sums in float32 count no further than 2^24 tokens.
     totals = {name: totals.get(name, 0.0) + np.asarray(value, np.float64) for name, value in sums.items()}
   return totals
 
@@ -61,6 +64,7 @@ def segments(step, params, model, source, mesh: Mesh, *, max_tokens: int | None 
   for local in batches(source, max_tokens=max_tokens, processes=jax.process_count()):
     batch = hosts.global_batch(mesh, local)
     if state is None:
+      # Compiled, so that each device makes its own rows and the whole is on none.
       state = _zero_state(model, batch["tokens_BT"].shape[0], mesh)
     state, sums = step(params, state, batch)
     # Those of a segment are read while the next one is computed.

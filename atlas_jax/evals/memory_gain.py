@@ -1,6 +1,6 @@
 """Memory gain: how much worse held-out text is predicted without what memory holds.
 
-A gain is a mean over tokens; how far it can be trusted says its interval, over documents drawn anew.
+A gain is a mean over tokens; its interval, over documents drawn anew, says how far it can be trusted.
 `swapped` is evidence that what was read in this document is used. `emptied` and `writes_off` say how much
 the model leans on its memory, which is more: a model misses a table that is never written as well, though
 it is hardly better than one without (experiments/memory_pays); compare its loss with a control's. `gate_zero`
@@ -94,6 +94,7 @@ def _variants(model: lm.LM, params, state: lm.LMState) -> _Variant:
   """Stacks the ways to read a segment: as it is, then ABLATIONS."""
   learned = lm.learned_memory(model, params)
   empty = memory_of(model).empty(learned)
+  # In the order of ABLATIONS, behind the model as it is; `_segment` zips them.
   ways = (_Variant(state, learned, 1.0, True), _Variant(started(model, empty, state), empty, 1.0, False),
           _Variant(other_memory(state), learned, 1.0, True),
           _Variant(started(model, learned, state), learned, 1.0, False), _Variant(state, learned, 0.0, True))
@@ -115,7 +116,9 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
 
   # A loop compiles the model once, not five times.
   ends, nlls = jax.lax.map(read, _variants(model, params, state))
+  # Of the document that was open when the segment began: others have nothing in memory that could be missed.
   weight_BT = jnp.where(batch["doc_BT"] == state.doc_B[:, None], batch["weight_BT"], 0).astype(nlls.dtype)
+  # A partner that has read nothing brings in no other text, and is left out: that is another ablation.
   partner_B1 = (jnp.roll(state.doc_B, 1) != NO_DOC).astype(nlls.dtype)[:, None]
   inside_BTN = perplexity.in_buckets(batch["pos_BT"], perplexity.bucket_starts()).astype(nlls.dtype)
 
@@ -127,6 +130,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
     sums |= {f"{prefix}tokens_BN": add(counted_BT), f"{prefix}loss_BN": add(nlls[0] * counted_BT)}
     sums |= {f"{prefix}{name}_BN": add((nll_BT - nlls[0]) * counted_BT)
              for name, nll_BT in zip(ABLATIONS, nlls[1:]) if (name == "swapped") == bool(prefix)}
+  # The state of the model as it is goes on; ablations leave no trace in later segments.
   return jax.tree.map(lambda leaf: leaf[0], ends), sums
 
 
@@ -136,7 +140,7 @@ def memory_of(model: lm.LM):
 
 
 def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
-  """Puts the memories of every row to where something learned starts them; all else stays.
+  """Sets the memories of every row to the start that learned weights give them; all else stays.
 
   Forgetting the document instead (doc_B = NO_DOC) would also cut the convolutions off from the tokens before.
 
@@ -159,6 +163,8 @@ def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
 
 def other_memory(state: lm.LMState) -> lm.LMState:
   """Returns the state with every row having the memories of the row before it."""
+  # Only what the memories hold: the tails of convolutions and the
+  # window of attention are of the row's own text.
   running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
   return state._replace(memory=state.memory._replace(running=running))
 
@@ -176,6 +182,7 @@ def by_document(segments: list[dict], names: tuple[str, ...], prefix: str = "") 
   found: dict[tuple[int, int], np.ndarray] = {}  # (row, document) -> [keys, buckets]
   for sums in segments:
     every = np.stack([np.asarray(sums[f"{prefix}{key}_BN"], np.float64) for key in keys])
+    # Rows without counted tokens have no document that goes on; doc_B may be NO_DOC there.
     for row in np.flatnonzero(every[0].sum(-1)):
       at = int(row), int(sums["doc_B"][row])
       found[at] = found.get(at, 0.0) + every[:, row]
@@ -213,7 +220,7 @@ def result(whole: Documents, swapped: Documents) -> EvalOut:
 
 
 def _counts(kind: str, found: Documents) -> dict[str, float]:
-  """Says on how much text gains are measured, and its loss as the model is, in all and by position."""
+  """Returns how much text gains are measured on, and the model's loss on it, in all and by position."""
   total = float(found.tokens.sum())
   scalars = {f"eval/{kind}_tokens": total, f"eval/{kind}_documents": float(len(found.tokens))}
   if total:
@@ -231,6 +238,7 @@ def _mean(metric: str, nats_N: np.ndarray, tokens_N: np.ndarray) -> dict[str, fl
   some_N = tokens_N > 0
   if not some_N.any():
     return {}
+  # Over all tokens, though the interval draws documents: both are ratios of the same sums.
   found = {metric: float(nats_N.sum() / tokens_N.sum())}
   if (interval := bootstrap.interval_of_mean(nats_N[some_N], tokens_N[some_N])) is not None:
     found[f"{metric}_low"], found[f"{metric}_high"] = interval

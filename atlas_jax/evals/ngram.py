@@ -58,12 +58,12 @@ class Trigram:
     keys, self._ahead = _trigrams(batch, self._ahead, self.vocab_size, self.doc_id)
     self.n_tokens += len(keys)
     self._waiting.append(keys)
-    self._orders = None
+    self._orders = None  # Made anew when asked for.
     if sum(map(len, self._waiting)) > BUFFERED:
       self._merge()
 
   def _merge(self) -> None:
-    waiting = np.concatenate([*self._waiting, np.zeros(0, np.int64)])
+    waiting = np.concatenate([*self._waiting, np.zeros(0, np.int64)])  # It refuses an empty list.
     keys, counts = np.unique(waiting, return_counts=True)
     self._keys, self._counts = _sum_by_key(np.r_[self._keys, keys], np.r_[self._counts, counts])
     self._waiting = []
@@ -74,7 +74,10 @@ class Trigram:
       self._merge()
       self._orders = []
       for order in (1, 2, 3):
+        # Keys are digits in base V, the target last: the remainder drops
+        # the tokens that a shorter context forgets.
         keys, counts = _sum_by_key(self._keys % self.vocab_size**order, self._counts)
+        # Keys are distinct here, so a context stands once for each target that ever followed it.
         contexts, kinds = np.unique(keys // self.vocab_size, return_counts=True)
         _, totals = _sum_by_key(keys // self.vocab_size, counts)
         self._orders.append((keys, counts, contexts, totals, kinds))
@@ -87,7 +90,9 @@ class Trigram:
       part = keys % self.vocab_size**order
       count = _look_up(part, seen, counts)
       total, kind = (_look_up(part // self.vocab_size, contexts, values) for values in (totals, kinds))
+      # Method C: the lower order has weight kind / (total + kind); more kinds of targets make it heavier.
       smoothed = (count + kind * probability) / np.maximum(total + kind, 1)
+      # A context never seen says nothing, and the lower order stands.
       probability = np.where(total > 0, smoothed, probability)
     return probability
 
@@ -116,6 +121,7 @@ def _trigrams(batch: dict, ahead: dict | None, vocab_size: int, doc_id: int):
     ahead = {"tokens_B": np.full(len(tokens_BT), doc_id), "doc_B": np.full(len(tokens_BT), -1)}
   before_BT = np.concatenate([ahead["tokens_B"][:, None], tokens_BT[:, :-1]], axis=1)
   before_doc_BT = np.concatenate([ahead["doc_B"][:, None], doc_BT[:, :-1]], axis=1)
+  # Across a document's start the token before is doc_id, whatever text the row held there.
   before_BT = np.where(before_doc_BT == doc_BT, before_BT, doc_id)
   keys_BT = (before_BT * vocab_size + tokens_BT) * vocab_size + np.asarray(batch["targets_BT"], np.int64)
   last = {"tokens_B": tokens_BT[:, -1], "doc_B": doc_BT[:, -1]}
@@ -124,6 +130,7 @@ def _trigrams(batch: dict, ahead: dict | None, vocab_size: int, doc_id: int):
 
 def _sum_by_key(keys, counts):
   """Returns the distinct keys in order and the sum of the counts of each."""
+  # bincount adds in float64, exact up to 2^53.
   unique, where = np.unique(keys, return_inverse=True)
   return unique, np.bincount(where, weights=counts, minlength=len(unique)).astype(np.int64)
 

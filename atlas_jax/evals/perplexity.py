@@ -20,6 +20,7 @@ def bucket_starts(first: int = FIRST_BUCKET_TOKENS, buckets: int = BUCKETS) -> l
 
 def bucket_names(starts: list[int]) -> list[str]:
   """Names buckets by first and last position, such that names sort like positions."""
+  # Padded with zeros, so that tables sorted by name are sorted by position.
   digits = len(str(starts[-1]))
   ends = [f"{start - 1:0{digits}}" for start in starts[1:]] + ["up"]
   return [f"{start:0{digits}}-{end}" for start, end in zip(starts, ends)]
@@ -63,6 +64,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 def in_buckets(pos_BT, starts: list[int]):
   """Says in which bucket of positions each token stands; bool, [B, T, buckets]."""
   first = jnp.asarray(starts[1:])[None, None]
+  # The number of starts at or below a position is the number of its bucket.
   bucket_BT = jnp.sum(pos_BT[..., None] >= first, axis=-1)
   return bucket_BT[..., None] == jnp.arange(len(starts))[None, None]
 
@@ -92,6 +94,7 @@ def scalars(totals: dict, names: list[str]) -> dict[str, float]:
                      "more documents")
   nats = float(np.sum(totals["nats"]))
   loss = nats / tokens
+  # exp overflows float64 at 709.8, and Python raises where NumPy gives inf.
   perplexity = math.exp(loss) if loss < 700 else math.inf
   found = {"val/loss_nats": loss, "val/perplexity": perplexity, "val/tokens": tokens}
   if totals["bytes"]:

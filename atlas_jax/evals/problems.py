@@ -24,8 +24,9 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
     shown: problems in the text.
 
   Returns:
-    run(trained, *, step) -> EvalOut with val/accuracy (share of graded answers that are right), val/reward,
-    val/length_tokens, val/ended_frac (share that came to an end of their own) and val/graded_count.
+    run(trained, *, step) -> EvalOut with val/accuracy (fraction of graded answers that are right),
+    val/reward, val/length_tokens, val/ended_frac (fraction that ended by a stop token or string) and
+    val/graded_count.
 
   Raises:
     ValueError: from run, if no problem can be graded.
@@ -40,6 +41,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
     asked = [problem for problem, _ in pairs]
     written = [one for _, one in pairs]
     reward_B, each = grade(asked, written, step=step)
+    # Accuracy is of one reward, named by config.eval.grader; the others are measured beside it.
     right_B = each[grader]
     graded_B = ~np.isnan(right_B)
     if not graded_B.any():
@@ -47,6 +49,7 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
                        f"{len(asked)} held-out answers; do the problems have answers? Name another reward")
     ended_B = [one.reason in ("stop_token", "stop_string") for one in written]
     known_B = reward_B[~np.isnan(reward_B)]
+    # At least 1, so that partial credit is not right; answers that cannot be graded count neither way.
     scalars = {"val/accuracy": float(np.mean(right_B[graded_B] >= 1)),
                **({"val/reward": float(np.mean(known_B))} if len(known_B) else {}),
                "val/length_tokens": float(np.mean([len(one.tokens) for one in written])),

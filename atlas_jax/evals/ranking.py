@@ -25,14 +25,15 @@ def make(score: Callable, settings: ranked.RankedSettings, source_factory: Calla
   Returns:
     run(trained, *, step) -> EvalOut with "val/prompts" and, over these,
     "val/loss_nats" and the parts of the loss; "val/best_nats", per token of the best response (of equal ones,
-    the first); "val/pairs" and "val/pairs_right_frac", the share of pairs with an order that likelihoods per
-    token put right; "val/top1_prompts", prompts whose responses are not all tied, and "val/top1_frac", the
-    share of these whose likeliest response is a best one. Shares of nothing are left out.
+    the first); "val/pairs" and "val/pairs_right_frac", the fraction of pairs with an order that likelihoods
+    per token put right; "val/top1_prompts", prompts whose responses are not all tied, and "val/top1_frac",
+    the fraction of these whose likeliest response is a best one. Fractions of nothing are left out.
   """
   def sums(params, batch, frozen):
     logprob_BGT, ref_BGT = score(params, batch, frozen)
     out = ranked.ranked_loss(logprob_BGT, batch["mask_BGT"], batch["score_BG"], batch["valid_BG"], settings,
                              ref_logprob_BGT=ref_BGT)
+    # Means times their weight are sums, which batches add up to; the last batch may hold fewer prompts.
     of_prompts = {name: value * out.weight for name, value in {"loss_nats": out.loss, **out.metrics}.items()}
     counts = {name: jnp.sum(value_B) for name, value_B in orders(logprob_BGT, batch).items()}
     return {"prompts": out.weight, **of_prompts, **counts}
@@ -69,6 +70,7 @@ def orders(logprob_BGT, batch) -> dict:
   score_BG = batch["score_BG"]
   valid_BG = batch["valid_BG"]
   count_BG = jnp.maximum(jnp.sum(mask_BGT, axis=-1), 1).astype(logprob_BGT.dtype)
+  # Per token, whatever the loss reduces by: a sum would rank by length.
   mean_BG = jnp.sum(jnp.where(mask_BGT, logprob_BGT, 0), axis=-1) / count_BG
   _, pairs_B, share_B = ranked.pair_loss(mean_BG, score_BG, valid_BG)
 
@@ -78,9 +80,12 @@ def orders(logprob_BGT, batch) -> dict:
   def take(x_BG, at_B):
     return jnp.take_along_axis(x_BG, at_B[:, None], axis=1)[:, 0]
 
+  # Of equal ones the first, as argmax takes it.
   best_B = jnp.argmax(among(score_BG), axis=1)
   likeliest_B = jnp.argmax(among(mean_BG), axis=1)
+  # Where all scores are tied any choice is a best one, and counting it would only raise the figure.
   choice_B = (pairs_B > 0).astype(mean_BG.dtype)
+  # By score and not by place: several responses may be best.
   is_best_B = take(score_BG, likeliest_B) == take(score_BG, best_B)
   there_B = jnp.any(valid_BG, axis=1)
   return {"pairs": pairs_B, "pairs_right": share_B * pairs_B, "top1_prompts": choice_B,
@@ -92,6 +97,7 @@ def scalars(totals: dict[str, float]) -> dict[str, float]:
   found = {f"val/{name}": totals[name] for name in ("prompts", "pairs", "top1_prompts")}
   counted = {"pairs_right": ("pairs", "pairs_right_frac"), "top1": ("top1_prompts", "top1_frac")}
   for name, total in totals.items():
+    # What has a count of its own is divided by it; all else is a sum over prompts.
     if name in counted:
       of, share = counted[name]
       found |= {f"val/{share}": total / totals[of]} if totals[of] else {}

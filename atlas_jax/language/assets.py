@@ -19,7 +19,7 @@ from atlas_jax.workdir import ADAPTER, BASE_STEP, CHECKPOINTS, PRETRAINED, SHAPE
 
 
 def save(config, start: InitialModel, workdir) -> None:
-  """Copies tokenizer, chat template and published config into a workdir; see `recipes.Assets`.
+  """Copies tokenizer, chat template and the pretrained model's config into a workdir; see `recipes.Assets`.
 
   Args:
     config: of the run.
@@ -29,9 +29,11 @@ def save(config, start: InitialModel, workdir) -> None:
   workdir = pathlib.Path(workdir)
   data = config.data
   start.tokenizer.save(workdir / TOKENIZER)
+  # What lies beside a tokenizer, such as a chat template, is needed by an export.
   beside = start.folder if data.tokenizer == MODEL else _local(data.tokenizer)
   if beside is not None:
     tokenizer_files.copy(beside, workdir / TOKENIZER)
+  # Checksums of the copies, so that one that changes later is refused when it is read.
   inventory.seal(workdir / TOKENIZER)
   if start.template is not None:
     template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
@@ -39,6 +41,7 @@ def save(config, start: InitialModel, workdir) -> None:
     _copy(template, workdir / TEMPLATE, chats.FILES)
     inventory.seal(workdir / TEMPLATE)
   if config.lora.path is not None:
+    # Their config alone: the numbers are in every checkpoint of this run.
     _copy(hf_import.find(config.lora.path), workdir / ADAPTER, (peft.CONFIG,))
     inventory.seal(workdir / ADAPTER)
   note_step(config.model.path, workdir / BASE_STEP)
@@ -46,6 +49,7 @@ def save(config, start: InitialModel, workdir) -> None:
     _copy(start.folder, workdir / PRETRAINED, ("config.json", *hf_export.COPIED_FILES))
     inventory.seal(workdir / PRETRAINED)
   elif config.model.path is not None:
+    # A run that started from a run has no config.json to copy, so the fields of its model are written down.
     write.json(workdir / SHAPE, json_file.sealed(shape_of(config.model.path)))
 
 
@@ -58,7 +62,7 @@ def shape_of(workdir: str) -> dict:
 
 
 def resolve(config, workdir) -> None:
-  """Lets a run's config name the workdir's copies in place of the originals; see `start.use_copies`."""
+  """Lets a run's config name the workdir's copies, not the originals; see `initial_model.use_copies`."""
   use_copies(config, workdir)
 
 
@@ -70,9 +74,10 @@ def with_copies_of_lost(config, workdir):
     workdir: of the run.
 
   Raises:
-    ValueError: see `start.check_base`.
+    ValueError: see `initial_model.check_base`.
   """
   workdir = pathlib.Path(workdir)
+  # Without a checkpoint there is nothing to go on with: the run starts anew, from the original.
   if not any((workdir / CHECKPOINTS).glob("[0-9]*")):
     return config
   if config.lora.rank is not None or config.lora.path is not None or _refers(config):
@@ -89,6 +94,7 @@ def with_copies_of_lost(config, workdir):
 
 def _refers(config) -> bool:
   """Returns whether the loss compares with the model at config.model.path, which is read at every start."""
+  # Recipes stand above this package and are not imported; what they need is read off the config.
   if config.recipe == "grpo":
     return bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
   return config.recipe == "ranked" and bool(config.ranked.anchored or config.ranked.kl_weight)

@@ -1,4 +1,4 @@
-"""A run's model as a published one: safetensors, config and tokenizer that other programs load."""
+"""A run's model as a pretrained one: safetensors, config and tokenizer that other programs load."""
 import pathlib
 import shutil
 
@@ -42,7 +42,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     config: of the run, see `runs.config_of`; resolved.
     workdir: of the run.
     folder: made; must not hold anything.
-    dtype: of the weights; None: as the published model that the run started from, else float32.
+    dtype: of the weights; None: as the pretrained model that the run started from, else float32.
     adapters: write the adapters alone, as PEFT reads them, in place of the whole model with them merged.
 
   Returns:
@@ -50,7 +50,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
     architecture, and the model whose layout of files was kept, None where it is ours.
 
   Raises:
-    ValueError: if the folder holds something, or the model has no published form.
+    ValueError: if the folder holds something, or the model has no Hugging Face format.
     CheckpointError: see `runs.restore`.
   """
   check_target(folder)
@@ -59,6 +59,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
   mesh = runs.mesh_here(config)
   target = pathlib.Path(folder)
   architecture = check_model(config, start, adapters)
+  # Not the target itself: an export that is broken off must not pass for a whole one.
   part = target.with_name(f"{target.name}.part")
   if hosts.is_main():
     shutil.rmtree(part, ignore_errors=True)  # Left by an export that was broken off.
@@ -81,7 +82,7 @@ def run(config, workdir, folder, *, dtype: str | None = None, adapters: bool = F
 
 
 def check_model(config, start: InitialModel, adapters: bool) -> str:
-  """Returns a model's architecture as its config will name it; refuses a model that has no published form.
+  """Returns a model's architecture as its config will name it; refuses one that has no Hugging Face format.
 
   Raises:
     ValueError: says what to do with it instead.
@@ -100,8 +101,9 @@ def check_model(config, start: InitialModel, adapters: bool) -> str:
 
 
 def origin_of(workdir) -> pathlib.Path | None:
-  """Returns the folder of the published model at the root of a run, if it still has its weights."""
+  """Returns the folder of the pretrained model at the root of a run, if it still has its weights."""
   path = configs.load(workdir).model.path
+  # Through all runs between: the layout of the files is that of the first model.
   while path is not None and is_run(path):
     path = configs.load(path).model.path
   if path is None:
@@ -110,6 +112,7 @@ def origin_of(workdir) -> pathlib.Path | None:
     folder = hf_import.find(path)
     tensor_files.TensorFolder(folder)
   except ValueError as error:
+    # Only the layout of files is lost with it; the weights to export are the run's own.
     logging.warning("the weights are laid out anew, because the model this run started from cannot be read: "
                     "%s", error)
     return None
@@ -125,8 +128,10 @@ def _write_model(config, workdir, start: InitialModel, module: Decoder, params, 
                  dtype: str | None) -> None:
   """Writes weights and config: laid out like those of the origin, or of the run's copy of its config."""
   published = pathlib.Path(workdir) / PRETRAINED / "config.json"
+  # The mark between documents stands at the start and at the end of a text.
   if origin is not None or not published.is_file():
     specials = {"bos_token_id": int(start.tokenizer.doc_id), "eos_token_id": int(start.tokenizer.doc_id)}
+    # With an origin its own config is copied, special tokens included.
     hf_export.save(folder, module, params, like=origin, dtype=dtype, max_tokens=longest_tokens(config),
                    specials={} if origin is not None else specials)
     return
@@ -145,6 +150,7 @@ def _write_tokenizer(config, workdir, start: InitialModel, folder: pathlib.Path)
   """Writes the run's own tokenizer and chat template, in place of those of the model it started from."""
   asked = configs.load(workdir).data
   workdir = pathlib.Path(workdir)
+  # The files of two tokenizers side by side would be read as a mixture of both.
   if asked.tokenizer != MODEL:
     for name in ("tokenizer.json", "tokenizer.model", *tokenizer_files.BESIDE):
       (folder / name).unlink(missing_ok=True)

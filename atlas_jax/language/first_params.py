@@ -28,12 +28,14 @@ def load_of(start: InitialModel, *, reference: bool = False) -> Callable | None:
   """Makes the reader of what training starts from; None where all of it is drawn; see `Recipe.load`."""
   if start.read_base is None:
     return None
+  # Where what is trained is drawn, the reference is drawn with it, from the seed, at every start.
   reads_reference = reference and start.reads_trained
 
   def load(mesh, fresh: bool) -> LoadedParams:
     params, frozen = start.read(mesh, fresh or reads_reference)
     if reads_reference:  # A copy: the parameters themselves are used up by the first update.
       frozen = {**frozen, REFERENCE: jax.tree.map(jnp.copy, params) if fresh else params}
+    # A run that goes on has its parameters from the checkpoint.
     return LoadedParams(params if fresh else None, frozen)
 
   return load

@@ -1,6 +1,6 @@
 """The initial model of tuning: its tokenizer and chat template, and where its parameters lie.
 
-A start is drawn from the seed, read from the folder of a published model, or from the workdir of a run;
+A start is drawn from the seed, read from the folder of a pretrained model, or from the workdir of a run;
 adapters are drawn, or read from a folder in PEFT's format.
 """
 import hashlib
@@ -46,7 +46,7 @@ class InitialModel(NamedTuple):
   language: languages.LanguageModel
   tokenizer: Any
   template: chats.Template | None  # None: prompts are texts
-  folder: pathlib.Path | None  # of the published model, with its config and tokenizer
+  folder: pathlib.Path | None  # of the pretrained model, with its config and tokenizer
   end_tokens: tuple[int, ...]  # ids that end a completion
   adapted: bool  # whether adapters are trained in place of the model
   read_base: Callable | None  # mesh -> parameters without adapters; None: they are drawn
@@ -55,7 +55,7 @@ class InitialModel(NamedTuple):
 
   @property
   def backward_frac(self) -> float:
-    """The share of a forward pass that has a backward pass; see `recipes.Accounting`.
+    """The fraction of a forward pass that has a backward pass; see `recipes.Accounting`.
 
     Beside adapters no gradient of weights is computed: the backward pass costs as much as the forward one.
     """
@@ -81,6 +81,8 @@ class InitialModel(NamedTuple):
       mesh: where they are put.
       fresh: whether what is trained is wanted.
     """
+    # Checkpoints hold what is trained. So a run that goes on needs no file for a whole model, but it needs
+    # the base of its adapters at every start.
     if self.read_base is None or not (fresh or self.adapted):
       return None, {}
     if fresh and self.warning is not None and hosts.is_main():
@@ -101,7 +103,7 @@ def load_initial_model(config, workdir=None) -> InitialModel:
 
   Args:
     config: resolved.
-    workdir: of the run itself, where it is opened to use it; its copies of tokenizer and published config
+    workdir: of the run itself, where it is opened to use it; its copies of tokenizer and pretrained config
       stand in for the originals.
 
   Raises:
@@ -120,10 +122,12 @@ def load_initial_model(config, workdir=None) -> InitialModel:
     language, read = _of_run(config, pathlib.Path(path), options)
     folder = pathlib.Path(path) / PRETRAINED
   else:
+    # The run's own copy of the config, where it has one: what the model is must not change with the original.
     folder = kept / PRETRAINED if kept and (kept / PRETRAINED).is_dir() else find(path)
     language, read = _published(config, path, folder, options)
   folder = folder if folder is not None and folder.is_dir() else None
   tokenizer = _tokenizer(config, folder)
+  # More ids than embeddings cannot be read. Fewer are usual: pretrained models round their vocabularies up.
   if tokenizer.vocab_size > language.vocab_size:
     group = "decoder" if config.model.kind == "decoder" else "model"
     raise ValueError(f"config.data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} ids, the "
@@ -138,7 +142,7 @@ def load_initial_model(config, workdir=None) -> InitialModel:
 
 
 def find(path: str) -> pathlib.Path:
-  """Returns the folder of a published model.
+  """Returns the folder of a pretrained model.
 
   Raises:
     ValueError: if there is none.
@@ -150,7 +154,7 @@ def find(path: str) -> pathlib.Path:
 
 
 def is_run(path: str) -> bool:
-  """Returns whether a path is the workdir of a run, and not the folder of a published model."""
+  """Returns whether a path is the workdir of a run, and not the folder of a pretrained model."""
   return (pathlib.Path(path) / CHECKPOINTS).is_dir()
 
 
@@ -173,9 +177,11 @@ def _published(config, path: str, folder: pathlib.Path, options):
   if config.model.kind != "decoder":
     raise ValueError(f"config.model.path={path!r} is a published model, and config.model.kind="
                      f"{config.model.kind!r}; set config.model.kind='decoder'")
+  # What the model is stands in its files; how it is computed, in this config.
   how = {name: config.decoder[name] for name in DECODER_HOW}
   _, fields = hf_config.read(folder / "config.json")
   language = languages.from_decoder(Decoder(**fields, **how, lora=options))
+  # In float32 whatever is stored: small updates of bfloat16 parameters would be rounded away.
   return language, lambda mesh: hf_import.load(path, mesh=mesh, param_dtype="float32", **how).params
 
 
@@ -195,6 +201,7 @@ def _of_run(config, workdir: pathlib.Path, options):
     language = languages.from_decoder(module.copy(**how, lora=options))
 
   def read(mesh):
+    # Shapes alone: nothing that the other run started from is drawn.
     shapes, frozen = jax.eval_shape(start.init, jax.random.key(0))
     saver = Checkpoints(workdir, **other.checkpoint, read_only=True)
     try:
@@ -205,6 +212,7 @@ def _of_run(config, workdir: pathlib.Path, options):
     if not start.adapted:
       return params
     base = start.read_base(mesh) if start.read_base else _drawn_base(start, other, mesh, frozen)
+    # The adapters of that run become part of the weights; this run may train others beside them.
     return lora.merge(lora.join(params, base), module.lora)
 
   return language, read
@@ -213,7 +221,7 @@ def _of_run(config, workdir: pathlib.Path, options):
 def _with_copies(config, workdir: pathlib.Path):
   """Returns a run's config with its own copies of what it started from, and no chat template.
 
-  None is used.
+  It is used to read parameters, which need no template.
   """
   changed = config.as_configdict()
   changed.data.chat_template = None
@@ -239,6 +247,7 @@ def use_copies(config, workdir) -> None:
   if (workdir / ADAPTER).is_dir():
     config.lora.path = str(workdir / ADAPTER)
   path = config.model.path
+  # Adapters mean nothing beside another model than the one they were trained with.
   if config.lora.rank is not None or config.lora.path is not None:
     check_base(config, workdir)
     return
@@ -323,7 +332,7 @@ def _tokenizer(config, folder: pathlib.Path | None) -> tokenizers.Tokenizer:
 
 
 def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> str | None:
-  """Refuses a tokenizer other than that of the run started from; warns of one other than a published model's.
+  """Refuses another tokenizer than that of the run started from; warns of another than a pretrained model's.
 
   Raises:
     ValueError: names both.
@@ -342,6 +351,7 @@ def _check_tokenizer(config, tokenizer, folder: pathlib.Path | None) -> str | No
   file = None if folder is None else folder / "tokenizer.json"
   if file is None or not file.is_file():
     return None
+  # The fingerprint of a tokenizer.json has the checksum of the file in it.
   if hashlib.sha256(file.read_bytes()).hexdigest() in tokenizer.fingerprint:
     return None
   return f"config.data.tokenizer={name} is another tokenizer than that of config.model.path={path}: {also}"
@@ -365,6 +375,8 @@ def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
 
 def _end_tokens(tokenizer, template, folder: pathlib.Path | None) -> tuple[int, ...]:
   """Returns the ids that end a completion: the tokenizer's, the template's, and those that files name."""
+  # Chat models end a turn with another id than a document, and files may name more; were one left out,
+  # completions would run on behind it to their longest length.
   turn_end = None if template is None else template.turn_end(tokenizer)
   found = [int(one) for one in (tokenizer.doc_id, turn_end) if one is not None]
   for file in ("generation_config.json", "config.json"):

@@ -10,6 +10,7 @@ def check_segment_len(config, start: InitialModel) -> None:
   """
   length = config.data.segment_len
   align = start.language.align_tokens
+  # A memory reads whole chunks, so documents of a packed row begin at multiples of one.
   if length % align:
     low = length // align * align
     raise ValueError(f"config.data.segment_len={length} is not a multiple of the {align} tokens of a chunk "

@@ -29,7 +29,7 @@ class OpenedModel(NamedTuple):
 
 
 def config_of(workdir, given=()):
-  """Reads the config of a run, with the run's own copies of tokenizer, chat template and published config.
+  """Reads the config of a run, with its own copies of tokenizer, chat template and pretrained config.
 
   Args:
     workdir: of the run.
@@ -45,6 +45,7 @@ def config_of(workdir, given=()):
 
 def mesh_here(config):
   """Makes the mesh of a run, or where the devices are others than the run's, one with other rows on each."""
+  # -1 stands for all devices that the other axes leave; with one such axis any multiple fits.
   sizes = [size for size in config.mesh.values() if size != -1]
   rest = len(sizes) < len(config.mesh)
   needed = math.prod(sizes)
@@ -73,6 +74,7 @@ def restore(config, workdir, init, mesh):
   saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
   try:
     params, meta = saver.restore_params(abstract["params"], field=states.field_used(config))
+    # () where the recipe has none, and then nothing is read.
     tables = start.tables and saver.restore_params(abstract["tables"], field="tables")[0]
   finally:
     saver.close()
@@ -100,6 +102,7 @@ def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any,
   params, _, step = restore(config, workdir, lambda rng: Init(start.init(rng)[0]), mesh)
   if not start.adapted:
     return params, None, step
+  # The base of adapters is in no checkpoint: it is read from where training read it, or drawn from the seed.
   _, given = start.read(mesh, fresh=False)
   return params, given["base"] if given else _drawn_base(config, start, mesh), step
 
@@ -108,6 +111,7 @@ def _drawn_base(config, start: InitialModel, mesh):
   def draw():
     return states.first(start.init, config.seed)[1]["base"]
 
+  # Compiled with shardings, so that each device draws its own part.
   return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 
@@ -118,6 +122,7 @@ def open_tuned(config, workdir, mesh) -> OpenedModel:
   if base is None:
     return OpenedModel(start, start.language, params, step)
   module = start.language.module
+  # Merged, so that writing costs no more than without adapters.
   merged = lora.merge(lora.join(params, base), module.lora)
   return OpenedModel(start, languages.from_decoder(module.copy(lora=None)), merged, step)
 
@@ -148,6 +153,7 @@ def write(start: InitialModel, language: languages.LanguageModel, params, prompt
   """Writes on from a prompt, or answers it where there is a chat template; see `generate`."""
   asked: str | Sequence[int] = prompt
   if start.template is not None:
+    # With a template the model was tuned on chats, and a bare text would be none.
     asked = start.template.prompt([{"role": "user", "content": prompt}], start.tokenizer).tolist()
   return streams.generate(language, params, start.tokenizer, asked, mesh=mesh, end_tokens=start.end_tokens,
                           **options)

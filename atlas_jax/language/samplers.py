@@ -24,6 +24,7 @@ def load(config, start: InitialModel, mesh, workdir=None) -> Sampler:
   """
   if config.sampler.kind == "native":
     return NativeSampler(start.language, start.tokenizer, mesh)
+  # Before the import below, which a sampler of one's own does not need.
   if config.sampler.kind != "vllm":
     return modules.attribute(config.sampler.kind, "make", field="sampler.kind")(config, start, mesh, workdir)
   from atlas_jax.language.vllm import sampler as vllm  # Its extra is needed by those alone who use it.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 KINDS = ("normalized", "batch", "centered", "leave_one_out", "ranked")
 DEVIATIONS = {"sample": 1, "population": 0}
 BEST = 2.0  # Advantage of the best of a ranked group; the worst has its negative.
-EPSILON = 1e-4
+EPSILON = 1e-4  # TRL's; at a deviation of 1e-4 it halves the advantages.
 
 
 def combine_rewards(rewards: Mapping, weights: Mapping):
@@ -59,16 +59,20 @@ def group_advantages(reward_B, *, group_size: int, kind: str, deviation: str = "
   reward_BG = _groups(reward_B, group_size)
   known_BG = ~jnp.isnan(reward_BG)
   count_BG = jnp.sum(known_BG, axis=1, keepdims=True, dtype=reward_BG.dtype)
-  over = (1, -1) if kind == "batch" else reward_BG.shape  # What shares a scale and a deviation.
+  over = (1, -1) if kind == "batch" else reward_BG.shape  # Rewards that have one scale and one deviation.
+  # Rewards up to the largest float32 are allowed, and their squares would overflow. A power of two only
+  # changes exponents, so the scaled rewards keep every digit of their differences.
   power = _power(reward_BG.reshape(over), known_BG.reshape(over))
   scaled_BG = jnp.ldexp(reward_BG, -power)
   if kind == "ranked":
     advantage_BG = _ranked(reward_BG, known_BG, count_BG)
   else:
     advantage_BG = centre(scaled_BG, known_BG)
+  # R_i minus the mean of the other n - 1 is n / (n - 1) times R_i minus the mean of all n.
   if kind == "leave_one_out":
     advantage_BG = advantage_BG * count_BG / jnp.maximum(count_BG - 1, 1)
   if kind in ("normalized", "batch"):
+    # Numerator, deviation and epsilon are all in scaled units, which cancel in the quotient.
     spread = _deviation(scaled_BG.reshape(over), known_BG.reshape(over), DEVIATIONS[deviation])
     advantage_BG = advantage_BG / (spread + jnp.ldexp(jnp.asarray(epsilon, spread.dtype), -power))
   elif kind != "ranked":
@@ -97,9 +101,12 @@ def separate_advantages(rewards: Mapping, weights: Mapping, *, group_size: int, 
   Source: GDPO, arXiv:2601.05242.
   """
   known_BE, weight_E = _stack(rewards, weights)
+  # Each reward is normalised before the weights apply (GDPO); a missing one has advantage 0 and adds nothing.
   each = [group_advantages(known_BE[:, e], group_size=group_size, kind="normalized", epsilon=epsilon)
           for e in range(known_BE.shape[1])]
   sum_B = jnp.sum(jnp.stack(each, axis=1) * weight_E[None, :], axis=1)
+  # A completion without any reward has summed to 0, which would count in the batch's mean and deviation. NaN
+  # leaves it out there. One group as large as the batch makes the second normalisation.
   some_B = ~jnp.all(jnp.isnan(known_BE), axis=1)
   whole = jnp.where(some_B, sum_B, jnp.nan)
   return group_advantages(whole, group_size=whole.shape[0], kind="normalized", epsilon=epsilon)
@@ -109,7 +116,7 @@ def flat_rows(reward_B, *, group_size: int):
   """Says of each completion whether its group teaches nothing: equal rewards, or fewer than two known ones.
 
   Returns:
-    flat_B, bool; its mean is the share of flat groups.
+    flat_B, bool; its mean is the fraction of flat groups.
 
   Raises:
     ValueError: if B is not a multiple of group_size.
@@ -144,6 +151,8 @@ def _groups(reward_B, group_size: int):
 
 def _float(x):
   x = jnp.asarray(x)
+  # Half precision would round differences between rewards away, and
+  # integers cannot hold NaN for a missing one.
   return x if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
@@ -153,6 +162,7 @@ def _stack(rewards: Mapping, weights: Mapping):
     raise ValueError(f"rewards {sorted(rewards)} and the weights of config.rewards {sorted(weights)} differ "
                      f"in {', '.join(odd)}; every reward needs one weight")
   known = [_float(rewards[name]) for name in rewards]
+  # The widest dtype of all, by hand: strict promotion, under which tests run, refuses to mix them.
   dtype = max((x.dtype for x in known), key=lambda dtype: dtype.itemsize)
   known_BE = jnp.stack([x.astype(dtype) for x in known], axis=1)
   return known_BE, jnp.asarray([weights[name] for name in rewards], known_BE.dtype)
@@ -161,8 +171,8 @@ def _stack(rewards: Mapping, weights: Mapping):
 def centre(value_BG, known_BG):
   """Returns values minus the mean of the known ones of their row, which is then zero but for rounding.
 
-  A mean is rounded to the last digit of the values. Of what is left, which is small where they are alike, it
-  is taken off once more.
+  The mean is rounded to the last digit of the values, an error that is large beside their differences where
+  these are small. Centring the differences a second time takes it off.
   """
   count_BG = jnp.maximum(jnp.sum(known_BG, axis=1, keepdims=True), 1).astype(value_BG.dtype)
 
@@ -176,17 +186,20 @@ def centre(value_BG, known_BG):
 def _power(reward_BG, known_BG):
   """Returns the power of two just above the largest reward of each row."""
   largest_BG = jnp.max(jnp.where(known_BG, jnp.abs(reward_BG), 0), axis=1, keepdims=True)
+  # frexp: largest = m 2^e with m in [0.5, 1), so scaled rewards lie within [-1, 1]; of zeros e is 0.
   return jnp.frexp(largest_BG)[1]
 
 
 def _deviation(reward_BG, known_BG, missing_degrees: int):
   square_BG = jnp.where(known_BG, jnp.square(centre(reward_BG, known_BG)), 0)
   count_BG = jnp.sum(known_BG, axis=1, keepdims=True, dtype=square_BG.dtype) - missing_degrees
+  # One known reward has no degree of freedom left: 0 / 1, where 0 / 0 would be NaN.
   return jnp.sqrt(jnp.sum(square_BG, axis=1, keepdims=True) / jnp.maximum(count_BG, 1))
 
 
 def _ranked(reward_BG, known_BG, count_BG):
   """With p the mean rank from 1: 2 - 4 (p - 1) / (n - 1), which is 2 (worse - better) / (n - 1)."""
+  # Counting pairs, not sorting: G is small, ties come out as mean ranks, and missing rewards are left out.
   both_BGG = known_BG[:, :, None] & known_BG[:, None, :]
 
   def lead(mine, other):
@@ -200,4 +213,5 @@ def _ranked(reward_BG, known_BG, count_BG):
 def _flat(reward_BG, known_BG):
   high = jnp.max(jnp.where(known_BG, reward_BG, -jnp.inf), axis=1, keepdims=True)
   low = jnp.min(jnp.where(known_BG, reward_BG, jnp.inf), axis=1, keepdims=True)
+  # Not ==: without any known reward high is -inf and low is inf, and the group is flat as well.
   return high <= low

@@ -30,10 +30,12 @@ def divergence(student_log_NV, teacher_log_NV, *, beta: float):
   if not 0 <= beta <= 1:
     raise ValueError(f"config.distill.beta={beta} is outside [0, 1]; 0 is KL(teacher || student), 1 is "
                      "KL(student || teacher), 0.5 the symmetric divergence")
+  # The ends are cases of their own: the general formula tends to 0 there, not to these divergences.
   if beta == 0:
     return _kl(teacher_log_NV, student_log_NV)
   if beta == 1:
     return _kl(student_log_NV, teacher_log_NV)
+  # log(beta p + (1 - beta) s) without leaving the logarithm, where p and s below 1e-38 would be 0 in float32.
   middle_NV = jnp.logaddexp(teacher_log_NV + math.log(beta), student_log_NV + math.log1p(-beta))
   return beta * _kl(teacher_log_NV, middle_NV) + (1 - beta) * _kl(student_log_NV, middle_NV)
 
@@ -58,6 +60,8 @@ def distill_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV, mas
   Raises:
     ValueError: if a setting is out of range, or the vocabularies differ and vocab_size is not given.
   """
+  # Padding rows of a head take part in a softmax like real ids, and the two models may have them in different
+  # numbers; so they are cut off, not masked: a log-probability of -inf would make `_kl` 0 * inf.
   heads = _common(student_head_DV, teacher_head_DV, vocab_size)
   check_temperature(temperature)
 
@@ -76,7 +80,7 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
   Args:
     student_BTD, student_head_DV, teacher_BTD, teacher_head_DV, mask_BT: as in `distill_loss`.
     targets_BT: the recorded token of each position; one beyond the shared vocabulary does not count.
-    alpha: share of the teacher's part, in [0, 1].
+    alpha: weight of the teacher's part, in [0, 1].
     temperature: T of both distributions in the teacher's part; the recorded tokens are scored without.
     block_tokens, vocab_size: as in `distill_loss`.
 
@@ -94,12 +98,15 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
   heads = _common(student_head_DV, teacher_head_DV, vocab_size)
 
   def score(student_ND, teacher_ND, target_N):
+    # Recorded tokens are scored at temperature 1, as `losses.sft` does.
     soft_N = divergence(*_log_probs(student_ND, teacher_ND, heads, temperature), beta=0.0)
     log_NV = jax.nn.log_softmax(vocab_logits(student_ND, heads[0]), axis=-1)
     # Targets beyond the shared vocabulary do not count; out of range, their gradient
     # would be NaN all the same.
     target_N = jnp.minimum(target_N, heads[0].shape[1] - 1)
     nll_N = -jnp.take_along_axis(log_NV, target_N[:, None], axis=1)[:, 0]
+    # T^2, because the gradient of the soft part shrinks as 1 / T^2 (Hinton et al. 2015, section 2): alpha
+    # then keeps its meaning when T changes.
     return alpha * temperature**2 * soft_N + (1 - alpha) * nll_N
 
   nats_BT = _by_rows(score, (student_BTD, teacher_BTD, targets_BT), block_tokens)
@@ -122,6 +129,7 @@ def _kl(log_NV, other_NV):
 
 
 def _log_probs(student_ND, teacher_ND, heads: tuple, temperature: float):
+  # Stopped at the inputs, so that not even the teacher's output matmul has a backward pass.
   teacher_ND, teacher_DV = jax.lax.stop_gradient((teacher_ND, heads[1]))
   teacher_NV = vocab_logits(teacher_ND, teacher_DV, temperature=temperature)
   student_NV = vocab_logits(student_ND, heads[0], temperature=temperature)

@@ -31,12 +31,17 @@ def log_ratio(logprob_BT, old_logprob_BT, counted_BT, *, ratio: str):
 
   Source: "sequence" and "sequence_token": Zheng et al. 2025, arXiv:2507.18071, equations 7 and 14.
   """
+  # Outside the limit clip has gradient 0, so a token e^20 times
+  # likelier or rarer than before teaches nothing.
   apart_BT = jnp.clip(logprob_BT - old_logprob_BT, -LIMIT, LIMIT)
   if ratio == "token":
     return apart_BT
+  # GSPO, equation 7: the mean makes ratios of rows of different lengths comparable.
   whole_BT = jnp.broadcast_to(row_mean(apart_BT, counted_BT)[:, None], apart_BT.shape)
   if ratio == "sequence":
     return whole_BT
+  # Equation 14: the value of the row's ratio, but each token's own gradient. With one advantage per row the
+  # loss and its gradient equal those of "sequence"; advantages per token would need this form.
   return logprob_BT - jax.lax.stop_gradient(logprob_BT) + jax.lax.stop_gradient(whole_BT)
 
 
@@ -58,6 +63,8 @@ def kl_estimate(logprob_BT, ref_logprob_BT, *, estimator: str):
     return -u_BT
   if estimator == "k2":
     return jnp.square(u_BT) / 2
+  # k1 plus exp(u) - 1, whose mean under the policy is 0: unbiased like k1, with less variance. expm1, because
+  # exp(u) - 1 has no correct digit left in float32 once the models agree to 1e-7.
   return jnp.expm1(u_BT) - u_BT
 
 
@@ -77,12 +84,16 @@ def sampler_ratio(old_logprob_BT, sampler_logprob_BT, counted_BT, *, correction:
   """
   apart_BT = jnp.where(counted_BT, old_logprob_BT - sampler_logprob_BT, 0)
   if correction.startswith("sequence"):
+    # A sum, not a mean as in `log_ratio`: the likelihood ratio of the whole completion. Of long completions
+    # it soon leaves any bounds, which ratios of single tokens do not.
     apart_BT = jnp.broadcast_to(jnp.sum(apart_BT, axis=1, keepdims=True), apart_BT.shape)
   weight_BT = jax.lax.stop_gradient(jnp.exp(jnp.clip(apart_BT, -LIMIT, LIMIT)))
   low = 0.0 if low is None else low
   high = jnp.inf if high is None else high
   if correction.endswith("truncate"):
     return jnp.clip(weight_BT, low, high)
+  # Dropped from the sum but not from the divisor: a masked token or row
+  # counts, with a loss of 0 but for its KL.
   return jnp.where((weight_BT >= low) & (weight_BT <= high), weight_BT, 0)
 
 
@@ -98,18 +109,20 @@ def stale_rows(logprob_BT, behaviour_logprob_BT, advantage_B, counted_BT, *, thr
 
   Source: DeepSeek-V3.2, arXiv:2512.02556, off-policy sequence masking.
   """
+  # Completions with an advantage of 0 or more stay in however old they are, as in the source.
   gap_B = row_mean(behaviour_logprob_BT - jax.lax.stop_gradient(logprob_BT), counted_BT)
   return (advantage_B < 0) & (gap_B > threshold)
 
 
 def entropy_floor(entropy_BT, counted_BT, *, top_frac: float):
-  """Returns the entropy that a share of the counted tokens reaches: [], NaN if no token counts.
+  """Returns the entropy that a fraction of the counted tokens reaches: [], NaN if no token counts.
 
   Args:
     entropy_BT: of the distribution each token was drawn from.
-    top_frac: the share, in (0, 1].
+    top_frac: the fraction, in (0, 1].
 
   Source: Wang et al. 2025, arXiv:2506.01939.
   """
   known_BT = jnp.where(counted_BT, entropy_BT, jnp.nan)
+  # NaN compares false with everything: without counted tokens no token is at or above the floor.
   return jax.lax.stop_gradient(jnp.nanquantile(known_BT, 1 - top_frac))

@@ -19,8 +19,10 @@ def next_token_loss(hidden_BTD, head_DV, targets_BT, weight_BT, *, block_tokens:
     nats.
   """
   rows, length, width = hidden_BTD.shape
+  # Rows do not matter to the loss of single tokens; flat, they can be cut into blocks of any size.
   flat = vocab_loss(hidden_BTD.reshape(-1, width), head_DV, targets_BT.reshape(-1), block_tokens=block_tokens)
   nll_BT = flat.reshape(rows, length)
   weight_BT = weight_BT.astype(nll_BT.dtype)
   weight = jnp.sum(weight_BT)
+  # At least 1: a batch of padding alone has loss 0 and finite gradients.
   return jnp.sum(nll_BT * weight_BT) / jnp.maximum(weight, 1), weight, nll_BT

@@ -1,6 +1,6 @@
 """Objectives of policy losses, per token, before they are added up.
 
-Every objective takes Terms and the settings of `policy.Settings`, and gives each_BT.
+Every objective takes Terms and `policy.PolicySettings`, and returns each_BT.
 """
 import math
 from collections.abc import Callable
@@ -33,6 +33,8 @@ def clip(terms: Terms, settings):
   Source: Schulman et al. 2017, arXiv:1707.06347; clip_max, which bounds the other side too: Ye et al. 2020,
   arXiv:1912.09729.
   """
+  # PPO, equation 7. For A < 0 the minimum below takes the larger of the two, which grows without bound with
+  # the ratio: one token can then dominate a batch, unless clip_max cuts it (dual clip).
   clipped_BT = jnp.clip(terms.ratio_BT, 1 - settings.clip_low, 1 + settings.clip_high)
   ratio_BT = terms.ratio_BT
   if settings.clip_max is not None:
@@ -45,6 +47,7 @@ def cispo(terms: Terms, settings):
 
   Source: MiniMax-M1 2025, arXiv:2506.13585.
   """
+  # The bound acts on a weight without gradient, so a token beyond it still learns; in `clip` it would not.
   weight_BT = jax.lax.stop_gradient(jnp.minimum(terms.ratio_BT, settings.clip_high))
   return -weight_BT * terms.advantage_BT * terms.logprob_BT
 
@@ -55,6 +58,7 @@ def sapo(terms: Terms, settings):
   Source: Gao et al. 2025, arXiv:2511.20347.
   """
   del settings
+  # 4 / tau makes the derivative with respect to the ratio -A at a ratio of 1, as in `clip`.
   tau_BT = jnp.where(terms.advantage_BT > 0, *SIGMOID_TAU).astype(terms.ratio_BT.dtype)
   return -4 / tau_BT * jax.nn.sigmoid(tau_BT * (terms.ratio_BT - 1)) * terms.advantage_BT
 
@@ -71,12 +75,14 @@ def vespo(terms: Terms, settings):
   if terms.sampler_BT is not None:
     part_BT = jnp.clip(jnp.log(jnp.maximum(terms.sampler_BT, importance.TINY)), -limit, limit)
     log_B = log_B + jnp.sum(jnp.where(terms.counted_BT, part_BT, 0), axis=1)
+  # Also bounded as a whole: the sum over a long row would under- or overflow exp below.
   low, high = GAMMA_RANGE
   log_BT = jnp.clip(log_B, math.log(low), high)[:, None]
   (power, rate), (power_below, rate_below) = GAMMA
   above_BT = terms.advantage_BT >= 0
   power_BT = jnp.where(above_BT, power, power_below).astype(log_BT.dtype)
   rate_BT = jnp.where(above_BT, rate, rate_below).astype(log_BT.dtype)
+  # w^power exp(rate (1 - w)) of the row's ratio w, computed from log w.
   weight_BT = jnp.exp(rate_BT + power_BT * log_BT - rate_BT * jnp.exp(log_BT))
   return -jax.lax.stop_gradient(weight_BT) * terms.advantage_BT * terms.logprob_BT
 
@@ -89,6 +95,7 @@ def gmpo(terms: Terms, settings):
   limit = importance.LIMIT
   apart_BT = jnp.clip(terms.logprob_BT - terms.old_logprob_BT, -limit, limit)
   clipped_BT = jnp.clip(apart_BT, -settings.clip_low, settings.clip_high)
+  # The pessimistic side of each token, as PPO's minimum chooses it; then one ratio for the row.
   worse_BT = jnp.where(terms.advantage_BT > 0, jnp.minimum(apart_BT, clipped_BT),
                        jnp.maximum(apart_BT, clipped_BT))
   mean_B = importance.row_mean(worse_BT, terms.counted_BT)

@@ -35,7 +35,7 @@ class PolicySettings:
   kl_estimator: str = "k3"  # "k1", "k2" or "k3", see `importance.kl_estimate`.
   kl_ratio: bool = False  # Multiplies the KL by the ratio: right for completions of an older policy.
   entropy_weight: float = 0.0  # Of the entropy bonus.
-  top_entropy_frac: float | None = None  # Trains on this share of tokens, those of highest entropy.
+  top_entropy_frac: float | None = None  # Trains on this fraction of tokens, those of highest entropy.
   sampler_correction: str | None = None  # See `importance.sampler_ratio`.
   sampler_low: float | None = None  # Its bounds; None: no bound.
   sampler_high: float | None = 3.0
@@ -80,8 +80,9 @@ class PolicySettings:
 
 
 _SEQUENCE = {"aggregation": "sequence_mean"}
+# From the paper: the mean over a row moves far less than one token's ratio, so the bounds are far tighter.
 _GSPO = {**_SEQUENCE, "clip_low": 3e-4, "clip_high": 4e-4}
-# What each named loss changes in Settings.
+# What each named loss changes in PolicySettings.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   "grpo": {**_SEQUENCE, "clip_high": 0.2}, "bnpo": {"clip_high": 0.2}, "dapo": {},
   "dr_grpo": {"aggregation": "constant", "clip_high": 0.2},
@@ -129,7 +130,7 @@ def loss_mask(completion_mask_BT, *, own_BT=None, truncated_B=None):
   Args:
     completion_mask_BT: bool or 0 and 1; the end token counts.
     own_BT: 0 where a tool wrote.
-    truncated_B: rows that ended for want of room; None: they count too.
+    truncated_B: rows cut off at the longest length, before an end token; None: they count too.
 
   Returns:
     counted_BT, bool.
@@ -173,6 +174,7 @@ def policy_loss(logprob_BT, advantage_B, completion_mask_BT, settings: PolicySet
   """
   _check_given(settings, ref=ref_logprob_BT, sampler=sampler_logprob_BT, entropy=entropy_BT)
   row_B = jnp.ones_like(advantage_B, bool) if row_mask_B is None else row_mask_B.astype(bool)
+  # Rows that only fill up are no rows: also the divisor of "sequence_mean" leaves them out.
   counted_BT = completion_mask_BT.astype(bool) & row_B[:, None]
   rows = jnp.sum(row_B, dtype=logprob_BT.dtype)
   terms, ref_BT, sampler_BT = _terms(
@@ -180,6 +182,8 @@ def policy_loss(logprob_BT, advantage_B, completion_mask_BT, settings: PolicySet
   each_BT, kl_BT, stale_B = _each(terms, settings, ref_BT, sampler_BT, entropy_BT, entropy_floor)
   total, divisor = _aggregate(each_BT, counted_BT, rows, settings)
   tokens = jnp.sum(counted_BT, dtype=each_BT.dtype)
+  # The bonus is a mean over tokens in every aggregation; where the divisor counts rows, sums are first made
+  # means over the tokens of an average row.
   if settings.entropy_weight:
     bonus = settings.entropy_weight * jnp.sum(jnp.where(counted_BT, entropy_BT, 0))
     mean_tokens = tokens / jnp.maximum(rows, 1) if tokens_per_row is None else tokens_per_row
@@ -210,8 +214,10 @@ def _terms(settings, logprob_BT, advantage_B, counted_BT, old_BT, ref_BT, sample
   def fixed(x_BT):
     return None if x_BT is None else jax.lax.stop_gradient(x_BT)
 
+  # Selected before any arithmetic: a NaN at padding would outlive a multiplication by 0, in gradients too.
   logprob_BT = clean(logprob_BT)
   ref_BT = fixed(clean(ref_BT))
+  # Without stored values old is the policy itself: the ratio is 1, its gradient that of the log-probability.
   old_BT = fixed(logprob_BT if old_BT is None else clean(old_BT))
   if sampler_BT is not None:
     sampler_BT = fixed(clean(jnp.where(jnp.isnan(sampler_BT), old_BT, sampler_BT)))
@@ -227,6 +233,8 @@ def _terms(settings, logprob_BT, advantage_B, counted_BT, old_BT, ref_BT, sample
 
 def _each(terms: Terms, settings: PolicySettings, ref_BT, sampler_BT, entropy_BT, floor):
   """Returns each token's loss without entropy bonus, its KL (or None) and which rows are stale (or None)."""
+  # The order is TRL's, and its recorded cases fix it: stale rows, entropy, the sampler's weight, then the KL,
+  # which neither masks nor the sampler's weight reach.
   each_BT = OBJECTIVES[settings.objective](terms, settings)
   stale_B = kl_BT = None
   if settings.stale_nats is not None:
@@ -238,7 +246,7 @@ def _each(terms: Terms, settings: PolicySettings, ref_BT, sampler_BT, entropy_BT
     if floor is None:
       floor = importance.entropy_floor(entropy_BT, terms.counted_BT, top_frac=settings.top_entropy_frac)
     each_BT = jnp.where(entropy_BT >= floor, each_BT, 0)
-  if terms.sampler_BT is not None and settings.objective != "vespo":
+  if terms.sampler_BT is not None and settings.objective != "vespo":  # It holds the weight already.
     each_BT = each_BT * terms.sampler_BT
   if ref_BT is not None:
     kl_BT = importance.kl_estimate(terms.logprob_BT, ref_BT, estimator=settings.kl_estimator)
@@ -249,12 +257,15 @@ def _each(terms: Terms, settings: PolicySettings, ref_BT, sampler_BT, entropy_BT
 
 def _aggregate(each_BT, counted_BT, rows, settings: PolicySettings):
   """Returns (total, divisor), both of which add up over pieces of a batch."""
+  # GRPO: every completion weighs the same, so a token of a long one weighs less than one of a short one.
   if settings.aggregation == "sequence_mean":
     return jnp.sum(importance.row_mean(each_BT, counted_BT)), rows
   total = jnp.sum(jnp.where(counted_BT, each_BT, 0))
   if settings.aggregation == "token_mean":
     return total, jnp.sum(counted_BT, dtype=total.dtype)
+  # Dr. GRPO: a divisor that no completion's length changes; dividing by lengths favours short good
+  # completions and long bad ones.
   if settings.aggregation == "constant":
-    assert settings.max_completion_tokens is not None  # Settings checks it.
+    assert settings.max_completion_tokens is not None  # PolicySettings checks it.
     total = total / settings.max_completion_tokens
   return total, rows

@@ -12,7 +12,7 @@ def collect(terms, settings, *, row_B, divisor, kl_BT=None, entropy_BT=None, sam
 
   Args:
     terms: `objectives.Terms`.
-    settings: `policy.Settings`.
+    settings: `policy.PolicySettings`.
     row_B: bool, which rows count.
     divisor: the weight of the loss.
     kl_BT: the KL term, multiplied by the ratio where the settings say so.
@@ -47,6 +47,8 @@ def collect(terms, settings, *, row_B, divisor, kl_BT=None, entropy_BT=None, sam
   if stale_B is not None:
     of_row["stale_frac"] = stale_B
 
+  # Divided by the weight of the loss: pieces averaged by weight are then the batch's sums over its weight,
+  # and `finish` divides by "count", treated alike. Means of pieces would not average to the batch's mean.
   def total(x, counted):
     return jnp.sum(jnp.where(counted, x.astype(ratio_BT.dtype), 0)) / jnp.maximum(divisor, 1)
 
@@ -72,12 +74,14 @@ def _clipped(terms, settings) -> dict:
     return {"clip_high_frac": (ratio_BT > settings.clip_high) & (advantage_BT > 0)}
   if settings.objective != "clip":
     return {}
+  # Below its bound a ratio has a gradient if A > 0, and above if A < 0: there the minimum of
+  # `objectives.clip` takes the unclipped branch, so this does not count as clipped.
   low_BT = (ratio_BT < 1 - settings.clip_low) & (advantage_BT < 0)
   high_BT = (ratio_BT > 1 + settings.clip_high) & (advantage_BT > 0)
   return {"clip_low_frac": low_BT, "clip_high_frac": high_BT, "clip_frac": low_BT | high_BT}
 
 
 def _extreme(reduce, value_BT, counted_BT, neutral: float):
-  """Returns 1, a ratio's resting place, if no token counts."""
+  """Reduces counted ratios; 1, the ratio of equal policies, if no token counts."""
   found = reduce(jnp.where(counted_BT, value_BT, neutral))
   return jnp.where(jnp.any(counted_BT), found, 1)

@@ -87,7 +87,7 @@ def preferences(score_BG, valid_BG, *, scale: float = 1.0, minimum: float | None
   """Returns softmax(scale * scores) over the responses that are there; 0 for the others."""
   target_BG = _softmax(scale * score_BG, valid_BG)
   if minimum is not None:
-    best_BG = target_BG == jnp.max(target_BG, axis=1, keepdims=True)  # Something stays, whatever the minimum.
+    best_BG = target_BG == jnp.max(target_BG, axis=1, keepdims=True)  # Else a high minimum leaves none.
     target_BG = jnp.where((target_BG >= minimum) | best_BG, target_BG, 0)
     target_BG = target_BG / jnp.maximum(jnp.sum(target_BG, axis=1, keepdims=True), 1e-30)
   return target_BG
@@ -103,7 +103,7 @@ def pair_loss(margin_BG, score_BG, valid_BG, *, scale: float = 1.0, weighting: s
     weighting: "equal", or "gap" (by the difference of scores).
 
   Returns:
-    (loss_B, count_B, right_B): 0 without pairs, how many pairs there are, and the share in the right order.
+    (loss_B, count_B, right_B): 0 without pairs, how many there are, and the fraction in the right order.
   """
   apart_BGG = margin_BG[:, :, None] - margin_BG[:, None, :]
   gap_BGG = score_BG[:, :, None] - score_BG[:, None, :]
@@ -116,6 +116,7 @@ def pair_loss(margin_BG, score_BG, valid_BG, *, scale: float = 1.0, weighting: s
 
   count_B = jnp.sum(pair_BGG, axis=(1, 2), dtype=margin_BG.dtype)
   right_B = jnp.sum(pair_BGG & (apart_BGG > 0), axis=(1, 2), dtype=margin_BG.dtype) / jnp.maximum(count_B, 1)
+  # softplus(-x) is -log sigmoid(x), and stays finite for pairs far in the wrong order.
   return mean(jax.nn.softplus(-scale * apart_BGG)), count_B, right_B
 
 
@@ -175,9 +176,12 @@ def _ranked(logprob_BGT, mask_BGT, sequence_BG, score_BG, valid_BG, settings, an
   target_BG = preferences(score_BG, valid_BG, scale=settings.score_scale, minimum=settings.min_preference)
   log_BG = sequence_BG
   if settings.preference == "listnet":
+    # Responses that are not there must not take part in the softmax. A prompt with none of them would have
+    # -inf alone, which gives NaN, so its row is 0 and its targets are 0.
     scaled_BG = jnp.where(valid_BG, settings.margin_scale * sequence_BG, -jnp.inf)
     some_BG = jnp.any(valid_BG, axis=1, keepdims=True)
     log_BG = jax.nn.log_softmax(jnp.where(some_BG, scaled_BG, 0), axis=1)
+  # An absent response has target 0, and 0 * -inf is NaN.
   preference_B = -jnp.sum(target_BG * jnp.where(valid_BG, log_BG, 0), axis=1)
   margin_BG = sequence_BG
   if settings.anchored:
@@ -191,10 +195,14 @@ def _ranked(logprob_BGT, mask_BGT, sequence_BG, score_BG, valid_BG, settings, an
 
 def _group_relative(logprob_BGT, mask_BGT, sequence_BG, score_BG, valid_BG, settings, anchor_BGT):
   advantage_BG = group_relative(score_BG, valid_BG)
+  # A completion's advantage times its mean (or summed) log-probability; no ratio, since one update is made of
+  # recorded responses and no old policy wrote them.
   loss_B = -jnp.sum(advantage_BG * sequence_BG, axis=1)
   parts = {"advantage": advantage_BG}
   if anchor_BGT is not None:
     u_BGT = anchor_BGT - logprob_BGT
+    # k3 of `importance.kl_estimate`, per token. Recorded text is not drawn from the policy, so this is a
+    # penalty of that form and no unbiased estimate of the KL.
     kl_BG = jnp.where(valid_BG, _reduce(jnp.expm1(u_BGT) - u_BGT, mask_BGT, settings.reduction), 0)
     parts["kl_nats"] = jnp.sum(kl_BG, axis=1)
     loss_B = loss_B + settings.kl_weight * parts["kl_nats"]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from atlas_jax.losses import stablemax
 
-HALT_WEIGHT = 0.5
+HALT_WEIGHT = 0.5  # Of both halting losses, as in the sources of recipes/trm.py.
 TOKEN_LOSSES = ("stablemax", "softmax")
 
 
@@ -39,8 +39,11 @@ def recursion_loss(logits_BTV, halt_logit_B, labels_BT, *, halted_B, steps_B, to
   each = of_each(logits_BTV, halt_logit_B, labels_BT, steps_B=steps_B)
   labelled_B = each.pop("labelled")
   right_B = each["exact_accuracy"]
+  # The mean over a row's own tokens, then sums over rows: a puzzle with many blanks weighs as much as one
+  # with few. The caller divides by the number of slots.
   divisor_B = jnp.maximum(jnp.sum(labels_BT != stablemax.NOT_SCORED, axis=-1), 1)
   lm_loss = jnp.sum(jnp.sum(tokens_BT, axis=-1) / divisor_B.astype(tokens_BT.dtype))
+  # A row without labels is right by the count, 0 of 0, and would train the model to halt on padding.
   counted_B = labelled_B if skip_unlabelled else jnp.ones_like(labelled_B)
   halt_loss = jnp.sum(jnp.where(counted_B, binary_loss(halt_logit_B, right_B), 0))
   loss = lm_loss + HALT_WEIGHT * halt_loss.astype(lm_loss.dtype)
@@ -49,6 +52,7 @@ def recursion_loss(logits_BTV, halt_logit_B, labels_BT, *, halted_B, steps_B, to
     metrics["q_continue_loss"] = jnp.sum(
         jnp.where(counted_B, binary_loss(continue_logit_B, continue_target_B), 0))
     loss = loss + HALT_WEIGHT * metrics["q_continue_loss"].astype(loss.dtype)
+  # Accuracy is that of final answers: a slot still at work is judged only once it finishes.
   done_B = halted_B & labelled_B
   metrics |= {"count": jnp.sum(done_B)}
   metrics |= {name: jnp.sum(jnp.where(done_B, value_B, 0)) for name, value_B in each.items()}
@@ -59,8 +63,9 @@ def of_each(logits_BTV, halt_logit_B, labels_BT, *, steps_B) -> dict:
   """Returns what `recursion_loss` adds up, for each row.
 
   Returns:
-    Name -> [B]: accuracy (share of scored tokens that are right; 0 without any), exact_accuracy (1 where all
-    are), q_halt_accuracy (1 where the halting logit's sign says so) and steps, float32; and labelled, bool.
+    Name -> [B]: accuracy (fraction of scored tokens that are right; 0 without any), exact_accuracy (1 where
+    all are), q_halt_accuracy (1 where the halting logit's sign says so) and steps, float32; and labelled,
+    bool.
   """
   scored_BT = labels_BT != stablemax.NOT_SCORED
   scored_B = jnp.sum(scored_BT, axis=-1)
@@ -74,6 +79,7 @@ def of_each(logits_BTV, halt_logit_B, labels_BT, *, steps_B) -> dict:
 
 def binary_loss(logit_B, target_B):
   """Returns the cross entropy of logits with targets in [0, 1], in nats, without overflow."""
+  # log(1 + exp(x)) - x t with max(x, 0) taken out, so that exp only sees numbers up to 0.
   missed_B = jnp.maximum(logit_B, 0) - logit_B * target_B.astype(logit_B.dtype)
   return missed_B + jnp.log1p(jnp.exp(-jnp.abs(logit_B)))
 

@@ -29,6 +29,7 @@ def sft_loss(logprob_BT, mask_BT, *, kind: str):
   logprob_BT = jnp.where(mask_BT > 0, logprob_BT, 0)
   nats_BT = -logprob_BT
   if kind == "dft":
+    # The gradient of -log p grows as 1 / p; the factor p, held fixed, takes that off again.
     nats_BT = nats_BT * jax.lax.stop_gradient(jnp.exp(logprob_BT))
   weight = jnp.sum(mask_BT)
   return jnp.sum(nats_BT * mask_BT) / jnp.maximum(weight, 1), weight

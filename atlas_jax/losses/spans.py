@@ -14,7 +14,7 @@ from atlas_jax.kernels.vocab_loss import map_blocks, vocab_logits
 from atlas_jax.losses.distill import check_temperature, divergence
 from atlas_jax.losses.token_logprobs import token_logprobs
 
-# How near to 1 a span's probability is told apart from it: float32 sums of log-probabilities know no better.
+# Least distance of a span's log-probability from 0, about the rounding error of sums in float32.
 SURE_NATS = 1e-6
 
 
@@ -60,6 +60,8 @@ def span_loss(student: Side, teacher: Side, single_BN, mask_BN, *, classes: int,
             for x, side in zip((student_ND, teacher_ND), sides))
     return divergence(*each, beta=beta)
 
+  # Vectors at a span's first id predict how the text goes on there; a span that does not count reads some
+  # vector, and its nats are dropped below.
   starts = [jnp.take_along_axis(side.hidden_BTD, side.first_BN[..., None], axis=1) for side in sides]
   flat = tuple(x.reshape(-1, x.shape[-1]) for x in starts)
   begin_BN = map_blocks(begin, flat, block_tokens=block_tokens).reshape(mask_BN.shape)
@@ -79,7 +81,9 @@ def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
   logits_NV = jnp.where(none_V[None], -jnp.inf, logits_NV)
   most_N1 = jax.lax.stop_gradient(jnp.max(logits_NV, axis=-1, keepdims=True))
   share_VN = jnp.exp(logits_NV - most_N1).T
+  # Segment number `classes` is out of range, and segment_sum drops it: ids that are of no class.
   share_NC = jax.ops.segment_sum(share_VN, jnp.where(none_V, classes, side.class_V), classes).T
+  # A class whose ids all underflow has a finite log, without which the KL and its gradient are NaN.
   share_NC = jnp.maximum(share_NC, jnp.finfo(share_NC.dtype).tiny)
   return jnp.log(share_NC) - jnp.log(jnp.sum(share_NC, axis=-1, keepdims=True))
 

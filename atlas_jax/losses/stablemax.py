@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 NOT_SCORED = -100
-TINY = 1e-30
+TINY = 1e-30  # As in the original; the denominator is 1 or more, so it changes no digit.
 
 
 def stablemax(x):
@@ -46,5 +46,6 @@ def stablemax_loss(logits_BTV, labels_BT, dtype="float32"):
 def pick_loss(log_BTV, labels_BT):
   """Returns minus the log-probability of each label; 0 where nothing is scored."""
   scored_BT = labels_BT != NOT_SCORED
+  # -100 is no index: those places read token 0, and the selection below drops them with their gradient.
   picked_BT = jnp.take_along_axis(log_BTV, jnp.where(scored_BT, labels_BT, 0)[..., None], axis=-1)[..., 0]
   return jnp.where(scored_BT, -picked_BT, 0)

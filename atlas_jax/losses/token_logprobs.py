@@ -39,6 +39,8 @@ def token_logprobs_and_entropies(hidden_BTD, head_DV, tokens_BT, *, temperature=
   """
   _check(temperature)
 
+  # Both from the same logits, whose matmul is the dearest of a loss. An entropy needs the whole distribution,
+  # a log-probability only its normaliser, so `token_logprobs` keeps less and is a function of its own.
   def score(hidden_ND, token_N):
     log_NV = jax.nn.log_softmax(vocab_logits(hidden_ND, head_DV, temperature=temperature), axis=-1)
     logprob_N = jnp.take_along_axis(log_NV, token_N[:, None], axis=1)[:, 0]
@@ -53,6 +55,7 @@ def _flat(hidden_BTD):
 
 
 def _check(temperature) -> None:
+  # An array may be traced, and its value is not known here; callers have checked the field of the config.
   if isinstance(temperature, int | float) and temperature <= 0:
     raise ValueError(f"config.sampler.temperature={temperature} gives no log-probabilities; set it above 0, "
                      "also where completions are sampled greedily")

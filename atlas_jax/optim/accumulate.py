@@ -27,6 +27,8 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
     def total(params, rows):
       given = {"rows": rows} if jax.tree.leaves(rows) else {}
       out = loss(params, batch, frozen=frozen, carry=carry, rng=jax.random.fold_in(rng, index), **given)
+      # The sum over counted tokens, not their mean: sums of pieces add up to the batch's, which one division
+      # turns into its mean. A mean of the pieces' means would weigh tokens of sparsely filled pieces more.
       return out.loss * out.weight, out
 
     grads, out = jax.grad(total, argnums=(0, 1), has_aux=True)(params, rows)
@@ -59,8 +61,10 @@ def _in_turn(piece: Callable, batch, carry, rows, parts: int):
 
   def apart(index, batch, carry, rows):
     (grads, row_grads), out = piece(index, batch, carry, rows)
+    # Sums of all rows are added up in the scan's carry; what belongs to rows is stacked by it instead.
     return (grads, out._replace(carry=())), (row_grads, out.carry)
 
+  # Shapes alone, without computing a piece; the zeros are of the dtypes that the pieces really have.
   shapes, _ = jax.eval_shape(apart, *jax.tree.map(lambda x: x[0], pieces))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -68,6 +72,7 @@ def _in_turn(piece: Callable, batch, carry, rows, parts: int):
     sums, of_rows = apart(*xs)
     return jax.tree.map(jnp.add, so_far, sums), of_rows
 
+  # One program for a piece, run `parts` times: memory and compile time do not grow with `parts`.
   (grads, sums), of_rows = jax.lax.scan(body, zeros, pieces)
   row_grads, carry = jax.tree.map(join, of_rows)
   return (grads, row_grads), sums._replace(carry=carry)

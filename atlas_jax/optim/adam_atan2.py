@@ -43,6 +43,8 @@ def scale_by_adam_atan2(b1: float = 0.9, b2: float = 0.95) -> optax.GradientTran
     mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g.astype(m.dtype) - m), state.mu, grads)
     nu = jax.tree.map(lambda v, g: v + (1 - b2) * (jnp.square(g.astype(v.dtype)) - v), state.nu, grads)
 
+    # atan2(c m, c s) = atan2(m, s): the scale of the gradients drops out
+    # altogether, which Adam's epsilon spoils.
     def direction(m, v):
       def correct(b):
         return 1 - jnp.asarray(b, m.dtype) ** count.astype(m.dtype)

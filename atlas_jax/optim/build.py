@@ -16,6 +16,7 @@ from atlas_jax.optim import schedules
 from atlas_jax.optim.adam_atan2 import scale_by_adam_atan2
 
 SCALES: dict[str, Callable] = {
+    # Whatever the parameters' dtype: the 8 bits of bfloat16 would round small steps of the mean away.
     "adamw": lambda b1, b2, eps: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
     "adam_atan2": lambda b1, b2, eps: scale_by_adam_atan2(b1, b2),
 }
@@ -36,7 +37,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     name: "adamw", or "adam_atan2" as tiny recursive models use it, which has no eps.
     lr, warmup_steps, steps, schedule, decay_frac, final_lr_frac: see `schedules.schedule`.
     beta1, beta2, eps: Adam's.
-    weight_decay: share of a parameter taken off per update, times the learning rate.
+    weight_decay: fraction of a parameter taken off per update, times the learning rate.
     decay_of: "matrices", see `decay_mask`, or "all" parameters.
     clip_norm: the largest global gradient norm let through; None lets every one through.
     ema_decay: checked here; the moving average itself is kept by the training loop.
@@ -57,8 +58,12 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
         ema_decay=ema_decay, gate_lr_scale=gate_lr_scale)
   mask = decay_mask(params_abstract) if decay_of == "matrices" else None
   optimizer = optax.chain(
+      # identity in place of nothing: the state keeps its tree, so a
+      # checkpoint fits with and without clipping.
       optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
       SCALES[name](beta1, beta2, eps),
+      # Behind Adam, so that decay is not divided by the gradient's size (AdamW, Loshchilov and Hutter,
+      # algorithm 2); before the rate, which multiplies it.
       optax.add_decayed_weights(weight_decay, mask=mask),
       optax.scale_by_learning_rate(rate))
   if gate_lr_scale != 1:
@@ -66,6 +71,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     if not any(jax.tree.leaves(gates)):
       raise ValueError(f"config.optim.gate_lr_scale={gate_lr_scale} has nothing to scale: no memory gate is "
                        "trained; set it to 1")
+    # Behind Adam as well: its quotient would cancel a factor on the gradients.
     optimizer = optax.chain(optimizer, optax.masked(optax.scale(gate_lr_scale), gates))
   return optimizer if freeze is None else freezing.wrap(optimizer, freezing.mask(params_abstract, freeze))
 
@@ -98,11 +104,12 @@ def _is_gate(parts: list[str]) -> bool:
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
   parts = name.split("/")
   last = parts[-1]
+  # Names first: a scale that leads with depth, [L, D], has the shape of a matrix.
   if last in ("scale", "bias") or last.endswith(("_bias", "_scale")) or any("conv" in part for part in parts):
     return False
   if _is_gate(parts):
     return False
-  shape = shape[any(map(STACKED.fullmatch, parts)):]
+  shape = shape[any(map(STACKED.fullmatch, parts)):]  # A bool as an index: 1 drops the axis of depth.
   if any(part in PER_HEAD for part in parts):
     return sum(size > 1 for size in shape[1:]) >= 2  # An inner bias is a matrix of one row.
   return len(shape) >= 2

@@ -59,6 +59,8 @@ def wrap(optimizer: optax.GradientTransformation, frozen) -> optax.GradientTrans
     frozen: what `mask` gives.
   """
   trained = jax.tree.map(lambda one: not one, frozen)
+  # masked hands the updates of masked-out leaves through as they came, that is as gradients; set_to_zero is
+  # what keeps frozen parameters. Masked-out leaves have no moments, and no part in the norm that is clipped.
   return optax.chain(optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), frozen))
 
 
@@ -69,6 +71,7 @@ def without_frozen(grads, frozen):
 
 def kept_equal(average, params, frozen):
   """Returns a moving average whose frozen parameters are the parameters, bit for bit."""
+  # Not by averaging: keep * a + (1 - keep) * a is a only up to rounding.
   return jax.tree.map(lambda old, new, one: new.astype(old.dtype) if one else old, average, params, frozen)
 
 
@@ -78,7 +81,9 @@ def _matched(patterns: str, names: list[str]) -> set[str]:
   if not parts:
     raise ValueError(f"config.optim.freeze={patterns!r} has no pattern; set it to None to freeze nothing")
   for part in parts:
+    # fnmatchcase, because fnmatch folds case on some systems; its * also matches slashes.
     matched = [name for name in names if fnmatch.fnmatchcase(name, part)]
+    # Each pattern must match: a misspelt one would train what was meant to stay.
     if not matched:
       raise ValueError(f"config.optim.freeze={patterns!r}: {part!r} matches none of the parameters that the "
                        f"optimizer trains; {_near(part, names)}")

@@ -19,8 +19,8 @@ def schedule(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_f
     steps: updates of the whole run.
     schedule: "cosine" falls along half a cosine after the warm-up; "wsd" stays at lr (warm-up, stable, decay)
       and falls linearly over the last decay_frac of the run.
-    decay_frac: share of `steps` that "wsd" spends falling, in (0, 1]; "cosine" does not use it.
-    final_lr_frac: the last rate as a share of lr, in [0, 1].
+    decay_frac: fraction of `steps` that "wsd" spends falling, in (0, 1]; "cosine" does not use it.
+    final_lr_frac: the last rate as a fraction of lr, in [0, 1].
 
   Returns:
     A function of the count of finished updates (0 before the first), int32 [], that gives float32 [].
@@ -30,11 +30,15 @@ def schedule(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_f
   """
   check(lr=lr, warmup_steps=warmup_steps, steps=steps, schedule=schedule, decay_frac=decay_frac,
         final_lr_frac=final_lr_frac)
+  # At least one update falls, or a short run would never reach the final rate.
   falling_from = warmup_steps if schedule == "cosine" else steps - max(1, round(decay_frac * steps))
 
   def rate(count):
+    # Counted from 1: the first update of a warm-up has lr / warmup_steps, where 0 would waste a batch.
     update = jnp.asarray(count).astype(jnp.float32) + 1.0
     warm = jnp.minimum(1.0, update / max(1, warmup_steps))
+    # A run that ends inside its warm-up has steps below falling_from;
+    # the quotient is then negative, so 0 here.
     fallen = jnp.clip((update - falling_from) / max(1, steps - falling_from), 0.0, 1.0)
     if schedule == "cosine":
       fallen = 0.5 - 0.5 * jnp.cos(jnp.pi * fallen)

@@ -19,12 +19,14 @@ def update(table_NE, ids_B, grad_BE, *, rate, weight_decay: float):
     ids_B: int32, the rows that were gathered.
     grad_BE: gradient of the loss to each gathered row.
     rate: may be traced; 0 leaves the table as it is, bit for bit.
-    weight_decay: share of a row taken off, times the rate.
+    weight_decay: fraction of a row taken off, times the rate.
 
   Returns:
     The new table.
   """
+  # For each row the first one with its id. B^2 comparisons, of puzzles in one batch, and no sorting.
   first_B = jnp.argmax(ids_B[:, None] == ids_B[None], axis=1)
+  # Summed before the sign: equal ids are one row, which moves by one step of `rate`.
   sum_BE = jax.ops.segment_sum(grad_BE.astype(table_NE.dtype), first_B, num_segments=ids_B.shape[0])[first_B]
   rate = jnp.asarray(rate, table_NE.dtype)
   old_BE = table_NE[ids_B]

@@ -1,7 +1,7 @@
 """The reach of attention in training, as a function of the number of updates made so far.
 
-Evaluation and serving always see the whole window. What attention cannot see while a model is trained, only
-its memory can tell, so that the model learns to use it.
+Evaluation and serving always see the whole window. While a model is trained, only its memory can supply what
+attention does not see, so that the model learns to use it.
 
 Source: windows of random length in training, arXiv:2509.24552; attention that is trained late, Phan et al.
 2025, arXiv:2510.00258 (there it is left out at first, here it sees little).
@@ -41,6 +41,9 @@ def schedule(*, kind: str, least_tokens: int | None, delay_steps: int | None, wi
   if kind != "random":
     raise ValueError(f"config.window.kind={kind!r} is unknown; known are full, random, delayed")
 
+  # exp of a uniform logarithm. window_tokens + 1, because floor would else give the full
+  # window only at the very end of the range; clip is for rounding at either end. The result is
+  # traced, so a new window compiles nothing.
   def drawn(step):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), step)
     low = jnp.log(jnp.float32(least_tokens))

@@ -117,5 +117,6 @@ def load(config, mesh, workdir=None) -> Recipe:
     make = modules.attribute(name, "make", field="recipe")
   else:
     make = importlib.import_module(f"{__name__}.{name}").make
+  # A recipe that writes nothing beside checkpoints and metrics need not take it.
   takes_workdir = "workdir" in inspect.signature(make).parameters
   return make(config, mesh, workdir) if takes_workdir else make(config, mesh)

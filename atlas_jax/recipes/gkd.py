@@ -64,11 +64,15 @@ def make(config, mesh, workdir=None) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   pair = pair_of(config)
   sampler = samplers.load(config, pair.student, mesh, workdir)
+  # Native whatever config.sampler.kind is: a server holds one model, and that is the student. Nothing is
+  # compiled before it writes, so it is free where the teacher only scores.
   teacher_sampler = NativeSampler(pair.teacher.language, pair.teacher.tokenizer, mesh)
   source = source_of(config, pair, sampler, teacher_sampler)
 
   def save(workdir) -> None:
     assets.save(config, pair.student, workdir)
+    # A teacher that is a run is read again at every start; were it trained further meanwhile, the two halves
+    # of this run would have two teachers. `check` compares with what is noted here.
     note_step(config.distill.teacher, workdir / TEACHER_STEP)
 
   def check(workdir) -> None:
@@ -90,6 +94,7 @@ def pair_of(config) -> Pair:
   teacher = open_teacher(config)
   asked = config.distill.alignment
   differ = spans.difference(student.tokenizer, teacher.tokenizer)
+  # Equal ids are not enough: where ends differ, what ends a text for one model is text to the other.
   if differ is None and set(student.end_tokens) != set(teacher.end_tokens):
     differ = f"completions end with {student.end_tokens} and with {teacher.end_tokens}"
   if asked == "tokens" and differ:
@@ -118,6 +123,8 @@ def open_teacher(config) -> InitialModel:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
                      "folder, hf:NAME, or a run's workdir")
   fields = config.as_configdict()
+  # The config as it is, with the teacher in place of the model: one reader serves both. The adapters are the
+  # student's, so there are none.
   fields.model.path = path
   fields.data.tokenizer = MODEL
   fields.lora.update(rank=None, path=None)
@@ -144,17 +151,19 @@ def teacher_template(config) -> str | None:
     kept_one = pathlib.Path(config.distill.teacher) / TEMPLATE
     return str(kept_one) if kept_one.is_dir() else MODEL
   if name == "student":
+    # As "model" it would mean the teacher's own folder, since model.path is the teacher's here.
     return config.model.path if own == MODEL else own
   return name
 
 
 def reader_of(config, start: InitialModel) -> ModelView:
-  """Returns how a model is shown texts."""
+  """Returns the functions that encode prompts and solutions for one of the two models."""
   data = config.data
   solution = distill_rows.recorded(start.tokenizer, start.template, max_tokens=config.sampler.max_tokens,
                                    overlong=data.overlong)
   solution = ask.in_vocabulary(solution, start.language.vocab_size, tokenizer=data.tokenizer,
                                chat_template=data.chat_template)
+  # Ends what the other model wrote, in this model's ids: a turn where prompts are chats, else a document.
   turn_end = None if start.template is None else start.template.turn_end(start.tokenizer)
   end = start.tokenizer.doc_id if turn_end is None else turn_end
   return ModelView(start.tokenizer, held_out.encoder_of(config, start), solution, start.end_tokens, end)
@@ -174,6 +183,7 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
   if data.max_problems is not None:
     count = data.max_problems if found.count is None else min(found.count, data.max_problems)
     found = prompts.ProblemList([found.problem(index) for index in range(count)])
+  # One batch for both models: its lengths are multiples of what each of them needs.
   align = int(np.lcm(pair.student.language.align_tokens, pair.teacher.language.align_tokens))
   plan = DistillPlan(data.batch_rows, on_policy_frac=fields.on_policy_frac,
                      off_policy_source=fields.off_policy_source,
@@ -198,6 +208,7 @@ def init_of(pair: Pair):
   """Makes the function from a key to what training starts from."""
   def init(rng):
     params, frozen = pair.student.init(rng)
+    # Drawn for its shapes alone: a teacher always comes from a path, and `load_of` puts it here.
     return Init(params, frozen={**frozen, FROZEN: pair.teacher.language.init(rng)})
 
   return init
@@ -207,13 +218,15 @@ def load_of(pair: Pair):
   """Makes the reader of the teacher, and of what the student starts from where that is read."""
   def load(mesh, fresh: bool) -> LoadedParams:
     params, frozen = pair.student.read(mesh, fresh)
+    # Also where a run goes on, hence True: checkpoints hold what
+    # training changes, and that is not the teacher.
     return LoadedParams(params, {**frozen, FROZEN: pair.teacher.read(mesh, True)[0]})
 
   return load
 
 
 def student_frac(pair: Pair) -> float:
-  """Returns the share of a forward pass that has a backward pass: the student's, by numbers of parameters."""
+  """Returns the fraction of a forward pass that has a backward pass, the student's, by parameter counts."""
   student, teacher = (tree.count(jax.eval_shape(start.language.init, jax.random.key(0)))
                       for start in (pair.student, pair.teacher))
   return pair.student.backward_frac * student / (student + teacher)
@@ -232,6 +245,7 @@ def loss_of(config, pair: Pair):
     del carry, rng
     mean, weight, stats = compare(params, batch, frozen)
     metrics = {"distill/on_policy_frac": jnp.mean(batch["on_policy_B"]), **layer_metrics(stats)}
+    # Of spans the source says only which ones count, so there the weight is all that is known.
     seen = jnp.sum(batch["completion_mask_BT"], dtype=jnp.float32) if pair.classes is None else None
     return LossOut(mean, weight, (), metrics, seen)
 
@@ -241,8 +255,11 @@ def loss_of(config, pair: Pair):
 def read_both(pair: Pair, params, batch, frozen):
   """Returns hidden vectors and output weights of student and teacher, and the student's statistics."""
   params = merge_frozen(params, frozen)
+  # Without gradient nothing of the teacher's forward pass is kept for a backward pass.
   taught = jax.lax.stop_gradient(frozen[FROZEN])
   student_BTD, stats = read_completions(pair.student.language, params, batch)
+  # Both read the same batch layout, each its own arrays: the prompts
+  # may differ, as each has its own template.
   shown = {name.removeprefix(TEACHER): array for name, array in batch.items() if name.startswith(TEACHER)}
   teacher_BTD, _ = read_completions(pair.teacher.language, taught, shown)
   return (student_BTD, pair.student.language.head(params), teacher_BTD,
@@ -252,6 +269,7 @@ def read_both(pair: Pair, params, batch, frozen):
 def compare_tokens(config, pair: Pair):
   """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of one tokenizer."""
   fields = config.distill
+  # Padding rows of the two heads may differ in number, see `losses.distill`.
   how = {"vocab_size": pair.vocab_size, **config.loss}
 
   def compare(params, batch, frozen):
@@ -330,6 +348,7 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
 
   def add_up(params, batch, frozen):
     mean, weight, _ = compare(params, batch, frozen)
+    # Sums, not means: the last batch holds fewer texts, and the mean is taken once over all of them.
     return mean * weight, weight
 
   compiled: Any = jax.jit(add_up, out_shardings=meshes.replicated(mesh))
@@ -345,6 +364,7 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
       # The last rows are filled up with texts of no completion, which count for nothing.
       empty = [part[-1]._replace(ids=())] * (rows - len(part))
       batch = source.arrays([*part, *empty])
+      # The batch was made whole in every process; each hands over its contiguous block of rows.
       share = rows // count
       mine = {name: array[index * share:(index + 1) * share] for name, array in batch.items()}
       total, weight = compiled(trained.params, hosts.global_batch(mesh, mine), trained.frozen)

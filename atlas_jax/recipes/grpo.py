@@ -55,6 +55,7 @@ def settings_of(config) -> PolicySettings:
     ValueError: if they do not go together, or do not go with the rest of the config.
   """
   names = {field.name for field in dataclasses.fields(PolicySettings)} & set(config.policy)
+  # A field of None is as the preset has it. sampler_high is no such field: its None takes a bound away.
   changes = {name: config.policy[name] for name in names if config.policy[name] is not None}
   changes |= {"sampler_high": config.policy.sampler_high,
               "max_completion_tokens": config.sampler.max_tokens}  # The divisor of "constant".
@@ -89,7 +90,10 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
   found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
                        group_size=data.group_size, held_out_frac=data.held_out_frac,
                        options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
+                       # Completions are scored against answers; recorded solutions are not read.
                        needs=reward_columns.needs_of(config, start, solution=False, answer=True))
+  # One epoch at most is looked at, on the host, so that a column that
+  # no row has is an error before compilation.
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = RolloutPlan(
       batch_rows=data.batch_rows, batches_per_rollout=how.batches_per_rollout,
@@ -108,6 +112,8 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
 
 def old_logprobs_of(config, start: InitialModel, mesh):
   """Makes the trainer's own scoring of a rollout, with the parameters that wrote it; see `RolloutSource`."""
+  # The trainer's own forward pass, not the sampler's numbers: two engines differ in rounding by more than a
+  # small update changes a ratio. Replicated, because every process keeps the old values of the whole batch.
   score = score_of(config, start, entropies=False)
   compiled = jax.jit(lambda *given: score(*given)[0], out_shardings=meshes.replicated(mesh))
 
@@ -121,6 +127,7 @@ def old_logprobs_of(config, start: InitialModel, mesh):
 def score_of(config, start: InitialModel, *, entropies: bool):
   """Makes (params, batch, frozen) -> (logprob_BT, entropy_BT or None, statistics of the layers)."""
   language = start.language
+  # At the temperature of sampling: ratios compare with the distribution that completions were drawn from.
   how = {"temperature": config.sampler.temperature, **config.loss}
 
   def score(params, batch, frozen):
@@ -136,6 +143,7 @@ def score_of(config, start: InitialModel, *, entropies: bool):
 
 def loss_of(config, start: InitialModel, settings: PolicySettings):
   """Makes the loss of a batch as `RolloutSource` describes it; see `Recipe.loss`."""
+  # An entropy needs the whole distribution of each token, in time and memory; so only where it is used.
   entropies = bool(settings.entropy_weight) or settings.top_entropy_frac is not None
   score, refer = (score_of(config, start, entropies=wanted) for wanted in (entropies, False))
 
@@ -144,16 +152,22 @@ def loss_of(config, start: InitialModel, settings: PolicySettings):
     logprob_BT, entropy_BT, stats = score(params, batch, frozen)
     ref_BT = None
     if settings.kl_weight:
+      # Where adapters are trained the reference is a copy of them, and `score` joins it with the same base.
       ref_BT = refer(jax.lax.stop_gradient(frozen[first_params.REFERENCE]), batch, frozen)[0]
     counted_BT = policy.loss_mask(
         batch["completion_mask_BT"],
+        # With "drop" their rewards were left out of the means already;
+        # their tokens are left out here for both.
         truncated_B=None if config.rollout.truncated == "keep" else batch["truncated_B"])
     out = policy.policy_loss(
         logprob_BT, batch["advantage_B"], counted_BT, settings,
         old_logprob_BT=batch["old_logprob_BT"] if "old_logprob_BT" in batch else None,
         sampler_logprob_BT=batch["sampler_logprob_BT"], ref_logprob_BT=ref_BT, entropy_BT=entropy_BT,
+        # The source has put the same number into every row, so the largest
+        # is that number for any piece of a batch.
         row_mask_B=batch["row_mask_B"], tokens_per_row=jnp.max(batch["tokens_per_row_B"]))
     mask_BT = batch["completion_mask_BT"]
+    # Counts also tokens of rows that the loss masks: they were written and read, and cost their time.
     seen = jnp.sum(mask_BT) if unit_of(settings) == "completion_tokens" else jnp.asarray(mask_BT.shape[0])
     return LossOut(out.loss, out.weight, (), {"policy": out.metrics, "layers": layer_metrics(stats)},
                    seen.astype(jnp.float32))

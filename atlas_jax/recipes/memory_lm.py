@@ -61,6 +61,7 @@ def start_of(config) -> InitialModel | None:
     raise ValueError(f"config.model.path={path!r} is a run of config.recipe={other.recipe!r} without a "
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
+  # A run that itself started from a run names that one's path; its own copies say what the model is.
   changed = other.as_configdict()
   assets.resolve(changed, path)
   check_same_model(config, changed)
@@ -108,7 +109,7 @@ def load_of(start: InitialModel | None) -> Callable | None:
 
 
 def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
-  """Makes the function that leaves in a workdir what using the run needs, the one it started from aside."""
+  """Makes the function that writes what using the run needs, also without the run that it started from."""
   def save(workdir) -> None:
     tokenizer.save(workdir / TOKENIZER)
     inventory.seal(workdir / TOKENIZER)
@@ -120,6 +121,7 @@ def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
 
 def init_params(config, model: lm.LM, rng):
   """Draws the parameters a run starts from."""
+  # One chunk is the least that a memory reads; no parameter's shape depends on the length.
   dummy_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
   return model.init(rng, dummy_BT, model.zero_state(1), doc_BT=dummy_BT)["params"]
 
@@ -197,6 +199,7 @@ def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   model = model_of(config)
   start = start_of(config)
+  # From here on the tokenizer is named by its folder: sources and evaluations do not know of `start`.
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
@@ -210,6 +213,8 @@ def make(config, mesh) -> Recipe:
 def init_of(config, model: lm.LM):
   """Makes the function from a key to what training starts from."""
   def init(rng):
+    # With carry the memory is part of the train state, saved and split over devices by its rows; without it
+    # every segment starts from the memory's learned start.
     carry = model.zero_state(config.data.batch_rows) if config.data.carry else ()
     return Init(init_params(config, model, rng), carry=carry)
 
@@ -223,11 +228,13 @@ def loss_of(config, model: lm.LM):
   """
   def loss(params, batch, *, frozen, carry, rng, seen_tokens=None):
     del frozen, rng
+    # Documents that end inside of a row reset the memory there by doc_BT; the state is of whole rows.
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                       seen_tokens=seen_tokens)
     mean, weight, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                            batch["weight_BT"], **config.loss)
+    # For a metric alone, so without gradient. Bits per byte compare across tokenizers; nats per token do not.
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
     metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
@@ -239,7 +246,7 @@ def loss_of(config, model: lm.LM):
 
 
 def by_step_of(config) -> Callable | None:
-  """Makes what the loss is given by the number of an update, how far attention sees; None: always all."""
+  """Makes the function from an update's number to how far attention sees in it; None: always all of it."""
   window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 
@@ -261,6 +268,7 @@ def evals_of(config, model, mesh) -> dict:
   found = {"perplexity": evals.Eval(
       perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
   if model.has_fast_weights:
+    # Every segment is read five times, see `memory_gain.make`, hence a limit of its own.
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     found["memory_gain"] = evals.Eval(gain, "end")
     if (path := config.eval.baseline) is not None:

@@ -43,6 +43,7 @@ def make(config, mesh) -> Recipe:
     model_folder.write_vocabulary(workdir, start.tokenizer)
 
   def export(workdir, trained: Trained, summary) -> None:
+    # Every process takes part, for parameters may lie on the devices of all; only process 0 has a summary.
     folder = pathlib.Path(workdir) / config.ranked.folder
     stats = stats_of(config, groups, summary) if summary else {}
     model_folder.write(folder, config, start, merge_frozen(trained.params, trained.frozen), stats)
@@ -98,6 +99,7 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> data.R
   coded = data.encode(found, start.tokenizer, segment_len=fields.segment_len, template=start.template,
                       overlong=fields.overlong, max_responses=config.ranked.max_responses)
   for one in coded:
+    # An id beyond the embedding has no vector; on a device the lookup would go on without an error.
     highest = max(int(row.ids_T.max()) for row in one.rows)
     if highest >= start.language.vocab_size:
       raise ValueError(f"{one.where}: has the id {highest}, the model only {start.language.vocab_size}; "
@@ -115,6 +117,8 @@ def score_of(config, start: InitialModel, settings: ranked.RankedSettings):
   language = start.language
 
   def score(params, batch):
+    # Responses become rows of one batch: a group meets only in the
+    # loss, so prompts are read once per response.
     def flat(x_BGT):
       return x_BGT.reshape(-1, x_BGT.shape[-1])
 
@@ -126,6 +130,7 @@ def score_of(config, start: InitialModel, settings: ranked.RankedSettings):
     logprob_BGT, stats = score(merge_frozen(params, frozen), batch)
     if not needs_reference(settings):
       return logprob_BGT, None, stats
+    # A reference of adapters is a copy of them and joined with the same base as the policy.
     ref_logprob_BGT, _ = score(merge_frozen(frozen[first_params.REFERENCE], frozen), batch)
     return logprob_BGT, jax.lax.stop_gradient(ref_logprob_BGT), stats
 
@@ -141,11 +146,13 @@ def loss_of(config, start: InitialModel, settings: ranked.RankedSettings):
     logprob_BGT, ref_logprob_BGT, stats = score(params, batch, frozen)
     out = ranked.ranked_loss(logprob_BGT, batch["mask_BGT"], batch["score_BG"], batch["valid_BG"], settings,
                              ref_logprob_BGT=ref_logprob_BGT)
+    # Pairs by the mean per token, whatever config.ranked.reduction the loss uses, so that runs compare.
     order = ranking.orders(jax.lax.stop_gradient(logprob_BGT), batch)
 
     def mean(x_B):
       return jnp.sum(x_B) / jnp.maximum(out.weight, 1)
 
+    # Counts per prompt, not fractions: averages over pieces of a batch stay right, and `finish` divides them.
     metrics = {**out.metrics, PAIRS: mean(order["pairs"]), RIGHT: mean(order["pairs_right"]),
                "ranked/best_nats": mean(order["best_nats"])}
     return LossOut(out.loss, out.weight, (), {**metrics, **layer_metrics(stats)})
@@ -154,7 +161,8 @@ def loss_of(config, start: InitialModel, settings: ranked.RankedSettings):
 
 
 def finish(means: dict) -> dict:
-  """Turns right pairs per prompt into their share of all pairs; see `recipes.Accounting`."""
+  """Turns right pairs per prompt into a fraction of all pairs; see `recipes.Accounting`."""
+  # 0 / 0 where no prompt has a pair: `Accounting.optional` has this metric left out then.
   return {**means, RIGHT: means[RIGHT] / means[PAIRS]}
 
 

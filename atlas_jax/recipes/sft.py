@@ -59,10 +59,12 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> sft.Sf
     ValueError: if sizes do not divide.
   """
   train = split == "train"
+  # A caller with `place` wants other rows than this process's, such as all of them.
   place = place or {"process_index": jax.process_index(), "process_count": jax.process_count()}
   return sft.SftSource(
       found, segment_len=config.data.segment_len, doc_id=start.tokenizer.doc_id, packed=config.data.packed,
       batch_rows=config.data.batch_rows if train else config.eval.batch_rows,
+      # No seed stands for a source that ends: held-out examples are read once and in order.
       seed=config.seed if train else None, align_tokens=start.language.align_tokens, **place)
 
 
@@ -116,7 +118,7 @@ def loss_of(config, start: InitialModel):
 
 
 def token_metrics(logprob_BT, batch) -> dict:
-  """Returns, over counted tokens, nats and probability of the recorded one; and what places are used for."""
+  """Returns nats and probability of counted tokens, and the fractions of places that count and are filled."""
   logprob_BT = jax.lax.stop_gradient(logprob_BT)
   counts_BT = batch["weight_BT"] > 0
   count = jnp.maximum(jnp.sum(counts_BT), 1)
@@ -139,6 +141,7 @@ def evals_of(config, start: InitialModel, mesh) -> dict:
   problems = problems_of(config, "held_out")
   found = examples_of(config, start, problems)
   score = score_of(config, start)
+  # The first id of an example is not counted: no place before it could predict it.
   if not any(one.learn_T[1:].any() for one in found):
     raise ValueError(f"none of the {len(problems)} held-out examples has a token to learn within "
                      f"config.data.segment_len={config.data.segment_len}; raise it, or set "
@@ -159,6 +162,7 @@ def answers_of(config, start: InitialModel, mesh):
     ValueError: if another sampler than the native one is asked for.
   """
   if config.sampler.kind != "native":
+    # The source of sft owns no sampler, so nothing would stop a server at the end of the run.
     raise ValueError(f"config.sampler.kind={config.sampler.kind!r}: sft answers held-out problems with the "
                      "native sampler alone; set config.sampler.kind='native'")
   config = config.as_configdict()

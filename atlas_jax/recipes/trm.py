@@ -70,12 +70,12 @@ def accounting_of(config, unit: str = "supervision_steps") -> Accounting:
 
 
 def update_of(config) -> Update:
-  """Returns what an update does besides: a model with rows has a table of them."""
+  """Returns the effects of an update besides moving parameters: a model with rows has a table of them."""
   return Update(tables=tables_of(config) if config.trm.row_width else None)
 
 
 def assets_of(sets: puzzle_sets.Sets, start: TrmStart | None) -> Assets:
-  """Returns what a run keeps: what its puzzles are, and vectors that it took over from other weights."""
+  """Returns the files of a run: what its puzzles are, and vectors that it took over from other weights."""
   def save(workdir) -> None:
     sets.save(workdir)
     if start is not None:
@@ -103,11 +103,13 @@ def check_loss_dtype(dtype: str) -> None:
 def init_of(config, model: trm.TRM, n_ids: int):
   """Makes the function from a key to what training starts from."""
   def init(rng):
+    # The second half, as `puzzles.initial_model.drawn_reset` draws it again for whoever uses the run.
     params_key, reset_key = jax.random.split(rng)
     rows = config.data.batch_rows
     pool = act.empty_pool(model, rows, model.seq_len)
     finished = {name: jnp.full((rows,), NEVER, jnp.float32) for name in OVER_FINISHED}
     tables = ()
+    # Rows start at zero, as in the sources; sign descent moves each by a full step at its first gradient.
     if config.trm.row_width:
       tables = {"puzzles": jnp.zeros((n_table_rows(n_ids), config.trm.row_width), jnp.float32)}
     return Init(init_params(config, model, params_key), frozen={"reset": model.reset(reset_key)},
@@ -118,6 +120,8 @@ def init_of(config, model: trm.TRM, n_ids: int):
 
 def tables_of(config) -> Tables:
   """Returns which rows of the puzzle table an update reads, and how it changes them."""
+  # The choice that `act.refill` makes inside the loss, made before it: rows are gathered outside, and the
+  # gradient is taken with respect to them alone, not to the table.
   def ids_of(batch, carry: Carry):
     return jnp.where(carry.pool.halted_B, batch["ids_B"], carry.pool.ids_B)
 
@@ -144,18 +148,23 @@ def loss_of(config, model: trm.TRM):
     total = 0.0
     steps = 0
     sums = {}
+    # A Python loop, since steps are few: a slot that halts in one of these steps waits
+    # for the next update, when it is refilled.
     for i in range(fields.steps_per_update):
       steps = steps + jnp.sum(~pool.halted_B)
       pool, step_loss, step_sums, each = _supervise(
           model, fields, params, pool, rows_BE, jax.random.fold_in(rng, i))
       total = total + step_loss / fields.steps_per_update
       sums = {name: sums[name] + value if sums else value for name, value in step_sums.items()}
+      # The newest finished puzzle of each slot, kept over updates, so that recent/* exists at every update.
       finished = {name: jnp.where(each["done"], each[name], old) for name, old in finished.items()}
     sums = {name: value / fields.steps_per_update if name.endswith("_loss") else value
             for name, value in sums.items()}
     known_B = finished["steps"] != NEVER
     recent = {name: jnp.sum(jnp.where(known_B, value_B, 0)) for name, value_B in finished.items()}
     means = {"recent/known": jnp.mean(known_B.astype(jnp.float32)),
+             # Over all slots: averages by weight over pieces of a batch then stay proportional, and `finish`
+             # divides by the fraction of slots that finished.
              **{f"train/{name}": value / size for name, value in sums.items()},
              **{f"recent/{name}": value / size for name, value in recent.items()}}
     weight = jnp.asarray(size * fields.steps_per_update, jnp.float32)
@@ -166,17 +175,21 @@ def loss_of(config, model: trm.TRM):
 
 
 def _supervise(model: trm.TRM, fields, params, pool: act.Pool, rows_BE, rng):
-  """Makes one supervision step; slots that halted earlier in this update stand still and count no more."""
+  """Makes one supervision step; slots that halted earlier in this update keep their state, uncounted."""
   apply: Any = lambda params, latents: model.apply({"params": params}, pool.inputs_BT, rows_BE, latents)
   out = apply(params, pool.latents)
   waiting_B = pool.halted_B
   proceed = {"continue_logit_B": out.continue_logit_B} if fields.train_continue else {}
   steps_B, halted_B = act.halt(pool.steps_B, out.halt_logit_B, rng, n_supervision=fields.n_supervision,
                                explore_prob=fields.explore_prob, **proceed)
+  # The target of the continue logit is the value of one more step (Wang et al. 2025), without gradient. It
+  # costs a second forward pass, which is why TRM goes without.
   if fields.train_continue:
     later = apply(jax.lax.stop_gradient(params), out.latents)
     proceed["continue_target_B"] = act.continue_target(later.halt_logit_B, later.continue_logit_B,
                                                        steps_B >= fields.n_supervision)
+  # Waiting slots are made unlabelled, which takes them out of the token loss; with several steps per update
+  # skip_unlabelled keeps them out of the halting losses as well. With one step none waits.
   labels_BT = jnp.where(waiting_B[:, None], -100, pool.labels_BT)
   total, sums = recursion.recursion_loss(
       out.logits_BTV, out.halt_logit_B, labels_BT, halted_B=halted_B, steps_B=steps_B,
@@ -201,6 +214,7 @@ def finish_of(batch_rows: int):
   """
   def finish(means: dict) -> dict:
     means = dict(means)
+    # recent/known becomes a divisor and no metric; train/count is both.
     shares = {"train": means["train/count"], "recent": means.pop("recent/known")}
     over = {f"{group}/{name}": means[f"{group}/{name}"] / share for group, share in shares.items()
             for name in OVER_FINISHED}

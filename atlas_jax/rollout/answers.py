@@ -13,8 +13,10 @@ MAX_EXPONENT = 300   # So is one with a larger power of ten.
 MAX_PARTS = 50       # Members of a tuple that are compared one by one.
 
 _TAG = re.compile(r"<(/?)(solution|answer)>", re.IGNORECASE)
+# "####" is how GSM8K ends its solutions.
 _MARKER = re.compile(
     r"####[ \t]*|\b(?:final[ \t]+answer|answer|result)\b[ \t]*(?:\bis\b[ \t]*:?|[:=])[ \t]*", re.IGNORECASE)
+# Commas only between groups of three digits: "1,2" is a list of two numbers.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _NUMBER = rf"(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{{1,4}}(?![0-9a-z]))?"
 _PLAIN = re.compile(rf"[+-]?{_NUMBER}", re.IGNORECASE)
@@ -22,10 +24,12 @@ _QUOTIENT = re.compile(rf"([+-]?{_NUMBER})\s*/\s*([+-]?{_NUMBER})", re.IGNORECAS
 _MIXED = re.compile(r"([+-]?)([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _POWER = re.compile(rf"([+-]?{_NUMBER})\s*[*x]\s*10\^([+-]?[0-9]{{1,4}})", re.IGNORECASE)
 _MEASURED = re.compile(r"(.*?[0-9.])\s*(%|°|[$€£¥]|[a-z][^0-9^]*(?:\^?[0-9])?)", re.IGNORECASE | re.DOTALL)
+# Not inside of a word, a longer number or a fraction, and not the minutes of 12:30.
 _LOOSE = re.compile(rf"(?<![\w.,/^])(?<![0-9]:)[$€£¥]?[+-]?[$€£¥]?{_NUMBER}(?:\s*/\s*[0-9]+)?", re.IGNORECASE)
+# Signs of a formula: the last number in one is not its value.
 _FORMULA = re.compile(r"[\\^_*/+(){}\[\]<>|√]|[0-9][a-z]*\s+-\s|-[a-z0-9]", re.IGNORECASE)
 _COMMANDS = re.compile(r"\\(?:left|right|displaystyle|mathrm|textbf|text|mathbf|mbox|big|,|;|!|:| )(?![a-z])")
-_UNITS = {
+_UNITS = {  # Spellings of units that count as one.
   name: unit for unit, names in {
     "m": "meter meters metre metres", "km": "kilometer kilometers kilometre kilometres", "g": "gram grams",
     "cm": "centimeter centimeters centimetre centimetres", "kg": "kilogram kilograms", "%": "percent",
@@ -50,6 +54,7 @@ def extract(text: str) -> str:
   <answer>, what follows "####", the last line with a number, the last line. In what is found, the part behind
   "answer is" and the like counts; so does the part behind "answer:" in a text with neither box nor tag.
   """
+  # From the most explicit form to the least; an answer in a box may be followed by any amount of text.
   box = boxed(text)
   if box is not None:
     return box.strip()
@@ -71,10 +76,12 @@ def is_marked(text: str) -> bool:
 
 def boxed(text: str) -> str | None:
   r"""Returns what stands in the last \boxed{...} or \fbox{...} whose braces close, or None."""
+  # All braces are matched in one pass. A search from each box to its end would take quadratic time on a text
+  # of many unclosed boxes, which a model may well write.
   closes: dict[int, int] = {}  # Place of "{" -> place of its "}".
   opened = []
   at = 0
-  for found in re.finditer(r"\\[\\{}]|[{}]", text):
+  for found in re.finditer(r"\\[\\{}]|[{}]", text):  # Escapes match first, so \{ opens nothing.
     at = found.start()
     if found[0] == "{":
       opened.append(at)
@@ -120,6 +127,7 @@ def same(candidate: str, truth: str) -> bool:
   """
   if _nothing(candidate) or _nothing(truth):
     return False
+  # The truth says what kind of answer is wanted; only the candidate may be a number inside of a sentence.
   wanted = value(truth)
   if wanted is not None:
     got = value(candidate) or loose_value(candidate)
@@ -144,6 +152,7 @@ def value(text: str) -> Value | None:
     number = _number(currency[1] + currency[3].strip())
     return None if number is None else Value(number, currency[2])
   measured = _MEASURED.fullmatch(plain)
+  # A slash or power within a unit, as in km/h or m^2, makes no formula.
   if not measured or _FORMULA.search(measured[2].replace("/", " ").replace("^", " ")):
     return None
   number = _number(measured[1].strip())
@@ -158,6 +167,7 @@ def loose_value(text: str) -> Value | None:
     return None
   before = plain[:found.start()].rstrip()
   behind = plain[found.end():]
+  # Part of an expression, such as "2 * 3" or "3x2", and not its value.
   if before.endswith(("+", "-", "*", "/", "^")) or re.match("[a-z]+[0-9]", behind, re.IGNORECASE):
     return None
   tail = re.match(r"\s*(%|°|[a-z]+)", behind, re.IGNORECASE)
@@ -169,6 +179,7 @@ def loose_value(text: str) -> Value | None:
 
 
 def _same_value(got: Value, wanted: Value) -> bool:
+  # 50% equals 1/2 by value and 50 as people write it; a unit on the other side makes it another quantity.
   if (got.unit == "%") != (wanted.unit == "%") and not (got.unit and wanted.unit):
     percent, other = (got, wanted) if got.unit == "%" else (wanted, got)
     return other.number in (percent.number, percent.number / 100)
@@ -180,7 +191,7 @@ def _same_value(got: Value, wanted: Value) -> bool:
 def _number(text: str) -> Fraction | None:
   """Reads a number, quotient, mixed number or power of ten, exactly."""
   text = text.strip()
-  text = text[1:-1].strip() if re.fullmatch(r"\([^()]*\)", text) else text
+  text = text[1:-1].strip() if re.fullmatch(r"\([^()]*\)", text) else text  # (5) is 5, not -5.
   text = text[:-1] if text.endswith(".") else text
   if _PLAIN.fullmatch(text):
     return _exact(text)
@@ -195,6 +206,7 @@ def _number(text: str) -> Fraction | None:
   if found := _POWER.fullmatch(text):
     head = _exact(found[1])
     power = int(found[2])
+    # Four digits of exponent would make numbers of 10,000 digits, which no answer is.
     return head * Fraction(10) ** power if head is not None and abs(power) <= MAX_EXPONENT else None
   return None
 
@@ -212,11 +224,14 @@ def _unit(text: str) -> str:
 
 def _without_latex(text: str) -> str:
   """Returns the text with TeX around numbers written plainly: fractions, spaces, percent, degrees."""
+  # An answer this long is a text. It keeps the substitutions below, some of them repeated searches, cheap.
   if len(text) > 4 * MAX_CHARS:
     return text.strip()
   text = "".join(char if char.isascii() else _spelled(char) for char in text)
   text = text.replace("−", "-").replace("×", "*").replace("{,}", ",")
+  # TeX reads \frac12 as one half.
   text = re.sub(r"\\(?:[dtc])?frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
+  # Mixed numbers before plain fractions, or 2\frac{1}{2} would become 21/2.
   text = re.sub(r"([0-9])\s*\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1 \2/\3", text)
   text = re.sub(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
   text = re.sub(r"\\(?:times|cdot)", "*", text)
@@ -234,6 +249,7 @@ def _without_latex(text: str) -> str:
 
 def _spelled(char: str) -> str:
   """Returns a character in ASCII where it has such a form: ½ as 1/2, ² as ^2, wide digits as digits."""
+  # NFKC alone reads 2½ as 21/2 and 10² as 102, so these have a sign put before them.
   kind, _, rest = unicodedata.decomposition(char).partition("> ")
   sign = {"<super": "^", "<sub": "_", "<fraction": " "}.get(kind, "")
   if not sign:
@@ -243,7 +259,9 @@ def _spelled(char: str) -> str:
 
 def _plain_text(text: str) -> str:
   text = _without_latex(text).casefold()
+  # An option, "(b)", equals its letter alone.
   text = text[1:-1] if re.fullmatch(r"\([a-z]\)", text) else text
+  # Spaces mean nothing in a formula, and a period or comma may; in a sentence it is the other way round.
   if re.search(r"[\\^_{}()\[\]=+*/]", text):
     return re.sub(r"\s+", "", text)
   return text.strip(" .,;:!?'\"")

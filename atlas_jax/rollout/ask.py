@@ -42,6 +42,7 @@ def encoder(tokenizer: Tokenizer, template: chats.Template | None = None, *, max
       raise ValueError(f"{problem.where}: its prompt has {len(ids)} tokens, more than "
                        f"config.data.max_prompt_tokens={max_tokens}; raise that, or set config.data.overlong "
                        "to 'truncate' (cuts off its start) or 'skip'")
+    # What a prompt asks stands near its end.
     return None if overlong == "skip" else ids[-max_tokens:]
 
   return encode
@@ -91,8 +92,8 @@ def batch_generate(sampler: Sampler, encode: Callable, options: SamplingOptions,
     seed: draws, where the temperature is not 0.
 
   Returns:
-    (params, problems, *, step) -> Written of each problem, None for one whose prompt is skipped; `params` are
-    what the sampler loads.
+    (params, problems, *, step) -> `ProblemCompletions` of each problem, None for one whose prompt is skipped;
+    `params` are what the sampler loads.
   """
   def write(params, found: Sequence[Problem], *, step: int) -> list[ProblemCompletions | None]:
     sampler.load(params, step)
@@ -101,6 +102,8 @@ def batch_generate(sampler: Sampler, encode: Callable, options: SamplingOptions,
     written: list[ProblemCompletions | None] = [None] * len(found)
     for first in range(0, len(asked), rows):
       part = asked[first:first + rows]
+      # Draws depend on the seed and the row of the call, so every call has a seed of its own; a repeated row
+      # at its end is drawn but not read.
       filled = [*part, *[part[-1]] * (rows - len(part))]
       rollout = sampler.generate([prompt for _, prompt in filled], options, seed=seed + first)
       for row, (at, _) in enumerate(part):

@@ -39,6 +39,7 @@ def recorded(tokenizer: Tokenizer, template: chats.Template | None = None, *, ma
       raise ValueError(f"{problem.where}: its solution has {len(problem.reply)} messages, and a recorded one "
                        "must be a single message; put those before the last into the prompt")
     ids_T, learn_T = chats.encode(problem, tokenizer, template, learn="last", **values)
+    # learn="last": learnt are the ids of the reply and what ends it; those before are the prompt's.
     learnt = np.flatnonzero(learn_T)
     ids = ids_T[learnt[0]:learnt[-1] + 1]
     if len(ids) <= max_tokens:
@@ -107,11 +108,13 @@ def _two_ways(text: Text, student: ModelView, teacher: ModelView):
   """Returns the completion in the student's ids, in the teacher's, and where they agree."""
   of, other = (teacher, student) if text.by_teacher else (student, teacher)
   ids = np.asarray(text.ids, np.int32)
+  # The end is an id without text. It is taken off, and behind the same text each model has its own.
   ended = len(ids) > 0 and int(ids[-1]) in of.ends
   said = ids[:-1] if ended else ids
   written, common, complete = spans.same_text(said, of.tokenizer, other.tokenizer)
   pair = (written, said) if text.by_teacher else (said, written)
   found = spans.align(_lengths(pair[0], student.tokenizer), _lengths(pair[1], teacher.tokenizer), common)
+  # Cut off, or not the same text to its end in the other's ids: then there is no end to compare.
   if not (ended and complete):
     return *pair, found
   ends = (other.end, ids[-1]) if text.by_teacher else (ids[-1], other.end)
@@ -121,6 +124,7 @@ def _two_ways(text: Text, student: ModelView, teacher: ModelView):
 
 def _lengths(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
   """Returns how many bytes each id stands for; none where a model has more ids than its tokenizer."""
+  # An id that the tokenizer does not know stands for no bytes; index 0 is only looked up in its place.
   known = ids < tokenizer.vocab_size
   return np.where(known, tokenizer.byte_lengths()[np.where(known, ids, 0)], 0)
 

@@ -104,6 +104,7 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   if scoring.overlong_tokens is not None:
     cost_B = overlong_penalty(rollout.length_B, max_tokens=options.max_tokens,
                               overlong_tokens=scoring.overlong_tokens)
+    # A penalty alone is no reward: where nothing scored a completion it stays unscored.
     each[OVERLONG] = np.where(np.isnan(reward_B), np.nan, cost_B).astype(np.float32)
     reward_B = combine(each, {**scores.weights, OVERLONG: 1.0})
   groups = []
@@ -140,6 +141,7 @@ def compare(groups: Sequence[CompletionGroup], weights: Mapping[str, float], sco
     advantage_B = _GROUP(reward_B, group_size=size, kind=scoring.kind, deviation=scoring.deviation,
                          epsilon=scoring.epsilon)
   advantage_B = np.asarray(advantage_B, np.float32)
+  # One prompt with rewards far apart would make the whole update's gradient infinite.
   if not np.isfinite(advantage_B).all():
     group = groups[int(np.argmin(np.isfinite(advantage_B))) // size]
     raise ValueError(f"the rewards of {group.problem.where}, {np.nanmin(group.reward_G):g} to "
@@ -157,13 +159,14 @@ def _counted(group: CompletionGroup, reward_G: np.ndarray, scoring: Scoring) -> 
 def _is_flat(group: CompletionGroup, scoring: Scoring) -> bool:
   """Returns whether a group teaches nothing; of separate rewards, all must be flat."""
   columns = list(group.each.values()) if scoring.per_reward else [group.reward_G]
+  # Completions that are dropped count in no mean, so they make no difference within a group either.
   known = [column_G[~np.isnan(column_G)] for column_G in
            (_counted(group, column_G, scoring) for column_G in columns)]
   return all(not len(values) or values.min() >= values.max() for values in known)
 
 
 def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> dict[str, float]:
-  """Returns what is watched of the completions of groups, by name, where there is anything to say."""
+  """Returns metrics of the completions of groups by name; those without a value are left out."""
   reward_B = np.concatenate([group.reward_G for group in groups])
   each = {name: np.concatenate([group.each[name] for group in groups]) for name in groups[0].each}
   length_B = np.array([len(ids) for group in groups for ids in group.tokens])

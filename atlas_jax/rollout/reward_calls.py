@@ -108,12 +108,14 @@ class RewardCall:
     parameters = _parameters(name, function)
     taken = {one.name for one in parameters if one.kind not in _STARS}
     batched = sorted(taken & set(BATCHED))
+    # `answer` is in both forms: a parameter of one completion, and the name of a column of all.
     single = sorted(taken & (set(SINGLE) - {"answer"}))
     has_kwargs = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
     if batched and single or not (batched or single or has_kwargs):
       mixed = f"; {single[0]} is of one completion, {batched[0]} of all" if batched and single else ""
       raise ValueError(f"config.rewards has {name!r}, which takes ({', '.join(map(str, parameters))}); it "
                        f"must be {FORMS}{mixed}")
+    # **kwargs alone is TRL's form, of all completions.
     self.is_batched = not single
     self._known = tuple(one for one in (BATCHED if self.is_batched else SINGLE) if one in taken)
     self.takes_extra = "extra" in self._known
@@ -141,7 +143,7 @@ class RewardCall:
       for row in range(len(batch.completions)):
         made.append(self._run(batch, self._row_values(batch, row), row))
     except ValueError:
-      abandon(made)
+      abandon(made)  # Their coroutines would warn that nobody awaited them.
       raise
     return made
 
@@ -181,6 +183,7 @@ class RewardCall:
     """Returns what a call for all completions gave as a list of the right length."""
     if isinstance(given, Exception):
       raise self.raised(given, batch, None) from given
+    # Arrays of NumPy, JAX and PyTorch have tolist.
     listed = given.tolist() if hasattr(given, "tolist") else given
     count = len(batch.completions)
     if not isinstance(listed, list | tuple):
@@ -209,6 +212,8 @@ class RewardCall:
         "trainer_state": lambda: batch.state, "log_extra": lambda: batch.log.log_extra,
         "log_metric": lambda: batch.log.log_metric}
     names = self._columns(batch.found, (*BATCHED, "prompt", "completion"))
+    # With **kwargs all is handed over that is there; only a parameter that
+    # names the ids makes their lack an error.
     spare = {"completion_ids"} if batch.tokens is None else set()
     known = [name for name in wanted if name in self._known or self._has_kwargs and name not in spare]
     return {**{name: [column(problem, name) for problem in batch.found] for name in names},
@@ -238,6 +243,7 @@ def run(calls: Sequence[RewardCall], batch: Batch) -> dict[str, np.ndarray]:
   except ValueError:
     abandon(one for made in given for one in made)
     raise
+  # Awaited together, over all rewards: each mostly waits for a server, so the slowest one is the time of all.
   waiting = [(at, row) for at, made in enumerate(given) for row, one in enumerate(made)
              if inspect.isawaitable(one)]
   for (at, row), result in zip(waiting, _awaited([given[at][row] for at, row in waiting]), strict=True):
@@ -290,11 +296,13 @@ def number(value) -> float:
   Raises:
     ValueError: if it is none of these, not finite, or more than float32 holds; it begins with the value.
   """
+  # Arrays without axes, of NumPy, JAX or PyTorch, are no numbers.Real.
   plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
   try:
     real = float(plain) if isinstance(plain, numbers.Real) else math.nan
   except OverflowError:
     real = math.inf
+  # NaN is refused, not taken for a missing reward: that is None, and NaN is the sign of a mistake.
   if isinstance(plain, numbers.Real) and (isinstance(plain, int) or math.isfinite(real)):
     if abs(real) > LARGEST:
       raise ValueError(f"{short(value)}, more than float32 holds, {LARGEST:.3g}; scale it down")
@@ -312,6 +320,7 @@ def column(problem: Problem, name: str) -> Any:
   """Returns a column of a row by its name, None if the row has none of that name; a caller may change it."""
   if name == problem.read_from.get("prompt"):
     return _own(problem.prompt)
+  # A row's own column called answer, among what no format reads, goes before what was read as the answer.
   if name in ("answer", problem.read_from.get("answer")) and name not in problem.extra:
     return problem.answer
   return _own(problem.columns.get(name))

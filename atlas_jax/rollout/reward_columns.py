@@ -26,6 +26,7 @@ def asked(*names: str) -> frozenset[str] | None:
 
   What stands in **kwargs is handed over, but not asked for.
   """
+  # From the functions' signatures: what a reward will read is known before any row is.
   calls = [RewardCall(name, rewards.load(name)) for name in names]
   if any(call.takes_extra for call in calls):
     return None

@@ -41,6 +41,7 @@ def _of_file(place: str) -> ModuleType:
     raise ValueError(f"there is no file {place!r}: looked for {path.absolute()}; beside it: "
                      f"{_listed(path.name, beside)}")
   path = path.resolve()
+  # Two files of one name in different folders are two modules, hence the hash of the path.
   name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
   if name in sys.modules:
     return sys.modules[name]
@@ -74,6 +75,7 @@ def _of_module(place: str, name: str) -> ModuleType:
 
 def _attribute(module: ModuleType, attribute: str, place: str) -> Any:
   found: Any = module
+  # Dots lead into classes and objects of the module.
   for part in attribute.split("."):
     if not hasattr(found, part):
       known = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]

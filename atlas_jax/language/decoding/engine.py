@@ -42,12 +42,12 @@ def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
   """Returns the pure functions, to be called inside of compiled ones.
 
   `prefill` reads on from a state; rows of no tokens stay as they are, and their scores are of no meaning. Its
-  state may be None for rows that have read nothing, which spares a decoder to look at an empty past.
+  state may be None for rows that have read nothing, so that a decoder need not attend to an empty past.
 
   Args:
     language: the model.
-    room_tokens: of a decoder: the longest text, prompt included; what finds no room is not kept, and callers
-      see to that. `decode` does not ask for it.
+    room_tokens: of a decoder: the longest text, prompt included; tokens beyond it are not kept, so callers
+      must stay within it. `decode` does not need it.
   """
   axes = language.row_axes
 
@@ -68,6 +68,7 @@ def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
     return state, language.logits(params, hidden_BD)
 
   def insert(state, slot, row):
+    # The slot may be traced: one program puts a row into any of them.
     def put(axis, old, new):
       return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
 
@@ -76,6 +77,7 @@ def of(language: LanguageModel, *, room_tokens: int | None = None) -> Engine:
   def take_rows(state, row_B):
     return by_rows(lambda axis, x: x[(slice(None),) * axis + (row_B,)], axes, state)
 
+  # A slot is released by a row that has read nothing, so no trace of its last text is left.
   return Engine(init, prefill, decode, sampling.draw_at, insert,
                 release=lambda state, slot: insert(state, slot, init(1)), take_rows=take_rows)
 
@@ -88,6 +90,7 @@ def by_rows(function: Callable, axes, *states) -> Any:
     axes: `LanguageModel.row_axes`, a prefix of the states.
     *states: alike.
   """
+  # The outer map stops at the leaves of the prefix, of which each stands for a part of the state.
   return jax.tree.map(lambda axis, *parts: jax.tree.map(functools.partial(function, axis), *parts),
                       axes, *states)
 
@@ -110,6 +113,7 @@ def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int
   piece_tokens = _piece(language, piece_tokens, room_tokens)
   compiled = functools.partial(jax.jit, out_shardings=None if mesh is None else meshes.replicated(mesh))
 
+  # A row whose tokens ended in an earlier piece keeps the logits of its last one.
   def read_piece(params, state, tokens_BT, count_B, logits_BV):
     state, scored_BV = pure.prefill(params, state, tokens_BT, count_B)
     return state, jnp.where((count_B > 0)[:, None], scored_BV, logits_BV.astype(scored_BV.dtype))
@@ -119,6 +123,7 @@ def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int
   blank = compiled(lambda rows: jnp.zeros((rows, language.vocab_size), jnp.float32), static_argnums=0)
   insert = compiled(pure.insert, donate_argnums=0)
   release = compiled(pure.release, donate_argnums=0)
+  # Not donated: several states may take rows from this one.
   take_rows = compiled(pure.take_rows)
 
   def prefill(params, state, tokens_BT, count_B=None):
@@ -128,6 +133,7 @@ def make(language: LanguageModel, *, mesh: Mesh | None = None, piece_tokens: int
     for start in range(0, length, piece_tokens):
       part_BT = tokens_BT[:, start:start + piece_tokens]
       part_BT = np.pad(part_BT, ((0, 0), (0, piece_tokens - part_BT.shape[1])))
+      # Of a row that has ended nothing is left: 0 tokens, and its state stays as it is.
       state, logits_BV = piece(params, state, part_BT, np.clip(count_B - start, 0, piece_tokens), logits_BV)
     return state, logits_BV
 
@@ -144,12 +150,14 @@ def _piece(language: LanguageModel, piece_tokens: int, room_tokens: int | None) 
   """Returns how many tokens are read at once: no more than have room, and whole blocks of attention."""
   size = piece_tokens if room_tokens is None else min(piece_tokens, room_tokens)
   block = language.attention_block_tokens
+  # Attention reads in whole blocks; a piece that is longer than one is cut down to a multiple.
   return size if block is None or size <= block else size // block * block
 
 
 def _checked(axes, state, rows):
   """Returns rows as an array; refuses those that are not there, for which XLA would take the nearest."""
   rows = np.asarray(rows, np.int32)
+  # All leaves agree on the number of rows, so the first one will do.
   count = jax.tree.leaves(by_rows(lambda axis, x: x.shape[axis], axes, state))[0]
   if rows.size and not 0 <= rows.min() <= rows.max() < count:
     raise ValueError(f"slot {rows.tolist()} is none of the state's {count} rows, which count from 0")

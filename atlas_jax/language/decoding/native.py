@@ -84,6 +84,7 @@ class NativeSampler:
     self._params: Any = None
     self.version: int | None = None
     self.compilations = 0
+    # Only what the host reads is made whole on every device; None leaves the model's state split by its rows.
     whole: Any = None if mesh is None else meshes.replicated(mesh)
     shardings: Any = GenerationState(None, None, None, None, whole)
     self._start = jax.jit(self._read_prompts, static_argnames=("n", "room_tokens", "filtered", "penalised"),
@@ -112,6 +113,7 @@ class NativeSampler:
     words = sampling.root_words(seed)
     if not rows:
       return assemble([], pad_id=self._tokenizer.doc_id)
+    # -1 is no id. Padded, so that few numbers of stop tokens, and so few programs, exist.
     stop_E = np.full(round_up(len(options.stop_tokens), least=STOPS), -1, np.int32)
     stop_E[:len(options.stop_tokens)] = options.stop_tokens
     asked = self._put(GenerationRequest(settings, stop_E, np.int32(options.max_tokens)))
@@ -134,6 +136,7 @@ class NativeSampler:
     whole = meshes.replicated(self._mesh)
 
     def place(x):
+      # Every process fills its own devices from its own equal copy; nothing is sent.
       return jax.make_array_from_callback(np.shape(x), whole, lambda index: np.asarray(x)[index])
 
     return jax.tree.map(place, host_tree)
@@ -156,6 +159,7 @@ class NativeSampler:
     writing = self._start(
         self._params, *self._put((tokens_NS, count_N, words)), asked, n=options.n, room_tokens=room_tokens,
         filtered=options.filters, penalised=options.repetition_penalty != 1)
+    # Reading the prompts has drawn the first id already.
     if options.max_tokens == 1:
       return writing.written
 
@@ -163,10 +167,13 @@ class NativeSampler:
       return self._run(self._params, writing, asked, self._put(np.int32(end)),
                        filtered=options.filters)
 
+    # Without strings to look for, the host waits once, for the whole loop.
     if not options.stop_strings:
       return run(writing, options.max_tokens).written
     looked = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n)
     at = 0
+    # Texts are made on the host: the device draws a few ids, the host looks for strings in them, in turn.
+    # What is drawn behind a string is cut off by `_finish`.
     while True:
       written = writing.written
       upto = int(written.at)
@@ -185,6 +192,7 @@ class NativeSampler:
     texts = []
     for row in range(rows):
       tokens = tokens_TB[:length_B[row], row]
+      # The id drawn last decides: one that ends a completion is never drawn before its end.
       stopped = int(tokens[-1]) in options.stop_tokens
       shown = tokens[:-1] if stopped else tokens
       cut = stops.cut(shown, options.stop_strings, self._tokenizer)
@@ -207,10 +215,13 @@ class NativeSampler:
   def _read_prompts(self, params, tokens_NS, count_N, words, asked: GenerationRequest, *, n: int,
                     room_tokens: int, filtered: bool, penalised: bool) -> GenerationState:
     """Reads N prompts, 0 tokens for one that only fills up, and draws the first id of n completions each."""
+    # Python runs this when the function is traced, which is when a program is built.
     self.compilations += 1
     prompts, width = tokens_NS.shape
     engine = engines.of(self._language, room_tokens=width + room_tokens)
+    # A row that only fills up reads one token, as prefill demands, and is done before it could draw.
     state, logits_NV = engine.prefill(params, None, tokens_NS, jnp.maximum(count_N, 1))
+    # Prompts are read once; only then are their rows repeated for the n completions.
     row_B = jnp.repeat(jnp.arange(prompts, dtype=jnp.int32), n)
     number_B = jnp.tile(jnp.arange(n, dtype=jnp.int32), prompts)
     seen_BV = None
@@ -243,6 +254,8 @@ class NativeSampler:
   def _draw(self, writing: GenerationState, logits_BV, asked: GenerationRequest,
             filtered: bool) -> GenerationState:
     """Draws the next id of every row; those that are done keep what they have."""
+    # Rows that are done draw on with the others, since all are computed at once; their length does not grow,
+    # so what they write is never read.
     at, done_B, length_B, tokens_TB, sampler_TB, full_TB = writing.written
     drawn, seen_BV = sampling.draw_at(logits_BV, writing.key, at, asked.settings, writing.seen_BV,
                                       filtered=filtered)
@@ -264,6 +277,7 @@ old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
     spread = meshes.ROW_AXES if rows % meshes.n_row_shards(self._mesh) == 0 else None
 
     def constrain(axis, leaf):
+      # Of the other axes nothing is said: the compiler has placed them.
       axes = [PartitionSpec.UNCONSTRAINED] * leaf.ndim
       axes[axis] = spread
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, PartitionSpec(*axes)))

@@ -24,8 +24,8 @@ class SamplingOptions:
   n: int = 1                            # completions per prompt
   temperature: float = 1.0              # 0 takes the likeliest id
   top_k: int | None = None              # ids that may be drawn
-  top_p: float | None = None            # least share of the probability that may be drawn
-  min_p: float | None = None            # least probability, as a share of the largest
+  top_p: float | None = None            # probability mass that is kept, at least
+  min_p: float | None = None            # least probability, as a fraction of the largest
   repetition_penalty: float = 1.0       # divides positive logits of ids that stand there, multiplies negative
   stop_tokens: tuple[int, ...] = ()     # a completion ends behind any of these
   stop_strings: tuple[str, ...] = ()    # and behind the id that completes any of these
@@ -173,6 +173,7 @@ def check(rollout: Rollout, prompts: Sequence[Sequence[int]], options: SamplingO
     about = f"completion {row % options.n} of prompt {row // options.n}"
     for name in ("sampler_logprob_BT", "full_logprob_BT"):
       logprobs = getattr(rollout, name)[row][mask_BT[row]]
+      # Rounding may put the log-probability of a sure id a little above 0.
       if not np.isfinite(logprobs).all() or (logprobs > 1e-3).any():
         raise ValueError(f"{about}: its {name} has values that are no log-probabilities: {logprobs}")
     if not 0 <= length <= min(width, options.max_tokens):
@@ -200,6 +201,7 @@ def stop_at(tokens: Sequence[int], options: SamplingOptions, tokenizer: Tokenize
   Returns:
     (ids to keep, reason, text without what stopped it), or None if it may go on.
   """
+  # Decodes anew at every id, in quadratic time: a script's texts are short. `stops` reads each id once.
   for at, token in enumerate(tokens[:options.max_tokens]):
     if int(token) in options.stop_tokens:
       return at + 1, "stop_token", tokenizer.decode(tokens[:at])
@@ -269,5 +271,6 @@ class ScriptedSampler:
     stopped = stop_at(tokens, options, self._tokenizer)
     assert stopped is not None  # The last id stops it, if nothing else does.
     size, reason, text = stopped
+    # The choice is made at the first id; those that follow it are certain.
     logprobs = [-math.log(len(offered)), *[0.0] * (size - 1)]
     return Completion(tokens[:size], logprobs, logprobs, reason, text, int(self.version or 0))

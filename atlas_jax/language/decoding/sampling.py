@@ -66,6 +66,7 @@ def root_words(seed: int) -> np.ndarray:
 
 def row_keys(words, place_B, number_B):
   """Returns a key per row, of the seed's words, the place of its prompt and the completion's number alone."""
+  # Named, so that a seed draws the same whatever jax_default_prng_impl is set to.
   root = jax.random.wrap_key_data(words, impl="threefry2x32")
   return jax.vmap(lambda place, number: jax.random.fold_in(jax.random.fold_in(root, place), number))(
       place_B, number_B)
@@ -95,6 +96,7 @@ def uniforms(key_B, at):
 def seen_ids(tokens_BT, count_B, vocab_size: int):
   """Returns the ids among the first count_B tokens of each row, as `draw` takes them: seen_BV, bool."""
   rows, width = tokens_BT.shape
+  # Padding becomes id V, which is out of range and dropped.
   token_BT = jnp.where(jnp.arange(width)[None] < count_B[:, None], tokens_BT, vocab_size)
   return jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], token_BT].set(True, mode="drop")
 
@@ -106,7 +108,7 @@ def is_stop(token_B, stop_E):
 
 def draw_at(logits_BV, key_B, at, settings: SamplingParams, seen_BV=None, *, filtered: bool) -> tuple[Drawn,
                                                                                                    Any]:
-  """Draws the id at a position of each row; gives also the ids that are seen now, None if they were.
+  """Draws the id at a position of each row, and returns it with the ids seen by now, None if they were None.
 
   Args:
     logits_BV, settings, seen_BV, filtered: see `draw`.
@@ -132,12 +134,16 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
     `Drawn`, log-probabilities in nats in the dtype of the scores.
   """
   dtype = logits_BV.dtype
+  # At temperature 0 nothing is drawn; 1 keeps the division finite and
+  # makes full_logprob that of temperature 1.
   temperature = _column(jnp.where(settings.temperature > 0, settings.temperature, 1).astype(dtype))
   full_BV = logits_BV / temperature
   drawn_BV = full_BV if seen_BV is None else penalised(logits_BV, seen_BV, settings.penalty) / temperature
   if filtered:
     drawn_BV = jnp.where(keep_mask(drawn_BV, settings), drawn_BV, jnp.asarray(_NOT_DRAWN, dtype))
   top_B = jnp.max(drawn_BV, axis=-1)
+  # Weights up to a factor, the largest 1: drawing needs no more, and
+  # their sum normalises the log-probability.
   share_BV = jnp.exp(drawn_BV - top_B[:, None])
   token_B = _choose(drawn_BV, share_BV, uniform_pair, settings.temperature)
 
@@ -145,6 +151,7 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
     return jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
 
   logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(share_BV, axis=-1))
+  # Both distributions are one unless something is filtered or penalised, and the second pass is spared.
   full_B = logprob_B
   if filtered or seen_BV is not None:
     full_B = pick(full_BV) - jax.nn.logsumexp(full_BV, axis=-1)
@@ -160,9 +167,11 @@ def _choose(score_BV, share_BV, uniform_pair, temperature):
   def likeliest():
     return jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
 
+  # One temperature for all rows: a branch, so that greedy decoding draws nothing.
   if not jnp.ndim(temperature):
     return jax.lax.cond(temperature > 0, drawn, likeliest)
 
+  # Temperatures of rows: both are computed if any row draws.
   def either():
     return jnp.where(temperature > 0, drawn(), likeliest())
 
@@ -189,10 +198,11 @@ def keep_mask(logits_BV, settings: SamplingParams):
 
   The likeliest is always left, and what equals the last one left is left too.
 
-  No sorting: the least share that is left is found by halving, one bit of the number at a time.
+  No sorting: the least probability that is kept is found by bisection, one bit of the number at a time.
   """
   share_BV = jax.nn.softmax(logits_BV, axis=-1)
   most_B = jnp.max(share_BV, axis=-1, keepdims=True)
+  # min-p is over the largest of all; top-k and top-p see only what it leaves.
   share_BV = jnp.where(share_BV >= _column(settings.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
 
   def count(least_B):
@@ -200,12 +210,14 @@ def keep_mask(logits_BV, settings: SamplingParams):
 
   least_B = _unless(settings.top_k >= share_BV.shape[-1], share_BV, count)
   share_BV = jnp.where(share_BV >= least_B[:, None], share_BV, 0)
+  # top_p of what is left, not of 1: the filters before have taken probability away.
   total_B = jnp.sum(share_BV, axis=-1) * settings.top_p.astype(share_BV.dtype)
 
   def mass(least_B):
     return jnp.sum(jnp.where(share_BV >= least_B[:, None], share_BV, 0), axis=-1) >= total_B
 
   least_B = _unless(settings.top_p >= 1, share_BV, mass)
+  # least_B is 0 where a filter is off, and an id that was filtered out has weight 0.
   return (share_BV >= least_B[:, None]) & (share_BV > 0)
 
 
@@ -227,11 +239,14 @@ def _unless(off, share_BV, enough):
 def _largest(enough, rows: int, dtype):
   """Finds it in [0, 1]: numbers that are not negative stand in the order of their bits."""
   bits = jnp.finfo(dtype).bits
+  # Floats that are not negative have the order of their bits, read as integers; so bisecting the bits of
+  # [0, 1] ends at the exact number, after 30 steps in float32, each a pass over the vocabulary.
   whole = jnp.uint32 if bits == 32 else jnp.uint64
   top = int(np.asarray(1, dtype).view(whole))
 
   def halve(bounds):
     low_B, high_B = bounds
+    # Rounded up, or low would stand still once high is its neighbour.
     middle_B = low_B + (high_B - low_B + 1) // 2
     fits_B = enough(jax.lax.bitcast_convert_type(middle_B, dtype))
     return jnp.where(fits_B, middle_B, low_B), jnp.where(fits_B, high_B, middle_B - 1)
@@ -242,18 +257,19 @@ def _largest(enough, rows: int, dtype):
 
 
 def sample_inverse_cdf(share_BV, first_B, second_B):
-  """Draws an id per row, in proportion to its share: first a block of ids, then one inside it.
+  """Draws an id per row, in proportion to its weight: first a block of ids, then one inside it.
 
-  Two steps look at each share once and at few sums, and a large vocabulary loses no rare id to rounding.
+  Every weight is read once and cumulative sums stay short, so that rounding loses no rare id of a large one.
 
   Args:
     share_BV: not negative, with one above 0 at least in each row.
     first_B, second_B: numbers in [0, 1).
 
   Returns:
-    token_B, int32; its share is above 0.
+    token_B, int32; its weight is above 0.
   """
   vocab_size = share_BV.shape[-1]
+  # About as many blocks as a block has ids.
   block = 2 ** round(math.log2(vocab_size) / 2)
   padded_BV = jnp.pad(share_BV, ((0, 0), (0, -vocab_size % block)))
   blocks_BNC = padded_BV.reshape(share_BV.shape[0], -1, block)
@@ -263,12 +279,13 @@ def sample_inverse_cdf(share_BV, first_B, second_B):
 
 
 def _first_above(share_BN, uniform_B):
-  """Returns the first place where the sum of shares so far exceeds the given part of the whole.
+  """Returns the first place where the sum of weights so far exceeds the given fraction of the whole.
 
-  Rounding may make sums fall by a little, so places of no share are passed over.
+  Rounding may make sums fall by a little, so places of weight 0 are passed over.
   """
   sum_BN = jnp.cumsum(share_BN, axis=-1)
   real_BN = share_BN > 0
+  # The largest sum, not the last: then some place always lies above uniform * whole, for uniform < 1.
   whole_B = jnp.max(jnp.where(real_BN, sum_BN, 0), axis=-1)
   above_BN = real_BN & (sum_BN > (uniform_B.astype(sum_BN.dtype) * whole_B)[:, None])
   return jnp.argmax(above_BN, axis=-1).astype(jnp.int32)

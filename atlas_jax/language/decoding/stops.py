@@ -16,6 +16,7 @@ class StringStops:
     """Starts with empty completions."""
     self._tokenizer = tokenizer
     self._strings = [string.encode() for string in strings]
+    # A string may have begun in the ids before: all of it but one byte is kept.
     self._keep = max(map(len, self._strings)) - 1
     self._tails = [b""] * rows
 
@@ -60,13 +61,17 @@ def cut(tokens, strings: Sequence[str], tokenizer: Tokenizer) -> tuple[int, str]
   """
   tokens = np.asarray(tokens)
   text = tokenizer.decode_bytes(known(tokens, tokenizer))
+  # Of each string the first place; UTF-8 lets no string be found from the middle of a character.
   found = [(text.find(string.encode()), len(string.encode())) for string in strings]
   ends = [start + size for start, size in found if start >= 0]
   if not ends:
     return None
+  # Ids that the tokenizer does not know stand for no bytes; index 0 is only looked up in their place.
   is_known = tokens < tokenizer.vocab_size
   sizes = np.where(is_known, tokenizer.byte_lengths()[np.where(is_known, tokens, 0)], 0)
   reach = np.cumsum(sizes)
+  # The first id with whose bytes the text reaches the end of a stop string.
   at = int(np.searchsorted(reach, min(ends)))
+  # The same id may complete several strings; the text ends before the one that begins first.
   starts = [start for start, size in found if 0 <= start and start + size <= reach[at]]
   return at + 1, text[:min(starts)].decode("utf-8", errors="replace")

@@ -29,7 +29,7 @@ def generate(language: LanguageModel, params, tokenizer, prompt: str | Sequence[
     tokens: how many to write at most; it ends earlier where the model ends the document.
     temperature: 0 takes the likeliest token, 1 draws as the model predicts.
     top_k: draw among this many likeliest tokens; None: all.
-    top_p, min_p, repetition_penalty: see `sampler.Options`.
+    top_p, min_p, repetition_penalty: see `sampler.SamplingOptions`.
     seed: of the draws; the same seed gives the same text.
     mesh: where the parameters live, if on several devices; every process then calls and gets the same.
     end_tokens: ids that end the text, besides the mark of documents.
@@ -45,10 +45,12 @@ def generate(language: LanguageModel, params, tokenizer, prompt: str | Sequence[
   options = SamplingOptions(max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                             repetition_penalty=repetition_penalty)
   key_B = sampling.text_key(seed)
+  # A text begins a document, as every text did in training.
   ids = np.r_[tokenizer.doc_id, tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
   prompt_T = check_prompt(ids, language.vocab_size, name="prompt")
   _check_room(language, len(prompt_T), tokens)
   if engine is None:
+    # No more room than this text needs; an engine that is handed over has been given its own.
     engine = engines.make(language, mesh=mesh, room_tokens=len(prompt_T) + tokens)
   chosen = _tokens(engine, params, prompt_T, options, key_B, language.vocab_size)
   return _texts(chosen, tokenizer, {tokenizer.doc_id, *end_tokens})
@@ -62,6 +64,7 @@ def _check(language: LanguageModel, tokenizer, tokens: int, temperature: float, 
     raise ValueError(f"temperature={temperature} must be 0 (the likeliest token) or a positive number")
   if top_k is not None and not 1 <= top_k <= most:
     raise ValueError(f"top_k={top_k} must be in 1..{most}, the vocabulary, or None for all of it")
+  # Pretrained models have ids to spare; a model trained here has those of its tokenizer.
   if tokenizer.vocab_size > most or tokenizer.vocab_size < most and not language.has_hf_form:
     raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and the model "
                      f"config.model.vocab_size={most}; use the tokenizer saved with the run")
@@ -78,6 +81,7 @@ def _tokens(engine: Engine, params, prompt_T, options: SamplingOptions, key_B,
             vocab_size: int) -> Iterator[int]:
   """Yields one token after another, whatever they are."""
   settings = sampling.SamplingParams.of(options, vocab_size)
+  # The penalty is for ids of the prompt as well.
   seen_BV = None
   if options.repetition_penalty != 1:
     seen_BV = np.zeros((1, vocab_size), bool)
@@ -85,6 +89,7 @@ def _tokens(engine: Engine, params, prompt_T, options: SamplingOptions, key_B,
   state, logits_BV = engine.prefill(params, engine.init(), prompt_T[None])
   for n in range(options.max_tokens):
     drawn, seen_BV = engine.draw(logits_BV, key_B, np.int32(n), settings, seen_BV, filtered=options.filters)
+    # The last id needs no state behind it.
     if n + 1 < options.max_tokens:
       state, logits_BV = engine.decode(params, state, drawn.token_B)  # Runs while the caller has the token.
     yield int(np.asarray(drawn.token_B)[0])

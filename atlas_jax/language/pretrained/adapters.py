@@ -26,6 +26,7 @@ def options_of(fields) -> dict | None:
   try:
     lora.check(options)
   except ValueError as error:
+    # `lora.check` names its fields lora.rank and so on, which here are config.lora.rank.
     raise ValueError(f"config.{error}") from error
   return options
 
@@ -37,6 +38,7 @@ def _options_of_folder(fields) -> dict:
   """
   folder = _folder(fields.path)
   options = peft.options(folder)
+  # A field with its default is taken for one that nobody set; only others can contradict the folder.
   unset = default().lora
   for name, found in options.items():
     given = fields[name]
@@ -49,6 +51,7 @@ def _options_of_folder(fields) -> dict:
 
 
 def _folder(path: str) -> pathlib.Path:
+  # A checkpoint is not in PEFT's format; said here, where it is known what to do instead.
   if (pathlib.Path(path) / CHECKPOINTS).is_dir():
     raise ValueError(f"config.lora.path={path!r} is the workdir of a run; to go on from its adapters export "
                      f"them with --mode=export --adapters --workdir={path} --to=FOLDER, or set "
@@ -78,11 +81,13 @@ def reader_of(config, module) -> Callable:
     if not is_same_model(found.base, config.model.path):
       lines.append(f"were made for {found.base or 'a model that is not named'}, and config.model.path="
                    f"{config.model.path!r} is used; only their shapes are compared")
+    # Training goes on without it: no layer here drops anything.
     if found.dropout:
       lines.append(f"had lora_dropout={found.dropout}, which is not applied here")
     if found.is_half_frozen and config.optim.freeze is None:
       lines.append("were trained with B frozen (init_lora_weights='mica'), as config.optim.freeze='*/lora_b' "
                    "does")
+    # Every process reads, one speaks.
     for line in lines if hosts.is_main() else ():
       logging.warning("the adapters of config.lora.path=%s %s", path, line)
     return peft.load(folder, module, mesh=mesh, dtype="float32")
@@ -99,6 +104,7 @@ def is_same_model(base: str | None, path: str) -> bool:
   if all(folder.is_dir() for folder in folders):
     return folders[0].samefile(folders[1])
   last = [name.rpartition("/")[2].lower() for name in names]
+  # The hub's cache calls a folder models--ORG--NAME.
   return last[0] == last[1] or f"models--{names[0].replace('/', '--')}".lower() in names[1].lower()
 
 

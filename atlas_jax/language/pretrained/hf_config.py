@@ -44,6 +44,7 @@ def read(file) -> tuple[ModuleType, dict]:
   """
   settings = read_json(file)
   _check_kinds(settings, file)
+  # Some configs name no architecture; their model_type then says the family.
   architectures = settings.get("architectures") or [None]
   family = names.find(architectures[0], settings.get("model_type"), file)
   _refuse(settings, file)
@@ -53,10 +54,12 @@ def read(file) -> tuple[ModuleType, dict]:
       raise ValueError(f"{file} has no {name!r}, which {family.ARCHITECTURE} needs")
     return settings[name]
 
+  # null is as if absent, as transformers reads it.
   filled = {**family.DEFAULTS, **{name: value for name, value in settings.items() if value is not None}}
   width = need("hidden_size")
   heads = need("num_attention_heads")
   head_dim = filled["head_dim"]
+  # Configs from before grouped queries name no key-value heads: each head has its own.
   kv_heads = settings.get("num_key_value_heads") or heads
   if head_dim is None and width % heads:
     raise ValueError(f"{file} has no 'head_dim', and hidden_size={width} is not a multiple of "
@@ -93,6 +96,7 @@ def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:
       "head_dim": fields["head_dim"], "rms_norm_eps": fields["norm_eps"], "rope_theta": fields["rope_base"],
       "tie_word_embeddings": fields["tied"],
       "max_position_embeddings": fields.get("learned_positions") or max_tokens, **specials}
+  # A family without the field, such as Qwen2, has its biases where they are; nothing is to be written.
   if "attention_bias" in family.DEFAULTS:
     settings["attention_bias"] = fields["qkv_bias"]
   if "mlp_bias" in family.DEFAULTS:
@@ -107,6 +111,7 @@ def family_of(fields: dict) -> ModuleType:
 
   Models with learned positions are a family of this program, which others do not read.
   """
+  # Families differ in where biases and norms are, and ours in its learned positions; sizes fit any of them.
   wanted = {name: fields[name] for name in ("qk_norm", "qkv_bias", "out_bias", "mlp_bias")}
   asked = {"attention_bias": wanted["qkv_bias"], "mlp_bias": wanted["mlp_bias"]}
   learned = fields.get("learned_positions") is not None
@@ -171,6 +176,7 @@ def _check_scaling(scaling: dict, file) -> None:
 
 def _refuse(settings: dict, file) -> None:
   for name, harmless in REFUSED.items():
+    # Types too: in Python True == 1, and true is not a value that pretraining_tp may have.
     if settings.get(name) is not None and not any(type(one) is type(settings[name]) and one == settings[name]
                                                   for one in harmless):
       raise ValueError(f"{file}: {name}={settings[name]!r} is not supported; only "
@@ -182,10 +188,12 @@ def _refuse(settings: dict, file) -> None:
 
 def _rope(settings: dict, file) -> tuple[float, dict | None]:
   """Returns the base and the scaling, or None for none, from either spelling."""
+  # The later spelling first, which holds the base as well; the older one has it at the top level.
   found = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
   base = found.pop("rope_theta", None) or settings.get("rope_theta") or ROPE_BASE
   json_file.field(file, {"rope_theta": base}, "rope_theta", functools.partial(
       json_file.is_real, low=1 + 1e-6, high=1e12), "a number above 1")
+  # "type" is what rope_type was called before.
   kind = found.pop("rope_type", None) or found.pop("type", None) or "default"
   found.pop("type", None)
   if not isinstance(kind, str):
@@ -194,6 +202,7 @@ def _rope(settings: dict, file) -> tuple[float, dict | None]:
     raise ValueError(f"{file}: partial_rotary_factor is not supported; only a config without it is")
   if kind == "default":
     return float(base), None
+  # YaRN stretches from the length before its extension; a config that names none means its own length.
   if kind == "yarn" and settings.get("max_position_embeddings"):
     found.setdefault("original_max_position_embeddings", settings["max_position_embeddings"])
   scaling = {"rope_type": kind, **{name: value for name, value in found.items() if value is not None}}

@@ -1,7 +1,7 @@
-"""A decoder written as a published checkpoint: safetensors, config, tokenizer.
+"""A decoder written as a pretrained checkpoint: safetensors, config, tokenizer.
 
 Given the folder that a model was read from, the layout of its shards, the dtype of every tensor and the
-files that travel are kept, so that what was not trained comes back bit for bit.
+files that are copied are kept, so that what was not trained comes back bit for bit.
 """
 import pathlib
 import re
@@ -52,8 +52,8 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
     durable: whether the files are brought to the disk, which takes its time; see `files.write`.
 
   Raises:
-    ValueError: if the model has no published form, adapters are left, `like` is another model, or the folder
-      holds other weights.
+    ValueError: if the model has no Hugging Face format, adapters are left, `like` is another model, or the
+      folder holds other weights.
   """
   folder = pathlib.Path(folder)
   if head not in ("as_is", "untied"):
@@ -70,6 +70,8 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
   writes = jax.process_index() == 0
   if writes:
     folder.mkdir(parents=True, exist_ok=True)
+  # File by file, so that the host holds the tensors of one shard; every process fetches, since a leaf may be
+  # spread over the devices of all.
   for file in sorted(set(plan.file_of.values())):
     inside = [name for name, its in plan.file_of.items() if its == file]
     tensors = {name: tensor_files.fetch(plan.made[name], plan.dtype_of[name]) for name in inside
@@ -104,17 +106,21 @@ def _family(model: Decoder, like) -> ModuleType:
 def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: float) -> ExportPlan:
   made = tensor_files.tensors_of(params, family.TABLE)
   copied: tuple[str, ...] = ()
+  # Made by no parameter, but stored by whoever wrote the original:
+  # left out, the round trip would not be exact.
   if source is not None:
     copied = tuple(name for name in source.file_of if name not in made and name != HEAD
                    and any(re.fullmatch(pattern, name) for pattern in SPARE))
+  # A tied model has no head of its own; its embedding is written a second time under that name.
   if untie or (source is not None and HEAD in source.file_of):
     made.setdefault(HEAD, made[EMBEDDING])
   if source is None:
     dtype_of = {name: jnp.dtype(dtype or one[0].dtype) for name, one in made.items()}
     return ExportPlan(made, _shards(made, dtype_of, max_bytes), dtype_of, copied)
+  # A head that the original does not store has the dtype of what it is a copy of.
   stored = {name: source.dtype(name if name in source.file_of else EMBEDDING) for name in made}
   dtype_of = {name: jnp.dtype(dtype or stored[name]) for name in made}
-  last = max(source.file_of.values())
+  last = max(source.file_of.values())  # Takes tensors that the original does not have.
   file_of = {name: source.file_of.get(name, last) for name in (*made, *copied)}
   return ExportPlan(made, file_of, dtype_of, copied)
 
@@ -131,6 +137,7 @@ def _shards(made: dict, dtype_of: dict, max_bytes: float) -> dict[str, str]:
     else:
       files.append(files[-1])
     filled += size
+  # files begins with a 0 that belongs to no tensor.
   files, total = files[1:], files[-1] + 1
   if total == 1:
     return dict.fromkeys(made, "model.safetensors")
@@ -151,12 +158,14 @@ def _settings(model: Decoder, like, plan: ExportPlan, dtype, untie: bool, max_to
     main = str(plan.dtype_of[EMBEDDING])
     fields = {**model.shape(), "tied": model.tied and not untie}
     return hf_config.write(fields, max_tokens=max_tokens, dtype=main, specials=specials)
+  # None: the original config is copied byte by byte.
   if not untie and dtype is None:
     return None
   settings = hf_config.read_json(pathlib.Path(like) / "config.json")
   if untie:
     settings["tie_word_embeddings"] = False
   if dtype is not None:
+    # In the spelling that the original has.
     settings["dtype" if "dtype" in settings else "torch_dtype"] = str(jnp.dtype(dtype))
   return settings
 

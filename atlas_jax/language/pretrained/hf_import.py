@@ -1,4 +1,4 @@
-"""Published models, read from a folder of safetensors straight to their place on the mesh."""
+"""Pretrained models, read from a folder of safetensors straight to their place on the mesh."""
 import importlib
 import pathlib
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ HUB = "hf:"
 TAKEN = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
-# Tensors that some programs store although others follow from the config; they travel with an export.
+# Tensors that some programs store although others follow from the config; an export copies them.
 SPARE: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
@@ -45,7 +45,7 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
   Returns:
     The model and its parameters, of which the host never holds a second copy. With `lora` the model has
     adapters and the parameters have none: `models.lora.join` adds those of `models.lora.start` or
-    `interop.peft.load`.
+    `peft.load`.
 
   Raises:
     ValueError: naming the file, and the setting or tensor in it that is missing, wrong or not supported.
@@ -55,8 +55,10 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
   check_tokenizer(folder, fields["vocab_size"])
   model = Decoder(**fields, **how)
   tensors = tensor_files.TensorFolder(folder)
+  # Adapters are no part of the folder; the rest is what its tensors must fill.
   shapes = adapters.split(abstract(model))[1]
   spare = SPARE
+  # Some programs store the head of a tied model as well; it must say the same, and is not read twice.
   if model.tied and HEAD in tensors.file_of:
     _check_tied(tensors)
     spare = (*SPARE, HEAD.replace(".", r"\."))

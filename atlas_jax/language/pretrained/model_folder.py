@@ -48,6 +48,7 @@ def write(folder, config, start: InitialModel, params, stats: Mapping) -> None:
   """
   folder = pathlib.Path(folder)
   module = start.language.module
+  # Whoever loads the folder knows of no adapters.
   if start.adapted:
     params = lora.merge(params, module.lora)
   if start.language.has_hf_form:
@@ -56,6 +57,7 @@ def write(folder, config, start: InitialModel, params, stats: Mapping) -> None:
     _write_memory(folder, module, params)
   if not hosts.is_main():
     return
+  # The run's own copy, which lies beside this folder.
   tokenizer_files.write(folder, folder.parent / TOKENIZER, max_tokens=config.data.segment_len)
   if start.template is not None:
     write_file.whole(folder / chats.FILES[0], start.template.source)
@@ -64,7 +66,8 @@ def write(folder, config, start: InitialModel, params, stats: Mapping) -> None:
 
 
 def _write_decoder(folder: pathlib.Path, config, start: InitialModel, module: Decoder, params) -> None:
-  """Writes weights and config as of a published model, laid out as those the run started from."""
+  """Writes weights and config in the format of a pretrained model, laid out as those the run started from."""
+  # A workdir's copy of a pretrained folder has its config and no weights, so there is no layout to follow.
   like = start.folder if start.folder is not None and any(start.folder.glob("model*.safetensors*")) else None
   specials = {name: int(start.tokenizer.doc_id) for name in ("bos_token_id", "eos_token_id")}
   hf_export.save(folder, module, params, like=like, max_tokens=config.data.segment_len,
@@ -74,6 +77,7 @@ def _write_decoder(folder: pathlib.Path, config, start: InitialModel, module: De
 def _write_memory(folder: pathlib.Path, module, params) -> None:
   """Writes a memory model's weights by our names for them, which no other program knows, and its fields."""
   def row(name: str, leaf) -> Row:
+    # Stored as it is: axes need names only because a row has them.
     axes = " ".join(f"a{axis}" for axis in range(leaf.ndim))
     return Row(name, name.replace("/", "."), axes, axes)
 
@@ -83,6 +87,7 @@ def _write_memory(folder: pathlib.Path, module, params) -> None:
   if hosts.is_main():
     folder.mkdir(parents=True, exist_ok=True)
     tensor_files.write_file(folder / "model.safetensors", tensors, hf_export.METADATA)
+    # Flax adds these two to every module.
     names = module.__dataclass_fields__.keys() - {"parent", "name"}
     fields = {name: _plain(getattr(module, name)) for name in sorted(names)}
     tensor_files.write_json(folder / CONFIG, {"model_type": "atlas_memory", **fields})
@@ -101,6 +106,7 @@ def write_vocabulary(folder, tokenizer: Tokenizer) -> None:
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  # Id by id, for an id may be a part of a character alone.
   shown = ["".join(CHAR_OF_BYTE[byte] for byte in tokenizer.decode_bytes([number]))
            for number in range(tokenizer.vocab_size)]
   tensor_files.write_json(folder / VOCABULARY, {

@@ -24,7 +24,7 @@ from atlas_jax.models.decoder import Decoder
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
 PREFIX = "base_model.model."
-SCALINGS = {False: "rank", True: "sqrt_rank"}
+SCALINGS = {False: "rank", True: "sqrt_rank"}  # By use_rslora.
 
 
 class Description(NamedTuple):
@@ -121,6 +121,7 @@ def describe(folder) -> Description:
     if settings.get(name) is None:
       raise ValueError(f"{file} has no {name!r}")
   for name, value in settings.items():
+    # A setting that is not known may change what adapters compute, so it must be off to be passed over.
     allowed = _pattern(PATTERNS[name], settings) if name in PATTERNS else SETTINGS.get(name, OFF)
     if not allowed.fit(value):
       raise ValueError(f"{file}: {name}={value!r} is not supported; it must be {allowed.text}")
@@ -147,14 +148,18 @@ def _pattern(name: str, settings: dict) -> Values:
 
 def _targets(modules: list, file: pathlib.Path) -> tuple[str, ...]:
   """Returns our names of the projections that PEFT's name."""
+  # The projections of all families are called as Llama's.
   family = names.load("llama")
   ours = {theirs: name for name, theirs in _modules(family).items()}
+  # Of "...self_attn.q_proj.lora_A.weight": third from the end the projection, before it the part it is in.
+  # PEFT takes either "q_proj" or "self_attn.q_proj" as a name.
   parts = {row.theirs.split(".")[-3]: row.theirs.split(".")[-4] for row in rows(family)}
   known = {**ours, **{f"{part}.{theirs}": ours[theirs] for theirs, part in parts.items()}}
   strange = [str(name) for name in modules if name not in known]
   if strange:
     raise ValueError(f"{file}: target_modules has {', '.join(sorted(strange))}, which cannot have an adapter "
                      f"here; known are {', '.join(sorted(ours))}")
+  # In one order, so that equal sets of targets make equal options.
   return tuple(name for name in lora.TARGETS if name in {known[one] for one in modules})
 
 
@@ -205,8 +210,10 @@ def rows(family: ModuleType) -> tuple[Row, ...]:
   """Returns the names of adapters: A is stored [rank, inputs], B [outputs, rank]."""
   found = []
   for row in family.TABLE:
+    # Matrices of attention and MLP; norms, embeddings and heads have no adapters here.
     if not re.fullmatch(r"blocks/(attention|mlp)/\w+/kernel", row.ours):
       continue
+    # Stored axes are outputs, then inputs, each one letter or a bracket: "(h k) d".
     out_axes, in_axes = re.findall(r"\([^)]*\)|\w", row.stored)
     ours = row.ours.removesuffix("kernel")
     theirs = PREFIX + row.theirs.removesuffix("weight")
@@ -216,7 +223,7 @@ def rows(family: ModuleType) -> tuple[Row, ...]:
 
 
 def _modules(family: ModuleType) -> dict[str, str]:
-  """Returns the published name of every projection, {"q": "q_proj"}."""
+  """Returns PEFT's name of every projection, {"q": "q_proj"}."""
   return {row.ours.split("/")[-2]: row.theirs.split(".")[-3] for row in rows(family)}
 
 
@@ -231,6 +238,7 @@ def _settings(chosen, modules: dict[str, str], base: str) -> dict:
 
 
 def _check_same(asked: dict, model: Decoder, folder) -> None:
+  # A module keeps its mappings frozen and its lists as tuples; plain values compare.
   mine = {} if model.lora is None else {**model.lora, "targets": tuple(model.lora["targets"])}
 
   def order(chosen):

@@ -42,6 +42,7 @@ class TensorFolder:
     self.folder = pathlib.Path(folder)
     self.stem = stem
     self.file_of, self._files = _layout(self.folder, stem)
+    # Compared before anything is read: of a folder of many gigabytes, a lacking tensor is named at once.
     present = {file: set(opened.keys()) for file, opened in self._files.items()}
     for name, file in self.file_of.items():
       if name not in present[file]:
@@ -87,6 +88,7 @@ def _layout(folder: pathlib.Path, stem: str):
     if not isinstance(file_of, dict) or not file_of:
       raise Damaged(index, "is not an index of shards: it needs a 'weight_map' of tensors", AGAIN)
     for file in file_of.values():
+      # An index is input: a name such as ../x must not lead out of the folder.
       inside.path(folder, file, named_by=index, remedy=AGAIN)
     for file in sorted(set(file_of.values())):
       if not (folder / file).is_file():
@@ -126,6 +128,7 @@ def read_tree(folder: TensorFolder, table: Iterable[Row], abstract, shardings, d
     ValueError: naming the file and the tensor that is missing, left over, or of another shape or type.
   """
   row_of = {row.ours: row for row in table}
+  # All names, shapes and types are looked at before the first tensor goes to a device.
   leaves = dict(tree.named_leaves(abstract))
   wanted: set[str] = set()
   for name, leaf in leaves.items():
@@ -145,8 +148,10 @@ def read_tree(folder: TensorFolder, table: Iterable[Row], abstract, shardings, d
 def read_leaf(folder: TensorFolder, row: Row, shape, sharding, dtype=None) -> jax.Array:
   """Reads one leaf to its place; every device's part is read from the disk on its own."""
   tensors = _tensors(row, shape)
+  # Layers may be stored in different dtypes; one leaf has one.
   dtype = jnp.dtype(dtype or jnp.result_type(*{folder.dtype(name) for name in tensors}))
 
+  # Called for each device with its slices of the leaf, so the host holds one part at a time.
   def part(index) -> np.ndarray:
     cuts = [range(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
     inner = cuts[1:] if LAYER in row.theirs else cuts
@@ -164,6 +169,9 @@ def _cut_and_turn(folder, name: str, row: Row, sizes: Mapping[str, int], cut: Ma
   slices = []
   lengths = []
   rest = []
+  # A tensor's axis may hold several of the leaf's, as "(h k)" does. What a device wants of the
+  # first of them is one contiguous range, so only that is read from the disk; the others are cut
+  # out of it in memory. The transposition is a view.
   for group in _groups(row.stored):
     inner = math.prod(sizes[axis] for axis in group[1:])
     lead = cut[group[0]]
@@ -200,7 +208,7 @@ def _groups(pattern: str) -> list[list[str]]:
 
 
 def tensors_of(params, table: Iterable[Row]) -> dict[str, tuple]:
-  """Returns how each tensor is made: its name -> (leaf, row, layer or None), for `write_files`."""
+  """Returns how each tensor is made: its name -> (leaf, row, layer or None), for `fetch`."""
   row_of = {row.ours: row for row in table}
   made: dict[str, tuple] = {}
   for name, leaf in tree.named_leaves(params):
@@ -236,6 +244,7 @@ def _header(file: pathlib.Path) -> dict:
   """Reads the JSON at a file's start; the library gives metadata in no order."""
   with file.open("rb") as opened:
     size = int.from_bytes(opened.read(8), "little")
+    # A length beyond the file is no header: else a few bytes of another format would ask for gigabytes.
     if size > min(MOST_HEADER, file.stat().st_size):
       raise Damaged(file, f"is not a whole safetensors file (its header would have {size} bytes)", AGAIN)
     return json_file.parse(file, opened.read(size), remedy=AGAIN)
@@ -246,6 +255,7 @@ def _order_metadata(file: pathlib.Path, metadata: Mapping[str, str]) -> None:
   header = {**_header(file), METADATA: dict(metadata)}
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   with file.open("r+b") as opened:
+    # A shorter header is filled with spaces, which JSON ignores, so that tensors keep their offsets.
     size = int.from_bytes(opened.read(8), "little")
     if len(text) > size:
       raise ValueError(f"{file}: metadata {dict(metadata)} cannot be kept in their order; write fewer")
@@ -257,6 +267,7 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: 
   """Writes one file of tensors so that a reader sees the whole of it or nothing."""
   with write.placed(file, durable=durable) as partial:
     save_file(dict(tensors), str(partial), metadata=dict(metadata))
+    # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o666 & ~mask)  # The library closes its files to others; a server may be another user.

@@ -27,7 +27,7 @@ def write(folder, saved, *, max_tokens: int) -> None:
 
   Args:
     folder: made if absent.
-    saved: folder that `Tokenizer.save` wrote, with what else travels in it.
+    saved: folder that `Tokenizer.save` wrote, with the other files that are copied into it.
     max_tokens: the longest text the model is meant for, for a tokenizer that has no config yet.
   """
   saved = pathlib.Path(saved)
@@ -45,9 +45,11 @@ def write(folder, saved, *, max_tokens: int) -> None:
     if marker["doc_id"] is not None:  # One of its own.
       write_file.copy(saved / marker["file"], folder / "tokenizer.json")
       return
+    # The mark has the id behind the largest, as `data.tokenizer` gives it to texts.
     content["added_tokens"] = [*content["added_tokens"], _special(
         tokenizer_json.largest_id(saved / marker["file"], content) + 1)]
   write_file.json(folder / "tokenizer.json", content)
+  # A config that was copied with the tokenizer stays.
   if not (folder / "tokenizer_config.json").is_file():
     write_file.json(folder / "tokenizer_config.json", {
         "tokenizer_class": CLASS, "bos_token": DOC, "eos_token": DOC, "model_max_length": max_tokens,
@@ -57,6 +59,7 @@ def write(folder, saved, *, max_tokens: int) -> None:
 def byte_level() -> dict:
   """Returns the tokenizer.json of bytes: byte b has id b, and the mark of documents 256."""
   level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+  # By byte value: an id is its byte.
   vocab = dict(sorted(BYTE_OF_CHAR.items(), key=lambda item: item[1]))
   return {
       "version": "1.0", "truncation": None, "padding": None, "added_tokens": [_special(256)],

@@ -11,7 +11,7 @@ from atlas_jax.files import json_text
 
 MAY_PASS = (429, 500, 502, 503, 504)  # Statuses after which the same question may be answered.
 SHOWN_CHARS = 400  # Of a server's own words in an error.
-LOOK_EVERY_S = 5.0  # Between looks at a server that lets wait for an answer.
+LOOK_EVERY_S = 5.0  # Between looks at a server that has not answered yet.
 LOOK_TIMEOUT_S = 10.0
 HEALTH = "/health"
 
@@ -84,6 +84,7 @@ class Client:
         time.sleep(self._backoff_s * 2 ** (attempt - 1))
       answer = self.once(route, body)
       failed = answer.trouble is not None or answer.status in MAY_PASS
+      # A dead server answers no further try, and a question that timed out would only time out again.
       if not failed or not answer.passes or self.death() is not None:
         break
     if failed:
@@ -102,10 +103,12 @@ class Client:
       sent = None if body is None else json.dumps(body)
       headers = {} if body is None else {"Content-Type": "application/json"}
       connection.request("GET" if body is None else "POST", self._prefix + route, sent, headers)
+      # Not for /health itself, which `_waited` asks.
       if route != HEALTH and not self._waited(connection.sock, timeout_s or self._timeout_s):
         return Answer(trouble=f"lets wait for an answer, and {HEALTH} fails by now")
       response = connection.getresponse()
       return Answer(response.status, _content(response.read()))
+    # Before OSError, of which it is a kind.
     except TimeoutError:
       return Answer(trouble=f"gave no answer within {timeout_s or self._timeout_s:g} s (config.vllm."
                     "timeout_s)", passes=False)
@@ -121,12 +124,15 @@ class Client:
     ill = 0
     with selectors.DefaultSelector() as selector:
       selector.register(sock, selectors.EVENT_READ)
+      # The socket is readable once an answer begins; until then the server is looked at now and then, because
+      # a process behind it may die and leave the connection open.
       while not selector.select(min(LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
         if time.monotonic() >= deadline:
           raise TimeoutError
         answer = self.once(HEALTH, timeout_s=LOOK_TIMEOUT_S)
         # One that is only slow to say so is at work.
         ill = ill + 1 if answer.status != 200 and answer.passes else 0
+        # One failed look may be chance.
         if ill == 2 or self.death() is not None:
           return False
     return True

@@ -17,7 +17,7 @@ from atlas_jax.workdir import VLLM_LOG
 
 MODULE = "vllm.entrypoints.openai.api_server"
 NAME = "atlas"  # What the model is called in a server that is started here.
-MODE = "processed_logprobs"
+MODE = "processed_logprobs"  # Of what is drawn from; vLLM's default leaves the temperature out.
 # Routes for development change weights; nothing is fetched or reported, since all there is lies in a folder.
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
                "HF_HUB_OFFLINE": "1"}
@@ -65,7 +65,7 @@ class VLLMEngine:
     """Starts the server on a folder, or finds it, and looks it over.
 
     Args:
-      folder: a published model with the weights that training has now.
+      folder: a pretrained model with the weights that training has now.
       temporary: a folder that goes when a server that is started here does.
 
     Raises:
@@ -95,10 +95,12 @@ class VLLMEngine:
       ServerError: if it fails, after which a server has no whole weights.
       ValueError: if it is one whose weights cannot be changed.
     """
+    # Disk rather than CUDA transports, so that any device serves; the folder may lie in memory.
     asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
     if self._client.ask("/collective_rpc", asked, optional=True) is None:
       raise ValueError(f"{self._client.url} has no route /collective_rpc, so its weights cannot be changed; "
                        "start it with the environment variable VLLM_SERVER_DEV_MODE=1")
+    # Keys and values of prompts that were computed with the old weights would be used with the new ones.
     done = self._client.ask("/reset_prefix_cache", {})
     if not isinstance(done, dict) or not done.get("success"):
       raise ServerError(f"{self._client.url}/reset_prefix_cache did not empty the cache ({words(done)}), "
@@ -121,6 +123,8 @@ class VLLMEngine:
     Raises:
       ServerError: if there are not n of them.
     """
+    # logprobs=0: of the drawn id alone. ignore_eos: what ends a completion is stop_token_ids, not the
+    # server's idea of it. Ids come back as ids, since text encoded again need not give the same ones.
     asked = {"model": self._model, "prompt": prompt, "n": n, "logprobs": 0, "ignore_eos": True,
              "return_token_ids": True, "return_tokens_as_token_ids": True, **fields}
     answer = self._client.ask("/v1/completions", asked)
@@ -129,11 +133,14 @@ class VLLMEngine:
       got = len(choices) if isinstance(choices, list) else repr(words(answer))
       raise ServerError(f"{self._client.url}/v1/completions gave {got} of {n} completions; is it a server of "
                         "vLLM, of 0.10.2 or later?")
+    # Choices carry their number, and the order of rows depends on it.
     return sorted(choices, key=lambda choice: choice["index"])
 
   def prompt_logprobs(self, tokens: list[int]) -> list[float]:
     """Returns the untempered log-probability of each id but the first."""
+    # A server writes one id at least; it is not read.
     choice = self.complete(tokens, 1, max_tokens=1, temperature=0, prompt_logprobs=0)[0]
+    # Nothing predicts the first id, so its entry is null.
     given: list[Any] = (choice.get("prompt_logprobs") or [None])[1:]
     found = [(entry or {}).get(str(token), {}).get("logprob")
              for entry, token in zip(given, tokens[1:], strict=False)]
@@ -155,6 +162,7 @@ class VLLMEngine:
     # Also at the end of the program, and when nobody holds this object any more.
     weakref.finalize(self, self._server.stop)
     self._client.death = self._server.death
+    # A server is silent until its model is loaded, and one that failed has ended its process.
     while self._client.once("/health", timeout_s=LOOK_TIMEOUT_S).status != 200:
       dead = self._client.death()
       if dead is not None:
@@ -168,6 +176,8 @@ class VLLMEngine:
     logging.info("vLLM serves at %s after %.1f s; its log is %s", self._client.url, self.start_s, self._log)
 
   def _flags(self, folder: pathlib.Path) -> list[str]:
+    # vllm: defaults of sampling come from the server, not from a generation_config.json in the folder, which
+    # would change what is drawn.
     flags = {"model": folder, "served-model-name": NAME, "dtype": self._dtype, "logprobs-mode": MODE,
              "generation-config": "vllm"}
     if not self._found:
@@ -180,6 +190,7 @@ class VLLMEngine:
   def _look_over(self, folder: pathlib.Path) -> None:
     answer = self._client.ask("/v1/models")
     try:
+      # Adapters stand in the list too, each with the model that it belongs to as its parent.
       model = next(model for model in answer["data"] if model.get("parent") is None)
       self._model = model["id"]
       self.max_tokens = model["max_model_len"]
@@ -188,6 +199,7 @@ class VLLMEngine:
       raise ServerError(f"{self._client.url}/v1/models answered {words(answer)!r}, which is no list of "
                         "models; is it a server of vLLM?") from None
     if not self._found:
+      # A server of someone else on this port would answer all questions as well, with another model.
       if root.resolve() != folder.resolve():
         raise ServerError(f"{self._client.url} serves {root} and not {folder}: another program's server "
                           "answers there; set config.vllm.port to another")

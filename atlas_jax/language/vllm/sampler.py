@@ -33,7 +33,7 @@ from atlas_jax.parallel import hosts
 
 PROBE_TOKENS = 32  # Of the prompt that is scored after a hand-over.
 DRAWN_TOKENS = 8   # Of those, how many are drawn to see what the server reports.
-PROBE_TEMPERATURE = 0.5
+PROBE_TEMPERATURE = 0.5  # At 1 both modes would report the same.
 GAP_LIMIT_NATS = {"float32": 1e-3}  # By dtype of the activations; float32 differs by 1e-5, bfloat16 by 0.05.
 COARSE_GAP_LIMIT_NATS = 0.1
 TEMPERATURES = (0.01, 2.0)  # The server takes lower ones for the lowest, and no higher ones.
@@ -48,10 +48,10 @@ def make(language: LanguageModel, tokenizer: Tokenizer, *, like, workdir, longes
   Args:
     language: the model, one that Hugging Face has a format for.
     tokenizer: decodes completions.
-    like: folder of the published model that it was read from, or None.
+    like: folder of the pretrained model that it was read from, or None.
     workdir: of the run, gets the server's log; None puts that into a new folder for temporary files.
     longest_tokens: longest prompt and completion together that a server is started for; None: what the
-      published model is meant for.
+      pretrained model is meant for.
     url, command, arguments, port, shared_folder, dtype, gap_limit_nats, start_timeout_s, timeout_s, retries,
       backoff_s, parallel_requests: see the config.
 
@@ -76,6 +76,7 @@ def make(language: LanguageModel, tokenizer: Tokenizer, *, like, workdir, longes
                       longest_tokens=longest_tokens, workdir=workdir, start_timeout_s=start_timeout_s,
                       timeout_s=timeout_s, retries=retries, backoff_s=backoff_s) if hosts.is_main() else None
   if gap_limit_nats is None:
+    # Either side may be the coarse one, and the gap is between both.
     gap_limit_nats = max(GAP_LIMIT_NATS.get(name, COARSE_GAP_LIMIT_NATS) for name in (served, module.dtype))
   run = hashlib.sha256(str(workdir).encode()).hexdigest()[:12]
   return VllmSampler(language, tokenizer, exports, engine, gap_limit_nats=gap_limit_nats, retries=retries,
@@ -127,8 +128,10 @@ class VllmSampler:
     exported_s = time.monotonic() - began
     self._max_tokens, start_s = told(lambda: self._opened(folder))
     began = time.monotonic()
+    # The label names run and version; `_write` looks at it before and after it asks.
     told(lambda: self._engine.reload(folder, f"{self._run}:{version}"))
     gap = self._check_scores(params, version)
+    # Once is enough: the mode is set when a server starts.
     if not self._probed:
       self._check_mode(params)
       self._probed = True
@@ -173,8 +176,10 @@ class VllmSampler:
 
   def _write(self, prompts, options: SamplingOptions, seed: int) -> tuple[int, list[Completion]]:
     """Asks for all completions at the same time; gives them with the version that wrote them."""
+    # Weights that another run hands over between the two looks would have written some of the completions.
     before = self._engine.label()
     with concurrent.futures.ThreadPoolExecutor(self._parallel_requests) as pool:
+      # A seed for each place, so that a prompt's completions do not depend on the others.
       asked = [pool.submit(self._complete, list(map(int, prompt)), options,
                            StableRandom(seed, place).below(SEEDS)) for place, prompt in enumerate(prompts)]
       try:
@@ -200,6 +205,7 @@ class VllmSampler:
     if options.temperature and not low <= options.temperature <= high:
       raise ValueError(f"config.sampler.temperature={options.temperature} is not possible with vLLM; it must "
                        f"be 0, or between {low} and {high}")
+    # Filters make `_with_full_logprobs` score the whole text as a prompt, behind which one id must still fit.
     room = self._max_tokens - (0 if options.draws_from_all else 1)
     for place, prompt in enumerate(prompts):
       ids = np.asarray(prompt)
@@ -248,6 +254,7 @@ class VllmSampler:
     if not 0 <= min(tokens) <= max(tokens) < self._language.vocab_size:
       raise ServerError(f"the server gave ids from {min(tokens)} to {max(tokens)}; this model has 0.."
                         f"{self._language.vocab_size - 1}: see that it serves this model")
+    # By the rules of the other samplers, so that a reason means the same of any.
     size, ended, text = self._ending(tokens, options)
     if ended is None:
       # A stop string that its tokenizer spells and ours does not ends a text as well.
@@ -270,6 +277,7 @@ class VllmSampler:
     return len(tokens), "length" if len(tokens) == options.max_tokens else None, text
 
   def _with_full_logprobs(self, prompt: list[int], row: Completion) -> Completion:
+    # Entry i - 1 scores id i; the first id of the completion is number len(prompt).
     scores = self._engine.prompt_logprobs([*prompt, *row.tokens])
     return row._replace(full_logprobs=scores[len(prompt) - 1:])
 
@@ -284,6 +292,7 @@ class VllmSampler:
     if gap <= self._gap_limit_nats:
       return gap
     stale = ""
+    # Nearer to the weights before: the likeliest fault, and the one that no error would show.
     if before is not None and np.max(np.abs(before[1] - theirs)) < gap:
       stale = f" It is nearer to version {before[0]}: the server may not have taken the new weights."
     raise ServerError(
@@ -301,6 +310,7 @@ class VllmSampler:
     row = self._read(choice, SamplingOptions(max_tokens=count, temperature=PROBE_TEMPERATURE))
     gaps = [float(np.max(np.abs(weights.score(self._language, params, [*prompt, *row.tokens],
                                               temperature=temperature)[-count:] - row.sampler_logprobs)))
+            # The same ids, scored tempered and not: one of the two must be what the server reports.
             for temperature in (PROBE_TEMPERATURE, 1.0)]
     if gaps[0] <= self._gap_limit_nats:
       return
@@ -345,10 +355,12 @@ def told(work: Callable[[], Any]) -> Any:
     except (ValueError, OSError) as caught:
       error = caught
   text = np.frombuffer(json.dumps([result, None if error is None else str(error)]).encode(), np.uint8)
+  # The size first: what is broadcast must have the same shape in every process.
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   shared = np.zeros(size, np.uint8)
   shared[:len(text) if hosts.is_main() else 0] = text if hosts.is_main() else 0
   shared = multihost_utils.broadcast_one_to_all(shared)
+  # Where it happened the error keeps its type; elsewhere it is told as the server's.
   if error is not None:
     raise error
   result, failure = json.loads(np.asarray(shared, np.uint8).tobytes())

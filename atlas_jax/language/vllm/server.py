@@ -65,6 +65,7 @@ class Server:
     deadline = time.monotonic() + GONE_S
     with contextlib.suppress(ProcessLookupError):  # When none of the group is left.
       while time.monotonic() < deadline:
+        # Again until the group is empty: a worker may be starting another while it is killed.
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.poll()
         time.sleep(LOOK_EVERY_S)
@@ -74,6 +75,7 @@ def last_words(log: pathlib.Path) -> str:
   """Returns the last error that a log tells of, or its last line."""
   lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
   lines = [line for line in lines[-200:] if line]
+  # Threads and workers write lines behind an error, so the last line alone would often say nothing of it.
   told = [line for line in lines if "Error" in line] or lines
   return told[-1][-SHOWN_CHARS:].rstrip(".") if told else "nothing"
 

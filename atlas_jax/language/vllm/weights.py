@@ -36,7 +36,7 @@ class Exports:
 
     Args:
       model: what is written.
-      like: folder of the published model that it was read from, or None.
+      like: folder of the pretrained model that it was read from, or None.
       shared_folder: where the two folders are made; None is in memory or in the workdir.
       workdir: of the run.
       dtype: of what is written.
@@ -63,6 +63,7 @@ class Exports:
       params = lora.merge(params, self._model.lora)
     if self._root is None:
       self._root = self._choose(params)
+    # In turn: a server may still read the last folder while the next one is written.
     folder = self._root / ("even", "odd")[self._turn % 2]
     self._turn += 1
     # A head that is shared keeps its old values in servers that pack it at the start.
@@ -83,6 +84,7 @@ class Exports:
     wanted = self._in_memory and jax.process_index() == 0
     if wanted and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > needed:
       self.temporary = pathlib.Path(tempfile.mkdtemp(prefix="atlas_jax_", dir=MEMORY))
+      # Also if the program ends by an error: memory that a folder holds is freed by nothing else.
       weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
       return self.temporary
     return (self._workdir / SERVED).resolve()
@@ -104,6 +106,7 @@ def score(language: LanguageModel, params: Any, tokens: list[int], *, temperatur
   Products are exact to float32 wherever the model's activations are, so that only the weights can differ.
   """
   sharding = jax.tree.leaves(params)[0].sharding
+  # Parameters without a named sharding are on one device, and so is the result.
   mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
   tokens_BT = np.asarray([tokens], np.int32)
   with jax.default_matmul_precision("highest"):
@@ -111,10 +114,12 @@ def score(language: LanguageModel, params: Any, tokens: list[int], *, temperatur
   return np.asarray(logprob_BT)[0]
 
 
+# Kept by model: each hand-over scores, and only the first compiles.
 @functools.lru_cache
 def _scorer(language: LanguageModel, mesh):
   def score_rows(params, tokens_BT, temperature):
     hidden_BTD, _ = language.read(params, tokens_BT, jnp.zeros_like(tokens_BT))
+    # The vector at t predicts id t + 1.
     return token_logprobs(hidden_BTD[:, :-1], language.head(params), tokens_BT[:, 1:],
                           temperature=temperature)
 

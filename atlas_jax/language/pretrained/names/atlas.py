@@ -7,5 +7,6 @@ from atlas_jax.language.pretrained.names import Row, llama
 ARCHITECTURE = "AtlasForCausalLM"
 MODEL_TYPE = "atlas"
 DEFAULTS = llama.DEFAULTS
+# S, positions: as many rows as the longest text has tokens.
 TABLE = (*llama.TABLE, Row("positions", "model.embed_positions.weight", "s d", "s d"))
 biases = llama.biases

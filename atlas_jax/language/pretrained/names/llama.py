@@ -8,6 +8,8 @@ DEFAULTS = {"attention_bias": False, "mlp_bias": False, "head_dim": None}
 _ATTENTION = "model.layers.{}.self_attn."
 _MLP = "model.layers.{}.mlp."
 
+# PyTorch's linear layers store [outputs, inputs], ours are [inputs, outputs]; heads and their width are one
+# axis there and two here. Of a tied model head/kernel is absent, as the model has no such leaf.
 TABLE = (
     Row("embed", "model.embed_tokens.weight", "v d", "v d"),
     Row("blocks/norm_attention/scale", "model.layers.{}.input_layernorm.weight", "d", "d"),
@@ -34,4 +36,5 @@ TABLE = (
 def biases(config: dict) -> dict:
   """Returns the decoder's fields that say where biases and norms are."""
   asked = config["attention_bias"]
+  # attention_bias is of all four projections, the output's included.
   return dict(qk_norm=False, qkv_bias=asked, out_bias=asked, mlp_bias=config["mlp_bias"])

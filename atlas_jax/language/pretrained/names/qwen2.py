@@ -9,5 +9,5 @@ TABLE = llama.TABLE
 
 def biases(config: dict) -> dict:
   """Returns the decoder's fields that say where biases and norms are."""
-  del config  # It has no say.
+  del config  # Biases are where they are, whatever it says; o_proj has none.
   return dict(qk_norm=False, qkv_bias=True, out_bias=False, mlp_bias=False)
