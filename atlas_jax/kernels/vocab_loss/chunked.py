@@ -31,10 +31,12 @@ def map_blocks(score: Callable, arrays: tuple, *, block_tokens: int | None):
   pad = blocks * block_tokens - count
 
   def split(x):
+    # Added tokens are zeros with target 0; their scores are cut below, hence have no gradient.
     x = jnp.pad(x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
     # Block i takes tokens i, i + blocks, ...: every device keeps its own tokens.
     return jnp.moveaxis(x.reshape(block_tokens, blocks, *x.shape[1:]), 1, 0)
 
+  # Without it the loop would keep what each block needs for its backward pass, all logits after all.
   one = jax.checkpoint(lambda xs: score(*xs))
   out = jax.lax.map(one, tuple(split(x) for x in arrays))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1)[:count], out)
