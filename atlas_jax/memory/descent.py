@@ -165,7 +165,7 @@ def apply(form: Descent, slow, base, x_K):
 
 
 def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
-  """Gradient of one token's recall loss, bounded: the plain form."""
+  """Returns the bounded gradient of one token's recall loss: the plain form."""
 
   def recall(weights):
     return form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
@@ -182,7 +182,7 @@ def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
 
 
 def token_surprise(form: Descent, slow, weights, kept, token: Token, more):
-  """Gradient that one token writes, over its window if there is one, and the rows to keep."""
+  """Returns the gradient that one token writes, over its window if there is one, and the rows to keep."""
   own = token_gradient(form, slow, weights, token.k, token.v, more)
   if form.window_size is None:
     return own, kept

@@ -205,7 +205,7 @@ def apply(form: ExponentialForm, slow, base: ExponentialBase, x_K):
 
 
 def token_gradient(form: ExponentialForm, slow, base: ExponentialBase, k_K, v_M, more):
-  """Gradient of one token's recall loss, bounded: of the weights (0 for w0), and the gradient of layer 1."""
+  """Returns the bounded gradient of one token's recall loss: of the weights (0 for w0), and of layer 1."""
   lifted = lift(form, base, k_K)
 
   def recall(weights, tap_F):

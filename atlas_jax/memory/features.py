@@ -112,7 +112,7 @@ def _powers(degree):
 
 
 def _monomials(width, degree):
-  """Each monomial once, weighed by the root of how often it occurs in (q . k)^i, over i!."""
+  """Returns the lift to monomials, each once, times the root of how often it is in (q . k)^i, over i!."""
   tables = []
   for i in range(1, degree + 1):
     combos = list(itertools.combinations_with_replacement(range(width), i))

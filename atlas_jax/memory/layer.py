@@ -381,7 +381,7 @@ def _one_matrix(rule) -> bool:
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):
-  """Document of the last real token up to the end of each chunk; [B, N]."""
+  """Returns the document of the last real token up to the end of each chunk; [B, N]."""
   first_BN = doc_BT[:, ::chunk_size]
   # A document starts its chunk, so a chunk's first token names its document unless the chunk is all padding.
   def body(last_B, first_B):

@@ -14,14 +14,14 @@ from atlas_jax.memory.nets import FIELD
 
 
 def l2(out_CM, v_CM, gates):
-  """Half the squared error."""
+  """Returns half the squared error, and its gradient."""
   del gates
   error_CM = out_CM - v_CM
   return 0.5 * jnp.sum(error_CM * error_CM, -1), error_CM
 
 
 def dot(out_CM, v_CM, gates):
-  """Minus the inner product of output and value: a Hebbian write."""
+  """Returns minus the inner product of output and value, and its gradient: a Hebbian write."""
   del gates
   return -jnp.sum(out_CM * v_CM, -1), -v_CM
 

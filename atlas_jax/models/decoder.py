@@ -193,7 +193,7 @@ class Head(nn.Module):
 
 
 class Decoder(nn.Module):
-  """A language model of the kind that Hugging Face's families are.
+  """A decoder with the architecture of pretrained language models.
 
   Attributes:
     vocab_size, width, depth, ff_width: the usual.

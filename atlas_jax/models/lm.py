@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 REMAT = {
     "none": None,
-    # Products with a batch axis are those of attention and memory, whose results grow with window and chunk.
+    # Products with a batch axis, attention's and memory's, grow with window and chunk: they are found again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
 }

@@ -27,14 +27,14 @@ def _sizes(q_GTK, v_GTM, fast, chunk_size: int) -> tuple[int, ...]:
 
 
 def _gpu_bytes(sizes, group: int) -> int:
-  """Bytes that a program of the backward pass carries from chunk to chunk."""
+  """Returns the bytes that a program of the backward pass carries from chunk to chunk."""
   del group
   # Weights, momentum, gradients of both, and of what memories start from.
   return 4 * 5 * sum(a * b for a, b in zip(sizes[1:-1], sizes[2:]))
 
 
 def _tpu_bytes(sizes, group: int) -> int:
-  """Bytes of a program of the backward pass; the three parts are fitted to what the compiler reports."""
+  """Returns the bytes of a program of the backward pass; three parts, fitted to what the compiler reports."""
 
   def tiles(rows, columns):
     return 4 * (rows + -rows % 8) * (columns + -columns % 128)

@@ -47,7 +47,7 @@ def recall(form: ScanForm, fast, x_K):
 
 
 def loss(form: ScanForm, fast, k_K, v_M):
-  """Half the squared error of what is recalled under a key."""
+  """Returns half the squared error of what is recalled under a key."""
   error_M = recall(form, fast, k_K) - v_M
   return 0.5 * jnp.sum(error_M * error_M)
 

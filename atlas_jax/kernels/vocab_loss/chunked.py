@@ -43,7 +43,7 @@ def map_blocks(score: Callable, arrays: tuple, *, block_tokens: int | None):
 
 
 def vocab_loss(hidden_ND, head_DV, target_N, *, temperature=1.0, block_tokens: int):
-  """Arguments as in the package; a last block that is not full is padded."""
+  """Scores targets by blocks of tokens; arguments as in the package. A last block not full is padded."""
 
   def score(hidden, target):
     return reference.vocab_loss(hidden, head_DV, target, temperature=temperature)

@@ -14,7 +14,7 @@ def vocab_logits(hidden_ND, head_DV, *, temperature=1.0):
 
 
 def vocab_loss(hidden_ND, head_DV, target_N, *, temperature=1.0):
-  """Arguments as in the package."""
+  """Scores targets from all logits at once; arguments as in the package."""
   logits_NV = vocab_logits(hidden_ND, head_DV, temperature=temperature)
   chosen_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
   # logsumexp takes the largest off first: exp overflows float32 from 89 on.
