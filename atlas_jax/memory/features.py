@@ -85,8 +85,7 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
   if kind == "sketch":
     return FeatureMap(kind, key_dim, 1 + feature_dim * degree, (1,) + (feature_dim,) * degree,
                       _sketch(key_dim, degree, feature_dim), _coefficients(degree + 1))
-  # Monomials of degree i number comb(inner + i - 1, i): 528 and 5,984 of degrees 2 and 3 at 32 features,
-  # which is why "projected" takes them of feature_dim features.
+  # Of 32 features there are 528 monomials of degree 2 and 5,984 of degree 3: hence "projected".
   inner = key_dim if kind == "poly" else feature_dim
   parts = tuple(math.comb(inner + i - 1, i) for i in range(degree + 1))
   lift = _monomials(inner, degree)

@@ -146,9 +146,8 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   """
   length = tokens.q.shape[0]
   write_T = jnp.ones((length,), bool) if write_T is None else write_T.astype(bool)
-  # The position is traced and shapes are not, so that rows are as many as the worst position, chunk_size - 1,
-  # needs: chunk_size times the ceiling of (chunk_size - 1 + length) / chunk_size. A lone token, as in
-  # decoding, gets one row in place of a whole chunk of them, of which all but one would be masked.
+  # The position is traced, shapes are not: chunk_size times the ceiling of (chunk_size - 1 + length) over
+  # chunk_size rows are enough from any. A lone token, as in decoding, gets one row, not a masked chunk.
   # Tokens move to their rows of the chunk grid: a lone token is its own chunk, others start at `position`.
   rows = 1 if length == 1 else (length + chunk_size - 2) // chunk_size * chunk_size + chunk_size
   size = min(rows, chunk_size)
@@ -165,7 +164,6 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   # With a lone token the one row still counts as the grid chunk that it may complete.
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
-  # Rules whose `chunk` can begin anywhere have no `resume`; `tnt` has one: it reads whole chunks faster.
   read = rule.resume or rule.chunk
 
   def body(carry, xs):
@@ -205,10 +203,8 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
   rows = n_chunks * chunk_size
   chunk_T, place_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
   real_T = doc_T >= 0
-  slot_T = chunk_T * chunk_size + place_T
+  slot_T = chunk_T * chunk_size + place_T  # source_S is its inverse; padding goes to row `rows`: dropped.
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
-  # The inverse of slot_T: which token a row of the grid holds, -1 for none. Padding is sent to row `rows`,
-  # which is not there, and dropped; so are tokens of chunks beyond n_chunks.
   source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
   write_T = jnp.ones(doc_T.shape, bool) if write_T is None else write_T.astype(bool)
   def put(x):
@@ -228,14 +224,11 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     return _close(rule, slow, memory, base, filled), out.out_CM
 
   xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, chunk_size), reset_N,
-        # A chunk is full if its last row holds a token: rows fill in order, and only the first chunk may
-        # begin inside.
-        _chunked(source_S >= 0, chunk_size)[:, -1])
+        _chunked(source_S >= 0, chunk_size)[:, -1])  # Full chunks: rows fill in order, up to the last one.
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_TM = out_NCM.reshape(rows, -1)[jnp.minimum(slot_T, rows - 1)]
   out_TM = out_TM * (real_T & write_T)[:, None].astype(out_TM.dtype)
-  # Too few chunks are seen only when the program runs, where nothing can be raised; NaN cannot be overlooked.
-  fits_T = chunk_T < n_chunks
+  fits_T = chunk_T < n_chunks  # Found while a program runs, which can raise nothing: hence NaN.
   memory, base = jax.tree.map(lambda x: _nan_unless(fits_T[-1], x), (memory, base))
   return Running(memory, base, position), jnp.where(fits_T[:, None], out_TM, jnp.nan)
 

@@ -272,8 +272,7 @@ class Decoder(nn.Module):
       position_BT = positions(doc_BT) if cache is None else continued_positions(doc_BT, cache.count_B)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
-    # Rows are taken before they are cast, so that no copy of the table is made; and they are not scaled by
-    # the width's root as in `lm`: pretrained embeddings are used as they are.
+    # Taken before they are cast, which copies no table; not scaled by the width's root, unlike those of `lm`.
     x_BTD = embedding[tokens_BT].astype(dtype)
     cos_sin = None
     if self.learned_positions is None:
