@@ -159,11 +159,13 @@ class Memory(nn.Module):
     rule = self.build_rule()
     wide = tree.accumulation_dtype(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
+    # From the layer's input, before convolutions and shift: a gate is of the token that writes.
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
-    state = state._replace(running=tree.cast(state.running, wide))
+    state = state._replace(running=tree.cast(state.running, wide))  # A loop's carry keeps its dtype.
     source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
+    # Only here, behind all parameters: the control that never writes has the very same ones.
     if not self.writes:
       return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
@@ -219,7 +221,7 @@ class Memory(nn.Module):
     auto_learns = not (_one_matrix(rule) and self.writes)
     if self.initial == "learned" or self.initial == "auto" and auto_learns:
       return self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
-    return self.zero_fast()
+    return self.zero_fast()  # A constant, no parameter.
 
   def zero_fast(self):
     """Returns fast weights of zero, every leaf [H, ...]."""
@@ -245,11 +247,11 @@ class Memory(nn.Module):
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
       read_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
-      write_BT = read_BT if writes is None else read_BT & writes
+      write_BT = read_BT if writes is None else read_BT & writes  # Unwritten tokens still read.
       running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
                                        write_BT, read_BT, last_doc_B, end_BN)
-      out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
-      end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
+      out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)  # [B, H, T, ...] to [B, T, H, ...]
+      end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)  # For statistics alone.
       return (MemoryLayerState(running, last_valid(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
 
     xs = (source, gates, doc_BT)
@@ -264,6 +266,7 @@ class Memory(nn.Module):
       return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
 
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+    # Kept are products with fast weights and their gradients: what costs the most to find again.
     body = jax.checkpoint(body, policy=saved, prevent_cse=False)
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
     return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)
@@ -272,13 +275,13 @@ class Memory(nn.Module):
                    end_BN):
     doc_BN = doc_BT[:, ::self.chunk_size]
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
-    reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
+    reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)  # A chunk that begins with padding resets nothing.
 
     def head(memory, learned, tokens, gates, write_T, reset_N, read_T):
       return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N, read_T=read_T,
                               chunk_size=self.chunk_size, remat=self.remat_chunks is not None)
 
-    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))
+    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))  # Rows, then heads of a row.
     if self.impl == "pallas":
       read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
     elif jax.default_backend() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
@@ -286,11 +289,11 @@ class Memory(nn.Module):
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
     memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN, read_BT)
-    base = jax.vmap(jax.vmap(rule.base_of), in_axes=(None, 0))(learned.slow, memory)
+    base = jax.vmap(jax.vmap(rule.base_of), in_axes=(None, 0))(learned.slow, memory)  # To read on from.
     return Running(memory, base, running.position), out
 
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
-    """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
+    """Reads any number of tokens, from any position of a chunk, by `_read_stream` or `_read_documents`."""
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, mask_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
@@ -314,7 +317,7 @@ class Memory(nn.Module):
     heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None, None),
                      out_axes=(Running(0, 0, None), 0))
     lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0, 0))
-    new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
+    new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)  # A row without tokens begins nothing.
     return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, write_BT,
                   count_B)
 
@@ -374,11 +377,11 @@ def _per_head(init, heads: int):
 def _one_matrix(rule) -> bool:
   """Tells whether a rule's fast weights are one matrix, which has a gradient also where it is zero."""
   fast = jax.eval_shape(rule.init, jax.random.key(0)).fast
-  return isinstance(fast, Mapping) and set(fast) == {"w0"}
+  return isinstance(fast, Mapping) and set(fast) == {"w0"}  # A bias would be a weight of its own, "b0".
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):
-  """Document of the last real token up to the end of each chunk; [B, N]."""
+  """Returns the document of the last real token up to the end of each chunk; [B, N]."""
   first_BN = doc_BT[:, ::chunk_size]
   # A document starts its chunk, so a chunk's first token names its document unless the chunk is all padding.
   def body(last_B, first_B):

@@ -26,16 +26,19 @@ def read(rule: MemoryRule, learned: Learned, position_B, tokens: Token, doc_BT, 
     (Running, out_BHTM): the start, with the place of the next token; out is of no meaning at padding.
   """
   def places(doc_T, last_doc, position):
+    # On the grid of a memory that is written: a rule that turns queries by place reads at the same places.
     _, place_T, _, after = scan.document_grid(doc_T, last_doc, position, chunk_size)
     return place_T, after
 
   place_BT, after_B = jax.vmap(places)(doc_BT, last_doc_B, position_B)
   started = jax.vmap(lambda learned: scan.start(rule, learned))(learned)
+  # `still`, not `apply`: a read of a chunk that writes nothing, which some rules make by more than the base.
   heads = jax.vmap(rule.still, in_axes=(0, 0, 0, None))
   out_BHTM = jax.vmap(heads, in_axes=(None, None, 0, 0))(learned.slow, started.base, tokens.q, place_BT)
 
   def rows(x):
     return jnp.broadcast_to(x[None], (doc_BT.shape[0], *x.shape))
 
+  # Only the position changes; the memory is handed on whole, so that states of both kinds have one form.
   memory, base = jax.tree.map(rows, (started.memory, started.base))
   return Running(memory, base, after_B.astype(jnp.int32)), out_BHTM

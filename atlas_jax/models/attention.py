@@ -74,11 +74,14 @@ class LocalAttention(nn.Module):
     k_BSHK = join(state.k, k_BTHK)
     v_BSHK = join(state.v, v_BTHK)
     doc_BS = join(state.doc, doc_BT)
+    # Keys are kept unrotated and rotated anew by their row at hand: attention sees distances alone, and
+    # however long the text is, angles stay those of W + T rows, which float32 tells apart.
     cos, sin = _cos_sin(k_BSHK.shape[1], k_BSHK.shape[3], k_BSHK.dtype)
     q_BTHK = rope.apply_rope(q_BTHK, cos[:, -length:], sin[:, -length:])
     k_BSHK = rope.apply_rope(k_BSHK, cos, sin)
     out_BTHK = local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens=self.window_tokens,
                                seen_tokens=seen_tokens, impl=self.impl)
+    # Rows of other documents stay among the last W and are masked by `doc`: the shape never changes.
     ends = (last_valid(old, new, count_B) for old, new in zip(state, (k_BTHK, v_BTHK, doc_BT), strict=True))
     return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends), qkv_BTHE
 

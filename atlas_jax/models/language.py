@@ -1,4 +1,4 @@
-"""A language model as tuning sees it, whether a published decoder or one with memory."""
+"""A language model as tuning sees it, whether a pretrained decoder or one with memory."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def read_completions(language: LanguageModel, params, batch):
   Args:
     language: the model.
     params: its parameters, whole.
-    batch: tokens_BS (prompt and completion, from the left), doc_BS (0, -1 at padding), start_B (the place of
+    batch: tokens_BS (prompt and completion, from the left), doc_BS (0, -1 at padding), start_B (position of
       a prompt's last token) and completion_BT.
 
   Returns:

@@ -60,6 +60,7 @@ class Block(nn.Module):
 
 REMAT = {
     "none": None,
+    # Products with a batch axis, attention's and memory's, grow with window and chunk: they are found again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
 }
@@ -71,8 +72,8 @@ class Stack(NamedTuple):
   name: str  # of their parameters, which lead with their number
   first: int
   end: int
-  attentions: range  # places of their attention states among all such states; empty where they have none
-  memories: range  # places of their memories among all memories; empty where they have none
+  attentions: range  # indices of their attention states among all such states; empty where they have none
+  memories: range  # indices of their memories among all memories; empty where they have none
 
 
 class LM(nn.Module):
@@ -82,7 +83,7 @@ class LM(nn.Module):
     vocab_size, width, depth, heads, ff_width: the usual.
     window_tokens: how far attention sees, the token itself included.
     memory_mix: how memory is mixed into a block, a file in models/blocks.
-    gate_floor: least share of the memory's output that enters a block, in [0, 1).
+    gate_floor: least fraction of the memory's output that enters a block, in [0, 1).
     dtype: of activations; parameters, fast weights and losses stay float32.
     remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
     scan_unroll: blocks unrolled per step of the scan over depth; changes speed only.
@@ -146,6 +147,8 @@ class LM(nn.Module):
     chosen = self.with_memory
     if len(chosen) in (0, self.depth):
       return [self._stack("blocks", 0, self.depth)]
+    # One loop over depth needs blocks with the same parameters and states: where memories are in some blocks
+    # alone, each run of alike blocks is a loop of its own.
     borders = [i for i in range(1, self.depth) if (i in chosen) != (i - 1 in chosen)]
     return [self._stack(f"blocks_{first}", first, end)
             for first, end in zip([0, *borders], [*borders, self.depth])]
@@ -159,6 +162,7 @@ class LM(nn.Module):
   @nn.nowrap
   def block_fields(self, mode: str) -> BlockFields:
     """Returns the settings that all blocks share."""
+    # The factor: two sums per block, so that 2 depth terms add up to the variance of one.
     return BlockFields(self.width, self.heads, self.window_tokens, self.ff_width, self.gate_floor,
                        (2 * self.depth) ** -0.5, self.memory, mode)
 
@@ -200,6 +204,7 @@ class LM(nn.Module):
     doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
+    # Scaled on the way in alone: the table is the head, too, where rows of .02 have logits start small.
     token_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
     x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
@@ -234,6 +239,7 @@ class LM(nn.Module):
   @nn.nowrap
   def _blocks(self, stack: Stack, mode: str):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
+    # States lead with B, which is split over devices, and have depth in axis 1; parameters lead with depth.
     scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
                       length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
                       unroll=min(self.scan_unroll, stack.end - stack.first))
@@ -247,6 +253,7 @@ class LM(nn.Module):
     if mode == "stream":
       if doc_BT is not None:
         raise ValueError("mode='stream' reads one document per row and takes no doc_BT; use mode='packed'")
+      # One number per row, that of the text so far: no token of a stream differs from its state's document.
       going_B = jnp.where(state.doc_B == NO_DOC, 0, state.doc_B)
       return jnp.broadcast_to(going_B[:, None], tokens_BT.shape)
     if count_B is not None or doc_BT is None:
@@ -265,6 +272,7 @@ def build(fields: Mapping) -> LM:
       way memory is mixed into a block.
   """
   memory = fields["memory"]
+  # For its errors alone, which come before anything is traced; the layer loads the rule again.
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
              chunk_size=memory["chunk_size"], **memory["options"])
   ours = {name: value for name, value in fields.items() if name not in ("kind", "path")}
@@ -337,6 +345,7 @@ def last_document(doc_BT, last_doc_B, count_B):
   """Returns the document of the last real token, or the earlier one if no token is real."""
   if count_B is not None:
     return jnp.where(count_B > 0, doc_BT[:, 0], last_doc_B)
+  # argmax of positions finds the last real token; where there is none it finds the first, which is not taken.
   place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)
   found_B = jnp.take_along_axis(doc_BT, jnp.argmax(place_BT, axis=1)[:, None], axis=1)[:, 0]
   return jnp.where(jnp.any(doc_BT >= 0, axis=1), found_B, last_doc_B)

@@ -33,6 +33,7 @@ def load(name: str) -> Mix:
   """
   if name not in names():
     raise ValueError(f"config.model.memory_mix={name!r} is unknown; known are {', '.join(names())}")
+  # Only when it is asked for: configs are checked by names and HAS alone, without flax.
   module = importlib.import_module(f"{__name__}.{name}")
   unknown = sorted(set(module.HAS) - set(FACTS))
   if unknown:

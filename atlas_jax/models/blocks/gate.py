@@ -45,8 +45,11 @@ def mix_layer(layer_type, fields: BlockFields, h_BTD, state: BlockState, call: C
   out_BTHM, memory, stats = layer(h_BTD, state.memory, call.doc_BT, call.last_doc_B, call.count_B,
                                   mode=fields.mode, token_BTD=call.token_BTD, writes=call.memory_writes,
                                   qkv_BTHE=qkv_BTHE)
+  # The gate sees the block's input, not what was recalled.
   gate_BTH, raw_BTH = MixGate(layer.heads, fields.gate_floor, name="mix_gate")(h_BTD)
+  # Behind the floor, so that a scale of 0 shuts memory off whatever the floor.
   weight_BTH = gate_BTH * call.memory_scale.astype(gate_BTH.dtype)
+  # Memories give float32; from here on the block goes on in the activations' dtype.
   gated_BTHM = (out_BTHM * weight_BTH[..., None]).astype(h_BTD.dtype)
   mixed_BTD = mixed_BTD + HeadsOut(h_BTD.shape[-1], fields.out_scale, name="memory_out")(gated_BTHM)
   stats = {**stats, **gate_stats(raw_BTH, gate_BTH, call.doc_BT)} if fields.mode == "packed" else {}
@@ -64,6 +67,7 @@ class MixGate(nn.Module):
     """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
     wide = tree.accumulation_dtype(x_BTD.dtype)
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
+    # Half open at the start: sigmoid has its steepest point there.
     bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
     z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
     raw_BTH = jax.nn.sigmoid(z_BTH + bias.astype(wide)[None, None])
@@ -82,6 +86,7 @@ def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:
     return jnp.sum(x * real_BTH) / jnp.maximum(jnp.sum(real_BTH), 1)
 
   return {
+      # Before the floor, which would hide a gate that training shuts.
       "mix_gate_raw_mean": mean(raw_BTH),
       "mix_gate_raw_below_0.1_frac": mean((raw_BTH < 0.1).astype(raw_BTH.dtype)),
       "mix_gate_mean": mean(gate_BTH),
