@@ -36,6 +36,7 @@ def largest_id(file, content: dict[str, Any], *, remedy: str = AGAIN) -> int:
   vocab = model.get("vocab", {}) if isinstance(model, dict) else None
   if not isinstance(vocab, dict | list):
     raise Damaged(file, "its model has no 'vocab' of tokens", remedy)
+  # BPE and WordPiece map tokens to ids; Unigram lists [token, score], whose ids are their places.
   ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
   for one in ids:
     if not json_file.is_int(one, 0, MOST_IDS - 1):

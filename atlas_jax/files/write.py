@@ -27,7 +27,9 @@ def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
   """
   path = pathlib.Path(file)
   with placed(path, durable=durable) as part:
-    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # The umask takes its share.
+    # Not tempfile: its files are closed to all other users, who may read a run. O_EXCL: two writers that drew
+    # the same name would mix their bytes.
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # Less the umask.
     with open(descriptor, "w+b") as out:
       yield out
 
@@ -53,11 +55,15 @@ def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
       yield part
       if durable:
         sync(part)
+      # The content must be on the disk before the name is: the other way round, a loss of power leaves the
+      # new name on a file of zeros.
       os.replace(part, path)
   except BaseException:
+    # BaseException above: a Ctrl-C must leave no part behind either.
     part.unlink(missing_ok=True)
     raise
   if durable:
+    # The rename is an entry of the folder, and is lost with the power if that is not on the disk.
     sync(path.parent)
 
 
@@ -109,6 +115,7 @@ def sync(path) -> None:
   try:
     os.fsync(descriptor)
   except OSError as error:
+    # Some file systems, such as network mounts, cannot sync a folder.
     if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
       raise
   finally:
