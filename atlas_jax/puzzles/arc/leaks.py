@@ -49,6 +49,7 @@ def find(training: Sequence[Task], evaluation: Sequence[Task]) -> list[Leak]:
   """
   owners: dict[str, list[str]] = {}
   for task in training:
+    # A set: a task that shows one pair twice is one owner of it.
     for digest in {tasks.pair_digest(pair) for pair in tasks.labelled_pairs(task)}:
       owners.setdefault(digest, []).append(task.id)
   same = {(task, source) for source, task in arc.same_content(training, evaluation)}
@@ -56,6 +57,7 @@ def find(training: Sequence[Task], evaluation: Sequence[Task]) -> list[Leak]:
   for task in evaluation:
     for pair in task.test:
       for source in owners.get(tasks.pair_digest(pair), ()):
+        # Keyed by both, so that a task of several leaked pairs is named once.
         found[task.id, source] = Leak(task.id, source, (task.id, source) in same)
   return list(found.values())
 
