@@ -1,4 +1,4 @@
-"""Arithmetic with carries: sums, differences and products of given lengths, as hard as they have carries.
+"""Arithmetic: sums, differences and products of given lengths; the number of carries says how hard one is.
 
 A solution in steps writes one column after another, the lowest first: 47+85 is "7+5=12 4+8+1=13 #### 132".
 """
@@ -21,17 +21,17 @@ class Arithmetic:
   def __init__(self, *, operations: str = "+", digits: int | Sequence[int] = 2,
                carries: Sequence[int] | None = None, style: str = "steps", prompt: str = "{a}{op}{b}=",
                split: str = "train", held_out_frac: float = 0.1, seed: int = 0):
-    """Sets what is asked.
+    """Sets which problems are drawn.
 
     Args:
       operations: which of "+", "-" and "*" are drawn, as one string; a difference is never negative.
       digits: digits of the operands: one number, or the least and the most.
       carries: least and most carries (borrows in a difference); None: any.
       style: of the solution: "steps" writes the columns and "#### ANSWER", "direct" the answer alone.
-      prompt: how it is asked, a format of {a}, {op} and {b}.
+      prompt: the question, a format of {a}, {op} and {b}.
       split: "train" or "held_out"; a hash of the problem decides, and a+b counts as b+a.
       held_out_frac: fraction of the problems that "train" never shows.
-      seed: draws them.
+      seed: of the random numbers that draw problems.
 
     Raises:
       ValueError: for a setting that cannot be, or that no problem fits.
@@ -92,7 +92,7 @@ class Arithmetic:
 
 
 def _pair(digits) -> tuple[int, int]:
-  """Returns two whole numbers as they are, and two that no digits fit for anything else."""
+  """Returns two whole numbers as a pair; (0, 0), which the caller refuses, for anything else."""
   fits = isinstance(digits, Sequence) and len(digits) == 2 and all(isinstance(one, int) for one in digits)
   return (digits[0], digits[1]) if fits else (0, 0)
 

@@ -1,8 +1,8 @@
 """The sandbox that chat templates run in, with the blocks and filters that transformers gives them.
 
-A template comes with a model, from anybody. It reaches no attribute that begins with an underscore, changes
-nothing it is given, and includes no other file. And it is bounded: in seconds, looked at in every loop and
-call, and in characters of any text and values of any list, checked before they are made.
+A template comes with a model and may be written by anybody. It can read no attribute that begins with an
+underscore, change nothing that it is given, and include no other file. Its time is bounded, by a check in
+every loop and call; so are the characters of each text and the values of each list, before they are made.
 """
 import functools
 import importlib
@@ -14,14 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # Code points that stand for no character in any text.
-SECONDS = 10.0         # Of one chat; usual ones take a thousandth.
-MOST_CHARS = 2**26     # Of any text; a million tokens have a sixteenth of it.
-MOST_MADE = 2**28      # By all calls of filters together.
-MOST_VALUES = 10**6    # In any list with all that lies in it.
-MOST_NUMBER = 10**5    # As a width or count; no range is longer either.
-MOST_BITS = 4096       # Of a number that is computed.
+SECONDS = 10.0         # For one chat; usual ones take a thousandth of it.
+MOST_CHARS = 2**26     # In one text; a million tokens have about a sixteenth.
+MOST_MADE = 2**28      # Characters made by all filters of a chat together.
+MOST_VALUES = 10**6    # In one list, nested values included.
+MOST_NUMBER = 10**5    # As a width or a count; ranges are no longer either.
+MOST_BITS = 4096       # In a whole number that is computed.
 SOURCE_CHARS = 2**20
-# Filters that are slow by their nature, or differ from call to call.
+# Filters that are slow on long texts, or give another result at each call.
 # "random" would give other ids at every call; `lipsum` below is left out for the same reason.
 LEFT_OUT = ("urlize", "striptags", "wordwrap", "random", "pprint", "xmlattr")
 
@@ -142,7 +142,7 @@ def _bounds(parts):
   # The sandbox intercepts calls and binary operators at run time, but not loops, assignments and "~". Those
   # are rewritten in the syntax tree before code is generated.
   class Bounds(parts.visitor.NodeTransformer):
-    """Puts the checks into a template: loops look at the clock, values that last are weighed."""
+    """Rewrites a template so that loops check the time, and assignments the size of their value."""
 
     def __init__(self, environment):
       self._environment = environment
@@ -212,9 +212,9 @@ def _tick() -> None:
 
 
 def kept(value: Any) -> Any:
-  """Returns the value; refuses one that holds, with all that lies in it, more than a template may make.
+  """Returns a value; refuses one that, with its nested values, is larger than a template may make.
 
-  Lists that hold one list twice, whose like hold that twice, and so on, hold as much as they would print.
+  A list that stands twice in another one counts twice, as it would be printed twice.
   """
   if isinstance(value, str):
     _check_chars(len(value))

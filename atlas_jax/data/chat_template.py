@@ -143,12 +143,12 @@ class Template:
            **values) -> list[tuple[int, Encoded]]:
     """Returns a chat as rows of ids that together teach the assistant's turns, each with its last such turn.
 
-    One row teaches all turns where the template shows them all as they were written. Some templates leave
-    out of earlier turns what was thought in them: such a turn is learnt in a row that ends with it, as the
-    model would be asked for it and would write it.
+    One row teaches all turns where the template shows them all as they were written. Some templates leave the
+    thoughts of earlier turns out: such a turn is learnt in a row of its own that ends with it, exactly as the
+    model is asked for it and writes it.
 
-    What a turn ends with is learnt too, up to its last special token; white space that follows is not. A turn
-    of weight 0 is not learnt.
+    The end of a turn is learnt too, up to its last special token; white space that follows is not. A turn of
+    weight 0 is not learnt.
 
     Args:
       messages: each with "role" and "content"; those of the assistant may have a "weight".
@@ -299,7 +299,7 @@ class Template:
 
 
 def _check_marks(*values) -> None:
-  """Raises ValueError if a text has a mark of ours."""
+  """Raises ValueError if a text has one of the code points that mark text here."""
   text = json.dumps(values, ensure_ascii=False, default=str)
   if any(mark in text for mark in (OPEN, CLOSE, PLAIN)):
     raise ValueError("a message has one of the code points U+FDD0 to U+FDD2, which no text has; remove it")

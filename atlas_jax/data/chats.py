@@ -92,7 +92,7 @@ def _solution(problem: Problem) -> str:
 
 
 def _check_plain(problem: Problem) -> None:
-  """Refuses messages of a solution that its text alone does not say."""
+  """Refuses a solution whose messages hold more than its text."""
   unsaid = None
   # `solution` is the text of the last message alone: several messages, or a call of a tool, would be
   # cut down to it without a word.

@@ -116,7 +116,7 @@ def _views(messages: list[dict], needs: Needs) -> list[tuple[list[dict], bool]]:
 
 def _differs(template: chats.Template, views, values: Mapping[str, Any], key: str, without: Callable,
              values_without: Mapping[str, Any] | None = None) -> bool:
-  """Returns whether some view of a chat is another one without a field."""
+  """Returns whether leaving a field out changes the text of some view of a chat."""
   # Saves two renderings of every view, for a name that the template never spells.
   if key not in template.source:
     return False
@@ -125,7 +125,7 @@ def _differs(template: chats.Template, views, values: Mapping[str, Any], key: st
     try:
       other = template.render(without(messages), add_generation_prompt=asks,
                               **(values if values_without is None else values_without))
-    except ValueError:  # It cannot do without.
+    except ValueError:  # The template needs the field, so it reads it.
       return True
     if shown != other:
       return True

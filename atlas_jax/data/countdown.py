@@ -24,16 +24,16 @@ class Countdown:
   def __init__(self, *, size: int = 3, max_number: int = 10, max_target: int = 100,
                prompt: str = "Make {target} from {numbers}: ", split: str = "train",
                held_out_frac: float = 0.1, seed: int = 0):
-    """Sets what is asked.
+    """Sets which problems are drawn.
 
     Args:
       size: numbers given, 2 or more.
       max_number: largest of them; the least is 1.
       max_target: largest target; it is never one of the numbers.
-      prompt: how it is asked, a format of {target} and {numbers}.
+      prompt: the question, a format of {target} and {numbers}.
       split: "train" or "held_out"; a hash of target and sorted numbers decides.
       held_out_frac: fraction of the problems that "train" never shows.
-      seed: draws them.
+      seed: of the random numbers that draw problems.
 
     Raises:
       ValueError: for a setting that cannot be, or that no problem fits.

@@ -19,9 +19,10 @@ from atlas_jax.files import json_text, parquet
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}  # What stands between two cells.
 KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", *TABLES, ".parquet")
-ALMOST = (*JSON_LINES, ".json", *TABLES, ".parquet", ".arrow", ".xlsx")  # In names of files with rows.
+# A file whose name has one of these anywhere may hold rows.
+ALMOST = (*JSON_LINES, ".json", *TABLES, ".parquet", ".arrow", ".xlsx")
 SHOWN = 5  # Files named in a message that is about many.
-CELL_CHARS = 2**31 - 1  # Of one cell at most.
+CELL_CHARS = 2**31 - 1  # Most characters of one cell.
 FORMS = f"a file, folder or glob of {', '.join(KINDS)}, several with commas between them"
 
 
@@ -151,10 +152,7 @@ def _json(file: pathlib.Path) -> Iterator[Record]:
 
 
 def _is_lines(text: str) -> bool:
-  """Returns whether a JSON file has an object in each line, as many are written.
-
-  The first line is one whole.
-  """
+  """Returns whether a JSON file has an object in each line: its first line is one, and others follow."""
   first, _, more = text.strip().partition("\n")
   if not first.startswith("{") or not more.strip():
     return False

@@ -19,7 +19,7 @@ from atlas_jax.files.damage import Damaged, told
 
 MARKER = "atlas_tokenizer.json"
 REMEDY = "fetch or save it again, or name another with config.data.tokenizer"
-SPREAD = 64  # Ids are below so many times their number.
+SPREAD = 64  # Ids must be below so many times the number of tokens.
 FORMS = ("'byte', a tokenizer.json, a SentencePiece .model, a folder holding either, "
          "or 'hf:NAME' for one on the Hugging Face hub")
 

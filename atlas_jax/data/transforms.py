@@ -1,10 +1,10 @@
-"""Documents made into others, of which it is known whether a memory should help to predict them.
+"""Transforms of documents for which it is known whether a memory should help to predict the result.
 
-"repeat": each document twice; what is said the second time was read. "shuffle_lines": its lines in another
-order; what lines share stays, what follows from line to line is lost. "permute_bytes": the 128 bytes of ASCII
-stand for each other, in another way in every document: what was learnt of letters helps no more, and only
-what was read in the document tells which is which. "random_bytes": as many bytes as the document has, uniform
-and independent: 8 bits per byte, and neither memory nor learning can save any.
+"repeat": each document twice; all of the second copy was read before. "shuffle_lines": its lines in another
+order; what recurs in lines stays, what leads from line to line is lost. "permute_bytes": the 128 bytes of
+ASCII are exchanged, differently in every document: what was learnt of letters helps no more, and only the
+document itself tells which is which. "random_bytes": as many bytes as the document has, uniform and
+independent: they cost 8 bits each, and neither memory nor learning can save any.
 """
 import numpy as np
 

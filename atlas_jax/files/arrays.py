@@ -13,7 +13,7 @@ from atlas_jax.files.damage import AGAIN, Damaged, told
 _PARSING = threading.Lock()
 _NPY = "cannot be read as a NumPy array"
 _NPZ = "cannot be read as a NumPy archive"
-MOST_RATIO = 1_100  # Deflate reaches 1032; more is no archive.
+MOST_RATIO = 1_100  # Deflate reaches 1032 to 1; no honest archive has more.
 
 
 def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = False,

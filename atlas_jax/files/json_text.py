@@ -1,4 +1,4 @@
-"""JSON text as values, of which nothing is lost: no name that hides another, no half of a character.
+"""Parses JSON text and loses nothing of it: a name that comes twice, or half of a character, is refused.
 
 Numbers that no field of anything holds are refused: of more than INTEGER_DIGITS digits, or beyond a double.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 MOST_DEPTH = 100      # Brackets in brackets; tokenizers and chats with tools have below 20.
 INTEGER_DIGITS = 40   # transformers writes 10**30 for "no limit".
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Of a character that JSON writes as a pair.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # One of the two escapes of a character beyond U+FFFF.
 # A quick look at the text that may find too much, such as digits inside a string, and never too little. Only
 # if it finds something are all values visited: a tokenizer.json has hundreds of thousands.
 _MAY_BE_HUGE = re.compile(r"\d{41}|[eE]\+?\d{3}|\d{38}[\d.]*[eE]|\d{308}")

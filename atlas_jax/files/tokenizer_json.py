@@ -1,4 +1,4 @@
-"""A tokenizer.json as its JSON, checked: who reads one for its ids needs no library for it."""
+"""Reads a tokenizer.json as JSON and checks it: its ids can be read without a library of tokenizers."""
 from typing import Any
 
 from atlas_jax.files import json_file

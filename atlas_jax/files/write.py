@@ -1,8 +1,8 @@
 """The one writer of small files: a reader sees the old file or the new one, also after a loss of power.
 
 A file is written beside its place under a name of its own, brought to the disk, and renamed; then the folder
-is brought to the disk too. What lasts no longer than the program that reads it may leave that out
-(`durable=False`): it is whole all the same.
+is brought to the disk too. Files that nobody needs after the program has ended may go without
+(`durable=False`); they are whole all the same.
 """
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def naming(file) -> Iterator[None]:
-  """Yields errors of the system that name no file, as those of writing to an open one, the name of this."""
+  """Adds the name of a file to errors of the system that have none, as those of writing to an open file."""
   try:
     yield
   except OSError as error:
@@ -79,7 +79,7 @@ def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False,
   dumps = functools.partial(json_library.dumps, content, indent=indent, sort_keys=sort_keys)
   try:
     encoded = dumps(ensure_ascii=False).encode()
-  except UnicodeEncodeError:  # Halves of characters, which UTF-8 has not.
+  except UnicodeEncodeError:  # Half of a surrogate pair: not in UTF-8, but an escape of JSON.
     encoded = dumps().encode()
   whole(file, encoded + b"\n", durable=durable)
 

@@ -45,7 +45,7 @@ class AccuracyTotals:
 
 
 class Gallery:
-  """Keeps the first solved and the first unsolved results, for pictures; of unknown ones what fits beside."""
+  """Keeps the first solved and unsolved results for pictures; those without labels fill what room is left."""
 
   def __init__(self, n_each: int, subject: Callable[[Result], Hashable | None] | None = None) -> None:
     """Keeps `n_each` of both kinds, one per subject at most; those whose subject is None are passed over."""

@@ -66,7 +66,7 @@ class TrmStart:
   """The start of a run of `config.trm.path`; it is opened when something is read."""
 
   def __init__(self, config, model, sets: puzzle_sets.Sets):
-    """Notes what is to start; reading the path raises ValueError if nothing is there, or another model.
+    """Takes what the path is read for later; reading raises ValueError if nothing is there, or another model.
 
     A run that was begun does not read the path again, which may be gone.
     """
@@ -200,7 +200,7 @@ class TrmStart:
     return LoadedWeights(_placed(params, placement.shardings(mesh, params)), table_NE)
 
   def _rows(self, mesh, rows_NE):
-    """Returns the table to start from, and says which it is."""
+    """Returns the table to start from, and logs whether the rows of the path were taken over."""
     n_ids = self._train.n_ids
     shape = (n_table_rows(self._train.n_ids), self._config.trm.row_width)
     sharding = placement.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]

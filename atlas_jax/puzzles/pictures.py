@@ -46,7 +46,7 @@ COLUMN_GAP = 0.7
 NAME_LETTERS = 44
 CHANGED = "#e08600"
 HALTS = "#2e9e4f"
-UNKNOWN = "unknown"  # Of a target, and so whether it was met.
+UNKNOWN = "unknown"  # Said of a target that is not known, and of its verdict.
 STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
 

@@ -30,7 +30,7 @@ class Leak(NamedTuple):
   whole: bool
 
   def __str__(self) -> str:
-    """Says it in words."""
+    """Returns the leak as words of a message."""
     if self.source == self.task:
       return f"{self.task} asks what one of its demonstrations shows"
     return f"{self.task} {'equals' if self.whole else 'shares a test pair with'} {self.source}"
@@ -63,7 +63,7 @@ def find(training: Sequence[Task], evaluation: Sequence[Task]) -> list[Leak]:
 
 
 def warn(leaks: Iterable[Leak], n_tasks: int) -> None:
-  """Names leaks once, in the words of who builds a set."""
+  """Logs one warning that names the leaks."""
   leaks = list(leaks)
   if leaks:
     more = f", and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""

@@ -1,4 +1,4 @@
-"""Augmentations and shifts of a set of ARC tasks: all its chance, drawn as the reference draws.
+"""Augmentations and shifts of a set of ARC tasks: all random choices of a build, as the reference draws them.
 
 The reference draws from one stream: for each subset an order of its tasks, for each task augmentations until
 enough differ, and at last, for each training puzzle, the example that stays where it is and the shifts of the

@@ -81,7 +81,7 @@ def digest(file: pathlib.Path) -> str:
 
 def read(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, int],
          answer_cells: Mapping[str, int], min_rating: int | None = None) -> Boards:
-  """Reads the boards of a CSV file; what they say is not checked beyond their characters.
+  """Reads the boards of a CSV file; of their contents only the characters are checked.
 
   Args:
     file: to read.
@@ -191,7 +191,7 @@ class Rules(NamedTuple):
 
   Attributes:
     read: (file, min_rating) -> Boards.
-    faulty: (file, boards) -> [n] bool, those that are not to be used; it says which and why.
+    faulty: (file, boards) -> [n] bool, those that are not to be used; it logs which and why.
     leaks_of: Boards of the test -> (boards -> [n] bool, those that must not be trained on).
     why: they must not, for the message.
   """
