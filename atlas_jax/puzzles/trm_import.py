@@ -33,9 +33,7 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
   """
   left: dict[str, np.ndarray] = {}
   for name, array in named.items():
-    # The original wraps its network for the loss and for compilation: names begin with
-    # "_orig_mod.model.inner.". Both forms of a name in one file would be two models.
-    short = re.sub(r"^.*\binner\.", "", name)
+    short = re.sub(r"^.*\binner\.", "", name)  # Its wrappers, as in "_orig_mod.model.inner.lm_head.weight".
     if short in left:
       raise ValueError(f"{short!r} is there twice, once as {name!r}; give the weights of one model")
     left[short] = np.asarray(array)
@@ -44,9 +42,7 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
     if name not in left:
       raise ValueError(f"the weights have no {name!r}, which variant {model.variant!r} with mixer "
                        f"{model.mixer!r} needs; they have {', '.join(sorted(left))}")
-    # What is popped is accounted for; what is left in the end belongs to no part
-    # of the model, and is refused.
-    array = left.pop(name)
+    array = left.pop(name)  # What is left in the end has no place in the model, and is refused.
     if array.shape != shape:
       raise ValueError(f"{name} is of shape {array.shape}, but the model's fields need {shape}")
     # A linear layer there is x W^T with W [out, in]; ours is x W.
@@ -56,14 +52,12 @@ def params_of(named: dict, model) -> tuple[dict, tuple, np.ndarray | None]:
   vocab = model.vocab_size
   params = {"embed": take("embed_tokens.embedding_weight", vocab, width, transpose=False),
             "head": take("lm_head.weight", vocab, width),
-            # Two outputs, halt and continue, also where continuing is not trained.
             "halt_kernel": take("q_head.weight", 2, width), "halt_bias": take("q_head.bias", 2)}
   total = model.n_prefix + model.seq_len
   if model.positions == "learned":
     params["positions"] = take("embed_pos.embedding_weight", total, width, transpose=False)
   for level in trm_baselines.LEVELS[model.variant]:
-    # The baseline's only stack has the name of HRM's upper level.
-    theirs = "H_level" if model.variant == "transformer" else LEVELS[level]
+    theirs = "H_level" if model.variant == "transformer" else LEVELS[level]  # The baseline's stack.
     params[level] = {f"block_{i}": _block(take, f"{theirs}.layers.{i}.", model) for i in range(model.depth)}
   reset = tuple(take(name, width).astype(model.dtype) for name in RESETS[model.variant])
   table = left.pop(TABLE, None)

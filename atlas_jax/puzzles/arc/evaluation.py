@@ -72,18 +72,15 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     totals = ArcTotals(batch_rows, leaked)
     votes = voting.Votes()
     gallery = accuracy.Gallery(-(-n_pictures // 2), lambda result: _unaugmented(names[result.id], grids))
-    # Results are the same in all processes, and totals are kept in all; only process 0 keeps votes, of which
-    # there are hundreds of thousands.
     for result in solve(trained):
       if result.id == BLANK_ID:
         continue
       totals.add(result, names[result.id], grids)
       gallery.add(result)
-      if hosts.is_main():
+      if hosts.is_main():  # Results are the same everywhere; votes, hundreds of thousands, are kept once.
         vote(votes, names[result.id], result, grids)
     scalars = totals.scalars()
     if hosts.is_main():
-      # With max_examples most tasks have no votes: scored as unsolved they would hide what the others say.
       reached = tasks if whole else {task: tasks[task] for task in tasks if task in votes.tasks}
       scalars |= _judged(votes, tasks, reached, leaked, rule, step=step, workdir=workdir)
     images = accuracy.draw(gallery, page if n_pictures else None, "arc", step=step, workdir=workdir)

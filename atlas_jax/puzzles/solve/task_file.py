@@ -127,12 +127,9 @@ def run(config, workdir, ask: solve.SolveOptions, items: list[Item], out: str, m
     CheckpointError: if the checkpoint is damaged or of another model.
   """
   solver = solve.Solver(config, workdir, ask, mesh)
-  # What an answer follows from besides its task: another checkpoint, time or setting
-  # answers anew. `ask[0]` is the task.
   settings = [str(pathlib.Path(workdir).resolve()), solver.step, *ask[1:], digest_of(workdir, solver.step),
               *(configs.at(config, name) for name in ANSWERED_BY)]
   finished = _Finished(pathlib.Path(f"{out}{FINISHED}"), settings)
-  # An entry for each id from the beginning: a file that lacks one is refused by graders as a whole.
   attempts = {item.id: _unanswered(item.inputs, ask.attempts) for item in items}
   failed = {item.id: item.why for item in items if item.task is None}
   for task_id, why in failed.items():
