@@ -46,6 +46,8 @@ def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
     yield
   except Damaged:
     raise
+  # pyarrow and others raise OSError without a number for broken content. With one it is the system's, such as
+  # no permission or a full disk, and no copy of the file would help.
   except OSError as error:
     if error.errno is not None:  # Of the system; parsers raise bare ones.
       raise
@@ -54,6 +56,8 @@ def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
     why = f"{what} ({type(error).__name__}: {one_line(error)})"
     raise Damaged(file, why, remedy) from error
   except BaseException as error:
+    # Of Rust libraries, such as tokenizers; its class is in no module that could be imported. Whatever else
+    # is no Exception, KeyboardInterrupt first, passes.
     if type(error).__name__ != "PanicException":
       raise
     raise Damaged(file, f"{what} ({one_line(error)})", remedy) from error
