@@ -129,7 +129,7 @@ class Checkpoints:
     return self._read(abstract_state, step, field=None)
 
   def restore_params(self, abstract_params, *, field: str = "params", step: int | None = None):
-    """Reads one field of a state, "params" or "ema", and leaves the rest on disk; gives (field, meta)."""
+    """Reads one field of a state, "params" or "ema", and leaves the rest on disk; returns (field, meta)."""
     return self._read(abstract_params, step, field=field)
 
   def read_meta(self, step: int | None = None) -> dict:

@@ -24,7 +24,7 @@ def true_name(error: BaseException, places: Iterable[str | os.PathLike] = ()) ->
   Args:
     error: with those that it comes from.
     places: folders that the program writes to; where the error of a full disk names no file, the fullest is
-      told if it has less than 64 MiB.
+      named if it has less than 64 MiB.
   """
   found = [(kind, each) for each in chain(error) if (kind := _kind(each))]
   if not found:

@@ -67,7 +67,7 @@ def constants(folder: str, name: str) -> dict[str, Any]:
 
 
 def _dotted(name: str) -> str:
-  """Returns how a path would be written."""
+  """Returns how a path would be written as the name of a module, behind a semicolon; "" if it cannot be."""
   path = pathlib.PurePath(name)
   if path.is_absolute():
     return f"; add {path.parent} to PYTHONPATH and write {path.stem}"

@@ -1,4 +1,4 @@
-"""One update: gradients of a batch, optimizer, moving average, tables, and what is not finite left out."""
+"""One update: gradients of a batch, optimizer, moving average, tables; none if a number is not finite."""
 import functools
 
 import jax

@@ -1,7 +1,7 @@
 """Named leaves of pytrees: names, casts, counts and norms, whole and by group.
 
 A leaf's name is its path with slashes, "blocks/memory/query/kernel"; parameters, optimizer moments and
-moving averages share the end of their names, which is how placement and weight decay recognise them.
+moving averages have names with equal ends, by which placement and weight decay recognise them.
 """
 import math
 from collections.abc import Callable, Iterator

@@ -58,7 +58,7 @@ class Clock:
     self._count_from(self._finished)
 
   def send(self, step: Callable, *args) -> tuple[Any, Sent]:
-    """Calls a compiled step, (state, metrics) = step(*args); gives the state, and what `read` takes."""
+    """Calls a compiled step, (state, metrics) = step(*args); returns the state, and what `read` takes."""
     before = self._sent
     began = time.perf_counter()
     # The devices report no times. A step that is ready before the next is sent was finished by now at the
@@ -77,7 +77,7 @@ class Clock:
     return state, sent
 
   def read(self, sent: Sent, *, counted: str) -> dict[str, float]:
-    """Waits for the metrics of a step, gives them, and counts the step.
+    """Waits for the metrics of a step, counts the step, and returns them.
 
     Args:
       sent: what `send` gave.
@@ -117,7 +117,7 @@ class Clock:
   def row(self) -> dict[str, float]:
     """Returns the metrics perf/*, of speed only if a step was counted.
 
-    perf/in_step_frac is the least share of time inside compiled steps: what the host does while the device
+    perf/in_step_frac is the least fraction of time inside compiled steps: what the host does while the device
     works does not count as inside. perf/flops_fraction_of_peak is at most 1.
     """
     found = profile.device_memory()

@@ -54,7 +54,7 @@ class Idle:
     self._told = False
 
   def observe(self, step: int, row: Mapping[str, float]) -> str:
-    """Takes the metrics of an update, with what its source told; gives what kind of update it was."""
+    """Takes the metrics of an update, those of its source among them; returns which kind of update it was."""
     kind = kind_of(step, row, self._config)
     # A skipped update says nothing of learning, and `skipped.check` has a limit of its own: counts stay.
     if kind == SKIPPED:
@@ -124,7 +124,7 @@ def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
 
   Args:
     step: its number, from 1.
-    row: its metrics, with what its source told.
+    row: its metrics, those of its source among them.
     config: of the run.
 
   Returns:

@@ -117,7 +117,7 @@ class Ledger:
     write.json(self.path, self._record(clean=clean), indent=None)
 
   def row(self) -> dict[str, float]:
-    """Returns the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
+    """Returns perf/time_KIND_s, since the first start, and perf/goodput_frac, the fraction of steps."""
     totals = self.totals()
     named = {f"perf/time_{kind}_s": seconds for kind, seconds in totals.items()}
     return {**named, "perf/goodput_frac": totals["step"] / max(sum(totals.values()), 1e-9)}

@@ -150,10 +150,7 @@ def measured_flops(device, *, n: int = 1024, repeats: int = 7) -> float:
 
 
 def device_memory() -> dict[str, float]:
-  """Returns memory in use as metrics.
-
-  Of the fullest local device, or of this process if devices do not say.
-  """
+  """Returns the memory in use as metrics: of the fullest device here, of this process if none says."""
   stats = [device.memory_stats() for device in jax.local_devices()]
   known = [each for each in stats if each]
   if not known:

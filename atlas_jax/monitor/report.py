@@ -1,8 +1,9 @@
 """Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
 Of a language model it shows loss, bits per byte, gates, memory gain and loss by position; of a recursive
-model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of one that is tuned what
-`tuning_panels` has of its kind. Panels can be drawn one by one, and a run can be followed while it writes.
+model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of a model that is tuned
+the panels of its kind in `tuning_panels`. Panels can be drawn one by one, and a run can be followed while it
+writes.
 """
 import contextlib
 import csv

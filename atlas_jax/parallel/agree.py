@@ -49,7 +49,7 @@ def facts_of_data(config, source, workdir) -> dict[str, str]:
   Args:
     config: of the run; its length may come from the data.
     source: of batches, see `data.source.Source`.
-    workdir: whose newest checkpoint counts; where processes do not share it, one of them sees none.
+    workdir: whose newest checkpoint counts; of processes with folders of their own, one sees none.
   """
   # Folders of one name on the machines' own disks are told apart here, as soon as there is a checkpoint.
   steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdecimal()]

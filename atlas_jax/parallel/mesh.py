@@ -14,7 +14,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mes
   Args:
     data: devices that hold different rows and the same parameters; -1 takes what fsdp and tensor leave.
     fsdp: devices that hold different rows and different parts of the parameters.
-    tensor: devices that share rows and split heads and widths.
+    tensor: devices that hold the same rows and split heads and widths.
     devices: the devices to use; all of them, over all processes, if None.
 
   Raises:
