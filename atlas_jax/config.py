@@ -49,6 +49,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
       close = difflib.get_close_matches(name, defaults, n=1, cutoff=0.6)
       raise ValueError(f"config argument {name!r} is unknown; "
                        f"{f'did you mean {close[0]!r}? ' if close else ''}{known}")
+    # bool("no") is True: a flag therefore stands alone and takes no text.
     kind = type(defaults[name])
     if kind is bool and given:
       raise ValueError(f"config argument {part!r}: {name} is a flag, write {name} alone")
@@ -73,7 +74,8 @@ def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> s
   return chosen[0] if chosen else default_name
 
 
-# What is tiny in the smoke test of any config; a recipe's own fields only are set.
+# Sizes for the smoke test of any config; only fields that its recipe reads are set. 257 are the byte values
+# and the separator of the byte tokenizer. Segments are four chunks long, so that state passes between chunks.
 SMALL_MODEL = {
     **{f"model.{name}": value for name, value in dict(
         vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16, dtype="float32").items()},
@@ -98,11 +100,13 @@ SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzz
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
+  # Nothing is downloaded or read from the user's disk: a smoke test runs on a bare machine.
   if config.recipe == "memory_lm" and config.data.source == "text":
     config.data.name = "python_stdlib"
   config.data.update(download=False, files=None, epochs=None)
   config.puzzles.update(path=None, concept_path=None, epochs=None, one_solution=True)
   config.ranked.eval_files = None
+  # After the fields above, since they decide which others are read.
   _set_read(config, SMALL)
   if config.puzzles.name in SMALL_BOARDS:
     _set_read(config, SMALL_BOARDS[config.puzzles.name])
@@ -131,6 +135,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   Raises:
     ValueError: names the field, its value, and what to do.
   """
+  # A copy: the caller's config keeps its None, and can be changed and resolved again.
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
   check(config)
   if config.data.align_tokens is None:
@@ -149,6 +154,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   return ml_collections.FrozenConfigDict(config)
 
 
+# Checked from the first to the last, those of a memory before the others: a segment that is no multiple of
+# its chunks is none of align_tokens either, which is derived, and the first names the field that the user
+# knows.
 MULTIPLES = (("data.segment_len", "data.align_tokens"), ("data.batch_rows", "train.accumulate_steps"))
 MEMORY_MULTIPLES = (
     ("data.segment_len", "model.memory.chunk_size"),
@@ -175,6 +183,7 @@ def is_of_training(name: str) -> bool:
 
 def is_free(name: str) -> bool:
   """Returns whether a field may change between the runs of one workdir."""
+  # With the dot, so that a group stands for its own fields and for no other group whose name begins alike.
   return name in FREE or name.startswith(tuple(f"{group}." for group in FREE))
 
 
@@ -186,6 +195,7 @@ def check_same(config, workdir) -> None:
   """
   if not _file(workdir).exists():
     return
+  # Trusted: the two configs are only compared, and what runs is the one that the user gives now.
   changes = _differences(load(workdir, trusted=True), config)
   differ = [f"config.{name} was {old!r}, is {new!r}" for name, old, new in changes if not is_free(name)]
   if differ:
@@ -202,6 +212,8 @@ def save(config, workdir) -> None:
   """Writes config.json, whole or not at all; see `check_same` for a workdir that has one."""
   file = _file(workdir)
   file.parent.mkdir(parents=True, exist_ok=True)
+  # The signature says who may be imported here, the seal that no bit has changed; the seal is of the
+  # signature, too.
   signature = trust.sign(flat(config))
   signed = {trust.SIGNATURE: signature} if signature else {}
   write.json(file, json_file.sealed({**config.to_dict(), **signed}))
@@ -226,9 +238,12 @@ def load(workdir, *, given=(), trusted: bool = False) -> ml_collections.FrozenCo
   remedy = "it is damaged: restore it, or use another --workdir"
   saved = json_file.read_sealed(file, remedy=remedy, nan=True)
   signature = saved.pop(trust.SIGNATURE, None)
+  # A run of an older version lacks the fields that came later: they get their defaults. Fields that exist no
+  # longer are left in, so that `resolve` refuses them and does not train something else.
   fields = default().to_dict()
   fields["model"]["memory"]["options"] = {}  # Those of the run replace the default's, they do not join them.
   config = ml_collections.ConfigDict(_merged(fields, saved))
+  # Before anything can import what the config names.
   if not trusted:
     trust.check(flat(config), signature, file, given=given)
   try:
@@ -251,5 +266,6 @@ def _file(workdir) -> pathlib.Path:
 def _differences(old, new) -> list[tuple[str, Any, Any]]:
   flat_old = flat(old)
   flat_new = flat(new)
+  # A field that one side lacks counts as None, which is "off" wherever it is allowed.
   return [(name, flat_old.get(name), flat_new.get(name)) for name in sorted({*flat_old, *flat_new})
           if flat_old.get(name) != flat_new.get(name)]

@@ -19,25 +19,30 @@ TUNED = "sft grpo gkd ranked"
 ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
 
 MEMORY = f"memory_lm; {TUNED} if model.kind=memory & model.path=None"
-MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; of gkd also the teacher.
+MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
-OURS = "model.kind=memory & model.path=None"  # Of tuning: else a published model brings its own along.
-# Blocks without a memory do not read its fields; chunk_size still cuts documents.
+OURS = "model.kind=memory & model.path=None"  # When tuning: a pretrained model has its own.
+# Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
+# files of the blocks, so that a new way of mixing needs no entry here.
 MIXED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('memory')}))}"
 GATED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('gate')}))}"
 WRITING = f"model.memory_mix={'|'.join(mixes('fast_weights'))}"
 BESIDE = f"memory_lm if {MIXED}; {TUNED} if {OURS} & {MIXED}"
+# These are still text, so a condition is exchanged or added before it is parsed.
 HELD = BESIDE.replace(MIXED, WRITING)  # Convolutions alone have no fast weights.
 WRITTEN = BESIDE.replace(MIXED, f"{WRITING} & model.memory.writes=True")
-FRESH = "memory_lm if model.path=None &"  # What a start has brought along.
+# Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
+FRESH = "memory_lm if model.path=None &"
 DRAWN = BESIDE.replace("memory_lm if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace("memory_lm if", FRESH)
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
+# An entry for a field takes it out of the entry of its group: nothing is inherited, and it repeats the
+# recipes of the group that it keeps.
 READERS = {
     "recipe": ALL,
     "seed": ALL,
@@ -195,6 +200,8 @@ class Condition(NamedTuple):
 
   def holds(self, config) -> bool:
     """Returns whether a config meets it."""
+    # Compared as text: values stand in READERS as Python prints them, so a weight that is off is 0.0 there,
+    # and not 0.
     value = str(at(config, self.field))
     return any(fnmatch.fnmatchcase(value, one) for one in self.values) == self.equal
 
@@ -217,6 +224,7 @@ def _parse(text: str) -> tuple[FieldReader, ...]:
   for part in text.split(";"):
     names, _, wanted = part.partition(" if ")
     conditions = []
+    # The first = parts field and values; of != the field has kept the mark.
     for condition in filter(None, (one.strip() for one in wanted.split("&"))):
       field, _, values = condition.partition("=")
       conditions.append(Condition(field.rstrip("!"), not field.endswith("!"), tuple(values.split("|"))))
@@ -250,11 +258,14 @@ def _unmet(config, name: str) -> tuple[Condition, ...] | None:
   """Returns the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
   recipe = config.recipe
   readers = readers_of(name)
+  # It is not known here what sources other than text read of config.data, nor what a recipe of the user's own
+  # reads: nothing of that is refused.
   others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
   if readers is None or others or recipe not in ALL.split():
     return ()
   unmet = [tuple(one for one in reader.conditions if not one.holds(config))
            for reader in readers if recipe in reader.recipes]
+  # Of several entries the one that is nearest to being met, which is what the error names.
   return min(unmet, key=len) if unmet else None
 
 
@@ -274,12 +285,16 @@ def check(config, given: Collection[str] = (), *, only: Collection[str] | None =
   unused = []
   for name, value in flat(config).items():
     changed = name not in usual or value != usual[name]
+    # A field at its default asks for nothing, and is not refused for not being read, unless a flag names it.
     asked = (only is None or name in only) and (changed or name in given)
     if not asked or name in OFF and value == OFF[name]:
       continue
     unmet = _unmet(config, name)
+    # A flag that sets a default is refused only if the recipe never reads the field: under other conditions
+    # it may be there to be safe.
     if unmet == () or unmet and not changed:
       continue
+    # A flag chose another recipe or another value of a condition: the config file is not at fault.
     causes = {"recipe"} if unmet is None else {one.field for one in unmet}
     if name not in given and causes & set(given):
       who = _listed(recipes_of(name)) if unmet is None else f"read where {unmet[0]}"
