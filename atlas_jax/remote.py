@@ -198,30 +198,45 @@ class Mirror:
   @contextlib.contextmanager
   def pushing(self) -> Iterator[None]:
     """Uploads every EVERY_S seconds while the block runs, and at its end."""
-    ended = threading.Event()
+    ended, pushed = threading.Event(), threading.Event()
+
+    # A thread of its own: a checkpoint may take longer to send than an owner may be silent.
+    def keep_beating() -> None:
+      while not pushed.wait(EVERY_S):
+        try:
+          with _reaching(self.there):
+            self._refuse_other()
+            self._beat()
+        except RemoteError as error:
+          logging.warning("%s", error)
 
     def keep_pushing() -> None:
       while not ended.wait(EVERY_S):
         try:
           with _reaching(self.there):
             self._refuse_other()
-            self._beat()
           self.push()
         # Also where another process has taken the run over: then nothing is sent. The end of the block tries
         # again, and fails if that fails.
         except RemoteError as error:
           logging.warning("%s", error)
 
-    thread = threading.Thread(target=keep_pushing, name="remote", daemon=True)
-    thread.start()
+    beating = threading.Thread(target=keep_beating, name="beat", daemon=True)
+    pushing = threading.Thread(target=keep_pushing, name="push", daemon=True)
+    beating.start()
+    pushing.start()
     try:
       yield
     finally:
       ended.set()
-      thread.join()
-      with _reaching(self.there):
-        self._refuse_other()
-      self.push()
+      pushing.join()
+      try:
+        with _reaching(self.there):
+          self._refuse_other()
+        self.push()
+      finally:
+        pushed.set()
+        beating.join()
 
   def _owner(self) -> dict:
     file = self.there / REMOTE_OWNER
