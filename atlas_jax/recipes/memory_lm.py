@@ -13,6 +13,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import source as sources
+from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
@@ -135,7 +136,7 @@ def held_out_of(config, max_tokens: int | None, **place):
                        f"{config.data.source!r}; leave it out")
     fields["transform"] = config.eval.transform
   source = sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
-                        **(place or _here()))
+                        **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
@@ -175,12 +176,8 @@ def train_source_of(config, **place):
   """
   sources.check(config.data.source, READS, recipe=config.recipe)
   fields = sources.fields_of(config.data)
-  source = sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
+  source = sources.load(**fields, seed=config.seed, split="train", **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
-
-
-def _here() -> dict:
-  return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def check_vocabulary(config, tokenizer) -> None:
