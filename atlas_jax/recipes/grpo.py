@@ -92,7 +92,7 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
   # One prompt per step, and the same in all processes, for each makes the whole rollout.
   found = prompts.PromptSource(prompts.of_config(config, needs=needs), batch_rows=data.group_size,
                                group_size=data.group_size, seed=config.seed)
-  # One epoch at most is looked at, on the host, so that a column that no row has is an error before compilation.
+  # One epoch at most is looked at, on the host: a column that no row has is an error before compilation.
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = RolloutPlan(
       batch_rows=data.batch_rows, batches_per_rollout=how.batches_per_rollout,

@@ -200,11 +200,12 @@ def make(config, mesh) -> Recipe:
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
-  check_vocabulary(config, tokenizers.load(config.data.tokenizer))
+  tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
+  check_vocabulary(config, tokenizer)
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
                 load=load_of(start), update=Update(by_step=by_step_of(config)),
-                assets=Assets(save=save_of(config, start, source.tokenizer)))
+                assets=Assets(save=save_of(config, start, tokenizer)))
 
 
 def init_of(config, model: lm.LM):
@@ -274,6 +275,7 @@ def evals_of(config, model, mesh) -> dict:
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
     run = baselines.make(functools.partial(train_source_of, config, **whole),
-                         functools.partial(held_out, config.eval.max_tokens, **whole))
+                         functools.partial(held_out, config.eval.max_tokens, **whole),
+                         tokenizers.load(config.data.tokenizer))
     found["baselines"] = evals.Eval(run, "end")
   return found
