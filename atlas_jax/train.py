@@ -309,7 +309,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       # `next` only.
       trained = Trained(state.params, run_.frozen, state.tables)
       batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
-      source_metrics = recipe.source.tell() if hasattr(recipe.source, "tell") else None
+      source_metrics = recipe.source.metrics() if hasattr(recipe.source, "metrics") else None
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)

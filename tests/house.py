@@ -54,7 +54,7 @@ ALLOWED = {
   "datasets": ("data",),
   "etils.epath": ("remote",),
   "flax.linen": ("memory.layer", "memory.gates", "models"),
-  "grain": ("data", "puzzles.source"),
+  "grain": ("data",),
   "huggingface_hub": ("data", "language.pretrained", "puzzles.boards"),
   "matplotlib": ("monitor", "puzzles.pictures"),
   "ml_collections": ("command", "config", "defaults", "fields", "modes"),

@@ -78,6 +78,7 @@ ELSEWHERE = {
   "parallel/compiled.py": ("parallel/test_launch.py", PARTS),
   "parallel/signals.py": ("test_interrupted.py", "programs that are stopped"),
   "parallel/wire.py": ("parallel/test_peers.py", PARTS),
+  "rollout/prompted.py": ("rollout/test_source.py", PARTS),
   "puzzles/arc/challenges.py": ("puzzles/solve/test_task_file.py", PARTS),
   "puzzles/arc/leaks.py": ("puzzles/arc/test_evaluation.py", PARTS),
   "puzzles/arc/plan.py": ("puzzles/arc/test_build.py", PARTS),

@@ -335,7 +335,7 @@ def split(found: Sequence[AnswerGroup], held_out_frac: float) -> tuple[list[Answ
   """
   problems.check_split("train", held_out_frac)
   keys = [key(group) for group in found]
-  places = [problems.share(one) for one in keys]
+  places = [problems.uniform_hash(one) for one in keys]
   below = problems.threshold(places, held_out_frac, "prompt")
   held_out = [place < below for place in places]
 

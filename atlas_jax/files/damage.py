@@ -1,4 +1,4 @@
-"""The one error of files that cannot be used."""
+"""The one error of files that cannot be used, and texts of any length in messages of bounded length."""
 import contextlib
 from collections.abc import Iterator
 
@@ -24,10 +24,15 @@ class Damaged(ValueError):
     super().__init__(f"{place}: {self.why}; {remedy}")
 
 
+def clipped(text: str, most: int, note: str = "") -> str:
+  """Returns a text for a message: whole, or its first characters and a note, such as how long it is."""
+  return text if len(text) <= most else f"{text[:most]}...{note}"
+
+
 def one_line(why: object) -> str:
   """Returns what an error says in one line of bounded length."""
   text = " ".join(str(why).split()) or type(why).__name__
-  return text if len(text) <= WHY_CHARS else f"{text[:WHY_CHARS]}..."
+  return clipped(text, WHY_CHARS)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from atlas_jax.files import json_text
-from atlas_jax.files.damage import AGAIN, Damaged
+from atlas_jax.files.damage import AGAIN, Damaged, clipped
 
 SEAL = "checksum"
 MOST_BYTES = 2**31  # Of a file; tokenizers have tens of megabytes.
@@ -118,9 +118,7 @@ def field(file, content: Mapping[str, Any], name: str, fits: Callable[[Any], boo
   """
   value = content.get(name)
   if not fits(value):
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-    raise Damaged(file, f"{name}={shown} must be {needs}", remedy)
+    raise Damaged(file, f"{name}={clipped(repr(value), 60)} must be {needs}", remedy)
   return value
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 
 from atlas_jax.fields import flat
+from atlas_jax.files.damage import clipped
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHOWN = 4  # Differences that a line names; more are counted.
@@ -113,9 +114,7 @@ def differences(facts: Mapping[int, Mapping[str, str]]) -> str | None:
 
 
 def _shown(value: str | None) -> str:
-  if value is None:
-    return "absent"
-  return value if len(value) <= _LENGTH else value[:_LENGTH] + "..."
+  return "absent" if value is None else clipped(value, _LENGTH)
 
 
 def numbers(processes: list[int]) -> str:

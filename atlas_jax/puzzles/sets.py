@@ -4,10 +4,10 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
+from atlas_jax.data import stepped
 from atlas_jax.files import json_file, write
 from atlas_jax.puzzles import arc, files, grids, source
 from atlas_jax.puzzles.arc import build as arc_build
@@ -245,5 +245,4 @@ def source_of(config, sets: Sets) -> source.PuzzleSource:
   original = {"epochs_per_iteration": fields.epochs_per_iteration} if fields.sampler == "original" else {}
   return source.PuzzleSource(
       sets.train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
-      process_index=jax.process_index(), process_count=jax.process_count(),
-      fresh_shift=fields.shift == "fresh", sampler=fields.sampler, **original)
+      **stepped.this_process(), fresh_shift=fields.shift == "fresh", sampler=fields.sampler, **original)

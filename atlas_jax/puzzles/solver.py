@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from atlas_jax.data import stepped
 from atlas_jax.losses import recursion
 from atlas_jax.models import act
 from atlas_jax.parallel import hosts
@@ -332,11 +333,10 @@ def _take_seats(seats: list, queue: Iterator[_Assignment]):
 def _offered(seats: list, fresh_B, seq_len: int) -> dict:
   """Returns what this process's slots are offered; slots that take nothing are offered padding."""
   # Every process keeps all seats, filled from an equal queue, and hands over its own block of rows.
-  rows = len(seats) // jax.process_count()
-  mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+  mine = stepped.rows_of(len(seats), **stepped.this_process())
   padding_T = np.zeros(seq_len, np.int32)
   idle = _Assignment(0, 0, padding_T, padding_T, 0)
-  taken = [seat if new else idle for seat, new in zip(seats[mine], fresh_B[mine])]
+  taken = [seats[row] if fresh_B[row] else idle for row in mine]
   return {
       "inputs_BT": np.stack([seat.input_T for seat in taken]).astype(np.int32),
       "labels_BT": np.stack([seat.labels_T for seat in taken]).astype(np.int32),

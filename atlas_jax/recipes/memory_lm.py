@@ -13,6 +13,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import source as sources
+from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
@@ -135,7 +136,7 @@ def held_out_of(config, max_tokens: int | None, **place):
                        f"{config.data.source!r}; leave it out")
     fields["transform"] = config.eval.transform
   source = sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
-                        **(place or _here()))
+                        **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
@@ -175,12 +176,8 @@ def train_source_of(config, **place):
   """
   sources.check(config.data.source, READS, recipe=config.recipe)
   fields = sources.fields_of(config.data)
-  source = sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
+  source = sources.load(**fields, seed=config.seed, split="train", **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
-
-
-def _here() -> dict:
-  return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def check_vocabulary(config, tokenizer) -> None:
@@ -203,11 +200,12 @@ def make(config, mesh) -> Recipe:
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
-  check_vocabulary(config, tokenizers.load(config.data.tokenizer))
+  tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
+  check_vocabulary(config, tokenizer)
   source = train_source_of(config)
   return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
                 load=load_of(start), update=Update(by_step=by_step_of(config)),
-                assets=Assets(save=save_of(config, start, source.tokenizer)))
+                assets=Assets(save=save_of(config, start, tokenizer)))
 
 
 def init_of(config, model: lm.LM):
@@ -277,6 +275,7 @@ def evals_of(config, model, mesh) -> dict:
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
     run = baselines.make(functools.partial(train_source_of, config, **whole),
-                         functools.partial(held_out, config.eval.max_tokens, **whole))
+                         functools.partial(held_out, config.eval.max_tokens, **whole),
+                         tokenizers.load(config.data.tokenizer))
     found["baselines"] = evals.Eval(run, "end")
   return found

@@ -94,3 +94,10 @@ def test_all_else_of_the_source_is_its_own_and_sources_of_the_package_are_left_a
   mine = Given()
   assert source.checked(mine, name="mine.source", vocab_size=V).manifest == mine.manifest
   assert source.checked(mine, name="text", vocab_size=V) is mine
+
+
+def test_a_source_of_ones_own_needs_no_tokenizer_for_the_recipe_of_text(tmp_path):
+  corpus = runs.write_corpus(tmp_path / "text")
+  config = runs.lm_config(corpus, data__source="experiments.mqar.task", data__name="keys:40")
+  recipe = recipes.load(config, runs.one_device())
+  assert recipe.source.next(None)["tokens_BT"].shape == (4, 32) and "baselines" in recipe.evals

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from atlas_jax import state as states
+from atlas_jax.data import stepped
 from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
@@ -72,8 +73,7 @@ class Tuner:
     config = self._config
     source = PuzzleSource(
         train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-        fresh_shift=config.puzzles.shift == "fresh")
+        **stepped.this_process(), fresh_shift=config.puzzles.shift == "fresh")
     try:
       state, report = self._updates(source, params, rows_NE, seconds=seconds, steps=steps)
     finally:
