@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: our model behind its interface, on a task made here; without it, who to ask for it."""
+"""lm-evaluation-harness: our model behind its interface, on tasks made here."""
 
 import functools
 import importlib.util
@@ -19,7 +19,7 @@ from atlas_jax.state import Trained
 from configs import memory_40m
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
-needed = pytest.mark.skipif(not INSTALLED, reason="needs lm-evaluation-harness: pip install 'atlas_jax[evals]'")
+needed = pytest.mark.skipif(not INSTALLED, reason="needs the extra evals: lm-eval")
 
 
 @functools.lru_cache
@@ -43,14 +43,14 @@ def scorer():
 
 
 def test_scores_of_ends_add_up_to_those_of_the_whole():
-  ids = np.r_[256, np.frombuffer(b"def value(index): return index", np.uint8)]
+  ids = np.r_[256, list(b"def value(index): return index")]
   whole, end, last = scorer()(made()[2], [(ids, 1), (ids, 10), (ids[:10], 1)])
   assert np.isclose(whole[0], end[0] + last[0], rtol=1e-4) and whole[0] > 0
   assert 3 < whole[0] / (len(ids) - 1) < 8  # Near ln 257 at the start.
 
 
 def test_the_likeliest_end_is_said_to_be_so():
-  ids = np.r_[256, np.frombuffer(b"def value", np.uint8)]
+  ids = np.r_[256, list(b"def value")]
   found = scorer()(made()[2], [(np.r_[ids, one], len(ids)) for one in range(257)])
   assert sum(likeliest for _, likeliest in found) == 1
   assert found[int(np.argmin([nats for nats, _ in found]))][1]
@@ -79,7 +79,8 @@ def test_requests_are_answered_as_the_package_asks():
 def test_tasks_are_names_or_files_with_a_name(tmp_path):
   (tmp_path / "a.yaml").write_text("# mine\ntask: 'letters'\noutput_type: x\n")
   (tmp_path / "b.yaml").write_text("output_type: x\n")
-  assert harness._tasks(("arc_easy", f"{tmp_path}/a.yaml")) == (["arc_easy", "letters"], {"letters": str(tmp_path)})
+  found = harness._tasks(("arc_easy", f"{tmp_path}/a.yaml"))
+  assert found == (["arc_easy", "letters"], {"letters": str(tmp_path)})
   with pytest.raises(ValueError, match="b.yaml', a file without a line 'task: NAME'"):
     harness._tasks((f"{tmp_path}/b.yaml",))
   with pytest.raises(ValueError, match="c.yaml', and there is no such file"):
@@ -147,9 +148,9 @@ def test_a_task_file_made_here_is_run_without_a_network(tmp_path, monkeypatch):
   score = functools.partial(scorer(), params)
   engine = harness.engines.make(languages.of_memory(model))
   for n in range(4):
-    question = f"is {n} a number? "
+    question = f"is {n} a number?"
     texts = [np.r_[256, list(f"{question} {choice}".encode())] for choice in choices]
-    best = int(np.argmin([nats for nats, _ in score([(ids, 2 + len(question) - 1) for ids in texts])]))
+    best = int(np.argmin([nats for nats, _ in score([(ids, 1 + len(question)) for ids in texts])]))
     written = "".join(harness.streams.generate(languages.of_memory(model), params, ByteTokenizer(), question,
                                                tokens=4, temperature=0, engine=engine)).partition("\n")[0]
     rows.append({"question": question, "answer": best if n else (best + 1) % 3,
