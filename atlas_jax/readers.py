@@ -43,7 +43,7 @@ ARC = "trm if puzzles.name=arc*|files"
 
 # Options of evaluations, by the name of the task in config.eval.tasks that reads them.
 TASK_OPTIONS = {
-    "mqar": ("mqar_pairs", "mqar_distances"), "mad": ("mad_kinds", "mad_lengths"),
+    "mqar": ("mqar_pairs", "mqar_distances", "mqar_symbols"), "mad": ("mad_kinds", "mad_lengths"),
     "niah": ("niah_kinds", "niah_lengths", "niah_depths"),
     "babilong": ("babilong_tasks", "babilong_lengths"), "formal": ("formal_kinds", "formal_lengths"),
     "last_word": ("last_word_lengths",), "published": ("published_path", "published_split"),

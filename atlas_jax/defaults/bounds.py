@@ -20,6 +20,11 @@ def at_least(least: int, default) -> Bounded:
   return Bounded(default, lambda value: value >= least, f"at least {least}")
 
 
+def at_most(least: int, most: int, default) -> Bounded:
+  """Bounds a number from below and above."""
+  return Bounded(default, lambda value: least <= value <= most, f"from {least} to {most}")
+
+
 def seed(default: int) -> Bounded:
   """Bounds what random numbers are drawn from to 32 bits."""
   return Bounded(default, lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")

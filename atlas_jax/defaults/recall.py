@@ -4,7 +4,7 @@ A training source of such tasks takes those that are named after a task as optio
 """
 from ml_collections import config_dict
 
-from atlas_jax.defaults.bounds import at_least, numbers, several_of
+from atlas_jax.defaults.bounds import at_least, at_most, numbers, several_of
 
 OPTIONAL = config_dict.placeholder
 LONGEST = 2**24  # Tokens of a text.
@@ -21,6 +21,7 @@ def fields() -> dict:
       "task_gap_tokens": at_least(0, 256),
       "mqar_pairs": numbers("8,32", 1, MOST_PAIRS),  # Pairs of a key and a value in a text.
       "mqar_distances": numbers("64,512", 0, LONGEST),  # Tokens between the last pair and the first question.
+      "mqar_symbols": at_most(1, MOST_PAIRS, 64),  # Keys to choose from, and as many values.
       "mad_kinds": several_of("recall,fuzzy,noisy,copy,compress,memorize",
                               "recall fuzzy noisy copy compress memorize"),
       "mad_lengths": numbers("256", 64, LONGEST),  # Tokens before the questions.

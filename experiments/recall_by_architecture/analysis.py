@@ -1,6 +1,6 @@
-"""Draws the study: right answers of every arm, as it is and under the controls, and needles by length.
+"""Draws the study: right answers of every architecture, as it is and under the controls, and by length.
 
-  python -m experiments.recall_by_architecture.analysis experiments/recall_by_architecture/results.json
+  python -m experiments.recall_by_architecture.analysis runs/recall.json
 """
 import pathlib
 import sys
@@ -9,11 +9,7 @@ import numpy as np
 from matplotlib import figure
 
 from experiments import arms
-from experiments.recall_by_architecture.config import LONGEST
-from experiments.recall_by_architecture.run import ARMS
-
-WAYS = {"": "as it is", "emptied_": "emptied", "swapped_": "swapped", "writes_off_": "writes off"}
-LENGTHS = (LONGEST, 4 * LONGEST, 16 * LONGEST)
+from experiments.recall_by_architecture.run import ARMS, LENGTHS, TASKS, WAYS
 
 
 def percent(found: dict, arm: str, field: str) -> tuple[float, float, float]:
@@ -23,26 +19,25 @@ def percent(found: dict, arm: str, field: str) -> tuple[float, float, float]:
 
 
 def draw(found: dict, file: pathlib.Path) -> None:
-  """Draws a panel for each task, and one of needles by length."""
-  shown = [arm.name for arm in ARMS if arms.over_seeds(found, arm.name, "recall_mqar_accuracy")]
-  page = figure.Figure(figsize=(14, 4.5), layout="constrained")
-  *panels, curves = page.subplots(1, 3)
-  for axes, task in zip(panels, ("mqar", "niah")):
+  """Draws, for each task, a panel of the ways to read and one of lengths."""
+  page = figure.Figure(figsize=(13, 8), layout="constrained")
+  for task, (bars, curves) in zip(TASKS, page.subplots(len(TASKS), 2)):
+    shown = [arm.name for arm in ARMS if arms.over_seeds(found, arm.name, f"recall_{task}_accuracy")]
     for number, (way, words) in enumerate(WAYS.items()):
-      told = np.array([percent(found, name, f"recall_{task}_{way}accuracy") for name in shown])
-      place = np.arange(len(shown)) + 0.2 * (number - 1.5)
+      told = np.array([percent(found, name, f"recall_{task}_{way}accuracy") for name in shown]).reshape(-1, 3)
       spread = np.nan_to_num(np.abs(told[:, 1:].T - told[:, 0]))
-      axes.bar(place, told[:, 0], width=0.2, yerr=spread, label=words)
-    axes.set_xticks(range(len(shown)), shown)
-    axes.set(title=task, ylim=(0, 100), ylabel="right answers, percent; bars: 95% over seeds")
-    axes.legend(fontsize="small")
-  for name in shown:
-    told = [percent(found, name, f"recall_niah_length_{length}_accuracy")[0] for length in LENGTHS]
-    curves.plot(LENGTHS, told, "o-", label=name)
-  curves.axvline(LONGEST, color="gray", linestyle=":", label="longest in training")
-  curves.set_xscale("log", base=2)
-  curves.set(title="needles by length", xlabel="tokens", ylim=(0, 100))
-  curves.legend(fontsize="small")
+      bars.bar(np.arange(len(shown)) + 0.2 * (number - 1.5), told[:, 0], width=0.2, yerr=spread, label=words)
+    bars.set_xticks(range(len(shown)), [name.removesuffix(f"_{task}") for name in shown])
+    bars.set(title=task, ylim=(0, 105), ylabel="right answers, percent; bars: 95% over seeds")
+    bars.legend(fontsize="small")
+    for name in shown:
+      told = [percent(found, name, f"recall_{task}_{length}_accuracy")[0] for length in LENGTHS[task]]
+      lengths = [int(length.rpartition("_")[2]) for length in LENGTHS[task]]
+      curves.plot(lengths, told, "o-", label=name.removesuffix(f"_{task}"))
+    curves.set_xscale("log", base=2)
+    curves.set(title=f"{task} by {LENGTHS[task][0].partition('_')[0]}", xlabel="tokens; first: in training",
+               ylim=(0, 105))
+    curves.legend(fontsize="small")
   page.savefig(file, dpi=110)
 
 

@@ -18,8 +18,9 @@ def corpus(tmp_path_factory):
 
 
 def load(corpus, **fields):
-  given = {"options": OPTIONS, "seed": 3, "segment_len": 512, "batch_rows": 4, "align_tokens": 16, "threads": 0,
-           "name": "files", "path": str(corpus), "cache_dir": f"{corpus}_cache", "held_out_frac": 0.3}
+  given = {"options": OPTIONS, "seed": 3, "segment_len": 512, "batch_rows": 4, "align_tokens": 16,
+           "threads": 0, "name": "files", "path": str(corpus), "cache_dir": f"{corpus}_cache",
+           "held_out_frac": 0.3}
   return sources.load("recall_tasks", **{**given, **fields})
 
 

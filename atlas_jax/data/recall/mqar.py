@@ -13,7 +13,7 @@ from atlas_jax.data.recall import options, sample
 from atlas_jax.defaults.recall import MOST_PAIRS
 
 AXES = ("pairs", "distance")
-READS = ("mqar_pairs", "mqar_distances")
+READS = ("mqar_pairs", "mqar_distances", "mqar_symbols")
 FILLERS = 16  # Symbols of the filler: many, so that a memory need not hold one key a hundred times.
 
 
@@ -27,12 +27,18 @@ def cells(setting) -> list[dict]:
 def draw(cell, draw, setting) -> sample.RecallSample:
   """Draws a text; its filler may be some tokens longer than the distance, to fill a chunk."""
   pairs = cell["pairs"]
-  ids = sample.symbols(setting, 2 * MOST_PAIRS + FILLERS)
-  batch = sequences(draw, rows=1, pairs=pairs, keys=MOST_PAIRS, times=1)
+  symbols = setting.options["mqar_symbols"]
+  if pairs > symbols:
+    raise ValueError(f"config.eval.mqar_pairs has a text of {pairs} pairs, and config.eval.mqar_symbols="
+                     f"{symbols} are all the keys there are; raise it, or take fewer pairs")
+  every = sample.symbols(setting, 2 * MOST_PAIRS + FILLERS)
+  # A key or value has one id whatever the number of symbols, so that one model can be asked with any.
+  ids = np.r_[every[:symbols], every[MOST_PAIRS:MOST_PAIRS + symbols]]
+  batch = sequences(draw, rows=1, pairs=pairs, keys=symbols, times=1)
   pairs_T = ids[batch["tokens_BT"][0, :2 * pairs]]
   length = 1 + 2 * pairs + cell["distance"]
   count = options.room(setting, length, 2 * pairs, "mqar_distances")
-  filler_T = ids[2 * MOST_PAIRS + draw.integers(FILLERS, size=count)]
+  filler_T = every[2 * MOST_PAIRS + draw.integers(FILLERS, size=count)]
   keys_N = batch["tokens_BT"][0, 2 * pairs:]
   values_N = ids[batch["targets_BT"][0, 2 * pairs:]]
   shown_at = {key: at for at, key in enumerate(batch["tokens_BT"][0, 0:2 * pairs:2])}
@@ -43,8 +49,8 @@ def draw(cell, draw, setting) -> sample.RecallSample:
 
 def chance(cell, setting) -> float:
   """Returns one in the number of values."""
-  del cell, setting
-  return 1 / MOST_PAIRS
+  del cell
+  return 1 / setting.options["mqar_symbols"]
 
 
 def sequences(draw: np.random.Generator, *, rows: int, pairs: int, keys: int, times: int) -> dict:

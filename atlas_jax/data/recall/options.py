@@ -33,6 +33,8 @@ def parse(given: Mapping, *, where: str = "config.eval.") -> dict[str, Any]:
     value = given[name] if name in given else default
     if name in LISTS:
       value = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    elif isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool)):
+      raise ValueError(f"{where}{name}={value!r} must be a whole number, {field.need}")
     if bounded and value is not None and not field.fits(value):
       raise ValueError(f"{where}{name}={value} must be {field.need}")
     if name in LISTS:

@@ -119,7 +119,8 @@ def rows_of(task: RecallTask, cell: Cell, sums: CellScores, reader: reading.Read
   It has the task, the cell's axes, "condition", "accuracy" by greedy decoding with "low" and "high" (None for
   one text), "chance", "nats" per answer, "answers" and "texts"; "choice_accuracy" and so on of the likeliest
   candidate, where there are any; "distance_tokens", the least and the median of all answers, and
-  "reach_tokens" of attention; "state_bytes" of a row, and "growth_bytes" of the process while it read.
+  "reach_tokens" of attention; "state_bytes" of a row, and "growth_bytes", by how much the process's peak of
+  memory in the second half of the texts exceeds that in the first: 0 where a longer text needs no more.
   """
   distances = np.concatenate([text.distance_N for text in cell.texts])
   shared = {"eval": task.name, **cell.told}

@@ -37,7 +37,7 @@ class Reader(NamedTuple):
   conditions: tuple[str, ...]  # ways to read a question, of CONDITIONS
   score: Callable  # (trained, `rows` texts, QuestionShape) -> Scores
   reach_tokens: int  # how far back attention can see through all blocks; 0: not at all
-  growth_bytes: Callable  # () -> by how much the process grew while it read the last texts, None if unknown
+  growth_bytes: Callable  # () -> growth of the process in the second half of the last texts; None: unknown
   state_bytes: int  # of one row's state; 0: unknown
 
 
@@ -99,8 +99,9 @@ def make(model: lm.LM, mesh: Mesh, *, rows: int, segment_len: int) -> Reader:
   def score(trained, texts, shape: QuestionShape) -> Scores:
     mine = texts[slice(*_rows_here(rows))]
     state = zero()
-    watched = Growth()
-    for batch in segments(mine, segment_len, max(text.context_len for text in texts)):
+    longest = max(text.context_len for text in texts)
+    watched = Growth(max(1, samples.round_up(longest, segment_len) // segment_len))
+    for batch in segments(mine, segment_len, longest):
       state = read(trained.params, state, hosts.global_batch(mesh, batch))
       jax.block_until_ready(state.doc_B)  # Else the host would run ahead, and hold all segments at once.
       watched.look()
@@ -121,28 +122,26 @@ def _rows_here(rows: int) -> tuple[int, int]:
 
 
 class Growth:
-  """The memory that the process takes while it reads, over that after the first segments."""
+  """The memory that the process takes while it reads: whether a longer text would need more."""
 
-  FIRST = 3  # Segments after which programs are compiled and buffers in use.
-
-  def __init__(self):
-    self._looks = 0
-    self._start: int | None = None
-    self._most: int | None = None
+  def __init__(self, looks: int):
+    """Takes how often it will look, at equal steps of the text."""
+    self._looks = looks
+    self._peaks = [0, 0]  # Of the halves of the text: programs warm up in the first.
+    self._seen = 0
 
   def look(self) -> None:
     """Notes how much the process takes now."""
-    self._looks += 1
-    if self._looks < self.FIRST or not STATM.exists():
-      return
-    now = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    self._start = now if self._start is None else self._start
-    self._most = max(now, self._most or 0)
+    half = 2 * self._seen // self._looks
+    self._seen += 1
+    if STATM.exists():
+      pages = int(STATM.read_text().split()[1])
+      self._peaks[half] = max(self._peaks[half], pages * os.sysconf("SC_PAGE_SIZE"))
 
   @property
   def bytes(self) -> int | None:
-    """Returns the growth; None where there were too few segments, or the system does not say."""
-    return None if self._start is None or self._most is None else self._most - self._start
+    """Returns by how much the peak of the second half exceeds that of the first; None if that is unknown."""
+    return max(0, self._peaks[1] - self._peaks[0]) if all(self._peaks) else None
 
 
 def segments(texts: Sequence[samples.RecallSample], segment_len: int, longest: int):

@@ -1,13 +1,15 @@
 """Pairs and questions: every answer is the value of its key, and stands as far away as it says."""
 
 import numpy as np
+import pytest
 
 from atlas_jax.data.recall import mqar, sample
 from tests.data.recall.settings import answers, drawn, ids_of, setting
 
 
 def test_answers_follow_from_the_pairs_by_a_dictionary():
-  for cell, text in drawn("mqar", setting(mqar_pairs="1,7,112", mqar_distances="0,33"), count=5):
+  given = setting(mqar_pairs="1,7,100", mqar_distances="0,33", mqar_symbols=100)
+  for cell, text in drawn("mqar", given, count=5):
     pairs, ids = cell["pairs"], ids_of(text)[1:]
     value_of = dict(zip(ids[0:2 * pairs:2].tolist(), ids[1:2 * pairs:2].tolist()))
     place = {key: 2 * at for at, key in enumerate(ids[0:2 * pairs:2].tolist())}
@@ -20,6 +22,20 @@ def test_answers_follow_from_the_pairs_by_a_dictionary():
     for at, key in enumerate(keys):
       assert text.distance_N[at] == start + at + 1 - (place[key] + 2)
     assert text.distance_N.min() >= cell["distance"]
+
+
+def test_more_pairs_than_keys_are_refused():
+  with pytest.raises(ValueError, match="of 9 pairs, and config.eval.mqar_symbols=8 are all the keys"):
+    list(drawn("mqar", setting(mqar_pairs="9", mqar_symbols=8)))
+
+
+def test_symbols_keep_their_ids_whatever_their_number():
+  found = [set(), set()]
+  for of, symbols in zip(found, (8, 100)):
+    for _, text in drawn("mqar", setting(mqar_pairs="4", mqar_distances="0", mqar_symbols=symbols)):
+      of |= {target for answer in answers(text) for target in answer}
+  assert found[0] <= set(range(mqar.MOST_PAIRS, mqar.MOST_PAIRS + 8)) and min(found[1]) >= mqar.MOST_PAIRS
+  assert mqar.chance({}, setting(mqar_symbols=8)) == 1 / 8
 
 
 def test_sequences_ask_for_every_key_as_often_as_they_shall():

@@ -72,6 +72,8 @@ def test_options_are_numbers_or_texts_as_a_command_line_has_them():
   for given, words in (({"niah_length": 3}, "config.eval.niah_length is no option of a task; did you mean"),
                        ({"niah_lengths": "8"}, "niah_lengths=8 must be different whole numbers from 64"),
                        ({"niah_kinds": "single_9"}, "niah_kinds=single_9 must be one or more of single_1"),
+                       ({"mqar_symbols": "x"}, "mqar_symbols='x' must be a whole number, from 1 to 112"),
+                       ({"mqar_symbols": 113}, "mqar_symbols=113 must be from 1 to 112"),
                        ({"mqar_pairs": "3,3"}, "mqar_pairs=3,3 must be different whole numbers from 1 to")):
     with pytest.raises(ValueError, match=words):
       options.parse(given)

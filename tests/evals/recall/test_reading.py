@@ -146,4 +146,9 @@ def test_a_state_has_one_size_however_long_the_text_and_reading_takes_no_more_me
   assert one.state_bytes > 0 and one.reach_tokens == 2
   long = [text(seed, 2_048) for seed in range(ROWS)]
   scored(long)
-  assert one.growth_bytes() is None or one.growth_bytes() < 16 * 2**20
+  assert one.growth_bytes() is None or one.growth_bytes() < 2**20
+  kept, watched = [], reading.Growth(8)
+  for _ in range(8):
+    watched.look()
+    kept.append(np.ones(2**20))  # What it must find: 8 MiB more with every look.
+  assert watched.bytes is None or watched.bytes > 24 * 2**20
