@@ -65,8 +65,9 @@ class RecallTasks(IndexedSource):
     self._weights = np.array(list(weights.values())) / sum(weights.values())
     self._tasks = [None if name == TEXT else recall.load(name) for name in weights]
     self._cells = [[] if task is None else task.cells(setting) for task in self._tasks]
-    longest = max((self._length(task.sample(cell, setting, seed=0, split=place["split"], number=0))
-                   for task, found in zip(self._tasks, self._cells) for cell in found), default=0)
+    measured = [task.sample(cell, setting, seed=0, split=place["split"], number=0)
+                for task, found in zip(self._tasks, self._cells) if task is not None for cell in found]
+    longest = max(map(self._length, measured), default=0)
     size = place["segment_len"]
     self.parts = 1 if longest <= size else samples.round_up(longest + SLACK_TOKENS, size) // size
     self._slots: dict[int, tuple[int, dict]] = {}  # Row -> the slot that was made last.

@@ -29,7 +29,6 @@ def draw(found: dict, file: pathlib.Path) -> None:
       bars.bar(np.arange(len(shown)) + 0.2 * (number - 1.5), told[:, 0], width=0.2, yerr=spread, label=words)
     bars.set_xticks(range(len(shown)), [name.removesuffix(f"_{task}") for name in shown])
     bars.set(title=task, ylim=(0, 105), ylabel="right answers, percent; bars: 95% over seeds")
-    bars.legend(fontsize="small")
     for name in shown:
       told = [percent(found, name, f"recall_{task}_{length}_accuracy")[0] for length in LENGTHS[task]]
       lengths = [int(length.rpartition("_")[2]) for length in LENGTHS[task]]
@@ -37,7 +36,9 @@ def draw(found: dict, file: pathlib.Path) -> None:
     curves.set_xscale("log", base=2)
     curves.set(title=f"{task} by {LENGTHS[task][0].partition('_')[0]}", xlabel="tokens; first: in training",
                ylim=(0, 105))
-    curves.legend(fontsize="small")
+    for axes in (bars, curves):
+      if shown:
+        axes.legend(fontsize="small")
   page.savefig(file, dpi=110)
 
 

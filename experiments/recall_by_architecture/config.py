@@ -53,6 +53,7 @@ def get_config(arg=None):
     config.eval.gain_max_tokens = 8 * 512  # Without a memory there is nothing to measure.
   if arg.task == "mqar":  # A pair is one token after another: longer contexts of a key only hide it.
     config.optim.lr = 1e-2
-    config.model.memory.conv_taps = 2
+    if arg.mix != "none":
+      config.model.memory.conv_taps = 2
   config.monitor.update(progress=False, tensorboard=False)
   return config

@@ -40,7 +40,7 @@ class RecallTask(NamedTuple):
   cells: Callable
   draw: Callable
   chance: Callable
-  count: Callable | None
+  text_count: Callable | None
 
   def sample(self, cell: Mapping, setting: TaskSetting, *, seed: int, split: str,
              number: int) -> RecallSample:

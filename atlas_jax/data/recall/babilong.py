@@ -57,8 +57,9 @@ def draw(cell, draw, setting) -> sample.RecallSample:
   nearest = max(told.support)
   distance = sample.length_of(parts) - starts[nearest] - len(facts[nearest]) + len(prompt_T)
   mark_T = np.array([setting.tokenizer.doc_id], np.int32)
-  return sample.RecallSample((mark_T, *parts), *sample.shown_answer(prompt_T, answers[correct]),
-                             np.array([distance], np.int32), answers, correct)
+  input_T, target_T, answer_T = sample.shown_answer(prompt_T, answers[correct])
+  return sample.RecallSample((mark_T, *parts), input_T, target_T, answer_T, np.array([distance], np.int32),
+                             answers, correct)
 
 
 def chance(cell, setting) -> float:

@@ -49,8 +49,9 @@ def draw(cell, draw, setting) -> sample.RecallSample:
   answers = tuple(encode(f" {thing}.") for thing in THINGS)
   distance = sample.length_of(parts) - starts[which] - len(stated[which]) + len(prompt_T)
   mark_T = np.array([setting.tokenizer.doc_id], np.int32)
-  return sample.RecallSample((mark_T, *parts), *sample.shown_answer(prompt_T, answers[things[which]]),
-                             np.array([distance], np.int32), answers, things[which])
+  input_T, target_T, answer_T = sample.shown_answer(prompt_T, answers[things[which]])
+  return sample.RecallSample((mark_T, *parts), input_T, target_T, answer_T, np.array([distance], np.int32),
+                             answers, things[which])
 
 
 def chance(cell, setting) -> float:

@@ -38,7 +38,7 @@ def parse(given: Mapping, *, where: str = "config.eval.") -> dict[str, Any]:
     if bounded and value is not None and not field.fits(value):
       raise ValueError(f"{where}{name}={value} must be {field.need}")
     if name in LISTS:
-      kind = LISTS[name]
+      kind, value = LISTS[name], str(value)
       value = bounds.names_of(value) if kind is str else bounds.numbers_of(value, whole=kind is int)
     found[name] = value
   return found

@@ -1,5 +1,5 @@
 """A text with a question behind it, and the parts that texts are made of."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ def joined(parts: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:
   return np.concatenate(found).astype(np.int32) if found else np.zeros(0, np.int32)
 
 
-def insert(parts: Sequence[np.ndarray], places: Sequence[int], inserted: Sequence[np.ndarray]):
+def insert(parts: Sequence[np.ndarray], places: Iterable[int], inserted: Sequence[np.ndarray]):
   """Puts texts between the tokens of parts.
 
   Args:
@@ -147,6 +147,6 @@ def at_border(setting: TaskSetting, context_T, question: tuple, distance_N) -> R
   rest_T = ids_T[border:]
   after_T = np.r_[rest_T[1:], input_T[:1]][:len(rest_T)]  # What follows each token of the rest.
   none_T = np.full(len(rest_T), NO_ANSWER)
-  asked = (np.r_[rest_T, input_T], np.r_[after_T, target_T], np.r_[none_T, answer_T])
-  return RecallSample((ids_T[:border],), *(np.asarray(x_T, np.int32) for x_T in asked),
+  return RecallSample((ids_T[:border],), np.r_[rest_T, input_T].astype(np.int32),
+                      np.r_[after_T, target_T].astype(np.int32), np.r_[none_T, answer_T].astype(np.int32),
                       np.asarray(distance_N, np.int32))

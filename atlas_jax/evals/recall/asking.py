@@ -47,7 +47,7 @@ def drawn(task: RecallTask, setting: TaskSetting, *, samples: int, seed: int) ->
   """
   found = []
   for told in task.cells(setting):
-    count = samples if task.count is None else min(samples, task.count(told, setting))
+    count = samples if task.text_count is None else min(samples, task.text_count(told, setting))
     texts = [task.sample(told, setting, seed=seed, split="eval", number=number) for number in range(count)]
     found.append(Cell(told, texts, task.chance(told, setting)))
   return found
@@ -162,8 +162,9 @@ def scalars_of(task: RecallTask, cells: Sequence[Cell], found: Sequence[CellScor
     start = f"{base}/" if condition == reading.AS_IT_IS else f"{base}/{condition}_"
     scalars |= _named(start, _interval("", np.concatenate([sums.right_WB[way] for sums in found]), count_B))
     scalars[f"{start}nats"] = float(sum(sums.nats_WB[way].sum() for sums in found) / count_B.sum())
-    if all(sums.chosen_WB is not None for sums in found):
-      chosen_B = np.concatenate([sums.chosen_WB[way] for sums in found])
+    chosen = [sums.chosen_WB[way] for sums in found if sums.chosen_WB is not None]
+    if len(chosen) == len(found):
+      chosen_B = np.concatenate(chosen)
       scalars |= _named(start, _interval("choice_", chosen_B, np.ones(len(chosen_B))))
   for axis in task.axes:
     for value in dict.fromkeys(cell.told[axis] for cell in cells):

@@ -1,4 +1,4 @@
-"""Accuracy by the axes of a task: a heat map for each way to read the question."""
+"""Accuracy by the axes of a task: a map of cells for each way to read the question."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ MARGIN = 1.1
 
 
 def by_axes(name: str, axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-  """Draws rows as heat maps, from 0 (nothing right) to 1.
+  """Draws rows as maps of cells in colours, from 0 (nothing right) to 1.
 
   The last axis goes up, the one before it to the right, and an axis before these has a panel for each of its
   values; a row of panels stands for each way to read.
@@ -50,7 +50,7 @@ def by_axes(name: str, axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def _panel(axes, values: np.ndarray, across: tuple, up: tuple, title: str) -> None:
-  """Draws one heat map, with the percentage in each of its cells."""
+  """Draws one map, with the percentage in each of its cells."""
   axes.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower", aspect="auto")
   for line, column in np.ndindex(values.shape):
     if np.isfinite(values[line, column]):

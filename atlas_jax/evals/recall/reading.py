@@ -4,7 +4,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +189,7 @@ def _questions(texts: Sequence[samples.RecallSample], shape: QuestionShape) -> d
 
 
 def _read(model: lm.LM, params, state: lm.LMState, batch: dict) -> lm.LMState:
-  out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
+  out: Any = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
   return out.state
 
 

@@ -27,7 +27,7 @@ def test_rows_of_both_forms_are_asked_in_their_order(tmp_path):
   task = recall.load("published")
   found = given(tmp_path)
   assert task.cells(found) == [{"set": "niah"}, {"set": "qa1_1k"}]
-  assert [task.count(cell, found) for cell in task.cells(found)] == [1, 2]
+  assert [task.text_count(cell, found) for cell in task.cells(found)] == [1, 2]
   words = [words_of(task.sample({"set": "qa1_1k"}, found, seed=0, split="eval", number=n)) for n in (0, 1)]
   assert [answer for _, _, answer in words] == [" attic", " garden"]
   context, question, _ = words[0]
