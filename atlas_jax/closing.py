@@ -176,4 +176,5 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
       **({} if out.scalars else {"evaluation": "none"}),
+      **({"rows": list(out.rows)} if out.rows else {}),
   }

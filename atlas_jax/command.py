@@ -18,12 +18,14 @@ from atlas_jax import config as configs
 # Flags that one mode alone reads: with any other mode they are refused, not ignored.
 OF_MODE = {
     "train": ("stopped_ok",),
+    "eval": ("evals",),
     "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
     "export": ("to", "dtype", "adapters")}
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
-TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
+TRAINING = {"evals": "eval.tasks", "seed": "seed", "steps": "optim.steps", "lr": "optim.lr",
+            "table_lr": "table.lr",
             "batch_rows": "data.batch_rows", "temperature": "sampler.temperature", "top_k": "sampler.top_k",
             "tokens": "sampler.max_tokens", "dtype": aliases.DTYPE, "prompt": "eval.sample_prompt",
             "augmentations": "puzzles.n_augmentations"}  # What flags of these modes are called in training.
@@ -40,6 +42,8 @@ def define_flags() -> flags.FlagValues:
   text("workdir", None, "The run's directory.")
   flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import"],
                     "What to do.", flag_values=values)
+  text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
+       "mqar,niah,babilong. Left out: those of the run's own config.")
   text("prompt", "", "generate: the text to go on from; may be empty.")
   number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
   flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",

@@ -2,6 +2,7 @@
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
+  python -m atlas_jax.main --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
@@ -58,7 +59,7 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
   else:
-    config = modes.config_of_run(asked.workdir, overrides)
+    config = modes.config_of_run(asked.workdir, overrides, evals=asked.evals)
   # Tasks and flags of solving are checked here: finding devices takes long, and waits for other processes.
   run_solve = modes.solver_of(config, asked) if asked.mode == "solve" else None
   join(config, asked)
@@ -68,7 +69,8 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   if asked.mode == "import":
     modes.run_import(config, asked.workdir)
   elif asked.mode == "eval":
-    modes.run_eval(config, asked.workdir, writes=not overrides)  # Other settings replace no file.
+    # Those of the run stay its own; what --evals asks for stands beside them, its settings in its rows.
+    modes.run_eval(config, asked.workdir, writes=not overrides or asked.evals is not None, only=asked.evals)
   elif run_solve is not None:
     run_solve()
   elif asked.mode == "export":

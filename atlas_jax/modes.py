@@ -14,7 +14,7 @@ from absl import flags, logging
 from atlas_jax import closing, readers, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.command import override
-from atlas_jax.evals import Eval, sample
+from atlas_jax.evals import Eval, recall, sample
 from atlas_jax.language import assets, runs
 from atlas_jax.language.initial_model import load_initial_model, merge_frozen
 from atlas_jax.optim import build as optim
@@ -24,13 +24,25 @@ from atlas_jax.state import LoadedParams, Trained
 from atlas_jax.workdir import CHECKPOINTS, METRICS
 
 
-def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
+def config_of_run(workdir: str, overrides: Mapping[str, str], *,
+                  evals: str | None = None) -> ml_collections.FrozenConfigDict:
   """Reads the config of a run; overrides change what is free to change.
+
+  Args:
+    workdir: of the run.
+    overrides: dotted field -> its value as text.
+    evals: what --evals names, in place of config.eval.tasks; None: what the run has.
 
   Raises:
     ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
   config = runs.config_of(workdir, given=overrides)
+  if evals is not None:
+    recall.chosen(evals, field="--evals")
+    if config.recipe != "memory_lm" and "." not in config.recipe:
+      raise ValueError(f"--evals={evals} asks models of config.recipe='memory_lm', and {workdir} holds a run "
+                       f"of config.recipe={config.recipe!r}; leave it out")
+    config.eval.tasks = evals
   for name, text in overrides.items():
     # Refused whatever the value is, also the one that the run has: a command then means the same for every
     # run.
@@ -214,8 +226,18 @@ def _is_of_model(recipe, start) -> bool:
   return {name for name, _ in tree.named_leaves(ours)} == {name for name, _ in tree.named_leaves(wanted)}
 
 
-def run_eval(config, workdir: str, *, writes: bool) -> None:
-  """Evaluates a run's newest checkpoint and prints one JSON object; `writes` says whether files are left."""
+def run_eval(config, workdir: str, *, writes: bool, only: str | None = None) -> None:
+  """Evaluates a run's newest checkpoint and prints one JSON object.
+
+  Args:
+    config: resolved.
+    workdir: of the run.
+    writes: whether files are left there.
+    only: names of the evaluations to make, with commas, of those that config.eval.tasks names; None: all.
+
+  Raises:
+    ValueError: if there are no such evaluations.
+  """
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   if writes and not os.access(workdir, os.W_OK):
@@ -225,6 +247,8 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   recipe = recipes.load(config, mesh, written)
   if not recipe.evals:
     raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
+  if only is not None:
+    recipe = recipe._replace(evals=recall.only(recipe.evals, only))
   recipe.assets.check(pathlib.Path(workdir))
   # After `check`: other data than the run's would give numbers that look like its own.
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
@@ -235,7 +259,8 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   if hosts.is_main():
     # JSON has no NaN.
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
-    print(json.dumps({"step": step, **finite}), flush=True)
+    rows = {"rows": list(out.rows)} if out.rows else {}
+    print(json.dumps({"step": step, **finite, **rows}), flush=True)
 
 
 def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:

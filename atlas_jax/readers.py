@@ -41,6 +41,14 @@ ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
+# Options of evaluations, by the name of the task in config.eval.tasks that reads them.
+TASK_OPTIONS = {
+    "mqar": ("mqar_pairs", "mqar_distances", "mqar_symbols"), "mad": ("mad_kinds", "mad_lengths"),
+    "niah": ("niah_kinds", "niah_lengths", "niah_depths"),
+    "babilong": ("babilong_tasks", "babilong_lengths"), "formal": ("formal_kinds", "formal_lengths"),
+    "last_word": ("last_word_lengths",), "published": ("published_path", "published_split"),
+    "lm_eval": ("lm_eval_tasks", "lm_eval_limit")}
+
 # An entry for a field takes it out of the entry of its group: nothing is inherited, and it repeats the
 # recipes of the group that it keeps.
 READERS = {
@@ -177,6 +185,11 @@ READERS = {
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",
+    "eval.tasks": "memory_lm",
+    "eval.task_samples": "memory_lm if eval.tasks!=None",
+    "eval.task_gap_tokens": "memory_lm if eval.tasks=*niah*|*babilong*|*last_word*",
+    **{f"eval.{name}": f"memory_lm if eval.tasks=*{task}*" for task, names in TASK_OPTIONS.items()
+       for name in names},
     "eval.max_problems": ASKED,
     "eval.grader": ASKED,
     "eval.temperature": ASKED,

@@ -9,9 +9,9 @@ from tests.recipes import test_contract
 
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor")
-# What only a longer run reads: a server, a template's values, the folder left at the end, the length.
-LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
-         "puzzles.test_path")
+# What only a longer run reads: an extra, a server, a template's values, a folder at the end, the length.
+LATER = ("eval.lm_eval", "eval.published", "vllm", "sampler.kind", "data.template_values", "ranked.folder",
+         "data.epochs", "puzzles.epochs", "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
@@ -20,7 +20,7 @@ LOOKED_AT = {
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 # Settings with which the recipes read all that they can.
 LAYOUTS = {
-  "memory_lm": ({}, {"eval__sample_tokens": 4}),
+  "memory_lm": ({}, {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),

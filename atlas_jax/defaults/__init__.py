@@ -1,8 +1,11 @@
-"""Every setting of a run, with its default, its unit and its meaning; `puzzles` and `tuning` have theirs."""
+"""Every setting of a run, with its default, its unit and its meaning.
+
+`puzzles`, `tuning` and `recall` have theirs.
+"""
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, puzzles, tuning
+from atlas_jax.defaults import bounds, puzzles, recall, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -236,4 +239,5 @@ def _eval() -> dict:
       "grader": "correct",  # Reward that says whether an answer is right, see config.rewards.
       "temperature": at_least(0, 0.0),  # Of answers to held-out problems; 0 takes the likeliest token.
       "shown": at_least(0, 4),  # Of these answers, shown at the end; 0: none.
+      **recall.fields(),
   }

@@ -1,14 +1,12 @@
 """Accuracy of answers to puzzles, and pictures of them."""
-import pathlib
 from collections.abc import Callable, Collection, Hashable
 
 import numpy as np
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, folder_of
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import pictures, solver
 from atlas_jax.puzzles.solver import Result
-from atlas_jax.workdir import EVALS
 
 
 class AccuracyTotals:
@@ -72,13 +70,6 @@ class Gallery:
   def unsolved(self) -> list[Result]:
     """Returns the unsolved ones, then those without labels, as many as are kept of a kind."""
     return [*self._unsolved.values(), *self._unknown.values()][:self._n_each]
-
-
-def folder_of(workdir, step: int) -> pathlib.Path:
-  """Returns, and makes, the folder for what the evaluation of a step leaves behind."""
-  folder = pathlib.Path(workdir) / EVALS / f"step_{step:08d}"
-  folder.mkdir(parents=True, exist_ok=True)
-  return folder
 
 
 def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None,

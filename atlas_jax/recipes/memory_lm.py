@@ -15,7 +15,7 @@ from atlas_jax import evals
 from atlas_jax.data import source as sources
 from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
+from atlas_jax.evals import baseline, baselines, memory_gain, perplexity, recall
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
@@ -203,8 +203,9 @@ def make(config, mesh) -> Recipe:
   tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
   check_vocabulary(config, tokenizer)
   source = train_source_of(config)
-  return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                load=load_of(start), update=Update(by_step=by_step_of(config)),
+  found = {**evals_of(config, model, mesh), **recall.evals_of(config, model, mesh)}
+  return Recipe(init_of(config, model), loss_of(config, model), source, found, load=load_of(start),
+                update=Update(by_step=by_step_of(config)),
                 assets=Assets(save=save_of(config, start, tokenizer)))
 
 

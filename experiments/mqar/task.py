@@ -9,6 +9,7 @@ Source: Arora et al. 2023, Zoology, arXiv:2312.04927; they ask each key once, at
 """
 import numpy as np
 
+from atlas_jax.data.recall import mqar
 from atlas_jax.data.stepped import IndexedSource, rows_of
 
 SPLITS = ("train", "held_out")
@@ -32,34 +33,14 @@ class Recall(IndexedSource):
     return {name: value[self._mine] for name, value in batch.items()}
 
   def sequences(self, draw: np.random.Generator) -> dict:
-    """Draws a whole batch; see the function of that name."""
+    """Draws a whole batch; see `mqar.sequences`."""
     place = self.place
-    return sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"])
+    return mqar.sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"],
+                          times=2)
 
   def origin(self, step: int, row: int) -> str:
     """Names a row of the whole batch."""
     return f"step {step}, row {row}@0"
-
-
-def sequences(draw: np.random.Generator, *, rows: int, pairs: int, keys: int) -> dict:
-  """Draws sequences of pairs, then of questions; tokens below `keys` are keys, the next `keys` values.
-
-  Returns:
-    tokens_BT, targets_BT, pos_BT, bytes_BT (int32) and weight_BT (float32, 1 at questions), T = 4 * pairs.
-  """
-  shuffled = lambda count: np.argsort(draw.random((rows, count)), axis=1)
-  key_BN = shuffled(keys)[:, :pairs]
-  value_BN = keys + draw.integers(keys, size=(rows, pairs))
-  asked_BN = np.concatenate([shuffled(pairs), shuffled(pairs)], axis=1)
-  pairs_BT = np.stack([key_BN, value_BN], axis=2).reshape(rows, -1)
-  questions_BT, answers_BT = (np.take_along_axis(x_BN, asked_BN, axis=1) for x_BN in (key_BN, value_BN))
-  tokens_BT = np.concatenate([pairs_BT, questions_BT], axis=1).astype(np.int32)
-  targets_BT = np.concatenate([np.zeros_like(pairs_BT), answers_BT], axis=1).astype(np.int32)
-  counts_BT = np.zeros_like(tokens_BT)
-  counts_BT[:, 2 * pairs:] = 1
-  pos_BT = np.broadcast_to(np.arange(4 * pairs, dtype=np.int32), tokens_BT.shape)
-  return {"tokens_BT": tokens_BT, "targets_BT": targets_BT, "weight_BT": counts_BT.astype(np.float32),
-          "pos_BT": pos_BT, "bytes_BT": counts_BT}
 
 
 def make(*, name: str, seed: int, segment_len: int, batch_rows: int, split: str = "train",

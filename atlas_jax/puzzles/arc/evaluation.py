@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, folder_of
 from atlas_jax.files import write
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import accuracy
@@ -156,7 +156,7 @@ def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str
   scalars = _scores("ARC", votes, reached, leaked, rule)
   if workdir is None or len(reached) < len(tasks):  # A part would take the place of the whole.
     return scalars
-  folder = accuracy.folder_of(workdir, step)
+  folder = folder_of(workdir, step)
   votes.save(folder / VOTES)
   everything = accumulated(workdir, step)
   # For all tasks, also those without votes: a submission must have an entry for each.
