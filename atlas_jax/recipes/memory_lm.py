@@ -123,7 +123,7 @@ def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
 def init_params(config, model: lm.LM, rng):
   """Draws the parameters a run starts from."""
   # One chunk is the least that a memory reads; no parameter's shape depends on the length.
-  dummy_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+  dummy_BT = jnp.zeros((1, model.align_tokens), jnp.int32)
   return model.init(rng, dummy_BT, model.zero_state(1), doc_BT=dummy_BT)["params"]
 
 
