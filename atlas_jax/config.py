@@ -8,6 +8,7 @@ from absl import logging
 
 from atlas_jax import readers, trust
 from atlas_jax.defaults import default
+from atlas_jax.defaults.mixes import set_mix
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
   FIELDS,
@@ -30,7 +31,7 @@ from atlas_jax.workdir import CONFIG
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
-           "published_trm", "small_arc", "unknown_field"]
+           "published_trm", "set_mix", "small_arc", "unknown_field"]
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -121,6 +122,8 @@ def shrink_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
   """Makes the model of a config tiny, of whichever kind it is."""
   if config.decoder.learned_positions is not None:
     config.decoder.learned_positions = 256
+  if config.model.memory_layers is not None:
+    config.model.memory_layers = "1"
   return _set_read(config, SMALL_MODEL)
 
 

@@ -20,6 +20,7 @@ scalars by name, of mode "packed". Blocks that config.model.memory_layers leaves
 import functools
 import importlib
 import pkgutil
+from typing import Any
 
 from atlas_jax.models import mixing
 from atlas_jax.models.mixing import FACTS, Mix
@@ -45,5 +46,5 @@ def load(name: str) -> Mix:
   if unknown:
     raise ValueError(f"{module.__file__}: HAS names {', '.join(unknown)}; known are {', '.join(FACTS)}")
   optional = {"check": mixing.accept, "layer_of": mixing.itself, "with_layer": mixing.replaced}
-  parts = {part: getattr(module, part, usual) for part, usual in optional.items()}
+  parts: dict[str, Any] = {part: getattr(module, part, usual) for part, usual in optional.items()}
   return Mix(name, frozenset(module.HAS), module.mix, module.zero_state, flops=module.flops, **parts)
