@@ -5,7 +5,7 @@ import ml_collections
 
 # Values under their own tokens' keys, through convolutions: without attention nothing else mixes tokens.
 OWN_TOKEN = dict(conv_taps=4, shift=False, shared_qk=False, activation="silu", value_source="input",
-                 conv_init="identity", read_norm="rms", options={"momentum": False})
+                 conv_init="identity", read_norm="rms")
 
 
 def set_mix(config: ml_collections.ConfigDict, mix: str, usual: ml_collections.ConfigDict, *,
@@ -35,6 +35,7 @@ def set_mix(config: ml_collections.ConfigDict, mix: str, usual: ml_collections.C
     model.heads = usual.model.heads
     model.window_tokens = usual.model.window_tokens
     model.memory.update(OWN_TOKEN)
+    model.memory.options = {"momentum": False}  # In place of the default's, which lift keys to cells.
   if mix == "e2e":
     first = model.depth - max(1, model.depth // 4)  # The last quarter of the blocks.
     model.memory_layers = ",".join(map(str, range(first, model.depth)))

@@ -73,6 +73,8 @@ def start_of(config) -> InitialModel | None:
 OTHERWISE_EQUAL = ("path", "dtype", "remat", "scan_unroll", "memory.impl", "memory.remat_chunks",
                    "memory.retention_init", "memory.momentum_init", "memory.write_rate_init",
                    "memory.half_life_spread")
+# Lists of which only the length decides on shapes. The second stage of TNT starts with smaller chunks.
+SAME_LENGTH = ("memory.options.local_chunks",)
 
 
 def check_same_model(config, other) -> None:
@@ -83,7 +85,9 @@ def check_same_model(config, other) -> None:
   """
   mine = configs.flat(config.model)
   theirs = configs.flat(other.model)
-  differ = [name for name in sorted({*mine, *theirs} - set(OTHERWISE_EQUAL))
+  same_shapes = [name for name in SAME_LENGTH if name in mine and name in theirs
+                 and len(mine[name]) == len(theirs[name])]
+  differ = [name for name in sorted({*mine, *theirs} - {*OTHERWISE_EQUAL, *same_shapes})
             if mine.get(name) != theirs.get(name)]
   if differ:
     told = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
