@@ -53,20 +53,7 @@ def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, paper=False, smoke=False, rule="",
                        mix="", control="", corpus="lm1b")
-  base.choose(arg, "shifted", "baseline", "paper", "control", "mix")
-  base.choose(arg, "full", "cpu", "cpu_1h")
-  for name in ("baseline", "control"):
-    if arg[name] and arg.rule:
-      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: both are "
-                       "compared with the memory of the delta rule")
-  _check_control(arg)
-  if arg.rule and arg.mix in ("none", "conv", "e2e"):
-    raise ValueError(f"config arguments 'mix={arg.mix}' and 'rule={arg.rule}' exclude each other: that mix "
-                     "has no memory that follows a rule")
-  for name in ("cpu", "cpu_1h", "smoke"):
-    if arg[name] and arg.corpus != "lm1b":
-      raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
-                       "reads the standard library; set --config.data.name for another corpus")
+  _check(arg)
   config = base.default()
   config.recipe = "memory_lm"
   if arg.cpu or arg.cpu_1h:
@@ -100,6 +87,24 @@ def get_config(arg=None):
   if arg.cpu and not arg.baseline and arg.control in ("", "static") and arg.mix in ("", "gate", "layer"):
     config.eval.baseline = RECORDED
   return config
+
+
+def _check(arg):
+  """Refuses arguments of which one would be ignored."""
+  base.choose(arg, "shifted", "baseline", "paper", "control", "mix")
+  base.choose(arg, "full", "cpu", "cpu_1h")
+  for name in ("baseline", "control"):
+    if arg[name] and arg.rule:
+      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: both are "
+                       "compared with the memory of the delta rule")
+  _check_control(arg)
+  if arg.rule and arg.mix in ("none", "conv", "e2e"):
+    raise ValueError(f"config arguments 'mix={arg.mix}' and 'rule={arg.rule}' exclude each other: that mix "
+                     "has no memory that follows a rule")
+  for name in ("cpu", "cpu_1h", "smoke"):
+    if arg[name] and arg.corpus != "lm1b":
+      raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
+                       "reads the standard library; set --config.data.name for another corpus")
 
 
 def _full(config, corpus: str):

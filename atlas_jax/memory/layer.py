@@ -145,8 +145,8 @@ class Memory(nn.Module):
       count_B: modes but "packed": how many of the T tokens are real, the first ones; None: all.
       mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a
         chunk's start), "stream" (any T from any position; all tokens are of one document), "documents"
-        (any T from any position; a document may begin anywhere), or "recall" (as "stream" or one document
-        and padding, but nothing is written: every token reads with the base that the state has).
+        (the same, but documents begin anywhere), or "recall" (as "stream", but nothing is written: tokens
+        read with the base that the state has; padding may follow).
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
       token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
         "token"; None: the input.
@@ -163,8 +163,7 @@ class Memory(nn.Module):
     state = state._replace(running=tree.cast(state.running, wide))  # A loop's carry keeps its dtype.
     source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
     if mode == "recall":
-      held = unwritten.recall if self.writes else unwritten.read
-      return self._unwritten(held, rule, weights, state, source, doc_BT, last_doc_B, count_B)
+      return self._unwritten(unwritten.recall, rule, weights, state, source, doc_BT, last_doc_B, count_B)
     # From the layer's input, before convolutions and shift: a gate is of the token that writes.
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
@@ -346,6 +345,7 @@ class Memory(nn.Module):
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+    read = read if self.writes else unwritten.read
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, mask_BTS)
     running, out_BHTM = read(rule, weights.learned, state.running, tokens, doc_BT, last_doc_B,
