@@ -8,6 +8,7 @@ from absl import logging
 
 from atlas_jax import readers, trust
 from atlas_jax.defaults import default
+from atlas_jax.defaults.mixes import set_mix
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
   FIELDS,
@@ -18,6 +19,8 @@ from atlas_jax.fields import (
   check,
   fields_like,
   flat,
+  grid_of,
+  mixes,
   near,
   nearest,
   need,
@@ -28,7 +31,7 @@ from atlas_jax.workdir import CONFIG
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
-           "published_trm", "small_arc", "unknown_field"]
+           "published_trm", "set_mix", "small_arc", "unknown_field"]
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -79,6 +82,7 @@ def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> s
 SMALL_MODEL = {
     **{f"model.{name}": value for name, value in dict(
         vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16, dtype="float32").items()},
+    "model.inner.batch_tokens": 16, "model.inner.ff_width": 24,
     **{f"model.memory.{name}": value for name, value in dict(
         heads=2, key_dim=16, value_dim=16, chunk_size=16).items()},
     **{f"decoder.{name}": value for name, value in dict(
@@ -118,6 +122,8 @@ def shrink_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
   """Makes the model of a config tiny, of whichever kind it is."""
   if config.decoder.learned_positions is not None:
     config.decoder.learned_positions = 256
+  if config.model.memory_layers is not None:
+    config.model.memory_layers = "1"
   return _set_read(config, SMALL_MODEL)
 
 
@@ -138,29 +144,35 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   # A copy: the caller's config keeps its None, and can be changed and resolved again.
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
   check(config)
+  is_memory = config.model.kind == "memory"
+  grid = grid_of(config.model.memory_mix)  # A document starts a chunk, or a segment of whole chunks.
   if config.data.align_tokens is None:
-    config.data.align_tokens = config.model.memory.chunk_size if config.model.kind == "memory" else 1
-  for name, parts in (MEMORY_MULTIPLES if config.model.kind == "memory" else ()) + MULTIPLES:
+    config.data.align_tokens = at(config, grid) if is_memory else 1
+  on_grid = (("data.segment_len", grid), ("data.align_tokens", grid)) if is_memory else ()
+  for name, parts in on_grid + MULTIPLES:
     value = at(config, name)
     part = at(config, parts)
     if value % part:
       raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
                        f"nearest are {near(value, part)}")
-  chunks = config.data.segment_len // config.model.memory.chunk_size
-  together = config.model.memory.remat_chunks
-  if together and chunks % together:
-    raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
-                     "segment (config.data.segment_len / config.model.memory.chunk_size)")
+  _check_remat(config)
   return ml_collections.FrozenConfigDict(config)
 
 
-# Checked from the first to the last, those of a memory before the others: a segment that is no multiple of
-# its chunks is none of align_tokens either, which is derived, and the first names the field that the user
-# knows.
+def _check_remat(config) -> None:
+  """Refuses chunks that are to be computed again together and do not divide what is read at once."""
+  together = config.model.memory.remat_chunks
+  by_segments = config.model.memory_mix in mixes("segments")
+  name = "model.window_tokens" if by_segments else "data.segment_len"
+  chunks = at(config, name) // config.model.memory.chunk_size
+  if together and chunks % together:
+    raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
+                     f"segment (config.{name} / config.model.memory.chunk_size)")
+
+
+# Checked behind those of a memory: a segment that is no multiple of its chunks is none of align_tokens
+# either, which is derived, and the first names the field that the user knows.
 MULTIPLES = (("data.segment_len", "data.align_tokens"), ("data.batch_rows", "train.accumulate_steps"))
-MEMORY_MULTIPLES = (
-    ("data.segment_len", "model.memory.chunk_size"),
-    ("data.align_tokens", "model.memory.chunk_size"))  # A document starts a chunk.
 
 
 # What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.

@@ -150,6 +150,18 @@ def mixes(fact: str) -> list[str]:
   return [name for name, facts in MIXES.items() if fact in facts]
 
 
+def grid_of(memory_mix: str) -> str:
+  """Returns the field whose multiples packed documents start at, and whole segments of text end at."""
+  if memory_mix in mixes("inner_steps"):
+    return "model.inner.batch_tokens"
+  return "model.window_tokens" if memory_mix in mixes("segments") else "model.memory.chunk_size"
+
+
+def attends(model) -> bool:
+  """Returns whether blocks of a memory model have attention, of fields or a config of config.model."""
+  return model["memory_mix"] in mixes("attention") or model["memory_layers"] is not None
+
+
 def block_numbers(text: str | None, depth: int) -> tuple[int, ...] | None:
   """Reads config.model.memory_layers, such as "1,3"; None stands for all blocks.
 
@@ -282,7 +294,7 @@ def _check_shared_projections(model) -> None:
 
 
 def _check_model(model) -> None:
-  if model.width % (2 * model.heads):
+  if attends(model) and model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
                      f"{2 * model.heads} (rotary positions turn pairs of features); nearest are "
                      f"{near(model.width, 2 * model.heads)}")
@@ -301,6 +313,11 @@ def _check_model(model) -> None:
                      "memory.initial='zero' leaves nothing in it; set initial='learned'")
   if memory.qkv_source == "attention" and model.memory_mix in mixes("memory"):
     _check_shared_projections(model)
+  if model.memory_mix in mixes("segments") and model.window_tokens % memory.chunk_size:
+    nearest_ones = near(model.window_tokens, memory.chunk_size)
+    raise ValueError(f"config.model.window_tokens={model.window_tokens} is the length of segments with "
+                     f"config.model.memory_mix={model.memory_mix!r}, and not a multiple of config.model."
+                     f"memory.chunk_size={memory.chunk_size}; nearest are {nearest_ones}")
   # Called for its refusal alone; the model reads the numbers itself.
   block_numbers(model.memory_layers, model.depth)
   start = memory.write_rate_init

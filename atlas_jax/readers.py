@@ -24,15 +24,32 @@ DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
 OURS = "model.kind=memory & model.path=None"  # When tuning: a pretrained model has its own.
+
+
+def _with(*facts: str) -> str:
+  """Writes the condition that one of some facts is true of the way in which memory is mixed in."""
+  return f"model.memory_mix={'|'.join(sorted({mix for fact in facts for mix in mixes(fact)}))}"
+
+
+def _without(*facts: str) -> str:
+  """Writes it by the other ways, where these are fewer to name."""
+  return f"model.memory_mix!={'|'.join(sorted({*MIXES} - {mix for fact in facts for mix in mixes(fact)}))}"
+
+
+def _beside(condition: str) -> str:
+  """Writes the recipes that read a field of the memory model under a condition."""
+  return f"memory_lm if {condition}; {TUNED} if {OURS} & {condition}"
+
+
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
 # files of the blocks, so that a new way of mixing needs no entry here.
-MIXED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('memory')}))}"
-GATED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('gate')}))}"
-WRITING = f"model.memory_mix={'|'.join(mixes('fast_weights'))}"
-BESIDE = f"memory_lm if {MIXED}; {TUNED} if {OURS} & {MIXED}"
-# These are still text, so a condition is exchanged or added before it is parsed.
-HELD = BESIDE.replace(MIXED, WRITING)  # Convolutions alone have no fast weights.
-WRITTEN = BESIDE.replace(MIXED, f"{WRITING} & model.memory.writes=True")
+MIXED = _without("memory")
+WRITING = _with("fast_weights")
+CHANGING = _with("fast_weights", "inner_steps")
+BESIDE = _beside(MIXED)
+HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
+WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
+ATTENDING = f"{_beside(_with('attention'))}; {_beside('model.memory_layers!=None')}"
 # Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
 FRESH = "memory_lm if model.path=None &"
 DRAWN = BESIDE.replace("memory_lm if", FRESH)
@@ -62,7 +79,7 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
-    "window": "memory_lm",
+    "window": f"memory_lm if {_with('attention')}; memory_lm if model.memory_layers!=None",
     "window.least_tokens": "memory_lm if window.kind!=full",
     "window.delay_steps": "memory_lm if window.kind=delayed",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
@@ -101,7 +118,11 @@ READERS = {
     "model.kind": LANGUAGE,
     "model.path": LANGUAGE,
     "model": MEMORY,
-    "model.gate_floor": BESIDE.replace(MIXED, GATED),
+    "model.heads": ATTENDING,
+    "model.window_tokens": ATTENDING,
+    "model.inner": _beside(_with("inner_steps")),
+    "model.persistent_tokens": _beside(_with("segments")),
+    "model.gate_floor": _beside(_without("gate")),
     **{f"model.memory.{name}": BESIDE for name in
        ("conv_taps", "shift", "shared_qk", "activation", "value_source", "qkv_source", "read_norm")},
     **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
@@ -111,7 +132,8 @@ READERS = {
     "model.memory.conv_init": DRAWN,
     "model.ngram_embed.table_rows": f"memory_lm if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
                                     "model.ngram_embed.max_n!=None",
-    "model.memory_layers": BESIDE,
+    "model.memory_layers": _beside(_without("memory", "inner_steps")),
+    "model.memory.chunk_size": _beside(f"model.memory_mix!={'|'.join(mixes('inner_steps'))}"),
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
     "model.scan_unroll": MEMORY_RUN,
@@ -179,8 +201,8 @@ READERS = {
     "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
-    "eval.gain_max_tokens": f"memory_lm if {WRITING}",
-    "eval.baseline": f"memory_lm if {WRITING} & data.held_out_frac!=0.0",
+    "eval.gain_max_tokens": f"memory_lm if {CHANGING}",
+    "eval.baseline": f"memory_lm if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 # In the order in which metrics list them. A name belongs to the outermost of its parts that is a group.
 GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm", "head")
-_ALSO = {"memory_out": "memory", "ngram_embed": "embed"}  # Parts named otherwise than their group.
+# Parts named otherwise than their group.
+_ALSO = {"memory_out": "memory", "memory_tokens": "memory", "fast_mlp": "memory", "ngram_embed": "embed"}
 OTHER = "other"
 _SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of NaN.
 

@@ -142,10 +142,11 @@ class Memory(nn.Module):
       doc_BT: document of each token, -1 at padding. In mode "packed" a document starts a chunk, and padding
         only ends one: a document that goes on in the next call must not be padded in this one.
       last_doc_B: document of the last real token of the earlier call, NO_DOC if there was none.
-      count_B: modes "stream" and "documents": how many of the T tokens are real, the first ones; None: all.
+      count_B: modes but "packed": how many of the T tokens are real, the first ones; None: all.
       mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a
-        chunk's start), "stream" (any T from any position; all tokens are of one document), or "documents"
-        (any T from any position; a document may begin anywhere).
+        chunk's start), "stream" (any T from any position; all tokens are of one document), "documents"
+        (the same, but documents begin anywhere), or "recall" (as "stream", but nothing is written: tokens
+        read with the base that the state has; padding may follow).
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
       token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
         "token"; None: the input.
@@ -159,15 +160,17 @@ class Memory(nn.Module):
     rule = self.build_rule()
     wide = tree.accumulation_dtype(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
+    state = state._replace(running=tree.cast(state.running, wide))  # A loop's carry keeps its dtype.
+    source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
+    if mode == "recall":
+      return self._unwritten(unwritten.recall, rule, weights, state, source, doc_BT, last_doc_B, count_B)
     # From the layer's input, before convolutions and shift: a gate is of the token that writes.
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
-    state = state._replace(running=tree.cast(state.running, wide))  # A loop's carry keeps its dtype.
-    source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
     # Only here, behind all parameters: the control that never writes has the very same ones.
     if not self.writes:
-      return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
+      return self._unwritten(unwritten.read, rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = statistics.of_chunks(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
@@ -337,15 +340,16 @@ class Memory(nn.Module):
     return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, write_BT,
                 last_doc_B)
 
-  def _unwritten(self, rule, weights, state, source, doc_BT, last_doc_B, count_B):
-    """Reads any number of tokens of any documents with the learned start; see `writes`."""
+  def _unwritten(self, read, rule, weights, state, source, doc_BT, last_doc_B, count_B):
+    """Reads any number of tokens and writes none of them; `read` is a function of `unwritten`."""
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+    read = read if self.writes else unwritten.read
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, mask_BTS)
-    running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, doc_BT,
-                                       last_doc_B, chunk_size=self.chunk_size)
+    running, out_BHTM = read(rule, weights.learned, state.running, tokens, doc_BT, last_doc_B,
+                             chunk_size=self.chunk_size)
     real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)

@@ -76,7 +76,7 @@ class LocalAttention(nn.Module):
     doc_BS = join(state.doc, doc_BT)
     # Keys are kept unrotated and rotated anew by their row at hand: attention sees distances alone, and
     # however long the text is, angles stay those of W + T rows, which float32 tells apart.
-    cos, sin = _cos_sin(k_BSHK.shape[1], k_BSHK.shape[3], k_BSHK.dtype)
+    cos, sin = cos_sin(k_BSHK.shape[1], k_BSHK.shape[3], k_BSHK.dtype)
     q_BTHK = rope.apply_rope(q_BTHK, cos[:, -length:], sin[:, -length:])
     k_BSHK = rope.apply_rope(k_BSHK, cos, sin)
     out_BTHK = local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens=self.window_tokens,
@@ -86,7 +86,7 @@ class LocalAttention(nn.Module):
     return HeadsOut(width, self.out_scale, name="out")(out_BTHK), AttentionState(*ends), qkv_BTHE
 
 
-def _cos_sin(rows: int, size: int, dtype):
+def cos_sin(rows: int, size: int, dtype):
   """Returns cosine and sine of the rows at hand, counted from the oldest, never from a text's start."""
   frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=tree.accumulation_dtype(dtype))
   return tuple(part[None, :, None] for part in rope.cos_sin(jnp.arange(rows), *frequencies, dtype))

@@ -73,6 +73,8 @@ def start_of(config) -> InitialModel | None:
 OTHERWISE_EQUAL = ("path", "dtype", "remat", "scan_unroll", "memory.impl", "memory.remat_chunks",
                    "memory.retention_init", "memory.momentum_init", "memory.write_rate_init",
                    "memory.half_life_spread")
+# Lists of which only the length decides on shapes. The second stage of TNT starts with smaller chunks.
+SAME_LENGTH = ("memory.options.local_chunks",)
 
 
 def check_same_model(config, other) -> None:
@@ -83,7 +85,9 @@ def check_same_model(config, other) -> None:
   """
   mine = configs.flat(config.model)
   theirs = configs.flat(other.model)
-  differ = [name for name in sorted({*mine, *theirs} - set(OTHERWISE_EQUAL))
+  same_shapes = [name for name in SAME_LENGTH if name in mine and name in theirs
+                 and len(mine[name]) == len(theirs[name])]
+  differ = [name for name in sorted({*mine, *theirs} - {*OTHERWISE_EQUAL, *same_shapes})
             if mine.get(name) != theirs.get(name)]
   if differ:
     told = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
@@ -123,7 +127,7 @@ def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
 def init_params(config, model: lm.LM, rng):
   """Draws the parameters a run starts from."""
   # One chunk is the least that a memory reads; no parameter's shape depends on the length.
-  dummy_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+  dummy_BT = jnp.zeros((1, model.align_tokens), jnp.int32)
   return model.init(rng, dummy_BT, model.zero_state(1), doc_BT=dummy_BT)["params"]
 
 

@@ -14,7 +14,8 @@ PACKAGE = pathlib.Path(placement.__file__).parents[1]
 def test_every_exception_names_a_leaf_of_the_model():
   _, params, _ = tiny_lm()
   _, shifted, _ = tiny_lm(memory=dict(value_source="token"))
-  names = [name for name, _ in tree.named_leaves((params, shifted, decoder_params()))]
+  mixes = [tiny_lm(memory_mix=name, window_tokens=4)[1] for name in ("context", "e2e")]
+  names = [name for name, _ in tree.named_leaves((params, shifted, *mixes, decoder_params()))]
   for pattern, _ in placement.exceptions().tensor_axes:
     assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 

@@ -11,6 +11,7 @@ from atlas_jax import tree
 from atlas_jax.memory.layer import Memory, MemoryLayerState
 from atlas_jax.memory.projections import conv_mask, has_key, kept_tail, project
 from atlas_jax.memory.types import Learned, MemoryRule
+from atlas_jax.models import flops as counts
 from atlas_jax.models.blocks import gate, none
 from atlas_jax.models.mixing import BlockFields, BlockState, Call
 
@@ -71,6 +72,12 @@ def zero_state(fields: BlockFields, rows: int, dtype) -> BlockState:
   return none.zero_state(fields, rows, dtype)._replace(memory=memory)
 
 
-def mix(fields: BlockFields, h_BTD, state: BlockState, call: Call):
+def flops(fields: BlockFields) -> float:
+  """Counts attention and the layer's projections."""
+  return none.flops(fields) + counts.projections(fields.memory, fields.width)
+
+
+def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
   """Returns attention and the gated layer, added; the new state; stats of the gate."""
+  del x_BTD
   return gate.mix_layer(ConvMix, fields, h_BTD, state, call)
