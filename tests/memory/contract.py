@@ -61,6 +61,7 @@ OPTIONS = {
     dict(divergence="chi2"),
     dict(divergence="hellinger", surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
   ),
+  "gated_delta_2": (dict(erase_max=2.0),),
   "lact": (dict(momentum=True),),
   "linear_attention": (dict(feature_map="poly"),),
   "memora": (
