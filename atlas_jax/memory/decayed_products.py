@@ -30,6 +30,7 @@ def decayed_products(row_2CK, key_CK, keep_CK):
   Source: the pairwise decay is of Yang et al. 2024, GLA, arXiv:2312.06635, section 4; joining blocks is ours.
   """
   size, width = key_CK.shape
+  # Tokens that fill up keep all and have keys of zero: they change no product, nor what stands at the end.
   full = max(BLOCK, 1 << (size - 1).bit_length())
   more = (0, full - size), (0, 0)
   row_2NSK = jnp.pad(row_2CK, ((0, 0), *more)).reshape(2, full // BLOCK, BLOCK, width)
@@ -51,6 +52,7 @@ def _one_by_one(row_2NSK, key_NSK, keep_NSK):
   for t in range(BLOCK):
     keep_NK = keep_NSK[:, t]
     kept_NK = kept_NK * keep_NK
+    # All keys so far, as they stand at this token: the recurrence itself, so that nothing is a quotient.
     keys = [key_NK * keep_NK for key_NK in keys] + [key_NSK[:, t]]
     row_2NK = row_2NSK[:, :, t]
     seen = [jnp.sum(row_2NK * key_NK[None], axis=-1) for key_NK in keys]
@@ -66,6 +68,7 @@ def _joined(score_2NSS, row_2NSK, key_NSK, keep_NK):
   second_2NSS = score_2NSS[:, 1::2]
   late_row_2NSK = row_2NSK[:, 1::2]
   early_key_NSK = key_NSK[0::2]
+  # Both have met at the border between the blocks: the rows since it, the keys up to it.
   corner_2NSS = jnp.einsum("anck,nik->anci", late_row_2NSK, early_key_NSK)
   upper = jnp.concatenate([first_2NSS, jnp.zeros_like(first_2NSS)], axis=-1)
   lower = jnp.concatenate([corner_2NSS, second_2NSS], axis=-1)

@@ -106,8 +106,9 @@ def prepare(form: FadingForm, slow, tokens: Token, gates: Gates, write_C, place_
   del slow, place_C
   gate = form.gates(gates)
   mask_C = write_C.astype(gate.write.dtype)
+  # Erased keys and queries are faded alike and meet the same keys: as one array they cost half of the fading.
   row_2CK = jnp.stack([_over(mask_C, _over(gate.erase, tokens.k)), tokens.q])
-  if gate.log_keep.ndim == 1:
+  if gate.log_keep.ndim == 1:  # One number for all channels needs no blocks: products are weighed afterwards.
     score_2CC, row_2CK, key_CK, keep = _alike_products(row_2CK, tokens.k, gate.log_keep * mask_C)
   else:
     # A token of padding keeps all: its key stands for nothing, since its error is zero.
@@ -129,6 +130,7 @@ def _alike_products(row_2CK, key_CK, log_keep_C):
 @jax.custom_vjp
 def _inverse(lower_CC):
   """Inverts 1 + L; the gradient needs the inverse alone."""
+  # By differentiation of the blocks of doubling size, every level would be kept or computed again.
   return unit_lower_inverse(lower_CC)
 
 
@@ -148,6 +150,7 @@ def chunk(form: FadingForm, slow, state: MemoryState, base, ready: PreparedFadin
   """Reads a chunk; equal to `step` token by token, also from inside a grid chunk."""
   del form, slow
   fast_KM = state.fast["w0"]
+  # The only products with the memory: what follows is of the chunk's own tokens.
   before_2CM = checkpoint_name(ready.row_2CK @ fast_KM, "memory_product")
   error_CM = checkpoint_name(ready.solve_CC @ (before_2CM[0] - ready.value_CM), "memory_grad")
   out_CM = before_2CM[1] - ready.score_CC @ error_CM

@@ -62,30 +62,30 @@ class CachingForm(NamedTuple):
   when_full: str
 
 
-class Checkpoints(NamedTuple):
+class SegmentCache(NamedTuple):
   """Memories at the ends of earlier segments, and the keys of the one that goes on."""
 
   bases: Any  # what the rule reads with, leaves [segments, ...]
   mean_SK: jax.Array  # mean key of each of these segments
   filled: jax.Array  # [] int32, segments that were kept so far
   sum_K: jax.Array  # of the keys written in the segment that goes on
-  count: jax.Array  # [] int32, how many these are
+  n_keys: jax.Array  # [] int32
 
 
 class CachingExtra(NamedTuple):
   """State beside the rule's weights and momentum."""
 
   rule: Any  # whatever else the rule carries
-  checkpoints: Checkpoints
+  checkpoints: SegmentCache
   chunks: jax.Array  # [] int32, full chunks of the segment that goes on
   fresh: Any  # the rule's state at a segment's start; () where segments go on from the last
 
 
 class CachingBase(NamedTuple):
-  """What a chunk's gradients are taken at, and what is read beside it."""
+  """The rule's base of a chunk, and what is read beside it."""
 
   rule: Any
-  checkpoints: Checkpoints
+  checkpoints: SegmentCache
 
 
 class PreparedCaching(NamedTuple):
@@ -196,8 +196,8 @@ def _start(form: CachingForm, learned: Learned) -> MemoryState:
 
   dtype = jax.tree.leaves(learned.fast)[0].dtype
   none = jnp.zeros((), jnp.int32)
-  checkpoints = Checkpoints(jax.tree.map(room, base), jnp.zeros((form.segments, form.key_dim), dtype), none,
-                            jnp.zeros((form.key_dim,), dtype), none)
+  checkpoints = SegmentCache(jax.tree.map(room, base), jnp.zeros((form.segments, form.key_dim), dtype), none,
+                             jnp.zeros((form.key_dim,), dtype), none)
   return state._replace(kept=CachingExtra(state.kept, checkpoints, none, state if form.restart else ()))
 
 
@@ -210,7 +210,7 @@ def _mean(sum_K, count):
   return sum_K / jnp.maximum(count, 1).astype(sum_K.dtype)[..., None]
 
 
-def _weights(form: CachingForm, slow, checkpoints: Checkpoints, q_CK, mean_CK):
+def _weights(form: CachingForm, slow, checkpoints: SegmentCache, q_CK, mean_CK):
   """Weighs the memory itself, and each checkpoint, for each token; [C] and [C, segments]."""
   there_S = jnp.arange(form.segments, dtype=jnp.int32) < checkpoints.filled
   there_CS = jnp.broadcast_to(there_S, (q_CK.shape[0], form.segments))
@@ -223,12 +223,13 @@ def _weights(form: CachingForm, slow, checkpoints: Checkpoints, q_CK, mean_CK):
     every_11S = jnp.arange(form.segments, dtype=best_CS.dtype)[None, None]
     chosen_CS = jnp.any(best_CS[..., None] == every_11S, axis=-2)
     product_CS = jnp.where(chosen_CS & there_CS, product_CS, -jnp.inf)
+  # The memory itself is always there: the softmax is over something also before the first segment ends.
   own_C1 = jnp.sum(asked_CK * mean_CK, -1, keepdims=True)
   weight_CS = jax.nn.softmax(jnp.concatenate([own_C1, product_CS], axis=-1), axis=-1)
   return weight_CS[:, 0], weight_CS[:, 1:]
 
 
-def _together(form: CachingForm, slow, checkpoints: Checkpoints, q_CK, mean_CK, out_CM):
+def _together(form: CachingForm, slow, checkpoints: SegmentCache, q_CK, mean_CK, out_CM):
   """Adds what checkpoints recall to the memory's own reads."""
   own_C, weight_CS = _weights(form, slow, checkpoints, q_CK, mean_CK)
   each_SCM = jax.vmap(form.rule.apply, in_axes=(None, 0, None))(_of_rule(slow), checkpoints.bases, q_CK)
@@ -238,7 +239,7 @@ def _together(form: CachingForm, slow, checkpoints: Checkpoints, q_CK, mean_CK, 
 def _standing(form: CachingForm, slow, base: CachingBase, q_CK, out_CM):
   """Reads with nothing written since the base was made."""
   kept = base.checkpoints
-  mean_CK = jnp.broadcast_to(_mean(kept.sum_K, kept.count), q_CK.shape)
+  mean_CK = jnp.broadcast_to(_mean(kept.sum_K, kept.n_keys), q_CK.shape)
   return _together(form, slow, kept, q_CK, mean_CK, out_CM)
 
 
@@ -257,12 +258,12 @@ def _written(form: CachingForm, state: MemoryState, base: CachingBase, k_CK, wri
   """Counts a chunk's keys: the checkpoints after it, and the mean key that each token's read goes by."""
   kept = state.kept.checkpoints
   sum_CK = kept.sum_K[None] + jnp.cumsum(jnp.where(write_C[:, None], k_CK, 0), axis=0)
-  count_C = kept.count + jnp.cumsum(write_C, dtype=jnp.int32)
+  count_C = kept.n_keys + jnp.cumsum(write_C, dtype=jnp.int32)
   mean_CK = _mean(sum_CK, count_C)
   if form.rule.reads == "chunk":  # Reads see nothing of their own chunk, nor may their weights.
     before = base.checkpoints
-    mean_CK = jnp.broadcast_to(_mean(before.sum_K, before.count), k_CK.shape)
-  return kept._replace(sum_K=sum_CK[-1], count=count_C[-1]), mean_CK
+    mean_CK = jnp.broadcast_to(_mean(before.sum_K, before.n_keys), k_CK.shape)
+  return kept._replace(sum_K=sum_CK[-1], n_keys=count_C[-1]), mean_CK
 
 
 def _step(form: CachingForm, slow, state: MemoryState, base: CachingBase, token, gates, place):
@@ -287,9 +288,11 @@ def _chunk(form: CachingForm, read, slow, state: MemoryState, base: CachingBase,
 
 def _close(form: CachingForm, slow, state: MemoryState, base: CachingBase) -> MemoryState:
   """Ends a chunk, and with the segment's last one the segment."""
+  # The rule's own end comes first: what it does then belongs to the segment that is kept.
   closed = form.rule.close(_of_rule(slow), _inner(state), base.rule)
   chunks = state.kept.chunks + 1
   goes_on = closed._replace(kept=state.kept._replace(rule=closed.kept, chunks=chunks))
+  # Both are made, as everywhere where a traced condition chooses: a branch under vmap would be no cheaper.
   ended = _ended(form, _of_rule(slow), closed, state.kept)
   return jax.tree.map(lambda a, b: jnp.where(chunks == form.segment_chunks, a, b), ended, goes_on)
 
@@ -304,8 +307,8 @@ def _ended(form: CachingForm, slow, closed: MemoryState, extra: CachingExtra) ->
     return all_S.at[slot].set(one, mode="drop")  # With the first ones kept there is no such slot.
 
   bases = jax.tree.map(put, kept.bases, form.rule.base_of(slow, closed))
-  mean_SK = put(kept.mean_SK, _mean(kept.sum_K, kept.count))
+  mean_SK = put(kept.mean_SK, _mean(kept.sum_K, kept.n_keys))
   filled = jnp.minimum(kept.filled + 1, form.segments) if full else kept.filled + 1
-  kept = Checkpoints(bases, mean_SK, filled, jnp.zeros_like(kept.sum_K), jnp.zeros_like(kept.count))
+  kept = SegmentCache(bases, mean_SK, filled, jnp.zeros_like(kept.sum_K), jnp.zeros_like(kept.n_keys))
   begun = extra.fresh if form.restart else closed
   return begun._replace(kept=CachingExtra(begun.kept, kept, jnp.zeros_like(extra.chunks), extra.fresh))
