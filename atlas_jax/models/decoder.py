@@ -43,7 +43,7 @@ class DecoderOut(NamedTuple):
   """The outcome of reading."""
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by the head; meaningless at padding
-  cache: Cache | None  # with the tokens just read, None if none was given
+  cache: Any  # the model's own, with the tokens just read; None if none was given
 
 
 class Projection(nn.Module):
@@ -232,6 +232,7 @@ class Decoder(nn.Module):
   scan_unroll: int = 1
   attention_block_tokens: int | None = None
   lora: Mapping | None = None
+  row_axes = ROW_AXES
 
   def __post_init__(self):
     """Freezes the mappings, so that the model can be hashed and equals another of the same fields."""

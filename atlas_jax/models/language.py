@@ -8,6 +8,7 @@ from atlas_jax import fields
 from atlas_jax.models import decoder as decoders
 from atlas_jax.models import head as heads
 from atlas_jax.models import lm
+from atlas_jax.models.hybrid_decoder import AnyDecoder
 
 
 class LanguageModel(NamedTuple):
@@ -50,7 +51,7 @@ def language_model(kind: str = "memory", **given) -> LanguageModel:
   raise ValueError(f"language_model: kind={kind!r} is unknown; choose memory or decoder")
 
 
-def from_decoder(model: decoders.Decoder) -> LanguageModel:
+def from_decoder(model: AnyDecoder) -> LanguageModel:
   """Returns the functions of a decoder.
 
   `read` reads packed rows from nothing: doc_BT is the document of each token, -1 at padding. `prefill` reads
@@ -84,7 +85,7 @@ def from_decoder(model: decoders.Decoder) -> LanguageModel:
     return out.cache, out.hidden_BTD[:, 0]
 
   return LanguageModel(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
-                       row_axes=decoders.ROW_AXES, max_positions=model.learned_positions,
+                       row_axes=model.row_axes, max_positions=model.learned_positions,
                        attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
 
