@@ -32,7 +32,7 @@ def fields() -> dict:
       "niah_depths": numbers("0,0.5,1", 0, 1, whole=False),
       "babilong_tasks": numbers("1,2,3", 1, 3),  # Supporting facts of an answer.
       "babilong_lengths": numbers("1024,4096", 64, LONGEST),  # Tokens of the text, the facts among them.
-      "formal_kinds": several_of("parity,even,counts,shuffle", "parity even counts shuffle"),
+      "formal_kinds": several_of("parity,even,counts,shuffle", "parity even counts shuffle"),  # Languages.
       "formal_lengths": numbers("64,512", 16, LONGEST),  # Symbols of a word.
       "last_word_lengths": numbers("1024,2048", 64, LONGEST),  # Tokens before the last sentence.
       "published_path": OPTIONAL(str),  # Files, folders or hf:NAME:SUBSET of BABILong's or RULER's form.

@@ -45,7 +45,7 @@ def zero_state(fast, start, *, rows: int, batch_tokens: int, width: int, dtype) 
   return InnerState(fast, start, x_BCD, tokens_BC, jnp.zeros((rows,), jnp.int32))
 
 
-class Reader(NamedTuple):
+class InnerReader(NamedTuple):
   """The model from the first block with fast weights on, as functions of these."""
 
   read: Callable  # (fast, attention, x_BTD, token_BTD, doc_BT, last_doc_B, count_B) -> (y_BTD, attention)
@@ -66,7 +66,7 @@ class InnerInput(NamedTuple):
   doc: jax.Array
 
 
-def read_packed(reader: Reader, state: InnerState, attention, text: InnerInput, last_doc_B):
+def read_packed(reader: InnerReader, state: InnerState, attention, text: InnerInput, last_doc_B):
   """Reads whole mini-batches.
 
   Args:
@@ -99,7 +99,7 @@ def read_packed(reader: Reader, state: InnerState, attention, text: InnerInput, 
   return y_BTD, state._replace(fast=fast, start=attention), attention, jax.lax.stop_gradient(stats)
 
 
-def read_stream(reader: Reader, state: InnerState, attention, text: InnerInput, last_doc_B, count_B):
+def read_stream(reader: InnerReader, state: InnerState, attention, text: InnerInput, last_doc_B, count_B):
   """Reads any number of tokens from any place in a mini-batch; all of a row are of one document.
 
   Args:
@@ -148,7 +148,7 @@ class Step(NamedTuple):
   norm: jax.Array  # [B] of the gradient, before it is bounded
 
 
-def _step(reader: Reader, fast, attention, batch: InnerInput, last_doc_B) -> Step:
+def _step(reader: InnerReader, fast, attention, batch: InnerInput, last_doc_B) -> Step:
   """Reads a mini-batch and takes one step on its loss."""
   counted_BT = (batch.doc[:, :-1] >= 0) & (batch.doc[:, 1:] == batch.doc[:, :-1])
 
@@ -171,7 +171,7 @@ def _step(reader: Reader, fast, attention, batch: InnerInput, last_doc_B) -> Ste
   return Step(moved, y_BTD, after, loss_B, norm_B)
 
 
-def _started(reader: Reader, fast, new_B):
+def _started(reader: InnerReader, fast, new_B):
   """Returns the fast weights with the learned ones where a document begins."""
 
   def anew(start, w):
@@ -180,7 +180,7 @@ def _started(reader: Reader, fast, new_B):
   return jax.tree.map(anew, reader.initial, fast)
 
 
-def _wide(reader: Reader, fast):
+def _wide(reader: InnerReader, fast):
   """Returns fast weights in the type of the learned ones: float32 or wider."""
   return jax.tree.map(lambda start, w: w.astype(tree.accumulation_dtype(start.dtype)), reader.initial, fast)
 

@@ -12,7 +12,7 @@ from atlas_jax.kernels.vocab_loss import vocab_loss
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
 from atlas_jax.models import blocks, head, inner, ngrams, stacks
-from atlas_jax.models.inner import Reader
+from atlas_jax.models.inner import InnerReader
 from atlas_jax.models.layers import RMSNorm, SwiGLU
 from atlas_jax.models.memories import learned_memory, with_learned
 from atlas_jax.models.mixing import BlockFields, BlockState, Call, Mix
@@ -251,7 +251,7 @@ class LM(nn.Module):
                        stats)
 
   @nn.nowrap
-  def _reader(self, above: list[Stack], call: Call, mode: str) -> Reader:
+  def _reader(self, above: list[Stack], call: Call, mode: str) -> InnerReader:
     """Makes functions of the blocks from the first with inner steps on, and of the head."""
     params = self.variables["params"]
 
@@ -270,7 +270,7 @@ class LM(nn.Module):
 
     initial = learned_memory(self, params).fast
     settings = {name: self.inner[name] for name in ("batch_tokens", "rate", "clip_norm")}
-    return Reader(read, nll, initial, remat=self.remat != "none", writes=call.memory_writes, **settings)
+    return InnerReader(read, nll, initial, remat=self.remat != "none", writes=call.memory_writes, **settings)
 
   @nn.nowrap
   def _with_ngrams(self, token_BTD, tokens_BT, state, doc_BT, count_B):

@@ -149,7 +149,7 @@ def test_the_memories_are_emptied_started_and_swapped():
   assert_close(jax.tree.map(lambda w: w[::-1], swapped), state.memory.fast)
   empty = memories.emptied(model, learned)
   assert not any(np.any(w) for w in jax.tree.leaves(empty))
-  other = lm.with_learned(model, params, empty)
+  other = memories.with_learned(model, params, empty)
   scaled = packed(model, params, tokens_BT, memory_scale=0.0)[0]
   frozen = model.clone(inner=freeze(INNER | dict(rate=1e-30)))
   assert_close(packed(frozen, other, tokens_BT)[0], scaled, tolerance=1e-5)

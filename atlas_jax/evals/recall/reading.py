@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.data.recall import sample as samples
-from atlas_jax.evals import memory_gain
-from atlas_jax.models import head, lm
+from atlas_jax.models import head, lm, memories
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
@@ -204,7 +203,7 @@ def _ask(model: lm.LM, params, state: lm.LMState, batch: dict):
 
   def read(way):
     state, learned, writes = way
-    taught = lm.with_learned(model, params, learned) if model.has_fast_weights else params
+    taught = memories.with_learned(model, params, learned) if model.has_fast_weights else params
     each = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), state)  # One for every candidate.
     out = model.apply({"params": taught}, flat(batch["tokens_BGT"]), each, doc_BT=flat(batch["doc_BGT"]),
                       memory_writes=writes if model.has_fast_weights else None, mode="packed")
@@ -221,11 +220,11 @@ def _ways(model: lm.LM, params, state: lm.LMState):
   """Stacks what each way starts from: the state, what memories have learned, whether they write."""
   if not model.has_fast_weights:
     return jax.tree.map(lambda leaf: leaf[None], (state, (), jnp.asarray(True)))
-  learned = lm.learned_memory(model, params)
-  empty = memory_gain.memory_of(model).empty(learned)
-  ways = [(state, learned, True), (memory_gain.started(model, empty, state), empty, False),
-          (memory_gain.other_memory(state), learned, True),
-          (memory_gain.started(model, learned, state), learned, False)]
+  learned = memories.learned_memory(model, params)
+  empty = memories.emptied(model, learned)
+  ways = [(state, learned, True), (memories.started(model, empty, state), empty, False),
+          (memories.swapped(model, state), learned, True),
+          (memories.started(model, learned, state), learned, False)]
   return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
 
 
