@@ -41,7 +41,8 @@ def get_config(arg=None):
     config.data.update(tokenizer="runs/python_stdlib_32k", segment_len=2_048, batch_rows=16)
     config.model.update(vocab_size=32_000, width=448, depth=8, heads=7, ff_width=1_744, window_tokens=256,
                         remat="block")
-    config.model.memory.update(heads=7, key_dim=64, value_dim=64, chunk_size=256)
+    # At 256 the global memory overshoots at the rule's rate: its loss is 2.5 times that of answering zero.
+    config.model.memory.update(heads=7, key_dim=64, value_dim=64, chunk_size=64)
     config.loss.block_tokens = 4_096
     config.optim.update(lr=1e-3, warmup_steps=1_000, steps=40_000)
     config.train.update(log_every_steps=50, eval_every_steps=2_000)
