@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from atlas_jax.memory import rules, scan
 from tests.helpers import (
@@ -18,6 +19,7 @@ from tests.helpers import (
   results,
   tiny_rule,
 )
+from tests.memory import layers
 from tests.memory.oracles import memory_caching as oracle
 
 CHUNK, LONG = 2, 16
@@ -132,3 +134,16 @@ def test_an_option_that_does_not_fit_is_refused_by_name(options, error, words):
   with pytest.raises(error) as caught:
     rules.load("memory_caching", key_dim=5, value_dim=5, chunk_size=CHUNK, **options)
   assert words in str(caught.value)
+
+
+def test_a_layer_takes_the_options_of_the_rule_and_streams():
+  """As a config has them: a mapping in a mapping."""
+  options = {"rule": "delta", "options": {"momentum": False}, "segments": 2}
+  layer, params, x_BTD = layers.layer_of(rule="memory_caching", options=FrozenDict(options), chunk_size=4)
+  assert layer.build_rule().uses == ("log_retention", "write_rate")
+  whole_BTHM, end = layers.packed(layer, params, x_BTD)
+  left_BTHM, state = layers.stream(layer, params, x_BTD[:, :5])
+  right_BTHM, state = layers.stream(layer, params, x_BTD[:, 5:], state)
+  assert_close(jnp.concatenate([left_BTHM, right_BTHM], axis=1), whole_BTHM)
+  assert_close(state.running.memory, end.running.memory)
+  assert int(state.running.memory.kept.checkpoints.filled[0, 0]) == x_BTD.shape[1] // 4

@@ -105,7 +105,8 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, rule: str = "titans",
   Args:
     key_dim, value_dim: widths of keys and values.
     chunk_size: tokens of a chunk, of the rule's, too.
-    rule, options: the memory rule that is written, by name, and its own options.
+    rule, options: the memory rule that is written, by name, and its own options; a config's file gives these,
+      since flags set single ones.
     segment: tokens after which its memory is kept, a multiple of chunk_size; None: every chunk.
     segments: how many are kept at most.
     read: "residual", "gate" or "sparse".
