@@ -22,9 +22,11 @@ def fields() -> dict:
       "mqar_pairs": numbers("8,32", 1, MOST_PAIRS),  # Pairs of a key and a value in a text.
       "mqar_distances": numbers("64,512", 0, LONGEST),  # Tokens between the last pair and the first question.
       "mqar_symbols": at_most(1, MOST_PAIRS, 64),  # Keys to choose from, and as many values.
+      # Tasks of the MAD set, see data/recall/mad.py.
       "mad_kinds": several_of("recall,fuzzy,noisy,copy,compress,memorize",
                               "recall fuzzy noisy copy compress memorize"),
       "mad_lengths": numbers("256", 64, LONGEST),  # Tokens before the questions.
+      # RULER's needles, see data/recall/niah.py.
       "niah_kinds": several_of("single_1,single_2,single_3,multi_key",
                                "single_1 single_2 single_3 multi_key"),
       "niah_lengths": numbers("1024,2048", 64, LONGEST),  # Tokens of the text, the needle among them.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax.models import head, lm, memories
+from atlas_jax.models import head, memories
 from tests.helpers import assert_close, freeze, quick_compilation, tiny_lm
 from tests.models.test_lm import DOCUMENTS, gradient_of, packed, wide_as
 
