@@ -97,7 +97,9 @@ def _read(k_BD, fast):
 def scripted(fault, **fields):
   """A subject with a fault."""
   build = lambda dtype, seed, **option: Scripted(dtype, seed, **{"fault": fault} | option)
-  return subject.Subject(name=fault or "sound", build=build, size=WIDTH, chunk=CHUNK, settings="scripted", **fields)
+  return subject.Subject(
+    name=fault or "sound", build=build, size=WIDTH, chunk=CHUNK, settings="scripted", **fields
+  )
 
 
 def statuses(one):
