@@ -5,9 +5,9 @@
 
 Adapters are the files of experiments/conformance/adapters/. Each runs in a process of its own, with the first
 Python that has its package: this one, or one of --python. A package that none has is named as not run. --row
-keeps the rows whose names have that text. --out writes all that was measured; --page puts the table and what
-is behind each cell between the marks of a Markdown page. Exit status 1: one of ours does not pass, or a
-package that is installed could not be run.
+keeps the rows whose names have that text. --out writes all that was measured, and keeps what such a file has
+of adapters that --only leaves out; --page puts the table and what is behind each cell between the marks of a
+Markdown page. Exit status 1: one of ours does not pass, or a package that is installed could not be run.
 """
 import argparse
 import datetime
@@ -69,7 +69,8 @@ def run(name: str, pythons: list[str], row: str, checks: list[str]) -> dict:
     what it is of, and its rows; or why there are none, under "not_run".
   """
   adapter = adapter_of(name)
-  about = {"adapter": name, "package": adapter.PACKAGE, "documented": adapter.DOCUMENTED}
+  about = {"adapter": name, "package": adapter.PACKAGE, "documented": adapter.DOCUMENTED,
+           "date": f"{datetime.date.today()}", "machine": f"{platform.machine()}, CPU alone"}
   found = find_python(adapter.PACKAGE, pythons)
   if found is None:
     return about | {"not_run": f"{adapter.PACKAGE} is installed in none of: {', '.join(pythons)}"}
@@ -103,7 +104,7 @@ def table(results: list[dict], checks: list[str]) -> str:
 
 
 def _cell(status: str) -> str:
-  return status if status in ("pass", "n/a") else f"**{status}**"
+  return status if status in ("pass", "documented", "n/a") else f"**{status}**"
 
 
 def details(results: list[dict], checks: list[str]) -> str:
@@ -138,6 +139,28 @@ def write_page(path: pathlib.Path, text: str) -> None:
   path.write_text(pattern.sub(lambda _: f"{MARKS[0]}\n\n{text}\n{MARKS[1]}", page))
 
 
+def record(path: pathlib.Path, results: list[dict], checks: list[str]) -> list[dict]:
+  """Writes results to a file, in place of those of the same adapters.
+
+  Returns:
+    all that the file then holds, ours first.
+
+  Raises:
+    ValueError: if the file has results of other checks.
+  """
+  kept = {}
+  if path.exists():
+    before = json.loads(path.read_text())
+    if before["checks"] != checks:
+      raise ValueError(f"--out={path} has results of the checks {before['checks']}; these are of {checks}: "
+                       "name another file, or run the same checks")
+    kept = {result["adapter"]: result for result in before["results"]}
+  kept |= {result["adapter"]: result for result in results}
+  results = [kept[name] for name in names() if name in kept]
+  path.write_text(json.dumps({"checks": checks, "results": results}, indent=1) + "\n")
+  return results
+
+
 def flags(arguments: list[str] | None) -> argparse.Namespace:
   """Reads the flags; ends the program where one is unknown."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +171,10 @@ def flags(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--out", help="file for all that was measured, JSON")
   parser.add_argument("--page", type=pathlib.Path, help="page that gets the table")
   parser.add_argument("--child", choices=names(), help=argparse.SUPPRESS)
-  return parser.parse_args(arguments)
+  given = parser.parse_args(arguments)
+  if given.row and not given.child and (given.out or given.page):
+    parser.error("--row is for looking at some rows; --out and --page take all of an adapter: leave it out")
+  return given
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,21 +185,20 @@ def main(arguments: list[str] | None = None) -> int:
     child(given.child, given.row, checks, given.out)
     return 0
   pythons = [sys.executable, *given.python]
-  results = []
+  ran = []
   for name in given.only or names():
     print(f"{name} ...", file=sys.stderr, flush=True)
-    results.append(run(name, pythons, given.row, checks))
-  stamp = f"{datetime.date.today()}, {platform.machine()}, CPU alone.\n\n"
+    ran.append(run(name, pythons, given.row, checks))
+  results = ran
+  if given.out:
+    results = record(pathlib.Path(given.out), results, checks)
   text = table(results, checks) + details(results, checks)
   print(text)
-  if given.out:
-    record = {"date": f"{datetime.date.today()}", "checks": checks, "results": results}
-    pathlib.Path(given.out).write_text(json.dumps(record, indent=1) + "\n")
   if given.page:
-    write_page(given.page, stamp + text)
-  ours = [row for result in results if result["adapter"] == OURS for row in result.get("rows", ())]
+    write_page(given.page, text)
+  ours = [row for result in ran if result["adapter"] == OURS for row in result.get("rows", ())]
   ours_fail = any(cell["status"] != "pass" for row in ours for cell in row["cells"].values())
-  return int(ours_fail or any("not_run" in result and "version" in result for result in results))
+  return int(ours_fail or any("not_run" in result and "version" in result for result in ran))
 
 
 if __name__ == "__main__":

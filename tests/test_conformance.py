@@ -131,8 +131,14 @@ def test_a_failed_check_is_run_again_with_the_documented_options_before_it_count
   assert found.status == "option" and "passes with no retention" in found.text
   only = verdicts.judge(scripted("liveness", options={"more of it": {"fault": "liveness"}}), "liveness")
   assert only.status == "fail" and "no better: more of it" in only.text
-  tried = {(one["option"], one["seed"]) for one in only.attempts}
-  assert tried == {(label, seed) for label in ("", "more of it") for seed in range(3)}
+  tried = [(one["option"], one["seed"]) for one in only.attempts]
+  assert tried == [*(("", seed) for seed in range(5)), ("more of it", 0)]
+
+
+def test_what_the_documentation_says_does_not_hold_is_no_fault():
+  found = verdicts.judge(scripted("rows", says={"rows": "its page says that rows are one batch"}), "rows")
+  assert found.status == "documented" and found.text.startswith("its page says")
+  assert verdicts.judge(scripted("", says={"rows": "its page is wrong"}), "rows").status == "pass"
 
 
 def test_a_memory_that_is_right_on_the_chunk_grid_alone_passes_in_part():
@@ -146,11 +152,33 @@ def test_a_memory_that_is_right_on_the_chunk_grid_alone_passes_in_part():
 
 
 def test_what_raises_is_an_error_with_its_words_after_both_precisions():
+  tried = []
+
   def build(dtype, seed):
+    tried.append(dtype)
     raise RuntimeError(f"no kernel for {dtype}")
 
   found = verdicts.judge(scripted("")._replace(build=build), "rows")
-  assert found.status == "error" and "float32: RuntimeError: no kernel for float32" in found.text
+  assert found.status == "error" and "float64: RuntimeError: no kernel for float64" in found.text
+  assert tried == ["float64", "float32"]
+
+
+def test_a_memory_of_float32_inside_passes_in_float32():
+  class Narrow(Scripted):
+    def read(self, x, **marks):
+      return super().read(x, **marks) * (1 + 1e-7 * len(x))
+
+  found = verdicts.judge(scripted("")._replace(build=lambda dtype, seed: Narrow(dtype, seed)), "rows")
+  assert (found.status, found.attempts[0]["dtype"]) == ("pass", "float32")
+
+
+def test_a_memory_whose_reads_grow_without_end_is_not_alive():
+  class Grows(Scripted):
+    def read(self, x, **marks):
+      return super().read(x, **marks) * 1.02 ** np.arange(x.shape[1])[:, None]
+
+  found = verdicts.judge(scripted("")._replace(build=lambda dtype, seed: Grows(dtype, seed)), "liveness")
+  assert found.status == "fail" and "reads change in size by a factor of" in found.text
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -180,6 +208,23 @@ def test_ours_comes_first_and_a_package_that_is_not_installed_is_named(tmp_path,
   said = capsys.readouterr().out
   assert "| titans-memory |  | **not run** |" in said and f"installed in none of: {sys.executable}" in said
   assert json.loads(out.read_text())["results"][0]["not_run"]
+
+
+def test_a_part_of_the_rows_is_not_recorded_as_all(capsys):
+  with pytest.raises(SystemExit):
+    conformance.main(["--only=ours", "--row=titans", "--out=x.json"])
+  assert "--row is for looking at some rows" in capsys.readouterr().err
+
+
+def test_a_record_keeps_other_adapters_and_refuses_other_checks(tmp_path):
+  path = tmp_path / "results.json"
+  one, other, ours = ({"adapter": name} for name in ("titans_memory", "nested_learning", "ours"))
+  conformance.record(path, [one, other], ["rows"])
+  found = conformance.record(path, [one | {"rows": 2}, ours], ["rows"])
+  assert found == [ours, other, one | {"rows": 2}]
+  assert json.loads(path.read_text())["results"] == found
+  with pytest.raises(ValueError, match="name another file, or run the same checks"):
+    conformance.record(path, [], ["halves"])
 
 
 def test_the_table_marks_what_does_not_pass_and_says_how_to_see_it(tmp_path):

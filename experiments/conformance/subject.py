@@ -42,6 +42,7 @@ class Subject(NamedTuple):
   ids: bool = False  # inputs are ids, not vectors
   lacks: Mapping[str, str] = {}  # a feature that is not offered -> why
   options: Mapping[str, Mapping] = {}  # documented settings to try where a check fails: label -> of `build`
+  says: Mapping[str, str] = {}  # a check that its documentation says does not hold -> its words, and where
 
 
 def loss_weights(shape: tuple[int, ...], start: int) -> np.ndarray:

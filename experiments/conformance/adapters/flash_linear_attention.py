@@ -4,7 +4,8 @@ Its layers need Triton, and thus a GPU; the plain forms are files that need PyTo
 such: importing them by name imports Triton too. They are functions of queries, keys, values and gates. What
 makes these of an input are projections of this file, after the docstrings of the package's layers: linear,
 SiLU, keys and queries of unit length, beta = sigmoid(b(x)), g = -exp(A_log) softplus(a(x) + dt_bias) with the
-layers' starts. For titans and ttt there are no layers; their gates are named in the settings.
+layers' starts. For titans and ttt there are no layers; their gates are named in the settings, and
+their states start at N(0, .02), for they divide by the spread of what a state recalls.
 """
 import functools
 import importlib.util
@@ -48,17 +49,19 @@ def _plain(rule: str):
 
   What it imports of its own package is read from files too; the package's __init__ would import Triton.
   """
-  root = importlib.util.find_spec("fla").submodule_search_locations[0]
-  for name in ("fla.ops", f"fla.ops.{rule}"):
-    if name not in sys.modules:
-      package = types.ModuleType(name)
-      package.__path__ = [f"{root}/{name.removeprefix('fla.').replace('.', '/')}"]
-      sys.modules[name] = package
   if "fla" not in sys.modules:
-    whole = types.ModuleType("fla")
-    whole.__path__ = [root]
-    sys.modules["fla"] = whole
+    _stand_in("fla", importlib.util.find_spec("fla").submodule_search_locations[0])
+  root = sys.modules["fla"].__path__[0]
+  for name in ("ops", f"ops.{rule}"):
+    if f"fla.{name}" not in sys.modules:
+      _stand_in(f"fla.{name}", f"{root}/{name.replace('.', '/')}")
   return importlib.import_module(f"fla.ops.{rule}.naive")
+
+
+def _stand_in(name: str, folder: str) -> None:
+  package = types.ModuleType(name)
+  package.__path__ = [folder]
+  sys.modules[name] = package
 
 
 def _build(rule: str, dtype: str, seed: int, form: str = ""):
@@ -91,6 +94,8 @@ def _projections(rule: str):
     nn.init.normal_(linear.weight, std=0.02)
     if name in starts:
       nn.init.constant_(linear.bias, math.log(starts[name] / (1 - starts[name])))
+  if rule in ("titans", "ttt"):
+    module.start = nn.Parameter(0.02 * torch.randn(HEADS, HEAD, HEAD))
   lowest = 0.0 if rule == "gated_delta_rule" else 1.0
   module.A_log = nn.Parameter(torch.log(torch.empty(HEADS).uniform_(lowest, 16)))
   low, high = math.log(0.001), math.log(0.1)
@@ -127,6 +132,7 @@ def _titans(plain, module, form, x, state, keep_BT, doc_BT):
   q, k, v = _qkv(module, x)
   theta, alpha, eta = (module[name](x).sigmoid()[..., None] for name in ("theta", "alpha", "eta"))
   ones, zeros = (fill(HEADS, HEAD, dtype=x.dtype) for fill in (torch.ones, torch.zeros))
+  state = module.start.expand(x.shape[0], -1, -1, -1) if state is None else state
   o, state = plain.chunk_titans_linear_ref(
       q, k, v, ones, zeros, theta, alpha, eta, chunk_size=16, initial_state=state, output_final_state=True,
       use_chunk=not form)
@@ -139,7 +145,7 @@ def _ttt(plain, module, form, x, state, keep_BT, doc_BT):
   q, k, v = _qkv(module, x)
   eta = 2 * module["eta"](x).sigmoid()[..., None] / HEAD
   ones, zeros = (fill(HEADS, HEAD, dtype=x.dtype) for fill in (torch.ones, torch.zeros))
-  weights, bias = state or (None, None)
+  weights, bias = state or (module.start.expand(x.shape[0], -1, -1, -1), None)
   o, weights, bias = plain.chunk_ttt_linear_ref(
       q, k, v, ones, zeros, eta, initial_state=weights, initial_state_bias=bias, output_final_state=True)
   return o.flatten(2), (weights, bias)

@@ -12,6 +12,8 @@ PACKAGE = "jax-linear-attention"
 DOCUMENTED = "its README; docstrings of jla.layers.linear_attention and jla.layers.ttt"
 WIDTH, HEADS, HEAD = 64, 4, 16
 KINDS = {"gated_deltanet": "GatedDeltaNet", "kda": "KDA", "gdn2": "GatedDeltaNet2", "ttt_linear": "TTTLinear"}
+ON_GRID = ("jla.ops.ttt says that a packed document matches a separate run exactly when it starts at a "
+           "multiple of the mini-batch, 16")
 WRITES = (".k_proj", ".v_proj", ".b_proj", ".w_proj", ".lr_proj")
 
 
@@ -23,7 +25,8 @@ def subjects() -> list[subject.Subject]:
       subject.Subject(
           name=name, build=functools.partial(_Mixer, kind), size=WIDTH, chunk=64, lacks=lacks,
           settings=f"defaults, compute_dtype float32; d_model {WIDTH}, {HEADS} heads of {HEAD}",
-          options={'implementation="reference"': {"implementation": "reference"}})
+          options={'implementation="reference"': {"implementation": "reference"}},
+          says={"packing": ON_GRID} if kind == "ttt_linear" else {})
       for kind, name in KINDS.items()]
 
 

@@ -23,6 +23,7 @@ def subjects() -> list[subject.Subject]:
       settings=f"preset pilot_selfmod_paper_faithful (chunks of 8 and 64); dim {WIDTH} for 512",
       lacks={"padding": "it offers no mask",
              "documents": "it offers no numbers or starts of packed documents"},
+      says={"gradient": "its README and PAPER_COMPLIANCE.md say that online writes stop the gradient"},
       options={"use_alpha=False (its ablation selfmod_no_alpha)": {"use_alpha": False},
                "local_conv_window=None": {"local_conv_window": None},
                "use_alpha=False, local_conv_window=None, chunks of 1":

@@ -1,8 +1,8 @@
 """titans-pytorch: its memory layer, and its transformer.
 
 The layer is read as the README shows it: `mem(seq)` gives reads and a state that the next call takes, and
-`store_mask` says which tokens are stored. The transformer is continued as its own `sample` does: prefix and
-new token together, with the cache of the call before.
+`store_mask` says which tokens are stored, the nearest to padding that it offers. The transformer is continued
+as its own `sample` does: prefix and new token together, with the cache of the call before.
 """
 import functools
 
@@ -25,8 +25,9 @@ def subjects() -> list[subject.Subject]:
       name="NeuralMemory", build=_layer, size=WIDTH, chunk=CHUNK,
       settings=f"README: chunk_size {CHUNK}, all else default; dim {WIDTH} for 384",
       lacks={"documents": NO_DOCUMENTS},
-      options={"batch_size=64 (weights of gradients follow each chunk)": {"batch_size": 64},
-               "init_decay_bias=-7": KEPT, "the settings of train_mac.py": TRAINED})
+      options={"init_decay_bias=-7": KEPT,
+               "batch_size=64 (weights of gradients follow each chunk)": {"batch_size": 64},
+               "the settings of train_mac.py": TRAINED})
   transformer = subject.Subject(
       name="MemoryAsContextTransformer", build=_transformer, size=64, ids=True, chunk=SEGMENT,
       settings=f"README: depth 2, 4 persistent and 16 long-term tokens; dim {WIDTH} for 256, segments of "
@@ -35,7 +36,10 @@ def subjects() -> list[subject.Subject]:
       options={"init_decay_bias=-7": {"neural_memory_kwargs": KEPT},
                "train_mac.py's 4 long-term tokens, memory segments of 4 and batches of 128":
                    {"num_longterm_mem_tokens": 4, "neural_memory_segment_len": 4,
-                    "neural_memory_batch_size": 128}})
+                    "neural_memory_batch_size": 128},
+               "the same and init_decay_bias=-7":
+                   {"num_longterm_mem_tokens": 4, "neural_memory_segment_len": 4,
+                    "neural_memory_batch_size": 128, "neural_memory_kwargs": KEPT}})
   return [layer, transformer]
 
 
