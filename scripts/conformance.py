@@ -112,17 +112,17 @@ def details(results: list[dict], checks: list[str]) -> str:
   lines = []
   for result in results:
     title = f"{result['package']} {result.get('version', '')}".strip()
-    lines.append(f"\n### {title}\n\nWritten from: {result['documented']}.\n")
+    made = ", ".join(result[name] for name in ("date", "machine") if name in result)
+    lines.append(f"\n### {title}\n\nWritten from: {result['documented']}. Run: {made}.\n")
     if "not_run" in result:
       lines.append(f"\nNot run: {result['not_run']}.\n")
     for row in result.get("rows", ()):
       see = shlex.join(["python", "scripts/conformance.py", f"--only={result['adapter']}",
                         f"--row={row['row']}"])
       lines.append(f"\n**{row['row']}** ({row['settings']}); `{see} --check=CHECK`\n\n")
-      for check in checks:
-        cell = row["cells"][check]
-        if cell["status"] != "pass":
-          lines.append(f"- {check}, {_cell(cell['status'])}: {cell['text']}\n")
+      said = [f"- {check}, {_cell(row['cells'][check]['status'])}: {row['cells'][check]['text']}\n"
+              for check in checks if row["cells"][check]["status"] != "pass"]
+      lines += said or ["All pass.\n"]
   return "".join(lines)
 
 

@@ -125,11 +125,14 @@ def halves(trial: Trial) -> Finding:
       found[where] = distance(np.concatenate(parts, axis=1), y[:, :cuts[-1]])
     except Exception as error:  # One place that raises says nothing of the others.
       found[where] = float("inf")
-      raised[where] = f" (it raises {type(error).__name__}: {' '.join(str(error).split())[:200]})"
+      raised[where] = f"raise {type(error).__name__}: {' '.join(str(error).split())[:200]}"
   cut = {"at a chunk's end": f"after token {size}", "one by one": f"after each from token {size // 2} on",
          "anywhere": f"after tokens {middle} and {middle + 1}"}
-  cut = {where: text + raised.get(where, "") for where, text in cut.items()}
-  return _by_place(trial, found, f"{trial.shape(1, length)}: calls cut ", cut, "differ from one call")
+  done = _by_place(trial, found, f"{trial.shape(1, length)}: calls cut ", cut, "differ from one call")
+  for where, what in raised.items():
+    said = done.text.replace(f"{cut[where]} differ from one call by inf", f"{cut[where]} {what}")
+    done = done._replace(text=said)
+  return done
 
 
 def padding(trial: Trial) -> Finding:

@@ -16,6 +16,8 @@ KEPT = {"init_decay_bias": -7.0}  # The decay gate of a chunk starts at .001, no
 TRAINED = {"chunk_size": 4, "batch_size": 128, "heads": 4, "dim_head": 16, "attn_pool_chunks": True,
            "qk_rmsnorm": True, "default_step_transform_max_lr": 0.1, "per_parameter_lr_modulation": True,
            "spectral_norm_surprises": True}
+STORED_ALONE = ("its comment says that `store_mask` sets the step size of masked tokens to 0, no more: they "
+                "stay in their chunk and in its gates")
 NO_DOCUMENTS = "it offers no numbers or starts of packed documents"
 
 
@@ -24,7 +26,7 @@ def subjects() -> list[subject.Subject]:
   layer = subject.Subject(
       name="NeuralMemory", build=_layer, size=WIDTH, chunk=CHUNK,
       settings=f"README: chunk_size {CHUNK}, all else default; dim {WIDTH} for 384",
-      lacks={"documents": NO_DOCUMENTS},
+      lacks={"documents": NO_DOCUMENTS}, says={"padding": STORED_ALONE},
       options={"init_decay_bias=-7": KEPT,
                "batch_size=64 (weights of gradients follow each chunk)": {"batch_size": 64},
                "the settings of train_mac.py": TRAINED})
