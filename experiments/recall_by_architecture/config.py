@@ -39,9 +39,15 @@ def get_config(arg=None):
   config = base.default()
   config.data.update(source="recall_tasks", segment_len=512, batch_rows=8, limit_bytes=4_000_000)
   config.data.options = {**OPTIONS[arg.task], **small}
-  config.model.update(width=96, depth=2, heads=2, ff_width=256, window_tokens=16, dtype="float32",
-                      scan_unroll=2, memory_mix=arg.mix)
-  config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=32)
+  config.model.update(width=96, depth=2, ff_width=256, dtype="float32", scan_unroll=2, memory_mix=arg.mix)
+  if arg.mix != "only":  # Without attention there are no heads of it, and no window.
+    config.model.update(heads=2, window_tokens=16)
+  if arg.mix == "e2e":  # It steps once per mini-batch, of as many tokens as attention sees.
+    config.model.inner.update(batch_tokens=16, ff_width=256)
+  else:
+    # A segment of `context` is a window of attention, and holds whole chunks.
+    chunk = 16 if arg.mix == "context" else 32
+    config.model.memory.update(heads=4, key_dim=32, value_dim=32, chunk_size=chunk)
   config.optim.update(lr=3e-3, warmup_steps=2 if arg.smoke else 20, steps=2 if arg.smoke else STEPS[arg.task],
                       schedule="wsd", decay_frac=0.3, weight_decay=0.0)
   config.train.update(log_every_steps=1 if arg.smoke else 20)
@@ -53,7 +59,7 @@ def get_config(arg=None):
     config.eval.gain_max_tokens = 8 * 512  # Without a memory there is nothing to measure.
   if arg.task == "mqar":  # A pair is one token after another: longer contexts of a key only hide it.
     config.optim.lr = 1e-2
-    if arg.mix != "none":
+    if arg.mix not in ("none", "e2e"):
       config.model.memory.conv_taps = 2
   config.monitor.update(progress=False, tensorboard=False)
   return config

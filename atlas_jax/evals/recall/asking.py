@@ -8,7 +8,7 @@ import numpy as np
 from atlas_jax.data.recall import RecallTask
 from atlas_jax.data.recall.sample import RecallSample, TaskSetting
 from atlas_jax.evals import EvalOut, bootstrap, folder_of
-from atlas_jax.evals.recall import pictures, reading
+from atlas_jax.evals.recall import reading
 from atlas_jax.files import write
 from atlas_jax.parallel import hosts
 
@@ -82,6 +82,8 @@ def make(task: RecallTask, setting: TaskSetting, cells: Sequence[Cell], reader: 
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     found = [scored(reader, trained, cell, shape) for cell in cells]
     rows = [row for cell, sums in zip(cells, found) for row in rows_of(task, cell, sums, reader)]
+    from atlas_jax.evals.recall import pictures  # Matplotlib, which a start need not wait for.
+
     image = pictures.by_axes(task.name, task.axes, rows)
     if workdir is not None and hosts.is_main():
       folder = folder_of(workdir, step)
