@@ -58,15 +58,23 @@ class RecallTasks(IndexedSource):
     Raises:
       ValueError: if a task cannot be drawn with these options.
     """
-    super().__init__(place, rows, steps=steps, threads=threads)
     self.tokenizer = setting.tokenizer
     self._setting = setting
-    self._place = dict(place)
     self._weights = np.array(list(weights.values())) / sum(weights.values())
     self._tasks = [None if name == TEXT else recall.load(name) for name in weights]
     self._cells = [[] if task is None else task.cells(setting) for task in self._tasks]
-    measured = [task.sample(cell, setting, seed=0, split=place["split"], number=0)
+    digests = {setting.haystack().sha256} if TEXT in weights else set()
+
+    def noted():
+      digests.add(setting.haystack().sha256)
+      return setting.haystack()
+
+    noting = setting._replace(haystack=noted)
+    measured = [task.sample(cell, noting, seed=0, split=place["split"], number=0)
                 for task, found in zip(self._tasks, self._cells) if task is not None for cell in found]
+    # Of a corpus that no task reads there is none: it need not be there.
+    self._place = {**place, "sha256": max(digests, default=None)}
+    super().__init__(self._place, rows, steps=steps, threads=threads)
     longest = max(map(self._length, measured), default=0)
     size = place["segment_len"]
     self.parts = 1 if longest <= size else samples.round_up(longest + SLACK_TOKENS, size) // size

@@ -70,6 +70,18 @@ def test_a_place_is_its_step_and_belongs_to_its_settings(corpus):
     load(corpus, options={**OPTIONS, "mqar_pairs": "4"}).restore(source.state())
 
 
+def test_a_place_belongs_to_the_corpus_that_is_read(corpus, tmp_path):
+  other = runs.write_corpus(tmp_path / "other")
+  (other / "more.py").write_text("a file that the first corpus has not\n" * 40)
+  for options in (LONG, {"tasks": "text"}):
+    state = load(corpus, options=options).state()
+    load(corpus, options=options).restore(state)
+    with pytest.raises(ValueError, match="belongs to other data or settings: sha256='"):
+      load(other, options=options).restore(state)
+  mqar = {"tasks": "mqar"}  # It reads none.
+  load(other, options=mqar).restore(load(corpus, options=mqar).state())
+
+
 def test_processes_share_the_rows_and_splits_share_nothing(corpus):
   whole = load(corpus).next()
   parts = [load(corpus, process_index=n, process_count=2).next() for n in range(2)]
