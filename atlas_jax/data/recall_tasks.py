@@ -58,15 +58,23 @@ class RecallTasks(IndexedSource):
     Raises:
       ValueError: if a task cannot be drawn with these options.
     """
-    super().__init__(place, rows, steps=steps, threads=threads)
     self.tokenizer = setting.tokenizer
     self._setting = setting
-    self._place = dict(place)
     self._weights = np.array(list(weights.values())) / sum(weights.values())
     self._tasks = [None if name == TEXT else recall.load(name) for name in weights]
     self._cells = [[] if task is None else task.cells(setting) for task in self._tasks]
-    measured = [task.sample(cell, setting, seed=0, split=place["split"], number=0)
+    digests = {setting.haystack().sha256} if TEXT in weights else set()
+
+    def noted():
+      digests.add(setting.haystack().sha256)
+      return setting.haystack()
+
+    noting = setting._replace(haystack=noted)
+    measured = [task.sample(cell, noting, seed=0, split=place["split"], number=0)
                 for task, found in zip(self._tasks, self._cells) if task is not None for cell in found]
+    # Of a corpus that no task reads there is none: it need not be there.
+    self._place = {**place, "sha256": max(digests, default=None)}
+    super().__init__(self._place, rows, steps=steps, threads=threads)
     longest = max(map(self._length, measured), default=0)
     size = place["segment_len"]
     self.parts = 1 if longest <= size else samples.round_up(longest + SLACK_TOKENS, size) // size
@@ -87,9 +95,11 @@ class RecallTasks(IndexedSource):
 
   def _slot(self, row: int, slot: int) -> dict:
     """Returns the arrays of all parts of a slot of one row; the last one is kept."""
-    if row not in self._slots or self._slots[row][0] != slot:
-      self._slots[row] = slot, self._drawn(row, slot)
-    return self._slots[row][1]
+    # Threads ask for different slots of a row at once: what is given is never read again from the shared one.
+    found = self._slots.get(row)
+    if found is None or found[0] != slot:
+      found = self._slots[row] = slot, self._drawn(row, slot)
+    return found[1]
 
   def _drawn(self, row: int, slot: int) -> dict:
     """Fills a slot with texts until one does not fit any more."""
@@ -211,6 +221,7 @@ def make(*, seed: int, options: Mapping, segment_len: int, batch_rows: int, toke
   given = dict(options)
   weights = weights_of(given.pop("tasks", None))
   task_options.parse(given, where="config.data.options.")
+  _check_read(given, weights)
   coder = tokenizers.load(tokenizer)
   corpus = dict(name=name, path=path, text_field=text_field, limit_bytes=limit_bytes, download=download,
                 cache_dir=cache_dir, bad_input_frac=bad_input_frac, held_out_frac=held_out_frac)
@@ -226,6 +237,14 @@ def make(*, seed: int, options: Mapping, segment_len: int, batch_rows: int, toke
   source = RecallTasks(weights, setting, place=place, rows=rows, steps=steps, threads=threads)
   _check_carry(source, segment_len, carry)
   return source
+
+
+def _check_read(given: Mapping, weights: Mapping[str, float]) -> None:
+  """Refuses options that none of the tasks reads."""
+  read = {name for task in weights if task != TEXT for name in recall.load(task).reads}
+  if unread := [name for name in given if name not in read]:
+    raise ValueError(f"config.data.options.{unread[0]}={given[unread[0]]} is not read by config.data.options."
+                     f"tasks={','.join(weights)}; leave it out, or name a task that reads it")
 
 
 def _check_carry(source: RecallTasks, segment_len: int, carry: bool) -> None:

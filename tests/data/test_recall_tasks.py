@@ -10,6 +10,7 @@ from tests import runs
 
 OPTIONS = {"tasks": "mqar:2,niah,text", "mqar_pairs": "3", "mqar_distances": "20", "niah_lengths": "128",
            "niah_kinds": "single_2", "task_gap_tokens": 16}
+LONG = {"tasks": "niah", "niah_lengths": "320", "niah_kinds": "single_2", "task_gap_tokens": 16}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,18 @@ def test_a_place_is_its_step_and_belongs_to_its_settings(corpus):
     load(corpus, options={**OPTIONS, "mqar_pairs": "4"}).restore(source.state())
 
 
+def test_a_place_belongs_to_the_corpus_that_is_read(corpus, tmp_path):
+  other = runs.write_corpus(tmp_path / "other")
+  (other / "more.py").write_text("a file that the first corpus has not\n" * 40)
+  for options in (LONG, {"tasks": "text"}):
+    state = load(corpus, options=options).state()
+    load(corpus, options=options).restore(state)
+    with pytest.raises(ValueError, match="belongs to other data or settings: sha256='"):
+      load(other, options=options).restore(state)
+  mqar = {"tasks": "mqar"}  # It reads none.
+  load(other, options=mqar).restore(load(corpus, options=mqar).state())
+
+
 def test_processes_share_the_rows_and_splits_share_nothing(corpus):
   whole = load(corpus).next()
   parts = [load(corpus, process_index=n, process_count=2).next() for n in range(2)]
@@ -83,15 +96,40 @@ def test_processes_share_the_rows_and_splits_share_nothing(corpus):
 
 
 def test_a_text_that_is_longer_than_a_segment_goes_on_in_the_next(corpus):
-  whole = load(corpus, options={**OPTIONS, "tasks": "niah", "niah_lengths": "320"}, segment_len=512)
-  short = load(corpus, options={**OPTIONS, "tasks": "niah", "niah_lengths": "320"}, segment_len=128)
+  whole = load(corpus, options=LONG, segment_len=512)
+  short = load(corpus, options=LONG, segment_len=128)
   assert whole.parts == 1 and short.parts == 4
   parts = [short.next() for _ in range(4)]
   joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
   found = list(documents(joined))
   assert len(found) == 4 and all(one["weight_BT"].sum() == 9 for one in found)
   with pytest.raises(ValueError, match="config.data.segment_len=128 is shorter than the longest text"):
-    load(corpus, options={**OPTIONS, "tasks": "niah", "niah_lengths": "320"}, segment_len=128, carry=False)
+    load(corpus, options=LONG, segment_len=128, carry=False)
+
+
+class Interrupted(dict):
+  """Slots in which another thread puts the next one of a row as soon as the first has been put there."""
+
+  def __init__(self, source):
+    super().__init__()
+    self.source = source
+
+  def __setitem__(self, row, made):
+    super().__setitem__(row, made)
+    if made[0] == 0:
+      super().__setitem__(row, (1, self.source._drawn(row, 1)))
+
+
+def test_a_thread_that_prepares_another_step_of_the_row_changes_nothing(corpus):
+  want, source = load(corpus).batch(0), load(corpus)
+  source._slots = Interrupted(source)
+  found = source.batch(0)
+  assert all(np.array_equal(found[name], want[name]) for name in want)
+
+
+def test_options_that_no_task_reads_are_refused(corpus):
+  with pytest.raises(ValueError, match="options.mqar_pairs=3 is not read by .*tasks=niah,text; leave"):
+    load(corpus, options={**OPTIONS, "tasks": "niah,text"})
 
 
 def test_weights_are_read_and_wrong_ones_refused():

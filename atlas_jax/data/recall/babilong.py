@@ -118,6 +118,9 @@ def _world(draw, count: int, *, things: bool):
       carried[thing] = person, number
       if lies is None:
         stays[thing].append(Visit(here.place, (*here.support, number)))
+      else:  # Taken where it lay: it is said again, and nearer to the question, where it is.
+        known = {*stays[thing][-1].support, *here.support, number}
+        stays[thing][-1] = Visit(here.place, tuple(sorted(known)))
       facts.append(f"{person} took the {thing}.")
   return facts, stays
 

@@ -13,8 +13,14 @@ from atlas_jax.data import store as stores
 class Haystack:
   """Documents one after another, from any place on, and again from the first when all are used."""
 
-  def __init__(self, ids, starts, lengths):
-    """Takes documents as token ids: document d is ids[starts[d] : starts[d] + lengths[d]]."""
+  def __init__(self, ids, starts, lengths, *, sha256: str = ""):
+    """Takes documents as token ids: document d is ids[starts[d] : starts[d] + lengths[d]].
+
+    Args:
+      ids, starts, lengths: the documents.
+      sha256: digest of the corpus that they are of, by which a place in a source is checked.
+    """
+    self.sha256 = sha256
     self._ids = ids
     self._starts = starts
     self._lengths = lengths
@@ -56,7 +62,8 @@ def of_corpus(*, name: str, path, text_field: str, limit_bytes: int | None, down
     below = problems.threshold(store.split, held_out_frac, f"document of config.data.name={name!r}")
     chosen = np.flatnonzero((store.split < below) == (split != "train")) if held_out_frac else ...
     lengths = store.lengths[chosen]
-    return Haystack(store.ids, store.starts[chosen][lengths > 0], lengths[lengths > 0])
+    return Haystack(store.ids, store.starts[chosen][lengths > 0], lengths[lengths > 0],
+                    sha256=store.manifest["sha256"])
 
   return read
 

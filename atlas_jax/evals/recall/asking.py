@@ -102,7 +102,7 @@ def scored(reader: reading.Reader, trained, cell: Cell, shape: reading.QuestionS
   right, nats, chosen = [], [], []
   growth = None
   for first in range(0, count, reader.rows):
-    texts = list(itertools.islice(itertools.cycle(cell.texts), first, first + reader.rows))
+    texts = batch_of(cell.texts, first, reader.rows)
     found = reader.score(trained, texts, shape)
     here = min(reader.rows, count - first)
     right.append(found.right_WBN.sum(axis=-1)[:, :here])
@@ -113,6 +113,17 @@ def scored(reader: reading.Reader, trained, cell: Cell, shape: reading.QuestionS
   return CellScores(np.concatenate(right, axis=1), np.concatenate(nats, axis=1),
                     np.concatenate(chosen, axis=1) if cell.texts[0].candidates else None,
                     np.array([len(text.distance_N) for text in cell.texts]), growth)
+
+
+def batch_of(texts: Sequence[RecallSample], first: int, rows: int) -> list[RecallSample]:
+  """Returns texts from a number on, filled up from the first again; no text that counts follows itself.
+
+  The row before the first is the last one: memories are swapped in a ring.
+  """
+  found = list(itertools.islice(itertools.cycle(texts), first, first + rows))
+  if len(texts) > 1 and found[-1] is found[0]:
+    found[-1] = texts[(first + 1) % len(texts)]
+  return found
 
 
 def rows_of(task: RecallTask, cell: Cell, sums: CellScores, reader: reading.Reader) -> list[dict]:

@@ -35,7 +35,7 @@ class Reader(NamedTuple):
   rows: int  # texts that are read side by side
   conditions: tuple[str, ...]  # ways to read a question, of CONDITIONS
   score: Callable  # (trained, `rows` texts, QuestionShape) -> Scores
-  reach_tokens: int  # how far back attention can see through all blocks; 0: not at all
+  reach_tokens: int  # how far back attention and n-grams see through all blocks; 0: not at all
   growth_bytes: Callable  # () -> growth of the process in the second half of the last texts; None: unknown
   state_bytes: int  # of one row's state; 0: unknown
 
@@ -74,7 +74,8 @@ def make(model: lm.LM, mesh: Mesh, *, rows: int, segment_len: int) -> Reader:
   text. Then the question is read: as it is; "emptied": every memory holds nothing, and nothing is written;
   "swapped": every memory is that of the row before, and writes go on; "writes_off": every memory stands at
   its learned start, and nothing is written. Attention's window and convolutions go on as they were in all
-  four.
+  four: what memories recalled into the window before the question stays there, so that with several blocks
+  an emptied memory may still be right, and what the memory gains is rather more than these show.
 
   Args:
     model: its memories are written while it reads, or it has none and is read as it is alone.
@@ -111,7 +112,8 @@ def make(model: lm.LM, mesh: Mesh, *, rows: int, segment_len: int) -> Reader:
 
   state = jax.eval_shape(lambda: model.zero_state(1))
   state_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  reach = len(model.with_attention) * (model.window_tokens - 1)
+  # An embedding of n-grams sees n - 1 tokens further back than its own.
+  reach = len(model.with_attention) * (model.window_tokens - 1) + (model.max_n or 1) - 1
   return Reader(rows, conditions, score, reach, lambda: grown[0], state_bytes)
 
 

@@ -88,3 +88,16 @@ def test_every_supporting_fact_is_needed(task):
       changed += 1
   assert changed > 60
   assert min(counts) >= task if task != 3 else min(counts) >= 2
+
+
+def test_a_fact_that_says_again_where_a_thing_is_supports_the_answer():
+  """Who takes a thing from where it lay says where that is, nearer to the question than who put it there."""
+  draw = np.random.default_rng(0)
+  again = 0
+  for _ in range(1500):
+    told = babilong.story(draw, 2)
+    thing = told.question.removeprefix("where is the ").removesuffix("?")
+    last = max(number for number, fact in enumerate(told.facts) if thing in fact)
+    again += sum(f"took the {thing}" in fact for fact in told.facts) > 1
+    assert max(told.support) >= last, told
+  assert again > 20

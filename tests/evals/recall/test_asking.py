@@ -64,6 +64,16 @@ def test_a_perfect_memory_is_right_and_an_emptied_one_is_not(name):
   assert name == "mad" or out.scalars[f"{base}/beyond_reach_accuracy"] == 1.0
 
 
+@pytest.mark.parametrize("count,rows", [(2, 3), (3, 4), (7, 8), (5, 16), (6, 4), (9, 8), (3, 2)])
+def test_no_text_that_counts_is_given_its_own_memory_in_place_of_another(count, rows):
+  texts = [object() for _ in range(count)]
+  for first in range(0, count, rows):
+    found = asking.batch_of(texts, first, rows)
+    here = min(rows, count - first)
+    assert len(found) == rows and found[:here] == texts[first:first + here]
+    assert all(found[row] is not found[row - 1] for row in range(here))
+
+
 def test_one_who_guesses_is_at_chance():
   draw = np.random.default_rng(0)
   found = {}

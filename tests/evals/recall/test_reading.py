@@ -12,7 +12,7 @@ from atlas_jax.evals.recall import reading
 from atlas_jax.models import head
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
-from tests.helpers import assert_close, tiny_lm
+from tests.helpers import assert_close, freeze, tiny_lm
 
 ALIGN, ROWS, SEGMENT = 4, 3, 8
 
@@ -123,6 +123,22 @@ def test_a_model_without_memory_is_read_as_it_is_alone():
   assert found.conditions == ("as_it_is",) and found.reach_tokens == 2
   one = text(0, 20)
   assert found.score(Trained(params), [one], reading.shape_of([one], ALIGN)).nats_WBN.shape == (1, 1, 2)
+
+
+def test_nothing_beyond_the_reach_changes_an_output_also_with_ngrams():
+  ngrams = freeze({"max_n": 4, "table_rows": 64})
+  model, params, tokens_1T = tiny_lm(B=1, T=24, memory_mix="none", ngram_embed=ngrams)
+  mesh = meshes.make(devices=jax.devices()[:1])
+  reach = reading.make(model, mesh, rows=1, segment_len=SEGMENT).reach_tokens
+  doc_1T = jnp.zeros_like(tokens_1T)
+  last = jax.jit(lambda ids: model.apply({"params": params}, ids, model.zero_state(1), doc_BT=doc_1T)
+                 .hidden_BTD[0, -1])
+
+  def moved(back):
+    at = 23 - back
+    return bool((last(tokens_1T) != last(tokens_1T.at[0, at].set((tokens_1T[0, at] + 1) % 32))).any())
+
+  assert [back for back in range(reach, 24) if moved(back)] == [reach]
 
 
 def test_one_row_alone_is_refused_where_memories_are_swapped():
