@@ -8,7 +8,7 @@ from absl import logging
 
 from atlas_jax import readers, trust
 from atlas_jax.defaults import default
-from atlas_jax.defaults.mixes import set_mix
+from atlas_jax.defaults.mixes import set_mix, set_size
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
   FIELDS,
@@ -31,7 +31,7 @@ from atlas_jax.workdir import CONFIG
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
-           "published_trm", "set_mix", "small_arc", "unknown_field"]
+           "published_trm", "set_mix", "set_size", "small_arc", "unknown_field"]
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:

@@ -27,15 +27,7 @@ def get_config(arg=None):
     raise ValueError(f"config arguments 'corpus={arg.corpus}' and 'smoke' exclude each other: smoke reads the"
                      " standard library; set --config.data.name for another corpus")
   config = base.default()
-  config.recipe = "memory_lm"
-  config.data.update(name=arg.corpus, tokenizer=f"runs/{arg.corpus}_32k", segment_len=4_096, batch_rows=128)
-  config.model.update(vocab_size=32_000, width=2_048, depth=18, heads=32, window_tokens=512, remat="block",
-                      memory_layers="1,5,9,13")
-  config.model.memory.update(heads=32, key_dim=64, value_dim=64, chunk_size=64)
-  config.loss.block_tokens = 4_096
-  config.optim.update(lr=7e-4, warmup_steps=1_000, steps=200_000)
-  config.train.update(log_every_steps=50, eval_every_steps=2_000, accumulate_steps=4)
-  config.checkpoint.update(every_steps=1_000)
-  config.eval.update(batch_rows=16, max_tokens=2_000_000, baselines=False)
+  config.data.update(name=arg.corpus, tokenizer=f"runs/{arg.corpus}_32k")
+  base.set_size(config, width=2_048, depth=18, memory_layers="1,5,9,13", lr=7e-4, steps=200_000)
   base.set_mix(config, arg.mix, base.default(), ff_widths=FF_WIDTHS, inner_width=2_816)
   return base.shrink(config) if arg.smoke else config

@@ -1,4 +1,4 @@
-"""Settings of a mix of memory and attention: what a config sets besides config.model.memory_mix."""
+"""Settings that configs of several sizes and mixes of memory and attention have in common."""
 from collections.abc import Mapping
 
 import ml_collections
@@ -41,3 +41,27 @@ def set_mix(config: ml_collections.ConfigDict, mix: str, usual: ml_collections.C
     model.memory_layers = ",".join(map(str, range(first, model.depth)))
     model.inner.update(batch_tokens=model.window_tokens, ff_width=inner_width)
     model.memory.chunk_size = usual.model.memory.chunk_size
+
+
+def set_size(config: ml_collections.ConfigDict, *, width: int, depth: int, memory_layers: str, lr: float,
+             steps: int) -> None:
+  """Changes a config to a model of 170M parameters or more, trained on half a million tokens per update.
+
+  Shapes and lengths are those of Miras (arXiv:2504.13173), with heads of 64; the head is the embedding.
+
+  Args:
+    config: the default config.
+    width, depth: of the model.
+    memory_layers: blocks with a memory, such as "1,5,9".
+    lr, steps: of the optimizer.
+  """
+  config.recipe = "memory_lm"
+  config.data.update(segment_len=4_096, batch_rows=128)
+  config.model.update(vocab_size=32_000, width=width, depth=depth, heads=width // 64, window_tokens=512,
+                      remat="block", memory_layers=memory_layers)
+  config.model.memory.update(heads=width // 64, key_dim=64, value_dim=64, chunk_size=64)
+  config.loss.block_tokens = 4_096
+  config.optim.update(lr=lr, warmup_steps=1_000, steps=steps)
+  config.train.update(log_every_steps=50, eval_every_steps=2_000, accumulate_steps=4)
+  config.checkpoint.update(every_steps=1_000)
+  config.eval.update(batch_rows=16, max_tokens=2_000_000, baselines=False)
