@@ -8,6 +8,7 @@
 Half of the words are in the language. The other half differ little: one symbol more, some symbols moved over
 the border, one bracket turned. Answered by greedy decoding with one of two symbols. The context ends at a
 chunk's end inside of the word, and its rest belongs to the question: an emptied memory knows the rest alone.
+There are few words of a length, so that many of those asked were trained on too: held out is a longer length.
 
 Source: languages as in Bhattamishra et al. 2020, arXiv:2009.11264; words are drawn by rules of ours.
 """
@@ -36,8 +37,11 @@ def draw(cell, draw, setting) -> sample.RecallSample:
   word_T = KINDS[cell["kind"]](draw, cell["length"], member)
   ids = sample.symbols(setting, SYMBOLS)
   answer = ids[YES if member else NO]
+  # What does not fill a chunk belongs to the question, so the number of tokens there would tell how long the
+  # word is, up to whole chunks: with `even`, which are of even length, that is the answer.
+  shift_T = np.full(draw.integers(setting.align_tokens), MARK)
   # Everything has to be remembered, the first symbol as well.
-  return sample.in_symbols(setting, ids[word_T], [(ids[MARK], answer, 0)], [len(word_T)])
+  return sample.in_symbols(setting, ids[np.r_[shift_T, word_T]], [(ids[MARK], answer, 0)], [len(word_T)])
 
 
 def chance(cell, setting) -> float:
