@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
@@ -200,29 +200,20 @@ class Mirror:
     """Uploads every EVERY_S seconds while the block runs, and at its end."""
     ended, pushed = threading.Event(), threading.Event()
 
-    # A thread of its own: a checkpoint may take longer to send than an owner may be silent.
-    def keep_beating() -> None:
-      while not pushed.wait(EVERY_S):
+    def keep(until: threading.Event, act: Callable[[], None]) -> None:
+      while not until.wait(EVERY_S):
         try:
           with _reaching(self.there):
             self._refuse_other()
-            self._beat()
-        except RemoteError as error:
-          logging.warning("%s", error)
-
-    def keep_pushing() -> None:
-      while not ended.wait(EVERY_S):
-        try:
-          with _reaching(self.there):
-            self._refuse_other()
-          self.push()
+            act()
         # Also where another process has taken the run over: then nothing is sent. The end of the block tries
         # again, and fails if that fails.
         except RemoteError as error:
           logging.warning("%s", error)
 
-    beating = threading.Thread(target=keep_beating, name="beat", daemon=True)
-    pushing = threading.Thread(target=keep_pushing, name="push", daemon=True)
+    # Life is shown by a thread of its own: a checkpoint may take longer to send than an owner may be silent.
+    beating = threading.Thread(target=keep, args=(pushed, self._beat), name="beat", daemon=True)
+    pushing = threading.Thread(target=keep, args=(ended, self.push), name="push", daemon=True)
     beating.start()
     pushing.start()
     try:
