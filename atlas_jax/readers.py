@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from atlas_jax import modules
 from atlas_jax.defaults import default
 from atlas_jax.fields import MIXES, at, flat, mixes
 
@@ -58,13 +59,10 @@ ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
-# Options of evaluations, by the name of the task in config.eval.tasks that reads them.
-TASK_OPTIONS = {
-    "mqar": ("mqar_pairs", "mqar_distances", "mqar_symbols"), "mad": ("mad_kinds", "mad_lengths"),
-    "niah": ("niah_kinds", "niah_lengths", "niah_depths"),
-    "babilong": ("babilong_tasks", "babilong_lengths"), "formal": ("formal_kinds", "formal_lengths"),
-    "last_word": ("last_word_lengths",), "published": ("published_path", "published_split"),
-    "lm_eval": ("lm_eval_tasks", "lm_eval_limit")}
+# Options of evaluations -> the names in config.eval.tasks that read them, as the files of the tasks say.
+TASK_READS = modules.constants("data/recall", "READS") | {"lm_eval": ("lm_eval_tasks", "lm_eval_limit")}
+TASK_OPTIONS = {name: "|".join(f"*{task}*" for task, reads in TASK_READS.items() if name in reads)
+                for reads in TASK_READS.values() for name in reads}
 
 # An entry for a field takes it out of the entry of its group: nothing is inherited, and it repeats the
 # recipes of the group that it keeps.
@@ -209,9 +207,7 @@ READERS = {
     "eval.sample_tokens": "memory_lm sft",
     "eval.tasks": "memory_lm",
     "eval.task_samples": "memory_lm if eval.tasks!=None",
-    "eval.task_gap_tokens": "memory_lm if eval.tasks=*niah*|*babilong*|*last_word*",
-    **{f"eval.{name}": f"memory_lm if eval.tasks=*{task}*" for task, names in TASK_OPTIONS.items()
-       for name in names},
+    **{f"eval.{name}": f"memory_lm if eval.tasks={tasks}" for name, tasks in TASK_OPTIONS.items()},
     "eval.max_problems": ASKED,
     "eval.grader": ASKED,
     "eval.temperature": ASKED,

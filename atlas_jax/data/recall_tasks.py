@@ -3,9 +3,10 @@
   --config.data.source=recall_tasks --config.data.options.tasks=mqar:2,niah,text
 
 Tasks are files of data/recall, drawn as often as the weight behind the colon says (1 where there is none); of
-a task all its kinds of texts come equally often. "text" is a stretch of the corpus itself, of which every
-token counts; of the others the answers alone do. Options of the tasks stand beside, under the names they have
-in config.eval: --config.data.options.niah_lengths=256,512.
+a task all its kinds of texts are drawn equally often. A text that does not fit behind the others of its row
+ends the row and is dropped, so that long ones are trained on a little less often. "text" is a stretch of the
+corpus itself, of which every token counts; of the others the answers alone do. Options of the tasks stand
+beside, under the names they have in config.eval: --config.data.options.niah_lengths=256,512.
 
 Every row is a stream of texts, each a document of its own. Texts that are longer than a segment go on in the
 next one: the memory passes on, and gradients do not, so that storing is learnt from segments that hold both.
