@@ -1,8 +1,8 @@
-"""Every setting of a run, with its default, its unit and its meaning; `puzzles` and `tuning` have theirs."""
+"""Every setting of a run: default, unit and meaning; `puzzles`, `tuning` and `serving` have theirs."""
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, puzzles, tuning
+from atlas_jax.defaults import bounds, puzzles, serving, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -57,6 +57,7 @@ def _fields() -> dict:
       "eval": _eval(),
       **puzzles.groups(),
       **tuning.groups(),
+      **serving.groups(),
       "monitor": {
           "progress": True,  # A progress bar, where there is a terminal.
           "tensorboard": True,  # TensorBoard events beside metrics.jsonl.

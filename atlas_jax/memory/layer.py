@@ -169,6 +169,9 @@ class Memory(nn.Module):
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = statistics.of_chunks(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
+      # Kept, as means over heads, only where a caller looks at single tokens.
+      self.sow("intermediates", "write_rate_BT", jnp.mean(gates.write_rate, axis=-1))
+      self.sow("intermediates", "surprise_BT", jnp.mean(out.surprise_C, axis=-1))
       return self._read(out.out_CM), state, stats
     if writes is not None:
       raise ValueError(f"writes are shut off in mode='packed' alone, not in mode={mode!r}; leave writes None")

@@ -234,7 +234,8 @@ class LM(nn.Module):
   @nn.nowrap
   def _blocks(self, stack: Stack, mode: str):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
-    scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+    # "intermediates" are numbers per token, which exist where the caller asks for them alone.
+    scanned = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                       length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
                       unroll=min(self.scan_unroll, stack.end - stack.first))
     fields = self.block_fields(mode)
