@@ -180,7 +180,7 @@ def peer(spec: dict, turns: bench_turns.Turns) -> None:
                   "state_bytes": 2 * depth * spec["length"] * width * 4}
     while True:
       turns.step()
-      cache.crop(spec["length"])
+      cache.crop(spec["length"] - cache.get_seq_length())  # By a negative number: so many are taken off.
       model.generate(ids_BT, past_key_values=cache, do_sample=True, top_k=0, use_cache=True,
                      max_new_tokens=spec["new_tokens"], min_new_tokens=spec["new_tokens"],
                      attention_mask=torch.ones_like(ids_BT), pad_token_id=0)
