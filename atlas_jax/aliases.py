@@ -3,11 +3,13 @@
 The names are those of Hugging Face's Trainer, TRL, PEFT and the usual training scripts.
 """
 
+# A run resumes by its --workdir alone, so for these words there is neither a flag nor a field to name.
 RESUME = ("resume", "resume_from", "resume_from_checkpoint", "continue", "restore", "load_checkpoint",
           "auto_resume")
+# Other programs keep results, logs and checkpoints apart; here all of them lie in --workdir.
 WORKDIR = ("output_dir", "out_dir", "output", "save_dir", "run_dir", "log_dir", "logging_dir", "ckpt_dir",
            "checkpoint_dir", "work_dir", "outdir", "model_dir")
-# What is asked for by other means than a field of its own.
+# Requests that are met by other means than a field.
 OTHERWISE = {
     **dict.fromkeys(("train", "do_train", "training"), "training is --mode=train, and done without a flag"),
     **dict.fromkeys(("eval", "do_eval", "eval_only", "evaluate", "test", "do_test", "do_predict"),
@@ -16,10 +18,12 @@ OTHERWISE = {
                     "in --config=configs/memory_40m.py:cpu"),
     **dict.fromkeys(("gpu", "gpu_id", "device", "cuda", "accelerator", "platform", "use_cpu", "no_cuda"),
                     "all devices are used that are found; JAX_PLATFORMS=cpu in the environment takes others")}
+# Messages put --config. before a name; a text that names two fields writes the second prefix out.
 TEXTS = "data.path (texts, with --config.data.name=files) or --config.data.files (rows of prompts and chats)"
 DTYPE = "model.dtype or --config.decoder.dtype"
-# Ours for each of theirs.
+# Our field for each of their names. A name is looked up without its groups.
 ALIASES = {
+    # Ours counts the rows of one update: over all devices, and all pieces of accumulate_steps.
     **dict.fromkeys(("batch_size", "bs", "train_batch_size", "per_device_train_batch_size", "batch",
                      "global_batch_size", "micro_batch_size"), "data.batch_rows"),
     **dict.fromkeys(("eval_batch_size", "per_device_eval_batch_size", "val_batch_size"), "eval.batch_rows"),
@@ -43,6 +47,7 @@ ALIASES = {
     "save_steps": "checkpoint.every_steps", "save_interval": "checkpoint.every_steps",
     "save_every": "checkpoint.every_steps", "save_total_limit": "checkpoint.keep_last",
     "metric_for_best_model": "checkpoint.best_metric",
+    # A checkpoint here is a model to start from; to go on with a run is the case of RESUME.
     **dict.fromkeys(("model", "model_name", "model_path", "model_name_or_path", "model_id", "base_model",
                      "pretrained", "pretrained_model_name_or_path", "init_from", "load_weights", "load",
                      "load_from", "init", "checkpoint", "ckpt", "ckpt_path", "weights"),
@@ -78,6 +83,7 @@ ALIASES = {
                     "model.heads or --config.decoder.heads"),
     **dict.fromkeys(("window", "window_size", "sliding_window", "attention_window"),
                     "model.window_tokens (or while training --config.window.kind)"),
+    # No field counts devices: config.mesh.data=-1, the default, takes all that fsdp and tensor leave.
     "random_seed": "seed", "report_to": "monitor.tensorboard", "num_gpus": "mesh.data", "gpus": "mesh.data",
     "n_gpus": "mesh.data", "devices": "mesh.data",
 }

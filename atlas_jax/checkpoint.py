@@ -27,7 +27,7 @@ from atlas_jax.workdir import CHECKPOINTS, INVENTORY
 _UNLISTED = (INVENTORY, "_CHECKPOINT_METADATA")  # Orbax stamps the second after the inventory.
 _METRICS = "metrics/metrics"
 _HALF_WRITTEN = ".orbax-checkpoint-tmp"
-_READ_BYTES = 2**24
+_READ_BYTES = 2**24  # Bounds the memory that a checksum takes, however large the file is.
 _WITHOUT_NUMBERS = "evaluated"  # In place of metrics of which none is finite.
 
 
@@ -59,6 +59,7 @@ class Checkpoints:
     self._read_only = read_only
     if not read_only:
       self.path.mkdir(parents=True, exist_ok=True)
+    # Orbax does not tell `_take_inventory` the step, so it is kept here; saves never overlap.
     self._being_saved: int | None = None
     self._saver: ocp.CheckpointManager | None = None  # Made at the first save: it reads what is there.
     self._policy = _policy(keep_last, keep_best, keep_every_steps, every_eval, best_metric, best_mode)
@@ -75,6 +76,8 @@ class Checkpoints:
 
   def newest_good(self, besides: int | None = None) -> Path | None:
     """Returns the path of the newest checkpoint whose files are all as written, or None."""
+    # Reads every byte of a checkpoint. The result serves messages only: which checkpoint is restored is never
+    # chosen by it, as a run must not go back in silence.
     for step in reversed(self.steps()):
       if step != besides and _damage(self.path / str(step)) is None:
         return self.path / str(step)
@@ -94,6 +97,8 @@ class Checkpoints:
     """
     if self._read_only:
       raise CheckpointError(f"{self.path} was opened to read; nothing can be saved there")
+    # One save at a time: `_being_saved` names one step, and an earlier save that failed is reported here,
+    # before more work rests on it.
     self.wait()
     if step in self.steps():
       raise CheckpointError(f"{self.path / str(step)} exists already and is not overwritten; restore it, "
@@ -104,6 +109,8 @@ class Checkpoints:
     numbers = _ranks(metrics) if metrics else {}
     self._being_saved = step
     items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(named)), meta=ocp.args.JsonSave(described))
+    # Orbax has copied the arrays to the host when this returns, and writes the files in threads of its own.
+    # That is why the caller may donate the state to the next update.
     self._call(lambda manager: manager.save(step, metrics=numbers, args=items))
 
   def restore(self, abstract_state, step: int | None = None) -> tuple[Any, dict]:
@@ -122,7 +129,7 @@ class Checkpoints:
     return self._read(abstract_state, step, field=None)
 
   def restore_params(self, abstract_params, *, field: str = "params", step: int | None = None):
-    """Reads one field of a state, "params" or "ema", and leaves the rest on disk; gives (field, meta)."""
+    """Reads one field of a state, "params" or "ema", and leaves the rest on disk; returns (field, meta)."""
     return self._read(abstract_params, step, field=field)
 
   def read_meta(self, step: int | None = None) -> dict:
@@ -135,7 +142,7 @@ class Checkpoints:
     return path.exists() and bool(json_file.read(path))
 
   def rank(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Returns metrics to a checkpoint that was saved without; all processes call it, before their first save.
+    """Adds metrics to a checkpoint that was saved without; all processes call it, before their first save.
 
     Raises:
       CheckpointError: if it has some already, or cannot be written to.
@@ -146,7 +153,9 @@ class Checkpoints:
         inventory = json_file.read(folder / INVENTORY)
         if self.is_ranked(step):
           raise CheckpointError(f"{folder} has metrics already")
-        # Unlisted while it changes, so that a crash in between leaves a checkpoint that can be read.
+        # Three durable writes: the entry leaves the inventory, the metrics change, the entry comes back. A
+        # crash between any two leaves a checkpoint whose listed files match, hence one that can be read. With
+        # the entry in place, a crash behind the second write would leave one that counts as damaged.
         inventory.pop(_METRICS, None)
         write.json(folder / INVENTORY, inventory, indent=None)
         write.json(folder / _METRICS, _ranks(metrics), indent=None)
@@ -155,6 +164,8 @@ class Checkpoints:
       except OSError as error:
         raise CheckpointError(f"{folder} cannot be written to ({error}); the same command makes its "
                               "evaluation again") from error
+    # The manager reads the metrics of all checkpoints when it is made, at the first save: no process may get
+    # there before the file is written.
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"rank {step}")
 
@@ -179,24 +190,30 @@ class Checkpoints:
       saved = {name: leaf for name, leaf in saved.items() if name.split("/")[0] == field}
     _check_same_leaves(path, saved, wanted)
     nested = _nest(wanted)
+    # Every leaf is read into the sharding that is wanted, whatever mesh it was saved from; with
+    # partial_restore the leaves that are not named stay on disk.
     placed = ocp.checkpoint_utils.construct_restore_args(nested)
     request = ocp.args.PyTreeRestore(item=nested, restore_args=placed, partial_restore=True)
     try:
       arrays = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / "state", args=request)
     except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
       raise CheckpointError(self._refusal(path, f"cannot be read ({_first_line(error)})")) from error
+    # Nested dicts have their leaves sorted by key, the state has them in the order of its fields: they are
+    # put in place by name.
     found = dict(tree.named_leaves(arrays))
     leaves = [found[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves), described["meta"]
 
   def _good_path(self, step: int | None) -> Path:
-    """Finds a checkpoint and verifies its files: on process 0, whose verdict all processes share."""
+    """Finds a checkpoint and verifies its files, on process 0, whose verdict holds for all processes."""
     self.wait()
     steps = self.steps()
     self._mention_half_written(steps)
     if step is None and not steps:
       raise CheckpointError(f"{self.path} holds no checkpoint; train first, or check --workdir")
     path = self.path / str(max(steps) if step is None else step)
+    # One process reads all bytes, which are the same for all. The others wait for its verdict: if process 0
+    # raised alone, they would wait for it in the restore.
     damage = _damage(path) if jax.process_index() == 0 else None
     if jax.process_count() > 1:
       good = int(multihost_utils.broadcast_one_to_all(np.int32(damage is None)))
@@ -242,6 +259,8 @@ class Checkpoints:
   def _take_inventory(self) -> None:
     """Writes files.json; Orbax calls this when all files are written, before the directory is renamed."""
     if jax.process_index() == 0:
+      # The folder still has Orbax's temporary name and is renamed after this callback: a folder named by its
+      # step alone always has an inventory. A kill in between leaves a half-written one.
       for folder in self.path.glob(f"{self._being_saved}{_HALF_WRITTEN}*"):
         write.json(folder / INVENTORY, _inventory(folder), indent=None)
 
@@ -266,6 +285,7 @@ def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, every_
             best_mode: str) -> dict:
   if best_mode not in ("min", "max"):
     raise ValueError(f"config.checkpoint.best_mode={best_mode!r} must be 'min' or 'max'")
+  # Low is good to `rank`. BestN keeps the end of the list that it sorts, so `reverse` puts the lowest there.
   sign = 1 if best_mode == "min" else -1
 
   def rank(metrics) -> float:
@@ -284,6 +304,8 @@ def _policy(keep_last: int, keep_best: int, keep_every_steps: int | None, every_
 
 
 def _ranks(metrics: Mapping[str, Any]) -> dict[str, float]:
+  # A metric that is not finite ranks nothing. If none is left, a mark stands in for them: an empty file would
+  # read as not evaluated, see `Checkpoints.is_ranked`.
   numbers = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
   return numbers or {_WITHOUT_NUMBERS: 1.0}  # It was evaluated all the same.
 
@@ -328,7 +350,7 @@ def _inventory(folder: Path) -> dict:
 
 
 def _checksum(file: Path) -> int:
-  total = 0
+  total = 0  # CRC-32 finds torn files and flipped bits; it is no guard against forgery.
   with file.open("rb") as stream:
     while piece := stream.read(_READ_BYTES):
       total = zlib.crc32(piece, total)
@@ -349,6 +371,8 @@ def _damage(folder: Path) -> str | None:
     inventory = json_file.read(folder / INVENTORY)
   except (OSError, ValueError):
     return f"is half-written or damaged: {INVENTORY} is missing or unreadable"
+  # The inventory is read like any file from elsewhere: a name such as ../x must not lead outside of the
+  # checkpoint. Sizes come before contents, so that a torn file is found without reading it.
   for name, entry in inventory.items():
     if not inside.is_inside(name) or not isinstance(entry, list) or len(entry) != 2:
       return f"is damaged: the entry {name[:60]!r} in {INVENTORY} is no size and checksum of a file there"

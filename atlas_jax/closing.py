@@ -28,15 +28,17 @@ def say(level: int, line: str, *values) -> None:
 
 
 def say_stopped(run_: Run) -> None:
-  """Returns where a run that was asked to stop stands."""
+  """Logs where a run stands that was asked to stop."""
   say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
       run_.saver.path)
 
 
 def asker(mesh, stop) -> Callable[[], bool]:
-  """Makes the question whether a process was asked to stop, put by all together; with several it waits."""
+  """Returns a function that says whether any process was asked to stop; all call it together and wait."""
   if jax.process_count() == 1:
     return lambda: stop.requested
+  # Signals reach processes at different times. All read the same sum over the mesh, so all leave before the
+  # same evaluation; a process that left alone would keep the others waiting in a collective.
   total = jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh))
   return lambda: stop.agreed(total(stop.array()))
 
@@ -67,31 +69,37 @@ def evaluation_due(step: int, config) -> bool:
 
 
 def evaluate_and_save(run_: Run, state: TrainState, asked: Callable[[], bool]) -> bool:
-  """Does what is due at a step; says whether the run was asked to stop before the evaluation was through.
+  """Evaluates and saves as is due at a step; returns whether a request to stop cut the evaluation short.
 
   That evaluation is then made by the start that goes on with the run.
   """
   scalars: dict = {}
   if evaluation_due(run_.step, run_.config):
     out = _evaluated(run_, state, ("every",), asked)
+    # Before `save`, which writes it into the checkpoint: from there the next start knows that it owes this
+    # evaluation.
     run_.evaluation_due = out is None
     if out is None:
       run_.save(state)
       return True
     _write_eval(run_, out)
     scalars = out.scalars
+  # Saved after the evaluation, since a checkpoint is ranked by the metrics it is saved with. A step that was
+  # evaluated is saved even where no checkpoint is due: it may be the best.
   if scalars or run_.step % run_.config.checkpoint.every_steps == 0:
     run_.save(state, _named(run_, scalars) or None)
   return False
 
 
 def make_up_evaluation(run_: Run, state: TrainState, asked: Callable[[], bool]) -> bool:
-  """Makes the evaluation that an earlier start owes to the step it stopped at; says whether to stop again."""
+  """Makes the evaluation that the start before left out where it stopped; returns whether to stop."""
   out = _evaluated(run_, state, ("every",), asked)
   if out is None:
     return True
   _write_eval(run_, out)
   with run_.ledger.at("checkpoint"):
+    # The checkpoint of this step is there already, without metrics, and no step is saved twice. Once it is
+    # ranked, a kill does not make the evaluation due again, see `train._start`.
     if named := _named(run_, out.scalars):
       run_.saver.rank(run_.step, named)
   run_.evaluation_due = False
@@ -106,12 +114,15 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     return {}
   _write_eval(run_, out)
   summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {"steps": run_.step}
+  # Every process takes part: an export may gather parameters that are split over processes.
   run_.recipe.assets.export(run_.workdir, _trained(run_, state), summary)
   if not hosts.is_main():
     return summary
   if out.text:
     run_.writer.write_text(run_.step, "eval/sample", out.text)
     print(out.text, flush=True)
+  # The summary comes last: where it is, the run counts as finished. After a kill before that line the same
+  # command evaluates and finishes again.
   report.write_report(run_.workdir)
   write.json(run_.workdir / SUMMARY, summary)
   return summary
@@ -123,6 +134,8 @@ def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> Ev
   with run_.ledger.at("evaluation"):
     for found in run_.recipe.evals.values():
       if found.when in when:
+        # Asked before each evaluation, not within: one that is begun is finished, so that no number stands
+        # for a part of the data.
         if asked():
           return None
         outs.append(found.run(_trained(run_, state), step=run_.step, workdir=run_.workdir))
@@ -130,7 +143,7 @@ def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> Ev
 
 
 def _named(run_: Run, scalars: dict) -> dict:
-  """Names what was evaluated as checkpoints rank it, with a word if the best is ranked by none of it."""
+  """Returns metrics under the names that rank checkpoints; warns if none of them decides the best."""
   named = {evals.summary_name(name): value for name, value in scalars.items()}
   best = run_.config.checkpoint.best_metric
   if named and run_.config.checkpoint.keep_best and best not in named:
@@ -151,6 +164,7 @@ def _trained(run_: Run, state: TrainState) -> Trained:
 
 
 def _summary(run_: Run, params: int, out: EvalOut) -> dict:
+  # Speeds are those of all starts of the run: the file has their rows, and this process knows its own alone.
   rows = report.read_metrics(run_.workdir)
   unit = run_.recipe.accounting.unit
   times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
@@ -162,4 +176,5 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
       **({} if out.scalars else {"evaluation": "none"}),
+      **({"rows": list(out.rows)} if out.rows else {}),
   }

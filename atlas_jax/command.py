@@ -15,8 +15,10 @@ from absl import flags
 from atlas_jax import aliases, modules, readers, remote
 from atlas_jax import config as configs
 
+# Flags that one mode alone reads: with any other mode they are refused, not ignored.
 OF_MODE = {
     "train": ("stopped_ok",),
+    "eval": ("evals",),
     "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
@@ -24,7 +26,8 @@ OF_MODE = {
     "serve": ("port",)}
 SERVING = ("serve", "chat")  # Modes that read config.serve.
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
-TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr": "table.lr",
+TRAINING = {"evals": "eval.tasks", "seed": "seed", "steps": "optim.steps", "lr": "optim.lr",
+            "table_lr": "table.lr",
             "batch_rows": "data.batch_rows", "temperature": "sampler.temperature", "top_k": "sampler.top_k",
             "tokens": "sampler.max_tokens", "dtype": aliases.DTYPE, "prompt": "eval.sample_prompt",
             "augmentations": "puzzles.n_augmentations"}  # What flags of these modes are called in training.
@@ -32,6 +35,8 @@ TRAINING = {"seed": "seed", "steps": "optim.steps", "lr": "optim.lr", "table_lr"
 
 def define_flags() -> flags.FlagValues:
   """Makes the flags of the program, all at their defaults."""
+  # Not absl's global FLAGS: libraries define theirs there, which would be listed by --help and could have the
+  # same names.
   values = flags.FlagValues()
   text, number = (functools.partial(define, flag_values=values) for define in
                   (flags.DEFINE_string, flags.DEFINE_integer))
@@ -39,6 +44,8 @@ def define_flags() -> flags.FlagValues:
   text("workdir", None, "The run's directory.")
   flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import", *SERVING],
                     "What to do.", flag_values=values)
+  text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
+       "mqar,niah,babilong. Left out: those of the run's own config.")
   text("prompt", "", "generate: the text to go on from; may be empty.")
   number("tokens", 200, "generate: how many tokens to add at most.", lower_bound=1)
   flags.DEFINE_float("temperature", 0.8, "generate: 0 takes the likeliest token, higher is more random.",
@@ -109,17 +116,17 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, dict[str, str]]:
     raise ValueError(f"{words.split(': ')[0]}: must be {need}" if need else words) from None
   except flags.Error as error:
     raise ValueError(str(error)) from None
+  # absl hands back the program's own name, and behind it all that is no flag.
   if len(left) > 1:
     raise ValueError(f"{left[1]!r} is no flag; flags are written --name=value")
   return values, overrides
 
 
 def meant(flag: str, known: list[str]) -> str:
-  """Returns what a flag that does not exist may stand for.
-
-  Another flag, a field of the config, or nothing.
-  """
+  """Returns what a flag that does not exist may stand for: another flag, a field, or nothing known."""
   name = flag.replace("-", "_").lower()
+  # From certain to likely: a word that other programs use is known by its meaning, before anything that is
+  # only spelt like it.
   if name in aliases.RESUME:
     return "the same command with the same --workdir goes on from its newest checkpoint, so leave it out"
   if name in aliases.WORKDIR:
@@ -132,6 +139,8 @@ def meant(flag: str, known: list[str]) -> str:
     return meant(name.removeprefix("no_"), known)
   fields = configs.fields_like(name)
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  # A misspelt --steps may be the flag of another mode or the field of training. Most commands train, so the
+  # field is offered and the flag is mentioned.
   if near and near[0] in TRAINING and fields is not None and fields.is_guess:
     return f"did you mean --config.{TRAINING[near[0]]}? (--{near[0]} is of another mode)"
   if fields is not None and not (near and fields.is_guess):
@@ -150,6 +159,8 @@ def _split(argv: list[str]) -> tuple[list[str], dict[str, str]]:
       rest.append(word)
       continue
     name, equals, value = found.groups()
+    # The end of the line counts as another flag: either way no value follows. One dash is none, as in
+    # `--config.seed -1`.
     value = value if equals else next(words, "--")
     if not equals and value.startswith("--"):
       raise ValueError(f"{word} needs a value, {word}=...")
@@ -174,6 +185,7 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
     known = [file.as_posix() for file in pathlib.Path("configs").glob("*.py")]
     here = "" if pathlib.Path(path).is_absolute() else f" in {pathlib.Path.cwd()}"
     raise ValueError(f"--config={spec}: there is no file {path!r}{here}; {configs.nearest(path, known)}")
+  # A config file is Python of the user's own, as --config names it: nothing of it is checked before it runs.
   contents = _run(path)
   if "get_config" not in contents:
     raise ValueError(f"--config={spec}: {path} defines no get_config; configs/memory_40m.py shows one")
@@ -182,13 +194,17 @@ def read_config(spec: str, overrides: Mapping[str, str] | None = None) -> ml_col
   except ValueError as error:
     raise ValueError(f"--config={spec}: {error}") from error
   except (AttributeError, KeyError, TypeError) as error:  # What a locked config raises.
+    # The last line of the file itself that was at work; the frames below it are of ml_collections.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     raise ValueError(f"{path}:{lines[-1] if lines else 1}: {_locked(error)}") from error
+  # Before the overrides are applied, which may set options of the new rule: --config.model.memory.rule=X
+  # --config.model.memory.options.depth=2.
   rule = (overrides or {}).get("model.memory.rule", config.model.memory.rule)
   if rule != config.model.memory.rule:
     config.model.memory.options = {}  # Those of the config are of its own rule.
   for name, text in (overrides or {}).items():
     override(config, name, text)
+  # Before `config.resolve`: a field that it derives would look like one that the user has set.
   readers.check(config, overrides or {})
   return config
 
@@ -211,6 +227,7 @@ def _run(path: str) -> dict:
 def _locked(error: Exception) -> str:
   """Returns what a locked config says of a field, without the list of all others."""
   words = str(error.args[0] if error.args else error).splitlines()[0]
+  # Three wordings of ml_collections; the last is a KeyError, whose text is the name alone.
   field = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"|^\W*(\w+)\W*$', words)
   return words if field is None else configs.unknown_field(field[1] or field[2] or field[3])
 
@@ -234,6 +251,7 @@ def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     raise ValueError(f"--config.{name}={text}: {configs.unknown_field(name)}")
   kind, optional = configs.FIELDS[name]
   try:
+    # bool("False") is True, so truth values are read by name.
     read = (lambda text: configs.SWITCH[text.lower()]) if kind is bool else kind
     value = None if optional and text == "None" else read(text)
   except (KeyError, ValueError):
@@ -260,6 +278,7 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
                      f"--config={asked.config}")
   for mode, names in OF_MODE.items():
     for name in names:
+      # `present` counts how often a flag was given: a flag that is set to its default is refused, too.
       if asked.mode != mode and asked[name].present:
         other = f"; the {name} of training is --config.{TRAINING[name]}" if name in TRAINING else ""
         raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")

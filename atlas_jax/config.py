@@ -8,6 +8,7 @@ from absl import logging
 
 from atlas_jax import readers, trust
 from atlas_jax.defaults import default
+from atlas_jax.defaults.mixes import set_mix
 from atlas_jax.defaults.puzzles import published_trm, small_arc
 from atlas_jax.fields import (
   FIELDS,
@@ -18,6 +19,8 @@ from atlas_jax.fields import (
   check,
   fields_like,
   flat,
+  grid_of,
+  mixes,
   near,
   nearest,
   need,
@@ -28,7 +31,7 @@ from atlas_jax.workdir import CONFIG
 
 # Config files and those who hold a config find all they need here.
 __all__ = ["FIELDS", "OPTIONS", "SWITCH", "at", "default", "fields_like", "flat", "near", "nearest", "need",
-           "published_trm", "small_arc", "unknown_field"]
+           "published_trm", "set_mix", "small_arc", "unknown_field"]
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -49,6 +52,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
       close = difflib.get_close_matches(name, defaults, n=1, cutoff=0.6)
       raise ValueError(f"config argument {name!r} is unknown; "
                        f"{f'did you mean {close[0]!r}? ' if close else ''}{known}")
+    # bool("no") is True: a flag therefore stands alone and takes no text.
     kind = type(defaults[name])
     if kind is bool and given:
       raise ValueError(f"config argument {part!r}: {name} is a flag, write {name} alone")
@@ -73,10 +77,12 @@ def choose(arg: ml_collections.ConfigDict, default_name: str, *others: str) -> s
   return chosen[0] if chosen else default_name
 
 
-# What is tiny in the smoke test of any config; a recipe's own fields only are set.
+# Sizes for the smoke test of any config; only fields that its recipe reads are set. 257 are the byte values
+# and the separator of the byte tokenizer. Segments are four chunks long, so that state passes between chunks.
 SMALL_MODEL = {
     **{f"model.{name}": value for name, value in dict(
         vocab_size=257, width=32, depth=2, heads=2, ff_width=48, window_tokens=16, dtype="float32").items()},
+    "model.inner.batch_tokens": 16, "model.inner.ff_width": 24,
     **{f"model.memory.{name}": value for name, value in dict(
         heads=2, key_dim=16, value_dim=16, chunk_size=16).items()},
     **{f"decoder.{name}": value for name, value in dict(
@@ -98,11 +104,13 @@ SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzz
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
+  # Nothing is downloaded or read from the user's disk: a smoke test runs on a bare machine.
   if config.recipe == "memory_lm" and config.data.source == "text":
     config.data.name = "python_stdlib"
   config.data.update(download=False, files=None, epochs=None)
   config.puzzles.update(path=None, concept_path=None, epochs=None, one_solution=True)
   config.ranked.eval_files = None
+  # After the fields above, since they decide which others are read.
   _set_read(config, SMALL)
   if config.puzzles.name in SMALL_BOARDS:
     _set_read(config, SMALL_BOARDS[config.puzzles.name])
@@ -114,6 +122,8 @@ def shrink_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
   """Makes the model of a config tiny, of whichever kind it is."""
   if config.decoder.learned_positions is not None:
     config.decoder.learned_positions = 256
+  if config.model.memory_layers is not None:
+    config.model.memory_layers = "1"
   return _set_read(config, SMALL_MODEL)
 
 
@@ -131,28 +141,38 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
   Raises:
     ValueError: names the field, its value, and what to do.
   """
+  # A copy: the caller's config keeps its None, and can be changed and resolved again.
   config = ml_collections.ConfigDict(config.copy_and_resolve_references())
   check(config)
+  is_memory = config.model.kind == "memory"
+  grid = grid_of(config.model.memory_mix)  # A document starts a chunk, or a segment of whole chunks.
   if config.data.align_tokens is None:
-    config.data.align_tokens = config.model.memory.chunk_size if config.model.kind == "memory" else 1
-  for name, parts in (MEMORY_MULTIPLES if config.model.kind == "memory" else ()) + MULTIPLES:
+    config.data.align_tokens = at(config, grid) if is_memory else 1
+  on_grid = (("data.segment_len", grid), ("data.align_tokens", grid)) if is_memory else ()
+  for name, parts in on_grid + MULTIPLES:
     value = at(config, name)
     part = at(config, parts)
     if value % part:
       raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
                        f"nearest are {near(value, part)}")
-  chunks = config.data.segment_len // config.model.memory.chunk_size
-  together = config.model.memory.remat_chunks
-  if together and chunks % together:
-    raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
-                     "segment (config.data.segment_len / config.model.memory.chunk_size)")
+  _check_remat(config)
   return ml_collections.FrozenConfigDict(config)
 
 
+def _check_remat(config) -> None:
+  """Refuses chunks that are to be computed again together and do not divide what is read at once."""
+  together = config.model.memory.remat_chunks
+  by_segments = config.model.memory_mix in mixes("segments")
+  name = "model.window_tokens" if by_segments else "data.segment_len"
+  chunks = at(config, name) // config.model.memory.chunk_size
+  if together and chunks % together:
+    raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
+                     f"segment (config.{name} / config.model.memory.chunk_size)")
+
+
+# Checked behind those of a memory: a segment that is no multiple of its chunks is none of align_tokens
+# either, which is derived, and the first names the field that the user knows.
 MULTIPLES = (("data.segment_len", "data.align_tokens"), ("data.batch_rows", "train.accumulate_steps"))
-MEMORY_MULTIPLES = (
-    ("data.segment_len", "model.memory.chunk_size"),
-    ("data.align_tokens", "model.memory.chunk_size"))  # A document starts a chunk.
 
 
 # What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.
@@ -176,6 +196,7 @@ def is_of_training(name: str) -> bool:
 
 def is_free(name: str) -> bool:
   """Returns whether a field may change between the runs of one workdir."""
+  # With the dot, so that a group stands for its own fields and for no other group whose name begins alike.
   return name in FREE or name.startswith(tuple(f"{group}." for group in FREE))
 
 
@@ -187,6 +208,7 @@ def check_same(config, workdir) -> None:
   """
   if not _file(workdir).exists():
     return
+  # Trusted: the two configs are only compared, and what runs is the one that the user gives now.
   changes = _differences(load(workdir, trusted=True), config)
   differ = [f"config.{name} was {old!r}, is {new!r}" for name, old, new in changes if not is_free(name)]
   if differ:
@@ -203,6 +225,8 @@ def save(config, workdir) -> None:
   """Writes config.json, whole or not at all; see `check_same` for a workdir that has one."""
   file = _file(workdir)
   file.parent.mkdir(parents=True, exist_ok=True)
+  # The signature says who may be imported here, the seal that no bit has changed; the seal is of the
+  # signature, too.
   signature = trust.sign(flat(config))
   signed = {trust.SIGNATURE: signature} if signature else {}
   write.json(file, json_file.sealed({**config.to_dict(), **signed}))
@@ -227,9 +251,12 @@ def load(workdir, *, given=(), trusted: bool = False) -> ml_collections.FrozenCo
   remedy = "it is damaged: restore it, or use another --workdir"
   saved = json_file.read_sealed(file, remedy=remedy, nan=True)
   signature = saved.pop(trust.SIGNATURE, None)
+  # A run of an older version lacks the fields that came later: they get their defaults. Fields that exist no
+  # longer are left in, so that `resolve` refuses them and does not train something else.
   fields = default().to_dict()
   fields["model"]["memory"]["options"] = {}  # Those of the run replace the default's, they do not join them.
   config = ml_collections.ConfigDict(_merged(fields, saved))
+  # Before anything can import what the config names.
   if not trusted:
     trust.check(flat(config), signature, file, given=given)
   try:
@@ -252,5 +279,6 @@ def _file(workdir) -> pathlib.Path:
 def _differences(old, new) -> list[tuple[str, Any, Any]]:
   flat_old = flat(old)
   flat_new = flat(new)
+  # A field that one side lacks counts as None, which is "off" wherever it is allowed.
   return [(name, flat_old.get(name), flat_new.get(name)) for name in sorted({*flat_old, *flat_new})
           if flat_old.get(name) != flat_new.get(name)]

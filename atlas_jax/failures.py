@@ -14,6 +14,7 @@ WORDS = {"No space left on device": "space", "Disk quota exceeded": "space", "To
          "Read-only file system": "read-only", "Permission denied": "permission",
          "Cannot allocate memory": "memory", "RESOURCE_EXHAUSTED": "device"}
 FULL_BYTES = 2**26  # A disk with more is not called full: the one that is may be another.
+# An absolute path in a message; the slashes of a URL follow a colon, another slash or a letter.
 _PATH = re.compile(r"(?<![\w/:])(/[^\s'\"\[\](),;]+)")
 
 
@@ -23,13 +24,14 @@ def true_name(error: BaseException, places: Iterable[str | os.PathLike] = ()) ->
   Args:
     error: with those that it comes from.
     places: folders that the program writes to; where the error of a full disk names no file, the fullest is
-      told if it has less than 64 MiB.
+      named if it has less than 64 MiB.
   """
   found = [(kind, each) for each in chain(error) if (kind := _kind(each))]
   if not found:
     return None
   # Libraries call a full disk an exhausted resource as well: the device is meant only if nothing else is.
   kind, cause = min(found, key=lambda pair: pair[0] == "device")
+  # The error that names the kind may lack the file, and the one around it have it.
   path = _path_of(cause) or next(filter(None, map(_path_of, chain(error))), None)
   if path is None and kind == "space":
     path = _fullest(places)
@@ -42,6 +44,8 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
   while error is not None and id(error) not in seen:
     seen.add(id(error))
     yield error
+    # Also errors that were raised while another was handled: libraries seldom write `from`. `seen` ends a
+    # ring.
     error = error.__cause__ or error.__context__
 
 
@@ -52,6 +56,7 @@ def _kind(error: BaseException) -> str | None:
     return NUMBERS[error.errno]
   if isinstance(error, SyntaxError):
     return None
+  # The number of an OSError is certain, words are a guess: they come last.
   return next((kind for words, kind in WORDS.items() if words in str(error)), None)
 
 
@@ -82,6 +87,7 @@ def _fullest(places: Iterable[str | os.PathLike]) -> str | None:
 
 
 def _free(path: str | None) -> str:
+  # What failed may be the making of this very file: the nearest folder that exists is on the same disk.
   for place in (pathlib.Path(path), *pathlib.Path(path).parents) if path else ():
     if place.exists():
       usage = shutil.disk_usage(place)

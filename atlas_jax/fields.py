@@ -12,7 +12,8 @@ from atlas_jax.defaults import bounded, default
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
 OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-# Ways of mixing memory into a block by name, and what is true of each, see `models.blocks`.
+# Ways of mixing memory into a block by name, and what is true of each, see `models.blocks`. Read from the
+# text of the files: importing them loads the models, and a check of settings must do without.
 MIXES: dict[str, tuple[str, ...]] = modules.constants("models/blocks", "HAS")
 BOUNDED = bounded()
 CHOICES = {name: one.choices for name, one in BOUNDED.items() if one.choices} | {
@@ -23,6 +24,7 @@ SWITCH = {"true": True, "1": True, "false": False, "0": False}
 def _types(config, prefix: str = "") -> dict[str, tuple[type, bool]]:
   types = {}
   for name in config:
+    # A placeholder has a type although its value is None; type(None) would be all that is known otherwise.
     kind = config.get_type(name)
     full = prefix + name
     if kind is ml_collections.ConfigDict:
@@ -39,6 +41,7 @@ FIELDS = _types(default())
 def nearest(name: str, known: Iterable[str]) -> str:
   """Returns "did you mean ...?" for a misspelt name, or lists the known ones."""
   known = sorted(known)
+  # 0.6 is difflib's own default: a letter or two of a short name may be wrong.
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
   return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
 
@@ -59,7 +62,9 @@ def fields_like(name: str) -> Likely | None:
     return Likely([aliases.ALIASES[last]], False)
   if same := [field for field in FIELDS if field.rpartition(".")[2] == last]:
     return Likely(same, False)
+  # Of several fields with one ending the first listed stays, as the last one put into a dict does.
   ends = {field.rpartition(".")[2]: field for field in reversed(FIELDS)}
+  # Whole names must be nearer than endings: two long names are alike by their groups alone.
   close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.7)
   close = close or [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
   return Likely(close, True) if close else None
@@ -109,6 +114,7 @@ def _fill(found, group: str, given: Mapping[str, Any]) -> None:
     elif isinstance(value, Mapping) and full not in FIELDS:
       _fill(found[name], full, value)
     else:
+      # Converted first: the config knows Python's numbers alone, and values from code are often numpy's.
       found.update({name: _plain(full, value)})
 
 
@@ -119,6 +125,7 @@ def _plain(name: str, value):
   kind, optional = FIELDS[name]
   if optional and value is None:
     return None
+  # True is a whole number to Python: without the second test it would pass as 1.
   like: Any = numbers.Integral if kind is int else numbers.Real if kind is float else kind
   if not isinstance(value, like) or isinstance(value, bool) != (kind is bool):
     raise TypeError(f"config.{name}={value!r} {need(name)}")
@@ -143,6 +150,18 @@ def mixes(fact: str) -> list[str]:
   return [name for name, facts in MIXES.items() if fact in facts]
 
 
+def grid_of(memory_mix: str) -> str:
+  """Returns the field whose multiples packed documents start at, and whole segments of text end at."""
+  if memory_mix in mixes("inner_steps"):
+    return "model.inner.batch_tokens"
+  return "model.window_tokens" if memory_mix in mixes("segments") else "model.memory.chunk_size"
+
+
+def attends(model) -> bool:
+  """Returns whether blocks of a memory model have attention, of fields or a config of config.model."""
+  return model["memory_mix"] in mixes("attention") or model["memory_layers"] is not None
+
+
 def block_numbers(text: str | None, depth: int) -> tuple[int, ...] | None:
   """Reads config.model.memory_layers, such as "1,3"; None stands for all blocks.
 
@@ -153,6 +172,7 @@ def block_numbers(text: str | None, depth: int) -> tuple[int, ...] | None:
     return None
   words = [word.strip() for word in text.split(",")]
   chosen = [int(word) for word in words if word.isdecimal()]
+  # In this order: `max` is reached only with numbers alone, and at least one.
   if len(chosen) < len(words) or len(set(chosen)) < len(chosen) or max(chosen) >= depth:
     raise ValueError(f"config.model.memory_layers={text!r} must name different blocks from 0 to {depth - 1} "
                      "(config.model.depth - 1), with commas between them, or be None for all; for none set "
@@ -175,6 +195,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: names the field, its value, and what to do.
   """
+  # The first three make sure that fields exist and have values of their types; the others calculate with
+  # them.
   _check_fields(config)
   _check_bounds(config)
   _check_choices(config)
@@ -188,6 +210,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _check_fields(config) -> None:
   """Checks that the fields are those of `default`, and of their types; a field set to None loses its type."""
+  # The user or a rule makes up the names in OPTIONS: whoever reads them checks them.
   found = {name: value for name, value in flat(config).items() if not name.startswith(OPTIONS)}
   for name in found:
     if name not in FIELDS:
@@ -223,6 +246,7 @@ def _check_evaluations(train) -> None:
 def _check_choices(config) -> None:
   for name, known in CHOICES.items():
     value = at(config, name)
+    # With a dot it names a module of the user's own, which is looked for when it is loaded.
     is_module = name in BOUNDED and BOUNDED[name].or_module and "." in value
     if value not in known and not is_module and not (value is None and FIELDS[name][1]):
       raise ValueError(f"config.{name}={value!r} is unknown; {nearest(value, known)}")
@@ -270,13 +294,15 @@ def _check_shared_projections(model) -> None:
 
 
 def _check_model(model) -> None:
-  if model.width % (2 * model.heads):
+  if attends(model) and model.width % (2 * model.heads):
     raise ValueError(f"config.model.width={model.width} is not a multiple of 2 * config.model.heads="
                      f"{2 * model.heads} (rotary positions turn pairs of features); nearest are "
                      f"{near(model.width, 2 * model.heads)}")
   if not 0 <= model.gate_floor < 1:
     raise ValueError(f"config.model.gate_floor={model.gate_floor} must be at least 0 and below 1")
   memory = model.memory
+  # The convolutions keep so many tokens for the next chunk. A document starts at the start of a chunk, so
+  # where they fit into one chunk they are all of one document.
   lags = memory.conv_taps - 1 + memory.shift
   if memory.chunk_size < lags:
     raise ValueError(f"config.model.memory.chunk_size={memory.chunk_size} must be at least conv_taps - 1"
@@ -287,6 +313,12 @@ def _check_model(model) -> None:
                      "memory.initial='zero' leaves nothing in it; set initial='learned'")
   if memory.qkv_source == "attention" and model.memory_mix in mixes("memory"):
     _check_shared_projections(model)
+  if model.memory_mix in mixes("segments") and model.window_tokens % memory.chunk_size:
+    nearest_ones = near(model.window_tokens, memory.chunk_size)
+    raise ValueError(f"config.model.window_tokens={model.window_tokens} is the length of segments with "
+                     f"config.model.memory_mix={model.memory_mix!r}, and not a multiple of config.model."
+                     f"memory.chunk_size={memory.chunk_size}; nearest are {nearest_ones}")
+  # Called for its refusal alone; the model reads the numbers itself.
   block_numbers(model.memory_layers, model.depth)
   start = memory.write_rate_init
   most = memory.write_rate_max

@@ -23,7 +23,9 @@ from atlas_jax.files import json_file, write
 from atlas_jax.workdir import OWNER
 
 BEAT_S = 5.0  # Between heartbeats.
-SILENT_S = 30.0  # After so long without one, a process that cannot be seen from here counts as dead.
+# After so long without one, a process that cannot be seen from here counts as dead. Six beats: one that is
+# late, as on a slow file server, is no death.
+SILENT_S = 30.0
 
 
 class LockError(RuntimeError):
@@ -47,6 +49,8 @@ class Lock:
     self.on_beat = on_beat
     self._beat_s = beat_s
     self._silent_s = silent_s
+    # The token is of this object and not of the process: a process number comes back, a token never does, and
+    # a second lock of the same process is another owner.
     self._me = {**identity(), "token": uuid.uuid4().hex,
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     self._end = threading.Event()
@@ -60,6 +64,9 @@ class Lock:
     Raises:
       LockError: if another process owns the directory; nothing in it was changed.
     """
+    # The file is finished under a name of its own and linked to the name of the lock. A link fails where the
+    # name is taken, so of several starts one wins, and nobody reads half a lock. Renaming would replace the
+    # lock of another.
     mine = self.workdir / f".{OWNER}.{self._me['token']}"
     with _one_at_a_time(self.workdir):
       write.json(mine, self._me)
@@ -81,7 +88,9 @@ class Lock:
                       f"counts as dead when it is silent for {self._silent_s:.0f} s")
 
   def release(self) -> None:
-    """Ends the heartbeat and returns the lock back; calling it twice does nothing more."""
+    """Ends the heartbeat and gives the lock up; calling it twice does nothing more."""
+    # The heartbeat ends before the file goes: a beat in between could touch the lock of the next owner. And
+    # only a lock with this token is removed, since another process may have taken the directory over.
     self._end.set()
     if self._thread is not None:
       self._thread.join()
@@ -96,6 +105,8 @@ class Lock:
         found = _read(self.path)
         if found is None or found.get("token") != self._me["token"]:
           return
+        # Only the time changes: a file written anew would replace a lock that another start has placed
+        # meanwhile.
         os.utime(self.path)
       if self.on_beat is not None:
         with contextlib.suppress(OSError):  # What it writes is written again at the next beat.
@@ -111,6 +122,9 @@ class Lock:
     if holder is None:
       return
     why = self._death(holder, mine)
+    # A race: between the reading above and the renaming below another start may have removed the dead lock
+    # and placed its own, which is then what is moved. Its token tells, and it goes back. If a third start has
+    # placed a lock meanwhile, that one stays, and the second start finds out when it next calls `check`.
     aside = self.workdir / f".{OWNER}.{self._me['token']}.dead"
     try:
       self.path.rename(aside)
@@ -135,6 +149,8 @@ class Lock:
       raise LockError(_refusal(self.path, holder))
     if alive is False:
       return "which has ended"
+    # Both times are set by the file system that holds the files, so their difference does not depend on this
+    # machine's clock. A beat that is too old already ends the watch at once.
     beat = _changed(self.path)
     while beat is not None:
       os.utime(mine)
@@ -150,6 +166,8 @@ class Lock:
     return "which has just given it back"
 
 
+# Locks of this process. The program owns the directory before it reads data, and `train.run` owns it again,
+# since it can be called alone: the inner block must get the same lock, or the process would refuse itself.
 _held: dict[pathlib.Path, Lock] = {}
 
 
@@ -178,6 +196,8 @@ def held(workdir, *, on_beat: Callable[[], None] | None = None) -> Iterator[Lock
 
 def release_all() -> None:
   """Releases every lock of this process, before an end without clean-up."""
+  # The blocks of `held` do not end: os._exit runs no `finally`. A lock that is left behind makes a start on
+  # another machine wait for SILENT_S.
   for lock in list(_held.values()):
     with contextlib.suppress(OSError):
       lock.release()
@@ -185,6 +205,8 @@ def release_all() -> None:
 
 def identity() -> dict:
   """Describes this process; `sees` is equal for processes that see each other's numbers."""
+  # A process number means something in one boot of a machine and in one PID namespace: two containers of a
+  # host have numbers of their own.
   return {"host": socket.gethostname(), "pid": os.getpid(), "process": _started(os.getpid()),
           "sees": f"{socket.gethostname()} {_first_line('/proc/sys/kernel/random/boot_id')} "
                   f"{_link('/proc/self/ns/pid')}",
@@ -202,13 +224,15 @@ def _started(pid: int) -> str | None:
   """Returns what tells a process from a later one of the same number; None if there is no such process."""
   try:
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+      # The name, in parentheses, may hold spaces and parentheses: fields are counted behind the last one. The
+      # first is the state, of which Z and X are ended; the twentieth is the start, in clock ticks.
       after_name = stream.read().rpartition(")")[2].split()
     return None if after_name[0] in "ZX" else after_name[19]
   except OSError:
     pass
   if pathlib.Path("/proc/self/stat").exists():
     return None
-  try:  # No /proc: the number alone tells.
+  try:  # No /proc, as on macOS: the number alone tells, and "alive" stands for every start.
     os.kill(pid, 0)
   except ProcessLookupError:
     return None
@@ -245,7 +269,7 @@ def _place(mine: pathlib.Path, lock: pathlib.Path) -> bool:
     os.link(mine, lock)
   except FileExistsError:
     return False
-  except OSError:  # A file system without hard links: then exclusive creation, not whole at once.
+  except OSError:  # No hard links here. Half a file is read as {}, an unknown owner that is watched.
     try:
       with lock.open("x", encoding="utf-8") as stream:
         stream.write(mine.read_text(encoding="utf-8"))
@@ -257,6 +281,8 @@ def _place(mine: pathlib.Path, lock: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def _one_at_a_time(workdir: pathlib.Path) -> Iterator[None]:
   """Lets one start of this machine at a time look at a lock, where the file system can."""
+  # It saves starts the race of `_take_over`, and is not what decides: flock may fail, or hold on one machine
+  # alone, on a shared file system.
   handle = os.open(workdir, os.O_RDONLY)
   try:
     with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
+  python -m atlas_jax.main --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
   python -m atlas_jax.main --mode=serve --workdir=runs/quickstart --port=8000
   python -m atlas_jax.main --mode=chat --workdir=runs/quickstart
@@ -15,15 +16,14 @@ import contextlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 
-from absl import flags, logging
+from absl import flags
 
 from atlas_jax import config as configs
 from atlas_jax import modes, remote, trust
 from atlas_jax.command import WITH_CONFIG, check_flags, parse, read_config
-from atlas_jax.explain import code_of, explain
+from atlas_jax.explain import code_of, explain, report, start_log
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.parallel import agree, hosts, signals
 
@@ -49,6 +49,7 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
     the exit code: 0, or that of a run which was stopped and can go on.
   """
   check_flags(asked, overrides)
+  # Before any config of a run is read: it holds for all runs that this one refers to as well.
   if asked.trust:
     trust.give()
   with remote.local(asked.workdir, writes=asked.mode in WITH_CONFIG) as workdir:
@@ -60,7 +61,8 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
   else:
-    config = modes.config_of_run(asked.workdir, overrides)
+    config = modes.config_of_run(asked.workdir, overrides, evals=asked.evals)
+  # Tasks and flags of solving are checked here: finding devices takes long, and waits for other processes.
   run_solve = modes.solver_of(config, asked) if asked.mode == "solve" else None
   join(config, asked)
   if asked.mode == "train":
@@ -69,7 +71,8 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   if asked.mode == "import":
     modes.run_import(config, asked.workdir)
   elif asked.mode == "eval":
-    modes.run_eval(config, asked.workdir, writes=not overrides)  # Those of the run stay its own.
+    # Those of the run stay its own; what --evals asks for stands beside them, its settings in its rows.
+    modes.run_eval(config, asked.workdir, writes=not overrides or asked.evals is not None, only=asked.evals)
   elif run_solve is not None:
     run_solve()
   elif asked.mode == "export":
@@ -81,16 +84,6 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
   else:
     modes.run_generate(config, asked.workdir, asked)
   return 0
-
-
-def _is_of_use(record) -> bool:
-  """Returns whether a record of a log is shown.
-
-  Errors of a library's threads come again as those of the run.
-  """
-  if "atlas_jax" in record.pathname:
-    return True
-  return record.levelname == "WARNING" or record.levelname == "ERROR" and not record.exc_info
 
 
 def entry(argv: list[str], began_s: float | None = None) -> int:
@@ -105,10 +98,7 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
   """
   began_s = time.time() if began_s is None else began_s
   flags.FLAGS.mark_as_parsed()  # Flags of libraries: nobody sets them, and absl logs only after this.
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-  # Libraries log every event of their own; of them only warnings are of use here.
-  logging.get_absl_handler().addFilter(_is_of_use)
+  start_log()
   asked = None
   line = None
   failed = True
@@ -124,19 +114,14 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
     with signals.StopSignals(impatient) if asked.mode == "train" else contextlib.nullcontext():
       code = main(asked, overrides, began_s)
     failed = False
-  except BrokenPipeError:  # Who reads the output, such as head, has enough of it.
+  except BrokenPipeError:  # From head and the like, which have read enough; a flush at exit would fail, too.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 1
   except (Exception, KeyboardInterrupt) as error:
     line = explain(error, None if asked is None else asked.workdir)
     code = code_of(error)
-    if not hosts.may_speak():
-      time.sleep(60)  # Another thread is saying why this process ends, and ends it.
-    if line is None or asked is not None and asked.traceback:
-      traceback.print_exc()
-    if line is not None:
-      print(f"atlas_jax: {line}", file=sys.stderr, flush=True)
-    line = line or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    line = report(error, line, traced=asked is not None and asked.traceback)
+  # One of several processes cannot return when it fails: what runs at exit waits for others, who wait for it.
   if failed and hosts.joined():
     hosts.leave(code, line)
   return code

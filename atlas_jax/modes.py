@@ -16,7 +16,7 @@ from absl import flags, logging
 from atlas_jax import closing, readers, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.command import override
-from atlas_jax.evals import Eval, sample
+from atlas_jax.evals import Eval, recall, sample
 from atlas_jax.language import assets, runs
 from atlas_jax.language.initial_model import load_initial_model, merge_frozen
 from atlas_jax.optim import build as optim
@@ -26,14 +26,28 @@ from atlas_jax.state import LoadedParams, Trained
 from atlas_jax.workdir import CHECKPOINTS, METRICS
 
 
-def config_of_run(workdir: str, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
+def config_of_run(workdir: str, overrides: Mapping[str, str], *,
+                  evals: str | None = None) -> ml_collections.FrozenConfigDict:
   """Reads the config of a run; overrides change what is free to change.
+
+  Args:
+    workdir: of the run.
+    overrides: dotted field -> its value as text.
+    evals: what --evals names, in place of config.eval.tasks; None: what the run has.
 
   Raises:
     ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
   config = runs.config_of(workdir, given=overrides)
+  if evals is not None:
+    recall.chosen(evals, field="--evals")
+    if config.recipe != "memory_lm" and "." not in config.recipe:
+      raise ValueError(f"--evals={evals} asks models of config.recipe='memory_lm', and {workdir} holds a run "
+                       f"of config.recipe={config.recipe!r}; leave it out")
+    config.eval.tasks = evals
   for name, text in overrides.items():
+    # Refused whatever the value is, also the one that the run has: a command then means the same for every
+    # run.
     if name in configs.FIELDS and not configs.is_free(name) or name.startswith(configs.OPTIONS):
       raise ValueError(f"--config.{name}={text} belongs to the run in {workdir} and cannot be changed; train "
                        "another one with it")
@@ -57,9 +71,11 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
   """
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
-  # Refuses wrong fields before data is read, which may be what tells the number of steps.
+  # Refuses wrong fields before data is read, which may be what tells the number of steps. There are no
+  # parameters yet: what goes by their names, freezing and the scale of gates, is checked when there are.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
                     "gate_lr_scale": 1.0})
+  # Before the lock as well, so that other settings are refused at once and not after a wait for it.
   prepare(config, workdir)
   with hosts.owned(workdir):
     prepare(config, workdir)  # Another start may have made the run meanwhile.
@@ -70,6 +86,8 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
 
 
 def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
+  # The config that is saved names the user's own files; only this start reads the run's copies of those that
+  # are gone.
   used = assets.with_copies_of_lost(config, workdir)
   recipe = recipes.load(used, mesh, workdir)
   if not recipe.evals:
@@ -86,6 +104,8 @@ def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
     configs.save(config, workdir)
     if not has_run(workdir):
       recipe.assets.save(pathlib.Path(workdir))
+  # All processes meet behind the writing of process 0: none goes on before the files are there, and none
+  # trains on other data than the others.
   hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
   return train.run(config, recipe, mesh, workdir, began_s=began_s)
 
@@ -111,6 +131,8 @@ def run_import(config, workdir: str) -> None:
     if hosts.is_main():
       configs.save(config, workdir)
       recipe.assets.save(pathlib.Path(workdir))
+    # After config.json: a checkpoint is what makes the folder a run, and a run without its config could not
+    # be used.
     train.save_start(config, recipe, mesh, workdir)
   if hosts.is_main():
     print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
@@ -134,6 +156,8 @@ def prepare(config, workdir: str) -> None:
 def has_run(workdir: str) -> bool:
   """Returns whether a workdir has metrics or checkpoints; a config alone is left by a start that failed."""
   path = pathlib.Path(workdir)
+  # An empty file of metrics is left by a start that was ended before its first row, which has nothing to lose
+  # either.
   metrics = path / METRICS
   return any((path / CHECKPOINTS).glob("[0-9]*")) or metrics.is_file() and metrics.stat().st_size > 0
 
@@ -166,11 +190,14 @@ def with_steps(config, recipe):
     raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
                      f"{config.recipe!r} have no epochs; set config.optim.steps")
   changed = config.as_configdict()
+  # Only the source knows how many rows the data have. The recipe is therefore built while the number of
+  # updates is still None.
   changed.optim.steps = recipe.source.steps_of(epochs)
   if not changed.optim.steps:
     raise ValueError(f"config.{name}={epochs} fills no batch of config.data.batch_rows="
                      f"{config.data.batch_rows}; raise the epochs, or lower the rows")
   logging.info("%d epochs are %d updates", epochs, changed.optim.steps)
+  # Checked again: bounds on numbers of updates could not be checked while it was None.
   return configs.resolve(changed)
 
 
@@ -179,12 +206,15 @@ def with_sample(config, recipe, mesh):
   if not config.eval.sample_tokens or recipe.accounting.unit != "tokens":
     return recipe
   start = load_initial_model(config)
+  # A recipe of one's own may train other parameters than config.model describes, from which no text can be
+  # written.
   if "." in config.recipe and not _is_of_model(recipe, start):
     logging.info("config.recipe=%r has other parameters than config.model: no text is sampled", config.recipe)
     return recipe
 
   def write(trained: Trained, prompt, *, tokens):
     params = merge_frozen(trained.params, trained.frozen)
+    # As --mode=generate writes it without flags.
     return runs.write(start, start.language, params, prompt, tokens=tokens, temperature=0.8, seed=0,
                       mesh=mesh)
 
@@ -198,8 +228,18 @@ def _is_of_model(recipe, start) -> bool:
   return {name for name, _ in tree.named_leaves(ours)} == {name for name, _ in tree.named_leaves(wanted)}
 
 
-def run_eval(config, workdir: str, *, writes: bool) -> None:
-  """Evaluates a run's newest checkpoint and prints one JSON object; `writes` says whether files are left."""
+def run_eval(config, workdir: str, *, writes: bool, only: str | None = None) -> None:
+  """Evaluates a run's newest checkpoint and prints one JSON object.
+
+  Args:
+    config: resolved.
+    workdir: of the run.
+    writes: whether files are left there.
+    only: names of the evaluations to make, with commas, of those that config.eval.tasks names; None: all.
+
+  Raises:
+    ValueError: if there are no such evaluations.
+  """
   mesh = runs.mesh_here(config)
   check_rows(config, mesh, ("eval",))
   if writes and not os.access(workdir, os.W_OK):
@@ -209,14 +249,20 @@ def run_eval(config, workdir: str, *, writes: bool) -> None:
   recipe = recipes.load(config, mesh, written)
   if not recipe.evals:
     raise ValueError(f"--mode=eval: the run in {workdir} has no evaluation, {why_unevaluated(config)}")
+  if only is not None:
+    recipe = recipe._replace(evals=recall.only(recipe.evals, only))
   recipe.assets.check(pathlib.Path(workdir))
+  # After `check`: other data than the run's would give numbers that look like its own.
   params, tables, step = runs.restore(config, workdir, recipe.init, mesh)
+  # False: the trained parameters come from the checkpoint, and only frozen ones are read again.
   loaded = LoadedParams() if recipe.load is None else recipe.load(mesh, False)
   trained = Trained(params, train.frozen_of(config, recipe, mesh, loaded), tables)
   out = closing.evaluate(recipe, trained, step=step, workdir=written)
   if hosts.is_main():
+    # JSON has no NaN.
     finite = {name: value if math.isfinite(value) else None for name, value in out.scalars.items()}
-    print(json.dumps({"step": step, **finite}), flush=True)
+    rows = {"rows": list(out.rows)} if out.rows else {}
+    print(json.dumps({"step": step, **finite, **rows}), flush=True)
 
 
 def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
@@ -224,13 +270,14 @@ def run_generate(config, workdir: str, asked: flags.FlagValues) -> None:
   pieces = runs.generate(config, workdir, asked.prompt, tokens=asked.tokens, temperature=asked.temperature,
                          top_k=asked.top_k, seed=asked.seed)
   shown = asked.prompt if config.data.chat_template is None else f"{asked.prompt}\n"  # A chat is answered.
+  # Every process takes the pieces, since all of them compute each token; one prints.
   for piece in itertools.chain([shown], pieces, ["\n"]):
     if hosts.is_main():
       print(piece, end="", flush=True)
 
 
 def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
-  """Writes the model as a published one and prints what was written as one JSON object."""
+  """Writes the model as a pretrained one is stored, and prints what was written as one JSON object."""
   from atlas_jax.language import export  # It draws on libraries that other modes need not wait for.
   found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
   if hosts.is_main():
@@ -272,6 +319,7 @@ def solver_of(config, asked: flags.FlagValues):
   from atlas_jax.puzzles.solve import task_file  # They draw on libraries that other modes need not wait for.
   if asked.out is not None:
     solve.check_out(asked.out)
+  # --seconds has a default and --steps has none: whichever is given, one of them counts.
   seconds = None if asked.steps is not None else asked.seconds
   found = task_file.read(config, asked.workdir, asked.task)
   task = next(item.task for item in found if item.task) if isinstance(found, list) else found

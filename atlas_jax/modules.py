@@ -25,6 +25,8 @@ def load(name: str, *, field: str) -> ModuleType:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     missing = error.name or name
+    # The module itself, or a package above it, is what is missing; any other name is an import inside of it,
+    # which needs another remedy.
     if not (name == missing or name.startswith(f"{missing}.")):
       raise ImportError(f"config.{field}={name!r} imports {missing!r}, which is not installed; install it, "
                         "or add its folder to PYTHONPATH", name=missing) from error
@@ -56,6 +58,8 @@ def constants(folder: str, name: str) -> dict[str, Any]:
   """
   found = {}
   for path in sorted((pathlib.Path(__file__).parent / folder).glob("*.py")):
+    # Nothing is executed: a folder of modules is looked through at start-up, and importing it would load all
+    # that they import.
     for node in ast.parse(path.read_text()).body:
       if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
         found[path.stem] = ast.literal_eval(node.value)
@@ -63,7 +67,7 @@ def constants(folder: str, name: str) -> dict[str, Any]:
 
 
 def _dotted(name: str) -> str:
-  """Returns how a path would be written."""
+  """Returns how a path would be written as the name of a module, behind a semicolon; "" if it cannot be."""
   path = pathlib.PurePath(name)
   if path.is_absolute():
     return f"; add {path.parent} to PYTHONPATH and write {path.stem}"
@@ -75,8 +79,10 @@ def where(missing: str) -> str:
   """Returns where a module that is not found was looked for, and what to do; starts with a semicolon."""
   above = missing.rpartition(".")[0]
   if above:  # The package is there, the module is not in it.
+    # A package that was found is loaded by now, and knows its folders.
     folders = list(getattr(sys.modules.get(above), "__path__", ()))
     return f"; looked for in {', '.join(folders) or above}"
+  # An empty entry of sys.path stands for the current folder.
   folders = [str(pathlib.Path(path).absolute()) for path in sys.path]
   return (f"; looked for in {', '.join(dict.fromkeys(folders))}; start the program in the folder that holds "
           "it, or add that folder to PYTHONPATH")

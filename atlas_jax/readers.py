@@ -19,25 +19,55 @@ TUNED = "sft grpo gkd ranked"
 ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
 
 MEMORY = f"memory_lm; {TUNED} if model.kind=memory & model.path=None"
-MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; of gkd also the teacher.
+MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
-OURS = "model.kind=memory & model.path=None"  # Of tuning: else a published model brings its own along.
-# Blocks without a memory do not read its fields; chunk_size still cuts documents.
-MIXED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('memory')}))}"
-GATED = f"model.memory_mix!={'|'.join(sorted({*MIXES} - {*mixes('gate')}))}"
-WRITING = f"model.memory_mix={'|'.join(mixes('fast_weights'))}"
-BESIDE = f"memory_lm if {MIXED}; {TUNED} if {OURS} & {MIXED}"
-HELD = BESIDE.replace(MIXED, WRITING)  # Convolutions alone have no fast weights.
-WRITTEN = BESIDE.replace(MIXED, f"{WRITING} & model.memory.writes=True")
-FRESH = "memory_lm if model.path=None &"  # What a start has brought along.
+OURS = "model.kind=memory & model.path=None"  # When tuning: a pretrained model has its own.
+
+
+def _with(*facts: str) -> str:
+  """Writes the condition that one of some facts is true of the way in which memory is mixed in."""
+  return f"model.memory_mix={'|'.join(sorted({mix for fact in facts for mix in mixes(fact)}))}"
+
+
+def _without(*facts: str) -> str:
+  """Writes it by the other ways, where these are fewer to name."""
+  return f"model.memory_mix!={'|'.join(sorted({*MIXES} - {mix for fact in facts for mix in mixes(fact)}))}"
+
+
+def _beside(condition: str) -> str:
+  """Writes the recipes that read a field of the memory model under a condition."""
+  return f"memory_lm if {condition}; {TUNED} if {OURS} & {condition}"
+
+
+# Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
+# files of the blocks, so that a new way of mixing needs no entry here.
+MIXED = _without("memory")
+WRITING = _with("fast_weights")
+CHANGING = _with("fast_weights", "inner_steps")
+BESIDE = _beside(MIXED)
+HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
+WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
+ATTENDING = f"{_beside(_with('attention'))}; {_beside('model.memory_layers!=None')}"
+# Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
+FRESH = "memory_lm if model.path=None &"
 DRAWN = BESIDE.replace("memory_lm if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace("memory_lm if", FRESH)
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
+# Options of evaluations, by the name of the task in config.eval.tasks that reads them.
+TASK_OPTIONS = {
+    "mqar": ("mqar_pairs", "mqar_distances", "mqar_symbols"), "mad": ("mad_kinds", "mad_lengths"),
+    "niah": ("niah_kinds", "niah_lengths", "niah_depths"),
+    "babilong": ("babilong_tasks", "babilong_lengths"), "formal": ("formal_kinds", "formal_lengths"),
+    "last_word": ("last_word_lengths",), "published": ("published_path", "published_split"),
+    "lm_eval": ("lm_eval_tasks", "lm_eval_limit")}
+
+# An entry for a field takes it out of the entry of its group: nothing is inherited, and it repeats the
+# recipes of the group that it keeps.
 READERS = {
     "recipe": ALL,
     "seed": ALL,
@@ -49,7 +79,7 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
-    "window": "memory_lm",
+    "window": f"memory_lm if {_with('attention')}; memory_lm if model.memory_layers!=None",
     "window.least_tokens": "memory_lm if window.kind!=full",
     "window.delay_steps": "memory_lm if window.kind=delayed",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
@@ -88,7 +118,11 @@ READERS = {
     "model.kind": LANGUAGE,
     "model.path": LANGUAGE,
     "model": MEMORY,
-    "model.gate_floor": BESIDE.replace(MIXED, GATED),
+    "model.heads": ATTENDING,
+    "model.window_tokens": ATTENDING,
+    "model.inner": _beside(_with("inner_steps")),
+    "model.persistent_tokens": _beside(_with("segments")),
+    "model.gate_floor": _beside(_without("gate")),
     **{f"model.memory.{name}": BESIDE for name in
        ("conv_taps", "shift", "shared_qk", "activation", "value_source", "qkv_source", "read_norm")},
     **{f"model.memory.{name}": HELD for name in ("rule", "options", "initial", "writes")},
@@ -98,7 +132,8 @@ READERS = {
     "model.memory.conv_init": DRAWN,
     "model.ngram_embed.table_rows": f"memory_lm if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
                                     "model.ngram_embed.max_n!=None",
-    "model.memory_layers": BESIDE,
+    "model.memory_layers": _beside(_without("memory", "inner_steps")),
+    "model.memory.chunk_size": _beside(f"model.memory_mix!={'|'.join(mixes('inner_steps'))}"),
     "model.dtype": MEMORY_RUN,
     "model.remat": MEMORY_RUN,
     "model.scan_unroll": MEMORY_RUN,
@@ -167,12 +202,17 @@ READERS = {
     "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
-    "eval.gain_max_tokens": f"memory_lm if {WRITING}",
-    "eval.baseline": f"memory_lm if {WRITING} & data.held_out_frac!=0.0",
+    "eval.gain_max_tokens": f"memory_lm if {CHANGING}",
+    "eval.baseline": f"memory_lm if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",
+    "eval.tasks": "memory_lm",
+    "eval.task_samples": "memory_lm if eval.tasks!=None",
+    "eval.task_gap_tokens": "memory_lm if eval.tasks=*niah*|*babilong*|*last_word*",
+    **{f"eval.{name}": f"memory_lm if eval.tasks=*{task}*" for task, names in TASK_OPTIONS.items()
+       for name in names},
     "eval.max_problems": ASKED,
     "eval.grader": ASKED,
     "eval.temperature": ASKED,
@@ -196,6 +236,8 @@ class Condition(NamedTuple):
 
   def holds(self, config) -> bool:
     """Returns whether a config meets it."""
+    # Compared as text: values stand in READERS as Python prints them, so a weight that is off is 0.0 there,
+    # and not 0.
     value = str(at(config, self.field))
     return any(fnmatch.fnmatchcase(value, one) for one in self.values) == self.equal
 
@@ -218,6 +260,7 @@ def _parse(text: str) -> tuple[FieldReader, ...]:
   for part in text.split(";"):
     names, _, wanted = part.partition(" if ")
     conditions = []
+    # The first = parts field and values; of != the field has kept the mark.
     for condition in filter(None, (one.strip() for one in wanted.split("&"))):
       field, _, values = condition.partition("=")
       conditions.append(Condition(field.rstrip("!"), not field.endswith("!"), tuple(values.split("|"))))
@@ -251,11 +294,14 @@ def _unmet(config, name: str) -> tuple[Condition, ...] | None:
   """Returns the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
   recipe = config.recipe
   readers = readers_of(name)
+  # It is not known here what sources other than text read of config.data, nor what a recipe of the user's own
+  # reads: nothing of that is refused.
   others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
   if readers is None or others or recipe not in ALL.split():
     return ()
   unmet = [tuple(one for one in reader.conditions if not one.holds(config))
            for reader in readers if recipe in reader.recipes]
+  # Of several entries the one that is nearest to being met, which is what the error names.
   return min(unmet, key=len) if unmet else None
 
 
@@ -275,12 +321,16 @@ def check(config, given: Collection[str] = (), *, only: Collection[str] | None =
   unused = []
   for name, value in flat(config).items():
     changed = name not in usual or value != usual[name]
+    # A field at its default asks for nothing, and is not refused for not being read, unless a flag names it.
     asked = (only is None or name in only) and (changed or name in given)
     if not asked or name in OFF and value == OFF[name]:
       continue
     unmet = _unmet(config, name)
+    # A flag that sets a default is refused only if the recipe never reads the field: under other conditions
+    # it may be there to be safe.
     if unmet == () or unmet and not changed:
       continue
+    # A flag chose another recipe or another value of a condition: the config file is not at fault.
     causes = {"recipe"} if unmet is None else {one.field for one in unmet}
     if name not in given and causes & set(given):
       who = _listed(recipes_of(name)) if unmet is None else f"read where {unmet[0]}"

@@ -29,7 +29,7 @@ from atlas_jax.workdir import CHECKPOINTS, INVENTORY, OWNER, REMOTE_OWNER
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # What epath needs to reach a store.
 EVERY_S = 15.0  # Between uploads of what has changed; each is also the heartbeat of the owner.
-SILENT_S = 60.0  # After so long without one, an owner counts as dead.
+SILENT_S = 60.0  # After so long without one, an owner counts as dead: four beats.
 _LOCAL = (OWNER, REMOTE_OWNER)  # Of this machine alone.
 
 
@@ -74,6 +74,7 @@ def store_of(workdir: str):
 def cache_of(workdir: str) -> pathlib.Path:
   """Returns the local folder in which a remote run is worked on."""
   home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  # The name is for people who look into the cache; the digest parts runs whose names end alike.
   name = re.sub(r"\W+", "_", workdir.partition("://")[2])[-60:]
   digest = hashlib.sha256(workdir.encode()).hexdigest()[:12]
   return pathlib.Path(home) / "atlas_jax" / "remote" / f"{name}-{digest}"
@@ -94,6 +95,7 @@ def local(workdir: str, *, writes: bool) -> Iterator[str]:
     yield workdir
     return
   mirror = Mirror(store_of(workdir), cache_of(workdir))
+  # The claim comes before the fetching: what is fetched behind it is changed by nobody else.
   with mirror.at_work() if writes else contextlib.nullcontext():
     mirror.pull()
     if not writes:
@@ -129,6 +131,8 @@ class Mirror:
     with _reaching(self.there):
       remote = self._remote_files()
     self.here.mkdir(parents=True, exist_ok=True)
+    # A file that is here alone was left by a start that never uploaded it. It may be of a step that the run
+    # never reached there, and would be taken for a part of it.
     for name, file in self._local_files().items():
       if name not in remote:
         file.unlink()
@@ -137,6 +141,8 @@ class Mirror:
       with _reaching(self.there):
         _fetch(self.there / name, file)
       self._known[name] = _stamp(file)
+    # From the deepest up. An empty checkpoints/STEP would count as the newest checkpoint, a damaged one, and
+    # the run would be refused.
     for folder in sorted(self.here.rglob("*"), reverse=True):
       if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -149,9 +155,11 @@ class Mirror:
     """
     with self._guard, _reaching(self.there):
       files = self._local_files()
-      # A checkpoint counts by its inventory: that comes behind all its files, and goes before them.
+      # A checkpoint counts by its inventory, which is sent behind all its files and removed before them: a
+      # kill at any moment leaves a whole checkpoint there, or files that `_belongs` passes over.
       for name in sorted(files, key=lambda name: (name.endswith(f"/{INVENTORY}"), name)):
         with contextlib.suppress(FileNotFoundError):  # Replaced or removed meanwhile: the next time tells.
+          # Before the sending: a file that changes meanwhile has another stamp, and is sent again.
           stamp = _stamp(files[name])
           if self._known.get(name) != stamp:
             _send(files[name], self.there / name)
@@ -175,40 +183,60 @@ class Mirror:
       self.there.mkdir(parents=True, exist_ok=True)
       self._await_other()
       self._beat()
+      # Both of two claims write, wait, and look: the file holds the later one, and the earlier one sees that
+      # it is not its own.
       time.sleep(1.0)
       self._refuse_other()
     try:
       yield
     finally:
       with _reaching(self.there):
+        # Not if another process has taken the run over: the file is its claim by then.
         if self._owner().get("token") == self._token:
           (self.there / REMOTE_OWNER).unlink(missing_ok=True)
 
   @contextlib.contextmanager
   def pushing(self) -> Iterator[None]:
     """Uploads every EVERY_S seconds while the block runs, and at its end."""
-    ended = threading.Event()
+    ended, pushed = threading.Event(), threading.Event()
+
+    # A thread of its own: a checkpoint may take longer to send than an owner may be silent.
+    def keep_beating() -> None:
+      while not pushed.wait(EVERY_S):
+        try:
+          with _reaching(self.there):
+            self._refuse_other()
+            self._beat()
+        except RemoteError as error:
+          logging.warning("%s", error)
 
     def keep_pushing() -> None:
       while not ended.wait(EVERY_S):
         try:
           with _reaching(self.there):
             self._refuse_other()
-            self._beat()
           self.push()
-        except RemoteError as error:  # The end of the block tries again, and fails if that fails.
+        # Also where another process has taken the run over: then nothing is sent. The end of the block tries
+        # again, and fails if that fails.
+        except RemoteError as error:
           logging.warning("%s", error)
 
-    thread = threading.Thread(target=keep_pushing, name="remote", daemon=True)
-    thread.start()
+    beating = threading.Thread(target=keep_beating, name="beat", daemon=True)
+    pushing = threading.Thread(target=keep_pushing, name="push", daemon=True)
+    beating.start()
+    pushing.start()
     try:
       yield
     finally:
       ended.set()
-      thread.join()
-      with _reaching(self.there):
-        self._refuse_other()
-      self.push()
+      pushing.join()
+      try:
+        with _reaching(self.there):
+          self._refuse_other()
+        self.push()
+      finally:
+        pushed.set()
+        beating.join()
 
   def _owner(self) -> dict:
     file = self.there / REMOTE_OWNER
@@ -230,6 +258,8 @@ class Mirror:
     began = time.monotonic()
     if "token" not in owner or lock.lives(owner) is False:
       return
+    # Every beat writes another time, so a file that has changed is a sign of life. The time in it is never
+    # compared with this machine's clock.
     while time.monotonic() - began < SILENT_S:
       logging.info("%s is of process %s on %s; waiting for a sign of life, up to %.0f s", self.there,
                    owner.get("pid"), owner.get("host"), SILENT_S - (time.monotonic() - began))
@@ -244,6 +274,7 @@ class Mirror:
   def _refuse_other(self) -> None:
     """Raises RemoteError if the run is no longer this process's."""
     owner = self._owner()
+    # A file that is missing is no claim of another.
     if owner.get("token", self._token) != self._token:
       raise RemoteError(self._refusal(owner))
 
@@ -256,6 +287,7 @@ class Mirror:
     found = []
     if self.there.exists():
       found = [file.relative_to(self.there).as_posix() for file in _walk(self.there)]
+    # Steps with an inventory; what is left of any other was cut off while it was sent or removed.
     whole = {name.split("/")[1] for name in found if name.startswith(f"{CHECKPOINTS}/") and name.endswith(
         f"/{INVENTORY}")}
     return [name for name in found if _belongs(name, whole)]
@@ -298,6 +330,7 @@ def _reaching(there) -> Iterator[None]:
 
 def _fetch(source, target: pathlib.Path) -> None:
   target.parent.mkdir(parents=True, exist_ok=True)
+  # The name begins with a dot, so that what is left of a kill is never sent back, see `_belongs`.
   part = target.with_name(f".{target.name}.fetched")
   with source.open("rb") as old, part.open("wb") as new:
     shutil.copyfileobj(old, new, 2**22)

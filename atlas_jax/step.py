@@ -1,4 +1,4 @@
-"""One update: gradients of a batch, optimizer, moving average, tables, and what is not finite left out."""
+"""One update: gradients of a batch, optimizer, moving average, tables; none if a number is not finite."""
 import functools
 
 import jax
@@ -14,6 +14,11 @@ from atlas_jax.recipes import Recipe
 from atlas_jax.state import TrainState
 
 
+# In `step` below, one number stands for all gradients: a NaN or infinity in any of them makes the norm one.
+# The carry is checked as well, since it would spoil the batches to come. A skipped update keeps the old state
+# bit for bit; it is selected by `where`, as a product with 0 leaves a NaN a NaN. The step counts skipped
+# batches too, and keys follow from the root key and the step alone: a run that goes on draws what it would
+# have drawn, and a batch behind a skipped one has a key of its own.
 def make_step(config, recipe: Recipe, params_abstract):
   """Makes the function that turns one batch into one update.
 
@@ -33,7 +38,7 @@ def make_step(config, recipe: Recipe, params_abstract):
         loss_at(recipe, state.step), state.params, batch, state.carry,
         frozen=frozen_for_loss(recipe, state, frozen), rows=rows,
         rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
-    grads = freeze.without_frozen(grads, frozen_params)
+    grads = freeze.without_frozen(grads, frozen_params)  # Before the norm, which is of what is trained.
     norm = tree.global_norm(grads)
     finite = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -42,7 +47,7 @@ def make_step(config, recipe: Recipe, params_abstract):
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    lr = rate(state.step - state.skipped)
+    lr = rate(state.step - state.skipped)  # As the optimizer counts, whose state a skipped update leaves.
     bad = 1 - finite.astype(jnp.int32)
     tables = _update_tables(recipe, state, batch, row_grads, finite, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
@@ -59,7 +64,7 @@ def make_step(config, recipe: Recipe, params_abstract):
         "update/changed_frac": tree.changed_frac(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
-        "stop": jnp.sum(stop),
+        "stop": jnp.sum(stop),  # All processes read the same sum, see `hosts.StopFlag`.
     }
     return after, metrics
 
@@ -89,7 +94,7 @@ def ema_update(average, params, keep: float):
 
 
 def loss_at(recipe: Recipe, step):
-  """Returns the loss of an update, with what it is given by the update's number."""
+  """Returns the loss function of an update, with the arguments that follow from the update's number."""
   by_step = recipe.update.by_step
   return recipe.loss if by_step is None else functools.partial(recipe.loss, **by_step(step))
 
@@ -123,6 +128,7 @@ def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, finite, 
 
 def jit_step(config, recipe: Recipe, mesh, state):
   """Compiles `make_step` for states placed like this one, which it donates; metrics are whole everywhere."""
+  # Shapes alone: parameters in the closure would be constants of the program, and a second copy in memory.
   step = make_step(config, recipe, jax.eval_shape(lambda x: x, state.params))
   # Without shardings of its own the compiler could place the new state otherwise than the old one.
   placed = jax.tree.map(lambda x: x.sharding, state)
@@ -138,4 +144,5 @@ def model_flops(recipe: Recipe, state: TrainState, frozen, batch) -> float:
                        rng=jax.random.key(0), **given).loss
 
   flops = profile.matmul_flops(forward, state.params, batch, state.carry, state.tables)
+  # A product has two more in the backward pass, one for the gradient of each of its factors.
   return (1.0 + 2.0 * recipe.accounting.backward_frac) * flops

@@ -76,6 +76,8 @@ class Run:
 
   def save(self, state, metrics: dict | None = None) -> None:
     """Starts to save the state of the step the run stands at."""
+    # Before every write. A process that was stopped for long may have lost the workdir meanwhile, and must
+    # not write into the run of another.
     self.check_owner()
     with self.ledger.at("checkpoint"):
       self.saver.save(self.step, state, self.meta(), metrics)
@@ -147,6 +149,8 @@ def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
   states.check_same(dict(loaded.frozen), {name: wanted[name] for name in loaded.frozen})
   rest = {name: part for name, part in wanted.items() if name not in loaded.frozen}
   where = placement.shardings(mesh, rest)
+  # All of it is drawn in the program, and what is not returned is dropped by the compiler: keys are those of
+  # a run that reads nothing.
   drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
   return {**drawn, **loaded.frozen}
 
@@ -157,8 +161,12 @@ def _start(run_: Run) -> TrainState:
   recipe = run_.recipe
   saver = run_.saver
   abstract, _ = abstract_state(config, recipe, run_.mesh)
+  # Only whether there is a checkpoint decides, not whether it is good: a damaged one is refused by `restore`,
+  # and never replaced by an older one or a new start.
   fresh = saver.latest_step() is None
   loaded = LoadedParams() if recipe.load is None else recipe.load(run_.mesh, fresh)
+  # Frozen parameters are in no checkpoint: they are read again, or drawn again from the seed, and so are the
+  # same at every start.
   run_.frozen = frozen_of(config, recipe, run_.mesh, loaded)
   if config.optim.freeze is not None:
     say(logging.INFO, "config.optim.freeze=%s: of %d parameters, %d do not change", config.optim.freeze,
@@ -167,12 +175,16 @@ def _start(run_: Run) -> TrainState:
     _warn_of_rows(run_)
     run_.ledger.resume(None)
     return states.build(abstract, *_state_args(config, recipe), params=loaded.params, tables=loaded.tables)
+  # The source goes to the place that was saved with this very state: state, place in the data, count and
+  # times are of one moment, which is what makes going on equal to never having stopped.
   state, meta = saver.restore(abstract)
   recipe.source.restore(meta["source"])
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
   run_.earlier_s = float(meta["seconds"])
   run_.idle = Idle(config, in_row=int(meta.get("idle_in_row", 0)))
+  # Two starts may have gone on from this checkpoint. The first has made the evaluation and ranked the
+  # checkpoint, and was killed before it saved another one.
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
   run_.ledger.resume(meta.get("times"))
   say(logging.INFO, "resumed from step %d in %s", run_.step, saver.path)
@@ -234,6 +246,7 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
+  # Owned before anything is looked at: another start may be writing what would be read here.
   with hosts.owned(workdir) as owner:
     saver = Checkpoints(workdir, **config.checkpoint)
     if summary := _finished(config, workdir, saver):
@@ -249,8 +262,12 @@ def _run(run_: Run) -> dict:
   hosts.on_loss(run_.advice)
   try:
     state = _start(run_)
+    # With every heartbeat: a kill then loses the account of one beat, and not of all since the last
+    # checkpoint.
     if run_.owner is not None:
       run_.owner.on_beat = run_.ledger.write
+    # Behind `_start`, which tells the step: rows of later steps are dropped, since these steps are made
+    # again.
     run_.writer = MetricsWriter(run_.workdir, tensorboard=run_.config.monitor.tensorboard,
                                 resume_step=run_.step)
     with hosts.StopFlag(run_.mesh) as stop:
@@ -265,10 +282,16 @@ def _run(run_: Run) -> dict:
     run_.close()
     raise
   run_.close()
+  # Last, when closing has waited for the checkpoint under way: it says that no work was lost. An end by an
+  # error does not get here.
   run_.ledger.write(clean=True)
   return summary
 
 
+# A turn of the loop takes a batch while the device still works on the step before, sends the new step, and
+# only then reads the metrics of the step before. So the host works one step ahead, and reading metrics costs
+# the device no time. The price: a stop, or too many skipped updates, is seen one step late, by all processes
+# at the same step.
 def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, bool]:
   """Makes updates until the end or until the run is asked to stop; says which."""
   config = run_.config
@@ -282,9 +305,11 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       times.switch("input")
+      # The state is donated to the step below, after which these arrays are gone: a source reads them inside
+      # `next` only.
       trained = Trained(state.params, run_.frozen, state.tables)
       batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
-      source_metrics = recipe.source.tell() if hasattr(recipe.source, "tell") else None
+      source_metrics = recipe.source.metrics() if hasattr(recipe.source, "metrics") else None
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
@@ -294,6 +319,8 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       # The host reads the step before this one while the device works on this one.
       stopped = pending is not None and _observe(run_, *pending, clock, bar)
       pending = (run_.step, sent, source_metrics)
+      # What is due at this step needs its state, so its metrics are read at once, and the device waits
+      # meanwhile. A stop leaves the evaluation to the next start, and saves.
       if not stopped and _due(run_.step, config):
         stopped = _observe(run_, *pending, clock, bar)
         pending = None
@@ -302,6 +329,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
     if pending is not None:
       _observe(run_, *pending, clock, bar)
   run_.idle.close()
+  # Asked to stop at the last step, a run has nothing left to go on with: it is finished instead.
   stopped = stopped and run_.step < config.optim.steps
   _save_end(run_, state)
   if run_.idle.ending is not None:
@@ -318,6 +346,8 @@ def _save_end(run_: Run, state: TrainState) -> None:
     run_.saver.wait()  # A save under way may be of this very step.
     if run_.saver.latest_step() != run_.step:
       at_end = run_.step == run_.config.optim.steps
+      # Before `save`, which writes it. A stop may fall on a step whose evaluation is due, and `_updates`
+      # leaves it out then.
       run_.evaluation_due = not at_end and closing.evaluation_due(run_.step, run_.config)
       run_.save(state)
       run_.saver.wait()
@@ -329,7 +359,7 @@ def _due(step: int, config) -> bool:
 
 
 def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, clock: Clock, bar) -> bool:
-  """Reads a step's metrics, counts, logs with what the source source_metrics; says whether to stop."""
+  """Reads a step's metrics, counts, logs them with those of the source; returns whether to stop."""
   accounting = run_.recipe.accounting
   counts = f"train/step_{accounting.unit}"
   row = clock.read(sent, counted=counts)
@@ -339,6 +369,7 @@ def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, c
   stop = hosts.StopFlag.agreed(row.pop("stop"))
   run_.seen += int(row.pop(counts))
   bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=accounting.unit)
+  # Before the row is written: too many end the run here, with an error that has the numbers.
   if row["train/skipped_in_row"]:
     skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
                   newest_good=run_.newest_good)

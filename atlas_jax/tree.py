@@ -1,7 +1,7 @@
 """Named leaves of pytrees: names, casts, counts and norms, whole and by group.
 
 A leaf's name is its path with slashes, "blocks/memory/query/kernel"; parameters, optimizer moments and
-moving averages share the end of their names, which is how placement and weight decay recognise them.
+moving averages have names with equal ends, by which placement and weight decay recognise them.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# In the order in which metrics list them. A name belongs to the outermost of its parts that is a group.
 GROUPS = ("embed", "attention", "memory", "mix_gate", "mlp", "norm", "final_norm", "head")
-_ALSO = {"memory_out": "memory", "ngram_embed": "embed"}  # Parts named otherwise than their group.
+# Parts named otherwise than their group.
+_ALSO = {"memory_out": "memory", "memory_tokens": "memory", "fast_mlp": "memory", "ngram_embed": "embed"}
 OTHER = "other"
 _SMALLEST_NORM = 1e-12  # Keeps the ratio of an all-zero group at 0 instead of NaN.
 
@@ -22,6 +24,7 @@ def name_of(path) -> str:
 
 
 def _part(key) -> str:
+  # The keys of JAX's paths: of dicts, of named tuples and dataclasses, of lists and tuples.
   for field in ("key", "name", "idx"):
     if hasattr(key, field):
       return str(getattr(key, field))
@@ -45,10 +48,7 @@ def cast(tree, dtype):
 
 
 def accumulation_dtype(dtype):
-  """Returns float32 for narrower floats and the dtype itself for others.
-
-  In what sums and softmax are taken.
-  """
+  """Returns the type for sums and softmax: float32 for narrower floats, and for others their own."""
   return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
@@ -64,6 +64,7 @@ def size_bytes(tree) -> int:
 
 def leaf_bytes(leaf) -> int:
   """Returns the bytes of one array or abstract array; a random key counts the words behind it."""
+  # The type of a key says nothing of its size: behind it are words of 32 bits.
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
   return math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -81,7 +82,7 @@ def all_finite(tree):
 
 
 def changed_frac(old, new):
-  """Returns the share of the numbers in two trees that differ, float32 []; 0 for trees without any."""
+  """Returns the fraction of the numbers in two trees that differ, float32 []; 0 for trees without any."""
   differ = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new))]
   return sum(differ, start=jnp.zeros((), jnp.float32)) / max(1, count(old))
 
@@ -121,5 +122,6 @@ def _is_float(leaf) -> bool:
 
 
 def _square_sum(leaves: list):
+  # Cast before the square: bfloat16 has 8 bits of precision, and a long sum in it stops growing.
   sums = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
   return sum(sums, start=jnp.zeros((), jnp.float32))

@@ -42,11 +42,12 @@ def give() -> None:
 
 
 def code_of(flat: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the fields of a config, that name what to import, to execute or to send rows to."""
+  """Returns the fields of a config that name what to import, to execute or to send rows to."""
   found = {name: flat.get(name) for name in MODULES if isinstance(flat.get(name), str) and "." in flat[name]}
   found |= {name: flat.get(name) for name in SERVERS if flat.get(name)}
   rewards = flat.get(REWARDS)
   if isinstance(rewards, str):
+    # name=weight, and names of this package have neither a dot (a module) nor a colon (a file).
     mine = [name for part in rewards.split(",") if {".", ":"} & set(name := part.partition("=")[0].strip())]
     found |= {REWARDS: ",".join(mine)} if mine else {}
   return {name: str(value) for name, value in found.items()}
@@ -76,6 +77,8 @@ def check(flat: Mapping[str, Any], signature: Any, file, *, given: Collection[st
   if not open_to_all or _given:
     return
   key = _key(make=False)
+  # Compared in constant time, and as bytes: a signature from a file may hold characters for which
+  # compare_digest refuses text.
   if key is not None and isinstance(signature, str) and hmac.compare_digest(
       signature.encode("utf-8", "replace"), _signature(code, key).encode()):
     return
@@ -93,6 +96,8 @@ def _placed(rewards: str) -> list[str]:
   """Returns rewards with the whole paths of their files, which a name alone leaves open."""
   found = []
   for name in rewards.split(","):
+    # rewards.py:score means another file in another folder; a signature must hold for the one it was made
+    # for.
     place, colon, function = name.rpartition(":")
     is_file = bool(colon) and place.endswith(".py")
     found.append(f"{pathlib.Path(place).expanduser().resolve()}:{function}" if is_file else name)
@@ -102,6 +107,9 @@ def _placed(rewards: str) -> list[str]:
 def _make_key(file: pathlib.Path) -> None:
   """Draws a key; of several processes that do so at once, the first one's stays."""
   file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+  # Processes that start together each draw a key, finish it under a name of their own, and link it: the first
+  # link stands, the others fail, and `_key` reads the one that stands. Renaming would exchange a key that
+  # another process has signed with already.
   part = file.with_name(f".{file.name}.{secrets.token_hex(4)}{write.PART}")
   try:
     with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
@@ -125,4 +133,5 @@ def _key(*, make: bool) -> bytes | None:
       logging.warning("this run names code of one's own and cannot be signed (%s): using it later needs "
                       "--trust", error)
     return None
+  # A key that was cut short would be easier to guess: it counts as none.
   return key if len(key) == KEY_BYTES else None

@@ -16,6 +16,10 @@ Siblings, on the bytes of the running Python's standard library, ready without p
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu_1h --workdir=runs/cpu_1h
   python -m atlas_jax.main --config=configs/memory_40m.py:smoke --workdir=runs/smoke
 
+With `mix=NAME` memory enters the blocks in another way, at as many parameters within 3% (:cpu,mix=context);
+the names are the files of atlas_jax/models/blocks. `only` has a memory in all blocks and no attention, its
+values under their own tokens' keys; e2e trains second feed-forward layers in the last quarter of the blocks.
+
 cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about an hour, smoke seconds. With
 `rule=NAME` the memory follows another rule than delta. With `baseline` (as in :cpu,baseline) there is no
 memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans with
@@ -34,6 +38,10 @@ window and tokens (:cpu,control=static, and so on for the others and sizes):
 from atlas_jax import config as base
 
 RECORDED = "experiments/memory_pays/baseline_quickstart.json"  # Written by scripts/record_baseline.py.
+FF_WIDTHS = {  # By mix, for as many parameters as `gate`.
+    "full": {"gate": 1_744, "layer": 1_744, "context": 1_728, "only": 1_792,
+             "e2e": 1_648, "none": 1_808, "conv": 1_744},
+    "cpu": {"gate": 672, "layer": 672, "context": 656, "only": 784, "e2e": 640, "none": 704, "conv": 672}}
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
 # CPU-seconds per update of :cpu over those of a model without memory: 1.24, 1.58 and 1.87 on 2026-11-29, on
 # one thread of a machine with two cores, the more the busier it was (NPROC=1 python scripts/update_cost.py
@@ -44,18 +52,8 @@ COST_OF_MEMORY = 1.58
 def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, paper=False, smoke=False, rule="",
-                       control="", corpus="lm1b")
-  base.choose(arg, "shifted", "baseline", "paper", "control")
-  base.choose(arg, "full", "cpu", "cpu_1h")
-  for name in ("baseline", "control"):
-    if arg[name] and arg.rule:
-      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: both are "
-                       "compared with the memory of the delta rule")
-  _check_control(arg)
-  for name in ("cpu", "cpu_1h", "smoke"):
-    if arg[name] and arg.corpus != "lm1b":
-      raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
-                       "reads the standard library; set --config.data.name for another corpus")
+                       mix="", control="", corpus="lm1b")
+  _check(arg)
   config = base.default()
   config.recipe = "memory_lm"
   if arg.cpu or arg.cpu_1h:
@@ -73,6 +71,10 @@ def get_config(arg=None):
     config.model.update(memory_mix="none", memory_layers=None, width=width, ff_width=ff_width, heads=heads)
   if arg.paper:
     _paper(config, small=arg.cpu or arg.cpu_1h)
+  if arg.mix:
+    small = arg.cpu or arg.cpu_1h
+    base.set_mix(config, arg.mix, base.default(), ff_widths=FF_WIDTHS["cpu" if small else "full"],
+                 inner_width=256 if small else 640)
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
@@ -81,9 +83,28 @@ def get_config(arg=None):
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
-  if arg.cpu and not arg.baseline and arg.control in ("", "static"):  # A run without memory has no other.
+  # A run without memory has no other; that of another window or other places of documents is none to compare.
+  if arg.cpu and not arg.baseline and arg.control in ("", "static") and arg.mix in ("", "gate", "layer"):
     config.eval.baseline = RECORDED
   return config
+
+
+def _check(arg):
+  """Refuses arguments of which one would be ignored."""
+  base.choose(arg, "shifted", "baseline", "paper", "control", "mix")
+  base.choose(arg, "full", "cpu", "cpu_1h")
+  for name in ("baseline", "control"):
+    if arg[name] and arg.rule:
+      raise ValueError(f"config arguments {name!r} and 'rule={arg.rule}' exclude each other: both are "
+                       "compared with the memory of the delta rule")
+  _check_control(arg)
+  if arg.rule and arg.mix in ("none", "conv", "e2e"):
+    raise ValueError(f"config arguments 'mix={arg.mix}' and 'rule={arg.rule}' exclude each other: that mix "
+                     "has no memory that follows a rule")
+  for name in ("cpu", "cpu_1h", "smoke"):
+    if arg[name] and arg.corpus != "lm1b":
+      raise ValueError(f"config arguments 'corpus={arg.corpus}' and {name!r} exclude each other: {name} "
+                       "reads the standard library; set --config.data.name for another corpus")
 
 
 def _full(config, corpus: str):

@@ -29,7 +29,7 @@ from atlas_jax.models import lm
 SHARE = 0.95  # Of intervals over seeds.
 KEPT = ("params", "steps", "tokens_seen", "train_loss_nats", "val_loss_nats", "val_bits_per_byte",
         "val_tokens", "gzip_bits_per_byte", "trigram_bits_per_byte", "seconds")
-SERIES = ("memory_gain_", "val_loss_nats_by_position_", "val_tokens_by_position_")
+SERIES = ("memory_gain_", "recall_", "val_loss_nats_by_position_", "val_tokens_by_position_")
 
 
 class Arm(NamedTuple):

@@ -3,8 +3,9 @@
   python scripts/rules_table.py
 
 A rule's docstring says its line ("In a line: ..."), its state ("Floats per head: ...") and its papers
-("Source: ..." with "arXiv:..."). Speeds are of experiments/benchmarks/rules.json, over those of titans; a
-rule that was not measured has none. Rules are in the order of their papers.
+("Source: ..." with "arXiv:..."). Speeds are of experiments/benchmarks/rules.json, over those of titans, in
+the same run where a rule's entry names them (`titans_tokens_per_cpu_s`); a rule that was not measured has
+none. Rules are in the order of their papers.
 """
 import importlib
 import json
@@ -21,7 +22,7 @@ HEAD = ("| rule | one line (per head; a, m, r, c are gates of the token, l = Â½â
 TABLE = re.compile(r"^\| rule \|.*\n(\|.*\n)+", re.MULTILINE)
 
 
-def row(name: str, text: str, speeds: dict[str, int]) -> tuple[list[str], str, str]:
+def row(name: str, text: str, speeds: dict[str, float]) -> tuple[list[str], str, str]:
   """Returns a rule's papers and name, by which rows are sorted, and its row.
 
   Args:
@@ -46,7 +47,9 @@ def row(name: str, text: str, speeds: dict[str, int]) -> tuple[list[str], str, s
 def table() -> str:
   """Returns the table of all rules in the folder."""
   measured = json.loads((ROOT / RECORD).read_text())["rules"]
-  speeds = {name: found["tokens_per_cpu_s"] for name, found in measured.items()}
+  titans = measured["titans"]["tokens_per_cpu_s"]
+  speeds = {name: found["tokens_per_cpu_s"] * titans / found.get("titans_tokens_per_cpu_s", titans)
+            for name, found in measured.items()}
   docs = {name: importlib.import_module(f"{rules.__name__}.{name}").__doc__ or "" for name in rules.names()}
   rows = sorted(row(name, text, speeds) for name, text in docs.items())
   return HEAD + "".join(line for _, _, line in rows)

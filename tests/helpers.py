@@ -227,6 +227,8 @@ LM = dict(
   dtype="float32",
   remat="none",
   scan_unroll=1,
+  persistent_tokens=2,
+  inner=freeze(dict(batch_tokens=4, ff_width=16, rate=0.5, clip_norm=1.0)),
 )
 
 

@@ -30,6 +30,7 @@ LEVELS = {
   "state": 5,
   "data": 5,
   "evals": 5,
+  "evals.recall": 7,  # It reads with models, and writes with the engine of decoding.
   "checkpoint": 5,
   "remote": 6,
   "language": 6,
@@ -55,10 +56,11 @@ ALLOWED = {
   "etils.epath": ("remote",),
   "fastapi": ("language.serve",),
   "flax.linen": ("memory.layer", "memory.gates", "models"),
-  "grain": ("data", "puzzles.source"),
+  "grain": ("data",),
   "h11": ("language.serve",),
   "huggingface_hub": ("data", "language.pretrained", "puzzles.boards"),
-  "matplotlib": ("monitor", "puzzles.pictures"),
+  "lm_eval": ("evals.recall.harness",),
+  "matplotlib": ("evals.recall.pictures", "monitor", "puzzles.pictures"),
   "ml_collections": ("command", "config", "defaults", "fields", "modes"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint"),

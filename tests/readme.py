@@ -76,6 +76,10 @@ COMMANDS = {
   f"{MAIN} --config=configs/memory_40m.py:cpu --workdir=runs/mine --config.optim.lr=1e-3 "
   "--config.data.name=files --config.data.path='books/*.txt'": How(MEMORY),
   "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(MEMORY),
+  f"{MAIN} --config=configs/memory_40m.py:cpu,mix=context --workdir=runs/mac": How(MEMORY),
+  f"{MAIN} --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong": How(
+    "--config.eval.task_samples=2 --config.eval.mqar_pairs=4 --config.eval.mqar_distances=64 "
+    "--config.eval.niah_lengths=512 --config.eval.babilong_lengths=512", needs=(QUICKSTART,)),
   'pip install -e ".[cuda12,hf]"': NETWORK,
   STDLIB: How("--train_vocab_size=300 --train_bytes=100000 --limit_bytes=200000"),
   f"{MAIN} --config=configs/memory_40m.py:corpus=python_stdlib --workdir=runs/stdlib_40m "

@@ -13,14 +13,15 @@ from atlas_jax import config as configs
 from atlas_jax import main, readers, tree
 from atlas_jax.language import initial_model
 from atlas_jax.memory import rules
-from atlas_jax.models import placement
+from atlas_jax.models import blocks, placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
-CHOICES = {"rule": rules.names, "control": lambda: CONTROLS}  # Arguments but flags, and their values.
+# Arguments but flags, and their values.
+CHOICES = {"rule": rules.names, "control": lambda: CONTROLS, "mix": blocks.names}
 
 
 def flags_of(file) -> dict:
@@ -111,10 +112,15 @@ def test_the_name_says_how_many_parameters_there_are(file):
   size = re.search(r"_(\d+)([mb])(_|$)", file.stem)
   if size is None:
     pytest.skip("no size in the name")
-  config = main.read_config(f"{file}:")
-  config.model.vocab_size = 32_000  # Names count with a vocabulary of this size, whatever the default.
   millions = int(size[1]) * (1000 if size[2] == "b" else 1)
-  assert abs(tree.count(shapes_of(configs.resolve(config))) / 1e6 / millions - 1) < 0.05
+  text = ast.get_docstring(ast.parse(file.read_text()))
+  said = int(re.search(r"([\d,]+) parameters at a vocabulary", text)[1].replace(",", ""))
+  for mix in ["", *(f"mix={name}" for name in blocks.names())]:
+    config = main.read_config(f"{file}:{mix}")
+    config.model.vocab_size = 32_000  # Names count with a vocabulary of this size, whatever the default.
+    count = tree.count(shapes_of(configs.resolve(config)))
+    assert abs(count / 1e6 / millions - 1) < 0.03 and abs(count / said - 1) < 0.03, (mix, count)
+    assert mix or count == said
 
 
 @pytest.mark.parametrize("compared", ["baseline", "paper"])

@@ -11,7 +11,7 @@ import pytest
 
 from atlas_jax import failures
 from atlas_jax.checkpoint import CheckpointError
-from atlas_jax.explain import explain
+from atlas_jax.explain import explain, report
 from atlas_jax.files import write
 from atlas_jax.monitor.writer import MetricsWriter
 from tests import program
@@ -85,6 +85,22 @@ def test_other_errors_have_no_such_name():
     KeyError("x"),
   ):
     assert failures.true_name(error) is None
+
+
+@pytest.mark.parametrize(
+  ("line", "traced", "shown"),
+  [
+    ("raise config.optim.lr", False, ["atlas_jax: raise config.optim.lr"]),
+    ("raise config.optim.lr", True, ["Traceback", "RuntimeError: inner", "atlas_jax: raise config.optim.lr"]),
+    (None, False, ["Traceback", "RuntimeError: inner"]),
+  ],
+)
+def test_a_line_or_the_place_of_a_fault_is_shown(line, traced, shown, capsys):
+  error = raised(RuntimeError("outer\nwords"), RuntimeError("inner"))
+  assert report(error, line, traced=traced) == (line or "RuntimeError: outer words")
+  said = capsys.readouterr()
+  assert said.out == "" and [part for part in shown if part not in said.err] == []
+  assert ("Traceback" in said.err) == ("Traceback" in shown)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_every_alias_stands_for_fields_that_are_there():
 
 VARIANTS = [
   ("smok", "config argument 'smok' is unknown; did you mean 'smoke'? known are baseline, control, corpus, "),
-  ("large", "'large' is unknown; known are baseline, control, corpus, cpu, cpu_1h, paper, rule, smoke"),
+  ("large", "'large' is unknown; known are baseline, control, corpus, cpu, cpu_1h, mix, paper, rule, smoke"),
   ("cpu,control=convs", "config argument 'control=convs' is unknown; did you mean 'conv'?"),
   ("cpu,control", "config argument 'control' needs a value, control=..."),
 ]

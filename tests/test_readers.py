@@ -9,9 +9,9 @@ from tests.recipes import test_contract
 
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor")
-# What only a longer run reads: a server, a template's values, the folder left at the end, the length.
-LATER = ("vllm", "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
-         "puzzles.test_path")
+# What only a longer run reads: an extra, a server, a template's values, a folder at the end, the length.
+LATER = ("eval.lm_eval", "eval.published", "vllm", "sampler.kind", "data.template_values", "ranked.folder",
+         "data.epochs", "puzzles.epochs", "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
@@ -20,7 +20,7 @@ LOOKED_AT = {
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 # Settings with which the recipes read all that they can.
 LAYOUTS = {
-  "memory_lm": ({}, {"eval__sample_tokens": 4}),
+  "memory_lm": ({}, {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
@@ -165,11 +165,13 @@ REFUSED = [
   ("atlas_ranked.py:smoke", "sampler.top_k=4", "is not read by config.recipe='ranked'"),
   ("atlas_ranked.py:smoke", "distill.beta=0.1", "is not read by config.recipe='ranked' [(]gkd reads it[)]"),
   # Fields that another one switches off.
-  ("memory_40m.py:smoke,baseline", "model.memory.rule=titans", "config.model.memory_mix is gate, and con"),
+  ("memory_40m.py:smoke,baseline", "model.memory.rule=titans", "memory_mix is context or gate or layer or"),
   ("memory_40m.py:smoke,baseline", "model.gate_floor=0.1", "config.model.memory_mix is other than"),
-  ("memory_40m.py:smoke", "model.memory_mix=conv,model.memory.rule=titans", "memory_mix is gate, and config"),
+  ("memory_40m.py:smoke", "model.memory_mix=conv,model.memory.rule=titans", "mix is context or"),
+  ("memory_40m.py:smoke", "model.persistent_tokens=2", "config.model.memory_mix is context, and"),
+  ("memory_40m.py:smoke", "model.inner.rate=2", "where config.model.memory_mix is e2e, and config"),
   ("memory_40m.py:smoke,control=static", "model.memory.write_rate_max=0.9", "memory.writes is True, and con"),
-  ("memory_40m.py:smoke,control=wide", "eval.gain_max_tokens=64", "where config.model.memory_mix is gate"),
+  ("memory_40m.py:smoke,control=wide", "eval.gain_max_tokens=64", "model.memory_mix is context or e2e"),
   ("memory_40m.py:smoke", "model.ngram_embed.table_rows=8", "where config.model.ngram_embed.max_n is set"),
   ("sft.py:smoke", "data.transform=repeat", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
   ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),

@@ -138,6 +138,21 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_heartbeat(bucket, tmp_p
   assert "503 of the store" in caplog.text
 
 
+def test_an_owner_that_sends_for_long_shows_life_meanwhile(bucket, tmp_path, monkeypatch):
+  mirror = Mirror(epath.Path(str(bucket / "run")), tmp_path / "here")
+  beats = []
+
+  def slow_push(_):
+    for _ in range(10):
+      beats.append((bucket / "run" / REMOTE_OWNER).read_text())
+      time.sleep(0.1)
+
+  monkeypatch.setattr(Mirror, "push", slow_push)
+  with mirror.at_work(), mirror.pushing():
+    pass
+  assert len(set(beats)) > 1
+
+
 def test_a_store_that_fails_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   mirror = Mirror(epath.Path(str(tmp_path / "file" / "run")), tmp_path / "here")

@@ -138,7 +138,8 @@ def test_a_reference_follows_the_parameters_every_so_often(tmp_path, stop):
 def test_what_a_source_tells_stands_in_the_row_of_its_update(tmp_path, monkeypatch):
   config = runs.toy_config(train__log_every_steps=2)
   recipe, written = runs.toy_recipe(config), []
-  recipe.source.tell = lambda: EvalOut({"toy/step": float(recipe.source.step)}, f"batch {recipe.source.step}")
+  source = recipe.source
+  source.metrics = lambda: EvalOut({"toy/step": float(source.step)}, f"batch {source.step}")
   monkeypatch.setattr(train.MetricsWriter, "write_text", lambda self, *what: written.append(what))
   run(config, recipe, tmp_path)
   rows = [row for row in runs.rows_of(tmp_path) if "toy/step" in row]

@@ -1,4 +1,4 @@
-"""Arithmetic with carries: sums, differences and products of given lengths, as hard as they have carries.
+"""Arithmetic: sums, differences and products of given lengths; the number of carries says how hard one is.
 
 A solution in steps writes one column after another, the lowest first: 47+85 is "7+5=12 4+8+1=13 #### 132".
 """
@@ -21,17 +21,17 @@ class Arithmetic:
   def __init__(self, *, operations: str = "+", digits: int | Sequence[int] = 2,
                carries: Sequence[int] | None = None, style: str = "steps", prompt: str = "{a}{op}{b}=",
                split: str = "train", held_out_frac: float = 0.1, seed: int = 0):
-    """Sets what is asked.
+    """Sets which problems are drawn.
 
     Args:
       operations: which of "+", "-" and "*" are drawn, as one string; a difference is never negative.
       digits: digits of the operands: one number, or the least and the most.
       carries: least and most carries (borrows in a difference); None: any.
       style: of the solution: "steps" writes the columns and "#### ANSWER", "direct" the answer alone.
-      prompt: how it is asked, a format of {a}, {op} and {b}.
+      prompt: the question, a format of {a}, {op} and {b}.
       split: "train" or "held_out"; a hash of the problem decides, and a+b counts as b+a.
-      held_out_frac: share of the problems that "train" never shows.
-      seed: draws them.
+      held_out_frac: fraction of the problems that "train" never shows.
+      seed: of the random numbers that draw problems.
 
     Raises:
       ValueError: for a setting that cannot be, or that no problem fits.
@@ -52,12 +52,16 @@ class Arithmetic:
     self._split = split
     self._held_out_frac = held_out_frac
     self._seed = seed
+    # The source of prompts saves it with its place and compares it on resume, so all that changes problem(i)
+    # must stand here: a setting that is left out would let a run go on with other problems unseen.
     self.fingerprint = json.dumps(["arithmetic", operations, low, high, self._carries, style, prompt, split,
                                    held_out_frac, seed])
-    self.problem(0)
+    self.problem(0)  # Settings that no problem fits fail now, not at the first batch.
 
   def problem(self, index: int) -> Problem:
     """Returns one problem; extra has "a", "op", "b" and "carries"."""
+    # One stream per index: a draw that does not fit is followed by the next draw of the same stream, so
+    # problem(i) never depends on problem(i - 1), on the number of processes, or on what was asked for before.
     draws = problems.StableRandom(self._seed, index)
     for _ in range(TRIES):
       op = self._operations[draws.below(len(self._operations))]
@@ -82,17 +86,21 @@ class Arithmetic:
 
   def _operand(self, draws: problems.StableRandom) -> int:
     size = draws.between(*self._digits)
+    # The length is drawn first, then the number: drawn evenly from all numbers, nine in ten would have the
+    # most digits. One digit starts at 0, since 10**0 would leave 0 out.
     return draws.between(10 ** (size - 1) if size > 1 else 0, 10**size - 1)
 
 
 def _pair(digits) -> tuple[int, int]:
-  """Returns two whole numbers as they are, and two that no digits fit for anything else."""
+  """Returns two whole numbers as a pair; (0, 0), which the caller refuses, for anything else."""
   fits = isinstance(digits, Sequence) and len(digits) == 2 and all(isinstance(one, int) for one in digits)
   return (digits[0], digits[1]) if fits else (0, 0)
 
 
 def key(op: str, a: int, b: int) -> str:
   """Returns what decides the split: the same for a+b and b+a, and for a*b and b*a."""
+  # Without this "3+5" could be trained on and "5+3" held out, which has the same answer. A difference is not
+  # symmetric, and its larger operand comes first already.
   low, high = (b, a) if op == "-" else sorted((a, b))
   return f"{high}{op}{low}"
 
@@ -137,10 +145,13 @@ def _columns(a: int, b: int, sign: int) -> list[tuple[int, int, int, int]]:
   """Returns (digit of a, digit of b, whether it carries, carry from the column before), the lowest first."""
   columns = []
   carry = 0
+  # At least one column, so that 0+0 has a step. A carry out of the highest digit makes no column of its own:
+  # it shows in the last total, as "4+8+1=13" of 47+85 does.
   while True:
     before = carry
     x = a % 10
     y = b % 10
+    # sign -1 is a borrow: total is then negative exactly where ten must be taken from the next column.
     total = x + sign * (y + before)
     carry = int(total > 9 or total < 0)
     columns.append((x, y, carry, before))
@@ -159,6 +170,7 @@ def _column_text(op: str, x: int, y: int, carries: int, before: int) -> str:
 
 def _products(a: int, b: int) -> list[str]:
   """Returns a times every digit of b in its place, and the running sums."""
+  # Zeros of b are passed over, as in writing by hand; b = 0 keeps one part, or there would be no step.
   parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b))) if digit != "0"] or [0]
   steps = [f"{a}*{part}={a * part}" for part in parts]
   total = a * parts[0]

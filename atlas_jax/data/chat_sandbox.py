@@ -1,8 +1,8 @@
 """The sandbox that chat templates run in, with the blocks and filters that transformers gives them.
 
-A template comes with a model, from anybody. It reaches no attribute that begins with an underscore, changes
-nothing it is given, and includes no other file. And it is bounded: in seconds, looked at in every loop and
-call, and in characters of any text and values of any list, checked before they are made.
+A template comes with a model and may be written by anybody. It can read no attribute that begins with an
+underscore, change nothing that it is given, and include no other file. Its time is bounded, by a check in
+every loop and call; so are the characters of each text and the values of each list, before they are made.
 """
 import functools
 import importlib
@@ -14,16 +14,19 @@ from types import SimpleNamespace
 from typing import Any
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # Code points that stand for no character in any text.
-SECONDS = 10.0         # Of one chat; usual ones take a thousandth.
-MOST_CHARS = 2**26     # Of any text; a million tokens have a sixteenth of it.
-MOST_MADE = 2**28      # By all calls of filters together.
-MOST_VALUES = 10**6    # In any list with all that lies in it.
-MOST_NUMBER = 10**5    # As a width or count; no range is longer either.
-MOST_BITS = 4096       # Of a number that is computed.
+SECONDS = 10.0         # For one chat; usual ones take a thousandth of it.
+MOST_CHARS = 2**26     # In one text; a million tokens have about a sixteenth.
+MOST_MADE = 2**28      # Characters made by all filters of a chat together.
+MOST_VALUES = 10**6    # In one list, nested values included.
+MOST_NUMBER = 10**5    # As a width or a count; ranges are no longer either.
+MOST_BITS = 4096       # In a whole number that is computed.
 SOURCE_CHARS = 2**20
-# Filters that are slow by their nature, or differ from call to call.
+# Filters that are slow on long texts, or give another result at each call.
+# "random" would give other ids at every call; `lipsum` below is left out for the same reason.
 LEFT_OUT = ("urlize", "striptags", "wordwrap", "random", "pprint", "xmlattr")
 
+# The compiled environment is shared by all threads of a process, such as those of a server; each has its own
+# deadline and its own count of characters made.
 _now = threading.local()
 
 
@@ -42,6 +45,8 @@ def compiled(source: str, name: str = "the chat template"):
     raise ValueError(f"{name} has {len(source)} characters, more than {SOURCE_CHARS}; give "
                      "another")
   sandbox = environment()
+  # Compiling evaluates constant expressions, such as 'a' | center(90000), by the very checks of rendering:
+  # they need a deadline and a count already here.
   _now.until = time.monotonic() + SECONDS
   _now.made = 0
   try:
@@ -77,6 +82,9 @@ def environment():
   The date of today is not among what a template may use: the same data give the same ids on every day.
   """
   parts = _jinja()
+  # trim_blocks, lstrip_blocks and loopcontrols are what transformers compiles templates with: without them
+  # the line ends around {% ... %} would be part of the text, and ids would differ from those the model was
+  # trained on. `finalize` sees every value that is printed.
   sandbox = _sandbox(parts)(trim_blocks=True, lstrip_blocks=True, finalize=kept,
                             extensions=[_generation(parts), parts.extensions.loopcontrols])
 
@@ -88,6 +96,8 @@ def environment():
 
   sandbox.globals["raise_exception"] = refuse
   del sandbox.globals["lipsum"]
+  # Jinja's own filter writes <, >, & and ' as \u003c and so on, for pages of HTML;
+  # models were trained on plain JSON.
   sandbox.filters["tojson"] = to_json
   for name in LEFT_OUT:
     del sandbox.filters[name]
@@ -115,6 +125,9 @@ def _generation(parts):
     def parse(self, parser):
       line = next(parser.stream).lineno
       body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      # To transformers this block changes no text; it notes where the assistant's text lies. Here two code
+      # points around it carry the same through the rendered text; no message may have them, see
+      # `_check_marks` of chat_template.
       return parts.nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
 
     def mark(self, caller):
@@ -126,8 +139,10 @@ def _generation(parts):
 def _bounds(parts):
   nodes = parts.nodes
 
+  # The sandbox intercepts calls and binary operators at run time, but not loops, assignments and "~". Those
+  # are rewritten in the syntax tree before code is generated.
   class Bounds(parts.visitor.NodeTransformer):
-    """Puts the checks into a template: loops look at the clock, values that last are weighed."""
+    """Rewrites a template so that loops check the time, and assignments the size of their value."""
 
     def __init__(self, environment):
       self._environment = environment
@@ -144,6 +159,8 @@ def _bounds(parts):
 
     visit_For = visit_Macro = visit_CallBlock = _ticking
 
+    # A text doubles with each `set x = x ~ x`: weighed when assigned, sixty of them stop at the bound
+    # in place of taking all memory.
     def visit_Assign(self, node):
       node = self.generic_visit(node)
       node.node = self._call("kept", [node.node], node.lineno)
@@ -167,6 +184,7 @@ def _sandbox(parts):
   class Sandbox(parts.sandbox.ImmutableSandboxedEnvironment):
     """Checks sizes before values are made, and the clock."""
 
+    # The operators whose result can be far larger than both sides; "%" formats, as in '%999999999d' % 1.
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     tick = staticmethod(lambda: _tick())
     kept = staticmethod(lambda value: kept(value))
@@ -194,13 +212,16 @@ def _tick() -> None:
 
 
 def kept(value: Any) -> Any:
-  """Returns the value; refuses one that holds, with all that lies in it, more than a template may make.
+  """Returns a value; refuses one that, with its nested values, is larger than a template may make.
 
-  Lists that hold one list twice, whose like hold that twice, and so on, hold as much as they would print.
+  A list that stands twice in another one counts twice, as it would be printed twice.
   """
   if isinstance(value, str):
     _check_chars(len(value))
   elif isinstance(value, list | tuple | dict | set | frozenset):
+    # A stack of our own, not recursion: depth is up to the template. A list that stands in two
+    # places is counted twice on purpose, since printing it writes it twice; the bound also ends a
+    # walk of doubled lists early.
     left = [value]
     chars = 0
     number = 0
@@ -248,6 +269,7 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
     _check_chars(len(left) + len(right))
   elif operator == "*" and sized:
     _check_chars(len(sized[0]) * max(right if sized[0] is left else left, 0) if len(sized) == 1 else 0)
+  # `in "**"` holds for "*" and for "**": a product has the sum of the bits, a power a multiple of them.
   elif operator in "**" and isinstance(left, int) and isinstance(right, int):
     bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * abs(right)
     if bits > MOST_BITS:
@@ -256,6 +278,8 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
 
 def _check_format(text: str, values) -> None:
   """Refuses widths in a text that values are put into; also those that stand among the values."""
+  # Six digits in a row are a width of MOST_NUMBER or more; widths that come out of the values, as "*" and
+  # {:{}} take them, can only be looked at there.
   if re.search(r"\d{6}", text):
     raise TemplateRefusal(f"it asks for a width of more than {MOST_NUMBER}")
   if "*" in text or re.search(r"\{[^{}]*:[^{}]*\{", text):
@@ -266,6 +290,8 @@ def _check_format(text: str, values) -> None:
 def _check_call(called: Any, args, options) -> None:
   for value in (*args, *options.values()):
     kept(value)
+  # Methods of plain values are what makes large results of small arguments, such as 'a'.ljust(10**9); a macro
+  # ticks, and what it writes is weighed by `_concat`.
   method = getattr(called, "__wrapped__", called)  # The sandbox wraps `format`.
   owner = getattr(method, "__self__", None)
   if isinstance(owner, str | bytes | int | float | list | tuple | dict):

@@ -58,7 +58,11 @@ class Template:
     self._values = dict(values)
     self._specials = dict(specials)
     self._name = name
+    # Templates with {% generation %} say themselves what the assistant wrote. For all others it is found by
+    # rendering the chat up to each turn and taking the difference, see `_parts`.
     self._marked = re.search(r"\{%-?\s*generation\b", source) is not None
+    # In an alternation the first match wins: "<|im_end|>" must be tried before any special token that it
+    # begins with. "(?!)" matches nothing, for a tokenizer without special tokens.
     longest_first = sorted(self._specials, key=len, reverse=True)
     self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     self._template = chat_sandbox.compiled(source, name)
@@ -102,6 +106,9 @@ class Template:
 
     Most templates write objects as JSON; some refuse them or write them as Python does.
     """
+    # Some templates join arguments to a text, which fails for an object; others would show a Python dict with
+    # its single quotes. No declaration tells which, so one call is rendered and looked at. The id has nine
+    # letters and digits, as templates of Mistral demand.
     call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
@@ -113,6 +120,8 @@ class Template:
   def prompt(self, messages: Sequence[Mapping], tokenizer: Tokenizer, **values) -> np.ndarray:
     """Returns the ids after which the assistant begins to write, int32; `values` as in `render`."""
     _check_marks(messages, values)
+    # The same shield as in `rows`: if one of the two encoded a user's "<|im_end|>" as the special id, the ids
+    # of sampling would differ from those of training.
     text = self._render(self._shielded(messages), True, self._shielded(values))
     return self._encode(_unmarked(text), tokenizer)
 
@@ -158,12 +167,12 @@ class Template:
            **values) -> list[tuple[int, Encoded]]:
     """Returns a chat as rows of ids that together teach the assistant's turns, each with its last such turn.
 
-    One row teaches all turns where the template shows them all as they were written. Some templates leave
-    out of earlier turns what was thought in them: such a turn is learnt in a row that ends with it, as the
-    model would be asked for it and would write it.
+    One row teaches all turns where the template shows them all as they were written. Some templates leave the
+    thoughts of earlier turns out: such a turn is learnt in a row of its own that ends with it, exactly as the
+    model is asked for it and writes it.
 
-    What a turn ends with is learnt too, up to its last special token; white space that follows is not. A turn
-    of weight 0 is not learnt.
+    The end of a turn is learnt too, up to its last special token; white space that follows is not. A turn of
+    weight 0 is not learnt.
 
     Args:
       messages: each with "role" and "content"; those of the assistant may have a "weight".
@@ -178,6 +187,8 @@ class Template:
     spoken = chat_messages.turns(messages)
     if not spoken:
       raise ValueError("the assistant says nothing in these messages; there is nothing to learn from them")
+    # Cut to the last before weights are looked at: with learn="last" a last turn of weight 0 is refused, and
+    # no earlier turn takes its place.
     spoken = spoken if learn == "all" else spoken[-1:]
     turns = [number for number in spoken if chat_messages.weighs(messages[number])]
     if not turns:
@@ -193,6 +204,9 @@ class Template:
     ids = []
     learnt = []
     for text, counts in parts:
+      # Every part is encoded by itself. Encoded as a whole, a tokenizer may merge the end of the
+      # prompt with the first letters of the answer into one id, which sampling, that starts
+      # behind the prompt, never sees.
       for piece, inside in self._trimmed(text) if counts else [(text, False)]:
         ids.append(self._encode(piece, tokenizer))
         learnt.append(np.full(len(ids[-1]), inside))
@@ -205,6 +219,7 @@ class Template:
     """
     text = "that is all"
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
+    # A generation block includes the token that ends a turn, or the model is not to write it.
     if self._marked:
       coded = self.chat(said, tokenizer)
       last = int(coded.ids_T[coded.learn_T][-1])
@@ -219,6 +234,10 @@ class Template:
     spans = {number: self._span(messages, number, values) for number in turns}
     rows = []
     left = list(turns)
+    # From the last turn backwards. A row is the chat as rendered up to its last turn, and teaches all turns
+    # that stand in it letter for letter; a turn that later ones change, such as one whose thought is left
+    # out, is not a beginning of that text and waits for a row of its own. One row is the usual case. Only the
+    # last row goes on behind its last turn, with messages that follow it, which are not learnt.
     while left:
       text = spans[left[-1]][1]
       text = whole if not rows and whole.startswith(text) else text
@@ -235,6 +254,8 @@ class Template:
   def _span(self, messages, number: int, values) -> tuple[str, str]:
     """Returns text up to where the assistant begins to write a turn, and up to where it has written it."""
     after = self._render(messages[:number + 1], False, values)
+    # Many templates refuse a chat without a user's message, so `before` cannot be rendered for an
+    # assistant that speaks first.
     if any(message["role"] not in ("system", "developer") for message in messages[:number]):
       before = self._render(messages[:number], True, values)
     else:  # Nobody has asked for it: it begins with what a template puts before an answer.
@@ -252,11 +273,14 @@ class Template:
 
   def _marked_parts(self, messages, values, turns: Sequence[int], learn: str):
     """Returns one row of (text, whether it is to learn) by the marks of {% generation %}."""
+    # re.split with one group gives outside, inside, outside...: odd pieces are the marked ones.
     pieces = re.split(f"{OPEN}(.*?){CLOSE}", self._render(messages, False, values), flags=re.DOTALL)
     marks = len(pieces) // 2
     spoken = chat_messages.turns(messages)
     if not marks:
       raise ValueError("the assistant says nothing in these messages; there is nothing to learn from them")
+    # A template may leave thoughts out of a mark or mark a call apart: only with one mark a turn does the
+    # number of a mark tell whose weight it has.
     if learn == "all" and len(turns) < len(spoken) and marks != len(spoken):
       raise ValueError(f"the chat template marks {marks} pieces of {len(spoken)} turns, so that turns of "
                        "weight 0 cannot be told from the others; set config.data.turns='split'")
@@ -276,6 +300,8 @@ class Template:
     if isinstance(value, str):
       return self._pattern.sub(lambda found: found[0][0] + PLAIN + found[0][1:], value)
     if isinstance(value, Mapping):
+      # An assistant's own special tokens stay ids: thoughts and calls begin with such tokens, and the model
+      # must learn to write them. From anybody else they would be a way to forge a turn.
       assistant = value.get("role") == "assistant"
       return dict(value) if assistant else {name: self._shielded(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -287,6 +313,7 @@ class Template:
     pieces = []
     at = 0
     for found in self._pattern.finditer(text):
+      # Special tokens are set by id and never pass through the encoder, which has them switched off.
       pieces += [self._plain(text[at:found.start()], tokenizer), [self._specials[found[0]]]]
       at = found.end()
     return np.concatenate([*pieces, self._plain(text[at:], tokenizer)]).astype(np.int32)
@@ -296,7 +323,7 @@ class Template:
 
 
 def _check_marks(*values) -> None:
-  """Raises ValueError if a text has a mark of ours."""
+  """Raises ValueError if a text has one of the code points that mark text here."""
   text = json.dumps(values, ensure_ascii=False, default=str)
   if any(mark in text for mark in (OPEN, CLOSE, PLAIN)):
     raise ValueError("a message has one of the code points U+FDD0 to U+FDD2, which no text has; remove it")
@@ -328,6 +355,8 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   settings = _json(path / "tokenizer_config.json")
   file = path / "tokenizer.json"
   content = tokenizer_json.read(file, remedy=REMEDY) if file.is_file() else {"added_tokens": []}
+  # SentencePiece-style tokenizers, as of Llama 2, mark the start of each text by a space. Part by part there
+  # would be one at every cut, so rows would not be the ids of the whole text; byte-level ones add nothing.
   parts = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
   if '"Metaspace"' in parts or '"Prepend"' in parts:
     raise ValueError(f"{path / 'tokenizer.json'} puts a space before every text it is given, so the parts of "
@@ -343,6 +372,9 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
 
 
 def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None, pathlib.Path]:
+  # As in transformers, a file of its own wins over the field in tokenizer_config.json;
+  # chat_template.json is an older form of such a file. A list of templates has names; "default" is what
+  # a chat without a choice gets.
   file = path / FILES[0]
   if file.is_file():
     with told(file, "is no text", REMEDY):

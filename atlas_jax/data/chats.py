@@ -24,14 +24,19 @@ def encode(problem: Problem, tokenizer: Tokenizer, template: Template | None = N
   Raises:
     ValueError: naming the place of the problem, if it has no solution or does not fit the template.
   """
+  # Before the template is rendered: a row without a solution, or with one marked as bad, must not be
+  # learnt, however well it renders.
   text = _solution(problem)
   if template is None:
     _check_plain(problem)
     prompt = prompt_ids(problem, tokenizer)
     solution = tokenizer.encode(text.encode("utf-8", "replace"))
+    # The form of a document in packed text: DOC opens it and DOC closes it. The closing one is learnt, or the
+    # model would never end an answer. Prompt and solution are encoded apart, as sampling has them.
     ids = np.concatenate([prompt, solution, [tokenizer.doc_id]]).astype(np.int32)
     return Encoded(ids, np.arange(len(ids)) >= len(prompt))
   try:
+    # Values of the call precede those of the row: what a user asks for now wins over what a file says.
     return template.chat([*messages_of(problem), *reply_of(problem)], tokenizer, learn=learn,
                          **{**problem.values, **values})
   except ValueError as error:
@@ -70,6 +75,8 @@ def rows(problem: Problem, tokenizer: Tokenizer, template: Template | None = Non
 def _solution(problem: Problem) -> str:
   """Returns the text to learn; where there is none, ValueError says what the row has in its place."""
   if problem.solution is not None:
+    # In TRL's unpaired preferences `label` says whether a completion is wanted. SFT
+    # would teach the unwanted ones.
     label = problem.extra.get("label")  # Tables of text have it as a text.
     if label is False or isinstance(label, str) and label.strip().lower() == "false":
       raise ValueError(f"{problem.where}: its 'label' is false, which marks a completion that is not to be "
@@ -85,8 +92,10 @@ def _solution(problem: Problem) -> str:
 
 
 def _check_plain(problem: Problem) -> None:
-  """Refuses messages of a solution that its text alone does not say."""
+  """Refuses a solution whose messages hold more than its text."""
   unsaid = None
+  # `solution` is the text of the last message alone: several messages, or a call of a tool, would be
+  # cut down to it without a word.
   if len(problem.reply) > 1:
     unsaid = f"is {len(problem.reply)} messages"
   elif any("tool_calls" in message for message in problem.reply):
@@ -138,6 +147,7 @@ def split_turns(problem: Problem) -> list[Problem]:
   turns = chat_messages.turns(messages)
   learnt = [number for number in turns if chat_messages.weighs(messages[number])]
   # Where no turn is learnt, the last one says so when it is encoded.
+  # The last turn keeps the row's own place, so that places of rows with one turn do not depend on `turns`.
   return [problem._replace(where=problem.where if number == turns[-1] else f"{problem.where}#{number}",
                            prompt=messages[:number], solution=messages[number]["content"],
                            reply=(messages[number],))

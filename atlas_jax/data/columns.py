@@ -34,6 +34,8 @@ def unused(problem: Problem, needs: Needs) -> list[str]:
   reads = {"solution": needs.solution, "answer": needs.answer}
   used = {column for role, columns in problem.read.items() if reads.get(role, True) for column in columns}
   there = [column for columns in problem.read.values() for column in columns]
+  # `read` has what the format took, `extra` all other columns of the row. A null there is no column: tables
+  # have all columns in every row.
   if needs.columns is not None:
     there += [column for column, value in problem.extra.items() if not row_formats.is_empty(value)]
   asked = needs.columns or frozenset()
@@ -51,6 +53,7 @@ def warn(place: str, found: Sequence[Problem], needs: Needs) -> None:
 
 def log(place: str, unused_of_rows: Sequence[Sequence[str]]) -> None:
   """Logs the names that stand in the lists of rows, each with how many rows have it; nothing if none does."""
+  # One line for a data set, however many rows: a line per row would bury the one column that matters.
   counts = Counter(name for names in unused_of_rows for name in names)
   if counts:
     listed = ", ".join(f"{name!r} ({count} of {len(unused_of_rows)} rows{_meant(name)})"
@@ -74,17 +77,23 @@ def _not_shown(problem: Problem, needs: Needs) -> list[str]:
   for messages, column in parts:
     for key in (key for message in messages for key in message if key not in ("role", "content")):
       fields.setdefault(key, f"{column}[].{key}")
+  # A weight is never shown by a template: it decides what is learnt, so it counts where solutions are.
   weight = fields.pop(chat_messages.WEIGHT, None)
   names = [] if weight is None or needs.solution else [weight]
+  # The usual row, messages of role and content: nothing is rendered for it.
   if not fields and not problem.values:
     return names
   views = _views([message for messages, _ in parts for message in messages], needs)
+  # Whether a template uses a field is found by leaving it out and comparing the two texts. Reading the
+  # template's source could not tell: a field may be used in one kind of message, or once a flag is set.
   for key, name in fields.items():
     def without(messages, key=key):
       return [{one: x for one, x in message.items() if one != key}
               for message in messages]
 
     if needs.template is None or not _differs(needs.template, views, problem.values, key, without):
+      # The one field whose loss is an error and no warning: a turn that only calls
+      # a tool has no other content.
       if key == CALLS and needs.template is not None:
         raise ValueError(f"{name} are calls of tools, which the chat template does not show; leave the row "
                          "out, or give a template that does")
@@ -100,12 +109,15 @@ def _views(messages: list[dict], needs: Needs) -> list[tuple[list[dict], bool]]:
   """Returns the chats that a template is shown, each with whether it ends where the assistant would write."""
   if not needs.solution:
     return [(messages, True)]
+  # A chat up to each of the assistant's turns, as `Template.rows` learns them: in the whole chat a template
+  # may leave out what it shows of the last turn, such as a thought.
   return [(messages[:number + 1], False) for number in chat_messages.turns(messages)]
 
 
 def _differs(template: chats.Template, views, values: Mapping[str, Any], key: str, without: Callable,
              values_without: Mapping[str, Any] | None = None) -> bool:
-  """Returns whether some view of a chat is another one without a field."""
+  """Returns whether leaving a field out changes the text of some view of a chat."""
+  # Saves two renderings of every view, for a name that the template never spells.
   if key not in template.source:
     return False
   for messages, asks in views:
@@ -113,7 +125,7 @@ def _differs(template: chats.Template, views, values: Mapping[str, Any], key: st
     try:
       other = template.render(without(messages), add_generation_prompt=asks,
                               **(values if values_without is None else values_without))
-    except ValueError:  # It cannot do without.
+    except ValueError:  # The template needs the field, so it reads it.
       return True
     if shown != other:
       return True

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from atlas_jax.data import formats
 from atlas_jax.data.formats import Document, Faults
 
+# Installed packages would make the text of each machine another one.
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 OFFLINE = "without a network, config.data.name='python_stdlib' and 'files' always work"
 
@@ -51,6 +52,8 @@ def load(name: str, *, path=None, text_field: str = "text", limit_bytes: int | N
   elif name == "files":
     corpus = _files(path, text_field)
   elif name.startswith("hf:"):
+    # The files of a dataset are not here before they are fetched: its name stands for its content. The lambda
+    # puts off the import of `datasets` until text is needed, so that a cached corpus works without it.
     corpus = Corpus(name, {"corpus": name}, [name, text_field], None,
                     lambda faults: _hugging_face(name, faults, text_field, download))
   else:
@@ -59,6 +62,7 @@ def load(name: str, *, path=None, text_field: str = "text", limit_bytes: int | N
   if limit_bytes is None:
     return corpus
   return corpus._replace(
+      # In the identity too, or a limited corpus would take the cache of the whole one.
       manifest={**corpus.manifest, "limit_bytes": limit_bytes}, identity=[*corpus.identity, limit_bytes],
       documents=lambda faults: _limited(corpus.documents(faults), limit_bytes))
 
@@ -66,6 +70,7 @@ def load(name: str, *, path=None, text_field: str = "text", limit_bytes: int | N
 def _limited(documents, limit_bytes: int):
   size = 0
   for document in documents:
+    # The document that passes the limit is given whole: a cut could fall into a character.
     yield document
     size += len(document.text)
     if size >= limit_bytes:
@@ -76,6 +81,7 @@ def _python_stdlib() -> Corpus:
   """The standard library of the running interpreter, without its tests (PSF-2.0, 10 to 12 MB)."""
   root = pathlib.Path(sysconfig.get_paths()["stdlib"])
   inside = [(file.relative_to(root), file) for file in root.rglob("*.py")]
+  # rglob's order is that of the file system. Sorted, every host finds the same documents in the same order.
   files = sorted((local.as_posix(), file) for local, file in inside if not NOT_LIBRARY & set(local.parts))
 
   def documents(faults: Faults):
@@ -95,6 +101,8 @@ def _size(files: list[tuple[str, pathlib.Path]]) -> int:
 
 def _fingerprint(files: list[tuple[str, pathlib.Path]]) -> list:
   """Returns what changes when one of the files does: a hash of names, places, sizes and times."""
+  # Sizes and times in place of contents: a start must not read a terabyte to learn that nothing changed. A
+  # file that was copied with a new time is tokenised again, which costs time and changes nothing.
   stats = [[name, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for name, file in files]
   return [hashlib.sha256(json.dumps(stats).encode()).hexdigest()]
 
@@ -104,6 +112,7 @@ def _files(path, text_field: str) -> Corpus:
   if not path:
     raise ValueError("config.data.name='files' needs config.data.path: a file, a folder, or a glob such as "
                      "'texts/*.txt'")
+  # A comma may be part of a file's name: it divides paths only where no such file exists.
   if isinstance(path, str) and not pathlib.Path(path).expanduser().exists():
     path = [part.strip() for part in path.split(",")]
   paths = [path] if isinstance(path, str | pathlib.Path) else list(path)
@@ -114,6 +123,7 @@ def _files(path, text_field: str) -> Corpus:
     for name, file in files:
       yield from formats.read(name, file, faults, text_field=text_field)
 
+  # How much text compressed files hold is not known beforehand; `store.load` then goes through its cache.
   packed = any(file.suffix in (".gz", ".zst", ".parquet") for _, file in files)
   size = None if packed else _size(files)
   return Corpus("files", {"corpus": "files"}, [*_fingerprint(files), text_field], size, documents)
@@ -125,6 +135,8 @@ def _expand(pattern: str, *, prefix: bool) -> list[tuple[str, pathlib.Path]]:
   Names are relative, so moving a folder changes no split.
   """
   path = pathlib.Path(pattern).expanduser()
+  # Names are counted from the last folder before the first wildcard. They decide the split, see
+  # `store.split_place`, so they must not have the place of the folder on this machine in them.
   wild = next((n for n, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
   if path.is_dir():
     base = path
@@ -141,6 +153,7 @@ def _expand(pattern: str, *, prefix: bool) -> list[tuple[str, pathlib.Path]]:
   files = [file for file in files if file.is_file()]
   if not files:
     raise ValueError(f"config.data.path={pattern!r} {fault}")
+  # With several paths two files may have one name below theirs: the folder's own name tells them apart.
   head = f"{base.resolve().name}/" if prefix else ""
   return [(head + file.relative_to(base).as_posix(), file) for file in files]
 
@@ -171,6 +184,8 @@ def _hugging_face(name: str, faults: Faults, text_field: str, download: bool) ->
     raise _missing(name)
   datasets = formats.need("datasets", f"config.data.name={name!r}")
   try:
+    # Streamed: documents are read once, in order, and tokenised at once, so a copy
+    # in Arrow would be of no use.
     rows = datasets.load_dataset(dataset, subset or None, split="train", streaming=True)
     yield from _rows(name, rows, faults, text_field)
   except (OSError, ValueError) as error:  # Absent, offline and forbidden are all of these.

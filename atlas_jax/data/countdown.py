@@ -12,6 +12,7 @@ TRIES = 20_000         # Draws for one problem before its settings count as impo
 MAX_CHARS = 200        # Length of an expression that is still read.
 MAX_DEPTH = 30         # Parentheses within parentheses.
 LARGEST = 10**9        # Numbers in an expression are below it.
+# What models write for the ASCII signs: multiplication, division and minus as typeset, and square brackets.
 SIGNS = str.maketrans({"×": "*", "·": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
 
 
@@ -23,16 +24,16 @@ class Countdown:
   def __init__(self, *, size: int = 3, max_number: int = 10, max_target: int = 100,
                prompt: str = "Make {target} from {numbers}: ", split: str = "train",
                held_out_frac: float = 0.1, seed: int = 0):
-    """Sets what is asked.
+    """Sets which problems are drawn.
 
     Args:
       size: numbers given, 2 or more.
       max_number: largest of them; the least is 1.
       max_target: largest target; it is never one of the numbers.
-      prompt: how it is asked, a format of {target} and {numbers}.
+      prompt: the question, a format of {target} and {numbers}.
       split: "train" or "held_out"; a hash of target and sorted numbers decides.
-      held_out_frac: share of the problems that "train" never shows.
-      seed: draws them.
+      held_out_frac: fraction of the problems that "train" never shows.
+      seed: of the random numbers that draw problems.
 
     Raises:
       ValueError: for a setting that cannot be, or that no problem fits.
@@ -47,6 +48,7 @@ class Countdown:
     self._split = split
     self._held_out_frac = held_out_frac
     self._seed = seed
+    # All that changes problem(i): compared when a run goes on, see `Arithmetic`.
     self.fingerprint = json.dumps(["countdown", size, max_number, max_target, prompt, split, held_out_frac,
                                    seed])
     self.problem(0)
@@ -57,6 +59,7 @@ class Countdown:
     for _ in range(TRIES):
       numbers = [draws.between(1, self._max_number) for _ in range(self._size)]
       target, expression, steps = _combine(numbers, draws)
+      # A target among the numbers would be its own solution, without a sign.
       fits = 2 <= target <= self._max_target and target not in numbers
       if fits and problems.in_split(key(target, numbers), self._split, self._held_out_frac):
         listed = " ".join(map(str, numbers))
@@ -89,6 +92,7 @@ def solves(expression: str, target: int, numbers: Sequence[int]) -> bool:
     value, used = evaluate(left)
   except ValueError:
     return False
+  # Counter's minus keeps what is above 0: numbers used more often than given, or not given at all.
   return value == target and not collections.Counter(used) - collections.Counter(numbers)
 
 
@@ -98,9 +102,13 @@ def evaluate(expression: str) -> tuple[fractions.Fraction, list[int]]:
   Raises:
     ValueError: if it is anything else, divides by zero, or is longer or deeper than a person would write.
   """
+  # The length bounds the time of what follows, since the text comes from a model: each number has nine digits
+  # at most, so fractions stay small too.
   text = expression.translate(SIGNS).strip()
   if not text or len(text) > MAX_CHARS:
     raise ValueError(f"an expression has 1 to {MAX_CHARS} characters, this one {len(text)}")
+  # Anything that is no number, sign or parenthesis becomes a word by itself, which the parser then refuses.
+  # No `eval`: a completion could be any Python, and 9**9**9 would never end.
   words = re.findall(r"[0-9]+|\S", text)
   reader = _ExpressionParser(words)
   value = reader.sum(0)
@@ -120,6 +128,7 @@ class _ExpressionParser:
   def _take(self, choices: str) -> str:
     """Returns the next word and goes past it, if it is one of the signs; else ""."""
     word = self.words[self.at] if self.at < len(self.words) else ""
+    # The empty word at the end is "in" every text, so it must be excluded first.
     if word and word in choices:
       self.at += 1
       return word
@@ -127,6 +136,7 @@ class _ExpressionParser:
 
   def sum(self, depth: int) -> fractions.Fraction:
     value = self._product(depth)
+    # A loop, not recursion to the right: 8-3-2 is (8-3)-2.
     while sign := self._take("+-"):
       other = self._product(depth)
       value = value + other if sign == "+" else value - other
@@ -142,6 +152,7 @@ class _ExpressionParser:
     return value
 
   def _atom(self, depth: int) -> fractions.Fraction:
+    # Before Python's own limit on recursion, whose RecursionError is no ValueError.
     if depth > MAX_DEPTH:
       raise ValueError(f"the expression has more than {MAX_DEPTH} parentheses within each other")
     if self._take("("):
@@ -154,6 +165,7 @@ class _ExpressionParser:
       raise ValueError(f"{word!r} stands where a number below {LARGEST} should")
     self.at += 1
     self.numbers.append(int(word))
+    # Exact: (1/3)*3 is 1, which floats may miss, and a right answer would be scored as wrong.
     return fractions.Fraction(int(word))
 
 
@@ -166,6 +178,7 @@ def _combine(numbers: Sequence[int], draws: problems.StableRandom) -> tuple[int,
   pool = [(number, str(number)) for number in numbers]
   steps = []
   while len(pool) > 1:
+    # Solved backwards from numbers, a target has a solution by construction, and no search is needed.
     a, left = pool.pop(draws.below(len(pool)))
     b, right = pool.pop(draws.below(len(pool)))
     signs = ["+", "*", *(["-"] if a > b else []), *(["/"] if a % b == 0 and b > 1 else [])]
@@ -174,4 +187,5 @@ def _combine(numbers: Sequence[int], draws: problems.StableRandom) -> tuple[int,
     steps.append(f"{a}{sign}{b}={value}")
     pool.append((value, f"({left}{sign}{right})"))
   value, expression = pool[0]
+  # The outermost parentheses; size >= 2, so there is always a pair.
   return value, expression[1:-1], steps

@@ -35,7 +35,7 @@ class Faults:
   """Counts what was read and what had to be skipped, and raises when that is too much."""
 
   def __init__(self, bad_input_frac: float):
-    """Sets the share of documents, and of files, that may be skipped."""
+    """Sets the fraction of documents, and of files, that may be skipped."""
     self.bad_input_frac = bad_input_frac
     self.files = self.documents = self.bad_files = self.bad_documents = 0
     self._first: list[str] = []
@@ -55,6 +55,8 @@ class Faults:
 
   def check(self) -> None:
     """Raises ValueError if more was skipped than `bad_input_frac` allows."""
+    # `documents` counts what was read, `files` all that were opened. The two are judged apart: one archive
+    # that is cut short may hide a million documents, and counts as a whole bad file.
     documents = self.documents + self.bad_documents
     shares = ("files", self.bad_files, self.files), ("documents", self.bad_documents, documents)
     for what, bad, seen in shares:
@@ -83,6 +85,7 @@ def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> I
   if not file.stat().st_size:
     faults.skip(name, "empty", whole_file=True)
     return
+  # Of x.jsonl.gz the suffix inside decides how it is read, the outer one how it is unpacked.
   kind = file.with_suffix("").suffix if file.suffix in COMPRESSED[1:] else file.suffix
   rows = {**dict.fromkeys(JSON_LINES, _json_lines), **dict.fromkeys(PARQUET, _parquet),
           **dict.fromkeys(ARRAY_RECORD, _array_record)}.get(kind, _plain)
@@ -91,6 +94,7 @@ def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> I
       text = checked_text(where, value, faults)
       if text is not None:
         yield Document(where, text)
+  # A file that breaks in the middle has given the documents before: they stay, and the file counts as bad.
   except (EOFError, OSError, zlib.error) as error:
     faults.skip(name, f"{error or type(error).__name__}; what follows in it is lost", whole_file=True)
 
@@ -98,6 +102,8 @@ def read(name: str, file: pathlib.Path, faults: Faults, *, text_field: str) -> I
 def checked_text(where: str, value, faults: Faults) -> bytes | None:
   """Returns the text as UTF-8 bytes, or None after telling `faults` that it is not text, or empty."""
   if isinstance(value, str):
+    # Half of a surrogate pair, which JSON escapes may hold, becomes bytes that are not UTF-8: the check below
+    # then reports it with its line, where "strict" would raise out of the whole file.
     value = value.encode("utf-8", errors="surrogatepass")
   if not isinstance(value, bytes):
     faults.skip(where, f"its text is {type(value).__name__}, not a string")
@@ -132,6 +138,8 @@ def _json_lines(name, file, text_field, faults):
     if not line.strip():
       continue
     try:
+      # Python writes NaN for missing numbers; of a line only the text is used, so it
+      # need not be refused for that.
       record = json_lines.parse(file, number, line, nan=True)
     except Damaged as error:
       faults.skip(where, error.why)
@@ -181,6 +189,8 @@ def _chunks(file: pathlib.Path) -> Iterator[bytes]:
 
 def _zstd_chunks(file: pathlib.Path) -> Iterator[bytes]:
   zstandard = need("zstandard", f"{file}")
+  # A .zst file may be several frames one after another, as parallel compressors write them; a decompressor
+  # ends with its frame and hands back the bytes behind it.
   frame: Any = None
   packed = b""
   with open(file, "rb") as opened:
@@ -200,6 +210,9 @@ def _zstd_chunks(file: pathlib.Path) -> Iterator[bytes]:
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
   rest: list[bytes] = []
   for chunk in chunks:
+    # Only at line feeds; bytes.splitlines would also end a line at a carriage return. Pieces of
+    # a line that is longer than a chunk are kept apart and joined once: joined each time, a
+    # long line would cost its square.
     *whole, last = chunk.split(b"\n")
     if whole:
       yield b"".join([*rest, whole[0]])

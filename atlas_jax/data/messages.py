@@ -47,6 +47,8 @@ def is_chat(value: Any) -> bool:
   if not value.lstrip().startswith("["):
     return False
   try:
+    # The lenient parser: here a text is only to be told from a chat. `check` parses it again, and refuses it
+    # there with place and column.
     found = json.loads(value)
   except (ValueError, RecursionError):
     return AS_PYTHON.match(value) is not None
@@ -88,11 +90,13 @@ def bare(messages: Sequence[Mapping]) -> list[dict]:
 def _message(where: str, message: Any) -> dict:
   if not isinstance(message, Mapping):
     raise ValueError(f"{where} is {type(message).__name__}, not an object with 'role' and 'content'")
+  # Tables in Arrow give every message the fields of all others, null where it has none.
   kept = {name: value for name, value in message.items() if value is not None}
   if "role" not in kept and "from" in kept:
     kept = _of_share_gpt(where, kept)
   if "function_call" in kept and "tool_calls" in kept:
     raise ValueError(f"{where} has 'tool_calls' and 'function_call', its older name; keep one of them")
+  # OpenAI's form before tools: one call in a message, and its answer under the role "function".
   if "function_call" in kept:
     kept["tool_calls"] = [{"type": "function", "function": kept.pop("function_call")}]
   kept["role"] = "tool" if kept.get("role") == "function" else kept.get("role")
@@ -128,6 +132,8 @@ def _of_share_gpt(where: str, kept: Mapping[str, Any]) -> dict:
 def _content(where: str, kept: Mapping[str, Any]) -> str:
   content = kept.get("content", "" if kept.get("tool_calls") else None)
   if is_list(content):
+    # Parts other than text, such as pictures, make `known` shorter than the content, which is then refused:
+    # what a model cannot read must not be left out without a word.
     known = [part["text"] for part in content
              if isinstance(part, Mapping) and isinstance(part.get("text"), str)
              and part.get("type", "text") == "text"]
@@ -161,6 +167,8 @@ def _nested(where: str, call: Mapping) -> dict:
   Raises:
     ValueError: for a field that no template shows, such as arguments of another name.
   """
+  # Calls come nested, as OpenAI has them, or flat with name and arguments at the top; templates know the
+  # nested form. A field that is in neither form would be shown by no template.
   levels = [(call, (*CALL, "function")), (call["function"], FUNCTION)] if "function" in call else [
     (call, (*CALL, *FUNCTION))]
   strange = [name for fields, known in levels for name, value in fields.items()
@@ -219,6 +227,7 @@ def _object_of(text: str) -> Any:
 
 def _check_weight(where: str, kept: Mapping[str, Any]) -> None:
   weight = kept[WEIGHT]
+  # 1.0 and True pass: tables turn whole numbers into floats where some are missing.
   if isinstance(weight, str) or weight not in (0, 1):
     raise ValueError(f"{where}.weight is {weight!r}; it must be 1, the turn is learnt, or 0, it is not")
   if weight and kept["role"] != "assistant":

@@ -40,6 +40,9 @@ def aligned_lengths(lengths, align_tokens: int):
 
 def permutation(n: int, *, seed: int, epoch: int):
   """Draws an order of n documents from (seed, epoch) alone, the same under every NumPy."""
+  # NumPy may change what its generators make of random bits, such as `permutation`, from version to version;
+  # the raw bits of PCG64 it does not. A run that goes on under another NumPy must find the same order.
+  # Sorting by random 64-bit numbers costs n log n once an epoch; "stable" settles equal ones.
   draws = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
   return np.argsort(draws, kind="stable")
 
@@ -87,6 +90,8 @@ class PackingPlan:
 
   def _count_steps(self, total: int, max_tokens: int | None) -> int:
     step_tokens = self.batch_rows * self.segment_len
+    # Training drops what does not fill a step, so all epochs have as many steps and step -> epoch is a
+    # division. A held-out split is padded instead: every token of it must be counted.
     steps = total // step_tokens if self.seed is not None else -(-total // step_tokens)
     if max_tokens is not None:
       steps = min(steps, max(1, max_tokens // step_tokens))
@@ -103,7 +108,10 @@ class PackingPlan:
       if epoch not in self._epochs:
         n = len(self._aligned)
         order = np.arange(n) if self.seed is None else permutation(n, seed=self.seed, epoch=epoch)
+        # One slot more than there are documents, which reaches from the end of all text to infinity: places
+        # past the end fall into it by the same search, and its length of -1 makes them padding.
         starts = np.concatenate([[0], np.cumsum(self._aligned[order]), [np.iinfo(np.int64).max]])
+        # Two epochs: rows are prepared ahead by several threads, some of them across the end of an epoch.
         while len(self._epochs) > 1:
           self._epochs.pop(next(iter(self._epochs)))
         self._epochs[epoch] = np.append(order, n), starts
@@ -119,6 +127,9 @@ class PackingPlan:
     if step < 0 or (self.seed is None and epoch):
       raise IndexError(f"step {step} is outside the {self.steps_per_epoch} steps of this split")
     order, starts = self._epoch(epoch)
+    # All in places of the virtual sequence. The slots low .. high - 1 are those that reach into the segment;
+    # their starts, clipped to it, are the edges between documents in the row. `cut` is the slot in which the
+    # row's piece begins: its front stands at the end of the row before, maybe.
     piece = row * self.steps_per_epoch * self.segment_len
     first = piece + inner * self.segment_len
     cut, low = np.searchsorted(starts, [piece, first], "right") - 1
@@ -153,6 +164,8 @@ def read_row(plan: PackingPlan, tokens: Tokens, step: int, row: int) -> dict:
   first_T = tokens.starts[np.maximum(at.document_T, 0)]
   inputs_here_T = at.real_T & (at.offset_T > 0)
   targets_here_T = at.real_T & (at.offset_T < length_T)
+  # At place o of a document of n tokens the input is token o - 1 and the target token o: DOC -> t1 at 0, and
+  # tn -> DOC at n. Both arrays come from one store, so no shifted copy of the corpus exists.
   tokens_T = _gather(tokens, first_T + at.offset_T - 1, inputs_here_T)
   targets_T = _gather(tokens, first_T + at.offset_T, targets_here_T)
   return {
@@ -174,6 +187,7 @@ class Orders:
     """Takes how many items there are, and the seed of all orders."""
     self._count = count
     self._seed = seed
+    # No lock, unlike `PackingPlan`: the sources that use it read in the loop's own thread.
     self._known: dict[int, np.ndarray] = {}
 
   def item(self, place: int) -> int:

@@ -60,11 +60,9 @@ class StableRandom:
     return low + self.below(high - low + 1)
 
 
-def share(key: str) -> float:
-  """Returns a number in [0, 1) that depends on the key alone.
-
-  It decides on which side of a split it falls.
-  """
+def uniform_hash(key: str) -> float:
+  """Returns a number in [0, 1) that depends on the key alone, and so decides on its side of a split."""
+  # Of a digest and not of Python's hash, which differs from process to process.
   return int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8], "big") / 2**64
 
 
@@ -83,7 +81,7 @@ def threshold(places, held_out_frac: float, noun: str) -> float:
     ValueError: if the items cannot be split, because they have one place.
   """
   if not held_out_frac:
-    return 0.0
+    return 0.0  # Also of a single item, which could not be split.
   ordered = np.unique(np.asarray(places, np.float64))
   if len(ordered) < 2:
     raise ValueError(f"config.data.held_out_frac={held_out_frac}: {len(ordered)} {noun} cannot be split into "
@@ -94,11 +92,11 @@ def threshold(places, held_out_frac: float, noun: str) -> float:
 
 def in_split(key: str, split: str, held_out_frac: float) -> bool:
   """Returns whether the problem of that key belongs to "train" or "held_out"; each belongs to one of them."""
-  return (share(key) < held_out_frac) == (split == "held_out")
+  return (uniform_hash(key) < held_out_frac) == (split == "held_out")
 
 
 def check_split(split: str, held_out_frac: float) -> None:
-  """Raises ValueError if there is no such split, or the share held out leaves nothing to train on."""
+  """Raises ValueError if there is no such split, or the fraction held out leaves nothing to train on."""
   if split not in ("train", "held_out"):
     raise ValueError(f"split={split!r} must be 'train' or 'held_out'")
   if not 0 <= held_out_frac < 1:
@@ -127,5 +125,5 @@ def drawn(task: Problems, key_of, count: int, *, tries: int = 20) -> list[Proble
     found.setdefault(key_of(problem), problem)
   if len(found) < count:
     raise ValueError(f"the task has only about {len(found)} different problems in this split, {count} are "
-                     f"wanted; ask for fewer, hold out a larger share, or make its numbers larger")
+                     f"wanted; ask for fewer, hold out a larger fraction, or make its numbers larger")
   return list(found.values())

@@ -34,6 +34,7 @@ from absl import logging
 from atlas_jax.data import arithmetic, columns, countdown, packing, problems, records, row_formats
 from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
+from atlas_jax.data.stepped import IndexedSource, rows_of
 
 BATCH = ("problems", "index")
 TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
@@ -67,9 +68,11 @@ class ProblemList:
       raise ValueError("there is no problem to ask; give data with at least one row in this split")
     self._problems = list(found)
     self.count = len(found)
+    # Of what the problems say and not of where they stand, so that a file that was moved is the same.
     digest = hashlib.sha256()
     for one in found:
       parts: list[Any] = [one.prompt, one.answer, one.solution, dict(one.extra)]
+      # Only where there are any: fingerprints saved without them hold.
       parts += [one.reply, dict(one.values)] if one.reply or one.values else []
       digest.update(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "replace"))
     self.fingerprint = digest.hexdigest()
@@ -93,8 +96,8 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     name: "arithmetic", "countdown", "files", or "hf:NAME" for a hub dataset.
     files: for "files": paths, folders or globs with commas between them, see `records.read`.
     split: "train" or "held_out"; a hash of each problem decides on which side it falls.
-    held_out_frac: share that "train" never shows; with 0 all rows are in "train", else each split has some,
-      see `problems.threshold`.
+    held_out_frac: fraction that "train" never shows; with 0 all rows are in "train", else each split has
+      some, see `problems.threshold`.
     seed: draws the problems of a task.
     options: of a task, see `Arithmetic` and `Countdown`.
     fields, download, hub_split: of rows, see `parse_row` and `records.read`.
@@ -109,7 +112,7 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   problems.check_split(split, held_out_frac)
   if name in TASKS:
     return _task(name, options, split=split, held_out_frac=held_out_frac, seed=seed)
-  if options:
+  if options:  # Else an option that is meant for a task would be ignored in silence.
     raise ValueError(f"config.data.options={dict(options)} are of a task "
                      f"({', '.join(TASKS)}); {name!r} has none")
   if (name == "files") != bool(files):
@@ -119,18 +122,59 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   found = _read(place, fields, split=hub_split, download=download)
   if not found:
     raise ValueError(f"{place} has no row; give problems, one per line or row")
-  shares = [problems.share(json.dumps(one.prompt, sort_keys=True)) for one in found]
-  below = problems.threshold(shares, held_out_frac, f"prompt of {place!r}")
-  kept = [one for one, share in zip(found, shares, strict=True) if (share < below) == (split == "held_out")]
-  if split == "train":
+  # By the prompt alone: rows that ask the same, with whatever answers, must not be on both sides.
+  hashes = [problems.uniform_hash(json.dumps(one.prompt, sort_keys=True)) for one in found]
+  below = problems.threshold(hashes, held_out_frac, f"prompt of {place!r}")
+  kept = [one for one, drawn in zip(found, hashes, strict=True) if (drawn < below) == (split == "held_out")]
+  if split == "train":  # Once for a run: the held-out split is read from the same rows.
     columns.warn(place, found, needs)
   logging.info("%s of %s: %d problems", split, place, len(kept))
   return ProblemList(kept)
 
 
+def of_config(config, split: str = "train", *, needs: Needs = EVERYTHING) -> Problems:
+  """Loads the problems of a split of a config; see `load`."""
+  data = config.data
+  return load(data.name, files=data.files, split=split, held_out_frac=data.held_out_frac, seed=config.seed,
+              options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
+              needs=needs)
+
+
+def listed(config, split: str, *, needs: Needs = EVERYTHING) -> list[Problem]:
+  """Returns the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
+
+  Raises:
+    ValueError: if a task without end is not bounded; see also `load`.
+  """
+  found = of_config(config, split, needs=needs)
+  group = "data" if split == "train" else "eval"
+  count = count_of(found, config[group].max_problems, name=config.data.name, group=group)
+  # An endless task repeats problems. To learn that is as it is in a longer run; held out each counts once.
+  return found.first(count) if split == "held_out" else [found.problem(index) for index in range(count)]
+
+
+def count_of(found: Problems, most: int | None, *, name: str, group: str) -> int:
+  """Returns how many problems are used.
+
+  Args:
+    found: the problems.
+    most: config.GROUP.max_problems; None: all.
+    name: config.data.name, for the error.
+    group: "data" or "eval".
+
+  Raises:
+    ValueError: if there is no end and no bound.
+  """
+  counts = [count for count in (most, found.count) if count is not None]
+  if not counts:
+    raise ValueError(f"config.data.name={name!r} has no end; set config.{group}.max_problems")
+  return min(counts)
+
+
 def _read(place: str, fields: Mapping[str, str] | None, **how) -> list[Problem]:
   """Reads rows as problems; see `parse_row` and `records.read`."""
   found = list(records.read(place, **how))
+  # A name for a column is refused only if no row has it: rows of one file may lack a column each.
   nowhere = row_formats.named_in_no_row(fields, [record.row for record in found])
   if found and nowhere:
     named = {field: (fields or {})[field] for field in nowhere}
@@ -142,6 +186,7 @@ def _read(place: str, fields: Mapping[str, str] | None, **how) -> list[Problem]:
 
 def _task(name: str, options: Mapping[str, Any], **how) -> Problems:
   """Makes a task; its options are named as the config has them where they do not fit."""
+  # The task's own parameters are the options, so that a new one is named in one place.
   known = [one for one in inspect.signature(TASKS[name]).parameters if one not in how]
   if strange := sorted(set(options) - set(known)):
     raise ValueError(f"config.data.options has {', '.join(strange)}, which config.data.name={name!r} does "
@@ -152,8 +197,8 @@ def _task(name: str, options: Mapping[str, Any], **how) -> Problems:
     raise ValueError(f"config.data.options={dict(options)}: {error}") from error
 
 
-class PromptSource:
-  """Batches of problems in an order drawn from the seed; see `data.source.Source`. Its place is the step.
+class PromptSource(IndexedSource):
+  """Batches of problems in an order drawn from the seed; a group of rows has one.
 
   Attributes:
     group_size: completions that each prompt wants; their rows are adjacent.
@@ -169,77 +214,43 @@ class PromptSource:
       batch_rows: completions per step over all processes.
       group_size: completions per prompt; a group is never split between processes.
       seed: draws the order.
-      process_index: which process this is; its prompts are a contiguous block.
-      process_count: how many there are.
+      process_index, process_count: whose prompts these are, see `stepped.rows_of`.
 
     Raises:
       ValueError: if the sizes do not divide.
     """
+    # Completions of a prompt are compared with each other, so that one process has all of them.
     if group_size < 1 or batch_rows < 1 or batch_rows % (group_size * process_count):
       raise ValueError(f"config.data.batch_rows={batch_rows} must be a positive multiple of group_size="
                        f"{group_size} times the {process_count} processes")
     self.group_size = group_size
-    self.step = 0
     self._found = found
     self._prompts = batch_rows // group_size
-    share = self._prompts // process_count
-    self._mine = range(process_index * share, (process_index + 1) * share)
-    self._settings = {"fingerprint": found.fingerprint, "seed": seed, "batch_rows": batch_rows,
-                      "group_size": group_size}
+    # An endless task draws each problem from the seed anyway, so that its own order does.
     self._orders = None if found.count is None else packing.Orders(found.count, seed)
+    super().__init__({"fingerprint": found.fingerprint, "seed": seed, "batch_rows": batch_rows,
+                      "group_size": group_size}, rows_of(self._prompts, process_index, process_count))
 
   @property
   def steps_per_epoch(self) -> int | None:
     """Steps until every problem was asked once, rounded up; None for problems without end."""
     return None if self._found.count is None else -(-self._found.count // self._prompts)
 
-  def next(self, trained=None) -> dict:
-    """Returns the problems of `step` (this process's) and goes on to the next step.
+  def batch(self, step: int) -> dict:
+    """Returns the problems of any step, this process's, as `next` did or will; the place stays.
 
     Returns:
       "problems", one per group, and "index", int64: each one's place in the order of all steps, from which
       a sampler may draw seeds.
     """
-    del trained
-    batch = self.batch(self.step)
-    self.step += 1
-    return batch
-
-  def batch(self, step: int) -> dict:
-    """Returns the problems of any step, as `next` did or will; the place stays."""
+    # Numbered over all steps and processes: no two completions are drawn with the same seed.
     places = [step * self._prompts + prompt for prompt in self._mine]
-    return {"problems": [self._found.problem(self._index(place)) for place in places],
-            "index": np.array(places, np.int64)}
-
-  def _index(self, place: int) -> int:
-    """Returns which problem stands at a place of the order."""
-    return place if self._orders is None else self._orders.item(place)
-
-  def state(self) -> dict:
-    """Returns the place and what it is valid for; independent of the number of processes."""
-    return {"step": self.step, **self._settings}
-
-  def restore(self, state: dict) -> None:
-    """Goes to the saved place.
-
-    Raises:
-      ValueError: if it was saved with other problems or settings; says which.
-    """
-    check_state(state, self.state())
-    self.step = int(state["step"])
+    items = places if self._orders is None else [self._orders.item(place) for place in places]
+    return {"problems": [self._found.problem(item) for item in items], "index": np.array(places, np.int64)}
 
   def provenance(self, step: int) -> list[str]:
     """Names where the problem of each of this process's rows comes from; a group has the same."""
     return [one.where for one in self.batch(step)["problems"] for _ in range(self.group_size)]
-
-
-def check_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  """Raises ValueError if a saved place is of other data or settings than these; says which differ."""
-  differ = [f"{name}={saved.get(name)!r} then, {now[name]!r} now" for name in now
-            if name != "step" and saved.get(name) != now[name]]
-  if differ:
-    raise ValueError(f"the saved place in the data belongs to other data or settings: {'; '.join(differ)}; "
-                     "resume with what it was saved with, or start in another workdir")
 
 
 def make(*, seed: int, name: str, batch_rows: int, held_out_frac: float, files: str | None = None,

@@ -10,7 +10,7 @@ from atlas_jax.data import arithmetic, countdown, problems
 from atlas_jax.data.problems import Problem, StableRandom
 from atlas_jax.data.responses import AnswerGroup, Response, renumbered
 
-SCORES = {"steps": 1.0, "direct": 0.6, "slip": 0.2, "garbage": 0.0}
+SCORES = {"steps": 1.0, "direct": 0.6, "slip": 0.2, "garbage": 0.0}  # Only their order matters to ranks.
 LARGEST = 6  # Responses of a group at most.
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SEED_WORD = 7919  # Sets these draws apart from those of the problems.
@@ -25,7 +25,7 @@ def make(name: str, *, split: str, count: int, seed: int, held_out_frac: float,
     split: "train" or "held_out"; a hash of each problem decides.
     count: how many groups.
     seed: draws problems and responses.
-    held_out_frac: share of the problems that are held out.
+    held_out_frac: fraction of the problems that are held out.
     options: of the task, see `Arithmetic` and `Countdown`.
     scores: whether responses have scores besides their ranks.
 
@@ -46,11 +46,15 @@ def make(name: str, *, split: str, count: int, seed: int, held_out_frac: float,
 
 def group(name: str, problem: Problem, draws: StableRandom, *, scores: bool) -> AnswerGroup:
   """Ranks some of the candidates for a problem, in an order that says nothing."""
+  # Candidates come best first. Where two kinds have one text, such as letters that hit an
+  # answer, the text has the worth of the better kind: twice in a group with different worth it
+  # would be pushed away from itself.
   pool: dict[str, str] = {}  # text -> kind
   for kind, text in CANDIDATES[name](problem, draws):
     pool.setdefault(text, kind)
   texts = list(pool)
   size = draws.between(1, min(LARGEST, len(texts)))
+  # Drawn one by one without replacement: the place in the group says nothing of the rank.
   drawn = [texts.pop(draws.below(len(texts))) for _ in range(size)]
   kinds = [pool[text] for text in drawn]
   ranks = renumbered([-SCORES[kind] for kind in kinds])
@@ -91,6 +95,7 @@ def slipped(a: int, b: int, column: int) -> tuple[int, str]:
     value = x + y + carry
     steps.append(f"{x}+{y}{'+1' if carry else ''}={value}")
     total += (value % 10 if a or b else value) * 10**place
+    # 1 - carry: forgets one that there is, makes up one that there is not. So the answer is always wrong.
     carry = value // 10 if place != column else 1 - value // 10
     place += 1
   return total, " ".join([*steps, f"#### {total}"])
@@ -108,6 +113,8 @@ def _wrong(right: str, problem: Problem, draws: StableRandom) -> list[str]:
   """Returns the expression with one sign exchanged, two ways if there are, none that is right after all."""
   found = []
   for at in [place for place, char in enumerate(right) if char in "+-*/"]:
+    # The drawn sign may be the one that is there, or lead to the target by another way:
+    # both are right and left out.
     sign = "+-*"[draws.below(3)]
     text = right[:at] + sign + right[at + 1:]
     if not countdown.solves(text, problem.extra["target"], problem.extra["numbers"]):

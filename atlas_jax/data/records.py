@@ -19,9 +19,10 @@ from atlas_jax.files import json_text, parquet
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}  # What stands between two cells.
 KINDS = (*JSON_LINES, *(kind + ".gz" for kind in JSON_LINES), ".json", *TABLES, ".parquet")
-ALMOST = (*JSON_LINES, ".json", *TABLES, ".parquet", ".arrow", ".xlsx")  # In names of files with rows.
+# A file whose name has one of these anywhere may hold rows.
+ALMOST = (*JSON_LINES, ".json", *TABLES, ".parquet", ".arrow", ".xlsx")
 SHOWN = 5  # Files named in a message that is about many.
-CELL_CHARS = 2**31 - 1  # Of one cell at most.
+CELL_CHARS = 2**31 - 1  # Most characters of one cell.
 FORMS = f"a file, folder or glob of {', '.join(KINDS)}, several with commas between them"
 
 
@@ -70,6 +71,7 @@ def files(name: str) -> list[pathlib.Path]:
     ValueError: if one of them names no file that can be read.
   """
   found: list[pathlib.Path] = []
+  # A comma may be part of a file's name: it divides only what is no file as a whole.
   whole = pathlib.Path(name).expanduser().exists()
   for part in [name] if whole else [part.strip() for part in name.split(",")]:
     path = pathlib.Path(part).expanduser()
@@ -120,9 +122,12 @@ def _json_lines(file: pathlib.Path) -> Iterator[Record]:
   number = 0
   try:
     with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as opened:
+      # Bytes, not text: each line is decoded by itself, so that one in another
+      # encoding is named by its number.
       for number, line in enumerate(opened, start=1):
         where = f"{file}:{number}"
         text = _text(f"{file}:{number}", line).strip()
+        # Said here: the parser would complain of an end that is missing, in a file that is whole.
         if number == 1 and text.startswith("["):
           raise ValueError(f"{where}: begins with '[' as a JSON list does, not with an object; name the file "
                            f"{file.name.partition('.')[0]}.json")
@@ -134,6 +139,7 @@ def _json_lines(file: pathlib.Path) -> Iterator[Record]:
 
 def _json(file: pathlib.Path) -> Iterator[Record]:
   text = _text(str(file), file.read_bytes())
+  # Many datasets have JSON lines in a file that ends in .json.
   if _is_lines(text):
     yield from _json_lines(file)
     return
@@ -146,10 +152,7 @@ def _json(file: pathlib.Path) -> Iterator[Record]:
 
 
 def _is_lines(text: str) -> bool:
-  """Returns whether a JSON file has an object in each line, as many are written.
-
-  The first line is one whole.
-  """
+  """Returns whether a JSON file has an object in each line: its first line is one, and others follow."""
   first, _, more = text.strip().partition("\n")
   if not first.startswith("{") or not more.strip():
     return False
@@ -161,17 +164,21 @@ def _is_lines(text: str) -> bool:
 
 def _table(file: pathlib.Path, delimiter: str) -> Iterator[Record]:
   """Yields the rows of a table in text: a line of names, then a row in each line or quoted lines."""
+  # Python's limit of 131072 characters is less than a long chat in a cell. It is one for the whole process.
   csv.field_size_limit(CELL_CHARS)
   text = _text(str(file), file.read_bytes())
   header = text.lstrip().partition("\n")[0]
   # Spreadsheets of some languages put others between cells.
   between = next((one for one in (delimiter, ";", "\t") if one in header), delimiter)
+  # newline="" leaves line ends inside quotes as they are, and "strict" refuses a quote that is never closed,
+  # which would otherwise swallow all rows behind it.
   cells = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
   names: list[str] = []
   line = 1
   try:
     for row in cells:
       where = f"{file}:{line}"
+      # A row may go over several lines: the next one begins behind the last of them.
       line = cells.line_num + 1
       if not any(cell.strip() for cell in row):
         continue
@@ -197,6 +204,7 @@ def _parquet(file: pathlib.Path) -> Iterator[Record]:
 
 def _hugging_face(name: str, split: str, download: bool) -> Iterator[Record]:
   dataset, _, subset = name[3:].partition(":")
+  # Asked first: an attempt without a network takes minutes to fail.
   if not download and not pathlib.Path(dataset).exists():
     raise ValueError(f"config.data.name={name!r} is on the hub; set config.data.download=True to fetch it, "
                      f"or give files with config.data.name='files'")
@@ -215,6 +223,8 @@ def _text(where: str, data: bytes) -> str:
 
   Marks of the order of bytes are left out.
   """
+  # Spreadsheets save "Unicode text" as UTF-16 with its mark. Of UTF-8 the mark is no part of the first
+  # column's name, and a file put together of others may have it twice.
   wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
   try:
     return data.decode("utf-16" if wide else "utf-8-sig").lstrip("\ufeff")

@@ -80,6 +80,7 @@ def parse_row(where: str, row: Mapping[str, Any], *, renumber: bool = False,
     ignored += dict.fromkeys(f"responses[].{name}" for one in listed or () if isinstance(one, Mapping)
                              for name, value in one.items() if name not in PARTS and value is not None)
   assert prompt is not None  # `_preference` finds one.
+  # Its fields win over columns of the row with the same name: they were put there on purpose.
   meta = row.get("meta")
   if meta is not None and not isinstance(meta, Mapping):
     raise ValueError(f"{where}: 'meta' is {_kind(meta)}, not an object; put it into one, or leave it out")
@@ -111,6 +112,7 @@ def _prompt(where: str, row: Mapping[str, Any], given: Mapping[str, Any], fields
   asked = row_formats.prompt_of(where, row, given, names, fields)
   prompt = asked.prompt
   ignored = []
+  # Such a chat ends with an answer of its own, which is none of the responses; it is named as ignored.
   if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
     prompt = prompt[:-1]
     ignored = [f"{asked.columns[0]}[-1]"]
@@ -132,6 +134,7 @@ def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] |
   unread: list[str] = []
   if chat_messages.is_chat(given[CHOICES[0]]):
     said = [row_formats.chat(where, column, given[column]) for column in CHOICES]
+    # TRL's implicit prompt: chats that both have their whole history are the prompt as far as they agree.
     if prompt is None:
       prompt = [one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*said))]
     texts = [_last(where, column, row_formats.after(prompt, one))
@@ -141,6 +144,8 @@ def _preference(where: str, given: Mapping[str, Any], prompt: str | list[dict] |
   else:
     texts = [_text(f"{where}: {column!r}", given[column]) for column in CHOICES]
     if prompt is None:
+      # Responses keep the white space that they begin with: prompt + response
+      # must be the text that was given.
       prompt = _common(*texts)
       texts = [text[len(prompt):] for text in texts]
   if texts[0] == texts[1]:
@@ -169,6 +174,8 @@ def _last(where: str, column: str, said: Sequence[Mapping]) -> str:
 def _common(one: str, other: str) -> str:
   """Returns what two texts begin with alike, up to the white space before the first word that differs."""
   common = os.path.commonprefix([one, other])
+  # Not up to the first letter that differs: that would cut "better" and "best" inside a word, into
+  # tokens that neither text has.
   words = re.match(r"(?s)(.*\S)\s", common)
   return words[1] if words else ""
 
@@ -176,6 +183,7 @@ def _common(one: str, other: str) -> str:
 def _number(where: str, value: Any) -> float:
   """Returns a finite number, which tables of text hold as a text."""
   try:
+    # NaN fails every comparison, so one test below refuses what is no number, infinite, or beyond float32.
     found = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError):
     found = math.nan
@@ -203,6 +211,8 @@ def _responses(where: str, given: Any, renumber: bool) -> tuple[Response, ...]:
   if len(ranks) < len(parts):
     raise ValueError(f"{where}: responses[{given_ranks.index(None)}] has no 'rank'; give each response one, "
                      "or a 'score' to each")
+  # A rank is worth the size minus itself: one above the size, as filtering a larger group leaves it, would be
+  # worth less than 0, which is what the last of a whole group has.
   above = [number for number, rank in enumerate(ranks) if rank > len(parts)]
   if above and not renumber:
     raise ValueError(f"{where}: responses[{above[0]}].rank is {ranks[above[0]]} in a group of {len(parts)}; "
@@ -214,6 +224,8 @@ def _responses(where: str, given: Any, renumber: bool) -> tuple[Response, ...]:
 
 def renumbered(ranks: Sequence[float]) -> list[int]:
   """Returns ranks of the same order that are no larger than there are responses: 1 + how many are better."""
+  # Ties keep one rank, and the next better count is skipped after them (1, 2, 2, 4), so that ranks stay at
+  # most the number of responses.
   return [1 + sum(other < rank for other in ranks) for rank in ranks]
 
 
@@ -268,6 +280,8 @@ def score_of(found: Sequence[Response]) -> np.ndarray:
 
   The score where there is one, else the number of responses minus the rank.
   """
+  # The rule of the format: the best of K responses is worth K - 1, the last 0. A score wins response by
+  # response, so a group may mix both, of which `warn` speaks.
   return np.array([len(found) - one.rank if one.score is None else one.score for one in found], np.float32)
 
 
@@ -308,19 +322,20 @@ def is_contrary(group: AnswerGroup) -> bool:
 def key(group: AnswerGroup) -> str:
   """Returns what decides on which side of a split a group falls: its prompt, so that none is on both."""
   if isinstance(group.prompt, str):
+    # Blanks at the ends must not put one prompt on both sides of the split.
     return group.prompt.strip()
   return repr([(one["role"], one["content"]) for one in group.prompt])
 
 
 def split(found: Sequence[AnswerGroup], held_out_frac: float) -> tuple[list[AnswerGroup], list[AnswerGroup]]:
-  """Returns (training, held out) groups by a hash of the prompt; with a share above 0 both have some.
+  """Returns (training, held out) groups by a hash of the prompt; with a fraction above 0 both have some.
 
   Raises:
     ValueError: if there are too few prompts for that.
   """
   problems.check_split("train", held_out_frac)
   keys = [key(group) for group in found]
-  places = [problems.share(one) for one in keys]
+  places = [problems.uniform_hash(one) for one in keys]
   below = problems.threshold(places, held_out_frac, "prompt")
   held_out = [place < below for place in places]
 
@@ -349,6 +364,7 @@ def texts(group: AnswerGroup) -> list[str]:
 
 def without_twins(group: AnswerGroup) -> AnswerGroup:
   """Leaves out responses whose text stands before them in the group, and then counts ranks anew."""
+  # Reversed, so that of equal texts the first one stays in the dict.
   first = {one.text: one for one in reversed(group.responses)}
   kept = [one for one in group.responses if first[one.text] is one]
   if len(kept) == len(group.responses):

@@ -12,6 +12,8 @@ from atlas_jax.data import messages as chat_messages
 from atlas_jax.data import problems
 
 # Columns that mean the same in public datasets; of those that a row has, the first that is not empty counts.
+# "solution" stands among the answers: in datasets of mathematics it is what a grader compares with, while a
+# text to learn is called completion, response or output.
 FIELDS: Mapping[str, tuple[str, ...]] = {
   "messages": ("messages", "conversations", "conversation"),
   "prompt": ("prompt", "problem_text", "problem", "question", "query", "input"),
@@ -102,6 +104,7 @@ def names_of(fields: Mapping[str, str] | None) -> Mapping[str, tuple[str, ...]]:
 
 def is_empty(value: Any) -> bool:
   """Returns whether a value is as good as absent."""
+  # NaN is how pandas writes an empty cell, also in columns of text.
   if value is None or isinstance(value, float) and math.isnan(value):
     return True
   return not value.strip() if isinstance(value, str) else hasattr(value, "__len__") and not len(value)
@@ -122,6 +125,7 @@ def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
   Raises:
     ValueError: if there is none, if it is neither a text nor messages, or if another column asks otherwise.
   """
+  # Where the user names the column, no other is looked at: not even one that asks something else.
   own = [field for field in ("messages", "prompt") if field in fields]
   wanted = own or ["messages", "instruction", "prompt"]
   found: list[ParsedPrompt] = []
@@ -132,6 +136,8 @@ def prompt_of(where: str, row: Mapping[str, Any], given: Mapping[str, Any],
   if "instruction" in wanted and INSTRUCTION in given:
     found.append(_instruction(where, given))
     taken = found[-1].columns
+  # `input` is a prompt in some datasets and Alpaca's second part in others: what the instruction
+  # has taken is not read again.
   for column in names["prompt"] if "prompt" in wanted else ():
     value = given.get(column)
     # Only the first must be a prompt: a number in a later one is a column like any other.
@@ -172,6 +178,8 @@ def chat(where: str, column: str, value: Any) -> list[dict]:
 def _instruction(where: str, given: Mapping[str, Any]) -> ParsedPrompt:
   """Returns Alpaca's prompt: the instruction, a blank line, the input; earlier turns before it."""
   columns = [INSTRUCTION, *[column for column in INPUTS if column in given][:1]]
+  # Alpaca's own template wraps both parts in English headings. They are left out: a chat template frames the
+  # prompt here, and headings would stand inside it.
   prompt = "\n\n".join(text_of(where, column, given[column]) for column in columns)
   if HISTORY not in given:
     return ParsedPrompt(prompt, tuple(columns))
@@ -194,6 +202,8 @@ def text_of(where: str, column: str, value: Any) -> str:
 
 def _check_others(where: str, asked: ParsedPrompt, others: Sequence[ParsedPrompt]) -> None:
   """Refuses a second prompt that asks what the first does not say."""
+  # The same question often stands in a row twice, as messages and as text. Equal up to blanks, or a part of
+  # the first one: that is no contradiction.
   said = "\n\n".join(_texts(asked.prompt))
   for other in others:
     if not all(text.strip() in said for text in _texts(other.prompt)):
@@ -258,6 +268,7 @@ def with_system(where: str, prompt: str | list[dict], given: Mapping[str, Any]):
     return prompt, ()
   text = text_of(where, columns[0], given[columns[0]])
   asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+  # Templates take one system's message, as the first; two would be refused by many.
   if not asked or asked[0]["role"] not in ("system", "developer"):
     return [{"role": "system", "content": text}, *asked], tuple(columns)
   if asked[0]["content"].strip() != text.strip():
@@ -299,6 +310,7 @@ def nearly(name: str) -> str | None:
   """Returns the known column whose name was likely meant, None if there is none or the name is known."""
   if name in KNOWN:
     return None
+  # Only a hint in a message: nothing is read under a name that is not exactly known.
   found = difflib.get_close_matches(name.strip().lower(), KNOWN, 1, ALIKE)
   return found[0] if found else None
 
@@ -328,6 +340,8 @@ def as_problem(where: str, row: Mapping[str, Any], parts: Parts) -> problems.Pro
   read_columns = {one for columns in parts.read.values() for one in columns} - set(TEACHING)
   extra = {name: value for name, value in row.items() if name not in read_columns}
   solution = parts.reply[-1]["content"] if parts.reply else None
+  # `reply` is for what a text cannot say. Left empty for plain answers, problems of files and those made here
+  # are alike, and a fingerprint over them too.
   plain = parts.reply == ({"role": "assistant", "content": solution},)
   return problems.Problem(where, parts.prompt, answer, solution, extra, () if plain else parts.reply,
                           parts.values, parts.read)

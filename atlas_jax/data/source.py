@@ -1,6 +1,7 @@
 """The protocol of a source of batches, and finding one by its file name.
 
-A file of this folder is a source if it defines `make` and BATCH, the names of the arrays in its batches.
+A file of this folder is a source if it defines `make` and BATCH, the names of the arrays in its batches. One
+of your own is a module that defines `make`, named with dots by config.data.source; see `stepped`.
 """
 import importlib
 import inspect
@@ -17,7 +18,7 @@ class Source(Protocol):
   """Host side of training: gives this process's rows of one batch after another.
 
   A source may have more, which is called where it is there: `close()` ends its threads and processes;
-  `tell() -> evals.EvalOut` gives numbers and text about the batch given last, to be logged with its update;
+  `metrics() -> evals.EvalOut` gives numbers and text about the batch given last, logged with its update;
   `steps_of(epochs) -> int` counts the batches of so many passes.
   """
 
@@ -36,6 +37,7 @@ class Source(Protocol):
 
 def names(reads: Collection[str] = ()) -> list[str]:
   """Lists the sources of this folder whose batches hold all the arrays of these names."""
+  # Read as text: importing all files of the folder would load libraries that the run does without.
   texts = {file.stem: file.read_text(encoding="utf-8") for file in pathlib.Path(__file__).parent.glob("*.py")}
   known = [name for name, text in texts.items() if "\ndef make(" in text and "\nBATCH = " in text]
   return sorted(name for name in known if set(reads) <= set(_module_of(name).BATCH))
@@ -53,10 +55,12 @@ def check(source: str, reads: Collection[str], *, recipe: str) -> None:
     ValueError: names what the batches lack, and the sources that the recipe can read.
   """
   if "." in source or source in names(reads):
-    return
+    return  # With dots it may be of any kind, and the first batch shows what it holds.
+  # What the recipe can read, and not all there is: the next choice should be the last one.
   able = f"known sources: {', '.join(names(reads))}, or a module of your own such as experiments.mqar.task"
   if source not in names():
     raise ValueError(f"config.data.source={source!r} is unknown; {able}")
+  # Here and not at the first batch, where a KeyError would name an array and no field.
   lacking = ", ".join(sorted(set(reads) - set(_module_of(source).BATCH)))
   raise ValueError(f"config.data.source={source!r} gives no {lacking}, which config.recipe={recipe!r} reads; "
                    f"{able}")
@@ -73,6 +77,7 @@ def load(source: str, **fields) -> Source:
     ValueError: if there is no such source.
   """
   make = _make_of(source)
+  # One group of the config serves all sources, so each takes what it names; `readers` refuses the rest.
   return make(**{name: value for name, value in fields.items() if _takes(make, name)})
 
 
@@ -89,6 +94,8 @@ def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
 class InVocabulary:
   """A source whose ids are checked as they come, which a compiled program cannot do."""
 
+  # On the device an id beyond the table reads its last row, so a wrong source would train without a word.
+
   def __init__(self, source: Source, *, name: str, vocab_size: int):
     """Wraps a source.
 
@@ -102,6 +109,7 @@ class InVocabulary:
     self._vocab_size = vocab_size
 
   def __getattr__(self, name: str):
+    # Of all else, such as `close` and `steps_of`, the loop asks whether it is there.
     return getattr(self._source, name)
 
   def next(self, trained) -> dict:
@@ -130,6 +138,7 @@ class InVocabulary:
 
 def checked(source: Source, *, name: str, vocab_size: int) -> Source:
   """Returns a source of one's own, which has a dotted name, as one whose ids are checked."""
+  # Those of the package check ids where they encode, once and not at every step.
   return InVocabulary(source, name=name, vocab_size=vocab_size) if "." in name else source
 
 

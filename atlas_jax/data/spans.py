@@ -47,6 +47,8 @@ def align(student_bytes_T, teacher_bytes_T, common_bytes: int) -> Spans:
   sides = [np.asarray(lengths, np.int64) for lengths in (student_bytes_T, teacher_bytes_T)]
   ends = [np.cumsum(lengths) for lengths in sides]
   left, right = (end[length > 0] for end, length in zip(ends, sides))
+  # Ends are counted in bytes of the text, the one unit that both tokenizers share. Only ids with bytes can
+  # end a span: a special id ends where the one before it does.
   shared_N = np.intersect1d(left, right)
   shared_N = shared_N[shared_N <= common_bytes]
   spans = []
@@ -54,10 +56,14 @@ def align(student_bytes_T, teacher_bytes_T, common_bytes: int) -> Spans:
   counts = []
   bare = np.zeros(len(shared_N), bool)
   for end, length in zip(ends, sides):
+    # The span that ends at or behind the id's end. A special id falls into the span that ends where it
+    # stands, and makes that span `bare`: its probability has no counterpart on the other side.
     span_T = np.searchsorted(shared_N, end)
     span_T[span_T == len(shared_N)] = -1
     bare[span_T[(length == 0) & (span_T >= 0)]] = True
     found, first = np.unique(span_T, return_index=True)
+    # `found` is sorted, and every shared end closes an id of this side, so there
+    # is one first id for each span.
     firsts.append(first[found >= 0].astype(np.int32))
     counts.append(np.bincount(span_T[span_T >= 0], minlength=len(shared_N)))
     spans.append(span_T.astype(np.int32))
@@ -92,6 +98,7 @@ def same_text(ids, of: Tokenizer, other: Tokenizer) -> tuple[np.ndarray, int, bo
     text.decode()
     valid = text
   except UnicodeDecodeError as error:
+    # A model may stop inside a character; the other tokenizer would read replacement characters instead.
     valid = text[:error.start]
   written = other.encode(valid)
   common = _common_bytes(valid, other.decode_bytes(written))
@@ -121,16 +128,20 @@ def classes(student: Tokenizer, teacher: Tokenizer, student_ends: Iterable[int],
     The classes; an id without bytes that ends nothing, and one with no beginning that both have, is of none.
   """
   tables = [bytes_of_ids(tokenizer) for tokenizer in (student, teacher)]
+  # Sorted: the numbers of classes must not depend on the order of a set, which differs between processes.
   shared = sorted((set(tables[0]) & set(tables[1])) - {b""})
   number = {text: at for at, text in enumerate(shared)}
   longest = max(map(len, shared), default=0)
   found = []
   for table, ends in zip(tables, (student_ends, teacher_ends)):
     class_V = np.array([_class_of(text, number, longest) for text in table], np.int32)
+    # Set after the classes of bytes: an id that ends a text ends it even where it has bytes.
     class_V[list(ends)] = len(shared)
     found.append(class_V)
   kept = np.intersect1d(found[0], found[1])
   kept = kept[kept >= 0]  # All of them, unless an id that ends a text took the only one of a class.
+  # Two entries more than texts: the class of ends, and one that stays -1 and is the last, so that class
+  # -1 indexes it and remains -1.
   renumber = np.full(len(shared) + 2, -1, np.int32)
   renumber[kept] = np.arange(len(kept))
   return VocabularyClasses(renumber[found[0]], renumber[found[1]], len(kept))
@@ -160,6 +171,7 @@ def difference(student: Tokenizer, teacher: Tokenizer) -> str | None:
       return f"id {token} is {left!r} to the student's and {right!r} to the teacher's"
   if student.doc_id != teacher.doc_id:
     return f"a text ends with id {student.doc_id} in the student's, with {teacher.doc_id} in the teacher's"
+  # The same table does not mean the same merges. This is a check and no proof, which would need all texts.
   for probe in PROBES:
     if not np.array_equal(student.encode(probe), teacher.encode(probe)):
       return f"they cut {probe!r} at different places"

@@ -29,7 +29,7 @@ PARTS = ("lengths", "split", "names")
 REMEDY = "delete that folder, it is then made again"
 IN_MEMORY_BYTES = 64 * 2**20  # Byte-level text up to this size needs no cache: it is read in a second.
 BATCH_BYTES = 8 * 2**20       # Text handed to the tokenizer at once.
-FORMAT = 2
+FORMAT = 2  # Of an entry; part of its key, so that another version makes its own.
 
 
 class TokenStore(NamedTuple):
@@ -47,6 +47,8 @@ def split_place(name: str) -> float:
 
   Twentieths come first: at 0.05 the held-out documents are those whose hash is a multiple of 20.
   """
+  # By name alone: a document stays on its side when others are added, removed or reordered, and every host
+  # comes to the same split without talking to the others.
   rest, twentieth = divmod(int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(), 16), 20)
   return (twentieth + rest % 2**40 / 2**40) / 20
 
@@ -58,12 +60,14 @@ def load(corpus: Corpus, tokenizer: Tokenizer, *, cache_dir: str | None, bad_inp
     corpus: what to read.
     tokenizer: turns each document into ids.
     cache_dir: where caches live; None is the user's cache folder.
-    bad_input_frac: share of documents or files that may be unreadable.
+    bad_input_frac: fraction of documents or files that may be unreadable.
 
   Raises:
     ValueError: if too much is unreadable, or the corpus has no text.
   """
+  # A size that is unknown counts as large and goes through the cache.
   if tokenizer.fingerprint == "byte" and (corpus.size_bytes or IN_MEMORY_BYTES) < IN_MEMORY_BYTES:
+    # The map that `_build` returns keeps the pages after the file is closed and its name is gone.
     with tempfile.TemporaryFile() as scratch:
       return _build(corpus, tokenizer, scratch, bad_input_frac)
   folder = cache_folder(corpus, tokenizer, cache_dir)
@@ -98,10 +102,13 @@ def document_name(store: TokenStore, index: int) -> str:
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) -> TokenStore:
   """Tokenises all documents into `file`, an open binary file, and maps it; Python objects stay few."""
+  # DOC is never stored: packing puts it between documents. So bytes fit 8 bits, though there are 257 ids.
   n_ordinary = 256 if tokenizer.fingerprint == "byte" else tokenizer.vocab_size
   dtype = np.min_scalar_type(n_ordinary - 1)
   faults = formats.Faults(bad_input_frac)
   digest = hashlib.sha256()
+  # Flat buffers in place of lists: a corpus may have tens of millions of documents, each of which would be
+  # some hundred bytes of Python objects.
   names = bytearray()
   n_tokens = array.array("q")
   split = array.array("d")
@@ -110,9 +117,12 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) ->
     for name, text in texts:
       names += name.replace("\n", " ").encode(errors="surrogateescape") + b"\n"
       split.append(split_place(name))
+      # With the lengths in front: else a letter could move from a name to its text
+      # and leave the digest as it was.
       digest.update(b"%d %d " % (len(name), len(text)) + name.encode(errors="surrogateescape") + text)
       n_bytes += len(text)
     for ids in tokenizer.encode_many([text for _, text in texts]):
+      # The dtype below has no room for others: they would wrap around without a word.
       if len(ids) and not 0 <= ids.min() <= ids.max() < n_ordinary:
         raise ValueError(f"config.data.tokenizer gives ids from {ids.min()} to {ids.max()}, which are not in "
                          f"its own 0..{n_ordinary - 1}; choose another tokenizer")
@@ -148,10 +158,12 @@ def _batches(documents):
 def _build_cache(corpus, tokenizer, folder: pathlib.Path, bad_input_frac: float) -> None:
   """Builds beside `folder` and renames, so that a cache is whole or absent."""
   logging.info("tokenising %s into %s", corpus.name, folder)
+  # Beside the folder, since a rename is one step only within a file system.
   scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
   try:
     with open(scratch / "ids.bin", "wb+") as file:
       store = _build(corpus, tokenizer, file, bad_input_frac)
+    # The manifest comes last: it has the checksums of all others.
     for name in PARTS:
       write.whole(scratch / f"{name}.npy", arrays.npy_bytes(getattr(store, name)))
     files = inventory.take(scratch, ("ids.bin", *(f"{name}.npy" for name in PARTS)))
@@ -190,6 +202,7 @@ def _open_cache(folder: pathlib.Path) -> TokenStore:
   inventory.check(folder, manifest.pop("checksums", None), named_by=file, remedy=REMEDY)
   dtype = np.dtype(manifest.pop("dtype"))
   lengths, split, names = (arrays.read(folder / f"{name}.npy", axes=1, remedy=REMEDY) for name in PARTS)
+  # Checksums say that files are as written; this, that those that were written fit each other.
   n_bytes = (folder / "ids.bin").stat().st_size
   if len(lengths) != manifest["documents"] or n_bytes != lengths.sum() * dtype.itemsize:
     raise Damaged(folder / "ids.bin", f"has {n_bytes} bytes, its lengths say "

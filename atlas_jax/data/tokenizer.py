@@ -19,7 +19,7 @@ from atlas_jax.files.damage import Damaged, told
 
 MARKER = "atlas_tokenizer.json"
 REMEDY = "fetch or save it again, or name another with config.data.tokenizer"
-SPREAD = 64  # Ids are below so many times their number.
+SPREAD = 64  # Ids must be below so many times the number of tokens.
 FORMS = ("'byte', a tokenizer.json, a SentencePiece .model, a folder holding either, "
          "or 'hf:NAME' for one on the Hugging Face hub")
 
@@ -51,6 +51,7 @@ class ByteTokenizer:
 
   def encode_many(self, texts: list[bytes]):
     """Returns one array per text; uint8, without a copy."""
+    # Not int32, as of one text: a corpus would take four times its size before it is written.
     return [np.frombuffer(text, np.uint8) for text in texts]
 
   def decode_bytes(self, ids) -> bytes:
@@ -91,8 +92,10 @@ class TableTokenizer:
     self.doc_id = len(token_bytes) if doc_id is None else doc_id
     self._appended = doc_id is None
     self._bytes = token_bytes + [b""] if self._appended else list(token_bytes)
-    self._bytes[self.doc_id] = b""
+    self._bytes[self.doc_id] = b""  # Also where the file has it as an ordinary token.
     self.vocab_size = len(self._bytes)
+    # The file's bytes, not its path: caches and runs stay valid when a tokenizer is moved, and are refused
+    # when it changes under the same name.
     self.fingerprint = f"{kind}:{hashlib.sha256(file.read_bytes()).hexdigest()}:{self.doc_id}"
 
   def encode(self, text: str | bytes):
@@ -101,6 +104,7 @@ class TableTokenizer:
 
   def encode_many(self, texts: list):
     """Returns one int32 array per text, in parallel where the encoder can."""
+    # Libraries take str alone. A document that is not UTF-8 keeps its other characters.
     strings = [text if isinstance(text, str) else text.decode("utf-8", errors="replace") for text in texts]
     return [np.asarray(ids, np.int32) for ids in self._encode_texts(strings)]
 
@@ -129,6 +133,8 @@ class StreamDecoder:
 
   def __init__(self, tokenizer: Tokenizer):
     self._tokenizer = tokenizer
+    # An id may stand for a part of a character. The decoder keeps open bytes until the rest comes; decoding
+    # id by id would show a replacement character for each part.
     self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
   def push(self, ids) -> str:
@@ -183,6 +189,8 @@ def train_bpe(texts: Iterable[bytes], *, vocab_size: int, folder) -> Tokenizer:
   model.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size - 1, show_progress=False,  # DOC is appended when the file is read.
+      # All 256 bytes from the start, or a text with a byte that the training texts
+      # lacked could not be encoded.
       initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
   model.train_from_iterator((text.decode("utf-8", errors="replace") for text in texts), trainer)
   if model.get_vocab_size() != vocab_size - 1:
@@ -217,6 +225,8 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   added = {token["id"]: token for token in content["added_tokens"]}
   with told(file, "is not a tokenizer.json", REMEDY):
     model = tokenizers.Tokenizer.from_file(str(file))
+    # A tokenizer.json may hold both settings of its model's training, and would cut documents at
+    # 512 ids or fill short ones up.
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True  # "<|endoftext|>" written in a document is text, not the end of it.
@@ -224,6 +234,8 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   _check_ids(file, vocab)
   byte_level = "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
   table = []
+  # Ids may have gaps, as where reserved tokens were removed: those stand for no bytes. `SPREAD` in
+  # `_check_ids` bounds how long this list can become by one absurd id.
   for i in range(max(vocab) + 1):
     if i in added:
       table.append(b"" if added[i].get("special") else added[i]["content"].encode())
@@ -234,6 +246,7 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
 
   def encode(texts):
     with told(file, "cannot encode a text", REMEDY):
+      # No bos or eos of the file's post-processor: DOC is put by packing, once a document.
       return [one.ids for one in model.encode_batch(texts, add_special_tokens=False)]
 
   return TableTokenizer(encode, table, doc_id, file, "hf")
@@ -274,6 +287,8 @@ def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableToken
 
 def _byte_of_char() -> dict[str, int]:
   """Returns the byte behind each printable character of byte-level BPE vocabularies (those of GPT-2)."""
+  # The table of GPT-2: bytes that print stay themselves, all others take characters from U+0100 on, in rising
+  # order, since its merges stand in a text file with white space between them.
   kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
   rest = [byte for byte in range(256) if byte not in kept]
   return {**{chr(byte): byte for byte in kept}, **{chr(256 + n): byte for n, byte in enumerate(rest)}}
@@ -283,6 +298,8 @@ BYTE_OF_CHAR = _byte_of_char()
 
 
 def _token_bytes(token: str, byte_level: bool) -> bytes:
+  # A byte-level vocabulary may also have entries in other characters than the
+  # table; they are text as it stands.
   if byte_level and all(char in BYTE_OF_CHAR for char in token):
     return bytes(BYTE_OF_CHAR[char] for char in token)
   if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):

@@ -1,8 +1,11 @@
-"""Every setting of a run: default, unit and meaning; `puzzles`, `tuning` and `serving` have theirs."""
+"""Every setting of a run, with its default, its unit and its meaning.
+
+`puzzles`, `tuning`, `recall` and `serving` have theirs.
+"""
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, puzzles, serving, tuning
+from atlas_jax.defaults import bounds, puzzles, recall, serving, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -77,7 +80,7 @@ def _data() -> dict:
       "segment_len": at_least(1, 2_048),  # Tokens per row and update.
       "batch_rows": at_least(1, 16),  # Rows per update, over all processes.
       "held_out_frac": 0.05,  # Fraction of documents or prompts never trained on; 0: none, no evaluation.
-      # Documents start at multiples of it; None: of the memory's chunk_size.
+      # Documents start at multiples of it; None: of the memory's chunk_size, or of the mix's segments.
       "align_tokens": at_least(1, OPTIONAL(int)),
       # Documents made into others, see data/transforms.py; None: as they are.
       "transform": one_of(OPTIONAL(str), "repeat shuffle_lines permute_bytes random_bytes"),
@@ -116,8 +119,13 @@ def _model() -> dict:
       "depth": at_least(1, 8),  # Blocks.
       "heads": at_least(1, 8),  # Attention heads.
       "ff_width": at_least(1, 1_408),  # Hidden width of the feed-forward layers.
-      "window_tokens": at_least(1, 256),  # How far attention sees, the token itself included.
-      "memory_mix": "gate",  # "gate": memory beside attention; "none"; "conv": its convolutions alone.
+      # How far attention sees, the token itself included; with memory_mix="context" the segment it sees.
+      "window_tokens": at_least(1, 256),
+      # memory_mix="context": learned tokens that attention sees before each segment.
+      "persistent_tokens": at_least(0, 4),
+      # "gate": memory beside attention; "layer": before it; "context": attention sees what memory recalls;
+      # "only": no attention; "e2e": feed-forward layers in its place; "none"; "conv": its convolutions alone.
+      "memory_mix": "gate",
       "memory_layers": OPTIONAL(str),  # Blocks that have a memory, from 0, with commas; None: all.
       "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
       # Of activations. Parameters, fast weights and losses are float32.
@@ -126,6 +134,12 @@ def _model() -> dict:
       "remat": one_of("none", "none dots block"),
       "scan_unroll": at_least(1, 1),  # Blocks unrolled per step of the scan over depth.
       "memory": _memory(),
+      "inner": {  # memory_mix="e2e": feed-forward layers that the model's own loss trains as it reads.
+          "batch_tokens": at_least(2, 1_024),  # Tokens of one step.
+          "ff_width": at_least(1, 704),  # Hidden width of these layers.
+          "rate": above_zero(1.0),  # Step size.
+          "clip_norm": or_none(above_zero(1.0)),  # Bound of a row's gradient norm; None: no bound.
+      },
       "ngram_embed": {  # Embeddings of hashed n-grams beside those of tokens, as a control.
           # Longest n-gram, from 2 on; each length has a table. None: no n-grams.
           "max_n": at_least(2, OPTIONAL(int)),
@@ -237,4 +251,5 @@ def _eval() -> dict:
       "grader": "correct",  # Reward that says whether an answer is right, see config.rewards.
       "temperature": at_least(0, 0.0),  # Of answers to held-out problems; 0 takes the likeliest token.
       "shown": at_least(0, 4),  # Of these answers, shown at the end; 0: none.
+      **recall.fields(),
   }

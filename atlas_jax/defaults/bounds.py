@@ -20,6 +20,11 @@ def at_least(least: int, default) -> Bounded:
   return Bounded(default, lambda value: value >= least, f"at least {least}")
 
 
+def at_most(least: int, most: int, default) -> Bounded:
+  """Bounds a number from below and above."""
+  return Bounded(default, lambda value: least <= value <= most, f"from {least} to {most}")
+
+
 def seed(default: int) -> Bounded:
   """Bounds what random numbers are drawn from to 32 bits."""
   return Bounded(default, lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")
@@ -53,6 +58,45 @@ def one_of(default, choices: str) -> Bounded:
 def one_of_or_module(default, choices: str) -> Bounded:
   """Limits a text to choices and dotted names of modules of one's own."""
   return one_of(default, choices)._replace(or_module=True)
+
+
+def numbers(default, least: float, most: float, *, whole: bool = True) -> Bounded:
+  """Limits a text to numbers within bounds, with commas between them, such as "1024,4096"."""
+  def fits(text):
+    try:
+      found = numbers_of(text, whole=whole)
+    except ValueError:
+      return False
+    return bool(found) and all(least <= one <= most for one in found) and len(set(found)) == len(found)
+
+  kind = "whole numbers" if whole else "numbers"
+  return Bounded(default, fits, f"different {kind} from {least} to {most} with commas between them, such as "
+                                f"{default}")
+
+
+def several_of(default, choices: str) -> Bounded:
+  """Limits a text to different ones of some names, which stand with spaces here and with commas in it."""
+  known = choices.split()
+
+  def fits(text):
+    found = names_of(text)
+    return bool(found) and set(found) <= set(known) and len(set(found)) == len(found)
+
+  return Bounded(default, fits, f"one or more of {', '.join(known)}, with commas between them")
+
+
+def numbers_of(text: str, *, whole: bool = True) -> tuple:
+  """Returns the numbers of a text with commas between them.
+
+  Raises:
+    ValueError: if a part is none.
+  """
+  return tuple((int if whole else float)(part) for part in text.split(","))
+
+
+def names_of(text: str) -> tuple[str, ...]:
+  """Returns the names of a text with commas between them."""
+  return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def or_none(default) -> Bounded:

@@ -1,7 +1,10 @@
 """Measurements of a trained model, and the plain models it is compared with."""
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from atlas_jax.workdir import EVALS
 
 
 class Eval(NamedTuple):
@@ -20,6 +23,7 @@ class EvalOut(NamedTuple):
   text: str = ""
   images: Mapping[str, Any] = MappingProxyType({})  # name -> uint8, height x width x 3
   notes: Mapping[str, str] = MappingProxyType({})  # name -> words for summary.json
+  rows: tuple[Mapping[str, Any], ...] = ()  # of a table, as JSON holds them; for summary.json and --mode=eval
 
 
 def join(outs: Iterable[EvalOut]) -> EvalOut:
@@ -28,9 +32,17 @@ def join(outs: Iterable[EvalOut]) -> EvalOut:
   scalars = {name: value for out in outs for name, value in out.scalars.items()}
   images = {name: image for out in outs for name, image in out.images.items()}
   notes = {name: words for out in outs for name, words in out.notes.items()}
-  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images, notes)
+  rows = tuple(row for out in outs for row in out.rows)
+  return EvalOut(scalars, "\n".join(out.text for out in outs if out.text), images, notes, rows)
 
 
 def summary_name(metric: str) -> str:
   """Returns the name that an evaluation's metric has in summary.json: eval/a/b is a_b."""
   return metric.removeprefix("eval/").replace("/", "_")
+
+
+def folder_of(workdir, step: int) -> pathlib.Path:
+  """Returns, and makes, the folder for what the evaluation of a step leaves behind."""
+  folder = pathlib.Path(workdir) / EVALS / f"step_{step:08d}"
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder

@@ -16,10 +16,8 @@ from jax.sharding import Mesh
 
 from atlas_jax.evals import EvalOut, bootstrap, held_out, perplexity
 from atlas_jax.losses.next_token import next_token_loss
-from atlas_jax.memory import scan
-from atlas_jax.memory.layer import NO_DOC, Memory
-from atlas_jax.memory.types import Running
-from atlas_jax.models import head, lm
+from atlas_jax.memory.layer import NO_DOC
+from atlas_jax.models import head, lm, memories
 
 BY_POSITION = ("emptied", "swapped", "writes_off")
 ABLATIONS = (*BY_POSITION, "gate_zero")
@@ -92,12 +90,14 @@ class _Variant(NamedTuple):
 
 def _variants(model: lm.LM, params, state: lm.LMState) -> _Variant:
   """Stacks the ways to read a segment: as it is, then ABLATIONS."""
-  learned = lm.learned_memory(model, params)
-  empty = memory_of(model).empty(learned)
+  learned = memories.learned_memory(model, params)
+  empty = memories.emptied(model, learned)
   # In the order of ABLATIONS, behind the model as it is; `_segment` zips them.
-  ways = (_Variant(state, learned, 1.0, True), _Variant(started(model, empty, state), empty, 1.0, False),
-          _Variant(other_memory(state), learned, 1.0, True),
-          _Variant(started(model, learned, state), learned, 1.0, False), _Variant(state, learned, 0.0, True))
+  ways = (_Variant(state, learned, 1.0, True),
+          _Variant(memories.started(model, empty, state), empty, 1.0, False),
+          _Variant(memories.swapped(model, state), learned, 1.0, True),
+          _Variant(memories.started(model, learned, state), learned, 1.0, False),
+          _Variant(state, learned, 0.0, True))
   return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
 
 
@@ -107,7 +107,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
                      "or more")
 
   def read(variant):
-    taught = lm.with_learned(model, params, variant.learned)
+    taught = memories.with_learned(model, params, variant.learned)
     out = model.apply({"params": taught}, batch["tokens_BT"], variant.state, doc_BT=batch["doc_BT"],
                       memory_scale=variant.scale, memory_writes=variant.writes, mode="packed")
     _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
@@ -132,41 +132,6 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
              for name, nll_BT in zip(ABLATIONS, nlls[1:]) if (name == "swapped") == bool(prefix)}
   # The state of the model as it is goes on; ablations leave no trace in later segments.
   return jax.tree.map(lambda leaf: leaf[0], ends), sums
-
-
-def memory_of(model: lm.LM):
-  """Returns the rule of a model's memories."""
-  return Memory(**model.memory, parent=None).build_rule()
-
-
-def started(model: lm.LM, learned, state: lm.LMState) -> lm.LMState:
-  """Sets the memories of every row to the start that learned weights give them; all else stays.
-
-  Forgetting the document instead (doc_B = NO_DOC) would also cut the convolutions off from the tokens before.
-
-  Args:
-    model: whose memories.
-    learned: as of `lm.learned_memory`.
-    state: of the model.
-  """
-  start = jax.vmap(jax.vmap(functools.partial(scan.start, memory_of(model))))  # Over depth and heads.
-  fresh = start(learned)
-  running = Running(fresh.memory, fresh.base, fresh.position[:, 0])  # One position for all heads of a layer.
-  old = state.memory.running
-
-  def repeat(new, leaf):
-    return jnp.broadcast_to(new[None].astype(leaf.dtype), leaf.shape)
-
-  rows = jax.tree.map(repeat, running, old)
-  return state._replace(memory=state.memory._replace(running=rows))
-
-
-def other_memory(state: lm.LMState) -> lm.LMState:
-  """Returns the state with every row having the memories of the row before it."""
-  # Only what the memories hold: the tails of convolutions and the
-  # window of attention are of the row's own text.
-  running = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), state.memory.running)
-  return state._replace(memory=state.memory._replace(running=running))
 
 
 def by_document(segments: list[dict], names: tuple[str, ...], prefix: str = "") -> Documents:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.evals import EvalOut
+from atlas_jax.files.damage import clipped
 
 SHOWN_CHARS = 400  # Of a prompt or an answer in the text.
 
@@ -63,8 +64,5 @@ def make(write: Callable, grade: Callable, found: Sequence[Any], *, grader: str 
 def _shown(problem, written, right: float) -> str:
   mark = "not graded" if math.isnan(right) else "right" if right >= 1 else f"wrong, answer {problem.answer!r}"
   prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"]
-  return f"{_cut(prompt)} -> {_cut(written.text)} ({mark})"
-
-
-def _cut(text: str) -> str:
-  return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}... ({len(text)} characters)"
+  asked, said = (clipped(text, SHOWN_CHARS, f" ({len(text)} characters)") for text in (prompt, written.text))
+  return f"{asked} -> {said} ({mark})"

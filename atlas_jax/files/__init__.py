@@ -10,8 +10,8 @@
 | paths that a file names | `inside` |
 | tokenizer.json as JSON; whole tokenizers | `tokenizer_json`; `data.tokenizer` |
 | chat templates | `data.chat_template`, run by `data.chat_sandbox` |
-| published configs | `interop.hf_config` |
-| safetensors; PyTorch checkpoints | `interop.tensor_files`; `interop.torch_file` |
+| configs of pretrained models | `language.pretrained.hf_config` |
+| safetensors; PyTorch checkpoints | `language.pretrained.tensor_files`; `puzzles.torch_file` |
 
 Any damage is a `damage.Damaged`, a ValueError of one line: the file, its line if it has lines, what is wrong
 with it, and what to do. What the system refuses (no such file, no permission, disk full) stays an OSError.

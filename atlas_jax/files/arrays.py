@@ -13,7 +13,7 @@ from atlas_jax.files.damage import AGAIN, Damaged, told
 _PARSING = threading.Lock()
 _NPY = "cannot be read as a NumPy array"
 _NPZ = "cannot be read as a NumPy archive"
-MOST_RATIO = 1_100  # Deflate reaches 1032; more is no archive.
+MOST_RATIO = 1_100  # Deflate reaches 1032 to 1; no honest archive has more.
 
 
 def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = False,
@@ -35,8 +35,11 @@ def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = Fal
   size = path.stat().st_size
   with told(file, _NPY, remedy), path.open("rb") as opened:
     shape, dtype, start = _header(opened)
+  # The header alone, before NumPy acts on it: a damaged one may ask for terabytes, and an object array
+  # for a pickle, which runs code.
   _check(file, shape, dtype, kinds, axes, remedy)
   need = start + math.prod(map(int, shape)) * dtype.itemsize
+  # To the byte: np.load takes a file with more behind its array for whole.
   if size != need:
     raise Damaged(file, f"{_NPY} (it has {size} bytes, and its header says {need})", remedy)
   with told(file, _NPY, remedy), _PARSING:
@@ -60,9 +63,12 @@ def read_npz(file, *, kinds: str = "biufU", remedy: str = AGAIN) -> dict[str, np
   path = pathlib.Path(file)
   found = {}
   with told(file, _NPZ, remedy), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+    # The directory states sizes before anything is unpacked, so a small file cannot fill the memory.
     for info in archive.infolist():
       if info.file_size > MOST_RATIO * max(info.compress_size, 1):
         raise Damaged(file, f"{info.filename} unpacks to {info.file_size} bytes", remedy)
+      # To the end, where zipfile compares the CRC-32. np.load parses members while they are read, and a
+      # flipped bit in a header would reach its parser first.
       content = archive.read(info)
       name = info.filename.removesuffix(".npy")
       if name in found:
@@ -87,6 +93,7 @@ def _header(opened) -> tuple[tuple[int, ...], np.dtype, int]:
   """Returns shape, dtype, and where the numbers begin."""
   with _PARSING:
     version = np.lib.format.read_magic(opened)
+    # Version 3.0 differs in the names of structured types alone, which are not read here.
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in reader:
       raise ValueError(f"it is of version {version}, and 1.0 and 2.0 are read")

@@ -1,4 +1,4 @@
-"""The one error of files that cannot be used."""
+"""The one error of files that cannot be used, and texts of any length in messages of bounded length."""
 import contextlib
 from collections.abc import Iterator
 
@@ -24,10 +24,15 @@ class Damaged(ValueError):
     super().__init__(f"{place}: {self.why}; {remedy}")
 
 
+def clipped(text: str, most: int, note: str = "") -> str:
+  """Returns a text for a message: whole, or its first characters and a note, such as how long it is."""
+  return text if len(text) <= most else f"{text[:most]}...{note}"
+
+
 def one_line(why: object) -> str:
   """Returns what an error says in one line of bounded length."""
   text = " ".join(str(why).split()) or type(why).__name__
-  return text if len(text) <= WHY_CHARS else f"{text[:WHY_CHARS]}..."
+  return clipped(text, WHY_CHARS)
 
 
 @contextlib.contextmanager
@@ -46,6 +51,8 @@ def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
     yield
   except Damaged:
     raise
+  # pyarrow and others raise OSError without a number for broken content. With one it is the system's, such as
+  # no permission or a full disk, and no copy of the file would help.
   except OSError as error:
     if error.errno is not None:  # Of the system; parsers raise bare ones.
       raise
@@ -54,6 +61,8 @@ def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
     why = f"{what} ({type(error).__name__}: {one_line(error)})"
     raise Damaged(file, why, remedy) from error
   except BaseException as error:
+    # Of Rust libraries, such as tokenizers; its class is in no module that could be imported. Whatever else
+    # is no Exception, KeyboardInterrupt first, passes.
     if type(error).__name__ != "PanicException":
       raise
     raise Damaged(file, f"{what} ({one_line(error)})", remedy) from error

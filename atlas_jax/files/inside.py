@@ -27,5 +27,7 @@ def path(folder, name: object, *, named_by, remedy: str = "name files of that fo
 
 def is_inside(name: str) -> bool:
   """Returns whether a name is a relative path that never goes up, on any system."""
+  # Written on any system, read on any: a backslash divides folders on Windows, and "C:" names a drive. An
+  # empty part is a leading slash, or a doubled one.
   parts = name.replace("\\", "/").split("/")
   return bool(name) and "\0" not in name and ":" not in parts[0] and not {"", ".", ".."} & set(parts)

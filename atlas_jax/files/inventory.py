@@ -13,6 +13,9 @@ from atlas_jax.files import inside, json_file, write
 from atlas_jax.files.damage import AGAIN, Damaged
 
 SUMS = "atlas_checksums.json"
+# 16 MiB: large enough that a piece costs little beside its checksum, small enough that four of them fit any
+# memory. zlib works without Python's lock, so the threads run side by side. A change makes all inventories
+# that were written before differ.
 PIECE_BYTES = 2**24
 THREADS = 4
 
@@ -44,6 +47,7 @@ def check(folder, told: Any, *, named_by, remedy: str = AGAIN) -> None:
     size, sums = entry
     if not file.is_file():
       raise Damaged(file, "is missing", remedy)
+    # First what costs nothing: a copy that was cut short is the usual damage.
     if file.stat().st_size != size:
       raise Damaged(file, f"has {file.stat().st_size} bytes instead of {size}", remedy)
     if _sums(file) != sums:
@@ -53,6 +57,7 @@ def check(folder, told: Any, *, named_by, remedy: str = AGAIN) -> None:
 def seal(folder) -> None:
   """Writes SUMS into a folder: the checksums of the other files that lie in it itself."""
   root = pathlib.Path(folder)
+  # Files of the folder itself alone; `check_sealed` looks no deeper either.
   names = sorted(file.name for file in root.iterdir() if file.is_file() and _counts(file.name))
   write.json(root / SUMS, json_file.sealed({"files": take(root, names)}))
 
@@ -69,6 +74,8 @@ def check_sealed(folder, *, remedy: str = AGAIN) -> None:
     return
   told: Any = json_file.read_sealed(file, remedy=remedy, needed=True).get("files")
   check(root, told, named_by=file, remedy=remedy)
+  # A file that was added may change what a loader reads: transformers takes a chat_template.jinja before the
+  # template in its configuration.
   more = sorted(one.name for one in root.iterdir() if one.is_file() and _counts(one.name)
                 and one.name not in told)
   if more:
@@ -76,6 +83,7 @@ def check_sealed(folder, *, remedy: str = AGAIN) -> None:
 
 
 def _counts(name: str) -> bool:
+  # Hidden names are of the system, of editors, and of `write` at work.
   return name != SUMS and not name.startswith(".")
 
 

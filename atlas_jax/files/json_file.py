@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from atlas_jax.files import json_text
-from atlas_jax.files.damage import AGAIN, Damaged
+from atlas_jax.files.damage import AGAIN, Damaged, clipped
 
 SEAL = "checksum"
 MOST_BYTES = 2**31  # Of a file; tokenizers have tens of megabytes.
@@ -50,6 +50,7 @@ def parse(file, data: bytes, kind: type[Value] = dict, *, remedy: str = AGAIN,  
     raise Damaged(file, f"not UTF-8 ({error.reason} at byte {error.start})", remedy) from error
   except ValueError as error:
     raise Damaged(file, error, remedy) from error
+  # The very type: a bool is an int to isinstance.
   if kind is not object and type(found) is not kind:
     needs = "an object" if kind is dict else f"a {kind.__name__}"
     raise Damaged(file, f"holds a {type(found).__name__}, and must hold {needs}", remedy)
@@ -75,6 +76,8 @@ def read_sealed(file, *, remedy: str = AGAIN, needed: bool = False, nan: bool = 
   """
   found = read(file, remedy=remedy, nan=nan)
   if SEAL not in found:
+    # A flipped bit in the name of SEAL itself would make a sealed file look like an unsealed one: so a field
+    # that holds the checksum of all others counts as a damaged seal.
     if needed or any(_is_seal(found, name) for name in found):
       raise Damaged(file, f"has no {SEAL!r}", remedy)
     return found
@@ -92,6 +95,8 @@ def _is_seal(content: Mapping[str, Any], name: str) -> bool:
 
 
 def _sum(content: Mapping[str, Any]) -> str:
+  # Of the values, not of the bytes: indentation and the order of fields may
+  # change, what the file says may not.
   text = json.dumps(content, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -113,14 +118,13 @@ def field(file, content: Mapping[str, Any], name: str, fits: Callable[[Any], boo
   """
   value = content.get(name)
   if not fits(value):
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-    raise Damaged(file, f"{name}={shown} must be {needs}", remedy)
+    raise Damaged(file, f"{name}={clipped(repr(value), 60)} must be {needs}", remedy)
   return value
 
 
 def is_int(value: Any, low: int = 0, high: int = 2**31 - 1) -> bool:
   """Returns whether a value is a whole number, no truth value, between two bounds."""
+  # No isinstance: True would pass for 1.
   return type(value) is int and low <= value <= high
 
 

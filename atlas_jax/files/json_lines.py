@@ -31,6 +31,8 @@ def read(file, *, torn: str = "refuse") -> Iterator[dict[str, Any]]:
     try:
       yield parse(file, number, line)
     except Damaged:
+      # Only a line without its end: a whole line that is no JSON was not cut by a
+      # kill, and is damage anywhere.
       if torn == "drop" and not line.endswith(b"\n"):
         return
       raise
@@ -56,6 +58,7 @@ def parse(file, number: int, line: bytes | str, *, nan: bool = False, remedy: st
     Damaged: if it holds none, with file and line.
   """
   try:
+    # A mark of the order of bytes can stand before the first line alone; anywhere else it is a character.
     text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
     found = json_text.parse(text, nan=nan)
   except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""JSON text as values, of which nothing is lost: no name that hides another, no half of a character.
+"""Parses JSON text and loses nothing of it: a name that comes twice, or half of a character, is refused.
 
 Numbers that no field of anything holds are refused: of more than INTEGER_DIGITS digits, or beyond a double.
 """
@@ -10,7 +10,9 @@ from typing import Any
 
 MOST_DEPTH = 100      # Brackets in brackets; tokenizers and chats with tools have below 20.
 INTEGER_DIGITS = 40   # transformers writes 10**30 for "no limit".
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Of a character that JSON writes as a pair.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # One of the two escapes of a character beyond U+FFFF.
+# A quick look at the text that may find too much, such as digits inside a string, and never too little. Only
+# if it finds something are all values visited: a tokenizer.json has hundreds of thousands.
 _MAY_BE_HUGE = re.compile(r"\d{41}|[eE]\+?\d{3}|\d{38}[\d.]*[eE]|\d{308}")
 
 
@@ -28,16 +30,20 @@ def parse(text: str, *, nan: bool = False) -> Any:
   """
   deep = ValueError(f"has more than {MOST_DEPTH} brackets in brackets; mend or delete it")
   try:
+    # json.loads keeps the last of two fields of one name, without a word.
     found = json.loads(text, object_pairs_hook=_once, parse_constant=None if nan else _refuse)
   except RecursionError as error:
     raise deep from error
   except json.JSONDecodeError:
     raise
   except ValueError as error:
+    # Python refuses to parse whole numbers of more than 4300 digits, by a
+    # ValueError without a type of its own.
     if "integer string conversion" not in str(error):
       raise
     raise _huge("thousands of digits") from error
   huge = _MAY_BE_HUGE.search(text) is not None
+  # The number of opening brackets bounds the depth, so that most texts need no walk.
   if huge or text.count("[") + text.count("{") > MOST_DEPTH:
     if depth_of(found, huge) > MOST_DEPTH:
       raise deep
@@ -48,6 +54,7 @@ def parse(text: str, *, nan: bool = False) -> Any:
 
 def depth_of(value: Any, numbers: bool = False) -> int:
   """Counts the lists and objects that lie in one another; with `numbers` refuses those that are too large."""
+  # Level by level, not by recursion: a text of a few kilobytes can nest deeper than Python's stack.
   level = [value]
   depth = 0
   while level:
@@ -86,6 +93,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_halves(found: Any) -> None:
   try:
+    # The pattern also finds the two escapes of a whole pair: json.loads has joined those into
+    # one character, which encodes.
     json.dumps(found, ensure_ascii=False).encode("utf-8")
   except UnicodeEncodeError as error:
     half = error.object[error.start]

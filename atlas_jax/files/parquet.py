@@ -44,6 +44,7 @@ def columns(file) -> list[str]:
   opened = _open(file)
   with told(file, _WHAT, AGAIN):
     names = list(opened.schema_arrow.names)
+  # Rows become dicts, in which the second column of a name would hide the first.
   twice = [name for name, count in Counter(names).items() if count > 1]
   if twice:
     raise Damaged(file, f"has {twice[0]!r} twice among its columns", "keep one of them")
@@ -55,5 +56,7 @@ def _open(file):
   if pathlib.Path(file).stat().st_size == 0:
     raise Damaged(file, "is empty (0 bytes)", AGAIN)
   with told(file, _WHAT, AGAIN):
+    # The limits are for the footer, which is parsed before any row: a damaged one
+    # may state lists of billions.
     return parquet.ParquetFile(file, page_checksum_verification=True, thrift_string_size_limit=2**27,
                                thrift_container_size_limit=MOST_VALUES)

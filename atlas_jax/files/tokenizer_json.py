@@ -1,4 +1,4 @@
-"""A tokenizer.json as its JSON, checked: who reads one for its ids needs no library for it."""
+"""Reads a tokenizer.json as JSON and checks it: its ids can be read without a library of tokenizers."""
 from typing import Any
 
 from atlas_jax.files import json_file
@@ -36,6 +36,7 @@ def largest_id(file, content: dict[str, Any], *, remedy: str = AGAIN) -> int:
   vocab = model.get("vocab", {}) if isinstance(model, dict) else None
   if not isinstance(vocab, dict | list):
     raise Damaged(file, "its model has no 'vocab' of tokens", remedy)
+  # BPE and WordPiece map tokens to ids; Unigram lists [token, score], whose ids are their places.
   ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
   for one in ids:
     if not json_file.is_int(one, 0, MOST_IDS - 1):

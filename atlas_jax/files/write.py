@@ -1,8 +1,8 @@
 """The one writer of small files: a reader sees the old file or the new one, also after a loss of power.
 
 A file is written beside its place under a name of its own, brought to the disk, and renamed; then the folder
-is brought to the disk too. What lasts no longer than the program that reads it may leave that out
-(`durable=False`): it is whole all the same.
+is brought to the disk too. Files that nobody needs after the program has ended may go without
+(`durable=False`); they are whole all the same.
 """
 import contextlib
 import errno
@@ -27,14 +27,16 @@ def opened(file, *, durable: bool = True) -> Iterator[IO[bytes]]:
   """
   path = pathlib.Path(file)
   with placed(path, durable=durable) as part:
-    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # The umask takes its share.
+    # Not tempfile: its files are closed to all other users, who may read a run. O_EXCL: two writers that drew
+    # the same name would mix their bytes.
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # Less the umask.
     with open(descriptor, "w+b") as out:
       yield out
 
 
 @contextlib.contextmanager
 def naming(file) -> Iterator[None]:
-  """Yields errors of the system that name no file, as those of writing to an open one, the name of this."""
+  """Adds the name of a file to errors of the system that have none, as those of writing to an open file."""
   try:
     yield
   except OSError as error:
@@ -53,11 +55,15 @@ def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
       yield part
       if durable:
         sync(part)
+      # The content must be on the disk before the name is: the other way round, a loss of power leaves the
+      # new name on a file of zeros.
       os.replace(part, path)
   except BaseException:
+    # BaseException above: a Ctrl-C must leave no part behind either.
     part.unlink(missing_ok=True)
     raise
   if durable:
+    # The rename is an entry of the folder, and is lost with the power if that is not on the disk.
     sync(path.parent)
 
 
@@ -73,7 +79,7 @@ def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False,
   dumps = functools.partial(json_library.dumps, content, indent=indent, sort_keys=sort_keys)
   try:
     encoded = dumps(ensure_ascii=False).encode()
-  except UnicodeEncodeError:  # Halves of characters, which UTF-8 has not.
+  except UnicodeEncodeError:  # Half of a surrogate pair: not in UTF-8, but an escape of JSON.
     encoded = dumps().encode()
   whole(file, encoded + b"\n", durable=durable)
 
@@ -109,6 +115,7 @@ def sync(path) -> None:
   try:
     os.fsync(descriptor)
   except OSError as error:
+    # Some file systems, such as network mounts, cannot sync a folder.
     if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
       raise
   finally:

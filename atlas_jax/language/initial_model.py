@@ -180,7 +180,7 @@ def _published(config, path: str, folder: pathlib.Path, options):
   # What the model is stands in its files; how it is computed, in this config.
   how = {name: config.decoder[name] for name in DECODER_HOW}
   _, fields = hf_config.read(folder / "config.json")
-  language = languages.from_decoder(Decoder(**fields, **how, lora=options))
+  language = languages.from_decoder(hf_import.build(fields, **how, lora=options))
   # In float32 whatever is stored: small updates of bfloat16 parameters would be rounded away.
   return language, lambda mesh: hf_import.load(path, mesh=mesh, param_dtype="float32", **how).params
 

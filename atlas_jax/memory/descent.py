@@ -114,7 +114,7 @@ def flops(form: Descent, chunk_size: int) -> float:
 
 
 def check_fade(fade_to: str):
-  """Refuses a place that retention cannot fade to."""
+  """Refuses a name of weights that retention cannot fade to."""
   if fade_to not in ("zero", "start"):
     raise ValueError(f"{FIELD}.fade_to={fade_to!r} is unknown; known are zero, start")
 
@@ -141,9 +141,11 @@ def start(form: Descent, learned: Learned) -> MemoryState:
 
 
 def faded(state: MemoryState, retention):
-  """Returns the fast weights of which a share stays; the rest comes from those that they fade to."""
+  """Returns fast weights of which the fraction `retention` stays; the rest is of those they fade to."""
   if state.start == ():
     return jax.tree.map(lambda w: retention * w, state.fast)
+  # Fading twice is fading by the product: b (a W + (1 - a) W0) + (1 - b) W0 = ab W + (1 - ab) W0. So a whole
+  # chunk fades in one step, by the product of its gates.
   return jax.tree.map(lambda w, start: retention * w + (1 - retention) * start, state.fast, state.start)
 
 
@@ -163,21 +165,24 @@ def apply(form: Descent, slow, base, x_K):
 
 
 def token_gradient(form: Descent, slow, weights, k_K, v_M, more):
-  """Gradient of one token's recall loss, bounded: the plain form."""
+  """Returns the bounded gradient of one token's recall loss: the plain form."""
 
   def recall(weights):
     return form.net.apply(slow, weights, k_K, form.lift.keys(slow, k_K))
 
   out_M, pull = jax.vjp(recall, weights)
+  # The objective's own gradient is fed back, the loss is not differentiated: that of `lp` has a smooth sign,
+  # which is not quite the derivative of its loss.
   _, grad_M = form.objective(out_M, v_M, more)
   grad = pull(grad_M)[0]
+  # One norm over all weights: bounds of their own would change the gradient's direction.
   square = jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(grad)]).sum()
   scale = objectives.bound(square, form.surprise_max)
   return jax.tree.map(lambda g: scale * g, grad)
 
 
 def token_surprise(form: Descent, slow, weights, kept, token: Token, more):
-  """Gradient that one token writes, over its window if there is one, and the rows to keep."""
+  """Returns the gradient that one token writes, over its window if there is one, and the rows to keep."""
   own = token_gradient(form, slow, weights, token.k, token.v, more)
   if form.window_size is None:
     return own, kept
@@ -197,6 +202,7 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
   move = jax.tree.map(lambda g: -gates.write_rate * g, grad)
   momentum = state.momentum
   if form.momentum:
+    # Titans Eq. 14, then Eq. 13 below: the new momentum enters whole, retention acts on the old weights.
     momentum = move = jax.tree.map(lambda s, g: gates.momentum * s + g, state.momentum, move)
   fast = jax.tree.map(jnp.add, faded(state, gates.retention), move)
   weights = fast
@@ -228,6 +234,8 @@ def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates
     decay = decay._replace(surprise_CC=decay.surprise_CC[-1:])  # What a scan keeps costs memory.
     if form.reads == "token":
       key_CP, query_CP = lifted or (tokens.k, tokens.q)
+      # The first layer's inputs are the lifted keys, which no memory changes: its [C, C] scores for the whole
+      # text precede the loop over chunks. With a window, rows of earlier chunks meet the queries too.
       score_CC = decay.mix_CC * (query_CP @ key_CP.T)
   return PreparedChunk(Token(tokens.q, tokens.k, tokens.v), lifted, decay, score_CC, token_gates.more,
                        write_C)
@@ -245,6 +253,9 @@ def lifted_queries(ready: PreparedChunk):
 
 def surprise(form: Descent, slow, weights, key_CP, k_CK, v_CM, more) -> Surprise:
   """Back-propagates the recall loss of each token at the base weights, in one pass for all."""
+  # A tap is a zero added to a product. Its gradient is the cotangent g_t of the weight's output, and with the
+  # input u_t kept beside it the weight's gradient for token t is u_t g_t^T. The weights are constants of this
+  # pass: differentiating by them would add up the tokens, and per token it would make C matrices of each.
   def recall(taps):
     inputs = {}
 
@@ -280,6 +291,7 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: PreparedChunk):
   if form.window_size is None:
     return surprise(form, slow, weights, lifted_keys(ready), tokens.k, tokens.v, ready.more), (), kept
   every, weight_CS, keep = window.reach(kept, tokens, ready.more["context"], ready.write_C)
+  # Tokens before the chunk are back-propagated anew: what they wrote then was a gradient at another base.
   before_WP = form.lift.keys(slow, kept.k_WK)
   key_CP = lifted_keys(ready)
   key_SP = jnp.concatenate([before_WP.astype(key_CP.dtype), key_CP])
@@ -287,7 +299,7 @@ def chunk_surprise(form: Descent, slow, weights, kept, ready: PreparedChunk):
 
 
 def recalled(state: MemoryState, name: str, fast_C, u_CP):
-  """Returns the products with a weight of which each token finds another share left."""
+  """Returns products with a weight of which each token finds its own fraction left, fast_C."""
   # Scaling the input instead of the product leaves the backward pass nothing to recompute.
   out_CF = (fast_C[:, None] * u_CP) @ state.fast[name]
   if state.start == ():
@@ -305,10 +317,14 @@ def read(form: Descent, slow, state: MemoryState, found: Surprise, fast_C, momen
     score_CC: mix_CS times the products of lifted queries and keys, if they are known; else ().
     scale: dict name -> [] that multiplies each weight, or ().
   """
+  # The dual form: with token i's gradient x_i g_i^T,
+  #   u_t W_t = fast_t u_t W + momentum_t u_t S - sum_i mix[t, i] (u_t . x_i) g_i
+  # at 2 C (inputs + outputs) FLOPs a token for the sum, and no matrix W_t ever exists.
   def product(name, u):
     out = recalled(state, name, fast_C, u)
     if not isinstance(momentum_C, tuple):
       out = out + (momentum_C[:, None] * u) @ state.momentum[name]
+    # Later layers see what the layers before recall, so that their scores wait for the memory.
     known = name in form.net.first and not isinstance(score_CC, tuple)
     score_CS = score_CC if known else mix_CS * (u @ found.inputs[name].T)
     out = checkpoint_name(out - score_CS @ found.grads[name], "memory_product")
@@ -327,6 +343,7 @@ def write(form: Descent, state: MemoryState, found: Surprise, decay: ChunkDecay,
   left = faded(state, decay.fast_C[-1])
   if not form.momentum:
     return state._replace(fast=add_gradients(left, found, mix_S), kept=kept)
+  # The old momentum goes on entering the weights through the chunk; its total weight is momentum_C.
   left = jax.tree.map(lambda w, s: w + decay.momentum_C[-1] * s, left, state.momentum)
   momentum = jax.tree.map(lambda s: decay.keep_C[-1] * s, state.momentum)
   return state._replace(fast=add_gradients(left, found, mix_S),
@@ -341,6 +358,7 @@ def chunk(form: Descent, slow, state: MemoryState, base, ready: PreparedChunk):
   mix_CS = decay.mix_CC
   surprise_CS = decay.surprise_CC
   if form.window_size is not None:
+    # Of a token's write in the weights, times of a row's gradient in that write: columns count rows now.
     mix_CS = mix_CS @ weight_CS
     surprise_CS = surprise_CS @ weight_CS
   size = ready.tokens.k.shape[0]
@@ -351,4 +369,5 @@ def chunk(form: Descent, slow, state: MemoryState, base, ready: PreparedChunk):
     out_CM = read(form, slow, state, found, decay.fast_C, decay.momentum_C, mix_CS, ready, ready.score_CC,
                   scale)
   after = write(form, state, found, decay, mix_CS[-1], surprise_CS[-1], kept)
+  # Rows of a window come first; the chunk's own are the last.
   return after, ChunkOut(out_CM, found.norm_C[-size:], found.loss_C[-size:])

@@ -79,6 +79,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
   """
   if normalize not in (None, "sum"):
     raise ValueError(f"{FIELD}.normalize={normalize!r} is unknown; known are None, 'sum'")
+  # A window of a chunk's first token reaches window_size - 1 rows back, and their rows are written once more.
   least = max(1, (window_size or 1) - 1)
   if reach_tokens < least:
     raise ValueError(f"{FIELD}.reach_tokens={reach_tokens} must be at least {least} with "
@@ -89,6 +90,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, objective, depth: int
   lift = features.make("none", key_dim=key_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual)
+  # Checks, gates and the learned start are those of plain descent; what meets rows is replaced below.
   rule = descent.make(net, objective=objective, momentum=momentum, lift=lift, window_size=window_size,
                       surprise_max=surprise_max, fade_to=fade_to, starts=starts_of(scale))
   form = ExponentialForm(descent.Descent(net, lift, objective, momentum, window_size, surprise_max,
@@ -128,6 +130,7 @@ def starts_of(scale: float) -> GateStarts:
   exp(scale), so that a write moves layer 1 by the write rate times exp(scale / 2). With a rate of .01 for all
   scales, retention .995 and the residual, weights fell from a norm of 7.8 to 1e-8 within 4,096 tokens.
   """
+  # So .3 is the most by which one write moves layer 1; .1 binds at scales below 2.2.
   rate = min(0.3 * math.exp(-scale / 2), 0.1)
   return GateStarts(retention=0.9999, write_rate=rate, write_rate_max=5 * rate)
 
@@ -135,6 +138,8 @@ def starts_of(scale: float) -> GateStarts:
 def start(form: ExponentialForm, learned: Learned) -> MemoryState:
   """Starts without rows."""
   state = descent.start(form.descent, learned)
+  # At a chunk's start the first chunk_size slots are empty. Each token pushes the first slot out and its own
+  # row in at the end, so that no row of an earlier chunk is lost before the chunk is read.
   size, (inputs, hidden) = form.reach_tokens + form.chunk_size, learned.fast["w0"].shape
 
   def empty(*shape):
@@ -152,7 +157,7 @@ def close(form: ExponentialForm, slow, state: MemoryState, base) -> MemoryState:
 
 
 def base_of(form: ExponentialForm, slow, state: MemoryState) -> ExponentialBase:
-  """Returns the memory at a chunk's start, where the places of the chunk's own rows are still empty."""
+  """Returns the memory at a chunk's start, where the slots of the chunk's own rows are still empty."""
   del slow
   return recaller(state.fast, jax.tree.map(lambda x: x[form.chunk_size:], state.kept.rows))
 
@@ -164,6 +169,8 @@ def recaller(fast, rows: KeyRows) -> ExponentialBase:
 
 def kernel(form: ExponentialForm, x_K, k_SK):
   """Returns phi*(x) . phi*(k) for each key; also with leading axes on x."""
+  # No maximum is taken off first, as in a softmax: rows are added to w0's product and count by absolute size.
+  # Keys and queries of norm one hold the exponent to `scale`.
   return jnp.exp(form.scale * (x_K @ k_SK.T))
 
 
@@ -198,7 +205,7 @@ def apply(form: ExponentialForm, slow, base: ExponentialBase, x_K):
 
 
 def token_gradient(form: ExponentialForm, slow, base: ExponentialBase, k_K, v_M, more):
-  """Gradient of one token's recall loss, bounded: of the weights (0 for w0), and the gradient of layer 1."""
+  """Returns the bounded gradient of one token's recall loss: of the weights (0 for w0), and of layer 1."""
   lifted = lift(form, base, k_K)
 
   def recall(weights, tap_F):
@@ -209,7 +216,9 @@ def token_gradient(form: ExponentialForm, slow, base: ExponentialBase, k_K, v_M,
 
   out_M, pull = jax.vjp(recall, base.weights, jnp.zeros(base.weights["w0"].shape[1], k_K.dtype))
   grad, grad_F = pull(form.descent.objective(out_M, v_M, more)[1])
+  # w0 in `base` has the rows stacked under it; its gradient belongs to rows, and w0 itself is not written.
   grad = grad | {"w0": jnp.zeros((k_K.shape[0], grad_F.shape[0]), k_K.dtype)}
+  # phi*(k) . phi*(k) = exp(scale k . k): the norm of layer 1's gradient phi*(k) g^T, a matrix without end.
   square = jnp.exp(form.scale * (k_K @ k_K)) * (grad_F @ grad_F)
   square = square + sum(jnp.sum(g * g) for g in jax.tree.leaves(grad))
   return jax.tree.map(lambda g: objectives.bound(square, form.descent.surprise_max) * g, (grad, grad_F))
@@ -243,6 +252,7 @@ def step(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase,
 
   rows = jax.tree.map(lambda x: new(x, jnp.zeros_like(x[0])), rows)
   rows = rows._replace(k_SK=rows.k_SK.at[-1].set(token.k), here_S=rows.here_S.at[-1].set(1))
+  # A window's gradients go to the rows of their own tokens, which are the last ones.
   row_move = jnp.zeros_like(rows.fast_SF).at[-weight_W.shape[0]:].set(weight_W[:, None] * grads_WF)
   momentum = state.momentum
   if form.descent.momentum:
@@ -264,6 +274,7 @@ def prepare(form: ExponentialForm, slow, tokens: Token, gates: Gates, write_C,
   # What stands at padding counts for nothing, but its exponential may be infinite, and 0 times that is nan.
   real_C1 = write_C.astype(bool)[:, None]
   cut = jax.tree.map(lambda x: jnp.where(real_C1, x, 0), tokens)
+  # A chunk that writes nothing may still be read, so that its queries stay.
   tokens = cut._replace(q=jnp.where(real_C1 | ~jnp.any(real_C1), tokens.q, 0))
   parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
   allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
@@ -274,6 +285,7 @@ def prepare(form: ExponentialForm, slow, tokens: Token, gates: Gates, write_C,
 
 def surprise(form: ExponentialForm, slow, base: ExponentialBase, k_SK, v_SM, more) -> descent.Surprise:
   """Back-propagates each token's recall loss at the base; the gradient of layer 1 is as long as phi*(k)."""
+  # `descent` would take the norm of layer 1's stacked input for the length of phi*(k): the bound waits.
   unbound = form.descent._replace(surprise_max=None)
   found = descent.surprise(unbound, slow, base.weights, lift(form, base, k_SK), k_SK, v_SM, more)
 
@@ -327,6 +339,7 @@ def read(form: ExponentialForm, slow, state: MemoryState, found: descent.Surpris
   # A window's rows are the last of those before the chunk.
   earlier = rows.here_S.shape[0] - (mix_CS.shape[1] - ready.own_CC.shape[1])
   score_CS = mix_CS * share_C1 * jnp.concatenate([seen_CS[:, earlier:], ready.own_CC], axis=1)
+  # What the chunk's own rows add comes by score_CS: w0's inputs in `found` are zero (see `surprise`).
   lifted = (), jnp.concatenate([parts.tokens.q, seen_CS * share_C1], axis=1)
   momentum = state.momentum
   if form.descent.momentum:
@@ -356,6 +369,6 @@ def write_rows(form: ExponentialForm, rows: KeyRows, grads_SF, parts: descent.Pr
     momentum_SF = add(decay.keep_C[-1] * momentum_SF, surprise_S)
   k_SK = jnp.concatenate([rows.k_SK, parts.tokens.k])
   every = KeyRows(k_SK, add(fast_SF, mix_S), momentum_SF, jnp.concatenate([rows.here_S, here_C]))
-  # Empty places come first, then tokens in order; as many places as before are kept.
+  # Empty slots come first, then tokens in order; as many slots as before are kept.
   keep = jnp.argsort(every.here_S, stable=True)[here_C.shape[0]:]
   return jax.tree.map(lambda x: x[keep], every)

@@ -42,6 +42,7 @@ class FeatureMap(NamedTuple):
     """Makes lifted keys queries: each part times its learned coefficient."""
     if not self.parts:
       return lifted_P
+    # On the query's side alone, so that a vector that is key and query is lifted once for both.
     part_P = np.repeat(np.arange(len(self.parts), dtype=np.int32), self.parts)
     weight_P = slow["coefficients"][part_P].astype(lifted_P.dtype)
     return lifted_P * weight_P.reshape(*(1,) * (lifted_P.ndim - 1), -1)
@@ -84,6 +85,7 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
   if kind == "sketch":
     return FeatureMap(kind, key_dim, 1 + feature_dim * degree, (1,) + (feature_dim,) * degree,
                       _sketch(key_dim, degree, feature_dim), _coefficients(degree + 1))
+  # Of 32 features there are 528 monomials of degree 2 and 5,984 of degree 3: hence "projected".
   inner = key_dim if kind == "poly" else feature_dim
   parts = tuple(math.comb(inner + i - 1, i) for i in range(degree + 1))
   lift = _monomials(inner, degree)
@@ -103,15 +105,17 @@ def _coefficients(size):
 
 
 def _powers(degree):
+  # The root of 1 / i! on both sides: part i of a query and a key meet in sum_f (q_f k_f)^i / i!.
   return lambda slow, x: jnp.concatenate(
       [x**i * jnp.asarray(math.factorial(i) ** -0.5, x.dtype) for i in range(1, degree + 1)], axis=-1)
 
 
 def _monomials(width, degree):
-  """Each monomial once, weighed by the root of how often it occurs in (q . k)^i, over i!."""
+  """Returns the lift to monomials, each once, times the root of how often it is in (q . k)^i, over i!."""
   tables = []
   for i in range(1, degree + 1):
     combos = list(itertools.combinations_with_replacement(range(width), i))
+    # The multinomial coefficient: (q . k)^i has a monomial that often, once per order of its factors.
     often = [math.factorial(i) / math.prod(math.factorial(n) for n in Counter(c).values()) for c in combos]
     tables.append((np.asarray(combos, np.int32), np.sqrt(np.asarray(often) / math.factorial(i))))
 
@@ -132,12 +136,13 @@ def _monomials(width, degree):
 def _unit_softmax(logit_P):
   """Brings softmax to norm one.
 
-  Its gradient is written out, as the derived one passes over all cells more.
+  Its derivative is written by hand: automatic differentiation would pass over all cells more often.
   """
   return _with_share(logit_P)[0]
 
 
 def _with_share(logit_P):
+  # The maximum cancels in the result; without it sharp logits overflow.
   cell_P = jnp.exp(logit_P - jnp.max(logit_P, -1, keepdims=True))
   total = jnp.sum(cell_P, -1, keepdims=True)
   # The sums are those of softmax's values, over the total: a division of all cells is saved.
@@ -147,12 +152,16 @@ def _with_share(logit_P):
 
 @_unit_softmax.defjvp
 def _grad_of_unit_softmax(primals, tangents):
+  # With c = exp(logits), t their sum and s = (c . c + 1e-6 t^2)^.5 the answer is y = c / s, with
+  #   dy = y (d - sum of y (y + 1e-6 t / s) d)
+  # where `share` is 1e-6 t / s, the part of the small term.
   answer_P, share = _with_share(*primals)
   d_P, = tangents
   return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + share) * d_P, -1, keepdims=True))
 
 
 def _cells(width, cells):
+  # A fixed seed: constants of the program, no parameters, the same in every layer and head.
   directions_KP = np.random.default_rng(0).standard_normal((width, cells))
 
   def lift(slow, x):
@@ -164,6 +173,8 @@ def _cells(width, cells):
 
 def _sketch(width, degree, feature_dim):
   draw = np.random.default_rng(0)
+  # For a vector s of random signs, (s . q)(s . k) has the expectation q . k; the product of i such, with
+  # signs of their own, has (q . k)^i, and the mean over feature_dim of them estimates it.
   signs = [draw.choice([-1.0, 1.0], size=(i, width, feature_dim)) for i in range(1, degree + 1)]
 
   def lift(slow, x):

@@ -18,6 +18,7 @@ def gradients(net: Net, chunk_size: int, *, hebbian: bool, window_size: int | No
   sizes = [inputs * outputs for inputs, outputs in _shapes(net)]
   back = sum(sizes) - sum(inputs * outputs for name, (inputs, outputs) in net.shapes if name in net.first)
   forward = sum(sizes) - (sizes[-1] if hebbian else 0)
+  # 2 per multiply-add, for each number of a matrix; back is the product with the transposed matrix.
   return 2.0 * (forward + back) * (1 + ((window_size or 1) - 1) / chunk_size)
 
 
@@ -39,11 +40,13 @@ def reads(net: Net, chunk_size: int, *, momentum: bool, own_chunk: bool) -> floa
 
 def within(net: Net, chunk_size: int) -> float:
   """Counts what a read adds for its own chunk: products with the inputs and gradients of C tokens."""
+  # Counted for a whole chunk of columns although half of them are masked: the products are made whole.
   return 2.0 * chunk_size * sum(inputs + outputs for inputs, outputs in _shapes(net))
 
 
 def orthogonalization(net: Net, *, ns_steps: int, tokens: int) -> float:
   """Counts Newton-Schulz steps once per so many tokens: 4 a^2 b + 2 a^3 each, a <= b a matrix's sides."""
+  # Each step: 2 a^2 b for A = X X^T, 2 a^3 for A^2, and 2 a^2 b for the product with X.
   sides = [sorted(shape) for shape in _shapes(net)]
   return ns_steps * sum(4.0 * short**2 * long + 2.0 * short**3 for short, long in sides) / tokens
 

@@ -23,6 +23,8 @@ def decay_matrix(log_gate_C: jax.Array) -> jax.Array:
   # Each sum has only its own terms: a difference of running sums loses the open gates after a shut one.
   terms_CC = jnp.where(seen_CC, log_gate_C[None, :], 0)
   after_CC = jnp.tril(jnp.ones((size, size), log_gate_C.dtype), -1)
+  # Row t of terms has the logs up to t, column i of after picks those behind i. In full precision: an error
+  # of a log is a relative error of the product, and accelerators round the factors of a product by default.
   log_CC = jnp.dot(terms_CC, after_CC, precision=jax.lax.Precision.HIGHEST)
   # Above the diagonal the sum is empty and exp finite, so that the mask leaves no nan in the backward pass.
   return jnp.where(seen_CC, jnp.exp(log_CC), 0)
@@ -42,14 +44,18 @@ def chunk_decay(log_retention_C, log_momentum_C, write_rate_C, write_C) -> Chunk
   Source: Titans (arXiv:2501.00663) Eq. 16-18, with every gate per token; the mask u is ours.
   """
   write_C = write_C.astype(write_rate_C.dtype)
+  # A log of 0 is an open gate, so that padding neither fades the weights nor the momentum.
   retention_CC = decay_matrix(log_retention_C * write_C)
   fast_C = jnp.exp(jnp.cumsum(log_retention_C * write_C))
   rate_C = write_rate_C * write_C
   if log_momentum_C is None:
+    # Each gradient enters once and then fades: Titans' momentum with a gate of 0.
     return ChunkDecay(fast_C, (), retention_CC * rate_C[None, :], (), jnp.diag(rate_C))
   momentum_CC = decay_matrix(log_momentum_C * write_C)
   keep_C = jnp.exp(jnp.cumsum(log_momentum_C * write_C))
   surprise_CC = momentum_CC * rate_C[None, :]
+  # W_t sums the momenta S_j, j <= t, each faded since j. At padding S stands and must not enter W once more:
+  # its column is cut, while S itself passes through.
   applied_CC = retention_CC * write_C[None, :]
   return ChunkDecay(fast_C, applied_CC @ keep_C, applied_CC @ surprise_CC, keep_C, surprise_CC)
 
@@ -92,6 +98,7 @@ class TokenGates(nn.Module):
         "write_rate": [inverse_sigmoid(start.write_rate / start.write_rate_max) for start in each],
     }
     maps = {
+        # Logs of sigmoids of -z and z. Taken as the log of a sigmoid, a shut gate would be log 0.
         "log_retention": lambda z: -jax.nn.softplus(z),
         "log_momentum": jax.nn.log_sigmoid,
         "write_rate": lambda z: self.starts.write_rate_max * jax.nn.sigmoid(z),
@@ -100,6 +107,7 @@ class TokenGates(nn.Module):
     common = dict.fromkeys(starts, zero_BTH)
     used = [name for name in starts if name in self.uses]
     if used:
+      # One product for all common gates. Starts lie in the bias: the kernel's .02 adds a little of the token.
       kernel, bias = self._parameters("", len(used) * self.heads, x_BTD.shape[-1],
                                       [start for name in used for start in starts[name]])
       parts = jnp.split(_affine(x_BTD, kernel, bias), len(used), axis=-1)
@@ -127,5 +135,6 @@ class TokenGates(nn.Module):
 
 def _affine(x_BTD, kernel, bias):
   wide = tree.accumulation_dtype(x_BTD.dtype)
+  # Sum, bias and what follows in float32: below 1 bfloat16 steps by 1/256, and a retention of .9999 is 1.
   z_BTG = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
   return z_BTG + bias.astype(wide).reshape(1, 1, -1)

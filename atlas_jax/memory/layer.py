@@ -142,10 +142,11 @@ class Memory(nn.Module):
       doc_BT: document of each token, -1 at padding. In mode "packed" a document starts a chunk, and padding
         only ends one: a document that goes on in the next call must not be padded in this one.
       last_doc_B: document of the last real token of the earlier call, NO_DOC if there was none.
-      count_B: modes "stream" and "documents": how many of the T tokens are real, the first ones; None: all.
+      count_B: modes but "packed": how many of the T tokens are real, the first ones; None: all.
       mode: "packed" (T a multiple of chunk_size; the memory starts anew where the document changes at a
-        chunk's start), "stream" (any T from any position; all tokens are of one document), or "documents"
-        (any T from any position; a document may begin anywhere).
+        chunk's start), "stream" (any T from any position; all tokens are of one document), "documents"
+        (the same, but documents begin anywhere), or "recall" (as "stream", but nothing is written: tokens
+        read with the base that the state has; padding may follow).
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
       token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
         "token"; None: the input.
@@ -159,13 +160,17 @@ class Memory(nn.Module):
     rule = self.build_rule()
     wide = tree.accumulation_dtype(x_BTD.dtype)
     weights = self._weights(rule, x_BTD.shape[-1], wide)
+    state = state._replace(running=tree.cast(state.running, wide))  # A loop's carry keeps its dtype.
+    source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
+    if mode == "recall":
+      return self._unwritten(unwritten.recall, rule, weights, state, source, doc_BT, last_doc_B, count_B)
+    # From the layer's input, before convolutions and shift: a gate is of the token that writes.
     gates_BTH = TokenGates(self.heads, rule.starts, self.half_life_spread, rule.uses, rule.gates,
                            name="gates")(x_BTD)
     gates = jax.tree.map(lambda g: g.astype(wide), gates_BTH)
-    state = state._replace(running=tree.cast(state.running, wide))
-    source = (self._of_attention(x_BTD, qkv_BTHE), self._token(x_BTD, token_BTD))
+    # Only here, behind all parameters: the control that never writes has the very same ones.
     if not self.writes:
-      return self._unwritten(rule, weights, state, source, doc_BT, last_doc_B, count_B)
+      return self._unwritten(unwritten.read, rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
       stats = statistics.of_chunks(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
@@ -222,7 +227,7 @@ class Memory(nn.Module):
     auto_learns = not (_one_matrix(rule) and self.writes)
     if self.initial == "learned" or self.initial == "auto" and auto_learns:
       return self.param("initial_fast", _per_head(lambda key: rule.init(key).fast, self.heads))
-    return self.zero_fast()
+    return self.zero_fast()  # A constant, no parameter.
 
   def zero_fast(self):
     """Returns fast weights of zero, every leaf [H, ...]."""
@@ -248,11 +253,11 @@ class Memory(nn.Module):
       by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
       end_BN = _last_doc(doc_BT, last_doc_B, self.chunk_size)
       read_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
-      write_BT = read_BT if writes is None else read_BT & writes
+      write_BT = read_BT if writes is None else read_BT & writes  # Unwritten tokens still read.
       running, out = self._read_packed(rule, state.running, weights.learned, tokens, by_head, doc_BT,
                                        write_BT, read_BT, last_doc_B, end_BN)
-      out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)
-      end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)
+      out = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), out)  # [B, H, T, ...] to [B, T, H, ...]
+      end = jax.tree.map(lambda x: x[:, :, -self.chunk_size:], tokens)  # For statistics alone.
       return (MemoryLayerState(running, last_valid(state.tail, x_BTHE, None)), end_BN[:, -1]), (out, end)
 
     xs = (source, gates, doc_BT)
@@ -267,6 +272,7 @@ class Memory(nn.Module):
       return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:])
 
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+    # Kept are products with fast weights and their gradients: what costs the most to find again.
     body = jax.checkpoint(body, policy=saved, prevent_cse=False)
     (state, _), (out, end) = jax.lax.scan(body, (state, last_doc_B), jax.tree.map(split, xs))
     return state, jax.tree.map(join, out), jax.tree.map(lambda x: x[-1], end)
@@ -275,13 +281,13 @@ class Memory(nn.Module):
                    end_BN):
     doc_BN = doc_BT[:, ::self.chunk_size]
     before_BN = jnp.concatenate([last_doc_B[:, None], end_BN[:, :-1]], axis=1)
-    reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)
+    reset_BN = (doc_BN != before_BN) & (doc_BN >= 0)  # A chunk that begins with padding resets nothing.
 
     def head(memory, learned, tokens, gates, write_T, reset_N, read_T):
       return scan.scan_packed(rule, memory, learned, tokens, gates, write_T, reset_N, read_T=read_T,
                               chunk_size=self.chunk_size, remat=self.remat_chunks is not None)
 
-    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))
+    read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))  # Rows, then heads of a row.
     if self.impl == "pallas":
       read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
     elif jax.default_backend() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
@@ -289,11 +295,11 @@ class Memory(nn.Module):
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)
     memory, out = read(running.memory, per_row, tokens, gates, write_BT, reset_BN, read_BT)
-    base = jax.vmap(jax.vmap(rule.base_of), in_axes=(None, 0))(learned.slow, memory)
+    base = jax.vmap(jax.vmap(rule.base_of), in_axes=(None, 0))(learned.slow, memory)  # To read on from.
     return Running(memory, base, running.position), out
 
   def _stream(self, read, rule, weights, state, source, gates, doc_BT, last_doc_B, count_B):
-    """Reads any number of tokens, from any place in a chunk, by `_read_stream` or `_read_documents`."""
+    """Reads any number of tokens, from any position of a chunk, by `_read_stream` or `_read_documents`."""
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, rule.lift, *source, state.tail, mask_BTS)
     by_head = jax.tree.map(lambda g: jnp.moveaxis(g, 2, 1), gates)
@@ -317,7 +323,7 @@ class Memory(nn.Module):
     heads = jax.vmap(head, in_axes=(0, 0, 0, None, 0, 0, None, None, None),
                      out_axes=(Running(0, 0, None), 0))
     lifted = jax.vmap(heads, in_axes=(0, 0, None, 0, 0, 0, 0, 0, 0))
-    new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)
+    new_B = (last_doc_B != doc_BT[:, 0]) & (count_B > 0)  # A row without tokens begins nothing.
     return lifted(running.memory, running.base, learned, running.position, tokens, gates, new_B, write_BT,
                   count_B)
 
@@ -337,15 +343,16 @@ class Memory(nn.Module):
     return rows(running.memory, running.base, learned, running.position, tokens, gates, doc_BT, write_BT,
                 last_doc_B)
 
-  def _unwritten(self, rule, weights, state, source, doc_BT, last_doc_B, count_B):
-    """Reads any number of tokens of any documents with the learned start; see `writes`."""
+  def _unwritten(self, read, rule, weights, state, source, doc_BT, last_doc_B, count_B):
+    """Reads any number of tokens and writes none of them; `read` is a function of `unwritten`."""
     if count_B is not None:
       at_T = jnp.arange(doc_BT.shape[1], dtype=jnp.int32)
       doc_BT = jnp.where(at_T[None] < count_B[:, None], doc_BT, -1)
+    read = read if self.writes else unwritten.read
     mask_BTS = conv_mask(doc_BT, last_doc_B, self.form.lags)
     tokens, x_BTHE = project(self.form, weights, None, *source, state.tail, mask_BTS)
-    running, out_BHTM = unwritten.read(rule, weights.learned, state.running.position, tokens, doc_BT,
-                                       last_doc_B, chunk_size=self.chunk_size)
+    running, out_BHTM = read(rule, weights.learned, state.running, tokens, doc_BT, last_doc_B,
+                             chunk_size=self.chunk_size)
     real_BT = (doc_BT >= 0) & has_key(self.form, mask_BTS)
     out_BTHM = jnp.moveaxis(out_BHTM, 1, 2) * real_BT[..., None, None].astype(out_BHTM.dtype)
     tail = kept_tail(state.tail, x_BTHE, doc_BT, last_doc_B, count_B)
@@ -377,11 +384,11 @@ def _per_head(init, heads: int):
 def _one_matrix(rule) -> bool:
   """Tells whether a rule's fast weights are one matrix, which has a gradient also where it is zero."""
   fast = jax.eval_shape(rule.init, jax.random.key(0)).fast
-  return isinstance(fast, Mapping) and set(fast) == {"w0"}
+  return isinstance(fast, Mapping) and set(fast) == {"w0"}  # A bias would be a weight of its own, "b0".
 
 
 def _last_doc(doc_BT, last_doc_B, chunk_size):
-  """Document of the last real token up to the end of each chunk; [B, N]."""
+  """Returns the document of the last real token up to the end of each chunk; [B, N]."""
   first_BN = doc_BT[:, ::chunk_size]
   # A document starts its chunk, so a chunk's first token names its document unless the chunk is all padding.
   def body(last_B, first_B):

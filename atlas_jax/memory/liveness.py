@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from atlas_jax.memory.types import Gates, GateStarts, MemoryRule, Token
 
-WRITE_LEAST = 0.01  # Share of its length by which a read must move when one value is exchanged.
+WRITE_LEAST = 0.01  # A read must move by this fraction of its length when one value is exchanged.
 NORM_RANGE = 100.0  # Factor by which the norm may leave its start, both ways.
-LOSS_MOST = 0.99  # Loss on pairs that return, as a share of the loss of answering zero.
+LOSS_MOST = 0.99  # Loss on pairs that return, over the loss of answering zero.
 ASKED = 8  # Pairs of a chunk whose values are exchanged, one at a time.
 
 
@@ -23,8 +23,8 @@ class Life(NamedTuple):
   """Measurements of a memory after so many tokens; arrays have one number per head."""
 
   norm: jax.Array  # |W| on random pairs
-  write: jax.Array  # median share of its length by which a read moves when its value is exchanged
-  loss: jax.Array  # mean recall loss on pairs that return, as a share of that of answering zero
+  write: jax.Array  # median fraction of its length by which a read moves when its value is exchanged
+  loss: jax.Array  # mean recall loss on pairs that return, over that of answering zero
 
 
 class Streams(NamedTuple):
@@ -59,6 +59,7 @@ def keys(key, likeness: float, count: int, width: int):
   common, own = jax.random.split(key)
   centre_K = unit(jax.random.normal(common, (width,)))
   own_TK = unit(jax.random.normal(own, (count, width)))
+  # Two such keys have a product of about `likeness`: those with and of random directions have a mean of 0.
   return unit(likeness**0.5 * centre_K[None] + (1 - likeness) ** 0.5 * own_TK)
 
 
@@ -87,6 +88,7 @@ def returning_pairs(streams: Streams, key, length: int, key_dim: int, value_dim:
   one, two = jax.random.split(of_noise)
   k_TK = noisy(one, pairs.k[order_T])
   v_TM = noisy(two, pairs.v[order_T])
+  # Token t asks for what token t + 1 writes, noise included: only earlier returns of the pair can answer.
   return Token(k_TK[1:], k_TK[:-1], v_TM[:-1]), v_TM[1:]
 
 
@@ -113,6 +115,7 @@ def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Toke
 
   def recalled(v_TM):
     after, _ = read_chunk(rule, slow, gates, memory, tokens._replace(v=v_TM))
+    # After the close, with the next base: rules that write at a chunk's end have written by now.
     return rule.apply(slow, rule.base_of(slow, after), tokens.k[at_S])
 
   as_is_SM = recalled(tokens.v)
@@ -123,7 +126,7 @@ def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Toke
 
 
 def share_of_zero(rule: MemoryRule, out_TM, v_TM):
-  """Returns the squared error as a share of that of answering zero.
+  """Returns the squared error over that of answering zero.
 
   Where a rule aims at directions alone (see `MemoryRule.aims`), reads are first brought to the one length
   that suits them best, as what follows the memory does.
@@ -132,6 +135,7 @@ def share_of_zero(rule: MemoryRule, out_TM, v_TM):
   def square(x):
     return jnp.sum(x * x)
 
+  # A Hebbian loss has no least value: reads grow with every write, and the layer's norm brings them back.
   if rule.aims == "direction":
     out_TM = out_TM * jnp.maximum(jnp.sum(out_TM * v_TM), 0) / jnp.maximum(square(out_TM), 1e-30)
   return square(out_TM - v_TM) / square(v_TM)

@@ -57,6 +57,7 @@ def check_steps(ns_steps: int):
 def orthogonalize(matrix, ns_steps: int):
   """Brings the singular values of [inputs, outputs] near 1, or sqrt(outputs / inputs) where that is more."""
   rows, columns = matrix.shape
+  # Muon's scale: with more outputs than inputs, such singular values take a root mean square of 1 to 1.
   return newton_schulz(matrix, steps=ns_steps) * math.sqrt(max(1, columns / rows))
 
 
@@ -110,6 +111,7 @@ def start(form: descent.Descent, learned) -> MemoryState:
 def target_norm(shape) -> float:
   """Returns the Frobenius norm of a matrix [inputs, outputs] with the singular values NS aims at."""
   rows, columns = shape
+  # min(rows, columns) singular values, all of size sqrt(max(1, columns / rows)).
   return math.sqrt(min(rows, columns) * max(1, columns / rows))
 
 
@@ -123,6 +125,7 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
   """Reads one token: the plain form."""
   del place
   grad, rows = descent.token_surprise(form, slow, base, state.kept.rows, token, token_gates.more)
+  # Gradients enter S without the write rate: Newton-Schulz divides by the norm, and a common factor is lost.
   momentum = jax.tree.map(lambda s, g: token_gates.momentum * s - g, state.momentum, grad)
   fast = descent.faded(state, token_gates.retention)
   weights = base
@@ -134,6 +137,7 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
                       for name, w in fast.items()}
   kept = state.kept._replace(rows=rows)
   if mode != "per_token":
+    # The rates of a chunk's tokens make the mean rate of its one step, see `close`.
     kept = MuonExtra(rows, kept.rate_sum + token_gates.write_rate, kept.number + 1)
   after = state._replace(fast=fast, momentum=momentum, kept=kept)
   return after, descent.apply(form, slow, weights, token.q)
@@ -143,9 +147,12 @@ def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C
   """Does for a chunk all that needs no memory; the rate acts on the orthogonalised sum, not on gradients."""
   rate_C = token_gates.write_rate * write_C.astype(token_gates.write_rate.dtype)
   ready = descent.prepare(form, slow, tokens, token_gates, write_C, place_C)
+  # The weights and scores of `descent.prepare` have the rate inside and are replaced; under jit the compiler
+  # drops them.
   one_C = jnp.ones_like(rate_C)
   decay = gates.chunk_decay(token_gates.log_retention, token_gates.log_momentum, one_C, write_C)
   if mode == "chunk_end":
+    # Reads are from the base here: S is needed at the chunk's end alone, and a scan keeps what is prepared.
     decay = decay._replace(surprise_CC=decay.surprise_CC[-1:])
   return PreparedMuon(ready._replace(decay=decay, score_CC=()), rate_C)
 
@@ -174,6 +181,8 @@ def chunk(form: descent.Descent, mode: str, slow, state: MemoryState, base, prep
 
 def momentum_square(momentum, inputs_SP, grads_SM, keep_C, surprise_CS):
   """Returns |S_t|^2 of one weight for S_t = keep_C[t] S - sum_i surprise_CS[t, i] inputs_i grads_i^T."""
+  # With E_i = x_i g_i^T: <E_i, E_j> = (x_i . x_j)(g_i . g_j) and <S, E_i> = x_i^T S g_i. The square
+  # so expanded forms no S_t; rounding may bring it below 0, which `norm` takes for 0.
   gram_SS = (inputs_SP @ inputs_SP.T) * (grads_SM @ grads_SM.T)
   along_S = jnp.sum((inputs_SP @ momentum) * grads_SM, -1)
   square_C = keep_C * keep_C * jnp.sum(momentum * momentum) - 2 * keep_C * (surprise_CS @ along_S)
@@ -190,6 +199,7 @@ def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise
     grads_SM = found.grads[name]
     momentum = state.momentum[name]
     square_C = momentum_square(momentum, inputs_SP, grads_SM, decay.keep_C, surprise_CS)
+    # S_t scaled to the norm of its orthogonal form stands for it: no iteration per token.
     rate_C = prepared.rate_C * target_norm(momentum.shape) / (norm(square_C) + 1e-7)
     moved = (decay.keep_C[:, None] * u) @ momentum - (surprise_CS * (u @ inputs_SP.T)) @ grads_SM
     out = descent.recalled(state, name, decay.fast_C, u) + rate_C[:, None] * moved
@@ -201,6 +211,7 @@ def read_hybrid(form: descent.Descent, slow, state: MemoryState, found, surprise
 def close(ns_steps: int, slow, state: MemoryState, base) -> MemoryState:
   """Adds the orthogonalised momentum to the weights of a chunk that is full; nothing if no token was real."""
   del slow, base
+  # Without a real token the sum is 0, hence the rate, and the weights stay.
   rate = state.kept.rate_sum / jnp.maximum(state.kept.number, 1)
   fast = jax.tree.map(lambda w, s: w + rate * orthogonalize(s, ns_steps), state.fast, state.momentum)
   zero = jnp.zeros_like(rate)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 FIELD = "config.model.memory.options"
 ACTIVATIONS = {
     "silu": jax.nn.silu,
+    # The tanh form, as in kernels.memory_scan: a rule and its kernel must be one function.
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "identity": lambda x: x,
@@ -33,6 +34,7 @@ class Net(NamedTuple):
   def init_fast(self, key):
     """Draws the learned initial weights: unit gain, biases zero."""
     keys = jax.random.split(key, len(self.shapes))
+    # One input marks a bias, see `mlp`.
     return {name: jax.random.normal(key, shape, jnp.float32) * (shape[0] ** -0.5 if shape[0] > 1 else 0.0)
             for key, (name, shape) in zip(keys, self.shapes, strict=True)}
 
@@ -68,6 +70,7 @@ def mlp(*, key_dim: int, value_dim: int, lifted_dim: int, depth: int, expansion:
   widths = (lifted_dim, *(hidden,) * (depth - 1), value_dim)
   shapes = [(f"w{i}", pair) for i, pair in enumerate(zip(widths[:-1], widths[1:], strict=True))]
   if biases:
+    # A bias is a matrix whose input is 1, so that it has gradients, momentum and retention like any other.
     shapes += [(f"b{i}", (1, width)) for i, width in enumerate(widths[1:])]
   forward = functools.partial(_mlp_forward, depth, activation, residual, norm, biases)
   return Net(forward, tuple(shapes), ("w0",), value_dim, _norm_slow(norm, value_dim))
@@ -104,6 +107,7 @@ def layer_norm(x):
   centred = x - jnp.mean(x, -1, keepdims=True)
   # Large rows are brought to 1 first, which changes no value: powers in second gradients overflow.
   largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred), -1, keepdims=True), 1))
+  # eps is divided along below: the value is that of the mean square of `centred` plus 1e-6.
   unit = centred / largest
   return unit * jax.lax.rsqrt(jnp.mean(unit * unit, -1, keepdims=True) + 1e-6 / (largest * largest))
 
@@ -118,6 +122,7 @@ def _mlp_forward(depth, activation, residual, norm, biases, product, slow, x_K, 
   if norm is not None:
     h = layer_norm(h)
   if norm == "unit":
+    # layer_norm leaves a mean square of 1, hence a length of sqrt(M); values have length 1.
     h = h * h.shape[-1] ** -0.5
   if norm == "affine":
     lead = (1,) * (h.ndim - 1)

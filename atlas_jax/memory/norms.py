@@ -8,6 +8,8 @@ from atlas_jax import tree
 def l2_normalize(x, axis: int = -1):
   """Scales vectors to norm one, smoothly near zero; float32 or wider."""
   full = x.astype(tree.accumulation_dtype(x.dtype))
+  # Under the root, the small term keeps a vector of zeros at zero, with a finite gradient: the key before a
+  # text's first token is one. Lengths well below 1e-3 come out shorter than one.
   return full * jax.lax.rsqrt(jnp.sum(full * full, axis, keepdims=True) + 1e-6)
 
 

@@ -14,14 +14,14 @@ from atlas_jax.memory.nets import FIELD
 
 
 def l2(out_CM, v_CM, gates):
-  """Half the squared error."""
+  """Returns half the squared error, and its gradient."""
   del gates
   error_CM = out_CM - v_CM
   return 0.5 * jnp.sum(error_CM * error_CM, -1), error_CM
 
 
 def dot(out_CM, v_CM, gates):
-  """Minus the inner product of output and value: a Hebbian write."""
+  """Returns minus the inner product of output and value, and its gradient: a Hebbian write."""
   del gates
   return -jnp.sum(out_CM * v_CM, -1), -v_CM
 
@@ -41,6 +41,8 @@ def lp(p: float, sharpness: float) -> Callable:
 def _lp(p, sharpness, out_CM, v_CM, gates):
   del gates
   error_CM = out_CM - v_CM
+  # Training differentiates the write, hence this gradient, once more: |e|^(p - 1) has an infinite derivative
+  # at 0 for p below 2, and the small term makes it finite.
   size_CM = error_CM * error_CM + 1e-6
   grad_CM = jnp.tanh(sharpness * error_CM) * size_CM ** ((p - 1) / 2)
   return jnp.sum(size_CM ** (p / 2), -1) / p, grad_CM
@@ -63,6 +65,7 @@ def _huber(kind, out_CM, v_CM, gates):
   if kind == "coordinate":
     size_CM = jnp.abs(error_CM)
     loss_CM = jnp.where(size_CM <= edge_C1, 0.5 * error_CM**2, edge_C1 * (size_CM - 0.5 * edge_C1))
+    # The gate has a gradient through coordinates beyond it alone: a threshold that no error reaches is dead.
     return jnp.sum(loss_CM, -1), jnp.clip(error_CM, -edge_C1, edge_C1)
   square_C1 = jnp.sum(error_CM * error_CM, -1, keepdims=True)
   inside_C1 = square_C1 <= edge_C1 * edge_C1
@@ -83,6 +86,7 @@ def _robust(shift, out_CM, v_CM, gates):
   del gates
   error_CM = out_CM - v_CM
   square_C1 = jnp.sum(error_CM * error_CM, -1, keepdims=True)
+  # The norm has no gradient at a perfect recall; the small term gives it 0 there.
   norm_C1 = jnp.sqrt(square_C1 + 1e-6)
   return (0.5 * square_C1 + shift * norm_C1)[..., 0], error_CM * (1 + shift / norm_C1)
 
@@ -91,6 +95,7 @@ def bound(square: jax.Array, surprise_max: float | None) -> jax.Array:
   """Returns the factor that brings a gradient of that squared norm within the bound; None: no bound."""
   if surprise_max is None:
     return jnp.ones_like(square)
+  # Within the bound the root is that of the bound itself: the factor is 1, and no small norm is divided by.
   return surprise_max * jax.lax.rsqrt(jnp.maximum(square, surprise_max**2))
 
 

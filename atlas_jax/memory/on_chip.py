@@ -24,6 +24,7 @@ def make(*, depth: int, momentum: bool = True, **options) -> Callable | None:
   if depth not in DEPTHS or options["activation"] not in ACTIVATIONS:
     return None
   scan = functools.partial(memory_scan, **options)
+  # "auto" of a layer never takes it: `rule.kernel` is used on request alone, see `Memory.impl`.
   return functools.partial(read, depth=depth, momentum=momentum, scan=scan)
 
 
@@ -33,6 +34,8 @@ def chunk_weights(token_gates, write_GT, chunk_size: int, momentum: bool) -> Dec
   def split(x):
     return x.reshape(x.shape[0], -1, chunk_size)
 
+  # The kernel knows no gates, only their products. They cost memory: C floats of mix per token,
+  # beside 2 K + M of its query, key and value.
   parts = (token_gates.log_retention, token_gates.log_momentum if momentum else None, token_gates.write_rate,
            write_GT)
   found = jax.vmap(jax.vmap(gates.chunk_decay))(*jax.tree.map(split, parts))
@@ -42,6 +45,7 @@ def chunk_weights(token_gates, write_GT, chunk_size: int, momentum: bool) -> Dec
 
   if not momentum:
     return Decay(flat(found.fast_C), (), found.mix_CC, (), ())
+  # Reads need fast weights alone, so that of the momentum the chunk's end is enough: last entry, last row.
   return Decay(flat(found.fast_C), flat(found.momentum_C), found.mix_CC, found.keep_C[..., -1],
                found.surprise_CC[..., -1, :])
 
@@ -60,6 +64,7 @@ def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, r
   Returns:
     (memory, ChunkOut with leaves [G, T, ...]).
   """
+  # The kernel takes lists: a dictionary's order is that of its names, which need not be that of use.
   names = [f"w{i}" for i in range(depth)]
 
   def order(weights):
@@ -70,6 +75,7 @@ def read(memory: MemoryState, learned: Learned, tokens, token_gates, write_GT, r
       *tokens, decay, reset_GN, order(learned.fast), order(memory.fast),
       order(memory.momentum) if momentum else [], chunk_size=chunk_size, impl=impl)
   after = MemoryState(dict(zip(names, fast)), dict(zip(names, last)) if momentum else ())
+  # Padding has no part in the state by its zero rate, but a query of its own, whose read is cut here.
   real_GTM = read_GT[..., None].astype(out_GTM.dtype)
   return after, ChunkOut(out_GTM * real_GTM, surprise_GT, loss_GT)
 
@@ -92,6 +98,7 @@ def over_heads(kernel: Callable, memory: MemoryState, learned: Learned, tokens, 
     return x.reshape(rows * heads, *x.shape[2:])
 
   memory, learned, tokens, token_gates = jax.tree.map(join, (memory, learned, tokens, token_gates))
+  # Row-major, as `join` lays rows and heads: each row's masks stand once for every head.
   of_rows = (jnp.repeat(x, heads, axis=0) for x in (write_BT, reset_BN, read_BT))
   results = kernel(memory, learned, tokens, token_gates, *of_rows, chunk_size=chunk_size)
   return jax.tree.map(lambda x: x.reshape(rows, heads, *x.shape[1:]), results)

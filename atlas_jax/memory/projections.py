@@ -71,6 +71,7 @@ class ProjectionForm(NamedTuple):
   def split(self, mixed_BSHE):
     """Splits channels into queries, keys and values; values are None where they come from the token."""
     q = mixed_BSHE[..., :self.key_dim]
+    # With shared_qk this is the same slice as q; without, the second one.
     k = mixed_BSHE[..., self.key_channels - self.key_dim:self.key_channels]
     return q, k, mixed_BSHE[..., self.key_channels:] if self.value_source == "input" else None
 
@@ -120,6 +121,7 @@ def causal_conv(x_BTHE, tail_BSHE, kernel_SHE, mask_BTS):
   length = x_BTHE.shape[1]
   taps = kernel_SHE.shape[0]
   both = jnp.concatenate([tail_BSHE.astype(x_BTHE.dtype), x_BTHE], axis=1)
+  # A sum of shifted copies, one per tap: where documents are packed each tap has a mask of its own.
   out = x_BTHE * kernel_SHE[None, None, -1]
   for tap in range(taps - 1):
     row = both[:, tap:tap + length] * kernel_SHE[None, None, tap]
@@ -171,6 +173,7 @@ def project(form: ProjectionForm, weights: ProjectionWeights, lift, x_BTD, token
   if form.shift:  # The row before the call is its first token's key; what it saw is of its own document.
     rows = jnp.concatenate([tail_BSHE[:, -1:].astype(x_BTHE.dtype), x_BTHE], axis=1)
     tail = tail_BSHE[:, :-1]
+    # The convolution has one lag fewer than the mask: its farthest is that of the key of the token before.
     near = mask_BTS[:, :, 1:]
     mask = jnp.concatenate([jnp.ones_like(near[:, :1]), near], axis=1)
   mixed = causal_conv(rows, tail, weights.taps_SHE.astype(x_BTD.dtype), mask)
@@ -181,6 +184,7 @@ def project(form: ProjectionForm, weights: ProjectionWeights, lift, x_BTD, token
   def by_head(x):
     return l2_normalize(jnp.moveaxis(x, 2, 1))
 
+  # With the shift token t has its key in row t, which ends with the token before, its query in row t + 1.
   early = lambda x: x[:, :, :x_BTD.shape[1]]
   late = lambda x: x[:, :, int(form.shift):]
   q_BHSK = by_head(q)
@@ -188,6 +192,7 @@ def project(form: ProjectionForm, weights: ProjectionWeights, lift, x_BTD, token
   tokens = Token(late(q_BHSK), early(k_BHSK), by_head(v))
   if lift is None or not form.shared_qk:
     return tokens, x_BTHE
+  # Once per row for query and key: lifted vectors may be many times as wide as keys.
   both_BHSP = jax.vmap(lift, in_axes=(0, 1), out_axes=1)(weights.learned.slow, q_BHSK)
   return LiftedToken(*tokens, late(both_BHSP), early(both_BHSP)), x_BTHE
 
@@ -212,6 +217,7 @@ def ngram_taps(form: ProjectionForm, key, shape, dtype):
   taps, heads, channels = shape
   of_signs, of_values = jax.random.split(key)
   lag_S = np.arange(taps)[::-1]
+  # From two tokens to all taps: short contexts return often, long ones are told apart better.
   reach_H = np.linspace(2, taps, heads)
   weight_SH = np.where(lag_S[:, None] < reach_H[None], NGRAM_FALL ** lag_S[:, None], OUTSIDE)
   sign_SHK = jax.random.rademacher(of_signs, (taps, heads, form.key_dim), dtype)

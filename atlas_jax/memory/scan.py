@@ -36,6 +36,8 @@ def start(rule: MemoryRule, learned: Learned) -> Running:
 
 def _close(rule, slow, memory, base, filled):
   """Ends a chunk where it is full: what the rule does then, and the base of the next one."""
+  # Computed at every call and kept where the chunk is full: under vmap a condition would compute both sides
+  # anyway. A stream of single tokens therefore pays for `close` at every token, full chunk or not.
   closed = rule.close(slow, memory, base)
   return _select(filled, (closed, rule.base_of(slow, closed)), (memory, base))
 
@@ -61,11 +63,13 @@ def scan_tokens(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
     token, gate, write = xs
     written, out_M = rule.step(slow, running.memory, running.base, token, gate, running.position)
     memory = _select(write.astype(bool), written, running.memory)
+    # Padding takes a position of the chunk as well: chunks are a grid over the tokens given, real or not.
     position = (running.position + 1) % chunk_size
     wrote = wrote | write.astype(bool)
     memory, base = _close(rule, slow, memory, running.base, (position == 0) & wrote)
     return (Running(memory, base, position), wrote & (position > 0)), out_M * write.astype(out_M.dtype)
 
+  # A chunk that an earlier call began counts as written.
   (running, _), out_TM = jax.lax.scan(body, (running, running.position > 0), (tokens, gates, write_T))
   return running, out_TM
 
@@ -101,11 +105,13 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
   """
   slow = learned.slow
   read_T = write_T if read_T is None else read_T
+  # Made once, outside the loop: every reset selects the same arrays.
   fresh = rule.start(learned)
 
   def body(memory, xs):
     chunk, reset, wrote = xs
     memory = _select(reset, fresh, memory)
+    # Every chunk begins at its border here, so that the base follows from the memory and is not carried.
     base = rule.base_of(slow, memory)
     memory, out = rule.chunk(slow, memory, base, chunk)
     if rule.close is not no_close:  # A chunk of padding alone is not closed: nothing was written.
@@ -115,6 +121,7 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
   place_T = jnp.arange(write_T.shape[0], dtype=jnp.int32) % chunk_size
   xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N,
         jnp.any(_chunked(write_T, chunk_size).astype(bool), axis=1))
+  # prevent_cse=False: forward and backward are two loops, across which the compiler merges nothing anyway.
   if remat:
     body = jax.checkpoint(body, policy=keep_products(), prevent_cse=False)
   memory, out = jax.lax.scan(body, memory, xs)
@@ -139,18 +146,22 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
   """
   length = tokens.q.shape[0]
   write_T = jnp.ones((length,), bool) if write_T is None else write_T.astype(bool)
-  # Tokens move to their places on the chunk grid: a lone token is its own chunk, others start at `position`.
+  # The position is traced, shapes are not: chunk_size times the ceiling of (chunk_size - 1 + length) over
+  # chunk_size rows are enough from any. A lone token, as in decoding, gets one row, not a masked chunk.
+  # Tokens move to their rows of the chunk grid: a lone token is its own chunk, others start at `position`.
   rows = 1 if length == 1 else (length + chunk_size - 2) // chunk_size * chunk_size + chunk_size
   size = min(rows, chunk_size)
   shift = running.position if length > 1 else 0
   source_S = jnp.arange(rows, dtype=jnp.int32) - shift
 
   def put(x):
+    # Rows without a token hold a copy of the first or last one, finite and masked by write_S.
     return x[jnp.clip(source_S, 0, length - 1)]
 
   write_S = (source_S >= 0) & (source_S < count) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   place_S = (source_S + running.position) % chunk_size
+  # With a lone token the one row still counts as the grid chunk that it may complete.
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
   read = rule.resume or rule.chunk
@@ -192,7 +203,7 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
   rows = n_chunks * chunk_size
   chunk_T, place_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
   real_T = doc_T >= 0
-  slot_T = chunk_T * chunk_size + place_T
+  slot_T = chunk_T * chunk_size + place_T  # source_S is its inverse; padding goes to row `rows`: dropped.
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
   source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
   write_T = jnp.ones(doc_T.shape, bool) if write_T is None else write_T.astype(bool)
@@ -213,11 +224,11 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     return _close(rule, slow, memory, base, filled), out.out_CM
 
   xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, chunk_size), reset_N,
-        _chunked(source_S >= 0, chunk_size)[:, -1])
+        _chunked(source_S >= 0, chunk_size)[:, -1])  # Full chunks: rows fill in order, up to the last one.
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_TM = out_NCM.reshape(rows, -1)[jnp.minimum(slot_T, rows - 1)]
   out_TM = out_TM * (real_T & write_T)[:, None].astype(out_TM.dtype)
-  fits_T = chunk_T < n_chunks
+  fits_T = chunk_T < n_chunks  # Found while a program runs, which can raise nothing: hence NaN.
   memory, base = jax.tree.map(lambda x: _nan_unless(fits_T[-1], x), (memory, base))
   return Running(memory, base, position), jnp.where(fits_T[:, None], out_TM, jnp.nan)
 
@@ -231,6 +242,8 @@ def chunks_of_documents(length: int, chunk_size: int, documents: int | None) -> 
     documents: documents of the row, one that goes on included; None: every token may begin one.
   """
   starts = length if documents is None else min(documents, length)
+  # n tokens of a document take at most (n + C - 1) / C chunks; summed over documents that is the bound, and
+  # no chunk is without a token. The 1 is the chunk begun before, which may get no token at all.
   return 1 + min(length, (length + starts * (chunk_size - 1)) // chunk_size)
 
 
@@ -242,10 +255,13 @@ def document_grid(doc_T, last_doc, position, chunk_size: int):
     whether a document begins there, and the place at which the next token would stand.
   """
   real_T = doc_T >= 0
+  # Running maxima in place of a loop: the last real token up to each, then the last one before each.
   last_T = jax.lax.cummax(jnp.where(real_T, jnp.arange(doc_T.shape[0], dtype=jnp.int32), -1))
   before_T = jnp.concatenate([jnp.full((1,), -1, jnp.int32), last_T[:-1]])
   new_T = real_T & (doc_T != jnp.where(before_T < 0, last_doc, doc_T[before_T]))
   count_T = jnp.cumsum(real_T.astype(jnp.int32))
+  # Real tokens before the document's first one. A document that goes on began `position` tokens before the
+  # call, as far as its chunk is concerned.
   start_T = jax.lax.cummax(jnp.where(new_T, count_T - 1, -position))
   place_T = (count_T - 1 - start_T) % chunk_size
   chunk_T = jnp.cumsum((real_T & (place_T == 0)).astype(jnp.int32))

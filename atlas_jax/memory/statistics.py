@@ -22,6 +22,7 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
   slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
   heads = gates.write_rate.shape[-1]
   chunk_size = end.v.shape[2]
+  # The base after the last chunk holds what that chunk wrote, also for rules that write at a chunk's end.
   recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
   after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
   real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
@@ -29,11 +30,13 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
   def mean(x_BTH, real):
     return jnp.sum(x_BTH * real[..., None]) / jnp.maximum(jnp.sum(real) * heads, 1)
 
+  # Before and after are of the same tokens, so that their difference is what one chunk of writing gained.
   end_BC = real_BT[:, -chunk_size:]
   forget = mean(-gates.log_retention, real_BT)
   return {
       "write_rate_mean": mean(gates.write_rate, real_BT),
       "momentum_mean": mean(gates.momentum, real_BT),
+      # Of the mean log: a mean of half-lives would be ruled by the few tokens that hardly forget.
       "retention_half_life_tokens": jnp.log(2.0).astype(forget.dtype) / jnp.maximum(forget, 1e-9),
       "surprise_norm_mean": mean(out.surprise_C, real_BT),
       "inner_loss_before": mean(out.loss_C[:, -chunk_size:], end_BC),

@@ -78,6 +78,7 @@ def turn(x, place):
     place: [...] int32.
   """
   half = x.shape[-1] // 2
+  # Radians per place, as in rotary embeddings; places begin anew with each chunk.
   speed = ROPE_BASE ** (-jnp.arange(half, dtype=x.dtype) / max(half, 1))
   angle = place[..., None].astype(x.dtype) * speed.reshape(*(1,) * place.ndim, half)
   cos = jnp.cos(angle)
@@ -106,6 +107,7 @@ def init(form: TTTForm, start_std: float | None, key) -> Learned:
   if start_std is not None:
     scaled = jax.tree.map(lambda w: start_std * w.shape[0] ** 0.5 * w, learned.fast)
     learned = learned._replace(fast=scaled)
+  # 1 / j at the j-th place makes the sum of j gradients their mean; learned from there.
   place_rate_C = 1 / jnp.arange(1, form.chunk_size + 1, dtype=jnp.float32)
   return learned._replace(slow=learned.slow | {"place_rate": place_rate_C})
 
@@ -125,6 +127,7 @@ def step(form: TTTForm, slow, state: MemoryState, base, token: Token, gates: Gat
   token = turned(form, token, place)
   grad = descent.token_gradient(form.descent, slow, base, token.k, token.v, gates.more)
   total = jax.tree.map(lambda s, g: s + gates.write_rate * g, state.momentum, grad)
+  # From the base at every token, not from the token before: a place's rate weighs the whole sum so far.
   fast = moved(base, total, slow["place_rate"][place])
   return state._replace(fast=fast, momentum=total), descent.apply(form.descent, slow, fast, token.q)
 
@@ -137,9 +140,11 @@ def prepare(form: TTTForm, slow, tokens: Token, gates: Gates, write_C, place_C) 
   mix_CC = jnp.tril(place_rate_C[:, None] * rate_C[None, :])
   # In the fast weights of a token, the sum before the chunk counts like the chunk's own gradients.
   one_C = jnp.ones_like(rate_C)
+  # `read` adds momentum_C S, `add_gradients` subtracts, and the sum here is of +r grad: hence the signs.
   decay = ChunkDecay(one_C, -place_rate_C, mix_CC, one_C, -rate_C[None, :])
   score_CC = mix_CC * (tokens.q @ tokens.k.T)
   dual = descent.PreparedChunk(tokens, (), decay, score_CC, gates.more, write_C)
+  # The state is that of the last real token, at the rate of its place.
   last = jnp.max(jnp.where(write_C.astype(bool), jnp.arange(rate_C.shape[0], dtype=jnp.int32), -1))
   return PreparedTTT(dual, place_rate_C[jnp.maximum(last, 0)], last >= 0)
 
@@ -148,6 +153,7 @@ def chunk(form: TTTForm, slow, state: MemoryState, base, ready: PreparedTTT):
   """Reads a chunk; equal to `step` token by token from the same base."""
   found, _, _ = descent.chunk_surprise(form.descent, slow, base, (), ready.dual)
   decay = ready.dual.decay
+  # Inside a chunk state.fast is the last token's W; every token starts from the base.
   before = state._replace(fast=base)
   out_CM = descent.read(form.descent, slow, before, found, decay.fast_C, decay.momentum_C, decay.mix_CC,
                         ready.dual, ready.dual.score_CC)

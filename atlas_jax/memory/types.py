@@ -48,8 +48,8 @@ class GateStarts(NamedTuple):
   keys of unit norm takes without overshooting. A rule that is in use should measure its own.
   """
 
-  retention: float = 0.9995  # share of the fast weights that stays per token, in (0, 1)
-  momentum: float = 0.5  # share of the momentum that stays per token, in (0, 1)
+  retention: float = 0.9995  # fraction of the fast weights that stays per token, in (0, 1)
+  momentum: float = 0.5  # fraction of the momentum that stays per token, in (0, 1)
   write_rate: float = 0.1  # step size, above 0
   write_rate_max: float = 1.0  # its bound, above write_rate; of all times, not of the start alone
 
@@ -60,6 +60,8 @@ class GateStarts(NamedTuple):
       spread: the last head's half-life over the first one's; the middle is that of `retention`.
     """
     place = head / (heads - 1) - 0.5 if heads > 1 else 0.0
+    # a ** (spread ** -place): the half-life ln 2 / -ln a is multiplied by spread ** place, which runs from
+    # spread ** -.5 at the first head to spread ** .5 at the last.
     return self._replace(retention=self.retention ** spread ** -place)
 
   def replaced(self, rule: str, **given: float | None) -> "GateStarts":
@@ -80,19 +82,21 @@ class GateStarts(NamedTuple):
 class Gates(NamedTuple):
   """Gates of one token: how strongly it writes and how much of the past stays."""
 
-  log_retention: jax.Array  # [] log of the share of fast weights that stays, <= 0
-  log_momentum: jax.Array  # [] log of the share of momentum that stays, <= 0
+  # Logs, because a chunk multiplies up to C of them: sums of logs neither underflow on the way nor lose what
+  # distinguishes a gate near 1 from 1.
+  log_retention: jax.Array  # [] log of the fraction of fast weights that stays, <= 0
+  log_momentum: jax.Array  # [] log of the fraction of momentum that stays, <= 0
   write_rate: jax.Array  # [] step size of the inner descent, > 0
   more: Any = ()  # dict of the rule's own gates, name -> [] or [size]; () for rules without
 
   @property
   def retention(self) -> jax.Array:
-    """Share of the fast weights that stays, in (0, 1]."""
+    """Fraction of the fast weights that stays, in (0, 1]."""
     return jnp.exp(self.log_retention)
 
   @property
   def momentum(self) -> jax.Array:
-    """Share of the momentum that stays, in (0, 1]."""
+    """Fraction of the momentum that stays, in (0, 1]."""
     return jnp.exp(self.log_momentum)
 
 
@@ -122,10 +126,10 @@ class ChunkDecay(NamedTuple):
   Without momentum, keep_C and momentum_C are (), and S_t is token t's gradient alone.
   """
 
-  fast_C: jax.Array  # share of W in each token's fast weights
+  fast_C: jax.Array  # fraction of W in each token's fast weights
   momentum_C: Any  # weight of S in each token's fast weights
   mix_CC: jax.Array  # weight of token i's gradient (column) in the fast weights after token t (row)
-  keep_C: Any  # share of S in each token's momentum
+  keep_C: Any  # fraction of S in each token's momentum
   surprise_CC: jax.Array  # weight of token i's gradient (column) in the momentum after token t (row)
 
 
@@ -164,11 +168,13 @@ def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared)
   def body(state, xs):
     token, gates, write, place = xs
     after, out_M = rule.step(slow, state, base, token, gates, place)
+    # The step is taken for padding too, and dropped: under vmap a condition would compute both sides anyway.
     return jax.tree.map(lambda new, old: jnp.where(write.astype(bool), new, old), after, state), out_M
 
   state, out_CM = jax.lax.scan(body, state, prepared)
   token, _, write_C, place_C = prepared
   out_CM = jnp.where(write_C.astype(bool)[:, None], out_CM, rule.still(slow, base, token.q, place_C))
+  # For reports alone: no gradient flows through this second recall.
   error_CM = jax.lax.stop_gradient(rule.apply(slow, base, token.k) - token.v)
   square_C = jnp.sum(error_CM * error_CM, -1)
   return state, ChunkOut(out_CM, jnp.sqrt(square_C), 0.5 * square_C)
@@ -216,6 +222,7 @@ class MemoryRule(NamedTuple):
 
 def by_steps(rule: MemoryRule) -> MemoryRule:
   """Returns the rule that reads every chunk token by token: what a faster form must equal."""
+  # Steps lift bare keys themselves: with a `lift` the projections would do it once more for nothing.
   return with_chunks(rule._replace(prepare=all_tokens, chunk=None, resume=None, lift=None, kernel=None))
 
 
@@ -228,6 +235,7 @@ def with_chunks(rule: MemoryRule) -> MemoryRule:
 
 def complete(rule: MemoryRule, *, value_dim: int) -> MemoryRule:
   """Returns the rule with the `apply` and the `chunk` that follow from its `step`, where it has none."""
+  # In this order: `still` is made of `apply`, and a chunk of steps calls both.
   if rule.apply is None:
     rule = rule._replace(apply=recall_of_step(rule, value_dim))
   if rule.still is None:
@@ -245,6 +253,8 @@ def recall_of_step(rule: MemoryRule, value_dim: int) -> Callable:
   def recall(slow, base, x_K):
     zero = jnp.zeros((), x_K.dtype)
     own = {spec.name: jnp.zeros(() if spec.size is None else (spec.size,), x_K.dtype) for spec in rule.gates}
+    # The value does not matter: at write rate 0 no gradient reaches the weights. A rule that writes even
+    # then, at a chunk's end for example, must bring its own `apply`.
     token = Token(x_K, x_K, jnp.zeros((value_dim,), x_K.dtype))
     state = rule.start(Learned(base, slow))
     gates = Gates(zero, zero, zero, own or ())  # Nothing fades.

@@ -44,12 +44,16 @@ def reach(rows: WindowRows, tokens: Token, context_CW, write_C):
   window = context_CW.shape[1]
   own = WindowRows(tokens.k, tokens.v, write_C.astype(rows.here_W.dtype))
   every = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), rows, own)
+  # Real tokens are numbered through, the last row before the chunk being 0: lags then count real tokens, and
+  # padding, which repeats a number, is cut by `here`.
   order_C = jnp.cumsum(write_C.astype(jnp.int32))
   order_S = jnp.concatenate([jnp.arange(size, dtype=jnp.int32) - (size - 1), order_C])
   lag_CS = order_C[:, None] - order_S[None, :]
   inside_CS = (lag_CS >= 0) & (lag_CS < window) & (every.here_W > 0)[None, :]
   weight_CS = jnp.take_along_axis(context_CW, jnp.clip(lag_CS, 0, window - 1), axis=1)
   weight_CS = jnp.where(inside_CS, weight_CS, 0)
+  # Which rows stay depends on how many tokens are real: a product with zeros and ones picks them, and where
+  # none fits (a text's beginning) it leaves a row of zeros with here = 0.
   wanted_W = order_C[-1] - (size - 1) + jnp.arange(size, dtype=jnp.int32)
   pick_WS = ((order_S[None, :] == wanted_W[:, None]) & (every.here_W > 0)[None, :]).astype(every.here_W.dtype)
   keep = WindowRows(pick_WS @ every.k_WK, pick_WS @ every.v_WM, jnp.sum(pick_WS, 1))

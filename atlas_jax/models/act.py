@@ -61,19 +61,21 @@ def halt(steps_B, halt_logit_B, rng, *, n_supervision: int, explore_prob: float,
     halt_logit_B, continue_logit_B: what this step gave.
     rng: key of this step; two draws per slot.
     n_supervision: most steps on a puzzle.
-    explore_prob: share of slots that draw a least number of steps, uniform in 2 .. n_supervision.
+    explore_prob: probability that a slot draws a least number of steps, uniform in 2 .. n_supervision.
 
   Returns:
     (steps_B, halted_B), this step counted.
   """
   steps_B = steps_B + 1
   halted_B = steps_B >= n_supervision
+  # The draw below would be from 2 to 1.
   if n_supervision == 1:
     return steps_B, halted_B
   bound_B = jnp.zeros_like(halt_logit_B) if continue_logit_B is None else continue_logit_B
   explore_key, least_key = jax.random.split(rng)
   explores_B = jax.random.uniform(explore_key, steps_B.shape) < explore_prob
   least_B = jax.random.randint(least_key, steps_B.shape, MIN_EXPLORED_STEPS, n_supervision + 1)
+  # A least number is at most n_supervision, so that the last step passes the second condition in any case.
   halted_B = (halted_B | (halt_logit_B > bound_B)) & (steps_B >= jnp.where(explores_B, least_B, 0))
   return steps_B, halted_B
 
@@ -102,5 +104,6 @@ def continue_target(halt_logit_B, continue_logit_B, last_B):
     halt_logit_B, continue_logit_B: of one more step, whose latents are not kept.
     last_B: where this step was the last: there only halting is left.
   """
+  # The target of Q-learning: the better of both actions one step on.
   best_B = jnp.where(last_B, halt_logit_B, jnp.maximum(halt_logit_B, continue_logit_B))
   return jax.lax.stop_gradient(jax.nn.sigmoid(best_B))

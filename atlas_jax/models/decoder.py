@@ -1,4 +1,4 @@
-"""The decoder of published language models: full attention with grouped queries, gated feed-forward layers.
+"""The decoder of pretrained language models: full attention with grouped queries, gated feed-forward layers.
 
 Llama 3, Qwen2, Qwen2.5 and Qwen3 are settings of its fields; `interop.names` says which.
 """
@@ -33,17 +33,18 @@ class Cache(NamedTuple):
 
   k: Any  # [L, B, S, H, K], rotated by position; S is the longest text it can hold
   v: Any  # [L, B, S, H, K]
-  count_B: Any  # int32, how many of the S are filled, from the start; padding takes no place
+  count_B: Any  # int32, how many of the S are filled, from the start; padding takes none
 
 
 ROW_AXES: Any = Cache(k=1, v=1, count_B=0)  # Which axis of each leaf counts rows.
+TOKEN_AXES: Any = Cache(k=2, v=2, count_B=-1)  # Which axis of each leaf counts tokens, -1 for none.
 
 
 class DecoderOut(NamedTuple):
   """The outcome of reading."""
 
   hidden_BTD: jax.Array  # normalised vectors, to be scored by the head; meaningless at padding
-  cache: Cache | None  # with the tokens just read, None if none was given
+  cache: Any  # the model's own, with the tokens just read; None if none was given
 
 
 class Projection(nn.Module):
@@ -78,8 +79,11 @@ class Projection(nn.Module):
       y = y + bias.astype(dtype)[None]
     if self.adapter is None:
       return y.reshape(*tokens, *self.features)
+    # The deviation of a uniform draw within 1 / sqrt(inputs), as adapters usually start. With B at zero the
+    # model is as it was, and the first gradient reaches B alone.
     down = self.param("lora_a", scaled_normal(3**-0.5, self.n_in), (*inputs, self.adapter.rank), jnp.float32)
     up = self.param("lora_b", nn.initializers.zeros, (self.adapter.rank, *self.features), jnp.float32)
+    # Scaled where it is narrowest: rank numbers per token.
     low = jnp.tensordot(x_ND, down.astype(dtype), axes=self.n_in) * jnp.asarray(self.adapter.scale, dtype)
     return (y + jnp.tensordot(low, up.astype(dtype), axes=1)).reshape(*tokens, *self.features)
 
@@ -104,7 +108,7 @@ class DecoderBlock(nn.Module):
       past: (k_BSHK, v_BSHK) of this block, or None.
       cos_sin: cosine and sine of the tokens' positions, or None for no rotation.
       doc_BT: document of each token, -1 at padding.
-      count_B: filled places of the past.
+      count_B: filled slots of the past.
 
     Returns:
       x_BTD, and the new tokens' (k_BTHK, v_BTHK), None unless they are kept.
@@ -138,6 +142,7 @@ class Attention(nn.Module):
     q_BTHK = project("q", shape["heads"])
     k_BTHK = project("k", shape["kv_heads"])
     v_BTHK = project("v", shape["kv_heads"])
+    # Before rotation: the norm's scale is one per feature, which turning pairs of features would mix.
     if shape["qk_norm"]:
       q_BTHK = RMSNorm(shape["norm_eps"], name="q_norm")(q_BTHK)
       k_BTHK = RMSNorm(shape["norm_eps"], name="k_norm")(k_BTHK)
@@ -173,6 +178,7 @@ class GatedMLP(nn.Module):
 
 def out_scale(shape: Mapping) -> float:
   """Returns the factor on initial weights of projections back to the width, which adds up over depth."""
+  # Two sums per block: 2 depth terms with this factor add up to the variance of one.
   return (2 * shape["depth"]) ** -0.5
 
 
@@ -188,7 +194,7 @@ class Head(nn.Module):
 
 
 class Decoder(nn.Module):
-  """A language model of the published kind.
+  """A decoder with the architecture of pretrained language models.
 
   Attributes:
     vocab_size, width, depth, ff_width: the usual.
@@ -227,6 +233,8 @@ class Decoder(nn.Module):
   scan_unroll: int = 1
   attention_block_tokens: int | None = None
   lora: Mapping | None = None
+  row_axes = ROW_AXES
+  token_axes = TOKEN_AXES
 
   def __post_init__(self):
     """Freezes the mappings, so that the model can be hashed and equals another of the same fields."""
@@ -255,7 +263,7 @@ class Decoder(nn.Module):
         are not kept: callers see to its length.
       doc_BT: document of each token, -1 at padding, wherever it stands; None: all real. Tokens see only their
         document. With a cache a row is one document, and every real token continues it.
-      position_BT: place of each token in its document; None: counted, without padding.
+      position_BT: position of each token in its document; None: counted, without padding.
       room_tokens: starts a cache of this length; None with no cache keeps nothing.
 
     Raises:
@@ -267,10 +275,12 @@ class Decoder(nn.Module):
       position_BT = positions(doc_BT) if cache is None else continued_positions(doc_BT, cache.count_B)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
+    # Taken before they are cast, which copies no table; not scaled by the width's root, unlike those of `lm`.
     x_BTD = embedding[tokens_BT].astype(dtype)
     cos_sin = None
     if self.learned_positions is None:
       frequencies = rope.inverse_frequencies(self.head_dim, self.rope_base, self.rope_scaling)
+      # Once for all blocks: depth is a loop whose constants these are.
       cos_sin = rope.cos_sin(position_BT, *frequencies, dtype)
     else:
       table = self.param("positions", nn.initializers.normal(0.02), (self.learned_positions, self.width),
@@ -281,11 +291,14 @@ class Decoder(nn.Module):
     blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
                      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
                      unroll=self.scan_unroll)
+    # New keys come out of the loop over depth and are written behind the old ones at once, below: written
+    # inside, the whole cache would be among what the loop carries.
     past, count_B = (None, None) if cache is None else ((cache.k, cache.v), cache.count_B)
     keeps = cache is not None or room_tokens is not None
     x_BTD, new = blocks(self.shape(), keeps, name="blocks")(x_BTD, past, cos_sin, doc_BT, count_B)
     hidden_BTD = RMSNorm(self.norm_eps, name="final_norm")(x_BTD)
     if not self.tied:
+      # For its parameter alone: hidden vectors are scored outside, by blocks where all logits would not fit.
       Head(self.vocab_size, name="head")(self.width)
     if room_tokens is not None:
       cache = self.zero_cache(tokens_BT.shape[0], room_tokens)
@@ -336,6 +349,7 @@ def continued_positions(doc_BT, count_B):
 def extend(cache: Cache, new, doc_BT) -> Cache:
   """Puts the keys and values of real tokens, [L, B, T, H, K], behind those in the cache."""
   real_BT = doc_BT >= 0
+  # Padding goes to slot S, which is not there, and is dropped; so is what finds no room.
   slot_BT = jnp.where(real_BT, continued_positions(doc_BT, cache.count_B), cache.k.shape[2])
   row_BT = jnp.arange(len(slot_BT))[:, None]
 

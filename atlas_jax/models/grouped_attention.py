@@ -34,16 +34,19 @@ def attend(q_BTHK, k_BTHK, v_BTHK, doc_BT, past=None, *, block_tokens: int | Non
   def cut(x):
     return jnp.moveaxis(x.reshape(x.shape[0], -1, block_tokens, *x.shape[2:]), 1, 0)
 
+  # Else the loop would keep every block's weights for the backward pass, B H T T of them after all.
   one = jax.checkpoint(lambda block: _attend(block[0], block[1], block[2], k_BTHK, v_BTHK, doc_BT, past))
   out = jax.lax.map(one, (cut(q_BTHK), cut(doc_BT), at_T.reshape(-1, block_tokens)))
   return jnp.moveaxis(out, 0, 1).reshape(q_BTHK.shape)
 
 
 def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
-  """Attends from queries at places at_T to all S new keys, and to the past."""
+  """Attends from queries at positions at_T to all S new keys, and to the past."""
+  # Queries are grouped by their head of keys; keys and values are not repeated for each of the G.
   q_BTHGK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSHK.shape[2], -1, q_BTHK.shape[3])
   same_BTS = (doc_BT[:, :, None] == doc_BS[:, None]) & (doc_BS >= 0)[:, None]
   seen_BTS = same_BTS & (jnp.arange(k_BSHK.shape[1])[None, None] <= at_T[None, :, None])
+  # Two parts of one softmax, new keys and the cache: joined, the cache would be copied at every token.
   scores = [_scores(q_BTHGK, k_BSHK, seen_BTS)]
   values = [v_BSHK]
   if past is not None:
@@ -58,6 +61,7 @@ def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
   wide = total_BHGT.dtype
   summed = sum(jnp.einsum("bhgts,bshk->bthgk", share.astype(value.dtype), value, preferred_element_type=wide)
                for share, value in zip(shares, values, strict=True))
+  # Divided once per output, not once per score.
   out = summed / jnp.moveaxis(total_BHGT, 3, 1)[..., None]
   return out.reshape(q_BTHK.shape).astype(q_BTHK.dtype)
 

@@ -4,6 +4,7 @@ from atlas_jax.kernels.vocab_loss import vocab_logits
 
 def head_weights(params):
   """Returns the output weights, [D, V]: the head's own, or the embedding where it is shared."""
+  # By what is there, not by a flag: a tied model has no such parameter.
   return params["head"]["kernel"] if "head" in params else params["embed"].T
 
 

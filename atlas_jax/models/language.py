@@ -1,4 +1,4 @@
-"""A language model as tuning sees it, whether a published decoder or one with memory."""
+"""A language model as tuning sees it, whether a pretrained decoder or one with memory."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from atlas_jax import fields
 from atlas_jax.models import decoder as decoders
 from atlas_jax.models import head as heads
 from atlas_jax.models import lm
+from atlas_jax.models.hybrid_decoder import AnyDecoder
 
 
 class LanguageModel(NamedTuple):
@@ -26,6 +27,7 @@ class LanguageModel(NamedTuple):
   extend: Callable  # (params, state, tokens_BT, count_B) -> (state, hidden_BD)
   decode: Callable  # (params, state, token_B) -> (state, hidden_BD)
   row_axes: Any  # which axis of the state's leaves counts rows: a prefix of the state, as `vmap` takes it
+  token_axes: Any = None  # which axis of each leaf counts tokens read, -1: none; None: its size is fixed
   head: Callable = heads.head_weights  # params -> [D, V]
   logits: Callable = heads.logits  # (params, hidden vectors [..., D]) -> [..., V]
   max_positions: int | None = None  # the longest text, of a model that learned a vector for each position
@@ -50,7 +52,7 @@ def language_model(kind: str = "memory", **given) -> LanguageModel:
   raise ValueError(f"language_model: kind={kind!r} is unknown; choose memory or decoder")
 
 
-def from_decoder(model: decoders.Decoder) -> LanguageModel:
+def from_decoder(model: AnyDecoder) -> LanguageModel:
   """Returns the functions of a decoder.
 
   `read` reads packed rows from nothing: doc_BT is the document of each token, -1 at padding. `prefill` reads
@@ -67,7 +69,7 @@ def from_decoder(model: decoders.Decoder) -> LanguageModel:
     return out.hidden_BTD, {}
 
   def zero_state(rows: int, room_tokens: int | None):
-    assert room_tokens is not None  # A decoder keeps all that it read.
+    assert room_tokens is not None or model.token_axes is None  # Attention keeps all that it read.
     return model.zero_cache(rows, room_tokens)
 
   def prefill(params, tokens_BT, count_B, *, room_tokens: int):
@@ -84,7 +86,8 @@ def from_decoder(model: decoders.Decoder) -> LanguageModel:
     return out.cache, out.hidden_BTD[:, 0]
 
   return LanguageModel(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
-                       row_axes=decoders.ROW_AXES, max_positions=model.learned_positions,
+                       row_axes=model.row_axes, token_axes=model.token_axes,
+                       max_positions=model.learned_positions,
                        attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
 
@@ -127,7 +130,7 @@ def read_completions(language: LanguageModel, params, batch):
   Args:
     language: the model.
     params: its parameters, whole.
-    batch: tokens_BS (prompt and completion, from the left), doc_BS (0, -1 at padding), start_B (the place of
+    batch: tokens_BS (prompt and completion, from the left), doc_BS (0, -1 at padding), start_B (position of
       a prompt's last token) and completion_BT.
 
   Returns:

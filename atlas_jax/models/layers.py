@@ -28,6 +28,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x_BTD):
     """Returns x, normalised along its last axis, in its dtype; it may have more axes, as of heads."""
     scale = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
+    # Squares of bfloat16 have 8 bits, and their sum over the width would stop growing.
     full = x_BTD.astype(tree.accumulation_dtype(x_BTD.dtype))
     lifted = jnp.expand_dims(scale.astype(full.dtype), range(x_BTD.ndim - 1))
     return (rms_normalize(full, eps=self.eps) * lifted).astype(x_BTD.dtype)
@@ -86,5 +87,6 @@ class HeadsOut(nn.Module):
     """Returns [B, T, D] in x's dtype."""
     shape = (*x_BTHK.shape[2:], self.width)
     kernel = self.param("kernel", scaled_normal(self.scale, in_axes=2), shape, jnp.float32)
+    # The parameter keeps heads apart, so that they can be split over devices; the product sees one axis.
     joined_BTE = x_BTHK.reshape(*x_BTHK.shape[:2], -1)
     return dense(joined_BTE, kernel.reshape(-1, self.width))

@@ -1,4 +1,5 @@
 """A decoder with sliding-window attention and a neural memory that is trained while it reads."""
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -6,13 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.fields import block_numbers
+from atlas_jax.fields import block_numbers, grid_of
+from atlas_jax.kernels.vocab_loss import vocab_loss
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
-from atlas_jax.memory.types import Learned
-from atlas_jax.models import blocks, ngrams
+from atlas_jax.models import blocks, head, inner, ngrams, stacks
+from atlas_jax.models.inner import InnerReader
 from atlas_jax.models.layers import RMSNorm, SwiGLU
+from atlas_jax.models.memories import learned_memory, with_learned
 from atlas_jax.models.mixing import BlockFields, BlockState, Call, Mix
+from atlas_jax.models.pieces import last_document
+from atlas_jax.models.stacks import Read, Stack
+
+__all__ = ["LM", "LMOut", "LMState", "build", "learned_memory", "with_learned"]
 
 MODES = ("packed", "stream")
 PLAIN = "none"  # The mix of blocks that config.model.memory_layers leaves out.
@@ -24,7 +31,7 @@ class LMState(NamedTuple):
   """State of a decoder from call to call, of fixed size; every leaf leads with B, then depth."""
 
   attention: Any  # [B, blocks with attention, ...], see `BlockState`; () without attention
-  memory: Any  # [B, blocks with a memory, ...]; () without memory
+  memory: Any  # [B, blocks with a memory, ...], or an `inner.InnerState`; () without memory
   doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
   ngram: Any = ()  # [B, max_n - 1] its last tokens, see `ngrams.lookups`; () without embeddings of n-grams
 
@@ -52,7 +59,7 @@ class Block(nn.Module):
   def __call__(self, x_BTD, state: BlockState, call: Call):
     """Returns x_BTD, (state, stats)."""
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
-    mixed_BTD, state, stats = blocks.load(self.memory_mix).mix(self.fields, h_BTD, state, call)
+    mixed_BTD, state, stats = blocks.load(self.memory_mix).mix(self.fields, x_BTD, h_BTD, state, call)
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
     fed_BTD = SwiGLU(self.fields.ff_width, self.fields.out_scale, name="mlp")(h_BTD)
     return x_BTD + mixed_BTD + fed_BTD, (state, stats)
@@ -60,19 +67,10 @@ class Block(nn.Module):
 
 REMAT = {
     "none": None,
+    # Products with a batch axis, attention's and memory's, grow with window and chunk: they are found again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class Stack(NamedTuple):
-  """Blocks one above the other that are alike."""
-
-  name: str  # of their parameters, which lead with their number
-  first: int
-  end: int
-  attentions: range  # places of their attention states among all such states; empty where they have none
-  memories: range  # places of their memories among all memories; empty where they have none
 
 
 class LM(nn.Module):
@@ -82,7 +80,7 @@ class LM(nn.Module):
     vocab_size, width, depth, heads, ff_width: the usual.
     window_tokens: how far attention sees, the token itself included.
     memory_mix: how memory is mixed into a block, a file in models/blocks.
-    gate_floor: least share of the memory's output that enters a block, in [0, 1).
+    gate_floor: least fraction of the memory's output that enters a block, in [0, 1).
     dtype: of activations; parameters, fast weights and losses stay float32.
     remat: what the backward pass recomputes: "none", "dots" (all but products with parameters) or "block".
     scan_unroll: blocks unrolled per step of the scan over depth; changes speed only.
@@ -90,6 +88,8 @@ class LM(nn.Module):
     memory_layers: blocks that have a memory, from 0; None: all.
     ngram_embed: embeddings of hashed n-grams, n from 2 to max_n, added to those of the tokens; None, or a
       max_n of None: none. The tokens that memories write are without them.
+    persistent_tokens: learned tokens that attention sees before each segment, of mixes with segments.
+    inner: fields of config.model.inner, of mixes with inner steps.
   """
 
   vocab_size: int
@@ -106,6 +106,8 @@ class LM(nn.Module):
   memory: Mapping
   memory_layers: tuple[int, ...] | None = None
   ngram_embed: Mapping | None = None
+  persistent_tokens: int = 0
+  inner: Any = None
 
   @property
   def max_n(self) -> int | None:
@@ -120,17 +122,26 @@ class LM(nn.Module):
   @property
   def has_fast_weights(self) -> bool:
     """Returns whether the model has memories that are written while it reads."""
-    return "fast_weights" in self.mix.has and bool(self.with_memory)
+    return bool({"fast_weights", "inner_steps"} & self.mix.has) and bool(self.with_memory)
+
+  @property
+  def first_inner(self) -> int | None:
+    """Returns the first block whose fast weights the model's own loss trains; None: there is none."""
+    return self.with_memory[0] if "inner_steps" in self.mix.has else None
 
   @property
   def align_tokens(self) -> int:
     """Returns what the length of a packed text is a multiple of, and a document's start in it."""
+    if "segments" in self.mix.has:
+      return self.window_tokens
+    if "inner_steps" in self.mix.has:
+      return self.inner["batch_tokens"]
     return self.memory["chunk_size"] if "memory" in self.mix.has else 1
 
   @property
   def with_memory(self) -> tuple[int, ...]:
     """Returns the blocks that have a memory."""
-    if "memory" not in self.mix.has:
+    if not {"memory", "inner_steps"} & self.mix.has:
       return ()
     return tuple(range(self.depth)) if self.memory_layers is None else tuple(sorted(self.memory_layers))
 
@@ -142,25 +153,16 @@ class LM(nn.Module):
 
   @property
   def stacks(self) -> list[Stack]:
-    """Returns the stacks of blocks; all blocks are one, "blocks", if all or none have a memory."""
-    chosen = self.with_memory
-    if len(chosen) in (0, self.depth):
-      return [self._stack("blocks", 0, self.depth)]
-    borders = [i for i in range(1, self.depth) if (i in chosen) != (i - 1 in chosen)]
-    return [self._stack(f"blocks_{first}", first, end)
-            for first, end in zip([0, *borders], [*borders, self.depth])]
-
-  @nn.nowrap
-  def _stack(self, name: str, first: int, end: int) -> Stack:
-    attentions = range(*(_below(self.with_attention, block) for block in (first, end)))
-    memories = range(*(_below(self.with_memory, block) for block in (first, end)))
-    return Stack(name, first, end, attentions, memories)
+    """Returns the stacks of blocks, see `stacks.split`."""
+    return stacks.split(self.depth, self.with_attention, self.with_memory)
 
   @nn.nowrap
   def block_fields(self, mode: str) -> BlockFields:
     """Returns the settings that all blocks share."""
+    # The factor: two sums per block, so that 2 depth terms add up to the variance of one.
     return BlockFields(self.width, self.heads, self.window_tokens, self.ff_width, self.gate_floor,
-                       (2 * self.depth) ** -0.5, self.memory, mode)
+                       (2 * self.depth) ** -0.5, self.memory, mode, self.persistent_tokens,
+                       self.inner)
 
   @nn.nowrap
   def zero_state(self, rows: int) -> LMState:
@@ -170,8 +172,13 @@ class LM(nn.Module):
     state = self.mix.zero_state(fields, rows, dtype)
     if "attention" not in self.mix.has:
       state = state._replace(attention=blocks.load(PLAIN).zero_state(fields, rows, dtype).attention)
-    attention = _repeat_layers(state.attention, len(self.with_attention))
-    memory = _repeat_layers(state.memory, len(self.with_memory))
+    attention = stacks.repeat_layers(state.attention, len(self.with_attention))
+    memory = stacks.repeat_layers(state.memory, len(self.with_memory))
+    if self.first_inner is not None:
+      above = len([block for block in self.with_attention if block >= self.first_inner])
+      start = stacks.repeat_layers(state.attention, above)
+      memory = inner.zero_state(memory, start, rows=rows, batch_tokens=self.inner["batch_tokens"],
+                                width=self.width, dtype=dtype)
     ngram = () if self.max_n is None else ngrams.zero_tail(rows, self.max_n)
     return LMState(attention, memory, jnp.full((rows,), NO_DOC, jnp.int32), ngram)
 
@@ -200,24 +207,70 @@ class LM(nn.Module):
     doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
+    # Scaled on the way in alone: the table is the head, too, where rows of .02 have logits start small.
     token_BTD = embedding.astype(dtype)[tokens_BT] * jnp.asarray(self.width**0.5, dtype)
     x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     call = Call(doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
                 token_BTD if from_token else None, memory_writes, seen_tokens)
-    attention = []
-    memories = []
-    stats = {}
-    for stack in self.stacks:
-      before = BlockState(_layers(state.attention, stack.attentions), _layers(state.memory, stack.memories))
-      x_BTD, (after, found) = self._blocks(stack, mode)(x_BTD, before, call)
-      attention += [after.attention] if stack.attentions else []
-      memories += [after.memory] if stack.memories else []
-      stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
-                for name, value_L in found.items() for i in range(len(stack.memories))}
-    hidden_BTD = RMSNorm(name="final_norm")(x_BTD)
+    read = self._read(x_BTD, state, tokens_BT, call, mode)
+    hidden_BTD = RMSNorm(name="final_norm")(read.x_BTD)
     last_doc_B = last_document(doc_BT, state.doc_B, count_B)
-    return LMOut(hidden_BTD, LMState(_joined(attention), _joined(memories), last_doc_B, ngram), stats)
+    return LMOut(hidden_BTD, LMState(read.attention, read.memory, last_doc_B, ngram), read.stats)
+
+  @nn.nowrap
+  def _read(self, x_BTD, state: LMState, tokens_BT, call: Call, mode: str) -> Read:
+    """Reads with all blocks; those from the first with inner steps on as functions of its fast weights."""
+
+    def bound(stack):
+      return self._blocks(stack, mode)
+
+    if self.first_inner is None:
+      return stacks.read(self.stacks, bound, x_BTD, state.attention, state.memory, call)
+    if self.is_initializing():  # It makes parameters, which need no step.
+      read = stacks.read(self.stacks, bound, x_BTD, state.attention, state.memory.fast, call)
+      return read._replace(memory=state.memory)
+    below = [stack for stack in self.stacks if stack.end <= self.first_inner]
+    border = below[-1].attentions.stop if below else 0
+    attention = jax.tree.map(lambda x: x[:, :border], state.attention)
+    read = stacks.read(below, bound, x_BTD, attention, (), call)
+    text = inner.InnerInput(read.x_BTD, tokens_BT, call.doc_BT)
+    attention = jax.tree.map(lambda x: x[:, border:], state.attention)
+    reader = self._reader(self.stacks[len(below):], call, mode)
+    stats: dict = {}
+    if mode == "packed":
+      x_BTD, memory, attention, stats = inner.read_packed(reader, state.memory, attention, text,
+                                                          call.last_doc_B)
+    else:
+      count_B = call.count_B
+      count_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1], jnp.int32) if count_B is None else count_B
+      x_BTD, memory, attention = inner.read_stream(reader, state.memory, attention, text, call.last_doc_B,
+                                                   count_B)
+    stats = {f"{name}/layer_{self.first_inner:02d}": value for name, value in stats.items()}
+    return Read(x_BTD, stacks.joined([read.attention, attention] if below else [attention]), memory,
+                       stats)
+
+  @nn.nowrap
+  def _reader(self, above: list[Stack], call: Call, mode: str) -> InnerReader:
+    """Makes functions of the blocks from the first with inner steps on, and of the head."""
+    params = self.variables["params"]
+
+    def unbound(stack):
+      return functools.partial(self._blocks(stack, mode, parent=None).apply, {"params": params[stack.name]})
+
+    def read(fast, attention, x_BTD, doc_BT, last_doc_B, count_B):
+      part = call._replace(doc_BT=doc_BT, last_doc_B=last_doc_B, count_B=count_B, token_BTD=None)
+      out = stacks.read(above, unbound, x_BTD, attention, fast, part)
+      return out.x_BTD, out.attention
+
+    def nll(y_BTD, targets_BT):
+      hidden_BTD: Any = RMSNorm(parent=None).apply({"params": params["final_norm"]}, y_BTD)
+      flat = vocab_loss(hidden_BTD.reshape(-1, self.width), head.head_weights(params), targets_BT.reshape(-1))
+      return flat.reshape(targets_BT.shape)
+
+    initial = learned_memory(self, params).fast
+    settings = {name: self.inner[name] for name in ("batch_tokens", "rate", "clip_norm")}
+    return InnerReader(read, nll, initial, remat=self.remat != "none", writes=call.memory_writes, **settings)
 
   @nn.nowrap
   def _with_ngrams(self, token_BTD, tokens_BT, state, doc_BT, count_B):
@@ -232,14 +285,15 @@ class LM(nn.Module):
     return token_BTD + added_BTD * jnp.asarray(self.width**0.5, token_BTD.dtype), tail_BS
 
   @nn.nowrap
-  def _blocks(self, stack: Stack, mode: str):
+  def _blocks(self, stack: Stack, mode: str, **given):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
-    # "intermediates" are numbers per token, which exist where the caller asks for them alone.
+    # States lead with B, which is split over devices, and have depth in axis 1; parameters lead with depth.
+    # So do "intermediates", numbers per token that exist where a caller asks for them alone.
     scanned = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                       length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
                       unroll=min(self.scan_unroll, stack.end - stack.first))
     fields = self.block_fields(mode)
-    return scanned(fields, self.memory_mix if stack.memories else PLAIN, name=stack.name)
+    return scanned(fields, self.memory_mix if stack.memories else PLAIN, **given or {"name": stack.name})
 
   @nn.nowrap
   def _documents(self, tokens_BT, state, doc_BT, count_B, mode):
@@ -248,13 +302,15 @@ class LM(nn.Module):
     if mode == "stream":
       if doc_BT is not None:
         raise ValueError("mode='stream' reads one document per row and takes no doc_BT; use mode='packed'")
+      # One number per row, that of the text so far: no token of a stream differs from its state's document.
       going_B = jnp.where(state.doc_B == NO_DOC, 0, state.doc_B)
       return jnp.broadcast_to(going_B[:, None], tokens_BT.shape)
     if count_B is not None or doc_BT is None:
       raise ValueError("mode='packed' takes doc_BT, not count_B; padding has document -1")
     if tokens_BT.shape[1] % self.align_tokens:
+      field = grid_of(self.memory_mix)
       raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
-                       f"config.model.memory.chunk_size={self.align_tokens}")
+                       f"config.{field}={self.align_tokens}")
     return doc_BT
 
 
@@ -266,78 +322,12 @@ def build(fields: Mapping) -> LM:
       way memory is mixed into a block.
   """
   memory = fields["memory"]
+  # For its errors alone, which come before anything is traced; the layer loads the rule again.
   rules.load(memory["rule"], key_dim=memory["key_dim"], value_dim=memory["value_dim"],
              chunk_size=memory["chunk_size"], **memory["options"])
   ours = {name: value for name, value in fields.items() if name not in ("kind", "path")}
   layers = block_numbers(fields["memory_layers"], fields["depth"])
-  model = LM(**ours | {"memory_layers": layers, "ngram_embed": dict(fields["ngram_embed"])})
+  model = LM(**ours | {"memory_layers": layers, "ngram_embed": dict(fields["ngram_embed"]),
+                     "inner": dict(fields["inner"])})
   model.mix.check(fields)
   return model
-
-
-def learned_memory(model: LM, params) -> Learned:
-  """Returns what the memories have learned, every leaf [blocks with a memory, H, ...]."""
-  layers = [params[stack.name]["memory"] for stack in model.stacks if stack.memories]
-
-  def join(*leaves):
-    return jnp.concatenate(leaves) if len(leaves) > 1 else leaves[0]
-
-  slow = [layer["slow"] if "slow" in layer else {} for layer in layers]
-  if "initial_fast" in layers[0]:
-    fast = jax.tree.map(join, *[layer["initial_fast"] for layer in layers])
-  else:
-    def repeat(w):
-      return jnp.broadcast_to(w, (len(model.with_memory), *w.shape))
-
-    fast = jax.tree.map(repeat, Memory(**model.memory, parent=None).zero_fast())
-  return Learned(fast, jax.tree.map(join, *slow))
-
-
-def with_learned(model: LM, params, learned: Learned):
-  """Returns parameters whose memories have learned something else; `learned` as of `learned_memory`.
-
-  Fast weights take effect where memories start from learned ones.
-  """
-  changed = dict(params)
-  parts = {"initial_fast": learned.fast, "slow": learned.slow}
-  for stack in (stack for stack in model.stacks if stack.memories):
-    block = params[stack.name]
-    place = slice(stack.memories.start, stack.memories.stop)
-    own = {name: _at(part, place) for name, part in parts.items() if name in block["memory"]}
-    changed[stack.name] = {**block, "memory": {**block["memory"], **own}}
-  return changed
-
-
-def _at(part, place: slice):
-  return jax.tree.map(lambda x: x[place], part)
-
-
-def _below(chosen: tuple[int, ...], block: int) -> int:
-  """Returns how many of the chosen blocks come before one."""
-  return sum(one < block for one in chosen)
-
-
-def _repeat_layers(state, count: int):
-  """Repeats the state of one block for `count` of them, in an axis behind B; () where there are none."""
-  return jax.tree.map(lambda x: jnp.repeat(x[:, None], count, axis=1), state) if count else ()
-
-
-def _layers(state, taken: range):
-  """Takes some layers of a state whose leaves lead with B, then depth; () where none are taken."""
-  return jax.tree.map(lambda x: x[:, taken.start:taken.stop], state) if taken else ()
-
-
-def _joined(states: list):
-  """Joins the states of stacks along depth."""
-  if len(states) < 2:
-    return states[0] if states else ()
-  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *states)
-
-
-def last_document(doc_BT, last_doc_B, count_B):
-  """Returns the document of the last real token, or the earlier one if no token is real."""
-  if count_B is not None:
-    return jnp.where(count_B > 0, doc_BT[:, 0], last_doc_B)
-  place_BT = jnp.where(doc_BT >= 0, jnp.arange(doc_BT.shape[1])[None], -1)
-  found_B = jnp.take_along_axis(doc_BT, jnp.argmax(place_BT, axis=1)[:, None], axis=1)[:, 0]
-  return jnp.where(jnp.any(doc_BT >= 0, axis=1), found_B, last_doc_B)

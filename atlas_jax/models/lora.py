@@ -40,6 +40,7 @@ class Lora(NamedTuple):
 def scale_of(options: Mapping) -> float:
   """Returns the factor on an adapter's product."""
   rank = options["rank"]
+  # As the rank grows alpha / sqrt(rank) keeps the size of updates, alpha / rank shrinks it.
   return options["alpha"] / (rank if options["scaling"] == "rank" else rank**0.5)
 
 
@@ -50,6 +51,7 @@ def check(options: Mapping) -> None:
     ValueError: naming the option, its value and what it may be.
   """
   fields = {"rank", "alpha", "targets", "scaling"}
+  # Exactly these: a missing one has no default here, and a further one would be ignored.
   if set(options) != fields:
     raise ValueError(f"lora has the fields {', '.join(sorted(options))}; it needs "
                      f"{', '.join(sorted(fields))}")
@@ -71,6 +73,7 @@ def join(adapters, base) -> dict:
   """Returns the model's parameters from the two parts of `split`."""
   joined = dict(base)
   for name, part in adapters.items():
+    # `split` leaves out empty parts, so that `base` may lack a branch.
     joined[name] = join(part, base.get(name, {})) if isinstance(part, Mapping) else part
   return joined
 
@@ -117,6 +120,7 @@ def _merged(part, scale: float) -> dict:
   up = part["lora_b"]
   added = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))(down.astype(jnp.float32), up.astype(jnp.float32))
   rest = {name: leaf for name, leaf in part.items() if name not in ("kernel", *ADAPTER)}
+  # One rounding, of the sum: rounded by itself the product would lose what is small beside the kernel.
   return {**rest, "kernel": (kernel.astype(jnp.float32) + scale * added).astype(kernel.dtype)}
 
 
@@ -124,6 +128,7 @@ def _pick(params, wanted) -> dict:
   picked = {}
   for name, part in params.items():
     inner = _pick(part, wanted) if isinstance(part, Mapping) else part
+    # Parts that come out empty are left out: trees of adapters have the branches that hold some, no others.
     if inner if isinstance(part, Mapping) else wanted(name):
       picked[name] = inner
   return picked

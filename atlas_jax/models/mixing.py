@@ -6,10 +6,13 @@ import jax
 
 # What a file in models/blocks may declare in HAS, and what follows from it.
 FACTS = {
-    "attention": "its blocks have a state of attention",
+    "attention": "its blocks have attention and a state of it; config.model.heads and window_tokens are read",
     "memory": "its blocks have a layer of config.model.memory, and packed texts are read by whole chunks",
     "fast_weights": "that layer is written while it reads, and can be emptied",
     "gate": "what is recalled enters through a gate, and config.model.gate_floor is read",
+    "inner_steps": "its blocks have fast weights that the model's loss trains; config.model.inner is read",
+    "segments": "it attends by segments of config.model.window_tokens, where packed documents start; "
+                "config.model.persistent_tokens is read",
 }
 
 
@@ -24,6 +27,8 @@ class BlockFields(NamedTuple):
   out_scale: float  # factor on initial weights of projections back to the width
   memory: Mapping  # fields of `memory.layer.Memory`
   mode: str  # "packed" or "stream", see `models.lm.LM`
+  persistent_tokens: int = 0  # learned tokens that attention sees before a segment
+  inner: Any = None  # fields of config.model.inner
 
 
 class BlockState(NamedTuple):
@@ -46,10 +51,29 @@ class Call(NamedTuple):
 
 
 class Mix(NamedTuple):
-  """The definitions of a file in models/blocks."""
+  """The definitions of a file in models/blocks, see there."""
 
   name: str
   has: frozenset[str]  # of FACTS
-  mix: Callable  # (BlockFields, h_BTD, BlockState, Call) -> (mixed_BTD, BlockState, stats), inside a module
+  mix: Callable  # (BlockFields, x_BTD, h_BTD, BlockState, Call) -> (mixed_BTD, BlockState, stats)
   zero_state: Callable  # (BlockFields, rows, dtype) -> BlockState
   check: Callable  # (fields of config.model) -> None; raises ValueError where they do not fit
+  flops: Callable  # BlockFields -> FLOPs of one token's forward pass; None: no formula
+  layer_of: Callable  # memory of a BlockState -> state of its memory layer
+  with_layer: Callable  # (memory of a BlockState, state of its memory layer) -> memory
+
+
+def accept(fields) -> None:
+  """Accepts every setting, for a file without `check`."""
+  del fields
+
+
+def itself(memory):
+  """Returns a state of a memory that is no more than its layer's, for a file without `layer_of`."""
+  return memory
+
+
+def replaced(memory, layer):
+  """Returns the layer's state in place of such a memory, for a file without `with_layer`."""
+  del memory
+  return layer

@@ -122,6 +122,8 @@ class NeuralMemory(nn.Module):
     if doc_BT is not None:
       out_BTHM, state = self._read_documents(layer, x_BTD, state or zero, doc_BT)
     else:
+      # Whether a text begins here is known before tracing, while a state's position is not: only what begins
+      # can be read by whole chunks.
       out_BTHM, state = _read_text(layer, x_BTD, zero if state is None else state, fresh=state is None)
     return HeadsOut(self.dim, 1.0, name="out")(out_BTHM.astype(x_BTD.dtype)), state
 
@@ -139,6 +141,7 @@ class NeuralMemory(nn.Module):
     rows = x_BTD.shape[0]
     zero = NeuralMemoryState(layer.zero_state(rows, x_BTD.dtype), jnp.full((rows,), NO_DOC, jnp.int32))
     if state is not None:
+      # Shapes of the whole tree: another rule, width or number of rows shows here, in words.
       found, need = (jax.tree.map(jnp.shape, tree) for tree in (state, zero))
       if found != need:
         raise ValueError(f"NeuralMemory: the state is not one of this layer (rule={layer.rule!r}, dim="
@@ -153,14 +156,16 @@ class NeuralMemory(nn.Module):
 
   @nn.nowrap
   def _read_documents(self, layer: Memory, x_BTD, state: NeuralMemoryState, doc_BT):
-    """Moves padding behind the tokens, reads, and moves what was recalled back to its place."""
+    """Moves padding behind the tokens, reads, and moves what was recalled back to its position."""
     documents = self.max_documents
+    # The number of chunks is a shape: outside jit it follows from the documents that are there.
     if not isinstance(doc_BT, jax.core.Tracer):
       documents = count_documents(doc_BT)
       if self.max_documents is not None and documents > self.max_documents:
         raise ValueError(f"NeuralMemory: a row of doc_BT has {documents} documents, more than max_documents="
                          f"{self.max_documents}; raise it, or leave it out")
     doc_BT = jnp.asarray(doc_BT, jnp.int32)
+    # `stable` keeps tokens in order; the argsort of a permutation is its inverse.
     order_BT = jnp.argsort(doc_BT < 0, axis=1, stable=True)
     back_BT = jnp.argsort(order_BT, axis=1)
     count_B = jnp.sum(doc_BT >= 0, axis=1, dtype=jnp.int32)
@@ -169,6 +174,7 @@ class NeuralMemory(nn.Module):
     n_chunks = scan.chunks_of_documents(doc_BT.shape[1], layer.chunk_size, documents)
     out: Any = layer(x_BTD, state.memory, doc_BT, state.doc_B, count_B, mode="documents", n_chunks=n_chunks)
     last_B = jnp.take_along_axis(doc_BT, jnp.maximum(count_B - 1, 0)[:, None], axis=1)[:, 0]
+    # A row of padding alone read nothing and stays in its document.
     after = NeuralMemoryState(out[1], jnp.where(count_B > 0, last_B, state.doc_B))
     return jnp.take_along_axis(out[0], back_BT[..., None, None], axis=1), after
 
@@ -191,13 +197,14 @@ def count_documents(doc_BT) -> int:
   """Counts the documents of each row, padding left out, and returns the largest number; at least 1."""
   most = 1
   for doc_T in np.asarray(doc_BT):
+    # Padding inside a document does not end it.
     real = doc_T[doc_T >= 0]
     most = max(most, 1 + int(np.count_nonzero(real[1:] != real[:-1])))
   return most
 
 
 def _read_text(layer: Memory, x_BTD, state: NeuralMemoryState, *, fresh: bool):
-  """Reads one document per row: by whole chunks if it begins here, and what is left from any place."""
+  """Reads one document per row: by whole chunks if it begins here, and what is left from any position."""
   rows, length, _ = x_BTD.shape
   whole = length // layer.chunk_size * layer.chunk_size if fresh else 0
   memory = state.memory
@@ -205,6 +212,7 @@ def _read_text(layer: Memory, x_BTD, state: NeuralMemoryState, *, fresh: bool):
   outs = []
   doc_B = jnp.where(last_doc_B == NO_DOC, 0, last_doc_B)
   doc_BT = jnp.broadcast_to(doc_B[:, None], (rows, length))
+  # NO_DOC before the first part has the memory start; for the second the document goes on.
   for start, end, mode in ((0, whole, "packed"), (whole, length, "stream")):
     if start < end:
       out, memory, _ = layer(x_BTD[:, start:end], memory, doc_BT[:, start:end], last_doc_B, None, mode=mode)

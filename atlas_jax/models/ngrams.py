@@ -34,12 +34,15 @@ def lookups(tokens_BT, tail_BS, doc_BT, last_doc_B, count_B, *, table_rows: int)
   lags = tail_BS.shape[1]
   both = jnp.concatenate([tail_BS, tokens_BT], axis=1)
   mask_BTS = conv_mask(doc_BT, last_doc_B, lags)
+  # 32 bits that wrap: overflow is part of the hash. The n-gram grows backwards from the token, so that each
+  # longer one takes the hash of the shorter on by one token.
   hash_BT = tokens_BT.astype(jnp.uint32)
   full_BT = jnp.ones(tokens_BT.shape, bool)
   found = []
   for lag in range(1, lags + 1):
     earlier_BT = both[:, lags - lag:lags - lag + length]
     full_BT = full_BT & mask_BTS[:, :, lags - lag] & (earlier_BT != NONE)
+    # Multiplied before the next token is added: else a pair and its reverse would have one hash.
     hash_BT = mixed(hash_BT * jnp.uint32(SPREAD) + earlier_BT.astype(jnp.uint32) + jnp.uint32(lag))
     row_BT = (hash_BT % jnp.uint32(table_rows)).astype(jnp.int32)
     found.append(jnp.where(full_BT, row_BT, NONE))
@@ -68,5 +71,6 @@ def embedded(tables, row_BTS):
   Returns:
     [B, T, D] in the tables' dtype.
   """
+  # Row 0 stands in for none and is masked: a gather needs an index.
   every = tables[jnp.arange(tables.shape[0])[None, None], jnp.maximum(row_BTS, 0)]
   return jnp.sum(jnp.where((row_BTS != NONE)[..., None], every, 0), axis=2)

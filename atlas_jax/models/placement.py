@@ -46,6 +46,7 @@ def large_replicated(mesh: Mesh, abstract_tree) -> list[str]:
 @functools.cache
 def exceptions() -> place.Exceptions:
   """Collects TENSOR_AXES and WHOLE from the files of `models` and `memory`."""
+  # Every file is imported, also blocks that no config names: placement must not depend on what ran before.
   found = [importlib.import_module(name) for name in _modules()]
 
   def gather(what):

@@ -49,7 +49,7 @@ def inverse_frequencies(head_dim: int, base: float, scaling: Mapping | None = No
     head_dim: features per head, even.
     base: the slowest pair is rotated by 1 / base radians per token, nearly.
     scaling: None, or a mapping with rope_type and the keys in NEEDED.
-    dtype: of the result; published models are read with float32.
+    dtype: of the result; pretrained models are read with float32.
 
   Returns:
     ([head_dim / 2] radians per token, factor on cosine and sine).
@@ -69,6 +69,8 @@ def inverse_frequencies(head_dim: int, base: float, scaling: Mapping | None = No
   factor = scaling["factor"]
   if scaling["rope_type"] == "linear":
     return (inverse_K / factor).astype(dtype), 1.0
+  # Full turns of each pair within the length of pretraining: pairs that turn often tell neighbours apart and
+  # are kept; those that turn less than once are slowed by `factor`, so that longer texts stay in their range.
   turns = scaling["original_max_position_embeddings"] * inverse_K.astype(np.float64) / (2 * math.pi)
   if scaling["rope_type"] == "llama3":
     low = scaling["low_freq_factor"]
@@ -76,6 +78,7 @@ def inverse_frequencies(head_dim: int, base: float, scaling: Mapping | None = No
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return (inverse_K * (kept + (1 - kept) / factor)).astype(dtype), 1.0
   kept = _yarn_kept(head_dim, base, scaling)
+  # YaRN's temperature: on cosine and sine of queries and keys, hence squared in their products.
   keys = {"attention_factor": 0.1 * math.log(factor) + 1 if factor > 1 else 1.0, **scaling}
   return (inverse_K * (kept + (1 - kept) / factor)).astype(dtype), keys["attention_factor"]
 
@@ -85,11 +88,14 @@ def _yarn_kept(head_dim: int, base: float, scaling: Mapping):
   keys = {"beta_fast": 32, "beta_slow": 1, **scaling}
   length = scaling["original_max_position_embeddings"]
 
+  # The pair that makes so many turns within that length: the inverse of frequency over pairs. The ramp runs
+  # over pairs, that of llama3 over turns.
   def pair_of(turns):
     return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
   first = max(math.floor(pair_of(keys["beta_fast"])), 0)
   last = min(math.ceil(pair_of(keys["beta_slow"])), head_dim - 1)
+  # Where both ends are one pair the ramp is a step.
   ramp = (np.arange(head_dim // 2) - first) / max(last - first, 1e-3)
   return 1 - np.clip(ramp, 0, 1)
 
@@ -107,6 +113,7 @@ def cos_sin(positions, inverse_frequencies, factor: float, dtype):
     (cosine, sine), each [..., K/2].
   """
   wide = tree.accumulation_dtype(dtype)
+  # Angles in float32: bfloat16 has no whole numbers between 256 and 258, and positions would collide.
   lifted = jnp.asarray(inverse_frequencies, wide).reshape(*(1,) * positions.ndim, -1)
   angle = positions.astype(wide)[..., None] * lifted
   return jnp.cos(angle) * jnp.asarray(factor, wide), jnp.sin(angle) * jnp.asarray(factor, wide)
@@ -126,5 +133,6 @@ def apply_rope(x, cos, sin):
   # The halves are exchanged before they are rotated, not after: whole rows are quicker than their halves.
   full = x.astype(cos.dtype)
   exchanged = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
+  # (a, b) becomes (a cos - b sin, b cos + a sin).
   rotated = full * jnp.concatenate([cos, cos], -1) + exchanged * jnp.concatenate([-sin, sin], -1)
   return rotated.astype(x.dtype)

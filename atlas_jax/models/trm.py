@@ -96,6 +96,7 @@ class TRM(nn.Module):
     levels = tuple(self.param(name, self._init_level) for name in trm_baselines.LEVELS[self.variant])
     cos_sin = None
     if self.positions == "rope":
+      # The prefix has positions of its own, the first ones; tokens count on behind it.
       frequencies = rope.inverse_frequencies(self.width // self.heads, self.rope_base)
       cos_sin = rope.cos_sin(jnp.arange(self.n_prefix + self.seq_len), *frequencies, jnp.float32)
 
@@ -104,6 +105,7 @@ class TRM(nn.Module):
         x = trm_blocks.block(level[f"block_{i}"], x, heads=self.heads, eps=self.norm_eps, cos_sin=cos_sin)
       return x
 
+    # Once here and back below, not in every block: the token MLP wants positions first.
     swap = (lambda x: jnp.swapaxes(x, 0, 1)) if self.mixer == "mlp" else (lambda x: x)
     recursion = trm_baselines.VARIANTS[self.variant]
     latents = recursion(call, levels, tuple(map(swap, latents)), swap(embedded), self.n_outer, self.n_inner)
@@ -121,11 +123,13 @@ class TRM(nn.Module):
 
     x_BTD = self.param("embed", draw, self.vocab_size).astype(dtype)[inputs_BT]
     if prefix:
+      # Rows are an input, not a parameter: their table lies outside the optimizer, see recipes/trm.py.
       padded = jnp.pad(rows_BE.astype(dtype), ((0, 0), (0, prefix * width - self.row_width)))
       x_BTD = jnp.concatenate([padded.reshape(-1, prefix, width), x_BTD], axis=1)
     if self.positions == "learned":
       x_BTD = x_BTD + self.param("positions", draw, total).astype(dtype)[None]
       x_BTD = x_BTD * jnp.asarray(LEARNED_SCALE, dtype)
+    # Embeddings of deviation 1 / sqrt(width) get the unit variance that norms give latents.
     return x_BTD * jnp.asarray(width**0.5, dtype)
 
   def _init_level(self, key) -> dict:
@@ -146,7 +150,9 @@ class TRM(nn.Module):
     logits_BTV = answer_BTD[:, self.n_prefix:] @ self.param("head", draw).astype(dtype)
     kernel = self.param("halt_kernel", nn.initializers.zeros, (width, 2), jnp.float32)
     bias = self.param("halt_bias", nn.initializers.constant(HALT_BIAS), (2,), jnp.float32)
+    # Halting is read at the first position, one of the prefix where there is any, not at a token.
     halting = (answer_BTD[:, 0] @ kernel.astype(dtype) + bias.astype(dtype)[None]).astype(wide)
+    # Deep supervision: every step has a loss of its own, and none has a gradient into the step before.
     return TRMOut(logits_BTV, halting[:, 0], halting[:, 1], jax.lax.stop_gradient(latents))
 
   @nn.nowrap

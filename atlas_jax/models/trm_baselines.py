@@ -21,6 +21,8 @@ def trm(call: Callable, levels: tuple, latents: tuple, embedded, n_outer: int, n
   def cycle(levels, latents, embedded, repeat):
     answer, latent = latents
     injected = answer + embedded
+    # The input enters with every update of the latent, and not with that of the answer: this tells one stack
+    # which of the two it works on.
     latent = repeat(n_inner, lambda latent: call(levels[0], latent + injected), latent)
     return call(levels[0], answer + latent), latent
 
@@ -46,6 +48,7 @@ def hrm(call: Callable, levels: tuple, latents: tuple, embedded, n_outer: int, n
     injected = answer + embedded
     return _loop(times, lambda latent: call(levels[1], latent + injected), latent)
 
+  # The one-step gradient: parameters are cut too, so that earlier calls keep nothing for a backward pass.
   quiet_levels, quiet_embedded, (answer, latent) = jax.lax.stop_gradient((levels, embedded, latents))
 
   def cycle(state):
@@ -54,6 +57,7 @@ def hrm(call: Callable, levels: tuple, latents: tuple, embedded, n_outer: int, n
     return call(quiet_levels[0], answer + latent), latent
 
   answer, latent = _loop(n_outer - 1, cycle, (answer, latent))
+  # The last cycle is split: all of its calls but the last of each stack are quiet as well.
   latent = inner(quiet_levels, answer, quiet_embedded, n_inner - 1, latent)
   latent = call(levels[1], latent + (answer + embedded))
   return call(levels[0], answer + latent), latent
@@ -73,6 +77,7 @@ def _loop(times: int, function: Callable, x):
 
 
 def _unrolled(times: int, function: Callable, x):
+  # A loop of the program, which the compiler sees whole; n_inner + 1 calls have a gradient, all others none.
   for _ in range(times):
     x = function(x)
   return x
@@ -81,5 +86,6 @@ def _unrolled(times: int, function: Callable, x):
 def _last_with_gradient(cycle: Callable, levels, latents, embedded, n_outer: int):
   """Runs a cycle n_outer - 1 times in a loop without gradient, then once, unrolled, with it."""
   quiet_levels, quiet_embedded, latents = jax.lax.stop_gradient((levels, embedded, latents))
+  # (n_outer - 1)(n_inner + 1) calls that keep nothing: their number costs time and no memory.
   latents = _loop(n_outer - 1, lambda z: cycle(quiet_levels, z, quiet_embedded, _loop), latents)
   return cycle(levels, jax.lax.stop_gradient(latents), embedded, _unrolled)

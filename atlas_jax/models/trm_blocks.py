@@ -29,6 +29,7 @@ def truncated_normal(key, shape, deviation: float, dtype=jnp.float32):
 
 def hidden_width(inputs: int, expansion: float) -> int:
   """Returns the hidden width of a gated layer: two thirds of expansion * inputs, up to a multiple of 256."""
+  # Two thirds, since a gated layer has three matrices where a plain one has two; 4 and 512 make 1,536.
   return math.ceil(round(expansion * inputs * 2 / 3) / WIDTH_STEP) * WIDTH_STEP
 
 
@@ -50,6 +51,7 @@ def _rms_normalize_vjp(eps: float, axis: int, kept, grad):
   y, scale = kept
   full = y.astype(scale.dtype)
   grad = grad.astype(scale.dtype)
+  # With y = s x and s = (mean x^2 + eps)^-.5, dx = s (dy - y mean(y dy)): exact, eps included.
   along = jnp.mean(full * grad, axis, keepdims=True)
   return ((grad - full * along) * scale).astype(y.dtype),
 
@@ -65,6 +67,7 @@ def init_block(key, *, mixer: str, width: int, positions: int, heads: int, expan
          "out_kernel": truncated_normal(keys[1], (ff, width), ff**-0.5)}
   if mixer == "mlp":
     hidden = hidden_width(positions, expansion)
+    # Matrices that act on positions from the left: [outputs, inputs].
     mix = {"gate_up_kernel": truncated_normal(keys[2], (2 * hidden, positions), positions**-0.5),
            "out_kernel": truncated_normal(keys[3], (positions, hidden), hidden**-0.5)}
     return {"token_mlp": mix, "mlp": mlp}
@@ -116,12 +119,14 @@ def gated_right(x, gate_up, out):
 
 
 def _gated_right(x, gate_up, out):
+  # Gate and up in one product: one pass over x.
   hidden = x @ gate_up.astype(x.dtype)
   return gated(*jnp.split(hidden, 2, axis=1)) @ out.astype(x.dtype), (x, hidden, gate_up, out)
 
 
 def _gated_right_grad(kept, grad):
   x, hidden, gate_up, out = kept
+  # Behind the barrier, else silu's values would be shared with the forward pass, that is, kept.
   hidden, grad = _apart(hidden, grad)
   gate, up = jnp.split(hidden, 2, axis=1)
   gated_grad = _product(grad, out.astype(x.dtype), 1, 1, x.dtype)
@@ -167,6 +172,7 @@ def _apart(kept, grad):
 def _gate_grads(gate, up, grad):
   """Returns the gradients to gate and up."""
   share = jax.nn.sigmoid(gate)
+  # silu(g) = g sigmoid(g), whose derivative is sigmoid(g) + g sigmoid(g) (1 - sigmoid(g)).
   passed = gate * share
   return grad * up * (share + passed * (1 - share)), grad * passed
 
@@ -207,7 +213,8 @@ def _attend(qkv, cos_sin):
   share = _shares(q_BHTK, k_BHTK)
   mixed_BHTK = _per_head(share.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
   heads, length, size = q_BHTK.shape[1:]
-  # Long inputs would fill the memory with shares: there the backward pass computes them again.
+  # Weights are T T numbers a head, up to T = 3 K fewer than its queries, keys and values. Longer inputs would
+  # fill the memory with them: there the backward pass computes them again.
   kept = share if length <= 3 * size else None
   return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, cos_sin)
 
@@ -219,12 +226,16 @@ def _attend_grad(kept, grad_BTHK):
   share = _shares(q_BHTK, k_BHTK) if share is None else share
   grad_BHTK = jnp.swapaxes(grad_BTHK, 1, 2)
   v_grad = _per_head(share.astype(dtype), grad_BHTK, 2, 2, dtype)
+  # The softmax's gradient is P (dP - sum over keys of P dP); that sum is the product of output and its
+  # gradient, over K numbers in place of T.
   along = jnp.sum(grad_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
   score_grad = share * (_per_head(grad_BHTK, v_BHTK, 3, 3, wide) - along)
   score_grad = (score_grad * _score_scale(q_BHTK)).astype(dtype)
+  # A rotation's transpose is the rotation back.
   q_grad = rotate(_per_head(score_grad, k_BHTK, 3, 2, dtype), cos_sin, back=True)
   k_grad = rotate(_per_head(score_grad, q_BHTK, 2, 2, dtype), cos_sin, back=True)
   grads = [jnp.swapaxes(x_BHTK, 1, 2) for x_BHTK in (q_grad, k_grad, v_grad)]
+  # Positions are constants.
   return jnp.stack(grads, axis=2), jax.tree.map(jnp.zeros_like, cos_sin)
 
 
@@ -240,7 +251,7 @@ def rotate(x_BHTK, cos_sin, *, back: bool = False):
 
 
 def _shares(q_BHTK, k_BHTK):
-  """Returns how much of each position every position takes, [B, H, T, T], float32 or wider."""
+  """Returns attention weights, of each position (row) for every other, [B, H, T, T], float32 or wider."""
   scores = _per_head(q_BHTK, k_BHTK, 3, 3, tree.accumulation_dtype(q_BHTK.dtype))
   return jax.nn.softmax(scores * _score_scale(q_BHTK), axis=-1)
 

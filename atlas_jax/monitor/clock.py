@@ -53,12 +53,16 @@ class Clock:
 
   def next_row(self) -> None:
     """Starts to count anew with the step behind the one read last."""
+    # From the end of the step read last and not from now: rows then add up to the time of all steps, without
+    # gaps.
     self._count_from(self._finished)
 
   def send(self, step: Callable, *args) -> tuple[Any, Sent]:
-    """Calls a compiled step, (state, metrics) = step(*args); gives the state, and what `read` takes."""
+    """Calls a compiled step, (state, metrics) = step(*args); returns the state, and what `read` takes."""
     before = self._sent
     began = time.perf_counter()
+    # The devices report no times. A step that is ready before the next is sent was finished by now at the
+    # latest: without this its reading, which comes later, would pass for its end.
     if before is not None and before.finished_s is None and before.ready:
       before.finished_s = began
     state, metrics = step(*args)
@@ -66,12 +70,14 @@ class Clock:
     self._sent = sent = Sent(metrics, ended - began)
     if sent.ready:  # A CPU may work on a small step while it is sent, or wait for the one before it.
       sent.finished_s = ended
+      # Both were finished while this one was sent, and nothing tells when the first was: half the time is
+      # given to each, since a step that took no time would have no bound on its speed.
       if before is not None and before.finished_s is None:
         before.finished_s = (began + ended) / 2
     return state, sent
 
   def read(self, sent: Sent, *, counted: str) -> dict[str, float]:
-    """Waits for the metrics of a step, gives them, and counts the step.
+    """Waits for the metrics of a step, counts the step, and returns them.
 
     Args:
       sent: what `send` gave.
@@ -80,7 +86,9 @@ class Clock:
     began = time.perf_counter()
     row = {name: value.item() for name, value in jax.device_get(sent.metrics).items()}
     ended = time.perf_counter()
+    # Waiting for the numbers is waiting for the step, unless its end was noted when the next one was sent.
     self._finished = ended if sent.finished_s is None else sent.finished_s
+    # The first step of a start was compiled meanwhile: counting begins at its end.
     if not self._begun:
       self._begun = True
       self.next_row()
@@ -109,7 +117,7 @@ class Clock:
   def row(self) -> dict[str, float]:
     """Returns the metrics perf/*, of speed only if a step was counted.
 
-    perf/in_step_frac is the least share of time inside compiled steps: what the host does while the device
+    perf/in_step_frac is the least fraction of time inside compiled steps: what the host does while the device
     works does not count as inside. perf/flops_fraction_of_peak is at most 1.
     """
     found = profile.device_memory()
@@ -143,4 +151,5 @@ class Clock:
 
 def rate_text(per_s: float) -> str:
   """Writes a number per second with at least three digits: 12,345, 12.3 or 0.0123."""
+  # From 99.95 on three digits have no decimals; from 1,000 on .3g would write 1e+03.
   return f"{per_s:,.0f}" if per_s >= 99.95 else f"{per_s:.3g}"

@@ -1,4 +1,4 @@
-"""Series, colours, lines and panels that all pictures of a run's numbers share."""
+"""Series, colours, lines and panels for all pictures of a run's numbers."""
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 TRAIN = "#2b6cb0"
 VAL = "#c05621"
 QUIET = "#6b7280"
-MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # Of lines that are none of these.
+MORE = ("#2f855a", "#805ad5", "#b7791f", "#0987a0", "#b83280")  # For lines that are none of these.
 SMOOTHED_FROM_POINTS = 40
 SCHEDULED = ("train/lr",)  # Set, not measured: there is nothing to smooth.
 ENDING_ROWS = 5  # One batch says little: what a run ended with is the mean of so many rows at most,
@@ -40,6 +40,7 @@ def draw_lines(axes, series: Series, lines: Mapping[str, tuple[str, Any, str]], 
   for name, (label, color, style) in lines.items():
     if name in series:
       x, y = series[name]
+      # An evaluation is a mean already, and a scheduled value is exact: their last value stands for itself.
       last = y[-1] if "o" in style or name in SCHEDULED else ended(y)
       if len(y) >= SMOOTHED_FROM_POINTS and "o" not in style and name not in SCHEDULED:
         axes.plot(x, y, color=color, alpha=0.25, linewidth=1)
@@ -68,6 +69,7 @@ def cut_top(axes, *drawn: np.ndarray) -> None:
   low = min(values.min() for values in drawn)
   top = max(values.max() for values in drawn)
   high = max(np.quantile(values, 0.98) for values in drawn)
+  # Only where the highest 2% take more than half of the picture.
   if top - low > 2 * (high - low) > 0:
     axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
 
@@ -111,8 +113,11 @@ def short_number(value: float, position: int = 0) -> str:
 
 def smooth(values: np.ndarray) -> np.ndarray:
   """Averages every point with as many before as after it, so that a falling curve is not late."""
+  # A running sum, so that the mean of any stretch is one difference, and long runs are drawn at once.
   n = len(values)
   sums = np.concatenate([[0.0], np.cumsum(values)])
+  # As far to the left as to the right: towards the ends the stretch shrinks, down to the point alone. The
+  # last points are widened to the left again, since what a run ended with is read from them.
   reach = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]), max(3, n // 50))
   reach[-STEADY_POINTS:] = np.maximum(reach[-STEADY_POINTS:], STEADY_POINTS)
   first = np.maximum(np.arange(n) - reach, 0)

@@ -1,6 +1,6 @@
 """Finds updates that teach nothing: says why, with numbers and the field to change, and when to end the run.
 
-All is told from the metrics of an update, which the host reads anyway; see `Idle`.
+It takes only the metrics of an update, which the host reads anyway; see `Idle`.
 """
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ WARMING = "warming"
 SKIPPED = "skipped"
 WARN_AFTER = 3  # Updates in a row that teach nothing before it is told; then at 10, 30, 100 and so on.
 TABLES = "grad/norm_tables"  # Of rows of tables, which the optimizer never sees.
-CHANGED = "update/changed_frac"  # Share of the parameters that an update changed.
-LEARNABLE = "rollout/learnable_frac"  # Share of completions whose advantage is not 0 and that count.
+CHANGED = "update/changed_frac"  # Fraction of the parameters that an update changed.
+LEARNABLE = "rollout/learnable_frac"  # Fraction of completions whose advantage is not 0 and that count.
 
 
 class IdleError(RuntimeError):
@@ -45,6 +45,7 @@ class Idle:
     """
     self._config = config
     self._limit = config.train.idle_limit
+    # The run that ended for the limit is started again on purpose; with the old count it would end at once.
     self.in_row = 0 if self._limit is not None and in_row >= self._limit else in_row
     self.ending: str | None = None
     self._untaught = self.in_row
@@ -53,8 +54,9 @@ class Idle:
     self._told = False
 
   def observe(self, step: int, row: Mapping[str, float]) -> str:
-    """Takes the metrics of an update, with what its source told; gives what kind of update it was."""
+    """Takes the metrics of an update, those of its source among them; returns which kind of update it was."""
     kind = kind_of(step, row, self._config)
+    # A skipped update says nothing of learning, and `skipped.check` has a limit of its own: counts stay.
     if kind == SKIPPED:
       return kind
     if kind == WARMING:
@@ -63,10 +65,13 @@ class Idle:
         _warn("update %d: the last %d updates changed nothing yet: %s", step, WARN_AFTER,
               "; ".join(reasons(step, row, self._config)))
       return kind
+    # The last update of a schedule that ends at 0 changes nothing, and that is as it should be. A run that
+    # has never learnt has no such excuse.
     if kind == IDLE and not self._untaught and self._warming < step - 1 and _is_end(step, row, self._config):
       return kind
     self.in_row = self.in_row + 1 if kind == IDLE else 0
     self._untaught = 0 if kind == LEARNT else self._untaught + 1
+    # Kept for `close`: a run may be over before the first warning is due.
     self._last = (step, row)
     self._told = self._told and kind != LEARNT
     if self.ending is not None:
@@ -101,8 +106,11 @@ def kind_of(step: int, row: Mapping[str, float], config) -> str:
   """Returns what an update was: learnt, idle, untaught (by rewards), warming (rate 0 so far) or skipped."""
   if row["train/skipped_in_row"]:
     return SKIPPED
+  # Rows of tables are outside the optimizer: their gradient is in no grad/norm, and their change in no
+  # changed_frac. A gradient is all that is known of them.
   tables = row.get(TABLES, 0.0) > 0
   flows = row["grad/norm"] > 0 or tables
+  # With a tiny rate, float32 parameters stay what they are to the last bit although a gradient flows.
   changed = row["train/lr"] > 0 and (row[CHANGED] > 0 or tables)
   if flows and not changed and step <= config.optim.warmup_steps:
     return WARMING
@@ -116,12 +124,13 @@ def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
 
   Args:
     step: its number, from 1.
-    row: its metrics, with what its source told.
+    row: its metrics, those of its source among them.
     config: of the run.
 
   Returns:
     At least one sentence; the causes that lie furthest from the loss come first.
   """
+  # All that apply: an update often teaches nothing for two reasons at once.
   found = [said for rule in RULES if (said := rule(step, row, config)) is not None]
   return found or [_unknown(row, config)]
 
@@ -129,6 +138,7 @@ def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
 def _rate(step: int, row: Mapping[str, float], config) -> str | None:
   lr = row["train/lr"]
   optim = config.optim
+  # Without a gradient nothing can change at any rate: the rate is then not what is to blame.
   if lr > 0 and (row[CHANGED] > 0 or row["grad/norm"] == 0):
     return None
   warming = step <= optim.warmup_steps
@@ -168,6 +178,7 @@ def _truncated(step: int, row: Mapping[str, float], config) -> str | None:
 
 def _flat(step: int, row: Mapping[str, float], config) -> str | None:
   share = row.get("rollout/flat_groups_frac", 0.0)
+  # Completions without any reward are equal as well, and `_unrewarded` has said so.
   if not share or row["rollout/unrewarded_frac"] == 1:
     return None
   mean = row.get("rollout/reward_mean", math.nan)
@@ -182,7 +193,8 @@ def _flat(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _bounds(step: int, row: Mapping[str, float], config) -> str | None:
-  """Of the bounds that take tokens out of a policy's loss, says which took all that counted."""
+  """Names the bound that took all counted tokens out of a policy's loss, if one did."""
+  # Where nothing was left to count, no bound has taken it.
   if not _counts(row):
     return None
   if row.get("policy/stale_frac", 0.0) == 1:
@@ -200,7 +212,7 @@ def _bounds(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _uncounted(step: int, row: Mapping[str, float], config) -> str | None:
-  """Of batches of which the loss counts nothing, says so; those of rollouts have reasons of their own."""
+  """Says that the loss counts nothing of a batch; rollouts have reasons of their own."""
   counted = {name: value for name, value in row.items() if name.startswith("train/counted_")}
   if any(counted.values()) or not counted or LEARNABLE in row:
     return None
@@ -214,6 +226,7 @@ def _uncounted(step: int, row: Mapping[str, float], config) -> str | None:
 
 
 def _probability(step: int, row: Mapping[str, float], config) -> str | None:
+  # A gradient that is weighted by 1e-30 has squares that are 0 in float32, and so is its norm.
   if config.sft.loss != "dft" or row.get("sft/probability_mean", 1.0) > 1e-30 or not row["sft/counted_frac"]:
     return None
   return (f"config.sft.loss='dft' weighs tokens by their probability, {row['sft/probability_mean']:.3g} on "
@@ -262,6 +275,7 @@ def _unknown(row: Mapping[str, float], config) -> str:
           f"parameters; look at the rows of config.data, and at config.recipe={config.recipe!r}")
 
 
+# Causes that lie furthest from the loss come first, since later ones often follow from them.
 RULES: Sequence[Callable[[int, Mapping[str, float], Any], str | None]] = (
     _rate, _unrewarded, _truncated, _flat, _bounds, _uncounted, _probability, _responses, _taught, _frozen,
     _other_terms)
@@ -273,6 +287,7 @@ def _counts(row: Mapping[str, float]) -> bool:
 
 def _is_due(count: int) -> bool:
   """Returns whether so many in a row are told of: 3, 10, 30, 100 and so on."""
+  # Ever more rarely: a run of a million updates that learns nothing has a dozen lines, not a million.
   return count >= WARN_AFTER and count in (10 ** (len(str(count)) - 1), 3 * 10 ** (len(str(count)) - 1))
 
 

@@ -34,14 +34,18 @@ class Ledger:
 
   def __init__(self, path: Path | None = None, *, began_s: float | None = None):
     self.path = path
+    # The heartbeat of the lock writes the file from a thread of its own, and JAX reports compilations from
+    # the thread that compiles.
     self._guard = threading.Lock()
     self._totals = dict.fromkeys(KINDS, 0.0)
     self._kind = "start"
+    # Spans are measured by the monotonic clock, which nobody sets; only what lies between two processes needs
+    # the time of day.
     self._since = time.monotonic() - max(0.0, time.time() - (began_s or time.time()))
     self._compiled_s = 0.0
 
   def resume(self, saved: Mapping | None) -> None:
-    """Adds what earlier starts of the run took.
+    """Adds the time of the earlier starts of the run.
 
     Args:
       saved: what `saved` gave for the checkpoint that this start goes on from; None: it begins anew.
@@ -51,10 +55,14 @@ class Ledger:
     last = file or saved
     if last is None:
       return
+    # The file is written at every heartbeat, so it is newer than the checkpoint, unless it could not be
+    # written or was not copied along.
     if saved and (file is None or file["wall_s"] < saved["wall_s"]):
       last = saved
     totals = dict(last["totals"])
     clean = bool(last.get("clean"))
+    # What the file counts beyond the checkpoint will be done again: it moves to lost. Nothing is taken away,
+    # so the kinds still sum to the time since the first start. Starting and compiling are spent either way.
     if not clean:
       for kind in WORK:
         lost = max(0.0, totals[kind] - work.get(kind, 0.0))
@@ -62,6 +70,7 @@ class Ledger:
         totals["lost"] += lost
     with self._guard:
       began_s = time.time() - (time.monotonic() - self._since)
+      # Not below 0, should the time of day have been set back in between.
       totals["stopped"] += max(0.0, began_s - last["wall_s"])
       for kind in KINDS:
         self._totals[kind] += totals[kind]
@@ -96,6 +105,7 @@ class Ledger:
 
   def saved(self) -> dict:
     """Returns what a checkpoint keeps for `resume`, and writes the file."""
+    # False: work goes on behind this checkpoint. Only the end of a run is clean.
     record = self._record(clean=False)
     self.write()
     return record
@@ -107,7 +117,7 @@ class Ledger:
     write.json(self.path, self._record(clean=clean), indent=None)
 
   def row(self) -> dict[str, float]:
-    """Returns the metrics perf/time_KIND_s, since the first start, and perf/goodput_frac, that of steps."""
+    """Returns perf/time_KIND_s, since the first start, and perf/goodput_frac, the fraction of steps."""
     totals = self.totals()
     named = {f"perf/time_{kind}_s": seconds for kind, seconds in totals.items()}
     return {**named, "perf/goodput_frac": totals["step"] / max(sum(totals.values()), 1e-9)}
@@ -118,6 +128,8 @@ class Ledger:
   def _count(self) -> None:
     now = time.monotonic()
     passed = now - self._since
+    # JAX reports a compilation when it is over, whatever kind was at work: its seconds move from that kind to
+    # compile, and never more of them than have passed.
     compiled = min(self._compiled_s, passed)
     self._totals[self._kind] += passed - compiled
     self._totals["compile"] += compiled
@@ -142,6 +154,7 @@ def counting_compilation(ledger: Ledger) -> Iterator[None]:
     _counting.remove(ledger)
 
 
+# JAX gets one listener for good, which hears for the ledger at work: one for each run would count twice.
 _listening: list[bool] = []
 
 
@@ -151,12 +164,13 @@ def _heard(event: str, duration_secs: float, **_: Any) -> None:
 
 
 def _read(path: Path | None) -> dict | None:
-  """Reads a file of totals; None, with a word, if it is damaged."""
+  """Reads a file of totals; warns and returns None if it is damaged."""
   if path is None or not path.exists():
     return None
   try:
     found = json_file.read(path)
     totals = found["totals"]
+    # A file of another version, with other kinds, is no base for sums: as if it were damaged.
     if set(totals) == set(KINDS) and all(0 <= seconds < 1e12 for seconds in totals.values()):
       return {"totals": totals, "wall_s": float(found["wall_s"]), "clean": bool(found["clean"])}
     problem = "it names other kinds of time"
@@ -170,6 +184,7 @@ def process_began_s() -> float:
   """Returns when this process began, as `time.time`; now where the system does not tell."""
   try:
     with open("/proc/self/stat", encoding="utf-8") as stream:
+      # The twentieth field behind the name is the start, in clock ticks from that of the machine on.
       ticks = int(stream.read().rpartition(")")[2].split()[19])
     with open("/proc/uptime", encoding="utf-8") as stream:
       up_s = float(stream.read().split()[0])

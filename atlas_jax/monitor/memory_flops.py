@@ -23,4 +23,6 @@ def layer_flops(rule: str, *, width: int, heads: int, key_dim: int, value_dim: i
   made = rules.load(rule, key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size, **options)
   if made.flops is None:
     return None
+  # made.flops is of one head. 2 D per output of a projection are a multiplication and an addition for each of
+  # its inputs; K stands twice, for queries and keys, and M twice, for values and the way back.
   return heads * (made.flops(chunk_size) + 2 * width * (2 * key_dim + 2 * value_dim))

@@ -9,7 +9,9 @@ from atlas_jax.monitor.curves import MORE, QUIET, TRAIN, VAL, Series, finish, sh
 
 GAINS = (("emptied", "memory\nemptied"), ("swapped", "memory of\nanother row"),
          ("writes_off", "learned start,\nno writes"), ("gate_zero", "gate at zero\n(no evidence)"))
+# Without gate_zero, which takes the layer's convolutions away, too: it shows that the layer does something.
 BY_POSITION = GAINS[:-1]
+# Positions from and to, both inside, with leading zeros: as text they sort like numbers.
 BUCKET = re.compile(r"(\d+)-(\d+|up)$")
 
 
@@ -30,6 +32,7 @@ def draw_gain(axes, series: Series) -> None:
   if known:
     intervals = [_interval(series, metric, value) for (metric, _, _), value in zip(known, values)]
     reaches = np.array([[value - low, high - value] for (low, high), value in zip(intervals, values)]).T
+    # Blue helps and orange harms, grey is no evidence.
     colors = [QUIET if name == "gate_zero" else TRAIN if value >= 0 else VAL
               for (_, _, name), value in zip(known, values)]
     bars = axes.bar([label for _, label, _ in known], values, width=0.55, color=colors,
@@ -72,6 +75,7 @@ def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | Non
   """
   curves, counted = curves_of(series)
   buckets = sorted({bucket for curve in curves for bucket in curve.loss})
+  # Buckets double in width, and each is drawn equally wide: the axis is logarithmic.
   places = np.arange(len(buckets) + 1)
   for curve in curves:
     losses = [curve.loss.get(bucket, np.nan) for bucket in buckets]
@@ -81,6 +85,7 @@ def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | Non
   if curves:
     _write_counts(axes, buckets, curves[0], counted)
     for (label, reach), style in zip((reaches or {}).items(), ("--", ":", "-.")):
+      # Tokens become a place between the edges of the buckets.
       axes.axvline(np.interp(reach, starts, places[:-1]), color=TRAIN, linestyle=style, label=label)
     axes.margins(x=0, y=0.2)
   finish(axes, "Held-out loss by position in the document", "", "nats per token", bool(curves),
@@ -109,12 +114,15 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
   solid = Curve("as it is", whole, VAL, "-")
   counted = _by_bucket(series, "val/tokens_by_position/")
   curves = []
+  # Gains are measured on fewer tokens than the loss. A curve with a gain on top must start from the loss of
+  # these same tokens, or the difference between two texts would look like memory.
   if gained := _by_bucket(series, "eval/memory_gain_loss_nats_by_position/"):
     solid = solid._replace(loss=gained)
     counted = _by_bucket(series, "eval/memory_gain_tokens_by_position/")
     if baseline:
       curves.append(Curve("as it is, all held-out text", whole, VAL, "--"))
   for (name, label), color, style in zip(BY_POSITION, MORE, ("-", "-", ":")):
+    # Rows whose partner has read nothing are left out of this gain, so it has a loss of its own.
     kind = "memory_gain_swapped" if name == "swapped" else "memory_gain"
     loss = _by_bucket(series, f"eval/{kind}_loss_nats_by_position/")
     gain = _by_bucket(series, f"eval/memory_gain_{name}_nats_by_position/")

@@ -72,14 +72,17 @@ def _count_equation(equation) -> FlopCount:
   name = equation.primitive.name
   params = equation.params
   if name == "dot_general":
+    # Axes that are summed count once, those of the result once; batch axes are among the latter.
     (contracted, _), _ = params["dimension_numbers"]
     sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
     return FlopCount(2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes), 0)
   inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+  # Only one branch runs, and which is not known: the dearest bounds it.
   if name == "cond":
     return max(inner)
   total = FlopCount(sum(count.flops for count in inner), sum(count.open_loops for count in inner))
   if name == "while":
+    # A loop without products costs nothing here, however often it turns: it is no reason for a warning.
     return total._replace(open_loops=total.open_loops + (total.flops > 0))
   return total._replace(flops=total.flops * _turns(name, params))
 
@@ -89,13 +92,16 @@ def _turns(name: str, params) -> int:
     return params["length"]
   if name == "pallas_call":
     grid = params["grid_mapping"].grid
+    # A size that is known only at run time counts as one.
     return math.prod(size if isinstance(size, int) else 1 for size in grid)
   if name == "shard_map":
+    # Inside, shapes are those of one device; axes that were manual before are counted further out.
     return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
   return 1
 
 
 def _jaxprs(value) -> Iterator:
+  # Inner programs stand in the parameters of an equation, alone or in tuples, under names that differ.
   if hasattr(value, "eqns"):
     yield value
   elif isinstance(value, tuple | list):
@@ -121,6 +127,7 @@ def run_peak_flops(devices=None) -> float | None:
   peak = device_peak_flops()
   if peak is None:
     return None
+  # The virtual devices of a process are cut from one CPU, whose peak was measured as a whole.
   shared = devices[0].platform == "cpu"
   return peak * (len({device.process_index for device in devices}) if shared else len(devices))
 
@@ -132,6 +139,7 @@ def measured_flops(device, *, n: int = 1024, repeats: int = 7) -> float:
   """
   square = jax.device_put(jnp.ones((n, n), jnp.float32), device)
   product = jax.jit(jnp.dot)
+  # The first call compiles.
   product(square, square).block_until_ready()
   seconds = []
   for _ in range(repeats):
@@ -142,14 +150,12 @@ def measured_flops(device, *, n: int = 1024, repeats: int = 7) -> float:
 
 
 def device_memory() -> dict[str, float]:
-  """Returns memory in use as metrics.
-
-  Of the fullest local device, or of this process if devices do not say.
-  """
+  """Returns the memory in use as metrics: of the fullest device here, of this process if none says."""
   stats = [device.memory_stats() for device in jax.local_devices()]
   known = [each for each in stats if each]
   if not known:
     return {"perf/host_memory_gib": _resident_bytes() / GIB}
+  # The fullest device decides whether a run fits, and splits are seldom even.
   metrics = {"perf/device_memory_gib": max(each["bytes_in_use"] for each in known) / GIB}
   if all("peak_bytes_in_use" in each for each in known):
     metrics["perf/device_memory_peak_gib"] = max(each["peak_bytes_in_use"] for each in known) / GIB

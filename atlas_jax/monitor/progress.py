@@ -21,6 +21,7 @@ class Progress:
   def __init__(self, total_steps: int, start_step: int = 0, *, enabled: bool = True,
                console: rich.console.Console | None = None):
     self._bar: rich.progress.Progress | None = None
+    # In a file or a pipe a moving line would be thousands of lines.
     shown = console is not None or sys.stderr.isatty()
     if not (enabled and shown and hosts.is_main()):
       return
@@ -28,6 +29,7 @@ class Progress:
         rich.progress.TextColumn("step"), rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(),
         rich.progress.TextColumn("{task.fields[numbers]}"),
         rich.progress.TimeRemainingColumn(), rich.progress.TextColumn("left"),
+        # The speed is that of the last minute, since evaluations make single steps slow.
         console=console or rich.console.Console(stderr=True), refresh_per_second=4, speed_estimate_period=60)
     self._bar.start()
     self._line = self._bar.add_task("", total=total_steps, completed=start_step, numbers="")
@@ -39,6 +41,7 @@ class Progress:
       return
     parts = [f"loss {loss:.4f}"] if loss is not None else []
     parts += [f"{rate_text(per_s)} {unit.replace('_', ' ')}/s"] if per_s is not None else []
+    # The bar is drawn by a thread of its own, four times a second: an update here costs the loop little.
     self._bar.update(self._line, completed=step)
     if parts:
       self._bar.update(self._line, numbers="  ".join(parts))

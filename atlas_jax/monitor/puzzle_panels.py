@@ -13,6 +13,7 @@ PASS = re.compile(r"ARC/pass@(\d+)$")
 
 def names_of(series: Series) -> tuple[str, ...]:
   """Returns which panels a run's report has; those on ARC have attempts in place of tokens."""
+  # ARC counts tasks by attempts; accuracy by tokens says little of a grid that must be right in every cell.
   third = "pass_at_k" if any(PASS.match(name) for name in series) else "accuracy"
   return ("puzzle_loss", "exact_accuracy", third, "steps", "halting", "rate")
 
@@ -22,6 +23,7 @@ def headline(series: Series) -> str:
   parts = [f"{series[SEEN][0][-1]:,.0f} updates"]
   for name, count, words in (("ARC/pass@2", "ARC/n_tasks", "held-out tasks solved in two attempts"),
                              ("eval/all/exact_accuracy", "eval/all/count", "held-out puzzles solved")):
+    # The first that was written: ARC tasks are solved in attempts, other puzzles in one.
     if name in series:
       number = f"{series[count][1][-1]:,.0f} " if count in series else ""
       parts.append(f"{series[name][1][-1]:.1%} of {number}{words}")
@@ -37,6 +39,7 @@ def _draw_puzzle_loss(axes, series: Series) -> None:
       "eval/all/q_halt_loss": ("halting, held out", VAL, ":o")})
   _finish(axes, "Loss of tokens and of the halting decision", "nats", drawn, "no train/lm_loss")
   if drawn:
+    # Without the first steps, whose loss is so high that the rest would be a line at the bottom.
     axes.set_ylim(0, 1.05 * max(np.quantile(y, 0.98) for y in drawn) or 1)
 
 
@@ -62,6 +65,7 @@ def _draw_halting(axes, series: Series) -> None:
 
 
 def _draw_pass(axes, series: Series) -> None:
+  # Here, since importing it takes long and only runs that draw need it.
   import matplotlib
   names = sorted((int(found[1]), name) for name in series if (found := PASS.match(name)))
   colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(names)))).tolist()
@@ -85,11 +89,13 @@ def _draw_steps(axes, series: Series) -> None:
 def _draw_rate(axes, series: Series) -> None:
   drawn = draw_lines(axes, series, {"train/lr": ("learning rate", TRAIN, "-")}, ending="{:.2g}")
   if drawn and (speed := series.get("perf/supervision_steps_per_s")) is not None:
+    # Speed has another unit and size, so it has an axis of its own on the right.
     other = axes.twinx()
     other.plot(*speed, color=QUIET, linewidth=1.5)
     other.set_ylim(0, 1.3 * np.quantile(speed[1], 0.95) or 1)
     other.set_ylabel("speed, supervision steps per second", fontsize=11, color=QUIET)
     other.spines["top"].set_visible(False)
+    # An empty line puts speed into the legend of the left axis, where the other label is.
     axes.plot([], [], color=QUIET, linewidth=1.5, label=f"speed, median: {rate_text(np.median(speed[1]))}")
   _finish(axes, "Learning rate and speed", "learning rate", drawn, "no train/lr")
   if drawn:

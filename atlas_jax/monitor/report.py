@@ -1,8 +1,9 @@
 """Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
 Of a language model it shows loss, bits per byte, gates, memory gain and loss by position; of a recursive
-model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of one that is tuned what
-`tuning_panels` has of its kind. Panels can be drawn one by one, and a run can be followed while it writes.
+model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of a model that is tuned
+the panels of its kind in `tuning_panels`. Panels can be drawn one by one, and a run can be followed while it
+writes.
 """
 import contextlib
 import csv
@@ -57,10 +58,13 @@ def write_report(workdir) -> Path:
                             "first")
   series = read_series(workdir / METRICS)
   panels = panels_of(series)
+  # Two rows are wider than high, like a screen; nine panels or more need three.
   lines = 2 if len(panels) <= 8 else 3
   columns = max(2, math.ceil(len(panels) / lines))
   size = (14 if columns == 2 else 6 * columns, 5 * lines)
   figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+  # Not through pyplot: its figures are global and live until they are closed, and it chooses a backend by the
+  # display that is there. A report is also drawn where there is none.
   FigureCanvasAgg(figure)
   places = figure.subplots(lines, columns).flat
   for panel, axes in zip(panels, places):  # In this order: what is left of the places stays empty.
@@ -68,6 +72,7 @@ def write_report(workdir) -> Path:
   for axes in places:
     axes.remove()
   figure.suptitle(_headline(workdir.name, series), fontsize=15)
+  # Whole or not at all: a notebook may show the picture while it is drawn anew.
   with write.placed(workdir / REPORT) as part:
     figure.savefig(part, format="png")
   return workdir / REPORT
@@ -75,6 +80,7 @@ def write_report(workdir) -> Path:
 
 def panels_of(series: Series) -> tuple[str, ...]:
   """Returns which panels the report of a run has."""
+  # The kind of a run is told by the metrics it wrote, since nothing but metrics.jsonl is read.
   account = time_panel.names_of(series)
   if puzzle_panels.SEEN in series:
     return (*puzzle_panels.names_of(series), *account)
@@ -109,6 +115,7 @@ def following(workdir, show, *, every_s: float = 2.0):
     every_s: seconds between looks at the file.
   """
   ended = threading.Event()
+  # A list, so that the function inside can change it.
   shown = [0]
 
   def look():
@@ -118,6 +125,7 @@ def following(workdir, show, *, every_s: float = 2.0):
       show(rows)
 
   def keep_looking():
+    # `wait` also ends the pause when the block is left, so that nobody waits for it.
     while not ended.wait(every_s):
       look()
 
@@ -127,6 +135,7 @@ def following(workdir, show, *, every_s: float = 2.0):
     yield
   finally:
     ended.set()
+    # First the thread, then the last look from here: `show` is never called by two threads at once.
     thread.join()
     look()
 
@@ -162,13 +171,14 @@ def last_mean(rows: list[dict], name: str) -> float | None:
 def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
   """Returns the numbers of a run's summary on its speed: medians over rows, None where there is none.
 
-  The share of the peak refers to the highest one that the run knew, see `clock.Clock`.
+  The fraction of the peak refers to the highest one that the run knew, see `clock.Clock`.
 
   Args:
     rows: what `read_metrics` gives.
     unit: see `recipes.Accounting`.
   """
   names = (f"{unit}_per_s", "step_s", "in_step_frac", "model_flops_per_s")
+  # Medians: the first rows, and those with an evaluation, would pull a mean.
   found = {name: median(rows, f"perf/{name}") for name in names}
   peak = max(_values(rows, "perf/peak_flops_per_s"), default=None)
   reached = found["model_flops_per_s"]
@@ -192,6 +202,7 @@ def read_series(path) -> Series:
   series = Series()
   counted = [(row["step"], row[TOKENS]) for row in rows if row.get(TOKENS) is not None]
   if counted:
+    # Against tokens, two runs of other batch sizes can be laid over one another.
     steps, tokens = np.array(counted, float).T
   else:
     series.x_label = "step"
@@ -200,6 +211,7 @@ def read_series(path) -> Series:
     # A row of an evaluation may not count tokens itself: its place is between its neighbours.
     x = float(np.interp(row["step"], steps, tokens)) if counted else float(row["step"])
     for name, value in row.items():
+      # null stands for what was not finite, and a row need not have every metric.
       if isinstance(value, int | float) and math.isfinite(value):
         points.setdefault(name, []).append((x, float(value)))
   series.update({name: tuple(np.array(pairs).T) for name, pairs in points.items()})
@@ -223,6 +235,7 @@ def _draw_curves(axes, series: Series, kind: str, title: str, unit: str) -> None
       axes.plot(x, y, color=TRAIN, alpha=0.25, linewidth=1)
       y = smooth(y)
     axes.plot(x, y, color=TRAIN, linewidth=2, **mark(y), label=f"train, {ended(train[1]):.3f} at the end")
+    # The values as measured, not the smoothed ones: the axis must hold the fainter line behind, too.
     drawn.append(train[1])
   if (held_out := series.get(f"val/{kind}")) is not None:
     axes.plot(*held_out, color=VAL, linewidth=2, marker="o", markersize=5,
@@ -238,6 +251,7 @@ def _draw_references(axes, series: Series) -> None:
     if name in series:
       value = series[name][1][-1]
       axes.axhline(value, color=QUIET, linestyle=style, linewidth=1.5, label=f"{label}, {value:.3f}")
+      # A reference may lie far from the curves: the axis grows until it is in sight.
       low, high = axes.get_ylim()
       axes.set_ylim(min(low, value - 0.1), max(high, value + 0.1))
   if axes.get_legend() is not None:
@@ -246,6 +260,7 @@ def _draw_references(axes, series: Series) -> None:
 
 def _draw_gates(axes, series: Series) -> None:
   import matplotlib
+  # By number: as text layer 10 would come before layer 2.
   layers = sorted((int(found[1]), name) for name in series if (found := GATE.search(name)))
   colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(layers))))
   for (layer, name), color in zip(layers, colors):

@@ -24,7 +24,10 @@ def check(step: int, row: Mapping[str, Any], source, *, limit: int, newest_good:
     NonFiniteError: if there are too many in a row.
   """
   bad = [name for name in ("train/loss_nats", "grad/norm") if not math.isfinite(row[name])]
+  # Loss and norm are named first, since they have numbers. If both are finite, it is the carry or a gradient
+  # of table rows that is not: see `step.make_step`.
   what = f"{bad[0]} is {row[bad[0]]}" if bad else "what it leaves to the next batch is not finite"
+  # Steps are numbered from 1, batches from 0.
   origin = "; ".join(source.provenance(step - 1))
   logging.warning("step %d: %s; update skipped, batch from %s", step, what, origin)
   if row["train/skipped_in_row"] < limit:

@@ -27,7 +27,7 @@ from atlas_jax.monitor.curves import (
 REWARD = re.compile(r"rollout/reward/(.+)_mean$")
 SEEN = re.compile(r"train/(\w+)_seen$")
 GREEN, PURPLE, *_ = MORE
-ENDINGS = {"share": "{:.1%}", "part": "{:.2%}"}  # How shares say their last value.
+ENDINGS = {"share": "{:.1%}", "part": "{:.2%}"}  # How fractions write their last value.
 Lines = Mapping[str, tuple[str, str, str]]  # name -> (label, colour, style), see `draw_lines`
 
 
@@ -45,6 +45,7 @@ class Panel(NamedTuple):
 
 def names_of(series: Series) -> tuple[str, ...]:
   """Returns which panels a run's report has; none of a run that tunes nothing."""
+  # In the order of KINDS: the first metric that is there tells the kind, and a run has one kind.
   for seen, names in KINDS.items():
     if seen in series:
       return tuple(name for name in names if _wrote(series, SHOWN[name]))
@@ -70,6 +71,7 @@ def _rewards(series: Series) -> Panel:
   """Shows each reward by name, unless there is only the one."""
   panel = SHOWN["reward"]
   found = {name: match[1] for name in sorted(series) if (match := REWARD.match(name))}
+  # The only reward, with weight 1, is the reward: a second line would lie on the first.
   if len(found) == 1 and _same(series, next(iter(found)), "rollout/reward_mean"):
     return panel
   each = {name: (label, MORE[at % len(MORE)], "-") for at, (name, label) in enumerate(found.items())}
@@ -79,6 +81,7 @@ def _rewards(series: Series) -> Panel:
 def _recorded_loss(series: Series) -> Panel:
   """Shows what is minimised besides, where that is not the loss of recorded tokens as it is."""
   panel = SHOWN["recorded_loss"]
+  # Weights of tokens or another loss make them differ; else one line would hide the other.
   if _same(series, "train/loss_nats", "sft/nll_nats"):
     return panel
   return panel._replace(lines={**panel.lines, "train/loss_nats": ("what is minimised", QUIET, "-")})
@@ -88,6 +91,7 @@ def _same(series: Series, name: str, other: str) -> bool:
   pair = series.get(name), series.get(other)
   if pair[0] is None or pair[1] is None:
     return False
+  # Means that are the same by definition were taken in another order, in float32: they differ a little.
   return np.shape(pair[0]) == np.shape(pair[1]) and np.allclose(pair[0], pair[1], rtol=1e-4, atol=1e-7)
 
 
@@ -97,7 +101,8 @@ def _distance(series: Series) -> Panel:
 
 
 def _draw_writers(axes, series: Series) -> None:
-  """Shows the student's share of all texts so far: those of one update are all written by one."""
+  """Shows the fraction of texts so far that the student wrote; those of one update are all by one writer."""
+  # A copy: other panels are drawn from the same series.
   so_far = copy.copy(series)
   name = "distill/on_policy_frac"
   if name in series:
@@ -109,6 +114,7 @@ def _draw_writers(axes, series: Series) -> None:
 def _draw(axes, series: Series, name: str) -> None:
   """Draws a panel, and what stands against its right axis."""
   panel = MADE[name](series) if name in MADE else SHOWN[name]
+  # What belongs on the right is drawn on the left if it is all there is: an empty left axis has no legend.
   if panel.other and not any(line in series for line in panel.lines):
     panel = panel._replace(lines=panel.other, y_label=panel.other_label, scale="count", other={})
   ending = ENDINGS.get(panel.scale, "{:.3g}")
@@ -151,6 +157,7 @@ def _scale(axes, drawn: list[np.ndarray], scale: str) -> None:
   """Sets the range of the upright axis, without the few highest values of long lines."""
   from matplotlib.ticker import PercentFormatter
   low = min(values.min() for values in drawn)
+  # 0.98: the few first steps, or a single outlier, must not flatten the rest.
   high = max(np.quantile(values, 0.98) for values in drawn)
   if scale == "share":
     axes.set_ylim(-0.03, 1.03)

@@ -38,6 +38,7 @@ class MetricsWriter:
     self._last_row, self._last_place = drop_rows_after(workdir / METRICS, resume_step)
     self._metrics = workdir / METRICS
     self._folder = workdir / EVENTS
+    # Not "a": appending ignores `seek`, and a row that others join is written over.
     self._file = self._metrics.open("r+", encoding="utf-8")
     self._file.seek(0, os.SEEK_END)
     if tensorboard:
@@ -66,6 +67,7 @@ class MetricsWriter:
     if self._events is not None:
       with write.naming(self._folder):
         for name, value in row.items():
+          # TensorBoard has no null: NaN is its way to show that there was a number, and none that is finite.
           self._events.add_scalar(name, math.nan if value is None else value, step)
         self._events.flush()
 
@@ -73,14 +75,18 @@ class MetricsWriter:
     last_step = self._last_row.get("step", -1)
     if step < last_step:
       raise ValueError(f"metrics of step {step} come after those of step {last_step}; steps must rise")
+    # An evaluation comes after the step it is of, and a reader wants one row per step: the last row is
+    # written again.
     if step == last_step:
       row = {**self._last_row, **row}
       self._file.seek(self._last_place)
       self._file.truncate()
+    # All that is written is ASCII, so `tell` counts bytes as `drop_rows_after` counts characters.
     self._last_place = self._file.tell()
     self._last_row = {"step": step, **row}
     with write.naming(self._metrics):
       self._file.write(json.dumps(self._last_row, allow_nan=False) + "\n")
+      # At every row: a report can follow the run, and a kill of this process loses none.
       self._file.flush()
 
   def write_text(self, step: int, name: str, text: str) -> None:
@@ -127,6 +133,8 @@ def drop_rows_after(path, step: int) -> tuple[dict, int]:
   rows = list(read_rows(path)) if path.exists() else []
   for row in rows:
     json_file.field(path, row, "step", json_file.is_int, "whole in every row", remedy=json_lines.MEND)
+  # A run goes on from this step and makes the later ones again, so that their rows would come twice. The file
+  # is exchanged as a whole: a kill leaves the old rows or the new ones.
   kept = [row for row in rows if row["step"] <= step]
   lines = [json.dumps(row) + "\n" for row in kept]
   write.whole(path, "".join(lines))

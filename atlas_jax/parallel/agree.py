@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 
 from atlas_jax.fields import flat
+from atlas_jax.files.damage import clipped
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHOWN = 4  # Differences that a line names; more are counted.
@@ -25,6 +26,7 @@ def facts_of_start(config, named: Mapping[str, object]) -> dict[str, str]:
     config: of the run, resolved.
     named: flags besides, by what a line is to call them, such as "--workdir".
   """
+  # Facts travel as JSON text; repr tells 1 from 1.0 and from '1', and None from 'None'.
   settings = {f"config.{name}": repr(value) for name, value in flat(config).items()}
   return {
       **{name: str(value) for name, value in named.items()}, **settings,
@@ -48,8 +50,9 @@ def facts_of_data(config, source, workdir) -> dict[str, str]:
   Args:
     config: of the run; its length may come from the data.
     source: of batches, see `data.source.Source`.
-    workdir: whose newest checkpoint counts; where processes do not share it, one of them sees none.
+    workdir: whose newest checkpoint counts; of processes with folders of their own, one sees none.
   """
+  # Folders of one name on the machines' own disks are told apart here, as soon as there is a checkpoint.
   steps = [int(path.name) for path in pathlib.Path(workdir).glob("checkpoints/*") if path.name.isdecimal()]
   return {
       "config.optim.steps": str(config.optim.steps),
@@ -63,6 +66,7 @@ def code_digest() -> str:
   """Returns a digest of the package's own files."""
   digest = hashlib.sha256()
   for path in sorted(_PACKAGE.rglob("*.py")):
+    # The zero bytes part names from contents: the same text in other files is another digest.
     digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
     digest.update(path.read_bytes() + b"\0")
   return digest.hexdigest()[:16]
@@ -72,6 +76,7 @@ def _own_modules(config) -> dict[str, str]:
   """Returns digests of the modules with dotted names that a config names, where they are imported."""
   found = {}
   for value in flat(config).values():
+    # Only modules that are imported already: no text of a config is imported from here.
     module = sys.modules.get(value) if isinstance(value, str) and "." in value else None
     if (file := getattr(module, "__file__", None)) is not None:
       found[f"the code ({value})"] = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]
@@ -89,8 +94,11 @@ def differences(facts: Mapping[int, Mapping[str, str]]) -> str | None:
   Args:
     facts: of every process, by its number; the values by name.
   """
+  # Process 0 is as good as any: of two that differ nothing says which is right.
   first = facts[0]
   parts = []
+  # In the order of `facts_of_start`: settings come before versions, and only the first few differences are
+  # shown.
   for name in dict.fromkeys(name for one in facts.values() for name in one):
     others: dict[str, list[int]] = {}
     for process, one in sorted(facts.items()):
@@ -106,9 +114,7 @@ def differences(facts: Mapping[int, Mapping[str, str]]) -> str | None:
 
 
 def _shown(value: str | None) -> str:
-  if value is None:
-    return "absent"
-  return value if len(value) <= _LENGTH else value[:_LENGTH] + "..."
+  return "absent" if value is None else clipped(value, _LENGTH)
 
 
 def numbers(processes: list[int]) -> str:

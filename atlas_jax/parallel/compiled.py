@@ -11,7 +11,10 @@ import jax
 
 def after_each(meet: Callable[[str], None]) -> None:
   """Has `meet` called with a program's name behind the compilation of each that runs on all processes."""
-  # JAX tells of the end of a compilation only by an event, which says nothing of the program's devices.
+  # JAX tells of the end of a compilation only by an event, which says nothing of the program's devices. So
+  # the function itself is replaced, in the module where its caller looks it up at each call. It is no public
+  # name: a JAX without it fails here, at the start. Programs of some processes alone are not waited for,
+  # since the others never compile them.
   from jax._src import compiler
   compile_ = compiler.compile_or_get_cached
   everyone = jax.process_count()

@@ -41,7 +41,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     coordinator: "host:port" of process 0, the same in every process.
     num_processes: how many processes the run has; 1 alone stands for a run of one, whatever the cluster says.
     process_id: which one this is, from 0.
-    local_devices: CUDA devices this process takes, such as "0,1"; None: all of its machine, or its share.
+    local_devices: CUDA devices this process takes, such as "0,1"; None: all of its machine, or its part.
     limits: how long processes wait for each other.
     facts: gives what all must have alike, by name; see `agree`.
 
@@ -57,12 +57,17 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       jax.config.update("jax_cuda_visible_devices", local_devices)
     _find_devices(wanted, 0)
     return
+  # Before JAX connects anything: processes of other code or settings would wait for each other in some
+  # collective, and nothing would say why.
   peers = Peers(place.process, place.processes, limits)
   peers.gather(place.coordinator, facts())
   _peers = peers
   _initialize(peers, place, wanted.ids)
-  atexit.register(_part, peers)  # Runs before JAX takes leave of its service, which needs all processes.
+  # Runs before JAX takes leave of its service, which needs all processes: what is registered last runs
+  # first, and JAX registers its own when it is imported.
+  atexit.register(_part, peers)
   _find_devices(wanted, place.process)
+  # A process without its devices has left by now, and the others learn of it here and not in a collective.
   peers.meet("devices", agree.facts_of_devices())
   compiled.after_each(peers.meet)
   logging.info("process %d of %d joined, %d local devices of %d", place.process, place.processes,
@@ -80,15 +85,20 @@ def _part(peers: Peers) -> None:
 
 def _initialize(peers: Peers, place: launch.ProcessPlace, ids: list[int]) -> None:
   """Joins JAX's service; who lives is watched by `peers`, since JAX's own watch ends a process by SIGABRT."""
-  # What connects processes writes to standard output; there only results belong.
+  # The libraries that connect processes write to descriptor 1, past Python, and only results belong there.
+  # So Python's standard output gets a copy of the descriptor, and 1 itself becomes standard error. The flush
+  # comes first: what is buffered is a result.
   sys.stdout.flush()
   sys.stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w")
   os.dup2(sys.stderr.fileno(), 1)
   # On CPU the processes talk through gloo; accelerators ignore this setting.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # gRPC would ask a proxy even for this machine's own address.
   if any(name.lower().endswith("_proxy") for name in os.environ):
     before = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
     os.environ["no_grpc_proxy"] = ",".join(filter(None, (before, "127.0.0.1")))
+  # Process 0 holds the service, the others reach it through a relay of their own: see `wire.Relay` for what
+  # would happen without.
   port = peers.port
   bound = f"[::]:{peers.port}"
   if place.process:
@@ -143,7 +153,7 @@ def is_main() -> bool:
 def owned(workdir) -> Iterator[Lock | None]:
   """Owns a run directory while the block runs, for all processes of the run; see `lock.held`.
 
-  Gives the lock in process 0, None in the others.
+  Yields the lock in process 0, None in the others.
 
   Raises:
     LockError: in every process, if another run owns it.
@@ -160,6 +170,8 @@ def owned(workdir) -> Iterator[Lock | None]:
         mine = stack.enter_context(lock.held(workdir))
       except LockError as error:
         refusal = error
+    # Process 0 raises only after it has told the others: they would wait for it in the first collective. The
+    # broadcast also keeps them from writing before the directory is owned.
     refused = int(multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)))
     if refusal is not None:
       raise refusal
@@ -171,7 +183,7 @@ def owned(workdir) -> Iterator[Lock | None]:
 def lost_peer(error: BaseException | None) -> bool:
   """Returns whether an error, or one it comes from, means that another process of the run is gone or late.
 
-  A failed collective arrives as JaxRuntimeError or as ValueError, so the words decide, not the kind.
+  A failed collective arrives as JaxRuntimeError or as ValueError, so its message decides, not its class.
   """
   if jax.process_count() == 1:
     return False
@@ -185,17 +197,14 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def why_lost(error: BaseException) -> str:
-  """Returns why the processes lost each other, as one of them said or was seen to end.
-
-  Else quotes the error.
-  """
+  """Returns why the processes lost each other: the last words or the end of one of them, else the error."""
   fate = None if _peers is None else _peers.fate(within_s=_FATE_S)
   first = (str(error).splitlines() or [type(error).__name__])[0][:300]
   return fate or f"the processes of this run did not meet, though all live ({first})"
 
 
 def may_speak() -> bool:
-  """Returns whether this process has not yet said why it ends; who is told so says it."""
+  """Returns whether the caller is the first to say why this process ends; then it has to say it."""
   return _peers is None or _peers.may_speak()
 
 
@@ -206,6 +215,8 @@ def leave(code: int, line: str | None = None) -> NoReturn:
     code: the exit code.
     line: why, which the others are told; None where all end alike.
   """
+  # os._exit runs neither `finally` nor atexit: what others wait for is done here, the lock first, since the
+  # words below may take seconds.
   lock.release_all()
   if _peers is not None:
     if line is None:
@@ -236,6 +247,7 @@ def global_batch(mesh: Mesh, local_batch):
 
 
 def _join_rows(mesh: Mesh, sharding: NamedSharding, local, processes: int):
+  # All processes read equally many rows: `agree` has compared their settings.
   shape = (local.shape[0] * processes, *local.shape[1:])
   meshes.check_rows(mesh, shape[0])
   return jax.make_array_from_process_local_data(sharding, local, shape)
@@ -257,6 +269,8 @@ class StopFlag:
     self.signal_name: str | None = None
     self._program: signals.StopSignals | None = None
     self._before: dict[int, object] = {}
+    # Both values are on the devices before the loop: the flag of a step is a choice between them, and no
+    # transfer.
     self._arrays = tuple(_flag_array(mesh, value) for value in (0, 1))
 
   def __enter__(self):
@@ -265,6 +279,7 @@ class StopFlag:
       self._deferred = self._program.deferred()
       self._deferred.__enter__()
       return self
+    # Without the program, as in a notebook, handlers are set for the block alone.
     for number in signals.NUMBERS:
       self._before[number] = signal.signal(number, self._note)
     return self
@@ -291,6 +306,8 @@ class StopFlag:
 
   def _note(self, number, frame):
     del frame
+    # The handler before comes back at the first signal, so that a second one ends the process also where the
+    # loop hangs.
     self.signal_name = signal.Signals(number).name
     self._put_back(number)
 
@@ -302,5 +319,6 @@ class StopFlag:
 
 def _flag_array(mesh: Mesh, value: int):
   sharding = NamedSharding(mesh, PartitionSpec(meshes.AXES))
+  # One number per device, which the step adds up: the message travels in the step, and nobody waits apart.
   local: np.ndarray = np.full(len(sharding.addressable_devices), value, np.int32)
   return jax.make_array_from_process_local_data(sharding, local, (mesh.size,))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import jax
 
-# Who starts several tasks: what it sets to their number, and to that of this one.
+# Launchers of several tasks: the variables for the number of tasks, and for the number of this one. The
+# first that fits counts, so a SLURM step stands before its job, which may have more tasks than the step.
 _LAUNCHERS = (
     ("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("SLURM", "SLURM_NTASKS", "SLURM_PROCID"),
     ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("MPI", "PMI_SIZE", "PMI_RANK"),
@@ -114,7 +115,7 @@ class Devices(NamedTuple):
 
 
 def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -> Devices:
-  """Returns which devices this process takes: all of its machine, or its share where several tasks run there.
+  """Returns which devices this process takes: all of its machine, or its part where several tasks run there.
 
   JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its
   machine, however many there are.
@@ -135,6 +136,7 @@ def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -
     return Devices([int(word) for word in words], len(words), f"--local_devices={told}")
   if named := env.get("JAX_LOCAL_DEVICE_IDS"):
     return devices(named, {})._replace(why=f"JAX_LOCAL_DEVICE_IDS={named}")
+  # The GPUs of the machine may be there and not be meant.
   if env.get("JAX_PLATFORMS", "").split(",")[0] in ("cpu", "tpu"):
     return Devices([], *_promised_chips(env), are_cuda=False)
   total, why = _cuda_devices(env)
@@ -143,7 +145,7 @@ def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -
   if not total:
     return Devices([], *_promised_chips(env), are_cuda=False)
   promise = why and (several or "SLURM_JOB_ID" in env or on_node)
-  if tasks == 1 or on_node.isdecimal() and total < int(on_node):  # The second is a share already.
+  if tasks == 1 or on_node.isdecimal() and total < int(on_node):  # The second case: it has its part already.
     return Devices([], total if promise else None, why)
   if total % tasks:
     raise ValueError(f"{why or 'the machine'} gives {total} devices to the {tasks} tasks of this machine, "
@@ -159,6 +161,7 @@ def _cuda_devices(env: Mapping[str, str]) -> tuple[int, str]:
   visible = env.get("CUDA_VISIBLE_DEVICES")
   on_node = env.get("SLURM_GPUS_ON_NODE", "")
   if visible is not None:
+    # CUDA ignores all that follows the first entry it does not know, so counting stops there.
     def valid(one):
       return one.strip().isdecimal() or one.strip().startswith(("GPU-", "MIG-"))
 
@@ -182,6 +185,7 @@ def _tasks_here(env: Mapping[str, str]) -> tuple[int, int]:
     return int(env["OMPI_COMM_WORLD_LOCAL_SIZE"]), int(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
   text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
   counts: list[int] = []
+  # SLURM writes 2(x3),1 for three machines of two tasks and a fourth of one.
   for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
     counts += [int(count)] * int(times or 1)
   node = env.get("SLURM_NODEID", "")
@@ -196,6 +200,7 @@ def check_devices(wanted: Devices, process: int) -> None:
   Raises:
     ValueError: says by what they were promised, and what there is.
   """
+  # JAX falls back to the CPU where a driver is broken; a run would go on there, far slower.
   here = jax.local_devices()
   others = wanted.are_cuda and here[0].platform == "cpu"
   if wanted.promised is not None and (others or len(here) < wanted.promised):

@@ -2,6 +2,8 @@
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+# tensor comes last, since neighbours along the last axis are the nearest devices: they exchange activations
+# in every layer, while devices along fsdp exchange parameters, and along data gradients alone.
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # A batch's rows are split over both.
 
@@ -12,7 +14,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mes
   Args:
     data: devices that hold different rows and the same parameters; -1 takes what fsdp and tensor leave.
     fsdp: devices that hold different rows and different parts of the parameters.
-    tensor: devices that share rows and split heads and widths.
+    tensor: devices that hold the same rows and split heads and widths.
     devices: the devices to use; all of them, over all processes, if None.
 
   Raises:
@@ -30,6 +32,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mes
         f"config.mesh.data={shape[0]} x fsdp={fsdp} x tensor={tensor} needs {shape[0] * fsdp * tensor} "
         f"devices, this run has {len(devices)} ({devices[0].device_kind}); set config.mesh.data=-1 to take "
         "what is left")
+  # Auto: arguments and results of the step have shardings, and the compiler decides on all in between.
   # Positional: the first argument is named axis_shapes in jax 0.10 and axis_sizes in jax 0.11.
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

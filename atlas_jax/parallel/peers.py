@@ -81,6 +81,7 @@ class Peers:
       self._welcome(port, facts)
     else:
       self._greet(host, port, address, facts)
+    # Only now is silence a sign: during the gathering, a process may wait for the slowest to start.
     for process, link in self._links.items():
       link.silent_after(self.limits.silent_s)
       threading.Thread(target=self._listen, args=(process, link), daemon=True, name="peer").start()
@@ -96,6 +97,8 @@ class Peers:
       refusal = self._admit(server, known := {0: facts})
     if refusal is None and (differ := agree.differences(known)) is not None:
       refusal = f"the processes of this run differ: {differ}; start all with the same command and code"
+    # A port that is free now and closed again: JAX's service is started behind this, and opens it. Another
+    # program could take it in between, and the start would fail with its message.
     with listen(0) as free:
       self.port = free.getsockname()[1]
     for link in self._links.values():
@@ -122,7 +125,7 @@ class Peers:
       except (OSError, ValueError, KeyError, StopIteration):
         continue  # No process of ours.
       if count != self.count:
-        self._links[-1] = link
+        self._links[-1] = link  # Under no number: it is only told the refusal.
         return (f"--num_processes={self.count} in process 0 and {count} in process {process} ({host}); start "
                 "all with the same number")
       if process in known:
@@ -169,6 +172,8 @@ class Peers:
       number = self._meetings
       self._meetings += 1
       if self.process == 0:
+        # Meetings are counted, not named: who comes to meeting 3 by another name is at another place, which
+        # `_judge` finds out.
         self._present.setdefault(number, {})[0] = name, facts
 
         def done():
@@ -248,6 +253,7 @@ class Peers:
   def _lose(self, fate: str, after_s: float) -> None:
     """Notes why the run cannot go on, tells the others, and ends this process if it does not end itself."""
     with self._changed:
+      # The first reason counts: the deaths behind it are mostly its consequences.
       if self._fate is not None or self._over:
         return
       self._fate = fate

@@ -72,10 +72,12 @@ def _spec(mesh: Mesh, name: str, leaf, exceptions: Exceptions) -> PartitionSpec:
   if name.split("/")[0] == CARRY:
     return _row_spec(mesh, name, leaf)
   if name.split("/")[0] == TABLES:
+    # The number of rows of a table may follow from the data, so one that does not divide is not refused.
     even = leaf.shape[0] % meshes.n_row_shards(mesh) == 0
     return PartitionSpec(meshes.ROW_AXES) if even else PartitionSpec()
   axes: list[str | None] = [None] * len(leaf.shape)
   first = int(any(map(STACKED.fullmatch, name.split("/"))))
+  # Over tensor first: where it splits is said by the layer, while fsdp takes any axis that is left.
   _split_over_tensor(axes, mesh.shape["tensor"], name, leaf.shape, first, exceptions)
   if math.prod(leaf.shape) >= WHOLE_BELOW_NUMBERS and not _ends_in_any(name, exceptions.whole):
     _split_over_fsdp(axes, mesh.shape["fsdp"], leaf.shape, first)

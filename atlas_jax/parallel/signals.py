@@ -45,6 +45,8 @@ class StopSignals:
     global _active
     self._reader, self._writer = os.pipe()
     os.set_blocking(self._writer, False)
+    # The interpreter's C handler writes a byte per signal as it arrives; Python's own handler runs only when
+    # the main thread is back in Python. The pipe must not block: a full one would hold the C handler.
     self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
     for number in NUMBERS:
       self._before[number] = signal.signal(number, self._obey)
@@ -56,6 +58,7 @@ class StopSignals:
   def __exit__(self, *error):
     global _active
     _active = self._outer
+    # Handlers first, then the pipe: no signal may find the pipe closed.
     for number, before in self._before.items():
       signal.signal(number, before)
     signal.set_wakeup_fd(self._fd_before)
@@ -74,6 +77,7 @@ class StopSignals:
 
   def _obey(self, number, frame):
     del frame
+    # A handler runs in the main thread, between two of its instructions: raising here ends what it does.
     first = self.name is None
     self.name = self.name or signal.Signals(number).name
     if first and self._deferred:
@@ -86,14 +90,18 @@ class StopSignals:
     """Counts signals by the bytes that the interpreter writes as they arrive; two start a clock."""
     count = 0
     while data := os.read(reader, 64):
+      # Other signals with a handler in Python write their bytes here, too.
       count += sum(byte in NUMBERS for byte in data)
       if count >= 2:
         break
     ended = threading.Event()
+    # The end of the pipe tells that the block was left, which is what the second signal should bring about:
+    # then there is nothing to end.
     threading.Thread(target=self._await_end, args=(reader, ended), daemon=True).start()
     if count >= 2 and not ended.wait(PATIENCE_S):
       print("atlas_jax: ended by a second signal; the same command goes on from the newest checkpoint",
             file=sys.stderr, flush=True)
+      # The main thread may hang in compiled code for minutes, so this thread ends the process.
       self._leave(STOPPED)
 
   @staticmethod

@@ -19,10 +19,13 @@ class Link:
   """
 
   def __init__(self, connection: socket.socket, *, silent_s: float):
+    # Lines are short and waited for; without this one may be held back until the one before has arrived.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(silent_s)
     self._connection = connection
     self._sending = threading.Lock()
+    # Kept with the link and not in `messages`: the greeting is read by one call of it and all else by
+    # another, and one packet may hold both.
     self._rest = b""
 
   def silent_after(self, seconds: float) -> None:
@@ -31,6 +34,7 @@ class Link:
 
   def send(self, message: dict) -> None:
     """Sends one object; what cannot be sent is lost, and `messages` of this end says why."""
+    # The heartbeat, the main thread and the watch all send; without the lock their lines could be mixed.
     with self._sending, contextlib.suppress(OSError):
       self._connection.sendall(json.dumps(message).encode() + b"\n")
 
@@ -88,6 +92,7 @@ def connect(host: str, port: int, *, within_s: float) -> socket.socket:
   deadline = time.monotonic() + within_s
   while True:
     try:
+      # An attempt may hang while the machine is starting, and the next one go through: five seconds for each.
       rest_s = deadline - time.monotonic()
       return socket.create_connection((host, port), timeout=max(_RETRY_S, min(5, rest_s)))
     except OSError:
@@ -126,8 +131,11 @@ class Relay:
       there = connect(*self._there, within_s=self._within_s)
     except OSError:
       return
+    # create_connection leaves its timeout on the socket, and a service may be silent for as long as it likes.
     there.settimeout(None)
     threading.Thread(target=_pass_on, args=(here, there), daemon=True, name="relay").start()
+    # This is the point of the relay: when the service closes, JAX's client hears nothing of it. The other
+    # direction closes as usual.
     _pass_on(there, here, close=False)
 
 

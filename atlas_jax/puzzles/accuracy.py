@@ -1,14 +1,12 @@
 """Accuracy of answers to puzzles, and pictures of them."""
-import pathlib
 from collections.abc import Callable, Collection, Hashable
 
 import numpy as np
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, folder_of
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import pictures, solver
 from atlas_jax.puzzles.solver import Result
-from atlas_jax.workdir import EVALS
 
 
 class AccuracyTotals:
@@ -25,7 +23,10 @@ class AccuracyTotals:
   def add(self, result: Result) -> None:
     """Adds one result; means are over those with labels."""
     self._examples += 1
+    # `calls` counts calls of the model up to this result, so the largest is that of the whole evaluation:
+    # each of them paid for all slots, idle ones too. That is the cost which early halting saves.
     self._calls = max(self._calls, result.calls)
+    # What needs labels is 0 in the metrics of an example without them, and would lower the means.
     if result.labelled:
       self._count += 1
       for name in solver.MEANS:
@@ -42,7 +43,7 @@ class AccuracyTotals:
 
 
 class Gallery:
-  """Keeps the first solved and the first unsolved results, for pictures; of unknown ones what fits beside."""
+  """Keeps the first solved and unsolved results for pictures; those without labels fill what room is left."""
 
   def __init__(self, n_each: int, subject: Callable[[Result], Hashable | None] | None = None) -> None:
     """Keeps `n_each` of both kinds, one per subject at most; those whose subject is None are passed over."""
@@ -54,6 +55,8 @@ class Gallery:
 
   def add(self, result: Result) -> None:
     """Keeps a result if there is room for it."""
+    # Results come in the order of the examples: what is kept follows from the answers, not
+    # from which slot was done first.
     kept = self._solved if result.solved else self._unsolved if result.labelled else self._unknown
     if len(kept) < self._n_each and (subject := self._subject(result)) is not None:
       kept.setdefault(subject, result)
@@ -67,13 +70,6 @@ class Gallery:
   def unsolved(self) -> list[Result]:
     """Returns the unsolved ones, then those without labels, as many as are kept of a kind."""
     return [*self._unsolved.values(), *self._unknown.values()][:self._n_each]
-
-
-def folder_of(workdir, step: int) -> pathlib.Path:
-  """Returns, and makes, the folder for what the evaluation of a step leaves behind."""
-  folder = pathlib.Path(workdir) / EVALS / f"step_{step:08d}"
-  folder.mkdir(parents=True, exist_ok=True)
-  return folder
 
 
 def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None,
@@ -98,9 +94,13 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     totals = AccuracyTotals(batch_rows)
     unseen = AccuracyTotals(batch_rows)
     gallery = Gallery(-(-n_pictures // 2))
+    # In every process: the solver's calls are collective, and a process that left
+    # early would stop the others.
     for result in solve(trained):
       totals.add(result)
       gallery.add(result)
+      # Apart, not in place of the whole: numbers under eval/all are over the same examples
+      # as anybody else's on that set.
       if result.example not in trained_on:
         unseen.add(result)
     images = draw(gallery, page if n_pictures else None, "puzzles", step=step, workdir=workdir)
@@ -112,6 +112,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
 
 def draw(gallery: Gallery, page: Callable | None, name: str, *, step: int, workdir) -> dict[str, np.ndarray]:
   """Draws a gallery in process 0 and writes the picture, if there is a workdir."""
+  # One process draws and writes; the results are the same in all of them.
   if page is None or not hosts.is_main():
     return {}
   image = page(gallery.solved, gallery.unsolved)

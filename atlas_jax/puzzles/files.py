@@ -14,6 +14,7 @@ from atlas_jax.files import arrays, inside, inventory, json_file
 from atlas_jax.puzzles import grids
 from atlas_jax.puzzles.puzzle_set import PuzzleSet
 
+# Part of the format: position 0 of identifiers.json, and with it row 0 of the puzzle table.
 BLANK = "<blank>"    # Name of the id that padding has.
 SPLITS = ("train", "test")
 ZEROS = ("pad_id", "ignore_label_id", "blank_identifier_id")  # Must be 0, as batches take them to be.
@@ -58,6 +59,9 @@ def load(path: str | pathlib.Path) -> Files:
   folders = [pathlib.Path(name.strip()).expanduser() for name in str(path).split(",") if name.strip()]
   if not folders:
     raise ValueError(f"the path of a built data set is {str(path)!r}; give its folder")
+  # All folders are read and compared before any is joined, so that an error names files, not offsets of a
+  # sum. The reference goes through the sets of several folders one after another; here their groups are one
+  # set, and every epoch mixes them.
   read = [(folder, split, *_read_split(folder / split)) for folder in folders for split in SPLITS]
   shape = read[0][2]
   first = folders[0] / "train" / "dataset.json"
@@ -75,9 +79,12 @@ def load(path: str | pathlib.Path) -> Files:
 def _read_split(folder: pathlib.Path) -> tuple[dict, list[_Part]]:
   """Reads the metadata and the sets of one split of a folder."""
   path = folder / "dataset.json"
+  # Only sets that were written here have checksums; the reference's pass.
   if folder.is_dir():
     inventory.check_sealed(folder, remedy="build the data set again")
   found = _json(path, dict)
+  # `total_puzzles` is not compared: the reference's Sudoku and Maze files have the number of groups there,
+  # which is wrong once they are augmented. All it does there is to weigh a mean over several sets.
   for name in (*ZEROS, *SIZES, "total_groups"):
     lowest, highest = (0, 0) if name in ZEROS else (1, 2**31)
     value = found.get(name)
@@ -101,7 +108,11 @@ def _read_part(folder: pathlib.Path, name: str, shape: dict) -> _Part:
   def at(array):
     return folder / f"{name}__{array}.npy"
 
+  # Mapped, not read: with a thousand augmentations these are 6.5 GB for ARC-AGI-1. So their tokens are
+  # checked when a batch reads them; all else is checked now.
   inputs, labels = (_array(at(array), 2, lazy=True) for array in ("inputs", "labels"))
+  # puzzle_indices has the first example of each puzzle, group_indices the first puzzle of each
+  # group; both end with the total.
   indices = ("puzzle_identifiers", "puzzle_indices", "group_indices")
   ids, puzzles, groups = (_array(at(array), 1) for array in indices)
   if inputs.shape[1] != shape["seq_len"]:
@@ -132,6 +143,7 @@ def _array(path: pathlib.Path, axes: int, *, lazy: bool = False) -> np.ndarray:
     raise ValueError(f"{path} cannot be read as a NumPy array ({error}); build the data set again") from error
   if found.ndim != axes or found.dtype.kind not in "iu":
     raise ValueError(f"{path} is {found.dtype} of shape {found.shape}; it must be integers of {axes} axes")
+  # The files have int32; sums over several sets need not fit that.
   return found if lazy else found.astype(np.int64)
 
 
@@ -152,6 +164,8 @@ def _same_names(folders: list[pathlib.Path], n_ids: int) -> tuple[str, ...]:
     found = tuple(_json(path, list)) if path.exists() else ()
     if not all(isinstance(name, str) for name in found):
       raise ValueError(f"{path} must list the names of ids, and has another value among them; build it again")
+    # Row k of the table belongs to name k: a list that is short or shifted would give
+    # each puzzle another one's row.
     if found and (len(found) != n_ids or found[0] != BLANK):
       raise ValueError(f"{path} names {len(found)} ids from {found[0]!r} on; it must name all {n_ids} of "
                        f"num_puzzle_identifiers, from {BLANK!r} on")
@@ -178,6 +192,7 @@ def _join(parts: list[_Part], shape: dict, names: tuple[str, ...], split: str) -
   """Makes one set of puzzles of the parts, one after another."""
 
   def joined(arrays):
+    # Without their first entry, 0, which is the end of the part before.
     return np.concatenate([[0], *[array[1:] + shift for array, shift in arrays]])
 
   examples = np.cumsum([0, *[len(part.inputs) for part in parts]])
@@ -196,11 +211,14 @@ def _group_names(groups: np.ndarray, ids: np.ndarray, names: Sequence[str]) -> t
   """Returns the names of groups, from the id of the first puzzle of each; () where ids name none."""
   if not len(ids) or not len(names) or not ids.all() or np.any(np.diff(groups) < 1):
     return ()
+  # TASK|||tKIND|||COLOURS: the task is the group. Boards have id 0 throughout, which names nothing.
   return tuple(names[ids[first]].split(grids.SEPARATOR)[0] for first in groups[:-1])
 
 
 def _reader(parts: list[_Part], starts: np.ndarray, shape: dict):
   """Makes the function that reads examples out of the files and checks their tokens."""
+  # uint8 as the files have it, a quarter of int32 in a batch. The reference's Sudoku files hold int64, whose
+  # tokens are small all the same.
   narrow = all(part.inputs.dtype == part.labels.dtype == np.uint8 for part in parts)
 
   def read(examples, draw=None):
@@ -208,6 +226,7 @@ def _reader(parts: list[_Part], starts: np.ndarray, shape: dict):
     examples = np.asarray(examples)
     owner = np.searchsorted(starts, examples, side="right") - 1
     read = np.zeros((2, len(examples), shape["seq_len"]), np.uint8 if narrow else np.int32)
+    # File by file: one indexed read of a memory map for all its examples in the batch.
     for i in np.unique(owner):
       for array, found in zip(read, (parts[i].inputs, parts[i].labels)):
         values = found[examples[owner == i] - starts[i]]
@@ -226,6 +245,8 @@ def _digest(parts: list[_Part], names: tuple[str, ...]) -> str:
   for part in parts:
     for array in (part.puzzle_ids, part.puzzle_starts, part.group_starts, part.inputs, part.labels):
       digest.update(f"{array.shape} {array.dtype}".encode())
+      # Evenly spread and fixed by the length: the same rows in every process and at every start. Paths are
+      # left out: a folder that was moved is the same set.
       rows = np.linspace(0, len(array) - 1, min(len(array), SAMPLED_ROWS)).astype(np.int64)
       digest.update(np.ascontiguousarray(array[rows] if array.ndim == 2 else array).tobytes())
   return digest.hexdigest()

@@ -21,6 +21,7 @@ PAD = 0
 EDGE = 1
 FIRST_COLOUR = 2
 VOCAB_SIZE = FIRST_COLOUR + COLOURS
+# Two quarter turns undo each other as 1 and 3; a reflection, and the half turn, undo themselves.
 INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 SEPARATOR = "|||"
 
@@ -41,6 +42,8 @@ def transform(grid: np.ndarray, kind: int) -> np.ndarray:
   """
   if not 0 <= kind < 8:
     raise ValueError(f"transform {kind} is unknown, there are 0 to 7")
+  # The two tables speak of the source's rows and columns; once transposed, the source's columns run along the
+  # new rows, so they exchange their parts.
   turned = grid.T if SWAPS[kind] else grid
   rows, columns = (_COLUMNS_BACK, _ROWS_BACK) if SWAPS[kind] else (_ROWS_BACK, _COLUMNS_BACK)
   return turned[::-1 if rows[kind] else 1, ::-1 if columns[kind] else 1]
@@ -65,6 +68,7 @@ def parse_name(name: str) -> tuple[str, int, np.ndarray]:
   task_id, *marks = name.split(SEPARATOR)
   if not marks:
     return task_id, 0, _IDENTITY.copy()
+  # The names are the format: the reference parses them to take augmentations back, and its files have them.
   fits = len(marks) == 2 and len(marks[0]) == 2 and marks[0][0] == "t" and marks[0][1] in "01234567"
   if not fits or sorted(marks[1]) != list("0123456789"):
     raise ValueError(f"the name {name!r} is not of the form TASK{SEPARATOR}tK{SEPARATOR}PERMUTATION "
@@ -74,6 +78,8 @@ def parse_name(name: str) -> tuple[str, int, np.ndarray]:
 
 def undo(grid: np.ndarray, kind: int, permutation) -> np.ndarray:
   """Takes an augmentation back: `undo(augment(grid, k, p), k, p)` is the grid."""
+  # argsort of a permutation is its inverse. Colours and places do not touch each
+  # other, so their order is free.
   return np.argsort(permutation).astype(np.uint8)[transform(grid, INVERSE[kind])]
 
 
@@ -84,6 +90,8 @@ def encode(grid: np.ndarray, shift: tuple[int, int] = (0, 0), canvas: int = SIDE
     raise ValueError(f"a grid of {height} x {width} at {shift} leaves the canvas of {canvas} x {canvas}")
   tokens = np.zeros((canvas, canvas), np.uint8)
   tokens[row:row + height, column:column + width] = grid + FIRST_COLOUR
+  # Slices, not indices: where the grid reaches the canvas' edge they are empty, and there is no border. The
+  # corner between the two borders stays 0, as in the reference.
   tokens[row + height:row + height + 1, column:column + width] = EDGE
   tokens[row:row + height, column + width:column + width + 1] = EDGE
   return tokens.reshape(-1)
@@ -98,6 +106,9 @@ def crop(tokens: np.ndarray) -> np.ndarray:
   side = math.isqrt(np.size(tokens))
   canvas = np.asarray(tokens).reshape(side, side)
   clean = (canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE)
+  # The reference's rule, which lets untidy predictions vote: of every row the leading run of colours,
+  # then the least of the rows so far; height x width is largest where the grid likely ends. argmax
+  # takes the first of equal areas.
   widths = np.minimum.accumulate(np.logical_and.accumulate(clean, axis=1).sum(axis=1))
   areas = widths * np.arange(1, side + 1)
   height = int(np.argmax(areas)) + 1
@@ -126,6 +137,7 @@ def grid_digest(grid: np.ndarray) -> str:
 
 def puzzle_digest(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
   """Returns a digest of (input, output) pairs that does not depend on their order."""
+  # These bytes, separators included, are what the reference hashes: it drops augmentations by equal digests.
   digests = sorted(f"{grid_digest(left)}|{grid_digest(right)}" for left, right in pairs)
   return hashlib.sha256("|".join(digests).encode()).hexdigest()
 
@@ -179,14 +191,20 @@ def encode_many(grids: GridStore, which, kinds, permutations, shifts, canvas: in
   places = np.arange(canvas, dtype=np.int32)
   back_rows = _ROWS_BACK[kinds]
   back_columns = _COLUMNS_BACK[kinds]
+  # `_axis` gets for each new axis the length and stride of the source's axis that runs along it.
   rows, row_kind = _axis(places, heights, shifts[:, 0], np.where(swaps, back_columns, back_rows),
                          np.where(swaps, 1, source_widths))
   columns, column_kind = _axis(places, widths, shifts[:, 1], np.where(swaps, back_rows, back_columns),
                                np.where(swaps, source_widths, 1))
   rows += grids.starts[which][:, None]
   codes = grids.cells.take(rows[:, :, None] + columns[:, None, :])
+  # All choices of a cell become one code: 0-9 its colour, 10 the border, 11 or more nothing. The sum of the
+  # two axes does it: inside is 0 + 0; the border 0 + 1; beyond, and the corner of two borders, 2 or more.
   outside = row_kind[:, :, None] + column_kind[:, None, :]
   np.copyto(codes, outside + np.uint8(COLOURS - 1), where=outside > 0)
+  # One row of 16 tokens per example: colours permuted already, then the border, then zeros for the
+  # codes 11 to 13. A single `take` then permutes and encodes a whole batch; grid by grid, a batch of
+  # 768 pairs would be 1,536 calls.
   tokens = np.zeros((len(codes), 16), np.uint8)  # Of each code: ten colours, the border, the rest.
   tokens[:, :COLOURS] = np.asarray(permutations, np.uint8) + FIRST_COLOUR
   tokens[:, COLOURS] = EDGE

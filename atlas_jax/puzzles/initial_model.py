@@ -27,9 +27,12 @@ from atlas_jax.workdir import CHECKPOINTS, RESET
 
 TABLE_ROWS_MULTIPLE = 64  # So that usual meshes split the table evenly, and checkpoints fit all of them.
 # Fields that weights must have been trained with, and those that change what they compute but may be tried.
+# Some leave shapes as they are: with other heads, norm_eps or rope_base the weights would load without an
+# error, and the network would compute something else.
 SAME = ("variant", "mixer", "width", "heads", "depth", "expansion", "n_prefix", "row_width", "positions",
         "norm_eps", "rope_base")
 SETTINGS = "all_config.yaml"  # Which the original program writes beside its checkpoints.
+# Fields of the original that shapes of weights do not show, and what they are called here.
 THEIRS = {"num_heads": "trm.heads", "pos_encodings": "trm.positions", "rms_norm_eps": "trm.norm_eps",
           "rope_theta": "trm.rope_base", "expansion": "trm.expansion", "H_cycles": "trm.n_outer",
           "L_cycles": "trm.n_inner", "halt_max_steps": "supervision.n_supervision"}
@@ -54,6 +57,8 @@ def n_table_rows(n_ids: int) -> int:
 
 def drawn_reset(model, seed: int) -> tuple:
   """Draws the vectors that latents start from, as a run of this seed has them."""
+  # The second key of two, as `recipes.trm.init_of` splits it: a run does not save these vectors, it
+  # draws them again from its seed.
   return states.first(lambda rng: model.reset(jax.random.split(rng)[1]), seed)
 
 
@@ -61,7 +66,7 @@ class TrmStart:
   """The start of a run of `config.trm.path`; it is opened when something is read."""
 
   def __init__(self, config, model, sets: puzzle_sets.Sets):
-    """Notes what is to start; reading the path raises ValueError if nothing is there, or another model.
+    """Takes what the path is read for later; reading raises ValueError if nothing is there, or another model.
 
     A run that was begun does not read the path again, which may be gone.
     """
@@ -74,6 +79,8 @@ class TrmStart:
 
   def save(self, workdir) -> None:
     """Writes into a new workdir what the run needs besides its checkpoints."""
+    # The vectors are constants that the weights were trained with; other ones make them useless. They are no
+    # parameters and in no checkpoint, so a run that has them from elsewhere keeps a copy.
     kept: dict[str, Any] = {str(i): np.asarray(vector, np.float32) for i, vector in enumerate(self._reset())}
     content = arrays.npz_bytes(**kept, same_puzzles=self._same_puzzles())
     write.whole(pathlib.Path(workdir) / RESET, content)
@@ -93,6 +100,7 @@ class TrmStart:
     if not self._config.trm.row_width:
       return True
     if not self._is_run():
+      # A checkpoint of the original names no puzzles: of its rows only the number can be compared.
       table_NE = self._imported()[2]
       return table_NE is not None and len(table_NE) == self._train.n_ids
     saved = puzzle_sets.record_of(self._path)
@@ -100,6 +108,7 @@ class TrmStart:
 
   def read(self, mesh, fresh: bool) -> tuple[Any, dict, Any]:
     """Reads (parameters, the rest by name, tables); parameters and tables only of a fresh run, else None."""
+    # A run that goes on reads its own copy: the path that it started from may be gone by then.
     reset = self._reset() if self._workdir is None else saved_reset(self._model, self._workdir)
     frozen = {"reset": _placed(reset, placement.shardings(mesh, reset))}
     if not fresh:
@@ -122,8 +131,10 @@ class TrmStart:
     if not self._is_run():
       return self._imported()[1]
     other = self._other()
+    # Runs may start from one another; the first one's vectors are handed on, and no seed gives them.
     if other.trm.path is not None:
       return saved_reset(self._model, self._path)
+    # Drawn in the other run's dtype: in bfloat16 other numbers come out of the same key.
     return drawn_reset(self._model.copy(dtype=other.trm.dtype), other.seed)
 
   def _other(self):
@@ -146,11 +157,13 @@ class TrmStart:
     saved = puzzle_sets.record_of(self._path)
     shapes: dict = {"params": self._abstract_params()}
     if self._config.trm.row_width:
+      # The table as it was saved, of another number of puzzles; `_rows` makes one of ours of it, on the mesh.
       rows = jax.ShapeDtypeStruct((n_table_rows(saved["n_ids"]), self._config.trm.row_width), jnp.float32)
       shapes["tables"] = {"puzzles": rows}
     abstract = placement.abstract(mesh, shapes)
     saver = Checkpoints(self._path, **other.checkpoint, read_only=True)
     try:
+      # The moving average where the other run has one: it is what that run evaluates and exports.
       params, meta = saver.restore_params(abstract["params"], field=states.field_used(other))
       tables = saver.restore_params(abstract["tables"], field="tables")[0] if "tables" in abstract else {}
     finally:
@@ -187,7 +200,7 @@ class TrmStart:
     return LoadedWeights(_placed(params, placement.shardings(mesh, params)), table_NE)
 
   def _rows(self, mesh, rows_NE):
-    """Returns the table to start from, and says which it is."""
+    """Returns the table to start from, and logs whether the rows of the path were taken over."""
     n_ids = self._train.n_ids
     shape = (n_table_rows(self._train.n_ids), self._config.trm.row_width)
     sharding = placement.shardings(mesh, {"tables": jax.ShapeDtypeStruct(shape, jnp.float32)})["tables"]
@@ -200,6 +213,8 @@ class TrmStart:
 
     def start(rows_NE):
       if same:
+        # Within jit with the target's sharding: tables have gigabytes, and no
+        # device needs to hold all of one.
         return jnp.pad(rows_NE[:n_ids], ((0, shape[0] - n_ids), (0, 0)))
       return jnp.broadcast_to(mean_row(rows_NE), shape)
 
@@ -208,6 +223,8 @@ class TrmStart:
 
 def mean_row(rows_NE):
   """Returns the mean of the rows that were trained; a row that no batch had is zero."""
+  # The original takes the mean over all rows. Rows that no batch had, the blank one and the padding to a
+  # multiple of 64 are zero and would only draw the mean towards zero.
   used = jnp.sum(jnp.any(rows_NE != 0, axis=1))
   return jnp.sum(rows_NE, axis=0) / jnp.maximum(used, 1)
 
@@ -254,6 +271,7 @@ def _placed(tree, shardings):
   """Puts arrays that every process holds on the mesh."""
 
   def put(array, sharding):
+    # Each process hands over the parts that its devices hold, of an array that all of them have read.
     return jax.make_array_from_callback(array.shape, sharding,
                                         lambda index: np.asarray(array)[index])
 
@@ -269,6 +287,8 @@ def _check_settings(file: pathlib.Path, config) -> None:
   settings = file.parent / SETTINGS
   text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
   for theirs, ours in THEIRS.items():
+    # By a pattern, not by a parser of YAML, which would be one more dependency for
+    # eight lines of `name: number`.
     found = re.search(rf"^\s*{theirs}: *['\"]?([\w.+-]+)['\"]?\s*$", text, re.MULTILINE)
     value = configs.at(config, ours)
     if found is None or found[1] == str(value) or _number(found[1]) == value:

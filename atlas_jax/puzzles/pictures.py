@@ -46,7 +46,7 @@ COLUMN_GAP = 0.7
 NAME_LETTERS = 44
 CHANGED = "#e08600"
 HALTS = "#2e9e4f"
-UNKNOWN = "unknown"  # Of a target, and so whether it was met.
+UNKNOWN = "unknown"  # Said of a target that is not known, and of its verdict.
 STRIP_GAP = 0.22  # Between boards, in widths of a board.
 
 
@@ -110,8 +110,10 @@ def write_png(path, image) -> None:
 def arc_panels(result: Result, crop: Callable | None) -> list[GridPanel]:
   """Returns the grids of an ARC example; cells are wrong where they differ or one of the grids has none."""
   assert crop is not None
+  # Cells that are not scored are -100 in a batch; to `crop` they are what they were in the file, padding.
   tokens = (result.input_T, np.where(result.labels_T < 0, 0, result.labels_T), result.prediction_T)
   given, target, prediction = (np.asarray(crop(tokens_T), np.int64) for tokens_T in tokens)
+  # Cells beyond the target's size are wrong whatever they hold: the size is part of an ARC answer.
   wrong = np.ones(prediction.shape, bool)
   if target.size:
     rows, columns = (min(sizes) for sizes in zip(target.shape, prediction.shape))
@@ -141,6 +143,7 @@ def _size(grid) -> str:
 
 def sudoku_panels(result: Result, shape: tuple[int, int]) -> list[GridPanel]:
   """Returns the boards of a Sudoku; a digit's colour says whether it was given, predicted or wrong."""
+  # Tokens are digit + 1: a blank is 0 here, predicted padding -1, shown as "?", and an unscored label -101.
   given, target, prediction = (np.asarray(tokens_T).reshape(shape) - 1 for tokens_T in
                                (result.input_T, result.labels_T, result.prediction_T))
   wrong = (target != prediction) & (target >= 0)
@@ -172,10 +175,12 @@ def box_of(side: int) -> tuple[int, int]:
 
 def maze_panels(result: Result, shape: tuple[int, int]) -> list[GridPanel]:
   """Returns the mazes; a predicted path that leaves the right one has another colour."""
+  # Unscored labels become padding, which has a colour of its own.
   given, target, prediction = (np.maximum(np.asarray(tokens_T).reshape(shape), 0) for tokens_T in
                                (result.input_T, result.labels_T, result.prediction_T))
   wrong = (target != prediction) & (result.labels_T.reshape(shape) >= 0)
   palette = np.array([to_rgb(colour) for colour in MAZE_COLOURS])
+  # A wrong path has a colour of its own besides the cross; a wall or free cell that is wrong keeps its own.
   shown = np.where(wrong & (prediction == MAZE_PATH), MAZE_WRONG_PATH, np.minimum(prediction, MAZE_PATH))
   none = np.zeros(shape, bool)
   grids = (("input  from green to pink", given, none), ("target", target, none), ("prediction", shown, wrong))
@@ -190,6 +195,8 @@ def draw_page(solved: Sequence[Result], unsolved: Sequence[Result], name_of: Cal
   half = 3 * PANEL + 2 * GAP
   width = 2 * MARGIN + 2 * half + COLUMN_GAP
   height = 2 * MARGIN + n_rows * (HEAD + PANEL) + (n_rows - 1) * ROW_GAP
+  # Not pyplot, which keeps every figure in a global list and may open a display: evaluations draw in a
+  # process that trains for days.
   figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
   canvas = FigureCanvasAgg(figure)
   for column, (results, absent) in enumerate(((solved, "none solved"), (unsolved, "none unsolved"))):
@@ -212,6 +219,7 @@ def _draw_puzzle(figure: Figure, left: float, top: float, name: str, result: Res
   figure.text(left, top, name, size=11, weight="bold", color=INK, **place)
   figure.text(left + 3 * PANEL + 2 * GAP, top, _verdict(result), size=10.5, ha="right",
               color=GOOD if result.solved else BAD if result.labelled else FAINT, **place)
+  # One cell size for the three grids of a puzzle, so that their sizes can be compared by eye.
   side = max(max(panel.colours.shape[:2]) for panel in panels) or 1
   for i, panel in enumerate(panels):
     x = left + i * (PANEL + GAP)
@@ -241,6 +249,7 @@ def _draw_panel(axes, panel: GridPanel, side: int) -> None:
   axes.imshow(panel.colours, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
   axes.set_xlim(0, side)
   axes.set_ylim(side, 0)
+  # Text, lines and marks are sized in points: they must shrink with the cells, of which a side has 4 to 30.
   points = PANEL * 72 / side  # Per cell.
   _draw_lines(axes, rows, columns, (1, 1), panel.line, min(0.8, 0.04 * points))
   if panel.box:
@@ -250,6 +259,7 @@ def _draw_panel(axes, panel: GridPanel, side: int) -> None:
               weight="bold" if colour in (GIVEN, WRONG) else "normal")
   y, x = np.nonzero(panel.wrong)
   stroke = max(0.9, 0.07 * points)
+  # White on black shows on all ten colours of ARC.
   outline = patheffects.withStroke(linewidth=2.2 * stroke, foreground="black")
   axes.scatter(x + 0.5, y + 0.5, marker="x", s=(0.42 * points) ** 2, c="white", linewidths=stroke,
                clip_on=False, path_effects=[outline])
@@ -271,7 +281,7 @@ def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, 
 
   Args:
     axes: of matplotlib, empty; the strip keeps its proportions in it, see `strip_inches`.
-    trace: see `thinking.trace`.
+    trace: see `tracing.trace`.
     batch: what was traced, with inputs_BT and labels_BT.
     row: which puzzle of the batch.
     shape: rows and columns of the board.
@@ -284,6 +294,8 @@ def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, 
   for i, (digits, chance, changed) in enumerate(boards):
     left = i * shape[1] * (1 + STRIP_GAP)
     size = 0.14 * shape[0]
+    # A model answers for all cells, also for given ones: a given that it
+    # overwrites is an error like any other.
     kept = (given > 0) & (digits == given)
     right = (digits == target) | (target < 0)
     kinds = np.where(kept, GIVEN, np.where(right, PREDICTED, WRONG))
@@ -349,6 +361,8 @@ def _strip_bar(axes, left: float, shape: tuple[int, int], halt: float) -> None:
 
 def _shade(colour: str, chance: float) -> tuple[float, ...]:
   """Mixes a colour with white, the less of it the less likely."""
+  # Squared, so that unsure answers turn pale early; at most 0.45 of the colour, so that the digit on it, in
+  # the same colour but darker, can be read.
   share = 0.45 * float(np.clip(chance, 0, 1)) ** 2
   return tuple(share * np.array(to_rgb(colour)) + 1 - share)
 
@@ -356,6 +370,8 @@ def _shade(colour: str, chance: float) -> tuple[float, ...]:
 def _write(axes, x: float, y: float, text: str, height: float, colour, *, bold: bool = False) -> None:
   """Writes text centred at a place, its digits so high in units of the axes, whatever size they have."""
   font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+  # As a path in units of the axes, not as text in points: strips are drawn into figures of any size, and
+  # digits keep their place in the cell. The height of a digit is the measure, whatever letters the text has.
   digit, path = (TextPath((0, 0), letters, size=1, prop=font) for letters in ("0", text))
   scale = height / digit.get_extents().height
   box = path.get_extents()

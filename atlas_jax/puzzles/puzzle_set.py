@@ -60,10 +60,12 @@ class PuzzleSet:
   @property
   def fingerprint(self) -> str:
     """Returns a digest of `identity`: equal for equal contents."""
+    # Of the identity, not of tokens: a set may encode its examples when asked, and has gigabytes of them.
     return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
   def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
     """Returns the puzzle of each example."""
+    # "right" steps over puzzles without examples, which begin where the next one does.
     return np.searchsorted(self.puzzle_starts, examples, side="right") - 1
 
   def ids_of(self, examples: np.ndarray) -> np.ndarray:
@@ -92,10 +94,12 @@ def of_arrays(inputs, labels, *, vocab_size: int, identity: dict, group_starts=N
   if inputs.shape != labels.shape or inputs.ndim != 2:
     raise ValueError(f"inputs {inputs.shape} and labels {labels.shape} must both be [examples, seq_len]")
   ranges = (("puzzle_starts", puzzle_starts, len(inputs)), ("group_starts", groups, len(ids)))
+  # Refused here, or a batch would read examples of another puzzle without an error.
   for name, starts, end in ranges:
     if starts[0] != 0 or starts[-1] != end or np.any(np.diff(starts) < 0):
       raise ValueError(f"{name} must rise from 0 to {end}, got {starts[0]} to {starts[-1]}")
   bounds = (("inputs", inputs, vocab_size), ("labels", labels, vocab_size), ("ids", ids, n_ids))
+  # On a device an id beyond the table is clamped to its last row, without an error.
   for name, array, bound in bounds:
     if array.size and not 0 <= array.min() <= array.max() < bound:
       raise ValueError(f"{name} run from {array.min()} to {array.max()}, they must be in 0..{bound - 1}")

@@ -4,10 +4,10 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
+from atlas_jax.data import stepped
 from atlas_jax.files import json_file, write
 from atlas_jax.puzzles import arc, files, grids, source
 from atlas_jax.puzzles.arc import build as arc_build
@@ -53,8 +53,11 @@ class Sets(NamedTuple):
     """
     file = pathlib.Path(workdir) / PUZZLES
     saved = record_of(workdir)
+    # Through JSON, as the saved one went: tuples become lists, which compare unequal to them.
     here = json.loads(json.dumps(_record(self)))
     differ = [f"{name}={saved.get(name)!r} in the run, {here[name]!r} here"
+              # Not "test": a run may be evaluated on other held-out puzzles; its rows
+              # belong to those it trains on.
               for name in ("n_ids", "first_names", "train") if saved.get(name) != here[name]]
     if differ:
       raise ValueError(f"{file}: the run was trained on other puzzles: {'; '.join(differ)}; give the data it "
@@ -95,6 +98,7 @@ def shape_of(fields) -> Shape:
   if fields.name == "built":
     train = _built(fields).train
     return Shape(train.seq_len, train.vocab_size)
+  # Padding and a blank beside the digits of a Sudoku; padding beside the characters of a maze.
   return Shape(fields.side**2, fields.side + 2 if fields.name == "sudoku" else len(maze.CHARACTERS) + 1)
 
 
@@ -123,7 +127,10 @@ def load(config) -> Sets:
   if fields.name == "built":
     found = _built(fields)
     side = math.isqrt(found.train.seq_len)
+    # Now, and not when the first evaluation fails after hours of training.
     _check_built(fields.path, found, side)
+    # Files of the reference have one black cell where an output is unknown; taken as
+    # labels they would be learnt.
     if _kind_of(found) == "arc":
       found, leaks = _asked(fields, arc_built.check, found, fields.path)
       return Sets(found.train, found.test, "arc", (side, side), found.test_puzzles,
@@ -134,6 +141,7 @@ def load(config) -> Sets:
                 n_train=fields.n_train, n_test=fields.n_test, seed=fields.seed,
                 cache_dir=config.data.cache_dir, download=config.data.download)
   build: Any = sudoku.build if fields.name == "sudoku" else maze.build
+  # Mazes are solved whenever they are read, see `maze.read`: there is nothing to switch off.
   searched = {"one_solution": fields.one_solution} if fields.name == "sudoku" else {}
   train, test = _asked(fields, build, **common, **searched, min_rating=fields.min_rating,
                        n_augmentations=fields.n_augmentations)
@@ -196,6 +204,7 @@ def _trained_on(path: str, found: files.Files) -> frozenset[int]:
     return (row.tobytes() for start in range(0, split.n_examples, READ_AT_ONCE) for row in
             split.read(np.arange(start, min(start + READ_AT_ONCE, split.n_examples)))[0])
 
+  # The held-out side is the small one: only it is kept in memory, and the training side streams past it.
   held_out = list(questions(found.test))
   wanted = set(held_out)
   seen = {question for question in questions(found.train) if question in wanted}
@@ -208,6 +217,9 @@ def _trained_on(path: str, found: files.Files) -> frozenset[int]:
 
 def _kind_of(found: files.Files) -> str:
   """Tells from the vocabulary what a built set is of."""
+  # ARC has 12 tokens, mazes 6, and the Sudokus of the reference, of side 9 alone, 11. A Sudoku
+  # of side 4 would have 6 too and be taken for a maze: such a set is generated or read from
+  # CSV, not from a built folder.
   if found.train.vocab_size == grids.VOCAB_SIZE:
     return "arc"
   return "maze" if found.train.vocab_size == len(maze.CHARACTERS) + 1 else "sudoku"
@@ -223,6 +235,7 @@ def _say_what_scores_mean(name: str, built: arc_build.Built) -> None:
 
 def eval_batches_of(config, sets: Sets) -> source.EvalBatches:
   """Opens the held-out split, all rows in every process."""
+  # The solver deals examples to slots itself, and every process must deal alike: all of them read all rows.
   return source.EvalBatches(sets.test, config.eval.batch_rows, max_examples=config.puzzle_eval.max_examples)
 
 
@@ -232,5 +245,4 @@ def source_of(config, sets: Sets) -> source.PuzzleSource:
   original = {"epochs_per_iteration": fields.epochs_per_iteration} if fields.sampler == "original" else {}
   return source.PuzzleSource(
       sets.train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
-      process_index=jax.process_index(), process_count=jax.process_count(),
-      fresh_shift=fields.shift == "fresh", sampler=fields.sampler, **original)
+      **stepped.this_process(), fresh_shift=fields.shift == "fresh", sampler=fields.sampler, **original)

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from atlas_jax.data import stepped
 from atlas_jax.losses import recursion
 from atlas_jax.models import act
 from atlas_jax.parallel import hosts
@@ -25,6 +26,7 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 
 MODES = ("all", "halting")
+# `AccuracyTotals` averages these over labelled examples.
 MEANS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 
 
@@ -49,6 +51,8 @@ class Result(NamedTuple):
     """
     if math.isnan(self.halt_logit):
       return 0.0
+    # The sigmoid in float64, as the original's evaluator has it: votes of equal counts are ordered by the
+    # mean of q, and in float32 all logits above 17 would give 1. The form does not overflow.
     return float(np.exp(-np.logaddexp(0.0, -np.float64(self.halt_logit))))
 
   @property
@@ -138,6 +142,7 @@ def make(model, batches_of: Callable, mesh: Mesh, options: SolverOptions):
     ValueError: if options do not fit together, or the slots do not divide over the mesh.
   """
   _check(mesh, options)
+  # Outside of `solve`: evaluations come by the dozen, and only shapes decide what is compiled.
   device = _compiled(model, mesh, options)
   # Without a threshold the host knows who has finished, and need not wait for the device to say so.
   least_steps = options.n_supervision if options.threshold is None else 1
@@ -176,6 +181,7 @@ def _check(mesh: Mesh, options: SolverOptions) -> None:
       raise ValueError(f"config.{name}={value} must be at least 1")
   if noise < 0:
     raise ValueError(f"config.puzzle_eval.noise_std={noise} must be at least 0; 0 adds no noise")
+  # Nothing else differs between trajectories of one example.
   if trajectories > 1 and not noise:
     raise ValueError(f"config.puzzle_eval.n_trajectories={trajectories} with noise_std=0 repeats the same "
                      "answer; set config.puzzle_eval.noise_std, or n_trajectories=1")
@@ -211,12 +217,16 @@ def _compiled(model, mesh: Mesh, options: SolverOptions) -> _Device:
     pool = slots.pool
     latents = _noisy(slots, options.noise_std, options.seed) if options.noise_std else pool.latents
     out = model.apply({"params": params}, pool.inputs_BT, slots.rows_BE, latents)
+    # The halting logit is of the answer after this step, so the answer that is
+    # handed out is the one it judges.
     steps_B, halted_B = act.halt_eval(pool.steps_B, out.halt_logit_B, n_supervision=options.n_supervision,
                                       threshold=options.threshold)
     scores = _scores(out, pool.labels_BT, steps_B, halted_B, options)
     return slots._replace(pool=pool._replace(latents=out.latents, steps_B=steps_B)), scores
 
   return _Device(
+      # Slots are split over the mesh. Scores are small and whole everywhere: all processes must free the same
+      # seats. Donated slots, latents above all, are updated in place; only one copy of them exists.
       empty=jax.jit(lambda: _empty(model, options.batch_rows), out_shardings=split),
       refill=jax.jit(_refill, donate_argnums=0, out_shardings=split),
       supervise=jax.jit(supervise, donate_argnums=1, out_shardings=(split, whole)))
@@ -231,6 +241,8 @@ def _empty(model, batch_rows: int) -> Slots:
 def _refill(slots: Slots, offered: dict, starts: tuple, table) -> Slots:
   """Returns fresh slots the example offered to them, with its row of the table."""
   fresh_B = offered["fresh_B"]
+  # Which slots are refilled the host decides, by its seats and its queue; the pool's own flags, which
+  # training goes by, are overwritten.
   pool = act.refill(slots.pool._replace(halted_B=fresh_B), offered, tuple(map(jnp.asarray, starts)))
   rows_BE = slots.rows_BE
   if table is not None:
@@ -243,6 +255,8 @@ def _noisy(slots: Slots, std: float, seed: int) -> tuple:
   """Adds noise that depends on example, trajectory and step alone, not on the slot."""
   def one(example, trajectory, step, latents):
     key = jax.random.key(seed)
+    # Folded in one by one, so each triple has a key of its own, however many slots,
+    # processes or batches there are.
     for number in (example, trajectory, step):
       key = jax.random.fold_in(key, number)
     keys = jax.random.split(key, len(latents))
@@ -253,6 +267,8 @@ def _noisy(slots: Slots, std: float, seed: int) -> tuple:
 
 
 def _scores(out, labels_BT, steps_B, halted_B, options: SolverOptions) -> StepScores:
+  # `recursion_loss` adds up over rows; row by row under vmap its sums are the metrics of each slot. All count
+  # as halted: the host reads those that are.
   def one(logits_TV, halt_logit, labels_T, steps):
     _, metrics = recursion.recursion_loss(
         logits_TV[None], halt_logit[None], labels_T[None], halted_B=jnp.ones((1,), bool), steps_B=steps[None],
@@ -272,6 +288,7 @@ def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: in
   for batch in batches:
     columns = (np.asarray(batch[name]) for name in ("inputs_BT", "labels_BT", "ids_B"))
     for input_T, labels_T, id_ in zip(*columns):
+      # Padding of a last, short batch. It must not take a slot.
       if not input_T.any():
         continue
       if max_examples is not None and example >= max_examples:
@@ -284,6 +301,8 @@ def _queue(batches: Iterable[dict], max_examples: int | None, n_trajectories: in
 def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Assignment], least_steps: int,
           seq_len: int, params, starts: tuple, table) -> Iterator[tuple[_Assignment, Result]]:
   """Works until queue and seats are empty; gives results as examples finish."""
+  # Calls since the seat was taken, counted on the host. As long as no seat can be finished, the loop sends
+  # the next call without waiting for the scores of this one, and the devices need not idle.
   made_B = np.zeros(len(seats), np.int64)
   slots = device.empty()
   calls = 0
@@ -313,11 +332,11 @@ def _take_seats(seats: list, queue: Iterator[_Assignment]):
 
 def _offered(seats: list, fresh_B, seq_len: int) -> dict:
   """Returns what this process's slots are offered; slots that take nothing are offered padding."""
-  rows = len(seats) // jax.process_count()
-  mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+  # Every process keeps all seats, filled from an equal queue, and hands over its own block of rows.
+  mine = stepped.rows_of(len(seats), **stepped.this_process())
   padding_T = np.zeros(seq_len, np.int32)
   idle = _Assignment(0, 0, padding_T, padding_T, 0)
-  taken = [seat if new else idle for seat, new in zip(seats[mine], fresh_B[mine])]
+  taken = [seats[row] if fresh_B[row] else idle for row in mine]
   return {
       "inputs_BT": np.stack([seat.input_T for seat in taken]).astype(np.int32),
       "labels_BT": np.stack([seat.labels_T for seat in taken]).astype(np.int32),
@@ -329,6 +348,7 @@ def _offered(seats: list, fresh_B, seq_len: int) -> dict:
 
 def _retire(seats: list, scores: StepScores, calls: int) -> Iterator[tuple[_Assignment, Result]]:
   """Frees the seats of finished examples and returns their results."""
+  # Waits for the call. Of the other scores nothing is fetched unless some seat is done.
   halted_B = np.asarray(scores.halted_B)
   done = [i for i, seat in enumerate(seats) if seat and halted_B[i]]
   if not done:
@@ -344,12 +364,14 @@ def _retire(seats: list, scores: StepScores, calls: int) -> Iterator[tuple[_Assi
 
 def _in_order(retired: Iterator[tuple[_Assignment, Result]], n_trajectories: int) -> Iterator[Result]:
   """Chooses among the trajectories of each example and restores the order of the examples."""
+  # Holds what was done before an earlier example was: in mode "halting" easy ones overtake hard ones.
   waiting: dict[int, dict[int, Result]] = {}
   following = 0
   for seat, result in retired:
     waiting.setdefault(seat.example, {})[seat.trajectory] = result
     while len(waiting.get(following, ())) == n_trajectories:
       tried = waiting.pop(following)
+      # Sorted, so that of equal logits the first trajectory counts, in whatever order slots were done.
       surest = max(sorted(tried), key=lambda trajectory: tried[trajectory].halt_logit)
       yield tried[surest]._replace(calls=max(each.calls for each in tried.values()))
       following += 1

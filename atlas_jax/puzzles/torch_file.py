@@ -21,6 +21,7 @@ STORAGES = {"FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage"
             "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool"}
 MOST_VALUES = 1_000_000  # Dicts inside dicts may be shared: a small file could name more than memory holds.
 LARGE = 2**28  # Bytes or numbers up to which a small file may stand for more than it holds.
+# What unpickling damaged bytes raises; what `_Unpickler` refuses is a plain ValueError.
 _BROKEN = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, OverflowError,
            UnicodeDecodeError, RecursionError, MemoryError, zipfile.BadZipFile, NotImplementedError)
 
@@ -48,6 +49,8 @@ def _parameter(data, *others) -> _Tensor:
   return data
 
 
+# The functions that torch.save writes for tensors and parameters, each by one of ours that only notes its
+# arguments. A pickle can call any function that it may name: this table is all that it may.
 _KNOWN = {("collections", "OrderedDict"): collections.OrderedDict,
           ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
           ("torch._utils", "_rebuild_parameter"): _parameter}
@@ -57,6 +60,7 @@ class _Unpickler(pickle.Unpickler):
   """Builds what `_KNOWN` lists, and refuses all else by name."""
 
   def find_class(self, module, name):
+    # Classes stand in a pickle as names; here a storage's class is the dtype of its numbers.
     if module == "torch" and name in STORAGES:
       return STORAGES[name]
     if (module, name) not in _KNOWN:
@@ -64,6 +68,7 @@ class _Unpickler(pickle.Unpickler):
     return _KNOWN[module, name]
 
   def persistent_load(self, pid):
+    # ("storage", class, key of the member with the numbers, device it was saved from, how many numbers).
     kind, dtype, key, _, count = pid
     if kind != "storage" or dtype not in STORAGES.values():
       raise ValueError(f"it asks for {str(pid)[:80]}, which is no storage of numbers")
@@ -94,7 +99,9 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
   if len(pickles) != 1:
     raise ValueError(f"it holds {len(pickles)} files data.pkl, a PyTorch checkpoint has one")
+  # All members lie in one folder of the archive, whatever its name.
   root = pickles[0].removesuffix("data.pkl")
+  # Newer versions write this member; files without it are taken as little-endian.
   if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
     raise ValueError("its numbers are big-endian; save it again on a usual machine")
   _check_member(archive, pickles[0])
@@ -128,10 +135,14 @@ def _array(archive, root: str, tensor: _Tensor, storages: dict[_Storage, np.ndar
   sizes = (offset, *shape, *strides)
   if not isinstance(storage, _Storage) or not all(type(size) is int and size >= 0 for size in sizes):
     raise ValueError(f"the tensor {name!r} has no sizes that can be: {sizes}")
+  # Not np.dtype: bfloat16 is none of NumPy's.
   dtype = jnp.dtype(storage.dtype)
+  # The place of the last number of a strided view, from its first: `as_strided` below checks nothing, and
+  # would read whatever lies behind the buffer.
   last = sum((size - 1) * step for size, step in zip(shape, strides))
   if len(shape) != len(strides) or math.prod(shape) and offset + last >= storage.numel:
     raise ValueError(f"the tensor {name!r} reaches beyond its {storage.numel} numbers")
+  # A stride of 0 repeats one number; honest tensors do so in small, such as an expanded mask.
   if math.prod(shape) > max(LARGE, storage.numel):
     raise ValueError(f"the tensor {name!r} of shape {shape} repeats its {storage.numel} numbers")
   if storage not in storages:  # Two tensors may say different things of one member.

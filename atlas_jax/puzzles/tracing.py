@@ -22,6 +22,7 @@ class Trace(NamedTuple):
 
   def changed(self) -> np.ndarray:
     """Returns which tokens differ from those of the step before, [N, B, T]; none at the first step."""
+    # The step before the first is not among the answers, so nothing is said to have changed there.
     same = self.prediction_NBT[1:] == self.prediction_NBT[:-1]
     return np.concatenate([np.zeros_like(same, shape=(1, *same.shape[1:])), ~same])
 
@@ -62,6 +63,7 @@ def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, table
   def work(params, pool, rows_BE):
     def step(latents, _):
       out = model.apply({"params": params}, pool.inputs_BT, rows_BE, latents)
+      # bfloat16 has three digits: chances near 1 would all be 1.
       logits_BTV = out.logits_BTV.astype(jnp.float32)
       chance_BT = jnp.exp(jnp.max(LOG_CHANCE[token_loss](logits_BTV), axis=-1))
       prediction_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)

@@ -16,7 +16,7 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import evals, tree
-from atlas_jax.data import prompts, spans
+from atlas_jax.data import prompts, spans, stepped
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
 from atlas_jax.language import assets, samplers
@@ -177,12 +177,10 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
   """
   data = config.data
   fields = config.distill
-  found = prompts.load(data.name, files=data.files, held_out_frac=data.held_out_frac, seed=config.seed,
-                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
-                       needs=needs_of(config, pair.student))
-  if data.max_problems is not None:
-    count = data.max_problems if found.count is None else min(found.count, data.max_problems)
-    found = prompts.ProblemList([found.problem(index) for index in range(count)])
+  needs = needs_of(config, pair.student)
+  bounded = data.max_problems is not None
+  found = (prompts.ProblemList(prompts.listed(config, "train", needs=needs)) if bounded
+           else prompts.of_config(config, needs=needs))
   # One batch for both models: its lengths are multiples of what each of them needs.
   align = int(np.lcm(pair.student.language.align_tokens, pair.teacher.language.align_tokens))
   plan = DistillPlan(data.batch_rows, on_policy_frac=fields.on_policy_frac,
@@ -193,8 +191,7 @@ def source_of(config, pair: Pair, sampler, teacher_sampler) -> DistillSource:
   return DistillSource(prompts.PromptSource(found, batch_rows=1, seed=config.seed),
                        reader_of(config, pair.student), reader_of(config, pair.teacher), plan,
                        student_writer=writers[0], teacher_writer=writers[1], seed=config.seed,
-                       whole=merge_frozen, process_index=jax.process_index(),
-                       process_count=jax.process_count())
+                       whole=merge_frozen, **stepped.this_process())
 
 
 def needs_of(config, start: InitialModel | None) -> Needs:
@@ -308,7 +305,7 @@ def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Sampler, 
   """The evaluations of a run: divergence on held-out solutions; problems answered, also by the teacher."""
   if not config.data.held_out_frac:
     return {}
-  problems = held_out.problems_of(config)
+  problems = prompts.listed(config, "held_out")
   found = {}
   solved = [problem for problem in problems if problem.solution is not None]
   if solved:
@@ -352,8 +349,7 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
     return mean * weight, weight
 
   compiled: Any = jax.jit(add_up, out_shardings=meshes.replicated(mesh))
-  count = jax.process_count()
-  index = jax.process_index()
+  mine = stepped.rows_of(rows, **stepped.this_process(), field="config.eval.batch_rows")
 
   def run(trained: Trained, *, step: int, workdir=None) -> EvalOut:
     del step, workdir
@@ -365,9 +361,8 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
       empty = [part[-1]._replace(ids=())] * (rows - len(part))
       batch = source.arrays([*part, *empty])
       # The batch was made whole in every process; each hands over its contiguous block of rows.
-      share = rows // count
-      mine = {name: array[index * share:(index + 1) * share] for name, array in batch.items()}
-      total, weight = compiled(trained.params, hosts.global_batch(mesh, mine), trained.frozen)
+      local = {name: array[mine] for name, array in batch.items()}
+      total, weight = compiled(trained.params, hosts.global_batch(mesh, local), trained.frozen)
       nats = nats + float(total)
       counted = counted + float(weight)
     return EvalOut({"val/divergence_nats": nats / max(counted, 1.0), f"val/{unit_of(pair)}": counted})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax import evals
-from atlas_jax.data import prompts
+from atlas_jax.data import prompts, stepped
 from atlas_jax.language import assets, first_params, samplers
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
@@ -87,13 +87,12 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
   data = config.data
   how = config.rollout
   wanted = rewards.of_config(config)
-  found = prompts.make(seed=config.seed, name=data.name, files=data.files, batch_rows=data.group_size,
-                       group_size=data.group_size, held_out_frac=data.held_out_frac,
-                       options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
-                       # Completions are scored against answers; recorded solutions are not read.
-                       needs=reward_columns.needs_of(config, start, solution=False, answer=True))
-  # One epoch at most is looked at, on the host, so that a column that
-  # no row has is an error before compilation.
+  # Completions are scored against answers; recorded solutions are not read.
+  needs = reward_columns.needs_of(config, start, solution=False, answer=True)
+  # One prompt per step, and the same in all processes, for each makes the whole rollout.
+  found = prompts.PromptSource(prompts.of_config(config, needs=needs), batch_rows=data.group_size,
+                               group_size=data.group_size, seed=config.seed)
+  # One epoch at most is looked at, on the host: a column that no row has is an error before compilation.
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
   plan = RolloutPlan(
       batch_rows=data.batch_rows, batches_per_rollout=how.batches_per_rollout,
@@ -106,8 +105,7 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
       found, sampler, wanted,
       encode=held_out.encoder_of(config, start), options=options, plan=plan, scoring=scoring,
       tokenizer=start.tokenizer, seed=config.seed, whole=merge_frozen,
-      old_logprobs=old_logprobs_of(config, start, mesh), workdir=workdir, process_index=jax.process_index(),
-      process_count=jax.process_count())
+      old_logprobs=old_logprobs_of(config, start, mesh), workdir=workdir, **stepped.this_process())
 
 
 def old_logprobs_of(config, start: InitialModel, mesh):

@@ -13,8 +13,9 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import source as sources
+from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
+from atlas_jax.evals import baseline, baselines, memory_gain, perplexity, recall
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
@@ -72,6 +73,8 @@ def start_of(config) -> InitialModel | None:
 OTHERWISE_EQUAL = ("path", "dtype", "remat", "scan_unroll", "memory.impl", "memory.remat_chunks",
                    "memory.retention_init", "memory.momentum_init", "memory.write_rate_init",
                    "memory.half_life_spread")
+# Lists of which only the length decides on shapes. The second stage of TNT starts with smaller chunks.
+SAME_LENGTH = ("memory.options.local_chunks",)
 
 
 def check_same_model(config, other) -> None:
@@ -82,7 +85,9 @@ def check_same_model(config, other) -> None:
   """
   mine = configs.flat(config.model)
   theirs = configs.flat(other.model)
-  differ = [name for name in sorted({*mine, *theirs} - set(OTHERWISE_EQUAL))
+  same_shapes = [name for name in SAME_LENGTH if name in mine and name in theirs
+                 and len(mine[name]) == len(theirs[name])]
+  differ = [name for name in sorted({*mine, *theirs} - {*OTHERWISE_EQUAL, *same_shapes})
             if mine.get(name) != theirs.get(name)]
   if differ:
     told = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
@@ -122,7 +127,7 @@ def save_of(config, start: InitialModel | None, tokenizer) -> Callable:
 def init_params(config, model: lm.LM, rng):
   """Draws the parameters a run starts from."""
   # One chunk is the least that a memory reads; no parameter's shape depends on the length.
-  dummy_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
+  dummy_BT = jnp.zeros((1, model.align_tokens), jnp.int32)
   return model.init(rng, dummy_BT, model.zero_state(1), doc_BT=dummy_BT)["params"]
 
 
@@ -135,7 +140,7 @@ def held_out_of(config, max_tokens: int | None, **place):
                        f"{config.data.source!r}; leave it out")
     fields["transform"] = config.eval.transform
   source = sources.load(**fields, seed=config.seed, split="held_out", max_tokens=max_tokens,
-                        **(place or _here()))
+                        **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
@@ -175,12 +180,8 @@ def train_source_of(config, **place):
   """
   sources.check(config.data.source, READS, recipe=config.recipe)
   fields = sources.fields_of(config.data)
-  source = sources.load(**fields, seed=config.seed, split="train", **(place or _here()))
+  source = sources.load(**fields, seed=config.seed, split="train", **(place or stepped.this_process()))
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
-
-
-def _here() -> dict:
-  return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def check_vocabulary(config, tokenizer) -> None:
@@ -203,11 +204,13 @@ def make(config, mesh) -> Recipe:
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
-  check_vocabulary(config, tokenizers.load(config.data.tokenizer))
+  tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
+  check_vocabulary(config, tokenizer)
   source = train_source_of(config)
-  return Recipe(init_of(config, model), loss_of(config, model), source, evals_of(config, model, mesh),
-                load=load_of(start), update=Update(by_step=by_step_of(config)),
-                assets=Assets(save=save_of(config, start, source.tokenizer)))
+  found = {**evals_of(config, model, mesh), **recall.evals_of(config, model, mesh)}
+  return Recipe(init_of(config, model), loss_of(config, model), source, found, load=load_of(start),
+                update=Update(by_step=by_step_of(config)),
+                assets=Assets(save=save_of(config, start, tokenizer)))
 
 
 def init_of(config, model: lm.LM):
@@ -277,6 +280,7 @@ def evals_of(config, model, mesh) -> dict:
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
     run = baselines.make(functools.partial(train_source_of, config, **whole),
-                         functools.partial(held_out, config.eval.max_tokens, **whole))
+                         functools.partial(held_out, config.eval.max_tokens, **whole),
+                         tokenizers.load(config.data.tokenizer))
     found["baselines"] = evals.Eval(run, "end")
   return found

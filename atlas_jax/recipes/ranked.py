@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from atlas_jax import evals
 from atlas_jax.data import ranked as data
-from atlas_jax.data import responses
+from atlas_jax.data import responses, stepped
 from atlas_jax.evals import ranking
 from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
@@ -105,11 +105,10 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> data.R
       raise ValueError(f"{one.where}: has the id {highest}, the model only {start.language.vocab_size}; "
                        f"config.data.tokenizer={fields.tokenizer!r} and config.data.chat_template="
                        f"{fields.chat_template!r} must be those of the model")
-  place = place or {"process_index": jax.process_index(), "process_count": jax.process_count()}
   return data.RankedSource(
       coded, batch_rows=fields.batch_rows if train else config.eval.batch_rows,
       doc_id=start.tokenizer.doc_id, seed=config.seed if train else None,
-      align_tokens=start.language.align_tokens, **place)
+      align_tokens=start.language.align_tokens, **(place or stepped.this_process()))
 
 
 def score_of(config, start: InitialModel, settings: ranked.RankedSettings):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import evals
-from atlas_jax.data import prompts, sft
+from atlas_jax.data import prompts, sft, stepped
 from atlas_jax.evals import examples
 from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.decoding.native import NativeSampler
@@ -60,7 +60,7 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> sft.Sf
   """
   train = split == "train"
   # A caller with `place` wants other rows than this process's, such as all of them.
-  place = place or {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  place = place or stepped.this_process()
   return sft.SftSource(
       found, segment_len=config.data.segment_len, doc_id=start.tokenizer.doc_id, packed=config.data.packed,
       batch_rows=config.data.batch_rows if train else config.eval.batch_rows,
@@ -69,25 +69,12 @@ def source_of(config, start: InitialModel, found, split: str, **place) -> sft.Sf
 
 
 def problems_of(config, split: str, start: InitialModel | None = None) -> list:
-  """Returns the problems of a split: config.data.max_problems to learn, config.eval.max_problems held out.
+  """Returns the problems of a split, see `prompts.listed`.
 
   What nothing reads of the rows is logged, once, with "train"; `start` says what its template shows.
-
-  Raises:
-    ValueError: if a task without end is not bounded; see also `prompts.load`.
   """
-  data = config.data
-  found = prompts.load(data.name, files=data.files, split=split, held_out_frac=data.held_out_frac,
-                       seed=config.seed, options=data.options.to_dict(), fields=data.fields.to_dict(),
-                       download=data.download, needs=reward_columns.needs_of(
-                           config, start, solution=True, answer=data.held_out_frac > 0))
-  group = "data" if split == "train" else "eval"
-  counts = [count for count in (config[group].max_problems, found.count) if count is not None]
-  if not counts:
-    raise ValueError(f"config.data.name={data.name!r} has no end; set config.{group}.max_problems")
-  if split == "held_out":  # Each counts once.
-    return found.first(min(counts))
-  return [found.problem(index) for index in range(min(counts))]
+  needs = reward_columns.needs_of(config, start, solution=True, answer=config.data.held_out_frac > 0)
+  return prompts.listed(config, split, needs=needs)
 
 
 def score_of(config, start: InitialModel):

@@ -11,20 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlas_jax.data.problems import Problem, StableRandom
-from atlas_jax.data.prompts import PromptSource, check_state
+from atlas_jax.data.prompts import PromptSource
+from atlas_jax.data.stepped import rows_of
 from atlas_jax.evals import EvalOut
+from atlas_jax.files.damage import clipped
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.rollout import distill_rows
 from atlas_jax.rollout.distill_rows import ModelView, Text
+from atlas_jax.rollout.prompted import PromptedSource
 from atlas_jax.state import Trained
 
 STUDENT = "student"
 TEACHER = "teacher"
 RECORDED = "recorded"
-MOST_SKIPPED = 10_000  # Problems in a row that are too long before it is an error.
-REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
+TOO_LONG = ("problems in a row are longer than config.data.max_prompt_tokens or config.sampler.max_tokens; "
+            "raise them")
 SHOWN_CHARS = 200  # Of a completion in the text.
-WHO, WHAT = 1, 2  # What is drawn: who writes, and what.
+WHO, WHAT = 1, 2  # Apart, or who writes would depend on what is written.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class DistillPlan:
   """
 
   batch_rows: int                # texts per update, over all processes
-  on_policy_frac: float = 0.5    # share of batches that the student writes
+  on_policy_frac: float = 0.5    # fraction of batches that the student writes
   off_policy_source: str = RECORDED  # the others: "recorded" solutions, or what the "teacher" writes
   spans: bool = False            # whether the tokenizers differ
   pad_tokens: int = 1            # lengths are multiples of it
@@ -45,7 +48,7 @@ class DistillPlan:
   def __post_init__(self):
     if not 0 <= self.on_policy_frac <= 1:
       raise ValueError(f"config.distill.on_policy_frac={self.on_policy_frac} must be from 0 to 1; it is the "
-                       "share of batches that the student writes")
+                       "fraction of batches that the student writes")
     if self.off_policy_source not in (RECORDED, TEACHER):
       raise ValueError(f"config.distill.off_policy_source={self.off_policy_source!r} must be '{RECORDED}' or "
                        f"'{TEACHER}'")
@@ -58,8 +61,8 @@ class Writer(NamedTuple):
   options: samplers.SamplingOptions
 
 
-class DistillSource:
-  """Batches of texts; see `data.source.Source`.
+class DistillSource(PromptedSource):
+  """Batches of texts.
 
   A batch has what `distill_rows.same_ids` gives, or with different tokenizers `distill_rows.by_spans`, and
   on_policy_B: 1 where the student wrote the text, float32.
@@ -83,21 +86,18 @@ class DistillSource:
       seed: draws.
       whole: (what is trained, frozen) -> what the student's sampler loads; the teacher's loads
         frozen["teacher"].
-      process_index: which process this is; its rows are a contiguous block. Every process has the whole
+      process_index, process_count: whose rows these are, see `stepped.rows_of`. Every process has the whole
         batch written, so that all know it.
-      process_count: how many there are.
 
     Raises:
       ValueError: if sizes do not divide, or a setting cannot be.
     """
-    if plan.batch_rows < 1 or plan.batch_rows % process_count:
-      raise ValueError(f"config.data.batch_rows={plan.batch_rows} does not divide by the {process_count} "
-                       "processes")
     if plan.off_policy_source == TEACHER and teacher_writer is None:
       raise ValueError("config.distill.off_policy_source='teacher' needs a sampler for the teacher")
-    self.step = 0
-    self.tokenizer = student.tokenizer
-    self._prompts = prompts
+    # "rest" is the name in checkpoints, older than the setting's own.
+    super().__init__(prompts, {"batch_rows": plan.batch_rows, "seed": seed,
+                               "on_policy_frac": plan.on_policy_frac, "rest": plan.off_policy_source},
+                     rows_of(plan.batch_rows, process_index, process_count), tokenizer=student.tokenizer)
     self._student = student
     self._teacher = teacher
     self._plan = plan
@@ -106,41 +106,17 @@ class DistillSource:
       self._writers[TEACHER] = teacher_writer
     self._seed = seed
     self._whole = whole
-    share = plan.batch_rows // process_count
-    self._mine = slice(process_index * share, (process_index + 1) * share)
-    self._taught = False  # Whether the teacher's sampler has its weights, which stay as they are.
-    self._origins: dict[int, list[str]] = {}
-    self._told = EvalOut({})
-    self._settings = {"batch_rows": plan.batch_rows, "seed": seed, "on_policy_frac": plan.on_policy_frac,
-                      "rest": plan.off_policy_source}
+    self._teacher_loaded = False  # Its weights stay as they are, so they are handed over once.
 
   def who(self, step: int) -> str:
     """Says who writes the batch of a step: "student", "teacher" or "recorded"."""
+    # From the seed and the step alone: all processes, and a resumed run, must ask the same model.
     drawn = StableRandom(self._seed, WHO, step).below(2**32) / 2**32
     return STUDENT if drawn < self._plan.on_policy_frac else self._plan.off_policy_source
 
-  def next(self, trained: Trained) -> dict[str, np.ndarray]:
-    """Returns the next batch, this process's rows; what the student writes, it writes with these parameters.
-
-    Raises:
-      ValueError: if a problem, or what a sampler wrote, is not right; the place stays as it was.
-    """
-    first = self._prompts.step
-    try:
-      batch, where, self._told = self._make(trained, self.who(self.step))
-    except Exception:
-      self._prompts.step = first
-      raise
-    self._origins = dict([*self._origins.items(), (self.step, where[self._mine])][-REMEMBERED:])
-    self.step += 1
-    return {name: array[self._mine] for name, array in batch.items()}
-
-  def tell(self) -> EvalOut:
-    """Returns what is to be logged of the batch given last."""
-    return self._told
-
-  def _make(self, trained: Trained, who: str):
-    """Returns the whole batch, where its rows come from, and what is to be told."""
+  def _make(self, trained: Trained) -> tuple[dict[str, np.ndarray], list[str], EvalOut]:
+    """Returns this process's rows of the next batch, where they come from, and its metrics."""
+    who = self.who(self.step)
     place = self._prompts.step
     found = self._ask(who)
     began = time.perf_counter()
@@ -153,16 +129,20 @@ class DistillSource:
       seconds = time.perf_counter() - began
       ids = [rollout.tokens_BT[row, :size] for row, size in enumerate(rollout.length_B)]
       ended = [reason in ("stop_token", "stop_string") for reason in rollout.reason_B]
+    # All rows, before this process takes its own: the longest decides the width, alike in all processes.
     texts = [Text(asked, taught, one, who == TEACHER) for (_, asked, taught, _), one in zip(found, ids)]
     batch = self.arrays(texts)
     batch["on_policy_B"] = np.full(len(texts), who == STUDENT, np.float32)
-    told = {"rollout/on_policy": float(who == STUDENT), "rollout/generate_s": seconds,
-            "rollout/length_tokens": float(np.mean([len(one) for one in ids])),
-            "rollout/ended_frac": float(np.mean(ended)),
-            "rollout/skipped_prompts": float(self._prompts.step - place - len(found))}
+    metrics = {"rollout/on_policy": float(who == STUDENT), "rollout/generate_s": seconds,
+               "rollout/length_tokens": float(np.mean([len(one) for one in ids])),
+               "rollout/ended_frac": float(np.mean(ended)),
+               "rollout/skipped_prompts": float(self._prompts.step - place - len(found))}
     of = self._teacher if who == TEACHER else self._student
+    # A head may have rows beyond the tokenizer's ids, which have no text.
     said = of.tokenizer.decode([one for one in ids[0] if one < of.tokenizer.vocab_size])
-    return batch, [problem.where for problem, *_ in found], EvalOut(told, f"{who}: {said[:SHOWN_CHARS]}")
+    return ({name: array[self._mine] for name, array in batch.items()},
+            [found[row][0].where for row in self._mine],
+            EvalOut(metrics, f"{who}: {clipped(said, SHOWN_CHARS)}"))
 
   def arrays(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
     """Puts texts into the arrays of a batch."""
@@ -173,54 +153,28 @@ class DistillSource:
 
   def _ask(self, who: str) -> list[tuple[Problem, Any, Any, Any]]:
     """Returns the next problems: each with its prompt for student and teacher, and its solution if wanted."""
-    found: list = []
-    skipped = 0
-    while len(found) < self._plan.batch_rows:
-      problem = self._prompts.next()["problems"][0]
-      parts = [self._student.prompt(problem), self._teacher.prompt(problem),
-               self._student.solution(problem) if who == RECORDED else ()]
-      if all(part is not None for part in parts):
-        found.append((problem, *parts))
-        skipped = 0
-      elif (skipped := skipped + 1) == MOST_SKIPPED:
-        raise ValueError(f"{skipped} problems in a row are longer than config.data.max_prompt_tokens or "
-                         "config.sampler.max_tokens; raise them, or set config.data.overlong='truncate'")
-    return found
+    def parts(problem: Problem) -> tuple | None:
+      found = (self._student.prompt(problem), self._teacher.prompt(problem),
+               self._student.solution(problem) if who == RECORDED else ())
+      return None if any(part is None for part in found) else found
+
+    return [(problem, *found) for problem, found in self._take(self._plan.batch_rows, parts, TOO_LONG)]
 
   def _write(self, trained: Trained, who: str, found, place: int) -> samplers.Rollout:
     sampler, options = self._writers[who]
     if who == STUDENT:
       sampler.load(self._whole(trained.params, trained.frozen), self.step)
-    elif not self._taught:
+    elif not self._teacher_loaded:
       sampler.load(trained.frozen["teacher"], 0)
-      self._taught = True
+      self._teacher_loaded = True
     prompts = [np.asarray(taught if who == TEACHER else asked).tolist() for _, asked, taught, _ in found]
     rollout = sampler.generate(prompts, options, seed=StableRandom(self._seed, WHAT, place).below(2**31))
     samplers.check(rollout, prompts, options, version=self.step if who == STUDENT else None)
     return rollout
 
-  # The place.
-
-  def state(self) -> dict:
-    """Returns the place, which stands between batches; independent of the number of processes."""
-    return {"step": self.step, "prompts": self._prompts.state(), **self._settings}
-
-  def restore(self, state: dict) -> None:
-    """Goes to the saved place; ValueError if it was saved with other problems or settings."""
-    check_state(state, {"step": self.step, **self._settings})
-    self._prompts.restore(state["prompts"])
-    self.step = int(state["step"])
-    self._origins = {}
-
-  def provenance(self, step: int) -> list[str]:
-    """Names where the problem of each of this process's rows comes from.
-
-    For batches that this start has not given lately: as it is where no problem is passed over.
-    """
-    if step in self._origins:
-      return self._origins[step]
-    rows = range(step * self._plan.batch_rows, (step + 1) * self._plan.batch_rows)[self._mine]
-    return [self._prompts.batch(row)["problems"][0].where for row in rows]
+  def _places(self, step: int) -> list[int]:
+    """Returns the prompt of each of this process's rows of a step."""
+    return [step * self._plan.batch_rows + row for row in self._mine]
 
   def close(self) -> None:
     """Ends what samplers have started, such as a server."""

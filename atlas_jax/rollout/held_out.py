@@ -2,7 +2,6 @@
 from collections.abc import Callable
 
 from atlas_jax.data import prompts
-from atlas_jax.data.problems import Problem
 from atlas_jax.evals import problems
 from atlas_jax.language.decoding.sampler import Sampler, SamplingOptions
 from atlas_jax.language.initial_model import InitialModel, merge_frozen
@@ -16,6 +15,7 @@ NEED_ANSWERS = ("correct", "countdown", "verbatim", "places")  # Rewards that sa
 def options_of(config, start: InitialModel, *, n: int, temperature: float) -> SamplingOptions:
   """Returns how completions are drawn, as config.sampler says."""
   given = config.sampler
+  # A stop string may hold commas and spaces, so a bar stands between them.
   strings = () if given.stop_strings is None else tuple(filter(None, given.stop_strings.split("|")))
   return SamplingOptions(
       n=n, temperature=temperature, max_tokens=given.max_tokens, top_k=given.top_k, top_p=given.top_p,
@@ -28,24 +28,9 @@ def encoder_of(config, start: InitialModel) -> Callable:
   data = config.data
   encode = ask.encoder(start.tokenizer, start.template, max_tokens=data.max_prompt_tokens,
                        overlong=data.overlong)
+  # A tokenizer that is not the model's would read rows of the table that mean something else.
   return ask.in_vocabulary(encode, start.language.vocab_size, tokenizer=data.tokenizer,
                            chat_template=data.chat_template)
-
-
-def problems_of(config) -> list[Problem]:
-  """Returns the held-out problems of a config, at most config.eval.max_problems.
-
-  Raises:
-    ValueError: if there are none, or a row is no problem; see `prompts.load`.
-  """
-  data = config.data
-  found = prompts.load(data.name, files=data.files, split="held_out", held_out_frac=data.held_out_frac,
-                       seed=config.seed, options=data.options.to_dict(), fields=data.fields.to_dict(),
-                       download=data.download)
-  count = found.count if config.eval.max_problems is None else config.eval.max_problems
-  if count is None:
-    raise ValueError(f"config.data.name={data.name!r} has no end; set config.eval.max_problems")
-  return found.first(count)
 
 
 def whole_model(trained: Trained):
@@ -67,11 +52,13 @@ def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable =
   Raises:
     ValueError: if no held-out problem can be asked, or the grader can say nothing of them.
   """
+  # All that can be wrong is looked for here: the evaluation itself may come hours later.
   right = config.eval.grader
-  found = problems_of(config)
+  found = prompts.listed(config, "held_out")
   encode = encoder_of(config, start)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)
   write = ask.batch_generate(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
+  # The grader says what is right, and need not be among the rewards that are trained on.
   try:
     judges = Rewards({right: 1.0}, max_steps=config.optim.steps)
     judges.check_columns(found)
@@ -84,13 +71,14 @@ def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable =
     raise ValueError(f"config.eval.grader={right!r} compares with answers, and none of the {len(found)} "
                      "held-out problems has one; name another grader, give answers, or set "
                      "config.data.held_out_frac=0 to train without evaluation")
-  wanted = rewards.of_config(config)
+  wanted = rewards.of_config(config)  # Their values are logged beside it.
   if not checked:
     wanted.check_columns(found)
   grade = ask.grader(wanted)
   judge = ask.grader(judges)
 
   def grade_all(asked, written, *, step: int):
+    # Called once if it is a reward as well: it may be slow, or draw.
     reward_B, each = grade(asked, written, step=step)
     return reward_B, each if right in each else {**each, **judge(asked, written, step=step)[1]}
 

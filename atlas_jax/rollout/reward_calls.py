@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlas_jax.data.problems import Problem
+from atlas_jax.files.damage import clipped
 
 SINGLE = ("prompt", "completion", "answer", "tokens", "length", "extra")
 BATCHED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -343,7 +344,7 @@ def short(value) -> str:
   except ValueError:  # Of a whole number with thousands of digits.
     return f"a whole number of {value.bit_length()} bits"
   count = f"{len(value)} characters" if isinstance(value, str) else f"{len(shown)} characters in all"
-  return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... ({count})"
+  return clipped(shown, SHOWN_CHARS, f" ({count})")
 
 
 _STARS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -29,7 +29,7 @@ def correct(prompt: str, completion: str, answer: str | None) -> float | None:
   """
   del prompt
   if answer is None:
-    return None
+    return None  # And not 0: a row without an answer says nothing of the model.
   truth = answers.extract(answer) if answers.is_marked(answer) else answer
   return float(answers.same(answers.extract(completion), truth))
 
@@ -48,6 +48,7 @@ def countdown(prompt: str, completion: str, answer: str | None) -> float | None:
   del prompt
   if answer is None:
     return None
+  # As text, because a row of a file holds it as one; `data.countdown` writes the same.
   target, sign, numbers = answer.partition(" from ")
   if not sign or not all(word.isdecimal() for word in [target, *numbers.split()]):
     raise ValueError(f"the answer {answer!r} is not 'TARGET from NUMBERS', such as '24 from 3 8 5'")
@@ -68,7 +69,7 @@ def verbatim(prompt: str, completion: str, answer: str | None) -> float | None:
 
 
 def places(prompt: str, completion: str, answer: str | None) -> float | None:
-  """Returns the share of the answer's characters that stand in their place: credit for part of a number.
+  """Returns the fraction of the answer's characters that stand in their place: credit for part of a number.
 
   What is longer than the answer counts as wrong places.
   """
@@ -77,11 +78,12 @@ def places(prompt: str, completion: str, answer: str | None) -> float | None:
     return None
   said = completion.strip()
   truth = answer.strip()
+  # Over the longer one, or it would pay to write on and on.
   return sum(one == other for one, other in zip(said, truth)) / max(1, len(said), len(truth))
 
 
 def letters(prompt: str, completion: str, answer: str | None) -> float:
-  """Returns the share of ASCII letters among the characters of the completion, 0 for none: a toy to learn."""
+  """Returns the fraction of ASCII letters in the completion, 0 where it is empty: a toy to learn."""
   del prompt, answer
   return sum(char.isascii() and char.isalpha() for char in completion) / max(1, len(completion))
 
@@ -117,12 +119,14 @@ class Rewards:
     if not weights:
       raise ValueError(f"config.rewards is empty; give at least one with a weight: {', '.join(names())}, "
                        "FILE.py:FUNCTION, or the dotted name of a function")
+    # A weight that is no finite number would make every advantage NaN, many steps later.
     for name, weight in weights.items():
       if not math.isfinite(weight) or abs(weight) > reward_calls.LARGEST:
         raise ValueError(f"config.rewards[{name!r}]={weight} must be a finite weight")
     self._calls = [RewardCall(name, load(name)) for name in weights]
     self._max_steps = max_steps
     self.weights = {name: float(weight) for name, weight in weights.items()}
+    # What all of them read: columns that none does are named once in a warning.
     self.asked = RequiredColumns(
         frozenset().union(*(call.asked.required for call in self._calls)),
         frozenset().union(*(call.asked.optional for call in self._calls)),
@@ -137,7 +141,7 @@ class Rewards:
     Raises:
       ValueError: names the reward, the column, and the columns that there are.
     """
-    there: dict[str, None] = {}
+    there: dict[str, None] = {}  # In the order of the rows, for the message.
     for problem in itertools.islice(found, LOOKED_AT):
       there.update(dict.fromkeys(reward_calls.columns_of(problem)))
       if self.asked.required <= set(there):
@@ -166,6 +170,7 @@ class Rewards:
     """
     rows = len(completions)
     lengths = [len(column) for column in (found, tokens) if column is not None]
+    # Else the shorter list would decide, and completions would be scored by others' answers.
     if set(lengths) != {rows}:
       raise ValueError(f"{rows} completions cannot be paired with problems and tokens of which there are "
                        f"{lengths}; give one of each per completion")
@@ -177,6 +182,7 @@ class Rewards:
 
   def _sum(self, each: Mapping[str, np.ndarray]) -> np.ndarray:
     reward_B = combine(each, self.weights)
+    # Each reward fits into float32, and weights can still make a sum that does not.
     if (endless_B := np.isinf(reward_B)).any():
       row = int(np.argmax(endless_B))
       parts = ", ".join(f"{name} {each[name][row]:g} times {weight:g}"
@@ -222,13 +228,14 @@ def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.
     there_B = ~np.isnan(given_B)
     total_B += np.where(there_B, given_B, 0).astype(np.float64) * weights[name]
     known_B |= there_B
-  with np.errstate(over="ignore"):
+  with np.errstate(over="ignore"):  # `Rewards` refuses an infinite sum, and says why.
     return np.where(known_B, total_B, np.nan).astype(np.float32)
 
 
 def names() -> list[str]:
   """Lists the rewards of this file."""
   module = sys.modules[__name__]
+  # By their form, so that a new reward is one function here and stands in no list.
   found = inspect.getmembers(module, inspect.isfunction)
   return [name for name, function in found
           if function.__module__ == __name__ and tuple(inspect.signature(function).parameters)[:3] == ALWAYS]
@@ -254,5 +261,5 @@ def load(name: str) -> Callable:
     function = user_functions.find(name)
   except ValueError as error:
     raise ValueError(f"config.rewards has {name!r}, which cannot be loaded: {error}") from error
-  RewardCall(name, function)
+  RewardCall(name, function)  # Refuses a form that cannot be called, before anything is sampled.
   return function

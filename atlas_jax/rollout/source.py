@@ -13,18 +13,19 @@ import numpy as np
 
 from atlas_jax.data import packing
 from atlas_jax.data.problems import StableRandom
-from atlas_jax.data.prompts import PromptSource, check_state
+from atlas_jax.data.prompts import PromptSource
+from atlas_jax.data.stepped import rows_of
 from atlas_jax.evals import EvalOut
 from atlas_jax.language.decoding import sampler
 from atlas_jax.parallel import hosts
 from atlas_jax.rollout import arrays, groups
 from atlas_jax.rollout.groups import CompletionGroup, Scoring
+from atlas_jax.rollout.prompted import PromptedSource
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.rollout.table import CompletionLog, text_of
 from atlas_jax.state import Trained
 
-MOST_SKIPPED = 10_000  # Prompts in a row that are too long before it is an error.
-REMEMBERED = 16  # Steps whose rows `provenance` can name exactly.
+TOO_LONG = "prompts in a row are longer than config.data.max_prompt_tokens; raise it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,12 @@ class RolloutPlan:
 
 @dataclasses.dataclass
 class Pending:
-  """A rollout that updates are being made with."""
+  """A rollout that updates are being made with; a checkpoint holds its fields by these names."""
 
   arrays: dict[str, np.ndarray]  # of all its rows, over all processes
   where: list[str]               # of the prompt of each row
   number: int                    # place of its first prompt, which also draws the order of its groups
-  told: dict[str, float]         # what is logged of it
+  told: dict[str, float]         # metrics of it
   text: str
   version: int
   given: int = 0                 # updates it was used for
@@ -90,8 +91,8 @@ def _check(options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring
                      f"config.sampler.max_tokens={options.max_tokens}; lower it")
 
 
-class RolloutSource:
-  """Batches of completions with advantages; see `data.source.Source`.
+class RolloutSource(PromptedSource):
+  """Batches of completions with advantages.
 
   A batch has what `arrays.of_completions` gives, and advantage_B, sampler_logprob_BT (the sampler's, in the
   tempered distribution over all ids), old_logprob_BT (the trainer's at the time of the rollout; only with
@@ -124,16 +125,16 @@ class RolloutSource:
       old_logprobs: (what is trained, frozen, this process's rows) -> logprob_BT of the whole batch, NumPy;
         needed for several updates per rollout.
       workdir: of the run, gets tables of completions; None: nowhere.
-      process_index: which process this is; its rows are a contiguous block.
-      process_count: how many there are.
+      process_index, process_count: whose rows these are, see `stepped.rows_of`.
 
     Raises:
       ValueError: if sizes do not divide, or the settings cannot make a policy gradient.
     """
     _check(options, plan, scoring, process_count, has_scorer=old_logprobs is not None)
-    self.step = 0
-    self.tokenizer = tokenizer
-    self._prompts = prompts
+    # The names are those of checkpoints, older than the settings' own.
+    super().__init__(prompts, {"batch_rows": plan.batch_rows, "batches": plan.batches_per_rollout,
+                               "passes": plan.updates_per_batch},
+                     rows_of(plan.batch_rows, process_index, process_count), tokenizer=tokenizer)
     self._sampler = writer
     self._rewards = rewards
     self._encode = encode
@@ -143,56 +144,40 @@ class RolloutSource:
     self._seed = seed
     self._whole = whole
     self._old_logprobs = old_logprobs
-    share = plan.batch_rows // process_count
-    self._mine = slice(process_index * share, (process_index + 1) * share)
     self._pending: Pending | None = None
+    # Every process knows the whole rollout, and one writes it down.
     self._table = CompletionLog(workdir) if workdir is not None and hosts.is_main() else None
-    self._origins: dict[int, list[str]] = {}
-    self._told = EvalOut({})
-    self._settings = {"batch_rows": plan.batch_rows, "batches": plan.batches_per_rollout,
-                      "passes": plan.updates_per_batch}
 
-  def next(self, trained: Trained) -> dict[str, np.ndarray]:
-    """Returns the next batch, after a new rollout with these parameters if the last one is used up.
-
-    Raises:
-      ValueError: if a prompt, a reward or what the sampler wrote is not right; the place stays as it was.
-    """
+  def _make(self, trained: Trained) -> tuple[dict[str, np.ndarray], list[str], EvalOut]:
+    """Returns the next batch, after a new rollout with these parameters if the last one is used up."""
     pending = self._sample(trained) if self._pending is None else self._pending
-    update = pending.given
-    size = self._plan.batch_rows
-    picked = self._order(pending)[update % self._plan.batches_per_rollout * size:][:size][self._mine]
+    picked = self._rows_of_update(pending)[self._mine]
     batch = {name: array[picked] for name, array in pending.arrays.items()}
     batch["tokens_per_row_B"] = np.full(len(picked), self._tokens_per_row(pending), np.float32)
-    self._origins = dict([*self._origins.items(), (self.step, [pending.where[row] for row in picked])]
-                         [-REMEMBERED:])
     age = {"rollout/age_updates": float(self.step - pending.version)}
-    self._told = EvalOut({**pending.told, **age}, "" if update else pending.text)
+    # The text is that of the whole rollout, and belongs to the update that it was made for.
+    metrics = EvalOut({**pending.told, **age}, "" if pending.given else pending.text)
     pending.given += 1
     self._pending = pending if pending.given < self._plan.updates else None
-    self.step += 1
-    return batch
+    return batch, [pending.where[row] for row in picked], metrics
 
-  def tell(self) -> EvalOut:
-    """Returns what is to be logged of the batch given last."""
-    return self._told
+  def _rows_of_update(self, pending: Pending) -> np.ndarray:
+    """Returns the rows of the rollout that its next update uses, over all processes.
 
-  def _order(self, pending: Pending) -> np.ndarray:
-    """Returns the rows of the rollout in the order of this pass.
-
-    The first as written, later ones by groups.
+    In the first pass as they were written, in later ones by groups in an order of its own.
     """
     rows = self._plan.batch_rows * self._plan.batches_per_rollout
     n = self._options.n
-    number = pending.given // self._plan.batches_per_rollout
-    if not number or self._plan.batches_per_rollout == 1:
-      return np.arange(rows)
-    order = packing.permutation(rows // n, seed=self._seed + pending.number, epoch=number)
-    return (order[:, None] * n + np.arange(n)[None]).reshape(-1)
+    number, at = divmod(pending.given, self._plan.batches_per_rollout)
+    order = np.arange(rows)
+    if number and self._plan.batches_per_rollout > 1:  # A single batch has the same rows in any order.
+      group = packing.permutation(rows // n, seed=self._seed + pending.number, epoch=number)
+      order = (group[:, None] * n + np.arange(n)[None]).reshape(-1)
+    return order[at * self._plan.batch_rows:][:self._plan.batch_rows]
 
   def _tokens_per_row(self, pending: Pending) -> float:
-    size = self._plan.batch_rows
-    picked = self._order(pending)[pending.given % self._plan.batches_per_rollout * size:][:size]
+    # Of the whole batch: a loss that divides by it must divide alike in all processes and pieces of a batch.
+    picked = self._rows_of_update(pending)
     row_B = pending.arrays["row_mask_B"][picked] > 0
     counted_B = row_B & ~(pending.arrays["truncated_B"][picked] & (self._scoring.truncated != "keep"))
     tokens_B = pending.arrays["completion_mask_BT"][picked].sum(axis=1)
@@ -201,18 +186,14 @@ class RolloutSource:
   # A rollout.
 
   def _sample(self, trained: Trained) -> Pending:
-    """Writes, scores and compares completions; leaves the place in the prompts as it was if that fails."""
+    """Writes, scores and compares completions."""
     began = time.perf_counter()
     first = self._prompts.step
-    try:
-      self._sampler.load(self._whole(trained.params, trained.frozen), self.step)
-      asked, written_s = self._ask_all()
-      spent = {"generate_s": written_s, "reward_s": time.perf_counter() - began - written_s,
-               **(self._sampler.stats if hasattr(self._sampler, "stats") else {})}
-      return self._make(trained, asked, spent, number=first)
-    except Exception:
-      self._prompts.step = first
-      raise
+    self._sampler.load(self._whole(trained.params, trained.frozen), self.step)
+    asked, written_s = self._ask_all()
+    spent = {"generate_s": written_s, "reward_s": time.perf_counter() - began - written_s,
+             **(self._sampler.stats if hasattr(self._sampler, "stats") else {})}
+    return self._compare(trained, asked, spent, number=first)
 
   def _ask_all(self) -> tuple[list[CompletionGroup], float]:
     """Returns the groups that were asked, as many as wanted, and the seconds that the sampler took."""
@@ -230,57 +211,46 @@ class RolloutSource:
   def _ask(self, count: int) -> tuple[list[CompletionGroup], float]:
     """Has the next prompts answered; gives their groups, and the seconds that the sampler took."""
     place = self._prompts.step
-    found = []
-    ids = []
-    skipped = 0
-    while len(found) < count:
-      problem = self._prompts.next()["problems"][0]
-      prompt = self._encode(problem)
-      if prompt is not None:
-        found.append(problem)
-        ids.append(prompt.tolist())
-        skipped = 0
-      elif (skipped := skipped + 1) == MOST_SKIPPED:
-        raise ValueError(f"{skipped} prompts in a row are longer than config.data.max_prompt_tokens; raise "
-                         "it, or set config.data.overlong='truncate'")
+    taken = self._take(count, self._encode, TOO_LONG)
+    found = [problem for problem, _ in taken]
+    ids = [prompt.tolist() for _, prompt in taken]
     began = time.perf_counter()
+    # By the place in the prompts: a resumed run, and every process, draws what this one would.
     rollout = self._sampler.generate(ids, self._options, seed=StableRandom(self._seed, place).below(2**31))
     seconds = time.perf_counter() - began
     sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
     return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring,
                         step=self.step), seconds
 
-  def _make(self, trained: Trained, asked: list[CompletionGroup], spent: dict[str, float], *,
-            number: int) -> Pending:
+  def _compare(self, trained: Trained, asked: list[CompletionGroup], spent: dict[str, float], *,
+               number: int) -> Pending:
     """Chooses the groups to train on, and makes arrays, metrics and tables."""
     wanted = self._plan.batches_per_rollout * self._plan.batch_rows // self._options.n
-    telling = [group for group in asked if not group.flat]
     chosen = asked[:wanted]
     if self._plan.zero_std_groups == "resample":
-      chosen = [*telling, *(group for group in asked if group.flat)][:wanted]
+      chosen = sorted(asked, key=lambda group: group.flat)[:wanted]  # Flat ones only fill up what is left.
     masked = [group.flat and self._plan.zero_std_groups != "keep" for group in chosen]
     weights = self._rewards.weights
     advantage_B = groups.compare(chosen, weights, self._scoring)
     made = self._arrays(chosen, advantage_B, masked)
     if self._plan.updates > 1:
       made["old_logprob_BT"] = self._score_old(trained, made)
-    told = {**groups.metrics(asked, options=self._options),
-            "rollout/resampled_groups": float(len(asked) - wanted),
-            "rollout/masked_groups": float(sum(masked)),
-            "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
-            "rollout/learnable_frac": float(self._learnable(made).mean()),
-            **{f"rollout/{name}": float(value) for name, value in spent.items()}}
+    # Of all that were asked: what is left out of training still says how the model answers.
+    metrics = {**groups.metrics(asked, options=self._options),
+               "rollout/resampled_groups": float(len(asked) - wanted),
+               "rollout/masked_groups": float(sum(masked)),
+               "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
+               "rollout/learnable_frac": float(self._learnable(made).mean()),
+               **{f"rollout/{name}": float(value) for name, value in spent.items()}}
     rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
     if self._table is not None:
       self._table.write(self.step + 1, rows)
     where = [group.problem.where for group in chosen for _ in range(self._options.n)]
-    return Pending(made, where, number, told, text_of(rows), min(group.version for group in chosen))
+    return Pending(made, where, number, metrics, text_of(rows),
+                   min(group.version for group in chosen))
 
   def _learnable(self, made: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns which completions teach something.
-
-    Better or worse than others, and not left out of the loss.
-    """
+    """Returns which completions have a gradient: better or worse than others, and in the loss."""
     counted_B = made["row_mask_B"] > 0
     if self._scoring.truncated != "keep":
       counted_B &= ~made["truncated_B"]
@@ -303,45 +273,32 @@ class RolloutSource:
     assert self._old_logprobs is not None  # The constructor sees to it.
     size = self._plan.batch_rows
     parts = []
+    # In the batches of updates, so that it needs no more memory than they do.
     for first in range(0, size * self._plan.batches_per_rollout, size):
       mine = {name: array[first:first + size][self._mine] for name, array in made.items()}
       parts.append(self._old_logprobs(trained.params, trained.frozen, mine))
     return np.concatenate(parts).astype(np.float32)
 
-  # The place.
-
   def state(self) -> dict:
     """Returns the place, with the rollout that is in use; independent of the number of processes."""
-    state = {"step": self.step, "prompts": self._prompts.state(), **self._settings}
     if self._pending is None:
-      return {**state, "pending": None}
+      return {**super().state(), "pending": None}
+    # It cannot be made again: its completions were drawn with parameters that are gone.
     pending = dataclasses.asdict(self._pending)
-    return {**state, "pending": {**pending, "arrays": arrays.to_json(pending["arrays"])}}
+    return {**super().state(), "pending": {**pending, "arrays": arrays.to_json(pending["arrays"])}}
 
   def restore(self, state: dict) -> None:
-    """Goes to the saved place; ValueError if it was saved with other problems or settings."""
-    check_state(state, {"step": self.step, **self._settings})
-    self._prompts.restore(state["prompts"])
-    self.step = int(state["step"])
-    self._pending = None
-    self._origins = {}
-    if (saved := state["pending"]) is not None:
-      self._pending = Pending(**{**saved, "arrays": arrays.from_json(saved["arrays"])})
+    """Goes to the saved place; see `SteppedSource.restore`."""
+    super().restore(state)
+    saved = state["pending"]
+    self._pending = None if saved is None else Pending(
+        **{**saved, "arrays": arrays.from_json(saved["arrays"])})
 
-  def provenance(self, step: int) -> list[str]:
-    """Names where the prompt of each of this process's rows comes from.
-
-    For batches that this start has not given lately: as it is where no prompt is passed over or resampled,
-    in the order of the first pass.
-    """
-    if step in self._origins:
-      return self._origins[step]
+  def _places(self, step: int) -> list[int]:
+    """Returns the prompt of each of this process's rows of a step, in the order of the first pass."""
     rollout, update = divmod(step, self._plan.updates)
-    size = self._plan.batch_rows
-    n = self._options.n
-    first = rollout * self._plan.batches_per_rollout * size + update % self._plan.batches_per_rollout * size
-    rows = range(first, first + size)[self._mine]
-    return [self._prompts.batch(row // n)["problems"][0].where for row in rows]
+    batch = rollout * self._plan.batches_per_rollout + update % self._plan.batches_per_rollout
+    return [(batch * self._plan.batch_rows + row) // self._options.n for row in self._mine]
 
   def close(self) -> None:
     """Ends what the sampler has started, such as a server."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas_jax.files import json_file, json_lines, write
-from atlas_jax.files.damage import Damaged
+from atlas_jax.files.damage import Damaged, clipped
 from atlas_jax.workdir import COMPLETIONS
 
-FILE_STEPS = 1_000  # Steps whose completions share a file.
+FILE_STEPS = 1_000  # Steps with one file: none grows without end, and a start rewrites the newest at most.
 SHOWN_CHARS = 240  # Of a prompt or completion in the text; the files have all of it.
 
 
@@ -33,10 +33,12 @@ class CompletionLog:
     if not rows:
       return
     self._folder.mkdir(parents=True, exist_ok=True)
+    # Not when it is made: a run that is only looked at, or fails before its first rollout, keeps its rows.
     if not self._begun:
       self._drop(step)
       self._begun = True
     file = self._file(step)
+    # Rows are added and the file is not written anew: it grows with the run; a cut last row is dropped later.
     with write.naming(file), file.open("a", encoding="utf-8") as stream:
       stream.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
@@ -49,6 +51,7 @@ class CompletionLog:
         file.unlink()
     file = self._file(step)
     if file.exists():
+      # A row without its line end was cut by a kill, and its step is made again.
       rows = [(line, json_lines.parse(file, number, line))
               for number, line in enumerate(json_lines.lines(file), start=1) if line.endswith(b"\n")]
       for number, (_, row) in enumerate(rows, start=1):
@@ -81,5 +84,4 @@ def _number(value: float | None) -> str:
 
 
 def _short(text: str | None) -> str:
-  shown = repr(text)
-  return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... ({len(str(text))} characters)"
+  return clipped(repr(text), SHOWN_CHARS, f" ({len(str(text))} characters)")

@@ -9,80 +9,38 @@ Source: Arora et al. 2023, Zoology, arXiv:2312.04927; they ask each key once, at
 """
 import numpy as np
 
+from atlas_jax.data.recall import mqar
+from atlas_jax.data.stepped import IndexedSource, rows_of
+
 SPLITS = ("train", "held_out")
 
 
-class Recall:
+class Recall(IndexedSource):
   """Fresh sequences for every step, drawn from the seed, the split and the step alone."""
 
-  def __init__(self, *, keys: int, segment_len: int, batch_rows: int, seed: int, split: str, rows: slice,
+  def __init__(self, *, keys: int, segment_len: int, batch_rows: int, seed: int, split: str, rows: range,
                steps: int | None):
-    self.step = 0
-    self._steps, self._rows = steps, rows
     self.place: dict = {"keys": keys, "segment_len": segment_len, "batch_rows": batch_rows, "seed": seed,
                         "split": split}
+    super().__init__(self.place, rows, steps=steps)
 
-  def next(self, trained=None) -> dict:
-    """Returns a batch as `packing.read_row` describes it; each row is a document of its own.
-
-    Raises:
-      StopIteration: after the last step, where there is one.
-    """
-    del trained
-    if self._steps is not None and self.step >= self._steps:
-      raise StopIteration
+  def batch(self, step: int) -> dict:
+    """Returns a batch as `packing.read_row` describes its rows; each is a document of its own."""
     place = self.place
-    batch = self.sequences(np.random.default_rng([place["seed"], SPLITS.index(place["split"]), self.step]))
-    batch["doc_BT"] = np.full_like(batch["tokens_BT"], self.step)
-    self.step += 1
-    return {name: value[self._rows] for name, value in batch.items()}
+    # Of all processes, so that who has which row changes none of them.
+    batch = self.sequences(np.random.default_rng([place["seed"], SPLITS.index(place["split"]), step]))
+    batch["doc_BT"] = np.full_like(batch["tokens_BT"], step)
+    return {name: value[self._mine] for name, value in batch.items()}
 
   def sequences(self, draw: np.random.Generator) -> dict:
-    """Draws a whole batch; see the function of that name."""
+    """Draws a whole batch; see `mqar.sequences`."""
     place = self.place
-    return sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"])
+    return mqar.sequences(draw, rows=place["batch_rows"], pairs=place["segment_len"] // 4, keys=place["keys"],
+                          times=2)
 
-  def state(self) -> dict:
-    """Returns the place and what it is valid for."""
-    return {"step": self.step, **self.place}
-
-  def restore(self, state: dict) -> None:
-    """Goes to the saved place.
-
-    Raises:
-      ValueError: if it is of other sequences.
-    """
-    if {**state, "step": 0} != {**self.place, "step": 0}:
-      raise ValueError(f"the saved place {state} belongs to other sequences than {self.place}")
-    self.step = int(state["step"])
-
-  def provenance(self, step: int) -> list[str]:
-    """Names each of this process's rows in the batch of that step."""
-    return [f"step {step}, row {row}@0" for row in range(self.place["batch_rows"])[self._rows]]
-
-  def close(self) -> None:
-    """Has nothing to free."""
-
-
-def sequences(draw: np.random.Generator, *, rows: int, pairs: int, keys: int) -> dict:
-  """Draws sequences of pairs, then of questions; tokens below `keys` are keys, the next `keys` values.
-
-  Returns:
-    tokens_BT, targets_BT, pos_BT, bytes_BT (int32) and weight_BT (float32, 1 at questions), T = 4 * pairs.
-  """
-  shuffled = lambda count: np.argsort(draw.random((rows, count)), axis=1)
-  key_BN = shuffled(keys)[:, :pairs]
-  value_BN = keys + draw.integers(keys, size=(rows, pairs))
-  asked_BN = np.concatenate([shuffled(pairs), shuffled(pairs)], axis=1)
-  pairs_BT = np.stack([key_BN, value_BN], axis=2).reshape(rows, -1)
-  questions_BT, answers_BT = (np.take_along_axis(x_BN, asked_BN, axis=1) for x_BN in (key_BN, value_BN))
-  tokens_BT = np.concatenate([pairs_BT, questions_BT], axis=1).astype(np.int32)
-  targets_BT = np.concatenate([np.zeros_like(pairs_BT), answers_BT], axis=1).astype(np.int32)
-  counts_BT = np.zeros_like(tokens_BT)
-  counts_BT[:, 2 * pairs:] = 1
-  pos_BT = np.broadcast_to(np.arange(4 * pairs, dtype=np.int32), tokens_BT.shape)
-  return {"tokens_BT": tokens_BT, "targets_BT": targets_BT, "weight_BT": counts_BT.astype(np.float32),
-          "pos_BT": pos_BT, "bytes_BT": counts_BT}
+  def origin(self, step: int, row: int) -> str:
+    """Names a row of the whole batch."""
+    return f"step {step}, row {row}@0"
 
 
 def make(*, name: str, seed: int, segment_len: int, batch_rows: int, split: str = "train",
@@ -106,9 +64,6 @@ def make(*, name: str, seed: int, segment_len: int, batch_rows: int, split: str 
   if segment_len % 4 or segment_len // 4 > keys:
     raise ValueError(f"config.data.segment_len={segment_len} must be a multiple of 4 and give at most {keys} "
                      f"pairs, as config.data.name={name!r} has so many keys")
-  if batch_rows % process_count:
-    raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
-  share = batch_rows // process_count
   steps = None if max_tokens is None else max(1, max_tokens // (segment_len * batch_rows))
   return Recall(keys=keys, segment_len=segment_len, batch_rows=batch_rows, seed=seed, split=split,
-                rows=slice(process_index * share, (process_index + 1) * share), steps=steps)
+                rows=rows_of(batch_rows, process_index, process_count), steps=steps)

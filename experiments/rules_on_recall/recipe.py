@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atlas_jax.evals import Eval, EvalOut, held_out, memory_gain
-from atlas_jax.models import head, lm
+from atlas_jax.evals import Eval, EvalOut, held_out
+from atlas_jax.models import head, lm, memories
 from atlas_jax.recipes import Recipe, memory_lm
 from experiments.rules_on_recall.task import PAIRS
 
@@ -67,7 +67,7 @@ def _text(model: lm.LM, params, state: lm.LMState, batch: dict):
 
   def read(way):
     state, learned, writes = way
-    taught = lm.with_learned(model, params, learned) if model.with_memory else params
+    taught = memories.with_learned(model, params, learned) if model.with_memory else params
     return _read(model, taught, state, second, writes)
 
   ends, right_WBT = jax.lax.map(read, (states, learned, writes))
@@ -92,11 +92,11 @@ def _ways(model: lm.LM, params, state: lm.LMState):
   learned: Any = ()
   ways = [(state, learned, True)]
   if model.with_memory:
-    learned = lm.learned_memory(model, params)
-    empty = memory_gain.memory_of(model).empty(learned)
-    ways = [(state, learned, True), (memory_gain.started(model, empty, state), empty, False),
-            (memory_gain.started(model, learned, state), learned, False),
-            (memory_gain.other_memory(state), learned, True)]
+    learned = memories.learned_memory(model, params)
+    empty = memories.emptied(model, learned)
+    ways = [(state, learned, True), (memories.started(model, empty, state), empty, False),
+            (memories.started(model, learned, state), learned, False),
+            (memories.swapped(model, state), learned, True)]
   return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
 
 

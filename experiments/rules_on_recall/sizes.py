@@ -8,8 +8,9 @@ from atlas_jax.memory import rules, scan
 
 CHUNK = 32
 FLOATS = 4_096  # per head: fast weights, momentum, and what else passes from token to token
-# Rows that these keep are most of their state, by default of 256 tokens; the others have their own options.
-OPTIONS = {"deep_transformer": {"reach_tokens": 32}, "dot": {"reach_tokens": 32}}
+# Rows and checkpoints that these keep are most of their state; the others have their own options.
+OPTIONS = {"deep_transformer": {"reach_tokens": 32}, "dot": {"reach_tokens": 32},
+           "memory_caching": {"segment": 128, "segments": 6}}
 
 
 def floats(rule: str, width: int) -> int:

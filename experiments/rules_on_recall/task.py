@@ -11,6 +11,7 @@ Source: after Arora et al. 2023, Zoology, arXiv:2312.04927; see also `experiment
 """
 import numpy as np
 
+from atlas_jax.data.stepped import rows_of
 from experiments.mqar import task
 
 MARK = 0  # Tokens: the mark, then keys, then values.
@@ -77,9 +78,6 @@ def make(*, seed: int, segment_len: int, batch_rows: int, split: str = "train", 
     ValueError: if rows do not divide.
   """
   del others
-  if batch_rows % process_count:
-    raise ValueError(f"config.data.batch_rows={batch_rows} does not divide by the {process_count} processes")
-  share = batch_rows // process_count
   steps = None if max_tokens is None else max(1, max_tokens // (segment_len * batch_rows))
   return Recall(keys=KEYS, segment_len=segment_len, batch_rows=batch_rows, seed=seed, split=split,
-                rows=slice(process_index * share, (process_index + 1) * share), steps=steps)
+                rows=rows_of(batch_rows, process_index, process_count), steps=steps)

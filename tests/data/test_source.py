@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
-from atlas_jax.data import prompts, sft, source, text
+from atlas_jax.data import prompts, recall_tasks, sft, source, text
 from atlas_jax.recipes import memory_lm
 from tests import runs
 
 SMALL = dict(seed=1, name="arithmetic", batch_rows=2, held_out_frac=0.1)
 BATCHES = {
   "prompts": (prompts, lambda folder: source.load("prompts", **SMALL)),
+  "recall_tasks": (recall_tasks, lambda folder: source.load(
+    "recall_tasks", options={"tasks": "mqar", "mqar_pairs": 2, "mqar_distances": 8}, seed=1, segment_len=64,
+    batch_rows=2, threads=0)),
   "sft": (sft, lambda folder: source.load("sft", segment_len=32, max_problems=4, **SMALL)),
   "text": (text, lambda folder: source.load("text", seed=1, name="files", path=str(folder), segment_len=32,
                                             batch_rows=2, held_out_frac=0.3, threads=0,
@@ -29,8 +32,8 @@ def test_a_batch_holds_the_arrays_that_its_file_names(name, tmp_path):
 
 
 def test_those_that_hold_what_is_asked_for_are_listed():
-  assert source.names(memory_lm.READS) == ["text"]
-  assert source.names(("tokens_BT", "weight_BT")) == ["sft", "text"]
+  assert source.names(memory_lm.READS) == ["recall_tasks", "text"]
+  assert source.names(("tokens_BT", "weight_BT")) == ["recall_tasks", "sft", "text"]
 
 
 @pytest.mark.parametrize(("name", "lacking"), [
@@ -39,12 +42,12 @@ def test_those_that_hold_what_is_asked_for_are_listed():
 def test_a_source_that_the_recipe_cannot_read_is_refused(name, lacking, tmp_path):
   config = runs.lm_config(runs.write_corpus(tmp_path / "text"), data__source=name)
   with pytest.raises(ValueError, match=f"config.data.source='{name}' gives no {lacking}, which config.recipe="
-                                       "'memory_lm' reads; known sources: text, or a module of your own"):
+                                       "'memory_lm' reads; known sources: recall_tasks, text, or a"):
     recipes.load(config, runs.one_device())
 
 
 def test_an_unknown_one_is_refused_with_those_that_the_recipe_reads():
-  with pytest.raises(ValueError, match="config.data.source='texts' is unknown; known sources: text, or"):
+  with pytest.raises(ValueError, match="'texts' is unknown; known sources: recall_tasks, text, or"):
     source.check("texts", memory_lm.READS, recipe="memory_lm")
 
 
@@ -94,3 +97,10 @@ def test_all_else_of_the_source_is_its_own_and_sources_of_the_package_are_left_a
   mine = Given()
   assert source.checked(mine, name="mine.source", vocab_size=V).manifest == mine.manifest
   assert source.checked(mine, name="text", vocab_size=V) is mine
+
+
+def test_a_source_of_ones_own_needs_no_tokenizer_for_the_recipe_of_text(tmp_path):
+  corpus = runs.write_corpus(tmp_path / "text")
+  config = runs.lm_config(corpus, data__source="experiments.mqar.task", data__name="keys:40")
+  recipe = recipes.load(config, runs.one_device())
+  assert recipe.source.next(None)["tokens_BT"].shape == (4, 32) and "baselines" in recipe.evals

@@ -4,6 +4,7 @@ import gzip
 import numpy as np
 import pytest
 
+from atlas_jax.data.tokenizer import ByteTokenizer
 from atlas_jax.evals import baselines, ngram, sample
 from tests.evals.documents import Documents, random_documents
 
@@ -21,14 +22,14 @@ def test_the_trigram_is_fitted_on_the_first_steps_of_training():
   trigram = ngram.fit(batches, vocab_size=257, doc_id=256)
   held_out = text_source()
   expected = trigram.bits_per_byte(held_out.next(None) for _ in range(held_out._plan.steps_per_epoch))
-  scalars = baselines.make(train, text_source)(None, step=3).scalars
+  scalars = baselines.make(train, text_source, ByteTokenizer())(None, step=3).scalars
   assert scalars["eval/trigram_bits_per_byte"] == pytest.approx(expected)
   assert scalars["eval/trigram_tokens"] == sum(batch["weight_BT"].sum() for batch in batches)
 
 
 def test_gzip_sees_exactly_the_held_out_bytes():
   text = np.concatenate(TEXTS).astype(np.uint8).tobytes()
-  scalars = baselines.make(lambda: text_source(seed=5), text_source)(None, step=1).scalars
+  scalars = baselines.make(lambda: text_source(seed=5), text_source, ByteTokenizer())(None, step=1).scalars
   assert scalars["eval/gzip_bits_per_byte"] == 8 * len(gzip.compress(text, 9, mtime=0)) / len(text)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_jax.evals import bootstrap, memory_gain
 from atlas_jax.memory.layer import NO_DOC
-from atlas_jax.models import head, lm, placement
+from atlas_jax.models import head, memories, placement
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 from tests.evals.documents import Documents, lm_and_params, nats, random_documents
@@ -175,7 +175,7 @@ def test_a_start_equals_forgetting_the_document_but_for_the_convolutions():
   first, second = text.next(None), text.next(None)
   _, state = read(lone, first, nothing_read())
   forgot, _ = read(lone, second, state._replace(doc_B=jnp.full(4, NO_DOC, jnp.int32)))
-  fresh, _ = read(lone, second, memory_gain.started(model, lm.learned_memory(model, lone), state))
+  fresh, _ = read(lone, second, memories.started(model, memories.learned_memory(model, lone), state))
   assert_close(fresh, forgot)
 
 
@@ -184,7 +184,7 @@ def test_a_start_keeps_the_window_of_attention():
   text = source()
   first, second = text.next(None), text.next(None)
   _, state = read(params, first, nothing_read())
-  fresh = memory_gain.started(model, lm.learned_memory(model, params), state)
+  fresh = memories.started(model, memories.learned_memory(model, params), state)
   cut, _ = read(params, second, fresh._replace(attention=nothing_read().attention))
   assert np.abs(np.asarray(cut - read(params, second, fresh)[0]))[:, 0].max() > 1e-3
 

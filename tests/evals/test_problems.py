@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax.data import tokenizer
+from atlas_jax.data import prompts, tokenizer
 from atlas_jax.data.problems import Problem
 from atlas_jax.evals import problems
 from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
@@ -86,7 +86,7 @@ def config_of(**changes):
 @pytest.mark.parametrize("grader, accuracy", [("correct", 0.5), ("verbatim", 0.5), ("marked", 0.0)])
 def test_a_config_says_what_is_asked_and_what_is_right(grader, accuracy):
   config = config_of(eval__grader=grader)
-  found = held_out.problems_of(config)
+  found = prompts.listed(config, "held_out")
   assert len({problem.prompt for problem in found}) == 10
   said = {problem.prompt: [problem.answer if place % 2 else "x"]
           for place, problem in enumerate(found)}
@@ -103,7 +103,7 @@ def test_held_out_problems_are_never_trained_on():
 
   rollouts = grpo.source_of(config, load_initial_model(config), None, runs.one_device())
   asked = {rollouts._prompts.batch(step)["problems"][0].prompt for step in range(300)}
-  assert not asked & {problem.prompt for problem in held_out.problems_of(config)}
+  assert not asked & {problem.prompt for problem in prompts.listed(config, "held_out")}
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -61,10 +61,17 @@ OPTIONS = {
     dict(divergence="chi2"),
     dict(divergence="hellinger", surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
   ),
+  "gated_delta_2": (dict(erase_max=2.0),),
   "lact": (dict(momentum=True),),
   "linear_attention": (dict(feature_map="poly"),),
   "memora": (
     dict(over="matrix", scale=2.0, surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),
+  ),
+  "memory_caching": (
+    dict(rule="delta", read="residual", segment=8, restart=True),
+    dict(rule="gated_delta_2", read="sparse", segments=2, choose=1),
+    dict(rule="delta", read="sparse", segments=1, restart=True, when_full="first"),
+    dict(rule="atlas", segments=2),
   ),
   "moneta": (
     dict(p=1.5, q=3, sharpness=4.0, surprise_max=1.0, norm="layer", residual=True, fade_to="zero"),

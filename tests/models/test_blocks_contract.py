@@ -23,8 +23,12 @@ def _compile_quickly():
     yield
 
 
+# Segments and mini-batches of a chunk, so that documents may begin where they do in the others.
+GIVEN = {"context": dict(window_tokens=4)}
+
+
 def model_of(name, **given):
-  return tiny_lm(memory_mix=name, **given)
+  return tiny_lm(memory_mix=name, **(GIVEN.get(name, {}) | given))
 
 
 @every_file
@@ -32,7 +36,7 @@ def test_a_file_declares_its_facts_where_configs_read_them(name):
   assert blocks.names() == FILES
   mix = blocks.load(name)
   assert set(fields.MIXES[name]) == mix.has <= set(mixing.FACTS)
-  assert mix.has >= {"memory"} or not mix.has & {"fast_weights", "gate"}
+  assert mix.has >= {"memory"} or not mix.has & {"fast_weights", "gate", "segments"}
   assert importlib.import_module(mix.mix.__module__).__doc__
 
 
@@ -48,7 +52,7 @@ def test_a_name_without_a_file_is_refused_with_the_known_ones():
 def test_a_state_is_what_the_facts_say_and_keeps_its_shapes_and_dtypes(name, memory_layers, mode):
   model, params, tokens_BT = model_of(name, dtype="bfloat16", memory_layers=memory_layers)
   state = model.zero_state(2)
-  assert bool(jax.tree.leaves(state.memory)) == ("memory" in model.mix.has)
+  assert bool(jax.tree.leaves(state.memory)) == bool({"memory", "inner_steps"} & model.mix.has)
   assert bool(jax.tree.leaves(state.attention)) == bool(model.with_attention)
   given = {"doc_BT": jnp.zeros_like(tokens_BT)} if mode == "packed" else {}
   read = lambda: model.apply({"params": params}, tokens_BT, state, **given, mode=mode)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import tree
-from atlas_jax.models import lm, placement
+from atlas_jax.models import memories, placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 from tests.helpers import SHIFTED, assert_close, quick_compilation, tiny_lm
@@ -59,12 +59,12 @@ def test_stacks_are_named_by_their_first_block_and_only_chosen_ones_have_a_memor
 
 def test_learned_memories_come_in_the_order_of_their_blocks():
   model, params, _ = tiny_lm(depth=4, memory_layers=(0, 3))
-  learned = lm.learned_memory(model, params)
+  learned = memories.learned_memory(model, params)
   for name, w in learned.fast.items():
     for place_, stack in enumerate(("blocks_0", "blocks_3")):
       assert_close(w[place_], params[stack]["memory"]["initial_fast"][name][0])
   model, params, _ = model_of((1,))
-  zero = lm.learned_memory(model, params).fast["w0"]
+  zero = memories.learned_memory(model, params).fast["w0"]
   assert zero.shape == (1, 3, 6, 4) and not np.asarray(zero).any()
 
 

@@ -6,6 +6,7 @@ import re
 from atlas_jax import tree
 from atlas_jax.models import placement
 from tests.helpers import tiny_lm
+from tests.models.test_hybrid_decoder import drawn
 from tests.parallel.test_place import decoder_params
 
 PACKAGE = pathlib.Path(placement.__file__).parents[1]
@@ -14,7 +15,8 @@ PACKAGE = pathlib.Path(placement.__file__).parents[1]
 def test_every_exception_names_a_leaf_of_the_model():
   _, params, _ = tiny_lm()
   _, shifted, _ = tiny_lm(memory=dict(value_source="token"))
-  names = [name for name, _ in tree.named_leaves((params, shifted, decoder_params()))]
+  mixes = [tiny_lm(memory_mix=name, window_tokens=4)[1] for name in ("context", "e2e")]
+  names = [name for name, _ in tree.named_leaves((params, shifted, *mixes, decoder_params(), drawn()[1]))]
   for pattern, _ in placement.exceptions().tensor_axes:
     assert any(re.search(f"(^|/){pattern}$", name) for name in names), pattern
 

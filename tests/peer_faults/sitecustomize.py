@@ -6,6 +6,7 @@ a split.
 """
 
 import functools
+import json
 import os
 import signal
 import time
@@ -50,7 +51,8 @@ def set_up(place, name, action):
   else:
     from atlas_jax.data.text import TextSource
 
-    around(TextSource, "next", name, lambda source, params: source._split.get("split", ""), action)
+    split_of = lambda source, params: json.loads(source._settings).get("split", "")
+    around(TextSource, "next", name, split_of, action)
 
 
 if fault := os.environ.get("ATLAS_TEST_FAULT"):

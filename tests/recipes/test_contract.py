@@ -19,6 +19,8 @@ from tests import runs, teachers
 # What each recipe is tried with, besides its smoke test's settings.
 LAYOUTS = {
   "memory_lm": ({}, {"data__carry": False}, {"model__memory_mix": "none"}, {"model__memory_mix": "conv"},
+                {"model__memory_mix": "context"}, {"model__memory_mix": "only"},
+                {"model__memory_mix": "e2e", "model__inner__batch_tokens": 8},
                 {"model__memory__writes": False}, {"model__ngram_embed__max_n": 3}),
   "trm": (
     *({}, {"trm__mixer": "mlp", "trm__positions": "none"}, {"trm__row_width": 0, "trm__n_prefix": 0}),

@@ -203,7 +203,7 @@ def test_held_out_texts_have_the_divergence_of_the_loss(teacher):
   recipe, params, frozen = opened(config)
   pair = gkd.pair_of(config)
   found = recipe.evals["divergence"].run(Trained(params, frozen), step=0).scalars
-  solved = gkd.held_out.problems_of(config)
+  solved = gkd.prompts.listed(config, "held_out")
   readers = [gkd.reader_of(config, start) for start in pair[:2]]
   texts = [Text(*(one.prompt(problem) for one in readers), readers[0].solution(problem), by_teacher=False)
            for problem in solved]  # fmt: skip

@@ -45,7 +45,7 @@ def long_held_out(folder, name):
   """Rows of which the held-out ones are too long for a row, and left out."""
   rows = [{"prompt": f"{n}=", "completion": "1", "answer": "1", "responses": ["1", "2"]} for n in range(6)]
   fields = {**rows_file(folder, rows), "data__overlong": "skip"}
-  place = lambda row: problems.share(json.dumps(row["prompt"]) if name != "ranked" else row["prompt"])
+  place = lambda row: problems.uniform_hash(json.dumps(row["prompt"]) if name != "ranked" else row["prompt"])
   for row in rows:
     if place(row) < 0.5:
       row["completion"], row["responses"] = "1" * 900, ["1" * 900, "2" * 900]
@@ -57,7 +57,7 @@ def long_held_out(folder, name):
 def test_a_column_that_no_held_out_row_has_is_asked_for_where_rows_to_train_on_have_it(tmp_path, corpus):
   rows = [{"prompt": f"{n}=", "answer": "1", "task": "math"} for n in range(6)]
   for row in rows:
-    if problems.share(json.dumps(row["prompt"])) < 0.5:
+    if problems.uniform_hash(json.dumps(row["prompt"])) < 0.5:
       del row["task"]
   fields = {**rows_file(tmp_path, rows), "rewards": "tests.rollout.user_rewards.by_task"}
   assert loaded("grpo", corpus, **fields).evals

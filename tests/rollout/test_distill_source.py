@@ -234,7 +234,7 @@ def test_a_batch_that_fails_leaves_the_place_as_it_was():
 def test_what_is_told_is_of_the_batch_given_last():
   source = make(on_policy_frac=1.0)
   source.next(given("w"))
-  told = source.tell()
+  told = source.metrics()
   assert told.scalars["rollout/on_policy"] == 1 and told.scalars["rollout/ended_frac"] == 1
   assert told.text.startswith("student: ") and " is w " in told.text
 

@@ -23,8 +23,8 @@ def test_flat_groups_are_counted_and_kept_or_skipped():
   assert set(left["row_mask_B"]) == {1.0} and flat_B.sum() >= 9
   np.testing.assert_array_equal(right["row_mask_B"], ~flat_B)
   for one, masked in ((kept, 0), (skipped, flat_B.sum() / 3)):
-    assert one.tell().scalars["rollout/flat_groups_frac"] == pytest.approx(flat_B.mean())
-    assert one.tell().scalars["rollout/masked_groups"] == masked
+    assert one.metrics().scalars["rollout/flat_groups_frac"] == pytest.approx(flat_B.mean())
+    assert one.metrics().scalars["rollout/masked_groups"] == masked
   tokens_per_row = right["completion_mask_BT"][~flat_B].sum() / (~flat_B).sum()
   assert_close(right["tokens_per_row_B"][0], tokens_per_row, tolerance=1e-5)
 
@@ -34,7 +34,7 @@ def test_flat_groups_are_resampled_from_the_prompts_that_follow():
   batch = rollouts.next(Trained(None))
   assert {prompt for prompt, _ in written(batch)} <= {"qq", "ssss"}
   assert set(batch["row_mask_B"]) == {1.0} and batch["advantage_B"].reshape(3, 3).any(1).all()
-  scalars = rollouts.tell().scalars
+  scalars = rollouts.metrics().scalars
   assert scalars["rollout/resampled_groups"] == rollouts.state()["prompts"]["step"] - 3 > 0
   assert 0 < scalars["rollout/flat_groups_frac"] < 1 and scalars["rollout/masked_groups"] == 0
   assert writer.calls > 1
@@ -47,7 +47,7 @@ def test_what_resampling_cannot_fill_is_masked():
                           max_resamples=2)
   batch = rollouts.next(Trained(None))
   assert not batch["row_mask_B"].any() and writer.calls == 3
-  scalars = rollouts.tell().scalars
+  scalars = rollouts.metrics().scalars
   assert scalars["rollout/masked_groups"] == 3 and scalars["rollout/resampled_groups"] == 6
 
 
@@ -63,7 +63,7 @@ def test_truncated_completions_may_count_or_not(truncated):
   assert_close(batch["advantage_B"], advantage_BG.reshape(-1), tolerance=1e-5)
   tokens_B = batch["completion_mask_BT"].sum(1) * ~(cut_B & (truncated != "keep"))
   assert_close(batch["tokens_per_row_B"][0], tokens_B.sum() / 15, tolerance=1e-5)
-  assert rollouts.tell().scalars["rollout/reward_mean"] == pytest.approx(reward_B.mean())
+  assert rollouts.metrics().scalars["rollout/reward_mean"] == pytest.approx(reward_B.mean())
 
 
 def test_long_completions_cost_in_tokens():
@@ -74,7 +74,7 @@ def test_long_completions_cost_in_tokens():
   reward_BG = (text_B - np.clip((size_B - 2) / 2, 0, 1)).reshape(5, 3)
   centred_BG = reward_BG - reward_BG.mean(1, keepdims=True)
   assert_close(batch["advantage_B"], centred_BG.reshape(-1), tolerance=1e-5)
-  assert rollouts.tell().scalars["rollout/reward/overlong_mean"] < 0
+  assert rollouts.metrics().scalars["rollout/reward/overlong_mean"] < 0
 
 
 def test_separate_rewards_are_normalised_each():
@@ -96,7 +96,7 @@ def test_rewards_that_have_nothing_to_say_count_nowhere():
   batch = rollouts.next(Trained(None))
   quiet_B = np.array([prompt == "silence" for prompt, _ in written(batch)])
   assert not batch["advantage_B"][quiet_B].any() and batch["advantage_B"][~quiet_B].any()
-  assert np.isfinite(list(rollouts.tell().scalars.values())).all()
+  assert np.isfinite(list(rollouts.metrics().scalars.values())).all()
 
 
 def vast(prompt, completion, answer):
@@ -127,7 +127,7 @@ def test_large_rewards_teach_what_their_differences_do():
   assert near_B.any()
   assert_close(far_B, near_B, tolerance=1e-5)
   spread = "rollout/reward_std"
-  assert far.tell().scalars[spread] == pytest.approx(near.tell().scalars[spread], rel=1e-6)
+  assert far.metrics().scalars[spread] == pytest.approx(near.metrics().scalars[spread], rel=1e-6)
 
 
 @pytest.mark.parametrize("fields, message", [

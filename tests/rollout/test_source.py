@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.language.decoding.sampler import SamplingOptions
-from atlas_jax.rollout import ask, source
+from atlas_jax.rollout import ask, prompted
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.state import Trained
 from tests.helpers import assert_close
@@ -85,14 +85,14 @@ def test_a_run_restored_anywhere_goes_on_bit_for_bit(batches, passes):
   batches_of_all, told = [], []
   for step in range(8):
     batches_of_all.append(whole.next(Trained(0.5 * step)))
-    told.append(whole.tell())
+    told.append(whole.metrics())
   part, _ = made(**fields)
   for step in range(8):
     part = made(**fields)[0] if step == 0 else restored(part, fields)
     same(part.next(Trained(0.5 * step)), batches_of_all[step])
-    scalars = {name: value for name, value in part.tell().scalars.items() if not name.endswith("_s")}
+    scalars = {name: value for name, value in part.metrics().scalars.items() if not name.endswith("_s")}
     assert scalars == {name: told[step].scalars[name] for name in scalars}
-    assert part.tell().text == told[step].text
+    assert part.metrics().text == told[step].text
 
 
 def restored(part, fields):
@@ -134,7 +134,7 @@ def test_numbers_of_a_rollout_are_told():
   rollouts, _ = made(batch_rows=15, batches_per_rollout=2, table_rows=5)
   for age in range(2):
     batch = rollouts.next(Trained(None))
-    told = rollouts.tell()
+    told = rollouts.metrics()
     assert told.scalars["rollout/age_updates"] == age
   assert told.text == "" and batch["completion_mask_BT"].any()
   expected = {"reward_mean", "reward_std", "reward/tests.rollout.rollouts.size_mean", "length_mean_tokens",
@@ -149,7 +149,7 @@ def test_numbers_of_the_sampler_are_told():
   rollouts, writer = made()
   writer.stats = {"hand_over_s": 0.5}
   rollouts.next(Trained(None))
-  assert rollouts.tell().scalars["rollout/hand_over_s"] == 0.5
+  assert rollouts.metrics().scalars["rollout/hand_over_s"] == 0.5
 
 
 def test_completions_are_written_down(tmp_path):
@@ -163,7 +163,7 @@ def test_completions_are_written_down(tmp_path):
     assert row["completion"] in WORDS and row["reward"] == len(row["completion"])
     assert row["rewards"] == {"tests.rollout.rollouts.size": row["reward"]}
     assert row["reason"] in ("stop_token", "length") and row["version"] == row["step"] - 1
-    assert repr(row["completion"]) in rollouts.tell().text or row["step"] == 1
+    assert repr(row["completion"]) in rollouts.metrics().text or row["step"] == 1
 
 
 def test_a_start_drops_what_an_earlier_one_wrote_beyond_it(tmp_path):
@@ -218,11 +218,11 @@ def test_prompts_that_are_too_long_are_refused_cut_or_passed_over():
   skipping = ask.encoder(BYTES, max_tokens=3, overlong="skip")
   rollouts, _ = made(found, encode=skipping, batch_rows=15)
   assert {prompt for prompt, _ in written(rollouts.next(Trained(None)))} == {"p", "qq", "t"}
-  assert rollouts.tell().scalars["rollout/skipped_prompts"] >= 2
+  assert rollouts.metrics().scalars["rollout/skipped_prompts"] >= 2
 
 
 def test_prompts_that_are_all_too_long_are_an_error(monkeypatch):
-  monkeypatch.setattr(source, "MOST_SKIPPED", 20)
+  monkeypatch.setattr(prompted, "MOST_SKIPPED", 20)
   with pytest.raises(ValueError, match="20 prompts in a row are longer than config.data.max_prompt_tokens"):
     made(encode=lambda problem: None)[0].next(Trained(None))
 
@@ -270,11 +270,11 @@ def test_the_share_of_completions_that_teach_something_is_told(truncated, words)
   # No length is the mean of its group here, so that every completion is better or worse.
   assert not any(sum(map(len, group)) == 3 * len(text) and len({*map(len, group)}) > 1
                  for group in groups for text in group)
-  assert rollouts.tell().scalars["rollout/learnable_frac"] == pytest.approx(np.mean(taught))
+  assert rollouts.metrics().scalars["rollout/learnable_frac"] == pytest.approx(np.mean(taught))
   assert any(taught) == (len(words) > 1)
 
 
 def test_the_number_of_tokens_written_is_told():
   rollouts, _ = made(table_rows=0)
   batch = rollouts.next(Trained(None))
-  assert rollouts.tell().scalars["rollout/completion_tokens"] == batch["completion_mask_BT"].sum()
+  assert rollouts.metrics().scalars["rollout/completion_tokens"] == batch["completion_mask_BT"].sum()

@@ -27,10 +27,13 @@ def local_attention(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: in
     ValueError: if impl is unknown, or not for this platform, type or width, or seen_tokens is a plain number
       out of range.
   """
+  # Blocks are of a whole window: with T at most a window, the one block would score 2 W keys for each of W
+  # queries, padding included, where "reference" scores T times S. A decoded token has T = 1.
   if impl == "auto":
     impl = "chunked" if q_BTHK.shape[1] > window_tokens else "reference"
   if impl not in FORMS:
     raise ValueError(f"impl={impl!r} is unknown for local_attention; known are auto, {', '.join(FORMS)}")
+  # A traced number has no value yet; `near` cuts it at the window.
   if isinstance(seen_tokens, int) and not 1 <= seen_tokens <= window_tokens:
     raise ValueError(f"seen_tokens={seen_tokens} must be from 1 to window_tokens={window_tokens}")
   return FORMS[impl](q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens=window_tokens,

@@ -13,6 +13,8 @@ def _attend(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, window_tokens, seen_tokens, 
   at_T = jnp.arange(length) + rows - length
   at_S = jnp.arange(rows)
   lag_TS = at_T[:, None] - at_S[None, :]
+  # The library's own windows know neither documents nor a traced width, hence a mask: one byte per pair of
+  # rows, for all heads, where scores in float32 would be 4 H.
   seen_BTS = near(lag_TS, window_tokens, seen_tokens)[None] & (doc_BT[:, :, None] == doc_BS[:, None, :])
   return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=seen_BTS[:, None],
                                       implementation=implementation)
@@ -38,6 +40,7 @@ def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_to
   if dtype not in CUDNN_DTYPES:
     raise ValueError(f"impl='cudnn' of local_attention takes {', '.join(CUDNN_DTYPES)}, got {dtype}; set "
                      f"config.model.dtype='bfloat16', or {others}")
+  # Refused before anything compiles, with the forms that take it.
   if width % 8 or width > 128:
     raise ValueError(f"impl='cudnn' of local_attention needs a head width that is a multiple of 8 up to 128, "
                      f"got {width}; {others}")

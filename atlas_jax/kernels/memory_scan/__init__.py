@@ -40,6 +40,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   Source: Behrouz et al. 2025, Titans, arXiv:2501.00663, Eq. 9-18; the dual form is of Sun et al. 2024,
     arXiv:2407.04620, section 2.5, here for MLPs with momentum and gates of every token.
   """
+  # Gates, resets and padding are in the arrays already: what is left is static.
   form = ScanForm(activation, residual, surprise_max)
   _check(q_GTK, v_GTM, reset_GN, fast, form, chunk_size)
   arguments = (q_GTK, k_GTK, v_GTM, decay, reset_GN, list(initial), list(fast), list(momentum))
@@ -58,6 +59,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
 
 
 def _best(arguments, chunk_size: int, platform: str) -> str:
+  # Lowering on a platform says nothing of speed there: "auto" waits for a measurement.
   if platform not in PALLAS_AHEAD:
     return "chunked"
   from atlas_jax.kernels.memory_scan import pallas

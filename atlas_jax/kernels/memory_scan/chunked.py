@@ -68,6 +68,7 @@ def _product(left, right, axes, precision):
 def begin(state: State, initial, reset_EE) -> State:
   """Starts a memory anew where it is asked to."""
   fresh = State(initial, jax.tree.map(jnp.zeros_like, state.momentum))
+  # Chosen, not weighed by 0 and 1: 0 times what is not finite would carry it past the reset.
   return jax.tree.map(lambda new, old: jnp.where(reset_EE > 0, new, old), fresh, state)
 
 
@@ -78,6 +79,7 @@ def find(form: ScanForm, fast, k_CK, v_CM, precision=None) -> ChunkSurprise:
   pulls = []
   for i, w in enumerate(fast):
     if i:
+      # Of the activation alone, which is elementwise: a kernel has that. Products are transposed by hand.
       h, pull = jax.vjp(ACTIVATIONS[form.activation], h)
       pulls.append(pull)
     inputs.append(h)
@@ -85,6 +87,7 @@ def find(form: ScanForm, fast, k_CK, v_CM, precision=None) -> ChunkSurprise:
   grad = (k_CK + h if form.residual else h) - v_CM
   loss_CE = 0.5 * jnp.sum(grad * grad, 1, keepdims=True)
   grads = [grad]
+  # All matrices but the first, last one first: nothing passes back to the keys.
   for w, pull in zip(fast[:0:-1], reversed(pulls), strict=True):
     grads.insert(0, pull(_product(grads[0], w, (1, 1), precision))[0])
   # An outer product's norm is the product of the norms.
@@ -105,6 +108,8 @@ def read(form: ScanForm, state: State, found: ChunkSurprise, chunk: Chunk, preci
   h = chunk.q_CK
   for i, w in enumerate(state.fast):
     h = ACTIVATIONS[form.activation](h) if i else h
+    # W_t = fast_t W + momentum_t S - sum_i mix[t, i] x_i g_i^T, met by u_t from the left: 2 C (in + out)
+    # FLOPs a token for the sum, and no W_t.
     score_CC = chunk.mix_CC * _product(h, found.inputs[i], (1, 1), precision)
     out = _product(chunk.fast_CE * h, w, (1, 0), precision)
     if state.momentum:

@@ -1,7 +1,7 @@
 """The memory scan as one kernel: state stays on chip from chunk to chunk, only tokens come and go.
 
 Two routes. On TPUs the grid is memories by groups of chunks, the second axis in order; state lies in the last
-state's own block, which stays on chip while its place in memory does not change. Triton keeps nothing between
+state's own block, which stays on chip while its index does not change. Triton keeps nothing between
 steps of a grid, so on GPUs a program reads all groups of a memory in a loop that carries the state. Mosaic
 GPU is not offered: see the kernels' README.
 
@@ -27,14 +27,14 @@ def _sizes(q_GTK, v_GTM, fast, chunk_size: int) -> tuple[int, ...]:
 
 
 def _gpu_bytes(sizes, group: int) -> int:
-  """Bytes that a program of the backward pass carries from chunk to chunk."""
+  """Returns the bytes that a program of the backward pass carries from chunk to chunk."""
   del group
   # Weights, momentum, gradients of both, and of what memories start from.
   return 4 * 5 * sum(a * b for a, b in zip(sizes[1:-1], sizes[2:]))
 
 
 def _tpu_bytes(sizes, group: int) -> int:
-  """Bytes of a program of the backward pass; the three parts are fitted to what the compiler reports."""
+  """Returns the bytes of a program of the backward pass; three parts, fitted to what the compiler reports."""
 
   def tiles(rows, columns):
     return 4 * (rows + -rows % 8) * (columns + -columns % 128)
@@ -68,9 +68,13 @@ class ScanPlatform(NamedTuple):
 
 
 ROUTES = {
+    # 227 KiB: the most shared memory of one program on Hopper. Groups of one chunk: the state before every
+    # chunk is kept, in memory off the chip, and none is found again.
     "gpu": ScanPlatform(
         triton.CompilerParams(num_warps=8, num_stages=1), jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6,
         powers=True, needs_bytes=_gpu_bytes, limit_bytes=227 * 1024, in_grid=False, group_chunks=1),
+    # Memories in any order, their groups in order. Of four chunks one state is kept and the others are found
+    # again: in all 6 more writes per group.
     "tpu": ScanPlatform(
         tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")), jax.lax.Precision.HIGHEST,
         powers=False, needs_bytes=_tpu_bytes, limit_bytes=16 * 1024**2, in_grid=True, group_chunks=4),
@@ -91,11 +95,12 @@ class Static(NamedTuple):
 
 
 def _read_group(static: Static, at, refs, initial, out, state: State) -> State:
-  """Reads a group of chunks; `at` is its place in the blocks of arrays by groups."""
+  """Reads a group of chunks; `at` is its index in the blocks of arrays by groups."""
   def body(j, state):
     place = (*at, j, ...)
     chunk = jax.tree.map(lambda ref: ref[place], refs)
     fresh = [ref[...] for ref in initial]
+    # The same function as the chunked form's: what differs is where the state lies.
     state, results = scan_chunk(static.form, state, fresh, chunk, static.route.precision)
     for ref, value in zip(out, results, strict=True):
       ref[place] = value
@@ -125,17 +130,22 @@ def _retreat_group(static: Static, at, refs, initial, before: State, grad_out, g
     grad_state, grad_initial = grads
     j = size - 1 - done
     fresh = [ref[...] for ref in initial]
+    # From the group's start each time, j writes for chunk j: g (g - 1) / 2 for g chunks. Holding the states
+    # of all would take g times the room.
     state = jax.lax.fori_loop(
         0, j, lambda i, state: advance(form, state, fresh, load(refs, i), precision), before)
 
     def read(state, fresh, chunk):
       return scan_chunk(form, state, fresh, chunk, precision)
 
+    # Differentiated while the kernel is traced: it becomes one kernel with the products of both passes.
     (_, (_, norm_CE, loss_CE)), pull = jax.vjp(read, state, fresh, load(refs, j))
+    # Norm and loss are reports without a gradient.
     grad_results = load(grad_out, j), jnp.zeros_like(norm_CE), jnp.zeros_like(loss_CE)
     grad_state, grad_fresh, grad_chunk = pull((grad_state, grad_results))
     for ref, value in zip(jax.tree.leaves(grad_refs), jax.tree.leaves(grad_chunk), strict=True):
       ref[(*at, j, ...)] = value
+    # Every reset reads `initial`: its gradients add up over chunks, and are 0 where there was none.
     return grad_state, jax.tree.map(jnp.add, grad_initial, grad_fresh)
 
   return jax.lax.fori_loop(0, size, body, grads)
@@ -153,6 +163,7 @@ def _store(refs, values, at=...):
 def _forward(refs, initial, first, out, last, before, *, static: Static):
   """Kernel: reads; keeps the state before each group in `before`, if that is not None."""
   if static.route.in_grid:
+    # `last` is an output that carries the state: one block for all groups of a memory, written back at last.
     pl.when(pl.program_id(1) == 0)(lambda: _store(last, _values(first)))
     state = _values(last)
     if before is not None:
@@ -176,6 +187,7 @@ def _backward(refs, initial, before, grad_out, grad_last, grad_refs, grad_initia
   if static.route.in_grid:
     @pl.when(pl.program_id(1) == 0)
     def _start():
+      # The gradients' carries, likewise in output blocks; the first step here has the last group.
       _store(grad_first, _values(grad_last))
       _store(grad_initial, [jnp.zeros_like(ref) for ref in grad_initial])
     _store(ends, retreat((), refs, initial, _values(before), grad_out, grad_refs, _values(ends)))
@@ -206,10 +218,12 @@ def _call(kernel, static: Static, arguments, results, *, grouped_in, grouped_out
 
   def spec(grouped, array):
     rest = array.shape[2 if grouped else 1:]
+    # In the grid a block is one group, its axis dropped; else one block has all groups of a memory.
     own = (None if in_grid else groups,) if grouped else ()
 
     def place(*ids):
       n = ids[1] if in_grid else 0
+      # The backward pass takes the same blocks, last one first.
       n = groups - 1 - n if in_grid and reverse else n
       return (ids[0], *(n,) * len(own), *(0,) * len(rest))
 
@@ -247,12 +261,14 @@ def _read(static: Static, parts: Chunk, initial, first: State, keep: bool):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(static: Static, parts: Chunk, initial, first: State):
+  # Without a gradient no states are written out.
   out, last, _ = _read(static, parts, initial, first, keep=False)
   return out, last
 
 
 def _scan_forward(static, parts, initial, first):
   out, last, before = _read(static, parts, initial, first, keep=True)
+  # `first` is not among them: it is the state before the first group.
   return (out, last), (parts, initial, before)
 
 
@@ -270,6 +286,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 def _groups(sizes, chunk_count: int, most: int, platform: str) -> int | None:
   """Returns the largest group that divides the chunks and fits on chip, up to a bound; None if none does."""
   route = ROUTES[platform]
+  # Groups of one size alone, since a block has one shape: a prime number of chunks is read by ones.
   fitting = (g for g in range(min(most, chunk_count), 0, -1)
              if chunk_count % g == 0 and route.needs_bytes(sizes, g) <= route.limit_bytes)
   return next(fitting, None)
@@ -289,6 +306,7 @@ def problem(q_GTK, k_GTK, v_GTM, decay, reset_GN, initial, fast, momentum, *, ch
   named = f"chunks of {chunk_size} and widths of {' x '.join(map(str, sizes[1:]))}"
   if route.powers and any(size < 16 or size & (size - 1) for size in sizes):
     return f"{named} are not all powers of two from 16 up, as {platform} needs them"
+  # If one chunk does not fit, no group does.
   if _groups(sizes, reset_GN.shape[1], 1, platform) is None:
     return (f"{named} take {route.needs_bytes(sizes, 1) // 1024} KiB on chip, and {platform} has "
             f"{route.limit_bytes // 1024}")
@@ -315,6 +333,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   parts = chunks(*arguments[:5], chunk_size=chunk_size)
   sizes = _sizes(q_GTK, v_GTM, fast, chunk_size)
   group = _groups(sizes, reset_GN.shape[1], group_chunks or ROUTES[platform].group_chunks, platform) or 1
+  # [G, N, ...] to [G, N / group, group, ...].
   parts = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, group, *x.shape[2:]), parts)
   (out, norm, loss), last = _scan(Static(form, platform, interpret), parts, initial, State(fast, momentum))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 ACTIVATIONS = {
     "identity": lambda x: x,
     "silu": lambda x: x * jax.lax.logistic(x),
+    # The tanh form with sqrt(2 / pi), spelled out in operations that a kernel has.
     "gelu": lambda x: 0.5 * x * (1 + jnp.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))),
 }
 
@@ -46,7 +47,7 @@ def recall(form: ScanForm, fast, x_K):
 
 
 def loss(form: ScanForm, fast, k_K, v_M):
-  """Half the squared error of what is recalled under a key."""
+  """Returns half the squared error of what is recalled under a key."""
   error_M = recall(form, fast, k_K) - v_M
   return 0.5 * jnp.sum(error_M * error_M)
 
@@ -60,6 +61,7 @@ def bound(form: ScanForm, square):
   """Returns the factor that brings a gradient of that squared norm within the bound."""
   if form.surprise_max is None:
     return jnp.ones_like(square)
+  # 1 within the bound, and a norm of 0 is never divided by.
   return form.surprise_max * jax.lax.rsqrt(jnp.maximum(square, form.surprise_max**2))
 
 
@@ -74,7 +76,9 @@ def _chunk(form: ScanForm, state, initial, chunk):
   (q_CK, k_CK, v_CM), decay, reset = chunk
   fresh = initial, jax.tree.map(jnp.zeros_like, state[1])
   fast, momentum = jax.tree.map(lambda new, old: jnp.where(reset, new, old), fresh, state)
+  # All at the chunk's first weights: the chunk size belongs to the model, not to its speed.
   grads, norm_C, loss_C = jax.vmap(functools.partial(_surprise, form, fast))(k_CK, v_CM)
+  # The weights after every token, [C, in, out]: what the dual form never makes.
   each = [jnp.multiply.outer(decay.fast_GT, w) - jnp.tensordot(decay.mix_GNCC, g, 1)
           for w, g in zip(fast, grads)]
   if momentum:

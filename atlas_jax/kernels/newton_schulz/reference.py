@@ -4,6 +4,8 @@ import jax.numpy as jnp
 
 from atlas_jax import tree
 
+# A singular value s becomes LINEAR s + CUBIC s^3 + QUINTIC s^5. The coefficients are made to lift small
+# values fast, 3.4-fold a step, not to converge: five steps end between .65 and 1.25 (README of the kernels).
 LINEAR = 3.4445
 CUBIC = -4.7750
 QUINTIC = 2.0315
@@ -28,6 +30,7 @@ def newton_schulz(x_ES, *, steps: int):
   """Iterates on the side that is shorter; arguments as in the package."""
   if x_ES.shape[-2] > x_ES.shape[-1]:
     return newton_schulz(x_ES.mT, steps=steps).mT
+  # No singular value is above the Frobenius norm: now all are in [0, 1], where steps stay bounded.
   x_ES = normalize(x_ES.astype(tree.accumulation_dtype(x_ES.dtype)))
   for _ in range(steps):
     gram_EE = matmul(x_ES, x_ES.mT)

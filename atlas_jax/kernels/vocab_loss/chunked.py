@@ -31,17 +31,19 @@ def map_blocks(score: Callable, arrays: tuple, *, block_tokens: int | None):
   pad = blocks * block_tokens - count
 
   def split(x):
+    # Added tokens are zeros with target 0; their scores are cut below, hence have no gradient.
     x = jnp.pad(x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
     # Block i takes tokens i, i + blocks, ...: every device keeps its own tokens.
     return jnp.moveaxis(x.reshape(block_tokens, blocks, *x.shape[1:]), 1, 0)
 
+  # Without it the loop would keep what each block needs for its backward pass, all logits after all.
   one = jax.checkpoint(lambda xs: score(*xs))
   out = jax.lax.map(one, tuple(split(x) for x in arrays))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1)[:count], out)
 
 
 def vocab_loss(hidden_ND, head_DV, target_N, *, temperature=1.0, block_tokens: int):
-  """Arguments as in the package; a last block that is not full is padded."""
+  """Scores targets by blocks of tokens; arguments as in the package. A last block not full is padded."""
 
   def score(hidden, target):
     return reference.vocab_loss(hidden, head_DV, target, temperature=temperature)

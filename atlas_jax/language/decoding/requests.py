@@ -6,7 +6,7 @@ import dataclasses
 import math
 import queue
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +107,8 @@ class CompletionRequest:
                        f"{size} in all, and there is room for {longest_tokens}; ask for fewer")
 
 
-class TokenEvent(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenEvent:
   """One id of a completion."""
 
   index: int  # of the completion, 0..n-1
@@ -119,7 +120,8 @@ class TokenEvent(NamedTuple):
   top: tuple[tuple[int, float], ...]  # the likeliest ids and their `logprob`, as many as were asked for
 
 
-class EndEvent(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndEvent:
   """The last event of a completion."""
 
   index: int

@@ -11,7 +11,7 @@ from typing import Any
 
 from atlas_jax.files import inventory, json_file
 from atlas_jax.files.damage import Damaged
-from atlas_jax.language.pretrained import names
+from atlas_jax.language.pretrained import hybrid_config, names
 from atlas_jax.language.pretrained.names import atlas
 from atlas_jax.models import rope
 
@@ -37,7 +37,7 @@ def read(file) -> tuple[ModuleType, dict]:
     file: path of a `config.json`.
 
   Returns:
-    (family out of `names`, fields of a `Decoder` that say what the model is).
+    (family out of `names`, fields of a `Decoder`, or of a `HybridDecoder`, that say what the model is).
 
   Raises:
     ValueError: naming the file and the setting that is missing, wrong or not supported.
@@ -47,7 +47,9 @@ def read(file) -> tuple[ModuleType, dict]:
   # Some configs name no architecture; their model_type then says the family.
   architectures = settings.get("architectures") or [None]
   family = names.find(architectures[0], settings.get("model_type"), file)
-  _refuse(settings, file)
+  hybrid = names.is_hybrid(family)
+  plain = hybrid_config.shared(settings) if hybrid else settings
+  _refuse(plain, file)
 
   def need(name: str):
     if settings.get(name) is None:
@@ -65,14 +67,16 @@ def read(file) -> tuple[ModuleType, dict]:
     raise ValueError(f"{file} has no 'head_dim', and hidden_size={width} is not a multiple of "
                      f"num_attention_heads={heads}")
   _check_heads(heads, kv_heads, head_dim or width // heads, file)
-  base, scaling = _rope(settings, file)
-  learned = {"learned_positions": need("max_position_embeddings")} if family is atlas else {}
-  return family, dict(
+  base, scaling = _rope(plain, file)
+  common = dict(
       vocab_size=need("vocab_size"), width=width, depth=need("num_hidden_layers"), heads=heads,
       kv_heads=kv_heads, head_dim=head_dim or width // heads,
       ff_width=need("intermediate_size"), rope_base=base, rope_scaling=scaling,
-      tied=bool(settings.get("tie_word_embeddings")), norm_eps=filled.get("rms_norm_eps", 1e-6),
-      **learned, **family.biases(filled))
+      tied=bool(settings.get("tie_word_embeddings")), norm_eps=filled.get("rms_norm_eps", 1e-6))
+  if hybrid:
+    return family, hybrid_config.fields(filled, common, file)
+  learned = {"learned_positions": need("max_position_embeddings")} if family is atlas else {}
+  return family, {**common, **learned, **family.biases(filled)}
 
 
 def write(fields: dict, *, max_tokens: int, dtype: str, specials: dict) -> dict:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.files import write
-from atlas_jax.language.pretrained import hf_config, tensor_files
+from atlas_jax.language.pretrained import hf_config, names, tensor_files
 from atlas_jax.language.pretrained.hf_import import EMBEDDING, HEAD, SPARE
 from atlas_jax.models import lora
-from atlas_jax.models.decoder import Decoder
+from atlas_jax.models.hybrid_decoder import AnyDecoder, HybridDecoder
 
 COPIED_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                 "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -34,7 +34,7 @@ class ExportPlan(NamedTuple):
   copied: tuple   # names that are copied from `like`, because no parameter makes them
 
 
-def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None, head: str = "as_is",
+def save(folder, model: AnyDecoder, params, *, like=None, dtype: str | None = None, head: str = "as_is",
          max_shard_gib: float = 4.0, max_tokens: int | None = None, specials: Mapping | None = None,
          durable: bool = True) -> None:
   """Writes a model. Every process calls it; process 0 writes, one file's tensors at a time.
@@ -64,7 +64,7 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
   source = None if like is None else tensor_files.TensorFolder(like)
   family = _family(model, like)
   untie = head == "untied" and model.tied
-  plan = _plan(params, family, source, dtype, untie, max_shard_gib * GIB)
+  plan = _plan(params, names.rows(family, model.shape()), source, dtype, untie, max_shard_gib * GIB)
   settings = _settings(model, like, plan, dtype, untie, max_tokens, dict(specials or {}))
   _check_target(folder, like, plan)
   writes = jax.process_index() == 0
@@ -86,7 +86,9 @@ def save(folder, model: Decoder, params, *, like=None, dtype: str | None = None,
     _write_json_files(folder, like, plan, settings, durable)
 
 
-def _family(model: Decoder, like) -> ModuleType:
+def _family(model: AnyDecoder, like) -> ModuleType:
+  if like is None and isinstance(model, HybridDecoder):
+    raise ValueError("a hybrid model is written as one that was read: give like=FOLDER")
   if like is None:
     return hf_config.family_of(model.shape())
   family, fields = hf_config.read(pathlib.Path(like) / "config.json")
@@ -103,8 +105,8 @@ def _family(model: Decoder, like) -> ModuleType:
   return family
 
 
-def _plan(params, family: ModuleType, source, dtype, untie: bool, max_bytes: float) -> ExportPlan:
-  made = tensor_files.tensors_of(params, family.TABLE)
+def _plan(params, table: tuple[names.Row, ...], source, dtype, untie: bool, max_bytes: float) -> ExportPlan:
+  made = tensor_files.tensors_of(params, table)
   copied: tuple[str, ...] = ()
   # Made by no parameter, but stored by whoever wrote the original:
   # left out, the round trip would not be exact.
@@ -150,7 +152,7 @@ def _numbers(made: tuple) -> int:
   return leaf.size if layer is None else leaf.size // leaf.shape[0]
 
 
-def _settings(model: Decoder, like, plan: ExportPlan, dtype, untie: bool, max_tokens, specials: dict):
+def _settings(model: AnyDecoder, like, plan: ExportPlan, dtype, untie: bool, max_tokens, specials: dict):
   """Returns the config to write, or None where that of `like` is right as it stands."""
   if like is None:
     if max_tokens is None:

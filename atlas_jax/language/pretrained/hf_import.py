@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atlas_jax.files import tokenizer_json
-from atlas_jax.language.pretrained import hf_config, tensor_files
+from atlas_jax.language.pretrained import hf_config, names, tensor_files
 from atlas_jax.models import lora as adapters
 from atlas_jax.models import placement
 from atlas_jax.models.decoder import Decoder
+from atlas_jax.models.hybrid_decoder import AnyDecoder, HybridDecoder
 from atlas_jax.parallel import mesh as meshes
 
 HUB = "hf:"
@@ -26,7 +27,7 @@ SPARE: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 class Imported(NamedTuple):
   """A model that was read."""
 
-  model: Decoder
+  model: AnyDecoder
   params: Any           # without adapters
   folder: pathlib.Path  # what it was read from, for `hf_export.save(like=...)`
 
@@ -53,7 +54,7 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
   folder = find(name)
   family, fields = hf_config.read(folder / "config.json")
   check_tokenizer(folder, fields["vocab_size"])
-  model = Decoder(**fields, **how)
+  model = build(fields, **how)
   tensors = tensor_files.TensorFolder(folder)
   # Adapters are no part of the folder; the rest is what its tensors must fill.
   shapes = adapters.split(abstract(model))[1]
@@ -62,12 +63,17 @@ def load(name: str, *, mesh: Mesh | None = None, param_dtype: str | None = None,
   if model.tied and HEAD in tensors.file_of:
     _check_tied(tensors)
     spare = (*SPARE, HEAD.replace(".", r"\."))
-  params = tensor_files.read_tree(tensors, family.TABLE, shapes, shardings_of(shapes, mesh), param_dtype,
-                                  spare=spare)
+  params = tensor_files.read_tree(tensors, names.rows(family, fields), shapes, shardings_of(shapes, mesh),
+                                  param_dtype, spare=spare)
   return Imported(model, params, folder)
 
 
-def abstract(model: Decoder):
+def build(fields: dict, **how) -> AnyDecoder:
+  """Makes the model of the fields that `hf_config.read` gives, and of those that say how it is run."""
+  return HybridDecoder(**fields, **how) if "pattern" in fields else Decoder(**fields, **how)
+
+
+def abstract(model: AnyDecoder):
   """Returns the shapes of a model's parameters, its adapters' among them."""
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 

@@ -199,7 +199,9 @@ def _check_leaf(folder: TensorFolder, row: Row, shape) -> list[str]:
 
 
 def _tensors(row: Row, shape) -> list[str]:
-  return [row.theirs.format(i) for i in range(shape[0])] if LAYER in row.theirs else [row.theirs]
+  if LAYER not in row.theirs:
+    return [row.theirs]
+  return [row.theirs.format(row.first + row.every * i) for i in range(shape[0])]
 
 
 def _groups(pattern: str) -> list[list[str]]:

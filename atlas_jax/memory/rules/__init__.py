@@ -36,6 +36,7 @@ def load(name: str, *, key_dim: int, value_dim: int, chunk_size: int, **options)
     make = modules.attribute(name, "make", field="model.memory.rule")
   else:
     make = importlib.import_module(f"{__name__}.{name}").make
+  # The signature is the list of options, so that a rule's file is the one place that names them.
   parameters = inspect.signature(make).parameters
   known = [p for p in parameters if p not in ("key_dim", "value_dim", "chunk_size")]
   unknown = sorted(set(options) - set(known))

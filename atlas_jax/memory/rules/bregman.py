@@ -56,6 +56,7 @@ def make(*, key_dim: int, value_dim: int, low: float = -1, high: float = 1, dept
     raise ValueError(f"{nets.FIELD}.low={low} must be below high={high}")
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual, norm=norm)
+  # A chunk stays linear in z: reads of a token's own W would take a sigmoid of every weight per token.
   return descent.make(net, lift=features.make("none", key_dim=key_dim), momentum=False,
                       surprise_max=surprise_max, fade_to=fade_to, starts=STARTS, reads="chunk",
                       init=functools.partial(_init, net, high - low),

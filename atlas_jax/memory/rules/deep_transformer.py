@@ -53,6 +53,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, depth: int = 2, expan
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
+  # `dot` is the same call with the squared error and a window.
   return exponential.make(
       key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size, objective=objectives.dot, depth=depth,
       expansion=expansion, activation=activation, residual=residual, scale=scale, normalize=normalize,

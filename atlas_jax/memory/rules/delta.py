@@ -39,7 +39,7 @@ class PreparedDelta(NamedTuple):
   """All of a chunk that needs no memory."""
 
   parts: descent.PreparedChunk
-  before_C: jax.Array  # share of W in the memory before each token
+  before_C: jax.Array  # fraction of W in the memory before each token
   momentum_before_C: Any  # weight of S in it; () without momentum
   solve_CC: jax.Array  # what turns errors at the chunk's start, faded, into errors online
 
@@ -90,6 +90,7 @@ def prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedDelta:
   key_CP = descent.lifted_keys(parts)
 
   def earlier(x, first):
+    # The memory that token t finds is the one after token t - 1; for the first it is the chunk's start.
     return jnp.concatenate([jnp.full_like(x[:1], first), x[:-1]])
 
   lower_CC = earlier(decay.mix_CC, 0) * (key_CP @ key_CP.T)
@@ -105,6 +106,7 @@ def unit_lower_inverse(lower_CC: jax.Array) -> jax.Array:
   inverse, side = jnp.ones((full, 1, 1), lower.dtype), 1  # of the diagonal blocks of that side
   while side < full:
     pair = np.arange(full // (2 * side), dtype=np.int32)
+    # Two blocks A and D on the diagonal with B below A: their inverse has -D^-1 B A^-1 below A^-1.
     below = lower.reshape(pair.size, 2, side, pair.size, 2, side)[:, 1, :, :, 0][pair, :, pair]
     first = inverse[0::2]
     second = inverse[1::2]
@@ -124,7 +126,9 @@ def chunk(form, slow, state, base, ready: PreparedDelta):
   decay = parts.decay
   recall = functools.partial(_recall, form, state)
   recalled_CM = recall(key_CP, ready.before_C, ready.momentum_before_C)
+  # recalled - v is the right side of the system above: what errors would be if the chunk wrote nothing.
   error_CM = checkpoint_name(ready.solve_CC @ (recalled_CM - v_CM), "memory_grad")
+  # For reports alone, at the base as with other rules. The errors that are written are the ones above.
   loss_C, grad_CM = form.objective(key_CP @ base["w0"], v_CM, parts.more)
   square_C = jax.lax.stop_gradient(jnp.sum(key_CP * key_CP, -1) * jnp.sum(grad_CM * grad_CM, -1))
   found = descent.Surprise({"w0": key_CP}, {"w0": error_CM}, jnp.sqrt(square_C), loss_C)

@@ -49,5 +49,6 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
   lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
+  # The loss sends back -v whatever was recalled: without a bound nothing but retention slows the growth.
   return descent.make(net, lift=lift, objective=objectives.dot, momentum=momentum, surprise_max=surprise_max,
                       fade_to=fade_to, starts=STARTS)

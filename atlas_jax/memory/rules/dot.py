@@ -49,6 +49,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, window_size: int | No
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
+  # `deep_transformer` is the same call with the inner product for a loss and no window.
   return exponential.make(
       key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size, objective=objectives.l2, depth=depth,
       expansion=expansion, activation=activation, residual=residual, scale=scale, normalize=normalize,

@@ -72,5 +72,7 @@ def _close(threshold, smooth, slow, state: MemoryState, base):
 
 def _shrink(threshold, smooth, a_PF):
   if smooth:
+    # Far above the threshold a weight loses (2 / pi) threshold, near 0 it becomes (2 / pi) a |a| / threshold.
     return a_PF * jnp.arctan(jnp.abs(a_PF) / threshold) * (2 / math.pi)
+  # The proximal step of threshold |A|_1.
   return jnp.sign(a_PF) * jnp.maximum(jnp.abs(a_PF) - threshold, 0)

@@ -34,9 +34,10 @@ from atlas_jax.memory.types import ChunkOut, Gates, GateStarts, Learned, MemoryR
 
 # Known but for a factor of each column, which rescaling takes back.
 GROWTH = {
+    # The largest is 1, so that no sum of gradients makes exp overflow.
     "kl": lambda u_PF: jnp.exp(u_PF - _largest(u_PF)),
-    "chi2": lambda u_PF: jnp.maximum(1 + u_PF / 2, 1e-3),
-    "hellinger": lambda u_PF: (1 - jnp.minimum(u_PF, 0.9)) ** -2,
+    "chi2": lambda u_PF: jnp.maximum(1 + u_PF / 2, 1e-3),  # Below u = -2 a mass would be negative.
+    "hellinger": lambda u_PF: (1 - jnp.minimum(u_PF, 0.9)) ** -2,  # A pole at u = 1.
 }
 LEAST = 1e-15  # A weight of 0 could never grow again, and float32 must hold a column's mass to the power -2.
 
@@ -101,6 +102,7 @@ def make(*, key_dim: int, value_dim: int, divergence: str = "kl", depth: int = 2
 
 def _init(form, key):
   learned = descent.init(form, key)
+  # Growth by multiplication never changes a sign: masses must start positive.
   return learned._replace(fast=jax.tree.map(jnp.abs, learned.fast))
 
 
@@ -142,6 +144,8 @@ def _close(growth, slow, state: MemoryState, base):
 
   def grow(w_PF, u_PF, left_PF):
     factor_PF = growth(u_PF)
+    # A column is divided by its sum below: with a largest factor of 1 and masses of LEAST or more, that sum
+    # neither overflows nor vanishes.
     grown_PF = w_PF * (factor_PF / _largest(factor_PF))
     mass_1F, left_1F = (jnp.sum(x, axis=0, keepdims=True) for x in (grown_PF, left_PF))
     return jnp.maximum(grown_PF * (left_1F / mass_1F), LEAST)

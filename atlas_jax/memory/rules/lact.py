@@ -63,6 +63,8 @@ def make(*, key_dim: int, value_dim: int, expansion: float = 1, activation: str 
   return MemoryRule(
       init=bind(descent.init), start=bind(_start), apply=bind(descent.apply), step=bind(_step),
       chunk=bind(_chunk), close=functools.partial(_close, ns_steps),
+      # NS undoes a common factor: rates weigh a chunk's tokens against each other, and with momentum against
+      # those of the chunks before.
       gates=(GateSpec("rates", len(ORDER), "softplus", 0.01),), uses=("log_momentum",) if momentum else (),
       reads="chunk", aims="direction", flops=functools.partial(_flops, form, ns_steps))
 
@@ -91,6 +93,7 @@ def _chunk(form, slow, state, base, prepared):
   found = descent.surprise(form, slow, base, tokens.k, tokens.k, tokens.v, gates.more)
   real_C = write_C.astype(gates.momentum.dtype)
   rate_C3 = gates.more["rates"] * real_C[:, None]
+  # One product per weight sums the outer products of all tokens.
   moved = {name: state.kept.moved[name] + found.inputs[name].T @ (rate_C3[:, i, None] * found.grads[name])
            for i, name in enumerate(ORDER)}
   kept = LaCTExtra(moved, state.kept.momentum_sum + gates.momentum @ real_C,
@@ -105,6 +108,7 @@ def _close(ns_steps, slow, state, base):
   moved = state.kept.moved
   count = state.kept.number
   if state.momentum != ():
+    # With no real token the sum is 0 and beta 1: the momentum stays, too.
     beta = jnp.where(count > 0, state.kept.momentum_sum / jnp.maximum(count, 1), 1)
     moved = jax.tree.map(lambda m, g: beta * m + g, state.momentum, moved)
   fast = jax.tree.map(lambda w, m: jnp.where(count > 0, _turned(w, w - muon.orthogonalize(m, ns_steps)), w),
@@ -118,4 +122,5 @@ def _turned(old, new):
   def size(w):
     return muon.norm(jnp.sum(w * w, 0, keepdims=True))
 
+  # NS has one norm whatever the gradient's: steps that never shrink would have weights grow without end.
   return new * size(old) / jnp.maximum(size(new), 1e-7)

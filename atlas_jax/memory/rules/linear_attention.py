@@ -48,4 +48,5 @@ def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int
 
 
 def _all_stays(gates):
+  # The layer gives zeros anyway, since `uses` leaves retention out; other callers may not.
   return gates._replace(log_retention=0 * gates.log_retention)

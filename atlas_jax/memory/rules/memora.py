@@ -84,6 +84,7 @@ def _distributions(scale, axis, slow, fast):
 
   def weights(z_PF):
     size = z_PF.shape[0] if axis == 0 else z_PF.size
+    # Even weights are then 1 / sqrt(size) each, the deviation of usual initial weights.
     return jax.nn.softmax(z_PF, axis=axis) * (math.sqrt(size) if scale is None else scale)
 
   return descent.ChunkBase(jax.tree.map(weights, fast))

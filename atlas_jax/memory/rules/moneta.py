@@ -70,6 +70,7 @@ def make(*, key_dim: int, value_dim: int, p: float = 3, q: float = 4, sharpness:
 def _scaled(q, slow, fast):
   del slow
   scale = jax.tree.map(functools.partial(_scale, q), fast)
+  # s is handed on: with one s for the chunk, W_t = s A_t stays linear in the chunk's gradients.
   return descent.ChunkBase(jax.tree.map(lambda a, s: a * s, fast, scale), scale)
 
 

@@ -48,5 +48,6 @@ def make(*, key_dim: int, value_dim: int, depth: int = 2, expansion: float = 1, 
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=key_dim, depth=depth, expansion=expansion,
                  activation=activation, residual=residual)
   kernel = on_chip.make(depth=depth, activation=activation, residual=residual, surprise_max=surprise_max)
+  # The kernel has no weights to fade to but zero.
   return descent.make(net, lift=features.make("none", key_dim=key_dim), surprise_max=surprise_max,
                       fade_to=fade_to, starts=STARTS, kernel=kernel if fade_to == "zero" else None)

@@ -133,6 +133,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
   def bind(function):
     return functools.partial(function, form)
 
+  # One of each per local memory. Plain gates, not logs as the common ones: see `_local_gates`.
   own = (GateSpec("local_retention", number, init=0.999), GateSpec("local_momentum", number, init=0.5),
          GateSpec("local_rate", number, init=0.05, max=0.5))
   return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
@@ -147,6 +148,7 @@ def _flops(form, chunk_size):
   shared = form.body._replace(momentum=False, reads="chunk")
   total = sum(descent.flops(form.body, size) for size in form.local_chunks)
   total += descent.flops(shared, chunk_size) if form.global_memory else 0
+  # P q as in `_projected`: products of queries and keys, then of these and keys, 2 S_L K each.
   return total + (4 * form.shard_tokens * form.body.lift.key_dim if form.project_queries else 0)
 
 
@@ -204,6 +206,7 @@ def _select(condition, on_true, on_false):
 
 def _same(seen, place, size: int):
   """Returns whether the last real token and that at `place` stand in one piece of `size` tokens."""
+  # `seen` is one behind the last token's place, so that 0 can say that there was none.
   return (seen > 0) & ((seen - 1) // size == place // size)
 
 
@@ -214,6 +217,7 @@ def _entered(form, slow, i: int, local: Local, seen, place) -> Local:
   """
   initial = slow[f"local{i}"]
   fresh = Local(initial, jax.tree.map(jnp.zeros_like, initial), initial)
+  # That a border lies between two tokens follows from their places: none has to stand on it, padding may.
   here = local._replace(base=_select(_same(seen, place, form.local_chunks[i]), local.base, local.fast))
   return _select(_same(seen, place, form.shard_tokens), here, fresh)
 
@@ -234,6 +238,7 @@ def _step(form, slow, state, base, token, gates, place):
   keys_KK: Any = ()
   if form.project_queries:
     keys_KK = jnp.where(_same(kept.seen, place, form.shard_tokens), kept.keys_KK, 0)
+    # Its own key first: a token reads what it has just written.
     keys_KK = keys_KK + jnp.outer(token.k, token.k)
     query_K = keys_KK @ token.q
   after = []
@@ -257,6 +262,7 @@ def _pieces(x, size: int):
 
 def _projected(tokens: Token, write_C, inside_CC):
   """Returns P_t q_t from the tokens of this call; inside_CC: whether two tokens stand in one shard."""
+  # P_t q_t = sum over i <= t of (q_t . k_i) k_i: no [K, K] matrix per token.
   seen_CC = jnp.tril(inside_CC & write_C.astype(bool)[None, :])
   return jnp.where(seen_CC, tokens.q @ tokens.k.T, 0) @ tokens.k
 
@@ -273,6 +279,7 @@ def _read_shard(form, slow, tokens, gates, write_C, place_C) -> ChunkOut:
     same_CC = jnp.ones((form.shard_tokens, form.shard_tokens), bool)
     tokens = tokens._replace(q=_projected(tokens, write_C, same_CC))
 
+  # descent.chunk takes the base by itself: a local chunk starts from the weights that the one before left.
   def body(state, ready):
     return descent.chunk(form.body, {}, state, state.fast, ready)
 
@@ -297,6 +304,7 @@ def _added(outs) -> ChunkOut:
 def _prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedTNT:
   """Reads the local memories of a whole chunk, all shards at once: nothing of them comes from before it."""
   local: Any = ()
+  # Calls with fewer rows are tokens of a stream, whose local memories come from the state.
   if write_C.shape[0] == form.chunk_size:
     shards = _pieces((tokens, gates, write_C, place_C), form.shard_tokens)
     local = _flat(jax.vmap(functools.partial(_read_shard, form, slow))(*shards))
@@ -332,7 +340,9 @@ def _resume(form, slow, state, base, ready: PreparedTNT):
     shard_C = place_C // form.shard_tokens
     query_CK = _projected(tokens, write_C, shard_C[:, None] == shard_C[None, :])
     carried_C = _same(kept.seen, place_C, form.shard_tokens)
+    # Keys of earlier calls, for tokens of the shard that those calls ended in.
     query_CK = query_CK + jnp.where(carried_C[:, None], tokens.q @ kept.keys_KK, 0)
+    # P goes on with the shard in which this call ends, its last real token's; other shards are over.
     written_CK = jnp.where((write_C & (shard_C == (last - 1) // form.shard_tokens))[:, None], tokens.k, 0)
     keys_KK = jnp.where(_same(kept.seen, last - 1, form.shard_tokens), kept.keys_KK, 0)
     keys_KK = jnp.where(last > 0, keys_KK + written_CK.T @ written_CK, kept.keys_KK)
@@ -352,6 +362,7 @@ def _resume_local(form, slow, i: int, kept: TNTExtra, tokens, ready: PreparedTNT
     local, seen = carry
     part, write_C, place_C = xs
     last = jnp.max(jnp.where(write_C, place_C + 1, 0))
+    # A piece of padding alone must not start a chunk or shard: the next real token finds the state as it was.
     local = _select(last > 0, _entered(form, slow, i, local, seen, place_C[0]), local)
     state, out = descent.chunk(form.body, {}, MemoryState(local.fast, local.momentum), local.base, part)
     return (Local(state.fast, state.momentum, local.base), jnp.maximum(last, seen)), out

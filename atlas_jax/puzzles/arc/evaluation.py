@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, folder_of
 from atlas_jax.files import write
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import accuracy
@@ -77,7 +77,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
         continue
       totals.add(result, names[result.id], grids)
       gallery.add(result)
-      if hosts.is_main():
+      if hosts.is_main():  # Results are the same everywhere; votes, hundreds of thousands, are kept once.
         vote(votes, names[result.id], result, grids)
     scalars = totals.scalars()
     if hosts.is_main():
@@ -91,6 +91,8 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
 
 def vote(votes: voting.Votes, name: str, result: Result, grids: Grids) -> None:
   """Takes the augmentation back and adds the prediction to the votes for its test input."""
+  # Input and prediction are cropped and turned back by the same rule: votes find
+  # their test pair by its input.
   task, *augmentation = grids.parse_name(name)
   input_grid, prediction = (grids.undo(grids.crop(tokens_T), *augmentation)
                             for tokens_T in (result.input_T, result.prediction_T))
@@ -111,6 +113,8 @@ class ArcTotals:
   def add(self, result: Result, name: str, grids: Grids) -> None:
     """Adds a result; it counts where it has labels."""
     task, transform, _ = grids.parse_name(name)
+    # "original" is the task as it stands; an augmentation may have transform 0
+    # with other colours, which is t0.
     kind = "original" if name == task else f"t{transform}"
     self._labelled[kind] += result.labelled
     self._solved[kind] += result.solved
@@ -133,8 +137,11 @@ def accumulated(workdir, step: int) -> voting.Votes:
   found = {}
   for file in pathlib.Path(workdir).glob(f"evals/step_*/{VOTES}"):
     number = _STEP.fullmatch(file.parent.name)
+    # Later folders are of a run that was set back to an earlier checkpoint, and
+    # would be votes from the future.
     if number and int(number[1]) <= step:
       found[int(number[1])] = file
+  # In order of steps: ties go to the grid that appeared first, so the order is part of the result.
   return voting.merged(voting.load(found[number]) for number in sorted(found))
 
 
@@ -149,9 +156,10 @@ def _judged(votes: voting.Votes, tasks: Mapping[str, dict], reached: Mapping[str
   scalars = _scores("ARC", votes, reached, leaked, rule)
   if workdir is None or len(reached) < len(tasks):  # A part would take the place of the whole.
     return scalars
-  folder = accuracy.folder_of(workdir, step)
+  folder = folder_of(workdir, step)
   votes.save(folder / VOTES)
   everything = accumulated(workdir, step)
+  # For all tasks, also those without votes: a submission must have an entry for each.
   inputs = {task: [np.asarray(pair["input"]) for pair in found["test"]] for task, found in tasks.items()}
   for file, source in ((SUBMISSION, votes), (ACCUMULATED_SUBMISSION, everything)):
     content = json.dumps(voting.submission(source, inputs, rule=rule))

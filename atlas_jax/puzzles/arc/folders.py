@@ -46,6 +46,8 @@ class KnownSubset(NamedTuple):
 
 KAGGLE = "ARC-AGI-2 as in Kaggle's contest of 2025"
 PUBLIC = "ARC-AGI-2 as in its repository"
+# Digests are the first 16 hexadecimal digits of SHA-256. Both "arc2" and "arc2_public" have the same ids:
+# only the questions of their evaluation tasks tell them apart.
 KNOWN = (KnownSubset("arc1", "ARC-AGI-1", "training", 400, "e94e5c5893ab0eff", "f59e6ea15cd337a3",
                      "0ebc76d30e346095", TEST_FIRST), KnownSubset("arc1", "ARC-AGI-1", "evaluation", 400,
                      "0c9cd093d7649d3a", "71d7b818351f99df", "db1361ca3e1fdc01",
@@ -128,6 +130,8 @@ def read_all(path: pathlib.Path) -> dict[str, list[Task]]:
   if not found:
     raise ValueError(_nothing_in(path))
   subsets: dict[str, Part] = {}
+  # In the reference's order, whatever the file system lists first: the random
+  # stream goes through the subsets.
   for part in sorted(found, key=lambda part: _place_of(part.subset)):
     if part.subset in subsets:
       raise ValueError(f"{path} holds the subset {part.subset!r} twice, in {subsets[part.subset].place} and "
@@ -144,6 +148,7 @@ def _look(path: pathlib.Path, roots: Iterable[pathlib.Path]) -> list[Part]:
   if path.is_file():
     return [_file_part(path)]
   parts: dict[pathlib.Path, Part] = {}
+  # The repositories have their folders below data/; a path may name either.
   for root in (each for top in roots for each in (top, top / "data") if each.is_dir()):
     for file in sorted(root.glob("*_challenges.json")):
       parts.setdefault(file, _file_part(file))
@@ -169,6 +174,7 @@ def _loose(path: pathlib.Path) -> list[Part]:
   parts = []
   for file in sorted(path.glob("*.json")):
     raw = arc_tasks.load_json(file)
+    # A task has the keys train and test; any other object is tasks by id.
     if isinstance(raw, dict) and not {"train", "test"} & raw.keys():
       parts.append(_file_part(file))
     else:
@@ -181,6 +187,7 @@ def _file_part(file: pathlib.Path) -> Part:
   if {"train", "test"} & raw.keys():
     raise ValueError(f"{file} holds one task, not tasks by id as PREFIX_SUBSET_challenges.json does; "
                      "read_task reads one task alone")
+  # arc-agi_evaluation_challenges.json is the subset "evaluation".
   match = re.fullmatch(r"(?:.*_)?([^_]+)_challenges\.json", file.name)
   return Part(match[1] if match else file.stem, file, raw)
 
@@ -196,6 +203,7 @@ def _folder_part(subset: str, folder: pathlib.Path, files: Sequence[pathlib.Path
 def _concept_part(root: pathlib.Path) -> Part:
   """Finds ConceptARC in the reference's order; tasks of other names follow, sorted."""
   rank = {task_id: index for index, task_id in enumerate(CONCEPT_ORDER)}
+  # The corpus has "minimal tasks" besides, which the reference does not take.
   files = [file for file in root.rglob("*.json") if "Minimal" not in file.stem]
   files.sort(key=lambda file: (rank[file.stem] if file.stem in rank else len(rank), file.stem))
   return _folder_part("concept", root, files)
@@ -205,6 +213,8 @@ def _pick(found: Sequence[Part], known: KnownSubset, path: pathlib.Path) -> tupl
   """Returns the part that is a published subset: in the reference's version, or the only version there."""
   same = [(part, _tasks_of(part)) for part in found if arc_tasks.ids_digest(part.tasks) == known.ids]
   digests = [arc_tasks.questions_digest(tasks) for _, tasks in same]
+  # Questions decide, not outputs: a contest's files come without the outputs of its test pairs,
+  # and are the set all the same.
   right = [each for each, digest in zip(same, digests) if digest == known.questions]
   if right:
     return _best(right, known)
@@ -223,6 +233,7 @@ def _pick(found: Sequence[Part], known: KnownSubset, path: pathlib.Path) -> tupl
                      "own are read with the name 'files'")
   logging.warning("%s holds another version of the %s of %s than the reference has: builds of it have other "
                   "digests, and scores may differ", same[0][0].place, known.subset, known.title)
+  # Of one other version in several copies the one that knows most outputs.
   return min(same, key=lambda each: arc_tasks.count_unknown(each[1]))
 
 
@@ -242,6 +253,8 @@ def _best(versions: Sequence[tuple[Part, list[Task]]], known: KnownSubset) -> tu
 def _as_reference(tasks: list[Task], known: KnownSubset) -> list[Task]:
   """Returns the tasks of a published subset as the reference orders them."""
   rank = {task_id: index for index, task_id in enumerate(CONCEPT_ORDER)}
+  # ARC's own files are in the order of their ids, where `rank` is 0 for all;
+  # ConceptARC has an order of its own.
   tasks = sorted(tasks, key=lambda task: (rank.get(task.id, 0), task.id))
   return [task._replace(order=known.order) for task in tasks]
 
@@ -253,6 +266,7 @@ def _tasks_of(part: Part) -> list[Task]:
             for task_id, file in part.tasks.items()]
   tasks = [arc_tasks.task_of(task_id, task, str(part.place)) for task_id, task in part.tasks.items()]
   solutions = _twin(part.place, "challenges", "solutions")
+  # A file without "_challenges" in its name has no twin: `_twin` gives it back as it is.
   if solutions == part.place or not solutions.exists():
     return tasks
   outputs = arc_tasks.load_tasks(solutions)

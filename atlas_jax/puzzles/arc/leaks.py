@@ -30,7 +30,7 @@ class Leak(NamedTuple):
   whole: bool
 
   def __str__(self) -> str:
-    """Says it in words."""
+    """Returns the leak as words of a message."""
     if self.source == self.task:
       return f"{self.task} asks what one of its demonstrations shows"
     return f"{self.task} {'equals' if self.whole else 'shares a test pair with'} {self.source}"
@@ -49,6 +49,7 @@ def find(training: Sequence[Task], evaluation: Sequence[Task]) -> list[Leak]:
   """
   owners: dict[str, list[str]] = {}
   for task in training:
+    # A set: a task that shows one pair twice is one owner of it.
     for digest in {tasks.pair_digest(pair) for pair in tasks.labelled_pairs(task)}:
       owners.setdefault(digest, []).append(task.id)
   same = {(task, source) for source, task in arc.same_content(training, evaluation)}
@@ -56,12 +57,13 @@ def find(training: Sequence[Task], evaluation: Sequence[Task]) -> list[Leak]:
   for task in evaluation:
     for pair in task.test:
       for source in owners.get(tasks.pair_digest(pair), ()):
+        # Keyed by both, so that a task of several leaked pairs is named once.
         found[task.id, source] = Leak(task.id, source, (task.id, source) in same)
   return list(found.values())
 
 
 def warn(leaks: Iterable[Leak], n_tasks: int) -> None:
-  """Names leaks once, in the words of who builds a set."""
+  """Logs one warning that names the leaks."""
   leaks = list(leaks)
   if leaks:
     more = f", and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""

@@ -1,4 +1,4 @@
-"""Augmentations and shifts of a set of ARC tasks: all its chance, drawn as the reference draws.
+"""Augmentations and shifts of a set of ARC tasks: all random choices of a build, as the reference draws them.
 
 The reference draws from one stream: for each subset an order of its tasks, for each task augmentations until
 enough differ, and at last, for each training puzzle, the example that stays where it is and the shifts of the
@@ -94,6 +94,8 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
   permutations = []
   sizes = []
   for tasks in subsets.values():
+    # The reference shuffles a subset and augments its tasks before it comes to the next one: the draws of a
+    # task depend on all tasks before it, and none can be drawn apart.
     for index in random.shuffled(len(tasks)):
       drawn = _augmentations(arc.pairs_of(tasks[index]), n_augmentations, random)
       order.append(first + index)
@@ -101,6 +103,8 @@ def draw(subsets: arc.Subsets, test_sets: Sequence[str], n_augmentations: int, s
       permutations.append(drawn[1])
       sizes.append(len(drawn[0]))
     first += len(tasks)
+  # Shifts follow after all augmentations, group by group. The reference then draws for the test split as
+  # well, where it shifts nothing; nothing follows from that stream, so it is left out here.
   shifts = bytearray()
   each = [(task, name in test_sets) for name, tasks in subsets.items() for task in tasks]
   for index, group_kinds in zip(order, kinds):
@@ -127,12 +131,16 @@ def _augmentations(pairs, count: int, random: LegacyRandom) -> tuple[np.ndarray,
   found_kinds = [np.zeros(1, np.uint8)]
   found_permutations = [np.arange(10, dtype=np.uint8)[None]]
   hashing = _Hash(pairs)
+  # The task itself counts as seen: an augmentation that equals it is dropped.
   seen = set(hashing(found_kinds[0], found_permutations[0]))
   n_found = 0
   n_tried = 0
   while n_found < count and n_tried < TRIALS * count:
+    # Drawn ahead in one go, but only those up to the last one needed are taken from the stream.
     ahead = min(TRIALS * count - n_tried, max(count - n_found, 256))
     kinds, permutations, ends = random.augmentations(ahead)
+    # A trial whose puzzle is known is lost and counts among the trials: a task with
+    # much symmetry ends with fewer.
     rows = []
     n_taken = len(kinds)
     for row, key in enumerate(hashing(kinds, permutations)):
@@ -167,6 +175,8 @@ class _Hash:
     for number, pair in enumerate(pairs):
       for side, grid in ((side, grid) for side, grid in enumerate(pair) if grid is not None):
         places, shapes = _weights(side, *grid.shape)
+        # [cells, colours]: the sum of the weights of the cells of each colour. A permutation of colours only
+        # reweighs these ten sums, so a grid is read once for any number of augmentations.
         of_colour = (grid.reshape(-1, 1) == colours).astype(np.uint64)
         sums = (places @ of_colour).reshape(8, 2, grids.COLOURS)
         self._sums[:, :, number] += sums.transpose(0, 2, 1)
@@ -179,14 +189,18 @@ class _Hash:
     wide = permutations.astype(np.uint64)
     for kind in range(8):
       rows = np.flatnonzero(kinds == kind)
+      # In 64-bit arithmetic that wraps around: a hash modulo 2**64.
       sums = wide[rows] @ self._sums[kind].reshape(grids.COLOURS, -1)
       hashes[rows] = sums.reshape(-1, n_pairs, 2) + self._shapes[kind]
+    # Mixed before they are added, or two pairs could exchange parts and leave the sum as it was.
     return [key.tobytes() for key in _mix(hashes).sum(axis=1)]
 
 
 @functools.cache
 def _noise() -> tuple[np.ndarray, np.ndarray]:
   """Returns random bits of places, [2 sides, 30, 30, 2 words], and of shapes, [2 sides, 31, 31, 2 words]."""
+  # 2 * 30 * 30 * 2 numbers, then 2 * 31 * 31 * 2. Constants: no build depends on them, as long as no
+  # two puzzles that differ agree.
   raw = np.random.Philox(key=0).random_raw
   return raw(3600).reshape(2, 30, 30, 2), raw(3844).reshape(2, 31, 31, 2)
 
@@ -201,6 +215,8 @@ def _weights(side: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray
     tall, wide = (width, height) if grids.SWAPS[kind] else (height, width)
     of_shape.append(shapes[side, tall, wide])
     for word in range(2):
+      # The weights are turned back in place of turning the grid: cell c of the grid gets the weight of the
+      # place where the transform puts it.
       cells.append(grids.transform(places[side, :tall, :wide, word], grids.INVERSE[kind]).reshape(-1))
   return np.stack(cells), np.stack(of_shape)
 
@@ -218,6 +234,8 @@ def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, 
   last = len(pairs) - 1
   upright = []
   turned = []
+  # Rooms for upright and for turned grids, with the masks of their draws, are the
+  # same for all puzzles of a task.
   for left, right in pairs:
     rooms = [canvas - max(sides) for sides in zip(left.shape, right.shape)]
     (rows, row_mask), (columns, column_mask) = ((room, mask_of(room)) for room in rooms)
@@ -227,6 +245,8 @@ def _add_shifts(out: bytearray, pairs, kinds: np.ndarray, random: LegacyRandom, 
   words = random.words(4 * 2 * count * len(kinds) + 400).tolist()
   at = 0
   mask = mask_of(last)
+  # Plain integers and no calls inside: it runs for every training example of the set, 3.6 million for
+  # ARC-AGI-1, and each word decides where the next draw begins, so the draws cannot be made side by side.
   for is_turned in grids.SWAPS[kinds].tolist():
     kept = words[at] & mask
     at += mask > 0

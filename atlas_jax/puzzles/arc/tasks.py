@@ -77,6 +77,8 @@ def task_of(task_id: str, raw: Any, where: str, order: str | None = None) -> Tas
     pairs[part] = [_pair(pair, f"{place}, {part} pair {number}", part == "test")
                    for number, pair in enumerate(raw[part])]
   if order is None:
+    # A dict keeps the order of the file. The reference goes through a task's keys as they come, so it decides
+    # the order of examples, and with it which one stays unshifted.
     order = next(TRAIN_FIRST if key == "train" else TEST_FIRST for key in raw if key in ("train", "test"))
   return Task(task_id, tuple(pairs["train"]), tuple(pairs["test"]), order)
 
@@ -151,8 +153,11 @@ def fingerprint(subsets: Subsets) -> str:
   digest = hashlib.sha256()
   for name, tasks in subsets.items():
     for task in tasks:
+      # The order of tasks and keys counts here: it decides the random stream, so it is part
+      # of what a build follows from.
       digest.update(json.dumps([name, task.id, task.order, len(task.train)]).encode())
       for grid in itertools.chain(*task.train, *task.test):
+        # Not to be taken for a grid: that begins with its height, at most 30, and "-" is byte 45.
         digest.update(b"-" if grid is None else bytes(grid.shape) + grid.tobytes())
   return digest.hexdigest()
 
@@ -161,6 +166,8 @@ def _pair(raw: Any, place: str, is_test: bool) -> Pair:
   if not isinstance(raw, dict) or "input" not in raw or not (is_test or "output" in raw):
     raise ValueError(f'{place} is not of the form {{"input": rows, "output": rows}}, got {str(raw)[:60]}')
   output = raw["output"] if "output" in raw else None
+  # null and a missing key both mean unknown, but only in test pairs: a
+  # demonstration without output is an error.
   return (grid_of(raw["input"], f"{place}, input"),
           None if output is None and is_test else grid_of(output, f"{place}, output"))
 
@@ -174,10 +181,12 @@ def grid_of(rows: Any, place: str) -> np.ndarray:
     raise ValueError(f"{place} has rows of {widths[0]} and of {widths[-1]} cells; all must be equally long")
   if len(rows) > grids.SIDE or widths[0] > grids.SIDE:
     raise ValueError(f"{place} is {len(rows)} x {widths[0]}, at most {grids.SIDE} x {grids.SIDE} is allowed")
+  # The very type: true is an int to isinstance, and 3.0 is no cell.
   wrong = [cell for row in rows for cell in row if type(cell) is not int or not 0 <= cell < grids.COLOURS]
   if wrong:
     raise ValueError(f"{place} has the cell {wrong[0]!r}; cells must be integers of 0 to {grids.COLOURS - 1}")
   grid = np.array(rows, np.uint8)
+  # A task stands in several sets at once: a grid that is written to would change all of them.
   grid.setflags(write=False)
   return grid
 

@@ -57,6 +57,7 @@ def text_of(grid) -> str:
   if cells.ndim != 2 or cells.min() < 0 or cells.max() > 9:
     raise ValueError(f"a grid must have two axes and values from 0 to 9, got shape {cells.shape} and values "
                      f"from {cells.min()} to {cells.max()}; crop and undo the augmentation before voting")
+  # Equal grids give equal texts, which are keys of dicts and stand in JSON as they are.
   letters = np.full((cells.shape[0], cells.shape[1] + 1), ord(_SEPARATOR), np.uint8)
   letters[:, :-1] = cells + ord("0")
   return letters.tobytes()[:-1].decode()
@@ -97,6 +98,7 @@ class Votes:
     """
     if not 0 <= q <= 1:
       raise ValueError(f"a vote for {task} has q={q}, which must be in [0, 1]: hand the sigmoid of the logit")
+    # Sums only, so that evaluations can be added up without the single votes.
     vote = Tally(1, float(q), math.log1p(-min(float(q), _CERTAIN)))
     self._add(task, text_of(input_grid), text_of(prediction), vote)
 
@@ -141,8 +143,12 @@ class Votes:
     """
     check_rule(rule)
     tallies = self._tallies.get(task, {}).get(text_of(input_grid), {})
+    # "count" is the reference's: q only orders predictions of equal counts. With 1 - prod(1 - q)
+    # a few sure votes can outweigh many unsure ones; its logarithm is compared, since the
+    # product itself soon rounds to 1.
     keys = {"count": lambda tally: (tally.n_votes, tally.q_sum / tally.n_votes),
             "noisy_or": lambda tally: (-tally.log_miss, tally.n_votes)}
+    # A stable sort, also with reverse=True: what is equal stays in order of appearance, as in the reference.
     return sorted(tallies.items(), key=lambda item: keys[rule](item[1]), reverse=True)
 
   def save(self, path) -> None:
@@ -150,6 +156,7 @@ class Votes:
     path = pathlib.Path(path)
     tasks = {task: {text: [[prediction, *tally] for prediction, tally in tallies.items()]
                     for text, tallies in inputs.items()} for task, inputs in self._tallies.items()}
+    # mtime=0: gzip would put the time into the file, and equal votes would differ.
     write.whole(path, gzip.compress(json.dumps({"tasks": tasks}).encode(), 6, mtime=0))
 
 
@@ -165,6 +172,7 @@ def load(path) -> Votes:
     for task, inputs in json_file.parse(path, content)["tasks"].items():
       for input_text, tallies in inputs.items():
         for prediction, count, q_sum, log_miss in tallies:
+          # A sum of q may exceed the count by rounding alone.
           if not (json_file.is_int(count, 1) and json_file.is_real(q_sum, 0, count + 1e-6)
                   and json_file.is_real(log_miss, -1e6, 0) and isinstance(prediction, str)):
             raise ValueError(f"the votes for {task!r} are {[prediction, count, q_sum, log_miss]!r:.80}")
@@ -225,6 +233,7 @@ def scores(votes: Votes, tests: Mapping[str, list], *, rule: str = "count",
     "n_outputs" that are known, "n_whole_tasks" without an unknown one. Without a known output there are the
     counts alone.
   """
+  # An output that is unknown can be neither right nor wrong: it is in no mean and no count.
   known = {task: [pair for pair in pairs if pair[1] is not None] for task, pairs in tests.items()}
   known = {task: pairs for task, pairs in known.items() if pairs}
   whole = [task for task, pairs in known.items() if len(pairs) == len(tests[task])]
@@ -232,12 +241,15 @@ def scores(votes: Votes, tests: Mapping[str, list], *, rule: str = "count",
   found: dict[str, float] = {name: float(count) for name, count in counts.items()}
   if not known:
     return found
+  # Over all predictions, also empty grids, which take a place as in the reference; what is handed in passes
+  # them over, so pass@2 and kaggle_score may differ.
   places = [solved_at(votes, task, pairs, rule) for task, pairs in known.items()]
   within = [[math.inf if place is None else place for place in pairs] for pairs in places]
   found |= {f"pass@{k}": float(np.mean([np.mean([place <= k for place in pairs]) for pairs in within]))
             for k in pass_at}
   solved = {task: [_is_solved(votes, task, left, right, rule) for left, right in pairs]
             for task, pairs in known.items()}
+  # Every output counts the same here, every task in the next line.
   found["kaggle_score"] = float(np.mean(sum(solved.values(), [])))
   found["harness_score"] = float(np.mean([np.mean(each) for each in solved.values()]))
   if whole:
@@ -265,6 +277,7 @@ def submission(votes: Votes, inputs: Mapping[str, list], *, rule: str = "count",
   """
   def entry(task, input_grid):
     grids = [ranked.grid for ranked in attempts_of(votes, task, input_grid, rule, attempts)]
+    # `fill` False leaves an empty list: no attempts, an entry without keys, which the last line drops.
     grids = grids or [np.asarray(input_grid)] * fill
     padded = grids + grids[:1] * (attempts - len(grids))
     return {f"attempt_{i}": grid.tolist() for i, grid in enumerate(padded, start=1)}

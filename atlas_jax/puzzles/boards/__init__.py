@@ -56,6 +56,8 @@ def collect(n: int, attempt: Callable, *, n_cells: int, what: str) -> Boards:
   """
   found: dict[bytes, tuple] = {}
   number = last = 0
+  # Attempts are numbered and independent, so more boards begin with the fewer ones,
+  # whatever was asked for before.
   while len(found) < n:
     board = attempt(number)
     if board is not None and board[0].tobytes() not in found:
@@ -71,6 +73,8 @@ def collect(n: int, attempt: Callable, *, n_cells: int, what: str) -> Boards:
 
 def random_of(seed: int, *counters: int) -> np.random.RandomState:
   """Returns the random numbers of one attempt; they do not change between versions of NumPy."""
+  # Two words, as RandomState takes words of 32 bits. Its streams are frozen by
+  # NumPy, those of Generator are not.
   return np.random.RandomState([seed % 2**32, seed % 2**64 >> 32, *counters])
 
 
@@ -95,6 +99,8 @@ def cached(cache_dir, key: Mapping, make: Callable[[], Boards]) -> Boards:
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   folder = pathlib.Path(cache_dir or f"{home}/atlas_jax/puzzles").expanduser()
   folder.mkdir(parents=True, exist_ok=True)
+  # The key alone names the file: whoever asks for the same boards finds them, and a change of anything that
+  # decides them makes another file.
   name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
   file = folder / f"{key['puzzles']}-{name}.npz"
   with open(f"{file}.lock", "w") as lock:
@@ -155,6 +161,8 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None)
   wanted = len(order) if n is None else n
   kept = np.zeros(0, np.int64)
   start = 0
+  # In the drawn order, and only as many as are still missing: `refused` may search a board for a second
+  # solution, some milliseconds each, and files have millions.
   while len(kept) < wanted and start < len(order):
     more = order[start:start + wanted - len(kept)]
     start += len(more)
@@ -167,6 +175,7 @@ def subsample(boards: Boards, n: int | None, seed: int, name: str, refused=None)
   if n is None and not len(kept):
     raise ValueError(f"{name}=None takes all boards of a file, and there is none"
                      + (f" but {len(order)} that are left out" if len(order) else "") + "; give another file")
+  # In the file's order again: which boards are taken is drawn, the order of training is the sampler's.
   return boards.take(np.sort(kept))
 
 
@@ -189,6 +198,7 @@ def puzzle_set(boards: Boards, copies: Callable, *, n_copies: int, vocab_size: i
 
   return PuzzleSet(
       group_starts=np.arange(n_boards + 1) * n_copies, puzzle_starts=np.arange(n_boards * n_copies + 1),
+      # Id 0 for all, as in the reference: a board is solved by the rules, and no row of the table is its own.
       puzzle_ids=np.zeros(n_boards * n_copies, np.int32), seq_len=n_cells, vocab_size=vocab_size, n_ids=1,
       identity={**identity, "boards": boards.digest}, read=read,
       group_names=tuple(f"{source}:{place}" for place in boards.places))

@@ -21,6 +21,7 @@ from atlas_jax.puzzles.boards import SPLITS, Boards
 NAMES = {"question": ("question", "questions", "quizzes", "quiz", "puzzle", "puzzles", "board", "input"),
          "answer": ("answer", "answers", "solution", "solutions", "output", "label"),
          "rating": ("rating",)}
+# No cell has this value: it marks characters without a meaning.
 _FAULTY = 255
 _WIDE = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
@@ -43,6 +44,7 @@ def find(path: str, download: bool) -> dict[str, pathlib.Path | None]:
   if str(path).startswith("hf:"):
     return {split: _hub_file(path, f"{split}.csv", download) for split in SPLITS}
   folder = pathlib.Path(path).expanduser()
+  # One file has both splits in it: `take` holds some of its boards out.
   if folder.is_file():
     return {"train": folder, "test": None}
   files = {split: folder / f"{split}.csv" for split in SPLITS}
@@ -79,7 +81,7 @@ def digest(file: pathlib.Path) -> str:
 
 def read(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, int],
          answer_cells: Mapping[str, int], min_rating: int | None = None) -> Boards:
-  """Reads the boards of a CSV file; what they say is not checked beyond their characters.
+  """Reads the boards of a CSV file; of their contents only the characters are checked.
 
   Args:
     file: to read.
@@ -93,9 +95,12 @@ def read(file: pathlib.Path, *, n_cells: int, question_cells: Mapping[str, int],
   Raises:
     ValueError: naming file and line of what is missing, too long or too short, or unknown.
   """
+  # Bytes in one piece: as Python lists the 3.8 million boards of Sudoku-Extreme would take gigabytes.
   texts = {"question": bytearray(), "answer": bytearray()}
   ratings = []
   lines = []
+  # latin-1 reads any bytes, one character each: what is no cell is named by `_decode` with its place, where
+  # UTF-8 would stop at a place in the file that nobody can find.
   with open(file, newline="", encoding="latin-1") as opened:
     rows = _rows(file, opened)
     first, header = next(rows, (1, []))
@@ -141,12 +146,14 @@ def _columns(file, line: int, header: list[str], min_rating: int | None) -> dict
 
 def _rows(file, opened) -> Iterator[tuple[int, list[str]]]:
   """Yields (line, cells) of lines that are not blank; what is no CSV is an error with its line."""
+  # Excel writes a mark in front, which would become part of the first column's name.
   start = opened.read(3).encode("latin-1")
   for mark, name in _WIDE.items():
     if start.startswith(mark):
       raise ValueError(f"{file} is in {name}; save it as UTF-8")
   if start != codecs.BOM_UTF8:
     opened.seek(0)
+  # Its line_num counts lines of the file, also blank ones and those inside quotes, as an editor does.
   rows = csv.reader(opened)
   try:
     for row in rows:
@@ -170,6 +177,7 @@ def _decode(file, lines: list[int], name: str, text: bytearray, meanings: Mappin
   table = np.full(256, _FAULTY, np.uint8)
   for char, meaning in meanings.items():
     table[ord(char)] = meaning
+  # All cells of the file in one look-up; only the first fault is named.
   cells = table[np.frombuffer(text, np.uint8).reshape(len(lines), n_cells)]
   for board, cell in np.argwhere(cells == _FAULTY)[:1]:
     char = chr(text[board * n_cells + cell])
@@ -183,7 +191,7 @@ class Rules(NamedTuple):
 
   Attributes:
     read: (file, min_rating) -> Boards.
-    faulty: (file, boards) -> [n] bool, those that are not to be used; it says which and why.
+    faulty: (file, boards) -> [n] bool, those that are not to be used; it logs which and why.
     leaks_of: Boards of the test -> (boards -> [n] bool, those that must not be trained on).
     why: they must not, for the message.
   """
@@ -219,6 +227,8 @@ def take(files: Mapping[str, pathlib.Path | None], key: dict, rules: Rules, *, n
   if test_file is None and n_test is None:
     raise ValueError(f"n_test=None takes all boards of a test file, and beside {train_file} there is none; "
                      "give the number of its boards to hold out, such as n_test=1000")
+  # Both splits depend on the test file, the train boards by what they must avoid. With one file, they also
+  # depend on how many boards were held out of it.
   key = {**key, "test_sha256": digest(shared)}
   keys = {"test": {**key, "n": n_test}, "train": {**key, "n": n_train, "train_sha256": digest(train_file)}}
   if test_file is None:
@@ -230,7 +240,9 @@ def take(files: Mapping[str, pathlib.Path | None], key: dict, rules: Rules, *, n
   def take_train():
     found = rules.read(train_file, min_rating)
     if test_file is None:
+      # By line, not by content: a board that stands twice in the file is then left out as a leak, and named.
       found = found.take(~np.isin(found.places, test.places))
+    # Boards of the test file that this run does not take are test boards all the same: others score on them.
     every_test = test if test_file is None else rules.read(test_file, None)  # Also those not taken.
     return boards.subsample(found, n_train, seed, "n_train", _refused(train_file, every_test, rules))
 
@@ -242,6 +254,7 @@ def _refused(file, test: Boards, rules: Rules) -> Callable:
   leaks = rules.leaks_of(test)
 
   def refused(some: Boards) -> np.ndarray:
+    # Faulty boards first: comparing classes of boards is dear, and each board is named for one fault.
     bad = rules.faulty(file, some)
     known = leaks(some) & ~bad
     boards.left_out(file, some, known, rules.why)

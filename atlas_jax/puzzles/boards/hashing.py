@@ -24,6 +24,8 @@ def draws(seed: int, *counters, count: int) -> np.ndarray:
     *counters: arrays [n] of integers that are not negative; each row of them is a stream of its own.
     count: numbers per stream.
   """
+  # A hash in a chain, not a generator: [n, count] numbers at once, and none depends
+  # on which others are asked for.
   state = mix(np.array([seed % 2**64], np.uint64))
   for counter in counters:
     state = mix(state ^ mix(counter))

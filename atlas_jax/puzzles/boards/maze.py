@@ -26,7 +26,7 @@ def build(*, side: int = 30, path: str | None = None, n_train: int | None = 1000
   Args:
     side: rows and columns, at least 5.
     path: None generates mazes; else a folder, a CSV file, of which n_test mazes are held out, or
-      "hf:OWNER/NAME", see `board_csv.find` and `HARD`.
+      "hf:OWNER/NAME", see `csv_files.find` and `HARD`.
     n_train, n_test: mazes; None takes all of a file.
     n_augmentations: 0 to 7, how many of the rotations and reflections of `grids.transform`, from kind 1 on,
       are trained on beside each maze.
@@ -62,6 +62,7 @@ def build(*, side: int = 30, path: str | None = None, n_train: int | None = 1000
 def _transforms(side: int) -> np.ndarray:
   """Returns [8, side * side], for each kind of transform the old cell of each new one."""
   cells = np.arange(side * side).reshape(side, side)
+  # The reference's order of kinds, so that augmented sets are like its own.
   return np.stack([grids.transform(cells, kind).ravel() for kind in range(N_TRANSFORMS)])
 
 
@@ -77,7 +78,8 @@ def _copies(side: int, originals: Boards):
 
 
 def forms(side: int, mazes: np.ndarray) -> list[bytes]:
-  """Returns what mazes [n, side * side] share exactly if a transform turns walls of one into another's."""
+  """Returns forms of mazes [n, side * side], equal exactly if a transform makes the walls equal."""
+  # Walls alone: with another start and goal in the same walls, a maze would teach most of a test maze.
   turned = (np.asarray(mazes) == WALL)[:, _transforms(side)]
   return [min(kind.tobytes() for kind in maze) for maze in turned]
 
@@ -100,11 +102,14 @@ def decode(tokens: np.ndarray) -> str:
 
 
 def _generated(side, n_train, n_test, min_rating, loop_frac, seed, cache_dir):
+  # 112 for side 30, where the paths of Maze-Hard have more than 110 steps; the same
+  # part of the cells for others.
   min_path = side * side // 8 if min_rating is None else min_rating
   chosen = dict(side=side, min_path=min_path, loop_frac=loop_frac, seed=seed)
   key = {"puzzles": "maze", "version": VERSION, **chosen}
   keys = {"test": {**key, "n": n_test}, "train": {**key, "n": n_train, "n_test": n_test}}
   test = boards.cached(cache_dir, keys["test"], lambda: generate(n_test, split="test", **chosen))
+  # The test set comes first and is what it would be alone; the train set avoids it.
   avoid = frozenset(forms(side, test.questions))
   train = boards.cached(cache_dir, keys["train"],
                         lambda: generate(n_train, split="train", avoid=avoid, **chosen))
@@ -121,8 +126,8 @@ def generate(n: int, *, side: int, split: str, seed: int, min_path: int, loop_fr
     split: "train" or "test"; their mazes come from different random numbers.
     seed: of the random numbers.
     min_path: fewest steps from start to goal.
-    loop_frac: share of the walls between neighbouring rooms that is opened in a perfect maze, which has one
-      way between any two rooms; 0 keeps it perfect.
+    loop_frac: fraction of the walls between neighbouring rooms that is opened in a perfect maze, which has
+      one way between any two rooms; 0 keeps it perfect.
     avoid: drop mazes of these `forms`.
 
   Raises:
@@ -132,12 +137,15 @@ def generate(n: int, *, side: int, split: str, seed: int, min_path: int, loop_fr
     raise ValueError(f"split={split!r} must be one of {boards.SPLITS}, loop_frac={loop_frac} in 0..1")
 
   def attempt(number):
+    # All that decides an attempt is in its seed, and the split is part of it: both
+    # splits number attempts from 0.
     random = boards.random_of(seed, side, boards.SPLITS.index(split), number)
     maze = draw_maze(side, random, min_path, loop_frac)
     if maze is None or forms(side, maze[None])[0] in avoid:
       return None
     found = solve(maze)
     answer = maze.copy()
+    # Start and goal keep their tokens in the label, as in Maze-Hard.
     answer[found.cells[1:-1]] = PATH
     return maze, answer, len(found.cells) - 1
 
@@ -166,7 +174,7 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   paths, of which the answer is one; how many there are is logged.
 
   Args:
-    file: with columns for question and answer, see `board_csv`.
+    file: with columns for question and answer, see `csv_files`.
     side: of its mazes.
     min_rating: leave out mazes of a lower rating.
 
@@ -179,6 +187,7 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
                          min_rating=min_rating)
   ends = (found.questions == START).sum(axis=1) == 1, (found.questions == GOAL).sum(axis=1) == 1
   boards.check(file, found, ends[0] & ends[1], "the question needs one S and one G")
+  # With the path taken off, the answer must be the question, wall by wall.
   bare = np.where(found.answers == PATH, FREE, found.answers)
   boards.check(file, found, (bare == found.questions).all(axis=1),
                "the answer must be the question, with o for some of the free cells")

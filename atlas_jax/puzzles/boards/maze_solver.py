@@ -32,6 +32,9 @@ def solve(maze: np.ndarray) -> Solution:
     maze: [side * side] tokens with one START and one GOAL.
   """
   side = round(len(maze) ** 0.5)
+  # A search in waves over sets of cells: a step of all of them is four shifts of one integer of side *
+  # (side + 1) bits, in about a microsecond, where a queue of cells would take a loop of Python for
+  # each. Generation tries thousands.
   passable, (start, goal) = _cells(maze != WALL, side), (_cells(maze == kind, side) for kind in (START, GOAL))
   waves = []
   for reached in _waves(passable, start, side + 1):
@@ -42,6 +45,8 @@ def solve(maze: np.ndarray) -> Solution:
     return Solution([], False)
   path = [goal]
   for wave, _ in reversed(waves[:-1]):
+    # Each cell of a wave has a neighbour in the wave before. `back & -back` is its lowest bit, the first such
+    # cell in reading order: the answer is fixed where there are several.
     back = _neighbours(path[-1], side + 1) & wave
     path.append(back & -back)
   return Solution([_cell(one, side) for one in reversed(path)], not waves[-1][1] & goal)
@@ -52,6 +57,8 @@ def path_of(answer: np.ndarray) -> int:
   side = round(len(answer) ** 0.5)
   drawn = _cells(answer >= START, side)
   seen = 0
+  # Whether all drawn cells are one piece. A branch is in one piece too: then there are more steps than the
+  # shortest path has, which `maze.read` says.
   for reached, _ in _waves(drawn, _cells(answer == START, side), side + 1):
     seen |= reached
   return int((answer == PATH).sum()) + 1 if seen == drawn else 0
@@ -67,12 +74,13 @@ def draw_maze(side: int, random: np.random.RandomState, min_path: int, loop_frac
     side: rows and columns; where it is even, a wall runs along one edge of either direction, drawn too.
     random: what is drawn with.
     min_path: fewest steps from start to goal.
-    loop_frac: share of the walls left between rooms that is opened.
+    loop_frac: fraction of the walls left between rooms that is opened.
 
   Returns:
     [side * side] tokens, or None if the tried starts have no goal far enough with one shortest path.
   """
   n_rooms = (side + 1) // 2
+  # Rooms on every other row leave one row over where the side is even: at the top or at the bottom, drawn.
   first = random.randint(0, 2, 2) if side % 2 == 0 else (0, 0)
   rooms = np.add.outer((first[0] + 2 * np.arange(n_rooms)) * side, first[1] + 2 * np.arange(n_rooms)).ravel()
   doors, walls = _walk(n_rooms, random)
@@ -82,6 +90,7 @@ def draw_maze(side: int, random: np.random.RandomState, min_path: int, loop_frac
   maze[rooms] = FREE
   maze[rooms[pairs].sum(axis=1) // 2] = FREE  # The cell between two rooms.
   passable = _cells(maze == FREE, side)
+  # A start in the middle may reach no cell far enough; a few others are tried before the maze is given up.
   for room in random.permutation(len(rooms))[:_TRIED_STARTS]:
     start = int(rooms[room])
     goals = _far_cells(passable, start, side, min_path)
@@ -93,6 +102,7 @@ def draw_maze(side: int, random: np.random.RandomState, min_path: int, loop_frac
 
 def _walk(n_rooms: int, random: np.random.RandomState) -> tuple[list, list]:
   """Walks through n_rooms * n_rooms rooms depth first; gives the pairs of rooms it joins, and the others."""
+  # All directions are drawn before the walk: random numbers that a maze takes do not depend on how it goes.
   turns = np.argsort(random.rand(n_rooms * n_rooms, 4), axis=1).tolist()
   ways = {room: [room + step for step, fits in (
       (-n_rooms, room >= n_rooms), (n_rooms, room < n_rooms * (n_rooms - 1)),
@@ -123,6 +133,7 @@ def _far_cells(passable: int, start: int, side: int, min_path: int) -> list[int]
   row, col = divmod(start, side)
   found = []
   for steps, (reached, several) in enumerate(_waves(passable, 1 << row * (side + 1) + col, side + 1)):
+    # Only goals with one shortest path: with several, a right answer could differ from the label.
     left = reached & ~several if steps >= max(1, min_path) else 0
     while left:
       found.append(_cell(left & -left, side))
@@ -138,6 +149,8 @@ def _waves(passable: int, start: int, stride: int) -> Iterator[tuple[int, int]]:
   while reached:
     yield reached, several
     once = twice = 0
+    # A cell that two cells of the last wave step to has two shortest paths, and so has one that is reached
+    # from such a cell. What steps off the board falls on the spare column or beyond, which `fresh` has not.
     for step in (reached << 1, reached >> 1, reached << stride, reached >> stride):
       twice |= once & step
       once |= step

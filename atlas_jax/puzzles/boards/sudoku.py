@@ -33,7 +33,7 @@ def build(*, side: int = 9, path: str | None = None, n_train: int | None = 1000,
   Args:
     side: 4, 6 (boxes of 2 rows and 3 columns) or 9.
     path: None generates boards; else a folder, a CSV file, of which n_test boards are held out, or
-      "hf:OWNER/NAME", see `board_csv.find` and `EXTREME`.
+      "hf:OWNER/NAME", see `csv_files.find` and `EXTREME`.
     n_train, n_test: boards; None takes all of a file.
     n_augmentations: shuffles of each train board beside itself, made when they are read.
     min_rating: leave out easier boards.
@@ -74,6 +74,8 @@ def _copies(side: int, originals: Boards, seed: int):
   def copies(board, copy):
     pair = originals.questions[board], originals.answers[board]
     if np.any(copy):
+      # Question and answer by one shuffle, which follows from seed, board and copy: a thousand copies of a
+      # board are never stored, and any of them is made alone.
       shuffle = sudoku_symmetry.hashed(side, seed, board, copy)
       pair = sudoku_symmetry.apply(shuffle, pair[0]), sudoku_symmetry.apply(shuffle, pair[1])
     return encode(pair[0]), encode(pair[1])
@@ -96,6 +98,7 @@ def _generated(side, n_train, n_test, n_givens, min_rating, seed, cache_dir):
   key = {"puzzles": "sudoku", "version": VERSION, **chosen}
   keys = {"test": {**key, "n": n_test}, "train": {**key, "n": n_train, "n_test": n_test}}
   test = boards.cached(cache_dir, keys["test"], lambda: generate(n_test, split="test", **chosen))
+  # The test set first: it does not depend on how many boards are trained on.
   avoid = sudoku_symmetry.BoardClasses(side, test.questions, test.answers)
   train = boards.cached(cache_dir, keys["train"],
                          lambda: generate(n_train, split="train", avoid=avoid, **chosen))
@@ -132,6 +135,7 @@ def generate(n: int, *, side: int, split: str, seed: int, n_givens=None, min_rat
     random = boards.random_of(seed, side, boards.SPLITS.index(split), number)
     question, answer = draw_board(sizes, random, least, most)
     rating = sudoku_solver.solve(question).backtracks
+    # Cheap conditions first: a canonical form takes milliseconds.
     fits = ((question > 0).sum() <= bound
             and (min_rating is None or rating >= min_rating) and (max_rating is None or rating <= max_rating)
             and (side != 4 or _is_for_test(question, answer) == (split == "test"))
@@ -153,6 +157,7 @@ def _givens_range(sizes: sudoku_solver.Layout, n_givens) -> tuple[int, int, int]
 
 
 def _is_for_test(question: np.ndarray, answer: np.ndarray) -> bool:
+  # By class, not by board: all boards of a class fall on one side.
   form = sudoku_symmetry.canonical(4, question, answer)
   return int.from_bytes(hashlib.sha256(form).digest()[:8], "big") % TEST_SHARE == 0
 
@@ -166,6 +171,7 @@ def draw_board(sizes: sudoku_solver.Layout, random: np.random.RandomState, least
     random: what is drawn with.
     least, most: removal stops at a number of givens drawn evenly from these, or where none can go.
   """
+  # A complete grid by the solver itself: an empty board, and for each cell its digits in random order.
   order = np.argsort(random.rand(sizes.n_cells, sizes.side), axis=1).tolist()
   found: list[int] = []
   sudoku_solver.search(sizes, sizes.every, 0, found, 1, order)
@@ -176,6 +182,8 @@ def draw_board(sizes: sudoku_solver.Layout, random: np.random.RandomState, least
     if len(givens) == target:
       break
     given = givens.pop(cell)
+    # The only solution without this given has this digit here, so it is enough to
+    # look for one with another digit.
     left = sudoku_solver.place(sizes, givens.values()) & ~(1 << given)
     others: list[int] = []  # A solution with another digit here would be a second one.
     sudoku_solver.search(sizes, left, sudoku_solver.bits(givens.values()), others, 1)
@@ -195,6 +203,7 @@ def _from_files(side, path, n_train, n_test, min_rating, seed, cache_dir, downlo
 
   def leaks_of(test):
     classes = sudoku_symmetry.BoardClasses(side, test.questions, test.answers)
+    # The same question with another answer is no equivalent board, and would leak all the same.
     return lambda some: (boards.same_questions(some, test) | classes.have(some.questions, some.answers))
 
   key = {"puzzles": "sudoku-csv", "version": VERSION, "side": side, "min_rating": min_rating, "seed": seed}
@@ -209,6 +218,7 @@ def ambiguous(questions: np.ndarray) -> np.ndarray:
   """Says of boards [n, side * side] whether they have several solutions, by searching."""
   found = np.zeros(len(questions), bool)
   for number, question in enumerate(questions):
+    # Two are enough to know; a board of few givens may have millions.
     found[number] = len(sudoku_solver.solve(question, limit=2).solutions) > 1
     if (number + 1) % SAY_EVERY == 0:
       logging.info("%d of %d boards searched for a second solution", number + 1, len(questions))
@@ -221,7 +231,7 @@ def read(file, *, side: int, min_rating: int | None = None) -> Boards:
   That the answer is the only one is not checked; `ambiguous` tells.
 
   Args:
-    file: with columns for question and answer, see `board_csv`.
+    file: with columns for question and answer, see `csv_files`.
     side: of its boards.
     min_rating: leave out boards of a lower rating.
 
@@ -245,5 +255,6 @@ def is_solution(side: int, answers: np.ndarray) -> np.ndarray:
   grids = np.asarray(answers).reshape(-1, side, side)
   boxes = grids.reshape(-1, side // sizes.box_rows, sizes.box_rows, side // sizes.box_cols, sizes.box_cols)
   boxes = boxes.swapaxes(2, 3).reshape(grids.shape)
+  # Every house as a row of cells: sorted, it must read 1, 2, 3...
   houses = np.concatenate([grids, grids.swapaxes(1, 2), boxes], axis=1)
   return np.all(np.sort(houses, axis=2) == np.arange(1, side + 1), axis=(1, 2))

@@ -67,6 +67,7 @@ def layout(side: int) -> Layout:
     for first in firsts:
       house = [first + shift for shift in shifts]
       for candidate in house:
+        # A true candidate rules out all others of its four houses: placing a digit is then one `&`.
         keep[candidate] &= ~(bits(house) ^ 1 << candidate)
   houses = tuple((bits(firsts), tuple(shifts), bits(shifts)) for firsts, shifts in kinds)
   return Layout(side, box_rows, box_cols, n_cells, every, houses, tuple(keep))
@@ -138,6 +139,7 @@ def search(sizes: Layout, left: int, placed: int, found: list[int], limit: int, 
     limit: length of `found` at which to stop.
     order: per cell the order in which its digits, from 0, are tried; None is ascending.
   """
+  # No copy of a board is made or undone: two integers are all of its state, and a branch has its own.
   left, placed = _fill_singles(sizes, left, placed)
   if not left:
     return 1
@@ -159,6 +161,11 @@ def _fill_singles(sizes: Layout, left: int, placed: int) -> tuple[int, int]:
   """Makes singles true until there are none; gives (0, 0) if a house has no candidate."""
   while True:
     singles = 0
+    # All houses of a kind at once. Shifted by `shift`, the candidates at one place of every house stand at
+    # the bits of `firsts`; added up bit by bit, `once` has the houses with a candidate or more, `twice`
+    # those with two or more. A house without any is a contradiction. Houses of a kind have no candidate in
+    # common, so the product with `spread` has no carries: it is all candidates of the houses that have
+    # exactly one, and `left` says which.
     for firsts, shifts, spread in sizes.houses:
       once = twice = 0
       for shift in shifts:
@@ -185,6 +192,7 @@ def _fewest(sizes: Layout, left: int) -> int:
   at_least[0] = firsts
   for n_seen, shift in enumerate(shifts, start=1):
     here = left >> shift & firsts
+    # From the top, or the candidate at hand would be counted on several levels.
     for count in range(n_seen, 0, -1):
       at_least[count] |= at_least[count - 1] & here
   for count in range(2, sizes.side + 1):

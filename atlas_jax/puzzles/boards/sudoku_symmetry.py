@@ -50,6 +50,8 @@ def hashed(side: int, seed: int, boards: np.ndarray, copies: np.ndarray) -> Shuf
   sizes = layout(side)
   counts = [1, side, side // sizes.box_rows, side, side // sizes.box_cols, side]
   drawn = hashing.draws(seed, boards, copies, count=sum(counts))
+  # Numbers to sort by: argsort makes a permutation of each group of them, for all copies at once. The coin is
+  # one bit. What copy 0 drew is thrown away, so that it is the board itself.
   coin, digits, bands, rows, stacks, cols = np.split(drawn, np.cumsum(counts)[:-1], axis=1)
   same = copies == 0
   transposed = (coin[:, 0] >> np.uint64(63) == 1) & (sizes.box_rows == sizes.box_cols) & ~same
@@ -71,6 +73,7 @@ def _cells(side: int, rows: np.ndarray, cols: np.ndarray, transposed: np.ndarray
   """Returns the old cell of each new one: first transposed, then gathered by rows and columns."""
   rows = rows[:, :, None]
   cols = cols[:, None, :]
+  # Gathered in one step: transposing first only exchanges the parts of row and column in the old index.
   cells = np.where(transposed[:, None, None], cols * side + rows, rows * side + cols)
   return cells.reshape(len(cells), side * side)
 
@@ -81,7 +84,7 @@ def apply(shuffle: Shuffle, boards: np.ndarray) -> np.ndarray:
 
 
 def canonical(side: int, question: np.ndarray, answer: np.ndarray) -> bytes:
-  """Returns a form that two boards share exactly if they are equivalent.
+  """Returns a form that is equal for two boards exactly if they are equivalent.
 
   It is the least of the boards that symmetries make, answers compared before givens. All symmetries need not
   be tried: a choice of transposition, of the row on top and of the order of columns leaves one way to name
@@ -94,6 +97,8 @@ def canonical(side: int, question: np.ndarray, answer: np.ndarray) -> bytes:
   """
   sizes = layout(side)
   line = np.arange(side)
+  # For side 9 these are 6**4 = 1296 orders, by 9 top rows and 2 ways to lie 23,328 forms, of which only the
+  # first two rows are written out at once; the few that lead to the least second row are completed.
   orders, places = _column_orders(side)
   forms = []
   for lies in range(1 + (sizes.box_rows == sizes.box_cols)):
@@ -111,6 +116,8 @@ def canonical(side: int, question: np.ndarray, answer: np.ndarray) -> bytes:
   mate = np.argmin(first, axis=1)                                 # [forms, orders]
   rows = second[np.arange(len(forms))[:, None, None], mate[:, :, None], orders]
   rows = places[each[:, None], rows]                              # [forms, orders, side], the second row
+  # The second row read as a number: the least number is the least row. The first
+  # row is 0, 1, 2... in all forms.
   keys = rows @ (side ** line[::-1])
   return min(_complete(sizes, forms[form], orders[order], places[order])
              for form, order in np.argwhere(keys == keys.min()))
@@ -121,6 +128,7 @@ def _complete(sizes: Layout, form, order: np.ndarray, place: np.ndarray) -> byte
   _, columns, given = form
   grid = place[columns[:, order]]
   leader = grid[:, 0].reshape(-1, sizes.box_rows).min(axis=1).repeat(sizes.box_rows)
+  # Bands by their least first digit, rows within a band by theirs: the one order that a form can have.
   rows = np.lexsort((grid[:, 0], leader))
   return grid[rows].astype(np.uint8).tobytes() + given[rows][:, order].tobytes()
 
@@ -157,10 +165,13 @@ def _traits(sizes: Layout, questions: np.ndarray) -> list[bytes]:
   digits = np.sort((questions[:, :, None] == np.arange(1, side + 1)).sum(axis=1), axis=1)
   lines = []
   for counts, part in ((given.sum(axis=2), sizes.box_rows), (given.sum(axis=1), sizes.box_cols)):
+    # Counts of the rows of a band, sorted, as one number; then the bands' numbers, sorted: what permuting
+    # rows and bands leaves alone.
     inside = np.sort(counts.reshape(len(counts), -1, part), axis=2)
     codes = np.sort(inside @ ((side + 1) ** np.arange(part)), axis=1)
     lines.append(codes @ ((side + 1) ** (part * np.arange(codes.shape[1]))))
   if sizes.box_rows == sizes.box_cols:
+    # Transposing exchanges rows and columns, so which of the two comes first must not count.
     lines = [np.minimum(*lines), np.maximum(*lines)]
   together = np.column_stack([digits, *lines]).astype(np.int64)
   return [row.tobytes() for row in together]
@@ -181,6 +192,7 @@ class BoardClasses:
   def have(self, questions: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Says of boards [n, side * side] whether they are equivalent to one of these."""
     found = np.zeros(len(questions), bool)
+    # Most boards have traits of no test board and need no form, which takes milliseconds.
     for index, trait in enumerate(traits(self._side, questions)):
       if trait in self._with_traits:
         form = canonical(self._side, questions[index], answers[index])

@@ -88,6 +88,7 @@ def read_task(config, workdir, file: str) -> arc.Task:
 
 def check_run(config, workdir) -> None:
   """Refuses a run that is not of ARC."""
+  # From the record of the run, not from its data, which need not be on this machine.
   if config.recipe != "trm" or puzzle_sets.record_of(workdir)["kind"] != "arc":
     name = "recipe" if config.recipe != "trm" else "puzzles.name"
     raise ValueError(f"--mode=solve answers ARC tasks, and {workdir} holds a run of config.{name}="
@@ -122,6 +123,7 @@ def settings(config, ask: SolveOptions):
     raise ValueError(f"--batch_rows={rows} is not a multiple of config.train.accumulate_steps={parts}; "
                      f"nearest are {configs.near(rows, parts)}")
   keep = config.optim.ema_decay
+  # A cosine whose end is its start: a warm-up, then a constant rate, however many updates the time allows.
   changed.optim.update(lr=config.optim.lr if ask.lr is None else ask.lr, warmup_steps=WARMUP_STEPS,
                        steps=WARMUP_STEPS, schedule="cosine", final_lr_frac=1.0,  # Constant after it.
                        ema_decay=None if keep is None else min(keep, EMA_DECAY))
@@ -137,6 +139,7 @@ def check_out(file: str) -> None:
     what = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
     raise ValueError(f"--out={file} {what}; give a file in a folder that exists")
   try:
+    # Tried now: an answer that took an hour must not be lost for a folder that cannot be written to.
     tempfile.TemporaryFile(dir=path.parent).close()
   except OSError as error:
     raise ValueError(f"--out={file} cannot be written: {error.strerror}; choose another") from error
@@ -189,6 +192,7 @@ class Solver:
     self._known = known.KnownTasks(config, workdir)
     model = trm.model_of(config)
     init = trm.init_of(config, model, puzzle_sets.record_of(workdir)["n_ids"])
+    # Without rows of the run its table, gigabytes of it, is not even read.
     wanted = init if ask.rows != "zero" else lambda rng: init(rng)._replace(tables=())
     self._params, tables, self.step = runs.restore(config, workdir, wanted, mesh)
     self._table_NE = tables["puzzles"] if tables else None
@@ -200,6 +204,7 @@ class Solver:
     self._test: Any = None  # The set that is being answered.
     options = trm.solve_options_of(self._changed)._replace(max_examples=None)
     self._reset = {"reset": reset}
+    # Compiled once: the batches are read through `self._test`, so tasks change without another `make`.
     self._answer = solver.make(trm.model_of(self._changed),
                                lambda: EvalBatches(self._test, config.eval.batch_rows), mesh, options)
 
@@ -242,6 +247,8 @@ class Solver:
     # Equal with and without known outputs: not even which augmentations differ may depend on them.
     hidden = task._replace(test=tuple((left, None) for left, _ in task.test))
     if ask.rows == "run":
+      # The augmentations of the run, so that each row meets the puzzle it was
+      # trained with; 0 is the blank row.
       ids = self._known.rows_of(task, ask.augmentations)
       return build.build_named(hidden, list(ids), fields.seed, self._canvas), [0, *ids.values()]
     return build.build_task(hidden, self._count(), fields.seed, self._canvas), []
@@ -252,12 +259,14 @@ class Solver:
 
   def _start_rows(self, built: build.Built, ids: list[int]):
     """Makes the rows that the task starts from: as many for every task, so that one compilation serves."""
+    # Two more than augmentations: the task itself, and the blank row.
     n_rows = trm.n_table_rows(max(self._count() + 2, built.train.n_ids))
 
     def start(table_NE):
       if table_NE is None:
         return jnp.zeros((n_rows, self._config.trm.row_width), jnp.float32)
       if ids:
+        # Rows of padding are copies of the blank row; no id points at them.
         return table_NE[np.pad(np.array(ids), (0, n_rows - len(ids)))]
       return jnp.broadcast_to(table_NE[0], (n_rows, table_NE.shape[1]))
 
@@ -269,6 +278,7 @@ class Solver:
     votes = voting.Votes()
     reading = arc_votes.Grids(grids.parse_name, grids.crop, grids.undo)
     for result in self._answer(Trained(tuned.params, self._reset, tuned.tables)):
+      # As an error, since voting takes a probability of 0 for it, and the answers would look like answers.
       if math.isnan(result.halt_logit):
         raise ValueError("the tuned network gives no numbers; lower --lr or --table_lr, or take another "
                          "checkpoint")

@@ -28,8 +28,10 @@ class KnownTasks:
     """
     if self._parts is None:
       self._parts = self._read()
+    # Names are TASK|||..., and the task as it stands has its id for a name.
     if task.id in self._names and task.id not in self._parts[HELD_OUT]:
       return WHOLE  # A built folder does not hold its pairs apart: the id must do.
+    # By demonstrations as well as id: an id such as "task1" says little, and edited tasks keep theirs.
     digest = grids.puzzle_digest(task.train)
     return next((part for part, known in self._parts.items() if known.get(task.id) == digest), None)
 
@@ -50,6 +52,7 @@ class KnownTasks:
       return
     try:
       part = self.part_of(task)
+    # It is only said: answering needs no data of the run.
     except (ImportError, ValueError) as error:
       logging.info("whether the run was trained on %s is not known here: %s", task.id, error)
       return

@@ -71,6 +71,7 @@ def _item(config, workdir, path: pathlib.Path, task_id: str, content, outputs) -
     task = arc.task_of(task_id, content, str(path))
     solve.check_task(config, workdir, task, str(path))
   except ValueError as error:
+    # No error: one faulty task of a file must not cost the others their answers.
     return Item(task_id, None, str(error), _inputs(content))
   return Item(task_id, _with_outputs(task, outputs, path), "", [left for left, _ in task.test])
 
@@ -140,10 +141,13 @@ def run(config, workdir, ask: solve.SolveOptions, items: list[Item], out: str, m
       continue
     try:
       answers = solver.solve(item.task)
+    # Raised by all processes alike, since it follows from values that all of them
+    # have; so all go on together.
     except ValueError as error:
       failed[item.id] = str(error)
       _warn("task %s is not answered: %s", item.id, error)
       continue
+    # First the answer, then the submission: after a kill between the two, the answer is taken from the file.
     finished.add(item.task, answers)
     attempts[item.id], reports[item.id] = answers.submission[item.id], answers.report
     _write(attempts, out)
@@ -185,6 +189,7 @@ class _Finished:
     self._settings = settings
 
   def _key(self, task: arc.Task) -> str:
+    # Without outputs, which an answer must not follow from: they may be known today and were not yesterday.
     hidden = task._replace(test=tuple((left, None) for left, _ in task.test))
     content = json.dumps([task.id, arc.to_json(hidden), *self._settings])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -194,9 +199,13 @@ class _Finished:
     kept = self._lines() if hosts.is_main() else {}
     keys = {item.id: self._key(item.task) for item in items if item.task}
     mine = np.array([keys.get(item.id) in kept for item in items], np.int32)
+    # Only process 0 needs to see the file. All must skip the same tasks, or they would wait for
+    # each other in different ones.
     agreed = multihost_utils.broadcast_one_to_all(mine) if jax.process_count() > 1 else mine
     reports: dict[str, dict] = {}
     for item in (item for item, is_finished in zip(items, agreed) if is_finished):
+      # Other processes get a stand-in: of theirs nothing is written, they must
+      # only know that the task is done.
       found = kept.get(keys[item.id], {"attempts": attempts[item.id], "report": {"tests": []}})
       attempts[item.id], reports[item.id] = found["attempts"], found["report"]
     if reports and hosts.is_main():
@@ -211,6 +220,7 @@ class _Finished:
       try:
         entry = json_lines.parse(self._file, number, line)
         found[entry["key"]] = {name: entry[name] for name in ("attempts", "report")}
+      # A kill in the middle of a write leaves such a line; what it had is found again by solving.
       except (ValueError, KeyError, TypeError):
         logging.warning("%s:%d is not whole, and its task is solved again", self._file, number)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from atlas_jax import state as states
+from atlas_jax.data import stepped
 from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import hosts
@@ -45,6 +46,7 @@ class Tuner:
     self._config = config
     self._mesh = mesh
     self._built = {}
+    # Copied onto the mesh once, replicated, as the step takes what is frozen.
     self._frozen = {"reset": jax.jit(lambda reset: reset, out_shardings=meshes.replicated(mesh))(reset)}
     self._recipe = Recipe(
         trm.init_of(config, model, 1), trm.loss_of(config, model), None, {},
@@ -64,18 +66,20 @@ class Tuner:
     Raises:
       ValueError: if no update gave finite numbers.
     """
+    # 0 answers with the run as it is, a baseline for what tuning brings.
     if not (seconds if steps is None else steps):
       tables = {"puzzles": rows_NE} if self._recipe.update.tables else ()
       return TuningResult(params, tables, _report(0, 0.0, 0.0, {}))
     config = self._config
     source = PuzzleSource(
         train, batch_rows=config.data.batch_rows, seed=config.seed, threads=config.data.threads,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-        fresh_shift=config.puzzles.shift == "fresh")
+        **stepped.this_process(), fresh_shift=config.puzzles.shift == "fresh")
     try:
       state, report = self._updates(source, params, rows_NE, seconds=seconds, steps=steps)
     finally:
       source.close()
+    # A single update may be skipped, as in training. If all were, nothing was tuned, and the answers would be
+    # those of the run under another name.
     if (bad := int(state.skipped)) == report["steps"]:
       raise ValueError(f"none of the {bad} updates gave finite numbers; lower --lr={config.optim.lr:g}, or "
                        "take another checkpoint")
@@ -98,6 +102,8 @@ class Tuner:
       tables = {"puzzles": rows_NE} if recipe.update.tables else ()
 
       def init(rng):
+        # Moments, slots and average begin anew, by the recipe's own `init`;
+        # parameters and rows are those given.
         return recipe.init(rng)._replace(params=params, tables=tables)
 
       return states.create(init, optimizer_of, config.optim.ema_decay, config.seed)
@@ -106,12 +112,15 @@ class Tuner:
     begin = jax.jit(begin, out_shardings=shardings)
     state = begin(params, rows_NE)
     step = jit_step(config, recipe, self._mesh, state)
+    # Compiled ahead, so that compilation is not part of the time to tune.
     step = step.lower(state, batch, self._frozen, self._mark(False)).compile()
     self._built[rows_NE.shape] = begin, step
     return begin, step
 
   def _mark(self, last: bool):
     rows_here = self._config.data.batch_rows // jax.process_count()
+    # Clocks of processes differ. Each puts its view of whether this update is the last into the step as rows,
+    # and the step adds them up: all read the same sum, and stop together.
     return hosts.global_batch(self._mesh, np.full(rows_here, last, np.int32))
 
   def _updates(self, source: PuzzleSource, params, rows_NE, *, seconds: float | None,
@@ -133,8 +142,11 @@ class Tuner:
     metrics = {}
     while not stop:
       sent = time.perf_counter()
+      # Judged before it is sent, by the time of the update before: the last one reaches the
+      # limit, none begins behind it.
       last = sent - started + step_s >= limit_s if steps is None else made + 1 == steps
       state, metrics = step(state, batch, self._frozen, self._mark(last))
+      # The next batch is read while the devices work; the one of the last update is lost, as it is of no use.
       batch = following()
       made = made + 1
       stop = int(metrics["stop"])  # Waits for the step.
@@ -143,6 +155,7 @@ class Tuner:
 
 
 def _report(steps: int, seconds: float, compile_seconds: float, metrics: dict) -> dict:
+  # Averages over finished slots are NaN until one has finished; JSON has no NaN.
   known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
   named = (("loss_nats", "train/loss_nats"), ("train_exact_accuracy", "recent/exact_accuracy"))
   return {"steps": steps, "seconds": round(seconds, 3), "compile_seconds": round(compile_seconds, 3),

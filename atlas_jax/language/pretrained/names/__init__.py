@@ -2,10 +2,12 @@
 
 A family's file has ARCHITECTURE and MODEL_TYPE, as `config.json` spells them; DEFAULTS, what its config means
 where it is silent; `biases(config)`, the decoder's fields that say where biases and norms are; and TABLE, a
-`Row` for every parameter that any of its models has.
+`Row` for every parameter that any of its models has. A family of hybrid models has `table(pattern)` in place
+of TABLE, since its rows depend on how blocks repeat.
 """
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,6 +21,18 @@ class Row(NamedTuple):
   theirs: str  # name of the tensor
   stored: str  # axes of the tensor; axes in brackets are one axis, "(h k) d"
   kept: str    # axes of the leaf after depth, "d h k"
+  first: int = 0  # the layer of the leaf's first entry over depth
+  every: int = 1  # layers from one entry to the next
+
+
+def rows(family: ModuleType, fields: Mapping) -> tuple[Row, ...]:
+  """Returns a family's rows for a model of these fields."""
+  return family.table(fields["pattern"]) if is_hybrid(family) else family.TABLE
+
+
+def is_hybrid(family: ModuleType) -> bool:
+  """Tells whether a family's models are of `models.hybrid_decoder`, and not of `models.decoder`."""
+  return hasattr(family, "table")
 
 
 def known() -> list[str]:
