@@ -303,7 +303,8 @@ def _check_alone(mode: str) -> None:
   if jax.process_count() > 1:
     raise ValueError(f"--mode={mode} runs in one process, and {jax.process_count()} were started; start one "
                      "with --num_processes=1, which may have several devices")
-  missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+  needed = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+  missing = [name for name in needed if find_spec(name) is None]
   if missing:
     raise ModuleNotFoundError(f"--mode={mode} needs the package {missing[0]}: pip install 'atlas_jax[serve]'")
 

@@ -47,6 +47,11 @@ ELSEWHERE = {
   "language/decoding/state_disk.py": ("language/decoding/test_prefix_store.py", PARTS),
   "language/decoding/stops.py": ("language/decoding/test_native.py", PARTS),
   "language/first_params.py": ("recipes/test_adapter_start.py", "what recipes share"),
+  **{f"language/serve/{name}.py": (f"language/serve/test_{test}.py", PARTS) for name, test in {
+    "answering": "app", "api_call": "text_completions", "api_error": "app", "chat_prompt": "conversations",
+    "event_stream": "app", "generation_fields": "text_completions", "http_protocol": "http_server",
+    "request_body": "app", "response_reply": "responses", "served_text": "text_completions",
+    "token_report": "text_completions"}.items()},
   "language/lengths.py": ("recipes/test_sft_refusals.py", "what recipes share"),
   "language/pretrained/adapters.py": ("recipes/test_adapter_start.py", PARTS),
   "language/pretrained/hf_config.py": ("language/pretrained/test_hf_import.py", PARTS),

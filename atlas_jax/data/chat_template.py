@@ -127,21 +127,15 @@ class Template:
 
   def follow_up(self, asked: Sequence[Mapping], answer: Mapping, then: Sequence[Mapping],
                 tokenizer: Tokenizer, *, written: str, **values) -> np.ndarray | None:
-    """Returns the ids between an answer, as it was written, and where the assistant begins to write the next.
+    """Returns the ids between an answer, as it was written, and where the assistant begins to write again.
 
     Args:
-      asked: messages before the answer.
-      answer: the assistant's message.
-      then: messages behind it.
-      tokenizer: encodes what is not special.
+      asked, answer, then: messages before the answer, the answer, and messages behind it.
+      tokenizer, **values: as in `prompt`.
       written: text of the answer as the model wrote it, without what ended it.
-      **values: as in `render`.
 
     Returns:
       int32; None where the template shows the answer otherwise than it was written, once others follow.
-
-    Raises:
-      ValueError: if the template refuses these messages.
     """
     _check_marks(asked, answer, then, values)
     said = self._shielded(values)

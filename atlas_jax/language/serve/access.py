@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens from the environment, and names of this machine where there are none."""
+"""Bearer tokens from the environment say who may ask; without any, whoever is on this machine."""
 import hashlib
 import hmac
 import os

@@ -21,7 +21,7 @@ from atlas_jax.language.serve.constrained import GrammarTokens
 from atlas_jax.language.serve.conversations import Conversation, Conversations
 from atlas_jax.language.serve.event_stream import EventStream, while_connected
 from atlas_jax.language.serve.generation import ServedGeneration
-from atlas_jax.language.serve.generation_fields import Limits
+from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.json_fields import JsonFields
 from atlas_jax.language.serve.memory_trace import MemoryTrace
 from atlas_jax.language.serve.served_text import ServedText
@@ -44,7 +44,7 @@ class RequestLimits:
   body_bytes: int
   body_timeout_s: float
   trace_tokens: int
-  of_one: Limits
+  of_one: CompletionLimits
 
 
 class Service:

@@ -10,7 +10,7 @@ from atlas_jax.language.serve.api_error import ApiError
 from atlas_jax.language.serve.constrained import GrammarTokens
 from atlas_jax.language.serve.conversations import Conversation
 from atlas_jax.language.serve.generation import ServedCompletion, ServedGeneration
-from atlas_jax.language.serve.generation_fields import Limits
+from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.served_text import ServedText
 
 
@@ -38,7 +38,7 @@ class Reply(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ReadContext:
-  """What a route reads a request with.
+  """Parts of the server that a route reads a request with.
 
   Attributes:
     model: name of the model that was asked for.
@@ -51,7 +51,7 @@ class ReadContext:
 
   model: str
   text: ServedText
-  limits: Limits
+  limits: CompletionLimits
   tenant: str
   conversation: Conversation | None
   grammar_tokens: Callable[[], GrammarTokens]
@@ -76,7 +76,7 @@ class ApiCall:
 
 @dataclasses.dataclass(frozen=True)
 class ReplyHead:
-  """What every answer and every chunk of one begins with."""
+  """First fields of an answer, and of every chunk of one."""
 
   id: str
   model: str

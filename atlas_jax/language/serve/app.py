@@ -22,6 +22,7 @@ from atlas_jax.language.serve import (
 from atlas_jax.language.serve.answering import ReadCall, Service
 from atlas_jax.language.serve.api_error import ApiError, invalid
 from atlas_jax.language.serve.event_stream import ClientGone
+from atlas_jax.language.serve.http_protocol import MOST_HEADER_BYTES
 from atlas_jax.language.serve.json_fields import JsonFields, whole_numbers
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -209,6 +210,17 @@ async def _on_failure(request: Request, error: Exception) -> Response:
   return JSONResponse(api_error.shape(500, "the server failed; its log says why"), 500)
 
 
+async def _too_large(scope: Any, receive: Any, send: Any) -> None:
+  message = f"the headers have more than {MOST_HEADER_BYTES} bytes"
+  answer = JSONResponse(api_error.shape(431, message), 431, headers={"Connection": "close"})
+  await answer(scope, receive, send)
+
+
+def _header_bytes(scope: Any) -> int:
+  named = sum(len(name) + len(value) for name, value in scope["headers"])
+  return named + len(scope["raw_path"]) + len(scope["query_string"])
+
+
 class Watched:
   """The application with a line in the log and a count for every answer."""
 
@@ -233,8 +245,10 @@ class Watched:
 
     metrics = self._service.metrics
     metrics.in_flight.inc()
+    # The parser bounds headers that come in several parts; whole ones it takes as they are.
+    app = _too_large if _header_bytes(scope) > MOST_HEADER_BYTES else self._app
     try:
-      await self._app(scope, receive, noted)
+      await app(scope, receive, noted)
     except Exception:  # The client has its answer, see `_on_failure`.
       logging.exception("a request failed")
     finally:

@@ -15,7 +15,7 @@ FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_co
 
 
 class ChatPrompt(NamedTuple):
-  """What the model reads of a chat."""
+  """A chat as the model reads it."""
 
   messages: tuple[Mapping, ...]  # all of the chat, those of its conversation among them
   ids: tuple[int, ...]

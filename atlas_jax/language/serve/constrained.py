@@ -3,12 +3,12 @@
 llguidance computes it on the CPU, in tens of microseconds an id, for any tokenizer whose ids are bytes.
 """
 import collections
-import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from atlas_jax.language.serve.api_error import invalid
 from atlas_jax.language.serve.json_fields import UNSUPPORTED, JsonFields
@@ -16,7 +16,7 @@ from atlas_jax.language.serve.served_text import ServedText
 
 KEPT_PREFIXES = 64  # States of completions of one request that are kept, each that of a prefix.
 # One form of white space, or a model could write it without end.
-JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 ANY_OBJECT = {"type": "object"}
 
 
@@ -52,12 +52,7 @@ class GrammarTokens:
   """The ids of a model as llguidance takes them; made once for all requests."""
 
   def __init__(self, text: ServedText):
-    """Reads the table of ids.
-
-    Raises:
-      ModuleNotFoundError: if the extra is missing.
-    """
-    self._library = _library()
+    """Reads the table of ids."""
     self.vocab_size = text.vocab_size
     table = [text.token_bytes(token) for token in range(text.vocab_size)]
     special = [token for token, data in enumerate(table) if not data]
@@ -74,8 +69,7 @@ class GrammarTokens:
       def __call__(self, data: bytes) -> list[int]:
         return text.tokenizer.encode(data).tolist()
 
-    self.tokenizer = self._library.LLTokenizer(self._library.TokenizerWrapper(Table()),
-                                               eos_token=list(text.end_tokens))
+    self.tokenizer = LLTokenizer(TokenizerWrapper(Table()), eos_token=list(text.end_tokens))
 
   def of_schema(self, schema: Mapping, param: str) -> "AllowedIds":
     """Returns the ids that a JSON schema allows.
@@ -83,21 +77,20 @@ class GrammarTokens:
     Raises:
       ApiError: for a schema that is none, or that needs what constrained decoding cannot do.
     """
-    matcher = self._library.LLMatcher
-    return self._checked(matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_FORM), param)
+    return self._checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_FORM), param)
 
   def of_grammar(self, lark: str, param: str) -> "AllowedIds":
     """Returns the ids that a grammar in Lark allows; errors as of `of_schema`."""
-    return self._checked(self._library.LLMatcher.grammar_from_lark(lark), param)
+    return self._checked(LLMatcher.grammar_from_lark(lark), param)
 
   def _checked(self, grammar: str, param: str) -> "AllowedIds":
-    is_error, messages = self._library.LLMatcher.validate_grammar_with_warnings(grammar, self.tokenizer)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, self.tokenizer)
     # A warning says that part of the schema is not kept, which would be found out too late.
     if is_error or messages:
       why = " ".join(" ".join(messages).split())[:300]
       raise invalid(f"{param} cannot be followed by constrained decoding: {why}; change the schema", param,
                     UNSUPPORTED)
-    return AllowedIds(self._library.LLMatcher(self.tokenizer, grammar), self.vocab_size)
+    return AllowedIds(LLMatcher(self.tokenizer, grammar), self.vocab_size)
 
 
 class AllowedIds:
@@ -136,10 +129,3 @@ class AllowedIds:
         self._states.popitem(last=False)
     return self._states[tokens]
 
-
-def _library() -> Any:
-  try:
-    return importlib.import_module("llguidance")
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("constrained decoding needs the package llguidance: pip install "
-                              "'atlas_jax[serve]'") from error

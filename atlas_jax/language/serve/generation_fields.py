@@ -18,7 +18,7 @@ NOT_STORED = "this server keeps conversations, by their id in the field 'convers
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class CompletionLimits:
   """Bounds of one request.
 
   Attributes:
@@ -110,7 +110,7 @@ class GenerationFields:
         stop_strings=(*self.stop, *stop_strings))
 
   def requests(self, prompts: Sequence[tuple[int, ...]], *, model: str, tenant: str,
-               end_tokens: Sequence[int], limits: Limits, stop_strings: Sequence[str] = (),
+               end_tokens: Sequence[int], limits: CompletionLimits, stop_strings: Sequence[str] = (),
                allowed: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> list[CompletionRequest]:
     """Returns what the scheduler is asked, one request per prompt.
 
@@ -145,7 +145,7 @@ class GenerationFields:
         raise invalid(str(error)) from error
     return made
 
-  def _room(self, prompt_tokens: int, limits: Limits) -> int:
+  def _room(self, prompt_tokens: int, limits: CompletionLimits) -> int:
     """Returns how long a completion may become."""
     left = None if limits.longest_tokens is None else limits.longest_tokens - prompt_tokens
     if left is not None and left < 1:

@@ -13,6 +13,7 @@ from atlas_jax.language.serve import api_error
 
 HEADERS_S = 10.0  # From a connection's start, or its next request's first byte, to the end of the headers.
 MOST_HEADER_BYTES = 2**15
+LINGER_S = 1.0  # Behind a refusal: closed at once, what the client still sends would undo it.
 
 
 class TimedProtocol(H11Protocol):
@@ -29,6 +30,7 @@ class TimedProtocol(H11Protocol):
     self._most = most_connections
     self._headers_s = headers_s
     self._timer: asyncio.TimerHandle | None = None
+    self._refused = False
 
   def connection_made(self, transport: Any) -> None:
     """Starts the clock."""
@@ -41,7 +43,7 @@ class TimedProtocol(H11Protocol):
 
   def data_received(self, data: bytes) -> None:
     """Takes bytes; the clock runs while a request's headers are incomplete."""
-    if self.transport.is_closing():
+    if self._refused or self.transport.is_closing():
       return
     super().data_received(data)
     # Not started anew by every byte: headers that come drop by drop have the same time as others.
@@ -78,9 +80,13 @@ class TimedProtocol(H11Protocol):
   def _refuse(self, status: int, message: str) -> None:
     """Writes an error and closes; past the parser, which may have broken off in any state."""
     self._stop_waiting()
-    if not self.transport.is_closing():
-      self.transport.write(refusal(status, message))
-      self.transport.close()
+    if self._refused or self.transport.is_closing():
+      return
+    self._refused = True
+    self.transport.write(refusal(status, message))
+    if self.transport.can_write_eof():
+      self.transport.write_eof()
+    self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def refusal(status: int, message: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from absl import logging
 
+from atlas_jax.language.decoding.scheduler_settings import STATS
 from atlas_jax.language.serve import app, served_run
 from atlas_jax.language.serve.access import Access
 from atlas_jax.language.serve.answering import Service
@@ -38,9 +39,11 @@ def run(config, workdir, *, port: int) -> None:
   # Before the weights are read: what is wrong with the port is said at once.
   with contextlib.closing(bound(serve.host, port)) as listener:
     with served_run.opened(config, workdir, mode="serve") as served:
-      metrics = ServerMetrics(served.scheduler.stats, {})
+      metrics = ServerMetrics(served.scheduler.stats, STATS)
       service = Service(served.scheduler, served.text, served_run.request_limits(config, served.text), access,
                         served_run.open_conversations(config), metrics, served.trace)
+      # Told once clients can connect: who reads the line may ask at once.
+      listener.listen(BACKLOG)
       shown = f"[{serve.host}]" if ":" in serve.host else serve.host
       print(json.dumps({"url": f"http://{shown}:{listener.getsockname()[1]}", "model": served.name,
                         "step": served.step, "needs_token": access.needs_token}), flush=True)

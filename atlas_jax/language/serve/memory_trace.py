@@ -1,4 +1,4 @@
-"""What a memory model does at each token of a text: how far its gate opens, its write rate, its surprise.
+"""Numbers of a memory model at each token of a text: how far its gate opens, its write rate, its surprise.
 
 The text is read once more for it, by segments of one size in the packed form, whose numbers are those of
 training; decoding does not keep them. Each number is the mean over heads and blocks with a memory.
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atlas_jax.memory.layer import Memory
 from atlas_jax.models.language import LanguageModel
 
 SEGMENT_TOKENS = 256  # Read at once, rounded up to whole chunks.
@@ -30,7 +31,10 @@ def has_memory(language: LanguageModel) -> bool:
   module = language.module
   if language.has_hf_form or not module.has_fast_weights:
     return False
-  return "gate" in module.mix.has and bool(module.memory["writes"])
+  # Blocks that read by segments of their own keep no numbers per token.
+  if "gate" not in module.mix.has or "segments" in module.mix.has:
+    return False
+  return Memory(**module.memory, parent=None).writes
 
 
 class MemoryTracer:

@@ -11,7 +11,7 @@ from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.decoding.scheduler import Scheduler, Settings
 from atlas_jax.language.serve.answering import RequestLimits
 from atlas_jax.language.serve.conversations import Conversations
-from atlas_jax.language.serve.generation_fields import Limits
+from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.memory_trace import MemoryTrace, MemoryTracer, has_memory
 from atlas_jax.language.serve.served_text import ServedText
 
@@ -53,7 +53,7 @@ def request_limits(config, text: ServedText) -> RequestLimits:
   serve = config.serve
   return RequestLimits(
       body_bytes=round(serve.body_mib * 2**20), body_timeout_s=serve.body_timeout_s,
-      trace_tokens=serve.trace_tokens, of_one=Limits(
+      trace_tokens=serve.trace_tokens, of_one=CompletionLimits(
           max_tokens=serve.max_tokens, max_completions=serve.max_completions,
           longest_tokens=text.longest_tokens))
 
@@ -104,10 +104,10 @@ def warm(scheduler: Scheduler, text: ServedText) -> None:
 def _room(config, language) -> int | None:
   """Returns how many tokens a text may have; None: any number."""
   asked = config.serve.room_tokens
-  if not language.has_hf_form:
+  if language.token_axes is None:
     if asked is not None:
-      raise ValueError(f"config.serve.room_tokens={asked} bounds the cache of a decoder, and the run's is a "
-                       "memory model, whose state has one size; leave it out")
+      raise ValueError(f"config.serve.room_tokens={asked} bounds the cache of attention, and the state of "
+                       "this run's model has one size; leave it out")
     return None
   most = language.max_positions
   if asked is None:

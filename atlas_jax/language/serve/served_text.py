@@ -12,7 +12,7 @@ from atlas_jax.language.serve.api_error import invalid
 
 @dataclasses.dataclass(frozen=True)
 class ServedText:
-  """What requests need of a model besides its numbers; adapters share that of their base.
+  """Parts of a model that requests need besides its numbers; adapters share those of their base.
 
   Attributes:
     tokenizer: of the model.

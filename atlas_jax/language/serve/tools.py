@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.language.serve.api_error import invalid
+from atlas_jax.language.serve.constrained import JSON_FORM
 from atlas_jax.language.serve.json_fields import UNSUPPORTED, JsonFields, each
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -29,7 +30,7 @@ class ToolCall(NamedTuple):
 
 
 class ToolUse(NamedTuple):
-  """What a request says of tools."""
+  """Tools of a request, and how they may be called."""
 
   tools: tuple[dict, ...]  # {"type": "function", "function": {...}}, as templates know them
   choice: Any  # as the request has it: "auto", "none", "required", or the function by name
@@ -128,7 +129,8 @@ def grammar(use: ToolUse) -> str | None:
             "properties": {"name": {"const": tool["function"]["name"]}, ARGUMENTS[0]:
                            tool["function"].get("parameters", {"type": "object"})}}
            for tool in use.demanded]
-  body = f"call: %json {json.dumps({'anyOf': calls} if len(calls) > 1 else calls[0])}\n"
+  schema = {"anyOf": calls} if len(calls) > 1 else calls[0]
+  body = f"call: %json {json.dumps({**schema, 'x-guidance': JSON_FORM})}\n"
   if not use.tagged:
     return f"start: call\n{body}"
   return f'start: "{OPEN}\\n" call "\\n{CLOSE}"\n{body}'
