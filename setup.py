@@ -50,6 +50,7 @@ EXTRAS = {
     "vllm": ["vllm>=0.32,<0.34", "transformers>=5.16.1,<6"],
     "serve": [
         "fastapi>=0.165,<1",
+        "starlette>=1,<2",
         "uvicorn>=0.54,<1",
         "h11>=0.16",
         "llguidance>=1.9,<2",

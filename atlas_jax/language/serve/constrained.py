@@ -16,7 +16,8 @@ from atlas_jax.language.serve.served_text import ServedText
 
 KEPT_PREFIXES = 64  # States of completions of one request that are kept, each that of a prefix.
 # One form of white space, or a model could write it without end.
-JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+                  "lenient": False}
 ANY_OBJECT = {"type": "object"}
 
 

@@ -200,4 +200,5 @@ $("new").addEventListener("click", () => {
   $("figures").textContent = "";
 });
 $("token").addEventListener("change", loadModels);
+$("access").addEventListener("submit", (event) => { event.preventDefault(); loadModels(); });
 loadModels();
