@@ -45,6 +45,7 @@ def specs(args, overrides: dict) -> list[dict]:
   """
   if args.peer and shutil.which(args.peer_python) is None:
     raise ValueError(f"--peer_python={args.peer_python} is no program; give the Python that has {PEER}")
+  overrides = {"model.dtype": "float32", **overrides}
   shape = {name: getattr(args, name) for name in ("rows", "piece", "new_tokens", "repeats", "config")}
   cores = str(len(os.sched_getaffinity(0)))
   env = {"NPROC": cores, "OMP_NUM_THREADS": cores, "JAX_NUM_CPU_DEVICES": "1", "HF_HUB_OFFLINE": "1",

@@ -76,7 +76,6 @@ ELSEWHERE = {
   "memory/statistics.py": ("memory/test_layer.py", PARTS),
   "memory/ttt.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
   "memory/types.py": ("memory/test_rules_contract.py", "types alone"),
-  "models/attention.py": ("models/test_lm.py", PARTS),
   "models/blocks/*": ("models/test_blocks_contract.py", "the contract that every mix passes"),
   "models/gated_delta_net.py": ("models/test_hybrid_decoder.py", PARTS),
   "models/grouped_attention.py": ("models/test_decoder.py", PARTS),

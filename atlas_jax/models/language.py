@@ -69,7 +69,9 @@ def from_decoder(model: AnyDecoder) -> LanguageModel:
     return out.hidden_BTD, {}
 
   def zero_state(rows: int, room_tokens: int | None):
-    assert room_tokens is not None or model.token_axes is None  # Attention keeps all that it read.
+    if room_tokens is None:
+      assert model.token_axes is None  # Attention keeps all that it read.
+      room_tokens = 0
     return model.zero_cache(rows, room_tokens)
 
   def prefill(params, tokens_BT, count_B, *, room_tokens: int):

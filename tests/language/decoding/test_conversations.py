@@ -67,8 +67,9 @@ def common(one, other):
   return int(differ[0]) if len(differ) else size
 
 
-@pytest.mark.parametrize("kind, turns, store_bytes", [("memory", 200, 2**24), ("decoder", 80, 2**24),
-                                                      ("memory", 60, 60_000), ("decoder", 60, 60_000)])
+@pytest.mark.parametrize("kind, turns, store_bytes", [
+    ("memory", 200, 2**24), ("decoder", 80, 2**24), ("memory", 60, 60_000), ("decoder", 60, 60_000),
+    pytest.param("memory", 1000, 2**26, marks=pytest.mark.slow)])
 def test_answers_are_the_cold_ones_and_little_is_read_again(kind, turns, store_bytes):
   """At 60 kB nearly nothing fits, and the answers are the same."""
   draw, texts, shared = np.random.default_rng(turns), [], 0
