@@ -13,7 +13,7 @@ def groups() -> dict:
           "host": "127.0.0.1",  # Address to listen at; one that other machines reach needs tokens.
           # 0: any free one.
           "port": Bounded(8_000, lambda value: 0 <= value < 2**16, "from 0 to 65535"),
-          "model_name": OPTIONAL(str),  # Of the model in requests; None: the workdir's.
+          "served_as": OPTIONAL(str),  # Name of the model in requests; None: the workdir's.
           # How completions are computed:
           "slots": at_least(1, 8),  # Completions written at the same time.
           "group_rows": at_least(1, 8),  # Slots of one decoding step; part of the numbers.

@@ -88,7 +88,7 @@ def opened(config, workdir, *, mode: str) -> Iterator[ServedRun]:
   text = ServedText(tuned.start.tokenizer, tuned.start.template, tuned.start.end_tokens, language.vocab_size,
                     min(known, default=None), traced, int(time.time()))
   trace = MemoryTracer(language, tuned.params) if traced else None
-  name = config.serve.model_name or pathlib.Path(workdir).resolve().name
+  name = config.serve.served_as or pathlib.Path(workdir).resolve().name
   with Scheduler(settings(config, room), text.tokenizer, mesh=mesh) as scheduler:
     scheduler.load(name, language, tuned.params, version=tuned.step)
     warm(scheduler, text)
