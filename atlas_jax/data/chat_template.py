@@ -125,6 +125,24 @@ class Template:
     text = self._render(self._shielded(messages), True, self._shielded(values))
     return self._encode(_unmarked(text), tokenizer)
 
+  def follow_up(self, asked: Sequence[Mapping], answer: Mapping, then: Sequence[Mapping],
+                tokenizer: Tokenizer, *, written: str, **values) -> np.ndarray | None:
+    """Returns the ids between an answer, as it was written, and where the assistant begins to write again.
+
+    Args:
+      asked, answer, then: messages before the answer, the answer, and messages behind it.
+      tokenizer, **values: as in `prompt`.
+      written: text of the answer as the model wrote it, without what ended it.
+
+    Returns:
+      int32; None where the template shows the answer otherwise than it was written, once others follow.
+    """
+    _check_marks(asked, answer, then, values)
+    said = self._shielded(values)
+    before = _unmarked(self._render(self._shielded(asked), True, said)) + written
+    after = _unmarked(self._render(self._shielded([*asked, answer, *then]), True, said))
+    return self._encode(after[len(before):], tokenizer) if after.startswith(before) else None
+
   def chat(self, messages: Sequence[Mapping], tokenizer: Tokenizer, *, learn: str = "all",
            **values) -> Encoded:
     """Returns the ids of a whole chat, with the assistant's turns to learn; see `rows`.

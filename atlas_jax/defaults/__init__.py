@@ -1,11 +1,11 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`puzzles`, `tuning` and `recall` have theirs.
+`puzzles`, `tuning`, `recall` and `serving` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, puzzles, recall, tuning
+from atlas_jax.defaults import bounds, puzzles, recall, serving, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -60,6 +60,7 @@ def _fields() -> dict:
       "eval": _eval(),
       **puzzles.groups(),
       **tuning.groups(),
+      **serving.groups(),
       "monitor": {
           "progress": True,  # A progress bar, where there is a terminal.
           "tensorboard": True,  # TensorBoard events beside metrics.jsonl.

@@ -148,8 +148,7 @@ class Memory(nn.Module):
         (the same, but documents begin anywhere), or "recall" (as "stream", but nothing is written: tokens
         read with the base that the state has; padding may follow).
       n_chunks: mode "documents": see `scan.chunks_of_documents`.
-      token_BTD: what stands for the tokens themselves, such as their embeddings, where value_source is
-        "token"; None: the input.
+      token_BTD: the tokens themselves, as their embeddings, where value_source is "token"; None: the input.
       writes: mode "packed": [] bool, whether tokens write; where they do not, the memory stands still, also
         in what a rule does at rate 0 or at a chunk's end. Traced. None: they do.
       qkv_BTHE: attention's queries, keys and values side by side, where qkv_source is "attention".
@@ -173,6 +172,7 @@ class Memory(nn.Module):
       return self._unwritten(unwritten.read, rule, weights, state, source, doc_BT, last_doc_B, count_B)
     if mode == "packed":
       state, out, end = self._packed(rule, weights, state, source, gates, doc_BT, last_doc_B, writes)
+      self.sow("intermediates", "tokens", statistics.of_tokens(gates, out))
       stats = statistics.of_chunks(rule, weights.learned.slow, gates, doc_BT, out, state.running, end)
       return self._read(out.out_CM), state, stats
     if writes is not None:

@@ -45,6 +45,12 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
   }
 
 
+def of_tokens(gates: Gates, out: ChunkOut) -> dict:
+  """Returns numbers of each token by name, [B, T], means over heads; arguments as of `of_chunks`."""
+  return {"write_rate_BT": jnp.mean(gates.write_rate, axis=-1),
+          "surprise_BT": jnp.mean(out.surprise_C, axis=-1)}
+
+
 def mean_norm(fast):
   """Returns the mean norm of memories, whose leaves are [B, H, ...]."""
   return jnp.mean(jnp.sqrt(sum(jnp.sum(w * w, range(2, w.ndim)) for w in jax.tree.leaves(fast))))

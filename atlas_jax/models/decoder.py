@@ -37,6 +37,7 @@ class Cache(NamedTuple):
 
 
 ROW_AXES: Any = Cache(k=1, v=1, count_B=0)  # Which axis of each leaf counts rows.
+TOKEN_AXES: Any = Cache(k=2, v=2, count_B=-1)  # Which axis of each leaf counts tokens, -1 for none.
 
 
 class DecoderOut(NamedTuple):
@@ -233,6 +234,7 @@ class Decoder(nn.Module):
   attention_block_tokens: int | None = None
   lora: Mapping | None = None
   row_axes = ROW_AXES
+  token_axes = TOKEN_AXES
 
   def __post_init__(self):
     """Freezes the mappings, so that the model can be hashed and equals another of the same fields."""

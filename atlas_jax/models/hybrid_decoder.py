@@ -180,6 +180,13 @@ class HybridDecoder(nn.Module):
   learned_positions = None  # It rotates.
   row_axes = ROW_AXES
 
+  @property
+  def token_axes(self) -> HybridCache | None:
+    """Returns which axis of each leaf counts tokens, -1 for none; None where the cache is of fixed size."""
+    if "full" not in self.pattern:
+      return None
+    return HybridCache(tuple(2 if kind == "full" else -1 for kind in self.pattern), -1)
+
   @nn.nowrap
   def zero_cache(self, rows: int, length: int) -> HybridCache:
     """Returns the cache of a model that has read nothing, whose attention has room for `length` tokens."""

@@ -27,6 +27,7 @@ class LanguageModel(NamedTuple):
   extend: Callable  # (params, state, tokens_BT, count_B) -> (state, hidden_BD)
   decode: Callable  # (params, state, token_B) -> (state, hidden_BD)
   row_axes: Any  # which axis of the state's leaves counts rows: a prefix of the state, as `vmap` takes it
+  token_axes: Any = None  # which axis of each leaf counts tokens read, -1: none; None: its size is fixed
   head: Callable = heads.head_weights  # params -> [D, V]
   logits: Callable = heads.logits  # (params, hidden vectors [..., D]) -> [..., V]
   max_positions: int | None = None  # the longest text, of a model that learned a vector for each position
@@ -68,7 +69,9 @@ def from_decoder(model: AnyDecoder) -> LanguageModel:
     return out.hidden_BTD, {}
 
   def zero_state(rows: int, room_tokens: int | None):
-    assert room_tokens is not None  # A decoder keeps all that it read.
+    if room_tokens is None:
+      assert model.token_axes is None  # Attention keeps all that it read.
+      room_tokens = 0
     return model.zero_cache(rows, room_tokens)
 
   def prefill(params, tokens_BT, count_B, *, room_tokens: int):
@@ -85,7 +88,8 @@ def from_decoder(model: AnyDecoder) -> LanguageModel:
     return out.cache, out.hidden_BTD[:, 0]
 
   return LanguageModel(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
-                       row_axes=model.row_axes, max_positions=model.learned_positions,
+                       row_axes=model.row_axes, token_axes=model.token_axes,
+                       max_positions=model.learned_positions,
                        attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
 

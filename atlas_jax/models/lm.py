@@ -288,7 +288,8 @@ class LM(nn.Module):
   def _blocks(self, stack: Stack, mode: str, **given):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     # States lead with B, which is split over devices, and have depth in axis 1; parameters lead with depth.
-    scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True},
+    # So do "intermediates", numbers per token that exist where a caller asks for them alone.
+    scanned = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                       length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
                       unroll=min(self.scan_unroll, stack.end - stack.first))
     fields = self.block_fields(mode)

@@ -120,7 +120,9 @@ class MixGate(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
     z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
     raw_BTH = jax.nn.sigmoid(z_BTH + bias.astype(wide)[None, None])
-    return self.floor + (1 - self.floor) * raw_BTH, raw_BTH
+    gate_BTH = self.floor + (1 - self.floor) * raw_BTH
+    self.sow("intermediates", "gate_BT", jnp.mean(gate_BTH, axis=-1))
+    return gate_BTH, raw_BTH
 
 
 def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:
