@@ -7,7 +7,7 @@ import numpy as np
 from flax.core import freeze
 
 from atlas_jax.models import decoder, language, lm
-from tests.helpers import LM, MEMORY, tiny_lm
+from tests.helpers import LM, MEMORY, quick_compilation, tiny_lm
 
 DECODER = dict(vocab_size=270, width=12, depth=2, heads=4, kv_heads=2, head_dim=6, ff_width=10, qkv_bias=True)
 
@@ -23,7 +23,8 @@ def tiny(kind: str, *, scale: float = 0.3, **fields):
   """
   if kind == "memory":
     model = lm.LM(**(LM | dict(vocab_size=270) | fields), memory=freeze(MEMORY))
-    params = tiny_lm(vocab_size=270, noise=scale, **fields)[1]
+    with quick_compilation():  # The same bits in every test and process, whichever asks first.
+      params = tiny_lm(vocab_size=270, noise=scale, **fields)[1]
     return language.of_memory(model), params
   model = decoder.Decoder(**(DECODER | fields))
   draw = np.random.default_rng(3)

@@ -121,7 +121,7 @@ class Conversations:
     """
     found = self._load(_key(tenant, check_name(name)))
     if found is None:
-      raise ApiError(404, f"there is no conversation {name!r}", param=FIELD)
+      raise _unknown(name)
     return found
 
   def keep(self, tenant: str, conversation: Conversation) -> None:
@@ -143,13 +143,17 @@ class Conversations:
     Raises:
       ApiError: status 404 if there is none.
     """
-    self.find(tenant, name)
-    key = _key(tenant, name)
+    key = _key(tenant, check_name(name))
     if self._folder is None:
       with self._lock:
-        self._held.pop(key, None)
+        found = self._held.pop(key, None) is not None
     else:
-      self._file(key).unlink(missing_ok=True)
+      # Without reading it: a damaged one can be deleted as well.
+      file = self._file(key)
+      found = file.is_file()
+      file.unlink(missing_ok=True)
+    if not found:
+      raise _unknown(name)
 
   def _load(self, key: str) -> Conversation | None:
     if self._folder is None:
@@ -197,6 +201,10 @@ def check_name(name: Any) -> str:
   if not isinstance(name, str) or not FORM.fullmatch(name):
     raise invalid("conversation must be an id of 1 to 128 letters, digits and . _ : -", FIELD)
   return name
+
+
+def _unknown(name: str) -> ApiError:
+  return ApiError(404, f"there is no conversation {name!r}", param=FIELD)
 
 
 def _key(tenant: str, name: str) -> str:

@@ -45,6 +45,10 @@ def test_a_damaged_file_is_told_and_not_taken_for_an_empty_conversation(tmp_path
   with pytest.raises(ApiError) as caught:
     kept.find("t", "a")
   assert caught.value.status == 500
+  kept.forget("t", "a")
+  with pytest.raises(ApiError) as caught:
+    kept.find("t", "a")
+  assert caught.value.status == 404
 
 
 def test_a_text_goes_on_over_a_restart(tmp_path):
