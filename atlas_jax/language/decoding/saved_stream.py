@@ -78,7 +78,7 @@ def load(file, models: ModelTable, programs_of) -> SavedStream:
   if header["key"] != model.stream_key(shapes):
     raise ValueError(f"the stream in {file} belongs to other weights than those of the model {model.name!r} "
                      f"(it was of version {header['version']}, this is {model.version}), or to another "
-                     "version of jax or kind of processor; load what it was written with")
+                     "version of jax, XLA_FLAGS or kind of processor; load what it was written with")
   row, draws = _arranged(file, model, programs, request, arrays)
   return SavedStream(request, model, list(header["tokens"]), row, draws)
 

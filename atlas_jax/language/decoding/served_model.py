@@ -3,6 +3,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from atlas_jax.language.decoding.programs import Shapes
 from atlas_jax.models import language as languages
 from atlas_jax.models import lora
 from atlas_jax.models.language import LanguageModel
+
+CPU_INFO = pathlib.Path("/proc/cpuinfo")  # Of Linux; elsewhere the kind of machine has to do.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ class ServedModel:
   def state_key(self, shapes: Shapes, tenant: str) -> str:
     """Returns a checksum of all that a state of a prompt depends on beside its ids, and of its tenant.
 
-    Compilers round differently, so version and processor belong to it.
+    Compilers round differently, so their version, flags and processor belong to it.
     """
     return _sum(["prefix", self.fingerprint, shapes.piece_tokens, shapes.room_tokens, *_machine(), tenant])
 
@@ -58,8 +62,18 @@ def _sum(parts: list) -> str:
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+@functools.cache
 def _machine() -> list[str]:
-  return [jax.__version__, jax.devices()[0].device_kind, platform.machine()]
+  """Returns what decides how a program rounds: the compiler, its flags, and what it compiles for.
+
+  "cpu" is the name of every processor, and XLA adds in another order where one has wider registers.
+  """
+  extensions = ""
+  if CPU_INFO.is_file():
+    lines = CPU_INFO.read_text().splitlines()
+    extensions = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  return [jax.__version__, os.environ.get("XLA_FLAGS", ""), jax.devices()[0].device_kind, platform.machine(),
+          extensions]
 
 
 class _Adapter(NamedTuple):

@@ -3,6 +3,7 @@ import jax
 import numpy as np
 import pytest
 
+from atlas_jax.language.decoding import served_model
 from atlas_jax.language.decoding.served_model import ModelTable, ServedModel
 from atlas_jax.models import lora
 from tests.helpers import quick_compilation
@@ -41,6 +42,20 @@ def test_a_fingerprint_is_of_every_number_and_of_the_form():
   # States of prompts are the same in groups of any size, streams are not.
   wide = shapes._replace(group_rows=16)
   assert one.state_key(wide, "") == keys[0] and one.stream_key(wide) != keys[2]
+
+
+def test_states_of_another_compiler_or_processor_are_others(tmp_path, monkeypatch):
+  one, shapes = ServedModel("a", 0, *tiny("decoder")), serving.shapes_of("decoder")
+  info = tmp_path / "cpuinfo"
+  keys = []
+  for flags, extensions in (("", "avx2"), ("", "avx2 avx512f"), ("--xla_cpu_use_fusion_emitters=false", "avx2")):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    info.write_text(f"model name : one\nflags : {extensions}\ncpu MHz : 2\n")
+    monkeypatch.setattr(served_model, "CPU_INFO", info)
+    served_model._machine.cache_clear()
+    keys += [one.state_key(shapes, ""), one.stream_key(shapes)]
+  served_model._machine.cache_clear()
+  assert len(set(keys)) == 6
 
 
 def test_adapters_share_the_arrays_of_their_base_and_follow_its_versions():
