@@ -48,7 +48,7 @@ def test_states_of_another_compiler_or_processor_are_others(tmp_path, monkeypatc
   one, shapes = ServedModel("a", 0, *tiny("decoder")), serving.shapes_of("decoder")
   info = tmp_path / "cpuinfo"
   keys = []
-  for flags, extensions in (("", "avx2"), ("", "avx2 avx512f"), ("--xla_cpu_use_fusion_emitters=false", "avx2")):
+  for flags, extensions in (("", "avx2"), ("", "avx2 avx512f"), ("--xla_cpu_x=false", "avx2")):
     monkeypatch.setenv("XLA_FLAGS", flags)
     info.write_text(f"model name : one\nflags : {extensions}\ncpu MHz : 2\n")
     monkeypatch.setattr(served_model, "CPU_INFO", info)
