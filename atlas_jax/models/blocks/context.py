@@ -53,7 +53,6 @@ class ContextState(NamedTuple):
 class SegmentPart(NamedTuple):
   """One segment of a call, or the part of one that is in it; leaves [B, T, ...]."""
 
-  x: jax.Array
   h: jax.Array
   doc: jax.Array
   token: Any  # None where memories make no values of tokens
@@ -99,9 +98,10 @@ def flops(fields: BlockFields) -> float | None:
 
 def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
   """Returns what attention and memory add; the new state; stats of memory and gate, means over segments."""
+  del x_BTD
   size = fields.window_tokens
   rows, length = call.doc_BT.shape
-  every = SegmentPart(x_BTD, h_BTD, call.doc_BT, call.token_BTD, None)
+  every = SegmentPart(h_BTD, call.doc_BT, call.token_BTD, None)
   if fields.mode == "packed":
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(rows, -1, size, *x.shape[2:]), 1, 0), every)
   else:
@@ -115,7 +115,7 @@ def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
                    gate.parts_of(fields), size, fields.mode)
   (after, _), (mixed_NBTD, stats) = reader((state, call.last_doc_B), parts, call)
   if fields.mode == "packed":
-    mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(x_BTD.shape)
+    mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(h_BTD.shape)
   else:
     mixed_BTD = pieces.join(mixed_NBTD, state.memory.place, length, size)
   return mixed_BTD, after, jax.tree.map(lambda x_N: jnp.mean(x_N, axis=0), stats)

@@ -26,6 +26,7 @@ def flops(fields: BlockFields) -> float | None:
 
 def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
   """Returns what memory and attention add; the new state; stats of memory and gate."""
+  del x_BTD
   recalled_BTD, memory, stats = gate.recall(gate.parts_of(fields), h_BTD, state.memory, call, fields.mode)
   h_BTD = RMSNorm(name="norm_attention")(h_BTD + recalled_BTD)
   mixed_BTD, attention, _ = none.attend(fields, h_BTD, state, call)
