@@ -24,7 +24,7 @@ ASKED = {
     "mqar": {"mqar_pairs": "4,16", "mqar_distances": f"{FARTHEST},{16 * FARTHEST}", "mqar_symbols": 32},
     "niah": {"niah_kinds": "single_2,multi_key", "niah_depths": "0,0.5,1", "task_gap_tokens": 64,
              "niah_lengths": f"{LONGEST},{4 * LONGEST},{16 * LONGEST}"}}
-STEPS = {"mqar": 160, "niah": 240}
+STEPS = {"mqar": 240, "niah": 240}
 # What is kept small where only the machinery is tried.
 SMOKE = {"mqar": {"mqar_pairs": "2", "mqar_distances": "64"},
          "niah": {"niah_kinds": "single_2", "niah_lengths": "192", "niah_depths": "0.5"}}
@@ -58,7 +58,7 @@ def get_config(arg=None):
   if arg.mix != "none":
     config.eval.gain_max_tokens = 8 * 512  # Without a memory there is nothing to measure.
   if arg.task == "mqar":  # A pair is one token after another: longer contexts of a key only hide it.
-    config.optim.lr = 1e-2
+    config.optim.lr = 5e-3
     if arg.mix not in ("none", "e2e"):
       config.model.memory.conv_taps = 2
   config.monitor.update(progress=False, tensorboard=False)

@@ -5,6 +5,7 @@ By perturbation of each place, and by the Jacobian of each place's output, of mi
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,12 +203,22 @@ def test_a_mix_equals_its_formula(x64, name):
     m_TD = recalled(block, h_TD, doc_T, memory)
     x_TD = x_TD + m_TD
     if name == "layer":
-      h_TD = oracles.rms(x_TD) * block["norm_attention"]["scale"]
+      h_TD = oracles.rms(h_TD + m_TD) * block["norm_attention"]["scale"]
       x_TD = x_TD + attended(block["attention"], h_TD, doc_T, model.window_tokens)
     x_TD = x_TD + fed(block, x_TD)
     final_TD = oracles.rms(x_TD) * np.asarray(params["final_norm"]["scale"], np.float64)
     expected_TV = final_TD @ np.asarray(params["embed"], np.float64).T
     assert_close(logits_BTV[b][doc_T >= 0], expected_TV[doc_T >= 0])
+
+
+@pytest.mark.parametrize("name", ["layer", "context"])
+def test_what_attention_and_memory_see_does_not_depend_on_the_size_of_the_blocks_input(x64, name):
+  """In the first block inputs are small: added as they are, they would be drowned by what is recalled."""
+  model, params, tokens_BT = model_of(name, depth=1)
+  larger = params | {"embed": params["embed"] * 1000}
+  found, wide = (packed(model, given, tokens_BT)[1] for given in (params, larger))
+  chex.assert_trees_all_close((wide.attention, wide.memory), (found.attention, found.memory), rtol=1e-3,
+                              atol=1e-4)  # fmt: skip
 
 
 def test_attention_by_segments_equals_a_loop(x64):

@@ -5,7 +5,7 @@ norm, M the memory before the segment and M_i the memory after the segment's tok
 
   r_j = M read with the query of h_j, one memory token per token
   a_i = attention of h_i over learned tokens, r_j and h_j for j <= i
-  y_i = norm(x_i + a_i), which is what the memory is written with and asked for
+  y_i = norm(h_i + a_i), which is what the memory is written with and asked for
   the block adds a_i + gate * (M_i read with the query of y_i)
 
 Two ways in which this can be written look into the future. r_j is a function of token j: whoever lets token i
@@ -16,7 +16,10 @@ Segments of a text follow one after another, since r needs the memory of the one
 for a stream, the place in the segment, the weights of M, and keys and values of the segment's memory tokens.
 
 Source: Titans (arXiv:2501.00663), memory as a context. The paper multiplies attention by what the updated
-memory recalls; as in `gate`, we add it. Queries of r and y have the same projection, also as in the paper.
+memory recalls; as in `gate`, we add it. There y is attention's output alone, whose keys say where in a segment
+a token stands more than which token it is; with h in the sum (x is small in the first block), pairs are learned
+that otherwise are not, see experiments/recall_by_architecture. Queries of r and y have the same projection,
+also as in the paper.
 """
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -50,7 +53,6 @@ class ContextState(NamedTuple):
 class SegmentPart(NamedTuple):
   """One segment of a call, or the part of one that is in it; leaves [B, T, ...]."""
 
-  x: jax.Array
   h: jax.Array
   doc: jax.Array
   token: Any  # None where memories make no values of tokens
@@ -96,9 +98,10 @@ def flops(fields: BlockFields) -> float | None:
 
 def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
   """Returns what attention and memory add; the new state; stats of memory and gate, means over segments."""
+  del x_BTD
   size = fields.window_tokens
   rows, length = call.doc_BT.shape
-  every = SegmentPart(x_BTD, h_BTD, call.doc_BT, call.token_BTD, None)
+  every = SegmentPart(h_BTD, call.doc_BT, call.token_BTD, None)
   if fields.mode == "packed":
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(rows, -1, size, *x.shape[2:]), 1, 0), every)
   else:
@@ -112,7 +115,7 @@ def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
                    gate.parts_of(fields), size, fields.mode)
   (after, _), (mixed_NBTD, stats) = reader((state, call.last_doc_B), parts, call)
   if fields.mode == "packed":
-    mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(x_BTD.shape)
+    mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(h_BTD.shape)
   else:
     mixed_BTD = pieces.join(mixed_NBTD, state.memory.place, length, size)
   return mixed_BTD, after, jax.tree.map(lambda x_N: jnp.mean(x_N, axis=0), stats)
@@ -139,7 +142,7 @@ class Segment(nn.Module):
     recalled_BTD = self.memory_tokens(read_BTHM.astype(part.h.dtype))
     seen_BTD, attention, rows = self.attention(part.h, recalled_BTD, state.attention, memory.rows,
                                                memory.place, call)
-    y_BTD = self.norm(part.x + seen_BTD)
+    y_BTD = self.norm(part.h + seen_BTD)
     gated_BTD, layer, stats = gate.recall(self.parts, y_BTD, memory.layer, call, self.mode)
     place_B = memory.place if part.count is None else (memory.place + part.count) % self.size
     base = _where(place_B > 0, before.running.base, jax.tree.map(jnp.zeros_like, memory.base))
