@@ -16,10 +16,10 @@ Segments of a text follow one after another, since r needs the memory of the one
 for a stream, the place in the segment, the weights of M, and keys and values of the segment's memory tokens.
 
 Source: Titans (arXiv:2501.00663), memory as a context. The paper multiplies attention by what the updated
-memory recalls; as in `gate`, we add it. There y is attention's output alone, whose keys say where in a segment
-a token stands more than which token it is; with h in the sum (x is small in the first block), pairs are learned
-that otherwise are not, see experiments/recall_by_architecture. Queries of r and y have the same projection,
-also as in the paper.
+memory recalls; as in `gate`, we add it. There y is attention's output alone, whose keys say where in a
+segment a token stands more than which token it is; with h in the sum, and not x, which is small in the first
+block, pairs are learned that otherwise are not (experiments/recall_by_architecture). Queries of r and y have
+the same projection, also as in the paper.
 """
 from collections.abc import Mapping
 from typing import Any, NamedTuple
