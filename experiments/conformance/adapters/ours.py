@@ -12,7 +12,7 @@ from experiments.conformance import language_model, subject
 PACKAGE = "atlas_jax"
 DOCUMENTED = "README, section on the layer; `atlas_jax.NeuralMemory`; `atlas_jax.models.lm.LM`"
 RULES = ("delta", "titans", "omega", "ttt_mlp", "kda", "gated_delta_2")
-MIXES = ("gate", "layer", "context", "only", "e2e")
+MIXES = ("layer", "context", "only", "e2e")
 WRITES = ("qkv_kernel", "conv_kernel", "value_kernel", "gates")
 WIDTH, HEADS = 32, 4
 DOCUMENTS = 2
