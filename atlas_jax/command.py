@@ -55,7 +55,7 @@ def define_flags() -> flags.FlagValues:
   _define_solve_flags(values)
   text("to", None, "export: the folder that is to hold the model, as transformers and vLLM load it.")
   flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "export: of the weights; left out: "
-                    "that of the published model the run started from, else float32.", flag_values=values)
+                    "that of the pretrained model the run started from, else float32.", flag_values=values)
   flags.DEFINE_bool("adapters", False, "export: write the adapters of a run with config.lora.rank alone, in "
                     "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
   number("port", None, "serve: to listen at; left out: config.serve.port; 0: any free one.", lower_bound=0,
@@ -68,7 +68,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_bool("stopped_ok", False, "train: exit with 0 also where the run was stopped before its end; "
                     "left out: with 75, so that schedulers run it again.", flag_values=values)
   text("local_devices", None, "CUDA devices of this process, such as 0,1; left out: all of its machine, or "
-       "its share where several tasks run there.")
+       "its part where several tasks run there.")
   flags.DEFINE_bool("trust", False, "Let runs that came from elsewhere import and execute what their configs "
                     "name; see SECURITY.md.", flag_values=values)
   flags.DEFINE_bool("traceback", False, "Also show where in the code an error arose.", flag_values=values)

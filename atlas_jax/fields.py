@@ -338,8 +338,8 @@ def _check_window(config) -> None:
   kind = f"config.window.kind={window.kind!r}"
   for name in ("least_tokens", "delay_steps"):
     if (window[name] is None) == (name in WINDOWS[window.kind]):
-      told = "needs it: set it" if window[name] is None else "does not read it: leave it out"
-      raise ValueError(f"config.window.{name}={window[name]}, and {kind} {told}, or choose another kind")
+      fault = "needs it: set it" if window[name] is None else "does not read it: leave it out"
+      raise ValueError(f"config.window.{name}={window[name]}, and {kind} {fault}, or choose another kind")
   if window.kind != "full" and window.least_tokens >= whole:
     raise ValueError(f"config.window.least_tokens={window.least_tokens} must be below config.model."
                      f"window_tokens={whole}: {kind} trains with shorter windows than that of the model")

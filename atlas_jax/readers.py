@@ -96,14 +96,14 @@ READERS = {
     "data.held_out_frac": "memory_lm sft grpo gkd; ranked if ranked.eval_files=None",
     "data.align_tokens": "memory_lm",
     "data.carry": "memory_lm",
-    "data.transform": "memory_lm",
+    "data.transform": "memory_lm if data.source=text",
     "data.threads": "memory_lm trm",
     "data.cache_dir": "memory_lm trm",
     "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
     "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None",
+    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if data.source=recall_tasks",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": "grpo",
@@ -290,9 +290,9 @@ def _unmet(config, name: str) -> tuple[Condition, ...] | None:
   """Returns the conditions that do not hold: () if the field is read, None if the recipe never reads it."""
   recipe = config.recipe
   readers = readers_of(name)
-  # It is not known here what sources other than text read of config.data, nor what a recipe of the user's own
-  # reads: nothing of that is refused.
-  others = name.startswith("data.") and recipe == "memory_lm" and config.data.source != "text"
+  # It is not known here what a source of the user's own reads of config.data, nor what a recipe of the user's
+  # own reads: nothing of that is refused.
+  others = name.startswith("data.") and recipe == "memory_lm" and "." in config.data.source
   if readers is None or others or recipe not in ALL.split():
     return ()
   unmet = [tuple(one for one in reader.conditions if not one.holds(config))

@@ -82,8 +82,8 @@ def check(flat: Mapping[str, Any], signature: Any, file, *, given: Collection[st
   if key is not None and isinstance(signature, str) and hmac.compare_digest(
       signature.encode("utf-8", "replace"), _signature(code, key).encode()):
     return
-  told = ", ".join(f"config.{name}={value!r}" for name, value in open_to_all.items())
-  raise ValueError(f"{file} was not written by this user here, and names what would be run or asked: {told}; "
+  what = ", ".join(f"config.{name}={value!r}" for name, value in open_to_all.items())
+  raise ValueError(f"{file} was not written by this user here, and names what would be run or asked: {what}; "
                    "look at it, and add --trust if you trust it (in Python: atlas_jax.trust.give())")
 
 

@@ -12,7 +12,7 @@ A small one on bytes, with responses to sums that are made here, in minutes on t
   python -m atlas_jax.main --config=configs/atlas_ranked.py:cpu --workdir=runs/ranked
   python -m atlas_jax.main --config=configs/atlas_ranked.py:smoke --workdir=runs/smoke
 
-A published model goes on from where it is with --config.model.path=FOLDER --config.data.tokenizer=model, and
+A pretrained model goes on from where it is with --config.model.path=FOLDER --config.data.tokenizer=model, and
 with --config.data.chat_template=model for one that chats.
 """
 from atlas_jax import config as base

@@ -1,6 +1,6 @@
 """Distillation of an open model into a smaller one, and a small sibling.
 
-Results: experiments/gkd_arithmetic. STUDENT and TEACHER are folders of published Llama or Qwen models (or
+Results: experiments/gkd_arithmetic. STUDENT and TEACHER are folders of pretrained Llama or Qwen models (or
 hf:NAME, or workdirs of runs), FILE.jsonl has rows with `messages`, or with a `prompt` and a `completion`:
 
   python -m atlas_jax.main --config=configs/gkd.py --workdir=runs/gkd \

@@ -1,6 +1,6 @@
 """Policy optimisation of an open model on problems with checkable answers.  Results: README, Measured.
 
-FOLDER is that of a published Llama or Qwen model (or hf:NAME, or the workdir of a run, such as one of
+FOLDER is that of a pretrained Llama or Qwen model (or hf:NAME, or the workdir of a run, such as one of
 configs/sft.py), FILE.jsonl has rows with a `prompt` or `messages`, and an `answer`:
 
   python -m atlas_jax.main --config=configs/grpo.py --workdir=runs/grpo_open \

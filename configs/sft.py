@@ -1,6 +1,6 @@
 """Supervised tuning of an open model on prompts or chats, and small siblings.  Results: README, Measured.
 
-FOLDER is that of a published Llama or Qwen model (or hf:NAME, or the workdir of a run), FILE.jsonl has rows
+FOLDER is that of a pretrained Llama or Qwen model (or hf:NAME, or the workdir of a run), FILE.jsonl has rows
 with `messages`, or with a `prompt` and a `completion`, or those of Arc-ATLAS:
 
   python -m atlas_jax.main --config=configs/sft.py --workdir=runs/sft \

@@ -24,9 +24,9 @@ TRAINING, VALIDATION, TOKENIZER = "grpo_training.json", "validation.json", "toke
 
 flags.DEFINE_string("out", None, "folder to write to; made if absent")
 flags.DEFINE_string("files", None, "files, folders, globs, with commas between; left out: tasks made here")
-flags.DEFINE_float("held_out_frac", 0.1, "share of the prompts that goes to validation", lower_bound=0,
+flags.DEFINE_float("held_out_frac", 0.1, "fraction of the prompts that goes to validation", lower_bound=0,
                    upper_bound=1)
-flags.DEFINE_float("bad_input_frac", 0.0, "share of the files' rows that may be left out as unusable",
+flags.DEFINE_float("bad_input_frac", 0.0, "fraction of the files' rows that may be left out as unusable",
                    lower_bound=0, upper_bound=1)
 flags.DEFINE_list("tasks", ["arithmetic"], "without files: the tasks, of arithmetic and countdown")
 flags.DEFINE_integer("prompts", 3_000, "without files: training prompts, over all tasks", lower_bound=1)
@@ -104,19 +104,19 @@ def prepare(args) -> dict:
                        "another folder")
   train, held_out, bad = given(args) if args.files is not None else (*made(args), [])
   out.mkdir(parents=True, exist_ok=True)
-  told: dict = {}
+  report: dict = {}
   chosen = [f"--config.data.files={targets[0]}", f"--config.ranked.eval_files={targets[1]}"]
   if args.vocab_size is not None:
     size = train_tokenizer(train, args.vocab_size, out / TOKENIZER)
-    told = {"vocab_size": size}
+    report = {"vocab_size": size}
     chosen += [f"--config.data.tokenizer={out / TOKENIZER}", f"--config.decoder.vocab_size={size}"]
   for target, found in zip(targets, (train, held_out), strict=True):
     if found:
       write(target, found)
-      told[target.stem] = {"file": str(target), **responses.counts(found)}
+      report[target.stem] = {"file": str(target), **responses.counts(found)}
     elif target.exists():
       raise ValueError(f"--held_out_frac=0 leaves nothing for {target}, which is of another set; delete it")
-  return {**told, "left_out": len(bad), "flags": chosen if held_out else chosen[:1] + chosen[2:]}
+  return {**report, "left_out": len(bad), "flags": chosen if held_out else chosen[:1] + chosen[2:]}
 
 
 def main(argv) -> None:

@@ -18,7 +18,7 @@ flags.DEFINE_multi_string("path", [], "as config.data.path; may be given several
 flags.DEFINE_string("tokenizer", "byte", "as config.data.tokenizer; the folder to write if one is trained")
 flags.DEFINE_integer("train_vocab_size", None, "train a byte-level BPE of so many ids first", lower_bound=257)
 flags.DEFINE_integer("train_bytes", 256 * 2**20, "how much text to train it on")
-flags.DEFINE_float("held_out_frac", 0.05, "share of documents, as config.data.held_out_frac, not trained on")
+flags.DEFINE_float("held_out_frac", 0.05, "fraction of documents, as config.data.held_out_frac, held out")
 flags.DEFINE_string("text_field", "text", "as config.data.text_field")
 flags.DEFINE_integer("limit_bytes", None, "as config.data.limit_bytes")
 flags.DEFINE_float("bad_input_frac", 0.01, "as config.data.bad_input_frac")

@@ -1,4 +1,4 @@
-"""Tiny published checkpoints with what transformers computes from them, loaded once."""
+"""Tiny pretrained checkpoints with what transformers computes from them, loaded once."""
 
 import functools
 import json

@@ -14,6 +14,20 @@ PRIVATE = {
   "slope": "gradient or grad", "slopes": "gradients or grads", "knobs": "settings or SamplingParams",
   "yardstick": "baseline", "yardsticks": "baselines", "heat": "temperature",
 }  # fmt: skip
+# Words that are well in a sentence, and that say too little as a part of a name.
+NAMES = {
+  "share": "a fraction, probability or weight", "shares": "fractions, probabilities or weights",
+  "told": "what it is, such as recorded, metrics or warned",
+}  # fmt: skip
+# Runs have saved these: a field of the config, and one of a rollout in checkpoints.
+SAVED = {("atlas_jax/recipes/grpo.py", "reference_share"), ("atlas_jax/rollout/source.py", "told")}
+# Phrases in comments and texts, and what the field says.
+PHRASES = {
+  r"\b(?:a|the|its|their|least|this) share\b|\bshares? of\b": "fraction, part, probability or weight",
+  r"\bpublished[ _](?:models?|decoders?|folders?|checkpoints?|llama|qwen)\b": "pretrained",
+}
+# How arrays of positions are called: `place_B` and its like.
+PLACE = re.compile(r"places?_[A-Z]+$")
 # Names of definitions at the top of a module that say less than the field's.
 DEFINITIONS = {
   "Given": "LoadedParams", "Anchor": "ReferenceUpdate", "Start": "InitialModel", "Knobs": "SamplingParams",
@@ -29,14 +43,25 @@ OPEN = ("data.fields", "data.options", "model.memory.options", "vllm.arguments")
 FIELD = re.compile(r"\bconfig\.([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)")
 
 
+def _said(token: str, *, is_name: bool) -> list[str]:
+  """Lists what is wrong with a token: a name, a comment or a text."""
+  words = re.findall(r"[a-z]+", token.lower().replace("_", " "))
+  bad = [f"{word} is {PRIVATE[word]}" for word in words if word in PRIVATE]
+  if not is_name:
+    return bad + [f"{found[0]} is {better}" for phrase, better in PHRASES.items()
+                  for found in re.finditer(phrase, token, re.IGNORECASE)]
+  bad += [f"{token} is {NAMES[word]}" for word in words if word in NAMES]
+  return bad + ([f"{token} is position_{token.partition('_')[2]}"] if PLACE.match(token) else [])
+
+
 def word_violations(root: pathlib.Path) -> list[str]:
   """Finds private words in names, comments and texts of the package, where the field has its own."""
   bad = []
   for relative, path, tree in sources(root, PACKAGE):
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-      for word in re.findall(r"[a-z]+", token.string.lower().replace("_", " ")):
-        if word in PRIVATE:
-          bad.append(f"{relative}:{token.start[0]}: {word} is {PRIVATE[word]}")
+      if (relative, token.string) not in SAVED:
+        bad += [f"{relative}:{token.start[0]}: {said}"
+                for said in _said(token.string, is_name=token.type == tokenize.NAME)]
     for node in tree.body:
       if isinstance(node, Function | ast.ClassDef) and node.name in DEFINITIONS:
         bad.append(f"{relative}:{node.lineno}: {node.name} is {DEFINITIONS[node.name]}")

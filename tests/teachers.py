@@ -11,7 +11,7 @@ SMALL = dict(width=16, depth=2, heads=2, kv_heads=1, head_dim=8, ff_width=24)
 
 
 def published(folder, *, vocab_size=260):
-  """Writes a decoder of bytes as a published model, with ids that its tokenizer has not; gives the folder."""
+  """Writes a decoder of bytes as a pretrained model, with ids that its tokenizer has not; returns it."""
   if not (folder / "config.json").exists():
     model = Decoder(vocab_size=vocab_size, tied=True, **SMALL)
     params = language.from_decoder(model).init(jax.random.key(7))

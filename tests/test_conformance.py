@@ -191,6 +191,26 @@ def test_our_default_memory_passes(check):
   assert found.status == "pass", found.text
 
 
+@pytest.mark.parametrize("check", ["causality", "halves", "packing"])
+def test_our_language_model_keeps_what_it_offers(check):
+  adapter = conformance.adapter_of(conformance.OURS)
+  with quick_compilation():
+    one = next(one for one in adapter.subjects() if one.name == "LM, context")
+    found = verdicts.judge(one._replace(lacks=one.lacks | {"float64": "quicker"}), check)
+  # A packed document begins at a chunk's end, as `LM` says, and there it reads as alone.
+  assert found.status == ("documented" if check == "packing" else "pass"), found.text
+  assert check != "packing" or "right at a chunk's end" in found.text
+
+
+def test_ours_fails_where_it_differs_and_nothing_says_so():
+  rows = verdicts.judge_all([scripted("rows", lacks={"padding": "none"})], ["rows", "padding"])
+  assert conformance.failed([{"adapter": conformance.OURS, "rows": rows}])
+  assert not conformance.failed([{"adapter": "titans_memory", "rows": rows}])
+  said = verdicts.judge_all([scripted("rows", says={"rows": "it says so"})], ["rows"])
+  assert not conformance.failed([{"adapter": conformance.OURS, "rows": said}])
+  assert conformance.failed([{"adapter": "titans_memory", "version": "1", "not_run": "it ended"}])
+
+
 @pytest.mark.parametrize("name", conformance.names())
 def test_an_adapter_says_what_it_is_of_without_its_package(name):
   adapter = conformance.adapter_of(name)

@@ -19,6 +19,11 @@ FILE = "atlas_jax/losses/mine.py"
 BREACHES = [
   ("words", "def f(slope_BT):\n  return slope_BT\n", "slope is gradient"),
   ("words", "# Knobs of all rows.\n", "knobs is settings"),
+  ("words", "def f(share_BT):\n  return share_BT\n", "share_BT is a fraction"),
+  ("words", "told = 1\n", "told is what it is"),
+  ("words", "def f(place_BT):\n  return place_BT\n", "place_BT is position_BT"),
+  ("words", "# The share of tokens that count.\n", "The share is fraction"),
+  ("words", "TEXT = 'give a published model'\n", "published model is pretrained"),
   ("words", "class Knobs:\n  pass\n", "Knobs is SamplingParams"),
   ("words", "def open_start(config):\n  pass\n", "open_start is load_initial_model"),
   ("openings", 'def f(x):\n  """Gives x."""\n  return x\n', "begins with 'Gives x.'"),
@@ -42,6 +47,12 @@ def test_a_breach_is_found(rule, text, message, tmp_path):
   (tmp_path / FILE).write_text(text)
   found = CHECKERS[rule](tmp_path)
   assert any(message in one for one in found), found
+
+
+def test_words_that_are_well_in_a_sentence_stay(tmp_path):
+  (tmp_path / "atlas_jax").mkdir()
+  (tmp_path / "atlas_jax/x.py").write_text("# Heads share keys, as told. Published sets.\nshared = 1\n")
+  assert house_words.word_violations(tmp_path) == []
 
 
 def test_names_of_the_users_own_are_left_alone(tmp_path):

@@ -20,7 +20,8 @@ LOOKED_AT = {
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 # Settings with which the recipes read all that they can.
 LAYOUTS = {
-  "memory_lm": ({}, {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
+  "memory_lm": ({}, {"data__source": "recall_tasks", "data__options": {"tasks": "mqar,text"}},
+                {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
@@ -175,6 +176,9 @@ REFUSED = [
   ("memory_40m.py:smoke", "model.ngram_embed.table_rows=8", "where config.model.ngram_embed.max_n is set"),
   ("sft.py:smoke", "data.transform=repeat", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
   ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
+  ("memory_40m.py:smoke", "data.source=recall_tasks,data.group_size=3", "is not read by config.recipe="),
+  ("memory_40m.py:smoke", "data.source=recall_tasks,data.transform=repeat", "data.source is text"),
+  ("memory_40m.py:smoke", "data.options.tasks=mqar", "config.data.source is recall_tasks, and config."),
   ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),

@@ -48,5 +48,5 @@ def of_file(file, **changes) -> dict:
 
 
 def published(name="qwen2_tiny", **changes) -> dict:
-  """Fields that start from a published model."""
+  """Fields that start from a pretrained model."""
   return {"model__path": str(hf_fixture.FOLDER / name), **changes}

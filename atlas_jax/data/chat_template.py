@@ -19,7 +19,7 @@ from atlas_jax.data import messages as chat_messages
 from atlas_jax.data.chat_sandbox import CLOSE, OPEN
 from atlas_jax.data.tokenizer import Tokenizer
 from atlas_jax.files import inventory, json_file, tokenizer_json
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
 REMEDY = "fetch it again, or name another folder with config.data.chat_template"
@@ -371,7 +371,7 @@ def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None
   # a chat without a choice gets.
   file = path / FILES[0]
   if file.is_file():
-    with told(file, "is no text", REMEDY):
+    with as_damaged(file, "is no text", REMEDY):
       return file.read_bytes().decode("utf-8"), file
   file = path / FILES[1]
   source = _json(file).get("chat_template")

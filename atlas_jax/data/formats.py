@@ -58,8 +58,8 @@ class Faults:
     # `documents` counts what was read, `files` all that were opened. The two are judged apart: one archive
     # that is cut short may hide a million documents, and counts as a whole bad file.
     documents = self.documents + self.bad_documents
-    shares = ("files", self.bad_files, self.files), ("documents", self.bad_documents, documents)
-    for what, bad, seen in shares:
+    fractions = ("files", self.bad_files, self.files), ("documents", self.bad_documents, documents)
+    for what, bad, seen in fractions:
       if bad > self.bad_input_frac * seen:
         raise ValueError(
             f"{bad} of {seen} {what} cannot be read, more than config.data.bad_input_frac="

@@ -93,7 +93,7 @@ def _message(where: str, message: Any) -> dict:
   # Tables in Arrow give every message the fields of all others, null where it has none.
   kept = {name: value for name, value in message.items() if value is not None}
   if "role" not in kept and "from" in kept:
-    kept = _of_share_gpt(where, kept)
+    kept = _of_sharegpt(where, kept)
   if "function_call" in kept and "tool_calls" in kept:
     raise ValueError(f"{where} has 'tool_calls' and 'function_call', its older name; keep one of them")
   # OpenAI's form before tools: one call in a message, and its answer under the role "function".
@@ -111,7 +111,7 @@ def _message(where: str, message: Any) -> dict:
   return {**kept, "content": _content(where, kept)}
 
 
-def _of_share_gpt(where: str, kept: Mapping[str, Any]) -> dict:
+def _of_sharegpt(where: str, kept: Mapping[str, Any]) -> dict:
   speaker = kept["from"]
   value = kept.get("value")
   if speaker not in SPEAKERS:

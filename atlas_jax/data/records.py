@@ -54,7 +54,7 @@ def read(name: str, *, split: str = "train", download: bool = False) -> Iterator
     raise ValueError(f"config.data.files={name!r}: {_of(empty, found)} empty (0 bytes): "
                      f"{_shown(empty)}; write them again, or name others")
   if empty:
-    _tell_empty(_of(empty, found), _shown(empty))
+    _warn_empty(_of(empty, found), _shown(empty))
   for file in found:
     if file in empty:
       continue
@@ -78,7 +78,7 @@ def files(name: str) -> list[pathlib.Path]:
     if path.is_dir():
       there = [file for file in path.rglob("*") if file.is_file()]
       here = [file for file in there if file.name.endswith(KINDS)]
-      _tell_left_out(part, tuple(sorted(file.name for file in there if _is_almost_rows(file.name))))
+      _warn_left_out(part, tuple(sorted(file.name for file in there if _is_almost_rows(file.name))))
     elif path.is_file():
       here = [path]
     else:
@@ -98,8 +98,8 @@ def _is_almost_rows(name: str) -> bool:
   return not name.endswith(KINDS) and any(suffix in ALMOST for suffix in pathlib.Path(name.lower()).suffixes)
 
 
-@functools.cache  # A folder is read for each split, and told of once.
-def _tell_left_out(folder: str, left_out: tuple[str, ...]) -> None:
+@functools.cache  # A folder is read for each split, and warned of once.
+def _warn_left_out(folder: str, left_out: tuple[str, ...]) -> None:
   if left_out:
     logging.warning("config.data.files=%s: %d files are not read, for they end in none of %s: %s", folder,
                     len(left_out), ", ".join(KINDS), ", ".join(left_out[:SHOWN]))
@@ -114,7 +114,7 @@ def _shown(some: list[pathlib.Path]) -> str:
 
 
 @functools.cache
-def _tell_empty(how_many: str, which: str) -> None:
+def _warn_empty(how_many: str, which: str) -> None:
   logging.warning("%s empty (0 bytes) and give no rows: %s", how_many, which)
 
 

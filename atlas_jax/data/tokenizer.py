@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from atlas_jax.files import inside, inventory, json_file, tokenizer_json, write
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 
 MARKER = "atlas_tokenizer.json"
 REMEDY = "fetch or save it again, or name another with config.data.tokenizer"
@@ -223,7 +223,7 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   tokenizers = _need("tokenizers")
   content = tokenizer_json.read(file, remedy=REMEDY)
   added = {token["id"]: token for token in content["added_tokens"]}
-  with told(file, "is not a tokenizer.json", REMEDY):
+  with as_damaged(file, "is not a tokenizer.json", REMEDY):
     model = tokenizers.Tokenizer.from_file(str(file))
     # A tokenizer.json may hold both settings of its model's training, and would cut documents at
     # 512 ids or fill short ones up.
@@ -245,7 +245,7 @@ def _read_hf(file: pathlib.Path, doc: int | str | None) -> TableTokenizer:
   _check_doc(file, doc_id, len(table))
 
   def encode(texts):
-    with told(file, "cannot encode a text", REMEDY):
+    with as_damaged(file, "cannot encode a text", REMEDY):
       # No bos or eos of the file's post-processor: DOC is put by packing, once a document.
       return [one.ids for one in model.encode_batch(texts, add_special_tokens=False)]
 
@@ -269,7 +269,7 @@ def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableToken
   what = "is not a SentencePiece model"
   if not file.stat().st_size:
     raise Damaged(file, f"{what} (0 bytes)", REMEDY)
-  with told(file, what, REMEDY):
+  with as_damaged(file, what, REMEDY):
     model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
     table = [b"" if model.is_control(i) or model.is_unused(i) else _token_bytes(model.id_to_piece(i), False)
              for i in range(model.get_piece_size())]
@@ -279,7 +279,7 @@ def _read_sentencepiece(file: pathlib.Path, doc: int | str | None) -> TableToken
   _check_doc(file, doc_id, len(table))
 
   def encode(texts):
-    with told(file, "cannot encode a text", REMEDY):
+    with as_damaged(file, "cannot encode a text", REMEDY):
       return model.encode(texts)
 
   return TableTokenizer(encode, table, doc_id, file, "sentencepiece")

@@ -75,7 +75,7 @@ def _data() -> dict:
       "path": OPTIONAL(str),  # Files, folders or a pattern, comma-separated, for name "files".
       "text_field": "text",  # Field of JSON lines or records that holds the text.
       "limit_bytes": at_least(1, OPTIONAL(int)),  # Bytes of a corpus that are read; None: all.
-      "bad_input_frac": fraction(0.01),  # Share of unreadable documents before it is an error.
+      "bad_input_frac": fraction(0.01),  # Fraction of unreadable documents before it is an error.
       "tokenizer": "byte",  # "byte", a tokenizer.json or its folder, or "model": that of model.path.
       "segment_len": at_least(1, 2_048),  # Tokens per row and update.
       "batch_rows": at_least(1, 16),  # Rows per update, over all processes.
@@ -113,7 +113,7 @@ def _model() -> dict:
   return {
       # "memory": the fields below; "decoder": those of config.decoder.
       "kind": one_of("memory", "memory decoder"),
-      "path": OPTIONAL(str),  # Start: a run's workdir; but for memory_lm also a published folder, or hf:NAME.
+      "path": OPTIONAL(str),  # A run's workdir; but for memory_lm also a pretrained folder, or hf:NAME.
       "vocab_size": at_least(1, 257),  # Must be the tokenizer's; 257: bytes and the document mark.
       "width": at_least(1, 512),  # Width of the residual stream.
       "depth": at_least(1, 8),  # Blocks.
@@ -127,7 +127,7 @@ def _model() -> dict:
       # "only": no attention; "e2e": feed-forward layers in its place; "none"; "conv": its convolutions alone.
       "memory_mix": "gate",
       "memory_layers": OPTIONAL(str),  # Blocks that have a memory, from 0, with commas; None: all.
-      "gate_floor": 0.0,  # Least share of memory's output that enters a block, in [0, 1).
+      "gate_floor": 0.0,  # Least fraction of memory's output that enters a block, in [0, 1).
       # Of activations. Parameters, fast weights and losses are float32.
       "dtype": one_of("bfloat16", "float32 bfloat16"),
       # Recomputed in the backward pass: "none", "dots" or "block".
@@ -159,9 +159,9 @@ def _memory() -> dict:
       "chunk_size": at_least(1, 64),  # Tokens whose writes are computed from one base state.
       "conv_taps": at_least(2, 6),  # Width of the causal convolutions on queries, keys and values.
       # None: the rule's own, see `starts` in its file.
-      # Share of the memory kept per token at the start.
+      # Fraction of the memory kept per token at the start.
       "retention_init": open_fraction(OPTIONAL(float)),
-      # Share of the momentum kept per token at the start.
+      # Fraction of the momentum kept per token at the start.
       "momentum_init": open_fraction(OPTIONAL(float)),
       "write_rate_init": above_zero(OPTIONAL(float)),  # Inner step size at the start.
       "write_rate_max": above_zero(OPTIONAL(float)),  # Its bound.
@@ -195,12 +195,12 @@ def _optim() -> dict:
       "warmup_steps": 100,  # Updates until it is reached; the first one already moves.
       "steps": or_none(at_least(1, 1_000)),  # Updates of the run; None: those of puzzles.epochs.
       "schedule": "cosine",  # "cosine" or "wsd" (warm-up, stable, decay).
-      "decay_frac": 0.2,  # wsd: share of the run spent falling.
-      "final_lr_frac": 0.1,  # Learning rate at the end, as a share of the highest.
+      "decay_frac": 0.2,  # wsd: fraction of the run spent falling.
+      "final_lr_frac": 0.1,  # Learning rate at the end, as a fraction of the highest.
       "beta1": 0.9,  # Adam's averaging of gradients.
       "beta2": 0.95,  # Adam's averaging of squares.
       "eps": 1e-8,  # Adam's floor under the root.
-      "weight_decay": 0.1,  # Share taken off per update, times the learning rate.
+      "weight_decay": 0.1,  # Fraction taken off per update, times the learning rate.
       "decay_of": one_of("matrices", "matrices all"),  # What is decayed: "matrices" or "all".
       "clip_norm": or_none(1.0),  # Bound of the global gradient norm; None: no bound.
       "gate_lr_scale": above_zero(1.0),  # Factor on the learning rate of memory's gates.

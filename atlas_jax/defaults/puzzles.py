@@ -15,7 +15,7 @@ def groups() -> dict:
       "puzzles": _puzzles(),
       "table": {
           "lr": at_least(0, 1e-2),  # Step of the signs of a puzzle row's gradient; follows optim's schedule.
-          "weight_decay": at_least(0, 0.1),  # Share of a visited row taken off per update, times its step.
+          "weight_decay": at_least(0, 0.1),  # Fraction of a visited row taken off per update, times its step.
       },
       "puzzle_eval": _puzzle_eval(),
   }
@@ -48,7 +48,7 @@ def _trm() -> dict:
 def _supervision() -> dict:
   return {
       "n_supervision": at_least(1, 16),  # Supervision steps of a puzzle at most.
-      "explore_prob": fraction(0.1),  # Share of steps that must go on to a drawn least number of steps.
+      "explore_prob": fraction(0.1),  # Fraction of steps that must go on to a drawn least number of steps.
       "train_continue": False,  # Whether going on has a logit of its own, as HRM has; costs a second forward.
       "token_loss": one_of("stablemax", "stablemax softmax"),  # "stablemax" or "softmax".
       # Of the token loss; "float64" needs JAX_ENABLE_X64.

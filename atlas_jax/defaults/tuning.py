@@ -33,13 +33,13 @@ def groups() -> dict:
       "rollout": _rollout(),
       "policy": _policy(),
       "distill": {
-          "teacher": OPTIONAL(str),  # A published model's folder, hf:NAME, or a run's workdir.
+          "teacher": OPTIONAL(str),  # A pretrained model's folder, hf:NAME, or a run's workdir.
           # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon.
           "beta": fraction(0.5),
           "temperature": above_zero(1.0),  # Of both distributions in the divergence; sampling has its own.
-          # Share of soft targets, the rest nll; None: the divergence at beta alone.
+          # Weight of soft targets, the rest nll; None: the divergence at beta alone.
           "alpha": fraction(OPTIONAL(float)),
-          "on_policy_frac": fraction(0.5),  # Share of batches whose completions the student writes anew.
+          "on_policy_frac": fraction(0.5),  # Fraction of batches whose completions the student writes anew.
           # What the others show: "recorded" solutions, or what the "teacher" writes.
           "off_policy_source": one_of("recorded", "recorded teacher"),
           # "tokens": the same ids; "spans": texts cut alike; "auto": as the tokenizers are.
@@ -101,8 +101,8 @@ def _sampler() -> dict:
       "max_tokens": at_least(1, 256),  # Of a completion, the one that stops it included.
       "temperature": 1.0,  # Of drawing, and of the log-probabilities that are trained.
       "top_k": OPTIONAL(int),  # Tokens that may be drawn; None: all.
-      "top_p": OPTIONAL(float),  # Least share of the probability that may be drawn; None: all.
-      "min_p": OPTIONAL(float),  # Least probability, as a share of the largest; None: any.
+      "top_p": OPTIONAL(float),  # Least probability in all that may be drawn; None: all.
+      "min_p": OPTIONAL(float),  # Least probability, as a fraction of the largest; None: any.
       "repetition_penalty": 1.0,  # Divides positive logits of tokens that stand there; 1: off.
       "stop_end": True,  # Whether the tokenizer's end-of-text token ends a completion.
       "stop_strings": OPTIONAL(str),  # Texts that end it, with | between them; None: none.
@@ -158,12 +158,12 @@ def _policy() -> dict:
       "kl_estimator": "k3",  # "k1", "k2" or "k3".
       "kl_ratio": False,  # Multiplies the KL by the ratio: right for completions of an older policy.
       "entropy_weight": 0.0,  # Of the entropy bonus.
-      "top_entropy_frac": OPTIONAL(float),  # Trains on this share of tokens, those of highest entropy.
+      "top_entropy_frac": OPTIONAL(float),  # Trains on this fraction of tokens, those of highest entropy.
       "sampler_correction": OPTIONAL(str),  # token_truncate, token_mask, sequence_truncate, sequence_mask.
       "sampler_low": OPTIONAL(float),  # Its bounds; None: no bound.
       "sampler_high": or_none(3.0),  # None: no bound.
       "stale_nats": OPTIONAL(float),  # Leaves out rows of negative advantage that drifted further than this.
       # Updates between moves of the reference; None: it stays.
       "reference_every_steps": at_least(1, OPTIONAL(int)),
-      "reference_share": fraction(0.9),  # Share of the policy in the reference after a move.
+      "reference_share": fraction(0.9),  # Weight of the policy in the reference after a move.
   }

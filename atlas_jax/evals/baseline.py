@@ -38,26 +38,26 @@ def read(path: str) -> Baseline:
   """
   here = pathlib.Path(path).expanduser()
   file = here if here.exists() else PROJECT / here
-  told = f"{FIELD}={path!r}"
+  given = f"{FIELD}={path!r}"
   remedy = "write it with scripts/record_baseline.py, or set the field to None"
   if not file.is_file():
-    raise ValueError(f"{told} is no file; {remedy}")
+    raise ValueError(f"{given} is no file; {remedy}")
   try:
     # A missing or unknown name is a TypeError of the record itself, so the file needs no schema.
     found = Baseline(**json_file.read(file, nan=True))
   except (ValueError, TypeError) as error:
     why = error.why if isinstance(error, Damaged) else error
-    raise ValueError(f"{told} is no file of recorded figures ({why}); {remedy}") from error
+    raise ValueError(f"{given} is no file of recorded figures ({why}); {remedy}") from error
   numbers = [found.bits_per_byte]
   if isinstance(found.loss_nats_by_position, dict):
     numbers += found.loss_nats_by_position.values()
   kinds = zip(found, (int | float, dict, int, str, str, dict))
   if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_number, numbers)) or (
       not json_file.is_int(found.params, 1, 2**53)):
-    raise ValueError(f"{told} holds no figures where they are expected; {remedy}")
+    raise ValueError(f"{given} holds no figures where they are expected; {remedy}")
   known = perplexity.bucket_names(perplexity.bucket_starts())
   if strange := sorted(set(found.loss_nats_by_position) - set(known)):
-    raise ValueError(f"{told}: loss_nats_by_position has {', '.join(strange)}, and buckets of positions are "
+    raise ValueError(f"{given}: loss_nats_by_position has {', '.join(strange)}, and buckets of positions are "
                      f"{', '.join(known)}; record it anew with scripts/record_baseline.py")
   return found
 

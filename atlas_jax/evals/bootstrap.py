@@ -3,7 +3,7 @@ import numpy as np
 from scipy import special
 
 DRAWS = 2_000
-SHARE = 0.95  # Of resampled means that lie within the interval.
+COVERAGE = 0.95  # The fraction of resampled means that lie within the interval.
 AT_ONCE = 1 << 22  # Numbers drawn at a time.
 
 
@@ -34,7 +34,7 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
     # How often each unit is drawn, in place of which ones: a resampled sum is then one matrix product.
     times = draw.multinomial(units, np.full(units, 1 / units), size=min(size, DRAWS - first))
     means.append((times @ total_N) / (times @ count_N))
-  low, high = np.quantile(np.concatenate(means), [(1 - SHARE) / 2, (1 + SHARE) / 2])
+  low, high = np.quantile(np.concatenate(means), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
   # A ratio of sums, as the metric is: a long document weighs by its tokens.
   mean = total_N.sum() / count_N.sum()
   factor = widening(units)
@@ -43,7 +43,7 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
 
 def widening(units: int) -> float:
   """Returns by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
-  upper = (1 + SHARE) / 2
+  upper = (1 + COVERAGE) / 2
   # The t quantile over the normal one, and the root of n / (n - 1) for the deviation that resampling
   # underestimates; 1 for many units.
   return float(special.stdtrit(units - 1, upper) / special.ndtri(upper) * (units / (units - 1)) ** 0.5)

@@ -72,7 +72,7 @@ def orders(logprob_BGT, batch) -> dict:
   count_BG = jnp.maximum(jnp.sum(mask_BGT, axis=-1), 1).astype(logprob_BGT.dtype)
   # Per token, whatever the loss reduces by: a sum would rank by length.
   mean_BG = jnp.sum(jnp.where(mask_BGT, logprob_BGT, 0), axis=-1) / count_BG
-  _, pairs_B, share_B = ranked.pair_loss(mean_BG, score_BG, valid_BG)
+  _, pairs_B, right_frac_B = ranked.pair_loss(mean_BG, score_BG, valid_BG)
 
   def among(x_BG):
     return jnp.where(valid_BG, x_BG, -jnp.inf)
@@ -88,7 +88,7 @@ def orders(logprob_BGT, batch) -> dict:
   # By score and not by place: several responses may be best.
   is_best_B = take(score_BG, likeliest_B) == take(score_BG, best_B)
   there_B = jnp.any(valid_BG, axis=1)
-  return {"pairs": pairs_B, "pairs_right": share_B * pairs_B, "top1_prompts": choice_B,
+  return {"pairs": pairs_B, "pairs_right": right_frac_B * pairs_B, "top1_prompts": choice_B,
           "top1": choice_B * is_best_B, "best_nats": -jnp.where(there_B, take(mean_BG, best_B), 0)}
 
 
@@ -99,8 +99,8 @@ def scalars(totals: dict[str, float]) -> dict[str, float]:
   for name, total in totals.items():
     # What has a count of its own is divided by it; all else is a sum over prompts.
     if name in counted:
-      of, share = counted[name]
-      found |= {f"val/{share}": total / totals[of]} if totals[of] else {}
+      of, fraction = counted[name]
+      found |= {f"val/{fraction}": total / totals[of]} if totals[of] else {}
     elif name not in ("prompts", "pairs", "top1_prompts", "ranked/pairs", "ranked/pairs_right_frac"):
       found[f"val/{name.removeprefix('ranked/')}"] = total / totals["prompts"]
   return found

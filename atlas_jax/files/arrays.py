@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from atlas_jax.files.damage import AGAIN, Damaged, told
+from atlas_jax.files.damage import AGAIN, Damaged, as_damaged
 
 # NumPy parses headers as Python, which threads of Python 3.11 must not do at once (SystemError).
 _PARSING = threading.Lock()
@@ -33,7 +33,7 @@ def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = Fal
   """
   path = pathlib.Path(file)
   size = path.stat().st_size
-  with told(file, _NPY, remedy), path.open("rb") as opened:
+  with as_damaged(file, _NPY, remedy), path.open("rb") as opened:
     shape, dtype, start = _header(opened)
   # The header alone, before NumPy acts on it: a damaged one may ask for terabytes, and an object array
   # for a pickle, which runs code.
@@ -42,7 +42,7 @@ def read(file, *, kinds: str = "biuf", axes: int | None = None, lazy: bool = Fal
   # To the byte: np.load takes a file with more behind its array for whole.
   if size != need:
     raise Damaged(file, f"{_NPY} (it has {size} bytes, and its header says {need})", remedy)
-  with told(file, _NPY, remedy), _PARSING:
+  with as_damaged(file, _NPY, remedy), _PARSING:
     return np.load(path, mmap_mode="r" if lazy and 0 not in shape else None, allow_pickle=False)
 
 
@@ -62,7 +62,7 @@ def read_npz(file, *, kinds: str = "biufU", remedy: str = AGAIN) -> dict[str, np
   """
   path = pathlib.Path(file)
   found = {}
-  with told(file, _NPZ, remedy), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+  with as_damaged(file, _NPZ, remedy), path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
     # The directory states sizes before anything is unpacked, so a small file cannot fill the memory.
     for info in archive.infolist():
       if info.file_size > MOST_RATIO * max(info.compress_size, 1):

@@ -36,7 +36,7 @@ def one_line(why: object) -> str:
 
 
 @contextlib.contextmanager
-def told(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
+def as_damaged(file, what: str, remedy: str = AGAIN) -> Iterator[None]:
   """Turns whatever a parser raises into `Damaged`; its own errors and those of the system pass.
 
   Parsers of libraries raise dozens of types for broken input, among them RecursionError, MemoryError and a

@@ -26,21 +26,21 @@ def take(folder, names: Iterable[str]) -> dict[str, list]:
   return {name: [(root / name).stat().st_size, _sums(root / name)] for name in names}
 
 
-def check(folder, told: Any, *, named_by, remedy: str = AGAIN) -> None:
+def check(folder, recorded: Any, *, named_by, remedy: str = AGAIN) -> None:
   """Compares files with an inventory.
 
   Args:
     folder: that has them.
-    told: what `take` gave when they were written.
+    recorded: what `take` gave when they were written.
     named_by: the file that has the inventory, for messages.
     remedy: what to do.
 
   Raises:
     Damaged: naming the first file that is missing or has other contents.
   """
-  if not isinstance(told, Mapping):
+  if not isinstance(recorded, Mapping):
     raise Damaged(named_by, "has no inventory of the files beside it", remedy)
-  for name, entry in told.items():
+  for name, entry in recorded.items():
     file = inside.path(folder, name, named_by=named_by, remedy=remedy)
     if not isinstance(entry, list) or len(entry) != 2:
       raise Damaged(named_by, f"its entry of {name!r} is no size and checksums", remedy)
@@ -72,12 +72,12 @@ def check_sealed(folder, *, remedy: str = AGAIN) -> None:
   file = root / SUMS
   if not file.is_file():
     return
-  told: Any = json_file.read_sealed(file, remedy=remedy, needed=True).get("files")
-  check(root, told, named_by=file, remedy=remedy)
+  recorded: Any = json_file.read_sealed(file, remedy=remedy, needed=True).get("files")
+  check(root, recorded, named_by=file, remedy=remedy)
   # A file that was added may change what a loader reads: transformers takes a chat_template.jinja before the
   # template in its configuration.
   more = sorted(one.name for one in root.iterdir() if one.is_file() and _counts(one.name)
-                and one.name not in told)
+                and one.name not in recorded)
   if more:
     raise Damaged(root / more[0], f"is not one of the files that {SUMS} lists", remedy)
 

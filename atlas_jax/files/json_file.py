@@ -81,8 +81,8 @@ def read_sealed(file, *, remedy: str = AGAIN, needed: bool = False, nan: bool = 
     if needed or any(_is_seal(found, name) for name in found):
       raise Damaged(file, f"has no {SEAL!r}", remedy)
     return found
-  told = found.pop(SEAL)
-  if told != _sum(found):
+  recorded = found.pop(SEAL)
+  if recorded != _sum(found):
     raise Damaged(file, f"was changed since it was written, its {SEAL!r} is of other contents", remedy)
   return found
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 
 _WHAT = "not a whole Parquet file"
 AGAIN = "write it again"
@@ -24,10 +24,10 @@ def rows(file, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     ModuleNotFoundError: without pyarrow.
   """
   opened = _open(file)
-  with told(file, _WHAT, AGAIN):
+  with as_damaged(file, _WHAT, AGAIN):
     batches = opened.iter_batches(columns=columns)
   while True:
-    with told(file, _WHAT, AGAIN):
+    with as_damaged(file, _WHAT, AGAIN):
       batch = next(batches, None)
       found = None if batch is None else batch.to_pylist()
     if found is None:
@@ -42,7 +42,7 @@ def columns(file) -> list[str]:
     Damaged: also if two columns have one name.
   """
   opened = _open(file)
-  with told(file, _WHAT, AGAIN):
+  with as_damaged(file, _WHAT, AGAIN):
     names = list(opened.schema_arrow.names)
   # Rows become dicts, in which the second column of a name would hide the first.
   twice = [name for name, count in Counter(names).items() if count > 1]
@@ -55,7 +55,7 @@ def _open(file):
   parquet = importlib.import_module("pyarrow.parquet")
   if pathlib.Path(file).stat().st_size == 0:
     raise Damaged(file, "is empty (0 bytes)", AGAIN)
-  with told(file, _WHAT, AGAIN):
+  with as_damaged(file, _WHAT, AGAIN):
     # The limits are for the footer, which is parsed before any row: a damaged one
     # may state lists of billions.
     return parquet.ParquetFile(file, page_checksum_verification=True, thrift_string_size_limit=2**27,

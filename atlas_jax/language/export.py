@@ -88,11 +88,11 @@ def check_model(config, start: InitialModel, adapters: bool) -> str:
     ValueError: says what to do with it instead.
   """
   if not start.language.has_hf_form:
-    raise ValueError(f"config.model.kind={config.model.kind!r}: a memory model has no published form that "
+    raise ValueError(f"config.model.kind={config.model.kind!r}: a memory model has no Hugging Face form that "
                      "other programs could load; --mode=generate and --mode=eval use the run where it is")
   family = hf_config.family_of(start.language.module.shape())
   if family is atlas:
-    logging.warning("the model has learned positions, as no published one: config.model.path reads the "
+    logging.warning("the model has learned positions, as no pretrained one: config.model.path reads the "
                     "folder, transformers does not know its architecture, %s", family.ARCHITECTURE)
   if adapters and not start.adapted:
     raise ValueError("--adapters: this run trained the whole model (config.lora.rank=None); leave --adapters "
@@ -127,23 +127,23 @@ def longest_tokens(config) -> int:
 def _write_model(config, workdir, start: InitialModel, module: Decoder, params, folder: pathlib.Path, origin,
                  dtype: str | None) -> None:
   """Writes weights and config: laid out like those of the origin, or of the run's copy of its config."""
-  published = pathlib.Path(workdir) / PRETRAINED / "config.json"
+  pretrained = pathlib.Path(workdir) / PRETRAINED / "config.json"
   # The mark between documents stands at the start and at the end of a text.
-  if origin is not None or not published.is_file():
+  if origin is not None or not pretrained.is_file():
     specials = {"bos_token_id": int(start.tokenizer.doc_id), "eos_token_id": int(start.tokenizer.doc_id)}
     # With an origin its own config is copied, special tokens included.
     hf_export.save(folder, module, params, like=origin, dtype=dtype, max_tokens=longest_tokens(config),
                    specials={} if origin is not None else specials)
     return
-  settings = hf_config.read_json(published)
+  settings = hf_config.read_json(pretrained)
   spelling = "dtype" if "dtype" in settings else "torch_dtype"
   dtype = dtype or settings.get(spelling) or "float32"
   hf_export.save(folder, module, params, dtype=dtype, max_tokens=longest_tokens(config))
   if hosts.is_main():
     tensor_files.write_json(folder / "config.json", {**settings, spelling: dtype})
     for name in hf_export.COPIED_FILES:
-      if (published.parent / name).is_file():
-        write.copy(published.parent / name, folder / name)
+      if (pretrained.parent / name).is_file():
+        write.copy(pretrained.parent / name, folder / name)
 
 
 def _write_tokenizer(config, workdir, start: InitialModel, folder: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.data import chats
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.files import json_file, write
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 from atlas_jax.language.pretrained import adapters, hf_config, hf_import
 from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora, placement
@@ -148,7 +148,7 @@ def find(path: str) -> pathlib.Path:
     ValueError: if there is none.
   """
   if not path.startswith(hf_import.HUB) and not pathlib.Path(path).expanduser().is_dir():
-    raise ValueError(f"config.model.path={path!r} is no folder; give that of a published model, hf:NAME, or "
+    raise ValueError(f"config.model.path={path!r} is no folder; give that of a pretrained model, hf:NAME, or "
                      "the workdir of a run, which must have been trained before")
   return hf_import.find(path)
 
@@ -175,7 +175,7 @@ def _refuse_adapters(options) -> None:
 
 def _published(config, path: str, folder: pathlib.Path, options):
   if config.model.kind != "decoder":
-    raise ValueError(f"config.model.path={path!r} is a published model, and config.model.kind="
+    raise ValueError(f"config.model.path={path!r} is a pretrained model, and config.model.kind="
                      f"{config.model.kind!r}; set config.model.kind='decoder'")
   # What the model is stands in its files; how it is computed, in this config.
   how = {name: config.decoder[name] for name in DECODER_HOW}
@@ -259,7 +259,7 @@ def use_copies(config, workdir) -> None:
     fields = json_file.read_sealed(workdir / SHAPE)
     group = group_of(config)
     own = MEMORY_HOW if group == "model" else DECODER_HOW
-    with told(workdir / SHAPE, "does not hold the fields of the run's model"):
+    with as_damaged(workdir / SHAPE, "does not hold the fields of the run's model"):
       if group == "model":  # An update would join the options of two rules.
         config.model.memory.options = fields["memory"].pop("options")
       config[group].update({name: value for name, value in fields.items() if name not in own})
@@ -367,7 +367,7 @@ def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
   name = config.data.chat_template
   if name == MODEL:
     if folder is None:
-      raise ValueError("config.data.chat_template='model' is that of a published model, and "
+      raise ValueError("config.data.chat_template='model' is that of a pretrained model, and "
                        f"config.model.path={config.model.path!r} is none; give a tokenizer's folder, or None")
     name = str(folder)
   return None if name is None else chats.load(name, values=config.data.template_values)

@@ -93,7 +93,7 @@ def soft_target_loss(student_BTD, student_head_DV, teacher_BTD, teacher_head_DV,
   Source: Hinton et al. 2015, arXiv:1503.02531.
   """
   if not 0 <= alpha <= 1:
-    raise ValueError(f"config.distill.alpha={alpha} is outside [0, 1]; it is the share of the teacher's part")
+    raise ValueError(f"config.distill.alpha={alpha} is outside [0, 1]; it weighs the teacher's part")
   check_temperature(temperature)
   heads = _common(student_head_DV, teacher_head_DV, vocab_size)
 

@@ -80,12 +80,12 @@ def class_log_probs(hidden_ND, side: Side, *, classes: int, temperature: float):
   none_V = side.class_V < 0
   logits_NV = jnp.where(none_V[None], -jnp.inf, logits_NV)
   most_N1 = jax.lax.stop_gradient(jnp.max(logits_NV, axis=-1, keepdims=True))
-  share_VN = jnp.exp(logits_NV - most_N1).T
+  weight_VN = jnp.exp(logits_NV - most_N1).T
   # Segment number `classes` is out of range, and segment_sum drops it: ids that are of no class.
-  share_NC = jax.ops.segment_sum(share_VN, jnp.where(none_V, classes, side.class_V), classes).T
+  weight_NC = jax.ops.segment_sum(weight_VN, jnp.where(none_V, classes, side.class_V), classes).T
   # A class whose ids all underflow has a finite log, without which the KL and its gradient are NaN.
-  share_NC = jnp.maximum(share_NC, jnp.finfo(share_NC.dtype).tiny)
-  return jnp.log(share_NC) - jnp.log(jnp.sum(share_NC, axis=-1, keepdims=True))
+  weight_NC = jnp.maximum(weight_NC, jnp.finfo(weight_NC.dtype).tiny)
+  return jnp.log(weight_NC) - jnp.log(jnp.sum(weight_NC, axis=-1, keepdims=True))
 
 
 def _outcomes(side: Side, spans: int, temperature: float, block_tokens: int | None):

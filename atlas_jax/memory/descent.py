@@ -215,9 +215,9 @@ def step(form: Descent, slow, state: MemoryState, base, token: Token, gates: Gat
 
 
 def prepare(form: Descent, slow, tokens: Token | LiftedToken, token_gates: Gates, write_C,
-            place_C) -> PreparedChunk:
+            position_C) -> PreparedChunk:
   """Does for a chunk all that needs no memory."""
-  del place_C
+  del position_C
   lifted: Any = ()
   if form.lift.parts:
     if isinstance(tokens, LiftedToken):

@@ -174,7 +174,7 @@ def kernel(form: ExponentialForm, x_K, k_SK):
   return jnp.exp(form.scale * (x_K @ k_SK.T))
 
 
-def share(form: ExponentialForm, seen_S, other=None):
+def normalizer(form: ExponentialForm, seen_S, other=None):
   """Returns what products with keys are multiplied by: 1, or 1 over their sum, with leading axes [.., 1].
 
   Args:
@@ -196,7 +196,7 @@ def seen(form: ExponentialForm, base: ExponentialBase, x_K):
 def lift(form: ExponentialForm, base: ExponentialBase, x_K):
   """Returns the input of the stacked w0; also with leading axes on x."""
   seen_S = seen(form, base, x_K)
-  return jnp.concatenate([x_K, seen_S * share(form, seen_S)], axis=-1)
+  return jnp.concatenate([x_K, seen_S * normalizer(form, seen_S)], axis=-1)
 
 
 def apply(form: ExponentialForm, slow, base: ExponentialBase, x_K):
@@ -269,14 +269,14 @@ def step(form: ExponentialForm, slow, state: MemoryState, base: ExponentialBase,
 
 
 def prepare(form: ExponentialForm, slow, tokens: Token, gates: Gates, write_C,
-            place_C) -> PreparedExponential:
+            position_C) -> PreparedExponential:
   """Does for a chunk all that needs no memory."""
   # What stands at padding counts for nothing, but its exponential may be infinite, and 0 times that is nan.
   real_C1 = write_C.astype(bool)[:, None]
   cut = jax.tree.map(lambda x: jnp.where(real_C1, x, 0), tokens)
   # A chunk that writes nothing may still be read, so that its queries stay.
   tokens = cut._replace(q=jnp.where(real_C1 | ~jnp.any(real_C1), tokens.q, 0))
-  parts = descent.prepare(form.descent, slow, tokens, gates, write_C, place_C)
+  parts = descent.prepare(form.descent, slow, tokens, gates, write_C, position_C)
   allowed_CC = jnp.tril(jnp.broadcast_to(write_C.astype(bool)[None, :], (write_C.shape[0],) * 2))
   # What is masked is cut before exp, so that no gradient of it is infinite.
   log_CC = jnp.where(allowed_CC, form.scale * (tokens.q @ tokens.k.T), 0)
@@ -335,12 +335,12 @@ def read(form: ExponentialForm, slow, state: MemoryState, found: descent.Surpris
   rows = state.kept.rows
   here = recaller(state.fast, rows)
   seen_CS = seen(form, here, parts.tokens.q)
-  share_C1 = share(form, seen_CS, ready.own_CC)
+  normalizer_C1 = normalizer(form, seen_CS, ready.own_CC)
   # A window's rows are the last of those before the chunk.
   earlier = rows.here_S.shape[0] - (mix_CS.shape[1] - ready.own_CC.shape[1])
-  score_CS = mix_CS * share_C1 * jnp.concatenate([seen_CS[:, earlier:], ready.own_CC], axis=1)
+  score_CS = mix_CS * normalizer_C1 * jnp.concatenate([seen_CS[:, earlier:], ready.own_CC], axis=1)
   # What the chunk's own rows add comes by score_CS: w0's inputs in `found` are zero (see `surprise`).
-  lifted = (), jnp.concatenate([parts.tokens.q, seen_CS * share_C1], axis=1)
+  lifted = (), jnp.concatenate([parts.tokens.q, seen_CS * normalizer_C1], axis=1)
   momentum = state.momentum
   if form.descent.momentum:
     momentum = momentum | {"w0": jnp.concatenate([momentum["w0"], rows.momentum_SF])}

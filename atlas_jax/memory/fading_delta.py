@@ -101,9 +101,9 @@ def _over(gate_C, x_CE):
   return (gate_C[:, None] if gate_C.ndim == 1 else gate_C) * x_CE
 
 
-def prepare(form: FadingForm, slow, tokens: Token, gates: Gates, write_C, place_C) -> PreparedFading:
+def prepare(form: FadingForm, slow, tokens: Token, gates: Gates, write_C, position_C) -> PreparedFading:
   """Does for a chunk all that needs no memory."""
-  del slow, place_C
+  del slow, position_C
   gate = form.gates(gates)
   mask_C = write_C.astype(gate.write.dtype)
   # Erased keys and queries are faded alike and meet the same keys: as one array they cost half of the fading.

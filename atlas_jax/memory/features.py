@@ -138,10 +138,10 @@ def _unit_softmax(logit_P):
 
   Its derivative is written by hand: automatic differentiation would pass over all cells more often.
   """
-  return _with_share(logit_P)[0]
+  return _with_ratio(logit_P)[0]
 
 
-def _with_share(logit_P):
+def _with_ratio(logit_P):
   # The maximum cancels in the result; without it sharp logits overflow.
   cell_P = jnp.exp(logit_P - jnp.max(logit_P, -1, keepdims=True))
   total = jnp.sum(cell_P, -1, keepdims=True)
@@ -154,10 +154,10 @@ def _with_share(logit_P):
 def _grad_of_unit_softmax(primals, tangents):
   # With c = exp(logits), t their sum and s = (c . c + 1e-6 t^2)^.5 the answer is y = c / s, with
   #   dy = y (d - sum of y (y + 1e-6 t / s) d)
-  # where `share` is 1e-6 t / s, the part of the small term.
-  answer_P, share = _with_share(*primals)
+  # where `ratio` is 1e-6 t / s, the part of the small term.
+  answer_P, ratio = _with_ratio(*primals)
   d_P, = tangents
-  return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + share) * d_P, -1, keepdims=True))
+  return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + ratio) * d_P, -1, keepdims=True))
 
 
 def _cells(width, cells):

@@ -125,7 +125,7 @@ def weight_of_a_write(rule: MemoryRule, slow, gates: Gates, memory, tokens: Toke
   return jnp.median(moved_S / jnp.maximum(length_S, 1e-30))
 
 
-def share_of_zero(rule: MemoryRule, out_TM, v_TM):
+def fraction_of_zero(rule: MemoryRule, out_TM, v_TM):
   """Returns the squared error over that of answering zero.
 
   Where a rule aims at directions alone (see `MemoryRule.aims`), reads are first brought to the one length
@@ -161,7 +161,7 @@ def advance(rule: MemoryRule, pairs: int, slow, gates: Gates, memories, tokens: 
   last = min(8 * pairs, asked_TM.shape[0])
   out_TM = out_N2CM[:, 1].reshape(asked_TM.shape)
   norm_2 = jax.vmap(norm)(memories.fast)
-  return memories, norm_2[0], share_of_zero(rule, out_TM[-last:], asked_TM[-last:])
+  return memories, norm_2[0], fraction_of_zero(rule, out_TM[-last:], asked_TM[-last:])
 
 
 @functools.partial(jax.jit, static_argnums=0)

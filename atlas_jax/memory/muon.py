@@ -143,10 +143,10 @@ def step(form: descent.Descent, mode: str, ns_steps: int, slow, state: MemorySta
   return after, descent.apply(form, slow, weights, token.q)
 
 
-def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C, place_C) -> PreparedMuon:
+def prepare(form: descent.Descent, mode: str, slow, tokens, token_gates, write_C, position_C) -> PreparedMuon:
   """Does for a chunk all that needs no memory; the rate acts on the orthogonalised sum, not on gradients."""
   rate_C = token_gates.write_rate * write_C.astype(token_gates.write_rate.dtype)
-  ready = descent.prepare(form, slow, tokens, token_gates, write_C, place_C)
+  ready = descent.prepare(form, slow, tokens, token_gates, write_C, position_C)
   # The weights and scores of `descent.prepare` have the rate inside and are replaced; under jit the compiler
   # drops them.
   one_C = jnp.ones_like(rate_C)

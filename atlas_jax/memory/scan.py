@@ -78,9 +78,9 @@ def _chunked(x, chunk_size):
   return x.reshape(x.shape[0] // chunk_size, chunk_size, *x.shape[1:])
 
 
-def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, place_T, chunk_size):
+def _prepared(rule, slow, tokens: Token, gates: Gates, write_T, position_T, chunk_size):
   """Does for all chunks at once what needs no memory."""
-  parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (tokens, gates, write_T, place_T))
+  parts = jax.tree.map(lambda x: _chunked(x, chunk_size), (tokens, gates, write_T, position_T))
   # Its inner values are cheap to find again and, for a long text, costly to keep.
   prepare = jax.vmap(rule.prepare, in_axes=(None, 0, 0, 0, 0))
   return jax.checkpoint(prepare, policy=keep_products(), prevent_cse=False)(slow, *parts)
@@ -118,8 +118,8 @@ def scan_packed(rule: MemoryRule, memory: MemoryState, learned: Learned, tokens:
       memory = _select(wrote, rule.close(slow, memory, base), memory)
     return memory, out
 
-  place_T = jnp.arange(write_T.shape[0], dtype=jnp.int32) % chunk_size
-  xs = (_prepared(rule, slow, tokens, gates, write_T, place_T, chunk_size), reset_N,
+  position_T = jnp.arange(write_T.shape[0], dtype=jnp.int32) % chunk_size
+  xs = (_prepared(rule, slow, tokens, gates, write_T, position_T, chunk_size), reset_N,
         jnp.any(_chunked(write_T, chunk_size).astype(bool), axis=1))
   # prevent_cse=False: forward and backward are two loops, across which the compiler merges nothing anyway.
   if remat:
@@ -160,7 +160,7 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
 
   write_S = (source_S >= 0) & (source_S < count) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
-  place_S = (source_S + running.position) % chunk_size
+  position_S = (source_S + running.position) % chunk_size
   # With a lone token the one row still counts as the grid chunk that it may complete.
   filled_N = running.position + count >= (jnp.arange(rows // size, dtype=jnp.int32) + 1) * chunk_size
 
@@ -172,7 +172,7 @@ def scan_stream(rule: MemoryRule, running: Running, slow, tokens: Token, gates: 
     memory, out = read(slow, memory, base, chunk)
     return _close(rule, slow, memory, base, filled), out.out_CM
 
-  xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, size), filled_N)
+  xs = (_prepared(rule, slow, placed, placed_gates, write_S, position_S, size), filled_N)
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_SM = out_NCM.reshape(rows, -1)
   out_TM = out_SM[jnp.clip(shift + jnp.arange(length, dtype=jnp.int32), 0, rows - 1)]
@@ -201,9 +201,9 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
   """
   slow = learned.slow
   rows = n_chunks * chunk_size
-  chunk_T, place_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
+  chunk_T, position_T, new_T, position = document_grid(doc_T, last_doc, running.position, chunk_size)
   real_T = doc_T >= 0
-  slot_T = chunk_T * chunk_size + place_T  # source_S is its inverse; padding goes to row `rows`: dropped.
+  slot_T = chunk_T * chunk_size + position_T  # source_S is its inverse; padding goes to row `rows`: dropped.
   count = jnp.arange(doc_T.shape[0], dtype=jnp.int32)
   source_S = jnp.full((rows,), -1, jnp.int32).at[jnp.where(real_T, slot_T, rows)].set(count, mode="drop")
   write_T = jnp.ones(doc_T.shape, bool) if write_T is None else write_T.astype(bool)
@@ -213,7 +213,7 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
   write_S = (source_S >= 0) & put(write_T)
   placed, placed_gates = jax.tree.map(put, (tokens, gates))
   reset_N = jnp.zeros((n_chunks,), bool).at[jnp.where(new_T, chunk_T, n_chunks)].set(True, mode="drop")
-  place_S = jnp.arange(rows, dtype=jnp.int32) % chunk_size
+  position_S = jnp.arange(rows, dtype=jnp.int32) % chunk_size
   fresh = start(rule, learned)
   read = rule.resume or rule.chunk
 
@@ -223,7 +223,7 @@ def scan_documents(rule: MemoryRule, running: Running, learned: Learned, tokens:
     memory, out = read(slow, memory, base, chunk)
     return _close(rule, slow, memory, base, filled), out.out_CM
 
-  xs = (_prepared(rule, slow, placed, placed_gates, write_S, place_S, chunk_size), reset_N,
+  xs = (_prepared(rule, slow, placed, placed_gates, write_S, position_S, chunk_size), reset_N,
         _chunked(source_S >= 0, chunk_size)[:, -1])  # Full chunks: rows fill in order, up to the last one.
   (memory, base), out_NCM = jax.lax.scan(body, (running.memory, running.base), xs)
   out_TM = out_NCM.reshape(rows, -1)[jnp.minimum(slot_T, rows - 1)]
@@ -251,7 +251,7 @@ def document_grid(doc_T, last_doc, position, chunk_size: int):
   """Counts each document's tokens into chunks of its own; chunk 0 is the one that was begun before.
 
   Returns:
-    (chunk_T, place_T, new_T, position): chunk and place in it of each token (of no meaning at padding),
+    (chunk_T, position_T, new_T, position): chunk and place in it of each token (of no meaning at padding),
     whether a document begins there, and the place at which the next token would stand.
   """
   real_T = doc_T >= 0
@@ -263,9 +263,9 @@ def document_grid(doc_T, last_doc, position, chunk_size: int):
   # Real tokens before the document's first one. A document that goes on began `position` tokens before the
   # call, as far as its chunk is concerned.
   start_T = jax.lax.cummax(jnp.where(new_T, count_T - 1, -position))
-  place_T = (count_T - 1 - start_T) % chunk_size
-  chunk_T = jnp.cumsum((real_T & (place_T == 0)).astype(jnp.int32))
-  return chunk_T, place_T, new_T, (count_T[-1] - start_T[-1]) % chunk_size
+  position_T = (count_T - 1 - start_T) % chunk_size
+  chunk_T = jnp.cumsum((real_T & (position_T == 0)).astype(jnp.int32))
+  return chunk_T, position_T, new_T, (count_T[-1] - start_T[-1]) % chunk_size
 
 
 def _nan_unless(fits, x):

@@ -117,9 +117,9 @@ def moved(base, total, rate):
   return jax.tree.map(lambda w, s: w - rate * s, base, total)
 
 
-def still(form: TTTForm, slow, base, q_CK, place_C):
+def still(form: TTTForm, slow, base, q_CK, position_C):
   """Reads a chunk that writes nothing: queries are turned all the same."""
-  return descent.apply(form.descent, slow, base, turn(q_CK, place_C) if form.rope else q_CK)
+  return descent.apply(form.descent, slow, base, turn(q_CK, position_C) if form.rope else q_CK)
 
 
 def step(form: TTTForm, slow, state: MemoryState, base, token: Token, gates: Gates, place):
@@ -132,11 +132,11 @@ def step(form: TTTForm, slow, state: MemoryState, base, token: Token, gates: Gat
   return state._replace(fast=fast, momentum=total), descent.apply(form.descent, slow, fast, token.q)
 
 
-def prepare(form: TTTForm, slow, tokens: Token, gates: Gates, write_C, place_C) -> PreparedTTT:
+def prepare(form: TTTForm, slow, tokens: Token, gates: Gates, write_C, position_C) -> PreparedTTT:
   """Does for a chunk all that needs no memory."""
-  tokens = turned(form, tokens, place_C)
+  tokens = turned(form, tokens, position_C)
   rate_C = gates.write_rate * write_C.astype(gates.write_rate.dtype)
-  place_rate_C = slow["place_rate"][place_C]
+  place_rate_C = slow["place_rate"][position_C]
   mix_CC = jnp.tril(place_rate_C[:, None] * rate_C[None, :])
   # In the fast weights of a token, the sum before the chunk counts like the chunk's own gradients.
   one_C = jnp.ones_like(rate_C)

@@ -153,10 +153,10 @@ def no_close(slow, state: MemoryState, base) -> MemoryState:
   return state
 
 
-def all_tokens(slow, tokens: Token, gates: Gates, write_C, place_C):
+def all_tokens(slow, tokens: Token, gates: Gates, write_C, position_C):
   """Passes a chunk on as it is, for `chunk_of_steps`."""
   del slow
-  return tokens, gates, write_C, place_C
+  return tokens, gates, write_C, position_C
 
 
 def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared):
@@ -172,8 +172,8 @@ def chunk_of_steps(rule: "MemoryRule", slow, state: MemoryState, base, prepared)
     return jax.tree.map(lambda new, old: jnp.where(write.astype(bool), new, old), after, state), out_M
 
   state, out_CM = jax.lax.scan(body, state, prepared)
-  token, _, write_C, place_C = prepared
-  out_CM = jnp.where(write_C.astype(bool)[:, None], out_CM, rule.still(slow, base, token.q, place_C))
+  token, _, write_C, position_C = prepared
+  out_CM = jnp.where(write_C.astype(bool)[:, None], out_CM, rule.still(slow, base, token.q, position_C))
   # For reports alone: no gradient flows through this second recall.
   error_CM = jax.lax.stop_gradient(rule.apply(slow, base, token.k) - token.v)
   square_C = jnp.sum(error_CM * error_CM, -1)
@@ -203,9 +203,9 @@ class MemoryRule(NamedTuple):
   step: Callable  # (slow, state, base, Token, Gates, place) -> (state, out_M): the plain form, of one token
   start: Callable = learned_weights  # Learned -> MemoryState: a memory that has read nothing
   apply: Any = None  # (slow, base, x_K) -> out_M: recalls with a base's weights; also with leading axes on x
-  still: Any = None  # (slow, base, q_CK, place_C) -> out_CM: reads of a chunk that writes nothing
+  still: Any = None  # (slow, base, q_CK, position_C) -> out_CM: reads of a chunk that writes nothing
   empty: Callable = nothing_learned  # Learned -> Learned of a memory whose reads tell nothing of any start
-  prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, place_C) -> what of a chunk needs no memory
+  prepare: Callable = all_tokens  # (slow, Token, Gates, write_C, position_C) -> what needs no memory
   chunk: Callable | None = None  # (slow, state, base, prepared) -> (state, ChunkOut): C steps at once
   resume: Callable | None = None  # like chunk, from anywhere in a chunk; None: chunk does that itself
   base_of: Callable = fast_weights  # (slow, state) -> base of the chunk that starts
@@ -243,8 +243,8 @@ def complete(rule: MemoryRule, *, value_dim: int) -> MemoryRule:
   return with_chunks(rule)
 
 
-def _wherever(apply: Callable, slow, base, q_CK, place_C):
-  del place_C
+def _wherever(apply: Callable, slow, base, q_CK, position_C):
+  del position_C
   return apply(slow, base, q_CK)
 
 

@@ -29,14 +29,14 @@ def read(rule: MemoryRule, learned: Learned, running: Running, tokens: Token, do
   """
   def places(doc_T, last_doc, position):
     # On the grid of a memory that is written: a rule that turns queries by place reads at the same places.
-    _, place_T, _, after = scan.document_grid(doc_T, last_doc, position, chunk_size)
-    return place_T, after
+    _, position_T, _, after = scan.document_grid(doc_T, last_doc, position, chunk_size)
+    return position_T, after
 
-  place_BT, after_B = jax.vmap(places)(doc_BT, last_doc_B, running.position)
+  position_BT, after_B = jax.vmap(places)(doc_BT, last_doc_B, running.position)
   started = jax.vmap(lambda learned: scan.start(rule, learned))(learned)
   # `still`, not `apply`: a read of a chunk that writes nothing, which some rules make by more than the base.
   heads = jax.vmap(rule.still, in_axes=(0, 0, 0, None))
-  out_BHTM = jax.vmap(heads, in_axes=(None, None, 0, 0))(learned.slow, started.base, tokens.q, place_BT)
+  out_BHTM = jax.vmap(heads, in_axes=(None, None, 0, 0))(learned.slow, started.base, tokens.q, position_BT)
 
   def rows(x):
     return jnp.broadcast_to(x[None], (doc_BT.shape[0], *x.shape))
@@ -63,7 +63,7 @@ def recall(rule: MemoryRule, learned: Learned, running: Running, tokens: Token, 
     return jnp.where(new_B.reshape(-1, *[1] * fresh.ndim), fresh[None], base)
 
   base = jax.tree.map(anew, started.base, running.base)
-  place_BT = (running.position[:, None] + jnp.arange(doc_BT.shape[1], dtype=jnp.int32)[None]) % chunk_size
+  position_BT = (running.position[:, None] + jnp.arange(doc_BT.shape[1], dtype=jnp.int32)[None]) % chunk_size
   heads = jax.vmap(rule.still, in_axes=(0, 0, 0, None))
-  out_BHTM = jax.vmap(heads, in_axes=(None, 0, 0, 0))(learned.slow, base, tokens.q, place_BT)
+  out_BHTM = jax.vmap(heads, in_axes=(None, 0, 0, 0))(learned.slow, base, tokens.q, position_BT)
   return running._replace(base=base), out_BHTM

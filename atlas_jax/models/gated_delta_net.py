@@ -1,4 +1,4 @@
-"""The gated delta net of published hybrid models: a memory of one matrix per head in the place of attention.
+"""The gated delta net of pretrained hybrid models: a memory of one matrix per head in the place of attention.
 
 Queries, keys and values pass one projection and a short causal convolution; keys and queries have unit norm;
 heads of values may share those of keys. The memory is `rules.gated_delta`, where the log of what stays is

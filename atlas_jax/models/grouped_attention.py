@@ -56,11 +56,11 @@ def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):
     values.append(past_v_BSHK)
   # The shift changes nothing, so it has no gradient either.
   top = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(part, -1) for part in scores]), 0)[..., None])
-  shares = [jnp.exp(part - top) for part in scores]
-  total_BHGT = sum(jnp.sum(share, -1) for share in shares)
+  weights = [jnp.exp(part - top) for part in scores]
+  total_BHGT = sum(jnp.sum(weight, -1) for weight in weights)
   wide = total_BHGT.dtype
-  summed = sum(jnp.einsum("bhgts,bshk->bthgk", share.astype(value.dtype), value, preferred_element_type=wide)
-               for share, value in zip(shares, values, strict=True))
+  summed = sum(jnp.einsum("bhgts,bshk->bthgk", weight.astype(value.dtype), value, preferred_element_type=wide)
+               for weight, value in zip(weights, values, strict=True))
   # Divided once per output, not once per score.
   out = summed / jnp.moveaxis(total_BHGT, 3, 1)[..., None]
   return out.reshape(q_BTHK.shape).astype(q_BTHK.dtype)

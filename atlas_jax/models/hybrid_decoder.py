@@ -1,4 +1,4 @@
-"""The decoder of published hybrid models: gated delta nets, with full attention at every few blocks.
+"""The decoder of pretrained hybrid models: gated delta nets, with full attention at every few blocks.
 
 Qwen3.5's text models are settings of its fields; `language.pretrained.names` says which. Its attention is
 gated, rotates a part of each head, and its norms have a scale around zero.
@@ -138,7 +138,7 @@ class Repetition(nn.Module):
 
 
 class HybridDecoder(nn.Module):
-  """A language model of the published hybrid kind.
+  """A language model of the pretrained hybrid kind.
 
   Attributes:
     vocab_size, width, depth, ff_width: the usual; depth is a multiple of the pattern's length.

@@ -118,8 +118,8 @@ def read_stream(reader: InnerReader, state: InnerState, attention, text: InnerIn
     fast = _started(reader, state.fast, (doc_B1[:, 0] != last_doc_B) & (count_B > 0))
     y_BTD, attention = reader.read(fast, attention, part.x, part.doc, last_doc_B, count_B)
     rows, tokens = _put((state.rows, state.tokens), (part.x, part.tokens), state.place, count_B)
-    place_B = state.place + count_B
-    full_B = place_B == size
+    position_B = state.place + count_B
+    full_B = position_B == size
     last_doc_B = pieces.last_document(part.doc, last_doc_B, count_B)
 
     def write(fast):
@@ -127,10 +127,10 @@ def read_stream(reader: InnerReader, state: InnerState, attention, text: InnerIn
       return _chosen(full_B, _step(reader, fast, state.start, batch, last_doc_B).fast, fast)
 
     fast = jax.lax.cond(jnp.any(full_B), write, lambda fast: fast, fast)
-    kept = jax.tree.map(jnp.zeros_like, (rows, tokens, place_B))
-    rows, tokens, place_B = _chosen(full_B, kept, (rows, tokens, place_B))
+    kept = jax.tree.map(jnp.zeros_like, (rows, tokens, position_B))
+    rows, tokens, position_B = _chosen(full_B, kept, (rows, tokens, position_B))
     start = _chosen(full_B, attention, state.start)
-    return (InnerState(fast, start, rows, tokens, place_B), attention, last_doc_B), y_BTD
+    return (InnerState(fast, start, rows, tokens, position_B), attention, last_doc_B), y_BTD
 
   cut, count_NB = pieces.cut(text, state.place, count_B, size)
   state = state._replace(fast=_wide(reader, state.fast))
@@ -185,11 +185,11 @@ def _wide(reader: InnerReader, fast):
   return jax.tree.map(lambda start, w: w.astype(tree.accumulation_dtype(start.dtype)), reader.initial, fast)
 
 
-def _put(old, new, place_B, count_B):
+def _put(old, new, position_B, count_B):
   """Puts the first `count` rows of new arrays, [B, T, ...], behind `place` of old ones, [B, b, ...]."""
 
   def put(old, new):
-    at_B = jnp.arange(old.shape[1], dtype=jnp.int32)[None] - place_B[:, None]
+    at_B = jnp.arange(old.shape[1], dtype=jnp.int32)[None] - position_B[:, None]
     moved = jax.vmap(lambda row, at: row[jnp.clip(at, 0, row.shape[0] - 1)])(new, at_B)
     taken_BT = (at_B >= 0) & (at_B < count_B[:, None])
     return jnp.where(taken_BT.reshape(*taken_BT.shape, *[1] * (old.ndim - 2)), moved.astype(old.dtype), old)

@@ -141,9 +141,9 @@ def read_completions(language: LanguageModel, params, batch):
   """
   hidden_BSD, stats = language.read(params, batch["tokens_BS"], batch["doc_BS"])
   width = batch["completion_BT"].shape[1]
-  place_BT = batch["start_B"][:, None] + jnp.arange(width)[None]
-  place_BT = jnp.minimum(place_BT, hidden_BSD.shape[1] - 1)
-  return jnp.take_along_axis(hidden_BSD, place_BT[..., None], axis=1), stats
+  position_BT = batch["start_B"][:, None] + jnp.arange(width)[None]
+  position_BT = jnp.minimum(position_BT, hidden_BSD.shape[1] - 1)
+  return jnp.take_along_axis(hidden_BSD, position_BT[..., None], axis=1), stats
 
 
 def _document(tokens_BT, count_B):
@@ -155,5 +155,5 @@ def _document(tokens_BT, count_B):
 
 def _last(hidden_BTD, count_B):
   """Returns the hidden vector of each row's last real token."""
-  place_B = jnp.maximum(count_B - 1, 0)
-  return jnp.take_along_axis(hidden_BTD, place_B[:, None, None], axis=1)[:, 0]
+  position_B = jnp.maximum(count_B - 1, 0)
+  return jnp.take_along_axis(hidden_BTD, position_B[:, None, None], axis=1)[:, 0]

@@ -190,8 +190,8 @@ class LM(nn.Module):
     Args:
       tokens_BT: int32 in [0, vocab_size).
       state: what an earlier call returned, or `zero_state`.
-      doc_BT: mode "packed": document of each token, -1 at padding; a document starts at a chunk's start and a
-        document that goes on from the earlier call keeps its number.
+      doc_BT: mode "packed": document of each token, -1 at padding, which stands behind a document; a document
+        starts at a chunk's start, and one that goes on from the earlier call keeps its number.
       count_B: mode "stream": how many of the T tokens are real, the first ones; None: all.
       memory_scale: factor on what memory adds; 0 shuts it off. Traced.
       memory_writes: mode "packed": [] bool, whether memories are written, see `memory.layer.Memory`. Traced.

@@ -22,7 +22,7 @@ class RecalledRows(NamedTuple):
   v: jax.Array  # [B, W, H, K]
 
 
-def visible(lag_TS, place_BT):
+def visible(lag_TS, position_BT):
   """Returns which rows are of a token's segment and not after it; [B, T, S].
 
   What is recalled for a token is a function of that token, so that this bounds recalled rows as well: one of
@@ -30,9 +30,9 @@ def visible(lag_TS, place_BT):
 
   Args:
     lag_TS: how many rows a row stands before the token.
-    place_BT: where the token stands in its segment.
+    position_BT: where the token stands in its segment.
   """
-  return (lag_TS >= 0)[None] & (lag_TS[None] <= place_BT[..., None])
+  return (lag_TS >= 0)[None] & (lag_TS[None] <= position_BT[..., None])
 
 
 class SegmentAttention(nn.Module):
@@ -52,15 +52,15 @@ class SegmentAttention(nn.Module):
   out_scale: float
 
   @nn.compact
-  def __call__(self, x_BTD, recalled_BTD, state: AttentionState, rows: RecalledRows, place_B, call: Call):
+  def __call__(self, x_BTD, recalled_BTD, state: AttentionState, rows: RecalledRows, position_B, call: Call):
     """Reads T tokens of one segment.
 
     Args:
       x_BTD: the tokens.
       recalled_BTD: what was recalled for each.
-      state: the last window of tokens, W; the segment's tokens before these are the last place_B of them.
+      state: the last window of tokens, W; the segment's tokens before these are the last position_B of them.
       rows: the same of what was recalled.
-      place_B: how many tokens of the segment stand before these.
+      position_B: how many tokens of the segment stand before these.
       call: of which doc_BT, count_B, memory_scale and seen_tokens are used. Without a count the tokens begin
         a segment, and the state is not looked at.
 
@@ -83,9 +83,9 @@ class SegmentAttention(nn.Module):
     cos, sin = cos_sin(keys, size, k_BTHK.dtype)
     at_S = jnp.arange(keys, dtype=jnp.int32)
     lag_TS = at_S[keys - length:, None] - at_S[None]
-    place_BT = place_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    position_BT = position_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
     same_BTS = call.doc_BT[:, :, None] == join(state.doc, call.doc_BT)[:, None, :]
-    recalled_BTS = visible(lag_TS, place_BT) & same_BTS
+    recalled_BTS = visible(lag_TS, position_BT) & same_BTS
     seen_BTS = recalled_BTS
     if call.seen_tokens is not None:
       seen_BTS = seen_BTS & (lag_TS < call.seen_tokens.astype(jnp.int32))[None]

@@ -171,10 +171,10 @@ def _apart(kept, grad):
 
 def _gate_grads(gate, up, grad):
   """Returns the gradients to gate and up."""
-  share = jax.nn.sigmoid(gate)
+  opened = jax.nn.sigmoid(gate)
   # silu(g) = g sigmoid(g), whose derivative is sigmoid(g) + g sigmoid(g) (1 - sigmoid(g)).
-  passed = gate * share
-  return grad * up * (share + passed * (1 - share)), grad * passed
+  passed = gate * opened
+  return grad * up * (opened + passed * (1 - opened)), grad * passed
 
 
 def _product(a, b, of_a: int, of_b: int, dtype):
@@ -210,26 +210,26 @@ def _attend(qkv, cos_sin):
   q_BHTK, k_BHTK, v_BHTK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
   q_BHTK = rotate(q_BHTK, cos_sin)
   k_BHTK = rotate(k_BHTK, cos_sin)
-  share = _shares(q_BHTK, k_BHTK)
-  mixed_BHTK = _per_head(share.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
+  prob = _probabilities(q_BHTK, k_BHTK)
+  mixed_BHTK = _per_head(prob.astype(v_BHTK.dtype), v_BHTK, 3, 2, qkv.dtype)
   heads, length, size = q_BHTK.shape[1:]
   # Weights are T T numbers a head, up to T = 3 K fewer than its queries, keys and values. Longer inputs would
   # fill the memory with them: there the backward pass computes them again.
-  kept = share if length <= 3 * size else None
+  kept = prob if length <= 3 * size else None
   return jnp.swapaxes(mixed_BHTK, 1, 2), (q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, kept, cos_sin)
 
 
 def _attend_grad(kept, grad_BTHK):
-  q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, share, cos_sin = kept
+  q_BHTK, k_BHTK, v_BHTK, mixed_BHTK, prob, cos_sin = kept
   dtype = q_BHTK.dtype
   wide = tree.accumulation_dtype(q_BHTK.dtype)
-  share = _shares(q_BHTK, k_BHTK) if share is None else share
+  prob = _probabilities(q_BHTK, k_BHTK) if prob is None else prob
   grad_BHTK = jnp.swapaxes(grad_BTHK, 1, 2)
-  v_grad = _per_head(share.astype(dtype), grad_BHTK, 2, 2, dtype)
+  v_grad = _per_head(prob.astype(dtype), grad_BHTK, 2, 2, dtype)
   # The softmax's gradient is P (dP - sum over keys of P dP); that sum is the product of output and its
   # gradient, over K numbers in place of T.
   along = jnp.sum(grad_BHTK.astype(wide) * mixed_BHTK.astype(wide), -1, keepdims=True)
-  score_grad = share * (_per_head(grad_BHTK, v_BHTK, 3, 3, wide) - along)
+  score_grad = prob * (_per_head(grad_BHTK, v_BHTK, 3, 3, wide) - along)
   score_grad = (score_grad * _score_scale(q_BHTK)).astype(dtype)
   # A rotation's transpose is the rotation back.
   q_grad = rotate(_per_head(score_grad, k_BHTK, 3, 2, dtype), cos_sin, back=True)
@@ -250,7 +250,7 @@ def rotate(x_BHTK, cos_sin, *, back: bool = False):
   return rope.apply_rope(x_BHTK, cos, -sin if back else sin)
 
 
-def _shares(q_BHTK, k_BHTK):
+def _probabilities(q_BHTK, k_BHTK):
   """Returns attention weights, of each position (row) for every other, [B, H, T, T], float32 or wider."""
   scores = _per_head(q_BHTK, k_BHTK, 3, 3, tree.accumulation_dtype(q_BHTK.dtype))
   return jax.nn.softmax(scores * _score_scale(q_BHTK), axis=-1)

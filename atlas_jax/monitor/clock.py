@@ -43,7 +43,7 @@ class Clock:
     self.counted = 0
     self._inside = 0.0
     self._begun = False
-    self._told = False
+    self._warned = False
     self._sent: Sent | None = None  # The last one.
     self.restart()
 
@@ -139,13 +139,13 @@ class Clock:
     assert self.peak_flops is not None
     if reached <= self.peak_flops:
       return
-    if not self._told:
+    if not self._warned:
       logging.warning(
           "the model ran at %.3g FLOP/s, more than the %.3g that were taken for the peak of the devices (the "
           "peak of a CPU is measured when a run starts, and too low while other programs use it); the peak "
           "that perf/flops_fraction_of_peak refers to rises with what was reached, see perf/peak_flops_per_s",
           reached, self.peak_flops)
-    self._told = True
+    self._warned = True
     self.peak_flops = reached
 
 

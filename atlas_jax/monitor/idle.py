@@ -15,7 +15,7 @@ IDLE = "idle"
 UNTAUGHT = "untaught"
 WARMING = "warming"
 SKIPPED = "skipped"
-WARN_AFTER = 3  # Updates in a row that teach nothing before it is told; then at 10, 30, 100 and so on.
+WARN_AFTER = 3  # Updates in a row that teach nothing before a warning; then at 10, 30, 100 and so on.
 TABLES = "grad/norm_tables"  # Of rows of tables, which the optimizer never sees.
 CHANGED = "update/changed_frac"  # Fraction of the parameters that an update changed.
 LEARNABLE = "rollout/learnable_frac"  # Fraction of completions whose advantage is not 0 and that count.
@@ -29,8 +29,8 @@ class Idle:
   """Counts updates in a row that teach nothing, warns of them, and says when the run should end.
 
   An update is idle if no gradient flows, or if none of its parameters and tables changed. Updates whose only
-  gradient is that of an entropy bonus or of the distance to a reference are told of, and do not end a run. A
-  learning rate of 0 in the warm-up is told of once. Updates that were skipped count as neither, nor does the
+  gradient is that of an entropy bonus or of the distance to a reference are logged, and do not end a run. A
+  learning rate of 0 in the warm-up is logged once. Updates that were skipped count as neither, nor does the
   last one of a run that learnt, where the schedule ends at 0.
 
   Attributes:
@@ -51,7 +51,7 @@ class Idle:
     self._untaught = self.in_row
     self._warming = 0
     self._last: tuple[int, Mapping[str, float]] | None = None
-    self._told = False
+    self._warned = False
 
   def observe(self, step: int, row: Mapping[str, float]) -> str:
     """Takes the metrics of an update, those of its source among them; returns which kind of update it was."""
@@ -73,7 +73,7 @@ class Idle:
     self._untaught = 0 if kind == LEARNT else self._untaught + 1
     # Kept for `close`: a run may be over before the first warning is due.
     self._last = (step, row)
-    self._told = self._told and kind != LEARNT
+    self._warned = self._warned and kind != LEARNT
     if self.ending is not None:
       return kind
     if self._limit is not None and self.in_row >= self._limit:
@@ -81,18 +81,18 @@ class Idle:
                      f"{self._limit}; None never ends a run): "
                      f"{'; '.join(reasons(step, row, self._config))}")
     elif _is_due(self._untaught):
-      self._tell()
+      self._warn()
     return kind
 
   def close(self) -> None:
     """Tells of a run that is over before the first warning was due."""
-    if self._untaught and not self._told and self.ending is None:
-      self._tell()
+    if self._untaught and not self._warned and self.ending is None:
+      self._warn()
 
-  def _tell(self) -> None:
+  def _warn(self) -> None:
     assert self._last is not None  # Something was counted.
     step, row = self._last
-    self._told = True
+    self._warned = True
     what = "learnt nothing" if self.in_row else "learnt nothing from rewards"
     ends = ""
     if self.in_row and self._limit is not None:
@@ -158,35 +158,35 @@ def _is_end(step: int, row: Mapping[str, float], config) -> bool:
 
 
 def _unrewarded(step: int, row: Mapping[str, float], config) -> str | None:
-  share = row.get("rollout/unrewarded_frac", 0.0)
-  if not share:
+  part = row.get("rollout/unrewarded_frac", 0.0)
+  if not part:
     return None
-  return (f"{share:.0%} of completions got no reward: config.rewards={config.rewards!r} has nothing to say "
+  return (f"{part:.0%} of completions got no reward: config.rewards={config.rewards!r} has nothing to say "
           "of them, as of rows without an answer; name the column that holds answers in "
           "config.data.fields.answer, or choose other rewards")
 
 
 def _truncated(step: int, row: Mapping[str, float], config) -> str | None:
-  share = row.get("rollout/truncated_frac", 0.0)
+  part = row.get("rollout/truncated_frac", 0.0)
   how = config.rollout.truncated
-  if not share or how == "keep":
+  if not part or how == "keep":
     return None
-  return (f"{share:.0%} of completions were cut off before their end and config.rollout.truncated={how!r} "
+  return (f"{part:.0%} of completions were cut off before their end and config.rollout.truncated={how!r} "
           f"leaves them out of the loss; raise config.sampler.max_tokens={config.sampler.max_tokens}, or set "
           "config.rollout.truncated=keep")
 
 
 def _flat(step: int, row: Mapping[str, float], config) -> str | None:
-  share = row.get("rollout/flat_groups_frac", 0.0)
+  part = row.get("rollout/flat_groups_frac", 0.0)
   # Completions without any reward are equal as well, and `_unrewarded` has said so.
-  if not share or row["rollout/unrewarded_frac"] == 1:
+  if not part or row["rollout/unrewarded_frac"] == 1:
     return None
   mean = row.get("rollout/reward_mean", math.nan)
   cut = ""
   if config.rollout.truncated != "drop" and row["rollout/truncated_frac"] > 0.5:
     cut = (f" ({row['rollout/truncated_frac']:.0%} of completions were cut off at config.sampler.max_tokens="
            f"{config.sampler.max_tokens})")
-  return (f"in {share:.0%} of groups all rewards are equal (mean {mean:.3g}){cut}, so that no completion is "
+  return (f"in {part:.0%} of groups all rewards are equal (mean {mean:.3g}){cut}, so that no completion is "
           f"better than another; raise config.data.group_size={config.data.group_size} or config.sampler."
           "temperature, set config.rollout.zero_std_groups=resample, or give rewards with more steps "
           "(config.rewards)")
@@ -286,7 +286,7 @@ def _counts(row: Mapping[str, float]) -> bool:
 
 
 def _is_due(count: int) -> bool:
-  """Returns whether so many in a row are told of: 3, 10, 30, 100 and so on."""
+  """Returns whether so many in a row are logged: 3, 10, 30, 100 and so on."""
   # Ever more rarely: a run of a million updates that learns nothing has a dozen lines, not a million.
   return count >= WARN_AFTER and count in (10 ** (len(str(count)) - 1), 3 * 10 ** (len(str(count)) - 1))
 

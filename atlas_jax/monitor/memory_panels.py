@@ -128,8 +128,8 @@ def curves_of(series: Series) -> tuple[list[Curve], dict[str, float]]:
     gain = _by_bucket(series, f"eval/memory_gain_{name}_nats_by_position/")
     curves.append(Curve(label.replace("\n", " "), {at: loss[at] + gain[at] for at in gain if at in loss},
                         color, style))  # Where the start is zero, no writes are an empty memory.
-  told = "without memory, recorded" + (", all held-out text" if gained else "")
-  curves.append(Curve(told, baseline, QUIET, "--"))
+  label = "without memory, recorded" + (", all held-out text" if gained else "")
+  curves.append(Curve(label, baseline, QUIET, "--"))
   return [curve for curve in (solid, *curves) if curve.loss], counted
 
 

@@ -43,7 +43,7 @@ def _draw_puzzle_loss(axes, series: Series) -> None:
     axes.set_ylim(0, 1.05 * max(np.quantile(y, 0.98) for y in drawn) or 1)
 
 
-def _draw_share(axes, series: Series, kind: str, title: str, y_label: str) -> None:
+def _draw_fraction(axes, series: Series, kind: str, title: str, y_label: str) -> None:
   lines = {f"recent/{kind}": ("in training", TRAIN, "-"), f"eval/all/{kind}": ("held out", VAL, "-o")}
   drawn = draw_lines(axes, series, lines, ending="{:.1%}")
   _finish(axes, title, y_label, drawn, f"no recent/{kind}")
@@ -53,15 +53,15 @@ def _draw_share(axes, series: Series, kind: str, title: str, y_label: str) -> No
 
 
 def _draw_exact_accuracy(axes, series: Series) -> None:
-  _draw_share(axes, series, "exact_accuracy", "Puzzles solved, every token right", "share of puzzles")
+  _draw_fraction(axes, series, "exact_accuracy", "Puzzles solved, every token right", "fraction of puzzles")
 
 
 def _draw_accuracy(axes, series: Series) -> None:
-  _draw_share(axes, series, "accuracy", "Tokens right", "share of tokens")
+  _draw_fraction(axes, series, "accuracy", "Tokens right", "fraction of tokens")
 
 
 def _draw_halting(axes, series: Series) -> None:
-  _draw_share(axes, series, "q_halt_accuracy", "Halting decision right", "share of puzzles")
+  _draw_fraction(axes, series, "q_halt_accuracy", "Halting decision right", "fraction of puzzles")
 
 
 def _draw_pass(axes, series: Series) -> None:
@@ -71,7 +71,7 @@ def _draw_pass(axes, series: Series) -> None:
   colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(names)))).tolist()
   lines = {name: (f"pass@{tries}", color, "-o") for (tries, name), color in zip(names, colors)}
   drawn = draw_lines(axes, series, lines, ending="{:.1%}")
-  _finish(axes, "Held-out ARC tasks solved within K attempts", "share of tasks", drawn, "no ARC/pass@*")
+  _finish(axes, "Held-out ARC tasks solved within K attempts", "fraction of tasks", drawn, "no ARC/pass@*")
   if drawn:
     axes.set_ylim(0, min(1.03, 1.3 * max(y.max() for y in drawn)) or 1)
     axes.yaxis.set_major_formatter("{x:.0%}")

@@ -182,8 +182,8 @@ def speeds(rows: list[dict], unit: str) -> dict[str, float | None]:
   found = {name: median(rows, f"perf/{name}") for name in names}
   peak = max(_values(rows, "perf/peak_flops_per_s"), default=None)
   reached = found["model_flops_per_s"]
-  share = None if peak is None or reached is None else reached / peak
-  return {**found, "flops_fraction_of_peak": share, "peak_flops_per_s": peak}
+  fraction = None if peak is None or reached is None else reached / peak
+  return {**found, "flops_fraction_of_peak": fraction, "peak_flops_per_s": peak}
 
 
 def median(rows: list[dict], name: str) -> float | None:

@@ -27,7 +27,7 @@ from atlas_jax.monitor.curves import (
 REWARD = re.compile(r"rollout/reward/(.+)_mean$")
 SEEN = re.compile(r"train/(\w+)_seen$")
 GREEN, PURPLE, *_ = MORE
-ENDINGS = {"share": "{:.1%}", "part": "{:.2%}"}  # How fractions write their last value.
+ENDINGS = {"fraction": "{:.1%}", "part": "{:.2%}"}  # How fractions write their last value.
 Lines = Mapping[str, tuple[str, str, str]]  # name -> (label, colour, style), see `draw_lines`
 
 
@@ -37,7 +37,7 @@ class Panel(NamedTuple):
   title: str
   y_label: str
   lines: Lines
-  scale: str = "free"  # "share" is from none to all, "part" from none, "count" from zero.
+  scale: str = "free"  # "fraction" is from none to all, "part" from none, "count" from zero.
   other: Lines = {}  # Lines that stand against an axis of their own, on the right.
   other_label: str = ""
   levels: Lines = {}  # Metrics whose last value is drawn across.
@@ -159,7 +159,7 @@ def _scale(axes, drawn: list[np.ndarray], scale: str) -> None:
   low = min(values.min() for values in drawn)
   # 0.98: the few first steps, or a single outlier, must not flatten the rest.
   high = max(np.quantile(values, 0.98) for values in drawn)
-  if scale == "share":
+  if scale == "fraction":
     axes.set_ylim(-0.03, 1.03)
   elif scale in ("part", "count"):
     top = 1.15 * high if high > 0 else 0.01 if scale == "part" else 1
@@ -177,23 +177,23 @@ def _wrote(series: Series, panel: Panel) -> bool:
 SHOWN = {
     "reward": Panel("Reward of completions", "mean of a rollout", {
         "rollout/reward_mean": ("reward", TRAIN, "-"), "val/reward": ("held out", VAL, "-o")}),
-    "answers": Panel("Held-out problems", "share of problems", {
+    "answers": Panel("Held-out problems", "fraction of problems", {
         "val/accuracy": ("right", VAL, "-o"), "val/ended_frac": ("answers with an end", QUIET, ":o"),
-    }, "share", levels={"teacher/accuracy": ("teacher right", PURPLE, "--")}),
+    }, "fraction", levels={"teacher/accuracy": ("teacher right", PURPLE, "--")}),
     "lengths": Panel("Length of completions", "tokens", {
         "rollout/length_mean_tokens": ("mean", TRAIN, "-"),
         "rollout/length_tokens": ("mean", TRAIN, "-"),
         "rollout/length_max_tokens": ("longest", QUIET, ":"),
         "rollout/terminated_length_mean_tokens": ("mean, with an end", GREEN, "-"),
         "val/length_tokens": ("held out", VAL, "-o")}, "count"),
-    "rollout_shares": Panel("Completions cut off, groups that teach nothing", "share", {
+    "rollout_fractions": Panel("Completions cut off, groups that teach nothing", "fraction", {
         "rollout/truncated_frac": ("completions without an end", TRAIN, "-"),
         "rollout/flat_groups_frac": ("groups of equal rewards", VAL, "-"),
-        "policy/stale_frac": ("left out as too old", PURPLE, "-")}, "share"),
+        "policy/stale_frac": ("left out as too old", PURPLE, "-")}, "fraction"),
     "entropy": Panel("Entropy, and KL to the reference", "entropy, nats per token", {
         "policy/entropy_nats": ("entropy", TRAIN, "-")}, "count",
         {"policy/kl_nats": ("KL", PURPLE, "-")}, "KL, nats per token"),
-    "drift": Panel("Ratios clipped, and the sampler's gap", "share clipped", {
+    "drift": Panel("Ratios clipped, and the sampler's gap", "fraction clipped", {
         "policy/clip_high_frac": ("clipped above", TRAIN, "-"),
         "policy/clip_low_frac": ("below", GREEN, "-")}, "part",
         {"policy/sampler_gap_nats": ("gap", VAL, "-")}, "gap to the sampler, nats per token"),
@@ -201,16 +201,16 @@ SHOWN = {
         "train/loss_nats": ("in training", TRAIN, "-")}),
     "recorded_loss": Panel("Loss of recorded answers", "nats per counted token", {
         "sft/nll_nats": ("in training", TRAIN, "-"), "val/loss_nats": ("held out", VAL, "-o")}, "count"),
-    "places": Panel("What rows hold, and how likely it is", "share", {
+    "places": Panel("What rows hold, and how likely it is", "fraction", {
         "sft/probability_mean": ("probability of a counted token", TRAIN, "-"),
         "sft/filled_frac": ("places filled", QUIET, "-"),
-        "sft/counted_frac": ("places that count", GREEN, "-")}, "share"),
+        "sft/counted_frac": ("places that count", GREEN, "-")}, "fraction"),
     "distance": Panel("Divergence from the teacher", "nats", {
         "train/loss_nats": ("in training", TRAIN, "-"),
         "val/divergence_nats": ("held out, recorded texts", VAL, "-o")}, "count"),
-    "writers": Panel("Texts that are learnt from", "share of texts", {
+    "writers": Panel("Texts that are learnt from", "fraction of texts", {
         "distill/on_policy_frac": ("written by the student, so far", TRAIN, "-"),
-        "rollout/ended_frac": ("with an end", QUIET, "-")}, "share"),
+        "rollout/ended_frac": ("with an end", QUIET, "-")}, "fraction"),
     "ranked_loss": Panel("Loss of ranked responses", "nats, mean over prompts", {
         "train/loss_nats": ("in training", TRAIN, "-"), "val/loss_nats": ("held out", VAL, "-o")}),
     "ranked_parts": Panel("What the loss is made of", "nats, mean over prompts", {
@@ -219,11 +219,11 @@ SHOWN = {
         "ranked/pair_nats": ("pairs, in training", QUIET, "-"),
         "val/pair_nats": ("pairs, held out", VAL, ":o"),
         "ranked/kl_nats": ("KL, in training", PURPLE, "-"), "val/kl_nats": ("KL, held out", PURPLE, ":o")}),
-    "pairs": Panel("Pairs in the right order", "share of pairs", {
+    "pairs": Panel("Pairs in the right order", "fraction of pairs", {
         "ranked/pairs_right_frac": ("in training", TRAIN, "-"),
-        "val/pairs_right_frac": ("held out", VAL, "-o")}, "share"),
-    "top1": Panel("Held-out prompts whose likeliest response is a best one", "share of prompts", {
-        "val/top1_frac": ("held out", VAL, "-o")}, "share"),
+        "val/pairs_right_frac": ("held out", VAL, "-o")}, "fraction"),
+    "top1": Panel("Held-out prompts whose likeliest response is a best one", "fraction of prompts", {
+        "val/top1_frac": ("held out", VAL, "-o")}, "fraction"),
     "best": Panel("Loss of the best responses", "nats per token", {
         "ranked/best_nats": ("in training", TRAIN, "-"), "val/best_nats": ("held out", VAL, "-o")}, "count"),
     "pace": Panel("Learning rate, and norm of the gradient", "learning rate", {
@@ -232,8 +232,8 @@ SHOWN = {
 }
 MADE = {"reward": _rewards, "recorded_loss": _recorded_loss, "distance": _distance}
 KINDS = {  # A metric that only runs of a kind write -> their panels
-    "rollout/reward_mean": ("reward", "answers", "lengths", "rollout_shares", "entropy", "drift", "objective",
-                            "pace"),
+    "rollout/reward_mean": ("reward", "answers", "lengths", "rollout_fractions", "entropy", "drift",
+                            "objective", "pace"),
     "sft/nll_nats": ("recorded_loss", "answers", "places", "pace"),
     "distill/on_policy_frac": ("distance", "answers", "lengths", "writers", "pace"),
     "ranked/pairs": ("ranked_loss", "ranked_parts", "pairs", "top1", "best", "pace"),

@@ -57,7 +57,7 @@ def check(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac
       ("lr", lr, lr > 0, "be above 0, such as 1e-3"),
       ("warmup_steps", warmup_steps, warmup_steps >= 0, "be at least 0 updates"),
       ("steps", steps, steps >= 1, "be at least 1 update"),
-      ("decay_frac", decay_frac, 0 < decay_frac <= 1, "be a share of the run in (0, 1]"),
-      ("final_lr_frac", final_lr_frac, 0 <= final_lr_frac <= 1, "be a share of lr in [0, 1]")):
+      ("decay_frac", decay_frac, 0 < decay_frac <= 1, "be a fraction of the run in (0, 1]"),
+      ("final_lr_frac", final_lr_frac, 0 <= final_lr_frac <= 1, "be a fraction of lr in [0, 1]")):
     if not good:
       raise ValueError(f"config.optim.{name}={value} must {need}")

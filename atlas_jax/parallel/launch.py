@@ -64,8 +64,8 @@ def announced(env: Mapping[str, str]) -> Announced | None:
   """Returns what a launcher says of its tasks; None where there is none, or one task only."""
   for launcher, count, process in _LAUNCHERS:
     if env.get(count, "").isdecimal() and env.get(process, "").isdecimal():
-      told = Announced(launcher, int(env[count]), env[process], count)
-      return told if told.tasks != 1 else None
+      found = Announced(launcher, int(env[count]), env[process], count)
+      return found if found.tasks != 1 else None
   workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
   if "," in workers and "TPU_WORKER_ID" in env:
     return Announced("the TPU pod", workers.count(",") + 1, env["TPU_WORKER_ID"], "the number of its workers")
@@ -77,8 +77,8 @@ def announced(env: Mapping[str, str]) -> Announced | None:
 def _detected(env: Mapping[str, str], within_s: float) -> ProcessPlace | None:
   # Detection is a part of jax.distributed.initialize, which would join at once and cannot be asked alone.
   from jax._src import cloud_tpu_init, clusters
-  told = announced(env)
-  if told is None and not cloud_tpu_init.running_in_cloud_tpu_vm:
+  found = announced(env)
+  if found is None and not cloud_tpu_init.running_in_cloud_tpu_vm:
     return None
   why = "JAX knows nothing of how to join them"
   try:
@@ -88,21 +88,21 @@ def _detected(env: Mapping[str, str], within_s: float) -> ProcessPlace | None:
       return ProcessPlace(coordinator, int(count), int(process)) if int(count) > 1 else None
   except Exception as error:  # Metadata servers, Kubernetes and the parsing of variables raise many kinds.
     why = " ".join(str(error).split())[:300] or type(error).__name__
-    if told is None:
+    if found is None:
       raise ValueError(f"this machine has TPUs, and JAX cannot tell whether those of others belong to them "
                        f"({why}); give --coordinator, --num_processes and --process_id; or, {_ALONE}"
                        ) from error
-  if told is None:
+  if found is None:
     return None  # A machine with TPUs that knows of no others.
-  raise ValueError(_cannot_join(told, why))
+  raise ValueError(_cannot_join(found, why))
 
 
-def _cannot_join(told: Announced, why: str) -> str:
-  hint = {"SLURM": "start them with srun, ", "Kubernetes": "install jax[k8s], "}.get(told.launcher, "")
-  count, value = ("N", told.process) if told.tasks is None else (told.tasks, told.tasks)
-  return (f"{told.launcher} says by {told.variable}={value} that this is task {told.process} of several, and "
+def _cannot_join(task: Announced, why: str) -> str:
+  hint = {"SLURM": "start them with srun, ", "Kubernetes": "install jax[k8s], "}.get(task.launcher, "")
+  count, value = ("N", task.process) if task.tasks is None else (task.tasks, task.tasks)
+  return (f"{task.launcher} says by {task.variable}={value} that this is task {task.process} of several, and "
           f"they cannot be joined ({why}); {hint}give every one --coordinator=HOST:PORT of task 0, "
-          f"--num_processes={count} and its own number, here --process_id={told.process}; or, {_ALONE}")
+          f"--num_processes={count} and its own number, here --process_id={task.process}; or, {_ALONE}")
 
 
 class Devices(NamedTuple):
@@ -114,26 +114,26 @@ class Devices(NamedTuple):
   are_cuda: bool = True  # whether those promised are, so that the CPU will not do
 
 
-def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -> Devices:
+def devices(chosen: str | None, env: Mapping[str, str], *, several: bool = True) -> Devices:
   """Returns which devices this process takes: all of its machine, or its part where several tasks run there.
 
   JAX by itself would take one device per task under SLURM and Open MPI, that of the task's number on its
   machine, however many there are.
 
   Args:
-    told: --local_devices, such as "0,1"; None leaves it to what is found.
+    chosen: --local_devices, such as "0,1"; None leaves it to what is found.
     env: the variables of the process.
     several: whether the run has several processes; one that no scheduler has started is promised nothing.
 
   Raises:
     ValueError: if the flag is no list of numbers, or the devices do not divide over the tasks.
   """
-  if told is not None:
-    words = told.split(",")
+  if chosen is not None:
+    words = chosen.split(",")
     if not all(word.strip().isdecimal() for word in words) or len({*map(int, words)}) < len(words):
-      raise ValueError(f"--local_devices={told} must be different numbers of CUDA devices with commas "
+      raise ValueError(f"--local_devices={chosen} must be different numbers of CUDA devices with commas "
                        "between them, such as 0,1")
-    return Devices([int(word) for word in words], len(words), f"--local_devices={told}")
+    return Devices([int(word) for word in words], len(words), f"--local_devices={chosen}")
   if named := env.get("JAX_LOCAL_DEVICE_IDS"):
     return devices(named, {})._replace(why=f"JAX_LOCAL_DEVICE_IDS={named}")
   # The GPUs of the machine may be there and not be meant.
@@ -151,9 +151,9 @@ def devices(told: str | None, env: Mapping[str, str], *, several: bool = True) -
     raise ValueError(f"{why or 'the machine'} gives {total} devices to the {tasks} tasks of this machine, "
                      "which does not divide; start as many tasks as divide them, or name each one's by "
                      "--local_devices")
-  share = total // tasks
-  ids = list(range(place * share, (place + 1) * share))
-  return Devices(ids, share if promise else None, f"{why} for {tasks} tasks")
+  per_task = total // tasks
+  ids = list(range(place * per_task, (place + 1) * per_task))
+  return Devices(ids, per_task if promise else None, f"{why} for {tasks} tasks")
 
 
 def _cuda_devices(env: Mapping[str, str]) -> tuple[int, str]:

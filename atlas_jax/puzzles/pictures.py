@@ -363,8 +363,8 @@ def _shade(colour: str, chance: float) -> tuple[float, ...]:
   """Mixes a colour with white, the less of it the less likely."""
   # Squared, so that unsure answers turn pale early; at most 0.45 of the colour, so that the digit on it, in
   # the same colour but darker, can be read.
-  share = 0.45 * float(np.clip(chance, 0, 1)) ** 2
-  return tuple(share * np.array(to_rgb(colour)) + 1 - share)
+  opacity = 0.45 * float(np.clip(chance, 0, 1)) ** 2
+  return tuple(opacity * np.array(to_rgb(colour)) + 1 - opacity)
 
 
 def _write(axes, x: float, y: float, text: str, height: float, colour, *, bold: bool = False) -> None:

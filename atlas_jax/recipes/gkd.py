@@ -120,7 +120,7 @@ def open_teacher(config) -> InitialModel:
   """
   path = config.distill.teacher
   if path is None:
-    raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a published model's "
+    raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a pretrained model's "
                      "folder, hf:NAME, or a run's workdir")
   fields = config.as_configdict()
   # The config as it is, with the teacher in place of the model: one reader serves both. The adapters are the

@@ -54,7 +54,7 @@ def start_of(config) -> InitialModel | None:
     return None
   if not is_run(path):
     find(path)
-    raise ValueError(f"config.model.path={path!r} is a published model, from which no memory model can "
+    raise ValueError(f"config.model.path={path!r} is a pretrained model, from which no memory model can "
                      "start; give the workdir of a run of this recipe, or tune it as it is with "
                      "config.recipe='sft' (configs/sft.py)")
   other = configs.load(path)
@@ -90,9 +90,9 @@ def check_same_model(config, other) -> None:
   differ = [name for name in sorted({*mine, *theirs} - {*OTHERWISE_EQUAL, *same_shapes})
             if mine.get(name) != theirs.get(name)]
   if differ:
-    told = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
+    both = "; ".join(f"config.model.{name} is {mine.get(name)!r}, there {theirs.get(name)!r}"
                      for name in differ)
-    raise ValueError(f"config.model.path={config.model.path!r} is a run of another model: {told}; set these "
+    raise ValueError(f"config.model.path={config.model.path!r} is a run of another model: {both}; set these "
                      "fields as they are there")
 
 

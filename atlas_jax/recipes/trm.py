@@ -215,10 +215,10 @@ def finish_of(batch_rows: int):
   def finish(means: dict) -> dict:
     means = dict(means)
     # recent/known becomes a divisor and no metric; train/count is both.
-    shares = {"train": means["train/count"], "recent": means.pop("recent/known")}
-    over = {f"{group}/{name}": means[f"{group}/{name}"] / share for group, share in shares.items()
+    known = {"train": means["train/count"], "recent": means.pop("recent/known")}
+    over = {f"{group}/{name}": means[f"{group}/{name}"] / fraction for group, fraction in known.items()
             for name in OVER_FINISHED}
-    return {**means, **over, "train/count": shares["train"] * batch_rows}
+    return {**means, **over, "train/count": known["train"] * batch_rows}
 
   return finish
 

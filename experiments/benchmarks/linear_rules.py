@@ -13,7 +13,7 @@ process. What is compared:
                         --torch_python, which needs torch, einops and fla-core (its kernels are not imported)
 
 A side whose package is not there is named as skipped. One JSON object per side and pass: milliseconds of CPU
-(median, and each call), and how far its numbers are from ours, as a share of the largest.
+(median, and each call), and how far its numbers are from ours, as a fraction of the largest.
 """
 import argparse
 import importlib.util
@@ -217,7 +217,7 @@ def missing(args, name: str) -> str | None:
 
 
 def gaps(mine: pathlib.Path, theirs: pathlib.Path) -> dict[str, float]:
-  """Returns how far two sides' arrays are from each other, as a share of the largest number."""
+  """Returns how far two sides' arrays are from each other, as a fraction of the largest number."""
   with np.load(mine) as a, np.load(theirs) as b:
     largest = {name: float(np.abs(a[name]).max()) for name in b.files}
     return {name: float(np.abs(a[name] - b[name]).max()) / largest[name] for name in b.files}

@@ -4,7 +4,7 @@ An adapter is a file of `adapters/`, found by its name, that says PACKAGE (the d
 DOCUMENTED (where its usage is described) and `subjects()`. It imports the package inside functions alone, so
 that it can be named where the package is missing. Arrays at this border are NumPy's.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -55,3 +55,11 @@ def loss_weights(shape: tuple[int, ...], start: int) -> np.ndarray:
 def mean_loss(y, weight):
   """Returns the weighted sum of outputs; of arrays of any library."""
   return (y * weight).sum()
+
+
+def leaves(tree, parts: Iterable[str]) -> dict:
+  """Returns the leaves of a JAX tree whose paths hold one of some texts, by path."""
+  import jax
+
+  found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {name: leaf for name, leaf in found.items() if any(part in name for part in parts)}

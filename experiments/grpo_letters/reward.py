@@ -2,7 +2,7 @@
 
 
 def letters(prompt, completion, answer, tokens) -> float:
-  """Returns the share of ids that are ASCII letters among those drawn, 0 where there is none.
+  """Returns the fraction of ids that are ASCII letters among those drawn, 0 where there is none.
 
   It reads ids, not text: of a thousand ids only 256 are bytes, and the others have no text at all.
   """

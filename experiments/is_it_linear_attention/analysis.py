@@ -58,9 +58,9 @@ def draw(found: dict, file: pathlib.Path) -> None:
   for axes, (setting, field) in zip(page.subplots(1, 2), DRAWN.items()):
     for number, change in enumerate(CHANGES):
       found_3N = np.array([interval(found, setting, rule, change, field) for rule in RULES]).T
-      place_N = np.arange(len(RULES)) + 0.11 * (number - (len(CHANGES) - 1) / 2)
+      position_N = np.arange(len(RULES)) + 0.11 * (number - (len(CHANGES) - 1) / 2)
       spread_2N = np.nan_to_num(np.abs(found_3N[1:] - found_3N[:1]))
-      axes.errorbar(place_N, found_3N[0], yerr=spread_2N, fmt="o", markersize=5, linewidth=1,
+      axes.errorbar(position_N, found_3N[0], yerr=spread_2N, fmt="o", markersize=5, linewidth=1,
                     label=change.replace("_", " "))
     axes.set_xticks(range(len(RULES)), list(RULES))
     axes.set_title(f"{setting}: {FIELDS[setting][field][0]}; bars: 95% over seeds")

@@ -53,8 +53,8 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, rule: str, change: st
   def step(slow, state, base, token, gates, place):
     return inner.step(slow, state, base, _token(change, token), changed(slow, gates), place)
 
-  def prepare(slow, tokens, gates, write_C, place_C):
-    return inner.prepare(slow, _token(change, tokens), changed(slow, gates), write_C, place_C)
+  def prepare(slow, tokens, gates, write_C, position_C):
+    return inner.prepare(slow, _token(change, tokens), changed(slow, gates), write_C, position_C)
 
   made = inner._replace(step=step, prepare=prepare, kernel=None)
   if change == "no_momentum":

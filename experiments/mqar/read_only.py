@@ -28,7 +28,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, rule: str, options: M
   def step(slow, state, base, token, gates, place):
     return inner.step(slow, state, base, token, shut(gates), place)
 
-  def prepare(slow, tokens, gates, write_C, place_C):
-    return inner.prepare(slow, tokens, shut(gates), write_C, place_C)
+  def prepare(slow, tokens, gates, write_C, position_C):
+    return inner.prepare(slow, tokens, shut(gates), write_C, position_C)
 
   return inner._replace(step=step, prepare=prepare)

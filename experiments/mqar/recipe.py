@@ -1,4 +1,4 @@
-"""The memory language model trained on recall, and measured by the share of answers that it gets right."""
+"""The memory language model trained on recall, and measured by the fraction of answers that it gets right."""
 import functools
 
 import jax.numpy as jnp

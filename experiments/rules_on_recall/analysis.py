@@ -73,9 +73,9 @@ def draw(found: dict, file: pathlib.Path) -> None:
                               (right, by_way, "pairs shown last in the first half, read in the second")):
     for number, (field, label) in enumerate(fields.items()):
       found_3N = np.array([percent(found, name, field) for name in names]).T
-      place_N = np.arange(len(names)) + 0.18 * (number - (len(fields) - 1) / 2)
+      position_N = np.arange(len(names)) + 0.18 * (number - (len(fields) - 1) / 2)
       spread_2N = np.clip(np.nan_to_num(np.abs(found_3N[1:] - found_3N[:1])), 0, 100)
-      axes.errorbar(found_3N[0], place_N, xerr=spread_2N, fmt="o", markersize=4, linewidth=1, label=label)
+      axes.errorbar(found_3N[0], position_N, xerr=spread_2N, fmt="o", markersize=4, linewidth=1, label=label)
     axes.axvline(100 / task.VALUES, color="gray", linestyle=":", linewidth=1)
     axes.axvline(BAR, color="gray", linestyle="--", linewidth=1)
     axes.set_xlim(-2, 102)

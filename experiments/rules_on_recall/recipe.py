@@ -33,7 +33,7 @@ def accuracy(model: lm.LM, source_factory, mesh):
   of it are the questions for pairs that were shown last in the first half.
 
   Returns:
-    run(trained, *, step) -> EvalOut with the share of right answers "val/accuracy", by distance
+    run(trained, *, step) -> EvalOut with the fraction of right answers "val/accuracy", by distance
     "val/accuracy_from/64" and so on, by number of pairs "val/accuracy_pairs/8", by both
     "val/accuracy_pairs/8_from/64", and across the halves "val/across_WAY" for each of WAYS, of
     which a model without memory has the first alone.

@@ -26,7 +26,7 @@ def draw(runs: dict[str, list[dict]], file: pathlib.Path) -> None:
     for column, style, label in lines:
       if found := [(row["step"], row[column]) for row in rows if row.get(column) is not None]:
         axes.plot(*zip(*found, strict=True), style, label=label, linewidth=1.2, markersize=5)
-    axes.set(xlabel="updates", ylabel="share solved exactly", ylim=(-0.02, 1.02), title=name)
+    axes.set(xlabel="updates", ylabel="fraction solved exactly", ylim=(-0.02, 1.02), title=name)
     axes.grid(alpha=0.3)
     axes.legend()
   page.savefig(file, dpi=110)

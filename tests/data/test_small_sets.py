@@ -80,15 +80,15 @@ def test_a_task_with_nothing_held_out_is_trained_on_as_well():
 
 @pytest.mark.parametrize("frac", FRACTIONS)
 def test_the_bound_is_the_fraction_where_that_leaves_both_splits_some(frac):
-  place_N = np.random.default_rng(0).random(1_000)
-  below = problems.threshold(place_N, frac, "place")
-  np.testing.assert_array_equal(place_N < below, place_N < frac)
+  position_N = np.random.default_rng(0).random(1_000)
+  below = problems.threshold(position_N, frac, "place")
+  np.testing.assert_array_equal(position_N < below, position_N < frac)
 
 
 @pytest.mark.parametrize("frac", FRACTIONS)
 def test_the_item_of_the_least_place_is_held_out_and_that_of_the_largest_trained_on(frac):
-  place_N = np.array([0.3, 0.2, 0.4])
-  out_N = place_N < problems.threshold(place_N, frac, "place")
+  position_N = np.array([0.3, 0.2, 0.4])
+  out_N = position_N < problems.threshold(position_N, frac, "place")
   assert out_N[1] and not out_N[2]
 
 

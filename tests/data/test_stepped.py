@@ -18,7 +18,7 @@ class Squares(IndexedSource):
     super().__init__({"seed": 1, **settings}, rows_of(B, index, count), steps=steps, threads=threads)
 
   def read_row(self, step, row):
-    return {"place_T": np.array([step, row]), "square": np.array(step**2)}
+    return {"position_T": np.array([step, row]), "square": np.array(step**2)}
 
   def origin(self, step, row):
     return f"{step}@{row}"
@@ -59,9 +59,9 @@ def test_a_source_gives_its_rows_step_by_step_and_ends(threads):
   one = Squares(index=1, count=2, steps=12, threads=threads)
   batches = [one.next() for _ in range(12)]
   for step, batch in enumerate(batches):
-    assert batch["place_BT"].tolist() == [[step, row] for row in (3, 4, 5)]
+    assert batch["position_BT"].tolist() == [[step, row] for row in (3, 4, 5)]
     assert one.provenance(step) == [f"{step}@{row}" for row in (3, 4, 5)]
-    np.testing.assert_array_equal(one.batch(step)["place_BT"], batch["place_BT"])
+    np.testing.assert_array_equal(one.batch(step)["position_BT"], batch["position_BT"])
   with pytest.raises(StopIteration):
     one.next()
   one.close()
@@ -76,7 +76,7 @@ def test_a_restored_source_goes_on_on_other_processes_though_batches_were_prepar
   other = Squares(index=1, count=3, threads=threads, steps=7)
   other.next()
   other.restore(state)
-  assert [other.next()["place_BT"].tolist() for _ in range(2)] == [[[s, 2], [s, 3]] for s in (5, 6)]
+  assert [other.next()["position_BT"].tolist() for _ in range(2)] == [[[s, 2], [s, 3]] for s in (5, 6)]
   with pytest.raises(StopIteration):
     other.next()
   other.close()

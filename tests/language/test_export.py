@@ -1,4 +1,4 @@
-"""Runs as published models: the same logits, bit for bit where nothing was trained, tokenizer and all."""
+"""Runs as pretrained models: the same logits, bit for bit where nothing was trained, tokenizer and all."""
 import json
 import os
 import pathlib
@@ -160,7 +160,7 @@ REFUSED = [
     ({}, ["--to=out", "--adapters"], "this run trained the whole model .config.lora.rank=None.; leave"),
     ({}, ["--to=out", "--config.optim.lr=3"], "belongs to the run in"),
     ({}, ["--to=out", "--tokens=3"], "--tokens is for --mode=generate, this is --mode=export"),
-    ({"kind": "memory"}, ["--to=out"], "config.model.kind='memory': a memory model has no published form"),
+    ({"kind": "memory"}, ["--to=out"], "config.model.kind='memory': a memory model has no Hugging Face form"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Tuning starts from what the config says: drawn, a published folder, a run; wrong starts are refused."""
+"""Tuning starts from what the config says: drawn, a pretrained folder, a run; wrong starts are refused."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +40,7 @@ def test_without_a_path_parameters_are_drawn():
   assert start.end_tokens == (256,)
 
 
-def test_a_published_folder_gives_model_tokenizer_and_ends():
+def test_a_pretrained_folder_gives_model_tokenizer_and_ends():
   pytest.importorskip("tokenizers")
   start = starts.load_initial_model(config_of(model__path=QWEN, data__tokenizer=str(
       hf_fixture.FOLDER / "byte_tokenizer")))
@@ -102,10 +102,10 @@ def test_a_memory_run_is_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize(("changes", "words"), [
   (dict(model__path="nowhere"), "config.model.path='nowhere' is no folder"),
-  (dict(model__path=QWEN, model__kind="memory"), "published model, and config.model.kind='memory'"),
+  (dict(model__path=QWEN, model__kind="memory"), "pretrained model, and config.model.kind='memory'"),
   (dict(decoder__vocab_size=200), "has 257 ids, the model only 200.*set config.decoder.vocab_size=257"),
   (dict(data__tokenizer="model"), "config.data.tokenizer='model' is that of config.model.path"),
-  (dict(data__chat_template="model"), "config.data.chat_template='model' is that of a published model"),
+  (dict(data__chat_template="model"), "config.data.chat_template='model' is that of a pretrained model"),
   (dict(lora__rank=2, lora__targets="q,z"), "config.lora.targets"),
   (dict(lora__rank=2, model__kind="memory"), "config.lora.rank=2 puts adapters into a decoder"),
 ])

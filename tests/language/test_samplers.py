@@ -34,6 +34,6 @@ def test_a_name_that_is_neither_is_refused():
 
 def test_a_model_that_no_server_takes_is_refused_before_anything_starts(tmp_path):
   config = runs.changed(tuning.config_of("memory").as_configdict(), {"sampler__kind": "vllm"})
-  with pytest.raises(ValueError, match="serves published decoders, and not a model with memory"):
+  with pytest.raises(ValueError, match="serves pretrained decoders, and not a model with memory"):
     samplers.load(config, load_initial_model(config), runs.one_device(), tmp_path)
   assert not list(tmp_path.iterdir())

@@ -29,8 +29,8 @@ def scored(block_tokens):
   def mixture(hidden_BTD, head_DV, tokens_BT, temperature):
     logprob_BT, entropy_BT = token_logprobs_and_entropies(
       hidden_BTD, head_DV, tokens_BT, temperature=temperature, block_tokens=block_tokens)  # fmt: skip
-    place_BT = jnp.arange(B * T, dtype=logprob_BT.dtype).reshape(B, T)
-    return jnp.sum(logprob_BT * place_BT + entropy_BT * jnp.sin(place_BT)), (logprob_BT, entropy_BT)
+    position_BT = jnp.arange(B * T, dtype=logprob_BT.dtype).reshape(B, T)
+    return jnp.sum(logprob_BT * position_BT + entropy_BT * jnp.sin(position_BT)), (logprob_BT, entropy_BT)
 
   return jax.jit(jax.value_and_grad(mixture, argnums=(0, 1), has_aux=True))
 

@@ -30,12 +30,12 @@ def documents(rule, running, learned, tokens, gates, doc_T, last_doc, *, n_chunk
   )
 
 
-def alone(small, running, place_S):
+def alone(small, running, position_S):
   """Reads the tokens at these places, in a call that is filled up with others."""
-  order = np.concatenate([place_S, np.zeros(N - len(place_S), int)])
+  order = np.concatenate([position_S, np.zeros(N - len(position_S), int)])
   part = jax.tree.map(lambda x: x[order], (small.tokens, small.gates))
-  after, out_TM = stream(small.rule, running, small.learned.slow, *part, len(place_S))
-  return after, out_TM[: len(place_S)]
+  after, out_TM = stream(small.rule, running, small.learned.slow, *part, len(position_S))
+  return after, out_TM[: len(position_S)]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -47,10 +47,10 @@ def test_documents_that_begin_anywhere_equal_documents_read_alone(x64, name):
     small.rule, begun, small.learned, small.tokens, small.gates, DOCUMENTS, 7, n_chunks=n_chunks
   )
   for number in (7, 3, 9, 4):
-    place_S = np.flatnonzero(DOCUMENTS == number)
+    position_S = np.flatnonzero(DOCUMENTS == number)
     start = begun if number == 7 else scan.start(small.rule, small.learned)
-    expected, expected_SM = alone(small, start, place_S)
-    assert_close(out_TM[place_S], expected_SM, why=f"document {number}")
+    expected, expected_SM = alone(small, start, position_S)
+    assert_close(out_TM[position_S], expected_SM, why=f"document {number}")
   assert_close(after, expected, why="the memory after the last document")
   assert not np.asarray(out_TM)[DOCUMENTS < 0].any()
 
@@ -91,11 +91,11 @@ def test_gradients_flow_through_documents_as_through_documents_read_alone(x64):
   def apart(learned, tokens):
     total = 0.0
     for number in (7, 3, 9, 4):
-      place_S = np.flatnonzero(DOCUMENTS == number)
-      order = np.concatenate([place_S, np.zeros(N - len(place_S), int)])
+      position_S = np.flatnonzero(DOCUMENTS == number)
+      order = np.concatenate([position_S, np.zeros(N - len(position_S), int)])
       part = jax.tree.map(operator.itemgetter(order), (tokens, small.gates))
       begun = scan.start(small.rule, learned)
-      total += jnp.sum(jnp.sin(stream(small.rule, begun, learned.slow, *part, len(place_S))[1]))
+      total += jnp.sum(jnp.sin(stream(small.rule, begun, learned.slow, *part, len(position_S))[1]))
     return total
 
   arguments = small.learned, small.tokens

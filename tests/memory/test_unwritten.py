@@ -39,9 +39,9 @@ def test_with_every_rule_a_read_is_that_of_a_text_written_at_rate_zero(x64, name
   n = 4 if name == "elastic_net" else 6  # It shrinks its weights at the end of a chunk, without writes too.
   tokens = random_tokens(1, n, key_dim=5, value_dim=5, dtype="float64")
   gates = silent_gates(rule, n, "float64")
-  place_T = jnp.arange(n, dtype=jnp.int32) % 4
+  position_T = jnp.arange(n, dtype=jnp.int32) % 4
   start = scan.start(rule, learned)
-  found_TM = jax.jit(lambda: rule.still(learned.slow, start.base, tokens.q, place_T))()
+  found_TM = jax.jit(lambda: rule.still(learned.slow, start.base, tokens.q, position_T))()
   ones_T = jnp.ones((n,), bool)
   expected_TM = jax.jit(
     lambda: scan.scan_tokens(rule, start, learned.slow, tokens, gates, ones_T, chunk_size=4)[1]

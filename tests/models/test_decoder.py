@@ -1,4 +1,4 @@
-"""The published decoder: packed and separate, cached and whole, run options that change nothing, limits."""
+"""The pretrained decoder: packed and separate, cached and whole, run options that change nothing, limits."""
 
 import functools
 

@@ -31,9 +31,9 @@ def test_reading_one_by_one_equals_reading_at_once(kind):
   assert_close(hidden_BD, whole_BTD[jnp.arange(2), count_B - 1], tolerance=1e-5)
   step = jax.jit(model.decode)
   for n in range(3):
-    place_B = count_B + n
-    state, hidden_BD = step(params, state, tokens_BT[jnp.arange(2), place_B])
-    assert_close(hidden_BD, whole_BTD[jnp.arange(2), place_B], tolerance=1e-5)
+    position_B = count_B + n
+    state, hidden_BD = step(params, state, tokens_BT[jnp.arange(2), position_B])
+    assert_close(hidden_BD, whole_BTD[jnp.arange(2), position_B], tolerance=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,8 +96,8 @@ def test_no_output_depends_on_a_later_token_and_every_one_on_its_own(x64, name, 
   assert moved_TT[1, -1] > 1e-9, "what attention cannot see is not remembered"
 
 
-def no_mask(lag_TS, place_BT):
-  return jnp.broadcast_to((lag_TS < 99)[None], (len(place_BT), *lag_TS.shape))
+def no_mask(lag_TS, position_BT):
+  return jnp.broadcast_to((lag_TS < 99)[None], (len(position_BT), *lag_TS.shape))
 
 
 def read_at_the_end(recall, parts, y_BTD, memory, call, mode, qkv_BTHE=None):
@@ -130,8 +130,8 @@ def test_rows_that_stand_at_different_places_read_on_and_decode_by_one_program_e
   whole_BTV, whole = packed(model, params, tokens_BT)
   state, at = None, np.zeros(2, int)
   for count in ((3, 7), (0, 2), (5, 0)):
-    place_BT = np.minimum(at[:, None] + np.arange(12), 11)
-    part_BT = jnp.take_along_axis(tokens_BT, jnp.asarray(place_BT), axis=1)
+    position_BT = np.minimum(at[:, None] + np.arange(12), 11)
+    part_BT = jnp.take_along_axis(tokens_BT, jnp.asarray(position_BT), axis=1)
     out_BTV, state = stream(model, params, part_BT, state, jnp.asarray(count, jnp.int32))
     for b in range(2):
       assert_close(out_BTV[b, : count[b]], whole_BTV[b, at[b] : at[b] + count[b]], why=f"row {b}, {count}")

@@ -12,8 +12,8 @@ def test_pieces_fill_cells_from_any_place_and_join_to_what_was_cut(length, size)
   places = np.repeat(np.arange(size), length + 1)
   counts = np.tile(np.arange(length + 1), size)
   x_BT = jnp.asarray(np.random.default_rng(0).integers(0, 99, (len(places), length)))
-  place_B, count_B = jnp.asarray(places, jnp.int32), jnp.asarray(counts, jnp.int32)
-  cut_NBT, count_NB = pieces.cut(x_BT, place_B, count_B, size)
+  position_B, count_B = jnp.asarray(places, jnp.int32), jnp.asarray(counts, jnp.int32)
+  cut_NBT, count_NB = pieces.cut(x_BT, position_B, count_B, size)
   assert cut_NBT.shape == (pieces.number(length, size), len(places), min(length, size))
   for b, (place, count) in enumerate(zip(places, counts)):
     expected = [x_BT[b, t] for t in range(count)]
@@ -24,6 +24,6 @@ def test_pieces_fill_cells_from_any_place_and_join_to_what_was_cut(length, size)
       assert list(piece_T[:real]) == expected[:real]
       expected, filled = expected[real:], (filled + real) % size
     assert not expected
-  joined_BT = np.asarray(pieces.join(cut_NBT, place_B, length, size))
+  joined_BT = np.asarray(pieces.join(cut_NBT, position_B, length, size))
   for b, count in enumerate(counts):
     np.testing.assert_array_equal(joined_BT[b, :count], x_BT[b, :count])

@@ -74,7 +74,7 @@ def test_heads_that_do_not_divide_leave_a_kernel_to_the_default_rule(cube):
 
 
 def decoder_params():
-  """Returns shapes of a published decoder with biases, adapters on every projection and 4 heads over 2."""
+  """Returns shapes of a pretrained decoder with biases, adapters on every projection and 4 heads over 2."""
   adapters = dict(rank=8, alpha=8, targets=("q", "k", "v", "out", "gate", "up", "down"), scaling="rank")
   model = decoder.Decoder(vocab_size=VOCAB, width=WIDTH, depth=DEPTH, heads=4, kv_heads=2, head_dim=KEY,
                           ff_width=FF, qkv_bias=True, mlp_bias=True, lora=adapters)

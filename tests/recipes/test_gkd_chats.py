@@ -1,4 +1,4 @@
-"""Distillation between published models, each with a tokenizer and a chat template of its own."""
+"""Distillation between pretrained models, each with a tokenizer and a chat template of its own."""
 
 import json
 import shutil

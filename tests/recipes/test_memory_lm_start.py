@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_and_does_not_start_again(first, other_text, folde
     (dict(model__width=48), "is a run of another model: config.model.width is 48, there 32"),
     (dict(model__memory__chunk_size=16), "config.model.memory.chunk_size is 16, there 8"),
     (dict(model__memory__rule="titans", model__memory__options={}), "memory.rule is 'titans', there 'delta'"),
-    (dict(model__path=str(hf_fixture.FOLDER / "qwen2_tiny")), "is a published model, .*config.recipe='sft'"),
+    (dict(model__path=str(hf_fixture.FOLDER / "qwen2_tiny")), "is a pretrained model, .*config.recipe='sft'"),
     (dict(model__path="nowhere"), "config.model.path='nowhere' is no folder"),
     (dict(model__kind="decoder"), "config.model.kind='decoder': the recipe memory_lm trains memory models"),
   ],
@@ -166,7 +166,7 @@ def test_another_tokenizer_of_as_many_ids_is_refused(first, other_text, folder):
 
 
 @pytest.mark.parametrize("name, told", [("byte", True), ("model", False)])
-def test_a_tokenizer_that_a_published_model_does_not_have_is_told(caplog, tmp_path, name, told):
+def test_a_tokenizer_that_a_pretrained_model_does_not_have_is_told(caplog, tmp_path, name, told):
   pytest.importorskip("tokenizers")
   shutil.copytree(hf_fixture.FOLDER / "qwen2_tiny", tmp_path, dirs_exist_ok=True)
   shutil.copyfile(hf_fixture.FOLDER / "byte_tokenizer" / "tokenizer.json", tmp_path / "tokenizer.json")

@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
   assert runs.rows_of(tmp_path / "whole") == runs.rows_of(tmp_path / "parts")
 
 
-def test_a_published_model_is_tuned_and_left_as_one(tmp_path):
+def test_a_pretrained_model_is_tuned_and_left_as_one(tmp_path):
   fields = dict(model__path=str(hf_fixture.FOLDER / "llama_tiny"), ranked__anchored=True, optim__steps=2)
   config = config_of(**fields)
   run(config, tmp_path)

@@ -111,11 +111,11 @@ def test_a_row_that_cannot_be_used_is_named(rows, words, fields, tmp_path):
 
 
 FIELDS = [
-    ({"model__path": "nowhere"}, "config.model.path='nowhere' is no folder; give that of a published model"),
+    ({"model__path": "nowhere"}, "config.model.path='nowhere' is no folder; give that of a pretrained model"),
     ({"data__name": "files", "data__files": "x.jsonl"}, "are of a task .arithmetic, countdown.; 'files' has"),
     ({"data__max_problems": None}, "config.data.name='arithmetic' has no end; set config.data.max_problems"),
     ({"eval__max_problems": None}, "config.data.name='arithmetic' has no end; set config.eval.max_problems"),
-    ({"data__chat_template": "model"}, "config.data.chat_template='model' is that of a published model, and"),
+    ({"data__chat_template": "model"}, "config.data.chat_template='model' is that of a pretrained model"),
     ({"data__tokenizer": "model"}, "config.data.tokenizer='model' is that of config.model.path, which is"),
     ({"sampler__kind": "vllm"}, "sft answers held-out problems with the native sampler alone"),
     ({"sft__loss": "mse"}, "config.sft.loss='mse' is unknown"),
@@ -124,7 +124,7 @@ FIELDS = [
     ({"kind": "memory", "data__segment_len": 60}, "config.data.segment_len=60 is not a multiple of"),
     ({"decoder__learned_positions": 32}, "segment_len=64 is longer than the model's 32 learned positions"),
     ({"optim__steps": None}, "config.optim.steps=None takes the run's length from"),
-    ({"model__kind": "memory", "model__path": str(MODEL)}, "published model, and config.model.kind=.memory."),
+    ({"model__kind": "memory", "model__path": str(MODEL)}, "pretrained model, .*model.kind=.memory."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Runs of supervised tuning: from published models, with adapters, from memory models; stopped; learning."""
+"""Runs of supervised tuning: from pretrained models, with adapters, from memory models; stopped; learning."""
 import jax
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_was(tmp_path):
   assert runs.rows_of(tmp_path / "parts") == runs.rows_of(tmp_path / "whole")
 
 
-def test_the_first_loss_of_a_published_model_is_the_one_transformers_would_give():
+def test_the_first_loss_of_a_pretrained_model_is_the_one_transformers_would_give():
   """Computed from recorded logits of the model: the row is a recorded text."""
   recorded = hf_fixture.reference("qwen2_tiny")
   ids_T, logits_TV = recorded["input_ids"][0], recorded["logits"][0].astype(np.float64)

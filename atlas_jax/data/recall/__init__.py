@@ -5,7 +5,8 @@ A file defines
   AXES     names of what tells its kinds of texts apart, such as ("kind", "length"), written out
   READS    names of the options that it reads, fields of config.eval
   cells    (setting) -> the kinds of texts, each a dict of AXES
-  draw     (cell, draw, setting) -> RecallSample, a text drawn with a random generator
+  draw     (cell, draw, setting) -> RecallSample, a text drawn with a random generator; with a parameter
+           `split` it is handed whose text it is, where so few differ that splits might draw the same
   chance   (cell, setting) -> fraction of answers that are right by guessing, knowing the form of an answer
            and not the text
 
@@ -51,7 +52,8 @@ class RecallTask(NamedTuple):
     """
     key = hashlib.sha256(f"{self.name} {sorted(cell.items())}".encode()).digest()
     draw = np.random.default_rng([seed, SPLITS.index(split), int.from_bytes(key[:8]), number])
-    more = {"number": number} if "number" in inspect.signature(self.draw).parameters else {}
+    wanted = inspect.signature(self.draw).parameters
+    more = {name: value for name, value in (("number", number), ("split", split)) if name in wanted}
     return self.draw(cell, draw, setting, **more)
 
 

@@ -44,17 +44,17 @@ def cells(setting) -> list[dict]:
 def draw(cell, draw, setting) -> sample.RecallSample:
   """Draws a story and hides it."""
   encode = setting.tokenizer.encode
-  told = story(draw, cell["task"])
-  facts = [encode(f"\n{fact}\n") for fact in told.facts]
+  made = story(draw, cell["task"])
+  facts = [encode(f"\n{fact}\n") for fact in made.facts]
   length = cell["length"]
   count = options.room(setting, length, sample.length_of(facts), "babilong_lengths")
   room = max(0, count - options.gap(setting.options, length, "babilong_lengths"))
   places = np.sort(draw.integers(room + 1, size=len(facts)))
   parts, starts = sample.insert(setting.haystack().take(draw, count), places, facts)
-  prompt_T = encode(f"\nQuestion: {told.question} Answer: in the")
+  prompt_T = encode(f"\nQuestion: {made.question} Answer: in the")
   answers = tuple(encode(f" {place}.") for place in PLACES)
-  correct = PLACES.index(told.answer)
-  nearest = max(told.support)
+  correct = PLACES.index(made.answer)
+  nearest = max(made.support)
   distance = sample.length_of(parts) - starts[nearest] - len(facts[nearest]) + len(prompt_T)
   mark_T = np.array([setting.tokenizer.doc_id], np.int32)
   input_T, target_T, answer_T = sample.shown_answer(prompt_T, answers[correct])

@@ -8,10 +8,13 @@
 Half of the words are in the language. The other half differ little: one symbol more, some symbols moved over
 the border, one bracket turned. Answered by greedy decoding with one of two symbols. The context ends at a
 chunk's end inside of the word, and its rest belongs to the question: an emptied memory knows the rest alone.
-There are few words of a length, so that many of those asked were trained on too: held out is a longer length.
+No word is drawn for two of train, held_out and eval, whatever the seed: `split_of` says whose it is, and
+half of the words are trained on. Of `even` and `counts`, with few words of a length, the length decides.
 
 Source: languages as in Bhattamishra et al. 2020, arXiv:2009.11264; words are drawn by rules of ours.
 """
+import hashlib
+
 import numpy as np
 
 from atlas_jax.data.recall import options, sample
@@ -21,20 +24,64 @@ READS = ("formal_kinds", "formal_lengths")
 ONE, TWO, OPEN, CLOSE, OTHER_OPEN, OTHER_CLOSE, MARK, YES, NO = range(9)
 SYMBOLS = 9
 TURNED = {OPEN: CLOSE, CLOSE: OPEN, OTHER_OPEN: OTHER_CLOSE, OTHER_CLOSE: OTHER_OPEN}
+BY_LENGTH = ("even", "counts")
+PARTS = ("train", "train", "held_out", "eval")  # Whose each quarter of the words is.
+FEWEST = 3  # Lengths of words that each part is to have.
 
 
 def cells(setting) -> list[dict]:
-  """Returns each language at each length."""
+  """Returns each language at each length.
+
+  Raises:
+    ValueError: if a length is too short for its words to be parted into those trained on and those asked.
+  """
   found = setting.options
+  for kind in BY_LENGTH:
+    short = [length for length in found["formal_lengths"] if _fewest(kind, length) < FEWEST]
+    if kind in found["formal_kinds"] and short:
+      raise ValueError(
+          f"config.eval.formal_lengths={','.join(map(str, found['formal_lengths']))}: words of {kind} of "
+          f"{short[0]} symbols have {_fewest(kind, short[0])} lengths to be asked and not trained on, and "
+          f"need {FEWEST}; take 64 or more, or leave {kind} out of config.eval.formal_kinds")
   return [{"kind": kind, "length": length} for kind in found["formal_kinds"]
           for length in found["formal_lengths"]]
 
 
-def draw(cell, draw, setting) -> sample.RecallSample:
-  """Draws a word, at most as long as the cell says and at least half as long, and its answer."""
+def split_of(kind: str, word_T) -> str:
+  """Returns which of train, held_out and eval a word may be drawn for; it follows from the word alone."""
+  if kind in BY_LENGTH:
+    return _split_of_pairs(kind, len(word_T) // 2)
+  return PARTS[_digest(kind, *np.asarray(word_T).tolist()) % len(PARTS)]
+
+
+def _split_of_pairs(kind: str, pairs: int) -> str:
+  # Of four lengths in a row every part has its own, by chance which: hashes of few lengths may leave one out.
+  block, at = divmod(pairs, len(PARTS))
+  order = np.random.default_rng(_digest(kind, block)).permutation(len(PARTS))
+  return PARTS[order[at]]
+
+
+def _digest(*parts) -> int:
+  return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
+
+
+def _pairs(length: int) -> range:
+  """Returns half the lengths of words of BY_LENGTH."""
+  return range(length // 4, length // 2 + 1)
+
+
+def _fewest(kind: str, length: int) -> int:
+  parts = [_split_of_pairs(kind, pairs) for pairs in _pairs(length)]
+  return min(parts.count(part) for part in PARTS)
+
+
+def draw(cell, draw, setting, split: str) -> sample.RecallSample:
+  """Draws a word of a split, at most as long as the cell says and at least half as long, and its answer."""
   options.room(setting, cell["length"], 0, "formal_lengths")
   member = bool(draw.integers(2))
   word_T = KINDS[cell["kind"]](draw, cell["length"], member)
+  while split_of(cell["kind"], word_T) != split:
+    word_T = KINDS[cell["kind"]](draw, cell["length"], member)
   ids = sample.symbols(setting, SYMBOLS)
   answer = ids[YES if member else NO]
   # What does not fill a chunk belongs to the question, so the number of tokens there would tell how long the
@@ -59,12 +106,12 @@ def _parity(draw, length: int, member: bool):
 
 
 def _even(draw, length: int, member: bool):
-  count = 2 * int(draw.integers(length // 4, length // 2 + 1))
+  count = 2 * int(draw.choice(_pairs(length)))
   return np.full(count + (not member), ONE)
 
 
 def _counts(draw, length: int, member: bool):
-  half = int(draw.integers(length // 4, length // 2 + 1))
+  half = int(draw.choice(_pairs(length)))
   moved = 0 if member else int(draw.integers(1, 4)) * int(draw.choice([-1, 1]))
   return np.r_[np.full(half + moved, ONE), np.full(half - moved, TWO)]
 

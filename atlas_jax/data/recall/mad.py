@@ -101,11 +101,11 @@ def _words(draw, first: int, count: int, longest: int) -> list[tuple[int, ...]]:
 def _copy(draw, room: int):
   """Returns the parts of a text with tokens to keep in noise."""
   kept_N = FIRST_VALUE + draw.integers(VALUES, size=COPIED)
-  place_N = np.sort(draw.choice(room, size=COPIED, replace=False))
+  position_N = np.sort(draw.choice(room, size=COPIED, replace=False))
   context_T = FIRST_NOISE + draw.integers(NOISE, size=room)
-  context_T[place_N] = kept_N
+  context_T[position_N] = kept_N
   question = [(shown, target, n) for n, (shown, target) in enumerate(zip([MARK, *kept_N], kept_N))]
-  return context_T, question, room - place_N + np.arange(COPIED)
+  return context_T, question, room - position_N + np.arange(COPIED)
 
 
 def _compress(draw, room: int):

@@ -18,7 +18,7 @@ METRIC = "eval/recall"
 class Cell(NamedTuple):
   """The texts of one kind."""
 
-  told: Mapping[str, Any]  # what tells them apart, by the task's axes
+  axes: Mapping[str, Any]  # what tells them apart, by the task's axes
   texts: Sequence[RecallSample]
   chance: float
 
@@ -46,10 +46,10 @@ def drawn(task: RecallTask, setting: TaskSetting, *, samples: int, seed: int) ->
     ValueError: if a cell cannot be drawn with these options.
   """
   found = []
-  for told in task.cells(setting):
-    count = samples if task.text_count is None else min(samples, task.text_count(told, setting))
-    texts = [task.sample(told, setting, seed=seed, split="eval", number=number) for number in range(count)]
-    found.append(Cell(told, texts, task.chance(told, setting)))
+  for axes in task.cells(setting):
+    count = samples if task.text_count is None else min(samples, task.text_count(axes, setting))
+    texts = [task.sample(axes, setting, seed=seed, split="eval", number=number) for number in range(count)]
+    found.append(Cell(axes, texts, task.chance(axes, setting)))
   return found
 
 
@@ -136,7 +136,7 @@ def rows_of(task: RecallTask, cell: Cell, sums: CellScores, reader: reading.Read
   memory in the second half of the texts exceeds that in the first: 0 where a longer text needs no more.
   """
   distances = np.concatenate([text.distance_N for text in cell.texts])
-  shared = {"eval": task.name, **cell.told}
+  shared = {"eval": task.name, **cell.axes}
   size = {"answers": int(sums.count_B.sum()), "texts": len(cell.texts), "chance": cell.chance,
           "context_tokens": max(text.context_len for text in cell.texts),
           "distance_tokens_least": int(distances.min()),
@@ -180,8 +180,8 @@ def scalars_of(task: RecallTask, cells: Sequence[Cell], found: Sequence[CellScor
       chosen_B = np.concatenate(chosen)
       scalars |= _named(start, _interval("choice_", chosen_B, np.ones(len(chosen_B))))
   for axis in task.axes:
-    for value in dict.fromkeys(cell.told[axis] for cell in cells):
-      here = [sums for cell, sums in zip(cells, found) if cell.told[axis] == value]
+    for value in dict.fromkeys(cell.axes[axis] for cell in cells):
+      here = [sums for cell, sums in zip(cells, found) if cell.axes[axis] == value]
       scalars[f"{base}/{axis}_{value}/accuracy"] = _accuracy(here)
   beyond = [sums for cell, sums in zip(cells, found)
             if min(text.distance_N.min() for text in cell.texts) > reader.reach_tokens]

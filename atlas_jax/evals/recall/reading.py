@@ -118,8 +118,8 @@ def make(model: lm.LM, mesh: Mesh, *, rows: int, segment_len: int) -> Reader:
 
 
 def _rows_here(rows: int) -> tuple[int, int]:
-  share = rows // jax.process_count()
-  return jax.process_index() * share, (jax.process_index() + 1) * share
+  local_rows = rows // jax.process_count()
+  return jax.process_index() * local_rows, (jax.process_index() + 1) * local_rows
 
 
 class Growth:
@@ -176,17 +176,18 @@ def _questions(texts: Sequence[samples.RecallSample], shape: QuestionShape) -> d
   rows, count = len(texts), shape.candidates
   tokens_BGT = np.zeros((rows, count, shape.tokens), np.int32)
   doc_BGT = np.full((rows, count, shape.tokens), -1, np.int32)
-  place_BGS, target_BGS = np.zeros((2, rows, count, shape.answer_tokens), np.int32)
+  position_BGS, target_BGS = np.zeros((2, rows, count, shape.answer_tokens), np.int32)
   for row, text in enumerate(texts):
     found = text.alternatives()
     for at in range(count):
       input_T, target_T, answer_T = found[min(at, len(found) - 1)]
       tokens_BGT[row, at, :len(input_T)] = input_T
       doc_BGT[row, at, :len(input_T)] = 0
-      place_S = np.flatnonzero(answer_T >= 0)
-      place_BGS[row, at, :len(place_S)] = place_S
-      target_BGS[row, at, :len(place_S)] = target_T[place_S]
-  return {"tokens_BGT": tokens_BGT, "doc_BGT": doc_BGT, "place_BGS": place_BGS, "target_BGS": target_BGS}
+      position_S = np.flatnonzero(answer_T >= 0)
+      position_BGS[row, at, :len(position_S)] = position_S
+      target_BGS[row, at, :len(position_S)] = target_T[position_S]
+  return {"tokens_BGT": tokens_BGT, "doc_BGT": doc_BGT, "position_BGS": position_BGS,
+          "target_BGS": target_BGS}
 
 
 def _read(model: lm.LM, params, state: lm.LMState, batch: dict) -> lm.LMState:
@@ -209,7 +210,7 @@ def _ask(model: lm.LM, params, state: lm.LMState, batch: dict):
     each = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), state)  # One for every candidate.
     out = model.apply({"params": taught}, flat(batch["tokens_BGT"]), each, doc_BT=flat(batch["doc_BGT"]),
                       memory_writes=writes if model.has_fast_weights else None, mode="packed")
-    hidden_BSD = jnp.take_along_axis(out.hidden_BTD, flat(batch["place_BGS"])[..., None], axis=1)
+    hidden_BSD = jnp.take_along_axis(out.hidden_BTD, flat(batch["position_BGS"])[..., None], axis=1)
     logits_BSV = head.logits(params, hidden_BSD)
     nats_BS = -jnp.take_along_axis(jax.nn.log_softmax(logits_BSV), target_BS, axis=-1)[..., 0]
     ok_BS = jnp.argmax(logits_BSV, axis=-1) == target_BS[..., 0]

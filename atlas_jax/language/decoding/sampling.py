@@ -64,12 +64,12 @@ def root_words(seed: int) -> np.ndarray:
   return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
-def row_keys(words, place_B, number_B):
+def row_keys(words, position_B, number_B):
   """Returns a key per row, of the seed's words, the place of its prompt and the completion's number alone."""
   # Named, so that a seed draws the same whatever jax_default_prng_impl is set to.
   root = jax.random.wrap_key_data(words, impl="threefry2x32")
   return jax.vmap(lambda place, number: jax.random.fold_in(jax.random.fold_in(root, place), number))(
-      place_B, number_B)
+      position_B, number_B)
 
 
 def text_key(seed: int):
@@ -144,13 +144,13 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
   top_B = jnp.max(drawn_BV, axis=-1)
   # Weights up to a factor, the largest 1: drawing needs no more, and
   # their sum normalises the log-probability.
-  share_BV = jnp.exp(drawn_BV - top_B[:, None])
-  token_B = _choose(drawn_BV, share_BV, uniform_pair, settings.temperature)
+  weight_BV = jnp.exp(drawn_BV - top_B[:, None])
+  token_B = _choose(drawn_BV, weight_BV, uniform_pair, settings.temperature)
 
   def pick(score_BV):
     return jnp.take_along_axis(score_BV, token_B[:, None], axis=-1)[:, 0]
 
-  logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(share_BV, axis=-1))
+  logprob_B = pick(drawn_BV) - top_B - jnp.log(jnp.sum(weight_BV, axis=-1))
   # Both distributions are one unless something is filtered or penalised, and the second pass is spared.
   full_B = logprob_B
   if filtered or seen_BV is not None:
@@ -158,11 +158,11 @@ def draw(logits_BV, uniform_pair, settings: SamplingParams, seen_BV=None, *, fil
   return Drawn(token_B, jnp.where(settings.temperature > 0, logprob_B, 0), full_B)
 
 
-def _choose(score_BV, share_BV, uniform_pair, temperature):
+def _choose(score_BV, weight_BV, uniform_pair, temperature):
   """Returns token_B, int32: drawn where the temperature is above 0, else the first of the largest scores."""
 
   def drawn():
-    return sample_inverse_cdf(share_BV, *uniform_pair)
+    return sample_inverse_cdf(weight_BV, *uniform_pair)
 
   def likeliest():
     return jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
@@ -200,36 +200,36 @@ def keep_mask(logits_BV, settings: SamplingParams):
 
   No sorting: the least probability that is kept is found by bisection, one bit of the number at a time.
   """
-  share_BV = jax.nn.softmax(logits_BV, axis=-1)
-  most_B = jnp.max(share_BV, axis=-1, keepdims=True)
+  weight_BV = jax.nn.softmax(logits_BV, axis=-1)
+  most_B = jnp.max(weight_BV, axis=-1, keepdims=True)
   # min-p is over the largest of all; top-k and top-p see only what it leaves.
-  share_BV = jnp.where(share_BV >= _column(settings.min_p.astype(share_BV.dtype)) * most_B, share_BV, 0)
+  weight_BV = jnp.where(weight_BV >= _column(settings.min_p.astype(weight_BV.dtype)) * most_B, weight_BV, 0)
 
   def count(least_B):
-    return jnp.sum(share_BV >= least_B[:, None], axis=-1) >= settings.top_k
+    return jnp.sum(weight_BV >= least_B[:, None], axis=-1) >= settings.top_k
 
-  least_B = _unless(settings.top_k >= share_BV.shape[-1], share_BV, count)
-  share_BV = jnp.where(share_BV >= least_B[:, None], share_BV, 0)
+  least_B = _unless(settings.top_k >= weight_BV.shape[-1], weight_BV, count)
+  weight_BV = jnp.where(weight_BV >= least_B[:, None], weight_BV, 0)
   # top_p of what is left, not of 1: the filters before have taken probability away.
-  total_B = jnp.sum(share_BV, axis=-1) * settings.top_p.astype(share_BV.dtype)
+  total_B = jnp.sum(weight_BV, axis=-1) * settings.top_p.astype(weight_BV.dtype)
 
   def mass(least_B):
-    return jnp.sum(jnp.where(share_BV >= least_B[:, None], share_BV, 0), axis=-1) >= total_B
+    return jnp.sum(jnp.where(weight_BV >= least_B[:, None], weight_BV, 0), axis=-1) >= total_B
 
-  least_B = _unless(settings.top_p >= 1, share_BV, mass)
+  least_B = _unless(settings.top_p >= 1, weight_BV, mass)
   # least_B is 0 where a filter is off, and an id that was filtered out has weight 0.
-  return (share_BV >= least_B[:, None]) & (share_BV > 0)
+  return (weight_BV >= least_B[:, None]) & (weight_BV > 0)
 
 
-def _unless(off, share_BV, enough):
+def _unless(off, weight_BV, enough):
   """Returns the largest number per row that `enough` holds for, or zeros where the filter is off."""
-  rows = share_BV.shape[0]
+  rows = weight_BV.shape[0]
 
   def nothing():
-    return jnp.zeros((rows,), share_BV.dtype)
+    return jnp.zeros((rows,), weight_BV.dtype)
 
   def largest():
-    return _largest(enough, rows, share_BV.dtype)
+    return _largest(enough, rows, weight_BV.dtype)
 
   if not jnp.ndim(off):
     return jax.lax.cond(off, nothing, largest)
@@ -256,35 +256,35 @@ def _largest(enough, rows: int, dtype):
   return jax.lax.bitcast_convert_type(low_B, dtype)
 
 
-def sample_inverse_cdf(share_BV, first_B, second_B):
+def sample_inverse_cdf(weight_BV, first_B, second_B):
   """Draws an id per row, in proportion to its weight: first a block of ids, then one inside it.
 
   Every weight is read once and cumulative sums stay short, so that rounding loses no rare id of a large one.
 
   Args:
-    share_BV: not negative, with one above 0 at least in each row.
+    weight_BV: not negative, with one above 0 at least in each row.
     first_B, second_B: numbers in [0, 1).
 
   Returns:
     token_B, int32; its weight is above 0.
   """
-  vocab_size = share_BV.shape[-1]
+  vocab_size = weight_BV.shape[-1]
   # About as many blocks as a block has ids.
   block = 2 ** round(math.log2(vocab_size) / 2)
-  padded_BV = jnp.pad(share_BV, ((0, 0), (0, -vocab_size % block)))
-  blocks_BNC = padded_BV.reshape(share_BV.shape[0], -1, block)
+  padded_BV = jnp.pad(weight_BV, ((0, 0), (0, -vocab_size % block)))
+  blocks_BNC = padded_BV.reshape(weight_BV.shape[0], -1, block)
   chosen_B = _first_above(jnp.sum(blocks_BNC, axis=-1), first_B)
   inside_BC = jnp.take_along_axis(blocks_BNC, chosen_B[:, None, None], axis=1)[:, 0]
   return chosen_B * block + _first_above(inside_BC, second_B)
 
 
-def _first_above(share_BN, uniform_B):
+def _first_above(weight_BN, uniform_B):
   """Returns the first place where the sum of weights so far exceeds the given fraction of the whole.
 
   Rounding may make sums fall by a little, so places of weight 0 are passed over.
   """
-  sum_BN = jnp.cumsum(share_BN, axis=-1)
-  real_BN = share_BN > 0
+  sum_BN = jnp.cumsum(weight_BN, axis=-1)
+  real_BN = weight_BN > 0
   # The largest sum, not the last: then some place always lies above uniform * whole, for uniform < 1.
   whole_B = jnp.max(jnp.where(real_BN, sum_BN, 0), axis=-1)
   above_BN = real_BN & (sum_BN > (uniform_B.astype(sum_BN.dtype) * whole_B)[:, None])

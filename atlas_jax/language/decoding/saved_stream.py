@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from atlas_jax.files import json_file
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 from atlas_jax.language.decoding import drawing, state_files
 from atlas_jax.language.decoding.completion_writer import CompletionWriter
 from atlas_jax.language.decoding.programs import Shapes, SlotPrograms, place
@@ -64,7 +64,7 @@ def load(file, models: ModelTable, programs_of) -> SavedStream:
   header, arrays = state_files.read_state(file, remedy=REMEDY)
   json_file.field(file, header, "form", lambda form: form == _FORM, f"{_FORM!r}, as of a saved stream",
                   remedy="give a file that a scheduler saved")
-  with told(file, "does not hold a stream", REMEDY):
+  with as_damaged(file, "does not hold a stream", REMEDY):
     shapes = Shapes(*header["shapes"])
     fields = dict(header["request"])
     fields["sampling"] = SamplingOptions(**fields["sampling"])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.files import json_file, write
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 
 MOST_HEADER = 2**24  # Bytes of the first line; that of a long stream names its ids.
 KIND = "atlas state 1"
@@ -84,7 +84,7 @@ def _header(file, opened, remedy: str) -> dict[str, Any]:
   seal = header.pop(json_file.SEAL, None)
   if seal != json_file.sealed(header)[json_file.SEAL] or header.get("kind") != KIND:
     raise Damaged(file, f"{_WHAT} (its first line was changed, or is of another kind)", remedy)
-  with told(file, _WHAT, remedy):
+  with as_damaged(file, _WHAT, remedy):
     need = sum(jnp.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in header["leaves"])
   size = pathlib.Path(file).stat().st_size - len(line)
   if size != need:

@@ -123,8 +123,8 @@ def family_of(fields: dict) -> ModuleType:
     biases = family.biases({name: asked[name] for name in asked if name in family.DEFAULTS})
     if biases == wanted and learned == (family is atlas):
       return family
-  told = ", ".join(f"{name}={value}" for name, value in wanted.items())
-  raise ValueError(f"no known family has models with {told}; known are {', '.join(names.known())}")
+  listed = ", ".join(f"{name}={value}" for name, value in wanted.items())
+  raise ValueError(f"no known family has models with {listed}; known are {', '.join(names.known())}")
 
 
 def read_json(file) -> dict:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from atlas_jax import tree
 from atlas_jax.files import inside, json_file, write
-from atlas_jax.files.damage import Damaged, told
+from atlas_jax.files.damage import Damaged, as_damaged
 from atlas_jax.language.pretrained.names import LAYER, Row
 
 AGAIN, MOST_HEADER = "fetch it again", 10**8  # Bytes that the format allows.
@@ -105,7 +105,7 @@ def _layout(folder: pathlib.Path, stem: str):
 
 
 def _open(file: pathlib.Path):
-  with told(file, "is not a whole safetensors file", AGAIN):
+  with as_damaged(file, "is not a whole safetensors file", AGAIN):
     return safetensors.safe_open(str(file), framework="numpy")
 
 

@@ -167,23 +167,23 @@ class _Work:
     """Yields the events of the answer; an error is the last of them."""
     reply = self._call.reply
     try:
-      for told in reply.opening():
-        yield told
+      for part in reply.opening():
+        yield part
       async for completion, event in self._generation.events():
         self._note_first(event)
-        for told in reply.event(completion, event):
-          yield told
+        for part in reply.event(completion, event):
+          yield part
       # Kept before the last event: who has that can rely on it, also if the server is killed then.
       await self._end()
-      for told in reply.closing(self._generation):
-        yield told
+      for part in reply.closing(self._generation):
+        yield part
     except ApiError as error:
-      for told in reply.failure(error):
-        yield told
+      for part in reply.failure(error):
+        yield part
     except Exception:
       logging.exception("a stream failed")
-      for told in reply.failure(ApiError(500, "the server failed; its log says why")):
-        yield told
+      for part in reply.failure(ApiError(500, "the server failed; its log says why")):
+        yield part
 
   def _note_first(self, event: Any) -> None:
     if not self._has_begun and not isinstance(event, EndEvent):

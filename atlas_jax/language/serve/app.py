@@ -101,8 +101,8 @@ def _add_texts(app: FastAPI, service: Service) -> None:
       values = chat_prompt.template_values(fields, use)
       ids = text.chat(chat_prompt.checked(messages, text), values)
     fields.done()
-    told = {"token_strs": [text.token_text(token) for token in ids]} if shows else {}
-    return {"count": len(ids), "max_model_len": text.longest_tokens, "tokens": list(ids), **told}
+    strings = {"token_strs": [text.token_text(token) for token in ids]} if shows else {}
+    return {"count": len(ids), "max_model_len": text.longest_tokens, "tokens": list(ids), **strings}
 
   @app.post("/tokenize")
   async def tokenize(request: Request) -> Response:

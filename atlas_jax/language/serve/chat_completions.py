@@ -82,7 +82,7 @@ class ChatReply:
     self._shows = shows
     self._use = use
     self._readers = [CallReader(use) for _ in range(generation.n)]
-    self._told = [0] * generation.n  # Calls of each completion that a stream has told.
+    self._sent = [0] * generation.n  # Calls of each completion that a stream has sent.
 
   def whole(self, generation: ServedGeneration) -> dict[str, Any]:
     """Returns the answer when all is written."""
@@ -127,8 +127,8 @@ class ChatReply:
       extra = token_report.trainer_fields(events) if self._fields.returns_ids else {}
       chunks.append(self._chunk(number, {"content": said}, None, extra, events))
     for call in calls:
-      chunks.append(self._chunk(number, {"tool_calls": [{"index": self._told[number], **call.shape()}]}))
-      self._told[number] += 1
+      chunks.append(self._chunk(number, {"tool_calls": [{"index": self._sent[number], **call.shape()}]}))
+      self._sent[number] += 1
     return chunks
 
   def closing(self, generation: ServedGeneration) -> list[dict]:
@@ -152,8 +152,8 @@ class ChatReply:
   def _logprobs(self, events: list[TokenEvent]) -> dict | None:
     if not self._shows:
       return None
-    told = token_report.chat_logprobs(self._text, events, self._fields.top_logprobs)
-    return {"content": told, "refusal": None}
+    logprobs = token_report.chat_logprobs(self._text, events, self._fields.top_logprobs)
+    return {"content": logprobs, "refusal": None}
 
   def _for_trainers(self, completion: ServedCompletion, events: list[TokenEvent], *, is_end: bool) -> dict:
     if not self._fields.returns_ids:

@@ -21,18 +21,18 @@ class ResponseReply:
   """
 
   def __init__(self, context: ReadContext, generation: GenerationFields, prompt: tuple[int, ...], shows: bool,
-               use: ToolUse, told: Mapping[str, Any]):
-    """Takes what the request said; `told` are fields that come back as they were."""
+               use: ToolUse, echoed: Mapping[str, Any]):
+    """Takes what the request said; `echoed` are fields that come back as they were."""
     self._head = ReplyHead.new("resp_", context)
     self._text = context.text
     self._fields = generation
     self._prompt = prompt
     self._shows = shows
     self._use = use
-    self._told = told
+    self._echoed = echoed
     self._reader = CallReader(use)
     self._number = 0
-    self._items: list[dict] = []  # That a stream has told whole.
+    self._items: list[dict] = []  # That a stream has sent whole.
     self._message: dict | None = None  # That a stream is telling.
     self._logprobs: list[dict] = []
 
@@ -85,9 +85,9 @@ class ResponseReply:
   def failure(self, error: ApiError) -> list[dict]:
     """Returns that the response has failed."""
     shape = error.shape()["error"]
-    told = {"code": shape["code"] or shape["type"], "message": shape["message"]}
-    failed = self._shape(self._items, "failed", None) | {"error": told}
-    return [self._event("error", **told, param=shape["param"]),
+    fields = {"code": shape["code"] or shape["type"], "message": shape["message"]}
+    failed = self._shape(self._items, "failed", None) | {"error": fields}
+    return [self._event("error", **fields, param=shape["param"]),
             self._event("response.failed", response=failed)]
 
   def _text_events(self, said: str, logprobs: list[dict]) -> list[dict]:
@@ -167,7 +167,7 @@ class ResponseReply:
         "tool_choice": self._use.choice, "parallel_tool_calls": self._use.parallel, "store": False,
         "background": False, "truncation": "disabled", "previous_response_id": None, "reasoning": None,
         "service_tier": "default", "max_tool_calls": None, "safety_identifier": None,
-        "prompt_cache_key": None, "user": fields.user or None, **self._told}
+        "prompt_cache_key": None, "user": fields.user or None, **self._echoed}
 
   def _message_item(self, name: str, parts: list[dict], status: str = "completed") -> dict[str, Any]:
     return {"type": "message", "id": name, "status": status, "role": "assistant", "content": parts}

@@ -47,9 +47,9 @@ def read(fields: JsonFields, context: ReadContext) -> ApiCall:
   requests = generation.requests(
       [prompt.ids], model=context.model, tenant=context.tenant, limits=context.limits,
       end_tokens=context.text.end_tokens, stop_strings=use.stop_strings, allowed=constraint)
-  told = {"instructions": instructions, "max_output_tokens": max_tokens, "metadata": metadata,
-          "text": {"format": form or {"type": "text"}}, "top_logprobs": top}
-  reply = ResponseReply(context, generation, prompt.ids, shows or bool(top), use, told)
+  echoed = {"instructions": instructions, "max_output_tokens": max_tokens, "metadata": metadata,
+            "text": {"format": form or {"type": "text"}}, "top_logprobs": top}
+  reply = ResponseReply(context, generation, prompt.ids, shows or bool(top), use, echoed)
   return ApiCall(requests, reply, generation.stream, prompt.messages)
 
 

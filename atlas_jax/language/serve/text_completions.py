@@ -131,9 +131,9 @@ class TextReply:
       found["stop_reason"] = completion.stop_reason
     if self._logprobs is not None:
       offset = self._offsets[completion.number]
-      told = token_report.text_logprobs(self._text, events, self._logprobs, offset)
-      self._offsets[completion.number] += sum(map(len, told["tokens"]))
-      found["logprobs"] = told
+      logprobs = token_report.text_logprobs(self._text, events, self._logprobs, offset)
+      self._offsets[completion.number] += sum(map(len, logprobs["tokens"]))
+      found["logprobs"] = logprobs
     if self._fields.returns_ids:
       found |= token_report.trainer_fields(events)
       if is_end:

@@ -62,7 +62,7 @@ def make(language: LanguageModel, tokenizer: Tokenizer, *, like, workdir, longes
   module = language.module
   if not language.has_hf_form or language.max_positions is not None:
     what = "a model with memory" if not language.has_hf_form else "one with learned_positions"
-    raise ValueError(f"config.sampler.kind='vllm' serves published decoders, and not {what}; set "
+    raise ValueError(f"config.sampler.kind='vllm' serves pretrained decoders, and not {what}; set "
                      "config.sampler.kind='native', which writes with any model")
   if like is None and longest_tokens is None:
     raise ValueError("config.sampler.kind='vllm' needs config.data.max_prompt_tokens for a model that was "
@@ -126,10 +126,10 @@ class VllmSampler:
     began = time.monotonic()
     folder = self._exports.write(params)
     exported_s = time.monotonic() - began
-    self._max_tokens, start_s = told(lambda: self._opened(folder))
+    self._max_tokens, start_s = from_main(lambda: self._opened(folder))
     began = time.monotonic()
     # The label names run and version; `_write` looks at it before and after it asks.
-    told(lambda: self._engine.reload(folder, f"{self._run}:{version}"))
+    from_main(lambda: self._engine.reload(folder, f"{self._run}:{version}"))
     gap = self._check_scores(params, version)
     # Once is enough: the mode is set when a server starts.
     if not self._probed:
@@ -151,7 +151,7 @@ class VllmSampler:
     if self._version is None:
       raise ValueError("the sampler has no weights yet; call load(params, version) first")
     self._check(prompts, options)
-    version, rows = told(lambda: self._write(prompts, options, seed))
+    version, rows = from_main(lambda: self._write(prompts, options, seed))
     written = [Completion(*row)._replace(version=version) for row in rows]
     rollout = samplers.assemble(written, pad_id=self._tokenizer.doc_id)
     samplers.check(rollout, prompts, options)
@@ -166,7 +166,7 @@ class VllmSampler:
 
   @property
   def _engine(self) -> VLLMEngine:
-    assert self._own is not None  # Only what `told` runs asks for it.
+    assert self._own is not None  # Only what `from_main` runs asks for it.
     return self._own
 
   def _opened(self, folder: pathlib.Path) -> tuple[int, float]:
@@ -285,7 +285,7 @@ class VllmSampler:
     """Returns the largest gap between the server's log-probabilities of a fixed prompt and our own."""
     tokens = self._probe_prompt()
     ours = weights.score(self._language, params, tokens)
-    theirs = np.asarray(told(lambda: self._engine.prompt_logprobs(tokens)))
+    theirs = np.asarray(from_main(lambda: self._engine.prompt_logprobs(tokens)))
     gap = float(np.max(np.abs(ours - theirs)))
     before = self._scores
     self._scores = (version, ours)
@@ -305,8 +305,8 @@ class VllmSampler:
     probe = self._probe_prompt()
     count = min(DRAWN_TOKENS, len(probe) - 1)
     prompt = probe[:-count]
-    choice = told(lambda: self._engine.complete(prompt, 1, max_tokens=count, seed=0,
-                                                temperature=PROBE_TEMPERATURE))[0]
+    choice = from_main(lambda: self._engine.complete(prompt, 1, max_tokens=count, seed=0,
+                                                     temperature=PROBE_TEMPERATURE))[0]
     row = self._read(choice, SamplingOptions(max_tokens=count, temperature=PROBE_TEMPERATURE))
     gaps = [float(np.max(np.abs(weights.score(self._language, params, [*prompt, *row.tokens],
                                               temperature=temperature)[-count:] - row.sampler_logprobs)))
@@ -338,7 +338,7 @@ class VllmSampler:
     return int(version)
 
 
-def told(work: Callable[[], Any]) -> Any:
+def from_main(work: Callable[[], Any]) -> Any:
   """Runs something in the first process; every process calls this and gets its result, or its error.
 
   Args:
@@ -360,7 +360,7 @@ def told(work: Callable[[], Any]) -> Any:
   shared = np.zeros(size, np.uint8)
   shared[:len(text) if hosts.is_main() else 0] = text if hosts.is_main() else 0
   shared = multihost_utils.broadcast_one_to_all(shared)
-  # Where it happened the error keeps its type; elsewhere it is told as the server's.
+  # Where it happened the error keeps its type; elsewhere it is reported as the server's.
   if error is not None:
     raise error
   result, failure = json.loads(np.asarray(shared, np.uint8).tobytes())

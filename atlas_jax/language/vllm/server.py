@@ -76,8 +76,8 @@ def last_words(log: pathlib.Path) -> str:
   lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
   lines = [line for line in lines[-200:] if line]
   # Threads and workers write lines behind an error, so the last line alone would often say nothing of it.
-  told = [line for line in lines if "Error" in line] or lines
-  return told[-1][-SHOWN_CHARS:].rstrip(".") if told else "nothing"
+  errors = [line for line in lines if "Error" in line] or lines
+  return errors[-1][-SHOWN_CHARS:].rstrip(".") if errors else "nothing"
 
 
 def program(command: str | None, missing: str) -> list[str]:

@@ -83,9 +83,9 @@ def step(form, slow, state, base, token, gates, place):
   return descent.step(form, slow, state, state.fast, token, gates, place)
 
 
-def prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedDelta:
+def prepare(form, slow, tokens, gates, write_C, position_C) -> PreparedDelta:
   """Does for a chunk all that needs no memory."""
-  parts = descent.prepare(form, slow, tokens, gates, write_C, place_C)
+  parts = descent.prepare(form, slow, tokens, gates, write_C, position_C)
   decay = parts.decay
   key_CP = descent.lifted_keys(parts)
 

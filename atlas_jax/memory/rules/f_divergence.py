@@ -120,8 +120,8 @@ def _step(form, slow, state: MemoryState, base, token: Token, gates: Gates, plac
   return state._replace(kept=kept), descent.apply(form, slow, base, token.q)
 
 
-def _prepare(slow, tokens: Token, gates: Gates, write_C, place_C):
-  del slow, place_C
+def _prepare(slow, tokens: Token, gates: Gates, write_C, position_C):
+  del slow, position_C
   write_C = write_C.astype(gates.write_rate.dtype)
   return PreparedDivergence(tokens, gates.write_rate * write_C,
                             jnp.exp(jnp.sum(gates.log_retention * write_C)))

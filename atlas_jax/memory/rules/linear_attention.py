@@ -41,8 +41,8 @@ def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int
   def step(slow, state, base, token, gates, place):
     return rule.step(slow, state, base, token, _all_stays(gates), place)
 
-  def prepare(slow, tokens, gates, write_C, place_C):
-    return rule.prepare(slow, tokens, _all_stays(gates), write_C, place_C)
+  def prepare(slow, tokens, gates, write_C, position_C):
+    return rule.prepare(slow, tokens, _all_stays(gates), write_C, position_C)
 
   return rule._replace(step=step, prepare=prepare, uses=("write_rate",), starts=STARTS)
 

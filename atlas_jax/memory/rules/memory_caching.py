@@ -250,8 +250,8 @@ def _apply(form: CachingForm, slow, base: CachingBase, x_K):
   return out_CM.reshape(*x_K.shape[:-1], form.value_dim)
 
 
-def _still(form: CachingForm, slow, base: CachingBase, q_CK, place_C):
-  out_CM = form.rule.still(_of_rule(slow), base.rule, q_CK, place_C)
+def _still(form: CachingForm, slow, base: CachingBase, q_CK, position_C):
+  out_CM = form.rule.still(_of_rule(slow), base.rule, q_CK, position_C)
   return _standing(form, slow, base, q_CK, out_CM)
 
 
@@ -274,8 +274,8 @@ def _step(form: CachingForm, slow, state: MemoryState, base: CachingBase, token,
   return after._replace(kept=state.kept._replace(rule=after.kept, checkpoints=kept)), out_1M[0]
 
 
-def _prepare(form: CachingForm, slow, tokens, gates, write_C, place_C) -> PreparedCaching:
-  ready = form.rule.prepare(_of_rule(slow), tokens, gates, write_C, place_C)
+def _prepare(form: CachingForm, slow, tokens, gates, write_C, position_C) -> PreparedCaching:
+  ready = form.rule.prepare(_of_rule(slow), tokens, gates, write_C, position_C)
   return PreparedCaching(ready, tokens.q, tokens.k, write_C)
 
 

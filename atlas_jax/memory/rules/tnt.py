@@ -89,7 +89,7 @@ class PreparedTNT(NamedTuple):
   tokens: Token
   gates: Gates
   write_C: jax.Array
-  place_C: jax.Array
+  position_C: jax.Array
   local: Any  # ChunkOut of the local memories, if the whole chunk is here; else ()
 
 
@@ -182,9 +182,9 @@ def _apply(form, slow, base, x_K):
   return descent.apply(form.body, {}, base if form.global_memory else slow["local0"], x_K)
 
 
-def _still(form, slow, base, q_CK, place_C):
+def _still(form, slow, base, q_CK, position_C):
   """Reads a chunk that writes nothing: local memories stand at their starts, and no key spans anything."""
-  del place_C
+  del position_C
   asked_CK = jnp.zeros_like(q_CK) if form.project_queries else q_CK
   out_CM: Any = 0
   for i in range(len(form.local_chunks)):
@@ -267,13 +267,13 @@ def _projected(tokens: Token, write_C, inside_CC):
   return jnp.where(seen_CC, tokens.q @ tokens.k.T, 0) @ tokens.k
 
 
-def _prepare_locals(form, i: int, tokens, gates, write_C, place_C, size: int):
+def _prepare_locals(form, i: int, tokens, gates, write_C, position_C, size: int):
   """Prepares each local chunk of `size` tokens by itself."""
-  parts = _pieces((tokens, _local_gates(gates, i), write_C, place_C), size)
+  parts = _pieces((tokens, _local_gates(gates, i), write_C, position_C), size)
   return jax.vmap(functools.partial(descent.prepare, form.body, {}))(*parts)
 
 
-def _read_shard(form, slow, tokens, gates, write_C, place_C) -> ChunkOut:
+def _read_shard(form, slow, tokens, gates, write_C, position_C) -> ChunkOut:
   """Reads one shard from its start with all local memories; reports the first one's surprise and loss."""
   if form.project_queries:
     same_CC = jnp.ones((form.shard_tokens, form.shard_tokens), bool)
@@ -286,7 +286,7 @@ def _read_shard(form, slow, tokens, gates, write_C, place_C) -> ChunkOut:
   outs = []
   for i, size in enumerate(form.local_chunks):
     initial = slow[f"local{i}"]
-    ready = _prepare_locals(form, i, tokens, gates, write_C, place_C, size)
+    ready = _prepare_locals(form, i, tokens, gates, write_C, position_C, size)
     _, out = jax.lax.scan(body, MemoryState(initial, jax.tree.map(jnp.zeros_like, initial)), ready)
     outs.append(_flat(out))
   return _added(outs)
@@ -301,14 +301,14 @@ def _added(outs) -> ChunkOut:
   return outs[0]._replace(out_CM=sum(out.out_CM for out in outs))
 
 
-def _prepare(form, slow, tokens, gates, write_C, place_C) -> PreparedTNT:
+def _prepare(form, slow, tokens, gates, write_C, position_C) -> PreparedTNT:
   """Reads the local memories of a whole chunk, all shards at once: nothing of them comes from before it."""
   local: Any = ()
   # Calls with fewer rows are tokens of a stream, whose local memories come from the state.
   if write_C.shape[0] == form.chunk_size:
-    shards = _pieces((tokens, gates, write_C, place_C), form.shard_tokens)
+    shards = _pieces((tokens, gates, write_C, position_C), form.shard_tokens)
     local = _flat(jax.vmap(functools.partial(_read_shard, form, slow))(*shards))
-  return PreparedTNT(tokens, gates, write_C, place_C, local)
+  return PreparedTNT(tokens, gates, write_C, position_C, local)
 
 
 def _with_global(form, slow, state, base, ready: PreparedTNT, local: ChunkOut):
@@ -332,14 +332,14 @@ def _resume(form, slow, state, base, ready: PreparedTNT):
   """Reads a whole chunk of which tokens may be missing at both ends, or any part of one."""
   kept = state.kept
   tokens = ready.tokens
-  place_C = ready.place_C
+  position_C = ready.position_C
   write_C = ready.write_C.astype(bool)
-  last = jnp.max(jnp.where(write_C, place_C + 1, 0))
+  last = jnp.max(jnp.where(write_C, position_C + 1, 0))
   keys_KK: Any = ()
   if form.project_queries:
-    shard_C = place_C // form.shard_tokens
+    shard_C = position_C // form.shard_tokens
     query_CK = _projected(tokens, write_C, shard_C[:, None] == shard_C[None, :])
-    carried_C = _same(kept.seen, place_C, form.shard_tokens)
+    carried_C = _same(kept.seen, position_C, form.shard_tokens)
     # Keys of earlier calls, for tokens of the shard that those calls ended in.
     query_CK = query_CK + jnp.where(carried_C[:, None], tokens.q @ kept.keys_KK, 0)
     # P goes on with the shard in which this call ends, its last real token's; other shards are over.
@@ -360,14 +360,14 @@ def _resume_local(form, slow, i: int, kept: TNTExtra, tokens, ready: PreparedTNT
 
   def body(carry, xs):
     local, seen = carry
-    part, write_C, place_C = xs
-    last = jnp.max(jnp.where(write_C, place_C + 1, 0))
+    part, write_C, position_C = xs
+    last = jnp.max(jnp.where(write_C, position_C + 1, 0))
     # A piece of padding alone must not start a chunk or shard: the next real token finds the state as it was.
-    local = _select(last > 0, _entered(form, slow, i, local, seen, place_C[0]), local)
+    local = _select(last > 0, _entered(form, slow, i, local, seen, position_C[0]), local)
     state, out = descent.chunk(form.body, {}, MemoryState(local.fast, local.momentum), local.base, part)
     return (Local(state.fast, state.momentum, local.base), jnp.maximum(last, seen)), out
 
-  parts = _prepare_locals(form, i, tokens, ready.gates, ready.write_C, ready.place_C, size)
-  xs = (parts, *_pieces((ready.write_C.astype(bool), ready.place_C), size))
+  parts = _prepare_locals(form, i, tokens, ready.gates, ready.write_C, ready.position_C, size)
+  xs = (parts, *_pieces((ready.write_C.astype(bool), ready.position_C), size))
   (local, _), out = jax.lax.scan(body, (kept.locals[i], kept.seen), xs)
   return local, _flat(out)

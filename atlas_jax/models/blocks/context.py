@@ -144,9 +144,9 @@ class Segment(nn.Module):
                                                memory.place, call)
     y_BTD = self.norm(part.h + seen_BTD)
     gated_BTD, layer, stats = gate.recall(self.parts, y_BTD, memory.layer, call, self.mode)
-    place_B = memory.place if part.count is None else (memory.place + part.count) % self.size
-    base = _where(place_B > 0, before.running.base, jax.tree.map(jnp.zeros_like, memory.base))
-    memory = ContextState(layer, base, before.tail, rows, place_B)
+    position_B = memory.place if part.count is None else (memory.place + part.count) % self.size
+    base = _where(position_B > 0, before.running.base, jax.tree.map(jnp.zeros_like, memory.base))
+    memory = ContextState(layer, base, before.tail, rows, position_B)
     last_doc_B = pieces.last_document(part.doc, last_doc_B, part.count)
     return (BlockState(attention, memory), last_doc_B), (seen_BTD + gated_BTD, stats)
 

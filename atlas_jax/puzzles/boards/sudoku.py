@@ -14,7 +14,7 @@ from atlas_jax.puzzles.puzzle_set import PuzzleSet
 
 EXTREME = "hf:sapientinc/sudoku-extreme"  # As `path`: 3.8M and 423k boards of side 9; needs the hub.
 VERSION = 1     # Of the generator, for caches.
-TEST_SHARE = 4  # Of side 4, one class in so many is for testing.
+TEST_EVERY = 4  # Of side 4, one class in so many is for testing.
 SAY_EVERY = 10_000  # Boards searched between lines that say so.
 
 
@@ -159,7 +159,7 @@ def _givens_range(sizes: sudoku_solver.Layout, n_givens) -> tuple[int, int, int]
 def _is_for_test(question: np.ndarray, answer: np.ndarray) -> bool:
   # By class, not by board: all boards of a class fall on one side.
   form = sudoku_symmetry.canonical(4, question, answer)
-  return int.from_bytes(hashlib.sha256(form).digest()[:8], "big") % TEST_SHARE == 0
+  return int.from_bytes(hashlib.sha256(form).digest()[:8], "big") % TEST_EVERY == 0
 
 
 def draw_board(sizes: sudoku_solver.Layout, random: np.random.RandomState, least: int,

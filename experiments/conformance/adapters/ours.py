@@ -1,28 +1,39 @@
-"""atlas_jax: the memory layer with the default rule and others, at the defaults of `config.model.memory`.
+"""atlas_jax: the memory layer with the default rule and others, and the language model by its mixes.
 
-Padding is document -1 and packed documents are numbered (`doc_BT`); any cut into calls is offered.
+The layer is at the defaults of `config.model.memory`: padding is document -1, packed documents are numbered
+(`doc_BT`), and any cut into calls is offered. The language model stands in `language_model`.
 """
 import functools
 
 import numpy as np
 
-from experiments.conformance import subject
+from experiments.conformance import language_model, subject
 
 PACKAGE = "atlas_jax"
-DOCUMENTED = "README, section on the layer; `atlas_jax.NeuralMemory`"
-RULES = ("delta", "titans", "omega", "ttt_mlp")
+DOCUMENTED = "README, section on the layer; `atlas_jax.NeuralMemory`; `atlas_jax.models.lm.LM`"
+RULES = ("delta", "titans", "omega", "ttt_mlp", "kda", "gated_delta_2")
+MIXES = ("layer", "context", "only", "e2e")
 WRITES = ("qkv_kernel", "conv_kernel", "value_kernel", "gates")
 WIDTH, HEADS = 32, 4
 DOCUMENTS = 2
 
 
 def subjects() -> list[subject.Subject]:
-  """Returns the layer with each of RULES."""
-  return [
+  """Returns the layer with each of RULES, and the language model with each of MIXES."""
+  layers = [
       subject.Subject(
           name=f"NeuralMemory, {rule}", build=functools.partial(_build, rule), size=WIDTH, chunk=64,
           settings=f"defaults; dim {WIDTH}, {HEADS} heads")
       for rule in RULES]
+  return layers + [
+      subject.Subject(
+          name=f"LM, {mix}", build=functools.partial(language_model.LanguageModel, mix), ids=True,
+          size=language_model.VOCAB, chunk=language_model.WINDOW, says={"packing": language_model.GRID},
+          lacks={"padding": language_model.NO_PADDING},
+          settings=f"configs/memory_40m.py:cpu,mix={mix}; width {language_model.WIDTH} for 192, "
+                   f"{language_model.DEPTH} blocks, window {language_model.WINDOW}, chunks of "
+                   f"{language_model.CHUNK}, so that attention alone does not reach back far")
+      for mix in MIXES]
 
 
 @functools.cache
@@ -71,7 +82,7 @@ class _Layer:
       return np.asarray(y), state
 
   def write_parameters(self):
-    return {name: np.asarray(leaf) for name, leaf in self._leaves(self._programs["params"]).items()}
+    return {name: np.asarray(leaf) for name, leaf in subject.leaves(self._programs["params"], WRITES).items()}
 
   def loss(self, x, start, nudge):
     import jax
@@ -82,11 +93,4 @@ class _Layer:
       params = jax.tree.map(lambda leaf: leaf.astype(self._dtype), params)
       weight_BTD = subject.loss_weights(x.shape, start).astype(self._dtype)
       loss, given = self._programs["loss"](params, x, weight_BTD)
-      return float(loss), {name: np.asarray(leaf) for name, leaf in self._leaves(given).items()}
-
-  @staticmethod
-  def _leaves(tree) -> dict:
-    import jax
-
-    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: leaf for name, leaf in found.items() if any(part in name for part in WRITES)}
+      return float(loss), {name: np.asarray(leaf) for name, leaf in subject.leaves(given, WRITES).items()}

@@ -10,7 +10,7 @@ from atlas_jax.data.tokenizer import ByteTokenizer
 from tests.data.recall.settings import ALIGN, drawn, haystack, ids_of, setting
 
 SMALL = dict(mqar_pairs="3,9", mqar_distances="0,70", mad_lengths="96", niah_lengths="256,512",
-             babilong_lengths="512", formal_lengths="16,80", last_word_lengths="512")
+             babilong_lengths="512", formal_lengths="64,80", last_word_lengths="512")
 NAMES = [name for name in recall.names() if name != "published"]
 
 
@@ -36,7 +36,7 @@ def test_a_text_follows_from_seed_split_cell_and_number_alone(name):
     assert [ids_of(text).tolist() for _, text in other] != first
 
 
-@pytest.mark.parametrize("name", ["mqar", "niah", "babilong", "last_word"])
+@pytest.mark.parametrize("name", ["mqar", "niah", "babilong", "formal", "last_word"])
 def test_no_text_is_drawn_in_two_splits(name):
   given = setting(**SMALL)
   found = {split: {tuple(ids_of(text)) for _, text in drawn(name, given, count=30, split=split)}

@@ -101,8 +101,8 @@ def test_no_id_of_no_share_is_drawn_at_the_edges(size):
 
 
 def test_draws_depend_on_seed_place_number_and_position_alone():
-  def at(seed, place_B, number_B, position):
-    keys = sampling.row_keys(sampling.root_words(seed), jnp.array(place_B), jnp.array(number_B))
+  def at(seed, position_B, number_B, position):
+    keys = sampling.row_keys(sampling.root_words(seed), jnp.array(position_B), jnp.array(number_B))
     return sampling.uniforms(keys, position)
 
   many, alone = at(3, [0, 0, 1, 1], [0, 1, 0, 1], 7), at(3, [1], [0], 7)

@@ -1,4 +1,4 @@
-"""Files of published models that others made: their values are checked, and they name no file outside."""
+"""Files of pretrained models that others made: their values are checked, and they name no file outside."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Published checkpoints against what transformers computes from them, and bad folders."""
+"""Pretrained checkpoints against what transformers computes from them, and bad folders."""
 
 import functools
 import json
