@@ -6,6 +6,7 @@ has set stay, so `JAX_PLATFORMS=cuda pytest -m accelerator` runs on a GPU.
 
 import os
 import pathlib
+import sys
 import tempfile
 
 # Keys that sign runs are not the user's own; workers and processes that tests start share this one.
@@ -18,6 +19,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE_HOME, "atl
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Without bytecode every process that a test starts would compile a thousand modules again, for some six seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Eight devices share one thread: collectives that two of them take in different orders would wait for ever.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
 
