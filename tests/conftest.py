@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE_HOME, "atl
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Without bytecode every process that a test starts would compile a thousand modules again, for some six seconds.
+# Without bytecode every process that a test starts would compile a thousand modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # Eight devices share one thread: collectives that two of them take in different orders would wait for ever.
@@ -33,7 +33,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TESTS = pathlib.Path(__file__).parent
-# Compiled programs and what was traced for them stay for ever: without a bound a process passes five gigabytes.
+# Compiled programs and what was traced for them stay for ever: unbounded, a process passes five gigabytes.
 FULL_BYTES = 1200 * 2**20
 ROOM_BYTES = 500 * 2**20
 # Every compiled program takes some twenty memory maps; Linux ends a process that asks for more than 65,530.

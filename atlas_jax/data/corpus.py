@@ -86,7 +86,7 @@ def _python_stdlib() -> Corpus:
     # Installed packages are twenty times the library: folders that are left out are not even listed.
     folders[:] = [name for name in folders if name not in NOT_LIBRARY]
     inside += [pathlib.Path(folder, name) for name in names if name.endswith(".py")]
-  # The walk's order is that of the file system. Sorted, every host finds the same documents in the same order.
+  # A walk's order is that of the file system. Sorted, every host finds the same documents in the same order.
   files = sorted((file.relative_to(root).as_posix(), file) for file in inside)
 
   def documents(faults: Faults):
