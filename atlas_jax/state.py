@@ -63,8 +63,9 @@ def params_used(state: TrainState):
 
 def first(recipe_init, seed: int):
   """Returns what a run starts from, Init(params, frozen, carry, tables); equal for equal seeds."""
-  # Steps fold their number into the same root, and no run makes so many.
-  return recipe_init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
+  # Steps fold their number into the same root, and no run makes so many. Jitted, it is traced once for all
+  # the programs that a start makes of it.
+  return jax.jit(recipe_init)(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
 
 
 def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchored: bool = False,

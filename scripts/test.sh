@@ -14,6 +14,9 @@ workers=$((cores < 8 ? cores : 8))
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 HF_HUB_OFFLINE=1
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/atlas_jax/xla}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+unset PYTHONDONTWRITEBYTECODE  # The processes that tests start would compile a thousand modules again, each.
+# Arrays of a step lie where those of the last one lay, in place of new pages from the system every time.
+export MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_MMAP_THRESHOLD_=134217728
 export NPROC=1  # One XLA thread per pytest worker.
 failed=()
 

@@ -4,8 +4,11 @@ The environment is set before jax is imported, and test subprocesses inherit it.
 has set stay, so `JAX_PLATFORMS=cuda pytest -m accelerator` runs on a GPU.
 """
 
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 import tempfile
 
 # Keys that sign runs are not the user's own; workers and processes that tests start share this one.
@@ -18,6 +21,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE_HOME, "atl
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Without bytecode every process that a test starts would compile a thousand modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Eight devices share one thread: collectives that two of them take in different orders would wait for ever.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
 
@@ -27,6 +33,9 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TESTS = pathlib.Path(__file__).parent
+# Compiled programs and what was traced for them stay for ever: unbounded, a process passes five gigabytes.
+FULL_BYTES = 1200 * 2**20
+ROOM_BYTES = 500 * 2**20
 # Every compiled program takes some twenty memory maps; Linux ends a process that asks for more than 65,530.
 MAPS = pathlib.Path("/proc/self/maps")
 FULL_MAPS = 20_000
@@ -48,16 +57,29 @@ def pytest_runtest_setup(item):
 
 
 def pytest_sessionstart(session):
-  """Counts the tests of this process."""
+  """Counts the tests of this process, and says from how much memory on it drops its programs."""
   session.config.tests_run = 0
+  session.config.full_bytes = FULL_BYTES
+
+
+def resident_bytes() -> int:
+  """Returns the memory this process holds; 0 where the system does not say."""
+  statm = pathlib.Path("/proc/self/statm")
+  return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def pytest_runtest_teardown(item):
-  """Drops compiled programs before there are too many for one process; the cache on disk has them still."""
+  """Drops compiled programs before they fill the process; the cache on disk has them still."""
   item.config.tests_run += 1
-  if item.config.tests_run % LOOK_EVERY_TESTS == 0 and MAPS.exists():
-    if MAPS.read_bytes().count(b"\n") > FULL_MAPS:
-      jax.clear_caches()
+  look = item.config.tests_run % LOOK_EVERY_TESTS == 0 and MAPS.exists()
+  many = look and MAPS.read_bytes().count(b"\n") > FULL_MAPS
+  if many or resident_bytes() > item.config.full_bytes:
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+      trim(0)
+    # What the process holds apart from programs, such as libraries, must not have it drop them at every test.
+    item.config.full_bytes = max(FULL_BYTES, resident_bytes() + ROOM_BYTES)
 
 
 @pytest.fixture(autouse=True)

@@ -234,7 +234,8 @@ class HybridDecoder(nn.Module):
                           prevent_cse=False) if self.remat != "none" else Repetition
     blocks = nn.scan(repetition, variable_axes={"params": 0}, split_rngs={"params": True},
                      length=self.depth // len(self.pattern), in_axes=(0, nn.broadcast), out_axes=0,
-                     unroll=self.scan_unroll)
+                     # As in `lm.LM._blocks`.
+                     unroll=self.scan_unroll, check_constancy_invariants=self.is_initializing())
     keeps = cache is not None or room_tokens is not None
     where = (cos_sin, doc_BT, last_doc_B, past.count_B)
     x_BTD, kept = blocks(self.shape(), keeps, name="blocks")(x_BTD, parts, where)

@@ -288,10 +288,13 @@ class LM(nn.Module):
   def _blocks(self, stack: Stack, mode: str, **given):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     # States lead with B, which is split over devices, and have depth in axis 1; parameters lead with depth.
-    # So do "intermediates", numbers per token that exist where a caller asks for them alone.
+    # So do "intermediates", numbers per token that exist where a caller asks for them alone. The check
+    # traces every block twice, for outputs that are the same in all blocks, and there are none. It stays
+    # where parameters are drawn: the second time draws with other keys.
     scanned = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                       length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
-                      unroll=min(self.scan_unroll, stack.end - stack.first))
+                      unroll=min(self.scan_unroll, stack.end - stack.first),
+                      check_constancy_invariants=self.is_initializing())
     fields = self.block_fields(mode)
     return scanned(fields, self.memory_mix if stack.memories else PLAIN, **given or {"name": stack.name})
 
