@@ -29,7 +29,7 @@ class ServedRun(NamedTuple):
   scheduler: Scheduler
   text: ServedText
   trace: Callable[[Any], MemoryTrace] | None
-  loader: Loader  # of adapters, and of weights that are newer
+  loader: Loader | None = None  # of adapters, and of weights that are newer
 
 
 def settings(config, room_tokens: int | None) -> Settings:
