@@ -169,10 +169,10 @@ def tools_auto(at: Target) -> str:
   call, = first.choices[0].message.tool_calls
   assert call.function.name == "get_weather"
   assert set(json.loads(call.function.arguments)) == {"location"}
-  messages = [*USER, first.choices[0].message.model_dump(exclude_none=True),
-              {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
-  last = made.create(model=at.model, messages=messages, tools=TOOLS, temperature=0)
-  assert last.choices[0].message.content
+  answered = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+  for message in (first.choices[0].message, first.choices[0].message.model_dump()):
+    last = made.create(model=at.model, messages=[*USER, message, answered], tools=TOOLS, temperature=0)
+    assert last.choices[0].message.content
   with made.stream(model=at.model, messages=USER, tools=TOOLS, temperature=0) as stream:
     for _ in stream:
       pass
@@ -228,10 +228,12 @@ def responses_schema(at: Target) -> None:
     found = made.create(model=at.model, input=ASKED, tools=[{"type": "function", **TOOL, "strict": True}],
                        tool_choice="required", temperature=0)
     call, = [one for one in found.output if one.type == "function_call"]
-    followed = made.create(model=at.model, temperature=0, max_output_tokens=16, input=[
-        {"role": "user", "content": ASKED}, *[one.model_dump() for one in found.output],
-        {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}])
-    assert followed.status in ("completed", "incomplete")
+    # As the package's own objects, and as plain values with a null for each field that is not there.
+    for answer in (found.output, [one.model_dump() for one in found.output]):
+      followed = made.create(model=at.model, temperature=0, max_output_tokens=16, input=[
+          {"role": "user", "content": ASKED}, *answer,
+          {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}])
+      assert followed.status in ("completed", "incomplete")
 
 
 def conversations(at: Target) -> None:

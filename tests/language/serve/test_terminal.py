@@ -38,10 +38,10 @@ def test_fields_are_set_and_mistakes_are_told():
   assert (asked[0].sampling.temperature, asked[0].seed) == (0.25, 7)
   assert len(asked) == 1
   assert "one completion at a time" in told
+  assert "frob" in told
   told, asked = spoken("/set model adapter", "x", "/set model none", "y")
   assert [one.model for one in asked] == ["adapter"]
   assert "there is no model 'none'; there are base, adapter" in told
-  assert "frob" in told
 
 
 def test_the_memory_is_drawn_under_the_text():
