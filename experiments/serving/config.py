@@ -15,11 +15,11 @@ def get_config(arg=None):
   config.decoder.update(vocab_size=512, width=96, depth=2, heads=3, kv_heads=1, head_dim=32, ff_width=192,
                         scan_unroll=2, dtype="float32")
   config.data.update(name="files", files=f"{arg.rows}/rows.jsonl", tokenizer=f"{arg.rows}/tokenizer",
-                     chat_template=f"{arg.rows}/tokenizer", segment_len=512, batch_rows=6, epochs=None,
+                     chat_template=f"{arg.rows}/tokenizer", segment_len=640, batch_rows=5, epochs=None,
                      held_out_frac=0.05)
-  config.optim.update(lr=3e-3, warmup_steps=20, steps=120)
-  config.train.update(log_every_steps=10, eval_every_steps=60)
-  config.checkpoint.update(best_metric="val_loss_nats", every_steps=60)
+  config.optim.update(lr=3e-3, warmup_steps=20, steps=400)
+  config.train.update(log_every_steps=10, eval_every_steps=200)
+  config.checkpoint.update(best_metric="val_loss_nats", every_steps=200)
   config.eval.update(sample_prompt="hello", sample_tokens=16)
   config.monitor.tensorboard = False
   return config

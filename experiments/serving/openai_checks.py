@@ -240,7 +240,7 @@ def conversations(at: Target) -> None:
   """conversation: goes on by an id"""
   name = f"check-{secrets.token_hex(8)}"
   for number in range(2):
-    found = client(at).completions.create(model=at.model, prompt=f"part {number} ", max_tokens=4, seed=1,
+    found = client(at).completions.create(model=at.model, prompt=f"part {number} " * 60, max_tokens=4, seed=1,
                                           extra_body={"conversation": name})
   assert found.usage.prompt_tokens_details.cached_tokens > 0 or not _keeps_states(at)
   assert client(at).get(f"/conversations/{name}", cast_to=object)["id"] == name

@@ -34,6 +34,7 @@ TEMPLATE = (
 WORDS = ("sun", "rain", "north", "seven", "letter", "table", "is", "the", "what", "please", "tell", "me",
          "of", "now", "in", "Oslo", "Lima", "list", "sum", "why", "hello", "status", "graph", "text", "count",
          "#", "1", "42", "3.5", "a-b", "'x'", "?", "!", ":", "你好", "é")
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ0123456789.,:;!?#*`'()[]<>-_/"
 ANSWERS = ("Yes.", "No.", "It is so.", "That is all.", "Good day to you.")
 OWN = [
     {"name": "get_weather", "description": "Tells the weather of a place.", "parameters": {
@@ -61,7 +62,12 @@ def rows(tools: list[dict], count: int, seed: int) -> Iterator[dict]:
   draw = random.Random(seed)
 
   def words() -> str:
-    return " ".join(draw.choices(WORDS, k=draw.randrange(2, 14)))
+    known = draw.choices(WORDS, k=draw.randrange(1, 9))
+    # Beside them any letters, so that words it has never seen do not confuse it.
+    strange = ["".join(draw.choices(LETTERS, k=draw.randrange(1, 9))) for _ in range(draw.randrange(9))]
+    mixed = known + strange
+    draw.shuffle(mixed)
+    return " ".join(mixed)
 
   for _ in range(count):
     system = [{"role": "system", "content": words()}] * draw.choice((0, 0, 1))
