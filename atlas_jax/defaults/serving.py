@@ -14,6 +14,9 @@ def groups() -> dict:
           # 0: any free one.
           "port": Bounded(8_000, lambda value: 0 <= value < 2**16, "from 0 to 65535"),
           "served_as": OPTIONAL(str),  # Name of the model in requests; None: the workdir's.
+          "adapters": OPTIONAL(str),  # Loaded at start, NAME=FOLDER,...; see language/serve/loading.
+          # Requests may load adapters that lie in it, and the run's newest weights; None: they may not.
+          "load_folder": OPTIONAL(str),
           # How completions are computed:
           "slots": at_least(1, 8),  # Completions written at the same time.
           "group_rows": at_least(1, 8),  # Slots of one decoding step; part of the numbers.

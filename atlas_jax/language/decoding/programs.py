@@ -41,6 +41,7 @@ class SlotPrograms(NamedTuple):
   take: Callable  # (state, drawing, slot) -> (row, drawing of one row); the group stays as it is
   step: Callable  # (params, state, drawing) -> (state, drawing, DrawnIds): reads the last ids, draws the next
   set_bias: Callable  # (drawing, slot, bias_V) -> drawing
+  put: Callable  # row or hidden_BD of the host -> the same where those of `read` are
 
 
 def make(language: LanguageModel, shapes: Shapes, *, mesh=None) -> SlotPrograms:
@@ -83,12 +84,16 @@ def make(language: LanguageModel, shapes: Shapes, *, mesh=None) -> SlotPrograms:
   def set_bias(draws, slot, bias_V):
     return draws._replace(bias_BV=draws.bias_BV.at[slot].set(bias_V))
 
+  def put(host):
+    # Placed otherwise, if only in name, `read` would be compiled once more, and all would wait for it.
+    return place(host) if mesh is None else jax.device_put(host, meshes.replicated(mesh))
+
   # Not donated: the state of a piece's start is read on from more than once.
   read = functools.partial(_read, compiled(read_piece), shapes.piece_tokens)
   return SlotPrograms(
       shapes, compiled(functools.partial(pure.init, 1)), read, compiled(first), compiled(group),
       compiled(insert, donate_argnums=(0, 1)), compiled(take), compiled(step, donate_argnums=(1, 2)),
-      compiled(set_bias, donate_argnums=0))
+      compiled(set_bias, donate_argnums=0), put)
 
 
 def _read(piece: Callable, piece_tokens: int, params, row, tokens_N):

@@ -2,7 +2,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.language.decoding.prefix_store import PrefixStore, Root
@@ -83,8 +82,8 @@ class PromptReading:
       self.shared = min(found.shared, len(self.tokens))
       self.want(self.shared)
     if states and self._place is not None:
-      self.row = self._place.parts.restore([state.arrays for state in states])
-      self.hidden_BD = jnp.asarray(states[-1].hidden_BD)
+      self.row = self._programs.put(self._place.parts.restore([state.arrays for state in states]))
+      self.hidden_BD = self._programs.put(states[-1].hidden_BD)
     else:
       self.row = self._programs.blank()
 

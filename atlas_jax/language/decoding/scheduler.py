@@ -91,7 +91,7 @@ class Scheduler:
     self._prepare(language)
     with self._loading:
       self._models.load(name, language, params, version)
-      self._fingerprint()
+    self._fingerprint()
 
   def load_adapter(self, name: str, base: str, options: Mapping, adapters: Any) -> None:
     """Takes low-rank adapters of the decoder `base` under a model name of their own.
@@ -107,8 +107,8 @@ class Scheduler:
     """
     with self._loading:
       self._models.load_adapter(name, base, options, adapters)
-      self._fingerprint()
       language = self._models.get(name).language
+    self._fingerprint()
     self._prepare(language)
 
   def unload(self, name: str) -> None:
@@ -265,9 +265,13 @@ class Scheduler:
 
   def _fingerprint(self) -> None:
     """Reads all weights once, here and not in the thread, where states are to be found by them."""
-    if self._store is not None:
-      for name in self._models.versions():
-        _ = self._models.get(name).fingerprint
+    if self._store is None:
+      return
+    with self._loading:
+      models = [self._models.get(name) for name in self._models.versions()]
+    # Outside of the lock: `submit` and `models` wait for it, and this takes seconds for large models.
+    for model in models:
+      _ = model.fingerprint
 
   def _queue(self, request, model: ServedModel, programs: SlotPrograms, sink, writers, saved) -> Stream:
     """Hands a request to the thread."""

@@ -23,6 +23,7 @@ from atlas_jax.language.serve.event_stream import EventStream, while_connected
 from atlas_jax.language.serve.generation import ServedGeneration
 from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.json_fields import JsonFields
+from atlas_jax.language.serve.loading import Loader
 from atlas_jax.language.serve.memory_trace import MemoryTrace
 from atlas_jax.language.serve.served_text import ServedText
 from atlas_jax.language.serve.server_metrics import ServerMetrics
@@ -58,12 +59,13 @@ class Service:
     conversations: that go on.
     metrics: counts.
     trace: ids -> what the memory does at each; None: the model has none.
+    loader: of adapters and newer weights; None: nothing can be loaded.
     draining: whether the server is about to end.
   """
 
   def __init__(self, scheduler: Any, text: ServedText, limits: RequestLimits, access: Access,
                kept: Conversations, metrics: ServerMetrics,
-               trace: Callable[[Any], MemoryTrace] | None = None):
+               trace: Callable[[Any], MemoryTrace] | None = None, loader: Loader | None = None):
     """Takes the parts; see the class."""
     self.scheduler = scheduler
     self.text = text
@@ -72,6 +74,7 @@ class Service:
     self.conversations = kept
     self.metrics = metrics
     self.trace = trace
+    self.loader = loader
     self.draining = False
     self._grammar_lock = threading.Lock()
 

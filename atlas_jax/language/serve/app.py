@@ -2,18 +2,20 @@
 import asyncio
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from atlas_jax.language.serve import (
   api_error,
   chat_completions,
   chat_prompt,
+  loading,
   responses,
   text_completions,
   token_report,
@@ -24,6 +26,7 @@ from atlas_jax.language.serve.api_error import ApiError, invalid
 from atlas_jax.language.serve.event_stream import ClientGone
 from atlas_jax.language.serve.http_protocol import MOST_HEADER_BYTES
 from atlas_jax.language.serve.json_fields import JsonFields, whole_numbers
+from atlas_jax.language.serve.loading import Loader
 
 PAGE = pathlib.Path(__file__).parent / "page"
 PAGES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
@@ -40,6 +43,7 @@ def make(service: Service) -> Any:
   app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
   _add_completions(app, service)
   _add_models(app, service)
+  _add_loading(app, service)
   _add_texts(app, service)
   _add_conversations(app, service)
   _add_state(app, service)
@@ -68,8 +72,10 @@ def _add_models(app: FastAPI, service: Service) -> None:
   def described(name: str, version: int) -> dict[str, Any]:
     text = service.text
     stats = service.scheduler.stats()
+    loader = service.loader
     return {"id": name, "object": "model", "created": text.created_s, "owned_by": "atlas_jax",
-            "version": version, "max_model_len": text.longest_tokens, "chat": text.template is not None,
+            "parent": None if loader is None else loader.parents.get(name), "version": version,
+            "max_model_len": text.longest_tokens, "chat": text.template is not None,
             "tools": text.shows_tools, "memory": text.has_memory,
             "state_bytes": stats["state_bytes"] if "state_bytes" in stats else None}
 
@@ -84,6 +90,23 @@ def _add_models(app: FastAPI, service: Service) -> None:
     service.access.tenant(request.headers)
     found = service.model_of(JsonFields({"model": name}))
     return JSONResponse(described(found, service.scheduler.models()[found]))
+
+
+def _add_loading(app: FastAPI, service: Service) -> None:
+  def route(path: str, answer: Callable[[Loader, JsonFields], Any]) -> None:
+    async def load(request: Request) -> Response:
+      _, fields = await service.read(request)
+      if service.loader is None:
+        raise ApiError(403, loading.CLOSED)
+      # In a thread: reading and compiling take seconds, and others are being answered.
+      done = await asyncio.to_thread(answer, service.loader, fields)
+      return PlainTextResponse(done) if isinstance(done, str) else JSONResponse(done)
+
+    app.add_api_route(path, load, methods=["POST"])
+
+  route("/v1/load_lora_adapter", Loader.answer_load)
+  route("/v1/unload_lora_adapter", Loader.answer_unload)
+  route("/v1/load_weights", Loader.answer_weights)
 
 
 def _add_texts(app: FastAPI, service: Service) -> None:

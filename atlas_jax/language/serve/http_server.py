@@ -19,6 +19,7 @@ from atlas_jax.language.serve.http_protocol import HEADERS_S, MOST_HEADER_BYTES,
 from atlas_jax.language.serve.server_metrics import ServerMetrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RELOAD = signal.SIGHUP  # Newer weights, see `loading`.
 CLOSE_S = 10  # Behind the drain, for answers to reach their clients.
 BACKLOG = 128
 
@@ -41,7 +42,7 @@ def run(config, workdir, *, port: int) -> None:
     with served_run.opened(config, workdir, mode="serve") as served:
       metrics = ServerMetrics(served.scheduler.stats, STATS)
       service = Service(served.scheduler, served.text, served_run.request_limits(config, served.text), access,
-                        served_run.open_conversations(config), metrics, served.trace)
+                        served_run.open_conversations(config), metrics, served.trace, served.loader)
       # Told once clients can connect: who reads the line may ask at once.
       listener.listen(BACKLOG)
       shown = f"[{serve.host}]" if ":" in serve.host else serve.host
@@ -103,6 +104,7 @@ class HttpServer(uvicorn.Server):
       yield
       return
     before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+    before[RELOAD] = signal.signal(RELOAD, self.handle_reload)
     try:
       yield
     finally:
@@ -120,6 +122,15 @@ class HttpServer(uvicorn.Server):
     logging.info("%s: the server ends when what is being written is written, in %g s at most; a second "
                  "signal ends it at once", signal.Signals(sig).name, self._drain_s)
     self.should_exit = True
+
+  def handle_reload(self, sig: int, frame: Any) -> None:
+    """Takes newer weights, in a thread: a handler must not wait, and requests go on meanwhile."""
+    del sig, frame
+    loader = self._service.loader
+    if loader is None:
+      logging.warning("SIGHUP: this server has nothing to load")
+      return
+    threading.Thread(target=loader.try_newest, daemon=True).start()
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
     """Drains the scheduler while connections end."""

@@ -115,12 +115,15 @@ class JsonFields:
     raise invalid(f"{self.name(field)} is not supported: {why}", self.name(field), UNSUPPORTED)
 
   def done(self) -> None:
-    """Refuses all fields that are left, by name.
+    """Refuses all fields that are left and have a value, by name.
 
     Raises:
       ApiError: status 400, naming the first of them.
     """
-    for field in self._left:
+    for field, value in self._left.items():
+      # Clients that send back what they were told give a null to every field that their types have besides.
+      if value is None:
+        continue
       close = difflib.get_close_matches(field, self._known, n=1, cutoff=0.6)
       hint = f"; did you mean {close[0]!r}?" if close else ""
       name = self.name(field)

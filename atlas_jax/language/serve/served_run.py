@@ -9,9 +9,11 @@ from atlas_jax.language import runs
 from atlas_jax.language.decoding.requests import CompletionRequest
 from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.decoding.scheduler import Scheduler, Settings
+from atlas_jax.language.serve import loading
 from atlas_jax.language.serve.answering import RequestLimits
 from atlas_jax.language.serve.conversations import Conversations
 from atlas_jax.language.serve.generation_fields import CompletionLimits
+from atlas_jax.language.serve.loading import Loader
 from atlas_jax.language.serve.memory_trace import MemoryTrace, MemoryTracer, has_memory
 from atlas_jax.language.serve.served_text import ServedText
 
@@ -27,6 +29,7 @@ class ServedRun(NamedTuple):
   scheduler: Scheduler
   text: ServedText
   trace: Callable[[Any], MemoryTrace] | None
+  loader: Loader | None = None  # of adapters, and of weights that are newer
 
 
 def settings(config, room_tokens: int | None) -> Settings:
@@ -78,7 +81,9 @@ def opened(config, workdir, *, mode: str) -> Iterator[ServedRun]:
     ValueError: if the run's model writes no text, or config.serve does not fit it.
   """
   runs.check_language(config, workdir, mode)
-  settings(config, config.serve.room_tokens)  # Before weights are read, which takes longer.
+  # Before weights are read, which takes longer.
+  settings(config, config.serve.room_tokens)
+  loading.start_adapters(config.serve.adapters)
   mesh = runs.mesh_here(config)
   tuned = runs.open_tuned(config, workdir, mesh)
   language = tuned.language
@@ -87,17 +92,21 @@ def opened(config, workdir, *, mode: str) -> Iterator[ServedRun]:
   traced = has_memory(language)
   text = ServedText(tuned.start.tokenizer, tuned.start.template, tuned.start.end_tokens, language.vocab_size,
                     min(known, default=None), traced, int(time.time()))
-  trace = MemoryTracer(language, tuned.params) if traced else None
+  tracer = MemoryTracer(language, tuned.params) if traced else None
   name = config.serve.served_as or pathlib.Path(workdir).resolve().name
   with Scheduler(settings(config, room), text.tokenizer, mesh=mesh) as scheduler:
     scheduler.load(name, language, tuned.params, version=tuned.step)
     warm(scheduler, text)
-    yield ServedRun(name, tuned.step, scheduler, text, trace)
+    loader = loading.make(config, workdir, name, scheduler, language, mesh,
+                          on_weights=(lambda params: None) if tracer is None else tracer.load,
+                          warm=lambda adapter: warm(scheduler, text, adapter))
+    yield ServedRun(name, tuned.step, scheduler, text, tracer, loader)
 
 
-def warm(scheduler: Scheduler, text: ServedText) -> None:
+def warm(scheduler: Scheduler, text: ServedText, model: str | None = None) -> None:
   """Writes two ids, so that programs are compiled, and fail if they do, before anybody asks."""
-  request = CompletionRequest((text.tokenizer.doc_id,), SamplingOptions(max_tokens=2), remember=False)
+  request = CompletionRequest((text.tokenizer.doc_id,), SamplingOptions(max_tokens=2), model=model,
+                              remember=False)
   scheduler.submit(request).completions()
 
 

@@ -100,7 +100,11 @@ class TerminalChat:
 
   def _say(self, line: str) -> Iterator[str]:
     text = self._served.text
-    context = ReadContext(self._served.name, text, self._limits.of_one, NAME, self._conversation,
+    given = dict(self._fields)
+    model = str(given.pop("model", self._served.name))
+    if model not in self._served.scheduler.models():
+      raise ValueError(f"there is no model {model!r}; there are {', '.join(self._served.scheduler.models())}")
+    context = ReadContext(model, text, self._limits.of_one, NAME, self._conversation,
                           lambda: GrammarTokens(text))
     if text.template is None:
       body = {"max_tokens": min(200, self._limits.of_one.max_tokens), "prompt": line}
@@ -108,7 +112,7 @@ class TerminalChat:
     else:
       body = {"messages": [{"role": "user", "content": line}]}
       read = chat_completions.read
-    call = read(JsonFields({**body, **self._fields}), context)
+    call = read(JsonFields({**body, **given}), context)
     if len(call.requests) > 1 or call.requests[0].sampling.n > 1:
       raise ValueError("one answer at a time; unset n")
     began_s = time.monotonic()

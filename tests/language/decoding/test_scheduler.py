@@ -10,6 +10,7 @@ from atlas_jax.language.decoding import programs as programs_module
 from atlas_jax.language.decoding.requests import CompletionRequest, Draining, EndEvent, QueueFull
 from atlas_jax.language.decoding.scheduler import Scheduler
 from atlas_jax.language.decoding.scheduler_settings import STATS, Settings
+from atlas_jax.language.decoding.served_model import ServedModel
 from tests.helpers import quick_compilation
 from tests.language.decoding import serving
 from tests.language.decoding.serving import events_of, expected, request
@@ -243,3 +244,28 @@ def test_weights_are_swapped_and_those_in_flight_end_with_their_own():
     assert rest[-1].version == 0
     whole = [event.token for event in expected("memory", first, model=old)[0]]
     assert [event.token for event in rest[:-1]] == whole[1:]
+
+
+def test_reading_new_weights_for_their_checksum_holds_up_nobody(monkeypatch):
+  reading, may_end = threading.Event(), threading.Event()
+  checksum = ServedModel.fingerprint.func
+
+  def slow(model):
+    if model.version == 4 and threading.current_thread().name == "loads":
+      reading.set()
+      assert may_end.wait(30)
+    return checksum(model)
+
+  monkeypatch.setattr(ServedModel, "fingerprint", property(slow))
+  new = serving.served("memory", version=4, scale=1.3)
+  with serving.scheduler("memory", store_bytes=2**20) as server:
+    loads = threading.Thread(target=server.load, args=("base", new.language, new.params, 4), name="loads",
+                             daemon=True)
+    loads.start()
+    assert reading.wait(30)
+    asked = request([256, 1], max_tokens=2)
+    assert events_of(server.submit(asked))[0] == expected("memory", asked, model=new)
+    assert server.models() == {"base": 4}
+    assert loads.is_alive()  # Still reading.
+    may_end.set()
+    loads.join()

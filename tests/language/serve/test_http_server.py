@@ -35,6 +35,29 @@ def serving(made, *, most_connections=50, headers_s=0.3):
       assert not thread.is_alive()
 
 
+class Watched:
+  """A loader that only notes that it was asked for newer weights."""
+
+  def __init__(self):
+    self.asked = threading.Event()
+
+  def try_newest(self):
+    self.asked.set()
+
+
+def test_a_signal_asks_for_newer_weights():
+  made = scripted.service()
+  server = http_server.server(made, most_connections=1, drain_s=1)
+  server.handle_reload(signal.SIGHUP, None)  # Nothing to load is no reason to end.
+  assert not server.should_exit
+  made.loader = Watched()
+  with server.capture_signals():
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert made.loader.asked.wait(5)
+  assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+  assert not server.should_exit
+
+
 def raw(port, data, *, wait_s=3.0):
   """Returns what comes back for some bytes until the server closes."""
   with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as link:

@@ -3,15 +3,20 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
+import jax
 import pytest
 
+from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.language import runs
 from atlas_jax.language.decoding.scheduler_settings import STATS
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.serve import served_run, terminal
 from atlas_jax.language.serve.access import Access
 from atlas_jax.language.serve.answering import Service
@@ -104,14 +109,26 @@ def test_flags_of_the_server_are_checked(workdir):
 
 
 @pytest.mark.slow
-def test_the_program_serves_until_a_signal(workdir):
-  command = [sys.executable, "-m", "atlas_jax.main", "--mode=serve", f"--workdir={workdir}", "--port=0",
+def test_the_program_serves_until_a_signal_and_takes_newer_weights_at_another(workdir, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(workdir, run)
+  command = [sys.executable, "-m", "atlas_jax.main", "--mode=serve", f"--workdir={run}", "--port=0",
              "--config.serve.group_rows=2", "--config.serve.slots=2"]
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as program_:
     try:
       told = json.loads(program_.stdout.readline())
       answer = httpx.post(f"{told['url']}/v1/completions", json={"prompt": "x", "max_tokens": 3}, timeout=60)
       assert answer.json()["usage"]["completion_tokens"] == 3
+      config = runs.config_of(run)
+      params = load_initial_model(config).init(jax.random.key(1))[0]
+      saver = Checkpoints(run, **config.checkpoint)
+      saver.save(3, {"params": params}, {"step": 3})
+      saver.close()
+      program_.send_signal(signal.SIGHUP)
+      until = time.monotonic() + 60
+      while httpx.get(f"{told['url']}/v1/models").json()["data"][0]["version"] != 3:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     finally:
       program_.send_signal(signal.SIGTERM)
     assert program_.wait(30) == 0

@@ -39,6 +39,9 @@ def test_fields_are_set_and_mistakes_are_told():
   assert len(asked) == 1
   assert "one completion at a time" in told
   assert "frob" in told
+  told, asked = spoken("/set model adapter", "x", "/set model none", "y")
+  assert [one.model for one in asked] == ["adapter"]
+  assert "there is no model 'none'; there are base, adapter" in told
 
 
 def test_the_memory_is_drawn_under_the_text():
