@@ -20,16 +20,26 @@ STALL_S = 20.0
 
 
 class LingeringTransport:
-  """A transport that closes late where the client is still sending, so that it can read why."""
+  """A transport that closes late where the client is still sending, so that it can read why.
+
+  Attributes:
+    written: bytes, so far.
+  """
 
   def __init__(self, transport: Any, protocol: "TimedProtocol"):
     """Takes the transport of a protocol; what is not here is the transport's."""
     self._transport = transport
     self._protocol = protocol
     self._lingers = False
+    self.written = 0
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._transport, name)
+
+  def write(self, data: bytes) -> None:
+    """Writes and counts."""
+    self.written += len(data)
+    self._transport.write(data)
 
   def is_closing(self) -> bool:
     """Returns whether nothing is read or written any more."""
@@ -130,12 +140,10 @@ class TimedProtocol(H11Protocol):
     self._looking = self.loop.call_later(self._stall_s, self._look)
 
   def _standing(self) -> tuple[str, int] | None:
-    """Returns what is waited for that only the client can do, and how far it is."""
+    """Returns what is waited for that only the client can do, and how much of it is done."""
     unsent = self.transport.get_write_buffer_size()
-    if self.transport.is_closing():
-      return "closing", 0
-    if unsent:
-      return "unsent", unsent
+    if unsent or self.transport.is_closing():
+      return "unsent", self.transport.written - unsent
     # A byte now and then of a body that nobody reads is no reason to wait for more.
     is_answered = self.cycle is not None and self.cycle.response_complete
     return ("unread", 0) if is_answered and self.conn.their_state is h11.SEND_BODY else None
