@@ -62,6 +62,8 @@ class LingeringTransport:
 class TimedProtocol(H11Protocol):
   """A connection whose headers are waited for only so long; what is no HTTP gets an error of the API."""
 
+  transport: Any  # A `LingeringTransport`.
+
   def __init__(self, *args: Any, most_connections: int, headers_s: float = HEADERS_S,
                stall_s: float = STALL_S, **kwargs: Any):
     """Makes a connection; other arguments as of uvicorn.
@@ -82,7 +84,8 @@ class TimedProtocol(H11Protocol):
 
   def connection_made(self, transport: Any) -> None:
     """Starts the clocks."""
-    super().connection_made(LingeringTransport(transport, self))
+    lingering: Any = LingeringTransport(transport, self)
+    super().connection_made(lingering)
     self._looking = self.loop.call_later(self._stall_s, self._look)
     if len(self.connections) > self._most:
       self._refuse(503, f"the server has {self._most} connections, as many as it may (config.serve."

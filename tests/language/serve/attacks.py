@@ -267,10 +267,8 @@ def huge_headers(draw):
   lines = draw.choice([["X: " + "a" * size], [f"X{n}: {'b' * 90}" for n in range(size // 99)],
                        ["X" * size + ": a"], ["Cookie: " + "a=b; " * (size // 6)]])
   whole = request("/health", b"", *lines, method="GET")
-  if draw.random() < 0.5:
-    return Attack("", (whole,))
-  parts = [whole[at:at + 8_000] for at in range(0, len(whole), 8_000)]
-  return Attack("", tuple(parts))
+  size = draw.choice([8_000, len(whole)])
+  return Attack("", tuple(whole[at:at + size] for at in range(0, len(whole), size)))
 
 
 def huge_paths(draw):
@@ -389,10 +387,8 @@ def slow_body(draw):
 
 
 def slow_unread_body(draw):
-  parts: list[bytes | float] = [head(draw.choice(["/nothing", "/health"]), "Content-Length: 99999")]
-  for _ in range(20):
-    parts += [b"x", 0.1]
-  return Attack("", tuple(parts))
+  begun = head(draw.choice(["/nothing", "/health"]), "Content-Length: 99999")
+  return Attack("", (begun, *[b"x", 0.1] * 20))
 
 
 QUICK = (no_json, no_utf8, deep_json, strange_numbers, half_characters, names_twice, wrong_values,
