@@ -230,7 +230,8 @@ class PrefixStore:
       self.bytes -= NODE_BYTES + len(node.block)
       node = node.parent
     # Clients name their users as they like, so that roots without texts must not stay.
-    if node.root is not None and not node.children and self._roots.pop(node.root, None):
+    if node.root in self._roots and not node.children:
+      del self._roots[node.root]
       self.bytes -= NODE_BYTES
 
   def _read_disk(self, disk: StateDisk) -> None:
