@@ -7,6 +7,7 @@
   python scripts/bench.py grpo --peer --trl_python=PYTHON --tunix_python=PYTHON --json
   python scripts/bench.py sampler --sizes=tiny
   python scripts/bench.py decode --lengths=4096,32768 --peer --peer_python=PYTHON --json
+  python scripts/bench.py serve --json
 
 `memory` is `memory.layer.Memory` on one document of random vectors, with the product behind it that brings
 its heads back to the layer's width; its backward pass is that of mean(out^2) to the parameters. `memory_lm`
@@ -14,7 +15,8 @@ is a training step on random tokens; `trm` is a training step of a recursive mod
 its evaluation, on random puzzles; --config.GROUP.FIELD=VALUE changes the config of both. `grpo` is a step of
 policy training, completions and all, and `sampler` the completions alone, see `bench_rl`; `decode` is writing
 behind a long context, beside `generate` of Hugging Face with a Transformer of equal size, see `bench_decode`;
---config.GROUP.FIELD=VALUE changes its model. Every row is
+`serve` is a real server with many clients at once, see `bench_serve`; --config.GROUP.FIELD=VALUE changes the
+model of both. Every row is
 measured in a process of its own, so that its peak memory is its own. --peer runs the Titans memory of
 titans-pytorch, or the same step of TRL and Tunix, at the same shapes in the same run, turn by turn; what is
 not installed for this Python may be for one that --trl_python and --tunix_python name.
@@ -47,6 +49,7 @@ import time
 
 import bench_decode
 import bench_rl
+import bench_serve
 import bench_trm
 
 from atlas_jax.memory import rules
@@ -95,7 +98,8 @@ def parser() -> Parser:
   """Makes the reader of the command line."""
   made = Parser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                 allow_abbrev=False)
-  kinds = made.add_subparsers(dest="name", required=True, metavar="memory|memory_lm|trm|grpo|sampler|decode")
+  kinds = made.add_subparsers(dest="name", required=True,
+                              metavar="memory|memory_lm|trm|grpo|sampler|decode|serve")
   memory = kinds.add_parser("memory", help="a memory layer", allow_abbrev=False)
   flag = memory.add_argument
   flag("--rule", default="titans", help="a memory rule, or all")
@@ -116,7 +120,7 @@ def parser() -> Parser:
   step = kinds.add_parser("memory_lm", help="a training step", allow_abbrev=False)
   step.add_argument("--config", required=True, help="FILE or FILE:ARGUMENTS, as for training")
   others = (bench_trm.add_flags(kinds, one_of, positive), *bench_rl.add_flags(kinds, one_of),
-            *bench_decode.add_flags(kinds, positive))
+            *bench_decode.add_flags(kinds, positive), *bench_serve.add_flags(kinds, positive))
   for each in (memory, step, *others):
     each.add_argument("--repeats", type=positive, default=5)
     each.add_argument("--json", action="store_true", help="one JSON object per row")
@@ -142,11 +146,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[dict]]:
     return args, bench_trm.specs(args, overrides)
   if args.name in bench_decode.KINDS:
     return args, bench_decode.specs(args, overrides)
+  if args.name in bench_serve.KINDS:
+    return args, bench_serve.specs(args, overrides)
   if args.name in bench_rl.KINDS and not overrides:
     return args, bench_rl.specs(args)
   if overrides:
-    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm, trm and decode; {args.name} has "
-                     "its own flags")
+    raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm, trm, decode and serve; {args.name} "
+                     "has its own flags")
   check(args)
   names = rules.names() if args.rule == "all" else [args.rule]
   shape = {name: getattr(args, name) for name in
@@ -264,6 +270,8 @@ def measure(spec: dict, args) -> list[dict]:
     return bench_rl.measure(spec, Side)
   if args.name in bench_decode.KINDS:
     return bench_decode.measure(spec, Side)
+  if args.name in bench_serve.KINDS:
+    return bench_serve.measure(spec)
   sides = [Side(spec)]
   try:
     if spec.get("peer") and sides[0].works:
@@ -331,7 +339,7 @@ def main(argv: list[str]) -> int:
     print(f"bench: {error}", file=sys.stderr)
     return 2
   columns = TABLE + (PEER_TABLE if specs[0].get("peer") else ())
-  columns = {"trm": bench_trm.TABLE, "decode": bench_decode.TABLE,
+  columns = {"trm": bench_trm.TABLE, "decode": bench_decode.TABLE, "serve": bench_serve.TABLE,
              **dict.fromkeys(bench_rl.KINDS, bench_rl.TABLE)}.get(args.name, columns)
   failed, headed = False, args.json
   for row in (row for spec in specs for row in measure(spec, args)):

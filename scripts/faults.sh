@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Kills, double starts and damaged files in their long form: some hours on two cores. Prints one JSON object each.
+# Kills, double starts, damaged files, and a server that is attacked, worn and killed, in their long form: some hours
+# on two cores. Prints one JSON object each.
 #
 #   bash scripts/faults.sh [FOLDER]     FOLDER holds the runs; left out: runs/faults
 #
-# KILLS=200, STARTS=50 and MUTATIONS=10000 change how many. Exits 0 only if nothing was lost, harmed, or let through.
+# KILLS=200, STARTS=50, MUTATIONS=10000, ATTACKS=10000, REQUESTS=10000 and SERVER_KILLS=20 change how many.
+# Exits 0 only if nothing was lost, harmed, or let through.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
@@ -16,4 +18,7 @@ failed=0
 "$python" -m tests.faults.mutations --count="${MUTATIONS:-10000}" || failed=1
 "$python" -m tests.faults.starts --count="${STARTS:-50}" --workdir="$folder/starts" || failed=1
 "$python" -m tests.faults.kills --count="${KILLS:-200}" --workdir="$folder/kills" || failed=1
+"$python" -m tests.language.serve.attack --count="${ATTACKS:-10000}" --workdir="$folder/attack" || failed=1
+"$python" -m tests.language.serve.endurance --count="${REQUESTS:-10000}" --workdir="$folder/endurance" || failed=1
+"$python" -m tests.language.serve.kills --count="${SERVER_KILLS:-20}" --workdir="$folder/serve_kills" || failed=1
 exit "$failed"

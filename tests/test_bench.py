@@ -13,6 +13,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench  # noqa: E402  Scripts are no package.
 import bench_rl  # noqa: E402
+import bench_serve  # noqa: E402
+import bench_server  # noqa: E402
 import bench_turns  # noqa: E402
 
 # Of no virtual environment, and so without their packages.
@@ -37,13 +39,15 @@ MISTAKES = [
   (["memory", "--options={depth}"], "--options"),
   (["memory", "--rule=all", '--options={"depth": 1}'], "--rule=all measures all"),
   (["memory", "--peer", "--rule=omega"], "--peer runs Titans memory"),
-  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm, trm and decode"),
+  (["memory", "--config.optim.lr=1"], "--config.optim.lr is for memory_lm, trm, decode and serve"),
   (["grpo", "--sizes=large"], "'large' is unknown; known are tiny, small"),
   (["grpo", "--core=4096"], "--core=4096 is none of those this process may use: "),
   (["sampler", "--peer", "--trl_python=nix"], "--trl_python=nix is no program; give the Python that has trl"),
   (["sampler", "--config.optim.lr=1"], "sampler has its own flags"),
   (["decode", "--lengths=0"], "'0' must be a whole number, at least 1"),
   (["decode", "--peer", "--peer_python=nix"], "--peer_python=nix is no program; give the Python that has"),
+  (["serve", "--clients=8,0"], "'0' must be a whole number, at least 1"),
+  (["serve", "--config=configs/nix.py"], "there is no file 'configs/nix.py'"),
   (["trm", "--variants=cnn"], "'cnn' is unknown; known are mlp, att"),
   (["memory", "--length=16"], "--length=16"),
   (["memory_lm"], "--config"),
@@ -202,3 +206,28 @@ def test_decoding_is_measured_behind_any_context_with_the_same_state(capsys):
   assert [row["context"] for row in ours] == [8, 40] and all(row["tokens_per_s"] > 0 for row in ours)
   assert ours[0]["state_bytes"] == ours[1]["state_bytes"] > 0
   assert code == 1 and all("torch" in row["error"] and row["system"] == "transformers" for row in peers)
+
+
+@pytest.mark.slow
+def test_a_server_gives_a_row_for_each_load_with_answers_that_equal_offline_ones(capsys):
+  code, rows, err = run(capsys, "serve", "--clients=1,3", "--prompt_tokens=9", "--new_tokens=3",
+                        "--repeats=1", "--config.serve.slots=2", "--config.serve.group_rows=2", "--json")
+  assert code == 0, err
+  assert [(row["clients"], row["answers"], row["equal"], row["lost"]) for row in rows] == [
+    (1, 8, 8, 0), (3, 8, 8, 0)]  # fmt: skip
+  for row in rows:
+    assert all(row[name] > 0 for name, _ in bench_serve.TABLE if name != "lost")
+    assert row["weights"] == "untrained" and row["first_token_s_median"] <= row["first_token_s_p95"]
+  assert rows[0]["speedup"] == 1
+
+
+def test_a_lost_or_wrong_answer_is_an_error_and_no_rate():
+  answers = [bench_server.Answer(200, (1, 2), "", 0.1, 0.2), bench_server.Answer(0, (1,), error="went away")]
+  load = bench_server.Load(answers, 1.0, 0.5)
+  found = bench_serve.figures([load], [[1, 2], [1]])
+  assert (found["lost"], found["equal"]) == (1, 2) and "went away" in found["error"]
+  whole = load._replace(answers=[answers[0]])
+  assert "0 are right" in bench_serve.figures([whole], [[1, 3]])["error"]
+  right = bench_serve.figures([whole], [[1, 2]])
+  measured = [right[name] for name in ("tokens_per_s", "cpu_s_per_1000_tokens", "first_token_s_median")]
+  assert measured == [2, 250, 0.1]

@@ -55,7 +55,7 @@ def compiled(source: str, name: str = "the chat template"):
     raise ValueError(f"{name} cannot be read: {_said(error)}; mend it or give another") from error
 
 
-def render(template, **values) -> str:
+def render(template, /, **values) -> str:
   """Returns the text of a template.
 
   Raises:

@@ -117,7 +117,7 @@ class Template:
       return True
     return "{'a': 'b'}" in text
 
-  def prompt(self, messages: Sequence[Mapping], tokenizer: Tokenizer, **values) -> np.ndarray:
+  def prompt(self, messages: Sequence[Mapping], tokenizer: Tokenizer, /, **values) -> np.ndarray:
     """Returns the ids after which the assistant begins to write, int32; `values` as in `render`."""
     _check_marks(messages, values)
     # The same shield as in `rows`: if one of the two encoded a user's "<|im_end|>" as the special id, the ids
@@ -126,13 +126,14 @@ class Template:
     return self._encode(_unmarked(text), tokenizer)
 
   def follow_up(self, asked: Sequence[Mapping], answer: Mapping, then: Sequence[Mapping],
-                tokenizer: Tokenizer, *, written: str, **values) -> np.ndarray | None:
+                tokenizer: Tokenizer, written: str, /, **values) -> np.ndarray | None:
     """Returns the ids between an answer, as it was written, and where the assistant begins to write again.
 
     Args:
       asked, answer, then: messages before the answer, the answer, and messages behind it.
-      tokenizer, **values: as in `prompt`.
+      tokenizer: as in `prompt`.
       written: text of the answer as the model wrote it, without what ended it.
+      **values: as in `prompt`.
 
     Returns:
       int32; None where the template shows the answer otherwise than it was written, once others follow.

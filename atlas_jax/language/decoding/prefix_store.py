@@ -37,10 +37,11 @@ class PrefixMatch(NamedTuple):
 class _Node:
   """One block of ids."""
 
-  __slots__ = ("parent", "block", "children", "state", "name", "on_disk")
+  __slots__ = ("parent", "root", "block", "children", "state", "name", "on_disk")
 
-  def __init__(self, parent: "_Node | None", block: bytes, name: str):
+  def __init__(self, parent: "_Node | None", block: bytes, name: str, root: Root | None = None):
     self.parent = parent
+    self.root = root  # Of the first node of a tree, which is no block.
     self.block = block
     self.children: dict[bytes, _Node] = {}
     self.state: StoredState | None = None
@@ -125,10 +126,11 @@ class PrefixStore:
     if state.bytes > self._max_bytes:
       self.refused += 1
       return
-    top = self._roots.setdefault(root, _Node(None, b"", hashlib.sha256(root.key.encode()).hexdigest()))
+    top = self._top(root)
     path = list(self._path(top, tokens))
     if root.grows and not (len(path) * self._block >= len(tokens) - self._block
                            and all(node.kept for node in path[:len(tokens) // self._block - 1])):
+      self._prune(top)
       return  # A part alone stands for nothing: those before it have made room already.
     for at in range(len(path) * self._block, len(tokens), self._block):
       path.append(self._grow(path[-1] if path else top, tokens[at:at + self._block].tobytes()))
@@ -144,6 +146,14 @@ class PrefixStore:
       node.on_disk = self._disk.write(text, state)
     self._touch(path if root.grows else path[-1:])
     self._make_room()
+
+  def _top(self, root: Root) -> _Node:
+    """Returns the first node of a root's tree."""
+    found = self._roots.get(root)
+    if found is None:
+      found = self._roots[root] = _Node(None, b"", hashlib.sha256(root.key.encode()).hexdigest(), root)
+      self.bytes += NODE_BYTES
+    return found
 
   def _path(self, top: _Node, tokens: np.ndarray) -> Iterator[_Node]:
     """Yields the nodes of a text as far as they are there."""
@@ -219,16 +229,21 @@ class PrefixStore:
       del node.parent.children[node.block]
       self.bytes -= NODE_BYTES + len(node.block)
       node = node.parent
+    # Clients name their users as they like, so that roots without texts must not stay.
+    if node.root in self._roots and not node.children:
+      del self._roots[node.root]
+      self.bytes -= NODE_BYTES
 
   def _read_disk(self, disk: StateDisk) -> None:
     """Takes in what an earlier process wrote, as used in the order of the files' times."""
     names = {}
     for file in disk.files():  # From the shortest text on, and each behind those it needs.
       root = Root(file.key, file.grows)
-      top = self._roots.setdefault(root, _Node(None, b"", hashlib.sha256(root.key.encode()).hexdigest()))
+      top = self._top(root)
       node = names.get(file.parent) if root.grows and file.parent != top.name else top
       if node is None or file.block_tokens != self._block:
         disk.delete(file.name)  # Of other settings, or what it grows from is gone.
+        self._prune(top)
         continue
       for at in range(0, len(file.tokens), self._block):
         block = file.tokens[at:at + self._block].tobytes()

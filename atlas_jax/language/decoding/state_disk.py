@@ -19,7 +19,10 @@ from atlas_jax.language.decoding import state_files
 
 SUFFIX = ".state"
 HEADER_BYTES = 1_000  # Of a file's first line, at most.
-WAITING = 256  # States that may wait to be written; more are kept in memory alone.
+# States that may wait to be written, and their bytes, which are not those of the store; what is more is kept
+# in memory alone.
+WAITING = 256
+WAITING_BYTES = 2**28
 
 
 class StoredState(NamedTuple):
@@ -51,16 +54,21 @@ class StateDisk:
 
   Attributes:
     skipped: states that were not written because too many waited.
+    waiting_bytes: of states that wait to be written.
     damaged: files that could not be read.
   """
 
-  def __init__(self, folder, max_bytes: int):
+  def __init__(self, folder, max_bytes: int, *, most_waiting_bytes: int = WAITING_BYTES):
     """Makes the folder if there is none, and starts the thread that writes."""
     self._folder = pathlib.Path(folder)
     self._folder.mkdir(parents=True, exist_ok=True)
     self._max_bytes = max_bytes
     self._sizes: dict[str, int] = {}
     self._queue: queue.Queue = queue.Queue(WAITING)
+    self._most_waiting_bytes = most_waiting_bytes
+    self._waiting: dict[str, StoredState] = {}
+    self._lock = threading.Lock()  # Of what waits.
+    self.waiting_bytes = 0
     self.bytes = 0
     self.skipped = 0
     self.damaged = 0
@@ -75,16 +83,23 @@ class StateDisk:
   def write(self, text: FiledText, state: StoredState) -> bool:
     """Hands the state behind a text to the thread; returns whether it took it."""
     size = state.bytes + text.tokens.nbytes + HEADER_BYTES
-    if size > self._max_bytes or self._queue.full():
+    waits = self.waiting_bytes + state.bytes
+    if size > self._max_bytes or self._queue.full() or self._waiting and waits > self._most_waiting_bytes:
       self.skipped += 1
       return False
     fields = {**text._asdict(), "tokens": None}
     self._count(text.name, size)
-    self._queue.put((text.name, fields, [text.tokens, state.hidden_BD, *state.arrays]))
+    with self._lock:
+      self._waiting[text.name] = state
+      self.waiting_bytes += state.bytes
+    self._queue.put((text.name, (fields, text.tokens, state)))
     return True
 
   def read(self, name: str) -> StoredState | None:
-    """Reads a state; None if it was not written yet, or is damaged, and then it is gone."""
+    """Reads a state; None if it could not be written, or is damaged, and then it is gone."""
+    waiting = self._waiting.get(name)
+    if waiting is not None:
+      return waiting
     file = self._file(name)
     try:
       _, (_, hidden_BD, *arrays) = state_files.read_state(file)
@@ -102,7 +117,9 @@ class StateDisk:
   def delete(self, name: str) -> None:
     """Hands a file to the thread to be taken away, behind what waits."""
     self._forget(name)
-    self._queue.put((name, None, None))
+    with self._lock:
+      self._waiting.pop(name, None)
+    self._queue.put((name, None))
 
   def used_at(self, name: str) -> float:
     """Returns when a file was written or read last."""
@@ -144,18 +161,28 @@ class StateDisk:
 
   def _work(self) -> None:
     while (job := self._queue.get()) is not None:
-      name, fields, arrays = job
+      name, written = job
       try:
-        if fields is None:
+        if written is None:
           self._file(name).unlink(missing_ok=True)
         else:
-          state_files.write_state(self._file(name), fields, arrays)
+          fields, tokens, state = written
+          state_files.write_state(self._file(name), fields, [tokens, state.hidden_BD, *state.arrays])
       except OSError as error:  # A full disk must not end the server.
         self.skipped += 1
         logging.warning("a state is not kept on the disk: %s", error)
       finally:
+        if written is not None:
+          self._written(name, written[-1])
         self._queue.task_done()
     self._queue.task_done()
+
+  def _written(self, name: str, state: StoredState) -> None:
+    with self._lock:
+      self.waiting_bytes -= state.bytes
+      # Another of the same name may wait by now, behind the end of the first.
+      if self._waiting.get(name) is state:
+        del self._waiting[name]
 
 
 def _text(file: pathlib.Path) -> FiledText:

@@ -126,6 +126,8 @@ class Service:
   def _release(self, generation: ServedGeneration) -> None:
     if generation.is_open:
       self.metrics.cancelled.inc()
+    # Also where nothing is open: the client may have gone while its request was on its way to the scheduler.
+    if not generation.has_ended:
       generation.cancel()
 
   def _prepare(self, tenant: str, fields: JsonFields, read_call: ReadCall,

@@ -39,8 +39,9 @@ GONE = 499  # In logs and metrics: the client closed the connection.
 
 def make(service: Service) -> Any:
   """Returns the application of a service, in the form of ASGI."""
-  # No page of documentation: it would be loaded from elsewhere.
-  app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+  # No page of documentation: it would be loaded from elsewhere. No redirection of paths that end with "/":
+  # its address would be that of whatever host the request names.
+  app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
   _add_completions(app, service)
   _add_models(app, service)
   _add_loading(app, service)

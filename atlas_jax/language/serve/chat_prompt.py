@@ -82,8 +82,7 @@ def _go_on(kept: Conversation, messages: Sequence[Mapping], text: ServedText,
     return None
   *asked, answer = kept.messages
   try:
-    ids = text.need_template().follow_up(asked, answer, messages, text.tokenizer, written=kept.written,
-                                         **values)
+    ids = text.need_template().follow_up(asked, answer, messages, text.tokenizer, kept.written, **values)
   except ValueError as error:
     raise invalid(str(error), "messages") from error
   return None if ids is None else (*kept.tokens, *ids.tolist())

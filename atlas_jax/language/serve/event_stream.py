@@ -67,7 +67,9 @@ class EventStream(Response):
     try:
       await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
       if writing.done():
-        writing.result()
+        # A client that takes nothing counts as gone.
+        with contextlib.suppress(TimeoutError):
+          writing.result()
     finally:
       for one in (writing, gone):
         one.cancel()

@@ -85,10 +85,14 @@ class ServedGeneration:
   def _submit_all(self) -> None:
     try:
       for place, request in enumerate(self._requests):
+        if self._cancelled:
+          return
+        # Not under the lock: the scheduler may be loading weights, and who cancels must not wait for that.
+        stream = self._scheduler.submit(request, self._sink(place))
         with self._lock:
-          if self._cancelled:
-            return
-          self._streams.append(self._scheduler.submit(request, self._sink(place)))
+          self._streams.append(stream)
+        if self._cancelled:
+          self.cancel()
     except BaseException:
       self.cancel()
       raise
@@ -112,7 +116,12 @@ class ServedGeneration:
   @property
   def is_open(self) -> bool:
     """Returns whether something was asked that has not come to its end."""
-    return bool(self._streams) and any(one.end is None for one in self.completions)
+    return bool(self._streams) and not self.has_ended
+
+  @property
+  def has_ended(self) -> bool:
+    """Returns whether all completions have come to their end."""
+    return all(one.end is not None for one in self.completions)
 
   async def events(self) -> AsyncIterator[tuple[ServedCompletion, TokenEvent | EndEvent]]:
     """Yields the events of all completions, each noted in its completion before.

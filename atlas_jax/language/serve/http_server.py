@@ -15,7 +15,7 @@ from atlas_jax.language.decoding.scheduler_settings import STATS
 from atlas_jax.language.serve import app, served_run
 from atlas_jax.language.serve.access import Access
 from atlas_jax.language.serve.answering import Service
-from atlas_jax.language.serve.http_protocol import HEADERS_S, MOST_HEADER_BYTES, protocol
+from atlas_jax.language.serve.http_protocol import HEADERS_S, MOST_HEADER_BYTES, STALL_S, protocol
 from atlas_jax.language.serve.server_metrics import ServerMetrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -71,7 +71,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def server(service: Service, *, most_connections: int, drain_s: float,
-           headers_s: float = HEADERS_S) -> "HttpServer":
+           headers_s: float = HEADERS_S, stall_s: float = STALL_S) -> "HttpServer":
   """Returns the server of a service; `run` runs it in this thread.
 
   Args:
@@ -79,9 +79,10 @@ def server(service: Service, *, most_connections: int, drain_s: float,
     most_connections: at the same time.
     drain_s: for completions that are being written when the end is asked for.
     headers_s: see `http_protocol.HEADERS_S`.
+    stall_s: see `http_protocol.STALL_S`.
   """
   config = uvicorn.Config(
-      app.make(service), http=protocol(most_connections, headers_s), ws="none", lifespan="off",
+      app.make(service), http=protocol(most_connections, headers_s, stall_s), ws="none", lifespan="off",
       log_config=None, log_level="error", access_log=False, server_header=False, proxy_headers=False,
       backlog=BACKLOG, h11_max_incomplete_event_size=MOST_HEADER_BYTES,
       timeout_graceful_shutdown=round(drain_s) + CLOSE_S)

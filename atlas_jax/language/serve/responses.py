@@ -10,7 +10,7 @@ from atlas_jax.language.serve.api_error import invalid
 from atlas_jax.language.serve.chat_completions import constrain
 from atlas_jax.language.serve.constrained import response_schema
 from atlas_jax.language.serve.generation_fields import GenerationFields
-from atlas_jax.language.serve.json_fields import JsonFields, each
+from atlas_jax.language.serve.json_fields import JsonFields, each, kind_of
 from atlas_jax.language.serve.response_reply import ResponseReply
 
 PARTS = ("input_text", "output_text", "text")
@@ -127,7 +127,10 @@ def _content(item: JsonFields, field: str = "content") -> str:
   if isinstance(value, str):
     return value
   if not isinstance(value, list):
-    return json.dumps(value, ensure_ascii=False)
+    if field == "content":
+      raise invalid(f"{item.name(field)} is {kind_of(value)}, and must be a text or a list of parts",
+                    item.name(field))
+    return json.dumps(value, ensure_ascii=False)  # Of a tool, which answers with whatever it has.
   texts = []
   for at, part in each(value, item.name(field)):
     inner = JsonFields(part, at)

@@ -87,7 +87,7 @@ def opened(config, workdir, *, mode: str) -> Iterator[ServedRun]:
   mesh = runs.mesh_here(config)
   tuned = runs.open_tuned(config, workdir, mesh)
   language = tuned.language
-  room = _room(config, language)
+  room = room_tokens_of(config, language)
   known = [size for size in (room, language.max_positions) if size is not None]
   traced = has_memory(language)
   text = ServedText(tuned.start.tokenizer, tuned.start.template, tuned.start.end_tokens, language.vocab_size,
@@ -110,8 +110,12 @@ def warm(scheduler: Scheduler, text: ServedText, model: str | None = None) -> No
   scheduler.submit(request).completions()
 
 
-def _room(config, language) -> int | None:
-  """Returns how many tokens a text may have; None: any number."""
+def room_tokens_of(config, language) -> int | None:
+  """Returns how many tokens a text of a model may have; None: any number.
+
+  Raises:
+    ValueError: if config.serve.room_tokens does not fit the model.
+  """
   asked = config.serve.room_tokens
   if language.token_axes is None:
     if asked is not None:

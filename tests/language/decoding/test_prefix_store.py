@@ -1,7 +1,10 @@
 """The store of prefixes: what it finds, what it forgets, and what is there after a process was killed."""
+import threading
+
 import numpy as np
 import pytest
 
+from atlas_jax.language.decoding import state_files
 from atlas_jax.language.decoding.prefix_store import PrefixStore, Root
 from atlas_jax.language.decoding.state_disk import StateDisk, StoredState
 
@@ -64,7 +67,7 @@ def test_it_stays_within_its_bytes_and_what_it_finds_is_right(root):
 
 
 def test_what_is_used_stays_and_what_is_not_makes_room():
-  store = PrefixStore(BLOCK, 3 * 950)
+  store = PrefixStore(BLOCK, 3 * 1_000)
   texts = [np.full(BLOCK, number, np.int32) for number in range(4)]
   for text in texts[:3]:
     store.put(FIXED, text, state(text))
@@ -79,6 +82,39 @@ def test_roots_never_meet():
   store, text = PrefixStore(BLOCK, 10**6), np.arange(BLOCK, dtype=np.int32)
   store.put(FIXED, text, state(text))
   assert store.find(Root("model a, another tenant", False), text).tokens == 0
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_roots_whose_texts_made_room_are_gone(grows):
+  """A server's clients name as many users as they like."""
+  store, text = PrefixStore(BLOCK, 5_000), np.arange(2 * BLOCK, dtype=np.int32)
+  for number in range(100):
+    root = Root(f"user {number}", grows)
+    store.put(root, text, state(text))  # Where it grows, its first part is missing, and nothing is kept.
+    store.put(root, text[:BLOCK], state(text[:BLOCK]))
+    assert store.bytes <= 5_000
+  assert len(store._roots) < 10
+  assert store.find(root, text).tokens == (BLOCK if grows else 2 * BLOCK)
+
+
+def test_a_state_is_found_while_it_waits_for_a_slow_disk(tmp_path, monkeypatch):
+  may_write, write = threading.Event(), state_files.write_state
+  monkeypatch.setattr(state_files, "write_state", lambda *args: may_write.wait() and write(*args))
+  disk = StateDisk(tmp_path, 10**6, most_waiting_bytes=2_000)
+  store = PrefixStore(BLOCK, 900, disk)  # For one state.
+  texts = [np.full(BLOCK, number, np.int32) for number in range(9)]
+  for text in texts:
+    store.put(FIXED, text, state(text))
+  assert 0 < disk.waiting_bytes <= 2_000
+  assert disk.skipped == 5  # Of nine states of 408 bytes.
+  check_found(store.find(FIXED, texts[0]), FIXED, texts[0])
+  assert store.find(FIXED, texts[0]).tokens == BLOCK
+  may_write.set()
+  disk.flush()
+  assert disk.waiting_bytes == 0 and not disk._waiting
+  assert disk.bytes >= sum(file.stat().st_size for file in tmp_path.iterdir())
+  assert store.find(FIXED, texts[1]).tokens == BLOCK  # From its file.
+  disk.close()
 
 
 @pytest.mark.parametrize("root", [FIXED, GROWING])

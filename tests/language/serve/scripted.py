@@ -99,7 +99,10 @@ class ScriptedScheduler:
   def _write(self, stream):
     request = stream.request
     for index in range(request.sampling.n):
-      end = self._completion(stream, index)
+      try:
+        end = self._completion(stream, index)
+      except ValueError as error:  # Of what is allowed, as the scheduler tells it.
+        end = self._end(request, index, [], "error", "", None, error)
       with contextlib.suppress(RuntimeError):  # Of a loop that has ended: nobody listens any more.
         stream.send(end)
     self.streams.pop(stream.number, None)

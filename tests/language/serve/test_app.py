@@ -2,6 +2,7 @@
 import asyncio
 import json
 import random
+import threading
 
 import pytest
 
@@ -102,6 +103,31 @@ def test_a_client_that_goes_away_frees_its_slot(stream):
   assert not scheduler.streams
 
 
+def test_a_client_that_goes_away_while_its_request_is_queued_leaves_nothing():
+  class Loading(scripted.ScriptedScheduler):
+    def submit(self, request, sink=None):
+      queued.set()
+      loaded.wait(10)
+      return super().submit(request, sink)
+
+  queued, loaded = threading.Event(), threading.Event()
+  scheduler = Loading()
+  scheduler.may_write.clear()
+  made = scripted.service(scheduler=scheduler)
+
+  async def leave():
+    request = scripted.RawRequest(made, TEXT, {"prompt": "x"})
+    running = asyncio.ensure_future(request.run())
+    await asyncio.to_thread(queued.wait)
+    request.leave()
+    await asyncio.wait_for(running, 5)
+    loaded.set()
+
+  asyncio.run(leave())
+  assert len(scheduler.cancelled) == 1
+  assert not scheduler.streams
+
+
 def test_a_conversation_is_free_again_and_unchanged_after_its_client_went_away():
   scheduler = scripted.ScriptedScheduler(lambda text: "abc")
   made = scripted.service(scheduler=scheduler)
@@ -158,7 +184,7 @@ def test_other_types_methods_and_routes_are_refused():
   zipped = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
   asked.refused(TEXT, content=b"x", headers=zipped, status=415)
   asked.refused(TEXT, method="GET", status=405)
-  for path in ("/nothing", "/../etc/passwd", "/v1", "/docs", "/openapi.json", "/page", "/%00"):
+  for path in ("/nothing", "/../etc/passwd", "/v1", "/docs", "/openapi.json", "/page", "/%00", "/health/"):
     asked.refused(path, status=404)
 
 

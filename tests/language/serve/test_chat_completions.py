@@ -145,3 +145,12 @@ def test_a_model_without_a_template_says_where_to_ask():
   error = client(template=None).refused(PATH, {"messages": HELLO})
   assert error["code"] == "no_chat_template"
   assert "/v1/completions" in error["message"]
+
+
+def test_a_template_may_be_given_values_of_any_name():
+  asked = client()
+  names = ("template", "tokenizer", "written", "asked", "answer", "then", "values", "role", "loop", "")
+  for conversation in ("c", "c"):  # The second one goes on.
+    values = dict.fromkeys(names, 1)
+    asked.post(PATH, messages=HELLO, conversation=conversation, chat_template_kwargs=values)
+  assert "self" in asked.refused(PATH, {"messages": HELLO, "chat_template_kwargs": {"self": 1}})["message"]

@@ -55,6 +55,31 @@ def test_what_is_cancelled_while_it_is_queued_is_cancelled():
   assert not scheduler.streams
 
 
+def test_who_cancels_does_not_wait_for_a_scheduler_that_loads_weights():
+  class Loading(ScriptedScheduler):
+    def submit(self, request, sink=None):
+      queued.set()
+      loaded.wait(10)
+      return super().submit(request, sink)
+
+  queued, loaded = threading.Event(), threading.Event()
+  scheduler = Loading()
+  scheduler.may_write.clear()
+
+  async def write():
+    made = ServedGeneration(scheduler, asked("a"))
+    submitting = asyncio.ensure_future(made.submit())
+    await asyncio.to_thread(queued.wait)
+    made.cancel()
+    assert not loaded.is_set()
+    loaded.set()
+    await submitting
+
+  asyncio.run(write())
+  assert len(scheduler.cancelled) == 1
+  assert not scheduler.streams
+
+
 def test_a_time_limit_is_told():
   async def write():
     scheduler = ScriptedScheduler(lambda text: "abc")

@@ -1,5 +1,6 @@
 """A real server on a real socket: clients of others, slow ones, too many, and an end that loses nothing."""
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -19,16 +20,24 @@ from tests.language.serve.test_tools import CALL, TOOL
 
 
 @contextlib.contextmanager
-def serving(made, *, most_connections=50, headers_s=0.3):
-  """Yields the URL of a server that runs in a thread."""
+def serving(made, *, most_connections=50, headers_s=0.3, stall_s=20.0):
+  """Yields the port of a server that runs in a thread."""
+  with running(made, most_connections=most_connections, headers_s=headers_s, stall_s=stall_s) as (port, _):
+    yield port
+
+
+@contextlib.contextmanager
+def running(made, *, most_connections, headers_s, stall_s):
+  """Yields the port of a server that runs in a thread, and the server."""
   with contextlib.closing(http_server.bound("127.0.0.1", 0)) as listener:
-    server = http_server.server(made, most_connections=most_connections, drain_s=5, headers_s=headers_s)
+    server = http_server.server(made, most_connections=most_connections, drain_s=5, headers_s=headers_s,
+                                stall_s=stall_s)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
       time.sleep(0.01)
     try:
-      yield listener.getsockname()[1]
+      yield listener.getsockname()[1], server
     finally:
       server.should_exit = True
       thread.join(10)
@@ -110,6 +119,7 @@ def test_slow_large_and_broken_requests_are_answered_and_closed():
       b"GET / HTTP/1.1\r\n\r\n": b"400", began + b"Content-Length: 10\r\n\r\n{": b"408",
       began + b"Content-Length: 999999999999\r\n\r\n": b"413", began + b"Content-Length: -1\r\n\r\n": b"400",
       began + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n": b"400",
+      began + b"Transfer-Encoding: gzip\r\n\r\n": b"400",
     }  # fmt: skip
     for data, status in cases.items():
       found = raw(port, data)
@@ -117,6 +127,48 @@ def test_slow_large_and_broken_requests_are_answered_and_closed():
       assert b'"error"' in found
       assert b"close" in found.lower()
     assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+
+
+def test_who_sends_more_than_is_read_can_read_why():
+  began = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+  with serving(scripted.service()) as port:
+    for _ in range(5):  # Closed at once, what the client still sends would undo the answer, now and then.
+      for kind, status in ((b"application/json", b"413"), (b"text/plain", b"415")):
+        found = raw(port, began % (b"/tokenize", kind, 5_000_000) + b"a" * 5_000_000)
+        assert found.split(b" ")[1] == status
+        assert b"connection: close" in found.lower()
+
+
+def test_a_body_that_comes_drop_by_drop_behind_its_answer_holds_no_connection():
+  with serving(scripted.service(), stall_s=0.3) as port:
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+      link.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n")
+      assert b" 404 " in link.recv(2**16)
+      with contextlib.suppress(OSError):
+        while time.monotonic() < began + 5:
+          link.sendall(b"x")
+          time.sleep(0.02)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_takes_nothing_of_its_answer_is_left(stream, caplog):
+  scheduler = scripted.ScriptedScheduler(lambda text: "a" * 8_000)
+  made = scripted.service(scheduler=scheduler, max_tokens=8_000)
+  with running(made, most_connections=9, headers_s=1, stall_s=0.3) as (port, server):
+    body = json.dumps({"prompt": "x", "max_tokens": 8_000, "logprobs": 20, "stream": stream}).encode()
+    with socket.socket() as link:
+      link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+      link.connect(("127.0.0.1", port))
+      link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                   b"Content-Length: %d\r\n\r\n" % len(body) + body)
+      until = time.monotonic() + 60
+      while (not scheduler.asked or server.server_state.connections) and time.monotonic() < until:
+        time.sleep(0.05)
+      assert scheduler.asked and not server.server_state.connections
+  assert not scheduler.streams
+  assert "Traceback" not in caplog.text
 
 
 def test_headers_that_come_drop_by_drop_have_no_more_time():
@@ -127,6 +179,16 @@ def test_headers_that_come_drop_by_drop_have_no_more_time():
         link.sendall(bytes([byte]))
         time.sleep(0.02)
     assert time.monotonic() - began < 3
+
+
+def test_what_is_no_request_in_the_middle_of_one_is_answered_once_and_quietly(caplog):
+  chunks = [b"zz\r\n", b"2\r\n{}x\r\n", b"-1\r\n"]
+  with serving(scripted.service()) as port:
+    for path, chunk in itertools.product((b"/nothing", b"/tokenize", b"/v1/completions"), chunks):
+      head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+      for data in (head + chunk, head + b"1\r\n{\r\n" + chunk):
+        assert raw(port, data).split(b" ")[1] in (b"400", b"404", b"415")
+  assert "Traceback" not in caplog.text
 
 
 def test_one_connection_too_many_is_told_to_come_later():

@@ -91,6 +91,8 @@ def test_a_failure_in_a_stream_is_an_event():
 
 REFUSED = [
   ({}, "input"), ({"input": []}, "input"), ({"input": 3}, "input"), ({"input": "x", "n": 2}, "n"),
+  ({"input": [{"role": "user", "content": 3}]}, "input[0].content"),
+  ({"input": [{"role": "user", "content": {"a": "b"}}]}, "input[0].content"),
   ({"input": [{"type": "reasoning"}]}, "input[0].type"),
   ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
    "input[0].content[0].type"),
