@@ -24,6 +24,7 @@ from atlas_jax.language.serve.generation import ServedGeneration
 from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.json_fields import JsonFields
 from atlas_jax.language.serve.memory_trace import MemoryTrace
+from atlas_jax.language.serve.policy_weights import PolicyWeights
 from atlas_jax.language.serve.served_text import ServedText
 from atlas_jax.language.serve.server_metrics import ServerMetrics
 
@@ -59,6 +60,7 @@ class Service:
     metrics: counts.
     trace: ids -> what the memory does at each; None: the model has none.
     draining: whether the server is about to end.
+    policy: takes weights from training; None: nobody may change them.
   """
 
   def __init__(self, scheduler: Any, text: ServedText, limits: RequestLimits, access: Access,
@@ -74,6 +76,7 @@ class Service:
     self.trace = trace
     self.draining = False
     self._grammar_lock = threading.Lock()
+    self.policy: PolicyWeights | None = None
 
   async def read(self, request: Request) -> tuple[str, JsonFields]:
     """Returns whose request it is, and the fields of its body; ApiError for one that may not be."""

@@ -63,6 +63,10 @@ class MemoryTracer:
 
     self._read = read
 
+  def load(self, params: Any) -> None:
+    """Takes newer weights of the model."""
+    self._params = params
+
   def __call__(self, tokens: Sequence[int]) -> MemoryTrace:
     """Returns the numbers of a text.
 
@@ -78,10 +82,11 @@ class MemoryTracer:
     doc_BT = np.pad(np.zeros(len(tokens_T), np.int32), (0, pad), constant_values=-1)[None]
     state = self._start
     found: dict[str, list] = {name: [] for name in NAMES}
+    params = self._params  # The same for all segments, whatever is loaded meanwhile.
     with self._lock:
       for at in range(0, padded_BT.shape[1], self._size):
         here = slice(at, at + self._size)
-        state, numbers = self._read(self._params, state, padded_BT[:, here], doc_BT[:, here])
+        state, numbers = self._read(params, state, padded_BT[:, here], doc_BT[:, here])
         for name, value_T in numbers.items():
           found[name].append(np.asarray(value_T))
     whole = {name: np.concatenate(parts)[:len(tokens_T)] for name, parts in found.items()}
