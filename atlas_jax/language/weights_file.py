@@ -110,4 +110,4 @@ def _fetched(leaf: Any) -> np.ndarray:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     from jax.experimental import multihost_utils  # Needs a started cluster only when it is used.
     leaf = multihost_utils.process_allgather(leaf, tiled=True)
-  return np.ascontiguousarray(leaf)
+  return np.asarray(leaf, order="C")

@@ -107,10 +107,10 @@ class PolicyWeights:
     model = self._scheduler.model(name)
     try:
       params = weights_file.read(path, model.language, model.params)
-      self._scheduler.replace(name, params, version)
+      taken = self._scheduler.replace(name, params, version)
     except ValueError as error:
       raise invalid(str(error), "file") from error
-    self._labelled[name] = (self._scheduler.model(name), label)
+    self._labelled[name] = (taken, label)
     self._taken(name, params)
     logging.info("the model %r has the weights %r, version %d", name, label, version)
 

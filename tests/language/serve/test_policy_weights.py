@@ -6,12 +6,15 @@ import pytest
 from atlas_jax.language import weights_file
 from atlas_jax.language.decoding.requests import CompletionRequest
 from atlas_jax.language.decoding.sampler import SamplingOptions
-from atlas_jax.language.serve import policy_weights
+from atlas_jax.language.serve import http_server, policy_weights
 from atlas_jax.language.serve.access import TOKENS, TRAINER_TOKENS, Access
+from atlas_jax.language.serve.json_fields import JsonFields
+from atlas_jax.language.serve.memory_trace import MemoryTracer
 from atlas_jax.language.serve.policy_weights import PolicyWeights
 from tests.language.decoding import serving
 from tests.language.languages import tiny
 from tests.language.serve import scripted
+from tests.recipes import test_grpo
 
 TRAINER, USER = "a-trainer-of-enough-length", "a-user-of-enough-length"
 
@@ -102,6 +105,28 @@ def test_tokens_for_it_come_from_the_environment(monkeypatch):
     with pytest.raises(ValueError, match=match) as caught:
       Access.from_environment("127.0.0.1", takes_weights=True)
     assert TRAINER not in str(caught.value)
+
+
+def test_a_server_is_not_started_for_it_without_such_tokens(tmp_path, monkeypatch):
+  monkeypatch.delenv(TRAINER_TOKENS, raising=False)
+  config = test_grpo.config_of(serve__weights_folder=str(tmp_path))
+  with pytest.raises(ValueError, match=TRAINER_TOKENS):
+    http_server.run(config, tmp_path, port=0)
+
+
+def test_what_looks_at_the_memory_gets_the_new_weights_too(tmp_path):
+  language, params = tiny("memory")
+  newer = jax.tree.map(lambda leaf: leaf * np.float32(1.5), params)
+  tracer, expected = MemoryTracer(language, params), MemoryTracer(language, newer)
+  with serving.Scheduler(serving.Settings(), serving.TOKENIZER) as scheduler:
+    scheduler.load("base", language, params, version=50)
+    config = test_grpo.config_of(serve__weights_folder=str(tmp_path))
+    made = policy_weights.of(config, scheduler, "base", tracer)
+    weights_file.write(tmp_path / "a.safetensors", language, newer)
+    made.take("base", JsonFields({"file": "a.safetensors", "version": 1, "label": "r:1"}))
+    for one, other in zip(tracer(range(20)), expected(range(20)), strict=True):
+      np.testing.assert_array_equal(one, other)
+    assert policy_weights.of(test_grpo.config_of(), scheduler, "base", tracer) is None
 
 
 def test_two_runs_do_not_take_turns(scheduler, tmp_path):
