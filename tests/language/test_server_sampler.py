@@ -135,11 +135,11 @@ def test_it_writes_what_the_native_sampler_writes(kind, tmp_path):
 
 def test_adapters_are_handed_over_merged(tmp_path):
   language, params = tiny("decoder")
-  options = dict(rank=2, alpha=4.0, targets="q,v", scaling="rank")
+  options = dict(rank=2, alpha=4.0, targets=("q", "v"), scaling="rank")
   module = language.module.copy(lora=options)
   adapted = languages.from_decoder(module)
-  joined = jax.tree.map(lambda leaf: leaf + 0.05, lora.join(lora.split(adapted.init(jax.random.key(1)))[0],
-                                                            params))
+  adapters = jax.tree.map(lambda leaf: leaf + 0.1, lora.start(module, jax.random.key(1)))
+  joined = lora.join(adapters, params)
   native = NativeSampler(adapted, serving.TOKENIZER)
   native.load(joined, 1)
   with served(tmp_path, language, params) as server:
