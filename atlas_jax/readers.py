@@ -175,6 +175,7 @@ READERS = {
     "vllm": "grpo gkd if sampler.kind=vllm",
     **{f"vllm.{name}": "grpo gkd if sampler.kind=vllm & vllm.url=None" for name in
        ("command", "arguments", "port")},
+    "server": "grpo gkd if sampler.kind=server",
     "serve": LANGUAGE,
     "trm": "trm",
     "trm.rope_base": "trm if trm.positions=rope & trm.mixer=attention",
@@ -218,6 +219,7 @@ OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so
 REMEDIES = {"data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",
+            "server": "set config.sampler.kind=server",
             "window.least_tokens": "set config.window.kind=random or delayed",
             "window.delay_steps": "set config.window.kind=delayed",
             "lora": "set config.lora.rank"}

@@ -29,7 +29,8 @@ KEY_BYTES = 32
 # With dots they are modules of one's own.
 MODULES = ("recipe", "data.source", "model.memory.rule", "sampler.kind")
 REWARDS = "rewards"
-SERVERS = ("vllm.command", "vllm.arguments", "vllm.url")
+SERVERS = ("vllm.command", "vllm.arguments", "vllm.url", "server.url", "server.token_variable",
+           "server.weights_folder")
 
 # The user's word for this process, given once on its command line. Runs read other runs, which they start
 # from or are taught by: it holds for all of them, so that passing it through their readers would say no more.

@@ -10,8 +10,8 @@ from tests.recipes import test_contract
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor")
 # What only a longer run reads, or serving it: an extra, a server, a template's values, a folder, the length.
-LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "sampler.kind", "data.template_values",
-         "ranked.folder", "data.epochs", "puzzles.epochs", "puzzles.test_path")
+LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.kind",
+         "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs", "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
@@ -161,6 +161,7 @@ REFUSED = [
   ("sft.py:smoke", "data.epochs=2", "where config.optim.steps=None, and config.optim.steps=4"),
   ("grpo_arithmetic.py:smoke", "sft.loss=dft", "is not read by config.recipe='grpo' [(]sft reads it[)]"),
   ("grpo_arithmetic.py:smoke", "vllm.port=8000", "where config.sampler.kind is vllm"),
+  ("grpo_arithmetic.py:smoke", "server.url=http://x", "where config.sampler.kind is server"),
   ("gkd.py:smoke", "policy.kl_weight=0.1", "is not read by config.recipe='gkd' [(]grpo reads it[)]"),
   ("gkd.py:smoke", "rollout.truncated=drop", "is not read by config.recipe='gkd' [(]grpo reads it[)]"),
   ("atlas_ranked.py:smoke", "sampler.top_k=4", "is not read by config.recipe='ranked'"),

@@ -11,7 +11,9 @@ from atlas_jax.files import json_file, write
 CODE = [("recipe", "mine.recipe"), ("data.source", "mine.source"), ("model.memory.rule", "mine.rule"),
         ("sampler.kind", "mine.sampler"),
         ("rewards", "correct=1,mine.py:short=0.1"), ("rewards", "mine.short"), ("vllm.command", "sh -c 'x'"),
-        ("vllm.arguments", "--trust-remote-code"), ("vllm.url", "http://elsewhere:1")]  # fmt: skip
+        ("vllm.arguments", "--trust-remote-code"), ("vllm.url", "http://elsewhere:1"),
+        ("server.url", "http://elsewhere:1"), ("server.token_variable", "SECRET"),
+        ("server.weights_folder", "/elsewhere")]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -40,5 +40,7 @@ def groups() -> dict:
           "connections": at_least(1, 256),  # At the same time.
           "trace_tokens": at_least(1, 16_384),  # Of a text whose memory is looked at.
           "drain_s": above_zero(30.0),  # For what is being written when a signal ends the server.
+          # Where a training run puts new weights, see config.server; None: nobody may change them.
+          "weights_folder": OPTIONAL(str),
       },
   }

@@ -48,6 +48,7 @@ def groups() -> dict:
       },
       "ranked": _ranked(),
       "vllm": _vllm(),
+      "server": _server(),
   }
 
 
@@ -96,8 +97,9 @@ def _ranked() -> dict:
 
 def _sampler() -> dict:
   return {
-      # "native", "vllm": a server beside the run, or a dotted module name, see language/samplers.py.
-      "kind": one_of_or_module("native", "native vllm"),
+      # "native", "vllm": a server beside the run, "server": one of --mode=serve, or a dotted module name, see
+      # language/samplers.py.
+      "kind": one_of_or_module("native", "native vllm server"),
       "max_tokens": at_least(1, 256),  # Of a completion, the one that stops it included.
       "temperature": 1.0,  # Of drawing, and of the log-probabilities that are trained.
       "top_k": OPTIONAL(int),  # Tokens that may be drawn; None: all.
@@ -124,6 +126,22 @@ def _vllm() -> dict:
       "retries": at_least(0, 3),  # More tries after a failure that may pass.
       "backoff_s": at_least(0, 1.0),  # Before the first of them; doubles.
       "parallel_requests": at_least(1, 64),  # Prompts asked at the same time.
+  }
+
+
+def _server() -> dict:
+  return {
+      "url": OPTIONAL(str),  # Of a server of --mode=serve, http://HOST:PORT.
+      "weights_folder": OPTIONAL(str),  # Its config.serve.weights_folder, by the name it has here.
+      "model": OPTIONAL(str),  # The one that is trained, by its name there; None: its first one.
+      # Variable of the environment that has one of its trainers' tokens; None: ATLAS_JAX_SERVER_TOKEN.
+      "token_variable": OPTIONAL(str),
+      # Between its log-probabilities and ours; None: as the dtype allows.
+      "gap_limit_nats": above_zero(OPTIONAL(float)),
+      "timeout_s": above_zero(600.0),  # For any answer.
+      "retries": at_least(0, 5),  # More tries after a failure that may pass.
+      "backoff_s": at_least(0, 1.0),  # Before the first of them; doubles.
+      "parallel_requests": at_least(1, 16),  # Prompts asked at the same time.
   }
 
 

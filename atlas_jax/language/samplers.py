@@ -1,10 +1,11 @@
-"""The sampler that a config names: "native", "vllm", or a dotted module of one's own.
+"""The sampler that a config names: "native", "vllm", "server", or a dotted module of one's own.
 
 Such a module has make(config, start, mesh, workdir), as of `load`, and gives a `decoding.sampler.Sampler`:
 `load` takes parameters, `generate` writes completions; `sampler.assemble` puts them together, and
 `sampler.ScriptedSampler` is a small one to read.
 """
 from atlas_jax import modules
+from atlas_jax.language import server_sampler
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel
@@ -14,7 +15,7 @@ def load(config, start: InitialModel, mesh, workdir=None) -> Sampler:
   """Makes the sampler that config.sampler.kind names; it has no weights yet.
 
   Args:
-    config: resolved; with the groups data, sampler and vllm.
+    config: resolved; with the groups data, sampler, vllm and server.
     start: the model that writes.
     mesh: where a sampler of our own computes.
     workdir: of the run, for the log of a server and what it reads; None: a folder for temporary files.
@@ -24,6 +25,8 @@ def load(config, start: InitialModel, mesh, workdir=None) -> Sampler:
   """
   if config.sampler.kind == "native":
     return NativeSampler(start.language, start.tokenizer, mesh)
+  if config.sampler.kind == "server":
+    return server_sampler.make(start.language, start.tokenizer, workdir=workdir, **config.server)
   # Before the import below, which a sampler of one's own does not need.
   if config.sampler.kind != "vllm":
     return modules.attribute(config.sampler.kind, "make", field="sampler.kind")(config, start, mesh, workdir)

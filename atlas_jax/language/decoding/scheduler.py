@@ -125,6 +125,25 @@ class Scheduler:
     with self._loading:
       return self._models.versions()
 
+  def model(self, name: str | None = None) -> ServedModel:
+    """Returns the newest weights of a name, an object of their own; ValueError if there are none."""
+    with self._loading:
+      return self._models.get(name)
+
+  def replace(self, name: str, params, version: int) -> ServedModel:
+    """Takes other weights of a model that is loaded, under any version, and returns them; see `load`.
+
+    For weights whose sequence of versions begins anew, such as those of a run that went back to a checkpoint.
+
+    Raises:
+      ValueError: if the model is not loaded, or is one of adapters.
+    """
+    with self._loading:
+      self._models.replace(name, params, version)
+      model = self._models.get(name)
+    self._fingerprint()
+    return model
+
   def submit(self, request: CompletionRequest, sink: Callable[[Any], None] | None = None) -> Stream:
     """Queues a request and returns its stream at once.
 

@@ -101,10 +101,25 @@ class ModelTable:
                        "or load these weights under another name")
     if old is not None and version <= old.version:
       raise ValueError(f"version={version} of the model {name!r} must be above {old.version}, which it has")
-    made = {one: _with_adapters(one, kept, ServedModel(name, version, language, params))
-            for one, kept in self._adapters.items() if kept.base == name}
+    self._put(ServedModel(name, version, language, params))
+
+  def replace(self, name: str, params, version: int) -> None:
+    """Takes other weights of a model that is there, under any version; its adapters are now beside these.
+
+    Raises:
+      ValueError: if the model is not there, or is one of adapters.
+    """
+    old = self.get(name)
+    if name in self._adapters:
+      raise ValueError(f"the model {name!r} is one of adapters; replace the weights of "
+                       f"{self._adapters[name].base!r}, which they are upon")
+    self._put(ServedModel(name, version, old.language, params))
+
+  def _put(self, model: ServedModel) -> None:
+    made = {one: _with_adapters(one, kept, model) for one, kept in self._adapters.items()
+            if kept.base == model.name}
     # All or none: adapters that do not fit the new weights must not leave the table half changed.
-    self._models.update({name: ServedModel(name, version, language, params)} | made)
+    self._models.update({model.name: model} | made)
 
   def load_adapter(self, name: str, base: str, options: Mapping, adapters) -> None:
     """Takes adapters upon a decoder that is loaded; the name may be one of adapters already.

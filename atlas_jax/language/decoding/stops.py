@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.language.decoding.sampler import SamplingOptions
 
 
 class StringStops:
@@ -75,3 +76,26 @@ def cut(tokens, strings: Sequence[str], tokenizer: Tokenizer) -> tuple[int, str]
   # The same id may complete several strings; the text ends before the one that begins first.
   starts = [start for start, size in found if 0 <= start and start + size <= reach[at]]
   return at + 1, text[:min(starts)].decode("utf-8", errors="replace")
+
+
+def ending(tokens: Sequence[int], options: SamplingOptions, tokenizer: Tokenizer) -> tuple[int, str | None,
+                                                                                          str]:
+  """Finds where a completion ends that another program wrote, by the rules of our own samplers.
+
+  Args:
+    tokens: its ids.
+    options: with stop_tokens, stop_strings and max_tokens.
+    tokenizer: decodes them.
+
+  Returns:
+    (ids to keep, reason or None if nothing ends it, text without what stopped it).
+  """
+  size = next((at + 1 for at, token in enumerate(tokens) if token in options.stop_tokens), None)
+  shown = tokens if size is None else tokens[:size - 1]
+  found = cut(shown, options.stop_strings, tokenizer)
+  if found is not None:
+    return found[0], "stop_string", found[1]
+  text = tokenizer.decode(known(shown, tokenizer))
+  if size is not None:
+    return size, "stop_token", text
+  return len(tokens), "length" if len(tokens) == options.max_tokens else None, text

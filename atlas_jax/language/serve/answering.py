@@ -25,6 +25,7 @@ from atlas_jax.language.serve.generation_fields import CompletionLimits
 from atlas_jax.language.serve.json_fields import JsonFields
 from atlas_jax.language.serve.loading import Loader
 from atlas_jax.language.serve.memory_trace import MemoryTrace
+from atlas_jax.language.serve.policy_weights import PolicyWeights
 from atlas_jax.language.serve.served_text import ServedText
 from atlas_jax.language.serve.server_metrics import ServerMetrics
 
@@ -61,6 +62,7 @@ class Service:
     trace: ids -> what the memory does at each; None: the model has none.
     loader: of adapters and newer weights; None: nothing can be loaded.
     draining: whether the server is about to end.
+    policy: takes weights from training; None: nobody may change them.
   """
 
   def __init__(self, scheduler: Any, text: ServedText, limits: RequestLimits, access: Access,
@@ -77,6 +79,7 @@ class Service:
     self.loader = loader
     self.draining = False
     self._grammar_lock = threading.Lock()
+    self.policy: PolicyWeights | None = None
 
   async def read(self, request: Request) -> tuple[str, JsonFields]:
     """Returns whose request it is, and the fields of its body; ApiError for one that may not be."""

@@ -16,6 +16,7 @@ from atlas_jax.language.serve import (
   chat_completions,
   chat_prompt,
   loading,
+  policy_weights,
   responses,
   text_completions,
   token_report,
@@ -27,6 +28,7 @@ from atlas_jax.language.serve.event_stream import ClientGone
 from atlas_jax.language.serve.http_protocol import MOST_HEADER_BYTES
 from atlas_jax.language.serve.json_fields import JsonFields, whole_numbers
 from atlas_jax.language.serve.loading import Loader
+from atlas_jax.language.serve.policy_weights import PolicyWeights
 
 PAGE = pathlib.Path(__file__).parent / "page"
 PAGES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
@@ -48,6 +50,7 @@ def make(service: Service) -> Any:
   _add_texts(app, service)
   _add_conversations(app, service)
   _add_state(app, service)
+  _add_weights(app, service)
   _add_pages(app)
   app.add_exception_handler(ApiError, _on_api_error)
   app.add_exception_handler(HTTPException, _on_http_error)
@@ -194,6 +197,28 @@ def _add_state(app: FastAPI, service: Service) -> None:
     service.access.tenant(request.headers)
     content, kind = await asyncio.to_thread(service.metrics.text)
     return Response(content, headers={"Content-Type": kind})
+
+
+def _add_weights(app: FastAPI, service: Service) -> None:
+  def policy() -> PolicyWeights:
+    if service.policy is None:
+      raise ApiError(403, policy_weights.CLOSED)
+    return service.policy
+
+  @app.get("/v1/weights")
+  async def weights(request: Request) -> Response:
+    service.access.tenant(request.headers)
+    return JSONResponse({"object": "list", "data": await asyncio.to_thread(policy().described, service.text)})
+
+  @app.post("/v1/weights")
+  async def take(request: Request) -> Response:
+    service.access.tenant(request.headers)
+    found = policy()  # Before the body is read: who may not change weights sends none.
+    service.access.need_trainer(request.headers)
+    _, fields = await service.read(request)
+    name = service.model_of(fields)
+    # In a thread: reading weights takes seconds, and others are being answered.
+    return JSONResponse(await asyncio.to_thread(found.take, name, fields))
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -13,6 +13,7 @@ from atlas_jax.language.serve.json_fields import JsonFields, whole_numbers
 MOST_STOPS = 16  # Stop strings of a request.
 MOST_STOP_CHARS = 1_000  # Of each: the text that may still become one is held back.
 MOST_ID = 2**31 - 1
+MOST_PROMPTS = 2**20  # Of a request, and more than its body has room for.
 TOO_LONG = "context_length_exceeded"
 NOT_STORED = "this server keeps conversations, by their id in the field 'conversation', and no single answers"
 
@@ -47,6 +48,7 @@ class GenerationFields:
   frequency_penalty: float
   logit_bias: Mapping[int, float]
   seed: int
+  place: int  # of the first prompt among those of the seed, see `CompletionRequest.place`
   stop: tuple[str, ...]
   stop_token_ids: tuple[int, ...]
   ignore_eos: bool  # whether the model's own ends do not end it
@@ -82,6 +84,7 @@ class GenerationFields:
         frequency_penalty=_penalty(fields, "frequency_penalty"),
         logit_bias=_bias(fields.take("logit_bias", dict, {})),
         seed=_seed(fields),
+        place=fields.take("place", int, 0, least=0, most=MOST_ID - MOST_PROMPTS),
         stop=stops,
         stop_token_ids=whole_numbers(fields.take("stop_token_ids", list, []), "stop_token_ids", _is_id),
         ignore_eos=fields.take("ignore_eos", bool, False),
@@ -132,7 +135,7 @@ class GenerationFields:
       raise invalid("ignore_eos=true lets nothing end a completion that must follow a schema; leave it out",
                     "ignore_eos")
     made = []
-    for place, prompt in enumerate(prompts):
+    for place, prompt in enumerate(prompts, self.place):
       options = self.options(end_tokens=end_tokens, stop_strings=stop_strings,
                              max_tokens=self._room(len(prompt), limits))
       try:

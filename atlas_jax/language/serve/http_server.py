@@ -12,7 +12,7 @@ import uvicorn
 from absl import logging
 
 from atlas_jax.language.decoding.scheduler_settings import STATS
-from atlas_jax.language.serve import app, served_run
+from atlas_jax.language.serve import app, policy_weights, served_run
 from atlas_jax.language.serve.access import Access
 from atlas_jax.language.serve.answering import Service
 from atlas_jax.language.serve.http_protocol import HEADERS_S, MOST_HEADER_BYTES, STALL_S, protocol
@@ -36,7 +36,7 @@ def run(config, workdir, *, port: int) -> None:
     ValueError: if the port cannot be had, other machines could ask without a token, or see `served_run`.
   """
   serve = config.serve
-  access = Access.from_environment(serve.host)
+  access = Access.from_environment(serve.host, takes_weights=serve.weights_folder is not None)
   # Before the weights are read: what is wrong with the port is said at once.
   with contextlib.closing(bound(serve.host, port)) as listener:
     with served_run.opened(config, workdir, mode="serve") as served:
@@ -48,6 +48,7 @@ def run(config, workdir, *, port: int) -> None:
       shown = f"[{serve.host}]" if ":" in serve.host else serve.host
       print(json.dumps({"url": f"http://{shown}:{listener.getsockname()[1]}", "model": served.name,
                         "step": served.step, "needs_token": access.needs_token}), flush=True)
+      service.policy = policy_weights.of(config, served.scheduler, served.name, served.trace)
       made = server(service, most_connections=serve.connections, drain_s=serve.drain_s)
       made.run(sockets=[listener])
 

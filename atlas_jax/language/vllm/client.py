@@ -13,6 +13,7 @@ MAY_PASS = (429, 500, 502, 503, 504)  # Statuses after which the same question m
 SHOWN_CHARS = 400  # Of a server's own words in an error.
 LOOK_EVERY_S = 5.0  # Between looks at a server that has not answered yet.
 LOOK_TIMEOUT_S = 10.0
+MOST_WAIT_S = 60.0  # Before another try, also where a server asks for more.
 HEALTH = "/health"
 
 
@@ -27,6 +28,7 @@ class Answer(NamedTuple):
   content: Any = None
   trouble: str | None = None
   passes: bool = True  # Whether the trouble may have passed at the next try.
+  wait_s: float = 0.0  # That the server asks for before the next try.
 
 
 class Client:
@@ -38,7 +40,8 @@ class Client:
   """
 
   def __init__(self, url: str, *, timeout_s: float, retries: int, backoff_s: float,
-               death: Callable[[], str | None] = lambda: None):
+               death: Callable[[], str | None] = lambda: None, group: str = "config.vllm",
+               bearer: str | None = None):
     """Takes the server's URL; connects to nothing yet.
 
     Args:
@@ -47,14 +50,22 @@ class Client:
       retries: how often a question is asked again after a failure that may pass.
       backoff_s: how long to wait before the first of them; twice as long before each further one.
       death: see the class.
+      group: of the config that these are fields of, for errors.
+      bearer: a token that every question carries; it stands in no error.
 
     Raises:
-      ValueError: if the URL has no host, or another scheme than http and https.
+      ValueError: if the URL has no host, or another scheme than http and https, or a name and password.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-      raise ValueError(f"config.vllm.url={url!r} is not the address of a server; it needs scheme, host and "
+      raise ValueError(f"{group}.url={url!r} is not the address of a server; it needs scheme, host and "
                        "port, such as 'http://127.0.0.1:8000'")
+    # It would stand in logs and errors, and in the config that the run keeps.
+    if parts.username is not None or parts.password is not None:
+      raise ValueError(f"{group}.url has a name or password in front of {parts.hostname!r}; leave it out, a "
+                       "token comes from the environment")
+    self._group = group
+    self._headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
     self._prefix = parts.path.rstrip("/").removesuffix("/v1")
     self.url = f"{parts.scheme}://{parts.netloc}{self._prefix}"
     self._address = (parts.hostname, parts.port)
@@ -79,9 +90,10 @@ class Client:
       ServerError: if there is no answer, or a status of 500 or above; names URL, route and what to do.
       ValueError: if the server refuses the question, with its reason.
     """
+    answer = Answer()
     for attempt in range(self._retries + 1):
       if attempt:
-        time.sleep(self._backoff_s * 2 ** (attempt - 1))
+        time.sleep(min(max(self._backoff_s * 2 ** (attempt - 1), answer.wait_s), MOST_WAIT_S))
       answer = self.once(route, body)
       failed = answer.trouble is not None or answer.status in MAY_PASS
       # A dead server answers no further try, and a question that timed out would only time out again.
@@ -101,16 +113,16 @@ class Client:
     connection = self._connection(*self._address, timeout=timeout_s or self._timeout_s)
     try:
       sent = None if body is None else json.dumps(body)
-      headers = {} if body is None else {"Content-Type": "application/json"}
+      headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
       connection.request("GET" if body is None else "POST", self._prefix + route, sent, headers)
       # Not for /health itself, which `_waited` asks.
       if route != HEALTH and not self._waited(connection.sock, timeout_s or self._timeout_s):
         return Answer(trouble=f"lets wait for an answer, and {HEALTH} fails by now")
       response = connection.getresponse()
-      return Answer(response.status, _content(response.read()))
+      return Answer(response.status, _content(response.read()), wait_s=_seconds(response))
     # Before OSError, of which it is a kind.
     except TimeoutError:
-      return Answer(trouble=f"gave no answer within {timeout_s or self._timeout_s:g} s (config.vllm."
+      return Answer(trouble=f"gave no answer within {timeout_s or self._timeout_s:g} s ({self._group}."
                     "timeout_s)", passes=False)
     except (OSError, http.client.HTTPException) as error:
       # Not the system's own words: in a run of several processes those mean that one of them is lost.
@@ -160,3 +172,9 @@ def _content(data: bytes):
     return json_text.parse(text, nan=True)
   except ValueError:
     return text
+
+
+def _seconds(response: http.client.HTTPResponse) -> float:
+  """Returns how long a server asks to wait; 0 where it says nothing, or a date."""
+  told = response.headers.get("Retry-After", "")
+  return float(told) if told.isascii() and told.isdecimal() and len(told) < 9 else 0.0

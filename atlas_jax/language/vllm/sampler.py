@@ -255,7 +255,7 @@ class VllmSampler:
       raise ServerError(f"the server gave ids from {min(tokens)} to {max(tokens)}; this model has 0.."
                         f"{self._language.vocab_size - 1}: see that it serves this model")
     # By the rules of the other samplers, so that a reason means the same of any.
-    size, ended, text = self._ending(tokens, options)
+    size, ended, text = stops.ending(tokens, options, self._tokenizer)
     if ended is None:
       # A stop string that its tokenizer spells and ours does not ends a text as well.
       if reason != "stop" or not isinstance(choice.get("stop_reason"), str):
@@ -263,18 +263,6 @@ class VllmSampler:
                           f"for {reason!r} ({choice.get('stop_reason')!r}), which nothing asked for")
       ended = "stop_string"
     return Completion(tokens[:size], logprobs[:size], logprobs[:size], ended, text, 0)
-
-  def _ending(self, tokens: list[int], options: SamplingOptions) -> tuple[int, str | None, str]:
-    """Returns how many ids stay, why the completion ends there or None if nothing ends it, and its text."""
-    size = next((at + 1 for at, token in enumerate(tokens) if token in options.stop_tokens), None)
-    shown = tokens if size is None else tokens[:size - 1]
-    cut = stops.cut(shown, options.stop_strings, self._tokenizer)
-    if cut is not None:
-      return cut[0], "stop_string", cut[1]
-    text = self._tokenizer.decode(stops.known(shown, self._tokenizer))
-    if size is not None:
-      return size, "stop_token", text
-    return len(tokens), "length" if len(tokens) == options.max_tokens else None, text
 
   def _with_full_logprobs(self, prompt: list[int], row: Completion) -> Completion:
     # Entry i - 1 scores id i; the first id of the completion is number len(prompt).

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,19 +109,23 @@ def score(language: LanguageModel, params: Any, tokens: list[int], *, temperatur
   sharding = jax.tree.leaves(params)[0].sharding
   # Parameters without a named sharding are on one device, and so is the result.
   mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-  tokens_BT = np.asarray([tokens], np.int32)
+  # A model that reads whole chunks gets padding behind the text, which changes nothing before it.
+  pad = -len(tokens) % language.align_tokens
+  tokens_BT = np.pad(np.asarray([tokens], np.int32), ((0, 0), (0, pad)))
+  doc_BT = np.pad(np.zeros((1, len(tokens)), np.int32), ((0, 0), (0, pad)), constant_values=-1)
   with jax.default_matmul_precision("highest"):
-    logprob_BT = _scorer(language, mesh)(params, tokens_BT, np.float32(temperature))
-  return np.asarray(logprob_BT)[0]
+    scorer = _scorer(language.read, language.head, mesh)
+    logprob_BT = scorer(params, tokens_BT, doc_BT, np.float32(temperature))
+  return np.asarray(logprob_BT)[0, :len(tokens) - 1]
 
 
-# Kept by model: each hand-over scores, and only the first compiles.
+# Kept by the functions, as not every module has a hash: each hand-over scores, and only the first compiles.
 @functools.lru_cache
-def _scorer(language: LanguageModel, mesh):
-  def score_rows(params, tokens_BT, temperature):
-    hidden_BTD, _ = language.read(params, tokens_BT, jnp.zeros_like(tokens_BT))
+def _scorer(read: Callable, head: Callable, mesh):
+  def score_rows(params, tokens_BT, doc_BT, temperature):
+    hidden_BTD, _ = read(params, tokens_BT, doc_BT)
     # The vector at t predicts id t + 1.
-    return token_logprobs(hidden_BTD[:, :-1], language.head(params), tokens_BT[:, 1:],
+    return token_logprobs(hidden_BTD[:, :-1], head(params), tokens_BT[:, 1:],
                           temperature=temperature)
 
   # Whole on every device, so that every process can read it.
