@@ -1,6 +1,7 @@
 """Every test runs as tests/conftest.py promises."""
 
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +61,14 @@ def test_again():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux lists memory maps")
-@pytest.mark.parametrize("full, times", [(0, 2), (10**6, 1)])
-def test_compiled_programs_are_dropped_before_there_are_too_many(pytester, full, times):
+@pytest.mark.parametrize("low, times", [("FULL_MAPS", 2), ("FULL_BYTES", 2), (None, 1)])
+def test_compiled_programs_are_dropped_before_there_are_too_many(pytester, low, times):
   with open(os.path.join(os.path.dirname(__file__), "conftest.py")) as source:
-    changed = source.read().replace("FULL_MAPS = 20_000", f"FULL_MAPS = {full}")
-  pytester.makeconftest(changed.replace("LOOK_EVERY_TESTS = 20", "LOOK_EVERY_TESTS = 1"))
+    text = source.read()
+  changed = {"FULL_MAPS": 10**6, "FULL_BYTES": 2**60, "LOOK_EVERY_TESTS": 1} | ({low: 0} if low else {})
+  for name, value in changed.items():
+    text, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+    assert found == 1
+  pytester.makeconftest(text)
   path = pytester.makepyfile(CALLS.replace("TIMES", str(times)))
   pytester.runpytest("-p", "no:cacheprovider", path).assert_outcomes(passed=2)
