@@ -202,3 +202,12 @@ def test_decoding_is_measured_behind_any_context_with_the_same_state(capsys):
   assert [row["context"] for row in ours] == [8, 40] and all(row["tokens_per_s"] > 0 for row in ours)
   assert ours[0]["state_bytes"] == ours[1]["state_bytes"] > 0
   assert code == 1 and all("torch" in row["error"] and row["system"] == "transformers" for row in peers)
+
+
+def test_groups_of_several_sizes_are_measured_in_turn(capsys):
+  code, rows, _ = run(capsys, "decode", "--config=configs/memory_40m.py:smoke", "--lengths=8", "--piece=8",
+                      "--new_tokens=2", "--repeats=1", "--rows=1,3", "--json")
+  assert code == 0 and [row["rows"] for row in rows] == [1, 3]
+  assert rows[0]["gain"] is None
+  assert rows[1]["gain"] == pytest.approx(rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"], rel=0.1)
+  assert rows[1]["cpu_gain"] > 0
