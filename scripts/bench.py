@@ -7,6 +7,7 @@
   python scripts/bench.py grpo --peer --trl_python=PYTHON --tunix_python=PYTHON --json
   python scripts/bench.py sampler --sizes=tiny
   python scripts/bench.py decode --lengths=4096,32768 --peer --peer_python=PYTHON --json
+  python scripts/bench.py decode --lengths=512 --rows=1,8 --json
   python scripts/bench.py serve --json
 
 `memory` is `memory.layer.Memory` on one document of random vectors, with the product behind it that brings

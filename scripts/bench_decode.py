@@ -3,8 +3,9 @@
 Our model reads the context by pieces, as a server does, and then draws id after id in one group of slots, all
 of which go on from that context. The peer is a Llama of as many parameters, depth and width with random
 weights, written on by `generate` of Hugging Face from a cache of the same context. Both are float32, draw by
-their scores, have the same cores and write in turns. Only the loops import jax or torch, in the process that
-is measured.
+their scores, have the same cores and write in turns. So do groups of several sizes (--rows=1,8), which tells
+what slots gain: `gain` and `cpu_gain` are ids a second, and a CPU-second, over those of the first size. Only
+the loops import jax or torch, in the process that is measured.
 """
 import argparse
 import os
@@ -19,7 +20,8 @@ KINDS = ("decode",)
 CONFIG = "configs/memory_40m.py"
 PEER = "transformers"
 TABLE = (("system", 12), ("context", 8), ("rows", 4), ("tokens_per_s", 12), ("tokens_per_cpu_s", 16),
-         ("state_bytes", 12), ("read_tokens_per_s", 17), ("params", 10), ("ratio", 6))
+         ("state_bytes", 12), ("read_tokens_per_s", 17), ("params", 10), ("ratio", 6), ("gain", 6),
+         ("cpu_gain", 8))
 
 
 def add_flags(kinds, positive) -> list[argparse.ArgumentParser]:
@@ -27,9 +29,12 @@ def add_flags(kinds, positive) -> list[argparse.ArgumentParser]:
   made = kinds.add_parser("decode", help="writing behind a context", allow_abbrev=False)
   flag = made.add_argument
   flag("--config", default=CONFIG, help="FILE or FILE:ARGUMENTS of the model, as for training")
-  flag("--lengths", type=lambda text: [positive(part) for part in text.split(",")], default=[4096, 32768],
-       help="ids of the context, which are read before")
-  flag("--rows", type=positive, default=1, help="completions written at once")
+
+  def several(text):
+    return [positive(part) for part in text.split(",")]
+
+  flag("--lengths", type=several, default=[4096, 32768], help="ids of the context, which are read before")
+  flag("--rows", type=several, default=[1], help="completions written at once: the rows of a group of slots")
   flag("--piece", type=positive, default=256, help="ids of the context read at once")
   flag("--new_tokens", type=positive, default=32, help="ids of each completion that are timed together")
   flag("--peer", action="store_true", help="measure `generate` of Hugging Face, turn by turn")
@@ -62,22 +67,35 @@ def measure(spec: dict, side_of) -> list[dict]:
     spec: what, of `specs`.
     side_of: starts the process of a spec, see `bench.Side`.
   """
-  sides = [side_of(spec)]
+  asked = []
+  sides: list = []
   try:
-    if spec["peer"]:
-      sides.append(side_of({**spec, "system": PEER, "python": spec["peer_python"], "ours": sides[0].info}))
+    for rows in spec["rows"]:
+      asked.append({**spec, "rows": rows})
+      sides.append(side_of(asked[-1]))
+      if spec["peer"]:  # One for each of ours, which it follows.
+        asked.append({**asked[-1], "system": PEER, "python": spec["peer_python"], "ours": sides[-1].info})
+        sides.append(side_of(asked[-1]))
     for _ in range(bench_turns.WARM_STEPS + spec["repeats"]):
       for side in sides:
         side.go("go", side.times)
   finally:
     for side in sides:
       side.child.close()
-  rows = [row_of({**spec, "system": system}, side)
-          for system, side in zip(("atlas_jax", PEER), sides, strict=False)]
-  for row in rows[1:]:
-    if row["tokens_per_s"] and rows[0]["tokens_per_s"]:
-      rows[0]["ratio"] = round(rows[0]["tokens_per_s"] / row["tokens_per_s"], 2)
-  return rows
+  found = [row_of(one, side) for one, side in zip(asked, sides, strict=True)]
+  ours = [row for row in found if row["system"] != PEER]
+  for row, other in zip(ours, [row for row in found if row["system"] == PEER], strict=False):
+    compare(row, other, ratio="tokens_per_s")
+  for row in ours[1:]:
+    compare(row, ours[0], gain="tokens_per_s", cpu_gain="tokens_per_cpu_s")
+  return found
+
+
+def compare(row: dict, other: dict, **figures: str) -> None:
+  """Notes a row's figures over another's, under new names; nothing where one of them failed."""
+  for name, figure in figures.items():
+    if row[figure] and other[figure]:
+      row[name] = round(row[figure] / other[figure], 2)
 
 
 def row_of(spec: dict, side) -> dict:

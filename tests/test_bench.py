@@ -231,3 +231,12 @@ def test_a_lost_or_wrong_answer_is_an_error_and_no_rate():
   right = bench_serve.figures([whole], [[1, 2]])
   measured = [right[name] for name in ("tokens_per_s", "cpu_s_per_1000_tokens", "first_token_s_median")]
   assert measured == [2, 250, 0.1]
+
+
+def test_groups_of_several_sizes_are_measured_in_turn(capsys):
+  code, rows, _ = run(capsys, "decode", "--config=configs/memory_40m.py:smoke", "--lengths=8", "--piece=8",
+                      "--new_tokens=2", "--repeats=1", "--rows=1,3", "--json")
+  assert code == 0 and [row["rows"] for row in rows] == [1, 3]
+  assert rows[0]["gain"] is None
+  assert rows[1]["gain"] == pytest.approx(rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"], rel=0.1)
+  assert rows[1]["cpu_gain"] > 0

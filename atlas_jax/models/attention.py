@@ -10,10 +10,8 @@ from atlas_jax.kernels.local_attention import local_attention
 from atlas_jax.kernels.local_attention.reference import near
 from atlas_jax.memory.layer import NO_DOC, last_valid
 from atlas_jax.memory.projections import dense
-from atlas_jax.models import rope
+from atlas_jax.models import ring, rope
 from atlas_jax.models.layers import HeadsOut, scaled_normal
-
-ROPE_BASE = 10_000.0
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
 TENSOR_AXES = (
@@ -51,24 +49,30 @@ class LocalAttention(nn.Module):
     return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), doc)
 
   @nn.compact
-  def __call__(self, x_BTD, state: AttentionState, doc_BT, count_B, seen_tokens=None):
+  def __call__(self, x_BTD, state, doc_BT, count_B, seen_tokens=None, at=None):
     """Reads T tokens.
 
     Args:
       x_BTD: the layer's input.
-      state: what an earlier call returned, or `zero_state`.
+      state: what an earlier call returned, or `zero_state`; or a `ring.Ring`, for one token.
       doc_BT: document of each token, -1 at padding.
       count_B: how many of the T tokens are real; None: all.
       seen_tokens: [] int32, how many of the window's tokens it sees, see the kernel. Traced. None: all.
+      at: `ring.RingPlace` of the token, where the state is a ring.
 
     Returns:
-      out_BTD, the new state, and qkv_BTHE: queries, keys and values side by side, before rotation.
+      out_BTD, the new state (of a ring `ring.NewToken`), and qkv_BTHE: queries, keys and values side by side,
+      before rotation.
     """
     length, width = x_BTD.shape[1:]
     shape = (width, self.heads, 3 * (width // self.heads))
     kernel = self.param("qkv_kernel", scaled_normal(1.0), shape, jnp.float32)
     qkv_BTHE = dense(x_BTD, kernel)
     q_BTHK, k_BTHK, v_BTHK = jnp.split(qkv_BTHE, 3, axis=-1)
+
+    if isinstance(state, ring.Ring):
+      out_BHK, new = ring.attend(state, at, q_BTHK[:, 0], k_BTHK[:, 0], v_BTHK[:, 0])
+      return HeadsOut(width, self.out_scale, name="out")(out_BHK[:, None]), new, qkv_BTHE
 
     def join(tail, new):
       return jnp.concatenate([tail.astype(new.dtype), new], axis=1)
@@ -100,7 +104,7 @@ def _attend_next(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, seen_tokens):
   rows, window, heads, size = k_BSHK.shape
   wide = tree.accumulation_dtype(q_BTHK.dtype)
   lag_S = jnp.arange(window - 1, -1, -1)
-  frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=wide)
+  frequencies = rope.inverse_frequencies(size, ring.ROPE_BASE, dtype=wide)
   cos, sin = (part[None, :, None] for part in rope.cos_sin(lag_S, *frequencies, wide))
   rotated_BSHK = rope.apply_rope(jnp.broadcast_to(q_BTHK.astype(wide), k_BSHK.shape), cos, sin)
   seen_BS = (doc_BS == doc_BT) & near(lag_S, window, seen_tokens)[None]
@@ -121,5 +125,5 @@ def _attend_next(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, seen_tokens):
 
 def cos_sin(rows: int, size: int, dtype):
   """Returns cosine and sine of the rows at hand, counted from the oldest, never from a text's start."""
-  frequencies = rope.inverse_frequencies(size, ROPE_BASE, dtype=tree.accumulation_dtype(dtype))
+  frequencies = rope.inverse_frequencies(size, ring.ROPE_BASE, dtype=tree.accumulation_dtype(dtype))
   return tuple(part[None, :, None] for part in rope.cos_sin(jnp.arange(rows), *frequencies, dtype))

@@ -25,8 +25,10 @@ class LanguageModel(NamedTuple):
   zero_state: Callable  # (rows, room_tokens) -> state of rows that have read nothing
   prefill: Callable  # (params, tokens_BT, count_B, *, room_tokens) -> (state, hidden_BD)
   extend: Callable  # (params, state, tokens_BT, count_B) -> (state, hidden_BD)
-  decode: Callable  # (params, state, token_B) -> (state, hidden_BD)
+  decode: Callable  # (params, state, token_B) -> (state, hidden_BD); of either form of state
   row_axes: Any  # which axis of the state's leaves counts rows: a prefix of the state, as `vmap` takes it
+  writing: Callable  # state -> the form of it that `decode` goes on from fastest; that form stays as it is
+  writing_axes: Any  # as row_axes, of that form
   token_axes: Any = None  # which axis of each leaf counts tokens read, -1: none; None: its size is fixed
   head: Callable = heads.head_weights  # params -> [D, V]
   logits: Callable = heads.logits  # (params, hidden vectors [..., D]) -> [..., V]
@@ -88,7 +90,8 @@ def from_decoder(model: AnyDecoder) -> LanguageModel:
     return out.cache, out.hidden_BTD[:, 0]
 
   return LanguageModel(model, model.vocab_size, 1, init, read, zero_state, prefill, extend, decode,
-                       row_axes=model.row_axes, token_axes=model.token_axes,
+                       row_axes=model.row_axes, writing=lambda state: state, writing_axes=model.row_axes,
+                       token_axes=model.token_axes,
                        max_positions=model.learned_positions,
                        attention_block_tokens=model.attention_block_tokens, has_hf_form=True)
 
@@ -123,7 +126,7 @@ def of_memory(model: lm.LM) -> LanguageModel:
     return out.state, out.hidden_BTD[:, 0]
 
   return LanguageModel(model, model.vocab_size, chunk, init, read, zero_state, prefill, extend, decode,
-                       row_axes=0)
+                       row_axes=0, writing=model.with_rings, writing_axes=model.ring_row_axes)
 
 
 def read_completions(language: LanguageModel, params, batch):

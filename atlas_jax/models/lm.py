@@ -11,7 +11,7 @@ from atlas_jax.fields import block_numbers, grid_of
 from atlas_jax.kernels.vocab_loss import vocab_loss
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
-from atlas_jax.models import blocks, head, inner, ngrams, stacks
+from atlas_jax.models import blocks, head, inner, ngrams, ring, stacks
 from atlas_jax.models.inner import InnerReader
 from atlas_jax.models.layers import RMSNorm, SwiGLU
 from atlas_jax.models.memories import learned_memory, with_learned
@@ -30,8 +30,8 @@ TENSOR_AXES = ((r"(ngram_)?embed", (-2, -1)),)  # V or rows of a table, D
 class LMState(NamedTuple):
   """State of a decoder from call to call, of fixed size; every leaf leads with B, then depth."""
 
-  attention: Any  # [B, blocks with attention, ...], see `BlockState`; () without attention
-  memory: Any  # [B, blocks with a memory, ...], or an `inner.InnerState`; () without memory
+  attention: Any  # [B, blocks with attention, ...], see `BlockState`; () without attention; or `ring.Rings`
+  memory: Any  # [B, blocks with a memory, ...], or an `inner.InnerState`; () without memory; see `with_rings`
   doc_B: jax.Array  # document of the last real token, NO_DOC if there was none
   ngram: Any = ()  # [B, max_n - 1] its last tokens, see `ngrams.lookups`; () without embeddings of n-grams
 
@@ -182,6 +182,28 @@ class LM(nn.Module):
     ngram = () if self.max_n is None else ngrams.zero_tail(rows, self.max_n)
     return LMState(attention, memory, jnp.full((rows,), NO_DOC, jnp.int32), ngram)
 
+  @property
+  def keeps_rings(self) -> bool:
+    """Returns whether texts are written on with `ring.Rings`: where attention sees a window that moves."""
+    return bool(self.with_attention) and self.first_inner is None and "segments" not in self.mix.has
+
+  @nn.nowrap
+  def with_rings(self, state: LMState) -> LMState:
+    """Returns a state, of `zero_state` or mode "stream", from which the model reads on one token at a time.
+
+    States of attention are then rings, and those of memory a list with one for each stack, leaves [blocks, B,
+    ...]. A state that is so already stays as it is; the result takes no other calls.
+    """
+    if not self.keeps_rings or isinstance(state.attention, ring.Rings):
+      return state
+    rings = ring.of_windows(state.attention, _going(state.doc_B), [stack.attentions for stack in self.stacks])
+    return state._replace(attention=rings, memory=stacks.split_state(state.memory, self.stacks))
+
+  @property
+  def ring_row_axes(self):
+    """Returns which axis counts rows in the leaves of `with_rings`, a prefix of it."""
+    return LMState(ring.ROW_AXES, 1, 0, 0) if self.keeps_rings else 0
+
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
                memory_writes=None, seen_tokens=None, mode: str = "packed") -> LMOut:
@@ -212,21 +234,28 @@ class LM(nn.Module):
     x_BTD, ngram = self._with_ngrams(token_BTD, tokens_BT, state, doc_BT, count_B)
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     call = Call(doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
-                token_BTD if from_token else None, memory_writes, seen_tokens)
+                token_BTD if from_token else None, memory_writes, seen_tokens,
+                self._ring_place(state, tokens_BT, count_B, seen_tokens, mode))
     read = self._read(x_BTD, state, tokens_BT, call, mode)
+    attention = read.attention
+    if call.ring is not None:
+      attention = ring.written(state.attention, attention, call.ring.own_BW)
     hidden_BTD = RMSNorm(name="final_norm")(read.x_BTD)
     last_doc_B = last_document(doc_BT, state.doc_B, count_B)
-    return LMOut(hidden_BTD, LMState(read.attention, read.memory, last_doc_B, ngram), read.stats)
+    return LMOut(hidden_BTD, LMState(attention, read.memory, last_doc_B, ngram), read.stats)
 
   @nn.nowrap
   def _read(self, x_BTD, state: LMState, tokens_BT, call: Call, mode: str) -> Read:
     """Reads with all blocks; those from the first with inner steps on as functions of its fast weights."""
 
+    ringed = call.ring is not None
+
     def bound(stack):
-      return self._blocks(stack, mode)
+      return self._blocks(stack, mode, ringed)
 
     if self.first_inner is None:
-      return stacks.read(self.stacks, bound, x_BTD, state.attention, state.memory, call)
+      attention = state.attention.stacks if ringed else state.attention
+      return stacks.read(self.stacks, bound, x_BTD, attention, state.memory, call)
     if self.is_initializing():  # It makes parameters, which need no step.
       read = stacks.read(self.stacks, bound, x_BTD, state.attention, state.memory.fast, call)
       return read._replace(memory=state.memory)
@@ -285,15 +314,27 @@ class LM(nn.Module):
     return token_BTD + added_BTD * jnp.asarray(self.width**0.5, token_BTD.dtype), tail_BS
 
   @nn.nowrap
-  def _blocks(self, stack: Stack, mode: str, **given):
+  def _ring_place(self, state, tokens_BT, count_B, seen_tokens, mode):
+    """Returns where a state with rings takes its token; None for other states."""
+    if not isinstance(state.attention, ring.Rings):
+      return None
+    if mode != "stream" or tokens_BT.shape[1] != 1 or count_B is not None:
+      raise ValueError(f"a state of with_rings reads one token of each row, in mode='stream' without count_B,"
+                       f" not {tokens_BT.shape[1]} in mode={mode!r}; read with the state it was made of")
+    return ring.place(state.attention, self.width // self.heads, jnp.dtype(self.dtype), seen_tokens)
+
+  @nn.nowrap
+  def _blocks(self, stack: Stack, mode: str, ringed: bool = False, **given):
     block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False) if self.remat != "none" else Block
     # States lead with B, which is split over devices, and have depth in axis 1; parameters lead with depth.
-    # So do "intermediates", numbers per token that exist where a caller asks for them alone. The check
-    # traces every block twice, for outputs that are the same in all blocks, and there are none. It stays
-    # where parameters are drawn: the second time draws with other keys.
+    # So do "intermediates", numbers per token that exist where a caller asks for them alone. Of `with_rings`
+    # states lead with depth as well: a loop takes them as they lie. The check traces every block twice, for
+    # outputs that are the same in all blocks, and there are none. It stays where parameters are drawn: the
+    # second time draws with other keys.
+    states = 0 if ringed else 1
     scanned = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
-                      length=stack.end - stack.first, in_axes=(1, nn.broadcast), out_axes=(1, 0),
-                      unroll=min(self.scan_unroll, stack.end - stack.first),
+                      length=stack.end - stack.first, in_axes=(states, nn.broadcast), out_axes=(states, 0),
+                      unroll=min(1 if ringed else self.scan_unroll, stack.end - stack.first),
                       check_constancy_invariants=self.is_initializing())
     fields = self.block_fields(mode)
     return scanned(fields, self.memory_mix if stack.memories else PLAIN, **given or {"name": stack.name})
@@ -306,8 +347,7 @@ class LM(nn.Module):
       if doc_BT is not None:
         raise ValueError("mode='stream' reads one document per row and takes no doc_BT; use mode='packed'")
       # One number per row, that of the text so far: no token of a stream differs from its state's document.
-      going_B = jnp.where(state.doc_B == NO_DOC, 0, state.doc_B)
-      return jnp.broadcast_to(going_B[:, None], tokens_BT.shape)
+      return jnp.broadcast_to(_going(state.doc_B)[:, None], tokens_BT.shape)
     if count_B is not None or doc_BT is None:
       raise ValueError("mode='packed' takes doc_BT, not count_B; padding has document -1")
     if tokens_BT.shape[1] % self.align_tokens:
@@ -315,6 +355,11 @@ class LM(nn.Module):
       raise ValueError(f"mode='packed' reads whole chunks: {tokens_BT.shape[1]} tokens are not a multiple of "
                        f"config.{field}={self.align_tokens}")
     return doc_BT
+
+
+def _going(doc_B):
+  """Returns the document of a stream: that of its last token, or the first one."""
+  return jnp.where(doc_B == NO_DOC, 0, doc_B)
 
 
 def build(fields: Mapping) -> LM:

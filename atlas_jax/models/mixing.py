@@ -48,6 +48,7 @@ class Call(NamedTuple):
   token_BTD: jax.Array | None  # the tokens' embeddings, where memories make values of them
   memory_writes: jax.Array | None
   seen_tokens: jax.Array | None
+  ring: Any = None  # `ring.RingPlace` of the token, where states of attention are rings
 
 
 class Mix(NamedTuple):

@@ -55,21 +55,34 @@ def read(stacks: Sequence[Stack], blocks_of: Callable, x_BTD, attention, memory,
     stacks: from any block on.
     blocks_of: stack -> function (x_BTD, BlockState, Call) -> (x_BTD, (BlockState, stats)).
     x_BTD: what enters the first of them.
-    attention, memory: states of the blocks of these stacks alone.
+    attention, memory: states of the blocks of these stacks alone; both may be lists with that of each stack,
+      and what is returned is then, too.
     call: shared by all.
   """
+  apart = isinstance(attention, list)
   attentions = []
   memories = []
   stats: dict = {}
-  for stack in stacks:
-    before = BlockState(_layers(attention, stack.attentions, stacks[0].attentions.start),
-                        _layers(memory, stack.memories, stacks[0].memories.start))
+  for at, stack in enumerate(stacks):
+    before = BlockState(attention[at], memory[at]) if apart else BlockState(
+        _layers(attention, stack.attentions, stacks[0].attentions.start),
+        _layers(memory, stack.memories, stacks[0].memories.start))
     x_BTD, (after, found) = blocks_of(stack)(x_BTD, before, call)
-    attentions += [after.attention] if stack.attentions else []
-    memories += [after.memory] if stack.memories else []
+    attentions += [after.attention] if stack.attentions or apart else []
+    memories += [after.memory] if stack.memories or apart else []
     stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
               for name, value_L in found.items() for i in range(len(stack.memories))}
+  if apart:
+    return Read(x_BTD, attentions, memories, stats)
   return Read(x_BTD, joined(attentions), joined(memories), stats)
+
+
+def split_state(memory, stacks: Sequence[Stack]) -> list:
+  """Returns the memories of each of all stacks, leaves [L, B, ...]; () where it has none."""
+  def deep_first(x):
+    return jnp.moveaxis(x, 1, 0)
+
+  return [jax.tree.map(deep_first, _layers(memory, stack.memories, 0)) for stack in stacks]
 
 
 def repeat_layers(state, count: int):

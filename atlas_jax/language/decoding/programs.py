@@ -29,7 +29,8 @@ class Shapes(NamedTuple):
 class SlotPrograms(NamedTuple):
   """Programs of one model, each compiled at its first use; `row` is a state of one row.
 
-  `row` and `state` are those of `LanguageModel`, `drawing` of `drawing.DrawState`.
+  `row` and `state` are those of `LanguageModel`, `drawing` of `drawing.DrawState`. Those in slots
+  have the form of `LanguageModel.writing`.
   """
 
   shapes: Shapes
@@ -37,8 +38,8 @@ class SlotPrograms(NamedTuple):
   read: Callable  # (params, row, tokens_N: at most piece_tokens ids) -> (row, hidden_BD); the old row stays
   first: Callable  # (params, hidden_BD, drawing of one row) -> (drawing, DrawnIds): what a prompt's end draws
   group: Callable  # () -> (state, drawing) of group_rows free slots
-  insert: Callable  # (state, drawing, slot, row, its drawing) -> (state, drawing)
-  take: Callable  # (state, drawing, slot) -> (row, drawing of one row); the group stays as it is
+  insert: Callable  # (state, drawing, slot, row of either form, its drawing) -> (state, drawing)
+  take: Callable  # (state, drawing, slot) -> (row as in slots, drawing of one row); the group stays as it is
   step: Callable  # (params, state, drawing) -> (state, drawing, DrawnIds): reads the last ids, draws the next
   set_bias: Callable  # (drawing, slot, bias_V) -> drawing
   put: Callable  # row or hidden_BD of the host -> the same where those of `read` are
@@ -53,7 +54,7 @@ def make(language: LanguageModel, shapes: Shapes, *, mesh=None) -> SlotPrograms:
   _check(language, shapes)
   pure = engines.of(language, room_tokens=shapes.room_tokens)
   vocab_size = language.vocab_size
-  axes = (language.row_axes, 0)
+  axes = (language.writing_axes, 0)
   compiled = functools.partial(jax.jit, out_shardings=None if mesh is None else meshes.replicated(mesh))
 
   def read_piece(params, row, tokens_BT, count_B):
@@ -70,7 +71,7 @@ def make(language: LanguageModel, shapes: Shapes, *, mesh=None) -> SlotPrograms:
     def put(axis, old, new):
       return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
 
-    return engines.by_rows(put, axes, (state, draws), (row, row_draws))
+    return engines.by_rows(put, axes, (state, draws), (language.writing(row), row_draws))
 
   def take(state, draws, slot):
     def one(axis, x):
@@ -79,7 +80,7 @@ def make(language: LanguageModel, shapes: Shapes, *, mesh=None) -> SlotPrograms:
     return engines.by_rows(one, axes, (state, draws))
 
   def group():
-    return pure.init(shapes.group_rows), drawing.empty(shapes.group_rows, vocab_size)
+    return language.writing(pure.init(shapes.group_rows)), drawing.empty(shapes.group_rows, vocab_size)
 
   def set_bias(draws, slot, bias_V):
     return draws._replace(bias_BV=draws.bias_BV.at[slot].set(bias_V))

@@ -7,7 +7,7 @@ import numpy as np
 
 from atlas_jax.files import json_file
 from atlas_jax.files.damage import Damaged, as_damaged
-from atlas_jax.language.decoding import drawing, state_files
+from atlas_jax.language.decoding import state_files
 from atlas_jax.language.decoding.completion_writer import CompletionWriter
 from atlas_jax.language.decoding.programs import Shapes, SlotPrograms, place
 from atlas_jax.language.decoding.requests import CompletionRequest
@@ -15,7 +15,7 @@ from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.decoding.served_model import ModelTable, ServedModel
 
 REMEDY = "it cannot be gone on with: ask again with its prompt"
-_FORM = "atlas stream 1"
+_FORM = "atlas stream 2"
 
 
 class SavedStream(NamedTuple):
@@ -79,15 +79,13 @@ def load(file, models: ModelTable, programs_of) -> SavedStream:
     raise ValueError(f"the stream in {file} belongs to other weights than those of the model {model.name!r} "
                      f"(it was of version {header['version']}, this is {model.version}), or to another "
                      "version of jax, XLA_FLAGS or kind of processor; load what it was written with")
-  row, draws = _arranged(file, model, programs, request, arrays)
+  row, draws = _arranged(file, programs, arrays)
   return SavedStream(request, model, list(header["tokens"]), row, draws)
 
 
-def _arranged(file, model: ServedModel, programs: SlotPrograms, request, arrays: list[np.ndarray]):
+def _arranged(file, programs: SlotPrograms, arrays: list[np.ndarray]):
   """Returns the arrays as states of one row."""
-  row = jax.eval_shape(programs.blank)
-  draws = drawing.start(request, request.first, model.language.vocab_size)
-  leaves, form = jax.tree.flatten((row, draws))
+  leaves, form = jax.tree.flatten(jax.eval_shape(lambda: programs.take(*programs.group(), np.int32(0))))
   wanted = [(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
   if [(array.shape, array.dtype) for array in arrays] != wanted:
     raise Damaged(file, "has other arrays than a stream of this model", REMEDY)

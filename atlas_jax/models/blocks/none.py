@@ -16,7 +16,7 @@ def attend(fields: BlockFields, h_BTD, state: BlockState, call: Call):
   """Returns what attention gives, its state, and its queries, keys and values before rotation."""
   # A flax module made inside the block's, hence its child: other mixes that attend have the same parameters.
   attention = LocalAttention(fields.heads, fields.window_tokens, fields.out_scale, name="attention")
-  return attention(h_BTD, state.attention, call.doc_BT, call.count_B, call.seen_tokens)
+  return attention(h_BTD, state.attention, call.doc_BT, call.count_B, call.seen_tokens, call.ring)
 
 
 def flops(fields: BlockFields) -> float:
