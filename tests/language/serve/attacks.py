@@ -156,7 +156,7 @@ def out_of_bounds(draw):
                       {"id": "a/../b"}, {"id": 1}, {}, [], 7, "a b", "%2e%2e%2f", "a\nb", {"id": "a",
                                                                                            "more": 1}]),
     ("model", ["none", "../run", "", 7, "x" * 9_000, [], {"a": 1}]), ("stream", ["yes", 1, []]),
-    ("user", [1, [], {}]), ("unknown_field", [1, None, {"a": []}]), ("echo", [True]), ("best_of", [0, 2,
+    ("user", [1, [], {}]), ("unknown_field", [1, "x", {"a": []}]), ("echo", [True]), ("best_of", [0, 2,
                                                                                                    10**12]),
     ("stream_options", [[], {"include_usage": 1}, {"more": True}]), ("max_token", [1]), ("\ud7ff\uffff", [1]),
   ])  # fmt: skip
@@ -231,9 +231,6 @@ def strange_tools(draw):
   return Attack("", (posted(CHAT, fields),), BELOW_500)
 
 
-# ------------------------------------------------------------------------------------------------ headers
-
-
 def wrong_methods(draw):
   path = draw.choice([*ROUTES, "/v1/models", "/health", "/metrics", "/", "/v1/conversations/x"])
   method = draw.choice(["PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "X" * 50, "post", "G3T"])
@@ -245,8 +242,8 @@ def wrong_paths(draw):
                       "/page/../page.js", "/v1/models/none", "/v1/models/%2e%2e%2f", "/tokenize/", "/docs",
                       "/openapi.json", "/v1/conversations/..%2fx", "/v1/conversations/%00",
                       "/v1/conversations/" + "x" * 200, "/v1/conversations/nobody", "http://x/y", "*",
-                      "/v1/conversations/\u00e4".encode().decode("latin-1"), "/a" * 900,
-                      "/?" + "a=b&" * 2_000 + "x/"])
+                      "/v1/conversations/\u00e4".encode().decode("latin-1"), "/a" * 900, "/" + "a" * 40_000,
+                      "/" + "a" * 200_000, "/?" + "a=b&" * 2_000 + "x/"])
   if path.startswith("/?"):
     path = "/nothing" + path[1:]
   method = draw.choice(["GET", "POST", "DELETE"])
@@ -271,8 +268,9 @@ def huge_headers(draw):
   return Attack("", tuple(whole[at:at + size] for at in range(0, len(whole), size)))
 
 
-def huge_paths(draw):
-  return Attack("", (request("/" + "a" * draw.choice([33_000, 200_000]), b"", method="GET"),))
+def loading(draw):
+  path = draw.choice(["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load_weights"])
+  return Attack("", (posted(path, draw.choice([{}, {"lora_name": 1}, {"lora_path": "../../etc"}])),))
 
 
 def other_hosts(draw):
@@ -393,7 +391,7 @@ def slow_unread_body(draw):
 
 QUICK = (no_json, no_utf8, deep_json, strange_numbers, half_characters, names_twice, wrong_values,
          wrong_values, out_of_bounds, out_of_bounds, strange_messages, strange_template_values,
-         strange_schemas, strange_tools, wrong_methods, wrong_paths, wrong_types, huge_headers, huge_paths,
+         strange_schemas, strange_tools, wrong_methods, wrong_paths, wrong_types, huge_headers, loading,
          other_hosts, no_http, old_http, strange_lengths, strange_chunks, pipelined, too_large, unread_body,
          more_than_said, gone_at_once, half_closed, upgrades)
 SLOW = (slow_headers, slow_body, slow_unread_body)
