@@ -283,10 +283,10 @@ class ServerSampler:
                         "was handed over to it: it was restarted, or another run gives weights to it. The "
                         "same command hands the weights over anew")
     size, reason, text = stops.ending(tokens, options, self._tokenizer)
-    told_reason = choice.get("finish_reason")
-    if size != len(tokens) or reason is None or REASONS[reason] != told_reason:
+    finish_reason = choice.get("finish_reason")
+    if size != len(tokens) or reason is None or REASONS[reason] != finish_reason:
       raise ServerError(f"the server ended a completion of {len(tokens)} ids with finish_reason="
-                        f"{told_reason!r} ({choice.get('stop_reason')!r}), and by our tokenizer it ends "
+                        f"{finish_reason!r} ({choice.get('stop_reason')!r}), and by our tokenizer it ends "
                         f"after {size} for {reason!r}; serve the run with the tokenizer that is trained with")
     return Completion(tokens, choice[BOTH[0]], choice[BOTH[1]], reason, text, version)
 

@@ -43,12 +43,12 @@ def run(config, workdir, *, port: int) -> None:
       metrics = ServerMetrics(served.scheduler.stats, STATS)
       service = Service(served.scheduler, served.text, served_run.request_limits(config, served.text), access,
                         served_run.open_conversations(config), metrics, served.trace, served.loader)
+      service.policy = policy_weights.of(config, served.scheduler, served.name, served.trace)
       # Told once clients can connect: who reads the line may ask at once.
       listener.listen(BACKLOG)
       shown = f"[{serve.host}]" if ":" in serve.host else serve.host
       print(json.dumps({"url": f"http://{shown}:{listener.getsockname()[1]}", "model": served.name,
                         "step": served.step, "needs_token": access.needs_token}), flush=True)
-      service.policy = policy_weights.of(config, served.scheduler, served.name, served.trace)
       made = server(service, most_connections=serve.connections, drain_s=serve.drain_s)
       made.run(sockets=[listener])
 

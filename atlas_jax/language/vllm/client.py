@@ -176,5 +176,5 @@ def _content(data: bytes):
 
 def _seconds(response: http.client.HTTPResponse) -> float:
   """Returns how long a server asks to wait; 0 where it says nothing, or a date."""
-  told = response.headers.get("Retry-After", "")
-  return float(told) if told.isascii() and told.isdecimal() and len(told) < 9 else 0.0
+  delay = response.headers.get("Retry-After", "")
+  return float(delay) if delay.isascii() and delay.isdecimal() and len(delay) < 9 else 0.0
