@@ -290,8 +290,7 @@ class Decoder(nn.Module):
                      prevent_cse=False) if self.remat != "none" else DecoderBlock
     blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
                      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
-                     # As in `lm.LM._blocks`.
-                     unroll=self.scan_unroll, check_constancy_invariants=self.is_initializing())
+                     unroll=self.scan_unroll, check_constancy_invariants=self.is_initializing())  # As in lm
     # New keys come out of the loop over depth and are written behind the old ones at once, below: written
     # inside, the whole cache would be among what the loop carries.
     past, count_B = (None, None) if cache is None else ((cache.k, cache.v), cache.count_B)
