@@ -80,6 +80,11 @@ COMMANDS = {
   f"{MAIN} --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong": How(
     "--config.eval.task_samples=2 --config.eval.mqar_pairs=4 --config.eval.mqar_distances=64 "
     "--config.eval.niah_lengths=512 --config.eval.babilong_lengths=512", needs=(QUICKSTART,)),
+  'pip install -e ".[serve]"': NETWORK,
+  f"{MAIN} --mode=serve --workdir=runs/quickstart --port=8000": How(
+    f"--port={PORT}", needs=(QUICKSTART,), asks="v1/models"
+  ),
+  f"{MAIN} --mode=chat --workdir=runs/quickstart": How("</dev/null", needs=(QUICKSTART,)),
   'pip install -e ".[cuda12,hf]"': NETWORK,
   STDLIB: How("--train_vocab_size=300 --train_bytes=100000 --limit_bytes=200000"),
   f"{MAIN} --config=configs/memory_40m.py:corpus=python_stdlib --workdir=runs/stdlib_40m "

@@ -19,26 +19,28 @@ def percent(found: dict, arm: str, field: str) -> tuple[float, float, float]:
 
 
 def draw(found: dict, file: pathlib.Path) -> None:
-  """Draws, for each task, a panel of the ways to read and one of lengths."""
-  page = figure.Figure(figsize=(13, 8), layout="constrained")
-  for task, (bars, curves) in zip(TASKS, page.subplots(len(TASKS), 2)):
-    shown = [arm.name for arm in ARMS if arms.over_seeds(found, arm.name, f"recall_{task}_accuracy")]
+  """Draws, for each task that has results, a panel of the ways to read and one of lengths."""
+  arms_of = {task: [arm.name for arm in ARMS if arms.over_seeds(found, arm.name, f"recall_{task}_accuracy")]
+             for task in TASKS}
+  tasks = [task for task in TASKS if arms_of[task]]  # Others have not been run.
+  page = figure.Figure(figsize=(13, 4 * len(tasks)), layout="constrained")
+  for task, (bars, curves) in zip(tasks, page.subplots(len(tasks), 2, squeeze=False)):
+    shown = arms_of[task]
     for number, (way, words) in enumerate(WAYS.items()):
-      told = np.array([percent(found, name, f"recall_{task}_{way}accuracy") for name in shown]).reshape(-1, 3)
-      spread = np.nan_to_num(np.abs(told[:, 1:].T - told[:, 0]))
-      bars.bar(np.arange(len(shown)) + 0.2 * (number - 1.5), told[:, 0], width=0.2, yerr=spread, label=words)
+      means = np.array([percent(found, name, f"recall_{task}_{way}accuracy") for name in shown])
+      spread = np.nan_to_num(np.abs(means[:, 1:].T - means[:, 0]))
+      bars.bar(np.arange(len(shown)) + 0.2 * (number - 1.5), means[:, 0], width=0.2, yerr=spread, label=words)
     bars.set_xticks(range(len(shown)), [name.removesuffix(f"_{task}") for name in shown])
     bars.set(title=task, ylim=(0, 105), ylabel="right answers, percent; bars: 95% over seeds")
     for name in shown:
-      told = [percent(found, name, f"recall_{task}_{length}_accuracy")[0] for length in LENGTHS[task]]
+      means = [percent(found, name, f"recall_{task}_{length}_accuracy")[0] for length in LENGTHS[task]]
       lengths = [int(length.rpartition("_")[2]) for length in LENGTHS[task]]
-      curves.plot(lengths, told, "o-", label=name.removesuffix(f"_{task}"))
+      curves.plot(lengths, means, "o-", label=name.removesuffix(f"_{task}"))
     curves.set_xscale("log", base=2)
     curves.set(title=f"{task} by {LENGTHS[task][0].partition('_')[0]}", xlabel="tokens; first: in training",
                ylim=(0, 105))
-    for axes in (bars, curves):
-      if shown:
-        axes.legend(fontsize="small")
+    bars.legend(fontsize="small", ncols=len(WAYS), loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    curves.legend(fontsize="small", loc="center right")
   page.savefig(file, dpi=110)
 
 
