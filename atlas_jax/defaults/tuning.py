@@ -133,7 +133,7 @@ def _server() -> dict:
   return {
       "url": OPTIONAL(str),  # Of a server of --mode=serve, http://HOST:PORT.
       "weights_folder": OPTIONAL(str),  # Its config.serve.weights_folder, by the name it has here.
-      "model": OPTIONAL(str),  # The one that is trained, by its name there; None: its first one.
+      "served_as": OPTIONAL(str),  # The model that is trained, by its name there; None: its first one.
       # Variable of the environment that has one of its trainers' tokens; None: ATLAS_JAX_SERVER_TOKEN.
       "token_variable": OPTIONAL(str),
       # Between its log-probabilities and ours; None: as the dtype allows.

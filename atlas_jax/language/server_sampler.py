@@ -42,7 +42,7 @@ BOTH = ("sampler_logprobs", "full_logprobs")
 LEAST_LOGPROB = -9999.0  # Stands for minus infinity in the server's answers.
 
 
-def make(language: LanguageModel, tokenizer: Tokenizer, *, workdir, url, weights_folder, model,
+def make(language: LanguageModel, tokenizer: Tokenizer, *, workdir, url, weights_folder, served_as,
          token_variable, gap_limit_nats, timeout_s, retries, backoff_s, parallel_requests) -> "ServerSampler":
   """Makes a sampler from the fields of config.server; asks nothing of the server yet.
 
@@ -50,7 +50,7 @@ def make(language: LanguageModel, tokenizer: Tokenizer, *, workdir, url, weights
     language: the model that is trained; the server must serve a run of the same one.
     tokenizer: decodes completions.
     workdir: of the run; it tells this run's weights from another's. None: a run of its own.
-    url, weights_folder, model, token_variable, gap_limit_nats, timeout_s, retries, backoff_s,
+    url, weights_folder, served_as, token_variable, gap_limit_nats, timeout_s, retries, backoff_s,
       parallel_requests: see the config.
 
   Raises:
@@ -77,7 +77,7 @@ def make(language: LanguageModel, tokenizer: Tokenizer, *, workdir, url, weights
       left.unlink(missing_ok=True)
     client = Client(url, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s, group="config.server",
                     bearer=_token(token_variable))
-  return ServerSampler(language, tokenizer, client, folder, model=model, run=run,
+  return ServerSampler(language, tokenizer, client, folder, model=served_as, run=run,
                        gap_limit_nats=gap_limit_nats, parallel_requests=parallel_requests)
 
 
@@ -183,7 +183,7 @@ class ServerSampler:
     served = self._served()
     name = next(iter(served)) if self._model is None else self._model
     if name not in served:
-      raise ValueError(f"config.server.model={name!r} is not served by {self._client.url}; there are "
+      raise ValueError(f"config.server.served_as={name!r} is not served by {self._client.url}; there are "
                        f"{', '.join(served)}")
     mine = served[name]
     if mine.get("vocab_size") != self._language.vocab_size:

@@ -40,8 +40,8 @@ PROMPTS = [[256, *b"one"], [7], [256, *b"one"]]
 OPTIONS = SamplingOptions(n=2, max_tokens=6, stop_tokens=(256, 97))
 FILTERED = dataclasses.replace(OPTIONS, temperature=0.7, stop_strings=("\x07",), top_k=5)
 LIKELIEST = dataclasses.replace(OPTIONS, temperature=0, repetition_penalty=1.5)
-FIELDS = dict(model=None, token_variable=None, gap_limit_nats=None, timeout_s=60.0, retries=2, backoff_s=0.01,
-              parallel_requests=4)
+FIELDS = dict(served_as=None, token_variable=None, gap_limit_nats=None, timeout_s=60.0, retries=2,
+              backoff_s=0.01, parallel_requests=4)
 
 
 @pytest.fixture(autouse=True)
@@ -240,8 +240,8 @@ def test_another_model_is_refused_and_what_is_served_stays(tmp_path):
       other, its = tiny("decoder", **fields)
       with pytest.raises(ValueError, match=match):
         server.sampler(other).load(its, 1)
-    with pytest.raises(ValueError, match="config.server.model='none' is not served .*; there are base"):
-      server.sampler(language, model="none").load(params, 1)
+    with pytest.raises(ValueError, match="config.server.served_as='none' is not served .*; there are base"):
+      server.sampler(language, served_as="none").load(params, 1)
     assert server.scheduler.models() == {"base": 50}
     assert server.scheduler.model("base").params is params
 

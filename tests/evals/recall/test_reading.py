@@ -1,6 +1,7 @@
 """A model reads texts by segments: scores equal those by hand, and controls touch the memory alone."""
 
 import functools
+import mmap
 
 import jax
 import jax.numpy as jnp
@@ -166,5 +167,6 @@ def test_a_state_has_one_size_however_long_the_text_and_reading_takes_no_more_me
   kept, watched = [], reading.Growth(8)
   for _ in range(8):
     watched.look()
-    kept.append(np.ones(2**20))  # What it must find: 8 MiB more with every look.
+    kept.append(mmap.mmap(-1, 2**23))  # What it must find: 8 MiB more with every look.
+    kept[-1].write(b"1" * 2**23)  # An array could stand where others have been.
   assert watched.bytes is None or watched.bytes > 24 * 2**20
