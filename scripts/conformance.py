@@ -7,8 +7,8 @@ Adapters are the files of experiments/conformance/adapters/. Each runs in a proc
 Python that has its package: this one, or one of --python. A package that none has is named as not run. --row
 keeps the rows whose names have that text. --out writes all that was measured, and keeps what such a file has
 of adapters that --only leaves out; --page puts the table and what is behind each cell between the marks of a
-Markdown page. Exit status 1: one of ours differs where its documentation does not say so, or an installed
-package could not be run.
+Markdown page. Exit status 1: one of ours does not pass, but for what EXCUSED names of the language model, or
+an installed package could not be run.
 """
 import argparse
 import datetime
@@ -30,7 +30,10 @@ from experiments.conformance.checks import CHECKS  # noqa: E402  The root must b
 
 ADAPTERS = ROOT / "experiments" / "conformance" / "adapters"
 OURS = "ours"
-FINE = ("pass", "documented", "n/a")
+FINE = ("pass", "documented", "n/a")  # Shown plainly in the table.
+# Of ours everything must pass but this: what the docstring of `LM` says it does not do. Check -> status.
+LANGUAGE_MODEL = "LM, "
+EXCUSED = {"padding": "n/a", "packing": "documented"}
 LIMIT_S = 1800  # Of one adapter.
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 LOOK_UP = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
@@ -164,10 +167,15 @@ def record(path: pathlib.Path, results: list[dict], checks: list[str]) -> list[d
 
 
 def failed(results: list[dict]) -> bool:
-  """Returns whether one of ours differs where nothing says so, or an installed package could not be run."""
+  """Returns whether one of ours does not pass, see EXCUSED, or an installed package could not be run."""
   ours = [row for result in results if result["adapter"] == OURS for row in result.get("rows", ())]
-  differs = any(cell["status"] not in FINE for row in ours for cell in row["cells"].values())
+  differs = any(not _passes(row["row"], check, cell["status"]) for row in ours
+                for check, cell in row["cells"].items())
   return differs or any("not_run" in result and "version" in result for result in results)
+
+
+def _passes(row: str, check: str, status: str) -> bool:
+  return status == "pass" or (row.startswith(LANGUAGE_MODEL) and EXCUSED.get(check) == status)
 
 
 def flags(arguments: list[str] | None) -> argparse.Namespace:

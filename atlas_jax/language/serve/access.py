@@ -84,6 +84,11 @@ class Access:
                      "'Authorization: Bearer TOKEN'", headers={"WWW-Authenticate": "Bearer"})
     return given.hex()[:16]
 
+  @property
+  def has_trainers(self) -> bool:
+    """Returns whether some who ask may change weights, and others not."""
+    return bool(self._trainer_digests)
+
   def need_trainer(self, headers: Mapping[str, str]) -> None:
     """Refuses a request that may not change weights.
 

@@ -99,9 +99,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_loading(app: FastAPI, service: Service) -> None:
   def route(path: str, answer: Callable[[Loader, JsonFields], Any]) -> None:
     async def load(request: Request) -> Response:
-      _, fields = await service.read(request)
+      service.access.tenant(request.headers)
       if service.loader is None:
         raise ApiError(403, loading.CLOSED)
+      # Before the body is read: who may not change weights sends none.
+      if service.access.has_trainers:
+        service.access.need_trainer(request.headers)
+      _, fields = await service.read(request)
       # In a thread: reading and compiling take seconds, and others are being answered.
       done = await asyncio.to_thread(answer, service.loader, fields)
       return PlainTextResponse(done) if isinstance(done, str) else JSONResponse(done)

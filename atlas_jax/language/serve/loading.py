@@ -6,8 +6,8 @@ Three ways lead here:
   They are models of their own in requests: `"model": "NAME"`.
 - A signal SIGHUP reads the run's newest checkpoint, where training has left one since: `kill -HUP PID`.
 - Requests do both where config.serve.load_folder names a folder; without one they are refused. Adapters are
-  read from that folder alone, so that a request can name no other file of the machine. Whoever may ask for
-  completions may ask for these.
+  read from that folder alone, so that a request can name no other file of the machine. Where trainers have
+  tokens of their own (see `access`), only they may ask for these; else whoever may ask for completions.
 
       curl $URL/v1/load_lora_adapter -d '{"lora_name": "sums", "lora_path": "sums_v2"}' ...
       curl $URL/v1/unload_lora_adapter -d '{"lora_name": "sums"}' ...

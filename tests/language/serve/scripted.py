@@ -162,6 +162,20 @@ def text_of(template=None, **fields):
   return ServedText(TOKENIZER, made, (256, 260), VOCAB, **fields)
 
 
+class LoadingScheduler(ScriptedScheduler):
+  """Queues requests when `loaded` is set, as one does that takes new weights meanwhile; writes nothing."""
+
+  def __init__(self):
+    super().__init__()
+    self.may_write.clear()
+    self.queued, self.loaded = threading.Event(), threading.Event()
+
+  def submit(self, request, sink=None):
+    self.queued.set()
+    assert self.loaded.wait(10)
+    return super().submit(request, sink)
+
+
 def service(script=lambda text: "ok", *, template=PLAIN, scheduler=None, tokens=(), folder=None, trace=True,
             longest_tokens=None, **limits):
   """Makes the service of a scripted scheduler; limits are those of `RequestLimits` and `CompletionLimits`."""

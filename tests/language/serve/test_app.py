@@ -2,7 +2,6 @@
 import asyncio
 import json
 import random
-import threading
 
 import pytest
 
@@ -104,24 +103,16 @@ def test_a_client_that_goes_away_frees_its_slot(stream):
 
 
 def test_a_client_that_goes_away_while_its_request_is_queued_leaves_nothing():
-  class Loading(scripted.ScriptedScheduler):
-    def submit(self, request, sink=None):
-      queued.set()
-      loaded.wait(10)
-      return super().submit(request, sink)
-
-  queued, loaded = threading.Event(), threading.Event()
-  scheduler = Loading()
-  scheduler.may_write.clear()
+  scheduler = scripted.LoadingScheduler()
   made = scripted.service(scheduler=scheduler)
 
   async def leave():
     request = scripted.RawRequest(made, TEXT, {"prompt": "x"})
     running = asyncio.ensure_future(request.run())
-    await asyncio.to_thread(queued.wait)
+    await asyncio.to_thread(scheduler.queued.wait)
     request.leave()
     await asyncio.wait_for(running, 5)
-    loaded.set()
+    scheduler.loaded.set()
 
   asyncio.run(leave())
   assert len(scheduler.cancelled) == 1

@@ -9,7 +9,7 @@ from atlas_jax.language.decoding.requests import CompletionRequest, EndEvent
 from atlas_jax.language.decoding.sampler import SamplingOptions
 from atlas_jax.language.serve.api_error import ApiError
 from atlas_jax.language.serve.generation import ServedGeneration
-from tests.language.serve.scripted import ScriptedScheduler
+from tests.language.serve.scripted import LoadingScheduler, ScriptedScheduler
 
 
 def asked(*texts, n=2):
@@ -56,23 +56,15 @@ def test_what_is_cancelled_while_it_is_queued_is_cancelled():
 
 
 def test_who_cancels_does_not_wait_for_a_scheduler_that_loads_weights():
-  class Loading(ScriptedScheduler):
-    def submit(self, request, sink=None):
-      queued.set()
-      loaded.wait(10)
-      return super().submit(request, sink)
-
-  queued, loaded = threading.Event(), threading.Event()
-  scheduler = Loading()
-  scheduler.may_write.clear()
+  scheduler = LoadingScheduler()
 
   async def write():
     made = ServedGeneration(scheduler, asked("a"))
     submitting = asyncio.ensure_future(made.submit())
-    await asyncio.to_thread(queued.wait)
+    await asyncio.to_thread(scheduler.queued.wait)
     made.cancel()
-    assert not loaded.is_set()
-    loaded.set()
+    assert not scheduler.loaded.is_set()
+    scheduler.loaded.set()
     await submitting
 
   asyncio.run(write())

@@ -195,6 +195,20 @@ def test_nothing_is_loaded_by_requests_unless_the_config_allows_it():
       assert "config.serve.load_folder" in client.refused(path, body, status=403)["message"]
 
 
+def test_where_trainers_have_tokens_only_they_have_anything_loaded(tmp_path):
+  user, trainer = "a-user-of-enough-length", "a-trainer-of-enough-length"
+  made = scripted.service()
+  made.loader, made.access = loader_of(tmp_path), Access((user,), (trainer,))
+  client = scripted.Client(made)
+  asked = ((LOAD, {"lora_name": "a", "lora_path": "b"}), (UNLOAD, {"lora_name": "a"}), (WEIGHTS, {}))
+  for path, body in asked:
+    for token, status in ((None, 401), (user, 403)):
+      headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+      assert client.ask(path, body, headers=headers).status_code == status, path
+    answer = client.ask(path, body, headers={"Authorization": f"Bearer {trainer}"})
+    assert "no token" not in answer.text, path
+
+
 def test_a_checkpoint_that_cannot_be_read_leaves_the_weights(tmp_path):
   def broken():
     raise RuntimeError("damaged")
