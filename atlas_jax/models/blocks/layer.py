@@ -4,9 +4,9 @@ With x the block's input, h its norm, m = gated memory of h, the block adds m + 
 
 Source: Titans (arXiv:2501.00663), memory as a layer: attention over the memory's output. There the memory's
 layer has a residual connection like any other layer, and so has ours: without it attention would see nothing
-where a memory recalls nothing, as at the start of a document. It is h that is added, as in `context`: beside
-x, which is small in the first block, what a memory recalls before it has learned would drown the tokens. The
-gate is that of `gate`.
+where a memory recalls nothing, as at the start of a document. It is h that is added, as in `context`: in the
+first block x is small beside what a memory recalls before it has learned, and with x pairs are learned later
+(experiments/recall_by_architecture). The gate is that of `gate`.
 """
 from atlas_jax.models import flops as counts
 from atlas_jax.models.blocks import gate, none
