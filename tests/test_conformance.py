@@ -181,6 +181,19 @@ def test_a_memory_whose_reads_grow_without_end_is_not_alive():
   assert found.status == "fail" and "reads change in size by a factor of" in found.text
 
 
+def test_what_a_row_has_left_is_dropped_before_the_next():
+  seen = []
+  rows = [scripted("", release=lambda: seen.append("released")), scripted("rows")]
+
+  def judged():
+    for one in rows:
+      seen.append(one.name)
+      yield one
+
+  verdicts.judge_all(judged(), ["halves"])
+  assert seen == ["sound", "released", "rows"]
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_our_default_memory_passes(check):
   adapter = conformance.adapter_of(conformance.OURS)

@@ -43,6 +43,7 @@ class Subject(NamedTuple):
   lacks: Mapping[str, str] = {}  # a feature that is not offered -> why
   options: Mapping[str, Mapping] = {}  # documented settings to try where a check fails: label -> of `build`
   says: Mapping[str, str] = {}  # a check that its documentation says does not hold -> its words, and where
+  release: Callable[[], None] = lambda: None  # drops what its models have left, when its row is judged
 
 
 def loss_weights(shape: tuple[int, ...], start: int) -> np.ndarray:

@@ -80,4 +80,5 @@ def judge_all(subjects: Iterable[Subject], checks: Sequence[str]) -> list[dict]:
   for subject in subjects:
     cells = {check: judge(subject, check)._asdict() for check in checks}
     found.append({"row": subject.name, "settings": subject.settings, "cells": cells})
+    subject.release()
   return found

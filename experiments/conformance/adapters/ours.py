@@ -4,6 +4,7 @@ The layer is at the defaults of `config.model.memory`: padding is document -1, p
 (`doc_BT`), and any cut into calls is offered. The language model stands in `language_model`.
 """
 import functools
+import gc
 
 import numpy as np
 
@@ -23,17 +24,27 @@ def subjects() -> list[subject.Subject]:
   layers = [
       subject.Subject(
           name=f"NeuralMemory, {rule}", build=functools.partial(_build, rule), size=WIDTH, chunk=64,
-          settings=f"defaults; dim {WIDTH}, {HEADS} heads")
+          settings=f"defaults; dim {WIDTH}, {HEADS} heads", release=_release)
       for rule in RULES]
   return layers + [
       subject.Subject(
           name=f"LM, {mix}", build=functools.partial(language_model.LanguageModel, mix), ids=True,
           size=language_model.VOCAB, chunk=language_model.WINDOW, says={"packing": language_model.GRID},
-          lacks={"padding": language_model.NO_PADDING},
+          lacks={"padding": language_model.NO_PADDING}, release=_release,
           settings=f"configs/memory_40m.py:cpu,mix={mix}; width {language_model.WIDTH} for 192, "
                    f"{language_model.DEPTH} blocks, window {language_model.WINDOW}, chunks of "
                    f"{language_model.CHUNK}, so that attention alone does not reach back far")
       for mix in MIXES]
+
+
+def _release() -> None:
+  """Drops compiled programs: with those of all rows a process has more maps of memory than Linux allows."""
+  import jax
+
+  _programs.cache_clear()
+  language_model.programs.cache_clear()
+  jax.clear_caches()
+  gc.collect()
 
 
 @functools.cache
