@@ -99,21 +99,26 @@ SMALL = {
     "train.log_every_steps": 1, "checkpoint.every_steps": 2, "eval.batch_rows": 4, "eval.max_tokens": 2_048,
     "eval.gain_max_tokens": 1_024, "eval.sample_tokens": 8}
 
+SMALL_EPISODES = {
+    "data.segment_len": 256, "episode.items": 2, "episode.curriculum_steps": 2, "eval.episode_items": "1,2",
+    "eval.episode_distances": "64", "eval.task_samples": 2}
 SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzzles.min_rating": 5}}
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Makes any config small enough for a CPU test: a few steps of a tiny model; every part still runs."""
   # Nothing is downloaded or read from the user's disk: a smoke test runs on a bare machine.
-  if config.recipe == "memory_lm" and config.data.source == "text":
+  if config.recipe in ("memory_lm", "episodic") and config.data.source == "text":
     config.data.name = "python_stdlib"
   config.data.update(download=False, files=None, epochs=None)
   config.puzzles.update(path=None, concept_path=None, epochs=None, one_solution=True)
   config.ranked.eval_files = None
   # After the fields above, since they decide which others are read.
-  _set_read(config, SMALL)
+  set_read(config, SMALL)
+  if config.recipe == "episodic":  # A segment holds an episode.
+    set_read(config, SMALL_EPISODES)
   if config.puzzles.name in SMALL_BOARDS:
-    _set_read(config, SMALL_BOARDS[config.puzzles.name])
+    set_read(config, SMALL_BOARDS[config.puzzles.name])
   config.optim.steps = 4
   return shrink_model(config)
 
@@ -124,10 +129,11 @@ def shrink_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     config.decoder.learned_positions = 256
   if config.model.memory_layers is not None:
     config.model.memory_layers = "1"
-  return _set_read(config, SMALL_MODEL)
+  return set_read(config, SMALL_MODEL)
 
 
-def _set_read(config, values: dict[str, Any]) -> ml_collections.ConfigDict:
+def set_read(config, values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Changes of some fields those that the recipe reads."""
   for name, value in values.items():
     if readers.is_read(config, name):
       group, _, last = name.rpartition(".")

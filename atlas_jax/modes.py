@@ -41,8 +41,8 @@ def config_of_run(workdir: str, overrides: Mapping[str, str], *,
   config = runs.config_of(workdir, given=overrides)
   if evals is not None:
     recall.chosen(evals, field="--evals")
-    if config.recipe != "memory_lm" and "." not in config.recipe:
-      raise ValueError(f"--evals={evals} asks models of config.recipe='memory_lm', and {workdir} holds a run "
+    if config.recipe not in ("memory_lm", "episodic") and "." not in config.recipe:
+      raise ValueError(f"--evals={evals} asks models of memory_lm and episodic, and {workdir} holds a run "
                        f"of config.recipe={config.recipe!r}; leave it out")
     config.eval.tasks = evals
   for name, text in overrides.items():

@@ -14,13 +14,14 @@ from atlas_jax import modules
 from atlas_jax.defaults import default
 from atlas_jax.fields import MIXES, at, flat, mixes
 
-ALL = "memory_lm trm sft grpo gkd ranked"
-LANGUAGE = "memory_lm sft grpo gkd ranked"
+TEXT = "memory_lm episodic"  # They train memory models from text.
+ALL = f"{TEXT} trm sft grpo gkd ranked"
+LANGUAGE = f"{TEXT} sft grpo gkd ranked"
 TUNED = "sft grpo gkd ranked"
 ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
 
-MEMORY = f"memory_lm; {TUNED} if model.kind=memory & model.path=None"
-MEMORY_RUN = "memory_lm gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
+MEMORY = f"{TEXT}; {TUNED} if model.kind=memory & model.path=None"
+MEMORY_RUN = f"{TEXT} gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
 DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
@@ -39,7 +40,7 @@ def _without(*facts: str) -> str:
 
 def _beside(condition: str) -> str:
   """Writes the recipes that read a field of the memory model under a condition."""
-  return f"memory_lm if {condition}; {TUNED} if {OURS} & {condition}"
+  return f"{TEXT} if {condition}; {TUNED} if {OURS} & {condition}"
 
 
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
@@ -52,9 +53,9 @@ HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
 WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
 ATTENDING = f"{_beside(_with('attention'))}; {_beside('model.memory_layers!=None')}"
 # Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
-FRESH = "memory_lm if model.path=None &"
-DRAWN = BESIDE.replace("memory_lm if", FRESH)
-DRAWN_WRITTEN = WRITTEN.replace("memory_lm if", FRESH)
+FRESH = f"{TEXT} if model.path=None &"
+DRAWN = BESIDE.replace(f"{TEXT} if", FRESH)
+DRAWN_WRITTEN = WRITTEN.replace(f"{TEXT} if", FRESH)
 ROWS = "if data.name=files|hf:*"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
@@ -77,33 +78,33 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
-    "window": f"memory_lm if {_with('attention')}; memory_lm if model.memory_layers!=None",
-    "window.least_tokens": "memory_lm if window.kind!=full",
-    "window.delay_steps": "memory_lm if window.kind=delayed",
+    "window": f"{TEXT} if {_with('attention')}; {TEXT} if model.memory_layers!=None",
+    "window.least_tokens": f"{TEXT} if window.kind!=full",
+    "window.delay_steps": f"{TEXT} if window.kind=delayed",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
-    "optim.gate_lr_scale": f"memory_lm if {MIXED}; {TUNED} if model.kind=memory",
+    "optim.gate_lr_scale": f"{TEXT} if {MIXED}; {TUNED} if model.kind=memory",
     "optim.eps": f"{ALL} if optim.name=adamw",
-    "data.source": "memory_lm",
+    "data.source": TEXT,
     "data.name": LANGUAGE,
-    "data.path": "memory_lm if data.name!=python_stdlib|hf:*",
-    "data.text_field": "memory_lm if data.name!=python_stdlib",
-    "data.limit_bytes": "memory_lm",
-    "data.bad_input_frac": "memory_lm",
+    "data.path": f"{TEXT} if data.name!=python_stdlib|hf:*",
+    "data.text_field": f"{TEXT} if data.name!=python_stdlib",
+    "data.limit_bytes": TEXT,
+    "data.bad_input_frac": TEXT,
     "data.tokenizer": LANGUAGE,
-    "data.segment_len": "memory_lm sft ranked",
+    "data.segment_len": f"{TEXT} sft ranked",
     "data.batch_rows": ALL,
-    "data.held_out_frac": "memory_lm sft grpo gkd; ranked if ranked.eval_files=None",
-    "data.align_tokens": "memory_lm",
-    "data.carry": "memory_lm",
-    "data.transform": "memory_lm if data.source=text",
-    "data.threads": "memory_lm trm",
-    "data.cache_dir": "memory_lm trm",
-    "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
+    "data.held_out_frac": f"{TEXT} sft grpo gkd; ranked if ranked.eval_files=None",
+    "data.align_tokens": TEXT,
+    "data.carry": TEXT,
+    "data.transform": f"{TEXT} if data.source=text",
+    "data.threads": f"{TEXT} trm",
+    "data.cache_dir": f"{TEXT} trm",
+    "data.download": f"{TEXT} if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
     "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if data.source=recall_tasks",
+    "data.options": f"{ASKED}; ranked if data.files=None; {TEXT} if data.source=recall_tasks",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": "grpo",
@@ -128,7 +129,7 @@ READERS = {
     **{f"model.memory.{name}": DRAWN_WRITTEN for name in
        ("retention_init", "momentum_init", "write_rate_init", "half_life_spread")},
     "model.memory.conv_init": DRAWN,
-    "model.ngram_embed.table_rows": f"memory_lm if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
+    "model.ngram_embed.table_rows": f"{TEXT} if model.ngram_embed.max_n!=None; {TUNED} if {OURS} & "
                                     "model.ngram_embed.max_n!=None",
     "model.memory_layers": _beside(_without("memory", "inner_steps")),
     "model.memory.chunk_size": _beside(f"model.memory_mix!={'|'.join(mixes('inner_steps'))}"),
@@ -200,16 +201,21 @@ READERS = {
     "puzzles.epochs": "trm if optim.steps=None",
     "puzzles.epochs_per_iteration": "trm if puzzles.sampler=original",
     "eval.batch_rows": ALL,
-    "eval.max_tokens": "memory_lm",
-    "eval.gain_max_tokens": f"memory_lm if {CHANGING}",
-    "eval.baseline": f"memory_lm if {CHANGING} & data.held_out_frac!=0.0",
-    "eval.transform": "memory_lm",
-    "eval.baselines": "memory_lm",
-    "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
-    "eval.sample_tokens": "memory_lm sft",
-    "eval.tasks": "memory_lm",
-    "eval.task_samples": "memory_lm if eval.tasks!=None",
-    **{f"eval.{name}": f"memory_lm if eval.tasks={tasks}" for name, tasks in TASK_OPTIONS.items()},
+    "eval.max_tokens": TEXT,
+    "eval.gain_max_tokens": f"{TEXT} if {CHANGING}",
+    "eval.baseline": f"{TEXT} if {CHANGING} & data.held_out_frac!=0.0",
+    "eval.transform": TEXT,
+    "eval.baselines": TEXT,
+    "eval.sample_prompt": f"{TEXT} sft if eval.sample_tokens!=0",
+    "eval.sample_tokens": f"{TEXT} sft",
+    "eval.tasks": TEXT,
+    "eval.task_samples": f"{TEXT} if eval.tasks!=None; episodic",
+    **{f"eval.{name}": f"{TEXT} if eval.tasks={tasks}" for name, tasks in TASK_OPTIONS.items()},
+    **{f"eval.{name}": f"episodic; {TEXT} if eval.tasks={TASK_OPTIONS[name]}" for name in
+       ("episode_items", "episode_distances")},
+    "episode": "episodic",
+    **{f"episode.{name}": f"episodic if {_with('gate')}" for name in
+       ("phase_fracs", "gate_floors", "read_target")},
     "eval.max_problems": ASKED,
     "eval.grader": ASKED,
     "eval.temperature": ASKED,
@@ -294,7 +300,7 @@ def _unmet(config, name: str) -> tuple[Condition, ...] | None:
   readers = readers_of(name)
   # It is not known here what a source of the user's own reads of config.data, nor what a recipe of the user's
   # own reads: nothing of that is refused.
-  others = name.startswith("data.") and recipe == "memory_lm" and "." in config.data.source
+  others = name.startswith("data.") and recipe in TEXT.split() and "." in config.data.source
   if readers is None or others or recipe not in ALL.split():
     return ()
   unmet = [tuple(one for one in reader.conditions if not one.holds(config))

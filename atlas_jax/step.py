@@ -73,9 +73,10 @@ def make_step(config, recipe: Recipe, params_abstract):
 
 def _loss_metrics(recipe: Recipe, out) -> dict:
   unit = recipe.accounting.unit
+  has_perplexity = unit == "tokens" and recipe.accounting.is_mean_nll
   return {
       "train/loss_nats": out.loss,
-      **({"train/perplexity": jnp.exp(out.loss)} if unit == "tokens" else {}),
+      **({"train/perplexity": jnp.exp(out.loss)} if has_perplexity else {}),
       f"train/step_{unit}": out.weight if out.seen is None else out.seen,
       f"train/counted_{unit}": out.weight,
   }

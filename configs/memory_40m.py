@@ -51,11 +51,11 @@ COST_OF_MEMORY = 1.58
 
 def get_config(arg=None):
   """Returns the config; see the module."""
-  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, baseline=False, paper=False, smoke=False, rule="",
-                       mix="", control="", corpus="lm1b")
+  arg = base.parse_arg(arg, cpu=False, cpu_1h=False, pretrain=False, baseline=False, paper=False, smoke=False,
+                       rule="", mix="", control="", corpus="lm1b")
   _check(arg)
   config = base.default()
-  config.recipe = "memory_lm"
+  config.recipe = "memory_lm" if arg.pretrain else "episodic"
   if arg.cpu or arg.cpu_1h:
     _cpu(config)
   else:
@@ -78,6 +78,8 @@ def get_config(arg=None):
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
+  if not arg.pretrain:
+    _episodic(config, small=arg.cpu or arg.cpu_1h)
   if arg.control:
     _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
   if arg.smoke:
@@ -118,6 +120,21 @@ def _full(config, corpus: str):
   config.checkpoint.update(every_steps=1_000)
   # Replaying the whole run to count trigrams would take longer than it tells.
   config.eval.update(batch_rows=16, max_tokens=2_000_000, baselines=False)
+
+
+def _episodic(config, *, small: bool):
+  """Episodes in half of the rows, each in one segment, of which attention sees the last part."""
+  # That of the last phase, with which the model is used; without a gate there is none.
+  base.set_read(config, {"model.gate_floor": 0.05})
+  if small:
+    config.data.update(segment_len=512, batch_rows=4)
+    config.episode.update(items=4, curriculum_steps=90)
+    config.eval.update(episode_items="1,4", episode_distances="256,1024", task_samples=8)
+    return
+  config.data.update(segment_len=1_024, batch_rows=48)
+  config.train.update(accumulate_steps=2, eval_every_steps=500)
+  config.optim.update(warmup_steps=500, steps=5_000)
+  config.eval.update(episode_items="1,5", episode_distances="2048,8192")
 
 
 def _paper(config, *, small: bool):

@@ -2,7 +2,7 @@
 
   python scripts/bench.py memory --rule=titans --lengths=512,2048,8192 --peer
   python scripts/bench.py memory --rule=all --lengths=2048 --json
-  python scripts/bench.py memory_lm --config=configs/memory_40m.py:cpu
+  python scripts/bench.py memory_lm --config=configs/memory_40m.py:cpu,pretrain
   python scripts/bench.py trm --variants=mlp,att --json
   python scripts/bench.py grpo --peer --trl_python=PYTHON --tunix_python=PYTHON --json
   python scripts/bench.py sampler --sizes=tiny

@@ -193,7 +193,8 @@ def memory_lm(spec: dict) -> Case:
 
   config = configs.resolve(main.read_config(spec["config"], spec["overrides"]))
   if config.recipe != "memory_lm":
-    raise ValueError(f"--config={spec['config']} trains {config.recipe}, not memory_lm")
+    raise ValueError(f"--config={spec['config']} trains {config.recipe}, not memory_lm; of "
+                     "configs/memory_40m.py add the argument pretrain, as in :cpu,pretrain")
   mesh, model = meshes.make(**config.mesh), pretraining.model_of(config)
   modes.check_rows(config, mesh, ("data",))
   recipe = recipes.Recipe(pretraining.init_of(config, model), memory_lm.loss_of(config, model), None, {},

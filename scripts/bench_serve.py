@@ -36,7 +36,7 @@ import time
 import bench_server
 
 KINDS = ("serve",)
-CONFIG = "configs/memory_40m.py:smoke"
+CONFIG = "configs/memory_40m.py:smoke,pretrain"
 LEAST_ANSWERS = 8  # Of a load, so that a single client's rate is no accident.
 TABLE = (("clients", 7), ("tokens_per_s", 12), ("cpu_s_per_1000_tokens", 21), ("first_token_s_median", 20),
          ("first_token_s_p95", 17), ("lost", 4), ("equal", 5), ("answers", 7), ("resident_mib_before", 19),

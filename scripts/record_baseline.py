@@ -19,6 +19,7 @@ from atlas_jax.evals import baseline
 from atlas_jax.fields import mixes
 from atlas_jax.files import json_file, write
 from atlas_jax.language import pretraining
+from atlas_jax.readers import TEXT
 
 flags.DEFINE_string("workdir", None, "of the finished run", required=True)
 flags.DEFINE_string("out", None, "the file to write", required=True)
@@ -34,7 +35,7 @@ def record(workdir: pathlib.Path, command: str) -> dict:
   if not (workdir / "summary.json").is_file():
     raise ValueError(f"--workdir={workdir} has no summary.json: it is no finished run; train it to its end")
   config, summary = configs.load(workdir), json_file.read(workdir / "summary.json")
-  if config.recipe != "memory_lm" or config.model.memory_mix in mixes("memory"):
+  if config.recipe not in TEXT.split() or config.model.memory_mix in mixes("memory"):
     raise ValueError(f"--workdir={workdir} is no run of a model without memory (config.recipe="
                      f"{config.recipe!r}, config.model.memory_mix={config.model.memory_mix!r}); take one of "
                      "configs/memory_40m.py:baseline or its siblings")

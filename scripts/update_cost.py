@@ -48,7 +48,7 @@ class Run:
 def main(argv) -> None:
   """Measures the configs that are named and prints what they cost."""
   if len(argv) < 2:
-    raise app.UsageError("name one config or more, such as configs/memory_40m.py:cpu")
+    raise app.UsageError("name one config or more, such as configs/memory_40m.py:cpu,pretrain")
   mesh = meshes.make(devices=jax.devices()[:1])
   try:
     runs = [Run(spec, mesh) for spec in argv[1:]]

@@ -80,7 +80,7 @@ def tiny(texts, **fields) -> list[str]:
     "monitor.tensorboard": False, **{name.replace("__", "."): value for name, value in fields.items()},
   }  # fmt: skip
   flags = [f"--config.{name}={value}" for name, value in settings.items()]
-  return ["--config=configs/memory_40m.py:smoke", *flags]
+  return ["--config=configs/memory_40m.py:smoke,pretrain", *flags]
 
 
 def losses(workdir) -> dict[int, float]:

@@ -39,7 +39,7 @@ def saved(config, recipe, workdir, *, mesh=None, step=None):
 
 def toy_config(**changes):
   """A resolved config of three rows; `changes` by dotted name, with __ for dots."""
-  config = memory_40m.get_config("smoke")
+  config = memory_40m.get_config("smoke,pretrain")
   config.data.batch_rows = 6
   config.optim.update(steps=6, warmup_steps=3, lr=0.1)
   config.monitor.tensorboard = False
@@ -136,7 +136,7 @@ def write_corpus(folder, *, seed=0, files=16):
 
 def lm_config(corpus, **changes):
   """A resolved config of a model of 34 thousand parameters; `changes` as in `toy_config`."""
-  config = memory_40m.get_config("smoke")
+  config = memory_40m.get_config("smoke,pretrain")
   config.data.update(name="files", path=str(corpus), cache_dir=str(corpus) + "_cache", held_out_frac=0.3)
   config.data.update(segment_len=32, batch_rows=4)
   config.model.update(width=32, ff_width=64, window_tokens=8)

@@ -16,7 +16,7 @@ TINY = {"model.width": 32, "model.depth": 2, "model.heads": 2}
 
 
 def test_an_arm_gets_the_width_that_comes_nearest_to_the_parameters_asked_for():
-  arm = arms.Arm("one", "", "configs/memory_40m.py:cpu", TINY)
+  arm = arms.Arm("one", "", "configs/memory_40m.py:cpu,pretrain", TINY)
   params = arms.parameters(arm.config, {**TINY, "model.ff_width": 96})
   fields = arms.fitted(arm, params)
   assert fields == {**TINY, "model.ff_width": 96}

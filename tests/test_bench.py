@@ -113,7 +113,7 @@ def test_a_rule_that_cannot_run_says_why_and_the_others_go_on(capsys, monkeypatc
 
 @pytest.mark.slow
 def test_a_training_step_gives_a_row_from_its_config(capsys):
-  argv = ["memory_lm", "--config=configs/memory_40m.py:smoke", "--config.data.batch_rows=8",
+  argv = ["memory_lm", SMOKE, "--config.data.batch_rows=8",
           "--config.model.depth=1", "--config.model.memory_layers=0", "--repeats=1"]  # fmt: skip
   code, rows, err = run(capsys, *argv, "--json")
   assert code == 0, err
@@ -127,6 +127,7 @@ def test_a_config_that_is_not_there_is_refused(capsys):
   assert code == 2 and not rows and "there is no file 'configs/nix.py'" in err
 
 
+SMOKE = "--config=configs/memory_40m.py:smoke,pretrain"
 TRM = ["--batch=8", "--config.trm.width=16", "--config.trm.heads=2", "--config.trm.n_prefix=1",
        "--config.trm.row_width=16", "--config.trm.expansion=0.5", "--config.puzzles.side=4",
        "--config.train.accumulate_steps=1", "--config.trm.n_inner=1", "--repeats=1", "--json"]  # fmt: skip
@@ -199,7 +200,7 @@ def test_a_loop_goes_on_only_when_told(monkeypatch):
 
 def test_decoding_is_measured_behind_any_context_with_the_same_state(capsys):
   """A peer that its Python has not is named, and the row of ours is there."""
-  code, rows, _ = run(capsys, "decode", "--config=configs/memory_40m.py:smoke", "--lengths=8,40", "--piece=8",
+  code, rows, _ = run(capsys, "decode", SMOKE, "--lengths=8,40", "--piece=8",
                       "--new_tokens=2", "--repeats=1", "--rows=2", "--peer", f"--peer_python={SYSTEM_PYTHON}",
                       "--json")
   ours, peers = rows[::2], rows[1::2]
@@ -234,7 +235,7 @@ def test_a_lost_or_wrong_answer_is_an_error_and_no_rate():
 
 
 def test_groups_of_several_sizes_are_measured_in_turn(capsys):
-  code, rows, _ = run(capsys, "decode", "--config=configs/memory_40m.py:smoke", "--lengths=8", "--piece=8",
+  code, rows, _ = run(capsys, "decode", SMOKE, "--lengths=8", "--piece=8",
                       "--new_tokens=2", "--repeats=1", "--rows=1,3", "--json")
   assert code == 0 and [row["rows"] for row in rows] == [1, 3]
   assert rows[0]["gain"] is None

@@ -11,7 +11,7 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import main, readers, tree
-from atlas_jax.language import initial_model
+from atlas_jax.language import initial_model, pretraining
 from atlas_jax.memory import rules
 from atlas_jax.models import blocks, placement
 from atlas_jax.optim import build as optim
@@ -65,6 +65,8 @@ def resolved(file, arg: str = ""):
 def shapes_of(config):
   """Returns the shapes of a config's parameters, traced but not computed."""
   recipe = importlib.import_module(f"atlas_jax.recipes.{config.recipe}")
+  if config.recipe in readers.TEXT.split():
+    recipe = pretraining
   if not hasattr(recipe, "model_of"):  # It tunes a language model; one that is read has shapes of its own.
     return jax.eval_shape(initial_model.drawn(config).init, jax.random.key(0))
   model = recipe.model_of(config)

@@ -9,7 +9,7 @@ from atlas_jax import config as configs
 from tests import program
 from tests.program import refused
 
-SMOKE = "--config=configs/memory_40m.py:smoke"
+SMOKE = "--config=configs/memory_40m.py:smoke,pretrain"
 FLAGS = [
   ("--batch_size=4", "there is no flag --batch_size; did you mean --config.data.batch_rows?"),
   ("--batch-size=4", "there is no flag --batch-size; did you mean --config.data.batch_rows?"),
@@ -65,7 +65,7 @@ def test_every_alias_stands_for_fields_that_are_there():
 
 VARIANTS = [
   ("smok", "config argument 'smok' is unknown; did you mean 'smoke'? known are baseline, control, corpus, "),
-  ("large", "'large' is unknown; known are baseline, control, corpus, cpu, cpu_1h, mix, paper, rule, smoke"),
+  ("large", "'large' is unknown; known are baseline, control, corpus, cpu, cpu_1h, mix, paper, pretrain, "),
   ("cpu,control=convs", "config argument 'control=convs' is unknown; did you mean 'conv'?"),
   ("cpu,control", "config argument 'control' needs a value, control=..."),
 ]

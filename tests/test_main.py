@@ -18,7 +18,7 @@ from atlas_jax.state import Init
 from tests import program, runs
 from tests.program import refused
 
-SMOKE = "--config=configs/memory_40m.py:smoke"
+SMOKE = "--config=configs/memory_40m.py:smoke,pretrain"
 STOP = "ATLAS_TEST_STOP"
 
 

@@ -90,7 +90,7 @@ def texts(tmp_path_factory):
 def tiny(texts, workdir, **fields):
   """Flags of a run without memory, whose programs compile fast."""
   fields = {"model__memory_mix": "none", **fields}
-  config = f"--config={program.ROOT}/configs/memory_40m.py:smoke"
+  config = f"--config={program.ROOT}/configs/memory_40m.py:smoke,pretrain"
   return [config, *program.tiny(texts, **fields)[1:], f"--workdir={workdir}"]
 
 

@@ -17,6 +17,7 @@ LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
+PLAIN = "memory_40m.py:smoke,pretrain"
 KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 # Settings with which the recipes read all that they can.
 LAYOUTS = {
@@ -141,16 +142,16 @@ def test_the_table_names_fields_groups_and_recipes_that_are_there():
 # --- what is refused ---
 
 REFUSED = [
-  ("memory_40m.py:smoke", "rewards=nonsense", "config.rewards='nonsense' is not read by config.recipe="
+  (PLAIN, "rewards=nonsense", "config.rewards='nonsense' is not read by config.recipe="
    "'memory_lm' [(]sft, grpo and gkd read it[)]; leave it out"),
-  ("memory_40m.py:smoke", "rewards=correct", "config.rewards='correct' is not read by"),  # Even the default.
-  ("memory_40m.py:smoke", "data.path=texts", "config.data.path='texts' is not read: config.recipe="
+  (PLAIN, "rewards=correct", "config.rewards='correct' is not read by"),  # Even the default.
+  (PLAIN, "data.path=texts", "config.data.path='texts' is not read: config.recipe="
    "'memory_lm' reads it where config.data.name is other than python_stdlib or hf:[*], and config.data.name="
    "'python_stdlib'; set config.data.name=files to read it, or leave it out"),
-  ("memory_40m.py:smoke", "data.files=x.jsonl", "is not read by config.recipe='memory_lm'"),
-  ("memory_40m.py:smoke", "decoder.width=64", "is not read by config.recipe='memory_lm'"),
-  ("memory_40m.py:smoke", "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
-  ("memory_40m.py:smoke", "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
+  (PLAIN, "data.files=x.jsonl", "is not read by config.recipe='memory_lm'"),
+  (PLAIN, "decoder.width=64", "is not read by config.recipe='memory_lm'"),
+  (PLAIN, "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
+  (PLAIN, "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),
   ("trm_sudoku.py:smoke", "puzzles.canvas=12", "where config.puzzles.name is arc[*] or files, and "),
   ("trm_sudoku.py:smoke", "puzzle_eval.halt_threshold=1.0", "where config.puzzle_eval.mode is halting"),
@@ -167,27 +168,27 @@ REFUSED = [
   ("atlas_ranked.py:smoke", "sampler.top_k=4", "is not read by config.recipe='ranked'"),
   ("atlas_ranked.py:smoke", "distill.beta=0.1", "is not read by config.recipe='ranked' [(]gkd reads it[)]"),
   # Fields that another one switches off.
-  ("memory_40m.py:smoke,baseline", "model.memory.rule=titans", "memory_mix is context or gate or layer or"),
-  ("memory_40m.py:smoke,baseline", "model.gate_floor=0.1", "config.model.memory_mix is other than"),
-  ("memory_40m.py:smoke", "model.memory_mix=conv,model.memory.rule=titans", "mix is context or"),
-  ("memory_40m.py:smoke", "model.persistent_tokens=2", "config.model.memory_mix is context, and"),
-  ("memory_40m.py:smoke", "model.inner.rate=2", "where config.model.memory_mix is e2e, and config"),
-  ("memory_40m.py:smoke,control=static", "model.memory.write_rate_max=0.9", "memory.writes is True, and con"),
-  ("memory_40m.py:smoke,control=wide", "eval.gain_max_tokens=64", "model.memory_mix is context or e2e"),
-  ("memory_40m.py:smoke", "model.ngram_embed.table_rows=8", "where config.model.ngram_embed.max_n is set"),
-  ("sft.py:smoke", "data.transform=repeat", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
-  ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
-  ("memory_40m.py:smoke", "data.source=recall_tasks,data.group_size=3", "is not read by config.recipe="),
-  ("memory_40m.py:smoke", "data.source=recall_tasks,data.transform=repeat", "data.source is text"),
-  ("memory_40m.py:smoke", "data.options.tasks=mqar", "config.data.source is recall_tasks, and config."),
-  ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
+  (f"{PLAIN},baseline", "model.memory.rule=titans", "memory_mix is context or gate or layer or"),
+  (f"{PLAIN},baseline", "model.gate_floor=0.1", "config.model.memory_mix is other than"),
+  (PLAIN, "model.memory_mix=conv,model.memory.rule=titans", "mix is context or"),
+  (PLAIN, "model.persistent_tokens=2", "config.model.memory_mix is context, and"),
+  (PLAIN, "model.inner.rate=2", "where config.model.memory_mix is e2e, and config"),
+  (f"{PLAIN},control=static", "model.memory.write_rate_max=0.9", "memory.writes is True, and con"),
+  (f"{PLAIN},control=wide", "eval.gain_max_tokens=64", "model.memory_mix is context or e2e"),
+  (PLAIN, "model.ngram_embed.table_rows=8", "where config.model.ngram_embed.max_n is set"),
+  ("sft.py:smoke", "data.transform=repeat", "is not read by config.recipe='sft' [(]memory_lm and episodic"),
+  (PLAIN, "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
+  (PLAIN, "data.source=recall_tasks,data.group_size=3", "is not read by config.recipe="),
+  (PLAIN, "data.source=recall_tasks,data.transform=repeat", "data.source is text"),
+  (PLAIN, "data.options.tasks=mqar", "config.data.source is recall_tasks, and config."),
+  (PLAIN, "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
-  ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
+  (PLAIN, "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
   ("sft.py:smoke", "data.source=prompts", "config.data.source='prompts' is not read by config.recipe='sft' "
-   "[(]memory_lm reads it[)]"),
-  ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
-  ("memory_40m.py:smoke", "model.path=x,model.memory.retention_init=0.9", "where config.model.path=None"),
-  ("memory_40m.py:smoke", "checkpoint.keep_best=0,checkpoint.best_mode=max", "checkpoint.keep_best"),
+   "[(]memory_lm and episodic read it[)]"),
+  ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm and episodic"),
+  (PLAIN, "model.path=x,model.memory.retention_init=0.9", "where config.model.path=None"),
+  (PLAIN, "checkpoint.keep_best=0,checkpoint.best_mode=max", "checkpoint.keep_best"),
   ("grpo_arithmetic.py:smoke", "policy.sampler_high=2", "where config.policy.sampler_correction is set"),
   ("grpo_arithmetic.py:smoke", "advantage.kind=centered,advantage.epsilon=0.1", "normalized or batch"),
   ("grpo_arithmetic.py:smoke", "advantage.per_reward=True,advantage.kind=ranked", "advantage.per_reward is "),
@@ -227,7 +228,8 @@ def test_what_a_flag_makes_unused_is_named_once(caplog):
 
 def test_what_another_recipe_makes_unused_is_named_once(caplog):
   config = command.read_config("configs/memory_40m.py:cpu", {"recipe": "sft", "model.kind": "memory"})
-  assert config.recipe == "sft" and "config.eval.gain_max_tokens=32768 (memory_lm reads it)" in caplog.text
+  assert config.recipe == "sft"
+  assert "config.eval.gain_max_tokens=32768 (memory_lm and episodic read it)" in caplog.text
 
 
 def test_settings_of_adapters_are_read_where_a_folder_of_adapters_is_given_too():
@@ -241,16 +243,16 @@ def test_what_asks_for_nothing_is_let_through():
 
 def test_a_recipe_of_ones_own_may_read_every_field():
   overrides = {"recipe": "experiments.mine.recipe", "rewards": "nonsense", "trm.width": "64"}
-  assert command.read_config("configs/memory_40m.py:smoke", overrides).rewards == "nonsense"
+  assert command.read_config("configs/memory_40m.py:smoke,pretrain", overrides).rewards == "nonsense"
 
 
 def test_a_source_of_ones_own_may_read_every_field_of_the_data():
   overrides = {"data.source": "experiments.mine.source", "data.path": "x", "data.group_size": "3"}
-  assert command.read_config("configs/memory_40m.py:smoke", overrides).data.group_size == 3
+  assert command.read_config("configs/memory_40m.py:smoke,pretrain", overrides).data.group_size == 3
 
 
 def test_a_run_that_holds_what_nobody_reads_is_opened(tmp_path):
-  config = command.read_config("configs/memory_40m.py:smoke")
+  config = command.read_config("configs/memory_40m.py:smoke,pretrain")
   config.rewards, config.decoder.width = "nonsense", 64
   configs.save(configs.resolve(config), tmp_path)
   assert modes.config_of_run(str(tmp_path), {"eval.max_tokens": "64"}).rewards == "nonsense"

@@ -20,11 +20,11 @@ from absl import logging
 from atlas_jax.data import recall
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.packing import LAST_INT32
+from atlas_jax.data.recall import documents
 from atlas_jax.data.recall import haystack as haystacks
 from atlas_jax.data.recall import options as task_options
 from atlas_jax.data.recall import sample as samples
 from atlas_jax.data.stepped import IndexedSource, rows_of
-from atlas_jax.fields import nearest
 
 BATCH = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "pos_BT", "bytes_BT")
 TEXT = "text"
@@ -105,7 +105,8 @@ class RecallTasks(IndexedSource):
   def _drawn(self, row: int, slot: int) -> dict:
     """Fills a slot with texts until one does not fit any more."""
     size = self.parts * self._place["segment_len"]
-    arrays = _padding(size, self.tokenizer.doc_id)
+    arrays = documents.blank(size, self.tokenizer.doc_id)
+    del arrays["answer_T"]  # Answers are all that counts of a task, and say so by their weight.
     split = self._place["split"]
     draw = np.random.default_rng([self._place["seed"], recall.SPLITS.index(split), row, slot])
     most = size // self._setting.align_tokens  # Documents of a slot.
@@ -115,8 +116,8 @@ class RecallTasks(IndexedSource):
       if found is None:
         refused += 1
         continue
-      _put(arrays, at, found, (slot * most + document) % LAST_INT32, self.tokenizer.byte_lengths())
-      at += samples.round_up(len(found[0]), self._setting.align_tokens)
+      documents.put(arrays, at, found, (slot * most + document) % LAST_INT32, self.tokenizer.byte_lengths())
+      at += samples.round_up(len(found.tokens_T), self._setting.align_tokens)
       document += 1
     if not at:
       raise ValueError(f"none of {TRIES} texts of the tasks fits into {size} tokens; raise "
@@ -124,72 +125,23 @@ class RecallTasks(IndexedSource):
     return arrays
 
   def _text(self, draw, number: int, room: int):
-    """Draws a text of at most so many tokens: (tokens_T, targets_T, weight_T), or None if it is longer."""
+    """Draws a text of at most so many tokens; None if it is longer."""
     which = int(draw.choice(len(self._tasks), p=self._weights))
     task = self._tasks[which]
     if task is None:
       parts = self._setting.haystack().take(draw, min(room, self._place["segment_len"]) - 1)
-      text_T = samples.joined(parts, 0, room)
-      return np.r_[self.tokenizer.doc_id, text_T], np.r_[text_T, self.tokenizer.doc_id], None
+      return documents.of_text(samples.joined(parts, 0, room), self.tokenizer.doc_id)
     cells = self._cells[which]
     cell = cells[int(draw.integers(len(cells)))]
     found = task.sample(cell, self._setting, seed=self._place["seed"], split=self._place["split"],
                         number=number)
-    return None if self._length(found) > room else _of_sample(found)
-
-
-def _padding(size: int, doc_id: int) -> dict:
-  """Returns arrays in which nothing is real, see `packing.read_row`."""
-  none_T = np.zeros(size, np.int32)
-  mark_T = np.full(size, doc_id, np.int32)
-  return {"tokens_T": mark_T, "targets_T": mark_T.copy(), "weight_T": np.zeros(size, np.float32),
-          "doc_T": none_T - 1, "pos_T": none_T, "bytes_T": none_T.copy()}
-
-
-def _of_sample(found: samples.RecallSample):
-  """Returns (tokens_T, targets_T, weight_T) of a text whose answers count."""
-  context_T = samples.joined(found.context, 0, found.context_len)
-  after_T = np.r_[context_T[1:], found.input_T[:1]]
-  none_T = np.zeros(len(context_T), np.float32)
-  return (np.r_[context_T, found.input_T], np.r_[after_T, found.target_T],
-          np.r_[none_T, (found.answer_T >= 0).astype(np.float32)])
-
-
-def _put(arrays: dict, at: int, text, doc: int, byte_lengths) -> None:
-  """Writes a text into the arrays of a slot."""
-  tokens_T, targets_T, weight_T = text
-  weight_T = np.ones(len(tokens_T), np.float32) if weight_T is None else weight_T
-  here = slice(at, at + len(tokens_T))
-  bytes_T = np.where(weight_T > 0, byte_lengths[targets_T], 0)
-  found = {"tokens_T": tokens_T, "targets_T": targets_T, "weight_T": weight_T, "doc_T": doc,
-           "pos_T": np.arange(len(tokens_T)), "bytes_T": bytes_T}
-  for name, value in found.items():
-    arrays[name][here] = value
+    return None if self._length(found) > room else documents.of_sample(found, context=0.0)
 
 
 def weights_of(text: Any) -> dict[str, float]:
-  """Reads config.data.options.tasks, such as "mqar:2,niah".
-
-  Raises:
-    ValueError: if it names no task, an unknown one or one twice, or a weight is no positive number.
-  """
+  """Reads config.data.options.tasks, such as "mqar:2,niah"; see `options.weights`."""
   known = [*(task for task in recall.names() if task not in NOT_TRAINED), TEXT]
-  need = ("tasks with commas between them and weights behind colons, such as 'mqar:2,niah', of "
-          f"{', '.join(known)}")
-  found: dict[str, float] = {}
-  for part in filter(None, (one.strip() for one in str(text or "").split(","))):
-    name, _, weight = part.partition(":")
-    if name not in known:
-      raise ValueError(f"config.data.options.tasks={text!r} has {name!r}; {nearest(name, known)}")
-    try:
-      found[name], wrong = float(weight or 1), name in found
-    except ValueError:
-      wrong = True
-    if wrong or not 0 < found[name] < np.inf:
-      raise ValueError(f"config.data.options.tasks={text!r} must be {need}, each once")
-  if not found:
-    raise ValueError(f"config.data.options.tasks={text!r}: config.data.source='recall_tasks' needs {need}")
-  return found
+  return task_options.weights(text, known, field="config.data.options.tasks")
 
 
 def make(*, seed: int, options: Mapping, segment_len: int, batch_rows: int, tokenizer: str = "byte",

@@ -1,11 +1,11 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`puzzles`, `tuning`, `recall` and `serving` have theirs.
+`episodes`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, puzzles, recall, serving, tuning
+from atlas_jax.defaults import bounds, episodes, puzzles, recall, serving, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -35,7 +35,7 @@ def _fields() -> dict:
           "block_tokens": at_least(1, OPTIONAL(int)),
       },
       "window": {
-          # How far attention sees while memory_lm trains; all else sees model.window_tokens.
+          # How far attention sees while memory_lm and episodic train; all else sees model.window_tokens.
           # "full": model.window_tokens; "random": anew for each update; "delayed": short first.
           "kind": one_of("full", "full random delayed"),
           # random: the shortest, log-uniform from it on; delayed: the first.
@@ -43,6 +43,7 @@ def _fields() -> dict:
           # delayed: updates with least_tokens, before those with all.
           "delay_steps": at_least(1, OPTIONAL(int)),
       },
+      "episode": episodes.group(),
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),

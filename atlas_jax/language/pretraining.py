@@ -182,6 +182,8 @@ def setting_of(config, source=None) -> dict:
   fields = {f"config.{name}": at(config, name) for name in COMPARED}
   if config.window.kind != "full":  # With the full one, files recorded without these names hold as well.
     fields |= {f"config.window.{name}": value for name, value in config.window.items()}
+  if config.recipe == "episodic":  # As well: those of plain text name no recipe.
+    fields |= {f"config.episode.{name}": value for name, value in config.episode.items()}
   return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
 
 
@@ -198,12 +200,16 @@ def data_of(manifest) -> dict:
 def train_source_of(config, **place):
   """Opens the training documents of a config: this process's rows, unless `place` says otherwise.
 
+  Args:
+    config: resolved.
+    place: process_index and process_count, and fields of config.data that differ.
+
   Raises:
     ValueError: for a source that the loss cannot read; see also `data.source.load`.
   """
   sources.check(config.data.source, READS, recipe=config.recipe)
-  fields = sources.fields_of(config.data)
-  source = sources.load(**fields, seed=config.seed, split="train", **(place or stepped.this_process()))
+  fields = {**sources.fields_of(config.data), **(place or stepped.this_process())}
+  source = sources.load(**fields, seed=config.seed, split="train")
   return sources.checked(source, name=config.data.source, vocab_size=config.model.vocab_size)
 
 
@@ -236,11 +242,16 @@ def by_step_of(config) -> Callable | None:
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 
 
-def evals_of(config, model, mesh) -> dict:
-  """The evaluations of a run: perplexity as it goes, memory gain and baselines at its end.
+def evals_of(config, model, mesh, *, gain_when: str = "end", train_factory: Callable | None = None) -> dict:
+  """The evaluations of a run: perplexity as it goes, memory gain, and baselines at its end.
 
   None where nothing is held out. The held-out documents are opened once here, so that what is wrong with them
   is said before anything compiles.
+
+  Args:
+    config, model, mesh: of the run.
+    gain_when: memory gain is measured, see `evals.Eval`.
+    train_factory: gives all rows of what is trained on, anew; None: `train_source_of`.
   """
   if not config.data.held_out_frac:
     return {}
@@ -255,13 +266,13 @@ def evals_of(config, model, mesh) -> dict:
   if model.has_fast_weights:
     # Every segment is read five times, see `memory_gain.make`, hence a limit of its own.
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
-    found["memory_gain"] = evals.Eval(gain, "end")
+    found["memory_gain"] = evals.Eval(gain, gain_when)
     if (path := config.eval.baseline) is not None:
       run = baseline.make(baseline.read(path), path, setting_of(config, source))
       found["baseline"] = evals.Eval(run, "end")
   if config.eval.baselines:
     whole = {"process_index": 0, "process_count": 1}  # Counts of all that was read, in every process.
-    run = baselines.make(functools.partial(train_source_of, config, **whole),
+    run = baselines.make(train_factory or functools.partial(train_source_of, config, **whole),
                          functools.partial(held_out, config.eval.max_tokens, **whole),
                          tokenizers.load(config.data.tokenizer))
     found["baselines"] = evals.Eval(run, "end")

@@ -25,7 +25,7 @@ def fields_of(mix: str) -> dict:
   """Returns config.model of the small model."""
   from atlas_jax import command
 
-  model = command.read_config(f"{CONFIG}:cpu,mix={mix}").model
+  model = command.read_config(f"{CONFIG}:cpu,pretrain,mix={mix}").model
   model.update(vocab_size=VOCAB, width=WIDTH, heads=HEADS, depth=DEPTH, ff_width=2 * WIDTH,
                window_tokens=WINDOW, dtype="float32")
   model.memory.update(heads=HEADS, key_dim=WIDTH // HEADS, value_dim=WIDTH // HEADS, chunk_size=CHUNK)

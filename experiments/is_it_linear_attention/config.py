@@ -32,7 +32,7 @@ def get_config(arg=None):
   if arg.recall:
     config = far_recall.get_config(f"rule={rule}")
   else:
-    config = memory_40m.get_config("cpu")
+    config = memory_40m.get_config("cpu,pretrain")
     for name, value in SIZE.items():
       config.update_from_flattened_dict({name: value})
     config.optim.steps = config.checkpoint.every_steps = 120

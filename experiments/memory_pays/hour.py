@@ -8,7 +8,7 @@ from experiments import arms
 from experiments.arms import Arm
 from experiments.memory_pays.run import COLUMNS
 
-CONFIG = "configs/memory_40m.py:cpu_1h"
+CONFIG = "configs/memory_40m.py:cpu_1h,pretrain"
 ARMS = [
     Arm("memory", "the quickstart's model, for an hour", CONFIG),
     Arm("baseline", "no memory; all widths raised", f"{CONFIG},baseline"),

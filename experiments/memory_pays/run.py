@@ -8,7 +8,7 @@ same held-out bytes; see the README for what came of it.
 from experiments import arms
 from experiments.arms import Arm
 
-CONFIG = "configs/memory_40m.py:cpu"
+CONFIG = "configs/memory_40m.py:cpu,pretrain"
 ARMS = [
     Arm("memory", "the quickstart", CONFIG),
     Arm("baseline", "no memory; all widths raised", f"{CONFIG},baseline"),

@@ -11,7 +11,7 @@ from experiments.arms import Arm
 PARAMS = 465_664  # Of the arm without memory.
 SIZE = {"model.width": 128, "model.depth": 2, "model.heads": 4, "optim.steps": 180, "optim.warmup_steps": 15,
         "checkpoint.every_steps": 180, "eval.baselines": False, "eval.sample_tokens": 0}
-CONFIG = "configs/memory_40m.py:cpu"
+CONFIG = "configs/memory_40m.py:cpu,pretrain"
 
 
 def arm(name: str, says: str, config: str = CONFIG, options: dict | None = None, **memory) -> Arm:
@@ -24,7 +24,7 @@ def arm(name: str, says: str, config: str = CONFIG, options: dict | None = None,
 PAPER_KEYS = dict(shared_qk=False, activation="silu", conv_init="identity", conv_taps=4)
 ONE_MATRIX = {"depth": 1, "residual": False}
 ARMS = [
-    Arm("none", "no memory", "configs/memory_40m.py:cpu,baseline", SIZE),
+    Arm("none", "no memory", "configs/memory_40m.py:cpu,pretrain,baseline", SIZE),
     arm("full", "delta of 256 cells, shift, shared keys, n-gram taps, values of the token, block 1"),
     arm("no_shift", "a value is written under the key of its own token", shift=False),
     arm("own_queries", "queries have a projection and a convolution of their own", shared_qk=False),
@@ -47,7 +47,7 @@ ARMS = [
     Arm("segment_1024", "gradients over 1,024 tokens, 2 rows", CONFIG,
         SIZE | {"data.segment_len": 1_024, "data.batch_rows": 2}),
     Arm("window_16", "attention over 16 tokens", CONFIG, SIZE | {"model.window_tokens": 16}),
-    Arm("none_16", "no memory, attention over 16 tokens", "configs/memory_40m.py:cpu,baseline",
+    Arm("none_16", "no memory, attention over 16 tokens", "configs/memory_40m.py:cpu,pretrain,baseline",
         SIZE | {"model.window_tokens": 16}),
     Arm("gates_5", "gates at 5 times the learning rate", CONFIG, SIZE | {"optim.gate_lr_scale": 5.0}),
     Arm("gates_20", "gates at 20 times the learning rate", CONFIG, SIZE | {"optim.gate_lr_scale": 20.0}),

@@ -26,7 +26,7 @@ SHORT = {
   "train.log_every_steps": 1, "monitor.tensorboard": False, "monitor.progress": False,
 }  # fmt: skip
 NO_TEXT = {"eval.sample_tokens": 0, "eval.baselines": False}
-MEMORY = ["--config=configs/memory_40m.py:smoke", "--config.data.batch_rows=8"]
+MEMORY = ["--config=configs/memory_40m.py:smoke,pretrain", "--config.data.batch_rows=8"]
 
 
 class Job(NamedTuple):

@@ -78,11 +78,11 @@ def evals_of(config, model: lm.LM, mesh) -> dict[str, Eval]:
   return {name: found[name] for name in wanted}
 
 
-def setting_of(config, model: lm.LM, tasks, tokenizer):
-  """Returns the setting of the tasks of a config."""
+def setting_of(config, model: lm.LM, tasks, tokenizer, *, split: str = "eval"):
+  """Returns the setting of the tasks of a config, over the real text of a split of data.recall."""
   given = {name: config.eval[name] for task in tasks for name in task.reads}
   corpus = {name: config.data[name] for name in haystack.FIELDS}
-  text: Callable = haystack.of_corpus(**corpus, tokenizer=tokenizer, split="eval")
+  text: Callable = haystack.of_corpus(**corpus, tokenizer=tokenizer, split=split)
   return recall.setting_of(given, tokenizer=tokenizer, align_tokens=align_of(config, model), haystack=text,
                            download=config.data.download)
 

@@ -31,7 +31,7 @@ def subjects() -> list[subject.Subject]:
           name=f"LM, {mix}", build=functools.partial(language_model.LanguageModel, mix), ids=True,
           size=language_model.VOCAB, chunk=language_model.WINDOW, says={"packing": language_model.GRID},
           lacks={"padding": language_model.NO_PADDING}, release=_release,
-          settings=f"configs/memory_40m.py:cpu,mix={mix}; width {language_model.WIDTH} for 192, "
+          settings=f"configs/memory_40m.py:cpu,pretrain,mix={mix}; width {language_model.WIDTH} for 192, "
                    f"{language_model.DEPTH} blocks, window {language_model.WINDOW}, chunks of "
                    f"{language_model.CHUNK}, so that attention alone does not reach back far")
       for mix in MIXES]

@@ -25,7 +25,7 @@ needed = pytest.mark.skipif(not INSTALLED, reason="needs the extra evals: lm-eva
 @functools.lru_cache
 def made():
   """A config, its model and drawn parameters."""
-  asked = memory_40m.get_config("smoke")
+  asked = memory_40m.get_config("smoke,pretrain")
   asked.eval.update(batch_rows=2)
   config = configs.resolve(asked)
   model = lm.build(config.model.to_dict())

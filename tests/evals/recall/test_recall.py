@@ -68,7 +68,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_compiles(flags, words, 
 
 
 def test_the_flag_is_of_evaluation_alone():
-  line = refused(program.run("--config=configs/memory_40m.py:smoke", "--workdir=x", "--evals=mqar"))
+  line = refused(program.run("--config=configs/memory_40m.py:smoke,pretrain", "--workdir=x", "--evals=mqar"))
   assert "--evals is for --mode=eval, this is --mode=train; the evals of training is --config.eval.ta" in line
 
 

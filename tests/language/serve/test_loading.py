@@ -133,7 +133,7 @@ def test_newer_weights_serve_and_what_is_in_flight_ends_with_its_own(left, tmp_p
 
 
 def test_the_trace_of_a_memory_follows_its_weights(tmp_path):
-  config = tiny_runs.changed(memory_40m.get_config("smoke"), {})
+  config = tiny_runs.changed(memory_40m.get_config("smoke,pretrain"), {})
   params = leave_run(tmp_path / "run", config)
   (tmp_path / "adapters").mkdir()
   write_adapters(tmp_path / "adapters" / "one", load_initial_model(tuning.config_of()).language.module, 0)

@@ -33,7 +33,7 @@ from tests.runs import changed
 def workdir(tmp_path_factory):
   """A run of a tiny memory model that has seen no text."""
   folder = tmp_path_factory.mktemp("served") / "run"
-  leave_run(folder, changed(memory_40m.get_config("smoke"), {}))
+  leave_run(folder, changed(memory_40m.get_config("smoke,pretrain"), {}))
   return folder
 
 

@@ -221,7 +221,7 @@ def test_a_wrong_command_is_refused(trained, tmp_path, flags, words):
 def test_a_workdir_without_a_run_of_arc_is_refused(tmp_path):
   file = write(tmp_path, GOOD)
   assert "holds no run" in refused(asked(tmp_path / "none", file))
-  texts = configs.resolve(memory_40m.get_config("smoke"))
+  texts = configs.resolve(memory_40m.get_config("smoke,pretrain"))
   boards = runs.puzzle_config(tmp_path / "cache")
   for config, words in ((texts, "config.recipe='memory_lm'"), (boards, "config.puzzles.name='sudoku'")):
     configs.save(config, tmp_path / "run")
