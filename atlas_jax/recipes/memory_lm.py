@@ -157,8 +157,7 @@ def setting_of(config, source=None) -> dict:
   state = source.state()
   split = {name: value for name, value in state.items() if name.startswith("held_out")}
   fields = {f"config.{name}": at(config, name) for name in COMPARED}
-  if config.window.kind != "full":  # With the full one, files recorded without these names hold as well.
-    fields |= {f"config.window.{name}": value for name, value in config.window.items()}
+  fields |= windows.differing(config.window)
   return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
 
 
@@ -227,30 +226,42 @@ def init_of(config, model: lm.LM):
 def loss_of(config, model: lm.LM):
   """Makes the loss of a batch as `packing.read_row` describes it; see `Recipe.loss`.
 
-  It also takes seen_tokens, [] int32: how far attention sees; None: config.model.window_tokens.
+  It also takes seen_tokens, [] int32: how far attention sees; None: config.model.window_tokens. The key draws
+  the rows that do without attention.
   """
   def loss(params, batch, *, frozen, carry, rng, seen_tokens=None):
-    del frozen, rng
+    del frozen
+    keep_B = windows.kept_rows(rng, batch["tokens_BT"].shape[0], config.window.drop_frac)
     # Documents that end inside of a row reset the memory there by doc_BT; the state is of whole rows.
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
-                      seen_tokens=seen_tokens)
+                      seen_tokens=seen_tokens, attention_keep_B=keep_B)
     mean, weight, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                            batch["weight_BT"], **config.loss)
     # For a metric alone, so without gradient. Bits per byte compare across tokenizers; nats per token do not.
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
-    metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
-    if seen_tokens is not None:
-      metrics["train/window_tokens"] = seen_tokens.astype(jnp.float32)
+    metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats),
+               **attention_metrics(seen_tokens, keep_B)}
     return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
 
   return loss
 
 
+def attention_metrics(seen_tokens, keep_B) -> dict:
+  """Returns how far attention saw and the fraction of rows that had it, where they are other than all."""
+  metrics = {}
+  if seen_tokens is not None:
+    metrics["train/window_tokens"] = seen_tokens.astype(jnp.float32)
+  if keep_B is not None:
+    metrics["train/attention_kept_frac"] = jnp.mean(keep_B)
+  return metrics
+
+
 def by_step_of(config) -> Callable | None:
   """Makes the function from an update's number to how far attention sees in it; None: always all of it."""
-  window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
+  fields = {name: value for name, value in config.window.items() if name != "drop_frac"}  # Of the loss.
+  window = windows.schedule(**fields, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 
 
