@@ -48,6 +48,7 @@ def _beside(condition: str) -> str:
 MIXED = _without("memory")
 WRITING = _with("fast_weights")
 CHANGING = _with("fast_weights", "inner_steps")
+APART = f"model.memory_mix!={'|'.join(mixes('segments'))}"  # Memory is not read through attention.
 BESIDE = _beside(MIXED)
 HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
 WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
@@ -81,6 +82,9 @@ READERS = {
     "window": f"{TEXT} if {_with('attention')}; {TEXT} if model.memory_layers!=None",
     "window.least_tokens": f"{TEXT} if window.kind!=full",
     "window.delay_steps": f"{TEXT} if window.kind=delayed",
+    # Where attention reads the memory, rows without attention would have neither.
+    "window.drop_frac": f"{TEXT} if {_with('attention')} & {APART}; "
+                        f"{TEXT} if model.memory_layers!=None & {APART}",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
     "optim.gate_lr_scale": f"{TEXT} if {MIXED}; {TUNED} if model.kind=memory",

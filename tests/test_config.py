@@ -108,6 +108,7 @@ REFUSED = [
   (dict(window__least_tokens=4), "least_tokens=4, and config.window.kind='full' does not read it: leave"),
   (dict(window__kind="random", window__least_tokens=4, window__delay_steps=9), "delay_steps=9, and config."),
   (dict(window__kind="random", window__least_tokens=0), "config.window.least_tokens=0 must be at least 1"),
+  (dict(window__drop_frac=1.5), "config.window.drop_frac=1.5 must be from 0 to 1"),
   (dict(window__kind="random", window__least_tokens=256), "least_tokens=256 must be below config.model.wind"),
   (dict(window__kind="random", window__least_tokens=400), "below config.model.window_tokens=256: config.win"),
   (dict(window__kind="delayed", window__least_tokens=4, window__delay_steps=1_000),

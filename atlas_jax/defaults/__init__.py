@@ -42,6 +42,8 @@ def _fields() -> dict:
           "least_tokens": at_least(1, OPTIONAL(int)),
           # delayed: updates with least_tokens, before those with all.
           "delay_steps": at_least(1, OPTIONAL(int)),
+          # Mean fraction of an update's rows whose attention gives nothing, so that memory must.
+          "drop_frac": fraction(0.0),
       },
       "episode": episodes.group(),
       "optim": _optim(),

@@ -180,8 +180,7 @@ def setting_of(config, source=None) -> dict:
   state = source.state()
   split = {name: value for name, value in state.items() if name.startswith("held_out")}
   fields = {f"config.{name}": at(config, name) for name in COMPARED}
-  if config.window.kind != "full":  # With the full one, files recorded without these names hold as well.
-    fields |= {f"config.window.{name}": value for name, value in config.window.items()}
+  fields |= windows.differing(config.window)
   if config.recipe == "episodic":  # As well: those of plain text name no recipe.
     fields |= {f"config.episode.{name}": value for name, value in config.episode.items()}
   return {**data_of(state.get("manifest", {})), **split, **fields}  # A source of one's own may name no text.
@@ -236,9 +235,20 @@ def init_of(config, model: lm.LM):
   return init
 
 
+def attention_metrics(seen_tokens, keep_B) -> dict:
+  """Returns how far attention saw and the fraction of rows that had it, where they are other than all."""
+  metrics = {}
+  if seen_tokens is not None:
+    metrics["train/window_tokens"] = seen_tokens.astype(jnp.float32)
+  if keep_B is not None:
+    metrics["train/attention_kept_frac"] = jnp.mean(keep_B)
+  return metrics
+
+
 def by_step_of(config) -> Callable | None:
   """Makes the function from an update's number to how far attention sees in it; None: always all of it."""
-  window = windows.schedule(**config.window, window_tokens=config.model.window_tokens, seed=config.seed)
+  fields = {name: value for name, value in config.window.items() if name != "drop_frac"}  # Of the loss.
+  window = windows.schedule(**fields, window_tokens=config.model.window_tokens, seed=config.seed)
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 
 

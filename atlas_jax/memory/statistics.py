@@ -1,8 +1,12 @@
-"""Statistics of a memory's use, as metrics; no gradient flows through them."""
+"""Statistics of a memory's use, as metrics; no gradient flows through them, but through `USAGE`."""
 import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory.types import ChunkOut, Gates, MemoryRule, Running, Token
+
+# Names of statistics that keep their gradient begin with it, so that a loss may ask for them. Where nothing
+# asks, the compiler drops them and their gradients.
+USAGE = "usage/"
 
 
 def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, running: Running,
@@ -19,17 +23,14 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
     end: the tokens of the last chunk, leaves [B, H, C, ...]; what they recall afterwards is compared with
       what they wrote.
   """
+  usage = write_usage(rule, gates, doc_BT)
   slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
-  heads = gates.write_rate.shape[-1]
   chunk_size = end.v.shape[2]
   # The base after the last chunk holds what that chunk wrote, also for rules that write at a chunk's end.
   recalled = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))(slow, running.base, end.k)
   after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
   real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
-
-  def mean(x_BTH, real):
-    return jnp.sum(x_BTH * real[..., None]) / jnp.maximum(jnp.sum(real) * heads, 1)
-
+  mean = mean_of_real
   # Before and after are of the same tokens, so that their difference is what one chunk of writing gained.
   end_BC = real_BT[:, -chunk_size:]
   forget = mean(-gates.log_retention, real_BT)
@@ -42,7 +43,37 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
       "inner_loss_before": mean(out.loss_C[:, -chunk_size:], end_BC),
       "inner_loss_after": mean(after_BCH, end_BC),
       "fast_norm_mean": mean_norm(running.memory.fast),
+      **usage,
   }
+
+
+def write_usage(rule: MemoryRule, gates: Gates, doc_BT) -> dict:
+  """Returns how far the gates of writing are open, as a fraction of their bounds; with a gradient.
+
+  Args:
+    rule: for one head; its gates of writing are `write_rate` and own ones with `GateSpec.writes`.
+    gates: leaves [B, T, H] and [B, T, H, size].
+    doc_BT: document of each token, -1 at padding.
+
+  Returns:
+    {"usage/write": []}, the mean over real tokens, heads and gates; {} where a rule has no such gate.
+  """
+  fractions = []
+  if "write_rate" in rule.uses:
+    fractions.append(gates.write_rate[..., None] / rule.starts.write_rate_max)
+  for spec in rule.gates:
+    if spec.writes:
+      gate = gates.more[spec.name]
+      fractions.append((gate[..., None] if spec.size is None else gate) / spec.max)
+  if not fractions:
+    return {}
+  open_BTH = jnp.mean(jnp.concatenate(fractions, axis=-1), axis=-1)
+  return {f"{USAGE}write": mean_of_real(open_BTH, (doc_BT >= 0).astype(open_BTH.dtype))}
+
+
+def mean_of_real(x_BTH, real_BT):
+  """Returns the mean over heads and over the tokens that count, 1 in `real_BT`."""
+  return jnp.sum(x_BTH * real_BT[..., None]) / jnp.maximum(jnp.sum(real_BT) * x_BTH.shape[-1], 1)
 
 
 def of_tokens(gates: Gates, out: ChunkOut) -> dict:

@@ -39,6 +39,7 @@ class GateSpec(NamedTuple):
   kind: str = "sigmoid"  # "sigmoid": in (0, max); "softplus": above 0
   init: float = 0.5  # value at the start of training
   max: float = 1.0
+  writes: bool = False  # whether it is, below its bound, how much a token writes
 
 
 class GateStarts(NamedTuple):

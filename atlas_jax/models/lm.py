@@ -11,7 +11,7 @@ from atlas_jax.fields import block_numbers, grid_of
 from atlas_jax.kernels.vocab_loss import vocab_loss
 from atlas_jax.memory import rules
 from atlas_jax.memory.layer import NO_DOC, Memory
-from atlas_jax.models import blocks, head, inner, ngrams, ring, stacks
+from atlas_jax.models import blocks, head, inner, mixing, ngrams, ring, stacks
 from atlas_jax.models.inner import InnerReader
 from atlas_jax.models.layers import RMSNorm, SwiGLU
 from atlas_jax.models.memories import learned_memory, with_learned
@@ -42,6 +42,10 @@ class LMOut(NamedTuple):
   hidden_BTD: jax.Array  # normalised vectors, to be scored by `head`
   state: LMState
   stats: dict  # NAME/layer_00 and so on -> [], of blocks with a memory; empty in mode "stream"
+  # Means over real tokens and heads, [blocks with a memory], as far as the mix and the rule have them; with a
+  # gradient. "read": the mix's gate before its floor; "write": gates of writing over their bounds, whether or
+  # not memories are written. Empty in mode "stream".
+  usage: dict
 
 
 class Block(nn.Module):
@@ -206,7 +210,8 @@ class LM(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BT, state: LMState, *, doc_BT=None, count_B=None, memory_scale=1.0,
-               memory_writes=None, seen_tokens=None, mode: str = "packed") -> LMOut:
+               memory_writes=None, seen_tokens=None, gate_floor=None, attention_keep_B=None,
+               mode: str = "packed") -> LMOut:
     """Reads T tokens of each row.
 
     Args:
@@ -220,12 +225,17 @@ class LM(nn.Module):
         None: they are.
       seen_tokens: [] int32, from 1 to window_tokens: how far attention sees in this call. The state keeps
         window_tokens. Traced. None: window_tokens.
+      gate_floor: [] in [0, 1), in both modes: the floor of this call, for mixes with a gate. Traced. None, as
+        in serving: that of the model.
+      attention_keep_B: [B], 1 or 0: factor on what attention adds to a row. At 0 it learns of earlier tokens
+        from memories, their convolutions and n-grams alone; states of attention go on. Traced. None: 1.
       mode: "packed" reads packed documents by whole chunks, T a multiple of chunk_size; "stream" reads on in
         one document per row, any T from any position.
 
     Raises:
-      ValueError: if the mode is unknown, or lacks or refuses an argument.
+      ValueError: if the mode or the mix is unknown, or lacks or refuses an argument.
     """
+    mixing.check_given(self.mix, len(tokens_BT), bool(self.with_attention), gate_floor, attention_keep_B)
     doc_BT = self._documents(tokens_BT, state, doc_BT, count_B, mode)
     dtype = jnp.dtype(self.dtype)
     embedding = self.param("embed", nn.initializers.normal(0.02), (self.vocab_size, self.width), jnp.float32)
@@ -235,14 +245,15 @@ class LM(nn.Module):
     from_token = self.with_memory and Memory(**self.memory, parent=None).value_source == "token"
     call = Call(doc_BT, state.doc_B, count_B, jnp.asarray(memory_scale, jnp.float32),
                 token_BTD if from_token else None, memory_writes, seen_tokens,
-                self._ring_place(state, tokens_BT, count_B, seen_tokens, mode))
+                self._ring_place(state, tokens_BT, count_B, seen_tokens, mode),
+                None if gate_floor is None else jnp.asarray(gate_floor, jnp.float32), attention_keep_B)
     read = self._read(x_BTD, state, tokens_BT, call, mode)
     attention = read.attention
     if call.ring is not None:
       attention = ring.written(state.attention, attention, call.ring.own_BW)
     hidden_BTD = RMSNorm(name="final_norm")(read.x_BTD)
     last_doc_B = last_document(doc_BT, state.doc_B, count_B)
-    return LMOut(hidden_BTD, LMState(attention, read.memory, last_doc_B, ngram), read.stats)
+    return LMOut(hidden_BTD, LMState(attention, read.memory, last_doc_B, ngram), read.stats, read.usage)
 
   @nn.nowrap
   def _read(self, x_BTD, state: LMState, tokens_BT, call: Call, mode: str) -> Read:
@@ -277,7 +288,7 @@ class LM(nn.Module):
                                                    count_B)
     stats = {f"{name}/layer_{self.first_inner:02d}": value for name, value in stats.items()}
     return Read(x_BTD, stacks.joined([read.attention, attention] if below else [attention]), memory,
-                       stats)
+                stats, {})
 
   @nn.nowrap
   def _reader(self, above: list[Stack], call: Call, mode: str) -> InnerReader:

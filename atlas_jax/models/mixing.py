@@ -49,6 +49,8 @@ class Call(NamedTuple):
   memory_writes: jax.Array | None
   seen_tokens: jax.Array | None
   ring: Any = None  # `ring.RingPlace` of the token, where states of attention are rings
+  gate_floor: jax.Array | None = None  # [] float32; None: that of the block's fields
+  attention_keep_B: jax.Array | None = None  # factor on what attention gives to a row; None: 1
 
 
 class Mix(NamedTuple):
@@ -62,6 +64,28 @@ class Mix(NamedTuple):
   flops: Callable  # BlockFields -> FLOPs of one token's forward pass; None: no formula
   layer_of: Callable  # memory of a BlockState -> state of its memory layer
   with_layer: Callable  # (memory of a BlockState, state of its memory layer) -> memory
+
+
+def check_given(mix: Mix, rows: int, attends: bool, gate_floor, attention_keep_B) -> None:
+  """Refuses arguments of a call that nothing would read; `attends`: whether any block has attention.
+
+  Raises:
+    ValueError: names the argument, what it needs, and what to do.
+  """
+  here = f"config.model.memory_mix={mix.name!r}"
+  if gate_floor is not None and "gate" not in mix.has:
+    raise ValueError(f"gate_floor is the least of a gate that memory enters through, and {here} has none; leave "
+                     "it out, or choose a mix with a gate")
+  if attention_keep_B is None:
+    return
+  if "segments" in mix.has:
+    raise ValueError(f"attention_keep_B takes attention away, through which {here} reads its memory as well; "
+                     "leave it out, or choose a mix that reads its memory beside attention")
+  if not attends:
+    raise ValueError(f"attention_keep_B takes attention away, and with {here} no block has any; leave it out")
+  if jax.numpy.shape(attention_keep_B) != (rows,):
+    raise ValueError(f"attention_keep_B has the shape {jax.numpy.shape(attention_keep_B)}, and the tokens have "
+                     f"{rows} rows; give one number for each row")
 
 
 def accept(fields) -> None:

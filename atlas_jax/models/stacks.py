@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.memory.statistics import USAGE
 from atlas_jax.models.mixing import BlockState, Call
 
 
@@ -25,6 +26,7 @@ class Read(NamedTuple):
   attention: Any  # [B, blocks with attention, ...]
   memory: Any  # [B, blocks with a memory, ...]
   stats: dict  # NAME/layer_00 and so on -> []
+  usage: dict  # NAME -> [blocks with a memory], with a gradient, see `models.lm.LMOut`
 
 
 def split(depth: int, with_attention: Sequence[int], with_memory: Sequence[int]) -> list[Stack]:
@@ -63,6 +65,7 @@ def read(stacks: Sequence[Stack], blocks_of: Callable, x_BTD, attention, memory,
   attentions = []
   memories = []
   stats: dict = {}
+  usage: dict[str, list] = {}
   for at, stack in enumerate(stacks):
     before = BlockState(attention[at], memory[at]) if apart else BlockState(
         _layers(attention, stack.attentions, stacks[0].attentions.start),
@@ -71,10 +74,15 @@ def read(stacks: Sequence[Stack], blocks_of: Callable, x_BTD, attention, memory,
     attentions += [after.attention] if stack.attentions or apart else []
     memories += [after.memory] if stack.memories or apart else []
     stats |= {f"{name}/layer_{stack.first + i:02d}": value_L[i]
-              for name, value_L in found.items() for i in range(len(stack.memories))}
+              for name, value_L in found.items() if not name.startswith(USAGE)
+              for i in range(len(stack.memories))}
+    for name in found:
+      if name.startswith(USAGE):
+        usage.setdefault(name.removeprefix(USAGE), []).append(found[name])
+  used = {name: jnp.concatenate(parts) for name, parts in usage.items()}
   if apart:
-    return Read(x_BTD, attentions, memories, stats)
-  return Read(x_BTD, joined(attentions), joined(memories), stats)
+    return Read(x_BTD, attentions, memories, stats, used)
+  return Read(x_BTD, joined(attentions), joined(memories), stats, used)
 
 
 def split_state(memory, stacks: Sequence[Stack]) -> list:

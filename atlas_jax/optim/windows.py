@@ -1,7 +1,10 @@
-"""The reach of attention in training, as a function of the number of updates made so far.
+"""The reach of attention in training: how far it sees in an update, and the rows in which it gives nothing.
 
 Evaluation and serving always see the whole window. While a model is trained, only its memory can supply what
 attention does not see, so that the model learns to use it.
+
+Rows are dropped whole and not in part, as elements are in dropout: a row then has to do without attention,
+and no other is scaled up for it, since evaluation has all of both. Source: ours.
 
 Source: windows of random length in training, arXiv:2509.24552; attention that is trained late, Phan et al.
 2025, arXiv:2510.00258 (there it is left out at first, here it sees little).
@@ -52,3 +55,30 @@ def schedule(*, kind: str, least_tokens: int | None, delay_steps: int | None, wi
     return jnp.clip(jnp.floor(tokens).astype(jnp.int32), least_tokens, window_tokens)
 
   return drawn
+
+
+def kept_rows(rng, rows: int, drop_frac: float):
+  """Draws the rows of a batch whose attention is kept, each by itself.
+
+  Args:
+    rng: a key of the update's own.
+    rows: of the batch.
+    drop_frac: probability that a row is dropped, in [0, 1].
+
+  Returns:
+    keep_B, float32, 1 or 0; None where none is ever dropped, and nothing is drawn.
+  """
+  if not drop_frac:
+    return None
+  return jax.random.bernoulli(rng, 1 - drop_frac, (rows,)).astype(jnp.float32)
+
+
+def differing(window) -> dict:
+  """Returns the fields of config.window by which a run's training differs from one with all of attention.
+
+  They belong to what recorded figures hold for; those of a full window without dropped rows have none, so that
+  files recorded before a field was there still hold.
+  """
+  named = {f"config.window.{name}": value for name, value in window.items()}
+  dropped = named.pop("config.window.drop_frac")
+  return (named if window.kind != "full" else {}) | ({"config.window.drop_frac": dropped} if dropped else {})

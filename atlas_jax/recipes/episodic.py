@@ -94,7 +94,7 @@ def loss_of(config, model: lm.LM):
   def loss(params, batch, *, frozen, carry, rng, seen_tokens=None, phase=None, gate_floor=None):
     del frozen
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
-    keep_B = windows.attention_kept(rng, batch["tokens_BT"].shape[0], drop_frac=config.window.drop_frac)
+    keep_B = windows.kept_rows(rng, batch["tokens_BT"].shape[0], config.window.drop_frac)
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
                       seen_tokens=seen_tokens, gate_floor=gate_floor, attention_keep_B=keep_B)
     _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
@@ -107,10 +107,9 @@ def loss_of(config, model: lm.LM):
     # a batch is that of its parts whatever they are.
     mean = jnp.mean(total_B) + price(out.usage, targets, fields.usage_weight)
     metrics = {**loss_metrics(nll_BT, text_BT, answer_BT, batch["bytes_BT"]), **layer_metrics(out.stats)}
-    given = {"train/window_tokens": seen_tokens, "train/phase": phase, "train/gate_floor": gate_floor}
+    metrics |= pretraining.attention_metrics(seen_tokens, keep_B)
+    given = {"train/phase": phase, "train/gate_floor": gate_floor}
     metrics |= {name: value.astype(jnp.float32) for name, value in given.items() if value is not None}
-    if keep_B is not None:
-      metrics["train/attention_kept_frac"] = jnp.mean(keep_B)
     real = jnp.sum(batch["doc_BT"] >= 0).astype(jnp.float32)
     size = jnp.float32(batch["tokens_BT"].size)
     return LossOut(mean, size, out.state if config.data.carry else (), metrics, seen=real)

@@ -11,6 +11,7 @@ from atlas_jax.language import pretraining
 from atlas_jax.losses.next_token import next_token_loss
 from atlas_jax.models import head, lm
 from atlas_jax.models.layer_metrics import layer_metrics
+from atlas_jax.optim import windows
 from atlas_jax.recipes import Assets, LossOut, Recipe, Update
 
 
@@ -27,22 +28,23 @@ def make(config, mesh) -> Recipe:
 def loss_of(config, model: lm.LM):
   """Makes the loss of a batch as `packing.read_row` describes it; see `Recipe.loss`.
 
-  It also takes seen_tokens, [] int32: how far attention sees; None: config.model.window_tokens.
+  It also takes seen_tokens, [] int32: how far attention sees; None: config.model.window_tokens. The key draws
+  the rows that do without attention.
   """
   def loss(params, batch, *, frozen, carry, rng, seen_tokens=None):
-    del frozen, rng
+    del frozen
+    keep_B = windows.kept_rows(rng, batch["tokens_BT"].shape[0], config.window.drop_frac)
     # Documents that end inside of a row reset the memory there by doc_BT; the state is of whole rows.
     state = carry if config.data.carry else model.zero_state(batch["tokens_BT"].shape[0])
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
-                      seen_tokens=seen_tokens)
+                      seen_tokens=seen_tokens, attention_keep_B=keep_B)
     mean, weight, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
                                            batch["weight_BT"], **config.loss)
     # For a metric alone, so without gradient. Bits per byte compare across tokenizers; nats per token do not.
     nats = jnp.sum(jax.lax.stop_gradient(nll_BT) * batch["weight_BT"])
     bits_per_byte = nats / jnp.log(2.0) / jnp.maximum(jnp.sum(batch["bytes_BT"]), 1)
-    metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats)}
-    if seen_tokens is not None:
-      metrics["train/window_tokens"] = seen_tokens.astype(jnp.float32)
+    metrics = {"train/bits_per_byte": bits_per_byte, **layer_metrics(out.stats),
+               **pretraining.attention_metrics(seen_tokens, keep_B)}
     return LossOut(mean, weight, out.state if config.data.carry else (), metrics)
 
   return loss

@@ -1,4 +1,6 @@
 """How far attention sees in training: lengths, their frequencies, and what they depend on."""
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +41,19 @@ def test_a_full_window_is_no_function_and_an_unknown_kind_is_refused():
   assert windows.schedule(**RANDOM | dict(kind="full")) is None
   with pytest.raises(ValueError, match="config.window.kind='short' is unknown; known are full, random, del"):
     windows.schedule(**RANDOM | dict(kind="short"))
+
+
+def test_rows_are_dropped_one_by_one_as_often_as_asked():
+  keys = jax.random.split(jax.random.key(0), 2_000)
+  keep = np.asarray(jax.vmap(lambda key: windows.kept_rows(key, 4, 0.3))(keys))
+  assert keep.dtype == np.float32 and set(np.unique(keep)) == {0.0, 1.0}
+  # Counts of kept rows in a batch, if each is drawn by itself.
+  expected = 2_000 * np.array([math.comb(4, n) * 0.7**n * 0.3 ** (4 - n) for n in range(5)])
+  counts = np.bincount(keep.sum(axis=1).astype(int), minlength=5)
+  assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+  assert np.abs(keep.mean(axis=0) - 0.7).max() < 0.06
+
+
+def test_all_or_no_rows_are_dropped_at_the_ends():
+  assert windows.kept_rows(jax.random.key(0), 4, 0.0) is None
+  assert not np.asarray(windows.kept_rows(jax.random.key(0), 64, 1.0)).any()

@@ -1,5 +1,10 @@
-"""Training with a shorter window: what an update sees, and that a resumed run is the uninterrupted one."""
+"""Training with a shorter window: what an update sees, and that a resumed run is the uninterrupted one.
 
+Rows without attention: drawn anew for each update, and nothing at all where none are asked for.
+"""
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,12 +12,14 @@ from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.evals import baseline
 from atlas_jax.language import pretraining
+from atlas_jax.optim import windows
 from atlas_jax.state import Trained
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 from tests.recipes.test_memory_lm import first_update, numbers, trained, trained_rows
 
 RANDOM = dict(window__kind="random", window__least_tokens=2)
+DROPPED = dict(window__drop_frac=0.5)
 DELAYED = dict(window__kind="delayed", window__least_tokens=2, window__delay_steps=4)
 
 
@@ -73,9 +80,63 @@ def test_recorded_figures_hold_for_the_window_they_were_trained_with(corpus):
   assert baseline.differences(whole, narrowed) == [
     f"config.window.{name}='nothing' there, {value!r} here"
     for name, value in (("delay_steps", None), ("kind", "random"), ("least_tokens", 2))]
+  dropped = memory_lm.setting_of(runs.lm_config(corpus, **DROPPED))
+  assert baseline.differences(whole, dropped) == ["config.window.drop_frac='nothing' there, 0.5 here"]
 
 
 def test_a_workdir_keeps_its_window(corpus, tmp_path):
   configs.save(runs.lm_config(corpus), tmp_path)
   with pytest.raises(ValueError, match="config.window.kind was 'full', is 'random'"):
     configs.check_same(runs.lm_config(corpus, **RANDOM), tmp_path)
+
+
+# --- rows without attention ---
+
+
+def loss_of(corpus, **fields):
+  """The loss of a batch by parameters and key, and the function that draws the parameters."""
+  config = runs.lm_config(corpus, data__carry=False, **fields)
+  recipe = recipes.load(config, runs.one_device())
+  batch = {name: jnp.asarray(x) for name, x in recipe.source.next(None).items()}
+
+  def loss(params, rng):
+    out = recipe.loss(params, batch, frozen=(), carry=(), rng=rng)
+    return out.loss, out.metrics
+
+  return loss, lambda key: recipe.init(key).params
+
+
+def test_a_run_draws_rows_anew_for_each_update(corpus, tmp_path):
+  """From its key and the update's number alone, so that a run that goes on draws what it would have drawn."""
+  config = runs.lm_config(corpus, **DROPPED, optim__steps=6)
+  runs.run_lm(config, tmp_path)
+  kept = [row["train/attention_kept_frac"] for row in trained_rows(tmp_path)]
+  root = trained(config, tmp_path).rng
+  keys = [jax.random.fold_in(jax.random.fold_in(root, step), 0) for step in range(6)]
+  np.testing.assert_allclose(kept, [windows.kept_rows(key, 4, 0.5).mean() for key in keys], rtol=1e-6)
+  assert len(set(kept)) > 2
+
+
+def test_a_loss_with_all_rows_dropped_leaves_attention_without_a_gradient(corpus):
+  loss, init = loss_of(corpus, window__drop_frac=1.0)
+  params = jax.jit(init)(jax.random.key(0))
+  gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params, jax.random.key(0))
+  assert metrics["train/attention_kept_frac"] == 0
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradient):
+    name = jax.tree_util.keystr(path)
+    assert np.any(np.asarray(grad) != 0) == ("'attention'" not in name), name
+
+
+def test_a_loss_that_drops_no_rows_is_the_program_without_dropping(corpus, monkeypatch):
+  """It takes no key, and is the same where rows cannot be drawn."""
+
+  def program(key, **fields):
+    loss, init = loss_of(corpus, **fields)
+    return jax.jit(loss).lower(jax.eval_shape(init, jax.random.key(0)), key).as_text()
+
+  key = jax.random.key(0)
+  plain = program(key)
+  assert program(None) == plain
+  assert program(key, **DROPPED) != plain
+  monkeypatch.setattr(windows, "kept_rows", lambda rng, rows, drop_frac: None)
+  assert program(key) == plain

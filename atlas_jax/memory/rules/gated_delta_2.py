@@ -39,7 +39,7 @@ def make(*, key_dim: int, value_dim: int, erase_max: float = 1.0) -> MemoryRule:
   form = fading_delta.FadingForm(key_dim, value_dim, gates_of)
   own = (GateSpec("decay", key_dim, kind="softplus", init=1.0),
          GateSpec("erase", key_dim, init=erase_max / 2, max=erase_max),
-         GateSpec("write", value_dim, init=0.5))
+         GateSpec("write", value_dim, init=0.5, writes=True))
   return fading_delta.make(form, uses=("log_retention",), starts=STARTS, gates=own)
 
 

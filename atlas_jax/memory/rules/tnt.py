@@ -135,7 +135,7 @@ def make(*, key_dim: int, value_dim: int, chunk_size: int, local_chunks: Sequenc
 
   # One of each per local memory. Plain gates, not logs as the common ones: see `_local_gates`.
   own = (GateSpec("local_retention", number, init=0.999), GateSpec("local_momentum", number, init=0.5),
-         GateSpec("local_rate", number, init=0.05, max=0.5))
+         GateSpec("local_rate", number, init=0.05, max=0.5, writes=True))
   return MemoryRule(init=bind(_init), start=bind(_start), apply=bind(_apply), step=bind(_step),
                     prepare=bind(_prepare), chunk=bind(_chunk), resume=bind(_resume), close=bind(_close),
                     still=bind(_still), empty=_empty,

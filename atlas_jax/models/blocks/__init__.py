@@ -15,7 +15,8 @@ A file defines
               of it, and the memory with another one
 
 and, if it has large parameters of its own, TENSOR_AXES as `models.placement` describes them. Stats are
-scalars by name, of mode "packed". Blocks that config.model.memory_layers leaves out are those of `none`.
+scalars by name, of mode "packed"; those of `statistics.USAGE` keep their gradient. Blocks that config.model.
+memory_layers leaves out are those of `none`.
 """
 import functools
 import importlib

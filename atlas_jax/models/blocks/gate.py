@@ -1,7 +1,7 @@
 """Memory beside attention: what it recalls enters through a gate and is added to what attention gives.
 
 The gate is g = gate_floor + (1 - gate_floor) * sigmoid(z), one per token and head. The floor leaves the gate
-a gradient everywhere.
+a gradient everywhere; a call may give another one, see `models.lm.LM`.
 
 Source: Titans (arXiv:2501.00663), memory as a gate. The paper multiplies attention by the gated memory; we
 add, so that what memory recalls can enter where attention sees nothing.
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.memory import statistics
 from atlas_jax.memory.layer import Memory
 from atlas_jax.models import flops as counts
 from atlas_jax.models.blocks import none
@@ -85,7 +86,7 @@ def recall(parts: GatedMemory, h_BTD, memory, call: Call, mode: str, qkv_BTHE=No
     parts: of the block.
     h_BTD: what is read, written and asked the gate for.
     memory: the state of the layer.
-    call: of which documents, counts, tokens, writes and scale are used.
+    call: of which documents, counts, tokens, writes, scale and floor are used.
     mode: see `Memory`.
     qkv_BTHE: attention's queries, keys and values, where the layer takes them from there.
 
@@ -96,33 +97,51 @@ def recall(parts: GatedMemory, h_BTD, memory, call: Call, mode: str, qkv_BTHE=No
                                         token_BTD=call.token_BTD, writes=call.memory_writes,
                                         qkv_BTHE=qkv_BTHE)
   # The gate sees the block's input, not what was recalled.
-  gate_BTH, raw_BTH = parts.gate(h_BTD)
+  gate_BTH, raw_BTH = parts.gate(h_BTD, call.gate_floor)
   # Behind the floor, so that a scale of 0 shuts memory off whatever the floor.
   weight_BTH = gate_BTH * call.memory_scale.astype(gate_BTH.dtype)
   # Memories give float32; from here on the block goes on in the activations' dtype.
   gated_BTHM = (out_BTHM * weight_BTH[..., None]).astype(h_BTD.dtype)
-  stats = {**stats, **gate_stats(raw_BTH, gate_BTH, call.doc_BT)} if mode == "packed" else {}
+  if mode == "packed":
+    stats = {**stats, **gate_stats(raw_BTH, gate_BTH, call.doc_BT), **read_usage(raw_BTH, call.doc_BT)}
+  else:
+    stats = {}
   return parts.out(gated_BTHM), memory, stats
 
 
 class MixGate(nn.Module):
-  """A gate: the fraction of each memory head that enters the block at each token."""
+  """A gate: the fraction of each memory head that enters the block at each token.
+
+  Attributes:
+    heads: of the memory.
+    floor: where a call gives none.
+  """
 
   heads: int
   floor: float
 
   @nn.compact
-  def __call__(self, x_BTD):
-    """Returns the gate after and before its floor, both [B, T, H], float32 or wider."""
+  def __call__(self, x_BTD, floor=None):
+    """Returns the gate after and before its floor, both [B, T, H], float32 or wider; floor: [] or None."""
     wide = tree.accumulation_dtype(x_BTD.dtype)
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.heads), jnp.float32)
     # Half open at the start: sigmoid has its steepest point there.
     bias = self.param("bias", nn.initializers.zeros, (self.heads,), jnp.float32)
     z_BTH = jnp.dot(x_BTD, kernel.astype(x_BTD.dtype), preferred_element_type=wide)
     raw_BTH = jax.nn.sigmoid(z_BTH + bias.astype(wide)[None, None])
-    gate_BTH = self.floor + (1 - self.floor) * raw_BTH
+    gate_BTH = floored(raw_BTH, self.floor if floor is None else floor.astype(wide))
     self.sow("intermediates", "gate_BT", jnp.mean(gate_BTH, axis=-1))
     return gate_BTH, raw_BTH
+
+
+def floored(raw_BTH, floor):
+  """Returns the gate above a floor, by a line: the greater of both would have no gradient below the floor."""
+  return floor + (1 - floor) * raw_BTH
+
+
+def read_usage(raw_BTH, doc_BT) -> dict:
+  """Returns {"usage/read": []}, the mean of the gate before its floor over real tokens; with a gradient."""
+  return {f"{statistics.USAGE}read": statistics.mean_of_real(raw_BTH, (doc_BT >= 0).astype(raw_BTH.dtype))}
 
 
 def gate_stats(raw_BTH, gate_BTH, doc_BT) -> dict:

@@ -16,7 +16,12 @@ def attend(fields: BlockFields, h_BTD, state: BlockState, call: Call):
   """Returns what attention gives, its state, and its queries, keys and values before rotation."""
   # A flax module made inside the block's, hence its child: other mixes that attend have the same parameters.
   attention = LocalAttention(fields.heads, fields.window_tokens, fields.out_scale, name="attention")
-  return attention(h_BTD, state.attention, call.doc_BT, call.count_B, call.seen_tokens, call.ring)
+  out_BTD, after, qkv_BTHE = attention(h_BTD, state.attention, call.doc_BT, call.count_B, call.seen_tokens,
+                                       call.ring)
+  if call.attention_keep_B is not None:
+    # Behind the output's projection, so that nothing of attention is left at 0; its state goes on as ever.
+    out_BTD = out_BTD * call.attention_keep_B[:, None, None].astype(out_BTD.dtype)
+  return out_BTD, after, qkv_BTHE
 
 
 def flops(fields: BlockFields) -> float:
