@@ -37,6 +37,10 @@ def fields() -> dict:
       "formal_kinds": several_of("parity,even,counts,shuffle", "parity even counts shuffle"),  # Languages.
       "formal_lengths": numbers("64,512", 16, LONGEST),  # Symbols of a word.
       "last_word_lengths": numbers("1024,2048", 64, LONGEST),  # Tokens before the last sentence.
+      # Of key_value, passkey, continuation and entity, see data/recall/episode.py: how many things a text
+      # stores, and the tokens between the last of them and the first question.
+      "episode_items": numbers("1,4", 1, 64),
+      "episode_distances": numbers("256,1024", 0, LONGEST),
       "published_path": OPTIONAL(str),  # Files, folders or hf:NAME:SUBSET of BABILong's or RULER's form.
       "published_split": "test",  # Of a set on the hub.
       # Names that lm-evaluation-harness knows, or YAML files of tasks, with commas.

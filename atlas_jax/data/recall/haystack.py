@@ -9,6 +9,8 @@ from atlas_jax.data import corpus as corpora
 from atlas_jax.data import problems
 from atlas_jax.data import store as stores
 
+TRIES = 100  # Documents drawn before all are looked at.
+
 
 class Haystack:
   """Documents one after another, from any place on, and again from the first when all are used."""
@@ -46,6 +48,33 @@ class Haystack:
       count -= len(found[-1])
       skipped = 0
     return found
+
+  def stretch(self, draw: np.random.Generator, count: int) -> np.ndarray:
+    """Draws a stretch of one document, any that is long enough as likely as another.
+
+    Args:
+      draw: chooses the document and where it begins.
+      count: how many tokens.
+
+    Returns:
+      A view of the document's ids.
+
+    Raises:
+      ValueError: if no document is so long.
+    """
+    for _ in range(TRIES):
+      document = int(draw.integers(len(self._lengths)))
+      if self._lengths[document] >= count:
+        break
+    else:
+      # Looked for among all only where long documents are rare: there may be tens of millions.
+      long = np.flatnonzero(self._lengths >= count)
+      if not len(long):
+        raise ValueError(f"no document has {count} tokens, a stretch of text to hide things in; take a "
+                         "corpus with longer ones (config.data.name, config.data.path)")
+      document = int(long[draw.integers(len(long))])
+    first = self._starts[document] + int(draw.integers(self._lengths[document] - count + 1))
+    return self._ids[first:first + count]
 
 
 def of_corpus(*, name: str, path, text_field: str, limit_bytes: int | None, download: bool,

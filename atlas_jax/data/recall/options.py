@@ -9,7 +9,8 @@ from atlas_jax.fields import nearest
 # How each is read; what is not named here is a number or a text as it stands.
 LISTS = {"mqar_pairs": int, "mqar_distances": int, "mad_kinds": str, "mad_lengths": int, "niah_kinds": str,
          "niah_lengths": int, "niah_depths": float, "babilong_tasks": int, "babilong_lengths": int,
-         "formal_kinds": str, "formal_lengths": int, "last_word_lengths": int}
+         "formal_kinds": str, "formal_lengths": int, "last_word_lengths": int, "episode_items": int,
+         "episode_distances": int}
 NOT_OF_TASKS = ("tasks", "task_samples", "lm_eval_tasks", "lm_eval_limit")
 
 
