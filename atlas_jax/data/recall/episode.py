@@ -67,8 +67,8 @@ def text(cell: Mapping, draw: np.random.Generator, setting: sample.TaskSetting, 
   """
   count, distance = cell["items"], cell["distance"]
   if count < 1 or distance < 0:
-    raise ValueError(f"a text of {count} items at {distance} tokens cannot be; config.eval.episode_items must "
-                     "be at least 1, config.eval.episode_distances at least 0")
+    raise ValueError(f"a text of {count} items at {distance} tokens cannot be; config.eval.episode_items "
+                     "must be at least 1, config.eval.episode_distances at least 0")
   for _ in range(ROUNDS):
     around = setting.haystack().take(draw, setting.align_tokens - 1 + distance)
     items = _items(make, count, _bytes_of(setting, around), setting)
@@ -77,8 +77,8 @@ def text(cell: Mapping, draw: np.random.Generator, setting: sample.TaskSetting, 
       if _are_apart(setting, found, items):
         return found
   raise ValueError(f"config.eval.episode_items={count}, config.eval.episode_distances={distance}: {ROUNDS} "
-                   f"texts have been drawn, and in none could {TRIES} draws find {kind} that occurs nowhere else "
-                   "in it; take fewer items or shorter distances, or text that is more various "
+                   f"texts have been drawn, and in none could {TRIES} draws find {kind} that occurs nowhere "
+                   "else in it; take fewer items or shorter distances, or text that is more various "
                    "(config.data.name, config.data.path, config.data.limit_bytes)")
 
 
@@ -113,7 +113,7 @@ def filler(draw: np.random.Generator, setting: sample.TaskSetting, most: int) ->
 
 @functools.cache
 def _most() -> dict[str, dict]:
-  """Returns the most bytes of an item, "stored" and "asked" with the answer, as the tasks' files have them."""
+  """Returns the most bytes of an item, "stored" and "asked" with the answer, as the files have them."""
   return modules.constants("data/recall", "MOST")
 
 

@@ -70,8 +70,8 @@ class Haystack:
       # Looked for among all only where long documents are rare: there may be tens of millions.
       long = np.flatnonzero(self._lengths >= count)
       if not len(long):
-        raise ValueError(f"no document has {count} tokens, a stretch of text to hide things in; take a corpus "
-                         "with longer ones (config.data.name, config.data.path)")
+        raise ValueError(f"no document has {count} tokens, a stretch of text to hide things in; take a "
+                         "corpus with longer ones (config.data.name, config.data.path)")
       document = int(long[draw.integers(len(long))])
     first = self._starts[document] + int(draw.integers(self._lengths[document] - count + 1))
     return self._ids[first:first + count]

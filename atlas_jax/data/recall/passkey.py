@@ -33,8 +33,8 @@ def draw(cell, draw, setting) -> sample.RecallSample:
     ValueError: if there are fewer names than pass keys.
   """
   if cell["items"] > len(NAMES):
-    raise ValueError(f"config.eval.episode_items={cell['items']}: there are {len(NAMES)} names of owners, and "
-                     "each has one pass key; take fewer items")
+    raise ValueError(f"config.eval.episode_items={cell['items']}: there are {len(NAMES)} names of owners, "
+                     "and each has one pass key; take fewer")
   order = draw.permutation(len(NAMES))
 
   def make(number: int) -> episode.StoredItem:

@@ -10,23 +10,42 @@ from atlas_jax.data.recall.haystack import Haystack
 from atlas_jax.data.tokenizer import ByteTokenizer
 
 ALIGN = 16
-WORDS = ("def", "return", "value", "index", "for", "in", "range", "self", "\n", "=", "+", "None")
+WORDS = ("def", "return", "value", "index", "for", "in", "range", "self", "\n", "\n", "=", "+", "None")
+SYLLABLES = ("ba", "che", "dor", "fi", "gul", "hem", "jas", "kip", "lo", "mun", "nev", "pra", "rus", "tol")
+
+
+@functools.cache
+def texts():
+  """Thirty documents of some hundred bytes each: common words, and others, of which some are names."""
+  draw = np.random.default_rng(5)
+
+  def word():
+    made = "".join(draw.choice(SYLLABLES, size=draw.integers(2, 4)))
+    kind = draw.random()
+    common = str(draw.choice(WORDS))
+    return common if kind < 0.5 else made if kind < 0.8 else made.capitalize() if kind < 0.95 else str(
+        draw.integers(10**4, 10**7))
+
+  return [" ".join(word() for _ in range(size)) for size in draw.integers(60, 200, size=30)]
 
 
 @functools.cache
 def haystack():
-  """Ten documents of some hundred bytes each."""
-  draw = np.random.default_rng(5)
-  texts = [" ".join(draw.choice(WORDS, size=size)).encode() for size in draw.integers(60, 200, size=10)]
-  lengths = np.array([len(text) for text in texts])
-  ids = np.frombuffer(b"".join(texts), np.uint8)
-  return Haystack(ids, np.cumsum(lengths) - lengths, lengths)
+  """The documents of `texts`, as bytes."""
+  return haystack_of([text.encode() for text in texts()])
 
 
-def setting(align_tokens=ALIGN, tokenizer=None, **options):
+def haystack_of(documents, tokenizer=None):
+  """Documents to hide things in."""
+  ids = [(tokenizer or ByteTokenizer()).encode(document) for document in documents]
+  lengths = np.array(list(map(len, ids)))
+  return Haystack(np.concatenate(ids).astype(np.uint16), np.cumsum(lengths) - lengths, lengths)
+
+
+def setting(align_tokens=ALIGN, tokenizer=None, text=haystack, **options):
   """A setting with these options; by default a gap of 32 tokens."""
   return recall.setting_of({"task_gap_tokens": 32, **options}, tokenizer=tokenizer or ByteTokenizer(),
-                           align_tokens=align_tokens, haystack=haystack)
+                           align_tokens=align_tokens, haystack=text)
 
 
 def drawn(name, given, *, count=20, split="eval", seed=0):

@@ -6,11 +6,14 @@ import pytest
 from atlas_jax.data import recall
 from atlas_jax.data.recall import haystack as haystacks
 from atlas_jax.data.recall import options, sample
+from atlas_jax.data.recall.haystack import Haystack
 from atlas_jax.data.tokenizer import ByteTokenizer
 from tests.data.recall.settings import ALIGN, drawn, haystack, ids_of, setting
 
 SMALL = dict(mqar_pairs="3,9", mqar_distances="0,70", mad_lengths="96", niah_lengths="256,512",
-             babilong_lengths="512", formal_lengths="64,80", last_word_lengths="512")
+             babilong_lengths="512", formal_lengths="64,80", last_word_lengths="512", episode_items="1,3",
+             episode_distances="0,70")
+EPISODES = ("key_value", "passkey", "continuation", "entity")
 NAMES = [name for name in recall.names() if name != "published"]
 
 
@@ -36,7 +39,7 @@ def test_a_text_follows_from_seed_split_cell_and_number_alone(name):
     assert [ids_of(text).tolist() for _, text in other] != first
 
 
-@pytest.mark.parametrize("name", ["mqar", "niah", "babilong", "formal", "last_word"])
+@pytest.mark.parametrize("name", ["mqar", "niah", "babilong", "formal", "last_word", *EPISODES])
 def test_no_text_is_drawn_in_two_splits(name):
   given = setting(**SMALL)
   found = {split: {tuple(ids_of(text)) for _, text in drawn(name, given, count=30, split=split)}
@@ -111,6 +114,19 @@ def test_a_haystack_gives_stretches_of_its_documents_without_copying():
   assert all(np.shares_memory(part, haystack()._ids) for part in found)
 
 
+def test_a_stretch_lies_in_one_document_and_is_refused_where_none_is_so_long():
+  found = Haystack(np.arange(60), np.array([0, 10, 50]), np.array([10, 40, 10]))
+  draw = np.random.default_rng(0)
+  drawn_N = [found.stretch(draw, 8) for _ in range(3_000)]
+  assert {one[0] for one in drawn_N} == {*range(3), *range(10, 43), *range(50, 53)}
+  assert {one[0] for one in (found.stretch(draw, 40) for _ in range(5))} == {10}
+  assert len(found.stretch(draw, 0)) == 0
+  rare = Haystack(np.arange(5_040), np.arange(5_001), np.r_[np.ones(5_000, int), 40])
+  assert found.stretch(draw, 40)[0] == 10 and rare.stretch(draw, 40)[0] == 5_000
+  with pytest.raises(ValueError, match="no document has 41 tokens, .* take a corpus with"):
+    found.stretch(draw, 41)
+
+
 def test_documents_held_out_hide_nothing_that_is_trained_on(tmp_path):
   for n in range(40):
     (tmp_path / f"{n}.txt").write_text(f"{n:03}" * 50)
@@ -128,5 +144,5 @@ def test_documents_held_out_hide_nothing_that_is_trained_on(tmp_path):
 
 
 def test_an_unknown_task_lists_the_known_ones():
-  with pytest.raises(ValueError, match="the task 'maqr' is unknown; known are babilong, formal"):
+  with pytest.raises(ValueError, match="the task 'maqr' is unknown; known are babilong, continuation, entity"):
     recall.load("maqr")

@@ -14,7 +14,9 @@ from tests.data.recall.settings import setting
 
 SMALL = dict(mqar_pairs="2,6", mqar_distances="0,40", mad_kinds="recall,noisy", mad_lengths="192",
              niah_kinds="single_2,single_3", niah_lengths="256,384", niah_depths="0,1",
-             babilong_lengths="512", formal_lengths="64", last_word_lengths="512")
+             babilong_lengths="512", formal_lengths="64", last_word_lengths="512", episode_items="1,3",
+             episode_distances="24,90")
+EPISODES = ("key_value", "passkey", "continuation", "entity")
 KEPT = 8  # Tokens that are seen without a memory.
 
 
@@ -54,7 +56,7 @@ def asked(name, reader, *, count=6, workdir=None, **options):
   return asking.make(task, given, cells, reader)(None, step=3, workdir=workdir)
 
 
-@pytest.mark.parametrize("name", ["mqar", "niah", "mad"])
+@pytest.mark.parametrize("name", ["mqar", "niah", "mad", *EPISODES])
 def test_a_perfect_memory_is_right_and_an_emptied_one_is_not(name):
   out = asked(name, scripted(copying))
   base = f"eval/recall/{name}"
@@ -62,6 +64,17 @@ def test_a_perfect_memory_is_right_and_an_emptied_one_is_not(name):
   for way in ("emptied", "swapped", "writes_off"):
     assert out.scalars[f"{base}/{way}_accuracy"] < 0.35, way
   assert name == "mad" or out.scalars[f"{base}/beyond_reach_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("name", EPISODES)
+def test_episodes_are_scored_by_items_and_by_distance(name):
+  """A reader that finds the answer only where little text stands behind it is right at short distances."""
+  near = scripted(lambda context_T, asked_T: copying(context_T[-300:], asked_T))
+  out = asked(name, near, count=3, episode_items="1", episode_distances="40,400")
+  base = f"eval/recall/{name}"
+  assert out.scalars[f"{base}/distance_40/accuracy"] == 1.0 and out.scalars[f"{base}/items_1/accuracy"] < 1
+  assert out.scalars[f"{base}/distance_400/accuracy"] < 0.4
+  assert {(row["items"], row["distance"]) for row in out.rows} == {(1, 40), (1, 400)}
 
 
 @pytest.mark.parametrize("count,rows", [(2, 3), (3, 4), (7, 8), (5, 16), (6, 4), (9, 8), (3, 2)])

@@ -52,12 +52,35 @@ def test_a_run_is_asked_what_the_flag_names_and_nothing_else(trained):
   assert (trained / "config.json").read_bytes() == before
 
 
+def test_episodes_are_asked_by_items_and_distance(trained):
+  tasks_of = ("key_value", "passkey")
+  done = program.run("--mode=eval", f"--workdir={trained}", f"--evals={','.join(tasks_of)}",
+                     "--config.eval.episode_items=1,2", "--config.eval.episode_distances=16,40")
+  assert done.code == 0, done.err
+  found = json.loads(done.out)
+  for name in tasks_of:
+    rows = [row for row in found["rows"] if row["eval"] == name]
+    assert len(rows) == 2 * 2 * 4
+    for row in rows:
+      assert row["distance_tokens_least"] > row["distance"] and row["answers"] == 3 * row["items"]
+    for axis in ("items_1", "items_2", "distance_16", "distance_40"):
+      assert 0 <= found[f"eval/recall/{name}/{axis}/accuracy"] <= 1
+    assert found[f"eval/recall/{name}/chance"] == rows[0]["chance"] > 0
+    assert found[f"eval/recall/{name}/answers"] == 3 * (1 + 1 + 2 + 2)
+
+
 @pytest.mark.parametrize(("flags", "words"), [
   (["--evals=mqra"], "--evals='mqra': there is no evaluation 'mqra'; did you mean 'mqar'? (known are "
-   "babilong, formal, last_word, lm_eval, mad, mqar, niah, published)"),
+   "babilong, continuation, entity, formal, key_value, last_word, lm_eval, mad, mqar, niah, passkey, "
+   "published)"),
   (["--evals=,"], "--evals=',' names no evaluation; known are babilong"),
   (["--evals=published"], "config.eval.published_path=None, and the evaluation 'published' reads files"),
   (["--evals=lm_eval"], "config.eval.lm_eval_tasks=None, and the evaluation 'lm_eval' runs the tasks"),
+  (["--evals=entity"], "config.eval.episode_items=1, config.eval.episode_distances=256: 10 texts have been "
+   "drawn, and in none could 100 draws find a line of real text with a name or a number"),
+  (["--evals=passkey", "--config.eval.episode_items=65"], "episode_items=65 must be different whole numbers "
+   "from 1 to 64"),
+  (["--evals=mqar", "--config.eval.episode_items=2"], "config.eval.episode_items='2' is not read"),
   (["--evals=mqar", "--config.eval.niah_lengths=256"], "config.eval.niah_lengths='256' is not read"),
   (["--evals=niah", "--config.eval.niah_lengths=8"], "config.eval.niah_lengths=8 must be different whole"),
   (["--evals=niah", "--config.eval.niah_lengths=128", "--config.eval.task_gap_tokens=128"],
