@@ -100,7 +100,7 @@ SMALL = {
     "eval.gain_max_tokens": 1_024, "eval.sample_tokens": 8}
 
 SMALL_EPISODES = {
-    "data.segment_len": 256, "episode.items": 2, "episode.curriculum_steps": 2, "eval.episode_items": "1,2",
+    "data.segment_len": 256, "episode.most_items": 2, "episode.curriculum_steps": 2, "eval.episode_items": "1,2",
     "eval.episode_distances": "64", "eval.task_samples": 2}
 SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzzles.min_rating": 5}}
 

@@ -128,7 +128,7 @@ def _episodic(config, *, small: bool):
   base.set_read(config, {"model.gate_floor": 0.05})
   if small:
     config.data.update(segment_len=512, batch_rows=4)
-    config.episode.update(items=4, curriculum_steps=90)
+    config.episode.update(most_items=4, curriculum_steps=90)
     config.eval.update(episode_items="1,4", episode_distances="256,1024", task_samples=8)
     return
   config.data.update(segment_len=1_024, batch_rows=48)

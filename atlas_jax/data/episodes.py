@@ -28,7 +28,7 @@ class EpisodeFields(NamedTuple):
   """Settings of episodes, see config.episode."""
 
   tasks: Mapping[str, float]  # task -> how often it is drawn, relative to the others
-  items: int
+  most_items: int
   least_distance: int
   most_distance: int | None
   curriculum_steps: int
@@ -49,7 +49,7 @@ def fields_of(config) -> EpisodeFields:
   given = config.episode
   least = config.model.window_tokens if given.least_distance is None else given.least_distance
   weights = task_options.weights(given.tasks, tasks(), field="config.episode.tasks")
-  return EpisodeFields(weights, given.items, least, given.most_distance, given.curriculum_steps,
+  return EpisodeFields(weights, given.most_items, least, given.most_distance, given.curriculum_steps,
                        given.text_frac)
 
 
@@ -113,7 +113,7 @@ class Episodes(IndexedSource):
 
   def most_items(self, step: int) -> int:
     """Returns the largest number of items of an episode of a step."""
-    return max(1, round(self._grown(step) * self.fields.items))
+    return max(1, round(self._grown(step) * self.fields.most_items))
 
   def most_distance(self, step: int) -> int:
     """Returns the longest distance of an episode of a step, if a segment holds it."""
@@ -135,7 +135,7 @@ class Episodes(IndexedSource):
   def _room(self, name: str, items: int, distance: int) -> int:
     """Returns how many tokens an episode takes at most."""
     align = self._setting.align_tokens
-    return samples.round_up(episode.room(name, items, distance) + align, align)
+    return samples.round_up(episode.room(name, items, distance, align), align)
 
   def _episodes(self, step: int, row: int) -> dict[str, np.ndarray]:
     """Fills a row with episodes, as far as they fit, then with text."""

@@ -15,7 +15,7 @@ def group() -> dict:
   return {
       # Tasks of data/recall that have items and distance, with commas and, behind colons, weights.
       "tasks": "key_value,passkey,continuation,entity",
-      "items": at_least(1, 5),  # Things that an episode stores, and asks for, at most.
+      "most_items": at_least(1, 5),  # Things that an episode stores, and asks for.
       # Tokens between a thing and its question, at least; None: model.window_tokens.
       "least_distance": at_least(0, OPTIONAL(int)),
       "most_distance": at_least(0, OPTIONAL(int)),  # At most; None: what data.segment_len holds.

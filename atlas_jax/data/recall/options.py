@@ -1,5 +1,6 @@
 """Options of tasks: fields of config.eval that are named after them, the same in config.data.options."""
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas_jax.data.recall import sample
@@ -42,6 +43,35 @@ def parse(given: Mapping, *, where: str = "config.eval.") -> dict[str, Any]:
       kind, value = LISTS[name], str(value)
       value = bounds.names_of(value) if kind is str else bounds.numbers_of(value, whole=kind is int)
     found[name] = value
+  return found
+
+
+def weights(text: Any, known: Sequence[str], *, field: str) -> dict[str, float]:
+  """Reads names with weights behind colons, such as "mqar:2,niah"; where there is none it is 1.
+
+  Args:
+    text: the names, with commas between them.
+    known: names that there are.
+    field: that holds the text, for errors.
+
+  Raises:
+    ValueError: if it names nothing, what is unknown, or one twice, or a weight is no positive number.
+  """
+  need = ("tasks with commas between them and weights behind colons, such as "
+          f"'{known[0]}:2,{known[-1]}', of {', '.join(known)}")
+  found: dict[str, float] = {}
+  for part in filter(None, (one.strip() for one in str(text or "").split(","))):
+    name, _, weight = part.partition(":")
+    if name not in known:
+      raise ValueError(f"{field}={text!r} has {name!r}; {nearest(name, known)}")
+    try:
+      found[name], wrong = float(weight or 1), name in found
+    except ValueError:
+      wrong = True
+    if wrong or not 0 < found[name] < math.inf:
+      raise ValueError(f"{field}={text!r} must be {need}, each once")
+  if not found:
+    raise ValueError(f"{field}={text!r} names no task; it needs {need}")
   return found
 
 
