@@ -84,6 +84,9 @@ class Read:
   def as_configdict(self):
     return Read(self._values.as_configdict(), self._found, self._prefix)
 
+  def copy_and_resolve_references(self):
+    return Read(self._values.copy_and_resolve_references(), self._found, self._prefix)
+
 
 def reads_of(config) -> set[str]:
   """The fields that are read when the recipe is made, and when it gives a batch and a loss."""

@@ -86,7 +86,7 @@ def start_of(config) -> InitialModel | None:
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
   # A run that itself started from a run names that one's path; its own copies say what the model is.
-  changed = other.as_configdict()
+  changed = configs.unfrozen(other)
   assets.resolve(changed, path)
   check_same_model(config, changed)
   return load_initial_model(config)
@@ -126,7 +126,7 @@ def with_tokenizer(config):
   if config.model.path is None:
     raise ValueError(f"config.data.tokenizer={MODEL!r} is that of config.model.path, which is None; set "
                      "--config.model.path to the workdir of a run, or name a tokenizer")
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   changed.data.tokenizer = f"{config.model.path}/{TOKENIZER}"
   return configs.resolve(changed)
 
