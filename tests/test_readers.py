@@ -15,6 +15,7 @@ LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.k
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
+  "episodic": {"data.chat_template", "lora.rank", "lora.path"},
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
 PLAIN = "memory_40m.py:smoke,pretrain"
@@ -24,6 +25,8 @@ LAYOUTS = {
   "memory_lm": ({}, {"data__source": "recall_tasks", "data__options": {"tasks": "mqar,text"}},
                 {"eval__sample_tokens": 4},
                 {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word,key_value"}),
+  "episodic": ({}, {"eval__sample_tokens": 4}, {"episode__read_target": 0.5, "episode__usage_weight": 1.0},
+               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),

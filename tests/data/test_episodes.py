@@ -8,9 +8,8 @@ from atlas_jax.language import pretraining
 from atlas_jax.recipes import episodic
 from tests import runs
 
-FIELDS = {"recipe": "episodic", "data__segment_len": 256, "data__align_tokens": 8, "model__gate_floor": 0.05,
-          "episode__tasks": "key_value:3,passkey", "episode__most_items": 3, "episode__least_distance": 16,
-          "episode__curriculum_steps": 4}
+FIELDS = {**runs.EPISODES, "recipe": "episodic", "data__align_tokens": 8, "model__gate_floor": 0.05,
+          "episode__most_items": 3, "episode__curriculum_steps": 4}
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,8 @@ from atlas_jax.recipes import episodic
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
-FIELDS = {"recipe": "episodic", "data__segment_len": 256, "model__gate_floor": 0.05,
-          "episode__tasks": "key_value:3,passkey", "episode__most_items": 2, "episode__least_distance": 16,
-          "episode__curriculum_steps": 2, "eval__episode_items": "1,2", "eval__episode_distances": "32,64",
-          "eval__task_samples": 2, "optim__steps": 4, "optim__warmup_steps": 2, "eval__baselines": False}
+FIELDS = {**runs.EPISODES, "recipe": "episodic", "model__gate_floor": 0.05, "optim__steps": 4,
+          "optim__warmup_steps": 2, "eval__baselines": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
