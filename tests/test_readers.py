@@ -183,8 +183,8 @@ REFUSED = [
   ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
-  ("memory_40m.py:smoke", "model.memory_mix=context,window.drop_frac=0.5", "mix is other than context"),
-  ("memory_40m.py:smoke", "model.memory_mix=only,window.drop_frac=0.5", "memory_mix is context or conv or"),
+  ("memory_40m.py:smoke", "model.memory_mix=context,window.drop_frac=0.5", "conv or e2e or gate or layer or"),
+  ("memory_40m.py:smoke,mix=only", "window.drop_frac=0.5", "memory_mix is conv or e2e or gate or layer or"),
   ("sft.py:smoke", "data.source=prompts", "config.data.source='prompts' is not read by config.recipe='sft' "
    "[(]memory_lm reads it[)]"),
   ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm reads it[)]"),
