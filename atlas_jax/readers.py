@@ -48,10 +48,10 @@ def _beside(condition: str) -> str:
 MIXED = _without("memory")
 WRITING = _with("fast_weights")
 CHANGING = _with("fast_weights", "inner_steps")
-APART = f"model.memory_mix!={'|'.join(mixes('segments'))}"  # Memory is not read through attention.
 BESIDE = _beside(MIXED)
 HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
 WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
+APART = sorted({*mixes("attention")} - {*mixes("segments")})  # No memory is read through their attention.
 ATTENDING = f"{_beside(_with('attention'))}; {_beside('model.memory_layers!=None')}"
 # Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
 FRESH = f"{TEXT} if model.path=None &"
@@ -83,8 +83,8 @@ READERS = {
     "window.least_tokens": f"{TEXT} if window.kind!=full",
     "window.delay_steps": f"{TEXT} if window.kind=delayed",
     # Where attention reads the memory, rows without attention would have neither.
-    "window.drop_frac": f"{TEXT} if {_with('attention')} & {APART}; "
-                        f"{TEXT} if model.memory_layers!=None & {APART}",
+    "window.drop_frac": f"{TEXT} if model.memory_mix={'|'.join(APART)}; {TEXT} if "
+                        f"model.memory_layers!=None & model.memory_mix!={'|'.join(mixes('segments'))}",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
     "optim.gate_lr_scale": f"{TEXT} if {MIXED}; {TUNED} if model.kind=memory",

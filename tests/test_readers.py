@@ -191,8 +191,8 @@ REFUSED = [
   (PLAIN, "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   (PLAIN, "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
-  (PLAIN, "model.memory_mix=context,window.drop_frac=0.5", "memory_mix is other than context,"),
-  (PLAIN, "model.memory_mix=only,window.drop_frac=0.5", "memory_mix is context or conv or"),
+  (PLAIN, "model.memory_mix=context,window.drop_frac=0.5", "conv or e2e or gate or layer or"),
+  (f"{PLAIN},mix=only", "window.drop_frac=0.5", "memory_mix is conv or e2e or gate or layer or"),
   ("sft.py:smoke", "data.source=prompts", "config.data.source='prompts' is not read by config.recipe='sft' "
    "[(]memory_lm and episodic read it[)]"),
   ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm and episodic"),
