@@ -202,6 +202,7 @@ READERS = {
     "eval.batch_rows": ALL,
     "eval.max_tokens": "memory_lm",
     "eval.gain_max_tokens": f"memory_lm if {CHANGING}",
+    "eval.collapse_evals": "",  # Of recipes that make the evaluations of evals/collapse.py; none does yet.
     "eval.baseline": f"memory_lm if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
@@ -350,6 +351,8 @@ def _refusal(config, name: str, value, unmet: tuple[Condition, ...] | None) -> s
 
 def _listed(recipes: list[str]) -> str:
   found = list(dict.fromkeys(recipes))
+  if not found:
+    return "no recipe of this version reads it"
   return f"{', '.join(found[:-1])} and {found[-1]} read it" if len(found) > 1 else f"{found[0]} reads it"
 
 
