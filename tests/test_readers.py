@@ -149,6 +149,7 @@ REFUSED = [
    "'python_stdlib'; set config.data.name=files to read it, or leave it out"),
   ("memory_40m.py:smoke", "data.files=x.jsonl", "is not read by config.recipe='memory_lm'"),
   ("memory_40m.py:smoke", "decoder.width=64", "is not read by config.recipe='memory_lm'"),
+  ("memory_40m.py:smoke", "eval.collapse_evals=2", "is not read by config.recipe='memory_lm'"),
   ("memory_40m.py:smoke", "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
   ("memory_40m.py:smoke", "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),

@@ -17,9 +17,9 @@ import pytest
 
 from atlas_jax import train
 from atlas_jax.evals import Eval, EvalOut, collapse, memory_gain, memory_health
+from atlas_jax.language import pretraining
 from atlas_jax.models.blocks import gate as gate_block
 from atlas_jax.monitor.writer import MetricsWriter
-from atlas_jax.recipes import memory_lm
 from atlas_jax.state import Trained
 from tests import runs
 from tests.helpers import quick_compilation
@@ -49,16 +49,16 @@ def setting(tmp_path_factory):
     shutil.copy(file, folder / f"{file.stem}.txt")
   config = runs.lm_config(
     folder, data__segment_len=16, eval__transform="permute_bytes", eval__batch_rows=8,
-    eval__gain_max_tokens=4_096, eval__collapse_evals=EVALUATIONS, model__width=WIDTH, model__depth=1, model__heads=1, model__ff_width=4,
-    model__memory_layers=None, model__gate_floor=FLOOR, model__memory__heads=1,
-    model__memory__key_dim=WIDTH, model__memory__value_dim=WIDTH,
+    eval__gain_max_tokens=4_096, eval__collapse_evals=EVALUATIONS, model__width=WIDTH, model__depth=1,
+    model__heads=1, model__ff_width=4, model__memory_layers=None, model__gate_floor=FLOOR,
+    model__memory__heads=1, model__memory__key_dim=WIDTH, model__memory__value_dim=WIDTH,
     model__memory__options={"momentum": False, "feature_map": "none"})  # fmt: skip
-  model = memory_lm.model_of(config)
+  model = pretraining.model_of(config)
   return config, model, collapse.evals_of(config, model, held_out(config), runs.one_device())["collapse"]
 
 
 def held_out(config):
-  return functools.partial(memory_lm.held_out_of, config)
+  return functools.partial(pretraining.held_out_of, config)
 
 
 def by_hand(setting, *, mix=0.0, retention=-1e4, rate=-1.4):
@@ -71,7 +71,7 @@ def by_hand(setting, *, mix=0.0, retention=-1e4, rate=-1.4):
     rate: of writing, before the sigmoid.
   """
   config, model, _ = setting
-  drawn = jax.eval_shape(functools.partial(memory_lm.init_params, config, model), jax.random.key(0))
+  drawn = jax.eval_shape(functools.partial(pretraining.init_params, config, model), jax.random.key(0))
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), drawn)
   eye = jnp.eye(WIDTH)
   block = zero["blocks"]
