@@ -89,7 +89,7 @@ def by_hand(setting, *, mix=0.0, retention=-1e4, rate=-1.4):
   return {**zero, "embed": eye[:257], "blocks": block, "final_norm": final}
 
 
-def evaluated(evaluation, params, workdir, steps=(10, 20, 30), resume_step=0):
+def evaluated(evaluation, params, workdir, steps, resume_step=0):
   """Evaluates at several steps as the loop does: each row is written before the next is measured."""
   out = None
   with MetricsWriter(workdir, tensorboard=False, resume_step=resume_step) as writer:
@@ -101,7 +101,7 @@ def evaluated(evaluation, params, workdir, steps=(10, 20, 30), resume_step=0):
 
 
 def test_a_memory_that_is_used_shows_no_sign(setting, tmp_path):
-  out = evaluated(setting[2], by_hand(setting), tmp_path)
+  out = evaluated(setting[2], by_hand(setting), tmp_path, steps=(10,))
   assert out.notes == {"collapse": "none"}, out.text
   ends = [out.scalars[f"eval/{name}"] for name in ("collapse_signs", "collapse_unknown", "collapsed")]
   assert ends == [0.0, 0.0, 0.0]
@@ -153,7 +153,7 @@ def test_gates_metered_behind_the_floor_would_blind_the_check(setting, monkeypat
 
 
 def test_a_parameter_that_is_no_number_is_unknown_and_no_collapse(setting, tmp_path):
-  out = evaluated(setting[2], by_hand(setting, mix=math.nan), tmp_path)
+  out = evaluated(setting[2], by_hand(setting, mix=math.nan), tmp_path, steps=(10,))
   assert math.isnan(out.scalars["eval/collapsed"]) and out.scalars["eval/collapse_signs"] == 0
   assert "unknown, for want of a finite number: gate of layer_00" in out.notes["collapse"]
   assert runs.rows_of(tmp_path)[-1]["eval/collapsed"] is None

@@ -11,11 +11,17 @@ from atlas_jax.evals import memory_health
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 from tests.evals.documents import Documents, lm_and_params, random_documents
-from tests.helpers import MEMORY, tiny_lm
+from tests.helpers import quick_compilation, tiny_lm
 
 LENGTHS = (170, 5, 9, 61, 30, 44)
 LAYERS = ("layer_00", "layer_01")
 FLOOR = 0.1  # Of the small model.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  with quick_compilation():
+    yield
 
 
 def source(segment_len=12):
@@ -116,8 +122,7 @@ def test_a_gate_that_is_no_number_leaves_the_least_one_unknown():
 @pytest.mark.parametrize("mix", ["e2e", "context"])
 def test_other_mixes_have_what_they_have(mix):
   """Inner steps have no gate and no common retention; segments of padding alone have no gates to tell of."""
-  fields = dict(memory_mix=mix, depth=1, memory_layers=(0,), window_tokens=4)
-  model, params, _ = tiny_lm(memory=dict(MEMORY, retention_init=None) if mix == "e2e" else None, **fields)
+  model, params, _ = tiny_lm(memory_mix=mix, depth=1, memory_layers=(0,), window_tokens=4)
   if mix == "context":
     gate = params["blocks"]["mix_gate"]
     params = {**params, "blocks": params["blocks"] | {"mix_gate": jax.tree.map(jnp.zeros_like, gate)}}
@@ -131,7 +136,7 @@ def test_other_mixes_have_what_they_have(mix):
 
 
 def test_a_rule_that_forgets_nothing_has_no_half_life():
-  model, params, _ = tiny_lm(memory=dict(MEMORY, rule="linear_attention"), depth=1)
+  model, params, _ = tiny_lm(memory=dict(rule="linear_attention"), depth=1)
   scalars = memory_health.make(model, source, one_device())(Trained(params), step=0).scalars
   assert "eval/half_life_tokens/layer_00" not in scalars
   assert 0 < scalars["eval/write_rate_mean/layer_00"] < 1
