@@ -207,6 +207,7 @@ READERS = {
     "eval.batch_rows": ALL,
     "eval.max_tokens": TEXT,
     "eval.gain_max_tokens": f"{TEXT} if {CHANGING}",
+    "eval.collapse_evals": f"episodic if {CHANGING}",
     "eval.baseline": f"{TEXT} if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": TEXT,
     "eval.baselines": TEXT,
@@ -360,6 +361,8 @@ def _refusal(config, name: str, value, unmet: tuple[Condition, ...] | None) -> s
 
 def _listed(recipes: list[str]) -> str:
   found = list(dict.fromkeys(recipes))
+  if not found:
+    return "no recipe of this version reads it"
   return f"{', '.join(found[:-1])} and {found[-1]} read it" if len(found) > 1 else f"{found[0]} reads it"
 
 

@@ -157,6 +157,7 @@ REFUSED = [
    "'python_stdlib'; set config.data.name=files to read it, or leave it out"),
   (PLAIN, "data.files=x.jsonl", "is not read by config.recipe='memory_lm'"),
   (PLAIN, "decoder.width=64", "is not read by config.recipe='memory_lm'"),
+  (PLAIN, "eval.collapse_evals=2", "is not read by config.recipe='memory_lm' [(]episodic reads it[)]"),
   (PLAIN, "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
   (PLAIN, "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),
