@@ -28,7 +28,7 @@ def answers(batch, row):
   places = np.flatnonzero(batch["answer_BT"][row])
   for part in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
     if len(part):
-      start = np.flatnonzero((batch["doc_BT"][row] == batch["doc_BT"][row][part[0]]))[0]
+      start = np.flatnonzero(batch["doc_BT"][row] == batch["doc_BT"][row][part[0]])[0]
       yield part, batch["tokens_BT"][row][start:part[0]]
 
 
