@@ -5,6 +5,7 @@ documents with the state passed on, as memory gain reads it.
 """
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +70,8 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
 
 def _segment(model: lm.LM, params, state: lm.LMState, batch: dict):
   """Reads a segment; returns the state, and each number times the tokens that it is of."""
-  out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
+  out: Any = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"],
+                         mode="packed")
   read_B = jnp.sum(batch["doc_BT"] >= 0, axis=1).astype(jnp.float32)
   tokens = jnp.sum(read_B)
   means = {name: value for name, value in out.stats.items() if _is_used(model, name.split("/")[0])}
