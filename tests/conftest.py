@@ -6,6 +6,7 @@ has set stay, so `JAX_PLATFORMS=cuda pytest -m accelerator` runs on a GPU.
 
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -24,8 +25,15 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Without bytecode every process that a test starts would compile a thousand modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A test runs its programs a few times and compiles each: without the slow half of the compiler.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Eight devices share one thread: collectives that two of them take in different orders would wait for ever.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
+XLA_FLAGS = ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+# Of the two ways to write out a fusion the older one compiles in half the time; later jaxlibs have one only,
+# and end the process at a flag that they do not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
 
 import jax  # noqa: E402  The environment above must come first.
 import pytest  # noqa: E402
