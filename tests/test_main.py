@@ -32,7 +32,8 @@ def texts(tmp_path_factory):
 def trained(texts, tmp_path_factory):
   """The workdir of a run that was never stopped, and what it printed."""
   workdir = tmp_path_factory.mktemp("runs") / "trained"
-  done = program.run(*program.tiny(texts, eval__sample_tokens=8), f"--workdir={workdir}")
+  flags = program.tiny(texts, eval__sample_tokens=8, monitor__report=True)
+  done = program.run(*flags, f"--workdir={workdir}")
   assert done.code == 0, done.err
   return workdir, done
 
