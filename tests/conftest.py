@@ -43,7 +43,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 TESTS = pathlib.Path(__file__).parent
 # Compiled programs and what was traced for them stay for ever: unbounded, a process passes five gigabytes.
 FULL_BYTES = 1200 * 2**20
-ROOM_BYTES = 500 * 2**20
+ROOM_BYTES = 300 * 2**20
 # Every compiled program takes some twenty memory maps; Linux ends a process that asks for more than 65,530.
 MAPS = pathlib.Path("/proc/self/maps")
 FULL_MAPS = 20_000
@@ -54,6 +54,12 @@ STRICT_DTYPES = ("memory", "kernels", "models", "losses")
 def pytest_addoption(parser):
   """Adds the switch that lets tests use the network."""
   parser.addoption("--network", action="store_true", help="run the tests marked network")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts files with slow tests first: begun last, a long one keeps one worker busy and the others idle."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_runtest_setup(item):
