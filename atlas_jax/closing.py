@@ -123,7 +123,8 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     print(out.text, flush=True)
   # The summary comes last: where it is, the run counts as finished. After a kill before that line the same
   # command evaluates and finishes again.
-  report.write_report(run_.workdir)
+  if run_.config.monitor.report:
+    report.write_report(run_.workdir)
   write.json(run_.workdir / SUMMARY, summary)
   return summary
 

@@ -67,6 +67,7 @@ def _fields() -> dict:
       "monitor": {
           "progress": True,  # A progress bar, where there is a terminal.
           "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+          "report": True,  # report.png at the end, drawn from metrics.jsonl.
       },
   }
 
