@@ -134,6 +134,12 @@ def write_corpus(folder, *, seed=0, files=16):
   return folder
 
 
+# Episodes that fit the texts of `write_corpus`; the floor is that of the last phase.
+EPISODES = {"data__segment_len": 256, "episode__tasks": "key_value:3,passkey", "episode__most_items": 2,
+            "episode__least_distance": 16, "episode__curriculum_steps": 2, "eval__episode_items": "1,2",
+            "eval__episode_distances": "32,64", "eval__task_samples": 2}
+
+
 def lm_config(corpus, **changes):
   """A resolved config of a model of 34 thousand parameters; `changes` as in `toy_config`."""
   config = memory_40m.get_config("smoke,pretrain")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.data import episodes, stepped
-from atlas_jax.evals import recall
+from atlas_jax.evals import collapse, recall
 from atlas_jax.evals.recall import episodes as asked
 from atlas_jax.fields import mixes
 from atlas_jax.language import pretraining
@@ -35,7 +35,9 @@ def make(config, mesh) -> Recipe:
   by_step = by_step_of(config)
   source = source_of(config, model, tokenizer)
   whole = functools.partial(source_of, config, model, tokenizer, process_index=0, process_count=1)
-  found = {**pretraining.evals_of(config, model, mesh, gain_when="every", train_factory=whole),
+  held_out = functools.partial(pretraining.held_out_of, config)
+  found = {**pretraining.evals_of(config, model, mesh, with_gain=False, train_factory=whole),
+           **(collapse.evals_of(config, model, held_out, mesh) if config.data.held_out_frac else {}),
            "episodes": asked.eval_of(config, model, mesh, list(source.fields.tasks)),
            **recall.evals_of(config, model, mesh)}
   return Recipe(pretraining.init_of(config, model), loss_of(config, model), source, found,
