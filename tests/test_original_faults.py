@@ -53,7 +53,7 @@ def test_a_batch_of_whole_logits_is_noticed():
   fits(config)
   theirs = {"loss__block_tokens": None, "data__batch_rows": 64, "train__accumulate_steps": 1}
   with pytest.raises(AssertionError, match="an update holds"):
-    fits(runs.changed(config.as_configdict().unlock(), theirs))
+    fits(runs.changed(configs.unfrozen(config), theirs))
 
 
 def size_is_true(name: str, docstring: str, count: int):

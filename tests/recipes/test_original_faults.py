@@ -19,14 +19,16 @@ of this one; folders are those of tests/.
    7 a clamp that stops the gate's gradient:
      models/test_gate_floor.py::test_a_clamp_in_place_of_the_floor_is_noticed
    8 gates metered behind the clamp:
-     models/test_gate_floor.py::test_a_gate_that_is_metered_behind_its_floor_is_noticed
+     models/test_gate_floor.py::test_a_gate_that_is_metered_behind_its_floor_is_noticed,
+     evals/test_collapse.py::test_gates_metered_behind_the_floor_would_blind_the_check
    9 a retrieval loss for copying the input: data/test_original_faults.py::test_echoes_are_no_answers
   10 retrieved text in sight of attention: data/test_original_faults.py::test_answers_in_sight_are_noticed
   11 a verifier that compares a snapshot with itself:
      monitor/test_original_faults.py::test_controls_that_change_nothing_are_noticed,
      evals/test_memory_gain_limits.py::test_a_memory_that_holds_the_answer_is_worth_what_it_tells
   12 a measure of memories that is one of the batch (there the rank, which is not measured here):
-     monitor/test_original_faults.py::test_a_norm_over_all_rows_together_is_noticed
+     monitor/test_original_faults.py::test_a_norm_over_all_rows_together_is_noticed,
+     evals/test_memory_health.py::test_each_number_equals_its_computation_by_hand
   13 gradients measured after they are cleared:
      optim/test_original_faults.py::test_norms_of_cleared_gradients_are_noticed
   14 a first update at the peak of the learning rate:
@@ -132,7 +134,7 @@ def entries() -> list[tuple[int, str]]:
 
 
 @functools.lru_cache
-def tests_of(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
   """Lists the tests of a file below tests/."""
   body = ast.parse((TESTS / file).read_text()).body
   return {node.name for node in body if isinstance(node, ast.FunctionDef)}
@@ -147,7 +149,7 @@ def test_every_fault_is_listed_once_with_tests_that_exist():
     for file, name in named:
       file = file or "recipes/test_original_faults.py"
       assert (TESTS / file).is_file(), f"fault {number}: there is no {file}"
-      assert name in tests_of(file), f"fault {number}: there is no {file}::{name}"
+      assert name in names_in(file), f"fault {number}: there is no {file}::{name}"
 
 
 # --- memory ---
@@ -218,7 +220,7 @@ def test_writes_without_a_gradient_are_noticed(monkeypatch):
     return packed(rule, memory, learned, tokens._replace(k=k, v=v), gates, *others, **fields)
 
   monkeypatch.setattr(scan, "scan_packed", cut_off)
-  with pytest.raises(AssertionError, match="0% have a gradient"):
+  with pytest.raises(AssertionError, match="have a gradient"):
     writing_is_learnt()
 
 
@@ -233,7 +235,7 @@ def inner_steps_hold():
     return out[2]["fast_norm_mean"]
 
   found = [float(norm(size * x_BTD)) for size in (1.0, 30.0)]
-  assert max(found) < 3 * found[0], f"the memory's norm is {found[1]:.2g}, and {found[0]:.2g} of small inputs"
+  assert found[1] < 3 * found[0], f"the memory's norm is {found[1]:.2g}, and {found[0]:.2g} of small inputs"
 
 
 def test_keys_of_any_length_are_noticed(monkeypatch):
