@@ -216,9 +216,10 @@ def test_a_run_without_evaluation_is_noticed(corpus, monkeypatch):
   for file in (ROOT / "configs").glob("memory_*.py"):
     is_evaluated(test_configs.resolved(file), {"perplexity": Eval(None, "every")})
   config = runs.lm_config(corpus, train__eval_every_steps=5)
-  is_evaluated(config, recipes.load(config, runs.one_device()).evals)
+  found = recipes.load(config, runs.one_device()).evals
+  is_evaluated(config, found)
   with pytest.raises(AssertionError, match="evaluated at the end alone"):
-    is_evaluated(runs.lm_config(corpus, train__eval_every_steps=None), recipes.load(config, runs.one_device()).evals)
+    is_evaluated(runs.lm_config(corpus, train__eval_every_steps=None), found)
   monkeypatch.setattr(pretraining, "evals_of", lambda *args, **fields: {})
   with pytest.raises(AssertionError, match="never evaluated"):
     is_evaluated(config, recipes.load(config, runs.one_device()).evals)

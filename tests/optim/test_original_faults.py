@@ -1,4 +1,4 @@
-"""Faults of updates that recipes/test_original_faults.py lists: each, put back, fails a check that ours pass."""
+"""Faults of updates, of those that recipes/test_original_faults.py lists, put back against a check each."""
 import functools
 
 import jax
