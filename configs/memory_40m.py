@@ -92,7 +92,8 @@ def get_config(arg=None):
     config.eval.baselines = True
     return base.shrink(config)
   # A run without memory has no other; that of another window or other places of documents is none to compare.
-  if arg.cpu and arg.pretrain and not arg.baseline and arg.control in ("", "static") and arg.mix in ("", "gate", "layer"):
+  comparable = arg.control in ("", "static") and arg.mix in ("", "gate", "layer") and not arg.baseline
+  if arg.cpu and arg.pretrain and comparable:
     config.eval.baseline = RECORDED
   return config
 
@@ -150,8 +151,8 @@ def _set_cells(config, cells: int, *, asked: int):
   if lifted and config.model.memory_mix in mixes("memory"):
     options.feature_dim = cells
   elif asked:
-    raise ValueError(f"config arguments 'cells={asked}' and those beside it exclude each other: this model has "
-                     "no memory whose keys are lifted to cells; leave cells out")
+    raise ValueError(f"config arguments 'cells={asked}' and those beside it exclude each other: this model "
+                     "has no memory whose keys are lifted to cells; leave cells out")
 
 
 def _paper(config, *, small: bool):
