@@ -123,7 +123,8 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
     print(out.text, flush=True)
   # The summary comes last: where it is, the run counts as finished. After a kill before that line the same
   # command evaluates and finishes again.
-  report.write_report(run_.workdir)
+  if run_.config.monitor.report:
+    report.write_report(run_.workdir)
   write.json(run_.workdir / SUMMARY, summary)
   return summary
 
@@ -172,7 +173,9 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
   return {
       "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
-      **{evals.summary_name(name): value for name, value in out.scalars.items()}, **out.notes,
+      # JSON has no NaN, and a summary that cannot be read would keep the run from counting as finished.
+      **{evals.summary_name(name): value if math.isfinite(value) else None
+         for name, value in out.scalars.items()}, **out.notes,
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
       **({} if out.scalars else {"evaluation": "none"}),

@@ -100,8 +100,8 @@ SMALL = {
     "eval.gain_max_tokens": 1_024, "eval.sample_tokens": 8}
 
 SMALL_EPISODES = {
-    "data.segment_len": 256, "episode.most_items": 2, "episode.curriculum_steps": 2, "eval.episode_items": "1,2",
-    "eval.episode_distances": "64", "eval.task_samples": 2}
+    "data.segment_len": 256, "episode.most_items": 2, "episode.curriculum_steps": 2,
+    "eval.episode_items": "1,2", "eval.episode_distances": "64", "eval.task_samples": 2}
 SMALL_BOARDS = {"sudoku": {"puzzles.side": 4}, "maze": {"puzzles.side": 7, "puzzles.min_rating": 5}}
 
 
@@ -163,6 +163,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
                        f"nearest are {near(value, part)}")
   _check_remat(config)
   return ml_collections.FrozenConfigDict(config)
+
+
+def unfrozen(config) -> ml_collections.ConfigDict:
+  """Returns a copy of a resolved config that can be changed.
+
+  A config's own `as_configdict` gives the same object each time: what one caller changes, the next one reads.
+  """
+  return config.as_configdict().copy_and_resolve_references()
 
 
 def _check_remat(config) -> None:

@@ -189,7 +189,7 @@ def with_steps(config, recipe):
   if not hasattr(recipe.source, "steps_of"):
     raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
                      f"{config.recipe!r} have no epochs; set config.optim.steps")
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   # Only the source knows how many rows the data have. The recipe is therefore built while the number of
   # updates is still None.
   changed.optim.steps = recipe.source.steps_of(epochs)

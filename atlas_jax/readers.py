@@ -48,10 +48,10 @@ def _beside(condition: str) -> str:
 MIXED = _without("memory")
 WRITING = _with("fast_weights")
 CHANGING = _with("fast_weights", "inner_steps")
-APART = f"model.memory_mix!={'|'.join(mixes('segments'))}"  # Memory is not read through attention.
 BESIDE = _beside(MIXED)
 HELD = _beside(WRITING)  # Convolutions alone have no fast weights.
 WRITTEN = _beside(f"{WRITING} & model.memory.writes=True")
+APART = sorted({*mixes("attention")} - {*mixes("segments")})  # No memory is read through their attention.
 ATTENDING = f"{_beside(_with('attention'))}; {_beside('model.memory_layers!=None')}"
 # Initial values of gates and convolutions: a model that is read has its own, whoever trains it on.
 FRESH = f"{TEXT} if model.path=None &"
@@ -83,8 +83,8 @@ READERS = {
     "window.least_tokens": f"{TEXT} if window.kind!=full",
     "window.delay_steps": f"{TEXT} if window.kind=delayed",
     # Where attention reads the memory, rows without attention would have neither.
-    "window.drop_frac": f"{TEXT} if {_with('attention')} & {APART}; "
-                        f"{TEXT} if model.memory_layers!=None & {APART}",
+    "window.drop_frac": f"{TEXT} if model.memory_mix={'|'.join(APART)}; {TEXT} if "
+                        f"model.memory_layers!=None & model.memory_mix!={'|'.join(mixes('segments'))}",
     "optim.decay_frac": f"{ALL} if optim.schedule=wsd",
     "train.eval_from_step": f"{ALL} if train.eval_every_steps!=None",
     "optim.gate_lr_scale": f"{TEXT} if {MIXED}; {TUNED} if model.kind=memory",
@@ -207,6 +207,7 @@ READERS = {
     "eval.batch_rows": ALL,
     "eval.max_tokens": TEXT,
     "eval.gain_max_tokens": f"{TEXT} if {CHANGING}",
+    "eval.collapse_evals": f"episodic if {CHANGING}",
     "eval.baseline": f"{TEXT} if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": TEXT,
     "eval.baselines": TEXT,
@@ -360,6 +361,8 @@ def _refusal(config, name: str, value, unmet: tuple[Condition, ...] | None) -> s
 
 def _listed(recipes: list[str]) -> str:
   found = list(dict.fromkeys(recipes))
+  if not found:
+    return "no recipe of this version reads it"
   return f"{', '.join(found[:-1])} and {found[-1]} read it" if len(found) > 1 else f"{found[0]} reads it"
 
 

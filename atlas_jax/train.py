@@ -230,7 +230,8 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
     config: resolved.
     recipe: what kind of training; see `recipes.load`.
     mesh: all devices; see `parallel.mesh.make`.
-    workdir: gets metrics.jsonl, TensorBoard events, checkpoints, report.png and at last summary.json.
+    workdir: gets metrics.jsonl, checkpoints, TensorBoard events and report.png unless config.monitor says
+      otherwise, and at last summary.json.
     began_s: when the start began, as `time.time`, for the account of time; None: now.
 
   Returns:

@@ -1,6 +1,8 @@
 """Language model of 40M parameters with a memory of what came before, and its small siblings.
 
 One block has a memory of pairs, the context before a token and the token: `atlas_jax/memory/projections.py`.
+It is trained in episodes (`atlas_jax/recipes/episodic.py`): some rows store things in real text and ask for
+them where attention does not see them, the others read the corpus. With `pretrain` all rows read the corpus.
 40,131,875 parameters at a vocabulary of 32,000. It has not been trained to its end yet: no accelerator was at
 hand. Its text and vocabulary are prepared once, the first with a network, the second without:
 
@@ -24,7 +26,8 @@ cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about a
 `rule=NAME` the memory follows another rule than delta. With `baseline` (as in :cpu,baseline) there is no
 memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans with
 a value under its own token's key and reads of unit mean square, as its paper has them, at as many parameters;
---config.model.memory.options.residual=True and .fade_to=zero complete it.  Results: README, Measured.
+--config.model.memory.options.residual=True and .fade_to=zero complete it. `cells=N` is into how many cells a
+key is lifted, 1,024 for cpu and 256 else.  Results: README, Measured.
 
 What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width,
 window and tokens (:cpu,control=static, and so on for the others and sizes):
@@ -36,6 +39,7 @@ window and tokens (:cpu,control=static, and so on for the others and sizes):
   compute  wide, and as many more updates as the memory costs CPU-seconds; for cpu and cpu_1h
 """
 from atlas_jax import config as base
+from atlas_jax.fields import mixes
 
 RECORDED = "experiments/memory_pays/baseline_quickstart.json"  # Written by scripts/record_baseline.py.
 FF_WIDTHS = {  # By mix, for as many parameters as `gate`.
@@ -52,7 +56,7 @@ COST_OF_MEMORY = 1.58
 def get_config(arg=None):
   """Returns the config; see the module."""
   arg = base.parse_arg(arg, cpu=False, cpu_1h=False, pretrain=False, baseline=False, paper=False, smoke=False,
-                       rule="", mix="", control="", corpus="lm1b")
+                       rule="", mix="", control="", cells=0, corpus="lm1b")
   _check(arg)
   config = base.default()
   config.recipe = "memory_lm" if arg.pretrain else "episodic"
@@ -78,6 +82,8 @@ def get_config(arg=None):
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
+  if cells := arg.cells or (1_024 if arg.cpu or arg.cpu_1h else 0):
+    _set_cells(config, cells, asked=arg.cells)
   if not arg.pretrain:
     _episodic(config, small=arg.cpu or arg.cpu_1h)
   if arg.control:
@@ -86,7 +92,8 @@ def get_config(arg=None):
     config.eval.baselines = True
     return base.shrink(config)
   # A run without memory has no other; that of another window or other places of documents is none to compare.
-  if arg.cpu and not arg.baseline and arg.control in ("", "static") and arg.mix in ("", "gate", "layer"):
+  comparable = arg.control in ("", "static") and arg.mix in ("", "gate", "layer") and not arg.baseline
+  if arg.cpu and arg.pretrain and comparable:
     config.eval.baseline = RECORDED
   return config
 
@@ -135,6 +142,17 @@ def _episodic(config, *, small: bool):
   config.train.update(accumulate_steps=2, eval_every_steps=500)
   config.optim.update(warmup_steps=500, steps=5_000)
   config.eval.update(episode_items="1,5", episode_distances="2048,8192")
+
+
+def _set_cells(config, cells: int, *, asked: int):
+  """Sets the cells of a memory whose keys are lifted to them; of others it is refused if it was asked for."""
+  options = config.model.memory.options
+  lifted = "feature_map" in options and options.feature_map == "cells"
+  if lifted and config.model.memory_mix in mixes("memory"):
+    options.feature_dim = cells
+  elif asked:
+    raise ValueError(f"config arguments 'cells={asked}' and those beside it exclude each other: this model "
+                     "has no memory whose keys are lifted to cells; leave cells out")
 
 
 def _paper(config, *, small: bool):

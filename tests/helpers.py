@@ -70,14 +70,19 @@ def assert_grads(function, arguments, gradient, *, step=1e-6, tolerance=1e-7):
 
 
 @contextlib.contextmanager
-def quick_compilation():
+def quick_compilation(quick=True):
   """Compiles without the slow half of the compiler while it lasts; tests run a function a few times only."""
   before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_disable_most_optimizations", quick)
   try:
     yield
   finally:
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def full_compilation():
+  """Compiles with all of the compiler while it lasts: for programs that run hundreds of times."""
+  return quick_compilation(False)
 
 
 def trace_counter(function):

@@ -74,7 +74,6 @@ ELSEWHERE = {
   "memory/on_chip.py": ("kernels/test_memory_scan.py", "the kernel below a rule"),
   "memory/projections.py": ("memory/test_shift.py", PARTS),
   "memory/rules/*": ("memory/test_rules_contract.py", "the contract that every rule passes"),
-  "memory/statistics.py": ("memory/test_layer.py", PARTS),
   "memory/ttt.py": ("memory/test_rules_contract.py", "the scaffold of rules"),
   "memory/types.py": ("memory/test_rules_contract.py", "types alone"),
   "models/blocks/*": ("models/test_blocks_contract.py", "the contract that every mix passes"),

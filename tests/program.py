@@ -76,8 +76,8 @@ def tiny(texts, **fields) -> list[str]:
     "data.source": "tests.stopping", "data.name": "files", "data.path": texts, "data.held_out_frac": 0.2,
     "data.batch_rows": 8, "data.segment_len": 32, "eval.batch_rows": 8, "eval.baselines": False,
     "eval.sample_tokens": 0, "model.depth": 1, "model.memory_layers": None, "model.memory.chunk_size": 8,
-    "optim.steps": 6,
-    "monitor.tensorboard": False, **{name.replace("__", "."): value for name, value in fields.items()},
+    "optim.steps": 6, "monitor.tensorboard": False, "monitor.report": False,
+    **{name.replace("__", "."): value for name, value in fields.items()},
   }  # fmt: skip
   flags = [f"--config.{name}={value}" for name, value in settings.items()]
   return ["--config=configs/memory_40m.py:smoke,pretrain", *flags]

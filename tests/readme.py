@@ -26,8 +26,9 @@ class How(NamedTuple):
 
 NETWORK = How(why="network: it fetches packages; the extras that it names are checked")
 LEARN = "--config.eval.max_problems=8 --config.train.eval_every_steps=None"
-TEXT = ("--config.optim.steps=3 --config.data.limit_bytes=1000000 --config.data.held_out_frac=0.2 "
-        "--config.eval.max_tokens=2048 --config.eval.sample_tokens=8")  # fmt: skip
+TEXT = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.limit_bytes=1000000 "
+        "--config.data.held_out_frac=0.2 --config.eval.max_tokens=2048 --config.eval.sample_tokens=8 "
+        "--config.eval.task_samples=2 --config.eval.episode_distances=256")
 MEMORY = f"{TEXT} --config.eval.gain_max_tokens=1024"  # Of a model that has one.
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="

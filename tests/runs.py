@@ -42,7 +42,7 @@ def toy_config(**changes):
   config = memory_40m.get_config("smoke,pretrain")
   config.data.batch_rows = 6
   config.optim.update(steps=6, warmup_steps=3, lr=0.1)
-  config.monitor.tensorboard = False
+  config.monitor.update(tensorboard=False, report=False)
   return changed(config, changes)
 
 
@@ -134,6 +134,12 @@ def write_corpus(folder, *, seed=0, files=16):
   return folder
 
 
+# Episodes that fit the texts of `write_corpus`; the floor is that of the last phase.
+EPISODES = {"data__segment_len": 256, "episode__tasks": "key_value:3,passkey", "episode__most_items": 2,
+            "episode__least_distance": 16, "episode__curriculum_steps": 2, "eval__episode_items": "1,2",
+            "eval__episode_distances": "32,64", "eval__task_samples": 2}
+
+
 def lm_config(corpus, **changes):
   """A resolved config of a model of 34 thousand parameters; `changes` as in `toy_config`."""
   config = memory_40m.get_config("smoke,pretrain")
@@ -144,7 +150,7 @@ def lm_config(corpus, **changes):
   config.optim.update(steps=10, warmup_steps=4)
   config.checkpoint.update(every_steps=100)
   config.eval.update(batch_rows=4, max_tokens=512, gain_max_tokens=256, sample_tokens=0)
-  config.monitor.tensorboard = False
+  config.monitor.update(tensorboard=False, report=False)
   return changed(config, changes)
 
 
@@ -152,7 +158,7 @@ def puzzle_config(folder, variant="4x4,smoke", **changes):
   """A resolved config of a recursive model of a few thousand parameters; boards are kept beside `folder`."""
   config = trm_sudoku.get_config(variant)
   config.data.update(cache_dir=str(folder) + "_cache", batch_rows=6)
-  config.monitor.tensorboard = False
+  config.monitor.update(tensorboard=False, report=False)
   return changed(config, changes)
 
 

@@ -261,3 +261,16 @@ def test_no_field_is_read_by_nobody():
   options = ("setting.options", "options", "found")  # As tasks of recall call what they are handed.
   names |= {node.slice.value for node in taken if ast.unparse(node.value) in options}
   assert {name.rpartition(".")[2] for name in configs.FIELDS} <= names
+
+
+def test_copies_of_a_resolved_config_do_not_meet():
+  config = configs.resolve(configs.default())
+  first, second = configs.unfrozen(config), configs.unfrozen(config)
+  first.data.tokenizer = "elsewhere"
+  assert second.data.tokenizer == configs.unfrozen(config).data.tokenizer == config.data.tokenizer == "byte"
+
+
+def test_a_resolved_config_is_changed_by_its_copy_alone():
+  root = pathlib.Path(configs.__file__).parent
+  found = [file.name for file in root.rglob("*.py") if "as_configdict" in file.read_text()]
+  assert found == ["config.py"]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.helpers import full_compilation
+
 pytest_plugins = ["pytester"]
 
 
@@ -41,6 +43,26 @@ def test_numeric_packages_refuse_dtype_promotion(pytester, folder, outcome):
   path = pytester.mkdir(folder) / "test_it.py"
   path.write_text(promotes)
   pytester.runpytest("-p", "no:cacheprovider", path).assert_outcomes(**{outcome: 1})
+
+
+def test_files_with_slow_tests_come_first(pytester):
+  with open(os.path.join(os.path.dirname(__file__), "conftest.py")) as source:
+    pytester.makeconftest(source.read())
+  pytester.makeini("[pytest]\nmarkers = slow")
+  slow = "import pytest\ndef test_one(): pass\n@pytest.mark.slow\ndef test_two(): pass\n"
+  pytester.makepyfile(test_a="def test_it(): pass\n", test_b=slow, test_c="def test_it(): pass\n")
+  found = pytester.runpytest("-p", "no:cacheprovider", "--collect-only", "-q").outlines[:4]
+  assert found == ["test_b.py::test_one", "test_b.py::test_two", "test_a.py::test_it", "test_c.py::test_it"]
+
+
+@pytest.mark.core
+@pytest.mark.skipif(os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "1", reason="the caller chose otherwise")
+def test_programs_are_compiled_quickly():
+  quick = lambda: jax.config.read("jax_disable_most_optimizations")
+  assert quick()
+  with full_compilation():
+    assert not quick()
+  assert quick()
 
 
 CALLS = """import jax

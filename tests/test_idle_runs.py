@@ -102,6 +102,7 @@ def flags_of(workdir, file, **changes):
   """The shipped settings, which mask what is cut off, with a tiny model."""
   fields = {"data.files": file, "data.tokenizer": "byte", "data.batch_rows": 8, "data.group_size": 2,
             "data.held_out_frac": 0.0, "eval.batch_rows": 8, "monitor.tensorboard": False,
+            "monitor.report": False,
             "decoder.width": 16, "decoder.depth": 1, "decoder.heads": 2, "decoder.kv_heads": 1,
             "decoder.head_dim": 8, "decoder.ff_width": 24, "decoder.remat": "none",
             "train.accumulate_steps": 1, "train.idle_limit": 4, "optim.steps": 8, "sampler.max_tokens": 3,
@@ -136,7 +137,8 @@ def test_a_policy_whose_rows_have_no_answer_is_told_and_ended(tmp_path):
 def test_a_policy_of_which_some_groups_learn_is_left_alone(tmp_path, caplog):
   config = grpo_arithmetic.get_config("smoke")
   config.data.update(held_out_frac=0.0, group_size=4, batch_rows=16)
-  config = runs.changed(config, {"train__idle_limit": 3, "optim__steps": 5, "monitor__tensorboard": False})
+  config = runs.changed(config, {"train__idle_limit": 3, "optim__steps": 5, "monitor__tensorboard": False,
+                                 "monitor__report": False})
   train.run(config, recipes.load(config, runs.one_device()), runs.one_device(), tmp_path)
   assert "learnt nothing" not in caplog.text
   assert all(row["rollout/learnable_frac"] > 0 for row in runs.rows_of(tmp_path))

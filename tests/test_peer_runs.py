@@ -141,18 +141,18 @@ def test_processes_that_differ_are_refused_by_all_before_anything_is_compiled(
   assert not (tmp_path / "run/checkpoints").exists() and not (tmp_path / "run/metrics.jsonl").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_process_that_compiles_for_longer_than_a_collective_waits_is_waited_for(texts, tmp_path):
-  flags = tiny(texts, tmp_path / "run", optim__steps=2)
+@pytest.fixture(scope="module")
+def patient(texts, tmp_path_factory):
+  """Two processes, of which one sleeps where it compiles: the next test runs meanwhile."""
+  workdir = tmp_path_factory.mktemp("patient") / "run"
+  flags = tiny(texts, workdir, optim__steps=2)
   with Pair(flags, ({}, {"ATLAS_TEST_FAULT": "compile:jit_step:sleep=35"})) as pair:
-    ends = [pair.end(which) for which in (0, 1)]
-  assert [end.code for end in ends] == [0, 0], ends
-  assert list(program.losses(tmp_path / "run")) == [1, 2]
+    yield pair, workdir
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("patient")
 def test_a_process_that_compiles_for_longer_than_the_limit_is_named(texts, tmp_path):
   flags = tiny(texts, tmp_path / "run", hosts__wait_s=8)
   with Pair(flags, ({}, {"ATLAS_TEST_FAULT": "compile:jit_step:sleep=100"})) as pair:
@@ -160,6 +160,15 @@ def test_a_process_that_compiles_for_longer_than_the_limit_is_named(texts, tmp_p
   for line in lines:
     assert "process 1 of this run lives, and did not come to 'jit_step' within 8 s" in line
     assert "config.hosts.wait_s" in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_compiles_for_longer_than_a_collective_waits_is_waited_for(patient):
+  pair, workdir = patient
+  ends = [pair.end(which) for which in (0, 1)]
+  assert [end.code for end in ends] == [0, 0], ends
+  assert list(program.losses(workdir)) == [1, 2]
 
 
 KILLED = [(0, "compile:jit_step:SIGKILL", 2), (1, "read:held_out:SIGKILL", 2), (0, "save:4:SIGKILL", 2)]

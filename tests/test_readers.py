@@ -15,6 +15,7 @@ LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.k
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
+  "episodic": {"data.chat_template", "lora.rank", "lora.path"},
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
 PLAIN = "memory_40m.py:smoke,pretrain"
@@ -24,6 +25,8 @@ LAYOUTS = {
   "memory_lm": ({}, {"data__source": "recall_tasks", "data__options": {"tasks": "mqar,text"}},
                 {"eval__sample_tokens": 4},
                 {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word,key_value"}),
+  "episodic": ({}, {"eval__sample_tokens": 4}, {"episode__read_target": 0.5, "episode__usage_weight": 1.0},
+               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
@@ -83,6 +86,9 @@ class Read:
 
   def as_configdict(self):
     return Read(self._values.as_configdict(), self._found, self._prefix)
+
+  def copy_and_resolve_references(self):
+    return Read(self._values.copy_and_resolve_references(), self._found, self._prefix)
 
 
 def reads_of(config) -> set[str]:
@@ -151,6 +157,7 @@ REFUSED = [
    "'python_stdlib'; set config.data.name=files to read it, or leave it out"),
   (PLAIN, "data.files=x.jsonl", "is not read by config.recipe='memory_lm'"),
   (PLAIN, "decoder.width=64", "is not read by config.recipe='memory_lm'"),
+  (PLAIN, "eval.collapse_evals=2", "is not read by config.recipe='memory_lm' [(]episodic reads it[)]"),
   (PLAIN, "trm.width=64", "is not read by config.recipe='memory_lm' [(]trm reads it[)]"),
   (PLAIN, "optim.decay_frac=0.3", "where config.optim.schedule is wsd, and config.optim"),
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),
@@ -185,8 +192,8 @@ REFUSED = [
   (PLAIN, "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   (PLAIN, "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
-  (PLAIN, "model.memory_mix=context,window.drop_frac=0.5", "memory_mix is other than context,"),
-  (PLAIN, "model.memory_mix=only,window.drop_frac=0.5", "memory_mix is context or conv or"),
+  (PLAIN, "model.memory_mix=context,window.drop_frac=0.5", "conv or e2e or gate or layer or"),
+  (f"{PLAIN},mix=only", "window.drop_frac=0.5", "memory_mix is conv or e2e or gate or layer or"),
   ("sft.py:smoke", "data.source=prompts", "config.data.source='prompts' is not read by config.recipe='sft' "
    "[(]memory_lm and episodic read it[)]"),
   ("sft.py:smoke", "window.kind=random", "is not read by config.recipe='sft' [(]memory_lm and episodic"),

@@ -59,7 +59,7 @@ def test_several_processes_need_a_directory_that_all_see(monkeypatch):
 
 def test_a_run_goes_on_on_another_machine(bucket, tmp_path):
   texts = program.write_texts(tmp_path / "texts")
-  flags = [*program.tiny(texts, checkpoint__every_steps=2), "--workdir=gs://bucket/run"]
+  flags = [*program.tiny(texts, checkpoint__every_steps=2, monitor__report=True), "--workdir=gs://bucket/run"]
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("ATLAS_TEST_STOP", "3:SIGTERM:0")
     assert program.run(*flags).code == 75

@@ -261,6 +261,12 @@ def test_too_many_skipped_in_a_row_end_the_run_with_what_one_needs_to_know(tmp_p
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(end_state(config, tmp_path).params))
 
 
+def test_the_picture_of_a_run_is_drawn_where_it_is_asked_for(tmp_path):
+  for asked in (True, False):
+    start(runs.toy_config(monitor__report=asked), tmp_path / str(asked))
+    assert (tmp_path / str(asked) / "report.png").exists() == asked
+
+
 def test_frozen_parameters_are_those_the_run_starts_from(tmp_path):
   config = runs.toy_config()
   recipe = runs.toy_recipe(config)

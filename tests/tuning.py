@@ -17,8 +17,8 @@ PAIRS = [{"prompt": f"{a}+1=", "completion": f"{a + 1}", "answer": str(a + 1)} f
 def fields(kind="decoder", **changes) -> dict:
   """Fields of a run of two updates on one device; `changes` by dotted name, with __ for dots."""
   return {**(MEMORY if kind == "memory" else {}), "data__max_problems": 20, "eval__max_problems": 9,
-          "eval__sample_tokens": 0, "monitor__tensorboard": False, "optim__steps": 2, "data__batch_rows": 4,
-          "checkpoint__every_steps": 100, **changes}
+          "eval__sample_tokens": 0, "monitor__tensorboard": False, "monitor__report": False,
+          "optim__steps": 2, "data__batch_rows": 4, "checkpoint__every_steps": 100, **changes}
 
 
 def config_of(kind="decoder", **changes):

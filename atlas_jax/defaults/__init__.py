@@ -67,6 +67,7 @@ def _fields() -> dict:
       "monitor": {
           "progress": True,  # A progress bar, where there is a terminal.
           "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+          "report": True,  # report.png at the end, drawn from metrics.jsonl.
       },
   }
 
@@ -246,6 +247,8 @@ def _eval() -> dict:
       # As data.transform, of held-out documents alone; None: the same.
       "transform": one_of(OPTIONAL(str), "repeat shuffle_lines permute_bytes random_bytes"),
       "gain_max_tokens": at_least(1, 65_536),  # Held-out tokens on which memory gain is measured.
+      # Evaluations in a row at which a sign of a dead memory stands before it counts as collapse.
+      "collapse_evals": at_least(1, 3),
       "baseline": OPTIONAL(str),  # Recorded figures without memory, a file of evals/baseline.py; None: none.
       "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
       "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.

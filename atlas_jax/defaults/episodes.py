@@ -21,8 +21,8 @@ def group() -> dict:
       "most_distance": at_least(0, OPTIONAL(int)),  # At most; None: what data.segment_len holds.
       "curriculum_steps": at_least(0, 1_500),  # Updates in which items and distance grow to their most.
       "text_frac": fraction(0.5),  # Fraction of rows that read the corpus on as plain text.
-      "store_weight": at_least(0, 1.0),  # Weight of the loss of text, that of what is stored included.
-      "recall_weight": above_zero(5.0),  # Weight of the loss of answers.
+      "store_weight": at_least(0, 1.0),  # Weight of a token of text, those of what is stored included.
+      "recall_weight": above_zero(5.0),  # Weight of a token of an answer.
       # Fractions of the run after which the next phase begins (None: one phase), and the read gate's floor
       # in each.
       "phase_fracs": or_none(numbers("0.3,0.7", 0, 1, whole=False)),

@@ -1,6 +1,5 @@
 """Intervals of a mean over texts of one kind, by resampling independent units."""
 import numpy as np
-from scipy import special
 
 DRAWS = 2_000
 COVERAGE = 0.95  # The fraction of resampled means that lie within the interval.
@@ -43,6 +42,8 @@ def interval_of_mean(total_N, count_N, *, seed: int = 0) -> tuple[float, float] 
 
 def widening(units: int) -> float:
   """Returns by how much intervals of resampled means of so many units are too narrow: 9.2 for 2 units."""
+  from scipy import special  # A tenth of what the program takes to start; most runs ask for no interval.
+
   upper = (1 + COVERAGE) / 2
   # The t quantile over the normal one, and the root of n / (n - 1) for the deviation that resampling
   # underestimates; 1 for many units.

@@ -55,7 +55,7 @@ def save(config, start: InitialModel, workdir) -> None:
 
 def shape_of(workdir: str) -> dict:
   """Returns the fields of a run's model: those of the first of the runs that it goes on from."""
-  config = configs.load(workdir).as_configdict()
+  config = configs.unfrozen(configs.load(workdir))
   resolve(config, workdir)
   path = config.model.path
   return shape_of(path) if path is not None and is_run(path) else config[group_of(config)].to_dict()
@@ -82,7 +82,7 @@ def with_copies_of_lost(config, workdir):
     return config
   if config.lora.rank is not None or config.lora.path is not None or _refers(config):
     check_base(config, workdir)
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   if is_lost(config.model.path):
     resolve(changed, workdir)
   elif is_lost(config.lora.path):

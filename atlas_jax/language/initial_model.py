@@ -223,7 +223,7 @@ def _with_copies(config, workdir: pathlib.Path):
 
   It is used to read parameters, which need no template.
   """
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   changed.data.chat_template = None
   use_copies(changed, workdir)
   return configs.resolve(changed)

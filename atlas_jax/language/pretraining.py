@@ -86,7 +86,7 @@ def start_of(config) -> InitialModel | None:
                      "memory model; give one of a memory model, or tune it with config.recipe='sft' "
                      "(configs/sft.py)")
   # A run that itself started from a run names that one's path; its own copies say what the model is.
-  changed = other.as_configdict()
+  changed = configs.unfrozen(other)
   assets.resolve(changed, path)
   check_same_model(config, changed)
   return load_initial_model(config)
@@ -126,7 +126,7 @@ def with_tokenizer(config):
   if config.model.path is None:
     raise ValueError(f"config.data.tokenizer={MODEL!r} is that of config.model.path, which is None; set "
                      "--config.model.path to the workdir of a run, or name a tokenizer")
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   changed.data.tokenizer = f"{config.model.path}/{TOKENIZER}"
   return configs.resolve(changed)
 
@@ -252,7 +252,7 @@ def by_step_of(config) -> Callable | None:
   return None if window is None else lambda step: {"seen_tokens": window(step)}
 
 
-def evals_of(config, model, mesh, *, gain_when: str = "end", train_factory: Callable | None = None) -> dict:
+def evals_of(config, model, mesh, *, with_gain: bool = True, train_factory: Callable | None = None) -> dict:
   """The evaluations of a run: perplexity as it goes, memory gain, and baselines at its end.
 
   None where nothing is held out. The held-out documents are opened once here, so that what is wrong with them
@@ -260,7 +260,7 @@ def evals_of(config, model, mesh, *, gain_when: str = "end", train_factory: Call
 
   Args:
     config, model, mesh: of the run.
-    gain_when: memory gain is measured, see `evals.Eval`.
+    with_gain: whether memory gain is among them, at the end; False where another evaluation measures it.
     train_factory: gives all rows of what is trained on, anew; None: `train_source_of`.
   """
   if not config.data.held_out_frac:
@@ -276,7 +276,8 @@ def evals_of(config, model, mesh, *, gain_when: str = "end", train_factory: Call
   if model.has_fast_weights:
     # Every segment is read five times, see `memory_gain.make`, hence a limit of its own.
     gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
-    found["memory_gain"] = evals.Eval(gain, gain_when)
+    if with_gain:
+      found["memory_gain"] = evals.Eval(gain, "end")
     if (path := config.eval.baseline) is not None:
       run = baseline.make(baseline.read(path), path, setting_of(config, source))
       found["baseline"] = evals.Eval(run, "end")

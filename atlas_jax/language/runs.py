@@ -38,7 +38,7 @@ def config_of(workdir, given=()):
   Raises:
     ValueError: if the workdir holds no run, or one from elsewhere that names code to run.
   """
-  config = configs.load(workdir, given=given).as_configdict()
+  config = configs.unfrozen(configs.load(workdir, given=given))
   assets.resolve(config, workdir)
   return config
 

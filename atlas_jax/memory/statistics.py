@@ -21,7 +21,8 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
     out: the outcome of reading, leaves [B, T, H, ...].
     running: the memories after the last token, leaves [B, H, ...].
     end: the tokens of the last chunk, leaves [B, H, C, ...]; what they recall afterwards is compared with
-      what they wrote.
+      what they wrote. "inner_loss_before" is the rule's own loss, "recall_loss_after" half the squared error
+      and "recall_loss_zero" that of answering zero: the two that compare across rules.
   """
   usage = write_usage(rule, gates, doc_BT)
   slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
@@ -31,6 +32,7 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
   after_BCH = jnp.moveaxis(0.5 * jnp.sum(jnp.square(recalled - end.v), -1), 1, 2)
   real_BT = (doc_BT >= 0).astype(after_BCH.dtype)
   mean = mean_of_real
+  error, zero = _recall_losses(rule, recalled, end.v, real_BT[:, -chunk_size:])
   # Before and after are of the same tokens, so that their difference is what one chunk of writing gained.
   end_BC = real_BT[:, -chunk_size:]
   forget = mean(-gates.log_retention, real_BT)
@@ -42,6 +44,8 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
       "surprise_norm_mean": mean(out.surprise_C, real_BT),
       "inner_loss_before": mean(out.loss_C[:, -chunk_size:], end_BC),
       "inner_loss_after": mean(after_BCH, end_BC),
+      "recall_loss_after": error,
+      "recall_loss_zero": zero,
       "fast_norm_mean": mean_norm(running.memory.fast),
       **usage,
   }
@@ -74,6 +78,24 @@ def write_usage(rule: MemoryRule, gates: Gates, doc_BT) -> dict:
 def mean_of_real(x_BTH, real_BT):
   """Returns the mean over heads and over the tokens that count, 1 in `real_BT`."""
   return jnp.sum(x_BTH * real_BT[..., None]) / jnp.maximum(jnp.sum(real_BT) * x_BTH.shape[-1], 1)
+
+
+def _recall_losses(rule: MemoryRule, recalled_BHCM, v_BHCM, real_BC):
+  """Returns half the squared error of what is recalled, and that of answering zero: means over real tokens.
+
+  Where a rule aims at directions alone (see `MemoryRule.aims`), what each memory recalls is first brought to
+  the one length that suits it best, as what follows the memory does.
+  """
+  v_BHCM = v_BHCM * real_BC[:, None, :, None]
+  recalled_BHCM = recalled_BHCM * real_BC[:, None, :, None]
+  if rule.aims == "direction":
+    product_BH = jnp.sum(recalled_BHCM * v_BHCM, (2, 3))
+    square_BH = jnp.sum(recalled_BHCM * recalled_BHCM, (2, 3))
+    scale_BH = jnp.maximum(product_BH, 0) / jnp.maximum(square_BH, 1e-30)
+    recalled_BHCM = recalled_BHCM * scale_BH[..., None, None]
+  count = jnp.maximum(jnp.sum(real_BC) * v_BHCM.shape[1], 1)
+  return (0.5 * jnp.sum(jnp.square(recalled_BHCM - v_BHCM)) / count,
+          0.5 * jnp.sum(jnp.square(v_BHCM)) / count)
 
 
 def of_tokens(gates: Gates, out: ChunkOut) -> dict:

@@ -98,6 +98,19 @@ def swapped(model, state):
   return state._replace(memory=_with_layer(model, state.memory, layer))
 
 
+def fast_norms(model, state):
+  """Returns the norm of the fast weights of each row, a mean over heads; [B, blocks with a memory]."""
+  if model.first_inner is not None:
+    return _norms(state.memory.fast, 2)
+  fast = model.mix.layer_of(state.memory).running.memory.fast
+  return jnp.mean(_norms(fast, 3), axis=2)
+
+
+def _norms(fast, lead: int):
+  """Returns norms over all axes but the first ones."""
+  return jnp.sqrt(sum(jnp.sum(w * w, tuple(range(lead, w.ndim))) for w in jax.tree.leaves(fast)))
+
+
 def _with_layer(model, memory, layer):
   """Puts states of memory layers, [B, blocks, ...], in place of those that are."""
   return jax.vmap(model.mix.with_layer, in_axes=1, out_axes=1)(memory, layer)

@@ -74,8 +74,8 @@ def check_given(mix: Mix, rows: int, attends: bool, gate_floor, attention_keep_B
   """
   here = f"config.model.memory_mix={mix.name!r}"
   if gate_floor is not None and "gate" not in mix.has:
-    raise ValueError(f"gate_floor is the least of a gate that memory enters through, and {here} has none; leave "
-                     "it out, or choose a mix with a gate")
+    raise ValueError(f"gate_floor is the least of a gate that memory enters through, and {here} has none; "
+                     "leave it out, or choose a mix with a gate")
   if attention_keep_B is None:
     return
   if "segments" in mix.has:
@@ -83,9 +83,10 @@ def check_given(mix: Mix, rows: int, attends: bool, gate_floor, attention_keep_B
                      "leave it out, or choose a mix that reads its memory beside attention")
   if not attends:
     raise ValueError(f"attention_keep_B takes attention away, and with {here} no block has any; leave it out")
-  if jax.numpy.shape(attention_keep_B) != (rows,):
-    raise ValueError(f"attention_keep_B has the shape {jax.numpy.shape(attention_keep_B)}, and the tokens have "
-                     f"{rows} rows; give one number for each row")
+  shape = jax.numpy.shape(attention_keep_B)
+  if shape != (rows,):
+    raise ValueError(f"attention_keep_B has the shape {shape}, and the tokens have {rows} rows; give one "
+                     "number for each row")
 
 
 def accept(fields) -> None:

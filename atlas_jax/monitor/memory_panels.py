@@ -1,10 +1,11 @@
-"""Panels of the report on what memory is worth: its gains, and the loss by position in the document."""
+"""Panels of the report on what memory is worth: gains, raw gates, and the loss by position in a document."""
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from atlas_jax.evals import collapse_signs
 from atlas_jax.monitor.curves import MORE, QUIET, TRAIN, VAL, Series, finish, short_number
 
 GAINS = (("emptied", "memory\nemptied"), ("swapped", "memory of\nanother row"),
@@ -12,6 +13,7 @@ GAINS = (("emptied", "memory\nemptied"), ("swapped", "memory of\nanother row"),
 # Without gate_zero, which takes the layer's convolutions away, too: it shows that the layer does something.
 BY_POSITION = GAINS[:-1]
 # Positions from and to, both inside, with leading zeros: as text they sort like numbers.
+RAW_GATE = re.compile(rf"{collapse_signs.GATE}/layer_(\d+)$")
 BUCKET = re.compile(r"(\d+)-(\d+|up)$")
 
 
@@ -139,4 +141,26 @@ def _by_bucket(series: Series, start: str) -> dict[str, float]:
           if name.startswith(start) and BUCKET.fullmatch(name.removeprefix(start))}
 
 
-PANELS = {"memory_gain": draw_gain, "loss_by_position": draw_loss_by_position}
+def names_of(series: Series) -> tuple[str, ...]:
+  """Returns the panels of held-out memory health that a run wrote something for."""
+  return ("raw_gates",) if any(RAW_GATE.match(name) for name in series) else ()
+
+
+def draw_raw_gates(axes, series: Series) -> None:
+  """Draws the gates before their floor on held-out text, and the line below which one counts as shut."""
+  import matplotlib
+  layers = sorted((int(found[1]), name) for name in series if (found := RAW_GATE.match(name)))
+  colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, max(1, len(layers))))
+  for (layer, name), color in zip(layers, colors):
+    axes.plot(*series[name], color=color, linewidth=2, marker="o", markersize=5,
+              label=f"layer {layer}: {series[name][1][-1]:.3g}")
+  if layers:
+    least = collapse_signs.GATE_LEAST
+    axes.axhline(least, color=VAL, linestyle="--", linewidth=1.5, label=f"below {least}: shut")
+    # The line is always in sight, however open the gates.
+    axes.set_ylim(0, min(1.0, 1.15 * max(series[name][1].max() for _, name in layers) + least))
+  finish(axes, "Gate before its floor, held out, mean per layer", series.x_label, "0 closed, 1 open",
+         bool(layers), f"no {collapse_signs.GATE}/layer_*")
+
+
+PANELS = {"memory_gain": draw_gain, "loss_by_position": draw_loss_by_position, "raw_gates": draw_raw_gates}

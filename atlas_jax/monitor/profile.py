@@ -1,4 +1,5 @@
 """Costs of a step: FLOPs of its matrix products, the device's peak, memory in use."""
+import functools
 import math
 import os
 import time
@@ -132,10 +133,12 @@ def run_peak_flops(devices=None) -> float | None:
   return peak * (len({device.process_index for device in devices}) if shared else len(devices))
 
 
+@functools.cache
 def measured_flops(device, *, n: int = 1024, repeats: int = 7) -> float:
   """Measures FLOP/s of a float32 product of two n x n matrices: the fastest of several, after a warm-up.
 
-  What else the machine does can only slow a product down: the fastest is nearest to the peak.
+  What else the machine does can only slow a product down: the fastest is nearest to the peak. A process
+  measures once, however many runs it makes.
   """
   square = jax.device_put(jnp.ones((n, n), jnp.float32), device)
   product = jax.jit(jnp.dot)

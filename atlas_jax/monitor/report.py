@@ -1,9 +1,9 @@
 """Draws `report.png` from `metrics.jsonl`, and from nothing else.
 
-Of a language model it shows loss, bits per byte, gates, memory gain and loss by position; of a recursive
-model that solves puzzles loss, accuracies, steps, halting, learning rate and speed; of a model that is tuned
-the panels of its kind in `tuning_panels`. Panels can be drawn one by one, and a run can be followed while it
-writes.
+Of a language model it shows loss, bits per byte, gates, memory gain and loss by position, and the gates
+before their floor where held-out text told of them; of a recursive model that solves puzzles loss,
+accuracies, steps, halting, learning rate and speed; of a model that is tuned the panels of its kind in
+`tuning_panels`. Panels can be drawn one by one, and a run can be followed while it writes.
 """
 import contextlib
 import csv
@@ -86,7 +86,7 @@ def panels_of(series: Series) -> tuple[str, ...]:
     return (*puzzle_panels.names_of(series), *account)
   if tuned := tuning_panels.names_of(series):
     return (*tuned, *(("gates",) if any(GATE.search(name) for name in series) else ()), *account)
-  return (*TEXT_PANELS, *account)
+  return (*TEXT_PANELS, *memory_panels.names_of(series), *account)
 
 
 def draw(axes, series: Series, panel: str) -> None:
@@ -287,5 +287,5 @@ def _headline(name: str, series: Series) -> str:
 
 
 _TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, **memory_panels.PANELS}
-TEXT_PANELS = tuple(_TEXT)
+TEXT_PANELS = ("loss", "bits_per_byte", "gates", "memory_gain", "loss_by_position")
 PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS, **time_panel.PANELS}

@@ -76,8 +76,8 @@ def kept_rows(rng, rows: int, drop_frac: float):
 def differing(window) -> dict:
   """Returns the fields of config.window by which a run's training differs from one with all of attention.
 
-  They belong to what recorded figures hold for; those of a full window without dropped rows have none, so that
-  files recorded before a field was there still hold.
+  They are part of what recorded figures hold for. A full window without dropped rows has none, so that files
+  recorded before a field was there still hold.
   """
   named = {f"config.window.{name}": value for name, value in window.items()}
   dropped = named.pop("config.window.drop_frac")

@@ -1,9 +1,9 @@
 """Episodic training: things are stored in real text and asked for where attention does not see them.
 
 Some rows of a batch are episodes (`data.episodes`), the others plain text whose memory passes on from segment
-to segment. Every row counts alike: the loss is the mean over rows of store_weight times the mean over tokens
-of text, and recall_weight times the mean over tokens of answers. An episode stands in one segment, so an
-answer's gradient flows through the read to what was written.
+to segment. The loss is the mean over tokens, of which those of text weigh store_weight and those of answers
+recall_weight. An episode stands in one segment, so an answer's gradient flows through the read to what was
+written.
 
 The read gate's floor falls in phases; it is an argument of the compiled update, and the model is used with
 the last one.
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.data import episodes, stepped
-from atlas_jax.evals import recall
+from atlas_jax.evals import collapse, recall
 from atlas_jax.evals.recall import episodes as asked
 from atlas_jax.fields import mixes
 from atlas_jax.language import pretraining
@@ -35,7 +35,9 @@ def make(config, mesh) -> Recipe:
   by_step = by_step_of(config)
   source = source_of(config, model, tokenizer)
   whole = functools.partial(source_of, config, model, tokenizer, process_index=0, process_count=1)
-  found = {**pretraining.evals_of(config, model, mesh, gain_when="every", train_factory=whole),
+  held_out = functools.partial(pretraining.held_out_of, config)
+  found = {**pretraining.evals_of(config, model, mesh, with_gain=False, train_factory=whole),
+           **(collapse.evals_of(config, model, held_out, mesh) if config.data.held_out_frac else {}),
            "episodes": asked.eval_of(config, model, mesh, list(source.fields.tasks)),
            **recall.evals_of(config, model, mesh)}
   return Recipe(pretraining.init_of(config, model), loss_of(config, model), source, found,
@@ -101,25 +103,19 @@ def loss_of(config, model: lm.LM):
                                    batch["weight_BT"], **config.loss)
     answer_BT = batch["answer_BT"] * batch["weight_BT"]
     text_BT = batch["weight_BT"] - answer_BT
-    total_B = (fields.store_weight * _row_means(nll_BT, text_BT)
-               + fields.recall_weight * _row_means(nll_BT, answer_BT))
-    # By rows and not by tokens: however few its answers are, a row's recall counts the same, and the loss of
-    # a batch is that of its parts whatever they are.
-    mean = jnp.mean(total_B) + price(out.usage, targets, fields.usage_weight)
+    weight_BT = fields.store_weight * text_BT + fields.recall_weight * answer_BT
+    # By tokens and not by answers: a few letters that weigh as much as a whole text drown what it teaches.
+    weight = jnp.sum(weight_BT)
+    mean = jnp.sum(nll_BT * weight_BT) / jnp.maximum(weight, 1)
+    mean += price(out.usage, targets, fields.usage_weight)
     metrics = {**loss_metrics(nll_BT, text_BT, answer_BT, batch["bytes_BT"]), **layer_metrics(out.stats)}
     metrics |= pretraining.attention_metrics(seen_tokens, keep_B)
     given = {"train/phase": phase, "train/gate_floor": gate_floor}
     metrics |= {name: value.astype(jnp.float32) for name, value in given.items() if value is not None}
     real = jnp.sum(batch["doc_BT"] >= 0).astype(jnp.float32)
-    size = jnp.float32(batch["tokens_BT"].size)
-    return LossOut(mean, size, out.state if config.data.carry else (), metrics, seen=real)
+    return LossOut(mean, weight, out.state if config.data.carry else (), metrics, seen=real)
 
   return loss
-
-
-def _row_means(nll_BT, weight_BT):
-  """Returns each row's mean over counted tokens; 0 where none counts."""
-  return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)
 
 
 def price(usage, targets, weight: float):
@@ -163,7 +159,7 @@ def finish(means: dict) -> dict:
   sums = {name: means[name] for name in ("text_nats", "text_tokens", "text_bytes", "answer_nats",
                                          "answer_tokens")}
   found = {name: value for name, value in means.items() if name not in sums}
-  # Sums averaged over pieces by their size are all on one scale, which a ratio drops.
+  # Sums averaged over pieces by their weight are all on one scale, which a ratio drops.
   tiny = 1e-6
   found["train/text_loss_nats"] = sums["text_nats"] / jnp.maximum(sums["text_tokens"], tiny)
   found["train/recall_loss_nats"] = sums["answer_nats"] / jnp.maximum(sums["answer_tokens"], tiny)

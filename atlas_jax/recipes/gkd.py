@@ -122,7 +122,7 @@ def open_teacher(config) -> InitialModel:
   if path is None:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a pretrained model's "
                      "folder, hf:NAME, or a run's workdir")
-  fields = config.as_configdict()
+  fields = configs.unfrozen(config)
   # The config as it is, with the teacher in place of the model: one reader serves both. The adapters are the
   # student's, so there are none.
   fields.model.path = path

@@ -4,6 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from atlas_jax import config as configs
 from atlas_jax import evals
 from atlas_jax.data import prompts, sft, stepped
 from atlas_jax.evals import examples
@@ -152,6 +153,6 @@ def answers_of(config, start: InitialModel, mesh):
     # The source of sft owns no sampler, so nothing would stop a server at the end of the run.
     raise ValueError(f"config.sampler.kind={config.sampler.kind!r}: sft answers held-out problems with the "
                      "native sampler alone; set config.sampler.kind='native'")
-  config = config.as_configdict()
+  config = configs.unfrozen(config)
   config.data.max_prompt_tokens = config.data.segment_len  # Whose rows hold the prompts anyway.
   return held_out.make(config, start, NativeSampler(start.language, start.tokenizer, mesh))

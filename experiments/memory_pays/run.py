@@ -9,18 +9,19 @@ from experiments import arms
 from experiments.arms import Arm
 
 CONFIG = "configs/memory_40m.py:cpu,pretrain"
+MEMORY = f"{CONFIG},cells=256"  # As many as the quickstart had when this was measured.
 ARMS = [
-    Arm("memory", "the quickstart", CONFIG),
+    Arm("memory", "the quickstart", MEMORY),
     Arm("baseline", "no memory; all widths raised", f"{CONFIG},baseline"),
     Arm("wide", "no memory; wider feed-forward layers", f"{CONFIG},control=wide"),
     Arm("conv", "the layer's projections, convolutions and values; no memory", f"{CONFIG},control=conv"),
-    Arm("static", "the same keys; a learned table that is never written", f"{CONFIG},control=static"),
+    Arm("static", "the same keys; a learned table that is never written", f"{MEMORY},control=static"),
     Arm("ngram", "no memory; embeddings of hashed n-grams", f"{CONFIG},control=ngram"),
     Arm("ngram_compute", "ngram, with as many more updates as the memory costs", f"{CONFIG},control=ngram",
         {"optim.steps": 450}),
-    Arm("memory_ngram", "the memory, and embeddings of hashed n-grams", CONFIG,
+    Arm("memory_ngram", "the memory, and embeddings of hashed n-grams", MEMORY,
         {"model.ngram_embed.max_n": 5, "model.ngram_embed.table_rows": 576, "model.ff_width": 480}),
-    Arm("no_shift", "a value stands under its own token's key", CONFIG, {"model.memory.shift": False}),
+    Arm("no_shift", "a value stands under its own token's key", MEMORY, {"model.memory.shift": False}),
     Arm("compute", "wide, and as many more updates as the memory costs", f"{CONFIG},control=compute"),
     Arm("paper", "Titans in all blocks, in its paper's form", f"{CONFIG},paper"),
 ]
@@ -44,7 +45,7 @@ COLUMNS = {"val_bits_per_byte": "bits per byte", "memory_gain_emptied_nats": "em
 def main(argv: list[str] | None = None) -> None:
   """Runs what is missing and prints the tables."""
   out = arms.run(ARMS, params=None, argv=argv, says=(__doc__ or "").split("\n")[0], then=on_other_texts)
-  others = [Arm(f"memory, {name}", "evaluated on it", CONFIG) for name in TRANSFORMS]
+  others = [Arm(f"memory, {name}", "evaluated on it", MEMORY) for name in TRANSFORMS]
   print(arms.table(arms.read(out), [*ARMS, *others], COLUMNS))
 
 

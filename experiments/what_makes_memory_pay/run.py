@@ -11,7 +11,7 @@ from experiments.arms import Arm
 PARAMS = 465_664  # Of the arm without memory.
 SIZE = {"model.width": 128, "model.depth": 2, "model.heads": 4, "optim.steps": 180, "optim.warmup_steps": 15,
         "checkpoint.every_steps": 180, "eval.baselines": False, "eval.sample_tokens": 0}
-CONFIG = "configs/memory_40m.py:cpu,pretrain"
+CONFIG = "configs/memory_40m.py:cpu,pretrain,cells=256"
 
 
 def arm(name: str, says: str, config: str = CONFIG, options: dict | None = None, **memory) -> Arm:

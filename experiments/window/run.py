@@ -8,7 +8,7 @@ from experiments import arms
 from experiments.arms import Arm
 from experiments.what_makes_memory_pay.run import CONFIG, PARAMS, SIZE
 
-BASELINE = f"{CONFIG},baseline"
+BASELINE = "configs/memory_40m.py:cpu,pretrain,baseline"
 RANDOM = {"window.kind": "random", "window.least_tokens": 4}
 DELAYED = {"window.kind": "delayed", "window.least_tokens": 4, "window.delay_steps": 90}
 # What attention sees: words, and fields.

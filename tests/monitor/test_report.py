@@ -187,6 +187,23 @@ def test_each_panel_can_be_drawn_alone(tmp_path, name):
   assert "in metrics.jsonl" in panel(report.draw, report.Series(), name).texts[0].get_text()
 
 
+def test_gates_before_their_floor_are_drawn_where_held_out_text_told_of_them(tmp_path):
+  """With the line below which a gate counts as shut, in sight also where all are nearly shut."""
+  name = "eval/raw_gate_mean/layer_"
+  rows = [{"step": step, "train/loss_nats": 2.0, f"{name}10": 0.5 / step, f"{name}02": 0.004}
+          for step in (1, 2, 4)]
+  write_rows(tmp_path, rows)
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert report.panels_of(series) == (*report.TEXT_PANELS, "raw_gates")
+  axes = panel(report.draw, series, "raw_gates")
+  assert [line.get_label() for line in axes.lines] == ["layer 2: 0.004", "layer 10: 0.125", "below 0.1: shut"]
+  np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0.5, 0.25, 0.125])
+  assert axes.lines[-1].get_ydata()[0] == 0.1
+  write_rows(tmp_path, [{"step": 1, f"{name}02": 0.004}])
+  assert panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "raw_gates").get_ylim()[1] > 0.1
+  assert "in metrics.jsonl" in panel(report.draw, report.Series(), "raw_gates").texts[0].get_text()
+
+
 def test_an_unknown_panel_is_an_error_that_names_the_known_ones():
   with pytest.raises(ValueError, match="'gate' is unknown; known are loss, bits_per_byte, gates"):
     report.draw(None, report.Series(), "gate")

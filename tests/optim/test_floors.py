@@ -37,5 +37,5 @@ def test_phases_that_cannot_be_are_refused(fields, words):
 
 def test_the_model_is_used_with_the_last_floor():
   floors.check_last("0.30,0.10,0.05", 0.05)
-  with pytest.raises(ValueError, match=r"config.model.gate_floor=0.0 is what the model is used with, .*is 0.05"):
+  with pytest.raises(ValueError, match=r"config.model.gate_floor=0.0 is what the model is used .*is 0.05"):
     floors.check_last("0.30,0.10,0.05", 0.0)

@@ -13,7 +13,7 @@ from tests import program, runs
 from tests.helpers import quick_compilation
 
 SAME = {"optim__steps": 2, "checkpoint__every_steps": 2, "eval__sample_tokens": 0, "eval__baselines": False,
-        "monitor__tensorboard": False, "monitor__progress": False}
+        "monitor__tensorboard": False, "monitor__report": False, "monitor__progress": False}
 WITHOUT = {"model__memory_mix": "none", "model__ff_width": 74}  # As many parameters as with a memory.
 
 

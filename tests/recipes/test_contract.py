@@ -12,6 +12,7 @@ import pytest
 from atlas_jax import command, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.evals import Eval
+from atlas_jax.fields import mixes
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import Trained
 from tests import runs, teachers
@@ -22,6 +23,8 @@ LAYOUTS = {
                 {"model__memory_mix": "context"}, {"model__memory_mix": "only"},
                 {"model__memory_mix": "e2e", "model__inner__batch_tokens": 8},
                 {"model__memory__writes": False}, {"model__ngram_embed__max_n": 3}),
+  "episodic": ({}, {"data__carry": False}, {"episode__text_frac": 0.0}, {"window__drop_frac": 0.5},
+               {"model__memory_mix": "layer"}, {"episode__read_target": 0.5, "episode__usage_weight": 1.0}),
   "trm": (
     *({}, {"trm__mixer": "mlp", "trm__positions": "none"}, {"trm__row_width": 0, "trm__n_prefix": 0}),
     *({"trm__variant": variant} for variant in ("single", "hrm", "transformer")),
@@ -58,6 +61,9 @@ def config_of(name, corpus, **fields):
     return runs.puzzle_config(corpus, **fields)
   if name == "gkd":
     fields = {"distill__teacher": str(teachers.published(corpus.parent / "teacher")), **fields}
+  if name == "episodic":
+    gated = fields.get("model__memory_mix", "gate") in mixes("gate")
+    fields = {**runs.EPISODES, **({"model__gate_floor": 0.05} if gated else {}), **fields}
   if name in SMOKE:
     return runs.changed(command.read_config(SMOKE[name]), {"monitor__tensorboard": False, **fields})
   return runs.lm_config(corpus, recipe=name, **fields)

@@ -18,10 +18,8 @@ from atlas_jax.recipes import episodic
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
-FIELDS = {"recipe": "episodic", "data__segment_len": 256, "model__gate_floor": 0.05,
-          "episode__tasks": "key_value:3,passkey", "episode__most_items": 2, "episode__least_distance": 16,
-          "episode__curriculum_steps": 2, "eval__episode_items": "1,2", "eval__episode_distances": "32,64",
-          "eval__task_samples": 2, "optim__steps": 4, "optim__warmup_steps": 2, "eval__baselines": False}
+FIELDS = {**runs.EPISODES, "recipe": "episodic", "model__gate_floor": 0.05, "optim__steps": 4,
+          "optim__warmup_steps": 2, "eval__baselines": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,8 +48,7 @@ def prepared(corpus):
 
 
 def with_fields(config, **fields):
-  changed = config.as_configdict().unlock()
-  return runs.changed(changed, fields)
+  return runs.changed(configs.unfrozen(config), fields)
 
 
 def outcome(config, model, params, batch, carry, **given):
@@ -68,30 +65,30 @@ def nll_of(config, model, params, batch, carry, **given):
 # --- the loss ---
 
 
-def test_the_loss_is_the_mean_over_rows_of_text_and_weighted_answers(prepared):
+def test_the_loss_is_the_mean_over_tokens_of_text_and_of_answers_that_weigh_more(prepared):
   config, model, params, batch, carry = prepared
   nll_BT = nll_of(config, model, params, batch, carry, gate_floor=0.3)
-  expected = []
-  for row in range(4):
-    answer_T, counted_T = batch["answer_BT"][row] > 0, batch["weight_BT"][row] > 0
-    text = nll_BT[row][counted_T & ~answer_T].mean()
-    expected.append(text + (5 * nll_BT[row][answer_T].mean() if answer_T.any() else 0))
-  out = outcome(config, model, params, batch, carry, gate_floor=jnp.float32(0.3), phase=jnp.int32(0))
-  assert_close(np.asarray(out.loss), np.mean(expected), tolerance=1e-5)
-  metrics = episodic.finish(out.metrics)
   counted, answer = batch["weight_BT"] > 0, batch["answer_BT"] > 0
+  total = nll_BT[counted & ~answer].sum() + 5 * nll_BT[answer].sum()
+  expected = total / ((counted & ~answer).sum() + 5 * answer.sum())
+  out = outcome(config, model, params, batch, carry, gate_floor=jnp.float32(0.3), phase=jnp.int32(0))
+  assert_close(np.asarray(out.loss), expected, tolerance=1e-5)
+  metrics = episodic.finish(out.metrics)
   assert_close(np.asarray(metrics["train/recall_loss_nats"]), nll_BT[answer].mean(), tolerance=1e-5)
   assert_close(np.asarray(metrics["train/text_loss_nats"]), nll_BT[counted & ~answer].mean(), tolerance=1e-5)
-  assert float(out.seen) == (batch["doc_BT"] >= 0).sum() and float(metrics["train/gate_floor"]) == np.float32(.3)
+  assert float(out.seen) == (batch["doc_BT"] >= 0).sum()
+  assert float(metrics["train/gate_floor"]) == np.float32(0.3)
 
 
 def test_the_weights_are_those_of_the_config(prepared):
   config, model, params, batch, carry = prepared
-  text, recall = (float(outcome(with_fields(config, episode__store_weight=store, episode__recall_weight=weight),
-                                model, params, batch, carry).loss) for store, weight in ((1.0, 1e-9), (0.0, 2.0)))
-  both = float(outcome(with_fields(config, episode__store_weight=3.0, episode__recall_weight=4.0), model, params,
-                       batch, carry).loss)
-  assert both == pytest.approx(3 * text + 2 * recall, rel=1e-5)
+
+  def total(store, recall):
+    weighted = with_fields(config, episode__store_weight=store, episode__recall_weight=recall)
+    out = outcome(weighted, model, params, batch, carry)
+    return float(out.loss * out.weight)
+
+  assert total(3.0, 4.0) == pytest.approx(3 * total(1.0, 1e-9) + 2 * total(0.0, 2.0), rel=1e-5)
 
 
 def test_a_batch_in_pieces_has_the_gradient_of_the_whole(prepared):
@@ -113,8 +110,8 @@ def test_the_loss_of_answers_reaches_what_is_written(prepared):
   only = with_fields(config, episode__store_weight=0.0)
   loss = functools.partial(episodic.loss_of(only, model), frozen=None, carry=carry, rng=jax.random.key(0))
   norms = jax.jit(jax.grad(lambda params: loss(params, batch).loss))(params)
-  memory = {jax.tree_util.keystr(path): float(jnp.linalg.norm(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(norms) if "memory" in jax.tree_util.keystr(path)}
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(norms)}
+  memory = {name: float(jnp.linalg.norm(leaf)) for name, leaf in named.items() if "memory" in name}
   assert memory and all(value > 0 for value in memory.values()), memory
 
 
@@ -150,7 +147,8 @@ def test_a_price_moves_gates_to_their_target(prepared):
   free = outcome(config, model, params, batch, carry)
   usage = model.apply({"params": params}, batch["tokens_BT"], carry, doc_BT=batch["doc_BT"]).usage
   expected = 2.0 * float(jnp.mean((usage["read"] - 0.9) ** 2))
-  assert float(outcome(priced, model, params, batch, carry).loss - free.loss) == pytest.approx(expected, rel=1e-3)
+  more = float(outcome(priced, model, params, batch, carry).loss - free.loss)
+  assert more == pytest.approx(expected, rel=1e-3)
   loss = functools.partial(episodic.loss_of(priced, model), frozen=None, carry=carry, rng=jax.random.key(0))
   plain = functools.partial(episodic.loss_of(config, model), frozen=None, carry=carry, rng=jax.random.key(0))
   moved = jax.jit(jax.grad(lambda params: loss(params, batch).loss - plain(params, batch).loss))(params)
@@ -160,13 +158,13 @@ def test_a_price_moves_gates_to_their_target(prepared):
 
 
 REFUSED = [
-  ({"episode__read_target": 0.5}, "config.episode.usage_weight=0.0 is the weight of a price on gates away from"),
-  ({"episode__usage_weight": 1.0}, "config.episode.usage_weight=1.0 is the weight of a price on gates away"),
-  ({"episode__read_target": 0.5, "episode__usage_weight": 1.0, "model__memory_mix": "only"},
-   "config.episode.read_target=0.5 has no read gate to act on with config.model.memory_mix='only'"),
+  ({"episode__read_target": 0.5}, "config.episode.usage_weight=0.0 is the weight of a price on gates"),
+  ({"episode__usage_weight": 1.0}, "config.episode.usage_weight=1.0 is the weight of a price on gates"),
+  ({"episode__read_target": 0.5, "episode__usage_weight": 1.0, "model__memory_mix": "none"},
+   "config.episode.read_target=0.5 has no read gate to act on with config.model.memory_mix='none'"),
   ({"model__gate_floor": 0.2}, "config.model.gate_floor=0.2 is what the model is used with"),
   ({"episode__gate_floors": "0.3,0.05"}, "has 2 floors, and config.episode.phase_fracs='0.3,0.7' makes 3"),
-  ({"eval__episode_distances": "8"}, "config.eval.episode_distances has 8 tokens at most, and attention reaches"),
+  ({"eval__episode_distances": "8"}, "config.eval.episode_distances has 8 tokens at most, and attention"),
 ]
 
 

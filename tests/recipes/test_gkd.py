@@ -39,7 +39,7 @@ def make_config(teacher, **changes):
   config.decoder.update(**teachers.SMALL)
   config.distill.update(teacher=str(teacher), beta=0.5, on_policy_frac=0.5)
   config.sampler.max_tokens = 32
-  config.monitor.update(tensorboard=False, progress=False)
+  config.monitor.update(tensorboard=False, report=False, progress=False)
   return runs.changed(config, changes)
 
 

@@ -60,7 +60,7 @@ def config_of(**changes):
   config.sampler.max_tokens = 6
   config.policy.entropy_weight = 0.0
   config.rewards = HERE + "spread"
-  config.monitor.tensorboard = False
+  config.monitor.update(tensorboard=False, report=False)
   config.optim.update(lr=1e-2, warmup_steps=1, final_lr_frac=1.0)
   config.checkpoint.update(every_steps=100, keep_best=0)
   return runs.changed(config, changes)

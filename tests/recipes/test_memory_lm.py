@@ -63,7 +63,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
   """A run that is never stopped, on one device: (config, workdir, summary)."""
-  config = runs.lm_config(corpus, **MAIN, monitor__tensorboard=True)
+  config = runs.lm_config(corpus, **MAIN, monitor__tensorboard=True, monitor__report=True)
   workdir = tmp_path_factory.mktemp("memory_lm") / "whole"
   return config, workdir, runs.run_lm(config, workdir, evals=True)
 

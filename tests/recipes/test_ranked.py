@@ -30,7 +30,7 @@ LORA = {"lora__rank": 2, "lora__targets": "q,v"}
 
 def config_of(arg="smoke", **changes):
   config = atlas_ranked.get_config(arg)
-  config.monitor.tensorboard = False
+  config.monitor.update(tensorboard=False, report=False)
   config.decoder.remat = "none"  # Compiles sooner.
   return runs.changed(config, changes)
 

@@ -22,8 +22,8 @@ FIELDS = {
   "trm.mixer": "attention", "trm.positions": "rope", "trm.width": 32, "trm.heads": 2, "trm.depth": 2,
   "trm.expansion": 4.0, "trm.n_outer": 2, "trm.n_inner": 2, "trm.n_prefix": 4, "trm.row_width": 40,
   "trm.dtype": "float32", "supervision.n_supervision": 3, "data.batch_rows": 8, "eval.batch_rows": 8,
-  "puzzle_eval.pictures": 0, "monitor.tensorboard": False, "puzzles.name": "built", "optim.steps": 2,
-  "data.threads": 0,
+  "puzzle_eval.pictures": 0, "monitor.tensorboard": False, "monitor.report": False,
+  "puzzles.name": "built", "optim.steps": 2, "data.threads": 0,
 }  # fmt: skip
 SETTINGS = """arch:
   H_cycles: 2

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.memory.layer import Memory, MemoryLayerState
-from atlas_jax.memory.statistics import USAGE
 from atlas_jax.models import flops as counts
 from atlas_jax.models import pieces
 from atlas_jax.models.blocks import gate, none
@@ -98,7 +97,10 @@ def flops(fields: BlockFields) -> float | None:
 
 
 def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
-  """Returns what attention and memory add; the new state; stats of memory and gate, means over segments."""
+  """Returns what attention and memory add; the new state; stats of memory and gate.
+
+  Stats are means over segments, each weighed by its real tokens: one of padding alone has none to tell of.
+  """
   del x_BTD
   size = fields.window_tokens
   rows, length = call.doc_BT.shape
@@ -119,20 +121,13 @@ def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
     mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(h_BTD.shape)
   else:
     mixed_BTD = pieces.join(mixed_NBTD, state.memory.place, length, size)
-  return mixed_BTD, after, over_segments(stats, parts.doc)
+  return mixed_BTD, after, {name: _mean(x_N, parts.doc) for name, x_N in stats.items()}
 
 
-def over_segments(stats: dict, doc_NBT) -> dict:
-  """Returns means over segments; of usage over real tokens, of which segments have unequally many."""
-  real_N = jnp.sum(doc_NBT >= 0, axis=(1, 2))
-
-  def mean(name, x_N):
-    if not name.startswith(USAGE):
-      return jnp.mean(x_N, axis=0)
-    weight_N = real_N.astype(x_N.dtype)
-    return jnp.sum(x_N * weight_N) / jnp.maximum(jnp.sum(weight_N), 1)
-
-  return {name: mean(name, x_N) for name, x_N in stats.items()}
+def _mean(x_N, doc_NBT):
+  """Returns the mean over segments, weighed by their real tokens."""
+  real_N = jnp.sum(doc_NBT >= 0, axis=(1, 2)).astype(x_N.dtype)
+  return jnp.sum(x_N * real_N) / jnp.maximum(jnp.sum(real_N), 1)
 
 
 class Segment(nn.Module):

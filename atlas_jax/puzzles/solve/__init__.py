@@ -110,7 +110,7 @@ def settings(config, ask: SolveOptions):
   Raises:
     ValueError: for what does not fit the run.
   """
-  changed = config.as_configdict()
+  changed = configs.unfrozen(config)
   if ask.rows == "run" and not config.trm.row_width:
     raise ValueError("--rows=run asks for rows of the run, which has none (config.trm.row_width=0); leave it "
                      "out")

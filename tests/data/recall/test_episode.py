@@ -148,6 +148,23 @@ def test_text_in_which_all_returns_is_refused_with_what_to_do(name):
     draws(name, setting(text=lambda: same), 2, 64, count=1)
 
 
+@pytest.mark.parametrize(("after", "before", "apart"), [("xyz", "ab", True), ("xyab", "cd", False)])
+def test_an_answer_that_two_parts_make_where_they_meet_is_no_answer(after, before, apart):
+  """The end of one item and the beginning of the next would say it a second time."""
+  given = setting()
+  ids = given.tokenizer.encode
+  items = [episode.line_of(given, "\n1=", "abcd", after, ids("")),
+           episode.line_of(given, "\n2=", "efgh", "", ids(before))]
+  draw = np.random.default_rng(0)
+  make = lambda number: items[number]
+  cell = {"items": 2, "distance": 20}
+  if apart:
+    check(episode.text(cell, draw, given, make, kind="a letter"), given, 20)
+  else:
+    with pytest.raises(ValueError, match="in none could 100 draws find a letter that occurs nowhere else"):
+      episode.text(cell, draw, given, make, kind="a letter")
+
+
 def test_a_gap_that_holds_every_value_is_refused():
   letters = [chr(ord("a") + n) for n in range(26)]
   every = " ".join(a + b + c for a in letters for b in letters for c in letters).encode()

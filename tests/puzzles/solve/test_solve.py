@@ -18,7 +18,8 @@ TINY = {
   "puzzles.name": "files", "puzzles.canvas": 3, "puzzles.n_augmentations": 2, "puzzles.max_tasks": "None",
   "trm.width": 16, "trm.row_width": 16, "trm.n_prefix": 1, "trm.depth": 1, "trm.n_outer": 2, "trm.n_inner": 1,
   "supervision.n_supervision": 2, "data.batch_rows": 8, "eval.batch_rows": 8, "puzzle_eval.pictures": 0,
-  "optim.steps": 3, "optim.lr": 5e-3, "table.lr": 5e-2, "monitor.tensorboard": False, "data.threads": 0,
+  "optim.steps": 3, "optim.lr": 5e-3, "table.lr": 5e-2, "monitor.tensorboard": False,
+  "monitor.report": False, "data.threads": 0,
 }  # fmt: skip
 OUTPUT = [[7, 7, 7]] * 3
 STEPS = 40  # Enough to learn one output for each of three augmentations.
