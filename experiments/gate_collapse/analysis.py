@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib import figure
 
 from experiments import arms
-from experiments.gate_collapse.run import ARMS, FAULTY, OPTIONS, OURS
+from experiments.gate_collapse.run import FAULTY, OPTIONS, OURS
 
 LEAST_GATE = 0.1  # Of the mean of a block's raw gate; below it the gate has collapsed.
-OPEN_GATE = 0.2  # What the episodic recipe shall keep.
-HEADER = ("arm", "what", "seeds", "raw gate, lowest block", "emptied gain, nats per byte", "its growth per 100,000 "
-          "bytes", "recall past the window", "emptied", "bits per byte", "collapse")
+HEADER = ("arm", "what", "seeds", "raw gate, lowest block", "emptied gain, nats per byte",
+          "its growth per 100,000 bytes", "recall past the window", "emptied", "bits per byte", "collapse")
 
 
 def rows_of(found: dict, arm: str) -> list[dict]:
@@ -43,7 +42,7 @@ def collapsed(row: dict) -> list[str]:
 
 
 def gain_of(rows: list[dict]) -> str:
-  """Writes the emptied gain at the end, with its interval over documents, or over seeds if there are several."""
+  """Writes the emptied gain at the end, and its interval: over documents, or over several seeds."""
   last = rows[0]["evals"][-1]
   if len(rows) == 1:
     return f"{last['emptied']:+.3f} ({last['emptied_low']:+.3f} to {last['emptied_high']:+.3f})"
@@ -91,12 +90,13 @@ def answer(found: dict) -> str:
   rest = [name for name in alone if name not in shut]
   gates = {name: number(name, lowest_gate) for name in ("episodic", "plain", "original", "original_plain")}
   return (
-      f"Without the faults nothing collapses here: the raw gate of the lowest block ends at {gates['episodic']:.2f} "
-      f"with episodes and {gates['plain']:.2f} with plain text, and the emptied gain grows to {end('episodic'):.2f} and "
-      f"{end('plain'):.2f} nats per byte.\n"
-      f"With all of them the same model's gates fall to {gates['original']:.3f} in the original's episodes and to "
-      f"{gates['original_plain']:.3f} in its plain training; switched on alone, those that collapse it are "
-      f"{listed(shut)}, and those that do not {listed(rest)}.\n"
+      "Without the faults nothing collapses here: the raw gate of the lowest block ends at "
+      f"{gates['episodic']:.2f} with episodes and {gates['plain']:.2f} with plain text, and the emptied gain "
+      f"grows to {end('episodic'):.2f} and {end('plain'):.2f} nats per byte.\n"
+      "With all of them the same model's gates fall to "
+      f"{gates['original']:.3f} in the original's episodes and to {gates['original_plain']:.3f} in its plain "
+      f"training; switched on alone, those that collapse it are {listed(shut)}, and those that do not "
+      f"{listed(rest)}.\n"
       f"What episodes give is recall past the window, {number('episodic', recall):.2f} of answers right for "
       f"{number('plain', recall):.2f} of plain training, and at this length they cost much: "
       f"{number('episodic', bits):.2f} bits per byte for {number('plain', bits):.2f}.")
@@ -113,7 +113,7 @@ def bits(row: dict) -> float:
 
 
 def draw(found: dict, file: pathlib.Path) -> None:
-  """Draws raw gates of the lowest block above, emptied gains below; faults on the left, options on the right."""
+  """Draws raw gates of the lowest block above, emptied gains below; faults left, options right."""
   page = figure.Figure(figsize=(15, 8.5), layout="constrained")
   panels = page.subplots(2, 2, sharex=True, sharey="row")
   for column, chosen in enumerate(([*OURS, *FAULTY], [*OURS, *OPTIONS])):
