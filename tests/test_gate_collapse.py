@@ -196,7 +196,7 @@ def test_arms_have_as_many_parameters():
     key = fields.ff_width, fields.memory.shared_qk, fields.memory.rule
     if key not in count:
       count[key] = arms.parameters(arm.config, arm.fields)
-  assert count[256, True, "delta"] == run.PARAMS and len(count) == 6
+  assert count[256, True, "delta"] == run.PARAMS and len(count) == 5
   assert all(abs(params / run.PARAMS - 1) < 0.011 for params in count.values())
 
 

@@ -96,8 +96,8 @@ def answer(found: dict) -> str:
       f"{gains['original']:.3f} and {gains['original_plain']:.3f}; switched on alone, these collapse it: "
       f"{', '.join(shut) or 'none'}; and these do not: {', '.join(alive) or 'none'}.\n"
       f"Episodes give recall past the window, {recalls['episodic']:.2f} of answers right for "
-      f"{recalls['plain']:.2f} of plain training, at {losses['episodic']:.2f} bits per byte of plain text for "
-      f"{losses['plain']:.2f}.")
+      f"{recalls['plain']:.2f} of plain training, at {losses['episodic']:.2f} bits per byte of text in "
+      f"place of {losses['plain']:.2f}.")
 
 
 def open_words(found: dict) -> str:
