@@ -42,6 +42,12 @@ def _beside(condition: str) -> str:
   return f"memory_lm if {condition}; {TUNED} if {OURS} & {condition}"
 
 
+def _of_texts(*conditions: str) -> str:
+  """Writes that memory_lm reads a field of the corpus: to train on, or to hide things in that it asks for."""
+  return "; ".join(f"memory_lm if {' & '.join((one, *conditions))}" for one in
+                   ("data.source!=modular_arithmetic", "eval.tasks!=None"))
+
+
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
 # files of the blocks, so that a new way of mixing needs no entry here.
 MIXED = _without("memory")
@@ -77,6 +83,7 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
+    "monitor.phases": "memory_lm if eval.accuracy=True",
     "window": f"memory_lm if {_with('attention')}; memory_lm if model.memory_layers!=None",
     "window.least_tokens": "memory_lm if window.kind!=full",
     "window.delay_steps": "memory_lm if window.kind=delayed",
@@ -85,11 +92,11 @@ READERS = {
     "optim.gate_lr_scale": f"memory_lm if {MIXED}; {TUNED} if model.kind=memory",
     "optim.eps": f"{ALL} if optim.name=adamw",
     "data.source": "memory_lm",
-    "data.name": LANGUAGE,
-    "data.path": "memory_lm if data.name!=python_stdlib|hf:*",
-    "data.text_field": "memory_lm if data.name!=python_stdlib",
-    "data.limit_bytes": "memory_lm",
-    "data.bad_input_frac": "memory_lm",
+    "data.name": f"{_of_texts()}; {TUNED}",
+    "data.path": _of_texts("data.name!=python_stdlib|hf:*"),
+    "data.text_field": _of_texts("data.name!=python_stdlib"),
+    "data.limit_bytes": _of_texts(),
+    "data.bad_input_frac": _of_texts(),
     "data.tokenizer": LANGUAGE,
     "data.segment_len": "memory_lm sft ranked",
     "data.batch_rows": ALL,
@@ -97,13 +104,14 @@ READERS = {
     "data.align_tokens": "memory_lm",
     "data.carry": "memory_lm",
     "data.transform": "memory_lm if data.source=text",
-    "data.threads": "memory_lm trm",
-    "data.cache_dir": "memory_lm trm",
-    "data.download": f"memory_lm if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
+    "data.threads": "memory_lm if data.source!=modular_arithmetic; trm",
+    "data.cache_dir": f"{_of_texts()}; trm",
+    "data.download": f"{_of_texts('data.name!=python_stdlib|files')}; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
     "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if data.source=recall_tasks",
+    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
+                    "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": "grpo",
@@ -147,6 +155,7 @@ READERS = {
     "lora.targets": ADAPTED,
     "sft": "sft",
     "loss": LANGUAGE,
+    "loss.kind": "memory_lm",
     "sampler": ASKED,
     "sampler.temperature": "grpo gkd",
     "rewards": ASKED,
@@ -205,6 +214,7 @@ READERS = {
     "eval.baseline": f"memory_lm if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": "memory_lm",
     "eval.baselines": "memory_lm",
+    "eval.accuracy": "memory_lm if data.held_out_frac!=0.0",
     "eval.sample_prompt": "memory_lm sft if eval.sample_tokens!=0",
     "eval.sample_tokens": "memory_lm sft",
     "eval.tasks": "memory_lm",

@@ -21,7 +21,8 @@ KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 # Settings with which the recipes read all that they can.
 LAYOUTS = {
   "memory_lm": ({}, {"data__source": "recall_tasks", "data__options": {"tasks": "mqar,text"}},
-                {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
+                {"eval__sample_tokens": 4}, {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"},
+                {"eval__accuracy": True}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),

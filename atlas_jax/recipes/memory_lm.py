@@ -15,7 +15,7 @@ from atlas_jax import evals
 from atlas_jax.data import source as sources
 from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.evals import baseline, baselines, memory_gain, perplexity, recall
+from atlas_jax.evals import accuracy, baseline, baselines, memory_gain, perplexity, recall
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
@@ -29,6 +29,7 @@ from atlas_jax.state import Init, LoadedParams
 from atlas_jax.workdir import TOKENIZER
 
 READS = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "bytes_BT")  # Of a batch.
+STABLEMAX_VOCABULARY = 1_000  # Tokens above which a warning is logged, see `next_token.stablemax_nll`.
 
 
 def model_of(config) -> lm.LM:
@@ -206,6 +207,10 @@ def make(config, mesh) -> Recipe:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
   tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
   check_vocabulary(config, tokenizer)
+  if config.loss.kind == "stablemax" and config.model.vocab_size > STABLEMAX_VOCABULARY:
+    logging.warning("config.loss.kind='stablemax' with config.model.vocab_size=%d: for half of the probability "
+                    "a token needs a logit near that number, and embeddings may collapse on the way there; "
+                    "it is meant for up to about %d", config.model.vocab_size, STABLEMAX_VOCABULARY)
   source = train_source_of(config)
   found = {**evals_of(config, model, mesh), **recall.evals_of(config, model, mesh)}
   return Recipe(init_of(config, model), loss_of(config, model), source, found, load=load_of(start),
@@ -269,10 +274,16 @@ def evals_of(config, model, mesh) -> dict:
   source.close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
-      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
+      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh, kind=config.loss.kind),
+      "every")}
+  if config.eval.accuracy:
+    found["accuracy"] = evals.Eval(
+        accuracy.make(model, functools.partial(train_source_of, config),
+                      functools.partial(held_out, config.eval.max_tokens), mesh, **config.loss), "every")
   if model.has_fast_weights:
     # Every segment is read five times, see `memory_gain.make`, hence a limit of its own.
-    gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
+    gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh,
+                            kind=config.loss.kind)
     found["memory_gain"] = evals.Eval(gain, "end")
     if (path := config.eval.baseline) is not None:
       run = baseline.make(baseline.read(path), path, setting_of(config, source))
