@@ -160,14 +160,14 @@ def _write_eval(run_: Run, out: EvalOut) -> EvalOut:
   if phases.ACCURACY not in out.scalars or not hosts.is_main():
     return out
   # From the file, which holds all evaluations of the run, also those before it was resumed, and this one.
-  told = phases.phases_of(report.read_metrics(run_.workdir), phases.Thresholds(**run_.config.monitor.phases))
-  found = phases.scalars(told)
+  timed = phases.phases_of(report.read_metrics(run_.workdir), phases.Thresholds(**run_.config.monitor.phases))
+  found = phases.scalars(timed)
   run_.write(run_.step, found)
-  if len(told) > 1 and told[-1].phase != told[-2].phase:
+  if len(timed) > 1 and timed[-1].phase != timed[-2].phase:
     say(logging.INFO, "held-out accuracy %.4f, loss %.4g nats: %s from step %d on, %s before",
-        out.scalars[phases.ACCURACY], out.scalars[phases.LOSS], told[-1].phase, run_.step, told[-2].phase)
+        out.scalars[phases.ACCURACY], out.scalars[phases.LOSS], timed[-1].phase, run_.step, timed[-2].phase)
   # Noted, logged and drawn: whether a run goes on is not for them to say.
-  notes = {"phase": told[-1].phase, "phases": phases.in_words(told)}
+  notes = {"phase": timed[-1].phase, "phases": phases.in_words(timed)}
   return out._replace(scalars={**out.scalars, **found}, notes={**out.notes, **notes})
 
 

@@ -65,6 +65,7 @@ def test_thresholds_are_those_of_the_config(tmp_path):
 
 def test_a_run_that_measures_no_accuracy_has_no_phase(tmp_path):
   config = config_of()
-  recipe = runs.toy_recipe(config, evals={"loss": Eval(lambda trained, **_: EvalOut({"val/a": 1.0}), "every")})
+  loss = Eval(lambda trained, **_: EvalOut({"val/a": 1.0}), "every")
+  recipe = runs.toy_recipe(config, evals={"loss": loss})
   summary = train.run(config, recipe, runs.one_device(), tmp_path)
   assert "phase" not in summary and phases.PHASE not in runs.rows_of(tmp_path)[-1]

@@ -1,4 +1,4 @@
-"""Modular arithmetic as a source of batches: every equation a + b = c modulo a number, a part of them held out.
+"""Modular arithmetic as a source of batches: all equations a + b = c modulo a number, a part held out.
 
   --config.data.source=modular_arithmetic --config.data.options.modulus=97
 
@@ -6,8 +6,8 @@ A row is the document mark, a, the operation, b and "=", each one byte, then pad
 counts is c, behind "=". c stands in no input. A residue r is the byte r, so that the byte tokenizer and its
 vocabulary serve; operations and "=" are bytes that no residue uses.
 
-All pairs (a, b) are split by the seed: config.data.held_out_frac of them are never trained on, nor is (b, a) in
-sums and products. A network can learn the others by heart long before it finds the rule, and only held-out
+All pairs (a, b) are split by the seed: config.data.held_out_frac of them are never trained on, nor is (b, a)
+in sums and products. A network can learn the others by heart long before it finds the rule, and only held-out
 pairs tell the two apart.
 
 Source: Power et al. 2022, arXiv:2201.02177.
@@ -75,8 +75,8 @@ def split_of(equations_N3: np.ndarray, operation: str, *, held_out_frac: float, 
   held_out = order[:round(held_out_frac * len(kinds))]
   chosen_N3 = equations_N3[np.isin(kind_N.reshape(-1), held_out) == (split != "train")]
   if not len(chosen_N3):
-    raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves none of {len(equations_N3)} equations "
-                     f"for the split {split!r}; take a fraction between 0 and 1")
+    raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves none of {len(equations_N3)} "
+                     f"equations for the split {split!r}; take a fraction between 0 and 1")
   return chosen_N3
 
 

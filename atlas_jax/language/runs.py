@@ -91,8 +91,8 @@ def check_language(config, workdir, mode: str) -> None:
     raise ValueError(f"--mode={mode} uses a language model, and {workdir} holds a run of config.recipe="
                      f"{config.recipe!r}")
   if config.loss.kind != "softmax":
-    raise ValueError(f"--mode={mode} takes a model's scores for those of a softmax, and {workdir} holds a run "
-                     f"of config.loss.kind={config.loss.kind!r}; --mode=eval measures it as it was trained")
+    raise ValueError(f"--mode={mode} takes a model's scores for those of a softmax, and {workdir} holds a "
+                     f"run of config.loss.kind={config.loss.kind!r}; --mode=eval measures it as it is")
 
 
 def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any, int]:

@@ -17,9 +17,9 @@ def marks(series: Series) -> list[tuple[float, str]]:
   """Returns where each phase begins on the axis of the series, and its name."""
   if phases.PHASE not in series:
     return []
-  told = [phases.TimedPhase(i, phases.PHASES[int(y)]) for i, y in enumerate(series[phases.PHASE][1])]
+  timed = [phases.TimedPhase(i, phases.PHASES[int(y)]) for i, y in enumerate(series[phases.PHASE][1])]
   places = series[phases.PHASE][0]
-  return [(float(places[one.step]), one.phase) for one in phases.changes(told)
+  return [(float(places[one.step]), one.phase) for one in phases.changes(timed)
           if phases.PHASES.index(one.phase) >= UNTOLD]
 
 

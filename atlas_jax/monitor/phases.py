@@ -25,7 +25,7 @@ PHASE = "eval/phase"  # Index into PHASES.
 GROKKED_AT = "eval/grokked_at_step"
 PHASES = ("insufficient_data", "no_change", "learning", "memorising", "generalising", "converged", "grokked",
           "overfitting")
-SURE = 3.0  # Standard errors by which the slope of a window must differ from zero.
+SURE = 3.0  # Standard errors by which the rise of a window must differ from zero.
 LEVEL_EVALS = 3  # The level of a curve is the median of its last so many evaluations.
 
 
@@ -52,7 +52,7 @@ def phases_of(rows: Iterable[Mapping[str, Any]], thresholds: Thresholds) -> list
     rows: of metrics, oldest first; those without held-out accuracy are passed over.
     thresholds: see there.
   """
-  told: list[TimedPhase] = []
+  timed: list[TimedPhase] = []
   accuracies: list[float] = []
   losses: list[float] = []
   phase, candidate, agreeing, memorised = PHASES[0], PHASES[0], 0, False
@@ -70,28 +70,28 @@ def phases_of(rows: Iterable[Mapping[str, Any]], thresholds: Thresholds) -> list
       if agreeing >= thresholds.confirm_evals:
         phase = candidate
         memorised = memorised or phase == "memorising"
-    told.append(TimedPhase(int(row["step"]), phase))
-  return told
+    timed.append(TimedPhase(int(row["step"]), phase))
+  return timed
 
 
-def changes(told: Iterable[TimedPhase]) -> list[TimedPhase]:
+def changes(timed: Iterable[TimedPhase]) -> list[TimedPhase]:
   """Returns the first evaluation of every phase, in order; a phase that comes back is there again."""
   found: list[TimedPhase] = []
-  for one in told:
+  for one in timed:
     if not found or found[-1].phase != one.phase:
       found.append(one)
   return found
 
 
-def in_words(told: Iterable[TimedPhase]) -> str:
+def in_words(timed: Iterable[TimedPhase]) -> str:
   """Writes the changes as a sentence, such as "memorising from step 400, grokked from step 3000"."""
-  return ", ".join(f"{one.phase} from step {one.step}" for one in changes(told))
+  return ", ".join(f"{one.phase} from step {one.step}" for one in changes(timed))
 
 
-def scalars(told: list[TimedPhase]) -> dict[str, float]:
+def scalars(timed: list[TimedPhase]) -> dict[str, float]:
   """Returns metrics of the newest evaluation: "eval/phase", and "eval/grokked_at_step" once it has."""
-  found = {PHASE: float(PHASES.index(told[-1].phase))}
-  grokked = [one.step for one in told if one.phase == "grokked"]
+  found = {PHASE: float(PHASES.index(timed[-1].phase))}
+  grokked = [one.step for one in timed if one.phase == "grokked"]
   return {**found, **({GROKKED_AT: float(grokked[0])} if grokked else {})}
 
 
@@ -128,12 +128,12 @@ def _trend(values: list[float], least: float) -> int:
   """Returns 1 if a window rises, -1 if it falls, 0 if its line is flat, changes too little or is not sure."""
   x = np.arange(len(values)) - (len(values) - 1) / 2
   y = np.asarray(values) - np.mean(values)
-  slope = np.sum(x * y) / np.sum(x * x)
-  if abs(slope) * (len(values) - 1) < least:
+  rise = np.sum(x * y) / np.sum(x * x)
+  if abs(rise) * (len(values) - 1) < least:
     return 0
-  # Noise alone has a slope too, of about this size: the error of a line through so many points.
-  error = np.sqrt(np.sum((y - slope * x) ** 2) / (len(values) - 2) / np.sum(x * x))
-  return int(np.sign(slope)) if abs(slope) > SURE * error else 0
+  # Noise alone rises or falls, too, of about this size: the error of a line through so many points.
+  error = np.sqrt(np.sum((y - rise * x) ** 2) / (len(values) - 2) / np.sum(x * x))
+  return int(np.sign(rise)) if abs(rise) > SURE * error else 0
 
 
 def _number(value) -> float:

@@ -208,9 +208,10 @@ def make(config, mesh) -> Recipe:
   tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
   check_vocabulary(config, tokenizer)
   if config.loss.kind == "stablemax" and config.model.vocab_size > STABLEMAX_VOCABULARY:
-    logging.warning("config.loss.kind='stablemax' with config.model.vocab_size=%d: for half of the probability "
-                    "a token needs a logit near that number, and embeddings may collapse on the way there; "
-                    "it is meant for up to about %d", config.model.vocab_size, STABLEMAX_VOCABULARY)
+    logging.warning("config.loss.kind='stablemax' with config.model.vocab_size=%d: for half of the "
+                    "probability a token needs a logit near that number, and embeddings may collapse on the "
+                    "way there; it is meant for up to about %d", config.model.vocab_size,
+                    STABLEMAX_VOCABULARY)
   source = train_source_of(config)
   found = {**evals_of(config, model, mesh), **recall.evals_of(config, model, mesh)}
   return Recipe(init_of(config, model), loss_of(config, model), source, found, load=load_of(start),
@@ -274,8 +275,8 @@ def evals_of(config, model, mesh) -> dict:
   source.close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
-      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh, kind=config.loss.kind),
-      "every")}
+      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh,
+                      kind=config.loss.kind), "every")}
   if config.eval.accuracy:
     found["accuracy"] = evals.Eval(
         accuracy.make(model, functools.partial(train_source_of, config),

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--arms", default=",".join(ARMS))
   parser.add_argument("--seeds", default="0")
-  parser.add_argument("--steps", type=int, help="updates of a run on modular addition; the config's if absent")
+  parser.add_argument("--steps", type=int, help="updates on modular addition; those of the config if absent")
   asked = parser.parse_args(argv)
   for seed in map(int, asked.seeds.split(",")):
     for name in asked.arms.split(","):

@@ -56,7 +56,8 @@ def test_the_answer_stands_in_no_input_and_only_it_counts():
   batch = load(options={"modulus": 97}, batch_rows=64).next(None)
   for tokens, targets, weight, doc in zip(*(batch[f"{name}_BT"] for name in
                                             ("tokens", "targets", "weight", "doc"))):
-    assert tokens[:5].tolist() == [256, tokens[1], 251, tokens[3], 255] and weight.tolist() == [0, 0, 0, 0, 1, 0]
+    assert tokens[:5].tolist() == [256, tokens[1], 251, tokens[3], 255]
+    assert weight.tolist() == [0, 0, 0, 0, 1, 0]
     assert (doc[:5] == doc[0]).all() and doc[5] == -1 and tokens[5] == 256
     assert targets[:4].tolist() == tokens[1:5].tolist()
     # The same inputs without the pair itself: nothing of a row depends on its answer but the target.
@@ -75,7 +76,8 @@ def test_all_ids_are_of_the_tokenizer_and_no_symbol_is_a_residue(modulus):
   assert max(batch["tokens_BT"].max(), batch["targets_BT"].max()) < size
   assert not {*modular_arithmetic.OPERATIONS.values(), modular_arithmetic.EQUALS} & set(range(modulus))
   config = modular.get_config()
-  assert config.model.vocab_size == size and importlib.import_module(f"atlas_jax.data.{config.data.source}").make
+  loader = importlib.import_module(f"atlas_jax.data.{config.data.source}").make
+  assert callable(loader) and config.model.vocab_size == size
 
 
 def test_the_split_is_drawn_by_the_seed_and_shares_no_pair():

@@ -68,7 +68,8 @@ def test_blocks_of_tokens_change_nothing_and_stablemax_changes_the_loss_alone():
   other = measure(kind="stablemax", block_tokens=10)(Trained(params), step=7).scalars
   batch, hidden_BTD, _ = long_pass()
   counted_BT = batch["weight_BT"] > 0
-  nll = oracles.stablemax_nll(hidden_BTD[counted_BT], head.head_weights(params), batch["targets_BT"][counted_BT])
+  hidden_ND, target_N = hidden_BTD[counted_BT], batch["targets_BT"][counted_BT]
+  nll = oracles.stablemax_nll(hidden_ND, head.head_weights(params), target_N)
   assert other["eval/held_out_loss_nats"] == pytest.approx(nll.mean(), rel=1e-5)
   assert other[accuracy.HELD_OUT] == whole[accuracy.HELD_OUT]
 

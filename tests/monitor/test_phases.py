@@ -67,7 +67,8 @@ def test_knowing_the_training_rows_is_no_grokking():
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_around_one_level_changes_nothing(seed):
   draw = np.random.default_rng(seed)
-  found = told(np.clip(0.3 + 0.03 * draw.normal(size=80), 0, 1), np.r_[4.0, 3.0, 2.5, 2 + 0.05 * draw.normal(size=77)])
+  noisy = np.r_[4.0, 3.0, 2.5, 2 + 0.05 * draw.normal(size=77)]
+  found = told(np.clip(0.3 + 0.03 * draw.normal(size=80), 0, 1), noisy)
   assert not {"memorising", "grokked"} & set(found)
   assert len(found) <= 9, found  # A line through eight points of noise is steep now and then.
   still = told(np.full(40, 0.01), 4.6 + 0.01 * draw.normal(size=40))

@@ -71,7 +71,8 @@ def test_a_large_vocabulary_with_stablemax_is_warned_of(caplog, monkeypatch):
 @pytest.mark.parametrize(("fields", "message"), [
   ({"eval__sample_tokens": 8}, "config.eval.sample_tokens=8 takes logits for those of a softmax"),
   ({"eval__tasks": "lm_eval", "eval__lm_eval_tasks": "x"}, "config.eval.tasks='lm_eval' takes logits"),
-  ({"model__memory_mix": "e2e", "model__inner__batch_tokens": 16}, "config.model.memory_mix='e2e' takes logits"),
+  ({"model__memory_mix": "e2e", "model__inner__batch_tokens": 16},
+   "config.model.memory_mix='e2e' takes logits"),
 ])
 def test_what_reads_logits_of_a_softmax_is_refused_with_stablemax(fields, message):
   with pytest.raises(ValueError, match=message.replace(".", r"\.")):
