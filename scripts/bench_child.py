@@ -185,6 +185,7 @@ def memory_lm(spec: dict) -> Case:
   from atlas_jax import config as configs
   from atlas_jax import main, modes, recipes, state, train
   from atlas_jax import step as stepping
+  from atlas_jax.language import pretraining
   from atlas_jax.optim import build as optim
   from atlas_jax.parallel import hosts
   from atlas_jax.parallel import mesh as meshes
@@ -193,10 +194,10 @@ def memory_lm(spec: dict) -> Case:
   config = configs.resolve(main.read_config(spec["config"], spec["overrides"]))
   if config.recipe != "memory_lm":
     raise ValueError(f"--config={spec['config']} trains {config.recipe}, not memory_lm")
-  mesh, model = meshes.make(**config.mesh), memory_lm.model_of(config)
+  mesh, model = meshes.make(**config.mesh), pretraining.model_of(config)
   modes.check_rows(config, mesh, ("data",))
-  recipe = recipes.Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model), None, {},
-                          update=recipes.Update(by_step=memory_lm.by_step_of(config)))
+  recipe = recipes.Recipe(pretraining.init_of(config, model), memory_lm.loss_of(config, model), None, {},
+                          update=recipes.Update(by_step=pretraining.by_step_of(config)))
   shape = (config.data.batch_rows, config.data.segment_len)
   draw = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, *shape), np.int32)
   local = {"tokens_BT": draw[0], "targets_BT": draw[1], "weight_BT": np.ones(shape, np.float32),

@@ -18,7 +18,7 @@ from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.evals import baseline
 from atlas_jax.fields import mixes
 from atlas_jax.files import json_file, write
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 
 flags.DEFINE_string("workdir", None, "of the finished run", required=True)
 flags.DEFINE_string("out", None, "the file to write", required=True)
@@ -41,8 +41,8 @@ def record(workdir: pathlib.Path, command: str) -> dict:
   checkpoints = Checkpoints(workdir, **config.checkpoint)
   trained = checkpoints.read_meta()["source"]["manifest"]
   checkpoints.close()
-  setting = memory_lm.setting_of(config)
-  if changed := baseline.differences(memory_lm.data_of(trained), setting_of_data(setting)):
+  setting = pretraining.setting_of(config)
+  if changed := baseline.differences(pretraining.data_of(trained), setting_of_data(setting)):
     raise ValueError(f"--workdir={workdir} was trained on text that is not here any more: "
                      f"{'; '.join(changed)}; train it anew")
   ended = datetime.date.fromtimestamp((workdir / "summary.json").stat().st_mtime)

@@ -37,6 +37,7 @@ ELSEWHERE = {
   "kernels/memory_scan/*": ("kernels/test_memory_scan.py", "forms of one operation"),
   "kernels/newton_schulz/*": ("kernels/test_newton_schulz.py", "forms of one operation"),
   "kernels/vocab_loss/*": ("kernels/test_vocab_loss.py", "forms of one operation"),
+  "language/pretraining.py": ("recipes/test_memory_lm_start.py", "what recipes of memory models share"),
   "language/assets.py": ("language/test_export.py", "what a run keeps is read back"),
   "language/decoding/completion_writer.py": ("language/decoding/test_scheduler.py", PARTS),
   "language/decoding/prompt_reading.py": ("language/decoding/test_conversations.py", PARTS),

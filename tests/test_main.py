@@ -13,7 +13,7 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import main, modes, recipes, tree
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from atlas_jax.state import Init
 from tests import program, runs
 from tests.program import refused
@@ -216,7 +216,7 @@ def test_a_run_leaves_what_is_promised(trained):
 
 def test_the_workdir_is_enough_to_build_the_model_again(trained):
   config = configs.load(trained[0])
-  model = memory_lm.model_of(config)
+  model = pretraining.model_of(config)
   tokens_BT = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)
   init = lambda: model.init(jax.random.key(0), tokens_BT, model.zero_state(1), doc_BT=tokens_BT)["params"]
   shapes = {f"params/{name}": list(leaf.shape) for name, leaf in tree.named_leaves(jax.eval_shape(init))}

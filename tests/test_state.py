@@ -8,10 +8,10 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax import tree
+from atlas_jax.language import pretraining
 from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.recipes import memory_lm
 from atlas_jax.state import Init
 from configs import memory_40m
 from tests.helpers import assert_same_bits
@@ -66,7 +66,7 @@ def test_moments_and_average_lie_with_their_parameters_and_the_carry_by_rows(cub
 def test_nothing_large_of_the_main_job_is_whole_on_every_device(arg, cube):
   """At full size, with an average; nothing is computed."""
   config = configs.resolve(memory_40m.get_config(arg))
-  model = memory_lm.model_of(config)
+  model = pretraining.model_of(config)
 
   def init(rng):
     dummy = jnp.zeros((1, config.model.memory.chunk_size), jnp.int32)

@@ -4,17 +4,18 @@ import functools
 import jax.numpy as jnp
 
 from atlas_jax.evals import Eval, EvalOut, held_out
+from atlas_jax.language import pretraining
 from atlas_jax.models import head, lm
 from atlas_jax.recipes import Recipe, Update, memory_lm
 
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  model, start = memory_lm.model_of(config), memory_lm.start_of(config)
-  source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
-  return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
-                memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")},
-                load=memory_lm.load_of(start), update=Update(by_step=memory_lm.by_step_of(config)))
+  model, start = pretraining.model_of(config), pretraining.start_of(config)
+  source = functools.partial(pretraining.held_out_of, config, config.eval.max_tokens)
+  return Recipe(pretraining.init_of(config, model), memory_lm.loss_of(config, model),
+                pretraining.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "every")},
+                load=pretraining.load_of(start), update=Update(by_step=pretraining.by_step_of(config)))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):

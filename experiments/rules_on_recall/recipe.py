@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.evals import Eval, EvalOut, held_out
+from atlas_jax.language import pretraining
 from atlas_jax.models import head, lm, memories
 from atlas_jax.recipes import Recipe, memory_lm
 from experiments.rules_on_recall.task import PAIRS
@@ -17,11 +18,11 @@ WAYS = ("as_is", "emptied", "writes_off", "swapped")
 
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
-  model, start = memory_lm.model_of(config), memory_lm.start_of(config)
-  source = functools.partial(memory_lm.held_out_of, config, config.eval.max_tokens)
-  return Recipe(memory_lm.init_of(config, model), memory_lm.loss_of(config, model),
-                memory_lm.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "end")},
-                load=memory_lm.load_of(start))
+  model, start = pretraining.model_of(config), pretraining.start_of(config)
+  source = functools.partial(pretraining.held_out_of, config, config.eval.max_tokens)
+  return Recipe(pretraining.init_of(config, model), memory_lm.loss_of(config, model),
+                pretraining.train_source_of(config), {"recall": Eval(accuracy(model, source, mesh), "end")},
+                load=pretraining.load_of(start))
 
 
 def accuracy(model: lm.LM, source_factory, mesh):

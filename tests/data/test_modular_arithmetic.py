@@ -10,7 +10,7 @@ import pytest
 
 from atlas_jax.data import modular_arithmetic, tokenizer
 from atlas_jax.data import source as sources
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from configs import modular
 
 FIELDS = dict(seed=3, options={"modulus": 11}, segment_len=6, batch_rows=8, held_out_frac=0.5)
@@ -149,4 +149,5 @@ def test_what_cannot_be_is_refused(changed, message):
 
 
 def test_the_recipe_reads_it():
-  sources.check("modular_arithmetic", memory_lm.READS, recipe="memory_lm")
+  sources.check("modular_arithmetic", pretraining.READS, recipe="memory_lm")
+  assert set(pretraining.READS) <= set(load().next(None))

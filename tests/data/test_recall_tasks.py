@@ -5,7 +5,7 @@ import pytest
 
 from atlas_jax.data import recall_tasks
 from atlas_jax.data import source as sources
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from tests import runs
 
 OPTIONS = {"tasks": "mqar:2,niah,text", "mqar_pairs": "3", "mqar_distances": "20", "niah_lengths": "128",
@@ -145,4 +145,4 @@ def test_weights_are_read_and_wrong_ones_refused():
 
 
 def test_the_recipe_of_memory_models_reads_it():
-  assert "recall_tasks" in sources.names(memory_lm.READS)
+  assert "recall_tasks" in sources.names(pretraining.READS)

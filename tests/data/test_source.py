@@ -5,7 +5,7 @@ import pytest
 
 from atlas_jax import recipes
 from atlas_jax.data import prompts, recall_tasks, sft, source, text
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from tests import runs
 
 SMALL = dict(seed=1, name="arithmetic", batch_rows=2, held_out_frac=0.1)
@@ -32,7 +32,7 @@ def test_a_batch_holds_the_arrays_that_its_file_names(name, tmp_path):
 
 
 def test_those_that_hold_what_is_asked_for_are_listed():
-  assert source.names(memory_lm.READS) == ["recall_tasks", "text"]
+  assert source.names(pretraining.READS) == ["recall_tasks", "text"]
   assert source.names(("tokens_BT", "weight_BT")) == ["recall_tasks", "sft", "text"]
 
 
@@ -48,11 +48,11 @@ def test_a_source_that_the_recipe_cannot_read_is_refused(name, lacking, tmp_path
 
 def test_an_unknown_one_is_refused_with_those_that_the_recipe_reads():
   with pytest.raises(ValueError, match="'texts' is unknown; known sources: recall_tasks, text, or"):
-    source.check("texts", memory_lm.READS, recipe="memory_lm")
+    source.check("texts", pretraining.READS, recipe="memory_lm")
 
 
 def test_a_module_of_ones_own_is_not_looked_into():
-  source.check("mine.source", memory_lm.READS, recipe="memory_lm")
+  source.check("mine.source", pretraining.READS, recipe="memory_lm")
 
 
 V = 10

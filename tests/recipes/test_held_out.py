@@ -6,7 +6,7 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.data import problems
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from tests import program, runs, tuning
 from tests.recipes import test_contract
 
@@ -138,9 +138,9 @@ def test_held_out_documents_may_be_transformed_and_those_of_training_are_not(cor
   plain = test_contract.config_of("memory_lm", corpus)
   other = test_contract.config_of("memory_lm", corpus, eval__transform="repeat")
   assert configs.is_free("eval.transform")
-  texts = [memory_lm.held_out_of(config, None).text() for config in (plain, other)]
+  texts = [pretraining.held_out_of(config, None).text() for config in (plain, other)]
   assert len(texts[1]) == 2 * len(texts[0]) and texts[0][:50] == texts[1][:50]
-  fingerprints = [memory_lm.train_source_of(config).fingerprint for config in (plain, other)]
+  fingerprints = [pretraining.train_source_of(config).fingerprint for config in (plain, other)]
   assert fingerprints[0] == fingerprints[1]
 
 
@@ -148,7 +148,7 @@ def test_transforms_of_data_reach_training_and_held_out_documents_before_anythin
   config = test_contract.config_of("memory_lm", corpus, data__transform="permute_bytes")
   recipe = recipes.load(config, runs.one_device())
   assert recipe.source.manifest["transform"] == "permute_bytes"
-  assert memory_lm.held_out_of(config, None).manifest["transform"] == "permute_bytes"
+  assert pretraining.held_out_of(config, None).manifest["transform"] == "permute_bytes"
 
 
 def test_a_memory_that_is_never_written_says_which_parameters_learn_nothing(corpus, caplog):

@@ -11,10 +11,9 @@ from absl import logging
 from atlas_jax import command, recipes
 from atlas_jax import config as configs
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.language import assets
+from atlas_jax.language import assets, pretraining
 from atlas_jax.language import initial_model as starts
 from atlas_jax.language import runs as serving
-from atlas_jax.recipes import memory_lm
 from tests import hf_fixture, runs
 from tests.helpers import assert_same_bits, quick_compilation
 
@@ -122,7 +121,7 @@ def test_a_stopped_run_goes_on_and_does_not_start_again(first, other_text, folde
     (dict(model__memory__rule="titans", model__memory__options={}), "memory.rule is 'titans', there 'delta'"),
     (dict(model__path=str(hf_fixture.FOLDER / "qwen2_tiny")), "is a pretrained model, .*config.recipe='sft'"),
     (dict(model__path="nowhere"), "config.model.path='nowhere' is no folder"),
-    (dict(model__kind="decoder"), "config.model.kind='decoder': the recipe memory_lm trains memory models"),
+    (dict(model__kind="decoder"), "config.model.kind='decoder': config.recipe='memory_lm' trains memory"),
   ],
 )
 def test_another_model_is_refused_by_the_fields_that_differ(first, other_text, changes, message):
@@ -133,10 +132,10 @@ def test_another_model_is_refused_by_the_fields_that_differ(first, other_text, c
 def test_the_second_stage_of_tnt_starts_with_smaller_chunks_of_as_many_memories():
   second, first = (command.read_config(f"configs/memory_tnt.py:smoke{arg}") for arg in (",stage2=x", ""))
   assert second.model.path == "x" and second.model.memory.options.local_chunks == (1,)
-  memory_lm.check_same_model(second, first)
+  pretraining.check_same_model(second, first)
   first.model.memory.options.local_chunks = (8, 4)
   with pytest.raises(ValueError, match=r"local_chunks is \(1,\), there \(8, 4\)"):
-    memory_lm.check_same_model(second, first)
+    pretraining.check_same_model(second, first)
 
 
 def test_a_run_of_a_decoder_is_refused(first, other_text, folder):

@@ -6,7 +6,7 @@ import pytest
 from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax.evals import baseline
-from atlas_jax.recipes import memory_lm
+from atlas_jax.language import pretraining
 from atlas_jax.state import Trained
 from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
@@ -37,7 +37,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(corpus, tmp_path, fie
   assert trained_rows(tmp_path / "cut") == trained_rows(tmp_path / "whole")
   assert_same_bits(*(numbers(trained(config, tmp_path / name)) for name in ("cut", "whole")))
   seen = [row["train/window_tokens"] for row in trained_rows(tmp_path / "whole")]
-  window = memory_lm.by_step_of(config)
+  window = pretraining.by_step_of(config)
   np.testing.assert_allclose(seen, [window(np.int32(step))["seen_tokens"] for step in range(7)], rtol=1e-6)
   assert min(seen) >= 2 and max(seen) <= 8 and len(set(seen)) > 1
 
@@ -59,7 +59,7 @@ def test_evaluation_sees_the_whole_window(corpus):
   for fields in ({}, RANDOM):
     config = runs.lm_config(corpus, **fields)
     recipe = recipes.load(config, mesh)
-    params = memory_lm.init_params(config, memory_lm.model_of(config), np.uint32([0, 1]))
+    params = pretraining.init_params(config, pretraining.model_of(config), np.uint32([0, 1]))
     found.append(recipe.evals["perplexity"].run(Trained(params), step=0).scalars)
   assert found[0] == found[1]
 
@@ -69,7 +69,7 @@ def test_a_run_with_the_full_window_gives_its_loss_nothing_more(corpus):
 
 
 def test_recorded_figures_hold_for_the_window_they_were_trained_with(corpus):
-  whole, narrowed = (memory_lm.setting_of(runs.lm_config(corpus, **fields)) for fields in ({}, RANDOM))
+  whole, narrowed = (pretraining.setting_of(runs.lm_config(corpus, **fields)) for fields in ({}, RANDOM))
   assert baseline.differences(whole, narrowed) == [
     f"config.window.{name}='nothing' there, {value!r} here"
     for name, value in (("delay_steps", None), ("kind", "random"), ("least_tokens", 2))]

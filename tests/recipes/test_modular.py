@@ -5,6 +5,7 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax import main, readers, recipes
+from atlas_jax.language import pretraining
 from atlas_jax.language import runs as language_runs
 from configs import modular
 from tests import runs
@@ -35,8 +36,7 @@ def test_a_run_measures_trained_and_held_out_pairs_and_keeps_the_best_by_held_ou
 
 
 def held_out_batches(config):
-  from atlas_jax.recipes import memory_lm
-  source, found = memory_lm.held_out_of(config, None), []
+  source, found = pretraining.held_out_of(config, None), []
   while True:
     try:
       found.append(source.next(None))
@@ -59,8 +59,7 @@ def test_stablemax_trains_and_is_measured_as_it_is_trained(tmp_path):
 
 
 def test_a_large_vocabulary_with_stablemax_is_warned_of(caplog, monkeypatch):
-  from atlas_jax.recipes import memory_lm
-  monkeypatch.setattr(memory_lm, "STABLEMAX_VOCABULARY", 256)
+  monkeypatch.setattr(pretraining, "STABLEMAX_VOCABULARY", 256)
   for kind, said in (("softmax", False), ("stablemax", True)):
     with caplog.at_level(logging.WARNING):
       caplog.clear()
