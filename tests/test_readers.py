@@ -180,7 +180,8 @@ REFUSED = [
   ("memory_40m.py:smoke", "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
   ("memory_40m.py:smoke", "data.source=recall_tasks,data.group_size=3", "is not read by config.recipe="),
   ("memory_40m.py:smoke", "data.source=recall_tasks,data.transform=repeat", "data.source is text"),
-  ("memory_40m.py:smoke", "data.options.tasks=mqar", "config.data.source is recall_tasks, and config."),
+  ("memory_40m.py:smoke", "data.options.tasks=mqar",
+   "config.data.source is recall_tasks or modular_arithmetic, and config."),
   ("memory_40m.py:smoke", "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   ("memory_40m.py:smoke", "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),
