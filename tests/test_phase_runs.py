@@ -13,8 +13,9 @@ LOSS = [4.6, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0, 6.0, 3.0, 1.0, 0.2] + [0.01] * 8
 
 
 def config_of(**fields):
-  return runs.toy_config(optim__steps=20, train__eval_every_steps=1, checkpoint__every_steps=5,
-                         monitor__phases__window_evals=5, **fields)
+  usual = dict(optim__steps=20, train__eval_every_steps=1, checkpoint__every_steps=5,
+               monitor__phases__window_evals=5, monitor__phases__confirm_evals=2)
+  return runs.toy_config(**{**usual, **fields})
 
 
 def start(config, workdir, *, before=lambda step: None):

@@ -25,7 +25,7 @@ PHASE = "eval/phase"  # Index into PHASES.
 GROKKED_AT = "eval/grokked_at_step"
 PHASES = ("insufficient_data", "no_change", "learning", "memorising", "generalising", "converged", "grokked",
           "overfitting")
-SURE = 3.0  # Standard errors by which the rise of a window must differ from zero.
+SURE = 4.0  # Standard errors by which the rise of a window must differ from zero.
 LEVEL_EVALS = 3  # The level of a curve is the median of its last so many evaluations.
 
 

@@ -28,10 +28,11 @@ def table(found: dict) -> str:
   for name, row in sorted(found.items(), key=lambda item: (list(ARMS).index(item[0].split("/")[0]), item[0])):
     arm, _, seed = name.partition("/")
     steps = [f"step {row[field]:,}" if row[field] else "never" for field in
-             ("train_accuracy_1_at_step", "held_out_accuracy_95_at_step")]
-    last = rows_of(row["curve"])[-1][phases.ACCURACY]
+             ("train_accuracy_999_at_step", "held_out_accuracy_95_at_step")]
+    rows = rows_of(row["curve"])
+    last, words = rows[-1][phases.ACCURACY], phases.in_words(phases.phases_of(rows, thresholds()))
     lines.append(f"| {arm} | {ARMS[arm].says} | {seed} | {' | '.join(steps)} | {last:.3f} at step "
-                 f"{row['steps']:,} | {row['phases']} | {row['cpu_s']:.0f} |")
+                 f"{row['steps']:,} | {words} | {row['cpu_s']:.0f} |")
   return "\n".join(lines)
 
 
