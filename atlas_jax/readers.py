@@ -115,7 +115,7 @@ READERS = {
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
     "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; {TEXT} if "
+    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
                     "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",

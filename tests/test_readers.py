@@ -27,7 +27,7 @@ LAYOUTS = {
                 {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word,key_value"},
                 {"eval__accuracy": True}),
   "episodic": ({}, {"eval__sample_tokens": 4}, {"episode__read_target": 0.5, "episode__usage_weight": 1.0},
-               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
+               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}, {"eval__accuracy": True}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
