@@ -11,7 +11,7 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
-from atlas_jax.monitor import report
+from atlas_jax.monitor import phases, report
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -112,7 +112,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
   if out is None:
     say_stopped(run_)
     return {}
-  _write_eval(run_, out)
+  out = _write_eval(run_, out)
   summary = _summary(run_, tree.count(state.params), out) if hosts.is_main() else {"steps": run_.step}
   # Every process takes part: an export may gather parameters that are split over processes.
   run_.recipe.assets.export(run_.workdir, _trained(run_, state), summary)
@@ -153,10 +153,23 @@ def _named(run_: Run, scalars: dict) -> dict:
   return named
 
 
-def _write_eval(run_: Run, out: EvalOut) -> None:
+def _write_eval(run_: Run, out: EvalOut) -> EvalOut:
+  """Writes an evaluation; returns it with the phase that it shows the run in, where accuracy is measured."""
   run_.write(run_.step, {**out.scalars, **run_.seen_row()})
   for name, image in out.images.items():
     run_.writer.write_image(run_.step, name, image)
+  if phases.ACCURACY not in out.scalars or not hosts.is_main():
+    return out
+  # From the file, which holds all evaluations of the run, also those before it was resumed, and this one.
+  timed = phases.phases_of(report.read_metrics(run_.workdir), phases.Thresholds(**run_.config.monitor.phases))
+  found = phases.scalars(timed)
+  run_.write(run_.step, found)
+  if len(timed) > 1 and timed[-1].phase != timed[-2].phase:
+    say(logging.INFO, "held-out accuracy %.4f, loss %.4g nats: %s from step %d on, %s before",
+        out.scalars[phases.ACCURACY], out.scalars[phases.LOSS], timed[-1].phase, run_.step, timed[-2].phase)
+  # Noted, logged and drawn: whether a run goes on is not for them to say.
+  notes = {"phase": timed[-1].phase, "phases": phases.in_words(timed)}
+  return out._replace(scalars={**out.scalars, **found}, notes={**out.notes, **notes})
 
 
 def _trained(run_: Run, state: TrainState) -> Trained:

@@ -162,6 +162,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDic
       raise ValueError(f"config.{name}={value} is not a multiple of config.{parts}={part}; "
                        f"nearest are {near(value, part)}")
   _check_remat(config)
+  _check_stablemax(config)
   return ml_collections.FrozenConfigDict(config)
 
 
@@ -182,6 +183,20 @@ def _check_remat(config) -> None:
   if together and chunks % together:
     raise ValueError(f"config.model.memory.remat_chunks={together} does not divide the {chunks} chunks of a "
                      f"segment (config.{name} / config.model.memory.chunk_size)")
+
+
+def _check_stablemax(config) -> None:
+  """Refuses what would read the logits of a model trained with stablemax as those of a softmax."""
+  if config.loss.kind != "stablemax":
+    return
+  for name, wrong, remedy in (
+      ("model.memory_mix", config.model.memory_mix in mixes("inner_steps"), "take another way of mixing"),
+      ("eval.sample_tokens", bool(config.eval.sample_tokens), "set it to 0"),
+      ("eval.tasks", "lm_eval" in str(config.eval.tasks), "leave lm_eval out"),
+      ("eval.baseline", config.eval.baseline is not None, "set it to None")):
+    if wrong:
+      raise ValueError(f"config.{name}={at(config, name)!r} takes logits for those of a softmax, and "
+                       f"config.loss.kind='stablemax' trains others; {remedy}, or set loss.kind=softmax")
 
 
 # Checked behind those of a memory: a segment that is no multiple of its chunks is none of align_tokens

@@ -43,6 +43,12 @@ def _beside(condition: str) -> str:
   return f"{TEXT} if {condition}; {TUNED} if {OURS} & {condition}"
 
 
+def _of_texts(*conditions: str) -> str:
+  """Writes that a field of the corpus is read: to train on, or to hide things in that are asked for."""
+  return "; ".join(f"{TEXT} if {' & '.join((one, *conditions))}" for one in
+                   ("data.source!=modular_arithmetic", "eval.tasks!=None"))
+
+
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
 # files of the blocks, so that a new way of mixing needs no entry here.
 MIXED = _without("memory")
@@ -79,6 +85,7 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
+    "monitor.phases": f"{TEXT} if eval.accuracy=True",
     "window": f"{TEXT} if {_with('attention')}; {TEXT} if model.memory_layers!=None",
     "window.least_tokens": f"{TEXT} if window.kind!=full",
     "window.delay_steps": f"{TEXT} if window.kind=delayed",
@@ -90,11 +97,11 @@ READERS = {
     "optim.gate_lr_scale": f"{TEXT} if {MIXED}; {TUNED} if model.kind=memory",
     "optim.eps": f"{ALL} if optim.name=adamw",
     "data.source": TEXT,
-    "data.name": LANGUAGE,
-    "data.path": f"{TEXT} if data.name!=python_stdlib|hf:*",
-    "data.text_field": f"{TEXT} if data.name!=python_stdlib",
-    "data.limit_bytes": TEXT,
-    "data.bad_input_frac": TEXT,
+    "data.name": f"{_of_texts()}; {TUNED}",
+    "data.path": _of_texts("data.name!=python_stdlib|hf:*"),
+    "data.text_field": _of_texts("data.name!=python_stdlib"),
+    "data.limit_bytes": _of_texts(),
+    "data.bad_input_frac": _of_texts(),
     "data.tokenizer": LANGUAGE,
     "data.segment_len": f"{TEXT} sft ranked",
     "data.batch_rows": ALL,
@@ -102,13 +109,14 @@ READERS = {
     "data.align_tokens": TEXT,
     "data.carry": TEXT,
     "data.transform": f"{TEXT} if data.source=text",
-    "data.threads": f"{TEXT} trm",
-    "data.cache_dir": f"{TEXT} trm",
-    "data.download": f"{TEXT} if data.name!=python_stdlib|files; {ASKED} if data.name=hf:*; "
+    "data.threads": f"{TEXT} if data.source!=modular_arithmetic; trm",
+    "data.cache_dir": f"{_of_texts()}; trm",
+    "data.download": f"{_of_texts('data.name!=python_stdlib|files')}; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
     "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; {TEXT} if data.source=recall_tasks",
+    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
+                    "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": "grpo",
@@ -152,6 +160,7 @@ READERS = {
     "lora.targets": ADAPTED,
     "sft": "sft",
     "loss": LANGUAGE,
+    "loss.kind": TEXT,
     "sampler": ASKED,
     "sampler.temperature": "grpo gkd",
     "rewards": ASKED,
@@ -211,6 +220,7 @@ READERS = {
     "eval.baseline": f"{TEXT} if {CHANGING} & data.held_out_frac!=0.0",
     "eval.transform": TEXT,
     "eval.baselines": TEXT,
+    "eval.accuracy": f"{TEXT} if data.held_out_frac!=0.0",
     "eval.sample_prompt": f"{TEXT} sft if eval.sample_tokens!=0",
     "eval.sample_tokens": f"{TEXT} sft",
     "eval.tasks": TEXT,

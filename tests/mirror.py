@@ -89,6 +89,7 @@ ELSEWHERE = {
   "models/segments.py": ("models/test_mixes.py", PARTS),
   "models/stacks.py": ("models/test_lm_layers.py", PARTS),
   "models/trm_baselines.py": ("models/test_trm.py", PARTS),
+  "monitor/accuracy_panel.py": ("monitor/test_phases.py", PAGE),
   "monitor/curves.py": ("monitor/test_report.py", PAGE),
   "monitor/memory_panels.py": ("monitor/test_report.py", PAGE),
   "monitor/puzzle_panels.py": ("monitor/test_report.py", PAGE),

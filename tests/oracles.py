@@ -278,3 +278,21 @@ def vocab_loss(hidden_ND, head_DV, target_N):
     logits_V = hidden_D @ np.asarray(head_DV, np.float64)
     nll.append(logits_V.max() + math.log(np.exp(logits_V - logits_V.max()).sum()) - logits_V[target])
   return np.array(nll)
+
+
+def stablemax_nll(hidden_ND, head_DV, target_N):
+  """Negative log-likelihood of each target under the stablemax of hidden @ head, in nats."""
+  nll = []
+  for hidden_D, target in zip(np.asarray(hidden_ND, np.float64), target_N):
+    logits = hidden_D @ np.asarray(head_DV, np.float64)
+    scores = [logit + 1 if logit >= 0 else 1 / (1 - logit) for logit in logits]
+    nll.append(-math.log(scores[target] / sum(scores)))
+  return np.array(nll)
+
+
+def orthogonal_grad(grad, weight, fraction):
+  """The gradient of one matrix without a fraction of its part along the matrix."""
+  along = scale = 0.0
+  for g, w in zip(np.asarray(grad, np.float64).reshape(-1), np.asarray(weight, np.float64).reshape(-1)):
+    along, scale = along + g * w, scale + w * w
+  return np.asarray(grad, np.float64) - fraction * along / scale * np.asarray(weight, np.float64)

@@ -64,8 +64,8 @@ def test_every_alias_stands_for_fields_that_are_there():
 
 
 VARIANTS = [
-  ("smok", "config argument 'smok' is unknown; did you mean 'smoke'? known are baseline, control, corpus, "),
-  ("large", "'large' is unknown; known are baseline, control, corpus, cpu, cpu_1h, mix, paper, pretrain, "),
+  ("smok", "config argument 'smok' is unknown; did you mean 'smoke'? known are baseline, cells, control, "),
+  ("large", "'large' is unknown; known are baseline, cells, control, corpus, cpu, cpu_1h, mix, "),
   ("cpu,control=convs", "config argument 'control=convs' is unknown; did you mean 'conv'?"),
   ("cpu,control", "config argument 'control' needs a value, control=..."),
 ]

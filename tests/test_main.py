@@ -28,12 +28,15 @@ def texts(tmp_path_factory):
   return program.write_texts(tmp_path_factory.mktemp("corpus") / "texts")
 
 
+# What a run shows at its end, beside numbers.
+SHOWN = {"eval__sample_tokens": 8, "monitor__report": True}
+
+
 @pytest.fixture(scope="module")
 def trained(texts, tmp_path_factory):
   """The workdir of a run that was never stopped, and what it printed."""
   workdir = tmp_path_factory.mktemp("runs") / "trained"
-  flags = program.tiny(texts, eval__sample_tokens=8, monitor__report=True)
-  done = program.run(*flags, f"--workdir={workdir}")
+  done = program.run(*program.tiny(texts, **SHOWN), f"--workdir={workdir}")
   assert done.code == 0, done.err
   return workdir, done
 
@@ -289,7 +292,7 @@ MODES = ["train", "eval", "generate"]
 
 def command(mode, texts, workdir) -> list[str]:
   """Flags that use a trained run in a mode."""
-  flags = program.tiny(texts, eval__sample_tokens=8) if mode == "train" else [f"--mode={mode}"]
+  flags = program.tiny(texts, **SHOWN) if mode == "train" else [f"--mode={mode}"]
   return [f"--workdir={workdir}", *flags]
 
 

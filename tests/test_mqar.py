@@ -71,8 +71,9 @@ def test_a_memory_without_writes_forgets_and_keeps_nothing(rule):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_model_learns_to_recall_with_writes_and_only_with_them(tmp_path):
+  short = "rule=delta,pairs=4,n_keys=8"
   with full_compilation():
-    found = run.trained("rule=delta", tmp_path / "on")
+    found = run.trained(f"{short},steps=220", tmp_path / "on")
     assert found["accuracy"] > run.GOAL
-    found = run.trained("rule=delta,writes_off,steps=100", tmp_path / "off")
+    found = run.trained(f"{short},writes_off,steps=60", tmp_path / "off")
   assert found["accuracy"] < 0.3

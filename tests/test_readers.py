@@ -24,9 +24,10 @@ KINDS = ({}, {"model__kind": "memory"}, {"lora__rank": 2})
 LAYOUTS = {
   "memory_lm": ({}, {"data__source": "recall_tasks", "data__options": {"tasks": "mqar,text"}},
                 {"eval__sample_tokens": 4},
-                {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word,key_value"}),
+                {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word,key_value"},
+                {"eval__accuracy": True}),
   "episodic": ({}, {"eval__sample_tokens": 4}, {"episode__read_target": 0.5, "episode__usage_weight": 1.0},
-               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}),
+               {"eval__tasks": "mqar,mad,niah,babilong,formal,last_word"}, {"eval__accuracy": True}),
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
@@ -188,7 +189,7 @@ REFUSED = [
   (PLAIN, "eval.sample_prompt=x,eval.sample_tokens=0", "config.eval.sample_tokens is other"),
   (PLAIN, "data.source=recall_tasks,data.group_size=3", "is not read by config.recipe="),
   (PLAIN, "data.source=recall_tasks,data.transform=repeat", "data.source is text"),
-  (PLAIN, "data.options.tasks=mqar", "config.data.source is recall_tasks, and config."),
+  (PLAIN, "data.options.tasks=mqar", "config.data.source is recall_tasks or modular_arithmetic, and config."),
   (PLAIN, "window.least_tokens=4", "where config.window.kind is other than full, and config."
    "window.kind='full'; set config.window.kind=random or delayed, or leave it out"),
   (PLAIN, "window.kind=random,window.least_tokens=4,window.delay_steps=9", "kind is delayed"),

@@ -33,6 +33,8 @@ def _fields() -> dict:
       "loss": {
           # Tokens whose logits exist at the same time; None: all of a batch.
           "block_tokens": at_least(1, OPTIONAL(int)),
+          # Logits become probabilities by it; "stablemax" is for vocabularies up to about 1,000.
+          "kind": one_of("softmax", "softmax stablemax"),
       },
       "window": {
           # How far attention sees while memory_lm and episodic train; all else sees model.window_tokens.
@@ -68,6 +70,12 @@ def _fields() -> dict:
           "progress": True,  # A progress bar, where there is a terminal.
           "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
           "report": True,  # report.png at the end, drawn from metrics.jsonl.
+          "phases": {  # With eval.accuracy: phases of a run, from held-out rows; see monitor/phases.py.
+              "window_evals": at_least(5, 8),  # Evaluations over which a change is judged.
+              "confirm_evals": at_least(1, 3),  # Evaluations in a row before a phase is told.
+              "high_accuracy": open_fraction(0.95),  # Held-out accuracy from which on a task is solved.
+              "least_change": open_fraction(0.02),  # Of accuracy, and as a fraction of a loss: less is none.
+          },
       },
   }
 
@@ -207,6 +215,8 @@ def _optim() -> dict:
       "weight_decay": 0.1,  # Fraction taken off per update, times the learning rate.
       "decay_of": one_of("matrices", "matrices all"),  # What is decayed: "matrices" or "all".
       "clip_norm": or_none(1.0),  # Bound of the global gradient norm; None: no bound.
+      # Fraction of a matrix's own direction that is taken out of its gradient; None: none.
+      "orthogonal_grads": fraction(OPTIONAL(float)),
       "gate_lr_scale": above_zero(1.0),  # Factor on the learning rate of memory's gates.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
       "freeze": OPTIONAL(str),  # Patterns of parameter names, comma-separated, not trained: "embed/*".
@@ -251,6 +261,7 @@ def _eval() -> dict:
       "collapse_evals": at_least(1, 3),
       "baseline": OPTIONAL(str),  # Recorded figures without memory, a file of evals/baseline.py; None: none.
       "baselines": True,  # Whether the end of a run measures trigram and gzip on the same bytes.
+      "accuracy": False,  # Whether the likeliest token's accuracy is measured, on trained and held-out rows.
       "sample_prompt": "def ",  # Prompt of the text sample at the end of a run.
       "sample_tokens": at_least(0, 200),  # Its length; 0: none.
       "max_problems": or_none(at_least(1, 256)),  # Held-out problems answered or scored; None: all of files.

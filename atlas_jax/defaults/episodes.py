@@ -23,11 +23,10 @@ def group() -> dict:
       "text_frac": fraction(0.5),  # Fraction of rows that read the corpus on as plain text.
       "store_weight": at_least(0, 1.0),  # Weight of a token of text, those of what is stored included.
       "recall_weight": above_zero(5.0),  # Weight of a token of an answer.
-      # Fractions of the run after which the next phase begins (None: one phase), and the read gate's floor
-      # in each.
+      # Fractions of the run after which the next phase begins; None: one phase.
       "phase_fracs": or_none(numbers("0.3,0.7", 0, 1, whole=False)),
-      "gate_floors": numbers("0.30,0.10,0.05", 0, 0.99, whole=False),
-      # A price on gates away from a target: the squared difference of their means, in each block.
+      "gate_floors": numbers("0.30,0.10,0.05", 0, 0.99, whole=False),  # Of the read gate, in each phase.
+      # Gates away from a target have a price, the squared difference of their mean in each block.
       "read_target": fraction(OPTIONAL(float)),  # Of the read gate before its floor; None: no price.
       "write_target": fraction(OPTIONAL(float)),  # Of the write rate, as a fraction of its bound.
       "usage_weight": at_least(0, 0.0),  # Weight of the price in the loss; 0: none.

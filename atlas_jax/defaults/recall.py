@@ -39,7 +39,8 @@ def fields() -> dict:
       "last_word_lengths": numbers("1024,2048", 64, LONGEST),  # Tokens before the last sentence.
       # Of key_value, passkey, continuation and entity, see data/recall/episode.py: how many things a text
       # stores, and the tokens between the last of them and the first question.
-      "episode_items": numbers("1,4", 1, 64),
+      "episode_items": numbers("1,4", 1, 64),  # Things that are stored in a text, and asked for.
+      # Tokens of other text between storing and asking.
       "episode_distances": numbers("256,1024", 0, LONGEST),
       "published_path": OPTIONAL(str),  # Files, folders or hf:NAME:SUBSET of BABILong's or RULER's form.
       "published_split": "test",  # Of a set on the hub.

@@ -32,7 +32,7 @@ class Documents(NamedTuple):
 
 
 def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = None,
-         block_tokens: int | None = None):
+         block_tokens: int | None = None, kind: str = "softmax"):
   """Makes the evaluation.
 
   In every segment, the tokens of the document that began in an earlier one are scored five times: as the
@@ -48,6 +48,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     mesh: over which rows are split.
     max_tokens: see `held_out.batches`; None reads all.
     block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
+    kind: of the loss, see `next_token_loss`.
 
   Returns:
     run(trained, *, step) -> EvalOut with "eval/memory_gain_NAME_nats", the mean over tokens of the loss under
@@ -66,7 +67,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   if not model.has_fast_weights:
     raise ValueError(f"config.model.memory_mix={model.memory_mix!r} leaves no memory to measure; take "
                      "memory_gain out of the evals")
-  segment = functools.partial(_segment, model, block_tokens)
+  segment = functools.partial(_segment, model, {"block_tokens": block_tokens, "kind": kind})
   segment_step = held_out.make_step(segment, mesh)
 
   def run(trained, *, step: int, workdir=None) -> EvalOut:
@@ -101,7 +102,7 @@ def _variants(model: lm.LM, params, state: lm.LMState) -> _Variant:
   return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *ways)
 
 
-def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict):
+def _segment(model: lm.LM, how, params, state: lm.LMState, batch: dict):
   if state.doc_B.shape[0] < 2:
     raise ValueError("config.eval.batch_rows=1 leaves no other row whose memory could be swapped in; use 2 "
                      "or more")
@@ -111,7 +112,7 @@ def _segment(model: lm.LM, block_tokens, params, state: lm.LMState, batch: dict)
     out = model.apply({"params": taught}, batch["tokens_BT"], variant.state, doc_BT=batch["doc_BT"],
                       memory_scale=variant.scale, memory_writes=variant.writes, mode="packed")
     _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
-                                   batch["weight_BT"], block_tokens=block_tokens)
+                                   batch["weight_BT"], **how)
     return out.state, nll_BT
 
   # A loop compiles the model once, not five times.

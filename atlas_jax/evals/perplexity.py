@@ -27,7 +27,7 @@ def bucket_names(starts: list[int]) -> list[str]:
 
 
 def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = None,
-         block_tokens: int | None = None):
+         block_tokens: int | None = None, kind: str = "softmax"):
   """Makes the evaluation.
 
   Args:
@@ -36,6 +36,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     mesh: over which rows are split.
     max_tokens: see `held_out.batches`; None reads all.
     block_tokens: tokens whose logits exist at the same time, see `vocab_loss`.
+    kind: of the loss, see `next_token_loss`.
 
   Returns:
     run(trained, *, step) -> EvalOut with, over counted targets, "val/loss_nats", "val/perplexity",
@@ -47,7 +48,7 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
   def segment(params, state, batch):
     out = model.apply({"params": params}, batch["tokens_BT"], state, doc_BT=batch["doc_BT"], mode="packed")
     _, _, nll_BT = next_token_loss(out.hidden_BTD, head.head_weights(params), batch["targets_BT"],
-                                   batch["weight_BT"], block_tokens=block_tokens)
+                                   batch["weight_BT"], block_tokens=block_tokens, kind=kind)
     return out.state, segment_sums(nll_BT, batch, starts)
 
   segment_step = held_out.make_step(segment, mesh)

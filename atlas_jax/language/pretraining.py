@@ -15,7 +15,7 @@ from atlas_jax import evals
 from atlas_jax.data import source as sources
 from atlas_jax.data import stepped
 from atlas_jax.data import tokenizer as tokenizers
-from atlas_jax.evals import baseline, baselines, memory_gain, perplexity
+from atlas_jax.evals import accuracy, baseline, baselines, memory_gain, perplexity
 from atlas_jax.fields import at
 from atlas_jax.files import inventory
 from atlas_jax.language import assets
@@ -26,6 +26,7 @@ from atlas_jax.state import Init, LoadedParams
 from atlas_jax.workdir import TOKENIZER
 
 READS = ("tokens_BT", "targets_BT", "weight_BT", "doc_BT", "bytes_BT")  # Of a batch.
+STABLEMAX_VOCABULARY = 1_000  # Tokens above which a warning is logged, see `next_token.stablemax_nll`.
 
 
 class Prepared(NamedTuple):
@@ -49,6 +50,11 @@ def prepare(config) -> Prepared:
   config = with_tokenizer(config)
   if model.has_fast_weights and not config.model.memory.writes:
     logging.info("config.model.memory.writes=False: gates and values of the memories get no gradient")
+  if config.loss.kind == "stablemax" and config.model.vocab_size > STABLEMAX_VOCABULARY:
+    logging.warning("config.loss.kind='stablemax' with config.model.vocab_size=%d: for half of the "
+                    "probability a token needs a logit near that number, and embeddings may collapse on the "
+                    "way there; it is meant for up to about %d", config.model.vocab_size,
+                    STABLEMAX_VOCABULARY)
   tokenizer = tokenizers.load(config.data.tokenizer)  # Of the config: a source of one's own need have none.
   check_vocabulary(config, tokenizer)
   return Prepared(config, model, start, tokenizer)
@@ -272,11 +278,17 @@ def evals_of(config, model, mesh, *, with_gain: bool = True, train_factory: Call
   source.close()
   held_out = functools.partial(held_out_of, config)
   found = {"perplexity": evals.Eval(
-      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh), "every")}
+      perplexity.make(model, functools.partial(held_out, config.eval.max_tokens), mesh,
+                      kind=config.loss.kind), "every")}
+  if config.eval.accuracy:
+    found["accuracy"] = evals.Eval(
+        accuracy.make(model, functools.partial(train_source_of, config),
+                      functools.partial(held_out, config.eval.max_tokens), mesh, **config.loss), "every")
   if model.has_fast_weights:
     # Every segment is read five times, see `memory_gain.make`, hence a limit of its own.
-    gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh)
     if with_gain:
+      gain = memory_gain.make(model, functools.partial(held_out, config.eval.gain_max_tokens), mesh,
+                              kind=config.loss.kind)
       found["memory_gain"] = evals.Eval(gain, "end")
     if (path := config.eval.baseline) is not None:
       run = baseline.make(baseline.read(path), path, setting_of(config, source))

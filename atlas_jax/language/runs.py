@@ -82,7 +82,7 @@ def restore(config, workdir, init, mesh):
 
 
 def check_language(config, workdir, mode: str) -> None:
-  """Refuses a run whose model is no language model.
+  """Refuses a run whose model is no language model, or scores tokens otherwise than by a softmax.
 
   Raises:
     ValueError: names the mode that was asked for, the run and its recipe.
@@ -90,6 +90,9 @@ def check_language(config, workdir, mode: str) -> None:
   if config.recipe in WITHOUT_LANGUAGE:
     raise ValueError(f"--mode={mode} uses a language model, and {workdir} holds a run of config.recipe="
                      f"{config.recipe!r}")
+  if config.loss.kind != "softmax":
+    raise ValueError(f"--mode={mode} takes a model's scores for those of a softmax, and {workdir} holds a "
+                     f"run of config.loss.kind={config.loss.kind!r}; --mode=eval measures it as it is")
 
 
 def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any, int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from atlas_jax.files import write
-from atlas_jax.monitor import memory_panels, puzzle_panels, time_panel, tuning_panels, writer
+from atlas_jax.monitor import accuracy_panel, memory_panels, puzzle_panels, time_panel, tuning_panels, writer
 from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   QUIET,
@@ -86,7 +86,7 @@ def panels_of(series: Series) -> tuple[str, ...]:
     return (*puzzle_panels.names_of(series), *account)
   if tuned := tuning_panels.names_of(series):
     return (*tuned, *(("gates",) if any(GATE.search(name) for name in series) else ()), *account)
-  return (*TEXT_PANELS, *memory_panels.names_of(series), *account)
+  return (*TEXT_PANELS, *memory_panels.names_of(series), *accuracy_panel.names_of(series), *account)
 
 
 def draw(axes, series: Series, panel: str) -> None:
@@ -288,4 +288,5 @@ def _headline(name: str, series: Series) -> str:
 
 _TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, **memory_panels.PANELS}
 TEXT_PANELS = ("loss", "bits_per_byte", "gates", "memory_gain", "loss_by_position")
-PANELS = {**_TEXT, **puzzle_panels.PANELS, **tuning_panels.PANELS, **time_panel.PANELS}
+PANELS = {**_TEXT, **accuracy_panel.PANELS, **puzzle_panels.PANELS, **tuning_panels.PANELS,
+          **time_panel.PANELS}

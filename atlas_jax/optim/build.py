@@ -14,6 +14,7 @@ from atlas_jax import tree
 from atlas_jax.optim import freeze as freezing
 from atlas_jax.optim import schedules
 from atlas_jax.optim.adam_atan2 import scale_by_adam_atan2
+from atlas_jax.optim.orthogonal import orthogonal
 
 SCALES: dict[str, Callable] = {
     # Whatever the parameters' dtype: the 8 bits of bfloat16 would round small steps of the mean away.
@@ -29,7 +30,8 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
           decay_frac: float, final_lr_frac: float, beta1: float, beta2: float, eps: float,
           weight_decay: float, decay_of: str, clip_norm: float | None,
           ema_decay: float | None, gate_lr_scale: float = 1.0,
-          freeze: str | None = None) -> optax.GradientTransformation:
+          freeze: str | None = None,
+          orthogonal_grads: float | None = None) -> optax.GradientTransformation:
   """Makes the optimizer of a run from `config.optim`.
 
   Args:
@@ -43,6 +45,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     ema_decay: checked here; the moving average itself is kept by the training loop.
     gate_lr_scale: factor on the learning rate of a memory's gates, see `gate_mask`.
     freeze: patterns of the parameters that are not changed, see `freeze.mask`; None: all are trained.
+    orthogonal_grads: fraction of a matrix's own direction taken out of its gradient, see `orthogonal`.
 
   Returns:
     A chain whose moments are float32 and named like the parameters, so they are placed like them.
@@ -58,9 +61,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
         ema_decay=ema_decay, gate_lr_scale=gate_lr_scale)
   mask = decay_mask(params_abstract) if decay_of == "matrices" else None
   optimizer = optax.chain(
-      # identity in place of nothing: the state keeps its tree, so a
-      # checkpoint fits with and without clipping.
-      optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+      _prepared(params_abstract, orthogonal_grads, clip_norm),
       SCALES[name](beta1, beta2, eps),
       # Behind Adam, so that decay is not divided by the gradient's size (AdamW, Loshchilov and Hutter,
       # algorithm 2); before the rate, which multiplies it.
@@ -74,6 +75,19 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     # Behind Adam as well: its quotient would cancel a factor on the gradients.
     optimizer = optax.chain(optimizer, optax.masked(optax.scale(gate_lr_scale), gates))
   return optimizer if freeze is None else freezing.wrap(optimizer, freezing.mask(params_abstract, freeze))
+
+
+def _prepared(params_abstract, orthogonal_grads: float | None, clip_norm: float | None):
+  """Makes what happens to gradients before Adam."""
+  # identity in place of nothing: the state keeps its tree, so a checkpoint fits with and without clipping.
+  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  if orthogonal_grads is None:
+    return clip
+  # Projected before it is clipped: the paper's is the gradient that an optimizer is handed. Clipped first, a
+  # part that is thrown away would use up the norm that is let through.
+  project = orthogonal(own_axes(params_abstract), orthogonal_grads)
+  return optax.GradientTransformation(  # One step, of no state, so that the state keeps its tree here, too.
+      clip.init, lambda grads, state, params: clip.update(project.update(grads, state, params)[0], state))
 
 
 def learning_rate(*, lr: float, warmup_steps: int, steps: int, schedule: str, decay_frac: float,
@@ -90,6 +104,16 @@ def decay_mask(params_abstract):
   A leaf that leads with depth or with heads is what it is for one block and head: a vector per head is none.
   """
   return tree.map_named(lambda name, leaf: _is_matrix(name, leaf.shape), params_abstract)
+
+
+def own_axes(params_abstract):
+  """Counts, for each matrix of `decay_mask`, the first axes that count matrices: depth, heads; else -1."""
+  def lead(name, leaf):
+    parts = name.split("/")
+    stacked = any(map(STACKED.fullmatch, parts))
+    return stacked + any(part in PER_HEAD for part in parts) if _is_matrix(name, leaf.shape) else -1
+
+  return tree.map_named(lead, params_abstract)
 
 
 def gate_mask(params_abstract):

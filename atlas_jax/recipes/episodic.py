@@ -54,9 +54,9 @@ def source_of(config, model: lm.LM, tokenizer, **place) -> episodes.Episodes:
   count = episodes.text_row_count(config.data.batch_rows, config.episode.text_frac)
   whole = {"process_index": 0, "process_count": 1}  # Rows of text are asked for one by one.
   text = pretraining.train_source_of(config, batch_rows=max(1, count), threads=0, **whole)
-  if not isinstance(text, stepped.IndexedSource):
-    raise ValueError(f"config.data.source={config.data.source!r} gives whole batches, and config.recipe="
-                     "'episodic' reads rows one by one; take 'text', or make yours a stepped.IndexedSource")
+  if not (isinstance(text, stepped.IndexedSource) and hasattr(text, "manifest")):
+    raise ValueError(f"config.data.source={config.data.source!r} is no text that config.recipe='episodic' "
+                     "can read on row by row; take 'text', or a stepped.IndexedSource of yours with a manifest")
   setting = recall.setting_of(config, model, [], tokenizer, split="train")
   rows = stepped.rows_of(config.data.batch_rows, **(place or stepped.this_process()))
   return episodes.make(config, text=text, setting=setting, rows=rows)

@@ -267,7 +267,7 @@ def compare_tokens(config, pair: Pair):
   """Makes (params, batch, frozen) -> (loss, weight, statistics) for models of one tokenizer."""
   fields = config.distill
   # Padding rows of the two heads may differ in number, see `losses.distill`.
-  how = {"vocab_size": pair.vocab_size, **config.loss}
+  how = {"vocab_size": pair.vocab_size, "block_tokens": config.loss.block_tokens}
 
   def compare(params, batch, frozen):
     arrays, stats = read_both(pair, params, batch, frozen)
@@ -295,7 +295,7 @@ def compare_spans(config, pair: Pair):
     teacher = Side(teacher_BTD, teacher_DV, batch[f"{TEACHER}completion_BT"], batch[f"{TEACHER}span_BT"],
                    batch[f"{TEACHER}first_BN"], jnp.asarray(classes.teacher_V))
     out = span_loss(student, teacher, batch["single_BN"], batch["span_mask_BN"], classes=classes.size,
-                    beta=fields.beta, temperature=fields.temperature, **config.loss)
+                    beta=fields.beta, temperature=fields.temperature, block_tokens=config.loss.block_tokens)
     return *out[:2], stats
 
   return compare

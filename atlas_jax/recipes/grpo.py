@@ -126,7 +126,7 @@ def score_of(config, start: InitialModel, *, entropies: bool):
   """Makes (params, batch, frozen) -> (logprob_BT, entropy_BT or None, statistics of the layers)."""
   language = start.language
   # At the temperature of sampling: ratios compare with the distribution that completions were drawn from.
-  how = {"temperature": config.sampler.temperature, **config.loss}
+  how = {"temperature": config.sampler.temperature, "block_tokens": config.loss.block_tokens}
 
   def score(params, batch, frozen):
     params = merge_frozen(params, frozen)

@@ -122,7 +122,8 @@ def score_of(config, start: InitialModel, settings: ranked.RankedSettings):
       return x_BGT.reshape(-1, x_BGT.shape[-1])
 
     hidden_BTD, stats = language.read(params, flat(batch["tokens_BGT"]), flat(batch["doc_BGT"]))
-    logprob_BT = token_logprobs(hidden_BTD, language.head(params), flat(batch["targets_BGT"]), **config.loss)
+    logprob_BT = token_logprobs(hidden_BTD, language.head(params), flat(batch["targets_BGT"]),
+                                block_tokens=config.loss.block_tokens)
     return logprob_BT.reshape(batch["tokens_BGT"].shape), stats
 
   def both(params, batch, frozen):

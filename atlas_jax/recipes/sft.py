@@ -85,7 +85,8 @@ def score_of(config, start: InitialModel):
   def score(params, batch, frozen):
     params = merge_frozen(params, frozen)
     hidden_BTD, stats = language.read(params, batch["tokens_BT"], batch["doc_BT"])
-    logprob_BT = token_logprobs(hidden_BTD, language.head(params), batch["targets_BT"], **config.loss)
+    logprob_BT = token_logprobs(hidden_BTD, language.head(params), batch["targets_BT"],
+                                block_tokens=config.loss.block_tokens)
     return logprob_BT, stats
 
   return score

@@ -8,7 +8,7 @@ from atlas_jax.data import formats, stepped
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.language import pretraining
 from tests import runs
-from tests.data import test_episodes, test_formats
+from tests.data import test_episodes, test_formats, test_modular_arithmetic
 
 WINDOW = 48  # Tokens that attention sees.
 FIELDS = {"model__window_tokens": WINDOW, "episode__least_distance": None}
@@ -43,6 +43,21 @@ def test_echoes_are_no_answers(batch):
   targets_come_next(batch)
   with pytest.raises(AssertionError, match="not the next"):
     targets_come_next({**batch, "targets_BT": batch["tokens_BT"]})
+
+
+def answers_are_hidden(batch):
+  """Checks that where a token counts, what is read is not the token itself."""
+  counts_BT = batch["weight_BT"] > 0
+  assert counts_BT.any() and not (batch["tokens_BT"] == batch["targets_BT"])[counts_BT].any(), "in the input"
+
+
+def test_an_answer_in_the_input_is_noticed():
+  """Fault 37: an equation that is scored where its answer is read."""
+  batch = test_modular_arithmetic.load().next()
+  answers_are_hidden(batch)
+  shown_BT = np.where(batch["weight_BT"] > 0, batch["targets_BT"], batch["tokens_BT"])
+  with pytest.raises(AssertionError, match="in the input"):
+    answers_are_hidden({**batch, "tokens_BT": shown_BT})
 
 
 def answers_are_out_of_sight(batch):

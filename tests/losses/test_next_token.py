@@ -7,7 +7,7 @@ import pytest
 
 from atlas_jax.losses.next_token import next_token_loss
 from tests import oracles
-from tests.helpers import assert_close, assert_same_bits
+from tests.helpers import assert_close, assert_grads, assert_same_bits
 
 B, T, D, V = 2, 6, 5, 11
 WEIGHT = np.array([[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1]], np.float32)
@@ -71,3 +71,44 @@ def test_a_batch_of_padding_has_loss_zero_and_finite_gradients():
   loss, gradient = jax.value_and_grad(total)(hidden_BTD)
   assert float(loss) == 0
   assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize("block_tokens", [None, 5])
+def test_stablemax_scores_tokens_as_its_definition_says(x64, block_tokens):
+  hidden_BTD, head_DV, targets_BT = inputs("float64")
+  how = {"kind": "stablemax", "block_tokens": block_tokens}
+  loss, _, nll_BT = next_token_loss(hidden_BTD, head_DV, targets_BT, jnp.asarray(WEIGHT), **how)
+  expected_BT = np.stack(
+    [oracles.stablemax_nll(hidden, head_DV, targets) for hidden, targets in zip(hidden_BTD, targets_BT)]
+  )
+  assert_close(nll_BT, expected_BT)
+  assert_close(loss, expected_BT[WEIGHT == 1].mean())
+
+  total = lambda given: next_token_loss(*given, targets_BT, jnp.asarray(WEIGHT), **how)[0]
+  assert_grads(total, (hidden_BTD, head_DV), jax.grad(total)((hidden_BTD, head_DV)))
+
+
+def test_stablemax_by_blocks_never_holds_all_logits():
+  hidden_BTD, targets_BT = jnp.zeros((2, 64, 4)), jnp.zeros((2, 64), jnp.int32)
+  loss = lambda head: next_token_loss(
+    hidden_BTD, head, targets_BT, jnp.ones((2, 64)), kind="stablemax", block_tokens=16
+  )[0]
+  program = str(jax.make_jaxpr(jax.grad(loss))(jnp.zeros((4, 51))))
+  assert "16,51]" in program and "128,51]" not in program
+
+
+def test_stablemax_has_finite_gradients_at_large_logits_of_either_sign():
+  hidden_BTD = jnp.full((1, 2, 1), 1e4)
+  head_DV = jnp.array([[1.0, -1.0, 0.0]])
+  total = lambda head, targets: next_token_loss(
+    hidden_BTD, head, targets, jnp.ones((1, 2)), kind="stablemax"
+  )[0]
+  for target in range(3):
+    loss, grad = jax.value_and_grad(total)(head_DV, jnp.full((1, 2), target, jnp.int32))
+    assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def test_an_unknown_kind_is_refused():
+  hidden_BTD, head_DV, targets_BT = inputs()
+  with pytest.raises(ValueError, match="kind='sparsemax' is unknown; known are softmax, stablemax"):
+    next_token_loss(hidden_BTD, head_DV, targets_BT, jnp.asarray(WEIGHT), kind="sparsemax")

@@ -18,13 +18,14 @@ from atlas_jax import step as stepping
 from atlas_jax.evals import Eval, EvalOut, memory_health
 from atlas_jax.language import pretraining
 from atlas_jax.memory import statistics
-from atlas_jax.monitor import report
+from atlas_jax.monitor import phases, report
 from atlas_jax.monitor.curves import Series
 from atlas_jax.optim import floors
 from atlas_jax.recipes import episodic
 from tests import runs, test_configs
 from tests.evals.recall import test_asking
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
+from tests.monitor import test_phases
 from tests.recipes import test_episodic
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -288,3 +289,26 @@ def test_panels_of_what_no_run_writes_are_noticed(corpus, monkeypatch):
   monkeypatch.setattr(report, "GATE", re.compile(r"layer_(\d+)/gate_mean$"))
   with pytest.raises(AssertionError, match="the panel gates is empty"):
     panels_are_drawn(metrics)
+
+
+# --- phases ---
+
+
+def training_rows_tell_nothing(phases_of):
+  """Checks that a run which knows its training rows and is at chance on others has learnt nothing."""
+  count = 40
+  rows = test_phases.rows(np.full(count, 1 / 97), np.linspace(4.6, 14, count))
+  found = {one.phase for one in phases_of(rows, test_phases.USUAL)}
+  assert len(found) > 1 and not {"grokked", "generalising", "converged"} & found, "told from training rows"
+
+
+def test_grokking_told_from_training_rows_is_noticed():
+  """Fault 34."""
+  training_rows_tell_nothing(phases.phases_of)
+
+  def of_training_rows(rows, thresholds):
+    known = [{**row, phases.ACCURACY: row["eval/train_accuracy"], phases.LOSS: 1e-3} for row in rows]
+    return phases.phases_of(known, thresholds)
+
+  with pytest.raises(AssertionError, match="told from training rows"):
+    training_rows_tell_nothing(of_training_rows)

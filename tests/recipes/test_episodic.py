@@ -19,6 +19,7 @@ from tests import runs
 from tests.helpers import assert_close, assert_same_bits, quick_compilation
 
 FIELDS = {**runs.EPISODES, "recipe": "episodic", "model__gate_floor": 0.05, "optim__steps": 4,
+          "eval__gain_max_tokens": 8_192,
           "optim__warmup_steps": 2, "eval__baselines": False}
 
 
@@ -30,7 +31,11 @@ def quick():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-  return runs.write_corpus(tmp_path_factory.mktemp("episodic") / "text", files=24)
+  folder = runs.write_corpus(tmp_path_factory.mktemp("episodic") / "text", files=24)
+  texts = [file.read_text() for file in sorted(folder.iterdir())]
+  for at in range(8):  # Of which those held out go on into a second segment.
+    (folder / f"long_{at}.txt").write_text("".join(texts[at:at + 8]))
+  return folder
 
 
 def config_of(corpus, **fields):
@@ -214,10 +219,11 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, corpus, tmp_path):
   assert_same_bits(two._replace(rng=0), one._replace(rng=0))
 
 
-def test_a_run_is_read_back_with_the_floor_that_it_ends_with(whole):
+def test_a_run_is_read_back_with_the_floor_that_it_ends_with(whole, tmp_path):
   """Fault 40: modes and floors that a checkpoint does not hold."""
-  config, workdir, _ = whole
-  loaded = configs.load(workdir)
+  config, _, _ = whole
+  configs.save(config, tmp_path)
+  loaded = configs.load(tmp_path)
   assert loaded.model.gate_floor == 0.05 and loaded.episode == config.episode
 
 

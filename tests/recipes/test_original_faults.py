@@ -64,7 +64,8 @@ of this one; folders are those of tests/.
   27 no validation: monitor/test_original_faults.py::test_a_run_without_evaluation_is_noticed
   28 thresholds of the config that are ignored:
      monitor/test_original_faults.py::test_settings_that_are_ignored_are_noticed,
-     test_config.py::test_no_field_is_read_by_nobody
+     test_config.py::test_no_field_is_read_by_nobody,
+     monitor/test_phases.py::test_every_threshold_counts
   29 arguments of alerts in the wrong order: no such part, alerts are not there
   30 a token of the environment that is not looked up (here that of trainers, not of alerts):
      language/test_server_sampler.py::test_a_token_that_may_not_change_weights_is_refused_and_not_shown
@@ -72,13 +73,18 @@ of this one; folders are those of tests/.
   32 panels of what is never written:
      monitor/test_original_faults.py::test_panels_of_what_no_run_writes_are_noticed
   33 advice that names missing fields: test_house_words.py::test_a_breach_is_found
-  34 grokking told from training rows, and a stop by it: no such part, phases are not told
+  34 grokking told from training rows, and a stop by it:
+     monitor/test_original_faults.py::test_grokking_told_from_training_rows_is_noticed,
+     monitor/test_phases.py::test_knowing_the_training_rows_is_no_grokking,
+     test_phase_runs.py::test_a_run_that_has_grokked_goes_on_to_its_end_and_its_summary_says_when
   35 tools that load another class of model:
      test_checkpoint.py::test_another_model_is_refused_by_leaf_and_shapes,
      language/test_runs.py::test_a_tuned_run_writes_on_from_its_prompt
   36 training on the model's own samples as if they were text:
      no such part; what samples is graded or taught
-  37 modular arithmetic that cannot be imported and shows its answer: no such part, there is no such task
+  37 modular arithmetic that cannot be imported and shows its answer:
+     data/test_original_faults.py::test_an_answer_in_the_input_is_noticed,
+     data/test_modular_arithmetic.py::test_the_answer_stands_in_no_input_and_only_it_counts
   38 tests that cannot be imported: test_original_faults.py::test_imports_that_lead_nowhere_are_noticed
   39 a library that is silently optional:
      test_original_faults.py::test_a_missing_library_that_nobody_is_told_of_is_noticed
