@@ -16,7 +16,8 @@ from experiments.gate_collapse.run import ARMS, FAULTY, OPTIONS, OURS
 COMPARED = ("episodic", "plain", "original", "original_plain")  # In words.
 LEAST_GATE = 0.1  # Of the mean of a block's raw gate; below it the gate has collapsed.
 HEADER = ("arm", "what", "seeds", "raw gate, lowest block", "emptied gain, nats per byte",
-          "its growth per 100,000 bytes", "recall past the window", "emptied", "bits per byte", "collapse")
+          "its growth per 100,000 bytes", "swapped gain", "recall past the window", "emptied",
+          "bits per byte", "collapse")
 
 
 def rows_of(found: dict, arm: str) -> list[dict]:
@@ -70,8 +71,8 @@ def table(found: dict, chosen) -> str:
     names = " and ".join(dict.fromkeys(name for each in reasons for name in each))
     told = "no" if not count else f"**{names}**" + (f", {count} of {len(rows)}" if len(rows) > 1 else "")
     cells = [arm.name, arm.says, str(len(rows)), f"{mean(map(lowest_gate, rows)):.3f}", gain_of(rows),
-             f"{mean(map(growth, rows)):+.3f}", f"{mean(map(recall, rows)):.2f}",
-             f"{mean(row['recall_accuracy_emptied'] for row in rows):.2f}",
+             f"{mean(map(growth, rows)):+.3f}", f"{mean(map(swapped, rows)):+.3f}",
+             f"{mean(map(recall, rows)):.2f}", f"{mean(row['recall_accuracy_emptied'] for row in rows):.2f}",
              f"{mean(map(bits, rows)):.3f}", told]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
@@ -85,12 +86,13 @@ def answer(found: dict) -> str:
   alone = [arm.name for arm in FAULTY if not arm.name.startswith("original") and rows_of(found, arm.name)]
   shut = [name for name in alone if any(map(collapsed, rows_of(found, name)))]
   alive = [name for name in alone if name not in shut]
-  gates, gains, recalls, losses = ({arm: of(arm, measure) for arm in COMPARED}
-                                   for measure in (lowest_gate, gain, recall, bits))
+  gates, gains, rises, recalls, losses = ({arm: of(arm, measure) for arm in COMPARED}
+                                          for measure in (lowest_gate, gain, growth, recall, bits))
   return (
       f"{open_words(found)}: the raw gate of the lowest block ends at {gates['episodic']:.2f} with episodes "
       f"and at {gates['plain']:.2f} with plain text, and the emptied gain at {gains['episodic']:.2f} and "
-      f"{gains['plain']:.2f} nats per byte.\n"
+      f"{gains['plain']:.2f} nats per byte, with a growth of {rises['episodic']:+.2f} and "
+      f"{rises['plain']:+.2f} per 100,000 bytes.\n"
       f"With all of them the same model's lowest gate falls to {gates['original']:.3f} in the original's "
       f"episodes and to {gates['original_plain']:.3f} in its plain training, with gains of "
       f"{gains['original']:.3f} and {gains['original_plain']:.3f}; switched on alone, these collapse it: "
@@ -109,6 +111,11 @@ def open_words(found: dict) -> str:
 def gain(row: dict) -> float:
   """Returns the emptied gain at the end."""
   return row["evals"][-1]["emptied"]
+
+
+def swapped(row: dict) -> float:
+  """Returns the swapped gain at the end."""
+  return row["evals"][-1]["swapped"]
 
 
 def recall(row: dict) -> float:
@@ -143,7 +150,7 @@ def draw(found: dict, file: pathlib.Path) -> None:
   panels[0, 0].set(ylabel="raw gate of the lowest block, before the floor", title="faults of the original",
                    ylim=(0, 1))
   panels[0, 1].set_title("options of the episodic recipe")
-  panels[1, 0].set(ylabel="emptied gain, nats per byte; symmetric logarithm", yscale="symlog")
+  panels[1, 0].set(ylabel="emptied gain, nats per byte")
   page.savefig(file, dpi=100)
 
 
