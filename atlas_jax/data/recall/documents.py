@@ -37,8 +37,9 @@ def of_sample(found: samples.RecallSample, *, context: float) -> TaskDocument:
   none_T = np.zeros(len(context_T), np.float32)
   weight_T = np.full(len(context_T), context, np.float32)
   weight_T[-1:] = 0  # What comes next is the question.
-  return TaskDocument(np.r_[context_T, found.input_T], np.r_[context_T[1:], found.input_T[:1], found.target_T],
-                  np.r_[weight_T, answer_T], np.r_[none_T, answer_T])
+  targets_T = np.r_[context_T[1:], found.input_T[:1], found.target_T]
+  return TaskDocument(np.r_[context_T, found.input_T], targets_T, np.r_[weight_T, answer_T],
+                      np.r_[none_T, answer_T])
 
 
 def of_text(text_T: np.ndarray, doc_id: int) -> TaskDocument:
