@@ -1,13 +1,14 @@
 """The study of gates that collapse: each fault does what it says, and the README says what was found.
 
 Faults of the system that this project follows, which live in the study alone: memory that looks ahead (1), a
-write path without gradient (2), an inner step that diverges (3), a clamp that kills the gate's gradient (7), a
-loss for copying (9), an answer that attention sees (10).
+write path without gradient (2), an inner step that diverges (3), a clamp that kills the gate's gradient (7),
+a loss for copying (9), an answer that attention sees (10).
 """
 
 import functools
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from atlas_jax import config as configs
 from atlas_jax.data import recall
 from atlas_jax.memory import rules, scan
 from atlas_jax.memory.types import Gates, Token, by_steps
+from atlas_jax.models import head
 from atlas_jax.models.blocks import gate
-from atlas_jax.recipes import LossOut, episodic
 from atlas_jax.state import Init
 from experiments import arms
 from experiments.gate_collapse import analysis, config, faults, original_memory, recipe, run
@@ -128,7 +129,8 @@ def test_the_originals_step_diverges_to_its_clip_and_recalls_nothing():
 
   def after(step_size, form=lambda rule: rule):
     rule = form(rules.load("experiments.gate_collapse.original_memory", step_size=step_size, **ONE_HEAD))
-    gates = Gates(jnp.full(64, jnp.log(rule.starts.retention)), jnp.zeros(64), jnp.full(64, rule.starts.write_rate))
+    log_retention_T = jnp.full(64, jnp.log(rule.starts.retention))
+    gates = Gates(log_retention_T, jnp.zeros(64), jnp.full(64, rule.starts.write_rate))
     learned = rule.init(None)
     memory, out = scan.scan_packed(rule, rule.start(learned), learned, tokens, gates, jnp.ones(64),
                                    jnp.zeros(16, bool), chunk_size=4)  # fmt: skip
@@ -144,34 +146,44 @@ def test_the_originals_step_diverges_to_its_clip_and_recalls_nothing():
 # --- faults of the loss and of episodes ---
 
 
-def test_the_copy_loss_asks_each_token_of_an_episode_for_itself(monkeypatch):
-  batch = {"tokens_BT": jnp.int32([[5, 6, 7, 0], [1, 2, 3, 4]]), "targets_BT": jnp.int32([[6, 7, 8, 0]] * 2),
-           "weight_BT": jnp.float32([[1, 0, 1, 0], [1, 1, 1, 1]]), "doc_BT": jnp.int32([[3, 3, 3, -1], [1] * 4]),
-           "answer_BT": jnp.float32([[0, 0, 1, 0], [0] * 4])}  # fmt: skip
-  asked = []
+def test_the_copy_loss_asks_each_token_of_an_episode_for_itself():
+  model, params, tokens_BT = model_of()
+  draw = np.random.default_rng(1)
+  doc_BT = np.zeros((2, 12), np.int32)
+  doc_BT[0, 9:] = -1
+  answer_BT = np.zeros((2, 12), np.float32)
+  answer_BT[0, 4] = 1  # The other row is text.
+  weight_BT = np.float32(draw.integers(2, size=(2, 12)) * (doc_BT >= 0))
+  batch = {"tokens_BT": tokens_BT, "targets_BT": jnp.roll(tokens_BT, -1, 1), "weight_BT": weight_BT,
+           "doc_BT": doc_BT, "answer_BT": answer_BT, "bytes_BT": np.ones((2, 12), np.int32)}  # fmt: skip
+  given = types.SimpleNamespace(loss={}, episode=types.SimpleNamespace(recall_weight=5.0))
 
-  def inner(params, batch, **given):
-    asked.append(batch)
-    return LossOut(jnp.float32(len(asked)), 1.0, (), {"answer_nats": len(asked), "answer_tokens": 1, "rest": 7})
+  @jax.jit
+  def both(params):
+    carry = model.zero_state(2)
+    out = recipe.loss_with_copies(given, model)(params, batch, frozen=None, carry=carry, rng=None)
+    hidden_BTD = model.apply({"params": params}, tokens_BT, carry, doc_BT=doc_BT).hidden_BTD
+    return out, jax.nn.log_softmax(head.logits(params, hidden_BTD))
 
-  monkeypatch.setattr(episodic, "loss_of", lambda config, model: inner)
-  out = recipe.loss_with_copies(None, None)((), batch, rng=None)
-  assert out.loss == 3 and out.metrics == {"answer_nats": 2, "answer_tokens": 1, "rest": 7}
-  text, copies = asked
-  assert not text["answer_BT"].any() and (text["targets_BT"] == batch["targets_BT"]).all()
-  assert (copies["targets_BT"] == batch["tokens_BT"]).all()
-  assert copies["answer_BT"].tolist() == [[1, 1, 1, 0], [0] * 4] == copies["weight_BT"].tolist()
+  out, log_BTV = both(params)
+  nll = lambda ids_BT: -np.take_along_axis(np.asarray(log_BTV), np.asarray(ids_BT)[..., None], -1)[..., 0]
+  text = [nll(batch["targets_BT"])[row][weight_BT[row] > 0].mean() for row in range(2)]
+  copies = nll(tokens_BT)[0][:9].mean()
+  assert_close(np.asarray(out.loss), np.mean(text) + 5 * copies / 2, tolerance=1e-5)
+  assert (out.metrics["answer_tokens"], out.metrics["text_tokens"], out.seen) == (9, weight_BT.sum(), 21)
 
 
 @pytest.mark.parametrize("name", config.TASKS)
 def test_answers_that_are_visible_stand_in_the_window_and_ours_beyond_its_reach(name):
   visible = configs.resolve(config.get_config("faults=visible"))
   ours = configs.resolve(config.get_config())
-  assert (visible.episode.least_distance, visible.episode.most_distance, visible.episode.most_items) == (0, 0, 1)
+  assert visible.episode.least_distance == visible.episode.most_distance == 0
+  assert visible.episode.most_items == 1
   draw = lambda items, distance: recall.load(name).sample(
     {"items": items, "distance": distance}, settings.setting(), seed=0, split="train", number=0)
   assert max(draw(1, 0).distance_N) < visible.model.window_tokens
-  assert min(draw(3, ours.episode.least_distance).distance_N) > ours.model.depth * (ours.model.window_tokens - 1)
+  reach = ours.model.depth * (ours.model.window_tokens - 1)
+  assert min(draw(3, ours.episode.least_distance).distance_N) > reach
 
 
 # --- the study ---
@@ -184,12 +196,13 @@ def test_arms_have_as_many_parameters():
     key = fields.ff_width, fields.memory.shared_qk, fields.memory.rule
     if key not in count:
       count[key] = arms.parameters(arm.config, arm.fields)
-  assert count[256, True, "delta"] == run.PARAMS and len(count) == 6
+  assert count[256, True, "delta"] == run.PARAMS and len(count) == 5
   assert all(abs(params / run.PARAMS - 1) < 0.011 for params in count.values())
 
 
 def test_what_is_unknown_or_without_effect_is_refused():
-  for arg, message in (("faults=clmap", "names 'clmap'; did you mean 'clamp'"), ("train=plan", "did you mean 'plain'"),
+  for arg, message in (("faults=clmap", "names 'clmap'; did you mean 'clamp'"),
+                       ("train=plan", "did you mean 'plain'"),
                        ("train=plain,faults=visible", "exclude each other: nothing is asked")):  # fmt: skip
     with pytest.raises(ValueError, match=message):
       config.get_config(arg)
@@ -203,8 +216,9 @@ def test_every_fault_is_in_an_arm():
 
 def test_a_collapse_is_a_shut_gate_or_a_gain_that_may_be_nothing():
   def row(raw, gain, low):
-    return {"gates": [{"tokens": 1, "raw": [0.9, 0.9]}, *[{"tokens": 2, "raw": [0.5, raw]}] * 3],
-            "evals": [{"tokens": 1e5 * at, "emptied": gain * at, "emptied_low": low} for at in (1, 2)]}  # fmt: skip
+    evals = [{"tokens": 1e5 * at, "emptied": gain * at, "emptied_low": low} for at in (1, 2)]
+    gates = [{"tokens": 1, "raw": [0.9, 0.9]}, *[{"tokens": 2, "raw": [0.5, raw]}] * 3]
+    return {"gates": gates, "evals": evals}
 
   assert analysis.collapsed(row(0.3, 0.1, 0.05)) == [] and analysis.lowest_gate(row(0.3, 0.1, 0.05)) == 0.3
   assert analysis.collapsed(row(0.09, 0.1, 0.05)) == ["gate"]
@@ -215,9 +229,7 @@ def test_a_collapse_is_a_shut_gate_or_a_gain_that_may_be_nothing():
 def test_the_page_says_what_was_found(tmp_path):
   found = json.loads((FOLDER / "results.json").read_text())
   page = (FOLDER / "README.md").read_text()
-  for part in (analysis.table(found, [*run.OURS, *run.FAULTY]), analysis.table(found, run.OPTIONS),
-               analysis.answer(found)):
-    assert part in page
+  assert page == analysis.filled(page, found) and all(f"<!-- {name} -->" in page for name in analysis.PARTS)
   for name, row in found.items():
     arm = next(arm for arm in run.ARMS if arm.name == name.rpartition("/")[0])
     assert f"--config={arm.config}" in row["command"] and row["steps"] == config.STEPS

@@ -1,6 +1,8 @@
-"""Draws raw gates and emptied gains over tokens, and prints the tables of the README.
+"""Draws raw gates and emptied gains over tokens, and writes the answer and the tables into the README.
 
   python -m experiments.gate_collapse.analysis experiments/gate_collapse/results.json
+
+Picture and README stand beside the results; of the README the parts between comments of PARTS are written.
 """
 import pathlib
 import sys
@@ -11,10 +13,10 @@ from matplotlib import figure
 from experiments import arms
 from experiments.gate_collapse.run import ARMS, FAULTY, OPTIONS, OURS
 
+COMPARED = ("episodic", "plain", "original", "original_plain")  # In words.
 LEAST_GATE = 0.1  # Of the mean of a block's raw gate; below it the gate has collapsed.
-OPEN_GATE = 0.2  # What the episodic recipe shall keep.
-HEADER = ("arm", "what", "seeds", "raw gate, lowest block", "emptied gain, nats per byte", "its growth per 100,000 "
-          "bytes", "recall past the window", "emptied", "bits per byte", "collapse")
+HEADER = ("arm", "what", "seeds", "raw gate, lowest block", "emptied gain, nats per byte",
+          "its growth per 100,000 bytes", "recall past the window", "emptied", "bits per byte", "collapse")
 
 
 def rows_of(found: dict, arm: str) -> list[dict]:
@@ -43,12 +45,12 @@ def collapsed(row: dict) -> list[str]:
 
 
 def gain_of(rows: list[dict]) -> str:
-  """Writes the emptied gain at the end, with its interval over documents, or over seeds if there are several."""
+  """Writes the emptied gain at the end, and its interval: over documents, or over several seeds."""
   last = rows[0]["evals"][-1]
   if len(rows) == 1:
     return f"{last['emptied']:+.3f} ({last['emptied_low']:+.3f} to {last['emptied_high']:+.3f})"
-  mean, low, high = arms.interval([row["evals"][-1]["emptied"] for row in rows])
-  return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+  middle, low, high = arms.interval(list(map(gain, rows)))
+  return f"{middle:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def mean(values) -> float:
@@ -77,29 +79,36 @@ def table(found: dict, chosen) -> str:
 
 def answer(found: dict) -> str:
   """Writes what was found in three sentences, of the arms that have been run."""
-  def number(arm, of):
-    return mean(map(of, rows_of(found, arm)))
-
-  def end(arm):
-    return number(arm, lambda row: row["evals"][-1]["emptied"])
-
-  def listed(names):
-    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names) or "none"
+  def of(arm, measure):
+    return mean(map(measure, rows_of(found, arm)))
 
   alone = [arm.name for arm in FAULTY if not arm.name.startswith("original") and rows_of(found, arm.name)]
   shut = [name for name in alone if any(map(collapsed, rows_of(found, name)))]
-  rest = [name for name in alone if name not in shut]
-  gates = {name: number(name, lowest_gate) for name in ("episodic", "plain", "original", "original_plain")}
+  alive = [name for name in alone if name not in shut]
+  gates, gains, recalls, losses = ({arm: of(arm, measure) for arm in COMPARED}
+                                   for measure in (lowest_gate, gain, recall, bits))
   return (
-      f"Without the faults nothing collapses here: the raw gate of the lowest block ends at {gates['episodic']:.2f} "
-      f"with episodes and {gates['plain']:.2f} with plain text, and the emptied gain grows to {end('episodic'):.2f} and "
-      f"{end('plain'):.2f} nats per byte.\n"
-      f"With all of them the same model's gates fall to {gates['original']:.3f} in the original's episodes and to "
-      f"{gates['original_plain']:.3f} in its plain training; switched on alone, those that collapse it are "
-      f"{listed(shut)}, and those that do not {listed(rest)}.\n"
-      f"What episodes give is recall past the window, {number('episodic', recall):.2f} of answers right for "
-      f"{number('plain', recall):.2f} of plain training, and at this length they cost much: "
-      f"{number('episodic', bits):.2f} bits per byte for {number('plain', bits):.2f}.")
+      f"{open_words(found)}: the raw gate of the lowest block ends at {gates['episodic']:.2f} with episodes "
+      f"and at {gates['plain']:.2f} with plain text, and the emptied gain at {gains['episodic']:.2f} and "
+      f"{gains['plain']:.2f} nats per byte.\n"
+      f"With all of them the same model's lowest gate falls to {gates['original']:.3f} in the original's "
+      f"episodes and to {gates['original_plain']:.3f} in its plain training, with gains of "
+      f"{gains['original']:.3f} and {gains['original_plain']:.3f}; switched on alone, these collapse it: "
+      f"{', '.join(shut) or 'none'}; and these do not: {', '.join(alive) or 'none'}.\n"
+      f"Episodes give recall past the window, {recalls['episodic']:.2f} of answers right for "
+      f"{recalls['plain']:.2f} of plain training, at {losses['episodic']:.2f} bits per byte of text in "
+      f"place of {losses['plain']:.2f}.")
+
+
+def open_words(found: dict) -> str:
+  """Says whether anything collapses without the faults."""
+  ours = [row for arm in OURS for row in rows_of(found, arm.name)]
+  return "Without the faults " + ("something collapses" if any(map(collapsed, ours)) else "nothing collapses")
+
+
+def gain(row: dict) -> float:
+  """Returns the emptied gain at the end."""
+  return row["evals"][-1]["emptied"]
 
 
 def recall(row: dict) -> float:
@@ -113,7 +122,7 @@ def bits(row: dict) -> float:
 
 
 def draw(found: dict, file: pathlib.Path) -> None:
-  """Draws raw gates of the lowest block above, emptied gains below; faults on the left, options on the right."""
+  """Draws raw gates of the lowest block above, emptied gains below; faults left, options right."""
   page = figure.Figure(figsize=(15, 8.5), layout="constrained")
   panels = page.subplots(2, 2, sharex=True, sharey="row")
   for column, chosen in enumerate(([*OURS, *FAULTY], [*OURS, *OPTIONS])):
@@ -138,11 +147,34 @@ def draw(found: dict, file: pathlib.Path) -> None:
   page.savefig(file, dpi=100)
 
 
+def not_run(found: dict) -> str:
+  """Lists the arms without results."""
+  names = [arm.name for arm in ARMS if not rows_of(found, arm.name)]
+  return f"Arms that have not been run: {', '.join(names)}." if names else "All arms have been run."
+
+
+PARTS = {
+    "answer": answer,
+    "faults": lambda found: table(found, [*OURS, *FAULTY]),
+    "options": lambda found: table(found, [*OURS[:1], *OPTIONS]),
+    "not run": not_run,
+}
+
+
+def filled(page: str, found: dict) -> str:
+  """Returns a page with its parts written anew; each stands between comments with its name and with "end"."""
+  for name, write in PARTS.items():
+    before, begin, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("\n<!-- end -->")
+    page = f"{before}{begin}{write(found)}{end}{after}"
+  return page
+
+
 def main(results: str) -> None:
-  """Prints the tables and writes a picture of the results' name beside them."""
+  """Writes a picture of the results' name, and the README, beside them."""
   path = pathlib.Path(results)
-  found = arms.read(path)
-  print(answer(found), "", table(found, [*OURS, *FAULTY]), "", table(found, OPTIONS), sep="\n")
+  found, page = arms.read(path), path.with_name("README.md")
+  page.write_text(filled(page.read_text(), found))
   draw(found, path.with_suffix(".png"))
 
 

@@ -2,8 +2,9 @@
 
   python -m atlas_jax.main --config=experiments/gate_collapse/config.py:faults=no_grad --workdir=runs/no_grad
 
-`train` is "episodic", or "plain" for next-token training. `faults` names those of FAULTS that are switched on,
-with + between them. They live here and in `recipe`, `faults` and the two rules beside them, and nowhere else.
+`train` is "episodic", or "plain" for next-token training. `faults` names those of FAULTS that are switched
+on, with + between them. They live here and in `recipe`, `faults` and the two rules beside them, and nowhere
+else.
 """
 from atlas_jax import config as base
 
@@ -46,7 +47,7 @@ def get_config(arg=None):
   config.checkpoint.update(every_steps=100_000, keep_best=0)
   config.eval.update(batch_rows=8, max_tokens=8_192, gain_max_tokens=12_288, baselines=False, sample_tokens=0,
                      episode_items="2", episode_distances="96,384", task_samples=8)
-  config.monitor.update(progress=False, tensorboard=False)
+  config.monitor.update(progress=False, tensorboard=False, report=False)
   for fault in faults:
     _add(config, fault)
   if "no_grad" in faults:  # Around whichever rule the others chose.

@@ -1,4 +1,4 @@
-"""Faults of the original in the forward pass, as a model that calls ours with some of its functions replaced."""
+"""Faults of the original in the forward pass: our model, with some of its functions replaced when called."""
 import contextlib
 from unittest import mock
 
@@ -17,9 +17,9 @@ IN_TRAINING = ("look_ahead",)
 class LookAheadMemory(Memory):
   """A memory that is written by the whole call first, and then read by all of its tokens."""
 
-  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, write_BT, read_BT, last_doc_B, end_BN):
+  def _read_packed(self, rule, running, learned, tokens, gates, doc_BT, write_BT, read_BT, *at_ends):
     running, out = super()._read_packed(rule, running, learned, tokens, gates, doc_BT, write_BT, read_BT,
-                                        last_doc_B, end_BN)
+                                        *at_ends)
     # Over rows, then heads: one state for all tokens of a row, of whatever document, as the original has it.
     read = jax.vmap(jax.vmap(rule.apply), in_axes=(None, 0, 0))
     recalled_BHTM = read(learned.slow, running.base, tokens.q)
@@ -41,10 +41,11 @@ def mix_convex(layer_type, fields, h_BTD, state: BlockState, call):
     seen.append(parts.gate(x_BTD, floor))
     return seen[-1]
 
-  recalled_BTD, memory, stats = gate.recall(parts._replace(gate=noting), h_BTD, state.memory, call, fields.mode,
-                                            qkv_BTHE)
-  kept_BT = 1 - jnp.mean(seen[0][0], axis=-1)
-  return mixed_BTD * kept_BT[..., None].astype(mixed_BTD.dtype) + recalled_BTD, BlockState(attention, memory), stats
+  recalled_BTD, memory, stats = gate.recall(parts._replace(gate=noting), h_BTD, state.memory, call,
+                                            fields.mode, qkv_BTHE)
+  kept_BT1 = 1 - jnp.mean(seen[0][0], axis=-1, keepdims=True)
+  mixed_BTD = mixed_BTD * kept_BT1.astype(mixed_BTD.dtype) + recalled_BTD
+  return mixed_BTD, BlockState(attention, memory), stats
 
 
 REPLACED = {"look_ahead": ("Memory", LookAheadMemory), "clamp": ("floored", clamped),
@@ -69,6 +70,7 @@ class FaultyLM(lm.LM):
 
 
 def with_faults(model: lm.LM, faults) -> FaultyLM:
-  """Returns a model of the same fields and parameters with those of the faults that are in its forward pass."""
-  fields = {name: getattr(model, name) for name in lm.LM.__dataclass_fields__ if name not in ("parent", "name")}
+  """Returns a model of the same fields and parameters with those of the faults that are in REPLACED."""
+  own = lm.LM.__dataclass_fields__.keys() - {"parent", "name"}
+  fields = {name: getattr(model, name) for name in own}
   return FaultyLM(**fields, faults=tuple(name for name in faults if name in REPLACED))

@@ -1,16 +1,17 @@
-"""The original's inner step: powers of unnormalised keys, a step far beyond the stable one, a clip of the norm.
+"""The original's inner step: powers of unnormalised keys, a step beyond the stable one, a clip of the norm.
 
   phi(x) = (1, x, x^2 / 2), of keys of mean square 1
   G = 1/C sum_i r_i phi(k_i) (phi(k_i) W - v_i)^T over a chunk, at the W it starts with
-  S = m S - G;  W = a W + S, a the product of the chunk's retentions;  then W is cut to the norm that is allowed
+  S = m S - G;  W = a W + S, a the product of the chunk's retentions;  then W is cut to an allowed norm
   y_t = phi(q_t) W at the chunk's start
 
-Causal, unlike the original's. A step of r mean|phi|^2 = 25 is what the original has at width 384 (rate .05,
-context gate .49, mean square 1,044, times 2 of the squared error); 2 (1 + m) = 3.8 is where it stops
-converging. Its clip of 50 lets reads be 56 times as long as values; here that is a norm of 9.
+Causal, unlike the original's. Its step at width 384 is r mean|phi|^2 = 51: rate .05, context gate .49, mean
+square 1,044, times 2 of the squared error. Here it is 25; powers are alike along half of that length, and the
+longest step that converges along it is 2 (1 + m) = 3.8. The original's clip of 50 lets reads be 56 times as
+long as values; here that is a norm of 9.
 
-Source: the faults listed in the README; the memory is that of Behrouz et al. 2025, Atlas, arXiv:2505.23735, as
-that program has it.
+Source: the memory of Behrouz et al. 2025, Atlas, arXiv:2505.23735, as the program that the README names has
+it.
 """
 import functools
 import math
@@ -54,7 +55,7 @@ def lifted(x_K):
 
 
 def start(learned: Learned) -> MemoryState:
-  """Returns a memory that has read nothing: kept is the gradient of the chunk, and the log of its retention."""
+  """Returns a memory that has read nothing; it keeps the chunk's gradient and the log of its retention."""
   zero = jnp.zeros_like(learned.fast["w0"])
   return MemoryState(learned.fast, zero, {"grad": zero, "log": jnp.zeros((), zero.dtype)})
 

@@ -1,13 +1,16 @@
 """Plain and episodic training as the package has them, with faults of the original around them."""
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.evals import Eval, memory_gain
 from atlas_jax.evals.recall import episodes as asked
 from atlas_jax.language import pretraining
-from atlas_jax.recipes import Accounting, Recipe, Update, episodic, memory_lm
+from atlas_jax.losses.next_token import next_token_loss
+from atlas_jax.models import head
+from atlas_jax.models.layer_metrics import layer_metrics
+from atlas_jax.recipes import Accounting, LossOut, Recipe, Update, episodic, memory_lm
 from experiments.gate_collapse import faults as forward
 from experiments.gate_collapse.config import TASKS
 
@@ -17,10 +20,13 @@ SHUT_BY = 6.0  # The bias of gates that start shut; they let .0025 through.
 def make(config, mesh) -> Recipe:
   """Makes the recipe; see `recipes.load`."""
   config, model, _, tokenizer = pretraining.prepare(config)
-  train, faults = config.data.options["train"], tuple(filter(None, config.data.options["faults"].split("+")))
+  train = config.data.options["train"]
+  faults = tuple(filter(None, config.data.options["faults"].split("+")))
   learning = forward.with_faults(model, faults)
   used = forward.with_faults(model, [name for name in faults if name not in forward.IN_TRAINING])
-  found = {**pretraining.evals_of(config, used, mesh, gain_when="every"),
+  text = functools.partial(pretraining.held_out_of, config, config.eval.gain_max_tokens)
+  found = {**pretraining.evals_of(config, used, mesh, with_gain=False),
+           "memory_gain": Eval(memory_gain.make(used, text, mesh), "every"),
            "episodes": asked.eval_of(config, used, mesh, TASKS)._replace(when="end")}
   init = pretraining.init_of(config, used)
   init = functools.partial(init_shut, init) if "shut" in faults else init
@@ -44,25 +50,35 @@ def init_shut(init, rng):
 def loss_with_copies(config, model):
   """Makes the loss of the original's cycle: every text counts as text, and episodes are shown a second time.
 
-  In the second showing each token is to be said where it is read, which asks nothing of a memory; it takes the
-  place and the weight of answers.
+  In the second showing each token is to be said where it is read, which asks nothing of a memory; that has
+  the place and the weight of answers. Rows count alike, as in the original, whose batches do.
   """
-  inner: Any = episodic.loss_of(config, model)
-
-  def loss(params, batch, **given):
-    text, copies = showings(batch)
-    first = inner(params, text, **given)
-    again = inner(params, copies, **given)
-    metrics = {**first.metrics, **{name: again.metrics[name] for name in ("answer_nats", "answer_tokens")}}
-    return first._replace(loss=first.loss + again.loss, metrics=metrics)
+  def loss(params, batch, *, frozen, carry, rng, phase=None, gate_floor=None):
+    del frozen, rng, phase
+    out = model.apply({"params": params}, batch["tokens_BT"], carry, doc_BT=batch["doc_BT"],
+                      gate_floor=gate_floor)
+    copied_BT, none_BT = copied(batch), jnp.zeros_like(batch["weight_BT"])
+    nll = functools.partial(next_token_loss, out.hidden_BTD, head.head_weights(params), **config.loss)
+    text_BT = nll(batch["targets_BT"], batch["weight_BT"])[2]
+    copy_BT = nll(batch["tokens_BT"], copied_BT)[2]
+    total = (jnp.mean(row_means(text_BT, batch["weight_BT"]))
+             + config.episode.recall_weight * jnp.mean(row_means(copy_BT, copied_BT)))
+    sums = episodic.loss_metrics(text_BT, batch["weight_BT"], none_BT, batch["bytes_BT"])
+    of_copies = episodic.loss_metrics(copy_BT, none_BT, copied_BT, batch["bytes_BT"])
+    metrics = sums | {name: of_copies[name] for name in ("answer_nats", "answer_tokens")}
+    real = jnp.sum(batch["doc_BT"] >= 0).astype(jnp.float32)
+    return LossOut(total, jnp.float32(batch["tokens_BT"].size), out.state, metrics | layer_metrics(out.stats),
+                   seen=real)
 
   return loss
 
 
-def showings(batch) -> tuple[dict, dict]:
-  """Returns the batch as text alone, and its episodes with each token as its own target."""
-  none_BT = jnp.zeros_like(batch["answer_BT"])
+def copied(batch):
+  """Returns 1 at the real tokens of rows that hold episodes, each of which is its own target."""
   of_episodes_B1 = jnp.any(batch["answer_BT"] > 0, axis=1, keepdims=True)
-  copied_BT = (of_episodes_B1 & (batch["doc_BT"] >= 0)).astype(none_BT.dtype)
-  copies = {"targets_BT": batch["tokens_BT"], "weight_BT": copied_BT, "answer_BT": copied_BT}
-  return {**batch, "answer_BT": none_BT}, {**batch, **copies}
+  return (of_episodes_B1 & (batch["doc_BT"] >= 0)).astype(batch["answer_BT"].dtype)
+
+
+def row_means(nll_BT, weight_BT):
+  """Returns each row's mean over the tokens that count; 0 where none does."""
+  return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)

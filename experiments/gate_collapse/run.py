@@ -3,8 +3,8 @@
   python -m experiments.gate_collapse.run --workdir=runs/gate_collapse \\
       --out=experiments/gate_collapse/results.json
 
-Every arm is one command of the program, has as many parameters within 1.1% and reads as many tokens. Rows go by
-ARM/SEED; what the file already holds is not run again. `analysis` draws the picture and writes the tables.
+Every arm is one command of the program, has as many parameters within 1.1% and reads as many tokens. Rows go
+by ARM/SEED; what the file already holds is not run again. `analysis` draws the picture and writes the tables.
 """
 import pathlib
 
