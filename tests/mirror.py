@@ -23,6 +23,7 @@ ELSEWHERE = {
   "data/countdown.py": ("data/test_arithmetic.py", "both tasks that are made here"),
   "data/messages.py": ("data/test_chats.py", PARTS),
   "data/problems.py": ("data/test_prompts.py", PARTS),
+  "data/recall/documents.py": ("data/test_episodes.py", "rows of documents are read there"),
   "data/recall/haystack.py": ("data/recall/test_recall.py", PARTS),
   "data/recall/options.py": ("data/recall/test_recall.py", PARTS),
   "data/recall/sample.py": ("data/recall/test_recall.py", PARTS),

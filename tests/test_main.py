@@ -20,16 +20,13 @@ from tests.program import refused
 
 SMOKE = "--config=configs/memory_40m.py:smoke,pretrain"
 STOP = "ATLAS_TEST_STOP"
+SHOWN = {"eval__sample_tokens": 8, "monitor__report": True}  # What a run shows at its end, beside numbers.
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
   """A folder of texts to train on."""
   return program.write_texts(tmp_path_factory.mktemp("corpus") / "texts")
-
-
-# What a run shows at its end, beside numbers.
-SHOWN = {"eval__sample_tokens": 8, "monitor__report": True}
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +201,7 @@ def test_the_program_says_how_it_is_used():
 def test_importing_the_program_loads_no_other_framework_and_no_part_it_may_not_need():
   code = "import sys, atlas_jax.main; print(*sorted({name.split('.')[0] for name in sys.modules}))"
   done = program.spawn(sys.executable, "-c", code)
-  heavy = {"torch", "tensorflow", "transformers", "datasets", "tensorflow_datasets", "grain", "matplotlib",
-           "scipy"}  # fmt: skip
+  heavy = {*"torch tensorflow transformers datasets tensorflow_datasets grain matplotlib scipy".split()}
   assert done.code == 0 and not set(done.out.split()) & heavy
 
 

@@ -152,7 +152,7 @@ class Episodes(IndexedSource):
       count += 1
     return arrays
 
-  def _drawn(self, draw: np.random.Generator, step: int, room: int) -> documents.Document:
+  def _drawn(self, draw: np.random.Generator, step: int, room: int) -> documents.TaskDocument:
     """Draws an episode that takes at most so many tokens; a stretch of text where none fits."""
     name = list(self.fields.tasks)[int(draw.choice(len(self._tasks), p=self._weights))]
     items = int(draw.integers(1, self.most_items(step) + 1))
@@ -171,7 +171,7 @@ class Episodes(IndexedSource):
       raise AssertionError(f"{name} of {cell} takes {len(document.tokens_T)} tokens, not {room} at most")
     return document
 
-  def _stretch(self, draw: np.random.Generator, room: int) -> documents.Document:
+  def _stretch(self, draw: np.random.Generator, room: int) -> documents.TaskDocument:
     parts = self._setting.haystack().take(draw, room - 1)
     return documents.of_text(samples.joined(parts, 0, room - 1), self.tokenizer.doc_id)
 

@@ -66,16 +66,20 @@ def _fields() -> dict:
       **puzzles.groups(),
       **tuning.groups(),
       **serving.groups(),
-      "monitor": {
-          "progress": True,  # A progress bar, where there is a terminal.
-          "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
-          "report": True,  # report.png at the end, drawn from metrics.jsonl.
-          "phases": {  # With eval.accuracy: phases of a run, from held-out rows; see monitor/phases.py.
-              "window_evals": at_least(5, 8),  # Evaluations over which a change is judged.
-              "confirm_evals": at_least(1, 3),  # Evaluations in a row before a phase is told.
-              "high_accuracy": open_fraction(0.95),  # Held-out accuracy from which on a task is solved.
-              "least_change": open_fraction(0.02),  # Of accuracy, and as a fraction of a loss: less is none.
-          },
+      "monitor": _monitor(),
+  }
+
+
+def _monitor() -> dict:
+  return {
+      "progress": True,  # A progress bar, where there is a terminal.
+      "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
+      "report": True,  # report.png at the end, drawn from metrics.jsonl.
+      "phases": {  # With eval.accuracy: phases of a run, from held-out rows; see monitor/phases.py.
+          "window_evals": at_least(5, 8),  # Evaluations over which a change is judged.
+          "confirm_evals": at_least(1, 3),  # Evaluations in a row before a phase is told.
+          "high_accuracy": open_fraction(0.95),  # Held-out accuracy from which on a task is solved.
+          "least_change": open_fraction(0.02),  # Of accuracy, and as a fraction of a loss: less is none.
       },
   }
 

@@ -37,10 +37,9 @@ def fields() -> dict:
       "formal_kinds": several_of("parity,even,counts,shuffle", "parity even counts shuffle"),  # Languages.
       "formal_lengths": numbers("64,512", 16, LONGEST),  # Symbols of a word.
       "last_word_lengths": numbers("1024,2048", 64, LONGEST),  # Tokens before the last sentence.
-      # Of key_value, passkey, continuation and entity, see data/recall/episode.py: how many things a text
-      # stores, and the tokens between the last of them and the first question.
-      "episode_items": numbers("1,4", 1, 64),  # Things that are stored in a text, and asked for.
-      # Tokens of other text between storing and asking.
+      # Of key_value, passkey, continuation and entity, see data/recall/episode.py: things that a text stores,
+      "episode_items": numbers("1,4", 1, 64),
+      # and tokens of other text between the last of them and the first question.
       "episode_distances": numbers("256,1024", 0, LONGEST),
       "published_path": OPTIONAL(str),  # Files, folders or hf:NAME:SUBSET of BABILong's or RULER's form.
       "published_split": "test",  # Of a set on the hub.

@@ -60,10 +60,10 @@ class Accounting(NamedTuple):
   """Counting of a batch, and how its metrics are combined."""
 
   unit: str = "tokens"  # what `LossOut.weight` and `seen` count; names metrics, such as perf/tokens_per_s
-  is_mean_nll: bool = True  # whether the loss is a mean surprise of tokens, of which there is a perplexity
   finish: Callable = as_they_are  # (LossOut.metrics averaged by weight) -> metrics, for ratios
   optional: tuple[str, ...] = ()  # metrics that are NaN, and then not written, where there is nothing to say
   backward_frac: float = 1.0  # fraction of the forward pass that has a backward pass, for counting FLOPs
+  is_mean_nll: bool = True  # whether the loss is a mean surprise of tokens, of which there is a perplexity
 
 
 def nothing(workdir, *others) -> None:

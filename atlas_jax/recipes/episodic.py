@@ -37,9 +37,10 @@ def make(config, mesh) -> Recipe:
   whole = functools.partial(source_of, config, model, tokenizer, process_index=0, process_count=1)
   held_out = functools.partial(pretraining.held_out_of, config)
   found = {**pretraining.evals_of(config, model, mesh, with_gain=False, train_factory=whole),
-           **(collapse.evals_of(config, model, held_out, mesh) if config.data.held_out_frac else {}),
-           "episodes": asked.eval_of(config, model, mesh, list(source.fields.tasks)),
            **recall.evals_of(config, model, mesh)}
+  if config.data.held_out_frac:  # Without, episodes could not be asked in other text than that of training.
+    found |= collapse.evals_of(config, model, held_out, mesh)
+    found["episodes"] = asked.eval_of(config, model, mesh, list(source.fields.tasks))
   return Recipe(pretraining.init_of(config, model), loss_of(config, model), source, found,
                 load=pretraining.load_of(start), update=Update(by_step=by_step), accounting=ACCOUNTING,
                 assets=Assets(save=pretraining.save_of(config, start, tokenizer)))
@@ -56,7 +57,7 @@ def source_of(config, model: lm.LM, tokenizer, **place) -> episodes.Episodes:
   text = pretraining.train_source_of(config, batch_rows=max(1, count), threads=0, **whole)
   if not (isinstance(text, stepped.IndexedSource) and hasattr(text, "manifest")):
     raise ValueError(f"config.data.source={config.data.source!r} is no text that config.recipe='episodic' "
-                     "can read on row by row; take 'text', or a stepped.IndexedSource of yours with a manifest")
+                     "can read on row by row; take 'text', or an IndexedSource of yours with a manifest")
   setting = recall.setting_of(config, model, [], tokenizer, split="train")
   rows = stepped.rows_of(config.data.batch_rows, **(place or stepped.this_process()))
   return episodes.make(config, text=text, setting=setting, rows=rows)

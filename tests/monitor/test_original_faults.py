@@ -198,7 +198,7 @@ def test_a_run_that_does_not_say_its_model_is_noticed(corpus, tmp_path):
   """Fault 25."""
   config = runs.lm_config(corpus)
   says_its_model(config, config, tmp_path / "ours")
-  without = configs.unfrozen(config)
+  without = configs.unfrozen(config).unlock()
   del without["model"]
   # That of the default does not fit the rest of the config, or is another one.
   with pytest.raises((AssertionError, ValueError), match="another model|is not of this version"):

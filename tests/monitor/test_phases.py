@@ -59,9 +59,10 @@ def test_recorded_pretraining_is_neither_memorising_nor_grokked_nor_overfitting(
 
 def test_knowing_the_training_rows_is_no_grokking():
   chance, count = 1 / 97, 60
-  for loss in (np.linspace(4.6, 14, count), np.full(count, 4.57), np.linspace(14, 13, count)):
+  assert told(np.full(count, chance), np.linspace(4.6, 14, count)) == ["insufficient_data", "memorising"]
+  for loss in (np.full(count, 4.57), np.linspace(14, 13, count), np.linspace(14, 4.6, count)):
     found = told(np.full(count, chance), loss)
-    assert not {"grokked", "generalising", "converged"} & set(found), found
+    assert not {"grokked", "generalising"} & set(found), found
   # Whatever the training rows say: they are not looked at.
   given = rows(np.full(count, chance), np.linspace(4.6, 14, count))
   other = [{**row, "eval/train_accuracy": 0.0} for row in given]

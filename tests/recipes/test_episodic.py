@@ -224,7 +224,7 @@ def test_a_run_is_read_back_with_the_floor_that_it_ends_with(whole, tmp_path):
   config, _, _ = whole
   configs.save(config, tmp_path)
   loaded = configs.load(tmp_path)
-  assert loaded.model.gate_floor == 0.05 and loaded.episode == config.episode
+  assert loaded.model.gate_floor == 0.05 and loaded.episode.to_dict() == config.episode.to_dict()
 
 
 def test_rows_without_attention_are_drawn_and_counted(prepared):

@@ -7,7 +7,7 @@ import numpy as np
 from atlas_jax.data.recall import sample as samples
 
 
-class Document(NamedTuple):
+class TaskDocument(NamedTuple):
   """A text, with what is learnt of it."""
 
   tokens_T: np.ndarray
@@ -25,7 +25,7 @@ def blank(size: int, doc_id: int) -> dict[str, np.ndarray]:
           "bytes_T": none_T.copy()}
 
 
-def of_sample(found: samples.RecallSample, *, context: float) -> Document:
+def of_sample(found: samples.RecallSample, *, context: float) -> TaskDocument:
   """Makes the document of a text with a question.
 
   Args:
@@ -37,17 +37,18 @@ def of_sample(found: samples.RecallSample, *, context: float) -> Document:
   none_T = np.zeros(len(context_T), np.float32)
   weight_T = np.full(len(context_T), context, np.float32)
   weight_T[-1:] = 0  # What comes next is the question.
-  return Document(np.r_[context_T, found.input_T], np.r_[context_T[1:], found.input_T[:1], found.target_T],
-                  np.r_[weight_T, answer_T], np.r_[none_T, answer_T])
+  targets_T = np.r_[context_T[1:], found.input_T[:1], found.target_T]
+  return TaskDocument(np.r_[context_T, found.input_T], targets_T, np.r_[weight_T, answer_T],
+                      np.r_[none_T, answer_T])
 
 
-def of_text(text_T: np.ndarray, doc_id: int) -> Document:
+def of_text(text_T: np.ndarray, doc_id: int) -> TaskDocument:
   """Makes the document of a stretch of text, of which every token counts."""
   ones_T = np.ones(len(text_T) + 1, np.float32)
-  return Document(np.r_[doc_id, text_T], np.r_[text_T, doc_id], ones_T, np.zeros_like(ones_T))
+  return TaskDocument(np.r_[doc_id, text_T], np.r_[text_T, doc_id], ones_T, np.zeros_like(ones_T))
 
 
-def put(arrays: Mapping[str, np.ndarray], at: int, document: Document, doc: int, byte_lengths) -> None:
+def put(arrays: Mapping[str, np.ndarray], at: int, document: TaskDocument, doc: int, byte_lengths) -> None:
   """Writes a document into the arrays of a row.
 
   Args:
