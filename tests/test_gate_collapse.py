@@ -241,7 +241,8 @@ def test_the_page_says_what_was_found(tmp_path):
 def test_the_original_is_trained_and_evaluated(tmp_path):
   arm = next(arm for arm in run.ARMS if arm.name == "original")
   small = ["--config.data.batch_rows=8", "--config.optim.steps=2", "--config.train.eval_every_steps=2",
-           "--config.train.log_every_steps=1", "--config.eval.task_samples=2", "--config.eval.gain_max_tokens=8192"]  # fmt: skip
+           "--config.train.log_every_steps=1", "--config.eval.task_samples=2",
+           "--config.eval.gain_max_tokens=8192"]  # fmt: skip
   done = program.run(f"--config={arm.config}", f"--workdir={tmp_path}/run", *small)
   assert done.code == 0, done.err
   rows = run.curves([json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()])
