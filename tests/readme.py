@@ -100,6 +100,7 @@ COMMANDS = {
   ),
   "bash scripts/vllm_cpu_lane.sh": How(why="network: it installs vLLM"),
   "python scripts/rules_table.py": How(),
+  f"{MAIN} --config=configs/modular.py --workdir=runs/modular": How("--config.optim.steps=3"),
   # Of the notebooks.
   f'{MAIN} --mode=generate --workdir=runs/notebook --prompt="class " --tokens=400': How(needs=(QUICKSTART,)),
   f"{MAIN} --mode=eval --workdir=runs/notebook": How(why="long: as of runs/quickstart, whose copy this is"),
