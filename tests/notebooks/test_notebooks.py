@@ -41,7 +41,8 @@ def tagged(notebook):
 def run(path, folder):
   """Executes a notebook with few steps of a tiny model; gives it with what its cells left."""
   notebook = nbformat.read(path, as_version=4)
-  short = f'variant, steps, workdir = "smoke,pretrain", 3, {str(folder / "run")!r}'
+  variant = "smoke,pretrain" if path.stem == "quickstart" else "smoke"
+  short = f'variant, steps, workdir = "{variant}", 3, {str(folder / "run")!r}'
   tagged(notebook)[0].source += f"\n{short}\n"
   environment = {
     **os.environ,
