@@ -41,7 +41,9 @@ window and tokens (:cpu,control=static, and so on for the others and sizes):
 from atlas_jax import config as base
 from atlas_jax.fields import mixes
 
-RECORDED = "experiments/memory_pays/baseline_quickstart.json"  # Written by scripts/record_baseline.py.
+# Of models without memory, of plain pretraining and of episodes; written by scripts/record_baseline.py.
+RECORDED = "experiments/memory_pays/baseline_quickstart.json"
+RECORDED_EPISODIC = "experiments/memory_pays/baseline_episodic.json"
 FF_WIDTHS = {  # By mix, for as many parameters as `gate`.
     "full": {"gate": 1_744, "layer": 1_744, "context": 1_728, "only": 1_792,
              "e2e": 1_648, "none": 1_808, "conv": 1_744},
@@ -95,8 +97,8 @@ def get_config(arg=None):
     return base.shrink(config)
   # A run without memory has no other; that of another window or other places of documents is none to compare.
   comparable = arg.control in ("", "static") and arg.mix in ("", "gate", "layer") and not arg.baseline
-  if arg.cpu and arg.pretrain and comparable:
-    config.eval.baseline = RECORDED
+  if arg.cpu and comparable:
+    config.eval.baseline = RECORDED if arg.pretrain else RECORDED_EPISODIC
   return config
 
 
