@@ -92,6 +92,8 @@ def get_config(arg=None):
       config.optim.steps = 400  # As many as six minutes on two cores hold.
   if arg.control:
     _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
+  if not arg.pretrain:  # That of the last phase, with which the model is used; without a gate there is none.
+    base.set_read(config, {"model.gate_floor": 0.05})
   if arg.smoke:
     config.eval.baselines = True
     return base.shrink(config)
@@ -135,8 +137,6 @@ def _full(config, corpus: str):
 
 def _episodic(config, *, small: bool):
   """Episodes in half of the rows, each in one segment, of which attention sees the last part."""
-  # That of the last phase, with which the model is used; without a gate there is none.
-  base.set_read(config, {"model.gate_floor": 0.05})
   if small:
     config.data.update(segment_len=512, batch_rows=4)
     # Two tasks: all four are not learnt in so few updates.
