@@ -84,14 +84,15 @@ def get_config(arg=None):
   if arg.rule not in ("", config.model.memory.rule):
     config.model.memory.update(rule=arg.rule)
     config.model.memory.options = {}
-  if cells := arg.cells or (2_048 if arg.cpu or arg.cpu_1h else 0):
-    _set_cells(config, cells, asked=arg.cells)
   if not arg.pretrain:
     _episodic(config, small=arg.cpu or arg.cpu_1h)
     if arg.cpu:
       config.optim.steps = 400  # As many as six minutes on two cores hold.
   if arg.control:
     _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
+  # Behind the controls, which may leave nothing that reads them.
+  if cells := arg.cells or (2_048 if arg.cpu or arg.cpu_1h else 0):
+    _set_cells(config, cells, asked=arg.cells)
   if not arg.pretrain:  # That of the last phase, with which the model is used; without a gate there is none.
     base.set_read(config, {"model.gate_floor": 0.05})
   if arg.smoke:
@@ -153,7 +154,7 @@ def _set_cells(config, cells: int, *, asked: int):
   """Sets the cells of a memory whose keys are lifted to them; of others it is refused if it was asked for."""
   options = config.model.memory.options
   lifted = "feature_map" in options and options.feature_map == "cells"
-  if lifted and config.model.memory_mix in mixes("memory"):
+  if lifted and config.model.memory_mix in mixes("fast_weights"):
     options.feature_dim = cells
   elif asked:
     raise ValueError(f"config arguments 'cells={asked}' and those beside it exclude each other: this model "
