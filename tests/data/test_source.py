@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from atlas_jax import recipes
-from atlas_jax.data import prompts, recall_tasks, sft, source, text
+from atlas_jax.data import modular_arithmetic, prompts, recall_tasks, sft, source, text
 from atlas_jax.language import pretraining
 from tests import runs
 
 SMALL = dict(seed=1, name="arithmetic", batch_rows=2, held_out_frac=0.1)
 BATCHES = {
+  "modular_arithmetic": (modular_arithmetic, lambda folder: source.load(
+    "modular_arithmetic", options={"modulus": 11}, seed=1, segment_len=8, batch_rows=2, held_out_frac=0.5)),
   "prompts": (prompts, lambda folder: source.load("prompts", **SMALL)),
   "recall_tasks": (recall_tasks, lambda folder: source.load(
     "recall_tasks", options={"tasks": "mqar", "mqar_pairs": 2, "mqar_distances": 8}, seed=1, segment_len=64,
@@ -32,8 +34,8 @@ def test_a_batch_holds_the_arrays_that_its_file_names(name, tmp_path):
 
 
 def test_those_that_hold_what_is_asked_for_are_listed():
-  assert source.names(pretraining.READS) == ["recall_tasks", "text"]
-  assert source.names(("tokens_BT", "weight_BT")) == ["recall_tasks", "sft", "text"]
+  assert source.names(pretraining.READS) == ["modular_arithmetic", "recall_tasks", "text"]
+  assert source.names(("tokens_BT", "weight_BT")) == ["modular_arithmetic", "recall_tasks", "sft", "text"]
 
 
 @pytest.mark.parametrize(("name", "lacking"), [
@@ -42,12 +44,12 @@ def test_those_that_hold_what_is_asked_for_are_listed():
 def test_a_source_that_the_recipe_cannot_read_is_refused(name, lacking, tmp_path):
   config = runs.lm_config(runs.write_corpus(tmp_path / "text"), data__source=name)
   with pytest.raises(ValueError, match=f"config.data.source='{name}' gives no {lacking}, which config.recipe="
-                                       "'memory_lm' reads; known sources: recall_tasks, text, or a"):
+                                       "'memory_lm' reads; known sources: modular_arithmetic, recall_tasks, text"):
     recipes.load(config, runs.one_device())
 
 
 def test_an_unknown_one_is_refused_with_those_that_the_recipe_reads():
-  with pytest.raises(ValueError, match="'texts' is unknown; known sources: recall_tasks, text, or"):
+  with pytest.raises(ValueError, match="'texts' is unknown; known sources: modular_arithmetic, recall_tasks"):
     source.check("texts", pretraining.READS, recipe="memory_lm")
 
 
