@@ -44,7 +44,7 @@ def test_those_that_hold_what_is_asked_for_are_listed():
 def test_a_source_that_the_recipe_cannot_read_is_refused(name, lacking, tmp_path):
   config = runs.lm_config(runs.write_corpus(tmp_path / "text"), data__source=name)
   with pytest.raises(ValueError, match=f"config.data.source='{name}' gives no {lacking}, which config.recipe="
-                                       "'memory_lm' reads; known sources: modular_arithmetic, recall_tasks, text"):
+                                       "'memory_lm' reads; known sources: modular_arithmetic, recall_tasks"):
     recipes.load(config, runs.one_device())
 
 
