@@ -275,9 +275,8 @@ def test_use_has_what_the_mix_and_the_rule_have(name, given, expected):
 
 def test_use_over_segments_counts_tokens_and_not_segments():
   doc_NBT = jnp.asarray([[[0, 0, 0]], [[0, -1, -1]], [[-1, -1, -1]]])
-  stats = {"usage/read": jnp.float32([1, 0, 9]), "other": jnp.float32([3, 0, 0])}
-  found = context.over_segments(stats, doc_NBT)
-  assert_close(found, {"usage/read": np.float32(0.75), "other": np.float32(1)})
+  found = context.mean_over_segments(jnp.float32([1, 0, 9]), doc_NBT)
+  assert_close(found, np.float32(0.75))
 
 
 @pytest.mark.parametrize("name", rules.names())

@@ -121,10 +121,10 @@ def mix(fields: BlockFields, x_BTD, h_BTD, state: BlockState, call: Call):
     mixed_BTD = jnp.moveaxis(mixed_NBTD, 0, 1).reshape(h_BTD.shape)
   else:
     mixed_BTD = pieces.join(mixed_NBTD, state.memory.place, length, size)
-  return mixed_BTD, after, {name: _mean(x_N, parts.doc) for name, x_N in stats.items()}
+  return mixed_BTD, after, {name: mean_over_segments(x_N, parts.doc) for name, x_N in stats.items()}
 
 
-def _mean(x_N, doc_NBT):
+def mean_over_segments(x_N, doc_NBT):
   """Returns the mean over segments, weighed by their real tokens."""
   real_N = jnp.sum(doc_NBT >= 0, axis=(1, 2)).astype(x_N.dtype)
   return jnp.sum(x_N * real_N) / jnp.maximum(jnp.sum(real_N), 1)
