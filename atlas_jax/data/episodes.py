@@ -23,7 +23,6 @@ from atlas_jax.data.stepped import IndexedSource
 AXES = ("items", "distance")  # Of the tasks that episodes are made of.
 
 
-
 class EpisodeFields(NamedTuple):
   """Settings of episodes, see config.episode."""
 
@@ -166,9 +165,11 @@ class Episodes(IndexedSource):
     found = recall.load(name).sample(cell, self._setting, seed=self._seed, split="train",
                                      number=int(draw.integers(2**62)))
     document = documents.of_sample(found, context=1.0)
-    # `episode.room` counts bytes; a tokenizer whose tokens are shorter than bytes there is none.
-    if len(document.tokens_T) > room:
-      raise AssertionError(f"{name} of {cell} takes {len(document.tokens_T)} tokens, not {room} at most")
+    # `episode.room` counts bytes, and some tokenizers put a token of their own before each part of a text.
+    if (size := len(document.tokens_T)) > room:
+      raise ValueError(f"an episode of config.episode.tasks={name!r} with {cell} takes {size} "
+                       f"tokens where {room} are left: config.data.tokenizer writes more tokens than bytes; "
+                       "lower config.episode.most_distance and most_items, or take another tokenizer")
     return document
 
   def _stretch(self, draw: np.random.Generator, room: int) -> documents.TaskDocument:

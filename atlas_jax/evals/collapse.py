@@ -41,7 +41,7 @@ def evals_of(config, model: lm.LM, held_out: Callable, mesh) -> dict[str, Eval]:
                      "measure memory gain; use 2 or more")
   text = functools.partial(held_out, config.eval.gain_max_tokens)
   # One evaluation, not three: the signs need the numbers of this very step, which are in no file yet.
-  parts = (memory_gain.make(model, text, mesh), memory_health.make(model, text, mesh))
+  parts = (memory_gain.make(model, text, mesh, kind=config.loss.kind), memory_health.make(model, text, mesh))
   run = make(parts, chunk_size=model.memory["chunk_size"], evaluations=config.eval.collapse_evals)
   return {"collapse": Eval(run, "every")}
 

@@ -105,11 +105,12 @@ def loss_of(config, model: lm.LM):
     answer_BT = batch["answer_BT"] * batch["weight_BT"]
     text_BT = batch["weight_BT"] - answer_BT
     weight_BT = fields.store_weight * text_BT + fields.recall_weight * answer_BT
-    # By tokens and not by answers: a few letters that weigh as much as a whole text drown what it teaches.
+    # By tokens, so that what a token weighs does not depend on how few answers its row has.
     weight = jnp.sum(weight_BT)
     mean = jnp.sum(nll_BT * weight_BT) / jnp.maximum(weight, 1)
     mean += price(out.usage, targets, fields.usage_weight)
-    metrics = {**loss_metrics(nll_BT, text_BT, answer_BT, batch["bytes_BT"]), **layer_metrics(out.stats)}
+    metrics = {**loss_metrics(nll_BT, text_BT, answer_BT, batch["bytes_BT"], weight),
+               **layer_metrics(out.stats)}
     metrics |= pretraining.attention_metrics(seen_tokens, keep_B)
     given = {"train/phase": phase, "train/gate_floor": gate_floor}
     metrics |= {name: value.astype(jnp.float32) for name, value in given.items() if value is not None}
@@ -120,9 +121,16 @@ def loss_of(config, model: lm.LM):
 
 
 def price(usage, targets, weight: float):
-  """Returns the price of gates away from their targets: the mean over blocks of squared differences."""
+  """Returns the price of gates away from their targets: the mean over blocks of squared differences.
+
+  Raises:
+    ValueError: if a gate that has a target is none of the model's.
+  """
   found = jnp.float32(0)
   for name, target in targets.items():
+    if target is not None and name not in usage:
+      raise ValueError(f"config.episode.{name}_target={target} has no {name} gate with a bound to act on: "
+                       "config.model.memory.rule has none, or config.model.memory.writes=False; leave it out")
     if target is not None:
       found += weight * jnp.mean((usage[name] - target) ** 2)
   return found
@@ -147,12 +155,14 @@ def check_usage(config, model: lm.LM, targets) -> None:
                        f"config.model.memory_mix={config.model.memory_mix!r}; leave it out")
 
 
-def loss_metrics(nll_BT, text_BT, answer_BT, bytes_BT) -> dict:
-  """Returns sums that `finish` turns into losses, without gradient."""
+def loss_metrics(nll_BT, text_BT, answer_BT, bytes_BT, weight) -> dict:
+  """Returns sums over the loss's weight, which `finish` turns into losses; without gradient."""
   nll_BT = jax.lax.stop_gradient(nll_BT)
-  return {"text_nats": jnp.sum(nll_BT * text_BT), "text_tokens": jnp.sum(text_BT),
+  sums = {"text_nats": jnp.sum(nll_BT * text_BT), "text_tokens": jnp.sum(text_BT),
           "text_bytes": jnp.sum(bytes_BT * (text_BT > 0)).astype(jnp.float32),
           "answer_nats": jnp.sum(nll_BT * answer_BT), "answer_tokens": jnp.sum(answer_BT)}
+  # The loop averages metrics of pieces by their weights: so divided, these add up to the batch's.
+  return {name: value / jnp.maximum(weight, 1) for name, value in sums.items()}
 
 
 def finish(means: dict) -> dict:
@@ -160,8 +170,7 @@ def finish(means: dict) -> dict:
   sums = {name: means[name] for name in ("text_nats", "text_tokens", "text_bytes", "answer_nats",
                                          "answer_tokens")}
   found = {name: value for name, value in means.items() if name not in sums}
-  # Sums averaged over pieces by their weight are all on one scale, which a ratio drops.
-  tiny = 1e-6
+  tiny = 1e-9  # Far below one token over a batch's weight.
   found["train/text_loss_nats"] = sums["text_nats"] / jnp.maximum(sums["text_tokens"], tiny)
   found["train/recall_loss_nats"] = sums["answer_nats"] / jnp.maximum(sums["answer_tokens"], tiny)
   found["train/bits_per_byte"] = sums["text_nats"] / jnp.log(2.0) / jnp.maximum(sums["text_bytes"], tiny)

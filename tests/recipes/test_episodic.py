@@ -98,6 +98,8 @@ def test_the_weights_are_those_of_the_config(prepared):
 
 def test_a_batch_in_pieces_has_the_gradient_of_the_whole(prepared):
   config, model, params, batch, carry = prepared
+  # Drawn large, so that rows differ in loss and not in weight alone.
+  params = {**params, "embed": 30 * params["embed"]}
   loss = episodic.loss_of(config, model)
   find = jax.jit(lambda parts: accumulate.gradients(loss, params, batch, carry, frozen=None,
                                                     rng=jax.random.key(0), parts=parts), static_argnums=0)
@@ -106,7 +108,12 @@ def test_a_batch_in_pieces_has_the_gradient_of_the_whole(prepared):
   assert_close(parts, whole, tolerance=1e-5)
   one, two = episodic.finish(out.metrics), episodic.finish(pieces.metrics)
   for name in ("train/recall_loss_nats", "train/text_loss_nats", "train/bits_per_byte"):
-    assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4), name
+    assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5), name
+
+
+def test_a_target_of_a_gate_that_the_model_has_not_is_refused():
+  with pytest.raises(ValueError, match="config.episode.write_target=0.1 has no write gate with a bound"):
+    episodic.price({"read": jnp.ones(1)}, {"read": None, "write": 0.1}, 1.0)
 
 
 def test_the_loss_of_answers_reaches_what_is_written(prepared):
