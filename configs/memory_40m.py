@@ -38,6 +38,8 @@ window and tokens (:cpu,control=static, and so on for the others and sizes):
   wide     no memory; a wider feed-forward layer
   compute  wide, and as many more updates as the memory costs CPU-seconds; for cpu and cpu_1h
 """
+import math
+
 from atlas_jax import config as base
 from atlas_jax.fields import mixes
 
@@ -88,10 +90,11 @@ def get_config(arg=None):
     _episodic(config, small=arg.cpu or arg.cpu_1h)
     if arg.cpu:
       config.optim.steps = 400  # As many as six minutes on two cores hold.
+  cells = arg.cells or (2_048 if arg.cpu or arg.cpu_1h else 0)
   if arg.control:
-    _control(config, arg.control, small=arg.cpu or arg.cpu_1h)
+    _control(config, arg.control, cells, small=arg.cpu or arg.cpu_1h)
   # Behind the controls, which may leave nothing that reads them.
-  if cells := arg.cells or (2_048 if arg.cpu or arg.cpu_1h else 0):
+  if cells:
     _set_cells(config, cells, asked=arg.cells)
   if not arg.pretrain:  # That of the last phase, with which the model is used; without a gate there is none.
     base.set_read(config, {"model.gate_floor": 0.05})
@@ -181,11 +184,13 @@ def _check_control(arg):
                      "what the memory costs was measured on a CPU; write cpu,control=compute")
 
 
-def _control(config, control: str, *, small: bool):
+def _control(config, control: str, cells: int, *, small: bool):
   """One of `CONTROLS`; feed-forward widths make up for the parameters that a memory has."""
   if control == "static":  # The table itself are the parameters that the flagship's start, zero, has not.
-    config.model.memory.update(initial="learned", writes=False)
-    config.model.ff_width -= 16 if small else 12
+    memory, model = config.model.memory, config.model
+    memory.update(initial="learned", writes=False)
+    table = memory.heads * (cells or memory.options.feature_dim) * memory.value_dim
+    model.ff_width -= 4 * math.ceil(table / (4 * 3 * model.width * model.depth))
     return
   config.eval.gain_max_tokens = base.default().eval.gain_max_tokens  # There is no memory to measure.
   if control == "conv":

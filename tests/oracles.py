@@ -103,7 +103,7 @@ def token_gates(params, x_TD, *, heads, write_rate_max, uses, own):
     for i, (h, gate) in itertools.product(range(len(used)), enumerate(gates)):
       name, of = COMMON[used[i]]
       gate[name] = of(z_TUH[:, i, h], write_rate_max)
-  for name, size, kind, _, largest in own:
+  for name, size, kind, _, largest, *_ in own:
     z_TG = x_TD @ params[f"{name}_kernel"] + params[f"{name}_bias"]
     for h, z in enumerate(np.split(z_TG, heads, axis=1)):
       gate = softplus(z) if kind == "softplus" else largest * sigmoid(z)

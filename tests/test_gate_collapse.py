@@ -170,7 +170,8 @@ def test_the_copy_loss_asks_each_token_of_an_episode_for_itself():
   text = [nll(batch["targets_BT"])[row][weight_BT[row] > 0].mean() for row in range(2)]
   copies = nll(tokens_BT)[0][:9].mean()
   assert_close(np.asarray(out.loss), np.mean(text) + 5 * copies / 2, tolerance=1e-5)
-  assert (out.metrics["answer_tokens"], out.metrics["text_tokens"], out.seen) == (9, weight_BT.sum(), 21)
+  of_weight = [out.metrics[name] * out.weight for name in ("answer_tokens", "text_tokens")]
+  assert (*of_weight, out.seen) == (9, weight_BT.sum(), 21)
 
 
 @pytest.mark.parametrize("name", config.TASKS)

@@ -82,9 +82,10 @@ WRONG = [
   ("--config.recipe=memory.lm", "there is no module 'memory'; looked for in"),
   ("--config.optim.lr=0", "config.optim.lr=0.0 must be above 0"),
   ("--config.optim.schedule=linear", "config.optim.schedule='linear' is not known; choose one of"),
-  ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: recall_tasks, text"),
+  ("--config.data.source=texts", "config.data.source='texts' is unknown; known sources: modular_arithmetic, "
+   "recall_tasks, text"),
   ("--config.data.source=sft", "config.data.source='sft' gives no bytes_BT, which config.recipe='memory_lm' "
-   "reads; known sources: recall_tasks, text, or a"),
+   "reads; known sources: modular_arithmetic, recall_tasks, text, or a"),
   ("--config.data.tokenizer=nowhere/tokenizer.json", "is neither a file nor a folder; it must be 'byte'"),
   ("--config.data.name=files", "config.data.name='files' needs config.data.path"),
   # Both need the network, and packages that may be missing; the line names what works without.

@@ -63,12 +63,12 @@ def loss_with_copies(config, model):
     copy_BT = nll(batch["tokens_BT"], copied_BT)[2]
     total = (jnp.mean(row_means(text_BT, batch["weight_BT"]))
              + config.episode.recall_weight * jnp.mean(row_means(copy_BT, copied_BT)))
-    sums = episodic.loss_metrics(text_BT, batch["weight_BT"], none_BT, batch["bytes_BT"])
-    of_copies = episodic.loss_metrics(copy_BT, none_BT, copied_BT, batch["bytes_BT"])
+    weight = jnp.float32(batch["tokens_BT"].size)
+    sums = episodic.loss_metrics(text_BT, batch["weight_BT"], none_BT, batch["bytes_BT"], weight)
+    of_copies = episodic.loss_metrics(copy_BT, none_BT, copied_BT, batch["bytes_BT"], weight)
     metrics = sums | {name: of_copies[name] for name in ("answer_nats", "answer_tokens")}
     real = jnp.sum(batch["doc_BT"] >= 0).astype(jnp.float32)
-    return LossOut(total, jnp.float32(batch["tokens_BT"].size), out.state, metrics | layer_metrics(out.stats),
-                   seen=real)
+    return LossOut(total, weight, out.state, metrics | layer_metrics(out.stats), seen=real)
 
   return loss
 

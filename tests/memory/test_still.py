@@ -79,9 +79,10 @@ LAYERS = [dict(rule="titans"), dict(rule="titans", impl="reference"),
 
 
 @pytest.mark.parametrize("fields", LAYERS)
-def test_a_layer_that_may_write_is_the_layer_bit_for_bit(fields):
-  layer, params, x_BTD = tiny_memory(**fields)
-  assert_same_bits(apply(layer, params, x_BTD, True), apply(layer, params, x_BTD))
+def test_a_layer_that_may_write_is_the_layer(x64, fields):
+  """Up to rounding: one is told so as data, so these are two programs, and the compiler fuses each its way."""
+  layer, params, x_BTD = tiny_memory(dtype="float64", **fields)
+  assert_close(apply(layer, params, x_BTD, True), apply(layer, params, x_BTD))
 
 
 @pytest.mark.parametrize("fields", LAYERS)
