@@ -80,7 +80,7 @@ LAYERS = [dict(rule="titans"), dict(rule="titans", impl="reference"),
 
 @pytest.mark.parametrize("fields", LAYERS)
 def test_a_layer_that_may_write_is_the_layer(x64, fields):
-  """Up to rounding: one is told so as data, so these are two programs, and the compiler fuses each its way."""
+  """Up to rounding: one is told so as data: these are two programs, which the compiler fuses each its way."""
   layer, params, x_BTD = tiny_memory(dtype="float64", **fields)
   assert_close(apply(layer, params, x_BTD, True), apply(layer, params, x_BTD))
 
