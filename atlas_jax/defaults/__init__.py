@@ -168,7 +168,7 @@ def _memory() -> dict:
   return {
       "rule": "delta",  # A file in memory/rules/, or a dotted module name.
       # The rule's own options; another rule than the config's starts from none.
-      "options": {"momentum": False, "feature_map": "cells", "feature_dim": 256},
+      "options": {"momentum": False, "feature_map": "cells", "feature_dim": 256, "cell_groups": 1},
       "heads": at_least(1, 8),  # Memory heads.
       "key_dim": at_least(1, 64),  # Width of keys per head.
       "value_dim": at_least(1, 64),  # Width of values per head.

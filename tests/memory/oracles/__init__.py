@@ -249,15 +249,21 @@ def sketch_parts(x, degree, feature_dim):
   return parts
 
 
-def cells(x, feature_dim, sharpness):
-  """softmax over the products with fixed random directions, each times the sharpness; then norm one."""
+def cells(x, feature_dim, sharpness, cell_groups=1):
+  """softmax over the products with fixed random directions, each times the sharpness; then norm one.
+
+  Of groups, each is such a softmax over its part of the cells, over the root of their number.
+  """
   directions = np.random.default_rng(0).standard_normal((len(x), feature_dim))
-  weights = np.exp([sharpness * (x @ directions[:, p]) for p in range(feature_dim)])
-  answers = weights / weights.sum()
-  return answers / math.sqrt((answers**2).sum() + 1e-6)
+  groups = []
+  for of_group in np.split(directions, cell_groups, axis=1):
+    weights = np.exp([sharpness * (x @ direction) for direction in of_group.T])
+    answers = weights / weights.sum()
+    groups.append(answers / math.sqrt((answers**2).sum() + 1e-6) / math.sqrt(cell_groups))
+  return np.concatenate(groups)
 
 
-def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16):
+def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16, cell_groups=1):
   """What the memory's matrices see of x. "none" has no coefficients; others one per part, in order.
 
   "power" has parts 1 .. degree, the others 0 .. degree; "cells" are one part.
@@ -271,7 +277,7 @@ def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16)
   elif feature_map == "projected":
     parts = poly_parts(x @ slow["projection"], degree)
   elif feature_map == "cells":
-    parts = [cells(x, feature_dim, slow["sharpness"])]
+    parts = [cells(x, feature_dim, slow["sharpness"], cell_groups)]
   else:
     assert feature_map == "sketch"
     parts = sketch_parts(x, degree, feature_dim)
