@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from atlas_jax import tree
-from atlas_jax.monitor import profile
+from atlas_jax.monitor import group_norms, profile
 from atlas_jax.optim import accumulate, freeze
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
@@ -64,6 +64,7 @@ def make_step(config, recipe: Recipe, params_abstract):
         "update/changed_frac": tree.changed_frac(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
+        **(group_norms.of_update(grads, updates, state.params) if config.monitor.group_norms else {}),
         "stop": jnp.sum(stop),  # All processes read the same sum, see `hosts.StopFlag`.
     }
     return after, metrics

@@ -24,7 +24,7 @@ def one_device():
 def rows_of(workdir):
   """The rows of a run's metrics without what a clock measured."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith(("perf/", "system/"))} for line in lines]
 
 
 def saved(config, recipe, workdir, *, mesh=None, step=None):
