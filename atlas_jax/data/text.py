@@ -129,7 +129,7 @@ class TextSource(IndexedSource):
 
 
 def _first_token(offset: int) -> int:
-  """Returns the token that is read at a place of a document, whose place 0 reads the mark before the first."""
+  """Returns the token that is read at a place of a document; place 0 reads the mark before the first."""
   return max(0, offset - 1)
 
 

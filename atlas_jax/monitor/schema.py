@@ -6,7 +6,6 @@ changes its meaning or goes; a metric that is added has the next version as `sin
 Recipes, rewards and evaluations of one's own may write more.
 """
 import functools
-import pathlib
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -118,7 +117,7 @@ memory/inner_loss_after/{layer} | | and after
 memory/recall_loss_after/{layer} | | half the squared error of recalling that chunk
 memory/recall_loss_zero/{layer} | | half the squared error of answering zero
 memory/fast_norm_mean/{layer} | | norm of the fast weights at a segment's end
-memory/key_diversity/{layer} | fraction | directions of that chunk's keys over those they could have, see below
+memory/key_diversity/{layer} | fraction | directions of its keys over those they could have, see above
 memory/inner_loss_nats/{layer} | nats | memory_mix=e2e: loss of the inner steps
 memory/inner_grad_norm/{layer} | | memory_mix=e2e: norm of their gradients
 """),
