@@ -96,8 +96,8 @@ class TextSource(IndexedSource):
 
     Returns:
       For each row "origin", as of `provenance`, and "documents", in the row's order: "document" (a file, or
-      file:line), the "byte" and "token" of it at which the row reads on, and how many "tokens" it reads, the
-      mark of the document's end among them.
+      file:line), the "byte" and "token" of it at which the row reads on, and how many "tokens" it reads,
+      without the mark before a document.
     """
     found = [self._parts(step, row) for row in (self._mine if rows is None else rows)]
     chosen = [self._chosen[document] for parts in found for document, _, _ in parts]
@@ -108,13 +108,13 @@ class TextSource(IndexedSource):
              "documents": parts} for parts in listed]
 
   def _parts(self, step: int, row: int) -> list[tuple[int, int, int]]:
-    """Returns (document of the split, its first token in the row, tokens) of each document in a row."""
+    """Returns (document of the split, its first token in the row, tokens read) of each document in a row."""
     at = self._plan.places(step, row)
     edges = np.flatnonzero(np.diff(at.document_T)) + 1
     bounds = [0, *edges.tolist(), len(at.document_T)]
-    parts = [(int(at.document_T[low]), _first_token(int(at.offset_T[low])), int(at.real_T[low:high].sum()))
-             for low, high in zip(bounds[:-1], bounds[1:])]
-    return [part for part in parts if part[0] >= 0 and part[2]]
+    read_T = at.real_T & (at.offset_T > 0)
+    return [(int(at.document_T[low]), _first_token(int(at.offset_T[low])), int(read_T[low:high].sum()))
+            for low, high in zip(bounds[:-1], bounds[1:]) if at.real_T[low:high].any()]
 
   def text(self, limit_bytes: int | None = None) -> bytes:
     """Returns the first bytes of the split's documents, put together in the corpus's order; None is all."""

@@ -366,7 +366,7 @@ def metrics() -> list[Metric]:
 
 
 def find(name: str) -> Metric | None:
-  """Returns the metric that a name is of, None if there is none; the first that fits counts."""
+  """Returns the metric that a name is of, None if there is none; the pattern with the most words counts."""
   return next((metric for metric, fits in _compiled() if fits.fullmatch(name)), None)
 
 
@@ -377,7 +377,9 @@ def unknown(names: Iterable[str]) -> list[str]:
 
 @functools.cache
 def _compiled() -> list[tuple[Metric, re.Pattern]]:
-  return [(metric, re.compile(_regex(metric.pattern))) for metric in metrics()]
+  # A name of its own comes before a pattern that fits it, too.
+  ordered = sorted(metrics(), key=lambda metric: metric.pattern.count("{"))
+  return [(metric, re.compile(_regex(metric.pattern))) for metric in ordered]
 
 
 def _regex(pattern: str) -> str:

@@ -57,6 +57,7 @@ def run_name(workdir: Path) -> str:
   file = workdir / TRACKERS
   if file.exists():
     return str(json_file.read(file, remedy="delete it: trackers then show another run")["run"])
+  workdir.mkdir(parents=True, exist_ok=True)
   name = f"{workdir.resolve().name}-{secrets.token_hex(4)}"
   write.json(file, {"run": name})
   return name
@@ -122,8 +123,10 @@ def open_wandb(workdir: Path, run: str, config: Mapping[str, Any]):
   """Opens a run at Weights & Biases, or below workdir with WANDB_MODE=offline; returns (log, finish)."""
   import wandb
 
+  # What it measures of the machine is among the metrics already, and the terminal is the program's own.
+  settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
   opened_run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), id=run, name=run, resume="allow",
-                          dir=str(workdir), config=dict(config), settings=wandb.Settings(silent=True))
+                          dir=str(workdir), config=dict(config), settings=settings)
   # By a metric of ours: the step of W&B never goes back, as a run does that goes on from its checkpoint.
   opened_run.define_metric("*", step_metric="step")
 
