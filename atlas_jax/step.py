@@ -53,18 +53,17 @@ def make_step(config, recipe: Recipe, params_abstract):
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
     ratios = tree.update_to_weight_ratio(updates, state.params)
+    by_group = group_norms.of_update(grads, updates, state.params) if config.monitor.group_norms else {}
     metrics = {
-        **recipe.accounting.finish(out.metrics),
+        **recipe.accounting.finish(out.metrics), **by_group,
         **_loss_metrics(recipe, out),
         "train/lr": lr,
-        "train/skipped_updates": after.skipped,
-        "train/skipped_in_row": after.skipped_in_row,
+        "train/skipped_updates": after.skipped, "train/skipped_in_row": after.skipped_in_row,
         "grad/norm": norm,
         **({} if access is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
         "update/changed_frac": tree.changed_frac(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
-        **(group_norms.of_update(grads, updates, state.params) if config.monitor.group_norms else {}),
         "stop": jnp.sum(stop),  # All processes read the same sum, see `hosts.StopFlag`.
     }
     return after, metrics

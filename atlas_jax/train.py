@@ -336,8 +336,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       if not stopped and (due or run_.watch.trace.ends(run_.step)):
         stopped = _observe(run_, *pending, clock, bar)
         pending = None
-        if run_.watch.trace.ends(run_.step):
-          run_.watch.trace.close(run_.step)
+        run_.watch.trace.end(run_.step)
         if due:
           stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
         clock.restart()

@@ -35,6 +35,11 @@ class StepTrace:
     """Returns whether the trace is under way and this update is its last."""
     return self._begun and not self._ended and step >= self._last
 
+  def end(self, step: int) -> None:
+    """Writes the trace if it ends at this update, which is finished."""
+    if self.ends(step):
+      self.close(step)
+
   def close(self, step: int) -> None:
     """Writes the trace, if one is under way; `step` is the last update in it, and finished."""
     if self._begun and not self._ended:
