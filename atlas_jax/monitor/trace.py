@@ -17,9 +17,12 @@ class StepTrace:
   Args:
     workdir: of the run.
     steps: config.monitor.profile_steps, "20:25"; None: none are traced.
+    records: whether this process traces. The others only count along: where a trace ends, all processes read
+      the metrics of an update early, and with them whether to stop.
   """
 
-  def __init__(self, workdir, steps: str | None):
+  def __init__(self, workdir, steps: str | None, *, records: bool = True):
+    self._records = records
     self._folder = Path(workdir) / EVENTS
     self._first, self._last = (0, -1) if steps is None else map(int, steps.split(":"))
     self._begun = self._ended = False
@@ -28,7 +31,8 @@ class StepTrace:
     """Begins the trace if this update, which is not sent yet, is in its range."""
     # Also in the middle of the range: a run may go on from there.
     if not self._begun and self._first <= step <= self._last:
-      jax.profiler.start_trace(str(self._folder))
+      if self._records:
+        jax.profiler.start_trace(str(self._folder))
       self._begun = True
 
   def ends(self, step: int) -> bool:
@@ -44,5 +48,6 @@ class StepTrace:
     """Writes the trace, if one is under way; `step` is the last update in it, and finished."""
     if self._begun and not self._ended:
       self._ended = True
-      jax.profiler.stop_trace()
-      logging.info("trace of the updates up to %d is in %s", step, self._folder / "plugins" / "profile")
+      if self._records:
+        jax.profiler.stop_trace()
+        logging.info("trace of the updates up to %d is in %s", step, self._folder / "plugins" / "profile")

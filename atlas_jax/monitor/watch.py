@@ -27,7 +27,7 @@ class Watch:
     workdir = Path(workdir)
     self._high_loss = HighLoss(workdir / HIGH_LOSS if is_main else None, settings.high_loss_deviations,
                                high_loss)
-    self.trace = StepTrace(workdir, settings.profile_steps if is_main else None)
+    self.trace = StepTrace(workdir, settings.profile_steps, records=is_main)
     every_s = settings.system_every_s
     self._meter = SystemMeter(workdir, every_s=every_s) if is_main and every_s is not None else None
 

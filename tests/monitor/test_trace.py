@@ -47,6 +47,15 @@ def test_updates_outside_of_the_range_begin_nothing(tmp_path):
   assert traces(tmp_path) == []
 
 
+def test_a_process_that_does_not_record_ends_where_the_others_do(tmp_path):
+  trace = StepTrace(tmp_path, "4:5", records=False)
+  for step in range(1, 6):
+    trace.before(step)
+    assert trace.ends(step) == (step == 5)
+    trace.end(step)
+  assert not trace.ends(5) and traces(tmp_path) == []
+
+
 @pytest.mark.parametrize("text", ["20", "5:4", "0:3", "a:b", "1:2:3"])
 def test_other_texts_are_refused(text):
   with pytest.raises(ValueError, match=r"profile_steps.*such as 20:25"):
