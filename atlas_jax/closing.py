@@ -11,7 +11,7 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
-from atlas_jax.monitor import phases, report
+from atlas_jax.monitor import phases, report, schema
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -184,7 +184,7 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
   times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
            if math.isfinite(value)}
   return {
-      "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
+      "params": params, "steps": run_.step, "metrics_version": schema.VERSION, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
       # JSON has no NaN, and a summary that cannot be read would keep the run from counting as finished.
       **{evals.summary_name(name): value if math.isfinite(value) else None

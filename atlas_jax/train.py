@@ -3,6 +3,7 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,12 +17,12 @@ from atlas_jax.evals import EvalOut
 from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
 from atlas_jax.models import placement
-from atlas_jax.monitor import ledger, profile, report, skipped
+from atlas_jax.monitor import ledger, profile, report, skipped, trackers
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
 from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
-from atlas_jax.monitor.writer import MetricsWriter
+from atlas_jax.monitor.watch import Watch, open_writer
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts
@@ -58,9 +59,16 @@ class Run:
   frozen: Any = ()  # parameters that are not trained, on the mesh
   evaluation_due: bool = False  # an evaluation of the step the run stands at has not been made
   idle: Idle = dataclasses.field(init=False)
+  watch: Watch = dataclasses.field(init=False)
 
   def __post_init__(self):
-    self.idle = Idle(self.config)
+    self.follow({})
+
+  def follow(self, meta: Mapping[str, Any]) -> None:
+    """Follows updates from the beginning, or from what `meta` says of a checkpoint."""
+    self.idle = Idle(self.config, in_row=int(meta.get("idle_in_row", 0)))
+    self.watch = Watch(self.config.monitor, self.workdir, is_main=hosts.is_main(),
+                       high_loss=meta.get("high_loss"))
 
   @property
   def seconds(self) -> float:
@@ -72,7 +80,7 @@ class Run:
     return {"step": self.step, "source": self.recipe.source.state(),
             f"{self.recipe.accounting.unit}_seen": self.seen, "seconds": self.seconds,
             "idle_in_row": self.idle.in_row, "evaluation_due": self.evaluation_due,
-            "times": self.ledger.saved()}
+            "times": self.ledger.saved(), "high_loss": self.watch.saved()}
 
   def save(self, state, metrics: dict | None = None) -> None:
     """Starts to save the state of the step the run stands at."""
@@ -109,6 +117,7 @@ class Run:
 
   def close(self) -> None:
     """Closes all files and ends all threads."""
+    self.watch.close(self.step)
     if self.writer is not None:
       self.writer.close()
     self.saver.close()
@@ -182,7 +191,7 @@ def _start(run_: Run) -> TrainState:
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
   run_.earlier_s = float(meta["seconds"])
-  run_.idle = Idle(config, in_row=int(meta.get("idle_in_row", 0)))
+  run_.follow(meta)
   # Two starts may have gone on from this checkpoint. The first has made the evaluation and ranked the
   # checkpoint, and was killed before it saved another one.
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
@@ -245,6 +254,7 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
     LostPeerError: if another process of the run died.
     LockError: if another process trains in the workdir, or took it over.
   """
+  trackers.check(config.monitor)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   # Owned before anything is looked at: another start may be writing what would be read here.
@@ -263,14 +273,13 @@ def _run(run_: Run) -> dict:
   hosts.on_loss(run_.advice)
   try:
     state = _start(run_)
-    # With every heartbeat: a kill then loses the account of one beat, and not of all since the last
-    # checkpoint.
+    # With every heartbeat: a kill loses the account of one beat, not of all since the last checkpoint.
     if run_.owner is not None:
       run_.owner.on_beat = run_.ledger.write
     # Behind `_start`, which tells the step: rows of later steps are dropped, since these steps are made
     # again.
-    run_.writer = MetricsWriter(run_.workdir, tensorboard=run_.config.monitor.tensorboard,
-                                resume_step=run_.step)
+    run_.writer = open_writer(run_.config, run_.workdir, resume_step=run_.step)
+    run_.watch.start(run_.step)
     with hosts.StopFlag(run_.mesh) as stop:
       asked = closing.asker(run_.mesh, stop)
       state, stopped = _updates(run_, state, stop, asked)
@@ -314,6 +323,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
+      run_.watch.trace.before(run_.step + 1)
       state, sent = clock.send(step, state, batch, run_.frozen, stop.array())
       times.switch(kind := "step")
       run_.step += 1
@@ -322,10 +332,13 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       pending = (run_.step, sent, source_metrics)
       # What is due at this step needs its state, so its metrics are read at once, and the device waits
       # meanwhile. A stop leaves the evaluation to the next start, and saves.
-      if not stopped and _due(run_.step, config):
+      due = _due(run_.step, config)
+      if not stopped and (due or run_.watch.trace.ends(run_.step)):
         stopped = _observe(run_, *pending, clock, bar)
         pending = None
-        stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
+        run_.watch.trace.end(run_.step)
+        if due:
+          stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
         clock.restart()
     if pending is not None:
       _observe(run_, *pending, clock, bar)
@@ -376,8 +389,9 @@ def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, c
                   newest_good=run_.newest_good)
   row |= source_metrics.scalars if source_metrics else {}
   run_.idle.observe(step, row)
+  run_.watch.observe(step, row, run_.recipe.source)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row()})
+    run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row(), **run_.watch.row()})
     if source_metrics and source_metrics.text:
       run_.writer.write_text(step, "rollout/completions", source_metrics.text)
     clock.next_row()

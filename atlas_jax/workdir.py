@@ -7,7 +7,9 @@ CONFIG = "config.json"
 
 # As training goes: a row per logged step, TensorBoard's events, and where the time went.
 METRICS = "metrics.jsonl"
-EVENTS = "tensorboard"
+EVENTS = "tensorboard"  # With the profiler's traces.
+HIGH_LOSS = "high_loss.jsonl"  # Where batches of unusually high loss came from.
+TRACKERS = "trackers.json"  # Names of the run at W&B and trackio.
 LEDGER = "time.json"
 COMPLETIONS = "completions"  # Folder of what a policy wrote, with its rewards.
 EVALS = "evals"  # Folder of what evaluations leave, a folder per step.

@@ -69,7 +69,9 @@ ALLOWED = {
   ),
   "orbax": ("checkpoint",),
   "prometheus_client": ("language.serve",),
+  "psutil": ("monitor",),
   "psycopg": ("data",),
+  "pynvml": ("monitor",),
   "pyarrow": ("data", "files"),
   "rich": ("monitor",),
   "safetensors": ("language.pretrained",),
@@ -81,9 +83,11 @@ ALLOWED = {
   "tensorboardX": ("monitor",),
   "tensorflow_datasets": ("data",),
   "tokenizers": ("data.tokenizer",),
+  "trackio": ("monitor.trackers",),
   "transformers": ("language.pretrained", "data.tokenizer"),
   "uvicorn": ("language.serve",),
   "vllm": ("language.vllm",),
+  "wandb": ("monitor.trackers",),
   "zstandard": ("data",),
 }
 FILE_LINES = 400

@@ -84,7 +84,9 @@ def run(config, workdir, *, mesh=None, stop_at=None, evals=False, change=stirred
   recipe = change(recipes.load(config, mesh))
   before = lambda step: runs.ask_to_stop() if step == stop_at else None
   recipe = recipe._replace(source=runs.Watched(recipe.source, before), evals=recipe.evals if evals else {})
-  return train.run(config, recipe, mesh, workdir)
+  summary = train.run(config, recipe, mesh, workdir)
+  runs.check_names(workdir)
+  return summary
 
 
 class Parts(NamedTuple):
