@@ -9,6 +9,7 @@ Source: the library huggingface_hub, of which only functions that its versions 1
 import os
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -41,6 +42,9 @@ class Sent(NamedTuple):
 
 def _library():
   import huggingface_hub  # Of an extra, and slow: only what is uploaded or fetched needs it.
+  from huggingface_hub.utils import disable_progress_bars
+  if not sys.stderr.isatty():
+    disable_progress_bars()
   return huggingface_hub
 
 
@@ -50,13 +54,24 @@ def _api(token: str | None):
                           library_name="atlas_jax")
 
 
+def named(repo: str, *, token: str, attempts: int) -> str:
+  """Returns OWNER/NAME of a repository that may be given by NAME alone: the owner is whose token it is.
+
+  Raises:
+    HubError: if the Hub does not say.
+  """
+  if "/" in repo:
+    return repo
+  return f"{_tried('asking whose token it is for', _api(token).whoami, repo=repo, attempts=attempts)['name']}/{repo}"
+
+
 def send(folder, repo: str, *, token: str, private: bool, attempts: int, message: str,
          replaced: str | None = None) -> Sent:
   """Sends all files of a folder in one commit; the repository is made if it is not there.
 
   Args:
     folder: whose files, also in its folders, become those of the repository.
-    repo: OWNER/NAME, or NAME of whose token it is.
+    repo: OWNER/NAME.
     token: with the right to write.
     private: whether a repository that is made is private; one that is public is then refused.
     attempts: of each request that the Hub fails or does not answer.
@@ -72,8 +87,6 @@ def send(folder, repo: str, *, token: str, private: bool, attempts: int, message
   def tried(what: str, call: Callable[[], Value]) -> Value:
     return _tried(what, call, repo=repo, attempts=attempts)
 
-  if "/" not in repo:
-    repo = f"{tried('asking whose token it is', api.whoami)['name']}/{repo}"
   tried("making the repository", lambda: api.create_repo(repo, private=private, exist_ok=True))
   info = tried("reading the repository", lambda: api.model_info(repo))
   if private and not info.private:
@@ -92,7 +105,6 @@ def send(folder, repo: str, *, token: str, private: bool, attempts: int, message
     return api.create_commit(repo, operations, commit_message=message)
 
   made = tried("sending", commit)
-  # The last argument names the state of the repository for good, whatever is sent later.
   return Sent(repo, made.oid, f"{api.endpoint}/{repo}", bool(info.private))
 
 
@@ -140,7 +152,7 @@ def _tried(what: str, call: Callable[[], Value], *, repo: str, attempts: int) ->
       if not passing or attempt == attempts:
         raise HubError(place.redacted(_line(what, repo, error, status))) from error
       wait_s = min(MOST_WAIT_S, WAIT_S * 2 ** (attempt - 1))
-      logging.warning("%s %s: %s; tried again in %.0f s", what, repo,
+      logging.warning("%s %s: %s; tried again in %.0f s", what, place.redacted(repo),
                       f"the Hub answers {status}" if status else type(error).__name__, wait_s)
       time.sleep(wait_s)
   raise AssertionError("config.upload.attempts is at least 1")

@@ -62,6 +62,7 @@ def run(config, workdir: str) -> dict:
     token = place.needed("--mode=upload")
     if not handed_over.is_run(workdir):
       raise ValueError(f"--workdir={workdir} has no checkpoint to upload; train first")
+    repo = hub.named(repo, token=token, attempts=config.upload.attempts)
     # In the workdir's own file system, where there is room for checkpoints, and links are possible.
     with tempfile.TemporaryDirectory(prefix=_PART, dir=_room(workdir)) as folder:
       made = package.make(config, workdir, folder, repo)
