@@ -114,6 +114,7 @@ def write_weights(workdir, folder, config, fields: tuple[str, ...]) -> int:
   Raises:
     CheckpointError: if there is no good checkpoint, or the newest is damaged.
   """
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   if is_here(workdir):
     for name in (WEIGHTS, WEIGHTS_RECORD):
       write.copy(pathlib.Path(workdir) / name, pathlib.Path(folder) / name, durable=False)
@@ -137,9 +138,8 @@ def write_weights(workdir, folder, config, fields: tuple[str, ...]) -> int:
 
 
 def write_file(folder, tensors: Mapping[str, np.ndarray], step: int) -> None:
-  """Writes WEIGHTS and WEIGHTS_RECORD; the same tensors give the same bytes."""
+  """Writes WEIGHTS and WEIGHTS_RECORD into a folder that is there; the same tensors give the same bytes."""
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   tensor_files.write_file(folder / WEIGHTS, tensors, {"format": "atlas_jax"}, durable=False)
   write.json(folder / WEIGHTS_RECORD,
              json_file.sealed({"step": step, "files": inventory.take(folder, [WEIGHTS])}), durable=False)
