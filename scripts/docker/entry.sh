@@ -77,6 +77,7 @@ show_dashboard() {
 # Children have process groups of their own (setsid): a Ctrl-C in a terminal then reaches them once, through this script.
 child=
 asked=0
+# shellcheck disable=SC2329  # The trap below calls it.
 on_signal() {
   asked=$((asked + 1))
   if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null; fi
