@@ -28,7 +28,8 @@ SERVING = ("serve", "chat")  # Modes that read config.serve.
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
 # Modes that use a run wherever it is: in a workdir, or --from a folder or the Hugging Face Hub.
 FROM = ("eval", "generate", "solve", "export", *SERVING)
-GROUPS = {"serve": SERVING, "upload": ("upload",)}  # Of the config, read by these modes of those that use a run.
+# Groups of the config that these modes alone read, of those that use a run.
+GROUPS = {"serve": SERVING, "upload": ("upload",)}
 TRAINING = {"evals": "eval.tasks", "seed": "seed", "steps": "optim.steps", "lr": "optim.lr",
             "table_lr": "table.lr",
             "batch_rows": "data.batch_rows", "temperature": "sampler.temperature", "top_k": "sampler.top_k",
@@ -45,7 +46,7 @@ def define_flags() -> flags.FlagValues:
                   (flags.DEFINE_string, flags.DEFINE_integer))
   text("config", None, "train, import: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
-  text("from", None, "eval, generate, solve, export, serve, chat: a run that was uploaded, in place of --workdir: "
+  text("from", None, "eval, generate, solve, export, serve, chat: a run that was uploaded, not --workdir: "
        "OWNER/NAME of the Hugging Face Hub, also OWNER/NAME@REVISION, or its folder as it was downloaded.")
   flags.DEFINE_enum("mode", "train", ["train", "import", *FROM, "upload"], "What to do.", flag_values=values)
   text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
@@ -274,8 +275,8 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Refuses flags that are missing, or that the mode would not use."""
   source = asked["from"].value
   if source and asked.mode not in FROM:
-    raise ValueError(f"--from={source} is for --mode={', '.join(FROM)}, and this is --mode={asked.mode}; give "
-                     "--workdir")
+    raise ValueError(f"--from={source} is for --mode={', '.join(FROM)}, and this is --mode={asked.mode}; "
+                     "give --workdir")
   if source and asked.workdir:
     raise ValueError(f"--from={source} and --workdir={asked.workdir} both name a run; give one")
   if not asked.workdir and not source:

@@ -154,8 +154,8 @@ def prepare(config, workdir: str) -> None:
     ValueError: says why, and what to do.
   """
   if handed_over.is_here(workdir):
-    raise ValueError(f"--workdir={workdir} holds a run that was handed over without its optimizer, and cannot go "
-                     "on; train in another workdir, from its parameters with --config.model.path="
+    raise ValueError(f"--workdir={workdir} holds a run that was handed over without its optimizer, and "
+                     "cannot go on; train in another workdir, from its parameters with --config.model.path="
                      f"{workdir} (puzzles: --config.trm.path)")
   if has_run(workdir):
     configs.check_same(config, workdir)

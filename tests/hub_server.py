@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub: a real HTTP server on this machine that keeps repositories in memory.
 
-It answers what huggingface_hub asks to make a repository, send and fetch: whose token, create, model info, preupload,
-LFS batch and storage, commit, tree, resolve. It fails where a test says so.
+It answers what huggingface_hub asks to make a repository, send and fetch: whose token, create, model info,
+preupload, LFS batch and storage, commit, tree, resolve. It fails where a test says so.
 """
 
 import base64
@@ -48,7 +48,7 @@ class Hub:
     self.puts: list[str] = []  # of them, as they came
     self.requests: list[str] = []
     self.tokens: set[str] = set()
-    self.failures: list[list] = []  # [pattern of "METHOD path", status, how many times yet, how many pass before]
+    self.failures: list[list] = []  # see `fail`
     self.url = ""
 
   def fail(self, pattern, status, *, times=1, after=0):

@@ -1,4 +1,4 @@
-"""The containers' entry trains, is stopped, killed and goes on; health check, pod stop and the files of the image.
+"""The containers' entry trains, is stopped, killed and goes on; health, stop of a pod, files of the image.
 
 No container engine is needed: the entry script runs here as it does in the image, with real trainings.
 """
@@ -46,12 +46,14 @@ def settings(tmp_path, **more):
          if not name.startswith(("ATLAS_", "HF_", "RUNPOD_", "TELEGRAM_")) and name != "UPLOAD"}
   return {**own, "ATLAS_PYTHON": sys.executable, "ATLAS_RUNS": str(tmp_path / "runs"), "DASHBOARD": "0",
           "ATLAS_STATE": str(tmp_path / "state"), "ATLAS_RUN": "run", "JAX_NUM_CPU_DEVICES": "1",
-          "ATLAS_CONFIG": "configs/memory_40m.py:smoke,pretrain", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more}
+          "ATLAS_CONFIG": "configs/memory_40m.py:smoke,pretrain", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+          **more}
 
 
 def entry(environment, *arguments):
   """Runs the entry to its end."""
-  return subprocess.run(["bash", ENTRY, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+  return subprocess.run(["bash", ENTRY, *arguments], env=environment, capture_output=True, text=True,
+                        timeout=60)
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def dry(tmp_path, *arguments, **more):
    ({"CUDA_DEVICE": "1"}, ["--local_devices=1"]),
    ({"TELEGRAM_BOT_TOKEN": "x", "TELEGRAM_CHAT_ID": "1"}, ["--config.alerts.sinks=log,telegram"]),
    ({"ALERT_SINKS": "webhook"}, ["--config.alerts.sinks=webhook"]),
-   ({"ATLAS_FLAGS": "--config.seed=3  --config.optim.steps=9"}, ["--config.seed=3", "--config.optim.steps=9"])],
+   ({"ATLAS_FLAGS": "--config.seed=3  --trust"}, ["--config.seed=3", "--trust"])],
 )  # fmt: skip
 def test_variables_become_flags(variables, flags, tmp_path):
   found = dry(tmp_path, **variables)
@@ -117,8 +119,9 @@ def test_arguments_are_flags_of_the_training_and_a_command_is_run_in_its_place(t
 
 @pytest.mark.parametrize(
   ("config", "name"),
-  [("configs/memory_40m.py", "memory_40m"), ("configs/memory_40m.py:cpu,rule=delta", "memory_40m_cpu_rule_delta")],
-)
+  [("configs/memory_40m.py", "memory_40m"),
+   ("configs/memory_40m.py:cpu,rule=delta", "memory_40m_cpu_rule_delta")],
+)  # fmt: skip
 def test_a_run_is_named_by_its_configuration(config, name, tmp_path):
   assert f"--workdir={tmp_path / 'runs' / name}" in dry(tmp_path, ATLAS_RUN="", ATLAS_CONFIG=config)
 
@@ -145,7 +148,8 @@ def test_nothing_automatic_stays_until_it_is_stopped(tmp_path):
     assert "nothing is started" in process.communicate(timeout=30)[0] and process.returncode == 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atlas_jax.monitor.dashboard") is None, reason="there is no dashboard")
+@pytest.mark.skipif(importlib.util.find_spec("atlas_jax.monitor.dashboard") is None, reason="there is no "
+                                                                                            "dashboard")
 def test_the_dashboard_alone_answers_and_ends_with_the_container(tmp_path):
   with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as free:
     port = str(free.server_address[1])
@@ -201,7 +205,8 @@ def test_a_run_is_killed_stopped_finished_and_each_time_uploaded(tmp_path):
 
 def test_a_training_that_fails_keeps_its_exit_code_and_the_pod_is_stopped(tmp_path):
   with runpod([200]) as pod:
-    variables = settings(tmp_path, ATLAS_FLAGS="--config.optim.lr=fast", STOP_POD_AFTER_S="0.1", **pod.environment)
+    variables = settings(tmp_path, ATLAS_FLAGS="--config.optim.lr=fast", STOP_POD_AFTER_S="0.1",
+                         **pod.environment)
     with started(variables) as process:
       wait_for(lambda: pod.requests, process)
       process.terminate()
@@ -216,8 +221,8 @@ def test_a_pod_that_is_kept_alive_goes_on(tmp_path):
   with runpod([]) as pod:
     variables = settings(tmp_path, ATLAS_FLAGS="--config.optim.lr=fast", **pod.environment)
     with started(variables) as process:
-      wait_for(lambda: "dashboard" in (tmp_path / "state").read_text() if (tmp_path / "state").exists() else False,
-               process)
+      state = tmp_path / "state"
+      wait_for(lambda: state.exists() and "dashboard" in state.read_text(), process)
       process.terminate()
       process.communicate(timeout=30)
   assert process.returncode == 1 and not pod.requests
@@ -323,8 +328,9 @@ def tool(name):
   return shutil.which(name, path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
-@pytest.mark.parametrize("command", [("shellcheck", "--severity=style", ENTRY), ("hadolint", DOCKER / "Dockerfile")],
-                         ids=["shellcheck", "hadolint"])
+@pytest.mark.parametrize(
+  "command", [("shellcheck", "--severity=style", ENTRY), ("hadolint", DOCKER / "Dockerfile")],
+  ids=["shellcheck", "hadolint"])
 def test_linters_find_nothing(command):
   program, *arguments = command
   assert tool(program), f"{program} is missing: pip install -e '.[dev]'"

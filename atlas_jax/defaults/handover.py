@@ -7,7 +7,7 @@ OPTIONAL = config_dict.placeholder
 
 
 def group() -> dict:
-  """Returns the fields of config.upload; the token is no setting, it stands in the environment as HF_TOKEN."""
+  """Returns the fields of config.upload; the token is none, it stands in the environment as HF_TOKEN."""
   return {
       # When a run is sent: "end": once it is finished; "always": also where it was stopped, or failed.
       "when": one_of("never", "never end always"),

@@ -42,10 +42,12 @@ def write(facts: CardFacts) -> str:
       "## Files", "",
       f"- `{WEIGHTS}`: {facts.params:,} numbers by the names of the parameters in atlas_jax, "
       f"{'their moving average, ' if config.optim.ema_decay is not None else ''}after update {facts.step:,}.",
-      f"- `config.json`: every setting of the run; `{TOKENIZER}/`, where it is a language model: its tokenizer.",
-      f"- `{METRICS}`: all rows that the run wrote, by update; `{SUMMARY}`: the numbers of its end, if it ended.",
-      *(["- `checkpoints/`: the newest checkpoint with the optimizer; the same command goes on from it where this "
-         "repository is downloaded as the workdir."] if facts.optimizer else []), ""])
+      f"- `config.json`: every setting of the run; `{TOKENIZER}/`, where it is a language model: its "
+      "tokenizer.",
+      f"- `{METRICS}`: all rows that the run wrote, by update; `{SUMMARY}`: the numbers of its end, if it "
+      "ended.",
+      *(["- `checkpoints/`: the newest checkpoint with the optimizer; the same command goes on from it where "
+         "this repository is downloaded as the workdir."] if facts.optimizer else []), ""])
 
 
 def _front_matter(facts: CardFacts) -> list[str]:
@@ -65,8 +67,8 @@ def _what(facts: CardFacts) -> str:
   if config.recipe == "trm":
     kind = f"A recursive model that solves puzzles ({config.puzzles.name}), {size}"
   elif config.model.kind == "memory":
-    kind = (f"A language model with a neural long-term memory (rule `{config.model.memory.rule}`, mixed in as "
-            f"`{config.model.memory_mix}`), {size}")
+    kind = (f"A language model with a neural long-term memory (rule `{config.model.memory.rule}`, mixed in "
+            f"as `{config.model.memory_mix}`), {size}")
   else:
     kind = f"A language model (decoder), {size}"
   seen = next((f" and {value:,} {name.removesuffix('_seen')}" for name, value in facts.summary.items()
@@ -79,20 +81,22 @@ def _loading(facts: CardFacts) -> list[str]:
       '--mode=generate --from={} --prompt="def " --tokens=100'
   start = "config.trm.path" if facts.config.recipe == "trm" else "config.model.path"
   return ["```", f"python -m atlas_jax.main {use.format(facts.repo)}", "```", "",
-          "It needs atlas_jax with the extra `hf`, and for a private repository `HF_TOKEN` in the environment. A "
-          f"downloaded folder does as well: `--from=FOLDER`, or `--{start}=FOLDER` to train on from it. Other "
-          "programs do not know this layout; `--mode=export --from=... --to=FOLDER` writes decoders as "
-          "transformers loads them."]
+          "It needs atlas_jax with the extra `hf`, and for a private repository `HF_TOKEN` in the "
+          f"environment. A downloaded folder does as well: `--from=FOLDER`, or `--{start}=FOLDER` to train "
+          "on from it. Other programs do not know this layout; `--mode=export --from=... --to=FOLDER` writes "
+          "decoders as transformers loads them."]
 
 
 def _training(facts: CardFacts) -> list[str]:
   config = facts.config
-  rows = [("updates", f"{facts.step:,} of {config.optim.steps:,}" if config.optim.steps else f"{facts.step:,}"),
+  of = f" of {config.optim.steps:,}" if config.optim.steps else ""
+  rows = [("updates", f"{facts.step:,}{of}"),
           ("rows per update", f"{config.data.batch_rows:,}"),
           ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),
           ("seed", str(config.seed))]
   if config.recipe != "trm":
-    rows.insert(1, ("data", f"`{config.data.name}`, tokenizer `{_plain_name(config.data.tokenizer)}`"))
+    rows.insert(1, ("data", f"`{config.data.name}`"))
+    rows.insert(2, ("tokenizer", f"`{_plain_name(config.data.tokenizer)}`"))
   loss = facts.summary.get("train_loss_nats")
   if isinstance(loss, int | float):
     rows.append(("loss of the last updates", f"{loss:.4g}"))
@@ -131,22 +135,23 @@ def limits(facts: CardFacts) -> list[str]:
   gains = [match[1] for name in summary if (match := _GAIN.fullmatch(name))]
   idle = [name for name in gains if not _above_zero(summary.get(f"memory_gain_{name}_nats_low"))]
   if idle:
-    found.append("What the memory holds was not shown to help on held-out text: the interval of the memory gain "
-                 f"({', '.join(idle)}) is not above zero.")
+    found.append("What the memory holds was not shown to help on held-out text: the interval of the memory "
+                 f"gain ({', '.join(idle)}) is not above zero.")
   elif config.recipe != "trm" and config.model.kind == "memory" and not gains:
     found.append("Whether the memory helps was not measured here (no number of memory gain).")
   if summary.get("collapsed"):
     found.append("Signs of a collapsed memory stood at the end of the training.")
   if config.recipe != "trm":
     found.append(f"It was trained on texts of {config.data.segment_len:,} tokens at a time; longer ones were "
-                 f"{'continued with the memory carried over' if config.data.carry else 'not seen'}. It has no "
-                 "training to refuse anything, and writes what its data made likely: wrong, private or offensive "
-                 "text may be among it.")
+                 f"{'continued with the memory carried over' if config.data.carry else 'not seen'}. It has "
+                 "no training to refuse anything, and writes what its data made likely: wrong, private or "
+                 "offensive text may be among it.")
   found.append("The licence of the training data was not checked; who sends this on has to.")
-  found.append("Only atlas_jax reads these weights, in the version they were made with or one that says it can.")
+  found.append("Only atlas_jax reads these weights, in the version they were made with or one that says it "
+               "can.")
   if not facts.optimizer:
-    found.append("There is no optimizer state: a training can start from these weights, not go on as if it had "
-                 "never stopped.")
+    found.append("There is no optimizer state: a training can start from these weights, not go on as if it "
+                 "had never stopped.")
   return found
 
 

@@ -1,8 +1,8 @@
 """Sending to and fetching from the Hugging Face Hub, with retries, and errors that say what to do.
 
-A commit holds all files or none. What the Hub has already is not sent again, in this call or a later one: it is
-known there by its SHA-256 (the library asks for each large file before it sends it), so that the same call goes on
-with an upload that broke off.
+A commit holds all files or none. What the Hub has already is not sent again, in this call or a later one: it
+is known there by its SHA-256 (the library asks for each large file before it sends it), so that the same call
+goes on with an upload that broke off.
 
 Source: the library huggingface_hub, of which only functions that its versions 1 and 2 share are called.
 """
@@ -62,7 +62,8 @@ def named(repo: str, *, token: str, attempts: int) -> str:
   """
   if "/" in repo:
     return repo
-  return f"{_tried('asking whose token it is for', _api(token).whoami, repo=repo, attempts=attempts)['name']}/{repo}"
+  owner = _tried("asking whose token it is, for", _api(token).whoami, repo=repo, attempts=attempts)["name"]
+  return f"{owner}/{repo}"
 
 
 def send(folder, repo: str, *, token: str, private: bool, attempts: int, message: str,
@@ -90,9 +91,9 @@ def send(folder, repo: str, *, token: str, private: bool, attempts: int, message
   tried("making the repository", lambda: api.create_repo(repo, private=private, exist_ok=True))
   info = tried("reading the repository", lambda: api.model_info(repo))
   if private and not info.private:
-    raise HubError(f"the repository {repo} on the Hugging Face Hub is public, and config.upload.private=True: "
-                   "nothing was sent; set --config.upload.private=False, make it private, or name another one "
-                   "with --config.upload.repo")
+    raise HubError(f"the repository {repo} on the Hugging Face Hub is public, and "
+                   "config.upload.private=True: nothing was sent; set --config.upload.private=False, make it "
+                   "private, or name another one with --config.upload.repo")
   names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
   old = [one.rfilename for one in info.siblings or []
          if replaced is not None and one.rfilename.startswith(f"{replaced}/") and one.rfilename not in names]
@@ -129,8 +130,8 @@ def fetch(source: str) -> pathlib.Path:
   try:
     hub = _library()
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"--from={source} is no folder here, and to fetch it from the Hugging Face Hub needs "
-                              f"the package huggingface_hub: {place.EXTRA}") from error
+    raise ModuleNotFoundError(f"--from={source} is no folder here, and to fetch it from the Hugging Face Hub "
+                              f"needs the package huggingface_hub: {place.EXTRA}") from error
   repo, _, revision = name.partition("@")
   token = os.environ.get(place.TOKEN, "").strip() or None
 
@@ -162,19 +163,21 @@ def _line(what: str, repo: str, error: BaseException, status: int | None) -> str
   hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
   if status == 401:
     # The Hub also answers so about a repository that is not there, so that nobody learns which names exist.
-    return (f"{what} {repo}: the Hub does not accept {place.TOKEN} (401), or there is no such repository; check "
-            f"the name, and make a token at {hub}/settings/tokens")
+    return (f"{what} {repo}: the Hub does not accept {place.TOKEN} (401), or there is no such repository; "
+            f"check the name, and make a token at {hub}/settings/tokens")
   if status == 403:
-    return (f"{what} {repo}: {place.TOKEN} has no right to do this (403); it needs the right to write there, and "
-            f"{place.OWNER} or config.upload.repo must name an owner it belongs to")
+    return (f"{what} {repo}: {place.TOKEN} has no right to do this (403); it needs the right to write there, "
+            f"and {place.OWNER} or config.upload.repo must name an owner it belongs to")
   if status == 404:
-    return f"{what} {repo}: there is no such repository or revision at {hub} (404), or it is private and not yours"
+    return (f"{what} {repo}: there is no such repository or revision at {hub} (404), or it is private and "
+            "not yours")
   words = " ".join(str(error).split())[:200]
   if status is None and _is_offline(error):
-    return (f"{what} {repo}: HF_HUB_OFFLINE is set, or the repository is neither in the cache nor to be reached "
-            f"at {hub} ({words})")
+    return (f"{what} {repo}: HF_HUB_OFFLINE is set, or the repository is neither in the cache nor to be "
+            f"reached at {hub} ({words})")
   why = f"the Hub answers {status}" if status else f"{type(error).__name__}: {words}"
-  return f"{what} {repo} at {hub} failed: {why}; what has arrived is kept, the same command goes on from there"
+  return (f"{what} {repo} at {hub} failed: {why}; what has arrived is kept, the same command goes on from "
+          "there")
 
 
 def _chain(error: BaseException | None):
@@ -201,5 +204,5 @@ def _is_network(error: BaseException) -> bool:
 
 
 def _is_offline(error: BaseException) -> bool:
-  return any(type(one).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError")
-             for one in _chain(error))
+  names = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError")
+  return any(type(one).__name__ in names for one in _chain(error))

@@ -87,8 +87,8 @@ def make(config, workdir, folder, repo: str) -> Package:
 def _copy_checkpoint(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> None:
   checkpoint = workdir / CHECKPOINTS / str(step)
   if not checkpoint.is_dir() or Checkpoints(workdir, read_only=True).latest_step() != step:
-    raise ValueError(f"config.upload.optimizer=True: {workdir} has no checkpoint of step {step}, only what a run is "
-                     "handed over with; set --config.upload.optimizer=False")
+    raise ValueError(f"config.upload.optimizer=True: {workdir} has no checkpoint of step {step}, only what a "
+                     "run is handed over with; set --config.upload.optimizer=False")
   # Links where the file system can: a checkpoint is several times the weights.
   shutil.copytree(checkpoint, folder / CHECKPOINTS / str(step), copy_function=_link)
 
@@ -117,5 +117,5 @@ def _refuse_secrets(folder: pathlib.Path, files: list[pathlib.Path]) -> None:
     if file.suffix in _NOT_TEXT or name.parts[0] == CHECKPOINTS:
       continue
     if (what := place.secret_in(file.read_bytes())) is not None:
-      raise ValueError(f"{name} of the run holds {what}, and is not sent, nor is anything else; take it out of the "
-                       "settings or texts of the run")
+      raise ValueError(f"{name} of the run holds {what}, and is not sent, nor is anything else; take it out "
+                       "of the settings or texts of the run")

@@ -42,9 +42,9 @@ def needed(what: str, environ: Mapping[str, str] = os.environ) -> str:
     raise ModuleNotFoundError(f"{what} needs the package huggingface_hub: {EXTRA}")
   token = environ.get(TOKEN, "").strip()
   if not token:
-    raise ValueError(f"{what} needs a token with the right to write, and {TOKEN} is not set in the environment; "
-                     f"make one at https://huggingface.co/settings/tokens and start with {TOKEN}=... set, or "
-                     "leave the upload out with --config.upload.when=never")
+    raise ValueError(f"{what} needs a token with the right to write, and {TOKEN} is not set in the "
+                     "environment; make one at https://huggingface.co/settings/tokens and start with "
+                     f"{TOKEN}=... set, or leave the upload out with --config.upload.when=never")
   if any(not 33 <= ord(sign) < 127 for sign in token):
     raise ValueError(f"{what}: {TOKEN} holds spaces or signs that no token has; copy it anew from "
                      "https://huggingface.co/settings/tokens")
@@ -52,7 +52,7 @@ def needed(what: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def repo_of(config, environ: Mapping[str, str] = os.environ) -> str:
-  """Returns the repository that a config and the environment name: OWNER/NAME, or NAME of whose token it is."""
+  """Returns the repository of a config and the environment: OWNER/NAME, or NAME of whose token it is."""
   name = config.upload.repo or environ.get(REPO, "").strip() or DEFAULT_REPO
   owner = environ.get(OWNER, "").strip()
   return f"{owner}/{name}" if owner and "/" not in name else name

@@ -1,8 +1,8 @@
 """Uploading a run: by --mode=upload, and behind a training, which it never fails.
 
-Behind a training it is the same command, in a process of its own: without the accelerator that the training still
-holds, alone where the training has several processes, and ended after config.upload.time_limit_s. How it ended
-stands in UPLOAD of the workdir, for both.
+Behind a training it is the same command, in a process of its own: without the accelerator that the training
+still holds, alone where the training has several processes, and ended after config.upload.time_limit_s. How
+it ended stands in UPLOAD of the workdir, for both.
 """
 import os
 import pathlib
@@ -17,6 +17,7 @@ from typing import Any
 from absl import logging
 
 from atlas_jax import config as configs
+from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.command import override
 from atlas_jax.files import json_file, write
 from atlas_jax.handover import hub, package, place
@@ -25,7 +26,8 @@ from atlas_jax.parallel import hosts
 from atlas_jax.workdir import CHECKPOINTS, UPLOAD
 
 # Variables by which a cluster names the other processes of a training: an upload is one process alone.
-_OF_CLUSTERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TPU_", "JOB_COMPLETION_INDEX", "MASTER_ADDR", "WORLD_SIZE")
+_OF_CLUSTERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TPU_", "JOB_COMPLETION_INDEX", "MASTER_ADDR",
+                "WORLD_SIZE")
 _PART = ".upload-"  # The folder that is sent, in the workdir while it is.
 
 
@@ -39,8 +41,8 @@ def config_of(workdir: str, overrides) -> Any:
   config = configs.unfrozen(configs.load(workdir, trusted=True))
   for name, text in overrides.items():
     if not name.startswith("upload.") or name in ("upload.when", "upload.time_limit_s"):
-      raise ValueError(f"--config.{name}={text} is not read by --mode=upload, which sends a run as it is; leave it "
-                       "out")
+      raise ValueError(f"--config.{name}={text} is not read by --mode=upload, which sends a run as it is; "
+                       "leave it out")
     override(config, name, text)
   return configs.resolve(config)
 
@@ -68,15 +70,15 @@ def run(config, workdir: str) -> dict:
       made = package.make(config, workdir, folder, repo)
       logging.info("sending step %d of %s to %s: %d files, %.1f MiB", made.step, workdir, repo, made.files,
                    made.size / 2**20)
-      sent = hub.send(folder, repo, token=token, private=config.upload.private, attempts=config.upload.attempts,
-                      message=f"atlas_jax: step {made.step}",
+      sent = hub.send(folder, repo, token=token, private=config.upload.private,
+                      attempts=config.upload.attempts, message=f"atlas_jax: step {made.step}",
                       replaced=CHECKPOINTS if config.upload.optimizer else None)
   except Exception as error:  # Recorded, and raised again: whoever called says it.
     _record(workdir, {"state": "failed", "repo": repo, "error": _words(error)}, began_s)
     raise
   return _record(workdir, {"state": "done", "repo": sent.repo, "url": sent.url, "commit": sent.commit,
-                           "private": sent.private, "step": made.step, "files": made.files, "bytes": made.size},
-                 began_s)
+                           "private": sent.private, "step": made.step, "files": made.files,
+                           "bytes": made.size}, began_s)
 
 
 def after_training(config, workdir, *, finished: bool) -> None:
@@ -99,7 +101,7 @@ def after_training(config, workdir, *, finished: bool) -> None:
 
 
 def _upload(config, workdir) -> None:
-  if not handed_over.is_run(workdir) or handed_over.open_run(workdir, config.checkpoint).latest_step() is None:
+  if Checkpoints(workdir, read_only=True).latest_step() is None:
     logging.warning("nothing is uploaded: %s has no checkpoint", workdir)
     return
   if _arrived(config, workdir):
@@ -115,7 +117,8 @@ def _upload(config, workdir) -> None:
   retry = shlex.join(["python", *command[1:]])
   logging.error("the upload failed, which changes nothing else: %s; to try again: %s", why, retry)
   try:
-    _record(workdir, {"state": "failed", "repo": place.repo_of(config), "error": why, "retry": retry}, began_s)
+    found = {"state": "failed", "repo": place.repo_of(config), "error": why, "retry": retry}
+    _record(workdir, found, began_s)
   except OSError as error:  # A full disk may be what failed before.
     logging.error("%s cannot be written: %s", pathlib.Path(workdir) / UPLOAD, _words(error))
 
@@ -125,7 +128,8 @@ def _failure(command: list[str], limit_s: float, workdir) -> str | None:
   environ = {name: value for name, value in os.environ.items() if not name.startswith(_OF_CLUSTERS)}
   try:
     # Captured: standard output is the training's own, one JSON object with its summary.
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", timeout=limit_s)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace",
+                          timeout=limit_s)
   except subprocess.TimeoutExpired:
     return f"it took longer than {limit_s:g} s (config.upload.time_limit_s)"
   except OSError as error:
@@ -150,8 +154,8 @@ def _command(config, workdir) -> list[str]:
   flags = []
   for name in ("repo", "private", "optimizer", "attempts"):
     flags.append(f"--config.upload.{name}={config.upload[name]}")
-  return [sys.executable, "-m", "atlas_jax.main", "--mode=upload", f"--workdir={workdir}", "--num_processes=1",
-          *flags]
+  return [sys.executable, "-m", "atlas_jax.main", "--mode=upload", f"--workdir={workdir}",
+          "--num_processes=1", *flags]
 
 
 def _arrived(config, workdir) -> bool:
@@ -163,7 +167,7 @@ def _arrived(config, workdir) -> bool:
   repo = place.repo_of(config)
   same_place = str(last.get("repo")) == repo or "/" not in repo and str(last.get("repo")).endswith(f"/{repo}")
   return bool(last.get("state") == "done" and same_place
-              and last.get("step") == handed_over.open_run(workdir, config.checkpoint).latest_step())
+              and last.get("step") == Checkpoints(workdir, read_only=True).latest_step())
 
 
 def _room(workdir) -> str | None:

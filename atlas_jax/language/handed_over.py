@@ -1,9 +1,9 @@
 """A run as it is handed over: its folder with one file of parameters in place of checkpoints.
 
-Beside what using a run needs (config, tokenizer, chat template) the folder has WEIGHTS, safetensors whose names
-are those of the leaves in a checkpoint, such as `params/embed/embedding`, and WEIGHTS_RECORD, with the step and the
-checksum of the file. It is read wherever a run is only used; training does not go on with it, since what the
-optimizer knew is not there.
+Beside what using a run needs (config, tokenizer, chat template) the folder has WEIGHTS, safetensors whose
+names are those of the leaves in a checkpoint, such as `params/embed/embedding`, and WEIGHTS_RECORD, with the
+step and the checksum of the file. It is read wherever a run is only used; training does not go on with it,
+since what the optimizer knew is not there.
 """
 import pathlib
 from collections.abc import Mapping
@@ -149,8 +149,8 @@ def _check_same(stored: tensor_files.TensorFolder, wanted: Mapping[str, Any], fi
   found = {name for name in stored.file_of if name.split("/")[0] == field}
   for name in sorted(found ^ wanted.keys()):
     there, needs = ("none", "has one") if name in wanted else ("one", "has none")
-    raise ValueError(f"{stored.folder / WEIGHTS} has {there} of the name {name!r}, and the model of config.json "
-                     f"{needs}: they do not belong together; {REMEDY}")
+    raise ValueError(f"{stored.folder / WEIGHTS} has {there} of the name {name!r}, and the model of "
+                     f"config.json {needs}: they do not belong together; {REMEDY}")
   for name, leaf in wanted.items():
     if (stored.shape(name), stored.dtype(name)) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
       raise ValueError(f"{stored.where(name)} is {stored.dtype(name)} of shape {stored.shape(name)}, and the "

@@ -2,12 +2,12 @@
 
   python scripts/docker/health.py          exit code 0: healthy; 1: not, with the reason in one line
 
-While a run is trained it is the trainer's heartbeat that counts: the time of change of owner.json in the run's
-directory, which a training touches every 5 s from its start to the end of its upload. A dashboard alone is asked for
-its own health. Needs the standard library alone, and starts in a moment.
+While a run is trained it is the trainer's heartbeat that counts: the time of change of owner.json in the
+run's directory, which a training touches every 5 s from its start to the end of its upload. A dashboard alone
+is asked for its own health. Needs the standard library alone, and starts in a moment.
 
-Reads: ATLAS_STATE, the file in which scripts/docker/entry.sh says what it does; HEALTH_SILENT_S, seconds without a
-heartbeat after which a training counts as hung (90).
+Reads: ATLAS_STATE, the file in which scripts/docker/entry.sh says what it does; HEALTH_SILENT_S, seconds
+without a heartbeat after which a training counts as hung (90).
 """
 
 import os

@@ -2,8 +2,8 @@
 
   RUNPOD_POD_ID=... RUNPOD_API_KEY=... python scripts/docker/stop_pod.py --seconds=60 --keep_alive=FILE
 
-Exit code 0: the pod is being stopped; 3: FILE was there, or appeared; 1: it could not be stopped, one line says why.
-A stopped pod keeps its volume, and costs storage alone.
+Exit code 0: the pod is being stopped; 3: FILE was there, or appeared; 1: it could not be stopped, one line
+says why. A stopped pod keeps its volume, and costs storage alone.
 
 RUNPOD_API is where the interface is, https://rest.runpod.io/v1 unless it is set.
 Source: RunPod's REST interface, POST /pods/ID/stop with the key as a bearer token.

@@ -17,11 +17,13 @@ SUMMARY = {"steps": 4, "tokens_seen": 4096, "train_loss_nats": 2.5, "val_loss_na
 
 
 def facts(config=memory_40m, arg="smoke", summary=SUMMARY, **changes):
-  found = card.CardFacts("alice/model", configs.resolve(config.get_config(arg)), summary, 4, 29258, True, False)
+  made = configs.resolve(config.get_config(arg))
+  found = card.CardFacts("alice/model", made, summary, 4, 29258, True, False)
   return found._replace(**changes)
 
 
-@pytest.mark.parametrize(("config", "arg"), [(memory_40m, "smoke"), (sft, "smoke"), (trm_sudoku, "4x4,smoke")])
+@pytest.mark.parametrize(
+  ("config", "arg"), [(memory_40m, "smoke"), (sft, "smoke"), (trm_sudoku, "4x4,smoke")])
 def test_the_front_matter_is_yaml_that_names_the_kind_of_model(config, arg):
   _, front, text = card.write(facts(config, arg)).split("---\n", 2)
   found = yaml.safe_load(front)
@@ -34,7 +36,8 @@ def test_the_front_matter_is_yaml_that_names_the_kind_of_model(config, arg):
 
 def test_the_table_has_numbers_with_their_intervals_and_no_times():
   text = card.write(facts())
-  assert "| recall_accuracy_past_window | 0.5 | 0.25 to 0.75 |" in text and "| val_loss_nats | 2.25 |  |" in text
+  assert "| recall_accuracy_past_window | 0.5 | 0.25 to 0.75 |" in text
+  assert "| val_loss_nats | 2.25 |  |" in text
   assert "![Curves of the training](report.png)" in text and "| loss of the last updates | 2.5 |" in text
   assert "time_step_s" not in text and "by_position" not in text and "past_window_low" not in text
 

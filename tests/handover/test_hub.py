@@ -92,7 +92,8 @@ def test_a_hub_that_keeps_failing_ends_the_upload(server, folder):
 @pytest.mark.parametrize(
   ("repo", "token", "says"),
   [("alice/model", "hf_wrong", r"does not accept HF_TOKEN \(401\)"),
-   ("bob/model", hub_server.TOKEN, r"no right to do this \(403\); it needs the right to write there, and HF_USERNAME")],
+   ("bob/model", hub_server.TOKEN, r"no right to do this \(403\); it needs the right to write there, and "
+                                   r"HF_USERNAME")],
 )  # fmt: skip
 def test_a_token_without_the_right_is_refused_at_once(repo, token, says, server, folder):
   with pytest.raises(hub.HubError, match=says):

@@ -45,7 +45,8 @@ def test_a_training_with_upload_needs_token_and_package(monkeypatch):
     place.refuse(config(when="end"), {"HF_TOKEN": "hf_a b"})
   assert "hf_a b" not in str(caught.value)
   monkeypatch.setattr(place.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ModuleNotFoundError, match=r"needs the package huggingface_hub: pip install 'atlas_jax\[hf\]'"):
+  with pytest.raises(ModuleNotFoundError, match=r"needs the package huggingface_hub: pip install "
+                                                r"'atlas_jax\[hf\]'"):
     place.refuse(config(when="always"), {"HF_TOKEN": TOKEN})
 
 

@@ -62,7 +62,8 @@ def generated(*where):
 
 def test_a_finished_training_is_on_the_hub_with_card_and_curves_and_without_optimizer(trained, server):
   workdir, done, files = trained
-  assert f"uploaded to {server.url}/{REPO}" in done.err and json.loads(done.out[done.out.index("{"):])["steps"] == 6
+  assert f"uploaded to {server.url}/{REPO}" in done.err
+  assert json.loads(done.out[done.out.index("{"):])["steps"] == 6
   assert files.keys() == {"README.md", "config.json", "metrics.jsonl", "model.safetensors", "report.png",
                           "summary.json", "tokenizer/atlas_checksums.json", "tokenizer/atlas_tokenizer.json",
                           "weights.json"}
@@ -74,7 +75,7 @@ def test_a_finished_training_is_on_the_hub_with_card_and_curves_and_without_opti
   assert hub_server.TOKEN not in (workdir / "upload.json").read_text()
 
 
-def test_it_writes_the_same_text_from_the_hub_and_from_a_folder_as_from_its_workdir(trained, server, tmp_path):
+def test_it_writes_the_same_text_from_hub_and_folder_as_from_its_workdir(trained, server, tmp_path):
   text = generated(f"--workdir={trained[0]}")
   folder = write(trained[2], tmp_path / "downloaded")
   before = sorted(folder.rglob("*"))
@@ -92,7 +93,7 @@ def test_a_run_of_elsewhere_runs_no_code_that_it_names(trained, server, tmp_path
 def test_a_run_that_was_handed_over_is_not_trained_on_in_place(trained, flags, tmp_path):
   folder = write(trained[2], tmp_path / "downloaded")
   line = refused(program.run(*flags, f"--workdir={folder}"))
-  assert f"cannot go on; train in another workdir, from its parameters with --config.model.path={folder}" in line
+  assert "cannot go on; train in another workdir" in line and f"--config.model.path={folder}" in line
   assert (folder / "metrics.jsonl").read_bytes() == trained[2]["metrics.jsonl"]
 
 
@@ -102,7 +103,7 @@ def test_the_same_command_uploads_nothing_that_has_arrived(flags, trained, serve
   assert done.code == 0 and "was uploaded before" in done.err and len(server.requests) == asked
 
 
-def test_an_upload_that_fails_leaves_the_training_as_it_is_and_can_be_made_again(flags, copied, server, monkeypatch):
+def test_an_upload_that_fails_fails_no_training_and_can_be_made_again(flags, copied, server, monkeypatch):
   (copied / "upload.json").unlink()
   monkeypatch.setenv("HF_USERNAME", "bob")
   done = program.run(*flags, f"--workdir={copied}")

@@ -1,4 +1,4 @@
-"""What a run is handed over with is read back to the bit, and refused where it is damaged or of another model."""
+"""What a run is handed over with is read back to the bit; it is refused if damaged or of another model."""
 
 import json
 
@@ -89,7 +89,8 @@ def test_a_damaged_file_is_refused(run, tmp_path):
   ("other", "says"),
   [({**PARAMS, "more": jnp.ones(3)}, "has none of the name 'params/more'"),
    ({"embed": PARAMS["embed"]}, "has one of the name 'params/blocks/"),
-   ({**PARAMS, "embed": jnp.ones(17)}, r"params/embed is float32 of shape \(16,\).*needs float32 of shape \(17,\)")],
+   ({**PARAMS, "embed": jnp.ones(17)}, r"params/embed is float32 of shape \(16,\).*needs float32 of shape "
+                                       r"\(17,\)")],
 )  # fmt: skip
 def test_another_model_is_named(other, says, run, tmp_path):
   handed_over.write_weights(run[0], tmp_path / "made", config(), ("params",))
