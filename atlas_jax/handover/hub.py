@@ -31,7 +31,7 @@ class HubError(OSError):
   """The Hub refused, failed, or could not be reached; the message says what to do."""
 
 
-class Sent(NamedTuple):
+class SentCommit(NamedTuple):
   """An upload that has arrived."""
 
   repo: str  # OWNER/NAME
@@ -67,7 +67,7 @@ def named(repo: str, *, token: str, attempts: int) -> str:
 
 
 def send(folder, repo: str, *, token: str, private: bool, attempts: int, message: str,
-         replaced: str | None = None) -> Sent:
+         replaced: str | None = None) -> SentCommit:
   """Sends all files of a folder in one commit; the repository is made if it is not there.
 
   Args:
@@ -106,7 +106,7 @@ def send(folder, repo: str, *, token: str, private: bool, attempts: int, message
     return api.create_commit(repo, operations, commit_message=message)
 
   made = tried("sending", commit)
-  return Sent(repo, made.oid, f"{api.endpoint}/{repo}", bool(info.private))
+  return SentCommit(repo, made.oid, f"{api.endpoint}/{repo}", bool(info.private))
 
 
 def fetch(source: str) -> pathlib.Path:

@@ -163,7 +163,11 @@ def _arrived(config, workdir) -> bool:
   file = pathlib.Path(workdir) / UPLOAD
   if not file.is_file():
     return False
-  last = json_file.read(file, remedy="delete it: the run is then uploaded again")
+  try:
+    last = json_file.read(file)
+  except ValueError as error:  # Only what is known of the Hub is lost, and the Hub itself is asked again.
+    logging.warning("%s", error)
+    return False
   repo = place.repo_of(config)
   same_place = str(last.get("repo")) == repo or "/" not in repo and str(last.get("repo")).endswith(f"/{repo}")
   return bool(last.get("state") == "done" and same_place

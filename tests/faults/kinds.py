@@ -307,14 +307,12 @@ def _handed_over(folder):
 
 def handed_weights(folder):
   """The parameters of a run that was handed over."""
-  read = _handed_over(folder)
-  return folder / WEIGHTS, read
+  return folder / WEIGHTS, _handed_over(folder)
 
 
 def handed_record(folder):
   """The record beside them."""
-  read = _handed_over(folder)
-  return folder / WEIGHTS_RECORD, read
+  return folder / WEIGHTS_RECORD, _handed_over(folder)
 
 
 def shard_index(folder):

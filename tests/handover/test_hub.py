@@ -38,7 +38,7 @@ def contents(folder):
 def test_a_folder_arrives_in_one_commit_of_a_private_repository_and_is_fetched_whole(server, folder):
   sent = hub.send(folder, hub.named("model", token=hub_server.TOKEN, attempts=1), **ASKED)
   repo = server.repos["alice/model"]
-  assert sent == hub.Sent("alice/model", repo.sha, f"{server.url}/alice/model", True)
+  assert sent == hub.SentCommit("alice/model", repo.sha, f"{server.url}/alice/model", True)
   assert repo.private and repo.files == contents(folder)
   assert [commit["summary"] for commit in repo.commits] == ["step 3"]
   assert contents(hub.fetch("alice/model")) == contents(folder)

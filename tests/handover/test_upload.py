@@ -120,6 +120,14 @@ def test_an_upload_that_fails_fails_no_training_and_can_be_made_again(flags, cop
   assert record(copied)["state"] == "done" and not list(copied.glob(".upload*"))
 
 
+def test_a_damaged_record_is_no_reason_to_fail_a_training(flags, copied, server):
+  (copied / "upload.json").write_text("{")
+  commits = len(server.repos[REPO].commits)
+  done = program.run(*flags, f"--workdir={copied}")
+  assert done.code == 0 and f"{copied / 'upload.json'}" in done.err and record(copied)["state"] == "done"
+  assert len(server.repos[REPO].commits) == commits  # All of it was there.
+
+
 def test_an_upload_that_takes_too_long_is_given_up(flags, copied, server):
   (copied / "upload.json").unlink()
   (copied / ".upload-left").mkdir()
