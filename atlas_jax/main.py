@@ -25,7 +25,7 @@ from absl import flags
 
 from atlas_jax import config as configs
 from atlas_jax import modes, remote, trust
-from atlas_jax.command import WITH_CONFIG, check_flags, parse, read_config
+from atlas_jax.command import SERVING, WITH_CONFIG, check_flags, parse, read_config
 from atlas_jax.explain import code_of, explain, report, start_log
 from atlas_jax.handover import hub, upload
 from atlas_jax.monitor.ledger import process_began_s
@@ -58,6 +58,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
     trust.give()
   if asked["from"].value:
     asked["workdir"].value = str(hub.fetch(asked["from"].value))
+    if asked.mode in SERVING:  # A folder of the cache is named by its commit, which says nothing to a client.
+      overrides = {"serve.served_as": hub.name_of(asked["from"].value), **overrides}
   with remote.local(asked.workdir, writes=asked.mode in WITH_CONFIG) as workdir:
     asked["workdir"].value = workdir
     return _main(asked, overrides, began_s)

@@ -17,7 +17,7 @@ def group() -> dict:
       # Whether others may not see it. True refuses a repository that is there and public.
       "private": True,
       # Whether the newest checkpoint is sent too, with the optimizer: a training may then go on from it.
-      "optimizer": False,
+      "with_optimizer": False,
       "attempts": at_least(1, 5),  # Of a request that the Hub fails or does not answer.
       # Seconds for an upload behind a training, which is then given up; --mode=upload takes any time.
       "time_limit_s": above_zero(1_800.0),

@@ -19,7 +19,7 @@ _MOST_ROWS = 40
 
 
 class CardFacts(NamedTuple):
-  """What a card is written from."""
+  """Facts that a card is written from."""
 
   repo: str  # OWNER/NAME, or NAME
   config: Any  # of the run

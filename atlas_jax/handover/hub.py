@@ -142,6 +142,14 @@ def fetch(source: str) -> pathlib.Path:
   return pathlib.Path(_tried("fetching", get, repo=repo, attempts=3))
 
 
+def name_of(source: str) -> str:
+  """Returns the name of a model that `fetch` gives: NAME of OWNER/NAME, or that of the folder."""
+  folder = pathlib.Path(source).expanduser()
+  if folder.is_dir() and not source.startswith(PREFIX):
+    return folder.resolve().name
+  return source.removeprefix(PREFIX).partition("@")[0].rpartition("/")[2]
+
+
 def _tried(what: str, call: Callable[[], Value], *, repo: str, attempts: int) -> Value:
   """Returns what a call gives, after several attempts where the Hub fails or cannot be reached."""
   for attempt in range(1, attempts + 1):

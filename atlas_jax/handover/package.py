@@ -69,7 +69,7 @@ def make(config, workdir, folder, repo: str) -> Package:
   # Drawn anew where the end of the run did not draw it, as of one that was stopped.
   if not (folder / REPORT).is_file() and (folder / METRICS).is_file() and (folder / METRICS).stat().st_size:
     report.write_report(folder)
-  if config.upload.optimizer:
+  if config.upload.with_optimizer:
     _copy_checkpoint(workdir, folder, step)
   summary = json_file.read(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
   if summary.get("steps") != step:
@@ -77,7 +77,7 @@ def make(config, workdir, folder, repo: str) -> Package:
     (folder / SUMMARY).unlink(missing_ok=True)
     summary = {}
   facts = card.CardFacts(repo, config, summary, step, _count(folder), (folder / REPORT).is_file(),
-                         config.upload.optimizer)
+                         config.upload.with_optimizer)
   write.whole(folder / CARD, card.write(facts), durable=False)
   files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
   _refuse_secrets(folder, files)
@@ -87,8 +87,8 @@ def make(config, workdir, folder, repo: str) -> Package:
 def _copy_checkpoint(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> None:
   checkpoint = workdir / CHECKPOINTS / str(step)
   if not checkpoint.is_dir() or Checkpoints(workdir, read_only=True).latest_step() != step:
-    raise ValueError(f"config.upload.optimizer=True: {workdir} has no checkpoint of step {step}, only what a "
-                     "run is handed over with; set --config.upload.optimizer=False")
+    raise ValueError(f"config.upload.with_optimizer=True: {workdir} has no checkpoint of step {step}, only what a "
+                     "run is handed over with; set --config.upload.with_optimizer=False")
   # Links where the file system can: a checkpoint is several times the weights.
   shutil.copytree(checkpoint, folder / CHECKPOINTS / str(step), copy_function=_link)
 

@@ -1,4 +1,4 @@
-"""Where a run is uploaded to, and with which token: the config, and what the environment says besides."""
+"""The repository that a run is uploaded to, and the token for it, from the config and the environment."""
 import importlib.util
 import os
 import re

@@ -66,13 +66,16 @@ def run(config, workdir: str) -> dict:
       raise ValueError(f"--workdir={workdir} has no checkpoint to upload; train first")
     repo = hub.named(repo, token=token, attempts=config.upload.attempts)
     # In the workdir's own file system, where there is room for checkpoints, and links are possible.
-    with tempfile.TemporaryDirectory(prefix=_PART, dir=_room(workdir)) as folder:
+    with tempfile.TemporaryDirectory(prefix=_PART, dir=_room(workdir)) as room:
+      # By the run's own name, which stands in the picture of its curves: the same run gives the same bytes.
+      folder = pathlib.Path(room) / (pathlib.Path(workdir).resolve().name or "run")
+      folder.mkdir()
       made = package.make(config, workdir, folder, repo)
       logging.info("sending step %d of %s to %s: %d files, %.1f MiB", made.step, workdir, repo, made.files,
                    made.size / 2**20)
       sent = hub.send(folder, repo, token=token, private=config.upload.private,
                       attempts=config.upload.attempts, message=f"atlas_jax: step {made.step}",
-                      replaced=CHECKPOINTS if config.upload.optimizer else None)
+                      replaced=CHECKPOINTS if config.upload.with_optimizer else None)
   except Exception as error:  # Recorded, and raised again: whoever called says it.
     _record(workdir, {"state": "failed", "repo": repo, "error": _words(error)}, began_s)
     raise
@@ -152,7 +155,7 @@ def _limit_s(config) -> float:
 def _command(config, workdir) -> list[str]:
   """Returns the command that uploads a run by hand, with what the training's flags have changed."""
   flags = []
-  for name in ("repo", "private", "optimizer", "attempts"):
+  for name in ("repo", "private", "with_optimizer", "attempts"):
     flags.append(f"--config.upload.{name}={config.upload[name]}")
   return [sys.executable, "-m", "atlas_jax.main", "--mode=upload", f"--workdir={workdir}",
           "--num_processes=1", *flags]

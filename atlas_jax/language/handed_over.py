@@ -121,14 +121,15 @@ def write_weights(workdir, folder, config, fields: tuple[str, ...]) -> int:
     return WeightsFile(workdir).latest_step()
   saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
   mesh = meshes.make(devices=jax.local_devices()[:1])
-  step = saver.latest_step()
+  newest = saver.latest_step()
+  step = 0
   tensors: dict[str, np.ndarray] = {}
   try:
     for field in fields:
-      shapes = saver.shapes(field, step)
+      shapes = saver.shapes(field, newest)
       if not shapes and field != fields[0]:
         continue
-      params, meta = saver.restore_params(placement.abstract(mesh, shapes), field=field, step=step)
+      params, meta = saver.restore_params(placement.abstract(mesh, shapes), field=field, step=newest)
       step = int(meta["step"])
       tensors |= {f"{field}/{name}": np.asarray(leaf, order="C") for name, leaf in tree.named_leaves(params)}
   finally:

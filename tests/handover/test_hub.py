@@ -127,6 +127,12 @@ def test_what_cannot_be_fetched_is_said(source, kind, says, server):
     hub.fetch(source)
 
 
+def test_a_model_is_called_by_its_name_and_not_by_its_place_in_the_cache(tmp_path):
+  (tmp_path / "mine").mkdir()
+  assert hub.name_of(str(tmp_path / "mine")) == "mine"
+  assert {hub.name_of(one) for one in ("alice/model", "hf:alice/model", "alice/model@main")} == {"model"}
+
+
 def test_what_executes_is_not_fetched(server, folder):
   for name in ("evil.py", "pytorch_model.bin", "x.pkl"):
     (folder / name).write_text("boom")

@@ -118,14 +118,14 @@ def test_an_upload_that_fails_fails_no_training_and_can_be_made_again(flags, cop
   done = program.run(*words)
   assert done.code == 0 and json.loads(done.out)["repo"] == REPO
   assert record(copied)["state"] == "done" and not list(copied.glob(".upload*"))
+  commits = len(server.repos[REPO].commits)
+  assert program.run(*words).code == 0 and len(server.repos[REPO].commits) == commits  # The same bytes.
 
 
 def test_a_damaged_record_is_no_reason_to_fail_a_training(flags, copied, server):
   (copied / "upload.json").write_text("{")
-  commits = len(server.repos[REPO].commits)
   done = program.run(*flags, f"--workdir={copied}")
   assert done.code == 0 and f"{copied / 'upload.json'}" in done.err and record(copied)["state"] == "done"
-  assert len(server.repos[REPO].commits) == commits  # All of it was there.
 
 
 def test_an_upload_that_takes_too_long_is_given_up(flags, copied, server):
@@ -143,7 +143,7 @@ def test_a_training_without_token_is_refused_before_it_begins(flags, server, tmp
 
 
 def test_the_optimizer_goes_along_where_that_is_asked(copied, server, tmp_path):
-  done = program.run("--mode=upload", f"--workdir={copied}", "--config.upload.optimizer=True",
+  done = program.run("--mode=upload", f"--workdir={copied}", "--config.upload.with_optimizer=True",
                      "--config.upload.repo=whole")
   assert done.code == 0, done.err
   folder = write(server.repos["alice/whole"].files, tmp_path / "whole")
