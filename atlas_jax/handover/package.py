@@ -87,8 +87,8 @@ def make(config, workdir, folder, repo: str) -> Package:
 def _copy_checkpoint(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> None:
   checkpoint = workdir / CHECKPOINTS / str(step)
   if not checkpoint.is_dir() or Checkpoints(workdir, read_only=True).latest_step() != step:
-    raise ValueError(f"config.upload.with_optimizer=True: {workdir} has no checkpoint of step {step}, only what "
-                     "a run is handed over with; set --config.upload.with_optimizer=False")
+    raise ValueError(f"config.upload.with_optimizer=True: {workdir} has no checkpoint of step {step}, only "
+                     "what a run is handed over with; set --config.upload.with_optimizer=False")
   # Links where the file system can: a checkpoint is several times the weights.
   shutil.copytree(checkpoint, folder / CHECKPOINTS / str(step), copy_function=_link)
 
