@@ -211,7 +211,7 @@ FREE = ("checkpoint", "mesh", "hosts", "monitor", "eval", "puzzle_eval", "loss.b
         "model.scan_unroll", "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
         "puzzles.test_path", "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll",
         "decoder.attention_block_tokens", "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm",
-        "serve", "server")
+        "serve", "server", "upload")
 
 
 # Of these, what training alone reads: any other use of a run would ignore it.

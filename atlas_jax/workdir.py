@@ -19,6 +19,12 @@ VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks.
 CHECKPOINTS = "checkpoints"
 INVENTORY = "files.json"
 
+# Of a run that was handed over, in place of checkpoints, which hold the optimizer too.
+WEIGHTS = "model.safetensors"
+WEIGHTS_RECORD = "weights.json"  # Their step and checksums.
+CARD = "README.md"  # Of the repository on the Hugging Face Hub.
+UPLOAD = "upload.json"  # How the last upload ended.
+
 # Written last: where the summary is, the run is finished.
 REPORT = "report.png"
 SUMMARY = "summary.json"

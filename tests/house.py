@@ -38,14 +38,15 @@ LEVELS = {
   "rollout": 7,
   "monitor": 7,
   "recipes": 8,
+  "handover": 11,
   "step": 9,
   "closing": 9,
   "train": 10,
   "puzzles.solve": 10,  # It trains at test time, with the recipe and the step of training.
   "command": 10,
   "explain": 11,
-  "modes": 11,
-  "main": 12,
+  "modes": 12,
+  "main": 13,
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
@@ -58,7 +59,7 @@ ALLOWED = {
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "h11": ("language.serve",),
-  "huggingface_hub": ("data", "language.pretrained", "puzzles.boards"),
+  "huggingface_hub": ("data", "handover.hub", "language.pretrained", "puzzles.boards"),
   "llguidance": ("language.serve",),
   "lm_eval": ("evals.recall.harness",),
   "matplotlib": ("evals.recall.pictures", "monitor", "puzzles.pictures"),

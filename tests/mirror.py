@@ -34,6 +34,7 @@ ELSEWHERE = {
   "evals/ranking.py": ("recipes/test_ranked.py", "the evaluation of one recipe"),
   "evals/recall/pictures.py": ("evals/recall/test_asking.py", PARTS),
   "evals/sample.py": ("evals/test_baselines.py", "small evaluations together"),
+  "handover/package.py": ("handover/test_upload.py", PARTS),
   "kernels/local_attention/*": ("kernels/test_local_attention.py", "forms of one operation"),
   "kernels/memory_scan/*": ("kernels/test_memory_scan.py", "forms of one operation"),
   "kernels/newton_schulz/*": ("kernels/test_newton_schulz.py", "forms of one operation"),
