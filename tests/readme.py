@@ -56,6 +56,12 @@ COMMANDS = {
   "jupyter notebook notebooks/trm_sudoku.ipynb": How(
     JUPYTER, asks="api/contents/trm_sudoku.ipynb?content=0"
   ),
+  "jupyter notebook notebooks/own_rule.ipynb": How(
+    JUPYTER, asks="api/contents/own_rule.ipynb?content=0"
+  ),
+  "jupyter notebook notebooks/grpo_sums.ipynb": How(
+    JUPYTER, asks="api/contents/grpo_sums.ipynb?content=0"
+  ),
   SUDOKU: How(f"{PUZZLES} --config.puzzles.n_train=16 --config.puzzles.n_test=8"),
   'pip install -e ".[arc]"': NETWORK,
   ARC: How(f"{PUZZLES} --config.puzzles.max_tasks=3 --config.puzzle_eval.max_examples=8"),
@@ -114,6 +120,10 @@ COMMANDS = {
   f"{MAIN} --config=configs/memory_40m.py:cpu_1h --workdir=runs/cpu_1h": How(
     why="long: the model of runs/quickstart, trained and evaluated for an hour"
   ),
+  f"{MAIN} --config=configs/memory_40m.py:cpu,pretrain,rule=mine.replace --workdir=runs/replace_cpu": How(
+    why="long: as of runs/quickstart, with a file that the notebook writes; tests/notebooks trains with it"
+  ),
+  f'{MAIN} --mode=generate --workdir=runs/notebook_grpo --prompt="12+34=" --tokens=3': How(needs=(GRPO,)),
   f"{MAIN} --mode=eval --workdir=runs/notebook_sudoku": How(needs=(SUDOKU,)),
   f"{MAIN} --config=configs/trm_sudoku.py:6x6 --workdir=runs/sudoku6": How(
     why="long: as of runs/sudoku4 with larger boards"
@@ -123,7 +133,8 @@ COMMANDS = {
   ),
 }
 # A notebook's run is an ordinary one in a folder of its own: what stands in for it.
-COPIES = {"runs/notebook": "runs/quickstart", "runs/notebook_sudoku": "runs/sudoku4"}
+COPIES = {"runs/notebook": "runs/quickstart", "runs/notebook_sudoku": "runs/sudoku4",
+          "runs/notebook_grpo": "runs/grpo"}  # fmt: skip
 
 
 def notebook_words(path: pathlib.Path) -> str:
