@@ -27,7 +27,7 @@ def replace_links(text: str, replace: Callable[[str], str]) -> str:
 
   parts = FENCE.split(text)
   # Odd parts are code; a link's own text may hold code, so links are looked for in the joined rest.
-  hidden = [part for part in parts[1::2]]
+  hidden = parts[1::2]
   joined = "".join(part if at % 2 == 0 else f"\0{at // 2}\0" for at, part in enumerate(parts))
   return re.sub(r"\0(\d+)\0", lambda match: hidden[int(match[1])], LINK.sub(found, joined))
 

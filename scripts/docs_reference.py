@@ -3,8 +3,8 @@
   python scripts/docs_reference.py
 
 A field's meaning is its comment in atlas_jax/defaults: on its own line, or else above it. A comment above a
-field that has one on its line too heads the fields below it. Defaults, types, bounds and choices are those that
-a run is checked with, and the readers are those by which unread settings are refused.
+field that has one on its line too heads the fields below it. Defaults, types, bounds and choices are those
+that a run is checked with, and the readers are those by which unread settings are refused.
 """
 import ast
 import io
@@ -29,9 +29,9 @@ Every field of `config`, generated from `atlas_jax/defaults` and `atlas_jax/read
 - A field is set on the command line, `--config.optim.lr=3e-4`, or in a config file, `config.optim.lr = 3e-4`.
   `None` switches off what may be off.
 - **Values** are the type, and the bounds or choices that a run is checked with before anything is compiled.
-- **Read by** names the recipes that read a field, and the conditions under which they do. A field that is set and
-  that the run's recipe does not read is refused, with a line that says who reads it. A recipe of your own, named
-  with dots, may read every field.
+- **Read by** names the recipes that read a field, and the conditions under which they do. A field that is set
+  and that the run's recipe does not read is refused, with a line that says who reads it. A recipe of your
+  own, named with dots, may read every field.
 - What a config file leaves out has the default. Fields that a file of `configs/` sets differ from it: a run's
   `config.json` holds the values that it was trained with.
 """
@@ -74,7 +74,8 @@ def _comments(text: str) -> Comments:
 
 
 def _walk(stem: str, function: str, prefix: str, trees, comments) -> Iterator[tuple[str, Described]]:
-  found = next(node for node in trees[stem].body if isinstance(node, ast.FunctionDef) and node.name == function)
+  found = next(node for node in trees[stem].body
+               if isinstance(node, ast.FunctionDef) and node.name == function)
   returned = next(node.value for node in ast.walk(found) if isinstance(node, ast.Return))
   yield from _dict(returned, stem, prefix, trees, comments)
 
@@ -146,7 +147,8 @@ def page() -> str:
   said, config = described(), default()
   names = [*fields.FIELDS, *fields.OPTIONS]
   if missing := sorted(name for name in names if name not in said or not said[name].meaning):
-    raise ValueError(f"atlas_jax/defaults says nothing of {', '.join(missing)}; write a comment with the unit")
+    raise ValueError(f"atlas_jax/defaults says nothing of {', '.join(missing)}; write a comment with the "
+                     "unit")
   groups: dict[str, list[str]] = {}
   for name in said:  # In the order of the files.
     if name in names:

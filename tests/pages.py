@@ -1,4 +1,4 @@
-"""The pages that people read: README, docs/ and the README files of folders; their links, blocks and anchors."""
+"""The pages that people read, README and docs/ among them: their links, blocks and anchors."""
 
 import pathlib
 import re

@@ -184,7 +184,7 @@ def test_the_tests_that_the_text_selects_exist():
 
 # --- code ---
 
-PAGES = {"README.md": README, **DOCS}
+PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(), **DOCS}
 # Each program once, with the page that has it, whose files lie beside it.
 PYTHON = {code: page for page in reversed(PAGES) for code in programs_of(PAGES[page])}
 # By what a program has in it, the first that fits.
@@ -203,8 +203,12 @@ CHECKS = {
 }
 
 
-def write_files(page: str, folder: pathlib.Path):
-  """Writes the files that a page shows, as its reader does."""
+def write_files(page: str, folder: pathlib.Path, monkeypatch):
+  """Writes the files that a page shows into a folder and goes there, as its reader does."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(folder)
+  for module in ("mine", "mine.replace"):  # Of another page's folder.
+    monkeypatch.delitem(sys.modules, module, raising=False)
   for name, text in files_of(PAGES[page]).items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
@@ -212,8 +216,7 @@ def write_files(page: str, folder: pathlib.Path):
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-2][:24].strip())
 def test_programs_run_as_written(code, tmp_path, monkeypatch):
-  write_files(PYTHON[code], tmp_path)
-  monkeypatch.syspath_prepend(tmp_path)
+  write_files(PYTHON[code], tmp_path, monkeypatch)
   said: dict = {}
   with contextlib.ExitStack() as stack:
     if "OpenAI(" in code:  # The server of the block above it.
