@@ -22,7 +22,7 @@ from tests.readme import MAIN, README
 from tests.test_readme import PAGES, write_files
 
 # Programs of others, of which nothing is checked here.
-OTHERS = set("curl docker export git jupyter kill mkdocs mypy ruff source tensorboard".split())
+OTHERS = {*"curl docker export git jupyter kill mkdocs mypy ruff source tail tensorboard".split(), "trackio", "wandb"}
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_field_without_a_comment_or_reader_is_named(monkeypatch):
 def commands_on(name: str) -> list[str]:
   """Lists what a page says to type; commands of the README's table begin with a flag."""
   text = PAGES[name]
-  typed = [one for block in blocks(text, "sh") for one in commands_of(block)] + inline_commands(text)
+  typed = [one for block in blocks(text, "(?:ba)?sh") for one in commands_of(block)] + inline_commands(text)
   return typed + [f"{MAIN} {one}" for one in inline(text) if re.match(r"--(config|mode)=.* --workdir=", one)]
 
 
@@ -144,7 +144,7 @@ def check_command(line: str):
       known = words[0] == "bash" or re.search(rf'"(--)?{flag}"|--{flag}\b', script)
       assert known, f"{words[1]} has no flag --{flag}"
   elif words[0] == "pip":
-    assert re.fullmatch(r"install -e \.(\[[\w,]+\])?", " ".join(words[1:]))
+    assert re.fullmatch(r"install (-e \.(\[[\w,]+\])?|[\w-]+|atlas_jax\[[\w,]+\])", " ".join(words[1:]))
   else:
     assert words[0] in OTHERS, f"say here how {words[0]} is checked"
 
