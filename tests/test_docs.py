@@ -22,7 +22,8 @@ from tests.readme import MAIN, README
 from tests.test_readme import PAGES, write_files
 
 # Programs of others, of which nothing is checked here.
-OTHERS = {*"curl docker export git jupyter kill mkdocs mypy ruff source tail tensorboard".split(), "trackio", "wandb"}
+OTHERS = set("curl docker export git jupyter kill mkdocs mypy ruff source tail tensorboard".split()) | {
+  "trackio", "wandb"}  # fmt: skip
 
 
 @pytest.mark.slow
