@@ -1,4 +1,4 @@
-"""A decoder tuned on ranked responses to prompts.  Results: README, Ranked responses.
+"""A decoder tuned on ranked responses to prompts.  Results: docs/results.md.
 
 The published setting, a model of 1,102,345,728 parameters from scratch with a vocabulary of 52,000, on files
 of your own; the first command makes the two data files and the tokenizer out of them:

@@ -1,4 +1,4 @@
-"""Policy optimisation of an open model on problems with checkable answers.  Results: README, Measured.
+"""Policy optimisation of an open model on problems with checkable answers.  Results: docs/results.md.
 
 FOLDER is that of a pretrained Llama or Qwen model (or hf:NAME, or the workdir of a run, such as one of
 configs/sft.py), FILE.jsonl has rows with a `prompt` or `messages`, and an `answer`:

@@ -1,4 +1,4 @@
-"""Supervised tuning of an open model on prompts or chats, and small siblings.  Results: README, Measured.
+"""Supervised tuning of an open model on prompts or chats, and small siblings.  Results: docs/results.md.
 
 FOLDER is that of a pretrained Llama or Qwen model (or hf:NAME, or the workdir of a run), FILE.jsonl has rows
 with `messages`, or with a `prompt` and a `completion`, or those of Arc-ATLAS:

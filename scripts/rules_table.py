@@ -1,4 +1,4 @@
-"""Writes the README's table of memory rules from the rules' own files.
+"""Writes the table of memory rules in docs/rules.md from the rules' own files.
 
   python scripts/rules_table.py
 
@@ -40,7 +40,7 @@ def row(name: str, text: str, speeds: dict[str, float]) -> tuple[list[str], str,
     raise ValueError(f"atlas_jax/memory/rules/{name}.py names no arXiv:... under Source:")
   links = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
   speed = f"{speeds[name] / speeds['titans']:.2f}" if name in speeds else "–"
-  link = f"[`{name}`](atlas_jax/memory/rules/{name}.py)"
+  link = f"[`{name}`](../atlas_jax/memory/rules/{name}.py)"
   return papers, name, f"| {link} | {line} | {floats} | {speed} | {links} |\n"
 
 
@@ -62,7 +62,7 @@ def written(page: str) -> str:
     ValueError: if it has none, or several.
   """
   if len(TABLE.findall(page)) != 1:
-    raise ValueError("README.md must have one table whose first column is `rule`; restore its head")
+    raise ValueError("docs/rules.md must have one table whose first column is `rule`; restore its head")
   return TABLE.sub(lambda _: table(), page)
 
 
@@ -70,13 +70,13 @@ def _said(name: str, text: str, label: str, pattern: str) -> str:
   found = re.search(f"^{label}: ({pattern})", text, re.MULTILINE)
   if found is None:
     raise ValueError(f"atlas_jax/memory/rules/{name}.py has no line {label + ': ...'!r} in its docstring, "
-                     "which the README's table of rules needs")
+                     "which the table in docs/rules.md needs")
   return found[1].strip()
 
 
 def main() -> None:
-  """Writes the README's table anew."""
-  page = ROOT / "README.md"
+  """Writes the table anew."""
+  page = ROOT / "docs/rules.md"
   try:
     page.write_text(written(page.read_text()))
   except ValueError as error:

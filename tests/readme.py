@@ -1,15 +1,17 @@
-"""The commands of the README and of the notebooks, and how the tests treat each.
+"""The commands of README, guides and notebooks, and how the tests treat each.
 
 Every command of the README's `sh` blocks, those inside its text, and those of the notebooks' last cells has
 an entry in COMMANDS: flags that shorten it, or the reason why it is not run. A command without one fails.
+Commands of docs/ that have an entry are run as well; of the others test_docs.py checks what can be checked
+without running them.
 """
 
 import json
 import pathlib
-import re
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.pages import DOCS, ROOT, blocks, commands_of, inline_commands
+
 README = (ROOT / "README.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PORT = "PORT"  # In flags: stands for a free port.
@@ -53,6 +55,12 @@ COMMANDS = {
   ),
   "jupyter notebook notebooks/trm_sudoku.ipynb": How(
     JUPYTER, asks="api/contents/trm_sudoku.ipynb?content=0"
+  ),
+  "jupyter notebook notebooks/own_rule.ipynb": How(
+    JUPYTER, asks="api/contents/own_rule.ipynb?content=0"
+  ),
+  "jupyter notebook notebooks/grpo_sums.ipynb": How(
+    JUPYTER, asks="api/contents/grpo_sums.ipynb?content=0"
   ),
   SUDOKU: How(f"{PUZZLES} --config.puzzles.n_train=16 --config.puzzles.n_test=8"),
   'pip install -e ".[arc]"': NETWORK,
@@ -100,6 +108,11 @@ COMMANDS = {
   ),
   "bash scripts/vllm_cpu_lane.sh": How(why="network: it installs vLLM"),
   "python scripts/rules_table.py": How(),
+  "python scripts/docs_reference.py": How(),
+  "python -m atlas_jax.monitor.dashboard --runs=runs": How(
+    f"--port={PORT}", needs=(QUICKSTART,), asks="_stcore/health"
+  ),
+  "python -m atlas_jax.monitor.alerts --runs=runs --json": How(needs=(QUICKSTART,)),
   f"{MAIN} --config=configs/modular.py --workdir=runs/modular": How("--config.optim.steps=3"),
   # Of the notebooks.
   f'{MAIN} --mode=generate --workdir=runs/notebook --prompt="class " --tokens=400': How(needs=(QUICKSTART,)),
@@ -107,6 +120,10 @@ COMMANDS = {
   f"{MAIN} --config=configs/memory_40m.py:cpu_1h --workdir=runs/cpu_1h": How(
     why="long: the model of runs/quickstart, trained and evaluated for an hour"
   ),
+  f"{MAIN} --config=configs/memory_40m.py:cpu,pretrain,rule=mine.replace --workdir=runs/replace_cpu": How(
+    why="long: as of runs/quickstart, with a file that the notebook writes; tests/notebooks trains with it"
+  ),
+  f'{MAIN} --mode=generate --workdir=runs/notebook_grpo --prompt="12+34=" --tokens=3': How(needs=(GRPO,)),
   f"{MAIN} --mode=eval --workdir=runs/notebook_sudoku": How(needs=(SUDOKU,)),
   f"{MAIN} --config=configs/trm_sudoku.py:6x6 --workdir=runs/sudoku6": How(
     why="long: as of runs/sudoku4 with larger boards"
@@ -116,29 +133,8 @@ COMMANDS = {
   ),
 }
 # A notebook's run is an ordinary one in a folder of its own: what stands in for it.
-COPIES = {"runs/notebook": "runs/quickstart", "runs/notebook_sudoku": "runs/sudoku4"}
-
-
-def blocks(text: str, kind: str) -> list[str]:
-  """Lists the fenced blocks of a kind; "" is a block without one."""
-  return re.findall(rf"^```{kind}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands_of(block: str) -> list[str]:
-  """Lists the commands of a block: continued lines joined, comments cut off."""
-  lines = re.sub(r"\\\n\s*", "", block).splitlines()
-  return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip() and line[0] != "#"]
-
-
-def prose_of(text: str) -> str:
-  """Returns a text without its fenced blocks."""
-  return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def inline_commands(text: str) -> list[str]:
-  """Lists the commands that stand in back ticks inside the text."""
-  spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose_of(text))]
-  return [span for span in spans if re.match(r"(python|bash|pip|jupyter|tensorboard|source) \S", span)]
+COPIES = {"runs/notebook": "runs/quickstart", "runs/notebook_sudoku": "runs/sudoku4",
+          "runs/notebook_grpo": "runs/grpo"}  # fmt: skip
 
 
 def notebook_words(path: pathlib.Path) -> str:
@@ -151,6 +147,21 @@ def is_of_pytest(command: str) -> bool:
   return command.startswith("python -m pytest")
 
 
-STORIES = [commands_of(block) for block in blocks(README, "sh")]
+def stories() -> list[list[str]]:
+  """Lists the commands to run by block, README first; each where it is written first."""
+  found: list[list[str]] = []
+  seen: set[str] = set()
+  for text in (README, *DOCS.values()):
+    for block in blocks(text, "sh"):
+      story = [one for one in commands_of(block) if one not in seen and (text is README or one in COMMANDS)]
+      seen.update(story)
+      found += [story] if story else []
+  return found
+
+
+OF_README = [one for block in blocks(README, "sh") for one in commands_of(block)]
+OF_DOCS = [one for text in DOCS.values() for block in blocks(text, "sh") for one in commands_of(block)]
+STORIES = stories()
 OF_NOTEBOOKS = [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
 INLINE = [one for text in (README, *map(notebook_words, NOTEBOOKS)) for one in inline_commands(text)]
+INLINE_OF_DOCS = [one for text in DOCS.values() for one in inline_commands(text)]

@@ -28,24 +28,26 @@ from scripts import rules_table
 from tests import house
 from tests.language.serve import scripted
 from tests.language.serve.test_http_server import serving
+from tests.pages import DOCS, GENERATED, ROOT, files_of, inline, programs_of
 from tests.readme import (
   COMMANDS,
   COPIES,
   INLINE,
+  INLINE_OF_DOCS,
+  MAIN,
   NOTEBOOKS,
+  OF_DOCS,
   OF_NOTEBOOKS,
+  OF_README,
   PORT,
   README,
-  ROOT,
   STORIES,
-  blocks,
   is_of_pytest,
   notebook_words,
-  prose_of,
 )
 from tests.tuning import write_rows
 
-COPIED = ("atlas_jax", "configs", "scripts", "notebooks", "experiments", "setup.py", "pyproject.toml")
+COPIED = ("atlas_jax", "configs", "docs", "scripts", "notebooks", "experiments", "setup.py", "pyproject.toml")
 MODEL = ROOT / "tests/fixtures/hf_models/qwen2_tiny_sharded"
 CHATS = [
   {"messages": [{"role": "user", "content": f"{n}+{n}?"}, {"role": "assistant", "content": str(2 * n)}]}
@@ -148,11 +150,12 @@ def following(story: list[str]) -> list[str]:
 
 
 def test_every_command_has_an_entry_and_every_entry_a_command():
-  said = {command for story in (*STORIES, *OF_NOTEBOOKS) for command in story}
-  said |= {one for one in INLINE if not is_of_pytest(one)}
+  said = {*OF_README, *(one for story in OF_NOTEBOOKS for one in story)}
+  said |= {one for one in INLINE if not is_of_pytest(one) and one != MAIN}  # The program itself is named.
   said = {one for one in said if not re.fullmatch(r"pip install -e \S+", one) or one in COMMANDS}
   assert said and not said - set(COMMANDS), f"say how these are run: {sorted(said - set(COMMANDS))}"
-  assert not set(COMMANDS) - said, f"no such commands: {sorted(set(COMMANDS) - said)}"
+  gone = set(COMMANDS) - said - {*OF_DOCS, *INLINE_OF_DOCS}
+  assert not gone, f"no such commands: {sorted(gone)}"
   reasons = ("network: ", "accelerator: ", "long: ")
   assert all(how.why.startswith(reasons) for how in COMMANDS.values() if how.why)
 
@@ -175,43 +178,63 @@ def test_the_commands_of_a_block_run_as_written(story, shell):
 
 def test_the_tests_that_the_text_selects_exist():
   names = " ".join(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
-  for command in filter(is_of_pytest, INLINE):
+  for command in filter(is_of_pytest, (*INLINE, *INLINE_OF_DOCS)):
     words = shlex.split(command)[-1].split(" or ")
     assert words and all(word in names for word in words), command
 
 
 # --- code ---
 
-PYTHON = blocks(README, "python")
+PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(), **DOCS}
+# Each program once, with the page that has it, whose files lie beside it.
+PYTHON = {code: page for page in reversed(PAGES) for code in programs_of(PAGES[page])}
+# By what a program has in it, the first that fits.
 CHECKS = {
-  "NeuralMemory": lambda said: (
+  "OpenAI(": lambda said: said["reply"].choices[0].text == "answered",
+  "optax.": lambda said: said["losses"][-1] < said["losses"][0] and said["more"].shape == (4, 12, 32),
+  'rule="mine.replace"': lambda said: said["y"].shape == said["x"].shape and np.isfinite(said["y"]).all(),
+  "NeuralMemory(": lambda said: (
     said["y"].shape == said["x"].shape == said["more"].shape and said["state"].doc_B.shape == (2,)
   ),
-  "policy_loss": lambda said: np.abs(said["gradient"]).min() > 0 and np.isfinite(said["value"]),
-  "OpenAI": lambda said: said["reply"].choices[0].text == "answered",
-  "NativeSampler": lambda said: len(said["texts"]) == 2 and said["logprobs"].shape[0] == 2,
-  "recursive_model": lambda said: (
+  "policy_loss(": lambda said: np.abs(said["gradient"]).min() > 0 and np.isfinite(said["value"]),
+  "NativeSampler(": lambda said: len(said["texts"]) == 2 and said["logprobs"].shape[0] == 2,
+  "recursive_model(": lambda said: (
     said["second"].logits_BTV.shape == (2, 81, 11) and np.isfinite(said["loss"]) and bool(said["gradient"])
   ),
 }
 
 
+def write_files(page: str, folder: pathlib.Path, monkeypatch):
+  """Writes the files that a page shows into a folder and goes there, as its reader does."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(folder)
+  for module in ("mine", "mine.replace"):  # Of another page's folder.
+    monkeypatch.delitem(sys.modules, module, raising=False)
+  for name, text in files_of(PAGES[page]).items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-2][:24].strip())
-def test_code_of_at_most_ten_lines_runs_as_written(code):
-  assert len([line for line in code.splitlines() if line.strip()]) <= 10
+def test_programs_run_as_written(code, tmp_path, monkeypatch):
+  write_files(PYTHON[code], tmp_path, monkeypatch)
   said: dict = {}
   with contextlib.ExitStack() as stack:
     if "OpenAI(" in code:  # The server of the block above it.
       made = scripted.service(lambda text: "answered")
       port = stack.enter_context(serving(made, headers_s=5))
       code = code.replace(":8000/", f":{port}/").replace('"quickstart"', '"base"')
-    exec(compile(code, "README.md", "exec"), said)
-  checks = [check for name, check in CHECKS.items() if f"{name}(" in code]
-  assert len(checks) == 1 and checks[0](said)
+    exec(compile(code, "page.md", "exec"), said)
+  assert next(check for name, check in CHECKS.items() if name in code)(said)
+
+
+def test_the_layer_takes_ten_lines():
+  (code,) = programs_of(README)
+  assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
 def test_each_entry_of_the_package_has_its_code():
-  assert len(PYTHON) == len(CHECKS)
+  assert all(any(name in code for code in PYTHON) for name in CHECKS)
 
 
 # --- what is said of the tree ---
@@ -236,6 +259,8 @@ NOT_IMPORTED = {
   "flatbuffers": "jax.export imports it",
   "importlib_resources": "tensorflow-datasets imports it",
   "ipykernel": "the notebooks' kernel",
+  "mkdocs_material": "the theme of mkdocs.yml",
+  "mkdocstrings_python": "a plugin of mkdocs.yml",
   "mypy": "scripts/test.sh runs it",
   "notebook": "the command jupyter notebook",
   "pytest_timeout": "pyproject.toml sets its timeout",
@@ -251,7 +276,8 @@ def test_every_extra_is_named_and_every_requirement_is_used():
     if path.suffix in (".py", ".ipynb") and path.name not in ("setup.py", "house.py", "test_readme.py"):
       words |= set(re.findall(r"\w+", path.read_text()))
   for extra, requirements in extras().items():
-    assert re.search(rf"\[[\w,]*\b{extra}\b[\w,]*\]|\bor {extra}\b", README), f"README has no extra {extra}"
+    row = next((line for line in README.splitlines() if re.match(rf"\| .*`{extra}`", line)), None)
+    assert not extra or row, f"README's table has no extra {extra}"
     for requirement in requirements:
       name = re.match(r"[\w-]+", requirement)[0].replace("-", "_")
       assert IMPORT_NAMES.get(name, name) in words or name in NOT_IMPORTED, f"nothing uses {requirement}"
@@ -259,7 +285,7 @@ def test_every_extra_is_named_and_every_requirement_is_used():
 
 def test_every_extra_that_is_named_exists():
   known = set(extras())
-  texts = [README, *map(notebook_words, NOTEBOOKS)]
+  texts = [*PAGES.values(), *map(notebook_words, NOTEBOOKS)]
   for path in house.tracked_files(ROOT):
     if path.suffix == ".py" and path.name != "test_readme.py":
       texts.append(path.read_text())
@@ -275,13 +301,14 @@ def test_what_a_reader_uses_first_is_installed_by_what_the_page_says():
 
 
 # Names of what runs and readers make.
-MADE = r"(runs|workdir|exported|books|evals)\b"
+MADE = r"(runs|workdir|exported|books|evals|completions|checkpoints|tensorboard|repository|my_\w+|mine)\b"
 
 
-def test_files_that_the_page_and_the_notebooks_name_exist():
-  texts = {"README.md": README, **{path.name: notebook_words(path) for path in NOTEBOOKS}}
+def test_files_that_the_pages_and_the_notebooks_name_exist():
+  texts = {**PAGES, **{path.name: notebook_words(path) for path in NOTEBOOKS}}
+  del texts[GENERATED]
   for where, text in texts.items():
-    for span in re.findall(r"`([^`\n ]+)`", prose_of(text)):
+    for span in inline(text):
       name = span.split(":")[0]
       is_path = re.fullmatch(r"[\w./*-]+(/|\.py|\.sh|\.md|\.ipynb)", name)
       if is_path and not re.match(MADE, name) and not re.search(r"[A-Z]{3,}", name):
@@ -289,17 +316,19 @@ def test_files_that_the_page_and_the_notebooks_name_exist():
         assert any(list(place.glob(name)) for place in places), f"{where} names {span}, which is not there"
 
 
-def test_fields_that_the_page_names_exist():
+def test_fields_that_the_pages_name_exist():
   config = defaults.default()
-  names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", README))
+  texts = "\n".join(PAGES.values())
+  names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", texts))
   for name in names - {"py", "json", "resolve"}:
     if name.rpartition(".")[0] not in config_fields.OPTIONS:  # Whose fields are open.
       config_fields.at(config, name)
 
 
 def test_the_table_of_rules_is_what_the_script_writes_from_the_rules_files():
-  assert set(re.findall(r"^\| \[`(\w+)`\]\(atlas_jax/memory", README, re.MULTILINE)) == set(rules.names())
-  assert rules_table.written(README) == README, "run python scripts/rules_table.py"
+  page = DOCS["docs/rules.md"]
+  assert set(re.findall(r"^\| \[`(\w+)`\]\(../atlas_jax/memory", page, re.MULTILINE)) == set(rules.names())
+  assert rules_table.written(page) == page, "run python scripts/rules_table.py"
 
 
 def test_speeds_of_rules_are_those_of_the_page_of_benchmarks():

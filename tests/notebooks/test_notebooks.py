@@ -17,6 +17,16 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 PARAMETERS = "parameters"
 # What a notebook prints, whatever the model has learnt; a state of fixed size is the same number twice.
 SAYS = {
+  "own_rule": (
+    r"error after 24 pairs: linear_attention \d\.\d\d, delta \d\.\d\d, mine\.replace \d\.\d\d\n",
+    r"largest difference between one call and two: (0e\+00|\de-0[5-9])\n",
+    '"steps": 3',
+  ),
+  "grpo_sums": (
+    r"\{'46': 1\.1, '4': 0\.55, '64': 0\.1, 'ab': 0\.0\}\n",
+    '"steps": 3',
+    r"update +3: \d+\+\d+=.*, answer \d+, reward \d\.\d\d, advantage [+-]\d\.\d\d$",
+  ),
   "quickstart": (
     '"steps": 3',
     '"memory_gain_emptied_nats"',
@@ -41,7 +51,7 @@ def tagged(notebook):
 def run(path, folder):
   """Executes a notebook with few steps of a tiny model; gives it with what its cells left."""
   notebook = nbformat.read(path, as_version=4)
-  variant = "smoke,pretrain" if path.stem == "quickstart" else "smoke"
+  variant = "smoke,pretrain" if path.stem in ("quickstart", "own_rule") else "smoke"
   short = f'variant, steps, workdir = "{variant}", 3, {str(folder / "run")!r}'
   tagged(notebook)[0].source += f"\n{short}\n"
   environment = {
