@@ -15,6 +15,7 @@ _LOST = -1.7976931348623157e308  # Stands for null while pyarrow parses: there a
 _LOST_TEXT = str(_LOST).encode()
 _NOT_FINITE = (b"null", b"NaN", b"-Infinity", b"Infinity")
 _FIRST = 1_024  # Room of a new array, doubled whenever it is full.
+_STRETCH = 4_096  # Values looked at together for the newest finite one.
 
 
 class Points(NamedTuple):
@@ -54,8 +55,23 @@ class _Column:
 
   def drop(self, row: int) -> None:
     """Forgets the last point if it is of this row."""
-    if self.size and self.points().row[-1] == row:
+    last = self.first + self.size - 1 if self._row is None else self._row[self.size - 1]
+    if self.size and last == row:
       self.size -= 1
+
+  @property
+  def is_dense(self) -> bool:
+    return self._row is None
+
+  @property
+  def values(self) -> np.ndarray:
+    return self._value[:self.size]
+
+  def place_of(self, row: int) -> int:
+    """Returns which point is the first of a row or of a later one."""
+    if self._row is None:
+      return min(self.size, max(0, row - self.first))
+    return int(np.searchsorted(self._row[:self.size], row))
 
   def points(self) -> Points:
     row = np.arange(self.first, self.first + self.size) if self._row is None else self._row[:self.size]
@@ -105,9 +121,28 @@ class Columns:
       return Points(np.empty(0, np.int64), np.empty(0))
     return self._columns[name].points()
 
-  def steps(self) -> np.ndarray:
-    """Returns the step of each row, float64 [rows]; rows without one are no rows."""
-    return self.points(STEP).value
+  def series(self, name: str, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (step, value) of a metric, float64 [points] each, from a row on; views where that can be."""
+    if name not in self._columns:
+      return np.empty(0), np.empty(0)
+    column, step = self._columns[name], self._columns[STEP].values
+    begin = column.place_of(first)
+    if column.is_dense:
+      return step[column.first + begin:column.first + column.size], column.values[begin:]
+    return step[column.points().row[begin:]], column.values[begin:]
+
+  def newest(self, name: str) -> float | None:
+    """Returns the newest finite value of a metric; None if there is none."""
+    if name not in self._columns:
+      return None
+    values = self._columns[name].values
+    # Backwards, in stretches: the newest is nearly always the last one, of up to millions.
+    for end in range(len(values), 0, -_STRETCH):
+      part = values[max(0, end - _STRETCH):end]
+      finite = np.flatnonzero(np.isfinite(part))
+      if len(finite):
+        return float(part[finite[-1]])
+    return None
 
 
 def parse(data: bytes, known=()) -> Parsed:
@@ -178,8 +213,7 @@ def _by_arrow(data: bytes, known) -> Parsed | None:
   for name in table.column_names:
     column = table.column(name)
     if (column.null_count < len(column) and
-        (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)
-         or pyarrow.types.is_boolean(column.type))):
+        (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type))):
       points[name] = _points_of(column)
   steps = points.get(STEP)
   # Rows without a step would shift those behind them: the slow way leaves them out one by one.
@@ -191,15 +225,20 @@ def _by_arrow(data: bytes, known) -> Parsed | None:
 def _points_of(column) -> Points:
   values, rows, start = [], [], 0
   for chunk in column.chunks:
+    # By its buffers: `to_numpy` imports pandas, which takes as long as reading a hundred megabytes.
+    valid, numbers = chunk.buffers()
+    value = np.frombuffer(numbers, chunk.type.to_pandas_dtype())[chunk.offset:chunk.offset + len(chunk)]
     row = np.arange(start, start + len(chunk))
-    start += len(chunk)
     if chunk.null_count:
-      row = row[chunk.is_valid().to_numpy(zero_copy_only=False)]
-      chunk = chunk.drop_null()
+      bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+      kept = bits[chunk.offset:chunk.offset + len(chunk)].astype(bool)
+      row, value = row[kept], value[kept]
+    start += len(chunk)
     rows.append(row)
-    value = chunk.to_numpy(zero_copy_only=False).astype(np.float64)
-    values.append(np.where(np.abs(value) < 1e308, value, np.nan))
-  return Points(np.concatenate(rows), np.concatenate(values))
+    values.append(value)
+  value = np.concatenate(values).astype(np.float64, copy=False)
+  # Not -1.7e308: numbers that large are none of a run, and this one stands for null.
+  return Points(np.concatenate(rows), np.where(np.abs(value) < 1e308, value, np.nan))
 
 
 def _grown(values: np.ndarray, size: int) -> np.ndarray:

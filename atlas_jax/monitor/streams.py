@@ -20,9 +20,9 @@ import numpy as np
 
 from atlas_jax.files import json_lines
 from atlas_jax.files.damage import Damaged
-from atlas_jax.monitor.columns import STEP, Columns, Points
+from atlas_jax.monitor.columns import STEP, Columns
 
-LOOK_S = 0.12  # Time of one look; what is left waits for the next.
+LOOK_S = 0.08  # Time of one look; what is left waits for the next.
 PIECE_BYTES = 4 * 2**20  # Read and parsed at a time.
 LARGE_BYTES = 48 * 2**20  # Of a file that is first read in samples.
 SAMPLES = 192  # Places of a large file that are read at first,
@@ -30,7 +30,7 @@ SAMPLE_BYTES = 64 * 2**10  # each so long.
 TAIL_BYTES = 4 * 2**20  # The newest part of a large file, read at first as a whole.
 EVALUATION = b'val/'  # In the names of what evaluations measure, "val/..." and "eval/...".
 EVALUATIONS = 2_000  # The newest rows of evaluations, read at first; none of a file that has more than those
-SCAN_S = 0.8  # within the time that looking for them may take.
+SCAN_S = 0.3  # within the time that looking for them may take.
 
 
 class Piece(NamedTuple):
@@ -215,18 +215,16 @@ class Metrics:
 
   def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (step, value) of a metric, float64 [points] each; NaN where it was not finite."""
-    points = self._rows.points(name)
-    step = self._rows.steps()[points.row]
+    step, value = self._rows.series(name)
     if self._sample is None:
-      return step, points.value
+      return step, value
     more_step, more = self._sample.after(self._tail.place, name)
-    return np.concatenate([step, more_step]), np.concatenate([points.value, more])
+    return np.concatenate([step, more_step]), np.concatenate([value, more])
 
   def last(self, name: str) -> float | None:
     """Returns the newest finite value; None if there is none."""
-    value = self.series(name)[1]
-    finite = np.flatnonzero(np.isfinite(value))
-    return float(value[finite[-1]]) if len(finite) else None
+    sampled = None if self._sample is None else self._sample.rows.newest(name)
+    return self._rows.newest(name) if sampled is None else sampled
 
   def row(self, number: int = -1) -> dict[str, float]:
     """Returns one of the rows read as a whole, the last by default; {} if there is none."""
@@ -256,9 +254,12 @@ class Sample:
     self.end = end
     self._places: list[int] = []  # Where in the file each row lies, about.
 
-  def add(self, data: bytes, place: int) -> None:
-    """Adds whole lines from a place of the file; places must rise."""
-    self._places += [place] * self.rows.add(data)
+  def add(self, lines: Mapping[int, bytes]) -> None:
+    """Adds whole lines by their places in the file, which must rise."""
+    if self.rows.add(b"".join(lines.values())) == len(lines):
+      self._places += lines
+    else:  # Which of them are no rows is known to nobody: the sample does without.
+      self.rows, self._places = Columns(), []
 
   def look(self, path: pathlib.Path) -> None:
     """Reads rows that were written behind the sample."""
@@ -266,15 +267,13 @@ class Sample:
       data = _whole_lines(file, self.end, PIECE_BYTES)
     # The last line may still change: it is read when the next one is there.
     data = data[:data.rfind(b"\n", 0, len(data) - 1) + 1]
-    self.add(data, self.end)
+    self.add(_by_place(data, self.end))
     self.end += len(data)
 
   def after(self, place: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (step, value) of a metric in the rows that lie at a place or behind it."""
     first = int(np.searchsorted(self._places, place))
-    points: Points = self.rows.points(name)
-    begin = int(np.searchsorted(points.row, first))
-    return self.rows.steps()[points.row[begin:]], points.value[begin:]
+    return self.rows.series(name, first)
 
 
 def read_sample(path: pathlib.Path, start: int, end: int) -> Sample:
@@ -294,12 +293,7 @@ def read_sample(path: pathlib.Path, start: int, end: int) -> Sample:
     found |= _evaluations(file, start, newest)
     found |= _lines_at(file, newest, end - newest)
   sample = Sample(end)
-  places = sorted(found)
-  # A piece for each stretch, since a parser is quick with many lines at once.
-  for number, group in itertools.groupby(places, key=lambda place: (place - start) // stride):
-    del number
-    stretch = list(group)
-    sample.add(b"".join(found[place] for place in stretch), stretch[0])
+  sample.add({place: found[place] for place in sorted(found)})
   return sample
 
 
@@ -309,9 +303,15 @@ def _lines_at(file, place: int, size: int) -> dict[int, bytes]:
   data = file.read(size + (place > 0))
   begin = data.find(b"\n") + 1 if place else 0
   end = data.rfind(b"\n") + 1
-  lines = data[begin:end].splitlines(keepends=True) if begin < end and (begin or not place) else []
-  places = itertools.accumulate(map(len, lines), initial=max(0, place - 1) + begin)
-  return dict(zip(places, lines))
+  whole = data[begin:end] if begin < end and (begin or not place) else b""
+  return _by_place(whole, max(0, place - 1) + begin)
+
+
+def _by_place(data: bytes, place: int) -> dict[int, bytes]:
+  """Returns whole lines by their places, of which the first is given."""
+  lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+  return {at: line for at, line in zip(itertools.accumulate(map(len, lines), initial=place), lines)
+          if line.strip()}
 
 
 def _evaluations(file, start: int, end: int) -> dict[int, bytes]:

@@ -21,6 +21,13 @@ def finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return (x, y) if kept.all() else (x[kept], y[kept])
 
 
+def places(x: np.ndarray, most: int) -> np.ndarray:
+  """Returns at most so many of the places, evenly, the first and the last among them."""
+  if len(x) <= most:
+    return x
+  return x[np.linspace(0, len(x) - 1, most).astype(np.int64)]
+
+
 def thin(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
   """Returns the lowest and the highest point of each bucket, and the first and last point of all.
 

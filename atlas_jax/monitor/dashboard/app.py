@@ -7,6 +7,7 @@ import argparse
 import pathlib
 import sys
 import threading
+import time
 
 import streamlit as st
 
@@ -15,6 +16,7 @@ from atlas_jax.monitor.dashboard.folders import RunFolder
 from atlas_jax.monitor.dashboard.views import View, pages
 
 FASTER_S = 1.0  # Between refreshes while a large file is still being read.
+MOST_S = 0.15  # From which on a refresh reads no more runs.
 CHOICES = ("page", "run", "axis")  # That stand in the address.
 
 
@@ -25,10 +27,16 @@ class Store:
     """Takes the folder with the runs, which need not exist yet."""
     self.root = root
     self._runs: dict[pathlib.Path, RunFolder] = {}
+    self._looked: dict[str, float] = {}  # When each run was looked at.
     self.guard = threading.Lock()  # Readers are threads, and a look changes what a run holds.
 
-  def look(self) -> tuple[RunFolder, ...]:
-    """Reads what is new; returns the runs, those that changed last first."""
+  def look(self, first: str | None = None) -> tuple[RunFolder, ...]:
+    """Reads what is new; returns the runs, those that changed last first.
+
+    Args:
+      first: name of the run that is read whatever the others take; those that time does not suffice for are
+        read at later looks, the least recently read first.
+    """
     found = folders.find(self.root)
     for path in found:
       if path not in self._runs:
@@ -36,8 +44,12 @@ class Store:
         self._runs[path] = RunFolder(path, name)
     for path in {*self._runs} - {*found}:
       del self._runs[path]
-    for run in self._runs.values():
+    ends = time.perf_counter() + MOST_S
+    for run in sorted(self._runs.values(), key=lambda run: (run.name != first, self._looked.get(run.name, 0.0))):
       run.look()
+      self._looked[run.name] = time.perf_counter()
+      if time.perf_counter() > ends:
+        break
     return tuple(self._runs[path] for path in sorted(found, key=_changed, reverse=True))
 
 
@@ -75,7 +87,7 @@ def main(arguments=None) -> None:
   st.set_page_config("atlas_jax", ":material/monitoring:", layout="wide", initial_sidebar_state="auto")
   shared = store(args.runs)
   with shared.guard:
-    runs = shared.look()
+    runs = shared.look(st.session_state.get("run") or st.query_params.get("run"))
   names = [run.name for run in runs]
   found = pages()
   for key, options in zip(CHOICES, (found, names, folders.AXES)):
@@ -102,7 +114,7 @@ def main(arguments=None) -> None:
 def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[str, ...], reading: bool) -> None:
   """Draws one page; runs on its own at each refresh."""
   with shared.guard:
-    runs = shared.look()
+    runs = shared.look(chosen)
     now_reading = any(run.metrics.fraction < 1 for run in runs)
     # The sidebar is no part of this fragment: it is drawn anew where there are other runs to choose from.
     if {run.name for run in runs} != {*names} or now_reading != reading:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlas_jax.monitor import thinning
 from atlas_jax.monitor.streams import Lines, Metrics
 from atlas_jax.workdir import (
   ACKNOWLEDGED,
@@ -27,7 +28,8 @@ AXES = ("step", "tokens", "hours")
 SEEN = re.compile(r"train/(\w+)_seen$")
 TIME = re.compile(r"perf/time_(\w+)_s$")
 KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost", "stopped")  # As of `ledger`.
-SPEED_ROWS = 50  # The newest rows that the time left is told from.
+HOUR_POINTS = 4_000  # Steps between which hours are interpolated.
+SPEED_POINTS = 50  # Newest of them that the time left is told from.
 
 
 class RunState(NamedTuple):
@@ -149,7 +151,7 @@ class RunFolder:
   def seen(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns (step, tokens seen), or what else the run counts, such as supervision steps."""
     names = [name for name in self.metrics.names if SEEN.match(name)]
-    return _finite(*self.metrics.series(names[0])) if names else (np.empty(0), np.empty(0))
+    return thinning.finite(*self.metrics.series(names[0])) if names else (np.empty(0), np.empty(0))
 
   @property
   def unit(self) -> str:
@@ -162,12 +164,13 @@ class RunFolder:
     names = [name for name in self.metrics.names if TIME.match(name)]
     if not names:
       return np.empty(0), np.empty(0)
-    step = self.metrics.series(names[0])[0]
+    step = thinning.places(self.metrics.series(names[0])[0], HOUR_POINTS)
     total = np.zeros(len(step))
     for name in names:
-      at, seconds = _finite(*self.metrics.series(name))
+      at, seconds = self.metrics.series(name)
+      # As long as it is, interpolating it at few places takes no time.
       if len(at):
-        total += seconds if len(at) == len(step) else np.interp(step, at, seconds)
+        total += np.interp(step, at, np.nan_to_num(seconds))
     return step, total / 3_600
 
   def left_s(self) -> float | None:
@@ -175,7 +178,7 @@ class RunFolder:
     step, hours = self.hours()
     if self.total_steps is None or len(step) < 2:
       return None
-    first = max(0, len(step) - SPEED_ROWS)
+    first = max(0, len(step) - SPEED_POINTS)
     made, took_h = step[-1] - step[first], hours[-1] - hours[first]
     return (self.total_steps - step[-1]) * 3_600 * took_h / made if made > 0 else None
 
@@ -202,11 +205,6 @@ class RunFolder:
       if number.isdigit():
         found.setdefault(int(number), []).append(file)
     return found
-
-
-def _finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  kept = np.isfinite(y)
-  return x[kept], y[kept]
 
 
 def duration(seconds: float) -> str:
