@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from atlas_jax.monitor.dashboard import charts, figures
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View, live_training
 from atlas_jax.monitor.streams import Metrics
 

@@ -41,6 +41,7 @@ def command(args: argparse.Namespace) -> list[str]:
   """Returns the command that serves the page."""
   options = {"server.headless": "true", "server.port": str(args.port), "server.address": args.address,
              "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
+             "theme.light.primaryColor": "#0072b2", "theme.dark.primaryColor": "#4fa8e0",
              "client.toolbarMode": "minimal", "server.showEmailPrompt": "false"}
   flags = [part for name, value in options.items() for part in (f"--{name}", value)]
   return [sys.executable, "-m", "streamlit", "run", str(APP), *flags, "--", f"--runs={args.runs}",

@@ -11,8 +11,9 @@ import time
 
 import streamlit as st
 
-from atlas_jax.monitor.dashboard import folders, render
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor import run_folder
+from atlas_jax.monitor.dashboard import render
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View, pages
 
 FASTER_S = 1.0  # Between refreshes while a large file is still being read.
@@ -37,7 +38,7 @@ class Store:
       first: name of the run that is read whatever the others take; those that time does not suffice for are
         read at later looks, the least recently read first.
     """
-    found = folders.find(self.root)
+    found = run_folder.find(self.root)
     for path in found:
       if path not in self._runs:
         name = path.name if path == self.root else path.relative_to(self.root).as_posix()
@@ -55,7 +56,7 @@ class Store:
 
 def _changed(path: pathlib.Path) -> tuple[float, str]:
   try:
-    return (path / folders.METRICS).stat().st_mtime, str(path)
+    return (path / run_folder.METRICS).stat().st_mtime, str(path)
   except OSError:
     return 0.0, str(path)
 
@@ -90,14 +91,14 @@ def main(arguments=None) -> None:
     runs = shared.look(st.session_state.get("run") or st.query_params.get("run"))
   names = [run.name for run in runs]
   found = pages()
-  for key, options in zip(CHOICES, (found, names, folders.AXES)):
+  for key, options in zip(CHOICES, (found, names, run_folder.AXES)):
     _remember(key, options)
   with st.sidebar:
     st.title("atlas_jax")
     page = st.radio("Page", list(found), format_func=lambda name: found[name].TITLE, key="page")
     if names:
       st.selectbox("Run", names, key="run")
-    axis = st.radio("Axis", folders.AXES, horizontal=True, key="axis")
+    axis = st.radio("Axis", run_folder.AXES, horizontal=True, key="axis")
     follow = st.toggle("Follow the runs", value=True, key="follow",
                        help=f"Reads what is new every {args.refresh_s:g} s")
     st.caption(f"Runs in `{args.runs}`")
@@ -140,7 +141,7 @@ def _warn(run: RunFolder) -> None:
                "sample and the newest rows are shown.")
   if run.metrics.damaged:
     st.warning(f"{run.metrics.damaged} lines of metrics.jsonl are no rows and are left out.")
-  if run.config == {} and (run.path / folders.CONFIG).exists():
+  if run.config == {} and (run.path / run_folder.CONFIG).exists():
     st.warning("config.json cannot be read; what it says of the run is left out.")
 
 

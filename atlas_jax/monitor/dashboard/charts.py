@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlas_jax.monitor import thinning
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 
 SMOOTHED_FROM = 60  # Points from which on a line is drawn over its range, as means of buckets.
 MEANS = 120  # Buckets of these means.
@@ -168,7 +168,7 @@ def lines(run: RunFolder, title: str, names: Mapping[str, str | tuple[str, str]]
     run: whose metrics.
     title: of the chart.
     names: metric -> label, or (label, style).
-    axis: of `folders.AXES`.
+    axis: of `run_folder.AXES`.
     more: fields of LineChart.
   """
   curves = []
@@ -196,7 +196,7 @@ def heat(run: RunFolder, title: str, prefix: str, axis: str, **more) -> HeatMap 
     run: whose metrics.
     title: of the chart.
     prefix: of the metric, such as "eval/raw_gate_mean".
-    axis: of `folders.AXES`.
+    axis: of `run_folder.AXES`.
     more: fields of HeatMap.
   """
   rows = {}

@@ -22,6 +22,12 @@ from atlas_jax.monitor.dashboard.charts import (
 
 SPOKEN = {"caption": st.caption, "info": st.info, "warning": st.warning, "error": st.error, "heading": st.subheader}
 PLOT = {"displayModeBar": False, "responsive": True}
+# Streamlit leaves a tenth of the page empty above its content, and more between a title and its chart.
+STYLE = """<style>
+.stMainBlockContainer { padding: 3.2rem clamp(1rem, 3vw, 3.5rem) 3rem; }
+.stMainBlockContainer h2 { padding-top: 0; }
+[class*="-head"] { margin-bottom: -0.9rem; }
+</style>"""
 TILE_WIDTH = 165  # Pixels; narrower screens have two beside one another.
 
 
@@ -32,6 +38,7 @@ def draw(parts: Iterable[Part], page: str) -> None:
     parts: in their order.
     page: its name, a part of the keys of widgets.
   """
+  st.html(STYLE)
   pending: list = []
   for number, part in enumerate(parts):
     if isinstance(part, LineChart | HeatMap | BarChart):
@@ -76,27 +83,26 @@ def _one(part: Part, key: str) -> None:
 
 def _table(part: Grid, key: str) -> None:
   import pandas
-  left, right = st.columns([5, 1], vertical_alignment="center")
-  left.markdown(f"**{part.title}**")
-  _download(right, part.title, part.columns, key)
+  _head(part.title, part.columns, key)
   st.dataframe(pandas.DataFrame(dict(part.columns)), width="stretch", hide_index=True)
   if part.note:
     st.caption(part.note)
 
 
 def _chart(chart: LineChart | HeatMap | BarChart, key: str) -> None:
-  left, right = st.columns([5, 1], vertical_alignment="center")
-  left.markdown(f"**{chart.title}**")
-  _download(right, chart.title, charts.table(chart), key)
+  _head(chart.title, charts.table(chart), key)
   st.plotly_chart(figures.figure(chart, dark=is_dark()), width="stretch", theme=None, key=key, config=PLOT)
   if chart.note:
     st.caption(chart.note)
 
 
-def _download(place, title: str, columns: Mapping[str, Sequence], key: str) -> None:
-  # A function: the table is written when someone asks for it, and not at each refresh.
-  place.download_button("CSV", lambda: as_csv(columns), f"{file_name(title)}.csv", "text/csv", key=f"{key} csv",
-                        on_click="ignore", type="tertiary", help="The numbers that are shown here")
+def _head(title: str, columns: Mapping[str, Sequence], key: str) -> None:
+  """Writes a title, and at its right end a link to the numbers below it."""
+  with st.container(horizontal=True, vertical_alignment="center", key=f"{key} head"):
+    st.markdown(f"**{title}**", width="stretch")
+    # A function: the table is written when someone asks for it, and not at each refresh.
+    st.download_button("CSV", lambda: as_csv(columns), f"{file_name(title)}.csv", "text/csv", key=f"{key} csv",
+                       on_click="ignore", type="tertiary", help="The numbers that are shown here")
 
 
 def as_csv(columns: Mapping[str, Sequence]) -> bytes:

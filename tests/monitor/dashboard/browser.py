@@ -65,8 +65,10 @@ def open_page(opened, address: str, *, width=1280, height=900, dark=False, **cho
 
 def settle(page):
   """Waits until the script has run and charts are drawn."""
-  page.wait_for_selector("[data-testid=stStatusWidget]", state="detached")
-  page.wait_for_timeout(900)
+  page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+  page.wait_for_function("document.querySelectorAll('[data-testid=stPlotlyChart]').length === "
+                         "document.querySelectorAll('.js-plotly-plot .main-svg:first-child').length")
+  page.wait_for_timeout(400)
 
 
 def content_height(page) -> int:

@@ -10,7 +10,7 @@ import pkgutil
 from types import ModuleType
 from typing import NamedTuple
 
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 
 
 class View(NamedTuple):
@@ -18,7 +18,7 @@ class View(NamedTuple):
 
   run: RunFolder | None  # the one that is chosen; None while there is none
   runs: tuple[RunFolder, ...]  # all
-  axis: str  # of `folders.AXES`
+  axis: str  # of `run_folder.AXES`
 
 
 @functools.cache

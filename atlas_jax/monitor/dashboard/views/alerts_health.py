@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.monitor.dashboard.charts import Grid, Missing, Part, Tile, Tiles, Words
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.workdir import ACKNOWLEDGED, ALERTS
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import BarChart, Grid, Missing, Part, Tile, Tiles, Words
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.workdir import COMPLETIONS
 

@@ -6,7 +6,7 @@ import numpy as np
 from atlas_jax.monitor import thinning
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import BarChart, Missing, Part, Progress, Tile, Tiles, Words
-from atlas_jax.monitor.dashboard.folders import RunFolder, duration
+from atlas_jax.monitor.run_folder import RunFolder, duration
 from atlas_jax.monitor.dashboard.views import View
 
 TITLE, ORDER = "Live Training", 1

@@ -4,8 +4,8 @@ import re
 import numpy as np
 
 from atlas_jax.monitor.dashboard import charts
-from atlas_jax.monitor.dashboard.charts import BarChart, Curve, LineChart, Missing, Part, Tile, Tiles, Words
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.dashboard.charts import BarChart, Curve, LineChart, Missing, Part, Picture, Tile, Tiles, Words
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 
 TITLE, ORDER = "Memory Deep Dive", 2
@@ -107,7 +107,11 @@ def _recall(run: RunFolder, axis: str) -> list[Part]:
   over_time = charts.lines(run, "Right answers beyond the window", RECALLED, axis, y_label="fraction",
                            note="Of held-out episodes, a mean over tasks; controls answer the same questions.")
   bars = [_by(run, "distance", "tokens between storing and asking"), _by(run, "items", "items in a text")]
-  return charts.present(over_time, *bars, _by_task(run))
+  pictures = run.pictures()
+  newest = [file for file in pictures[max(pictures)] if f"eval/recall/{file.stem}/accuracy" in run.metrics.names
+            ] if pictures else []
+  return charts.present(over_time, *bars, _by_task(run), *(
+      Picture(f"{file.stem}, at step {max(pictures):,}", file) for file in newest))
 
 
 def _by(run: RunFolder, kind: str, words: str) -> BarChart | None:

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, LineChart, Missing, Part, Words
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.monitor.dashboard.views.live_training import recent, short
 

@@ -4,7 +4,7 @@ import numpy as np
 from atlas_jax.monitor import phases, thinning
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, Missing, Part, Tile, Tiles
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 
 TITLE, ORDER = "Phases", 5

@@ -3,7 +3,7 @@ import re
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Missing, Part, Picture, Tile, Tiles
-from atlas_jax.monitor.dashboard.folders import RunFolder
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 
 TITLE, ORDER = "Puzzles", 7
@@ -36,7 +36,7 @@ def show(view: View, draw) -> None:
 
 def is_of_puzzles(run: RunFolder) -> bool:
   """Returns whether a run is one on puzzles."""
-  return "train/supervision_steps_seen" in run.metrics.names or bool(run.pictures())
+  return "train/supervision_steps_seen" in run.metrics.names
 
 
 def _none() -> Missing:

@@ -1,8 +1,10 @@
-"""Run directories as the dashboard reads them: which there are, their files, and the state of each run."""
+"""Run directories as pictures and the dashboard read them: which there are, their files, and how each run stands."""
 import json
+import math
 import os
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -82,6 +84,12 @@ class RunFolder:
     """Reads what was written since the last look."""
     for each in (self.metrics, self.alerts, self.acknowledged):
       each.look()
+
+  def read_all(self) -> None:
+    """Reads all that is there at once, however long that takes."""
+    self.metrics = Metrics(self.path / METRICS, large=sys.maxsize)
+    self.metrics.look(seconds=math.inf)
+    self.look()
 
   @property
   def config(self) -> dict[str, Any]:
@@ -208,12 +216,12 @@ class RunFolder:
 
 
 def duration(seconds: float) -> str:
-  """Writes a time to two digits of its largest units, such as "2 h 05 min"."""
+  """Writes a time to two digits of its largest units, such as "2h 05m"."""
   if seconds < 60:
-    return f"{seconds:.0f} s"
+    return f"{seconds:.0f}s"
   minutes = int(seconds // 60)
   if minutes < 60:
-    return f"{minutes} min {int(seconds % 60):02} s"
+    return f"{minutes}m {int(seconds % 60):02}s"
   if minutes < 24 * 60:
-    return f"{minutes // 60} h {minutes % 60:02} min"
-  return f"{minutes // 1_440} d {minutes // 60 % 24:02} h"
+    return f"{minutes // 60}h {minutes % 60:02}m"
+  return f"{minutes // 1_440}d {minutes // 60 % 24:02}h"
