@@ -2,8 +2,8 @@
 
   python scripts/bench_dashboard.py [--rows=1000000] [--metrics=24] [--folder=FOLDER] [--json]
 
-A file of so many rows is written once, in the folder (a temporary one by default): `--metrics` numbers in each
-row, and an evaluation every 1,000 rows. Then it is read as the dashboard reads it, in this process:
+A file of so many rows is written once, in the folder (a temporary one by default): `--metrics` numbers in
+each row, and an evaluation every 1,000 rows. Then it is read as the dashboard reads it, in this process:
 
   open_s      first look at the file, and all figures of Live Training
   refresh_s   20 rows are appended, and the same is done again, while the rest of the file is still being read
@@ -22,8 +22,8 @@ import tempfile
 import time
 
 from atlas_jax.monitor.dashboard import charts, figures
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View, live_training
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.streams import Metrics
 
 EVALUATED = 1_000  # Rows from one evaluation to the next.

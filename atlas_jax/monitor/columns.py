@@ -1,8 +1,8 @@
 """Metrics as columns: one growing NumPy array per metric, filled from whole JSON lines.
 
 A row may lack any metric. A number that was not finite is null in the file and NaN here; a metric that a row
-lacks has no point at all. Lines are parsed by `pyarrow` where it is installed, about eight times as fast as by
-Python; what it refuses, and all lines without it, Python parses one by one. Both give the same points.
+lacks has no point at all. Lines are parsed by `pyarrow` where it is installed, about eight times as fast as
+by Python; what it refuses, and all lines without it, Python parses one by one. Both give the same points.
 """
 import json
 import math

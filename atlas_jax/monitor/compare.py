@@ -42,7 +42,8 @@ FIRST = {
     "train/lr": ("Learning rate", ""),
 }
 PANELS = 7  # With the speed there are eight at most.
-FINAL = ("val/loss_nats", "val/bits_per_byte", "eval/memory_gain_swapped_nats", "eval/recall_accuracy_past_window",
+FINAL = ("val/loss_nats", "val/bits_per_byte", "eval/memory_gain_swapped_nats",
+         "eval/recall_accuracy_past_window",
          "eval/held_out_accuracy", "val/accuracy", "eval/all/exact_accuracy", "ARC/pass@2")
 
 
@@ -76,7 +77,8 @@ def main(arguments=None) -> int:
   wanted = [name for name in args.metrics.split(",") if name]
   unknown = [name for name in wanted if not any(name in run.metrics.names for run in runs)]
   if unknown:
-    print(f"--metrics={','.join(unknown)}: no run has that; runs have {', '.join(all_names(runs))}", file=sys.stderr)
+    print(f"--metrics={','.join(unknown)}: no run has that; runs have {', '.join(all_names(runs))}",
+          file=sys.stderr)
     return 2
   draw(runs, args.out, axis=args.axis, metrics=wanted)
   rows = [row_of(run) for run in runs]
@@ -101,7 +103,8 @@ def all_names(runs: Sequence[RunFolder]) -> list[str]:
   return sorted({name for run in runs for name in run.metrics.names})
 
 
-def draw(runs: Sequence[RunFolder], out, *, axis: str = "tokens", metrics: Sequence[str] = ()) -> pathlib.Path:
+def draw(runs: Sequence[RunFolder], out, *, axis: str = "tokens",
+         metrics: Sequence[str] = ()) -> pathlib.Path:
   """Draws runs over one another.
 
   Args:
@@ -159,7 +162,8 @@ def _draw_panel(axes, runs: Sequence[RunFolder], name: str, axis: str) -> None:
     axes.plot(*thinning.thin(places, y), style, color=color, linewidth=1.8, marker="o" if pointed else "",
               markersize=4)
     drawn.append(y)
-  units = dict.fromkeys({"step": "step", "tokens": f"{run.unit} seen", "hours": "hours"}[axis] for run in runs)
+  units = dict.fromkeys({"step": "step", "tokens": f"{run.unit} seen", "hours": "hours"}[axis]
+                        for run in runs)
   finish(axes, title, "", unit, bool(drawn), f"no {name} against {axis}")
   if drawn:
     axes.set_xlabel(" / ".join(units), fontsize=11)
@@ -202,7 +206,8 @@ def row_of(run: RunFolder) -> dict[str, Any]:
       "seed": run.setting("seed"), "commit": run.summary.get("commit"),
       "steps": None if step is None else int(step),
       "seen": float(seen[-1]) if len(at) else None, "unit": run.unit if len(at) else None,
-      "train/loss_nats": ended(loss) if len(loss) else None, **{name: run.metrics.last(name) for name in FINAL},
+      "train/loss_nats": ended(loss) if len(loss) else None,
+      **{name: run.metrics.last(name) for name in FINAL},
       "gain_low": run.metrics.last("eval/memory_gain_swapped_nats_low"),
       "gain_high": run.metrics.last("eval/memory_gain_swapped_nats_high"),
       "per_s": float(np.median(speed)) if len(speed) else None,

@@ -23,24 +23,24 @@ def of_run(workdir, summary: Mapping[str, Any] | None = None) -> str:
   return words(_object(workdir / CONFIG), _object(workdir / SUMMARY) if summary is None else summary)
 
 
-def words(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-  """Returns the line of a config and a summary, both as the run has written them."""
-  parts = [str(config["recipe"])] if "recipe" in config else []
+def words(fields: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+  """Returns the line of the fields of a config and a summary, both as the run has written them."""
+  parts = [str(fields["recipe"])] if "recipe" in fields else []
   if "params" in summary:
     parts.append(f"{short_number(summary['params'])} parameters")
-  if rule := rule_of(config):
+  if rule := rule_of(fields):
     parts.append(rule)
-  if "seed" in config:
-    parts.append(f"seed {config['seed']}")
+  if "seed" in fields:
+    parts.append(f"seed {fields['seed']}")
   if "commit" in summary:
     parts.append(f"commit {summary['commit']}")
   return "  ·  ".join(parts)
 
 
-def rule_of(config: Mapping[str, Any]) -> str:
+def rule_of(fields: Mapping[str, Any]) -> str:
   """Returns what a config says of the memory, such as "delta memory, gate"; empty where there is none."""
-  model = config.get("model")
-  if not isinstance(model, Mapping) or config.get("recipe") == "trm":
+  model = fields.get("model")
+  if not isinstance(model, Mapping) or fields.get("recipe") == "trm":
     return ""
   if model.get("kind") == "decoder" or "memory" not in model:
     return ""

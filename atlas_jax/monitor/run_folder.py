@@ -1,4 +1,4 @@
-"""Run directories as pictures and the dashboard read them: which there are, their files, and how each run stands."""
+"""Run directories as pictures and the dashboard read them: their files, and how each run stands."""
 import json
 import math
 import os
@@ -29,13 +29,14 @@ SILENT_S = 30.0  # As of `lock`: an owner without a heartbeat for so long counts
 AXES = ("step", "tokens", "hours")
 SEEN = re.compile(r"train/(\w+)_seen$")
 TIME = re.compile(r"perf/time_(\w+)_s$")
-KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost", "stopped")  # As of `ledger`.
+KINDS = ("start", "compile", "input", "step", "evaluation", "checkpoint", "lost",
+         "stopped")  # As of `ledger`.
 HOUR_POINTS = 4_000  # Steps between which hours are interpolated.
 SPEED_POINTS = 50  # Newest of them that the time left is told from.
 
 
 class RunState(NamedTuple):
-  """How a run stands."""
+  """The state of a run."""
 
   kind: str  # "waiting", "running", "silent", "stopped" or "finished"
   words: str
@@ -102,7 +103,7 @@ class RunFolder:
     return self._object(SUMMARY)
 
   def _object(self, name: str) -> dict[str, Any]:
-    """Returns the object in a file, read again when the file has changed; {} if there is none or it is torn."""
+    """Returns the object in a file, read again when it has changed; {} if there is none or it is torn."""
     file = self.path / name
     try:
       changed_s = file.stat().st_mtime

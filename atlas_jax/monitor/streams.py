@@ -28,7 +28,7 @@ LARGE_BYTES = 48 * 2**20  # Of a file that is first read in samples.
 SAMPLES = 192  # Places of a large file that are read at first,
 SAMPLE_BYTES = 64 * 2**10  # each so long.
 TAIL_BYTES = 4 * 2**20  # The newest part of a large file, read at first as a whole.
-EVALUATION = b'val/'  # In the names of what evaluations measure, "val/..." and "eval/...".
+EVALUATION = b"val/"  # In the names of what evaluations measure, "val/..." and "eval/...".
 EVALUATIONS = 2_000  # The newest rows of evaluations, read at first; none of a file that has more than those
 SCAN_S = 0.3  # within the time that looking for them may take.
 

@@ -58,13 +58,15 @@ def test_what_is_not_finite_is_nan_both_ways(text):
 
 def test_damaged_lines_are_counted_and_the_rest_is_read():
   good = lines(long_lines())
-  for bad in (b'{"step": 1, "train/lo\n', b"[1, 2]\n", b'{"train/loss": 2.0}\n', b"\xff\xfe\n", b'{"step": null}\n'):
+  for bad in (b'{"step": 1, "train/lo\n', b"[1, 2]\n", b'{"train/loss": 2.0}\n', b"\xff\xfe\n",
+              b'{"step": null}\n'):
     found = columns.parse(good + bad)
     assert (found.count, found.damaged) == (400, 1), bad
 
 
 def test_values_that_are_no_numbers_are_no_points():
-  found = columns.parse(lines([{"step": 1, "note": "words", "list": [1, 2], "inside": {"a": 1}, "ok": 1}] * 200))
+  found = columns.parse(lines([{"step": 1, "note": "words", "list": [1, 2], "inside": {"a": 1},
+                                "ok": 1}] * 200))
   assert sorted(found.points) == ["ok", "step"] and found.count == 200
 
 

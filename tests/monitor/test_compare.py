@@ -20,7 +20,8 @@ def run(folder, *, loss, steps=100, tokens=10, **summary):
         row |= {"val/loss_nats": loss + 0.1, "eval/memory_gain_swapped_nats": 0.2,
                 "eval/memory_gain_swapped_nats_low": 0.1, "eval/memory_gain_swapped_nats_high": 0.3}
       out.write(json.dumps(row) + "\n")
-  (folder / "config.json").write_text(json.dumps({"recipe": "memory_lm", "seed": 1, "optim": {"steps": steps}}))
+  (folder / "config.json").write_text(json.dumps({"recipe": "memory_lm", "seed": 1,
+                                                  "optim": {"steps": steps}}))
   if summary:
     (folder / "summary.json").write_text(json.dumps(summary))
   return folder
@@ -33,7 +34,7 @@ def runs(tmp_path):
 
 def test_a_row_has_what_a_run_reached(runs):
   first, second = (compare.row_of(one) for one in compare.read(runs))
-  assert first["run"] == "a" and first["params"] == 1_000 and first["steps"] == 100 and first["state"] == "finished"
+  assert (first["run"], first["params"], first["steps"], first["state"]) == ("a", 1_000, 100, "finished")
   assert first["val/loss_nats"] == 2.1 and (first["gain_low"], first["gain_high"]) == (0.1, 0.3)
   assert first["seen"] == second["seen"] == 1_000 and first["hours"] == 1.0 and second["hours"] == 0.5
   assert first["train/loss_nats"] == pytest.approx(2 + np.mean(1 / np.arange(96, 101)))
@@ -42,7 +43,8 @@ def test_a_row_has_what_a_run_reached(runs):
 
 def test_the_command_draws_a_picture_and_prints_a_table(runs, tmp_path):
   import matplotlib.image
-  command = [sys.executable, "-m", "atlas_jax.monitor.report", "--compare", *map(str, runs), f"--out={tmp_path / 'x.png'}"]
+  command = [sys.executable, "-m", "atlas_jax.monitor.report", "--compare", *map(str, runs),
+             f"--out={tmp_path / 'x.png'}"]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   head, *lines = done.stdout.splitlines()
   assert head.split()[0] == "run" and [line.split()[0] for line in lines] == ["a", "b"]
@@ -52,7 +54,8 @@ def test_the_command_draws_a_picture_and_prints_a_table(runs, tmp_path):
 
 
 def test_json_has_a_line_per_run(runs, tmp_path, capsys):
-  assert compare.main(["--compare", *map(str, runs), f"--out={tmp_path / 'x.png'}", "--json", "--axis=hours"]) == 0
+  assert compare.main(["--compare", *map(str, runs), f"--out={tmp_path / 'x.png'}", "--json",
+                       "--axis=hours"]) == 0
   rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert [row["run"] for row in rows] == ["a", "b"] and rows[0]["unit"] == "tokens"
 
@@ -64,7 +67,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 
 def test_chosen_metrics_are_drawn_and_unknown_ones_are_refused(runs, tmp_path, capsys):
   out = tmp_path / "x.png"
-  assert compare.main(["--compare", str(runs[0]), f"--out={out}", "--metrics=val/loss_nats"]) == 0 and out.exists()
+  assert compare.main(["--compare", str(runs[0]), f"--out={out}",
+                       "--metrics=val/loss_nats"]) == 0 and out.exists()
   assert compare.main(["--compare", str(runs[0]), "--metrics=val/los"]) == 2
   assert "val/los: no run has that; runs have" in capsys.readouterr().err
 

@@ -7,7 +7,8 @@ from atlas_jax.monitor import model_line
 
 
 def config(**model):
-  return {"recipe": "episodic", "seed": 3, "model": {"kind": "lm", "memory_mix": "gate", "memory": {"rule": "delta"},
+  return {"recipe": "episodic", "seed": 3,
+          "model": {"kind": "lm", "memory_mix": "gate", "memory": {"rule": "delta"},
                                                      **model}}
 
 

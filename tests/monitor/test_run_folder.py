@@ -24,7 +24,8 @@ def test_runs_are_found_below_a_folder_and_not_within_one_another(tmp_path):
   rows(tmp_path / "a" / "inside")
   rows(tmp_path / "one" / "two" / "three" / "four")
   rows(tmp_path / ".hidden")
-  assert [path.relative_to(tmp_path).as_posix() for path in run_folder.find(tmp_path)] == ["a", "study/b", "study/c"]
+  assert [path.relative_to(tmp_path).as_posix() for path in run_folder.find(tmp_path)] == ["a", "study/b",
+                                                                                           "study/c"]
   assert run_folder.find(tmp_path / "a") == [tmp_path / "a"]
   assert run_folder.find(tmp_path / "nowhere") == []
 
@@ -59,7 +60,8 @@ def test_a_torn_or_foreign_config_is_no_config_until_it_changes(tmp_path):
 
 
 def test_steps_become_tokens_and_hours(tmp_path):
-  rows(tmp_path, {"step": 10, "train/tokens_seen": 100, "perf/time_step_s": 1_800.0, "perf/time_start_s": 1_800.0},
+  rows(tmp_path, {"step": 10, "train/tokens_seen": 100, "perf/time_step_s": 1_800.0,
+                  "perf/time_start_s": 1_800.0},
        {"step": 15, "val/loss_nats": 2.0},
        {"step": 20, "train/tokens_seen": 300, "perf/time_step_s": 5_400.0, "perf/time_start_s": 1_800.0})
   run = RunFolder(tmp_path)
@@ -84,7 +86,8 @@ def test_a_run_without_tokens_or_times_has_no_such_axis(tmp_path):
 def test_completions_and_pictures_are_found(tmp_path):
   (tmp_path / "completions").mkdir()
   (tmp_path / "completions" / "00000000.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-  for name in ("step_00000006/puzzles.png", "step_00000006/rows.json", "step_00000012/puzzles.png", "other/x.png"):
+  for name in ("step_00000006/puzzles.png", "step_00000006/rows.json", "step_00000012/puzzles.png",
+               "other/x.png"):
     (tmp_path / "evals" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "evals" / name).touch()
   run = RunFolder(tmp_path)

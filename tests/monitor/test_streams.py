@@ -144,7 +144,8 @@ def test_a_large_file_is_seen_at_once_and_read_on(file, monkeypatch):
   monkeypatch.setattr(streams, "TAIL_BYTES", 4_000)
   monkeypatch.setattr(streams, "SAMPLE_BYTES", 500)
   monkeypatch.setattr(streams, "SAMPLES", 20)
-  monkeypatch.setattr(streams.Tail, "look", (lambda look: lambda self, most=20_000: look(self, most))(streams.Tail.look))
+  monkeypatch.setattr(streams.Tail, "look",
+                      (lambda look: lambda self, most=20_000: look(self, most))(streams.Tail.look))
   large(file)
   metrics = Metrics(file, large=100_000)
   metrics.look(seconds=0.0)

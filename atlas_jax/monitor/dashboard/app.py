@@ -13,8 +13,8 @@ import streamlit as st
 
 from atlas_jax.monitor import run_folder
 from atlas_jax.monitor.dashboard import render
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View, pages
+from atlas_jax.monitor.run_folder import RunFolder
 
 FASTER_S = 1.0  # Between refreshes while a large file is still being read.
 MOST_S = 0.15  # From which on a refresh reads no more runs.
@@ -46,7 +46,8 @@ class Store:
     for path in {*self._runs} - {*found}:
       del self._runs[path]
     ends = time.perf_counter() + MOST_S
-    for run in sorted(self._runs.values(), key=lambda run: (run.name != first, self._looked.get(run.name, 0.0))):
+    for run in sorted(self._runs.values(),
+                      key=lambda run: (run.name != first, self._looked.get(run.name, 0.0))):
       run.look()
       self._looked[run.name] = time.perf_counter()
       if time.perf_counter() > ends:
@@ -112,7 +113,8 @@ def main(arguments=None) -> None:
   st.fragment(_page, run_every=every)(shared, page, st.session_state.get("run"), axis, tuple(names), reading)
 
 
-def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[str, ...], reading: bool) -> None:
+def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[str, ...],
+          reading: bool) -> None:
   """Draws one page; runs on its own at each refresh."""
   with shared.guard:
     runs = shared.look(chosen)
@@ -137,8 +139,8 @@ def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[
 
 def _warn(run: RunFolder) -> None:
   if run.metrics.fraction < 1:
-    st.caption(f":material/hourglass_top: {run.metrics.fraction:.0%} of this large file is read; of the rest a "
-               "sample and the newest rows are shown.")
+    st.caption(f":material/hourglass_top: {run.metrics.fraction:.0%} of this large file is read; of the rest "
+               "a sample and the newest rows are shown.")
   if run.metrics.damaged:
     st.warning(f"{run.metrics.damaged} lines of metrics.jsonl are no rows and are left out.")
   if run.config == {} and (run.path / run_folder.CONFIG).exists():

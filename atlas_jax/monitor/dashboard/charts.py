@@ -1,4 +1,4 @@
-"""What pages show, as plain data: charts, tiles, tables, pictures, and what is missing; no library draws here.
+"""Content of pages, as plain data: charts, tiles, tables, pictures, what is missing. No library draws here.
 
 A view returns a list of these. `figures` makes Plotly figures of charts, `render` puts all on a page, and the
 numbers of a chart can be downloaded as they are here.
@@ -16,7 +16,7 @@ SMOOTHED_FROM = 60  # Points from which on a line is drawn over its range, as me
 MEANS = 120  # Buckets of these means.
 
 
-class Curve(NamedTuple):
+class PlotLine(NamedTuple):
   """A line; arrays are [points], finite."""
 
   label: str
@@ -39,7 +39,7 @@ class LineChart(NamedTuple):
   """Curves over a common axis."""
 
   title: str
-  curves: Sequence[Curve]
+  curves: Sequence[PlotLine]
   x_label: str = "step"
   y_label: str = ""
   levels: Sequence[Level] = ()
@@ -88,7 +88,7 @@ class Tiles(NamedTuple):
   tiles: Sequence[Tile]
 
 
-class Progress(NamedTuple):
+class ProgressBar(NamedTuple):
   """A bar: how far something is."""
 
   fraction: float
@@ -119,13 +119,13 @@ class Words(NamedTuple):
 
 
 class Missing(NamedTuple):
-  """What a run does not have, and what would write it."""
+  """Something that a run does not have, and what would write it."""
 
   what: str
   remedy: str
 
 
-Part = (LineChart | HeatMap | BarChart | Tiles | Progress | Grid | Picture | Words | Missing)
+Part = (LineChart | HeatMap | BarChart | Tiles | ProgressBar | Grid | Picture | Words | Missing)
 
 
 def x_label(run: RunFolder, axis: str) -> str:
@@ -134,7 +134,7 @@ def x_label(run: RunFolder, axis: str) -> str:
 
 
 def curve(run: RunFolder, name: str, label: str, axis: str, *, style: str = "line",
-          color: int | None = None) -> Curve | None:
+          color: int | None = None) -> PlotLine | None:
   """Returns a metric of a run as a curve; None if no row has a finite number of it.
 
   A long one is thinned so that its lowest and highest values stay; a long line of training is drawn as means,
@@ -145,17 +145,17 @@ def curve(run: RunFolder, name: str, label: str, axis: str, *, style: str = "lin
     return None
   if style != "points" and len(value) >= SMOOTHED_FROM:
     found = thinning.band(step, value, MEANS)
-    return _placed(run, Curve(label, found.x, found.mean, found.low, found.high, style, color), axis)
+    return _placed(run, PlotLine(label, found.x, found.mean, found.low, found.high, style, color), axis)
   low_high = (run.metrics.series(f"{name}_{end}") for end in ("low", "high"))
   ends = [y for _, y in low_high]
   if all(len(end) == len(value) for end in ends):
-    found_curve = Curve(label, step, value, *ends, style, color)
+    found_curve = PlotLine(label, step, value, *ends, style, color)
   else:
-    found_curve = Curve(label, *thinning.thin(step, value), style=style, color=color)
+    found_curve = PlotLine(label, *thinning.thin(step, value), style=style, color=color)
   return _placed(run, found_curve, axis)
 
 
-def _placed(run: RunFolder, found: Curve, axis: str) -> Curve | None:
+def _placed(run: RunFolder, found: PlotLine, axis: str) -> PlotLine | None:
   x = run.x(found.x, axis)
   return found._replace(x=x) if np.isfinite(x).all() else None
 
@@ -189,7 +189,7 @@ def layers_of(run: RunFolder, prefix: str) -> dict[int, str]:
   return dict(sorted(found.items()))
 
 
-def heat(run: RunFolder, title: str, prefix: str, axis: str, **more) -> HeatMap | None:
+def layer_map(run: RunFolder, title: str, prefix: str, axis: str, **more) -> HeatMap | None:
   """Returns a metric of all layers over time; None if the run wrote it of none.
 
   Args:

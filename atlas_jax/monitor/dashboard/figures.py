@@ -2,14 +2,15 @@
 
 Colours of lines are those of Okabe and Ito, who chose them for colour-blind readers; where two of them would
 be weak on white or on black, they are a little darker or lighter. Lines differ by dashes too where there are
-more than there are colours, and held-out points have markers. Heat maps are cividis, made for the same readers.
+more than there are colours, and held-out points have markers. Matrices are in cividis, made for the same
+readers.
 """
 import math
 
 import numpy as np
 import plotly.graph_objects as go
 
-from atlas_jax.monitor.dashboard.charts import BarChart, Curve, HeatMap, LineChart
+from atlas_jax.monitor.dashboard.charts import BarChart, HeatMap, LineChart, PlotLine
 
 LIGHT = ("#0072b2", "#d55e00", "#008f6b", "#b0568f", "#c28100", "#3b93c9", "#5c5c5c")
 DARK = ("#4fa8e0", "#ff8c42", "#2fc9a0", "#e29ac3", "#f0b429", "#8fd0f5", "#bdbdbd")
@@ -27,7 +28,7 @@ def figure(chart: LineChart | HeatMap | BarChart, *, dark: bool = False) -> go.F
     case LineChart():
       traces, layout = _lines(chart, dark)
     case HeatMap():
-      traces, layout = _heat(chart)
+      traces, layout = _map(chart)
     case BarChart():
       traces, layout = _bars(chart, dark)
   axis = dict(gridcolor=GRID[dark], zeroline=False, automargin=True)
@@ -36,7 +37,8 @@ def figure(chart: LineChart | HeatMap | BarChart, *, dark: bool = False) -> go.F
       "font": dict(color=INK[dark], size=13), "margin": dict(l=8, r=8, t=14, b=8), "height": _height(chart),
       "hovermode": "x unified" if isinstance(chart, LineChart) else "closest", "dragmode": False,
       "legend": dict(orientation="h", yanchor="top", y=-0.24, x=0, font=dict(size=12)),
-      "hoverlabel": dict(namelength=-1), "uirevision": "kept",  # A refresh keeps what the reader has zoomed to.
+      "hoverlabel": dict(namelength=-1), "uirevision": "kept",
+      # A refresh keeps what the reader has zoomed to.
       "xaxis": axis | dict(nticks=7) | layout.get("xaxis", {}), "yaxis": axis | layout.get("yaxis", {})}
   # At once from a dict: each call that changes a figure costs as much as making it.
   return go.Figure(dict(data=traces, layout=layout))
@@ -72,11 +74,14 @@ def _lines(chart: LineChart, dark: bool) -> tuple[list[dict], dict]:
                        line=line | dict(dash="dash")))
     # Words of levels that lie close by stand at both ends in turn.
     side = number % 2
-    notes.append(words | dict(xref="paper", x=side, xanchor="right" if side else "left", y=_place(level.value, chart),
+    notes.append(words | dict(xref="paper", x=side, xanchor="right" if side else "left",
+                              y=_place(level.value, chart),
                               yanchor="bottom", text=level.label))
   for place, word in chart.marks:
-    shapes.append(dict(type="line", yref="paper", y0=0, y1=1, x0=place, x1=place, line=line | dict(dash="dot")))
-    notes.append(words | dict(x=place, xanchor="left", yref="paper", y=1, yanchor="top", text=word, textangle=-90))
+    shapes.append(dict(type="line", yref="paper", y0=0, y1=1, x0=place, x1=place,
+                       line=line | dict(dash="dot")))
+    notes.append(words | dict(x=place, xanchor="left", yref="paper", y=1, yanchor="top", text=word,
+                              textangle=-90))
   return traces, dict(
       shapes=shapes, annotations=notes, showlegend=len(chart.curves) > 1, xaxis=_axis(chart.x_label),
       yaxis=_axis(chart.y_label, type="log" if chart.log else "linear", **_range(chart)))
@@ -104,7 +109,7 @@ def _range(chart: LineChart) -> dict:
   return dict(range=[min(values) - room, max(values) + room])
 
 
-def _traces(one: Curve, number: int, dark: bool) -> list[dict]:
+def _traces(one: PlotLine, number: int, dark: bool) -> list[dict]:
   number = number if one.color is None else one.color
   color = color_of(number, dark)
   dash = DASHES[number // len(LIGHT) % len(DASHES)] if one.style in ("line", "points") else STYLES[one.style]
@@ -121,7 +126,8 @@ def _traces(one: Curve, number: int, dark: bool) -> list[dict]:
 
 
 def _ends(value, low, high, **more) -> dict:
-  return dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, thickness=1.3, width=4,
+  return dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, thickness=1.3,
+              width=4,
               **more)
 
 
@@ -130,7 +136,7 @@ def _faint(color: str) -> str:
   return f"rgba({red},{green},{blue},0.22)"
 
 
-def _heat(chart: HeatMap) -> tuple[list[dict], dict]:
+def _map(chart: HeatMap) -> tuple[list[dict], dict]:
   low, high = chart.bounds or (None, None)
   trace = dict(type="heatmap", x=chart.x, y=list(chart.rows), z=chart.values, zmin=low, zmax=high,
                colorscale="Cividis", colorbar=dict(thickness=12, len=1.0, outlinewidth=0),
@@ -141,11 +147,13 @@ def _heat(chart: HeatMap) -> tuple[list[dict], dict]:
 def _bars(chart: BarChart, dark: bool) -> tuple[list[dict], dict]:
   # Blue helps and orange harms: by colour, and by the side of zero on which the bar stands.
   colors = [color_of(0 if value >= 0 else 1, dark) for value in chart.values]
-  trace = dict(type="bar", marker=dict(color=colors), text=[_written(chart, at) for at in range(len(chart.labels))],
+  trace = dict(type="bar", marker=dict(color=colors),
+               text=[_written(chart, at) for at in range(len(chart.labels))],
                textposition="outside", cliponaxis=False, hovertemplate="%{text}<extra></extra>")
   names, numbers = dict(type="category"), _axis(chart.y_label, **_room(chart))
   if chart.low is not None and chart.high is not None:
-    trace["error_x" if chart.across else "error_y"] = _ends(chart.values, chart.low, chart.high, color=INK[dark])
+    trace["error_x" if chart.across else "error_y"] = _ends(chart.values, chart.low, chart.high,
+                                                            color=INK[dark])
     # Beside the ends of an interval there is no place for the words.
     trace |= dict(textposition="inside", insidetextanchor="start")
   if chart.across:

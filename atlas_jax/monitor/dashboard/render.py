@@ -15,12 +15,13 @@ from atlas_jax.monitor.dashboard.charts import (
   Missing,
   Part,
   Picture,
-  Progress,
+  ProgressBar,
   Tiles,
   Words,
 )
 
-SPOKEN = {"caption": st.caption, "info": st.info, "warning": st.warning, "error": st.error, "heading": st.subheader}
+SPOKEN = {"caption": st.caption, "info": st.info, "warning": st.warning, "error": st.error,
+          "heading": st.subheader}
 PLOT = {"displayModeBar": False, "responsive": True}
 # Streamlit leaves a tenth of the page empty above its content, and more between a title and its chart.
 STYLE = """<style>
@@ -67,7 +68,7 @@ def _one(part: Part, key: str) -> None:
         for tile in part.tiles:
           st.metric(tile.label, tile.value, tile.change or None, help=tile.hint or None, border=True,
                     width=TILE_WIDTH, delta_color="off")
-    case Progress():
+    case ProgressBar():
       st.progress(min(1.0, max(0.0, part.fraction)), part.words)
     case Words():
       SPOKEN[part.kind](part.words)
@@ -101,7 +102,8 @@ def _head(title: str, columns: Mapping[str, Sequence], key: str) -> None:
   with st.container(horizontal=True, vertical_alignment="center", key=f"{key} head"):
     st.markdown(f"**{title}**", width="stretch")
     # A function: the table is written when someone asks for it, and not at each refresh.
-    st.download_button("CSV", lambda: as_csv(columns), f"{file_name(title)}.csv", "text/csv", key=f"{key} csv",
+    st.download_button("CSV", lambda: as_csv(columns), f"{file_name(title)}.csv", "text/csv",
+                       key=f"{key} csv",
                        on_click="ignore", type="tertiary", help="The numbers that are shown here")
 
 

@@ -8,9 +8,11 @@ import sys
 import time
 import urllib.request
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome")
+                 if (path := shutil.which(name))),
                 None)
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
 
 
@@ -54,7 +56,8 @@ def browser():
 
 def open_page(opened, address: str, *, width=1280, height=900, dark=False, **choices):
   """Opens a page of the dashboard and waits until it is drawn; choices are those in the address."""
-  page = opened.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+  page = opened.new_page(viewport={"width": width, "height": height},
+                         color_scheme="dark" if dark else "light")
   page.set_default_timeout(60_000)
   query = "&".join(f"{name}={value}" for name, value in choices.items())
   page.goto(f"{address}/?{query}")

@@ -53,7 +53,8 @@ def test_every_page_stands_an_empty_folder_and_a_broken_run(tmp_path, opened, na
   broken.mkdir()
   (broken / "config.json").write_text('{"recipe": ')
   assert page_says_something(ok(opened(page=name)))
-  lines = ['{"step": 1, "train/loss_nats": NaN, "grad/norm": null}', "garbage", '{"step": 2, "train/loss_nats": 2.0}',
+  lines = ['{"step": 1, "train/loss_nats": NaN, "grad/norm": null}', "garbage",
+           '{"step": 2, "train/loss_nats": 2.0}',
            '{"step": 3, "train/lo']
   (broken / "metrics.jsonl").write_text("\n".join(lines))
   (broken / "alerts.jsonl").write_text('{"rule": 3}\nnot json\n{"state": "firing"}\n')
@@ -106,7 +107,8 @@ def test_an_alert_is_acknowledged_once(tmp_path, opened):
   page.text_input(key="acknowledged_by").set_value("Ada")
   (button,) = [one for one in page.button if one.label == "Acknowledge loss_spike"]
   ok(button.click().run())
-  (row,) = [json.loads(line) for line in (tmp_path / FLAGSHIP / "alerts_acknowledged.jsonl").read_text().splitlines()]
+  (row,) = [json.loads(line)
+            for line in (tmp_path / FLAGSHIP / "alerts_acknowledged.jsonl").read_text().splitlines()]
   assert (row["rule"], row["step"], row["by"]) == ("loss_spike", 20, "Ada")
   assert {one.label: one.value for one in page.metric}["Not acknowledged"] == "0"
   assert not [one for one in page.button if one.label.startswith("Acknowledge")]

@@ -42,12 +42,12 @@ def test_what_a_run_did_not_write_is_no_chart(run):
   assert charts.curve(run, "nothing", "", "step") is None
   assert charts.curve(run, "train/loss", "", "hours") is None, "this run has no times"
   assert charts.lines(run, "None", {"nothing": "a"}, "step") is None
-  assert charts.heat(run, "None", "nothing", "step") is None
+  assert charts.layer_map(run, "None", "nothing", "step") is None
   assert len(charts.lines(run, "One", {"nothing": "a", "train/loss": "b"}, "step").curves) == 1
 
 
 def test_layers_stand_in_the_order_of_their_numbers(run):
-  found = charts.heat(run, "Gates", "eval/gate", "step")
+  found = charts.layer_map(run, "Gates", "eval/gate", "step")
   assert found.rows == ("layer 0", "layer 2", "layer 10")
   assert found.values.shape == (3, 10) and np.isnan(found.values[1]).sum() == 5
   np.testing.assert_allclose(found.values[2], np.arange(0.1, 1.05, 0.1))
@@ -57,7 +57,8 @@ def test_the_numbers_of_a_chart_can_be_read_back(run):
   lines = charts.table(charts.lines(run, "Two", {"train/loss": "a", "val/loss": ("b", "points")}, "step"))
   assert list(lines) == ["curve", "step", "value", "low", "high"] and set(lines["curve"]) == {"a", "b"}
   assert len({len(column) for column in lines.values()}) == 1
-  heat = charts.table(charts.heat(run, "Gates", "eval/gate", "tokens"))
-  assert heat["row"][10] == "layer 2" and heat["tokens seen"][9] == 10_000 and len(heat["value"]) == 30
+  by_layer = charts.table(charts.layer_map(run, "Gates", "eval/gate", "tokens"))
+  assert by_layer["row"][10] == "layer 2" and by_layer["tokens seen"][9] == 10_000
+  assert len(by_layer["value"]) == 30
   bars = charts.table(charts.BarChart("Bars", ["a<br>b"], np.array([1.0]), np.array([0.5]), np.array([2.0])))
   assert bars == {"name": ["a b"], "value": [1.0], "low": [0.5], "high": [2.0]}

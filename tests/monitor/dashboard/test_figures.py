@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from atlas_jax.monitor.dashboard import figures
-from atlas_jax.monitor.dashboard.charts import BarChart, Curve, HeatMap, Level, LineChart
+from atlas_jax.monitor.dashboard.charts import BarChart, HeatMap, Level, LineChart, PlotLine
 
 X = np.arange(4.0)
 
 
 def lines(**more):
-  curves = [Curve("a", X, X + 1, X, X + 2), Curve("b", X, X + 3, X, X + 9, style="points"), Curve("c", X[:1], X[:1] + 1)]
+  curves = [PlotLine("a", X, X + 1, X, X + 2), PlotLine("b", X, X + 3, X, X + 9, style="points"),
+            PlotLine("c", X[:1], X[:1] + 1)]
   return LineChart("Lines", curves, "step", "nats", **more)
 
 
@@ -39,7 +40,7 @@ def test_lines_have_ranges_points_and_intervals(dark):
 
 
 def test_more_lines_than_colours_differ_by_dashes():
-  many = LineChart("Many", [Curve(str(number), X, X) for number in range(2 * len(figures.LIGHT))])
+  many = LineChart("Many", [PlotLine(str(number), X, X) for number in range(2 * len(figures.LIGHT))])
   styles = {(trace.line.color, trace.line.dash) for trace in figures.figure(many).data}
   assert len(styles) == 2 * len(figures.LIGHT)
 
@@ -50,7 +51,7 @@ def test_every_colour_can_be_seen_on_its_ground(palette, ground):
 
 
 def test_fractions_begin_at_zero_also_where_all_are_zero():
-  chart = LineChart("None right", [Curve("a", X, 0 * X, style="points")], y_label="fraction right")
+  chart = LineChart("None right", [PlotLine("a", X, 0 * X, style="points")], y_label="fraction right")
   assert tuple(figures.figure(chart).layout.yaxis.range) == (0, 1)
 
 
@@ -60,7 +61,8 @@ def test_a_logarithmic_axis_is_one():
 
 
 def test_heat_maps_keep_their_rows_and_bounds():
-  chart = HeatMap("Heat", X, ("layer 0", "layer 1"), np.array([[0.1, 0.2, np.nan, 0.4]] * 2), bounds=(0.0, 1.0))
+  chart = HeatMap("Heat", X, ("layer 0", "layer 1"), np.array([[0.1, 0.2, np.nan, 0.4]] * 2),
+                  bounds=(0.0, 1.0))
   (trace,) = figures.figure(chart).data
   assert trace.y == ("layer 0", "layer 1") and (trace.zmin, trace.zmax) == (0.0, 1.0)
 

@@ -14,7 +14,7 @@ from atlas_jax.monitor.run_folder import RunFolder
 
 
 class View(NamedTuple):
-  """What a page looks at."""
+  """The runs that a page looks at."""
 
   run: RunFolder | None  # the one that is chosen; None while there is none
   runs: tuple[RunFolder, ...]  # all

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.monitor.dashboard.charts import Grid, Missing, Part, Tile, Tiles, Words
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.workdir import ACKNOWLEDGED, ALERTS
 
 TITLE, ORDER = "Alerts & Health", 3
@@ -48,7 +48,8 @@ def parts(view: View) -> list[Part]:
     found.append(Missing(f"Nothing was told in this run: there is no {ALERTS}, or nothing in it.",
                          "Rules write there as they fire; a healthy run has an empty list."))
   if run.alerts.damaged:
-    found.append(Words(f"{run.alerts.damaged} lines of {ALERTS} are no JSON objects and are left out.", "warning"))
+    found.append(Words(f"{run.alerts.damaged} lines of {ALERTS} are no JSON objects and are left out.",
+                       "warning"))
   return found + _signs(run)
 
 
@@ -78,7 +79,8 @@ def _user() -> str:
     return "someone"
 
 
-def rule_states(events: Sequence[Mapping[str, Any]], acknowledged: Sequence[Mapping[str, Any]]) -> list[RuleState]:
+def rule_states(events: Sequence[Mapping[str, Any]],
+                acknowledged: Sequence[Mapping[str, Any]]) -> list[RuleState]:
   """Returns the newest state of each rule that ever told anything: those that fire first, worst first.
 
   Args:
@@ -124,7 +126,8 @@ def rules_table(rules: Sequence[RuleState]) -> Grid:
       "rule": [one.rule for one in rules], "state": [one.state for one in rules],
       "severity": [one.severity for one in rules], "since step": [one.step for one in rules],
       "fired": [one.times for one in rules], "seen": ["yes" if one.acknowledged else "" for one in rules],
-      "says": [one.text for one in rules]}, "Rules that have told something in this run, newest state of each.")
+      "says": [one.text for one in rules]},
+      "Rules that have told something in this run, newest state of each.")
 
 
 def history(events: Sequence[Mapping[str, Any]], acknowledged: Sequence[Mapping[str, Any]]) -> Grid:
@@ -136,7 +139,8 @@ def history(events: Sequence[Mapping[str, Any]], acknowledged: Sequence[Mapping[
       "state": [str(event.get("state", "")) for event in shown],
       "severity": [str(event.get("severity", "")) for event in shown],
       "metric": [str(event.get("metric") or "") for event in shown],
-      "value": [event.get("value") if isinstance(event.get("value"), int | float) else None for event in shown],
+      "value": [event.get("value") if isinstance(event.get("value"), int | float) else None
+                for event in shown],
       "seen": ["yes" if is_acknowledged(event, acknowledged) else "" for event in shown],
       "says": [str(event.get("text", "")) for event in shown]})
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import BarChart, Grid, Missing, Part, Tile, Tiles, Words
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.workdir import COMPLETIONS
 
 TITLE, ORDER = "Completions", 6
@@ -18,7 +18,7 @@ BINS = 20
 
 
 class Filter(NamedTuple):
-  """Which completions are shown."""
+  """A choice of completions."""
 
   steps: tuple[int, int] | None = None  # from and to, both inside; None: all
   rewards: tuple[float, float] | None = None
@@ -102,9 +102,11 @@ def page(run: RunFolder, rows: Sequence[Mapping[str, Any]], filter_: Filter, axi
                                              "val/reward": ("held out", "points")}, axis),
       charts.lines(run, "Length over time", {"rollout/length_mean_tokens": "mean",
                                              "rollout/length_max_tokens": ("longest", "dot"),
-                                             "val/length_tokens": ("held out", "points")}, axis, y_label="tokens"),
+                                             "val/length_tokens": ("held out", "points")}, axis,
+                                             y_label="tokens"),
       charts.lines(run, "Fractions of rollouts", {
-          "rollout/truncated_frac": "cut off, without an end", "rollout/flat_groups_frac": "groups of equal rewards",
+          "rollout/truncated_frac": "cut off, without an end",
+          "rollout/flat_groups_frac": "groups of equal rewards",
           "rollout/learnable_frac": "that can be learnt from"}, axis))
 
 
@@ -152,7 +154,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Grid:
               for name in ("prompt", "completion", "answer", "reason")}
   columns["tokens"] = [row.get("length_tokens") for row in shown]
   if len(names) > 1:
-    columns |= {f"reward of {name}": [(row.get("rewards") or {}).get(name) for row in shown] for name in names}
+    columns |= {f"reward of {name}": [(row.get("rewards") or {}).get(name) for row in shown]
+                for name in names}
   return Grid("What was written", columns, "Choose a cell to read all of it.")
 
 

@@ -5,9 +5,9 @@ import numpy as np
 
 from atlas_jax.monitor import thinning
 from atlas_jax.monitor.dashboard import charts
-from atlas_jax.monitor.dashboard.charts import BarChart, Missing, Part, Progress, Tile, Tiles, Words
-from atlas_jax.monitor.run_folder import RunFolder, duration
+from atlas_jax.monitor.dashboard.charts import BarChart, Missing, Part, ProgressBar, Tile, Tiles, Words
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder, duration
 
 TITLE, ORDER = "Live Training", 1
 LOSSES = {"train/loss_nats": "training", "train/text_loss_nats": "text", "train/recall_loss_nats": "recall",
@@ -51,7 +51,7 @@ def _speed_name(run: RunFolder) -> str | None:
   return next((f"perf/{unit}_per_s" for unit in SPEEDS if f"perf/{unit}_per_s" in run.metrics.names), None)
 
 
-def _progress(run: RunFolder) -> Progress | Words | None:
+def _progress(run: RunFolder) -> ProgressBar | Words | None:
   step = run.metrics.last("step") or 0.0
   total = run.total_steps
   if total is None:
@@ -62,7 +62,7 @@ def _progress(run: RunFolder) -> Progress | Words | None:
     words += f", about {duration(left)} left"
   elif state.kind != "running":
     words += f", {state.words}"
-  return Progress(min(1.0, step / total), words)
+  return ProgressBar(min(1.0, step / total), words)
 
 
 def _tiles(run: RunFolder, speed: str | None) -> Tiles:
@@ -89,7 +89,7 @@ def _tiles(run: RunFolder, speed: str | None) -> Tiles:
 
 
 def recent(run: RunFolder, name: str) -> tuple[float, float | None] | None:
-  """Returns the mean of a metric's newest rows, and of as many a hundred rows before; None without a number."""
+  """Returns the mean of a metric's newest rows, and of as many a hundred before; None without a number."""
   value = thinning.finite(*run.metrics.series(name))[1]
   if not len(value):
     return None
@@ -111,10 +111,12 @@ def short(number: float) -> str:
 
 
 def _perplexity(run: RunFolder, axis: str):
-  found = charts.lines(run, "Perplexity", {"train/loss_nats": "training", "val/loss_nats": ("held out", "points")},
+  found = charts.lines(run, "Perplexity",
+                       {"train/loss_nats": "training", "val/loss_nats": ("held out", "points")},
                        axis, log=True, note="exp of the loss in nats per token")
   # Of rewards and puzzles the loss is no mean over tokens, and its exponential says nothing.
-  if found is None or not any(name in run.metrics.names for name in ("val/perplexity", "train/bits_per_byte")):
+  if found is None or not any(name in run.metrics.names
+                              for name in ("val/perplexity", "train/bits_per_byte")):
     return None
 
   def exp(values):
@@ -137,7 +139,7 @@ def _ledger(run: RunFolder) -> BarChart | None:
   whole = max(sum(spent.values()), 1e-9)
   labels = [f"{kind}, {seconds / whole:.0%}" for kind, seconds in spent.items()]
   return BarChart(f"Where {duration(whole)} went", labels, np.array(list(spent.values())), y_label="seconds",
-                  across=True, note="Since the first start, with what was lost and waited for between starts.")
+                  across=True, note="Since the first start, with what was lost and waited for between starts")
 
 
 def _machine(run: RunFolder, axis: str) -> list:

@@ -4,9 +4,19 @@ import re
 import numpy as np
 
 from atlas_jax.monitor.dashboard import charts
-from atlas_jax.monitor.dashboard.charts import BarChart, Curve, LineChart, Missing, Part, Picture, Tile, Tiles, Words
-from atlas_jax.monitor.run_folder import RunFolder
+from atlas_jax.monitor.dashboard.charts import (
+  BarChart,
+  LineChart,
+  Missing,
+  Part,
+  Picture,
+  PlotLine,
+  Tile,
+  Tiles,
+  Words,
+)
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 
 TITLE, ORDER = "Memory Deep Dive", 2
 GATES = (("eval/raw_gate_mean", "Raw gate, held out (before its floor)"),
@@ -36,7 +46,8 @@ SPECTRUM = re.compile(r"eval/singular_value_(\d+)/layer_(\d+)$")
 RECALLED = {"eval/recall_accuracy_past_window": ("as it is", "points"),
             "eval/recall_accuracy_emptied": ("memory emptied", "points"),
             "eval/recall_accuracy_swapped": ("memory of another row", "points"),
-            "eval/recall_accuracy_writes_off": ("no writes", "points"), "eval/recall_chance": ("chance", "dot")}
+            "eval/recall_accuracy_writes_off": ("no writes", "points"),
+            "eval/recall_chance": ("chance", "dot")}
 WHOLE = (0.0, 1.0)
 
 
@@ -44,9 +55,10 @@ def parts(view: View) -> list[Part]:
   """Returns the page of a run."""
   run, axis = view.run, view.axis
   if run is None or not _has_memory(run):
-    return [Missing("This run wrote nothing of a memory.", "Language models with config.model.memory_mix other "
+    return [Missing("This run wrote nothing of a memory.",
+                    "Language models with config.model.memory_mix other "
                     "than none do; evaluations are made every config.train.eval_every_steps updates.")]
-  gates = charts.present(*(charts.heat(run, title, name, axis, bounds=WHOLE) for name, title in GATES))
+  gates = charts.present(*(charts.layer_map(run, title, name, axis, bounds=WHOLE) for name, title in GATES))
   life = [found for name, (title, unit, bounds) in BY_LAYER.items()
           if (found := _of_layers(run, name, title, unit, bounds, axis)) is not None]
   return [*charts.present(_tiles(run)), *_headed("Gates", gates), *_headed("Worth", _worth(run, axis)),
@@ -64,10 +76,12 @@ def _headed(words: str, found: list) -> list:
 
 def _tiles(run: RunFolder) -> Tiles | None:
   tiles = []
-  for name, label, hint in (("eval/raw_gate_mean_min_layer", "Least raw gate", "of all layers; below 0.1 is shut"),
+  for name, label, hint in (("eval/raw_gate_mean_min_layer", "Least raw gate",
+                             "of all layers; below 0.1 is shut"),
                             ("eval/memory_gain_swapped_nats", "Gain, swapped", "nats per token"),
                             ("eval/recall_accuracy_past_window", "Recall past the window", "right answers"),
-                            ("eval/collapse_signs", "Signs of collapse", "that stand at the newest evaluation")):
+                            ("eval/collapse_signs", "Signs of collapse",
+                             "that stand at the newest evaluation")):
     value = run.metrics.last(name)
     if value is not None:
       tiles.append(Tile(label, f"{value:.3g}", "", hint))
@@ -77,7 +91,8 @@ def _tiles(run: RunFolder) -> Tiles | None:
 def _worth(run: RunFolder, axis: str) -> list[Part]:
   found = _gains(run)
   over_time = charts.lines(run, "Gains over time", {
-      f"eval/memory_gain_{name}_nats": (words.replace("<br>", " "), "points") for name, words in GAINS.items()},
+      f"eval/memory_gain_{name}_nats": (words.replace("<br>", " "), "points") for name,
+      words in GAINS.items()},
       axis, y_label="nats per token", levels=[charts.Level("worth nothing", 0.0)])
   return charts.present(found, over_time)
 
@@ -95,8 +110,8 @@ def _gains(run: RunFolder) -> BarChart | None:
             if (count := run.metrics.last(f"eval/memory_gain_{what}")) is not None]
   return BarChart("What the memory is worth", [names[name] for name in known], value, low, high,
                   y_label="nats per token",
-                  note=f"Loss without it minus loss as it is, on {' of '.join(counts) or 'held-out text'}; 95% "
-                       "intervals over documents. A gain whose interval holds zero is none.")
+                  note=f"Loss without it minus loss as it is, on {' of '.join(counts) or 'held-out text'}; "
+                       "95% intervals over documents. A gain whose interval holds zero is none.")
 
 
 def _or(value, other):
@@ -105,10 +120,11 @@ def _or(value, other):
 
 def _recall(run: RunFolder, axis: str) -> list[Part]:
   over_time = charts.lines(run, "Right answers beyond the window", RECALLED, axis, y_label="fraction",
-                           note="Of held-out episodes, a mean over tasks; controls answer the same questions.")
+                           note="Held-out episodes, mean over tasks; controls answer the same questions.")
   bars = [_by(run, "distance", "tokens between storing and asking"), _by(run, "items", "items in a text")]
   pictures = run.pictures()
-  newest = [file for file in pictures[max(pictures)] if f"eval/recall/{file.stem}/accuracy" in run.metrics.names
+  newest = [file for file in pictures[max(pictures)]
+            if f"eval/recall/{file.stem}/accuracy" in run.metrics.names
             ] if pictures else []
   return charts.present(over_time, *bars, _by_task(run), *(
       Picture(f"{file.stem}, at step {max(pictures):,}", file) for file in newest))
@@ -135,8 +151,10 @@ def _by_task(run: RunFolder) -> BarChart | None:
              for end in ("", "_low", "_high")]
   value, low, high = (np.nan_to_num(np.array(column, float)) for column in columns)
   answers = [_or(run.metrics.last(f"eval/recall/{task}/answers"), 0) for task in names]
-  return BarChart("Recall by task", [f"{task}, n={count:.0f}" for task, count in zip(names, answers)], value, low,
-                  high, y_label="fraction right", across=True, note="Newest evaluation, 95% intervals over texts.")
+  return BarChart("Recall by task", [f"{task}, n={count:.0f}" for task, count in zip(names, answers)], value,
+                  low,
+                  high, y_label="fraction right", across=True,
+                  note="Newest evaluation, 95% intervals over texts.")
 
 
 def _of_layers(run: RunFolder, prefix: str, title: str, unit: str, bounds, axis: str) -> LineChart | None:
@@ -147,7 +165,7 @@ def _of_layers(run: RunFolder, prefix: str, title: str, unit: str, bounds, axis:
 
 
 def _spectra(run: RunFolder) -> list[Part]:
-  """Returns the newest singular values by rank, and the spread of them over time as heat maps of each layer."""
+  """Returns the newest singular values by rank, a curve for each layer."""
   by_layer: dict[int, dict[int, str]] = {}
   for name in run.metrics.names:
     if found := SPECTRUM.match(name):
@@ -157,7 +175,8 @@ def _spectra(run: RunFolder) -> list[Part]:
     values = {rank: run.metrics.last(name) for rank, name in sorted(names.items())}
     known = {rank: value for rank, value in values.items() if value is not None}
     if known:
-      curves.append(Curve(f"layer {layer}", np.array([*known], float) + 1, np.array([*known.values()], float),
+      curves.append(PlotLine(f"layer {layer}", np.array([*known], float) + 1,
+                             np.array([*known.values()], float),
                           style="points"))
   if not curves:
     return []
@@ -171,14 +190,16 @@ def _missing(run: RunFolder) -> list[Part]:
   if not any(name.startswith("eval/memory_gain_") and name.endswith("_nats") for name in names):
     # With the tokens of a gain and no gain, it was tried on too little text.
     tried = run.metrics.last("eval/memory_gain_tokens") is not None
-    found.append(Missing("No gain of the memory yet.", "No held-out document was longer than what attention sees; "
+    found.append(Missing("No gain of the memory yet.",
+                         "No held-out document was longer than what attention sees; "
                          "raise config.eval.gain_max_tokens or config.data.segment_len." if tried else
                          "It is measured with the other evaluations, config.train.eval_every_steps."))
   if not any(name.startswith("eval/recall") for name in names):
     found.append(Missing("No recall by distance and items.", "config.recipe=episodic measures it, or "
                          "config.eval.tasks names what to ask."))
   if not any(name.startswith("eval/effective_rank/") for name in names):
-    found.append(Missing("No effective rank and no spectrum.", "Evaluations of the memory's health write them, "
+    found.append(Missing("No effective rank and no spectrum.",
+                         "Evaluations of the memory's health write them, "
                          "in runs of a version that has them."))
   return found
 

@@ -7,8 +7,8 @@ import numpy as np
 from atlas_jax.monitor import thinning
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, LineChart, Missing, Part, Tile, Tiles
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 
 TITLE, ORDER = "Numerical Stability", 4
 # Title -> how the metrics of its groups are called; those of older runs last.
@@ -32,7 +32,8 @@ def parts(view: View) -> list[Part]:
   steps = spikes(*thinning.finite(*run.metrics.series("train/loss_nats")))
   found = charts.present(
       _tiles(run, steps),
-      charts.lines(run, "Gradient norm, of all parameters", {"grad/norm": "norm", "train/grad_norm": "norm"}, axis,
+      charts.lines(run, "Gradient norm, of all parameters", {"grad/norm": "norm", "train/grad_norm": "norm"},
+                   axis,
                    levels=_clip(run), log=_is_positive(run, "grad/norm")))
   for title, patterns in GROUPS.items():
     chart = by_group(run, title, patterns, axis)
@@ -92,13 +93,15 @@ def spikes(step: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def _tiles(run: RunFolder, places: np.ndarray) -> Tiles:
-  tiles = [Tile("Loss spikes", str(len(places)), "", f"above {SPIKE:.0f} deviations of {WINDOW} losses before")]
+  tiles = [Tile("Loss spikes", str(len(places)), "",
+                f"above {SPIKE:.0f} deviations of {WINDOW} losses before")]
   for name, label in (("grad/norm", "Gradient norm"), ("train/skipped_updates", "Skipped updates"),
                       ("train/skipped_in_row", "Skipped in a row")):
     value = run.metrics.last(name)
     if value is not None:
       tiles.append(Tile(label, f"{value:.4g}"))
-  tiles.append(Tile("Numbers not finite", f"{sum(counts_not_finite(run).values()):,}", "", "null in metrics.jsonl"))
+  tiles.append(Tile("Numbers not finite", f"{sum(counts_not_finite(run).values()):,}", "",
+                    "null in metrics.jsonl"))
   return Tiles(tiles)
 
 

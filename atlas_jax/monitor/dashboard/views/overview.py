@@ -3,9 +3,9 @@ from collections.abc import Sequence
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, LineChart, Missing, Part, Words
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.monitor.dashboard.views.live_training import recent, short
+from atlas_jax.monitor.run_folder import RunFolder
 
 TITLE, ORDER = "Runs", 0
 FIRST = ("train/loss_nats", "val/loss_nats", "val/bits_per_byte", "rollout/reward_mean", "val/accuracy",
@@ -18,7 +18,8 @@ COMPARED = 6  # and runs.
 def parts(view: View) -> list[Part]:
   """Returns the page with all runs, compared by what is first of interest."""
   found = present_metrics(view.runs)
-  return compared(view.runs, view.runs[:COMPARED], [name for name in FIRST if name in found][:SHOWN], view.axis)
+  return compared(view.runs, view.runs[:COMPARED], [name for name in FIRST if name in found][:SHOWN],
+                  view.axis)
 
 
 def show(view: View, draw) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 from atlas_jax.monitor import phases, thinning
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, Missing, Part, Tile, Tiles
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 
 TITLE, ORDER = "Phases", 5
 WORDS = {
@@ -25,9 +25,11 @@ def parts(view: View) -> list[Part]:
   changed = phases.changes(timed)
   marks = [(float(run.x(np.array([one.step], float), axis)[0]), one.phase) for one in changed[1:]]
   grokked = run.metrics.last(phases.GROKKED_AT)
-  tiles = [Tile("Phase", timed[-1].phase if timed else "unknown", "", WORDS[timed[-1].phase] if timed else ""),
+  tiles = [Tile("Phase", timed[-1].phase if timed else "unknown", "",
+                WORDS[timed[-1].phase] if timed else ""),
            *([] if grokked is None else [Tile("Grokked at step", f"{grokked:,.0f}")])]
-  table = Grid("Changes", {"from step": [one.step for one in changed], "phase": [one.phase for one in changed],
+  table = Grid("Changes",
+               {"from step": [one.step for one in changed], "phase": [one.phase for one in changed],
                            "means": [WORDS[one.phase] for one in changed]},
                "Told from held-out rows alone; nothing of it stops a run.")
   gap = _gap(run, axis)
@@ -43,9 +45,9 @@ def parts(view: View) -> list[Part]:
 
 def timed_phases(run: RunFolder) -> list[phases.TimedPhase]:
   """Returns the phase at each evaluation as the run has told it; judged anew where it has not."""
-  step, told = thinning.finite(*run.metrics.series(phases.PHASE))
-  if len(told):
-    return [phases.TimedPhase(int(at), phases.PHASES[int(one)]) for at, one in zip(step, told)
+  step, known = thinning.finite(*run.metrics.series(phases.PHASE))
+  if len(known):
+    return [phases.TimedPhase(int(at), phases.PHASES[int(one)]) for at, one in zip(step, known)
             if 0 <= int(one) < len(phases.PHASES)]
   accuracy = dict(zip(*run.metrics.series(phases.ACCURACY)))
   loss = dict(zip(*run.metrics.series(phases.LOSS)))
@@ -59,8 +61,9 @@ def _gap(run: RunFolder, axis: str):
   at, held_out = thinning.finite(*run.metrics.series(phases.ACCURACY))
   if len(step) < 2 or len(at) < 2:
     return None
-  gap = charts.Curve("gap", run.x(step, axis), trained - np.interp(step, at, held_out), style="points")
+  gap = charts.PlotLine("gap", run.x(step, axis), trained - np.interp(step, at, held_out), style="points")
   if not np.isfinite(gap.x).all():
     return None
-  return charts.LineChart("Accuracy on trained rows over that on held-out rows", [gap], charts.x_label(run, axis),
+  return charts.LineChart("Accuracy on trained rows over that on held-out rows", [gap],
+                          charts.x_label(run, axis),
                           "difference", levels=[charts.Level("none", 0.0)])

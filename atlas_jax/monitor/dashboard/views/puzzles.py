@@ -3,8 +3,8 @@ import re
 
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Missing, Part, Picture, Tile, Tiles
-from atlas_jax.monitor.run_folder import RunFolder
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.run_folder import RunFolder
 
 TITLE, ORDER = "Puzzles", 7
 PASS = re.compile(r"ARC/pass@(\d+)$")
@@ -40,7 +40,8 @@ def is_of_puzzles(run: RunFolder) -> bool:
 
 
 def _none() -> Missing:
-  return Missing("This is no run on puzzles.", "config.recipe=trm makes one, such as configs/trm_sudoku.py:4x4.")
+  return Missing("This is no run on puzzles.",
+                 "config.recipe=trm makes one, such as configs/trm_sudoku.py:4x4.")
 
 
 def page(run: RunFolder, step: int | None, axis: str) -> list[Part]:
@@ -49,7 +50,8 @@ def page(run: RunFolder, step: int | None, axis: str) -> list[Part]:
   attempts = {name: (f"pass@{tries}", "points") for tries, name in names}
 
   def both(title: str, metric: str, label: str = ""):
-    return charts.lines(run, title, {f"recent/{metric}": "training", f"eval/all/{metric}": ("held out", "points")},
+    return charts.lines(run, title,
+                        {f"recent/{metric}": "training", f"eval/all/{metric}": ("held out", "points")},
                         axis, y_label=label)
 
   found = charts.present(
@@ -59,12 +61,15 @@ def page(run: RunFolder, step: int | None, axis: str) -> list[Part]:
       both("Tokens right", "accuracy", "fraction of tokens"),
       both("Supervision steps on a puzzle", "steps", "steps, mean"),
       both("Halting decision right", "q_halt_accuracy", "fraction of puzzles"),
-      charts.lines(run, "Loss of tokens", {"train/lm_loss": "training", "eval/all/lm_loss": ("held out", "points")},
+      charts.lines(run, "Loss of tokens",
+                   {"train/lm_loss": "training", "eval/all/lm_loss": ("held out", "points")},
                    axis, y_label="nats"),
       charts.lines(run, "Loss of the halting decision", {
-          "train/q_halt_loss": "training", "eval/all/q_halt_loss": ("held out", "points")}, axis, y_label="nats"))
+          "train/q_halt_loss": "training", "eval/all/q_halt_loss": ("held out", "points")}, axis,
+          y_label="nats"))
   if step is None:
-    found.append(Missing("No pictures of answers yet.", "config.puzzle_eval.pictures says how many each evaluation "
+    found.append(Missing("No pictures of answers yet.",
+                         "config.puzzle_eval.pictures says how many each evaluation "
                          "draws, config.train.eval_every_steps when."))
   return found
 
@@ -83,6 +88,7 @@ def _tiles(run: RunFolder) -> Tiles | None:
 
 
 def _pictures(run: RunFolder, step: int | None) -> list[Part]:
-  return [Picture(f"{file.stem.capitalize()} at step {step:,}", file, "Left solved, right unsolved: input, target and "
+  return [Picture(f"{file.stem.capitalize()} at step {step:,}", file,
+                  "Left solved, right unsolved: input, target and "
                   "prediction of each; crosses are wrong cells.")
           for file in run.pictures().get(step, ())] if step is not None else []
