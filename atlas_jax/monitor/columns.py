@@ -28,7 +28,7 @@ class Points(NamedTuple):
 class Parsed(NamedTuple):
   """The rows of a piece of a file, in its order."""
 
-  count: int  # of rows
+  rows: int  # how many
   points: dict[str, Points]  # by metric, the step among them; rows from 0
   damaged: int  # lines that are no row, which are left out
 
@@ -104,9 +104,9 @@ class Columns:
       if len(points.value):
         row = points.row + self.count
         self._columns.setdefault(name, _Column(int(row[0]))).add(row, points.value)
-    self.count += found.count
+    self.count += found.rows
     self.damaged += found.damaged
-    return found.count
+    return found.rows
 
   def drop_last(self) -> None:
     """Forgets the last row: its writer has joined numbers to it, and it is read again."""

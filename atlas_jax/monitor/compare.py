@@ -186,8 +186,10 @@ def _cut(axes, drawn: Sequence[np.ndarray]) -> None:
 def _legend(figure, runs: Sequence[RunFolder]) -> None:
   """Writes below the panels which line is which run, and what each trains."""
   from matplotlib.lines import Line2D
+  # Any: matplotlib lists the styles as literals.
+  styles: Sequence[Any] = STYLES
   handles = [Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=2.5,
-                    linestyle=STYLES[number // len(COLORS) % len(STYLES)],
+                    linestyle=styles[number // len(COLORS) % len(STYLES)],
                     label="  ·  ".join(filter(None, (run.name, model_line.of_run(run.path)))))
              for number, run in enumerate(runs)]
   figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=12, ncols=1)

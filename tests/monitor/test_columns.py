@@ -30,7 +30,7 @@ def long_lines(count=400):
 
 def test_points_are_where_a_row_has_the_metric_and_null_is_nan():
   found = columns.parse(lines(ROWS))
-  assert found.count == 3 and found.damaged == 0
+  assert found.rows == 3 and found.damaged == 0
   np.testing.assert_array_equal(found.points["train/loss"].value, [2.5, np.nan, 2.0])
   np.testing.assert_array_equal(found.points["perf/x"].row, [0, 2])
   np.testing.assert_array_equal(found.points["eval/late"].row, [2])
@@ -42,7 +42,7 @@ def test_pyarrow_and_python_give_the_same_points(monkeypatch):
   assert columns._by_arrow(data, ()) is not None, "the fast way was not taken"
   monkeypatch.setitem(sys.modules, "pyarrow.json", None)
   by_python = columns.parse(data)
-  assert by_arrow.count == by_python.count == 400
+  assert by_arrow.rows == by_python.rows == 400
   assert by_arrow.points.keys() == by_python.points.keys()
   for name, points in by_python.points.items():
     np.testing.assert_array_equal(by_arrow.points[name].row, points.row)
@@ -53,7 +53,7 @@ def test_pyarrow_and_python_give_the_same_points(monkeypatch):
 def test_what_is_not_finite_is_nan_both_ways(text):
   data = lines(long_lines()).replace(b'"count": 7}', f'"count": {text}}}'.encode())
   for found in (columns.parse(data), columns._by_python(data)):
-    assert np.isnan(found.points["count"].value[6]) and found.count == 400
+    assert np.isnan(found.points["count"].value[6]) and found.rows == 400
 
 
 def test_damaged_lines_are_counted_and_the_rest_is_read():
@@ -61,13 +61,13 @@ def test_damaged_lines_are_counted_and_the_rest_is_read():
   for bad in (b'{"step": 1, "train/lo\n', b"[1, 2]\n", b'{"train/loss": 2.0}\n', b"\xff\xfe\n",
               b'{"step": null}\n'):
     found = columns.parse(good + bad)
-    assert (found.count, found.damaged) == (400, 1), bad
+    assert (found.rows, found.damaged) == (400, 1), bad
 
 
 def test_values_that_are_no_numbers_are_no_points():
   found = columns.parse(lines([{"step": 1, "note": "words", "list": [1, 2], "inside": {"a": 1},
                                 "ok": 1}] * 200))
-  assert sorted(found.points) == ["ok", "step"] and found.count == 200
+  assert sorted(found.points) == ["ok", "step"] and found.rows == 200
 
 
 def test_columns_grow_and_keep_what_was_there():

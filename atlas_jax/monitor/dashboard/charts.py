@@ -149,7 +149,7 @@ def curve(run: RunFolder, name: str, label: str, axis: str, *, style: str = "lin
   low_high = (run.metrics.series(f"{name}_{end}") for end in ("low", "high"))
   ends = [y for _, y in low_high]
   if all(len(end) == len(value) for end in ends):
-    found_curve = PlotLine(label, step, value, *ends, style, color)
+    found_curve = PlotLine(label, step, value, ends[0], ends[1], style, color)
   else:
     found_curve = PlotLine(label, *thinning.thin(step, value), style=style, color=color)
   return _placed(run, found_curve, axis)
@@ -160,7 +160,7 @@ def _placed(run: RunFolder, found: PlotLine, axis: str) -> PlotLine | None:
   return found._replace(x=x) if np.isfinite(x).all() else None
 
 
-def lines(run: RunFolder, title: str, names: Mapping[str, str | tuple[str, str]], axis: str,
+def lines(run: RunFolder, title: str, names: Mapping[str, Any], axis: str,
           **more) -> LineChart | None:
   """Returns a chart of those of some metrics that a run wrote; None if it wrote none.
 

@@ -36,7 +36,7 @@ def figure(chart: LineChart | HeatMap | BarChart, *, dark: bool = False) -> go.F
       "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
       "font": dict(color=INK[dark], size=13), "margin": dict(l=8, r=8, t=14, b=8), "height": _height(chart),
       "hovermode": "x unified" if isinstance(chart, LineChart) else "closest", "dragmode": False,
-      "legend": dict(orientation="h", yanchor="top", y=-0.24, x=0, font=dict(size=12)),
+      "legend": dict(orientation="h", yanchor="top", y=-0.24, x=0, traceorder="normal", font=dict(size=12)),
       "hoverlabel": dict(namelength=-1), "uirevision": "kept",
       # A refresh keeps what the reader has zoomed to.
       "xaxis": axis | dict(nticks=7) | layout.get("xaxis", {}), "yaxis": axis | layout.get("yaxis", {})}
@@ -84,7 +84,7 @@ def _lines(chart: LineChart, dark: bool) -> tuple[list[dict], dict]:
                               textangle=-90))
   return traces, dict(
       shapes=shapes, annotations=notes, showlegend=len(chart.curves) > 1, xaxis=_axis(chart.x_label),
-      yaxis=_axis(chart.y_label, type="log" if chart.log else "linear", **_range(chart)))
+      yaxis=_axis(chart.y_label, **(_log_ticks(chart) if chart.log else _range(chart))))
 
 
 def _place(value: float, chart: LineChart) -> float:
@@ -92,10 +92,20 @@ def _place(value: float, chart: LineChart) -> float:
   return math.log10(value) if chart.log and value > 0 else value
 
 
+def _log_ticks(chart: LineChart) -> dict:
+  """Returns a logarithmic axis with ticks at 1, 2 and 5, or at whole decades where there are many."""
+  values = np.concatenate([y for one in chart.curves for y in (one.y, one.low, one.high) if y is not None])
+  values = values[values > 0]
+  if not len(values):
+    return dict(type="log")
+  first, last = (math.floor(math.log10(value)) for value in (values.min(), values.max()))
+  steps = (1, 2, 5) if last - first < 4 else (1,)
+  ticks = [digit * 10.0**power for power in range(first, last + 2) for digit in steps]
+  return dict(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
 def _range(chart: LineChart) -> dict:
   """Returns the range of the upright axis, where it is not that of the values."""
-  if chart.log:
-    return {}
   ends = [float(y.max()) for one in chart.curves for y in (one.y, one.high) if y is not None and len(y)]
   low = [float(y.min()) for one in chart.curves for y in (one.y, one.low) if y is not None and len(y)]
   if chart.y_label.startswith("fraction") and min(low, default=0) >= 0:

@@ -2,7 +2,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import streamlit as st
 
@@ -20,8 +20,8 @@ from atlas_jax.monitor.dashboard.charts import (
   Words,
 )
 
-SPOKEN = {"caption": st.caption, "info": st.info, "warning": st.warning, "error": st.error,
-          "heading": st.subheader}
+SPOKEN: dict[str, Callable] = {"caption": st.caption, "info": st.info, "warning": st.warning,
+                               "error": st.error, "heading": st.subheader}
 PLOT = {"displayModeBar": False, "responsive": True}
 # Streamlit leaves a tenth of the page empty above its content, and more between a title and its chart.
 STYLE = """<style>
@@ -29,6 +29,7 @@ STYLE = """<style>
 .stMainBlockContainer h2 { padding-top: 0; }
 [class*="-head"] { margin-bottom: -0.9rem; }
 </style>"""
+LONG_VALUE = 10  # Letters from which on a tile is as wide as its value needs.
 TILE_WIDTH = 165  # Pixels; narrower screens have two beside one another.
 
 
@@ -67,7 +68,8 @@ def _one(part: Part, key: str) -> None:
       with st.container(horizontal=True, key=key):
         for tile in part.tiles:
           st.metric(tile.label, tile.value, tile.change or None, help=tile.hint or None, border=True,
-                    width=TILE_WIDTH, delta_color="off")
+                    width=TILE_WIDTH if len(tile.value) < LONG_VALUE else "content", height="stretch",
+                    delta_color="off")
     case ProgressBar():
       st.progress(min(1.0, max(0.0, part.fraction)), part.words)
     case Words():

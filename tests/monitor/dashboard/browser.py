@@ -61,17 +61,27 @@ def open_page(opened, address: str, *, width=1280, height=900, dark=False, **cho
   page.set_default_timeout(60_000)
   query = "&".join(f"{name}={value}" for name, value in choices.items())
   page.goto(f"{address}/?{query}")
-  page.wait_for_selector("[data-testid=stHeading] h2")
+  page.wait_for_selector(", ".join(f"[data-testid={name}]" for name in (
+    "stMain] [data-testid=stPlotlyChart", "stDataFrame", "stAlert")))
   settle(page)
   return page
 
 
+CALM = """() => {
+  const count = query => document.querySelectorAll(query).length;
+  const now = [count("[data-testid=stElementContainer]"), count(".js-plotly-plot .main-svg"),
+               document.querySelector("[data-testid=stMain]").scrollHeight].join();
+  const drawn = count("[data-testid=stPlotlyChart]") === count(".js-plotly-plot .main-svg:first-child")
+      && count("[data-testid=stSkeleton]") === 0;
+  window.calm = drawn && window.seen === now ? (window.calm || 0) + 1 : 0;
+  window.seen = now;
+  return window.calm >= 4;
+}"""
+
+
 def settle(page):
-  """Waits until the script has run and charts are drawn."""
-  page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-  page.wait_for_function("document.querySelectorAll('[data-testid=stPlotlyChart]').length === "
-                         "document.querySelectorAll('.js-plotly-plot .main-svg:first-child').length")
-  page.wait_for_timeout(400)
+  """Waits until all is drawn and nothing has changed for a second."""
+  page.wait_for_function(CALM, polling=250)
 
 
 def content_height(page) -> int:

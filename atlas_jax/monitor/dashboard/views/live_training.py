@@ -143,9 +143,9 @@ def _ledger(run: RunFolder) -> BarChart | None:
 
 
 def _machine(run: RunFolder, axis: str) -> list:
-  shown = [charts.lines(run, label.partition(",")[0].capitalize(), {name: label}, axis,
+  found = [charts.lines(run, label.partition(",")[0].capitalize(), {name: label}, axis,
                         y_label=label.partition(", ")[2]) for name, label in MACHINE.items()]
-  shown = charts.present(*shown)
+  shown = charts.present(*found)
   return [Words("Machine", "heading"), *shown] if shown else []
 
 
@@ -154,6 +154,6 @@ def _missing(run: RunFolder) -> list[Part]:
   if not any(name.startswith(("val/", "eval/")) for name in run.metrics.names):
     found.append(Missing("No evaluation yet.", "config.train.eval_every_steps sets how often one is made."))
   if not any(name.startswith("system/") for name in run.metrics.names):
-    found.append(Missing("No numbers of the machine (system/...).", "Runs of this version write them; older "
-                         "ones have perf/host_memory_gib alone."))
+    found.append(Missing("No numbers of the machine (system/...).", "Measured every monitor.system_every_s "
+                         "seconds; older runs have perf/host_memory_gib alone."))
   return found

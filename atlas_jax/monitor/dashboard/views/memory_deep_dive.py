@@ -186,7 +186,8 @@ def _spectra(run: RunFolder) -> list[Part]:
 
 
 def _missing(run: RunFolder) -> list[Part]:
-  names, found = run.metrics.names, []
+  names = run.metrics.names
+  found: list[Part] = []
   if not any(name.startswith("eval/memory_gain_") and name.endswith("_nats") for name in names):
     # With the tokens of a gain and no gain, it was tried on too little text.
     tried = run.metrics.last("eval/memory_gain_tokens") is not None
@@ -199,7 +200,7 @@ def _missing(run: RunFolder) -> list[Part]:
                          "config.eval.tasks names what to ask."))
   if not any(name.startswith("eval/effective_rank/") for name in names):
     found.append(Missing("No effective rank and no spectrum.",
-                         "Evaluations of the memory's health write them, "
-                         "in runs of a version that has them."))
+                         "This run was made before evaluations of the "
+                         "memory's health wrote eval/effective_rank and eval/singular_value."))
   return found
 

@@ -43,8 +43,8 @@ def parts(view: View) -> list[Part]:
       charts.lines(run, "Parameters that an update changed", {"update/changed_frac": "fraction"}, axis),
       _spike_table(run, steps), not_finite(run))
   if not any(isinstance(part, LineChart) and "Update norm" in part.title for part in found):
-    found.append(Missing("No norms of updates by group.", "Runs of a version with train/update_norm/GROUP "
-                         "write them; others have the ratio of update to weight alone."))
+    found.append(Missing("No norms of updates by group.", "monitor.group_norms writes train/update_norm/GROUP; "
+                         "older runs have the ratio of update to weight alone."))
   return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from atlas_jax.monitor.dashboard import charts
 from atlas_jax.monitor.dashboard.charts import Grid, LineChart, Missing, Part, Words
 from atlas_jax.monitor.dashboard.views import View
+from atlas_jax.monitor.dashboard.views.alerts_health import rule_states
 from atlas_jax.monitor.dashboard.views.live_training import recent, short
 from atlas_jax.monitor.run_folder import RunFolder
 
@@ -88,7 +89,7 @@ def table(runs: Sequence[RunFolder]) -> Grid:
               run.total_steps, f"{short(float(seen[-1]))} {run.unit}" if len(at) else "",
               None if loss is None else round(loss[0], 4), None if held_out is None else round(held_out, 4),
               "" if rate is None else f"{short(rate[0])} {run.unit}/s",
-              sum(row.get("state") == "firing" for row in run.alerts.rows))
+              sum(rule.is_open for rule in rule_states(run.alerts.rows, run.acknowledged.rows)))
     for name, value in zip(columns, values):
       columns[name].append(value)
   return Grid(f"{len(runs)} run{'s' * (len(runs) != 1)}", columns)

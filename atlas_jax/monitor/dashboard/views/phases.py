@@ -25,7 +25,7 @@ def parts(view: View) -> list[Part]:
   changed = phases.changes(timed)
   marks = [(float(run.x(np.array([one.step], float), axis)[0]), one.phase) for one in changed[1:]]
   grokked = run.metrics.last(phases.GROKKED_AT)
-  tiles = [Tile("Phase", timed[-1].phase if timed else "unknown", "",
+  tiles = [Tile("Phase", timed[-1].phase.replace("_", " ") if timed else "unknown", "",
                 WORDS[timed[-1].phase] if timed else ""),
            *([] if grokked is None else [Tile("Grokked at step", f"{grokked:,.0f}")])]
   table = Grid("Changes",

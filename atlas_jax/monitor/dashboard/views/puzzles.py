@@ -54,7 +54,7 @@ def page(run: RunFolder, step: int | None, axis: str) -> list[Part]:
                         {f"recent/{metric}": "training", f"eval/all/{metric}": ("held out", "points")},
                         axis, y_label=label)
 
-  found = charts.present(
+  shown = charts.present(
       _tiles(run), *_pictures(run, step),
       charts.lines(run, "ARC tasks solved within K attempts", attempts, axis) if attempts else None,
       both("Puzzles solved, every token right", "exact_accuracy", "fraction of puzzles"),
@@ -68,10 +68,10 @@ def page(run: RunFolder, step: int | None, axis: str) -> list[Part]:
           "train/q_halt_loss": "training", "eval/all/q_halt_loss": ("held out", "points")}, axis,
           y_label="nats"))
   if step is None:
-    found.append(Missing("No pictures of answers yet.",
+    shown.append(Missing("No pictures of answers yet.",
                          "config.puzzle_eval.pictures says how many each evaluation "
                          "draws, config.train.eval_every_steps when."))
-  return found
+  return shown
 
 
 def _tiles(run: RunFolder) -> Tiles | None:
@@ -90,5 +90,5 @@ def _tiles(run: RunFolder) -> Tiles | None:
 def _pictures(run: RunFolder, step: int | None) -> list[Part]:
   return [Picture(f"{file.stem.capitalize()} at step {step:,}", file,
                   "Left solved, right unsolved: input, target and "
-                  "prediction of each; crosses are wrong cells.")
+                  "prediction of each; wrong cells are red or crossed.")
           for file in run.pictures().get(step, ())] if step is not None else []
