@@ -11,7 +11,7 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
-from atlas_jax.monitor import phases, report, schema
+from atlas_jax.monitor import model_line, phases, report, schema
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -124,7 +124,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
   # The summary comes last: where it is, the run counts as finished. After a kill before that line the same
   # command evaluates and finishes again.
   if run_.config.monitor.report:
-    report.write_report(run_.workdir)
+    report.write_report(run_.workdir, summary)
   write.json(run_.workdir / SUMMARY, summary)
   return summary
 
@@ -192,5 +192,6 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
       **({} if out.scalars else {"evaluation": "none"}),
+      **({} if (commit := model_line.commit()) is None else {"commit": commit}),
       **({"rows": list(out.rows)} if out.rows else {}),
   }
