@@ -165,7 +165,7 @@ def _rollout() -> dict:
 def _policy() -> dict:
   return {
       "preset": "dapo",  # grpo, bnpo, dr_grpo, dapo, gspo, gspo_token, cispo, sapo, luspo, vespo or gmpo.
-      # Fields of losses.policy.Settings; None: as the preset has it.
+      # Fields of losses.policy.PolicySettings; None: as the preset has it.
       "objective": OPTIONAL(str),  # "clip", "cispo", "sapo", "vespo" or "gmpo".
       "ratio": OPTIONAL(str),  # "token", "sequence" or "sequence_token".
       "aggregation": OPTIONAL(str),  # "token_mean", "sequence_mean", "sequence_sum" or "constant".
