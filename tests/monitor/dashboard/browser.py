@@ -71,16 +71,17 @@ CALM = """() => {
   const count = query => document.querySelectorAll(query).length;
   const now = [count("[data-testid=stElementContainer]"), count(".js-plotly-plot .main-svg"),
                document.querySelector("[data-testid=stMain]").scrollHeight].join();
-  const drawn = count("[data-testid=stPlotlyChart]") === count(".js-plotly-plot .main-svg:first-child")
+  const drawn = document.querySelector("[data-testid=stApp]").dataset.testScriptState === "notRunning"
+      && count("[data-testid=stPlotlyChart]") === count(".js-plotly-plot .main-svg:first-child")
       && count("[data-testid=stSkeleton]") === 0;
   window.calm = drawn && window.seen === now ? (window.calm || 0) + 1 : 0;
   window.seen = now;
-  return window.calm >= 4;
+  return window.calm >= 2;
 }"""
 
 
 def settle(page):
-  """Waits until all is drawn and nothing has changed for a second."""
+  """Waits until the script rests, all is drawn, and nothing has changed for half a second."""
   page.wait_for_function(CALM, polling=250)
 
 
