@@ -161,6 +161,10 @@ def _draw_panel(axes, runs: Sequence[RunFolder], name: str, axis: str) -> None:
       y = smooth(y)
     axes.plot(*thinning.thin(places, y), style, color=color, linewidth=1.8, marker="o" if pointed else "",
               markersize=4)
+    ends = [run.metrics.series(f"{metric}_{end}")[1] for end in ("low", "high")]
+    if pointed and all(len(end) == len(places) for end in ends):
+      axes.fill_between(places, *ends, color=color, alpha=0.18, linewidth=0)
+      drawn += [end[np.isfinite(end)] for end in ends]
     drawn.append(y)
   units = dict.fromkeys({"step": "step", "tokens": f"{run.unit} seen", "hours": "hours"}[axis]
                         for run in runs)

@@ -86,6 +86,15 @@ def test_the_report_of_a_run_is_drawn_anew(runs, capsys):
   assert capsys.readouterr().out.strip().endswith("report.png")
 
 
+def test_gains_are_drawn_with_their_intervals(runs):
+  from matplotlib.figure import Figure
+  axes = Figure().subplots()
+  compare._draw_panel(axes, compare.read(runs), "eval/memory_gain_swapped_nats", "step")
+  assert len(axes.collections) == len(axes.lines) == 2
+  bottom, top = axes.collections[0].get_datalim(axes.transData).get_points()[:, 1]
+  assert (bottom, top) == (0.1, 0.3)
+
+
 def test_a_panel_says_what_its_runs_do_not_have(runs):
   from matplotlib.figure import Figure
   axes = Figure().subplots()

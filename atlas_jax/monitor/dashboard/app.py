@@ -4,6 +4,7 @@
 where he is, and his choices stay as they are. Page, run and axis stand in the address, too.
 """
 import argparse
+import math
 import pathlib
 import sys
 import threading
@@ -17,6 +18,7 @@ from atlas_jax.monitor.dashboard.views import View, pages
 from atlas_jax.monitor.run_folder import RunFolder
 
 FASTER_S = 1.0  # Between refreshes while a large file is still being read.
+FRESH_S = 0.3  # A refresh so soon after a look reads nothing.
 MOST_S = 0.15  # From which on a refresh reads no more runs.
 CHOICES = ("page", "run", "axis")  # That stand in the address.
 
@@ -29,15 +31,20 @@ class Store:
     self.root = root
     self._runs: dict[pathlib.Path, RunFolder] = {}
     self._looked: dict[str, float] = {}  # When each run was looked at.
+    self._found: tuple[RunFolder, ...] = ()
+    self._ended = -math.inf  # When the last look ended.
     self.guard = threading.Lock()  # Readers are threads, and a look changes what a run holds.
 
-  def look(self, first: str | None = None) -> tuple[RunFolder, ...]:
+  def look(self, first: str | None = None, *, fresh_s: float = 0.0) -> tuple[RunFolder, ...]:
     """Reads what is new; returns the runs, those that changed last first.
 
     Args:
       first: name of the run that is read whatever the others take; those that time does not suffice for are
         read at later looks, the least recently read first.
+      fresh_s: nothing is read if the last look was so many seconds ago or less.
     """
+    if time.perf_counter() - self._ended <= fresh_s:
+      return self._found
     found = run_folder.find(self.root)
     for path in found:
       if path not in self._runs:
@@ -52,7 +59,9 @@ class Store:
       self._looked[run.name] = time.perf_counter()
       if time.perf_counter() > ends:
         break
-    return tuple(self._runs[path] for path in sorted(found, key=_changed, reverse=True))
+    self._found = tuple(self._runs[path] for path in sorted(found, key=_changed, reverse=True))
+    self._ended = time.perf_counter()
+    return self._found
 
 
 def _changed(path: pathlib.Path) -> tuple[float, str]:
@@ -117,7 +126,8 @@ def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[
           reading: bool) -> None:
   """Draws one page; runs on its own at each refresh."""
   with shared.guard:
-    runs = shared.look(chosen)
+    # The script has just looked where it draws all of the page; other readers may have, too.
+    runs = shared.look(chosen, fresh_s=FRESH_S)
     now_reading = any(run.metrics.fraction < 1 for run in runs)
     # The sidebar is no part of this fragment: it is drawn anew where there are other runs to choose from.
     if {run.name for run in runs} != {*names} or now_reading != reading:

@@ -72,11 +72,11 @@ def _lines(chart: LineChart, dark: bool) -> tuple[list[dict], dict]:
   for number, level in enumerate(chart.levels):
     shapes.append(dict(type="line", xref="paper", x0=0, x1=1, y0=level.value, y1=level.value,
                        line=line | dict(dash="dash")))
-    # Words of levels that lie close by stand at both ends in turn.
+    # Words of levels that lie close by stand at both ends in turn, above and below.
     side = number % 2
     notes.append(words | dict(xref="paper", x=side, xanchor="right" if side else "left",
                               y=_place(level.value, chart),
-                              yanchor="bottom", text=level.label))
+                              yanchor="top" if side else "bottom", text=level.label))
   for place, word in chart.marks:
     shapes.append(dict(type="line", yref="paper", y0=0, y1=1, x0=place, x1=place,
                        line=line | dict(dash="dot")))

@@ -1,6 +1,8 @@
 """A served dashboard and a browser that looks at it."""
 
 import contextlib
+import os
+import pathlib
 import shutil
 import socket
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 import urllib.request
 
+ROOT = pathlib.Path(__file__).parents[3]
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome")
                  if (path := shutil.which(name))),
                 None)
@@ -18,12 +21,15 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 
 @contextlib.contextmanager
 def served(runs, *flags):
-  """Starts the dashboard as a user does; yields its address."""
+  """Starts the dashboard in the folder above the runs, as a user does; yields its address."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  command = [sys.executable, "-m", "atlas_jax.monitor.dashboard", f"--runs={runs}", f"--port={port}", *flags]
-  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+  command = [sys.executable, "-m", "atlas_jax.monitor.dashboard", f"--runs={runs.name}", f"--port={port}",
+             *flags]
+  paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=runs.parent,
+                        env={**os.environ, "PYTHONPATH": paths}) as server:
     try:
       yield _when_healthy(server, f"http://127.0.0.1:{port}")
     finally:
@@ -71,16 +77,17 @@ CALM = """() => {
   const count = query => document.querySelectorAll(query).length;
   const now = [count("[data-testid=stElementContainer]"), count(".js-plotly-plot .main-svg"),
                document.querySelector("[data-testid=stMain]").scrollHeight].join();
+  const rests = document.querySelector("[data-testid=stApp]").dataset.testScriptState === "notRunning";
   const drawn = count("[data-testid=stPlotlyChart]") === count(".js-plotly-plot .main-svg:first-child")
       && count("[data-testid=stSkeleton]") === 0;
   window.calm = drawn && window.seen === now ? (window.calm || 0) + 1 : 0;
   window.seen = now;
-  return window.calm >= 4;
+  return rests && window.calm >= 3;
 }"""
 
 
 def settle(page):
-  """Waits until all is drawn and nothing has changed for a second."""
+  """Waits until the script rests, all is drawn, and nothing has changed for half a second."""
   page.wait_for_function(CALM, polling=250)
 
 

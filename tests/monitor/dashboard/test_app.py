@@ -142,4 +142,5 @@ def test_all_runs_are_read_in_turn_where_time_is_short(tmp_path, monkeypatch):
   assert sum(run.metrics.count > 0 for run in found) < len(found), "the chosen run alone was read"
   for _ in recorded.NAMES:
     found = store.look()
+  assert store.look(fresh_s=60) is found
   assert all(run.metrics.count for run in found)

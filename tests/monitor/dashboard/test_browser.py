@@ -31,8 +31,8 @@ HIGHEST = {"light": 2_400, "dark": 2_400, "phone": 2_600}  # Pixels: a picture i
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
   """A browser, the address of a dashboard of recorded runs, and their folder."""
-  runs = recorded.copy(tmp_path_factory.mktemp("runs"), alerts=("flagship_smoke",))
-  with browser.served(runs, "--refresh_s=1") as address, browser.browser() as opened:
+  runs = recorded.copy(tmp_path_factory.mktemp("project") / "runs", alerts=("flagship_smoke",))
+  with browser.served(runs) as address, browser.browser() as opened:
     yield opened, address, runs
 
 

@@ -1,6 +1,9 @@
 """Pages as data, of recorded runs and of runs that go wrong."""
 
+import importlib.machinery
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -155,6 +158,19 @@ def test_rules_stand_with_the_worst_first_and_acknowledged_ones_last():
   # One that fires again later is to be seen again.
   again = {**recorded.ALERTS[2], "step": 30}
   assert alerts_health.rule_states([*recorded.ALERTS, again], seen)[0].is_open
+
+
+def test_rules_of_the_config_that_told_nothing_are_quiet(tmp_path, monkeypatch):
+  rule = type("Rule", (), {"name": "dead_memory", "severity": "critical", "metric": "eval/memory_norm/*"})
+  module = types.ModuleType("made_rules")
+  module.judged = lambda alerts, recipe: (rule,) if (alerts, recipe) == ({"off": ""}, "trm") else 1 / 0
+  module.__spec__ = importlib.machinery.ModuleSpec("made_rules", None)
+  monkeypatch.setitem(sys.modules, "made_rules", module)
+  assert alerts_health.known_rules(read(tmp_path), "made_rules") == []
+  (tmp_path / "config.json").write_text('{"recipe": "trm", "alerts": {"off": ""}}')
+  (found,) = alerts_health.known_rules(read(tmp_path), "made_rules")
+  assert (found.rule, found.state, found.text) == ("dead_memory", "quiet", "watches eval/memory_norm/*")
+  assert alerts_health.known_rules(read(tmp_path), "not_there.rules") == []
 
 
 def test_an_acknowledgement_is_a_row_in_its_file(tmp_path):

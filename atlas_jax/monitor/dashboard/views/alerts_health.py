@@ -1,6 +1,8 @@
 """Alerts & Health: which rules stand, what was told, who has seen it, and the signs of a collapsed memory."""
 import datetime
 import getpass
+import importlib
+import importlib.util
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,8 @@ from atlas_jax.workdir import ACKNOWLEDGED, ALERTS
 
 TITLE, ORDER = "Alerts & Health", 3
 SEVERITIES = ("critical", "warning", "info")
+RULES = "atlas_jax.monitor.alerts.rules"  # Imported by name, and only by this page, once there is a run.
+QUIET = "quiet"  # The state of a rule that has told nothing.
 HISTORY = 500  # Newest events that are listed.
 HEALTH = ("eval/memory_health_tokens", "eval/memory_gain_tokens")  # As of `collapse_signs`.
 
@@ -41,8 +45,10 @@ def parts(view: View) -> list[Part]:
     return [Missing("There is no run yet.", "The page follows.")]
   rules = rule_states(run.alerts.rows, run.acknowledged.rows)
   found: list[Part] = [_tiles(run, rules)]
+  quiet = [one for one in known_rules(run) if one.rule not in {rule.rule for rule in rules}]
+  if rules or quiet:
+    found.append(rules_table([*rules, *quiet]))
   if rules:
-    found.append(rules_table(rules))
     found.append(history(run.alerts.rows, run.acknowledged.rows))
   else:
     found.append(Missing(f"Nothing was told in this run: there is no {ALERTS}, or nothing in it.",
@@ -105,6 +111,31 @@ def rule_states(events: Sequence[Mapping[str, Any]],
   return sorted(found, key=rank)
 
 
+def known_rules(run: RunFolder, module: str = RULES) -> list[RuleState]:
+  """Returns the rules that a run's config has it judged by, as rules that have told nothing.
+
+  Args:
+    run: whose config; one without a group `alerts` has none.
+    module: with `judged(alerts, recipe)`, which gives them.
+  """
+  alerts = run.setting("alerts")
+  if not isinstance(alerts, dict) or not _is_there(module):
+    return []
+  try:
+    judged = importlib.import_module(module).judged(alerts, run.setting("recipe", ""))
+  except (KeyError, TypeError, ValueError):  # Of another version, with other rules than those of today.
+    return []
+  return [RuleState(rule.name, QUIET, rule.severity, None, f"watches {rule.metric}", 0, False)
+          for rule in judged]
+
+
+def _is_there(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # Its package is not there either.
+    return False
+
+
 def is_acknowledged(event: Mapping[str, Any], acknowledged: Sequence[Mapping[str, Any]]) -> bool:
   """Returns whether someone has acknowledged an event: its rule, at its step or a later one."""
   step = event.get("step")
@@ -127,7 +158,7 @@ def rules_table(rules: Sequence[RuleState]) -> Grid:
       "severity": [one.severity for one in rules], "since step": [one.step for one in rules],
       "fired": [one.times for one in rules], "seen": ["yes" if one.acknowledged else "" for one in rules],
       "says": [one.text for one in rules]},
-      "Rules that have told something in this run, newest state of each.")
+      "The newest state of each rule; one that is quiet has told nothing in this run.")
 
 
 def history(events: Sequence[Mapping[str, Any]], acknowledged: Sequence[Mapping[str, Any]]) -> Grid:

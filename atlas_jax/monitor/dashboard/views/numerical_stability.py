@@ -43,7 +43,7 @@ def parts(view: View) -> list[Part]:
       charts.lines(run, "Parameters that an update changed", {"update/changed_frac": "fraction"}, axis),
       _spike_table(run, steps), not_finite(run))
   if not any(isinstance(part, LineChart) and "Update norm" in part.title for part in found):
-    found.append(Missing("No norms of updates by group.", "monitor.group_norms writes train/update_norm/GROUP; "
+    found.append(Missing("No norms of updates by group.", "monitor.group_norms writes them; "
                          "older runs have the ratio of update to weight alone."))
   return found
 
