@@ -8,6 +8,7 @@ CONFIG = "config.json"
 # As training goes: a row per logged step, TensorBoard's events, and where the time went.
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
+ALERTS = "alerts.jsonl"  # An event of the alerts in each line.
 LEDGER = "time.json"
 COMPLETIONS = "completions"  # Folder of what a policy wrote, with its rewards.
 EVALS = "evals"  # Folder of what evaluations leave, a folder per step.

@@ -1,11 +1,11 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`episodes`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, episodes, puzzles, recall, serving, tuning
+from atlas_jax.defaults import alerts, bounds, episodes, puzzles, recall, serving, tuning
 from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
 
 OPTIONAL = config_dict.placeholder
@@ -67,6 +67,7 @@ def _fields() -> dict:
       **tuning.groups(),
       **serving.groups(),
       "monitor": _monitor(),
+      "alerts": alerts.group(),
   }
 
 
