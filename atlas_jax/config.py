@@ -215,7 +215,8 @@ FREE = ("checkpoint", "mesh", "hosts", "monitor", "alerts", "eval", "puzzle_eval
 
 
 # Of these, what training alone reads: any other use of a run would ignore it.
-TRAINING_ONLY = ("checkpoint", "monitor", "alerts", "optim.steps", "train", "rollout.table_rows", "ranked.folder")
+TRAINING_ONLY = ("checkpoint", "monitor", "alerts", "optim.steps", "train", "rollout.table_rows",
+                 "ranked.folder")
 
 
 def is_of_training(name: str) -> bool:

@@ -15,7 +15,8 @@ from atlas_jax.monitor.alerts import sinks
 from atlas_jax.monitor.alerts.message import Message, redacted
 
 TEST = Message(run="test_alert", rule="test", severity="info", state="told", step=0, metric="train/loss_nats",
-               value=1.5, text="This is a test: names_with_underscores, <b>, & and *stars* arrive as they are.")
+               value=1.5,
+               text="This is a test: names_with_underscores, <b>, & and *stars* arrive as they are.")
 
 
 def main(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ ACCURACY = "val/accuracy,eval/all/exact_accuracy,eval/held_out_accuracy"
 
 RULES: dict[str, dict[str, Any]] = {
     "nan": dict(
-        metric="train/skipped_updates", relative_to="last", bound=0.0, severity="critical", quiet=False,
+        metric="train/skipped_updates", relative_to="last", severity="critical", quiet=False,
         message="updates were skipped, since a loss or gradient was not finite",
         recovery="updates are finite again",
         remedy="look at the text that the log names, or lower config.optim.lr"),
@@ -123,8 +123,9 @@ RULES: dict[str, dict[str, Any]] = {
         recovery="rewards and held-out answers go the same way again",
         remedy="read the completions, and look for what config.rewards pays without a right answer"),
     "length_explosion": dict(
-        metric="rollout/length_mean_tokens,rollout/length_tokens", relative_to="best", bound=3.0, recover=2.0, least_change=32.0,
-        window=5, for_n=3, recipes="grpo gkd", message="completions have become much longer",
+        metric="rollout/length_mean_tokens,rollout/length_tokens", relative_to="best", bound=3.0,
+        recover=2.0, least_change=32.0, window=5, for_n=3, recipes="grpo gkd",
+        message="completions have become much longer",
         recovery="completions are short again",
         remedy="look for a reward of length in config.rewards, or set config.rollout.overlong_tokens"),
     "throughput": dict(
@@ -137,7 +138,8 @@ RULES: dict[str, dict[str, Any]] = {
     "stall": dict(
         metric="perf/step_s", relative_to="typical", bound=20.0, recover=3.0, least_change=5.0,
         severity="critical", quiet=False, message="the run made no update for long",
-        recovery="the run makes updates again", remedy="look at the data source, the sampler and the devices"),
+        recovery="the run makes updates again",
+        remedy="look at the data source, the sampler and the devices"),
     "disk": dict(
         metric="system/disk_free_gib", over="min", direction="below", bound=2.0, recover=4.0,
         severity="critical", quiet=False, message="the disk of the run is nearly full",
@@ -165,7 +167,7 @@ def group() -> dict:
       "sinks": "log",
       "off": "",  # Names of rules that are not judged, with commas between them.
       "rules": {},  # Changes of rules by name, and rules of one's own; see RULE in defaults/alerts.py.
-      # Hours of the day, such as "22-8", in which what is not critical waits; in the machine's time zone (TZ).
+      # Hours of the day, such as "22-8", in which what is not critical waits; in the time zone of TZ.
       "quiet_hours": OPTIONAL(str),
       "per_minute": at_least(1, 20),  # Messages to one place within a minute, at most; others wait.
       "queue": at_least(1, 200),  # Messages that wait at a time, at most; others are counted as not sent.

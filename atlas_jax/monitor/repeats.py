@@ -53,5 +53,5 @@ def key_of(batch: Mapping[str, Any]) -> int:
   key = 0
   for name in sorted(batch):
     array = np.ascontiguousarray(batch[name])
-    key = zlib.crc32(array.reshape(-1).view(np.uint8)[:BYTES], zlib.crc32(name.encode(), key))
+    key = zlib.crc32(array.reshape(-1).view(np.uint8)[:BYTES].data, zlib.crc32(name.encode(), key))
   return key

@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="print verdicts as JSON")
   parser.add_argument("--watch", action="store_true", help="look again and again, and send alarms")
   parser.add_argument("--every_s", type=float, default=5.0, help="--watch: seconds between looks")
-  parser.add_argument("--sinks", help="--watch: log, telegram, webhook, email, with commas; default: those of "
-                      "each run's config.alerts.sinks")
+  parser.add_argument("--sinks", help="--watch: log, telegram, webhook, email, with commas; default: "
+                      "those of each run's config.alerts.sinks")
   asked = parser.parse_args(argv)
   logging.set_verbosity(logging.INFO)
   try:

@@ -9,7 +9,7 @@ events live, behind a resume, and afterwards. A number that is null or not finit
 import collections
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.monitor.alerts import measures
@@ -18,7 +18,7 @@ from atlas_jax.monitor.alerts.rules import MEASURE, Rule, matches
 OK, PENDING, FIRING, RECOVERED = "ok", "pending", "firing", "recovered"
 TIME = "perf/time_"  # How the names of the ledger's seconds begin; together they are those of the run.
 LEAST_SEEN = 5  # Rows before "typical" and "best" say anything.
-OVER = {"max": max, "min": min, "mean": statistics.fmean}
+OVER: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "min": min, "mean": statistics.fmean}
 
 
 class Event(NamedTuple):
@@ -256,7 +256,7 @@ class Engine:
     values = [value for _, value in named]
     # A number that is missing makes the whole unknown, whatever the order of blocks.
     value = math.nan if any(map(math.isnan, values)) else OVER[judge.rule.over](values)
-    shown = next((name for name, one in named if one == value), named[0][0].rpartition("/")[0])
+    shown = min((name for name, one in named if one == value), default=named[0][0].rpartition("/")[0])
     return judge.take(step, value, shown, self._elapsed_s)
 
   def _readers_of(self, name: str) -> list[tuple[int, int]]:

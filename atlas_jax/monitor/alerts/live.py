@@ -1,4 +1,4 @@
-"""Alerts of a run while it trains: rows go to the engine, events to alerts.jsonl and to the places asked for."""
+"""Alerts of a run while it trains: rows go to the engine, events to alerts.jsonl and to the sinks."""
 import math
 import os
 import pathlib
@@ -79,7 +79,7 @@ class Live:
     config: resolved.
     workdir: of the run, with the rows up to `resume_step`.
     resume_step: the step that it goes on from; 0: it begins.
-    is_training: () -> whether the loop waits for a batch or an update now, and for nothing that may take long.
+    is_training: () -> whether the loop waits for a batch or an update now, for nothing that may take long.
     environment: where secrets come from.
 
   Raises:

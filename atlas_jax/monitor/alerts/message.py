@@ -7,7 +7,7 @@ MARKS = {"critical": "🔴", "warning": "🟠", "info": "🔵"}
 MOST = 3_500  # Characters of a text: Telegram refuses more than 4,096.
 HIDDEN = "[secret]"
 # What looks like a token of the Bot API or a webhook's path, whoever holds it.
-SHAPES = re.compile(r"\b\d{5,}:[\w-]{20,}|hooks\.slack\.com/services/\S+|api/webhooks/\d+/\S+")
+SHAPES = re.compile(r"(?<!\d)\d{5,}:[\w-]{20,}|hooks\.slack\.com/services/\S+|api/webhooks/\d+/\S+")
 
 
 class Message(NamedTuple):

@@ -142,8 +142,8 @@ def _check_whole(rule: Rule) -> None:
       raise ValueError(f"{where}.metric={rule.metric!r} names the measure {name!r}, which is unknown; "
                        f"{nearest(name, measures.MEASURES)}")
   if rule.relative_to in FACTORS and (rule.bound > 1) != (rule.direction == "above"):
-    raise ValueError(f"{where}.bound={rule.bound} is a factor on the {rule.relative_to} value: with direction="
-                     f"{rule.direction!r} it must be {'above' if rule.direction == 'above' else 'below'} 1")
+    raise ValueError(f"{where}.bound={rule.bound} is a factor on the {rule.relative_to} value: with "
+                     f"direction={rule.direction!r} it must be {rule.direction} 1")
   if rule.recover is not None:
     if (rule.recover > rule.bound) == (rule.direction == "above") and rule.recover != rule.bound:
       raise ValueError(f"{where}.recover={rule.recover} lies on the side of alarms of bound={rule.bound} "

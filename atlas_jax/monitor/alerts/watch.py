@@ -1,4 +1,4 @@
-"""Watches runs from outside, and sends what a trainer that is dead cannot tell: that it is, and a full disk."""
+"""Watches runs from outside, and sends what a trainer that is dead cannot tell: that it is, a full disk."""
 import os
 import pathlib
 import time
@@ -75,9 +75,15 @@ class Watcher:
       self._refused.add(run)
       logging.warning("%s is no longer watched: %s", run, error)
       return []
+    if not found:
+      return []
     journal = Journal(run)
-    # A watch that is started again finds the same signs, and has told of them.
-    new = [event for event in found if event.key not in journal.keys()]
+    recorded = journal.events()
+    # A watch that is started again finds the same signs, and has told of them. A trainer that could tell how
+    # it ended has done so.
+    before = journal.keys()
+    failed = bool(recorded) and recorded[-1]["rule"] == "failed"
+    new = [event for event in found if event.key not in before and not (failed and event.rule == "silent")]
     names = follower.config.alerts.sinks if self._names is None else self._names
     for event in new:
       journal.write(event, text=event.text)
