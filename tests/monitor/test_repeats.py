@@ -14,7 +14,8 @@ pytestmark = pytest.mark.core
 def batch(seed):
   """A batch of two arrays."""
   draw = np.random.default_rng(seed)
-  return {"tokens_BT": draw.integers(0, 99, (4, 8)).astype(np.int32), "weight_BT": np.ones((4, 8), np.float32)}
+  tokens_BT = draw.integers(0, 99, (4, 8)).astype(np.int32)
+  return {"tokens_BT": tokens_BT, "weight_BT": np.ones((4, 8), np.float32)}
 
 
 def counted(made, seeds):

@@ -107,6 +107,7 @@ class Live:
     self._beat_s: float | None = None
     self._step = resume_step
     self._stalled = False
+    self._stall_sent = False  # And the rows that hold it were not judged yet.
     self._unknown_said = False
     self._outbox = open_outbox(config.alerts, places, on_tick=self._look_for_stall)
 
@@ -158,6 +159,10 @@ class Live:
     with self._guard:  # The thread tells of stalls, the loop of all else.
       if event.key in self._sent_before:
         return
+      # Rows say of a stall what was sent while it lasted: it is written down, and not sent again.
+      if event.rule == "stall" and event.metric and self._stall_sent:
+        self._stall_sent = event.state == FIRING
+        event = event._replace(send=False)
       event = event._replace(text=redacted(event.text, self._secrets))
       self._journal.write(event, text=event.text)
       if event.send:
@@ -172,7 +177,7 @@ class Live:
       return
     silent_s = time.monotonic() - began_s
     if silent_s > self._alerts.stall_s:
-      self._stalled = True
+      self._stalled = self._stall_sent = True
       rule = self._rules["stall"]
       self._say(Event(self._step, "stall", rule.severity, FIRING, silent_s, "", f"{rule.message}: none for "
                       f"{silent_s:.0f} s (config.alerts.stall_s={self._alerts.stall_s:g}); {rule.remedy}",

@@ -76,7 +76,7 @@ class Receiver:
 
 
 class MailServer:
-  """An SMTP server without encryption; `answers` are codes for the next mails, and behind them all is well."""
+  """An SMTP server without encryption; `answers` are codes for the next mails, then all is well."""
 
   def __init__(self, answers=()):
     self.mails, self.answers = [], list(answers)

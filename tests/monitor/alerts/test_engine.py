@@ -1,4 +1,4 @@
-"""The engine judges rows by themselves: in parts or whole, behind a resume or not, the verdicts are the same."""
+"""The engine judges rows alone: in parts or whole, behind a resume or not, the verdicts are the same."""
 
 import math
 
@@ -136,7 +136,8 @@ def test_rewards_that_rise_while_answers_get_worse_are_told():
     made = engine("grpo")
     found = []
     for step in range(1, 81):
-      row = {"rollout/reward_mean": reward(step)} | ({"val/accuracy": accuracy(step)} if step % 10 == 0 else {})
+      held_out = {"val/accuracy": accuracy(step)} if step % 10 == 0 else {}
+      row = {"rollout/reward_mean": reward(step), **held_out}
       found += made.observe(step, row)
     return {event.rule for event in found}
 

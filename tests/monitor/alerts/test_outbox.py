@@ -94,7 +94,7 @@ def test_no_more_than_so_many_messages_a_minute():
   for number in range(5):
     made.put(message(str(number)))
   run(made, clock, 1e6)
-  assert [at for at, _ in place.got] == [0, 0, 60, 60, 120] and [text for _, text in place.got] == list("01234")
+  assert place.got == list(zip([0, 0, 60, 60, 120], "01234"))
 
 
 def test_the_queue_has_a_bound_and_what_is_lost_is_counted():

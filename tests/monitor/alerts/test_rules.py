@@ -51,8 +51,8 @@ def test_rules_are_switched_off():
 
 
 REFUSED = [
-  ({"loss_spik": {"bound": 3.0}}, "loss_spik has no metric, and is none of the rules that exist .did you mean "
-   "'loss_spike'"),
+  ({"loss_spik": {"bound": 3.0}}, "loss_spik has no metric, and is none of the rules that exist .did you "
+   "mean 'loss_spike'"),
   ({"loss_spike": {"bond": 3.0}}, "loss_spike.bond=3.0: a rule has no such field; did you mean 'bound'"),
   ({"loss_spike": {"bound": "high"}}, "loss_spike.bound='high' must be a finite number"),
   ({"loss_spike": {"bound": float("nan")}}, "bound=nan must be a finite number"),
@@ -61,7 +61,7 @@ REFUSED = [
   ({"loss_spike": {"for_n": 1.5}}, "for_n=1.5 must be a whole number"),
   ({"loss_spike": {"quiet": 1}}, "quiet=1 must be True or False"),
   ({"loss_spike": {"cooldown_s": -1.0}}, "cooldown_s=-1.0 must be at least 0"),
-  ({"loss_spike": {"bound": 0.5}}, "bound=0.5 is a factor on the typical value: with direction='above' it must"),
+  ({"loss_spike": {"bound": 0.5}}, "bound=0.5 is a factor on the typical value: with direction="),
   ({"loss_spike": {"recover": 4.0}}, "recover=4.0 lies on the side of alarms of bound=2.0"),
   ({"idle": {"metric": "measure:idel"}}, "names the measure 'idel', which is unknown; did you mean 'idle'"),
   ({"reward_hacking": {"against": ""}}, "against='' and relative_to='against' belong together"),

@@ -1,8 +1,5 @@
 """Sinks against servers on this machine that answer as the real ones do."""
 
-import json
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -28,10 +25,10 @@ def telegram(receiver):
   return sinks.make("telegram", receiver.environment, timeout_s=0.3)[0]
 
 
-def refused(sink, said=message()):
+def refused(sink, said=None):
   """The error with which a message is not taken."""
   with pytest.raises(SendError) as caught:
-    sink.send(said)
+    sink.send(said or message())
   return caught.value
 
 
@@ -61,7 +58,10 @@ def test_telegram_says_how_long_to_wait():
   assert error.again and error.after_s == 7
 
 
-@pytest.mark.parametrize("status, again", ((500, True), (502, True), (400, False), (401, False), (404, False)))
+ANSWERS = ((500, True), (502, True), (400, False), (401, False), (404, False))
+
+
+@pytest.mark.parametrize("status, again", ANSWERS)
 def test_what_may_pass_is_tried_again_and_what_stays_is_not(status, again):
   with Receiver([(status, {"ok": False, "description": "Bad Request: chat not found"})]) as receiver:
     error = refused(telegram(receiver))
