@@ -70,6 +70,8 @@ class Follower:
     self.config = _config_of(self.run)
     self._rules = rules.read(self.config.alerts)
     self._off = names_of(self.config.alerts.off)
+    self._recorded: list[dict] = []
+    self._recorded_bytes = 0
     self._stood: dict[str, int] = {}  # Signs of files that stand, and the step they were seen at.
     self._begin()
 
@@ -94,9 +96,8 @@ class Follower:
 
   def verdict(self, problem: str = "") -> Verdict:
     """Returns the verdict on all that was read."""
-    recorded = journal.Journal(self.run).events() if (self.run / ALERTS).exists() else []
     return Verdict(self.run, self.config.recipe, self.step, list(self.events), self._engine.statuses(),
-                   self._engine.unknown(), recorded, problem)
+                   self._engine.unknown(), self._recorded, problem)
 
   def _rows(self) -> list[Event]:
     file = self.run / METRICS
@@ -132,7 +133,9 @@ class Follower:
   def _files(self) -> list[Event]:
     """Returns signs of files that have come or gone since the last look."""
     found = []
-    for name, sign in (("silent", self._silence()), ("disk", self._disk())):
+    failure = self._failure()
+    silence = "" if failure else self._silence()
+    for name, sign in (("failed", failure), ("silent", silence), ("disk", self._disk())):
       if name in self._off:
         continue
       if sign and name not in self._stood:
@@ -145,8 +148,19 @@ class Follower:
 
   def _event(self, name: str, state: str, sign: str) -> Event:
     rule = self._rules[name]
-    text = f"{rule.message}: {sign}; {rule.remedy}" if state == FIRING else rule.recovery
+    remedy = f"; {rule.remedy}" if rule.remedy else ""
+    text = f"{rule.message}: {sign}{remedy}" if state == FIRING else rule.recovery
     return Event(self.step or 0, name, rule.severity, state, None, "", text, rule.send, rule.quiet)
+
+  def _failure(self) -> str:
+    """Returns the error that the run ended by, if that is the last that it told; "" if not."""
+    file = self.run / ALERTS
+    size = file.stat().st_size if file.exists() else 0
+    if size != self._recorded_bytes:
+      self._recorded_bytes = size
+      self._recorded = journal.Journal(self.run).events()
+    last = self._recorded[-1] if self._recorded else {}
+    return str(last.get("text", "")).partition(": ")[2] if last.get("rule") == "failed" else ""
 
   def _silence(self) -> str:
     """Returns how the process of the run is seen to be gone, "" if it lives or the run is over."""

@@ -78,12 +78,8 @@ class Watcher:
     if not found:
       return []
     journal = Journal(run)
-    recorded = journal.events()
-    # A watch that is started again finds the same signs, and has told of them. A trainer that could tell how
-    # it ended has done so.
-    before = journal.keys()
-    failed = bool(recorded) and recorded[-1]["rule"] == "failed"
-    new = [event for event in found if event.key not in before and not (failed and event.rule == "silent")]
+    before = journal.keys()  # A watch that is started again finds the same signs, and has told of them.
+    new = [event for event in found if event.key not in before]
     names = follower.config.alerts.sinks if self._names is None else self._names
     for event in new:
       journal.write(event, text=event.text)
