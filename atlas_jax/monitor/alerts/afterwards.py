@@ -16,7 +16,7 @@ from atlas_jax.files import json_file, json_lines
 from atlas_jax.files.damage import Damaged
 from atlas_jax.lock import SILENT_S
 from atlas_jax.monitor.alerts import journal, rules
-from atlas_jax.monitor.alerts.engine import FIRING, RECOVERED, Engine, Event, Status
+from atlas_jax.monitor.alerts.engine import FIRING, RECOVERED, AlertEngine, Event, Status
 from atlas_jax.workdir import ALERTS, CONFIG, LEDGER, METRICS, OWNER, SUMMARY
 
 GIB = 2**30
@@ -76,7 +76,7 @@ class Follower:
     self._begin()
 
   def _begin(self) -> None:
-    self._engine = Engine(rules.judged(self.config.alerts, self.config.recipe), self.config)
+    self._engine = AlertEngine(rules.judged(self.config.alerts, self.config.recipe), self.config)
     self.events: list[Event] = []
     self.step: int | None = None
     self._place = 0  # Where the last row begins: others may join their numbers to it.

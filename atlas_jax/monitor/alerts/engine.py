@@ -66,7 +66,7 @@ class _Judge:
     self.metric = ""
     self.seen = 0  # numbers, finite or not
     self.finite = 0
-    self.told = False  # whether the alarm that stands was said
+    self.said = False  # whether the alarm that stands was said
     self._in_row = 0
     self._said_s: float | None = None
     self._last: float = 0.0
@@ -99,11 +99,11 @@ class _Judge:
       self._in_row = self._in_row + 1 if heals else 0
       if self._in_row >= self.rule.for_n:
         self.state, self.since, self._in_row = OK, step, 0
-        return self._event(step, RECOVERED) if self.told else None
-      return None if self.told else self._tell(step, elapsed_s)
+        return self._event(step, RECOVERED) if self.said else None
+      return None if self.said else self._tell(step, elapsed_s)
     self._in_row = self._in_row + 1 if breaks else 0
     if self._in_row >= self.rule.for_n:
-      self.state, self.since, self._in_row, self.told = FIRING, step, 0, False
+      self.state, self.since, self._in_row, self.said = FIRING, step, 0, False
       return self._tell(step, elapsed_s)
     if (self.state == PENDING) != breaks:
       self.state, self.since = (PENDING if breaks else OK), step
@@ -115,7 +115,7 @@ class _Judge:
         and elapsed_s - self._said_s < self.rule.cooldown_s:
       return None
     self._said_s = elapsed_s
-    self.told = True
+    self.said = True
     return self._event(step, FIRING)
 
   def _event(self, step: int, state: str) -> Event:
@@ -196,7 +196,7 @@ class _Judge:
       self._best = middle if self._best is None else better(self._best, middle)
 
 
-class Engine:
+class AlertEngine:
   """All rules of a run.
 
   Args:

@@ -13,7 +13,7 @@ from absl import logging
 from atlas_jax.defaults.bounds import names_of
 from atlas_jax.monitor import writer
 from atlas_jax.monitor.alerts import outbox, rules, sinks
-from atlas_jax.monitor.alerts.engine import FIRING, RECOVERED, Engine, Event
+from atlas_jax.monitor.alerts.engine import FIRING, RECOVERED, AlertEngine, Event
 from atlas_jax.monitor.alerts.journal import Journal
 from atlas_jax.monitor.alerts.message import Message, redacted
 from atlas_jax.workdir import METRICS
@@ -93,7 +93,7 @@ class Live:
     self._off = set(names_of(config.alerts.off))
     self._workdir = pathlib.Path(workdir)
     self._is_training = is_training
-    self._engine = Engine(rules.judged(config.alerts, config.recipe), config)
+    self._engine = AlertEngine(rules.judged(config.alerts, config.recipe), config)
     self._journal = Journal(workdir)
     places = _sinks(config.alerts, environment)
     self._secrets = [secret for place in places for secret in place.secrets]

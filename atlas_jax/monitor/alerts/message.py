@@ -11,7 +11,7 @@ SHAPES = re.compile(r"(?<!\d)\d{5,}:[\w-]{20,}|hooks\.slack\.com/services/\S+|ap
 
 
 class Message(NamedTuple):
-  """What is sent of an event."""
+  """A message of one event."""
 
   run: str  # name of the run
   rule: str

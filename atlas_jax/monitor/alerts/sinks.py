@@ -1,4 +1,4 @@
-"""Where messages go: the log, Telegram's Bot API, a webhook that takes what Slack takes, e-mail by SMTP.
+"""Sinks of messages: the log, Telegram's Bot API, a webhook that takes what Slack takes, e-mail by SMTP.
 
 Addresses and secrets come from the environment alone, and stand in no error and no line of the log.
 """

@@ -7,7 +7,7 @@ import pytest
 
 from atlas_jax import config as configs
 from atlas_jax.monitor.alerts import rules
-from atlas_jax.monitor.alerts.engine import Engine
+from atlas_jax.monitor.alerts.engine import AlertEngine
 from tests.monitor.alerts import streams
 
 pytestmark = pytest.mark.core
@@ -17,7 +17,7 @@ def engine(recipe="memory_lm", **changes):
   """An engine of the default rules, some changed or added."""
   config = configs.default()
   config.alerts.rules = changes
-  return Engine(rules.judged(config.alerts, recipe), config)
+  return AlertEngine(rules.judged(config.alerts, recipe), config)
 
 
 def events(found, **changes):
@@ -29,7 +29,7 @@ def events(found, **changes):
 def one(values, **fields):
   """(state, step) of the events of a single rule over a metric with these values, a row every step."""
   rule = {"metric": "x/y", "message": "x", "cooldown_s": 0.0, **fields}
-  made = Engine([rule for rule in rules.judged({"rules": {"mine": rule}, "off": ""}, "sft")
+  made = AlertEngine([rule for rule in rules.judged({"rules": {"mine": rule}, "off": ""}, "sft")
                  if rule.name == "mine"])
   return [(event.state, event.step) for step, value in enumerate(values)
           for event in made.observe(step, {"x/y": value})]
@@ -89,7 +89,7 @@ def test_the_direction_says_which_side_is_wrong(direction, first):
 
 def test_a_cool_down_holds_back_the_same_alarm_and_tells_it_if_it_lasts():
   """Counted in seconds of the run, of which each row has 100."""
-  made = Engine([rule for rule in rules.judged({"off": "", "rules": {"mine": {
+  made = AlertEngine([rule for rule in rules.judged({"off": "", "rules": {"mine": {
     "metric": "x/y", "bound": 2.0, "cooldown_s": 500.0, "message": "x"}}}, "sft") if rule.name == "mine"])
   values = [3, 1, 3, 1, 3, 3, 3, 3, 1]
   told = [(event.state, event.step) for step, value in enumerate(values)
@@ -176,7 +176,7 @@ def test_rules_without_a_number_are_named_with_the_metric_that_is_missing():
 
 def test_several_updates_per_batch_are_no_repeated_data():
   def told(config):
-    made = Engine(rules.judged(config.alerts, "grpo"), config)
+    made = AlertEngine(rules.judged(config.alerts, "grpo"), config)
     return {event.rule for row in streams.rows() for event in made.observe(
       row["step"], {**row, "data/repeated_frac": 0.5})}
 
