@@ -12,7 +12,7 @@ import numpy as np
 
 METRIC = "data/repeated_frac"
 REMEMBERED = 64  # Batches.
-BYTES = 2**16  # Of each array that are looked at: a batch that differs behind them only is hardly found.
+BYTES = 2**14  # Of each array that are looked at: a batch that differs behind them only is hardly found.
 
 
 class Repeats:

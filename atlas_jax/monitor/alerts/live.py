@@ -194,6 +194,24 @@ class Live:
                   "; ".join(f"{name} ({why})" for name, why in unknown.items()))
 
 
+def tell_once(config, workdir, rule: str, step: int, text: str = "", *, severity: str | None = None,
+              environment: Mapping[str, str] = os.environ) -> None:
+  """Tells of an event of a run that no longer trains, such as the result of an upload; waits for sending.
+
+  Args:
+    config, workdir: of the run.
+    rule, step, text, severity: see `Live.tell`.
+    environment: where secrets come from.
+
+  Raises:
+    ValueError: see `check`.
+  """
+  if config.alerts.on:
+    live = Live(config, workdir, environment=environment)
+    live.tell(rule, step, text, severity=severity)
+    live.close()
+
+
 def _number(value: Any) -> float | None:
   """Returns a number as the file of metrics holds it: None where it is not finite."""
   if not isinstance(value, int | float):

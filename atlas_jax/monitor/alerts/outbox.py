@@ -103,7 +103,8 @@ class Outbox:
     self._sent_s: list[collections.deque[float]] = [collections.deque() for _ in sinks]
     self._not_before_s = [0.0] * len(self._sinks)  # What a place asked for, as by 429.
     self._changed = threading.Condition()
-    self._ending = False
+    self._ending = False  # Nothing more is put.
+    self._ending_now = False  # And what waits is given up.
     self._at_work = False
     self.sent = 0
     self.unsent = 0
@@ -203,8 +204,6 @@ class Outbox:
           broken = True
           logging.warning("the watch over stalls ended: %s: %s", type(error).__name__, error)
 
-  _ending_now = False
-
   def close(self, wait_s: float) -> None:
     """Waits for messages on their way, at most so long, and says what was not sent; once."""
     if self._ending:
@@ -222,7 +221,7 @@ class Outbox:
       self._changed.notify_all()
     if left:
       self.unsent += left
-      self._reasons["the run ended before they were sent"] += left
+      self._reasons["the run ended before they were sent (config.alerts.close_s, quiet_hours)"] += left
     if self.unsent:
       reasons = "; ".join(f"{why} ({count})" for why, count in self._reasons.most_common(3))
       logging.warning("%d alert messages were not sent: %s", self.unsent, reasons)

@@ -2,11 +2,13 @@
 
 import json
 import time
+import types
 
 import numpy as np
 import pytest
 
-from atlas_jax.monitor.alerts.live import NO_ALERTS, Live
+from atlas_jax import closing
+from atlas_jax.monitor.alerts.live import NO_ALERTS, Live, tell_once
 from tests import runs
 from tests.monitor.alerts import streams
 from tests.monitor.alerts.receivers import TOKEN, MailServer, Receiver
@@ -50,6 +52,19 @@ def test_all_sinks_get_an_event_and_no_file_gets_a_secret(tmp_path):
   assert TOKEN not in whole and "the token is [secret]" in whole
   # A checkpoint is written down, and not sent: it would come every few minutes.
   assert recorded(tmp_path) == [("failed", "told"), ("upload", "told"), ("checkpoint", "told")]
+
+
+def test_the_result_of_an_upload_is_told_when_the_run_is_over(tmp_path):
+  with Receiver() as receiver:
+    config = runs.toy_config(alerts__sinks="telegram")
+    tell_once(config, tmp_path, "upload", 6, "done", environment=receiver.environment)
+  assert receiver.texts[0].endswith("the result of the upload: done") and len(receiver.texts) == 1
+
+
+def test_only_process_0_sends(monkeypatch):
+  run = types.SimpleNamespace(config=runs.toy_config(alerts__sinks="telegram"), workdir=None, step=0)
+  monkeypatch.setattr(closing.hosts, "is_main", lambda: False)
+  assert closing.alerts_of(run) is NO_ALERTS  # And its environment need hold no secret.
 
 
 def test_rules_that_are_off_and_alerts_that_are_off_say_nothing(tmp_path):

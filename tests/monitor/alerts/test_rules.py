@@ -6,6 +6,7 @@ from atlas_jax import command, recipes
 from atlas_jax import config as configs
 from atlas_jax.defaults import alerts as defaults
 from atlas_jax.monitor.alerts import live, rules
+from tests import program
 
 pytestmark = pytest.mark.core
 
@@ -94,3 +95,13 @@ def test_settings_are_refused_at_the_start(fields, said):
   with pytest.raises(ValueError, match=said) as caught:
     live.check(config, {})
   assert "\n" not in str(caught.value)
+
+
+def test_the_program_refuses_a_sink_without_its_secrets_before_anything_is_trained(tmp_path, monkeypatch):
+  monkeypatch.delenv("ATLAS_WEBHOOK_URL", raising=False)
+  flags = ["--config=configs/memory_40m.py:smoke,pretrain", f"--workdir={tmp_path}/run",
+           "--config.data.batch_rows=8", "--config.eval.batch_rows=8"]
+  said = program.refused(program.run(*flags, "--config.alerts.sinks=webhook"))
+  assert "lacks ATLAS_WEBHOOK_URL; export it" in said and not (tmp_path / "run").exists()
+  said = program.refused(program.run(*flags, "--config.alerts.rules.nan={'bound': 'x'}"))
+  assert "config.alerts.rules.nan.bound='x' must be a finite number" in said
