@@ -12,6 +12,7 @@ from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
 from atlas_jax.monitor import model_line, phases, report, schema
+from atlas_jax.monitor.alerts.live import NO_ALERTS, Live
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -31,6 +32,24 @@ def say_stopped(run_: Run) -> None:
   """Logs where a run stands that was asked to stop."""
   say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
       run_.saver.path)
+
+
+def alerts_of(run_: Run):
+  """Opens the alerts of a run, in process 0 alone, which writes the rows."""
+  if not (run_.config.alerts.on and hosts.is_main()):
+    return NO_ALERTS
+  return Live(run_.config, run_.workdir, resume_step=run_.step,
+              is_training=lambda: run_.ledger.kind in ("input", "step"))
+
+
+def tell_end(run_: Run, summary: dict) -> None:
+  """Tells by the alerts that a run is finished, or was stopped where there is no summary."""
+  if not summary:
+    run_.alerts.tell("stopped", run_.step)
+    return
+  loss = summary.get("train_loss_nats")
+  run_.alerts.tell("finished", run_.step, f"{summary['steps']} updates in {run_.seconds:.0f} s" + (
+      "" if loss is None else f", training loss {loss:.4g} nats"))
 
 
 def asker(mesh, stop) -> Callable[[], bool]:

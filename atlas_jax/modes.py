@@ -20,6 +20,7 @@ from atlas_jax.evals import Eval, recall, sample
 from atlas_jax.handover import place, upload
 from atlas_jax.language import assets, handed_over, runs
 from atlas_jax.language.initial_model import load_initial_model, merge_frozen
+from atlas_jax.monitor.alerts import live
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts
 from atlas_jax.parallel import mesh as meshes
@@ -76,8 +77,9 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
   # parameters yet: what goes by their names, freezing and the scale of gates, is checked when there are.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
                     "gate_lr_scale": 1.0})
-  if hosts.is_main():  # Which alone uploads, and may alone have a token.
+  if hosts.is_main():  # Which alone uploads and sends, and may alone have what that needs.
     place.refuse(config)
+    live.check(config)
   # Before the lock as well, so that other settings are refused at once and not after a wait for it.
   prepare(config, workdir)
   with hosts.owned(workdir):

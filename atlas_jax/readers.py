@@ -85,6 +85,7 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
+    "alerts": ALL,
     "upload": ALL,
     "monitor.phases": f"{TEXT} if eval.accuracy=True",
     "window": f"{TEXT} if {_with('attention')}; {TEXT} if model.memory_layers!=None",

@@ -18,10 +18,12 @@ from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
 from atlas_jax.models import placement
 from atlas_jax.monitor import ledger, profile, report, skipped, trackers
+from atlas_jax.monitor.alerts.live import NO_ALERTS
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
 from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
+from atlas_jax.monitor.repeats import Repeats
 from atlas_jax.monitor.watch import Watch, open_writer
 from atlas_jax.optim import build as optim
 from atlas_jax.optim import freeze
@@ -58,6 +60,8 @@ class Run:
   ledger: Ledger = dataclasses.field(default_factory=Ledger)
   frozen: Any = ()  # parameters that are not trained, on the mesh
   evaluation_due: bool = False  # an evaluation of the step the run stands at has not been made
+  alerts: Any = NO_ALERTS  # Opened with the writer.
+  repeats: Repeats = dataclasses.field(default_factory=Repeats)
   idle: Idle = dataclasses.field(init=False)
   watch: Watch = dataclasses.field(init=False)
 
@@ -80,20 +84,22 @@ class Run:
     return {"step": self.step, "source": self.recipe.source.state(),
             f"{self.recipe.accounting.unit}_seen": self.seen, "seconds": self.seconds,
             "idle_in_row": self.idle.in_row, "evaluation_due": self.evaluation_due,
-            "times": self.ledger.saved(), "high_loss": self.watch.saved()}
+            "repeats": self.repeats.saved(), "times": self.ledger.saved(),
+            "high_loss": self.watch.saved()}
 
   def save(self, state, metrics: dict | None = None) -> None:
     """Starts to save the state of the step the run stands at."""
-    # Before every write. A process that was stopped for long may have lost the workdir meanwhile, and must
-    # not write into the run of another.
+    # A process that was stopped for long may have lost the workdir, and must not write into another's run.
     self.check_owner()
     with self.ledger.at("checkpoint"):
       self.saver.save(self.step, state, self.meta(), metrics)
+    self.alerts.tell("checkpoint", self.step)
 
   def write(self, step: int, scalars) -> None:
     """Writes a row of metrics."""
     self.check_owner()
     self.writer.write(step, scalars)
+    self.alerts.observe(step, scalars)
 
   def check_owner(self) -> None:
     """Raises LockError if the workdir belongs to another process by now."""
@@ -118,6 +124,7 @@ class Run:
   def close(self) -> None:
     """Closes all files and ends all threads."""
     self.watch.close(self.step)
+    self.alerts.close()
     if self.writer is not None:
       self.writer.close()
     self.saver.close()
@@ -192,6 +199,7 @@ def _start(run_: Run) -> TrainState:
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
   run_.earlier_s = float(meta["seconds"])
   run_.follow(meta)
+  run_.repeats = Repeats(meta.get("repeats"))
   # Two starts may have gone on from this checkpoint. The first has made the evaluation and ranked the
   # checkpoint, and was killed before it saved another one.
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
@@ -280,17 +288,20 @@ def _run(run_: Run) -> dict:
     # again.
     run_.writer = open_writer(run_.config, run_.workdir, resume_step=run_.step)
     run_.watch.start(run_.step)
+    run_.alerts = closing.alerts_of(run_)
     with hosts.StopFlag(run_.mesh) as stop:
       asked = closing.asker(run_.mesh, stop)
       state, stopped = _updates(run_, state, stop, asked)
       summary = {} if stopped else closing.finish(run_, state, asked)
   except Exception as error:
+    run_.alerts.tell("failed", run_.step, f"{type(error).__name__}: {error}")
     if hosts.lost_peer(error):  # Closing would wait for the process that is gone.
       raise LostPeerError(
           f"{hosts.why_lost(error)}; newest good checkpoint after step {run_.step}: "
           f"{run_.saver.newest_good() or 'none'}; the same command goes on from there") from error
     run_.close()
     raise
+  closing.tell_end(run_, summary)
   run_.close()
   # Last, when closing has waited for the checkpoint under way: it says that no work was lost. An end by an
   # error does not get here.
@@ -318,7 +329,9 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       # The state is donated to the step below, after which these arrays are gone: a source reads them inside
       # `next` only.
       trained = Trained(state.params, run_.frozen, state.tables)
-      batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
+      rows = recipe.source.next(trained)
+      run_.repeats.take(rows)
+      batch = hosts.global_batch(run_.mesh, rows)
       source_metrics = recipe.source.metrics() if hasattr(recipe.source, "metrics") else None
       times.switch(kind)
       if clock.flops_per_step is None:
@@ -383,15 +396,20 @@ def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, c
   stop = hosts.StopFlag.agreed(row.pop("stop"))
   run_.seen += int(row.pop(counts))
   bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=accounting.unit)
-  # Before the row is written: too many end the run here, with an error that has the numbers.
+  run_.repeats.observe()
+  run_.alerts.beat(step)
+  # Too many end the run here. The first has a row of its own: it is told at once, and afterwards, too.
   if row["train/skipped_in_row"]:
+    if row["train/skipped_in_row"] == 1:
+      run_.write(step, {**row, **run_.seen_row(), **run_.ledger.row()})
     skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
                   newest_good=run_.newest_good)
   row |= source_metrics.scalars if source_metrics else {}
   run_.idle.observe(step, row)
   run_.watch.observe(step, row, run_.recipe.source)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row(), **run_.watch.row()})
+    run_.write(step, {**row, **run_.repeats.row(), **run_.seen_row(), **clock.row(), **run_.ledger.row(),
+                      **run_.watch.row()})
     if source_metrics and source_metrics.text:
       run_.writer.write_text(step, "rollout/completions", source_metrics.text)
     clock.next_row()

@@ -1,11 +1,11 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, episodes, handover, puzzles, recall, serving, tuning
+from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, tuning
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -77,6 +77,7 @@ def _fields() -> dict:
       **tuning.groups(),
       **serving.groups(),
       "monitor": _monitor(),
+      "alerts": alerts.group(),
       "upload": handover.group(),
   }
 
