@@ -1,12 +1,15 @@
 """Norms by group: of known trees, in the row of a run, and without any effect on what is trained."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atlas_jax import recipes, tree
+from atlas_jax import recipes, train, tree
+from atlas_jax import state as states
+from atlas_jax import step as stepping
 from atlas_jax.monitor import group_norms
 from tests import runs
-from tests.helpers import assert_same_bits, quick_compilation
+from tests.helpers import assert_same_bits, full_compilation, quick_compilation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,3 +64,20 @@ def test_the_squares_of_all_groups_are_those_of_the_whole():
   found = group_norms.of_update(params, params, params)
   total = sum(float(value) ** 2 for name, value in found.items() if name.startswith("train/grad_norm/"))
   assert total == pytest.approx(float(tree.global_norm(params)) ** 2)
+
+
+def reductions(*, on):
+  """How many reductions the compiled update of the small recipe makes."""
+  config = runs.toy_config(monitor__group_norms=on)
+  recipe = runs.toy_recipe(config)
+  state = jax.eval_shape(lambda: states.create(*train._state_args(config, recipe)))
+  frozen = jax.eval_shape(lambda: states.first(recipe.init, config.seed).frozen)
+  step = jax.jit(stepping.make_step(config, recipe, state.params))
+  with full_compilation():
+    program = step.lower(state, recipe.source.next(None), frozen, jnp.zeros(1, jnp.int32)).compile()
+  return program.as_text().count(" reduce(")
+
+
+def test_norms_need_no_reduction_that_an_update_does_not_make_anyway():
+  """The compiler makes each leaf's sum of squares once; only roots of a few numbers are added."""
+  assert reductions(on=True) == reductions(on=False) > 0
