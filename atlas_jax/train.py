@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 
 from atlas_jax import closing, tree
@@ -16,7 +15,6 @@ from atlas_jax.closing import say
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
-from atlas_jax.models import placement
 from atlas_jax.monitor import ledger, profile, report, skipped, trackers
 from atlas_jax.monitor.alerts.live import NO_ALERTS
 from atlas_jax.monitor.clock import Clock, Sent
@@ -25,7 +23,7 @@ from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
 from atlas_jax.monitor.repeats import Repeats
 from atlas_jax.monitor.watch import Watch, open_writer
-from atlas_jax.optim import build as optim
+from atlas_jax.opening import abstract_state, frozen_of, state_args
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts
 from atlas_jax.recipes import Recipe
@@ -132,45 +130,6 @@ class Run:
       self.recipe.source.close()
 
 
-def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
-  """Returns shapes and shardings of the train state, and of the frozen parameters, without computing them."""
-  first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
-  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.update.tables is not None)
-  state = states.abstract(mesh, *_state_args(config, recipe))
-  return state, placement.abstract(mesh, first.frozen)
-
-
-def _state_args(config, recipe: Recipe):
-  def optimizer_of(params):
-    return optim.build(params, **config.optim)
-
-  with_reference = recipe.update.reference is not None
-  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
-
-
-def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
-  """Puts on the mesh what the loss is handed besides parameters: what was read, and the rest drawn.
-
-  Args:
-    config, recipe, mesh: of the run.
-    loaded: what `recipe.load` gave.
-  """
-
-  def init():
-    return states.first(recipe.init, config.seed).frozen
-
-  wanted = jax.eval_shape(init)
-  if not loaded.frozen:
-    return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
-  states.check_same(dict(loaded.frozen), {name: wanted[name] for name in loaded.frozen})
-  rest = {name: part for name, part in wanted.items() if name not in loaded.frozen}
-  where = placement.shardings(mesh, rest)
-  # All of it is drawn in the program, and what is not returned is dropped by the compiler: keys are those of
-  # a run that reads nothing.
-  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
-  return {**drawn, **loaded.frozen}
-
-
 def _start(run_: Run) -> TrainState:
   """Restores state and source from the newest checkpoint or makes the first state; sets what is frozen."""
   config = run_.config
@@ -190,7 +149,7 @@ def _start(run_: Run) -> TrainState:
   if fresh:
     _warn_of_rows(run_)
     run_.ledger.resume(None)
-    return states.build(abstract, *_state_args(config, recipe), params=loaded.params, tables=loaded.tables)
+    return states.build(abstract, *state_args(config, recipe), params=loaded.params, tables=loaded.tables)
   # The source goes to the place that was saved with this very state: state, place in the data, count and
   # times are of one moment, which is what makes going on equal to never having stopped.
   state, meta = saver.restore(abstract)

@@ -41,6 +41,7 @@ LEVELS = {
   "handover": 11,
   "step": 9,
   "closing": 9,
+  "opening": 9,
   "train": 10,
   "puzzles.solve": 10,  # It trains at test time, with the recipe and the step of training.
   "command": 10,

@@ -11,6 +11,7 @@ ELSEWHERE = {
   "__init__.py": ("test_readme.py", "the names that the README's programs import"),
   "aliases.py": ("test_flags.py", "refusals of other programs' names"),
   "closing.py": ("test_train.py", "the end of the loop"),
+  "opening.py": ("test_train.py", "the start of the loop"),
   "command.py": ("test_flags.py", "the flags of the program"),
   "defaults/*": ("test_config.py", SETTINGS),
   "explain.py": ("test_failures.py", "what is said of failures"),

@@ -105,7 +105,7 @@ def parts_of(config, mesh=None):
   mesh = mesh or runs.one_device()
   recipe = stirred(recipes.load(config, mesh))
   abstract, frozen = train.abstract_state(config, recipe, mesh)
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   where = jax.tree.map(lambda leaf: leaf.sharding, frozen)
   frozen = jax.jit(lambda: states.first(recipe.init, config.seed).frozen, out_shardings=where)()
   return Parts(recipe, stepping.jit_step(config, recipe, mesh, state), host(state), frozen, mesh)

@@ -76,8 +76,8 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16,
   if kind in ("projected", "sketch", "cells") and feature_dim < 1:
     raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
   if kind != "cells" and cell_groups != 1:
-    raise ValueError(f"{FIELD}.cell_groups={cell_groups} groups the cells of feature_map='cells', and {FIELD}."
-                     f"feature_map={kind!r} has none; leave cell_groups at 1")
+    raise ValueError(f"{FIELD}.cell_groups={cell_groups} groups the cells of feature_map='cells', and "
+                     f"{FIELD}.feature_map={kind!r} has none; leave cell_groups at 1")
   if cell_groups < 1 or feature_dim % cell_groups:
     raise ValueError(f"{FIELD}.cell_groups={cell_groups} must be at least 1 and divide {FIELD}.feature_dim="
                      f"{feature_dim}")

@@ -70,7 +70,7 @@ def reductions(*, on):
   """How many reductions the compiled update of the small recipe makes."""
   config = runs.toy_config(monitor__group_norms=on)
   recipe = runs.toy_recipe(config)
-  state = jax.eval_shape(lambda: states.create(*train._state_args(config, recipe)))
+  state = jax.eval_shape(lambda: states.create(*train.state_args(config, recipe)))
   frozen = jax.eval_shape(lambda: states.first(recipe.init, config.seed).frozen)
   step = jax.jit(stepping.make_step(config, recipe, state.params))
   with full_compilation():

@@ -216,7 +216,7 @@ def first_update(config):
   mesh = runs.one_device()
   recipe = recipes.load(config, mesh)
   abstract, _ = train.abstract_state(config, recipe, mesh)
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, uneven_batch(recipe.source))
   with hosts.StopFlag(mesh) as stop:

@@ -6,7 +6,8 @@ from tests.memory.oracles import Run, arrays, at, features, walk
 
 
 def run(
-  learned, tokens, gates, *, momentum=None, feature_map="none", degree=2, feature_dim=16, cell_groups=1, **grid
+  learned, tokens, gates, *, momentum=None, feature_map="none", degree=2, feature_dim=16, cell_groups=1,
+  **grid
 ):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
   slow = arrays(learned["slow"])
