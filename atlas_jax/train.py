@@ -285,13 +285,7 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       times.switch("input")
-      # The state is donated to the step below, after which these arrays are gone: a source reads them inside
-      # `next` only.
-      trained = Trained(state.params, run_.frozen, state.tables)
-      rows = recipe.source.next(trained)
-      run_.repeats.take(rows)
-      batch = hosts.global_batch(run_.mesh, rows)
-      source_metrics = recipe.source.metrics() if hasattr(recipe.source, "metrics") else None
+      batch, source_metrics = _next_batch(run_, state)
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
@@ -324,6 +318,16 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
   if stopped:
     closing.say_stopped(run_)
   return state, stopped
+
+
+def _next_batch(run_: Run, state: TrainState) -> tuple[Any, EvalOut | None]:
+  """Takes a batch from the source; returns it on the mesh, and what the source says of it."""
+  source = run_.recipe.source
+  # The state is donated to the next step, after which these arrays are gone: a source reads them inside
+  # `next` only.
+  rows = source.next(Trained(state.params, run_.frozen, state.tables))
+  run_.repeats.take(rows)
+  return hosts.global_batch(run_.mesh, rows), source.metrics() if hasattr(source, "metrics") else None
 
 
 def _save_end(run_: Run, state: TrainState) -> None:

@@ -67,20 +67,7 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16,
   Raises:
     ValueError: if an option is out of range.
   """
-  if kind not in KINDS:
-    raise ValueError(f"{FIELD}.feature_map={kind!r} is unknown; known are {', '.join(KINDS)}")
-  if kind in ("poly", "projected") and degree not in (2, 3):
-    raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
-  if degree < 1:
-    raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
-  if kind in ("projected", "sketch", "cells") and feature_dim < 1:
-    raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
-  if kind != "cells" and cell_groups != 1:
-    raise ValueError(f"{FIELD}.cell_groups={cell_groups} groups the cells of feature_map='cells', and "
-                     f"{FIELD}.feature_map={kind!r} has none; leave cell_groups at 1")
-  if cell_groups < 1 or feature_dim % cell_groups:
-    raise ValueError(f"{FIELD}.cell_groups={cell_groups} must be at least 1 and divide {FIELD}.feature_dim="
-                     f"{feature_dim}")
+  _check(kind, degree, feature_dim, cell_groups)
   if kind == "none":
     return FeatureMap(kind, key_dim, key_dim, (), lambda slow, x: x, lambda key: {})
   if kind == "cells":
@@ -108,6 +95,23 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16,
     return lift(slow, x @ slow["projection"])
 
   return FeatureMap(kind, key_dim, sum(parts), parts, projected, init)
+
+
+def _check(kind: str, degree: int, feature_dim: int, cell_groups: int) -> None:
+  if kind not in KINDS:
+    raise ValueError(f"{FIELD}.feature_map={kind!r} is unknown; known are {', '.join(KINDS)}")
+  if kind in ("poly", "projected") and degree not in (2, 3):
+    raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
+  if degree < 1:
+    raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
+  if kind in ("projected", "sketch", "cells") and feature_dim < 1:
+    raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
+  if kind != "cells" and cell_groups != 1:
+    raise ValueError(f"{FIELD}.cell_groups={cell_groups} groups the cells of feature_map='cells', and "
+                     f"{FIELD}.feature_map={kind!r} has none; leave cell_groups at 1")
+  if cell_groups < 1 or feature_dim % cell_groups:
+    raise ValueError(f"{FIELD}.cell_groups={cell_groups} must be at least 1 and divide {FIELD}.feature_dim="
+                     f"{feature_dim}")
 
 
 def _coefficients(size):
