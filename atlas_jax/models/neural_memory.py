@@ -36,9 +36,9 @@ class NeuralMemory(nn.Module):
     heads: memory heads; keys and values of each have dim / heads features.
     rule: the memory rule, a file in memory/rules/ or a dotted module name.
     options: the rule's own options, by name.
-    chunk_size, conv_taps, retention_init, momentum_init, write_rate_init, write_rate_max, half_life_spread,
-      remat_chunks, impl: see `memory.layer.Memory`; the last two change speed and memory alone, in calls
-      without a state.
+    chunk_size, conv_taps, retention_init, momentum_init, write_rate_init: see `memory.layer.Memory`.
+    write_rate_max, half_life_spread: the same.
+    remat_chunks, impl: the same; they change speed and memory alone, in calls without a state.
     shift, shared_qk, activation, value_source, conv_init, initial, read_norm, writes: see `memory.layer.
       Memory`. The tokens themselves, of which value_source="token" makes values, are the input, at unit mean
       square.
