@@ -1,4 +1,4 @@
-"""What a run begins with: the shapes of its train state, and the parameters that are not trained."""
+"""The beginning of a run: the shapes of its train state, and the parameters that are not trained."""
 from typing import Any
 
 import jax
