@@ -83,7 +83,8 @@ COMMANDS = {
   ),
   f"{MAIN} --config=configs/memory_40m.py:cpu,baseline --workdir=runs/baseline": How(TEXT),
   f"{MAIN} --config=configs/memory_40m.py:cpu,pretrain --workdir=runs/books "
-  "--config.data.name=files --config.data.path='books/*.txt'": How(f"{PLAIN} --config.eval.gain_max_tokens=1024"),
+  "--config.data.name=files --config.data.path='books/*.txt'": How(
+    f"{PLAIN} --config.eval.gain_max_tokens=1024"),
   "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(MEMORY),
   f"{MAIN} --config=configs/memory_40m.py:cpu,mix=context --workdir=runs/mac": How(MEMORY),
   f"{MAIN} --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong": How(

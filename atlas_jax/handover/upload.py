@@ -22,6 +22,7 @@ from atlas_jax.command import override
 from atlas_jax.files import json_file, write
 from atlas_jax.handover import hub, package, place
 from atlas_jax.language import handed_over
+from atlas_jax.monitor.alerts import live
 from atlas_jax.parallel import hosts
 from atlas_jax.workdir import CHECKPOINTS, UPLOAD
 
@@ -114,7 +115,9 @@ def _upload(config, workdir) -> None:
   command = _command(config, workdir)
   why = _failure(command, _limit_s(config), workdir)
   if why is None:
-    logging.info("uploaded to %s", json_file.read(pathlib.Path(workdir) / UPLOAD)["url"])
+    sent = json_file.read(pathlib.Path(workdir) / UPLOAD)
+    logging.info("uploaded to %s", sent["url"])
+    _tell(config, workdir, sent["step"], f"uploaded to {sent['url']}")
     return
   why = place.redacted(why)
   retry = shlex.join(["python", *command[1:]])
@@ -124,6 +127,16 @@ def _upload(config, workdir) -> None:
     _record(workdir, found, began_s)
   except OSError as error:  # A full disk may be what failed before.
     logging.error("%s cannot be written: %s", pathlib.Path(workdir) / UPLOAD, _words(error))
+  _tell(config, workdir, Checkpoints(workdir, read_only=True).latest_step(),
+        f"the upload failed: {why}; to try again: {retry}", severity="warning")
+
+
+def _tell(config, workdir, step: int, text: str, severity: str | None = None) -> None:
+  """Tells the alerts how an upload ended; what they cannot write fails no training."""
+  try:
+    live.tell_once(config, workdir, "upload", step, text, severity=severity)
+  except OSError as error:
+    logging.error("the result of the upload is not in the alerts of %s: %s", workdir, _words(error))
 
 
 def _failure(command: list[str], limit_s: float, workdir) -> str | None:

@@ -60,6 +60,12 @@ def generated(*where):
   return done.out
 
 
+def told(workdir) -> list[dict]:
+  """Returns what the alerts of a run told of uploads."""
+  lines = (workdir / "alerts.jsonl").read_text().splitlines()
+  return [event for event in map(json.loads, lines) if event["rule"] == "upload"]
+
+
 def test_a_finished_training_is_on_the_hub_with_card_and_curves_and_without_optimizer(trained, server):
   workdir, done, files = trained
   assert f"uploaded to {server.url}/{REPO}" in done.err
@@ -73,6 +79,8 @@ def test_a_finished_training_is_on_the_hub_with_card_and_curves_and_without_opti
   found = record(workdir)
   assert (found["state"], found["repo"], found["step"], found["files"]) == ("done", REPO, 6, len(files))
   assert hub_server.TOKEN not in (workdir / "upload.json").read_text()
+  [event] = told(workdir)
+  assert event["text"].endswith(f": uploaded to {server.url}/{REPO}") and event["severity"] == "info"
 
 
 def test_it_writes_the_same_text_from_hub_and_folder_as_from_its_workdir(trained, server, tmp_path):
@@ -108,7 +116,8 @@ def test_an_upload_that_fails_fails_no_training_and_can_be_made_again(flags, cop
   monkeypatch.setenv("HF_USERNAME", "bob")
   done = program.run(*flags, f"--workdir={copied}")
   assert done.code == 0 and json.loads(done.out)["steps"] == 6
-  lines = [line for line in done.err.splitlines() if "the upload failed" in line]
+  lines = [line for line in done.err.splitlines() if "the upload failed, which changes nothing else" in line]
+  assert [event["severity"] for event in told(copied)][-1] == "warning"
   assert len(lines) == 1 and "HF_TOKEN has no right to do this (403)" in lines[0]
   found = record(copied)
   assert found["state"] == "failed" and found["repo"].startswith("bob/") and found["retry"] in lines[0]
