@@ -136,6 +136,12 @@ class Checkpoints:
     """Reads what was given to `save` as meta."""
     return self._described(self._good_path(step))["meta"]
 
+  def shapes(self, field: str, step: int | None = None) -> dict:
+    """Returns the leaves of one field of a state, as nested dicts of ShapeDtypeStructs; {} if it has none."""
+    saved = self._described(self._good_path(step))["leaves"]
+    return _nest({name.partition("/")[2]: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+                  for name, leaf in saved.items() if name.partition("/")[0] == field})
+
   def is_ranked(self, step: int) -> bool:
     """Returns whether a checkpoint has metrics."""
     path = self.path / str(step) / _METRICS

@@ -11,7 +11,8 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import write
-from atlas_jax.monitor import phases, report
+from atlas_jax.monitor import model_line, phases, report, schema
+from atlas_jax.monitor.alerts.live import NO_ALERTS, Live
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
@@ -31,6 +32,24 @@ def say_stopped(run_: Run) -> None:
   """Logs where a run stands that was asked to stop."""
   say(logging.WARNING, "stopped at step %d, saved in %s; the same command goes on from there", run_.step,
       run_.saver.path)
+
+
+def alerts_of(run_: Run):
+  """Opens the alerts of a run, in process 0 alone, which writes the rows."""
+  if not (run_.config.alerts.on and hosts.is_main()):
+    return NO_ALERTS
+  return Live(run_.config, run_.workdir, resume_step=run_.step,
+              is_training=lambda: run_.ledger.kind in ("input", "step"))
+
+
+def tell_end(run_: Run, summary: dict) -> None:
+  """Tells by the alerts that a run is finished, or was stopped where there is no summary."""
+  if not summary:
+    run_.alerts.tell("stopped", run_.step)
+    return
+  loss = summary.get("train_loss_nats")
+  run_.alerts.tell("finished", run_.step, f"{summary['steps']} updates in {run_.seconds:.0f} s" + (
+      "" if loss is None else f", training loss {loss:.4g} nats"))
 
 
 def asker(mesh, stop) -> Callable[[], bool]:
@@ -124,7 +143,7 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
   # The summary comes last: where it is, the run counts as finished. After a kill before that line the same
   # command evaluates and finishes again.
   if run_.config.monitor.report:
-    report.write_report(run_.workdir)
+    report.write_report(run_.workdir, summary)
   write.json(run_.workdir / SUMMARY, summary)
   return summary
 
@@ -184,7 +203,7 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
   times = {name.removeprefix("perf/"): round(value, 3) for name, value in run_.ledger.row().items()
            if math.isfinite(value)}
   return {
-      "params": params, "steps": run_.step, f"{unit}_seen": run_.seen,
+      "params": params, "steps": run_.step, "metrics_version": schema.VERSION, f"{unit}_seen": run_.seen,
       "train_loss_nats": report.last_mean(rows, "train/loss_nats"),
       # JSON has no NaN, and a summary that cannot be read would keep the run from counting as finished.
       **{evals.summary_name(name): value if math.isfinite(value) else None
@@ -192,5 +211,6 @@ def _summary(run_: Run, params: int, out: EvalOut) -> dict:
       **report.speeds(rows, unit),
       "resumed_from_step": run_.resumed_from_step, "seconds": round(run_.seconds, 1), **times,
       **({} if out.scalars else {"evaluation": "none"}),
+      **({} if (commit := model_line.commit()) is None else {"commit": commit}),
       **({"rows": list(out.rows)} if out.rows else {}),
   }

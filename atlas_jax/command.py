@@ -26,6 +26,10 @@ OF_MODE = {
     "serve": ("port",)}
 SERVING = ("serve", "chat")  # Modes that read config.serve.
 WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
+# Modes that use a run wherever it is: in a workdir, or --from a folder or the Hugging Face Hub.
+FROM = ("eval", "generate", "solve", "export", *SERVING)
+# Groups of the config that these modes alone read, of those that use a run.
+GROUPS = {"serve": SERVING, "upload": ("upload",)}
 TRAINING = {"evals": "eval.tasks", "seed": "seed", "steps": "optim.steps", "lr": "optim.lr",
             "table_lr": "table.lr",
             "batch_rows": "data.batch_rows", "temperature": "sampler.temperature", "top_k": "sampler.top_k",
@@ -42,8 +46,9 @@ def define_flags() -> flags.FlagValues:
                   (flags.DEFINE_string, flags.DEFINE_integer))
   text("config", None, "train, import: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval", "generate", "solve", "export", "import", *SERVING],
-                    "What to do.", flag_values=values)
+  text("from", None, "eval, generate, solve, export, serve, chat: a run that was uploaded, not --workdir: "
+       "OWNER/NAME of the Hugging Face Hub, also OWNER/NAME@REVISION, or its folder as it was downloaded.")
+  flags.DEFINE_enum("mode", "train", ["train", "import", *FROM, "upload"], "What to do.", flag_values=values)
   text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
        "mqar,niah,babilong. Left out: those of the run's own config.")
   text("prompt", "", "generate: the text to go on from; may be empty.")
@@ -268,9 +273,18 @@ def _literal(text: str):
 
 def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   """Refuses flags that are missing, or that the mode would not use."""
-  if not asked.workdir:
-    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart")
-  remote.check(asked.workdir, processes=asked.num_processes)
+  source = asked["from"].value
+  if source and asked.mode not in FROM:
+    raise ValueError(f"--from={source} is for --mode={', '.join(FROM)}, and this is --mode={asked.mode}; "
+                     "give --workdir")
+  if source and asked.workdir:
+    raise ValueError(f"--from={source} and --workdir={asked.workdir} both name a run; give one")
+  if not asked.workdir and not source:
+    also = ", or --from=OWNER/NAME for one on the Hugging Face Hub" if asked.mode in FROM else ""
+    raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart"
+                     f"{also}")
+  if asked.workdir:
+    remote.check(asked.workdir, processes=asked.num_processes)
   if asked.mode in WITH_CONFIG and not asked.config:
     raise ValueError("--config is missing, such as --config=configs/memory_40m.py:cpu")
   if asked.mode not in WITH_CONFIG and asked.config:
@@ -282,10 +296,11 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
       if asked.mode != mode and asked[name].present:
         other = f"; the {name} of training is --config.{TRAINING[name]}" if name in TRAINING else ""
         raise ValueError(f"--{name} is for --mode={mode}, this is --mode={asked.mode}{other}")
-  unread = [name for name in overrides if name.startswith("serve.")]
-  if unread and asked.mode not in (*WITH_CONFIG, *SERVING):
-    raise ValueError(f"--config.{unread[0]}={overrides[unread[0]]} is read by --mode={' and '.join(SERVING)} "
-                     f"alone, and this is --mode={asked.mode}; leave it out")
+  for name, text in overrides.items():
+    able = GROUPS.get(name.partition(".")[0])
+    if able and asked.mode not in (*WITH_CONFIG, *able):
+      raise ValueError(f"--config.{name}={text} is read by --mode={' and '.join(able)} alone, and this is "
+                       f"--mode={asked.mode}; leave it out")
   if asked.port is not None and "serve.port" in overrides:
     raise ValueError(f"--port={asked.port} and --config.serve.port={overrides['serve.port']} are the same; "
                      "give one")

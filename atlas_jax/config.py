@@ -206,16 +206,17 @@ MULTIPLES = (("data.segment_len", "data.align_tokens"), ("data.batch_rows", "tra
 
 # What may change between the runs of one workdir: speed, memory, what is measured and kept, and the length.
 # None of it decides what an update computes, but the length: the learning rate follows, and a line says so.
-FREE = ("checkpoint", "mesh", "hosts", "monitor", "eval", "puzzle_eval", "loss.block_tokens",
+FREE = ("checkpoint", "mesh", "hosts", "monitor", "alerts", "eval", "puzzle_eval", "loss.block_tokens",
         "optim.steps", "train", "data.threads", "data.cache_dir", "data.download", "data.bad_input_frac",
         "model.scan_unroll", "model.remat", "model.memory.remat_chunks", "model.memory.impl", "puzzles.path",
         "puzzles.test_path", "puzzles.concept_path", "decoder.remat", "decoder.scan_unroll",
         "decoder.attention_block_tokens", "rollout.table_rows", "ranked.eval_files", "ranked.folder", "vllm",
-        "serve", "server")
+        "serve", "server", "upload")
 
 
 # Of these, what training alone reads: any other use of a run would ignore it.
-TRAINING_ONLY = ("checkpoint", "monitor", "optim.steps", "train", "rollout.table_rows", "ranked.folder")
+TRAINING_ONLY = ("checkpoint", "monitor", "alerts", "optim.steps", "train", "rollout.table_rows",
+                 "ranked.folder")
 
 
 def is_of_training(name: str) -> bool:

@@ -10,7 +10,7 @@ from atlas_jax import aliases, modules
 from atlas_jax.defaults import bounded, default
 
 # Groups whose fields are not listed here: the rule, the task, the files or the template know them.
-OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values")
+OPTIONS = ("model.memory.options", "data.fields", "data.options", "data.template_values", "alerts.rules")
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 # Ways of mixing memory into a block by name, and what is true of each, see `models.blocks`. Read from the
 # text of the files: importing them loads the models, and a check of settings must do without.

@@ -8,6 +8,8 @@
   python -m atlas_jax.main --mode=chat --workdir=runs/quickstart
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
+  python -m atlas_jax.main --mode=upload --workdir=runs/quickstart
+  python -m atlas_jax.main --mode=generate --from=OWNER/NAME --prompt="def "
   python -m atlas_jax.main --mode=import --config=configs/trm_arc1.py --config.trm.path=STEP_N --workdir=DIR
 
 --config.GROUP.FIELD=VALUE changes one field of the config; atlas_jax/defaults/ lists them all.
@@ -18,12 +20,14 @@ import sys
 import time
 from collections.abc import Mapping
 
+import jax
 from absl import flags
 
 from atlas_jax import config as configs
 from atlas_jax import modes, remote, trust
-from atlas_jax.command import WITH_CONFIG, check_flags, parse, read_config
+from atlas_jax.command import SERVING, WITH_CONFIG, check_flags, parse, read_config
 from atlas_jax.explain import code_of, explain, report, start_log
+from atlas_jax.handover import hub, upload
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.parallel import agree, hosts, signals
 
@@ -52,6 +56,10 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
   # Before any config of a run is read: it holds for all runs that this one refers to as well.
   if asked.trust:
     trust.give()
+  if asked["from"].value:
+    asked["workdir"].value = str(hub.fetch(asked["from"].value))
+    if asked.mode in SERVING:  # A folder of the cache is named by its commit, which says nothing to a client.
+      overrides = {"serve.served_as": hub.name_of(asked["from"].value), **overrides}
   with remote.local(asked.workdir, writes=asked.mode in WITH_CONFIG) as workdir:
     asked["workdir"].value = workdir
     return _main(asked, overrides, began_s)
@@ -60,6 +68,10 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
 def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) -> int:
   if asked.mode in WITH_CONFIG:
     config = configs.resolve(read_config(asked.config, overrides))
+  elif asked.mode == "upload":
+    config = upload.config_of(asked.workdir, overrides)
+    # Nothing is computed, and the accelerator may be at work for the run itself.
+    jax.config.update("jax_platforms", "cpu")
   else:
     config = modes.config_of_run(asked.workdir, overrides, evals=asked.evals)
   # Tasks and flags of solving are checked here: finding devices takes long, and waits for other processes.
@@ -72,11 +84,14 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
     modes.run_import(config, asked.workdir)
   elif asked.mode == "eval":
     # Those of the run stay its own; what --evals asks for stands beside them, its settings in its rows.
-    modes.run_eval(config, asked.workdir, writes=not overrides or asked.evals is not None, only=asked.evals)
+    writes = not asked["from"].value and (not overrides or asked.evals is not None)
+    modes.run_eval(config, asked.workdir, writes=writes, only=asked.evals)
   elif run_solve is not None:
     run_solve()
   elif asked.mode == "export":
     modes.run_export(config, asked.workdir, asked)
+  elif asked.mode == "upload":
+    modes.run_upload(config, asked.workdir)
   elif asked.mode == "serve":
     modes.run_serve(config, asked.workdir, asked)
   elif asked.mode == "chat":

@@ -17,8 +17,10 @@ from atlas_jax import closing, readers, recipes, train, tree
 from atlas_jax import config as configs
 from atlas_jax.command import override
 from atlas_jax.evals import Eval, recall, sample
-from atlas_jax.language import assets, runs
+from atlas_jax.handover import place, upload
+from atlas_jax.language import assets, handed_over, runs
 from atlas_jax.language.initial_model import load_initial_model, merge_frozen
+from atlas_jax.monitor.alerts import live
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import agree, hosts
 from atlas_jax.parallel import mesh as meshes
@@ -75,11 +77,20 @@ def run_train(config, workdir: str, *, began_s: float | None = None) -> dict:
   # parameters yet: what goes by their names, freezing and the scale of gates, is checked when there are.
   optim.build({}, **{**config.optim, "steps": config.optim.steps or 1, "freeze": None,
                     "gate_lr_scale": 1.0})
+  if hosts.is_main():  # Which alone uploads and sends, and may alone have what that needs.
+    place.refuse(config)
+    live.check(config)
   # Before the lock as well, so that other settings are refused at once and not after a wait for it.
   prepare(config, workdir)
   with hosts.owned(workdir):
     prepare(config, workdir)  # Another start may have made the run meanwhile.
-    summary = _train(config, workdir, mesh, began_s)
+    try:
+      summary = _train(config, workdir, mesh, began_s)
+    except Exception:
+      upload.after_training(config, workdir, finished=False)
+      raise
+    # Still owned, so that the heartbeat goes on and nobody changes what is sent.
+    upload.after_training(config, workdir, finished=bool(summary))
   if summary and hosts.is_main():
     print(json.dumps(summary, indent=2), flush=True)
   return summary
@@ -144,6 +155,10 @@ def prepare(config, workdir: str) -> None:
   Raises:
     ValueError: says why, and what to do.
   """
+  if handed_over.is_here(workdir):
+    raise ValueError(f"--workdir={workdir} holds a run that was handed over without its optimizer, and "
+                     "cannot go on; train in another workdir, from its parameters with --config.model.path="
+                     f"{workdir} (puzzles: --config.trm.path)")
   if has_run(workdir):
     configs.check_same(config, workdir)
   try:
@@ -280,6 +295,13 @@ def run_export(config, workdir: str, asked: flags.FlagValues) -> None:
   """Writes the model as a pretrained one is stored, and prints what was written as one JSON object."""
   from atlas_jax.language import export  # It draws on libraries that other modes need not wait for.
   found = export.run(config, workdir, asked.to, dtype=asked.dtype, adapters=asked.adapters)
+  if hosts.is_main():
+    print(json.dumps(found), flush=True)
+
+
+def run_upload(config, workdir: str) -> None:
+  """Uploads a run to the Hugging Face Hub, and prints what was sent as one JSON object."""
+  found = upload.run(config, workdir)
   if hosts.is_main():
     print(json.dumps(found), flush=True)
 

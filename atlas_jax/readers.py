@@ -85,6 +85,8 @@ READERS = {
     "mesh": ALL,
     "hosts": ALL,
     "monitor": ALL,
+    "alerts": ALL,
+    "upload": ALL,
     "monitor.phases": f"{TEXT} if eval.accuracy=True",
     "window": f"{TEXT} if {_with('attention')}; {TEXT} if model.memory_layers!=None",
     "window.least_tokens": f"{TEXT} if window.kind!=full",

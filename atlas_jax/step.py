@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from atlas_jax import tree
-from atlas_jax.monitor import profile
+from atlas_jax.monitor import group_norms, profile
 from atlas_jax.optim import accumulate, freeze
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
@@ -53,12 +53,12 @@ def make_step(config, recipe: Recipe, params_abstract):
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
     ratios = tree.update_to_weight_ratio(updates, state.params)
+    by_group = group_norms.of_update(grads, updates, state.params) if config.monitor.group_norms else {}
     metrics = {
-        **recipe.accounting.finish(out.metrics),
+        **recipe.accounting.finish(out.metrics), **by_group,
         **_loss_metrics(recipe, out),
         "train/lr": lr,
-        "train/skipped_updates": after.skipped,
-        "train/skipped_in_row": after.skipped_in_row,
+        "train/skipped_updates": after.skipped, "train/skipped_in_row": after.skipped_in_row,
         "grad/norm": norm,
         **({} if access is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
         "update/changed_frac": tree.changed_frac(state.params, params),

@@ -3,9 +3,9 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 
 from atlas_jax import closing, tree
@@ -15,14 +15,15 @@ from atlas_jax.closing import say
 from atlas_jax.evals import EvalOut
 from atlas_jax.files import json_file
 from atlas_jax.lock import Lock
-from atlas_jax.models import placement
-from atlas_jax.monitor import ledger, profile, report, skipped
+from atlas_jax.monitor import ledger, profile, report, skipped, trackers
+from atlas_jax.monitor.alerts.live import NO_ALERTS
 from atlas_jax.monitor.clock import Clock, Sent
 from atlas_jax.monitor.idle import Idle, IdleError
 from atlas_jax.monitor.ledger import Ledger
 from atlas_jax.monitor.progress import Progress
-from atlas_jax.monitor.writer import MetricsWriter
-from atlas_jax.optim import build as optim
+from atlas_jax.monitor.repeats import Repeats
+from atlas_jax.monitor.watch import Watch, open_writer
+from atlas_jax.opening import abstract_state, frozen_of, state_args
 from atlas_jax.optim import freeze
 from atlas_jax.parallel import hosts
 from atlas_jax.recipes import Recipe
@@ -57,10 +58,19 @@ class Run:
   ledger: Ledger = dataclasses.field(default_factory=Ledger)
   frozen: Any = ()  # parameters that are not trained, on the mesh
   evaluation_due: bool = False  # an evaluation of the step the run stands at has not been made
+  alerts: Any = NO_ALERTS  # Opened with the writer.
+  repeats: Repeats = dataclasses.field(default_factory=Repeats)
   idle: Idle = dataclasses.field(init=False)
+  watch: Watch = dataclasses.field(init=False)
 
   def __post_init__(self):
-    self.idle = Idle(self.config)
+    self.follow({})
+
+  def follow(self, meta: Mapping[str, Any]) -> None:
+    """Follows updates from the beginning, or from what `meta` says of a checkpoint."""
+    self.idle = Idle(self.config, in_row=int(meta.get("idle_in_row", 0)))
+    self.watch = Watch(self.config.monitor, self.workdir, is_main=hosts.is_main(),
+                       high_loss=meta.get("high_loss"))
 
   @property
   def seconds(self) -> float:
@@ -72,20 +82,22 @@ class Run:
     return {"step": self.step, "source": self.recipe.source.state(),
             f"{self.recipe.accounting.unit}_seen": self.seen, "seconds": self.seconds,
             "idle_in_row": self.idle.in_row, "evaluation_due": self.evaluation_due,
-            "times": self.ledger.saved()}
+            "repeats": self.repeats.saved(), "times": self.ledger.saved(),
+            "high_loss": self.watch.saved()}
 
   def save(self, state, metrics: dict | None = None) -> None:
     """Starts to save the state of the step the run stands at."""
-    # Before every write. A process that was stopped for long may have lost the workdir meanwhile, and must
-    # not write into the run of another.
+    # A process that was stopped for long may have lost the workdir, and must not write into another's run.
     self.check_owner()
     with self.ledger.at("checkpoint"):
       self.saver.save(self.step, state, self.meta(), metrics)
+    self.alerts.tell("checkpoint", self.step)
 
   def write(self, step: int, scalars) -> None:
     """Writes a row of metrics."""
     self.check_owner()
     self.writer.write(step, scalars)
+    self.alerts.observe(step, scalars)
 
   def check_owner(self) -> None:
     """Raises LockError if the workdir belongs to another process by now."""
@@ -109,50 +121,13 @@ class Run:
 
   def close(self) -> None:
     """Closes all files and ends all threads."""
+    self.watch.close(self.step)
+    self.alerts.close()
     if self.writer is not None:
       self.writer.close()
     self.saver.close()
     if hasattr(self.recipe.source, "close"):
       self.recipe.source.close()
-
-
-def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
-  """Returns shapes and shardings of the train state, and of the frozen parameters, without computing them."""
-  first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
-  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.update.tables is not None)
-  state = states.abstract(mesh, *_state_args(config, recipe))
-  return state, placement.abstract(mesh, first.frozen)
-
-
-def _state_args(config, recipe: Recipe):
-  def optimizer_of(params):
-    return optim.build(params, **config.optim)
-
-  with_reference = recipe.update.reference is not None
-  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
-
-
-def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
-  """Puts on the mesh what the loss is handed besides parameters: what was read, and the rest drawn.
-
-  Args:
-    config, recipe, mesh: of the run.
-    loaded: what `recipe.load` gave.
-  """
-
-  def init():
-    return states.first(recipe.init, config.seed).frozen
-
-  wanted = jax.eval_shape(init)
-  if not loaded.frozen:
-    return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
-  states.check_same(dict(loaded.frozen), {name: wanted[name] for name in loaded.frozen})
-  rest = {name: part for name, part in wanted.items() if name not in loaded.frozen}
-  where = placement.shardings(mesh, rest)
-  # All of it is drawn in the program, and what is not returned is dropped by the compiler: keys are those of
-  # a run that reads nothing.
-  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
-  return {**drawn, **loaded.frozen}
 
 
 def _start(run_: Run) -> TrainState:
@@ -174,7 +149,7 @@ def _start(run_: Run) -> TrainState:
   if fresh:
     _warn_of_rows(run_)
     run_.ledger.resume(None)
-    return states.build(abstract, *_state_args(config, recipe), params=loaded.params, tables=loaded.tables)
+    return states.build(abstract, *state_args(config, recipe), params=loaded.params, tables=loaded.tables)
   # The source goes to the place that was saved with this very state: state, place in the data, count and
   # times are of one moment, which is what makes going on equal to never having stopped.
   state, meta = saver.restore(abstract)
@@ -182,7 +157,8 @@ def _start(run_: Run) -> TrainState:
   run_.step = run_.resumed_from_step = int(meta["step"])
   run_.seen = next(int(value) for name, value in meta.items() if name.endswith("_seen"))
   run_.earlier_s = float(meta["seconds"])
-  run_.idle = Idle(config, in_row=int(meta.get("idle_in_row", 0)))
+  run_.follow(meta)
+  run_.repeats = Repeats(meta.get("repeats"))
   # Two starts may have gone on from this checkpoint. The first has made the evaluation and ranked the
   # checkpoint, and was killed before it saved another one.
   run_.evaluation_due = bool(meta.get("evaluation_due", False)) and not saver.is_ranked(run_.step)
@@ -245,6 +221,7 @@ def run(config, recipe: Recipe, mesh, workdir, *, began_s: float | None = None) 
     LostPeerError: if another process of the run died.
     LockError: if another process trains in the workdir, or took it over.
   """
+  trackers.check(config.monitor)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   # Owned before anything is looked at: another start may be writing what would be read here.
@@ -263,25 +240,27 @@ def _run(run_: Run) -> dict:
   hosts.on_loss(run_.advice)
   try:
     state = _start(run_)
-    # With every heartbeat: a kill then loses the account of one beat, and not of all since the last
-    # checkpoint.
+    # With every heartbeat: a kill loses the account of one beat, not of all since the last checkpoint.
     if run_.owner is not None:
       run_.owner.on_beat = run_.ledger.write
     # Behind `_start`, which tells the step: rows of later steps are dropped, since these steps are made
     # again.
-    run_.writer = MetricsWriter(run_.workdir, tensorboard=run_.config.monitor.tensorboard,
-                                resume_step=run_.step)
+    run_.writer = open_writer(run_.config, run_.workdir, resume_step=run_.step)
+    run_.watch.start(run_.step)
+    run_.alerts = closing.alerts_of(run_)
     with hosts.StopFlag(run_.mesh) as stop:
       asked = closing.asker(run_.mesh, stop)
       state, stopped = _updates(run_, state, stop, asked)
       summary = {} if stopped else closing.finish(run_, state, asked)
   except Exception as error:
+    run_.alerts.tell("failed", run_.step, f"{type(error).__name__}: {error}")
     if hosts.lost_peer(error):  # Closing would wait for the process that is gone.
       raise LostPeerError(
           f"{hosts.why_lost(error)}; newest good checkpoint after step {run_.step}: "
           f"{run_.saver.newest_good() or 'none'}; the same command goes on from there") from error
     run_.close()
     raise
+  closing.tell_end(run_, summary)
   run_.close()
   # Last, when closing has waited for the checkpoint under way: it says that no work was lost. An end by an
   # error does not get here.
@@ -306,14 +285,11 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
   with Progress(config.optim.steps, run_.step, enabled=config.monitor.progress) as bar:
     while run_.step < config.optim.steps and not stopped:
       times.switch("input")
-      # The state is donated to the step below, after which these arrays are gone: a source reads them inside
-      # `next` only.
-      trained = Trained(state.params, run_.frozen, state.tables)
-      batch = hosts.global_batch(run_.mesh, recipe.source.next(trained))
-      source_metrics = recipe.source.metrics() if hasattr(recipe.source, "metrics") else None
+      batch, source_metrics = _next_batch(run_, state)
       times.switch(kind)
       if clock.flops_per_step is None:
         clock.flops_per_step = model_flops(recipe, state, run_.frozen, batch)
+      run_.watch.trace.before(run_.step + 1)
       state, sent = clock.send(step, state, batch, run_.frozen, stop.array())
       times.switch(kind := "step")
       run_.step += 1
@@ -322,10 +298,13 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
       pending = (run_.step, sent, source_metrics)
       # What is due at this step needs its state, so its metrics are read at once, and the device waits
       # meanwhile. A stop leaves the evaluation to the next start, and saves.
-      if not stopped and _due(run_.step, config):
+      due = _due(run_.step, config)
+      if not stopped and (due or run_.watch.trace.ends(run_.step)):
         stopped = _observe(run_, *pending, clock, bar)
         pending = None
-        stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
+        run_.watch.trace.end(run_.step)
+        if due:
+          stopped = closing.evaluate_and_save(run_, state, (lambda: True) if stopped else asked) or stopped
         clock.restart()
     if pending is not None:
       _observe(run_, *pending, clock, bar)
@@ -339,6 +318,16 @@ def _updates(run_: Run, state: TrainState, stop, asked) -> tuple[TrainState, boo
   if stopped:
     closing.say_stopped(run_)
   return state, stopped
+
+
+def _next_batch(run_: Run, state: TrainState) -> tuple[Any, EvalOut | None]:
+  """Takes a batch from the source; returns it on the mesh, and what the source says of it."""
+  source = run_.recipe.source
+  # The state is donated to the next step, after which these arrays are gone: a source reads them inside
+  # `next` only.
+  rows = source.next(Trained(state.params, run_.frozen, state.tables))
+  run_.repeats.take(rows)
+  return hosts.global_batch(run_.mesh, rows), source.metrics() if hasattr(source, "metrics") else None
 
 
 def _save_end(run_: Run, state: TrainState) -> None:
@@ -370,14 +359,20 @@ def _observe(run_: Run, step: int, sent: Sent, source_metrics: EvalOut | None, c
   stop = hosts.StopFlag.agreed(row.pop("stop"))
   run_.seen += int(row.pop(counts))
   bar.update(step, loss=row["train/loss_nats"], per_s=clock.per_s, unit=accounting.unit)
-  # Before the row is written: too many end the run here, with an error that has the numbers.
+  run_.repeats.observe()
+  run_.alerts.beat(step)
+  # Too many end the run here. The first has a row of its own: it is told at once, and afterwards, too.
   if row["train/skipped_in_row"]:
+    if row["train/skipped_in_row"] == 1:
+      run_.write(step, {**row, **run_.seen_row(), **run_.ledger.row()})
     skipped.check(step, row, run_.recipe.source, limit=run_.config.train.skip_limit,
                   newest_good=run_.newest_good)
   row |= source_metrics.scalars if source_metrics else {}
   run_.idle.observe(step, row)
+  run_.watch.observe(step, row, run_.recipe.source)
   if step % run_.config.train.log_every_steps == 0 or step == run_.config.optim.steps:
-    run_.write(step, {**row, **run_.seen_row(), **clock.row(), **run_.ledger.row()})
+    run_.write(step, {**row, **run_.repeats.row(), **run_.seen_row(), **clock.row(), **run_.ledger.row(),
+                      **run_.watch.row()})
     if source_metrics and source_metrics.text:
       run_.writer.write_text(step, "rollout/completions", source_metrics.text)
     clock.next_row()

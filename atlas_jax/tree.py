@@ -4,7 +4,7 @@ A leaf's name is its path with slashes, "blocks/memory/query/kernel"; parameters
 moving averages have names with equal ends, by which placement and weight decay recognise them.
 """
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -99,13 +99,20 @@ def group_of(name: str) -> str:
   return OTHER
 
 
-def group_norms(tree) -> dict[str, jax.Array]:
-  """Returns the Euclidean norm of every group present, float32 [], keyed by group in GROUPS order."""
+def group_norms(tree, *, group: Callable = group_of, order: Sequence[str] = (*GROUPS, OTHER)
+                ) -> dict[str, jax.Array]:
+  """Returns the Euclidean norm of every group present, float32 [], keyed by group in that order.
+
+  Args:
+    tree: arrays.
+    group: name of a leaf -> its group, one of `order`.
+    order: all groups.
+  """
   members: dict[str, list] = {}
   for name, leaf in named_leaves(tree):
     if _is_float(leaf):
-      members.setdefault(group_of(name), []).append(leaf)
-  present = [group for group in (*GROUPS, OTHER) if group in members]
+      members.setdefault(group(name), []).append(leaf)
+  present = [group for group in order if group in members]
   return {group: jnp.sqrt(_square_sum(members[group])) for group in present}
 
 

@@ -7,8 +7,12 @@ CONFIG = "config.json"
 
 # As training goes: a row per logged step, TensorBoard's events, and where the time went.
 METRICS = "metrics.jsonl"
-EVENTS = "tensorboard"
+EVENTS = "tensorboard"  # With the profiler's traces.
+HIGH_LOSS = "high_loss.jsonl"  # Where batches of unusually high loss came from.
+TRACKERS = "trackers.json"  # Names of the run at W&B and trackio.
 LEDGER = "time.json"
+ALERTS = "alerts.jsonl"  # What monitoring has told of, a row per event;
+ACKNOWLEDGED = "alerts_acknowledged.jsonl"  # who has seen it, written by the dashboard.
 COMPLETIONS = "completions"  # Folder of what a policy wrote, with its rewards.
 EVALS = "evals"  # Folder of what evaluations leave, a folder per step.
 VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks.
@@ -16,6 +20,12 @@ VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks.
 # Of checkpoints, a folder per step, each with an inventory of its files.
 CHECKPOINTS = "checkpoints"
 INVENTORY = "files.json"
+
+# Of a run that was handed over, in place of checkpoints, which hold the optimizer too.
+WEIGHTS = "model.safetensors"
+WEIGHTS_RECORD = "weights.json"  # Their step and checksums.
+CARD = "README.md"  # Of the repository on the Hugging Face Hub.
+UPLOAD = "upload.json"  # How the last upload ended.
 
 # Written last: where the summary is, the run is finished.
 REPORT = "report.png"

@@ -27,7 +27,8 @@ cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about a
 memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans with
 a value under its own token's key and reads of unit mean square, as its paper has them, at as many parameters;
 --config.model.memory.options.residual=True and .fade_to=zero complete it. `cells=N` is into how many cells a
-key is lifted, 2,048 for cpu and cpu_1h and 256 else.  Results: docs/results.md.
+key is lifted, in groups of 256, 2,048 for cpu and cpu_1h and 256 else.
+Results: docs/results.md.
 
 What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width,
 window and tokens (:cpu,control=static, and so on for the others and sizes):
@@ -50,6 +51,7 @@ FF_WIDTHS = {  # By mix, for as many parameters as `gate`.
     "full": {"gate": 1_744, "layer": 1_744, "context": 1_728, "only": 1_792,
              "e2e": 1_648, "none": 1_808, "conv": 1_744},
     "cpu": {"gate": 672, "layer": 672, "context": 656, "only": 784, "e2e": 640, "none": 704, "conv": 672}}
+GROUPED_CELLS = 256  # Of one softmax; more cells are more groups.
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
 # CPU-seconds per update of :cpu over those of a model without memory: 1.24, 1.58 and 1.87 on 2026-11-29, on
 # one thread of a machine with two cores, the more the busier it was (NPROC=1 python scripts/update_cost.py
@@ -158,7 +160,8 @@ def _set_cells(config, cells: int, *, asked: int):
   options = config.model.memory.options
   lifted = "feature_map" in options and options.feature_map == "cells"
   if lifted and config.model.memory_mix in mixes("fast_weights"):
-    options.feature_dim = cells
+    groups = 1 if cells % GROUPED_CELLS else cells // GROUPED_CELLS
+    options.update(feature_dim=cells, cell_groups=groups)
   elif asked:
     raise ValueError(f"config arguments 'cells={asked}' and those beside it exclude each other: this model "
                      "has no memory whose keys are lifted to cells; leave cells out")

@@ -33,7 +33,7 @@ class Run:
     self._mesh, config = mesh, configs.resolve(program.read_config(spec))
     self._recipe = recipes.load(config, mesh)
     abstract, _ = train.abstract_state(config, self._recipe, mesh)
-    self._state = states.build(abstract, *train._state_args(config, self._recipe))
+    self._state = states.build(abstract, *train.state_args(config, self._recipe))
     self._step = stepping.jit_step(config, self._recipe, mesh, self._state)
 
   def update(self, stop) -> float:

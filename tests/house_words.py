@@ -39,7 +39,8 @@ DEFINITIONS = {
 # How no docstring begins: a function says what it returns or does, all else names what it describes.
 OPENINGS = ("Gives", "What", "Which", "How", "Where", "Who", "Whether")
 # Groups of the config whose keys a user makes up.
-OPEN = ("data.fields", "data.options", "model.memory.options", "vllm.arguments")
+OPEN = ("data.fields", "data.options", "model.memory.options", "vllm.arguments",
+        "alerts.rules")
 FIELD = re.compile(r"\bconfig\.([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)")
 
 

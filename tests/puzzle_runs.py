@@ -84,7 +84,9 @@ def run(config, workdir, *, mesh=None, stop_at=None, evals=False, change=stirred
   recipe = change(recipes.load(config, mesh))
   before = lambda step: runs.ask_to_stop() if step == stop_at else None
   recipe = recipe._replace(source=runs.Watched(recipe.source, before), evals=recipe.evals if evals else {})
-  return train.run(config, recipe, mesh, workdir)
+  summary = train.run(config, recipe, mesh, workdir)
+  runs.check_names(workdir)
+  return summary
 
 
 class Parts(NamedTuple):
@@ -103,7 +105,7 @@ def parts_of(config, mesh=None):
   mesh = mesh or runs.one_device()
   recipe = stirred(recipes.load(config, mesh))
   abstract, frozen = train.abstract_state(config, recipe, mesh)
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   where = jax.tree.map(lambda leaf: leaf.sharding, frozen)
   frozen = jax.jit(lambda: states.first(recipe.init, config.seed).frozen, out_shardings=where)()
   return Parts(recipe, stepping.jit_step(config, recipe, mesh, state), host(state), frozen, mesh)

@@ -28,12 +28,10 @@ class How(NamedTuple):
 
 NETWORK = How(why="network: it fetches packages; the extras that it names are checked")
 LEARN = "--config.eval.max_problems=8 --config.train.eval_every_steps=None"
-TEXT = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.limit_bytes=1000000 "
-        "--config.data.held_out_frac=0.2 --config.eval.max_tokens=2048 --config.eval.sample_tokens=8 "
-        "--config.eval.task_samples=2 --config.eval.episode_distances=256")
+PLAIN = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.limit_bytes=1000000 "
+         "--config.data.held_out_frac=0.2 --config.eval.max_tokens=2048 --config.eval.sample_tokens=8")
+TEXT = f"{PLAIN} --config.eval.task_samples=2 --config.eval.episode_distances=256"
 MEMORY = f"{TEXT} --config.eval.gain_max_tokens=1024"  # Of a model that has one.
-PLAIN = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.held_out_frac=0.2 "
-         "--config.eval.max_tokens=2048 --config.eval.sample_tokens=8 --config.eval.gain_max_tokens=1024")
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
 MAIN, QUICKSTART = "python -m atlas_jax.main", "bash scripts/quickstart.sh"
@@ -85,7 +83,8 @@ COMMANDS = {
   ),
   f"{MAIN} --config=configs/memory_40m.py:cpu,baseline --workdir=runs/baseline": How(TEXT),
   f"{MAIN} --config=configs/memory_40m.py:cpu,pretrain --workdir=runs/books "
-  "--config.data.name=files --config.data.path='books/*.txt'": How(PLAIN),
+  "--config.data.name=files --config.data.path='books/*.txt'": How(
+    f"{PLAIN} --config.eval.gain_max_tokens=1024"),
   "bash scripts/launch_local.sh 2 --config=configs/memory_40m.py:cpu --workdir=runs/two": How(MEMORY),
   f"{MAIN} --config=configs/memory_40m.py:cpu,mix=context --workdir=runs/mac": How(MEMORY),
   f"{MAIN} --mode=eval --workdir=runs/quickstart --evals=mqar,niah,babilong": How(

@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas_jax import config as configs
 from atlas_jax import recipes, train
+from atlas_jax.monitor import schema
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import LossOut, Recipe
 from atlas_jax.state import Init
@@ -23,8 +24,14 @@ def one_device():
 
 def rows_of(workdir):
   """The rows of a run's metrics without what a clock measured."""
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in row.items() if not k.startswith(("perf/", "system/"))} for row in rows]
+
+
+def check_names(workdir):
+  """Checks that the schema has every metric that a run wrote."""
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert not (unknown := schema.unknown(name for row in rows for name in row)), unknown
 
 
 def saved(config, recipe, workdir, *, mesh=None, step=None):
@@ -185,4 +192,6 @@ def run_lm(config, workdir, *, mesh=None, stop_at=None, evals=False):
   recipe = recipe._replace(
     source=Watched(recipe.source, before), evals=recipe.evals if evals else {}
   )
-  return train.run(config, recipe, mesh, workdir)
+  summary = train.run(config, recipe, mesh, workdir)
+  check_names(workdir)
+  return summary

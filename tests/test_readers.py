@@ -8,7 +8,7 @@ from tests import runs
 from tests.recipes import test_contract
 
 # Groups that the loop reads for every recipe.
-LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor")
+LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor", "alerts", "upload")
 # What only a longer run reads, or serving it: an extra, a server, a template's values, a folder, the length.
 LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.kind",
          "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs", "puzzles.test_path")

@@ -59,7 +59,7 @@ def updates(config, n, mesh=None, **source):
   """The tables before and after each of n updates, the batches, and the metrics."""
   recipe, mesh = recipe_of(config, **source), mesh or runs.one_device()
   abstract, _ = train.abstract_state(config, recipe, mesh)
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   frozen = states.first(recipe.init, config.seed).frozen
   step = stepping.jit_step(config, recipe, mesh, state)
   tables, batches, metrics = [np.array(state.tables["shifts"])], [], []
@@ -150,7 +150,7 @@ def test_a_recipe_without_tables_has_none_in_its_state(tmp_path):
 def test_averages_and_moments_are_kept_of_parameters_only():
   config = runs.toy_config(optim__ema_decay=0.5)
   recipe = recipe_of(config)
-  state = jax.eval_shape(lambda: states.create(*train._state_args(config, recipe)))
+  state = jax.eval_shape(lambda: states.create(*train.state_args(config, recipe)))
   table = (N, E)
   assert [leaf.shape for leaf in jax.tree.leaves(state.tables)] == [table]
   for field in ("params", "opt_state", "ema"):

@@ -39,7 +39,7 @@ def end_state(config, workdir, step=None):
 def updates(config, n, **source):
   """The states before and after each of n updates, and their metrics."""
   recipe, mesh = runs.toy_recipe(config, **source), runs.one_device()
-  state = jax.jit(lambda: states.create(*train._state_args(config, recipe)))()
+  state = jax.jit(lambda: states.create(*train.state_args(config, recipe)))()
   frozen = states.first(recipe.init, config.seed).frozen
   step = jax.jit(stepping.make_step(config, recipe, state.params))
   seen, metrics = [state], []
@@ -280,7 +280,7 @@ def test_a_state_stays_where_it_was_placed():
   recipe = runs.toy_recipe(config)
   abstract, _ = train.abstract_state(config, recipe, mesh)
   frozen = states.first(recipe.init, config.seed).frozen  # Not the state's own: that is donated.
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, recipe.source.next(None))
   with hosts.StopFlag(mesh) as stop:

@@ -110,6 +110,16 @@ class Episodes(IndexedSource):
     at = self._text_rows.get(row)
     return f"episode: step {step}, row {row}@0" if at is None else self._text.origin(step, at)
 
+  def passages(self, step: int) -> list[dict]:
+    """Returns where this process's rows come from: of rows of text their documents, as of `data.text`."""
+    of_text = [at for row in self._mine if (at := self._text_rows.get(row)) is not None]
+    if hasattr(self._text, "passages"):
+      found = iter(self._text.passages(step, of_text))
+    else:
+      found = iter([{"origin": self._text.origin(step, at)} for at in of_text])
+    return [next(found) if row in self._text_rows else {"origin": self.origin(step, row)}
+            for row in self._mine]
+
   def most_items(self, step: int) -> int:
     """Returns the largest number of items of an episode of a step."""
     return max(1, round(self._grown(step) * self.fields.most_items))

@@ -19,7 +19,8 @@ class Source(Protocol):
 
   A source may have more, which is called where it is there: `close()` ends its threads and processes;
   `metrics() -> evals.EvalOut` gives numbers and text about the batch given last, logged with its update;
-  `steps_of(epochs) -> int` counts the batches of so many passes.
+  `steps_of(epochs) -> int` counts the batches of so many passes; `passages(step) -> list[dict]` says more of
+  a row than `provenance`: its "origin", and its "documents" as `data.text` lists them.
   """
 
   def next(self, trained) -> dict:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,8 +97,13 @@ def cache_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | None) ->
 
 def document_name(store: TokenStore, index: int) -> str:
   """Returns the name of a document: a file, or file:line."""
+  return document_names(store, [index])[0]
+
+
+def document_names(store: TokenStore, indices: Sequence[int]) -> list[str]:
+  """Returns the names of documents; of many at once, since each call reads over all names of the store."""
   ends = np.flatnonzero(store.names == ord("\n"))
-  return bytes(store.names[ends[index - 1] + 1 if index else 0:ends[index]]).decode()
+  return [bytes(store.names[ends[index - 1] + 1 if index else 0:ends[index]]).decode() for index in indices]
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, file, bad_input_frac: float) -> TokenStore:

@@ -1,6 +1,7 @@
 """Text as a source of batches: a tokenised corpus in the order of a plan, served by Grain."""
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
@@ -75,14 +76,45 @@ class TextSource(IndexedSource):
     """Names the file and byte at which a row starts."""
     at = self._plan.places(step, row)
     document = int(at.document_T[0])
-    tokens = self._tokens
     if document < 0:  # The last step of a held-out split has rows that only fill up.
       return "past the end@0"
-    start = int(tokens.starts[document])
-    # A row may start within a document; tokens say how many bytes they stand for, so none is decoded.
-    before = tokens.ids[start:start + max(0, int(at.offset_T[0]) - 1)]
     name = stores.document_name(self._store, self._chosen[document])
-    return f"{name}@{int(tokens.byte_lengths[before].sum())}"
+    return f"{name}@{self._byte(document, _first_token(int(at.offset_T[0])))}"
+
+  def _byte(self, document: int, token: int) -> int:
+    """Returns the byte of a document at which a token of it begins."""
+    start = int(self._tokens.starts[document])
+    # A row may start within a document; tokens say how many bytes they stand for, so none is decoded.
+    return int(self._tokens.byte_lengths[self._tokens.ids[start:start + token]].sum())
+
+  def passages(self, step: int, rows: Sequence[int] | None = None) -> list[dict]:
+    """Returns the documents in rows of the whole batch.
+
+    Args:
+      step: of the batch.
+      rows: None: this process's.
+
+    Returns:
+      For each row "origin", as of `provenance`, and "documents", in the row's order: "document" (a file, or
+      file:line), the "byte" and "token" of it at which the row reads on, and how many "tokens" it reads,
+      without the mark before a document.
+    """
+    found = [self._parts(step, row) for row in (self._mine if rows is None else rows)]
+    chosen = [self._chosen[document] for parts in found for document, _, _ in parts]
+    names = iter(stores.document_names(self._store, chosen))
+    listed = [[{"document": next(names), "byte": self._byte(document, token), "token": token, "tokens": count}
+               for document, token, count in parts] for parts in found]
+    return [{"origin": f"{parts[0]['document']}@{parts[0]['byte']}" if parts else "past the end@0",
+             "documents": parts} for parts in listed]
+
+  def _parts(self, step: int, row: int) -> list[tuple[int, int, int]]:
+    """Returns (document of the split, its first token in the row, tokens read) of each document in a row."""
+    at = self._plan.places(step, row)
+    edges = np.flatnonzero(np.diff(at.document_T)) + 1
+    bounds = [0, *edges.tolist(), len(at.document_T)]
+    read_T = at.real_T & (at.offset_T > 0)
+    return [(int(at.document_T[low]), _first_token(int(at.offset_T[low])), int(read_T[low:high].sum()))
+            for low, high in zip(bounds[:-1], bounds[1:]) if at.real_T[low:high].any()]
 
   def text(self, limit_bytes: int | None = None) -> bytes:
     """Returns the first bytes of the split's documents, put together in the corpus's order; None is all."""
@@ -94,6 +126,11 @@ class TextSource(IndexedSource):
       if limit_bytes is not None and size >= limit_bytes:  # A corpus may have more than memory holds.
         break
     return b"".join(parts)[:limit_bytes]
+
+
+def _first_token(offset: int) -> int:
+  """Returns the token that is read at a place of a document; place 0 reads the mark before the first."""
+  return max(0, offset - 1)
 
 
 def make(*, seed: int, name: str, segment_len: int, batch_rows: int, held_out_frac: float,

@@ -1,12 +1,22 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`episodes`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import bounds, episodes, puzzles, recall, serving, tuning
-from atlas_jax.defaults.bounds import above_zero, at_least, fraction, one_of, open_fraction, or_none, seed
+from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, tuning
+from atlas_jax.defaults.bounds import (
+  above_zero,
+  at_least,
+  fraction,
+  one_of,
+  open_fraction,
+  or_none,
+  seed,
+  several_of,
+  span,
+)
 
 OPTIONAL = config_dict.placeholder
 
@@ -67,6 +77,8 @@ def _fields() -> dict:
       **tuning.groups(),
       **serving.groups(),
       "monitor": _monitor(),
+      "alerts": alerts.group(),
+      "upload": handover.group(),
   }
 
 
@@ -75,6 +87,16 @@ def _monitor() -> dict:
       "progress": True,  # A progress bar, where there is a terminal.
       "tensorboard": True,  # TensorBoard events beside metrics.jsonl.
       "report": True,  # report.png at the end, drawn from metrics.jsonl.
+      # Trackers beside TensorBoard, with commas: "wandb", "trackio"; extra trackers. None: none.
+      "trackers": several_of(OPTIONAL(str), "wandb trackio"),
+      "group_norms": True,  # Norms of gradients, updates and parameters by group of parameters.
+      # Seconds between measurements of processor, memory, disk and GPUs; None: none.
+      "system_every_s": or_none(above_zero(10.0)),
+      # Standard deviations of the loss above its running mean from which on high_loss.jsonl says where the
+      # rows of a batch came from; None: never.
+      "high_loss_deviations": or_none(above_zero(6.0)),
+      # Updates that JAX's profiler traces for TensorBoard, such as "20:25", both included; None: none.
+      "profile_steps": span(OPTIONAL(str)),
       "phases": {  # With eval.accuracy: phases of a run, from held-out rows; see monitor/phases.py.
           "window_evals": at_least(5, 8),  # Evaluations over which a change is judged.
           "confirm_evals": at_least(1, 3),  # Evaluations in a row before a phase is told.
@@ -168,7 +190,7 @@ def _memory() -> dict:
   return {
       "rule": "delta",  # A file in memory/rules/, or a dotted module name.
       # The rule's own options; another rule than the config's starts from none.
-      "options": {"momentum": False, "feature_map": "cells", "feature_dim": 256},
+      "options": {"momentum": False, "feature_map": "cells", "feature_dim": 256, "cell_groups": 1},
       "heads": at_least(1, 8),  # Memory heads.
       "key_dim": at_least(1, 64),  # Width of keys per head.
       "value_dim": at_least(1, 64),  # Width of values per head.

@@ -85,6 +85,15 @@ def several_of(default, choices: str) -> Bounded:
   return Bounded(default, fits, f"one or more of {', '.join(known)}, with commas between them")
 
 
+def span(default) -> Bounded:
+  """Limits a text to a first and a last step, such as "20:25"."""
+  def fits(text):
+    first, between, last = text.partition(":")
+    return bool(between) and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
+
+  return Bounded(default, fits, "a first and a last step, from 1 on, such as 20:25")
+
+
 def numbers_of(text: str, *, whole: bool = True) -> tuple:
   """Returns the numbers of a text with commas between them.
 

@@ -22,9 +22,13 @@ MEANS = {
     "mix_gate_mean": "gate_mean",
     "write_rate_mean": "write_rate_mean",
     "surprise_norm_mean": "surprise_norm_mean",
+    "inner_loss_before": "inner_loss_before",
+    "inner_loss_after": "inner_loss_after",
+    "key_diversity": "key_diversity",
 }
 HALF_LIFE = "retention_half_life_tokens"
 RECALL = ("recall_loss_after", "recall_loss_zero")
+SPECTRUM = ("effective_rank", "singular_value_")
 # Gates of which rules say whether they use them: what a rule does not use is reported as 0.
 USES = {"write_rate_mean": "write_rate", HALF_LIFE: "log_retention"}
 
@@ -48,7 +52,12 @@ def make(model: lm.LM, source_factory, mesh: Mesh, *, max_tokens: int | None = N
     norm that a document starts with it is "eval/memory_norm_ratio/..."; where a document starts from zero,
     it is "eval/memory_norm_in_values/..." in place of that, over the norm of one value, which is 1: with
     keys of unit norm no read can be longer than the weights' norm, and below .01 none is a hundredth of what
-    it should be.
+    it should be. Of the same weights "eval/effective_rank/..." is how many directions they use, and
+    "eval/singular_value_00/..." to "eval/singular_value_09/..." with "eval/singular_value_mean/..." are their
+    singular values, each row's and head's own, see `memory.spectrum`; of a deep memory means over its
+    matrices, with "eval/effective_rank_NAME/..." of each. "eval/inner_loss_before/..." and "..._after/..."
+    are the rule's own loss of a segment's last chunk, "eval/recall_loss_after/..." and "..._zero/..." half
+    the squared error and that of answering zero; "eval/key_diversity/..." is the spread of that chunk's keys.
     "eval/raw_gate_mean_min_layer" is the least gate of all blocks; "eval/memory_health_tokens" says on how
     many tokens all are measured. What a mix or a rule has not, such as a gate, is absent.
 
@@ -83,8 +92,11 @@ def _segment(model: lm.LM, params, state: lm.LMState, batch: dict):
   start_L = memories.fast_norms(model, start)[0]
   # A row that has read nothing has weights of zero, and is no memory that has faded.
   norm_L = jnp.einsum("bl,b->l", memories.fast_norms(model, out.state), read_B)
+  spectra = {name: jnp.einsum("bl,b->l", value_BL, read_B)
+             for name, value_BL in memories.spectra(model, out.state).items()}
   for i, block in enumerate(model.with_memory):
     sums |= {f"norm/layer_{block:02d}": norm_L[i], f"start/layer_{block:02d}": start_L[i] * tokens}
+    sums |= {f"{name}/layer_{block:02d}": value_L[i] for name, value_L in spectra.items()}
   return out.state, sums
 
 
@@ -113,7 +125,8 @@ def result(totals: dict) -> EvalOut:
     found = _of_block({name.removesuffix(f"/{layer}"): value for name, value in means.items()
                        if name.endswith(f"/{layer}")})
     scalars |= {f"eval/{name}/{layer}": value for name, value in found.items()}
-    lines.append(f"memory of {layer}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    shown = {name: value for name, value in found.items() if not name.startswith("singular_value_")}
+    lines.append(f"memory of {layer}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items()))
   gates = [scalars[name] for layer in layers if (name := f"eval/raw_gate_mean/{layer}") in scalars]
   if gates:
     # NumPy's: a gate that is no number makes the least one unknown, whatever the order of blocks.
@@ -129,9 +142,10 @@ def _of_block(means: dict[str, float]) -> dict[str, float]:
   if RECALL[0] in means:
     after, zero = (means[name] for name in RECALL)
     found["inner_loss_ratio"] = after / zero if zero else math.nan
+    found |= dict(zip(RECALL, (after, zero)))
   found["memory_norm"] = means["norm"]
   if means["start"] == 0:
     found["memory_norm_in_values"] = means["norm"]
   else:
     found["memory_norm_ratio"] = means["norm"] / means["start"]
-  return found
+  return found | {name: value for name, value in means.items() if name.startswith(SPECTRUM)}

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.data import chats
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.files import json_file, write
 from atlas_jax.files.damage import Damaged, as_damaged
+from atlas_jax.language import handed_over
 from atlas_jax.language.pretrained import adapters, hf_config, hf_import
 from atlas_jax.models import language as languages
 from atlas_jax.models import lm, lora, placement
@@ -27,7 +27,6 @@ from atlas_jax.parallel import hosts
 from atlas_jax.workdir import (
   ADAPTER,
   BASE_STEP,
-  CHECKPOINTS,
   PRETRAINED,
   SHAPE,
   TEMPLATE,
@@ -155,7 +154,7 @@ def find(path: str) -> pathlib.Path:
 
 def is_run(path: str) -> bool:
   """Returns whether a path is the workdir of a run, and not the folder of a pretrained model."""
-  return (pathlib.Path(path) / CHECKPOINTS).is_dir()
+  return handed_over.is_run(path)
 
 
 def drawn(config) -> languages.LanguageModel:
@@ -203,7 +202,7 @@ def _of_run(config, workdir: pathlib.Path, options):
   def read(mesh):
     # Shapes alone: nothing that the other run started from is drawn.
     shapes, frozen = jax.eval_shape(start.init, jax.random.key(0))
-    saver = Checkpoints(workdir, **other.checkpoint, read_only=True)
+    saver = handed_over.open_run(workdir, other.checkpoint)
     try:
       abstract = placement.abstract(mesh, shapes)
       params, _ = saver.restore_params(abstract, field=states.field_used(other))
@@ -289,7 +288,7 @@ def check_base(config, workdir) -> None:
 def note_step(path: str | None, file: pathlib.Path) -> None:
   """Writes the newest step of the run at a path, so that a run that reads it at every start can compare."""
   if path is not None and is_run(path):
-    step = Checkpoints(path, read_only=True).latest_step()
+    step = handed_over.open_run(path).latest_step()
     write.json(file, json_file.sealed({"step": step}), indent=None)
 
 
@@ -303,7 +302,7 @@ def check_step(path: str | None, file: pathlib.Path, field: str) -> None:
     return
   then = json_file.field(file, json_file.read_sealed(file), "step",
                          lambda step: step is None or json_file.is_int(step), "the step of a checkpoint")
-  now = Checkpoints(path, read_only=True).latest_step()
+  now = handed_over.open_run(path).latest_step()
   if now != then:
     raise ValueError(f"{field}={path!r} is at step {now}, and was at {then} when the run in {file.parent} "
                      "began, which belongs to what it was; move its later checkpoints away, or start anew in "

@@ -7,8 +7,7 @@ import jax
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.checkpoint import Checkpoints
-from atlas_jax.language import assets
+from atlas_jax.language import assets, handed_over
 from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import InitialModel, load_initial_model
 from atlas_jax.models import language as languages
@@ -67,11 +66,12 @@ def restore(config, workdir, init, mesh):
 
   Raises:
     CheckpointError: if there is no good checkpoint, or the newest is damaged; names the newest good one.
+    ValueError: if a run that was handed over is damaged, or its parameters are not of its config.
   """
   start = jax.eval_shape(init, jax.random.key(0))
   shapes = {"params": start.params, "tables": start.tables}
   abstract = placement.abstract(mesh, shapes)
-  saver = Checkpoints(workdir, **config.checkpoint, read_only=True)
+  saver = handed_over.open_run(workdir, config.checkpoint)
   try:
     params, meta = saver.restore_params(abstract["params"], field=states.field_used(config))
     # () where the recipe has none, and then nothing is read.

@@ -48,7 +48,8 @@ class FeatureMap(NamedTuple):
     return lifted_P * weight_P.reshape(*(1,) * (lifted_P.ndim - 1), -1)
 
 
-def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> FeatureMap:
+def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16,
+         cell_groups: int = 1) -> FeatureMap:
   """Makes a feature map.
 
   Args:
@@ -60,25 +61,21 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
     key_dim: K.
     degree: highest degree; 2 or 3 for "poly" and "projected".
     feature_dim: see kind.
+    cell_groups: of "cells": softmaxes side by side, each over its part of the cells. In one softmax two or
+      three cells hold a key, and another key that meets them overwrites it; of several, a part of each.
 
   Raises:
     ValueError: if an option is out of range.
   """
-  if kind not in KINDS:
-    raise ValueError(f"{FIELD}.feature_map={kind!r} is unknown; known are {', '.join(KINDS)}")
-  if kind in ("poly", "projected") and degree not in (2, 3):
-    raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
-  if degree < 1:
-    raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
-  if kind in ("projected", "sketch", "cells") and feature_dim < 1:
-    raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
+  _check(kind, degree, feature_dim, cell_groups)
   if kind == "none":
     return FeatureMap(kind, key_dim, key_dim, (), lambda slow, x: x, lambda key: {})
   if kind == "cells":
     def init(key):
       return _coefficients(1)(key) | {"sharpness": jnp.full((), SHARPNESS, jnp.float32)}
 
-    return FeatureMap(kind, key_dim, feature_dim, (feature_dim,), _cells(key_dim, feature_dim), init)
+    return FeatureMap(kind, key_dim, feature_dim, (feature_dim,), _cells(key_dim, feature_dim, cell_groups),
+                      init)
   if kind == "power":
     return FeatureMap(kind, key_dim, key_dim * degree, (key_dim,) * degree, _powers(degree),
                       _coefficients(degree))
@@ -98,6 +95,23 @@ def make(kind: str, *, key_dim: int, degree: int = 2, feature_dim: int = 16) -> 
     return lift(slow, x @ slow["projection"])
 
   return FeatureMap(kind, key_dim, sum(parts), parts, projected, init)
+
+
+def _check(kind: str, degree: int, feature_dim: int, cell_groups: int) -> None:
+  if kind not in KINDS:
+    raise ValueError(f"{FIELD}.feature_map={kind!r} is unknown; known are {', '.join(KINDS)}")
+  if kind in ("poly", "projected") and degree not in (2, 3):
+    raise ValueError(f"{FIELD}.degree={degree} is not known to feature_map={kind!r}; known are 2 and 3")
+  if degree < 1:
+    raise ValueError(f"{FIELD}.degree={degree} must be at least 1")
+  if kind in ("projected", "sketch", "cells") and feature_dim < 1:
+    raise ValueError(f"{FIELD}.feature_dim={feature_dim} must be at least 1")
+  if kind != "cells" and cell_groups != 1:
+    raise ValueError(f"{FIELD}.cell_groups={cell_groups} groups the cells of feature_map='cells', and "
+                     f"{FIELD}.feature_map={kind!r} has none; leave cell_groups at 1")
+  if cell_groups < 1 or feature_dim % cell_groups:
+    raise ValueError(f"{FIELD}.cell_groups={cell_groups} must be at least 1 and divide {FIELD}.feature_dim="
+                     f"{feature_dim}")
 
 
 def _coefficients(size):
@@ -160,13 +174,17 @@ def _grad_of_unit_softmax(primals, tangents):
   return answer_P, answer_P * (d_P - jnp.sum(answer_P * (answer_P + ratio) * d_P, -1, keepdims=True))
 
 
-def _cells(width, cells):
+def _cells(width, cells, groups):
   # A fixed seed: constants of the program, no parameters, the same in every layer and head.
   directions_KP = np.random.default_rng(0).standard_normal((width, cells))
 
   def lift(slow, x):
-    sharp = x * slow["sharpness"].astype(x.dtype)
-    return _unit_softmax(sharp @ jnp.asarray(directions_KP, x.dtype))
+    logit_P = (x * slow["sharpness"].astype(x.dtype)) @ jnp.asarray(directions_KP, x.dtype)
+    if groups == 1:
+      return _unit_softmax(logit_P)
+    # Each of norm one, so that together they have the root of their number.
+    part_GP = _unit_softmax(logit_P.reshape(*logit_P.shape[:-1], groups, -1))
+    return part_GP.reshape(logit_P.shape) * jnp.asarray(groups**-0.5, x.dtype)
 
   return lift
 

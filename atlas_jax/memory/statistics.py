@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.memory import spectrum
 from atlas_jax.memory.types import ChunkOut, Gates, MemoryRule, Running, Token
 
 # Names of statistics that keep their gradient begin with it, so that a loss may ask for them. Where nothing
@@ -22,7 +23,8 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
     running: the memories after the last token, leaves [B, H, ...].
     end: the tokens of the last chunk, leaves [B, H, C, ...]; what they recall afterwards is compared with
       what they wrote. "inner_loss_before" is the rule's own loss, "recall_loss_after" half the squared error
-      and "recall_loss_zero" that of answering zero: the two that compare across rules.
+      and "recall_loss_zero" that of answering zero: the two that compare across rules. Their keys' spread is
+      "key_diversity", see `spectrum.key_diversity`.
   """
   usage = write_usage(rule, gates, doc_BT)
   slow, gates, out, running, end = jax.lax.stop_gradient((slow, gates, out, running, end))
@@ -47,6 +49,7 @@ def of_chunks(rule: MemoryRule, slow, gates: Gates, doc_BT, out: ChunkOut, runni
       "recall_loss_after": error,
       "recall_loss_zero": zero,
       "fast_norm_mean": mean_norm(running.memory.fast),
+      "key_diversity": spectrum.key_diversity(end.k, end_BC),
       **usage,
   }
 

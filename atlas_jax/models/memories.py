@@ -7,7 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from atlas_jax.memory import scan
+from atlas_jax import tree
+from atlas_jax.memory import scan, spectrum
 from atlas_jax.memory.layer import Memory
 from atlas_jax.memory.types import Learned, Running
 
@@ -104,6 +105,20 @@ def fast_norms(model, state):
     return _norms(state.memory.fast, 2)
   fast = model.mix.layer_of(state.memory).running.memory.fast
   return jnp.mean(_norms(fast, 3), axis=2)
+
+
+def spectra(model, state) -> dict:
+  """Returns what `spectrum.measure` does of the fast weights of each row; name -> [B, blocks with a memory].
+
+  Means over heads. Fast weights that are no matrices, such as biases, are left out; {} if none is one.
+  """
+  lead = 2 if model.first_inner is not None else 3
+  fast = state.memory.fast if lead == 2 else model.mix.layer_of(state.memory).running.memory.fast
+  matrices = {name: w for name, w in tree.named_leaves(fast) if w.ndim == lead + 2}
+  if not matrices:
+    return {}
+  found = spectrum.measure(matrices)
+  return found if lead == 2 else jax.tree.map(lambda x_BLH: jnp.mean(x_BLH, axis=2), found)
 
 
 def _norms(fast, lead: int):

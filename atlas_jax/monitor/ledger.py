@@ -92,6 +92,11 @@ class Ledger:
     finally:
       self.switch(before)
 
+  @property
+  def kind(self) -> str:
+    """Returns the kind at work."""
+    return self._kind
+
   def add_compilation(self, seconds: float) -> None:
     """Counts seconds of the kind at work as compilation."""
     with self._guard:

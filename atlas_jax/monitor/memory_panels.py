@@ -60,7 +60,12 @@ def _measured_on(series: Series) -> str:
   counts = {name: series[f"eval/memory_gain_{name}"][1][-1] for name in ("tokens", "documents")
             if f"eval/memory_gain_{name}" in series}
   parts = [f"{int(count):,} {name}" for name, count in counts.items()]
-  return " of ".join(parts) + ("; 95% intervals over documents" if counts.get("documents", 0) > 1 else "")
+  words = " of ".join(parts) + ("; 95% intervals over documents" if counts.get("documents", 0) > 1 else "")
+  # Rows whose partner has read nothing are left out of this gain, which so is of fewer tokens.
+  swapped = series.get("eval/memory_gain_swapped_tokens")
+  if swapped is None or swapped[1][-1] == counts.get("tokens"):
+    return words
+  return f"{words}\nof another row: {int(swapped[1][-1]):,} tokens"
 
 
 def draw_loss_by_position(axes, series: Series, reaches: Mapping[str, int] | None = None) -> None:

@@ -1,15 +1,22 @@
-"""Draws `report.png` from `metrics.jsonl`, and from nothing else.
+"""Draws `report.png` from `metrics.jsonl`.
 
 Of a language model it shows loss, bits per byte, gates, memory gain and loss by position, and the gates
 before their floor where held-out text told of them; of a recursive model that solves puzzles loss,
 accuracies, steps, halting, learning rate and speed; of a model that is tuned the panels of its kind in
-`tuning_panels`. Panels can be drawn one by one, and a run can be followed while it writes.
+`tuning_panels`; and the learning rate, the norm of the gradient, the speed and the account of time where the
+run wrote them. Below its headline stands what the run trains, from config.json and summary.json. Panels can
+be drawn one by one, and a run can be followed while it writes.
+
+  python -m atlas_jax.monitor.report RUN                       draws RUN/report.png anew
+  python -m atlas_jax.monitor.report --compare RUN RUN ...     several runs in one picture and a table, see
+                                                               `compare`
 """
 import contextlib
 import csv
 import io
 import math
 import re
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +24,16 @@ from pathlib import Path
 import numpy as np
 
 from atlas_jax.files import write
-from atlas_jax.monitor import accuracy_panel, memory_panels, puzzle_panels, time_panel, tuning_panels, writer
+from atlas_jax.monitor import (
+  accuracy_panel,
+  memory_panels,
+  model_line,
+  puzzle_panels,
+  speed_panel,
+  time_panel,
+  tuning_panels,
+  writer,
+)
 from atlas_jax.monitor.clock import rate_text
 from atlas_jax.monitor.curves import (
   QUIET,
@@ -39,11 +55,12 @@ GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
 REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
 
 
-def write_report(workdir) -> Path:
+def write_report(workdir, summary: Mapping | None = None) -> Path:
   """Draws the report of a run; a series the run did not write is left out.
 
   Args:
     workdir: a run directory with metrics.jsonl; report.png is written there, as large as its panels need.
+    summary: of a run that has not written its own yet; None: the one in the directory, if there is one.
 
   Raises:
     FileNotFoundError: if there is no metrics.jsonl.
@@ -71,7 +88,8 @@ def write_report(workdir) -> Path:
     draw(axes, series, panel)
   for axes in places:
     axes.remove()
-  figure.suptitle(_headline(workdir.name, series), fontsize=15)
+  line = model_line.of_run(workdir, summary)
+  figure.suptitle(_headline(workdir.name, series) + (f"\n{line}" if line else ""), fontsize=15)
   # Whole or not at all: a notebook may show the picture while it is drawn anew.
   with write.placed(workdir / REPORT) as part:
     figure.savefig(part, format="png")
@@ -81,12 +99,17 @@ def write_report(workdir) -> Path:
 def panels_of(series: Series) -> tuple[str, ...]:
   """Returns which panels the report of a run has."""
   # The kind of a run is told by the metrics it wrote, since nothing but metrics.jsonl is read.
-  account = time_panel.names_of(series)
-  if puzzle_panels.SEEN in series:
-    return (*puzzle_panels.names_of(series), *account)
+  account = (*speed_panel.names_of(series), *time_panel.names_of(series))
+  if puzzle_panels.SEEN in series:  # Which have a panel of learning rate and speed.
+    return (*puzzle_panels.names_of(series), *_pace(series), *time_panel.names_of(series))
   if tuned := tuning_panels.names_of(series):
     return (*tuned, *(("gates",) if any(GATE.search(name) for name in series) else ()), *account)
-  return (*TEXT_PANELS, *memory_panels.names_of(series), *accuracy_panel.names_of(series), *account)
+  return (*TEXT_PANELS, *memory_panels.names_of(series), *accuracy_panel.names_of(series), *_pace(series),
+          *account)
+
+
+def _pace(series: Series) -> tuple[str, ...]:
+  return ("pace",) if "grad/norm" in series else ()
 
 
 def draw(axes, series: Series, panel: str) -> None:
@@ -289,4 +312,9 @@ def _headline(name: str, series: Series) -> str:
 _TEXT = {"loss": _draw_loss, "bits_per_byte": _draw_bits, "gates": _draw_gates, **memory_panels.PANELS}
 TEXT_PANELS = ("loss", "bits_per_byte", "gates", "memory_gain", "loss_by_position")
 PANELS = {**_TEXT, **accuracy_panel.PANELS, **puzzle_panels.PANELS, **tuning_panels.PANELS,
-          **time_panel.PANELS}
+          **speed_panel.PANELS, **time_panel.PANELS}
+
+
+if __name__ == "__main__":
+  from atlas_jax.monitor import compare  # It draws with this module, which is not finished before.
+  sys.exit(compare.main())

@@ -6,7 +6,7 @@ What is not finite is written as null, because JSON has no NaN; a reader takes n
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from atlas_jax.files import json_file, json_lines, write
 from atlas_jax.workdir import EVENTS, METRICS
+
+VERSION_NAME = "metrics_version"
 
 
 class MetricsWriter:
@@ -25,11 +27,16 @@ class MetricsWriter:
     tensorboard: whether event files are written to workdir/tensorboard too.
     resume_step: the step of the checkpoint a run goes on from; rows of later steps are dropped. A run
       that starts anew gives 0, so that no row of an earlier attempt is left.
+    version: of the metrics' schema, which the first row names as "metrics_version", and the first one of a
+      start with another version than the rows before; None: no row does.
+    trackers: those with write(step, row), which must return at once, and close(); see `trackers`.
   """
 
-  def __init__(self, workdir, tensorboard: bool = True, *, resume_step: int = 0):
+  def __init__(self, workdir, tensorboard: bool = True, *, resume_step: int = 0, version: int | None = None,
+               trackers: Sequence[Any] = ()):
     self._file: Any = None
     self._events: Any = None
+    self._trackers = trackers
     if jax.process_index() != 0:
       return
     workdir = Path(workdir)
@@ -37,6 +44,8 @@ class MetricsWriter:
     # The last row, {} if there is none, and where it begins: numbers of its step may still join it.
     self._last_row, self._last_place = drop_rows_after(workdir / METRICS, resume_step)
     self._metrics = workdir / METRICS
+    known = version is None or version == schema_version(self._metrics)
+    self._versions = {} if known else {VERSION_NAME: version}
     self._folder = workdir / EVENTS
     # Not "a": appending ignores `seek`, and a row that others join is written over.
     self._file = self._metrics.open("r+", encoding="utf-8")
@@ -70,6 +79,8 @@ class MetricsWriter:
           # TensorBoard has no null: NaN is its way to show that there was a number, and none that is finite.
           self._events.add_scalar(name, math.nan if value is None else value, step)
         self._events.flush()
+    for tracker in self._trackers:
+      tracker.write(step, row)
 
   def _write_row(self, step: int, row: dict) -> None:
     last_step = self._last_row.get("step", -1)
@@ -81,6 +92,9 @@ class MetricsWriter:
       row = {**self._last_row, **row}
       self._file.seek(self._last_place)
       self._file.truncate()
+    else:
+      row = {**self._versions, **row}
+      self._versions = {}
     # All that is written is ASCII, so `tell` counts bytes as `drop_rows_after` counts characters.
     self._last_place = self._file.tell()
     self._last_row = {"step": step, **row}
@@ -105,7 +119,10 @@ class MetricsWriter:
       self._file.close()
     if self._events is not None:
       self._events.close()
+    for tracker in self._trackers:
+      tracker.close()
     self._file = self._events = None
+    self._trackers = ()
 
   def __enter__(self):
     return self
@@ -121,6 +138,15 @@ def read_rows(path) -> Iterator[dict]:
     ValueError: for any other line that is no JSON object, with file and line.
   """
   yield from json_lines.read(path, torn="drop")
+
+
+def schema_version(path) -> int | None:
+  """Returns the version of the metrics' schema that the last rows of a file are of; None: none is named.
+
+  A row that names a version stands for those after it, too.
+  """
+  found = [row[VERSION_NAME] for row in read_rows(path) if VERSION_NAME in row]
+  return found[-1] if found else None
 
 
 def drop_rows_after(path, step: int) -> tuple[dict, int]:

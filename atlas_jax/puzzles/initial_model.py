@@ -18,12 +18,12 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.files import arrays, write
+from atlas_jax.language import handed_over
 from atlas_jax.models import placement
 from atlas_jax.puzzles import sets as puzzle_sets
 from atlas_jax.puzzles import torch_file, trm_import
-from atlas_jax.workdir import CHECKPOINTS, RESET
+from atlas_jax.workdir import RESET
 
 TABLE_ROWS_MULTIPLE = 64  # So that usual meshes split the table evenly, and checkpoints fit all of them.
 # Fields that weights must have been trained with, and those that change what they compute but may be tried.
@@ -120,7 +120,7 @@ class TrmStart:
 
   def _is_run(self) -> bool:
     path = self._path
-    if path.is_file() or (path / CHECKPOINTS).is_dir():
+    if path.is_file() or handed_over.is_run(path):
       return path.is_dir()
     inside = sorted(file.name for file in path.glob("step_*"))[-1:] if path.is_dir() else []
     also = f"; it holds {inside[0]}: give {str(path / inside[0])!r}" if inside else ""
@@ -161,7 +161,7 @@ class TrmStart:
       rows = jax.ShapeDtypeStruct((n_table_rows(saved["n_ids"]), self._config.trm.row_width), jnp.float32)
       shapes["tables"] = {"puzzles": rows}
     abstract = placement.abstract(mesh, shapes)
-    saver = Checkpoints(self._path, **other.checkpoint, read_only=True)
+    saver = handed_over.open_run(self._path, other.checkpoint)
     try:
       # The moving average where the other run has one: it is what that run evaluates and exports.
       params, meta = saver.restore_params(abstract["params"], field=states.field_used(other))

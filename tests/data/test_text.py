@@ -185,3 +185,32 @@ def test_the_standard_library_is_split_as_described():
   assert 0.01 < len(held_out.text()) / train.manifest["bytes"] < 0.15
   assert set(train.manifest) >= {"corpus", "python", "files", "documents", "bytes", "sha256"}
   assert not any("test" in place.split("@")[0].split("/") for place in train.provenance(0))
+
+
+def test_passages_name_the_documents_of_each_row_and_where_it_reads_on(folder):
+  train = tiny_source(folder)
+  read = set()
+  for step in range(6):
+    batch, passages = train.batch(step), train.passages(step)
+    assert [row["origin"] for row in passages] == train.provenance(step)
+    for number, row in enumerate(passages):
+      parts = []
+      for found in row["documents"]:
+        assert found["byte"] == found["token"]  # Of bytes as tokens.
+        text = (folder / found["document"]).read_bytes()
+        parts.append(text[found["byte"]:found["byte"] + found["tokens"]])
+        assert len(parts[-1]) == found["tokens"]
+      tokens_T = batch["tokens_BT"][number]
+      assert b"".join(parts) == bytes(tokens_T[(tokens_T < 256) & (batch["doc_BT"][number] >= 0)].tolist())
+      read |= {found["document"] for found in row["documents"]}
+  assert len(read) > 4
+  assert train.passages(3, [2, 0]) == [train.passages(3)[2], train.passages(3)[0]]
+
+
+def test_rows_past_the_end_of_a_split_have_no_document(folder):
+  held_out = tiny_source(folder, split="held_out")
+  rows = [row for step in range(len(held_out)) for row in held_out.passages(step)]
+  empty = [row for row in rows if not row["documents"]]
+  assert all(row["origin"] == "past the end@0" for row in empty) and len(empty) < len(rows)
+  assert [row["origin"] for row in rows] == [origin for step in range(len(held_out))
+                                             for origin in held_out.provenance(step)]

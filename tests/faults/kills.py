@@ -60,7 +60,7 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
   """Reads the rows of a run without what clocks say."""
   lines = (workdir / "metrics.jsonl").read_text().split("\n")
   rows = [json.loads(line) for line in lines if line]
-  timed = lambda name: name.startswith("perf/") or name.endswith("seconds") or name.endswith("_s")
+  timed = lambda name: name.startswith(("perf/", "system/")) or name.endswith(("seconds", "_s"))
   return [{name: value for name, value in row.items() if not timed(name)} for row in rows]
 
 

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import types
 
+import jax
 import numpy as np
 
 from atlas_jax import checkpoint
@@ -18,14 +19,17 @@ from atlas_jax import config as configs
 from atlas_jax.data import chats, corpus, formats, records, store, tokenizer
 from atlas_jax.evals import baseline
 from atlas_jax.files import arrays, inventory, json_file, write
+from atlas_jax.language import handed_over
 from atlas_jax.language.pretrained import hf_config, hf_import, peft, tensor_files
+from atlas_jax.models import placement
 from atlas_jax.monitor import writer
+from atlas_jax.parallel import mesh as meshes
 from atlas_jax.puzzles import boards, initial_model, sets, torch_file
 from atlas_jax.puzzles import files as built_files
 from atlas_jax.puzzles.arc import plan as arc_plan
 from atlas_jax.puzzles.arc import tasks, voting
 from atlas_jax.rollout import table
-from atlas_jax.workdir import BASE_STEP, COMPLETIONS, PUZZLES, RESET
+from atlas_jax.workdir import BASE_STEP, COMPLETIONS, PUZZLES, RESET, WEIGHTS, WEIGHTS_RECORD
 from tests import puzzle_runs, torch_files
 
 MODELS = pathlib.Path(__file__).parents[1] / "fixtures" / "hf_models"
@@ -292,6 +296,25 @@ def safetensors_file(folder):
   return folder / "model.safetensors", lambda: _tensors(folder)
 
 
+def _handed_over(folder):
+  tensors = {"params/a": np.arange(6, dtype=np.float32).reshape(2, 3), "params/b": np.ones(4, np.float32)}
+  handed_over.write_file(folder, tensors, 7)
+  shapes = {name.removeprefix("params/"): jax.ShapeDtypeStruct(one.shape, one.dtype)
+            for name, one in tensors.items()}
+  abstract = placement.abstract(meshes.make(devices=jax.devices()[:1]), shapes)
+  return lambda: plain([*handed_over.open_run(folder).restore_params(abstract)])
+
+
+def handed_weights(folder):
+  """The parameters of a run that was handed over."""
+  return folder / WEIGHTS, _handed_over(folder)
+
+
+def handed_record(folder):
+  """The record beside them."""
+  return folder / WEIGHTS_RECORD, _handed_over(folder)
+
+
 def shard_index(folder):
   """An index of shards."""
   file = folder / "model.safetensors.index.json"
@@ -357,7 +380,7 @@ PLAIN = (rows, packed_rows, row_list, documents, parquet_rows, metrics, completi
          checkpoint_inventory)
 # Of these a change is seen by a checksum: nothing else than what was written may be read.
 SUMMED = (sealed_built, made_boards, plan, reset, puzzle_record, run_config, step_note, kept_tokenizer,
-          kept_marker, kept_sums, pytorch_file, votes)
+          kept_marker, kept_sums, pytorch_file, votes, handed_weights, handed_record)
 _OF_BUILT = {f"built_{name.split('__')[-1].split('.')[0]}": functools.partial(_built, name)
              for name in ("dataset.json", "all__inputs.npy", "all__puzzle_indices.npy")}
 _OF_CACHE = {f"tokens_{name.split('.')[0]}": functools.partial(_cached_tokens, name)

@@ -76,14 +76,18 @@ def test_widths_parts_and_learned_constants_are_what_they_say(options):
     assert learned["projection"].shape == (K, options["feature_dim"])
 
 
-def test_cells_and_their_gradients_are_those_of_a_softmax_brought_to_norm_one(x64):
-  lift, slow, x_TK, _ = small(dict(kind="cells", degree=2, feature_dim=6))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_cells_and_their_gradients_are_those_of_a_softmax_brought_to_norm_one(x64, groups):
+  lift, slow, x_TK, _ = small(dict(kind="cells", degree=2, feature_dim=6, cell_groups=groups))
   weight_TP = jax.random.normal(jax.random.key(3), (len(x_TK), 6))
   directions_KP = np.random.default_rng(0).standard_normal((x_TK.shape[1], 6))
 
   def plain(slow, x_TK):
-    answer_TP = jax.nn.softmax(x_TK * slow["sharpness"] @ directions_KP)
-    return answer_TP / jnp.sqrt(jnp.sum(answer_TP**2, -1, keepdims=True) + 1e-6)
+    parts = []
+    for of_group in np.split(directions_KP, groups, axis=1):
+      answer_TP = jax.nn.softmax(x_TK * slow["sharpness"] @ of_group)
+      parts.append(answer_TP / jnp.sqrt(jnp.sum(answer_TP**2, -1, keepdims=True) + 1e-6))
+    return jnp.concatenate(parts, axis=-1) * groups**-0.5
 
   total = lambda map_of: lambda slow, x_TK: jnp.sum(weight_TP * map_of(slow, x_TK))
   for large in (1, 100):  # Exponents that float64 does not hold, too.
@@ -153,6 +157,9 @@ def test_a_matrix_over_polynomial_features_holds_more_pairs_than_keys_are_wide(x
     (dict(kind="poly", degree=4), "degree=4"),
     (dict(kind="power", degree=0), "degree=0"),
     (dict(kind="sketch", feature_dim=0), "feature_dim=0"),
+    (dict(kind="cells", feature_dim=6, cell_groups=4), "cell_groups=4 must .* divide .*feature_dim=6"),
+    (dict(kind="cells", feature_dim=6, cell_groups=0), "cell_groups=0"),
+    (dict(kind="poly", degree=2, cell_groups=2), "cell_groups=2 groups the cells of feature_map='cells'"),
   ],
 )
 def test_options_out_of_range_are_refused_by_name(wrong, said):

@@ -26,6 +26,7 @@ CHOICES = {
   "token values": dict(shift=True, value_source="token"),
   "token values, no shift": dict(value_source="token", read_norm="none"),
   "all": SHIFTED,
+  "groups": SHIFTED | dict(options=freeze(dict(SHIFTED["options"]) | {"cell_groups": 2})),
 }
 LEGAL = {"tnt": freeze({"local_chunks": (2, 4)})}  # A chunk of four is short for its own.
 

@@ -256,13 +256,13 @@ def test_use_is_what_is_logged_and_has_a_gradient(given):
 
 OWN_STARTS = dict.fromkeys(("retention_init", "momentum_init", "write_rate_init", "write_rate_max"))
 ABSENT = [
-  ("conv", {}, {"read"}),
-  ("gate", dict(memory=OWN_STARTS | dict(rule="lact")), {"read"}),
-  ("gate", dict(memory=SHIFTED | dict(initial="learned", writes=False)), {"read"}),
-  ("none", {}, set()),
-  ("e2e", {}, set()),
-  ("context", {}, {"read", "write"}),
-  ("only", {}, {"read", "write"}),
+  ("conv", {}, ["read"]),
+  ("gate", dict(memory=OWN_STARTS | dict(rule="lact")), ["read"]),
+  ("gate", dict(memory=SHIFTED | dict(initial="learned", writes=False)), ["read"]),
+  ("none", {}, []),
+  ("e2e", {}, []),
+  ("context", {}, ["read", "write"]),
+  ("only", {}, ["read", "write"]),
 ]  # fmt: skip
 
 

@@ -146,6 +146,43 @@ def test_the_headline_of_a_slow_run_does_not_say_zero(tmp_path):
   assert "0.41 tokens/s (median)" in report._headline("run", series)
 
 
+def test_a_run_with_gradients_and_a_speed_shows_both(tmp_path):
+  rows = [{"step": step, "train/loss_nats": 2.0, "train/lr": 1e-3, "grad/norm": 0.5,
+           "perf/tokens_per_s": 100.0 * step,
+           "perf/model_flops_per_s": 5.0, "perf/flops_fraction_of_peak": 0.25} for step in (1, 2, 3)]
+  write_rows(tmp_path, rows)
+  series = report.read_series(tmp_path / "metrics.jsonl")
+  assert report.panels_of(series) == (*report.TEXT_PANELS, "pace", "speed")
+  (line,) = panel(report.draw, series, "speed").lines
+  assert line.get_label() == "200 tokens/s (median), 25.0% of the peak"
+  np.testing.assert_array_equal(line.get_ydata(), [100, 200, 300])
+  assert "in metrics.jsonl" in panel(report.draw, report.Series(), "speed").texts[0].get_text()
+  puzzles = report.panels_of(report.Series({puzzle_panels.SEEN: (np.ones(1),) * 2,
+                                            "grad/norm": (np.ones(1),) * 2}))
+  assert puzzles[-1] == "pace"
+
+
+def test_the_picture_says_what_the_run_trains(tmp_path, monkeypatch):
+  from matplotlib.figure import Figure
+  titles = []
+  monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: titles.append(text))
+  write_rows(tmp_path, [{"step": 1, "train/loss_nats": 2.0}])
+  report.write_report(tmp_path)
+  (tmp_path / "config.json").write_text('{"recipe": "trm", "seed": 4}')
+  report.write_report(tmp_path, {"params": 1_500, "commit": "abc"})
+  first, second = titles
+  assert first == tmp_path.name
+  assert second == f"{tmp_path.name}\ntrm  ·  1.5k parameters  ·  seed 4  ·  commit abc"
+
+
+def test_a_gain_of_fewer_tokens_says_of_how_many(tmp_path):
+  row = {"step": 1, "eval/memory_gain_emptied_nats": 0.12, "eval/memory_gain_tokens": 900,
+         "eval/memory_gain_swapped_nats": 0.2, "eval/memory_gain_swapped_tokens": 600}
+  write_rows(tmp_path, [row])
+  axes = panel(report.draw, report.read_series(tmp_path / "metrics.jsonl"), "memory_gain")
+  assert axes.get_xlabel() == "900 tokens\nof another row: 600 tokens"
+
+
 def test_no_metrics_are_an_error_that_names_the_file(tmp_path):
   with pytest.raises(FileNotFoundError, match="metrics.jsonl does not exist"):
     report.write_report(tmp_path)

@@ -122,7 +122,7 @@ def test_a_run_leaves_frozen_parameters_bit_for_bit_and_their_average_equals_the
   )
   state = runs.saved(config, recipe, tmp_path)
   start = train.states.build(
-    train.abstract_state(config, recipe, runs.one_device())[0], *train._state_args(config, recipe)
+    train.abstract_state(config, recipe, runs.one_device())[0], *train.state_args(config, recipe)
   )
   assert_same_bits(state.params["embed"], start.params["embed"])
   assert_same_bits(state.ema["embed"], start.params["embed"])

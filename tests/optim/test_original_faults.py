@@ -106,7 +106,7 @@ def gradient_norm(devices: int) -> float:
   recipe, mesh = runs.toy_recipe(config), meshes.make(devices=jax.devices()[:devices])
   abstract, _ = train.abstract_state(config, recipe, mesh)
   frozen = states.first(recipe.init, config.seed).frozen
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, recipe.source.next(None))
   with hosts.StopFlag(mesh) as stop:

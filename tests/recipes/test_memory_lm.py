@@ -30,6 +30,8 @@ ROW = {
   *("train/skipped_updates", "grad/norm"),
   *(f"grad/norm/{group}" for group in GROUPS),
   *(f"update/to_weight_ratio/{group}" for group in GROUPS),
+  *(f"train/{what}_norm/{group}" for what in ("grad", "update", "param")
+    for group in ("embed", "memory", "gates", "attention", "feed_forward", "norms")),
   *("perf/tokens_per_s", "perf/model_flops_per_s", "perf/flops_fraction_of_peak", "perf/host_memory_gib"),
   *(
     f"memory/{name}/{layer}"
@@ -37,6 +39,7 @@ ROW = {
     for name in (
       *("mix_gate_raw_mean", "mix_gate_raw_below_0.1_frac", "mix_gate_mean", "write_rate_mean"),
       *("retention_half_life_tokens", "surprise_norm_mean", "inner_loss_before", "inner_loss_after"),
+      *("key_diversity",),
     )
   ),
 }
@@ -213,7 +216,7 @@ def first_update(config):
   mesh = runs.one_device()
   recipe = recipes.load(config, mesh)
   abstract, _ = train.abstract_state(config, recipe, mesh)
-  state = states.build(abstract, *train._state_args(config, recipe))
+  state = states.build(abstract, *train.state_args(config, recipe))
   step = stepping.jit_step(config, recipe, mesh, state)
   batch = hosts.global_batch(mesh, uneven_batch(recipe.source))
   with hosts.StopFlag(mesh) as stop:

@@ -198,7 +198,9 @@ def run(config, workdir, *, stop_at=None):
   if not (workdir / "tokenizer").exists():
     recipe.assets.save(workdir)
   recipe = recipe._replace(source=runs.Watched(recipe.source, before))
-  return recipe, train.run(config, recipe, runs.one_device(), workdir)
+  summary = train.run(config, recipe, runs.one_device(), workdir)
+  runs.check_names(workdir)
+  return recipe, summary
 
 
 def test_a_run_leaves_its_model_and_what_is_known_of_it(tmp_path):

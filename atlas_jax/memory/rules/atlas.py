@@ -35,7 +35,8 @@ def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int
          window_size: int | None = 4, depth: int = 2, expansion: float = 1, activation: str = "gelu",
          residual: bool = False, surprise_max: float | None = None,
          fade_to: str = "start", feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+         feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -49,12 +50,13 @@ def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int
     residual: whether the memory's output is added to its input.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
   # NS of 32 x 32 takes 5 (4 + 2) 32^3 = 983,040 FLOPs: 30,720 a token where a chunk of 32 takes one, and all

@@ -23,7 +23,8 @@ def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int
          window_size: int | None = 4, expansion: float = 1, activation: str = "gelu", residual: bool = False,
          surprise_max: float | None = None,
          fade_to: str = "start", feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+         feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -36,12 +37,13 @@ def make(*, key_dim: int, value_dim: int, mode: str = "chunk_end", ns_steps: int
     residual: whether the memory's output is added to its input.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.gated(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, expansion=expansion,
                    activation=activation, residual=residual)
   return muon.make(net, lift=lift, mode=mode, ns_steps=ns_steps, window_size=window_size,

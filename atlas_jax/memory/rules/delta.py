@@ -50,19 +50,21 @@ WITHOUT_MOMENTUM = GateStarts(retention=0.9999, write_rate=0.5, write_rate_max=1
 
 
 def make(*, key_dim: int, value_dim: int, momentum: bool = True, fade_to: str = "zero",
-         feature_map: str = "none", degree: int = 2, feature_dim: int = 16) -> MemoryRule:
+         feature_map: str = "none", degree: int = 2, feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
     key_dim, value_dim: widths of keys and values.
     momentum: whether writes pass through a running sum gated by each token.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=1, expansion=1,
                  activation="identity", residual=False)
   form = descent.Descent(net, lift, objectives.l2, momentum, fade_to=fade_to)

@@ -23,17 +23,19 @@ STARTS = GateStarts(write_rate=0.1, write_rate_max=1.0)
 
 
 def make(*, key_dim: int, value_dim: int, feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+         feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
     key_dim, value_dim: widths of keys and values.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=1, expansion=1,
                  activation="identity", residual=False)
   rule = descent.make(net, lift=lift, objective=objectives.dot, momentum=False)

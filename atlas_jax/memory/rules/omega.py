@@ -32,7 +32,8 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, 
          activation: str = "gelu", residual: bool = False, momentum: bool = False,
          surprise_max: float | None = 1.0,
          fade_to: str = "start", feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+         feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -46,12 +47,13 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 2, 
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper,
       with which a run of equal tokens diverges.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
   # A chunk back-propagates window_size - 1 tokens more than its own, once each: at chunks of 32 and a window

@@ -25,7 +25,8 @@ STARTS = GateStarts(retention=0.9999, momentum=0.5, write_rate=0.1, write_rate_m
 def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 1, expansion: float = 1,
          activation: str = "gelu", residual: bool = False, momentum: bool = False,
          surprise_max: float | None = None, fade_to: str = "zero", feature_map: str = "none", degree: int = 2,
-         feature_dim: int = 16) -> MemoryRule:
+         feature_dim: int = 16,
+         cell_groups: int = 1) -> MemoryRule:
   """Makes the rule for one head.
 
   Args:
@@ -38,12 +39,13 @@ def make(*, key_dim: int, value_dim: int, window_size: int = 4, depth: int = 1, 
     momentum: whether writes pass through a running sum gated by each token.
     surprise_max: bound on the norm of a token's gradient over all matrices; None: no bound, as in the paper.
     fade_to: what retention draws the weights to: "zero", or "start", those with which the text began.
-    feature_map, degree, feature_dim: how keys and queries are lifted, see `features.make`.
+    feature_map, degree, feature_dim, cell_groups: how keys and queries are lifted, see `features.make`.
 
   Raises:
     ValueError: if an option is out of range, or residual with different widths.
   """
-  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim)
+  lift = features.make(feature_map, key_dim=key_dim, degree=degree, feature_dim=feature_dim,
+                       cell_groups=cell_groups)
   net = nets.mlp(key_dim=key_dim, value_dim=value_dim, lifted_dim=lift.width, depth=depth,
                  expansion=expansion, activation=activation, residual=residual)
   return descent.make(net, lift=lift, objective=objectives.dot, momentum=momentum, window_size=window_size,

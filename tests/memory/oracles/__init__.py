@@ -18,11 +18,12 @@ A chunk that is full is closed (what that does is the rule's affair) and its suc
 where its last token is padding. A chunk with no token but padding is not closed: padding changes nothing.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
+
+from tests.memory.oracles.lifts import cells, poly_parts, sketch_parts
 
 
 class Run(NamedTuple):
@@ -218,46 +219,7 @@ def robust(shift):
   return objective
 
 
-def poly_parts(x, degree):
-  """Part i holds all monomials of degree i, so scaled that part(q) . part(k) = (q . k)^i / i!.
-
-  Within a part in lexicographic order of the factors' indices: x0 x0, x0 x1, .., x1 x1, ..
-  """
-  parts = [np.ones(1)]
-  for i in range(1, degree + 1):
-    part = []
-    for factors in itertools.combinations_with_replacement(range(len(x)), i):
-      repeats = math.prod(math.factorial(factors.count(j)) for j in set(factors))
-      part.append(math.prod(x[j] for j in factors) / math.sqrt(repeats))
-    parts.append(np.array(part))
-  return parts
-
-
-def sketch_parts(x, degree, feature_dim):
-  """The constant 1; then part i, feature_dim products of i random projections of x.
-
-  The signs of part i are rng.choice([-1.0, 1.0], (i, K, feature_dim)), drawn for i = 1, 2, .. from one
-  default_rng(0). Each product is divided by sqrt(feature_dim i!).
-  """
-  rng, parts = np.random.default_rng(0), [np.ones(1)]
-  for i in range(1, degree + 1):
-    signs = rng.choice([-1.0, 1.0], (i, len(x), feature_dim))
-    product = np.ones(feature_dim)
-    for j in range(i):
-      product = product * (x @ signs[j])
-    parts.append(product / math.sqrt(feature_dim * math.factorial(i)))
-  return parts
-
-
-def cells(x, feature_dim, sharpness):
-  """softmax over the products with fixed random directions, each times the sharpness; then norm one."""
-  directions = np.random.default_rng(0).standard_normal((len(x), feature_dim))
-  weights = np.exp([sharpness * (x @ directions[:, p]) for p in range(feature_dim)])
-  answers = weights / weights.sum()
-  return answers / math.sqrt((answers**2).sum() + 1e-6)
-
-
-def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16):
+def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16, cell_groups=1):
   """What the memory's matrices see of x. "none" has no coefficients; others one per part, in order.
 
   "power" has parts 1 .. degree, the others 0 .. degree; "cells" are one part.
@@ -271,7 +233,7 @@ def features(slow, x, is_query, *, feature_map="none", degree=2, feature_dim=16)
   elif feature_map == "projected":
     parts = poly_parts(x @ slow["projection"], degree)
   elif feature_map == "cells":
-    parts = [cells(x, feature_dim, slow["sharpness"])]
+    parts = [cells(x, feature_dim, slow["sharpness"], cell_groups)]
   else:
     assert feature_map == "sketch"
     parts = sketch_parts(x, degree, feature_dim)

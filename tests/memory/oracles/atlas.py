@@ -79,6 +79,7 @@ def run(
   feature_map="none",
   degree=2,
   feature_dim=16,
+  cell_groups=1,
   **grid,
 ):
   recall = Recall(
@@ -88,6 +89,7 @@ def run(
     feature_map=feature_map,
     degree=degree,
     feature_dim=feature_dim,
+    cell_groups=cell_groups,
   )
   settings = dict(mode=mode, ns_steps=ns_steps, window_size=window_size, momentum=momentum)
   return orthogonal_descent(learned, tokens, gates, recall, **settings, **grid)

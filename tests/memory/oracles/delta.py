@@ -17,6 +17,7 @@ def run(
   feature_map="none",
   degree=2,
   feature_dim=16,
+  cell_groups=1,
   **grid,
 ):
   recall = Recall(
@@ -25,6 +26,7 @@ def run(
     feature_map=feature_map,
     degree=degree,
     feature_dim=feature_dim,
+    cell_groups=cell_groups,
   )
   momentum = True if momentum is None else momentum
   return descent(learned, tokens, gates, recall, momentum=momentum, chunk_size=1, **grid)

@@ -24,6 +24,7 @@ def run(
   feature_map="none",
   degree=2,
   feature_dim=16,
+  cell_groups=1,
   **grid,
 ):
   recall = Recall(
@@ -33,6 +34,7 @@ def run(
     feature_map=feature_map,
     degree=degree,
     feature_dim=feature_dim,
+    cell_groups=cell_groups,
   )
   options = dict(momentum=momentum, window_size=window_size, fade_to=fade_to)
   return descent(learned, tokens, gates, recall, **options, **grid)

@@ -15,11 +15,12 @@ def run(
   feature_map="none",
   degree=2,
   feature_dim=16,
+  cell_groups=1,
   **grid,
 ):
   (q_TK, k_TK, v_TM), initial = (arrays(x) for x in tokens), arrays(learned["fast"])
   slow = arrays(learned["slow"])
-  lift = dict(feature_map=feature_map, degree=degree, feature_dim=feature_dim)
+  lift = dict(feature_map=feature_map, degree=degree, feature_dim=feature_dim, cell_groups=cell_groups)
   assert not momentum, "the rule has no momentum"
 
   def token(state, base, t, place):

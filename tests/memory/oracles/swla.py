@@ -21,6 +21,7 @@ def run(
   feature_map="none",
   degree=2,
   feature_dim=16,
+  cell_groups=1,
   **grid,
 ):
   recall = Recall(
@@ -31,5 +32,6 @@ def run(
     feature_map=feature_map,
     degree=degree,
     feature_dim=feature_dim,
+    cell_groups=cell_groups,
   )
   return descent(learned, tokens, gates, recall, momentum=momentum, window_size=window_size, **grid)

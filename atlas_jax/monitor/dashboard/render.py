@@ -1,0 +1,128 @@
+"""Puts what views return on a Streamlit page; the only place that knows how each part looks."""
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import streamlit as st
+
+from atlas_jax.monitor.dashboard import charts, figures
+from atlas_jax.monitor.dashboard.charts import (
+  BarChart,
+  Grid,
+  HeatMap,
+  LineChart,
+  Missing,
+  Part,
+  Picture,
+  ProgressBar,
+  Tiles,
+  Words,
+)
+
+SPOKEN: dict[str, Callable] = {"caption": st.caption, "info": st.info, "warning": st.warning,
+                               "error": st.error, "heading": st.subheader}
+PLOT = {"displayModeBar": False, "responsive": True}
+# Streamlit leaves a tenth of the page empty above its content, and more between a title and its chart.
+STYLE = """<style>
+.stMainBlockContainer { padding: 3.2rem clamp(1rem, 3vw, 3.5rem) 3rem; }
+.stMainBlockContainer h2 { padding-top: 0; }
+[class*="-head"] { margin-bottom: -0.9rem; }
+</style>"""
+LONG_VALUE = 10  # Letters from which on a tile is as wide as its value needs.
+TILE_WIDTH = 165  # Pixels; narrower screens have two beside one another.
+
+
+def draw(parts: Iterable[Part], page: str) -> None:
+  """Draws the parts of a page; two charts stand beside one another where the screen is wide enough.
+
+  Args:
+    parts: in their order.
+    page: its name, a part of the keys of widgets.
+  """
+  st.html(STYLE)
+  pending: list = []
+  for number, part in enumerate(parts):
+    if isinstance(part, LineChart | HeatMap | BarChart):
+      pending.append((part, f"{page} {number} {part.title}"))
+      if len(pending) == 2:
+        _pair(pending)
+        pending = []
+      continue
+    _pair(pending)
+    pending = []
+    _one(part, f"{page} {number}")
+  _pair(pending)
+
+
+def _pair(charts_and_keys: Sequence) -> None:
+  if charts_and_keys:
+    for column, (chart, key) in zip(st.columns(2, gap="medium"), charts_and_keys):
+      with column:
+        _chart(chart, key)
+
+
+def _one(part: Part, key: str) -> None:
+  match part:
+    case Tiles():
+      with st.container(horizontal=True, key=key):
+        for tile in part.tiles:
+          st.metric(tile.label, tile.value, tile.change or None, help=tile.hint or None, border=True,
+                    width=TILE_WIDTH if len(tile.value) < LONG_VALUE else "content", height="stretch",
+                    delta_color="off")
+    case ProgressBar():
+      st.progress(min(1.0, max(0.0, part.fraction)), part.words)
+    case Words():
+      SPOKEN[part.kind](part.words)
+    case Missing():
+      st.info(f"{part.what} {part.remedy}", icon=":material/visibility_off:")
+    case Picture():
+      st.markdown(f"**{part.title}**")
+      st.image(str(part.path), width="stretch")
+      st.caption(part.note)
+    case Grid():
+      _table(part, key)
+
+
+def _table(part: Grid, key: str) -> None:
+  import pandas
+  _head(part.title, part.columns, key)
+  st.dataframe(pandas.DataFrame(dict(part.columns)), width="stretch", hide_index=True)
+  if part.note:
+    st.caption(part.note)
+
+
+def _chart(chart: LineChart | HeatMap | BarChart, key: str) -> None:
+  _head(chart.title, charts.table(chart), key)
+  st.plotly_chart(figures.figure(chart, dark=is_dark()), width="stretch", theme=None, key=key, config=PLOT)
+  if chart.note:
+    st.caption(chart.note)
+
+
+def _head(title: str, columns: Mapping[str, Sequence], key: str) -> None:
+  """Writes a title, and at its right end a link to the numbers below it."""
+  with st.container(horizontal=True, vertical_alignment="center", key=f"{key} head"):
+    st.markdown(f"**{title}**", width="stretch")
+    # A function: the table is written when someone asks for it, and not at each refresh.
+    st.download_button("CSV", lambda: as_csv(columns), f"{file_name(title)}.csv", "text/csv",
+                       key=f"{key} csv",
+                       on_click="ignore", type="tertiary", help="The numbers that are shown here")
+
+
+def as_csv(columns: Mapping[str, Sequence]) -> bytes:
+  """Returns columns as a table with a head."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(columns)
+  writer.writerows(zip(*columns.values()))
+  return out.getvalue().encode()
+
+
+def file_name(title: str) -> str:
+  """Returns a title as the name of a file."""
+  return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") or "data"
+
+
+def is_dark() -> bool:
+  """Returns whether the reader's page is dark."""
+  return st.context.theme.type == "dark"

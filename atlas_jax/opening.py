@@ -1,0 +1,51 @@
+"""The beginning of a run: the shapes of its train state, and the parameters that are not trained."""
+from typing import Any
+
+import jax
+
+from atlas_jax import state as states
+from atlas_jax.models import placement
+from atlas_jax.optim import build as optim
+from atlas_jax.optim import freeze
+from atlas_jax.recipes import Recipe
+from atlas_jax.state import LoadedParams, TrainState
+
+
+def abstract_state(config, recipe: Recipe, mesh) -> tuple[TrainState, Any]:
+  """Returns shapes and shardings of the train state, and of the frozen parameters, without computing them."""
+  first = jax.eval_shape(lambda: states.first(recipe.init, config.seed))
+  freeze.check_trained(first.params, config.optim.freeze, has_tables=recipe.update.tables is not None)
+  state = states.abstract(mesh, *state_args(config, recipe))
+  return state, placement.abstract(mesh, first.frozen)
+
+
+def state_args(config, recipe: Recipe):
+  """Returns what `state.build` and `state.create` take of a config and its recipe."""
+  def optimizer_of(params):
+    return optim.build(params, **config.optim)
+
+  with_reference = recipe.update.reference is not None
+  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
+
+
+def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
+  """Puts on the mesh what the loss is handed besides parameters: what was read, and the rest drawn.
+
+  Args:
+    config, recipe, mesh: of the run.
+    loaded: what `recipe.load` gave.
+  """
+
+  def init():
+    return states.first(recipe.init, config.seed).frozen
+
+  wanted = jax.eval_shape(init)
+  if not loaded.frozen:
+    return jax.jit(init, out_shardings=placement.shardings(mesh, wanted))()
+  states.check_same(dict(loaded.frozen), {name: wanted[name] for name in loaded.frozen})
+  rest = {name: part for name, part in wanted.items() if name not in loaded.frozen}
+  where = placement.shardings(mesh, rest)
+  # All of it is drawn in the program, and what is not returned is dropped by the compiler: keys are those of
+  # a run that reads nothing.
+  drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
+  return {**drawn, **loaded.frozen}
