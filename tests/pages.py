@@ -51,8 +51,14 @@ def files_of(text: str) -> dict[str, str]:
 
 
 def programs_of(text: str) -> list[str]:
-  """Lists the Python blocks that are no files: they run as they are written."""
-  return [block for block in blocks(text, "python") if not FILE.match(block)]
+  """Lists the Python blocks that begin with an import: they run as they are written."""
+  return [block for block in blocks(text, "python") if re.match(r"(import|from) ", block)]
+
+
+def fragments_of(text: str) -> list[str]:
+  """Lists the Python blocks that are neither files nor programs, such as lines of a config."""
+  return [block for block in blocks(text, "python")
+          if not FILE.match(block) and block not in programs_of(text)]  # fmt: skip
 
 
 def read_pages() -> dict[str, str]:

