@@ -105,7 +105,8 @@ def after_training(config, workdir, *, finished: bool) -> None:
 
 
 def _upload(config, workdir) -> None:
-  if Checkpoints(workdir, read_only=True).latest_step() is None:
+  step = Checkpoints(workdir, read_only=True).latest_step()
+  if step is None:
     logging.warning("nothing is uploaded: %s has no checkpoint", workdir)
     return
   if _arrived(config, workdir):
@@ -127,8 +128,7 @@ def _upload(config, workdir) -> None:
     _record(workdir, found, began_s)
   except OSError as error:  # A full disk may be what failed before.
     logging.error("%s cannot be written: %s", pathlib.Path(workdir) / UPLOAD, _words(error))
-  _tell(config, workdir, Checkpoints(workdir, read_only=True).latest_step(),
-        f"the upload failed: {why}; to try again: {retry}", severity="warning")
+  _tell(config, workdir, step, f"the upload failed: {why}; to try again: {retry}", severity="warning")
 
 
 def _tell(config, workdir, step: int, text: str, severity: str | None = None) -> None:

@@ -348,6 +348,7 @@ perf/device_memory_peak_gib | GiB | most so far
 perf/host_memory_gib | GiB | of this process, where no device says its own
 perf/goodput_frac | fraction | of all time since the first start that went into steps
 perf/time_{kind}_s | s | since the first start, by what it went into
+data/repeated_frac | fraction | of updates whose batch equals one of the 64 before, see `monitor.repeats`
 """),
         *_metrics("every run, process 0", """
 system/cpu_percent | % | of all processors of the machine, between two measurements
