@@ -41,7 +41,8 @@ def test_norms_of_cleared_gradients_are_noticed(monkeypatch):
   """Fault 13."""
   norms_are_of_the_gradient()
   of_groups = tree.group_norms
-  monkeypatch.setattr(tree, "group_norms", lambda grads: of_groups(jax.tree.map(jnp.zeros_like, grads)))
+  monkeypatch.setattr(tree, "group_norms", lambda grads, *args, **given: of_groups(
+      jax.tree.map(jnp.zeros_like, grads), *args, **given))
   with pytest.raises(AssertionError, match="norms of the gradient"):
     norms_are_of_the_gradient()
 
