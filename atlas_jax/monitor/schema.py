@@ -20,6 +20,8 @@ PLACEHOLDERS = {
     "range": (r"\d+-\d+", "FIRST-LAST: positions in a document"),
     "n": (r"\d+(?:\.\d+)?", "a number"),
     "name": (r"[A-Za-z0-9_.\-]+", "as it is called in the config"),
+    "reward": (r"\S.*", "of config.rewards: a name, a dotted one, or a file and a name"),
+    "own": (r"\S.*", "as the function of a reward calls it"),
     "ablation": (r"emptied|swapped|gate_zero|writes_off", "what is done to the memory"),
     "task": (r"[A-Za-z0-9_.\-:]+", "of config.eval.tasks or config.episode.tasks"),
     "axis": (r"[a-z_0-9]+_[A-Za-z0-9_.\-]+", "AXIS_VALUE of texts of a task, such as distance_256"),
@@ -276,8 +278,9 @@ policy/stale_frac | fraction | of rows whose ratio is left out since they are to
         *_metrics(ROLLOUT, """
 rollout/reward_mean | | sum of rewards, a mean over completions
 rollout/reward_std | | its standard deviation
-rollout/reward/{name}_mean | | one reward
-rollout/reward/{name}_std | | its standard deviation
+rollout/reward/{reward}_mean | | one reward
+rollout/reward/{reward}_std | | its standard deviation
+rollout/logged/{own} | | what a reward logs of its own, a mean over groups
 rollout/completion_tokens | tokens | written
 rollout/length_tokens | tokens | per completion
 rollout/length_mean_tokens | tokens | per completion
