@@ -23,9 +23,9 @@ def one_device():
 
 
 def rows_of(workdir):
-  """The rows of a run's metrics without what a clock measured."""
+  """The rows of a run's metrics without what a clock measured, and the version that the first one names."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in row.items() if not k.startswith(("perf/", "system/"))} for row in rows]
+  return [{k: v for k, v in row.items() if not k.startswith(("perf/", "system/", "metrics_version"))} for row in rows]
 
 
 def check_names(workdir):

@@ -10,7 +10,8 @@ def example(metric):
   """A name that a pattern stands for."""
   given = {"layer": "layer_03", "unit": "tokens", "group": "memory", "range": "000000-000063", "n": "01",
            "name": "letters", "ablation": "emptied", "task": "key_value", "axis": "distance_256",
-           "kind": "step", "bound": "low", "split": "all", "arc": "ARC/unseen"}
+           "kind": "step", "bound": "low", "split": "all", "arc": "ARC/unseen",
+           "reward": "mine/rewards.py:short", "own": "level"}
   assert given.keys() == schema.PLACEHOLDERS.keys()
   return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], metric.pattern)
 
