@@ -8,6 +8,7 @@ import pytest
 from atlas_jax import state as states
 from atlas_jax import train
 from atlas_jax.evals import Eval, EvalOut
+from atlas_jax.monitor import writer
 from atlas_jax.recipes import Assets, ReferenceUpdate, Update
 from atlas_jax.state import LoadedParams
 from tests import runs
@@ -140,7 +141,7 @@ def test_what_a_source_tells_stands_in_the_row_of_its_update(tmp_path, monkeypat
   recipe, written = runs.toy_recipe(config), []
   source = recipe.source
   source.metrics = lambda: EvalOut({"toy/step": float(source.step)}, f"batch {source.step}")
-  monkeypatch.setattr(train.MetricsWriter, "write_text", lambda self, *what: written.append(what))
+  monkeypatch.setattr(writer.MetricsWriter, "write_text", lambda self, *what: written.append(what))
   run(config, recipe, tmp_path)
   rows = [row for row in runs.rows_of(tmp_path) if "toy/step" in row]
   assert [(row["step"], row["toy/step"]) for row in rows] == [(2, 2.0), (4, 4.0), (6, 6.0)]

@@ -79,6 +79,7 @@ def open_gpus() -> types.ModuleType | None:
   try:
     import pynvml  # Of the package nvidia-ml-py, which machines without such GPUs need not have.
   except ModuleNotFoundError:
+    logging.debug("metrics of GPUs are absent: the package nvidia-ml-py is not installed")
     return None
   try:
     pynvml.nvmlInit()

@@ -170,7 +170,6 @@ def test_rules_of_the_config_that_told_nothing_are_quiet(tmp_path, monkeypatch):
   (tmp_path / "config.json").write_text('{"recipe": "trm", "alerts": {"off": ""}}')
   (found,) = alerts_health.known_rules(read(tmp_path), "made_rules")
   assert (found.rule, found.state, found.text) == ("dead_memory", "quiet", "watches eval/memory_norm/*")
-  assert alerts_health.known_rules(read(tmp_path), "not_there.rules") == []
 
 
 def test_an_acknowledgement_is_a_row_in_its_file(tmp_path):
