@@ -28,6 +28,7 @@ PLACEHOLDERS = {
     "kind": (r"start|compile|input|step|evaluation|checkpoint|lost|stopped", "see `ledger.KINDS`"),
     "bound": (r"low|high", "of the interval of 95% over documents or texts"),
     "arc": (r"ARC(?:/accumulated)?(?:/unseen)?", "votes of this evaluation, or of all so far"),
+    "view": (r"original|t[0-7]", "how tasks are turned: t0 to t7, or as they stand"),
     "split": (r"all|unseen", "all held-out puzzles, or those whose question is not trained on"),
 }
 
@@ -249,6 +250,8 @@ eval/{split}/q_halt_loss | nats | of the halting logit
 {arc}/kaggle_score | fraction | of outputs solved by two attempts, over the outputs of all tasks
 {arc}/harness_score | fraction | of outputs solved by two attempts, a mean over tasks
 {arc}/whole_task_score | fraction | of tasks all of whose outputs are solved
+ARC/exact_accuracy/{view} | fraction | of examples seen so that are right as a whole
+ARC/n_examples/{view} | examples | seen so, with a known output
 {arc}/n_tasks | tasks | with a known output
 {arc}/n_outputs | outputs | that are known
 {arc}/n_whole_tasks | tasks | without an unknown output
