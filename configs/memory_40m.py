@@ -27,7 +27,7 @@ cpu has 2,266,004 parameters and takes some minutes on two cores, cpu_1h about a
 memory, and the width is raised to as many parameters. With `paper` all blocks have the memory of Titans with
 a value under its own token's key and reads of unit mean square, as its paper has them, at as many parameters;
 --config.model.memory.options.residual=True and .fade_to=zero complete it. `cells=N` is into how many cells a
-key is lifted, in groups of 256, 2,048 for cpu and cpu_1h and 256 else.
+key is lifted, in groups of 256 where 256 divides them and in one else, 2,048 for cpu and cpu_1h and 256 else.
 Results: docs/results.md.
 
 What the memory gains is compared with controls of as many parameters within 1.1%, the same depth, width,

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from atlas_jax import config as configs
 from atlas_jax.defaults.bounds import names_of
 from atlas_jax.files import json_file, json_lines
@@ -174,8 +176,11 @@ class Follower:
       pass  # Nobody has the run: it was never begun, was stopped, or has failed.
     try:
       clean = json_file.read(self.run / LEDGER)["clean"]
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
       return ""  # Without the account of time nothing says how the run ended.
+    except (OSError, ValueError, KeyError) as error:
+      logging.warning("%s cannot be read, so nothing says how the run ended: %s", self.run / LEDGER, error)
+      return ""
     return "" if clean else "it ended, and neither finished nor was stopped"
 
   def _disk(self) -> str:

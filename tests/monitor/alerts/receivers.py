@@ -11,7 +11,19 @@ TOKEN = "123456789:AAE-not_a_real_token_at_all_0123456789"
 CHAT = "-1009876543210"
 
 
-class Receiver:
+class Served:
+  """A server in a thread while a block lasts; `server` is made by who inherits."""
+
+  def __enter__(self):
+    threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+    return self
+
+  def __exit__(self, *error):
+    self.server.shutdown()
+    self.server.server_close()
+
+
+class Receiver(Served):
   """An HTTP server; `plan` holds answers for the next requests, and behind them all is well.
 
   An answer is (status, JSON), "sleep" (for longer than a client waits), or "parse": text that the client
@@ -60,14 +72,6 @@ class Receiver:
     """The texts that were taken."""
     return [one["text"] for one in self.got]
 
-  def __enter__(self):
-    threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-    return self
-
-  def __exit__(self, *error):
-    self.server.shutdown()
-    self.server.server_close()
-
   @property
   def environment(self):
     """The variables with which messages come here."""
@@ -75,7 +79,7 @@ class Receiver:
             "ATLAS_WEBHOOK_URL": f"{self.url}/services/T000/B000/verysecretpart"}
 
 
-class MailServer:
+class MailServer(Served):
   """An SMTP server without encryption; `answers` are codes for the next mails, then all is well."""
 
   def __init__(self, answers=()):
@@ -106,14 +110,6 @@ class MailServer:
         say(f"{code} done")
       else:
         say("221 bye" if word == "QUIT" else "250 well")
-
-  def __enter__(self):
-    threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-    return self
-
-  def __exit__(self, *error):
-    self.server.shutdown()
-    self.server.server_close()
 
   @property
   def environment(self):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from atlas_jax.monitor.dashboard.charts import Grid, Missing, Part, Tile, Tiles, Words
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.monitor.run_folder import RunFolder
@@ -122,7 +124,9 @@ def known_rules(run: RunFolder, module: str = RULES) -> list[RuleState]:
     return []
   try:
     judged = importlib.import_module(module).judged(alerts, run.setting("recipe", ""))
-  except (KeyError, TypeError, ValueError):  # Of another version, with other rules than those of today.
+  except (KeyError, TypeError, ValueError) as error:  # Of another version.
+    logging.warning("%s: its rules of config.alerts are not those of this version, so quiet ones "
+                    "are not listed: %s", run.path, error)
     return []
   return [RuleState(rule.name, QUIET, rule.severity, None, f"watches {rule.metric}", 0, False)
           for rule in judged]
