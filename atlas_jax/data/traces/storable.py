@@ -26,7 +26,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LARGE = 1e16
 HUGE = 10**json_text.INTEGER_DIGITS  # Numbers from here on are refused by the reader of JSON.
 # JSON texts in which nothing of this stands need no change but, perhaps, for depth and length.
-_SUSPECT = re.compile(r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|-0\.?0*(?![.\d])|\d[eE]\+?\d\d|(?<![\d.])\d{17}")
+_SUSPECT = re.compile(
+    r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|-0\.?0*(?![.\d])|\d[eE]\+?\d\d|(?<![\d.])\d{17}")
 
 
 class Storable(NamedTuple):
@@ -40,8 +41,8 @@ def storable(value: Any) -> Storable:
   """Returns a JSON value with whatever cannot be stored replaced, and how much that was.
 
   NUL and halves of characters become U+FFFD, NaN, infinities and numbers of more than 40 digits null, texts
-  of more than 256 kB and what lies deeper than 12 levels {"truncated": its bytes, "sha256": of it}. A value without any of that is returned
-  itself, not a copy.
+  of more than 256 kB and what lies deeper than 12 levels {"truncated": its bytes, "sha256": of it}. A value
+  without any of that is returned itself, not a copy.
 
   Args:
     value: of JSON's types: dict with texts as keys, list, str, int, float, bool, None.
