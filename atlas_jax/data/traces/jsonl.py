@@ -210,8 +210,8 @@ class TraceReader:
       self.report.duplicates += 1
       return True
     self.report.conflicts[found.identity] = f"{known[1]} and {where}"
-    raise _LineError("conflict", f"session {found.identity} stands at {known[1]} too, with other content; keep "
-                                 "one of them")
+    raise _LineError("conflict", f"session {found.identity} stands at {known[1]} too, with other content; "
+                                 "keep one of them")
 
   def _reject(self, reject: Reject, out: IO[bytes] | None) -> None:
     self.report.rejects[reject.kind] += 1
