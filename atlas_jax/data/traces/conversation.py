@@ -50,7 +50,7 @@ class Conversation(NamedTuple):
   target: str = "student"  # whose text is learnt, one of TARGETS; "none": prompts and answers alone
   prompt: str = "task"  # one of `step_prompts.KINDS`; for "student" and "none"
   shown: str = "task"  # for "student": "task" alone, or the "attempts" and guidance before the answer
-  verified_reward: float | None = None  # answers that nobody verified are learnt from this reward on; None: never
+  verified_reward: float | None = None  # from it on, answers that nobody verified are learnt; None: never
   lesson: Callable[[TeachingTurn], tuple[list[dict], str]] = plain_lesson  # how a teacher is asked
 
   def problems(self, where: str, trace: Trace, refused: Counter) -> Iterator[Problem]:
@@ -95,11 +95,6 @@ def turns_of(trace: Trace, step: Step, refused: Counter) -> Iterator[TeachingTur
   """Yields the guidance of a step in order; that behind which the student did worse is counted as refused."""
   question = step_prompts.of_step(trace, step) if len(trace.steps) == 1 else (
       f"{trace.task}\n\nStep {step.step_id}: {step.description}")
-  listed = [one for one in step.attempts if one.guidance]
-  if not listed:  # Old traces list notes alone; the first one follows the first attempt, whose text they lost.
-    for number, note in enumerate(step.guidance):
-      yield TeachingTurn(question, (), step.guidance[:number], note, None)
-    return
   earlier: tuple[str, ...] = ()
   for place, one in enumerate(step.attempts):
     texts = tuple(each.answer for each in step.attempts[:place + 1] if each.answer)
@@ -109,6 +104,11 @@ def turns_of(trace: Trace, step: Step, refused: Counter) -> Iterator[TeachingTur
       else:
         # Only if this attempt's own text was kept: guidance must not stand behind another's.
         yield TeachingTurn(question, texts if one.answer else (), earlier, note, one.valid)
+      earlier = (*earlier, note)
+  # Old traces list notes apart from the attempts, whose texts they lost.
+  for note in step.guidance:
+    if note not in earlier:
+      yield TeachingTurn(question, (), earlier, note, None)
       earlier = (*earlier, note)
 
 

@@ -50,8 +50,8 @@ class Filters(NamedTuple):
 
   def to_json(self) -> dict[str, Any]:
     """Returns what is asked for, as an object."""
-    return {name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            for name, value in self._asdict().items() if value is not None}
+    given = {name: value for name, value in self._asdict().items() if value is not None}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def checked(filters: Filters) -> Filters:
@@ -69,8 +69,8 @@ def checked(filters: Filters) -> Filters:
                      f"{', '.join(REVIEWS)}, with commas between them")
   strange = sorted({*(filters.lane or ())} - {*LANES})
   if strange:
-    raise ValueError(f"config.traces.lane={','.join(filters.lane or ())!r} must be of {', '.join(LANES)}, with "
-                     "commas between them")
+    raise ValueError(f"config.traces.lane={','.join(filters.lane or ())!r} must be of {', '.join(LANES)}, "
+                     "with commas between them")
   return filters
 
 
@@ -164,6 +164,6 @@ def _versions(text: str | None) -> dict[str, str] | None:
   pairs = [word.partition("=") for word in words(text, lower=False)]
   wrong = [name for name, equal, version in pairs if not (name and equal and version)]
   if wrong:
-    raise ValueError(f"config.traces.versions={text!r} must be NAME=VERSION, with commas between them, such as "
-                     "'student=3,protocol=1'")
+    raise ValueError(f"config.traces.versions={text!r} must be NAME=VERSION, with commas between them, such "
+                     "as 'student=3,protocol=1'")
   return {name.strip(): version.strip() for name, _, version in pairs} or None

@@ -2,12 +2,20 @@
 import hashlib
 import pathlib
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Container, Iterable
+from typing import Any, NamedTuple
 
 from atlas_jax.data.traces.record import Trace
 
 BLOCK = 2**20
+
+
+class _Counted(NamedTuple):
+  identity: str
+  digest: bytes
+  review_status: str
+  status: str
+  schema_version: str
 
 
 class DataHash:
@@ -15,27 +23,27 @@ class DataHash:
 
   def __init__(self) -> None:
     """Starts without any record."""
-    self._hashes: list[bytes] = []
-    self._reviews: Counter = Counter()
-    self._statuses: Counter = Counter()
-    self._versions: Counter = Counter()
+    self._records: list[_Counted] = []
 
   def add(self, trace: Trace) -> None:
     """Counts a record."""
-    self._hashes.append(bytes.fromhex(trace.sha256))
-    self._reviews[trace.review_status or "none"] += 1
-    self._statuses[trace.status or "none"] += 1
-    self._versions[str(trace.data.get("schema_version") or 1)] += 1
+    self._records.append(_Counted(trace.identity, bytes.fromhex(trace.sha256), trace.review_status or "none",
+                                  trace.status or "none", str(trace.data.get("schema_version") or 1)))
+
+  def leave_out(self, identities: Container[str]) -> None:
+    """Counts the records of some sessions no longer."""
+    self._records = [one for one in self._records if one.identity not in identities]
 
   @property
   def sha256(self) -> str:
     """Hash over the records' own hashes, sorted."""
-    return hashlib.sha256(b"".join(sorted(self._hashes))).hexdigest()
+    return hashlib.sha256(b"".join(sorted(one.digest for one in self._records))).hexdigest()
 
   def to_json(self) -> dict[str, Any]:
     """Returns what a manifest keeps of the data."""
-    return {"sha256": self.sha256, "records": len(self._hashes), "review_status": dict(self._reviews),
-            "status": dict(self._statuses), "schema_version": dict(self._versions)}
+    return {"sha256": self.sha256, "records": len(self._records),
+            **{name: dict(Counter(getattr(one, name) for one in self._records))
+               for name in ("review_status", "status", "schema_version")}}
 
 
 def data_hash(traces: Iterable[Trace]) -> str:

@@ -72,6 +72,7 @@ def legacy(count: int, *, held_out_frac: float = LEGACY_FRAC, seed: int = LEGACY
     return shuffled.tolist(), None
   held_out = int(np.ceil(count * held_out_frac))
   if not 0 < held_out < count:
-    raise ValueError(f"{count} rows cannot be split with config.data.held_out_frac={held_out_frac}; give more")
+    raise ValueError(f"config.data.held_out_frac={held_out_frac} leaves one side of {count} rows empty; give "
+                     "more rows")
   order = shuffled[np.random.default_rng(seed).permutation(count)]
   return order[held_out:].tolist(), order[:held_out].tolist()

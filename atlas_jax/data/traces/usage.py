@@ -60,8 +60,8 @@ def _mean(side: Iterable[Trace], name: str) -> float:
   partial = [identity for identity, usage in found if usage is None or not usage.complete]
   if partial or not found:
     raise ValueError(f"{len(partial)} of {len(found)} sessions {name} count the student's tokens alone, or "
-                     f"none ({', '.join(partial[:5])}); a reduction needs those of all roles, which traces of "
-                     "schema version 2 have")
+                     f"none ({', '.join(partial[:5])}); a reduction needs those of all roles, which traces "
+                     "of schema version 2 have")
   return sum(usage.total for _, usage in found if usage is not None) / len(found)
 
 
