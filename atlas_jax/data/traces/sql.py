@@ -1,8 +1,8 @@
-"""All SQL that reads and writes traces; the tables themselves are in `sql_schema`, and SQL stands nowhere else.
+"""All SQL that reads and writes traces; what defines tables is in `sql_schema`, and SQL stands nowhere else.
 
-Statements are written for PostgreSQL and translated for SQLite when this module is imported; where the two have
-no common form, both are given. Values are parameters, always: what is put together here are clauses of this
-file, chosen by name, never anything that a caller has.
+Statements are written for PostgreSQL and translated for SQLite when this module is imported; where the two
+have no common form, both are given. Values are parameters, always: what is put together here are clauses of
+this file, chosen by name, never anything that a caller has.
 """
 import functools
 import re
@@ -29,24 +29,22 @@ def _both(text: str) -> Statement:
   return Statement(text, lite.replace(" FOR UPDATE", ""))
 
 
-# ------------------------------------------------------------------------------------------ schema, transactions
 BOOKS = _both(sql_schema.BOOKS)
 VERSION = _both("SELECT COALESCE(MAX(version), 0) FROM schema_migrations")
 APPLIED = _both("INSERT INTO schema_migrations (version, name, applied_at) "
                 "VALUES (%(version)s, %(name)s, %(at)s)")
 HAS_TABLE = Statement("SELECT CASE WHEN to_regclass(%(name)s) IS NULL THEN 0 ELSE 1 END",
                       "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = :name")
-# One number for all stores: two programs that migrate one database take turns. SQLite's BEGIN IMMEDIATE does it.
+# One number for all stores: programs that migrate one database take turns. BEGIN IMMEDIATE does it in SQLite.
 MIGRATION_LOCK = Statement("SELECT pg_advisory_xact_lock(7230141, 18)", "SELECT 1")
-MIGRATIONS = tuple((each.version, each.name, tuple(Statement(*pair) for pair in zip(each.postgres, each.sqlite)))
-                   for each in sql_schema.MIGRATIONS)
+MIGRATIONS = tuple((one.version, one.name, tuple(Statement(*pair) for pair in zip(one.postgres, one.sqlite)))
+                   for one in sql_schema.MIGRATIONS)
 SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT 1")
+NO_TIME_LIMIT = Statement("SET LOCAL statement_timeout = 0", "SELECT 1")
 BEGIN_READ, BEGIN_WRITE, COMMIT, ROLLBACK = "BEGIN", "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"  # Of SQLite.
 SQLITE_SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON",
                 "PRAGMA busy_timeout = 20000")
-SQLITE_READ_ONLY = ("PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000", "PRAGMA query_only = ON")
 
-# ------------------------------------------------------------------------------------------------------- reading
 # JSON as text from both, so that one parser decodes it.
 _SESSION = """
 SELECT s.id, s.task, s.status, CAST(s.metadata AS TEXT), s.final_answer, CAST(s.reward AS TEXT),
@@ -54,9 +52,10 @@ SELECT s.id, s.task, s.status, CAST(s.metadata AS TEXT), s.final_answer, CAST(s.
   s.review_status, s.review_notes, s.created_at, s.completed_at, CAST(p.plan AS TEXT)
 FROM sessions s LEFT JOIN plans p ON p.session_id = s.id
 """
-SESSION_COLUMNS = ("id", "task", "status", "metadata", "final_answer", "reward", "reward_stats", "reward_audit",
-                   "student_learning", "teacher_learning", "review_status", "review_notes", "created_at",
-                   "completed_at", "plan")
+SESSION_COLUMNS = (
+  "id", "task", "status", "metadata", "final_answer", "reward", "reward_stats", "reward_audit",
+  "student_learning", "teacher_learning", "review_status", "review_notes", "created_at", "completed_at",
+  "plan")
 # A score that is no number has no order; PostgreSQL would refuse to cast it.
 _SCORE = Statement(
     "(CASE WHEN jsonb_typeof(s.reward_stats->'score') = 'number' "
@@ -104,8 +103,9 @@ def counts(names: tuple[str, ...]) -> Statement:
 
 
 def baseline(names: tuple[str, ...]) -> Statement:
-  """Returns the statement of the newest reward statistics; parameters of the clauses, `rows` and `offset`."""
-  return _selection("SELECT CAST(s.reward_stats AS TEXT) FROM sessions s", (*names, "rewarded"), _NEWEST, True)
+  """Returns the statement of the newest statistics of rewards; parameters as of `page`."""
+  select = "SELECT CAST(s.reward_stats AS TEXT) FROM sessions s"
+  return _selection(select, (*names, "rewarded"), _NEWEST, True)
 
 
 # Steps, their attempts and the guidance of a page in one query: kind 0, 1, 2.
@@ -133,7 +133,6 @@ SELECT session_id, id, created_at, event FROM (
 ) AS newest WHERE place <= %(most_events)s ORDER BY session_id, id
 """)
 
-# ------------------------------------------------------------------------------------------------------- writing
 KEYED = _both("SELECT session_id FROM session_keys WHERE session_key = %(key)s")
 ADD_KEY = _both("INSERT INTO session_keys (session_key, session_id) VALUES (%(key)s, %(session_id)s) "
                 "ON CONFLICT (session_key) DO NOTHING")
@@ -191,7 +190,6 @@ COUNT_EVENTS_ON = Statement(
     "SELECT setval(pg_get_serial_sequence('trajectory_events', 'id'), GREATEST(nextval("
     "pg_get_serial_sequence('trajectory_events', 'id')), %(id)s))", "SELECT 1")
 
-# -------------------------------------------------------------------------------------------------------- review
 REVIEWED = _both("SELECT review_status FROM sessions WHERE id = %(id)s")
 MOVE = _both("""
 UPDATE sessions SET review_status = %(to_status)s, review_notes = COALESCE(%(note)s, review_notes)
@@ -201,6 +199,7 @@ LOG_MOVE = _both("""
 INSERT INTO review_log (session_id, from_status, to_status, who, note, at)
 VALUES (%(id)s, %(from_status)s, %(to_status)s, %(who)s, %(note)s, %(at)s)
 """)
-MOVES = _both("SELECT from_status, to_status, who, note, at FROM review_log WHERE session_id = %(id)s ORDER BY id")
+MOVES = _both("SELECT from_status, to_status, who, note, at FROM review_log "
+              "WHERE session_id = %(id)s ORDER BY id")
 KEEP_DRIFT = _both("UPDATE sessions SET metadata = %(metadata)s, "
                    "review_notes = COALESCE(%(note)s, review_notes) WHERE id = %(id)s")
