@@ -9,6 +9,7 @@ from atlas_jax.data import prompts, stepped
 from atlas_jax.language import assets, first_params, samplers
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
+from atlas_jax.losses.policy import PolicySettings
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, ReferenceUpdate, Update
 from atlas_jax.rollout import held_out, policy_training, reward_columns, rewards
 from atlas_jax.rollout.source import RolloutSource
@@ -53,10 +54,11 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
       encode=held_out.encoder_of(config, start), options=options,
       plan=policy_training.plan_of(config, start), scoring=policy_training.scoring_of(config),
       tokenizer=start.tokenizer, seed=config.seed, whole=merge_frozen,
-      old_logprobs=policy_training.old_logprobs_of(config, start, mesh), workdir=workdir, **stepped.this_process())
+      old_logprobs=policy_training.old_logprobs_of(config, start, mesh), workdir=workdir,
+      **stepped.this_process())
 
 
-def loss_of(config, start: InitialModel, settings):
+def loss_of(config, start: InitialModel, settings: PolicySettings):
   """Makes the loss of a batch as `RolloutSource` describes it; see `Recipe.loss`."""
   batch_loss = policy_training.loss_of(config, start, settings)
 
