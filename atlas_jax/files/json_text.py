@@ -16,12 +16,13 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # One of the two escapes of a characte
 _MAY_BE_HUGE = re.compile(r"\d{41}|[eE]\+?\d{3}|\d{38}[\d.]*[eE]|\d{308}")
 
 
-def parse(text: str, *, nan: bool = False) -> Any:
+def parse(text: str, *, nan: bool = False, halves: bool = False) -> Any:
   """Returns what a JSON text holds.
 
   Args:
     text: one value.
     nan: whether NaN and Infinity, which JSON has not and Python writes, are read.
+    halves: whether halves of characters are read, for a caller that replaces them.
 
   Raises:
     json.JSONDecodeError: if it is not JSON.
@@ -47,7 +48,7 @@ def parse(text: str, *, nan: bool = False) -> Any:
   if huge or text.count("[") + text.count("{") > MOST_DEPTH:
     if depth_of(found, huge) > MOST_DEPTH:
       raise deep
-  if _HALF.search(text):
+  if not halves and _HALF.search(text):
     _check_halves(found)
   return found
 

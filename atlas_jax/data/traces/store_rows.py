@@ -1,0 +1,229 @@
+"""Reads a page of sessions, and writes one session, in a transaction of a store."""
+import collections
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from atlas_jax.data.traces import rows, sql, storable
+from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
+from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.rows import SessionRows
+from atlas_jax.data.traces.selection import PENDING, Cursor, Selection
+from atlas_jax.files.damage import clipped
+
+_JSON = frozenset(("metadata", "reward", "reward_stats", "reward_audit", "plan"))
+_TIMES = frozenset(("created_at", "completed_at"))
+STEP, ATTEMPT, NOTE = range(3)  # Kinds of rows in `sql.CHILDREN`.
+
+
+class StoredSession(NamedTuple):
+  """One session as it is stored.
+
+  Attributes:
+    id: of its row.
+    rows: decoded.
+    is_clean: whether its texts and numbers need no replacement to be a trace, see `storable.is_clean`.
+  """
+  id: int
+  rows: SessionRows
+  is_clean: bool
+
+  @property
+  def cursor(self) -> Cursor:
+    """Its place in the order of time."""
+    at = rows.instant(self.rows.session["created_at"])
+    assert at is not None, "the column is NOT NULL"
+    return Cursor(at, self.id)
+
+  @property
+  def review_status(self) -> str:
+    """Its state in review."""
+    return self.rows.session["review_status"]
+
+  def record(self) -> dict[str, Any]:
+    """Returns its record."""
+    return rows.join(self.rows)
+
+
+class _Decoder:
+  """Decodes the cells of one session, and notes whether they are clean."""
+
+  def __init__(self) -> None:
+    self.is_clean = True
+
+  def json(self, text: str | None) -> Any:
+    if text is None:
+      return None
+    self.is_clean = self.is_clean and storable.is_clean(text)
+    return json.loads(text)
+
+  def text(self, text: str | None) -> str | None:
+    if text is not None and (len(text) * 4 > storable.MOST_TEXT_BYTES or "\0" in text):
+      self.is_clean = False
+    return text
+
+
+def read_page(transaction: Transaction, selection: Selection, size: int) -> list[StoredSession]:
+  """Returns the first sessions of a selection, at most so many, by three queries."""
+  names, values = selection.clauses()
+  statement = sql.page(names, newest_first=selection.newest_first)
+  found = transaction.rows(statement, rows=size, offset=selection.offset, **values)
+  if not found:
+    return []
+  ids = [row[0] for row in found]
+  decoders: dict[int, _Decoder] = collections.defaultdict(_Decoder)
+  steps = _steps(transaction.rows(sql.CHILDREN, ids=ids), decoders)
+  if selection.most_events is None:
+    listed = transaction.rows(sql.EVENTS, ids=ids)
+  else:
+    listed = transaction.rows(sql.NEWEST_EVENTS, ids=ids, most_events=selection.most_events)
+  events = collections.defaultdict(list)
+  for session_id, number, at, event in listed:
+    events[session_id].append({"id": number, "event": decoders[session_id].json(event),
+                               "created_at": rows.normal(at)})
+  page = []
+  for row in found:
+    decoder = decoders[row[0]]
+    session = _session(row, decoder)
+    page.append(StoredSession(row[0], SessionRows(session, steps[row[0]], events[row[0]]), decoder.is_clean))
+  return page
+
+
+def _session(row: tuple, decoder: _Decoder) -> dict[str, Any]:
+  session = {}
+  for name, cell in zip(sql.SESSION_COLUMNS, row):
+    if name in _JSON:
+      session[name] = decoder.json(cell)
+    elif name in _TIMES:
+      session[name] = rows.normal(cell)
+    else:
+      session[name] = cell if name == "id" else decoder.text(cell)
+  return session
+
+
+def _steps(children: Iterable[tuple], decoders: Mapping[int, _Decoder]) -> dict[int, list[dict[str, Any]]]:
+  """Returns the steps of each session, with their attempts and guidance."""
+  steps = collections.defaultdict(list)
+  for session_id, step_id, kind, place, attempts, first, second, evaluation, metadata in children:
+    of = steps[session_id]
+    decoder = decoders[session_id]
+    if kind == STEP:
+      of.append({"step_id": step_id, "trace": decoder.text(first), "output": decoder.text(second),
+                 "evaluation": decoder.json(evaluation), "attempts": attempts,
+                 "metadata": decoder.json(metadata), "attempt_details": [], "guidance_notes": []})
+    elif of and of[-1]["step_id"] == step_id:  # The SDK, too, reads no attempts of steps that have no result.
+      if kind == ATTEMPT:
+        of[-1]["attempt_details"].append({"attempt": place, "evaluation": decoder.json(evaluation)})
+      else:
+        of[-1]["guidance_notes"].append(decoder.text(first))
+  return steps
+
+
+def write_trace(transaction: Transaction, trace: Trace, *, key: str | None, who: str, name: str) -> int:
+  """Writes a session, see `TraceStore.write`; returns its id.
+
+  Raises:
+    StoreError: if its id is that of another session.
+    StoreConflict: if another transaction writes the same key.
+  """
+  record = trace.to_json()
+  number = rows.id_of(record)
+  if key is None and rows.fits(number):
+    split = rows.split(record)
+    is_there = _is_there(transaction, number, split, name)
+  else:
+    key = key or trace.identity
+    split = rows.split(rows.without_id(record))
+    keyed = transaction.rows(sql.KEYED, key=key)
+    number, is_there = (keyed[0][0], True) if keyed else (None, False)
+  if is_there:
+    for statement in sql.CLEAR_SESSION:
+      transaction.run(statement, session_id=number)
+  split = _with_event_ids(transaction, split)
+  number = _write_session(transaction, split, number, is_there, who)
+  if key is not None and not is_there and transaction.run(sql.ADD_KEY, key=key, session_id=number) != 1:
+    raise StoreConflict(f"{name}: another program writes the session {key!r}")
+  _write_children(transaction, split, number)
+  return number
+
+
+def _is_there(transaction: Transaction, number: int, split: SessionRows, name: str) -> bool:
+  """Returns whether a session is in the store; another one under its id is refused."""
+  found = transaction.rows(sql.FIND_SESSION, id=number)
+  if not found:
+    return False
+  [(task, created_at, _)] = found
+  given = split.session["created_at"]
+  if task != split.session["task"] or given is not None and rows.normal(created_at) != given:
+    raise StoreError(
+        f"{name}: session {number} is another one there, {clipped(task, 60)!r} of {rows.normal(created_at)}; "
+        "write this one under a key, then the store chooses an id")
+  return True
+
+
+def _with_event_ids(transaction: Transaction, split: SessionRows) -> SessionRows:
+  """Returns rows whose events have ids that are free in the store, or none."""
+  ids = [event["id"] for event in split.events]
+  given = [number for number in ids if number is not None]
+  if not given:
+    return split
+  if len(set(given)) == len(ids) and transaction.rows(sql.TAKEN_EVENTS, ids=ids) == [(0,)]:
+    return split
+  metadata = dict(split.session["metadata"])
+  metadata[rows.STORE] = {**metadata.get(rows.STORE, {"form": "sdk"}), "event_ids": ids}
+  events = [{**event, "id": None} for event in split.events]
+  return SessionRows({**split.session, "metadata": metadata}, split.steps, events)
+
+
+def _write_session(transaction: Transaction, split: SessionRows, number: int | None, is_there: bool,
+                   who: str) -> int:
+  session = split.session
+  values = {name: transaction.json(value) if name in _JSON else value
+            for name, value in session.items() if name not in ("id", "plan")}
+  now = datetime.datetime.now(datetime.UTC)
+  values |= {"created_at": rows.instant(session["created_at"]) or now,
+             "completed_at": rows.instant(session["completed_at"])}
+  if is_there:
+    assert number is not None
+    transaction.run(sql.CHANGE_SESSION, id=number, **values)
+    return number
+  if number is None:
+    [(number,)] = transaction.rows(sql.ADD_SESSION, **values)
+  else:
+    transaction.rows(sql.ADD_NUMBERED_SESSION, id=number, **values)
+    transaction.run(sql.COUNT_SESSIONS_ON, id=number)
+  if session["review_status"] != PENDING:
+    transaction.run(sql.LOG_MOVE, id=number, from_status=None, to_status=session["review_status"], who=who,
+                    note=session["review_notes"], at=now)
+  return number
+
+
+def _write_children(transaction: Transaction, split: SessionRows, number: int) -> None:
+  if split.session["plan"] is not None:
+    transaction.run(sql.ADD_PLAN, session_id=number, plan=transaction.json(split.session["plan"]))
+  steps, attempts, notes = [], [], []
+  for step in split.steps:
+    key = {"session_id": number, "step_id": step["step_id"]}
+    steps.append({**key, "trace": step["trace"], "output": step["output"], "attempts": step["attempts"],
+                  "evaluation": transaction.json(step["evaluation"]),
+                  "metadata": transaction.json(step["metadata"])})
+    attempts += [{**key, "attempt": one["attempt"], "evaluation": transaction.json(one["evaluation"])}
+                 for one in step["attempt_details"]]
+    notes += [{**key, "sequence": place, "note": note} for place, note in enumerate(step["guidance_notes"])]
+  transaction.run_many(sql.ADD_STEP, steps)
+  transaction.run_many(sql.ADD_ATTEMPT, attempts)
+  transaction.run_many(sql.ADD_NOTE, notes)
+  _write_events(transaction, split.events, number)
+
+
+def _write_events(transaction: Transaction, events: list[dict[str, Any]], number: int) -> None:
+  now = datetime.datetime.now(datetime.UTC)
+  values = [{"session_id": number, "event": transaction.json(event["event"]), "id": event["id"],
+             "created_at": rows.instant(event["created_at"]) or now} for event in events]
+  numbered = [row for row in values if row["id"] is not None]
+  if len(numbered) == len(values) > 0:
+    transaction.run_many(sql.ADD_NUMBERED_EVENT, values)
+    transaction.run(sql.COUNT_EVENTS_ON, id=max(row["id"] for row in numbered))
+  else:
+    transaction.run_many(sql.ADD_EVENT, values)
