@@ -1,4 +1,4 @@
-"""A second model of a run that tunes another one, such as a teacher or a student: opened with what is its own."""
+"""A second model beside the one that a run tunes, such as a teacher, with a tokenizer of its own."""
 import pathlib
 
 from atlas_jax import config as configs

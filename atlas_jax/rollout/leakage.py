@@ -1,8 +1,8 @@
 """Guidance that contains the answer, and prompts that do.
 
-An answer is looked for as it is compared: as a number by its value, as a text but for case and spacing, and in
-a box or tag. What stands in the question too tells nothing and is no leak, unless the guidance calls it the
-answer. An answer in words for digits, or in a code that teacher and student agree on, is not found.
+An answer is looked for as it is compared: as a number by its value, as a text but for case and spacing, and
+in a box or tag. What stands in the question too tells nothing and is no leak, unless the guidance calls it
+the answer. An answer in words for digits, or in a code that teacher and student agree on, is not found.
 """
 import re
 from collections.abc import Sequence

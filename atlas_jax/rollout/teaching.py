@@ -84,7 +84,7 @@ TAGS = CHAT._replace(
 # For models of bytes, which know nothing of the words of the others.
 PLAIN = TemplateSet(
     "plain", baseline=(("user", "{question}"),), probe=(("user", "{question}?"),),
-    teacher=(("user", "{question}{approach}{attempts}"),), guided=(("user", "{guidance}{question}"),),
+    teacher=(("user", "{question}{approach}{attempts}"),), guided=(("user", "{guidance} {question}"),),
     reply="whole")
 SETS = {one.name: one for one in (CHAT, TAGS, PLAIN)}
 
@@ -143,6 +143,11 @@ def _check(templates: TemplateSet) -> None:
   if templates.reply not in REPLIES:
     raise ValueError(f"config.teacher.templates={templates.name!r}: reply={templates.reply!r} must be one of "
                      f"{', '.join(REPLIES)}")
+
+
+def placeholders(text: str) -> list[str]:
+  """Returns the fields that a text of a set has in braces."""
+  return [name for name in _PLACEHOLDER.findall(text) if name in FIELDS]
 
 
 # Messages.
