@@ -48,6 +48,7 @@ LEVELS = {
   "explain": 11,
   "modes": 12,
   "main": 13,
+  "pipeline": 13,  # It trains, evaluates and exports as the program does.
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
@@ -64,7 +65,7 @@ ALLOWED = {
   "huggingface_hub": ("data", "handover.hub", "language.pretrained", "puzzles.boards"),
   "llguidance": ("language.serve",),
   "lm_eval": ("evals.recall.harness",),
-  "matplotlib": ("evals.recall.pictures", "monitor", "puzzles.pictures"),
+  "matplotlib": ("evals.recall.pictures", "monitor", "pipeline.picture", "puzzles.pictures"),
   "ml_collections": ("command", "config", "defaults", "fields", "modes"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint"),
