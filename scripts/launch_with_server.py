@@ -4,14 +4,15 @@
   bash scripts/launch_with_server.sh 1 1 configs/grpo_arithmetic.py:cpu workdir=runs/grpo_server
   bash scripts/launch_with_server.sh 2 6 configs/grpo.py model.path=FOLDER --server=vllm
 
-N_SERVER is the number of GPUs of the server, N_TRAIN that of the processes that train, each on a GPU of its own.
-On the CPU the server is one process (N_SERVER=1). Keys are those of launch.sh. --server=atlas, the default, is
---mode=serve of this project; --server=vllm has the run start vLLM, on the server's GPUs. --start_timeout_s=600
-bounds the wait for the server.
+N_SERVER is the number of GPUs of the server, N_TRAIN that of the processes that train, each on a GPU of its
+own. On the CPU the server is one process (N_SERVER=1). Keys are those of launch.sh. --server=atlas, the
+default, is --mode=serve of this project; --server=vllm has the run start vLLM, on the server's GPUs.
+--start_timeout_s=600 bounds the wait for the server.
 
 The server listens on the loopback at a free port, takes weights by a token that is drawn for this run, and
-logs to WORKDIR/server.log. A signal reaches the training, which saves and stops with exit code 75; the same command goes
-on. However the training ends, the server is stopped, by its own process id; no file of a config is edited.
+logs to WORKDIR/server.log. A signal reaches the training, which saves and stops with exit code 75; the same
+command goes on. However the training ends, the server is stopped, by its own process id; no file of a config
+is edited.
 """
 import argparse
 import glob
@@ -77,17 +78,17 @@ def places(n_server: int, n_train: int, env: Mapping[str, str]) -> tuple[dict[st
   platform = env.get("JAX_PLATFORMS", "").split(",")[0] or ("cuda" if found else "cpu")
   if platform == "cpu":
     if n_server > 1:
-      raise ValueError(f"N_SERVER={n_server}: on the CPU the server is one process, which has all cores; give "
-                       f"1 (JAX_PLATFORMS={env.get('JAX_PLATFORMS', '')!r}, {len(found)} GPUs)")
+      raise ValueError(f"N_SERVER={n_server}: on the CPU the server is one process, which has all cores; "
+                       f"give 1 (JAX_PLATFORMS={env.get('JAX_PLATFORMS', '')!r}, {len(found)} GPUs)")
     return {"JAX_PLATFORMS": "cpu"}, {"JAX_PLATFORMS": "cpu"}
   if platform not in ("cuda", "gpu"):
     raise ValueError(f"JAX_PLATFORMS={platform}: a process takes all chips of a host, so that a server and a "
                      "training cannot share one; start the server on another host, and train with "
                      "--config.sampler.kind=server, see docs/guides/serving.md")
   if n_server + n_train > len(found):
-    raise ValueError(f"N_SERVER={n_server} and N_TRAIN={n_train} need {n_server + n_train} GPUs, and there are "
-                     f"{len(found)} here ({','.join(found) or 'none'}); lower them, or set JAX_PLATFORMS=cpu to "
-                     "use none")
+    raise ValueError(f"N_SERVER={n_server} and N_TRAIN={n_train} need {n_server + n_train} GPUs, and there "
+                     f"are {len(found)} here ({','.join(found) or 'none'}); lower them, or set "
+                     "JAX_PLATFORMS=cpu to use none")
   def of(ids: Sequence[str]) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(ids)}
 
@@ -155,8 +156,8 @@ class Launcher:
       if death := server.death():
         raise ValueError(death)
       if time.monotonic() > until:
-        raise ValueError(f"the server does not answer within --start_timeout_s={within_s:g}; {server.log} has "
-                         "what it says")
+        raise ValueError(f"the server does not answer within --start_timeout_s={within_s:g}; {server.log} "
+                         "has what it says")
     return False
 
 
@@ -203,7 +204,8 @@ def beside_atlas(launcher: Launcher, asked: argparse.Namespace, launch: launch_w
       if not launcher.wait_for(server, url, within_s=asked.start_timeout_s):
         return signals.STOPPED
       shutil.rmtree(start)  # It is read, and may be as large as several checkpoints.
-      print(f"launch_with_server: the server is at {url}, its log is {workdir / LOG}", file=sys.stderr, flush=True)
+      print(f"launch_with_server: the server is at {url}, its log is "
+            f"{workdir / LOG}", file=sys.stderr, flush=True)
       flags = launch.flags(sampler__kind="server", server__url=url, server__weights_folder=weights)
       return launcher.train(asked.n_train, flags, of_training)
     finally:

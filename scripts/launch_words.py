@@ -3,8 +3,8 @@
   python scripts/launch_words.py configs/grpo_arithmetic.py:cpu optim.lr=1e-3 workdir=runs/grpo
 
 Prints the flags, each ended by a NUL. A key is a field of the config (--config.KEY=VALUE), or workdir, or
-output_dir, which is another name of it; left out, the workdir is results/NAME of the config. What begins with --
-is handed on as it is.
+output_dir, which is another name of it; left out, the workdir is results/NAME of the config. What begins with
+-- is handed on as it is.
 """
 import pathlib
 import re
@@ -67,7 +67,8 @@ def read(words: Sequence[str], **fields: Any) -> Launch:
   ours = {name.replace("__", "."): value for name, value in fields.items()}
   if both := [name for name in given if name in ours]:
     raise ValueError(f"{both[0]}={given[both[0]]}: this launcher sets it, to {ours[both[0]]}; leave it out")
-  config = configs.resolve(command.read_config(spec, {**given, **{name: str(value) for name, value in ours.items()}}))
+  overrides = {**given, **{name: str(value) for name, value in ours.items()}}
+  config = configs.resolve(command.read_config(spec, overrides))
   return Launch(spec, workdir or default_workdir(spec), given, others, config)
 
 

@@ -2,8 +2,9 @@
 
   python scripts/run_offline_pipeline.py --export-path=traces.jsonl --output-dir=results/teacher \
     --override model.path=TEACHER --override teacher.student=STUDENT
-  python scripts/run_offline_pipeline.py --database-url=sqlite:///traces.db --output-dir=results/teacher --dry-run
-  python scripts/run_offline_pipeline.py --export-path=traces.jsonl --config=configs/teacher_rcl.py:cpu
+  python scripts/run_offline_pipeline.py --database-url=sqlite:///traces.db --output-dir=results/teacher
+  --dry-run python scripts/run_offline_pipeline.py --export-path=traces.jsonl
+  --config=configs/teacher_rcl.py:cpu
 
 The output has rl_checkpoint/ in the layout of Hugging Face with manifest.json, metrics.jsonl, eval.json (and
 .md, .png), rejects.jsonl and config_used.json. The same command goes on where it was stopped, by stages;
@@ -35,19 +36,22 @@ def parser() -> argparse.ArgumentParser:
   made = argparse.ArgumentParser(prog="run_offline_pipeline", description=__doc__, allow_abbrev=False,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
   add = made.add_argument
-  add("--export-path", metavar="FILES", help="traces as JSON lines: files, folders, globs, with commas between")
+  add("--export-path", metavar="FILES", help="traces as JSON lines: files, folders, globs, with commas "
+                                             "between")
   add("--database-url", metavar="URL", help="store of traces: sqlite:///PATH, postgresql://..., or env:NAME")
   add("--output-dir", default="results/teacher", metavar="DIR", help="of all that is made")
   add("--config", metavar="FILE:ARGS", help=f"of the training; left out: {plan.CONFIG}, or {plan.GKD_CONFIG}")
   add("--sft", action="store_true", help="tune on the traces before, with --sft-config")
   add("--sft-config", metavar="FILE:ARGS", help=f"left out: {plan.SFT_CONFIG} with the arguments of --config")
   add("--gkd", action="store_true", help=f"distil in place of GRPO, with {plan.GKD_CONFIG}")
-  add("--eval-ratio", type=float, metavar="FRAC", help="of the questions, held out; left out: as the config has it")
+  add("--eval-ratio", type=float, metavar="FRAC", help="of the questions, held out; left out: as the config "
+                                                       "has it")
   add("--max-samples", type=int, metavar="N", help="sessions at most, drawn by a hash; left out: all")
   add("--max-age-days", type=float, metavar="DAYS", help="of a session since it began")
   add("--allow-few", action="store_true", help="train also where no question can be held out")
   add("--override", action="append", default=[], metavar="KEY=VALUE", help="a field of the training's config")
-  add("--sft-override", action="append", default=[], metavar="KEY=VALUE", help="a field of the tuning's config")
+  add("--sft-override", action="append", default=[], metavar="KEY=VALUE", help="a field of the tuning's "
+                                                                               "config")
   add("--wandb-project", metavar="NAME", help="log to Weights & Biases (extra trackers)")
   add("--wandb-run-name", metavar="NAME")
   add("--dry-run", action="store_true", help="print the resolved plan as JSON, and do nothing")
@@ -67,16 +71,16 @@ def settings_of(asked: argparse.Namespace) -> PipelineSettings:
   for name, known in GROUPS.items():
     value = getattr(asked, name)
     if value is not None and value not in known:
-      raise ValueError(f"--{name.replace('_', '-')}={value}: configs here are Python files; give --config=FILE:ARGS, "
-                       f"such as --config={plan.CONFIG}")
+      raise ValueError(f"--{name.replace('_', '-')}={value}: configs here are Python files; give "
+                       f"--config=FILE:ARGS, such as --config={plan.CONFIG}")
   if asked.config and asked.trainer_config:
-    raise ValueError(f"--config={asked.config} and --trainer-config={asked.trainer_config} both name the training; "
-                     "give one")
+    raise ValueError(f"--config={asked.config} and --trainer-config={asked.trainer_config} both name the "
+                     "training; give one")
   config = asked.config or (TRAINERS[asked.trainer_config] if asked.trainer_config else
                             plan.GKD_CONFIG if asked.gkd else plan.CONFIG)
   if asked.gkd and "gkd" not in config:
-    raise ValueError(f"--gkd with --config={config}: that is no config of distillation; leave one of them out, or "
-                     f"give {plan.GKD_CONFIG}")
+    raise ValueError(f"--gkd with --config={config}: that is no config of distillation; leave one of them "
+                     f"out, or give {plan.GKD_CONFIG}")
   if (asked.sft_config or asked.sft_override) and not asked.sft:
     raise ValueError("--sft-config and --sft-override are of a supervised tuning; add --sft")
   if asked.max_samples is not None and asked.max_samples < 1:
@@ -91,9 +95,9 @@ def settings_of(asked: argparse.Namespace) -> PipelineSettings:
   if asked.model_config is not None:
     overrides["model.path"] = model_of(asked.model_config, overrides)
   return PipelineSettings(
-      asked.export_path, asked.database_url, asked.output_dir, config, sft, asked.eval_ratio, asked.max_samples,
-      overrides, fields_of(asked.sft_override, "--sft-override"), asked.wandb_project, asked.wandb_run_name,
-      asked.allow_few, asked.max_age_days)
+      asked.export_path, asked.database_url, asked.output_dir, config, sft, asked.eval_ratio,
+      asked.max_samples, overrides, fields_of(asked.sft_override, "--sft-override"), asked.wandb_project,
+      asked.wandb_run_name, asked.allow_few, asked.max_age_days)
 
 
 def fields_of(words: Sequence[str], flag: str) -> dict[str, str]:
@@ -110,11 +114,11 @@ def fields_of(words: Sequence[str], flag: str) -> dict[str, str]:
 def model_of(name: str, overrides: dict[str, str]) -> str:
   """Returns the model that --model-config names."""
   if "model.path" in overrides:
-    raise ValueError(f"--model-config={name} and --override model.path={overrides['model.path']} both name the "
-                     "model; give one")
+    raise ValueError(f"--model-config={name} and --override model.path={overrides['model.path']} both name "
+                     "the model; give one")
   if not name.startswith("hf:") and not pathlib.Path(name).expanduser().exists():
-    raise ValueError(f"--model-config={name}: there is no such folder; give a pretrained folder, hf:NAME, or the "
-                     "workdir of a run")
+    raise ValueError(f"--model-config={name}: there is no such folder; give a pretrained folder, hf:NAME, "
+                     "or the workdir of a run")
   return name
 
 

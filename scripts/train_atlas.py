@@ -7,10 +7,10 @@ The file is a JSON object; what it leaves out has the values of configs/atlas_ra
 
   {"model_size": "1.1B", "learning_rate": 5e-6, "batch_size": 4, "epochs": 10, "grpo_preference_weight": 0.5}
 
-Besides: training_data (data/grpo_training.json), validation_data (data/validation.json), tokenizer (a folder, or
-"byte"), seed, workdir (runs/atlas_SIZE), models_folder (models), log (logs/training.log). Sizes are 1.1B, cpu,
-which takes minutes on two cores, and smoke, which takes seconds and learns nothing. --config.GROUP.FIELD=VALUE
-sets any other field, as of `python -m atlas_jax.main`, which does the work.
+Besides: training_data (data/grpo_training.json), validation_data (data/validation.json), tokenizer (a folder,
+or "byte"), seed, workdir (runs/atlas_SIZE), models_folder (models), log (logs/training.log). Sizes are 1.1B,
+cpu, which takes minutes on two cores, and smoke, which takes seconds and learns nothing.
+--config.GROUP.FIELD=VALUE sets any other field, as of `python -m atlas_jax.main`, which does the work.
 
 At the end models/atlas_SIZE/ has the weights (safetensors; a pickle is never written), config.json,
 vocabulary.json and training_stats.json. The same command goes on with a run that was stopped.
@@ -61,7 +61,8 @@ def read(file: str) -> dict[str, Any]:
   for key, value in given.items():
     if key not in known:
       likely = configs.fields_like(key) if configs.nearest(key, known).startswith("known") else None
-      other = f" ({likely.names[0]} of the config is the flag --config.{likely.names[0]}=VALUE)" if likely else ""
+      field = likely.names[0] if likely else ""
+      other = f" ({field} of the config is the flag --config.{field}=VALUE)" if field else ""
       raise ValueError(f"{file}: there is no key {key!r}; {configs.nearest(key, known)}{other}")
     kind = FIELDS[key][1] if key in FIELDS else str
     # A whole number is a number, a truth value is none of both.
@@ -70,7 +71,8 @@ def read(file: str) -> dict[str, Any]:
   size = given.get("model_size", "1.1B")
   if size not in SIZES:
     raise ValueError(f"{file}: model_size={size!r} must be one of {', '.join(SIZES)}")
-  return {**DEFAULTS, **{key: place.format(size) for key, place in PLACES.items()}, "model_size": size, **given}
+  found = {key: place.format(size) for key, place in PLACES.items()}
+  return {**DEFAULTS, **found, "model_size": size, **given}
 
 
 def command_of(settings: dict[str, Any], more: list[str]) -> list[str]:
@@ -138,7 +140,7 @@ class _Both:
 def logged(file: pathlib.Path) -> Iterator[None]:
   """Adds the program's log, and the line that says why it ended, to a file."""
   file.parent.mkdir(parents=True, exist_ok=True)
-  with file.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(_Both(sys.stderr, log)):  # type: ignore
+  with file.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(_Both(sys.stderr, log)):
     # absl has taken hold of standard error before, so its records come by a handler of their own.
     handler = python_logging.StreamHandler(log)
     handler.setFormatter(logging.PythonFormatter())

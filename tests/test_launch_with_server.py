@@ -15,8 +15,8 @@ from tests.program import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import launch_with_server  # noqa: E402  Scripts are no package.
-import launch_words  # noqa: E402
+import launch_with_server
+import launch_words
 
 CPU = {"JAX_PLATFORMS": "cpu"}
 GPUS = {"CUDA_VISIBLE_DEVICES": "0,1,4,5"}
@@ -38,7 +38,8 @@ WRONG = [
   (["optim.lr=1"], "the config is missing, got 'optim.lr=1'"),
   (["configs/sftt.py"], "did you mean 'configs/sft.py'?"),
   (["configs/run/teacher_sft.yaml"], "there is no file 'configs/run/teacher_sft.yaml'"),
-  (["configs/sft.py:smoke", "optim.lrr=1"], "there is no field config.optim.lrr; did you mean 'config.optim.lr'?"),
+  (["configs/sft.py:smoke", "optim.lrr=1"], "there is no field config.optim.lrr; did you mean "
+                                            "'config.optim.lr'?"),
   (["configs/sft.py:smoke", "learning_rate=1"], "did you mean 'config.optim.lr'?"),
   (["configs/sft.py:smoke", "optim.lr=fast"], "must be a number"),
   (["configs/sft.py:smoke", "policy.kl_weight=1"], "policy.kl_weight"),
@@ -88,8 +89,8 @@ def test_a_server_gets_the_room_that_a_config_asks_for(monkeypatch):
   monkeypatch.chdir(ROOT)
   config = launch_words.read(["configs/grpo_arithmetic.py:cpu"]).config
   assert launch_with_server.served_fields(config) == {}
-  config = launch_words.read(["configs/grpo_arithmetic.py:cpu", "sampler.max_tokens=5000", "data.group_size=256",
-                              "data.batch_rows=256"]).config  # fmt: skip
+  words = ["sampler.max_tokens=5000", "data.group_size=256", "data.batch_rows=256"]
+  config = launch_words.read(["configs/grpo_arithmetic.py:cpu", *words]).config
   assert launch_with_server.served_fields(config) == {
     "serve.room_tokens": 5008, "serve.max_tokens": 5000, "serve.max_completions": 256}  # fmt: skip
 
@@ -119,7 +120,8 @@ def start(tmp_path, *words, numbers=("1", "1")):
          "ATLAS_PYTHON": sys.executable}  # fmt: skip
   command = ["bash", "scripts/launch_with_server.sh", *numbers, "configs/grpo_arithmetic.py:smoke",
              f"workdir={tmp_path}/run", *QUIET, *words]  # fmt: skip
-  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  pipe = subprocess.PIPE
+  return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def processes_of(folder):

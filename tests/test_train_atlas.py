@@ -1,4 +1,4 @@
-"""The script that trains on ranked responses by a file of settings: what it reads, refuses, leaves and resumes."""
+"""The script that trains on ranked responses by a file of settings: what it reads, leaves and refuses."""
 
 import contextlib
 import json
@@ -13,8 +13,8 @@ from scripts import train_atlas
 from tests import helpers
 from tests.tuning import write_rows
 
-QUIET = ["--config.monitor.tensorboard=False", "--config.monitor.report=False", "--config.eval.sample_tokens=0",
-         "--config.eval.batch_rows=8"]  # fmt: skip
+QUIET = ["--config.monitor.tensorboard=False", "--config.monitor.report=False",
+         "--config.eval.sample_tokens=0", "--config.eval.batch_rows=8"]  # fmt: skip
 ROWS = [{"prompt": f"{n}+1=", "responses": [{"text": str(n + 1), "rank": 1}, {"text": "no", "rank": 2}]}
         for n in range(24)]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a pipeline hands over: a model as Hugging Face has it, and a manifest that accounts for it."""
+"""The checkpoint of a pipeline: a model as Hugging Face has it, and a manifest that accounts for it."""
 import hashlib
 import pathlib
 import shutil
@@ -64,11 +64,10 @@ def _manifest(plan: Plan, part: pathlib.Path, data: Mapping[str, Any], measured:
       "step": exported["step"], "params": exported["params"], "architecture": exported["architecture"],
       "parent": parent_of(plan),
       "protocol": json_file.read_sealed(protocol) if protocol.is_file() else None,
-      "chat_template_sha256": hashlib.sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
+      "chat_template_sha256": sha256(template) if template.is_file() else None,
       "longest": {"prompt_tokens": prompt_tokens(config), "completion_tokens": config.sampler.max_tokens,
                   "model_tokens": export.longest_tokens(config)},
-      "data": {**data["data"], "source": data["source"], "sessions": data["sessions"], "let_in": data["let_in"],
-               "filters": data["filters"]},
+      "data": {**data["data"], **{name: data[name] for name in ("source", "sessions", "let_in", "filters")}},
       "metrics": {name: one["metrics"] if one else None for name, one in measured.items()},
       "files": {str(file.relative_to(part)): {"bytes": one["bytes"], "sha256": one["sha256"]}
                 for file, one in zip(files, hashes, strict=True)}}
@@ -86,7 +85,7 @@ def role_of(config: Any) -> str:
 
 
 def parent_of(plan: Plan) -> dict[str, Any]:
-  """Returns what a training started from: its name, and the version that its manifest makes, if it has one."""
+  """Returns what a training started from: its name, and its version, if it has a manifest."""
   first = plan.sft or plan.training
   path = first.config.model.path
   if path is None:
@@ -94,12 +93,18 @@ def parent_of(plan: Plan) -> dict[str, Any]:
   folder = pathlib.Path(path).expanduser()
   known = (folder / places.MANIFEST).is_file()
   # The name alone: where it lay says nothing on another machine.
-  return {"model": path if path.startswith("hf:") else folder.name, "version": version(folder) if known else None}
+  name = path if path.startswith("hf:") else folder.name
+  return {"model": name, "version": version(folder) if known else None}
 
 
 def version(folder) -> str:
   """Returns the version of a checkpoint: the SHA-256 of its manifest."""
-  return hashlib.sha256((pathlib.Path(folder) / places.MANIFEST).read_bytes()).hexdigest()
+  return sha256(pathlib.Path(folder) / places.MANIFEST)
+
+
+def sha256(file: pathlib.Path) -> str:
+  """Returns the SHA-256 of a small file."""
+  return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check(folder) -> dict[str, Any]:
@@ -112,7 +117,8 @@ def check(folder) -> dict[str, Any]:
   file = root / places.MANIFEST
   manifest = json_file.read_sealed(file, remedy=REMEDY, needed=True)
   if manifest.get("format") != FORMAT:
-    raise Damaged(file, f"has the format {manifest.get('format')!r}, and this program reads {FORMAT!r}", REMEDY)
+    raise Damaged(file, f"has the format {manifest.get('format')!r}, and this program reads "
+                        f"{FORMAT!r}", REMEDY)
   for name, recorded in manifest["files"].items():
     one = inside.path(root, name, named_by=file, remedy=REMEDY)
     if not one.is_file():

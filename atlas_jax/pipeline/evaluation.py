@@ -1,15 +1,14 @@
-"""Measures a model on the held-out questions of a plan: before a training by itself, after it from its summary."""
+"""Measures a model on the held-out questions of a plan: before a training, and after it from its summary."""
 import math
 import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from atlas_jax import closing, command, evals, modes, recipes, train
-from atlas_jax import config as configs
+from atlas_jax import closing, evals, modes, recipes, train
 from atlas_jax.language import runs
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.pipeline.plan import Training
+from atlas_jax.pipeline.plan import Training, changed
 from atlas_jax.state import LoadedParams, Trained
 
 PREFIXES = ("teaching_", "val_")  # Of the numbers of an evaluation in a summary.
@@ -57,8 +56,7 @@ def of_summary(summary: Mapping[str, Any]) -> dict[str, Any] | None:
 def from_model(training: Training, run: pathlib.Path) -> Training:
   """Returns a training that starts from the model of another run."""
   fields = {**training.overrides, "model.path": str(run), "data.tokenizer": "model"}
-  return training._replace(overrides=fields,
-                           config=configs.resolve(command.read_config(training.spec, fields)))
+  return changed(training, fields)
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -63,7 +63,8 @@ def _report(source: str, selection: sources.Selection, written: int, counts: Cou
   dropped = {name: {"sessions": count, "why": filters.REASONS[name]}
              for name, count in selection.dropped.most_common()}
   seen = sum(selection.dropped.values()) + selection.kept.to_json()["records"]
-  return {"source": source, "sessions": seen, "let_in": written, "questions": len(groups), "left_out": dropped,
+  return {"source": source, "sessions": seen, "let_in": written, "questions": len(groups),
+          "left_out": dropped,
           "rejected_lines": lines["rejected"] if lines else 0, "lines": lines,
           "with_ground_truth": counts["ground_truth"], "with_guidance": counts["guidance"],
           "with_reward": counts["reward"], "filters": selection.filters.to_json(),
@@ -75,15 +76,21 @@ def in_words(report: dict[str, Any]) -> str:
   left = [f"{one['sessions']} {name} ({one['why']})" for name, one in report["left_out"].items()]
   if report["rejected_lines"]:
     left.append(f"{report['rejected_lines']} lines rejected, see {places.REJECTS}")
-  return (f"{report['let_in']} of {report['sessions']} sessions let in, with {report['questions']} different "
-          f"questions, {report['with_ground_truth']} with a right answer; left out: {', '.join(left) or 'none'}")
+  return (f"{report['let_in']} of {counted(report['sessions'], 'session')} let in, with "
+          f"{counted(report['questions'], 'question')}, {report['with_ground_truth']} with a right answer; "
+          f"left out: {', '.join(left) or 'none'}")
+
+
+def counted(number: int, noun: str) -> str:
+  """Returns a number of things in words."""
+  return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check(report: dict[str, Any]) -> None:
   """Refuses data that nothing can be learnt from."""
   if not report["let_in"]:
-    raise ValueError(f"{report['source']}: {in_words(report)}. Review the sessions (arc-atlas review sessions, "
-                     "arc-atlas review approve ID), or change the filters, such as --override "
+    raise ValueError(f"{report['source']}: {in_words(report)}. Review the sessions (arc-atlas review "
+                     "sessions, arc-atlas review approve ID), or change the filters, such as --override "
                      "traces.review_status=approved,pending")
 
 
@@ -107,8 +114,9 @@ def _counted(found: Iterator[FoundTrace], split_by: str, counts: Counter, groups
              ) -> Iterator[dict[str, Any]]:
   for one in found:
     trace = one.trace
-    counts.update({"ground_truth": trace.ground_truth is not None, "guidance": trace.has_guidance,
-                   "reward": trace.reward.has_verdict})
+    facts = {"ground_truth": trace.ground_truth is not None, "guidance": trace.has_guidance,
+             "reward": trace.reward.has_verdict}
+    counts.update(name for name, holds in facts.items() if holds)
     groups.add(split.key(trace, split_by))
     yield trace.to_json()
 

@@ -16,7 +16,8 @@ def draw(found: Mapping[str, Any], target: pathlib.Path) -> bool:
   """Draws a report into a PNG file; returns False, and draws nothing, where it has no accuracy."""
   made = found["evaluations"]
   names = {f"teaching_{name}": words for name, words in TEACHING.items()} | OTHERS
-  shown = {name: words for name, words in names.items() if any(name in one["metrics"] for one in made.values())}
+  shown = {name: words for name, words in names.items()
+           if any(name in one["metrics"] for one in made.values())}
   if not shown:
     return False
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import, and of no use to a plan.

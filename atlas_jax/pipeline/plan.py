@@ -1,4 +1,4 @@
-"""The plan of a pipeline: which stages, with which settings, on which data; resolved before anything is done."""
+"""The plan of a pipeline: its stages, settings and data, resolved before anything is done."""
 import pathlib
 import re
 from collections.abc import Mapping
@@ -18,10 +18,11 @@ DEMO_FIELDS = {"data.max_prompt_tokens": "512", "data.overlong": "truncate"}
 FEW_STEPS = 10  # Updates of a demonstration on too few sessions.
 LEAST_GROUPS = 2  # Questions: one to train on, one to hold out.
 # Fields that the pipeline sets, and the flag that they follow from.
-OURS = {"data.name": None, "data.files": "--export-path or --database-url", "data.held_out_frac": "--eval-ratio",
-        "traces.rejects_file": None, "traces.max_age_days": "--max-age-days"}
-FILTERS = ("review_status", "status", "min_reward", "learning_key", "lane", "verified", "guidance", "versions",
-           "require_ground_truth")
+OURS = {"data.name": None, "data.files": "--export-path or --database-url",
+        "data.held_out_frac": "--eval-ratio", "traces.rejects_file": None,
+        "traces.max_age_days": "--max-age-days"}
+FILTERS = ("review_status", "status", "min_reward", "learning_key", "lane", "verified", "guidance",
+           "versions", "require_ground_truth")
 
 
 class PipelineSettings(NamedTuple):
@@ -53,8 +54,8 @@ class Training(NamedTuple):
 
   def to_json(self) -> dict[str, Any]:
     """Returns what a plan shows of it."""
-    return {"stage": self.name, "recipe": self.config.recipe, "config": self.spec, "overrides": self.overrides,
-            "workdir": str(self.workdir), "settings": self.config.to_dict()}
+    return {"stage": self.name, "recipe": self.config.recipe, "config": self.spec,
+            "overrides": self.overrides, "workdir": str(self.workdir), "settings": self.config.to_dict()}
 
 
 class Plan(NamedTuple):
@@ -70,7 +71,8 @@ class Plan(NamedTuple):
     """Returns the plan as it is printed."""
     source = self.settings.export_path or shown_url(self.settings.database_url or "")
     trainings = [one.to_json() for one in (self.sft, self.training) if one is not None]
-    return {"source": source, "output_dir": str(self.output), "held_out_frac": held_out_frac(self.training.config),
+    return {"source": source, "output_dir": str(self.output),
+            "held_out_frac": held_out_frac(self.training.config),
             "max_samples": self.settings.max_samples, "demonstration": self.is_demo,
             "filters": filters_of(self.training.config, self.settings.max_age_days),
             "stages": places.stages(has_sft=self.sft is not None), "trainings": trainings,
@@ -85,17 +87,18 @@ def resolve(settings: PipelineSettings) -> Plan:
   """
   if bool(settings.export_path) == bool(settings.database_url):
     raise ValueError(f"--export-path={settings.export_path} and --database-url="
-                     f"{shown_url(settings.database_url or '')}: give one of them, the file of traces or the store")
+                     f"{shown_url(settings.database_url or '')}: give one of them, the file of traces or "
+                     "the store")
   if settings.export_path and not sources.is_store(settings.export_path):
     for one in settings.export_path.split(","):
       if not any(mark in one for mark in "*?[") and not pathlib.Path(one).expanduser().exists():
-        raise ValueError(f"--export-path={settings.export_path}: there is no {one}; arc-atlas export writes one "
-                         "from a store, and --database-url reads the store itself")
+        raise ValueError(f"--export-path={settings.export_path}: there is no {one}; arc-atlas export writes "
+                         "one from a store, and --database-url reads the store itself")
   output = pathlib.Path(settings.output_dir)
   model = None if settings.sft_config is None else str(output / places.RUNS["sft"])
   if model is not None and (given := settings.overrides.get("model.path")) is not None:
-    raise ValueError(f"--override model.path={given}: with --sft training starts from what was tuned; give the "
-                     "model by --sft-override model.path=FOLDER")
+    raise ValueError(f"--override model.path={given}: with --sft training starts from what was tuned; give "
+                     "the model by --sft-override model.path=FOLDER")
   training = _training("train", settings, settings.config, settings.overrides, output, model=model)
   _check(training.config)
   sft = None
@@ -104,10 +107,10 @@ def resolve(settings: PipelineSettings) -> Plan:
     split = {"data.held_out_frac": str(held_out_frac(training.config)),
              **{f"traces.{name}": str(training.config.traces[name]) for name in ("split_by", "split_seed")}}
     if both := [name for name in split if name in settings.sft_overrides]:
-      raise ValueError(f"--sft-override {both[0]}={settings.sft_overrides[both[0]]}: the split is that of the "
-                       f"training; set it by {'--eval-ratio' if 'held' in both[0] else '--override'}")
-    given = {**_filters_given(settings.overrides), **settings.sft_overrides, **split}
-    sft = _training("sft", settings._replace(eval_ratio=None), settings.sft_config, given, output, model=None)
+      raise ValueError(f"--sft-override {both[0]}={settings.sft_overrides[both[0]]}: the split is that of "
+                       f"the training; set it by {'--eval-ratio' if 'held' in both[0] else '--override'}")
+    fields = {**_filters_given(settings.overrides), **settings.sft_overrides, **split}
+    sft = _training("sft", settings._replace(eval_ratio=None), settings.sft_config, fields, output, model=None)
   return Plan(settings, output, sft, training, is_demo(settings.config))
 
 
@@ -117,8 +120,8 @@ def _filters_given(overrides: Mapping[str, str]) -> dict[str, str]:
   return {name: value for name, value in overrides.items() if name in names}
 
 
-def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[str, str], output: pathlib.Path, *,
-              model: str | None) -> Training:
+def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[str, str],
+              output: pathlib.Path, *, model: str | None) -> Training:
   flag = "--override" if name == "train" else "--sft-override"
   for field, instead in OURS.items():
     if field in given and not (name == "sft" and field == "data.held_out_frac"):
@@ -140,8 +143,8 @@ def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[s
 def _check(config: Any) -> None:
   """Refuses a training whose result could not be handed over."""
   if config.model.kind != "decoder":
-    raise ValueError(f"config.model.kind={config.model.kind!r}: {places.CHECKPOINT}/ is in the layout of Hugging "
-                     "Face, which decoders alone have; train with model.kind=decoder")
+    raise ValueError(f"config.model.kind={config.model.kind!r}: {places.CHECKPOINT}/ is in the layout of "
+                     "Hugging Face, which decoders alone have; train with model.kind=decoder")
   if config.recipe == "ranked":
     raise ValueError("config.recipe='ranked': pairs of attempts are trained by scripts/train_atlas.py; a "
                      "pipeline has recipes teacher, grpo, gkd and sft")
@@ -159,7 +162,13 @@ def without_held_out(training: Training) -> Training:
   if is_demo(training.spec) and steps is not None:
     fields["optim.steps"] = str(min(steps, FEW_STEPS))
     fields["optim.warmup_steps"] = str(min(training.config.optim.warmup_steps, FEW_STEPS // 2))
-  return training._replace(overrides=fields, config=configs.resolve(command.read_config(training.spec, fields)))
+  return changed(training, fields)
+
+
+def changed(training: Training, overrides: dict[str, str]) -> Training:
+  """Returns a training with other overrides."""
+  config = configs.resolve(command.read_config(training.spec, overrides))
+  return training._replace(overrides=overrides, config=config)
 
 
 def is_demo(spec: str) -> bool:
@@ -168,7 +177,7 @@ def is_demo(spec: str) -> bool:
 
 
 def filters_of(config: Any, max_age_days: float | None) -> dict[str, Any]:
-  """Returns the filters of traces, as --override traces.NAME=VALUE sets them, those that ask for something."""
+  """Returns the filters of traces that ask for something; --override traces.NAME=VALUE sets one."""
   found = {name: config.traces[name] for name in FILTERS if config.traces[name] is not None}
   return found if max_age_days is None else {**found, "max_age_days": max_age_days}
 

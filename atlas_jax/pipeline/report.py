@@ -1,10 +1,12 @@
 """The report of a pipeline, as JSON, Markdown and a picture: before and after, and what got worse."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas_jax.evals import teaching
 from atlas_jax.files import write
 from atlas_jax.files.damage import clipped
+from atlas_jax.monitor import report as run_report
+from atlas_jax.monitor.idle import LEARNABLE
 from atlas_jax.pipeline import ingest, picture, places
 from atlas_jax.pipeline.plan import Plan, held_out_frac
 
@@ -21,7 +23,8 @@ SHOWN = {
     "teaching_teaching_efficiency_score": "TES, gain times completion per 1,000 tokens",
     "teaching_completion_rate": "guided answers that end by themselves",
     "teaching_token_efficiency": "tokens that guided answers save",
-    "teaching_guidance_tokens": "tokens of a guidance", "teaching_leaked_frac": "guidance that holds the answer",
+    "teaching_guidance_tokens": "tokens of a guidance", "teaching_leaked_frac": "guidance that holds the "
+                                                                                "answer",
     "teaching_malformed_frac": "replies that are none", "teaching_t_p": "p of the paired t-test",
     "teaching_mcnemar_p": "p of McNemar's test", "teaching_cohens_d": "Cohen's d of the pairs",
     "teaching_contaminated_frac": "held-out prompts that show the answer",
@@ -42,7 +45,7 @@ def make(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any]) -> di
     data: of the ingest.
     measured: evaluations by name; None for one that was not made.
   """
-  found = contents(plan, data, measured)
+  found = contents(plan, data, measured, run_report.read_metrics(plan.training.workdir))
   write.json(plan.output / places.EVAL, found)
   write.whole(plan.output / places.EVAL_TEXT, text(found))
   target = plan.output / places.EVAL_PICTURE
@@ -51,8 +54,9 @@ def make(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any]) -> di
   return found
 
 
-def contents(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what eval.json holds."""
+def contents(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any],
+             rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns what eval.json holds; `rows` are the metrics of the training."""
   made = {name: one for name, one in measured.items() if one}
   before, after = ((made[name]["metrics"] if name in made else {}) for name in ("before", "after"))
   change = {name: after[name] - before[name] for name in after if name in before and _is_value(name)}
@@ -61,7 +65,8 @@ def contents(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any]) -
       "recipe": config.recipe, "config": plan.training.spec, "seed": config.seed, "data": dict(data),
       "held_out_frac": held_out_frac(config), "evaluations": made, "change": change,
       "intervals": "95%, bootstrap over questions",
-      "student_over_itself": _of_student(before, after), "warnings": warnings(plan, data, made)}
+      "student_over_itself": _of_student(before, after),
+      "warnings": warnings(plan, data, made, learnable(rows))}
 
 
 def _of_student(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any] | None:
@@ -73,20 +78,29 @@ def _of_student(before: Mapping[str, float], after: Mapping[str, float]) -> dict
                                       baseline_tokens=before.get("val_length_tokens"))
 
 
-def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-  """Returns what a reader must know before believing a number."""
+def learnable(rows: Sequence[Mapping[str, Any]]) -> float | None:
+  """Returns the largest fraction of completions of an update that taught anything; None: not known."""
+  known = [row[LEARNABLE] for row in rows if LEARNABLE in row]
+  return max(known, default=None)
+
+
+def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any], learnt: float | None) -> list[str]:
+  """Returns what a reader must know before believing a number; `learnt` is of `learnable`."""
   found = []
   if plan.is_demo:
     found.append("The config is a demonstration: a small model that shows the way and learns little.")
   if not made:
-    found.append("Nothing was evaluated, because no question was held out: there is no evidence that the teacher "
-                 "helps, or does no harm.")
+    found.append("Nothing was evaluated, because no question was held out: there is no evidence that the "
+                 "teacher helps, or does no harm.")
   if data["questions"] < ingest.FEW:
-    found.append(f"There are {data['questions']} different questions, fewer than {ingest.FEW}: too few to learn "
-                 "from, and for a measurement to mean anything.")
+    found.append(f"The sessions ask {ingest.counted(data['questions'], 'question')}, fewer than "
+                 f"{ingest.FEW}: too few to learn from, and for a measurement to mean anything.")
+  if learnt is not None and learnt == 0:
+    found.append("No update had anything to learn from: all completions of a question earned the same. Look "
+                 "at train/completions/, and at docs/guides/learns_nothing.md.")
   if data["with_ground_truth"] < data["let_in"]:
-    found.append(f"{data['let_in'] - data['with_ground_truth']} of {data['let_in']} sessions have no right answer, "
-                 "and a grader that compares with one leaves them out.")
+    found.append(f"{data['let_in'] - data['with_ground_truth']} of {data['let_in']} sessions have no right "
+                 "answer, and a grader that compares with one leaves them out.")
   after = made["after"]["metrics"] if "after" in made else {}
   ndr = after.get("teaching_non_degradation_rate")
   if ndr is not None and ndr < 0.97:
@@ -109,8 +123,8 @@ def text(found: Mapping[str, Any]) -> str:
   lines = [f"# {found['recipe']}: before and after", "", ingest.in_words(found["data"]) + ".", ""]
   lines += [f"- **{one}**" for one in found["warnings"]] + ([""] if found["warnings"] else [])
   if columns:
-    lines += [f"{100 * found['held_out_frac']:g}% of the questions were held out, and asked with the same seeds each "
-              f"time. Intervals: {found['intervals']}.", "",
+    lines += [f"{100 * found['held_out_frac']:g}% of the questions were held out, and asked with the same "
+              f"seeds each time. Intervals: {found['intervals']}.", "",
               f"| | {' | '.join(COLUMNS[name] for name in columns)} | change |",
               f"| --- |{' --- |' * (len(columns) + 1)}"]
     for name, words in SHOWN.items():
@@ -127,7 +141,8 @@ def cell(metrics: Mapping[str, float], name: str) -> str:
   if name not in metrics:
     return "–"
   low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
-  return f"{metrics[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else "")
+  interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+  return f"{metrics[name]:.4g}{interval}"
 
 
 def _worst(made: Mapping[str, Any], columns: list[str]) -> list[str]:
@@ -139,7 +154,8 @@ def _worst(made: Mapping[str, Any], columns: list[str]) -> list[str]:
            "| question | without | guidance | with |", "| --- | --- | --- | --- |"]
   for row in rows:
     shown = [_short(row.get(name)) for name in ("question", "baseline", "guidance", "guided")]
-    lines.append(f"| {shown[0]} | {shown[1]} ({row['without']:g}) | {shown[2]} | {shown[3]} ({row['with']:g}) |")
+    lines.append(f"| {shown[0]} | {shown[1]} ({row['without']:g}) | {shown[2]} | {shown[3]} "
+                 f"({row['with']:g}) |")
   return lines
 
 

@@ -70,11 +70,11 @@ def _fitted(plan: Plan, data: Mapping[str, Any]) -> Plan:
   """
   if held_out_frac(plan.training.config) == 0 or data["questions"] >= LEAST_GROUPS:
     return plan
-  said = (f"{ingest.in_words(dict(data))}. {data['questions']} question cannot be divided into some to train on "
-          "and some to hold out")
+  said = (f"{ingest.in_words(dict(data))}. {ingest.counted(data['questions'], 'question')} cannot be "
+          "divided into some to train on and some to hold out")
   if not (plan.is_demo or plan.settings.allow_few):
-    raise ValueError(f"{said}; review more sessions, or give --allow-few (or --eval-ratio=0) to train on what "
-                     "there is, without any evaluation")
+    raise ValueError(f"{said}; review more sessions, or give --allow-few (or --eval-ratio=0) to train on "
+                     "what there is, without any evaluation")
   logging.warning("%s: it is trained on, nothing is held out, and no evaluation is made%s", said,
                   ", because the config is a demonstration" if plan.is_demo else "")
   return plan._replace(training=without_held_out(plan.training),
@@ -99,7 +99,7 @@ def _before(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _evaluated(plan: Plan, name: str, training: Training, inputs: Mapping[str, Any], *,
                prepare: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
-  """Measures the model that a training starts from, once `prepare` has made it; None if nothing is held out."""
+  """Measures what a training starts from, once `prepare` has made it; None if nothing is held out."""
   if not held_out_frac(training.config):
     return None
   file = pathlib.Path(places.EVALUATIONS) / f"{name}.json"
@@ -144,7 +144,8 @@ def _stage(plan: Plan, name: str, inputs: Mapping[str, Any], work: Callable[[], 
     if done["inputs_sha256"] != digest:
       differ = sorted(key for key in {*inputs, *done["inputs"]} if inputs.get(key) != done["inputs"].get(key))
       raise ValueError(f"--output-dir={plan.output}: the stage {name} was done with other settings or data "
-                       f"({', '.join(differ)}); choose another --output-dir, or delete {record} to do the stage again")
+                       f"({', '.join(differ)}); choose another --output-dir, or delete {record} to do the "
+                       "stage again")
     if _hashes(plan, outputs) == done["outputs"]:
       logging.info("%s: done before", name)
       return done["result"]

@@ -114,7 +114,8 @@ def add(app: Any, service: Service) -> None:
 
   async def refuse(request: Request) -> Response:
     service.access.tenant(request.headers)
-    raise ApiError(501, f"{request.url.path}: weights come whole, as a file in config.serve.weights_folder that "
+    raise ApiError(501, f"{request.url.path}: weights come whole, as a file in config.serve.weights_folder "
+                        "that "
                    "POST /v1/weights names with its version", code="not_implemented")
 
   for path in CLOSED:

@@ -1,4 +1,4 @@
-"""The routes of a rollout server beside those of the original, call by call; where ours differ stands by name."""
+"""The routes of a rollout server beside those of the original, call by call, with what differs by name."""
 import json
 
 import pytest
@@ -87,7 +87,8 @@ def test_a_regular_expression_is_followed(client):
   client.refused("/generate/", {"prompts": ["x"], "guided_decoding_regex": "("})
 
 
-WRONG = [{"prompts": []}, {"prompts": [1]}, {"prompts": ["a"], "stream": True}, {"prompts": ["a"], "temprature": 1}]
+WRONG = [{"prompts": []}, {"prompts": [1]}, {"prompts": ["a"], "stream": True},
+         {"prompts": ["a"], "temprature": 1}]  # fmt: skip
 
 
 @pytest.mark.parametrize("body", WRONG)
