@@ -141,13 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags.FLAGS.mark_as_parsed()  # absl logs only after this.
   start_log()
   began = time.time()
-  output = None
   try:
     resolved = plan.resolve(settings_of(asked))
-    if asked.dry_run:
-      print(json.dumps(resolved.to_json(), indent=2))
-      return 0
-    output = str(resolved.output)
+  except ValueError as error:
+    print(f"run_offline_pipeline: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+  if asked.dry_run:
+    print(json.dumps(resolved.to_json(), indent=2))
+    return 0
+  try:
     with signals.StopSignals(lambda code: hosts.leave(code, "ended by a second signal")):
       hosts.start(None, 1)
       found = stages.run(resolved)
@@ -157,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"run_offline_pipeline: stopped in the stage {stopped}; the same command goes on", file=sys.stderr)
     return signals.STOPPED
   except (Exception, KeyboardInterrupt) as error:
-    line = explain(error, output)
+    line = explain(error, str(resolved.output))
     if line is None:
       raise
     print(f"run_offline_pipeline: {line}", file=sys.stderr, flush=True)

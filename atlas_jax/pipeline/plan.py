@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from atlas_jax import command
+from atlas_jax import command, readers
 from atlas_jax import config as configs
 from atlas_jax.data.traces import sources
 from atlas_jax.pipeline import places
@@ -12,6 +12,7 @@ from atlas_jax.pipeline import places
 CONFIG = "configs/teacher_rcl.py"
 GKD_CONFIG = "configs/teacher_gkd.py"
 SFT_CONFIG = "configs/teacher_sft.py"
+RECIPES = ("teacher", "grpo", "gkd", "sft")
 DEMOS = ("cpu", "smoke")  # Arguments of configs that show the way and learn little.
 # What a demonstration has besides: its questions may be longer than those that its config is made for.
 DEMO_FIELDS = {"data.max_prompt_tokens": "512", "data.overlong": "truncate"}
@@ -127,8 +128,11 @@ def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[s
     if field in given and not (name == "sft" and field == "data.held_out_frac"):
       hint = f"; it follows from {instead}" if instead else ""
       raise ValueError(f"{flag} {field}={given[field]}: the pipeline sets this field{hint}")
-  fields = {**(DEMO_FIELDS if is_demo(spec) and name == "train" else {}), **given, "data.name": sources.NAME,
-            "data.files": str(output / places.TRACES)}
+  plain = command.read_config(spec)
+  _check(plain)
+  plain.data.name = sources.NAME
+  demo = {field: value for field, value in DEMO_FIELDS.items() if is_demo(spec) and readers.is_read(plain, field)}
+  fields = {**demo, **given, "data.name": sources.NAME, "data.files": str(output / places.TRACES)}
   if settings.eval_ratio is not None:
     fields["data.held_out_frac"] = str(settings.eval_ratio)
   if settings.wandb_project is not None or settings.wandb_run_name is not None:
@@ -142,12 +146,15 @@ def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[s
 
 def _check(config: Any) -> None:
   """Refuses a training whose result could not be handed over."""
+  if config.recipe == "ranked":
+    raise ValueError("config.recipe='ranked': pairs of attempts are trained by scripts/train_atlas.py; a "
+                     "pipeline has the recipes teacher, grpo, gkd and sft")
+  if config.recipe not in RECIPES and "." not in config.recipe:
+    raise ValueError(f"config.recipe={config.recipe!r} does not learn from traces; a pipeline has the "
+                     f"recipes {', '.join(RECIPES)}")
   if config.model.kind != "decoder":
     raise ValueError(f"config.model.kind={config.model.kind!r}: {places.CHECKPOINT}/ is in the layout of "
                      "Hugging Face, which decoders alone have; train with model.kind=decoder")
-  if config.recipe == "ranked":
-    raise ValueError("config.recipe='ranked': pairs of attempts are trained by scripts/train_atlas.py; a "
-                     "pipeline has recipes teacher, grpo, gkd and sft")
 
 
 def held_out_frac(config: Any) -> float:
@@ -184,4 +191,4 @@ def filters_of(config: Any, max_age_days: float | None) -> dict[str, Any]:
 
 def shown_url(url: str) -> str:
   """Returns a URL without its password."""
-  return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+  return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
