@@ -177,7 +177,7 @@ class TraceReader:
     """Returns the trace of a line, None for one that was there before."""
     text = _text(line, first=number == 1)
     try:
-      value = json_text.parse(text, nan=True, halves=True)
+      value = json_text.parse(text, nan=True, unchecked=True)
       if decoder is not None:
         value = decoder.decode(value)
     except json.JSONDecodeError as error:
@@ -189,8 +189,7 @@ class TraceReader:
     if not isinstance(value, dict):
       raise _LineError("object", f"is {type(value).__name__}, not an object with fields")
     try:
-      # A compact line repeats what other lines say, so that its own text does not tell what it holds.
-      found = Trace.from_json(value, clean=decoder is None and storable.is_clean(text))
+      found = Trace.from_json(value)
     except (RecursionError, ValueError) as error:
       raise _LineError("field", error) from error
     if self._is_duplicate(where, found, line if decoder is None else found.sha256.encode()):

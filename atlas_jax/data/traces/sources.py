@@ -1,8 +1,8 @@
 """Traces as the data of recipes: config.data.name="traces", with config.data.files and config.traces.
 
 config.data.files names files of traces, see `jsonl`, or a store: a URL, sqlite:///PATH or postgresql://...,
-or env:NAME, the environment's variable that holds one. A URL with a password is refused here, for the config is
-written to the run's folder. A store is opened by `open_store(url)` of `atlas_jax.data.traces.store`, whose
+or env:NAME, the environment's variable that holds one. A URL with a password is refused here, for the config
+is written to the run's folder. A store is opened by `open_store(url)` of `atlas_jax.data.traces.store`, whose
 `traces(filters)` yields `jsonl.FoundTrace`.
 
 Every source goes through `selected`, so that the gate of review holds for all of them.
