@@ -1,0 +1,168 @@
+"""Exports a store's sessions as JSON lines, and beside them a manifest that says what they are.
+
+The file appears whole or not at all. The manifest stands beside it as FILE.manifest.json: counts by review
+status and status, the sessions that the review gate held back, the file's hash, and the cursor from which a
+later export goes on.
+"""
+import collections
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from atlas_jax.data.traces import compact
+from atlas_jax.data.traces.selection import PAGE_ROWS, Selection
+from atlas_jax.data.traces.store import TraceStore
+from atlas_jax.data.traces.store_rows import StoredSession
+from atlas_jax.files import write
+
+MANIFEST = ".manifest.json"
+FORMAT = 1  # Of the manifest.
+
+
+@dataclasses.dataclass
+class ExportSummary:
+  """How much was exported.
+
+  Attributes:
+    sessions: records written.
+    steps: in them.
+    review_statuses: sessions by review status.
+    statuses: sessions by status.
+    withheld: sessions by review status that fit all but the review gate.
+    cursor: of the last session that was written, None if none was.
+    newest: the latest time at which one of them began, which a later export takes for `since`.
+  """
+  sessions: int = 0
+  steps: int = 0
+  review_statuses: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  statuses: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  withheld: dict[str, int] = dataclasses.field(default_factory=dict)
+  cursor: str | None = None
+  newest: str | None = None
+
+  def add(self, stored: StoredSession, record: dict[str, Any]) -> None:
+    """Counts a session that was written."""
+    session = stored.rows.session
+    self.sessions += 1
+    self.steps += len(record.get("steps") or [])
+    self.review_statuses[stored.review_status] += 1
+    self.statuses[session["status"]] += 1
+    self.cursor = str(stored.cursor)
+    self.newest = max(filter(None, (self.newest, session["created_at"])))
+
+
+class _NothingToWrite(Exception):
+  """Leaves the writer of a file without a file."""
+
+
+def export(store: TraceStore, output, selection: Selection, *, legacy: bool = False,
+           page_rows: int = PAGE_ROWS) -> ExportSummary:
+  """Writes the sessions of a selection, and the manifest; if there are none, neither.
+
+  Args:
+    store: to read from.
+    output: the file; folders above it are made.
+    selection: which; those named by `ids` come in the order of the ids.
+    legacy: the form of the Atlas SDK in place of the compact one, and its rule for the limit, which counts
+      sessions that are then left out by a filter.
+    page_rows: sessions that are read at once.
+  """
+  path = pathlib.Path(output)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  summary = ExportSummary()
+  digest = hashlib.sha256()
+  try:
+    with write.opened(path) as out:
+      for stored in sessions(store, selection, legacy=legacy, page_rows=page_rows):
+        record = compact.legacy(stored.rows) if legacy else compact.compact(stored.record())
+        line = line_of(record, legacy=legacy)
+        out.write(line)
+        digest.update(line)
+        summary.add(stored, record)
+      if not summary.sessions:
+        raise _NothingToWrite
+  except _NothingToWrite:
+    pass
+  summary.withheld = _withheld(store, selection)
+  if summary.sessions:
+    write.json(path.with_name(path.name + MANIFEST),
+               _manifest(store, path, selection, summary, digest.hexdigest(), legacy))
+  return summary
+
+
+def line_of(record: dict[str, Any], *, legacy: bool) -> bytes:
+  """Returns a record as a line of JSON."""
+  spaces = (", ", ": ") if legacy else (",", ":")
+  return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=spaces).encode() + b"\n"
+
+
+def sessions(store: TraceStore, selection: Selection, *, legacy: bool = False,
+             page_rows: int = PAGE_ROWS) -> Iterator[StoredSession]:
+  """Yields the sessions of a selection; those named by ids in their order."""
+  if selection.ids is not None:
+    yield from _named(store, selection, page_rows)
+  elif not legacy:
+    for page in store.pages(selection, page_rows=page_rows):
+      yield from page
+  else:
+    # The SDK's rule: the limit is of sessions that are looked at.
+    looked_at = selection.changed(review_statuses=None, statuses=None)
+    for page in store.pages(looked_at, page_rows=page_rows):
+      yield from (stored for stored in page if _passes(stored, selection))
+
+
+def _named(store: TraceStore, selection: Selection, page_rows: int) -> Iterator[StoredSession]:
+  assert selection.ids is not None
+  ids = list(dict.fromkeys(selection.ids))
+  remaining = selection.limit
+  for start in range(0, len(ids), page_rows):
+    part = ids[start:start + page_rows]
+    found = {stored.id: stored for page in store.pages(
+        selection.changed(ids=tuple(part), limit=None, offset=0), page_rows=page_rows) for stored in page}
+    for number in part:
+      if number in found and (remaining is None or remaining > 0):
+        yield found[number]
+        remaining = None if remaining is None else remaining - 1
+
+
+def _passes(stored: StoredSession, selection: Selection) -> bool:
+  gate, statuses = selection.review_statuses, selection.statuses
+  return ((gate is None or stored.review_status in gate)
+          and (statuses is None or stored.rows.session["status"].lower() in statuses))
+
+
+def _withheld(store: TraceStore, selection: Selection) -> dict[str, int]:
+  """Counts, by review status, the sessions that the gate alone keeps out."""
+  gate = selection.review_statuses
+  if gate is None:
+    return {}
+  counted: collections.Counter[str] = collections.Counter()
+  for (review, _), count in store.counts(selection.changed(review_statuses=None)).items():
+    if review not in gate:
+      counted[review] += count
+  return dict(sorted(counted.items()))
+
+
+def _manifest(store: TraceStore, path: pathlib.Path, selection: Selection, summary: ExportSummary,
+              sha256: str, legacy: bool) -> dict[str, Any]:
+  fields = dataclasses.asdict(selection)
+  fields |= {"since": selection.since.isoformat() if selection.since else None,
+             "cursor": str(selection.cursor) if selection.cursor else None}
+  return {
+    "format": FORMAT, "file": path.name, "sha256": sha256, "bytes": path.stat().st_size, "store": store.name,
+    "exported_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "form": "sdk" if legacy else "compact", "sessions": summary.sessions, "steps": summary.steps,
+    "review_statuses": dict(sorted(summary.review_statuses.items())),
+    "statuses": dict(sorted(summary.statuses.items())), "withheld": summary.withheld,
+    "cursor": summary.cursor, "newest": summary.newest, "selection": fields}
+
+
+def missing(store: TraceStore, ids: Sequence[int]) -> list[int]:
+  """Returns the ids of which there is no session."""
+  found = {stored.id for page in store.pages(Selection(review_statuses=None, ids=tuple(ids), most_events=0))
+           for stored in page}
+  return [number for number in ids if number not in found]
