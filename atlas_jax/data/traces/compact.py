@@ -17,7 +17,7 @@ def compact(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a record without what stands in it twice, and without what follows from the rest.
 
   Left out are keys of the metadata that the record has at its top with the same value, keys of a step's
-  metadata that the step has, a step's attempts listed twice, its evaluation beside reward and validation, what
+  metadata that the step has, attempts that are listed twice, an evaluation beside reward and validation, what
   a reward repeats of its raw form, and the results of earlier steps.
   """
   found = dict(record)

@@ -53,7 +53,7 @@ def detect(current: Any, baseline: Sequence[Mapping[str, Any]], settings: DriftS
 
   Returns:
     {alert, drift_alert, reason, score_delta, score_z, score_mad_z, uncertainty_delta, uncertainty_z,
-    uncertainty_mad_z, threshold, window, learning_key, baseline}; numbers are None where they have no meaning,
+    uncertainty_mad_z, threshold, window, learning_key, baseline}; numbers are None if they have no meaning,
     such as z of a baseline without spread. None where `current` is no object.
   """
   if not isinstance(current, Mapping):
