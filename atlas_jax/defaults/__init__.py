@@ -1,11 +1,11 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall`, `serving` and `traces` have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, tuning
+from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, traces, tuning
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -58,6 +58,7 @@ def _fields() -> dict:
           "drop_frac": fraction(0.0),
       },
       "episode": episodes.group(),
+      "traces": traces.group(),
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from atlas_jax.data.traces import connections, drift, export, record, review, rows, selection, store
+from atlas_jax.data.traces import connections, drift, export, record, review, rows, query, store
 from atlas_jax.files import json_lines
 
 URLS = ("STORAGE__DATABASE_URL", "DATABASE_URL")
@@ -101,7 +101,7 @@ def _add_export(commands, environment: Mapping[str, str]) -> None:
   made.add_argument("--status", action="append", help="sessions of this status alone; may be repeated")
   made.add_argument("--trajectory-event-limit", type=_count, default=200,
                     help="the newest so many events of each session")
-  made.add_argument("--batch-size", type=_positive, default=selection.PAGE_ROWS, help="sessions read at once")
+  made.add_argument("--batch-size", type=_positive, default=query.PAGE_ROWS, help="sessions read at once")
   made.add_argument("--include-status", action="append",
                     help="sessions of this review status, in place of approved ones; may be repeated")
   made.add_argument("--include-all-statuses", action="store_true", help="whatever their review says")
@@ -125,7 +125,7 @@ def _add_reviews(reviews, environment: Mapping[str, str]) -> None:
   shown = _command(reviews, "show", _show, environment, "print a session, and who moved it")
   shown.add_argument("session_id", type=_positive)
   shown.add_argument("--quiet", action="store_true", help="the record alone")
-  for name, status in (("approve", selection.APPROVED), ("quarantine", selection.QUARANTINED)):
+  for name, status in (("approve", query.APPROVED), ("quarantine", query.QUARANTINED)):
     made = _command(reviews, name, _decide, environment, f"move sessions to {status}")
     made.add_argument("session_id", type=_positive, nargs="*")
     made.add_argument("--where", action="append", default=[], metavar="NAME=VALUE",
@@ -166,7 +166,7 @@ def _say(arguments, line: str) -> None:
 
 
 def _init(arguments, _: Mapping[str, str]) -> int:
-  with store.TraceStore(connections.connect(arguments.database_url, create=True)) as opened:
+  with store.SqlStore(connections.connect(arguments.database_url, create=True)) as opened:
     applied = opened.migrate()
     done = f"applied {', '.join(map(str, applied))}" if applied else "up to date"
     _say(arguments, f"{opened.name}: tables of version {opened.version()}, {done}")
@@ -176,14 +176,14 @@ def _init(arguments, _: Mapping[str, str]) -> int:
 def _export(arguments, environment: Mapping[str, str]) -> int:
   if arguments.config is not None:
     raise ValueError("--config is not read; give statuses by --include-status, or "
-                     f"{selection.DEFAULT_STATUSES} and {selection.REQUIRE_APPROVAL} in the environment")
-  gate = selection.review_gate(arguments.include_status, arguments.include_all_statuses, environment,
+                     f"{query.DEFAULT_STATUSES} and {query.REQUIRE_APPROVAL} in the environment")
+  gate = query.review_gate(arguments.include_status, arguments.include_all_statuses, environment,
                                legacy=arguments.legacy)
-  wanted = selection.Selection(
+  wanted = query.SessionQuery(
       review_statuses=gate, statuses=tuple(arguments.status) if arguments.status else None,
       ids=tuple(arguments.session_id) if arguments.session_id else None, learning_key=arguments.learning_key,
       since=arguments.since, min_reward=arguments.min_reward, newest_first=not arguments.oldest_first,
-      cursor=selection.Cursor.parse(arguments.cursor) if arguments.cursor else None, offset=arguments.offset,
+      cursor=query.Cursor.parse(arguments.cursor) if arguments.cursor else None, offset=arguments.offset,
       limit=arguments.limit, most_events=arguments.trajectory_event_limit)
   with store.open_store(arguments.database_url) as opened:
     if wanted.ids:
@@ -219,10 +219,10 @@ def _traces(file: str):
 
 
 def _sessions(arguments, _: Mapping[str, str]) -> int:
-  statuses = arguments.status or [selection.PENDING, selection.QUARANTINED]
+  statuses = arguments.status or [query.PENDING, query.QUARANTINED]
   with store.open_store(arguments.database_url) as opened:
     for status in statuses:
-      wanted = selection.Selection(review_statuses=(status.strip().lower(),), newest_first=True,
+      wanted = query.SessionQuery(review_statuses=(status.strip().lower(),), newest_first=True,
                                    limit=arguments.limit, offset=arguments.offset, most_events=0)
       found = [one for page in opened.pages(wanted) for one in page]
       if arguments.quiet:
@@ -263,9 +263,9 @@ def _decide(arguments, _: Mapping[str, str]) -> int:
   return DONE
 
 
-def _where(texts: Sequence[str]) -> selection.Selection:
+def _where(texts: Sequence[str]) -> query.SessionQuery:
   """Returns the pending sessions that fit NAME=VALUE texts."""
-  found = selection.Selection(review_statuses=(selection.PENDING,))
+  found = query.SessionQuery(review_statuses=(query.PENDING,))
   for text in texts:
     name, is_given, value = text.partition("=")
     if not is_given or name not in review.WHERE:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas_jax.data.traces.score import is_outage
-from atlas_jax.data.traces.selection import Selection
-from atlas_jax.data.traces.store import TraceStore
+from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
 from atlas_jax.data.traces.values import as_object
 
@@ -113,19 +113,19 @@ def _first(stats: Mapping[str, Any], names: Sequence[str]) -> float | None:
   return None
 
 
-def guard(store: TraceStore, stored: StoredSession, settings: DriftSettings) -> dict[str, Any] | None:
+def guard(store: SqlStore, stored: StoredSession, settings: DriftSettings) -> dict[str, Any] | None:
   """Returns the finding for a session in a store; None where it has no statistics or no learning key."""
   learning_key = as_object(stored.rows.session["metadata"]).get("learning_key")
   stats = stored.rows.session["reward_stats"]
   if not isinstance(stats, Mapping) or not isinstance(learning_key, str) or not learning_key:
     return None
   if settings.legacy:
-    everything = Selection(review_statuses=None, learning_key=learning_key)
+    everything = SessionQuery(review_statuses=None, learning_key=learning_key)
     return detect(stats, store.baseline(everything, settings.window), settings, learning_key)
   if is_outage(stats):  # No judge answered: that is no score, neither of the session nor of a baseline.
     return None
   # Older ones alone, which leaves out the session itself.
-  older = Selection(learning_key=learning_key, newest_first=True, cursor=stored.cursor)
+  older = SessionQuery(learning_key=learning_key, newest_first=True, cursor=stored.cursor)
   baseline = [one for one in store.baseline(older, settings.window)
               if not (isinstance(one, Mapping) and is_outage(one))]
   return detect(stats, baseline, settings, learning_key)

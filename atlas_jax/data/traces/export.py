@@ -13,9 +13,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from atlas_jax.data.traces import compact
-from atlas_jax.data.traces.selection import PAGE_ROWS, Selection
-from atlas_jax.data.traces.store import TraceStore
+from atlas_jax.data.traces import forms
+from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery
+from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
 from atlas_jax.files import write
 
@@ -59,14 +59,14 @@ class _NothingToWrite(Exception):
   """Leaves the writer of a file without a file."""
 
 
-def export(store: TraceStore, output, selection: Selection, *, legacy: bool = False,
+def export(store: SqlStore, output, query: SessionQuery, *, legacy: bool = False,
            page_rows: int = PAGE_ROWS) -> ExportSummary:
-  """Writes the sessions of a selection, and the manifest; if there are none, neither.
+  """Writes the sessions of a query, and the manifest; if there are none, neither.
 
   Args:
     store: to read from.
     output: the file; folders above it are made.
-    selection: which; those named by `ids` come in the order of the ids.
+    query: which; those named by `ids` come in the order of the ids.
     legacy: the form of the Atlas SDK in place of the compact one, and its rule for the limit, which counts
       sessions that are then left out by a filter.
     page_rows: sessions that are read at once.
@@ -77,8 +77,8 @@ def export(store: TraceStore, output, selection: Selection, *, legacy: bool = Fa
   digest = hashlib.sha256()
   try:
     with write.opened(path) as out:
-      for stored in sessions(store, selection, legacy=legacy, page_rows=page_rows):
-        record = compact.legacy(stored.rows) if legacy else compact.compact(stored.record())
+      for stored in sessions(store, query, legacy=legacy, page_rows=page_rows):
+        record = forms.sdk_form(stored.rows) if legacy else forms.without_copies(stored.record())
         line = line_of(record, legacy=legacy)
         out.write(line)
         digest.update(line)
@@ -87,10 +87,10 @@ def export(store: TraceStore, output, selection: Selection, *, legacy: bool = Fa
         raise _NothingToWrite
   except _NothingToWrite:
     pass
-  summary.withheld = _withheld(store, selection)
+  summary.withheld = _withheld(store, query)
   if summary.sessions:
     write.json(path.with_name(path.name + MANIFEST),
-               _manifest(store, path, selection, summary, digest.hexdigest(), legacy))
+               _manifest(store, path, query, summary, digest.hexdigest(), legacy))
   return summary
 
 
@@ -100,69 +100,69 @@ def line_of(record: dict[str, Any], *, legacy: bool) -> bytes:
   return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=spaces).encode() + b"\n"
 
 
-def sessions(store: TraceStore, selection: Selection, *, legacy: bool = False,
+def sessions(store: SqlStore, query: SessionQuery, *, legacy: bool = False,
              page_rows: int = PAGE_ROWS) -> Iterator[StoredSession]:
-  """Yields the sessions of a selection; those named by ids in their order."""
-  if selection.ids is not None:
-    yield from _named(store, selection, page_rows)
+  """Yields the sessions of a query; those named by ids in their order."""
+  if query.ids is not None:
+    yield from _named(store, query, page_rows)
   elif not legacy:
-    for page in store.pages(selection, page_rows=page_rows):
+    for page in store.pages(query, page_rows=page_rows):
       yield from page
   else:
     # The SDK's rule: the limit is of sessions that are looked at.
-    looked_at = selection.changed(review_statuses=None, statuses=None)
+    looked_at = query.changed(review_statuses=None, statuses=None)
     for page in store.pages(looked_at, page_rows=page_rows):
-      yield from (stored for stored in page if _passes(stored, selection))
+      yield from (stored for stored in page if _passes(stored, query))
 
 
-def _named(store: TraceStore, selection: Selection, page_rows: int) -> Iterator[StoredSession]:
-  assert selection.ids is not None
-  ids = list(dict.fromkeys(selection.ids))
-  remaining = selection.limit
+def _named(store: SqlStore, query: SessionQuery, page_rows: int) -> Iterator[StoredSession]:
+  assert query.ids is not None
+  ids = list(dict.fromkeys(query.ids))
+  remaining = query.limit
   for start in range(0, len(ids), page_rows):
     part = ids[start:start + page_rows]
     found = {stored.id: stored for page in store.pages(
-        selection.changed(ids=tuple(part), limit=None, offset=0), page_rows=page_rows) for stored in page}
+        query.changed(ids=tuple(part), limit=None, offset=0), page_rows=page_rows) for stored in page}
     for number in part:
       if number in found and (remaining is None or remaining > 0):
         yield found[number]
         remaining = None if remaining is None else remaining - 1
 
 
-def _passes(stored: StoredSession, selection: Selection) -> bool:
-  gate, statuses = selection.review_statuses, selection.statuses
+def _passes(stored: StoredSession, query: SessionQuery) -> bool:
+  gate, statuses = query.review_statuses, query.statuses
   return ((gate is None or stored.review_status in gate)
           and (statuses is None or stored.rows.session["status"].lower() in statuses))
 
 
-def _withheld(store: TraceStore, selection: Selection) -> dict[str, int]:
+def _withheld(store: SqlStore, query: SessionQuery) -> dict[str, int]:
   """Counts, by review status, the sessions that the gate alone keeps out."""
-  gate = selection.review_statuses
+  gate = query.review_statuses
   if gate is None:
     return {}
   counted: collections.Counter[str] = collections.Counter()
-  for (review, _), count in store.counts(selection.changed(review_statuses=None)).items():
+  for (review, _), count in store.counts(query.changed(review_statuses=None)).items():
     if review not in gate:
       counted[review] += count
   return dict(sorted(counted.items()))
 
 
-def _manifest(store: TraceStore, path: pathlib.Path, selection: Selection, summary: ExportSummary,
+def _manifest(store: SqlStore, path: pathlib.Path, query: SessionQuery, summary: ExportSummary,
               sha256: str, legacy: bool) -> dict[str, Any]:
-  fields = dataclasses.asdict(selection)
-  fields |= {"since": selection.since.isoformat() if selection.since else None,
-             "cursor": str(selection.cursor) if selection.cursor else None}
+  fields = dataclasses.asdict(query)
+  fields |= {"since": query.since.isoformat() if query.since else None,
+             "cursor": str(query.cursor) if query.cursor else None}
   return {
     "format": FORMAT, "file": path.name, "sha256": sha256, "bytes": path.stat().st_size, "store": store.name,
     "exported_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "form": "sdk" if legacy else "compact", "sessions": summary.sessions, "steps": summary.steps,
     "review_statuses": dict(sorted(summary.review_statuses.items())),
     "statuses": dict(sorted(summary.statuses.items())), "withheld": summary.withheld,
-    "cursor": summary.cursor, "newest": summary.newest, "selection": fields}
+    "cursor": summary.cursor, "newest": summary.newest, "query": fields}
 
 
-def missing(store: TraceStore, ids: Sequence[int]) -> list[int]:
+def missing(store: SqlStore, ids: Sequence[int]) -> list[int]:
   """Returns the ids of which there is no session."""
-  found = {stored.id for page in store.pages(Selection(review_statuses=None, ids=tuple(ids), most_events=0))
+  found = {stored.id for page in store.pages(SessionQuery(review_statuses=None, ids=tuple(ids), most_events=0))
            for stored in page}
   return [number for number in ids if number not in found]

@@ -33,12 +33,11 @@ class Trace:
   sanitized: int = 0
 
   @classmethod
-  def from_json(cls, value: Any, *, clean: bool = False) -> "Trace":
+  def from_json(cls, value: Any) -> "Trace":
     """Reads a record.
 
     Args:
       value: the JSON object.
-      clean: whether its texts and numbers are known to need no replacement, see `storable.is_clean`.
 
     Raises:
       ValueError: if it is no object, a field has a type that it cannot have, or `task` is missing; the
@@ -47,7 +46,7 @@ class Trace:
     if not isinstance(value, dict):
       raise ValueError(f"is {record_fields.kind(value)}, not an object")
     record_fields.check("trace", "", value)
-    found, count = (value, 0) if clean and storable.is_shallow(value) else storable.record(value)
+    found, count = storable.record(value)
     before = found.get("sanitized") or 0
     return cls({**found, "sanitized": before + count} if count else found, before + count)
 
@@ -62,7 +61,7 @@ class Trace:
   @functools.cached_property
   def sha256(self) -> str:
     """Hash of the record: equal for equal records, whatever the order of their keys."""
-    return hashlib.sha256(storable.dumps(self.data, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(storable.canonical(self.data).encode()).hexdigest()
 
   @property
   def identity(self) -> str:

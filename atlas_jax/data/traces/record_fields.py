@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 KINDS: dict[type, str] = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
                           float: "number", type(None): "null"}
-LISTED = {"steps": "step", "attempt_history": "attempt", "attempt_details": "attempt"}
+# (table, field) -> table of the objects that the field lists.
+LISTED = {("trace", "steps"): "step", **{("step", name): "attempt" for name in
+                                         ("attempts", "attempt_history", "attempt_details")}}
 
 
 class Field(NamedTuple):
@@ -115,6 +117,11 @@ REQUIRED = {"trace": ("task",), "step": (), "attempt": ()}
 METADATA_TEXTS = ("status", "created_at", "completed_at", "execution_mode", "learning_key", "review_status")
 
 
+def inner_table(table: str, name: str) -> str | None:
+  """Returns the table of the objects that a field lists, None where it lists none."""
+  return LISTED.get((table, name))
+
+
 def kind(value: Any) -> str:
   """Returns the JSON type of a value."""
   return KINDS.get(type(value), type(value).__name__)
@@ -149,7 +156,7 @@ def check(table: str, where: str, value: Mapping[str, Any]) -> None:
     if name in types and type(one) not in types[name]:
       wanted = " or ".join(TABLES[table][name].types)
       raise ValueError(f"{where}{name} is {kind(one)}; it must be {wanted}")
-    inner = LISTED.get(name) or ("attempt" if table == "step" and name == "attempts" else None)
+    inner = inner_table(table, name)
     if inner is not None and type(one) is list:
       _check_list(inner, f"{where}{name}", one)
   if table == "trace":

@@ -7,8 +7,8 @@ training, lesson or baseline.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from atlas_jax.data.traces.selection import APPROVED, QUARANTINED, Selection
-from atlas_jax.data.traces.store import TraceStore
+from atlas_jax.data.traces.query import APPROVED, QUARANTINED, SessionQuery
+from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
 from atlas_jax.data.traces.values import as_object
 
@@ -27,7 +27,7 @@ class Decision(NamedTuple):
   moved: bool
 
 
-def decide(store: TraceStore, number: int, to_status: str, *, who: str, note: str | None = None) -> Decision:
+def decide(store: SqlStore, number: int, to_status: str, *, who: str, note: str | None = None) -> Decision:
   """Approves or quarantines a session, and logs who did.
 
   Args:
@@ -54,9 +54,9 @@ def decide(store: TraceStore, number: int, to_status: str, *, who: str, note: st
   return Decision(number, before, moved)
 
 
-def matching(store: TraceStore, selection: Selection) -> Iterator[int]:
-  """Yields the ids of the sessions of a selection."""
-  for page in store.pages(selection.changed(most_events=0)):
+def matching(store: SqlStore, query: SessionQuery) -> Iterator[int]:
+  """Yields the ids of the sessions of a query."""
+  for page in store.pages(query.changed(most_events=0)):
     yield from (stored.id for stored in page)
 
 

@@ -1,16 +1,15 @@
 """JSON values that every store takes and gives back alike: JSON lines, SQLite and PostgreSQL.
 
-PostgreSQL refuses NUL and halves of characters in texts, no JSON has NaN, and PostgreSQL's numbers have
-neither a negative zero nor an exponent. What cannot be stored is replaced before any store sees it, so that
-a trace read from a file equals the one read from a database. Replacing twice changes nothing more.
+PostgreSQL refuses NUL and halves of characters in texts, and no JSON has NaN. What cannot be stored is
+replaced before any store sees it, so that a trace read from a file equals the one read from a database.
+Replacing twice changes nothing more.
 
 Source: the limits are those of the runtime's record format (depth 12, 256 kB a text).
 """
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from atlas_jax.files import json_text
@@ -22,11 +21,8 @@ TRUNCATED = "truncated"    # Its key in what stands for a value that was too lon
 SHA256 = "sha256"
 # U+0000 and all surrogates: Python's strings hold a surrogate only where its other half is missing.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-# A whole number above this is written without an exponent by PostgreSQL and read back as an integer.
-_LARGE = 1e16
+EXPONENT = 1e16  # From here on Python writes floats with an exponent.
 HUGE = 10**json_text.INTEGER_DIGITS  # Numbers from here on are refused by the reader of JSON.
-# JSON texts in which nothing of this stands need no change but, perhaps, for depth and length.
-_SUSPECT = re.compile(r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|-0\.?0*(?![.\d])|\d[eE]\+?\d\d|(?<![\d.])\d{17}")
 
 
 class Storable(NamedTuple):
@@ -40,8 +36,8 @@ def storable(value: Any) -> Storable:
   """Returns a JSON value with whatever cannot be stored replaced, and how much that was.
 
   NUL and halves of characters become U+FFFD, NaN, infinities and numbers of more than 40 digits null, texts
-  of more than 256 kB and what lies deeper than 12 levels {"truncated": its bytes, "sha256": of it}. A value without any of that is returned
-  itself, not a copy.
+  of more than 256 kB and what lies deeper than 12 levels {"truncated": its bytes, "sha256": of it}. A value
+  without any of that is returned itself, not a copy.
 
   Args:
     value: of JSON's types: dict with texts as keys, list, str, int, float, bool, None.
@@ -49,6 +45,8 @@ def storable(value: Any) -> Storable:
   Raises:
     ValueError: for another type, and where two names of an object become the same.
   """
+  if is_storable(value):
+    return Storable(value, 0)
   count = [0]
   changed = _walk(value, 1, count)
   return Storable(changed, count[0])
@@ -60,7 +58,10 @@ def record(value: Mapping[str, Any]) -> Storable:
   A field is what depth is counted from, so that it does not matter whether a store keeps a step in a row of
   its own.
   """
-  found = {}
+  # Most records need nothing. Where the whole is not too deep, none of its fields is.
+  if is_storable(value, MOST_DEPTH + 1):
+    return Storable(value, 0)
+  found: dict[str, Any] = {}
   count = 0
   for name, one in value.items():
     if name == "steps" and isinstance(one, list):
@@ -74,31 +75,54 @@ def record(value: Mapping[str, Any]) -> Storable:
   return Storable(found, count)
 
 
-def is_shallow(value: Mapping[str, Any]) -> bool:
-  """Returns whether no field of a trace's object, or of its steps, is deeper than `MOST_DEPTH`."""
-  return all(not isinstance(one, dict | list) or depth(one) <= MOST_DEPTH for one in _fields_of(value))
+def is_storable(value: Any, most_depth: int = MOST_DEPTH) -> bool:
+  """Returns whether a value of JSON's types can be stored as it is.
+
+  Args:
+    value: any.
+    most_depth: lists and objects that may lie in one another.
+
+  Raises:
+    ValueError: for another type.
+  """
+  # Level by level, the texts of a level at once: nearly all records need nothing, and a
+  # million of small questions is what reading would take its time for.
+  level = [value]
+  for depth in range(most_depth + 1):
+    texts = [one for one in level if type(one) is str]
+    if texts and not _are_plain(texts):
+      return False
+    inner: list[Any] = []
+    for one in level:
+      kind = type(one)
+      if depth == most_depth and (kind is dict or kind is list):
+        return False
+      if kind is dict:
+        if one and not _are_plain(one):
+          return False
+        inner += one.values()
+      elif kind is list:
+        inner += one
+      elif kind is float or kind is int:
+        if not -HUGE < one < HUGE:  # Also NaN.
+          return False
+      elif not (kind is str or kind is bool or one is None):
+        raise ValueError(f"holds {kind.__name__}, which is none of JSON's types")
+    if not inner:
+      break
+    level = inner
+  return True
 
 
-def _fields_of(value: Mapping[str, Any]) -> Iterator[Any]:
-  for name, one in value.items():
-    if name == "steps" and isinstance(one, list):
-      for step in one:
-        yield from step.values()
-    else:
-      yield one
-
-
-def is_clean(text: str) -> bool:
-  """Returns whether the values of a JSON text need no change for what they are, only perhaps for depth."""
-  return len(text) <= MOST_TEXT_BYTES // 4 and not _SUSPECT.search(text)
-
-
-def depth(value: Any) -> int:
-  """Counts the lists and objects that lie in one another."""
-  if not isinstance(value, dict | list):
-    return 0
-  inner = value.values() if isinstance(value, dict) else value
-  return 1 + max((depth(one) for one in inner if isinstance(one, dict | list)), default=0)
+def _are_plain(texts: Iterable[str]) -> bool:
+  """Returns whether no text of some is too long or has a character that cannot be stored."""
+  try:
+    joined = "".join(texts)
+  except TypeError as error:
+    raise ValueError("has a name that is no text") from error
+  if len(joined) * 4 > MOST_TEXT_BYTES:
+    return all(_text(one, [0]) is one for one in texts)
+  return "\x00" not in joined and (joined.isascii() or not _UNSTORABLE.search(joined))
 
 
 def truncated(value: Any) -> dict[str, Any]:
@@ -111,6 +135,24 @@ def is_truncated(value: Any) -> bool:
   """Returns whether a value stands for one that was not kept."""
   return (isinstance(value, dict) and value.keys() == {TRUNCATED, SHA256}
           and isinstance(value[TRUNCATED], int) and isinstance(value[SHA256], str))
+
+
+def canonical(value: Any) -> str:
+  """Returns the JSON of a value that is the same for equal values: names sorted, whole numbers as integers.
+
+  PostgreSQL gives numbers back without an exponent, so that 1e22 comes back as an integer, and no negative
+  zero.
+  """
+  found = dumps(value, sort_keys=True)
+  return dumps(_whole_numbers(value), sort_keys=True) if "e+" in found or "-0.0" in found else found
+
+
+def _whole_numbers(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _whole_numbers(one) for name, one in value.items()}
+  if isinstance(value, list):
+    return [_whole_numbers(one) for one in value]
+  return int(value) if isinstance(value, float) and (abs(value) >= EXPONENT or value == 0) else value
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> str:
@@ -208,10 +250,7 @@ def _number(value: float, count: list[int]) -> float | int | None:
   if not abs(value) < HUGE:  # Also of NaN.
     count[0] += 1
     return None
-  # The same number, in the one form in which every store gives it back: no replacement that counts.
-  if abs(value) >= _LARGE:
-    return int(value)
-  return 0.0 if value == 0 and math.copysign(1, value) < 0 else value
+  return value
 
 
 def _whole(value: int, count: list[int]) -> int | None:

@@ -5,7 +5,7 @@ opening one only checks its version. Reading asks three queries a page, however 
 default lets approved sessions pass alone.
 
   with open_store("sqlite:///traces.db") as store:
-    for stored in store.traces(Selection(learning_key="pumps")):
+    for stored in store.traces(SessionQuery(learning_key="pumps")):
       print(stored.where, stored.trace.task)
 """
 import datetime
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from atlas_jax.data.traces import connections, rows, sql, sql_schema
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.data.traces.selection import PAGE_ROWS, Selection
+from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery
 from atlas_jax.data.traces.store_rows import StoredSession, read_page, write_trace
 
 INIT = "arc-atlas init --database-url=URL"
@@ -37,7 +37,7 @@ class StoredTrace(NamedTuple):
   trace: Trace
 
 
-class TraceStore:
+class SqlStore:
   """A store of traces, see `open_store`."""
 
   def __init__(self, database: connections.Database):
@@ -45,7 +45,7 @@ class TraceStore:
     self._database = database
     self.name = database.name
 
-  def __enter__(self) -> "TraceStore":
+  def __enter__(self) -> "SqlStore":
     """Returns the store."""
     return self
 
@@ -143,33 +143,33 @@ class TraceStore:
 
   # Reading.
 
-  def pages(self, selection: Selection, *, page_rows: int = PAGE_ROWS) -> Iterator[list[StoredSession]]:
-    """Yields the sessions of a selection in pages, each from one state of the store."""
-    remaining = selection.limit
+  def pages(self, query: SessionQuery, *, page_rows: int = PAGE_ROWS) -> Iterator[list[StoredSession]]:
+    """Yields the sessions of a query in pages, each from one state of the store."""
+    remaining = query.limit
     while remaining is None or remaining > 0:
       size = page_rows if remaining is None else min(page_rows, remaining)
       with self._database.reading() as transaction:
-        page = read_page(transaction, selection, size)
+        page = read_page(transaction, query, size)
       if page:
         yield page
       if len(page) < size:
         return
       remaining = None if remaining is None else remaining - len(page)
       # By the key of the last one, not by counting: sessions that come meanwhile move no page.
-      selection = selection.changed(cursor=page[-1].cursor, offset=0)
+      query = query.changed(cursor=page[-1].cursor, offset=0)
 
-  def traces(self, selection: Selection | None = None, *,
+  def traces(self, query: SessionQuery | None = None, *,
              on_reject: Callable[[str, str], None] | None = None) -> Iterator[StoredTrace]:
-    """Yields the traces of a selection; without one the approved ones, oldest first.
+    """Yields the traces of a query; without one the approved ones, oldest first.
 
     Args:
-      selection: which.
+      query: which.
       on_reject: is called with where and why for a session that is no trace; None: it is an error.
 
     Raises:
       ValueError: for a session that is no trace.
     """
-    for page in self.pages(selection or Selection()):
+    for page in self.pages(query or SessionQuery()):
       for stored in page:
         where = f"{self.name}#{stored.id}"
         try:
@@ -183,19 +183,19 @@ class TraceStore:
 
   def session(self, number: int, *, most_events: int | None = None) -> StoredSession | None:
     """Returns one session whatever its review says, None if there is none."""
-    everything = Selection(review_statuses=None, ids=(number,), most_events=most_events)
+    everything = SessionQuery(review_statuses=None, ids=(number,), most_events=most_events)
     return next((page[0] for page in self.pages(everything)), None)
 
-  def counts(self, selection: Selection) -> dict[tuple[str, str], int]:
-    """Counts the sessions of a selection, without regard to its limit, by review status and status."""
-    names, values = selection.clauses()
+  def counts(self, query: SessionQuery) -> dict[tuple[str, str], int]:
+    """Counts the sessions of a query, without regard to its limit, by review status and status."""
+    names, values = query.clauses()
     with self._database.reading() as transaction:
       return {(review, status): count
               for review, status, count in transaction.rows(sql.counts(names), **values)}
 
-  def baseline(self, selection: Selection, window: int) -> list[Any]:
-    """Returns the statistics of the newest rewards of a selection, newest first."""
-    names, values = selection.changed(newest_first=True).clauses()
+  def baseline(self, query: SessionQuery, window: int) -> list[Any]:
+    """Returns the statistics of the newest rewards of a query, newest first."""
+    names, values = query.changed(newest_first=True).clauses()
     with self._database.reading() as transaction:
       found = transaction.rows(sql.baseline(names), rows=window, offset=0, **values)
     return [json.loads(text) for (text,) in found]
@@ -240,12 +240,12 @@ class TraceStore:
   def keep_drift(self, number: int, drift: dict[str, Any], note: str | None) -> None:
     """Puts a finding of the drift guard into a session's metadata, and a note beside it, if there is one."""
     with self._database.writing() as transaction:
-      [stored] = read_page(transaction, Selection(review_statuses=None, ids=(number,)), 1)
+      [stored] = read_page(transaction, SessionQuery(review_statuses=None, ids=(number,)), 1)
       metadata = {**(stored.rows.session["metadata"] or {}), "drift": drift, "drift_alert": drift["alert"]}
       transaction.run(sql.KEEP_DRIFT, id=number, metadata=transaction.json(metadata), note=note)
 
 
-def open_store(url: str, *, writable: bool = False, create: bool = False) -> TraceStore:
+def open_store(url: str, *, writable: bool = False, create: bool = False) -> SqlStore:
   """Opens a store of traces.
 
   Args:
@@ -259,7 +259,7 @@ def open_store(url: str, *, writable: bool = False, create: bool = False) -> Tra
     UnreachableStore: if it cannot be opened.
     WrongVersion: if its tables are not there, or of another version.
   """
-  store = TraceStore(connections.connect(url, create=create))
+  store = SqlStore(connections.connect(url, create=create))
   try:
     if create:
       store.migrate()

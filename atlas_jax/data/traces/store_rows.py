@@ -9,7 +9,7 @@ from atlas_jax.data.traces import rows, sql, storable
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rows import SessionRows
-from atlas_jax.data.traces.selection import PENDING, Cursor, Selection
+from atlas_jax.data.traces.query import PENDING, Cursor, SessionQuery
 from atlas_jax.files.damage import clipped
 
 _JSON = frozenset(("metadata", "reward", "reward_stats", "reward_audit", "plan"))
@@ -64,20 +64,20 @@ class _Decoder:
     return text
 
 
-def read_page(transaction: Transaction, selection: Selection, size: int) -> list[StoredSession]:
-  """Returns the first sessions of a selection, at most so many, by three queries."""
-  names, values = selection.clauses()
-  statement = sql.page(names, newest_first=selection.newest_first)
-  found = transaction.rows(statement, rows=size, offset=selection.offset, **values)
+def read_page(transaction: Transaction, query: SessionQuery, size: int) -> list[StoredSession]:
+  """Returns the first sessions of a query, at most so many, by three queries."""
+  names, values = query.clauses()
+  statement = sql.page(names, newest_first=query.newest_first)
+  found = transaction.rows(statement, rows=size, offset=query.offset, **values)
   if not found:
     return []
   ids = [row[0] for row in found]
   decoders: dict[int, _Decoder] = collections.defaultdict(_Decoder)
   steps = _steps(transaction.rows(sql.CHILDREN, ids=ids), decoders)
-  if selection.most_events is None:
+  if query.most_events is None:
     listed = transaction.rows(sql.EVENTS, ids=ids)
   else:
-    listed = transaction.rows(sql.NEWEST_EVENTS, ids=ids, most_events=selection.most_events)
+    listed = transaction.rows(sql.NEWEST_EVENTS, ids=ids, most_events=query.most_events)
   events = collections.defaultdict(list)
   for session_id, number, at, event in listed:
     events[session_id].append({"id": number, "event": decoders[session_id].json(event),
@@ -121,7 +121,7 @@ def _steps(children: Iterable[tuple], decoders: Mapping[int, _Decoder]) -> dict[
 
 
 def write_trace(transaction: Transaction, trace: Trace, *, key: str | None, who: str, name: str) -> int:
-  """Writes a session, see `TraceStore.write`; returns its id.
+  """Writes a session, see `SqlStore.write`; returns its id.
 
   Raises:
     StoreError: if its id is that of another session.

@@ -38,7 +38,7 @@ class Cursor(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class SessionQuery:
   """Which sessions are read, and in which order.
 
   Attributes:
@@ -67,7 +67,7 @@ class Selection:
   limit: int | None = None
   most_events: int | None = None
 
-  def changed(self, **fields: Any) -> "Selection":
+  def changed(self, **fields: Any) -> "SessionQuery":
     """Returns a selection with some fields replaced."""
     return dataclasses.replace(self, **fields)
 
