@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas_jax.data.traces.score import is_outage
 from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.score import is_outage
 from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
 from atlas_jax.data.traces.values import as_object

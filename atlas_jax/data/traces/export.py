@@ -163,6 +163,6 @@ def _manifest(store: SqlStore, path: pathlib.Path, query: SessionQuery, summary:
 
 def missing(store: SqlStore, ids: Sequence[int]) -> list[int]:
   """Returns the ids of which there is no session."""
-  found = {stored.id for page in store.pages(SessionQuery(review_statuses=None, ids=tuple(ids), most_events=0))
-           for stored in page}
+  named = SessionQuery(review_statuses=None, ids=tuple(ids), most_events=0)
+  found = {stored.id for page in store.pages(named) for stored in page}
   return [number for number in ids if number not in found]

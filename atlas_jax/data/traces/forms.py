@@ -1,6 +1,7 @@
 """Two forms of one record: the Atlas SDK's, and a compact one in which each value stands once.
 
-`without_copies` leaves out copies alone, so that a trace means the same in both forms; `expand` puts them back.
+`without_copies` leaves out copies alone, so that a trace means the same in both forms; `expand` puts them
+back.
 """
 from collections.abc import Mapping
 from typing import Any

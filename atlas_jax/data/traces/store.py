@@ -5,20 +5,22 @@ opening one only checks its version. Reading asks three queries a page, however 
 default lets approved sessions pass alone.
 
   with open_store("sqlite:///traces.db") as store:
-    for stored in store.traces(SessionQuery(learning_key="pumps")):
-      print(stored.where, stored.trace.task)
+    for where, trace in store.traces(SessionQuery(learning_key="pumps")):
+      print(where, trace.task)
 """
 import datetime
 import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from atlas_jax.data.traces import connections, rows, sql, sql_schema
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
+from atlas_jax.data.traces.filters import Filters
+from atlas_jax.data.traces.jsonl import FoundTrace
+from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery, of_filters
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery
 from atlas_jax.data.traces.store_rows import StoredSession, read_page, write_trace
 
 INIT = "arc-atlas init --database-url=URL"
@@ -28,13 +30,6 @@ WRITE_ROWS = 200     # Traces in one transaction of `write_all`.
 
 class WrongVersion(StoreError):
   """A store whose tables are not those that this program knows."""
-
-
-class StoredTrace(NamedTuple):
-  """A trace and where it is from."""
-  where: str  # STORE#ID
-  id: int
-  trace: Trace
 
 
 class SqlStore:
@@ -158,28 +153,30 @@ class SqlStore:
       # By the key of the last one, not by counting: sessions that come meanwhile move no page.
       query = query.changed(cursor=page[-1].cursor, offset=0)
 
-  def traces(self, query: SessionQuery | None = None, *,
-             on_reject: Callable[[str, str], None] | None = None) -> Iterator[StoredTrace]:
-    """Yields the traces of a query; without one the approved ones, oldest first.
+  def traces(self, wanted: SessionQuery | Filters | None = None, *,
+             on_reject: Callable[[str, str], None] | None = None) -> Iterator[FoundTrace]:
+    """Yields traces, oldest first unless a query says otherwise; they pass the review gate.
 
     Args:
-      query: which.
+      wanted: a query, or filters, which whoever reads applies to the traces too, see `of_filters`. None: the
+        approved sessions.
       on_reject: is called with where and why for a session that is no trace; None: it is an error.
 
     Raises:
       ValueError: for a session that is no trace.
     """
-    for page in self.pages(query or SessionQuery()):
+    query = of_filters(wanted) if isinstance(wanted, Filters) else wanted or SessionQuery()
+    for page in self.pages(query):
       for stored in page:
         where = f"{self.name}#{stored.id}"
         try:
-          trace = Trace.from_json(stored.record(), clean=stored.is_clean)
+          trace = Trace.from_json(stored.record())
         except ValueError as error:
           if on_reject is None:
             raise ValueError(f"{where}: {error}; mend that row, or quarantine the session") from error
           on_reject(where, str(error))
         else:
-          yield StoredTrace(where, stored.id, trace)
+          yield FoundTrace(where, trace)
 
   def session(self, number: int, *, most_events: int | None = None) -> StoredSession | None:
     """Returns one session whatever its review says, None if there is none."""
