@@ -1,8 +1,8 @@
 """Exports a store's sessions as JSON lines, and beside them a manifest that says what they are.
 
-The file appears whole or not at all. The manifest stands beside it as FILE.manifest.json: counts by review
-status and status, the sessions that the review gate held back, the file's hash, and the cursor from which a
-later export goes on.
+The file appears whole or not at all; its form is one of FORMS. The manifest stands beside it as
+FILE.manifest.json: counts by review status and status, the sessions that the review gate held back, the
+file's hash, and the cursor from which a later export goes on.
 """
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from atlas_jax.data.traces import forms
+from atlas_jax.data.traces import compact, forms
 from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery
 from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
@@ -21,6 +21,8 @@ from atlas_jax.files import write
 
 MANIFEST = ".manifest.json"
 FORMAT = 1  # Of the manifest.
+# Records without copies; the same with references to values before them; the Atlas SDK's.
+FORMS = ("plain", "compact", "sdk")
 
 
 @dataclasses.dataclass
@@ -59,7 +61,7 @@ class _NothingToWrite(Exception):
   """Leaves the writer of a file without a file."""
 
 
-def export(store: SqlStore, output, query: SessionQuery, *, legacy: bool = False,
+def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
            page_rows: int = PAGE_ROWS) -> ExportSummary:
   """Writes the sessions of a query, and the manifest; if there are none, neither.
 
@@ -67,22 +69,20 @@ def export(store: SqlStore, output, query: SessionQuery, *, legacy: bool = False
     store: to read from.
     output: the file; folders above it are made.
     query: which; those named by `ids` come in the order of the ids.
-    legacy: the form of the Atlas SDK in place of the compact one, and its rule for the limit, which counts
-      sessions that are then left out by a filter.
+    form: one of FORMS. With "sdk" the limit, too, is the SDK's: it counts sessions that a filter leaves out.
     page_rows: sessions that are read at once.
   """
+  if form not in FORMS:
+    raise ValueError(f"the form {form!r} is none of {', '.join(FORMS)}")
   path = pathlib.Path(output)
   path.parent.mkdir(parents=True, exist_ok=True)
   summary = ExportSummary()
   digest = hashlib.sha256()
   try:
     with write.opened(path) as out:
-      for stored in sessions(store, query, legacy=legacy, page_rows=page_rows):
-        record = forms.sdk_form(stored.rows) if legacy else forms.without_copies(stored.record())
-        line = line_of(record, legacy=legacy)
+      for line in _lines(store, query, form, page_rows, summary):
         out.write(line)
         digest.update(line)
-        summary.add(stored, record)
       if not summary.sessions:
         raise _NothingToWrite
   except _NothingToWrite:
@@ -90,14 +90,25 @@ def export(store: SqlStore, output, query: SessionQuery, *, legacy: bool = False
   summary.withheld = _withheld(store, query)
   if summary.sessions:
     write.json(path.with_name(path.name + MANIFEST),
-               _manifest(store, path, query, summary, digest.hexdigest(), legacy))
+               _manifest(store, path, query, summary, digest.hexdigest(), form))
   return summary
 
 
-def line_of(record: dict[str, Any], *, legacy: bool) -> bytes:
-  """Returns a record as a line of JSON."""
-  spaces = (", ", ": ") if legacy else (",", ":")
-  return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=spaces).encode() + b"\n"
+def _lines(store: SqlStore, query: SessionQuery, form: str, page_rows: int, summary: ExportSummary
+           ) -> Iterator[bytes]:
+  """Yields the lines of a file, and counts the sessions in them."""
+  encoder = compact.Encoder()
+  if form == "compact":
+    yield _line(compact.HEADER, form)
+  for stored in sessions(store, query, legacy=form == "sdk", page_rows=page_rows):
+    record = forms.sdk_form(stored.rows) if form == "sdk" else forms.without_copies(stored.record())
+    summary.add(stored, record)
+    yield _line(encoder.encode(record) if form == "compact" else record, form)
+
+
+def _line(value: Any, form: str) -> bytes:
+  spaces = (", ", ": ") if form == "sdk" else (",", ":")
+  return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=spaces).encode() + b"\n"
 
 
 def sessions(store: SqlStore, query: SessionQuery, *, legacy: bool = False,
@@ -148,14 +159,14 @@ def _withheld(store: SqlStore, query: SessionQuery) -> dict[str, int]:
 
 
 def _manifest(store: SqlStore, path: pathlib.Path, query: SessionQuery, summary: ExportSummary,
-              sha256: str, legacy: bool) -> dict[str, Any]:
+              sha256: str, form: str) -> dict[str, Any]:
   fields = dataclasses.asdict(query)
   fields |= {"since": query.since.isoformat() if query.since else None,
              "cursor": str(query.cursor) if query.cursor else None}
   return {
     "format": FORMAT, "file": path.name, "sha256": sha256, "bytes": path.stat().st_size, "store": store.name,
     "exported_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "form": "sdk" if legacy else "compact", "sessions": summary.sessions, "steps": summary.steps,
+    "form": form, "sessions": summary.sessions, "steps": summary.steps,
     "review_statuses": dict(sorted(summary.review_statuses.items())),
     "statuses": dict(sorted(summary.statuses.items())), "withheld": summary.withheld,
     "cursor": summary.cursor, "newest": summary.newest, "query": fields}

@@ -1,4 +1,4 @@
-"""Two forms of one record: the Atlas SDK's, and a compact one in which each value stands once.
+"""Two forms of one record: the Atlas SDK's, and a plain one in which each value stands once.
 
 `without_copies` leaves out copies alone, so that a trace means the same in both forms; `expand` puts them
 back.

@@ -234,8 +234,10 @@ def _difference(built: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
   by_step = isinstance(theirs, list) and len(theirs) == len(ours)
   passed = {"session_metadata", *REVIEW, *(("steps",) if by_step else ())}
   metadata = _changes(built["session_metadata"], as_object(wanted.get("session_metadata")), set(REVIEW))
-  # The store's own, where the record has none.
+  # Rows always have these: they are added to a record that has none, and to no other.
   kept = [name for name in metadata.pop("drop", ()) if name not in _IDENTITY]
+  kept += [name for name in _IDENTITY if _either(wanted, name) is not None
+           and name not in as_object(wanted.get("session_metadata"))]
   patch = {"top": _changes(built, wanted, passed), "metadata": metadata | ({"drop": kept} if kept else {}),
            "steps": {}}
   for place, (one, other) in enumerate(zip(ours, theirs) if isinstance(theirs, list) and by_step else ()):

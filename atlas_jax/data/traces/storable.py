@@ -152,7 +152,10 @@ def _whole_numbers(value: Any) -> Any:
     return {name: _whole_numbers(one) for name, one in value.items()}
   if isinstance(value, list):
     return [_whole_numbers(one) for one in value]
-  return int(value) if isinstance(value, float) and (abs(value) >= EXPONENT or value == 0) else value
+  if not isinstance(value, float):
+    return value
+  # PostgreSQL's 0.0 of a -0.0 is a float still.
+  return 0.0 if value == 0 else int(value) if abs(value) >= EXPONENT else value
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> str:
