@@ -53,8 +53,8 @@ def test_statements_that_are_run_come_from_the_module_of_statements():
   ours = re.compile(r"sql\.\w+(\(.*\))?|statement|begin|getattr\(statement, self\._dialect\)|arguments")
   for path in sorted(ROOM.glob("*.py")):
     for node in ast.walk(ast.parse(path.read_text())):
-      is_run = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RUNNERS
-      if is_run and node.args:
+      called = node.func if isinstance(node, ast.Call) else None
+      if isinstance(called, ast.Attribute) and called.attr in RUNNERS and node.args:
         said = ast.unparse(node.args[0])
         assert ours.fullmatch(said), f"{path.name}:{node.lineno}: {said}"
 
@@ -83,7 +83,7 @@ def test_pages_are_read_in_the_order_of_an_index():
   for migration in sql_schema.MIGRATIONS:
     for statement in migration.sqlite:
       connection.execute(statement)
-  values = {"review_status": "approved", "at": "2025", "at_id": 1, "rows": 9, "offset": 0, "learning_key": "k"}
+  values = {"review_status": "approved", "learning_key": "k", "at": "2025", "at_id": 1, "rows": 9, "offset": 0}
   for names in (("review_status",), ("review_status", "newer_than"), ("newer_than",), ("learning_key",)):
     for newest_first in (False, True):
       if newest_first:
