@@ -5,7 +5,6 @@ offline runs. They are read as no verdict, with the reason. A number outside [0,
 not clamped: a 7 on a scale to 10 would be read as perfect. Rounding errors of 1e-6 are clamped.
 """
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,8 +48,8 @@ class Score:
       return cls.absent("there is no score", source)
     if isinstance(value, bool) or not isinstance(value, int | float):
       return cls.absent(f"the score is {type(value).__name__}, not a number", source)
-    if not math.isfinite(value):
-      return cls.absent("the score is not finite", source)
+    if value != value:  # Whole numbers may be too large for math.isnan.
+      return cls.absent("the score is NaN", source)
     if not -ROUNDING <= value <= 1 + ROUNDING:
       return cls.absent("the score is outside of [0, 1]", source)
     return cls(min(max(float(value), 0.0), 1.0), None, source)

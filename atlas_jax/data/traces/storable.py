@@ -154,8 +154,7 @@ def _whole_numbers(value: Any) -> Any:
     return [_whole_numbers(one) for one in value]
   if not isinstance(value, float):
     return value
-  # PostgreSQL's 0.0 of a -0.0 is a float still.
-  return 0.0 if value == 0 else int(value) if abs(value) >= EXPONENT else value
+  return int(value) if abs(value) >= EXPONENT else value or 0.0  # Also of -0.0.
 
 
 def dumps(value: Any, *, sort_keys: bool = False) -> str:
