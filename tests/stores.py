@@ -1,13 +1,60 @@
 """Stores of traces for tests: a PostgreSQL server that the tests start themselves, and SQLite files."""
 import contextlib
+import functools
+import json
 import os
+import pathlib
 import secrets
 import urllib.parse
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from atlas_jax.data.traces import rows
+from atlas_jax.data.traces.record import Trace
+
 KINDS = ("sqlite", "postgres")
+FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "arc_atlas"
+_JSON = ("metadata", "reward", "reward_stats", "reward_audit", "plan", "evaluation", "event")
+
+
+def read_json(name: str) -> Any:
+  """Returns a fixture that was recorded from the Atlas SDK."""
+  return json.loads((FIXTURES / name).read_text())
+
+
+def export_lines() -> list[str]:
+  """Returns the lines that the SDK exports of its four sessions, the newest first: ids 4, 3, 2, 1."""
+  return (FIXTURES / "export_all.jsonl").read_text().splitlines()
+
+
+def exported() -> list[Trace]:
+  """Returns the same as traces."""
+  return [Trace.from_json(json.loads(line)) for line in export_lines()]
+
+
+@functools.cache
+def sdk_rows() -> list[rows.SessionRows]:
+  """Returns the rows of the four sessions as the SDK's storage layer gives them, the newest first."""
+  found = read_json("store_rows.json")
+  listed = []
+  for session in found["fetch_sessions"]:
+    key = str(session["id"])
+    steps = [_row(step) for step in found["fetch_session_steps"][key]]
+    for step in steps:
+      step["attempt_details"] = [_row(one) for one in step["attempt_details"]]
+    events = [_row(event) for event in reversed(found["fetch_trajectory_events"][key])]
+    ordered = [{name: event[name] for name in ("id", "event", "created_at")} for event in events]
+    listed.append(rows.SessionRows(_row(found["fetch_session"][key]), steps, ordered))
+  return listed
+
+
+def _row(found: dict[str, Any]) -> dict[str, Any]:
+  """Returns a recorded row, its JSON decoded and its times as texts."""
+  plain = {name: value["__datetime__"] if isinstance(value, dict) else value for name, value in found.items()}
+  return {name: json.loads(value) if name in _JSON and isinstance(value, str) else value
+          for name, value in plain.items()}
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import sqlite3
 import threading
 import urllib.parse
@@ -22,6 +23,8 @@ CONNECT_S = 10
 STATEMENT_S = 30
 MOST_CONNECTIONS = 10
 OLDEST_SQLITE = (3, 35, 0)  # RETURNING
+# Texts, which are passed over, and floats with an exponent.
+_LARGE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?e\+\d+')
 
 
 class StoreError(Exception):
@@ -64,13 +67,19 @@ class Transaction:
     if value is None:
       return None
     # Keys as PostgreSQL orders them, so that both stores export the same bytes.
-    return storable.dumps(_ordered(value) if self._dialect == "sqlite" else value)
+    text = storable.dumps(_ordered(value) if self._dialect == "sqlite" else value)
+    return _LARGE.sub(_all_digits, text) if "e+" in text else text
 
   def _adapted(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
     if self._dialect == "postgres":
       return values
     return {name: _for_sqlite(value) if isinstance(value, list | datetime.datetime) else value
             for name, value in values.items()}
+
+
+def _all_digits(found: re.Match) -> str:
+  """Returns a float without an exponent, which PostgreSQL keeps no more than that it was a float."""
+  return f"{float(found[0]):.1f}" if found[0][0] != '"' else found[0]
 
 
 def _for_sqlite(value: list | datetime.datetime) -> str:

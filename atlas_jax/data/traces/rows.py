@@ -154,7 +154,7 @@ def _attempt_row(entry: Mapping[str, Any], place: int) -> dict[str, Any]:
 def _event_row(entry: Any) -> dict[str, Any]:
   if isinstance(entry, dict) and isinstance(entry.get("event"), dict) and ENTRY not in entry["event"]:
     row = {"id": entry.get("id"), "event": entry["event"], "created_at": normal(entry.get("created_at"))}
-    if fits(row["id"]) and row["created_at"] and _same(sdk_record.hoisted(row), entry):
+    if fits(row["id"]) and row["created_at"] and same(sdk_record.hoisted(row), entry):
       return row
   return {"id": None, "event": {ENTRY: entry}, "created_at": None}
 
@@ -234,8 +234,10 @@ def _difference(built: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
   by_step = isinstance(theirs, list) and len(theirs) == len(ours)
   passed = {"session_metadata", *REVIEW, *(("steps",) if by_step else ())}
   metadata = _changes(built["session_metadata"], as_object(wanted.get("session_metadata")), set(REVIEW))
-  # The store's own, where the record has none.
+  # Rows always have these: they are added to a record that has none, and to no other.
   kept = [name for name in metadata.pop("drop", ()) if name not in _IDENTITY]
+  kept += [name for name in _IDENTITY if _either(wanted, name) is not None
+           and name not in as_object(wanted.get("session_metadata"))]
   patch = {"top": _changes(built, wanted, passed), "metadata": metadata | ({"drop": kept} if kept else {}),
            "steps": {}}
   for place, (one, other) in enumerate(zip(ours, theirs) if isinstance(theirs, list) and by_step else ()):
@@ -262,7 +264,7 @@ def _as_listed(step: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 def _changes(built: Mapping[str, Any], wanted: Mapping[str, Any], passed: set[str]) -> dict[str, Any]:
   """Returns {set, drop} of the keys of an object, but for those that are passed over."""
   fresh = {name: value for name, value in wanted.items()
-           if name not in passed and not (name in built and _same(built[name], value))}
+           if name not in passed and not (name in built and same(built[name], value))}
   gone = [name for name in built if name not in wanted and name not in passed]
   return ({"set": fresh} if fresh else {}) | ({"drop": gone} if gone else {})
 
@@ -283,7 +285,7 @@ def _change(found: dict[str, Any], change: Mapping[str, Any]) -> None:
   found.update(change.get("set", {}))
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
   """Returns whether two JSON values are written alike; 1 and 1.0 are not."""
   return one == other and storable.dumps(one, sort_keys=True) == storable.dumps(other, sort_keys=True)
 

@@ -150,6 +150,12 @@ def result_of(step: Mapping[str, Any]) -> dict[str, Any]:
   return result
 
 
+def context_of(results: dict[str, Any]) -> dict[str, Any]:
+  """Returns the context of a step from the results of the steps before it."""
+  texts = {name: one["output_text"] for name, one in results.items()}
+  return {"prior_results": results, "prior_results_text": texts}
+
+
 def _step(row: Mapping[str, Any], planned: Mapping[str, Any], results: dict[str, Any]) -> dict[str, Any]:
   evaluation = row["evaluation"]
   of = evaluation if isinstance(evaluation, dict) else {}
@@ -163,8 +169,7 @@ def _step(row: Mapping[str, Any], planned: Mapping[str, Any], results: dict[str,
     "step_id": row["step_id"], "description": planned.get("description") or "", "trace": row["trace"] or "",
     "output": row["output"] or "", "reward": coerced(of.get("reward")), "tool": planned.get("tool"),
     "tool_params": tool_params if isinstance(tool_params, dict) else {},
-    "context": {"prior_results": results,
-                "prior_results_text": {name: one["output_text"] for name, one in results.items()}},
+    "context": context_of(results),
     "validation": validation if isinstance(validation, dict) else {},
     "attempts": count if count is not None else len(details) or len(notes), "guidance": list(notes)}
   for name in ("artifacts", "deliverable", "runtime"):

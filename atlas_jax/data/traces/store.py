@@ -5,20 +5,22 @@ opening one only checks its version. Reading asks three queries a page, however 
 default lets approved sessions pass alone.
 
   with open_store("sqlite:///traces.db") as store:
-    for stored in store.traces(Selection(learning_key="pumps")):
-      print(stored.where, stored.trace.task)
+    for where, trace in store.traces(SessionQuery(learning_key="pumps")):
+      print(where, trace.task)
 """
 import datetime
 import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from atlas_jax.data.traces import connections, rows, sql, sql_schema
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
+from atlas_jax.data.traces.filters import Filters
+from atlas_jax.data.traces.jsonl import FoundTrace
+from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery, of_filters
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.data.traces.selection import PAGE_ROWS, Selection
 from atlas_jax.data.traces.store_rows import StoredSession, read_page, write_trace
 
 INIT = "arc-atlas init --database-url=URL"
@@ -30,14 +32,7 @@ class WrongVersion(StoreError):
   """A store whose tables are not those that this program knows."""
 
 
-class StoredTrace(NamedTuple):
-  """A trace and where it is from."""
-  where: str  # STORE#ID
-  id: int
-  trace: Trace
-
-
-class TraceStore:
+class SqlStore:
   """A store of traces, see `open_store`."""
 
   def __init__(self, database: connections.Database):
@@ -45,7 +40,7 @@ class TraceStore:
     self._database = database
     self.name = database.name
 
-  def __enter__(self) -> "TraceStore":
+  def __enter__(self) -> "SqlStore":
     """Returns the store."""
     return self
 
@@ -143,59 +138,61 @@ class TraceStore:
 
   # Reading.
 
-  def pages(self, selection: Selection, *, page_rows: int = PAGE_ROWS) -> Iterator[list[StoredSession]]:
-    """Yields the sessions of a selection in pages, each from one state of the store."""
-    remaining = selection.limit
+  def pages(self, query: SessionQuery, *, page_rows: int = PAGE_ROWS) -> Iterator[list[StoredSession]]:
+    """Yields the sessions of a query in pages, each from one state of the store."""
+    remaining = query.limit
     while remaining is None or remaining > 0:
       size = page_rows if remaining is None else min(page_rows, remaining)
       with self._database.reading() as transaction:
-        page = read_page(transaction, selection, size)
+        page = read_page(transaction, query, size)
       if page:
         yield page
       if len(page) < size:
         return
       remaining = None if remaining is None else remaining - len(page)
       # By the key of the last one, not by counting: sessions that come meanwhile move no page.
-      selection = selection.changed(cursor=page[-1].cursor, offset=0)
+      query = query.changed(cursor=page[-1].cursor, offset=0)
 
-  def traces(self, selection: Selection | None = None, *,
-             on_reject: Callable[[str, str], None] | None = None) -> Iterator[StoredTrace]:
-    """Yields the traces of a selection; without one the approved ones, oldest first.
+  def traces(self, wanted: SessionQuery | Filters | None = None, *,
+             on_reject: Callable[[str, str], None] | None = None) -> Iterator[FoundTrace]:
+    """Yields traces, oldest first unless a query says otherwise; they pass the review gate.
 
     Args:
-      selection: which.
+      wanted: a query, or filters, which whoever reads applies to the traces too, see `of_filters`. None: the
+        approved sessions.
       on_reject: is called with where and why for a session that is no trace; None: it is an error.
 
     Raises:
       ValueError: for a session that is no trace.
     """
-    for page in self.pages(selection or Selection()):
+    query = of_filters(wanted) if isinstance(wanted, Filters) else wanted or SessionQuery()
+    for page in self.pages(query):
       for stored in page:
         where = f"{self.name}#{stored.id}"
         try:
-          trace = Trace.from_json(stored.record(), clean=stored.is_clean)
+          trace = Trace.from_json(stored.record())
         except ValueError as error:
           if on_reject is None:
             raise ValueError(f"{where}: {error}; mend that row, or quarantine the session") from error
           on_reject(where, str(error))
         else:
-          yield StoredTrace(where, stored.id, trace)
+          yield FoundTrace(where, trace)
 
   def session(self, number: int, *, most_events: int | None = None) -> StoredSession | None:
     """Returns one session whatever its review says, None if there is none."""
-    everything = Selection(review_statuses=None, ids=(number,), most_events=most_events)
+    everything = SessionQuery(review_statuses=None, ids=(number,), most_events=most_events)
     return next((page[0] for page in self.pages(everything)), None)
 
-  def counts(self, selection: Selection) -> dict[tuple[str, str], int]:
-    """Counts the sessions of a selection, without regard to its limit, by review status and status."""
-    names, values = selection.clauses()
+  def counts(self, query: SessionQuery) -> dict[tuple[str, str], int]:
+    """Counts the sessions of a query, without regard to its limit, by review status and status."""
+    names, values = query.clauses()
     with self._database.reading() as transaction:
       return {(review, status): count
               for review, status, count in transaction.rows(sql.counts(names), **values)}
 
-  def baseline(self, selection: Selection, window: int) -> list[Any]:
-    """Returns the statistics of the newest rewards of a selection, newest first."""
-    names, values = selection.changed(newest_first=True).clauses()
+  def baseline(self, query: SessionQuery, window: int) -> list[Any]:
+    """Returns the statistics of the newest rewards of a query, newest first."""
+    names, values = query.changed(newest_first=True).clauses()
     with self._database.reading() as transaction:
       found = transaction.rows(sql.baseline(names), rows=window, offset=0, **values)
     return [json.loads(text) for (text,) in found]
@@ -240,12 +237,12 @@ class TraceStore:
   def keep_drift(self, number: int, drift: dict[str, Any], note: str | None) -> None:
     """Puts a finding of the drift guard into a session's metadata, and a note beside it, if there is one."""
     with self._database.writing() as transaction:
-      [stored] = read_page(transaction, Selection(review_statuses=None, ids=(number,)), 1)
+      [stored] = read_page(transaction, SessionQuery(review_statuses=None, ids=(number,)), 1)
       metadata = {**(stored.rows.session["metadata"] or {}), "drift": drift, "drift_alert": drift["alert"]}
       transaction.run(sql.KEEP_DRIFT, id=number, metadata=transaction.json(metadata), note=note)
 
 
-def open_store(url: str, *, writable: bool = False, create: bool = False) -> TraceStore:
+def open_store(url: str, *, writable: bool = False, create: bool = False) -> SqlStore:
   """Opens a store of traces.
 
   Args:
@@ -259,7 +256,7 @@ def open_store(url: str, *, writable: bool = False, create: bool = False) -> Tra
     UnreachableStore: if it cannot be opened.
     WrongVersion: if its tables are not there, or of another version.
   """
-  store = TraceStore(connections.connect(url, create=create))
+  store = SqlStore(connections.connect(url, create=create))
   try:
     if create:
       store.migrate()

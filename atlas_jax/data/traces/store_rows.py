@@ -2,14 +2,14 @@
 import collections
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from atlas_jax.data.traces import rows, sql, storable
+from atlas_jax.data.traces import rows, sql
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
+from atlas_jax.data.traces.query import PENDING, Cursor, SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rows import SessionRows
-from atlas_jax.data.traces.selection import PENDING, Cursor, Selection
 from atlas_jax.files.damage import clipped
 
 _JSON = frozenset(("metadata", "reward", "reward_stats", "reward_audit", "plan"))
@@ -23,11 +23,9 @@ class StoredSession(NamedTuple):
   Attributes:
     id: of its row.
     rows: decoded.
-    is_clean: whether its texts and numbers need no replacement to be a trace, see `storable.is_clean`.
   """
   id: int
   rows: SessionRows
-  is_clean: bool
 
   @property
   def cursor(self) -> Cursor:
@@ -46,82 +44,57 @@ class StoredSession(NamedTuple):
     return rows.join(self.rows)
 
 
-class _Decoder:
-  """Decodes the cells of one session, and notes whether they are clean."""
-
-  def __init__(self) -> None:
-    self.is_clean = True
-
-  def json(self, text: str | None) -> Any:
-    if text is None:
-      return None
-    self.is_clean = self.is_clean and storable.is_clean(text)
-    return json.loads(text)
-
-  def text(self, text: str | None) -> str | None:
-    if text is not None and (len(text) * 4 > storable.MOST_TEXT_BYTES or "\0" in text):
-      self.is_clean = False
-    return text
-
-
-def read_page(transaction: Transaction, selection: Selection, size: int) -> list[StoredSession]:
-  """Returns the first sessions of a selection, at most so many, by three queries."""
-  names, values = selection.clauses()
-  statement = sql.page(names, newest_first=selection.newest_first)
-  found = transaction.rows(statement, rows=size, offset=selection.offset, **values)
+def read_page(transaction: Transaction, query: SessionQuery, size: int) -> list[StoredSession]:
+  """Returns the first sessions of a query, at most so many, by three queries."""
+  names, values = query.clauses()
+  statement = sql.page(names, newest_first=query.newest_first)
+  found = transaction.rows(statement, rows=size, offset=query.offset, **values)
   if not found:
     return []
   ids = [row[0] for row in found]
-  decoders: dict[int, _Decoder] = collections.defaultdict(_Decoder)
-  steps = _steps(transaction.rows(sql.CHILDREN, ids=ids), decoders)
-  if selection.most_events is None:
+  steps = _steps(transaction.rows(sql.CHILDREN, ids=ids))
+  if query.most_events is None:
     listed = transaction.rows(sql.EVENTS, ids=ids)
   else:
-    listed = transaction.rows(sql.NEWEST_EVENTS, ids=ids, most_events=selection.most_events)
+    listed = transaction.rows(sql.NEWEST_EVENTS, ids=ids, most_events=query.most_events)
   events = collections.defaultdict(list)
   for session_id, number, at, event in listed:
-    events[session_id].append({"id": number, "event": decoders[session_id].json(event),
-                               "created_at": rows.normal(at)})
-  page = []
-  for row in found:
-    decoder = decoders[row[0]]
-    session = _session(row, decoder)
-    page.append(StoredSession(row[0], SessionRows(session, steps[row[0]], events[row[0]]), decoder.is_clean))
-  return page
+    events[session_id].append({"id": number, "event": json.loads(event), "created_at": rows.normal(at)})
+  return [StoredSession(row[0], SessionRows(_session(row), steps[row[0]], events[row[0]])) for row in found]
 
 
-def _session(row: tuple, decoder: _Decoder) -> dict[str, Any]:
-  session = {}
-  for name, cell in zip(sql.SESSION_COLUMNS, row):
-    if name in _JSON:
-      session[name] = decoder.json(cell)
-    elif name in _TIMES:
-      session[name] = rows.normal(cell)
-    else:
-      session[name] = cell if name == "id" else decoder.text(cell)
+def _session(row: tuple) -> dict[str, Any]:
+  session = dict(zip(sql.SESSION_COLUMNS, row))
+  for name in _JSON:
+    session[name] = _decoded(session[name])
+  for name in _TIMES:
+    session[name] = rows.normal(session[name])
   return session
 
 
-def _steps(children: Iterable[tuple], decoders: Mapping[int, _Decoder]) -> dict[int, list[dict[str, Any]]]:
+def _decoded(cell: str | None) -> Any:
+  return None if cell is None else json.loads(cell)
+
+
+def _steps(children: Iterable[tuple]) -> dict[int, list[dict[str, Any]]]:
   """Returns the steps of each session, with their attempts and guidance."""
   steps = collections.defaultdict(list)
   for session_id, step_id, kind, place, attempts, first, second, evaluation, metadata in children:
     of = steps[session_id]
-    decoder = decoders[session_id]
     if kind == STEP:
-      of.append({"step_id": step_id, "trace": decoder.text(first), "output": decoder.text(second),
-                 "evaluation": decoder.json(evaluation), "attempts": attempts,
-                 "metadata": decoder.json(metadata), "attempt_details": [], "guidance_notes": []})
+      of.append({"step_id": step_id, "trace": first, "output": second, "evaluation": _decoded(evaluation),
+                 "attempts": attempts, "metadata": _decoded(metadata), "attempt_details": [],
+                 "guidance_notes": []})
     elif of and of[-1]["step_id"] == step_id:  # The SDK, too, reads no attempts of steps that have no result.
       if kind == ATTEMPT:
-        of[-1]["attempt_details"].append({"attempt": place, "evaluation": decoder.json(evaluation)})
+        of[-1]["attempt_details"].append({"attempt": place, "evaluation": _decoded(evaluation)})
       else:
-        of[-1]["guidance_notes"].append(decoder.text(first))
+        of[-1]["guidance_notes"].append(first)
   return steps
 
 
 def write_trace(transaction: Transaction, trace: Trace, *, key: str | None, who: str, name: str) -> int:
-  """Writes a session, see `TraceStore.write`; returns its id.
+  """Writes a session, see `SqlStore.write`; returns its id.
 
   Raises:
     StoreError: if its id is that of another session.

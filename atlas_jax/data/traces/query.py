@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.data.traces import rows
+from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.values import as_word
 
 APPROVED, PENDING, QUARANTINED = "approved", rows.PENDING, "quarantined"
@@ -38,7 +39,7 @@ class Cursor(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class SessionQuery:
   """Which sessions are read, and in which order.
 
   Attributes:
@@ -67,7 +68,7 @@ class Selection:
   limit: int | None = None
   most_events: int | None = None
 
-  def changed(self, **fields: Any) -> "Selection":
+  def changed(self, **fields: Any) -> "SessionQuery":
     """Returns a selection with some fields replaced."""
     return dataclasses.replace(self, **fields)
 
@@ -90,6 +91,23 @@ class Selection:
       return names, values
     place = {"at": self.cursor.at, "at_id": self.cursor.session_id}
     return (*names, "older_than" if self.newest_first else "newer_than"), values | place
+
+
+def of_filters(filters: Filters, *, now: datetime.datetime | None = None) -> SessionQuery:
+  """Returns the query of what filters let through, or of more.
+
+  It selects by the review, the age and a single learning key; what has no column is left to the filters.
+
+  Args:
+    filters: of traces.
+    now: what ages are counted to; None: the time of the call.
+  """
+  keys = filters.learning_key
+  since = None
+  if filters.max_age_days is not None:
+    since = (now or datetime.datetime.now(datetime.UTC)) - datetime.timedelta(days=filters.max_age_days)
+  return SessionQuery(review_statuses=tuple(filters.review_status), since=since,
+                      learning_key=keys[0] if keys is not None and len(keys) == 1 else None)
 
 
 def review_gate(include: Sequence[str] | None, include_all: bool, environment: Mapping[str, str], *,
