@@ -1,4 +1,6 @@
 """Builds lessons of the student that forgets to carry, and sources of a teacher that writes from a script."""
+import numpy as np
+
 from atlas_jax.data import prompts, tokenizer
 from atlas_jax.data.problems import Problem
 from atlas_jax.language.decoding.sampler import SamplingOptions, ScriptedSampler
@@ -50,6 +52,6 @@ def made(found=None, *, words=None, n=3, student=None, wanted=None, scoring=None
       ScriptedSampler(BYTES, lambda text, params: words or WORDS), wanted or teacher_rewards(),
       lessons=taught, encode=ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
       scoring=scoring or Scoring(), plan=RolloutPlan(**{"batch_rows": 2 * n, "table_rows": 6, **plan}),
-      old_logprobs=lambda params, frozen, batch: 0.0 * batch["completion_BT"],
+      old_logprobs=lambda params, frozen, batch: np.zeros((2 * n, batch["completion_BT"].shape[1])),
       process_index=place[0], process_count=place[1])
   return source, student
