@@ -49,6 +49,12 @@ def _of_texts(*conditions: str) -> str:
                    ("data.source!=modular_arithmetic", "eval.tasks!=None"))
 
 
+def _judged(*conditions: str) -> str:
+  """Writes that a field of judges is read: where they are a reward, or grade what is held out."""
+  return "; ".join(f"{ASKED} if {' & '.join((one, *conditions))}" for one in
+                   ("rewards=*rim*", "eval.grader=rim"))
+
+
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
 # files of the blocks, so that a new way of mixing needs no entry here.
 MIXED = _without("memory")
@@ -170,6 +176,17 @@ READERS = {
     "advantage.kind": "grpo if advantage.per_reward=False",
     "advantage.deviation": "grpo if advantage.kind=normalized|batch & advantage.per_reward=False",
     "advantage.epsilon": "grpo if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
+    "rim": _judged(),
+    "rim.script": _judged("rim.backend=scripted"),
+    **{f"rim.{name}": _judged("rim.backend=endpoint") for name in
+       ("models", "model_configs", "endpoint", "large_endpoint", "parallel_execution", "cache_dir")},
+    **{f"rim.{name}": _judged("rim.mode=core") for name in ("active_judges", "consistency_rules")},
+    **{f"rim.{name}": _judged("rim.legacy=False") for name in
+       ("out_of_range", "arbiter_failure", "anti_gaming", "canary")},
+    "rim.missing_judge": _judged("rim.legacy=False", "rim.mode=core"),
+    **{f"rim.canary.{name}": _judged("rim.legacy=False", "rim.canary.on=True") for name in
+       ("every_s", "obeyed_score")},
+    "rim.anti_gaming.cap_score": _judged("rim.legacy=False", "rim.anti_gaming.enabled=True"),
     "rollout": "grpo",
     "rollout.pad_tokens": "grpo gkd",
     "rollout.max_resamples": "grpo if rollout.zero_std_groups=resample",
