@@ -50,9 +50,8 @@ def _of_texts(*conditions: str) -> str:
 
 
 def _judged(*conditions: str) -> str:
-  """Writes that a field of judges is read: where they are a reward, or grade what is held out."""
-  return "; ".join(f"{ASKED} if {' & '.join((one, *conditions))}" for one in
-                   ("rewards=*rim*", "eval.grader=rim"))
+  """Writes that a field of judges is read: where they are a reward."""
+  return f"{ASKED} if {' & '.join(('rewards=*rim*', *conditions))}"
 
 
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the

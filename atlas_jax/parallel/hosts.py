@@ -149,6 +149,11 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+def of_main(array):
+  """Returns the array of process 0 in all processes, each of which gives one of the same shape and type."""
+  return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 @contextlib.contextmanager
 def owned(workdir) -> Iterator[Lock | None]:
   """Owns a run directory while the block runs, for all processes of the run; see `lock.held`.

@@ -11,6 +11,7 @@ from atlas_jax.data.problems import Problem
 from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
+from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.rewards import Rewards, combine
 
 OVERLONG = "overlong"  # Stands among the rewards for what a long completion costs.
@@ -106,7 +107,7 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
                               overlong_tokens=scoring.overlong_tokens)
     # A penalty alone is no reward: where nothing scored a completion it stays unscored.
     each[OVERLONG] = np.where(np.isnan(reward_B), np.nan, cost_B).astype(np.float32)
-    reward_B = combine(each, {**scores.weights, OVERLONG: 1.0})
+    reward_B = combine(each, {**scores.weights, OVERLONG: 1.0}, masks=scores.masks)
   groups = []
   for number, (problem, prompt) in enumerate(zip(found, prompts, strict=True)):
     at = slice(number * n, (number + 1) * n)
@@ -182,7 +183,9 @@ def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> d
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
-    found[f"logged/{name}"] = np.mean([group.logged[name] for group in groups if name in group.logged])
+    # Judges have metrics of their own, by their whole names.
+    known = name.removeprefix("rollout/") if name in judge_reward.METRICS else f"logged/{name}"
+    found[known] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])
   return {f"rollout/{name}": float(value) for name, value in found.items()}

@@ -1,6 +1,5 @@
 """Judges by script: replies by judge and temperature, and what was asked of them."""
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.rollout.judges import backends
 from atlas_jax.rollout.judges.rim import RIMReward
 
 ONE = {"active_judges": {name: name == "accuracy" for name in
@@ -50,8 +49,3 @@ def judged(small, large=None, *, config=None, **case):
   script = Script(small, large)
   rim = RIMReward({**SCRIPTED, **NO_CANARY, **ONE, **(config or {})}, backend=script)
   return rim.evaluate(**{"prompt": "6 * 7?", "response": "42", **case}), script
-
-
-def answering(call):
-  """A judge that compares answers."""
-  return backends.answer_grader(call)
