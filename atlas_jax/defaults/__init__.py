@@ -1,12 +1,23 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `teaching`, `recall` and `serving` have
+`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall` and `serving` have
 theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, teaching, tuning
+from atlas_jax.defaults import (
+  alerts,
+  bounds,
+  episodes,
+  handover,
+  judging,
+  puzzles,
+  recall,
+  serving,
+  teaching,
+  tuning,
+)
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -78,6 +89,7 @@ def _fields() -> dict:
       **tuning.groups(),
       **teaching.groups(),
       **serving.groups(),
+      "rim": judging.group(),
       "monitor": _monitor(),
       "alerts": alerts.group(),
       "upload": handover.group(),

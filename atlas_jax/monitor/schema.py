@@ -294,6 +294,13 @@ rollout/terminated_frac | fraction | of completions that ended
 rollout/truncated_frac | fraction | that had no room left
 rollout/ended_frac | fraction | that ended by a stop token or text
 rollout/unrewarded_frac | fraction | that got no reward, as where a judge failed
+rollout/judge_no_verdict_frac | fraction | judges: of completions without a verdict, which are masked
+rollout/judge_calls_per_completion | | judges: judgements asked for, those on disk among them
+rollout/judge_cached_frac | fraction | judges: of these, those that were on disk
+rollout/judge_tokens_per_completion | tokens | judges: of prompts and replies, those on disk apart
+rollout/judge_escalated_frac | fraction | judges: of verdicts that the arbiter was asked for
+rollout/judge_s | s | judges: that judging took
+rollout/judge_unsafe | judges | that obeyed an order in what they judge
 rollout/flat_groups_frac | fraction | of groups whose rewards are all equal
 rollout/learnable_frac | fraction | of rows that teach something
 rollout/resampled_groups | groups | asked again since they were flat

@@ -98,7 +98,7 @@ def rewards_of(config, start: InitialModel) -> TeacherRewards:
       given.rewards, settings, LeakRule(given.leak, given.leak_penalty),
       count_tokens=lambda text: len(start.tokenizer.encode(text.encode("utf-8", "replace"))),
       verdict_weight=given.verdict_weight, reliance_weight=given.reliance_weight,
-      max_steps=config.optim.steps)
+      max_steps=config.optim.steps, rim=config.rim)
 
 
 def source_of(config, start: InitialModel, lessons: Lessons, sampler: Sampler, mesh, workdir=None
