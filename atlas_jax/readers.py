@@ -209,6 +209,7 @@ READERS = {
     "teacher.student_template": "teacher if teacher.sampler=native & teacher.student!=None",
     "teacher.probe_tokens": "teacher if teacher.shown=probe",
     "teacher.verdict_weight": "teacher if teacher.shown!=probe",
+    "teacher.reliance_weight": "teacher if teacher.sampler=native",
     "teacher.leak_penalty": "teacher if teacher.leak=penalty",
     "teacher.fixed_hint": "teacher if data.held_out_frac!=0.0",
     "ranked": "ranked",

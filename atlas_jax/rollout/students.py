@@ -105,7 +105,11 @@ class NativeStudent:
     Raises:
       ValueError: for several messages where prompts are texts.
     """
-    return message_ids(messages, self.start, who="student")
+    # One message is a text where there is no chat template, and several are refused.
+    alone = self.start.template is None and len(messages) == 1
+    prompt: Any = messages[0]["content"] if alone else [dict(one) for one in messages]
+    return chats.prompt_ids(Problem("a question to the student", prompt), self.start.tokenizer,
+                            self.start.template)
 
   def mean_logprobs(self, asked: Sequence[Messages], ids_B: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns the mean log-probability per token, in nats, of answers behind messages; NaN for empty ones."""
@@ -154,20 +158,6 @@ def _row_of(reply) -> list:
   choice = (reply.raw.get("choices") or [{}])[0]
   return [reply.text, reply.usage.completion_tokens,
           "length" if choice.get("finish_reason") == "length" else "stop_token"]
-
-
-def message_ids(messages: Messages, start: InitialModel, *, who: str, where: str = "") -> np.ndarray:
-  """Returns the ids of messages, int32, up to where the assistant begins to write.
-
-  Without a chat template one message is a text; several are refused by ValueError, naming `who` is asked.
-  """
-  if start.template is None:
-    if len(messages) != 1:
-      raise ValueError(f"config.teacher.templates asks the {who} by {len(messages)} messages, and prompts "
-                       f"are texts; set config.teacher.templates=plain, a text in config.teacher.formats, or "
-                       "config.data.chat_template")
-    return chats.prompt_ids(Problem(where, messages[0]["content"]), start.tokenizer)
-  return chats.prompt_ids(Problem(where, [dict(one) for one in messages]), start.tokenizer, start.template)
 
 
 def open_student(config, teacher: InitialModel) -> InitialModel | None:

@@ -164,15 +164,17 @@ def test_answers_that_cannot_be_had_are_masked_and_counted():
 def test_questions_that_the_student_answers_are_passed_over_where_failures_are_shown():
   config = config_of(**toy(teacher__shown="failure"), policy__kl_weight=0.0)
   recipe, params, frozen = started(config)
+  passed = []
   for _ in range(3):
     batch = recipe.source.next(Trained(params, frozen))
+    passed.append(recipe.source.metrics().scalars["teacher/passed_frac"])
     for text in texts_of(batch):
       question, _, attempt = text.partition("=")
       left, right = map(int, question.split("+"))
       assert attempt and int(attempt) != left + right
   state = json.loads(json.dumps(recipe.source.state()))
   expected = recipe.source.next(Trained(params, frozen))
-  assert 0 < recipe.source.metrics().scalars["teacher/passed_frac"] < 1
+  assert 0 < max(passed) < 1
   again, *_ = started(config)
   again.source.restore(state)
   for name, array in again.source.next(Trained(params, frozen)).items():
@@ -186,7 +188,9 @@ def test_a_student_may_be_another_model_with_its_own_tokenizer(tmp_path):
   summary = runs.run_lm(config, tmp_path / "run", evals=True)
   recipe = recipes.load(config, runs.one_device(), tmp_path / "run")
   held = recipe.load(runs.one_device(), False).frozen["student"]
-  assert jax.tree.leaves(held)[0].shape != jax.tree.leaves(recipe.init(jax.random.key(0)).params)[0].shape
+  shapes = [sorted(leaf.shape for leaf in jax.tree.leaves(tree))
+            for tree in (held, jax.eval_shape(recipe.init, jax.random.key(0)).params)]
+  assert shapes[0] != shapes[1]
   assert math.isfinite(summary["teaching_accuracy"]) and summary["teaching_contaminated_frac"] == 0
   rows = runs.rows_of(tmp_path / "run")
   assert all(math.isfinite(row["teacher/reliance_nats"]) for row in rows)

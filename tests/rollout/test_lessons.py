@@ -103,5 +103,3 @@ def test_grades_beyond_one_and_lost_answers_are_refused():
   student.answer = lambda asked, **given: []
   with pytest.raises(ValueError, match="the student gave 0 answers to 4 questions"):
     lessons.begin(built.problems(), seed=0)
-  with pytest.raises(ValueError, match="log-probabilities of the student"):
-    lessons.reliance([])

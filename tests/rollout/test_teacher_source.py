@@ -48,7 +48,8 @@ def test_metrics_say_what_guidance_did():
   found = source.metrics().scalars
   assert found["teacher/baseline_accuracy"] == 0.5 and found["teacher/student_accuracy"] == 1
   assert found["teacher/accuracy_delta"] == found["teacher/improvement_rate"] == 0.5
-  assert 0 == found["teacher/degradation_rate"] == found["teacher/masked_frac"] == found["teacher/leaked_frac"]
+  assert found["teacher/degradation_rate"] == found["teacher/masked_frac"] == 0
+  assert found["teacher/leaked_frac"] == 0
   assert found["teacher/teaching_length_mean_tokens"] == 1
   assert found["teacher/teaching_length_std_tokens"] == 0
   assert found["teacher/token_efficiency"] == pytest.approx(found["rollout/reward_mean"] * 100)
