@@ -72,6 +72,7 @@ FRESH = f"{TEXT} if model.path=None &"
 DRAWN = BESIDE.replace(f"{TEXT} if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace(f"{TEXT} if", FRESH)
 ROWS = "if data.name=files|hf:*"
+TRACED = "data.name=traces"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
@@ -124,13 +125,20 @@ READERS = {
     "data.download": f"{_of_texts('data.name!=python_stdlib|files')}; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
-    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
+    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None & data.name!=traces",
+    "data.options": f"{ASKED} if data.name!=traces; ranked if data.files=None; memory_lm if "
                     "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": POLICY,
     "data.max_prompt_tokens": f"{POLICY} gkd",
+    "traces": f"{TUNED} if {TRACED}",
+    "traces.target": f"sft gkd if {TRACED}",
+    "traces.prompt": f"{POLICY} ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
+    "traces.shown": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.verified_reward": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.lesson": f"sft gkd if {TRACED} & traces.target=teacher",
+    "traces.max_reject_frac": f"{TUNED} if {TRACED} & traces.strict=False",
     "data.overlong": TUNED,
     "data.packed": "sft",
     "data.turns": "sft",
@@ -268,7 +276,8 @@ READERS = {
     "eval.shown": ASKED,
 }
 OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so no recipe need read them.
-REMEDIES = {"data.path": "set config.data.name=files to read it",
+REMEDIES = {"traces": "set config.data.name=traces",
+            "data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",
             "server": "set config.sampler.kind=server",

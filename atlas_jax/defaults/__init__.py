@@ -1,7 +1,7 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall` and `serving` have
-theirs.
+`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall`, `serving` and `traces`
+have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
@@ -16,6 +16,7 @@ from atlas_jax.defaults import (
   recall,
   serving,
   teaching,
+  traces,
   tuning,
 )
 from atlas_jax.defaults.bounds import (
@@ -70,6 +71,7 @@ def _fields() -> dict:
           "drop_frac": fraction(0.0),
       },
       "episode": episodes.group(),
+      "traces": traces.group(),
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),
