@@ -208,6 +208,7 @@ READERS = {
     "policy.sampler_low": f"{POLICY} if policy.sampler_correction!=None",
     "policy.sampler_high": f"{POLICY} if policy.sampler_correction!=None",
     "distill": "gkd",
+    "distill.baseline": "gkd if data.held_out_frac!=0.0",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",

@@ -366,6 +366,16 @@ eval/teaching_baseline_accuracy_{bound} | fraction | likewise
 eval/teaching_learning_rate_{bound} | fraction | likewise
 eval/teaching_non_degradation_rate_{bound} | fraction | likewise
 """),
+        *_metrics("gkd with config.distill.baseline", """
+eval/baseline_success | fraction | of held-out problems that the student solved before it learnt
+eval/baseline_tokens | tokens | of an answer then
+eval/baseline_success_delta | fraction | gained since
+eval/baseline_success_relative | fraction | the gain over the success then
+eval/baseline_meets_success_target | | 1 where 0.10 is gained
+eval/baseline_token_reduction_pct | % | by which answers became shorter
+eval/baseline_meets_token_target | | 1 where that is 30%
+eval/baseline_meets_all_targets | | 1 where both are met
+"""),
         *_metrics("ranked", """
 ranked/preference_nats | nats | divergence of the ranking from that of the scores
 ranked/pair_nats | nats | loss of pairs

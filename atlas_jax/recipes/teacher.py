@@ -68,8 +68,8 @@ def lessons_of(config, start: InitialModel, student: InitialModel | None, mesh) 
   for model, who, turns in shown:
     if model.template is None and len(turns) > 1:
       raise ValueError(f"config.teacher.templates={given.templates!r} asks the {who} by {len(turns)} "
-                       "messages, and its prompts are texts; set config.data.chat_template, config.teacher.templates="
-                       "plain, or a text of one message in config.teacher.formats")
+                       "messages, and its prompts are texts; set config.data.chat_template, config.teacher."
+                       "templates=plain, or a text of one message in config.teacher.formats")
   settings = LessonSettings(templates, shown=given.shown, probe_tokens=given.probe_tokens,
                             max_tokens=given.max_tokens, temperature=given.temperature)
   return Lessons(students.load(config, student, mesh), grade_of(config), settings)
