@@ -51,6 +51,12 @@ def _of_texts(*conditions: str) -> str:
                    ("data.source!=modular_arithmetic", "eval.tasks!=None"))
 
 
+def _judged(*conditions: str) -> str:
+  """Writes that a field of judges is read: where they are a reward."""
+  own = " & ".join(("rewards=*rim*", *conditions))
+  return f"{GRADED} if {own}; teacher if {' & '.join(('teacher.rewards=*rim*', *conditions))}"
+
+
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
 # files of the blocks, so that a new way of mixing needs no entry here.
 MIXED = _without("memory")
@@ -181,6 +187,17 @@ READERS = {
     "advantage.deviation": f"{POLICY} if advantage.kind=normalized|batch & advantage.per_reward=False",
     "advantage.epsilon": f"{POLICY} if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
     "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
+    "rim": _judged(),
+    "rim.script": _judged("rim.backend=scripted"),
+    **{f"rim.{name}": _judged("rim.backend=endpoint") for name in
+       ("models", "model_configs", "endpoint", "large_endpoint", "parallel_execution", "cache_dir")},
+    **{f"rim.{name}": _judged("rim.mode=core") for name in ("active_judges", "consistency_rules")},
+    **{f"rim.{name}": _judged("rim.legacy=False") for name in
+       ("out_of_range", "arbiter_failure", "anti_gaming", "canary")},
+    "rim.missing_judge": _judged("rim.legacy=False", "rim.mode=core"),
+    **{f"rim.canary.{name}": _judged("rim.legacy=False", "rim.canary.on=True") for name in
+       ("every_s", "obeyed_score")},
+    "rim.anti_gaming.cap_score": _judged("rim.legacy=False", "rim.anti_gaming.enabled=True"),
     "rollout": POLICY,
     "rollout.pad_tokens": f"{POLICY} gkd",
     "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
@@ -191,14 +208,17 @@ READERS = {
     "policy.sampler_low": f"{POLICY} if policy.sampler_correction!=None",
     "policy.sampler_high": f"{POLICY} if policy.sampler_correction!=None",
     "distill": "gkd",
+    "distill.baseline": "gkd if data.held_out_frac!=0.0",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",
     "teacher": "teacher",
     "teacher.student": "teacher if teacher.sampler=native",
+    "teacher.endpoint": "teacher if teacher.sampler=endpoint",
     "teacher.student_template": "teacher if teacher.sampler=native & teacher.student!=None",
     "teacher.probe_tokens": "teacher if teacher.shown=probe",
     "teacher.verdict_weight": "teacher if teacher.shown!=probe",
+    "teacher.reliance_weight": "teacher if teacher.sampler=native",
     "teacher.leak_penalty": "teacher if teacher.leak=penalty",
     "teacher.fixed_hint": "teacher if data.held_out_frac!=0.0",
     "ranked": "ranked",

@@ -1,7 +1,7 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `teaching`, `recall`, `serving` and `traces` have
-theirs.
+`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall`, `serving` and `traces`
+have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
@@ -11,6 +11,7 @@ from atlas_jax.defaults import (
   bounds,
   episodes,
   handover,
+  judging,
   puzzles,
   recall,
   serving,
@@ -90,6 +91,7 @@ def _fields() -> dict:
       **tuning.groups(),
       **teaching.groups(),
       **serving.groups(),
+      "rim": judging.group(),
       "monitor": _monitor(),
       "alerts": alerts.group(),
       "upload": handover.group(),

@@ -13,8 +13,18 @@ def groups() -> dict:
           # The student: a pretrained model's folder, hf:NAME or a run's workdir; None: a copy of what the
           # teacher starts from. It is never trained.
           "student": OPTIONAL(str),
-          # Who answers for it: "native" (our own sampler), or a dotted module, see rollout/students.py.
-          "sampler": one_of_or_module("native", "native"),
+          # Who answers for it: "native" (our own sampler), "endpoint" (a server with OpenAI's routes, such as
+          # one of --mode=serve), or a dotted module, see rollout/students.py.
+          "sampler": one_of_or_module("native", "native endpoint"),
+          "endpoint": {
+              "url": OPTIONAL(str),  # Up to the version, such as http://127.0.0.1:8000/v1.
+              "model": OPTIONAL(str),  # The student's name there.
+              "key_variable": OPTIONAL(str),  # Variable of the environment with the key; None: none is sent.
+              "timeout_s": above_zero(60.0),  # Of one try.
+              "deadline_s": above_zero(180.0),  # Of all tries of one answer.
+              "tries": at_least(1, 3),  # Requests for one answer, at most.
+              "parallel_requests": at_least(1, 16),  # At the same time.
+          },
           # Its chat template: its "own" where data.chat_template is set, "texts" for none, or a folder.
           "student_template": "own",
           "max_tokens": at_least(1, 256),  # Of a student's answer, the one that stops it included.

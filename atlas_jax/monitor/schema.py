@@ -294,6 +294,13 @@ rollout/terminated_frac | fraction | of completions that ended
 rollout/truncated_frac | fraction | that had no room left
 rollout/ended_frac | fraction | that ended by a stop token or text
 rollout/unrewarded_frac | fraction | that got no reward, as where a judge failed
+rollout/judge_no_verdict_frac | fraction | judges: of completions without a verdict, which are masked
+rollout/judge_calls_per_completion | | judges: judgements asked for, those on disk among them
+rollout/judge_cached_frac | fraction | judges: of these, those that were on disk
+rollout/judge_tokens_per_completion | tokens | judges: of prompts and replies, those on disk apart
+rollout/judge_escalated_frac | fraction | judges: of verdicts that the arbiter was asked for
+rollout/judge_s | s | judges: that judging took
+rollout/judge_unsafe | judges | that obeyed an order in what they judge
 rollout/flat_groups_frac | fraction | of groups whose rewards are all equal
 rollout/learnable_frac | fraction | of rows that teach something
 rollout/resampled_groups | groups | asked again since they were flat
@@ -358,6 +365,16 @@ eval/teaching_accuracy_{bound} | fraction | bound of the interval over questions
 eval/teaching_baseline_accuracy_{bound} | fraction | likewise
 eval/teaching_learning_rate_{bound} | fraction | likewise
 eval/teaching_non_degradation_rate_{bound} | fraction | likewise
+"""),
+        *_metrics("gkd with config.distill.baseline", """
+eval/baseline_success | fraction | of held-out problems that the student solved before it learnt
+eval/baseline_tokens | tokens | of an answer then
+eval/baseline_success_delta | fraction | gained since
+eval/baseline_success_relative | fraction | the gain over the success then
+eval/baseline_meets_success_target | | 1 where 0.10 is gained
+eval/baseline_token_reduction_pct | % | by which answers became shorter
+eval/baseline_meets_token_target | | 1 where that is 30%
+eval/baseline_meets_all_targets | | 1 where both are met
 """),
         *_metrics("ranked", """
 ranked/preference_nats | nats | divergence of the ranking from that of the scores

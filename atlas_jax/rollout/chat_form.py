@@ -58,7 +58,7 @@ def request_body(model: str, response_format: str, messages, how: AskOptions) ->
     raise ValueError("messages of a request must be a list of {'role', 'content'} with at least one")
   named = {"temperature": how.temperature, "top_p": how.top_p, "max_tokens": how.max_tokens,
            "seed": how.seed, "stop": how.stop}
-  body = {"model": model, "messages": [dict(one) for one in messages],
+  body: dict[str, Any] = {"model": model, "messages": [dict(one) for one in messages],
           **{name: value for name, value in named.items() if value is not None}}
   if how.schema is not None:
     reply_schema.check_schema(how.schema)

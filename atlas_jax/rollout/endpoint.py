@@ -24,10 +24,10 @@ from atlas_jax.rollout.reply_cache import ReplyCache
 
 KINDS = ("connect", "timeout", "status", "reply", "schema", "deadline", "circuit")
 PASSING = frozenset({408, 409, 425, 429})  # Tried again, as every status from 500 on is.
-OVERLOADED = frozenset({409, 425, 429})  # It works, and wants less: not counted by the circuit.
+OVERLOADED = frozenset({409, 425, 429})  # It works and wants less: no outage.
 MOST_REPLY_BYTES = 16 * 2**20
-REPAIR = ("Your reply could not be used: {why}. Reply again with the corrected JSON object alone, without any "
-          "other text.")
+REPAIR = ("Your reply could not be used: {why}. Reply again with the corrected JSON object alone, without "
+          "any other text.")
 
 
 class EndpointError(Exception):

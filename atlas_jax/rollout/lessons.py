@@ -154,13 +154,8 @@ class Lessons:
 
     An answer that the student would hardly have given alone was handed over; one that it would have given
     with some luck was found. None where there is no guidance or no answer.
-
-    Raises:
-      ValueError: if the student has no log-probabilities.
+    The student must have `mean_logprobs`, as `NativeStudent` does.
     """
-    if not hasattr(self.student, "mean_logprobs"):
-      raise ValueError("config.teacher.reliance_weight needs log-probabilities of the student, which "
-                       "config.teacher.sampler='native' alone has; set it to None")
     ids_B = [one.guided.ids for one in taught]
     lessons = [one.lesson for one in taught]
     alone = [teaching.baseline_messages(one.problem.prompt, self.settings.templates) for one in lessons]

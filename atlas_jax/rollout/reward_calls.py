@@ -96,6 +96,8 @@ class RewardCall:
     is_batched: whether it scores all completions in one call.
     asked: columns that it reads.
     takes_extra: whether it reads all columns there are, as `extra`.
+    masks: whether a completion that it says nothing of gets no reward at all.
+    once: whether one process of a run calls it for all.
   """
 
   def __init__(self, name: str, function: Callable):
@@ -105,6 +107,8 @@ class RewardCall:
       ValueError: if it is no function that can be called as a reward.
     """
     self.name = name
+    self.masks = bool(getattr(function, "masks", False))
+    self.once = bool(getattr(function, "once", False))
     self._function = function
     parameters = _parameters(name, function)
     taken = {one.name for one in parameters if one.kind not in _STARS}

@@ -246,6 +246,22 @@ def _of_json(text: str) -> Teaching:
   return Teaching((guidance or "").strip() or None, valid, None if confidence is None else float(confidence))
 
 
+def lesson(turn: Any) -> tuple[list[dict], str]:
+  """Returns (messages, reply) that teach this protocol by the guidance of a session.
+
+  For config.traces.lesson=atlas_jax.rollout.teaching.
+
+  Args:
+    turn: of `traces.conversation`, with question, attempts, earlier, guidance and valid.
+  """
+  earlier = "\n".join(f"- {note}" for note in turn.earlier)
+  messages = teacher_messages(turn.question, attempts=turn.attempts,
+                              context=f"Guidance so far:\n{earlier}" if earlier else None)
+  # Where no verdict was kept: guidance is what a runtime asks for behind an attempt that was refused.
+  valid = False if turn.valid is None else turn.valid
+  return messages, json.dumps({"valid": valid, "guidance": turn.guidance}, ensure_ascii=False)
+
+
 def manifest(templates: TemplateSet, *, teacher_template: str | None = None,
              student_template: str | None = None) -> dict[str, Any]:
   """Returns what a teacher's checkpoint says of its protocol, so that who uses it can compare.
