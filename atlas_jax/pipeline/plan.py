@@ -111,7 +111,8 @@ def resolve(settings: PipelineSettings) -> Plan:
       raise ValueError(f"--sft-override {both[0]}={settings.sft_overrides[both[0]]}: the split is that of "
                        f"the training; set it by {'--eval-ratio' if 'held' in both[0] else '--override'}")
     fields = {**_filters_given(settings.overrides), **settings.sft_overrides, **split}
-    sft = _training("sft", settings._replace(eval_ratio=None), settings.sft_config, fields, output, model=None)
+    asked = settings._replace(eval_ratio=None)
+    sft = _training("sft", asked, settings.sft_config, fields, output, model=None)
   return Plan(settings, output, sft, training, is_demo(settings.config))
 
 
@@ -131,7 +132,8 @@ def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[s
   plain = command.read_config(spec)
   _check(plain)
   plain.data.name = sources.NAME
-  demo = {field: value for field, value in DEMO_FIELDS.items() if is_demo(spec) and readers.is_read(plain, field)}
+  demo = {field: value for field, value in DEMO_FIELDS.items()
+          if is_demo(spec) and readers.is_read(plain, field)}
   fields = {**demo, **given, "data.name": sources.NAME, "data.files": str(output / places.TRACES)}
   if settings.eval_ratio is not None:
     fields["data.held_out_frac"] = str(settings.eval_ratio)

@@ -10,7 +10,8 @@ def session(number: int, *, review: str = "approved", status: str = "succeeded",
   """Returns the record of one session."""
   draw = np.random.default_rng(number)
   left, right = draw.integers(10, 100, size=2)
-  metadata = {"session_id": number, "status": status, "created_at": f"2026-01-02T12:{number % 60:02}:00+00:00"}
+  when = f"2026-01-02T12:{number % 60:02}:00+00:00"
+  metadata = {"session_id": number, "status": status, "created_at": when}
   if truth:
     metadata["ground_truth"] = str(left + right)
   return {"task": f"{left}+{right}=", "final_answer": str(left + right), "plan": {}, "steps": [],

@@ -21,7 +21,8 @@ def traces(tmp_path, monkeypatch):
 
 def planned(capsys, traces, *flags):
   """The plan that --dry-run prints."""
-  assert script.main([f"--export-path={traces}", f"--output-dir={traces.parent}/out", CPU, "--dry-run", *flags]) == 0
+  words = [f"--export-path={traces}", f"--output-dir={traces.parent}/out", CPU, "--dry-run", *flags]
+  assert script.main(words) == 0
   return json.loads(capsys.readouterr().out)
 
 
@@ -42,8 +43,8 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(traces, capsys):
                   "--max-age-days=30")  # fmt: skip
   assert found["stages"] == ["ingest", "before", "train", "checkpoint", "report"]
   assert found["held_out_frac"] == 0.2 and found["max_samples"] == 3 and found["demonstration"]
-  assert found["filters"] == {"review_status": "approved", "status": "succeeded", "require_ground_truth": False,
-                              "max_age_days": 30.0}  # fmt: skip
+  assert found["filters"] == {"review_status": "approved", "status": "succeeded",
+                              "require_ground_truth": False, "max_age_days": 30.0}  # fmt: skip
   training, = found["trainings"]
   assert training["recipe"] == "teacher" and training["settings"]["optim"]["steps"] == 5
   assert training["settings"]["data"]["name"] == "traces"
@@ -51,8 +52,9 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(traces, capsys):
 
 
 def test_every_flag_of_the_original_is_taken_or_refused_by_name(traces, capsys):
+  known = {option for action in script.parser()._actions for option in action.option_strings}
   for flag in CLI["flags"]:
-    assert set(flag["flags"]) <= {option for action in script.parser()._actions for option in action.option_strings}
+    assert set(flag["flags"]) <= known
   for run in CLI["dry_runs"]:
     words = [f"--export-path={traces}", f"--output-dir={traces.parent}/x", "--dry-run", *run["argv_tail"]]
     if "output_dir=results/x" in run["argv_tail"]:  # The original ends with 2 as well.
@@ -100,7 +102,8 @@ def test_unknown_flags_name_the_nearest(traces, capsys):
 
 def test_a_source_that_is_not_there_is_told(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
-  assert "there is no none.jsonl; arc-atlas export writes one" in refused(capsys, "--export-path=none.jsonl", CPU)
+  line = refused(capsys, "--export-path=none.jsonl", CPU)
+  assert "there is no none.jsonl; arc-atlas export writes one" in line
   assert "give one of them" in refused(capsys, CPU)
 
 
@@ -113,8 +116,10 @@ def test_a_tuning_before_has_the_split_and_the_gate_of_the_training(traces):
   assert found.sft.config.traces.review_status == "approved,pending"
   assert found.sft.config.traces.split_seed == 3
   assert found.training.config.model.path == str(found.sft.workdir)
-  assert found.to_json()["stages"] == ["ingest", "before", "sft", "after_sft", "train", "checkpoint", "report"]
-  for wrong, said in (({"data.held_out_frac": "0.5"}, "--eval-ratio"), ({"traces.split_seed": "1"}, "--override")):
+  assert found.to_json()["stages"] == [
+    "ingest", "before", "sft", "after_sft", "train", "checkpoint", "report"]  # fmt: skip
+  for wrong, said in (
+    ({"data.held_out_frac": "0.5"}, "--eval-ratio"), ({"traces.split_seed": "1"}, "--override")):  # fmt: skip
     with pytest.raises(ValueError, match=f"the split is that of the training; set it by {said}"):
       plan.resolve(asked._replace(sft_overrides=wrong))
   with pytest.raises(ValueError, match="with --sft training starts from what was tuned"):
@@ -122,7 +127,8 @@ def test_a_tuning_before_has_the_split_and_the_gate_of_the_training(traces):
 
 
 def test_a_password_is_in_no_plan(traces):
-  asked = plan.PipelineSettings(None, "postgresql://me:secret@host:5433/atlas", "out", "configs/teacher_rcl.py:cpu")
+  url = "postgresql://me:secret@host:5433/atlas"
+  asked = plan.PipelineSettings(None, url, "out", "configs/teacher_rcl.py:cpu")
   assert "secret" not in json.dumps(plan.resolve(asked).to_json())
   assert plan.shown_url("postgresql://me:se@cret@host/x") == "postgresql://me:***@host/x"
   assert plan.shown_url("sqlite:///a.db") == "sqlite:///a.db"

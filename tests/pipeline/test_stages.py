@@ -1,5 +1,7 @@
 """A pipeline from traces to a checkpoint: stopped, gone on with, run again, damaged, and asked for something else."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -60,11 +62,12 @@ def made(tmp_path_factory):
     assert not (folder / "out" / places.CHECKPOINT).exists()
     traces.unlink()  # What was let in is kept: the rest of the pipeline needs the file no more.
     traces.touch()
-    capture = helpers.captured(run, *words)
-    assert capture.result == 0, capture.err
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      assert run(*words) == 0
   finally:
     os.chdir(before)
-  return words, folder / "out", json.loads(capture.out)
+  return words, folder / "out", json.loads(out.getvalue())
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def copied(made, tmp_path, monkeypatch):
   """A copy of the output, with the command that names it."""
   words, output, _ = made
   monkeypatch.chdir(ROOT)
-  # In place of the output itself, whose path is in the settings of its trainings.
+  # The output itself is changed, since its path is in the settings of its trainings, and put back.
   kept = tmp_path / "kept"
   shutil.copytree(output, kept)
   yield words, output
@@ -185,9 +188,8 @@ def test_other_settings_in_the_same_folder_are_refused(made, monkeypatch, capsys
 def test_too_few_sessions_are_an_error_or_a_flag(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   traces = sums.write(tmp_path / "one.jsonl", 1)
-  overrides = [word for one in ("traces.max_reject_frac=1.0",) for word in ("--override", one)]
   words = [f"--export-path={traces}", "--config=configs/teacher_rcl.py", "--model-config=tests",
-           *overrides]  # fmt: skip
+           "--override", "traces.max_reject_frac=1.0"]  # fmt: skip
   assert run(*words, f"--output-dir={tmp_path}/few") == 1
   line = capsys.readouterr().err.strip().splitlines()[-1]
   assert "1 of 4 sessions let in, with 1 question, 1 with a right answer" in line
