@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
   add("--output-dir", default="results/teacher", metavar="DIR", help="of all that is made")
   add("--config", metavar="FILE:ARGS", help=f"of the training; left out: {plan.CONFIG}, or {plan.GKD_CONFIG}")
   add("--sft", action="store_true", help="tune on the traces before, with --sft-config")
-  add("--sft-config", metavar="FILE:ARGS", help=f"left out: {plan.SFT_CONFIG} with the arguments of --config")
+  add("--sft-config", metavar="FILE:ARGS", help=f"left out: {plan.SFT_CONFIG}:traces, or its demonstration")
   add("--gkd", action="store_true", help=f"distil in place of GRPO, with {plan.GKD_CONFIG}")
   add("--eval-ratio", type=float, metavar="FRAC", help="of the questions, held out; left out: as the config "
                                                        "has it")
@@ -89,8 +89,7 @@ def settings_of(asked: argparse.Namespace) -> PipelineSettings:
     raise ValueError(f"--eval-ratio={asked.eval_ratio} must be from 0, which holds nothing out, to below 1")
   sft = None
   if asked.sft:
-    arguments = config.partition(":")[2]
-    sft = asked.sft_config or plan.SFT_CONFIG + (f":{arguments}" if arguments else "")
+    sft = asked.sft_config or plan.sft_config_of(config)
   overrides = fields_of(asked.override, "--override")
   if asked.model_config is not None:
     overrides["model.path"] = model_of(asked.model_config, overrides)

@@ -15,7 +15,7 @@ SFT_CONFIG = "configs/teacher_sft.py"
 RECIPES = ("teacher", "grpo", "gkd", "sft")
 DEMOS = ("cpu", "smoke")  # Arguments of configs that show the way and learn little.
 # What a demonstration has besides: its questions may be longer than those that its config is made for.
-DEMO_FIELDS = {"data.max_prompt_tokens": "512", "data.overlong": "truncate"}
+DEMO_FIELDS = {"data.max_prompt_tokens": "512", "data.segment_len": "512", "data.overlong": "truncate"}
 FEW_STEPS = 10  # Updates of a demonstration on too few sessions.
 LEAST_GROUPS = 2  # Questions: one to train on, one to hold out.
 # Fields that the pipeline sets, and the flag that they follow from.
@@ -178,6 +178,12 @@ def changed(training: Training, overrides: dict[str, str]) -> Training:
   """Returns a training with other overrides."""
   config = configs.resolve(command.read_config(training.spec, overrides))
   return training._replace(overrides=overrides, config=config)
+
+
+def sft_config_of(spec: str) -> str:
+  """Returns the supervised tuning that goes before a training: on guidance, or that of its demonstration."""
+  arguments = set(spec.partition(":")[2].split(","))
+  return f"{SFT_CONFIG}:{next((one for one in DEMOS if one in arguments), 'traces')}"
 
 
 def is_demo(spec: str) -> bool:

@@ -1,4 +1,4 @@
-"""A pipeline from traces to a checkpoint: stopped, gone on with, run again, damaged, and asked for something else."""
+"""A pipeline from traces to a checkpoint: stopped, gone on with, run again, damaged, and asked otherwise."""
 
 import contextlib
 import io
@@ -87,7 +87,8 @@ def test_what_was_let_in_and_left_out_is_told(made):
   _, output, printed = made
   found = json.loads((output / places.INGEST).read_text())
   assert (printed["let_in"], printed["sessions"]) == (40, 43)
-  assert {name: one["sessions"] for name, one in found["left_out"].items()} == {"review_status": 2, "status": 1}
+  left = {name: one["sessions"] for name, one in found["left_out"].items()}
+  assert left == {"review_status": 2, "status": 1}
   assert found["rejected_lines"] == 1 and found["with_ground_truth"] == 40
   reject, = [json.loads(line) for line in (output / places.REJECTS).read_text().splitlines()]
   assert reject["line"] == 44 and reject["kind"] == "json"
@@ -180,7 +181,8 @@ def test_other_settings_in_the_same_folder_are_refused(made, monkeypatch, capsys
   monkeypatch.chdir(ROOT)
   assert run(*made[0], "--override", "optim.lr=0.5") == 1
   line = capsys.readouterr().err.strip().splitlines()[-1]
-  assert "the stage before was done with other settings or data (overrides); choose another --output-dir" in line
+  assert "the stage before was done with other settings or data (overrides)" in line
+  assert "choose another --output-dir" in line
   assert run(*made[0], "--max-samples=3") == 1
   assert "the stage ingest was done with other settings or data (max_samples)" in capsys.readouterr().err
 
