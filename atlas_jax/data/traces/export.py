@@ -27,7 +27,7 @@ FORMS = ("plain", "compact", "sdk")
 
 @dataclasses.dataclass
 class ExportSummary:
-  """How much was exported.
+  """Counts of an export.
 
   Attributes:
     sessions: records written.
