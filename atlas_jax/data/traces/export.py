@@ -27,7 +27,7 @@ FORMS = ("plain", "compact", "sdk")
 
 @dataclasses.dataclass
 class ExportSummary:
-  """How much was exported.
+  """Counts of an export.
 
   Attributes:
     sessions: records written.
@@ -99,14 +99,20 @@ def _lines(store: SqlStore, query: SessionQuery, form: str, page_rows: int, summ
   """Yields the lines of a file, and counts the sessions in them."""
   encoder = compact.Encoder()
   if form == "compact":
-    yield _line(compact.HEADER, form)
+    yield line_of(compact.HEADER, form)
   for stored in sessions(store, query, legacy=form == "sdk", page_rows=page_rows):
-    record = forms.sdk_form(stored.rows) if form == "sdk" else forms.without_copies(stored.record())
+    record = record_of(stored, form)
     summary.add(stored, record)
-    yield _line(encoder.encode(record) if form == "compact" else record, form)
+    yield line_of(encoder.encode(record) if form == "compact" else record, form)
 
 
-def _line(value: Any, form: str) -> bytes:
+def record_of(stored: StoredSession, form: str) -> dict[str, Any]:
+  """Returns a session's record in a form."""
+  return forms.sdk_form(stored.rows) if form == "sdk" else forms.without_copies(stored.record())
+
+
+def line_of(value: Any, form: str) -> bytes:
+  """Returns a line of JSON."""
   spaces = (", ", ": ") if form == "sdk" else (",", ":")
   return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=spaces).encode() + b"\n"
 

@@ -1,4 +1,4 @@
-"""Which sessions of a store are read: the review gate and other filters, the order, and where to go on."""
+"""Queries of a store: the review gate and other filters, the order, and where to go on."""
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Cursor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SessionQuery:
-  """Which sessions are read, and in which order.
+  """The sessions that are read, and their order.
 
   Attributes:
     review_statuses: those that pass; by default the gate lets approved sessions pass alone. None: all.

@@ -21,7 +21,7 @@ class ReviewRefused(ValueError):
 
 
 class Decision(NamedTuple):
-  """What became of a decision."""
+  """The outcome of a decision."""
   session_id: int
   before: str
   moved: bool

@@ -49,8 +49,9 @@ SQLITE_SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGM
 _SESSION = """
 SELECT s.id, s.task, s.status, CAST(s.metadata AS TEXT), s.final_answer, CAST(s.reward AS TEXT),
   CAST(s.reward_stats AS TEXT), CAST(s.reward_audit AS TEXT), s.student_learning, s.teacher_learning,
-  s.review_status, s.review_notes, s.created_at, s.completed_at, CAST(p.plan AS TEXT)
-FROM sessions s LEFT JOIN plans p ON p.session_id = s.id
+  s.review_status, s.review_notes, s.created_at, s.completed_at,
+  (SELECT CAST(p.plan AS TEXT) FROM plans p WHERE p.session_id = s.id)
+FROM sessions s
 """
 SESSION_COLUMNS = (
   "id", "task", "status", "metadata", "final_answer", "reward", "reward_stats", "reward_audit",
@@ -175,6 +176,8 @@ ADD_EVENT = _both("INSERT INTO trajectory_events (session_id, event, created_at)
 ADD_NUMBERED_EVENT = _both("INSERT INTO trajectory_events (id, session_id, event, created_at) "
                            "VALUES (%(id)s, %(session_id)s, %(event)s, %(created_at)s)")
 TAKEN_EVENTS = _both("SELECT COUNT(*) FROM trajectory_events WHERE id = ANY(%(ids)s)")
+ANALYZE = Statement("ANALYZE sessions, plans, step_results, step_attempts, guidance_notes, trajectory_events",
+                    "SELECT 1")
 CLEAR_SESSION = tuple(_both(each) for each in (
   "DELETE FROM plans WHERE session_id = %(session_id)s",
   "DELETE FROM step_results WHERE session_id = %(session_id)s",

@@ -21,11 +21,12 @@ from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.jsonl import FoundTrace
 from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery, of_filters
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.data.traces.store_rows import StoredSession, read_page, write_trace
+from atlas_jax.data.traces.store_rows import PendingRows, StoredSession, read_page, write_trace
 
 INIT = "arc-atlas init --database-url=URL"
 TRIES = 3            # Of a transaction that another one crosses.
 WRITE_ROWS = 200     # Traces in one transaction of `write_all`.
+ANALYZE_FROM = 1000  # Traces of one `write_all`.
 
 
 class WrongVersion(StoreError):
@@ -112,20 +113,27 @@ class SqlStore:
     Raises:
       StoreError: if the id is that of another session in the store.
     """
-    return self._retried(functools.partial(write_trace, trace=trace, key=key, who=who, name=self.name))
+    [number] = self._retried(functools.partial(self._write_batch, [trace], key, who))
+    return number
 
   def write_all(self, traces: Iterable[Trace], *, who: str = "writer") -> int:
     """Writes many sessions, WRITE_ROWS in a transaction; returns how many."""
     total = 0
     remaining = iter(traces)
     while batch := list(itertools.islice(remaining, WRITE_ROWS)):
-      self._retried(functools.partial(self._write_batch, batch, who))
-      total += len(batch)
+      total += len(self._retried(functools.partial(self._write_batch, batch, None, who)))
+    if total >= ANALYZE_FROM:
+      # A server that does not know yet how many there are would sort them all for every page.
+      with self._database.writing(patient=True) as transaction:
+        transaction.run(sql.ANALYZE)
     return total
 
-  def _write_batch(self, batch: list[Trace], who: str, transaction: Transaction) -> None:
-    for trace in batch:
-      write_trace(transaction, trace, key=None, who=who, name=self.name)
+  def _write_batch(self, batch: list[Trace], key: str | None, who: str, transaction: Transaction
+                   ) -> list[int]:
+    pending = PendingRows()
+    ids = [write_trace(transaction, trace, pending, key=key, who=who, name=self.name) for trace in batch]
+    pending.flush(transaction)
+    return ids
 
   def _retried(self, work: Callable[[Transaction], Any]) -> Any:
     for tries in itertools.count(1):

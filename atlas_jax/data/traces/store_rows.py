@@ -93,8 +93,35 @@ def _steps(children: Iterable[tuple]) -> dict[int, list[dict[str, Any]]]:
   return steps
 
 
-def write_trace(transaction: Transaction, trace: Trace, *, key: str | None, who: str, name: str) -> int:
-  """Writes a session, see `SqlStore.write`; returns its id.
+class PendingRows:
+  """Rows of the tables below sessions, put off: those of many sessions go in one call for each table."""
+
+  def __init__(self) -> None:
+    """Starts without any."""
+    self.plans: list[dict[str, Any]] = []
+    self.steps: list[dict[str, Any]] = []
+    self.attempts: list[dict[str, Any]] = []
+    self.notes: list[dict[str, Any]] = []
+    self.events: list[dict[str, Any]] = []           # whose ids the database allots
+    self.numbered_events: list[dict[str, Any]] = []  # that have ids
+    self.event_ids: set[int] = set()                 # of those
+
+  def flush(self, transaction: Transaction) -> None:
+    """Writes them."""
+    for statement, pending in ((sql.ADD_PLAN, self.plans), (sql.ADD_STEP, self.steps),
+                               (sql.ADD_ATTEMPT, self.attempts), (sql.ADD_NOTE, self.notes),
+                               (sql.ADD_EVENT, self.events), (sql.ADD_NUMBERED_EVENT, self.numbered_events)):
+      transaction.run_many(statement, pending)
+    if self.numbered_events:
+      transaction.run(sql.COUNT_EVENTS_ON, id=max(self.event_ids))
+    for written in (self.plans, self.steps, self.attempts, self.notes, self.events, self.numbered_events,
+                    self.event_ids):
+      written.clear()
+
+
+def write_trace(transaction: Transaction, trace: Trace, pending: PendingRows, *, key: str | None, who: str,
+                name: str) -> int:
+  """Writes a session, see `SqlStore.write`, its steps and events to `pending`; returns its id.
 
   Raises:
     StoreError: if its id is that of another session.
@@ -111,13 +138,14 @@ def write_trace(transaction: Transaction, trace: Trace, *, key: str | None, who:
     keyed = transaction.rows(sql.KEYED, key=key)
     number, is_there = (keyed[0][0], True) if keyed else (None, False)
   if is_there:
+    pending.flush(transaction)  # It may be one of those.
     for statement in sql.CLEAR_SESSION:
       transaction.run(statement, session_id=number)
-  split = _with_event_ids(transaction, split)
+  split = _with_event_ids(transaction, split, pending)
   number = _write_session(transaction, split, number, is_there, who)
   if key is not None and not is_there and transaction.run(sql.ADD_KEY, key=key, session_id=number) != 1:
     raise StoreConflict(f"{name}: another program writes the session {key!r}")
-  _write_children(transaction, split, number)
+  _add_children(transaction, split, number, pending)
   return number
 
 
@@ -135,13 +163,14 @@ def _is_there(transaction: Transaction, number: int, split: SessionRows, name: s
   return True
 
 
-def _with_event_ids(transaction: Transaction, split: SessionRows) -> SessionRows:
+def _with_event_ids(transaction: Transaction, split: SessionRows, pending: PendingRows) -> SessionRows:
   """Returns rows whose events have ids that are free in the store, or none."""
   ids = [event["id"] for event in split.events]
   given = [number for number in ids if number is not None]
   if not given:
     return split
-  if len(set(given)) == len(ids) and transaction.rows(sql.TAKEN_EVENTS, ids=ids) == [(0,)]:
+  free = len(set(given)) == len(ids) and pending.event_ids.isdisjoint(given)
+  if free and transaction.rows(sql.TAKEN_EVENTS, ids=ids) == [(0,)]:
     return split
   metadata = dict(split.session["metadata"])
   metadata[rows.STORE] = {**metadata.get(rows.STORE, {"form": "sdk"}), "event_ids": ids}
@@ -172,31 +201,25 @@ def _write_session(transaction: Transaction, split: SessionRows, number: int | N
   return number
 
 
-def _write_children(transaction: Transaction, split: SessionRows, number: int) -> None:
+def _add_children(transaction: Transaction, split: SessionRows, number: int, pending: PendingRows) -> None:
+  of = {"session_id": number}
   if split.session["plan"] is not None:
-    transaction.run(sql.ADD_PLAN, session_id=number, plan=transaction.json(split.session["plan"]))
-  steps, attempts, notes = [], [], []
+    pending.plans.append({**of, "plan": transaction.json(split.session["plan"])})
   for step in split.steps:
-    key = {"session_id": number, "step_id": step["step_id"]}
-    steps.append({**key, "trace": step["trace"], "output": step["output"], "attempts": step["attempts"],
-                  "evaluation": transaction.json(step["evaluation"]),
-                  "metadata": transaction.json(step["metadata"])})
-    attempts += [{**key, "attempt": one["attempt"], "evaluation": transaction.json(one["evaluation"])}
-                 for one in step["attempt_details"]]
-    notes += [{**key, "sequence": place, "note": note} for place, note in enumerate(step["guidance_notes"])]
-  transaction.run_many(sql.ADD_STEP, steps)
-  transaction.run_many(sql.ADD_ATTEMPT, attempts)
-  transaction.run_many(sql.ADD_NOTE, notes)
-  _write_events(transaction, split.events, number)
-
-
-def _write_events(transaction: Transaction, events: list[dict[str, Any]], number: int) -> None:
+    key = {**of, "step_id": step["step_id"]}
+    pending.steps.append({**key, "trace": step["trace"], "output": step["output"],
+                          "attempts": step["attempts"], "evaluation": transaction.json(step["evaluation"]),
+                          "metadata": transaction.json(step["metadata"])})
+    pending.attempts += [{**key, "attempt": one["attempt"], "evaluation": transaction.json(one["evaluation"])}
+                         for one in step["attempt_details"]]
+    pending.notes += [{**key, "sequence": place, "note": note}
+                      for place, note in enumerate(step["guidance_notes"])]
   now = datetime.datetime.now(datetime.UTC)
-  values = [{"session_id": number, "event": transaction.json(event["event"]), "id": event["id"],
-             "created_at": rows.instant(event["created_at"]) or now} for event in events]
-  numbered = [row for row in values if row["id"] is not None]
-  if len(numbered) == len(values) > 0:
-    transaction.run_many(sql.ADD_NUMBERED_EVENT, values)
-    transaction.run(sql.COUNT_EVENTS_ON, id=max(row["id"] for row in numbered))
+  events = [{**of, "event": transaction.json(event["event"]), "id": event["id"],
+             "created_at": rows.instant(event["created_at"]) or now} for event in split.events]
+  # All or none: ids that the database allots are in the order of the events.
+  if all(event["id"] is not None for event in events):
+    pending.numbered_events += events
+    pending.event_ids.update(event["id"] for event in events)
   else:
-    transaction.run_many(sql.ADD_EVENT, values)
+    pending.events += events

@@ -76,7 +76,7 @@ def test_export_may_be_left_out_and_says_what_review_holds_back(run, tmp_path):
   (["--include-all-statuses", "--cursor", "2025-01-02T12:03:00+00:00/3"], [2, 1]),
   (["--include-all-statuses", "--learning-key", "bearing"], [3]),
   (["--include-all-statuses", "--min-reward", "0.9", "--batch-size", "1"], [2]),
-], ids=" ".join)
+], ids=str)
 def test_flags_select(run, tmp_path, flags, found):
   assert run("export", "--output", tmp_path / "out.jsonl", *flags)[0] == 0
   assert ids(tmp_path / "out.jsonl") == found
@@ -105,11 +105,13 @@ def test_nothing_to_export_is_one_line_and_code_1(run, tmp_path):
 
 
 @pytest.mark.parametrize("argv, said", [
-  (["--output", "o", "--cursor", "x"], "cursor"), (["--output", "o", "--config", "c.yaml"], "--config is not read"),
+  (["--output", "o", "--cursor", "x"], "cursor"),
+  (["--output", "o", "--config", "c.yaml"], "--config is not read"),
   (["--output", "o", "--limit", "0"], "no number from 1"), (["--output", "o", "--since", "soon"], "no time"),
   (["--output", "o", "--colour"], "unrecognized"), (["review", "approve"], "by id, or by --where"),
   (["review", "approve", "--where", "colour=red"], "write NAME=VALUE"), (["export"], "--output"),
-  (["--output", "o", "--legacy", "--compact"], "not allowed"), (["review", "burn"], "invalid choice")], ids=str)
+  (["--output", "o", "--legacy", "--compact"], "not allowed"), (["review", "burn"], "invalid choice"),
+], ids=str)
 def test_wrong_flags_are_code_2(run, argv, said):
   code, out, err = run(*argv)
   assert code == 2 and said in err and out == ""
@@ -117,7 +119,8 @@ def test_wrong_flags_are_code_2(run, argv, said):
 
 def test_sessions_are_reviewed(run, tmp_path):
   code, out, _ = run("review", "sessions")
-  assert code == 0 and "Status: pending (2 of 2 sessions)" in out and "Status: quarantined (1 of 1 sessions)" in out
+  assert code == 0
+  assert "Status: pending (2 of 2 sessions)" in out and "Status: quarantined (1 of 1 sessions)" in out
   assert run("review", "sessions", "--status", "pending", "--limit", "1", "--quiet")[1] == "4\n"
   assert run("review", "sessions", "--status", "pending", "--offset", "2")[1].endswith("(none)\n")
   assert run("review", "approve", 2, 3, "--reviewer", "ada", "--note", "fine")[:2] == (
@@ -132,7 +135,8 @@ def test_sessions_are_reviewed(run, tmp_path):
 
 
 def test_sessions_are_reviewed_by_what_they_are(run):
-  code, out, _ = run("review", "quarantine", "--where", "status=failed", "--note", "crash", ATLAS_REVIEWER="bo")
+  failed = ("--where", "status=failed", "--note", "crash")
+  code, out, _ = run("review", "quarantine", *failed, ATLAS_REVIEWER="bo")
   assert (code, out) == (0, "Session 4: pending -> quarantined\n")
   assert "by bo: crash" in run("review", "show", 4)[1]
   # Only what is pending: one cannot approve by a word what was quarantined by a look.
@@ -186,5 +190,6 @@ def test_no_store_is_a_wrong_flag(capsys):
 
 def test_the_script_is_the_same_program(tmp_path):
   call = [sys.executable, "scripts/traces.py", "init", f"--database-url=sqlite:///{tmp_path}/t.db"]
-  done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env=environment)
   assert done.returncode == 0 and "applied 1, 2" in done.stdout and done.stderr == ""

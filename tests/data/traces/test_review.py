@@ -25,7 +25,8 @@ def moves(store, number):
 def test_every_move_is_logged_with_who_and_why(filled):
   assert review.decide(filled, 2, "quarantined", who="ada", note="odd") == Decision(2, "pending", True)
   assert review.decide(filled, 2, "approved", who="bo") == Decision(2, "quarantined", True)
-  assert moves(filled, 2) == [("pending", "quarantined", "ada", "odd"), ("quarantined", "approved", "bo", None)]
+  assert moves(filled, 2) == [("pending", "quarantined", "ada", "odd"),
+                              ("quarantined", "approved", "bo", None)]
   session = filled.session(2).rows.session
   assert (session["review_status"], session["review_notes"]) == ("approved", "odd")
 
@@ -46,7 +47,7 @@ def test_an_approval_is_withdrawn_with_a_note_alone(filled):
   assert review.decide(filled, 1, "quarantined", who="ada", note="wrong log").moved
 
 
-@pytest.mark.parametrize("number, status, said", [(99, "approved", "no session 99"), (1, "pending", "not to 'pend")])
+@pytest.mark.parametrize("number, status, said", [(99, "approved", "no session 99"), (1, "odd", "not to")])
 def test_what_cannot_be_decided_is_refused(filled, number, status, said):
   with pytest.raises(ReviewRefused, match=said):
     review.decide(filled, number, status, who="ada")
@@ -71,4 +72,5 @@ def test_lines_count_the_audit_and_show_the_drift(filled):
 
 
 def test_matching_yields_ids_of_a_query(filled):
-  assert list(review.matching(filled, SessionQuery(review_statuses=("pending",), statuses=("failed",)))) == [4]
+  failed = SessionQuery(review_statuses=("pending",), statuses=("failed",))
+  assert list(review.matching(filled, failed)) == [4]

@@ -83,11 +83,12 @@ def test_pages_are_read_in_the_order_of_an_index():
   for migration in sql_schema.MIGRATIONS:
     for statement in migration.sqlite:
       connection.execute(statement)
-  values = {"review_status": "approved", "learning_key": "k", "at": "2025", "at_id": 1, "rows": 9, "offset": 0}
+  values = {"review_status": "approved", "learning_key": "k", "at": "2025", "at_id": 1, "rows": 9}
   for names in (("review_status",), ("review_status", "newer_than"), ("newer_than",), ("learning_key",)):
     for newest_first in (False, True):
       if newest_first:
         names = tuple("older_than" if name == "newer_than" else name for name in names)
       statement = sql.page(names, newest_first=newest_first)
-      plan = " ".join(row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + statement.sqlite, values))
+      plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement.sqlite}",
+                                                            {**values, "offset": 0}))
       assert "_page_idx" in plan and "TEMP B-TREE" not in plan, (names, plan)
