@@ -37,5 +37,5 @@ def test_a_run_that_goes_on_reads_what_was_measured_first(tmp_path):
   assert calls == [0.5] and out.scalars["eval/baseline_success"] == 0.25
   file = tmp_path / "baseline.json"
   file.write_text(json.dumps({**json.loads(file.read_text()), "success": 0.9}))
-  with pytest.raises(ValueError, match="baseline.json was changed since it was written"):
+  with pytest.raises(ValueError, match="baseline.json: was changed since it was written"):
     made([])(Trained(0.5), step=6, workdir=tmp_path)
