@@ -81,7 +81,7 @@ def _formats() -> dict:
 
 def _reward() -> dict:
   return {  # None: as the preset has it.
-      "preset": one_of("r3", "r0 r1 r2 r3 r4"),
+      "preset": one_of("r3", "r0 r1 r2 r3 r4"),  # Revision of the reward, see its module.
       "degradation": one_of(OPTIONAL(str), "zero penalty"),  # For guidance that spoils an answer.
       "degradation_penalty_multiplier": at_least(0, OPTIONAL(float)),  # Times the loss of grade.
       "efficiency_weight": at_least(0, OPTIONAL(float)),  # Of the bonus for short guidance.
