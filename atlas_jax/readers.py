@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import logging
 
 from atlas_jax import modules
-from atlas_jax.defaults import default
+from atlas_jax.defaults import default, judging, teaching
 from atlas_jax.fields import MIXES, at, flat, mixes
 
 TEXT = "memory_lm episodic"  # They train memory models from text.
@@ -49,12 +49,6 @@ def _of_texts(*conditions: str) -> str:
   """Writes that a field of the corpus is read: to train on, or to hide things in that are asked for."""
   return "; ".join(f"{TEXT} if {' & '.join((one, *conditions))}" for one in
                    ("data.source!=modular_arithmetic", "eval.tasks!=None"))
-
-
-def _judged(*conditions: str) -> str:
-  """Writes that a field of judges is read: where they are a reward."""
-  own = " & ".join(("rewards=*rim*", *conditions))
-  return f"{GRADED} if {own}; teacher if {' & '.join(('teacher.rewards=*rim*', *conditions))}"
 
 
 # Blocks without a memory do not read its fields; chunk_size still cuts documents. The lists come from the
@@ -187,40 +181,20 @@ READERS = {
     "advantage.deviation": f"{POLICY} if advantage.kind=normalized|batch & advantage.per_reward=False",
     "advantage.epsilon": f"{POLICY} if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
     "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
-    "rim": _judged(),
-    "rim.script": _judged("rim.backend=scripted"),
-    **{f"rim.{name}": _judged("rim.backend=endpoint") for name in
-       ("models", "model_configs", "endpoint", "large_endpoint", "parallel_execution", "cache_dir")},
-    **{f"rim.{name}": _judged("rim.mode=core") for name in ("active_judges", "consistency_rules")},
-    **{f"rim.{name}": _judged("rim.legacy=False") for name in
-       ("out_of_range", "arbiter_failure", "anti_gaming", "canary")},
-    "rim.missing_judge": _judged("rim.legacy=False", "rim.mode=core"),
-    **{f"rim.canary.{name}": _judged("rim.legacy=False", "rim.canary.on=True") for name in
-       ("every_s", "obeyed_score")},
-    "rim.anti_gaming.cap_score": _judged("rim.legacy=False", "rim.anti_gaming.enabled=True"),
+    **judging.readers(GRADED),
     "rollout": POLICY,
     "rollout.pad_tokens": f"{POLICY} gkd",
     "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
     "policy": POLICY,
-    "policy.kl_estimator": f"{POLICY} if policy.kl_weight!=0.0",
-    "policy.kl_ratio": f"{POLICY} if policy.kl_weight!=0.0",
+    **{f"policy.{name}": f"{POLICY} if policy.kl_weight!=0.0" for name in ("kl_estimator", "kl_ratio")},
     "policy.reference_share": f"{POLICY} if policy.reference_every_steps!=None",
-    "policy.sampler_low": f"{POLICY} if policy.sampler_correction!=None",
-    "policy.sampler_high": f"{POLICY} if policy.sampler_correction!=None",
+    **{f"policy.sampler_{end}": f"{POLICY} if policy.sampler_correction!=None" for end in ("low", "high")},
     "distill": "gkd",
     "distill.baseline": "gkd if data.held_out_frac!=0.0",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",
-    "teacher": "teacher",
-    "teacher.student": "teacher if teacher.sampler=native",
-    "teacher.endpoint": "teacher if teacher.sampler=endpoint",
-    "teacher.student_template": "teacher if teacher.sampler=native & teacher.student!=None",
-    "teacher.probe_tokens": "teacher if teacher.shown=probe",
-    "teacher.verdict_weight": "teacher if teacher.shown!=probe",
-    "teacher.reliance_weight": "teacher if teacher.sampler=native",
-    "teacher.leak_penalty": "teacher if teacher.leak=penalty",
-    "teacher.fixed_hint": "teacher if data.held_out_frac!=0.0",
+    **teaching.READERS,
     "ranked": "ranked",
     **{f"ranked.{name}": "ranked if ranked.objective=ranked" for name in
        ("preference", "score_scale", "margin_scale", "pair_weight", "pair_weighting", "min_preference",

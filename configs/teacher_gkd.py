@@ -35,8 +35,8 @@ def get_config(arg=None):
   if chosen in ("cpu", "smoke"):
     _sums(config)
     return _smoke(config) if arg.smoke else config
-  config.data.update(name="files" if chosen == "files" else "traces", tokenizer="model", chat_template="model",
-                     batch_rows=32, held_out_frac=0.1, max_prompt_tokens=8_192, overlong="skip")
+  config.data.update(name=chosen or "traces", tokenizer="model", chat_template="model", batch_rows=32,
+                     held_out_frac=0.1, max_prompt_tokens=8_192, overlong="skip")
   config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.sampler.max_tokens = 512
   config.loss.block_tokens = 2_048

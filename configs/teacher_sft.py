@@ -1,4 +1,4 @@
-"""The warm-up of a teacher: it learns to write the guidance of recorded sessions or lessons.  Results: none yet.
+"""The warm-up of a teacher: it learns guidance of recorded sessions or lessons.  Results: none yet.
 
 FOLDER is that of a pretrained Llama or Qwen model (or hf:NAME), FILE.jsonl has lessons of Arc-ATLAS, with
 problem_text, student_approach, teacher_diagnosis and teacher_teaching, or any rows that configs/sft.py reads:

@@ -116,6 +116,7 @@ ELSEWHERE = {
   "parallel/compiled.py": ("parallel/test_launch.py", PARTS),
   "parallel/signals.py": ("test_interrupted.py", "programs that are stopped"),
   "parallel/wire.py": ("parallel/test_peers.py", PARTS),
+  "monitor/schema_post_training.py": ("monitor/test_schema.py", PARTS),
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
   "rollout/prompted.py": ("rollout/test_source.py", PARTS),
   "rollout/teaching_metrics.py": ("rollout/test_teacher_source.py", PARTS),

@@ -1,4 +1,4 @@
-"""What training gained over the model it began with: the same held-out problems, answered by both."""
+"""The gain of training over the model it began with: the same held-out problems, answered by both."""
 import pathlib
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ ANSWER, PROBE = range(2)  # Seeds of draws; answers with guidance and without ar
 
 @dataclasses.dataclass(frozen=True)
 class LessonSettings:
-  """How students are asked and teachers are shown them; fields as in config.teacher."""
+  """Settings of what students are asked and teachers are shown; fields as in config.teacher."""
 
   templates: TemplateSet = teaching.CHAT
   shown: str = "probe"
@@ -84,11 +84,11 @@ class Lessons:
       settings: how it is asked.
     """
     self.settings = settings
-    self.student = student
+    self.student: Any = student
     self._grade = grade
 
   def load(self, trained: Trained) -> None:
-    """Gives a student that is a model here its weights."""
+    """Hands its weights to a student that is a model here."""
     if hasattr(self.student, "load"):
       self.student.load(trained)
 

@@ -18,7 +18,7 @@ RELIANCE = "reliance"  # and for how much the student relies on guidance.
 
 @dataclasses.dataclass(frozen=True)
 class LeakRule:
-  """What a reply earns whose guidance contains the answer; fields as in config.teacher."""
+  """Reward of a reply whose guidance contains the answer; fields as in config.teacher."""
 
   leak: str = "zero"
   leak_penalty: float = 1.0
@@ -70,8 +70,8 @@ class TeacherRewards:
   def check_columns(self, found: Sequence[Problem]) -> None:
     """Refuses rewards of one's own that ask for a column which no row has; see `Rewards.check_columns`."""
     if self._others is not None:
-      told = dict.fromkeys((*COLUMNS, "trajectory"))
-      self._others.check_columns(one._replace(extra={**one.extra, **told}) for one in found)
+      known = dict.fromkeys((*COLUMNS, "trajectory"))
+      self._others.check_columns(one._replace(extra={**one.extra, **known}) for one in found)
 
   def score(self, taught: Sequence[Taught], texts: Sequence[str], tokens: Sequence[Sequence[int]], *,
             prompts: Sequence[Problem], step: int) -> RewardScores:

@@ -101,7 +101,8 @@ def load(name: str, formats: Mapping[str, str | None] | None = None) -> Template
     ValueError: for an unknown set, or a text with a field that its place does not have.
   """
   found = SETS[name] if name in SETS else _of_file(name)
-  changed = {field: (("user", text),) for field, text in (formats or {}).items() if text is not None}
+  changed: dict[str, Any] = {field: (("user", text),) for field, text in (formats or {}).items()
+                             if text is not None}
   found = found._replace(**changed)
   _check(found)
   return found
@@ -117,11 +118,12 @@ def _of_file(name: str) -> TemplateSet:
     unknown = sorted(set(given) - set(TemplateSet._fields))
     if unknown:
       raise ValueError(f"has the fields {', '.join(unknown)}; known are {', '.join(TemplateSet._fields)}")
-    turns = {field: value if isinstance(value, str) else tuple((str(role), str(text)) for role, text in value)
-             for field, value in given.items()}
+    fields: dict[str, Any] = {
+        field: value if isinstance(value, str) else tuple((str(role), str(text)) for role, text in value)
+        for field, value in given.items()}
   except (ValueError, TypeError) as error:
     raise ValueError(f"config.teacher.templates={name!r} cannot be read: {error}") from error
-  return CHAT._replace(**{"name": path.stem, **turns})
+  return CHAT._replace(**{"name": path.stem, **fields})
 
 
 def _check(templates: TemplateSet) -> None:

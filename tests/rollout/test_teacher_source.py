@@ -8,7 +8,9 @@ import pytest
 from atlas_jax.data.problems import Problem
 from atlas_jax.rollout import teaching_metrics
 from atlas_jax.rollout.groups import Scoring
+from atlas_jax.rollout.students import StudentReply
 from atlas_jax.rollout.teacher_rewards import LeakRule
+from atlas_jax.rollout.toy_student import ToyStudent
 from atlas_jax.state import Trained
 from tests.helpers import assert_close
 from tests.rollout import lessons as built
@@ -85,6 +87,25 @@ def test_leaks_are_counted_and_left_out_where_the_rule_says_so():
   assert 0 < leaked_B.sum() < 4
   assert source.metrics().scalars["teacher/leaked_frac"] == leaked_B.mean()
   assert (batch["advantage_B"] == 0).all()
+
+
+class Flaky(ToyStudent):
+  """Does not answer every fifth of the questions with guidance."""
+
+  def answer(self, asked, **given):
+    """Answers as far as it can."""
+    found = super().answer(asked, **given)
+    return [StudentReply("", reason="abort") if len(found) > 2 and at % 5 == 4 else one
+            for at, one in enumerate(found)]
+
+
+def test_answers_that_cannot_be_had_are_masked_and_counted():
+  source, _ = built.made(words=["c", "x"], student=Flaky(), n=4, batch_rows=8)
+  batch = source.next(Trained(None))
+  metrics = source.metrics().scalars
+  assert metrics["teacher/masked_frac"] == metrics["teacher/failed_frac"] == 1 / 8
+  assert metrics["rollout/unrewarded_frac"] == 1 / 8 and batch["advantage_B"][4] == 0
+  assert np.isfinite(batch["advantage_B"]).all() and batch["advantage_B"].any()
 
 
 def test_failures_alone_are_shown_and_every_one_of_them():
