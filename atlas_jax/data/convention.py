@@ -24,10 +24,10 @@ CONVENTIONS: Mapping[str, Callable[[int], str]] = {
 }
 TAGS = "ABCDEFGH"
 ACTS = ("ask", "alone", "student", "teacher")
-# How questions and hints reach the two models; a study gives those of its teacher protocol.
+# How questions and hints reach the two models: as the set "plain" of `rollout.teaching` has it.
 FORMATS: Mapping[str, str] = {
-    "baseline": "{question}", "probe": "? {question}", "guided": "{guidance}: {question}",
-    "teacher": "{question} {approach}:", "reply": "{guidance}"}
+    "baseline": "{question}", "probe": "{question}?", "guided": "{guidance}{question}",
+    "teacher": "{question}{approach}", "reply": "{guidance}"}
 APPROACH = "sum"  # What a student answers to the probe.
 TRIES = 20_000  # Draws for one problem before its settings count as impossible.
 

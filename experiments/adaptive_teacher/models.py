@@ -1,10 +1,11 @@
 """Student and teacher of the study: trained where they are not there yet, and asked."""
-import os
 import pathlib
 import resource
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from atlas_jax.workdir import SUMMARY
 from experiments.adaptive_teacher import config as settings
 
 ROWS = 256  # Prompts that are asked at a time.
+Execute = Callable[[list[str]], None]
 
 
 class Spent(NamedTuple):
@@ -69,29 +71,38 @@ class Writer:
     return written
 
 
-def program(spec: str, workdir: pathlib.Path, *flags: str) -> Spent:
-  """Runs the program of a config of the study, unless its run is finished.
-
-  Args:
-    spec: argument of the config, such as "student,seed=0".
-    workdir: of the run.
-    *flags: more of them.
-
-  Returns:
-    what it took; zeros where it was finished before.
+def spawn(flags: list[str]) -> None:
+  """Runs the program in a process of its own.
 
   Raises:
     RuntimeError: if it fails, with the end of what it said.
   """
+  done = subprocess.run([sys.executable, "-m", "atlas_jax.main", *flags], text=True, stderr=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL, check=False)
+  if done.returncode:
+    raise RuntimeError(f"{shlex.join(flags)} failed: {done.stderr[-3_000:]}")
+
+
+def program(spec: str, workdir: pathlib.Path, *flags: str, execute: Execute = spawn) -> Spent:
+  """Runs the program with a config of the study, unless its run is finished.
+
+  Args:
+    spec: argument of the config, such as "stage=student,seed=0".
+    workdir: of the run.
+    *flags: more of them.
+    execute: runs the program with flags; raises if it fails.
+
+  Returns:
+    what it took; zeros where it was finished before.
+  """
   if (workdir / SUMMARY).exists():
     return Spent(0.0, 0.0)
-  command = [sys.executable, "-m", "atlas_jax.main", f"--config={settings.__file__}:{spec}",
-             f"--workdir={workdir}", *flags]
-  before = resource.getrusage(resource.RUSAGE_CHILDREN)
-  began_s = os.times().elapsed
-  done = subprocess.run(command, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, check=False)
-  after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  if done.returncode:
-    raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-3_000:]}")
-  cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-  return Spent(round(cpu_s, 1), round(os.times().elapsed - began_s, 1))
+  began = _clock()
+  execute([f"--config={settings.__file__}:{spec}", f"--workdir={workdir}", *flags])
+  return Spent(*(round(now - then, 1) for now, then in zip(_clock(), began, strict=True)))
+
+
+def _clock() -> tuple[float, float]:
+  """Returns processor seconds of processes that ended, and seconds."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime, time.monotonic()

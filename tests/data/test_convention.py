@@ -80,7 +80,7 @@ def test_a_student_learns_to_obey_and_never_what_letters_stand_for():
   rows = [*map(Convention(act="student", unknown_frac=0.25).problem, range(2_000))]
   for one in rows:
     total = one.extra["a"] + one.extra["b"]
-    probed = one.prompt.startswith("?")
+    probed = one.prompt.endswith("?")
     assert one.solution == (convention.APPROACH if probed else convention.obeyed(one.extra["hint"], total))
   hinted = [one for one in rows if one.extra["hint"]]
   assert {one.extra["hint"] for one in hinted} > set(CONVENTIONS)
