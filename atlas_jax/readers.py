@@ -15,15 +15,17 @@ from atlas_jax.defaults import default
 from atlas_jax.fields import MIXES, at, flat, mixes
 
 TEXT = "memory_lm episodic"  # They train memory models from text.
-ALL = f"{TEXT} trm sft grpo gkd ranked"
-LANGUAGE = f"{TEXT} sft grpo gkd ranked"
-TUNED = "sft grpo gkd ranked"
-ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
+ALL = f"{TEXT} trm sft grpo teacher gkd ranked"
+LANGUAGE = f"{TEXT} sft grpo teacher gkd ranked"
+TUNED = "sft grpo teacher gkd ranked"
+ASKED = "sft grpo teacher gkd"  # They have problems answered, if only to evaluate.
+GRADED = "sft grpo gkd"  # Their own answers are graded.
+POLICY = "grpo teacher"
 
 MEMORY = f"{TEXT}; {TUNED} if model.kind=memory & model.path=None"
-MEMORY_RUN = f"{TEXT} gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
+MEMORY_RUN = f"{TEXT} gkd teacher; sft grpo ranked if model.kind=memory"  # Also of the other model.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
-DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
+DECODER_RUN = "gkd teacher; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
 OURS = "model.kind=memory & model.path=None"  # When tuning: a pretrained model has its own.
 
@@ -107,7 +109,7 @@ READERS = {
     "data.tokenizer": LANGUAGE,
     "data.segment_len": f"{TEXT} sft ranked",
     "data.batch_rows": ALL,
-    "data.held_out_frac": f"{TEXT} sft grpo gkd; ranked if ranked.eval_files=None",
+    "data.held_out_frac": f"{TEXT} {ASKED}; ranked if ranked.eval_files=None",
     "data.align_tokens": TEXT,
     "data.carry": TEXT,
     "data.transform": f"{TEXT} if data.source=text",
@@ -121,8 +123,8 @@ READERS = {
                     "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
-    "data.group_size": "grpo",
-    "data.max_prompt_tokens": "grpo gkd",
+    "data.group_size": POLICY,
+    "data.max_prompt_tokens": f"{POLICY} gkd",
     "data.overlong": TUNED,
     "data.packed": "sft",
     "data.turns": "sft",
@@ -164,34 +166,42 @@ READERS = {
     "loss": LANGUAGE,
     "loss.kind": TEXT,
     "sampler": ASKED,
-    "sampler.temperature": "grpo gkd",
-    "rewards": ASKED,
-    "advantage": "grpo",
-    "advantage.kind": "grpo if advantage.per_reward=False",
-    "advantage.deviation": "grpo if advantage.kind=normalized|batch & advantage.per_reward=False",
-    "advantage.epsilon": "grpo if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
-    "rollout": "grpo",
-    "rollout.pad_tokens": "grpo gkd",
-    "rollout.max_resamples": "grpo if rollout.zero_std_groups=resample",
-    "policy": "grpo",
-    "policy.kl_estimator": "grpo if policy.kl_weight!=0.0",
-    "policy.kl_ratio": "grpo if policy.kl_weight!=0.0",
-    "policy.reference_share": "grpo if policy.reference_every_steps!=None",
-    "policy.sampler_low": "grpo if policy.sampler_correction!=None",
-    "policy.sampler_high": "grpo if policy.sampler_correction!=None",
+    "sampler.temperature": f"{POLICY} gkd",
+    "rewards": GRADED,
+    "advantage": POLICY,
+    "advantage.kind": f"{POLICY} if advantage.per_reward=False",
+    "advantage.deviation": f"{POLICY} if advantage.kind=normalized|batch & advantage.per_reward=False",
+    "advantage.epsilon": f"{POLICY} if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
+    "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
+    "rollout": POLICY,
+    "rollout.pad_tokens": f"{POLICY} gkd",
+    "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
+    "policy": POLICY,
+    "policy.kl_estimator": f"{POLICY} if policy.kl_weight!=0.0",
+    "policy.kl_ratio": f"{POLICY} if policy.kl_weight!=0.0",
+    "policy.reference_share": f"{POLICY} if policy.reference_every_steps!=None",
+    "policy.sampler_low": f"{POLICY} if policy.sampler_correction!=None",
+    "policy.sampler_high": f"{POLICY} if policy.sampler_correction!=None",
     "distill": "gkd",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",
+    "teacher": "teacher",
+    "teacher.student": "teacher if teacher.sampler=native",
+    "teacher.student_template": "teacher if teacher.sampler=native & teacher.student!=None",
+    "teacher.probe_tokens": "teacher if teacher.shown=probe",
+    "teacher.verdict_weight": "teacher if teacher.shown!=probe",
+    "teacher.leak_penalty": "teacher if teacher.leak=penalty",
+    "teacher.fixed_hint": "teacher if data.held_out_frac!=0.0",
     "ranked": "ranked",
     **{f"ranked.{name}": "ranked if ranked.objective=ranked" for name in
        ("preference", "score_scale", "margin_scale", "pair_weight", "pair_weighting", "min_preference",
         "anchored")},
     "ranked.kl_weight": "ranked if ranked.objective=group_relative",
-    "vllm": "grpo gkd if sampler.kind=vllm",
-    **{f"vllm.{name}": "grpo gkd if sampler.kind=vllm & vllm.url=None" for name in
+    "vllm": f"{POLICY} gkd if sampler.kind=vllm",
+    **{f"vllm.{name}": f"{POLICY} gkd if sampler.kind=vllm & vllm.url=None" for name in
        ("command", "arguments", "port")},
-    "server": "grpo gkd if sampler.kind=server",
+    "server": f"{POLICY} gkd if sampler.kind=server",
     "serve": LANGUAGE,
     "trm": "trm",
     "trm.rope_base": "trm if trm.positions=rope & trm.mixer=attention",
@@ -234,7 +244,7 @@ READERS = {
     **{f"episode.{name}": f"episodic if {_with('gate')}" for name in
        ("phase_fracs", "gate_floors", "read_target")},
     "eval.max_problems": ASKED,
-    "eval.grader": ASKED,
+    "eval.grader": GRADED,
     "eval.temperature": ASKED,
     "eval.shown": ASKED,
 }

@@ -79,7 +79,7 @@ ALLOWED = {
   "pyarrow": ("data", "files", "monitor.columns"),
   "rich": ("monitor",),
   "safetensors": ("language.pretrained",),
-  "scipy": ("evals.bootstrap",),
+  "scipy": ("evals.bootstrap", "evals.teaching"),
   "sentencepiece": ("data.tokenizer",),
   "sqlalchemy": ("data",),
   "starlette": ("language.serve",),

@@ -16,6 +16,7 @@ LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.k
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
   "episodic": {"data.chat_template", "lora.rank", "lora.path"},
+  "teacher": {"advantage.per_reward"},
   "sft": {"data.max_prompt_tokens"},  # Its prompts may be as long as a row.
 }
 PLAIN = "memory_40m.py:smoke,pretrain"

@@ -1,11 +1,12 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `teaching`, `recall` and `serving` have
+theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, tuning
+from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, teaching, tuning
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -75,6 +76,7 @@ def _fields() -> dict:
       "eval": _eval(),
       **puzzles.groups(),
       **tuning.groups(),
+      **teaching.groups(),
       **serving.groups(),
       "monitor": _monitor(),
       "alerts": alerts.group(),

@@ -6,7 +6,6 @@ weight of a loss counts completion tokens or spans, so that pieces of a batch ad
 Source: Agarwal et al. 2024, arXiv:2306.13649. Its lambda is our on_policy_frac; other than there the
 temperature of the divergence is a setting of its own.
 """
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -14,19 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from atlas_jax import config as configs
 from atlas_jax import evals, tree
 from atlas_jax.data import prompts, spans, stepped
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
-from atlas_jax.language import assets, samplers
+from atlas_jax.language import assets, other_model, samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import (
   MODEL,
   InitialModel,
   check_step,
-  is_run,
   load_initial_model,
   merge_frozen,
   note_step,
@@ -42,7 +39,7 @@ from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, ModelView, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillPlan, DistillSource, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
-from atlas_jax.workdir import TEACHER_STEP, TEMPLATE
+from atlas_jax.workdir import TEACHER_STEP
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 
@@ -122,23 +119,7 @@ def open_teacher(config) -> InitialModel:
   if path is None:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a pretrained model's "
                      "folder, hf:NAME, or a run's workdir")
-  fields = configs.unfrozen(config)
-  # The config as it is, with the teacher in place of the model: one reader serves both. The adapters are the
-  # student's, so there are none.
-  fields.model.path = path
-  fields.data.tokenizer = MODEL
-  fields.lora.update(rank=None, path=None)
-  try:
-    fields.model.kind = kind_of(path)
-    fields.data.chat_template = teacher_template(config)
-    return load_initial_model(fields)
-  except ValueError as error:
-    raise ValueError(f"config.distill.teacher={path!r} cannot be opened: {error}") from error
-
-
-def kind_of(path: str) -> str:
-  """Returns the kind of model, as config.model.kind names it, that stands at a path."""
-  return configs.load(path).model.kind if is_run(path) else "decoder"
+  return other_model.open_other(config, path, teacher_template(config), field="distill.teacher")
 
 
 def teacher_template(config) -> str | None:
@@ -148,8 +129,7 @@ def teacher_template(config) -> str | None:
   if own is None:
     return None
   if name == "own":
-    kept_one = pathlib.Path(config.distill.teacher) / TEMPLATE
-    return str(kept_one) if kept_one.is_dir() else MODEL
+    return other_model.own_template(config.distill.teacher)
   if name == "student":
     # As "model" it would mean the teacher's own folder, since model.path is the teacher's here.
     return config.model.path if own == MODEL else own
