@@ -32,14 +32,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from atlas_jax.data import arithmetic, columns, countdown, packing, problems, records, row_formats
+from atlas_jax.data import arithmetic, columns, convention, countdown, packing, problems, records, row_formats
 from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
 from atlas_jax.data.stepped import IndexedSource, rows_of
 from atlas_jax.data.traces import sources as traces
 
 BATCH = ("problems", "index")
-TASKS = {"arithmetic": arithmetic.Arithmetic, "countdown": countdown.Countdown}
+TASKS = {"arithmetic": arithmetic.Arithmetic, "convention": convention.Convention,
+         "countdown": countdown.Countdown}
 FIELDS = row_formats.FIELDS
 
 
@@ -95,13 +96,13 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
   """Loads problems: a task made here, or rows of files or a hub dataset.
 
   Args:
-    name: "arithmetic", "countdown", "files", or "hf:NAME" for a hub dataset.
+    name: "arithmetic", "convention", "countdown", "files", or "hf:NAME" for a hub dataset.
     files: for "files": paths, folders or globs with commas between them, see `records.read`.
     split: "train" or "held_out"; a hash of each problem decides on which side it falls.
     held_out_frac: fraction that "train" never shows; with 0 all rows are in "train", else each split has
       some, see `problems.threshold`.
     seed: draws the problems of a task.
-    options: of a task, see `Arithmetic` and `Countdown`.
+    options: of a task, see `Arithmetic`, `Convention` and `Countdown`.
     fields, download, hub_split: of rows, see `parse_row` and `records.read`.
     needs: what is read of rows; columns that nothing reads are logged once, with "train".
 

@@ -145,7 +145,7 @@ def _data() -> dict:
       # Of prompts, chats and ranked responses, which sft, grpo, gkd and ranked read:
       "files": OPTIONAL(str),  # JSON lines, JSON, CSV or Parquet: paths, folders, globs, comma-separated.
       "fields": {},  # What these files call "prompt", "messages", "answer" and "solution".
-      "options": {},  # Options of a task made here: arithmetic, countdown.
+      "options": {},  # Options of a task made here: arithmetic, convention, countdown.
       # Passes over the data; with optim.steps=None they set the run's length.
       "epochs": at_least(1, OPTIONAL(int)),
       # Problems used; a task without end needs it in sft. None: all.
