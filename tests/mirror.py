@@ -118,6 +118,7 @@ ELSEWHERE = {
   "parallel/wire.py": ("parallel/test_peers.py", PARTS),
   "monitor/schema_post_training.py": ("monitor/test_schema.py", PARTS),
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
+  "pipeline/*": ("pipeline/test_stages.py", "stages are tested as they follow one another"),
   "rollout/prompted.py": ("rollout/test_source.py", PARTS),
   "rollout/teaching_metrics.py": ("rollout/test_teacher_source.py", PARTS),
   "puzzles/arc/challenges.py": ("puzzles/solve/test_task_file.py", PARTS),

@@ -130,7 +130,7 @@ def check_command(line: str):
   words = shlex.split(line)
   while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # Variables of the environment.
     words.pop(0)
-  if line in (MAIN, f"{MAIN} --help"):
+  if line in (MAIN, f"{MAIN} --help", "python scripts/traces.py"):
     return  # The program itself, named in the text.
   if words[:3] == MAIN.split():
     check_flags(words[2:])

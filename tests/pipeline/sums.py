@@ -7,11 +7,11 @@ import numpy as np
 
 
 def session(number: int, *, review: str = "approved", status: str = "succeeded", truth: bool = True) -> dict:
-  """Returns the record of one session."""
+  """Returns the record of one session, whose id is one more than its number."""
   draw = np.random.default_rng(number)
   left, right = draw.integers(10, 100, size=2)
   when = f"2026-01-02T12:{number % 60:02}:00+00:00"
-  metadata = {"session_id": number, "status": status, "created_at": when}
+  metadata = {"session_id": number + 1, "status": status, "created_at": when}
   if truth:
     metadata["ground_truth"] = str(left + right)
   return {"task": f"{left}+{right}=", "final_answer": str(left + right), "plan": {}, "steps": [],
