@@ -15,12 +15,16 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax.data.traces import compact, filters, sources, split
-from atlas_jax.data.traces.jsonl import FoundTrace, ReadReport
+from atlas_jax.data.traces.jsonl import FoundTrace, ReadReport, TraceReader
+from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.store import open_store
 from atlas_jax.files import write
 from atlas_jax.pipeline import places
 from atlas_jax.pipeline.plan import Plan, shown_url
 
 URL_VARIABLE = "ATLAS_PIPELINE_DATABASE_URL"
+OTHERS = "filters"  # Of a store's query.
+REASONS = {**filters.REASONS, OTHERS: "it is too old, or of another family of tasks"}
 FEW = 20  # Questions below which nothing is to be concluded from a measurement.
 
 
@@ -50,6 +54,8 @@ def run(plan: Plan) -> dict[str, Any]:
   if not (plan.output / places.REJECTS).exists():  # A store has no lines.
     write.whole(plan.output / places.REJECTS, b"")
   source = settings.export_path or shown_url(settings.database_url or "")
+  if sources.is_store(files):
+    _count_withheld(files, selection)
   report = _report(source, selection, written, counts, groups)
   write.json(plan.output / places.INGEST, report)
   logging.info("%s", in_words(report))
@@ -60,7 +66,7 @@ def run(plan: Plan) -> dict[str, Any]:
 def _report(source: str, selection: sources.Selection, written: int, counts: Counter, groups: set[str]
             ) -> dict[str, Any]:
   lines = selection.report.to_json() if selection.report else None
-  dropped = {name: {"sessions": count, "why": filters.REASONS[name]}
+  dropped = {name: {"sessions": count, "why": REASONS[name]}
              for name, count in selection.dropped.most_common()}
   seen = sum(selection.dropped.values()) + selection.kept.to_json()["records"]
   return {"source": source, "sessions": seen, "let_in": written, "questions": len(groups),
@@ -69,6 +75,18 @@ def _report(source: str, selection: sources.Selection, written: int, counts: Cou
           "with_ground_truth": counts["ground_truth"], "with_guidance": counts["guidance"],
           "with_reward": counts["reward"], "filters": selection.filters.to_json(),
           "data": selection.kept.to_json()}
+
+
+def _count_withheld(files: str, selection: sources.Selection) -> None:
+  """Counts what a store's own query has left out, which no trace was read of; see `query.of_filters`."""
+  with open_store(sources.url_of(files)) as store:
+    found = store.counts(SessionQuery(review_statuses=None))
+  read = sum(selection.dropped.values()) + selection.kept.to_json()["records"]
+  withheld = sum(count for (review, _), count in found.items() if review not in selection.filters.review_status)
+  others = sum(found.values()) - read - withheld
+  # The store may have got sessions since they were read, which is told as if they had been left out.
+  selection.dropped.update({name: count for name, count in (("review_status", withheld), (OTHERS, others))
+                            if count > 0})
 
 
 def in_words(report: dict[str, Any]) -> str:
@@ -133,8 +151,6 @@ def _leave_out(held: pathlib.Path, selection: sources.Selection, split_by: str, 
   selection.kept.leave_out(conflicts)
   counts.clear()
   groups.clear()
-  from atlas_jax.data.traces.jsonl import TraceReader
-
   before = 0
 
   def kept() -> Iterator[FoundTrace]:

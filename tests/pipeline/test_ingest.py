@@ -39,13 +39,20 @@ def test_a_store_gives_what_the_file_gives(tmp_path):
   with open_store(url, writable=True, create=True) as store:
     for row in rows:
       store.write(Trace.from_json(row))
-  of_file, kept = ingested(file, tmp_path / "a")
+  of_file, kept = ingested(file, tmp_path / "a", overrides={"traces.max_reject_frac": "0.5"})
   of_store, stored = ingested(url, tmp_path / "b")
   assert ids_of(kept) == ids_of(stored) == [1, 2, 3, 4, 5, 6]
   assert {trace.review_status for trace in stored} == {"approved"}
   assert of_store["let_in"] == of_file["let_in"] == 6
   assert of_store["questions"] == of_file["questions"] and of_store["with_ground_truth"] == 6
   assert (tmp_path / "b" / places.REJECTS).read_text() == ""
+  # What the store's query never read is counted all the same.
+  assert of_store["sessions"] == of_file["sessions"] == 9 and of_store["left_out"] == of_file["left_out"]
+  every = {"traces.review_status": "approved,pending,quarantined"}
+  wide, _ = ingested(url, tmp_path / "c", overrides=every)
+  assert (wide["let_in"], wide["sessions"]) == (8, 9)
+  with pytest.raises(ValueError, match=r"7 filters \(it is too old"):
+    ingested(url, tmp_path / "d", max_age_days=1e-6)
 
 
 def test_a_sample_is_the_same_in_any_order(tmp_path):
