@@ -178,6 +178,9 @@ def served_fields(config: Any) -> dict[str, Any]:
 def beside_atlas(launcher: Launcher, asked: argparse.Namespace, launch: launch_words.Launch,
                  environments: tuple[dict[str, str], dict[str, str]]) -> int:
   """Trains beside a server of --mode=serve."""
+  if "://" in launch.workdir:
+    raise ValueError(f"workdir={launch.workdir}: the server's log and the weights it is given lie there; "
+                     "name a folder of this machine")
   base = {**os.environ, server_sampler.TOKEN_VARIABLE: secrets.token_urlsafe(32)}
   base[TRAINER_TOKENS] = base[server_sampler.TOKEN_VARIABLE]
   of_server, of_training = ({**base, **more} for more in environments)
@@ -207,7 +210,11 @@ def beside_atlas(launcher: Launcher, asked: argparse.Namespace, launch: launch_w
       print(f"launch_with_server: the server is at {url}, its log is "
             f"{workdir / LOG}", file=sys.stderr, flush=True)
       flags = launch.flags(sampler__kind="server", server__url=url, server__weights_folder=weights)
-      return launcher.train(asked.n_train, flags, of_training)
+      code = launcher.train(asked.n_train, flags, of_training)
+      # Of a training that failed this may be the cause.
+      if code not in (0, signals.STOPPED) and (death := server.death()):
+        print(f"launch_with_server: {death}", file=sys.stderr)
+      return code
     finally:
       server.stop()
   finally:

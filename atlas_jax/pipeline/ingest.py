@@ -8,7 +8,7 @@ import heapq
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import logging
@@ -16,6 +16,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax.data.traces import compact, filters, sources, split
 from atlas_jax.data.traces.jsonl import FoundTrace, ReadReport, TraceReader
+from atlas_jax.data.traces.provenance import DataHash
 from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.files import write
@@ -45,36 +46,65 @@ def run(plan: Plan) -> dict[str, Any]:
   fields.max_age_days = settings.max_age_days
   (plan.output / places.TRACES).parent.mkdir(parents=True, exist_ok=True)
   selection = sources.Selection(filters.of_config(fields))
-  counts: Counter = Counter()
-  groups: set[str] = set()
+  kept = _Kept()
   held = plan.output / places.TRACES
   found = _sample(sources.selected(files, fields, selection), settings.max_samples)
-  written = compact.pack(_counted(found, fields.split_by, counts, groups), held)
-  written -= _leave_out(held, selection, fields.split_by, counts, groups)
+  compact.pack(kept.counted(found, fields.split_by), held)
+  kept = _without_conflicts(held, selection, fields.split_by) or kept
   if not (plan.output / places.REJECTS).exists():  # A store has no lines.
     write.whole(plan.output / places.REJECTS, b"")
   source = settings.export_path or shown_url(settings.database_url or "")
   if sources.is_store(files):
     _count_withheld(files, selection)
-  report = _report(source, selection, written, counts, groups)
+  report = _report(source, selection, kept)
   write.json(plan.output / places.INGEST, report)
   logging.info("%s", in_words(report))
   _check(report)
   return report
 
 
-def _report(source: str, selection: sources.Selection, written: int, counts: Counter, groups: set[str]
-            ) -> dict[str, Any]:
+class _Kept:
+  """The sessions that were copied, as they are counted on their way.
+
+  Attributes:
+    facts: how many have what.
+    groups: keys of their questions, see `split`.
+    data: their hash.
+  """
+
+  def __init__(self) -> None:
+    """Starts without any."""
+    self.facts: Counter = Counter()
+    self.groups: set[str] = set()
+    self.data = DataHash()
+
+  def counted(self, found: Iterable[FoundTrace], split_by: str) -> Iterator[dict[str, Any]]:
+    """Yields the records of traces, counting them."""
+    for one in found:
+      trace = one.trace
+      facts = {"sessions": True, "ground_truth": trace.ground_truth is not None,
+               "guidance": trace.has_guidance, "reward": trace.reward.has_verdict}
+      self.facts.update(name for name, holds in facts.items() if holds)
+      self.groups.add(split.key(trace, split_by))
+      self.data.add(trace)
+      yield trace.to_json()
+
+
+def _report(source: str, selection: sources.Selection, kept: _Kept) -> dict[str, Any]:
   lines = selection.report.to_json() if selection.report else None
+  written = kept.facts["sessions"]
+  let_in = selection.kept.to_json()["records"]
   dropped = {name: {"sessions": count, "why": REASONS[name]}
              for name, count in selection.dropped.most_common()}
-  seen = sum(selection.dropped.values()) + selection.kept.to_json()["records"]
-  return {"source": source, "sessions": seen, "let_in": written, "questions": len(groups),
+  if let_in > written:
+    dropped["max_samples"] = {"sessions": let_in - written, "why": "it was not drawn"}
+  seen = sum(selection.dropped.values()) + let_in
+  return {"source": source, "sessions": seen, "let_in": written, "questions": len(kept.groups),
           "left_out": dropped,
           "rejected_lines": lines["rejected"] if lines else 0, "lines": lines,
-          "with_ground_truth": counts["ground_truth"], "with_guidance": counts["guidance"],
-          "with_reward": counts["reward"], "filters": selection.filters.to_json(),
-          "data": selection.kept.to_json()}
+          "with_ground_truth": kept.facts["ground_truth"], "with_guidance": kept.facts["guidance"],
+          "with_reward": kept.facts["reward"], "filters": selection.filters.to_json(),
+          "data": kept.data.to_json()}
 
 
 def _count_withheld(files: str, selection: sources.Selection) -> None:
@@ -82,7 +112,8 @@ def _count_withheld(files: str, selection: sources.Selection) -> None:
   with open_store(sources.url_of(files)) as store:
     found = store.counts(SessionQuery(review_statuses=None))
   read = sum(selection.dropped.values()) + selection.kept.to_json()["records"]
-  withheld = sum(count for (review, _), count in found.items() if review not in selection.filters.review_status)
+  gate = selection.filters.review_status
+  withheld = sum(count for (review, _), count in found.items() if review not in gate)
   others = sum(found.values()) - read - withheld
   # The store may have got sessions since they were read, which is told as if they had been left out.
   selection.dropped.update({name: count for name, count in (("review_status", withheld), (OTHERS, others))
@@ -128,37 +159,16 @@ def _sample(found: Iterator[FoundTrace], most: int | None) -> Iterator[FoundTrac
   yield from (one for _, _, one in sorted(held, key=lambda entry: -entry[1]))
 
 
-def _counted(found: Iterator[FoundTrace], split_by: str, counts: Counter, groups: set[str]
-             ) -> Iterator[dict[str, Any]]:
-  for one in found:
-    trace = one.trace
-    facts = {"ground_truth": trace.ground_truth is not None, "guidance": trace.has_guidance,
-             "reward": trace.reward.has_verdict}
-    counts.update(name for name, holds in facts.items() if holds)
-    groups.add(split.key(trace, split_by))
-    yield trace.to_json()
-
-
-def _leave_out(held: pathlib.Path, selection: sources.Selection, split_by: str, counts: Counter,
-               groups: set[str]) -> int:
-  """Takes out sessions whose lines contradict one another, which is known at the end; returns how many."""
+def _without_conflicts(held: pathlib.Path, selection: sources.Selection, split_by: str) -> _Kept | None:
+  """Takes out sessions whose lines contradict one another, known at the end alone; None: there are none."""
   report: ReadReport | None = selection.report
   conflicts = report.conflicts if report else {}
   if not conflicts:
-    return 0
+    return None
   logging.warning("%d sessions have lines that contradict one another, and are left out: %s", len(conflicts),
                   "; ".join(list(conflicts.values())[:5]))
   selection.kept.leave_out(conflicts)
-  counts.clear()
-  groups.clear()
-  before = 0
-
-  def kept() -> Iterator[FoundTrace]:
-    nonlocal before
-    for one in TraceReader(str(held)):
-      before += 1
-      if one.trace.identity not in conflicts:
-        yield one
-
-  after = compact.pack(_counted(kept(), split_by, counts, groups), held)
-  return before - after
+  kept = _Kept()
+  found = (one for one in TraceReader(str(held)) if one.trace.identity not in conflicts)
+  compact.pack(kept.counted(found, split_by), held)
+  return kept

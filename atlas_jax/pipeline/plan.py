@@ -27,7 +27,7 @@ FILTERS = ("review_status", "status", "min_reward", "learning_key", "lane", "ver
 
 
 class PipelineSettings(NamedTuple):
-  """What is asked for, as flags have it."""
+  """The wishes of a user, as flags have them."""
 
   export_path: str | None  # files of traces; see data/traces/sources.py
   database_url: str | None  # of a store

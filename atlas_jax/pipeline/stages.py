@@ -183,7 +183,7 @@ def _environment(plan: Plan) -> None:
 
 
 def _name_run(plan: Plan, training: Training) -> None:
-  """Gives a run its name for trackers, if it has none yet."""
+  """Names a run for trackers, if it has no name yet."""
   name, file = plan.settings.wandb_run_name, training.workdir / TRACKERS
   if name is not None and not file.exists():
     training.workdir.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,8 @@ def test_a_sample_is_the_same_in_any_order(tmp_path):
     (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in given))
   one, other = (ingested(tmp_path / f"{name}.jsonl", tmp_path / name, max_samples=5) for name in "ab")
   assert one[0]["let_in"] == 5 and ids_of(one[1]) == ids_of(other[1])
-  assert one[0]["data"]["records"] == 12  # All that were let in are hashed, drawn or not.
+  assert one[0]["data"] == other[0]["data"] and one[0]["data"]["records"] == 5
+  assert one[0]["left_out"] == {"max_samples": {"sessions": 7, "why": "it was not drawn"}}
 
 
 def test_sessions_that_contradict_themselves_are_left_out(tmp_path):
