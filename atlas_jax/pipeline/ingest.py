@@ -124,7 +124,7 @@ def in_words(report: dict[str, Any]) -> str:
   """Says in one sentence how many sessions were let in, and why the others were not."""
   left = [f"{one['sessions']} {name} ({one['why']})" for name, one in report["left_out"].items()]
   if report["rejected_lines"]:
-    left.append(f"{report['rejected_lines']} lines rejected, see {places.REJECTS}")
+    left.append(f"{counted(report['rejected_lines'], 'line')} rejected, see {places.REJECTS}")
   return (f"{report['let_in']} of {counted(report['sessions'], 'session')} let in, with "
           f"{counted(report['questions'], 'question')}, {report['with_ground_truth']} with a right answer; "
           f"left out: {', '.join(left) or 'none'}")

@@ -32,6 +32,7 @@ SHOWN = {
     "val_accuracy": "accuracy", "val_length_tokens": "tokens of an answer",
     "val_ended_frac": "answers that end by themselves", "val_graded_count": "questions graded",
     "val_loss_nats": "loss, nats"}
+FRACTIONS = ("accuracy", "non_degradation_rate")
 COLUMNS = {"before": "before", "after_sft": "after supervised tuning", "after": "after"}
 WORST = 8
 SHOWN_CHARS = 160
@@ -111,7 +112,7 @@ def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any], learn
   if after.get("teaching_contaminated_frac"):
     found.append(f"{100 * after['teaching_contaminated_frac']:.1f}% of the held-out prompts show the answer.")
   over = after.get("teaching_over_placebo")
-  if over is not None and over <= 0:
+  if over is not None and over <= 0 < after.get("teaching_learning_rate", 0.0):
     found.append("Guidance of another question helps as much: what helps is not what the guidance says.")
   return found
 
@@ -141,6 +142,8 @@ def cell(metrics: Mapping[str, float], name: str) -> str:
   if name not in metrics:
     return "–"
   low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
+  if name.endswith(FRACTIONS) and low is not None and high is not None:
+    low, high = max(0.0, low), min(1.0, high)  # For few questions they are widened beyond what can be.
   interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
   return f"{metrics[name]:.4g}{interval}"
 
@@ -166,4 +169,5 @@ def _short(value: Any) -> str:
 
 
 def _is_value(name: str) -> bool:
-  return not name.endswith(("_low", "_high"))
+  # Ends of intervals, p-values and numbers of questions change without anything having become better.
+  return not name.endswith(("_low", "_high", "_p", "_count", "cohens_d"))

@@ -10,7 +10,8 @@ DATA = {"let_in": 100, "sessions": 120, "questions": 90, "with_ground_truth": 10
         "left_out": {"review_status": {"sessions": 20, "why": "review has not let it pass"}}}  # fmt: skip
 GOOD = {"teaching_accuracy": 0.9, "teaching_accuracy_low": 0.8, "teaching_accuracy_high": 0.95,
         "teaching_baseline_accuracy": 0.4, "teaching_learning_rate_low": 0.3,
-        "teaching_non_degradation_rate": 0.99, "teaching_over_placebo": 0.4}  # fmt: skip
+        "teaching_non_degradation_rate": 0.99, "teaching_over_placebo": 0.4,
+        "teaching_learning_rate": 0.5, "teaching_t_p": 0.01}  # fmt: skip
 
 
 @pytest.fixture
