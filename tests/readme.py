@@ -33,6 +33,8 @@ PLAIN = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.limit_
 TEXT = f"{PLAIN} --config.eval.task_samples=2 --config.eval.episode_distances=256"
 MEMORY = f"{TEXT} --config.eval.gain_max_tokens=1024"  # Of a model that has one.
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
+TRACES = "python scripts/traces.py"
+IMPORTED = (f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl",)
 UNDRAWN = "--config.monitor.tensorboard=False --config.monitor.report=False --config.eval.sample_tokens=0"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
 MAIN, QUICKSTART = "python -m atlas_jax.main", "bash scripts/quickstart.sh"
@@ -90,13 +92,15 @@ COMMANDS = {
     " ".join(f"--override {one}" for one in (
       "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
       "monitor.tensorboard=False", "monitor.report=False"))),
-  "python scripts/traces.py init --database-url=sqlite:///traces.db": How(),
-  "python scripts/traces.py import --database-url=sqlite:///traces.db --input=traces.jsonl": How(
-    needs=("python scripts/traces.py init --database-url=sqlite:///traces.db",)
+  f"{TRACES} init --database-url=sqlite:///traces.db": How(),
+  f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl": How(
+    needs=(f"{TRACES} init --database-url=sqlite:///traces.db",)
   ),
-  "python scripts/traces.py export --database-url=sqlite:///traces.db --output=approved.jsonl": How(
-    needs=("python scripts/traces.py import --database-url=sqlite:///traces.db --input=traces.jsonl",)
+  f"{TRACES} review sessions --database-url=sqlite:///traces.db": How(needs=IMPORTED),
+  f'{TRACES} review approve 1 --database-url=sqlite:///traces.db --reviewer=ada --note="checked"': How(
+    needs=IMPORTED
   ),
+  f"{TRACES} export --database-url=sqlite:///traces.db --output=approved.jsonl": How(needs=IMPORTED),
   "python scripts/judge.py --config=configs/rim.py:scripted --data=ANSWERS.jsonl": How(),
   "bash scripts/launch.sh 2 configs/sft.py:cpu workdir=runs/sft_launched": How(
     "optim.steps=2 data.max_problems=64 eval.max_problems=4 eval.sample_tokens=0 monitor.tensorboard=False "
