@@ -31,9 +31,10 @@ SHOWN = {
     "teaching_graded_count": "questions graded",
     "val_accuracy": "accuracy", "val_length_tokens": "tokens of an answer",
     "val_ended_frac": "answers that end by themselves", "val_graded_count": "questions graded",
-    "val_loss_nats": "loss, nats"}
+    "val_divergence_nats": "divergence from the teacher, nats", "val_loss_nats": "loss, nats"}
 FRACTIONS = ("accuracy", "non_degradation_rate")
 COLUMNS = {"before": "before", "after_sft": "after supervised tuning", "after": "after"}
+BY_GUIDANCE = "teaching_accuracy"  # Where it is, answers with and without guidance were compared.
 WORST = 8
 SHOWN_CHARS = 160
 
@@ -111,6 +112,9 @@ def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any], learn
     found.append("The interval of the gain holds zero: guidance was not shown to help.")
   if after.get("teaching_contaminated_frac"):
     found.append(f"{100 * after['teaching_contaminated_frac']:.1f}% of the held-out prompts show the answer.")
+  before = made["before"]["metrics"] if "before" in made else {}
+  if "val_accuracy" in after and after["val_accuracy"] <= before.get("val_accuracy", -1.0):
+    found.append("The model answers no more held-out questions than before.")
   over = after.get("teaching_over_placebo")
   if over is not None and over <= 0 < after.get("teaching_learning_rate", 0.0):
     found.append("Guidance of another question helps as much: what helps is not what the guidance says.")
@@ -133,8 +137,19 @@ def text(found: Mapping[str, Any]) -> str:
         cells = [cell(made[column]["metrics"], name) for column in columns]
         change = found["change"].get(name)
         lines.append(f"| {words} | {' | '.join(cells)} | {'' if change is None else f'{change:+.4g}'} |")
-    lines += ["", *_worst(made, columns)]
+    lines += ["", *(_worst(made, columns) if BY_GUIDANCE in made[columns[-1]]["metrics"] else []),
+              *_in_words(found["student_over_itself"])]
   return "\n".join(lines) + "\n"
+
+
+def _in_words(student: Mapping[str, Any] | None) -> list[str]:
+  if student is None:
+    return []
+  saved = student["token_reduction_pct"]
+  tokens = "" if saved is None else (f", and an answer has {saved:.1f}% fewer tokens (the target is "
+                                     f"{teaching.TOKEN_TARGET_PCT:g}%)")
+  return [f"The student over itself before: {100 * student['success_delta']:+.1f} points of accuracy (the "
+          f"target is +{100 * teaching.SUCCESS_TARGET:g}){tokens}."]
 
 
 def cell(metrics: Mapping[str, float], name: str) -> str:

@@ -73,6 +73,11 @@ def test_a_distilled_student_is_compared_with_itself(resolved):
   assert student["success_delta"] == pytest.approx(0.15)
   assert student["token_reduction_pct"] == pytest.approx(40)
   assert student["meets_all_targets"] is True
+  text = report.text(found)
+  assert "+15.0 points of accuracy (the target is +10), and an answer has 40.0% fewer tokens" in text
+  assert "guidance" not in text.partition("| --- |")[2]
+  worse = report.contents(resolved, DATA, {"before": before, **made({"val_accuracy": 0.5})}, [])
+  assert worse["warnings"] == ["The model answers no more held-out questions than before."]
 
 
 def test_the_largest_learnable_fraction_counts():
