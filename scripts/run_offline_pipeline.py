@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
   add("--wandb-run-name", metavar="NAME")
   add("--dry-run", action="store_true", help="print the resolved plan as JSON, and do nothing")
   add("--trainer-config", choices=sorted(TRAINERS), help="the name that Atlas Core has for --config or --gkd")
-  add("--model-config", metavar="MODEL", help="the same as --override model.path=MODEL")
+  add("--model-config", metavar="MODEL", help="the model to start from, with its tokenizer; an "
+                                              "rl_checkpoint too")
   add("--config-name", help=argparse.SUPPRESS)
   add("--data-config", help=argparse.SUPPRESS)
   return made
@@ -93,6 +94,7 @@ def settings_of(asked: argparse.Namespace) -> PipelineSettings:
   overrides = fields_of(asked.override, "--override")
   if asked.model_config is not None:
     overrides["model.path"] = model_of(asked.model_config, overrides)
+    overrides.setdefault("data.tokenizer", "model")
   return PipelineSettings(
       asked.export_path, asked.database_url, asked.output_dir, config, sft, asked.eval_ratio,
       asked.max_samples, overrides, fields_of(asked.sft_override, "--sft-override"), asked.wandb_project,

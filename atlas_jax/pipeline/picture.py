@@ -31,8 +31,8 @@ def draw(found: Mapping[str, Any], target: pathlib.Path) -> bool:
     for place, metric in enumerate(shown):
       if (value := one["metrics"].get(metric)) is None:
         continue
-      ends = [one["metrics"].get(f"{metric}_{end}", value) for end in ("low", "high")]
-      errors = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+      low, high = (one["metrics"].get(f"{metric}_{end}") for end in ("low", "high"))
+      errors = None if low is None or high is None else [[value - max(0.0, low)], [min(1.0, high) - value]]
       axes.bar(place + (number - (len(made) - 1) / 2) * width, value, 0.92 * width, color=COLOURS[name],
                yerr=errors, capsize=3, label=TITLES[name] if place == 0 else None)
   axes.set_xticks(range(len(shown)), list(shown.values()))

@@ -9,10 +9,15 @@ import signal
 import threading
 import time
 
+import jax
+import numpy as np
 import pytest
 
+from atlas_jax import modes
 from atlas_jax.files.damage import Damaged
-from atlas_jax.pipeline import checkpoint, places, stages
+from atlas_jax.language import runs
+from atlas_jax.language.initial_model import load_initial_model
+from atlas_jax.pipeline import checkpoint, ingest, places, plan, stages
 from scripts import run_offline_pipeline as script
 from tests import helpers
 from tests.pipeline import sums
@@ -128,6 +133,22 @@ def test_the_manifest_accounts_for_every_file(made):
   assert state["global_step"] == state["max_steps"] == 4 and state["log_history"]
 
 
+def test_a_next_loop_starts_from_the_checkpoint_and_names_it(made, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  words, output, printed = made
+  folder = output / places.CHECKPOINT
+  asked = script.settings_of(script.parse([*command(sums.write(tmp_path / "a.jsonl"), tmp_path / "next"),
+                                           f"--model-config={folder}"]))  # fmt: skip
+  resolved = plan.resolve(asked)
+  assert checkpoint.parent_of(resolved) == {"model": places.CHECKPOINT, "version": printed["version"]}
+  start = load_initial_model(resolved.training.config)
+  read, _ = start.read(None, True)
+  config = modes.config_of_run(str(output / "train"), {})
+  trained = runs.open_tuned(config, output / "train", runs.mesh_here(config)).params
+  for one, other in zip(jax.tree.leaves(read), jax.tree.leaves(trained), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 DAMAGES = [
   (lambda folder: (folder / "config.json").write_text("{}"), "config.json: has other contents"),
   (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: is missing"),
@@ -204,8 +225,6 @@ def test_too_few_sessions_are_an_error_or_a_flag(tmp_path, monkeypatch, capsys):
 
 
 def test_too_few_sessions_of_a_demonstration_are_trained_on_and_said(tmp_path, monkeypatch):
-  from atlas_jax.pipeline import ingest, plan
-
   monkeypatch.chdir(ROOT)
   asked = plan.PipelineSettings("tests/fixtures/arc_atlas/export_all.jsonl", None, str(tmp_path / "out"),
                                 "configs/teacher_rcl.py:cpu")  # fmt: skip
