@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from atlas_jax import modes
+from atlas_jax import lock, modes
 from atlas_jax.data.traces import provenance
 from atlas_jax.files import json_file, write
 from atlas_jax.pipeline import checkpoint, evaluation, ingest, places, report
@@ -36,9 +36,15 @@ def run(plan: Plan) -> dict[str, Any]:
   Raises:
     StageStopped: if a training was stopped.
     ValueError: for data or settings that cannot be, and for an output folder of another pipeline.
+    LockError: if another pipeline is at work in the output folder.
   """
   _environment(plan)
   plan.output.mkdir(parents=True, exist_ok=True)
+  with lock.held(plan.output):
+    return _run(plan)
+
+
+def _run(plan: Plan) -> dict[str, Any]:
   data = _stage(plan, "ingest", _inputs_of_ingest(plan), lambda: ingest.run(plan),
                 outputs=(places.TRACES, places.INGEST))
   plan = _fitted(plan, data)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from atlas_jax import modes
+from atlas_jax import lock, modes
 from atlas_jax.files.damage import Damaged
 from atlas_jax.language import runs
 from atlas_jax.language.initial_model import load_initial_model
@@ -206,6 +206,13 @@ def test_other_settings_in_the_same_folder_are_refused(made, monkeypatch, capsys
   assert "choose another --output-dir" in line
   assert run(*made[0], "--max-samples=3") == 1
   assert "the stage ingest was done with other settings or data (max_samples)" in capsys.readouterr().err
+
+
+def test_two_pipelines_do_not_share_a_folder(made, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  with lock.held(made[1]):
+    assert run(*made[0]) == 1
+  assert str(made[1]) in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_too_few_sessions_are_an_error_or_a_flag(tmp_path, monkeypatch, capsys):
