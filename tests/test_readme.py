@@ -95,7 +95,7 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
   (clone / "TASK.json").write_text(json.dumps(TASK))
-  (clone / "train_config.json").write_text(json.dumps({"model_size": "cpu", "epochs": 1}))
+  (clone / "train_config.json").write_text(json.dumps({"model_size": "cpu", "batch_size": 16}))
   sums.write(clone / "traces.jsonl")
   write_rows(clone / "ANSWERS.jsonl", [{"prompt": f"{n}+{n}=", "response": "4", "ground_truth": str(2 * n)}
                                        for n in range(4)])  # fmt: skip

@@ -210,8 +210,12 @@ def test_other_settings_in_the_same_folder_are_refused(made, monkeypatch, capsys
 
 def test_two_pipelines_do_not_share_a_folder(made, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
-  with lock.held(made[1]):
+  other = lock.Lock(made[1])
+  other.acquire()
+  try:
     assert run(*made[0]) == 1
+  finally:
+    other.release()
   assert str(made[1]) in capsys.readouterr().err.strip().splitlines()[-1]
 
 
