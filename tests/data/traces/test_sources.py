@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from atlas_jax import config as configs
 from atlas_jax import readers
 from atlas_jax.data import prompts
 from atlas_jax.data.columns import Needs
@@ -17,6 +18,7 @@ from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rejects import RejectedError
 from atlas_jax.recipes import ranked
 from tests.data.traces import sessions
+from tests.test_readers import Read
 
 REVIEWS = ["approved", "pending", "quarantined", None, " Approved", "APPROVED", "passed", "approved,", ""]
 NO_TEMPLATE = types.SimpleNamespace(template=None)
@@ -179,6 +181,23 @@ def test_a_password_does_not_reach_the_config(store, files, words):
     ("ranked", "data.fields", False)])
 def test_settings_that_a_recipe_does_not_read_are_known(recipe, field, is_read):
   assert readers.is_read(sessions.config_of(recipe, "a.jsonl"), field) == is_read
+
+
+@pytest.mark.parametrize("recipe", ["gkd", "grpo", "ranked", "sft"])
+def test_the_table_says_what_of_traces_a_recipe_reads(recipe, tmp_path):
+  file = sessions.write(tmp_path / "a.jsonl", [sessions.session(1)])
+  found = set()
+  for fields in ({"target": "student"}, {"target": "teacher"}):
+    read = Read(sessions.config_of(recipe, file, **fields), found)
+    if recipe == "ranked":
+      ranked.groups_of(read, NO_TEMPLATE)
+    else:
+      prompts.of_config(read)
+  known = {name for name in configs.FIELDS if name.startswith("traces.")}
+  listed = {name for name in known if recipe in readers.recipes_of(name)}
+  # How problems are made is one piece of settings, of which prompts alone use a part.
+  unused = {"traces.shown", "traces.verified_reward", "traces.lesson"} if recipe == "grpo" else set()
+  assert found & known - unused == listed
 
 
 def test_a_lesson_of_a_module_of_ones_own_is_used(tmp_path, monkeypatch):
