@@ -6,7 +6,7 @@ import pytest
 
 from atlas_jax.data import chats
 from atlas_jax.data.traces import conversation, step_prompts
-from atlas_jax.data.traces.conversation import Conversation
+from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.record import Trace
 from tests.data.traces import sessions
 
@@ -17,7 +17,7 @@ QUESTION = {"role": "user", "content": "Add 14 and 17 1"}
 def problems(row, **how):
   refused = Counter()
   trace = row if isinstance(row, Trace) else Trace.from_json(row)
-  return list(Conversation(**how).problems("f:1", trace, refused)), refused
+  return list(TraceConversation(**how).problems("f:1", trace, refused)), refused
 
 
 def test_a_student_learns_its_verified_answer():
@@ -107,7 +107,8 @@ def test_steps_are_laid_out_and_one_id_counts_once():
       "Description: Load the test log", "Tool: read_csv", 'Tool Parameters: {"path": "p7.csv"}']
   row = sessions.session()
   row["steps"].append(dict(row["steps"][0], output="other"))
-  assert len(problems(row, target="none", prompt="step")[0]) == 1
+  found, refused = problems(row, target="none", prompt="step")
+  assert len(found) == 1 and refused == {"step_twice": 1}
   row["session_metadata"]["executor_system_prompt"] = "Be brief."
   assert problems(row, target="none", prompt="step")[0][0].prompt.startswith("Be brief.\n\nTask: ")
 
@@ -121,4 +122,4 @@ def test_a_step_of_several_is_no_answer_to_the_task():
 
 
 def test_every_reason_has_words():
-  assert set(conversation.REASONS) == {"no_guidance", "harmful", "no_answer", "unverified"}
+  assert set(conversation.REASONS) == {"step_twice", "no_guidance", "harmful", "no_answer", "unverified"}
