@@ -242,8 +242,8 @@ def _show(arguments, _: Mapping[str, str]) -> int:
     moves = [] if arguments.quiet or opened.version() == 0 else opened.moves(found.id)
   print(json.dumps(found.record(), ensure_ascii=False, indent=2))
   for move in moves:
-    print(f"{move['at']}  {move['from'] or '(written)'} -> {move['to']}  by {move['who']}"
-          + (f": {move['note']}" if move["note"] else ""))
+    print(f"{move['at']}  {move['from'] or '(written)'} -> {move['to']}  by {review.shown(move['who'])}"
+          + (f": {review.shown(move['note'])}" if move["note"] else ""))
   return DONE
 
 

@@ -87,7 +87,7 @@ def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
         raise _NothingToWrite
   except _NothingToWrite:
     pass
-  summary.withheld = _withheld(store, query)
+  summary.withheld = store.withheld(query)
   if summary.sessions:
     write.json(path.with_name(path.name + MANIFEST),
                _manifest(store, path, query, summary, digest.hexdigest(), form))
@@ -150,18 +150,6 @@ def _passes(stored: StoredSession, query: SessionQuery) -> bool:
   gate, statuses = query.review_statuses, query.statuses
   return ((gate is None or stored.review_status in gate)
           and (statuses is None or stored.rows.session["status"].lower() in statuses))
-
-
-def _withheld(store: SqlStore, query: SessionQuery) -> dict[str, int]:
-  """Counts, by review status, the sessions that the gate alone keeps out."""
-  gate = query.review_statuses
-  if gate is None:
-    return {}
-  counted: collections.Counter[str] = collections.Counter()
-  for (review, _), count in store.counts(query.changed(review_statuses=None)).items():
-    if review not in gate:
-      counted[review] += count
-  return dict(sorted(counted.items()))
 
 
 def _manifest(store: SqlStore, path: pathlib.Path, query: SessionQuery, summary: ExportSummary,

@@ -3,13 +3,17 @@ import concurrent.futures
 import contextlib
 import datetime
 import json
-import multiprocessing
+import pathlib
+import subprocess
+import sys
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from atlas_jax.data.traces import connections, review, rows, sql, sql_schema
+from atlas_jax import config
+from atlas_jax.data.traces import connections, filters, review, rows, sources, sql, sql_schema
+from atlas_jax.data.traces import store as store_module
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.query import SessionQuery
@@ -18,6 +22,7 @@ from atlas_jax.data.traces.store import SqlStore, WrongVersion, open_store
 from tests import stores
 from tests.data.traces.test_rows import RECORDS
 
+ROOT = pathlib.Path(__file__).parents[3]
 ALL = SessionQuery(review_statuses=None)
 READS = stores.read_json("postgres_reads.json")
 
@@ -187,6 +192,19 @@ def test_pending_and_quarantined_sessions_come_out_for_whoever_asks(filled):
   assert ids(filled) == [1]
   assert ids(filled, SessionQuery(review_statuses=("pending",))) == [2, 4]
   assert ids(filled, Filters(review_status=("quarantined", "pending"))) == [2, 3, 4]
+
+
+def test_recipes_read_a_store_like_a_file(filled, store_url, tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(store_module.logging, "info", lambda text, *values: said.append(text % values))
+  (tmp_path / "traces.jsonl").write_text("\n".join(stores.export_lines()) + "\n")
+  fields = config.default().traces
+  found = []
+  for files in (store_url, str(tmp_path / "traces.jsonl")):
+    selection = sources.Selection(filters.of_config(fields))
+    found.append([one.trace for one in sources.selected(files, fields, selection)])
+  assert found[0] == found[1] and len(found[0]) == 1
+  assert said == [f"{filled.name}: review holds back {{'pending': 2, 'quarantined': 1}}"]
 
 
 # Pages.
@@ -376,16 +394,25 @@ def test_a_database_of_the_sdk_is_read_as_it_is_and_taken_over(postgres_server):
       assert ids(opened) == [1, 2]
 
 
-def count_in_child(store, out):
-  """Reads with a store that was opened before the process was forked."""
-  out.put(sum(store.counts(ALL).values()))
+FORK = """
+import os, sys
+from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.store import open_store
+everything = SessionQuery(review_statuses=None)
+store = open_store(sys.argv[1])
+count = lambda: sum(store.counts(everything).values())
+assert count() == 4
+child = os.fork()
+if not child:
+  os._exit(0 if count() == 4 else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert count() == 4
+print("alive")
+"""
 
 
-def test_a_forked_process_opens_connections_of_its_own(filled):
-  context = multiprocessing.get_context("fork")
-  out = context.Queue()
-  child = context.Process(target=count_in_child, args=(filled, out))
-  child.start()
-  assert out.get(timeout=60) == 4
-  child.join(60)
-  assert child.exitcode == 0 and sum(filled.counts(ALL).values()) == 4
+def test_a_forked_process_opens_connections_of_its_own(filled, store_url):
+  # In a program of its own, without the threads of JAX, which no fork survives for certain.
+  call = [sys.executable, "-c", FORK, store_url]
+  done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=120)
+  assert done.stdout == "alive\n" and done.returncode == 0 and done.stderr == ""
