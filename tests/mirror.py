@@ -31,6 +31,9 @@ ELSEWHERE = {
   "data/traces/sql_schema.py": ("data/traces/test_sql.py", "both modules of SQL together"),
   "data/traces/store_rows.py": ("data/traces/test_store.py", PARTS),
   "data/ranked_tasks.py": ("data/test_ranked.py", PARTS),
+  **{f"data/traces/{name}.py": (f"data/traces/test_{test}.py", PARTS) for name, test in {
+    "record_fields": "record", "rejects": "jsonl", "step_prompts": "conversation", "steps": "record",
+    "values": "record"}.items()},
   "evals/__init__.py": ("evals/test_perplexity.py", PARTS),
   "evals/examples.py": ("recipes/test_sft.py", "the evaluation of one recipe"),
   "evals/held_out.py": ("evals/test_perplexity.py", PARTS),
