@@ -90,8 +90,8 @@ def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
     pass
   summary.withheld = store.withheld(query)
   if summary.sessions:
-    write.json(path.with_name(path.name + MANIFEST),
-               _manifest(store, path, query, summary, digest.hexdigest(), form) | {"scrubbed": scrub is not None})
+    found = _manifest(store, path, query, summary, digest.hexdigest(), form)
+    write.json(path.with_name(path.name + MANIFEST), {**found, "scrubbed": scrub is not None})
   return summary
 
 
