@@ -98,7 +98,7 @@ def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
 def _lines(store: SqlStore, query: SessionQuery, form: str, page_rows: int, summary: ExportSummary,
            scrub: Callable[[dict[str, Any]], dict[str, Any]] | None) -> Iterator[bytes]:
   """Yields the lines of a file, and counts the sessions in them."""
-  encoder = compact.Encoder()
+  encoder = compact.CompactEncoder()
   if form == "compact":
     yield line_of(compact.HEADER, form)
   for stored in sessions(store, query, legacy=form == "sdk", page_rows=page_rows):
