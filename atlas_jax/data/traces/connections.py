@@ -141,10 +141,13 @@ class SqliteDatabase:
 
   def _connection(self) -> sqlite3.Connection:
     if getattr(self._local, "connection", None) is None or self._local.process != os.getpid():
+      # Kept, not closed: closing what a fork has copied would undo locks of the parent process.
+      self._local.inherited = getattr(self._local, "connection", None)
       mode = "rwc" if self._create else "rw"
       where = f"file:{urllib.parse.quote(str(self._path))}?mode={mode}"
       opened = sqlite3.connect(where, uri=True, isolation_level=None, timeout=CONNECT_S * 2)
-      for statement in sql.SQLITE_SETUP:
+      # The file remembers the first; it is not written to by whoever reads.
+      for statement in ((sql.SQLITE_WAL,) if self._create else ()) + sql.SQLITE_SETUP:
         opened.execute(statement)
       self._local.connection = opened
       self._local.process = os.getpid()
@@ -236,7 +239,8 @@ class PostgresDatabase:
 
   def _opened(self) -> Any:
     with self._lock:
-      if self._pool is None or self._process != os.getpid():  # Sockets are not shared with a parent process.
+      if self._pool is None or self._process != os.getpid():  # Sockets are not shared with a parent process,
+        self._inherited = self._pool                          # nor closed for it.
         # Plans that are kept fit the values of the first calls: each statement is planned for its own.
         self._pool = self._pools.ConnectionPool(
             self._conninfo, min_size=1, max_size=MOST_CONNECTIONS, timeout=STATEMENT_S, open=True,

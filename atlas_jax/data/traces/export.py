@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from atlas_jax.data.traces import compact, forms
@@ -61,8 +61,8 @@ class _NothingToWrite(Exception):
   """Leaves the writer of a file without a file."""
 
 
-def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
-           page_rows: int = PAGE_ROWS) -> ExportSummary:
+def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain", page_rows: int = PAGE_ROWS,
+           scrub: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> ExportSummary:
   """Writes the sessions of a query, and the manifest; if there are none, neither.
 
   Args:
@@ -71,6 +71,7 @@ def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
     query: which; those named by `ids` come in the order of the ids.
     form: one of FORMS. With "sdk" the limit, too, is the SDK's: it counts sessions that a filter leaves out.
     page_rows: sessions that are read at once.
+    scrub: returns a record as it may be written, such as without names of persons; None: as it is.
   """
   if form not in FORMS:
     raise ValueError(f"the form {form!r} is none of {', '.join(FORMS)}")
@@ -80,28 +81,30 @@ def export(store: SqlStore, output, query: SessionQuery, *, form: str = "plain",
   digest = hashlib.sha256()
   try:
     with write.opened(path) as out:
-      for line in _lines(store, query, form, page_rows, summary):
+      for line in _lines(store, query, form, page_rows, summary, scrub):
         out.write(line)
         digest.update(line)
       if not summary.sessions:
         raise _NothingToWrite
   except _NothingToWrite:
     pass
-  summary.withheld = _withheld(store, query)
+  summary.withheld = store.withheld(query)
   if summary.sessions:
-    write.json(path.with_name(path.name + MANIFEST),
-               _manifest(store, path, query, summary, digest.hexdigest(), form))
+    found = _manifest(store, path, query, summary, digest.hexdigest(), form)
+    write.json(path.with_name(path.name + MANIFEST), {**found, "scrubbed": scrub is not None})
   return summary
 
 
-def _lines(store: SqlStore, query: SessionQuery, form: str, page_rows: int, summary: ExportSummary
-           ) -> Iterator[bytes]:
+def _lines(store: SqlStore, query: SessionQuery, form: str, page_rows: int, summary: ExportSummary,
+           scrub: Callable[[dict[str, Any]], dict[str, Any]] | None) -> Iterator[bytes]:
   """Yields the lines of a file, and counts the sessions in them."""
-  encoder = compact.Encoder()
+  encoder = compact.CompactEncoder()
   if form == "compact":
     yield line_of(compact.HEADER, form)
   for stored in sessions(store, query, legacy=form == "sdk", page_rows=page_rows):
     record = record_of(stored, form)
+    if scrub is not None:
+      record = scrub(record)
     summary.add(stored, record)
     yield line_of(encoder.encode(record) if form == "compact" else record, form)
 
@@ -150,18 +153,6 @@ def _passes(stored: StoredSession, query: SessionQuery) -> bool:
   gate, statuses = query.review_statuses, query.statuses
   return ((gate is None or stored.review_status in gate)
           and (statuses is None or stored.rows.session["status"].lower() in statuses))
-
-
-def _withheld(store: SqlStore, query: SessionQuery) -> dict[str, int]:
-  """Counts, by review status, the sessions that the gate alone keeps out."""
-  gate = query.review_statuses
-  if gate is None:
-    return {}
-  counted: collections.Counter[str] = collections.Counter()
-  for (review, _), count in store.counts(query.changed(review_statuses=None)).items():
-    if review not in gate:
-      counted[review] += count
-  return dict(sorted(counted.items()))
 
 
 def _manifest(store: SqlStore, path: pathlib.Path, query: SessionQuery, summary: ExportSummary,

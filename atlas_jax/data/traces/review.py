@@ -72,10 +72,17 @@ def lines(stored: StoredSession) -> list[str]:
     f"  {stored.id:>6} | {'ALERT' if alert else 'ok':<5}"
     f" | score delta={_number(drift, 'score_delta', '+.2f')}"
     f" | uncertainty delta={_number(drift, 'uncertainty_delta', '+.2f')} | reward={_reward(stats)}"
-    f" | status={session['status']} | created={session['created_at']} | reason={drift.get('reason') or '-'}",
-    f"         Task: {' '.join(session['task'].split()) or '-'}",
-    f"         Notes: {session['review_notes'] or '-'}",
+    f" | status={shown(session['status'])} | created={session['created_at']}"
+    f" | reason={shown(drift.get('reason'))}",
+    f"         Task: {shown(session['task'])}",
+    f"         Notes: {shown(session['review_notes'])}",
     f"         Reward audit entries: {len(audit) if isinstance(audit, list) else 0}"]
+
+
+def shown(value: Any) -> str:
+  """Returns a text of a session in one line, "-" for none; characters that could move a terminal become ?."""
+  text = " ".join(str(value).split()) if value else ""
+  return "".join(one if one.isprintable() else "?" for one in text) or "-"
 
 
 def _reward(stats: Mapping[str, Any]) -> str:

@@ -45,13 +45,14 @@ def split(record: Mapping[str, Any]) -> SessionRows:
   metadata.update({name: record[name] for name in (LANE, *LIFTED) if name in record})
   events = [_event_row(event) for event in _list(record.get("trajectory_events"))]
   rows = SessionRows(session | {"metadata": metadata}, _steps(record), events)
-  forms = []
-  for form, build in _FORMS.items():
-    patch = _difference(build(rows), record)
-    if not patch and form == "sdk":
+  forms = [{"form": "plain", "patch": _difference(_plain(rows), record)}]
+  # A record without these is nearer to the plain form.
+  if all("raw_evaluation" in step for step in _dicts(record.get("steps"))):
+    forms.append({"form": "sdk", "patch": _difference(sdk_record.build(rows), record)})
+    if not forms[-1]["patch"]:
       return rows
-    forms.append({"form": form} | ({"patch": patch} if patch else {}))
-  metadata[STORE] = min(forms, key=lambda one: len(storable.dumps(one)))
+  nearest = min(forms, key=lambda one: len(storable.dumps(one)))
+  metadata[STORE] = nearest if nearest["patch"] else {"form": nearest["form"]}
   return rows
 
 
@@ -97,7 +98,7 @@ def _either(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _steps(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  steps = [step for step in _list(record.get("steps")) if isinstance(step, dict)]
+  steps = _dicts(record.get("steps"))
   ids = [step.get("step_id", step.get("id")) for step in steps]
   # Rows are read in the order of their ids: others are numbered by their place.
   numbers: Any = ids if _rises(ids) else range(1, len(ids) + 1)
@@ -287,6 +288,8 @@ def _change(found: dict[str, Any], change: Mapping[str, Any]) -> None:
 
 def same(one: Any, other: Any) -> bool:
   """Returns whether two JSON values are written alike; 1 and 1.0 are not."""
+  if one is other:
+    return True
   return one == other and storable.dumps(one, sort_keys=True) == storable.dumps(other, sort_keys=True)
 
 
@@ -297,6 +300,10 @@ def _text(value: Any) -> str | None:
 
 def _list(value: Any) -> list:
   return value if isinstance(value, list) else []
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+  return [one for one in _list(value) if isinstance(one, dict)]
 
 
 def instant(value: Any) -> datetime.datetime | None:

@@ -42,8 +42,8 @@ MIGRATIONS = tuple((one.version, one.name, tuple(Statement(*pair) for pair in zi
 SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT 1")
 NO_TIME_LIMIT = Statement("SET LOCAL statement_timeout = 0", "SELECT 1")
 BEGIN_READ, BEGIN_WRITE, COMMIT, ROLLBACK = "BEGIN", "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"  # Of SQLite.
-SQLITE_SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON",
-                "PRAGMA busy_timeout = 20000")
+SQLITE_WAL = "PRAGMA journal_mode = WAL"
+SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000")
 
 # JSON as text from both, so that one parser decodes it.
 _SESSION = """

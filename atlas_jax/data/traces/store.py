@@ -8,12 +8,15 @@ default lets approved sessions pass alone.
     for where, trace in store.traces(SessionQuery(learning_key="pumps")):
       print(where, trace.task)
 """
+import collections
 import datetime
 import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from absl import logging
 
 from atlas_jax.data.traces import connections, rows, sql, sql_schema
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
@@ -174,6 +177,9 @@ class SqlStore:
       ValueError: for a session that is no trace.
     """
     query = of_filters(wanted) if isinstance(wanted, Filters) else wanted or SessionQuery()
+    if isinstance(wanted, Filters):
+      # Filters count what they leave out, and the gate leaves these out before.
+      logging.info("%s: review holds back %s", self.name, self.withheld(query) or "no session")
     for page in self.pages(query):
       for stored in page:
         where = f"{self.name}#{stored.id}"
@@ -197,6 +203,15 @@ class SqlStore:
     with self._database.reading() as transaction:
       return {(review, status): count
               for review, status, count in transaction.rows(sql.counts(names), **values)}
+
+  def withheld(self, query: SessionQuery) -> dict[str, int]:
+    """Counts, by review status, the sessions that fit a query but for its review gate."""
+    gate = query.review_statuses
+    counted: collections.Counter[str] = collections.Counter()
+    if gate is not None:
+      for (status, _), count in self.counts(query.changed(review_statuses=None)).items():
+        counted.update({status: count} if status not in gate else {})
+    return dict(sorted(counted.items()))
 
   def baseline(self, query: SessionQuery, window: int) -> list[Any]:
     """Returns the statistics of the newest rewards of a query, newest first."""

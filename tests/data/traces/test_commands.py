@@ -90,6 +90,18 @@ def test_the_environment_opens_the_gate_where_no_flag_says_otherwise(run, tmp_pa
   assert ids(out) == [3]
 
 
+def test_records_are_scrubbed_by_a_function_of_ones_own(run, tmp_path, monkeypatch):
+  (tmp_path / "no_names.py").write_text("def scrub(record):\n  return {**record, 'task': 'gone'}\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  out = tmp_path / "out.jsonl"
+  assert run("--output", out, "--scrub", "no_names")[0] == 0
+  assert json.loads(out.read_text())["task"] == "gone"
+  assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["scrubbed"] is True
+  for module, said in (("no_such_module", "No module named"), ("json", "defines no function scrub")):
+    code, _, err = run("--output", out, "--scrub", module)
+    assert code == 2 and said in err
+
+
 def test_events_are_capped_to_the_newest(run, tmp_path):
   run("--output", tmp_path / "out.jsonl", "--trajectory-event-limit", "2")
   [line] = (tmp_path / "out.jsonl").read_text().splitlines()

@@ -6,6 +6,7 @@ import pytest
 from atlas_jax.data.traces import review
 from atlas_jax.data.traces.connections import StoreConflict
 from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.review import Decision, ReviewRefused
 from atlas_jax.data.traces.store import open_store
 from tests import stores
@@ -69,6 +70,12 @@ def test_lines_count_the_audit_and_show_the_drift(filled):
   text = "\n".join(review.lines(stored))
   assert "Reward audit entries: 3" in text and "reward=0.88±0.02 (n=3)" in text
   assert "| ok " in text and "reason=insufficient_baseline" in text and "Notes: looks right" in text
+
+
+def test_no_text_of_a_session_moves_the_terminal(filled):
+  number = filled.write(Trace.from_json({"task": "a\x1b[2Jb\nc", "review_notes": "\x9bm"}))
+  text = "".join(review.lines(filled.session(number)))
+  assert text.isprintable() and "a?[2Jb c" in text
 
 
 def test_matching_yields_ids_of_a_query(filled):

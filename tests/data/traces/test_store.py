@@ -1,23 +1,27 @@
 """A store gives back what was written to it, lets what is approved pass, and reads three queries a page."""
 import concurrent.futures
-import contextlib
 import datetime
 import json
-import multiprocessing
+import pathlib
+import subprocess
+import sys
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from atlas_jax.data.traces import connections, review, rows, sql, sql_schema
+from atlas_jax import config
+from atlas_jax.data.traces import connections, filters, review, rows, sources, sql
+from atlas_jax.data.traces import store as store_module
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.data.traces.store import SqlStore, WrongVersion, open_store
+from atlas_jax.data.traces.store import open_store
 from tests import stores
 from tests.data.traces.test_rows import RECORDS
 
+ROOT = pathlib.Path(__file__).parents[3]
 ALL = SessionQuery(review_statuses=None)
 READS = stores.read_json("postgres_reads.json")
 
@@ -189,6 +193,19 @@ def test_pending_and_quarantined_sessions_come_out_for_whoever_asks(filled):
   assert ids(filled, Filters(review_status=("quarantined", "pending"))) == [2, 3, 4]
 
 
+def test_recipes_read_a_store_like_a_file(filled, store_url, tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(store_module.logging, "info", lambda text, *values: said.append(text % values))
+  (tmp_path / "traces.jsonl").write_text("\n".join(stores.export_lines()) + "\n")
+  fields = config.default().traces
+  found = []
+  for files in (store_url, str(tmp_path / "traces.jsonl")):
+    selection = sources.Selection(filters.of_config(fields))
+    found.append([one.trace for one in sources.selected(files, fields, selection)])
+  assert found[0] == found[1] and len(found[0]) == 1
+  assert said == [f"{filled.name}: review holds back {{'pending': 2, 'quarantined': 1}}"]
+
+
 # Pages.
 
 
@@ -281,111 +298,39 @@ def test_a_row_that_is_no_trace_is_named(filled):
   assert refused == [f"{filled.name}#1"]
 
 
-# The schema.
+# Programs.
 
 
-def test_a_place_without_tables_names_the_command(store_url):
-  with pytest.raises(StoreError, match="arc-atlas init|no such file"):
-    open_store(store_url)
+FORK = """
+import os, sys
+from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.store import open_store
+everything = SessionQuery(review_statuses=None)
+store = open_store(sys.argv[1])
+count = lambda: sum(store.counts(everything).values())
+assert count() == 4
+child = os.fork()
+if not child:
+  os._exit(0 if count() == 4 else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert count() == 4
+print("alive")
+"""
 
 
-def test_migrating_twice_and_at_once_applies_each_version_once(store_url):
-  def migrate(_):
-    with contextlib.closing(SqlStore(connections.connect(store_url, create=True))) as opened:
-      return opened.migrate()
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    applied = list(pool.map(migrate, range(4)))
-  assert sorted(applied) == [[], [], [], [one.version for one in sql_schema.MIGRATIONS]]
+def test_a_forked_process_opens_connections_of_its_own(filled, store_url):
+  # In a program of its own, without the threads of JAX, which no fork survives for certain.
+  call = [sys.executable, "-c", FORK, store_url]
+  done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=120)
+  assert done.stdout == "alive\n" and done.returncode == 0 and done.stderr == ""
 
 
-@pytest.mark.parametrize("version, said", [(99, "install a newer"), (-1, "run arc-atlas init")])
-def test_tables_of_another_version_are_refused(store, store_url, version, said):
-  with store._database.writing() as transaction:
-    if version < 0:
-      transaction.run(sql.Statement(*["DELETE FROM schema_migrations"] * 2))
-      transaction.run(sql.APPLIED, version=1, name="old", at="then")
-    else:
-      transaction.run(sql.APPLIED, version=version, name="new", at="then")
-  with pytest.raises(WrongVersion, match=said):
-    open_store(store_url)
+def test_the_bench_measures_what_passes_the_gate(store_url, monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "scripts")
+  import bench_store
 
-
-def test_tables_columns_and_defaults_are_those_of_the_sdk(postgres_server):
-  import psycopg
-
-  wanted = stores.read_json("postgres_schema.json")
-  asked = ("SELECT table_name, column_name, data_type, is_nullable, column_default "
-           "FROM information_schema.columns WHERE table_schema = current_schema()")
-  with stores.schema_url(postgres_server) as url, open_store(url, create=True):
-    with psycopg.connect(url) as connection:
-      found = connection.execute(asked).fetchall()
-  known = {(row["table_name"], row["column_name"]): row for row in wanted["columns"]}
-  ours = {(table, column): (kind, null, default) for table, column, kind, null, default in found}
-  assert set(known) <= set(ours)
-  for place, row in known.items():
-    kind, null, default = ours[place]
-    assert (kind, null) == (row["data_type"], row["is_nullable"])
-    assert default == row["column_default"] or "nextval" in default
-  assert {table for table, _ in ours} - {table for table, _ in known} == {
-    "review_log", "session_keys", "schema_migrations"}
-
-
-def sdk_database(url):
-  """Makes the tables that the SDK makes, with its four sessions in them."""
-  import psycopg
-  from psycopg.types.json import Jsonb
-
-  def insert(connection, table, row):
-    values = [Jsonb(value) if isinstance(value, dict | list) else value for value in row.values()]
-    places = ", ".join(["%s"] * len(row))
-    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", values)
-
-  with psycopg.connect(url) as connection:
-    for statement in sql_schema.MIGRATIONS[0].postgres:
-      connection.execute(statement)
-    for session, steps, events in stores.sdk_rows():
-      plan = session["plan"]
-      insert(connection, "sessions", {name: value for name, value in session.items() if name != "plan"})
-      if plan:
-        insert(connection, "plans", {"session_id": session["id"], "plan": plan})
-      for step in steps:
-        key = {"session_id": session["id"], "step_id": step["step_id"]}
-        insert(connection, "step_results", key | {name: step[name] for name in (
-          "trace", "output", "evaluation", "attempts", "metadata")})
-        for one in step["attempt_details"]:
-          insert(connection, "step_attempts", key | one)
-        for place, note in enumerate(step["guidance_notes"], start=1):
-          insert(connection, "guidance_notes", key | {"sequence": place, "note": note})
-      for event in events:
-        insert(connection, "trajectory_events", event | {"session_id": session["id"]})
-
-
-def test_a_database_of_the_sdk_is_read_as_it_is_and_taken_over(postgres_server):
-  with stores.schema_url(postgres_server) as url:
-    sdk_database(url)
-    with open_store(url) as opened:
-      assert opened.version() == 0
-      found = [one.trace for one in opened.traces(ALL.changed(newest_first=True))]
-      assert [one.data for one in found] == [one.data for one in stores.exported()]
-    with pytest.raises(WrongVersion, match="version 0"):
-      open_store(url, writable=True)
-    with open_store(url, writable=True, create=True) as opened:
-      assert ids(opened) == [1]
-      review.decide(opened, 2, "approved", who="ada")
-      opened.write(stores.exported()[2])
-      assert ids(opened) == [1, 2]
-
-
-def count_in_child(store, out):
-  """Reads with a store that was opened before the process was forked."""
-  out.put(sum(store.counts(ALL).values()))
-
-
-def test_a_forked_process_opens_connections_of_its_own(filled):
-  context = multiprocessing.get_context("fork")
-  out = context.Queue()
-  child = context.Process(target=count_in_child, args=(filled, out))
-  child.start()
-  assert out.get(timeout=60) == 4
-  child.join(60)
-  assert child.exitcode == 0 and sum(filled.counts(ALL).values()) == 4
+  with open_store(store_url, writable=True, create=True) as opened:
+    assert bench_store.written(opened, 20)["sessions"] == 20
+  for what in ("read", "export"):
+    row = bench_store.child(what, store_url, 20)
+    assert row["sessions"] == 18 and row["sessions_per_cpu_s"] > 0 and row["peak_mib"] >= row["tenth_mib"] > 0
