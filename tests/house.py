@@ -80,7 +80,7 @@ ALLOWED = {
   "pyarrow": ("data", "files", "monitor.columns"),
   "rich": ("monitor",),
   "safetensors": ("language.pretrained",),
-  "scipy": ("evals.bootstrap",),
+  "scipy": ("evals.bootstrap", "evals.teaching"),
   "sentencepiece": ("data.tokenizer",),
   "sqlalchemy": ("data",),
   "starlette": ("language.serve",),

@@ -102,3 +102,28 @@ def _checks() -> dict:
           "obeyed_score": fraction(0.8),  # From this score on a judge has obeyed, and is not believed.
       },
   }
+
+
+def readers(recipes: str) -> dict[str, str]:
+  """Returns who reads the fields of config.rim, entries of `readers.READERS`: where judges are a reward.
+
+  Args:
+    recipes: that have judges in config.rewards; teacher has them in config.teacher.rewards.
+  """
+  def judged(*conditions: str) -> str:
+    own = " & ".join(("rewards=*rim*", *conditions))
+    return f"{recipes} if {own}; teacher if {' & '.join(('teacher.rewards=*rim*', *conditions))}"
+
+  return {
+      "rim": judged(),
+      "rim.script": judged("rim.backend=scripted"),
+      **{f"rim.{name}": judged("rim.backend=endpoint") for name in
+         ("models", "model_configs", "endpoint", "large_endpoint", "parallel_execution", "cache_dir")},
+      **{f"rim.{name}": judged("rim.mode=core") for name in ("active_judges", "consistency_rules")},
+      **{f"rim.{name}": judged("rim.legacy=False") for name in
+         ("out_of_range", "arbiter_failure", "anti_gaming", "canary")},
+      "rim.missing_judge": judged("rim.legacy=False", "rim.mode=core"),
+      **{f"rim.canary.{name}": judged("rim.legacy=False", "rim.canary.on=True") for name in
+         ("every_s", "obeyed_score")},
+      "rim.anti_gaming.cap_score": judged("rim.legacy=False", "rim.anti_gaming.enabled=True"),
+  }

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from atlas_jax.monitor import schema_post_training
+
 VERSION = 1
 
 # Parts of names that differ from run to run -> what they may be, and in words.
@@ -48,8 +50,8 @@ LOG = "every run, of the newest update"
 MEMORY = "models with a memory"
 TEXT = "memory_lm, episodic"
 TRM = "trm"
-POLICY = "grpo"
-ROLLOUT = "grpo, gkd"
+POLICY = "grpo, teacher"
+ROLLOUT = "grpo, teacher, gkd"
 HEALTH = "evaluation memory_health"
 GAIN = "evaluation memory_gain"
 RECALL = "evaluations of recall tasks"
@@ -315,23 +317,7 @@ rollout/hand_over_s | s | vllm, server: until it had the weights
 rollout/hand_over_gap_nats | nats | vllm, server: largest difference of log probabilities with these weights
 distill/on_policy_frac | fraction | of rows that the student wrote
 """),
-        *_metrics("ranked", """
-ranked/preference_nats | nats | divergence of the ranking from that of the scores
-ranked/pair_nats | nats | loss of pairs
-ranked/kl_nats | nats | to the reference
-ranked/best_nats | nats | per token of the best response
-ranked/pairs | pairs | with an order, per prompt
-ranked/pairs_right_frac | fraction | of them that likelihoods put right
-val/best_nats | nats | as ranked/best_nats
-val/preference_nats | nats | as ranked/preference_nats
-val/pair_nats | nats | as ranked/pair_nats
-val/kl_nats | nats | as ranked/kl_nats
-val/pairs | pairs | with an order
-val/pairs_right_frac | fraction | of them that likelihoods put right
-val/prompts | prompts | evaluated
-val/top1_prompts | prompts | whose responses are not all tied
-val/top1_frac | fraction | of these whose likeliest response is the best
-"""),
+        *(one for writer, lines in schema_post_training.LINES.items() for one in _metrics(writer, lines)),
         *_metrics("evaluation problems", """
 val/accuracy | fraction | of graded answers that are right
 val/reward | | mean reward
