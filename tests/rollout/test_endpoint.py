@@ -301,6 +301,25 @@ def test_a_request_that_is_given_up_leaves_room_for_others(server):
   assert text == "there" and endpoint.circuit.admits()
 
 
+def test_the_turn_of_one_that_is_given_up_goes_to_the_next():
+  async def entered(limit, done):
+    async with limit:
+      done.append(1)
+
+  async def main():
+    limit, done = endpoint_limits.CallLimit(1), []
+    await limit.__aenter__()
+    tasks = [asyncio.create_task(entered(limit, done)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()  # While it waits.
+    await limit.__aexit__()
+    tasks[1].cancel()  # When its turn has come.
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    return done, [task.cancelled() for task in tasks]
+
+  assert asyncio.run(main()) == ([1], [True, True, False])
+
+
 @pytest.mark.parametrize("tries, least, most", [(1, 0, 1), (3, 0, 4), (99, 0, 5)])
 def test_pauses_are_drawn_below_a_bound_that_doubles(tries, least, most):
   drawn = [endpoint_limits.pause_s(tries, 1.0, 5.0, random.Random(seed)) for seed in range(200)]
