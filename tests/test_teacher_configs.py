@@ -42,6 +42,7 @@ def test_a_student_learns_from_the_teacher_of_the_warm_up_and_is_compared_with_w
   first = config_of("teacher_sft")
   check_goes_on(first, tmp_path / "sft")
   configs.save(first, tmp_path / "sft" / "whole")
+  recipes.load(first, runs.one_device()).assets.save(tmp_path / "sft" / "whole")
   config = config_of("teacher_gkd", distill__teacher=str(tmp_path / "sft" / "whole"))
   check_goes_on(config, tmp_path / "gkd", evals=True)
   last = runs.rows_of(tmp_path / "gkd" / "whole")[-1]
