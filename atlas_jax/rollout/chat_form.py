@@ -19,7 +19,7 @@ class TokenUsage(NamedTuple):
   completion_tokens: int | None = None
 
 
-class ChatReply(NamedTuple):
+class EndpointReply(NamedTuple):
   """A reply of an endpoint."""
 
   text: str
@@ -77,7 +77,7 @@ def request_body(model: str, response_format: str, messages, how: AskOptions) ->
   return body
 
 
-def read_reply(content: bytes) -> ChatReply:
+def read_reply(content: bytes) -> EndpointReply:
   """Reads an answer.
 
   Raises:
@@ -95,11 +95,12 @@ def read_reply(content: bytes) -> ChatReply:
     raise ValueError(f"the answer's content is {type(text).__name__}, not a text")
   given = raw.get("usage")
   counts = [given.get(name) if isinstance(given, dict) else None for name in TokenUsage._fields]
-  return ChatReply(text, TokenUsage(*(count if type(count) is int and count >= 0 else None
+  return EndpointReply(text, TokenUsage(*(count if type(count) is int and count >= 0 else None
                                       for count in counts)), raw)
 
 
 def summed(left: TokenUsage, right: TokenUsage) -> TokenUsage:
+  """Returns the tokens of two replies, None where one of them does not say."""
   return TokenUsage(*(None if one is None or other is None else one + other
                       for one, other in zip(left, right, strict=True)))
 

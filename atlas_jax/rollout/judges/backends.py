@@ -1,4 +1,4 @@
-"""Where judgements come from: chat endpoints, or a script that needs neither network nor key.
+"""Sources of judgements: chat endpoints, or a script that needs neither network nor key.
 
 vLLM and this project's own server (--mode=serve) have the same routes as OpenAI: their address is all that
 an endpoint needs.
@@ -146,11 +146,14 @@ class ScriptedBackend:
 def answer_grader(call: JudgeCall) -> dict[str, Any]:
   """Judges as a program can, by comparing answers: a stand-in for models, to try things out without one.
 
-  All judges score the response; without a reference answer the uncertainty is 0.9.
+  All judges score the response.
+
+  Raises:
+    EndpointError: without a reference answer, for then it has no verdict.
   """
   case = call.case
   if case.ground_truth is None:
-    return {"score": 0.5, "uncertainty": 0.9, "rationale": "there is no reference answer"}
+    raise EndpointError("reply", None, 1, "there is no reference answer to compare with")
 
   def is_right(text: Any) -> bool:
     return isinstance(text, str) and answers.same(answers.extract(text), str(case.ground_truth))

@@ -245,4 +245,4 @@ def test_a_canary_is_not_read_from_disk(server, tmp_path):
 def test_the_judge_that_is_a_program_needs_nothing():
   judge = RIMReward({"backend": "scripted"})
   assert judge(["6*7?"] * 3, ["\\boxed{42}", "41", "It is 42."], ground_truths=["42"] * 3) == [1.0, 0.0, 1.0]
-  assert judge(["?"], ["x"], ground_truths=[None]) == [0.5]  # Its arbiter is no surer, and decides.
+  assert judge(["?"], ["x"], ground_truths=[None]) == [None]

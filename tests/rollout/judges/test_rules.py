@@ -20,7 +20,8 @@ def settled(scores, *, flags=None, changed=None, gaming=None, has_orders=False):
            for name, score in scores.items()}
   found = rules.settled(given, ConsistencyRules(**(changed or {})), gaming or AntiGaming(),
                         has_orders=has_orders)
-  return {name: one.score for name, one in found.items()}, {name: one.rationale for name, one in found.items()}
+  scores = {name: one.score for name, one in found.items()}
+  return scores, {name: one.rationale for name, one in found.items()}
 
 
 CASES = json.loads(FIXTURE.read_text())["consistency"]
