@@ -147,7 +147,7 @@ def test_failures_alone_are_shown_and_every_one_of_them():
 def test_where_there_is_no_failure_to_show_it_is_said(monkeypatch):
   monkeypatch.setattr("atlas_jax.rollout.prompted.MOST_SKIPPED", 20)
   source, _ = built.made(built.problems({"12+34=": "46"}), settings={"shown": "failure"})
-  with pytest.raises(ValueError, match="of 20 times 2 questions .* the student fails in none"):
+  with pytest.raises(ValueError, match="of 20 questions in a row not 2 .* the student fails in none"):
     source.next(Trained(None))
 
 
