@@ -29,6 +29,9 @@ ELSEWHERE = {
   "data/recall/options.py": ("data/recall/test_recall.py", PARTS),
   "data/recall/sample.py": ("data/recall/test_recall.py", PARTS),
   "data/ranked_tasks.py": ("data/test_ranked.py", PARTS),
+  **{f"data/traces/{name}.py": (f"data/traces/test_{test}.py", PARTS) for name, test in {
+    "record_fields": "record", "rejects": "jsonl", "step_prompts": "conversation", "steps": "record",
+    "values": "record"}.items()},
   "evals/__init__.py": ("evals/test_perplexity.py", PARTS),
   "evals/examples.py": ("recipes/test_sft.py", "the evaluation of one recipe"),
   "evals/held_out.py": ("evals/test_perplexity.py", PARTS),

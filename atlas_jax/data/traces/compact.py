@@ -42,7 +42,7 @@ def is_header(line: bytes) -> bool:
   return isinstance(found, dict) and found.get("format") == HEADER["format"]
 
 
-class Encoder:
+class CompactEncoder:
   """Writes values with references to those before them; one for each file."""
 
   def __init__(self) -> None:
@@ -94,8 +94,8 @@ class Encoder:
     return found
 
 
-class Decoder:
-  """Reads what an `Encoder` wrote; one for each file, and all of its lines in order."""
+class CompactDecoder:
+  """Reads what an `CompactEncoder` wrote; one for each file, and all of its lines in order."""
 
   def __init__(self) -> None:
     """Starts without any value."""
@@ -167,7 +167,7 @@ def pack(rows: Iterable[dict], file: str | pathlib.Path) -> int:
     rows: records, as `Trace.to_json` returns them.
     file: to write, packed where it ends in ".gz".
   """
-  encoder = Encoder()
+  encoder = CompactEncoder()
   lines = (storable.dumps(encoder.encode(row)) for row in rows)
   return _write(lines, file, first=storable.dumps(HEADER))
 

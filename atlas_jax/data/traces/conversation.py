@@ -44,8 +44,8 @@ def plain_lesson(turn: TeachingTurn) -> tuple[list[dict], str]:
           turn.guidance)
 
 
-class Conversation(NamedTuple):
-  """How problems are made of sessions."""
+class TraceConversation(NamedTuple):
+  """Settings of the problems that are made of sessions."""
 
   target: str = "student"  # whose text is learnt, one of TARGETS; "none": prompts and answers alone
   prompt: str = "task"  # one of `step_prompts.KINDS`; for "student" and "none"

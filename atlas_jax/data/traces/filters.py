@@ -1,4 +1,4 @@
-"""Which traces are used: those that passed review and succeeded, unless the config asks for others.
+"""Selects the traces that are used: those approved that succeeded, unless the config asks for others.
 
 Every trace that is left out is left out for a reason, and the reasons are counted. A session that is still
 running is never used: its answer, reward and review are not there yet.
@@ -35,7 +35,7 @@ REASONS = {
 
 
 class Filters(NamedTuple):
-  """What a trace must be to be used; None asks for nothing."""
+  """Properties of a trace that is used; None asks for nothing."""
 
   review_status: tuple[str, ...] = (APPROVED,)
   status: tuple[str, ...] = ("succeeded",)

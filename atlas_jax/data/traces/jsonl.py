@@ -5,50 +5,22 @@ make one error; else too large a fraction of them does. Files in the compact for
 recognised by their first line. Of a line that stands twice the second is passed over; two lines of one
 session that differ contradict one another, the second is a reject, and its session is in
 `ReadReport.conflicts`, so that no copy of it is learnt from.
-
-A reject's row in rejects.jsonl is {"file", "line": from 1, "kind": one of KINDS, "reason"}.
 """
-import contextlib
-import dataclasses
 import gzip
 import hashlib
 import json
 import pathlib
 import zlib
-from collections import Counter
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from atlas_jax.data import records
-from atlas_jax.data.traces import compact, storable
+from atlas_jax.data.traces import compact
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.files import json_text, write
-from atlas_jax.files.damage import one_line
+from atlas_jax.data.traces.rejects import ReadReport, Reject, RejectLog
+from atlas_jax.files import json_text
 
 MOST_LINE_BYTES = 64 * 2**20
-SHOWN = 5  # Rejects named in an error that is about a fraction.
-KINDS = {
-    "encoding": "not UTF-8", "long": f"more than {MOST_LINE_BYTES // 2**20} MiB", "json": "not JSON",
-    "object": "not an object", "field": "a field has a wrong type or is missing",
-    "conflict": "another line of the same session says otherwise",
-    "damaged": "a packed file that ends in the middle",
-}
-
-
-class Reject(NamedTuple):
-  """A line that is no trace."""
-
-  file: str
-  line: int
-  kind: str
-  reason: str
-
-  def __str__(self) -> str:
-    return f"{self.file}:{self.line}: {self.kind}: {self.reason}"
-
-
-class RejectedError(ValueError):
-  """Lines that were rejected, and were not to be."""
 
 
 class FoundTrace(NamedTuple):
@@ -58,53 +30,16 @@ class FoundTrace(NamedTuple):
   trace: Trace
 
 
-@dataclasses.dataclass
-class ReadReport:
-  """What became of lines, counted while they are read.
-
-  Attributes:
-    lines: how many there were, blank ones left out.
-    traces: how many were accepted.
-    duplicates: how many stood there before, word for word.
-    sanitized: how much was replaced in those accepted, see `storable`.
-    rejects: how many of each kind.
-    shown: the first rejects; all of them in strict mode.
-    conflicts: identity of a session with contradicting lines -> both places.
-  """
-
-  lines: int = 0
-  traces: int = 0
-  duplicates: int = 0
-  sanitized: int = 0
-  rejects: Counter = dataclasses.field(default_factory=Counter)
-  shown: list[Reject] = dataclasses.field(default_factory=list)
-  conflicts: dict[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def rejected(self) -> int:
-    """How many lines were rejected."""
-    return sum(self.rejects.values())
-
-  def to_json(self) -> dict:
-    """Returns the counts as an object."""
-    return {"lines": self.lines, "traces": self.traces, "duplicates": self.duplicates,
-            "sanitized": self.sanitized, "rejected": self.rejected, "rejects": dict(self.rejects)}
-
-
 class _LineError(ValueError):
   """Why a line is no trace."""
 
   def __init__(self, kind: str, reason: object):
-    super().__init__(one_line(reason))
+    super().__init__(str(reason) or type(reason).__name__)
     self.kind = kind
 
 
 class TraceReader:
-  """The traces of files; iterating reads them once, in order.
-
-  Attributes:
-    report: counts, of what was read so far.
-  """
+  """The traces of files; iterating reads them once, in order."""
 
   def __init__(self, files: str, *, strict: bool = False, max_reject_frac: float = 0.05,
                rejects_file: str | pathlib.Path | None = None):
@@ -112,9 +47,7 @@ class TraceReader:
 
     Args:
       files: paths, folders or globs with commas between them, of .jsonl or .jsonl.gz; see `records.files`.
-      strict: whether any reject is an error.
-      max_reject_frac: fraction of the lines that may be rejected where it is not strict.
-      rejects_file: gets a row for each reject; None: they are counted alone.
+      strict, max_reject_frac, rejects_file: see `rejects.RejectLog`.
 
     Raises:
       ValueError: if they name no file, or one of another kind.
@@ -124,11 +57,15 @@ class TraceReader:
     if strange:
       raise ValueError(f"config.data.files: {strange[0]} is no file of traces, whose names end in "
                        f"{' or '.join(records.JSON_LINES)}, also with .gz behind; export them again")
-    self._strict = strict
-    self._most = max_reject_frac
-    self._rejects_file = rejects_file
-    self._seen: dict[str, tuple[int, str]] = {}
-    self.report = ReadReport()
+    self._log = RejectLog(strict=strict, max_reject_frac=max_reject_frac, file=rejects_file)
+    self._names = [str(file) for file in self._files]
+    # Session -> hash of its line (64 bits), file (24 bits), line (40 bits).
+    self._seen: dict[str, int] = {}
+
+  @property
+  def report(self) -> ReadReport:
+    """Counts of what was read so far."""
+    return self._log.report
 
   @property
   def files(self) -> list[pathlib.Path]:
@@ -141,39 +78,37 @@ class TraceReader:
     Raises:
       RejectedError: after the last one, if there were rejects in strict mode, or too many.
     """
-    self.report = ReadReport()
-    self._seen = {}
-    with contextlib.ExitStack() as stack:
-      out = stack.enter_context(write.opened(self._rejects_file)) if self._rejects_file else None
+    with self._log.reading():
+      self._seen = {}
       for file in self._files:
-        yield from self._read(file, out)
-    self._seen = {}
-    self._check()
+        yield from self._read(file)
+      self._seen = {}
 
-  def _read(self, file: pathlib.Path, out: IO[bytes] | None) -> Iterator[FoundTrace]:
+  def _read(self, file: pathlib.Path) -> Iterator[FoundTrace]:
     number = 0
-    decoder: compact.Decoder | None = None
+    decoder: compact.CompactDecoder | None = None
     try:
       with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as opened:
         for number, line in enumerate(_lines(opened), start=1):
           if not line.strip():
             continue
           if number == 1 and compact.is_header(line):
-            decoder = compact.Decoder()
+            decoder = compact.CompactDecoder()
             continue
           self.report.lines += 1
           try:
             found = self._trace(f"{file}:{number}", line, number, decoder)
           except _LineError as error:
-            self._reject(Reject(str(file), number, error.kind, str(error)), out)
+            self._log.add(Reject(str(file), number, error.kind, str(error)))
           else:
             if found is not None:
               yield FoundTrace(f"{file}:{number}", found)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
       self.report.lines += 1
-      self._reject(Reject(str(file), number + 1, "damaged", f"cannot be unpacked ({error})"), out)
+      self._log.add(Reject(str(file), number + 1, "damaged", f"cannot be unpacked ({error})"))
 
-  def _trace(self, where: str, line: bytes, number: int, decoder: compact.Decoder | None) -> Trace | None:
+  def _trace(self, where: str, line: bytes, number: int,
+             decoder: compact.CompactDecoder | None) -> Trace | None:
     """Returns the trace of a line, None for one that was there before."""
     text = _text(line, first=number == 1)
     try:
@@ -201,36 +136,20 @@ class TraceReader:
   def _is_duplicate(self, where: str, found: Trace, line: bytes) -> bool:
     # Of the bytes, not of the record: a hash of sorted JSON takes longer than all the rest of the reading.
     digest = int.from_bytes(hashlib.blake2b(line.strip(), digest_size=8).digest(), "big")
-    key = f"line:{digest}" if found.session_id is None else f"id:{found.session_id}"
-    known = self._seen.setdefault(key, (digest, where))
-    if known[1] == where:
+    key = f"line {digest}" if found.session_id is None else str(found.session_id)
+    file, _, number = where.rpartition(":")
+    # One number for each session, not its place as a text: a million of them must fit into memory.
+    entry = digest << 64 | self._names.index(file) << 40 | int(number)
+    known = self._seen.setdefault(key, entry)
+    if known == entry:
       return False
-    if known[0] == digest:
+    if known >> 64 == digest:
       self.report.duplicates += 1
       return True
-    self.report.conflicts[found.identity] = f"{known[1]} and {where}"
-    raise _LineError("conflict", f"session {found.identity} stands at {known[1]} too, with other content; "
+    first = f"{self._names[known >> 40 & 0xFFFFFF]}:{known & 0xFFFFFFFFFF}"
+    self.report.conflicts[found.identity] = f"{first} and {where}"
+    raise _LineError("conflict", f"session {found.identity} stands at {first} too, with other content; "
                                  "keep one of them")
-
-  def _reject(self, reject: Reject, out: IO[bytes] | None) -> None:
-    self.report.rejects[reject.kind] += 1
-    if self._strict or len(self.report.shown) < SHOWN:
-      self.report.shown.append(reject)
-    if out is not None:
-      row = {**reject._asdict(), "reason": storable.text(reject.reason).value}
-      out.write(storable.dumps(row).encode() + b"\n")
-
-  def _check(self) -> None:
-    report = self.report
-    listed = "\n".join(map(str, report.shown))
-    if self._strict and report.rejected:
-      raise RejectedError(f"{report.rejected} of {report.lines} lines are no traces; mend or delete them, or "
-                          f"set config.traces.strict=False:\n{listed}")
-    if report.rejected > self._most * report.lines:
-      kinds = ", ".join(f"{count} {kind} ({KINDS[kind]})" for kind, count in report.rejects.most_common())
-      raise RejectedError(f"{report.rejected} of {report.lines} lines are no traces, more than "
-                          f"config.traces.max_reject_frac={self._most}: {kinds}; mend them, or raise it. The "
-                          f"first:\n{listed}")
 
 
 def _lines(opened) -> Iterator[bytes]:

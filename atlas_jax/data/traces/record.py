@@ -119,7 +119,7 @@ class Trace:
 
   @property
   def verified(self) -> bool | None:
-    """Whether the answer passed its last check; None: it was not checked, as in all old traces.
+    """True if the answer passed its last check; None: it was not checked, as in all old traces.
 
     Old traces call the last attempt valid whatever it is, so that nothing is concluded from that.
     """
@@ -149,7 +149,7 @@ class Trace:
 
   @property
   def has_guidance(self) -> bool:
-    """Whether the teacher said anything."""
+    """True if the teacher said anything."""
     return bool(self.guidance) or any(one.guidance for step in self.steps for one in step.attempts)
 
   @property

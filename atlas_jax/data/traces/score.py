@@ -25,7 +25,7 @@ class Score:
 
   @property
   def has_verdict(self) -> bool:
-    """Whether there is a score."""
+    """True if there is a score."""
     return self.value is not None
 
   @classmethod

@@ -2,8 +2,7 @@
 
 config.data.files names files of traces, see `jsonl`, or a store: a URL, sqlite:///PATH or postgresql://...,
 or env:NAME, the environment's variable that holds one. A URL with a password is refused here, for the config
-is written to the run's folder. A store is opened by `open_store(url)` of `atlas_jax.data.traces.store`, whose
-`traces(filters)` yields `jsonl.FoundTrace`.
+is written to the run's folder. A store is opened by `open_store(url)` of `atlas_jax.data.traces.store`.
 
 Every source goes through `selected`, so that the gate of review holds for all of them.
 """
@@ -22,10 +21,11 @@ from atlas_jax.data import problems, responses, stepped
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.responses import AnswerGroup
 from atlas_jax.data.traces import conversation, filters, pairs, split
-from atlas_jax.data.traces.conversation import Conversation
+from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.filters import Filters
-from atlas_jax.data.traces.jsonl import FoundTrace, ReadReport, TraceReader
+from atlas_jax.data.traces.jsonl import FoundTrace, TraceReader
 from atlas_jax.data.traces.provenance import DataHash
+from atlas_jax.data.traces.rejects import ReadReport, Reject, RejectLog
 
 NAME = "traces"
 STORE = "atlas_jax.data.traces.store"
@@ -34,17 +34,18 @@ LEARNING = ("sft", "gkd")  # Recipes that learn a recorded text; others have pro
 
 
 class TraceStore(Protocol):
-  """A store, as `open_store` returns it."""
+  """A store, as `open_store` returns it; it is closed with `with`."""
 
-  def traces(self, filters: Filters) -> Iterable[FoundTrace]: ...  # what they let through, or more
+  # The sessions that filters let through, or more; on_reject(where, why) is called for one that is no trace.
+  def traces(self, filters: Filters, *, on_reject: Callable[[str, str], None]) -> Iterable[FoundTrace]: ...
 
 
 @dataclasses.dataclass
 class Selection:
-  """What became of the traces of a source, counted while they are read.
+  """Counts of the traces of a source by what became of them, added up while they are read.
 
   Attributes:
-    report: of the lines of files; None for a store.
+    report: of the lines of files, or of a store's sessions; None before they are read.
     dropped: how many traces the filters left out, by reason.
     refused: how many sessions, steps or attempts gave nothing to learn, by reason.
     kept: hash and counts of those that the filters let through.
@@ -104,28 +105,41 @@ def selected(files: str, fields, selection: Selection) -> Iterator[FoundTrace]:
     fields: config.traces.
     selection: counts, added to; its filters decide.
   """
+  # All processes read the traces; one writes what is wrong with them.
+  first = stepped.this_process()["process_index"] == 0
+  rejects_file = pathlib.Path(fields.rejects_file) if fields.rejects_file and first else None
+  how = {"strict": fields.strict, "max_reject_frac": fields.max_reject_frac}
   if is_store(files):
-    store: TraceStore = modules.attribute(STORE, "open_store", field="data.files")(url_of(files))
-    found: Iterable[FoundTrace] = store.traces(selection.filters)
+    found = _of_store(files, RejectLog(**how, file=rejects_file), selection)
   else:
-    rejects = fields.rejects_file
-    # All processes read the file; one writes what is wrong with it.
-    first = stepped.this_process()["process_index"] == 0
-    reader = TraceReader(files, strict=fields.strict, max_reject_frac=fields.max_reject_frac,
-                         rejects_file=pathlib.Path(rejects) if rejects and first else None)
-    # Its report is made anew when it is read.
-    found = _reported(reader, selection)
+    found = _of_files(TraceReader(files, **how, rejects_file=rejects_file), selection)
   # Filters of ours also behind a store's own: one gate for all, whatever a query lets through.
   for one in filters.chosen(found, selection.filters, selection.dropped):
     selection.kept.add(one.trace)
     yield one
 
 
-def _reported(reader: TraceReader, selection: Selection) -> Iterator[FoundTrace]:
+def _of_files(reader: TraceReader, selection: Selection) -> Iterator[FoundTrace]:
   for one in reader:
     selection.report = reader.report
     yield one
   selection.report = reader.report
+
+
+def _of_store(files: str, log: RejectLog, selection: Selection) -> Iterator[FoundTrace]:
+  open_store = modules.attribute(STORE, "open_store", field="data.files")
+
+  def on_reject(where: str, why: str) -> None:
+    log.report.lines += 1
+    log.add(Reject(where, None, "field", why))
+
+  with open_store(url_of(files)) as store, log.reading():
+    selection.report = log.report
+    for one in store.traces(selection.filters, on_reject=on_reject):
+      log.report.lines += 1
+      log.report.traces += 1
+      log.report.sanitized += one.trace.sanitized
+      yield one
 
 
 def read(files: str, fields, make: Callable[[FoundTrace, Counter], Iterable[Any]]
@@ -175,7 +189,8 @@ def load(files: str | None, fields, *, target: str, split_name: str, held_out_fr
     ValueError: for settings that cannot be, and if nothing is left.
   """
   files = _needed(files)
-  how = Conversation(target, fields.prompt, fields.shown, fields.verified_reward, _lesson_of(fields.lesson))
+  how = TraceConversation(target, fields.prompt, fields.shown, fields.verified_reward,
+                          _lesson_of(fields.lesson))
   found, selection = read(files, fields, lambda one, refused: how.problems(*one, refused))
   problems.check_split(split_name, held_out_frac)
   held_out = split.sides([at for at, _ in found], held_out_frac)

@@ -1,4 +1,4 @@
-"""Which traces are trained on and which are held out: whole sessions, and all that ask the same together.
+"""Divides traces into those trained on and those held out: whole sessions, and those that ask the same.
 
 The side of a group follows from its key and a seed of its own, not from config.seed: runs with other seeds
 are evaluated on the same sessions.

@@ -41,12 +41,12 @@ class Attempt:
 
   @property
   def valid(self) -> bool | None:
-    """What the teacher said; None: nothing, or something that is no boolean."""
+    """The teacher's verdict; None: there is none, or it is no boolean."""
     return as_boolean(self.validation.get("valid"))
 
   @property
   def guidance(self) -> tuple[str, ...]:
-    """What the teacher said after it."""
+    """Guidance that the teacher gave after it."""
     return as_texts(self.data.get("guidance")) or as_texts(self.validation.get("guidance"))
 
   @property
@@ -89,7 +89,7 @@ class Step:
 
   @property
   def description(self) -> str:
-    """What was to be done."""
+    """The words of the plan for it."""
     return self.data.get("description") or ""
 
   @property
@@ -159,6 +159,6 @@ class Step:
 
   @property
   def attempt_count(self) -> int:
-    """How many attempts were made, at least 1."""
+    """Number of attempts that were made, at least 1."""
     count = self.data.get("attempts")
     return max(1, count if isinstance(count, int) else len(self.attempts) or len(self.guidance))

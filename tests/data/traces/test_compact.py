@@ -25,7 +25,7 @@ def test_any_values_come_back_with_their_types_and_orders(values):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(compact, "WINDOW", window)
       patch.setattr(compact, "SHAPES", shapes)
-      encoder, decoder = compact.Encoder(), compact.Decoder()
+      encoder, decoder = compact.CompactEncoder(), compact.CompactDecoder()
       for value in values:
         again = decoder.decode(json.loads(json.dumps(encoder.encode(value))))
         assert json.dumps(again) == json.dumps(value)
@@ -54,7 +54,7 @@ def test_the_compact_form_takes_less_than_fifteen_percent_of_the_bytes(tmp_path)
 ])
 def test_a_line_that_refers_to_nothing_is_refused(line):
   with pytest.raises(ValueError):
-    compact.Decoder().decode(line)
+    compact.CompactDecoder().decode(line)
 
 
 def test_references_that_double_a_text_are_stopped(tmp_path):

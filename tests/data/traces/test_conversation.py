@@ -6,7 +6,7 @@ import pytest
 
 from atlas_jax.data import chats
 from atlas_jax.data.traces import conversation, step_prompts
-from atlas_jax.data.traces.conversation import Conversation
+from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.record import Trace
 from tests.data.traces import sessions
 
@@ -17,7 +17,7 @@ QUESTION = {"role": "user", "content": "Add 14 and 17 1"}
 def problems(row, **how):
   refused = Counter()
   trace = row if isinstance(row, Trace) else Trace.from_json(row)
-  return list(Conversation(**how).problems("f:1", trace, refused)), refused
+  return list(TraceConversation(**how).problems("f:1", trace, refused)), refused
 
 
 def test_a_student_learns_its_verified_answer():

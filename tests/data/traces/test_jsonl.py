@@ -6,7 +6,8 @@ import json
 import pytest
 
 from atlas_jax.data.traces import jsonl
-from atlas_jax.data.traces.jsonl import RejectedError, TraceReader
+from atlas_jax.data.traces.jsonl import TraceReader
+from atlas_jax.data.traces.rejects import RejectedError
 from tests.data.traces import fuzz, sessions
 
 CASES = json.loads((sessions.FIXTURES / "ingest_edge_cases.json").read_text())

@@ -1,5 +1,6 @@
 """Traces as data of recipes: one gate for all of them, whole groups per side, and errors before training."""
 
+import json
 import sys
 import types
 
@@ -11,8 +12,9 @@ from atlas_jax import readers
 from atlas_jax.data import prompts
 from atlas_jax.data.columns import Needs
 from atlas_jax.data.traces import sources
-from atlas_jax.data.traces.jsonl import FoundTrace, RejectedError
+from atlas_jax.data.traces.jsonl import FoundTrace
 from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.rejects import RejectedError
 from atlas_jax.recipes import ranked
 from tests.data.traces import sessions
 
@@ -132,7 +134,14 @@ def store(monkeypatch):
   rows = [sessions.session(1), sessions.session(2, review_status="quarantined")]
 
   class Store:
-    def traces(self, filters):
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      opened.append("closed")
+
+    def traces(self, filters, *, on_reject):
+      on_reject("store#9", "task is null")
       return [FoundTrace(f"store#{number}", Trace.from_json(row)) for number, row in enumerate(rows)]
 
   module = types.ModuleType(sources.STORE)
@@ -141,12 +150,18 @@ def store(monkeypatch):
   return opened
 
 
-def test_a_store_is_read_behind_the_same_gate(store, monkeypatch):
+def test_a_store_is_read_behind_the_same_gate(store, monkeypatch, tmp_path):
   monkeypatch.setenv("TRACES_URL", "postgresql://user:secret@host/db")
+  rejects = tmp_path / "rejects.jsonl"
   for files in ("sqlite:///traces.db", "env:TRACES_URL"):
-    found = prompts.of_config(sessions.config_of("grpo", files))
+    config = sessions.config_of("grpo", files, max_reject_frac=0.5, rejects_file=str(rejects))
+    found = prompts.of_config(config)
     assert [one.where for one in found.first(9)] == ["store#0"]
-  assert store == ["sqlite:///traces.db", "postgresql://user:secret@host/db"]
+  assert store == ["sqlite:///traces.db", "closed", "postgresql://user:secret@host/db", "closed"]
+  assert json.loads(rejects.read_text()) == {
+      "file": "store#9", "line": None, "kind": "field", "reason": "task is null"}
+  with pytest.raises(RejectedError, match="1 of 3 lines are no traces"):
+    prompts.of_config(sessions.config_of("grpo", files))
 
 
 @pytest.mark.parametrize("files, words", [
