@@ -1,8 +1,11 @@
 """The stages of a teacher at their smallest: each composes, makes two updates, and goes on bit for bit."""
+import math
+
 import pytest
 
 from atlas_jax import command, recipes
 from atlas_jax import config as configs
+from tests import post_training_fixture as fixture
 from tests import runs
 from tests.helpers import assert_same_bits, quick_compilation
 
@@ -39,9 +42,36 @@ def test_a_student_learns_from_the_teacher_of_the_warm_up_and_is_compared_with_w
   first = config_of("teacher_sft")
   check_goes_on(first, tmp_path / "sft")
   configs.save(first, tmp_path / "sft" / "whole")
+  recipes.load(first, runs.one_device()).assets.save(tmp_path / "sft" / "whole")
   config = config_of("teacher_gkd", distill__teacher=str(tmp_path / "sft" / "whole"))
   check_goes_on(config, tmp_path / "gkd", evals=True)
   last = runs.rows_of(tmp_path / "gkd" / "whole")[-1]
   assert last["eval/baseline_success_delta"] == last["val/accuracy"] - last["eval/baseline_success"]
   assert last["eval/baseline_meets_success_target"] == float(last["eval/baseline_success_delta"] >= 0.1)
   assert (tmp_path / "gkd" / "whole" / "baseline.json").is_file()
+
+
+def test_the_settings_are_the_originals_where_it_has_the_same_ones():
+  theirs = fixture.text("arc_atlas/config_defaults")["hydra_globals"]
+  ours = {stage: configs.resolve(command.read_config(f"configs/{stage}.py")) for stage in theirs}
+  rcl, config = theirs["teacher_rcl"], ours["teacher_rcl"]
+  assert (config.data.batch_rows, config.data.group_size) == (rcl["train_batch_size"], rcl["num_generations"])
+  assert config.train.accumulate_steps == rcl["generation_aggregation_steps"]
+  assert (config.optim.lr, config.optim.steps) == (rcl["learning_rate"], rcl["max_steps"])
+  assert config.optim.warmup_steps == math.ceil(rcl["warmup_ratio"] * rcl["max_steps"])
+  assert config.optim.weight_decay == rcl["weight_decay"] and config.optim.final_lr_frac == 1.0  # "constant".
+  assert (config.policy.preset, config.policy.kl_weight) == ("grpo", rcl["beta"])
+  assert config.policy.reference_every_steps == rcl["ref_model_sync_steps"]
+  assert config.policy.reference_share == rcl["ref_model_mixup_alpha"]
+  assert config.sampler.temperature == rcl["temperature"]
+  assert config.sampler.max_tokens == rcl["max_completion_length"]
+  assert config.data.max_prompt_tokens == rcl["max_prompt_length"]
+  assert config.checkpoint.every_steps == rcl["save_steps"]
+  assert config.train.eval_every_steps == rcl["eval_steps"]
+  assert config.data.held_out_frac == rcl["eval_split_ratio"]
+  # Its documents and its first version say 50, its code 500: a long probe is an answer.
+  assert config.teacher.probe_tokens == 50 < rcl["max_probe_tokens"]
+  sft, config = theirs["teacher_sft"], ours["teacher_sft"]
+  assert (config.optim.lr, config.data.epochs) == (sft["learning_rate"], sft["num_train_epochs"])
+  assert (config.data.batch_rows, config.data.segment_len) == (sft["train_batch_size"], sft["max_seq_length"])
+  assert config.data.packed == sft["packing"] and config.optim.beta2 == sft["adam_beta2"]

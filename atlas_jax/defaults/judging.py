@@ -28,6 +28,18 @@ def group() -> dict:
           "process": True,  # The work against plan and guidance.
           "diagnostic": True,  # The first approach.
       },
+      **_models(),
+      "budget": {
+          "calls": at_least(1, OPTIONAL(int)),  # Of this process, replies on disk apart; None: any number.
+          "tokens": at_least(1, OPTIONAL(int)),  # Of prompts and replies, after which no call is made.
+      },
+      **_checks(),
+      "audit": one_of("brief", "none brief full"),  # Of each call: "brief" without texts, or "full".
+  }
+
+
+def _models() -> dict:
+  return {
       "models": {
           "small_model": OPTIONAL(str),  # Its name at the endpoint.
           "large_model": OPTIONAL(str),  # The arbiter's; None: the small model.
@@ -61,10 +73,11 @@ def group() -> dict:
           "max_workers": at_least(1, 8),  # Requests to one endpoint at the same time.
       },
       "cache_dir": OPTIONAL(str),  # Folder of replies, which are then asked for once; None: none.
-      "budget": {
-          "calls": at_least(1, OPTIONAL(int)),  # Of this process, replies on disk apart; None: any number.
-          "tokens": at_least(1, OPTIONAL(int)),  # Of prompts and replies, after which no call is made.
-      },
+  }
+
+
+def _checks() -> dict:
+  return {
       "consistency_rules": {
           "alignment_completeness_bound": at_least(0, 0.1),  # process exceeds accuracy by this at most.
           # helpfulness is at most this where process is below it.
@@ -88,7 +101,6 @@ def group() -> dict:
           "every_s": above_zero(604_800.0),  # at the start and every so many seconds.
           "obeyed_score": fraction(0.8),  # From this score on a judge has obeyed, and is not believed.
       },
-      "audit": one_of("brief", "none brief full"),  # Of each call: "brief" without texts, or "full".
   }
 
 

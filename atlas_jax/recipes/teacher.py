@@ -182,8 +182,11 @@ def assets_of(config, start: InitialModel, student: InitialModel | None):
   """Makes what writes down a run's protocol and student, and what refuses to go on with others."""
   template = None if start.template is None else start.template.source
   theirs = None if student is None or student.template is None else student.template.source
-  protocol = teaching.manifest(teaching.load(config.teacher.templates, config.teacher.formats.to_dict()),
-                               teacher_template=template, student_template=theirs)
+  templates = teaching.load(config.teacher.templates, config.teacher.formats.to_dict())
+  protocol = {**teaching.manifest(templates, teacher_template=template, student_template=theirs),
+              "role": "teacher", "shown": config.teacher.shown,
+              # Who deploys it must not ask for more than it was trained on.
+              "max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": config.sampler.max_tokens}
 
   def save(workdir) -> None:
     assets.save(config, start, workdir)

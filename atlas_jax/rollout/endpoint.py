@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import async_loop, chat_form, endpoint_limits, reply_schema
-from atlas_jax.rollout.chat_form import AskOptions, ChatReply, TokenUsage
+from atlas_jax.rollout.chat_form import AskOptions, EndpointReply, ReplyTokens
 from atlas_jax.rollout.reply_cache import ReplyCache
 
 KINDS = ("connect", "timeout", "status", "reply", "schema", "deadline", "circuit")
@@ -138,7 +138,7 @@ class Endpoint:
     self._of_loop: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
   async def ask(self, messages: Sequence[Mapping[str, Any]], *,
-                options: AskOptions | Mapping[str, Any] | None = None) -> ChatReply:
+                options: AskOptions | Mapping[str, Any] | None = None) -> EndpointReply:
     """Returns the reply to messages.
 
     Args:
@@ -157,7 +157,7 @@ class Endpoint:
     saved = self.cache.get(asked) if self.cache is not None and how.cached else None
     if saved is not None:
       self.usage["cached"] += 1
-      reply = ChatReply(saved["text"], TokenUsage(*saved["usage"]), saved["raw"], is_cached=True)
+      reply = EndpointReply(saved["text"], ReplyTokens(*saved["usage"]), saved["raw"], is_cached=True)
       return reply if how.schema is None else reply._replace(data=reply_schema.read(reply.text, how.schema))
     try:
       reply = await self._asked(body, how)
@@ -169,7 +169,7 @@ class Endpoint:
     return reply
 
   def ask_all(self, requests: Sequence[ChatRequest], *,
-              concurrency: int | None = None) -> list[ChatReply | EndpointError]:
+              concurrency: int | None = None) -> list[EndpointReply | EndpointError]:
     """Asks all, in one event loop; returns for each its reply, or the error of it alone.
 
     Args:
@@ -178,7 +178,7 @@ class Endpoint:
     """
     room = asyncio.Semaphore(concurrency or self.settings.parallel_requests)
 
-    async def one(request: ChatRequest) -> ChatReply | EndpointError:
+    async def one(request: ChatRequest) -> EndpointReply | EndpointError:
       async with room:
         try:
           return await self.ask(request.messages, options=request.options)
@@ -196,7 +196,7 @@ class Endpoint:
     if found is not None:
       await found[0].aclose()
 
-  async def _asked(self, body: Mapping[str, Any], how: AskOptions) -> ChatReply:
+  async def _asked(self, body: Mapping[str, Any], how: AskOptions) -> EndpointReply:
     """Returns a reply that fits its schema, asked again once if it does not."""
     client, room = self._connection()
     async with room:
@@ -212,7 +212,7 @@ class Endpoint:
         self.usage["seconds"] += self._clock() - began
     return reply._replace(tries=asking.tries, seconds=self._clock() - began)
 
-  async def _fitting(self, asking: "_Asking", body, how: AskOptions, reply: ChatReply) -> ChatReply:
+  async def _fitting(self, asking: "_Asking", body, how: AskOptions, reply: EndpointReply) -> EndpointReply:
     if how.schema is None:
       return reply
     try:
@@ -230,7 +230,7 @@ class Endpoint:
     except ValueError as error:
       raise EndpointError("schema", 200, asking.tries, f"also after one repair: {one_line(error)}") from error
 
-  async def _tried(self, asking: "_Asking", body) -> ChatReply:
+  async def _tried(self, asking: "_Asking", body) -> EndpointReply:
     """Sends a request until it is answered, or must not be sent again."""
     failure: _Failure | None = None
     headers = {"Idempotency-Key": str(uuid.uuid4())}  # One for all tries: it is the same request.
@@ -270,7 +270,7 @@ class Endpoint:
     assert failure is not None  # There is at least one try.
     raise failure.error(asking.tries)
 
-  async def _sent(self, client, body, headers) -> ChatReply:
+  async def _sent(self, client, body, headers) -> EndpointReply:
     """Sends one request.
 
     Raises:

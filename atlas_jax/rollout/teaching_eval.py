@@ -18,6 +18,7 @@ from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.rollout import ask, held_out, leakage, reward_calls
 from atlas_jax.rollout.ask import ProblemCompletions
 from atlas_jax.rollout.lessons import Lesson, Lessons, Taught
+from atlas_jax.rollout.students import StudentReply
 from atlas_jax.rollout.teaching import Teaching, baseline_messages
 from atlas_jax.state import Trained
 
@@ -41,11 +42,11 @@ def make(config, start: InitialModel, lessons: Lessons, sampler: Sampler) -> Cal
     ValueError: if no held-out question can be graded.
   """
   found = prompts.listed(config, "held_out")
-  _check_graded(config, found)
+  encode = held_out.encoder_of(config, start)
+  _check(config, found, lessons, encode)
   contaminated = contamination(found, lessons)
   options = held_out.options_of(config, start, n=1, temperature=config.eval.temperature)
-  write = ask.batch_generate(sampler, held_out.encoder_of(config, start), options,
-                             rows=config.eval.batch_rows, seed=config.seed)
+  write = ask.batch_generate(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   count = lambda text: len(start.tokenizer.encode(text.encode("utf-8", "replace")))
   hint = config.teacher.fixed_hint
   shown = config.eval.shown
@@ -77,11 +78,17 @@ def make(config, start: InitialModel, lessons: Lessons, sampler: Sampler) -> Cal
   return run
 
 
-def _check_graded(config, found: Sequence[Problem]) -> None:
+def _check(config, found: Sequence[Problem], lessons: Lessons, encode: Callable) -> None:
+  """Refuses held-out questions that cannot be asked or graded, before anything is compiled."""
   if all(problem.answer is None for problem in found) and config.teacher.grader in held_out.NEED_ANSWERS:
     raise ValueError(f"config.teacher.grader={config.teacher.grader!r} compares with answers, and none of "
                      f"the {len(found)} held-out questions has one; give answers, or set "
                      "config.data.held_out_frac=0 to train without evaluation")
+  # Without a word of the student, which can only make them longer.
+  bare = [Lesson(problem, StudentReply(""), 0.0) for problem in found]
+  if all(encode(lessons.teacher_problem(one)) is None for one in bare):
+    raise ValueError(f"none of the {len(found)} held-out questions can be shown to the teacher: its prompts "
+                     f"are longer than config.data.max_prompt_tokens={config.data.max_prompt_tokens}")
 
 
 def _by_parts(work: Callable, found: Sequence[Any], rows: int, seed: int) -> list:

@@ -42,7 +42,7 @@ def teacher_rewards(names="teaching", reward=None, rule=None, **given):
 
 
 def made(found=None, *, words=None, n=3, student=None, wanted=None, scoring=None, settings=None, seed=3,
-         place=(0, 1), **plan):
+         encode=None, place=(0, 1), **plan):
   """A source of a teacher that draws its replies from a script, and its student."""
   found = prompts.ProblemList(found or problems())
   taught, student = lessons(student, **(settings or {}))
@@ -50,7 +50,7 @@ def made(found=None, *, words=None, n=3, student=None, wanted=None, scoring=None
   source = TeacherSource(
       prompts.PromptSource(found, batch_rows=n, group_size=n, seed=seed),
       ScriptedSampler(BYTES, lambda text, params: words or WORDS), wanted or teacher_rewards(),
-      lessons=taught, encode=ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
+      lessons=taught, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
       scoring=scoring or Scoring(), plan=RolloutPlan(**{"batch_rows": 2 * n, "table_rows": 6, **plan}),
       old_logprobs=lambda params, frozen, batch: np.zeros((2 * n, batch["completion_BT"].shape[1])),
       process_index=place[0], process_count=place[1])

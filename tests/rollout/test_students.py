@@ -1,4 +1,5 @@
 """Students: models here, servers, modules of one's own; what each is asked, and what it gives."""
+import shutil
 import types
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 
 from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.rollout import students
-from atlas_jax.rollout.chat_form import ChatReply, TokenUsage
+from atlas_jax.rollout.chat_form import EndpointReply, ReplyTokens
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.rollout.students import EndpointStudent, NativeStudent, StudentReply
 from atlas_jax.state import Trained
@@ -48,20 +49,27 @@ def test_a_model_answers_with_its_own_tokenizer_and_scores_what_it_wrote(student
   assert np.isnan(made.mean_logprobs(ASKED, [(), ids_B[1], ids_B[2]])[0])
 
 
-def test_prompts_are_texts_or_put_into_the_students_chat_template(student):
+def test_prompts_are_texts_or_put_into_the_students_chat_template(student, tmp_path):
+  pytest.importorskip("jinja2", reason="needs the extra hf")
   made, _ = student
   assert made.prompt_ids(ASKED[2]).tolist() == [made.start.tokenizer.doc_id, *b"1+1="]
   with pytest.raises(ValueError, match="a question to the student: its prompt is a chat"):
     made.prompt_ids([*ASKED[0], *ASKED[1]])
-  path = str(hf_fixture.FOLDER / "qwen2_tiny")
+  path = str(tmp_path / "chats")
+  for name in ("qwen2_tiny", "byte_tokenizer"):
+    shutil.copytree(hf_fixture.FOLDER / name, path, dirs_exist_ok=True)
   for name, has in (("texts", False), ("own", True)):
     config = config_of(teacher__student=path, teacher__student_template=name, data__chat_template=path)
-    assert (students.open_student(config, None).template is not None) == has
+    start = students.open_student(config, None)
+    assert (start.template is not None) == has
+  made = NativeStudent(start, runs.one_device(), shared=False, pad_tokens=8, batch_rows=2)
+  chat = made.start.tokenizer.decode(made.prompt_ids([*ASKED[0], *ASKED[1]]))
+  assert chat.index("12+34=") < chat.index("47+85=")
 
 
 def test_a_server_answers_and_what_fails_is_marked():
-  replies = [ChatReply("46", TokenUsage(5, 2), {"choices": [{"finish_reason": "stop"}]}),
-             ChatReply("1", TokenUsage(), {"choices": [{"finish_reason": "length"}]}),
+  replies = [EndpointReply("46", ReplyTokens(5, 2), {"choices": [{"finish_reason": "stop"}]}),
+             EndpointReply("1", ReplyTokens(), {"choices": [{"finish_reason": "length"}]}),
              EndpointError("timeout", None, 3)]
   requests = []
   endpoint = types.SimpleNamespace(ask_all=lambda given: requests.extend(given) or replies)

@@ -1,17 +1,21 @@
 """Rollouts of a teacher: groups of what its guidance is worth, what is masked, counted and written down."""
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 
+from atlas_jax.data import chats
+from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.data.problems import Problem
-from atlas_jax.rollout import teaching_metrics
+from atlas_jax.rollout import ask, teaching, teaching_metrics
 from atlas_jax.rollout.groups import Scoring
 from atlas_jax.rollout.students import StudentReply
 from atlas_jax.rollout.teacher_rewards import LeakRule
 from atlas_jax.rollout.toy_student import ToyStudent
 from atlas_jax.state import Trained
+from tests import hf_fixture
 from tests.helpers import assert_close
 from tests.rollout import lessons as built
 from tests.rollout.rollouts import same, written
@@ -108,6 +112,29 @@ def test_answers_that_cannot_be_had_are_masked_and_counted():
   assert np.isfinite(batch["advantage_B"]).all() and batch["advantage_B"].any()
 
 
+def test_chats_are_asked_by_the_teachers_own_template_and_replies_are_read_as_json():
+  pytest.importorskip("jinja2", reason="needs the extra hf")
+  folder = str(hf_fixture.FOLDER / "byte_tokenizer")
+  template = chats.load(folder)
+  seen = []
+
+  def encode(problem):
+    seen.append(chats.prompt_ids(problem, tokenizers.load(folder), template))
+    return ask.encoder(built.BYTES)(problem._replace(prompt="q"))
+
+  given = teaching.CHAT._replace(baseline=teaching.PLAIN.baseline, guided=teaching.PLAIN.guided)
+  replies = ['{"valid": false, "guidance": "c"}', '{"valid": true}', "no"]
+  source, _ = built.made(words=replies, n=4, batch_rows=8, encode=encode, settings={"templates": given})
+  source._options = dataclasses.replace(source._options, max_tokens=60)
+  source.next(Trained(None))
+  text = tokenizers.load(folder).decode(seen[0])
+  assert "Never state the answer" in text and "Reply with the JSON object." in text
+  by_reply = {one.teaching for one in source._taught}
+  assert {one.guidance for one in by_reply} == {"c", None}
+  scalars = source.metrics().scalars
+  assert 0 < scalars["teacher/malformed_frac"] < scalars["teacher/silent_frac"] < 1
+
+
 def test_failures_alone_are_shown_and_every_one_of_them():
   source, _ = built.made(settings={"shown": "failure"}, n=2, batch_rows=2)
   asked = [written(source.next(Trained(None)))[0][0] for _ in range(4)]
@@ -120,7 +147,7 @@ def test_failures_alone_are_shown_and_every_one_of_them():
 def test_where_there_is_no_failure_to_show_it_is_said(monkeypatch):
   monkeypatch.setattr("atlas_jax.rollout.prompted.MOST_SKIPPED", 20)
   source, _ = built.made(built.problems({"12+34=": "46"}), settings={"shown": "failure"})
-  with pytest.raises(ValueError, match="of 20 times 2 questions .* the student fails in none"):
+  with pytest.raises(ValueError, match="of 20 questions in a row not 2 .* the student fails in none"):
     source.next(Trained(None))
 
 

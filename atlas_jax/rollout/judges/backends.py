@@ -1,4 +1,4 @@
-"""Where judgements come from: chat endpoints, or a script that needs neither network nor key.
+"""Sources of judgements: chat endpoints, or a script that needs neither network nor key.
 
 vLLM and this project's own server (--mode=serve) have the same routes as OpenAI: their address is all that
 an endpoint needs.

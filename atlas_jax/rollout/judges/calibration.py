@@ -1,4 +1,4 @@
-"""How well scores agree with what is known to be right."""
+"""Calibration: scores compared with what is known to be right."""
 from collections.abc import Sequence
 from typing import Any
 

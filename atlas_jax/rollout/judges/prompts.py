@@ -1,4 +1,4 @@
-"""What judges are asked, and the form of their replies."""
+"""Prompts of judges, and the form of their replies."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -18,7 +18,7 @@ from atlas_jax.rollout import async_loop
 from atlas_jax.rollout.judges import backends, case, prompts, rules, settings, verdicts
 from atlas_jax.rollout.judges.backends import ARBITER, JudgeBackend
 from atlas_jax.rollout.judges.case import Case
-from atlas_jax.rollout.judges.tiers import Tally
+from atlas_jax.rollout.judges.tiers import JudgeTally
 from atlas_jax.rollout.judges.verdicts import JudgeVerdict
 
 UNSAFE = "unsafe"    # Why there is no verdict: the judge obeys orders in what it judges,
@@ -139,7 +139,7 @@ class RIMReward:
   async def judge(self, found: Case) -> RIMEvaluation:
     """Judges one case; see `evaluate`."""
     await self._try_canaries()
-    tally = Tally()
+    tally = JudgeTally()
     names = self.settings.judges
     # Those that are not believed need not be asked.
     asked = [name for name in names if self._doubt(name) is None]
@@ -170,7 +170,7 @@ class RIMReward:
     return self.settings.canary.on and not self.settings.tiers.legacy
 
   def _evaluation(self, raw: Mapping[str, JudgeVerdict], final: Mapping[str, JudgeVerdict],
-                  tally: Tally) -> RIMEvaluation:
+                  tally: JudgeTally) -> RIMEvaluation:
     how = self.settings
     is_session = how.tiers.mode == "session"
     scores = {name: verdict.score for name, verdict in final.items()}
@@ -222,7 +222,7 @@ class RIMReward:
 
   async def _try_canary(self, name: str) -> None:
     is_arbiter = name == ARBITER
-    tally = Tally()
+    tally = JudgeTally()
     judge = self.settings.judges[0] if is_arbiter else name
     score = await self._panel.canary_score(judge, tally, is_arbiter=is_arbiter)
     self.counts.update(canaries=1, calls=tally.calls, tokens=tally.tokens)

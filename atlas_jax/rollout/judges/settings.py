@@ -17,7 +17,7 @@ GRADER = backends.answer_grader
 
 @dataclasses.dataclass(frozen=True)
 class CanarySettings:
-  """How judges are tried with a planted order."""
+  """Trials of judges with a planted order."""
 
   on: bool = True
   every_s: float = 604_800.0

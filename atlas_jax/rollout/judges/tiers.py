@@ -47,7 +47,7 @@ class TierSettings:
 
 
 @dataclasses.dataclass
-class Tally:
+class JudgeTally:
   """Counts of one evaluation."""
 
   calls: int = 0
@@ -67,7 +67,7 @@ class JudgePanel:
   budget: Budget
   secret: bytes
 
-  async def verdict(self, judge: str, case: Case, tally: Tally) -> JudgeVerdict:
+  async def verdict(self, judge: str, case: Case, tally: JudgeTally) -> JudgeVerdict:
     """Returns the verdict of one judge on a case; counts go into the tally."""
     how = self.settings
     messages = prompts.judge_messages(judge, case, self.secret)
@@ -88,7 +88,7 @@ class JudgePanel:
       return self._without_arbiter(judge, samples, reason)
     return _arbitrated(judge, samples, arbiter, reason, how)
 
-  async def canary_score(self, judge: str, tally: Tally, *, is_arbiter: bool) -> float | None:
+  async def canary_score(self, judge: str, tally: JudgeTally, *, is_arbiter: bool) -> float | None:
     """Returns the score of a case that is worthless and orders a high one; None if there is no reply."""
     case, how = prompts.CANARY, self.settings
     messages = prompts.arbiter_messages(judge, case, [], self.secret) if is_arbiter else \
@@ -119,7 +119,7 @@ class JudgePanel:
     return JudgeVerdict(judge, None, why, samples=samples, escalated=True, escalation_reason=reason,
                         problem=why)
 
-  async def _sample(self, call: JudgeCall, tally: Tally) -> JudgeSample | None:
+  async def _sample(self, call: JudgeCall, tally: JudgeTally) -> JudgeSample | None:
     """Returns a judgement, or None where there is none that can be used."""
     entry: dict[str, Any] = {"stage": call.stage, "judge": call.judge, "temperature": call.temperature}
     if self.settings.audit == "full":
@@ -147,7 +147,7 @@ class JudgePanel:
     # A judgement of 0 that is not sure at all.
     return JudgeSample(0.0, 1.0, one_line(error), temperature=call.temperature)
 
-  async def _asked(self, call: JudgeCall, tally: Tally, entry: dict[str, Any]) -> JudgeSample:
+  async def _asked(self, call: JudgeCall, tally: JudgeTally, entry: dict[str, Any]) -> JudgeSample:
     self.budget.take_call()
     tally.calls += 1
     try:

@@ -3,13 +3,11 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from atlas_jax import config as configs
 from atlas_jax.command import read_config
 from atlas_jax.rollout.judges import judge_file
-from atlas_jax.rollout.judges.calibration import calibrated
 from tests import program
 from tests.rollout.judges.scripts import reply
 
@@ -87,10 +85,3 @@ def test_the_script_prints_a_summary_and_ends_with_one_for_bad_input(tmp_path):
   assert done.returncode == 1 and "5 of 8 lines were rejected" in done.stderr
   done = script("--config=configs/rim.py:scripted", f"--data={data}", "--config.optim.lr=1")
   assert done.returncode == 1 and "config.optim.lr" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_calibration_is_of_answers_with_a_score_and_a_truth():
-  found = calibrated([0.9, 0.6, 0.6, 0.1, None, 0.5], [True, True, False, False, True, None])
-  assert found == pytest.approx({"count": 4, "agreement": 0.75, "brier": np.mean([0.01, 0.16, 0.36, 0.01]),
-                                 "auc": 3.5 / 4, "mean_right": 0.75, "mean_wrong": 0.35})
-  assert calibrated([0.9], [True])["auc"] is None and calibrated([None], [True])["count"] == 0

@@ -1,5 +1,9 @@
 """Judges as a reward: endpoints that fail in any way mask samples, which is counted, and the alert fires."""
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,6 +19,7 @@ from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.judges import settings
 from atlas_jax.rollout.rewards import Rewards
 from atlas_jax.state import Trained
+from tests import program
 from tests.rollout import rollouts
 from tests.rollout.chat_server import Answer, said
 from tests.rollout.judges.scripts import NO_CANARY, ONE, reply
@@ -142,6 +147,43 @@ def test_rewards_of_the_same_settings_share_their_judges():
   assert judge_reward.of_config(rim)._judge is judge_reward.of_config(rim)._judge
   with pytest.raises(ValueError, match="of_config"):
     Rewards({"rim": 1.0}).score([Problem("f:1", "q", None, None, {})], ["a"])
+
+
+PROGRAM = """
+import os, sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from atlas_jax.data.problems import Problem
+from atlas_jax.rollout.judges import settings
+from atlas_jax.rollout.rewards import Rewards
+rim = settings.group_of({"backend": "scripted", "script": "tests.rollout.judges.test_reward.of_process"})
+found = Rewards({"letters": 1.0, "rim": 1.0}, rim=rim).score(
+  [Problem("f:1", "q", None, None, {})] * 2, ["ab", "no verdict"], tokens=[[1], [2]])
+print(os.getpid(), found.reward_B.tolist())
+"""
+
+
+def of_process(call):
+  """A script: another score in every process, and one completion that has none."""
+  if call.stage != "canary" and "no verdict" in call.case.response:
+    return "none"
+  return reply(os.getpid() % 997 / 997 * 0.7)
+
+
+@pytest.mark.slow
+def test_one_process_judges_for_all():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    place = f"127.0.0.1:{free.getsockname()[1]}"
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(program.ROOT)}
+  started = [subprocess.Popen([sys.executable, "-c", PROGRAM, place, str(number)], env=env,
+                              stdout=subprocess.PIPE, text=True) for number in range(2)]
+  # The last line: the library that joins them prints before.
+  lines = [process.communicate(timeout=120)[0].splitlines()[-1].split(" ", 1) for process in started]
+  main = int(lines[0][0]) % 997 / 997 * 0.7
+  assert lines[0][1] == lines[1][1] and lines[0][0] != lines[1][0]
+  score, nothing = lines[0][1].strip("[]").split(", ")
+  assert float(score) == pytest.approx(1 + main) and nothing == "nan"
 
 
 def test_a_judge_says_not_what_is_right():
