@@ -64,7 +64,7 @@ def test_the_table_has_the_best_fixed_hint_and_stands_in_the_readme(tmp_path):
             "right": right, "lift": bits.mean() - 0.5, "hint_tokens": 4.0, **more}
 
   found = {"fixed_echo/0": row("fixed", "0000" * 8), "fixed_plain/0": row("fixed", "1100" * 8)}
-  curve = {"curve": {"val/x": {"5": 0.5}}, "curve_of": "val/x"}
+  curve = {"curve": {"val/x": {"5": 0.5}}}
   for seed in range(2):
     found[f"teacher/{seed}"] = row("teacher", "1111" * 8, cpu_s=9.0, **curve)
   (tmp_path / "results.json").write_text(json.dumps(found))
