@@ -88,7 +88,7 @@ def alone(seed: int):
   config.rollout.pad_tokens = 8
   config.policy.entropy_weight = 0.02
   config.optim.update(lr=3e-4, warmup_steps=10, steps=400, weight_decay=0.0)
-  config.train.update(idle_limit=None, eval_every_steps=80)  # As long as the teacher, though nothing is learnt.
+  config.train.update(idle_limit=None, eval_every_steps=80)  # To the end, even if nothing is learnt.
   config.eval.max_problems = 128
   return config
 

@@ -29,7 +29,7 @@ class Study:
   """The models and questions of one seed, made where they are wanted first."""
 
   def __init__(self, workdir: pathlib.Path, seed: int, *, smoke: bool = False, execute: Execute = spawn):
-    """Takes a folder for runs, which has one of each seed and the student of all, and how programs are run."""
+    """Takes a folder for runs, which has one of each seed and all seeds' student, and how these are run."""
     self._all = workdir
     self._workdir = workdir / str(seed)
     self._seed = seed
