@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from atlas_jax.data.convention import FORMATS, in_format
+from atlas_jax.rollout import teaching
 from experiments import arms
 from experiments.adaptive_teacher import analysis, config, measure, run
 from tests import program
@@ -19,6 +21,19 @@ def execute(flags):
 def test_an_unknown_stage_is_refused():
   with pytest.raises(ValueError, match="stage='pupil' is unknown; known stages: student"):
     config.get_config("stage=pupil")
+
+
+def test_models_are_tuned_on_the_texts_of_the_teacher_protocol():
+  question, said = "K 47+85=", {"guidance": "echo", "approach": "sum K"}
+  messages = {
+    "baseline": teaching.baseline_messages(question, teaching.PLAIN),
+    "probe": teaching.probe_messages(question, teaching.PLAIN),
+    "guided": teaching.guided_messages(question, "echo", teaching.PLAIN),
+    "teacher": teaching.teacher_messages(question, approach="sum K", templates=teaching.PLAIN)}
+  for kind, found in messages.items():
+    assert [one["content"] for one in found] == [in_format(FORMATS, kind, question, **said)]
+  reply = in_format(FORMATS, "reply", question, **said)
+  assert teaching.parse_reply(reply, teaching.PLAIN).guidance == "echo"
 
 
 def test_a_placebo_has_the_same_hints_and_none_for_its_own_question():
