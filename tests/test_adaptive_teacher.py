@@ -24,16 +24,18 @@ def test_an_unknown_stage_is_refused():
 
 
 def test_models_are_tuned_on_the_texts_of_the_teacher_protocol():
+  given = config.teacher(0).teacher
+  templates = teaching.load(given.templates, given.formats.to_dict())
   question, said = "K 47+85=", {"guidance": "echo", "approach": "sum K"}
   messages = {
-    "baseline": teaching.baseline_messages(question, teaching.PLAIN),
-    "probe": teaching.probe_messages(question, teaching.PLAIN),
-    "guided": teaching.guided_messages(question, "echo", teaching.PLAIN),
-    "teacher": teaching.teacher_messages(question, approach="sum K", templates=teaching.PLAIN)}
+    "baseline": teaching.baseline_messages(question, templates),
+    "probe": teaching.probe_messages(question, templates),
+    "guided": teaching.guided_messages(question, "echo", templates),
+    "teacher": teaching.teacher_messages(question, approach="sum K", templates=templates)}
   for kind, found in messages.items():
     assert [one["content"] for one in found] == [in_format(FORMATS, kind, question, **said)]
   reply = in_format(FORMATS, "reply", question, **said)
-  assert teaching.parse_reply(reply, teaching.PLAIN).guidance == "echo"
+  assert teaching.parse_reply(reply, templates).guidance == "echo"
 
 
 def test_a_placebo_has_the_same_hints_and_none_for_its_own_question():

@@ -61,6 +61,7 @@ def teacher(seed: int, *, linked: bool = True):
   config.data.update(name="convention", batch_rows=8 * GROUP, group_size=GROUP, max_prompt_tokens=24)
   config.teacher.update(templates="plain", grader="verbatim", max_tokens=ANSWER_TOKENS,
                         probe_tokens=PROBE_TOKENS)
+  config.teacher.formats.update({name: text for name, text in FORMATS.items() if name != "reply"})
   config.sampler.max_tokens = HINT_TOKENS
   config.rollout.pad_tokens = 8
   # Strong, for the start tries all hints: with less the policy settles on what helps most letters, before it
