@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from atlas_jax.data.convention import FORMATS, in_format
+from atlas_jax.rollout import teaching
 from experiments import arms
 from experiments.adaptive_teacher import analysis, config, measure, run
 from tests import program
@@ -19,6 +21,21 @@ def execute(flags):
 def test_an_unknown_stage_is_refused():
   with pytest.raises(ValueError, match="stage='pupil' is unknown; known stages: student"):
     config.get_config("stage=pupil")
+
+
+def test_models_are_tuned_on_the_texts_of_the_teacher_protocol():
+  given = config.teacher(0).teacher
+  templates = teaching.load(given.templates, given.formats.to_dict())
+  question, said = "K 47+85=", {"guidance": "echo", "approach": "sum K"}
+  messages = {
+    "baseline": teaching.baseline_messages(question, templates),
+    "probe": teaching.probe_messages(question, templates),
+    "guided": teaching.guided_messages(question, "echo", templates),
+    "teacher": teaching.teacher_messages(question, approach="sum K", templates=templates)}
+  for kind, found in messages.items():
+    assert [one["content"] for one in found] == [in_format(FORMATS, kind, question, **said)]
+  reply = in_format(FORMATS, "reply", question, **said)
+  assert teaching.parse_reply(reply, templates).guidance == "echo"
 
 
 def test_a_placebo_has_the_same_hints_and_none_for_its_own_question():
@@ -64,7 +81,7 @@ def test_the_table_has_the_best_fixed_hint_and_stands_in_the_readme(tmp_path):
             "right": right, "lift": bits.mean() - 0.5, "hint_tokens": 4.0, **more}
 
   found = {"fixed_echo/0": row("fixed", "0000" * 8), "fixed_plain/0": row("fixed", "1100" * 8)}
-  curve = {"curve": {"val/x": {"5": 0.5}}, "curve_of": "val/x"}
+  curve = {"curve": {"val/x": {"5": 0.5}}}
   for seed in range(2):
     found[f"teacher/{seed}"] = row("teacher", "1111" * 8, cpu_s=9.0, **curve)
   (tmp_path / "results.json").write_text(json.dumps(found))

@@ -24,11 +24,11 @@ CONVENTIONS: Mapping[str, Callable[[int], str]] = {
 }
 TAGS = "ABCDEFGH"
 ACTS = ("ask", "alone", "student", "teacher")
-# How questions and hints reach the two models: as the set "plain" of `rollout.teaching` has it.
+# How questions and hints reach the two models; a study gives its protocol the same, see config.teacher.formats.
 FORMATS: Mapping[str, str] = {
     "baseline": "{question}", "probe": "{question}?", "guided": "{guidance}{question}",
     "teacher": "{question}{approach}", "reply": "{guidance}"}
-APPROACH = "sum"  # What a student answers to the probe.
+APPROACH = "sum {tag}"  # What a student answers to the probe.
 TRIES = 20_000  # Draws for one problem before its settings count as impossible.
 
 
@@ -111,12 +111,12 @@ class Convention:
       return Problem(where, asked, answer, answer, extra)
     if self._act == "teacher":
       hint = self._hints[draws.below(len(self._hints))]
-      asked = in_format(self._formats, "teacher", question, approach=APPROACH)
+      asked = in_format(self._formats, "teacher", question, approach=APPROACH.format(tag=extra["tag"]))
       return Problem(where, asked, None, in_format(self._formats, "reply", question, hint),
                      {**extra, "hint": hint})
     kind = ("baseline", "probe", "guided", "guided")[draws.below(4)]
     hint = self._drawn_hint(draws) if kind == "guided" else ""
-    solution = APPROACH if kind == "probe" else obeyed(hint, total)
+    solution = APPROACH.format(tag=extra["tag"]) if kind == "probe" else obeyed(hint, total)
     asked = in_format(self._formats, kind, question, hint)
     return Problem(where, asked, solution, solution, {**extra, "hint": hint})
 

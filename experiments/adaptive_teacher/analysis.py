@@ -87,7 +87,7 @@ def draw(found: Mapping[str, dict], path: pathlib.Path) -> None:
   colours = {"teacher": "C0", "unlinked": "C1", "alone": "C2"}
   for arm, colour in colours.items():
     for number, row in enumerate(rows_of(found, arm)):
-      values = row["curve"][row["curve_of"]]
+      values = next(iter(row["curve"].values()))
       steps = [int(step) for step in values]
       axes.plot(steps, [*values.values()], color=colour, label=None if number else SAYS[arm].strip("*"))
   before = [row["accuracy_before"] for row in rows_of(found, "teacher")]

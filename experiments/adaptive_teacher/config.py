@@ -34,6 +34,7 @@ def student(seed: int):
   """Returns the config of the student: it adds, names the kind of problem, and obeys hints."""
   config = _model(seed, STUDENT)
   config.recipe = "sft"
+  config.rewards = config.eval.grader = "verbatim"
   config.data.options = {"act": "student"}
   config.data.update(name="convention", segment_len=128, batch_rows=24, max_problems=60_000)
   config.sampler.max_tokens = ANSWER_TOKENS
@@ -57,14 +58,18 @@ def teacher(seed: int, *, linked: bool = True):
   config = _model(seed, TEACHER)
   config.recipe = "teacher"
   config.data.options = {"tag_seed": seed, "linked": linked}
-  config.data.update(name="convention", batch_rows=16 * GROUP, group_size=GROUP, max_prompt_tokens=24)
+  config.data.update(name="convention", batch_rows=8 * GROUP, group_size=GROUP, max_prompt_tokens=24)
   config.teacher.update(templates="plain", grader="verbatim", max_tokens=ANSWER_TOKENS,
                         probe_tokens=PROBE_TOKENS)
+  config.teacher.formats.update({name: text for name, text in FORMATS.items() if name != "reply"})
   config.sampler.max_tokens = HINT_TOKENS
   config.rollout.pad_tokens = 8
-  config.policy.entropy_weight = 0.01
+  # Strong, for the start tries all hints: with less the policy settles on what helps most letters, before it
+  # looks at the letter, and no group differs any more.
+  config.policy.kl_weight = 0.5
   config.optim.update(lr=1e-3, warmup_steps=10, steps=200, weight_decay=0.0)
-  config.train.eval_every_steps = 25
+  config.train.eval_every_steps = 40
+  config.eval.max_problems = 128
   return config
 
 
@@ -77,11 +82,15 @@ def alone(seed: int):
   """Returns the config of a student that is rewarded for right answers to the questions, without hints."""
   config = _model(seed, STUDENT)
   config.recipe = "grpo"
+  config.rewards = config.eval.grader = "verbatim"
   config.data.options = {"act": "alone", "tag_seed": seed}
-  config.data.update(name="convention", batch_rows=16 * GROUP, group_size=GROUP, max_prompt_tokens=16)
+  config.data.update(name="convention", batch_rows=8 * GROUP, group_size=GROUP, max_prompt_tokens=16)
   config.sampler.max_tokens = ANSWER_TOKENS
   config.rollout.pad_tokens = 8
-  config.optim.update(lr=3e-4, warmup_steps=10, steps=300, weight_decay=0.0)
+  config.policy.entropy_weight = 0.02
+  config.optim.update(lr=3e-4, warmup_steps=10, steps=400, weight_decay=0.0)
+  config.train.update(idle_limit=None, eval_every_steps=80)  # To the end, even if nothing is learnt.
+  config.eval.max_problems = 128
   return config
 
 
@@ -101,8 +110,7 @@ def _model(seed: int, decoder):
   config.decoder.update(decoder)
   config.data.update(tokenizer="byte", held_out_frac=0.1)
   config.optim.weight_decay = 0.01
-  config.rewards = config.eval.grader = "verbatim"
-  config.eval.update(max_problems=256, batch_rows=256, sample_tokens=0)
+  config.eval.update(max_problems=256, batch_rows=128, sample_tokens=0)
   config.train.update(log_every_steps=10, eval_every_steps=250)
   config.checkpoint.update(every_steps=100_000, keep_best=0)
   config.monitor.update(tensorboard=False, progress=False, report=False)

@@ -1,7 +1,7 @@
 """Runs the arms of the study, one row of results per arm and seed; what the file holds is not run again.
 
   python -m experiments.adaptive_teacher.run --workdir=runs/adaptive_teacher \
-    --out=experiments/adaptive_teacher/results.json --arms=teacher --seeds=0
+    --out=experiments/adaptive_teacher/results.json --arms=teacher --seeds=3
 
 See the README for what the arms are.
 """
@@ -20,14 +20,17 @@ from experiments.adaptive_teacher import measure
 from experiments.adaptive_teacher.models import Execute, Spent, Writer, program, spawn
 
 TAUGHT_QUESTIONS = 4_096  # Answered with hints, for the student that learns from them.
-CURVE = ("val/", "teach")  # Metrics whose values over the updates are kept.
+# Metrics whose values over the updates are kept; the first of those that a run has is drawn.
+CURVES = ("eval/teaching_accuracy", "val/accuracy", "eval/teaching_placebo_accuracy", "eval/teaching_ndr",
+          "rollout/reward_mean")
 
 
 class Study:
   """The models and questions of one seed, made where they are wanted first."""
 
   def __init__(self, workdir: pathlib.Path, seed: int, *, smoke: bool = False, execute: Execute = spawn):
-    """Takes a folder for runs, of which each seed has one, and how the program is run."""
+    """Takes a folder for runs, which has one of each seed and all seeds' student, and how these are run."""
+    self._all = workdir
     self._workdir = workdir / str(seed)
     self._seed = seed
     self._smoke = smoke
@@ -36,9 +39,10 @@ class Study:
 
   def trained(self, name: str, stage: str, *flags: str) -> pathlib.Path:
     """Returns the workdir of a run, which is made if it is not there."""
-    workdir = self._workdir / name
-    spec = f"stage={stage},seed={self._seed}{',smoke' if self._smoke else ''}"
-    self.spent = program(spec, workdir, *flags, execute=self._execute)
+    return self._run(self._workdir / name, f"stage={stage},seed={self._seed}", *flags)
+
+  def _run(self, workdir: pathlib.Path, spec: str, *flags: str) -> pathlib.Path:
+    self.spent = program(spec + ",smoke" * self._smoke, workdir, *flags, execute=self._execute)
     return workdir
 
   @functools.cached_property
@@ -48,8 +52,8 @@ class Study:
 
   @functools.cached_property
   def student_run(self) -> pathlib.Path:
-    """Returns the workdir of the student."""
-    return self.trained("student", "student")
+    """Returns the workdir of the student, the same for all seeds."""
+    return self._run(self._all / "student", "stage=student")
 
   @functools.cached_property
   def student(self) -> Writer:
@@ -141,12 +145,9 @@ def _costs(spent: Spent) -> dict:
 
 def curve(run: pathlib.Path) -> dict[str, dict[str, float]]:
   """Returns numbers of a run over its updates: metric -> update -> value."""
-  found: dict[str, dict[str, float]] = {}
-  for row in report.read_metrics(run):
-    for name, value in row.items():
-      if name.startswith(CURVE):
-        found.setdefault(name, {})[str(row["step"])] = round(float(value), 4)
-  return found
+  rows = report.read_metrics(run)
+  return {name: found for name in CURVES
+          if (found := {str(row["step"]): round(float(row[name]), 4) for row in rows if name in row})}
 
 
 def commit() -> str:
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None, execute: Execute = spawn) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--arms", default=",".join(ARMS))
-  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--seeds", default="3,4,5")
   parser.add_argument("--smoke", action="store_true", help="tiny models, which learn nothing")
   asked = parser.parse_args(argv)
   if unknown := [name for name in asked.arms.split(",") if name not in ARMS]:

@@ -81,7 +81,8 @@ def test_a_student_learns_to_obey_and_never_what_letters_stand_for():
   for one in rows:
     total = one.extra["a"] + one.extra["b"]
     probed = one.prompt.endswith("?")
-    assert one.solution == (convention.APPROACH if probed else convention.obeyed(one.extra["hint"], total))
+    said = f"sum {one.extra['tag']}" if probed else convention.obeyed(one.extra["hint"], total)
+    assert one.solution == said
   hinted = [one for one in rows if one.extra["hint"]]
   assert {one.extra["hint"] for one in hinted} > set(CONVENTIONS)
   # Whatever its letter stands for, a question without a hint is answered plainly.
@@ -99,7 +100,8 @@ def test_a_teacher_starts_with_hints_that_do_not_depend_on_the_question():
 def test_formats_may_hold_braces():
   formats = {"teacher": '{"q": "{question}", "said": "{approach}"}', "reply": '{"guidance": "{guidance}"}'}
   one = Convention(act="teacher", hints="echo", formats=formats).problem(0)
-  assert one.prompt == f'{{"q": "{Convention().problem(0).prompt}", "said": "sum"}}'
+  tag = one.extra["tag"]
+  assert one.prompt == f'{{"q": "{Convention().problem(0).prompt}", "said": "sum {tag}"}}'
   assert one.solution == '{"guidance": "echo"}'
 
 
