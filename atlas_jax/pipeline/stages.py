@@ -49,7 +49,7 @@ def _run(plan: Plan) -> dict[str, Any]:
                 outputs=(places.TRACES, places.INGEST))
   plan = _fitted(plan, data)
   write.json(plan.output / places.CONFIG_USED, plan.to_json())
-  inputs = {"data": data["data"]["sha256"]}
+  inputs = {"data": data["data"]["sha256"], "sft": None if plan.sft is None else _settings_of(plan.sft)}
   measured = {"before": _before(plan, inputs)}
   if plan.sft is not None:
     _trained(plan, plan.sft, inputs)
@@ -98,7 +98,7 @@ def _before(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     evaluation.leave_start(plan.sft.config, folder)  # type: ignore[union-attr]
 
   try:
-    return _evaluated(plan, "before", training, {**inputs, **_settings_of(plan.sft)}, prepare=start)
+    return _evaluated(plan, "before", training, inputs, prepare=start)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
