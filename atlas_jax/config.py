@@ -94,8 +94,8 @@ SMALL = {
     "data.tokenizer": "byte", "data.segment_len": 64, "data.batch_rows": 4, "data.threads": 0,
     "data.group_size": 2, "data.max_prompt_tokens": 48, "supervision.n_supervision": 3, "puzzles.n_train": 12,
     "puzzles.n_test": 6, "puzzles.n_augmentations": 2, "puzzles.max_tasks": 3, "puzzles.canvas": 10,
-    "sampler.max_tokens": 8, "rollout.pad_tokens": 8, "optim.warmup_steps": 2,
-    "window.least_tokens": 4, "window.delay_steps": 2,
+    "sampler.max_tokens": 8, "teacher.max_tokens": 8, "teacher.probe_tokens": 4, "rollout.pad_tokens": 8,
+    "optim.warmup_steps": 2, "window.least_tokens": 4, "window.delay_steps": 2,
     "train.log_every_steps": 1, "checkpoint.every_steps": 2, "eval.batch_rows": 4, "eval.max_tokens": 2_048,
     "eval.gain_max_tokens": 1_024, "eval.sample_tokens": 8}
 

@@ -133,6 +133,17 @@ def run_import(config, workdir: str) -> None:
                      "configs/trm_arc1.py, and --config.trm.path=step_1234")
   if has_run(workdir):
     raise ValueError(f"--workdir={workdir} holds a run already; choose another")
+  leave_start(config, workdir)
+  if hosts.is_main():
+    print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
+
+
+def leave_start(config, workdir: str) -> None:
+  """Makes a run that has made no update, of the model that a config starts from, to be used without training.
+
+  Raises:
+    ValueError: if the workdir cannot be written.
+  """
   mesh = meshes.make(**config.mesh)
   check_rows(config, mesh, ("data", "eval"))
   prepare(config, workdir)
@@ -145,8 +156,6 @@ def run_import(config, workdir: str) -> None:
     # After config.json: a checkpoint is what makes the folder a run, and a run without its config could not
     # be used.
     train.save_start(config, recipe, mesh, workdir)
-  if hosts.is_main():
-    print(json.dumps({"workdir": workdir, "step": 0}), flush=True)
 
 
 def prepare(config, workdir: str) -> None:

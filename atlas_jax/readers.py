@@ -11,19 +11,21 @@ from typing import NamedTuple
 from absl import logging
 
 from atlas_jax import modules
-from atlas_jax.defaults import default
+from atlas_jax.defaults import default, judging, teaching
 from atlas_jax.fields import MIXES, at, flat, mixes
 
 TEXT = "memory_lm episodic"  # They train memory models from text.
-ALL = f"{TEXT} trm sft grpo gkd ranked"
-LANGUAGE = f"{TEXT} sft grpo gkd ranked"
-TUNED = "sft grpo gkd ranked"
-ASKED = "sft grpo gkd"  # They have problems answered, if only to evaluate.
+ALL = f"{TEXT} trm sft grpo teacher gkd ranked"
+LANGUAGE = f"{TEXT} sft grpo teacher gkd ranked"
+TUNED = "sft grpo teacher gkd ranked"
+ASKED = "sft grpo teacher gkd"  # They have problems answered, if only to evaluate.
+GRADED = "sft grpo gkd"  # Their own answers are graded.
+POLICY = "grpo teacher"
 
 MEMORY = f"{TEXT}; {TUNED} if model.kind=memory & model.path=None"
-MEMORY_RUN = f"{TEXT} gkd; sft grpo ranked if model.kind=memory"  # How it is run; for gkd the teacher, too.
+MEMORY_RUN = f"{TEXT} gkd teacher; sft grpo ranked if model.kind=memory"  # Also of the other model.
 DECODER = f"{TUNED} if model.kind=decoder & model.path=None"
-DECODER_RUN = "gkd; sft grpo ranked if model.kind=decoder"
+DECODER_RUN = "gkd teacher; sft grpo ranked if model.kind=decoder"
 ADAPTED = f"{TUNED} if lora.rank!=None; {TUNED} if lora.path!=None"
 OURS = "model.kind=memory & model.path=None"  # When tuning: a pretrained model has its own.
 
@@ -64,6 +66,7 @@ FRESH = f"{TEXT} if model.path=None &"
 DRAWN = BESIDE.replace(f"{TEXT} if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace(f"{TEXT} if", FRESH)
 ROWS = "if data.name=files|hf:*"
+TRACED = "data.name=traces"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
@@ -107,7 +110,7 @@ READERS = {
     "data.tokenizer": LANGUAGE,
     "data.segment_len": f"{TEXT} sft ranked",
     "data.batch_rows": ALL,
-    "data.held_out_frac": f"{TEXT} sft grpo gkd; ranked if ranked.eval_files=None",
+    "data.held_out_frac": f"{TEXT} {ASKED}; ranked if ranked.eval_files=None",
     "data.align_tokens": TEXT,
     "data.carry": TEXT,
     "data.transform": f"{TEXT} if data.source=text",
@@ -116,13 +119,20 @@ READERS = {
     "data.download": f"{_of_texts('data.name!=python_stdlib|files')}; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
-    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
+    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None & data.name!=traces",
+    "data.options": f"{ASKED} if data.name!=traces; ranked if data.files=None; memory_lm if "
                     "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
-    "data.group_size": "grpo",
-    "data.max_prompt_tokens": "grpo gkd",
+    "data.group_size": POLICY,
+    "data.max_prompt_tokens": f"{POLICY} gkd",
+    "traces": f"{TUNED} if {TRACED}",
+    "traces.target": f"sft gkd if {TRACED}",
+    "traces.prompt": f"{POLICY} ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
+    "traces.shown": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.verified_reward": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.lesson": f"sft gkd if {TRACED} & traces.target=teacher",
+    "traces.max_reject_frac": f"{TUNED} if {TRACED} & traces.strict=False",
     "data.overlong": TUNED,
     "data.packed": "sft",
     "data.turns": "sft",
@@ -164,34 +174,36 @@ READERS = {
     "loss": LANGUAGE,
     "loss.kind": TEXT,
     "sampler": ASKED,
-    "sampler.temperature": "grpo gkd",
-    "rewards": ASKED,
-    "advantage": "grpo",
-    "advantage.kind": "grpo if advantage.per_reward=False",
-    "advantage.deviation": "grpo if advantage.kind=normalized|batch & advantage.per_reward=False",
-    "advantage.epsilon": "grpo if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
-    "rollout": "grpo",
-    "rollout.pad_tokens": "grpo gkd",
-    "rollout.max_resamples": "grpo if rollout.zero_std_groups=resample",
-    "policy": "grpo",
-    "policy.kl_estimator": "grpo if policy.kl_weight!=0.0",
-    "policy.kl_ratio": "grpo if policy.kl_weight!=0.0",
-    "policy.reference_share": "grpo if policy.reference_every_steps!=None",
-    "policy.sampler_low": "grpo if policy.sampler_correction!=None",
-    "policy.sampler_high": "grpo if policy.sampler_correction!=None",
+    "sampler.temperature": f"{POLICY} gkd",
+    "rewards": GRADED,
+    "advantage": POLICY,
+    "advantage.kind": f"{POLICY} if advantage.per_reward=False",
+    "advantage.deviation": f"{POLICY} if advantage.kind=normalized|batch & advantage.per_reward=False",
+    "advantage.epsilon": f"{POLICY} if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
+    "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
+    **judging.readers(GRADED),
+    "rollout": POLICY,
+    "rollout.pad_tokens": f"{POLICY} gkd",
+    "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
+    "policy": POLICY,
+    **{f"policy.{name}": f"{POLICY} if policy.kl_weight!=0.0" for name in ("kl_estimator", "kl_ratio")},
+    "policy.reference_share": f"{POLICY} if policy.reference_every_steps!=None",
+    **{f"policy.sampler_{end}": f"{POLICY} if policy.sampler_correction!=None" for end in ("low", "high")},
     "distill": "gkd",
+    "distill.baseline": "gkd if data.held_out_frac!=0.0",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",
+    **teaching.READERS,
     "ranked": "ranked",
     **{f"ranked.{name}": "ranked if ranked.objective=ranked" for name in
        ("preference", "score_scale", "margin_scale", "pair_weight", "pair_weighting", "min_preference",
         "anchored")},
     "ranked.kl_weight": "ranked if ranked.objective=group_relative",
-    "vllm": "grpo gkd if sampler.kind=vllm",
-    **{f"vllm.{name}": "grpo gkd if sampler.kind=vllm & vllm.url=None" for name in
+    "vllm": f"{POLICY} gkd if sampler.kind=vllm",
+    **{f"vllm.{name}": f"{POLICY} gkd if sampler.kind=vllm & vllm.url=None" for name in
        ("command", "arguments", "port")},
-    "server": "grpo gkd if sampler.kind=server",
+    "server": f"{POLICY} gkd if sampler.kind=server",
     "serve": LANGUAGE,
     "trm": "trm",
     "trm.rope_base": "trm if trm.positions=rope & trm.mixer=attention",
@@ -234,12 +246,13 @@ READERS = {
     **{f"episode.{name}": f"episodic if {_with('gate')}" for name in
        ("phase_fracs", "gate_floors", "read_target")},
     "eval.max_problems": ASKED,
-    "eval.grader": ASKED,
+    "eval.grader": GRADED,
     "eval.temperature": ASKED,
     "eval.shown": ASKED,
 }
 OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so no recipe need read them.
-REMEDIES = {"data.path": "set config.data.name=files to read it",
+REMEDIES = {"traces": "set config.data.name=traces",
+            "data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",
             "server": "set config.sampler.kind=server",

@@ -6,7 +6,7 @@
 #
 # Process 0 prints here, the others into WORKDIR/process_I.log. SIGTERM and SIGINT reach all of them, so that they
 # save and stop, and this script ends with 75 (run again); a second one kills. When one process dies, the others are stopped within seconds.
-# ATLAS_PYTHON chooses the interpreter; JAX_PLATFORMS is cpu unless it is set.
+# ATLAS_PYTHON chooses the interpreter; JAX_PLATFORMS is cpu unless it is set. With cuda each process takes one GPU.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -41,6 +41,10 @@ set -m
 pids=()
 for ((i = 0; i < count; i++)); do
   flags=("$@" "--coordinator=127.0.0.1:$port" "--num_processes=$count" "--process_id=$i")
+  # Where nothing says otherwise, every process would take every GPU.
+  if [[ $JAX_PLATFORMS == cuda* && $count -gt 1 && -z ${JAX_LOCAL_DEVICE_IDS:-} && "$*" != *-local_devices* ]]; then
+    flags+=("--local_devices=$i")
+  fi
   if ((i == 0)); then
     "$python" -m atlas_jax.main "${flags[@]}" </dev/null 2>&3 &
   else

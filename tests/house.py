@@ -48,6 +48,7 @@ LEVELS = {
   "explain": 11,
   "modes": 12,
   "main": 13,
+  "pipeline": 13,  # It trains, evaluates and exports as the program does.
 }
 EVERYWHERE = {"jax", "numpy", "einops", "chex", "absl.logging"}
 # Where a library may be imported: prefixes of module names below the package, by import name.
@@ -60,10 +61,11 @@ ALLOWED = {
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "h11": ("language.serve",),
+  "httpx": ("rollout.endpoint",),
   "huggingface_hub": ("data", "handover.hub", "language.pretrained", "puzzles.boards"),
   "llguidance": ("language.serve",),
   "lm_eval": ("evals.recall.harness",),
-  "matplotlib": ("evals.recall.pictures", "monitor", "puzzles.pictures"),
+  "matplotlib": ("evals.recall.pictures", "monitor", "pipeline.picture", "puzzles.pictures"),
   "ml_collections": ("command", "config", "defaults", "fields", "modes"),
   "optax": (
     *("memory", "losses", "optim", "state", "data", "evals", "checkpoint"),
@@ -74,12 +76,13 @@ ALLOWED = {
   "plotly": ("monitor.dashboard",),
   "prometheus_client": ("language.serve",),
   "psutil": ("monitor",),
-  "psycopg": ("data",),
+  "psycopg": ("data.traces.connections",),
+  "psycopg_pool": ("data.traces.connections",),
   "pynvml": ("monitor",),
   "pyarrow": ("data", "files", "monitor.columns"),
   "rich": ("monitor",),
   "safetensors": ("language.pretrained",),
-  "scipy": ("evals.bootstrap",),
+  "scipy": ("evals.bootstrap", "evals.teaching"),
   "sentencepiece": ("data.tokenizer",),
   "sqlalchemy": ("data",),
   "starlette": ("language.serve",),

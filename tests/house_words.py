@@ -20,7 +20,7 @@ NAMES = {
   "told": "what it is, such as recorded, metrics or warned",
 }  # fmt: skip
 # Runs have saved these: a field of the config, and one of a rollout in checkpoints.
-SAVED = {("atlas_jax/recipes/grpo.py", "reference_share"), ("atlas_jax/rollout/source.py", "told")}
+SAVED = {("atlas_jax/rollout/policy_training.py", "reference_share"), ("atlas_jax/rollout/source.py", "told")}
 # Phrases in comments and texts, and what the field says.
 PHRASES = {
   r"\b(?:a|the|its|their|least|this) share\b|\bshares? of\b": "fraction, part, probability or weight",

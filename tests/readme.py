@@ -33,6 +33,9 @@ PLAIN = ("--config.optim.steps=3 --config.data.batch_rows=4 --config.data.limit_
 TEXT = f"{PLAIN} --config.eval.task_samples=2 --config.eval.episode_distances=256"
 MEMORY = f"{TEXT} --config.eval.gain_max_tokens=1024"  # Of a model that has one.
 PUZZLES = "--config.optim.steps=2 --config.data.batch_rows=8 --config.eval.batch_rows=8"
+TRACES = "python scripts/traces.py"
+IMPORTED = (f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl",)
+UNDRAWN = "--config.monitor.tensorboard=False --config.monitor.report=False --config.eval.sample_tokens=0"
 JUPYTER = f"--no-browser --allow-root --port={PORT} --IdentityProvider.token="
 MAIN, QUICKSTART = "python -m atlas_jax.main", "bash scripts/quickstart.sh"
 SUDOKU = f"{MAIN} --config=configs/trm_sudoku.py:4x4 --workdir=runs/sudoku4"
@@ -80,6 +83,30 @@ COMMANDS = {
   "python scripts/prepare_grpo_data.py --out=data": How("--prompts=100"),
   f"{MAIN} --config=configs/atlas_ranked.py:cpu --workdir=runs/ranked": How(
     "--config.optim.steps=2", needs=("python scripts/prepare_grpo_data.py --out=data",)
+  ),
+  "python scripts/train_atlas.py --config train_config.json": How(
+    f"--config.optim.steps=2 {UNDRAWN}", needs=("python scripts/prepare_grpo_data.py --out=data",)
+  ),
+  "python scripts/run_offline_pipeline.py --export-path=traces.jsonl --output-dir=results/teacher_cpu "
+  "--config=configs/teacher_rcl.py:cpu": How(
+    " ".join(f"--override {one}" for one in (
+      "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
+      "monitor.tensorboard=False", "monitor.report=False"))),
+  f"{TRACES} init --database-url=sqlite:///traces.db": How(),
+  f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl": How(
+    needs=(f"{TRACES} init --database-url=sqlite:///traces.db",)
+  ),
+  f"{TRACES} review sessions --database-url=sqlite:///traces.db": How(needs=IMPORTED),
+  f'{TRACES} review approve 1 --database-url=sqlite:///traces.db --reviewer=ada --note="checked"': How(
+    needs=IMPORTED
+  ),
+  f"{TRACES} export --database-url=sqlite:///traces.db --output=approved.jsonl": How(needs=IMPORTED),
+  "python scripts/judge.py --config=configs/rim.py:scripted --data=ANSWERS.jsonl": How(),
+  "bash scripts/launch.sh 2 configs/sft.py:cpu workdir=runs/sft_launched": How(
+    "optim.steps=2 data.max_problems=64 eval.max_problems=4 eval.sample_tokens=0 monitor.tensorboard=False "
+    "monitor.report=False"),
+  "bash scripts/launch_with_server.sh 1 1 configs/grpo_arithmetic.py:cpu workdir=runs/grpo_server": How(
+    why="long: a server and a training; tests/test_launch_with_server.py runs it at the size smoke"
   ),
   f"{MAIN} --config=configs/memory_40m.py:cpu,baseline --workdir=runs/baseline": How(TEXT),
   f"{MAIN} --config=configs/memory_40m.py:cpu,pretrain --workdir=runs/books "

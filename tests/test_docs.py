@@ -13,6 +13,7 @@ import pytest
 
 from atlas_jax import command, fields, readers
 from atlas_jax.data import prompts, responses
+from atlas_jax.data.traces import commands as traces
 from atlas_jax.memory import rules
 from atlas_jax.rollout import rewards
 from scripts import docs_hooks, docs_reference
@@ -129,7 +130,7 @@ def check_command(line: str):
   words = shlex.split(line)
   while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # Variables of the environment.
     words.pop(0)
-  if line in (MAIN, f"{MAIN} --help"):
+  if line in (MAIN, f"{MAIN} --help", "python scripts/traces.py"):
     return  # The program itself, named in the text.
   if words[:3] == MAIN.split():
     check_flags(words[2:])
@@ -138,6 +139,11 @@ def check_command(line: str):
     check_flags(words[2:])
   elif words[:2] == ["python", "-m"]:
     assert words[2] == "pytest" or importlib.util.find_spec(words[2]), f"there is no module {words[2]}"
+  elif words[0] == "arc-atlas" or words[:2] == ["python", "scripts/traces.py"]:
+    try:
+      traces.parser({}).parse_args(words[1 if words[0] == "arc-atlas" else 2:])
+    except SystemExit as ended:
+      raise ValueError(f"{line}: these are no flags of the command") from ended
   elif words[0] in ("python", "bash"):
     script = "".join(path.read_text() for path in ROOT.glob(words[1].replace("bench.py", "bench*.py")))
     assert (ROOT / words[1]).is_file()
@@ -166,6 +172,7 @@ def test_a_command_that_would_be_refused_is_found():
                         (f"{MAIN} --config=configs/sft.py --workdir=x --config.trm.width=64", "is not read"),
                         (f"{MAIN} --mode=serve --workdir=x --prt=1", "there is no flag"),
                         ("python scripts/rules_table.py --fast", "no flag --fast"),
+                        ("arc-atlas export --outpt=x", "no flags of the command"),
                         ("python -m atlas_jax.nothing", "no module"), ("sudo rm", "how sudo")):  # fmt: skip
     with pytest.raises((ValueError, AssertionError), match=re.escape(message)):
       check_command(line)

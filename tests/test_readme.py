@@ -29,6 +29,7 @@ from tests import house
 from tests.language.serve import scripted
 from tests.language.serve.test_http_server import serving
 from tests.pages import DOCS, GENERATED, ROOT, files_of, inline, programs_of
+from tests.pipeline import sums
 from tests.readme import (
   COMMANDS,
   COPIES,
@@ -94,6 +95,10 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
   (clone / "TASK.json").write_text(json.dumps(TASK))
+  (clone / "train_config.json").write_text(json.dumps({"model_size": "cpu", "batch_size": 16}))
+  sums.write(clone / "traces.jsonl")
+  write_rows(clone / "ANSWERS.jsonl", [{"prompt": f"{n}+{n}=", "response": "4", "ground_truth": str(2 * n)}
+                                       for n in range(4)])  # fmt: skip
   (clone / "books").mkdir()
   for number in range(20):
     (clone / f"books/{number}.txt").write_text(f"Chapter {number}. Call me what you like. " * 40)

@@ -25,6 +25,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 print("process", me, "of", flags["num_processes"], "at", flags["coordinator"], flush=True)
+if "local_devices" in flags:
+  print("device", flags["local_devices"], flush=True)
 with open(f"{folder}/pid_{me}", "w") as out:
   out.write(str(os.getpid()))
 if flags.get("fail") == me:
@@ -91,6 +93,14 @@ def test_launched_processes_share_an_address_and_only_the_first_prints(launch, t
   logs = [(tmp_path / f"process_{i}.log").read_text() for i in (1, 2)]
   addresses = {line.split()[-1] for line in (out, *logs)}
   assert len(addresses) == 1
+
+
+@pytest.mark.parametrize("platform, devices", [("cuda", ["0", "1"]), ("cpu", [])])
+def test_on_gpus_each_process_takes_one(launch, tmp_path, monkeypatch, platform, devices):
+  monkeypatch.setenv("JAX_PLATFORMS", platform)
+  out, _ = launch(2, "--seconds=0").communicate(timeout=30)
+  lines = out.splitlines() + (tmp_path / "process_1.log").read_text().splitlines()
+  assert [line.split()[1] for line in lines if line.startswith("device ")] == devices
 
 
 DEATHS = [("--kill=1", "was ended by SIGKILL"), ("--fail=1", "ended with exit code 3")]

@@ -1,11 +1,24 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `recall` and `serving` have theirs.
+`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall`, `serving` and `traces`
+have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, tuning
+from atlas_jax.defaults import (
+  alerts,
+  bounds,
+  episodes,
+  handover,
+  judging,
+  puzzles,
+  recall,
+  serving,
+  teaching,
+  traces,
+  tuning,
+)
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -58,6 +71,7 @@ def _fields() -> dict:
           "drop_frac": fraction(0.0),
       },
       "episode": episodes.group(),
+      "traces": traces.group(),
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),
@@ -75,7 +89,9 @@ def _fields() -> dict:
       "eval": _eval(),
       **puzzles.groups(),
       **tuning.groups(),
+      **teaching.groups(),
       **serving.groups(),
+      "rim": judging.group(),
       "monitor": _monitor(),
       "alerts": alerts.group(),
       "upload": handover.group(),
@@ -129,7 +145,7 @@ def _data() -> dict:
       # Of prompts, chats and ranked responses, which sft, grpo, gkd and ranked read:
       "files": OPTIONAL(str),  # JSON lines, JSON, CSV or Parquet: paths, folders, globs, comma-separated.
       "fields": {},  # What these files call "prompt", "messages", "answer" and "solution".
-      "options": {},  # Options of a task made here: arithmetic, countdown.
+      "options": {},  # Options of a task made here: arithmetic, convention, countdown.
       # Passes over the data; with optim.steps=None they set the run's length.
       "epochs": at_least(1, OPTIONAL(int)),
       # Problems used; a task without end needs it in sft. None: all.

@@ -95,8 +95,11 @@ def with_copies_of_lost(config, workdir):
 def _refers(config) -> bool:
   """Returns whether the loss compares with the model at config.model.path, which is read at every start."""
   # Recipes stand above this package and are not imported; what they need is read off the config.
-  if config.recipe == "grpo":
-    return bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
+  if config.recipe in ("grpo", "teacher"):
+    stays = bool(config.policy.kl_weight) and config.policy.reference_every_steps is None
+    # A student that is a copy of what the teacher started from is read from there, too.
+    copied = config.teacher.sampler == "native" and config.teacher.student is None
+    return stays or config.recipe == "teacher" and copied
   return config.recipe == "ranked" and bool(config.ranked.anchored or config.ranked.kl_weight)
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from atlas_jax.monitor import schema_post_training
+
 VERSION = 1
 
 # Parts of names that differ from run to run -> what they may be, and in words.
@@ -48,8 +50,8 @@ LOG = "every run, of the newest update"
 MEMORY = "models with a memory"
 TEXT = "memory_lm, episodic"
 TRM = "trm"
-POLICY = "grpo"
-ROLLOUT = "grpo, gkd"
+POLICY = "grpo, teacher"
+ROLLOUT = "grpo, teacher, gkd"
 HEALTH = "evaluation memory_health"
 GAIN = "evaluation memory_gain"
 RECALL = "evaluations of recall tasks"
@@ -294,6 +296,13 @@ rollout/terminated_frac | fraction | of completions that ended
 rollout/truncated_frac | fraction | that had no room left
 rollout/ended_frac | fraction | that ended by a stop token or text
 rollout/unrewarded_frac | fraction | that got no reward, as where a judge failed
+rollout/judge_no_verdict_frac | fraction | judges: of completions without a verdict, which are masked
+rollout/judge_calls_per_completion | | judges: judgements asked for, those on disk among them
+rollout/judge_cached_frac | fraction | judges: of these, those that were on disk
+rollout/judge_tokens_per_completion | tokens | judges: of prompts and replies, those on disk apart
+rollout/judge_escalated_frac | fraction | judges: of verdicts that the arbiter was asked for
+rollout/judge_s | s | judges: that judging took
+rollout/judge_unsafe | judges | that obeyed an order in what they judge
 rollout/flat_groups_frac | fraction | of groups whose rewards are all equal
 rollout/learnable_frac | fraction | of rows that teach something
 rollout/resampled_groups | groups | asked again since they were flat
@@ -308,23 +317,7 @@ rollout/hand_over_s | s | vllm, server: until it had the weights
 rollout/hand_over_gap_nats | nats | vllm, server: largest difference of log probabilities with these weights
 distill/on_policy_frac | fraction | of rows that the student wrote
 """),
-        *_metrics("ranked", """
-ranked/preference_nats | nats | divergence of the ranking from that of the scores
-ranked/pair_nats | nats | loss of pairs
-ranked/kl_nats | nats | to the reference
-ranked/best_nats | nats | per token of the best response
-ranked/pairs | pairs | with an order, per prompt
-ranked/pairs_right_frac | fraction | of them that likelihoods put right
-val/best_nats | nats | as ranked/best_nats
-val/preference_nats | nats | as ranked/preference_nats
-val/pair_nats | nats | as ranked/pair_nats
-val/kl_nats | nats | as ranked/kl_nats
-val/pairs | pairs | with an order
-val/pairs_right_frac | fraction | of them that likelihoods put right
-val/prompts | prompts | evaluated
-val/top1_prompts | prompts | whose responses are not all tied
-val/top1_frac | fraction | of these whose likeliest response is the best
-"""),
+        *(one for writer, lines in schema_post_training.LINES.items() for one in _metrics(writer, lines)),
         *_metrics("evaluation problems", """
 val/accuracy | fraction | of graded answers that are right
 val/reward | | mean reward

@@ -6,7 +6,7 @@ weight of a loss counts completion tokens or spans, so that pieces of a batch ad
 Source: Agarwal et al. 2024, arXiv:2306.13649. Its lambda is our on_policy_frac; other than there the
 temperature of the divergence is a setting of its own.
 """
-import pathlib
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,35 +14,35 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from atlas_jax import config as configs
 from atlas_jax import evals, tree
+from atlas_jax import state as states
 from atlas_jax.data import prompts, spans, stepped
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
-from atlas_jax.language import assets, samplers
+from atlas_jax.language import assets, other_model, samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import (
   MODEL,
   InitialModel,
   check_step,
-  is_run,
   load_initial_model,
   merge_frozen,
   note_step,
 )
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
+from atlas_jax.models import placement
 from atlas_jax.models.language import read_completions
 from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
-from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
+from atlas_jax.rollout import ask, baseline_eval, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, ModelView, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillPlan, DistillSource, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
-from atlas_jax.workdir import TEACHER_STEP, TEMPLATE
+from atlas_jax.workdir import TEACHER_STEP
 
 FROZEN = "teacher"  # The teacher's name among what is not trained.
 
@@ -122,23 +122,7 @@ def open_teacher(config) -> InitialModel:
   if path is None:
     raise ValueError("config.distill.teacher=None: distillation needs a teacher; give a pretrained model's "
                      "folder, hf:NAME, or a run's workdir")
-  fields = configs.unfrozen(config)
-  # The config as it is, with the teacher in place of the model: one reader serves both. The adapters are the
-  # student's, so there are none.
-  fields.model.path = path
-  fields.data.tokenizer = MODEL
-  fields.lora.update(rank=None, path=None)
-  try:
-    fields.model.kind = kind_of(path)
-    fields.data.chat_template = teacher_template(config)
-    return load_initial_model(fields)
-  except ValueError as error:
-    raise ValueError(f"config.distill.teacher={path!r} cannot be opened: {error}") from error
-
-
-def kind_of(path: str) -> str:
-  """Returns the kind of model, as config.model.kind names it, that stands at a path."""
-  return configs.load(path).model.kind if is_run(path) else "decoder"
+  return other_model.open_other(config, path, teacher_template(config), field="distill.teacher")
 
 
 def teacher_template(config) -> str | None:
@@ -148,8 +132,7 @@ def teacher_template(config) -> str | None:
   if own is None:
     return None
   if name == "own":
-    kept_one = pathlib.Path(config.distill.teacher) / TEMPLATE
-    return str(kept_one) if kept_one.is_dir() else MODEL
+    return other_model.own_template(config.distill.teacher)
   if name == "student":
     # As "model" it would mean the teacher's own folder, since model.path is the teacher's here.
     return config.model.path if own == MODEL else own
@@ -311,11 +294,26 @@ def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Sampler, 
   if solved:
     found["divergence"] = evals.Eval(divergence_of(config, pair, mesh, source, solved), "every")
   if any(problem.answer is not None for problem in problems):
-    found["problems"] = evals.Eval(held_out.make(config, pair.student, sampler), "every")
+    answered = held_out.make(config, pair.student, sampler)
+    if config.distill.baseline:
+      answered = baseline_eval.make(answered, functools.partial(first_params_of, config, pair, mesh))
+    found["problems"] = evals.Eval(answered, "every")
     taught = held_out.make(config, pair.teacher, teacher_sampler,
                            params_of=lambda trained: trained.frozen[FROZEN])
     found["teacher"] = evals.Eval(lambda trained, **given: _renamed(taught(trained, **given)), "end")
   return found
+
+
+def first_params_of(config, pair: Pair, mesh):
+  """Returns what is trained of the student, as training began with it; read or drawn anew."""
+  if pair.student.reads_trained:
+    return pair.student.read(mesh, True)[0]
+
+  def draw():
+    return states.first(lambda rng: Init(pair.student.init(rng)[0]), config.seed).params
+
+  # Compiled with shardings, so that each device draws its own part.
+  return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 
 def _renamed(out: EvalOut) -> EvalOut:

@@ -74,6 +74,11 @@ def is_marked(text: str) -> bool:
   return boxed(text) is not None or tagged(text) is not None or "####" in text
 
 
+def says_answer(text: str) -> bool:
+  """Returns whether a text says "answer is", "answer:", "result =" and the like with something behind it."""
+  return bool(_after_marker(text))
+
+
 def boxed(text: str) -> str | None:
   r"""Returns what stands in the last \boxed{...} or \fbox{...} whose braces close, or None."""
   # All braces are matched in one pass. A search from each box to its end would take quadratic time on a text

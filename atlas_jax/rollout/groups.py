@@ -11,7 +11,8 @@ from atlas_jax.data.problems import Problem
 from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
-from atlas_jax.rollout.rewards import Rewards, combine
+from atlas_jax.rollout.judges import reward as judge_reward
+from atlas_jax.rollout.rewards import Rewards, RewardScores, combine
 
 OVERLONG = "overlong"  # Stands among the rewards for what a long completion costs.
 FLAT = ("keep", "skip", "resample")
@@ -99,21 +100,36 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   rows = [problem for problem in found for _ in range(n)]
   tokens = [rollout.tokens_BT[row, :size].tolist() for row, size in enumerate(rollout.length_B)]
   scores = rewards.score(rows, list(rollout.text_B), tokens=tokens, step=step)
-  each = dict(scores.each)
-  reward_B = scores.reward_B
-  if scoring.overlong_tokens is not None:
-    cost_B = overlong_penalty(rollout.length_B, max_tokens=options.max_tokens,
-                              overlong_tokens=scoring.overlong_tokens)
-    # A penalty alone is no reward: where nothing scored a completion it stays unscored.
-    each[OVERLONG] = np.where(np.isnan(reward_B), np.nan, cost_B).astype(np.float32)
-    reward_B = combine(each, {**scores.weights, OVERLONG: 1.0})
+  if (cost_B := overlong_costs(scores.reward_B, rollout, options, scoring)) is not None:
+    each = {**scores.each, OVERLONG: cost_B}
+    weights = {**scores.weights, OVERLONG: 1.0}
+    scores = scores._replace(each=each, reward_B=combine(each, weights, masks=scores.masks))
+  return of_scores(found, prompts, rollout, options, scores, scoring)
+
+
+def overlong_costs(reward_B, rollout: Rollout, options: SamplingOptions, scoring: Scoring):
+  """Returns what completions cost for their length, NaN where they have no reward; None: nothing."""
+  if scoring.overlong_tokens is None:
+    return None
+  cost_B = overlong_penalty(rollout.length_B, max_tokens=options.max_tokens,
+                            overlong_tokens=scoring.overlong_tokens)
+  # A penalty alone is no reward: where nothing scored a completion it stays unscored.
+  return np.where(np.isnan(reward_B), np.nan, cost_B).astype(np.float32)
+
+
+def of_scores(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, options: SamplingOptions,
+              scores: RewardScores, scoring: Scoring) -> list[CompletionGroup]:
+  """Returns the group of each prompt, from the scores of all completions; arguments as of `score`."""
+  n = options.n
+  tokens = [rollout.tokens_BT[row, :size].tolist() for row, size in enumerate(rollout.length_B)]
   groups = []
   for number, (problem, prompt) in enumerate(zip(found, prompts, strict=True)):
     at = slice(number * n, (number + 1) * n)
     logprobs = [rollout.full_logprob_BT[row, :rollout.length_B[row]] for row in range(at.start, at.stop)]
     group = CompletionGroup(
         problem, prompt, tokens[at], logprobs, list(rollout.reason_B[at]), list(rollout.text_B[at]),
-        int(rollout.version_B[at].min()), {name: column[at] for name, column in each.items()}, reward_B[at],
+        int(rollout.version_B[at].min()), {name: column[at] for name, column in scores.each.items()},
+        scores.reward_B[at],
         logged=scores.logged, columns={name: column[at] for name, column in scores.columns.items()})
     groups.append(group._replace(flat=_is_flat(group, scoring)))
   return groups
@@ -182,7 +198,9 @@ def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> d
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
-    found[f"logged/{name}"] = np.mean([group.logged[name] for group in groups if name in group.logged])
+    # Judges have metrics of their own, by their whole names.
+    known = name.removeprefix("rollout/") if name in judge_reward.METRICS else f"logged/{name}"
+    found[known] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])
   return {f"rollout/{name}": float(value) for name, value in found.items()}

@@ -104,9 +104,9 @@ class RolloutSource(PromptedSource):
     tokenizer: of the ids.
   """
 
-  def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards, *, encode: Callable,
-               options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring, tokenizer: Any = None,
-               seed: int = 0, whole: Callable = lambda params, frozen: params,
+  def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards | Any, *,
+               encode: Callable, options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring,
+               tokenizer: Any = None, seed: int = 0, whole: Callable = lambda params, frozen: params,
                old_logprobs: Callable | None = None, workdir=None, process_index: int = 0,
                process_count: int = 1):
     """Takes all parts.
@@ -114,7 +114,7 @@ class RolloutSource(PromptedSource):
     Args:
       prompts: one problem per step, of batch_rows = group_size = options.n.
       writer: writes the completions; where it has `stats`, numbers by name, they are logged.
-      rewards: score them.
+      rewards: score them; a subclass that scores otherwise needs their `weights` alone.
       encode: problem -> ids of its prompt, or None for one that is passed over; see `ask.encoder`.
       options: how completions are drawn; n is the size of a group, the temperature is above 0.
       plan: how rollouts become batches.
@@ -211,16 +211,29 @@ class RolloutSource(PromptedSource):
   def _ask(self, count: int) -> tuple[list[CompletionGroup], float]:
     """Has the next prompts answered; gives their groups, and the seconds that the sampler took."""
     place = self._prompts.step
-    taken = self._take(count, self._encode, TOO_LONG)
-    found = [problem for problem, _ in taken]
-    ids = [prompt.tolist() for _, prompt in taken]
+    found, ids = self._questions(count)
     began = time.perf_counter()
     # By the place in the prompts: a resumed run, and every process, draws what this one would.
     rollout = self._sampler.generate(ids, self._options, seed=StableRandom(self._seed, place).below(2**31))
     seconds = time.perf_counter() - began
     sampler.check(rollout, ids, self._options, version=self.step, max_staleness=self._plan.max_staleness)
-    return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring,
-                        step=self.step), seconds
+    return self._scored(found, ids, rollout, place), seconds
+
+  def _questions(self, count: int) -> tuple[list, list[list[int]]]:
+    """Returns the next questions, and the ids of the prompt that the policy is given for each."""
+    taken = self._take(count, self._encode, TOO_LONG)
+    return [problem for problem, _ in taken], [prompt.tolist() for _, prompt in taken]
+
+  def _scored(self, found: list, ids: list[list[int]], rollout: sampler.Rollout,
+              place: int) -> list[CompletionGroup]:
+    """Returns the group of each question of `_questions`, which was asked at that place in the prompts."""
+    del place
+    return groups.score(found, ids, rollout, self._options, self._rewards, self._scoring, step=self.step)
+
+  def _more_metrics(self, asked: list[CompletionGroup]) -> dict[str, float]:
+    """Returns metrics beside those of every rollout."""
+    del asked
+    return {}
 
   def _compare(self, trained: Trained, asked: list[CompletionGroup], spent: dict[str, float], *,
                number: int) -> Pending:
@@ -241,7 +254,8 @@ class RolloutSource(PromptedSource):
                "rollout/masked_groups": float(sum(masked)),
                "rollout/skipped_prompts": float(self._prompts.step - number - len(asked)),
                "rollout/learnable_frac": float(self._learnable(made).mean()),
-               **{f"rollout/{name}": float(value) for name, value in spent.items()}}
+               **{f"rollout/{name}": float(value) for name, value in spent.items()},
+               **self._more_metrics(asked)}
     rows = groups.rows(chosen, advantage_B, self._plan.table_rows)
     if self._table is not None:
       self._table.write(self.step + 1, rows)

@@ -63,6 +63,7 @@ class Service:
     loader: of adapters and newer weights; None: nothing can be loaded.
     draining: whether the server is about to end.
     policy: takes weights from training; None: nobody may change them.
+    tensor_parallel_size: over how many devices a matrix is divided.
   """
 
   def __init__(self, scheduler: Any, text: ServedText, limits: RequestLimits, access: Access,
@@ -80,6 +81,7 @@ class Service:
     self.draining = False
     self._grammar_lock = threading.Lock()
     self.policy: PolicyWeights | None = None
+    self.tensor_parallel_size = 1
 
   async def read(self, request: Request) -> tuple[str, JsonFields]:
     """Returns whose request it is, and the fields of its body; ApiError for one that may not be."""

@@ -14,9 +14,11 @@ KINDS: dict[int, tuple[str, str | None]] = {
     409: ("invalid_request_error", "conflict"),
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
+    422: ("invalid_request_error", "missing_required_parameter"),
     429: ("rate_limit_error", "queue_full"),
     431: ("invalid_request_error", "headers_too_large"),
     500: ("server_error", "internal_error"),
+    501: ("server_error", "not_implemented"),
     503: ("server_error", "unavailable"),
     504: ("server_error", "timeout"),
 }

@@ -18,6 +18,7 @@ from atlas_jax.language.serve import (
   loading,
   policy_weights,
   responses,
+  rollout_routes,
   text_completions,
   token_report,
   tools,
@@ -51,6 +52,7 @@ def make(service: Service) -> Any:
   _add_conversations(app, service)
   _add_state(app, service)
   _add_weights(app, service)
+  rollout_routes.add(app, service)
   _add_pages(app)
   app.add_exception_handler(ApiError, _on_api_error)
   app.add_exception_handler(HTTPException, _on_http_error)
@@ -191,6 +193,7 @@ def _add_conversations(app: FastAPI, service: Service) -> None:
 
 def _add_state(app: FastAPI, service: Service) -> None:
   @app.get("/health")
+  @app.get("/health/")  # As clients of `rollout_routes` ask.
   async def health() -> Response:
     if service.draining:
       return JSONResponse({"status": "draining"}, 503)

@@ -84,6 +84,10 @@ class GrammarTokens:
     """Returns the ids that a grammar in Lark allows; errors as of `of_schema`."""
     return self._checked(LLMatcher.grammar_from_lark(lark), param)
 
+  def of_regex(self, regex: str, param: str) -> "AllowedIds":
+    """Returns the ids that a regular expression allows; errors as of `of_schema`."""
+    return self._checked(LLMatcher.grammar_from_regex(regex), param)
+
   def _checked(self, grammar: str, param: str) -> "AllowedIds":
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, self.tokenizer)
     # A warning says that part of the schema is not kept, which would be found out too late.

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from absl import logging
 
+from atlas_jax.language import runs
 from atlas_jax.language.decoding.scheduler_settings import STATS
 from atlas_jax.language.serve import app, policy_weights, served_run
 from atlas_jax.language.serve.access import Access
@@ -44,6 +45,7 @@ def run(config, workdir, *, port: int) -> None:
       service = Service(served.scheduler, served.text, served_run.request_limits(config, served.text), access,
                         served_run.open_conversations(config), metrics, served.trace, served.loader)
       service.policy = policy_weights.of(config, served.scheduler, served.name, served.trace)
+      service.tensor_parallel_size = runs.mesh_here(config).shape["tensor"]
       # Told once clients can connect: who reads the line may ask at once.
       listener.listen(BACKLOG)
       shown = f"[{serve.host}]" if ":" in serve.host else serve.host

@@ -39,6 +39,10 @@ class JsonFields:
     """Returns whether a field that was not taken yet has a value."""
     return self._left.get(field) is not None
 
+  def rest(self) -> dict[str, Any]:
+    """Returns the fields that were not taken yet."""
+    return dict(self._left)
+
   def take(self, field: str, kind: type[Kind], default: Any = None, *, least: float | None = None,
            most: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
     """Returns a field's value, or the default.

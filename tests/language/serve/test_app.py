@@ -175,7 +175,7 @@ def test_other_types_methods_and_routes_are_refused():
   zipped = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
   asked.refused(TEXT, content=b"x", headers=zipped, status=415)
   asked.refused(TEXT, method="GET", status=405)
-  for path in ("/nothing", "/../etc/passwd", "/v1", "/docs", "/openapi.json", "/page", "/%00", "/health/"):
+  for path in ("/nothing", "/../etc/passwd", "/v1", "/docs", "/openapi.json", "/page", "/%00", "/metrics/"):
     asked.refused(path, status=404)
 
 

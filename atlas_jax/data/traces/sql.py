@@ -1,0 +1,208 @@
+"""All SQL that reads and writes traces; what defines tables is in `sql_schema`, and SQL stands nowhere else.
+
+Statements are written for PostgreSQL and translated for SQLite when this module is imported; where the two
+have no common form, both are given. Values are parameters, always: what is put together here are clauses of
+this file, chosen by name, never anything that a caller has.
+"""
+import functools
+import re
+from typing import NamedTuple
+
+from atlas_jax.data.traces import sql_schema
+
+
+class Statement(NamedTuple):
+  """One statement in both dialects; its parameters have names."""
+  postgres: str
+  sqlite: str
+
+
+_LIST = re.compile(r"= ANY\(%\((\w+)\)s\)")
+_VALUE = re.compile(r"%\((\w+)\)s")
+_KEY = re.compile(r"((?:\w+\.)?\w+)->>'(\w+)'")
+
+
+def _both(text: str) -> Statement:
+  """Returns a statement of PostgreSQL and its translation."""
+  lite = _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", text)
+  lite = _KEY.sub(r"json_extract(\1, '$.\2')", _VALUE.sub(r":\1", lite))
+  return Statement(text, lite.replace(" FOR UPDATE", ""))
+
+
+BOOKS = _both(sql_schema.BOOKS)
+VERSION = _both("SELECT COALESCE(MAX(version), 0) FROM schema_migrations")
+APPLIED = _both("INSERT INTO schema_migrations (version, name, applied_at) "
+                "VALUES (%(version)s, %(name)s, %(at)s)")
+HAS_TABLE = Statement("SELECT CASE WHEN to_regclass(%(name)s) IS NULL THEN 0 ELSE 1 END",
+                      "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = :name")
+# One number for all stores: programs that migrate one database take turns. BEGIN IMMEDIATE does it in SQLite.
+MIGRATION_LOCK = Statement("SELECT pg_advisory_xact_lock(7230141, 18)", "SELECT 1")
+MIGRATIONS = tuple((one.version, one.name, tuple(Statement(*pair) for pair in zip(one.postgres, one.sqlite)))
+                   for one in sql_schema.MIGRATIONS)
+SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY", "SELECT 1")
+NO_TIME_LIMIT = Statement("SET LOCAL statement_timeout = 0", "SELECT 1")
+BEGIN_READ, BEGIN_WRITE, COMMIT, ROLLBACK = "BEGIN", "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"  # Of SQLite.
+SQLITE_WAL = "PRAGMA journal_mode = WAL"
+SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000")
+
+# JSON as text from both, so that one parser decodes it.
+_SESSION = """
+SELECT s.id, s.task, s.status, CAST(s.metadata AS TEXT), s.final_answer, CAST(s.reward AS TEXT),
+  CAST(s.reward_stats AS TEXT), CAST(s.reward_audit AS TEXT), s.student_learning, s.teacher_learning,
+  s.review_status, s.review_notes, s.created_at, s.completed_at,
+  (SELECT CAST(p.plan AS TEXT) FROM plans p WHERE p.session_id = s.id)
+FROM sessions s
+"""
+SESSION_COLUMNS = (
+  "id", "task", "status", "metadata", "final_answer", "reward", "reward_stats", "reward_audit",
+  "student_learning", "teacher_learning", "review_status", "review_notes", "created_at", "completed_at",
+  "plan")
+# A score that is no number has no order; PostgreSQL would refuse to cast it.
+_SCORE = Statement(
+    "(CASE WHEN jsonb_typeof(s.reward_stats->'score') = 'number' "
+    "THEN CAST(s.reward_stats->>'score' AS double precision) END) >= %(min_reward)s",
+    "(CASE WHEN json_type(s.reward_stats, '$.score') IN ('integer', 'real') "
+    "THEN json_extract(s.reward_stats, '$.score') END) >= :min_reward")
+CLAUSES = {
+  # With one status the index gives the rows in their order; with a list they would be sorted.
+  "review_status": _both("s.review_status = %(review_status)s"),
+  "review_statuses": _both("s.review_status = ANY(%(review_statuses)s)"),
+  "statuses": _both("LOWER(s.status) = ANY(%(statuses)s)"),
+  "ids": _both("s.id = ANY(%(ids)s)"),
+  "learning_key": _both("(s.metadata->>'learning_key') = %(learning_key)s"),
+  "since": _both("s.created_at >= %(since)s"),
+  "min_reward": _SCORE,
+  "older_than": _both("(s.created_at, s.id) < (%(at)s, %(at_id)s)"),
+  "newer_than": _both("(s.created_at, s.id) > (%(at)s, %(at_id)s)"),
+  "rewarded": _both("s.reward_stats IS NOT NULL"),
+}
+_NEWEST = " ORDER BY s.created_at DESC, s.id DESC"
+_OLDEST = " ORDER BY s.created_at, s.id"
+_PAGE = _both(" LIMIT %(rows)s OFFSET %(offset)s")
+
+
+@functools.cache
+def _selection(select: str, names: tuple[str, ...], end: str, paged: bool) -> Statement:
+  """Puts clauses of this file together."""
+  texts = []
+  for dialect in Statement._fields:
+    clauses = [getattr(CLAUSES[name], dialect) for name in names]
+    where = " AND ".join(clauses) if clauses else "TRUE"
+    texts.append("".join([select, " WHERE ", where, end, getattr(_PAGE, dialect) if paged else ""]))
+  return Statement(*texts)
+
+
+def page(names: tuple[str, ...], *, newest_first: bool) -> Statement:
+  """Returns the statement of a page of sessions, its parameters those of the clauses, `rows` and `offset`."""
+  return _selection(_SESSION, names, _NEWEST if newest_first else _OLDEST, True)
+
+
+def counts(names: tuple[str, ...]) -> Statement:
+  """Returns the statement that counts sessions by review status and status."""
+  return _selection("SELECT s.review_status, s.status, COUNT(*) FROM sessions s", names,
+                    " GROUP BY s.review_status, s.status ORDER BY s.review_status, s.status", False)
+
+
+def baseline(names: tuple[str, ...]) -> Statement:
+  """Returns the statement of the newest statistics of rewards; parameters as of `page`."""
+  select = "SELECT CAST(s.reward_stats AS TEXT) FROM sessions s"
+  return _selection(select, (*names, "rewarded"), _NEWEST, True)
+
+
+# Steps, their attempts and the guidance of a page in one query: kind 0, 1, 2.
+CHILDREN = _both("""
+SELECT session_id, step_id, 0 AS kind, 0 AS place, attempts, trace, output, CAST(evaluation AS TEXT),
+  CAST(metadata AS TEXT)
+FROM step_results WHERE session_id = ANY(%(ids)s)
+UNION ALL
+SELECT session_id, step_id, 1, attempt, NULL, NULL, NULL, CAST(evaluation AS TEXT), NULL
+FROM step_attempts WHERE session_id = ANY(%(ids)s)
+UNION ALL
+SELECT session_id, step_id, 2, sequence, NULL, note, NULL, NULL, NULL
+FROM guidance_notes WHERE session_id = ANY(%(ids)s)
+ORDER BY session_id, step_id, kind, place
+""")
+EVENTS = _both("""
+SELECT session_id, id, created_at, CAST(event AS TEXT) FROM trajectory_events
+WHERE session_id = ANY(%(ids)s) ORDER BY session_id, id
+""")
+NEWEST_EVENTS = _both("""
+SELECT session_id, id, created_at, event FROM (
+  SELECT session_id, id, created_at, CAST(event AS TEXT) AS event,
+    ROW_NUMBER() OVER (PARTITION BY session_id ORDER BY id DESC) AS place
+  FROM trajectory_events WHERE session_id = ANY(%(ids)s)
+) AS newest WHERE place <= %(most_events)s ORDER BY session_id, id
+""")
+
+KEYED = _both("SELECT session_id FROM session_keys WHERE session_key = %(key)s")
+ADD_KEY = _both("INSERT INTO session_keys (session_key, session_id) VALUES (%(key)s, %(session_id)s) "
+                "ON CONFLICT (session_key) DO NOTHING")
+FIND_SESSION = _both("SELECT task, created_at, review_status FROM sessions WHERE id = %(id)s FOR UPDATE")
+ADD_SESSION = _both("""
+INSERT INTO sessions (task, status, metadata, final_answer, reward, reward_stats, reward_audit,
+  student_learning, teacher_learning, review_status, review_notes, created_at, completed_at)
+VALUES (%(task)s, %(status)s, %(metadata)s, %(final_answer)s, %(reward)s, %(reward_stats)s, %(reward_audit)s,
+  %(student_learning)s, %(teacher_learning)s, %(review_status)s, %(review_notes)s, %(created_at)s,
+  %(completed_at)s)
+RETURNING id
+""")
+ADD_NUMBERED_SESSION = _both("""
+INSERT INTO sessions (id, task, status, metadata, final_answer, reward, reward_stats, reward_audit,
+  student_learning, teacher_learning, review_status, review_notes, created_at, completed_at)
+VALUES (%(id)s, %(task)s, %(status)s, %(metadata)s, %(final_answer)s, %(reward)s, %(reward_stats)s,
+  %(reward_audit)s, %(student_learning)s, %(teacher_learning)s, %(review_status)s, %(review_notes)s,
+  %(created_at)s, %(completed_at)s)
+RETURNING id
+""")
+# What a review has decided stays, whatever a replayed trace says.
+CHANGE_SESSION = _both("""
+UPDATE sessions SET status = %(status)s, metadata = %(metadata)s, final_answer = %(final_answer)s,
+  reward = %(reward)s, reward_stats = %(reward_stats)s, reward_audit = %(reward_audit)s,
+  student_learning = %(student_learning)s, teacher_learning = %(teacher_learning)s,
+  completed_at = %(completed_at)s
+WHERE id = %(id)s
+""")
+ADD_PLAN = _both("INSERT INTO plans (session_id, plan) VALUES (%(session_id)s, %(plan)s)")
+ADD_STEP = _both("""
+INSERT INTO step_results (session_id, step_id, trace, output, evaluation, attempts, metadata)
+VALUES (%(session_id)s, %(step_id)s, %(trace)s, %(output)s, %(evaluation)s, %(attempts)s, %(metadata)s)
+""")
+ADD_ATTEMPT = _both("INSERT INTO step_attempts (session_id, step_id, attempt, evaluation) "
+                    "VALUES (%(session_id)s, %(step_id)s, %(attempt)s, %(evaluation)s)")
+ADD_NOTE = _both("INSERT INTO guidance_notes (session_id, step_id, sequence, note) "
+                 "VALUES (%(session_id)s, %(step_id)s, %(sequence)s, %(note)s)")
+ADD_EVENT = _both("INSERT INTO trajectory_events (session_id, event, created_at) "
+                  "VALUES (%(session_id)s, %(event)s, %(created_at)s)")
+ADD_NUMBERED_EVENT = _both("INSERT INTO trajectory_events (id, session_id, event, created_at) "
+                           "VALUES (%(id)s, %(session_id)s, %(event)s, %(created_at)s)")
+TAKEN_EVENTS = _both("SELECT COUNT(*) FROM trajectory_events WHERE id = ANY(%(ids)s)")
+ANALYZE = Statement("ANALYZE sessions, plans, step_results, step_attempts, guidance_notes, trajectory_events",
+                    "SELECT 1")
+CLEAR_SESSION = tuple(_both(each) for each in (
+  "DELETE FROM plans WHERE session_id = %(session_id)s",
+  "DELETE FROM step_results WHERE session_id = %(session_id)s",
+  "DELETE FROM step_attempts WHERE session_id = %(session_id)s",
+  "DELETE FROM guidance_notes WHERE session_id = %(session_id)s",
+  "DELETE FROM trajectory_events WHERE session_id = %(session_id)s",
+))
+# Ids that are given do not move the counter of ids that are allotted; in SQLite they do.
+COUNT_SESSIONS_ON = Statement(
+    "SELECT setval(pg_get_serial_sequence('sessions', 'id'), GREATEST(nextval(pg_get_serial_sequence("
+    "'sessions', 'id')), %(id)s))", "SELECT 1")
+COUNT_EVENTS_ON = Statement(
+    "SELECT setval(pg_get_serial_sequence('trajectory_events', 'id'), GREATEST(nextval("
+    "pg_get_serial_sequence('trajectory_events', 'id')), %(id)s))", "SELECT 1")
+
+REVIEWED = _both("SELECT review_status FROM sessions WHERE id = %(id)s")
+MOVE = _both("""
+UPDATE sessions SET review_status = %(to_status)s, review_notes = COALESCE(%(note)s, review_notes)
+WHERE id = %(id)s AND review_status = %(from_status)s
+""")
+LOG_MOVE = _both("""
+INSERT INTO review_log (session_id, from_status, to_status, who, note, at)
+VALUES (%(id)s, %(from_status)s, %(to_status)s, %(who)s, %(note)s, %(at)s)
+""")
+MOVES = _both("SELECT from_status, to_status, who, note, at FROM review_log "
+              "WHERE session_id = %(id)s ORDER BY id")
+KEEP_DRIFT = _both("UPDATE sessions SET metadata = %(metadata)s, "
+                   "review_notes = COALESCE(%(note)s, review_notes) WHERE id = %(id)s")
