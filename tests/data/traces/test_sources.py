@@ -52,9 +52,8 @@ def test_what_review_did_not_let_pass_reaches_no_source(tmp_path_factory, drawn,
   for number, (review, copy, status) in enumerate(drawn):
     row = sessions.with_metadata(sessions.session(number), status=status, review_status=copy)
     rows.append({**row, "review_status": review})
-    # A column of the record wins over the copy in the metadata, which may be older.
-    effective = ((review if review is not None else copy) or "").strip().lower()
-    if status == "succeeded" and effective in asked.split(","):
+    # The copy in the metadata, which whoever starts a session may write, lets nothing pass.
+    if status == "succeeded" and (review or "").strip().lower() in asked.split(","):
       expected.add(number)
   file = sessions.write(tmp_path_factory.mktemp("traces") / "a.jsonl", rows)
   for source in sorted(SOURCES):
@@ -198,6 +197,14 @@ def test_the_table_says_what_of_traces_a_recipe_reads(recipe, tmp_path):
   # How problems are made is one piece of settings, of which prompts alone use a part.
   unused = {"traces.shown", "traces.verified_reward", "traces.lesson"} if recipe == "grpo" else set()
   assert found & known - unused == listed
+
+
+def test_settings_of_traces_without_traces_are_refused():
+  config = sessions.config_of("sft", "a.jsonl", min_reward=0.5)
+  readers.check(config)
+  config.data.name = "files"
+  with pytest.raises(ValueError, match="set config.data.name=traces"):
+    readers.check(config)
 
 
 def test_a_lesson_of_a_module_of_ones_own_is_used(tmp_path, monkeypatch):
