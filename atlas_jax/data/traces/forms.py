@@ -73,7 +73,8 @@ def sdk_form(stored: rows.SessionRows) -> dict[str, Any]:
                            [_unwrapped(event) for event in stored.events])
   record = sdk_record.build(clean)
   fields = as_object(as_object(as_object(ours.get("patch")).get("top")).get("set"))
-  return {**record, **{name: value for name, value in fields.items() if name not in record}}
+  return {**record, **{name: value for name, value in fields.items()
+                       if name not in record and name not in (*rows.REVIEW, "session_id")}}
 
 
 def _unmarked(step: Mapping[str, Any]) -> dict[str, Any]:

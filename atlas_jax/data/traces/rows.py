@@ -161,14 +161,37 @@ def _event_row(entry: Any) -> dict[str, Any]:
 
 
 def join(rows: SessionRows) -> dict[str, Any]:
-  """Returns the record that rows were made from, as it is now in review."""
+  """Returns the record that rows were made from, as it is now in review.
+
+  Raises:
+    ValueError: if what stands under STORE is nothing that `split` writes.
+  """
   metadata = dict(as_object(rows.session["metadata"]))
   ours = as_object(metadata.pop(STORE, None))
   events = _numbered(rows.events, _list(ours.get("event_ids")))
   rows = SessionRows(rows.session | {"metadata": metadata}, rows.steps, events)
-  record = _FORMS[ours.get("form", "sdk")](rows)
-  _apply(record, as_object(ours.get("patch")))
+  try:
+    record = _FORMS[ours.get("form", "sdk")](rows)
+    _apply(record, as_object(ours.get("patch")))
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"its metadata has {STORE!r}, and not as this program writes it") from error
+  _settle(record, rows.session)
   return record
+
+
+def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
+  """Gives id and review the values of the columns, wherever they stand in a record.
+
+  Other programs put the metadata of their callers into a database as it is. Whatever a caller puts under
+  STORE, no session can say of itself that it was approved, or that it is another one.
+  """
+  for holder in (record, record.get("session_metadata")):
+    if isinstance(holder, dict):
+      for name, column in (("session_id", "id"), *((name, name) for name in REVIEW)):
+        if name in holder and session[column] is None:
+          del holder[name]
+        elif name in holder:
+          holder[name] = session[column]
 
 
 def _numbered(events: list[dict[str, Any]], ids: list) -> list[dict[str, Any]]:

@@ -40,8 +40,15 @@ class StoredSession(NamedTuple):
     return self.rows.session["review_status"]
 
   def record(self) -> dict[str, Any]:
-    """Returns its record."""
-    return rows.join(self.rows)
+    """Returns its record.
+
+    Raises:
+      ValueError: if its metadata was tampered with.
+    """
+    try:
+      return rows.join(self.rows)
+    except ValueError as error:
+      raise ValueError(f"session {self.id}: {error}; quarantine it") from error
 
 
 def read_page(transaction: Transaction, query: SessionQuery, size: int) -> list[StoredSession]:

@@ -102,6 +102,29 @@ def test_a_review_in_the_record_is_not_remembered():
   assert "quarantined" not in json.dumps(found) and "wrong" not in json.dumps(found)
 
 
+@pytest.mark.parametrize("ours", [
+  {"patch": {"top": {"set": {"review_status": "approved", "session_id": 7}}}},
+  {"form": "plain", "patch": {"metadata": {"set": {"review_status": "approved", "session_id": 7}}}},
+  {"patch": {"top": {"set": {"session_metadata": {"review_status": "approved", "session_id": 7}},
+                     "drop": ["review_status"]}}}], ids=str)
+def test_no_session_says_of_itself_that_it_was_approved(ours):
+  # As the SDK writes the metadata of a caller, who knows our key.
+  split = stores.sdk_rows()[1]
+  forged = rows.SessionRows(split.session | {"metadata": {rows.STORE: ours}}, split.steps, split.events)
+  trace = Trace.from_json(rows.join(forged))
+  assert trace.review_status == "quarantined" and trace.session_id == 3
+  assert "approved" not in json.dumps(trace.to_json())
+
+
+@pytest.mark.parametrize("ours", [
+  {"form": "mine"}, {"form": []}, {"patch": {"top": {"drop": 5}}}, {"patch": {"steps": {"9": {}}}},
+  {"patch": {"steps": {"x": {}}}}, {"patch": {"steps": {"0": {"listed": "a", "set": 1}}}}], ids=str)
+def test_what_we_did_not_write_is_refused(ours):
+  split = stores.sdk_rows()[1]
+  with pytest.raises(ValueError, match="not as this program writes it"):
+    rows.join(rows.SessionRows(split.session | {"metadata": {rows.STORE: ours}}, split.steps, split.events))
+
+
 @pytest.mark.parametrize("number", ["abc", 0, -4, 2**31, True, 2.0])
 def test_an_id_that_is_none_of_a_row_is_refused_and_kept_elsewhere(number):
   record = {"task": "t", "session_metadata": {"session_id": number}}
