@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import logging
 
 from atlas_jax import modules
-from atlas_jax.defaults import default
+from atlas_jax.defaults import default, judging, teaching
 from atlas_jax.fields import MIXES, at, flat, mixes
 
 TEXT = "memory_lm episodic"  # They train memory models from text.
@@ -66,6 +66,7 @@ FRESH = f"{TEXT} if model.path=None &"
 DRAWN = BESIDE.replace(f"{TEXT} if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace(f"{TEXT} if", FRESH)
 ROWS = "if data.name=files|hf:*"
+TRACED = "data.name=traces"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
@@ -118,13 +119,20 @@ READERS = {
     "data.download": f"{_of_texts('data.name!=python_stdlib|files')}; {ASKED} if data.name=hf:*; "
                      "trm if puzzles.path=hub",
     "data.files": TUNED,
-    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None",
-    "data.options": f"{ASKED}; ranked if data.files=None; memory_lm if "
+    "data.fields": f"{ASKED} {ROWS}; ranked if data.files!=None & data.name!=traces",
+    "data.options": f"{ASKED} if data.name!=traces; ranked if data.files=None; memory_lm if "
                     "data.source=recall_tasks|modular_arithmetic",
     "data.epochs": "sft ranked if optim.steps=None",
     "data.max_problems": "sft gkd",
     "data.group_size": POLICY,
     "data.max_prompt_tokens": f"{POLICY} gkd",
+    "traces": f"{TUNED} if {TRACED}",
+    "traces.target": f"sft gkd if {TRACED}",
+    "traces.prompt": f"{POLICY} ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
+    "traces.shown": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.verified_reward": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.lesson": f"sft gkd if {TRACED} & traces.target=teacher",
+    "traces.max_reject_frac": f"{TUNED} if {TRACED} & traces.strict=False",
     "data.overlong": TUNED,
     "data.packed": "sft",
     "data.turns": "sft",
@@ -173,26 +181,20 @@ READERS = {
     "advantage.deviation": f"{POLICY} if advantage.kind=normalized|batch & advantage.per_reward=False",
     "advantage.epsilon": f"{POLICY} if advantage.kind=normalized|batch; grpo if advantage.per_reward=True",
     "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
+    **judging.readers(GRADED),
     "rollout": POLICY,
     "rollout.pad_tokens": f"{POLICY} gkd",
     "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
     "policy": POLICY,
-    "policy.kl_estimator": f"{POLICY} if policy.kl_weight!=0.0",
-    "policy.kl_ratio": f"{POLICY} if policy.kl_weight!=0.0",
+    **{f"policy.{name}": f"{POLICY} if policy.kl_weight!=0.0" for name in ("kl_estimator", "kl_ratio")},
     "policy.reference_share": f"{POLICY} if policy.reference_every_steps!=None",
-    "policy.sampler_low": f"{POLICY} if policy.sampler_correction!=None",
-    "policy.sampler_high": f"{POLICY} if policy.sampler_correction!=None",
+    **{f"policy.sampler_{end}": f"{POLICY} if policy.sampler_correction!=None" for end in ("low", "high")},
     "distill": "gkd",
+    "distill.baseline": "gkd if data.held_out_frac!=0.0",
     "distill.beta": "gkd if distill.alpha=None",
     "distill.off_policy_source": "gkd if distill.on_policy_frac!=1.0",
     "distill.teacher_template": "gkd if data.chat_template!=None",
-    "teacher": "teacher",
-    "teacher.student": "teacher if teacher.sampler=native",
-    "teacher.student_template": "teacher if teacher.sampler=native & teacher.student!=None",
-    "teacher.probe_tokens": "teacher if teacher.shown=probe",
-    "teacher.verdict_weight": "teacher if teacher.shown!=probe",
-    "teacher.leak_penalty": "teacher if teacher.leak=penalty",
-    "teacher.fixed_hint": "teacher if data.held_out_frac!=0.0",
+    **teaching.READERS,
     "ranked": "ranked",
     **{f"ranked.{name}": "ranked if ranked.objective=ranked" for name in
        ("preference", "score_scale", "margin_scale", "pair_weight", "pair_weighting", "min_preference",
@@ -249,7 +251,8 @@ READERS = {
     "eval.shown": ASKED,
 }
 OFF = {"eval.sample_tokens": 0, "eval.sample_prompt": ""}  # Ask for nothing, so no recipe need read them.
-REMEDIES = {"data.path": "set config.data.name=files to read it",
+REMEDIES = {"traces": "set config.data.name=traces",
+            "data.path": "set config.data.name=files to read it",
             "data.epochs": "set config.optim.steps=None", "puzzles.epochs": "set config.optim.steps=None",
             "vllm": "set config.sampler.kind=vllm",
             "server": "set config.sampler.kind=server",

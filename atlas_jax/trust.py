@@ -27,10 +27,14 @@ from atlas_jax.files import write
 SIGNATURE = "signature"  # The field of a config.json that has it.
 KEY_BYTES = 32
 # With dots they are modules of one's own.
-MODULES = ("recipe", "data.source", "model.memory.rule", "sampler.kind")
-REWARDS = "rewards"
+MODULES = ("recipe", "data.source", "model.memory.rule", "sampler.kind", "teacher.sampler", "traces.lesson")
+# Names with weights, of functions in files or modules.
+REWARDS = ("rewards", "eval.grader", "teacher.rewards", "teacher.grader", "rim.script")
+# Addresses that rows are sent to, and variables of the environment whose values go with them.
 SERVERS = ("vllm.command", "vllm.arguments", "vllm.url", "server.url", "server.token_variable",
-           "server.weights_folder")
+           "server.weights_folder", "teacher.endpoint.url", "teacher.endpoint.key_variable",
+           "rim.endpoint.url", "rim.endpoint.key_variable", "rim.large_endpoint.url",
+           "rim.large_endpoint.key_variable")
 
 # The user's word for this process, given once on its command line. Runs read other runs, which they start
 # from or are taught by: it holds for all of them, so that passing it through their readers would say no more.
@@ -46,11 +50,12 @@ def code_of(flat: Mapping[str, Any]) -> dict[str, str]:
   """Returns the fields of a config that name what to import, to execute or to send rows to."""
   found = {name: flat.get(name) for name in MODULES if isinstance(flat.get(name), str) and "." in flat[name]}
   found |= {name: flat.get(name) for name in SERVERS if flat.get(name)}
-  rewards = flat.get(REWARDS)
-  if isinstance(rewards, str):
-    # name=weight, and names of this package have neither a dot (a module) nor a colon (a file).
-    mine = [name for part in rewards.split(",") if {".", ":"} & set(name := part.partition("=")[0].strip())]
-    found |= {REWARDS: ",".join(mine)} if mine else {}
+  for field in REWARDS:
+    rewards = flat.get(field)
+    if isinstance(rewards, str):
+      # name=weight, and names of this package have neither a dot (a module) nor a colon (a file).
+      mine = [name for part in rewards.split(",") if {".", ":"} & set(name := part.partition("=")[0].strip())]
+      found |= {field: ",".join(mine)} if mine else {}
   return {name: str(value) for name, value in found.items()}
 
 
@@ -89,7 +94,7 @@ def check(flat: Mapping[str, Any], signature: Any, file, *, given: Collection[st
 
 
 def _signature(code: Mapping[str, str], key: bytes) -> str:
-  placed = {name: _placed(value) if name == REWARDS else value for name, value in code.items()}
+  placed = {name: _placed(value) if name in REWARDS else value for name, value in code.items()}
   return hmac.new(key, json.dumps(placed, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 

@@ -40,6 +40,7 @@ SHAPE = "shape.json"  # Fields of the model, of a run that started from a run th
 BASE_STEP = "base.json"  # The step of the run in config.model.path that was read,
 TEACHER_STEP = "teacher.json"  # and of that in config.distill.teacher,
 STUDENT_STEP = "student.json"  # or in config.teacher.student.
+BASELINE = "baseline.json"  # What the model answered that a distillation began with.
 PROTOCOL = "protocol.json"  # The protocol that a teacher is trained with, see rollout/teaching.py.
 
 # Of a run on puzzles: what they are, and the vectors that latents start from where they follow from no seed.

@@ -60,6 +60,7 @@ ALLOWED = {
   "flax.linen": ("memory.layer", "memory.gates", "models"),
   "grain": ("data",),
   "h11": ("language.serve",),
+  "httpx": ("rollout.endpoint",),
   "huggingface_hub": ("data", "handover.hub", "language.pretrained", "puzzles.boards"),
   "llguidance": ("language.serve",),
   "lm_eval": ("evals.recall.harness",),

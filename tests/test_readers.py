@@ -11,7 +11,8 @@ from tests.recipes import test_contract
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor", "alerts", "upload")
 # What only a longer run reads, or serving it: an extra, a server, a template's values, a folder, the length.
 LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.kind",
-         "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs", "puzzles.test_path")
+         "rim", "traces", "teacher.endpoint", "data.template_values", "ranked.folder",
+         "data.epochs", "puzzles.epochs", "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.
@@ -32,6 +33,7 @@ LAYOUTS = {
   "trm": ({}, {"puzzles__sampler": "original", "puzzles__epochs_per_iteration": 2}),
   "sft": (*KINDS, {"eval__sample_tokens": 4}),
   "grpo": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
+  "teacher": (*KINDS, {"policy__kl_weight": 0.1, "policy__reference_every_steps": 2}),
   "gkd": tuple({"distill__on_policy_frac": 0.0, **fields} for fields in KINDS),
   "ranked": KINDS,
 }
@@ -99,7 +101,8 @@ def reads_of(config) -> set[str]:
   read, mesh = Read(config, found), runs.one_device()
   recipe = modes.with_sample(read, recipes.load(read, mesh), mesh)
   start = jax.eval_shape(recipe.init, jax.random.key(0))
-  if config.recipe != "grpo":  # Its source would have to sample; what its loss reads, making it has read.
+  # Their sources would have to sample; what their loss reads, making it has read.
+  if config.recipe not in ("grpo", "teacher"):
     batch = recipe.source.next(None)
     test_contract.outcome(recipe, start, batch)
     if recipe.update.tables is not None:
@@ -165,7 +168,7 @@ REFUSED = [
   ("trm_sudoku.py:smoke", "data.held_out_frac=0.2", "is not read by config.recipe='trm'"),
   ("trm_sudoku.py:smoke", "puzzles.canvas=12", "where config.puzzles.name is arc[*] or files, and "),
   ("trm_sudoku.py:smoke", "puzzle_eval.halt_threshold=1.0", "where config.puzzle_eval.mode is halting"),
-  ("sft.py:smoke", "advantage.kind=ranked", "is not read by config.recipe='sft' [(]grpo reads it[)]"),
+  ("sft.py:smoke", "advantage.kind=ranked", "not read by config.recipe='sft' [(]grpo and teacher read it[)]"),
   ("sft.py:smoke", "model.width=64", "where config.model.kind is memory, and config.model.kind='decoder'"),
   ("sft.py:smoke,memory", "decoder.width=64", "where config.model.kind is decoder, and config.model.kind="),
   ("sft.py:smoke", "lora.alpha=8", "where config.lora.rank is set, and config.lora.rank=None; set"),
@@ -173,8 +176,8 @@ REFUSED = [
   ("grpo_arithmetic.py:smoke", "sft.loss=dft", "is not read by config.recipe='grpo' [(]sft reads it[)]"),
   ("grpo_arithmetic.py:smoke", "vllm.port=8000", "where config.sampler.kind is vllm"),
   ("grpo_arithmetic.py:smoke", "server.url=http://x", "where config.sampler.kind is server"),
-  ("gkd.py:smoke", "policy.kl_weight=0.1", "is not read by config.recipe='gkd' [(]grpo reads it[)]"),
-  ("gkd.py:smoke", "rollout.truncated=drop", "is not read by config.recipe='gkd' [(]grpo reads it[)]"),
+  ("gkd.py:smoke", "policy.kl_weight=0.1", "read by config.recipe='gkd' [(]grpo and teacher read it[)]"),
+  ("gkd.py:smoke", "rollout.truncated=drop", "read by config.recipe='gkd' [(]grpo and teacher read it[)]"),
   ("atlas_ranked.py:smoke", "sampler.top_k=4", "is not read by config.recipe='ranked'"),
   ("atlas_ranked.py:smoke", "distill.beta=0.1", "is not read by config.recipe='ranked' [(]gkd reads it[)]"),
   # Fields that another one switches off.

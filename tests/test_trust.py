@@ -13,7 +13,13 @@ CODE = [("recipe", "mine.recipe"), ("data.source", "mine.source"), ("model.memor
         ("rewards", "correct=1,mine.py:short=0.1"), ("rewards", "mine.short"), ("vllm.command", "sh -c 'x'"),
         ("vllm.arguments", "--trust-remote-code"), ("vllm.url", "http://elsewhere:1"),
         ("server.url", "http://elsewhere:1"), ("server.token_variable", "SECRET"),
-        ("server.weights_folder", "/elsewhere")]  # fmt: skip
+        ("server.weights_folder", "/elsewhere"), ("eval.grader", "mine.py:grade"),
+        ("teacher.sampler", "mine.student"), ("teacher.grader", "mine.py:grade"),
+        ("teacher.rewards", "mine.rewards.short"), ("teacher.endpoint.url", "http://elsewhere:1/v1"),
+        ("teacher.endpoint.key_variable", "SECRET"), ("traces.lesson", "mine.lessons"),
+        ("rim.script", "mine.py:judge"), ("rim.endpoint.url", "http://elsewhere:1/v1"),
+        ("rim.endpoint.key_variable", "SECRET"), ("rim.large_endpoint.url", "http://elsewhere:1/v1"),
+        ("rim.large_endpoint.key_variable", "SECRET")]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

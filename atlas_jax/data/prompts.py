@@ -19,7 +19,8 @@ Formats of rows that are read, and what their columns become:
 Beside them `system` (or system_prompt) is the first message; `tools` (or functions), parallel_tool_calls and
 chat_template_kwargs are given to the chat template. Pictures, films and sounds are refused. Columns that say
 the same are read once; two that contradict one another are an error with both names. config.data.fields says
-what a dataset calls its messages, prompt, answer or solution. Rewards may ask for any column by its name; a
+what a dataset calls its messages, prompt, answer or solution. Sessions of agents are read with
+config.data.name="traces", see `traces.sources`. Rewards may ask for any column by its name; a
 column that nothing asks for is named in a warning, once for each data set.
 """
 import hashlib
@@ -35,6 +36,7 @@ from atlas_jax.data import arithmetic, columns, convention, countdown, packing, 
 from atlas_jax.data.columns import EVERYTHING, Needs
 from atlas_jax.data.problems import Problem, Problems
 from atlas_jax.data.stepped import IndexedSource, rows_of
+from atlas_jax.data.traces import sources as traces
 
 BATCH = ("problems", "index")
 TASKS = {"arithmetic": arithmetic.Arithmetic, "convention": convention.Convention,
@@ -108,8 +110,8 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     ValueError: for settings that cannot be, and for a row that is no problem.
   """
   if name not in TASKS and name != "files" and not name.startswith("hf:"):
-    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files' "
-                     f"or 'hf:NAME'")
+    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files', "
+                     f"'hf:NAME' or, of a whole config, {traces.NAME!r}")
   problems.check_split(split, held_out_frac)
   if name in TASKS:
     return _task(name, options, split=split, held_out_frac=held_out_frac, seed=seed)
@@ -134,8 +136,11 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
 
 
 def of_config(config, split: str = "train", *, needs: Needs = EVERYTHING) -> Problems:
-  """Loads the problems of a split of a config; see `load`."""
+  """Loads the problems of a split of a config; see `load`, and `traces.sources.load` for "traces"."""
   data = config.data
+  if data.name == traces.NAME:
+    return ProblemList(traces.load(data.files, config.traces, target=traces.target_of(config),
+                                   split_name=split, held_out_frac=data.held_out_frac))
   return load(data.name, files=data.files, split=split, held_out_frac=data.held_out_frac, seed=config.seed,
               options=data.options.to_dict(), fields=data.fields.to_dict(), download=data.download,
               needs=needs)

@@ -1,12 +1,24 @@
 """Every setting of a run, with its default, its unit and its meaning.
 
-`alerts`, `episodes`, `handover`, `puzzles`, `tuning`, `teaching`, `recall` and `serving` have
-theirs.
+`alerts`, `episodes`, `handover`, `judging`, `puzzles`, `tuning`, `teaching`, `recall`, `serving` and `traces`
+have theirs.
 """
 import ml_collections
 from ml_collections import config_dict
 
-from atlas_jax.defaults import alerts, bounds, episodes, handover, puzzles, recall, serving, teaching, tuning
+from atlas_jax.defaults import (
+  alerts,
+  bounds,
+  episodes,
+  handover,
+  judging,
+  puzzles,
+  recall,
+  serving,
+  teaching,
+  traces,
+  tuning,
+)
 from atlas_jax.defaults.bounds import (
   above_zero,
   at_least,
@@ -59,6 +71,7 @@ def _fields() -> dict:
           "drop_frac": fraction(0.0),
       },
       "episode": episodes.group(),
+      "traces": traces.group(),
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),
@@ -78,6 +91,7 @@ def _fields() -> dict:
       **tuning.groups(),
       **teaching.groups(),
       **serving.groups(),
+      "rim": judging.group(),
       "monitor": _monitor(),
       "alerts": alerts.group(),
       "upload": handover.group(),

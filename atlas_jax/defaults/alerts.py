@@ -122,9 +122,29 @@ RULES: dict[str, dict[str, Any]] = {
         message="rewards rise while held-out answers get worse",
         recovery="rewards and held-out answers go the same way again",
         remedy="read the completions, and look for what config.rewards pays without a right answer"),
+    "judge_no_verdict": dict(
+        metric="rollout/judge_no_verdict_frac", bound=0.2, recover=0.1, for_n=2,
+        message="judges have no verdict on many completions, which are then trained on by none",
+        recovery="judges have verdicts again",
+        remedy="look at the endpoint of config.rim; its failures stand in the table of completions"),
+    "judge_unsafe": dict(
+        metric="rollout/judge_unsafe", bound=0.5, severity="critical",
+        message="a judge obeys orders that stand in what it judges; its verdicts do not count",
+        recovery="no judge obeys orders in what it judges",
+        remedy="take another model in config.rim.models"),
+    "student_failed": dict(
+        metric="teacher/failed_frac", bound=0.2, recover=0.1, for_n=2, recipes="teacher",
+        message="many answers of the student cannot be had, and guidance for them is not trained on",
+        recovery="the student answers again",
+        remedy="look at the server of config.teacher.endpoint, or raise its tries and deadline_s"),
+    "guidance_leaks": dict(
+        metric="teacher/leaked_frac", bound=0.2, recover=0.1, for_n=3, recipes="teacher",
+        message="much of the guidance contains the answer",
+        recovery="little guidance contains the answer",
+        remedy="set config.teacher.leak=penalty, or tell the teacher by config.teacher.templates"),
     "length_explosion": dict(
         metric="rollout/length_mean_tokens,rollout/length_tokens", relative_to="best", bound=3.0,
-        recover=2.0, least_change=32.0, window=5, for_n=3, recipes="grpo gkd",
+        recover=2.0, least_change=32.0, window=5, for_n=3, recipes="grpo teacher gkd",
         message="completions have become much longer",
         recovery="completions are short again",
         remedy="look for a reward of length in config.rewards, or set config.rollout.overlong_tokens"),

@@ -42,6 +42,8 @@ def groups() -> dict:
           "on_policy_frac": fraction(0.5),  # Fraction of batches whose completions the student writes anew.
           # What the others show: "recorded" solutions, or what the "teacher" writes.
           "off_policy_source": one_of("recorded", "recorded teacher"),
+          # Whether held-out answers are compared with those of the student before it learnt: success, length.
+          "baseline": False,
           # "tokens": the same ids; "spans": texts cut alike; "auto": as the tokenizers are.
           "alignment": one_of("auto", "auto tokens spans"),
           "teacher_template": "own",  # With data.chat_template: its "own", the "student", or a folder.

@@ -84,6 +84,15 @@ def json(file, content: Any, *, indent: int | None = 2, sort_keys: bool = False,
   whole(file, encoded + b"\n", durable=durable)
 
 
+def json_line(content: Any) -> bytes:
+  """Returns a value as one line of JSON with its end."""
+  try:
+    encoded = json_library.dumps(content, ensure_ascii=False).encode()
+  except UnicodeEncodeError:  # See `json`.
+    encoded = json_library.dumps(content).encode()
+  return encoded + b"\n"
+
+
 def copy(source, target, *, durable: bool = True) -> None:
   """Copies a file; one that is copied to its own place stays."""
   source = pathlib.Path(source)

@@ -138,7 +138,7 @@ def read_stream(reader: InnerReader, state: InnerState, attention, text: InnerIn
   return pieces.join(y_NBTD, state.place, text.x.shape[1], size), after, attention
 
 
-class Step(NamedTuple):
+class InnerStep(NamedTuple):
   """The outcome of reading a mini-batch."""
 
   fast: Any  # after the step
@@ -148,7 +148,7 @@ class Step(NamedTuple):
   norm: jax.Array  # [B] of the gradient, before it is bounded
 
 
-def _step(reader: InnerReader, fast, attention, batch: InnerInput, last_doc_B) -> Step:
+def _step(reader: InnerReader, fast, attention, batch: InnerInput, last_doc_B) -> InnerStep:
   """Reads a mini-batch and takes one step on its loss."""
   counted_BT = (batch.doc[:, :-1] >= 0) & (batch.doc[:, 1:] == batch.doc[:, :-1])
 
@@ -168,7 +168,7 @@ def _step(reader: InnerReader, fast, attention, batch: InnerInput, last_doc_B) -
   moved = jax.tree.map(lambda w, g: w - rate_B.reshape(-1, *[1] * (w.ndim - 1)) * g, fast, gradient)
   if reader.writes is not None:
     moved = jax.tree.map(lambda new, old: jnp.where(reader.writes, new, old), moved, fast)
-  return Step(moved, y_BTD, after, loss_B, norm_B)
+  return InnerStep(moved, y_BTD, after, loss_B, norm_B)
 
 
 def _started(reader: InnerReader, fast, new_B):

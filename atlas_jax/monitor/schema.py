@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from atlas_jax.monitor import schema_post_training
+
 VERSION = 1
 
 # Parts of names that differ from run to run -> what they may be, and in words.
@@ -294,6 +296,13 @@ rollout/terminated_frac | fraction | of completions that ended
 rollout/truncated_frac | fraction | that had no room left
 rollout/ended_frac | fraction | that ended by a stop token or text
 rollout/unrewarded_frac | fraction | that got no reward, as where a judge failed
+rollout/judge_no_verdict_frac | fraction | judges: of completions without a verdict, which are masked
+rollout/judge_calls_per_completion | | judges: judgements asked for, those on disk among them
+rollout/judge_cached_frac | fraction | judges: of these, those that were on disk
+rollout/judge_tokens_per_completion | tokens | judges: of prompts and replies, those on disk apart
+rollout/judge_escalated_frac | fraction | judges: of verdicts that the arbiter was asked for
+rollout/judge_s | s | judges: that judging took
+rollout/judge_unsafe | judges | that obeyed an order in what they judge
 rollout/flat_groups_frac | fraction | of groups whose rewards are all equal
 rollout/learnable_frac | fraction | of rows that teach something
 rollout/resampled_groups | groups | asked again since they were flat
@@ -308,74 +317,7 @@ rollout/hand_over_s | s | vllm, server: until it had the weights
 rollout/hand_over_gap_nats | nats | vllm, server: largest difference of log probabilities with these weights
 distill/on_policy_frac | fraction | of rows that the student wrote
 """),
-        *_metrics("teacher", """
-teacher/student_accuracy | fraction | mean grade of the student's answers with guidance
-teacher/baseline_accuracy | fraction | mean grade of its answers to the same questions without
-teacher/accuracy_delta | fraction | the difference
-teacher/improvement_rate | fraction | of answers whose grade guidance raised
-teacher/degradation_rate | fraction | of answers whose grade it lowered
-teacher/teaching_length_mean_tokens | tokens | of a guidance
-teacher/teaching_length_std_tokens | tokens | its standard deviation
-teacher/approach_length_mean_tokens | tokens | of what the student says before it solves
-teacher/token_efficiency | | mean reward per 100 tokens of guidance
-teacher/leaked_frac | fraction | of guidances that contain the answer
-teacher/masked_frac | fraction | of replies that are left out, as without a truth or an answer
-teacher/malformed_frac | fraction | of replies that cannot be read
-teacher/silent_frac | fraction | of replies without guidance, the student's answer stays what it was
-teacher/failed_frac | fraction | of rows with an answer of the student that could not be had
-teacher/passed_frac | fraction | of questions passed over since the student can answer them, "failure" alone
-teacher/verdict_accuracy | fraction | of verdicts on an attempt that are right
-teacher/reliance_nats | nats | per token, by which guidance makes the student's answers likelier
-teacher/student_s | s | that the student's answers took
-"""),
-        *_metrics("evaluation teaching", """
-eval/teaching_accuracy | fraction | mean grade of held-out answers with guidance
-eval/teaching_baseline_accuracy | fraction | without
-eval/teaching_placebo_accuracy | fraction | with the guidance of another question
-eval/teaching_fixed_accuracy | fraction | with one hint for all questions
-eval/teaching_over_placebo | fraction | gain of guidance over the placebo
-eval/teaching_over_fixed | fraction | gain of guidance over the fixed hint
-eval/teaching_learning_rate | fraction | LR, the mean change of a grade
-eval/teaching_non_degradation_rate | fraction | NDR, of answers that did not get worse
-eval/teaching_degradation_rate | fraction | of answers that did
-eval/teaching_improvement_rate | fraction | of answers that got better
-eval/teaching_degradation_severity | fraction | mean loss of those that got worse
-eval/teaching_recovery_rate | fraction | of wrong answers that became right
-eval/teaching_completion_rate | fraction | of guided answers that came to their end
-eval/teaching_learning_efficiency_per_token | | LES, change per token of guidance
-eval/teaching_learning_efficiency_per_1k | | per 1,000 tokens
-eval/teaching_teaching_efficiency_score | | TES, change times completion per 1,000 tokens
-eval/teaching_token_efficiency | fraction | of the tokens of an answer that guidance saves
-eval/teaching_guidance_tokens | tokens | of a guidance
-eval/teaching_leaked_frac | fraction | of guidances that contain the answer
-eval/teaching_malformed_frac | fraction | of replies that cannot be read
-eval/teaching_contaminated_frac | fraction | of held-out prompts that show the answer
-eval/teaching_graded_count | questions | graded with and without guidance
-eval/teaching_mcnemar_p | | exact McNemar test of guidance against none
-eval/teaching_t_p | | paired t-test of the same
-eval/teaching_cohens_d | | mean change over the deviation of changes
-eval/teaching_accuracy_{bound} | fraction | bound of the interval over questions
-eval/teaching_baseline_accuracy_{bound} | fraction | likewise
-eval/teaching_learning_rate_{bound} | fraction | likewise
-eval/teaching_non_degradation_rate_{bound} | fraction | likewise
-"""),
-        *_metrics("ranked", """
-ranked/preference_nats | nats | divergence of the ranking from that of the scores
-ranked/pair_nats | nats | loss of pairs
-ranked/kl_nats | nats | to the reference
-ranked/best_nats | nats | per token of the best response
-ranked/pairs | pairs | with an order, per prompt
-ranked/pairs_right_frac | fraction | of them that likelihoods put right
-val/best_nats | nats | as ranked/best_nats
-val/preference_nats | nats | as ranked/preference_nats
-val/pair_nats | nats | as ranked/pair_nats
-val/kl_nats | nats | as ranked/kl_nats
-val/pairs | pairs | with an order
-val/pairs_right_frac | fraction | of them that likelihoods put right
-val/prompts | prompts | evaluated
-val/top1_prompts | prompts | whose responses are not all tied
-val/top1_frac | fraction | of these whose likeliest response is the best
-"""),
+        *(one for writer, lines in schema_post_training.LINES.items() for one in _metrics(writer, lines)),
         *_metrics("evaluation problems", """
 val/accuracy | fraction | of graded answers that are right
 val/reward | | mean reward

@@ -1,6 +1,7 @@
 """Several processes as one run: starting them, feeding them, stopping them at the same step."""
 import atexit
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -147,6 +148,22 @@ def on_loss(advice: Callable[[], str]) -> None:
 def is_main() -> bool:
   """Returns whether this is process 0, the one that prints and writes metrics."""
   return jax.process_index() == 0
+
+
+def of_main(array):
+  """Returns the array of process 0 in all processes, each of which gives one of the same shape and type."""
+  return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def json_of_main(value):
+  """Returns what JSON holds of process 0's value in all processes; that of the others is not read."""
+  if jax.process_count() == 1:
+    return value
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  # Its length first: what is broadcast must have one shape everywhere.
+  size = int(of_main(np.int64(len(text))))
+  room = np.zeros(size, np.uint8)
+  return json.loads(of_main(text if is_main() else room).tobytes())
 
 
 @contextlib.contextmanager

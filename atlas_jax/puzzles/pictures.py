@@ -19,7 +19,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from atlas_jax.puzzles.solver import Result
-from atlas_jax.puzzles.tracing import Trace
+from atlas_jax.puzzles.tracing import SolvingTrace
 
 KINDS = ("arc", "sudoku", "maze")
 # Colours 0 to 9 as the task viewers of ARC show them.
@@ -272,7 +272,7 @@ def _draw_lines(axes, rows: int, columns: int, every: tuple[int, int], colour: s
                                      capstyle="projecting"))
 
 
-def thinking_strip(axes, trace: Trace, batch: dict, row: int, shape: tuple[int, int]) -> None:
+def thinking_strip(axes, trace: SolvingTrace, batch: dict, row: int, shape: tuple[int, int]) -> None:
   """Draws a Sudoku, and next to it the model's board after each supervision step.
 
   Digits are black where given, blue where right, red where wrong; the deeper the shade behind a digit, the

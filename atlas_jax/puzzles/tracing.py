@@ -13,7 +13,7 @@ from atlas_jax.puzzles import solver
 LOG_CHANCE = {"stablemax": log_stablemax, "softmax": jax.nn.log_softmax}  # As the loss reads logits.
 
 
-class Trace(NamedTuple):
+class SolvingTrace(NamedTuple):
   """The answers to some puzzles after each of N supervision steps, all of NumPy."""
 
   prediction_NBT: np.ndarray  # int32, the likeliest token
@@ -33,7 +33,7 @@ class Trace(NamedTuple):
 
 
 def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, tables=(),
-          token_loss: str = "stablemax") -> Trace:
+          token_loss: str = "stablemax") -> SolvingTrace:
   """Works on all puzzles of a batch at once, and keeps what the model answers after every step.
 
   The last step's answers are those of an evaluation in mode "all"; none of them halts early.
@@ -67,7 +67,7 @@ def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, table
       logits_BTV = out.logits_BTV.astype(jnp.float32)
       chance_BT = jnp.exp(jnp.max(LOG_CHANCE[token_loss](logits_BTV), axis=-1))
       prediction_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
-      return out.latents, Trace(prediction_BT, chance_BT, jax.nn.sigmoid(out.halt_logit_B))
+      return out.latents, SolvingTrace(prediction_BT, chance_BT, jax.nn.sigmoid(out.halt_logit_B))
 
     return jax.lax.scan(step, pool.latents, length=n_supervision)[1]
 

@@ -6,6 +6,7 @@ weight of a loss counts completion tokens or spans, so that pieces of a batch ad
 Source: Agarwal et al. 2024, arXiv:2306.13649. Its lambda is our on_policy_frac; other than there the
 temperature of the divergence is a setting of its own.
 """
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from atlas_jax import evals, tree
+from atlas_jax import state as states
 from atlas_jax.data import prompts, spans, stepped
 from atlas_jax.data.columns import Needs
 from atlas_jax.evals import EvalOut
@@ -30,12 +32,13 @@ from atlas_jax.language.initial_model import (
 )
 from atlas_jax.losses.distill import distill_loss, soft_target_loss
 from atlas_jax.losses.spans import Side, span_loss
+from atlas_jax.models import placement
 from atlas_jax.models.language import read_completions
 from atlas_jax.models.layer_metrics import layer_metrics
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe
-from atlas_jax.rollout import ask, distill_rows, held_out, reward_columns
+from atlas_jax.rollout import ask, baseline_eval, distill_rows, held_out, reward_columns
 from atlas_jax.rollout.distill_rows import TEACHER, ModelView, Text
 from atlas_jax.rollout.distill_source import RECORDED, DistillPlan, DistillSource, Writer
 from atlas_jax.state import Init, LoadedParams, Trained
@@ -291,11 +294,26 @@ def evals_of(config, pair: Pair, mesh, source: DistillSource, sampler: Sampler, 
   if solved:
     found["divergence"] = evals.Eval(divergence_of(config, pair, mesh, source, solved), "every")
   if any(problem.answer is not None for problem in problems):
-    found["problems"] = evals.Eval(held_out.make(config, pair.student, sampler), "every")
+    answered = held_out.make(config, pair.student, sampler)
+    if config.distill.baseline:
+      answered = baseline_eval.make(answered, functools.partial(first_params_of, config, pair, mesh))
+    found["problems"] = evals.Eval(answered, "every")
     taught = held_out.make(config, pair.teacher, teacher_sampler,
                            params_of=lambda trained: trained.frozen[FROZEN])
     found["teacher"] = evals.Eval(lambda trained, **given: _renamed(taught(trained, **given)), "end")
   return found
+
+
+def first_params_of(config, pair: Pair, mesh):
+  """Returns what is trained of the student, as training began with it; read or drawn anew."""
+  if pair.student.reads_trained:
+    return pair.student.read(mesh, True)[0]
+
+  def draw():
+    return states.first(lambda rng: Init(pair.student.init(rng)[0]), config.seed).params
+
+  # Compiled with shardings, so that each device draws its own part.
+  return jax.jit(draw, out_shardings=placement.shardings(mesh, jax.eval_shape(draw)))()
 
 
 def _renamed(out: EvalOut) -> EvalOut:

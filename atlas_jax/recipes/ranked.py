@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from atlas_jax import evals
 from atlas_jax.data import ranked as data
 from atlas_jax.data import responses, stepped
+from atlas_jax.data.traces import sources as traces
 from atlas_jax.evals import ranking
 from atlas_jax.language import assets, first_params, lengths
 from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
@@ -73,8 +74,14 @@ def needs_reference(settings: ranked.RankedSettings) -> bool:
 
 
 def groups_of(config, start: InitialModel) -> dict[str, list[responses.AnswerGroup]]:
-  """Reads the groups of both splits; see `data.ranked.load`."""
+  """Reads the groups of both splits; see `data.ranked.load`, and `data.traces.pairs` for traces."""
   fields = config.data
+  if fields.name == traces.NAME:
+    if config.ranked.eval_files is not None:
+      raise ValueError(f"config.ranked.eval_files={config.ranked.eval_files!r}: of traces a part is held "
+                       "out; set config.data.held_out_frac in its place")
+    sides = traces.load_groups(fields.files, config.traces, held_out_frac=fields.held_out_frac)
+    return dict(zip(SPLITS, sides, strict=True))
   found = data.load(files=fields.files, eval_files=config.ranked.eval_files, name=fields.name,
                     held_out_frac=fields.held_out_frac, seed=config.seed, options=fields.options.to_dict(),
                     fields=fields.fields.to_dict(), template=start.template)

@@ -40,7 +40,7 @@ def make(config, mesh, workdir=None) -> Recipe:
   start = load_initial_model(config)
   settings = policy_training.settings_of(config)
   student = students.open_student(config, start)
-  lessons = lessons_of(config, student, mesh)
+  lessons = lessons_of(config, start, student, mesh)
   sampler = samplers.load(config, start, mesh, workdir)
   source = source_of(config, start, lessons, sampler, mesh, workdir)
   moves = policy_training.reference_moves(settings, config)
@@ -53,12 +53,25 @@ def make(config, mesh, workdir=None) -> Recipe:
       assets=Assets(*assets_of(config, start, student)))
 
 
-def lessons_of(config, student: InitialModel | None, mesh) -> Lessons:
-  """Makes what has questions answered with and without guidance."""
+def lessons_of(config, start: InitialModel, student: InitialModel | None, mesh) -> Lessons:
+  """Makes what has questions answered with and without guidance.
+
+  Raises:
+    ValueError: for templates that cannot be, or that a model cannot be shown.
+  """
   given = config.teacher
-  settings = LessonSettings(
-      teaching.load(given.templates, given.formats.to_dict()), shown=given.shown,
-      probe_tokens=given.probe_tokens, max_tokens=given.max_tokens, temperature=given.temperature)
+  templates = teaching.load(given.templates, given.formats.to_dict())
+  shown = [(start, "teacher", templates.teacher)]
+  if student is not None:
+    probe = templates.probe if given.shown == "probe" and given.probe_tokens else ()
+    shown += [(student, "student", turns) for turns in (templates.baseline, probe, templates.guided)]
+  for model, who, turns in shown:
+    if model.template is None and len(turns) > 1:
+      raise ValueError(f"config.teacher.templates={given.templates!r} asks the {who} by {len(turns)} "
+                       "messages, and its prompts are texts; set config.data.chat_template, config.teacher."
+                       "templates=plain, or a text of one message in config.teacher.formats")
+  settings = LessonSettings(templates, shown=given.shown, probe_tokens=given.probe_tokens,
+                            max_tokens=given.max_tokens, temperature=given.temperature)
   return Lessons(students.load(config, student, mesh), grade_of(config), settings)
 
 
@@ -94,11 +107,14 @@ def rewards_of(config, start: InitialModel) -> TeacherRewards:
   if given.verdict_weight and given.shown == "probe":
     raise ValueError(f"config.teacher.verdict_weight={given.verdict_weight} rewards verdicts on an attempt, "
                      "and config.teacher.shown='probe' shows none; set shown=attempt, or the weight to 0")
+  if given.reliance_weight is not None and given.sampler != "native":
+    raise ValueError(f"config.teacher.reliance_weight={given.reliance_weight} needs log-probabilities of the "
+                     "student, which config.teacher.sampler='native' alone has; set it to None")
   return TeacherRewards(
       given.rewards, settings, LeakRule(given.leak, given.leak_penalty),
       count_tokens=lambda text: len(start.tokenizer.encode(text.encode("utf-8", "replace"))),
       verdict_weight=given.verdict_weight, reliance_weight=given.reliance_weight,
-      max_steps=config.optim.steps)
+      max_steps=config.optim.steps, rim=config.rim)
 
 
 def source_of(config, start: InitialModel, lessons: Lessons, sampler: Sampler, mesh, workdir=None
@@ -166,8 +182,11 @@ def assets_of(config, start: InitialModel, student: InitialModel | None):
   """Makes what writes down a run's protocol and student, and what refuses to go on with others."""
   template = None if start.template is None else start.template.source
   theirs = None if student is None or student.template is None else student.template.source
-  protocol = teaching.manifest(teaching.load(config.teacher.templates, config.teacher.formats.to_dict()),
-                               teacher_template=template, student_template=theirs)
+  templates = teaching.load(config.teacher.templates, config.teacher.formats.to_dict())
+  protocol = {**teaching.manifest(templates, teacher_template=template, student_template=theirs),
+              "role": "teacher", "shown": config.teacher.shown,
+              # Who deploys it must not ask for more than it was trained on.
+              "max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": config.sampler.max_tokens}
 
   def save(workdir) -> None:
     assets.save(config, start, workdir)

@@ -11,6 +11,7 @@ from atlas_jax.data.problems import Problem
 from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
+from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.rewards import Rewards, RewardScores, combine
 
 OVERLONG = "overlong"  # Stands among the rewards for what a long completion costs.
@@ -101,7 +102,8 @@ def score(found: Sequence[Problem], prompts: Sequence[Any], rollout: Rollout, op
   scores = rewards.score(rows, list(rollout.text_B), tokens=tokens, step=step)
   if (cost_B := overlong_costs(scores.reward_B, rollout, options, scoring)) is not None:
     each = {**scores.each, OVERLONG: cost_B}
-    scores = scores._replace(each=each, reward_B=combine(each, {**scores.weights, OVERLONG: 1.0}))
+    weights = {**scores.weights, OVERLONG: 1.0}
+    scores = scores._replace(each=each, reward_B=combine(each, weights, masks=scores.masks))
   return of_scores(found, prompts, rollout, options, scores, scoring)
 
 
@@ -196,7 +198,9 @@ def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> d
   if not truncated_B.all():
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
-    found[f"logged/{name}"] = np.mean([group.logged[name] for group in groups if name in group.logged])
+    # Judges have metrics of their own, by their whole names.
+    known = name.removeprefix("rollout/") if name in judge_reward.METRICS else f"logged/{name}"
+    found[known] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])
   return {f"rollout/{name}": float(value) for name, value in found.items()}

@@ -38,6 +38,12 @@ def whole_model(trained: Trained):
   return merge_frozen(trained.params, trained.frozen)
 
 
+def _check_grader(name: str) -> None:
+  if name == rewards.JUDGES:
+    raise ValueError(f"config.eval.grader={name!r} says how good an answer is, not whether it is right; name "
+                     "a grader such as correct, and keep judges in config.rewards: their mean is val/reward")
+
+
 def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable = whole_model,
          checked: bool = False) -> Callable:
   """Makes the evaluation; see `evals.problems.make`.
@@ -54,6 +60,7 @@ def make(config, start: InitialModel, sampler: Sampler, *, params_of: Callable =
   """
   # All that can be wrong is looked for here: the evaluation itself may come hours later.
   right = config.eval.grader
+  _check_grader(right)
   found = prompts.listed(config, "held_out")
   encode = encoder_of(config, start)
   options = options_of(config, start, n=1, temperature=config.eval.temperature)

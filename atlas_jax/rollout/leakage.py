@@ -11,7 +11,8 @@ from atlas_jax.rollout import answers
 
 KINDS = ("box", "number", "text")
 MOST_CHARS = 20_000  # Of a guidance, that are searched.
-_NUMBERS = re.compile(r"(?<![\w.])[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?)(?:\s*/\s*[0-9]+)?")
+# Letters may stand before it: else a teacher that is rewarded for right answers would learn to write "x132".
+_NUMBERS = re.compile(r"(?<![0-9])(?<![0-9]\.)[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?)(?:\s*/\s*[0-9]+)?")
 _SPREAD = re.compile(r"(?<=[0-9])[ \-_·](?=[0-9])")  # 1 3 2 and 1-3-2 are read as 132, too.
 
 

@@ -21,7 +21,7 @@ ANSWER, PROBE = range(2)  # Seeds of draws; answers with guidance and without ar
 
 @dataclasses.dataclass(frozen=True)
 class LessonSettings:
-  """How students are asked and teachers are shown them; fields as in config.teacher."""
+  """Settings of what students are asked and teachers are shown; fields as in config.teacher."""
 
   templates: TemplateSet = teaching.CHAT
   shown: str = "probe"
@@ -84,11 +84,11 @@ class Lessons:
       settings: how it is asked.
     """
     self.settings = settings
-    self.student = student
+    self.student: Any = student
     self._grade = grade
 
   def load(self, trained: Trained) -> None:
-    """Gives a student that is a model here its weights."""
+    """Hands its weights to a student that is a model here."""
     if hasattr(self.student, "load"):
       self.student.load(trained)
 
@@ -154,13 +154,8 @@ class Lessons:
 
     An answer that the student would hardly have given alone was handed over; one that it would have given
     with some luck was found. None where there is no guidance or no answer.
-
-    Raises:
-      ValueError: if the student has no log-probabilities.
+    The student must have `mean_logprobs`, as `NativeStudent` does.
     """
-    if not hasattr(self.student, "mean_logprobs"):
-      raise ValueError("config.teacher.reliance_weight needs log-probabilities of the student, which "
-                       "config.teacher.sampler='native' alone has; set it to None")
     ids_B = [one.guided.ids for one in taught]
     lessons = [one.lesson for one in taught]
     alone = [teaching.baseline_messages(one.problem.prompt, self.settings.templates) for one in lessons]

@@ -11,7 +11,6 @@ import functools
 import inspect
 import math
 import numbers
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from atlas_jax.data.problems import Problem
 from atlas_jax.files.damage import clipped
+from atlas_jax.rollout import async_loop
 
 SINGLE = ("prompt", "completion", "answer", "tokens", "length", "extra")
 BATCHED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -96,6 +96,8 @@ class RewardCall:
     is_batched: whether it scores all completions in one call.
     asked: columns that it reads.
     takes_extra: whether it reads all columns there are, as `extra`.
+    masks: whether a completion that it says nothing of gets no reward at all.
+    once: whether one process of a run calls it for all.
   """
 
   def __init__(self, name: str, function: Callable):
@@ -105,6 +107,8 @@ class RewardCall:
       ValueError: if it is no function that can be called as a reward.
     """
     self.name = name
+    self.masks = bool(getattr(function, "masks", False))
+    self.once = bool(getattr(function, "once", False))
     self._function = function
     parameters = _parameters(name, function)
     taken = {one.name for one in parameters if one.kind not in _STARS}
@@ -273,22 +277,7 @@ def _awaited(awaitables: Sequence[Awaitable]) -> list:
   async def gather():
     return await asyncio.gather(*map(one, awaitables), return_exceptions=True)
 
-  future = asyncio.run_coroutine_threadsafe(gather(), _loop())
-  try:
-    return future.result()
-  finally:
-    future.cancel()  # Of what an interruption left undone.
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-  """Returns the one loop that awaits rewards: sessions that they keep from call to call are bound to it.
-
-  It has a thread of its own, for a notebook's thread runs another loop.
-  """
-  loop = asyncio.new_event_loop()
-  threading.Thread(target=loop.run_forever, name="rewards", daemon=True).start()
-  return loop
+  return async_loop.run(gather())
 
 
 def number(value) -> float:

@@ -15,10 +15,13 @@ import numpy as np
 
 from atlas_jax.data import countdown as countdowns
 from atlas_jax.data.problems import Problem
+from atlas_jax.parallel import hosts
 from atlas_jax.rollout import answers, reward_calls, user_functions
+from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.reward_calls import Batch, Log, RequiredColumns, RewardCall, TrainerState
 
 ALWAYS = ("prompt", "completion", "answer")
+JUDGES = "rim"  # The reward that config.rim describes.
 LOOKED_AT = 100_000  # Rows at most that are searched for a column.
 
 
@@ -96,6 +99,7 @@ class RewardScores(NamedTuple):
   weights: Mapping[str, float]        # name -> weight
   logged: Mapping[str, float] = MappingProxyType({})  # name -> mean of the numbers that rewards logged
   columns: Mapping[str, list] = MappingProxyType({})  # name -> B values for the table of completions
+  masks: frozenset[str] = frozenset()  # names of rewards without which there is no sum
 
 
 class Rewards:
@@ -104,14 +108,16 @@ class Rewards:
   Attributes:
     weights: name -> weight.
     asked: columns of the rows that the rewards read.
+    masks: names of rewards without which a completion has no reward.
   """
 
-  def __init__(self, weights: Mapping[str, float], *, max_steps: int | None = None):
+  def __init__(self, weights: Mapping[str, float], *, max_steps: int | None = None, rim=None):
     """Finds rewards.
 
     Args:
       weights: name -> weight; see `load` for names.
       max_steps: updates of the run, for rewards that ask for `trainer_state`.
+      rim: config.rim, for the reward of judges.
 
     Raises:
       ValueError: if there is none, if one is not found, or if it is no function that can be a reward.
@@ -123,9 +129,11 @@ class Rewards:
     for name, weight in weights.items():
       if not math.isfinite(weight) or abs(weight) > reward_calls.LARGEST:
         raise ValueError(f"config.rewards[{name!r}]={weight} must be a finite weight")
-    self._calls = [RewardCall(name, load(name)) for name in weights]
+    self._calls = [RewardCall(name, load(name, rim)) for name in weights]
     self._max_steps = max_steps
     self.weights = {name: float(weight) for name, weight in weights.items()}
+    # One that only watches, with weight 0, decides nothing.
+    self.masks = frozenset(call.name for call in self._calls if call.masks and weights[call.name])
     # What all of them read: columns that none does are named once in a warning.
     self.asked = RequiredColumns(
         frozenset().union(*(call.asked.required for call in self._calls)),
@@ -175,13 +183,18 @@ class Rewards:
       raise ValueError(f"{rows} completions cannot be paired with problems and tokens of which there are "
                        f"{lengths}; give one of each per completion")
     log = Log(rows)
-    each = reward_calls.run(
-        self._calls, Batch(found, completions, tokens, TrainerState(step, self._max_steps), log))
+    batch = Batch(found, completions, tokens, TrainerState(step, self._max_steps), log)
+    mine = [call for call in self._calls if hosts.is_main() or not call.once]
+    each = reward_calls.run(mine, batch)
+    for call in self._calls:
+      if call.once:
+        each[call.name] = hosts.of_main(each.get(call.name, np.zeros(rows, np.float32)))
+    each = {call.name: each[call.name] for call in self._calls}
     logged = {name: float(np.mean(values)) for name, values in log.metrics.items()}
-    return RewardScores(self._sum(each), each, self.weights, logged, log.columns)
+    return RewardScores(self._sum(each), each, self.weights, logged, log.columns, self.masks)
 
   def _sum(self, each: Mapping[str, np.ndarray]) -> np.ndarray:
-    reward_B = combine(each, self.weights)
+    reward_B = combine(each, self.weights, masks=self.masks)
     # Each reward fits into float32, and weights can still make a sum that does not.
     if (endless_B := np.isinf(reward_B)).any():
       row = int(np.argmax(endless_B))
@@ -193,7 +206,7 @@ class Rewards:
 
 def of_config(config) -> Rewards:
   """Finds the rewards of a config; errors as of `Rewards` and `parse_weights`."""
-  return Rewards(parse_weights(config.rewards), max_steps=config.optim.steps)
+  return Rewards(parse_weights(config.rewards), max_steps=config.optim.steps, rim=config.rim)
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -215,11 +228,18 @@ def parse_weights(text: str) -> dict[str, float]:
   return weights
 
 
-def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float], *,
+            masks: Iterable[str] = ()) -> np.ndarray:
   """Adds up rewards by weight, skipping those that are NaN.
 
+  Args:
+    each: name -> reward_B.
+    weights: name -> weight.
+    masks: names of rewards without which there is no sum.
+
   Returns:
-    reward_B, float32: NaN where all are, infinite where the sum is more than float32 holds.
+    reward_B, float32: NaN where all are or one of `masks` is, infinite where the sum is more than float32
+    holds.
   """
   rows = len(next(iter(each.values())))
   total_B = np.zeros(rows)
@@ -228,6 +248,8 @@ def combine(each: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.
     there_B = ~np.isnan(given_B)
     total_B += np.where(there_B, given_B, 0).astype(np.float64) * weights[name]
     known_B |= there_B
+  for name in masks:
+    known_B &= ~np.isnan(each[name])
   with np.errstate(over="ignore"):  # `Rewards` refuses an infinite sum, and says why.
     return np.where(known_B, total_B, np.nan).astype(np.float32)
 
@@ -237,15 +259,17 @@ def names() -> list[str]:
   module = sys.modules[__name__]
   # By their form, so that a new reward is one function here and stands in no list.
   found = inspect.getmembers(module, inspect.isfunction)
-  return [name for name, function in found
-          if function.__module__ == __name__ and tuple(inspect.signature(function).parameters)[:3] == ALWAYS]
+  of_programs = [name for name, function in found if function.__module__ == __name__ and
+                 tuple(inspect.signature(function).parameters)[:3] == ALWAYS]
+  return sorted([*of_programs, JUDGES])
 
 
-def load(name: str) -> Callable:
+def load(name: str, rim=None) -> Callable:
   """Finds a reward.
 
   Args:
     name: one of `names()`; or "FILE.py:FUNCTION" or a dotted name, see `user_functions.find`.
+    rim: config.rim for "rim", the judges; None: for a look at the columns that they read.
 
   Raises:
     ValueError: if there is none of that name, or if it cannot be called as a reward.
@@ -256,6 +280,8 @@ def load(name: str) -> Callable:
       raise ValueError(f"config.rewards has {name!r}, which is unknown; known rewards: {', '.join(names())}, "
                        "or FILE.py:FUNCTION, or the dotted name of a function"
                        f"{f'; did you mean {close[0]!r}?' if close else ''}")
+    if name == JUDGES:
+      return judge_reward.JudgeReward(None) if rim is None else judge_reward.of_config(rim)
     return getattr(sys.modules[__name__], name)
   try:
     function = user_functions.find(name)

@@ -104,9 +104,9 @@ class RolloutSource(PromptedSource):
     tokenizer: of the ids.
   """
 
-  def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards, *, encode: Callable,
-               options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring, tokenizer: Any = None,
-               seed: int = 0, whole: Callable = lambda params, frozen: params,
+  def __init__(self, prompts: PromptSource, writer: sampler.Sampler, rewards: Rewards | Any, *,
+               encode: Callable, options: sampler.SamplingOptions, plan: RolloutPlan, scoring: Scoring,
+               tokenizer: Any = None, seed: int = 0, whole: Callable = lambda params, frozen: params,
                old_logprobs: Callable | None = None, workdir=None, process_index: int = 0,
                process_count: int = 1):
     """Takes all parts.
@@ -114,7 +114,7 @@ class RolloutSource(PromptedSource):
     Args:
       prompts: one problem per step, of batch_rows = group_size = options.n.
       writer: writes the completions; where it has `stats`, numbers by name, they are logged.
-      rewards: score them.
+      rewards: score them; a subclass that scores otherwise needs their `weights` alone.
       encode: problem -> ids of its prompt, or None for one that is passed over; see `ask.encoder`.
       options: how completions are drawn; n is the size of a group, the temperature is above 0.
       plan: how rollouts become batches.

@@ -21,6 +21,7 @@ from atlas_jax.models.language import read_completions
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.rollout import arrays
+from atlas_jax.rollout.endpoint import ChatRequest, Endpoint, EndpointError, EndpointSettings
 from atlas_jax.state import Trained
 
 FROZEN = "student"  # The student's name among what is not trained.
@@ -104,7 +105,11 @@ class NativeStudent:
     Raises:
       ValueError: for several messages where prompts are texts.
     """
-    return message_ids(messages, self.start, who="student")
+    # One message is a text where there is no chat template, and several are refused.
+    alone = self.start.template is None and len(messages) == 1
+    prompt: Any = messages[0]["content"] if alone else [dict(one) for one in messages]
+    return chats.prompt_ids(Problem("a question to the student", prompt), self.start.tokenizer,
+                            self.start.template)
 
   def mean_logprobs(self, asked: Sequence[Messages], ids_B: Sequence[Sequence[int]]) -> np.ndarray:
     """Returns the mean log-probability per token, in nats, of answers behind messages; NaN for empty ones."""
@@ -127,18 +132,32 @@ class NativeStudent:
     return np.where(count_B > 0, total_B / np.maximum(count_B, 1), np.nan)
 
 
-def message_ids(messages: Messages, start: InitialModel, *, who: str, where: str = "") -> np.ndarray:
-  """Returns the ids of messages, int32, up to where the assistant begins to write.
+class EndpointStudent:
+  """A student that a server answers for, which puts messages into its own chat template."""
 
-  Without a chat template one message is a text; several are refused by ValueError, naming `who` is asked.
-  """
-  if start.template is None:
-    if len(messages) != 1:
-      raise ValueError(f"config.teacher.templates asks the {who} by {len(messages)} messages, and prompts "
-                       f"are texts; set config.teacher.templates=plain, a text in config.teacher.formats, or "
-                       "config.data.chat_template")
-    return chats.prompt_ids(Problem(where, messages[0]["content"]), start.tokenizer)
-  return chats.prompt_ids(Problem(where, [dict(one) for one in messages]), start.tokenizer, start.template)
+  def __init__(self, endpoint: Endpoint):
+    """Takes the endpoint; nothing is asked yet."""
+    self._endpoint = endpoint
+
+  def answer(self, asked: Sequence[Messages], *, max_tokens: int, temperature: float,
+             seed: int) -> list[StudentReply]:
+    """Answers; see `Student.answer`. Where there is no answer after all tries, its reason is "abort"."""
+    rows: list[list] = []
+    if hosts.is_main():
+      requests = [ChatRequest(one, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed + row})
+                  for row, one in enumerate(asked)]
+      rows = [_row_of(reply) for reply in self._endpoint.ask_all(requests)]
+    # Of two processes that ask, each might get other answers: one asks, and tells the others.
+    return [StudentReply(*row) for row in hosts.json_of_main(rows)]
+
+
+def _row_of(reply) -> list:
+  """Returns text, tokens and reason of what an endpoint gave."""
+  if isinstance(reply, EndpointError):
+    return ["", None, "abort"]
+  choice = (reply.raw.get("choices") or [{}])[0]
+  return [reply.text, reply.usage.completion_tokens,
+          "length" if choice.get("finish_reason") == "length" else "stop_token"]
 
 
 def open_student(config, teacher: InitialModel) -> InitialModel | None:
@@ -179,6 +198,16 @@ def load(config, start: InitialModel | None, mesh) -> Any:
     return NativeStudent(start, mesh, shared=config.teacher.student is None,
                          pad_tokens=config.rollout.pad_tokens, batch_rows=config.data.batch_rows,
                          block_tokens=config.loss.block_tokens)
+  if config.teacher.sampler == "endpoint":
+    fields = config.teacher.endpoint.to_dict()
+    for name in ("url", "model"):
+      if fields[name] is None:
+        raise ValueError(f"config.teacher.endpoint.{name}=None: config.teacher.sampler='endpoint' needs the "
+                         "address of the student's server and its name there; set both, or sampler=native")
+    try:
+      return EndpointStudent(Endpoint(EndpointSettings(**fields)))
+    except ValueError as error:
+      raise ValueError(f"config.teacher.endpoint: {error}") from error
   make: Callable = modules.attribute(config.teacher.sampler, "make", field="teacher.sampler")
   found = make(config)
   if not callable(getattr(found, "answer", None)):

@@ -18,7 +18,7 @@ RELIANCE = "reliance"  # and for how much the student relies on guidance.
 
 @dataclasses.dataclass(frozen=True)
 class LeakRule:
-  """What a reply earns whose guidance contains the answer; fields as in config.teacher."""
+  """Reward of a reply whose guidance contains the answer; fields as in config.teacher."""
 
   leak: str = "zero"
   leak_penalty: float = 1.0
@@ -34,7 +34,7 @@ class TeacherRewards:
 
   def __init__(self, names: str, settings: TeachingReward, rule: LeakRule, *, count_tokens: Callable,
                verdict_weight: float = 0.0, reliance_weight: float | None = None,
-               max_steps: int | None = None):
+               max_steps: int | None = None, rim=None):
     """Finds rewards.
 
     Args:
@@ -44,6 +44,7 @@ class TeacherRewards:
       count_tokens: text -> tokens by the teacher's tokenizer.
       verdict_weight, reliance_weight: as in config.teacher.
       max_steps: updates of the run.
+      rim: config.rim, for the reward of judges.
 
     Raises:
       ValueError: if there is none, or one is not found.
@@ -60,7 +61,8 @@ class TeacherRewards:
       self.weights = {**self.weights, VERDICT: verdict_weight}
     if reliance_weight:
       self.weights = {**self.weights, RELIANCE: -reliance_weight}
-    self._others = Rewards(others, max_steps=max_steps) if others else None
+    self._others = Rewards(others, max_steps=max_steps, rim=rim) if others else None
+    self._masks = frozenset() if self._others is None else self._others.masks
     self._settings = settings
     self._rule = rule
     self.count_tokens = count_tokens
@@ -68,8 +70,8 @@ class TeacherRewards:
   def check_columns(self, found: Sequence[Problem]) -> None:
     """Refuses rewards of one's own that ask for a column which no row has; see `Rewards.check_columns`."""
     if self._others is not None:
-      told = dict.fromkeys(COLUMNS)
-      self._others.check_columns(one._replace(extra={**one.extra, **told}) for one in found)
+      known = dict.fromkeys((*COLUMNS, "trajectory"))
+      self._others.check_columns(one._replace(extra={**one.extra, **known}) for one in found)
 
   def score(self, taught: Sequence[Taught], texts: Sequence[str], tokens: Sequence[Sequence[int]], *,
             prompts: Sequence[Problem], step: int) -> RewardScores:
@@ -92,7 +94,8 @@ class TeacherRewards:
       each[RELIANCE] = np.array([np.nan if one.reliance_nats is None else max(0.0, one.reliance_nats)
                                  for one in taught], np.float32)
     if self._others is not None:
-      rows = [problem._replace(extra={**problem.extra, **one.columns})
+      # What came of the guidance is the course of events that judges are shown, see `judges.case`.
+      rows = [problem._replace(extra={**problem.extra, **one.columns, "trajectory": one.guided.text})
               for problem, one in zip(prompts, taught, strict=True)]
       scores = self._others.score(rows, texts, tokens=tokens, step=step)
       each |= scores.each
@@ -112,7 +115,7 @@ class TeacherRewards:
 
   def _settled(self, taught: Sequence[Taught], each: Mapping[str, np.ndarray]) -> np.ndarray:
     """Adds up rewards, and settles what replies earn that leak or cannot be used."""
-    reward_B = rewards.combine(each, self.weights)
+    reward_B = rewards.combine(each, self.weights, masks=self._masks)
     # What the student's gain has nothing to say of, such as without a truth, is not made up for by a verdict
     # or a length: only other rewards speak for such a reply.
     known = [each[name] for name in each if name not in (VERDICT, RELIANCE)]

@@ -63,7 +63,7 @@ class TeacherSource(RolloutSource):
     """Returns the next questions with the student's work, and the ids of the teacher's prompts."""
     found: list[Shown] = []
     ids: list[list[int]] = []
-    for _ in range(prompted.MOST_SKIPPED):
+    for _ in range(-(-prompted.MOST_SKIPPED // count)):
       place = self._prompts.step
       problems = [self._prompts.next()["problems"][0] for _ in range(count)]
       began = time.perf_counter()
@@ -84,7 +84,7 @@ class TeacherSource(RolloutSource):
           # is used come again.
           self._prompts.step = place + at + 1
           return found, ids
-    raise ValueError(f"of {prompted.MOST_SKIPPED} times {count} questions not {count} could be used: prompts "
+    raise ValueError(f"of {prompted.MOST_SKIPPED} questions in a row not {count} could be used: prompts "
                      "of the teacher are longer than config.data.max_prompt_tokens, or with "
                      "config.teacher.shown='failure' the student fails in none that has an answer")
 

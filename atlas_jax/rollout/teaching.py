@@ -101,7 +101,8 @@ def load(name: str, formats: Mapping[str, str | None] | None = None) -> Template
     ValueError: for an unknown set, or a text with a field that its place does not have.
   """
   found = SETS[name] if name in SETS else _of_file(name)
-  changed = {field: (("user", text),) for field, text in (formats or {}).items() if text is not None}
+  changed: dict[str, Any] = {field: (("user", text),) for field, text in (formats or {}).items()
+                             if text is not None}
   found = found._replace(**changed)
   _check(found)
   return found
@@ -117,11 +118,12 @@ def _of_file(name: str) -> TemplateSet:
     unknown = sorted(set(given) - set(TemplateSet._fields))
     if unknown:
       raise ValueError(f"has the fields {', '.join(unknown)}; known are {', '.join(TemplateSet._fields)}")
-    turns = {field: value if isinstance(value, str) else tuple((str(role), str(text)) for role, text in value)
-             for field, value in given.items()}
+    fields: dict[str, Any] = {
+        field: value if isinstance(value, str) else tuple((str(role), str(text)) for role, text in value)
+        for field, value in given.items()}
   except (ValueError, TypeError) as error:
     raise ValueError(f"config.teacher.templates={name!r} cannot be read: {error}") from error
-  return CHAT._replace(**{"name": path.stem, **turns})
+  return CHAT._replace(**{"name": path.stem, **fields})
 
 
 def _check(templates: TemplateSet) -> None:
@@ -244,6 +246,22 @@ def _of_json(text: str) -> Teaching:
   if confidence is not None and not (is_number and 0 <= confidence <= 1):
     return Teaching(problem="'confidence' must be a number from 0 to 1")
   return Teaching((guidance or "").strip() or None, valid, None if confidence is None else float(confidence))
+
+
+def lesson(turn: Any) -> tuple[list[dict], str]:
+  """Returns (messages, reply) that teach this protocol by the guidance of a session.
+
+  For config.traces.lesson=atlas_jax.rollout.teaching.
+
+  Args:
+    turn: of `traces.conversation`, with question, attempts, earlier, guidance and valid.
+  """
+  earlier = "\n".join(f"- {note}" for note in turn.earlier)
+  messages = teacher_messages(turn.question, attempts=turn.attempts,
+                              context=f"Guidance so far:\n{earlier}" if earlier else None)
+  # Where no verdict was kept: guidance is what a runtime asks for behind an attempt that was refused.
+  valid = False if turn.valid is None else turn.valid
+  return messages, json.dumps({"valid": valid, "guidance": turn.guidance}, ensure_ascii=False)
 
 
 def manifest(templates: TemplateSet, *, teacher_template: str | None = None,

@@ -18,6 +18,7 @@ from atlas_jax.language.initial_model import InitialModel
 from atlas_jax.rollout import ask, held_out, leakage, reward_calls
 from atlas_jax.rollout.ask import ProblemCompletions
 from atlas_jax.rollout.lessons import Lesson, Lessons, Taught
+from atlas_jax.rollout.students import StudentReply
 from atlas_jax.rollout.teaching import Teaching, baseline_messages
 from atlas_jax.state import Trained
 
@@ -41,19 +42,14 @@ def make(config, start: InitialModel, lessons: Lessons, sampler: Sampler) -> Cal
     ValueError: if no held-out question can be graded.
   """
   found = prompts.listed(config, "held_out")
-  if all(problem.answer is None for problem in found) and config.teacher.grader in held_out.NEED_ANSWERS:
-    raise ValueError(f"config.teacher.grader={config.teacher.grader!r} compares with answers, and none of "
-                     f"the {len(found)} held-out questions has one; give answers, or set "
-                     "config.data.held_out_frac=0 to train without evaluation")
+  encode = held_out.encoder_of(config, start)
+  _check(config, found, lessons, encode)
   contaminated = contamination(found, lessons)
-  if contaminated:
-    logging.warning("%d of %d held-out prompts show the answer: %s", len(contaminated), len(found),
-                    "; ".join(contaminated[:3]))
   options = held_out.options_of(config, start, n=1, temperature=config.eval.temperature)
-  write = ask.batch_generate(sampler, held_out.encoder_of(config, start), options,
-                             rows=config.eval.batch_rows, seed=config.seed)
+  write = ask.batch_generate(sampler, encode, options, rows=config.eval.batch_rows, seed=config.seed)
   count = lambda text: len(start.tokenizer.encode(text.encode("utf-8", "replace")))
   hint = config.teacher.fixed_hint
+  shown = config.eval.shown
   rows = config.eval.batch_rows
 
   def run(trained: Trained, *, step: int, workdir=None) -> EvalOut:
@@ -77,9 +73,22 @@ def make(config, start: InitialModel, lessons: Lessons, sampler: Sampler) -> Cal
     scalars["eval/teaching_contaminated_frac"] = len(contaminated) / len(found)
     graded = [one for one in taught if not np.isnan(one.guided_score)]
     bad = teaching.worst([one.columns for one in graded], *_scores(graded), WORST)
-    return EvalOut(scalars, _text(taught[:config.eval.shown]), rows=tuple(bad))
+    return EvalOut(scalars, _text(taught[:shown]), rows=tuple(bad))
 
   return run
+
+
+def _check(config, found: Sequence[Problem], lessons: Lessons, encode: Callable) -> None:
+  """Refuses held-out questions that cannot be asked or graded, before anything is compiled."""
+  if all(problem.answer is None for problem in found) and config.teacher.grader in held_out.NEED_ANSWERS:
+    raise ValueError(f"config.teacher.grader={config.teacher.grader!r} compares with answers, and none of "
+                     f"the {len(found)} held-out questions has one; give answers, or set "
+                     "config.data.held_out_frac=0 to train without evaluation")
+  # Without a word of the student, which can only make them longer.
+  bare = [Lesson(problem, StudentReply(""), 0.0) for problem in found]
+  if all(encode(lessons.teacher_problem(one)) is None for one in bare):
+    raise ValueError(f"none of the {len(found)} held-out questions can be shown to the teacher: its prompts "
+                     f"are longer than config.data.max_prompt_tokens={config.data.max_prompt_tokens}")
 
 
 def _by_parts(work: Callable, found: Sequence[Any], rows: int, seed: int) -> list:
@@ -97,7 +106,7 @@ def _finish(lessons: Lessons, begun: Sequence[Lesson], given: Sequence[Teaching]
             step: int) -> list[Taught]:
   """Has all questions answered with guidance, with the seeds of the answers without."""
   def work(part, seed):
-    return lessons.finish_with([lesson for lesson, _ in part], [told for _, told in part], seed=seed,
+    return lessons.finish_with([lesson for lesson, _ in part], [given for _, given in part], seed=seed,
                                step=step)
 
   return _by_parts(work, list(zip(begun, given, strict=True)), rows, seed)
@@ -116,7 +125,7 @@ def placebos(taught: Sequence[Taught], seed: int) -> list[Teaching]:
 
 
 def contamination(found: Sequence[Problem], lessons: Lessons) -> list[str]:
-  """Returns places of problems whose baseline prompt shows the answer, each with how."""
+  """Returns places of problems whose baseline prompt shows the answer, each with how, and warns of them."""
   places = []
   for problem in found:
     messages = baseline_messages(problem.prompt, lessons.settings.templates)
@@ -127,6 +136,9 @@ def contamination(found: Sequence[Problem], lessons: Lessons) -> list[str]:
                                 solution=problem.solution, question=asked)
     if kind is not None:
       places.append(f"{problem.where} ({kind})")
+  if places:
+    logging.warning("%d of %d held-out prompts show the answer: %s", len(places), len(found),
+                    "; ".join(places[:3]))
   return places
 
 

@@ -143,8 +143,8 @@ def teaching_reward(baseline_B, guided_B, guidance_tokens_B, settings: TeachingR
   lengths = {"baseline_length_B": baseline_length_B, "guided_length_B": guided_length_B}
   if any((length_B is not None) != settings.needs_answer_lengths for length_B in lengths.values()):
     verb = "needs" if settings.needs_answer_lengths else "does not read"
-    raise ValueError(f"preset {settings.preset} {verb} baseline_length_B and guided_length_B; preset r4 alone "
-                     "reads them, and needs both")
+    raise ValueError(f"preset {settings.preset} {verb} baseline_length_B and guided_length_B; preset r4 "
+                     "alone reads them, and needs both")
   columns |= {name: _column(name, length_B) for name, length_B in lengths.items() if length_B is not None}
   rows = {name: len(column_B) for name, column_B in columns.items()}
   if len(set(rows.values())) > 1:

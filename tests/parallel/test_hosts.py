@@ -29,6 +29,27 @@ def test_wrong_flags_are_named(flags, words):
     hosts.start(**flags)
 
 
+def test_what_process_0_knows_is_told_to_the_others_as_json(monkeypatch):
+  told = {"rows": [["a\u00e9", None, 1.5]], "n": []}
+  assert hosts.json_of_main(told) == told
+  # As the processes of a run of two see it: the broadcast gives what process 0 hands over, in the same shape.
+  sent = []
+  monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts, "of_main", lambda array: sent.append(array) or array)
+  monkeypatch.setattr(hosts, "is_main", lambda: True)
+  assert hosts.json_of_main(told) == told
+  first = iter(sent)
+  monkeypatch.setattr(hosts, "is_main", lambda: False)
+
+  def received(array):
+    known = next(first)
+    assert np.shape(array) == np.shape(known) or np.ndim(array) == 0
+    return known
+
+  monkeypatch.setattr(hosts, "of_main", received)
+  assert hosts.json_of_main([]) == told
+
+
 def test_a_local_batch_becomes_the_global_one():
   mesh = meshes.make(data=4, fsdp=2)
   local = {"tokens_BT": np.arange(80, dtype=np.int32).reshape(16, 5), "weight_B": np.ones(16, np.float32)}

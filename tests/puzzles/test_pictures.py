@@ -119,7 +119,8 @@ def test_a_kind_that_does_not_exist_is_refused():
 def strip(prediction_NT, halt_N, chance=1.0):
   """The figure of a 2 x 2 Sudoku, of which the first digit is given."""
   prediction_NBT = np.array(prediction_NT)[:, None]
-  trace = tracing.Trace(prediction_NBT, np.full(prediction_NBT.shape, chance), np.array(halt_N)[:, None])
+  chance_NBT = np.full(prediction_NBT.shape, chance)
+  trace = tracing.SolvingTrace(prediction_NBT, chance_NBT, np.array(halt_N)[:, None])
   batch = {"inputs_BT": np.array([[3, 1, 1, 1]]), "labels_BT": np.array([[3, 2, 2, 3]])}
   figure = Figure(figsize=pictures.strip_inches(len(halt_N), 1), layout="constrained")
   pictures.thinking_strip(figure.subplots(), trace, batch, 0, (2, 2))

@@ -25,7 +25,7 @@ def traced(token_loss="stablemax"):
 def example(prediction_NBT, halt=0.5):
   prediction_NBT = np.asarray(prediction_NBT)
   halt_NB = np.full(prediction_NBT.shape[:2], halt)
-  return tracing.Trace(prediction_NBT, np.ones(prediction_NBT.shape), halt_NB)
+  return tracing.SolvingTrace(prediction_NBT, np.ones(prediction_NBT.shape), halt_NB)
 
 
 def test_a_trace_has_the_answers_of_every_step():

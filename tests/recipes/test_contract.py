@@ -38,6 +38,10 @@ LAYOUTS = {
     {"policy__entropy_weight": 0.1},
     *({"rollout__zero_std_groups": "resample"}, {"model__kind": "memory"}),
   ),
+  "teacher": ({}, {"lora__rank": 2, "policy__kl_weight": 0.1},
+              {"model__kind": "memory", "teacher__sampler": "atlas_jax.rollout.toy_student"},
+              {"teacher__shown": "attempt", "teacher__verdict_weight": 0.5,
+               "teacher__sampler": "atlas_jax.rollout.toy_student"}),
   "gkd": (
     *({}, {"distill__beta": 1.0}, {"distill__alpha": 0.5}, {"distill__alignment": "spans"}),
     *({"lora__rank": 2}, {"distill__on_policy_frac": 1.0}, {"distill__off_policy_source": "teacher"}),
@@ -49,6 +53,7 @@ LAYOUTS = {
 SMOKE = {
   "sft": "configs/sft.py:smoke",
   "grpo": "configs/grpo_arithmetic.py:smoke",
+  "teacher": "configs/teacher_rcl.py:smoke",
   "gkd": "configs/gkd.py:smoke",
   "ranked": "configs/atlas_ranked.py:smoke",
 }

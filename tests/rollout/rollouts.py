@@ -45,7 +45,8 @@ def made(found=None, *, script=None, rewards=None, options=OPTIONS, scoring=None
   found = listed("p", "qq", "rrr", "ssss", "t") if found is None else found
   writer = ScriptedSampler(BYTES, script or (lambda text, params: WORDS))
   asked = prompts.PromptSource(found, batch_rows=options.n, group_size=options.n, seed=seed)
-  scored = Rewards(rewards or {"tests.rollout.rollouts.size": 1.0})
+  scored = rewards if isinstance(rewards, Rewards) else Rewards(
+      rewards or {"tests.rollout.rollouts.size": 1.0})
   given = RolloutSource(
       asked, writer, scored, encode=encode or ask.encoder(BYTES), options=options, seed=seed, tokenizer=BYTES,
       scoring=scoring or Scoring(), plan=RolloutPlan(**{"batch_rows": 6, **plan}), old_logprobs=old,

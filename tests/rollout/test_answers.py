@@ -184,3 +184,13 @@ def test_what_a_model_babbles_is_read_without_trouble(word, times):
   for truth in ("7", "seven, 8"):
     assert not answers.same(answers.extract(text), truth)
     assert not answers.same(text, truth)
+
+
+LEGACY = json.loads((FIXTURES / "legacy_eval_utils.json").read_text())["extract"]
+
+
+@pytest.mark.parametrize("case", LEGACY, ids=lambda case: case["t"])
+def test_numbers_of_old_evaluations_are_found_with_thousands_put_right(case):
+  found = answers.loose_value(answers.extract(case["t"]))
+  expected = {"1,000": 1000.0}.get(case["t"], case["v"])
+  assert found is None if expected is None else float(found.number) == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.data import prompts
-from atlas_jax.rollout import reward_calls, rewards
+from atlas_jax.rollout import async_loop, reward_calls, rewards
 from atlas_jax.rollout.rewards import Rewards
 from tests.rollout import user_rewards
 from tests.rollout.test_rewards import COMPLETIONS, problems_of, score, user
@@ -64,7 +64,7 @@ def test_async_rewards_are_awaited_side_by_side():
 
 
 def test_async_rewards_are_awaited_in_one_loop_from_call_to_call():
-  loops = [reward_calls._loop() for _ in range(2)]
+  loops = [async_loop._loop() for _ in range(2)]
   assert loops[0] is loops[1] and loops[0].is_running()
   assert score("later").reward_B.tolist() == score("later").reward_B.tolist() == [4, 4, 4]
 

@@ -35,8 +35,10 @@ def file(tmp_path):
 
 
 def test_parameters_of_rewards_are_columns_but_for_what_the_run_gives():
-  assert reward_columns.asked(*rewards.names()) == reward_columns.asked() == frozenset()
-  assert reward_columns.asked(*rewards.names(), TRL) == {"level", "weight"}
+  of_programs = [name for name in rewards.names() if name != rewards.JUDGES]
+  assert reward_columns.asked(*of_programs) == reward_columns.asked() == frozenset()
+  assert {"ground_truth", "baseline", "guidance", "trajectory"} <= reward_columns.asked(rewards.JUDGES)
+  assert reward_columns.asked(*of_programs, TRL) == {"level", "weight"}
   assert "level" in reward_columns.asked(BOUND)
   assert reward_columns.asked(TRL, ALL) is None
 

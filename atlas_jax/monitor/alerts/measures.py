@@ -41,7 +41,7 @@ def repeated(row: Mapping[str, float], step: int, config) -> list[float]:
   del step
   if repeats.METRIC not in row:
     return []
-  is_policy = config is not None and config.recipe == "grpo"
+  is_policy = config is not None and config.recipe in ("grpo", "teacher")
   planned = 1 - 1 / config.rollout.updates_per_batch if is_policy else 0.0
   return [max(0.0, (row[repeats.METRIC] - planned) / (1 - planned))]
 

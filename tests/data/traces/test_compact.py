@@ -1,0 +1,65 @@
+"""The compact form: nothing is lost, little is written, and what is damaged is refused."""
+
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+from atlas_jax.data.traces import compact
+from atlas_jax.data.traces.jsonl import TraceReader
+from tests.data.traces import sessions
+
+VALUES = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.floats(allow_nan=False, allow_infinity=False)
+    | strategies.integers(-5, 10**20) | strategies.sampled_from(["", "short", "a text of more than sixteen"]),
+    lambda inner: strategies.lists(inner, max_size=3)
+    | strategies.dictionaries(strategies.sampled_from(["a", "b", "longer name"]), inner, max_size=3),
+    max_leaves=12)
+
+
+@hypothesis.given(strategies.lists(VALUES, max_size=6))
+@hypothesis.settings(deadline=None, max_examples=80)
+def test_any_values_come_back_with_their_types_and_orders(values):
+  for window, shapes in ((2**18, 2**12), (3, 1)):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(compact, "WINDOW", window)
+      patch.setattr(compact, "SHAPES", shapes)
+      encoder, decoder = compact.CompactEncoder(), compact.CompactDecoder()
+      for value in values:
+        again = decoder.decode(json.loads(json.dumps(encoder.encode(value))))
+        assert json.dumps(again) == json.dumps(value)
+
+
+def test_files_are_converted_both_ways_and_read_alike(tmp_path):
+  source = sessions.FIXTURES / "export_all.jsonl"
+  small, plain = tmp_path / "small.jsonl", tmp_path / "plain.jsonl"
+  assert compact.pack(sessions.exported(), small) == 4
+  assert compact.unpack((one.trace.to_json() for one in TraceReader(str(small), strict=True)), plain) == 4
+  assert plain.read_text() == source.read_text()
+
+
+def test_the_compact_form_takes_less_than_fifteen_percent_of_the_bytes(tmp_path):
+  source = (sessions.FIXTURES / "export_all.jsonl").stat().st_size
+  packed = tmp_path / "small.jsonl.gz"
+  compact.pack(sessions.exported(), packed)
+  assert packed.stat().st_size < 0.15 * source
+  again = tmp_path / "again.jsonl.gz"
+  compact.pack(sessions.exported(), again)
+  assert packed.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("line", [
+    [-5], [-1, 2], [], ["x"], [7, 1], [1, "a", [1, 2]], [1, 2, [1]], [1, "a", 3], {"a": 1}, [2, 1],
+])
+def test_a_line_that_refers_to_nothing_is_refused(line):
+  with pytest.raises(ValueError):
+    compact.CompactDecoder().decode(line)
+
+
+def test_references_that_double_a_text_are_stopped(tmp_path):
+  file = tmp_path / "bomb.jsonl"
+  lines = [compact.HEADER, [0, "x" * 60]] + [[0, [-number], [-number]] for number in range(2, 60)]
+  sessions.write(file, lines)
+  reader = TraceReader(str(file), max_reject_frac=1.0)
+  assert list(reader) == [] and reader.report.rejects["json"] > 20

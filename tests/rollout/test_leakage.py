@@ -1,0 +1,38 @@
+"""Guidance that contains the answer is found, and what the question says anyway is none."""
+import pytest
+
+from atlas_jax.rollout import leakage
+
+FOUND = [
+    ("it is 132, of course", "132", "47+85=", "number"), ("write 1 3 2", "132", "", "number"),
+    ("1-3-2", "132", "", "number"), ("1,320 / 10", "132", "", "number"),
+    ("about 0.5", "1/2", "", "number"), (r"\boxed{7}", "7", "7 + 0 = ?", "box"),
+    ("The answer is 7.", "7", "7 + 0 = ?", "box"), ("#### 7", "7", "", "box"),
+    ("Look up  PARIS first", "Paris", "Capital of France?", "text"), ("choose (B)", "b", "", "text"),
+    ("x132y", "132", "", "number"), ("it.132", "132", "", "number"),
+    ("the total is 42", r"so \boxed{42}", "", "number")]
+MISSED = [
+    ("add 47 and 85", "132", "47+85="), ("mind the 7", "7", "7 + 0 = ?"), ("a hint", "a", ""),
+    ("parisian", "Paris", ""), ("work from the right", "132", ""), ("see 1320", "132", ""),
+    ("0.132", "132", ""),
+    ("Paris is in the question", "Paris", "Is Paris a city?"), ("132", None, ""), ("132", " ", "")]
+
+
+@pytest.mark.parametrize(("guidance", "answer", "question", "kind"), FOUND)
+def test_an_answer_is_found_in_guidance(guidance, answer, question, kind):
+  assert leakage.leak(guidance, answer, question) == kind
+
+
+@pytest.mark.parametrize(("guidance", "answer", "question"), MISSED)
+def test_guidance_without_the_answer_is_no_leak(guidance, answer, question):
+  assert leakage.leak(guidance, answer, question) is None
+
+
+def test_a_prompt_that_shows_the_solution_is_contaminated():
+  asked = "2+2="
+  assert leakage.contaminated(f"{asked}\nSolve it.", answer="4", question=asked) is None
+  assert leakage.contaminated(f"{asked}\nsolution: 4", answer="4", question=asked) == "number"
+  told = dict(answer="4", solution="Two and two make four.", question=asked)
+  assert leakage.contaminated(f"two and two make four. {asked}", **told) == "solution"
+  rows = [("2+2= 4", "4", None, "2+2="), ("2+2=", "4", None, "2+2=")]
+  assert leakage.count_contaminated(rows) == 1
