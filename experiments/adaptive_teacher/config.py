@@ -60,7 +60,7 @@ def teacher(seed: int, *, linked: bool = True):
   config.data.options = {"tag_seed": seed, "linked": linked}
   config.data.update(name="convention", batch_rows=8 * GROUP, group_size=GROUP, max_prompt_tokens=24)
   config.teacher.update(templates="plain", grader="verbatim", max_tokens=ANSWER_TOKENS,
-                        probe_tokens=PROBE_TOKENS)
+                        probe_tokens=PROBE_TOKENS, fixed_hint="plain")
   config.teacher.formats.update({name: text for name, text in FORMATS.items() if name != "reply"})
   config.sampler.max_tokens = HINT_TOKENS
   config.rollout.pad_tokens = 8
