@@ -15,7 +15,8 @@ ALERTS = "alerts.jsonl"  # What monitoring has told of, a row per event;
 ACKNOWLEDGED = "alerts_acknowledged.jsonl"  # who has seen it, written by the dashboard.
 COMPLETIONS = "completions"  # Folder of what a policy wrote, with its rewards.
 EVALS = "evals"  # Folder of what evaluations leave, a folder per step.
-VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks.
+VOTES = "votes.json.gz"  # In a folder of EVALS: all answers to ARC tasks,
+STEPS = "steps.json"  # and answers to some puzzles after every supervision step.
 
 # Of checkpoints, a folder per step, each with an inventory of its files.
 CHECKPOINTS = "checkpoints"

@@ -54,9 +54,10 @@ def record(run: pathlib.Path) -> None:
     (target / "completions").mkdir()
     write_lines(file, target / "completions" / file.name, COMPLETIONS)
   for folder in sorted((run / "evals").glob("step_*"))[-2:]:
-    for picture in folder.glob("puzzles.png"):
-      (target / "evals" / folder.name).mkdir(parents=True, exist_ok=True)
-      shutil.copy(picture, target / "evals" / folder.name / picture.name)
+    for name in ("puzzles.png", "steps.json"):
+      if (folder / name).exists():
+        (target / "evals" / folder.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, target / "evals" / folder.name / name)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlas_jax.files import json_file
 from atlas_jax.monitor import thinning
 from atlas_jax.monitor.streams import Lines, Metrics
 from atlas_jax.workdir import (
@@ -21,6 +22,7 @@ from atlas_jax.workdir import (
   EVALS,
   METRICS,
   OWNER,
+  STEPS,
   SUMMARY,
 )
 
@@ -214,6 +216,15 @@ class RunFolder:
       if number.isdigit():
         found.setdefault(int(number), []).append(file)
     return found
+
+  def step_answers(self, step: int) -> dict[str, Any] | None:
+    """Returns the answers to puzzles that the evaluation of a step traced; None if it traced none.
+
+    Raises:
+      Damaged: if their file cannot be read.
+    """
+    file = self.path / EVALS / f"step_{step:08d}" / STEPS
+    return json_file.read(file) if file.exists() else None
 
 
 def duration(seconds: float) -> str:

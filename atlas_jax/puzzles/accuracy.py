@@ -4,9 +4,11 @@ from collections.abc import Callable, Collection, Hashable
 import numpy as np
 
 from atlas_jax.evals import EvalOut, folder_of
+from atlas_jax.files import write
 from atlas_jax.parallel import hosts
 from atlas_jax.puzzles import pictures, solver
 from atlas_jax.puzzles.solver import Result
+from atlas_jax.workdir import STEPS
 
 
 class AccuracyTotals:
@@ -73,7 +75,7 @@ class Gallery:
 
 
 def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callable | None = None,
-         trained_on: Collection[int] = ()):
+         record: Callable | None = None, trained_on: Collection[int] = ()):
   """Makes the evaluation of Sudokus, mazes and other puzzles whose examples stand for themselves.
 
   Args:
@@ -81,6 +83,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     batch_rows: its slots.
     n_pictures: puzzles drawn at most, half of them solved; an odd number is rounded up.
     page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
+    record: of `step_answers.make`, for the puzzles that are drawn; None: they are not traced.
     trained_on: examples whose question is trained on; if there are any, "eval/unseen/..." has the same
       numbers of the others.
 
@@ -88,7 +91,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
     run(trained, *, step, workdir=None) -> EvalOut with "eval/all/count" (labelled examples), the
     means "accuracy" (of tokens), "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss" and "q_halt_loss" in
     nats, and "steps_spent": steps of all slots, also idle ones and other trajectories, per example. Process 0
-    draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png.
+    draws "eval/puzzles", and writes it to workdir/evals/step_NNNNNNNN/puzzles.png, with steps.json beside it.
   """
   def run(trained, *, step: int, workdir=None) -> EvalOut:
     totals = AccuracyTotals(batch_rows)
@@ -104,6 +107,7 @@ def make(solve: Callable, *, batch_rows: int, n_pictures: int = 0, page: Callabl
       if result.example not in trained_on:
         unseen.add(result)
     images = draw(gallery, page if n_pictures else None, "puzzles", step=step, workdir=workdir)
+    record_steps(gallery, record if n_pictures else None, trained, step=step, workdir=workdir)
     scalars = totals.scalars() | (unseen.scalars("eval/unseen") if trained_on else {})
     return EvalOut(scalars, images=images)
 
@@ -119,3 +123,20 @@ def draw(gallery: Gallery, page: Callable | None, name: str, *, step: int, workd
   if workdir is not None:
     pictures.write_png(folder_of(workdir, step) / f"{name}.png", image)
   return {f"eval/{name}": image}
+
+
+def record_steps(gallery: Gallery, record: Callable | None, trained, *, step: int, workdir) -> None:
+  """Traces the puzzles of a gallery, and writes them to workdir/evals/step_NNNNNNNN/steps.json.
+
+  Args:
+    gallery: of the evaluation.
+    record: of `step_answers.make`; None: nothing is done.
+    trained: `state.Trained`.
+    step, workdir: of the evaluation; without a workdir nothing is done.
+  """
+  if record is None or workdir is None:
+    return
+  # In every process: the model's call is collective.
+  found = record(trained, [*gallery.solved, *gallery.unsolved])
+  if found is not None and hosts.is_main():
+    write.json(folder_of(workdir, step) / STEPS, found, indent=None)

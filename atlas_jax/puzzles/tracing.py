@@ -4,10 +4,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from atlas_jax.losses import recursion
 from atlas_jax.losses.stablemax import NOT_SCORED, log_stablemax
 from atlas_jax.models import act
+from atlas_jax.parallel import mesh as meshes
 from atlas_jax.puzzles import solver
 
 LOG_CHANCE = {"stablemax": log_stablemax, "softmax": jax.nn.log_softmax}  # As the loss reads logits.
@@ -36,31 +38,46 @@ def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, table
           token_loss: str = "stablemax") -> SolvingTrace:
   """Works on all puzzles of a batch at once, and keeps what the model answers after every step.
 
-  The last step's answers are those of an evaluation in mode "all"; none of them halts early.
-
   Args:
-    model: see `solver.make`.
-    params: of the model.
-    batch: inputs_BT, labels_BT and ids_B, as an evaluation reads them.
-    reset: the vectors that latents start from, see `TRM.reset`.
+    model, params, batch, reset, tables: see `make`.
     n_supervision: steps.
-    tables: "puzzles" has the rows, [ids, row_width], if the model needs them.
     token_loss: "stablemax" or "softmax", which the model was trained with: how logits become chances.
 
   Raises:
     ValueError: if the loss is not known, or a table is needed and missing.
   """
+  work = make(model, n_supervision=n_supervision, token_loss=token_loss)
+  return work(params, batch, reset, tables)
+
+
+def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh | None = None):
+  """Makes the function that traces a batch of puzzles; it is compiled once for a number of rows.
+
+  Args:
+    model: see `solver.make`.
+    n_supervision: steps.
+    token_loss: see `trace`.
+    mesh: where parameters lie; its processes must call the function alike, and each gets the whole trace.
+      None: the default device.
+
+  Returns:
+    (params, batch, reset, tables) -> `Trace`. `batch` has inputs_BT, labels_BT and ids_B, as an evaluation
+    reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables` "puzzles",
+    [ids, row_width], if the model needs rows. The last step's answers are those of an evaluation in mode
+    "all"; none of them halts early.
+
+  Raises:
+    ValueError: if the loss is not known; the function raises it if a table is needed and missing.
+  """
   if token_loss not in LOG_CHANCE:
     raise ValueError(f"config.supervision.token_loss={token_loss!r} is not known; choose one of "
                      f"{', '.join(recursion.TOKEN_LOSSES)}")
-  table = solver.table_of(model, tables)
-  offered = {name: jnp.asarray(batch[name]) for name in ("inputs_BT", "labels_BT", "ids_B")}
-  rows = len(offered["ids_B"])
-  rows_BE = jnp.zeros((rows, 0), jnp.float32) if table is None else table[offered["ids_B"]]
-  pool = act.refill(act.empty_pool(model, rows, model.seq_len), offered, reset)
 
-  @jax.jit
-  def work(params, pool, rows_BE):
+  def work(params, offered, reset, table):
+    rows = len(offered["ids_B"])
+    rows_BE = jnp.zeros((rows, 0), jnp.float32) if table is None else table[offered["ids_B"]]
+    pool = act.refill(act.empty_pool(model, rows, model.seq_len), offered, tuple(map(jnp.asarray, reset)))
+
     def step(latents, _):
       out = model.apply({"params": params}, pool.inputs_BT, rows_BE, latents)
       # bfloat16 has three digits: chances near 1 would all be 1.
@@ -71,4 +88,12 @@ def trace(model, params, batch: dict, reset: tuple, *, n_supervision: int, table
 
     return jax.lax.scan(step, pool.latents, length=n_supervision)[1]
 
-  return jax.tree.map(np.asarray, work(params, pool, rows_BE))
+  compiled = jax.jit(work) if mesh is None else jax.jit(work, out_shardings=meshes.replicated(mesh))
+
+  def run(params, batch: dict, reset: tuple, tables=()) -> Trace:
+    # NumPy arrays, which every process has alike, and no arrays of one of its devices.
+    offered = {name: np.asarray(batch[name], np.int32) for name in ("inputs_BT", "labels_BT", "ids_B")}
+    table = solver.table_of(model, tables)
+    return jax.tree.map(np.asarray, compiled(params, offered, tuple(map(np.asarray, reset)), table))
+
+  return run

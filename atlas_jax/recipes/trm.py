@@ -7,6 +7,7 @@ table outside the optimizer, the vectors that states start from are frozen.
 
 Source: Jolicoeur-Martineau 2025, arXiv:2510.04871; Wang et al. 2025, arXiv:2506.21734 (pool, halting, table).
 """
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from atlas_jax.evals import Eval
 from atlas_jax.losses import recursion
 from atlas_jax.models import act, trm
 from atlas_jax.optim import sign_rows
-from atlas_jax.puzzles import accuracy, grids, pictures, solver
+from atlas_jax.puzzles import accuracy, grids, pictures, solver, step_answers, tracing
 from atlas_jax.puzzles import sets as puzzle_sets
 from atlas_jax.puzzles.arc import evaluation
 from atlas_jax.puzzles.initial_model import TABLE_ROWS_MULTIPLE, TrmStart, n_table_rows
@@ -236,15 +237,27 @@ def evals_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh) -> dict:
     run = evaluation.make(
         solve, evaluation.Grids(grids.parse_name, grids.crop, grids.undo), names=sets.test.names,
         tasks=sets.tasks, leaked=sets.leaked, rule=fields.vote, whole=fields.max_examples is None,
-        batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page)
+        batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
+        record=step_answers_of(config, model, sets, mesh, name_of))
   else:
     def name_of(result):
       return puzzle_name(sets.test, int(sets.test.puzzles_of(result.example)))
 
     page = pictures.make_page(sets.kind, sets.shape, name_of)
     run = accuracy.make(solve, batch_rows=config.eval.batch_rows, n_pictures=fields.pictures, page=page,
+                        record=step_answers_of(config, model, sets, mesh, name_of),
                         trained_on=sets.trained_on)
   return {"puzzles": Eval(run, "every")}
+
+
+def step_answers_of(config, model: trm.TRM, sets: puzzle_sets.Sets, mesh, name_of: Callable) -> Callable:
+  """Makes the function that records the answers to drawn puzzles step by step; see `step_answers.make`."""
+  trace = tracing.make(model, n_supervision=config.supervision.n_supervision,
+                       token_loss=config.supervision.token_loss, mesh=mesh)
+  # Half of the pictures are of solved puzzles, and an odd number is rounded up.
+  rows = 2 * -(-config.puzzle_eval.pictures // 2)
+  return step_answers.make(trace, sets.kind, sets.shape, name_of, rows=rows,
+                           crop=grids.crop if sets.kind == "arc" else None)
 
 
 def solve_options_of(config) -> solver.SolverOptions:

@@ -111,6 +111,24 @@ class Picture(NamedTuple):
   note: str = ""
 
 
+class Board(NamedTuple):
+  """A grid of cells."""
+
+  caption: str
+  colors: Sequence[Sequence[str]]  # of the cells, row by row, such as "#ffffff"
+  texts: Sequence[Sequence[str]]  # written into them; "" for nothing
+  hints: Sequence[Sequence[str]]  # shown where the pointer is
+
+
+class BoardRow(NamedTuple):
+  """Grids side by side, with their cells as columns of a table."""
+
+  title: str
+  boards: Sequence[Board]
+  columns: Mapping[str, Sequence[Any]]
+  note: str = ""
+
+
 class Words(NamedTuple):
   """A sentence."""
 
@@ -125,7 +143,7 @@ class Missing(NamedTuple):
   remedy: str
 
 
-Part = (LineChart | HeatMap | BarChart | Tiles | ProgressBar | Grid | Picture | Words | Missing)
+Part = (LineChart | HeatMap | BarChart | BoardRow | Tiles | ProgressBar | Grid | Picture | Words | Missing)
 
 
 def x_label(run: RunFolder, axis: str) -> str:

@@ -1,5 +1,6 @@
 """Puts what views return on a Streamlit page; the only place that knows how each part looks."""
 import csv
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ import streamlit as st
 from atlas_jax.monitor.dashboard import charts, figures
 from atlas_jax.monitor.dashboard.charts import (
   BarChart,
+  Board,
+  BoardRow,
   Grid,
   HeatMap,
   LineChart,
@@ -30,6 +33,8 @@ STYLE = """<style>
 [class*="-head"] { margin-bottom: -0.9rem; }
 </style>"""
 LONG_VALUE = 10  # Letters from which on a tile is as wide as its value needs.
+CELL_REM, BOARD_REM = 2.2, 20.0  # Of a cell of a small board, and of a whole large one.
+WIDE_BOARD = 9  # Cells, up to which a board is small.
 TILE_WIDTH = 165  # Pixels; narrower screens have two beside one another.
 
 
@@ -82,6 +87,8 @@ def _one(part: Part, key: str) -> None:
       st.caption(part.note)
     case Grid():
       _table(part, key)
+    case BoardRow():
+      _boards(part, key)
 
 
 def _table(part: Grid, key: str) -> None:
@@ -90,6 +97,33 @@ def _table(part: Grid, key: str) -> None:
   st.dataframe(pandas.DataFrame(dict(part.columns)), width="stretch", hide_index=True)
   if part.note:
     st.caption(part.note)
+
+
+def _boards(part: BoardRow, key: str) -> None:
+  _head(part.title, part.columns, key)
+  for column, board in zip(st.columns(len(part.boards), gap="medium"), part.boards):
+    with column:
+      st.caption(board.caption)
+      st.html(board_html(board))
+  if part.note:
+    st.caption(part.note)
+
+
+def board_html(board: Board) -> str:
+  """Returns a board as a grid of coloured cells, whose texts and hints may hold anything."""
+  if not board.colors:
+    return ""
+  width = len(board.colors[0])
+  cells = "".join(
+      f'<div title="{html.escape(hint)}" style="background:{color};aspect-ratio:1;display:flex;'
+      f'align-items:center;justify-content:center">{html.escape(text)}</div>'
+      for colors, texts, hints in zip(board.colors, board.texts, board.hints)
+      for color, text, hint in zip(colors, texts, hints))
+  # One size for all boards of a puzzle; on a narrow screen a board is as wide as the screen.
+  size = f"min(100%, {CELL_REM * width}rem)" if width <= WIDE_BOARD else f"min(100%, {BOARD_REM}rem)"
+  return (f'<div role="img" aria-label="{html.escape(board.caption)}" style="display:grid;width:{size};'
+          f"grid-template-columns:repeat({width},1fr);gap:1px;background:#8d9096;border:1px solid #8d9096;"
+          f'color:#1c1c1c;font-size:{min(1.0, 12 / width):.2f}rem">{cells}</div>')
 
 
 def _chart(chart: LineChart | HeatMap | BarChart, key: str) -> None:

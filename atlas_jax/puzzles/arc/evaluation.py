@@ -39,7 +39,7 @@ class Grids(NamedTuple):
 
 def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mapping[str, dict],
          leaked: Collection[str] = (), rule: str = "count", whole: bool = True, n_pictures: int = 0,
-         page: Callable | None = None):
+         page: Callable | None = None, record: Callable | None = None):
   """Makes the evaluation.
 
   Args:
@@ -50,10 +50,9 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     tasks: task id -> {"test": [{"input": rows, "output": rows, absent where it is not known}, ...], ...}.
     leaked: ids of tasks whose answers are trained on; scores are given with and without them.
     rule: of ranking, see `voting.Votes.ordered`.
-    whole: whether the solver reads all examples. If not, scores are over the tasks it reached, of which the
-      last may lack votes.
+    whole: whether the solver reads all examples; if not, scores are over tasks reached, the last one maybe cut.
     n_pictures: tasks drawn, half of them solved, as they are without augmentation.
-    page: (solved, unsolved) -> uint8 page of pictures, see `pictures.make_page`.
+    page, record: see `accuracy.make`.
 
   Returns:
     run(trained, *, step, workdir=None) -> EvalOut with the numbers of `puzzles.make`, and
@@ -84,6 +83,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
       reached = tasks if whole else {task: tasks[task] for task in tasks if task in votes.tasks}
       scalars |= _judged(votes, tasks, reached, leaked, rule, step=step, workdir=workdir)
     images = accuracy.draw(gallery, page if n_pictures else None, "arc", step=step, workdir=workdir)
+    accuracy.record_steps(gallery, record if n_pictures else None, trained, step=step, workdir=workdir)
     return EvalOut(scalars, images=images)
 
   return run

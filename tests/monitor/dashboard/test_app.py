@@ -100,6 +100,23 @@ def test_the_address_names_the_page_the_run_and_the_axis(tmp_path, opened):
   assert unknown.header[0].value == "Runs"
 
 
+def test_a_supervision_step_of_a_puzzle_is_chosen_and_stays(tmp_path, opened):
+  recorded.copy(tmp_path)
+  page = ok(opened(page="puzzles", run="sudoku_4x4"))
+  (slider,) = [one for one in page.slider if one.label == "Supervision step"]
+  assert slider.value == slider.max == 8
+  captions = lambda: [one.value for one in page.caption]
+  assert "answer after step 8" in captions()
+  ok(slider.set_value(2).run())
+  ok(page.run())
+  assert "answer after step 2" in captions() and "answer after step 8" not in captions()
+  (puzzle,) = [one for one in page.selectbox if one.label == "Puzzle"]
+  first = [one.value for one in page.markdown if ": step 2 of 8" in one.value]
+  ok(puzzle.set_value(1).run())
+  second = [one.value for one in page.markdown if ": step 2 of 8" in one.value]
+  assert len(first) == len(second) == 1 and first != second
+
+
 def test_an_alert_is_acknowledged_once(tmp_path, opened):
   recorded.copy(tmp_path, FLAGSHIP, alerts=(FLAGSHIP,))
   page = ok(opened(page="alerts_health"))

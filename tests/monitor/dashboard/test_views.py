@@ -219,3 +219,15 @@ def test_the_pictures_of_the_newest_evaluation_are_shown():
   run = read(recorded.RUNS / SUDOKU)
   (picture,) = [part for part in parts_of("puzzles", run) if isinstance(part, Picture)]
   assert picture.path == run.pictures()[max(run.pictures())][0]
+
+
+def test_puzzles_of_an_older_or_damaged_evaluation_are_told_of(tmp_path):
+  recorded.copy(tmp_path, SUDOKU)
+  run = read(tmp_path / SUDOKU)
+  file = tmp_path / SUDOKU / "evals" / f"step_{max(run.pictures()):08d}" / "steps.json"
+  assert [one for one in parts_of("puzzles", run) if isinstance(one, charts.BoardRow)]
+  file.write_text("{")
+  assert [one for one in parts_of("puzzles", run) if isinstance(one, charts.Words) and "steps.json" in one.words]
+  file.unlink()
+  missing = [one for one in parts_of("puzzles", run) if isinstance(one, Missing)]
+  assert missing and "config.puzzle_eval.pictures" in missing[0].remedy

@@ -1,8 +1,9 @@
 """Puzzles: what a recursive model answers, evaluation by evaluation, and how long it thinks."""
 import re
 
-from atlas_jax.monitor.dashboard import charts
-from atlas_jax.monitor.dashboard.charts import Missing, Part, Picture, Tile, Tiles
+from atlas_jax.files.damage import Damaged
+from atlas_jax.monitor.dashboard import boards, charts
+from atlas_jax.monitor.dashboard.charts import Missing, Part, Picture, Tile, Tiles, Words
 from atlas_jax.monitor.dashboard.views import View
 from atlas_jax.monitor.run_folder import RunFolder
 
@@ -15,7 +16,10 @@ def parts(view: View) -> list[Part]:
   run = view.run
   if run is None or not is_of_puzzles(run):
     return [_none()]
-  return page(run, max(run.pictures(), default=None), view.axis)
+  newest = max(run.pictures(), default=None)
+  record, problem = _record(run, newest)
+  found = boards.parts(record, 0, boards.n_steps(record)) if record is not None else problem
+  return [*found, *page(run, newest, view.axis)]
 
 
 def show(view: View, draw) -> None:
@@ -31,7 +35,30 @@ def show(view: View, draw) -> None:
     follow = st.toggle("Follow the newest evaluation", value=True, key="puzzle_follow")
     if not follow:
       step = st.select_slider("Evaluation at step", steps, steps[-1], key=f"puzzle_step {run.name}")
-  draw(page(run, step, view.axis))
+  record, problem = _record(run, step)
+  if record is None:
+    draw([*page(run, step, view.axis), *problem])
+    return
+  chosen = st.selectbox("Puzzle", range(len(record["puzzles"])), key=f"puzzle {run.name}",
+                        format_func=boards.names(record).__getitem__)
+  made = st.slider("Supervision step", 1, boards.n_steps(record), boards.n_steps(record),
+                   key=f"puzzle_supervision {run.name}") if boards.n_steps(record) > 1 else 1
+  # Another evaluation may have traced fewer puzzles than the one that was chosen in.
+  draw([*boards.parts(record, min(chosen or 0, len(record["puzzles"]) - 1), made),
+        *page(run, step, view.axis)])
+
+
+def _record(run: RunFolder, step: int | None) -> tuple[dict | None, list[Part]]:
+  """Returns the answers step by step of an evaluation, or None and what is to be said of them."""
+  if step is None:
+    return None, []
+  try:
+    record = run.step_answers(step)
+  except Damaged as error:
+    return None, [Words(str(error), "warning")]
+  missing = Missing("This evaluation kept no answers step by step.",
+                    "Runs of this version keep those of the puzzles that config.puzzle_eval.pictures draws.")
+  return record, [missing] if record is None else []
 
 
 def is_of_puzzles(run: RunFolder) -> bool:
