@@ -90,7 +90,7 @@ def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh
 
   compiled = jax.jit(work) if mesh is None else jax.jit(work, out_shardings=meshes.replicated(mesh))
 
-  def run(params, batch: dict, reset: tuple, tables=()) -> Trace:
+  def run(params, batch: dict, reset: tuple, tables=()) -> SolvingTrace:
     # NumPy arrays, which every process has alike, and no arrays of one of its devices.
     offered = {name: np.asarray(batch[name], np.int32) for name in ("inputs_BT", "labels_BT", "ids_B")}
     table = solver.table_of(model, tables)

@@ -20,7 +20,7 @@ def scripted(*predictions_T, halt=0.25):
     calls.append({name: array.shape for name, array in batch.items()})
     rows = len(batch["ids_B"])
     prediction_NBT = np.stack([np.tile(np.asarray(one), (rows, 1)) for one in predictions_T])
-    return tracing.Trace(prediction_NBT, np.full(prediction_NBT.shape, 0.5),
+    return tracing.SolvingTrace(prediction_NBT, np.full(prediction_NBT.shape, 0.5),
                          np.full(prediction_NBT.shape[:2], halt))
 
   trace.calls = calls
