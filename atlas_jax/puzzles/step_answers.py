@@ -18,7 +18,7 @@ import numpy as np
 
 from atlas_jax.losses.stablemax import NOT_SCORED
 from atlas_jax.puzzles.solver import Result
-from atlas_jax.puzzles.tracing import Trace
+from atlas_jax.puzzles.tracing import SolvingTrace
 
 
 def make(trace: Callable, kind: str, shape: tuple[int, int], name_of: Callable[[Result], str], *,
@@ -49,7 +49,7 @@ def make(trace: Callable, kind: str, shape: tuple[int, int], name_of: Callable[[
              "ids_B": np.array([result.id for result in filled])}
     seen = trace(trained.params, batch, tuple(trained.frozen["reset"]), trained.tables)
     return {"kind": kind, "puzzles": [
-        _puzzle(kind, result, name_of(result), Trace(*(array[:, row] for array in seen)), cells)
+        _puzzle(kind, result, name_of(result), SolvingTrace(*(array[:, row] for array in seen)), cells)
         for row, result in enumerate(found)]}
 
   return record
@@ -65,7 +65,7 @@ def _cells(kind: str, tokens_T: np.ndarray, shape: tuple[int, int], crop: Callab
   return np.maximum(np.asarray(tokens_T).reshape(shape) - (kind == "sudoku"), 0)
 
 
-def _puzzle(kind: str, result: Result, name: str, seen: Trace, cells: Callable) -> dict[str, Any]:
+def _puzzle(kind: str, result: Result, name: str, seen: SolvingTrace, cells: Callable) -> dict[str, Any]:
   scored_T = result.labels_T != NOT_SCORED
   steps = []
   for prediction_T, chance_T, halt in zip(seen.prediction_NBT, seen.chance_NBT, seen.halt_NB):

@@ -61,7 +61,7 @@ def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh
       None: the default device.
 
   Returns:
-    (params, batch, reset, tables) -> `Trace`. `batch` has inputs_BT, labels_BT and ids_B, as an evaluation
+    (params, batch, reset, tables) -> `SolvingTrace`. `batch` has inputs_BT, labels_BT and ids_B, as an evaluation
     reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables` "puzzles",
     [ids, row_width], if the model needs rows. The last step's answers are those of an evaluation in mode
     "all"; none of them halts early.
