@@ -61,10 +61,10 @@ def make(model, *, n_supervision: int, token_loss: str = "stablemax", mesh: Mesh
       None: the default device.
 
   Returns:
-    (params, batch, reset, tables) -> `SolvingTrace`. `batch` has inputs_BT, labels_BT and ids_B, as an evaluation
-    reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables` "puzzles",
-    [ids, row_width], if the model needs rows. The last step's answers are those of an evaluation in mode
-    "all"; none of them halts early.
+    (params, batch, reset, tables) -> `SolvingTrace`. `batch` has inputs_BT, labels_BT and ids_B, as an
+    evaluation reads them, `reset` the vectors that latents start from, see `TRM.reset`, and `tables`
+    "puzzles", [ids, row_width], if the model needs rows. The last step's answers are those of an evaluation
+    in mode "all"; none of them halts early.
 
   Raises:
     ValueError: if the loss is not known; the function raises it if a table is needed and missing.
