@@ -24,7 +24,7 @@ CONVENTIONS: Mapping[str, Callable[[int], str]] = {
 }
 TAGS = "ABCDEFGH"
 ACTS = ("ask", "alone", "student", "teacher")
-# How questions and hints reach the two models; a study gives its protocol the same (config.teacher.formats).
+# How questions and hints reach the two models; config.teacher.formats of a study has the same.
 FORMATS: Mapping[str, str] = {
     "baseline": "{question}", "probe": "{question}?", "guided": "{guidance}{question}",
     "teacher": "{question}{approach}", "reply": "{guidance}"}

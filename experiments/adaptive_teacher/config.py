@@ -55,12 +55,12 @@ def teacher_start(seed: int):
 
 def teacher(seed: int, *, linked: bool = True):
   """Returns the config of the teacher that learns from what its hints do to the student."""
-  config = _model(seed, TEACHER)
+  config = _model(seed, dict(scan_unroll=TEACHER["scan_unroll"]))
   config.recipe = "teacher"
   config.data.options = {"tag_seed": seed, "linked": linked}
   config.data.update(name="convention", batch_rows=8 * GROUP, group_size=GROUP, max_prompt_tokens=24)
   config.teacher.update(templates="plain", grader="verbatim", max_tokens=ANSWER_TOKENS,
-                        probe_tokens=PROBE_TOKENS)
+                        probe_tokens=PROBE_TOKENS, fixed_hint="plain")
   config.teacher.formats.update({name: text for name, text in FORMATS.items() if name != "reply"})
   config.sampler.max_tokens = HINT_TOKENS
   config.rollout.pad_tokens = 8
@@ -80,7 +80,7 @@ def unlinked(seed: int):
 
 def alone(seed: int):
   """Returns the config of a student that is rewarded for right answers to the questions, without hints."""
-  config = _model(seed, STUDENT)
+  config = _model(seed, dict(scan_unroll=STUDENT["scan_unroll"]))
   config.recipe = "grpo"
   config.rewards = config.eval.grader = "verbatim"
   config.data.options = {"act": "alone", "tag_seed": seed}
@@ -96,7 +96,7 @@ def alone(seed: int):
 
 def taught(seed: int):
   """Returns the config of a student that learns to give without hints what it answered with them."""
-  config = _model(seed, STUDENT)
+  config = _model(seed, dict(scan_unroll=STUDENT["scan_unroll"]))
   config.recipe = "sft"
   config.data.update(name="files", segment_len=128, batch_rows=24, held_out_frac=0.0)
   config.optim.update(lr=1e-3, warmup_steps=10, steps=300)
@@ -118,7 +118,9 @@ def _model(seed: int, decoder):
 
 
 def _smoke(config):
-  config.decoder.update(width=16, depth=1, heads=2, kv_heads=1, head_dim=8, ff_width=16, scan_unroll=1)
+  if config.data.options.to_dict().get("act") in ("student", "teacher"):  # The others start from these.
+    config.decoder.update(width=16, depth=1, heads=2, kv_heads=1, head_dim=8, ff_width=16)
+  config.decoder.scan_unroll = 1
   config.optim.update(steps=2, warmup_steps=1)
   config.data.batch_rows = 8 if config.recipe == "sft" else 2 * GROUP
   if config.data.name == "convention" and config.recipe == "sft":

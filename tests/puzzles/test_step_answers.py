@@ -21,7 +21,7 @@ def scripted(*predictions_T, halt=0.25):
     rows = len(batch["ids_B"])
     prediction_NBT = np.stack([np.tile(np.asarray(one), (rows, 1)) for one in predictions_T])
     return tracing.SolvingTrace(prediction_NBT, np.full(prediction_NBT.shape, 0.5),
-                         np.full(prediction_NBT.shape[:2], halt))
+                                np.full(prediction_NBT.shape[:2], halt))
 
   trace.calls = calls
   return trace
