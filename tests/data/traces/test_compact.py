@@ -51,8 +51,8 @@ def test_the_compact_form_takes_less_than_fifteen_percent_of_the_bytes(tmp_path)
 
 def test_an_export_of_many_sessions_takes_less_than_fifteen_percent_without_packing(tmp_path):
   both = sessions.exported()[1::2]
-  rows = [sessions.with_metadata({**both[number % 2], "task": f"Task number {number}",
-                                  "final_answer": f"{number} bar"}, session_id=number) for number in range(60)]
+  rows = [sessions.with_metadata({**both[one % 2], "task": f"Task number {one}",
+                                  "final_answer": f"{one} bar"}, session_id=one) for one in range(60)]
   plain, small = tmp_path / "plain.jsonl", tmp_path / "small.jsonl"
   compact.unpack(rows, plain)
   compact.pack(rows, small)
