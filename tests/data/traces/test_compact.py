@@ -49,6 +49,17 @@ def test_the_compact_form_takes_less_than_fifteen_percent_of_the_bytes(tmp_path)
   assert packed.read_bytes() == again.read_bytes()
 
 
+def test_an_export_of_many_sessions_takes_less_than_fifteen_percent_without_packing(tmp_path):
+  both = sessions.exported()[1::2]
+  rows = [sessions.with_metadata({**both[one % 2], "task": f"Task number {one}",
+                                  "final_answer": f"{one} bar"}, session_id=one) for one in range(60)]
+  plain, small = tmp_path / "plain.jsonl", tmp_path / "small.jsonl"
+  compact.unpack(rows, plain)
+  compact.pack(rows, small)
+  assert small.stat().st_size < 0.15 * plain.stat().st_size
+  assert [one.trace.to_json() for one in TraceReader(str(small), strict=True)] == rows
+
+
 @pytest.mark.parametrize("line", [
     [-5], [-1, 2], [], ["x"], [7, 1], [1, "a", [1, 2]], [1, 2, [1]], [1, "a", 3], {"a": 1}, [2, 1],
 ])
