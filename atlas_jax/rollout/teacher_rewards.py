@@ -112,8 +112,8 @@ class TeacherRewards:
     gain_B = teaching_reward([one.lesson.baseline_score for one in taught],
                              [one.guided_score for one in taught],
                              [self.count_tokens(text) for text in counted], self._settings, **lengths)
-    # A reply that cannot be used leaves the student alone, and must not earn what keeping it right does. Other
-    # rewards stand, such as one that teaches the form of replies.
+    # A reply that cannot be used leaves the student alone, and must not earn what keeping it right does.
+    # Other rewards stand, such as one that teaches the form of replies.
     broken_B = np.array([one.teaching.problem is not None for one in taught])
     return np.where(broken_B, np.minimum(gain_B, 0), gain_B)
 
