@@ -84,11 +84,12 @@ def _session(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str
   reward = next((record[name] for name in ("session_reward", "reward") if record.get(name) is not None),
                 metadata.get("session_reward"))
   columns = {name: _text(record.get(name)) for name in _TEXTS}
+  # Review status and notes stand in the record alone: metadata are the caller's, who approves nothing.
   return columns | {
     "id": number, "task": _text(record["task"]), "status": _text(either("status")) or UNKNOWN,
     "plan": record.get("plan") or None, "reward": reward, "reward_stats": either("reward_stats"),
-    "reward_audit": either("reward_audit"), "review_status": as_word(either("review_status")) or PENDING,
-    "review_notes": _text(either("review_notes")), "created_at": normal(either("created_at")),
+    "reward_audit": either("reward_audit"), "review_status": as_word(record.get("review_status")) or PENDING,
+    "review_notes": _text(record.get("review_notes")), "created_at": normal(either("created_at")),
     "completed_at": normal(either("completed_at"))}
 
 
