@@ -90,7 +90,8 @@ class Study:
   def start(self) -> dict[str, dict]:
     """Returns the row of the teacher before it learns."""
     run = self.trained("teacher_start", "teacher_start")
-    return {"start": {**self.hinted(self.hints(run)), **_costs(self.spent)}}
+    spent = self.spent
+    return {"start": {**self.hinted(self.hints(run)), **_costs(spent)}}
 
   def teacher_run(self, stage: str) -> pathlib.Path:
     """Returns the workdir of a teacher that learns from its student, as "teacher" or "unlinked"."""
