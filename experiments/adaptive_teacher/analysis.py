@@ -17,7 +17,9 @@ from experiments import arms
 
 SAYS = {
     "start": "the teacher before it learns: any hint",
-    "teacher": "**the teacher after GRPO**",
+    "teacher_200": "the teacher after 200 updates of GRPO",
+    "placebo_200": "its hints, each to another question",
+    "teacher": "**the teacher after 500 updates of GRPO**",
     "placebo": "its hints, each to another question",
     "fixed": "one hint for all questions, the best of eight",
     "unlinked": "GRPO with answers that the letters have nothing to do with",

@@ -67,8 +67,8 @@ def teacher(seed: int, *, linked: bool = True):
   # Strong, for the start tries all hints: with less the policy settles on what helps most letters, before it
   # looks at the letter, and no group differs any more.
   config.policy.kl_weight = 0.5
-  config.optim.update(lr=1e-3, warmup_steps=10, steps=200, weight_decay=0.0)
-  config.train.eval_every_steps = 40
+  config.optim.update(lr=1e-3, warmup_steps=10, steps=500, weight_decay=0.0)
+  config.train.eval_every_steps = 100
   config.eval.max_problems = 128
   return config
 
