@@ -88,8 +88,8 @@ def alone(seed: int):
   config.sampler.max_tokens = ANSWER_TOKENS
   config.rollout.pad_tokens = 8
   config.policy.entropy_weight = 0.02
-  config.optim.update(lr=3e-4, warmup_steps=10, steps=400, weight_decay=0.0)
-  config.train.update(idle_limit=None, eval_every_steps=80)  # To the end, even if nothing is learnt.
+  config.optim.update(lr=3e-4, warmup_steps=10, steps=2_000, weight_decay=0.0)
+  config.train.update(idle_limit=None, eval_every_steps=400)  # To the end, even if nothing is learnt.
   config.eval.max_problems = 128
   return config
 
