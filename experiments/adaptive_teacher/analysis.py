@@ -23,7 +23,8 @@ SAYS = {
     "placebo": "its hints, each to another question",
     "fixed": "one hint for all questions, the best of eight",
     "unlinked": "GRPO with answers that the letters have nothing to do with",
-    "alone": "no teacher: GRPO on the student itself",
+    "alone_400": "no teacher: 400 updates of GRPO on the student itself",
+    "alone": "no teacher: 2,000 updates of GRPO on the student itself",
     "taught": "no teacher: the student, tuned on what it answered with hints",
     "right": "the right hint for every question, a bound",
 }

@@ -75,7 +75,10 @@ def teacher(seed: int, *, linked: bool = True):
 
 def unlinked(seed: int):
   """Returns the config of the teacher's control: rewards as before, which no letter has to do with."""
-  return teacher(seed, linked=False)
+  config = teacher(seed, linked=False)
+  config.optim.steps = 200
+  config.train.eval_every_steps = 40
+  return config
 
 
 def alone(seed: int):

@@ -137,16 +137,21 @@ class Study:
     spent = self.spent
     return {"taught": {**self.without_hints(run), **_costs(spent)}}
 
-  def alone(self) -> dict[str, dict]:
+  def alone(self, name: str = "alone", *flags: str) -> dict[str, dict]:
     """Returns the row of policy optimisation on the student itself."""
-    run = self.trained("alone", "alone", f"--config.model.path={self.student_run}")
+    run = self.trained(name, "alone", f"--config.model.path={self.student_run}", *flags)
     spent = self.spent
-    return {"alone": {**self.without_hints(run), **_costs(spent), "curve": curve(run)}}
+    return {name: {**self.without_hints(run), **_costs(spent), "curve": curve(run)}}
+
+  def alone_400(self) -> dict[str, dict]:
+    """Returns the row of 400 updates of it."""
+    return self.alone("alone_400", "--config.optim.steps=400", "--config.train.eval_every_steps=80")
 
 
 ARMS: dict[str, Callable[[Study], dict[str, dict]]] = {
     name: getattr(Study, name) for name in
-    ("right", "fixed", "start", "teacher_200", "teacher", "unlinked", "alone", "taught")}
+    ("right", "fixed", "start", "teacher_200", "teacher", "unlinked", "alone_400", "alone",
+     "taught")}
 
 
 def _costs(spent: Spent) -> dict:
