@@ -10,9 +10,10 @@ from tests.recipes import test_contract
 # Groups that the loop reads for every recipe.
 LOOP = ("recipe", "seed", "optim", "train", "checkpoint", "mesh", "hosts", "monitor", "alerts", "upload")
 # What only a longer run reads, or serving it: an extra, a server, a template's values, a folder, the length.
-LATER = ("eval.lm_eval", "eval.published", "serve", "vllm", "server", "sampler.kind",
-         "rim", "traces", "teacher.endpoint", "data.template_values", "ranked.folder",
-         "data.epochs", "puzzles.epochs", "puzzles.test_path")
+# Who reads traces is looked at with them, in data/traces/test_sources.py.
+LATER = ("traces.", "rim", "teacher.endpoint", "eval.lm_eval", "eval.published", "serve", "vllm", "server",
+         "sampler.kind", "data.template_values", "ranked.folder", "data.epochs", "puzzles.epochs",
+         "puzzles.test_path")
 # What code shared by recipes looks at, though it can be nothing but the default, or is replaced.
 LOOKED_AT = {
   "memory_lm": {"data.chat_template", "lora.rank", "lora.path"},  # Of the sample at the end.

@@ -110,8 +110,8 @@ def load(name: str, *, files: str | None = None, split: str = "train", held_out_
     ValueError: for settings that cannot be, and for a row that is no problem.
   """
   if name not in TASKS and name != "files" and not name.startswith("hf:"):
-    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files', "
-                     f"'hf:NAME' or, of a whole config, {traces.NAME!r}")
+    raise ValueError(f"config.data.name={name!r} is unknown; it must be one of {', '.join(TASKS)}, 'files' "
+                     f"or 'hf:NAME', or {traces.NAME!r} in a config")
   problems.check_split(split, held_out_frac)
   if name in TASKS:
     return _task(name, options, split=split, held_out_frac=held_out_frac, seed=seed)

@@ -31,6 +31,8 @@ def group() -> dict:
       "versions": OPTIONAL(str),  # NAME=VERSION of what ran, such as "student=3,protocol=1"; None: any.
       "max_age_days": above_zero(OPTIONAL(float)),  # Days since the session began, at most.
       "require_ground_truth": False,  # Whether sessions without a right answer are left out.
+      # Module whose `scrub` takes the record of each trace used and returns it without personal data.
+      "scrub": OPTIONAL(str),
       # What stays on one side of the split: the sessions of one task, or of one learning_key.
       "split_by": one_of("session", "session learning_key"),
       "split_seed": seed(42),  # Of the split alone, so that runs are evaluated on the same sessions.

@@ -12,7 +12,7 @@ from atlas_jax.rollout import reply_schema
 FORMATS = ("json_schema", "json_object", "none")
 
 
-class TokenUsage(NamedTuple):
+class ReplyTokens(NamedTuple):
   """Tokens of a reply, None where the endpoint does not say."""
 
   prompt_tokens: int | None = None
@@ -23,7 +23,7 @@ class EndpointReply(NamedTuple):
   """A reply of an endpoint."""
 
   text: str
-  usage: TokenUsage
+  usage: ReplyTokens
   raw: Mapping[str, Any]  # the whole answer
   data: Any = None        # the JSON value of the text, where a schema was asked for
   is_cached: bool = False  # read from disk
@@ -94,14 +94,14 @@ def read_reply(content: bytes) -> EndpointReply:
   if not isinstance(text, str):
     raise ValueError(f"the answer's content is {type(text).__name__}, not a text")
   given = raw.get("usage")
-  counts = [given.get(name) if isinstance(given, dict) else None for name in TokenUsage._fields]
-  return EndpointReply(text, TokenUsage(*(count if type(count) is int and count >= 0 else None
+  counts = [given.get(name) if isinstance(given, dict) else None for name in ReplyTokens._fields]
+  return EndpointReply(text, ReplyTokens(*(count if type(count) is int and count >= 0 else None
                                       for count in counts)), raw)
 
 
-def summed(left: TokenUsage, right: TokenUsage) -> TokenUsage:
+def summed(left: ReplyTokens, right: ReplyTokens) -> ReplyTokens:
   """Returns the tokens of two replies, None where one of them does not say."""
-  return TokenUsage(*(None if one is None or other is None else one + other
+  return ReplyTokens(*(None if one is None or other is None else one + other
                       for one, other in zip(left, right, strict=True)))
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import async_loop, chat_form, endpoint_limits, reply_schema
-from atlas_jax.rollout.chat_form import AskOptions, EndpointReply, TokenUsage
+from atlas_jax.rollout.chat_form import AskOptions, EndpointReply, ReplyTokens
 from atlas_jax.rollout.reply_cache import ReplyCache
 
 KINDS = ("connect", "timeout", "status", "reply", "schema", "deadline", "circuit")
@@ -157,7 +157,7 @@ class Endpoint:
     saved = self.cache.get(asked) if self.cache is not None and how.cached else None
     if saved is not None:
       self.usage["cached"] += 1
-      reply = EndpointReply(saved["text"], TokenUsage(*saved["usage"]), saved["raw"], is_cached=True)
+      reply = EndpointReply(saved["text"], ReplyTokens(*saved["usage"]), saved["raw"], is_cached=True)
       return reply if how.schema is None else reply._replace(data=reply_schema.read(reply.text, how.schema))
     try:
       reply = await self._asked(body, how)

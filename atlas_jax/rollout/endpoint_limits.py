@@ -1,5 +1,6 @@
 """Limits on what an endpoint is asked: a circuit that opens while it fails, and calls at the same time."""
 import asyncio
+import collections
 import random
 import time
 from collections.abc import Callable
@@ -73,19 +74,33 @@ class CallLimit:
     self._most = most
     self._running = 0
     self._successes = 0
-    self._changed = asyncio.Condition()
+    # In the order of coming. A condition would wake all for each place, and forget one that is cancelled.
+    self._waiting: collections.deque[asyncio.Future] = collections.deque()
 
   async def __aenter__(self) -> None:
     """Waits for room."""
-    async with self._changed:
-      await self._changed.wait_for(lambda: self._running < self.limit)
+    if self._running < self.limit and not self._waiting:
       self._running += 1
+      return
+    turn = asyncio.get_running_loop().create_future()
+    self._waiting.append(turn)
+    try:
+      await turn  # Whoever made room has counted this one as running.
+    except asyncio.CancelledError:
+      if turn.cancelled():
+        self._waiting = collections.deque(one for one in self._waiting if one is not turn)
+      else:  # Its turn had come already.
+        await self.__aexit__()
+      raise
 
   async def __aexit__(self, *error) -> None:
     """Makes room."""
     self._running -= 1
-    async with self._changed:
-      self._changed.notify_all()
+    while self._waiting and self._running < self.limit:
+      turn = self._waiting.popleft()
+      if not turn.done():
+        self._running += 1
+        turn.set_result(None)
 
   def overloaded(self) -> None:
     """Halves the limit."""

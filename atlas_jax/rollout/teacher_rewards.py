@@ -109,21 +109,22 @@ class TeacherRewards:
     if self._settings.needs_answer_lengths:
       lengths = {"baseline_length_B": [_length(one.lesson.baseline) for one in taught],
                  "guided_length_B": [_length(one.guided) for one in taught]}
-    return teaching_reward([one.lesson.baseline_score for one in taught],
-                           [one.guided_score for one in taught],
-                           [self.count_tokens(text) for text in counted], self._settings, **lengths)
+    gain_B = teaching_reward([one.lesson.baseline_score for one in taught],
+                             [one.guided_score for one in taught],
+                             [self.count_tokens(text) for text in counted], self._settings, **lengths)
+    # A reply that cannot be used leaves the student alone, and must not earn what keeping it right does.
+    # Other rewards stand, such as one that teaches the form of replies.
+    broken_B = np.array([one.teaching.problem is not None for one in taught])
+    return np.where(broken_B, np.minimum(gain_B, 0), gain_B)
 
   def _settled(self, taught: Sequence[Taught], each: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Adds up rewards, and settles what replies earn that leak or cannot be used."""
+    """Adds up rewards, and settles what replies earn that leak."""
     reward_B = rewards.combine(each, self.weights, masks=self._masks)
     # What the student's gain has nothing to say of, such as without a truth, is not made up for by a verdict
     # or a length: only other rewards speak for such a reply.
     known = [each[name] for name in each if name not in (VERDICT, RELIANCE)]
     silent_B = np.all([np.isnan(column_B) for column_B in known], axis=0)
     leaked_B = np.array([one.leak is not None for one in taught])
-    broken_B = np.array([one.teaching.problem is not None for one in taught])
-    # A reply that cannot be used leaves the student alone, and must not earn what keeping it right does.
-    reward_B = np.where(broken_B, np.minimum(reward_B, 0), reward_B)
     settled = {"zero": np.minimum(reward_B, 0), "mask": np.full_like(reward_B, np.nan),
                "penalty": np.full_like(reward_B, -self._rule.leak_penalty)}[self._rule.leak]
     reward_B = np.where(leaked_B, settled, reward_B)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from atlas_jax.rollout import endpoint_limits
 from atlas_jax.rollout.endpoint import (
   AskOptions,
   ChatRequest,
@@ -268,3 +269,58 @@ def test_half_characters_and_tool_calls_pass(server):
   server.use([Answer({"choices": [{"message": {"content": None, "tool_calls": [{"id": "1"}]}}]})])
   assert ask(made(server), [{"role": "user", "content": "\ud800"}]).text == ""
   assert AskOptions().extra == {}
+
+
+def test_a_server_that_wants_less_is_asked_for_less_at_a_time():
+  limit = endpoint_limits.CallLimit(8)
+  limit.overloaded()
+  limit.overloaded()
+  assert limit.limit == 2
+  for _ in range(3):
+    limit.overloaded()
+  assert limit.limit == 1
+  for _ in range(10 * endpoint_limits.GROWS_AFTER):
+    limit.succeeded()
+  assert limit.limit == 8
+
+
+def test_a_request_that_is_given_up_leaves_room_for_others(server):
+  server.use(lambda number, body: Answer(said("late"), wait_s=5.0) if number == 0 else "there")
+  endpoint = made(server, parallel_requests=1)
+
+  async def both():
+    first = asyncio.create_task(endpoint.ask(MESSAGES))
+    while not server.asked:
+      await asyncio.sleep(0.01)
+    second = asyncio.create_task(endpoint.ask(MESSAGES))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    return (await second).text, first
+
+  text, first = asyncio.run(both())
+  assert text == "there" and endpoint.circuit.admits()
+
+
+def test_the_turn_of_one_that_is_given_up_goes_to_the_next():
+  async def entered(limit, done):
+    async with limit:
+      done.append(1)
+
+  async def main():
+    limit, done = endpoint_limits.CallLimit(1), []
+    await limit.__aenter__()
+    tasks = [asyncio.create_task(entered(limit, done)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()  # While it waits.
+    await limit.__aexit__()
+    tasks[1].cancel()  # When its turn has come.
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    return done, [task.cancelled() for task in tasks]
+
+  assert asyncio.run(main()) == ([1], [True, True, False])
+
+
+@pytest.mark.parametrize("tries, least, most", [(1, 0, 1), (3, 0, 4), (99, 0, 5)])
+def test_pauses_are_drawn_below_a_bound_that_doubles(tries, least, most):
+  drawn = [endpoint_limits.pause_s(tries, 1.0, 5.0, random.Random(seed)) for seed in range(200)]
+  assert least <= min(drawn) < 0.1 * most and 0.9 * most < max(drawn) <= most

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.rollout import students
-from atlas_jax.rollout.chat_form import EndpointReply, TokenUsage
+from atlas_jax.rollout.chat_form import EndpointReply, ReplyTokens
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.rollout.students import EndpointStudent, NativeStudent, StudentReply
 from atlas_jax.state import Trained
@@ -68,8 +68,8 @@ def test_prompts_are_texts_or_put_into_the_students_chat_template(student, tmp_p
 
 
 def test_a_server_answers_and_what_fails_is_marked():
-  replies = [EndpointReply("46", TokenUsage(5, 2), {"choices": [{"finish_reason": "stop"}]}),
-             EndpointReply("1", TokenUsage(), {"choices": [{"finish_reason": "length"}]}),
+  replies = [EndpointReply("46", ReplyTokens(5, 2), {"choices": [{"finish_reason": "stop"}]}),
+             EndpointReply("1", ReplyTokens(), {"choices": [{"finish_reason": "length"}]}),
              EndpointError("timeout", None, 3)]
   requests = []
   endpoint = types.SimpleNamespace(ask_all=lambda given: requests.extend(given) or replies)

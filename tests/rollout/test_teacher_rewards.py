@@ -70,6 +70,9 @@ def test_a_reply_that_cannot_be_used_does_not_earn_what_the_student_can_do_alone
   earned = [wanted.score(one, ["?"], [[0]], prompts=[begun[0].problem], step=0).reward_B[0]
             for one in (broken, silent)]
   assert earned == [0, 1]
+  shaped = built.teacher_rewards("teaching,letters=0.5")
+  given = dict(prompts=[begun[0].problem], step=0)
+  assert shaped.score(broken, ["no JSON"], [[0]], **given).reward_B[0] == pytest.approx(0.5 * 6 / 7)
 
 
 def test_verdicts_on_an_attempt_are_rewarded_and_reliance_costs():

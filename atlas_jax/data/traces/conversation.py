@@ -16,6 +16,7 @@ from atlas_jax.data.traces.record import Attempt, Step, Trace
 TARGETS = ("student", "teacher", "none")
 SHOWN = ("task", "attempts")
 REASONS = {
+    step_prompts.TWICE: "another step of the session has its id",
     "no_guidance": "the teacher said nothing",
     "harmful": "the attempt behind the guidance was scored lower than the one before it",
     "no_answer": "there is no answer",
@@ -60,7 +61,7 @@ class TraceConversation(NamedTuple):
     elif self.prompt == "task":
       yield from self._answered(where, trace, None, refused)
     else:
-      for step in step_prompts.unique_steps(trace):
+      for step in step_prompts.unique_steps(trace, refused):
         yield from self._answered(f"{where}#{step.step_id}", trace, step, refused)
 
   def _answered(self, where: str, trace: Trace, step: Step | None, refused: Counter) -> Iterator[Problem]:
@@ -83,7 +84,7 @@ class TraceConversation(NamedTuple):
   def _lessons(self, where: str, trace: Trace, refused: Counter) -> Iterator[Problem]:
     if not trace.has_guidance:
       refused["no_guidance"] += 1
-    for step in step_prompts.unique_steps(trace):
+    for step in step_prompts.unique_steps(trace, refused):
       for number, turn in enumerate(turns_of(trace, step, refused), start=1):
         messages, reply = self.lesson(turn)
         # Without an answer: the right one is the student's, and no grader compares guidance with it.

@@ -59,6 +59,7 @@ class TraceReader:
                        f"{' or '.join(records.JSON_LINES)}, also with .gz behind; export them again")
     self._log = RejectLog(strict=strict, max_reject_frac=max_reject_frac, file=rejects_file)
     self._names = [str(file) for file in self._files]
+    self._numbers = {name: number for number, name in enumerate(self._names)}
     # Session -> hash of its line (64 bits), file (24 bits), line (40 bits).
     self._seen: dict[str, int] = {}
 
@@ -139,7 +140,7 @@ class TraceReader:
     key = f"line {digest}" if found.session_id is None else str(found.session_id)
     file, _, number = where.rpartition(":")
     # One number for each session, not its place as a text: a million of them must fit into memory.
-    entry = digest << 64 | self._names.index(file) << 40 | int(number)
+    entry = digest << 64 | self._numbers[file] << 40 | int(number)
     known = self._seen.setdefault(key, entry)
     if known == entry:
       return False

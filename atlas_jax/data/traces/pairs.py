@@ -36,7 +36,7 @@ def groups(found: Iterable[FoundTrace], refused: Counter, *, prompt: str = "task
     prompt: what the responses answer, see `step_prompts.of_step`.
   """
   for where, trace in found:
-    for step in step_prompts.unique_steps(trace):
+    for step in step_prompts.unique_steps(trace, refused):
       scored, why = _scored(step)
       if why is not None:
         refused[why] += 1

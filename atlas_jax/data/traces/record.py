@@ -2,8 +2,9 @@
 
 A `Trace` keeps its JSON object whole, keys that nobody knows included, and reads typed values from it, so
 that `Trace.from_json(x).to_json()` is x up to what cannot be stored, see `storable`. Where a key stands in
-two places, such as review_status in the record and in its metadata, the record's own wins: a database's
-columns are written to it, and those are what a review changes.
+two places, such as learning_key in the record and in its metadata, the record's own wins. Review, verdicts
+and rewards are read from the record alone: whoever starts a session writes keys into its metadata, and must
+not approve or reward it there.
 """
 import dataclasses
 import datetime
@@ -106,7 +107,7 @@ class Trace:
   @property
   def review_status(self) -> str | None:
     """"pending", "approved", "quarantined"; None: not said, which is as good as pending."""
-    return as_word(self._either("review_status"))
+    return as_word(self.data.get("review_status"))
 
   @property
   def lane(self) -> str | None:
@@ -123,7 +124,7 @@ class Trace:
 
     Old traces call the last attempt valid whatever it is, so that nothing is concluded from that.
     """
-    return as_boolean(self._either("verified"))
+    return as_boolean(self.data.get("verified"))
 
   @property
   def learning_key(self) -> str | None:
@@ -175,26 +176,27 @@ class Trace:
   @functools.cached_property
   def reward(self) -> Score:
     """The session's score, else that of its statistics, else the mean of its steps' real scores."""
-    status = self._either("reward_status")
+    status = self.data.get("reward_status")
     if status not in (None, "ok"):
       return Score.absent(f"the reward's status is {status}", "session")
     session = self.session_reward
     if session.has_verdict:
       return session
-    stats = Score.of_stats(self._either("reward_stats"))
+    stats = Score.of_stats(self.data.get("reward_stats"))
     if stats.has_verdict:
       return stats
     real = [score for step in self.steps if (score := step.reward.value) is not None]
     if real:
       return Score(sum(real) / len(real), None, "steps")
-    given = self._payload is not None
-    return session if given else stats if self._either("reward_stats") else Score.absent("there is no reward")
+    if self._payload is not None:
+      return session
+    return stats if self.data.get("reward_stats") else Score.absent("there is no reward")
 
   @property
   def session_reward(self) -> Score:
     """The score of the whole session alone."""
     found = Score.read(self._payload, "session")
-    stats = as_object(self._either("reward_stats"))
+    stats = as_object(self.data.get("reward_stats"))
     if found.value == 0 and Score.of_stats(stats).value is None and stats.get("sample_count") == 1:
       # The breakdown of an outage may have lost its samples; its statistics still have them.
       return Score.absent("the reward's statistics are those of an outage", "session")
@@ -202,11 +204,8 @@ class Trace:
 
   @property
   def _payload(self) -> Any:
-    for found in (self.data.get("session_reward"), self.data.get("reward"),
-                  self.session_metadata.get("session_reward")):
-      if found is not None:
-        return found
-    return None
+    found = self.data.get("session_reward")
+    return self.data.get("reward") if found is None else found
 
   def _either(self, name: str) -> Any:
     """Returns a field of the record, else of its metadata."""

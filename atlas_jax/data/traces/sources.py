@@ -6,6 +6,7 @@ is written to the run's folder. A store is opened by `open_store(url)` of `atlas
 
 Every source goes through `selected`, so that the gate of review holds for all of them.
 """
+import copy
 import dataclasses
 import os
 import pathlib
@@ -25,6 +26,7 @@ from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.jsonl import FoundTrace, TraceReader
 from atlas_jax.data.traces.provenance import DataHash
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rejects import ReadReport, Reject, RejectLog
 
 NAME = "traces"
@@ -114,9 +116,32 @@ def selected(files: str, fields, selection: Selection) -> Iterator[FoundTrace]:
   else:
     found = _of_files(TraceReader(files, **how, rejects_file=rejects_file), selection)
   # Filters of ours also behind a store's own: one gate for all, whatever a query lets through.
+  scrub = _scrub_of(fields.scrub)
   for one in filters.chosen(found, selection.filters, selection.dropped):
-    selection.kept.add(one.trace)
-    yield one
+    scrubbed = scrub(one)
+    selection.kept.add(scrubbed.trace)
+    yield scrubbed
+
+
+def _scrub_of(name: str | None) -> Callable[[FoundTrace], FoundTrace]:
+  """Returns how personal data are taken out: the function `scrub` of a module, record -> record."""
+  if name is None:
+    return lambda one: one
+  scrub = modules.attribute(name, "scrub", field="traces.scrub")
+
+  def scrubbed(one: FoundTrace) -> FoundTrace:
+    try:
+      # A copy: the function may change what it is given.
+      found = Trace.from_json(scrub(copy.deepcopy(one.trace.to_json())))
+    except ValueError as error:
+      raise ValueError(f"{one.where}: what `scrub` of config.traces.scrub={name!r} returns is no trace: it "
+                       f"{error}") from error
+    if found.identity != one.trace.identity:
+      raise ValueError(f"{one.where}: `scrub` of config.traces.scrub={name!r} changes the session's id, by "
+                       "which lines that contradict one another are found; keep it")
+    return FoundTrace(one.where, found)
+
+  return scrubbed
 
 
 def _of_files(reader: TraceReader, selection: Selection) -> Iterator[FoundTrace]:

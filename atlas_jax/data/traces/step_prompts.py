@@ -1,21 +1,25 @@
 """Prompts of sessions and of their steps."""
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atlas_jax.data.traces.record import Step, Trace
 
 KINDS = ("task", "step")
+TWICE = "step_twice"  # Why a step is left out whose id another one has.
 SYSTEM = "executor_system_prompt"  # In the metadata of a step or of the session.
 DEFAULT_SYSTEM = ("You carry out one step of a plan. Use the context of the steps before it and the guidance "
                   "that you are given, and answer with the result of this step alone.")
 
 
-def unique_steps(trace: Trace) -> Iterator[Step]:
-  """Yields the steps of a session, of those with one id the first."""
+def unique_steps(trace: Trace, refused: Counter) -> Iterator[Step]:
+  """Yields the steps of a session, of those with one id the first; the others are counted in `refused`."""
   seen = set()
   for step in trace.steps:
-    if step.step_id not in seen:
+    if step.step_id in seen:
+      refused[TWICE] += 1
+    else:
       seen.add(step.step_id)
       yield step
 

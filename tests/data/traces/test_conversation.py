@@ -107,7 +107,8 @@ def test_steps_are_laid_out_and_one_id_counts_once():
       "Description: Load the test log", "Tool: read_csv", 'Tool Parameters: {"path": "p7.csv"}']
   row = sessions.session()
   row["steps"].append(dict(row["steps"][0], output="other"))
-  assert len(problems(row, target="none", prompt="step")[0]) == 1
+  found, refused = problems(row, target="none", prompt="step")
+  assert len(found) == 1 and refused == {"step_twice": 1}
   row["session_metadata"]["executor_system_prompt"] = "Be brief."
   assert problems(row, target="none", prompt="step")[0][0].prompt.startswith("Be brief.\n\nTask: ")
 
@@ -121,4 +122,4 @@ def test_a_step_of_several_is_no_answer_to_the_task():
 
 
 def test_every_reason_has_words():
-  assert set(conversation.REASONS) == {"no_guidance", "harmful", "no_answer", "unverified"}
+  assert set(conversation.REASONS) == {"step_twice", "no_guidance", "harmful", "no_answer", "unverified"}

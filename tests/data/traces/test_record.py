@@ -49,8 +49,11 @@ def test_a_session_of_version_two_is_read():
 @pytest.mark.parametrize("row, name, value", [
     ({"review_status": "approved", "session_metadata": {"review_status": "pending"}}, "review_status",
      "approved"),
-    ({"session_metadata": {"review_status": " Quarantined"}}, "review_status", "quarantined"),
-    ({"session_metadata": {}}, "review_status", None),
+    ({"review_status": " Quarantined"}, "review_status", "quarantined"),
+    # Who starts a session writes its metadata, and cannot approve or verify it.
+    ({"session_metadata": {"review_status": "approved"}}, "review_status", None),
+    ({"session_metadata": {"verified": True}}, "verified", None),
+    ({"session_metadata": {"learning_key": "k"}}, "learning_key", "k"),
     ({"status": "Running"}, "status", "running"),
     ({"execution_mode": "auto", "adaptive_summary": {"adaptive_mode": "coach"}}, "lane", "auto"),
     ({"adaptive_summary": {"adaptive_mode": "escalate"}}, "lane", "escalate"),
@@ -58,7 +61,6 @@ def test_a_session_of_version_two_is_read():
     ({"steps": [{"metadata": {"ground_truth": "T"}}]}, "ground_truth", "T"),
     ({"steps": [{"metadata": {"ground_truth": "T"}}, {}]}, "ground_truth", None),
     ({"verified": None}, "verified", None),
-    ({"session_metadata": {"verified": "false"}}, "verified", None),
     ({"teacher_notes": ["a", " ", 3]}, "guidance", ("a",)),
     ({"created_at": "yesterday"}, "created", None),
     ({"plan": None}, "plan", {}),

@@ -39,7 +39,7 @@ def test_a_reward_is_read_and_absent_is_not_zero(payload, expected):
 @pytest.mark.parametrize("row, value, source", [
     ({"session_reward": {"score": 0.8}, "reward_stats": {"score": 0.1}}, 0.8, "session"),
     ({"reward_stats": {"score": 0.1, "sample_count": 3}}, 0.1, "stats"),
-    ({"session_metadata": {"reward_stats": {"score": 0.1, "sample_count": 3}}}, 0.1, "stats"),
+    ({"session_metadata": {"reward_stats": {"score": 0.1, "sample_count": 3}}}, None, None),
     ({"session_reward": OUTAGE, "reward_stats": STATS}, None, "session"),
     ({"session_reward": {"score": 0.0}, "reward_stats": STATS}, None, "session"),
     ({"reward_stats": STATS}, None, "stats"),
@@ -49,7 +49,7 @@ def test_a_reward_is_read_and_absent_is_not_zero(payload, expected):
     ({"steps": [{"reward": None}, {}]}, None, None),
     ({"session_reward": {"score": 0.8}, "reward_status": "no_verdict"}, None, "session"),
     ({"session_reward": {"score": 0.8}, "reward_status": "ok"}, 0.8, "session"),
-    ({"session_metadata": {"session_reward": {"score": 0.3}}}, 0.3, "session"),
+    ({"session_metadata": {"session_reward": {"score": 0.3}}}, None, None),
 ])
 def test_a_session_has_its_own_score_else_its_statistics_else_the_mean_of_steps(row, value, source):
   found = Trace.from_json({"task": "t", **row}).reward

@@ -8,15 +8,17 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from atlas_jax import config as configs
 from atlas_jax import readers
 from atlas_jax.data import prompts
 from atlas_jax.data.columns import Needs
-from atlas_jax.data.traces import sources
+from atlas_jax.data.traces import provenance, sources
 from atlas_jax.data.traces.jsonl import FoundTrace
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rejects import RejectedError
 from atlas_jax.recipes import ranked
 from tests.data.traces import sessions
+from tests.test_readers import Read
 
 REVIEWS = ["approved", "pending", "quarantined", None, " Approved", "APPROVED", "passed", "approved,", ""]
 NO_TEMPLATE = types.SimpleNamespace(template=None)
@@ -50,9 +52,8 @@ def test_what_review_did_not_let_pass_reaches_no_source(tmp_path_factory, drawn,
   for number, (review, copy, status) in enumerate(drawn):
     row = sessions.with_metadata(sessions.session(number), status=status, review_status=copy)
     rows.append({**row, "review_status": review})
-    # A column of the record wins over the copy in the metadata, which may be older.
-    effective = ((review if review is not None else copy) or "").strip().lower()
-    if status == "succeeded" and effective in asked.split(","):
+    # The copy in the metadata, which whoever starts a session may write, lets nothing pass.
+    if status == "succeeded" and (review or "").strip().lower() in asked.split(","):
       expected.add(number)
   file = sessions.write(tmp_path_factory.mktemp("traces") / "a.jsonl", rows)
   for source in sorted(SOURCES):
@@ -181,6 +182,31 @@ def test_settings_that_a_recipe_does_not_read_are_known(recipe, field, is_read):
   assert readers.is_read(sessions.config_of(recipe, "a.jsonl"), field) == is_read
 
 
+@pytest.mark.parametrize("recipe", ["gkd", "grpo", "ranked", "sft"])
+def test_the_table_says_what_of_traces_a_recipe_reads(recipe, tmp_path):
+  file = sessions.write(tmp_path / "a.jsonl", [sessions.session(1)])
+  found = set()
+  for fields in ({"target": "student"}, {"target": "teacher"}):
+    read = Read(sessions.config_of(recipe, file, **fields), found)
+    if recipe == "ranked":
+      ranked.groups_of(read, NO_TEMPLATE)
+    else:
+      prompts.of_config(read)
+  known = {name for name in configs.FIELDS if name.startswith("traces.")}
+  listed = {name for name in known if recipe in readers.recipes_of(name)}
+  # How problems are made is one piece of settings, of which prompts alone use a part.
+  unused = {"traces.shown", "traces.verified_reward", "traces.lesson"} if recipe == "grpo" else set()
+  assert found & known - unused == listed
+
+
+def test_settings_of_traces_without_traces_are_refused():
+  config = sessions.config_of("sft", "a.jsonl", min_reward=0.5)
+  readers.check(config)
+  config.data.name = "files"
+  with pytest.raises(ValueError, match="set config.data.name=traces"):
+    readers.check(config)
+
+
 def test_a_lesson_of_a_module_of_ones_own_is_used(tmp_path, monkeypatch):
   module = types.ModuleType("my_lesson")
   module.lesson = lambda turn: ([{"role": "user", "content": turn.question}], turn.guidance.upper())
@@ -188,6 +214,27 @@ def test_a_lesson_of_a_module_of_ones_own_is_used(tmp_path, monkeypatch):
   file = sessions.write(tmp_path / "a.jsonl", [sessions.session(1)])
   found = prompts.of_config(sessions.config_of("sft", file, target="teacher", lesson="my_lesson"))
   assert found.problem(0).solution == "CARRY THE ONE 1."
+
+
+def test_personal_data_are_taken_out_before_anything_else_reads_them(tmp_path, monkeypatch):
+  def scrub(record):
+    record["task"] = record["task"].replace("Add", "[NAME]")
+    return record
+
+  module = types.ModuleType("my_scrub")
+  monkeypatch.setitem(sys.modules, "my_scrub", module)
+  module.scrub = scrub
+  file = sessions.write(tmp_path / "a.jsonl", [sessions.session(1)])
+  config = sessions.config_of("sft", file, scrub="my_scrub")
+  assert prompts.of_config(config).problem(0).prompt == "[NAME] 14 and 17 1"
+  _, selection = sources.read(file, config.traces, lambda one, refused: [one])
+  scrubbed = Trace.from_json(scrub(sessions.session(1)))
+  assert selection.kept.sha256 == provenance.data_hash([scrubbed])
+  for wrong, words in ((lambda record: None, "is no trace: it is null"),
+                       (lambda record: {"task": "x"}, "changes the session's id")):
+    module.scrub = wrong
+    with pytest.raises(ValueError, match=words):
+      prompts.of_config(config)
 
 
 def test_held_out_files_of_ranked_are_refused_with_traces():

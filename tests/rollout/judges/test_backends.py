@@ -6,6 +6,8 @@ import pytest
 from atlas_jax.rollout.judges import backends
 from atlas_jax.rollout.judges.backends import Budget, BudgetError, JudgeReply
 from atlas_jax.rollout.judges.rim import RIMReward
+from tests.language.serve import scripted
+from tests.language.serve.test_http_server import serving
 from tests.rollout.judges.scripts import NO_CANARY, ONE, SCRIPTED, reply
 
 
@@ -50,3 +52,19 @@ def test_a_budget_counts_what_was_sent():
   budget.settle(JudgeReply({}, 10))
   with pytest.raises(BudgetError, match="10 tokens of 10"):
     budget.take_call()
+
+
+@pytest.mark.parametrize("form", ["json_schema", "json_object", "none"])
+def test_this_project_s_own_server_judges(form, monkeypatch):
+  written = json.dumps({"principles": [], "rationale": "fine", "score": 0.7, "uncertainty": 0.1, "flags": []})
+  monkeypatch.setenv("JUDGE_KEY", "sesame" * 3)
+  made = scripted.service(lambda text: written if "BOUNDARY" in text else "?", tokens=("sesame" * 3,),
+                          max_tokens=500)
+  with serving(made) as port:
+    judge = RIMReward({
+      **NO_CANARY, **ONE, "temperatures": "0.5", "models": {"small_model": "base"}, "model_configs": {
+        "default": {"max_tokens": 400, "response_format": form}},
+      "endpoint": {"url": f"http://127.0.0.1:{port}/v1", "key_variable": "JUDGE_KEY", "timeout_s": 20.0}})
+    found = judge.evaluate(prompt="6 * 7?", response="42", ground_truth="42")
+  assert found.score == 0.7, found.extra
+  assert found.extra["tokens"] > 100
