@@ -17,11 +17,14 @@ from experiments import arms
 
 SAYS = {
     "start": "the teacher before it learns: any hint",
-    "teacher": "**the teacher after GRPO**",
+    "teacher_200": "the teacher after 200 updates of GRPO",
+    "placebo_200": "its hints, each to another question",
+    "teacher": "**the teacher after 500 updates of GRPO**",
     "placebo": "its hints, each to another question",
     "fixed": "one hint for all questions, the best of eight",
     "unlinked": "GRPO with answers that the letters have nothing to do with",
-    "alone": "no teacher: GRPO on the student itself",
+    "alone_400": "no teacher: 400 updates of GRPO on the student itself",
+    "alone": "no teacher: 2,000 updates of GRPO on the student itself",
     "taught": "no teacher: the student, tuned on what it answered with hints",
     "right": "the right hint for every question, a bound",
 }

@@ -67,15 +67,18 @@ def teacher(seed: int, *, linked: bool = True):
   # Strong, for the start tries all hints: with less the policy settles on what helps most letters, before it
   # looks at the letter, and no group differs any more.
   config.policy.kl_weight = 0.5
-  config.optim.update(lr=1e-3, warmup_steps=10, steps=200, weight_decay=0.0)
-  config.train.eval_every_steps = 40
+  config.optim.update(lr=1e-3, warmup_steps=10, steps=500, weight_decay=0.0)
+  config.train.eval_every_steps = 100
   config.eval.max_problems = 128
   return config
 
 
 def unlinked(seed: int):
   """Returns the config of the teacher's control: rewards as before, which no letter has to do with."""
-  return teacher(seed, linked=False)
+  config = teacher(seed, linked=False)
+  config.optim.steps = 200
+  config.train.eval_every_steps = 40
+  return config
 
 
 def alone(seed: int):
@@ -88,8 +91,8 @@ def alone(seed: int):
   config.sampler.max_tokens = ANSWER_TOKENS
   config.rollout.pad_tokens = 8
   config.policy.entropy_weight = 0.02
-  config.optim.update(lr=3e-4, warmup_steps=10, steps=400, weight_decay=0.0)
-  config.train.update(idle_limit=None, eval_every_steps=80)  # To the end, even if nothing is learnt.
+  config.optim.update(lr=3e-4, warmup_steps=10, steps=2_000, weight_decay=0.0)
+  config.train.update(idle_limit=None, eval_every_steps=400)  # To the end, even if nothing is learnt.
   config.eval.max_problems = 128
   return config
 

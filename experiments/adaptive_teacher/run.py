@@ -90,31 +90,41 @@ class Study:
   def start(self) -> dict[str, dict]:
     """Returns the row of the teacher before it learns."""
     run = self.trained("teacher_start", "teacher_start")
-    return {"start": {**self.hinted(self.hints(run)), **_costs(self.spent)}}
+    spent = self.spent
+    return {"start": {**self.hinted(self.hints(run)), **_costs(spent)}}
 
-  def teacher_run(self, stage: str) -> pathlib.Path:
+  def teacher_run(self, name: str, stage: str, *flags: str) -> pathlib.Path:
     """Returns the workdir of a teacher that learns from its student, as "teacher" or "unlinked"."""
     start = self.trained("teacher_start", "teacher_start")
-    return self.trained(stage, stage, f"--config.model.path={start}",
-                        f"--config.teacher.student={self.student_run}")
+    return self.trained(name, stage, f"--config.model.path={start}",
+                        f"--config.teacher.student={self.student_run}", *flags)
 
   def teacher(self) -> dict[str, dict]:
     """Returns the row of the teacher that has learnt, and of its hints of other questions."""
-    run = self.teacher_run("teacher")
+    run = self.teacher_run("teacher", "teacher")
     spent = self.spent
     hints = self.hints(run)
     return {"teacher": {**self.hinted(hints), **_costs(spent), "curve": curve(run)},
             "placebo": self.hinted(measure.of_others(hints, self._seed))}
 
+  def teacher_200(self) -> dict[str, dict]:
+    """Returns the row of a teacher that has learnt for 200 updates."""
+    run = self.teacher_run("teacher_200", "teacher", "--config.optim.steps=200",
+                           "--config.train.eval_every_steps=40")
+    spent = self.spent
+    hints = self.hints(run)
+    return {"teacher_200": {**self.hinted(hints), **_costs(spent), "curve": curve(run)},
+            "placebo_200": self.hinted(measure.of_others(hints, self._seed))}
+
   def unlinked(self) -> dict[str, dict]:
     """Returns the row of a teacher whose rewards no letter had to do with."""
-    run = self.teacher_run("unlinked")
+    run = self.teacher_run("unlinked", "unlinked")
     spent = self.spent
     return {"unlinked": {**self.hinted(self.hints(run)), **_costs(spent), "curve": curve(run)}}
 
   def taught(self) -> dict[str, dict]:
     """Returns the row of a student that has learnt its own guided answers, asked without hints."""
-    teacher = self.teacher_run("teacher")
+    teacher = self.teacher_run("teacher", "teacher")
     found = Convention(seed=self._seed, tag_seed=self._seed)
     asked = [found.problem(index) for index in range(64 if self._smoke else TAUGHT_QUESTIONS)]
     hints = measure.hints_of(Writer(teacher), self.student, asked)
@@ -127,16 +137,21 @@ class Study:
     spent = self.spent
     return {"taught": {**self.without_hints(run), **_costs(spent)}}
 
-  def alone(self) -> dict[str, dict]:
+  def alone(self, name: str = "alone", *flags: str) -> dict[str, dict]:
     """Returns the row of policy optimisation on the student itself."""
-    run = self.trained("alone", "alone", f"--config.model.path={self.student_run}")
+    run = self.trained(name, "alone", f"--config.model.path={self.student_run}", *flags)
     spent = self.spent
-    return {"alone": {**self.without_hints(run), **_costs(spent), "curve": curve(run)}}
+    return {name: {**self.without_hints(run), **_costs(spent), "curve": curve(run)}}
+
+  def alone_400(self) -> dict[str, dict]:
+    """Returns the row of 400 updates of it."""
+    return self.alone("alone_400", "--config.optim.steps=400", "--config.train.eval_every_steps=80")
 
 
 ARMS: dict[str, Callable[[Study], dict[str, dict]]] = {
     name: getattr(Study, name) for name in
-    ("right", "fixed", "start", "teacher", "unlinked", "alone", "taught")}
+    ("right", "fixed", "start", "teacher_200", "teacher", "unlinked", "alone_400", "alone",
+     "taught")}
 
 
 def _costs(spent: Spent) -> dict:
