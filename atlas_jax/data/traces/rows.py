@@ -193,6 +193,8 @@ def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
           del holder[name]
         elif name in holder:
           holder[name] = session[column]
+  if session["review_status"] is not None:
+    record["review_status"] = session["review_status"]
 
 
 def _numbered(events: list[dict[str, Any]], ids: list) -> list[dict[str, Any]]:
