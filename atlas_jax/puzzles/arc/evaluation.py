@@ -50,8 +50,7 @@ def make(solve: Callable, grids: Grids, *, batch_rows: int, names, tasks: Mappin
     tasks: task id -> {"test": [{"input": rows, "output": rows, absent where it is not known}, ...], ...}.
     leaked: ids of tasks whose answers are trained on; scores are given with and without them.
     rule: of ranking, see `voting.Votes.ordered`.
-    whole: whether the solver reads all examples; if not, scores are over tasks reached, the last one may be
-      cut.
+    whole: whether the solver reads all examples; if not, scores are over tasks reached, the last maybe cut.
     n_pictures: tasks drawn, half of them solved, as they are without augmentation.
     page, record: see `accuracy.make`.
 
