@@ -181,7 +181,7 @@ def join(rows: SessionRows) -> dict[str, Any]:
 
 
 def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
-  """Gives id and review the values of the columns, wherever they stand in a record.
+  """Replaces id and review by the values of the columns, wherever they stand in a record.
 
   Other programs put the metadata of their callers into a database as it is. Whatever a caller puts under
   STORE, no session can say of itself that it was approved, or that it is another one.
