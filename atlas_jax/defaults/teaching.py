@@ -61,7 +61,7 @@ def groups() -> dict:
 def _endpoint() -> dict:
   return {
       "url": OPTIONAL(str),  # Up to the version, such as http://127.0.0.1:8000/v1.
-      "model": OPTIONAL(str),  # The student's name there.
+      "served_as": OPTIONAL(str),  # The student's name there.
       "key_variable": OPTIONAL(str),  # Variable of the environment with the key; None: none is sent.
       "timeout_s": above_zero(60.0),  # Of one try.
       "deadline_s": above_zero(180.0),  # Of all tries of one answer.

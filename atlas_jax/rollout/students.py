@@ -200,12 +200,12 @@ def load(config, start: InitialModel | None, mesh) -> Any:
                          block_tokens=config.loss.block_tokens)
   if config.teacher.sampler == "endpoint":
     fields = config.teacher.endpoint.to_dict()
-    for name in ("url", "model"):
+    for name in ("url", "served_as"):
       if fields[name] is None:
         raise ValueError(f"config.teacher.endpoint.{name}=None: config.teacher.sampler='endpoint' needs the "
                          "address of the student's server and its name there; set both, or sampler=native")
     try:
-      return EndpointStudent(Endpoint(EndpointSettings(**fields)))
+      return EndpointStudent(Endpoint(EndpointSettings(model=fields.pop("served_as"), **fields)))
     except ValueError as error:
       raise ValueError(f"config.teacher.endpoint: {error}") from error
   make: Callable = modules.attribute(config.teacher.sampler, "make", field="teacher.sampler")

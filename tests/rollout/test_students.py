@@ -82,9 +82,10 @@ def test_a_server_answers_and_what_fails_is_marked():
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"url": None}, "config.teacher.endpoint.url=None: .* needs the address"),
-    ({"url": "http://127.0.0.1:1/v1"}, "config.teacher.endpoint.model=None"),
-    ({"url": "127.0.0.1", "model": "m"}, "config.teacher.endpoint: the url of an endpoint is '127.0.0.1'"),
-    ({"url": "http://127.0.0.1:1/v1", "model": "m", "timeout_s": 9e9}, "config.teacher.endpoint: timeout_s")])
+    ({"url": "http://127.0.0.1:1/v1"}, "config.teacher.endpoint.served_as=None"),
+    ({"url": "127.0.0.1", "served_as": "m"}, "config.teacher.endpoint: the url of an endpoint is '127.0.0"),
+    ({"url": "http://127.0.0.1:1/v1", "served_as": "m", "timeout_s": 9e9},
+     "config.teacher.endpoint: timeout_s")])
 def test_an_endpoint_that_cannot_be_is_refused(fields, message):
   config = config_of(teacher__sampler="endpoint",
                      **{f"teacher__endpoint__{name}": value for name, value in fields.items()})
