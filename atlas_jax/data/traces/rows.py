@@ -87,9 +87,9 @@ def _session(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str
   return columns | {
     "id": number, "task": _text(record["task"]), "status": _text(either("status")) or UNKNOWN,
     "plan": record.get("plan") or None, "reward": reward, "reward_stats": record.get("reward_stats"),
-    "reward_audit": record.get("reward_audit"), "review_status": as_word(record.get("review_status")) or PENDING,
-    "review_notes": _text(record.get("review_notes")), "created_at": normal(either("created_at")),
-    "completed_at": normal(either("completed_at"))}
+    "reward_audit": record.get("reward_audit"), "review_notes": _text(record.get("review_notes")),
+    "review_status": as_word(record.get("review_status")) or PENDING,
+    "created_at": normal(either("created_at")), "completed_at": normal(either("completed_at"))}
 
 
 def _either(record: Mapping[str, Any], name: str) -> Any:
