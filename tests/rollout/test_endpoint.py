@@ -238,6 +238,19 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(server, monkeyp
   server.use(["hello"])
   ask(endpoint)
   assert not any(b"planted" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+  # Quoted across the place where a message is cut, and in a reply that is saved.
+  for before in range(289, 302):
+    server.use([Answer("x" * before + "sk-planted", 401)])
+    assert "sk-pl" not in str(failed(endpoint, seed=before))
+  server.use([Answer({**said("sk-planted"), "debug": "Bearer sk-planted"})])
+  reply = ask(endpoint, seed=1)
+  assert "sk-planted" not in f"{reply}" and reply.text == "***"
+  assert not any(b"planted" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+  for wrong in ("sk-pla\nnted", "sk-plantéd", "Bearer sk-planted"):
+    monkeypatch.setenv("JUDGE_KEY", wrong)
+    with pytest.raises(ValueError, match="JUDGE_KEY has a blank") as error:
+      made(server, key_variable="JUDGE_KEY")
+    assert "sk-pla" not in str(error.value)
   monkeypatch.delenv("JUDGE_KEY")
   with pytest.raises(ValueError, match="JUDGE_KEY"):
     made(server, key_variable="JUDGE_KEY")
