@@ -2,6 +2,7 @@
 import asyncio
 import itertools
 import random
+import secrets
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from atlas_jax.rollout.endpoint import (
   EndpointError,
   EndpointSettings,
 )
+from atlas_jax.rollout.reply_cache import ReplyCache
 from tests.rollout.chat_server import Answer, said
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -226,6 +228,20 @@ def test_a_damaged_saved_reply_is_asked_again(server, tmp_path):
   file.write_text(file.read_text().replace("hello", "hallo"))
   assert ask(endpoint).text == "hello" and len(server.asked) == 2
   assert ask(endpoint).is_cached
+
+
+def test_programs_that_open_one_new_folder_at_once_have_one_secret(tmp_path, monkeypatch):
+  draw, others = secrets.token_bytes, []
+
+  def meanwhile(count):  # Another program opens it while this one draws.
+    monkeypatch.setattr(secrets, "token_bytes", draw)
+    others.append(ReplyCache(tmp_path).secret)
+    return draw(count)
+
+  monkeypatch.setattr(secrets, "token_bytes", meanwhile)
+  assert ReplyCache(tmp_path).secret == others[0] and len(others[0]) == 32
+  assert [file.name for file in tmp_path.iterdir()] == ["secret"]
+  assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_key_comes_from_the_environment_and_is_in_no_message(server, monkeypatch, tmp_path):
