@@ -49,6 +49,9 @@ def naming(file) -> Iterator[None]:
 def placed(file, *, durable: bool = True) -> Iterator[pathlib.Path]:
   """Yields a path beside a file for a library to write to; it takes the file's place when the block ends."""
   path = pathlib.Path(file)
+  # Such as /dev/stdout, which root may replace.
+  if path.exists() and not path.is_file() and not path.is_dir():
+    raise OSError(errno.EINVAL, "is a device or pipe, in whose place no file is put", str(path))
   part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
   try:
     with naming(path):

@@ -1,7 +1,7 @@
 """The first stage: the sessions that review and filters let in are copied, and all others are accounted for.
 
-The copy is what every later stage reads, so that a run goes on with the same data whatever becomes of the
-store or the file that it was started with.
+The copy is what every later stage reads, so that a run goes on with the same data whatever the store or the
+file that it was started with has got or lost since. A session that was quarantined since stops it.
 """
 import hashlib
 import heapq
@@ -18,8 +18,10 @@ from atlas_jax.data.traces import compact, filters, sources, split
 from atlas_jax.data.traces.jsonl import FoundTrace, ReadReport, TraceReader
 from atlas_jax.data.traces.provenance import DataHash
 from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.files import write
+from atlas_jax.files.damage import clipped
 from atlas_jax.pipeline import places
 from atlas_jax.pipeline.plan import Plan, shown_url
 
@@ -37,7 +39,9 @@ def run(plan: Plan) -> dict[str, Any]:
   """
   settings = plan.settings
   files = settings.export_path
-  if files is None:
+  if files is None and (settings.database_url or "").startswith(sources.ENVIRONMENT):
+    files = settings.database_url or ""
+  elif files is None:
     # The URL may have a password, and configs are written to disk.
     os.environ[URL_VARIABLE] = settings.database_url or ""
     files = f"{sources.ENVIRONMENT}{URL_VARIABLE}"
@@ -61,6 +65,48 @@ def run(plan: Plan) -> dict[str, Any]:
   logging.info("%s", in_words(report))
   _check(report)
   return report
+
+
+def check_still_let_in(plan: Plan) -> None:
+  """Refuses to go on with a copy that has sessions which the source does not let in any more.
+
+  What the source no longer has at all stays in the copy, and what it has got since is not added.
+
+  Raises:
+    ValueError: naming sessions that were quarantined, set back or contradicted since they were copied.
+  """
+  settings = plan.settings
+  gate = filters.of_config(plan.training.config.traces)
+  files = settings.export_path or settings.database_url or ""
+  barred = _barred_of_store(files, gate) if sources.is_store(files) else _barred_of_files(files, gate)
+  found = sorted(_name(one.trace) for one in TraceReader(str(plan.output / places.TRACES))
+                 if _name(one.trace) in barred)
+  if found:
+    raise ValueError(f"--output-dir={plan.output}: {counted(len(found), 'session')} that it was begun with "
+                     f"were quarantined, or are not approved any more: {clipped(', '.join(found), 100)}; "
+                     "choose another --output-dir, which begins without them")
+
+
+def _barred_of_files(files: str, gate: filters.Filters) -> set[str]:
+  reader = TraceReader(files, max_reject_frac=1.0)  # What cannot be read was counted when it was copied.
+  barred = {_name(one.trace) for one in reader if filters.barred(one.trace, gate)}
+  return barred | set(reader.report.conflicts)
+
+
+def _barred_of_store(files: str, gate: filters.Filters) -> set[str]:
+  barred = set()
+  with open_store(sources.url_of(files) if files.startswith(sources.ENVIRONMENT) else files) as store:
+    for page in store.pages(SessionQuery(review_statuses=None, most_events=0)):
+      barred |= {str(one.id) for one in page
+                 if one.review_status not in gate.review_status or one.is_running}
+  return barred
+
+
+def _name(trace: Trace) -> str:
+  """Returns what tells sessions apart whatever their review says."""
+  if trace.session_id is not None:
+    return trace.identity
+  return trace.changed(review_status=None, review_notes=None).identity
 
 
 class _Kept:

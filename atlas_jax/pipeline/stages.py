@@ -45,8 +45,11 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def _run(plan: Plan) -> dict[str, Any]:
+  was_begun = (plan.output / places.STAGES / "ingest.json").is_file()
   data = _stage(plan, "ingest", _inputs_of_ingest(plan), lambda: ingest.run(plan),
                 outputs=(places.TRACES, places.INGEST))
+  if was_begun:
+    ingest.check_still_let_in(plan)
   plan = _fitted(plan, data)
   write.json(plan.output / places.CONFIG_USED, plan.to_json())
   inputs = {"data": data["data"]["sha256"], "sft": None if plan.sft is None else _settings_of(plan.sft)}

@@ -232,7 +232,7 @@ def _without_latex(text: str) -> str:
   # An answer this long is a text. It keeps the substitutions below, some of them repeated searches, cheap.
   if len(text) > 4 * MAX_CHARS:
     return text.strip()
-  text = "".join(char if char.isascii() else _spelled(char) for char in text)
+  text = "".join(char if char.isascii() else spelled(char) for char in text)
   text = text.replace("−", "-").replace("×", "*").replace("{,}", ",")
   # TeX reads \frac12 as one half.
   text = re.sub(r"\\(?:[dtc])?frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
@@ -252,7 +252,7 @@ def _without_latex(text: str) -> str:
   return re.sub(r"\s+", " ", text[:-1] if re.search(r"[^.]\.$|;$|,$", text) else text).strip()
 
 
-def _spelled(char: str) -> str:
+def spelled(char: str) -> str:
   """Returns a character in ASCII where it has such a form: ½ as 1/2, ² as ^2, wide digits as digits."""
   # NFKC alone reads 2½ as 21/2 and 10² as 102, so these have a sign put before them.
   kind, _, rest = unicodedata.decomposition(char).partition("> ")

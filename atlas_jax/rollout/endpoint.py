@@ -284,6 +284,8 @@ class Endpoint:
         async with client.stream("POST", f"{self.settings.url.rstrip('/')}/chat/completions",
                                  content=content, headers=headers) as answer:
           found = await _content(answer)
+      if self._key is not None:  # Before anything is read, cut or saved: an endpoint may well quote it.
+        found = found.replace(self._key.encode(), b"***")
     except (TimeoutError, httpx.TimeoutException) as error:
       raise _Failure("timeout", None, f"no answer within {self.settings.timeout_s:g} seconds", passes=True,
                      is_outage=True) from error
@@ -322,9 +324,9 @@ class Endpoint:
     return self._of_loop[loop]
 
   def _clean(self, why: object) -> str:
-    """Returns a message in one line, without the key, which an endpoint may well quote."""
-    text = one_line(why if str(why) else type(why).__name__)
-    return text if self._key is None else text.replace(self._key, "***")
+    """Returns a message in one line, without the key."""
+    text = str(why) or type(why).__name__
+    return one_line(text if self._key is None else text.replace(self._key, "***"))
 
 
 @dataclasses.dataclass
@@ -378,6 +380,9 @@ def _key(variable: str | None) -> str | None:
   if not key:
     raise ValueError(f"the key of an endpoint is to be in the environment's variable {variable}, which is "
                      "not set; set it, or name no variable where the endpoint needs no key")
+  if not all("!" <= char <= "~" for char in key):  # No header of HTTP has others.
+    raise ValueError(f"the key of an endpoint in the environment's variable {variable} has a blank, a line "
+                     "end or a character beyond ASCII; set it again, as the service gave it")
   return key
 
 

@@ -70,14 +70,19 @@ def key_of(asked: Mapping[str, Any]) -> str:
 
 def _secret(file: pathlib.Path) -> bytes:
   """Returns the secret in a file, which is made if it is not there; only its owner may read it."""
-  try:
-    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-  except FileExistsError:
-    found = file.read_bytes()
-    if len(found) < 32:
-      raise Damaged(file, f"has {len(found)} bytes in place of 32",
-                    "delete it; replies are then asked again") from None
-    return found
-  with open(descriptor, "wb") as out:
-    out.write(made := secrets.token_bytes(32))
-  return made
+  if not file.exists():
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with open(descriptor, "wb") as out:
+      out.write(secrets.token_bytes(32))
+    try:
+      os.link(part, file)  # Whole, and the first of several programs that start at once.
+    except FileExistsError:
+      logging.info("%s: made by another program meanwhile", file)
+    finally:
+      part.unlink()
+  found = file.read_bytes()
+  if len(found) < 32:
+    raise Damaged(file, f"has {len(found)} bytes in place of 32",
+                  "delete it; replies are then asked again")
+  return found

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from atlas_jax.data.traces import review
 from atlas_jax.data.traces.jsonl import TraceReader
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import open_store
@@ -90,3 +91,52 @@ def test_words_of_a_report():
             "rejected_lines": 2}  # fmt: skip
   assert ingest.in_words(report) == ("1 of 1 session let in, with 1 question, 0 with a right answer; left "
                                      "out: 2 lines rejected, see rejects.jsonl")  # fmt: skip
+
+
+def test_a_copy_with_a_session_that_was_quarantined_since_is_not_gone_on_with(tmp_path):
+  rows = [sums.session(number) for number in range(4)]
+  rows[3]["session_metadata"].pop("session_id")  # Known by its content alone.
+  file = tmp_path / "traces.jsonl"
+  url = f"sqlite:///{tmp_path}/traces.db"
+
+  def write(*found):
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in found))
+
+  write(*rows)
+  with open_store(url, writable=True, create=True) as store:
+    number = [store.write(Trace.from_json(row)) for row in rows][1]
+    plans = [plan.resolve(plan.PipelineSettings(
+      str(file) if name == "file" else None, url if name == "store" else None, str(tmp_path / name),
+      "configs/teacher_rcl.py:cpu")) for name in ("file", "store")]  # fmt: skip
+    for one in plans:
+      one.output.mkdir()
+      ingest.run(one)
+      ingest.check_still_let_in(one)
+    write(rows[0], sums.session(7), "no trace")
+    ingest.check_still_let_in(plans[0])  # What has gone stays in the copy, what has come is not added.
+    for changed, named in (({**rows[1], "review_status": "quarantined"}, ": 2;"),
+                           ({**rows[1], "review_status": "pending"}, ": 2;"),
+                           ({**rows[3], "review_status": "quarantined", "review_notes": "x"}, ": sha256:")):
+      write(rows[0], changed)
+      with pytest.raises(ValueError, match=f"1 session that it was begun with .* approved any more{named}"):
+        ingest.check_still_let_in(plans[0])
+    write(*rows, {**rows[0], "review_status": "quarantined"})  # A line behind the one that was copied.
+    with pytest.raises(ValueError, match=": 1;"):
+      ingest.check_still_let_in(plans[0])
+    review.decide(store, number, "quarantined", who="ada", note="wrong")
+    with pytest.raises(ValueError, match=f": {number};"):
+      ingest.check_still_let_in(plans[1])
+
+
+def test_a_store_may_be_named_by_a_variable(tmp_path, monkeypatch):
+  url = f"sqlite:///{tmp_path}/traces.db"
+  with open_store(url, writable=True, create=True) as store:
+    for number in range(3):
+      store.write(Trace.from_json(sums.session(number)))
+  monkeypatch.setenv("STORE_OF_TEST", url)
+  asked = plan.PipelineSettings(None, "env:STORE_OF_TEST", str(tmp_path / "out"),
+                                "configs/teacher_rcl.py:cpu")  # fmt: skip
+  resolved = plan.resolve(asked)
+  resolved.output.mkdir()
+  assert ingest.run(resolved)["let_in"] == 3
+  ingest.check_still_let_in(resolved)

@@ -2,6 +2,7 @@
 import asyncio
 import itertools
 import random
+import secrets
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from atlas_jax.rollout.endpoint import (
   EndpointError,
   EndpointSettings,
 )
+from atlas_jax.rollout.reply_cache import ReplyCache
 from tests.rollout.chat_server import Answer, said
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -228,6 +230,20 @@ def test_a_damaged_saved_reply_is_asked_again(server, tmp_path):
   assert ask(endpoint).is_cached
 
 
+def test_programs_that_open_one_new_folder_at_once_have_one_secret(tmp_path, monkeypatch):
+  draw, others = secrets.token_bytes, []
+
+  def meanwhile(count):  # Another program opens it while this one draws.
+    monkeypatch.setattr(secrets, "token_bytes", draw)
+    others.append(ReplyCache(tmp_path).secret)
+    return draw(count)
+
+  monkeypatch.setattr(secrets, "token_bytes", meanwhile)
+  assert ReplyCache(tmp_path).secret == others[0] and len(others[0]) == 32
+  assert [file.name for file in tmp_path.iterdir()] == ["secret"]
+  assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_key_comes_from_the_environment_and_is_in_no_message(server, monkeypatch, tmp_path):
   monkeypatch.setenv("JUDGE_KEY", "sk-planted")
   server.use([Answer("bad key sk-planted", 401)])
@@ -238,6 +254,19 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(server, monkeyp
   server.use(["hello"])
   ask(endpoint)
   assert not any(b"planted" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+  # Quoted across the place where a message is cut, and in a reply that is saved.
+  for before in range(289, 302):
+    server.use([Answer("x" * before + "sk-planted", 401)])
+    assert "sk-pl" not in str(failed(endpoint, seed=before))
+  server.use([Answer({**said("sk-planted"), "debug": "Bearer sk-planted"})])
+  reply = ask(endpoint, seed=1)
+  assert "sk-planted" not in f"{reply}" and reply.text == "***"
+  assert not any(b"planted" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+  for wrong in ("sk-pla\nnted", "sk-plantéd", "Bearer sk-planted"):
+    monkeypatch.setenv("JUDGE_KEY", wrong)
+    with pytest.raises(ValueError, match="JUDGE_KEY has a blank") as error:
+      made(server, key_variable="JUDGE_KEY")
+    assert "sk-pla" not in str(error.value)
   monkeypatch.delenv("JUDGE_KEY")
   with pytest.raises(ValueError, match="JUDGE_KEY"):
     made(server, key_variable="JUDGE_KEY")

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from atlas_jax.data.traces import connections, drift, export, query, review, rows, store
 from atlas_jax.data.traces.jsonl import TraceReader
@@ -101,7 +102,8 @@ def _add_export(commands, environment: Mapping[str, str]) -> None:
   made.add_argument("--session-id", action="append", type=_positive, help="this session; may be repeated")
   made.add_argument("--limit", type=_positive, help="sessions that are written at most")
   made.add_argument("--offset", type=_count, default=0, help="sessions that are skipped at the beginning")
-  made.add_argument("--status", action="append", help="sessions of this status alone; may be repeated")
+  made.add_argument("--status", action="append", help="sessions of this status alone; may be repeated; "
+                    "by default all that have ended")
   made.add_argument("--trajectory-event-limit", type=_count, default=200,
                     help="the newest so many events of each session")
   made.add_argument("--batch-size", type=_positive, default=query.PAGE_ROWS, help="sessions read at once")
@@ -151,8 +153,8 @@ def _add_reviews(reviews, environment: Mapping[str, str]) -> None:
 
 
 def _positive(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+  if not text.isdecimal() or not rows.fits(int(text[:20])):
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {rows.MOST_ID}")
   return int(text)
 
 
@@ -188,6 +190,7 @@ def _export(arguments, environment: Mapping[str, str]) -> int:
                                legacy=arguments.legacy)
   wanted = query.SessionQuery(
       review_statuses=gate, statuses=tuple(arguments.status) if arguments.status else None,
+      is_ended=not (arguments.legacy or arguments.status or arguments.include_all_statuses),
       ids=tuple(arguments.session_id) if arguments.session_id else None, learning_key=arguments.learning_key,
       since=arguments.since, min_reward=arguments.min_reward, newest_first=not arguments.oldest_first,
       cursor=query.Cursor.parse(arguments.cursor) if arguments.cursor else None, offset=arguments.offset,
@@ -286,10 +289,18 @@ def _where(texts: Sequence[str]) -> query.SessionQuery:
     if name == "status":
       found = found.changed(statuses=(value,))
     elif name == "since":
-      found = found.changed(since=_instant(value))
+      found = found.changed(since=_of_where(_instant, text, value))
     else:
-      found = found.changed(**{name: float(value) if name == "min_reward" else value})
+      found = found.changed(**{name: _of_where(float, text, value) if name == "min_reward" else value})
   return found
+
+
+def _of_where(read: Callable[[str], Any], text: str, value: str) -> Any:
+  """Returns a value of --where; ValueError that names the flag."""
+  try:
+    return read(value)
+  except (argparse.ArgumentTypeError, ValueError) as error:
+    raise ValueError(f"--where {text}: {error}") from error
 
 
 def _drift(arguments, _: Mapping[str, str]) -> int:

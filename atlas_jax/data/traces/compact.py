@@ -37,7 +37,7 @@ def is_header(line: bytes) -> bool:
   """Returns whether a line is the first of a compact file."""
   try:
     found = json.loads(line)
-  except ValueError:
+  except (RecursionError, ValueError):  # A line that nests too deep is no header; whoever reads it says why.
     return False
   return isinstance(found, dict) and found.get("format") == HEADER["format"]
 

@@ -300,6 +300,21 @@ def connect(url: str, *, create: bool = False) -> Database:
       raise ValueError(f"the URL {url!r} names no file; write sqlite:///PATH")
     return SqliteDatabase(path, create=create)
   if scheme in ("postgresql", "postgres"):
+    _check_password(rest)
     return PostgresDatabase(url)
-  raise ValueError(f"the URL {without_password(url) if '@' in url else url!r} is of no store; "
-                   "write sqlite:///PATH or postgresql://USER@HOST:PORT/NAME")
+  # Its beginning alone: what stands behind it may be a password wherever it stands.
+  raise ValueError(f"the URL {re.split('[:/?@#]', url)[0]!r}... is of no store; write sqlite:///PATH or "
+                   "postgresql://USER@HOST:PORT/NAME")
+
+
+def _check_password(rest: str) -> None:
+  """Refuses a password whose signs would make it a part of the host or path, which messages name.
+
+  Args:
+    rest: of a URL, behind "://".
+  """
+  user, _, behind = rest.partition(":")
+  is_port = re.search("[@/?#]", user) or re.fullmatch(r"\d*([/,][^@?]*)?(\?.*)?", behind)
+  if not is_port and re.search("[@/?#]", behind.rpartition("@")[0]):
+    raise ValueError("the URL of the store has one of @ / ? # before its last @; write them as %40 %2F %3F "
+                     "%23 in a user's name or password")

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from atlas_jax.data.traces.jsonl import FoundTrace
 from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.values import as_word
 
 RUNNING = "running"
 APPROVED = "approved"
-REVIEWS = ("pending", APPROVED, "quarantined")
+QUARANTINED = "quarantined"
+REVIEWS = ("pending", APPROVED, QUARANTINED)
 LANES = ("auto", "paired", "coach", "escalate")
 # Reasons of a trace that is left out, in the order in which they are looked for, and what they mean.
 REASONS = {
@@ -82,16 +84,26 @@ def reason(trace: Trace, filters: Filters, *, now: datetime.datetime | None = No
     filters: what is asked for.
     now: what ages are counted to, with a zone; None: the time of the call.
   """
-  if trace.status == RUNNING:
-    return RUNNING
   # The gate before all else: the count of what review kept out does not depend on other filters.
-  if trace.review_status not in filters.review_status:
-    return "review_status"
+  if (why := barred(trace, filters)) is not None:
+    return why
   if trace.status not in filters.status:
     return "status"
   if not trace.task.strip():
     return "task"
   return _unlike(trace, filters) or _too_old(trace, filters, now) or _unrewarded(trace, filters)
+
+
+def barred(trace: Trace, filters: Filters) -> str | None:
+  """Returns why a trace does not pass the gate, "running" or "review_status"; None: it passes.
+
+  A record may disagree with its metadata, as when one place was changed by hand: then the worse one counts.
+  """
+  inner = trace.session_metadata
+  if RUNNING in (trace.status, as_word(inner.get("status"))):
+    return RUNNING
+  is_shut = as_word(inner.get("review_status")) == QUARANTINED and QUARANTINED not in filters.review_status
+  return "review_status" if is_shut or trace.review_status not in filters.review_status else None
 
 
 def _unlike(trace: Trace, filters: Filters) -> str | None:

@@ -28,7 +28,7 @@ class Cursor(NamedTuple):
     """
     when, _, number = text.rpartition("/")
     at = rows.instant(when)
-    if at is None or not number.isdecimal():
+    if at is None or not (number.isdecimal() and rows.fits(int(number))):
       raise ValueError(f"the cursor {text!r} is none; take it from the manifest of an export, "
                        "such as 2026-01-31T12:00:00+00:00/17")
     return cls(at, int(number))
@@ -45,6 +45,7 @@ class SessionQuery:
   Attributes:
     review_statuses: those that pass; by default the gate lets approved sessions pass alone. None: all.
     statuses: of the session, in lower case, such as ("succeeded",); None: all.
+    is_ended: whether sessions that still run are left out.
     ids: of sessions; None: all.
     learning_key: of sessions; None: all.
     since: no sessions that began before; None: all.
@@ -58,6 +59,7 @@ class SessionQuery:
 
   review_statuses: tuple[str, ...] | None = (APPROVED,)
   statuses: tuple[str, ...] | None = None
+  is_ended: bool = False
   ids: tuple[int, ...] | None = None
   learning_key: str | None = None
   since: datetime.datetime | None = None
@@ -86,7 +88,7 @@ class SessionQuery:
     for name in ("learning_key", "since", "min_reward"):
       if getattr(self, name) is not None:
         values[name] = getattr(self, name)
-    names = tuple(values)
+    names = (*values, "ended") if self.is_ended else tuple(values)
     if self.cursor is None:
       return names, values
     place = {"at": self.cursor.at, "at_id": self.cursor.session_id}

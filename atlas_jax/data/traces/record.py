@@ -16,7 +16,7 @@ from typing import Any
 from atlas_jax.data.traces import record_fields, storable
 from atlas_jax.data.traces.score import Score
 from atlas_jax.data.traces.steps import Attempt, Step
-from atlas_jax.data.traces.values import as_boolean, as_object, as_texts, as_word
+from atlas_jax.data.traces.values import as_boolean, as_object, as_text, as_texts, as_word
 
 __all__ = ["Attempt", "Score", "Step", "Trace"]
 
@@ -41,13 +41,16 @@ class Trace:
       value: the JSON object.
 
     Raises:
-      ValueError: if it is no object, a field has a type that it cannot have, or `task` is missing; the
-        message names the field.
+      ValueError: if it is no object, a field has a type that it cannot have, or `task` is missing or too
+        long; the message names the field.
     """
     if not isinstance(value, dict):
       raise ValueError(f"is {record_fields.kind(value)}, not an object")
     record_fields.check("trace", "", value)
     found, count = storable.record(value)
+    if not isinstance(found["task"], str):  # Without the question there is nothing to learn.
+      raise ValueError(f"task has {found['task'][storable.TRUNCATED]} bytes; it must have at most "
+                       f"{storable.MOST_TEXT_BYTES}")
     before = found.get("sanitized") or 0
     return cls({**found, "sanitized": before + count} if count else found, before + count)
 
@@ -77,7 +80,7 @@ class Trace:
   @property
   def final_answer(self) -> str:
     """The text that was delivered, "" if there is none."""
-    return self.data.get("final_answer") or ""
+    return as_text(self.data.get("final_answer"))
 
   @property
   def plan(self) -> Any:

@@ -81,16 +81,15 @@ def _session(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str
   number = either("session_id")
   if number is not None and not fits(number):
     raise ValueError(f"session_id is {number!r}; the id of a row is an integer from 1 to {MOST_ID}")
-  reward = next((record[name] for name in ("session_reward", "reward") if record.get(name) is not None),
-                metadata.get("session_reward"))
+  # Review and rewards of the record alone: whoever starts a session writes its metadata, see `record`.
+  reward = next((record[name] for name in ("session_reward", "reward") if record.get(name) is not None), None)
   columns = {name: _text(record.get(name)) for name in _TEXTS}
-  # Review status and notes stand in the record alone: metadata are the caller's, who approves nothing.
   return columns | {
     "id": number, "task": _text(record["task"]), "status": _text(either("status")) or UNKNOWN,
-    "plan": record.get("plan") or None, "reward": reward, "reward_stats": either("reward_stats"),
-    "reward_audit": either("reward_audit"), "review_status": as_word(record.get("review_status")) or PENDING,
-    "review_notes": _text(record.get("review_notes")), "created_at": normal(either("created_at")),
-    "completed_at": normal(either("completed_at"))}
+    "plan": record.get("plan") or None, "reward": reward, "reward_stats": record.get("reward_stats"),
+    "reward_audit": record.get("reward_audit"), "review_notes": _text(record.get("review_notes")),
+    "review_status": as_word(record.get("review_status")) or PENDING,
+    "created_at": normal(either("created_at")), "completed_at": normal(either("completed_at"))}
 
 
 def _either(record: Mapping[str, Any], name: str) -> Any:
@@ -181,11 +180,15 @@ def join(rows: SessionRows) -> dict[str, Any]:
 
 
 def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
-  """Replaces id and review by the values of the columns, wherever they stand in a record.
+  """Replaces id, status and review by the values of the columns, wherever they stand in a record.
 
-  Other programs put the metadata of their callers into a database as it is. Whatever a caller puts under
-  STORE, no session can say of itself that it was approved, or that it is another one.
+  Other programs put the metadata of their callers into a database as it is. Whatever a caller puts there, no
+  session can say of itself that it was approved, that it has ended, or that it is another one.
   """
+  # The place that counts, see `record`; a record that disagrees with itself keeps the other one as it was.
+  place = record if record.get("status") is not None else record.get("session_metadata")
+  if isinstance(place, dict) and as_word(place.get("status")) is not None:
+    place["status"] = session["status"]
   for holder in (record, record.get("session_metadata")):
     if isinstance(holder, dict):
       for name, column in (("session_id", "id"), *((name, name) for name in REVIEW)):
@@ -193,8 +196,7 @@ def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
           del holder[name]
         elif name in holder:
           holder[name] = session[column]
-  if session["review_status"] is not None:
-    record["review_status"] = session["review_status"]
+  record["review_status"] = session["review_status"]  # Also where it was dropped.
 
 
 def _numbered(events: list[dict[str, Any]], ids: list) -> list[dict[str, Any]]:

@@ -80,8 +80,8 @@ class Score:
     if found.value == 0 and (skipped or placed):
       return cls.absent("the reward is a placeholder", source)
     uncertain = list(_uncertainties(payload))
-    if found.value == 0 and len(uncertain) == 1 and uncertain[0] >= 1:
-      return cls.absent("0.0 from one sample with uncertainty 1.0: no judge answered", source)
+    if found.value == 0 and uncertain and min(uncertain) >= 1:
+      return cls.absent("0.0 with uncertainty 1.0 in all samples: no judge answered", source)
     return found
 
   @classmethod

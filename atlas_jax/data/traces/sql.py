@@ -68,6 +68,7 @@ CLAUSES = {
   "review_status": _both("s.review_status = %(review_status)s"),
   "review_statuses": _both("s.review_status = ANY(%(review_statuses)s)"),
   "statuses": _both("LOWER(s.status) = ANY(%(statuses)s)"),
+  "ended": _both("LOWER(TRIM(s.status)) <> 'running'"),
   "ids": _both("s.id = ANY(%(ids)s)"),
   "learning_key": _both("(s.metadata->>'learning_key') = %(learning_key)s"),
   "since": _both("s.created_at >= %(since)s"),

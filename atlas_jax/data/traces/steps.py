@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax.data.traces.score import Score
-from atlas_jax.data.traces.values import NOTHING, as_boolean, as_number, as_object, as_texts, decoded
+from atlas_jax.data.traces.values import (
+  NOTHING,
+  as_boolean,
+  as_number,
+  as_object,
+  as_text,
+  as_texts,
+  decoded,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Attempt:
   @property
   def answer(self) -> str | None:
     """The student's text; None in traces that did not keep it."""
-    return self.data.get("answer")
+    return as_text(self.data.get("answer")) or None
 
   @property
   def status(self) -> str | None:
@@ -83,24 +91,24 @@ class Step:
   def step_id(self) -> int | str:
     """Its id; its place from 1 where it has none."""
     for name in ("step_id", "id"):
-      if self.data.get(name) is not None:
+      if isinstance(self.data.get(name), int | str):  # One that was too long is none.
         return self.data[name]
     return self.position + 1
 
   @property
   def description(self) -> str:
     """The words of the plan for it."""
-    return self.data.get("description") or ""
+    return as_text(self.data.get("description"))
 
   @property
   def output(self) -> str:
     """The student's last text."""
-    return self.data.get("output") or ""
+    return as_text(self.data.get("output"))
 
   @property
   def trace(self) -> str:
     """Transcript of the step."""
-    return self.data.get("trace") or ""
+    return as_text(self.data.get("trace"))
 
   @property
   def answer(self) -> str:

@@ -20,11 +20,12 @@ from absl import logging
 
 from atlas_jax.data.traces import connections, rows, sql, sql_schema
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
-from atlas_jax.data.traces.filters import Filters
+from atlas_jax.data.traces.filters import RUNNING, Filters
 from atlas_jax.data.traces.jsonl import FoundTrace
 from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery, of_filters
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store_rows import PendingRows, StoredSession, read_page, write_trace
+from atlas_jax.data.traces.values import as_word
 
 INIT = "arc-atlas init --database-url=URL"
 TRIES = 3            # Of a transaction that another one crosses.
@@ -205,12 +206,15 @@ class SqlStore:
               for review, status, count in transaction.rows(sql.counts(names), **values)}
 
   def withheld(self, query: SessionQuery) -> dict[str, int]:
-    """Counts, by review status, the sessions that fit a query but for its review gate."""
+    """Counts, by review status, the sessions that fit a query but for its review gate, and those that run."""
     gate = query.review_statuses
     counted: collections.Counter[str] = collections.Counter()
     if gate is not None:
-      for (status, _), count in self.counts(query.changed(review_statuses=None)).items():
-        counted.update({status: count} if status not in gate else {})
+      for (review, status), count in self.counts(query.changed(review_statuses=None, is_ended=False)).items():
+        if review not in gate:
+          counted[review] += count
+        elif query.is_ended and as_word(status) == RUNNING:
+          counted[RUNNING] += count
     return dict(sorted(counted.items()))
 
   def baseline(self, query: SessionQuery, window: int) -> list[Any]:

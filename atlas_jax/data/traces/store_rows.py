@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from atlas_jax.data.traces import rows, sql
 from atlas_jax.data.traces.connections import StoreConflict, StoreError, Transaction
+from atlas_jax.data.traces.filters import RUNNING
 from atlas_jax.data.traces.query import PENDING, Cursor, SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rows import SessionRows
+from atlas_jax.data.traces.values import as_word
 from atlas_jax.files.damage import clipped
 
 _JSON = frozenset(("metadata", "reward", "reward_stats", "reward_audit", "plan"))
@@ -38,6 +40,11 @@ class StoredSession(NamedTuple):
   def review_status(self) -> str:
     """Its state in review."""
     return self.rows.session["review_status"]
+
+  @property
+  def is_running(self) -> bool:
+    """Whether it has not ended yet."""
+    return as_word(self.rows.session["status"]) == RUNNING
 
   def record(self) -> dict[str, Any]:
     """Returns its record.

@@ -27,6 +27,11 @@ def as_number(value: Any, default: int) -> int:
   return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
+def as_text(value: Any) -> str:
+  """Returns a text, an empty one in place of anything else, such as of one too long to be stored."""
+  return value if isinstance(value, str) else ""
+
+
 def as_texts(value: Any) -> tuple[str, ...]:
   """Returns the texts of a list, or a text alone, without blank ones."""
   listed = value if isinstance(value, list) else [value]

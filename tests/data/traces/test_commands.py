@@ -164,6 +164,37 @@ def test_unknown_sessions_and_withdrawals_without_a_note_are_code_1(run):
     assert code == 1 and err.startswith("arc-atlas: ") and err.count("\n") == 1
 
 
+def test_a_session_that_still_runs_is_exported_only_if_that_is_asked_for(run, tmp_path):
+  row = {"task": "t", "review_status": "approved", "session_metadata": {"session_id": 9, "status": "Running"}}
+  (tmp_path / "run.jsonl").write_text(json.dumps(row) + "\n")
+  assert run("import", "--input", tmp_path / "run.jsonl")[0] == 0
+  out = tmp_path / "out.jsonl"
+  code, said, _ = run("export", "--output", out)
+  assert code == 0 and ids(out) == [1] and "2 pending, 1 quarantined, 1 running" in said
+  assert run("export", "--output", out, "--status", "running")[0] == 0 and ids(out) == [9]
+  assert run("export", "--output", out, "--include-all-statuses")[0] == 0 and ids(out) == [9, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("argv", [
+  ["review", "approve", "--where", "since=soon"], ["review", "approve", "--where", "min_reward=much"],
+  ["review", "approve", "9" * 20], ["export", "--output=o", "--offset", "9" * 20],
+  ["export", "--output=o", "--batch-size", "9" * 400],
+  ["export", "--output=o", "--cursor=2026-01-01/" + "9" * 20],
+  ["export", "--output=o", "--trajectory-event-limit", "9" * 20]], ids=str)
+def test_a_value_that_cannot_be_is_code_2(run, tmp_path, monkeypatch, argv):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = run(*argv)
+  assert code == 2 and "arc-atlas" in err and "Traceback" not in err
+
+
+def test_a_device_is_not_replaced_by_a_file(run, tmp_path):
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  code, _, err = run("export", "--output", pipe)
+  assert code == 1 and "is a device or pipe" in err and pipe.is_fifo()
+  assert [file.name for file in tmp_path.iterdir() if file.suffix != ".db"] == ["pipe"]
+
+
 def test_drift_is_shown_and_kept(run):
   assert run("review", "drift", 2)[:2] == (0, "no drift (insufficient_baseline)\n")
   assert run("review", "drift", 2, "--keep")[0] == 0

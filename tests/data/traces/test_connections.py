@@ -30,6 +30,22 @@ def test_nobody_there_is_one_line_without_the_password():
   assert SECRET not in said and "s3cr3t" not in said
 
 
+@pytest.mark.parametrize("url", [
+  "postgresql://me:s3@cr3t@127.0.0.1:9/db", "postgresql://me:s3/cr3t@127.0.0.1:9/db",
+  "postgres://me:12/s3cr3t@127.0.0.1:9/db", "postgresql://:s3?cr3t@h/db", "postgresql://me:s3#cr3t@h/db",
+  "mysql://h/db?password=s3cr3t", "postgres:me:s3cr3t@h/db"])
+def test_no_part_of_a_password_is_told_that_is_written_wrongly(url):
+  with pytest.raises((ValueError, StoreError)) as caught:
+    connections.connect(url)
+  assert "cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rest", ["h:5432/db?user=a@b", "me:pw@h:5432/db", "me@h/db", "h/db?user=a@b:c",
+                                  "h,i:5/d", "me:p%40w@[::1]:5432/db", ":@h", "h:1,i:2/db?user=a@b", ""])
+def test_a_url_that_is_written_rightly_passes(rest):
+  connections._check_password(rest)
+
+
 def test_a_wrong_part_of_a_url_is_one_line(postgres_server):
   mark = "&" if "?" in postgres_server else "?"
   with pytest.raises(StoreError) as caught:

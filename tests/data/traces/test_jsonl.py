@@ -128,6 +128,12 @@ def test_a_line_without_end_is_passed_over(tmp_path, monkeypatch):
   assert [one.trace.session_id for one in reader] == [1, 2] and reader.report.rejects == {"long": 2}
 
 
+def test_a_first_line_that_nests_too_deep_is_a_reject(tmp_path):
+  deep = '{"task": "a", "x": ' + "[" * 50_000 + "]" * 50_000 + "}"
+  reader = TraceReader(sessions.write(tmp_path / "a.jsonl", [deep, sessions.session(2)]), max_reject_frac=1.0)
+  assert [one.trace.session_id for one in reader] == [2] and reader.report.rejects == {"json": 1}
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
   (tmp_path / "a.csv").write_text("task\n")
   with pytest.raises(ValueError, match="is no file of traces"):

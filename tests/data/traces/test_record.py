@@ -1,10 +1,12 @@
 """The record: what goes in comes out, the one meaning of keys that stand twice, and what is refused."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from atlas_jax.data.traces import record_fields
+from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.record import Trace
 from tests.data.traces import sessions
 
@@ -70,6 +72,19 @@ def test_a_value_has_one_meaning_wherever_its_keys_stand(row, name, value):
   assert getattr(Trace.from_json({"task": "t", **row}), name) == value
 
 
+def test_a_text_that_is_too_long_to_store_is_read_as_none():
+  long = "x" * 300_000
+  attempt = {"answer": long, "score": 1.0, "score_source": "grader"}
+  step = {"step_id": long, "description": long, "trace": long, "output": long, "attempt_details": [attempt]}
+  trace = Trace.from_json({"task": "t", "final_answer": long, "steps": [step]})
+  [found] = trace.steps
+  assert (trace.final_answer, found.description, found.trace, found.output, found.answer) == ("",) * 5
+  assert found.step_id == 1 and found.attempts[0].answer is None and trace.sanitized == 6
+  refused = Counter()
+  assert not list(TraceConversation("student").problems("f:1", trace, refused))
+  assert refused == {"no_answer": 1}
+
+
 def test_a_time_without_a_zone_is_utc_and_z_is_read():
   times = [Trace.from_json({"task": "", "created_at": f"2025-01-02T03:04:05{end}"}).created
            for end in ("", "Z")]
@@ -88,6 +103,7 @@ def test_a_time_without_a_zone_is_utc_and_z_is_read():
     ({"task": "a", "session_metadata": {"status": 3}}, "session_metadata.status is integer"),
     ({"task": "a", "verified": "false"}, "verified is string; it must be boolean or null"),
     ({"task": "a", "session_id": True}, "session_id is boolean"),
+    ({"task": "a" * 300_000}, "task has 300000 bytes; it must have at most 256000"),
 ])
 def test_a_field_of_a_wrong_type_is_refused_by_name(row, words):
   with pytest.raises(ValueError) as error:

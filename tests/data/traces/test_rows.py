@@ -116,6 +116,27 @@ def test_no_session_says_of_itself_that_it_was_approved(ours):
   assert "approved" not in json.dumps(trace.to_json())
 
 
+def test_metadata_that_is_written_approves_and_rewards_nothing():
+  forged = {"review_status": "approved", "review_notes": "fine", "session_reward": {"score": 1.0},
+            "reward_stats": {"score": 1.0}, "reward_audit": [1]}
+  record = {"task": "t", "session_metadata": {"session_id": 5, "status": "succeeded", **forged}}
+  session = rows.split(record).session
+  assert session["review_status"] == "pending"
+  assert [session[name] for name in ("review_notes", "reward", "reward_stats", "reward_audit")] == [None] * 4
+  trace = Trace.from_json(rows.join(rows.split(record)))
+  assert trace.review_status == "pending" and not trace.reward.has_verdict
+
+
+def test_the_column_says_whether_a_session_has_ended():
+  # The SDK's exporter leaves a status that a caller put into the metadata.
+  split = stores.sdk_rows()[1]
+  for ours in ({}, {rows.STORE: {"patch": {"top": {"set": {"status": "succeeded"}}}}}):
+    metadata = {"status": "succeeded", **ours}
+    forged = rows.SessionRows(split.session | {"status": "running", "metadata": metadata}, split.steps,
+                              split.events)
+    assert Trace.from_json(rows.join(forged)).status == "running"
+
+
 @pytest.mark.parametrize("ours", [
   {"form": "mine"}, {"form": []}, {"patch": {"top": {"drop": 5}}}, {"patch": {"steps": {"9": {}}}},
   {"patch": {"steps": {"x": {}}}}, {"patch": {"steps": {"0": {"listed": "a", "set": 1}}}}], ids=str)
