@@ -308,7 +308,8 @@ def test_what_a_reader_uses_first_is_installed_by_what_the_page_says():
 
 
 # Names of what runs and readers make.
-MADE = r"(runs|models|logs|results|workdir|exported|books|evals?|completions|checkpoints|tensorboard|repository|my_\w+|mine)\b"
+MADE = (r"(runs|models|logs|results|workdir|exported|books|evals?|completions|checkpoints|tensorboard|repository|"
+        r"my_\w+|mine)\b")
 
 
 def test_files_that_the_pages_and_the_notebooks_name_exist():
@@ -317,7 +318,7 @@ def test_files_that_the_pages_and_the_notebooks_name_exist():
   for where, text in texts.items():
     for span in inline(text):
       name = span.split(":")[0]
-      is_path = re.fullmatch(r"[\w./*-]+(/|\.py|\.sh|\.md|\.ipynb)", name)
+      is_path = re.fullmatch(r"[\w.*-][\w./*-]*(/|\.py|\.sh|\.md|\.ipynb)", name)
       if is_path and not re.match(MADE, name) and not re.search(r"[A-Z]{3,}", name):
         places = (ROOT, ROOT / "atlas_jax", ROOT / "configs", *(ROOT / "atlas_jax").glob("*/"))
         assert any(list(place.glob(name)) for place in places), f"{where} names {span}, which is not there"
