@@ -39,7 +39,7 @@ def get_config(arg=None):
                      held_out_frac=0.1, max_prompt_tokens=8_192, overlong="skip")
   config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.sampler.max_tokens = 512
-  config.rollout.pad_tokens = 512  # Of attention_block_tokens, as attention demands.
+  config.rollout.pad_tokens = 512  # As attention_block_tokens: no part of a block is attended.
   config.loss.block_tokens = 2_048
   config.optim.update(lr=5e-6, warmup_steps=25, steps=250, weight_decay=0.01, final_lr_frac=0.0)
   config.train.update(accumulate_steps=8, log_every_steps=1, eval_every_steps=100)

@@ -33,7 +33,7 @@ def get_config(arg=None):
   config.decoder.update(dtype="bfloat16", remat="block", attention_block_tokens=512)
   config.sampler.update(max_tokens=4_096, temperature=0.7)
   config.teacher.update(max_tokens=4_096, temperature=0.7)
-  config.rollout.pad_tokens = 512  # Of attention_block_tokens, as attention demands.
+  config.rollout.pad_tokens = 512  # As attention_block_tokens: no part of a block is attended.
   config.policy.update(preset="grpo", kl_weight=0.04, reference_every_steps=2, reference_share=0.9)
   config.loss.block_tokens = 2_048
   config.optim.update(lr=1e-6, warmup_steps=8, steps=250, weight_decay=0.0, final_lr_frac=1.0)

@@ -308,8 +308,8 @@ def test_what_a_reader_uses_first_is_installed_by_what_the_page_says():
 
 
 # Names of what runs and readers make.
-MADE = (r"(runs|models|logs|results|workdir|exported|books|evals?|completions|checkpoints|tensorboard|repository|"
-        r"my_\w+|mine)\b")
+MADE = (r"(runs|models|logs|results|rl_checkpoint|data|workdir|exported|books|evals?|completions|checkpoints|"
+        r"tensorboard|repository|my_\w+|mine)\b")
 
 
 def test_files_that_the_pages_and_the_notebooks_name_exist():

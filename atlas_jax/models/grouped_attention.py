@@ -16,28 +16,28 @@ def attend(q_BTHK, k_BTHK, v_BTHK, doc_BT, past=None, *, block_tokens: int | Non
     doc_BT: document of each token, -1 at padding, whose output means nothing.
     past: (k_BSHK, v_BSHK, count_B): earlier tokens, the first count_B of S, seen by every new token.
     block_tokens: queries taken at a time, which bounds memory to B x H x block_tokens x T; None: all at once.
+      What is left of T behind whole blocks is taken by itself.
 
   Returns:
     [B, T, H, K] in q's dtype; softmax in float32 or wider.
-
-  Raises:
-    ValueError: if T is above block_tokens and no multiple of it.
   """
   length = q_BTHK.shape[1]
   at_T = jnp.arange(length)
   if block_tokens is None or length <= block_tokens:
     return _attend(q_BTHK, doc_BT, at_T, k_BTHK, v_BTHK, doc_BT, past)
-  if length % block_tokens:
-    raise ValueError(f"{length} tokens are not a multiple of attention_block_tokens={block_tokens}; pad "
-                     f"them to {-(-length // block_tokens) * block_tokens}, or set it to None")
+  whole = length // block_tokens * block_tokens
 
   def cut(x):
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, block_tokens, *x.shape[2:]), 1, 0)
+    return jnp.moveaxis(x[:, :whole].reshape(x.shape[0], -1, block_tokens, *x.shape[2:]), 1, 0)
 
   # Else the loop would keep every block's weights for the backward pass, B H T T of them after all.
   one = jax.checkpoint(lambda block: _attend(block[0], block[1], block[2], k_BTHK, v_BTHK, doc_BT, past))
-  out = jax.lax.map(one, (cut(q_BTHK), cut(doc_BT), at_T.reshape(-1, block_tokens)))
-  return jnp.moveaxis(out, 0, 1).reshape(q_BTHK.shape)
+  out = jax.lax.map(one, (cut(q_BTHK), cut(doc_BT), at_T[:whole].reshape(-1, block_tokens)))
+  out_BTHK = jnp.moveaxis(out, 0, 1).reshape(q_BTHK.shape[0], whole, *q_BTHK.shape[2:])
+  if whole == length:
+    return out_BTHK
+  rest = one((q_BTHK[:, whole:], doc_BT[:, whole:], at_T[whole:]))
+  return jnp.concatenate([out_BTHK, rest], axis=1)
 
 
 def _attend(q_BTHK, doc_BT, at_T, k_BSHK, v_BSHK, doc_BS, past):

@@ -33,7 +33,7 @@ class LanguageModel(NamedTuple):
   head: Callable = heads.head_weights  # params -> [D, V]
   logits: Callable = heads.logits  # (params, hidden vectors [..., D]) -> [..., V]
   max_positions: int | None = None  # the longest text, of a model that learned a vector for each position
-  attention_block_tokens: int | None = None  # a longer part of a text must be a multiple of it
+  attention_block_tokens: int | None = None  # queries of a text that are attended at a time
   has_hf_form: bool = False  # whether Hugging Face has the format; its vocabularies may have ids to spare
 
 
