@@ -108,7 +108,9 @@ def fields_of(words: Sequence[str], flag: str) -> dict[str, str]:
     key, equals, value = word.partition("=")
     if not equals or not key:
       raise ValueError(f"{flag} {word}: must be KEY=VALUE, such as {flag} optim.steps=100")
-    found[key.removeprefix("config.")] = value
+    name = key.removeprefix("config.")
+    if found.setdefault(name, value) != value:
+      raise ValueError(f"{flag} {word}: {name} is {found[name]} already; give it once")
   return found
 
 

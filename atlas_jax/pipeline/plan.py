@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from atlas_jax import command, readers
 from atlas_jax import config as configs
-from atlas_jax.data.traces import sources
+from atlas_jax.data.traces import filters, sources
 from atlas_jax.pipeline import places
 
 CONFIG = "configs/teacher_rcl.py"
@@ -95,6 +95,8 @@ def resolve(settings: PipelineSettings) -> Plan:
       if not any(mark in one for mark in "*?[") and not pathlib.Path(one).expanduser().exists():
         raise ValueError(f"--export-path={settings.export_path}: there is no {one}; arc-atlas export writes "
                          "one from a store, and --database-url reads the store itself")
+  if not settings.output_dir:
+    raise ValueError("--output-dir= is empty; name a folder, or leave it out for results/teacher")
   output = pathlib.Path(settings.output_dir)
   model = None if settings.sft_config is None else str(output / places.RUNS["sft"])
   if model is not None and (given := settings.overrides.get("model.path")) is not None:
@@ -143,6 +145,7 @@ def _training(name: str, settings: PipelineSettings, spec: str, given: Mapping[s
     # The run has a tokenizer and a template of its own, which the training goes on with.
     fields |= {"model.path": model, "data.tokenizer": "model"}
   config = configs.resolve(command.read_config(spec, fields))
+  filters.checked(filters.of_config(config.traces)._replace(max_age_days=settings.max_age_days))
   return Training(name, spec, fields, output / places.RUNS[name], config)
 
 
@@ -198,5 +201,12 @@ def filters_of(config: Any, max_age_days: float | None) -> dict[str, Any]:
 
 
 def shown_url(url: str) -> str:
-  """Returns a URL without its password."""
-  return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+  """Returns a URL without its password, however that is written, and without parameters."""
+  scheme, mark, rest = url.partition("://")
+  if not mark or scheme == "sqlite":
+    return url
+  # To the last @: a password that was not escaped may hold any sign.
+  before, at, behind = rest.rpartition("@")
+  user, colon, _ = before.partition(":")
+  shown = f"{user}:***@{behind}" if colon and at else rest
+  return f"{scheme}://{re.split('[?&]', shown)[0]}"

@@ -80,6 +80,11 @@ WRONG = [
   (["--database-url=sqlite:///x.db"], "give one of them, the file of traces or the store"),
   (["--config=configs/teacher_rcl.pi"], "there is no file 'configs/teacher_rcl.pi'"),
   (["--gkd"], "that is no config of distillation"),
+  (["--output-dir="], "--output-dir= is empty"),
+  (["--override", "traces.review_status=aproved"], "must be of pending, approved, quarantined"),
+  (["--override", "traces.status=running"], "must name statuses of sessions that have ended"),
+  (["--max-age-days=-1"], "max_age_days=-1.0"), (["--max-age-days=1e300"], "max_age_days=1e+300"),
+  (["--override", "optim.lr=1", "--override", "config.optim.lr=2"], "optim.lr is 1 already; give it once"),
   (["--config=configs/grpo.py:memory"], "which decoders alone have"),
   (["--config=configs/memory_40m.py:cpu"], "does not learn from traces"),
   (["--config=configs/atlas_ranked.py:cpu"], "scripts/train_atlas.py"),
@@ -132,3 +137,8 @@ def test_a_password_is_in_no_plan(traces):
   assert "secret" not in json.dumps(plan.resolve(asked).to_json())
   assert plan.shown_url("postgresql://me:se@cret@host/x") == "postgresql://me:***@host/x"
   assert plan.shown_url("sqlite:///a.db") == "sqlite:///a.db"
+  assert plan.shown_url("env:STORE") == "env:STORE"
+  assert plan.shown_url("postgresql://me@host/x") == "postgresql://me@host/x"
+  for written in ("me:s/crt@host/x", "me:s?crt@host/x", "host/x?password=scrt",
+                  "host:1/x?user=a@b&password=scrt", "me:s#crt@host:1/x?user=a@b"):
+    assert "crt" not in plan.shown_url(f"postgresql://{written}")

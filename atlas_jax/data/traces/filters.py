@@ -17,6 +17,7 @@ APPROVED = "approved"
 QUARANTINED = "quarantined"
 REVIEWS = ("pending", APPROVED, QUARANTINED)
 LANES = ("auto", "paired", "coach", "escalate")
+MOST_DAYS = 100_000  # Of an age: the calendar goes no further back than year 1.
 # Reasons of a trace that is left out, in the order in which they are looked for, and what they mean.
 REASONS = {
     "running": "the session still ran",
@@ -73,6 +74,9 @@ def checked(filters: Filters) -> Filters:
   if strange:
     raise ValueError(f"config.traces.lane={','.join(filters.lane or ())!r} must be of {', '.join(LANES)}, "
                      "with commas between them")
+  if filters.max_age_days is not None and not 0 < filters.max_age_days <= MOST_DAYS:  # Also NaN.
+    raise ValueError(f"max_age_days={filters.max_age_days} of config.traces must be above 0 and at most "
+                     f"{MOST_DAYS}; leave it out for sessions of any age")
   return filters
 
 

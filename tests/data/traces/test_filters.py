@@ -83,6 +83,7 @@ def test_the_config_says_what_is_used():
     ({"review_status": " "}, "config.traces.review_status"),
     ({"lane": "fast"}, "config.traces.lane='fast'"),
     ({"versions": "student"}, "must be NAME=VERSION"),
+    ({"max_age_days": 1e300}, "max_age_days=1e"), ({"max_age_days": float("nan")}, "max_age_days=nan"),
 ])
 def test_words_that_do_not_exist_are_refused(changes, words):
   fields = configs.default().traces
