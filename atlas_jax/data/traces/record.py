@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax.data.traces import record_fields, storable
-from atlas_jax.data.traces.score import Score
+from atlas_jax.data.traces.score import Score, is_outage
 from atlas_jax.data.traces.steps import Attempt, Step
 from atlas_jax.data.traces.values import as_boolean, as_object, as_text, as_texts, as_word
 
@@ -200,7 +200,8 @@ class Trace:
     """The score of the whole session alone."""
     found = Score.read(self._payload, "session")
     stats = as_object(self.data.get("reward_stats"))
-    if found.value == 0 and Score.of_stats(stats).value is None and stats.get("sample_count") == 1:
+    if found.value == 0 and Score.of_stats(stats).value is None and (
+        stats.get("sample_count") == 1 or is_outage(stats)):
       # The breakdown of an outage may have lost its samples; its statistics still have them.
       return Score.absent("the reward's statistics are those of an outage", "session")
     return found

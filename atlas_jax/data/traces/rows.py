@@ -180,7 +180,7 @@ def join(rows: SessionRows) -> dict[str, Any]:
 
 
 def _settle(record: dict[str, Any], session: Mapping[str, Any]) -> None:
-  """Replaces id, status and review by the values of the columns, wherever they stand in a record.
+  """Sets id, status and review to the values of the columns, wherever they stand in a record.
 
   Other programs put the metadata of their callers into a database as it is. Whatever a caller puts there, no
   session can say of itself that it was approved, that it has ended, or that it is another one.

@@ -105,14 +105,17 @@ class Score:
             **({"source": self.source} if self.source else {})}
 
 
-OUTAGE = "statistics of one sample with uncertainty 1.0: no judge answered"
+OUTAGE = "statistics of samples with uncertainty 1.0: no judge answered"
 
 
 def is_outage(stats: Mapping) -> bool:
   """Returns whether statistics are those that the old runtime writes when no judge answered."""
   uncertainty = stats.get("uncertainty_mean", stats.get("best_uncertainty"))
-  return (stats.get("sample_count") == 1 and isinstance(uncertainty, int | float)
-          and not isinstance(uncertainty, bool) and uncertainty >= 1)
+  count = stats.get("sample_count")
+  is_unsure = isinstance(uncertainty, int | float) and not isinstance(uncertainty, bool) and uncertainty >= 1
+  # Of several samples that are not sure at all those are meant that say 0: of each of them no judge answered.
+  is_nothing = count == 1 or isinstance(count, int) and count > 1 and stats.get("score_mean", 0) == 0
+  return is_unsure and is_nothing
 
 
 def _uncertainties(payload: Mapping) -> Iterator[float]:

@@ -264,6 +264,8 @@ class SqlStore:
   def keep_drift(self, number: int, drift: dict[str, Any], note: str | None) -> None:
     """Puts a finding of the drift guard into a session's metadata, and a note beside it, if there is one."""
     with self._database.writing() as transaction:
+      # Held until the end: what another program writes meanwhile would be undone.
+      transaction.rows(sql.FIND_SESSION, id=number)
       [stored] = read_page(transaction, SessionQuery(review_statuses=None, ids=(number,)), 1)
       metadata = {**(stored.rows.session["metadata"] or {}), "drift": drift, "drift_alert": drift["alert"]}
       transaction.run(sql.KEEP_DRIFT, id=number, metadata=transaction.json(metadata), note=note)

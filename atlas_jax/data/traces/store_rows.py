@@ -43,7 +43,7 @@ class StoredSession(NamedTuple):
 
   @property
   def is_running(self) -> bool:
-    """Returns whether it has not ended yet."""
+    """True if it has not ended yet."""
     return as_word(self.rows.session["status"]) == RUNNING
 
   def record(self) -> dict[str, Any]:

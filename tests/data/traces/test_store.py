@@ -142,6 +142,25 @@ def test_events_whose_ids_are_taken_keep_them_in_the_record(store):
   assert [one["id"] for one in store.session(2, most_events=1).record()["trajectory_events"]] == [4]
 
 
+def test_a_finding_undoes_nothing_that_is_written_meanwhile(store, monkeypatch):
+  store.write(session(1, note="old"))
+  read = store_module.read_page
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    def meanwhile(transaction, query, size):
+      found = read(transaction, query, size)
+      monkeypatch.setattr(store_module, "read_page", read)
+      later.append(pool.submit(store.write, session(1, note="new")))
+      concurrent.futures.wait(later, timeout=1)  # It waits for the finding, or is through.
+      return found
+
+    later = []
+    monkeypatch.setattr(store_module, "read_page", meanwhile)
+    store.keep_drift(1, {"alert": False}, None)
+    later[0].result()
+  assert store.session(1).record()["note"] == "new"
+
+
 def test_a_failed_transaction_leaves_nothing(store, monkeypatch):
   broken = "INSERT INTO nowhere VALUES (1)"
   monkeypatch.setattr(sql, "ADD_STEP", sql.Statement(broken, broken))
