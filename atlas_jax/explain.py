@@ -1,4 +1,5 @@
 """The log of the program, and for failures an exit code and one line that tells the caller what to do."""
+import logging as python_logging
 import pathlib
 import sys
 import tempfile
@@ -18,13 +19,17 @@ from atlas_jax.parallel import hosts, signals
 
 def start_log() -> None:
   """Shows the log of the program on standard error, and of libraries only warnings."""
+  # What a library logged while it was imported gave the root a handler that shows every line once more.
+  for handler in list(python_logging.root.handlers):
+    if type(handler) is python_logging.StreamHandler:
+      python_logging.root.removeHandler(handler)
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Libraries log every event of their own; of them only warnings are of use here.
-  logging.get_absl_handler().addFilter(_is_of_use)
+  logging.get_absl_handler().addFilter(is_of_use)
 
 
-def _is_of_use(record) -> bool:
+def is_of_use(record) -> bool:
   """Returns whether a record is shown; errors of a library's threads come again as those of the run."""
   if "atlas_jax" in record.pathname:
     return True

@@ -29,6 +29,7 @@ from absl import logging
 
 from atlas_jax import config as configs
 from atlas_jax import main as program
+from atlas_jax.explain import is_of_use, start_log
 from atlas_jax.files import json_file, write
 from atlas_jax.files.damage import Damaged
 from atlas_jax.language.pretrained import model_folder
@@ -144,6 +145,9 @@ def logged(file: pathlib.Path) -> Iterator[None]:
     # absl has taken hold of standard error before, so its records come by a handler of their own.
     handler = python_logging.StreamHandler(log)
     handler.setFormatter(logging.PythonFormatter())
+    # As the program shows them: of libraries, which tell of each file of a checkpoint, only warnings.
+    start_log()
+    handler.addFilter(is_of_use)
     logging.get_absl_logger().addHandler(handler)
     try:
       yield

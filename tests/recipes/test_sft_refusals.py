@@ -112,7 +112,8 @@ def test_a_row_that_cannot_be_used_is_named(rows, words, fields, tmp_path):
 
 FIELDS = [
     ({"model__path": "nowhere"}, "config.model.path='nowhere' is no folder; give that of a pretrained model"),
-    ({"data__name": "files", "data__files": "x.jsonl"}, "are of a task .arithmetic, convention, countdown.; 'files' has"),
+    ({"data__name": "files", "data__files": "x.jsonl"},
+     "are of a task .arithmetic, convention, countdown.; 'files' has"),
     ({"data__max_problems": None}, "config.data.name='arithmetic' has no end; set config.data.max_problems"),
     ({"eval__max_problems": None}, "config.data.name='arithmetic' has no end; set config.eval.max_problems"),
     ({"data__chat_template": "model"}, "config.data.chat_template='model' is that of a pretrained model"),
