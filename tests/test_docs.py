@@ -14,6 +14,7 @@ import pytest
 from atlas_jax import command, fields, readers
 from atlas_jax.data import prompts, responses
 from atlas_jax.data.traces import commands as traces
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.memory import rules
 from atlas_jax.rollout import rewards
 from scripts import docs_hooks, docs_reference
@@ -212,6 +213,10 @@ def test_rows_that_pages_show_are_read():
   for block in (one for text in DOCS.values() for one in blocks(text, "json")):
     for line in block.splitlines():
       row = json.loads(line)
+      if "task" in row:
+        trace = Trace.from_json(row)
+        assert trace.reward.value is not None and trace.has_guidance and trace.ground_truth
+        continue
       ranked = {"responses", "chosen"} & set(row)
       assert (responses if ranked else prompts).parse_row("page:1", row).prompt
 
