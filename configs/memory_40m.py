@@ -91,7 +91,7 @@ def get_config(arg=None):
   if not arg.pretrain:
     _episodic(config, small=arg.cpu or arg.cpu_1h)
     if arg.cpu:
-      config.optim.steps = 250  # As many as six minutes on two cores hold, while they do nothing else.
+      config.optim.steps = 250  # 400 took 8 to 9 minutes on two cores; these are to take six.
   cells = arg.cells or (2_048 if arg.cpu or arg.cpu_1h else 0)
   if arg.control:
     _control(config, arg.control, cells, small=arg.cpu or arg.cpu_1h)
