@@ -15,6 +15,8 @@ Exit codes: 0 done; 1 nothing was written, no such session, or a decision that w
 4 a store that is not reached, or has other tables; 130 interrupted.
 """
 import argparse
+import collections
+import difflib
 import importlib
 import json
 import os
@@ -22,7 +24,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from atlas_jax.data.traces import connections, drift, export, query, review, rows, store
+from atlas_jax.data.traces import connections, drift, export, query, record_fields, review, rows, store
 from atlas_jax.data.traces.jsonl import TraceReader
 
 URLS = ("STORAGE__DATABASE_URL", "DATABASE_URL")
@@ -223,12 +225,23 @@ def _scrub(name: str) -> Callable[[dict], dict]:
 
 
 def _import(arguments, _: Mapping[str, str]) -> int:
+  unread: collections.Counter[str] = collections.Counter()
+
+  def traces(reader):
+    for found in reader:
+      unread.update(name for name in found.trace.data if name not in record_fields.TRACE)
+      yield found.trace
+
   with store.open_store(arguments.database_url, writable=True) as opened:
     reader = TraceReader(arguments.input, strict=arguments.strict, rejects_file=arguments.rejects)
-    total = opened.write_all((found.trace for found in reader), who="import")
+    total = opened.write_all(traces(reader), who="import")
     report = reader.report
   for reject in report.shown:
     print(f"arc-atlas: {reject}", file=sys.stderr)
+  for name, count in sorted(unread.items()):
+    close = difflib.get_close_matches(name, record_fields.TRACE, n=1)
+    print(f"arc-atlas: the key {name!r} (sessions with it: {count}) is kept, and nothing reads it"
+          f"{f'; did you mean {close[0]!r}?' if close else ''}", file=sys.stderr)
   _say(arguments, f"Wrote {total} sessions to {opened.name}; {report.rejected} lines are no traces, "
        f"{report.duplicates} stood there before")
   return DONE if total else NOTHING

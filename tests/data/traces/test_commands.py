@@ -236,3 +236,14 @@ def test_the_script_is_the_same_program(tmp_path):
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env=environment)
   assert done.returncode == 0 and "applied 1, 2" in done.stdout and done.stderr == ""
+
+
+def test_keys_that_nothing_reads_are_named_by_an_import(run, tmp_path):
+  file = tmp_path / "own.jsonl"
+  rows = [{"task": f"{number}+1=", "final_answers": "2"} for number in (1, 2)]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run("init")[0] == 0
+  code, _, err = run("import", "--input", file)
+  assert code == 0
+  assert "the key 'final_answers' (sessions with it: 2) is kept, and nothing reads it" in err
+  assert "did you mean 'final_answer'?" in err and "'task'" not in err
