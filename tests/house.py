@@ -42,6 +42,7 @@ LEVELS = {
   "step": 9,
   "closing": 9,
   "opening": 9,
+  "runtime": 8,  # It asks servers and starts programs; it trains and serves nothing itself.
   "train": 10,
   "puzzles.solve": 10,  # It trains at test time, with the recipe and the step of training.
   "command": 10,

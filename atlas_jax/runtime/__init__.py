@@ -1,0 +1,1 @@
+"""The runtime: agents supervised, recorded, reviewed and made better while they work."""

@@ -1,0 +1,1 @@
+"""Agents of users, behind one interface, see `agent`."""

@@ -1,0 +1,75 @@
+"""The interface of agents: messages in, a reply out."""
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+
+class ToolCall(NamedTuple):
+  """A tool that an agent wants to have run."""
+
+  id: str
+  name: str
+  arguments: Mapping[str, Any]
+
+
+class CallTokens(NamedTuple):
+  """Tokens of calls of a model; None: not said."""
+
+  prompt: int | None = None
+  completion: int | None = None
+  calls: int = 1
+
+
+class AgentReply(NamedTuple):
+  """An agent's reply: text, or tools that it wants to have run first."""
+
+  text: str
+  tool_calls: tuple[ToolCall, ...] = ()
+  tokens: CallTokens | None = None  # None: no model was called, or nobody counted
+  raw: Any = None                   # as it came
+
+
+class AgentSession(NamedTuple):
+  """What an agent may know of the session that it is called in."""
+
+  key: str
+  task: str
+  metadata: Mapping[str, Any]
+  step: int | str | None = None
+  attempt: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+  """A tool that agents may call.
+
+  Attributes:
+    name: by which it is called.
+    description: for the model.
+    schema: JSON Schema of its arguments.
+    run: takes the arguments by name, returns a text or JSON value; may be a coroutine function.
+  """
+
+  name: str
+  description: str
+  schema: Mapping[str, Any]
+  run: Any
+
+
+@runtime_checkable
+class Agent(Protocol):
+  """An agent.
+
+  Attributes:
+    name: for people and the learning key.
+    version: changes where the agent does; None: not said.
+    idempotent: whether a session that a crash cut off may call it again for the same step.
+  """
+
+  name: str
+  version: str | None
+  idempotent: bool
+
+  async def __call__(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Tool] = (),
+                     session: AgentSession) -> AgentReply:
+    """Returns the reply to messages {"role", "content", ...}."""
