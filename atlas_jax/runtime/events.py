@@ -9,8 +9,8 @@ from atlas_jax.data.traces import storable
 KINDS = ("START", "END", "POINT", "CHUNK")
 # The closed list. "session" is the whole; what else a session does stands within it.
 NAMES = ("session", "triage", "probe", "route", "plan", "review", "step", "agent_call", "tool", "validate",
-         "guide", "synthesise", "answered", "grade", "judge", "arbitrate", "learn", "store", "drift", "budget",
-         "retry")
+         "guide", "synthesise", "answered", "grade", "judge", "arbitrate", "learn", "store", "drift",
+         "budget", "retry")
 ACTORS = ("runtime", "student", "teacher", "probe", "judge", "learner", "tool")
 
 
