@@ -10,6 +10,22 @@ class ToolCall(NamedTuple):
   id: str
   name: str
   arguments: Mapping[str, Any]
+  problem: str | None = None  # why the arguments cannot be read; then they are empty
+
+
+class AgentError(Exception):
+  """An agent that gave no reply, or one that cannot be used.
+
+  Attributes:
+    kind: one of `KINDS`.
+  """
+
+  KINDS = ("raised", "reply", "tools")
+
+  def __init__(self, kind: str, why: str):
+    """Takes what went wrong; `why` must not hold a key."""
+    super().__init__(why)
+    self.kind = kind
 
 
 class CallTokens(NamedTuple):
@@ -30,7 +46,7 @@ class AgentReply(NamedTuple):
 
 
 class AgentSession(NamedTuple):
-  """What an agent may know of the session that it is called in."""
+  """The session that an agent is called in, as far as it may know it."""
 
   key: str
   task: str
