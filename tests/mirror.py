@@ -121,7 +121,6 @@ ELSEWHERE = {
   "monitor/schema_post_training.py": ("monitor/test_schema.py", PARTS),
   "rollout/endpoint_settings.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
-  "runtime/agents/agent.py": ("runtime/agents/test_python.py", "types alone"),
   "runtime/result.py": ("runtime/test_session.py", "types alone"),
   "pipeline/*": ("pipeline/test_stages.py", "stages are tested as they follow one another"),
   "rollout/prompted.py": ("rollout/test_source.py", PARTS),

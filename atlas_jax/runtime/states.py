@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from atlas_jax.runtime.events import Event
 from atlas_jax.runtime.result import STATUSES, AttemptRecord
 
-# In the order in which a session goes through them; those in brackets of the words of the documentation are
-# passed over where a lane has none of them.
-STAGES = ("created", "triaged", "routed", "planned", "reviewed", "attempting", "validated", "answered", "judged",
-          "learned", "recorded")
+# In the order in which a session goes through them; a lane passes over those that it has not.
+STAGES = ("created", "triaged", "routed", "planned", "reviewed", "attempting", "validated", "answered",
+          "judged", "learned", "recorded")
 _PLACE = {name: place for place, name in enumerate(STAGES)}
 NO_LOSS = _PLACE["answered"]
 Step = int | str
@@ -96,7 +95,7 @@ def _added(tokens: Mapping[str, Mapping[str, int]], usage: Mapping[str, Any]) ->
 
 
 def _to(stage: str, state: SessionState, event: Event) -> SessionState:
-  """Returns a state in a later stage, or in one between attempts and answer, through which sessions go often."""
+  """Returns a state in a later stage, or in one of work, through which sessions go often."""
   between = _PLACE["planned"] <= _PLACE[stage] < NO_LOSS
   before = _PLACE[state.stage] if state.stage in _PLACE else -1
   if before >= NO_LOSS and _PLACE[stage] <= NO_LOSS or not between and _PLACE[stage] <= before:
@@ -141,8 +140,8 @@ def _changed(state: SessionState, event: Event, **fields: Any) -> SessionState:
   places = [place for place, one in enumerate(state.attempts)
             if (one.step, one.attempt) == (event.step, event.attempt)]
   if not places:
-    raise WrongTransition(f"{event.name} {event.kind} of attempt {event.attempt} of step {event.step}, which was "
-                          "not made")
+    raise WrongTransition(f"{event.name} {event.kind} of attempt {event.attempt} of step {event.step}, "
+                          "which was not made")
   attempts = list(state.attempts)
   attempts[places[-1]] = attempts[places[-1]]._replace(**fields)
   return state._replace(attempts=tuple(attempts))
@@ -212,5 +211,6 @@ _CHANGES = {
     ("route", "POINT"): _routed, ("plan", "END"): _planned, ("review", "END"): _reviewed,
     ("step", "START"): _attempting, ("agent_call", "END"): _attempted, ("validate", "END"): _validated,
     ("guide", "END"): _guided, ("step", "END"): _settled, ("answered", "POINT"): _answered,
-    ("grade", "END"): _graded, ("judge", "END"): _graded, ("learn", "END"): _learned, ("store", "POINT"): _recorded,
+    ("grade", "END"): _graded, ("judge", "END"): _graded, ("learn", "END"): _learned,
+    ("store", "POINT"): _recorded,
 }
