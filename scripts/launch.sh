@@ -8,6 +8,7 @@
 # that does. Left out, workdir is results/NAME. One process takes all devices that JAX finds; of several each takes one
 # GPU, or all are on the CPU (JAX_PLATFORMS=cpu, or no GPU). Signals and exit codes are those of launch_local.sh.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { echo "launch: $*" >&2; }

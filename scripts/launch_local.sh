@@ -8,6 +8,7 @@
 # save and stop, and this script ends with 75 (run again); a second one kills. When one process dies, the others are stopped within seconds.
 # ATLAS_PYTHON chooses the interpreter; JAX_PLATFORMS is cpu unless it is set. With cuda each process takes one GPU.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 exec 3>&2  # Where this script speaks, also after its own standard error is closed to bash's job notices.

@@ -6,6 +6,7 @@
 #
 # scripts/launch_with_server.py says what the numbers are and what it starts and stops.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${ATLAS_PYTHON:-$root/.venv/bin/python}
 if ! command -v "$python" >/dev/null; then

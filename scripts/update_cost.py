@@ -2,6 +2,11 @@
 
   NPROC=1 python scripts/update_cost.py configs/memory_40m.py:cpu configs/memory_40m.py:cpu,control=wide
 
+Behind a config may stand fields with values, after blanks, as in what watching costs:
+
+  NPROC=1 python scripts/update_cost.py configs/memory_40m.py:cpu \
+    "configs/memory_40m.py:cpu monitor.group_norms=false"
+
 Prints one JSON object per config: CPU-seconds of an update (the median of --updates; the first, which
 compiles, is left out), and their ratio to those of the last config. CPU-seconds
 of this process, so that others running at the same time do little to the ratio.
@@ -30,7 +35,12 @@ class Run:
 
   def __init__(self, spec: str, mesh):
     """Takes a config as --config has it."""
-    self._mesh, config = mesh, configs.resolve(program.read_config(spec))
+    name, *changed = spec.split()
+    config = program.read_config(name)
+    for text in changed:
+      field, _, value = text.partition("=")
+      config.update_from_flattened_dict({field: json.loads(value)})
+    self._mesh, config = mesh, configs.resolve(config)
     self._recipe = recipes.load(config, mesh)
     abstract, _ = train.abstract_state(config, self._recipe, mesh)
     self._state = states.build(abstract, *train.state_args(config, self._recipe))
@@ -45,6 +55,13 @@ class Run:
     return time.process_time() - before
 
 
+def _round(runs, stop, number: int) -> list[float]:
+  """Takes an update of each; every other round backwards, since what ran before leaves its mark on caches."""
+  order = range(len(runs))
+  costs = {place: runs[place].update(stop) for place in (order if number % 2 else reversed(order))}
+  return [costs[place] for place in order]
+
+
 def main(argv) -> None:
   """Measures the configs that are named and prints what they cost."""
   if len(argv) < 2:
@@ -55,7 +72,7 @@ def main(argv) -> None:
   except ValueError as error:
     sys.exit(f"update_cost: {error}")
   with hosts.StopFlag(mesh) as stop:
-    rounds = [[run.update(stop) for run in runs] for _ in range(flags.FLAGS.updates + 1)]
+    rounds = [_round(runs, stop, number) for number in range(flags.FLAGS.updates + 1)]
   costs = [statistics.median(times) for times in zip(*rounds[1:])]
   for spec, cost in zip(argv[1:], costs):
     ratio = round(cost / costs[-1], 3)

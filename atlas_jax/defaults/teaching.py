@@ -67,6 +67,7 @@ def _endpoint() -> dict:
       "deadline_s": above_zero(180.0),  # Of all tries of one answer.
       "tries": at_least(1, 3),  # Requests for one answer, at most.
       "parallel_requests": at_least(1, 16),  # At the same time.
+      "form": one_of("chat", "chat texts"),  # "texts": for a student without a chat template.
   }
 
 

@@ -161,6 +161,10 @@ def _unrewarded(step: int, row: Mapping[str, float], config) -> str | None:
   part = row.get("rollout/unrewarded_frac", 0.0)
   if not part:
     return None
+  undecided = row.get("rollout/judge_no_verdict_frac", 0.0)
+  if undecided >= part:
+    return (f"{part:.0%} of completions got no reward, since judges had no verdict on {undecided:.0%}; look "
+            "at the endpoint of config.rim and at why, in the table of completions")
   return (f"{part:.0%} of completions got no reward: config.rewards={config.rewards!r} has nothing to say "
           "of them, as of rows without an answer; name the column that holds answers in "
           "config.data.fields.answer, or choose other rewards")

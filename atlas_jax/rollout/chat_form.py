@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from atlas_jax.rollout import reply_schema
 
 FORMATS = ("json_schema", "json_object", "none")
+ROUTES = {"chat": "chat/completions", "texts": "completions"}  # By the form of an endpoint.
 
 
 class ReplyTokens(NamedTuple):
@@ -47,8 +48,13 @@ class AskOptions:
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the request's own
 
 
-def request_body(model: str, response_format: str, messages, how: AskOptions) -> dict[str, Any]:
+def request_body(settings, messages, how: AskOptions) -> dict[str, Any]:
   """Returns what is sent.
+
+  Args:
+    settings: of the endpoint: its model, form and response_format.
+    messages: {"role", "content"} each; one alone where the form is "texts".
+    how: the options.
 
   Raises:
     ValueError: for messages or options that cannot be sent.
@@ -58,8 +64,9 @@ def request_body(model: str, response_format: str, messages, how: AskOptions) ->
     raise ValueError("messages of a request must be a list of {'role', 'content'} with at least one")
   named = {"temperature": how.temperature, "top_p": how.top_p, "max_tokens": how.max_tokens,
            "seed": how.seed, "stop": how.stop}
-  body: dict[str, Any] = {"model": model, "messages": [dict(one) for one in messages],
+  body: dict[str, Any] = {"model": settings.model, **_asked(settings.form, messages),
           **{name: value for name, value in named.items() if value is not None}}
+  response_format = settings.response_format
   if how.schema is not None:
     reply_schema.check_schema(how.schema)
     if response_format == "json_schema":
@@ -77,15 +84,29 @@ def request_body(model: str, response_format: str, messages, how: AskOptions) ->
   return body
 
 
-def read_reply(content: bytes) -> EndpointReply:
+def _asked(form: str, messages) -> dict[str, Any]:
+  if form == "chat":
+    return {"messages": [dict(one) for one in messages]}
+  if len(messages) != 1:
+    raise ValueError(f"{len(messages)} messages cannot be one prompt; an endpoint whose form is 'texts' is "
+                     "asked with one message, so use templates of one, or form='chat'")
+  return {"prompt": messages[0]["content"]}
+
+
+def read_reply(content: bytes, form: str = "chat") -> EndpointReply:
   """Reads an answer.
+
+  Args:
+    content: of the response.
+    form: of the endpoint.
 
   Raises:
     ValueError: if it is not a chat completion.
   """
   try:
     raw = json.loads(content)
-    message = raw["choices"][0]["message"]
+    choice = raw["choices"][0]
+    message = choice["message"] if form == "chat" else {"content": choice["text"]}
     text = message.get("content")
   except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
     raise ValueError(f"the answer is no chat completion ({type(error).__name__}: {error})") from error

@@ -7,19 +7,17 @@ import asyncio
 import collections
 import dataclasses
 import json
-import math
-import os
 import random
 import time
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import async_loop, chat_form, endpoint_limits, reply_schema
 from atlas_jax.rollout.chat_form import AskOptions, EndpointReply, ReplyTokens
+from atlas_jax.rollout.endpoint_settings import EndpointSettings, read_key
 from atlas_jax.rollout.reply_cache import ReplyCache
 
 KINDS = ("connect", "timeout", "status", "reply", "schema", "deadline", "circuit")
@@ -54,54 +52,6 @@ class ChatRequest(NamedTuple):
   options: "AskOptions | Mapping[str, Any] | None" = None
 
 
-@dataclasses.dataclass(frozen=True)
-class EndpointSettings:
-  """An endpoint, and how patiently it is asked.
-
-  Raises:
-    ValueError: for a value that cannot be, naming its field.
-  """
-
-  url: str                         # up to the version, such as http://127.0.0.1:8000/v1
-  model: str                       # its name there
-  key_variable: str | None = None  # variable of the environment that has the key; None: no key is sent
-  timeout_s: float = 60.0          # of one try
-  deadline_s: float = 180.0        # of all tries, pauses among them
-  tries: int = 3                   # requests at most for one reply
-  backoff_s: float = 0.5           # bound of the first pause, which doubles; drawn from 0 on
-  backoff_most_s: float = 20.0     # bound of any pause
-  circuit_failures: int = 5        # in a row that open the circuit
-  circuit_open_s: float = 30.0     # seconds for which nothing is asked then
-  parallel_requests: int = 16      # at the same time, at most
-  cache_dir: str | None = None     # folder of replies; None: none are saved
-  response_format: str = "json_schema"  # what carries a schema: "json_schema", "json_object" or "none"
-
-  def __post_init__(self):
-    parts = urlsplit(self.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-      raise ValueError(f"the url of an endpoint is {_without_secrets(self.url)!r}; give http://HOST:PORT/v1 "
-                       "or https://HOST/v1")
-    if parts.username or parts.password or parts.query:
-      raise ValueError(f"the url of the endpoint at {parts.hostname} holds a name, password or query; put "
-                       "its key into a variable of the environment, and name that")
-    if not self.model:
-      raise ValueError("the model of an endpoint is missing; give its name there, as GET /v1/models lists it")
-    for name in ("timeout_s", "deadline_s", "backoff_most_s", "circuit_open_s"):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f"{name}={getattr(self, name)} of an endpoint must be above 0")
-    if self.timeout_s > self.deadline_s:  # No try would end by itself, and the circuit count none.
-      raise ValueError(f"timeout_s={self.timeout_s} of one try is more than deadline_s={self.deadline_s} "
-                       "of all tries of an endpoint; lower it, or raise deadline_s")
-    for name in ("tries", "circuit_failures", "parallel_requests"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} of an endpoint must be at least 1")
-    if not 0 <= self.backoff_s < math.inf:
-      raise ValueError(f"backoff_s={self.backoff_s} of an endpoint must be at least 0")
-    if self.response_format not in chat_form.FORMATS:
-      raise ValueError(f"response_format={self.response_format!r} must be one of "
-                       f"{', '.join(chat_form.FORMATS)}")
-
-
 class Endpoint:
   """A chat endpoint.
 
@@ -130,7 +80,7 @@ class Endpoint:
     self.usage: dict[str, float] = collections.defaultdict(float)
     self.circuit = endpoint_limits.Circuit(settings.circuit_failures, settings.circuit_open_s, clock)
     self.cache = None if settings.cache_dir is None else ReplyCache(settings.cache_dir)
-    self._key = _key(settings.key_variable)
+    self._key = read_key(settings.key_variable)
     self._clock = clock
     self._sleep = sleep
     self._rng = rng or random.Random()
@@ -150,7 +100,7 @@ class Endpoint:
       ValueError: for options or messages that cannot be.
     """
     how = options if isinstance(options, AskOptions) else AskOptions(**(options or {}))
-    body = chat_form.request_body(self.settings.model, self.settings.response_format, messages, how)
+    body = chat_form.request_body(self.settings, messages, how)
     self.usage["asks"] += 1
     # Of the address too: two servers may serve different models by one name.
     asked = {"url": self.settings.url, "schema": how.schema, **body}
@@ -219,7 +169,7 @@ class Endpoint:
       return reply._replace(data=reply_schema.read(reply.text, how.schema))
     except ValueError as error:
       why = one_line(error)
-    if not how.repair:
+    if not how.repair or self.settings.form == "texts":  # A text has no turn to say it in.
       raise EndpointError("schema", 200, asking.tries, why)
     more = [{"role": "assistant", "content": reply.text},
             {"role": "user", "content": REPAIR.format(why=why)}]
@@ -281,8 +231,8 @@ class Endpoint:
       async with asyncio.timeout(self.settings.timeout_s):
         # Its own clock, besides that of the connection: an endpoint that sends a byte now and then ends too.
         content = json.dumps(body, allow_nan=False).encode("ascii")
-        async with client.stream("POST", f"{self.settings.url.rstrip('/')}/chat/completions",
-                                 content=content, headers=headers) as answer:
+        url = f"{self.settings.url.rstrip('/')}/{chat_form.ROUTES[self.settings.form]}"
+        async with client.stream("POST", url, content=content, headers=headers) as answer:
           found = await _content(answer)
       if self._key is not None:  # Before anything is read, cut or saved: an endpoint may well quote it.
         found = found.replace(self._key.encode(), b"***")
@@ -300,7 +250,7 @@ class Endpoint:
                      is_outage=passes and status not in OVERLOADED,
                      wait_s=chat_form.retry_after(answer.headers.get("retry-after")) if passes else 0.0)
     try:
-      reply = chat_form.read_reply(found)
+      reply = chat_form.read_reply(found, self.settings.form)
     except ValueError as error:
       raise _Failure("reply", status, self._clean(error), passes=True, is_outage=True) from error
     for name, count in reply.usage._asdict().items():
@@ -371,23 +321,6 @@ async def _content(answer) -> bytes:
       raise _Failure("reply", answer.status_code, f"the answer has more than {MOST_REPLY_BYTES} bytes",
                      passes=False, is_outage=True)
   return bytes(found)
-
-
-def _key(variable: str | None) -> str | None:
-  if variable is None:
-    return None
-  key = os.environ.get(variable, "").strip()
-  if not key:
-    raise ValueError(f"the key of an endpoint is to be in the environment's variable {variable}, which is "
-                     "not set; set it, or name no variable where the endpoint needs no key")
-  if not all("!" <= char <= "~" for char in key):  # No header of HTTP has others.
-    raise ValueError(f"the key of an endpoint in the environment's variable {variable} has a blank, a line "
-                     "end or a character beyond ASCII; set it again, as the service gave it")
-  return key
-
-
-def _without_secrets(url: str) -> str:
-  return url.rpartition("@")[2] if "@" in url else url
 
 
 def _httpx():

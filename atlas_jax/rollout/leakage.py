@@ -23,7 +23,10 @@ _DECIMALS = re.compile(r"(?<![0-9])[+-]?\.[0-9]+")
 _MIXED = re.compile(r"(?<![0-9.])[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _POWERS = re.compile(rf"(?<![0-9])(?:{_DIGITS}\s*[*x]\s*)?10\s*\^\s*[+-]?[0-9]{{1,3}}(?![0-9])")
 _PERCENT = re.compile(r"\s*(?:%|per ?cent\b)", re.IGNORECASE)
-_SPREAD = re.compile(r"(?<=[0-9])(?:[\s\-_·'`~]|\*\*){1,4}(?=[0-9])")  # 1 3 2 and 1-3-2 are read as 132, too.
+# 1 3 2, 1-3-2 and 1|3|2 are read as 132, too; | 1 | 2 | is a row of a table.
+_SPREAD = re.compile(r"(?<=[0-9])(?:(?:[\s\-_·'`~]|\*\*){1,4}|\|)(?=[0-9])")
+# Letters of other alphabets that look like Latin ones.
+_ALIKE = dict(zip("авеікмнорстухѕјԁһԛԝαβικνορτυχ", "abeikmhopctyxsjdhqwabikvoptux", strict=True))
 _LISTED = re.compile(r"(?<![0-9.,])[0-9](?:(?:, ?|\*)[0-9](?![0-9.]))+")  # So is 1, 3, 2.
 _WITHIN = r"[\s\-_.·*`~|']{0,3}"  # Between letters of a text.
 _SEAMS = re.compile(r"(?<=[a-z])(?=[A-Z])|_|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])")
@@ -80,6 +83,8 @@ def _plain_char(char: str) -> str:
     return ""
   if char.isdecimal():
     return str(unicodedata.digit(char))
+  if (alike := _ALIKE.get(char.lower())) is not None:
+    return alike if char.islower() else alike.upper()
   return {"−": "-", "’": "'", "⁄": "/", "×": "*"}.get(char) or answers.spelled(char)
 
 

@@ -43,6 +43,8 @@ def test_a_rate_of_zero_in_the_warm_up_is_no_idle_update():
 
 
 @pytest.mark.parametrize("more, fields, parts", [
+    ({"rollout/unrewarded_frac": 1.0, "rollout/judge_no_verdict_frac": 1.0}, {},
+     ["100% of completions", "judges had no verdict", "config.rim"]),
     ({"rollout/truncated_frac": 1.0}, {"rollout__truncated": "mask", "sampler__max_tokens": 7},
      ["100% of completions were cut off", "config.rollout.truncated='mask'", "config.sampler.max_tokens=7"]),
     ({"rollout/unrewarded_frac": 1.0, "rollout/flat_groups_frac": 1.0}, {"rewards": "correct"},

@@ -71,6 +71,18 @@ def test_a_reply_has_its_text_its_tokens_and_the_whole_answer(server):
   assert endpoint.usage["asks"] == endpoint.usage["requests"] == 2 and endpoint.usage["unmetered"] == 1
 
 
+def test_a_model_without_a_chat_template_goes_on_from_one_text(server):
+  server.use([Answer({"choices": [{"text": "132"}], "usage": {"prompt_tokens": 6, "completion_tokens": 3}})])
+  endpoint = made(server, form="texts")
+  reply = ask(endpoint, max_tokens=4)
+  assert (reply.text, reply.usage) == ("132", (6, 3))
+  assert server.asked == [{"model": "m", "prompt": "hi", "max_tokens": 4}]
+  with pytest.raises(ValueError, match="2 messages cannot be one prompt"):
+    ask(endpoint, [*MESSAGES, *MESSAGES])
+  with pytest.raises(ValueError, match="form='words' of an endpoint must be one of chat, texts"):
+    made(server, form="words")
+
+
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
 def test_statuses_that_may_pass_are_tried_again_with_one_idempotency_key(server, status):
   clock = Clock()

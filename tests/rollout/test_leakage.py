@@ -24,6 +24,7 @@ FOUND = [
     ("Pari\u00ads", "Paris", "", "text"), ("(1,2)", "(1, 2)", "", "text"),
     ("$x^2 + 1$", "x^2+1", "", "text"), ("x/2", r"\frac{x}{2}", "", "text"), ("[B]", "b", "", "text"),
     ("NewYork", "New York", "", "text"), ("pick option **B**", "B", "(A) or (B)?", "text"),
+    ("it is 4|2", "42", "", "number"), ("think of \u0420\u0430ris", "Paris", "", "text"),  # Cyrillic letters.
     ("x" * 30_000 + " 7", "7", "", "number")]
 MISSED = [
     ("add 47 and 85", "132", "47+85="), ("mind the 7", "7", "7 + 0 = ?"), ("a hint", "a", ""),

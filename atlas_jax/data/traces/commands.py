@@ -233,6 +233,8 @@ def _import(arguments, _: Mapping[str, str]) -> int:
       yield found.trace
 
   with store.open_store(arguments.database_url, writable=True) as opened:
+    if arguments.strict:  # Looked through first: nothing is written of a file with a line that is no trace.
+      collections.deque(TraceReader(arguments.input, strict=True, rejects_file=arguments.rejects), maxlen=0)
     reader = TraceReader(arguments.input, strict=arguments.strict, rejects_file=arguments.rejects)
     total = opened.write_all(traces(reader), who="import")
     report = reader.report

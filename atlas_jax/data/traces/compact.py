@@ -34,12 +34,21 @@ LIST, SHAPE = 0, 1
 
 
 def is_header(line: bytes) -> bool:
-  """Returns whether a line is the first of a compact file."""
+  """Returns whether a line is the first of a compact file.
+
+  Raises:
+    ValueError: if it is that of a file of another version.
+  """
   try:
     found = json.loads(line)
   except (RecursionError, ValueError):  # A line that nests too deep is no header; whoever reads it says why.
     return False
-  return isinstance(found, dict) and found.get("format") == HEADER["format"]
+  if not isinstance(found, dict) or found.get("format") != HEADER["format"]:
+    return False
+  if found.get("version") != HEADER["version"]:
+    raise ValueError(f"is a compact file of version {found.get('version')!r}, and this program reads "
+                     f"{HEADER['version']}; install the atlas_jax that wrote it, or export it anew")
+  return True
 
 
 class CompactEncoder:

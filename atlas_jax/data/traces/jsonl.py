@@ -93,7 +93,7 @@ class TraceReader:
         for number, line in enumerate(_lines(opened), start=1):
           if not line.strip():
             continue
-          if number == 1 and compact.is_header(line):
+          if number == 1 and _is_compact(file, line):
             decoder = compact.CompactDecoder()
             continue
           self.report.lines += 1
@@ -151,6 +151,13 @@ class TraceReader:
     self.report.conflicts[found.identity] = f"{first} and {where}"
     raise _LineError("conflict", f"session {found.identity} stands at {first} too, with other content; "
                                  "keep one of them")
+
+
+def _is_compact(file: pathlib.Path, line: bytes) -> bool:
+  try:
+    return compact.is_header(line)
+  except ValueError as error:  # Not one line of it can be read, whatever share of rejects is allowed.
+    raise ValueError(f"{file}: {error}") from error
 
 
 def _lines(opened) -> Iterator[bytes]:

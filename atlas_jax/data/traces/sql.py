@@ -207,3 +207,71 @@ MOVES = _both("SELECT from_status, to_status, who, note, at FROM review_log "
               "WHERE session_id = %(id)s ORDER BY id")
 KEEP_DRIFT = _both("UPDATE sessions SET metadata = %(metadata)s, "
                    "review_notes = COALESCE(%(note)s, review_notes) WHERE id = %(id)s")
+
+# The runtime's. A session that is begun has a lease; one that has ended needs none, so it is left to expire.
+BEGIN_SESSION = _both("""
+INSERT INTO sessions (task, status, metadata, review_status, created_at)
+VALUES (%(task)s, 'running', %(metadata)s, 'pending', %(created_at)s) RETURNING id
+""")
+BEGIN_KEY = _both("""
+INSERT INTO session_keys (session_key, session_id, owner, until)
+VALUES (%(key)s, %(session_id)s, %(owner)s, %(until)s) ON CONFLICT (session_key) DO NOTHING
+""")
+DROP_SESSION = _both("DELETE FROM sessions WHERE id = %(id)s")
+PUT_EVENT = _both("INSERT INTO session_events (session_id, seq, event) VALUES (%(session_id)s, %(seq)s, "
+                  "%(event)s) ON CONFLICT (session_id, seq) DO NOTHING")
+PUT_PLAN = _both("INSERT INTO plans (session_id, plan) VALUES (%(session_id)s, %(plan)s) "
+                 "ON CONFLICT (session_id) DO UPDATE SET plan = EXCLUDED.plan")
+PUT_STEP = _both("""
+INSERT INTO step_results (session_id, step_id, trace, output, evaluation, attempts, metadata)
+VALUES (%(session_id)s, %(step_id)s, %(trace)s, %(output)s, %(evaluation)s, %(attempts)s, %(metadata)s)
+ON CONFLICT (session_id, step_id) DO UPDATE SET trace = EXCLUDED.trace, output = EXCLUDED.output,
+  evaluation = EXCLUDED.evaluation, attempts = EXCLUDED.attempts, metadata = EXCLUDED.metadata
+""")
+PUT_ATTEMPT = _both("INSERT INTO step_attempts (session_id, step_id, attempt, evaluation) "
+                    "VALUES (%(session_id)s, %(step_id)s, %(attempt)s, %(evaluation)s) "
+                    "ON CONFLICT (session_id, step_id, attempt) "
+                    "DO UPDATE SET evaluation = EXCLUDED.evaluation")
+PUT_NOTE = _both("INSERT INTO guidance_notes (session_id, step_id, sequence, note) "
+                 "VALUES (%(session_id)s, %(step_id)s, %(sequence)s, %(note)s) "
+                 "ON CONFLICT (session_id, step_id, sequence) DO UPDATE SET note = EXCLUDED.note")
+OF_KEY = _both("SELECT k.session_id, s.status, s.task, CAST(s.metadata AS TEXT), k.owner, k.until "
+               "FROM session_keys k JOIN sessions s ON s.id = k.session_id WHERE k.session_key = %(key)s")
+EVENTS_OF = _both("SELECT CAST(event AS TEXT) FROM session_events WHERE session_id = %(id)s "
+                  "AND seq > %(after)s ORDER BY seq")
+HEARTBEAT = _both("UPDATE session_keys SET until = %(until)s WHERE owner = %(owner)s AND until IS NOT NULL")
+# Of sessions that have ended the lease says nothing any more.
+RELEASE = _both("UPDATE session_keys SET until = NULL WHERE owner = %(owner)s AND until IS NOT NULL AND "
+                "EXISTS (SELECT 1 FROM sessions s WHERE s.id = session_keys.session_id "
+                "AND s.status <> 'running')")
+EXPIRED = Statement(
+    "SELECT k.session_key, k.session_id, k.until FROM session_keys k JOIN sessions s ON s.id = k.session_id "
+    "WHERE s.status = 'running' AND k.until IS NOT NULL AND k.until < %(now)s ORDER BY k.until "
+    "LIMIT %(rows)s FOR UPDATE OF k SKIP LOCKED",
+    "SELECT k.session_key, k.session_id, k.until FROM session_keys k JOIN sessions s ON s.id = k.session_id "
+    "WHERE s.status = 'running' AND k.until IS NOT NULL AND k.until < :now ORDER BY k.until LIMIT :rows")
+CLAIM = _both("UPDATE session_keys SET owner = %(owner)s, until = %(until)s WHERE session_key = %(key)s "
+              "AND until < %(now)s")
+COUNT_EXPIRED = _both("SELECT COUNT(*) FROM session_keys k JOIN sessions s ON s.id = k.session_id "
+                      "WHERE s.status = 'running' AND k.until IS NOT NULL AND k.until < %(now)s")
+PLAYBOOK = _both("SELECT version, CAST(entries AS TEXT) FROM playbooks WHERE playbook_key = %(key)s")
+ADD_PLAYBOOK = _both("INSERT INTO playbooks (playbook_key, version, entries) "
+                     "VALUES (%(key)s, 1, %(entries)s) ON CONFLICT (playbook_key) DO NOTHING")
+CHANGE_PLAYBOOK = _both("UPDATE playbooks SET version = version + 1, entries = %(entries)s "
+                        "WHERE playbook_key = %(key)s AND version = %(version)s")
+PLAYBOOK_KEYS = _both("SELECT playbook_key FROM playbooks ORDER BY playbook_key")
+DROP_PLAYBOOK = _both("DELETE FROM playbooks WHERE playbook_key = %(key)s")
+PUT_USE = _both("INSERT INTO playbook_uses (session_id, playbook_key, entry_id, shown) "
+                "VALUES (%(session_id)s, %(key)s, %(entry_id)s, %(shown)s) "
+                "ON CONFLICT (session_id, playbook_key, entry_id) DO NOTHING")
+USES = _both("SELECT u.entry_id, u.shown, u.session_id FROM playbook_uses u JOIN sessions s "
+             "ON s.id = u.session_id WHERE u.playbook_key = %(key)s ORDER BY u.session_id")
+ADD_DEPLOYMENT = _both("INSERT INTO deployments (role, version, url, share, state, metadata, at) VALUES "
+                       "(%(role)s, %(version)s, %(url)s, %(share)s, %(state)s, %(metadata)s, %(at)s) "
+                       "RETURNING id")
+MOVE_DEPLOYMENT = _both("UPDATE deployments SET state = %(to_state)s, share = %(share)s, "
+                        "metadata = COALESCE(%(metadata)s, metadata) "
+                        "WHERE id = %(id)s AND state = %(from_state)s")
+DEPLOYMENTS = _both("SELECT id, role, version, url, share, state, CAST(metadata AS TEXT), at "
+                    "FROM deployments WHERE role = %(role)s ORDER BY id")
+OF_TENANT = _both("SELECT id FROM sessions WHERE metadata->>'tenant_id' = %(tenant)s")

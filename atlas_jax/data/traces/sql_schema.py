@@ -123,12 +123,48 @@ _PAGES = (
   "CREATE INDEX review_log_session_idx ON review_log (session_id, id)",
   "CREATE INDEX session_keys_session_idx ON session_keys (session_id)",
 )
+# Of the runtime: who works at a session and until when, its events by their numbers, lessons, what is served.
+_RUNTIME = (
+  "ALTER TABLE session_keys ADD COLUMN owner TEXT",
+  "ALTER TABLE session_keys ADD COLUMN until TIMESTAMPTZ", """
+CREATE TABLE session_events (
+  session_id INTEGER NOT NULL REFERENCES sessions(id) ON DELETE CASCADE,
+  seq INTEGER NOT NULL,
+  event JSONB NOT NULL,
+  PRIMARY KEY (session_id, seq)
+)""", """
+CREATE TABLE playbooks (
+  playbook_key TEXT PRIMARY KEY,
+  version INTEGER NOT NULL,
+  entries JSONB NOT NULL
+)""", """
+CREATE TABLE playbook_uses (
+  session_id INTEGER NOT NULL REFERENCES sessions(id) ON DELETE CASCADE,
+  playbook_key TEXT NOT NULL,
+  entry_id TEXT NOT NULL,
+  shown INTEGER NOT NULL,
+  PRIMARY KEY (session_id, playbook_key, entry_id)
+)""", """
+CREATE TABLE deployments (
+  id SERIAL PRIMARY KEY,
+  role TEXT NOT NULL,
+  version TEXT NOT NULL,
+  url TEXT NOT NULL,
+  share DOUBLE PRECISION NOT NULL,
+  state TEXT NOT NULL,
+  metadata JSONB,
+  at TIMESTAMPTZ NOT NULL
+)""",
+  "CREATE INDEX session_keys_until_idx ON session_keys (until)",
+  "CREATE INDEX playbook_uses_entry_idx ON playbook_uses (playbook_key, entry_id)",
+)
 _SQLITE = (
   ("SERIAL PRIMARY KEY", "INTEGER PRIMARY KEY AUTOINCREMENT"),
   ("TIMESTAMPTZ NOT NULL DEFAULT now()",
    "TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now'))"),
   ("TIMESTAMPTZ", "TEXT"),
   ("JSONB", "TEXT"),
+  ("DOUBLE PRECISION", "REAL"),
   ("metadata->>'learning_key'", "json_extract(metadata, '$.learning_key')"),
 )
 
@@ -147,5 +183,6 @@ def _migration(version: int, name: str, *statements: str) -> Migration:
 MIGRATIONS = (
   _migration(1, "tables of the Atlas SDK", *_SDK),
   _migration(2, "review log, session keys and indices of pages", *_REVIEW, *_PAGES),
+  _migration(3, "leases, events, lessons and deployments of the runtime", *_RUNTIME),
 )
 VERSION = MIGRATIONS[-1].version

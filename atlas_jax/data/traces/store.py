@@ -38,11 +38,16 @@ class WrongVersion(StoreError):
 
 
 class SqlStore:
-  """A store of traces, see `open_store`."""
+  """A store of traces, see `open_store`.
+
+  Attributes:
+    database: that it lies in.
+    name: of it, for messages.
+  """
 
   def __init__(self, database: connections.Database):
     """Takes an open database."""
-    self._database = database
+    self.database = database
     self.name = database.name
 
   def __enter__(self) -> "SqlStore":
@@ -55,13 +60,13 @@ class SqlStore:
 
   def close(self) -> None:
     """Closes its connections."""
-    self._database.close()
+    self.database.close()
 
   # The schema.
 
   def version(self) -> int | None:
     """Returns the version of its tables: 0 for tables of the Atlas SDK, None where there are none."""
-    with self._database.reading() as transaction:
+    with self.database.reading() as transaction:
       return _version(transaction)
 
   def check(self, *, writable: bool) -> None:
@@ -86,7 +91,7 @@ class SqlStore:
 
     Programs that migrate at once take turns, and tables of the Atlas SDK are taken over with what they hold.
     """
-    with self._database.writing(patient=True) as transaction:
+    with self.database.writing(patient=True) as transaction:
       transaction.run(sql.MIGRATION_LOCK)
       transaction.run(sql.BOOKS)
       [(found,)] = transaction.rows(sql.VERSION)
@@ -128,7 +133,7 @@ class SqlStore:
       total += len(self._retried(functools.partial(self._write_batch, batch, None, who)))
     if total >= ANALYZE_FROM:
       # A server that does not know yet how many there are would sort them all for every page.
-      with self._database.writing(patient=True) as transaction:
+      with self.database.writing(patient=True) as transaction:
         transaction.run(sql.ANALYZE)
     return total
 
@@ -142,7 +147,7 @@ class SqlStore:
   def _retried(self, work: Callable[[Transaction], Any]) -> Any:
     for tries in itertools.count(1):
       try:
-        with self._database.writing() as transaction:
+        with self.database.writing() as transaction:
           return work(transaction)
       except StoreConflict:
         if tries == TRIES:
@@ -155,7 +160,7 @@ class SqlStore:
     remaining = query.limit
     while remaining is None or remaining > 0:
       size = page_rows if remaining is None else min(page_rows, remaining)
-      with self._database.reading() as transaction:
+      with self.database.reading() as transaction:
         page = read_page(transaction, query, size)
       if page:
         yield page
@@ -201,7 +206,7 @@ class SqlStore:
   def counts(self, query: SessionQuery) -> dict[tuple[str, str], int]:
     """Counts the sessions of a query, without regard to its limit, by review status and status."""
     names, values = query.clauses()
-    with self._database.reading() as transaction:
+    with self.database.reading() as transaction:
       return {(review, status): count
               for review, status, count in transaction.rows(sql.counts(names), **values)}
 
@@ -220,7 +225,7 @@ class SqlStore:
   def baseline(self, query: SessionQuery, window: int) -> list[Any]:
     """Returns the statistics of the newest rewards of a query, newest first."""
     names, values = query.changed(newest_first=True).clauses()
-    with self._database.reading() as transaction:
+    with self.database.reading() as transaction:
       found = transaction.rows(sql.baseline(names), rows=window, offset=0, **values)
     return [json.loads(text) for (text,) in found]
 
@@ -241,7 +246,7 @@ class SqlStore:
       KeyError: if there is no such session.
       StoreConflict: if another one moved it meanwhile.
     """
-    with self._database.writing() as transaction:
+    with self.database.writing() as transaction:
       found = transaction.rows(sql.REVIEWED, id=number)
       if not found:
         raise KeyError(number)
@@ -256,14 +261,14 @@ class SqlStore:
 
   def moves(self, number: int) -> list[dict[str, Any]]:
     """Returns what moved a session in review, oldest first: {from, to, who, note, at}."""
-    with self._database.reading() as transaction:
+    with self.database.reading() as transaction:
       found = transaction.rows(sql.MOVES, id=number)
     return [{"from": before, "to": after, "who": who, "note": note, "at": rows.normal(at)}
             for before, after, who, note, at in found]
 
   def keep_drift(self, number: int, drift: dict[str, Any], note: str | None) -> None:
     """Puts a finding of the drift guard into a session's metadata, and a note beside it, if there is one."""
-    with self._database.writing() as transaction:
+    with self.database.writing() as transaction:
       # Held until the end: what another program writes meanwhile would be undone.
       transaction.rows(sql.FIND_SESSION, id=number)
       [stored] = read_page(transaction, SessionQuery(review_statuses=None, ids=(number,)), 1)

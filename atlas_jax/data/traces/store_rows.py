@@ -159,7 +159,7 @@ def write_trace(transaction: Transaction, trace: Trace, pending: PendingRows, *,
   number = _write_session(transaction, split, number, is_there, who)
   if key is not None and not is_there and transaction.run(sql.ADD_KEY, key=key, session_id=number) != 1:
     raise StoreConflict(f"{name}: another program writes the session {key!r}")
-  _add_children(transaction, split, number, pending)
+  add_children(transaction, split, number, pending)
   return number
 
 
@@ -195,11 +195,8 @@ def _with_event_ids(transaction: Transaction, split: SessionRows, pending: Pendi
 def _write_session(transaction: Transaction, split: SessionRows, number: int | None, is_there: bool,
                    who: str) -> int:
   session = split.session
-  values = {name: transaction.json(value) if name in _JSON else value
-            for name, value in session.items() if name not in ("id", "plan")}
+  values = session_values(transaction, split)
   now = datetime.datetime.now(datetime.UTC)
-  values |= {"created_at": rows.instant(session["created_at"]) or now,
-             "completed_at": rows.instant(session["completed_at"])}
   if is_there:
     assert number is not None
     transaction.run(sql.CHANGE_SESSION, id=number, **values)
@@ -215,7 +212,17 @@ def _write_session(transaction: Transaction, split: SessionRows, number: int | N
   return number
 
 
-def _add_children(transaction: Transaction, split: SessionRows, number: int, pending: PendingRows) -> None:
+def session_values(transaction: Transaction, split: SessionRows) -> dict[str, Any]:
+  """Returns the values of a session's columns, its id apart."""
+  session = split.session
+  values = {name: transaction.json(value) if name in _JSON else value
+            for name, value in session.items() if name not in ("id", "plan")}
+  return values | {"created_at": rows.instant(session["created_at"]) or datetime.datetime.now(datetime.UTC),
+                   "completed_at": rows.instant(session["completed_at"])}
+
+
+def add_children(transaction: Transaction, split: SessionRows, number: int, pending: PendingRows) -> None:
+  """Puts the rows below a session to those that are pending."""
   of = {"session_id": number}
   if split.session["plan"] is not None:
     pending.plans.append({**of, "plan": transaction.json(split.session["plan"])})

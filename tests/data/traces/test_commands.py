@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from atlas_jax.data.traces import commands
+from atlas_jax.data.traces import commands, store
 from tests import stores
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -208,7 +208,10 @@ def test_rejected_lines_are_told_and_kept(run, tmp_path):
   code, out, err = run("import", "--input", mixed, "--rejects", tmp_path / "rejects.jsonl")
   assert code == 0 and "Wrote 1 sessions" in out and "1 lines are no traces, 29 stood there before" in out
   assert "mixed.jsonl:31" in err and json.loads((tmp_path / "rejects.jsonl").read_text())["line"] == 31
+  mixed.write_text("".join(f'{{"task": "one more {number}"}}\n' for number in range(store.WRITE_ROWS + 1))
+                   + '{"no": "task"}\n')
   assert run("import", "--input", mixed, "--strict")[0] == 2
+  assert "one more" not in run("review", "sessions")[1]  # Nor is what stands before the bad line written.
 
 
 def test_a_store_that_is_not_reached_is_one_line_and_code_4(tmp_path, capsys):

@@ -74,3 +74,10 @@ def test_references_that_double_a_text_are_stopped(tmp_path):
   sessions.write(file, lines)
   reader = TraceReader(str(file), max_reject_frac=1.0)
   assert list(reader) == [] and reader.report.rejects["json"] > 20
+
+
+def test_a_file_of_another_version_is_refused_whole(tmp_path):
+  file = tmp_path / "later.jsonl"
+  sessions.write(file, [{**compact.HEADER, "version": 2}, [0, "x"]])
+  with pytest.raises(ValueError, match="later.jsonl: is a compact file of version 2, and this"):
+    list(TraceReader(str(file), max_reject_frac=1.0))

@@ -35,7 +35,7 @@ def test_migrating_twice_and_at_once_applies_each_version_once(store_url):
 
 @pytest.mark.parametrize("version, said", [(99, "install a newer"), (-1, "run arc-atlas init")])
 def test_tables_of_another_version_are_refused(store, store_url, version, said):
-  with store._database.writing() as transaction:
+  with store.database.writing() as transaction:
     if version < 0:
       transaction.run(sql.Statement(*["DELETE FROM schema_migrations"] * 2))
       transaction.run(sql.APPLIED, version=1, name="old", at="then")
@@ -62,7 +62,8 @@ def test_tables_columns_and_defaults_are_those_of_the_sdk(postgres_server):
     assert (kind, null) == (row["data_type"], row["is_nullable"])
     assert default == row["column_default"] or "nextval" in default
   assert {table for table, _ in ours} - {table for table, _ in known} == {
-    "review_log", "session_keys", "schema_migrations"}
+    "review_log", "session_keys", "schema_migrations", "session_events", "playbooks", "playbook_uses",
+    "deployments"}
 
 
 def sdk_database(url):

@@ -306,7 +306,7 @@ def test_time_and_score_select(filled):
 
 
 def test_a_row_that_is_no_trace_is_named(filled):
-  with filled._database.writing() as transaction:
+  with filled.database.writing() as transaction:
     transaction.run(sql.CHANGE_SESSION, id=1, status="succeeded", metadata='{"learning_key": 5}',
                     final_answer=None, reward=None, reward_stats=None, reward_audit='{"no": "list"}',
                     student_learning=None, teacher_learning=None, completed_at=None)

@@ -1,0 +1,191 @@
+"""What the runtime keeps in a store beside traces: leases, events, lessons and deployments.
+
+Functions of a transaction; `runtime.store` puts many of them into one. Replaying any of them changes nothing.
+"""
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from atlas_jax.data.traces import rows, sql
+from atlas_jax.data.traces.connections import StoreError, Transaction
+from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.store_rows import PendingRows, add_children, session_values
+
+RUNNING = "running"
+
+
+class StoredRun(NamedTuple):
+  """A session of the runtime as it is stored."""
+
+  key: str
+  id: int
+  status: str
+  task: str
+  metadata: Mapping[str, Any]
+  events: tuple[Mapping[str, Any], ...] = ()
+
+
+class Deployment(NamedTuple):
+  """A version of a model that is served, or was."""
+
+  id: int
+  role: str     # "teacher" or "student"
+  version: str
+  url: str
+  share: float  # of the sessions
+  state: str
+  metadata: Mapping[str, Any]
+  at: str
+
+
+def begin(transaction: Transaction, key: str, task: str, metadata: Mapping[str, Any], *, owner: str,
+          until: datetime.datetime) -> tuple[int, bool]:
+  """Begins a session under a key; returns its id, and False if it was there already."""
+  [(number,)] = transaction.rows(sql.BEGIN_SESSION, task=task, metadata=transaction.json(dict(metadata)),
+                                 created_at=now())
+  if transaction.run(sql.BEGIN_KEY, key=key, session_id=number, owner=owner, until=until):
+    return number, True
+  transaction.run(sql.DROP_SESSION, id=number)
+  [(there,)] = transaction.rows(sql.KEYED, key=key)
+  return there, False
+
+
+def put_events(transaction: Transaction, events: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
+  """Writes events (session id, number, event)."""
+  transaction.run_many(sql.PUT_EVENT, [
+      {"session_id": session, "seq": seq, "event": transaction.json(dict(event))}
+      for session, seq, event in events])
+
+
+def finish(transaction: Transaction, number: int, trace: Trace) -> None:
+  """Writes the record of a session that has begun; its review stays."""
+  split = rows.split(rows.without_id(trace.to_json()))
+  transaction.run(sql.CHANGE_SESSION, id=number, **session_values(transaction, split))
+  pending = PendingRows()
+  add_children(transaction, split, number, pending)
+  for statement, listed in ((sql.PUT_PLAN, pending.plans), (sql.PUT_STEP, pending.steps),
+                            (sql.PUT_ATTEMPT, pending.attempts), (sql.PUT_NOTE, pending.notes)):
+    transaction.run_many(statement, listed)
+
+
+def of_key(transaction: Transaction, key: str, *, events: bool = True) -> StoredRun | None:
+  """Returns the session of a key, None if there is none."""
+  found = transaction.rows(sql.OF_KEY, key=key)
+  if not found:
+    return None
+  [(number, status, task, metadata, _, _)] = found
+  listed = events_of(transaction, number) if events else ()
+  return StoredRun(key, number, status, task, json.loads(metadata or "{}"), tuple(listed))
+
+
+def events_of(transaction: Transaction, number: int, *, after: int = -1) -> list[Mapping[str, Any]]:
+  """Returns the events of a session behind a number, in their order."""
+  return [json.loads(text) for (text,) in transaction.rows(sql.EVENTS_OF, id=number, after=after)]
+
+
+def heartbeat(transaction: Transaction, owner: str, until: datetime.datetime) -> None:
+  """Prolongs the leases of an owner, and gives back those of sessions that have ended."""
+  transaction.run(sql.RELEASE, owner=owner)
+  transaction.run(sql.HEARTBEAT, owner=owner, until=until)
+
+
+def claim_expired(transaction: Transaction, owner: str, until: datetime.datetime,
+                  most: int) -> list[StoredRun]:
+  """Takes over sessions whose owner is gone; each is given to one claimer alone."""
+  found = []
+  for key, _, _ in transaction.rows(sql.EXPIRED, now=now(), rows=most):
+    if transaction.run(sql.CLAIM, key=key, owner=owner, until=until, now=now()) == 1:
+      run = of_key(transaction, key)
+      assert run is not None
+      found.append(run)
+  return found
+
+
+def read_playbook(transaction: Transaction, key: str) -> tuple[int, list[Any]]:
+  """Returns the version and entries of a playbook; 0 and none where there is none."""
+  found = transaction.rows(sql.PLAYBOOK, key=key)
+  return (found[0][0], json.loads(found[0][1])) if found else (0, [])
+
+
+def write_playbook(transaction: Transaction, key: str, version: int, entries: Sequence[Any]) -> bool:
+  """Replaces the entries of a playbook if its version is still the one that was read; says whether it was."""
+  text = transaction.json(list(entries))
+  if version == 0:
+    return transaction.run(sql.ADD_PLAYBOOK, key=key, entries=text) == 1
+  return transaction.run(sql.CHANGE_PLAYBOOK, key=key, version=version, entries=text) == 1
+
+
+def put_uses(transaction: Transaction, number: int, key: str, shown: Sequence[str],
+             withheld: Sequence[str]) -> None:
+  """Writes which lessons of a playbook a session was shown, and which fitted and were withheld."""
+  transaction.run_many(sql.PUT_USE, [
+      {"session_id": number, "key": key, "entry_id": entry, "shown": int(was)}
+      for was, listed in ((True, shown), (False, withheld)) for entry in listed])
+
+
+def uses(transaction: Transaction, key: str) -> list[tuple[str, bool, int]]:
+  """Returns (entry, whether it was shown, session id) of a playbook."""
+  return [(entry, bool(shown), number) for entry, shown, number in transaction.rows(sql.USES, key=key)]
+
+
+def deployments(transaction: Transaction, role: str) -> list[Deployment]:
+  """Returns the deployments of a role, oldest first."""
+  return [Deployment(*row[:6], json.loads(row[6] or "{}"), rows.normal(row[7]) or "")
+          for row in transaction.rows(sql.DEPLOYMENTS, role=role)]
+
+
+def add_deployment(transaction: Transaction, *, role: str, version: str, url: str, share: float,
+                   state: str, metadata: Mapping[str, Any]) -> int:
+  """Writes a deployment; returns its id."""
+  [(number,)] = transaction.rows(sql.ADD_DEPLOYMENT, role=role, version=version, url=url, share=share,
+                                 state=state, metadata=transaction.json(dict(metadata)), at=now())
+  return number
+
+
+def move_deployment(transaction: Transaction, number: int, from_state: str, to_state: str, *,
+                    share: float, metadata: Mapping[str, Any] | None = None) -> None:
+  """Moves a deployment to another state.
+
+  Raises:
+    StoreError: if it is no longer in the state that it is moved from.
+  """
+  given = None if metadata is None else transaction.json(dict(metadata))
+  changed = transaction.run(sql.MOVE_DEPLOYMENT, id=number, from_state=from_state, to_state=to_state,
+                            share=share, metadata=given)
+  if changed != 1:
+    raise StoreError(f"deployment {number} is no longer {from_state}; look at it again")
+
+
+def forget(transaction: Transaction, *, ids: Sequence[int] = (), tenant: str | None = None) -> tuple[int, int]:
+  """Deletes sessions with all that belongs to them, and lessons that came from them.
+
+  Args:
+    ids: of sessions.
+    tenant: whose sessions and lessons are deleted, all of them.
+
+  Returns:
+    How many sessions, and how many lessons.
+  """
+  numbers = set(ids)
+  if tenant is not None:
+    numbers |= {number for (number,) in transaction.rows(sql.OF_TENANT, tenant=tenant)}
+  lessons = 0
+  for (key,) in transaction.rows(sql.PLAYBOOK_KEYS):
+    version, entries = read_playbook(transaction, key)
+    if tenant is not None and key.startswith(f"{tenant}/"):
+      transaction.run(sql.DROP_PLAYBOOK, key=key)
+      lessons += len(entries)
+      continue
+    kept = [one for one in entries if (one.get("provenance") or {}).get("session_id") not in numbers]
+    if len(kept) < len(entries):
+      lessons += len(entries) - len(kept)
+      write_playbook(transaction, key, version, kept)
+  for number in sorted(numbers):
+    transaction.run(sql.DROP_SESSION, id=number)
+  return len(numbers), lessons
+
+
+def now() -> datetime.datetime:
+  """Returns the time, in UTC."""
+  return datetime.datetime.now(datetime.UTC)
