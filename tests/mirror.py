@@ -125,6 +125,7 @@ ELSEWHERE = {
   "pipeline/*": ("pipeline/test_stages.py", "stages are tested as they follow one another"),
   "rollout/prompted.py": ("rollout/test_source.py", PARTS),
   "rollout/teaching_metrics.py": ("rollout/test_teacher_source.py", PARTS),
+  "runtime/discover_worker.py": ("runtime/test_discover.py", "the program that it starts"),
   "runtime/agents/agent.py": ("runtime/agents/test_python.py", "types alone"),
   "runtime/agents/replies.py": ("runtime/agents/test_python.py", PARTS),
   "runtime/agents/signatures.py": ("runtime/agents/test_python.py", PARTS),
