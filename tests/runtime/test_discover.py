@@ -93,8 +93,8 @@ def test_candidates_have_file_line_and_reason_and_nothing_is_imported(folder):
 def test_a_trusted_name_is_imported_in_a_process_without_secrets(folder, monkeypatch):
   monkeypatch.setenv("PLANTED_KEY", "planted-secret")
   probe = folder / "probe.py"
-  probe.write_text("import os, pathlib\n"
-                   "pathlib.Path('seen').write_text(repr(dict(os.environ)))\n\ndef run(task):\n  return task\n")
+  probe.write_text("import os, pathlib\npathlib.Path('seen').write_text(repr(dict(os.environ)))\n\n"
+                   "def run(task):\n  return task\n")
   assert discover.trusted(folder, "probe.py:run") == ("probe.py:run", "python", "task", None)
   assert "planted" not in (folder / "seen").read_text()
   assert str(folder) not in (folder / "seen").read_text()

@@ -84,7 +84,8 @@ def test_every_key_has_a_place_or_a_warning(tmp_path):
   (changed("agent", "llm", drop=True), "agent.llm is missing"),
   (changed("teacher", "llm", "model", drop=True), "teacher.llm.model is missing"),
   (changed("agent", "llm", "provider", to="bedrock"), "agent.llm.provider='bedrock' .*api_base"),
-  (changed("rim", to=[1]), "rim is list"), (changed("orchestration", "max_retries", to="1"), "max_retries='1'"),
+  (changed("rim", to=[1]), "rim is list"),
+  (changed("orchestration", "max_retries", to="1"), "max_retries='1'"),
   (changed("adaptive_teaching", "reward", to={"type": "pthon"}), "must be rim or python"),
   (changed("adaptive_teaching", "reward", to={"type": "python"}), "reward.import_path is missing"),
   (changed("agent", "llm", "temperature", to="hot"), r"agent\.temperature='hot' is str"),
@@ -122,7 +123,7 @@ def test_an_agent_of_http_sends_the_task_and_no_key_of_the_file():
     "kind": "http", "name": "h", "url": "http://127.0.0.1:1/run", "headers": {"X-A": "b"},
     "header_variables": {"Authorization": "TOKEN_X"}, "result_path": ["data", "output"],
     "template": {"prompt": "{task}", "metadata": "{metadata}", "mode": "{{x}}", "n": [1]}}
-  assert "TOKEN_X" in sdk_config.variables(found.settings) and "SOME_KEY" in sdk_config.variables(found.settings)
+  assert {"TOKEN_X", "SOME_KEY"} <= set(sdk_config.variables(found.settings))
   for place, value, said in (("payload_template", {"prompt": "x"}, "takes the place of the task"),
                              ("transport", {"headers": {}}, "base_url is missing"),
                              ("transport", {**transport, "headers": {"Authorization": "Bearer abc"}},

@@ -20,11 +20,13 @@ class AgentError(Exception):
     kind: one of `KINDS`.
   """
 
-  KINDS = ("raised", "reply", "tools")
+  KINDS = ("raised", "reply", "tools", "endpoint", "late")
 
   def __init__(self, kind: str, why: str):
     """Takes what went wrong; `why` must not hold a key."""
     super().__init__(why)
+    if kind not in self.KINDS:
+      raise ValueError(f"kind={kind!r} of an agent's error must be one of {', '.join(self.KINDS)}")
     self.kind = kind
 
 

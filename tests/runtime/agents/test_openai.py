@@ -42,9 +42,10 @@ def test_a_key_that_is_named_is_sent_and_must_be_set(server, monkeypatch):
   call(made(server, key_variable="AGENT_KEY"))
   assert server.headers[0]["Authorization"] == "Bearer planted-key"
   server.use([Answer("no planted-key here", 400)])
-  with pytest.raises(EndpointError) as raised:
+  with pytest.raises(AgentError) as raised:
     call(made(server, key_variable="AGENT_KEY"))
-  assert "planted-key" not in str(raised.value) and raised.value.tries == 1
+  assert "planted-key" not in str(raised.value) and raised.value.kind == "endpoint"
+  assert isinstance(raised.value.__cause__, EndpointError) and raised.value.__cause__.tries == 1
   monkeypatch.delenv("AGENT_KEY")
   with pytest.raises(ValueError, match="agent: .*AGENT_KEY"):
     made(server, key_variable="AGENT_KEY")
