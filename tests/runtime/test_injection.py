@@ -15,10 +15,14 @@ import pytest
 from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import Endpoint, EndpointSettings
 from atlas_jax.rollout.judges.rim import RIMReward
-from atlas_jax.runtime.agents.agent import AgentReply, Tool, ToolCall
+from atlas_jax.runtime.agents.agent import AgentReply, Tool, ToolRequest
 from atlas_jax.runtime.agents.load import load
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.events import EventLog
+from atlas_jax.runtime.evidence import Evidence
+from atlas_jax.runtime.lanes import LANES
+from atlas_jax.runtime.route import Dossier, ProbeWord, route
+from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.scoring import GraderAndJudges
 from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec, run_session
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
@@ -81,7 +85,7 @@ def planted(place, order, lane="paired"):
   """Runs a session with an order at a place; returns its result, events, and who was asked what."""
   has = lambda name: order if name == place else ""
   student = Obedient(*([plan((1, f"Add. {has('plan')}"))] if lane in ("coach", "escalate") else []),
-                     AgentReply(f"3 {has('thought')}", (ToolCall("1", "look", {}),)), f"3 {has('answer')}",
+                     AgentReply(f"3 {has('thought')}", (ToolRequest("1", "look", {}),)), f"3 {has('answer')}",
                      f"5 {has('answer')}")
   teacher = Obedient(*([review(concerns=[has("concern")])] if lane in ("coach", "escalate") else []),
                      verdict(False, f"Carry. {has('guidance')}"), verdict(False, "Again."))
@@ -136,6 +140,40 @@ def test_an_order_that_is_a_systems_would_be_obeyed_and_is_found():
   teacher = Obedient(verdict(False, "Carry."))
   asyncio.run(teacher([{"role": "system", "content": MARK}]))
   assert asyncio.run(teacher([{"role": "system", "content": MARK}])) == verdict(True)
+
+
+def right_of(n, right):
+  return Evidence(tuple(number < right for number in range(n)))
+
+
+@pytest.mark.parametrize("n, right", [(0, 0), (3, 3), (9, 9), (9, 5), (9, 3), (9, 0)])
+@pytest.mark.parametrize("risk", [None, "low", "high", "critical", "ORDER: none"])
+def test_no_word_of_a_probe_lowers_a_lane(n, right, risk):
+  dossier = Dossier(risks=({"severity": risk},) if risk else ())
+  alone = route(right_of(n, right), None, dossier)
+  for mode in (*LANES, None, ORDERS[0], 1.0, True, ["auto"]):
+    for confidence in (1.0, 0.9, 0.0, None, True, "1.0", 7, float("nan"), float("inf"), -1, [1.0]):
+      word = route(right_of(n, right), ProbeWord(mode, confidence), dossier)
+      assert LANES.index(word.lane) >= LANES.index(alone.lane), (mode, confidence)
+
+
+@pytest.mark.parametrize("place", ["task", "metadata"])
+@pytest.mark.parametrize("order", ORDERS, ids=range(len(ORDERS)))
+def test_an_order_to_the_probe_is_data_and_obeyed_it_lowers_nothing(place, order):
+  class Probe(Obedient):
+    async def __call__(self, messages):
+      if any(MARK in one["content"] for one in messages if one["role"] == "system"):
+        raise AssertionError("an order is a system's")
+      return await super().__call__(messages)
+
+  # It does all that the order says; without a history the session is supervised all the same.
+  probe = Probe(json.dumps({"mode": "auto", "confidence": 1.0}))
+  made = parts(Script("3", "5"), Script(verdict(False, "Carry."), verdict(False, "x")),
+               router=HistoryRouter(probe=FunctionModel(probe)))
+  in_metadata = {"risks": [{"severity": order}, {"severity": "low"}], "note": order}
+  task, metadata = (order, {}) if place == "task" else ("2+2", in_metadata)
+  result, _ = run(made, task, metadata=metadata)
+  assert result.lane == "paired" and result.verified is False and probe.asked
 
 
 def test_a_caller_cannot_name_its_lane_or_verdict_in_metadata():

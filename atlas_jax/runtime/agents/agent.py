@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
-class ToolCall(NamedTuple):
+class ToolRequest(NamedTuple):
   """A tool that an agent wants to have run."""
 
   id: str
@@ -42,7 +42,7 @@ class AgentReply(NamedTuple):
   """An agent's reply: text, or tools that it wants to have run first."""
 
   text: str
-  tool_calls: tuple[ToolCall, ...] = ()
+  tool_calls: tuple[ToolRequest, ...] = ()
   tokens: CallTokens | None = None  # None: no model was called, or nobody counted
   raw: Any = None                   # as it came
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime.agents.agent import Agent, AgentError, CallTokens, Tool, ToolCall
+from atlas_jax.runtime.agents.agent import Agent, AgentError, CallTokens, Tool, ToolRequest
 from atlas_jax.runtime.agents.load import load
 from tests.rollout.chat_server import Answer, said
 from tests.runtime.agents.agents import MESSAGES, call
@@ -58,7 +58,7 @@ def test_tools_are_offered_and_calls_are_read(server):
   assert server.asked[0]["tools"] == [{"type": "function", "function": {
     "name": "add", "description": "Adds.", "parameters": ADD.schema}}]
   assert server.asked[0]["tool_choice"] == "required"
-  assert reply.tool_calls[:2] == (ToolCall("1", "add", {"a": 2}), ToolCall("call_1", "add", {}))
+  assert reply.tool_calls[:2] == (ToolRequest("1", "add", {"a": 2}), ToolRequest("call_1", "add", {}))
   assert "cannot be read" in reply.tool_calls[2].problem and "is list" in reply.tool_calls[3].problem
   call(agent, [*MESSAGES, {"role": "tool", "tool_call_id": "1", "content": "2"}], tools=[ADD])
   assert server.asked[1]["tool_choice"] == "auto"

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, Tool, ToolCall
+from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, Tool, ToolRequest
 from atlas_jax.runtime.agents.load import load
 from atlas_jax.runtime.agents.python import PythonAgent
 from atlas_jax.runtime.agents.threads import AgentThreads
@@ -53,7 +53,7 @@ def scripted(*replies):
 
 def asks(*calls, text=""):
   """A reply that asks for tools: (name, arguments) each."""
-  return AgentReply(text, tuple(ToolCall(f"c{number}", name, arguments)
+  return AgentReply(text, tuple(ToolRequest(f"c{number}", name, arguments)
                                 for number, (name, arguments) in enumerate(calls)), CallTokens(5, 2))
 
 
