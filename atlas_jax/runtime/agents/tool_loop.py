@@ -203,8 +203,8 @@ class ToolLoop:
              data={"id": call.id, "name": call.name, "arguments": dict(call.arguments)})
     return span
 
-  def _ended(self, call: ToolRequest, status: str, text: str, seconds: float, span: int, session: AgentSession,
-             log: EventLog | None, parent: int | None) -> None:
+  def _ended(self, call: ToolRequest, status: str, text: str, seconds: float, span: int,
+             session: AgentSession, log: EventLog | None, parent: int | None) -> None:
     self.calls.append(ToolRecord(self.rounds, call.id, call.name, call.arguments, status, text, seconds))
     if log is not None:
       log.emit("tool", "END", actor="tool", span=span, parent=parent, step=session.step,
