@@ -92,10 +92,11 @@ def _glob(pattern: str, text: str) -> bool:
 
 def _regex(pattern: str, text: str) -> bool:
   try:
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", _MATCHER], capture_output=True, text=True, check=False,
-                          input=json.dumps([pattern, text, REGEX_CPU_S]), timeout=_BACKSTOP_S)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", _MATCHER], capture_output=True, text=True,
+                          check=False, input=json.dumps([pattern, text, REGEX_CPU_S]), timeout=_BACKSTOP_S)
   except subprocess.TimeoutExpired as error:
     raise CueError(f"cue.pattern={pattern!r} was not matched within {_BACKSTOP_S} s") from error
   if done.returncode:
-    raise CueError(f"cue.pattern={pattern!r} took more than {REGEX_CPU_S} s of CPU: write it without nested repeats")
+    raise CueError(f"cue.pattern={pattern!r} took more than {REGEX_CPU_S} s of CPU: write it without "
+                   "nested repeats")
   return done.stdout.strip() == "1"

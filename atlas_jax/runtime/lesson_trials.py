@@ -38,8 +38,8 @@ def is_shown(session_key: str, entry: str) -> bool:
 def judge(uses: Sequence[Use], written_by: str) -> Finding:
   """Judges a lesson in trial.
 
-  A score's variance is at most m (1 - m) of its mean m, and each half has one right and one wrong answer added
-  (Agresti and Caffo, 2000), so that halves of few sessions, all alike, have an interval too.
+  A score's variance is at most m (1 - m) of its mean m, and each half has one right and one wrong answer
+  added (Agresti and Caffo, 2000), so that halves of few sessions, all alike, have an interval too.
 
   Args:
     uses: sessions that it fits; those that nobody may learn from are left out by the caller.

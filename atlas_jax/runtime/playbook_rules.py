@@ -1,6 +1,7 @@
 """Rules by which the Atlas SDK 0.1.15 dropped playbook entries, to read old playbooks as it did.
 
-They drop every lesson of users who send no incident ids; `lesson_trials` has the rules that the runtime goes by.
+They drop every lesson of users who send no incident ids;
+`lesson_trials` has the rules that the runtime goes by.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -38,5 +39,4 @@ def _delta(impact: Mapping[str, Any]) -> float | None:
   counts = [impact[f"reward_{name}_count"] for name in ("with", "without")]
   if not all(counts):
     return None
-  with_it, without = (impact[f"reward_{name}_sum"] / count for name, count in zip(("with", "without"), counts))
-  return with_it - without
+  return impact["reward_with_sum"] / counts[0] - impact["reward_without_sum"] / counts[1]
