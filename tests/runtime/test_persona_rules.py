@@ -6,7 +6,8 @@ import pytest
 
 from atlas_jax.runtime import persona_rules
 
-RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "fixtures/runtime/persona_memory.json").read_text())
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures/runtime"
+RECORDED = json.loads((FIXTURES / "persona_memory.json").read_text())
 
 
 def test_scores_are_classified_as_recorded():

@@ -6,7 +6,8 @@ import pytest
 
 from atlas_jax.runtime import playbook_rules
 
-RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "fixtures/runtime/playbook_rules.json").read_text())
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures/runtime"
+RECORDED = json.loads((FIXTURES / "playbook_rules.json").read_text())
 
 
 @pytest.mark.parametrize("case", RECORDED["pruning"], ids=lambda case: case["case"])
