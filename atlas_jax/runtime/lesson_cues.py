@@ -28,7 +28,7 @@ class CueError(ValueError):
 
 
 class Cue(NamedTuple):
-  """Which tasks a lesson is for; `kind` is of `KINDS`."""
+  """A cue, which fits some tasks; `kind` is of `KINDS`."""
 
   kind: str
   pattern: str

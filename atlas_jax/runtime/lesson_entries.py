@@ -18,7 +18,7 @@ class LessonError(ValueError):
 
 
 class Playbooks(Protocol):
-  """What is needed of a store; see `runtime.store`."""
+  """The interface of a store of playbooks; see `runtime.store`."""
 
   async def read_playbook(self, key: str) -> tuple[int, list[Any]]:
     """Returns version and entries."""

@@ -20,7 +20,7 @@ class Use(NamedTuple):
 
 
 class Finding(NamedTuple):
-  """What a trial says: the state that follows, why, and the 90% interval of the difference."""
+  """The finding of a trial: the state that follows, why, and the 90% interval of the difference."""
 
   state: str
   reason: str
