@@ -40,7 +40,7 @@ def rows(tmp_path, faulty):
   """Writes twelve rows of 20 sessions; returns the rules that told of them."""
   state = {"gauges": Gauges()}
   found = Measures(lambda: state["gauges"])
-  rules = measures.engine(alerts.default())
+  rules = measures.engine(alerts.group())
   told = []
   with MetricsWriter(tmp_path, tensorboard=False) as writer:
     for number in range(12):
