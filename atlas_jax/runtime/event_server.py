@@ -1,6 +1,6 @@
 """Events of sessions to readers over HTTP, as server-sent events.
 
-  GET /sessions/KEY/events?after=SEQ    events behind that number, then those that come, until the session ends
+  GET /sessions/KEY/events?after=SEQ    events behind that number, and those that come, until the end
   GET /health                           {"status": "ok"}
 
 A reader that was cut off goes on behind the last number that it has, by `after` or the header Last-Event-ID.
@@ -86,7 +86,8 @@ class EventHub:
     reader = _Reader(self._settings.kept)
     self._readers[key].add(reader)  # Before looking back: else what comes meanwhile would be missed.
     try:
-      older = [self._redactor.redacted(one).value for one in await self._load(key, after)] if self._load else []
+      older = await self._load(key, after) if self._load else []
+      older = [self._redactor.redacted(one).value for one in older]
       rows = {one["seq"]: one for one in (*older, *self._kept.get(key, ())) if one["seq"] > after}
       for seq in sorted(rows):
         after = seq

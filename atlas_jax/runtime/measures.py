@@ -1,4 +1,4 @@
-"""Metrics of the runtime: counts of sessions that ended, as rows of metrics.jsonl, and the rules over them."""
+"""Metrics of the runtime: counts of sessions that ended, as rows of metrics.jsonl, and their rules."""
 import collections
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class Measures:
       counts["no_verdict"] += result.reward_status == "no_verdict"
     for one in result.attempts:
       counts["validations"] += one.validation is not None or one.problem is not None
-      # An attempt that errored is the student's; one without a verdict, though it was asked for, the teacher's.
+      # One that errored is the student's; one without the verdict that was asked for is the teacher's.
       counts["teacher_errors"] += one.status == "unverified" and one.problem is not None
     graded = [one.score for one in result.attempts if one.score_source == "grader" and one.score is not None]
     self._grades += graded[-1:]

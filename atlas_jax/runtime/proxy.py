@@ -95,7 +95,8 @@ class Proxy:
       if not isinstance(body, dict):
         raise ValueError("it is no object")
     except ValueError as error:
-      return Answer(400, _JSON, http_guard.error_body(f"the body is no JSON object: {error}", "invalid_request_error"))
+      told = http_guard.error_body(f"the body is no JSON object: {error}", "invalid_request_error")
+      return Answer(400, _JSON, told)
     credential = headers.get("authorization", "")
     try:
       opened = await self.sessions.begin(route, body, named=headers.get(SESSION), credential=credential)

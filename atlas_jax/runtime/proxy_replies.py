@@ -84,7 +84,8 @@ def _join_message(into: dict[str, Any], delta: Mapping[str, Any]) -> None:
         calls.append({})
       own = calls[index]
       _join(own.setdefault("function", {}), call.get("function") or {})
-      own.update({key: one for key, one in call.items() if key not in ("index", "function") and one is not None})
+      own.update({key: one for key, one in call.items()
+                  if key not in ("index", "function") and one is not None})
 
 
 def _join(into: dict[str, Any], pieces: Mapping[str, Any]) -> None:

@@ -22,8 +22,8 @@ from atlas_jax.data.traces import served_tokens
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.runtime import proxy_replies
 from atlas_jax.runtime.events import Event, EventLog
-from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.records import SCHEMA_VERSION
+from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.store import RuntimeStore
 
 SOURCE = "proxy"
@@ -81,8 +81,9 @@ class ProxySessions:
     unrecorded: exchanges whose record failed.
   """
 
-  def __init__(self, store: RuntimeStore, *, redactor: Redactor, sinks: Sequence[Callable[[Event], None]] = (),
-               tenant: str = "default", idle_s: float = 300.0, most: int = 1_024):
+  def __init__(self, store: RuntimeStore, *, redactor: Redactor,
+               sinks: Sequence[Callable[[Event], None]] = (), tenant: str = "default",
+               idle_s: float = 300.0, most: int = 1_024):
     """Takes the store, and when a session ends of itself."""
     self._store = store
     self._redactor = redactor
@@ -296,7 +297,7 @@ def _hash(value: Any) -> str:
 
 
 def _chained(end: str, message: Any) -> str:
-  """Returns the hash of a conversation with one more message; clients send replies back in forms of theirs."""
+  """Returns the hash of a conversation with one more message, in whatever form a client sends it."""
   if isinstance(message, Mapping):
     given = [one for one in message.get("tool_calls") or () if isinstance(one, Mapping)]
     calls = [[one.get("id"), *(dict(one.get("function") or {}).get(name) for name in ("name", "arguments"))]

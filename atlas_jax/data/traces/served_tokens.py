@@ -39,8 +39,8 @@ def served_rows(trace: Trace) -> list[ServedRow]:
     exchange = step.data.get("exchange")
     where = f"session {trace.identity}, step {step.step_id}"
     if not isinstance(exchange, Mapping) or exchange.get("token_source") != SERVER:
-      raise NoServerTokens(f"{where} has no token ids of the server that wrote it, and encoding its text again "
-                           "may give others; record it by `atlas proxy` before a server that tells ids, or "
+      raise NoServerTokens(f"{where} has no token ids of the server that wrote it, and encoding its "
+                           "text again may give others; record it by `atlas proxy` before a server that tells ids, or "
                            "train on its questions")
     reply = exchange["response"]
     found += [_row(f"{where}, choice {number}", reply, one) for number, one in enumerate(reply["choices"])]
@@ -69,4 +69,5 @@ def _row(where: str, reply: Mapping[str, Any], choice: Mapping[str, Any]) -> Ser
 
 
 def _are(values: Any, kind: Any) -> bool:
-  return isinstance(values, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in values)
+  return isinstance(values, list) and all(isinstance(one, kind) and not isinstance(one, bool)
+                                          for one in values)

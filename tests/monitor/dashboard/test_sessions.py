@@ -28,7 +28,8 @@ def view(tmp_path):
 def test_the_page_counts_lanes_tokens_and_what_waits(view):
   found = sessions.parts(view)
   tiles = {one.label: one.value for part in found if isinstance(part, Tiles) for one in part.tiles}
-  assert tiles == {"Sessions": "2", "Verified": "50%", "Mean reward": "0.5", "Drift": "1", "Pending review": "2"}
+  assert tiles == {"Sessions": "2", "Verified": "50%", "Mean reward": "0.5", "Drift": "1",
+                   "Pending review": "2"}
   bars = {part.title: dict(zip(part.labels, part.values)) for part in found if isinstance(part, BarChart)}
   assert bars == {"Lanes": {"auto": 1, "paired": 1}, "Tokens by role": {"student": 10, "teacher": 14},
                   "Events": {"route": 1}}
@@ -41,7 +42,8 @@ def test_a_decision_needs_a_name_and_is_logged(view):
   number = sessions.read(url)[0].id
   with pytest.raises(ValueError, match="reviewer's name"):
     sessions.decide(url, number, "approved", who=" ")
-  assert sessions.decide(url, number, "approved", who="Ada") == f"Session {number} is approved, it was pending."
+  assert sessions.decide(url, number, "approved", who="Ada") == (
+    f"Session {number} is approved, it was pending.")
   with pytest.raises(ValueError, match="say by --note why"):
     sessions.decide(url, number, "quarantined", who="Ada")
   with open_store(url) as store:

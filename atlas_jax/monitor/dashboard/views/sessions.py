@@ -130,8 +130,10 @@ def page(view: View, found: Sequence[Found]) -> list[Part]:
                                              "runtime/no_verdict_share": "without a verdict"}, view.axis),
       charts.lines(run, "Accuracy of graded answers", {"runtime/accuracy": "mean grade"}, view.axis)]
   return charts.present(
-      Tiles(tiles), _bars("Lanes", collections.Counter(one.lane or "none" for one in traces), "sessions", LANES),
-      _bars("Tokens by role", tokens(traces), "tokens"), *over_time, _table("Review queue", pending[:QUEUE]),
+      Tiles(tiles), _bars("Lanes", collections.Counter(one.lane or "none" for one in traces), "sessions",
+                           LANES),
+      _bars("Tokens by role", tokens(traces), "tokens"), *over_time,
+      _table("Review queue", pending[:QUEUE]),
       _table("Drift", drifting[:QUEUE]) if drifting else None, *_events(view))
 
 
@@ -146,7 +148,8 @@ def tokens(traces: Sequence[Trace]) -> collections.Counter:
 
 def _bars(title: str, counts: Mapping[str, int], unit: str, first: Sequence[str] = ()) -> BarChart | None:
   names = [*(name for name in first if name in counts), *sorted({*counts} - {*first})]
-  return BarChart(title, names, np.array([counts[name] for name in names], float), y_label=unit) if names else None
+  values = np.array([counts[name] for name in names], float)
+  return BarChart(title, names, values, y_label=unit) if names else None
 
 
 def _table(title: str, found: Sequence[Found]) -> Grid:
@@ -155,7 +158,8 @@ def _table(title: str, found: Sequence[Found]) -> Grid:
       "answer": [review.shown(one.trace.final_answer)[:CHARS] for one in found],
       "lane": [one.trace.lane or "" for one in found],
       "verified": [{True: "yes", False: "no", None: "not checked"}[one.trace.verified] for one in found],
-      "reward": [one.trace.reward.value for one in found], "status": [one.trace.status or "" for one in found],
+      "reward": [one.trace.reward.value for one in found],
+      "status": [one.trace.status or "" for one in found],
       "created": [one.trace.created_at or "" for one in found]}
   return Grid(title, columns, "Only approved sessions reach training, lessons and baselines.")
 
@@ -175,4 +179,5 @@ def _events(view: View) -> list[Part]:
 
 
 def _none() -> Missing:
-  return Missing("No store of sessions is chosen.", f"`atlas run` writes {STORE} to its folder; or name its URL.")
+  return Missing("No store of sessions is chosen.",
+                 f"`atlas run` writes {STORE} to its folder; or name its URL.")
