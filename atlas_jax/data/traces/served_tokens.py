@@ -40,8 +40,8 @@ def served_rows(trace: Trace) -> list[ServedRow]:
     where = f"session {trace.identity}, step {step.step_id}"
     if not isinstance(exchange, Mapping) or exchange.get("token_source") != SERVER:
       raise NoServerTokens(f"{where} has no token ids of the server that wrote it, and encoding its "
-                           "text again may give others; record it by `atlas proxy` before a server that tells ids, or "
-                           "train on its questions")
+                           "text again may give others; record it by `atlas proxy` before a server that "
+                           "tells ids, or train on its questions")
     reply = exchange["response"]
     found += [_row(f"{where}, choice {number}", reply, one) for number, one in enumerate(reply["choices"])]
   return found
