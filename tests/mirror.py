@@ -33,6 +33,9 @@ ELSEWHERE = {
   **{f"data/traces/{name}.py": (f"data/traces/test_{test}.py", PARTS) for name, test in {
     "record_fields": "record", "rejects": "jsonl", "step_prompts": "conversation", "steps": "record",
     "values": "record"}.items()},
+  **{f"runtime/{name}.py": ("runtime/test_proxy.py", PARTS)
+     for name in ("proxy_replies", "proxy_sessions", "http_guard")},
+  "data/traces/served_tokens.py": ("runtime/test_proxy.py", "rows of sessions that a proxy recorded"),
   "evals/__init__.py": ("evals/test_perplexity.py", PARTS),
   "evals/examples.py": ("recipes/test_sft.py", "the evaluation of one recipe"),
   "evals/held_out.py": ("evals/test_perplexity.py", PARTS),
