@@ -90,8 +90,9 @@ class Work:
            data: Mapping[str, Any] | None = None) -> Iterator["Closing"]:
     """Writes START, and END with what the block has put into the closing, or with the error."""
     number = self._log.span()
-    around: dict[str, Any] = {"actor": actor, "span": number, "parent": self.root if parent is None else parent, "step": step,
-              "attempt": attempt}
+    around: dict[str, Any] = {"actor": actor, "span": number,
+                             "parent": self.root if parent is None else parent, "step": step,
+                             "attempt": attempt}
     self.emit(name, "START", data=data, **around)
     closing = Closing({}, {})
     try:
