@@ -257,9 +257,8 @@ def score_of(found: SessionResult) -> float | None:
 
 def _failed(found: SessionResult) -> bool:
   """Returns whether the model of a session gave nothing that could be used."""
-  words = [one.problem or "" for one in found.attempts]
-  return found.answer is None or any("no verdict" in one or "cannot be used" in one or "failed" in one
-                                     for one in words)
+  unusable = ("the teacher gave no verdict", "the teacher's reply cannot be used", "the teacher failed")
+  return found.answer is None or any((one.problem or "").startswith(unusable) for one in found.attempts)
 
 
 def supervisor_of(model: ChatModel, settings: ModelSettings) -> Supervisor:

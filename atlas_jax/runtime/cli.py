@@ -159,6 +159,8 @@ def _add_deploy(commands) -> None:
   made.add_argument("--model", help="its name there")
   back = _command(commands, "rollback", "go back to the version before", cli_deploy.rollback)
   back.add_argument("--as", dest="role", choices=("teacher", "student"), default="teacher")
+  back.add_argument("--stop", action="store_true", help="end the servers of versions that no session gets any "
+                                                        "more, and change nothing else")
 
 
 def _command(commands, name: str, text: str, run, *, with_config: bool = True, reads: bool = True):

@@ -118,6 +118,8 @@ async def _tested(store: RuntimeStore, number: int, server: Server, found: Check
 
 def rollback(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   """Goes back to the version before; returns the exit code."""
+  if asked.stop:
+    return asyncio.run(stopped(settings, asked.role))
   one, before = asyncio.run(rolled_back(settings, asked.role))
   if one is None:
     print(f"atlas: no version of the {asked.role} is deployed", file=sys.stderr)
@@ -148,3 +150,19 @@ async def rolled_back(settings: RuntimeSettings, role: str) -> tuple[Deployment 
     return one, before
   finally:
     await store.close()
+
+
+async def stopped(settings: RuntimeSettings, role: str) -> int:
+  """Ends the servers of versions that no session gets any more; returns the exit code."""
+  store = RuntimeStore(settings.store)
+  await store.open()
+  try:
+    listed = await store.deployments(role)
+  finally:
+    await store.close()
+  used = {one.metadata.get("pid") for one in listed if one.state in (canary.CANARY, canary.ACTIVE)}
+  ended = [one for one in listed if one.metadata.get("pid") not in used | {None} and deploy.is_healthy(one.url)]
+  for one in ended:
+    deploy.stop_server(one.metadata["pid"])
+    print(f"the server of version {one.version[:12]} at {one.url} is stopped")
+  return OK if ended else FAILED

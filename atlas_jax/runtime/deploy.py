@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atlas_jax.files import inside, json_file
+from atlas_jax.files import inside, json_file, write
 from atlas_jax.rollout import teaching
 from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import Endpoint, EndpointError
@@ -73,7 +73,7 @@ def read_checkpoint(path: str, role: str, templates: str) -> Checkpoint:
       one = inside.path(folder, name, named_by=file, remedy="make the checkpoint again")
       if not one.is_file() or _sha(one) != known["sha256"]:
         raise DeployError(f"{one} is missing, or has other contents than {file} says; make the checkpoint again")
-  except (KeyError, ValueError) as error:
+  except (KeyError, TypeError, ValueError) as error:
     raise DeployError(f"{file} cannot be used: {error}") from error
   if manifest.get("format") != FORMAT:
     raise DeployError(f"{file} has the format {manifest.get('format')!r}, and the runtime reads {FORMAT!r}")
@@ -129,27 +129,39 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> Server:
                       "moved; serve the checkpoint by `vllm serve`, and give --url=http://HOST:PORT/v1")
   folder = pathlib.Path(settings.folder)
   folder.mkdir(parents=True, exist_ok=True)
-  out, log = (folder / f"{found.version[:16]}.{name}" for name in ("json", "log"))
+  out, log, pid = (folder / f"{found.version[:16]}.{name}" for name in ("json", "log", "pid"))
+  if (running := _started(out, pid)) is not None:  # By a start that was killed before it could tell.
+    return running
   port = settings.port or _free_port()
   command = [sys.executable, "-m", "atlas_jax.main", "--mode=serve", f"--workdir={run}", f"--port={port}"]
   with open(out, "wb") as said, open(log, "wb") as errors:
     process = subprocess.Popen(command, stdout=said, stderr=errors, stdin=subprocess.DEVNULL,
                                start_new_session=True)
+  write.whole(pid, str(process.pid))
   ends = time.monotonic() + settings.start_s
   try:
     while time.monotonic() < ends:
       if process.poll() is not None:
         raise DeployError(f"the server of {run} ended with {process.returncode}: {_last_line(log)} (see {log})")
-      for line in out.read_text().splitlines():
-        if line.startswith("{") and line.endswith("}"):
-          said_ = json.loads(line)
-          if is_healthy(f"{said_['url']}/v1"):
-            return Server(f"{said_['url']}/v1", said_["model"], process.pid)
+      if (server := _started(out, pid)) is not None:
+        return server
       time.sleep(LOOK_S)
     raise DeployError(f"the server of {run} was not healthy within {settings.start_s:g} seconds (see {log})")
   except BaseException:
     stop_server(process.pid)
     raise
+
+
+def _started(out: pathlib.Path, pid: pathlib.Path) -> Server | None:
+  """Returns the server that has written its address to a file, if it is healthy."""
+  if not out.is_file() or not pid.is_file():
+    return None
+  for line in out.read_text().splitlines():
+    if line.startswith("{") and line.endswith("}"):
+      said = json.loads(line)
+      if is_healthy(f"{said['url']}/v1"):
+        return Server(f"{said['url']}/v1", said["model"], int(pid.read_text()))
+  return None
 
 
 def adopt_server(url: str, model: str | None) -> Server:
