@@ -50,6 +50,7 @@ EXPORT = f"arc-atlas export --output=agent.jsonl {STORE}"
 TRAIN = ("atlas train --export-path=agent.jsonl --output-dir=results/agent --config=configs/teacher_rcl.py:cpu "
          "--override teacher.shown=attempt")
 DEPLOY = "atlas deploy results/agent --canary=0.5"
+BLOCK = How(why="long: test_the_block_of_the_runtime_makes_an_agent_better runs the block in its order")
 STDLIB = "python scripts/prepare_text.py --train_vocab_size=32000 --tokenizer=runs/python_stdlib_32k"
 
 COMMANDS = {
@@ -100,15 +101,9 @@ COMMANDS = {
     " ".join(f"--override {one}" for one in (
       "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
       "monitor.tensorboard=False", "monitor.report=False"))),
-  SUMS: How(),
-  RUN: How(needs=(SUMS,)),
-  f"arc-atlas review sessions {STORE}": How(needs=(RUN,)),
-  APPROVE: How(needs=(RUN,)),
-  EXPORT: How(needs=(APPROVE,)),
-  TRAIN: How("--override optim.steps=30 --override monitor.tensorboard=False --override monitor.report=False",
-             needs=(EXPORT,)),
-  DEPLOY: How(needs=(TRAIN,)),
-  "atlas stats": How(needs=(DEPLOY, RUN)),
+  **{one: BLOCK for one in (SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats")},
+  TRAIN: BLOCK._replace(flags="--override optim.steps=30 --override monitor.tensorboard=False "
+                              "--override monitor.report=False"),
   f"{TRACES} init --database-url=sqlite:///traces.db": How(),
   f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl": How(
     needs=(f"{TRACES} init --database-url=sqlite:///traces.db",)

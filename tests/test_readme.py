@@ -28,7 +28,7 @@ from scripts import rules_table
 from tests import house
 from tests.language.serve import scripted
 from tests.language.serve.test_http_server import serving
-from tests.pages import DOCS, GENERATED, ROOT, files_of, inline, programs_of
+from tests.pages import DOCS, GENERATED, ROOT, blocks, commands_of, files_of, inline, programs_of
 from tests.pipeline import sums
 from tests.readme import (
   COMMANDS,
@@ -74,10 +74,7 @@ def shell(tmp_path_factory):
     ran[command] = serve(clone, command) if COMMANDS[command].asks else run_once(clone, command)
     return ran[command]
 
-  yield run
-  for file in clone.glob(".atlas/servers/*.pid"):  # `atlas deploy` leaves its server at work.
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(int(file.read_text()), signal.SIGTERM)
+  return run
 
 
 def make_clone(clone: pathlib.Path) -> pathlib.Path:
@@ -194,6 +191,22 @@ def test_the_commands_of_a_block_run_as_written(story, shell):
       assert json.loads(said), "TensorBoard finds no run"
     if command.startswith("jupyter"):
       assert json.loads(said)["name"] == command.split("/")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_block_of_the_runtime_makes_an_agent_better(tmp_path):
+  [block] = [one for one in blocks(README, "sh") if "atlas deploy" in one]
+  clone = make_clone(tmp_path / "clone")
+  try:
+    for command in commands_of(block):
+      said = run_once(clone, command)
+  finally:
+    for file in clone.glob(".atlas/servers/*.pid"):  # `atlas deploy` leaves its server at work.
+      os.kill(int(file.read_text()), signal.SIGTERM)
+  shares = re.findall(r"^teacher .* ([\d.]+)% ", said, re.MULTILINE)
+  first, second = map(float, shares)
+  assert first < 40 and second > 90, said
 
 
 def test_the_tests_that_the_text_selects_exist():

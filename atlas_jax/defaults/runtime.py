@@ -166,6 +166,9 @@ def _loop() -> dict:
       # Who reviews: "graded" approves sessions that a program found right or wrong, "none" waits for a person.
       "review": one_of("graded", "graded none"),
       "reviewer": "atlas loop",  # Name in the log of reviews.
-      "train": "",  # What `atlas train` is told besides, such as "--config=configs/teacher_rcl.py:cpu".
+      "train": "",  # What the training is told besides, such as "--config=configs/teacher_rcl.py:cpu".
+      # Program that trains, given --export-path, --output-dir and loop.train; None: `atlas train`.
+      "trainer": OPTIONAL(str),
+      "url": OPTIONAL(str),  # Of a server that serves what was trained; None: one is started each round.
       "concurrency": at_least(1, 16),  # Sessions at the same time.
   }

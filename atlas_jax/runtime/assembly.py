@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import logging
 
+from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.data.traces.runtime_rows import Deployment
 from atlas_jax.files import write
 from atlas_jax.files.damage import one_line
@@ -60,7 +61,7 @@ class Assembly:
     self._create = create
     self._sinks = list(sinks)
     self._box = ToolBox(settings.tools)
-    self._base_agent = agent_load.load(settings.agent)
+    self._base_agent = agent_load.load(settings.agent, field="config.agent")
     self._model = model_of(settings.teacher)
     self._versions: dict[str, list[Deployment]] = {"teacher": [], "student": []}
     self._made: dict[int, Any] = {}    # deployment -> supervisor or agent, kept: sessions end on theirs
@@ -72,7 +73,10 @@ class Assembly:
 
   async def __aenter__(self) -> "Assembly":
     settings = self.settings
-    await self.store.open(create=self._create)
+    try:
+      await self.store.open(create=self._create)
+    except OSError as error:
+      raise StoreError(f"the store {settings.store.url} cannot be made: {error}") from error
     try:
       self._tools = await self._box.open()
       self._scorer = scorer_of(settings)

@@ -65,17 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _failed(CONFIG, error)
   except (OSError, RuntimeError) as error:
     return _failed(FAILED, error)
-  except ExceptionGroup as group:  # Of sessions that run together: the first says it.
-    error = _first(group)
-    return _failed(STORE if isinstance(error, StoreError | StoreFull) else FAILED, error)
   except KeyboardInterrupt:
     return _failed(INTERRUPTED, "interrupted; the same command goes on")
-
-
-def _first(group: BaseException) -> BaseException:
-  while isinstance(group, BaseExceptionGroup):
-    group = group.exceptions[0]
-  return group
 
 
 def _failed(code: int, why: object) -> int:

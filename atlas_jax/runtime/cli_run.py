@@ -98,9 +98,19 @@ async def through(settings: RuntimeSettings, rows: Sequence[Mapping[str, Any]], 
       each(row, found.result)
       return found
 
-    async with asyncio.TaskGroup() as group:
-      tasks = [group.create_task(one(number, row)) for number, row in enumerate(rows)]
+    try:
+      async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(number, row)) for number, row in enumerate(rows)]
+    except BaseExceptionGroup as found:
+      raise first_of(found) from None  # It cut off the others.
   return [task.result() for task in tasks]
+
+
+def first_of(error: BaseException) -> BaseException:
+  """Returns the first error of a group."""
+  while isinstance(error, BaseExceptionGroup):
+    error = error.exceptions[0]
+  return error
 
 
 async def _once(assembly: Assembly, spec: SessionSpec) -> SessionResult:
@@ -137,7 +147,7 @@ def _dry(settings: RuntimeSettings, rows: Sequence) -> int:
   found = [one._asdict() for one in agent_load.imports(settings.agent)]
   for group in ("teacher", "probe"):
     if (name := getattr(settings, group).function) is not None:
-      found.append({"field": f"{group}.function", "action": "imports", "what": name})
+      found.append({"field": f"{group}.function", "action": "imports", "name": name})
   print(json.dumps({"tasks": len(rows), "imports": found, "store": settings.store.url, "lane": settings.lane,
                     "concurrency": settings.pool.sessions}, indent=2))
   return OK

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -143,7 +144,9 @@ def exported(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
 def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
   """Runs the pipeline, which goes on where it was stopped."""
   words = [f"--export-path={place / TRACES}", f"--output-dir={place / RESULTS}", *shlex.split(settings.loop.train)]
-  code = cli_deploy.train(words, settings)
+  trainer = settings.loop.trainer
+  code = (cli_deploy.train(words, settings) if trainer is None else
+          subprocess.run([*shlex.split(trainer), *words], check=False).returncode)
   if code:
     raise StageFailed(f"the training ended with {code}; the same command goes on")
   return {"folder": str(place / RESULTS)}
@@ -151,6 +154,6 @@ def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
 
 def put_to_work(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
   """Deploys what was trained, for all sessions of the evaluation, where it is compared with the one before."""
-  one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), share=1.0))
+  one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), share=1.0, url=settings.loop.url))
   return {"deployment": one.id, "version": one.version, "state": one.state}
 

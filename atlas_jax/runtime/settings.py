@@ -15,6 +15,7 @@ from typing import Any
 from atlas_jax.defaults import runtime as defaults
 from atlas_jax.rollout import teaching
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
+from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
 from atlas_jax.runtime.pool import PoolSettings
 from atlas_jax.runtime.route import RoutePolicy
@@ -77,6 +78,8 @@ class LoopSettings:
   review: str = "graded"
   reviewer: str = "atlas loop"
   train: str = ""
+  trainer: str | None = None
+  url: str | None = None
   concurrency: int = 16
 
 
@@ -186,6 +189,7 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
   try:
+    agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")
     return RuntimeSettings(
         tenant=plain["tenant"], metadata=plain["metadata"],
         agent={"kind": plain["agent"]["kind"], **plain["agent"]["options"]},
@@ -201,7 +205,8 @@ def of_config(config) -> RuntimeSettings:
   except ConfigError:
     raise
   except ValueError as error:
-    raise ConfigError(f"config: {error}") from error
+    words = str(error)
+    raise ConfigError(words if words.startswith("config.") else f"config: {words}") from error
 
 
 def store_url(text: str) -> str:

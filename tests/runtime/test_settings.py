@@ -1,14 +1,15 @@
 """The runtime's config: fields, flags, and errors that name what is wrong."""
 import ast
 import inspect
+import pathlib
 import re
 
 import pytest
 
 from atlas_jax.defaults import runtime as defaults
 from atlas_jax.runtime import settings
-from tests.test_configs import ROOT
 
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/runtime.py")
 
 
