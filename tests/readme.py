@@ -101,7 +101,7 @@ COMMANDS = {
     " ".join(f"--override {one}" for one in (
       "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
       "monitor.tensorboard=False", "monitor.report=False"))),
-  **{one: BLOCK for one in (SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats")},
+  **dict.fromkeys((SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats"), BLOCK),
   TRAIN: BLOCK._replace(flags="--override optim.steps=30 --override monitor.tensorboard=False "
                               "--override monitor.report=False"),
   f"{TRACES} init --database-url=sqlite:///traces.db": How(),

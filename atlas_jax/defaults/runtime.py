@@ -146,12 +146,12 @@ def _store() -> dict:
 
 def _deploy() -> dict:
   return {
-      "canary": fraction(0.1),  # Share of the sessions that a new version gets until it is promoted.
+      "canary": fraction(0.1),  # Fraction of the sessions that a new version gets until it is promoted.
       "pairs": at_least(1, 40),  # Tasks that both versions have done before they are compared.
       "delta_lower": at_most(-1, 1, -0.02),  # Least lower bound, of 90%, of the gain in accuracy.
-      "ndr": fraction(0.97),  # Least share of tasks that do not become worse.
+      "ndr": fraction(0.97),  # Least fraction of tasks that do not become worse.
       "probes": at_least(1, 20),  # Prompts of the self-test,
-      "parse_share": fraction(0.95),  # and the share of replies that must be readable.
+      "parse_fraction": fraction(0.95),  # and the fraction of replies that must be readable.
       "port": at_most(0, 65_535, 0),  # That a server which is started listens at; 0: a free one.
       "start_s": above_zero(300.0),  # Seconds that it may take until it is healthy.
       "folder": ".atlas/servers",  # Of logs and process ids of servers.

@@ -31,7 +31,7 @@ class Decision(NamedTuple):
   pairs: int         # that have both scores
   delta: float | None = None  # mean gain
   lower: float | None = None  # its lower bound of 90%
-  ndr: float | None = None    # share of tasks that did not become worse
+  ndr: float | None = None    # fraction of tasks that did not become worse
 
 
 def check_move(before: str, after: str) -> None:
@@ -45,10 +45,10 @@ def check_move(before: str, after: str) -> None:
                      f"{' or '.join(MOVES.get(before, ())) or 'nothing else'}")
 
 
-def is_canary(session_key: str, share: float) -> bool:
+def is_canary(session_key: str, fraction: float) -> bool:
   """Returns whether a session gets the new version: by a hash of its key, so that it is always the same one."""
   drawn = int(hashlib.sha256(f"canary {session_key}".encode()).hexdigest()[:13], 16) / 16**13
-  return drawn < share
+  return drawn < fraction
 
 
 def decide(pairs: Sequence[Pair], settings: DeploySettings) -> Decision:
@@ -59,7 +59,7 @@ def decide(pairs: Sequence[Pair], settings: DeploySettings) -> Decision:
   """
   both = [(one.new, one.old) for one in pairs if one.new is not None and one.old is not None]
   errors = sum(one.is_error for one in pairs)
-  most_errors = (1 - settings.parse_share) * max(len(pairs), LEAST)
+  most_errors = (1 - settings.parse_fraction) * max(len(pairs), LEAST)
   if len(pairs) >= LEAST and errors > most_errors:
     return Decision("roll_back", f"{errors} of {len(pairs)} sessions had no usable reply of the new version",
                     len(both))

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import atlas_jax
 from atlas_jax.data.traces.runtime_rows import Deployment
 from atlas_jax.runtime import canary, deploy
 from atlas_jax.runtime.assembly import promote
@@ -22,7 +21,7 @@ SOURCES = ("--export-path", "--database-url")
 
 def train(words: Sequence[str], settings: RuntimeSettings) -> int:
   """Runs the pipeline as a process of its own, on the store's approved sessions if no other source is given."""
-  script = pathlib.Path(atlas_jax.__file__).parents[1] / PIPELINE
+  script = pathlib.Path(__file__).parents[2] / PIPELINE
   if not script.is_file():
     raise DeployError(f"{script} is not there: `atlas train` runs the pipeline of a clone of the project")
   source = [] if any(one.partition("=")[0] in SOURCES for one in words) else [f"--database-url={settings.store.url}"]
@@ -32,7 +31,7 @@ def train(words: Sequence[str], settings: RuntimeSettings) -> int:
 def put_to_work(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   """Deploys a checkpoint; returns the exit code."""
   try:
-    one = asyncio.run(deployed(settings, asked.path, role=asked.role, share=asked.canary, url=asked.url,
+    one = asyncio.run(deployed(settings, asked.path, role=asked.role, fraction=asked.canary, url=asked.url,
                                model=asked.model))
   except DeployError as error:
     print(f"atlas: {error}", file=sys.stderr)
@@ -55,7 +54,7 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
     settings: of the runtime.
     path: of the checkpoint.
     role: "teacher" or "student".
-    share: of the sessions, until it is promoted; None: as the settings have it; 1.0 with nothing to compare.
+    fraction: of the sessions, until it is promoted; None: as the settings have it; 1.0 with nothing to compare.
     url: of a server that serves it already; None: one is started.
     model: its name there.
 
@@ -75,15 +74,15 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
       await store.move_deployment(same.id, same.state, canary.ROLLED_BACK, share=0.0)
     if (other := next((one for one in listed if one.state == canary.CANARY), None)) is not None:
       raise DeployError(f"version {other.version[:12]} is being tried; wait for its comparisons, or `atlas rollback`")
-    share = settings.deploy.canary if share is None else share
-    if not 0 < share <= 1:
-      raise DeployError(f"--canary={share} must be above 0 and at most 1")
-    return await _served(store, found, role, share, settings, url, model)
+    fraction = settings.deploy.canary if fraction is None else fraction
+    if not 0 < fraction <= 1:
+      raise DeployError(f"--canary={fraction} must be above 0 and at most 1")
+    return await _served(store, found, role, fraction, settings, url, model)
   finally:
     await store.close()
 
 
-async def _served(store: RuntimeStore, found: Checkpoint, role: str, share: float, settings: RuntimeSettings,
+async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: float, settings: RuntimeSettings,
                   url: str | None, model: str | None) -> Deployment:
   try:
     server = deploy.adopt_server(url, model) if url else await asyncio.to_thread(
@@ -96,7 +95,7 @@ async def _served(store: RuntimeStore, found: Checkpoint, role: str, share: floa
     number = await store.add_deployment(role=role, version=found.version, url=server.url, share=0.0,
                                         state=canary.STARTING, metadata=facts)
     facts |= await _tested(store, number, server, found, role, settings)
-    await store.move_deployment(number, canary.STARTING, canary.CANARY, share=share, metadata=facts)
+    await store.move_deployment(number, canary.STARTING, canary.CANARY, share=fraction, metadata=facts)
   except BaseException:
     deploy.stop_server(server.pid)
     raise
@@ -108,12 +107,12 @@ async def _tested(store: RuntimeStore, number: int, server: Server, found: Check
   if role != "teacher":
     return {}
   endpoint = deploy.endpoint_of(server, found.form, settings.teacher)
-  share = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
-  if share < settings.deploy.parse_share:
+  readable = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
+  if readable < settings.deploy.parse_fraction:
     await store.move_deployment(number, canary.STARTING, canary.FAILED, share=0.0)
-    raise ServerError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} {share:.0%} can be "
-                      f"read, and {settings.deploy.parse_share:.0%} are needed (config.deploy.parse_share)")
-  return {"self_test": share}
+    raise ServerError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} {readable:.0%} can be "
+                      f"read, and {settings.deploy.parse_fraction:.0%} are needed (config.deploy.parse_fraction)")
+  return {"self_test": readable}
 
 
 def rollback(asked: argparse.Namespace, settings: RuntimeSettings) -> int:

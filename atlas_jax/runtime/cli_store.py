@@ -41,7 +41,7 @@ def init(asked: argparse.Namespace) -> int:
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened_file:
       opened_file.write(url)
     print(f"its address, with the password, is in {file} (readable by you alone): "
-          f"export STORAGE__DATABASE_URL=\"$(cat {file})\" and --config.store.url=env:STORAGE__DATABASE_URL")
+          f'export STORAGE__DATABASE_URL="$(cat {file})" and --config.store.url=env:STORAGE__DATABASE_URL')
   return OK
 
 

@@ -32,13 +32,13 @@ class Count:
       self.tokens[role] = self.tokens.get(role, 0) + (given.get("prompt") or 0) + (given.get("completion") or 0)
 
   def to_json(self) -> dict[str, Any]:
-    """Returns the sums; shares that nothing is known of are None."""
-    def share(part: int, whole: int) -> float | None:
+    """Returns the sums; fractions that nothing is known of are None."""
+    def part_of(part: int, whole: int) -> float | None:
       return round(part / whole, 4) if whole else None
 
     return {"sessions": self.sessions, "succeeded": self.ended, "graded": self.graded,
-            "accuracy": share(self.right, self.graded), "checked": self.checked,
-            "verified": share(self.verified, self.checked), "tokens": self.tokens}
+            "accuracy": part_of(self.right, self.graded), "checked": self.checked,
+            "verified": part_of(self.verified, self.checked), "tokens": self.tokens}
 
 
 def of_traces(traces: Iterable[Trace]) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     listed = {"all": found["all"]} if group == "all" else found[group]
     for name, one in listed.items():
       shown = name if group == "all" else f"{group.removeprefix('by_')} {name}"[:32]
-      made.append(f"{shown:<34}{one['sessions']:>9}{one['graded']:>8}{_share(one['accuracy']):>10}"
-                  f"{_share(one['verified']):>10}{one['tokens'].get('teacher', 0):>16}")
+      made.append(f"{shown:<34}{one['sessions']:>9}{one['graded']:>8}{_percent(one['accuracy']):>10}"
+                  f"{_percent(one['verified']):>10}{one['tokens'].get('teacher', 0):>16}")
   return made
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
   return "–" if value is None else f"{value:.1%}"

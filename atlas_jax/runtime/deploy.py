@@ -226,7 +226,7 @@ def endpoint_of(server: Server, form: str, settings: ModelSettings) -> Endpoint:
 
 async def self_test(endpoint: Endpoint, settings: ModelSettings, count: int,
                     questions: Sequence[str] = SELF_TEST) -> float:
-  """Returns the share of replies to prompts of the protocol that can be read."""
+  """Returns the fraction of replies to prompts of the protocol that can be read."""
   templates = teaching.load(settings.templates)
   asked = [questions[number % len(questions)] for number in range(count)]
 

@@ -154,6 +154,6 @@ def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
 
 def put_to_work(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
   """Deploys what was trained, for all sessions of the evaluation, where it is compared with the one before."""
-  one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), share=1.0, url=settings.loop.url))
+  one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), fraction=1.0, url=settings.loop.url))
   return {"deployment": one.id, "version": one.version, "state": one.state}
 

@@ -62,7 +62,7 @@ class DeploySettings:
   delta_lower: float = -0.02
   ndr: float = 0.97
   probes: int = 20
-  parse_share: float = 0.95
+  parse_fraction: float = 0.95
   port: int = 0
   start_s: float = 300.0
   folder: str = ".atlas/servers"

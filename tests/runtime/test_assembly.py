@@ -43,7 +43,7 @@ def test_a_better_version_is_promoted_and_every_session_is_stamped(tmp_path, ser
   settings = sums.load(tmp_path)
   before = ran(settings)
   server.use(says("c"))
-  one = deployed(settings, write_checkpoint(tmp_path), server, share=1.0)
+  one = deployed(settings, write_checkpoint(tmp_path), server, fraction=1.0)
   assert (one.state, one.share, one.metadata["self_test"]) == (canary.CANARY, 1.0, 1.0)
   after = ran(settings)
   assert {found.versions["teacher"] for found in after} == {one.version}
@@ -58,7 +58,7 @@ def test_a_better_version_is_promoted_and_every_session_is_stamped(tmp_path, ser
 def test_a_broken_version_is_rolled_back_within_forty_sessions(tmp_path, server, answer):
   settings = sums.load(tmp_path)
   server.use(says("c"))
-  one = deployed(settings, write_checkpoint(tmp_path), server, share=1.0)
+  one = deployed(settings, write_checkpoint(tmp_path), server, fraction=1.0)
   server.use(answer)  # It broke behind its self-test.
   found = ran(settings)
   [now] = states(settings)
@@ -71,7 +71,7 @@ def test_a_broken_version_is_rolled_back_within_forty_sessions(tmp_path, server,
 def test_a_session_ends_on_the_version_that_it_began_with(tmp_path, server):
   settings = sums.load(tmp_path)
   server.use(says("c"))
-  one = deployed(settings, write_checkpoint(tmp_path), server, share=1.0)
+  one = deployed(settings, write_checkpoint(tmp_path), server, fraction=1.0)
   moved = []
 
   def script(number, body):
@@ -96,7 +96,7 @@ def test_a_server_that_cannot_be_read_is_not_put_to_work(tmp_path, server):
 def test_deployed_twice_is_one_and_a_trial_is_not_interrupted(tmp_path, server):
   settings = sums.load(tmp_path)
   server.use(says("c"))
-  first = deployed(settings, write_checkpoint(tmp_path / "a"), server, share=0.25)
+  first = deployed(settings, write_checkpoint(tmp_path / "a"), server, fraction=0.25)
   assert deployed(settings, tmp_path / "a", server).id == first.id
   with pytest.raises(cli_deploy.DeployError, match="is being tried"):
     deployed(settings, write_checkpoint(tmp_path / "b", weights=b"b"), server)

@@ -15,13 +15,13 @@ from atlas_jax.runtime.worlds import arithmetic
 from tests.runtime.worlds import sums
 
 ROOT = pathlib.Path(__file__).parents[2]
-SLOW = '''
+SLOW = """
 import time
 from atlas_jax.runtime.worlds import arithmetic
 def answer(messages):
   time.sleep(0.1)
   return arithmetic.student(messages)
-'''
+"""
 
 
 def words(folder, *given, **more):

@@ -9,8 +9,8 @@ from atlas_jax.rollout import teaching
 from atlas_jax.runtime import deploy
 from atlas_jax.runtime.deploy import DeployError, Server
 from atlas_jax.runtime.settings import DeploySettings, ModelSettings
-from tests.runtime.checkpoints import write_checkpoint
 from tests.rollout.chat_server import Answer
+from tests.runtime.checkpoints import write_checkpoint
 
 PLAIN = ModelSettings("function", "a:b", templates="plain", max_tokens=8)
 
