@@ -25,7 +25,8 @@ def get_config(arg=None):
 
 
 def _arithmetic(config):
-  config.agent.update(kind="python", options={"function": f"{WORLD}:student", "name": "sums", "idempotent": True},
+  config.agent.update(kind="python", options={"function": f"{WORLD}:student", "name": "sums",
+                                              "idempotent": True},
                       templates="plain")
   config.teacher.update(kind="function", function=f"{WORLD}:first_teacher", templates="plain", form="texts",
                         max_tokens=8)

@@ -47,7 +47,8 @@ RUN = "atlas run --config=configs/runtime.py:arithmetic --tasks=tasks.jsonl --co
 STORE = "--database-url=sqlite:///.atlas/atlas.db"
 APPROVE = f'arc-atlas approve --where status=succeeded --reviewer=ada --note="looked at" {STORE}'
 EXPORT = f"arc-atlas export --output=agent.jsonl {STORE}"
-TRAIN = ("atlas train --export-path=agent.jsonl --output-dir=results/agent --config=configs/teacher_rcl.py:cpu "
+TRAIN = ("atlas train --export-path=agent.jsonl --output-dir=results/agent "
+         "--config=configs/teacher_rcl.py:cpu "
          "--override teacher.shown=attempt")
 DEPLOY = "atlas deploy results/agent --canary=0.5"
 BLOCK = How(why="long: test_the_block_of_the_runtime_makes_an_agent_better runs the block in its order")
@@ -101,7 +102,8 @@ COMMANDS = {
     " ".join(f"--override {one}" for one in (
       "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
       "monitor.tensorboard=False", "monitor.report=False"))),
-  **dict.fromkeys((SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats"), BLOCK),
+  **dict.fromkeys((SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats"),
+                  BLOCK),
   TRAIN: BLOCK._replace(flags="--override optim.steps=30 --override monitor.tensorboard=False "
                               "--override monitor.report=False"),
   f"{TRACES} init --database-url=sqlite:///traces.db": How(),

@@ -113,7 +113,8 @@ def write_programs(folder: pathlib.Path) -> None:
     name, _, target = line.partition(" = ")
     module, _, function = target.partition(":")
     program = folder / name
-    lines = ("#!/usr/bin/env python", "import sys", f"from {module} import {function}", f"sys.exit({function}())")
+    lines = ("#!/usr/bin/env python", "import sys", f"from {module} import {function}",
+             f"sys.exit({function}())")
     program.write_text("\n".join(lines))
     program.chmod(0o755)
 

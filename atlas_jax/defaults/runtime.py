@@ -1,4 +1,5 @@
-"""Every setting of the runtime, of configs/runtime.py and others like it; a config of their own, no training's."""
+"""Every setting of the runtime, of configs/runtime.py and others like it; a config of their own, no
+training's."""
 import ml_collections
 from ml_collections import config_dict
 
@@ -163,7 +164,8 @@ def _loop() -> dict:
       "tasks": OPTIONAL(str),  # FILE.jsonl of tasks that rounds run; needed by `atlas loop`.
       "held_out": OPTIONAL(str),  # FILE.jsonl of tasks that rounds are measured on; needed by `atlas loop`.
       "folder": ".atlas/loop",  # Of what the rounds have done.
-      # Who reviews: "graded" approves sessions that a program found right or wrong, "none" waits for a person.
+      # Who reviews: "graded" approves sessions that a program found right or wrong, "none" waits for a
+      # person.
       "review": one_of("graded", "graded none"),
       "reviewer": "atlas loop",  # Name in the log of reviews.
       "train": "",  # What the training is told besides, such as "--config=configs/teacher_rcl.py:cpu".

@@ -1,4 +1,5 @@
-"""A runtime put together from its settings: agent, teacher, router, scorer, store, pool, and versions served."""
+"""A runtime put together from its settings: agent, teacher, router, scorer, store, pool, and versions
+served."""
 import asyncio
 import dataclasses
 import hashlib
@@ -68,7 +69,7 @@ class Assembly:
     self._forced: set[str] = set()     # keys that get the version before
     self._pairs: dict[int, list[Pair]] = {}
     self._tasks: list[asyncio.Task] = []
-    self._file = None
+    self._file: Any = None
     self._compared: set[asyncio.Task] = set()
 
   async def __aenter__(self) -> "Assembly":
@@ -124,7 +125,8 @@ class Assembly:
     student = self._chosen("student", spec.key)
     agent = self._base_agent if student is None else self._of(student)
     supervisor = self._base_supervisor() if teacher is None else self._of(teacher)
-    versions = {"runtime": VERSION, "student": agent.version or agent.name if student is None else student.version,
+    versions = {"runtime": VERSION,
+                "student": agent.version or agent.name if student is None else student.version,
                 "teacher": self.base_version if teacher is None else teacher.version,
                 "prompt_sha": teaching.load(self.settings.agent_templates).sha256[:16]}
     router = FixedLane(spec.lane) if spec.lane else self._router
@@ -226,7 +228,8 @@ class Assembly:
       if said.what == "promote":
         await promote(self.store, trial, self._versions[trial.role], facts)
       else:
-        await self.store.move_deployment(trial.id, canary.CANARY, canary.ROLLED_BACK, share=0.0, metadata=facts)
+        await self.store.move_deployment(trial.id, canary.CANARY, canary.ROLLED_BACK, share=0.0,
+                                         metadata=facts)
     except Exception as error:  # Another process may have decided.
       logging.warning("deployment %d: %s", trial.id, one_line(error))
     await self.read_deployments()

@@ -46,7 +46,8 @@ def check_move(before: str, after: str) -> None:
 
 
 def is_canary(session_key: str, fraction: float) -> bool:
-  """Returns whether a session gets the new version: by a hash of its key, so that it is always the same one."""
+  """Returns whether a session gets the new version: by a hash of its key, so that it is always the same
+  one."""
   drawn = int(hashlib.sha256(f"canary {session_key}".encode()).hexdigest()[:13], 16) / 16**13
   return drawn < fraction
 

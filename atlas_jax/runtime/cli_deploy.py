@@ -20,11 +20,13 @@ SOURCES = ("--export-path", "--database-url")
 
 
 def train(words: Sequence[str], settings: RuntimeSettings) -> int:
-  """Runs the pipeline as a process of its own, on the store's approved sessions if no other source is given."""
+  """Runs the pipeline as a process of its own, on the store's approved sessions if no other source is
+  given."""
   script = pathlib.Path(__file__).parents[2] / PIPELINE
   if not script.is_file():
     raise DeployError(f"{script} is not there: `atlas train` runs the pipeline of a clone of the project")
-  source = [] if any(one.partition("=")[0] in SOURCES for one in words) else [f"--database-url={settings.store.url}"]
+  source = [] if any(one.partition("=")[0] in SOURCES
+                     for one in words) else [f"--database-url={settings.store.url}"]
   return subprocess.run([sys.executable, str(script), *source, *words], check=False).returncode
 
 
@@ -36,7 +38,8 @@ def put_to_work(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   except DeployError as error:
     print(f"atlas: {error}", file=sys.stderr)
     return ENDPOINT if isinstance(error, ServerError) else FAILED
-  print(f"version {one.version[:12]} of the {one.role} is {one.state} at {one.url}, for {one.share:.0%} of the "
+  print(f"version {one.version[:12]} of the {one.role} is {one.state} at {one.url}, for {one.share:.0%} "
+        f"of the "
         "sessions" + ("" if one.state == canary.ACTIVE else
                       f"; it is promoted or rolled back after {settings.deploy.pairs} comparisons"))
   return OK
@@ -46,7 +49,8 @@ class ServerError(DeployError):
   """A server that does not do what it should."""
 
 
-async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher", share: float | None = None,
+async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher",
+                   fraction: float | None = None,
                    url: str | None = None, model: str | None = None) -> Deployment:
   """Checks a checkpoint, has it served, tests it and writes its deployment; returns that.
 
@@ -54,7 +58,8 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
     settings: of the runtime.
     path: of the checkpoint.
     role: "teacher" or "student".
-    fraction: of the sessions, until it is promoted; None: as the settings have it; 1.0 with nothing to compare.
+    fraction: of the sessions, until it is promoted; None: as the settings have it; 1.0 with nothing to
+    compare.
     url: of a server that serves it already; None: one is started.
     model: its name there.
 
@@ -73,7 +78,8 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
         return same
       await store.move_deployment(same.id, same.state, canary.ROLLED_BACK, share=0.0)
     if (other := next((one for one in listed if one.state == canary.CANARY), None)) is not None:
-      raise DeployError(f"version {other.version[:12]} is being tried; wait for its comparisons, or `atlas rollback`")
+      raise DeployError(f"version {other.version[:12]} is being tried; wait for its comparisons, or "
+                        f"`atlas rollback`")
     fraction = settings.deploy.canary if fraction is None else fraction
     if not 0 < fraction <= 1:
       raise DeployError(f"--canary={fraction} must be above 0 and at most 1")
@@ -82,7 +88,8 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
     await store.close()
 
 
-async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: float, settings: RuntimeSettings,
+async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: float,
+                  settings: RuntimeSettings,
                   url: str | None, model: str | None) -> Deployment:
   try:
     server = deploy.adopt_server(url, model) if url else await asyncio.to_thread(
@@ -110,8 +117,10 @@ async def _tested(store: RuntimeStore, number: int, server: Server, found: Check
   readable = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
   if readable < settings.deploy.parse_fraction:
     await store.move_deployment(number, canary.STARTING, canary.FAILED, share=0.0)
-    raise ServerError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} {readable:.0%} can be "
-                      f"read, and {settings.deploy.parse_fraction:.0%} are needed (config.deploy.parse_fraction)")
+    raise ServerError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} "
+                      f"{readable:.0%} can be "
+                      f"read, and {settings.deploy.parse_fraction:.0%} are needed "
+                      f"(config.deploy.parse_fraction)")
   return {"self_test": readable}
 
 
@@ -134,7 +143,8 @@ async def rolled_back(settings: RuntimeSettings, role: str) -> tuple[Deployment 
   await store.open()
   try:
     listed = await store.deployments(role)
-    one = next((one for state in (canary.CANARY, canary.ACTIVE) for one in reversed(listed) if one.state == state),
+    one = next((one for state in (canary.CANARY,
+                                  canary.ACTIVE) for one in reversed(listed) if one.state == state),
                None)
     if one is None:
       return None, None
@@ -160,7 +170,8 @@ async def stopped(settings: RuntimeSettings, role: str) -> int:
   finally:
     await store.close()
   used = {one.metadata.get("pid") for one in listed if one.state in (canary.CANARY, canary.ACTIVE)}
-  ended = [one for one in listed if one.metadata.get("pid") not in used | {None} and deploy.is_healthy(one.url)]
+  ended = [one for one in listed
+           if one.metadata.get("pid") not in used | {None} and deploy.is_healthy(one.url)]
   for one in ended:
     deploy.stop_server(one.metadata["pid"])
     print(f"the server of version {one.version[:12]} at {one.url} is stopped")

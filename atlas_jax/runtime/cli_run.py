@@ -1,4 +1,5 @@
-"""`atlas run` and `atlas resume`: tasks in, a line per session out; what is done already is not done again."""
+"""`atlas run` and `atlas resume`: tasks in, a line per session out; what is done already is not done
+again."""
 import argparse
 import asyncio
 import dataclasses
@@ -21,7 +22,8 @@ from atlas_jax.runtime.settings import ConfigError, RuntimeSettings
 
 AGAIN = ("abandoned", "cancelled")  # Sessions of a task file that a later start does anew.
 MOST_STARTS = 100
-SHOWN = ("session_key", "session_id", "answer", "verified", "lane", "status", "reward", "reward_reason", "tokens",
+SHOWN = ("session_key", "session_id", "answer", "verified", "lane", "status", "reward", "reward_reason",
+         "tokens",
          "versions", "problem", "resumed")
 
 
@@ -69,7 +71,8 @@ def code_of(results: Sequence[SessionResult], *, require_verified: bool) -> int:
   return UNVERIFIED if require_verified and not all(one.verified for one in results) else OK
 
 
-async def through(settings: RuntimeSettings, rows: Sequence[Mapping[str, Any]], *, run_name: str | None = None,
+async def through(settings: RuntimeSettings, rows: Sequence[Mapping[str, Any]], *,
+                  run_name: str | None = None,
                   lane: str | None = None, each=lambda row, found: None, sinks=()) -> list[Finished]:
   """Runs a session for each task; returns them in the order of the tasks.
 
@@ -140,7 +143,8 @@ async def _joined(assembly: Assembly, spec: SessionSpec) -> SessionResult:
 def _name(asked: argparse.Namespace) -> str | None:
   if asked.tasks is None:
     return None
-  return task_file.name_of(asked.tasks, asked.config, sorted(asked.overrides.items()), asked.lane, asked.run_again)
+  return task_file.name_of(asked.tasks, asked.config, sorted(asked.overrides.items()), asked.lane,
+                           asked.run_again)
 
 
 def _dry(settings: RuntimeSettings, rows: Sequence) -> int:

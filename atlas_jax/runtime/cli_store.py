@@ -27,7 +27,8 @@ PAGE_ROWS = 500
 def init(asked: argparse.Namespace) -> int:
   """Makes the store, or brings its tables up to date; returns the exit code."""
   if asked.embedded and asked.database_url:
-    raise settings.ConfigError(f"--embedded and --database-url={asked.database_url} both name the store; give one")
+    raise settings.ConfigError(f"--embedded and --database-url={asked.database_url} both name the store; "
+                               f"give one")
   url = embedded.make() if asked.embedded else asked.database_url or settings.default().store.url
   url = settings.store_url(url)
   if url.startswith("sqlite:///"):
@@ -49,7 +50,8 @@ def stats(asked: argparse.Namespace, given: RuntimeSettings) -> int:
   """Prints what the sessions of the store come to; returns the exit code."""
   with open_store(given.store.url) as opened:
     query = SessionQuery(review_statuses=None, most_events=0, newest_first=False)
-    found = counts.of_traces(Trace.from_json(one.record()) for page in opened.pages(query, page_rows=PAGE_ROWS)
+    found = counts.of_traces(Trace.from_json(one.record()) for page in opened.pages(query,
+                                                                                    page_rows=PAGE_ROWS)
                              for one in page)
   print(json.dumps(found, indent=2) if asked.json else "\n".join(counts.lines(found)))
   return OK

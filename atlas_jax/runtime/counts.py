@@ -29,7 +29,8 @@ class Count:
       self.verified += trace.verified
     for role, counts in as_object(trace.data.get("tokens")).items():
       given = as_object(counts)
-      self.tokens[role] = self.tokens.get(role, 0) + (given.get("prompt") or 0) + (given.get("completion") or 0)
+      self.tokens[role] = self.tokens.get(role,
+                                          0) + (given.get("prompt") or 0) + (given.get("completion") or 0)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the sums; fractions that nothing is known of are None."""

@@ -72,7 +72,8 @@ def read_checkpoint(path: str, role: str, templates: str) -> Checkpoint:
     for name, known in manifest["files"].items():
       one = inside.path(folder, name, named_by=file, remedy="make the checkpoint again")
       if not one.is_file() or _sha(one) != known["sha256"]:
-        raise DeployError(f"{one} is missing, or has other contents than {file} says; make the checkpoint again")
+        raise DeployError(f"{one} is missing, or has other contents than {file} says; make the checkpoint "
+                          f"again")
   except (KeyError, TypeError, ValueError) as error:
     raise DeployError(f"{file} cannot be used: {error}") from error
   if manifest.get("format") != FORMAT:
@@ -94,13 +95,15 @@ def _check_protocol(manifest: dict, folder: pathlib.Path, role: str, templates: 
     return
   protocol = manifest.get("protocol")
   if not protocol:
-    raise DeployError(f"{folder}: the manifest has no protocol, so that nobody knows which prompts it was trained "
+    raise DeployError(f"{folder}: the manifest has no protocol, so that nobody knows which prompts it was "
+                      f"trained "
                       "on; train it with recipe=teacher")
   ours = teaching.load(templates)
   wanted = {"protocol": teaching.PROTOCOL, "templates_sha256": ours.sha256}
   for name, value in wanted.items():
     if protocol.get(name) != value:
-      raise DeployError(f"{folder}: {name} is {protocol.get(name)!r} (templates {protocol.get('templates')!r}), "
+      raise DeployError(f"{folder}: {name} is {protocol.get(name)!r} (templates "
+                        f"{protocol.get('templates')!r}), "
                         f"and the runtime asks with {value!r} (templates {ours.name!r}); set "
                         "config.teacher.templates to those that it was trained with")
   rendered = protocol.get("teacher_chat_template_sha256")
@@ -125,7 +128,8 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> Server:
   """
   run = found.folder.parent / RUN
   if not (run / "config.json").is_file():
-    raise DeployError(f"{run} is not there: `--mode=serve` serves runs, and the run of {found.folder} has been "
+    raise DeployError(f"{run} is not there: `--mode=serve` serves runs, and the run of {found.folder} has "
+                      f"been "
                       "moved; serve the checkpoint by `vllm serve`, and give --url=http://HOST:PORT/v1")
   folder = pathlib.Path(settings.folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,8 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> Server:
   try:
     while time.monotonic() < ends:
       if process.poll() is not None:
-        raise DeployError(f"the server of {run} ended with {process.returncode}: {_last_line(log)} (see {log})")
+        raise DeployError(f"the server of {run} ended with {process.returncode}: {_last_line(log)} (see "
+                          f"{log})")
       if (server := _started(out, pid)) is not None:
         return server
       time.sleep(LOOK_S)
@@ -174,7 +179,8 @@ def adopt_server(url: str, model: str | None) -> Server:
     with urllib.request.urlopen(f"{url}/models", timeout=10) as answer:
       known = [one["id"] for one in json.load(answer)["data"]]
   except (OSError, KeyError, TypeError, ValueError) as error:
-    raise DeployError(f"{url} does not answer as a server does ({error}); start it, and give its address up to "
+    raise DeployError(f"{url} does not answer as a server does ({error}); start it, and give its address "
+                      f"up to "
                       "the version, such as http://127.0.0.1:8000/v1") from error
   if model is not None and model not in known:
     raise DeployError(f"{url} serves {', '.join(known)}, and not {model}")

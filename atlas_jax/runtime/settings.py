@@ -1,4 +1,5 @@
-"""The config of the runtime: read from a file and flags, checked, and handed to each part as its own settings.
+"""The config of the runtime: read from a file and flags, checked, and handed to each part as its own
+settings.
 
 `atlas_jax/defaults/runtime.py` has every field. It is no config of a training: nothing is shared with those.
 """
@@ -160,7 +161,8 @@ def check(config) -> None:
     if name not in found:
       raise ConfigError(f"config.{name} is missing; begin with atlas_jax.runtime.settings.default()")
     value = found[name]
-    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value,
+                                                                                     bool) == (kind is bool)
     if not (fits or optional and value is None):
       raise ConfigError(f"config.{name}={value!r} must be {KINDS[kind]}{', or None' if optional else ''}")
     bound = BOUNDS.get(name)
@@ -198,7 +200,8 @@ def of_config(config) -> RuntimeSettings:
                     for name, one in plain["tools"].items()),
         teacher=_model("teacher", plain["teacher"]), probe=_model("probe", plain["probe"]),
         grader=plain["grader"], judges=judges["options"] if judges["on"] else None,
-        session=_made(SessionSettings, {**plain["session"], "budget": _made(BudgetSettings, plain["budget"])}),
+        session=_made(SessionSettings, {**plain["session"], "budget": _made(BudgetSettings,
+                                                                            plain["budget"])}),
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), events_file=plain["telemetry"]["events_file"],
         deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
@@ -219,7 +222,8 @@ def store_url(text: str) -> str:
     return text
   name = text.removeprefix("env:")
   if not os.environ.get(name):
-    raise ConfigError(f"config.store.url={text}: the environment has no {name}; set it to the address of a store")
+    raise ConfigError(f"config.store.url={text}: the environment has no {name}; set it to the address of "
+                      f"a store")
   return os.environ[name]
 
 
@@ -268,7 +272,8 @@ def _override(config, name: str, text: str) -> None:
   try:
     value = None if optional and text == "None" else SWITCH[text.lower()] if kind is bool else kind(text)
   except (KeyError, ValueError):
-    raise ConfigError(f"--config.{name}={text}: must be {KINDS[kind]}{', or None' if optional else ''}") from None
+    need = f"{KINDS[kind]}{', or None' if optional else ''}"
+    raise ConfigError(f"--config.{name}={text}: must be {need}") from None
   group, _, last = name.rpartition(".")
   _at(config, group)[last] = value
 
@@ -303,16 +308,19 @@ def _model(group: str, given: Mapping[str, Any]) -> ModelSettings:
   endpoint = None
   if kind == "endpoint":
     if not given["url"] or not given["served_as"]:
-      raise ConfigError(f"config.{group}.kind='endpoint' needs config.{group}.url and config.{group}.served_as, "
+      raise ConfigError(f"config.{group}.kind='endpoint' needs config.{group}.url and "
+                        f"config.{group}.served_as, "
                         "such as http://127.0.0.1:8000/v1 and its name there")
     names = ("url", "key_variable", "form", "response_format", "timeout_s", "deadline_s", "tries",
              "parallel_requests")
     endpoint = EndpointSettings(model=given["served_as"], **{name: given[name] for name in names})
   elif given["url"] or given["served_as"]:
-    raise ConfigError(f"config.{group}.url={given['url']} and config.{group}.served_as={given['served_as']} are "
+    raise ConfigError(f"config.{group}.url={given['url']} and "
+                      f"config.{group}.served_as={given['served_as']} are "
                       f"read with config.{group}.kind='endpoint' alone; set it, or leave them out")
   if kind != "function" and given["function"]:
-    raise ConfigError(f"config.{group}.function={given['function']} is read with config.{group}.kind='function' "
+    raise ConfigError(f"config.{group}.function={given['function']} is read with "
+                      f"config.{group}.kind='function' "
                       "alone; set it, or leave it out")
   return ModelSettings(kind, given["function"], endpoint, _templates(group, given["templates"]),
                        given["max_tokens"], given["temperature"])

@@ -1,4 +1,5 @@
-"""Files of tasks: an object a line with `task`, and `ground_truth`, `tags` and `metadata` if there are any."""
+"""Files of tasks: an object a line with `task`, and `ground_truth`, `tags` and `metadata` if there are
+any."""
 import hashlib
 import pathlib
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def name_of(path: str, *of: Any) -> str:
-  """Returns the name of a run of a file, which its keys begin with: the same file and settings, the same name."""
+  """Returns the name of a run of a file, which its keys begin with: the same file and settings, the
+  same name."""
   digest = hashlib.sha256(pathlib.Path(path).read_bytes() + repr(of).encode())
   return f"{pathlib.Path(path).stem}-{digest.hexdigest()[:12]}"
 

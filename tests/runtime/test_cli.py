@@ -84,7 +84,8 @@ def test_an_agent_that_is_not_reached_ends_with_five(tmp_path, capsys):
   config = tmp_path / "config.py"
   config.write_text("from atlas_jax.runtime import settings\ndef get_config(arg=None):\n"
                     "  config = settings.default()\n"
-                    "  config.agent.update(kind='openai', options={'url': 'http://127.0.0.1:9/v1', 'model': 'm'})\n"
+                    "  config.agent.update(kind='openai', options={'url': "
+                    "'http://127.0.0.1:9/v1', 'model': 'm'})\n"
                     "  return config\n")
   given = [f"--config.{name}={value}" for name, value in sums.fields(tmp_path).items()]
   assert cli.main(["run", "--task=a", f"--config={config}", *given]) == 5
@@ -102,9 +103,11 @@ def test_a_dry_run_names_what_would_be_imported_and_makes_nothing(tmp_path, caps
 def started(tmp_path, tasks, **popen):
   (tmp_path / "slow.py").write_text(SLOW)
   given = words(tmp_path, "run", f"--tasks={tasks}", "--concurrency=4", "--json",
-                **{"agent.options.function": f"{tmp_path}/slow.py:answer", "agent.options.idempotent": "False"})
+                **{"agent.options.function": f"{tmp_path}/slow.py:answer",
+                   "agent.options.idempotent": "False"})
   command = [sys.executable, "-m", "atlas_jax.runtime.cli", *given]
-  return given, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+  return given, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 text=True, **popen)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -144,3 +147,14 @@ def test_forgetting_a_session_takes_it_out_of_the_store(tmp_path, capsys):
   assert cli.main(words(tmp_path, "forget", f"--session={row['session_key']}")) == 1
   assert "0 sessions" in capsys.readouterr().out
   assert os.path.exists(tmp_path / "atlas.db")
+
+
+def test_the_agent_of_a_folder_is_found_written_and_watched(tmp_path, capsys):
+  (tmp_path / "mine.py").write_text("def create_agent():\n  return lambda task: task\n\n\ndef answer(task):\n"
+                                    "  return task\n")
+  flag = f"--path={tmp_path}"
+  assert cli.main(["env", "list", flag]) == 0 and "mine.py:" in capsys.readouterr().out
+  assert cli.main(["env", "init", flag]) == 0 and (tmp_path / ".atlas/config.py").is_file()
+  assert cli.main(["env", "verify", flag]) == 0
+  (tmp_path / "mine.py").write_text("def create_agent():\n  return None\n")
+  assert cli.main(["env", "verify", flag]) == 1 and "mine.py" in capsys.readouterr().out

@@ -8,12 +8,14 @@ def trace(teacher, score=None, verified=None, lane="paired", source="grader"):
             "versions": {"teacher": teacher}, "session_metadata": {"status": "succeeded"},
             "tokens": {"teacher": {"prompt": 3, "completion": 1, "calls": 1}}}
   if score is not None:
-    record |= {"session_reward": {"score": score, "source": source}, "reward_stats": {"score": score, "source": source}}
+    record |= {"session_reward": {"score": score, "source": source}, "reward_stats": {"score": score,
+                                                                                      "source": source}}
   return Trace.from_json(record)
 
 
 def test_accuracy_is_of_graded_sessions_alone_and_what_is_unknown_is_none():
-  found = counts.of_traces([trace("a", 1.0), trace("a", 0.0), trace("a", 1.0, source="judge"), trace("b", verified=True)])
+  found = counts.of_traces([trace("a", 1.0), trace("a", 0.0), trace("a", 1.0, source="judge"), trace("b",
+                                                                                                     verified=True)])
   assert found["by_teacher"]["a"]["accuracy"] == 0.5 and found["by_teacher"]["a"]["graded"] == 2
   assert found["by_teacher"]["b"]["accuracy"] is None and found["by_teacher"]["b"]["verified"] == 1.0
   assert found["all"]["sessions"] == 4 and found["all"]["tokens"] == {"teacher": 16}

@@ -80,7 +80,8 @@ def test_the_self_test_counts_replies_that_can_be_read(server, reply, share):
   server.use(lambda number, asked: Answer(status=400) if reply is None else Answer(body))
   endpoint = deploy.endpoint_of(Server(server.url, "m"), "texts", PLAIN)
   assert asyncio.run(deploy.self_test(endpoint, PLAIN, 4)) == share
-  asked = [teaching.teacher_messages(one, attempts=["0"], templates=teaching.PLAIN) for one in deploy.SELF_TEST[:4]]
+  asked = [teaching.teacher_messages(one, attempts=["0"],
+                                     templates=teaching.PLAIN) for one in deploy.SELF_TEST[:4]]
   assert sorted(one["prompt"] for one in server.asked) == sorted(messages[0]["content"] for messages in asked)
 
 

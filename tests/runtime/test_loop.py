@@ -58,10 +58,12 @@ def test_a_loop_that_is_killed_in_each_stage_goes_on(tmp_path, server):
   words = ["loop", "--rounds=1", f"--config={sums.CONFIG}", *(f"--config.{name}={value}" for name, value in
                                                               fields.items())]
   for stage in ("before", "sessions", *loop.STAGES):
-    killed = subprocess.run([sys.executable, "-c", KILLED, stage, *words], cwd=ROOT, capture_output=True, text=True,
+    killed = subprocess.run([sys.executable, "-c", KILLED, stage, *words], cwd=ROOT, capture_output=True,
+                            text=True,
                             timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr)
-  done = subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", *words], cwd=ROOT, capture_output=True,
+  done = subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", *words], cwd=ROOT,
+                        capture_output=True,
                         text=True, timeout=120, check=False)
   assert done.returncode == 0, done.stderr
   before, after = map(json.loads, done.stdout.splitlines())

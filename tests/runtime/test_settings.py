@@ -39,7 +39,8 @@ def test_flags_change_fields_and_options():
 
 
 def test_other_files_are_refused_with_what_is_near(tmp_path):
-  for name, words in ((str(ROOT / "configs/sft.py"), "is a config of training"), ("configs/runtim.py", "no file")):
+  for name, words in ((str(ROOT / "configs/sft.py"), "is a config of training"), ("configs/runtim.py",
+                                                                                  "no file")):
     with pytest.raises(settings.ConfigError, match=words):
       settings.read(name)
   with pytest.raises(settings.ConfigError, match="argument 'x' is unknown"):
@@ -51,5 +52,6 @@ def test_every_field_has_a_comment_on_its_line_or_the_one_before():
   for node in ast.walk(ast.parse(inspect.getsource(defaults))):
     if isinstance(node, ast.Dict):
       for key, value in zip(node.keys, node.values):
-        if isinstance(key, ast.Constant) and not isinstance(value, ast.Dict) and not isinstance(value, ast.Call):
+        if isinstance(key, ast.Constant) and not isinstance(value, ast.Dict) and not isinstance(value,
+                                                                                                ast.Call):
           assert "#" in lines[key.lineno - 1] or "#" in lines[key.lineno - 2], lines[key.lineno - 1]

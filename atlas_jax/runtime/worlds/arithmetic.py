@@ -1,7 +1,8 @@
 """Sums of two numbers: a student that forgets to carry, and a first teacher that says nothing of use.
 
-The student is `rollout.toy_student`: it adds column by column, carries where the guidance has a "c" in it, and
-spoils its answer where that has an "x". So a teacher can learn what to tell it, `configs/teacher_rcl.py:cpu`.
+The student is `rollout.toy_student`: it adds column by column, carries where the guidance has a "c" in it,
+and spoils its answer where that has an "x". So a teacher can learn what to tell it, see
+`configs/teacher_rcl.py:cpu`.
 """
 import functools
 import json
@@ -38,7 +39,8 @@ def tasks(count: int, seed: int = 0) -> list[dict]:
     seed: chooses which.
   """
   if not 1 <= count <= 8_100:
-    raise ValueError(f"count={count} must be from 1 to 8100: there are so many sums of two numbers of two digits")
+    raise ValueError(f"count={count} must be from 1 to 8100: there are so many sums of two numbers of two "
+                     f"digits")
   found: dict[str, dict] = {}
   index = 0
   while len(found) < count:

@@ -7,8 +7,10 @@ CONFIG = str(pathlib.Path(__file__).parents[3] / "configs/runtime.py") + ":arith
 
 
 def fields(folder: pathlib.Path, **more: str) -> dict[str, str]:
-  return {"store.url": f"sqlite:///{folder}/atlas.db", "store.spool": f"{folder}/spool", "store.lease_s": "1.0",
-          "store.heartbeat_s": "0.3", "deploy.folder": f"{folder}/servers", "loop.folder": f"{folder}/loop", **more}
+  return {"store.url": f"sqlite:///{folder}/atlas.db", "store.spool": f"{folder}/spool",
+          "store.lease_s": "1.0",
+          "store.heartbeat_s": "0.3", "deploy.folder": f"{folder}/servers", "loop.folder": f"{folder}/loop",
+          **more}
 
 
 def load(folder: pathlib.Path, **more: str) -> settings.RuntimeSettings:
