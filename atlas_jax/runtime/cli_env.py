@@ -1,4 +1,4 @@
-"""`atlas env init`, `list` and `verify`: which agent of a folder is used, and whether it has changed since."""
+"""`atlas env init`, `list` and `verify`: the agent of a folder, and whether it has changed since."""
 import argparse
 import json
 import pathlib
