@@ -172,6 +172,8 @@ class SqliteDatabase:
       yield
     except sqlite3.IntegrityError as error:
       raise StoreConflict(f"{self.name}: {one_line(error)}") from error
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError) as error:
+      raise StoreError(f"{self.name}: {one_line(error)}") from error
     except sqlite3.Error as error:
       raise UnreachableStore(f"{self.name}: {one_line(error)}") from error
 
@@ -244,7 +246,8 @@ class PostgresDatabase:
         # Plans that are kept fit the values of the first calls: each statement is planned for its own.
         self._pool = self._pools.ConnectionPool(
             self._conninfo, min_size=1, max_size=MOST_CONNECTIONS, timeout=STATEMENT_S, open=True,
-            kwargs={"prepare_threshold": None})
+            # A connection that the server has closed meanwhile is replaced, not given out.
+            check=self._pools.ConnectionPool.check_connection, kwargs={"prepare_threshold": None})
         self._process = os.getpid()
       return self._pool
 
@@ -255,6 +258,8 @@ class PostgresDatabase:
       yield
     except (errors.UniqueViolation, errors.SerializationFailure, errors.DeadlockDetected) as error:
       raise StoreConflict(f"{self.name}: {one_line(error)}") from error
+    except errors.ProgramLimitExceeded as error:  # Such as a value that is too long for an index.
+      raise StoreError(f"{self.name}: {self._said(error)}") from error
     except (self._psycopg.OperationalError, self._pools.PoolTimeout) as error:
       raise UnreachableStore(f"{self.name}: {self._said(error)}") from error
     except self._psycopg.Error as error:
