@@ -84,7 +84,7 @@ ALLOWED = {
   "pyarrow": ("data", "files", "monitor.columns"),
   "rich": ("monitor",),
   "safetensors": ("language.pretrained",),
-  "scipy": ("evals.bootstrap", "evals.teaching"),
+  "scipy": ("evals.bootstrap", "evals.teaching", "runtime.evidence"),
   "sentencepiece": ("data.tokenizer",),
   "sqlalchemy": ("data",),
   "starlette": ("language.serve",),

@@ -124,7 +124,9 @@ def _reviewed(state: SessionState, event: Event) -> SessionState:
 
 
 def _attempting(state: SessionState, event: Event) -> SessionState:
-  return _to("attempting", state, event)
+  # Of a step that a crash has cut off and that begins again, what was tried is in the events alone.
+  left = tuple(one for one in state.attempts if one.step != event.step)
+  return _to("attempting", state, event)._replace(attempts=left)
 
 
 def _attempted(state: SessionState, event: Event) -> SessionState:

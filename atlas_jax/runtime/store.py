@@ -269,12 +269,21 @@ class RuntimeStore:
   async def forget(self, *, session_key: str | None = None, tenant: str | None = None) -> tuple[int, int]:
     """Deletes sessions with all that is theirs, in the spool too; returns how many, and how many lessons."""
     found = None if session_key is None else await self.load(session_key)
-    for key in self.spool.waiting():
-      begun = next((one for one in self.spool.operations(key) if one["op"] == "begin"), {})
-      if key == session_key or tenant and begun.get("metadata", {}).get("tenant_id") == tenant:
-        self.spool.drop(key)
+    async with self._commit.lock:
+      for key in await self._on_disk(self.spool.waiting):
+        if key == session_key or tenant is not None and await self._tenant_of(key) == tenant:
+          await self._on_disk(functools.partial(self.spool.drop, key))
     ids = [found.id] if found else []
     return await self._commit.written(functools.partial(runtime_rows.forget, ids=ids, tenant=tenant), None)
+
+  async def _tenant_of(self, key: str) -> str | None:
+    """Returns the tenant of a session of which something waits in the spool."""
+    operations = await self._on_disk(functools.partial(self.spool.operations, key))
+    begun = next((one["metadata"] for one in operations if one["op"] == "begin"), None)
+    if begun is None:
+      stored = await self.load(key)
+      begun = stored.metadata if stored else {}
+    return begun.get("tenant_id")
 
   # Writing.
 
