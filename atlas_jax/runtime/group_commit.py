@@ -179,7 +179,7 @@ def _done(write: Write, result: Any) -> None:
 
 
 def _fail(write: Write, error: Exception, lost: set[str]) -> None:
-  """Tells whoever waits for a write that it was not made; else the session is known to have lost something."""
+  """Tells whoever waits that a write was not made; where nobody does, its session has lost something."""
   if not isinstance(error, StoreError | StoreFull):
     error = StoreError(f"it cannot be stored: {one_line(error) or type(error).__name__}")
   if write.done is not None:

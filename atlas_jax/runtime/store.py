@@ -354,13 +354,14 @@ class RuntimeStore:
     """Prolongs the leases of this process, and brings the spool back."""
     while True:
       await asyncio.sleep(self.settings.heartbeat_s)
-      keys = sorted(self._leased)
       try:
-        await self._commit.written(lambda transaction: runtime_rows.heartbeat(
-            transaction, self.owner, keys, _in(self.settings.lease_s)), None)
+        await self._commit.written(functools.partial(self._beat, sorted(self._leased)), None)
         await self.drain()
       except Exception as error:  # The next one may be heard.
         logging.warning("no heartbeat: %s", error)
+
+  def _beat(self, keys: Sequence[str], transaction: Transaction) -> None:
+    runtime_rows.heartbeat(transaction, self.owner, keys, _in(self.settings.lease_s))
 
   async def _read(self, work: Callable[..., Any]) -> Any:
     store = self._opened()
