@@ -64,7 +64,8 @@ class RuntimeStore:
   Attributes:
     owner: of the leases of this process.
     spool: what waits for the store.
-    transactions: so far.
+    transactions: of writing, so far,
+    statements: and the statements in them.
   """
 
   def __init__(self, settings: StoreSettings | None = None, *, owner: str | None = None):
@@ -73,6 +74,7 @@ class RuntimeStore:
     self.owner = owner or uuid.uuid4().hex
     self.spool = Spool(self.settings.spool)
     self.transactions = 0
+    self.statements = 0
     self._ids: dict[str, int] = {}
     self._leased: set[str] = set()
     self._store: SqlStore | None = None
@@ -344,6 +346,7 @@ class RuntimeStore:
           self._ended = PendingRows()
           results = [one.work(transaction) if one.work else None for one in batch]
           runtime_rows.put_children(transaction, self._ended)
+          self.statements += transaction.statements
           return results
       except StoreConflict:
         if tries == CONFLICT_TRIES:

@@ -40,26 +40,34 @@ class StoreConflict(StoreError):
 
 
 class Transaction:
-  """Runs statements of one transaction."""
+  """Runs statements of one transaction.
+
+  Attributes:
+    statements: that were run.
+  """
 
   def __init__(self, cursor: Any, dialect: str):
     """Takes a cursor of either driver."""
+    self.statements = 0
     self._cursor = cursor
     self._dialect = dialect
 
   def rows(self, statement: sql.Statement, **values: Any) -> list[tuple]:
     """Returns the rows of a statement."""
+    self.statements += 1
     self._cursor.execute(getattr(statement, self._dialect), self._adapted(values))
     return self._cursor.fetchall()
 
   def run(self, statement: sql.Statement, **values: Any) -> int:
     """Runs a statement; returns how many rows it changed."""
+    self.statements += 1
     self._cursor.execute(getattr(statement, self._dialect), self._adapted(values))
     return self._cursor.rowcount
 
   def run_many(self, statement: sql.Statement, rows: Sequence[Mapping[str, Any]]) -> None:
     """Runs a statement once for each row of values, as one call; of no rows, not at all."""
     if rows:
+      self.statements += len(rows)
       self._cursor.executemany(getattr(statement, self._dialect), [self._adapted(row) for row in rows])
 
   def json(self, value: Any) -> str | None:
