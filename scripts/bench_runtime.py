@@ -3,13 +3,13 @@
 Each row is measured in a process of its own, with agents, teachers and judges that cost nothing, so that what
 is left is the runtime's:
 
-  concurrent  so many sessions at once, paired, two attempts each: `ended` with the right answer, `stored`, the
-              most `connections` of the store at a time, `transactions`, and `statements` of a session
-  session     one two-attempt session alone: its `statements`, BEGIN and COMMIT not counted, and the `bytes` of
-              all its rows
+  concurrent  so many sessions at once, paired, two attempts each: `ended` with the right answer, `stored`,
+              the most `connections` of the store at a time, `transactions`, and `statements` of a session
+  session     one two-attempt session alone: its `statements`, BEGIN and COMMIT not counted, and the `bytes`
+              of all its rows
   messages    characters of the messages, as JSON, that a student and a teacher are sent for the task "2+2"
-  cpu         CPU-milliseconds of an auto session that is graded and stored, and of one that is judged by three
-              calls of an endpoint, which runs in the same process and is counted with it
+  cpu         CPU-milliseconds of an auto session that is graded and stored, and of one that is judged by
+              three calls of an endpoint, which runs in the same process and is counted with it
   tokens      share of the tokens of an endpoint that the results of sessions count, all roles together
 
 `bar` is what was asked for, and `met` whether it is reached. A row that lost a session has an error, and the
@@ -78,8 +78,8 @@ def measure(spec: dict) -> list[dict]:
   import bench_child
 
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-  done = subprocess.run([sys.executable, __file__, json.dumps(spec)], capture_output=True, text=True, cwd=ROOT,
-                        env={**os.environ, "PYTHONPATH": path})
+  done = subprocess.run([sys.executable, __file__, json.dumps(spec)], capture_output=True, text=True,
+                        cwd=ROOT, env={**os.environ, "PYTHONPATH": path})
   row = {"name": "runtime", **dict.fromkeys([name for name, _ in TABLE]),
          **{name: spec.get(name) for name in ("what", "store", "sessions", "judge_calls", "repeats")},
          "device": bench_child.processor(), "versions": {"python": sys.version.split()[0]},
@@ -125,8 +125,8 @@ def teacher(messages: list[dict]) -> str:
 def parts(student_model, teacher_model=None, *, lane="paired", judges=None):
   """Returns who works at sessions; answers are graded unless there are judges."""
   from atlas_jax.rollout import rewards
-  from atlas_jax.runtime.chat_models import FunctionModel
   from atlas_jax.runtime.agents.python import PythonAgent
+  from atlas_jax.runtime.chat_models import FunctionModel
   from atlas_jax.runtime.scoring import GraderAndJudges
   from atlas_jax.runtime.session import FixedLane, Parts
   from atlas_jax.runtime.supervision import Supervisor
@@ -156,7 +156,8 @@ async def ran(pool, count: int, name: str = "s") -> list:
   """Runs so many sessions at once; returns their results."""
   from atlas_jax.runtime.session import SessionSpec
 
-  submitted = [pool.submit(SessionSpec(f"{name}{number}", "2+2", ground_truth="4")) for number in range(count)]
+  submitted = [pool.submit(SessionSpec(f"{name}{number}", "2+2", ground_truth="4"))
+               for number in range(count)]
   return [await one.result() for one in submitted]
 
 
@@ -287,13 +288,14 @@ async def tokens(spec: dict, folder: str) -> dict:
   from atlas_jax.rollout.endpoint import Endpoint as Client
   from atlas_jax.rollout.endpoint import EndpointSettings
   from atlas_jax.rollout.judges.rim import RIMReward
-  from atlas_jax.runtime.agents.openai import OpenAIAgent
+  from atlas_jax.runtime.agents.openai import OpenAIAgent, OpenAIAgentSettings
 
   async with Endpoint.running() as endpoint:
     client = Client(EndpointSettings(url=endpoint.url, model="bench"))
     judges = RIMReward({"endpoint": {"url": endpoint.url}, "models": {"small_model": "bench"},
                         "backend": "endpoint", "canary": {"on": False}})
-    async with opened(spec, folder, parts(OpenAIAgent(client), client, judges=judges)) as (pool, _):
+    given = parts(OpenAIAgent(OpenAIAgentSettings(url=endpoint.url, model="bench")), client, judges=judges)
+    async with opened(spec, folder, given) as (pool, _):
       results = await ran(pool, 10)
   counted = sum(one["prompt"] + one["completion"] for each in results for one in each.tokens.values())
   return {"sessions": len(results), "tokens_counted": counted / endpoint.tokens}
@@ -326,7 +328,8 @@ class Endpoint:
 
   async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers the requests of one connection."""
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+    # Until the client has closed it, or the loop has ended.
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
       while True:
         head = await reader.readuntil(b"\r\n\r\n")
         size = re.search(rb"content-length: (\d+)", head.lower())
@@ -340,7 +343,8 @@ class Endpoint:
     """Returns a completion."""
     wanted = json.dumps(body.get("response_format") or {})
     if "uncertainty" in wanted:
-      text = json.dumps({"principles": [], "rationale": "right", "score": 1.0, "uncertainty": 0.1, "flags": []})
+      text = json.dumps({"principles": [], "rationale": "right", "score": 1.0, "uncertainty": 0.1,
+                         "flags": []})
     else:
       text = teacher(body["messages"]) if "valid" in wanted else student(body["messages"])
     self.calls += 1
