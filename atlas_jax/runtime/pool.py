@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from absl import logging
 
-from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces import storable
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.runtime_rows import StoredRun
 from atlas_jax.files.damage import one_line
 from atlas_jax.runtime import lanes, records, states

@@ -104,6 +104,14 @@ def events_of(transaction: Transaction, number: int, *, after: int = -1) -> list
   return [json.loads(text) for (text,) in transaction.rows(sql.EVENTS_OF, id=number, after=after)]
 
 
+def events_of_many(transaction: Transaction, ids: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
+  """Returns the events of sessions by their ids, in one query."""
+  found: dict[int, list[Mapping[str, Any]]] = {}
+  for number, text in transaction.rows(sql.RUN_EVENTS, ids=[*ids]):
+    found.setdefault(number, []).append(json.loads(text))
+  return found
+
+
 def heartbeat(transaction: Transaction, owner: str, keys: Sequence[str], until: datetime.datetime) -> None:
   """Prolongs the leases that an owner has of sessions at which it works, and ends those of ended sessions."""
   transaction.run(sql.RELEASE, owner=owner)

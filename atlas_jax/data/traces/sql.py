@@ -268,6 +268,10 @@ OF_KEY = _both("SELECT k.session_id, s.status, s.task, CAST(s.metadata AS TEXT),
                "FROM session_keys k JOIN sessions s ON s.id = k.session_id WHERE k.session_key = %(key)s")
 EVENTS_OF = _both("SELECT CAST(event AS TEXT) FROM session_events WHERE session_id = %(id)s "
                   "AND seq > %(after)s ORDER BY seq")
+RUN_EVENTS = _both("""
+SELECT session_id, CAST(event AS TEXT) FROM session_events WHERE session_id = ANY(%(ids)s)
+ORDER BY session_id, seq
+""")
 HEARTBEAT = _both("UPDATE session_keys SET until = %(until)s WHERE owner = %(owner)s AND until IS NOT NULL "
                   "AND session_key = ANY(%(keys)s)")
 # Of sessions that have ended the lease says nothing any more.
