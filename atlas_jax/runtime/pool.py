@@ -218,7 +218,12 @@ class Pool:
     if self._store is not None:
       task, _ = self._redactor.redacted(spec.task)
       metadata, _ = self._redactor.redacted(_metadata_of(spec))
-      _, new = await self._store.begin(spec.key, task, metadata)
+      beginning = asyncio.ensure_future(self._store.begin(spec.key, task, metadata))
+      try:
+        _, new = await asyncio.shield(beginning)
+      except asyncio.CancelledError:
+        await asyncio.shield(self._not_run(spec, parts, beginning))
+        raise
       if not new:
         stored = await self._store.load(spec.key)
         if stored is not None:
@@ -230,13 +235,20 @@ class Pool:
     return await run_session(spec, parts, self._log(spec.key), state=state,
                              answered=self._known[spec.key].told)
 
+  async def _not_run(self, spec: SessionSpec, parts: Parts, beginning: asyncio.Future) -> None:
+    """Ends a session that is cancelled while it begins, else it would be in the store as one that runs."""
+    _, new = await beginning
+    if new:
+      log = self._log(spec.key)
+      await run_session(spec, parts, log, state=_closed(log, SessionState(), "cancelled", "before it began"))
+
   async def _again(self, spec: SessionSpec, run: StoredRun) -> SessionResult:
     state = _replayed(run)
     parts = self._with_store(self._parts(spec))
     log = self._log(spec.key, state)
     can_go_on = state.is_answered or state.has_ended or parts.agent.idempotent
     if not can_go_on:
-      state = _abandoned(log, state)
+      state = _closed(log, state, "abandoned", "its process ended before there was an answer")
       logging.warning("session %s was cut off before its answer, and is abandoned", spec.key)
     elif not state.is_answered:
       state = _cut(state)
@@ -328,12 +340,11 @@ def _replayed(run: StoredRun) -> SessionState:
   return state
 
 
-def _abandoned(log: EventLog, state: SessionState) -> SessionState:
-  """Ends a session that is not taken up."""
+def _closed(log: EventLog, state: SessionState, status: str, problem: str) -> SessionState:
+  """Ends a session at which nobody works."""
   if state.stage == "new":
     state = states.advance(state, log.emit("session", "START", span=log.span()))
-  return states.advance(state, log.emit("session", "END", span=0, data={
-      "status": "abandoned", "problem": "its process ended before there was an answer"}))
+  return states.advance(state, log.emit("session", "END", span=0, data={"status": status, "problem": problem}))
 
 
 def _cut(state: SessionState) -> SessionState:

@@ -57,7 +57,9 @@ SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 NO_TIME_LIMIT = Statement("SET LOCAL statement_timeout = 0", "SELECT 1")
 BEGIN_READ, BEGIN_WRITE, COMMIT, ROLLBACK = "BEGIN", "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"  # Of SQLite.
 SQLITE_WAL = "PRAGMA journal_mode = WAL"
-SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000")
+# What is deleted is overwritten: whoever asks to be forgotten is.
+SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000",
+                "PRAGMA secure_delete = ON")
 
 # JSON as text from both, so that one parser decodes it.
 _SESSION = """
