@@ -83,7 +83,7 @@ class Redacted(NamedTuple):
   """A value without its secrets."""
 
   value: Any
-  count: int  # that were replaced
+  count: int  # type: ignore[assignment]  # that were replaced
 
 
 class Redactor:

@@ -14,14 +14,16 @@ def result(*, verified=True, lane="paired", reward_status="ok", score=1.0, answe
                             score_source="grader")._replace(**attempt),)
   return SessionResult("k", 1, answer, verified, lane, "succeeded", attempts, reward=score,
                        reward_status=reward_status,
-                       tokens={"student": {"prompt": 3, "completion": 2, "calls": 1}, "teacher": {"calls": 1}})
+                       tokens={"student": {"prompt": 3, "completion": 2, "calls": 1},
+                               "teacher": {"calls": 1}})
 
 
 def test_a_row_counts_what_ended_since_the_row_before():
   found = Measures(lambda: Gauges(queue=7, spooled=1))
   found.add(result(lane="auto", score=0.0, verified=None))
   found.add(result())
-  found.add(result(reward_status="no_verdict", score=None, score_source=None, verified=False), drift_alert=True)
+  undecided = result(reward_status="no_verdict", score=None, score_source=None, verified=False)
+  found.add(undecided, drift_alert=True)
   found.add(result(answer=None, status="unverified", validation=None, problem="down", score=None,
                    score_source=None, reward_status="skipped", verified=None))
   row = found.row()
@@ -33,7 +35,8 @@ def test_a_row_counts_what_ended_since_the_row_before():
     "runtime/tokens_by_role/student": 20, "runtime/tokens_by_role/teacher": 0})
   assert schema.unknown(row) == []
   again = found.row()
-  assert again["runtime/sessions"] == 4 and "runtime/verified_share" not in again  # Of none there is no share.
+  # Of none there is no share.
+  assert again["runtime/sessions"] == 4 and "runtime/verified_share" not in again
 
 
 def rows(tmp_path, faulty):

@@ -140,7 +140,8 @@ def test_a_conversation_with_tools_is_one_session_with_its_ids(tmp_path):
     "two and three", "echo 5", "succeeded", "pending")
   asked = proxy_sessions.requests(chat)
   assert asked[0] == {"messages": first, "model": "m", "tools": TOOLS}
-  assert asked[1]["messages"][:1] == first and len(asked[1]["messages"]) == 3 and asked[1]["temperature"] == 0.5
+  assert asked[1]["messages"][:1] == first and len(asked[1]["messages"]) == 3
+  assert asked[1]["temperature"] == 0.5
   assert len(chat.steps[1].data["exchange"]["messages"]) == 2  # The others stand in the first exchange.
   assert chat.data["tokens"]["student"] == {"prompt": 6, "completion": 4, "calls": 2}
   assert (text.task, text.final_answer) == ("alone", "done")

@@ -57,9 +57,9 @@ def token_source(reply: Any) -> str | None:
 
 
 def _row(where: str, reply: Mapping[str, Any], choice: Mapping[str, Any]) -> ServedRow:
-  prompt = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
-  ids = choice.get("token_ids")
-  logprobs = [choice.get(name) for name in ("sampler_logprobs", "full_logprobs")]
+  prompt: Any = choice.get("prompt_token_ids", reply.get("prompt_token_ids"))
+  ids: Any = choice.get("token_ids")
+  logprobs: list[Any] = [choice.get(name) for name in ("sampler_logprobs", "full_logprobs")]
   if not _are(prompt, int) or not _are(ids, int) or not ids or not all(
       _are(one, int | float) and len(one) == len(ids) for one in logprobs):
     raise NoServerTokens(f"{where} lacks token_ids, prompt_token_ids, or a log-probability for each id")

@@ -9,8 +9,10 @@ import pathlib
 
 import pytest
 
+from atlas_jax.data.traces.store import open_store
 from atlas_jax.monitor.dashboard import views
 from tests.monitor.dashboard import browser, recorded
+from tests.monitor.dashboard.test_sessions import trace
 
 pytestmark = [
   pytest.mark.slow,
@@ -33,6 +35,8 @@ HIGHEST = {"light": 2_400, "dark": 2_400, "phone": 2_600}  # Pixels: a picture i
 def shown(tmp_path_factory):
   """A browser, the address of a dashboard of recorded runs, and their folder."""
   runs = recorded.copy(tmp_path_factory.mktemp("project") / "runs", alerts=("flagship_smoke",))
+  with open_store(f"sqlite:///{runs}/flagship_smoke/atlas.db", create=True, writable=True) as store:
+    store.write_all([trace(f"What is {number}+{3 * number}?") for number in range(12)])
   with browser.served(runs) as address, browser.browser() as opened:
     yield opened, address, runs
 
