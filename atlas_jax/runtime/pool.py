@@ -344,7 +344,8 @@ def _closed(log: EventLog, state: SessionState, status: str, problem: str) -> Se
   """Ends a session at which nobody works."""
   if state.stage == "new":
     state = states.advance(state, log.emit("session", "START", span=log.span()))
-  return states.advance(state, log.emit("session", "END", span=0, data={"status": status, "problem": problem}))
+  ended = log.emit("session", "END", span=0, data={"status": status, "problem": problem})
+  return states.advance(state, ended)
 
 
 def _cut(state: SessionState) -> SessionState:

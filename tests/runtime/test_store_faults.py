@@ -193,9 +193,9 @@ def test_a_record_that_nothing_takes_is_said_to_have_failed_and_is_made_after_th
 def test_one_write_that_cannot_be_made_fails_alone(store_url, tmp_path):
   async def main():
     async with opened(store_url, tmp_path) as (pool, store):
-      bad = {"id": "x", "n": float("nan")}
-      found = await asyncio.gather(*(store.write_playbook(f"k{number}", 0, [bad if number == 5 else {"id": "x"}])
-                                     for number in range(12)), return_exceptions=True)
+      entries = [{"id": "x", "n": float("nan") if number == 5 else 1} for number in range(12)]
+      found = await asyncio.gather(*(store.write_playbook(f"k{number}", 0, [one])
+                                     for number, one in enumerate(entries)), return_exceptions=True)
       assert [one is True for one in found] == [number != 5 for number in range(12)]
       assert isinstance(found[5], StoreError) and "cannot be stored" in str(found[5])
       await store.begin("a", "t", {})
@@ -313,7 +313,8 @@ def test_a_process_takes_over_with_what_the_dead_one_spooled(tmp_path):
     log = EventLog("a", found.append)
     log.emit("session", "START", span=log.span())
     log.emit("route", "POINT", span=log.span(), data={"lane": "auto"})
-    log.emit("answered", "POINT", span=log.span(), data={"answer": "4", "verified": None, "status": "succeeded"})
+    log.emit("answered", "POINT", span=log.span(), data={"answer": "4", "verified": None,
+                                                         "status": "succeeded"})
     rows = [{name: value for name, value in one.to_json().items() if name != "session_key"} for one in found]
     Spool(tmp_path / "spool").put("a", [{"op": "events", "events": rows}])
     await asyncio.sleep(0.4)
