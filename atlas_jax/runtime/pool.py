@@ -74,14 +74,14 @@ class Submitted:
     """Waits for the end: the answer is scored and stored."""
     return await asyncio.shield(self._end)
 
-  def told(self, found: SessionResult) -> None:
+  def answered(self, found: SessionResult) -> None:
     """Takes the answer."""
     if not self._answer.done():
       self._answer.set_result(found)
 
   def ended(self, found: SessionResult) -> None:
     """Takes the end."""
-    self.told(found)
+    self.answered(found)
     if not self._end.done():
       self._end.set_result(found)
 
@@ -233,7 +233,7 @@ class Pool:
         raise RuntimeError(f"session {spec.key!r} runs in another process, or was cut off there; wait, or "
                            "take it up by `atlas resume` when its lease has expired")
     return await run_session(spec, parts, self._log(spec.key), state=state,
-                             answered=self._known[spec.key].told)
+                             answered=self._known[spec.key].answered)
 
   async def _not_run(self, spec: SessionSpec, parts: Parts, beginning: asyncio.Future) -> None:
     """Ends a session that is cancelled while it begins, else it would be in the store as one that runs."""
@@ -252,7 +252,7 @@ class Pool:
       logging.warning("session %s was cut off before its answer, and is abandoned", spec.key)
     elif not state.is_answered:
       state = _cut(state)
-    return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].told)
+    return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].answered)
 
   def _with_store(self, parts: Parts) -> Parts:
     return dataclasses.replace(parts, store=None if self._store is None else _Redacting(self._store,
@@ -281,7 +281,7 @@ class Pool:
 
 
 class _Redacting:
-  """A store that is told no secrets."""
+  """A store that gets no secrets."""
 
   def __init__(self, store: RuntimeStore, redactor: Redactor):
     self._store = store
