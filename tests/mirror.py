@@ -125,6 +125,9 @@ ELSEWHERE = {
   "rollout/endpoint_settings.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
   "data/traces/runtime_rows.py": ("runtime/test_store.py", "the SQL of a store, tested through it"),
+  **{f"runtime/cli_{name}.py": (f"runtime/test_{test}.py", PARTS)
+     for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
+                                                                                                   "cli"))},
   "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),
