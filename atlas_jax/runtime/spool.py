@@ -1,4 +1,4 @@
-"""The spool: what a store that is down would have been told, on disk, until it is back."""
+"""The spool: writes for a store that is down, on disk until it is back."""
 import contextlib
 import fcntl
 import hashlib

@@ -88,7 +88,7 @@ class RuntimeStore:
 
   @property
   def down(self) -> bool:
-    """Whether the store did not answer last."""
+    """True if the store did not answer last."""
     return self._commit.down
 
   async def open(self, *, create: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What the runtime keeps in a store beside traces: leases, events, lessons and deployments.
+"""Rows that the runtime keeps in a store beside traces: leases, events, lessons and deployments.
 
 Functions of a transaction; `runtime.store` puts many of them into one. Replaying any of them changes nothing.
 """
