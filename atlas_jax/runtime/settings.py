@@ -14,14 +14,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax.defaults import runtime as defaults
-from atlas_jax.rollout import teaching
+from atlas_jax.rollout import endpoint_settings, teaching
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
 from atlas_jax.runtime.pool import PoolSettings
+from atlas_jax.runtime.proxy import ProxySettings
+from atlas_jax.runtime.redaction import RedactionSettings
 from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.session import SessionSettings
 from atlas_jax.runtime.store import StoreSettings
+from atlas_jax.runtime.watching import WatchSettings, read_token
 
 default = defaults.default
 TYPES = defaults.types()
@@ -102,7 +105,11 @@ class RuntimeSettings:
   policy: RoutePolicy
   pool: PoolSettings
   store: StoreSettings
-  events_file: str | None
+  watch: WatchSettings
+  redaction: RedactionSettings
+  proxy: ProxySettings
+  lessons: bool
+  learner: ModelSettings
   deploy: DeploySettings
   loop: LoopSettings
 
@@ -203,7 +210,9 @@ def of_config(config) -> RuntimeSettings:
         session=_made(SessionSettings, {**plain["session"], "budget": _made(BudgetSettings,
                                                                             plain["budget"])}),
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
-        store=_made(StoreSettings, store), events_file=plain["telemetry"]["events_file"],
+        store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
+        redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
+        lessons=plain["lessons"]["on"], learner=_learner(plain),
         deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
   except ConfigError:
     raise
@@ -293,6 +302,30 @@ def _literal(text: str) -> Any:
 
 def _made(settings: type, given: Mapping[str, Any]) -> Any:
   return settings(**given)
+
+
+def _redaction(given: Mapping[str, Any]) -> RedactionSettings:
+  names = {name: tuple(one.strip() for one in value.split(",") if one.strip())
+           for name, value in given.items()}
+  for variable in names["environment"]:
+    if not os.environ.get(variable):
+      raise ConfigError(f"config.redaction.environment={given['environment']!r}: the environment has no "
+                        f"{variable}, so that it cannot be looked for; set it, or leave it out")
+  return RedactionSettings(**names)
+
+
+def _proxy(given: Mapping[str, Any], tenant: str) -> ProxySettings:
+  plain = {name: value for name, value in given.items() if not name.endswith("_variable")}
+  return ProxySettings(**plain, tenant=tenant, token=read_token(given["token_variable"], "proxy"),
+                       upstream_key=endpoint_settings.read_key(given["key_variable"]))
+
+
+def _learner(plain: Mapping[str, Any]) -> ModelSettings:
+  found = _model("learner", plain["learner"])
+  if found.kind != "none" and not plain["lessons"]["on"]:
+    raise ConfigError(f"config.learner.kind={found.kind!r} and config.lessons.on=False: a learner writes "
+                      "lessons alone; set config.lessons.on=True, or leave it out")
+  return found
 
 
 def _templates(group: str, name: str) -> str:
