@@ -357,6 +357,7 @@ class _Run:
     except Exception as error:
       said = _said(error)
       logging.error("session %s is not stored: %s", work.spec.key, said)
+      self._storage = (None, "failed")
       work.notes.setdefault("problems", []).append(f"storing failed: {said}")
 
   def result(self) -> SessionResult:
