@@ -124,7 +124,6 @@ ELSEWHERE = {
   "data/traces/runtime_rows.py": ("runtime/test_store.py", "the SQL of a store, tested through it"),
   "runtime/budget.py": ("runtime/test_session.py", PARTS),
   "runtime/chat_models.py": ("runtime/test_session.py", PARTS),
-  "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store.py", PARTS),
   "runtime/lanes.py": ("runtime/test_session.py", PARTS),

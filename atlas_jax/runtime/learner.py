@@ -5,13 +5,14 @@ refused: it would be of use in that one task alone, where it gives the answer aw
 """
 import dataclasses
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.files.damage import clipped, one_line
-from atlas_jax.rollout import leakage
+from atlas_jax.rollout import answers, leakage
 from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.runtime import lesson_cues, lesson_entries
@@ -23,6 +24,7 @@ from atlas_jax.runtime.supervision import tokens_of, tokens_of_failure
 AUDIENCE = "student"
 MOST_LESSONS = 3    # Of one session.
 MOST_CHARS = 2_000  # Of each text of a session that is shown.
+MOST_NUMBERS = 8    # Of an answer, that are looked for in a lesson.
 MOST_KNOWN = 20     # Lessons of the playbook that are shown.
 PROMPT = (
     "You write lessons for a student from one of its sessions: what to do differently in later tasks of the "
@@ -33,6 +35,7 @@ PROMPT = (
     'for}, "action": one imperative sentence, "effect": its use, "scope": where it applies}. A pattern has '
     f"at most {lesson_cues.MOST_PATTERN} characters, other texts {lesson_entries.MOST_TEXT}. "
     "Never write the answer of this task.")
+_NUMBERS = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _TEXT = {"type": "string"}
 LESSON: Mapping[str, Any] = {
     "type": "object", "required": ["audience", "cue", "action"],
@@ -105,10 +108,20 @@ def messages_of(trace: Trace, known: Sequence[Mapping[str, Any]] = ()) -> list[d
 
 
 def _check_leak(entry: Mapping[str, Any], trace: Trace) -> None:
-  answers = {one.answer for step in trace.steps for one in step.attempts}
   texts = [entry[name] for name in ("action", "effect", "scope")] + [entry["cue"]["pattern"]]
-  for answer in (trace.ground_truth, trace.final_answer, *sorted(filter(None, answers))):
+  for answer, question in _answers(trace):
     for text in (*texts, " ".join(texts)):
-      if (how := leakage.leak(text, answer)) is not None:
+      if (how := leakage.leak(text, answer, question)) is not None:
         raise lesson_entries.LessonError(f"lesson.action={clipped(entry['action'], 80)!r} has an answer of "
                                          f"its session in it ({how}): a lesson is for other tasks")
+
+
+def _answers(trace: Trace) -> list[tuple[str, str]]:
+  """Returns the answers that no lesson may have in it, each with the text whose numbers tell nothing."""
+  given = {trace.final_answer, *(one.answer or "" for step in trace.steps for one in step.attempts)}
+  found = [(trace.ground_truth, "")] if trace.ground_truth else []
+  for text in sorted(given - {""}):
+    stated = answers.extract(text)
+    numbers = [(number, trace.task) for number in _NUMBERS.findall(stated)[-MOST_NUMBERS:]]
+    found += [(stated, ""), *numbers]
+  return found

@@ -79,7 +79,7 @@ def test_lessons_are_written_tried_and_become_active(store_url, tmp_path):
   async def work(store):
     _, learner = await source(store)
     (entry,) = await entries_of(store)
-    assert entry["state"] == "candidate" and "4" not in json.dumps(learner.asked[0][1]["content"])[:20]
+    assert entry["state"] == "candidate" and len(learner.asked) == 1
     specs = of(*(f"s{number}" for number in range(24)))
     results, asked = await run(store, specs, student=Script(student), settings=SETTINGS)
     await run(store, of("other", task="a kettle"))
@@ -116,8 +116,9 @@ def test_the_record_says_which_lessons_were_shown_and_withheld(tmp_path):
 @pytest.mark.parametrize("state", ["pending", "quarantined"])
 @pytest.mark.parametrize("graded", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_review_holds_back_reaches_no_lesson_prompt_or_trial(store_url, tmp_path, state, graded, when):
+def test_what_review_holds_back_reaches_no_lesson_prompt_or_trial(tmp_path, state, graded, when):
   """A poisoned session in any state but approved, unless a program graded it and nobody quarantined it."""
+  store_url = f"sqlite:///{tmp_path}/t.db"
   passes = graded and state == "pending"
 
   async def work(store):
@@ -183,7 +184,7 @@ def test_families_of_tasks_and_tenants_have_lessons_of_their_own(tmp_path):
   with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
 
 
-def test_six_sessions_that_end_together_leave_six_lessons(store_url, tmp_path):
+def test_six_sessions_that_end_together_leave_six_lessons(tmp_path):
   async def work(store):
     def learner(messages):
       task = json.loads(messages[1]["content"].split("\n")[1])["task"]
@@ -195,7 +196,7 @@ def test_six_sessions_that_end_together_leave_six_lessons(store_url, tmp_path):
     await asyncio.gather(*(pool.run(of(name, task=f"pump of {name}", truth="right")[0]) for name in names))
     return {one["action"] for one in await entries_of(store)}
 
-  assert len(with_store(store_url, tmp_path, work)) == 6
+  assert len(with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)) == 6
 
 
 def test_a_person_s_lessons_are_shown_at_once_and_may_have_a_regex(tmp_path):
