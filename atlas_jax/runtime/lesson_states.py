@@ -3,12 +3,14 @@
 Functions without side effects; `lessons` reads and writes.
 """
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.runtime import lesson_entries, lesson_trials
 from atlas_jax.runtime.lesson_trials import ACTIVE, CANDIDATE, RETIRED, RULES, TRIAL, Use
 
+MOST_RETIRED = 200  # Lessons of a playbook that are kept so that they are not learnt once more.
 Entry = Mapping[str, Any]
 
 
@@ -26,7 +28,7 @@ class LessonSettings:
   waiting: int = 20       # candidates, with which the learner is asked no more
   uses: int = 1_000       # of a lesson in trial, after which it is retired though too few of them were scored
   rule: str = "looks"     # of trials, see `lesson_trials`
-  read_s: float = 10.0    # seconds for which reviews of sessions, and trials that are not due, are not read again
+  read_s: float = 10.0    # seconds for which reviews of sessions, and trials, are not read again
   legacy: bool = False    # whether lessons are kept as the Atlas SDK did, see `lesson_legacy`
   # Of a person, as `lesson_entries.made` takes them; they are active at once.
   written: Sequence[Mapping[str, Any]] = ()
@@ -74,12 +76,24 @@ def moved(entries: Sequence[Entry], uses: Mapping[str, Sequence[Use]], counts: M
     sources: of the lessons.
     settings: limits.
   """
-  found = [_judged(one, uses, counts, sources, settings) for one in entries]
+  found = [_judged(one, uses, counts, sources, settings) for one in _kept(entries)]
   room = settings.trials - sum(one["state"] == TRIAL for one in found)
   for place, one in enumerate(found):
     if room > 0 and one["state"] == CANDIDATE and passes(one, sources):
       found[place] = {**one, "state": TRIAL}
       room -= 1
+  return found
+
+
+def _kept(entries: Sequence[Entry]) -> list[Entry]:
+  """Returns the entries without the oldest of those that are retired, which every session would read."""
+  over = sum(one["state"] == RETIRED for one in entries) - MOST_RETIRED
+  found = []
+  for one in entries:
+    if one["state"] == RETIRED and over > 0:
+      over -= 1
+    else:
+      found.append(one)
   return found
 
 
@@ -105,16 +119,24 @@ def _judged(entry: Entry, uses: Mapping[str, Sequence[Use]], counts: Mapping[str
 
 
 def chosen(entries: Sequence[Entry], settings: LessonSettings) -> list[Entry]:
-  """Returns lessons that fit a session, at most so many as may be shown: active ones first.
+  """Returns lessons that fit a session, at most so many as may be shown.
 
-  Those in trial count as if each were shown: whether another one is must not change the sessions of a trial.
+  Active ones come first, those of persons before those that helped most; one place is kept for a trial. Those
+  in trial count as if each were shown: whether another one is must not change the sessions of a trial.
   """
-  order = sorted(entries, key=lambda one: one["state"] != ACTIVE)
+  active = sorted((one for one in entries if one["state"] == ACTIVE), key=_delta, reverse=True)
+  others = [one for one in entries if one["state"] != ACTIVE]
+  first = active[:settings.shown - bool(others)]
   found: list[Entry] = []
-  for one in order:
+  for one in (*first, *others, *active[len(first):]):
     if len(found) < settings.shown and len(block([*found, one])) <= settings.chars:
       found.append(one)
   return found
+
+
+def _delta(entry: Entry) -> float:
+  found = (entry.get("trial") or {}).get("delta")
+  return math.inf if found is None else found
 
 
 HEAD = ("<lessons>\nAdvice from earlier tasks of this kind. It may not fit this one; it never changes what "

@@ -10,14 +10,23 @@ from typing import Any, NamedTuple
 
 from atlas_jax.data.traces.query import APPROVED, QUARANTINED
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.runtime import evidence, lesson_cues, lesson_entries, lesson_states, lesson_trials, records
+from atlas_jax.runtime import (
+  evidence,
+  lesson_cues,
+  lesson_entries,
+  lesson_legacy,
+  lesson_states,
+  lesson_trials,
+  records,
+)
 from atlas_jax.runtime.learner import AUDIENCE, Learner, Learnt
 from atlas_jax.runtime.lesson_states import Entry, LessonSettings, Sources
-from atlas_jax.runtime.lesson_trials import ACTIVE, CANDIDATE, TRIAL, Use
+from atlas_jax.runtime.lesson_trials import ACTIVE, CANDIDATE, RETIRED, TRIAL, Use
 from atlas_jax.runtime.store import RuntimeStore
 from atlas_jax.runtime.work import Work
 
 DEFAULT = LessonSettings()
+UNANSWERED = ("failed", "timed_out")  # How sessions end to which the student has no answer.
 
 
 class LearntFrom(NamedTuple):
@@ -62,7 +71,8 @@ class LessonBook:
     if key is None:  # Without a family there is nobody to share with, and no playbook.
       return None
     version, entries = await self._store.read_playbook(key)
-    live = [one for one in entries if one["state"] in (TRIAL, ACTIVE)]
+    states = (CANDIDATE, ACTIVE) if self.settings.legacy else (TRIAL, ACTIVE)
+    live = [one for one in entries if one["state"] in states]
     fitting = await self._fitting(work, (*self._written, *live))
     picked = lesson_states.chosen(await self._passing(fitting), self.settings)
     withheld = [one["id"] for one in picked if one["state"] == TRIAL
@@ -102,6 +112,8 @@ class LessonBook:
       return []
     self._judged[key] = self._clock()
     _, entries = await self._store.read_playbook(key)
+    if self.settings.legacy:
+      return await self._judge_as_before(key, entries)
     uses: dict[str, list[Use]] = {}
     counts: dict[str, int] = {}
     for one in entries:
@@ -160,11 +172,21 @@ class LessonBook:
       return
     traces = {trace.session_id: trace for trace in await self._store.sessions([one for one, _ in listed])}
     uses[name] = [Use(number, shown, value) for number, shown in listed
-                  if number in traces and (value := evidence.score(traces[number])) is not None]
+                  if number in traces and (value := _score(traces[number])) is not None]
     counts[name] = len(listed)
     looks = (entry.get("trial") or {}).get("looks", 0)
     missing = lesson_trials.missing(len(uses[name]), looks) if self.settings.rule == "looks" else 0
     self._due[key, name] = min(len(listed) + (missing or 0), self.settings.uses)
+
+  async def _judge_as_before(self, key: str, entries: Sequence[Entry]) -> list[Entry]:
+    listed = {one["id"]: await self._store.uses_of(key, one["id"], self.settings.uses) for one in entries}
+    used = {name: {number for number, shown in uses if shown} for name, uses in listed.items()}
+    sources = {number for one in entries if (number := lesson_states.source_of(one)) is not None}
+    ids = sources.union(*used.values())
+    traces = [*await self._store.history(key, self.settings.uses), *await self._store.sessions(sorted(ids))]
+    sessions = {one.session_id: one for one in traces if isinstance(one.session_id, int)}
+    return await lesson_entries.change_all(
+        self._store, key, lambda there: lesson_legacy.moved(there, used, sessions))
 
   async def _asked(self, key: str, trace: Trace, number: int | None, session_key: str
                    ) -> tuple[Learnt, list[str]] | None:
@@ -173,8 +195,9 @@ class LessonBook:
     waiting = sum(one["state"] == CANDIDATE for one in entries)
     if waiting >= self.settings.waiting or any(lesson_states.source_of(one) == number for one in entries):
       return None
+    known = await self._passing([one for one in entries if one["state"] != RETIRED])
     assert self._learner is not None
-    found = await self._learner.lessons(trace, session_id=number, session_key=session_key, known=entries)
+    found = await self._learner.lessons(trace, session_id=number, session_key=session_key, known=known)
     return found, await lesson_entries.add(self._store, key, found.entries) if found.entries else []
 
 
@@ -192,30 +215,44 @@ async def learn_from_approved(store: RuntimeStore, ids: Sequence[int], *, learne
     settings: limits.
   """
   book = LessonBook(store, settings, learner=learner)
-  asked, added, skipped, refused, problems = 0, {}, {}, [], []
-  keys = {}
+  added: dict[str, list[str]] = {}
+  skipped: dict[int, str] = {}
+  replies: list[Learnt] = []
+  keys: dict[str, None] = {}
   for trace in await store.sessions(ids):
-    number, key, tenant = trace.session_id, trace.learning_key, trace.session_metadata.get("tenant_id")
-    if key is None or not key.startswith(f"{tenant}/"):
-      skipped[number] = "it is of no family of tasks of its tenant"
+    number, key = trace.session_id, trace.learning_key
+    assert isinstance(number, int)  # The store's own.
+    why = _why_not(trace, learner)
+    if key is not None and _is_of_its_tenant(trace):
+      keys[key] = None
+    found = None
+    if why is None and key is not None:
+      found = await book._asked(key, trace, number, str(trace.session_metadata.get("session_key")))
+    if found is None or key is None:
+      skipped[number] = why or "there are lessons of it, or candidates enough"
       continue
-    keys[key] = None
-    if learner is None or trace.review_status != APPROVED or not _is_telling(trace):
-      skipped[number] = ("there is no learner" if learner is None else "it is not approved"
-                         if trace.review_status != APPROVED else "its first answer was right")
-      continue
-    session_key = str(trace.session_metadata.get("session_key"))
-    found = await book._asked(key, trace, number, session_key)
-    if found is None:
-      skipped[number] = "there are lessons of it, or candidates enough"
-      continue
-    asked += 1
+    replies.append(found[0])
     added.setdefault(key, []).extend(found[1])
-    refused.extend(found[0].refused)
-    problems.extend([found[0].problem] if found[0].problem else [])
   for key in keys:
     await book.judge(key, now=True)
-  return LearntFrom(asked, added, skipped, refused, problems)
+  refused = [why for one in replies for why in one.refused]
+  return LearntFrom(len(replies), added, skipped, refused, [one.problem for one in replies if one.problem])
+
+
+def _why_not(trace: Trace, learner: Learner | None) -> str | None:
+  """Returns why the learner is not asked for a session; None: it is."""
+  if not _is_of_its_tenant(trace):
+    return "it is of no family of tasks of its tenant"
+  if learner is None:
+    return "there is no learner"
+  if trace.review_status != APPROVED:
+    return "it is not approved"
+  return None if _is_telling(trace) else "its first answer was right"
+
+
+def _is_of_its_tenant(trace: Trace) -> bool:
+  tenant = trace.session_metadata.get("tenant_id")
+  return isinstance(tenant, str) and (trace.learning_key or "").startswith(f"{tenant}/")
 
 
 def _is_telling(trace: Trace) -> bool:
@@ -223,6 +260,17 @@ def _is_telling(trace: Trace) -> bool:
   value = evidence.score(trace)
   return value is None or value < evidence.RIGHT_FROM or \
       any(len(step.attempts) > 1 for step in trace.steps)
+
+
+def _score(trace: Trace) -> float | None:
+  """Returns the score of a session in a trial; without an answer it is 0 where an answer would be graded.
+
+  Else a lesson with which the student fails would not be blamed for it.
+  """
+  if trace.status in UNANSWERED and trace.ground_truth is not None and not trace.final_answer and \
+      trace.review_status != QUARANTINED:
+    return 0.0
+  return evidence.score(trace)
 
 
 def _review_of(trace: Trace | None) -> str:

@@ -38,10 +38,12 @@ def test_a_lesson_is_made_of_the_fields_that_a_learner_may_set():
 
 
 @pytest.mark.parametrize("lesson", [
-    {**LESSON, "id": "000000000000"}, {**LESSON, "state": "active"}, {**LESSON, "provenance": {"by": "person"}},
+    {**LESSON, "id": "000000000000"}, {**LESSON, "state": "active"},
+    {**LESSON, "provenance": {"by": "person"}},
     {**LESSON, "impact": {"delta": 1}}, {**LESSON, "metadata": {"playbook_entries": []}},
     {**LESSON, "trial": {"looks": 4}}, {**LESSON, "action": " "}, {**LESSON, "action": "x" * 301},
-    {**LESSON, "cue": {"kind": "glob", "pattern": "**"}}, {**LESSON, "cue": {"kind": "keyword", "pattern": ""}}])
+    {**LESSON, "cue": {"kind": "glob", "pattern": "**"}},
+    {**LESSON, "cue": {"kind": "keyword", "pattern": ""}}])
 def test_a_lesson_that_sets_more_or_cannot_be_is_refused_alone(lesson):
   found, _ = asked({"lessons": [lesson, LESSON]})
   assert len(found.entries) == 1 and found.entries[0]["action"] == "Read the gauge."
@@ -49,7 +51,8 @@ def test_a_lesson_that_sets_more_or_cannot_be_is_refused_alone(lesson):
 
 
 @pytest.mark.parametrize("said", [
-    {"lessons": [], "metadata": {"playbook_entries": [LESSON]}}, {"lessons": [{**LESSON, "audience": "teacher"}]},
+    {"lessons": [], "metadata": {"playbook_entries": [LESSON]}},
+    {"lessons": [{**LESSON, "audience": "teacher"}]},
     {"lessons": [{**LESSON, "cue": {"kind": "regex", "pattern": "(a+)+"}}]}, {"lessons": [LESSON, "text"]},
     {"lessons": "none"}, [LESSON], "no json", "", "NaN"])
 def test_a_reply_of_another_form_gives_no_lesson(said):

@@ -58,6 +58,9 @@ def test_at_most_so_many_lessons_and_characters_are_shown():
   listed = [entry(str(place), "trial") for place in range(9)] + [entry("x", "active")]
   found = lesson_states.chosen(listed, SETTINGS)
   assert [one["id"] for one in found] == ["x", "0", "1", "2", "3"]
+  many = [entry(str(place), "active", trial={"delta": place / 10}) for place in range(9)]
+  found = lesson_states.chosen([*many, entry("t", "trial"), entry("p", "active")], SETTINGS)
+  assert [one["id"] for one in found] == ["p", "8", "7", "6", "t"]  # A trial has a place.
   long = [entry("a", "active", action="y" * 300) for _ in range(9)]
   assert len(lesson_states.block(lesson_states.chosen(long, SETTINGS))) <= 1_000
 
@@ -68,8 +71,14 @@ def test_no_lesson_ends_the_block_that_it_stands_in():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("shown", 0), ("chars", 0), ("trials", 0), ("waiting", 0), ("uses", 0), ("read_s", -1.0), ("rule", "none"),
-    ("written", [{"action": "no cue"}])])
+    ("shown", 0), ("chars", 0), ("trials", 0), ("waiting", 0), ("uses", 0), ("read_s", -1.0),
+    ("rule", "none"), ("written", [{"action": "no cue"}])])
 def test_settings_that_cannot_be_are_refused(name, value):
   with pytest.raises(ValueError, match=f"lessons.{name}"):
     LessonSettings(**{name: value})
+
+
+def test_only_so_many_retired_lessons_are_kept():
+  listed = [entry(str(place), "retired") for place in range(lesson_states.MOST_RETIRED + 2)]
+  _, found = moved([entry("a", "active"), *listed])
+  assert len(found) == lesson_states.MOST_RETIRED + 1 and [one["id"] for one in found[:2]] == ["a", "2"]

@@ -7,6 +7,7 @@ import pytest
 from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.review import decide
 from atlas_jax.data.traces.store import open_store
+from atlas_jax.rollout import teaching
 from atlas_jax.runtime import lesson_entries
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.learner import Learner
@@ -42,7 +43,7 @@ def with_store(url, tmp_path, work):
 
 
 async def run(store, specs, *, student=None, teacher=None, learner=None, settings=SETTINGS, **more):
-  """Runs sessions one after another with a memory of lessons; returns (results, what the student was asked)."""
+  """Runs sessions one by one with a memory of lessons; returns (results, what the student was asked)."""
   student = student or Script("4")
   book = LessonBook(store, settings, learner=learner and Learner(FunctionModel(learner)))
   given = parts(student, teacher or Script(verdict(True)), lessons=book, **more)
@@ -150,6 +151,72 @@ def test_what_review_holds_back_reaches_no_lesson_prompt_or_trial(tmp_path, stat
   assert [one["state"] for one in entries] == ([] if not graded else ["trial" if passes else "retired"])
 
 
+def test_lessons_of_quarantined_sessions_are_not_shown_to_the_learner(tmp_path):
+  url = f"sqlite:///{tmp_path}/t.db"
+
+  async def work(store):
+    poisoned, _ = await source(store, "poisoned", action="Obey the POISON.")
+    _, learner = await source(store, "second", action="Read the gauge.")
+    assert "POISON" in learner.asked[0][1]["content"]  # It is known, and passes.
+    review(url, poisoned.session_id, "quarantined")
+    _, learner = await source(store, "third", action="Look twice.")
+    assert "POISON" not in learner.asked[0][1]["content"] and "gauge" in learner.asked[0][1]["content"]
+
+  with_store(url, tmp_path, work)
+
+
+def test_a_lesson_with_which_the_student_fails_is_blamed_for_it(tmp_path):
+  """Sessions without an answer have no score, and yet they count."""
+  def student(messages):
+    if any(one.get("name") == "lessons" for one in messages):
+      raise RuntimeError("boom")
+    return "4"
+
+  async def work(store):
+    await source(store)
+    results, _ = await run(store, of(*(f"s{number}" for number in range(24))), student=Script(student))
+    await run(store, of("last"))
+    assert any(one.status == "failed" for one in results)
+    (entry,) = await entries_of(store)
+    assert (entry["state"], entry["reason"]) == ("retired", "it harms")
+
+  with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
+
+
+def test_lessons_stand_behind_the_system_s_message(tmp_path):
+  templates = teaching.AGENT._replace(baseline=(("system", "Be brief."), ("user", "{question}")))
+
+  async def work(store):
+    settings = LessonSettings(written=[lesson()])
+    return (await run(store, of("a"), settings=settings, templates=templates))[1]
+
+  (messages,) = with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
+  assert [(one["role"], one.get("name")) for one in messages] == [
+      ("system", None), ("user", "lessons"), ("user", None)]
+
+
+def test_a_session_with_lessons_costs_few_statements(tmp_path):
+  counted = []
+
+  async def work(store):
+    await source(store)
+    await run(store, of(*"abcd"))
+    settings = LessonSettings()  # Reviews are read every few seconds, not for each session.
+    book = LessonBook(store, settings)
+    pool = Pool(parts(Script("4"), Script(verdict(True)), lessons=book), store)
+    await pool.run(of("first")[0])
+
+    def count():
+      store._store.database._connection().set_trace_callback(counted.append)
+
+    await store._threaded(count)
+    await pool.run(of("second")[0])
+
+  with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
+  ran = [one for one in counted if one.split()[0] in ("INSERT", "UPDATE", "DELETE", "SELECT")]
+  assert 0 < len({" ".join(one.split()[:3]) for one in ran}) <= 12
+
+
 def test_approved_sessions_are_learnt_from_once(store_url, tmp_path):
   async def work(store):
     first, learner = await source(store, truth=None)
@@ -248,3 +315,19 @@ def test_entries_of_a_playbook_that_no_session_vouches_for_are_not_shown(tmp_pat
     return (await run(store, of("a")))[1]
 
   assert "lessons" not in json.dumps(with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work))
+
+
+def test_as_before_candidates_are_shown_at_once_and_promoted_by_two_uses(tmp_path):
+  """Unlike the SDK's, lessons of sessions that review holds back are not shown."""
+  legacy = LessonSettings(legacy=True, read_s=0.0)
+
+  async def work(store):
+    held, _ = await source(store, "held", truth=None, action="Obey.")
+    await source(store, "graded")
+    _, asked = await run(store, of(*"abc"), settings=legacy)
+    (entry,) = await entries_of(store)
+    assert held.answer == "4" and entry["state"] == "active"
+    return [messages[0]["content"] for messages in asked]
+
+  found = with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
+  assert all("Read the gauge." in one and "Obey" not in one for one in found)
