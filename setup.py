@@ -26,6 +26,7 @@ CORE = [
     "rich>=13",
     "matplotlib>=3.9",
     "flatbuffers>=25",  # jax.export needs it and does not declare it.
+    "pyyaml>=6",  # Settings of the Atlas SDK, which the runtime reads.
     "psutil>=7",  # What the machine does while a run trains.
 ]
 
@@ -59,6 +60,7 @@ EXTRAS = {
     ],
     "dashboard": ["streamlit>=1.60,<2", "plotly>=7,<8", "pandas>=2.2,<4"],
     "runtime": ["httpx>=0.28,<1"],  # Asks endpoints: judges, students, teachers.
+    "mcp": ["mcp>=2,<3"],  # Tools of servers by the Model Context Protocol, for agents of the runtime.
     "postgres": ["psycopg[binary]>=3.3,<4", "psycopg_pool>=3.2,<4"],  # Stores of traces beside SQLite files.
     "trackers": ["wandb>=0.31,<0.32", "trackio>=0.43,<0.44"],  # Beside TensorBoard.
     "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2,<3"],
@@ -79,6 +81,7 @@ EXTRAS["dev"] = [
     *EXTRAS["data"],
     *EXTRAS["docs"],
     *EXTRAS["hf"],
+    *EXTRAS["mcp"],
     *EXTRAS["notebooks"],
     *EXTRAS["postgres"],
     *EXTRAS["runtime"],
@@ -103,5 +106,6 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["arc-atlas = atlas_jax.data.traces.commands:main"]},
+    entry_points={"console_scripts": ["arc-atlas = atlas_jax.data.traces.commands:main", "atlas = "
+                                                                                         "atlas_jax.runtime.cli:main"]},
 )

@@ -10,7 +10,7 @@ person |
 """
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import reply_schema
@@ -159,7 +159,7 @@ async def _attempts(work: Work, question: str, *, step: int | str, parent: int, 
   guidance: str | None = None
   answers: list[str] = []
   for attempt in range(1, settings.max_attempts + 1):
-    at = {"step": step, "attempt": attempt, "parent": parent}
+    at: dict[str, Any] = {"step": step, "attempt": attempt, "parent": parent}
     try:
       answer = await work.student(student_messages(work, question, guidance), ends=ends, **at)
     except AgentError:  # The attempt says why; without an answer there is nothing to guide.

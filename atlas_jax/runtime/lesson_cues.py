@@ -1,8 +1,8 @@
 """Cues of lessons: which tasks a lesson is for.
 
-A model may write keywords and globs, which are matched without repeats: in time that is at most the length of
-the text times that of the pattern. Regexes come from a person's config alone and run in a process of their own, because one that was
-written badly, or with intent, can take for ever.
+A model may write keywords and globs, which are matched without repeats: in time that is at most the length
+of the text times that of the pattern. Regexes come from a person's config alone and run in a process of their
+own, because one that was written badly, or with intent, can take for ever.
 """
 import json
 import re

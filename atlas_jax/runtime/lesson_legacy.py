@@ -1,4 +1,4 @@
-"""Lessons kept by the rules of the Atlas SDK, for comparisons: `persona_rules` promote, `playbook_rules` drop.
+"""Lessons kept by the rules of the Atlas SDK: `persona_rules` promote, `playbook_rules` drop.
 
 Candidates are shown at once, in all sessions that they fit, and compared with the session that wrote them and
 with all others. Deviations, which `legacy` does not bring back: sessions that review holds back count for

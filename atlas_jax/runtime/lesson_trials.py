@@ -5,7 +5,7 @@ looks: chances to find a useless lesson useful, which add up to .10. What is not
 look is retired. The rule "spec" is that of the specification, kept for comparisons: it looks after each
 session, and after 40 a difference of .02 is enough for it.
 
-Lessons that end as active, in percent of those of an effect on a chance of .5 to be right, after at most 160
+Lessons that end as active, in percent of those of an effect on a chance of .5 to be right, within 160
 sessions (in parentheses: sessions until the decision, mean; 2,000 lessons each, 400 by "spec"):
 
   effect of the lesson       0            +.2          -.2

@@ -146,7 +146,7 @@ class LessonBook:
     return found
 
   async def _passing(self, entries: Sequence[Entry]) -> list[Entry]:
-    """Returns the lessons of a person, and those whose session the gate lets through as it is reviewed now."""
+    """Returns the lessons of a person, and those whose session passes the gate as it is reviewed now."""
     sources = await self._sources(entries, False)
     return [one for one in entries if one in self._written or lesson_states.passes(one, sources)]
 

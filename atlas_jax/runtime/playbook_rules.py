@@ -62,7 +62,8 @@ def evaluated(lesson: Mapping[str, Any] | str, handles: Collection[str], *, stri
             "hookability": CUES[kind] if gates["cue"] else 0.0, "concision": round(max(0.0, 1 - over), 4)}
   total = sum(weight * scores[name] for name, weight in WEIGHTS.items())
   reasons = tuple(f"{name}_gate:{why[name]}" for name, is_open in gates.items() if not is_open)
-  digest = hashlib.sha256("||".join((audience, kind, pattern, imperative, handle, limits)).encode()).hexdigest()
+  named = "||".join((audience, kind, pattern, imperative, handle, limits))
+  digest = hashlib.sha256(named.encode()).hexdigest()
   return Evaluation(gates, scores, round(total, 6), reasons, f"playbook-entry-{digest[:12]}")
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 
 from absl import logging
 
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.runtime_rows import StoredRun
 from atlas_jax.runtime import records, states
 from atlas_jax.runtime.events import Event, EventLog, Sink
+from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.session import Parts, SessionSpec, run_session
 from atlas_jax.runtime.states import SessionState
@@ -89,7 +91,8 @@ class Pool:
   """
 
   def __init__(self, parts: Parts | Callable[[SessionSpec], Parts], store: RuntimeStore | None = None, *,
-               settings: PoolSettings | None = None, sinks: Sequence[Sink] = ()):
+               settings: PoolSettings | None = None, sinks: Sequence[Sink] = (),
+               redactor: Redactor | None = None):
     """Takes who works at sessions.
 
     Args:
@@ -98,11 +101,13 @@ class Pool:
       store: where they are recorded; None: nowhere.
       settings: limits.
       sinks: get every event, besides the store; they must neither raise nor wait.
+      redactor: takes secrets out of all that is recorded; None: the common patterns alone.
     """
     self._parts = parts if callable(parts) else lambda spec: parts
     self._store = store
     self._settings = settings or PoolSettings()
     self._sinks = list(sinks)
+    self._redactor = redactor or Redactor()
     self._room = asyncio.Semaphore(self._settings.sessions)
     self._tenants: dict[str, asyncio.Semaphore] = collections.defaultdict(
         lambda: asyncio.Semaphore(self._settings.tenant))
@@ -199,7 +204,9 @@ class Pool:
     parts = self._with_store(self._parts(spec))
     state = None
     if self._store is not None:
-      _, new = await self._store.begin(spec.key, spec.task, _metadata_of(spec))
+      task, _ = self._redactor.redacted(spec.task)
+      metadata, _ = self._redactor.redacted(_metadata_of(spec))
+      _, new = await self._store.begin(spec.key, task, metadata)
       if not new:
         stored = await self._store.load(spec.key)
         if stored is not None and stored.status != RUNNING:
@@ -223,10 +230,12 @@ class Pool:
     return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].told)
 
   def _with_store(self, parts: Parts) -> Parts:
-    return dataclasses.replace(parts, store=self._store)
+    return dataclasses.replace(parts, store=None if self._store is None else _Redacting(self._store,
+                                                                                       self._redactor))
 
   def _log(self, key: str, state: SessionState | None = None) -> EventLog:
     def sink(event: Event) -> None:
+      event = self._redactor.event(event)
       if self._store is not None:
         self._store.append(event)
       for one in self._sinks:
@@ -240,6 +249,21 @@ class Pool:
     trace = await self._store.record(stored.id)
     assert trace is not None
     return records.result_of(trace, key=spec.key, number=stored.id)
+
+
+class _Redacting:
+  """A store that is told no secrets."""
+
+  def __init__(self, store: RuntimeStore, redactor: Redactor):
+    self._store = store
+    self._redactor = redactor
+
+  async def flush(self, key: str) -> None:
+    await self._store.flush(key)
+
+  async def finish(self, key: str, trace: Trace) -> tuple[int | None, str]:
+    found, count = self._redactor.redacted(trace.to_json())
+    return await self._store.finish(key, Trace.from_json(found) if count else trace)
 
 
 def new_key() -> str:

@@ -112,7 +112,7 @@ def _step(work: Work, name: int | str, described: dict[str, Any]) -> dict[str, A
   made = [one for one in work.state.attempts if one.step == name]
   settled = work.state.settled.get(name)
   last = made[-1] if made else None
-  score = next((one.score for one in reversed(made) if one.score is not None), None)
+  scored = next((one for one in reversed(made) if one.score is not None), None)
   verdict = last.validation if last else None
   found: dict[str, Any] = {
       "step_id": name, "description": described.get("description", ""),
@@ -123,8 +123,8 @@ def _step(work: Work, name: int | str, described: dict[str, Any]) -> dict[str, A
     found["depends_on"] = described["depends_on"]
   if verdict:
     found["validation"] = dict(verdict)
-  if score is not None:
-    found["reward"] = {"score": score, "source": last.score_source}
+  if scored is not None:
+    found["reward"] = {"score": scored.score, "source": scored.score_source}
   elif verdict and isinstance(verdict.get("valid"), bool):
     found["reward"] = {"score": float(verdict["valid"]), "source": "validator"}
   return found

@@ -107,7 +107,7 @@ def route(evidence: Evidence, probe: ProbeWord | None, dossier: Dossier = NO_DOS
 
 def _confidence(probe: ProbeWord | None) -> float | None:
   """Returns a confidence that is one: a finite number from 0 to 1."""
-  value = None if probe is None else probe.confidence
+  value: Any = None if probe is None else probe.confidence
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return float(value) if is_number and math.isfinite(value) and 0 <= value <= 1 else None
 

@@ -77,7 +77,7 @@ class SessionSettings:
   on_failed: str = "last"    # which answer counts where none passed: "last", "first", or "raise": none
   on_teacher_error: str = "open"  # without a verdict: "open" gives the answer, "closed" asks a person
   budget: BudgetSettings = BudgetSettings()
-  # Attempts as the original makes them, for comparisons: the last is not validated, and another one is made
+  # Attempts as the original makes them, for comparisons: the last is not validated, and there is another one
   # without guidance too, and though nothing changed.
   legacy: bool = False
 

@@ -90,8 +90,9 @@ class Work:
            data: Mapping[str, Any] | None = None) -> Iterator["Closing"]:
     """Writes START, and END with what the block has put into the closing, or with the error."""
     number = self._log.span()
-    around = {"actor": actor, "span": number, "parent": self.root if parent is None else parent, "step": step,
-              "attempt": attempt}
+    around: dict[str, Any] = {"actor": actor, "span": number,
+                             "parent": self.root if parent is None else parent, "step": step,
+                             "attempt": attempt}
     self.emit(name, "START", data=data, **around)
     closing = Closing({}, {})
     try:
@@ -149,7 +150,7 @@ class Work:
     metadata = {name: value for name, value in self.spec.metadata.items() if name != "ground_truth"}
     session = AgentSession(self.spec.key, self.spec.task, metadata, step, attempt)
     listed = self.parts.tools if tools else ()
-    log = _Watched(self)
+    log: Any = _Watched(self)
     rounds = self.parts.settings.tool_rounds
     loop = ToolLoop(self.parts.agent, listed, settings=ToolLoopSettings(rounds=rounds))
     name = "agent_call" if keep else "synthesise"
@@ -174,7 +175,7 @@ class Work:
     """Asks the teacher for its verdict; one that cannot be had has a problem, and is no verdict."""
     supervisor = self.parts.supervisor
     data = {"shadow": True} if shadow else None
-    at = {"parent": parent, "step": step, "attempt": attempt, "data": data}
+    at: dict[str, Any] = {"parent": parent, "step": step, "attempt": attempt, "data": data}
     with self.span("validate", actor="teacher", **at) as closing:
       closing.data |= data or {}
       if supervisor is None:

@@ -11,7 +11,7 @@ def example(metric):
   given = {"layer": "layer_03", "unit": "tokens", "group": "memory", "range": "000000-000063", "n": "01",
            "name": "letters", "ablation": "emptied", "task": "key_value", "axis": "distance_256",
            "kind": "step", "bound": "low", "split": "all", "arc": "ARC/unseen",
-           "reward": "mine/rewards.py:short", "own": "level", "view": "t3"}
+           "reward": "mine/rewards.py:short", "own": "level", "view": "t3", "role": "teacher"}
   assert given.keys() == schema.PLACEHOLDERS.keys()
   return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], metric.pattern)
 

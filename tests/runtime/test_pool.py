@@ -248,6 +248,22 @@ def test_killed_at_any_moment_every_session_ends_and_no_answer_is_lost(tmp_path,
     assert ended[key] == ("succeeded", answer)
 
 
+def test_secrets_reach_no_store(tmp_path):
+  """In task, metadata, answer and guidance; the agent is shown them, for it may need them."""
+  secret = "sk-abcdefghijklmnop1234"
+  script = Script(f"It is {secret}.", "4")
+
+  async def work(pool, store):
+    spec = SessionSpec("a", f"Use {secret}", metadata={"note": f"my {secret}", "api_key": "hunter2hunter2"})
+    return await pool.run(spec)
+
+  given = parts(script, Script(verdict(False, f"Not {secret}."), verdict(True)))
+  result = with_pool(f"sqlite:///{tmp_path}/t.db", tmp_path, work, given=given)
+  assert result.answer == "4" and secret in script.asked[0][0]["content"]
+  kept = b"".join(one.read_bytes() for one in tmp_path.rglob("*") if one.is_file())
+  assert b"[redacted]" in kept and secret.encode() not in kept and b"hunter2" not in kept
+
+
 def test_settings_that_cannot_be_are_refused():
   with pytest.raises(ValueError, match="pool.queue=0"):
     PoolSettings(queue=0)

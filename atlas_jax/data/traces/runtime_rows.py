@@ -137,8 +137,11 @@ def uses_of(transaction: Transaction, key: str, entry: str, most: int) -> list[t
 
 def deployments(transaction: Transaction, role: str) -> list[Deployment]:
   """Returns the deployments of a role, oldest first."""
-  return [Deployment(*row[:6], json.loads(row[6] or "{}"), rows.normal(row[7]) or "")
-          for row in transaction.rows(sql.DEPLOYMENTS, role=role)]
+  found = []
+  for number, of, version, url, share, state, metadata, at in transaction.rows(sql.DEPLOYMENTS, role=role):
+    given = json.loads(metadata or "{}")
+    found.append(Deployment(number, of, version, url, share, state, given, rows.normal(at) or ""))
+  return found
 
 
 def add_deployment(transaction: Transaction, *, role: str, version: str, url: str, share: float,

@@ -9,8 +9,10 @@ import pathlib
 
 import pytest
 
+from atlas_jax.data.traces.store import open_store
 from atlas_jax.monitor.dashboard import views
 from tests.monitor.dashboard import browser, recorded
+from tests.monitor.dashboard.test_sessions import trace
 
 pytestmark = [
   pytest.mark.slow,
@@ -20,11 +22,12 @@ SCREENS = {"light": (1_280, False), "dark": (1_280, True), "phone": (390, False)
 # Page -> the run that it is shown of.
 RUNS = {"overview": "flagship_smoke", "live_training": "flagship_smoke", "memory_deep_dive": "flagship_smoke",
         "alerts_health": "flagship_smoke", "numerical_stability": "flagship_smoke", "phases": "modular_smoke",
-        "completions": "grpo_sums", "puzzles": "sudoku_4x4"}
+        "completions": "grpo_sums", "puzzles": "sudoku_4x4", "sessions": "flagship_smoke"}
 # Pictures of the guide, by page; of all others one in light is enough.
 IN_GUIDE = {"live_training": ("light", "dark", "phone"), "memory_deep_dive": ("light", "dark"),
             "overview": ("light",), "alerts_health": ("light", "phone"), "completions": ("light",),
-            "puzzles": ("light",), "numerical_stability": ("light",), "phases": ("light",)}
+            "puzzles": ("light",), "numerical_stability": ("light",), "phases": ("light",),
+            "sessions": ("light", "phone")}
 HIGHEST = {"light": 2_400, "dark": 2_400, "phone": 2_600}  # Pixels: a picture in a guide is no scroll.
 
 
@@ -32,6 +35,8 @@ HIGHEST = {"light": 2_400, "dark": 2_400, "phone": 2_600}  # Pixels: a picture i
 def shown(tmp_path_factory):
   """A browser, the address of a dashboard of recorded runs, and their folder."""
   runs = recorded.copy(tmp_path_factory.mktemp("project") / "runs", alerts=("flagship_smoke",))
+  with open_store(f"sqlite:///{runs}/flagship_smoke/atlas.db", create=True, writable=True) as store:
+    store.write_all([trace(f"What is {number}+{3 * number}?") for number in range(12)])
   with browser.served(runs) as address, browser.browser() as opened:
     yield opened, address, runs
 
