@@ -1,4 +1,4 @@
-"""What is known of an agent at a family of tasks: outcomes that count, and what follows from them.
+"""Evidence of an agent at a family of tasks: outcomes that count, and what follows from them.
 
 Outcomes count if a reviewer approved the session, or a program graded it and no reviewer quarantined it, and
 if they are of the same versions. An answer that nobody checked is no outcome, so that sessions without
@@ -21,7 +21,7 @@ VERSIONS = ("student", "teacher")
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """What is known.
+  """Outcomes of a family of tasks.
 
   Attributes:
     outcomes: whether the answer was right, oldest first.
@@ -38,7 +38,7 @@ class Evidence:
 
   @property
   def right(self) -> int:
-    """How many outcomes are right."""
+    """Number of outcomes that are right."""
     return sum(self.outcomes)
 
   @property
@@ -55,7 +55,7 @@ class Evidence:
 
   @property
   def certified(self) -> bool:
-    """Whether there were enough verified passes, no `LOST_AFTER` wrong ones since, and no alert stands.
+    """True if there were enough verified passes, no `LOST_AFTER` wrong ones since, and no alert stands.
 
     A wrong outcome before that begins the count anew.
     """

@@ -49,7 +49,7 @@ REPLY: Mapping[str, Any] = {
 
 
 class Learnt(NamedTuple):
-  """What a learner wrote."""
+  """The reply of a learner."""
 
   entries: tuple[dict[str, Any], ...] = ()
   refused: tuple[str, ...] = ()     # why lessons of its are none

@@ -15,8 +15,8 @@ Entry = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class LessonSettings:
-  """How lessons are shown, tried and kept.
+class LessonBookSettings:
+  """Settings of how lessons are shown, tried and kept.
 
   Raises:
     ValueError: for a value that cannot be, naming its field.
@@ -66,7 +66,7 @@ def passes(entry: Entry, sources: Sources) -> bool:
 
 
 def moved(entries: Sequence[Entry], uses: Mapping[str, Sequence[Use]], counts: Mapping[str, int],
-          sources: Sources, settings: LessonSettings) -> list[dict[str, Any]]:
+          sources: Sources, settings: LessonBookSettings) -> list[dict[str, Any]]:
   """Returns the entries of a playbook in the states that follow.
 
   Args:
@@ -98,7 +98,7 @@ def _kept(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _judged(entry: Entry, uses: Mapping[str, Sequence[Use]], counts: Mapping[str, int], sources: Sources,
-            settings: LessonSettings) -> dict[str, Any]:
+            settings: LessonBookSettings) -> dict[str, Any]:
   kept = dict(entry)
   if entry["state"] == RETIRED:
     return kept
@@ -118,7 +118,7 @@ def _judged(entry: Entry, uses: Mapping[str, Sequence[Use]], counts: Mapping[str
   return {**kept, "state": finding.state, **reason, "trial": trial}
 
 
-def chosen(entries: Sequence[Entry], settings: LessonSettings) -> list[Entry]:
+def chosen(entries: Sequence[Entry], settings: LessonBookSettings) -> list[Entry]:
   """Returns lessons that fit a session, at most so many as may be shown.
 
   Active ones come first, those of persons before those that helped most; one place is kept for a trial. Those

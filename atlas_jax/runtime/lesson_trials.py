@@ -1,8 +1,8 @@
 """Trials of lessons: shown in half of the sessions that they fit, so that both halves can be compared.
 
-The rule "looks" looks at a trial when it has `LOOKS` scored sessions, once each, and spends `ACTIVATE` on the
-looks: chances to find a useless lesson useful, which add up to .10. What is not shown to be useful at the last
-look is retired. The rule "spec" is that of the specification, kept for comparisons: it looks after each
+The rule "looks" looks at a trial when it has `LOOKS` scored sessions, once each, and spends `ACTIVATE` on
+them: chances to find a useless lesson useful, which add up to .10. A lesson whose use is not shown by the
+last look is retired. The rule "spec" is that of the specification, kept for comparisons: it looks after each
 session, and after 40 a difference of .02 is enough for it.
 
 Lessons that end as active, in percent of those of an effect on a chance of .5 to be right, within 160

@@ -20,17 +20,17 @@ from atlas_jax.runtime import (
   records,
 )
 from atlas_jax.runtime.learner import AUDIENCE, Learner, Learnt
-from atlas_jax.runtime.lesson_states import Entry, LessonSettings, Sources
+from atlas_jax.runtime.lesson_states import Entry, LessonBookSettings, Sources
 from atlas_jax.runtime.lesson_trials import ACTIVE, CANDIDATE, RETIRED, TRIAL, Use
 from atlas_jax.runtime.store import RuntimeStore
 from atlas_jax.runtime.work import Work
 
-DEFAULT = LessonSettings()
+DEFAULT = LessonBookSettings()
 UNANSWERED = ("failed", "timed_out")  # How sessions end to which the student has no answer.
 
 
 class LearntFrom(NamedTuple):
-  """What `learn_from_approved` did."""
+  """The outcome of `learn_from_approved`."""
 
   sessions: int                   # that the learner was asked for
   added: Mapping[str, list[str]]  # ids of new lessons, by playbook
@@ -46,7 +46,7 @@ class LessonBook:
     settings: limits.
   """
 
-  def __init__(self, store: RuntimeStore, settings: LessonSettings = DEFAULT, *,
+  def __init__(self, store: RuntimeStore, settings: LessonBookSettings = DEFAULT, *,
                learner: Learner | None = None, clock: Callable[[], float] = time.monotonic):
     """Takes what it works with.
 
@@ -202,7 +202,7 @@ class LessonBook:
 
 
 async def learn_from_approved(store: RuntimeStore, ids: Sequence[int], *, learner: Learner | None = None,
-                              settings: LessonSettings = DEFAULT) -> LearntFrom:
+                              settings: LessonBookSettings = DEFAULT) -> LearntFrom:
   """Learns from sessions that a reviewer has approved: new lessons, and what their scores say of trials.
 
   To be called after decisions of reviewers, with the sessions that they moved, whichever way: lessons of

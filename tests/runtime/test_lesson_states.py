@@ -2,11 +2,11 @@
 import pytest
 
 from atlas_jax.runtime import lesson_states
-from atlas_jax.runtime.lesson_states import LessonSettings, Sources
+from atlas_jax.runtime.lesson_states import LessonBookSettings, Sources
 from atlas_jax.runtime.lesson_trials import Use
 
 ALL = Sources({1, 2, 3}, {9})
-SETTINGS = LessonSettings()
+SETTINGS = LessonBookSettings()
 HELPS = [Use(place, place % 2 == 0, float(place % 2 == 0)) for place in range(100, 120)]
 EVEN = [Use(place, place % 2 == 0, float(place % 4 < 2)) for place in range(100, 120)]
 
@@ -17,7 +17,7 @@ def entry(name, state="candidate", source=1, **more):
 
 
 def moved(entries, scored=None, counts=None, sources=ALL, **more):
-  found = lesson_states.moved(entries, scored or {}, counts or {}, sources, LessonSettings(**more))
+  found = lesson_states.moved(entries, scored or {}, counts or {}, sources, LessonBookSettings(**more))
   return [one["state"] for one in found], found
 
 
@@ -75,7 +75,7 @@ def test_no_lesson_ends_the_block_that_it_stands_in():
     ("rule", "none"), ("written", [{"action": "no cue"}])])
 def test_settings_that_cannot_be_are_refused(name, value):
   with pytest.raises(ValueError, match=f"lessons.{name}"):
-    LessonSettings(**{name: value})
+    LessonBookSettings(**{name: value})
 
 
 def test_only_so_many_retired_lessons_are_kept():

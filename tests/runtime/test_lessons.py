@@ -11,7 +11,7 @@ from atlas_jax.rollout import teaching
 from atlas_jax.runtime import lesson_entries
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.learner import Learner
-from atlas_jax.runtime.lesson_states import LessonSettings
+from atlas_jax.runtime.lesson_states import LessonBookSettings
 from atlas_jax.runtime.lessons import LessonBook, learn_from_approved
 from atlas_jax.runtime.pool import Pool
 from atlas_jax.runtime.session import SessionSpec
@@ -19,7 +19,7 @@ from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.runtime.parts import Script, parts, verdict
 
 KEY = "default/f"
-SETTINGS = LessonSettings(read_s=0.0)
+SETTINGS = LessonBookSettings(read_s=0.0)
 
 
 def lesson(action="Read the gauge.", pattern="pump", **more):
@@ -187,7 +187,7 @@ def test_lessons_stand_behind_the_system_s_message(tmp_path):
   templates = teaching.AGENT._replace(baseline=(("system", "Be brief."), ("user", "{question}")))
 
   async def work(store):
-    settings = LessonSettings(written=[lesson()])
+    settings = LessonBookSettings(written=[lesson()])
     return (await run(store, of("a"), settings=settings, templates=templates))[1]
 
   (messages,) = with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
@@ -201,7 +201,7 @@ def test_a_session_with_lessons_costs_few_statements(tmp_path):
   async def work(store):
     await source(store)
     await run(store, of(*"abcd"))
-    settings = LessonSettings(read_s=1_000.0)  # Reviews are not read for each session.
+    settings = LessonBookSettings(read_s=1_000.0)  # Reviews are not read for each session.
     book = LessonBook(store, settings)
     pool = Pool(parts(Script("4"), Script(verdict(True)), lessons=book), store)
     await pool.run(of("first")[0])
@@ -269,7 +269,7 @@ def test_six_sessions_that_end_together_leave_six_lessons(tmp_path):
 def test_a_person_s_lessons_are_shown_at_once_and_may_have_a_regex(tmp_path):
   written = [{**lesson("Read twice."), "cue": {"kind": "regex", "pattern": r"pump\b.*\d"}},
              {**lesson("Never."), "cue": {"kind": "regex", "pattern": "(p+)+$"}}]
-  settings = LessonSettings(written=written, read_s=0.0)
+  settings = LessonBookSettings(written=written, read_s=0.0)
 
   async def work(store):
     task = "pump 2 " + "p" * 40 + "!"
@@ -319,7 +319,7 @@ def test_entries_of_a_playbook_that_no_session_vouches_for_are_not_shown(tmp_pat
 
 def test_as_before_candidates_are_shown_at_once_and_promoted_by_two_uses(tmp_path):
   """Unlike the SDK's, lessons of sessions that review holds back are not shown."""
-  legacy = LessonSettings(legacy=True, read_s=0.0)
+  legacy = LessonBookSettings(legacy=True, read_s=0.0)
 
   async def work(store):
     held, _ = await source(store, "held", truth=None, action="Obey.")
