@@ -25,7 +25,7 @@ _DATE = re.compile(r"\b(?:19|20)[0-9]{2}(?:[-/](?:0?[1-9]|1[0-2])(?:[-/][0-9]{1,
 
 
 class Evaluation(NamedTuple):
-  """The evaluation of a lesson by the SDK, which takes a learner's reply if all gates of all lessons are open."""
+  """The evaluation of a lesson by the SDK, which takes a reply if the gates of all lessons are open."""
 
   gates: Mapping[str, bool]
   scores: Mapping[str, float]

@@ -18,6 +18,7 @@ from atlas_jax.rollout import teaching
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
+from atlas_jax.runtime.lesson_states import LessonBookSettings
 from atlas_jax.runtime.pool import PoolSettings
 from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.session import SessionSettings
@@ -105,6 +106,8 @@ class RuntimeSettings:
   events_file: str | None
   deploy: DeploySettings
   loop: LoopSettings
+  lessons: LessonBookSettings | None = None   # None: there is no memory of lessons
+  learner: ModelSettings = ModelSettings("none")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -191,6 +194,7 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
   try:
+    lessons = _lessons(plain["lessons"], plain["learner"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")
     return RuntimeSettings(
         tenant=plain["tenant"], metadata=plain["metadata"],
@@ -204,12 +208,23 @@ def of_config(config) -> RuntimeSettings:
                                                                             plain["budget"])}),
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), events_file=plain["telemetry"]["events_file"],
-        deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
+        deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]),
+        lessons=lessons, learner=_model("learner", plain["learner"]))
   except ConfigError:
     raise
   except ValueError as error:
     words = str(error)
     raise ConfigError(words if words.startswith("config.") else f"config: {words}") from error
+
+
+def _lessons(plain: dict[str, Any], learner: Mapping[str, Any]) -> LessonBookSettings | None:
+  given = {**plain, "written": tuple(plain["written"].values())}
+  if given.pop("on"):
+    return LessonBookSettings(**given)
+  if given["written"] or learner["kind"] != "none":
+    raise ConfigError("config.lessons.written or config.learner is given and config.lessons.on=False; set it "
+                      "to True, or leave them out")
+  return None
 
 
 def store_url(text: str) -> str:

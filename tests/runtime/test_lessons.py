@@ -8,7 +8,7 @@ from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.review import decide
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.rollout import teaching
-from atlas_jax.runtime import lesson_entries
+from atlas_jax.runtime import cli_run, lesson_entries
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.learner import Learner
 from atlas_jax.runtime.lesson_states import LessonBookSettings
@@ -16,7 +16,9 @@ from atlas_jax.runtime.lessons import LessonBook, learn_from_approved
 from atlas_jax.runtime.pool import Pool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
+from atlas_jax.runtime.worlds import arithmetic
 from tests.runtime.parts import Script, parts, verdict
+from tests.runtime.worlds import sums
 
 KEY = "default/f"
 SETTINGS = LessonBookSettings(read_s=0.0)
@@ -331,3 +333,19 @@ def test_as_before_candidates_are_shown_at_once_and_promoted_by_two_uses(tmp_pat
 
   found = with_store(f"sqlite:///{tmp_path}/t.db", tmp_path, work)
   assert all("Read the gauge." in one and "Obey" not in one for one in found)
+
+
+def learns(messages):
+  """Writes a lesson for all sums, as a learner of a config."""
+  return reply({**lesson("Carry."), "cue": {"kind": "glob", "pattern": "*+*"}})
+
+
+def test_a_config_switches_lessons_on(tmp_path):
+  given = sums.load(tmp_path, **{"lessons.on": "true", "learner.kind": "function",
+                                 "learner.function": f"{__name__}:learns", "lessons.read_s": "0.001"})
+  found = asyncio.run(cli_run.through(cli_run.bounded(given, 1), arithmetic.tasks(12)))
+  assert any(one.result.tokens.get("learner") for one in found)
+  with open_store(given.store.url) as store:
+    traces = [trace for _, trace in store.traces(SessionQuery(review_statuses=None))]
+  assert any(trace.session_metadata.get("lessons") for trace in traces)
+  assert sums.load(tmp_path).lessons is None  # Off by default.
