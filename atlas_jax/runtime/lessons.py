@@ -40,7 +40,7 @@ class LearntFrom(NamedTuple):
 
 
 class LessonBook:
-  """The lessons of all families of tasks; `session.Lessons` is its interface.
+  """The lessons of all families of tasks; `session.LessonMemory` is its interface.
 
   Attributes:
     settings: limits.
