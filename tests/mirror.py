@@ -128,7 +128,6 @@ ELSEWHERE = {
   **{f"runtime/cli_{name}.py": (f"runtime/test_{test}.py", PARTS)
      for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
                                                                                                    "cli"))},
-  "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),
   "runtime/records.py": ("runtime/test_session.py", PARTS),

@@ -8,7 +8,7 @@ from atlas_jax.defaults.bounds import above_zero, at_least, at_most, fraction, o
 
 OPTIONAL = config_dict.placeholder
 # Groups whose fields are not listed here: who reads them checks them.
-FREE = ("agent.options", "budget.prices", "judges.options", "tools", "metadata")
+FREE = ("agent.options", "budget.prices", "judges.options", "lessons.written", "tools", "metadata")
 LANES = "auto paired coach escalate"
 
 
@@ -61,6 +61,8 @@ def _fields() -> dict:
           "on": False,  # Whether judges score what no grader does.
           "options": {},  # Fields of config.rim that differ, such as {"backend": "scripted"}.
       },
+      "lessons": _lessons(),
+      "learner": _model("none"),  # Writes lessons; none: those of lessons.written are shown.
       "session": _session(),
       "budget": {  # Of one session; None: any.
           "tokens": at_least(1, OPTIONAL(int)),  # Of all roles, prompts and completions.
@@ -75,10 +77,6 @@ def _fields() -> dict:
           "queue": at_least(1, 4_096),  # That wait; more are refused.
       },
       "store": _store(),
-      "lessons": {
-          "on": False,  # Whether lessons are kept for each family of tasks, tried, and shown when proven.
-      },
-      "learner": _model("none"),  # Writes lessons; "none": only those that are there are tried and shown.
       "telemetry": _telemetry(),
       "redaction": {
           "keys": "",  # Names of more keys whose values are secrets, with commas.
@@ -137,6 +135,21 @@ def _routing() -> dict:
       "escalate_below": fraction(0.2),  # and below which it is escalated.
       "certify": False,  # Whether auto needs a certification besides.
       "audit_share": fraction(0.05),  # Of auto sessions that are validated in the shadow.
+  }
+
+
+def _lessons() -> dict:
+  return {
+      "on": False,  # Whether sessions are shown lessons of earlier ones.
+      "shown": at_least(1, 5),  # Lessons in a session, at most,
+      "chars": at_least(1, 1_000),  # and characters of their text.
+      "trials": at_least(1, 5),  # Lessons of a family of tasks that are tried at once; others wait.
+      "waiting": at_least(1, 20),  # Lessons that wait, with which the learner is asked no more.
+      "uses": at_least(1, 1_000),  # Sessions that a lesson fits, after which its trial ends in any case.
+      "rule": one_of("looks", "looks spec"),  # Of trials, see runtime/lesson_trials.py.
+      "read_s": above_zero(10.0),  # Seconds for which reviews of sessions, and trials, are not read again.
+      "legacy": False,  # Whether lessons are kept by the rules of the Atlas SDK.
+      "written": {},  # Name -> lesson of a person, {"audience", "cue", "action"}, which is shown at once.
   }
 
 

@@ -24,6 +24,8 @@ from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
 from atlas_jax.runtime.canary import Pair
 from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
 from atlas_jax.runtime.deploy import Server
+from atlas_jax.runtime.learner import Learner
+from atlas_jax.runtime.lessons import LessonBook
 from atlas_jax.runtime.pool import Pool
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
@@ -85,6 +87,7 @@ class Assembly:
       probe = model_of(settings.probe)
       self._router = FixedLane(settings.lane) if settings.lane else HistoryRouter(
           settings.policy, store=self.store, probe=probe)
+      self._lessons = lessons_of(settings, self.store)
       await self.read_deployments()
       redactor = Redactor(settings.redaction, known=keys_of(settings))
       self._watching = Watching(settings.watch, self.store, redactor, sinks=self._sinks)
@@ -138,8 +141,9 @@ class Assembly:
                 "teacher": self.base_version if teacher is None else teacher.version,
                 "prompt_sha": teaching.load(self.settings.agent_templates).sha256[:16]}
     router = FixedLane(spec.lane) if spec.lane else self._router
-    return Parts(agent, supervisor, router, self._scorer, tools=self._tools, settings=self.settings.session,
-                 templates=teaching.load(self.settings.agent_templates), versions=versions)
+    return Parts(agent, supervisor, router, self._scorer, self._lessons, tools=self._tools,
+                 settings=self.settings.session, templates=teaching.load(self.settings.agent_templates),
+                 versions=versions)
 
   @property
   def base_version(self) -> str | None:
@@ -275,6 +279,20 @@ def supervisor_of(model: ChatModel, settings: ModelSettings) -> Supervisor:
   """Returns the teacher that a model is, with the options of the config."""
   return Supervisor(model, teaching.load(settings.templates), options=AskOptions(
       max_tokens=settings.max_tokens, temperature=settings.temperature))
+
+
+def lessons_of(settings: RuntimeSettings, store: RuntimeStore) -> LessonBook | None:
+  """Returns the memory of lessons that settings name; None: there is none."""
+  if settings.lessons is None:
+    return None
+  return LessonBook(store, settings.lessons, learner=learner_of(settings))
+
+
+def learner_of(settings: RuntimeSettings) -> Learner | None:
+  """Returns the model that writes lessons; None: there is none."""
+  model = model_of(settings.learner)
+  given = AskOptions(temperature=settings.learner.temperature, max_tokens=settings.learner.max_tokens)
+  return None if model is None else Learner(model, options=given)
 
 
 def model_of(settings: ModelSettings) -> ChatModel | None:

@@ -116,7 +116,7 @@ class FixedLane:
     return {"lane": self.lane, "rule": "fixed", "inputs": {}, "audit": False}
 
 
-class Lessons(Protocol):
+class LessonMemory(Protocol):
   """The interface of the memory of lessons."""
 
   async def shown(self, work: Work) -> str | None:
@@ -157,7 +157,7 @@ class Parts:
   supervisor: Supervisor | None = None
   router: Router = FixedLane()
   scorer: Scorer = Unscored()
-  lessons: Lessons | None = None
+  lessons: LessonMemory | None = None
   store: SessionStore | None = None
   tools: Sequence[Tool] = ()
   templates: teaching.TemplateSet = teaching.AGENT

@@ -18,6 +18,7 @@ from atlas_jax.rollout import endpoint_settings, teaching
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
+from atlas_jax.runtime.lesson_states import LessonBookSettings
 from atlas_jax.runtime.pool import PoolSettings
 from atlas_jax.runtime.proxy import ProxySettings
 from atlas_jax.runtime.redaction import RedactionSettings
@@ -108,10 +109,10 @@ class RuntimeSettings:
   watch: WatchSettings
   redaction: RedactionSettings
   proxy: ProxySettings
-  lessons: bool
-  learner: ModelSettings
   deploy: DeploySettings
   loop: LoopSettings
+  lessons: LessonBookSettings | None = None   # None: there is no memory of lessons
+  learner: ModelSettings = ModelSettings("none")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -198,6 +199,7 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
   try:
+    lessons = _lessons(plain["lessons"], plain["learner"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")
     return RuntimeSettings(
         tenant=plain["tenant"], metadata=plain["metadata"],
@@ -212,13 +214,23 @@ def of_config(config) -> RuntimeSettings:
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
         redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
-        lessons=plain["lessons"]["on"], learner=_learner(plain),
+        lessons=lessons, learner=_model("learner", plain["learner"]),
         deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
   except ConfigError:
     raise
   except ValueError as error:
     words = str(error)
     raise ConfigError(words if words.startswith("config.") else f"config: {words}") from error
+
+
+def _lessons(plain: dict[str, Any], learner: Mapping[str, Any]) -> LessonBookSettings | None:
+  given = {**plain, "written": tuple(plain["written"].values())}
+  if given.pop("on"):
+    return LessonBookSettings(**given)
+  if given["written"] or learner["kind"] != "none":
+    raise ConfigError("config.lessons.written or config.learner is given and config.lessons.on=False; set it "
+                      "to True, or leave them out")
+  return None
 
 
 def store_url(text: str) -> str:
@@ -318,14 +330,6 @@ def _proxy(given: Mapping[str, Any], tenant: str) -> ProxySettings:
   plain = {name: value for name, value in given.items() if not name.endswith("_variable")}
   return ProxySettings(**plain, tenant=tenant, token=read_token(given["token_variable"], "proxy"),
                        upstream_key=endpoint_settings.read_key(given["key_variable"]))
-
-
-def _learner(plain: Mapping[str, Any]) -> ModelSettings:
-  found = _model("learner", plain["learner"])
-  if found.kind != "none" and not plain["lessons"]["on"]:
-    raise ConfigError(f"config.learner.kind={found.kind!r} and config.lessons.on=False: a learner writes "
-                      "lessons alone; set config.lessons.on=True, or leave it out")
-  return found
 
 
 def _templates(group: str, name: str) -> str:

@@ -207,6 +207,19 @@ class RuntimeStore:
     found = await self._commit.asked(functools.partial(store.session, number, most_events=0))
     return None if found is None else Trace.from_json(found.record())
 
+  async def number(self, key: str) -> int | None:
+    """Returns the id of the session of a key; None: it is not stored."""
+    found = self._ids.get(key)
+    if found is None:
+      run = await self._read(functools.partial(runtime_rows.of_key, key=key, events=False))
+      found = None if run is None else run.id
+    return found
+
+  async def sessions(self, ids: Sequence[int]) -> list[Trace]:
+    """Returns the records of sessions, whatever their review; `evidence` has the gate."""
+    query = SessionQuery(ids=tuple(ids), review_statuses=None, most_events=0)
+    return await self._traces(query) if ids else []
+
   async def claim_expired(self, most: int = 100) -> list[StoredRun]:
     """Takes over sessions whose process is gone, with what it had put into the spool."""
     await self.drain()
@@ -222,6 +235,9 @@ class RuntimeStore:
     """Returns the newest sessions of a family, whatever their review; `evidence` has the gate."""
     query = SessionQuery(learning_key=learning_key, review_statuses=None, newest_first=True, limit=most,
                          most_events=0)
+    return await self._traces(query)
+
+  async def _traces(self, query: SessionQuery) -> list[Trace]:
     store = self._opened()
 
     def read():
@@ -252,6 +268,10 @@ class RuntimeStore:
   async def uses(self, key: str) -> list[tuple[str, bool, int]]:
     """Returns (entry, whether it was shown, session id) of a playbook."""
     return await self._read(functools.partial(runtime_rows.uses, key=key))
+
+  async def uses_of(self, key: str, entry: str, most: int) -> list[tuple[int, bool]]:
+    """Returns (session id, whether it was shown) of a lesson, the oldest first and at most so many."""
+    return await self._read(functools.partial(runtime_rows.uses_of, key=key, entry=entry, most=most))
 
   async def deployments(self, role: str) -> list[Deployment]:
     """Returns the deployments of a role, oldest first."""

@@ -25,6 +25,8 @@ CONFIG = str(ROOT / "configs/runtime.py")
   ({"teacher.function": "a:b"}, "read with config.teacher.kind='function' alone"),
   ({"teacher.templates": "chatt"}, "config.teacher.templates='chatt' is no set"),
   ({"judges.options.backend": "scripted"}, "config.judges.on=False"),
+  ({"learner.kind": "function", "learner.function": "a:b"}, "config.lessons.on=False"),
+  ({"lessons.rule": "fixed"}, "config.lessons.rule='fixed' must be one of looks, spec"),
 ])
 def test_what_cannot_be_is_named(given, words):
   with pytest.raises(settings.ConfigError, match=re.escape(words)):

@@ -158,6 +158,12 @@ def uses(transaction: Transaction, key: str) -> list[tuple[str, bool, int]]:
   return [(entry, bool(shown), number) for entry, shown, number in transaction.rows(sql.USES, key=key)]
 
 
+def uses_of(transaction: Transaction, key: str, entry: str, most: int) -> list[tuple[int, bool]]:
+  """Returns (session id, whether it was shown) of a lesson, the oldest first and at most so many."""
+  return [(number, bool(shown)) for number, shown in transaction.rows(sql.USES_OF, key=key, entry=entry,
+                                                                      rows=most)]
+
+
 def deployments(transaction: Transaction, role: str) -> list[Deployment]:
   """Returns the deployments of a role, oldest first."""
   found = []

@@ -302,6 +302,8 @@ PUT_USE = _both("INSERT INTO playbook_uses (session_id, playbook_key, entry_id, 
                 "ON CONFLICT (session_id, playbook_key, entry_id) DO NOTHING")
 USES = _both("SELECT u.entry_id, u.shown, u.session_id FROM playbook_uses u JOIN sessions s "
              "ON s.id = u.session_id WHERE u.playbook_key = %(key)s ORDER BY u.session_id")
+USES_OF = _both("SELECT session_id, shown FROM playbook_uses WHERE playbook_key = %(key)s "
+                "AND entry_id = %(entry)s ORDER BY session_id LIMIT %(rows)s")
 ADD_DEPLOYMENT = _both("INSERT INTO deployments (role, version, url, share, state, metadata, at) VALUES "
                        "(%(role)s, %(version)s, %(url)s, %(share)s, %(state)s, %(metadata)s, %(at)s) "
                        "RETURNING id")
