@@ -156,6 +156,8 @@ ELSEWHERE = {
   "rollout/endpoint_limits.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/reply_cache.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/judges/case.py": ("rollout/judges/test_rim.py", PARTS),
+  "rollout/judges/group_prompts.py": ("rollout/judges/test_group_judge.py", PARTS),
+  "rollout/judges/group_reward.py": ("rollout/judges/test_group_judge.py", PARTS),
   "rollout/judges/prompts.py": ("rollout/judges/test_rim.py", PARTS),
   "rollout/judges/verdicts.py": ("rollout/judges/test_tiers.py", PARTS),
   "rollout/arrays.py": ("rollout/test_source.py", PARTS),
