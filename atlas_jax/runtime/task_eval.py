@@ -133,9 +133,12 @@ async def evaluate(tasks: Sequence[EvalTask], sampler: Sampler, results, setting
       found[task.key, number] = sample
       each(task, number, sample)
 
-    async with asyncio.TaskGroup() as group:
-      for task, number in left:
-        group.create_task(one(task, number))
+    try:
+      async with asyncio.TaskGroup() as group:
+        for task, number in left:
+          group.create_task(one(task, number))
+    except BaseExceptionGroup as errors:
+      raise errors.exceptions[0] from None  # Such as of a full disk, which cut off the others.
   finally:
     out.close()
   mine = {(task.key, number): found[task.key, number] for task, number in wanted}
