@@ -128,6 +128,8 @@ ELSEWHERE = {
   **{f"runtime/cli_{name}.py": (f"runtime/test_{test}.py", PARTS)
      for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
                                                                                                    "cli"))},
+  "runtime/reflection_log.py": ("runtime/test_reflection.py", PARTS),
+  "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),
   "runtime/records.py": ("runtime/test_session.py", PARTS),
@@ -160,6 +162,8 @@ ELSEWHERE = {
   "rollout/endpoint_limits.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/reply_cache.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/judges/case.py": ("rollout/judges/test_rim.py", PARTS),
+  "rollout/judges/group_prompts.py": ("rollout/judges/test_group_judge.py", PARTS),
+  "rollout/judges/group_reward.py": ("rollout/judges/test_group_judge.py", PARTS),
   "rollout/judges/prompts.py": ("rollout/judges/test_rim.py", PARTS),
   "rollout/judges/verdicts.py": ("rollout/judges/test_tiers.py", PARTS),
   "rollout/arrays.py": ("rollout/test_source.py", PARTS),

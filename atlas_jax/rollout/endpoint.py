@@ -143,6 +143,37 @@ class Endpoint:
 
     return async_loop.run(gathered())
 
+  async def call(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+    """Asks another route of the same server, once.
+
+    Args:
+      method: of HTTP.
+      route: behind the url of the settings, such as "models".
+      body: of the request.
+
+    Returns:
+      Status and the JSON of the answer, also of one that refuses.
+
+    Raises:
+      EndpointError: if there is no answer, or it is no JSON.
+    """
+    httpx = _httpx()
+    client, _ = self._connection()
+    try:
+      async with asyncio.timeout(self.settings.timeout_s):
+        url = f"{self.settings.url.rstrip('/')}/{route}"
+        async with client.stream(method, url, json=None if body is None else dict(body)) as answer:
+          found = await _content(answer)
+      return answer.status_code, json.loads(found)
+    except (TimeoutError, httpx.TimeoutException) as error:
+      raise EndpointError("timeout", None, 1, f"no answer within {self.settings.timeout_s:g} seconds") from error
+    except httpx.HTTPError as error:
+      raise EndpointError("connect", None, 1, self._clean(error)) from error
+    except _Failure as error:
+      raise error.error(1) from error
+    except ValueError as error:
+      raise EndpointError("reply", answer.status_code, 1, f"no JSON: {self._clean(error)}") from error
+
   async def close(self) -> None:
     """Closes the connections of the running loop."""
     found = self._of_loop.pop(asyncio.get_running_loop(), None)

@@ -11,6 +11,7 @@ from atlas_jax.data.problems import Problem
 from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions
 from atlas_jax.losses import advantages
 from atlas_jax.rollout import ask
+from atlas_jax.rollout.judges import group_reward
 from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.rewards import Rewards, RewardScores, combine
 
@@ -199,7 +200,7 @@ def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> d
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
     # Judges have metrics of their own, by their whole names.
-    known = name.removeprefix("rollout/") if name in judge_reward.METRICS else f"logged/{name}"
+    known = name.removeprefix("rollout/") if name in (*judge_reward.METRICS, *group_reward.METRICS) else f"logged/{name}"
     found[known] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])

@@ -39,7 +39,7 @@ def whole_model(trained: Trained):
 
 
 def _check_grader(name: str) -> None:
-  if name == rewards.JUDGES:
+  if name in (rewards.JUDGES, rewards.GROUPS):
     raise ValueError(f"config.eval.grader={name!r} says how good an answer is, not whether it is right; name "
                      "a grader such as correct, and keep judges in config.rewards: their mean is val/reward")
 

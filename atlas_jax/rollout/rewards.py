@@ -17,11 +17,13 @@ from atlas_jax.data import countdown as countdowns
 from atlas_jax.data.problems import Problem
 from atlas_jax.parallel import hosts
 from atlas_jax.rollout import answers, reward_calls, user_functions
+from atlas_jax.rollout.judges import group_reward
 from atlas_jax.rollout.judges import reward as judge_reward
 from atlas_jax.rollout.reward_calls import Batch, Log, RequiredColumns, RewardCall, TrainerState
 
 ALWAYS = ("prompt", "completion", "answer")
-JUDGES = "rim"  # The reward that config.rim describes.
+JUDGES = "rim"  # The reward that config.rim describes,
+GROUPS = "group"  # and that of the same judges who compare the completions of a prompt.
 LOOKED_AT = 100_000  # Rows at most that are searched for a column.
 
 
@@ -261,7 +263,7 @@ def names() -> list[str]:
   found = inspect.getmembers(module, inspect.isfunction)
   of_programs = [name for name, function in found if function.__module__ == __name__ and
                  tuple(inspect.signature(function).parameters)[:3] == ALWAYS]
-  return sorted([*of_programs, JUDGES])
+  return sorted([*of_programs, JUDGES, GROUPS])
 
 
 def load(name: str, rim=None) -> Callable:
@@ -269,7 +271,7 @@ def load(name: str, rim=None) -> Callable:
 
   Args:
     name: one of `names()`; or "FILE.py:FUNCTION" or a dotted name, see `user_functions.find`.
-    rim: config.rim for "rim", the judges; None: for a look at the columns that they read.
+    rim: config.rim for "rim" and "group", the judges; None: for a look at the columns that they read.
 
   Raises:
     ValueError: if there is none of that name, or if it cannot be called as a reward.
@@ -282,6 +284,8 @@ def load(name: str, rim=None) -> Callable:
                        f"{f'; did you mean {close[0]!r}?' if close else ''}")
     if name == JUDGES:
       return judge_reward.JudgeReward(None) if rim is None else judge_reward.of_config(rim)
+    if name == GROUPS:
+      return group_reward.GroupReward(None) if rim is None else group_reward.of_config(rim)
     return getattr(sys.modules[__name__], name)
   try:
     function = user_functions.find(name)

@@ -184,6 +184,15 @@ def _add_conversations(app: FastAPI, service: Service) -> None:
     return JSONResponse({"id": found.id, "object": "conversation", "kind": found.kind,
                          "messages": list(found.messages), "tokens": list(found.tokens)})
 
+  @app.post("/v1/conversations/{name}/branch")
+  async def branch(name: str, request: Request) -> Response:
+    tenant, fields = await service.read(request)
+    to = fields.need("id", str)
+    fields.done()
+    found = await asyncio.to_thread(kept.branch, tenant, name, to)
+    return JSONResponse({"id": found.id, "object": "conversation", "kind": found.kind, "parent": name,
+                         "token_count": len(found.tokens)})
+
   @app.delete("/v1/conversations/{name}")
   async def forget(name: str, request: Request) -> Response:
     tenant = service.access.tenant(request.headers)

@@ -24,6 +24,7 @@ from atlas_jax.language.serve.json_fields import JsonFields
 FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 TEXT, CHAT = "text", "chat"
 FIELD = "conversation"
+TAKEN = "conversation_taken"  # Code of the error where a branch would be written over another one.
 
 
 @dataclasses.dataclass
@@ -136,6 +137,21 @@ class Conversations:
       return
     write.json(self._file(key), json_file.sealed(_plain(conversation)), indent=None)
     self._forget_oldest()
+
+  def branch(self, tenant: str, name: str, to: str) -> Conversation:
+    """Begins a conversation as a copy of another one, which stays as it is.
+
+    Raises:
+      ApiError: status 404 if there is none to copy, 409 if there is one by the new id already.
+    """
+    found = self.find(tenant, name)
+    with self.claimed(tenant, to) as there:
+      if there.kind is not None:
+        raise ApiError(409, f"there is a conversation {to!r} already; go on with it, delete it, or take another "
+                       "id", param="id", code=TAKEN)
+      made = dataclasses.replace(found, id=to)
+      self.keep(tenant, made)
+    return made
 
   def forget(self, tenant: str, name: str) -> None:
     """Deletes a conversation.

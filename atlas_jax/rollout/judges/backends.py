@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from atlas_jax.files import json_lines
 from atlas_jax.rollout import answers, reply_schema, user_functions
 from atlas_jax.rollout.endpoint import Endpoint, EndpointError
-from atlas_jax.rollout.judges import prompts
+from atlas_jax.rollout.judges import group_prompts, prompts
 from atlas_jax.rollout.judges.case import Case
 
 SMALL, ARBITER, CANARY = "small", "arbiter", "canary"
@@ -29,12 +29,13 @@ class JudgeCall(NamedTuple):
   messages: Sequence[Mapping[str, Any]]
   is_arbiter: bool = False  # whether the large model is asked
   raw: bool = False  # whether the text is wanted as it is, for the quirks of `verdicts.read_legacy`
+  schema: Mapping[str, Any] = prompts.SCHEMA  # of the reply
 
 
 class JudgeReply(NamedTuple):
   """A judgement as it came."""
 
-  data: Any  # a value that fits `prompts.SCHEMA`; with `raw` whatever it is
+  data: Any  # a value that fits the call's schema; with `raw` whatever it is
   tokens: int | None = 0  # of the prompt and the reply; None: not known
   is_cached: bool = False
 
@@ -108,7 +109,7 @@ class EndpointBackend:
     which = int(call.is_arbiter)
     reply = await self._endpoints[which].ask(call.messages, options={
       "temperature": call.temperature, "max_tokens": self._max_tokens[which],
-      "schema": None if call.raw else prompts.SCHEMA, "schema_name": "judgement",
+      "schema": None if call.raw else call.schema, "schema_name": "judgement",
       # A canary looks at the model as it is now, not as it was when it was last asked.
       "cached": call.stage != CANARY})
     known = None not in reply.usage
@@ -133,9 +134,10 @@ class ScriptedBackend:
       return JudgeReply(given)
     try:
       if isinstance(given, str):
-        return JudgeReply(reply_schema.read(given, prompts.SCHEMA))
-      found = {"rationale": "", "principles": [], "flags": [], **given}
-      problem = reply_schema.mismatch(found, prompts.SCHEMA)
+        return JudgeReply(reply_schema.read(given, call.schema))
+      empty = {"rationale": "", "principles": [], "flags": []}
+      found = {**{name: value for name, value in empty.items() if name in call.schema["properties"]}, **given}
+      problem = reply_schema.mismatch(found, call.schema)
     except (TypeError, ValueError) as error:
       raise EndpointError("schema", None, 1, str(error)) from error
     if problem is not None:
@@ -146,7 +148,7 @@ class ScriptedBackend:
 def answer_grader(call: JudgeCall) -> dict[str, Any]:
   """Judges as a program can, by comparing answers: a stand-in for models, to try things out without one.
 
-  All judges score the response.
+  All judges score the response, that of groups each trajectory by its last text.
 
   Raises:
     EndpointError: without a reference answer, for then it has no verdict.
@@ -158,6 +160,11 @@ def answer_grader(call: JudgeCall) -> dict[str, Any]:
   def is_right(text: Any) -> bool:
     return isinstance(text, str) and answers.same(answers.extract(text), str(case.ground_truth))
 
+  if call.judge == group_prompts.JUDGE:
+    found = [float(is_right(one if isinstance(one, str) else one[-1].get("content"))) for one in case.attempts]
+    return {"rationale": "right answers score 1", "scores": [
+      {"trajectory": name, "score": score}
+      for name, score in zip(group_prompts.names(len(found)), found, strict=True)]}
   score = float(is_right(case.response))
   said = "the answer is right" if score else "the answer is wrong"
   if call.judge == "helpfulness" and case.baseline is not None:

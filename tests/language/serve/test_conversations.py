@@ -110,3 +110,22 @@ def test_one_request_at_a_time_and_names_are_bounded():
   client.refused("/v1/completions", {"prompt": "x", "n": 2, "conversation": "d"})
   chat = {"messages": [{"role": "user", "content": "x"}], "conversation": "c"}
   assert "one of texts" in client.refused("/v1/chat/completions", chat)["message"]
+
+
+def test_a_branch_goes_on_by_itself_and_is_of_one_tenant(tmp_path):
+  made = scripted.service(lambda text: "ab", folder=tmp_path, template=None)
+  client = scripted.Client(made)
+  client.post("/v1/completions", prompt="x", conversation="c")
+  found = client.post("/v1/conversations/c/branch", id="d")
+  assert found["parent"] == "c" and found["token_count"] == 4
+  client.post("/v1/completions", prompt="y", conversation="d")
+  tokens = {name: client.ask(f"/v1/conversations/{name}").json()["tokens"] for name in "cd"}
+  assert tokens == {"c": [256, *b"xab"], "d": [256, *b"xabyab"]}
+  client.ask("/v1/conversations/c", method="DELETE")
+  assert client.ask("/v1/conversations/d").status_code == 200
+  client.refused("/v1/conversations/c/branch", {"id": "e"}, status=404)
+  assert client.refused("/v1/conversations/d/branch", {"id": "d"}, status=409)["code"] == "conversation_taken"
+  client.refused("/v1/conversations/d/branch", {"id": "e", "more": 1})
+  client.refused("/v1/conversations/d/branch", {"id": "/"})
+  with pytest.raises(ApiError):
+    made.conversations.branch("other", "d", "e")
