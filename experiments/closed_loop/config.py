@@ -45,6 +45,6 @@ def round_(seed: int):
   config.data.options = {}
   config.data.name = "traces"
   config.optim.steps = ROUND_STEPS
-  config.train.eval_every_steps = ROUND_STEPS // 3
+  config.train.eval_every_steps = ROUND_STEPS
   config.eval.max_problems = 64
   return config

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from atlas_jax.pipeline import checkpoint, places
 from atlas_jax.runtime.result import SessionResult
+from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.routing import HistoryRouter
 from experiments.adaptive_teacher.models import Writer, _clock
 from experiments.closed_loop import config as settings
@@ -18,6 +19,9 @@ from experiments.closed_loop import models, sessions
 from experiments.closed_loop.sessions import Given, Team
 
 Execute = Callable[[list[str]], None]
+
+# Student and teacher write no plans, which the stricter lanes begin with.
+POLICY = RoutePolicy(coach_below=0.0, escalate_below=0.0)
 
 
 class Rules(NamedTuple):
@@ -119,7 +123,7 @@ class Seed:
     """Runs the held-out tasks with a round's teacher; they are stored apart, and train nobody."""
     store = self.folder / arm / f"{'free' if free else 'held_out'}_{at.number}.db"
     _removed(store)
-    router = (lambda one: HistoryRouter(store=one, clock=_Ticks())) if free else None
+    router = (lambda one: HistoryRouter(POLICY, store=one, clock=_Ticks())) if free else None
     return sessions.run(self.held_out, self.team(at), url=f"sqlite:///{store}", prefix=f"held-{at.number}",
                         lane=None if free else "paired", router=router)
 

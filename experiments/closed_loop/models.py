@@ -12,6 +12,7 @@ from atlas_jax.data.convention import in_format
 from atlas_jax.rollout import teaching
 from atlas_jax.rollout.chat_form import EndpointReply, ReplyTokens
 from atlas_jax.runtime.agents.agent import AgentReply, AgentSession, CallTokens, Tool
+from atlas_jax.runtime.chat_models import ModelError
 from experiments.adaptive_teacher.models import Writer
 from experiments.closed_loop import config as settings
 
@@ -93,8 +94,13 @@ class TeacherModel:
     self._model = Together(writer, max_tokens=settings.HINT_TOKENS)
 
   async def ask(self, messages: Sequence[Mapping[str, Any]], *, options: Any = None) -> EndpointReply:
-    """Returns its hint."""
-    del options  # It always writes the likeliest.
+    """Returns its hint, the likeliest one.
+
+    Raises:
+      ModelError: if JSON is asked for, which it has not learnt to write.
+    """
+    if getattr(options, "schema", None) is not None:
+      raise ModelError("schema", "this teacher writes hints and no JSON")
     text = messages[0]["content"]
     hint = await self._model.write(text)
     return EndpointReply(hint, ReplyTokens(len(text.encode()) + 1, len(hint.encode()) + 1), {}, tries=1)
