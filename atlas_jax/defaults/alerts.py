@@ -142,6 +142,28 @@ RULES: dict[str, dict[str, Any]] = {
         message="much of the guidance contains the answer",
         recovery="little guidance contains the answer",
         remedy="set config.teacher.leak=penalty, or tell the teacher by config.teacher.templates"),
+    "verified_falls": dict(
+        metric="runtime/verified_share", relative_to="typical", direction="below", bound=0.7, recover=0.85,
+        least_change=0.15, for_n=2, recipes="runtime",
+        message="fewer answers are verified than before", recovery="as many answers are verified as before",
+        remedy="look at what was deployed last, and `atlas rollback`"),
+    "no_verdict": dict(
+        metric="runtime/no_verdict_share", bound=0.1, recover=0.05, for_n=2, recipes="runtime",
+        message="many answers have no reward, since no judge gave a verdict",
+        recovery="answers have rewards again", remedy="look at the endpoints of the judges"),
+    "reward_drift": dict(
+        metric="runtime/drift_alerts", bound=0.5, recipes="runtime",
+        message="rewards are far from their baseline", recovery="rewards are near their baseline",
+        remedy="review the sessions that are marked, `arc-atlas review sessions`"),
+    "store_down": dict(
+        metric="runtime/spooled", bound=0.0, recipes="runtime", severity="critical", quiet=False,
+        message="sessions wait in the spool, for the store does not take them",
+        recovery="the spool is empty",
+        remedy="look at the store; `atlas doctor` says what it answers"),
+    "leases_expired": dict(
+        metric="runtime/leases_expired", relative_to="last", bound=0.0, recipes="runtime",
+        message="sessions lost their process", recovery="no more sessions lost their process",
+        remedy="take them up by `atlas resume`, and look why the process ended"),
     "length_explosion": dict(
         metric="rollout/length_mean_tokens,rollout/length_tokens", relative_to="best", bound=3.0,
         recover=2.0, least_change=32.0, window=5, for_n=3, recipes="grpo teacher gkd",

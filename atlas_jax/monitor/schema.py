@@ -25,6 +25,7 @@ PLACEHOLDERS = {
     "reward": (r"\S.*", "of config.rewards: a name, a dotted one, or a file and a name"),
     "own": (r"\S.*", "as the function of a reward calls it"),
     "ablation": (r"emptied|swapped|gate_zero|writes_off", "what is done to the memory"),
+    "role": (r"[a-z_]+", "student, teacher, probe, judge or learner"),
     "task": (r"[A-Za-z0-9_.\-:]+", "of config.eval.tasks or config.episode.tasks"),
     "axis": (r"[a-z_0-9]+_[A-Za-z0-9_.\-]+", "AXIS_VALUE of texts of a task, such as distance_256"),
     "kind": (r"start|compile|input|step|evaluation|checkpoint|lost|stopped", "see `ledger.KINDS`"),

@@ -1,5 +1,21 @@
 """Metrics of post-training, as lines of `schema`: writer -> "pattern | unit | meaning" of each."""
 LINES = {
+    "runtime": """
+runtime/sessions | sessions | that have ended, so far
+runtime/lane_auto_share | fraction | of the sessions since the row before that ran unsupervised
+runtime/verified_share | fraction | of those with an answer whose last check passed
+runtime/accuracy | fraction | mean grade of those that a program graded
+runtime/tokens_by_role/{role} | tokens | of these sessions, prompts and replies
+runtime/teacher_error_share | fraction | of validations that gave no verdict
+runtime/no_verdict_share | fraction | of answers that were to be scored and have no reward
+runtime/drift_alerts | sessions | of these whose reward is far from its baseline
+runtime/queue | sessions | that wait for room
+runtime/late_threads | threads | of agents that answered after their time, so far
+runtime/spooled | sessions | that wait for the store
+runtime/leases_expired | sessions | whose process was gone, so far
+runtime/events_dropped | events | that a slow sink did not get, so far
+runtime/sinks_detached | sinks | that raised, so far
+""",
     "teacher": """
 teacher/student_accuracy | fraction | mean grade of the student's answers with guidance
 teacher/baseline_accuracy | fraction | mean grade of its answers to the same questions without

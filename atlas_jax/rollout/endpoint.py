@@ -35,14 +35,17 @@ class EndpointError(Exception):
     kind: one of `KINDS`.
     status: of HTTP, None if there was none.
     tries: requests that were sent.
+    usage: tokens of replies that cannot be used, which were spent all the same; None: not said.
   """
 
-  def __init__(self, kind: str, status: int | None, tries: int, why: str = ""):
+  def __init__(self, kind: str, status: int | None, tries: int, why: str = "", *,
+               usage: ReplyTokens | None = None):
     """Takes what went wrong; `why` must not hold a key."""
     super().__init__(f"{kind}{'' if status is None else f' {status}'} after {tries} tries: {why}")
     self.kind = kind
     self.status = status
     self.tries = tries
+    self.usage = usage
 
 
 class ChatRequest(NamedTuple):
@@ -170,15 +173,16 @@ class Endpoint:
     except ValueError as error:
       why = one_line(error)
     if not how.repair or self.settings.form == "texts":  # A text has no turn to say it in.
-      raise EndpointError("schema", 200, asking.tries, why)
+      raise EndpointError("schema", 200, asking.tries, why, usage=reply.usage)
     more = [{"role": "assistant", "content": reply.text},
             {"role": "user", "content": REPAIR.format(why=why)}]
     again = await self._tried(asking, {**body, "messages": [*body["messages"], *more]})
+    usage = chat_form.summed(reply.usage, again.usage)
     try:
-      return again._replace(data=reply_schema.read(again.text, how.schema),
-                            usage=chat_form.summed(reply.usage, again.usage))
+      return again._replace(data=reply_schema.read(again.text, how.schema), usage=usage)
     except ValueError as error:
-      raise EndpointError("schema", 200, asking.tries, f"also after one repair: {one_line(error)}") from error
+      raise EndpointError("schema", 200, asking.tries, f"also after one repair: {one_line(error)}",
+                          usage=usage) from error
 
   async def _tried(self, asking: "_Asking", body) -> EndpointReply:
     """Sends a request until it is answered, or must not be sent again."""

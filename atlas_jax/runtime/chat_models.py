@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from atlas_jax.files.damage import one_line
-from atlas_jax.rollout import reply_schema
+from atlas_jax.rollout import chat_form, reply_schema
 from atlas_jax.rollout.chat_form import AskOptions, EndpointReply, ReplyTokens
 
 REPAIR = ("Your reply could not be used: {why}. Reply again with the corrected JSON object alone, without "
@@ -19,12 +19,16 @@ class ModelError(Exception):
 
   Attributes:
     kind: "schema" for a reply of another form, "failed" for a function that raised.
+    tries: calls that were made.
+    usage: tokens of replies that cannot be used, which were spent all the same; None: not said.
   """
 
-  def __init__(self, kind: str, why: str):
+  def __init__(self, kind: str, why: str, *, tries: int = 1, usage: ReplyTokens | None = None):
     """Takes what went wrong."""
     super().__init__(f"{kind}: {why}")
     self.kind = kind
+    self.tries = tries
+    self.usage = usage
 
 
 class ChatModel(Protocol):
@@ -67,14 +71,15 @@ class FunctionModel:
     except ValueError as error:
       why = one_line(error)
     if not how.repair:
-      raise ModelError("schema", why)
+      raise ModelError("schema", why, usage=reply.usage)
     again = await self._called([*messages, {"role": "assistant", "content": reply.text},
                                 {"role": "user", "content": REPAIR.format(why=why)}])
+    usage = chat_form.summed(reply.usage, again.usage)
     try:
       data = reply_schema.read(again.text, how.schema)
     except ValueError as error:
-      raise ModelError("schema", f"also after one repair: {one_line(error)}") from error
-    return again._replace(data=data, seconds=time.monotonic() - began)
+      raise ModelError("schema", f"also after one repair: {one_line(error)}", tries=2, usage=usage) from error
+    return again._replace(data=data, usage=usage, tries=2, seconds=time.monotonic() - began)
 
   async def _called(self, messages: Messages) -> EndpointReply:
     self.calls += 1

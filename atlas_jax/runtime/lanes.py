@@ -10,7 +10,7 @@ person |
 """
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import reply_schema
@@ -18,7 +18,6 @@ from atlas_jax.runtime import plans
 from atlas_jax.runtime.agents.agent import AgentError
 from atlas_jax.runtime.plans import PlanStep
 from atlas_jax.runtime.states import Settled
-from atlas_jax.runtime.supervision import Verdict
 from atlas_jax.runtime.work import Work, student_messages
 
 LANES = ("auto", "paired", "coach", "escalate")  # In the order of strictness.
@@ -96,6 +95,22 @@ async def _synthesised(work: Work, steps: Sequence[PlanStep]) -> LaneOutcome:
   return _closed(LaneOutcome(answer, verdict.valid, problem=verdict.problem))
 
 
+def kept(work: Work, status: str, problem: str) -> LaneOutcome:
+  """Returns what there is of an answer where something has cut the session off.
+
+  Args:
+    work: the session.
+    status: that it ends with without any.
+    problem: what has cut it off.
+  """
+  made = {one.step for one in work.state.attempts if one.status != "errored" and one.answer is not None}
+  is_in_steps = work.state.lane == "escalate" and len((work.state.plan or {}).get("steps", ())) > 1
+  if len(made) != 1 or is_in_steps:  # The answer to a step is none to the task.
+    return LaneOutcome(None, None, status, problem)
+  found = _outcome(work, _chosen(work, *made))
+  return (_closed(found) if work.state.lane == "escalate" else found)._replace(problem=problem)
+
+
 def _closed(found: LaneOutcome) -> LaneOutcome:
   """Returns an outcome of the strictest lane, which needs a person unless the answer passed."""
   if found.verified or found.status != "succeeded":
@@ -144,32 +159,37 @@ async def _attempts(work: Work, question: str, *, step: int | str, parent: int, 
   guidance: str | None = None
   answers: list[str] = []
   for attempt in range(1, settings.max_attempts + 1):
-    at = {"step": step, "attempt": attempt, "parent": parent}
+    at: dict[str, Any] = {"step": step, "attempt": attempt, "parent": parent}
     try:
       answer = await work.student(student_messages(work, question, guidance), ends=ends, **at)
     except AgentError:  # The attempt says why; without an answer there is nothing to guide.
       continue
     if not supervised:
       return False
-    if answers and answer.strip() == answers[-1].strip():
+    if not settings.legacy and answers and answer.strip() == answers[-1].strip():
       _repeated(work, at)
       return True
-    verdict = await work.validated(question, answer, before=answers, **at)
+    if settings.legacy and attempt == settings.max_attempts:
+      _unchecked(work, at)
+      return False
+    verdict = await work.validated(question, answer, before=answers, ends=ends, **at)
     answers.append(answer)
     if verdict.valid or attempt == settings.max_attempts or not work.budget.allows("student"):
       return False
-    guidance = await _guidance(work, question, verdict, answers, at)
-    if guidance is None:  # Another attempt without a word would be a throw of dice.
+    guidance = verdict.guidance
+    if guidance is None and verdict.valid is False and not settings.legacy:
+      guidance = await work.guided(question, answers, ends=ends, **at)
+    # Another attempt without a word would be a throw of dice.
+    if guidance is None and not (settings.legacy and verdict.valid is False):
       return False
     work.emit("retry", "POINT", **at)
   return False
 
 
-async def _guidance(work: Work, question: str, verdict: Verdict, answers: Sequence[str],
-                    at: Mapping) -> str | None:
-  if verdict.guidance or verdict.valid is None:
-    return verdict.guidance
-  return await work.guided(question, answers, **at)
+def _unchecked(work: Work, at: Mapping) -> None:
+  """Says of an attempt that the original never checks that it was not; the original calls it passed."""
+  with work.span("validate", actor="runtime", **at) as closing:
+    closing.data["problem"] = "legacy: the last attempt is not validated"
 
 
 def _repeated(work: Work, at: Mapping) -> None:
@@ -214,6 +234,8 @@ async def _planned(work: Work) -> tuple[PlanStep, ...]:
         found = await supervisor.review(work.spec.task, steps, most_steps=work.parts.settings.max_steps)
     except TimeoutError:
       closing.data["problem"] = "no review in its time"
+    except Exception as error:  # A teacher of the user's may raise anything; the student's plan stands.
+      closing.data["problem"] = f"the teacher failed: {one_line(error) or type(error).__name__}"
     else:
       work.spent(closing, "teacher", found.tokens)
       steps = found.plan or steps

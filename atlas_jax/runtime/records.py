@@ -4,7 +4,7 @@ from typing import Any
 
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.rollout import teaching
-from atlas_jax.runtime.result import AttemptRecord
+from atlas_jax.runtime.result import AttemptRecord, SessionResult
 from atlas_jax.runtime.work import Work
 
 SCHEMA_VERSION = 2
@@ -43,15 +43,8 @@ def trace_of(work: Work, *, began: float, ended: float) -> Trace:
   """
   spec, state = work.spec, work.state
   reward = reward_of(work)
-  metadata = {**{name: value for name, value in spec.metadata.items() if name not in _OURS},
-              "session_key": spec.key, "tenant_id": spec.tenant, "status": state.outcome or state.status,
+  metadata = {**metadata_of(spec), "status": state.outcome or state.status,
               "created_at": _iso(began), "completed_at": _iso(ended)}
-  if spec.learning_key:
-    metadata["learning_key"] = spec.learning_key
-  if spec.tags:
-    metadata["tags"] = list(spec.tags)
-  if spec.ground_truth is not None:
-    metadata["ground_truth"] = spec.ground_truth
   record: dict[str, Any] = {
       "schema_version": SCHEMA_VERSION, "task": spec.task, "final_answer": state.answer or "",
       "verified": state.verified, "execution_mode": state.lane, "steps": _steps(work),
@@ -71,11 +64,40 @@ def trace_of(work: Work, *, began: float, ended: float) -> Trace:
   return Trace.from_json(record)
 
 
+def metadata_of(spec) -> dict[str, Any]:
+  """Returns the metadata of a session: the caller's keys, but for those that are the runtime's, and ours."""
+  found = {**{name: value for name, value in spec.metadata.items() if name not in OURS},
+           "session_key": spec.key, "tenant_id": spec.tenant}
+  given = {"learning_key": spec.learning_key, "tags": list(spec.tags), "ground_truth": spec.ground_truth}
+  return found | {name: value for name, value in given.items() if value}
+
+
 # What callers may not say of themselves: it is the runtime's to derive.
-_OURS = frozenset({
+OURS = frozenset({
     "learning_key", "learning_key_override", "tenant_id", "session_key", "session_id", "status", "created_at",
     "completed_at", "review_status", "ground_truth", "versions", "verified", "lessons", "audit", "problems",
     "reward_reason", "tags", "execution_mode", "adaptive_summary", "drift", "drift_alert"})
+
+
+def result_of(trace: Trace, *, key: str, number: int) -> SessionResult:
+  """Returns the result of a session that is stored.
+
+  Args:
+    trace: its record.
+    key, number: of it.
+  """
+  data = trace.data
+  attempts = tuple(
+      AttemptRecord(step.step_id, one.number, one.answer, one.status or "unverified",
+                    guidance=one.guidance[0] if one.guidance else None, validation=one.validation or None,
+                    score=one.score.value, score_source=one.data.get("score_source"), tokens=one.tokens or {})
+      for step in trace.steps for one in step.attempts)
+  return SessionResult(
+      session_key=key, session_id=number, answer=trace.final_answer or None, verified=trace.verified,
+      lane=trace.lane, status=trace.status or "failed", attempts=attempts, reward=trace.reward.value,
+      reward_status=data.get("reward_status") or "no_verdict",
+      reward_reason=trace.session_metadata.get("reward_reason"), storage_status="stored",
+      tokens=data.get("tokens") or {}, versions=trace.versions, resumed=True)
 
 
 def _steps(work: Work) -> list[dict[str, Any]]:
@@ -90,7 +112,7 @@ def _step(work: Work, name: int | str, described: dict[str, Any]) -> dict[str, A
   made = [one for one in work.state.attempts if one.step == name]
   settled = work.state.settled.get(name)
   last = made[-1] if made else None
-  score = next((one.score for one in reversed(made) if one.score is not None), None)
+  scored = next((one for one in reversed(made) if one.score is not None), None)
   verdict = last.validation if last else None
   found: dict[str, Any] = {
       "step_id": name, "description": described.get("description", ""),
@@ -101,8 +123,8 @@ def _step(work: Work, name: int | str, described: dict[str, Any]) -> dict[str, A
     found["depends_on"] = described["depends_on"]
   if verdict:
     found["validation"] = dict(verdict)
-  if score is not None:
-    found["reward"] = {"score": score, "source": last.score_source}
+  if scored is not None:
+    found["reward"] = {"score": scored.score, "source": scored.score_source}
   elif verdict and isinstance(verdict.get("valid"), bool):
     found["reward"] = {"score": float(verdict["valid"]), "source": "validator"}
   return found

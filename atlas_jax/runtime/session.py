@@ -77,6 +77,9 @@ class SessionSettings:
   on_failed: str = "last"    # which answer counts where none passed: "last", "first", or "raise": none
   on_teacher_error: str = "open"  # without a verdict: "open" gives the answer, "closed" asks a person
   budget: BudgetSettings = BudgetSettings()
+  # Attempts as the original makes them, for comparisons: the last is not validated, and there is another one
+  # without guidance too, and though nothing changed.
+  legacy: bool = False
 
   def __post_init__(self):
     if not 0 < self.call_s <= self.step_s <= self.session_s:
@@ -227,9 +230,9 @@ class _Run:
     self._problem = found.problem
     if found.answer is None and found.status != "needs_human":
       return self._ended(found.status)
-    work.emit("answered", "POINT", data={"answer": found.answer, "verified": found.verified, "status":
-    found.status,
-                                         **({"problem": found.problem} if found.problem else {})})
+    said = {"problem": found.problem} if found.problem else {}
+    work.emit("answered", "POINT", data={"answer": found.answer, "verified": found.verified,
+                                         "status": found.status, **said})
     await self._safely("storing the answer", self._flushed())
     if self._answered is not None:
       self._answered(self.result())
@@ -240,22 +243,33 @@ class _Run:
     status = error.status if isinstance(error, CutOff) else "timed_out" if late else "failed"
     problem = (f"the session took more than {self.work.parts.settings.session_s:g} seconds" if late
                else _said(error))
-    made = [one for one in self.work.state.attempts if one.status != "errored" and one.answer is not None]
-    if not made or len({one.step for one in made}) > 1:  # Of several steps none is the answer.
-      return LaneOutcome(None, None, status, problem)
-    verified = {"passed": True, "failed": False}.get(made[-1].status)
-    status = "needs_human" if self.work.state.lane == "escalate" and not verified else "succeeded"
-    return LaneOutcome(made[-1].answer, verified, status, problem)
+    return lanes.kept(self.work, status, problem)
 
   async def _routed(self) -> None:
     work = self.work
     if work.spec.lane is not None:
       route: Mapping[str, Any] = {"lane": work.spec.lane, "rule": "forced", "inputs": {}, "audit": False}
     else:
-      route = await work.parts.router.decide(work)
+      route = await self._decided()
     if route["lane"] != "auto" and work.parts.supervisor is None:
       route = {**route, "without": "a teacher"}  # Attempts are unverified, and say so.
     work.emit("route", "POINT", data=route)
+
+  async def _decided(self) -> Mapping[str, Any]:
+    """Returns a router's choice; where it has none, the session is supervised."""
+    try:
+      async with self.work.within(self.work.parts.settings.step_s):
+        found = await self.work.parts.router.decide(self.work)
+      if found.get("lane") not in lanes.LANES:
+        raise ValueError(f"lane={found.get('lane')!r} must be one of {', '.join(lanes.LANES)}")
+      return found
+    except (asyncio.CancelledError, CutOff):
+      raise
+    except Exception as error:
+      said = "it took too long" if isinstance(error, TimeoutError) else _said(error)
+      logging.warning("session %s: the router failed: %s", self.work.spec.key, said)
+      self.work.notes.setdefault("problems", []).append(f"routing failed: {said}")
+      return {"lane": "paired", "rule": "router_failed", "inputs": {}, "audit": False, "problem": said}
 
   async def _shown(self) -> None:
     if self.work.parts.lessons is not None:

@@ -124,11 +124,15 @@ def _reviewed(state: SessionState, event: Event) -> SessionState:
 
 
 def _attempting(state: SessionState, event: Event) -> SessionState:
-  return _to("attempting", state, event)
+  # Of a step that a crash has cut off and that begins again, what was tried is in the events alone.
+  left = tuple(one for one in state.attempts if one.step != event.step)
+  return _to("attempting", state, event)._replace(attempts=left)
 
 
 def _attempted(state: SessionState, event: Event) -> SessionState:
   given = event.data
+  if event.step is None or event.attempt is None:
+    raise WrongTransition(f"{event.name} {event.kind} names no step and attempt")
   one = AttemptRecord(event.step, event.attempt, given.get("answer"), given.get("status", "unverified"),
                       tokens=event.usage or {}, started=given.get("started", event.at), ended=event.at,
                       problem=given.get("problem"))
@@ -156,7 +160,7 @@ def _validated(state: SessionState, event: Event) -> SessionState:
   found = _to("validated", state, event)
   if event.attempt is None:  # Of the whole.
     return found
-  status = {True: "passed", False: "failed"}.get(valid, "unverified")
+  status = "unverified" if valid is None else "passed" if valid else "failed"
   return _changed(found, event, status=status, validation=verdict, problem=problem,
                   guidance=event.data.get("guidance"))
 
@@ -166,6 +170,8 @@ def _guided(state: SessionState, event: Event) -> SessionState:
 
 
 def _settled(state: SessionState, event: Event) -> SessionState:
+  if event.step is None:
+    raise WrongTransition(f"{event.name} {event.kind} names no step")
   one = Settled(event.data.get("answer"), event.data.get("status", "unverified"))
   return state._replace(settled={**state.settled, event.step: one},
                         stubborn=state.stubborn + bool(event.data.get("stubborn")))

@@ -248,7 +248,7 @@ class RuntimeStore:
       await self.drain()
 
   async def drain(self) -> int:
-    """Stores what is spooled; returns how many sessions are left, which are all if the store is still down."""
+    """Stores what is spooled; returns how many sessions are left."""
     for key in self.spool.waiting():
       operations = self.spool.operations(key)
       try:

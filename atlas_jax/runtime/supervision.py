@@ -95,15 +95,19 @@ class Supervisor:
         {"task": task, "plan": plans.to_json(plan)}, ensure_ascii=False)}]
     try:
       reply = await self._model.ask(messages, options=_with_schema(self._options, REVIEW, "review"))
-      found = reply.data["plan"]
+    except (EndpointError, ModelError) as error:
+      return PlanReview(problem=one_line(error), tokens=tokens_of_failure(error))
+    try:
+      found = reply.data["plan"]  # With an id twice, or a cycle, it fits its schema.
       changed = None if found is None else plans.read(found, most_steps=most_steps)
-    except (EndpointError, ModelError, ValueError) as error:
-      return PlanReview(problem=one_line(error), tokens=CallTokens())
+    except ValueError as error:
+      return PlanReview(problem=one_line(error), tokens=tokens_of(reply))
     return PlanReview(changed, tuple(reply.data["concerns"]), tokens=tokens_of(reply))
 
   async def _asked(self, question: str, **shown: Any) -> Verdict:
     messages = teaching.teacher_messages(question, templates=self.templates, **shown)
     schema = VERDICT if self.templates.reply == "json" else None
+    tokens = CallTokens(0, 0, 0)
     try:
       reply = await self._model.ask(messages, options=_with_schema(self._options, schema, "verdict"))
       found = teaching.parse_reply(reply.text, self.templates)
@@ -113,8 +117,9 @@ class Supervisor:
         reply = await self._model.ask([*messages, {"role": "assistant", "content": reply.text}, repair],
                                       options=self._options)
         found, tokens = teaching.parse_reply(reply.text, self.templates), summed(tokens, tokens_of(reply))
-    except (EndpointError, ModelError, ValueError) as error:
-      return Verdict(problem=f"the teacher gave no verdict: {one_line(error)}", tokens=CallTokens())
+    except (EndpointError, ModelError) as error:
+      spent = summed(tokens, tokens_of_failure(error))
+      return Verdict(problem=f"the teacher gave no verdict: {one_line(error)}", tokens=spent)
     if found.problem:
       return Verdict(problem=f"the teacher's reply cannot be used: {found.problem}", tokens=tokens)
     unasked = None if self.gives_verdicts else "the teacher's templates ask for guidance alone"
@@ -126,6 +131,12 @@ def tokens_of(reply: EndpointReply) -> CallTokens:
   if reply.is_cached:
     return CallTokens(0, 0, 0)
   return CallTokens(reply.usage.prompt_tokens, reply.usage.completion_tokens, max(1, reply.tries))
+
+
+def tokens_of_failure(error: EndpointError | ModelError) -> CallTokens:
+  """Returns the tokens of calls that gave no reply that can be used, which are None where nobody says."""
+  usage = error.usage
+  return CallTokens(usage and usage.prompt_tokens, usage and usage.completion_tokens, error.tries)
 
 
 def summed(left: CallTokens, right: CallTokens) -> CallTokens:

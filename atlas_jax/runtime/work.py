@@ -90,7 +90,7 @@ class Work:
            data: Mapping[str, Any] | None = None) -> Iterator["Closing"]:
     """Writes START, and END with what the block has put into the closing, or with the error."""
     number = self._log.span()
-    around = {"actor": actor, "span": number, "parent": self.root if parent is None else parent, "step": step,
+    around: dict[str, Any] = {"actor": actor, "span": number, "parent": self.root if parent is None else parent, "step": step,
               "attempt": attempt}
     self.emit(name, "START", data=data, **around)
     closing = Closing({}, {})
@@ -145,9 +145,11 @@ class Work:
       AgentError: if it fails or is too late.
     """
     self.check()
-    session = AgentSession(self.spec.key, self.spec.task, self.spec.metadata, step, attempt)
+    # Callers of the SDK put the right answer there: it is for graders alone.
+    metadata = {name: value for name, value in self.spec.metadata.items() if name != "ground_truth"}
+    session = AgentSession(self.spec.key, self.spec.task, metadata, step, attempt)
     listed = self.parts.tools if tools else ()
-    log = _Watched(self)
+    log: Any = _Watched(self)
     rounds = self.parts.settings.tool_rounds
     loop = ToolLoop(self.parts.agent, listed, settings=ToolLoopSettings(rounds=rounds))
     name = "agent_call" if keep else "synthesise"
@@ -168,38 +170,39 @@ class Work:
 
   async def validated(self, question: str, answer: str, *, step: int | str, attempt: int | None,
                       parent: int, before: Sequence[str] = (), context: str | None = None,
-                      shadow: bool = False) -> Verdict:
+                      shadow: bool = False, ends: float | None = None) -> Verdict:
     """Asks the teacher for its verdict; one that cannot be had has a problem, and is no verdict."""
     supervisor = self.parts.supervisor
     data = {"shadow": True} if shadow else None
-    at = {"parent": parent, "step": step, "attempt": attempt, "data": data}
+    at: dict[str, Any] = {"parent": parent, "step": step, "attempt": attempt, "data": data}
     with self.span("validate", actor="teacher", **at) as closing:
       closing.data |= data or {}
       if supervisor is None:
         verdict = Verdict(problem="there is no teacher")
       else:
-        verdict = await self._taught(supervisor.validate(question, answer, before=before,
-                                                         approach=self.spec.approach, context=context))
+        asking = supervisor.validate(question, answer, before=before, approach=self.spec.approach,
+                                     context=context)
+        verdict = await self._taught(asking, ends)
       self.spent(closing, "teacher", verdict.tokens)
       closing.data |= {name: value for name, value in verdict._asdict().items()
                        if value is not None and name != "tokens"}
     return verdict
 
   async def guided(self, question: str, answers: Sequence[str], *, step: int | str, attempt: int,
-                   parent: int) -> str | None:
+                   parent: int, ends: float | None = None) -> str | None:
     """Asks the teacher once for guidance; returns None where there is none."""
     supervisor = self.parts.supervisor
     assert supervisor is not None
     with self.span("guide", actor="teacher", parent=parent, step=step, attempt=attempt) as closing:
-      found = await self._taught(supervisor.guide(question, answers, approach=self.spec.approach))
+      found = await self._taught(supervisor.guide(question, answers, approach=self.spec.approach), ends)
       self.spent(closing, "teacher", found.tokens)
       closing.data |= {"guidance": found.guidance, **({"problem": found.problem} if found.problem else {})}
     return found.guidance
 
-  async def _taught(self, asking) -> Verdict:
+  async def _taught(self, asking, ends: float | None) -> Verdict:
     """Awaits a teacher, whatever it does: it must not take an answer away."""
     try:
-      async with self.within(self.parts.settings.call_s):
+      async with self.within(self.parts.settings.call_s, ends=ends):
         return await asking
     except TimeoutError:
       return Verdict(problem="the teacher gave no verdict in its time", tokens=CallTokens())

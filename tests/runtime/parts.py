@@ -57,7 +57,8 @@ def parts(student, teacher=None, *, lane="paired", grader="correct", judges=None
   settings = SessionSettings(**more.pop("settings", {}))
   supervisor = None if teacher is None else Supervisor(FunctionModel(teacher))
   scorer = GraderAndJudges(None if grader is None else rewards.load(grader), judges)
-  return Parts(agent_of(student), supervisor, more.pop("router", FixedLane(lane)), scorer, settings=settings, **more)
+  router = more.pop("router", FixedLane(lane))
+  return Parts(agent_of(student), supervisor, router, scorer, settings=settings, **more)
 
 
 def run(given: Parts, task="2+2", *, truth="4", state=None, events=None, **spec):

@@ -10,4 +10,5 @@ async def through(store, parts, key, *, task="2+2", truth="4", metadata=None):
   """Runs a session to its end with a store; returns its result."""
   await store.begin(key, task, {**(metadata or {}), "tenant_id": "default"})
   made = SessionSpec(key, task, ground_truth=truth, metadata=metadata or {})
-  return await sessions.run_session(made, dataclasses.replace(parts, store=store), EventLog(key, store.append))
+  given = dataclasses.replace(parts, store=store)
+  return await sessions.run_session(made, given, EventLog(key, store.append))

@@ -56,7 +56,8 @@ def test_paired_validates_every_attempt_the_last_one_too():
   student, teacher = Script("3", "5"), Script(verdict(False, "Carry."), verdict(False, "Look again."))
   result, events = run(parts(student, teacher))
   assert (result.answer, result.verified, result.status, result.reward) == ("5", False, "succeeded", 0.0)
-  assert [(one.status, one.guidance) for one in result.attempts] == [("failed", "Carry."), ("failed", "Look again.")]
+  assert [(one.status, one.guidance) for one in result.attempts] == [
+      ("failed", "Carry."), ("failed", "Look again.")]
   assert student.asked[1] == [{"role": "user", "content": "2+2"},
                               {"role": "user", "content": "Carry.", "name": "guidance"}]
   assert len(teacher.asked) == 2 and balanced(events).status == "succeeded"
@@ -83,7 +84,8 @@ def test_a_retry_needs_guidance_which_is_asked_for_once():
 
 
 def test_the_same_answer_again_ends_the_attempts():
-  result, events = run(parts(Script("3", "3", "4"), Script(verdict(False, "Carry.")), settings={"max_attempts": 3}))
+  given = parts(Script("3", "3", "4"), Script(verdict(False, "Carry.")), settings={"max_attempts": 3})
+  result, events = run(given)
   assert result.answer == "3" and [one.status for one in result.attempts] == ["failed", "failed"]
   assert balanced(events).stubborn == 1
 
@@ -110,7 +112,8 @@ def test_an_answer_stays_whatever_store_judge_and_grader_do():
 
   kept = Kept(failing=True)
   result, events = run(parts(Script("4"), Script(verdict(True)), judges=Judges(), store=kept), truth=None)
-  assert (result.answer, result.status, result.reward, result.reward_status) == ("4", "succeeded", None, "no_verdict")
+  assert (result.answer, result.status, result.reward) == ("4", "succeeded", None)
+  assert result.reward_status == "no_verdict"
   assert "no judge" in result.reward_reason and "storing failed" in result.problem
   balanced(events)
 
@@ -120,7 +123,8 @@ def test_coach_reviews_the_plan_and_gives_it_to_the_student():
   teacher = Script(review(concerns=["short"]), verdict(True))
   result, events = run(parts(student, teacher, lane="coach"))
   assert result.verified is True and "1. Add the ones." in student.asked[1][0]["content"]
-  assert [one.data.get("concerns") for one in events if one.name == "review" and one.kind == "END"] == [["short"]]
+  (reviewed,) = [one for one in events if one.name == "review" and one.kind == "END"]
+  assert reviewed.data["concerns"] == ["short"]
 
 
 def test_escalate_has_every_step_pass_and_the_whole():
@@ -138,7 +142,9 @@ def test_a_failed_step_blocks_those_behind_it_alone_and_a_person_decides():
     return plan((1, "first"), (2, "second"), (3, "third", 1)) if "Write a plan" in text else text[-9:]
 
   def check(messages):
-    return review() if "review" in messages[0]["content"] else verdict("first" not in messages[-1]["content"], "x")
+    if "review" in messages[0]["content"]:
+      return review()
+    return verdict("first" not in messages[-1]["content"], "x")
 
   result, events = run(parts(Script(answer), Script(check), lane="escalate"))
   assert (result.status, result.verified) == ("needs_human", False) and "[1, 3]" in result.problem
@@ -170,7 +176,8 @@ def test_deadlines_hold_and_keep_what_was_answered():
 
   bounds = {"call_s": 0.05, "step_s": 0.2, "session_s": 0.3}
   result, events = run(parts(Script("4"), Script(hang), settings=bounds))
-  assert (result.answer, result.verified, result.status) == ("4", None, "succeeded") and "time" in result.problem
+  assert (result.answer, result.verified, result.status) == ("4", None, "succeeded")
+  assert "time" in result.problem
   balanced(events)
   result, events = run(parts(Script(hang), Script(verdict(True)), settings=bounds))
   assert result.answer is None and result.status in ("failed", "timed_out")
@@ -188,7 +195,8 @@ def test_a_cancelled_session_ends_and_is_recorded():
 
   async def main():
     made = parts(Script(hang), Script(verdict(True)), store=kept)
-    task = asyncio.create_task(sessions.run_session(SessionSpec("key", "2+2"), made, EventLog("key", events.append)))
+    running = sessions.run_session(SessionSpec("key", "2+2"), made, EventLog("key", events.append))
+    task = asyncio.create_task(running)
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -214,7 +222,8 @@ def test_budgets_leave_out_the_judge_first_and_end_the_attempts():
       raise AssertionError("must not be asked")
 
   student, teacher = Script("3", "5"), Script(verdict(False, "x"))
-  result, _ = run(parts(student, teacher, judges=Judges(), settings={"budget": BudgetSettings(calls=2), "max_attempts": 9}), truth=None)
+  settings = {"budget": BudgetSettings(calls=2), "max_attempts": 9}
+  result, _ = run(parts(student, teacher, judges=Judges(), settings=settings), truth=None)
   assert result.answer is not None and result.reward is None
   assert result.reward_status == "skipped" or "budget" in (result.reward_reason or "")
 
@@ -245,7 +254,8 @@ def test_an_audit_is_recorded_and_not_applied():
 
 def test_what_a_caller_writes_into_metadata_decides_nothing():
   kept = Kept()
-  planted = {"learning_key": "other", "tenant_id": "other", "review_status": "approved", "verified": True, "mine": 1}
+  planted = {"learning_key": "other", "tenant_id": "other", "review_status": "approved", "verified": True,
+             "mine": 1}
   run(parts(Script("5"), Script(verdict(False, "x"), verdict(False, "y")), store=kept), metadata=planted)
   (trace,) = kept.traces
   assert trace.learning_key is None and trace.review_status is None and trace.verified is False
@@ -253,7 +263,8 @@ def test_what_a_caller_writes_into_metadata_decides_nothing():
 
 
 @pytest.mark.parametrize("changed, said", [
-    ({"call_s": 0}, "call_s=0"), ({"step_s": 700.0}, "session_s=600.0"), ({"max_attempts": 0}, "max_attempts=0"),
+    ({"call_s": 0}, "call_s=0"), ({"step_s": 700.0}, "session_s=600.0"),
+    ({"max_attempts": 0}, "max_attempts=0"),
     ({"on_failed": "best"}, "on_failed='best' must be one of last, first, raise"),
     ({"on_teacher_error": "x"}, "on_teacher_error='x'")])
 def test_settings_that_cannot_be_are_refused(changed, said):

@@ -1,4 +1,4 @@
-"""The store of the runtime: both databases, many sessions in one transaction, and a spool while it is down."""
+"""The store of the runtime: both databases, many sessions in one transaction, a spool while it is down."""
 import asyncio
 import json
 import pathlib
@@ -15,7 +15,6 @@ from atlas_jax.runtime.spool import Spool, StoreFull
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.runtime.parts import Script, parts, verdict
 from tests.runtime.runs import through
-from tests.stores import postgres_server, store_url  # noqa: F401
 
 
 def settings(url, tmp_path, **more):
@@ -147,14 +146,15 @@ def test_six_writers_of_a_playbook_lose_nothing(store_url, tmp_path):
 
 def test_deployments_are_moved_from_where_they_are_alone(store_url, tmp_path):
   async def work(store):
-    number = await store.add_deployment(role="teacher", version="v", url="http://x", share=0.1, state="canary",
-                                        metadata={"a": 1})
+    number = await store.add_deployment(role="teacher", version="v", url="http://x", share=0.1,
+                                        state="canary", metadata={"a": 1})
     await store.move_deployment(number, "canary", "active", share=1.0)
     with pytest.raises(StoreError, match="no longer canary"):
       await store.move_deployment(number, "canary", "active", share=1.0)
     await store.begin("a", "t", {})
     await store.add_uses("k", "a", ["one"], ["two"])
-    assert sorted((entry, shown) for entry, shown, _ in await store.uses("k")) == [("one", True), ("two", False)]
+    found = sorted((entry, shown) for entry, shown, _ in await store.uses("k"))
+    assert found == [("one", True), ("two", False)]
     return await store.deployments("teacher")
 
   (found,) = with_store(store_url, tmp_path, work)
@@ -204,7 +204,8 @@ def test_while_the_store_is_down_sessions_go_on_and_are_stored_later(store_url, 
     assert [one.answer for one in results] == ["4", "4"] or all(one.answer for one in results)
     down.is_down = False
     assert await store.drain() == 0 and await store.drain() == 0
-    return [(await store.load(key)).status for key in "ab"], [len((await store.load(key)).events) for key in "ab"]
+    found = [await store.load(key) for key in "ab"]
+    return [one.status for one in found], [len(one.events) for one in found]
 
   statuses, counts = with_store(store_url, tmp_path, work, retry_s=0.05)
   assert statuses == ["succeeded"] * 2 and min(counts) > 5

@@ -157,7 +157,8 @@ def move_deployment(transaction: Transaction, number: int, from_state: str, to_s
     raise StoreError(f"deployment {number} is no longer {from_state}; look at it again")
 
 
-def forget(transaction: Transaction, *, ids: Sequence[int] = (), tenant: str | None = None) -> tuple[int, int]:
+def forget(transaction: Transaction, *, ids: Sequence[int] = (),
+           tenant: str | None = None) -> tuple[int, int]:
   """Deletes sessions with all that belongs to them, and lessons that came from them.
 
   Args:

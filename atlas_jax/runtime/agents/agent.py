@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
-class ToolCall(NamedTuple):
+class ToolRequest(NamedTuple):
   """A tool that an agent wants to have run."""
 
   id: str
@@ -20,11 +20,13 @@ class AgentError(Exception):
     kind: one of `KINDS`.
   """
 
-  KINDS = ("raised", "reply", "tools")
+  KINDS = ("raised", "reply", "tools", "endpoint", "late")
 
   def __init__(self, kind: str, why: str):
     """Takes what went wrong; `why` must not hold a key."""
     super().__init__(why)
+    if kind not in self.KINDS:
+      raise ValueError(f"kind={kind!r} of an agent's error must be one of {', '.join(self.KINDS)}")
     self.kind = kind
 
 
@@ -40,7 +42,7 @@ class AgentReply(NamedTuple):
   """An agent's reply: text, or tools that it wants to have run first."""
 
   text: str
-  tool_calls: tuple[ToolCall, ...] = ()
+  tool_calls: tuple[ToolRequest, ...] = ()
   tokens: CallTokens | None = None  # None: no model was called, or nobody counted
   raw: Any = None                   # as it came
 

@@ -5,6 +5,7 @@ usage_metadata, type), and of langgraph's state with "messages".
 """
 import dataclasses
 import inspect
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,8 @@ class GraphAgent:
     """
     plain = [dict(one) for one in messages]
     given = {"state": {"messages": plain}, "messages": plain, "text": prompt_text(plain)}[self._takes]
-    # A thread for each attempt: a graph with a memory of its own would else hold every message twice.
-    config = {"configurable": {"thread_id": f"{session.key}/{session.step}/{session.attempt}/{len(plain)}"},
+    # A thread for each call: a graph with a memory of its own would else hold every message twice.
+    config = {"configurable": {"thread_id": f"{session.key}/{uuid.uuid4().hex}"},
               "metadata": dict(session.metadata)}
     try:
       invoked = self._with_tools(tools)

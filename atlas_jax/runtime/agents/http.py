@@ -111,14 +111,17 @@ class HttpAgent:
     """Returns the reply, see `agent.Agent`; where tools are offered it may ask for them in OpenAI's form.
 
     Raises:
-      EndpointError: if there is none after all tries.
-      AgentError: if it cannot be used.
+      AgentError: if there is none after all tries, by the `EndpointError` that is its cause, or one cannot
+        be used.
     """
     values = {"task": prompt_text(messages), "messages": [dict(one) for one in messages],
               "metadata": json_value(session.metadata), "session": session.key, "step": session.step,
               "attempt": session.attempt}
     content = json.dumps(_filled(self._settings.template, values), allow_nan=False).encode("ascii")
-    found = await self._tried(content)
+    try:
+      found = await self._tried(content)
+    except EndpointError as error:
+      raise AgentError("endpoint", f"the agent {self.name}: {error}") from error
     return reply_of(self._answer(found), tools_offered=bool(tools))
 
   async def close(self) -> None:
@@ -164,7 +167,10 @@ class HttpAgent:
             if len(found) > MOST_REPLY_BYTES:
               raise EndpointError("reply", answer.status_code, 1, f"more than {MOST_REPLY_BYTES} bytes")
       wait_s = min(chat_form.retry_after(answer.headers.get("retry-after")), self._settings.backoff_most_s)
-      return answer.status_code, bytes(found), wait_s
+      body = bytes(found)
+      for secret in self._secrets.values():  # Before anything is read or cut: an address may well quote it.
+        body = body.replace(secret.encode(), b"***")
+      return answer.status_code, body, wait_s
     except (TimeoutError, httpx.TimeoutException) as error:
       raise EndpointError("timeout", None, 1) from error
     except httpx.HTTPError as error:

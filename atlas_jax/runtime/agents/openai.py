@@ -3,8 +3,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas_jax.rollout.endpoint import AskOptions, Endpoint, EndpointSettings
-from atlas_jax.runtime.agents.agent import AgentReply, AgentSession, CallTokens, Tool
+from atlas_jax.rollout.endpoint import AskOptions, Endpoint, EndpointError, EndpointSettings
+from atlas_jax.runtime.agents.agent import AgentError, AgentReply, AgentSession, CallTokens, Tool
 from atlas_jax.runtime.agents.replies import clean_text, read_calls
 from atlas_jax.runtime.agents.threads import AgentThreads
 
@@ -87,8 +87,8 @@ class OpenAIAgent:
     """Returns the model's reply, see `agent.Agent`.
 
     Raises:
-      EndpointError: if there is none after all tries.
-      AgentError: if it cannot be read.
+      AgentError: if there is none after all tries, by the `EndpointError` that is its cause, or one cannot
+        be read.
     """
     del session  # The endpoint is told nothing of it.
     settings = self._settings
@@ -101,7 +101,10 @@ class OpenAIAgent:
       extra["tool_choice"] = "auto" if has_called else settings.tool_choice
     options = AskOptions(temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
                          max_tokens=settings.max_tokens, extra=extra)
-    reply = await self.endpoint.ask([*system, *messages], options=options)
+    try:
+      reply = await self.endpoint.ask([*system, *messages], options=options)
+    except EndpointError as error:
+      raise AgentError("endpoint", f"the agent {self.name}: {error}") from error
     calls = reply.raw["choices"][0]["message"].get("tool_calls") or ()
     return AgentReply(clean_text(reply.text), read_calls(calls), CallTokens(*reply.usage), reply.raw)
 

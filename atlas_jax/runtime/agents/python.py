@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import pathlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class PythonAgentSettings:
   name: str | None = None    # for people and the learning key; None: the function's
   version: str | None = None  # None: the hash of its source
   idempotent: bool = False   # whether it may be called again for the same step after a crash
+  folder: str | None = None  # that its modules are looked for in, behind all others; None: none more
 
   def __post_init__(self):
     if not self.function:
@@ -37,6 +39,12 @@ class PythonAgentSettings:
 
 def make(settings: PythonAgentSettings, *, threads: AgentThreads | None = None) -> "PythonAgent":
   """Returns the agent of a function that is named; its file or module is run."""
+  if settings.folder is not None:
+    folder = pathlib.Path(settings.folder).expanduser().resolve()
+    if not folder.is_dir():
+      raise ValueError(f"there is no folder={settings.folder!r}: looked for {folder}")
+    if str(folder) not in sys.path:
+      sys.path.append(str(folder))
   return PythonAgent(user_functions.find(settings.function), name=settings.name, version=settings.version,
                      idempotent=settings.idempotent, threads=threads)
 

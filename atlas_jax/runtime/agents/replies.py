@@ -6,7 +6,7 @@ from typing import Any
 from atlas_jax.data.traces import storable
 from atlas_jax.files import json_text
 from atlas_jax.files.damage import clipped, one_line
-from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, ToolCall
+from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, ToolRequest
 
 MOST_CHARS = 1_000_000  # Of a reply.
 
@@ -93,7 +93,7 @@ def _message(value: Mapping[str, Any]) -> AgentReply:
                     read_tokens(value.get("usage")), value)
 
 
-def read_calls(given: Any) -> tuple[ToolCall, ...]:
+def read_calls(given: Any) -> tuple[ToolRequest, ...]:
   """Returns the calls of a message: in OpenAI's form, or {"id", "name", "arguments" or "args"} each.
 
   Arguments that cannot be read are the call's `problem`, which its caller is told of.
@@ -106,8 +106,8 @@ def read_calls(given: Any) -> tuple[ToolCall, ...]:
   return tuple(_call(number, one) for number, one in enumerate(given))
 
 
-def _call(number: int, given: Any) -> ToolCall:
-  if isinstance(given, ToolCall):
+def _call(number: int, given: Any) -> ToolRequest:
+  if isinstance(given, ToolRequest):
     return given
   outer = given if isinstance(given, Mapping) else {}
   inner = outer.get("function", outer)
@@ -124,8 +124,8 @@ def _call(number: int, given: Any) -> ToolCall:
     if not isinstance(found, dict):
       raise ValueError(f"is {type(found).__name__}, not an object")
   except (ValueError, json.JSONDecodeError) as error:
-    return ToolCall(key, clean_text(name), {}, f"the arguments cannot be read: {one_line(error)}")
-  return ToolCall(key, clean_text(name), found)
+    return ToolRequest(key, clean_text(name), {}, f"the arguments cannot be read: {one_line(error)}")
+  return ToolRequest(key, clean_text(name), found)
 
 
 def read_tokens(usage: Any) -> CallTokens | None:

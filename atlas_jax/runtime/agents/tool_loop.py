@@ -21,7 +21,7 @@ from atlas_jax.runtime.agents.agent import (
   AgentSession,
   CallTokens,
   Tool,
-  ToolCall,
+  ToolRequest,
 )
 from atlas_jax.runtime.agents.replies import added, call_message, clean_text, json_value
 from atlas_jax.runtime.agents.threads import AgentThreads, shared
@@ -139,7 +139,7 @@ class ToolLoop:
                        f"rounds, and gives no answer beside")
     return reply._replace(tokens=self.tokens, tool_calls=())
 
-  async def _called(self, call: ToolCall, session: AgentSession, log: EventLog | None,
+  async def _called(self, call: ToolRequest, session: AgentSession, log: EventLog | None,
                     parent: int | None) -> None:
     span = self._begun(call, session, log, parent)
     began = time.monotonic()
@@ -155,7 +155,7 @@ class ToolLoop:
     content = text if status == "ok" else storable.dumps({"error": text})
     self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
 
-  def _problem(self, call: ToolCall) -> str | None:
+  def _problem(self, call: ToolRequest) -> str | None:
     """Returns why a call is not made, None if it is."""
     if len(self.calls) >= self._settings.calls:
       return f"not run: all {self._settings.calls} calls of tools are used"
@@ -194,7 +194,7 @@ class ToolLoop:
     most = self._settings.result_chars
     return clean_text(clipped(text, most, f" (cut: {len(text)} characters, {most} are shown)"))
 
-  def _begun(self, call: ToolCall, session: AgentSession, log: EventLog | None, parent: int | None) -> int:
+  def _begun(self, call: ToolRequest, session: AgentSession, log: EventLog | None, parent: int | None) -> int:
     if log is None:
       return 0
     span = log.span()
@@ -203,8 +203,8 @@ class ToolLoop:
              data={"id": call.id, "name": call.name, "arguments": dict(call.arguments)})
     return span
 
-  def _ended(self, call: ToolCall, status: str, text: str, seconds: float, span: int, session: AgentSession,
-             log: EventLog | None, parent: int | None) -> None:
+  def _ended(self, call: ToolRequest, status: str, text: str, seconds: float, span: int,
+             session: AgentSession, log: EventLog | None, parent: int | None) -> None:
     self.calls.append(ToolRecord(self.rounds, call.id, call.name, call.arguments, status, text, seconds))
     if log is not None:
       log.emit("tool", "END", actor="tool", span=span, parent=parent, step=session.step,

@@ -20,11 +20,12 @@ SCREENS = {"light": (1_280, False), "dark": (1_280, True), "phone": (390, False)
 # Page -> the run that it is shown of.
 RUNS = {"overview": "flagship_smoke", "live_training": "flagship_smoke", "memory_deep_dive": "flagship_smoke",
         "alerts_health": "flagship_smoke", "numerical_stability": "flagship_smoke", "phases": "modular_smoke",
-        "completions": "grpo_sums", "puzzles": "sudoku_4x4"}
+        "completions": "grpo_sums", "puzzles": "sudoku_4x4", "sessions": "flagship_smoke"}
 # Pictures of the guide, by page; of all others one in light is enough.
 IN_GUIDE = {"live_training": ("light", "dark", "phone"), "memory_deep_dive": ("light", "dark"),
             "overview": ("light",), "alerts_health": ("light", "phone"), "completions": ("light",),
-            "puzzles": ("light",), "numerical_stability": ("light",), "phases": ("light",)}
+            "puzzles": ("light",), "numerical_stability": ("light",), "phases": ("light",),
+            "sessions": ("light", "phone")}
 HIGHEST = {"light": 2_400, "dark": 2_400, "phone": 2_600}  # Pixels: a picture in a guide is no scroll.
 
 

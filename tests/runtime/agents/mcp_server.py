@@ -4,6 +4,7 @@ import sys
 import time
 
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 server = MCPServer("numbers")
 
@@ -17,7 +18,7 @@ def add(a: int, b: int) -> str:
 @server.tool()
 def fail(why: str) -> str:
   """Fails."""
-  raise ValueError(why)
+  raise ToolError(why)
 
 
 @server.tool()

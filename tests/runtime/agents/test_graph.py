@@ -129,3 +129,30 @@ def test_a_graph_is_loaded_by_name_or_from_what_makes_it():
 def test_errors_name_the_field(given, said):
   with pytest.raises(ValueError, match=said):
     load.load({"kind": "graph", **given})
+
+
+def test_a_graph_of_langgraph_itself_and_a_model_of_langchain():
+  messages = pytest.importorskip("langchain_core.messages")
+  models = pytest.importorskip("langchain_core.language_models.fake_chat_models")
+  graphs = pytest.importorskip("langgraph.graph")
+  memory = pytest.importorskip("langgraph.checkpoint.memory")
+  asked = []
+
+  async def node(state):
+    asked.append([(one.type, one.content, one.name) for one in state["messages"]])
+    usage = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
+    return {"messages": [messages.AIMessage("it is 4", usage_metadata=usage)]}
+
+  builder = graphs.StateGraph(graphs.MessagesState)
+  builder.add_node("only", node)
+  builder.add_edge(graphs.START, "only")
+  builder.add_edge("only", graphs.END)
+  agent = GraphAgent(builder.compile(checkpointer=memory.InMemorySaver()))
+  given = [*MESSAGES, {"role": "assistant", "content": "5"},
+           {"role": "user", "name": "guidance", "content": "Again."}]
+  for _ in range(2):  # It remembers nothing of the call before.
+    reply = call(agent, given)
+    assert (reply.text, reply.tokens) == ("it is 4", CallTokens(5, 2))
+  assert asked == [[("human", "2+2", None), ("ai", "5", None), ("human", "Again.", "guidance")]] * 2
+  model = models.GenericFakeChatModel(messages=iter([messages.AIMessage("hi")]))
+  assert call(GraphAgent(model)).text == "hi"

@@ -67,9 +67,11 @@ def test_answers_that_cannot_be_used_are_refused(server, answer, path, said):
 ], ids=["400", "404", "307", "429", "503", "dropped", "slow"])
 def test_tries_are_made_where_they_may_help(server, answer, kind, tries):
   server.use([answer])
-  with pytest.raises(EndpointError) as raised:
+  with pytest.raises(AgentError) as raised:
     call(made(server, timeout_s=0.1 if kind == "timeout" else 5.0))
-  assert (raised.value.kind, raised.value.tries, len(server.asked)) == (kind, tries, tries)
+  error = raised.value.__cause__
+  assert isinstance(error, EndpointError) and raised.value.kind == "endpoint"
+  assert (error.kind, error.tries, len(server.asked)) == (kind, tries, tries)
   assert len({one["Idempotency-Key"] for one in server.headers}) == 1
 
 
@@ -81,9 +83,11 @@ def test_a_busy_address_is_asked_again(server):
 def test_keys_come_from_the_environment_and_are_in_no_error(server, monkeypatch):
   monkeypatch.setenv("AGENT_TOKEN", "planted-key")
   server.use([Answer("bad planted-key", 401)])
-  with pytest.raises(EndpointError) as raised:
+  with pytest.raises(AgentError) as raised:
     call(made(server, header_variables={"Authorization": "AGENT_TOKEN"}))
   assert server.headers[0]["Authorization"] == "planted-key" and "planted" not in str(raised.value)
+  server.use([Answer("I was given planted-key")])
+  assert call(made(server, header_variables={"X": "AGENT_TOKEN"})).text == "I was given ***"
   monkeypatch.delenv("AGENT_TOKEN")
   with pytest.raises(ValueError, match="agent: header_variables.Authorization names .* AGENT_TOKEN"):
     made(server, header_variables={"Authorization": "AGENT_TOKEN"})

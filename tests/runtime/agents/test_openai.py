@@ -4,7 +4,7 @@ import json
 import pytest
 
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime.agents.agent import Agent, AgentError, CallTokens, Tool, ToolCall
+from atlas_jax.runtime.agents.agent import Agent, AgentError, CallTokens, Tool, ToolRequest
 from atlas_jax.runtime.agents.load import load
 from tests.rollout.chat_server import Answer, said
 from tests.runtime.agents.agents import MESSAGES, call
@@ -42,9 +42,10 @@ def test_a_key_that_is_named_is_sent_and_must_be_set(server, monkeypatch):
   call(made(server, key_variable="AGENT_KEY"))
   assert server.headers[0]["Authorization"] == "Bearer planted-key"
   server.use([Answer("no planted-key here", 400)])
-  with pytest.raises(EndpointError) as raised:
+  with pytest.raises(AgentError) as raised:
     call(made(server, key_variable="AGENT_KEY"))
-  assert "planted-key" not in str(raised.value) and raised.value.tries == 1
+  assert "planted-key" not in str(raised.value) and raised.value.kind == "endpoint"
+  assert isinstance(raised.value.__cause__, EndpointError) and raised.value.__cause__.tries == 1
   monkeypatch.delenv("AGENT_KEY")
   with pytest.raises(ValueError, match="agent: .*AGENT_KEY"):
     made(server, key_variable="AGENT_KEY")
@@ -57,7 +58,7 @@ def test_tools_are_offered_and_calls_are_read(server):
   assert server.asked[0]["tools"] == [{"type": "function", "function": {
     "name": "add", "description": "Adds.", "parameters": ADD.schema}}]
   assert server.asked[0]["tool_choice"] == "required"
-  assert reply.tool_calls[:2] == (ToolCall("1", "add", {"a": 2}), ToolCall("call_1", "add", {}))
+  assert reply.tool_calls[:2] == (ToolRequest("1", "add", {"a": 2}), ToolRequest("call_1", "add", {}))
   assert "cannot be read" in reply.tool_calls[2].problem and "is list" in reply.tool_calls[3].problem
   call(agent, [*MESSAGES, {"role": "tool", "tool_call_id": "1", "content": "2"}], tools=[ADD])
   assert server.asked[1]["tool_choice"] == "auto"

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from atlas_jax.runtime.agents import python
-from atlas_jax.runtime.agents.agent import Agent, AgentError, AgentReply, CallTokens, ToolCall
+from atlas_jax.runtime.agents.agent import Agent, AgentError, AgentReply, CallTokens, ToolRequest
 from atlas_jax.runtime.agents.python import PythonAgent
 from tests.runtime.agents.agents import MESSAGES, call, echo
 
@@ -86,9 +86,9 @@ def test_a_value_that_contains_itself_is_refused():
 
 
 def test_a_reply_of_its_own_keeps_its_calls_and_tokens():
-  reply = AgentReply("a\x00", (ToolCall("1", "f", {}),), CallTokens(3, 4))
+  reply = AgentReply("a\x00", (ToolRequest("1", "f", {}),), CallTokens(3, 4))
   found = call(PythonAgent(lambda task: reply))
-  assert found == AgentReply("a\ufffd", (ToolCall("1", "f", {}),), CallTokens(3, 4))
+  assert found == AgentReply("a\ufffd", (ToolRequest("1", "f", {}),), CallTokens(3, 4))
 
 
 def raising(error):

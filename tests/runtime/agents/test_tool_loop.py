@@ -5,8 +5,7 @@ import threading
 
 import pytest
 
-from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, Tool, ToolCall
+from atlas_jax.runtime.agents.agent import AgentError, AgentReply, CallTokens, Tool, ToolRequest
 from atlas_jax.runtime.agents.load import load
 from atlas_jax.runtime.agents.python import PythonAgent
 from atlas_jax.runtime.agents.threads import AgentThreads
@@ -54,7 +53,7 @@ def scripted(*replies):
 
 def asks(*calls, text=""):
   """A reply that asks for tools: (name, arguments) each."""
-  return AgentReply(text, tuple(ToolCall(f"c{number}", name, arguments)
+  return AgentReply(text, tuple(ToolRequest(f"c{number}", name, arguments)
                                 for number, (name, arguments) in enumerate(calls)), CallTokens(5, 2))
 
 
@@ -177,7 +176,7 @@ def test_a_tool_that_raises_a_timeout_of_its_own_has_failed():
 def test_tokens_before_a_failure_of_the_agent_are_kept(server):
   server.use([wants(("1", "add", '{"a": 1, "b": 1}')), Answer("bad", 400)])
   loop = ToolLoop(load({"kind": "openai", "url": server.url, "model": "m"}), TOOLS)
-  with pytest.raises(EndpointError):
+  with pytest.raises(AgentError):
     run(loop)
   assert loop.tokens == CallTokens(5, 2) and loop.rounds == 2
 
