@@ -74,7 +74,10 @@ def shell(tmp_path_factory):
     ran[command] = serve(clone, command) if COMMANDS[command].asks else run_once(clone, command)
     return ran[command]
 
-  return run
+  yield run
+  for file in clone.glob(".atlas/servers/*.pid"):  # `atlas deploy` leaves its server at work.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(int(file.read_text()), signal.SIGTERM)
 
 
 def make_clone(clone: pathlib.Path) -> pathlib.Path:
@@ -92,6 +95,7 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
     (clone / ".venv" / name).symlink_to(environment / name)
   stamp = "source scripts/environment.sh; state_of $(lock_of .venv) >.venv/.installed-core"
   subprocess.run(["bash", "-c", stamp], cwd=clone, check=True)
+  write_programs(clone / "programs")
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
   (clone / "TASK.json").write_text(json.dumps(TASK))
@@ -105,13 +109,24 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   return clone
 
 
+def write_programs(folder: pathlib.Path) -> None:
+  """Writes the programs of setup.py's entry points, as an installation of the clone has them."""
+  folder.mkdir()
+  for line in re.findall(r'"([\w-]+ = [\w.]+:\w+)"', (ROOT / "setup.py").read_text()):
+    name, _, target = line.partition(" = ")
+    module, _, function = target.partition(":")
+    program = folder / name
+    program.write_text(f"#!/usr/bin/env python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    program.chmod(0o755)
+
+
 def shell_of(clone: pathlib.Path, command: str) -> dict:
   """Returns what subprocess needs to run a command as a reader's shell does, and nothing may be installed."""
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   quick = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(clone)}
   closed = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_CACHE_DIR": f"{clone}/uv", "HOME": f"{clone}/home"}
   env = {**os.environ, "XDG_CACHE_HOME": cache, **quick, **closed}
-  text = f"source .venv/bin/activate\n{command} {COMMANDS[command].flags}"
+  text = f"source .venv/bin/activate\nPATH=$PWD/programs:$PATH\n{command} {COMMANDS[command].flags}"
   return {"args": ["bash", "-ec", text], "cwd": clone, "text": True, "env": env,
           "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
 
