@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from atlas_jax.pipeline import checkpoint, places
+from atlas_jax.runtime import canary
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.routing import HistoryRouter
+from atlas_jax.runtime.settings import DeploySettings
+from atlas_jax.workdir import SUMMARY
 from experiments.adaptive_teacher.models import Writer, _clock
 from experiments.closed_loop import config as settings
 from experiments.closed_loop import models, sessions
@@ -70,7 +73,7 @@ class Seed:
   @functools.cached_property
   def first(self) -> Round:
     """Returns the teacher that nothing has trained but its start."""
-    run = self._tuned(self.folder / "start", "start", self.seed)
+    run = self.tuned("start", "start")
     return Round(0, run, models.version(run))
 
   def team(self, at: Round) -> Team:
@@ -81,6 +84,10 @@ class Seed:
   def held_out(self) -> list[Given]:
     """Returns the tasks of all evaluations."""
     return sessions.held_out(self.seed, self.count)
+
+  def tuned(self, name: str, stage: str, *flags: str) -> pathlib.Path:
+    """Returns the workdir of a run of this seed, which is made if it is not there."""
+    return self._tuned(self.folder / name, stage, self.seed, *flags)
 
   # Stages of a round.
 
@@ -131,10 +138,10 @@ class Seed:
     """Returns the store of an arm's sessions."""
     return f"sqlite:///{self.folder / arm / 'atlas.db'}"
 
-  def _tuned(self, workdir: pathlib.Path, stage: str, seed: int) -> pathlib.Path:
-    if not (workdir / "summary.json").exists():
-      self._execute(["-m", "atlas_jax.main", f"--workdir={workdir}",
-                     f"--config={settings.__file__}:stage={stage},seed={seed}{',smoke' * self.smoke}"])
+  def _tuned(self, workdir: pathlib.Path, stage: str, seed: int, *flags: str) -> pathlib.Path:
+    if not (workdir / SUMMARY).exists():
+      spec = f"{settings.__file__}:stage={stage},seed={seed}{',smoke' * self.smoke}"
+      self._execute(["-m", "atlas_jax.main", f"--workdir={workdir}", f"--config={spec}", *flags])
     return workdir
 
 
@@ -166,6 +173,53 @@ def rows(seed: Seed, arm: str, rounds: int) -> dict[str, dict]:
       print(name, {key: found[name][key] for key in ("accuracy", "alone", "ndr")}, costs,
             found[name].get("free", {}), flush=True)
   return found
+
+
+def free_rows(seed: Seed, rounds: int) -> dict[str, dict]:
+  """Returns rows of free routing where evidence is what the student got right before the teacher spoke."""
+  found = {}
+  for at in _trained_rounds(seed, rounds):
+    store = seed.folder / "loop" / f"first_{at.number}.db"
+    _removed(store)
+    router = lambda one: HistoryRouter(POLICY, store=sessions.FirstAttempts(one), clock=_Ticks())
+    results = sessions.run(seed.held_out, seed.team(at), url=f"sqlite:///{store}", prefix=f"held-{at.number}",
+                           lane=None, router=router)
+    found[f"first/{seed.seed}/{at.number}"] = {"arm": "first", "seed": seed.seed, "round": at.number,
+                                               "free": routed(seed.held_out, results)}
+  return found
+
+
+def broken_row(seed: Seed, rounds: int) -> dict[str, dict]:
+  """Returns the row of a broken checkpoint beside the last teacher: after how many pairs it is taken back.
+
+  The checkpoint is that of a teacher after one update from random parameters.
+  """
+  run = seed.tuned("broken", "start", "--config.optim.steps=1", "--config.optim.warmup_steps=1")
+  last = _trained_rounds(seed, rounds)[-1]
+  given = sessions.tasks(seed.seed, 900, seed.count)
+  answers = {}
+  for name, at in (("new", Round(0, run, "broken")), ("old", last)):
+    store = seed.folder / "broken" / f"{name}.db"
+    _removed(store)
+    answers[name] = sessions.run(given, seed.team(at), url=f"sqlite:///{store}", prefix=name)
+  pairs = [canary.Pair(new.reward, old.reward) for new, old in zip(answers["new"], answers["old"], strict=True)]
+  found = canary.Decision("wait", "", 0)
+  for count in range(1, len(pairs) + 1):
+    found = canary.decide(pairs[:count], DeploySettings())
+    if found.what != "wait":
+      break
+  return {f"broken/{seed.seed}/{last.number}": {
+      "arm": "broken", "seed": seed.seed, "round": last.number, "decision": found.what, "why": found.why,
+      "sessions": found.pairs, "delta": found.delta,
+      **{name: sum(one.reward or 0 for one in answers[name]) / len(given) for name in answers}}}
+
+
+def _trained_rounds(seed: Seed, rounds: int) -> list[Round]:
+  """Returns the teachers of the loop that are there."""
+  outputs = [seed.folder / "loop" / f"round_{number}" for number in range(1, rounds + 1)]
+  return [seed.first, *(Round(number, output / places.RUNS["train"],
+                              checkpoint.version(output / places.CHECKPOINT)[:12])
+                        for number, output in enumerate(outputs, start=1))]
 
 
 def measured(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:

@@ -13,6 +13,7 @@ from atlas_jax.rollout import teaching
 from atlas_jax.rollout.chat_form import EndpointReply, ReplyTokens
 from atlas_jax.runtime.agents.agent import AgentReply, AgentSession, CallTokens, Tool
 from atlas_jax.runtime.chat_models import ModelError
+from atlas_jax.workdir import SUMMARY
 from experiments.adaptive_teacher.models import Writer
 from experiments.closed_loop import config as settings
 
@@ -114,5 +115,5 @@ def templates() -> teaching.TemplateSet:
 
 def version(workdir: pathlib.Path) -> str:
   """Returns a version of the newest parameters of a run: of the folder's name and its summary."""
-  text = (workdir / "summary.json").read_bytes()
+  text = (workdir / SUMMARY).read_bytes()
   return hashlib.sha256(workdir.name.encode() + text).hexdigest()[:12]

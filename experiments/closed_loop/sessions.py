@@ -11,6 +11,7 @@ from atlas_jax.data.convention import CONVENTIONS, TAGS, Convention
 from atlas_jax.data.problems import Problem, StableRandom
 from atlas_jax.data.traces import export, review
 from atlas_jax.data.traces.query import APPROVED, PENDING, QUARANTINED, SessionQuery
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.rollout import rewards
 from atlas_jax.runtime.fingerprint import fingerprint, learning_key
@@ -112,6 +113,27 @@ async def _run(given, approaches, team, url, prefix, lane, router) -> list[Sessi
     return found
   finally:
     await store.close()
+
+
+class FirstAttempts:
+  """The history of a store with the score of each session's first attempt in place of its last.
+
+  What the student got right with the teacher's help says nothing of how it does without.
+  """
+
+  def __init__(self, store: RuntimeStore):
+    """Takes the store."""
+    self._store = store
+
+  async def history(self, learning_key: str, most: int) -> list[Trace]:
+    """Returns the newest sessions of a family; see `RuntimeStore.history`."""
+    found = []
+    for trace in await self._store.history(learning_key, most):
+      attempts = [one for step in trace.steps for one in step.attempts]
+      score = attempts[0].score.value if attempts else None
+      found.append(Trace.from_json({**trace.to_json(), "session_reward": {"score": score},
+                                    "reward_stats": {"score": score, "source": "grader"}}))
+    return found
 
 
 def key_of(agent: models.StudentAgent, one: Given) -> str:
