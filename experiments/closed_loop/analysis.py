@@ -169,6 +169,14 @@ def _control_claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
     made.append(("a broken checkpoint is taken back within 40 sessions",
                  all(row["decision"] == "roll_back" and row["sessions"] <= 40 for row in broken),
                  f"after {', '.join(str(row['sessions']) for row in broken)} pairs"))
+  for name, state in (("deployed", "active"), ("deployed_broken", "rolled_back")):
+    for row in (row for row in found.values() if row["arm"] == name):
+      at_work = next(iter(row["by_version"].values()))["tasks"]
+      made.append((f"`atlas deploy` behind our own server, seed {row['seed']}, "
+                   f"{'a broken' if 'broken' in name else 'the'} teacher of round {row['round']}: {state}",
+                   row["state"] == state and (state == "active" or at_work <= 40),
+                   f"decided after {row['decision']['pairs']} pairs, gain {row['decision']['delta']:+.3f}; "
+                   f"{at_work} sessions got it"))
   return made
 
 

@@ -21,6 +21,7 @@ from experiments.closed_loop import config as settings
 from experiments.closed_loop import models, sessions
 from experiments.closed_loop.sessions import Given, Team
 
+ROOT = pathlib.Path(__file__).parents[2]
 Execute = Callable[[list[str]], None]
 
 # Student and teacher write no plans, which the stricter lanes begin with.
@@ -51,11 +52,21 @@ class Round(NamedTuple):
 class Seed:
   """Models, tasks and folders of one seed."""
 
-  def __init__(self, workdir: pathlib.Path, seed: int, *, execute: Execute, smoke: bool = False):
-    """Takes a folder for runs of all seeds, and how programs are run: module or script, then flags."""
+  def __init__(self, workdir: pathlib.Path, seed: int, *, execute: Execute, smoke: bool = False,
+               steps: int | None = None):
+    """Takes how the seed is run.
+
+    Args:
+      workdir: for runs of all seeds.
+      seed: of letters, tasks, the first teacher and samples.
+      execute: runs a program of this project, given "-m" and a module, or a script, and flags.
+      smoke: whether models are tiny and tasks few.
+      steps: updates of a round; None: those of the study.
+    """
     self.seed = seed
-    self.all = workdir
-    self.folder = workdir / str(seed)
+    self.all = workdir.absolute()
+    self.folder = self.all / str(seed)
+    self._steps = [] if steps is None else ["--override", f"optim.steps={steps}"]
     self.smoke = smoke
     self.count = 16 if smoke else sessions.TASKS
     self._execute = execute
@@ -115,7 +126,8 @@ class Seed:
         sessions.shuffle_truths(file, self.seed)
       flags = ["scripts/run_offline_pipeline.py", f"--export-path={file}", f"--output-dir={output}",
                f"--config={settings.__file__}:stage=round,seed={self.seed}{',smoke' * self.smoke}",
-               "--override", f"model.path={at.workdir}", "--override", f"teacher.student={self.student_run}"]
+               "--override", f"model.path={at.workdir}", "--override", f"teacher.student={self.student_run}",
+               *self._steps]
       if not rules.has_gate:
         flags += ["--override", "traces.review_status=approved,pending,quarantined"]
       self._execute(flags)
@@ -289,6 +301,6 @@ def spawn(flags: list[str]) -> None:
   Raises:
     RuntimeError: if it fails, with the end of what it said.
   """
-  done = subprocess.run([sys.executable, *flags], text=True, capture_output=True, check=False)
+  done = subprocess.run([sys.executable, *flags], text=True, capture_output=True, check=False, cwd=ROOT)
   if done.returncode:
     raise RuntimeError(f"{' '.join(flags)} failed: {done.stderr[-3_000:]}")

@@ -18,6 +18,7 @@ import time
 from atlas_jax.runtime import settings as settings_of
 from atlas_jax.runtime.assembly import Assembly
 from atlas_jax.runtime.session import SessionSpec
+from experiments import arms
 from experiments.adaptive_teacher.models import Writer
 from experiments.closed_loop import config as settings
 from experiments.closed_loop import loop, models, runtime, sessions
@@ -69,8 +70,7 @@ async def at_work(given: list[sessions.Given], approaches: list[str]) -> tuple[l
           f"proof-{time.time_ns()}-{place}", one.problem.prompt, ground_truth=one.truth,
           tags=(one.problem.extra["tag"],), approach=approaches[place])) for place, one in part))
       await asyncio.gather(*made._compared, return_exceptions=True)
-  async with made.__class__(made.settings) as again:
-    listed = await again.store.deployments("teacher")
+    listed = await made.store.deployments("teacher")
   return found, listed
 
 
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> dict:
   parser.add_argument("--round", type=int, default=1)
   parser.add_argument("--output", type=pathlib.Path, help="of another pipeline than that of the round")
   parser.add_argument("--tasks", type=int, default=96)
+  parser.add_argument("--out", type=pathlib.Path, help="results that get the row")
+  parser.add_argument("--name", default="deployed", help="of the row")
   asked = parser.parse_args(argv)
   folder = asked.workdir / str(asked.seed)
   before = folder / "start" if asked.round == 1 else folder / "loop" / f"round_{asked.round - 1}" / "train"
@@ -97,11 +99,14 @@ def main(argv: list[str] | None = None) -> dict:
   by_version: dict[str, list[int]] = {}
   for task, one in zip(given, found, strict=True):
     by_version.setdefault(str(one.versions["teacher"])[:12], []).append(int(one.answer == task.truth))
-  row = {"said": said, "seconds": round(seconds, 1), "tasks": len(given),
+  row = {"arm": asked.name, "seed": asked.seed, "round": asked.round, "said": said, "seconds": round(seconds, 1), "tasks": len(given),
          "right": "".join(str(int(one.answer == task.truth)) for task, one in zip(given, found, strict=True)),
          "by_version": {name: {"tasks": len(bits), "right": sum(bits)} for name, bits in by_version.items()},
          "state": listed[-1].state, "decision": listed[-1].metadata.get("decision")}
   print(json.dumps(row))
+  if asked.out is not None:
+    rows = {**arms.read(asked.out), f"{asked.name}/{asked.seed}/{asked.round}": row}
+    asked.out.write_text(json.dumps(rows, indent=1) + "\n")
   subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", "rollback", f"--config={runtime.__file__}"],
                  check=False, stdout=subprocess.DEVNULL)
   subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", "rollback", f"--config={runtime.__file__}",
