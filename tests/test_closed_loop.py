@@ -1,4 +1,4 @@
-"""The study of the closed loop: rounds run, the reviewer and the controls are what they say, tables are true."""
+"""The study of the closed loop: rounds run, reviewer and controls are what they say, tables are true."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests import helpers, program
 
 
 class Answers:
-  """A student that answers plainly or as the hint before the letter says, a teacher that knows some letters."""
+  """A student that answers plainly or as it is told, and a teacher that knows some letters."""
 
   def __init__(self, knows=()):
     self.knows = dict(knows)
@@ -123,7 +123,8 @@ def test_free_routing_leaves_the_letters_alone_that_the_student_knows(tmp_path, 
   seed = 3
   letters = Convention(tag_seed=seed).conventions
   given = sessions.held_out(seed, 96)
-  router = lambda store: loop.HistoryRouter(loop.POLICY, store=sessions.FirstAttempts(store), clock=loop._Ticks())
+  router = lambda store: loop.HistoryRouter(loop.POLICY, store=sessions.FirstAttempts(store),
+                                            clock=loop._Ticks())
   found = sessions.run(given, team(letters), url=f"sqlite:///{tmp_path}/a.db", prefix="x", lane=None,
                        router=router)
   routed = loop.routed(given, found)
@@ -147,8 +148,9 @@ def row(arm, seed, number, right, alone="0011" * 8, **more):
   free = {"accuracy": 0.5, "auto_share": 0.1 * number, "auto_share_second_half": 0.1, "auto_accuracy": 0.95,
           "teacher_tokens": 100, "lanes": {"auto": 1, "paired": 31}}
   return {f"{arm}/{seed}/{number}": {
-      "arm": arm, "seed": seed, "round": number, "right": right, "right_alone": alone, "accuracy": share(right),
-      "alone": share(alone), "ndr": 1.0, "teacher_tokens_per_right": 40.0 - number, "tokens_per_right": 90.0,
+      "arm": arm, "seed": seed, "round": number, "right": right, "right_alone": alone,
+      "accuracy": share(right), "alone": share(alone), "ndr": 1.0,
+      "teacher_tokens_per_right": 40.0 - number, "tokens_per_right": 90.0,
       "free": free, **more}}
 
 
@@ -156,10 +158,12 @@ def results():
   found = {}
   collected = {"planted": 2, "quarantined": 2}
   for seed in (1, 2):
-    found |= row("loop", seed, 0, "0011" * 8, collected=collected) | row("loop", seed, 1, "1111" * 8, cpu_s=9.0)
+    found |= row("loop", seed, 0, "0011" * 8, collected=collected)
+    found |= row("loop", seed, 1, "1111" * 8, cpu_s=9.0)
     found |= row("poison", seed, 0, "0011" * 8) | row("poison", seed, 1, "0011" * 8)
     found |= row("shuffled", seed, 0, "0011" * 8) | row("shuffled", seed, 1, "0111" * 8)
-    found[f"broken/{seed}/1"] = {"arm": "broken", "seed": seed, "round": 1, "decision": "roll_back", "sessions": 12}
+    found[f"broken/{seed}/1"] = {"arm": "broken", "seed": seed, "round": 1, "decision": "roll_back",
+                                 "sessions": 12}
   return found
 
 

@@ -58,8 +58,9 @@ def change(found: Mapping[str, dict], arm: str, before: int, after: int) -> dict
 
 def rounds_table(found: Mapping[str, dict]) -> list[str]:
   """Writes the rounds of the loop."""
-  header = ("round", "seeds", "right with the teacher", "each seed", "student alone", "against round 0, points",
-            "McNemar p", "NDR against round 0", "NDR against alone", "teacher tokens per right answer",
+  header = ("round", "seeds", "right with the teacher", "each seed", "student alone",
+            "against round 0, points", "McNemar p", "NDR against round 0", "NDR against alone",
+            "teacher tokens per right answer",
             "all tokens per right answer", "training, CPU s")
   lines = _header(header)
   for number in range(last_round(found, "loop") + 1):
@@ -124,7 +125,8 @@ def claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
                  one["p"] < P and min(one["by_seed"]) > 0,
                  f"p = {_p(one)}, {one['gained']} gained, {one['lost']} lost, by seed "
                  + ", ".join(f"{100 * value:+.1f}" for value in one["by_seed"])))
-  made.append((f"at least {100 * LIFT:.0f} points from round 0 to {last}", whole["lift"] >= LIFT, _points(whole)))
+  made.append((f"at least {100 * LIFT:.0f} points from round 0 to {last}", whole["lift"] >= LIFT,
+               _points(whole)))
   ndr = min(row["ndr"] for number in range(last + 1) for row in rows_of(found, "loop", number))
   made.append((f"NDR at least {NDR}", min(whole["ndr"], ndr) >= NDR,
                f"{whole['ndr']:.3f} against round 0, at least {ndr:.3f} against the student alone"))

@@ -1,4 +1,4 @@
-"""The loop of one seed: sessions, review, export, a pipeline's training, the new teacher at work, evaluation."""
+"""The loop of one seed: sessions, review, export, a pipeline's training, the new teacher, evaluation."""
 import functools
 import json
 import pathlib
@@ -214,7 +214,8 @@ def broken_row(seed: Seed, rounds: int) -> dict[str, dict]:
     store = seed.folder / "broken" / f"{name}.db"
     _removed(store)
     answers[name] = sessions.run(given, seed.team(at), url=f"sqlite:///{store}", prefix=name)
-  pairs = [canary.Pair(new.reward, old.reward) for new, old in zip(answers["new"], answers["old"], strict=True)]
+  both = zip(answers["new"], answers["old"], strict=True)
+  pairs = [canary.Pair(new.reward, old.reward) for new, old in both]
   found = canary.Decision("wait", "", 0)
   for count in range(1, len(pairs) + 1):
     found = canary.decide(pairs[:count], DeploySettings())
@@ -258,7 +259,7 @@ def measured(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:
 def routed(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:
   """Returns what sessions came to whose lanes were chosen by history."""
   auto = [(task, one) for task, one in zip(given, found, strict=True) if one.lane == "auto"]
-  last = [one for one in found[len(found) // 2:]]
+  last = list(found[len(found) // 2:])
   right = lambda pairs: sum(one.answer == task.problem.answer for task, one in pairs)
   return {"accuracy": round(right(zip(given, found, strict=True)) / len(found), 4),
           "auto_share": round(len(auto) / len(found), 4),

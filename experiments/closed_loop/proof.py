@@ -92,14 +92,16 @@ def main(argv: list[str] | None = None) -> dict:
   said = deployed(output)
   seed = loop.Seed(asked.workdir, asked.seed, execute=loop.spawn)
   given = seed.held_out[:asked.tasks]
-  approaches = seed.student.write([f"{one.problem.prompt}?" for one in given], max_tokens=settings.PROBE_TOKENS)
+  probes = [f"{one.problem.prompt}?" for one in given]
+  approaches = seed.student.write(probes, max_tokens=settings.PROBE_TOKENS)
   began = time.monotonic()
   found, listed = asyncio.run(at_work(given, approaches))
   seconds = time.monotonic() - began
   by_version: dict[str, list[int]] = {}
   for task, one in zip(given, found, strict=True):
     by_version.setdefault(str(one.versions["teacher"])[:12], []).append(int(one.answer == task.truth))
-  row = {"arm": asked.name, "seed": asked.seed, "round": asked.round, "said": said, "seconds": round(seconds, 1), "tasks": len(given),
+  row = {"arm": asked.name, "seed": asked.seed, "round": asked.round, "said": said,
+         "seconds": round(seconds, 1), "tasks": len(given),
          "right": "".join(str(int(one.answer == task.truth)) for task, one in zip(given, found, strict=True)),
          "by_version": {name: {"tasks": len(bits), "right": sum(bits)} for name, bits in by_version.items()},
          "state": listed[-1].state, "decision": listed[-1].metadata.get("decision")}

@@ -24,8 +24,8 @@ def get_config(arg=None):
   config = settings.default()
   config.agent.update(kind="python", options={"function": f"{WORLD}:student", "name": "sums"},
                       templates=templates)
-  config.teacher.update(kind="function", function=f"{WORLD}:teacher_before", templates=templates, form="texts",
-                        max_tokens=12)
+  config.teacher.update(kind="function", function=f"{WORLD}:teacher_before", templates=templates,
+                        form="texts", max_tokens=12)
   config.grader = "verbatim"
   config.routing.lane = "paired"
   config.store.update(url=f"sqlite:///{folder}/atlas.db", spool=f"{folder}/spool")

@@ -1,4 +1,4 @@
-"""Sessions of the study: tasks go through the runtime, into a store, past a scripted reviewer, and out again."""
+"""Sessions of the study: tasks go through the runtime, into a store, past a reviewer, and out again."""
 import asyncio
 import contextlib
 import itertools
@@ -201,6 +201,6 @@ def shuffle_truths(file: pathlib.Path, seed: int) -> None:
     other = draws.below(last + 1)
     forms[last], forms[other] = forms[other], forms[last]
   for row, form in zip(rows, forms, strict=True):
-    letters = {letter: form for letter in TAGS}
+    letters = dict.fromkeys(TAGS, form)
     row["session_metadata"]["ground_truth"] = right_answer(row["task"], letters)
   file.write_text("".join(json.dumps(row) + "\n" for row in rows))
