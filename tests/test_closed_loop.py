@@ -160,7 +160,7 @@ def results():
   for seed in (1, 2):
     found |= row("loop", seed, 0, "0011" * 8, collected=collected)
     found |= row("loop", seed, 1, "1111" * 8, cpu_s=9.0)
-    found |= row("poison", seed, 0, "0011" * 8) | row("poison", seed, 1, "0011" * 8)
+    found |= row("poison", seed, 0, "0011" * 8) | row("poison", seed, 1, "0011" * 8, ndr=0.5)
     found |= row("shuffled", seed, 0, "0011" * 8) | row("shuffled", seed, 1, "0111" * 8)
     found[f"broken/{seed}/1"] = {"arm": "broken", "seed": seed, "round": 1, "decision": "roll_back",
                                  "sessions": 12}

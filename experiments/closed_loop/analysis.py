@@ -159,8 +159,10 @@ def _control_claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
     one = change(found, arm, 0, last)
     if holds is None:
       hurt = against(found, "loop", arm, last)
-      made.append((says, hurt["lift"] < 0 and hurt["p"] < P,
-                   f"{_points(hurt)} against the loop after {last} round, p = {_p(hurt)}"))
+      # Poison is aimed at what the student has right by itself: a loss elsewhere may be luck of training.
+      ndr = float(np.mean([row["ndr"] for row in rows_of(found, arm, last)]))
+      made.append((says, hurt["lift"] < 0 and hurt["p"] < P and ndr < NDR,
+                   f"{_points(hurt)} against the loop after {last} round, p = {_p(hurt)}, NDR {ndr:.3f}"))
     else:
       made.append((says, bool(holds(one)), f"{_points(one)}, p = {_p(one)}"))
   caught = [row["collected"] for row in found.values() if row["arm"] == "loop" and "collected" in row]
