@@ -1,5 +1,6 @@
 """Sessions of the study: tasks go through the runtime, into a store, past a reviewer, and out again."""
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -87,7 +88,9 @@ def run(given: Sequence[Given], team: Team, *, url: str, prefix: str, lane: str 
   """
   probes = [f"{one.problem.prompt}?" for one in given]
   approaches = team.student.write(probes, max_tokens=settings.PROBE_TOKENS)
-  return asyncio.run(_run(given, approaches, team, url, prefix, lane, router))
+  # In a thread: notebooks have a loop that runs already.
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(asyncio.run, _run(given, approaches, team, url, prefix, lane, router)).result()
 
 
 async def _run(given, approaches, team, url, prefix, lane, router) -> list[SessionResult]:
