@@ -93,7 +93,7 @@ def measure(spec: dict) -> list[dict]:
 
 def judged(row: dict) -> dict:
   """Adds the bar of a row, and whether it is reached."""
-  bars = {name: most for name, most in BARS.items() if row[name] is not None}
+  bars: dict[str, float] = {name: most for name, most in BARS.items() if row[name] is not None}
   if row["cpu_ms"] is not None:
     bars["cpu_ms"] = CPU_MS[row["judge_calls"]]
   said = [f"{name} <= {most:g}" for name, most in bars.items()]
