@@ -131,6 +131,8 @@ ELSEWHERE = {
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store.py", PARTS),
   "runtime/records.py": ("runtime/test_session.py", PARTS),
+  "runtime/watching.py": ("runtime/test_runtime.py", PARTS),
+  "runtime/cli_proxy.py": ("runtime/test_proxy.py", PARTS),
   "runtime/result.py": ("runtime/test_session.py", "types alone"),
   "runtime/spool.py": ("runtime/test_store.py", PARTS),
   "runtime/work.py": ("runtime/test_session.py", PARTS),

@@ -144,7 +144,8 @@ def check_command(line: str):
   elif words[0] == "arc-atlas" or words[:2] == ["python", "scripts/traces.py"]:
     given = words[1 if words[0] == "arc-atlas" else 2:]
     try:
-      traces.parser({}).parse_args(["review", *given] if given[:1] and given[0] in traces.OF_REVIEW else given)
+      is_review = bool(given[:1]) and given[0] in traces.OF_REVIEW
+      traces.parser({}).parse_args(["review", *given] if is_review else given)
     except SystemExit as ended:
       raise ValueError(f"{line}: these are no flags of the command") from ended
   elif words[0] == "atlas":

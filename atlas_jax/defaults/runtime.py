@@ -62,7 +62,7 @@ def _fields() -> dict:
           "options": {},  # Fields of config.rim that differ, such as {"backend": "scripted"}.
       },
       "lessons": _lessons(),
-      "learner": _model("none"),  # Writes lessons; none: those of lessons.written are shown.
+      "learner": _model("none"),  # Writes lessons; none: only those that are there are shown.
       "session": _session(),
       "budget": {  # Of one session; None: any.
           "tokens": at_least(1, OPTIONAL(int)),  # Of all roles, prompts and completions.
@@ -77,9 +77,12 @@ def _fields() -> dict:
           "queue": at_least(1, 4_096),  # That wait; more are refused.
       },
       "store": _store(),
-      "telemetry": {
-          "events_file": OPTIONAL(str),  # Every event is appended to it as a JSON line; None: to no file.
+      "telemetry": _telemetry(),
+      "redaction": {
+          "keys": "",  # Names of more keys whose values are secrets, with commas.
+          "environment": "",  # Variables of the environment whose values are secrets, with commas.
       },
+      "proxy": _proxy(),
       "deploy": _deploy(),
       "loop": _loop(),
   }
@@ -159,6 +162,31 @@ def _store() -> dict:
       "lease_s": above_zero(30.0),  # After which a session whose process is silent may be taken over.
       "heartbeat_s": above_zero(10.0),  # Between signs of life.
       "retry_s": above_zero(5.0),  # Between tries of a store that is down.
+  }
+
+
+def _telemetry() -> dict:
+  return {
+      "events_file": OPTIONAL(str),  # Every event is appended to it as a JSON line; None: to no file.
+      "folder": OPTIONAL(str),  # Whose metrics.jsonl gets rows of counts, which the dashboard shows.
+      "every_s": above_zero(10.0),  # Seconds between two rows.
+      "port": at_most(0, 65_535, OPTIONAL(int)),  # Of events over HTTP, as Server-Sent Events; None: of none.
+      "host": "127.0.0.1",  # Who else may read needs a token.
+      "token_variable": OPTIONAL(str),  # Variable of the environment with the token; None: none is asked for.
+  }
+
+
+def _proxy() -> dict:
+  return {
+      "upstream": "http://127.0.0.1:8000/v1",  # The endpoint that answers.
+      "host": "127.0.0.1",  # Who else may ask needs a token.
+      "port": at_most(1, 65_535, 8_091),
+      "token_variable": OPTIONAL(str),  # Variable with the token that agents must send; None: none.
+      "key_variable": OPTIONAL(str),  # Variable with the endpoint's key; None: that of the agent is sent on.
+      # Whether ids and log-probabilities are asked for: of our own server ("auto"), of any, or of none.
+      "token_ids": one_of("auto", "auto always never"),
+      "idle_s": above_zero(300.0),  # Seconds without an exchange after which a session ends.
+      "timeout_s": above_zero(600.0),  # Of an answer of the endpoint.
   }
 
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from absl import logging
 
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.data.traces.runtime_rows import Deployment
-from atlas_jax.files import write
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import rewards, teaching, user_functions
 from atlas_jax.rollout.chat_form import AskOptions
@@ -24,10 +24,10 @@ from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
 from atlas_jax.runtime.canary import Pair
 from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
 from atlas_jax.runtime.deploy import Server
-from atlas_jax.runtime.events import Event, Sink
 from atlas_jax.runtime.learner import Learner
 from atlas_jax.runtime.lessons import LessonBook
 from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.scoring import GraderAndJudges, Scorer, Unscored
@@ -35,6 +35,8 @@ from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec
 from atlas_jax.runtime.settings import ModelSettings, RuntimeSettings
 from atlas_jax.runtime.store import RuntimeStore
 from atlas_jax.runtime.supervision import Supervisor
+from atlas_jax.runtime.telemetry import EventSink
+from atlas_jax.runtime.watching import Watching
 
 VERSION = "atlas_jax.runtime/1"
 BASE = "config"       # The version that no deployment made: what the config names.
@@ -51,12 +53,12 @@ class Assembly:
     pool: runs sessions.
   """
 
-  def __init__(self, settings: RuntimeSettings, *, sinks: Sequence[Sink] = (), create: bool = False):
+  def __init__(self, settings: RuntimeSettings, *, sinks: Sequence[EventSink] = (), create: bool = False):
     """Loads what the settings name; nothing is opened yet.
 
     Args:
       settings: of all parts.
-      sinks: get every event.
+      sinks: get every event, redacted.
       create: whether the store's tables are made where they are not there.
     """
     self.settings = settings
@@ -71,7 +73,6 @@ class Assembly:
     self._forced: set[str] = set()     # keys that get the version before
     self._pairs: dict[int, list[Pair]] = {}
     self._tasks: list[asyncio.Task] = []
-    self._file: Any = None
     self._compared: set[asyncio.Task] = set()
 
   async def __aenter__(self) -> "Assembly":
@@ -88,10 +89,11 @@ class Assembly:
           settings.policy, store=self.store, probe=probe)
       self._lessons = lessons_of(settings, self.store)
       await self.read_deployments()
-      sinks = [*self._sinks, *([self._written] if settings.events_file else [])]
-      if settings.events_file:
-        self._file = open(settings.events_file, "ab")
-      self.pool = Pool(self.parts, self.store, settings=settings.pool, sinks=sinks)
+      redactor = Redactor(settings.redaction, known=keys_of(settings))
+      self._watching = Watching(settings.watch, self.store, redactor, sinks=self._sinks)
+      self.pool = Pool(self.parts, self.store, settings=settings.pool, redactor=redactor,
+                       sinks=[self._watching.telemetry])
+      self._watching.start(self.pool)
       self._tasks = [asyncio.create_task(self._reading())]
     except BaseException:
       await self.store.close()
@@ -105,10 +107,9 @@ class Assembly:
     if self._compared:
       await asyncio.gather(*self._compared, return_exceptions=True)
     await self.pool.close()
+    await self._watching.close()
     await self._box.close()
     await self.store.close()
-    if self._file is not None:
-      self._file.close()
 
   # Sessions.
 
@@ -116,10 +117,17 @@ class Assembly:
     """Runs a session to its end, under the versions that its key falls to; a canary is compared besides."""
     spec = self._with_family(spec)
     found = await self.pool.run(spec)
+    self._watching.ended(found)
     if not found.resumed and (trial := self._trial(spec.key)) is not None:
       task = asyncio.create_task(self._compare(spec, found, trial))
       self._compared.add(task)
       task.add_done_callback(self._compared.discard)
+    return found
+
+  async def resume(self) -> list[SessionResult]:
+    """Takes up sessions whose process is gone."""
+    found = await self.pool.resume()
+    self._watching.taken_up(len(found))
     return found
 
   def parts(self, spec: SessionSpec) -> Parts:
@@ -242,11 +250,6 @@ class Assembly:
           + ("" if said.delta is None else f", gain {said.delta:+.3f}, lower bound {said.lower:+.3f}, "
              f"not worse {said.ndr:.3f}") + ")", file=sys.stderr, flush=True)
 
-  def _written(self, event: Event) -> None:
-    assert self._file is not None
-    self._file.write(write.json_line(event.to_json()))
-    self._file.flush()
-
 
 async def promote(store: RuntimeStore, one: Deployment, listed: Sequence[Deployment], facts: dict) -> None:
   """Makes a version the one that all sessions get; the one before stands by."""
@@ -301,6 +304,14 @@ def model_of(settings: ModelSettings) -> ChatModel | None:
     return FunctionModel(_function(settings.function))
   assert settings.endpoint is not None
   return Endpoint(settings.endpoint)
+
+
+def keys_of(settings: RuntimeSettings) -> list[str]:
+  """Returns the keys of endpoints, which no record may have."""
+  named = [one.endpoint.key_variable for one in (settings.teacher, settings.probe, settings.learner)
+           if one.endpoint is not None]
+  named.append(settings.agent.get("key_variable"))
+  return [key for name in named if name and (key := os.environ.get(name))]
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from absl import logging
 
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime import cli_deploy, cli_env, cli_run, cli_store, loop, settings
+from atlas_jax.runtime import cli_deploy, cli_env, cli_proxy, cli_run, cli_store, loop, settings
 from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, INTERRUPTED, STORE
 from atlas_jax.runtime.deploy import DeployError
 from atlas_jax.runtime.lanes import LANES
@@ -110,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
   whose = forget.add_mutually_exclusive_group(required=True)
   whose.add_argument("--session", metavar="KEY", help="of one session")
   whose.add_argument("--tenant", metavar="NAME", help="of all sessions and lessons of a tenant")
+  _command(commands, "proxy", "record any agent that speaks to an endpoint", cli_proxy.command)
   env = commands.add_parser("env", help="find the agent of a folder").add_subparsers(dest="env_command",
                                                                                     required=True)
   for name, text, run in (("init", "look for agents, and write a config for one", cli_env.init),

@@ -14,11 +14,11 @@ from atlas_jax.runtime import task_file
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.assembly import Assembly
 from atlas_jax.runtime.cli_codes import ENDPOINT, FAILED, INTERRUPTED, OK, UNVERIFIED
-from atlas_jax.runtime.events import Event
 from atlas_jax.runtime.pool import PoolSettings
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.settings import ConfigError, RuntimeSettings
+from atlas_jax.runtime.sinks import Console
 
 AGAIN = ("abandoned", "cancelled")  # Sessions of a task file that a later start does anew.
 MOST_STARTS = 100
@@ -46,7 +46,7 @@ def command(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   printer = Printer(as_json=asked.json)
   try:
     found = asyncio.run(through(settings, rows, run_name=_name(asked), lane=asked.lane, each=printer.line,
-                                sinks=[printer.event] if asked.stream else []))
+                                sinks=[Console(sys.stderr, as_json=asked.json)] if asked.stream else []))
   except BrokenPipeError:
     # Who read has gone: sessions were cut off and recorded. Nothing may be written at the exit either.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,7 +88,7 @@ async def through(settings: RuntimeSettings, rows: Sequence[Mapping[str, Any]], 
     StoreError: if the store cannot be opened.
   """
   async with Assembly(settings, sinks=sinks, create=True) as assembly:
-    await assembly.pool.resume()
+    await assembly.resume()
     limit = settings.pool.sessions
     room = asyncio.Semaphore(limit)
     name = None if run_name is None else f"{run_name}-{assembly.generation}"
@@ -137,7 +137,7 @@ async def _joined(assembly: Assembly, spec: SessionSpec) -> SessionResult:
       if isinstance(error, pools.QueueFull) or asyncio.get_running_loop().time() > ends:
         raise
     await asyncio.sleep(min(1.0, settings.lease_s / 4))
-    await assembly.pool.resume()
+    await assembly.resume()
 
 
 def _name(asked: argparse.Namespace) -> str | None:
@@ -193,13 +193,6 @@ class Printer:
     answer = found.problem if found.answer is None else found.answer
     print(f"{found.status} ({found.lane}, {checked}{worth}): {answer}", flush=True)
 
-  def event(self, event: Event) -> None:
-    """Prints an event, on the other stream."""
-    said = event.to_json()
-    text = json.dumps(said, ensure_ascii=False) if self._json else (
-        f"{event.session_key[:12]} {event.seq:3} {event.name} {event.kind} {event.actor}")
-    print(text, file=sys.stderr, flush=True)
-
   def summary(self, found: Sequence[Finished]) -> None:
     """Prints the sums of a run for people."""
     if self._json or len(found) < 2:
@@ -213,7 +206,7 @@ def resume(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   """Takes up sessions whose process is gone; returns the exit code."""
   async def main() -> list[SessionResult]:
     async with Assembly(settings) as assembly:
-      return await assembly.pool.resume()
+      return await assembly.resume()
 
   found = asyncio.run(main())
   for one in found:

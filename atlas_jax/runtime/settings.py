@@ -14,15 +14,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax.defaults import runtime as defaults
-from atlas_jax.rollout import teaching
+from atlas_jax.rollout import endpoint_settings, teaching
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
 from atlas_jax.runtime.lesson_states import LessonBookSettings
 from atlas_jax.runtime.pool import PoolSettings
+from atlas_jax.runtime.proxy import ProxySettings
+from atlas_jax.runtime.redaction import RedactionSettings
 from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.session import SessionSettings
 from atlas_jax.runtime.store import StoreSettings
+from atlas_jax.runtime.watching import WatchSettings, read_token
 
 default = defaults.default
 TYPES = defaults.types()
@@ -103,11 +106,13 @@ class RuntimeSettings:
   policy: RoutePolicy
   pool: PoolSettings
   store: StoreSettings
-  events_file: str | None
+  watch: WatchSettings
+  redaction: RedactionSettings
+  proxy: ProxySettings
+  lessons: LessonBookSettings | None  # None: there is no memory of lessons
+  learner: ModelSettings
   deploy: DeploySettings
   loop: LoopSettings
-  lessons: LessonBookSettings | None = None   # None: there is no memory of lessons
-  learner: ModelSettings = ModelSettings("none")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -194,7 +199,7 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
   try:
-    lessons = _lessons(plain["lessons"], plain["learner"])
+    lessons = _lessons(plain["lessons"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")
     return RuntimeSettings(
         tenant=plain["tenant"], metadata=plain["metadata"],
@@ -207,9 +212,10 @@ def of_config(config) -> RuntimeSettings:
         session=_made(SessionSettings, {**plain["session"], "budget": _made(BudgetSettings,
                                                                             plain["budget"])}),
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
-        store=_made(StoreSettings, store), events_file=plain["telemetry"]["events_file"],
-        deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]),
-        lessons=lessons, learner=_model("learner", plain["learner"]))
+        store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
+        redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
+        lessons=lessons, learner=_learner(plain),
+        deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
   except ConfigError:
     raise
   except ValueError as error:
@@ -217,13 +223,13 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError(words if words.startswith("config.") else f"config: {words}") from error
 
 
-def _lessons(plain: dict[str, Any], learner: Mapping[str, Any]) -> LessonBookSettings | None:
+def _lessons(plain: Mapping[str, Any]) -> LessonBookSettings | None:
   given = {**plain, "written": tuple(plain["written"].values())}
   if given.pop("on"):
     return LessonBookSettings(**given)
-  if given["written"] or learner["kind"] != "none":
-    raise ConfigError("config.lessons.written or config.learner is given and config.lessons.on=False; set it "
-                      "to True, or leave them out")
+  if given["written"]:
+    raise ConfigError("config.lessons.written is given and config.lessons.on=False; set it to True, or leave "
+                      "the lessons out")
   return None
 
 
@@ -308,6 +314,30 @@ def _literal(text: str) -> Any:
 
 def _made(settings: type, given: Mapping[str, Any]) -> Any:
   return settings(**given)
+
+
+def _redaction(given: Mapping[str, Any]) -> RedactionSettings:
+  names = {name: tuple(one.strip() for one in value.split(",") if one.strip())
+           for name, value in given.items()}
+  for variable in names["environment"]:
+    if not os.environ.get(variable):
+      raise ConfigError(f"config.redaction.environment={given['environment']!r}: the environment has no "
+                        f"{variable}, so that it cannot be looked for; set it, or leave it out")
+  return RedactionSettings(**names)
+
+
+def _proxy(given: Mapping[str, Any], tenant: str) -> ProxySettings:
+  plain = {name: value for name, value in given.items() if not name.endswith("_variable")}
+  return ProxySettings(**plain, tenant=tenant, token=read_token(given["token_variable"], "proxy"),
+                       upstream_key=endpoint_settings.read_key(given["key_variable"]))
+
+
+def _learner(plain: Mapping[str, Any]) -> ModelSettings:
+  found = _model("learner", plain["learner"])
+  if found.kind != "none" and not plain["lessons"]["on"]:
+    raise ConfigError(f"config.learner.kind={found.kind!r} and config.lessons.on=False: a learner writes "
+                      "lessons alone; set config.lessons.on=True, or leave it out")
+  return found
 
 
 def _templates(group: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """Rounds of the loop, killed in every stage: the same command goes on, and nothing is done twice."""
 import json
+import os
 import pathlib
 import signal
 import sqlite3
@@ -57,14 +58,13 @@ def test_a_loop_that_is_killed_in_each_stage_goes_on(tmp_path, server):
     "loop.trainer": f"{sys.executable} {tmp_path}/trainer.py"})
   words = ["loop", "--rounds=1", f"--config={sums.CONFIG}", *(f"--config.{name}={value}" for name, value in
                                                               fields.items())]
+  # The trainer of the tests imports what lies beside them.
+  how = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120,
+         "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
   for stage in ("before", "sessions", *loop.STAGES):
-    killed = subprocess.run([sys.executable, "-c", KILLED, stage, *words], cwd=ROOT, capture_output=True,
-                            text=True,
-                            timeout=120, check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, stage, *words], **how)
     assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr)
-  done = subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", *words], cwd=ROOT,
-                        capture_output=True,
-                        text=True, timeout=120, check=False)
+  done = subprocess.run([sys.executable, "-m", "atlas_jax.runtime.cli", *words], **how)
   assert done.returncode == 0, done.stderr
   before, after = map(json.loads, done.stdout.splitlines())
   assert before["accuracy"] < 0.5 and after["accuracy"] == 1.0 and after["sessions"] == 44
