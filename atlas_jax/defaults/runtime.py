@@ -62,7 +62,7 @@ def _fields() -> dict:
           "options": {},  # Fields of config.rim that differ, such as {"backend": "scripted"}.
       },
       "lessons": _lessons(),
-      "learner": _model("none"),  # Writes lessons; none: those of lessons.written are shown.
+      "learner": _model("none"),  # Writes lessons; none: only those that are there are shown.
       "session": _session(),
       "budget": {  # Of one session; None: any.
           "tokens": at_least(1, OPTIONAL(int)),  # Of all roles, prompts and completions.

@@ -27,6 +27,8 @@ class Evidence:
     outcomes: whether the answer was right, oldest first.
     passes: of each of them, whether it is a verified pass: the answer passed its check by the teacher, and a
       grader or judge gave at least `RIGHT_FROM`. None certifies where this is empty.
+    alone: whether the first attempt was right, before any guidance, which is what is known of the agent
+      without a teacher; None: as the outcomes.
     drift_alert: whether a session of the family waits for a reviewer because of drift.
     withheld: sessions of the family that do not count, by reason.
   """
@@ -35,6 +37,7 @@ class Evidence:
   passes: tuple[bool, ...] = ()
   drift_alert: bool = False
   withheld: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  alone: tuple[bool, ...] | None = None
 
   @property
   def right(self) -> int:
@@ -48,10 +51,11 @@ class Evidence:
 
   @property
   def lower(self) -> float:
-    """Lower bound of the chance to be right, which it exceeds with probability `BOUND`."""
+    """Lower bound of the chance to be right without help, which it exceeds with probability `BOUND`."""
     from scipy import special  # A third of a second to import.
 
-    return float(special.betaincinv(self.right + 1, len(self.outcomes) - self.right + 1, 1 - BOUND))
+    alone = self.outcomes if self.alone is None else self.alone
+    return float(special.betaincinv(sum(alone) + 1, len(alone) - sum(alone) + 1, 1 - BOUND))
 
   @property
   def certified(self) -> bool:
@@ -77,6 +81,7 @@ def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evi
   """
   outcomes: list[bool] = []
   passes: list[bool] = []
+  alone: list[bool] = []
   withheld: dict[str, int] = {}
   alert = False
   for trace in newest_first:
@@ -89,9 +94,10 @@ def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evi
       assert right is not None
       outcomes.append(right)
       passes.append(right and _is_verified_pass(trace))
+      alone.append(_alone(trace, right))
     else:
       withheld[reason] = withheld.get(reason, 0) + 1
-  return Evidence(tuple(reversed(outcomes)), tuple(reversed(passes)), alert, withheld)
+  return Evidence(tuple(reversed(outcomes)), tuple(reversed(passes)), alert, withheld, tuple(reversed(alone)))
 
 
 def passes_gate(trace: Trace) -> bool:
@@ -122,6 +128,16 @@ def _outcome(trace: Trace, versions: Mapping[str, Any]) -> tuple[str | None, boo
   if grade is not None:
     return None, grade >= RIGHT_FROM
   return _checked(trace)
+
+
+def _alone(trace: Trace, right: bool) -> bool:
+  """Returns whether the first attempt was right: with a teacher a wrong one may well end in a right answer."""
+  first = next((one for step in trace.steps for one in step.attempts), None)
+  if first is None or not right:
+    return right
+  if first.score.value is not None:
+    return first.score.value >= RIGHT_FROM
+  return first.valid if first.valid is not None else len(trace.steps[0].attempts) == 1
 
 
 def _checked(trace: Trace) -> tuple[str | None, bool | None]:

@@ -109,10 +109,10 @@ class RuntimeSettings:
   watch: WatchSettings
   redaction: RedactionSettings
   proxy: ProxySettings
+  lessons: LessonBookSettings | None  # None: there is no memory of lessons
+  learner: ModelSettings
   deploy: DeploySettings
   loop: LoopSettings
-  lessons: LessonBookSettings | None = None   # None: there is no memory of lessons
-  learner: ModelSettings = ModelSettings("none")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -199,7 +199,7 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
   try:
-    lessons = _lessons(plain["lessons"], plain["learner"])
+    lessons = _lessons(plain["lessons"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")
     return RuntimeSettings(
         tenant=plain["tenant"], metadata=plain["metadata"],
@@ -214,7 +214,10 @@ def of_config(config) -> RuntimeSettings:
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
         redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
+<<<<<<< HEAD
         lessons=lessons, learner=_model("learner", plain["learner"]),
+=======
+        lessons=lessons, learner=_learner(plain),
         deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
   except ConfigError:
     raise
@@ -223,13 +226,13 @@ def of_config(config) -> RuntimeSettings:
     raise ConfigError(words if words.startswith("config.") else f"config: {words}") from error
 
 
-def _lessons(plain: dict[str, Any], learner: Mapping[str, Any]) -> LessonBookSettings | None:
+def _lessons(plain: Mapping[str, Any]) -> LessonBookSettings | None:
   given = {**plain, "written": tuple(plain["written"].values())}
   if given.pop("on"):
     return LessonBookSettings(**given)
-  if given["written"] or learner["kind"] != "none":
-    raise ConfigError("config.lessons.written or config.learner is given and config.lessons.on=False; set it "
-                      "to True, or leave them out")
+  if given["written"]:
+    raise ConfigError("config.lessons.written is given and config.lessons.on=False; set it to True, or leave "
+                      "the lessons out")
   return None
 
 
