@@ -129,7 +129,6 @@ ELSEWHERE = {
      for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
                                                                                                    "cli"))},
   "runtime/reflection_log.py": ("runtime/test_reflection.py", PARTS),
-  "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),
   "runtime/records.py": ("runtime/test_session.py", PARTS),

@@ -214,9 +214,6 @@ def of_config(config) -> RuntimeSettings:
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
         redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
-<<<<<<< HEAD
-        lessons=lessons, learner=_model("learner", plain["learner"]),
-=======
         lessons=lessons, learner=_learner(plain),
         deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
   except ConfigError:
@@ -333,6 +330,14 @@ def _proxy(given: Mapping[str, Any], tenant: str) -> ProxySettings:
   plain = {name: value for name, value in given.items() if not name.endswith("_variable")}
   return ProxySettings(**plain, tenant=tenant, token=read_token(given["token_variable"], "proxy"),
                        upstream_key=endpoint_settings.read_key(given["key_variable"]))
+
+
+def _learner(plain: Mapping[str, Any]) -> ModelSettings:
+  found = _model("learner", plain["learner"])
+  if found.kind != "none" and not plain["lessons"]["on"]:
+    raise ConfigError(f"config.learner.kind={found.kind!r} and config.lessons.on=False: a learner writes "
+                      "lessons alone; set config.lessons.on=True, or leave it out")
+  return found
 
 
 def _templates(group: str, name: str) -> str:

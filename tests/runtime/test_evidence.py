@@ -4,6 +4,7 @@ import pytest
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.runtime import evidence
 from atlas_jax.runtime.evidence import Evidence
+from atlas_jax.runtime.route import route
 
 VERSIONS = {"student": "1", "teacher": "1"}
 
@@ -66,3 +67,21 @@ def test_what_is_withheld_is_counted():
   found = of(trace(score=0.9, source="judge"), trace(score=1, review="quarantined"),
              trace(score=1, versions={"student": "2"}), trace(review="approved"), WRONG, PASS)
   assert found.outcomes == (False, True) and found.withheld == {"gate": 2, "versions": 1, "unchecked": 1}
+
+
+def test_what_a_teacher_mended_is_no_evidence_for_auto():
+  """An answer that guidance made right is a right outcome of the session, and a wrong one of the agent alone."""
+  def session(first):
+    attempts = [{"attempt": 1, "answer": "3", "score": first, "score_source": "grader"},
+                {"attempt": 2, "answer": "4", "score": 1.0, "score_source": "grader"}]
+    return Trace.from_json({"task": "t", "execution_mode": "paired", "review_status": "approved",
+                            "session_metadata": {"status": "succeeded"}, "reward_status": "ok",
+                            "reward_stats": {"score": 1.0, "source": "grader"},
+                            "session_reward": {"score": 1.0},
+                            "steps": [{"step_id": 1, "attempt_details": attempts}]})
+
+  helped = evidence.of_traces([session(0.0)] * 20, {})
+  alone = evidence.of_traces([session(1.0)] * 20, {})
+  assert helped.outcomes == alone.outcomes == (True,) * 20
+  assert helped.alone == (False,) * 20 and helped.lower < 0.1 < 0.8 < alone.lower
+  assert route(helped, None).lane == "paired" and route(alone, None).lane == "auto"
