@@ -116,6 +116,8 @@ def _session() -> dict:
       "max_attempts": at_least(1, 2),  # At a step.
       "max_steps": at_least(1, 12),  # Of a plan.
       "tool_rounds": at_least(1, 8),  # Calls of the agent for one answer.
+      # Whether the student says first how it would begin: for a teacher trained with teacher.shown=probe.
+      "approach": False,
       "on_failed": one_of("last", "last first raise"),  # Which answer counts where none passed.
       # Without a verdict: "open" gives the answer, "closed" asks a person.
       "on_teacher_error": one_of("open", "open closed"),
