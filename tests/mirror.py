@@ -125,6 +125,7 @@ ELSEWHERE = {
   "rollout/endpoint_settings.py": ("rollout/test_endpoint.py", PARTS),
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
   "data/traces/runtime_rows.py": ("runtime/test_store.py", "the SQL of a store, tested through it"),
+  "runtime/reflection_tasks.py": ("runtime/test_reflection.py", PARTS),
   "runtime/reflection_log.py": ("runtime/test_reflection.py", PARTS),
   "runtime/evidence.py": ("runtime/test_routing.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
