@@ -28,8 +28,8 @@ from atlas_jax.runtime.reflection_tasks import ReflectionTask, drawn, split
 SCHEMA: dict[str, Any] = {"type": "object", "required": ["diagnosis", "text"], "additionalProperties": False,
                           "properties": {"diagnosis": {"type": "string"}, "text": {"type": "string"}}}
 SYSTEM = """You improve a text that an AI system works with, such as its prompt. You are shown the text and
-some tasks that were done with it: what was asked, what was answered, its score from 0 to 1, and feedback. Find out
-what went wrong in general, and rewrite the text so that tasks of this kind go right. Keep what works. Write
+some tasks that were done with it: what was asked, what was answered, its score from 0 to 1, and feedback.
+Find out what went wrong in general, and rewrite the text so that tasks of this kind go right. Keep what works. Write
 rules and facts that hold for other tasks too; the answers of these tasks are of no use, since others follow.
 
 Reply with one JSON object and nothing else: {{"diagnosis": "what went wrong and why", "text": "the whole new
@@ -135,8 +135,8 @@ async def optimise(first: Texts, tasks: Sequence[ReflectionTask], metric: Metric
   least = len(search) + 2 * len(held_out)
   if settings.metric_calls < least:
     raise ValueError(f"reflection.metric_calls={settings.metric_calls} is less than the {least} that the "
-                     f"first texts need: {len(search)} tasks of the search, and {len(held_out)} held out, twice; "
-                     "raise it, or give fewer tasks")
+                     f"first texts need: {len(search)} tasks of the search, and {len(held_out)} held out, "
+                     "twice; raise it, or give fewer tasks")
   about = {"first": dict(first), "search": [list(one) for one in search],
            "held_out": [list(one) for one in held_out],
            "settings": {name: value for name, value in dataclasses.asdict(settings).items()
