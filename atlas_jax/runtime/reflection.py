@@ -29,8 +29,9 @@ SCHEMA: dict[str, Any] = {"type": "object", "required": ["diagnosis", "text"], "
                           "properties": {"diagnosis": {"type": "string"}, "text": {"type": "string"}}}
 SYSTEM = """You improve a text that an AI system works with, such as its prompt. You are shown the text and
 some tasks that were done with it: what was asked, what was answered, its score from 0 to 1, and feedback.
-Find out what went wrong in general, and rewrite the text so that tasks of this kind go right. Keep what works. Write
-rules and facts that hold for other tasks too; the answers of these tasks are of no use, since others follow.
+Find out what went wrong in general, and rewrite the text so that tasks of this kind go right. Keep what
+works. Write rules and facts that hold for other tasks too; the answers of these tasks are of no use, since
+others follow.
 
 Reply with one JSON object and nothing else: {{"diagnosis": "what went wrong and why", "text": "the whole new
 text, of {most} characters at most"}}
