@@ -128,6 +128,7 @@ ELSEWHERE = {
   **{f"runtime/cli_{name}.py": (f"runtime/test_{test}.py", PARTS)
      for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
                                                                                                    "cli"))},
+  "runtime/reflection_tasks.py": ("runtime/test_reflection.py", PARTS),
   "runtime/reflection_log.py": ("runtime/test_reflection.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),

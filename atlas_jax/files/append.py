@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow: a line is on the disk when it is written, and one process writes at a time."""
+"""Files of JSON lines that grow: a line is on the disk when it is written, and one process writes."""
 import fcntl
 import json
 import os

@@ -304,8 +304,8 @@ rollout/judge_tokens_per_completion | tokens | judges: of prompts and replies, t
 rollout/judge_escalated_frac | fraction | judges: of verdicts that the arbiter was asked for
 rollout/judge_s | s | judges: that judging took
 rollout/judge_unsafe | judges | that obeyed an order in what they judge
-rollout/group_no_verdict_frac | fraction | judges of groups: of completions without a verdict, which are masked
-rollout/group_inconsistent_frac | fraction | judges of groups: of these, where both orders contradict each other
+rollout/group_no_verdict_frac | fraction | of completions that no judge of groups has a verdict on, masked
+rollout/group_inconsistent_frac | fraction | of completions whose judge of groups contradicts itself by order
 rollout/group_calls_per_completion | | judges of groups: judgements asked for, those on disk among them
 rollout/group_tokens_per_completion | tokens | judges of groups: of prompts and replies
 rollout/group_s | s | judges of groups: that judging took

@@ -166,7 +166,8 @@ class Endpoint:
           found = await _content(answer)
       return answer.status_code, json.loads(found)
     except (TimeoutError, httpx.TimeoutException) as error:
-      raise EndpointError("timeout", None, 1, f"no answer within {self.settings.timeout_s:g} seconds") from error
+      raise EndpointError("timeout", None, 1,
+                          f"no answer within {self.settings.timeout_s:g} seconds") from error
     except httpx.HTTPError as error:
       raise EndpointError("connect", None, 1, self._clean(error)) from error
     except _Failure as error:

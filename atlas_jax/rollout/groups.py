@@ -200,7 +200,8 @@ def metrics(groups: Sequence[CompletionGroup], *, options: SamplingOptions) -> d
     found["terminated_length_mean_tokens"] = length_B[~truncated_B].mean()
   for name in dict.fromkeys(name for group in groups for name in group.logged):
     # Judges have metrics of their own, by their whole names.
-    known = name.removeprefix("rollout/") if name in (*judge_reward.METRICS, *group_reward.METRICS) else f"logged/{name}"
+    is_known = name in (*judge_reward.METRICS, *group_reward.METRICS)
+    known = name.removeprefix("rollout/") if is_known else f"logged/{name}"
     found[known] = np.mean([group.logged[name] for group in groups if name in group.logged])
   if options.n > 1:
     found["flat_groups_frac"] = np.mean([group.flat for group in groups])

@@ -97,7 +97,8 @@ def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evi
       alone.append(_alone(trace, right))
     else:
       withheld[reason] = withheld.get(reason, 0) + 1
-  return Evidence(tuple(reversed(outcomes)), tuple(reversed(passes)), alert, withheld, tuple(reversed(alone)))
+  oldest_first = [tuple(reversed(one)) for one in (outcomes, passes, alone)]
+  return Evidence(oldest_first[0], oldest_first[1], alert, withheld, oldest_first[2])
 
 
 def passes_gate(trace: Trace) -> bool:

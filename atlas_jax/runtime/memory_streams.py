@@ -52,7 +52,7 @@ class StreamSettings:
 
 
 class StreamStore(Protocol):
-  """What streams need of a store; see `runtime.store.RuntimeStore`."""
+  """The interface of the store of streams; see `runtime.store.RuntimeStore`."""
 
   async def read_playbook(self, key: str) -> tuple[int, list[Any]]:
     """Returns version and entries."""
@@ -202,8 +202,8 @@ class MemoryStreams:
     if status != 200:
       raise EndpointError("status", status, 1, f"the server does not know the model {model!r}")
     if not isinstance(found, dict) or found.get("memory") is not True:
-      raise EndpointError("reply", status, 1, f"the model {model!r} has no memory, and streams need one; serve a "
-                          "memory model, or switch streams off")
+      raise EndpointError("reply", status, 1, f"the model {model!r} has no memory, and streams need one; "
+                          "serve a memory model, or switch streams off")
     return {"model": model, "weights": found.get("version")}
 
   def _count(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The command `atlas optimise`: reflection over an agent's texts, with tasks of a file or of reviewed sessions."""
+"""The command `atlas optimise`: reflection over an agent's texts, on tasks of a file or reviewed sessions."""
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.runtime import reflection
 from atlas_jax.runtime.agents.agent import Agent, AgentSession
 from atlas_jax.runtime.chat_models import ChatModel
-from atlas_jax.runtime.reflection import Graded, ReflectionResult, ReflectionSettings, ReflectionTask
+from atlas_jax.runtime.reflection import ReflectionResult, ReflectionSettings
+from atlas_jax.runtime.reflection_log import Graded
+from atlas_jax.runtime.reflection_tasks import ReflectionTask
 from atlas_jax.runtime.result import AttemptRecord
 from atlas_jax.runtime.scoring import Scorer
 from atlas_jax.runtime.task_eval import EvalTask
@@ -62,8 +64,8 @@ def optimise(first: Mapping[str, str], tasks: Sequence[EvalTask | ReflectionTask
   """Searches for better texts, outside of an event loop; see `reflection.optimise`.
 
   Args:
-    first: texts by name; `reflection.read_texts` reads them of a file.
-    tasks: of `task_eval.tasks_of_rows` or `reflection.tasks_of_sessions`.
+    first: texts by name; `reflection_tasks.read_texts` reads them of a file.
+    tasks: of `task_eval.tasks_of_rows` or `reflection_tasks.tasks_of_sessions`.
     metric: such as an `AgentMetric`.
     model: that reflects.
     folder: of the search's log.
@@ -91,12 +93,12 @@ def summary(found: ReflectionResult) -> str:
   if found.first is None or found.best is None:
     held_out = "no held-out task has a score of both"
   else:
-    held_out = f"{found.held_out} held-out tasks: {found.first:.3f} before, {found.best:.3f} with the best text"
+    held_out = f"{found.held_out} held-out tasks: {found.first:.3f} before, {found.best:.3f} with the best"
   verdict = "reported: the best text" if found.improved else "reported: the first text, which nothing beat"
   refused = "".join(f", {count} {one_line(why)}" for why, count in sorted(found.refused.items()))
   return (f"{held_out}\n{verdict}\n{found.spent} metric calls, {found.errors} without a score; "
-          f"{found.reflections} reflections{refused}; {len(found.candidates)} texts, {len(found.front)} of them in "
-          f"the Pareto set; ended by: {found.stopped}")
+          f"{found.reflections} reflections{refused}; {len(found.candidates)} texts, {len(found.front)} of "
+          f"them in the Pareto set; ended by: {found.stopped}")
 
 
 async def _closed(model: Any) -> None:

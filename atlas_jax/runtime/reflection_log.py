@@ -12,7 +12,7 @@ LOG, ABOUT, RESULT = "log.jsonl", "search.json", "result.json"
 
 
 class Graded(NamedTuple):
-  """What a metric says of texts at a task."""
+  """A metric's grade of texts at a task."""
 
   score: float | None           # from 0 to 1; None: no score, and `feedback` says why
   feedback: str = ""            # what was wrong, for whoever rewrites the texts
@@ -107,8 +107,8 @@ class ReflectionLog:
     if not file.exists():
       write.json(file, {"sha256": digest, **about})
     elif json.loads(file.read_text(encoding="utf-8")).get("sha256") != digest:
-      raise ValueError(f"{self.folder} has a search with other texts, tasks or settings; give another folder, "
-                       "or the same search to go on with it")
+      raise ValueError(f"{self.folder} has a search with other texts, tasks or settings; give another "
+                       "folder, or the same search to go on with it")
 
 
 def texts_sha(texts: Mapping[str, str]) -> str:

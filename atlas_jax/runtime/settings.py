@@ -198,9 +198,10 @@ def of_config(config) -> RuntimeSettings:
   if judges["options"] and not judges["on"]:
     raise ConfigError("config.judges.options are given and config.judges.on=False; set it to True, or leave "
                       "the options out")
-  if plain["session"]["approach"] and not teaching.load(plain["agent"]["templates"]).probe:
-    raise ConfigError(f"config.session.approach=True and config.agent.templates={plain['agent']['templates']!r}: "
-                      "that set has no text that asks for an approach; name one that has, such as chat or plain")
+  asked = plain["agent"]["templates"]
+  if plain["session"]["approach"] and not teaching.load(asked).probe:
+    raise ConfigError(f"config.session.approach=True and config.agent.templates={asked!r}: that set has no text "
+                      "that asks for an approach; name one that has, such as chat or plain")
   try:
     lessons = _lessons(plain["lessons"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")

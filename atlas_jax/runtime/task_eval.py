@@ -68,7 +68,7 @@ Sampler = Callable[[EvalTask, int], Awaitable[EvalSample]]
 
 @dataclasses.dataclass(frozen=True)
 class EvalReport:
-  """What an evaluation says.
+  """The outcome of an evaluation.
 
   Attributes:
     tasks, samples: of the evaluation, scored: samples with a score, errors and no_verdict: those without.
@@ -206,10 +206,11 @@ def report(tasks: Sequence[EvalTask], found: Mapping[tuple[str, int], EvalSample
   with_score = sum(map(len, scored))
   passes = {}
   for k in range(1, settings.samples + 1):
-    rights = [(len(one), sum(score >= settings.right_from for score in one)) for one in scored if len(one) >= k]
-    values = [pass_at(n, right, k) for n, right in rights]
+    values = [pass_at(len(one), sum(score >= settings.right_from for score in one), k)
+              for one in scored if len(one) >= k]
     passes[k] = {"value": _mean(values), "interval": _interval(values, settings.seed), "tasks": len(values)}
-  return EvalReport(len(tasks), len(found), with_score, errors, len(found) - with_score - errors, _mean(means),
+  no_verdict = len(found) - with_score - errors
+  return EvalReport(len(tasks), len(found), with_score, errors, no_verdict, _mean(means),
                     _interval(means, settings.seed), passes, kinds, reused)
 
 

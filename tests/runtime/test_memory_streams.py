@@ -30,7 +30,7 @@ class World:
     self.url = f"sqlite:///{folder}/t.db"
     self.settings = StreamSettings(**{"on": True, **settings})
 
-  def run(self, *keys, learning_key=KEY, tenant="t", version="1", task="say {}"):
+  def run(self, *keys, learning_key=KEY, tenant="t", version="1"):
     """Runs sessions one after another; returns the streams' counts and the texts that the model read."""
     # A server that was started again: only its folder is the same.
     made = scripted.service(lambda text: "ok", folder=self.folder / "conversations")
@@ -51,8 +51,8 @@ class World:
           return Parts(agent, None, FixedLane("auto"), GraderAndJudges(rewards.load("correct")))
 
         pool = Pool(parts, store)
-        results = [await pool.run(SessionSpec(key, task.format(key), tenant=tenant, learning_key=learning_key))
-                   for key in keys]
+        specs = [SessionSpec(key, f"say {key}", tenant=tenant, learning_key=learning_key) for key in keys]
+        results = [await pool.run(one) for one in specs]
         return streams.counts, results
 
     with serving(made, headers_s=5.0) as port:

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from atlas_jax.rollout import rewards
-from atlas_jax.runtime import optimise, reflection, task_eval
+from atlas_jax.runtime import optimise, reflection_tasks, task_eval
 from atlas_jax.runtime.agents.agent import AgentError, AgentReply
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.optimise import AgentMetric
@@ -50,6 +50,6 @@ def test_other_texts_are_refused_and_files_are_read(tmp_path):
     optimise.optimise({"plan": "x"}, TASKS, metric, FunctionModel(str), tmp_path, ReflectionSettings(40))
   (tmp_path / "a.txt").write_text("one\n")
   (tmp_path / "b.json").write_text('{"prompt": 1}')
-  assert reflection.read_texts(tmp_path / "a.txt") == {"prompt": "one"}
+  assert reflection_tasks.read_texts(tmp_path / "a.txt") == {"prompt": "one"}
   with pytest.raises(ValueError, match="object of texts"):
-    reflection.read_texts(tmp_path / "b.json")
+    reflection_tasks.read_texts(tmp_path / "b.json")

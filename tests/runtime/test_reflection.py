@@ -5,9 +5,11 @@ import json
 import pytest
 
 from atlas_jax.data.traces.record import Trace
-from atlas_jax.runtime import reflection
+from atlas_jax.runtime import reflection, reflection_tasks
 from atlas_jax.runtime.chat_models import FunctionModel
-from atlas_jax.runtime.reflection import Graded, ReflectionSettings, ReflectionTask
+from atlas_jax.runtime.reflection import ReflectionSettings
+from atlas_jax.runtime.reflection_log import Graded
+from atlas_jax.runtime.reflection_tasks import ReflectionTask
 
 # A text is good at a task that it names the letter of.
 TASKS = [ReflectionTask(f"{letter}{number}", f"do {letter}{number}", f"secret-{letter}") for letter in "abc"
@@ -63,7 +65,7 @@ def test_it_finds_better_texts_and_reports_what_held_out_tasks_say(tmp_path):
 def test_neither_answers_nor_held_out_tasks_reach_the_reflection(tmp_path):
   world = World()
   run(world, tmp_path)
-  _, held_out = reflection.split(TASKS, ReflectionSettings(80))
+  _, held_out = reflection_tasks.split(TASKS, 0.5, 0)
   shown = json.dumps(world.seen)
   assert len(held_out) == 6 and "secret" not in shown
   assert not any(f"do {one.key}" in shown for one in held_out)
@@ -135,11 +137,13 @@ def test_errors_are_no_scores(tmp_path):
 
 def test_only_sessions_that_pass_the_gate_are_evidence():
   def trace(task, review, source=None):
-    stats = {"reward_stats": {"score": 1.0, "source": source}, "session_reward": {"score": 1.0}} if source else {}
+    stats = {} if source is None else {"reward_stats": {"score": 1.0, "source": source},
+                                       "session_reward": {"score": 1.0}}
     return Trace.from_json({"task": task, "final_answer": "x", "review_status": review, "steps": [],
                             "session_metadata": {"ground_truth": "4"}, **stats})
 
-  found, withheld = reflection.tasks_of_sessions([
+  found, withheld = reflection_tasks.tasks_of_sessions([
     trace("one", "approved"), trace("one", "approved"), trace("two", "pending"),
-    trace("three", "pending", "grader"), trace("four", "quarantined", "grader"), trace("five", "pending", "judge")])
+    trace("three", "pending", "grader"), trace("four", "quarantined", "grader"),
+    trace("five", "pending", "judge")])
   assert [one.task for one in found] == ["one", "three"] and withheld == 3

@@ -21,7 +21,8 @@ class Sampler:
   """Scores by script (task, sample) -> score or exception; stops at a call."""
 
   def __init__(self, script=lambda task, sample: 1.0, stop_at=None):
-    self.asked, self.ended, self.at_once, self.most, self._script, self._stop_at = [], [], 0, 0, script, stop_at
+    self.asked, self.at_once, self.most = [], 0, 0
+    self._script, self._stop_at = script, stop_at
 
   async def __call__(self, task, number):
     if len(self.asked) == self._stop_at:
@@ -114,7 +115,7 @@ def test_keys_depend_on_content_and_equal_tasks_have_their_own():
 
 
 def test_a_session_is_a_sample():
-  found = SessionResult("k", 1, "4", True, "paired", "succeeded", reward=1.0, tokens={"student": {"calls": 1}})
+  found = SessionResult("k", 1, "4", True, "paired", "succeeded", reward=1.0)
   assert task_eval.sample_of(found)[:3] == (1.0, "4", None)
   lost = found._replace(answer=None, status="timed_out", problem="late", reward=None)
   assert task_eval.sample_of(lost).error == "timed_out: late"

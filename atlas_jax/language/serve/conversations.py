@@ -147,8 +147,8 @@ class Conversations:
     found = self.find(tenant, name)
     with self.claimed(tenant, to) as there:
       if there.kind is not None:
-        raise ApiError(409, f"there is a conversation {to!r} already; go on with it, delete it, or take another "
-                       "id", param="id", code=TAKEN)
+        raise ApiError(409, f"there is a conversation {to!r} already; go on with it, delete it, or take "
+                       "another id", param="id", code=TAKEN)
       made = dataclasses.replace(found, id=to)
       self.keep(tenant, made)
     return made

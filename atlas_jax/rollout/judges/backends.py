@@ -161,7 +161,8 @@ def answer_grader(call: JudgeCall) -> dict[str, Any]:
     return isinstance(text, str) and answers.same(answers.extract(text), str(case.ground_truth))
 
   if call.judge == group_prompts.JUDGE:
-    found = [float(is_right(one if isinstance(one, str) else one[-1].get("content"))) for one in case.attempts]
+    texts = [one if isinstance(one, str) else one[-1].get("content") for one in case.attempts]
+    found = [float(is_right(one)) for one in texts]
     return {"rationale": "right answers score 1", "scores": [
       {"trajectory": name, "score": score}
       for name, score in zip(group_prompts.names(len(found)), found, strict=True)]}

@@ -36,7 +36,7 @@ UNTRIED = "untried"
 
 @dataclasses.dataclass(frozen=True)
 class GroupSettings:
-  """How groups are judged.
+  """Settings of judgements of groups.
 
   Raises:
     ValueError: for a value that cannot be, naming its field.
@@ -58,7 +58,7 @@ class GroupSettings:
 
 @dataclasses.dataclass(frozen=True)
 class GroupVerdict:
-  """What a judge says of a group.
+  """The verdict of a judge on a group.
 
   Attributes:
     scores: of each trajectory, in [0, 1]; None for all of them: no verdict.
@@ -95,7 +95,7 @@ class GroupJudge:
       budget: of calls and tokens; None: without bounds.
       clock: seconds, between canaries.
     """
-    given: Any = backend if hasattr(backend, "ask") else backends.ScriptedBackend(backend)  # type: ignore
+    given: Any = backend if hasattr(backend, "ask") else backends.ScriptedBackend(backend)
     self.settings = how or GroupSettings()
     self.unsafe = False
     self._backend: JudgeBackend = given
@@ -131,7 +131,7 @@ class GroupJudge:
     given = await asyncio.gather(*(self._direction(task, shown, one, ground_truth)
                                    for one in (order, order[::-1])))
     calls, tokens = sum(one.calls for one in given), sum(one.tokens for one in given)
-    counts = {"calls": calls, "tokens": tokens, "cached": sum(one.cached for one in given)}
+    counts: dict[str, Any] = {"calls": calls, "tokens": tokens, "cached": sum(one.cached for one in given)}
     nothing = (None,) * len(shown)
     failed = next((one for one in given if one.problem), None)
     if failed is not None:
@@ -175,7 +175,7 @@ class GroupJudge:
       spent = sum(count or 0 for count in error.usage or ())
       return GroupVerdict(nothing, f"{error.kind}: {one_line(error)}", calls=1, tokens=spent)
     self._budget.settle(reply)
-    counts = {"calls": 1, "tokens": reply.tokens or 0, "cached": int(reply.is_cached)}
+    counts: dict[str, Any] = {"calls": 1, "tokens": reply.tokens or 0, "cached": int(reply.is_cached)}
     try:
       read = read_scores(reply.data, len(order))
     except ValueError as error:
@@ -217,18 +217,17 @@ class GroupJudge:
                     "one: it has no verdicts; take another model, or set config.rim.canary.on=False")
 
 
-def of_rim(rim, how: GroupSettings | None = None, backend: JudgeBackend | Callable | None = None) -> GroupJudge:
+def of_rim(rim, how: GroupSettings | None = None) -> GroupJudge:
   """Makes a judge of config.rim: its endpoint or script, budget, canary, and lowest temperature.
 
   Raises:
     ValueError: see `settings.panel_of`.
   """
   read = settings.settings_of(rim)
-  panel = settings.panel_of(rim, read, None if backend is None or hasattr(backend, "ask")
-                            else backends.ScriptedBackend(backend))
+  panel = settings.panel_of(rim, read)
   chosen = how or GroupSettings(temperature=min(read.tiers.temperatures), canary=read.canary.on,
                                 canary_every_s=read.canary.every_s)
-  return GroupJudge(backend if hasattr(backend, "ask") else panel.backend, chosen, budget=panel.budget)
+  return GroupJudge(panel.backend, chosen, budget=panel.budget)
 
 
 def read_scores(data: Mapping[str, Any], count: int) -> list[float]:

@@ -37,6 +37,7 @@ class OpenAIAgentSettings:
   tries: int = 3
   backoff_s: float = 0.5           # bound of the first pause between tries, which doubles
   parallel_requests: int = 64      # at the same time, at most
+  form: str = "chat"               # "texts" for a model without a chat template: one message, no tools
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the request's own
 
   def __post_init__(self):
@@ -94,6 +95,9 @@ class OpenAIAgent:
     settings = self._settings
     system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
     extra = dict(settings.extra)
+    if tools and settings.form == "texts":
+      raise AgentError("tools", f"the agent {self.name} is asked with texts, which name no tools; use "
+                       "form='chat'")
     if tools:
       extra["tools"] = [described(one) for one in tools]
       has_called = any(one.get("role") == "tool" for one in messages)
@@ -105,7 +109,7 @@ class OpenAIAgent:
       reply = await self.endpoint.ask([*system, *messages], options=options)
     except EndpointError as error:
       raise AgentError("endpoint", f"the agent {self.name}: {error}") from error
-    calls = reply.raw["choices"][0]["message"].get("tool_calls") or ()
+    calls = (reply.raw["choices"][0].get("message") or {}).get("tool_calls") or ()
     return AgentReply(clean_text(reply.text), read_calls(calls), CallTokens(*reply.usage), reply.raw)
 
   async def close(self) -> None:

@@ -75,3 +75,10 @@ def test_unstorable_characters_are_replaced_and_unnamed_calls_refused(server):
 def test_a_usage_that_is_not_said_is_not_zero(server):
   server.use([Answer(said("x", prompt_tokens=None))])
   assert call(made(server)).tokens == CallTokens(None, None)
+
+
+def test_texts_name_no_tools():
+  tool = Tool("add", "adds", {"type": "object"}, lambda: 1)
+  made = openai.OpenAIAgent(openai.OpenAIAgentSettings("http://127.0.0.1:9/v1", "m", form="texts"))
+  with pytest.raises(AgentError, match="name no tools"):
+    asyncio.run(made([{"role": "user", "content": "x"}], tools=[tool], session=AgentSession("k", "x", {})))
