@@ -128,25 +128,25 @@ def parts(student_model, teacher_model=None, *, lane="paired", judges=None):
   from atlas_jax.runtime.agents.python import PythonAgent
   from atlas_jax.runtime.chat_models import FunctionModel
   from atlas_jax.runtime.scoring import GraderAndJudges
-  from atlas_jax.runtime.session import FixedLane, Parts
+  from atlas_jax.runtime.session import FixedLane, SessionParts
   from atlas_jax.runtime.supervision import Supervisor
 
   agent = student_model if hasattr(student_model, "idempotent") else PythonAgent(student_model, name="bench")
   model = FunctionModel(teacher_model) if callable(teacher_model) else teacher_model
   supervisor = None if model is None else Supervisor(model)
   grader = rewards.load("correct") if judges is None else None
-  return Parts(agent, supervisor, FixedLane(lane), GraderAndJudges(grader, judges))
+  return SessionParts(agent, supervisor, FixedLane(lane), GraderAndJudges(grader, judges))
 
 
 @contextlib.asynccontextmanager
 async def opened(spec: dict, folder: str, given):
   """Yields a pool and its store."""
-  from atlas_jax.runtime.pool import Pool, PoolSettings
+  from atlas_jax.runtime.pool import PoolSettings, SessionPool
   from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 
   store = RuntimeStore(StoreSettings(url=spec["store_url"], spool=f"{folder}/spool"))
   await store.open(create=True)
-  pool = Pool(given, store, settings=PoolSettings(sessions=512, tenant=512))
+  pool = SessionPool(given, store, settings=PoolSettings(sessions=512, tenant=512))
   yield pool, store
   await pool.close()
   await store.close()
@@ -245,9 +245,9 @@ async def messages(spec: dict, folder: str) -> dict:
     asked["teacher"].append(len(json.dumps(messages, ensure_ascii=False)))
     return teacher(messages)
 
-  from atlas_jax.runtime.pool import Pool
+  from atlas_jax.runtime.pool import SessionPool
 
-  await ran(Pool(parts(agent, watched)), 1)
+  await ran(SessionPool(parts(agent, watched)), 1)
   # The first of each: later ones hold what the first were answered with.
   return {"student_chars": asked["student"][0], "teacher_chars": asked["teacher"][0]}
 

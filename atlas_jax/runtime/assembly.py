@@ -21,17 +21,17 @@ from atlas_jax.runtime import canary, deploy, fingerprint
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.agents import openai as openai_agent
 from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
-from atlas_jax.runtime.canary import Pair
+from atlas_jax.runtime.canary import CanaryPair
 from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
-from atlas_jax.runtime.deploy import Server
+from atlas_jax.runtime.deploy import ModelServer
 from atlas_jax.runtime.learner import Learner
 from atlas_jax.runtime.lessons import LessonBook
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.scoring import GraderAndJudges, Scorer, Unscored
-from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec
+from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSpec
 from atlas_jax.runtime.settings import ModelSettings, RuntimeSettings
 from atlas_jax.runtime.store import RuntimeStore
 from atlas_jax.runtime.supervision import Supervisor
@@ -71,7 +71,7 @@ class Assembly:
     self._versions: dict[str, list[Deployment]] = {"teacher": [], "student": []}
     self._made: dict[int, Any] = {}    # deployment -> supervisor or agent, kept: sessions end on theirs
     self._forced: set[str] = set()     # keys that get the version before
-    self._pairs: dict[int, list[Pair]] = {}
+    self._pairs: dict[int, list[CanaryPair]] = {}
     self._tasks: list[asyncio.Task] = []
     self._compared: set[asyncio.Task] = set()
 
@@ -91,7 +91,7 @@ class Assembly:
       await self.read_deployments()
       redactor = Redactor(settings.redaction, known=keys_of(settings))
       self._watching = Watching(settings.watch, self.store, redactor, sinks=self._sinks)
-      self.pool = Pool(self.parts, self.store, settings=settings.pool, redactor=redactor,
+      self.pool = SessionPool(self.parts, self.store, settings=settings.pool, redactor=redactor,
                        sinks=[self._watching.telemetry])
       self._watching.start(self.pool)
       self._tasks = [asyncio.create_task(self._reading())]
@@ -130,7 +130,7 @@ class Assembly:
     self._watching.taken_up(len(found))
     return found
 
-  def parts(self, spec: SessionSpec) -> Parts:
+  def parts(self, spec: SessionSpec) -> SessionParts:
     """Returns who works at a session; it keeps them whatever is deployed meanwhile."""
     teacher = self._chosen("teacher", spec.key)
     student = self._chosen("student", spec.key)
@@ -141,7 +141,7 @@ class Assembly:
                 "teacher": self.base_version if teacher is None else teacher.version,
                 "prompt_sha": teaching.load(self.settings.agent_templates).sha256[:16]}
     router = FixedLane(spec.lane) if spec.lane else self._router
-    return Parts(agent, supervisor, router, self._scorer, self._lessons, tools=self._tools,
+    return SessionParts(agent, supervisor, router, self._scorer, self._lessons, tools=self._tools,
                  settings=self.settings.session, templates=teaching.load(self.settings.agent_templates),
                  versions=versions)
 
@@ -201,7 +201,7 @@ class Assembly:
 
   def _of(self, one: Deployment) -> Any:
     if one.id not in self._made:
-      server = Server(one.url, one.metadata["served_as"])
+      server = ModelServer(one.url, one.metadata["served_as"])
       if one.role == "teacher":
         model = deploy.endpoint_of(server, one.metadata["form"], self.settings.teacher)
         self._made[one.id] = supervisor_of(model, self.settings.teacher)
@@ -224,11 +224,11 @@ class Assembly:
       return
     finally:
       self._forced.discard(key)
-    pairs = self._pairs.setdefault(trial.id, [Pair(*one) for one in trial.metadata.get("pairs", ())])
-    pairs.append(Pair(score_of(found), score_of(before), _failed(found)))
+    pairs = self._pairs.setdefault(trial.id, [CanaryPair(*one) for one in trial.metadata.get("pairs", ())])
+    pairs.append(CanaryPair(score_of(found), score_of(before), _failed(found)))
     await self._decided(trial, pairs)
 
-  async def _decided(self, trial: Deployment, pairs: list[Pair]) -> None:
+  async def _decided(self, trial: Deployment, pairs: list[CanaryPair]) -> None:
     said = canary.decide(pairs, self.settings.deploy)
     if said.what == "wait":
       return

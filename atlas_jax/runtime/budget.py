@@ -35,7 +35,7 @@ class BudgetSettings:
       raise ValueError(f"budget.money={self.money} needs budget.prices, without which nothing costs anything")
 
 
-class Budget:
+class SessionBudget:
   """What one session has spent.
 
   Attributes:

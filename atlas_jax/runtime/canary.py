@@ -15,7 +15,7 @@ MOVES = {STARTING: (CANARY, ACTIVE, FAILED), CANARY: (ACTIVE, ROLLED_BACK), ACTI
          STANDBY: (ACTIVE,), ROLLED_BACK: (), FAILED: ()}
 
 
-class Pair(NamedTuple):
+class CanaryPair(NamedTuple):
   """One task done under both versions."""
 
   new: float | None    # score of the answer under the new version, in [0, 1]; None: not known
@@ -23,7 +23,7 @@ class Pair(NamedTuple):
   is_error: bool = False  # whether the new version's model gave nothing that could be used
 
 
-class Decision(NamedTuple):
+class CanaryDecision(NamedTuple):
   """What follows from the comparisons so far."""
 
   what: str          # "wait", "promote" or "roll_back"
@@ -52,7 +52,7 @@ def is_canary(session_key: str, fraction: float) -> bool:
   return drawn < fraction
 
 
-def decide(pairs: Sequence[Pair], settings: DeploySettings) -> Decision:
+def decide(pairs: Sequence[CanaryPair], settings: DeploySettings) -> CanaryDecision:
   """Returns whether a new version is promoted, taken back, or tried further.
 
   The bound of the gain is of the normal distribution. Sessions that cannot be compared are no evidence for a
@@ -62,17 +62,17 @@ def decide(pairs: Sequence[Pair], settings: DeploySettings) -> Decision:
   errors = sum(one.is_error for one in pairs)
   most_errors = (1 - settings.parse_fraction) * max(len(pairs), LEAST)
   if len(pairs) >= LEAST and errors > most_errors:
-    return Decision("roll_back", f"{errors} of {len(pairs)} sessions had no usable reply of the new version",
+    return CanaryDecision("roll_back", f"{errors} of {len(pairs)} sessions had no usable reply of the new version",
                     len(both))
   if not both:
-    return _few(pairs, both, settings, Decision("wait", "nothing is compared yet", 0))
+    return _few(pairs, both, settings, CanaryDecision("wait", "nothing is compared yet", 0))
   n = len(both)
   gains = [new - old for new, old in both]
   delta = sum(gains) / n
   spread = math.sqrt(sum((one - delta)**2 for one in gains) / (n - 1)) if n > 1 else 0.0
   lower, upper = delta - Z90 * spread / math.sqrt(n), delta + Z90 * spread / math.sqrt(n)
   ndr = sum(one >= 0 for one in gains) / n
-  said = Decision("wait", f"{n} of {settings.pairs} pairs", n, delta, lower, ndr)
+  said = CanaryDecision("wait", f"{n} of {settings.pairs} pairs", n, delta, lower, ndr)
   if n >= settings.pairs:
     if lower >= settings.delta_lower and ndr >= settings.ndr:
       return said._replace(what="promote", why="it is not worse")
@@ -85,7 +85,7 @@ def decide(pairs: Sequence[Pair], settings: DeploySettings) -> Decision:
   return _few(pairs, both, settings, said)
 
 
-def _few(pairs: Sequence[Pair], both: Sequence, settings: DeploySettings, said: Decision) -> Decision:
+def _few(pairs: Sequence[CanaryPair], both: Sequence, settings: DeploySettings, said: CanaryDecision) -> CanaryDecision:
   if len(pairs) >= 2 * settings.pairs:
     return said._replace(what="roll_back", why=f"only {len(both)} of {len(pairs)} pairs have both scores; "
                                                "give tasks a ground_truth, or set judges")

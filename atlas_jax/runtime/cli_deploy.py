@@ -11,7 +11,7 @@ from atlas_jax.data.traces.runtime_rows import Deployment
 from atlas_jax.runtime import canary, deploy
 from atlas_jax.runtime.assembly import promote
 from atlas_jax.runtime.cli_codes import ENDPOINT, FAILED, OK
-from atlas_jax.runtime.deploy import Checkpoint, DeployError, Server
+from atlas_jax.runtime.deploy import Checkpoint, DeployError, ModelServer
 from atlas_jax.runtime.settings import RuntimeSettings
 from atlas_jax.runtime.store import RuntimeStore
 
@@ -37,7 +37,7 @@ def put_to_work(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
                                model=asked.model))
   except DeployError as error:
     print(f"atlas: {error}", file=sys.stderr)
-    return ENDPOINT if isinstance(error, ServerError) else FAILED
+    return ENDPOINT if isinstance(error, StartError) else FAILED
   print(f"version {one.version[:12]} of the {one.role} is {one.state} at {one.url}, for {one.share:.0%} "
         f"of the "
         "sessions" + ("" if one.state == canary.ACTIVE else
@@ -45,7 +45,7 @@ def put_to_work(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   return OK
 
 
-class ServerError(DeployError):
+class StartError(DeployError):
   """A server that does not do what it should."""
 
 
@@ -95,7 +95,7 @@ async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: f
     server = deploy.adopt_server(url, model) if url else await asyncio.to_thread(
         deploy.start_server, found, settings.deploy)
   except DeployError as error:
-    raise ServerError(str(error)) from error
+    raise StartError(str(error)) from error
   try:
     facts: dict[str, Any] = {"served_as": server.model, "form": found.form, "pid": server.pid,
                              "checkpoint": str(found.folder), "parent": found.manifest.get("parent")}
@@ -109,7 +109,7 @@ async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: f
   return next(one for one in await store.deployments(role) if one.id == number)
 
 
-async def _tested(store: RuntimeStore, number: int, server: Server, found: Checkpoint, role: str,
+async def _tested(store: RuntimeStore, number: int, server: ModelServer, found: Checkpoint, role: str,
                   settings: RuntimeSettings) -> dict[str, Any]:
   if role != "teacher":
     return {}
@@ -117,7 +117,7 @@ async def _tested(store: RuntimeStore, number: int, server: Server, found: Check
   readable = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
   if readable < settings.deploy.parse_fraction:
     await store.move_deployment(number, canary.STARTING, canary.FAILED, share=0.0)
-    raise ServerError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} "
+    raise StartError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} "
                       f"{readable:.0%} can be "
                       f"read, and {settings.deploy.parse_fraction:.0%} are needed "
                       f"(config.deploy.parse_fraction)")

@@ -134,7 +134,7 @@ async def _joined(assembly: Assembly, spec: SessionSpec) -> SessionResult:
     try:
       return await assembly.run(spec)
     except RuntimeError as error:  # Of a process that was killed, until its lease ends; or one at work.
-      if isinstance(error, pools.QueueFull) or asyncio.get_running_loop().time() > ends:
+      if isinstance(error, pools.PoolFull) or asyncio.get_running_loop().time() > ends:
         raise
     await asyncio.sleep(min(1.0, settings.lease_s / 4))
     await assembly.resume()

@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
   form: str               # "chat" or "texts", as endpoints have it
 
 
-class Server(NamedTuple):
+class ModelServer(NamedTuple):
   """A server that answers."""
 
   url: str                # up to the version
@@ -120,7 +120,7 @@ def _sha(path: pathlib.Path) -> str:
 # Servers.
 
 
-def start_server(found: Checkpoint, settings: DeploySettings) -> Server:
+def start_server(found: Checkpoint, settings: DeploySettings) -> ModelServer:
   """Starts this project's server for a checkpoint, which goes on when this program ends.
 
   Raises:
@@ -157,7 +157,7 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> Server:
     raise
 
 
-def _started(out: pathlib.Path, pid: pathlib.Path) -> Server | None:
+def _started(out: pathlib.Path, pid: pathlib.Path) -> ModelServer | None:
   """Returns the server that has written its address to a file, if it is healthy."""
   if not out.is_file() or not pid.is_file():
     return None
@@ -165,11 +165,11 @@ def _started(out: pathlib.Path, pid: pathlib.Path) -> Server | None:
     if line.startswith("{") and line.endswith("}"):
       said = json.loads(line)
       if is_healthy(f"{said['url']}/v1"):
-        return Server(f"{said['url']}/v1", said["model"], int(pid.read_text()))
+        return ModelServer(f"{said['url']}/v1", said["model"], int(pid.read_text()))
   return None
 
 
-def adopt_server(url: str, model: str | None) -> Server:
+def adopt_server(url: str, model: str | None) -> ModelServer:
   """Returns a server that runs already.
 
   Raises:
@@ -186,7 +186,7 @@ def adopt_server(url: str, model: str | None) -> Server:
     raise DeployError(f"{url} serves {', '.join(known)}, and not {model}")
   if model is None and len(known) != 1:
     raise DeployError(f"{url} serves {', '.join(known)}; name one by --model")
-  return Server(url, model or known[0])
+  return ModelServer(url, model or known[0])
 
 
 def is_healthy(url: str) -> bool:
@@ -222,7 +222,7 @@ def _last_line(log: pathlib.Path) -> str:
 # The self-test.
 
 
-def endpoint_of(server: Server, form: str, settings: ModelSettings) -> Endpoint:
+def endpoint_of(server: ModelServer, form: str, settings: ModelSettings) -> Endpoint:
   """Returns the client of a server, as patient as the config's."""
   given = {} if settings.endpoint is None else {
       name: getattr(settings.endpoint, name) for name in

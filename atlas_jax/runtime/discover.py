@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
     return f"{self.file}:{self.name}"
 
 
-class Found(NamedTuple):
+class FoundAgents(NamedTuple):
   """Candidates of a folder."""
 
   candidates: tuple[Candidate, ...]
@@ -69,7 +69,7 @@ class Trusted(NamedTuple):
   problem: str | None  # why it cannot be used
 
 
-def find(folder) -> Found:
+def find(folder) -> FoundAgents:
   """Returns the candidates of a folder, likeliest first; its code is read and not run.
 
   Raises:
@@ -94,7 +94,7 @@ def find(folder) -> Found:
       unread.append(f"{name}: {one_line(error)}")
       continue
     candidates += _candidates(name, source, tree)
-  return Found(tuple(sorted(candidates, key=lambda one: (one.role, one.rank, one.file, one.line))),
+  return FoundAgents(tuple(sorted(candidates, key=lambda one: (one.role, one.rank, one.file, one.line))),
                tuple(unread))
 
 
@@ -147,7 +147,7 @@ def trusted(folder, place: str, *, timeout_s: float = 60.0) -> Trusted:
   return Trusted(place, found["kind"], found["takes"], found["problem"])
 
 
-def save(folder, found: Found, chosen: Candidate | None, check: Trusted | None = None) -> pathlib.Path:
+def save(folder, found: FoundAgents, chosen: Candidate | None, check: Trusted | None = None) -> pathlib.Path:
   """Writes the candidates and the one that was chosen to .atlas/discover.json; returns its path."""
   root = pathlib.Path(folder)
   files = sorted({one.file for one in found.candidates})

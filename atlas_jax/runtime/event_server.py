@@ -3,7 +3,7 @@
   GET /sessions/KEY/events?after=SEQ    events behind that number, and those that come, until the end
   GET /health                           {"status": "ok"}
 
-A reader that was cut off goes on behind the last number that it has, by `after` or the header Last-Event-ID.
+A reader that was cut off goes on behind the last number that it has, by `after` or the header Last-SessionEvent-ID.
 """
 import asyncio
 import collections
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 from atlas_jax.runtime import http_guard
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.redaction import Redactor
 
 Load = Callable[[str, int], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -56,7 +56,7 @@ class EventHub:
     self._kept: collections.OrderedDict[str, collections.deque[Row]] = collections.OrderedDict()
     self._readers: dict[str, set[_Reader]] = collections.defaultdict(set)
 
-  async def take(self, events: Sequence[Event]) -> None:
+  async def take(self, events: Sequence[SessionEvent]) -> None:
     """Takes events of one session."""
     for one in events:
       row = one.to_json()

@@ -14,7 +14,7 @@ NAMES = ("session", "triage", "probe", "route", "plan", "review", "step", "agent
 ACTORS = ("runtime", "student", "teacher", "probe", "judge", "learner", "tool")
 
 
-class Event(NamedTuple):
+class SessionEvent(NamedTuple):
   """One event; `(session_key, seq)` is its identity, so that writing it again changes nothing."""
 
   session_key: str
@@ -35,7 +35,7 @@ class Event(NamedTuple):
     return {name: value for name, value in self._asdict().items() if value not in (None, {})}
 
 
-Sink = Callable[[Event], None]
+Sink = Callable[[SessionEvent], None]
 
 
 class EventLog:
@@ -64,8 +64,8 @@ class EventLog:
 
   def emit(self, name: str, kind: str, *, actor: str = "runtime", span: int, parent: int | None = None,
            step: int | str | None = None, attempt: int | None = None,
-           data: Mapping[str, Any] | None = None, usage: Mapping[str, Any] | None = None) -> Event:
-    """Makes an event, storable, and hands it on; see `Event` for the arguments.
+           data: Mapping[str, Any] | None = None, usage: Mapping[str, Any] | None = None) -> SessionEvent:
+    """Makes an event, storable, and hands it on; see `SessionEvent` for the arguments.
 
     Raises:
       ValueError: for a name, kind or actor that is not in its list.
@@ -74,7 +74,7 @@ class EventLog:
       if value not in listed:
         raise ValueError(f"{value!r} of an event must be one of {', '.join(listed)}")
     clean, _ = storable.record(dict(data or {}))
-    event = Event(self.session_key, next(self._seq), self._clock(), name, kind, actor, span, parent, step,
+    event = SessionEvent(self.session_key, next(self._seq), self._clock(), name, kind, actor, span, parent, step,
                   attempt, clean, usage)
     self._sink(event)
     return event

@@ -13,10 +13,10 @@ from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.runtime_rows import StoredRun
 from atlas_jax.files.damage import one_line
 from atlas_jax.runtime import lanes, records, states
-from atlas_jax.runtime.events import Event, EventLog, Sink
+from atlas_jax.runtime.events import EventLog, SessionEvent, Sink
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
-from atlas_jax.runtime.session import Parts, SessionSpec, run_session
+from atlas_jax.runtime.session import SessionParts, SessionSpec, run_session
 from atlas_jax.runtime.states import SessionState
 from atlas_jax.runtime.store import RuntimeStore
 
@@ -41,7 +41,7 @@ class PoolSettings:
         raise ValueError(f"pool.{name}={getattr(self, name)} must be at least 1")
 
 
-class QueueFull(RuntimeError):
+class PoolFull(RuntimeError):
   """More sessions wait than may wait."""
 
 
@@ -93,14 +93,14 @@ class Submitted:
         future.exception()  # Looked at: nobody need wait for it.
 
 
-class Pool:
+class SessionPool:
   """Runs sessions in one event loop.
 
   Attributes:
     running: sessions at work now.
   """
 
-  def __init__(self, parts: Parts | Callable[[SessionSpec], Parts], store: RuntimeStore | None = None, *,
+  def __init__(self, parts: SessionParts | Callable[[SessionSpec], SessionParts], store: RuntimeStore | None = None, *,
                settings: PoolSettings | None = None, sinks: Sequence[Sink] = (),
                redactor: Redactor | None = None):
     """Takes who works at sessions.
@@ -134,7 +134,7 @@ class Pool:
     """Takes a session, which begins when there is room; one whose key runs already is joined.
 
     Raises:
-      QueueFull: if too many wait.
+      PoolFull: if too many wait.
       KeyTaken: if the session that runs under the key is another one.
     """
     if (joined := self._known.get(spec.key)) is not None:
@@ -142,7 +142,7 @@ class Pool:
       joined.holders += 1
       return joined
     if self.waiting >= self._settings.queue:
-      raise QueueFull(f"{self.waiting} sessions wait, which are all that may (pool.queue="
+      raise PoolFull(f"{self.waiting} sessions wait, which are all that may (pool.queue="
                       f"{self._settings.queue}); submit more when some have ended")
     return self._started(spec, functools.partial(self._run, spec))
 
@@ -235,7 +235,7 @@ class Pool:
     return await run_session(spec, parts, self._log(spec.key), state=state,
                              answered=self._known[spec.key].answered)
 
-  async def _not_run(self, spec: SessionSpec, parts: Parts, beginning: asyncio.Future) -> None:
+  async def _not_run(self, spec: SessionSpec, parts: SessionParts, beginning: asyncio.Future) -> None:
     """Ends a session that is cancelled while it begins, else it would be in the store as one that runs."""
     _, new = await beginning
     if new:
@@ -254,12 +254,12 @@ class Pool:
       state = _cut(state)
     return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].answered)
 
-  def _with_store(self, parts: Parts) -> Parts:
+  def _with_store(self, parts: SessionParts) -> SessionParts:
     return dataclasses.replace(parts, store=None if self._store is None else _Redacting(self._store,
                                                                                        self._redactor))
 
   def _log(self, key: str, state: SessionState | None = None) -> EventLog:
-    def sink(event: Event) -> None:
+    def sink(event: SessionEvent) -> None:
       event = self._redactor.event(event)
       if self._store is not None:
         self._store.append(event)
@@ -333,7 +333,7 @@ def _replayed(run: StoredRun) -> SessionState:
   state = SessionState()
   for row in run.events:
     try:
-      state = states.advance(state, Event(**{"parent": None, **row, "session_key": run.key}))
+      state = states.advance(state, SessionEvent(**{"parent": None, **row, "session_key": run.key}))
     except (ValueError, TypeError, KeyError) as error:
       logging.error("session %s goes on before its event %s: %s", run.key, row.get("seq"), error)
       break

@@ -88,7 +88,7 @@ class Proxy:
       return _broken(error)
     return found.status_code, _back(found.headers), found.content
 
-  async def ask(self, route: str, raw: bytes, headers: Mapping[str, str]) -> "Answer":
+  async def ask(self, route: str, raw: bytes, headers: Mapping[str, str]) -> "ProxyAnswer":
     """Forwards a request, and returns what answers it."""
     try:
       body = json.loads(raw)
@@ -96,14 +96,14 @@ class Proxy:
         raise ValueError("it is no object")
     except ValueError as error:
       told = http_guard.error_body(f"the body is no JSON object: {error}", "invalid_request_error")
-      return Answer(400, _JSON, told)
+      return ProxyAnswer(400, _JSON, told)
     credential = headers.get("authorization", "")
     try:
       opened = await self.sessions.begin(route, body, named=headers.get(SESSION), credential=credential)
     except SessionTaken as error:
-      return Answer(409, _JSON, http_guard.error_body(str(error), "invalid_request_error"))
+      return ProxyAnswer(409, _JSON, http_guard.error_body(str(error), "invalid_request_error"))
     except StoreFull as error:  # Nothing goes through that is not recorded.
-      return Answer(503, _JSON, http_guard.error_body(str(error), "server_error"))
+      return ProxyAnswer(503, _JSON, http_guard.error_body(str(error), "server_error"))
     began = time.monotonic()
     try:
       sent = {**body, "return_token_ids": True} if await self._asks_ids(headers) else None
@@ -112,21 +112,21 @@ class Proxy:
                                            headers=self._headers(headers))
       reply = await self._client.send(request, stream=True)
       if "text/event-stream" in reply.headers.get("content-type", ""):
-        return Answer(reply.status_code, _back(reply.headers), None,
+        return ProxyAnswer(reply.status_code, _back(reply.headers), None,
                       Streamed(self, opened, route, body, reply, began))
       whole = await reply.aread()
       await reply.aclose()
     except self._errors as error:
       status, head, told = _broken(error)
       self._ended(opened, route, body, None, None, False, one_line(error) or type(error).__name__, began)
-      return Answer(status, head, told)
+      return ProxyAnswer(status, head, told)
     except BaseException:
       self._ended(opened, route, body, None, None, False, "the request was cut off", began)
       raise
     value = _object(whole)
     problem = None if value is not None and reply.status_code == 200 else f"HTTP {reply.status_code}"
     self._ended(opened, route, body, reply.status_code, value, False, problem, began)
-    return Answer(reply.status_code, _back(reply.headers), whole)
+    return ProxyAnswer(reply.status_code, _back(reply.headers), whole)
 
   def _ended(self, opened: Opened, route: str, body, status, reply, streamed: bool, problem, began) -> None:
     self.sessions.ended(opened, Exchange(route, body, status, reply, streamed, problem,
@@ -155,7 +155,7 @@ class Proxy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ProxyAnswer:
   """An answer to a client, whole or streamed; an ASGI application."""
 
   status: int
@@ -235,7 +235,7 @@ def application(proxy: Proxy, settings: ProxySettings) -> Any:
     return await proxy.ask(request.url.path.removeprefix("/v1/"), await request.body(), request.headers)
 
   async def models(request: Request) -> Any:
-    return Answer(*await proxy.models(request.url.path.removeprefix("/v1/"), request.headers))
+    return ProxyAnswer(*await proxy.models(request.url.path.removeprefix("/v1/"), request.headers))
 
   async def end(request: Request) -> Any:
     key = request.path_params["key"]

@@ -21,7 +21,7 @@ from absl import logging
 from atlas_jax.data.traces import served_tokens
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.runtime import proxy_replies
-from atlas_jax.runtime.events import Event, EventLog
+from atlas_jax.runtime.events import EventLog, SessionEvent
 from atlas_jax.runtime.records import SCHEMA_VERSION
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.store import RuntimeStore
@@ -82,7 +82,7 @@ class ProxySessions:
   """
 
   def __init__(self, store: RuntimeStore, *, redactor: Redactor,
-               sinks: Sequence[Callable[[Event], None]] = (), tenant: str = "default",
+               sinks: Sequence[Callable[[SessionEvent], None]] = (), tenant: str = "default",
                idle_s: float = 300.0, most: int = 1_024):
     """Takes the store, and when a session ends of itself."""
     self._store = store
@@ -189,7 +189,7 @@ class ProxySessions:
     self._open[key] = session
     return session
 
-  def _sink(self, event: Event) -> None:
+  def _sink(self, event: SessionEvent) -> None:
     self._store.append(event)
     for one in self._sinks:
       one(event)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 
 REDACTED = "[redacted]"
 LEAST_KNOWN = 8  # Letters of a secret from which on it is looked for: a shorter one is part of many words.
@@ -109,7 +109,7 @@ class Redactor:
     count = [0]
     return Redacted(self._value(value, count), count[0])
 
-  def event(self, event: Event) -> Event:
+  def event(self, event: SessionEvent) -> SessionEvent:
     """Returns an event without secrets in its data."""
     found = self.redacted(event.data)
     return event._replace(data=found.value) if found.count else event

@@ -15,7 +15,7 @@ from typing import Any
 from atlas_jax.runtime import pool as pools
 from atlas_jax.runtime import settings as runtime_settings
 from atlas_jax.runtime.assembly import Assembly
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.settings import RuntimeSettings
@@ -75,7 +75,7 @@ class Runtime:
 
 
 async def arun(task: str, config: Config, session_metadata: Mapping[str, Any] | None = None,
-               stream_progress: bool | None = None, publisher: Callable[[Event], Any] | None = None
+               stream_progress: bool | None = None, publisher: Callable[[SessionEvent], Any] | None = None
                ) -> SessionResult:
   """Runs one session.
 
@@ -94,7 +94,7 @@ async def arun(task: str, config: Config, session_metadata: Mapping[str, Any] | 
 
 
 def run(task: str, config: Config, session_metadata: Mapping[str, Any] | None = None,
-        stream_progress: bool | None = None, publisher: Callable[[Event], Any] | None = None
+        stream_progress: bool | None = None, publisher: Callable[[SessionEvent], Any] | None = None
         ) -> SessionResult:
   """Runs one session, outside of an event loop; see `arun`.
 

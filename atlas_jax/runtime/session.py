@@ -138,7 +138,7 @@ class SessionStore(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class SessionParts:
   """Who works at sessions.
 
   Attributes:
@@ -166,7 +166,7 @@ class Parts:
   versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-async def run_session(spec: SessionSpec, parts: Parts, log: EventLog, *, state: SessionState | None = None,
+async def run_session(spec: SessionSpec, parts: SessionParts, log: EventLog, *, state: SessionState | None = None,
                       answered: Callable[[SessionResult], None] | None = None) -> SessionResult:
   """Runs a session to its end.
 

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from atlas_jax.data.traces.review import shown
 from atlas_jax.files import write
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.telemetry import ThreadedSink
 
 SHOWN = 80  # Letters of a text on a line,
@@ -26,7 +26,7 @@ class Console(ThreadedSink):
     self._stream = stream or sys.stdout
     self._as_json = as_json
 
-  def write(self, events: Sequence[Event]) -> None:
+  def write(self, events: Sequence[SessionEvent]) -> None:
     """Prints events."""
     for one in events:
       if self._as_json:
@@ -55,7 +55,7 @@ class EventsFile(ThreadedSink):
     if self._path.stat().st_size and not _ends_whole(self._path):
       self._file.write(b"\n")  # Behind a line that a kill has cut off.
 
-  def write(self, events: Sequence[Event]) -> None:
+  def write(self, events: Sequence[SessionEvent]) -> None:
     """Adds events."""
     with write.naming(self._path):
       self._file.write(b"".join(write.json_line(one.to_json()) for one in events))
@@ -72,7 +72,7 @@ def _ends_whole(path: pathlib.Path) -> bool:
     return file.read(1) == b"\n"
 
 
-def line(event: Event) -> str:
+def line(event: SessionEvent) -> str:
   """Returns an event as one line: time, session, number, what, who, and the beginnings of its data."""
   at = datetime.datetime.fromtimestamp(event.at, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
   place = "" if event.step is None else f" step {event.step}"

@@ -6,7 +6,7 @@ written. `answered` is the point of no loss: no event behind it changes the answ
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.result import STATUSES, AttemptRecord
 
 # In the order in which a session goes through them; a lane passes over those that it has not.
@@ -58,7 +58,7 @@ class WrongTransition(ValueError):
   """An event that cannot follow on a state."""
 
 
-def advance(state: SessionState, event: Event) -> SessionState:
+def advance(state: SessionState, event: SessionEvent) -> SessionState:
   """Returns the state behind an event.
 
   Raises:
@@ -77,7 +77,7 @@ def advance(state: SessionState, event: Event) -> SessionState:
   return found._replace(next_seq=event.seq + 1, next_span=max(state.next_span, event.span + 1), tokens=tokens)
 
 
-def replay(events: Iterable[Event]) -> SessionState:
+def replay(events: Iterable[SessionEvent]) -> SessionState:
   """Returns the state behind all events of a session."""
   state = SessionState()
   for event in events:
@@ -94,7 +94,7 @@ def _added(tokens: Mapping[str, Mapping[str, int]], usage: Mapping[str, Any]) ->
   return found
 
 
-def _to(stage: str, state: SessionState, event: Event) -> SessionState:
+def _to(stage: str, state: SessionState, event: SessionEvent) -> SessionState:
   """Returns a state in a later stage, or in one of work, through which sessions go often."""
   between = _PLACE["planned"] <= _PLACE[stage] < NO_LOSS
   before = _PLACE[state.stage] if state.stage in _PLACE else -1
@@ -103,33 +103,33 @@ def _to(stage: str, state: SessionState, event: Event) -> SessionState:
   return state._replace(stage=stage)
 
 
-def _begun(state: SessionState, event: Event) -> SessionState:
+def _begun(state: SessionState, event: SessionEvent) -> SessionState:
   return state._replace(stage="created")
 
 
-def _triaged(state: SessionState, event: Event) -> SessionState:
+def _triaged(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("triaged", state, event)
 
 
-def _routed(state: SessionState, event: Event) -> SessionState:
+def _routed(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("routed", state, event)._replace(lane=event.data["lane"], routing=event.data)
 
 
-def _planned(state: SessionState, event: Event) -> SessionState:
+def _planned(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("planned", state, event)._replace(plan=event.data.get("plan"))
 
 
-def _reviewed(state: SessionState, event: Event) -> SessionState:
+def _reviewed(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("reviewed", state, event)._replace(plan=event.data.get("plan", state.plan))
 
 
-def _attempting(state: SessionState, event: Event) -> SessionState:
+def _attempting(state: SessionState, event: SessionEvent) -> SessionState:
   # Of a step that a crash has cut off and that begins again, what was tried is in the events alone.
   left = tuple(one for one in state.attempts if one.step != event.step)
   return _to("attempting", state, event)._replace(attempts=left)
 
 
-def _attempted(state: SessionState, event: Event) -> SessionState:
+def _attempted(state: SessionState, event: SessionEvent) -> SessionState:
   given = event.data
   if event.step is None or event.attempt is None:
     raise WrongTransition(f"{event.name} {event.kind} names no step and attempt")
@@ -139,7 +139,7 @@ def _attempted(state: SessionState, event: Event) -> SessionState:
   return _to("attempting", state, event)._replace(attempts=(*state.attempts, one))
 
 
-def _changed(state: SessionState, event: Event, **fields: Any) -> SessionState:
+def _changed(state: SessionState, event: SessionEvent, **fields: Any) -> SessionState:
   """Returns a state with fields of one attempt replaced."""
   places = [place for place, one in enumerate(state.attempts)
             if (one.step, one.attempt) == (event.step, event.attempt)]
@@ -151,7 +151,7 @@ def _changed(state: SessionState, event: Event, **fields: Any) -> SessionState:
   return state._replace(attempts=tuple(attempts))
 
 
-def _validated(state: SessionState, event: Event) -> SessionState:
+def _validated(state: SessionState, event: SessionEvent) -> SessionState:
   if event.data.get("shadow"):  # An audit: recorded, not applied.
     return state
   valid, problem = event.data.get("valid"), event.data.get("problem")
@@ -165,11 +165,11 @@ def _validated(state: SessionState, event: Event) -> SessionState:
                   guidance=event.data.get("guidance"))
 
 
-def _guided(state: SessionState, event: Event) -> SessionState:
+def _guided(state: SessionState, event: SessionEvent) -> SessionState:
   return _changed(state, event, guidance=event.data.get("guidance"))
 
 
-def _settled(state: SessionState, event: Event) -> SessionState:
+def _settled(state: SessionState, event: SessionEvent) -> SessionState:
   if event.step is None:
     raise WrongTransition(f"{event.name} {event.kind} names no step")
   one = Settled(event.data.get("answer"), event.data.get("status", "unverified"))
@@ -177,13 +177,13 @@ def _settled(state: SessionState, event: Event) -> SessionState:
                         stubborn=state.stubborn + bool(event.data.get("stubborn")))
 
 
-def _answered(state: SessionState, event: Event) -> SessionState:
+def _answered(state: SessionState, event: SessionEvent) -> SessionState:
   given = event.data
   return _to("answered", state, event)._replace(answer=given.get("answer"), verified=given.get("verified"),
                                                 outcome=given["status"])
 
 
-def _graded(state: SessionState, event: Event) -> SessionState:
+def _graded(state: SessionState, event: SessionEvent) -> SessionState:
   if not state.is_answered:
     raise WrongTransition(f"{event.name} before the answer")
   scores = event.data.get("scores") or {}
@@ -195,15 +195,15 @@ def _graded(state: SessionState, event: Event) -> SessionState:
   return stage._replace(attempts=attempts, reward=event.data.get("reward", state.reward))
 
 
-def _learned(state: SessionState, event: Event) -> SessionState:
+def _learned(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("learned", state, event)
 
 
-def _recorded(state: SessionState, event: Event) -> SessionState:
+def _recorded(state: SessionState, event: SessionEvent) -> SessionState:
   return _to("recorded", state, event)
 
 
-def _ended(state: SessionState, event: Event) -> SessionState:
+def _ended(state: SessionState, event: SessionEvent) -> SessionState:
   status = event.data.get("status")
   if status not in STATUSES:
     raise WrongTransition(f"a session ends as one of {', '.join(STATUSES)}, not {status!r}")

@@ -23,7 +23,7 @@ from atlas_jax.data.traces.runtime_rows import Deployment, StoredRun
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.data.traces.store_rows import PendingRows
 from atlas_jax.files.damage import clipped
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.group_commit import GroupCommit, Write
 from atlas_jax.runtime.spool import Spool, StoreFull
 
@@ -154,7 +154,7 @@ class RuntimeStore:
     self._ids[key] = found[0]
     return found
 
-  def append(self, event: Event) -> None:
+  def append(self, event: SessionEvent) -> None:
     """Takes an event, which is written with others soon; see `flush`."""
     row = event.to_json()
     key = row.pop("session_key")

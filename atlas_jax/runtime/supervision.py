@@ -31,7 +31,7 @@ UNGUIDED = "The last attempt is not right. Say what the student should do differ
 GUIDES_ALONE = ("tags", "whole")  # Replies of templates whose teacher gives guidance and no verdict.
 
 
-class Verdict(NamedTuple):
+class TeacherVerdict(NamedTuple):
   """What a teacher said of an answer."""
 
   valid: bool | None = None         # None: there is no verdict, and `problem` says why
@@ -73,7 +73,7 @@ class Supervisor:
     self._options = options or AskOptions()
 
   async def validate(self, question: str, answer: str, *, before: Sequence[str] = (),
-                     approach: str | None = None, context: str | None = None) -> Verdict:
+                     approach: str | None = None, context: str | None = None) -> TeacherVerdict:
     """Asks whether an answer is right, and for guidance if it is not.
 
     Args:
@@ -85,7 +85,7 @@ class Supervisor:
     """
     return await self._asked(question, approach=approach, attempts=(*before, answer), context=context)
 
-  async def guide(self, question: str, answers: Sequence[str], *, approach: str | None = None) -> Verdict:
+  async def guide(self, question: str, answers: Sequence[str], *, approach: str | None = None) -> TeacherVerdict:
     """Asks for guidance alone, where an answer is not right and none was given."""
     return await self._asked(question, approach=approach, attempts=answers, context=UNGUIDED)
 
@@ -104,7 +104,7 @@ class Supervisor:
       return PlanReview(problem=one_line(error), tokens=tokens_of(reply))
     return PlanReview(changed, tuple(reply.data["concerns"]), tokens=tokens_of(reply))
 
-  async def _asked(self, question: str, **shown: Any) -> Verdict:
+  async def _asked(self, question: str, **shown: Any) -> TeacherVerdict:
     messages = teaching.teacher_messages(question, templates=self.templates, **shown)
     schema = VERDICT if self.templates.reply == "json" else None
     tokens = CallTokens(0, 0, 0)
@@ -119,11 +119,11 @@ class Supervisor:
         found, tokens = teaching.parse_reply(reply.text, self.templates), summed(tokens, tokens_of(reply))
     except (EndpointError, ModelError) as error:
       spent = summed(tokens, tokens_of_failure(error))
-      return Verdict(problem=f"the teacher gave no verdict: {one_line(error)}", tokens=spent)
+      return TeacherVerdict(problem=f"the teacher gave no verdict: {one_line(error)}", tokens=spent)
     if found.problem:
-      return Verdict(problem=f"the teacher's reply cannot be used: {found.problem}", tokens=tokens)
+      return TeacherVerdict(problem=f"the teacher's reply cannot be used: {found.problem}", tokens=tokens)
     unasked = None if self.gives_verdicts else "the teacher's templates ask for guidance alone"
-    return Verdict(found.valid, found.guidance, found.confidence, unasked, tokens)
+    return TeacherVerdict(found.valid, found.guidance, found.confidence, unasked, tokens)
 
 
 def tokens_of(reply: EndpointReply) -> CallTokens:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from atlas_jax.files.damage import one_line
-from atlas_jax.runtime.events import Event
+from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.redaction import Redactor
 
 CHUNK = "CHUNK"
@@ -27,7 +27,7 @@ class EventSink(Protocol):
 
   name: str
 
-  async def take(self, events: Sequence[Event]) -> None:
+  async def take(self, events: Sequence[SessionEvent]) -> None:
     """Takes events of one session, in their order."""
 
   async def close(self) -> None:
@@ -68,7 +68,7 @@ class Telemetry:
     self._settings = settings or TelemetrySettings()
     self._feeds = [_Feed(one, self._settings, self.problems) for one in sinks]
 
-  def __call__(self, event: Event) -> None:
+  def __call__(self, event: SessionEvent) -> None:
     """Takes an event."""
     try:
       clean = self.redactor.event(event)
@@ -107,13 +107,13 @@ class _Feed:
     self._settings = settings
     self._problems = problems
     # In order of their turn: a session with much to say does not keep the others waiting.
-    self._queues: collections.OrderedDict[str, collections.deque[Event]] = collections.OrderedDict()
+    self._queues: collections.OrderedDict[str, collections.deque[SessionEvent]] = collections.OrderedDict()
     self._missed: collections.Counter[str] = collections.Counter()  # of sessions, since it was last said
     self._wake = asyncio.Event()
     self._detached = False
     self._task: asyncio.Task | None = None
 
-  def put(self, event: Event) -> None:
+  def put(self, event: SessionEvent) -> None:
     if self._detached:
       return
     queue = self._queues.setdefault(event.session_key, collections.deque())
@@ -126,7 +126,7 @@ class _Feed:
     if self._task is None:
       self._task = asyncio.get_running_loop().create_task(self._work())
 
-  def _made_room(self, queue: collections.deque[Event], event: Event) -> bool:
+  def _made_room(self, queue: collections.deque[SessionEvent], event: SessionEvent) -> bool:
     """Drops the oldest chunk for an event that is none; returns whether there was one."""
     if event.kind == CHUNK:
       return False
@@ -138,7 +138,7 @@ class _Feed:
     self.waiting -= 1
     return True
 
-  def _drop(self, event: Event) -> None:
+  def _drop(self, event: SessionEvent) -> None:
     self.dropped[event.kind] += 1
     self._missed[event.session_key] += 1
 
@@ -196,11 +196,11 @@ class ThreadedSink:
     """Starts its thread with the first events."""
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=self.name)
 
-  async def take(self, events: Sequence[Event]) -> None:
+  async def take(self, events: Sequence[SessionEvent]) -> None:
     """Takes events of one session, in their order."""
     await asyncio.get_running_loop().run_in_executor(self._thread, self.write, events)
 
-  def write(self, events: Sequence[Event]) -> None:
+  def write(self, events: Sequence[SessionEvent]) -> None:
     """Takes events, in its thread."""
     raise NotImplementedError
 
@@ -212,7 +212,7 @@ class ThreadedSink:
 class Callback(ThreadedSink):
   """A function of a user that gets every event; an async one is awaited, another has a thread of its own."""
 
-  def __init__(self, function: Callable[[Event], Any], name: str | None = None):
+  def __init__(self, function: Callable[[SessionEvent], Any], name: str | None = None):
     """Takes the function."""
     self.name = name or f"callback {getattr(function, '__name__', type(function).__name__)}"
     super().__init__()
@@ -220,7 +220,7 @@ class Callback(ThreadedSink):
     called = getattr(function, "__call__", function)  # noqa: B004  The call of an object may be async.
     self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
-  async def take(self, events: Sequence[Event]) -> None:
+  async def take(self, events: Sequence[SessionEvent]) -> None:
     """Calls the function with each event."""
     if not self._is_async:
       await super().take(events)
@@ -228,7 +228,7 @@ class Callback(ThreadedSink):
     for one in events:
       await self._function(one)
 
-  def write(self, events: Sequence[Event]) -> None:
+  def write(self, events: Sequence[SessionEvent]) -> None:
     """Calls the function with each event, in the thread."""
     for one in events:
       self._function(one)

@@ -13,7 +13,7 @@ from atlas_jax.runtime import event_server, measures
 from atlas_jax.runtime.agents import threads
 from atlas_jax.runtime.event_server import EventHub, EventServerSettings
 from atlas_jax.runtime.measures import Gauges, Measures
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.sinks import EventsFile
@@ -50,7 +50,7 @@ class Watching:
     self._settings = settings
     self._store = store
     self._resumed = 0
-    self._pool: Pool | None = None
+    self._pool: SessionPool | None = None
     own: list[EventSink] = [*sinks]
     if settings.events_file:
       own.append(EventsFile(settings.events_file))
@@ -67,7 +67,7 @@ class Watching:
     self._writer = None if settings.folder is None else MetricsWriter(settings.folder, tensorboard=False)
     self._tasks: list[asyncio.Task] = []
 
-  def start(self, pool: Pool) -> None:
+  def start(self, pool: SessionPool) -> None:
     """Begins to write and to serve what a pool does."""
     self._pool = pool
     if self._writer is not None:

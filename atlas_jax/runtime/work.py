@@ -15,10 +15,10 @@ from atlas_jax.rollout import teaching
 from atlas_jax.runtime import states
 from atlas_jax.runtime.agents.agent import AgentError, AgentSession, CallTokens
 from atlas_jax.runtime.agents.tool_loop import ToolLoop, ToolLoopSettings
-from atlas_jax.runtime.budget import Budget
+from atlas_jax.runtime.budget import SessionBudget
 from atlas_jax.runtime.events import EventLog
 from atlas_jax.runtime.states import SessionState
-from atlas_jax.runtime.supervision import Verdict
+from atlas_jax.runtime.supervision import TeacherVerdict
 
 GUIDANCE = "guidance"  # The name of messages with guidance.
 
@@ -64,7 +64,7 @@ class Work:
     self.spec = spec
     self.parts = parts
     self.state = state or SessionState()
-    self.budget = Budget(parts.settings.budget)
+    self.budget = SessionBudget(parts.settings.budget)
     for role, counts in self.state.tokens.items():
       self.budget.spend(role, CallTokens(**counts))
     self.ends = asyncio.get_running_loop().time() + parts.settings.session_s
@@ -171,7 +171,7 @@ class Work:
 
   async def validated(self, question: str, answer: str, *, step: int | str, attempt: int | None,
                       parent: int, before: Sequence[str] = (), context: str | None = None,
-                      shadow: bool = False, ends: float | None = None) -> Verdict:
+                      shadow: bool = False, ends: float | None = None) -> TeacherVerdict:
     """Asks the teacher for its verdict; one that cannot be had has a problem, and is no verdict."""
     supervisor = self.parts.supervisor
     data = {"shadow": True} if shadow else None
@@ -179,7 +179,7 @@ class Work:
     with self.span("validate", actor="teacher", **at) as closing:
       closing.data |= data or {}
       if supervisor is None:
-        verdict = Verdict(problem="there is no teacher")
+        verdict = TeacherVerdict(problem="there is no teacher")
       else:
         asking = supervisor.validate(question, answer, before=before, approach=self.spec.approach,
                                      context=context)
@@ -200,17 +200,17 @@ class Work:
       closing.data |= {"guidance": found.guidance, **({"problem": found.problem} if found.problem else {})}
     return found.guidance
 
-  async def _taught(self, asking, ends: float | None) -> Verdict:
+  async def _taught(self, asking, ends: float | None) -> TeacherVerdict:
     """Awaits a teacher, whatever it does: it must not take an answer away."""
     try:
       async with self.within(self.parts.settings.call_s, ends=ends):
         return await asking
     except TimeoutError:
-      return Verdict(problem="the teacher gave no verdict in its time", tokens=CallTokens())
+      return TeacherVerdict(problem="the teacher gave no verdict in its time", tokens=CallTokens())
     except asyncio.CancelledError:
       raise
     except Exception as error:  # A teacher of the user's may raise anything.
-      return Verdict(problem=f"the teacher failed: "
+      return TeacherVerdict(problem=f"the teacher failed: "
                              f"{one_line(error) or type(error).__name__}", tokens=CallTokens())
 
 

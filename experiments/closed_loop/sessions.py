@@ -16,10 +16,10 @@ from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.rollout import rewards
 from atlas_jax.runtime.fingerprint import fingerprint, learning_key
-from atlas_jax.runtime.pool import Pool, PoolSettings
+from atlas_jax.runtime.pool import PoolSettings, SessionPool
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.scoring import GraderAndJudges
-from atlas_jax.runtime.session import FixedLane, Parts, Router, SessionSpec
+from atlas_jax.runtime.session import FixedLane, Router, SessionParts, SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from atlas_jax.runtime.supervision import Supervisor
 from experiments.adaptive_teacher.models import Writer
@@ -99,10 +99,10 @@ async def _run(given, approaches, team, url, prefix, lane, router) -> list[Sessi
   await store.open(create=True)
   agent = models.StudentAgent(team.student, team.student_version)
   versions = {"student": team.student_version, "teacher": team.teacher_version}
-  parts = Parts(agent, Supervisor(models.TeacherModel(team.teacher), models.templates()),
+  parts = SessionParts(agent, Supervisor(models.TeacherModel(team.teacher), models.templates()),
                 FixedLane() if router is None else router(store), GraderAndJudges(rewards.load("verbatim")),
                 versions=versions)
-  pool = Pool(parts, store, settings=PoolSettings(tenant=TASKS, sessions=TASKS))
+  pool = SessionPool(parts, store, settings=PoolSettings(tenant=TASKS, sessions=TASKS))
   specs = [SessionSpec(f"{prefix}-{place}", one.problem.prompt, ground_truth=one.truth,
                        tags=(one.problem.extra["tag"],), tenant=TENANT, lane=lane, approach=approach,
                        learning_key=key_of(agent, one))

@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.runtime.parts import Script, parts, verdict
@@ -49,7 +49,7 @@ async def victim(url, spool, answers, number, last):
     if seen > last:
       os.kill(os.getpid(), signal.SIGKILL)
 
-  pool = Pool(given(), store, sinks=[sink])
+  pool = SessionPool(given(), store, sinks=[sink])
 
   async def one(key):
     submitted = pool.submit(SessionSpec(key, "2+2", ground_truth="4"))

@@ -9,7 +9,7 @@ from atlas_jax.runtime.agents.python import PythonAgent
 from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.events import EventLog
 from atlas_jax.runtime.scoring import GraderAndJudges
-from atlas_jax.runtime.session import FixedLane, Parts, SessionSettings, SessionSpec
+from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSettings, SessionSpec
 from atlas_jax.runtime.supervision import Supervisor
 
 
@@ -52,16 +52,16 @@ def agent_of(script) -> PythonAgent:
   return PythonAgent(answer, name="scripted")
 
 
-def parts(student, teacher=None, *, lane="paired", grader="correct", judges=None, **more) -> Parts:
+def parts(student, teacher=None, *, lane="paired", grader="correct", judges=None, **more) -> SessionParts:
   """Parts of a session; `settings` are those of the session by name."""
   settings = SessionSettings(**more.pop("settings", {}))
   supervisor = None if teacher is None else Supervisor(FunctionModel(teacher))
   scorer = GraderAndJudges(None if grader is None else rewards.load(grader), judges)
   router = more.pop("router", FixedLane(lane))
-  return Parts(agent_of(student), supervisor, router, scorer, settings=settings, **more)
+  return SessionParts(agent_of(student), supervisor, router, scorer, settings=settings, **more)
 
 
-def run(given: Parts, task="2+2", *, truth="4", state=None, events=None, **spec):
+def run(given: SessionParts, task="2+2", *, truth="4", state=None, events=None, **spec):
   """Runs a session; returns its result and its events."""
   events = [] if events is None else events
   log = EventLog("key", events.append, first_seq=state.next_seq if state else 0,

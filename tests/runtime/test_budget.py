@@ -2,11 +2,11 @@
 import pytest
 
 from atlas_jax.runtime.agents.agent import CallTokens
-from atlas_jax.runtime.budget import SAVED, Budget, BudgetSettings
+from atlas_jax.runtime.budget import SAVED, BudgetSettings, SessionBudget
 
 
 def test_what_is_saved_first_goes_first_and_the_rest_only_at_the_end():
-  budget = Budget(BudgetSettings(tokens=100))
+  budget = SessionBudget(BudgetSettings(tokens=100))
   gone = []
   for _ in range(20):
     gone += [name for name in SAVED if name not in gone and not budget.allows(name)]
@@ -17,7 +17,7 @@ def test_what_is_saved_first_goes_first_and_the_rest_only_at_the_end():
 
 
 def test_money_is_by_role_and_calls_that_do_not_say_are_counted():
-  budget = Budget(BudgetSettings(money=1.0, prices={"teacher": (0.1, 0.3)}))
+  budget = SessionBudget(BudgetSettings(money=1.0, prices={"teacher": (0.1, 0.3)}))
   budget.spend("teacher", CallTokens(1_000, 1_000))
   budget.spend("student", CallTokens())
   assert budget.used == pytest.approx(0.4) and budget.unmetered == 1

@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from atlas_jax.runtime import canary
-from atlas_jax.runtime.canary import Pair, decide
+from atlas_jax.runtime.canary import CanaryPair, decide
 from atlas_jax.runtime.settings import DeploySettings
 
 SETTINGS = DeploySettings()
@@ -12,17 +12,17 @@ SETTINGS = DeploySettings()
 
 @pytest.mark.parametrize(("pairs", "what", "words"), [
   ([], "wait", "nothing"),
-  ([Pair(1, 0)] * 39, "wait", "39 of 40"),
-  ([Pair(1, 0)] * 40, "promote", "not worse"),
-  ([Pair(1, 1)] * 40, "promote", "not worse"),
-  ([Pair(0, 1)] * 10, "roll_back", "upper bound"),
-  ([Pair(0, 1)] * 9, "wait", "9 of 40"),
-  ([Pair(0, 1)] * 2 + [Pair(1, 0)] * 38, "roll_back", "5.0% of the tasks became worse"),
-  ([Pair(0, 1)] + [Pair(1, 0)] * 39, "promote", "not worse"),
-  ([Pair(1, 1)] * 39 + [Pair(0, 1)], "roll_back", "lower bound"),
-  ([Pair(1, 1, True)] * 10, "roll_back", "no usable reply"),
-  ([Pair(None, 1)] * 80, "roll_back", "only 0 of 80"),
-  ([Pair(None, 1)] * 79, "wait", "nothing"),
+  ([CanaryPair(1, 0)] * 39, "wait", "39 of 40"),
+  ([CanaryPair(1, 0)] * 40, "promote", "not worse"),
+  ([CanaryPair(1, 1)] * 40, "promote", "not worse"),
+  ([CanaryPair(0, 1)] * 10, "roll_back", "upper bound"),
+  ([CanaryPair(0, 1)] * 9, "wait", "9 of 40"),
+  ([CanaryPair(0, 1)] * 2 + [CanaryPair(1, 0)] * 38, "roll_back", "5.0% of the tasks became worse"),
+  ([CanaryPair(0, 1)] + [CanaryPair(1, 0)] * 39, "promote", "not worse"),
+  ([CanaryPair(1, 1)] * 39 + [CanaryPair(0, 1)], "roll_back", "lower bound"),
+  ([CanaryPair(1, 1, True)] * 10, "roll_back", "no usable reply"),
+  ([CanaryPair(None, 1)] * 80, "roll_back", "only 0 of 80"),
+  ([CanaryPair(None, 1)] * 79, "wait", "nothing"),
 ])  # fmt: skip
 def test_decisions(pairs, what, words):
   found = decide(pairs, SETTINGS)
@@ -32,7 +32,7 @@ def test_decisions(pairs, what, words):
 def test_a_version_that_is_always_wrong_is_out_within_forty_sessions():
   for right in (0.1, 0.2, 0.5, 0.9):
     old = [1.0 if number < 40 * right else 0.0 for number in range(40)]
-    assert decide([Pair(0.0, one) for one in old], SETTINGS).what == "roll_back"
+    assert decide([CanaryPair(0.0, one) for one in old], SETTINGS).what == "roll_back"
 
 
 def test_the_share_is_kept_and_a_key_always_falls_alike():

@@ -7,7 +7,7 @@ import pytest
 from atlas_jax.files import json_file
 from atlas_jax.rollout import teaching
 from atlas_jax.runtime import deploy
-from atlas_jax.runtime.deploy import DeployError, Server
+from atlas_jax.runtime.deploy import DeployError, ModelServer
 from atlas_jax.runtime.settings import DeploySettings, ModelSettings
 from tests.rollout.chat_server import Answer
 from tests.runtime.checkpoints import write_checkpoint
@@ -78,7 +78,7 @@ def test_servers_are_adopted_by_address():
 def test_the_self_test_counts_replies_that_can_be_read(server, reply, share):
   body = {"choices": [{"text": reply}]}
   server.use(lambda number, asked: Answer(status=400) if reply is None else Answer(body))
-  endpoint = deploy.endpoint_of(Server(server.url, "m"), "texts", PLAIN)
+  endpoint = deploy.endpoint_of(ModelServer(server.url, "m"), "texts", PLAIN)
   assert asyncio.run(deploy.self_test(endpoint, PLAIN, 4)) == share
   asked = [teaching.teacher_messages(one, attempts=["0"],
                                      templates=teaching.PLAIN) for one in deploy.SELF_TEST[:4]]

@@ -9,7 +9,7 @@ import pytest
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.runtime import routing
 from atlas_jax.runtime.chat_models import FunctionModel
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.result import STATUSES
 from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.session import SessionSpec
@@ -65,7 +65,7 @@ def run_all(tmp_path, part):
   async def main():
     store = RuntimeStore(StoreSettings(url=f"sqlite:///{tmp_path}/t.db", spool=str(tmp_path / "spool")))
     await store.open(create=True)
-    pool = Pool(lambda spec: given_parts(part, spec.key), store)
+    pool = SessionPool(lambda spec: given_parts(part, spec.key), store)
     specs = [SessionSpec(fault, "2+2", ground_truth="4") for fault in FAULTS]
     results = await asyncio.gather(*map(pool.run, specs))
     found = {one.session_key: (one, await store.record(one.session_id), await store.load(one.session_key))

@@ -24,7 +24,7 @@ from atlas_jax.runtime.lanes import LANES
 from atlas_jax.runtime.route import Dossier, ProbeWord, route
 from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.scoring import GraderAndJudges
-from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec, run_session
+from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSpec, run_session
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from atlas_jax.runtime.supervision import Supervisor
 from tests.house import sources
@@ -91,7 +91,7 @@ def planted(place, order, lane="paired"):
                      verdict(False, f"Carry. {has('guidance')}"), verdict(False, "Again."))
   model = Asked(teacher)
   tools = [Tool("look", "Looks.", {}, lambda: f"found {has('tool')}")]
-  made = Parts(agent_of(student), Supervisor(model), FixedLane(lane), GraderAndJudges(right), tools=tools,
+  made = SessionParts(agent_of(student), Supervisor(model), FixedLane(lane), GraderAndJudges(right), tools=tools,
                lessons=Lessons(f"Look closely. {has('lesson')}"))
   result, events = run(made, f"2+2 {has('task')}", metadata={"note": has("metadata")})
   return result, events, student, teacher, model
@@ -232,7 +232,7 @@ def test_keys_are_in_no_trace_event_spool_or_error(server, tmp_path, monkeypatch
     keep = lambda event: (events.append(event), store.append(event))
     try:
       return await run_session(SessionSpec("a", "2+2", ground_truth="4"),
-                               Parts(agent, Supervisor(teacher), store=store), EventLog("a", keep))
+                               SessionParts(agent, Supervisor(teacher), store=store), EventLog("a", keep))
     finally:
       await store.close()
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from atlas_jax.data.traces.store import open_store
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.runtime import kills
 
@@ -24,7 +24,7 @@ def test_sessions_that_were_cut_off_anywhere_end_once(store_url, tmp_path):
   async def main():
     store = RuntimeStore(StoreSettings(url=store_url, spool=spool))
     await store.open()
-    pool = Pool(kills.given(), store)
+    pool = SessionPool(kills.given(), store)
     await asyncio.sleep(0.25)  # The leases of the dead.
     resumed = await pool.resume()
     assert await pool.resume() == []

@@ -13,7 +13,7 @@ from atlas_jax.runtime.chat_models import FunctionModel
 from atlas_jax.runtime.learner import Learner
 from atlas_jax.runtime.lesson_states import LessonBookSettings
 from atlas_jax.runtime.lessons import LessonBook, learn_from_approved
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from atlas_jax.runtime.worlds import arithmetic
@@ -49,7 +49,7 @@ async def run(store, specs, *, student=None, teacher=None, learner=None, setting
   student = student or Script("4")
   book = LessonBook(store, settings, learner=learner and Learner(FunctionModel(learner)))
   given = parts(student, teacher or Script(verdict(True)), lessons=book, **more)
-  pool = Pool(given, store)
+  pool = SessionPool(given, store)
   return [await pool.run(one) for one in specs], student.asked
 
 
@@ -205,7 +205,7 @@ def test_a_session_with_lessons_costs_few_statements(tmp_path):
     await run(store, of(*"abcd"))
     settings = LessonBookSettings(read_s=1_000.0)  # Reviews are not read for each session.
     book = LessonBook(store, settings)
-    pool = Pool(parts(Script("4"), Script(verdict(True)), lessons=book), store)
+    pool = SessionPool(parts(Script("4"), Script(verdict(True)), lessons=book), store)
     await pool.run(of("first")[0])
 
     def count():
@@ -260,7 +260,7 @@ def test_six_sessions_that_end_together_leave_six_lessons(tmp_path):
       return reply(lesson(f"Look at {task}."))
 
     book = LessonBook(store, SETTINGS, learner=Learner(FunctionModel(learner)))
-    pool = Pool(parts(Script("wrong"), Script(verdict(True)), lessons=book), store)
+    pool = SessionPool(parts(Script("wrong"), Script(verdict(True)), lessons=book), store)
     names = ("ada", "bob", "cyd", "dan", "eve", "fay")
     await asyncio.gather(*(pool.run(of(name, task=f"pump of {name}", truth="right")[0]) for name in names))
     return {one["action"] for one in await entries_of(store)}
@@ -301,7 +301,7 @@ def test_without_lessons_nothing_is_read_or_written(tmp_path):
   url = f"sqlite:///{tmp_path}/t.db"
 
   async def work(store):
-    return await Pool(parts(Script("4"), Script(verdict(True))), store).run(of("a")[0])
+    return await SessionPool(parts(Script("4"), Script(verdict(True))), store).run(of("a")[0])
 
   result = with_store(url, tmp_path, work)
   assert "playbook" not in result.versions

@@ -12,9 +12,9 @@ from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime import memory_streams
 from atlas_jax.runtime.agents.openai import OpenAIAgent, OpenAIAgentSettings
 from atlas_jax.runtime.memory_streams import MemoryStreams, StreamSettings
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.scoring import GraderAndJudges
-from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec
+from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.language.serve import scripted
 from tests.language.serve.test_http_server import serving
@@ -48,9 +48,9 @@ class World:
         def parts(spec):
           how = OpenAIAgentSettings(endpoint.settings.url, "base", version=version)
           agent = OpenAIAgent(how, endpoint=streams.endpoint_of(spec, version))
-          return Parts(agent, None, FixedLane("auto"), GraderAndJudges(rewards.load("correct")))
+          return SessionParts(agent, None, FixedLane("auto"), GraderAndJudges(rewards.load("correct")))
 
-        pool = Pool(parts, store)
+        pool = SessionPool(parts, store)
         specs = [SessionSpec(key, f"say {key}", tenant=tenant, learning_key=learning_key) for key in keys]
         results = [await pool.run(one) for one in specs]
         return streams.counts, results

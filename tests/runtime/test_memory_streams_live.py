@@ -9,8 +9,8 @@ from atlas_jax.rollout.endpoint import Endpoint
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents.openai import OpenAIAgent, OpenAIAgentSettings
 from atlas_jax.runtime.memory_streams import MemoryStreams, StreamSettings, stream_id
-from atlas_jax.runtime.pool import Pool
-from atlas_jax.runtime.session import FixedLane, Parts, SessionSpec
+from atlas_jax.runtime.pool import SessionPool
+from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.language.serve import live
 
@@ -33,13 +33,13 @@ def sessions(folder, port, model, *keys):
     def parts(spec):
       how = OpenAIAgentSettings(endpoint.settings.url, model, max_tokens=4, temperature=0.0, version="1",
                                 form="texts")
-      return Parts(OpenAIAgent(how, endpoint=streams.endpoint_of(spec, "1")), None, FixedLane("auto"))
+      return SessionParts(OpenAIAgent(how, endpoint=streams.endpoint_of(spec, "1")), None, FixedLane("auto"))
 
     found = {}
     try:
       for key in keys:
         spec = SessionSpec(key, f"task {key}", tenant="t", learning_key=KEY)
-        result = await Pool(parts, store).run(spec)
+        result = await SessionPool(parts, store).run(spec)
         assert result.answer is not None, result
         _, kept = await endpoint.call("GET", f"conversations/{stream_id(spec, 'student')}")
         found[key] = kept["tokens"]

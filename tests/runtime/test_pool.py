@@ -10,7 +10,7 @@ import pytest
 
 from atlas_jax.runtime import session as sessions
 from atlas_jax.runtime.events import EventLog
-from atlas_jax.runtime.pool import Pool, PoolSettings, QueueFull
+from atlas_jax.runtime.pool import PoolFull, PoolSettings, SessionPool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from tests.runtime.parts import Script, agent_of, parts, verdict
@@ -28,7 +28,7 @@ def with_pool(url, tmp_path, work, *, given=None, pool=None, **more):
   async def main():
     store = RuntimeStore(StoreSettings(url=url, spool=str(tmp_path / "spool"), **more))
     await store.open(create=True)
-    made = Pool(given or parts(Script(student), Script(teacher)), store, settings=pool)
+    made = SessionPool(given or parts(Script(student), Script(teacher)), store, settings=pool)
     try:
       return await work(made, store)
     finally:
@@ -81,7 +81,7 @@ def test_limits_hold_and_a_full_queue_is_refused(tmp_path):
   async def work(pool, store):
     specs = [SessionSpec(f"s{number}", "2+2", tenant="ab"[number % 2]) for number in range(12)]
     submitted = [pool.submit(one) for one in specs[:8]]
-    with pytest.raises(QueueFull, match="pool.queue=8"):
+    with pytest.raises(PoolFull, match="pool.queue=8"):
       pool.submit(specs[9])
     return [await one.result() for one in submitted]
 
@@ -190,7 +190,7 @@ VICTIM = """
 import asyncio, sys
 from tests.runtime.test_pool import student, teacher
 from tests.runtime.parts import Script, parts
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 
@@ -202,7 +202,7 @@ async def main():
   store = RuntimeStore(StoreSettings(url=sys.argv[1], spool=sys.argv[2], lease_s=0.2, heartbeat_s=0.1,
                                      batch_s=0.01))
   await store.open(create=True)
-  pool = Pool(parts(Script(slow), Script(teacher)), store)
+  pool = SessionPool(parts(Script(slow), Script(teacher)), store)
   print("ready", flush=True)
 
   async def one(number):

@@ -10,7 +10,7 @@ from atlas_jax.data.traces.review import decide
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.runtime import fingerprint
 from atlas_jax.runtime.chat_models import FunctionModel
-from atlas_jax.runtime.pool import Pool
+from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.route import Dossier, RoutePolicy
 from atlas_jax.runtime.routing import HistoryRouter, Strictest
 from atlas_jax.runtime.session import FixedLane, SessionSpec
@@ -27,7 +27,7 @@ def run(url, tmp_path, make, specs, versions=None):
     await store.open(create=True)
     given = parts(Script("4"), Script(verdict(True)), router=make(store),
                   versions=versions or {"student": "1"})
-    pool = Pool(given, store)
+    pool = SessionPool(given, store)
     try:
       return [await pool.run(one) for one in specs]
     finally:

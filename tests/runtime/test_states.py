@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from atlas_jax.runtime import session as sessions
 from atlas_jax.runtime import states
-from atlas_jax.runtime.events import Event, EventLog
+from atlas_jax.runtime.events import EventLog, SessionEvent
 from atlas_jax.runtime.result import ATTEMPTS
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.states import WrongTransition
@@ -89,7 +89,7 @@ def test_events_balance_and_their_fold_is_the_state_whatever_parts_do(answers, w
 
 
 def event(seq, name, kind, span=0, **more):
-  return Event("key", seq, 0.0, name, kind, "runtime", span, None, **more)
+  return SessionEvent("key", seq, 0.0, name, kind, "runtime", span, None, **more)
 
 
 BEGUN = [event(0, "session", "START"), event(1, "route", "POINT", 1, data={"lane": "auto"})]

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from atlas_jax.data.traces.connections import StoreError, UnreachableStore
-from atlas_jax.runtime.events import Event, EventLog
-from atlas_jax.runtime.pool import KeyTaken, Pool, PoolSettings
+from atlas_jax.runtime.events import EventLog, SessionEvent
+from atlas_jax.runtime.pool import KeyTaken, PoolSettings, SessionPool
 from atlas_jax.runtime.session import SessionSpec
 from atlas_jax.runtime.spool import Spool, StoreFull
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
@@ -31,7 +31,7 @@ def teacher(messages):
 async def opened(url, tmp_path, *, given=None, sinks=(), **more):
   store = RuntimeStore(StoreSettings(url=url, spool=str(tmp_path / "spool"), **{**FAST, **more}))
   await store.open(create=True)
-  pool = Pool(given or parts(Script(student), Script(teacher)), store, settings=PoolSettings(tenant=256),
+  pool = SessionPool(given or parts(Script(student), Script(teacher)), store, settings=PoolSettings(tenant=256),
               sinks=sinks)
   try:
     yield pool, store
@@ -199,7 +199,7 @@ def test_one_write_that_cannot_be_made_fails_alone(store_url, tmp_path):
       assert [one is True for one in found] == [number != 5 for number in range(12)]
       assert isinstance(found[5], StoreError) and "cannot be stored" in str(found[5])
       await store.begin("a", "t", {})
-      store.append(Event("a", 0, float("nan"), "session", "START", "runtime", 0, None))
+      store.append(SessionEvent("a", 0, float("nan"), "session", "START", "runtime", 0, None))
       with pytest.raises(StoreFull, match="neither in the store nor in the spool"):
         await store.flush("a")
       assert {one.storage_status for one in await ran(pool, "bc")} == {"stored"}
@@ -273,7 +273,7 @@ def test_a_session_that_is_cancelled_before_it_begins_leaves_its_key_free(tmp_pa
 
 
 def test_a_sink_that_raises_is_taken_off(tmp_path):
-  seen: list[Event] = []
+  seen: list[SessionEvent] = []
 
   def broken(event):
     raise RuntimeError("boom")
@@ -309,7 +309,7 @@ def test_a_process_takes_over_with_what_the_dead_one_spooled(tmp_path):
   async def main():
     async with opened(sqlite_url(tmp_path), tmp_path, lease_s=0.3, heartbeat_s=0.1) as (_, store):
       await store.begin("a", "2+2", {"ground_truth": "4"})
-    found: list[Event] = []
+    found: list[SessionEvent] = []
     log = EventLog("a", found.append)
     log.emit("session", "START", span=log.span())
     log.emit("route", "POINT", span=log.span(), data={"lane": "auto"})
