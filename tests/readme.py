@@ -42,6 +42,16 @@ SUDOKU = f"{MAIN} --config=configs/trm_sudoku.py:4x4 --workdir=runs/sudoku4"
 ARC = f"{MAIN} --config=configs/trm_arc1.py:cpu --workdir=runs/arc_cpu"
 GRPO = f"{MAIN} --config=configs/grpo_arithmetic.py:cpu --workdir=runs/grpo"
 SFT = f"{MAIN} --config=configs/sft.py:cpu --workdir=runs/sft_cpu"
+SUMS = "python -m atlas_jax.runtime.worlds.arithmetic 128 > tasks.jsonl"
+RUN = "atlas run --config=configs/runtime.py:arithmetic --tasks=tasks.jsonl --concurrency=64 --json"
+STORE = "--database-url=sqlite:///.atlas/atlas.db"
+APPROVE = f'arc-atlas approve --where status=succeeded --reviewer=ada --note="looked at" {STORE}'
+EXPORT = f"arc-atlas export --output=agent.jsonl {STORE}"
+TRAIN = ("atlas train --export-path=agent.jsonl --output-dir=results/agent "
+         "--config=configs/teacher_rcl.py:cpu "
+         "--override teacher.shown=attempt")
+DEPLOY = "atlas deploy results/agent --canary=0.5"
+BLOCK = How(why="long: test_the_block_of_the_runtime_makes_an_agent_better runs the block in its order")
 STDLIB = "python scripts/prepare_text.py --train_vocab_size=32000 --tokenizer=runs/python_stdlib_32k"
 
 COMMANDS = {
@@ -92,6 +102,10 @@ COMMANDS = {
     " ".join(f"--override {one}" for one in (
       "optim.steps=2", "optim.warmup_steps=1", "data.batch_rows=16", "data.group_size=8", "eval.batch_rows=8",
       "monitor.tensorboard=False", "monitor.report=False"))),
+  **dict.fromkeys((SUMS, RUN, f"arc-atlas review sessions {STORE}", APPROVE, EXPORT, DEPLOY, "atlas stats"),
+                  BLOCK),
+  TRAIN: BLOCK._replace(flags="--override optim.steps=30 --override monitor.tensorboard=False "
+                              "--override monitor.report=False"),
   f"{TRACES} init --database-url=sqlite:///traces.db": How(),
   f"{TRACES} import --database-url=sqlite:///traces.db --input=traces.jsonl": How(
     needs=(f"{TRACES} init --database-url=sqlite:///traces.db",)

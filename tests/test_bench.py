@@ -13,6 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import bench  # noqa: E402  Scripts are no package.
 import bench_rl  # noqa: E402
+import bench_runtime  # noqa: E402
 import bench_serve  # noqa: E402
 import bench_server  # noqa: E402
 import bench_turns  # noqa: E402
@@ -247,3 +248,18 @@ def test_groups_of_several_sizes_are_measured_in_turn(capsys):
   assert rows[0]["gain"] is None
   assert rows[1]["gain"] == pytest.approx(rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"], rel=0.1)
   assert rows[1]["cpu_gain"] > 0
+
+
+def test_a_session_of_the_runtime_and_its_messages_are_within_their_bars(capsys):
+  code, rows, err = run(capsys, "runtime", "--what=session,messages", "--repeats=1", "--json")
+  assert code == 0, err
+  assert [(row["what"], row["met"]) for row in rows] == [("session", True), ("messages", True)]
+  assert 0 < rows[0]["statements"] <= 8 and 0 < rows[0]["bytes"] <= 9_000 and rows[1]["teacher_chars"] > 0
+
+
+def test_a_lost_session_of_the_runtime_is_an_error_and_a_slow_one_misses_its_bar():
+  row = {name: None for name, _ in bench_runtime.TABLE}
+  lost = bench_runtime.judged({**row, "sessions": 40, "ended": 5, "stored": 5, "connections": 3})
+  assert not lost["met"] and "of 40 sessions 5 ended" in lost["error"]
+  slow = bench_runtime.judged({**row, "judge_calls": 0, "cpu_ms": 5.1})
+  assert not slow["met"] and "error" not in slow and slow["bar"] == "cpu_ms <= 5"

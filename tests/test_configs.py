@@ -18,7 +18,8 @@ from atlas_jax.optim import build as optim
 from atlas_jax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").glob("*.py"))
+# The runtime's is no config of training, see tests/runtime/test_settings.py.
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "runtime")
 CONTROLS = ("static", "conv", "ngram", "wide", "compute")
 # Arguments but flags, and their values.
 CHOICES = {"rule": rules.names, "control": lambda: CONTROLS, "mix": blocks.names}

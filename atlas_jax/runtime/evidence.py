@@ -1,4 +1,4 @@
-"""What is known of an agent at a family of tasks: outcomes that count, and what follows from them.
+"""Evidence of an agent at a family of tasks: outcomes that count, and what follows from them.
 
 Outcomes count if a reviewer approved the session, or a program graded it and no reviewer quarantined it, and
 if they are of the same versions. An answer that nobody checked is no outcome, so that sessions without
@@ -13,29 +13,35 @@ from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.values import as_object
 
 RIGHT_FROM = 0.8      # Score from which an answer counts as right.
-CERTIFIED_AFTER = 3   # Right outcomes in a row,
-LOST_AFTER = 2        # and wrong ones in a row that undo it.
+CERTIFIED_AFTER = 3   # Verified passes that certify,
+LOST_AFTER = 2        # and wrong outcomes since that undo it.
 BOUND = 0.9           # The bound is one-sided.
 VERSIONS = ("student", "teacher")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """What is known.
+  """Outcomes of a family of tasks.
 
   Attributes:
     outcomes: whether the answer was right, oldest first.
+    passes: of each of them, whether it is a verified pass: the answer passed its check by the teacher, and a
+      grader or judge gave at least `RIGHT_FROM`. None certifies where this is empty.
+    alone: whether the first attempt was right, before any guidance, which is what is known of the agent
+      without a teacher; None: as the outcomes.
     drift_alert: whether a session of the family waits for a reviewer because of drift.
     withheld: sessions of the family that do not count, by reason.
   """
 
   outcomes: tuple[bool, ...] = ()
+  passes: tuple[bool, ...] = ()
   drift_alert: bool = False
   withheld: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  alone: tuple[bool, ...] | None = None
 
   @property
   def right(self) -> int:
-    """How many outcomes are right."""
+    """Number of outcomes that are right."""
     return sum(self.outcomes)
 
   @property
@@ -45,19 +51,25 @@ class Evidence:
 
   @property
   def lower(self) -> float:
-    """Lower bound of the chance to be right, which it exceeds with probability `BOUND`."""
+    """Lower bound of the chance to be right without help, which it exceeds with probability `BOUND`."""
     from scipy import special  # A third of a second to import.
 
-    return float(special.betaincinv(self.right + 1, len(self.outcomes) - self.right + 1, 1 - BOUND))
+    alone = self.outcomes if self.alone is None else self.alone
+    return float(special.betaincinv(sum(alone) + 1, len(alone) - sum(alone) + 1, 1 - BOUND))
 
   @property
   def certified(self) -> bool:
-    """Whether enough right outcomes in a row were seen, and no two wrong ones since, and no alert stands."""
-    run, certified, wrong = 0, False, 0
-    for right in self.outcomes:
-      run, wrong = (run + 1, 0) if right else (0, wrong + 1)
-      certified = (certified or run >= CERTIFIED_AFTER) and wrong < LOST_AFTER
-    return certified and not self.drift_alert
+    """True if there were enough verified passes, no `LOST_AFTER` wrong ones since, and no alert stands.
+
+    A wrong outcome before that begins the count anew.
+    """
+    passed = wrong = 0
+    for right, counts in zip(self.outcomes, self.passes):
+      wrong = wrong + (not right) if passed >= CERTIFIED_AFTER else 0
+      if not right and (passed < CERTIFIED_AFTER or wrong >= LOST_AFTER):
+        passed = wrong = 0
+      passed += counts
+    return passed >= CERTIFIED_AFTER and not self.drift_alert
 
 
 def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evidence:
@@ -68,6 +80,8 @@ def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evi
     versions: that they must have been run with.
   """
   outcomes: list[bool] = []
+  passes: list[bool] = []
+  alone: list[bool] = []
   withheld: dict[str, int] = {}
   alert = False
   for trace in newest_first:
@@ -79,9 +93,11 @@ def of_traces(newest_first: Iterable[Trace], versions: Mapping[str, Any]) -> Evi
     if reason is None:
       assert right is not None
       outcomes.append(right)
+      passes.append(right and _is_verified_pass(trace))
+      alone.append(_alone(trace, right))
     else:
       withheld[reason] = withheld.get(reason, 0) + 1
-  return Evidence(tuple(reversed(outcomes)), alert, withheld)
+  return Evidence(tuple(reversed(outcomes)), tuple(reversed(passes)), alert, withheld, tuple(reversed(alone)))
 
 
 def passes_gate(trace: Trace) -> bool:
@@ -89,6 +105,17 @@ def passes_gate(trace: Trace) -> bool:
   if trace.review_status == QUARANTINED:
     return False
   return trace.review_status == APPROVED or _grade(trace) is not None
+
+
+def score(trace: Trace) -> float | None:
+  """Returns the score of a session's answer, from 0 to 1; None: it has none, or the gate holds it back."""
+  if not passes_gate(trace):
+    return None
+  value = trace.reward.value
+  if value is None:
+    _, checked = _checked(trace)
+    return None if checked is None else float(checked)
+  return value
 
 
 def _outcome(trace: Trace, versions: Mapping[str, Any]) -> tuple[str | None, bool | None]:
@@ -100,10 +127,32 @@ def _outcome(trace: Trace, versions: Mapping[str, Any]) -> tuple[str | None, boo
   grade = _grade(trace)
   if grade is not None:
     return None, grade >= RIGHT_FROM
+  return _checked(trace)
+
+
+def _alone(trace: Trace, right: bool) -> bool:
+  """Returns whether the first attempt was right: with a teacher a wrong one may well end in a right answer."""
+  first = next((one for step in trace.steps for one in step.attempts), None)
+  if first is None or not right:
+    return right
+  if first.score.value is not None:
+    return first.score.value >= RIGHT_FROM
+  return first.valid if first.valid is not None else len(trace.steps[0].attempts) == 1
+
+
+def _checked(trace: Trace) -> tuple[str | None, bool | None]:
+  """Returns whether the teacher let an answer pass, in the shadow where the lane has no supervision."""
   if trace.lane == "auto":
     audit = as_object(trace.session_metadata.get("audit")).get("valid")
     return (None, audit) if isinstance(audit, bool) else ("unchecked", None)
   return (None, trace.verified) if trace.verified is not None else ("unchecked", None)
+
+
+def _is_verified_pass(trace: Trace) -> bool:
+  source = as_object(trace.data.get("reward_stats")).get("source")
+  value = trace.reward.value
+  return _checked(trace)[1] is True and source in ("grader", "judge") and value is not None and \
+      value >= RIGHT_FROM
 
 
 def _grade(trace: Trace) -> float | None:

@@ -1,8 +1,8 @@
 """Cues of lessons: which tasks a lesson is for.
 
-A model may write keywords and globs, which are matched in time linear in the text for each piece of the
-pattern. Regexes come from a person's config alone and run in a process of their own, because one that was
-written badly, or with intent, can take for ever.
+A model may write keywords and globs, which are matched without repeats: in time that is at most the length
+of the text times that of the pattern. Regexes come from a person's config alone and run in a process of their
+own, because one that was written badly, or with intent, can take for ever.
 """
 import json
 import re
@@ -75,19 +75,18 @@ def matches(cue: Cue, task: str) -> bool:
 
 
 def _glob(pattern: str, text: str) -> bool:
-  """Returns whether a glob matches: only the last star is ever tried again."""
-  at, place, star, mark = 0, 0, -1, 0
-  while place < len(text):
-    if at < len(pattern) and pattern[at] == "*":
-      star, mark, at = at, place, at + 1
-    elif at < len(pattern) and pattern[at] in ("?", text[place]):
-      at, place = at + 1, place + 1
-    elif star >= 0:
-      mark += 1
-      at, place = star + 1, mark
-    else:
-      return False
-  return not pattern[at:].strip("*")
+  """Returns whether a glob matches; between its stars the first place that fits is always as good as any."""
+  first, *parts = [re.compile(".".join(map(re.escape, part.split("?"))), re.DOTALL)
+                   for part in pattern.split("*")]
+  if not parts:
+    return first.fullmatch(text) is not None
+  found = first.match(text)
+  for part in parts[:-1]:
+    found = found and part.search(text, found.end())
+  if found is None:
+    return False
+  start = len(text) - len(pattern.rpartition("*")[2])
+  return start >= found.end() and parts[-1].fullmatch(text, start) is not None
 
 
 def _regex(pattern: str, text: str) -> bool:

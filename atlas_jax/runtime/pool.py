@@ -2,14 +2,17 @@
 import asyncio
 import collections
 import dataclasses
+import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from absl import logging
 
+from atlas_jax.data.traces import storable
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.runtime_rows import StoredRun
-from atlas_jax.runtime import records, states
+from atlas_jax.files.damage import one_line
+from atlas_jax.runtime import lanes, records, states
 from atlas_jax.runtime.events import Event, EventLog, Sink
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
@@ -42,16 +45,24 @@ class QueueFull(RuntimeError):
   """More sessions wait than may wait."""
 
 
+class KeyTaken(ValueError):
+  """A session key that is that of another task, or of another tenant."""
+
+
 class Submitted:
   """A session that was submitted.
 
   Attributes:
     key: of the session.
+    spec: of it.
+    holders: how many submitted it.
   """
 
-  def __init__(self, key: str):
+  def __init__(self, spec: SessionSpec):
     """Starts without an answer."""
-    self.key = key
+    self.key = spec.key
+    self.spec = spec
+    self.holders = 1
     self._answer: asyncio.Future = asyncio.get_running_loop().create_future()
     self._end: asyncio.Future = asyncio.get_running_loop().create_future()
 
@@ -63,14 +74,14 @@ class Submitted:
     """Waits for the end: the answer is scored and stored."""
     return await asyncio.shield(self._end)
 
-  def told(self, found: SessionResult) -> None:
+  def answered(self, found: SessionResult) -> None:
     """Takes the answer."""
     if not self._answer.done():
       self._answer.set_result(found)
 
   def ended(self, found: SessionResult) -> None:
     """Takes the end."""
-    self.told(found)
+    self.answered(found)
     if not self._end.done():
       self._end.set_result(found)
 
@@ -87,7 +98,6 @@ class Pool:
 
   Attributes:
     running: sessions at work now.
-    waiting: sessions that wait for room.
   """
 
   def __init__(self, parts: Parts | Callable[[SessionSpec], Parts], store: RuntimeStore | None = None, *,
@@ -114,28 +124,37 @@ class Pool:
     self._known: dict[str, Submitted] = {}
     self._tasks: dict[str, asyncio.Task] = {}
     self.running = 0
-    self.waiting = 0
+
+  @property
+  def waiting(self) -> int:
+    """Sessions that wait for room."""
+    return len(self._tasks) - self.running
 
   def submit(self, spec: SessionSpec) -> Submitted:
     """Takes a session, which begins when there is room; one whose key runs already is joined.
 
     Raises:
       QueueFull: if too many wait.
+      KeyTaken: if the session that runs under the key is another one.
     """
-    if spec.key in self._known:
-      return self._known[spec.key]
+    if (joined := self._known.get(spec.key)) is not None:
+      _check_same(spec, joined.spec.task, joined.spec.tenant)
+      joined.holders += 1
+      return joined
     if self.waiting >= self._settings.queue:
       raise QueueFull(f"{self.waiting} sessions wait, which are all that may (pool.queue="
                       f"{self._settings.queue}); submit more when some have ended")
-    return self._started(spec, self._through(spec))
+    return self._started(spec, functools.partial(self._run, spec))
 
   async def run(self, spec: SessionSpec) -> SessionResult:
-    """Runs a session to its end; cancelling this cancels it, unless others joined it."""
+    """Runs a session to its end; cancelling this cancels it, unless others submitted it too."""
     submitted = self.submit(spec)
     try:
       return await submitted.result()
     except asyncio.CancelledError:
-      if (task := self._tasks.get(spec.key)) is not None:
+      submitted.holders -= 1
+      task = self._tasks.get(spec.key)
+      if task is not None and not submitted.holders:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
       raise
@@ -147,58 +166,51 @@ class Pool:
     """
     if self._store is None:
       return []
-    found = await self._store.claim_expired(most)
     submitted = []
-    for run in found:
-      spec = _spec_of(run)
-      if spec.key in self._known:
-        continue
-      submitted.append(self._started(spec, self._again(spec, run)))
-    return [await one.result() for one in submitted]
+    for run in await self._store.claim_expired(most):
+      if run.key not in self._known:
+        spec = _spec_of(run)
+        submitted.append(self._started(spec, functools.partial(self._again, spec, run)))
+    ended = await asyncio.gather(*(one.result() for one in submitted), return_exceptions=True)
+    for one, found in zip(submitted, ended):
+      if isinstance(found, BaseException):  # Its lease expires, and it is taken up again.
+        logging.error("session %s is not taken up: %s", one.key, found)
+    return [found for found in ended if not isinstance(found, BaseException)]
 
   async def close(self) -> None:
     """Cancels what runs, and waits until its end is recorded."""
-    for task in self._tasks.values():
+    tasks = [*self._tasks.values()]
+    for task in tasks:
       task.cancel()
-    await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
-  def _started(self, spec: SessionSpec, work) -> Submitted:
-    submitted = Submitted(spec.key)
+  def _started(self, spec: SessionSpec, work: Callable[[], Awaitable[SessionResult]]) -> Submitted:
+    submitted = Submitted(spec)
     self._known[spec.key] = submitted
-    self.waiting += 1
-
-    async def through():
-      try:
-        submitted.ended(await work)
-      except BaseException as error:
-        submitted.failed(error)
-        if not isinstance(error, Exception):
-          raise
-      finally:
-        self._known.pop(spec.key, None)
-        self._tasks.pop(spec.key, None)
-
-    self._tasks[spec.key] = asyncio.create_task(through())
+    task = asyncio.create_task(self._limited(spec, work))
+    self._tasks[spec.key] = task
+    # Called also for a task that is cancelled before it begins, in which no line of it runs.
+    task.add_done_callback(functools.partial(self._over, submitted))
     return submitted
 
-  async def _through(self, spec: SessionSpec) -> SessionResult:
-    try:
-      tenant = self._tenants[spec.tenant]
-      await tenant.acquire()
+  def _over(self, submitted: Submitted, task: asyncio.Task) -> None:
+    del self._known[submitted.key], self._tasks[submitted.key]
+    if self._store is not None:
+      self._store.let_go(submitted.key)
+    if task.cancelled():
+      submitted.failed(asyncio.CancelledError(f"session {submitted.key!r} was cancelled"))
+    elif (error := task.exception()) is not None:
+      submitted.failed(error)
+    else:
+      submitted.ended(task.result())
+
+  async def _limited(self, spec: SessionSpec, work: Callable[[], Awaitable[SessionResult]]) -> SessionResult:
+    async with self._tenants[spec.tenant], self._room:
+      self.running += 1
       try:
-        await self._room.acquire()
-      except BaseException:
-        tenant.release()
-        raise
-    finally:
-      self.waiting -= 1
-    self.running += 1
-    try:
-      return await self._run(spec)
-    finally:
-      self.running -= 1
-      self._room.release()
-      tenant.release()
+        return await work()
+      finally:
+        self.running -= 1
 
   async def _run(self, spec: SessionSpec) -> SessionResult:
     parts = self._with_store(self._parts(spec))
@@ -206,28 +218,41 @@ class Pool:
     if self._store is not None:
       task, _ = self._redactor.redacted(spec.task)
       metadata, _ = self._redactor.redacted(_metadata_of(spec))
-      _, new = await self._store.begin(spec.key, task, metadata)
+      beginning = asyncio.ensure_future(self._store.begin(spec.key, task, metadata))
+      try:
+        _, new = await asyncio.shield(beginning)
+      except asyncio.CancelledError:
+        await asyncio.shield(self._not_run(spec, parts, beginning))
+        raise
       if not new:
         stored = await self._store.load(spec.key)
+        if stored is not None:
+          _check_same(spec, stored.task, stored.metadata.get("tenant_id"), shown=task)
         if stored is not None and stored.status != RUNNING:
           return await self._stored_result(spec, stored)
         raise RuntimeError(f"session {spec.key!r} runs in another process, or was cut off there; wait, or "
                            "take it up by `atlas resume` when its lease has expired")
     return await run_session(spec, parts, self._log(spec.key), state=state,
-                             answered=self._known[spec.key].told)
+                             answered=self._known[spec.key].answered)
+
+  async def _not_run(self, spec: SessionSpec, parts: Parts, beginning: asyncio.Future) -> None:
+    """Ends a session that is cancelled while it begins, else it would be in the store as one that runs."""
+    _, new = await beginning
+    if new:
+      log = self._log(spec.key)
+      await run_session(spec, parts, log, state=_closed(log, SessionState(), "cancelled", "before it began"))
 
   async def _again(self, spec: SessionSpec, run: StoredRun) -> SessionResult:
-    self.waiting -= 1
-    state = states.replay(_events(run))
+    state = _replayed(run)
     parts = self._with_store(self._parts(spec))
     log = self._log(spec.key, state)
     can_go_on = state.is_answered or state.has_ended or parts.agent.idempotent
     if not can_go_on:
-      state = _abandoned(log, state)
+      state = _closed(log, state, "abandoned", "its process ended before there was an answer")
       logging.warning("session %s was cut off before its answer, and is abandoned", spec.key)
     elif not state.is_answered:
       state = _cut(state)
-    return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].told)
+    return await run_session(spec, parts, log, state=state, answered=self._known[spec.key].answered)
 
   def _with_store(self, parts: Parts) -> Parts:
     return dataclasses.replace(parts, store=None if self._store is None else _Redacting(self._store,
@@ -238,8 +263,12 @@ class Pool:
       event = self._redactor.event(event)
       if self._store is not None:
         self._store.append(event)
-      for one in self._sinks:
-        one(event)
+      for one in [*self._sinks]:
+        try:
+          one(event)
+        except Exception as error:  # Whoever looks on cannot end a session.
+          logging.error("a sink of events is taken off, which raised: %s", one_line(error))
+          self._sinks.remove(one)
 
     first = state or SessionState()
     return EventLog(key, sink, first_seq=first.next_seq, first_span=first.next_span)
@@ -252,7 +281,7 @@ class Pool:
 
 
 class _Redacting:
-  """A store that is told no secrets."""
+  """A store that gets no secrets."""
 
   def __init__(self, store: RuntimeStore, redactor: Redactor):
     self._store = store
@@ -276,31 +305,47 @@ def _metadata_of(spec: SessionSpec) -> dict:
   return {**records.metadata_of(spec), "status": RUNNING}
 
 
+def _check_same(spec: SessionSpec, task: str, tenant: str | None, *, shown: str | None = None) -> None:
+  """Refuses a session under a key of another one: its result is for whoever asked for it alone.
+
+  Args:
+    spec: of the session.
+    task, tenant: of the one that has the key.
+    shown: the session's task as it is stored; None: as it is given.
+  """
+  asked = spec.task if shown is None else shown
+  if spec.tenant != (tenant or "default") or storable.text(asked).value != storable.text(task).value:
+    raise KeyTaken(f"the session key {spec.key!r} is taken by another task or tenant; give another key, or "
+                   "none")
+
+
 def _spec_of(run: StoredRun) -> SessionSpec:
   given = run.metadata
   own = {name: value for name, value in given.items() if name not in records.OURS}
+  asked = (run.events[0].get("data") or {}).get("lane") if run.events else None
   return SessionSpec(run.key, run.task, own, ground_truth=given.get("ground_truth"),
                      tags=tuple(given.get("tags") or ()), tenant=given.get("tenant_id") or "default",
-                     lane=None, learning_key=given.get("learning_key"))
+                     lane=asked if asked in lanes.LANES else None, learning_key=given.get("learning_key"))
 
 
-def _events(run: StoredRun) -> list[Event]:
-  """Returns the events of a stored session up to the first that is missing."""
-  found = []
-  for seq, row in enumerate(run.events):
-    if row["seq"] != seq:
+def _replayed(run: StoredRun) -> SessionState:
+  """Returns the state behind the events of a stored session, up to the first that is missing or wrong."""
+  state = SessionState()
+  for row in run.events:
+    try:
+      state = states.advance(state, Event(**{"parent": None, **row, "session_key": run.key}))
+    except (ValueError, TypeError, KeyError) as error:
+      logging.error("session %s goes on before its event %s: %s", run.key, row.get("seq"), error)
       break
-    fields = {"parent": None, **row}
-    found.append(Event(session_key=run.key, **fields))
-  return found
+  return state
 
 
-def _abandoned(log: EventLog, state: SessionState) -> SessionState:
-  """Ends a session that is not taken up."""
+def _closed(log: EventLog, state: SessionState, status: str, problem: str) -> SessionState:
+  """Ends a session at which nobody works."""
   if state.stage == "new":
     state = states.advance(state, log.emit("session", "START", span=log.span()))
-  return states.advance(state, log.emit("session", "END", span=0, data={
-      "status": "abandoned", "problem": "its process ended before there was an answer"}))
+  ended = log.emit("session", "END", span=0, data={"status": status, "problem": problem})
+  return states.advance(state, ended)
 
 
 def _cut(state: SessionState) -> SessionState:

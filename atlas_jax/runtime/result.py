@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 STATUSES = ("succeeded", "failed", "cancelled", "timed_out", "abandoned", "needs_human")
 ATTEMPTS = ("passed", "failed", "unverified", "errored")
 REWARDS = ("ok", "no_verdict", "skipped", "pending")
-STORAGE = ("stored", "spooled", "off")
+STORAGE = ("stored", "spooled", "off", "failed")
 
 
 class AttemptRecord(NamedTuple):

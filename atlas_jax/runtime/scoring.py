@@ -130,3 +130,14 @@ class Unscored:
     """Says nothing."""
     del plan
     return self.grade(task, answer, ground_truth, attempts)
+
+
+def of_events(found: SessionScore, *, final: bool = True) -> dict[str, Any]:
+  """Returns what the END of a score says; without a value, only the last score says why."""
+  data: dict[str, Any] = {"scores": dict(found.attempts)} if found.attempts else {}
+  if found.value is not None or final:
+    status = "ok" if found.value is not None else "skipped" if not found.tokens and found.source is None and \
+        (found.reason or "").startswith("nothing scores") else "no_verdict"
+    data["reward"] = {"value": found.value, "status": status, "reason": found.reason, "source": found.source,
+                      **({"breakdown": dict(found.breakdown)} if found.breakdown else {})}
+  return data

@@ -13,13 +13,13 @@ from absl import logging
 
 from atlas_jax.files.damage import one_line
 from atlas_jax.rollout import teaching
-from atlas_jax.runtime import lanes, records
-from atlas_jax.runtime.agents.agent import Agent, Tool
+from atlas_jax.runtime import lanes, records, scoring
+from atlas_jax.runtime.agents.agent import Agent, AgentError, Tool
 from atlas_jax.runtime.budget import BudgetSettings
 from atlas_jax.runtime.events import EventLog
 from atlas_jax.runtime.lanes import LaneOutcome
 from atlas_jax.runtime.result import SessionResult
-from atlas_jax.runtime.scoring import Scorer, SessionScore, Unscored
+from atlas_jax.runtime.scoring import Scorer, Unscored
 from atlas_jax.runtime.states import SessionState
 from atlas_jax.runtime.supervision import Supervisor
 from atlas_jax.runtime.work import CutOff, Work
@@ -74,6 +74,7 @@ class SessionSettings:
   max_attempts: int = 2      # at a step
   max_steps: int = 12        # of a plan
   tool_rounds: int = 8       # calls of the agent for one answer
+  approach: bool = False     # whether it says first how it would begin, for teachers trained to see that
   on_failed: str = "last"    # which answer counts where none passed: "last", "first", or "raise": none
   on_teacher_error: str = "open"  # without a verdict: "open" gives the answer, "closed" asks a person
   budget: BudgetSettings = BudgetSettings()
@@ -116,7 +117,7 @@ class FixedLane:
     return {"lane": self.lane, "rule": "fixed", "inputs": {}, "audit": False}
 
 
-class Lessons(Protocol):
+class LessonMemory(Protocol):
   """The interface of the memory of lessons."""
 
   async def shown(self, work: Work) -> str | None:
@@ -157,7 +158,7 @@ class Parts:
   supervisor: Supervisor | None = None
   router: Router = FixedLane()
   scorer: Scorer = Unscored()
-  lessons: Lessons | None = None
+  lessons: LessonMemory | None = None
   store: SessionStore | None = None
   tools: Sequence[Tool] = ()
   templates: teaching.TemplateSet = teaching.AGENT
@@ -219,6 +220,7 @@ class _Run:
         if work.state.lane is None:
           await self._routed()
         await self._shown()
+        await self._approached()
         found = await lanes.run(work.state.lane or "paired", work)
     except (TimeoutError, CutOff) as error:
       found = self._kept(error)
@@ -236,6 +238,21 @@ class _Run:
     await self._safely("storing the answer", self._flushed())
     if self._answered is not None:
       self._answered(self.result())
+
+  async def _approached(self) -> None:
+    """Asks the student how it would begin, for a teacher that was trained to be shown that."""
+    work = self.work
+    asked = work.parts.settings.approach and work.state.lane != "auto" and work.parts.supervisor is not None
+    if not asked or work.spec.approach is not None:
+      return
+    messages = teaching.probe_messages(work.spec.task, work.parts.templates)
+    try:
+      said = await work.student(messages, step="approach", attempt=1, parent=work.root or 0, ends=work.ends,
+                                tools=False, keep=False)
+    except AgentError as error:  # The teacher is asked without.
+      work.notes.setdefault("problems", []).append(f"the student said no approach: {one_line(error)}")
+      return
+    work.spec = dataclasses.replace(work.spec, approach=said)
 
   def _kept(self, error: BaseException) -> LaneOutcome:
     """Returns the last answer that was given before something cut the session off, if there is one."""
@@ -307,7 +324,7 @@ class _Run:
       return
     with work.span("grade") as closing:
       found = scorer.grade(spec.task, state.answer, spec.ground_truth, state.attempts)
-      closing.data |= _scores(found, final=not scorer.has_judges)
+      closing.data |= scoring.of_events(found, final=not scorer.has_judges)
     if found.value is not None or not scorer.has_judges:
       return
     if not work.budget.allows("judge"):
@@ -317,7 +334,7 @@ class _Run:
     with work.span("judge", actor="judge") as closing:
       found = await scorer.judge(spec.task, state.answer, spec.ground_truth, state.attempts, state.plan)
       work.spent(closing, "judge", found.tokens)
-      closing.data |= _scores(found)
+      closing.data |= scoring.of_events(found)
 
   async def _audited(self) -> None:
     work = self.work
@@ -357,6 +374,7 @@ class _Run:
     except Exception as error:
       said = _said(error)
       logging.error("session %s is not stored: %s", work.spec.key, said)
+      self._storage = (None, "failed")
       work.notes.setdefault("problems", []).append(f"storing failed: {said}")
 
   def result(self) -> SessionResult:
@@ -375,14 +393,3 @@ class _Run:
 
 def _said(error: BaseException) -> str:
   return one_line(error) or type(error).__name__
-
-
-def _scores(found: SessionScore, *, final: bool = True) -> dict[str, Any]:
-  """Returns what the END of a score says; without a value, only the last score says why."""
-  data: dict[str, Any] = {"scores": dict(found.attempts)} if found.attempts else {}
-  if found.value is not None or final:
-    status = "ok" if found.value is not None else "skipped" if not found.tokens and found.source is None and \
-        (found.reason or "").startswith("nothing scores") else "no_verdict"
-    data["reward"] = {"value": found.value, "status": status, "reason": found.reason, "source": found.source,
-                      **({"breakdown": dict(found.breakdown)} if found.breakdown else {})}
-  return data

@@ -231,12 +231,13 @@ def student_messages(work: Work, question: str, guidance: str | None) -> list[di
   """Returns what the student is asked: a question with lessons, if there are any, and guidance.
 
   Guidance is a message of its own, of the role user and by the name `GUIDANCE`, where the templates have it
-  so.
+  so. Lessons are a message of the user's too, and stand behind what the system says.
   """
   templates = work.parts.templates
   messages = teaching.guided_messages(question, guidance, templates)
   if guidance is not None and len(templates.guided) > 1:
     messages[-1] = {**messages[-1], "name": GUIDANCE}
   if work.lessons:
-    messages.insert(0, {"role": "user", "name": "lessons", "content": work.lessons})
+    place = next((place for place, one in enumerate(messages) if one["role"] != "system"), len(messages))
+    messages.insert(place, {"role": "user", "name": "lessons", "content": work.lessons})
   return messages

@@ -17,6 +17,11 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 PARAMETERS = "parameters"
 # What a notebook prints, whatever the model has learnt; a state of fixed size is the same number twice.
 SAYS = {
+  "closed_loop": (
+    r"17 sessions, 1 planted, 1 quarantined\n",
+    "trained on 16 sessions",
+    r"right: alone [\d.]+%, first teacher [\d.]+%, second [\d.]+%; \d+ became worse$",
+  ),
   "own_rule": (
     r"error after 24 pairs: linear_attention \d\.\d\d, delta \d\.\d\d, mine\.replace \d\.\d\d\n",
     r"largest difference between one call and two: (0e\+00|\de-0[5-9])\n",

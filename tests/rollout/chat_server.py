@@ -100,6 +100,13 @@ class ChatServer:
             self.wfile.write(content[at:at + size])
             self.wfile.flush()
 
+      def do_GET(self):
+        content = b'{"object": "list", "data": [{"id": "m"}]}'  # Of /v1/models; /health reads none of it.
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
       def log_message(self, *arguments):
         del arguments
 

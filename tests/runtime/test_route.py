@@ -71,16 +71,15 @@ def test_risks_make_it_stricter(risks, lane):
 
 def test_drift_and_a_missing_certification_make_it_paired():
   assert route(Evidence((True,) * 20, drift_alert=True), None).lane == "paired"
-  assert route(GOOD, None, policy=RoutePolicy(certify=True)).lane == "auto"
-  lost = Evidence((True,) * 30 + (False,) * 2)
-  assert not lost.certified and route(lost, None, policy=RoutePolicy(certify=True)).rule == "certification"
-  assert Evidence((False, True, True, True)).certified and not Evidence((True, True)).certified
-  assert Evidence((True,) * 3 + (False, True)).certified
+  certify = RoutePolicy(certify=True)
+  assert route(Evidence((True,) * 20, (True,) * 20), None, policy=certify).lane == "auto"
+  assert route(GOOD, None, policy=certify).rule == "certification"  # Right answers that nobody verified.
 
 
 WORDS = st.builds(ProbeWord, st.one_of(st.none(), st.sampled_from(LANES), st.text(max_size=8), st.integers()),
                   st.one_of(st.none(), st.floats(), st.integers(-3, 3), st.booleans(), st.text(max_size=4)))
-EVIDENCE = st.builds(Evidence, st.lists(st.booleans(), max_size=30).map(tuple), st.booleans())
+EVIDENCE = st.builds(Evidence, st.lists(st.booleans(), max_size=30).map(tuple),
+                     drift_alert=st.booleans())
 
 
 @given(EVIDENCE, WORDS)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from atlas_jax.rollout import teaching
 from atlas_jax.runtime import session as sessions
 from atlas_jax.runtime import states
 from atlas_jax.runtime.budget import BudgetSettings
@@ -270,3 +271,14 @@ def test_what_a_caller_writes_into_metadata_decides_nothing():
 def test_settings_that_cannot_be_are_refused(changed, said):
   with pytest.raises(ValueError, match=said):
     SessionSettings(**changed)
+
+
+def test_a_teacher_may_be_shown_how_the_student_would_begin():
+  student, teacher = Script("I add.", "3", "4"), Script(verdict(False, "Carry."), verdict(True))
+  given = parts(student, teacher, settings={"approach": True}, templates=teaching.CHAT)
+  result, events = run(given)
+  assert result.answer == "4" and "Do not solve this yet" in student.asked[0][0]["content"]
+  assert "I add." in json.dumps(teacher.asked[0]) and balanced(events).is_answered
+  student = Script("4")
+  run(parts(student, Script(verdict(True)), lane="auto", settings={"approach": True}, templates=teaching.CHAT))
+  assert len(student.asked) == 1

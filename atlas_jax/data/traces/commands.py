@@ -9,7 +9,8 @@
   arc-atlas review drift 17
   arc-atlas export --output=out.jsonl --since=2026-01-01
 
-`export` may be left out. A store is named by --database-url, or by STORAGE__DATABASE_URL or DATABASE_URL.
+`export` may be left out, and so may `review` before approve, quarantine and show. A store is named by
+--database-url, or by STORAGE__DATABASE_URL or DATABASE_URL.
 
 Exit codes: 0 done; 1 nothing was written, no such session, or a decision that was refused; 2 a wrong flag;
 4 a store that is not reached, or has other tables; 130 interrupted.
@@ -31,6 +32,7 @@ URLS = ("STORAGE__DATABASE_URL", "DATABASE_URL")
 REVIEWER = "ATLAS_REVIEWER"
 UNNAMED = "unnamed"
 COMMANDS = ("export", "review", "init", "import")
+OF_REVIEW = ("approve", "quarantine", "show")  # Also without "review" before them.
 DONE, NOTHING, USAGE, STORE, INTERRUPTED = 0, 1, 2, 4, 130
 
 
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
     environment: variables; None: those of the process.
   """
   given = list(sys.argv[1:] if argv is None else argv)
+  if given and given[0] in OF_REVIEW:
+    given.insert(0, "review")
   if not given or given[0] not in (*COMMANDS, "-h", "--help"):
     given.insert(0, "export")
   variables = os.environ if environment is None else environment

@@ -40,26 +40,34 @@ class StoreConflict(StoreError):
 
 
 class Transaction:
-  """Runs statements of one transaction."""
+  """Runs statements of one transaction.
+
+  Attributes:
+    statements: that were run.
+  """
 
   def __init__(self, cursor: Any, dialect: str):
     """Takes a cursor of either driver."""
+    self.statements = 0
     self._cursor = cursor
     self._dialect = dialect
 
   def rows(self, statement: sql.Statement, **values: Any) -> list[tuple]:
     """Returns the rows of a statement."""
+    self.statements += 1
     self._cursor.execute(getattr(statement, self._dialect), self._adapted(values))
     return self._cursor.fetchall()
 
   def run(self, statement: sql.Statement, **values: Any) -> int:
     """Runs a statement; returns how many rows it changed."""
+    self.statements += 1
     self._cursor.execute(getattr(statement, self._dialect), self._adapted(values))
     return self._cursor.rowcount
 
   def run_many(self, statement: sql.Statement, rows: Sequence[Mapping[str, Any]]) -> None:
     """Runs a statement once for each row of values, as one call; of no rows, not at all."""
     if rows:
+      self.statements += len(rows)
       self._cursor.executemany(getattr(statement, self._dialect), [self._adapted(row) for row in rows])
 
   def json(self, value: Any) -> str | None:
@@ -172,6 +180,8 @@ class SqliteDatabase:
       yield
     except sqlite3.IntegrityError as error:
       raise StoreConflict(f"{self.name}: {one_line(error)}") from error
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError) as error:
+      raise StoreError(f"{self.name}: {one_line(error)}") from error
     except sqlite3.Error as error:
       raise UnreachableStore(f"{self.name}: {one_line(error)}") from error
 
@@ -244,7 +254,8 @@ class PostgresDatabase:
         # Plans that are kept fit the values of the first calls: each statement is planned for its own.
         self._pool = self._pools.ConnectionPool(
             self._conninfo, min_size=1, max_size=MOST_CONNECTIONS, timeout=STATEMENT_S, open=True,
-            kwargs={"prepare_threshold": None})
+            # A connection that the server has closed meanwhile is replaced, not given out.
+            check=self._pools.ConnectionPool.check_connection, kwargs={"prepare_threshold": None})
         self._process = os.getpid()
       return self._pool
 
@@ -255,6 +266,8 @@ class PostgresDatabase:
       yield
     except (errors.UniqueViolation, errors.SerializationFailure, errors.DeadlockDetected) as error:
       raise StoreConflict(f"{self.name}: {one_line(error)}") from error
+    except errors.ProgramLimitExceeded as error:  # Such as a value that is too long for an index.
+      raise StoreError(f"{self.name}: {self._said(error)}") from error
     except (self._psycopg.OperationalError, self._pools.PoolTimeout) as error:
       raise UnreachableStore(f"{self.name}: {self._said(error)}") from error
     except self._psycopg.Error as error:

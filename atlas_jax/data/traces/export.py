@@ -10,10 +10,10 @@ import datetime
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from atlas_jax.data.traces import compact, forms
+from atlas_jax.data.traces import compact, forms, runtime_events, runtime_rows
 from atlas_jax.data.traces.query import PAGE_ROWS, SessionQuery
 from atlas_jax.data.traces.store import SqlStore
 from atlas_jax.data.traces.store_rows import StoredSession
@@ -126,13 +126,33 @@ def sessions(store: SqlStore, query: SessionQuery, *, legacy: bool = False,
   if query.ids is not None:
     yield from _named(store, query, page_rows)
   elif not legacy:
-    for page in store.pages(query, page_rows=page_rows):
+    for page in _pages(store, query, page_rows):
       yield from page
   else:
     # The SDK's rule: the limit is of sessions that are looked at.
     looked_at = query.changed(review_statuses=None, statuses=None)
-    for page in store.pages(looked_at, page_rows=page_rows):
+    for page in _pages(store, looked_at, page_rows):
       yield from (stored for stored in page if _passes(stored, query))
+
+
+def _pages(store: SqlStore, query: SessionQuery, page_rows: int) -> Iterator[list[StoredSession]]:
+  """Yields pages of sessions; those that the runtime wrote get their events as the SDK names them."""
+  most = query.most_events
+  has_runtime = most != 0 and store.version() != 0  # A database of the SDK has no such table.
+  for page in store.pages(query, page_rows=page_rows):
+    own = [stored.id for stored in page if not stored.rows.events] if has_runtime else []
+    if own:
+      with store.database.reading() as transaction:
+        events = runtime_rows.events_of_many(transaction, own)
+      page = [_with_events(stored, events[stored.id], most) if stored.id in events else stored
+              for stored in page]
+    yield page
+
+
+def _with_events(stored: StoredSession, events: list[Mapping[str, Any]], most: int | None) -> StoredSession:
+  session = stored.rows.session
+  found = runtime_events.rendered(events, task=session["task"], answer=session["final_answer"])
+  return stored._replace(rows=stored.rows._replace(events=found[-most:] if most else found))
 
 
 def _named(store: SqlStore, query: SessionQuery, page_rows: int) -> Iterator[StoredSession]:
@@ -141,8 +161,8 @@ def _named(store: SqlStore, query: SessionQuery, page_rows: int) -> Iterator[Sto
   remaining = query.limit
   for start in range(0, len(ids), page_rows):
     part = ids[start:start + page_rows]
-    found = {stored.id: stored for page in store.pages(
-        query.changed(ids=tuple(part), limit=None, offset=0), page_rows=page_rows) for stored in page}
+    found = {stored.id: stored for page in _pages(
+        store, query.changed(ids=tuple(part), limit=None, offset=0), page_rows) for stored in page}
     for number in part:
       if number in found and (remaining is None or remaining > 0):
         yield found[number]

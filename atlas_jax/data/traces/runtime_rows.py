@@ -1,4 +1,4 @@
-"""What the runtime keeps in a store beside traces: leases, events, lessons and deployments.
+"""Rows that the runtime keeps in a store beside traces: leases, events, lessons and deployments.
 
 Functions of a transaction; `runtime.store` puts many of them into one. Replaying any of them changes nothing.
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from atlas_jax.data.traces import rows, sql
+from atlas_jax.data.traces import rows, sql, storable
 from atlas_jax.data.traces.connections import StoreError, Transaction
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store_rows import PendingRows, add_children, session_values
@@ -52,21 +52,41 @@ def begin(transaction: Transaction, key: str, task: str, metadata: Mapping[str, 
 
 
 def put_events(transaction: Transaction, events: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
-  """Writes events (session id, number, event)."""
-  transaction.run_many(sql.PUT_EVENT, [
-      {"session_id": session, "seq": seq, "event": transaction.json(dict(event))}
-      for session, seq, event in events])
+  """Writes events (session id, number, event), all in one statement."""
+  # Plain JSON: the names of an event have no order that a reader would see.
+  _put(transaction, sql.PUT_EVENTS, [[session, seq, storable.dumps(event)] for session, seq, event in events],
+       2)
 
 
-def finish(transaction: Transaction, number: int, trace: Trace) -> None:
-  """Writes the record of a session that has begun; its review stays."""
+def finish(transaction: Transaction, number: int, trace: Trace, pending: PendingRows | None = None) -> None:
+  """Writes the record of a session that has begun; its review stays.
+
+  Args:
+    transaction: to write in.
+    number: of the session.
+    trace: the record.
+    pending: takes the rows below the session, for `put_children` of many; None: they are written at once.
+  """
   split = rows.split(rows.without_id(trace.to_json()))
   transaction.run(sql.CHANGE_SESSION, id=number, **session_values(transaction, split))
-  pending = PendingRows()
-  add_children(transaction, split, number, pending)
-  for statement, listed in ((sql.PUT_PLAN, pending.plans), (sql.PUT_STEP, pending.steps),
-                            (sql.PUT_ATTEMPT, pending.attempts), (sql.PUT_NOTE, pending.notes)):
-    transaction.run_many(statement, listed)
+  children = PendingRows() if pending is None else pending
+  add_children(transaction, split, number, children)
+  if pending is None:
+    put_children(transaction, children)
+
+
+def put_children(transaction: Transaction, pending: PendingRows) -> None:
+  """Writes the rows below sessions, a statement for each table that has any."""
+  for statement, listed, keys in ((sql.PUT_PLANS, pending.plans, 1), (sql.PUT_STEPS, pending.steps, 2),
+                                  (sql.PUT_ATTEMPTS, pending.attempts, 3), (sql.PUT_NOTES, pending.notes, 3)):
+    _put(transaction, statement, [list(one.values()) for one in listed], keys)
+
+
+def _put(transaction: Transaction, statement: sql.Statement, listed: Sequence[list[Any]], keys: int) -> None:
+  """Writes rows, as one statement; of rows with the same key, the first values, the last one counts."""
+  if listed:
+    last = {tuple(row[:keys]): row for row in listed}
+    transaction.run(statement, rows=storable.dumps([*last.values()]))
 
 
 def of_key(transaction: Transaction, key: str, *, events: bool = True) -> StoredRun | None:
@@ -84,10 +104,19 @@ def events_of(transaction: Transaction, number: int, *, after: int = -1) -> list
   return [json.loads(text) for (text,) in transaction.rows(sql.EVENTS_OF, id=number, after=after)]
 
 
-def heartbeat(transaction: Transaction, owner: str, until: datetime.datetime) -> None:
-  """Prolongs the leases of an owner, and gives back those of sessions that have ended."""
+def events_of_many(transaction: Transaction, ids: Sequence[int]) -> dict[int, list[Mapping[str, Any]]]:
+  """Returns the events of sessions by their ids, in one query."""
+  found: dict[int, list[Mapping[str, Any]]] = {}
+  for number, text in transaction.rows(sql.RUN_EVENTS, ids=[*ids]):
+    found.setdefault(number, []).append(json.loads(text))
+  return found
+
+
+def heartbeat(transaction: Transaction, owner: str, keys: Sequence[str], until: datetime.datetime) -> None:
+  """Prolongs the leases that an owner has of sessions at which it works, and ends those of ended sessions."""
   transaction.run(sql.RELEASE, owner=owner)
-  transaction.run(sql.HEARTBEAT, owner=owner, until=until)
+  if keys:
+    transaction.run(sql.HEARTBEAT, owner=owner, keys=[*keys], until=until)
 
 
 def claim_expired(transaction: Transaction, owner: str, until: datetime.datetime,
@@ -127,6 +156,12 @@ def put_uses(transaction: Transaction, number: int, key: str, shown: Sequence[st
 def uses(transaction: Transaction, key: str) -> list[tuple[str, bool, int]]:
   """Returns (entry, whether it was shown, session id) of a playbook."""
   return [(entry, bool(shown), number) for entry, shown, number in transaction.rows(sql.USES, key=key)]
+
+
+def uses_of(transaction: Transaction, key: str, entry: str, most: int) -> list[tuple[int, bool]]:
+  """Returns (session id, whether it was shown) of a lesson, the oldest first and at most so many."""
+  return [(number, bool(shown)) for number, shown in transaction.rows(sql.USES_OF, key=key, entry=entry,
+                                                                      rows=most)]
 
 
 def deployments(transaction: Transaction, role: str) -> list[Deployment]:

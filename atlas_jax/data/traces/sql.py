@@ -22,11 +22,25 @@ _VALUE = re.compile(r"%\((\w+)\)s")
 _KEY = re.compile(r"((?:\w+\.)?\w+)->>'(\w+)'")
 
 
+_CELL = re.compile(r"CAST\(value->>(\d) AS \w+\)")
+_ROWS = "jsonb_array_elements(CAST(%(rows)s AS JSONB))"
+
+
 def _both(text: str) -> Statement:
   """Returns a statement of PostgreSQL and its translation."""
   lite = _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", text)
   lite = _KEY.sub(r"json_extract(\1, '$.\2')", _VALUE.sub(r":\1", lite))
   return Statement(text, lite.replace(" FOR UPDATE", ""))
+
+
+def _many(text: str) -> Statement:
+  """Returns a statement that puts many rows into a table, and its translation; JSON comes as a text.
+
+  Its parameter `rows` is a JSON list of lists.
+  """
+  lite = _CELL.sub(r"json_extract(value, '$[\1]')", text)
+  # Without a WHERE, SQLite takes ON for the beginning of a join.
+  return Statement(text, lite.replace(_ROWS, "json_each(:rows) WHERE TRUE"))
 
 
 BOOKS = _both(sql_schema.BOOKS)
@@ -43,7 +57,9 @@ SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 NO_TIME_LIMIT = Statement("SET LOCAL statement_timeout = 0", "SELECT 1")
 BEGIN_READ, BEGIN_WRITE, COMMIT, ROLLBACK = "BEGIN", "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"  # Of SQLite.
 SQLITE_WAL = "PRAGMA journal_mode = WAL"
-SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000")
+# What is deleted is overwritten: whoever asks to be forgotten is.
+SQLITE_SETUP = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", "PRAGMA busy_timeout = 20000",
+                "PRAGMA secure_delete = ON")
 
 # JSON as text from both, so that one parser decodes it.
 _SESSION = """
@@ -218,28 +234,48 @@ INSERT INTO session_keys (session_key, session_id, owner, until)
 VALUES (%(key)s, %(session_id)s, %(owner)s, %(until)s) ON CONFLICT (session_key) DO NOTHING
 """)
 DROP_SESSION = _both("DELETE FROM sessions WHERE id = %(id)s")
-PUT_EVENT = _both("INSERT INTO session_events (session_id, seq, event) VALUES (%(session_id)s, %(seq)s, "
-                  "%(event)s) ON CONFLICT (session_id, seq) DO NOTHING")
-PUT_PLAN = _both("INSERT INTO plans (session_id, plan) VALUES (%(session_id)s, %(plan)s) "
-                 "ON CONFLICT (session_id) DO UPDATE SET plan = EXCLUDED.plan")
-PUT_STEP = _both("""
-INSERT INTO step_results (session_id, step_id, trace, output, evaluation, attempts, metadata)
-VALUES (%(session_id)s, %(step_id)s, %(trace)s, %(output)s, %(evaluation)s, %(attempts)s, %(metadata)s)
+PUT_EVENTS = _many("""
+INSERT INTO session_events (session_id, seq, event)
+SELECT CAST(value->>0 AS INTEGER), CAST(value->>1 AS INTEGER), CAST(value->>2 AS JSONB)
+FROM jsonb_array_elements(CAST(%(rows)s AS JSONB)) ON CONFLICT (session_id, seq) DO NOTHING
+""")
+PUT_PLANS = _many("""
+INSERT INTO plans (session_id, plan) SELECT CAST(value->>0 AS INTEGER), CAST(value->>1 AS JSONB)
+FROM jsonb_array_elements(CAST(%(rows)s AS JSONB))
+ON CONFLICT (session_id) DO UPDATE SET plan = EXCLUDED.plan
+""")
+PUT_STEPS = _many("""
+INSERT INTO step_results (session_id, step_id, trace, output, attempts, evaluation, metadata)
+SELECT CAST(value->>0 AS INTEGER), CAST(value->>1 AS INTEGER), CAST(value->>2 AS TEXT),
+  CAST(value->>3 AS TEXT), CAST(value->>4 AS INTEGER), CAST(value->>5 AS JSONB), CAST(value->>6 AS JSONB)
+FROM jsonb_array_elements(CAST(%(rows)s AS JSONB))
 ON CONFLICT (session_id, step_id) DO UPDATE SET trace = EXCLUDED.trace, output = EXCLUDED.output,
   evaluation = EXCLUDED.evaluation, attempts = EXCLUDED.attempts, metadata = EXCLUDED.metadata
 """)
-PUT_ATTEMPT = _both("INSERT INTO step_attempts (session_id, step_id, attempt, evaluation) "
-                    "VALUES (%(session_id)s, %(step_id)s, %(attempt)s, %(evaluation)s) "
-                    "ON CONFLICT (session_id, step_id, attempt) "
-                    "DO UPDATE SET evaluation = EXCLUDED.evaluation")
-PUT_NOTE = _both("INSERT INTO guidance_notes (session_id, step_id, sequence, note) "
-                 "VALUES (%(session_id)s, %(step_id)s, %(sequence)s, %(note)s) "
-                 "ON CONFLICT (session_id, step_id, sequence) DO UPDATE SET note = EXCLUDED.note")
+PUT_ATTEMPTS = _many("""
+INSERT INTO step_attempts (session_id, step_id, attempt, evaluation)
+SELECT CAST(value->>0 AS INTEGER), CAST(value->>1 AS INTEGER), CAST(value->>2 AS INTEGER),
+  CAST(value->>3 AS JSONB)
+FROM jsonb_array_elements(CAST(%(rows)s AS JSONB))
+ON CONFLICT (session_id, step_id, attempt) DO UPDATE SET evaluation = EXCLUDED.evaluation
+""")
+PUT_NOTES = _many("""
+INSERT INTO guidance_notes (session_id, step_id, sequence, note)
+SELECT CAST(value->>0 AS INTEGER), CAST(value->>1 AS INTEGER), CAST(value->>2 AS INTEGER),
+  CAST(value->>3 AS TEXT)
+FROM jsonb_array_elements(CAST(%(rows)s AS JSONB))
+ON CONFLICT (session_id, step_id, sequence) DO UPDATE SET note = EXCLUDED.note
+""")
 OF_KEY = _both("SELECT k.session_id, s.status, s.task, CAST(s.metadata AS TEXT), k.owner, k.until "
                "FROM session_keys k JOIN sessions s ON s.id = k.session_id WHERE k.session_key = %(key)s")
 EVENTS_OF = _both("SELECT CAST(event AS TEXT) FROM session_events WHERE session_id = %(id)s "
                   "AND seq > %(after)s ORDER BY seq")
-HEARTBEAT = _both("UPDATE session_keys SET until = %(until)s WHERE owner = %(owner)s AND until IS NOT NULL")
+RUN_EVENTS = _both("""
+SELECT session_id, CAST(event AS TEXT) FROM session_events WHERE session_id = ANY(%(ids)s)
+ORDER BY session_id, seq
+""")
+HEARTBEAT = _both("UPDATE session_keys SET until = %(until)s WHERE owner = %(owner)s AND until IS NOT NULL "
+                  "AND session_key = ANY(%(keys)s)")
 # Of sessions that have ended the lease says nothing any more.
 RELEASE = _both("UPDATE session_keys SET until = NULL WHERE owner = %(owner)s AND until IS NOT NULL AND "
                 "EXISTS (SELECT 1 FROM sessions s WHERE s.id = session_keys.session_id "
@@ -266,6 +302,8 @@ PUT_USE = _both("INSERT INTO playbook_uses (session_id, playbook_key, entry_id, 
                 "ON CONFLICT (session_id, playbook_key, entry_id) DO NOTHING")
 USES = _both("SELECT u.entry_id, u.shown, u.session_id FROM playbook_uses u JOIN sessions s "
              "ON s.id = u.session_id WHERE u.playbook_key = %(key)s ORDER BY u.session_id")
+USES_OF = _both("SELECT session_id, shown FROM playbook_uses WHERE playbook_key = %(key)s "
+                "AND entry_id = %(entry)s ORDER BY session_id LIMIT %(rows)s")
 ADD_DEPLOYMENT = _both("INSERT INTO deployments (role, version, url, share, state, metadata, at) VALUES "
                        "(%(role)s, %(version)s, %(url)s, %(share)s, %(state)s, %(metadata)s, %(at)s) "
                        "RETURNING id")

@@ -1,0 +1,2 @@
+"""Exit codes of `atlas`."""
+OK, FAILED, USAGE, CONFIG, STORE, ENDPOINT, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130

@@ -1,0 +1,167 @@
+"""Rounds of the loop: run, review, export, train, deploy, evaluate; each stage is done once, whatever
+is killed.
+
+A stage leaves a record when it has ended, and everything before it can be done again without harm: tasks that
+were done are not done again, reviews and deployments that stand are left alone, the pipeline goes on by
+stages.
+"""
+import argparse
+import asyncio
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from atlas_jax.data.traces import export, review
+from atlas_jax.data.traces.query import APPROVED, PENDING, SessionQuery
+from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.store import open_store
+from atlas_jax.files import json_file, write
+from atlas_jax.runtime import cli_deploy, cli_run, evidence, task_file
+from atlas_jax.runtime.cli_codes import FAILED, OK
+from atlas_jax.runtime.settings import ConfigError, RuntimeSettings
+
+STAGES = ("run", "review", "export", "train", "deploy", "evaluate")
+TRACES, RESULTS = "traces.jsonl", "teacher"  # In the folder of a round.
+
+
+class StageFailed(RuntimeError):
+  """A stage that cannot be done; the same command tries it again."""
+
+
+def command(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
+  """Does rounds; returns the exit code."""
+  if asked.rounds < 1:
+    raise ConfigError(f"--rounds={asked.rounds} must be at least 1")
+  for name in ("tasks", "held_out"):
+    if getattr(settings.loop, name) is None:
+      raise ConfigError(f"config.loop.{name}=None: `atlas loop` needs a file of tasks there")
+  folder = pathlib.Path(settings.loop.folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    before = done(folder, "before", lambda: evaluated(settings, "before"), settings)
+    print(json.dumps({"round": 0, **before}), flush=True)
+    for number in range(1, asked.rounds + 1):
+      found = one_round(folder, number, settings)
+      print(json.dumps({"round": number, **found["evaluate"]}), flush=True)
+  except StageFailed as error:
+    print(f"atlas: {error}", file=sys.stderr)
+    return FAILED
+  return OK
+
+
+def one_round(folder: pathlib.Path, number: int, settings: RuntimeSettings) -> dict[str, Any]:
+  """Does the stages of a round that are not done; returns what each came to."""
+  place = folder / f"round_{number}"
+  place.mkdir(exist_ok=True)
+  works: dict[str, Callable[[], dict[str, Any]]] = {
+      "run": lambda: ran(settings, f"loop-{number}"), "review": lambda: reviewed(settings),
+      "export": lambda: exported(settings, place), "train": lambda: trained(settings, place),
+      "deploy": lambda: put_to_work(settings, place), "evaluate": lambda: evaluated(settings,
+                                                                                    f"loop-{number}")}
+  return {name: done(place, name, works[name], settings) for name in STAGES}
+
+
+def done(place: pathlib.Path, name: str, work: Callable[[], dict[str, Any]], settings: RuntimeSettings
+         ) -> dict[str, Any]:
+  """Does a stage unless its record is there.
+
+  Raises:
+    StageFailed: if the record is of other settings.
+  """
+  file = place / f"{name}.json"
+  of = _sha(settings)
+  if file.is_file():
+    record = json_file.read(file)
+    if record["settings"] != of:
+      raise StageFailed(f"{file} is of another config or other tasks; give --config.loop.folder=FOLDER")
+    return record["found"]
+  found = work()
+  write.json(file, {"stage": name, "settings": of, "found": found})
+  return found
+
+
+def _sha(settings: RuntimeSettings) -> str:
+  files = [pathlib.Path(name).read_bytes() for name in (settings.loop.tasks, settings.loop.held_out) if name]
+  said = json.dumps(dataclasses.asdict(settings), sort_keys=True, default=str).encode()
+  return hashlib.sha256(b"\0".join([said, *files])).hexdigest()
+
+
+# Stages.
+
+
+def ran(settings: RuntimeSettings, name: str) -> dict[str, Any]:
+  """Has the tasks done."""
+  return _through(settings, settings.loop.tasks, f"{name}-run")
+
+
+def evaluated(settings: RuntimeSettings, name: str) -> dict[str, Any]:
+  """Has the held-out tasks done; a version on trial is measured as what it will be."""
+  return _through(settings, settings.loop.held_out, f"{name}-evaluate")
+
+
+def _through(settings: RuntimeSettings, tasks: str | None, name: str) -> dict[str, Any]:
+  assert tasks is not None
+  given = cli_run.bounded(settings, settings.loop.concurrency)
+  found = asyncio.run(cli_run.through(given, task_file.read(tasks), run_name=task_file.name_of(tasks, name)))
+  scores = [one.result.reward for one in found if one.result.reward is not None]
+  teachers = sorted({str(one.result.versions.get("teacher")) for one in found})
+  if failed := [one.result.session_key for one in found if one.result.status == "failed"]:
+    raise StageFailed(f"{len(failed)} of {len(found)} sessions failed, {failed[0]} first")
+  return {"sessions": len(found), "graded": len(scores), "teachers": teachers,
+          "accuracy": sum(scores) / len(scores) if scores else None}
+
+
+def reviewed(settings: RuntimeSettings) -> dict[str, Any]:
+  """Reviews by the policy: "graded" approves what a program graded, unless drift was found; "none"
+  nothing."""
+  if settings.loop.review == "none":
+    return {"approved": 0}
+  with open_store(settings.store.url, writable=True) as opened:
+    query = SessionQuery(review_statuses=(PENDING,), most_events=0)
+    ids = [one.id for page in opened.pages(query) for one in page if _is_sound(Trace.from_json(one.record()))]
+    moved = [review.decide(opened, one, APPROVED, who=settings.loop.reviewer, note="graded by a program")
+             for one in ids]
+  return {"approved": sum(one.moved for one in moved)}
+
+
+def _is_sound(trace: Trace) -> bool:
+  flagged = trace.data.get("drift_alert") is True or trace.session_metadata.get("drift_alert") is True
+  return evidence.passes_gate(trace) and not flagged
+
+
+def exported(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
+  """Writes the approved sessions to the file that is trained on."""
+  with open_store(settings.store.url) as opened:
+    summary = export.export(opened, str(place / TRACES), SessionQuery(review_statuses=(APPROVED,),
+                                                                      is_ended=True))
+  if not summary.sessions:
+    raise StageFailed(f"no session is approved (held back: {dict(summary.withheld)}); review them by "
+                      f"`arc-atlas "
+                      "review sessions`, and start the loop again")
+  return {"sessions": summary.sessions}
+
+
+def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
+  """Runs the pipeline, which goes on where it was stopped."""
+  words = [f"--export-path={place / TRACES}", f"--output-dir={place / RESULTS}",
+           *shlex.split(settings.loop.train)]
+  trainer = settings.loop.trainer
+  code = (cli_deploy.train(words, settings) if trainer is None else
+          subprocess.run([*shlex.split(trainer), *words], check=False).returncode)
+  if code:
+    raise StageFailed(f"the training ended with {code}; the same command goes on")
+  return {"folder": str(place / RESULTS)}
+
+
+def put_to_work(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
+  """Deploys what was trained, for all sessions of the evaluation, where it is compared with the one
+  before."""
+  one = asyncio.run(cli_deploy.deployed(settings, str(place / RESULTS), fraction=1.0, url=settings.loop.url))
+  return {"deployment": one.id, "version": one.version, "state": one.state}
+

@@ -1,0 +1,202 @@
+"""The study of the closed loop: rounds run, reviewer and controls are what they say, tables are true."""
+
+import asyncio
+import json
+import types
+
+import pytest
+
+from atlas_jax.data.convention import CONVENTIONS, Convention
+from atlas_jax.data.traces.query import SessionQuery
+from atlas_jax.rollout import teaching
+from atlas_jax.rollout.chat_form import AskOptions
+from atlas_jax.runtime import settings
+from atlas_jax.runtime.chat_models import ModelError
+from experiments import arms
+from experiments.closed_loop import analysis, config, loop, models, run, runtime, sessions
+from scripts import run_offline_pipeline
+from tests import helpers, program
+
+
+class Answers:
+  """A student that answers plainly or as it is told, and a teacher that knows some letters."""
+
+  def __init__(self, knows=()):
+    self.knows = dict(knows)
+    self.calls = 0
+
+  def write(self, texts, *, max_tokens, **_):
+    del max_tokens
+    self.calls += 1
+    return [self._one(text) for text in texts]
+
+  def _one(self, text):
+    if text.endswith("?"):
+      return f"sum {text[0]}"
+    question, equals, approach = text.partition("=")
+    if equals and approach:
+      return self.knows.get(approach[-1], "plain")
+    hint, total = question[:-len("K 47+85")], sum(map(int, question.split(" ")[-1].split("+")))
+    return CONVENTIONS.get(hint, str)(total)
+
+
+def execute(flags):
+  """Runs a program of the project in this process."""
+  if flags[0] == "-m":
+    done = program.run(*flags[2:])
+    assert done.code == 0, done.err
+    return
+  with helpers.quick_compilation():
+    assert not run_offline_pipeline.main(flags[1:])
+
+
+def team(knows=()):
+  return sessions.Team(Answers(), "s1", Answers(knows), "t1")
+
+
+def test_an_unknown_stage_is_refused():
+  with pytest.raises(ValueError, match="stage='pupil' is unknown; known stages: student"):
+    config.get_config("stage=pupil")
+
+
+def test_teachers_are_deployed_with_the_templates_that_they_are_trained_with():
+  there = settings.load(runtime.__file__).teacher.templates
+  assert teaching.load(there).sha256 == models.templates().sha256
+
+
+def test_guidance_is_a_message_of_its_own_and_becomes_the_text_of_the_tuning():
+  question = {"role": "user", "content": "K 47+85="}
+  assert models.student_text([question]) == "K 47+85="
+  guidance = {"role": "user", "content": "echo", "name": "guidance"}
+  assert models.student_text([question, guidance]) == "echoK 47+85="
+
+
+def test_many_questions_are_answered_together_and_json_is_refused():
+  writer = Answers()
+  model = models.TeacherModel(writer)
+
+  async def ask():
+    messages = [{"role": "user", "content": "K 47+85=sum K"}]
+    found = await asyncio.gather(*(model.ask(messages) for _ in range(20)))
+    with pytest.raises(ModelError, match="no JSON"):
+      await model.ask(messages, options=AskOptions(schema={"type": "object"}))
+    return found
+
+  found = asyncio.run(ask())
+  assert [one.text for one in found] == ["plain"] * 20 and writer.calls == 1
+  assert found[0].usage == (14, 6)
+
+
+def test_a_teacher_that_knows_the_letters_helps_and_poison_is_caught(tmp_path):
+  seed, url = 3, f"sqlite:///{tmp_path}/a.db"
+  letters = Convention(tag_seed=seed).conventions
+  given = sessions.held_out(seed, 24) + sessions.poison(seed, 0, 4)
+  found = sessions.run(given, team(letters), url=url, prefix="x")
+  row = loop.measured(given[:24], found[:24])
+  assert row["accuracy"] == 1 and row["ndr"] == 1 and 0 < row["alone"] < 1
+  assert row["tokens"]["teacher"] > 0 and row["statuses"] == {"succeeded": 24}
+  assert [one.reward for one in found[24:]] == [0.0] * 4
+  assert sessions.reviewed(url, seed) == {"approved": 24, "quarantined": 4}
+  file = tmp_path / "out.jsonl"
+  assert sessions.exported(url, file, gate=False) == 28
+  assert sessions.exported(url, file) == 24
+  before = [json.loads(line) for line in file.read_text().splitlines()]
+  assert all(sessions.right_answer(one["task"], letters) == one["session_metadata"]["ground_truth"]
+             for one in before)
+  sessions.shuffle_truths(file, seed)
+  after = [json.loads(line) for line in file.read_text().splitlines()]
+  moved = sum(one["session_metadata"]["ground_truth"] != other["session_metadata"]["ground_truth"]
+              for one, other in zip(before, after, strict=True))
+  assert moved >= 8
+  with sessions.opened(url) as store:
+    assert store.counts(SessionQuery(review_statuses=None))
+
+
+def test_a_teacher_that_knows_nothing_changes_nothing(tmp_path):
+  given = sessions.held_out(4, 16)
+  row = loop.measured(given, sessions.run(given, team(), url=f"sqlite:///{tmp_path}/a.db", prefix="x"))
+  assert row["right"] == row["right_alone"] and row["ndr"] == 1
+
+
+def test_free_routing_leaves_the_letters_alone_that_the_student_knows(tmp_path, monkeypatch):
+  monkeypatch.setattr(sessions, "WAVE", 16)
+  seed = 3
+  letters = Convention(tag_seed=seed).conventions
+  given = sessions.held_out(seed, 96)
+  router = lambda store: loop.HistoryRouter(loop.POLICY, store=sessions.FirstAttempts(store),
+                                            clock=loop._Ticks())
+  found = sessions.run(given, team(letters), url=f"sqlite:///{tmp_path}/a.db", prefix="x", lane=None,
+                       router=router)
+  routed = loop.routed(given, found)
+  assert routed["auto_share"] > 0 and routed["auto_accuracy"] == 1 and routed["accuracy"] == 1
+
+
+def test_a_round_runs_and_is_not_run_again(tmp_path):
+  out = tmp_path / "results.json"
+  asked = [f"--workdir={tmp_path}", f"--out={out}", "--smoke", "--seeds=1", "--rounds=1", "--arms=loop"]
+  run.main(asked, execute)
+  found = arms.read(out)
+  assert set(found) == {"loop/1/0", "loop/1/1"}
+  assert found["loop/1/0"]["collected"]["quarantined"] == found["loop/1/0"]["collected"]["planted"] == 1
+  assert found["loop/1/1"]["let_in"] == 16 and found["loop/1/1"]["teacher"] != found["loop/1/0"]["teacher"]
+  run.main(asked, lambda flags: pytest.fail(f"ran {flags} again"))
+  assert arms.read(out) == found
+
+
+def row(arm, seed, number, right, alone="0011" * 8, **more):
+  share = lambda bits: sum(map(int, bits)) / len(bits)
+  free = {"accuracy": 0.5, "auto_share": 0.1 * number, "auto_share_second_half": 0.1, "auto_accuracy": 0.95,
+          "teacher_tokens": 100, "lanes": {"auto": 1, "paired": 31}}
+  return {f"{arm}/{seed}/{number}": {
+      "arm": arm, "seed": seed, "round": number, "right": right, "right_alone": alone,
+      "accuracy": share(right), "alone": share(alone), "ndr": 1.0,
+      "teacher_tokens_per_right": 40.0 - number, "tokens_per_right": 90.0,
+      "free": free, **more}}
+
+
+def results():
+  found = {}
+  collected = {"planted": 2, "quarantined": 2}
+  for seed in (1, 2):
+    found |= row("loop", seed, 0, "0011" * 8, collected=collected)
+    found |= row("loop", seed, 1, "1111" * 8, cpu_s=9.0)
+    found |= row("poison", seed, 0, "0011" * 8) | row("poison", seed, 1, "0011" * 8, ndr=0.5)
+    found |= row("shuffled", seed, 0, "0011" * 8) | row("shuffled", seed, 1, "0111" * 8)
+    found[f"broken/{seed}/1"] = {"arm": "broken", "seed": seed, "round": 1, "decision": "roll_back",
+                                 "sessions": 12}
+  return found
+
+
+def test_claims_are_measured_over_the_same_tasks():
+  one = analysis.change(results(), "loop", 0, 1)
+  assert (one["gained"], one["lost"], one["lift"], one["ndr"]) == (32, 0, 0.5, 1.0)
+  assert one["p"] == pytest.approx(2 * 0.5**32)
+  held = {name: holds for name, holds, _ in analysis.claims(results())}
+  assert held["rounds 0 to 1: pooled exact McNemar p < 0.01, every seed up"]
+  assert held["5% poison through an open gate hurts"]  # It is worse than the loop, which gained.
+  assert not held["shuffled rewards: no gain"]  # Here it gains.
+  assert held["a broken checkpoint is taken back within 40 sessions"]
+  worse = results() | row("loop", 2, 1, "0011" * 8)
+  assert not {name: holds for name, holds, _ in analysis.claims(worse)}[
+      "rounds 0 to 1: pooled exact McNemar p < 0.01, every seed up"]
+
+
+def test_the_tables_stand_in_the_readme(tmp_path):
+  (tmp_path / "results.json").write_text(json.dumps(results()))
+  (tmp_path / "README.md").write_text("before\n<!-- TABLE -->\n<!-- END -->\nafter")
+  analysis.main(tmp_path / "results.json")
+  text = (tmp_path / "README.md").read_text()
+  assert "| 1 | 2 | 100.0% (100.0% to 100.0%) | 100.0%, 100.0% | 50.0% |" in text
+  assert "4 quarantined of 4 planted" in text and "| shuffled |" in text
+  assert (tmp_path / "rounds.png").stat().st_size > 1_000
+
+
+def test_a_broken_checkpoint_is_compared_until_it_is_taken_back(tmp_path, monkeypatch):
+  letters = Convention(tag_seed=1).conventions
+  last = loop.Round(1, tmp_path, "good")
+  monkeypatch.setattr(loop, "_trained_rounds", lambda seed, rounds: [last])
+  teams = {"good": team(letters), "broken": team()}
+  seed = types.SimpleNamespace(seed=1, count=64, folder=tmp_path, tuned=lambda *_: tmp_path,
+                               team=lambda at: teams[at.version])
+  found = loop.broken_row(seed, 1)["broken/1/1"]
+  assert found["decision"] == "roll_back" and found["sessions"] <= 40 and found["delta"] < 0
