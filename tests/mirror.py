@@ -133,6 +133,7 @@ ELSEWHERE = {
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),
   "runtime/group_commit.py": ("runtime/test_store_faults.py", PARTS),
   "runtime/records.py": ("runtime/test_session.py", PARTS),
+  "runtime/store_settings.py": ("runtime/test_store.py", PARTS),
   "runtime/watching.py": ("runtime/test_runtime.py", PARTS),
   "runtime/cli_proxy.py": ("runtime/test_proxy.py", PARTS),
   "runtime/result.py": ("runtime/test_session.py", "types alone"),

@@ -62,8 +62,8 @@ def decide(pairs: Sequence[CanaryPair], settings: DeploySettings) -> CanaryDecis
   errors = sum(one.is_error for one in pairs)
   most_errors = (1 - settings.parse_fraction) * max(len(pairs), LEAST)
   if len(pairs) >= LEAST and errors > most_errors:
-    return CanaryDecision("roll_back", f"{errors} of {len(pairs)} sessions had no usable reply of the new version",
-                    len(both))
+    why = f"{errors} of {len(pairs)} sessions had no usable reply of the new version"
+    return CanaryDecision("roll_back", why, len(both))
   if not both:
     return _few(pairs, both, settings, CanaryDecision("wait", "nothing is compared yet", 0))
   n = len(both)
@@ -85,7 +85,8 @@ def decide(pairs: Sequence[CanaryPair], settings: DeploySettings) -> CanaryDecis
   return _few(pairs, both, settings, said)
 
 
-def _few(pairs: Sequence[CanaryPair], both: Sequence, settings: DeploySettings, said: CanaryDecision) -> CanaryDecision:
+def _few(pairs: Sequence[CanaryPair], both: Sequence, settings: DeploySettings,
+         said: CanaryDecision) -> CanaryDecision:
   if len(pairs) >= 2 * settings.pairs:
     return said._replace(what="roll_back", why=f"only {len(both)} of {len(pairs)} pairs have both scores; "
                                                "give tasks a ground_truth, or set judges")

@@ -3,7 +3,7 @@
   GET /sessions/KEY/events?after=SEQ    events behind that number, and those that come, until the end
   GET /health                           {"status": "ok"}
 
-A reader that was cut off goes on behind the last number that it has, by `after` or the header Last-SessionEvent-ID.
+A reader that was cut off goes on behind the last number that it has, by `after` or the header Last-Event-ID.
 """
 import asyncio
 import collections

@@ -74,7 +74,7 @@ class EventLog:
       if value not in listed:
         raise ValueError(f"{value!r} of an event must be one of {', '.join(listed)}")
     clean, _ = storable.record(dict(data or {}))
-    event = SessionEvent(self.session_key, next(self._seq), self._clock(), name, kind, actor, span, parent, step,
-                  attempt, clean, usage)
+    event = SessionEvent(self.session_key, next(self._seq), self._clock(), name, kind, actor, span, parent,
+                         step, attempt, clean, usage)
     self._sink(event)
     return event

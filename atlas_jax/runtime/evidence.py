@@ -132,7 +132,7 @@ def _outcome(trace: Trace, versions: Mapping[str, Any]) -> tuple[str | None, boo
 
 
 def _alone(trace: Trace, right: bool) -> bool:
-  """Returns whether the first attempt was right: with a teacher a wrong one may well end in a right answer."""
+  """Returns whether the first attempt was right: a wrong one may end in a right answer, with a teacher."""
   first = next((one for step in trace.steps for one in step.attempts), None)
   if first is None or not right:
     return right

@@ -100,9 +100,9 @@ class SessionPool:
     running: sessions at work now.
   """
 
-  def __init__(self, parts: SessionParts | Callable[[SessionSpec], SessionParts], store: RuntimeStore | None = None, *,
-               settings: PoolSettings | None = None, sinks: Sequence[Sink] = (),
-               redactor: Redactor | None = None):
+  def __init__(self, parts: SessionParts | Callable[[SessionSpec], SessionParts],
+               store: RuntimeStore | None = None, *, settings: PoolSettings | None = None,
+               sinks: Sequence[Sink] = (), redactor: Redactor | None = None):
     """Takes who works at sessions.
 
     Args:

@@ -166,7 +166,8 @@ class SessionParts:
   versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-async def run_session(spec: SessionSpec, parts: SessionParts, log: EventLog, *, state: SessionState | None = None,
+async def run_session(spec: SessionSpec, parts: SessionParts, log: EventLog, *,
+                      state: SessionState | None = None,
                       answered: Callable[[SessionResult], None] | None = None) -> SessionResult:
   """Runs a session to its end.
 

@@ -200,8 +200,8 @@ def of_config(config) -> RuntimeSettings:
                       "the options out")
   asked = plain["agent"]["templates"]
   if plain["session"]["approach"] and not teaching.load(asked).probe:
-    raise ConfigError(f"config.session.approach=True and config.agent.templates={asked!r}: that set has no text "
-                      "that asks for an approach; name one that has, such as chat or plain")
+    raise ConfigError(f"config.session.approach=True and config.agent.templates={asked!r}: that set has no "
+                      "text that asks for an approach; name one that has, such as chat or plain")
   try:
     lessons = _lessons(plain["lessons"])
     agent_load.check({"kind": plain["agent"]["kind"], **plain["agent"]["options"]}, field="config.agent")

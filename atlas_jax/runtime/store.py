@@ -5,7 +5,6 @@ transaction. Where the store is down it goes to a spool, and from there to the s
 """
 import asyncio
 import concurrent.futures
-import dataclasses
 import datetime
 import functools
 import pathlib
@@ -26,36 +25,11 @@ from atlas_jax.files.damage import clipped
 from atlas_jax.runtime.events import SessionEvent
 from atlas_jax.runtime.group_commit import GroupCommit, Write
 from atlas_jax.runtime.spool import Spool, StoreFull
+from atlas_jax.runtime.store_settings import StoreSettings
 
 CONFLICT_TRIES = 3
 MOST_KEY = 200  # Characters of a session's key.
 STORED, SPOOLED = "stored", "spooled"
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreSettings:
-  """A store, and how it is written to.
-
-  Raises:
-    ValueError: for a value that cannot be, naming its field.
-  """
-
-  url: str = "sqlite:///.atlas/atlas.db"
-  spool: str = ".atlas/spool"  # folder
-  batch_rows: int = 200        # events that are written together, at most,
-  batch_s: float = 0.25        # and the longest that they wait
-  lease_s: float = 30.0        # after which a session whose process is silent may be taken over
-  heartbeat_s: float = 10.0
-  retry_s: float = 5.0         # between tries of a store that is down
-  stall_s: float = 10.0        # for an answer of the store, before it counts as down
-
-  def __post_init__(self):
-    for name in ("batch_rows", "batch_s", "lease_s", "heartbeat_s", "retry_s", "stall_s"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"store.{name}={getattr(self, name)} must be above 0")
-    if self.heartbeat_s * 2 > self.lease_s:
-      raise ValueError(f"store.heartbeat_s={self.heartbeat_s} must be at most half of "
-                       f"store.lease_s={self.lease_s}, so that one late heartbeat loses no session")
 
 
 class RuntimeStore:

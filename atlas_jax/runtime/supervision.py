@@ -85,7 +85,8 @@ class Supervisor:
     """
     return await self._asked(question, approach=approach, attempts=(*before, answer), context=context)
 
-  async def guide(self, question: str, answers: Sequence[str], *, approach: str | None = None) -> TeacherVerdict:
+  async def guide(self, question: str, answers: Sequence[str], *,
+                  approach: str | None = None) -> TeacherVerdict:
     """Asks for guidance alone, where an answer is not right and none was given."""
     return await self._asked(question, approach=approach, attempts=answers, context=UNGUIDED)
 

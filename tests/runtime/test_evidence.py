@@ -70,7 +70,7 @@ def test_what_is_withheld_is_counted():
 
 
 def test_what_a_teacher_mended_is_no_evidence_for_auto():
-  """An answer that guidance made right is a right outcome of the session, and a wrong one of the agent alone."""
+  """An answer that guidance made right is a right outcome of the session, a wrong one of the agent alone."""
   def session(first):
     attempts = [{"attempt": 1, "answer": "3", "score": first, "score_source": "grader"},
                 {"attempt": 2, "answer": "4", "score": 1.0, "score_source": "grader"}]

@@ -91,8 +91,8 @@ def planted(place, order, lane="paired"):
                      verdict(False, f"Carry. {has('guidance')}"), verdict(False, "Again."))
   model = Asked(teacher)
   tools = [Tool("look", "Looks.", {}, lambda: f"found {has('tool')}")]
-  made = SessionParts(agent_of(student), Supervisor(model), FixedLane(lane), GraderAndJudges(right), tools=tools,
-               lessons=Lessons(f"Look closely. {has('lesson')}"))
+  made = SessionParts(agent_of(student), Supervisor(model), FixedLane(lane), GraderAndJudges(right),
+                      tools=tools, lessons=Lessons(f"Look closely. {has('lesson')}"))
   result, events = run(made, f"2+2 {has('task')}", metadata={"note": has("metadata")})
   return result, events, student, teacher, model
 

@@ -28,6 +28,10 @@ def ids(text):
           "full_logprobs": [-0.6] * len(text)}
 
 
+def head(kind):
+  return {"id": "x", "object": kind, "created": 1, "model": "m"}
+
+
 def upstream(owner):
   """A scripted server: what it is told decides how it answers."""
   from starlette.applications import Starlette
@@ -36,9 +40,6 @@ def upstream(owner):
 
   async def models(request):
     return JSONResponse({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": owner}]})
-
-  def head(kind):
-    return {"id": "x", "object": kind, "created": 1, "model": "m"}
 
   async def chat(request):
     body = await request.json()

@@ -280,5 +280,7 @@ def test_a_teacher_may_be_shown_how_the_student_would_begin():
   assert result.answer == "4" and "Do not solve this yet" in student.asked[0][0]["content"]
   assert "I add." in json.dumps(teacher.asked[0]) and balanced(events).is_answered
   student = Script("4")
-  run(parts(student, Script(verdict(True)), lane="auto", settings={"approach": True}, templates=teaching.CHAT))
+  given = parts(student, Script(verdict(True)), lane="auto", settings={"approach": True},
+                templates=teaching.CHAT)
+  run(given)
   assert len(student.asked) == 1

@@ -31,8 +31,8 @@ def teacher(messages):
 async def opened(url, tmp_path, *, given=None, sinks=(), **more):
   store = RuntimeStore(StoreSettings(url=url, spool=str(tmp_path / "spool"), **{**FAST, **more}))
   await store.open(create=True)
-  pool = SessionPool(given or parts(Script(student), Script(teacher)), store, settings=PoolSettings(tenant=256),
-              sinks=sinks)
+  pool = SessionPool(given or parts(Script(student), Script(teacher)), store,
+                     settings=PoolSettings(tenant=256), sinks=sinks)
   try:
     yield pool, store
   finally:

@@ -78,7 +78,6 @@ def test_a_usage_that_is_not_said_is_not_zero(server):
 
 
 def test_texts_name_no_tools():
-  tool = Tool("add", "adds", {"type": "object"}, lambda: 1)
-  made = openai.OpenAIAgent(openai.OpenAIAgentSettings("http://127.0.0.1:9/v1", "m", form="texts"))
+  agent = load({"kind": "openai", "url": "http://127.0.0.1:9/v1", "model": "m", "form": "texts"})
   with pytest.raises(AgentError, match="name no tools"):
-    asyncio.run(made([{"role": "user", "content": "x"}], tools=[tool], session=AgentSession("k", "x", {})))
+    call(agent, tools=[ADD])
