@@ -10,7 +10,7 @@ is left is the runtime's:
   messages    characters of the messages, as JSON, that a student and a teacher are sent for the task "2+2"
   cpu         CPU-milliseconds of an auto session that is graded and stored, and of one that is judged by
               three calls of an endpoint, which runs in the same process and is counted with it
-  tokens      share of the tokens of an endpoint that the results of sessions count, all roles together
+  tokens      fraction of the tokens of an endpoint that the results of sessions count, all roles together
 
 `bar` is what was asked for, and `met` whether it is reached. A row that lost a session has an error, and the
 exit status is 1. PostgreSQL is a server started for this, unless --database-url names an empty database.

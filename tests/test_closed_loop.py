@@ -144,12 +144,12 @@ def test_a_round_runs_and_is_not_run_again(tmp_path):
 
 
 def row(arm, seed, number, right, alone="0011" * 8, **more):
-  share = lambda bits: sum(map(int, bits)) / len(bits)
+  fraction = lambda bits: sum(map(int, bits)) / len(bits)
   free = {"accuracy": 0.5, "auto_share": 0.1 * number, "auto_share_second_half": 0.1, "auto_accuracy": 0.95,
           "teacher_tokens": 100, "lanes": {"auto": 1, "paired": 31}}
   return {f"{arm}/{seed}/{number}": {
       "arm": arm, "seed": seed, "round": number, "right": right, "right_alone": alone,
-      "accuracy": share(right), "alone": share(alone), "ndr": 1.0,
+      "accuracy": fraction(right), "alone": fraction(alone), "ndr": 1.0,
       "teacher_tokens_per_right": 40.0 - number, "tokens_per_right": 90.0,
       "free": free, **more}}
 

@@ -136,7 +136,7 @@ def _routing() -> dict:
       "coach_below": fraction(0.4),  # Mean below which a session is coached,
       "escalate_below": fraction(0.2),  # and below which it is escalated.
       "certify": False,  # Whether auto needs a certification besides.
-      "audit_share": fraction(0.05),  # Of auto sessions that are validated in the shadow.
+      "audit_fraction": fraction(0.05),  # Of auto sessions that are validated in the shadow.
   }
 
 

@@ -185,7 +185,7 @@ class Assembly:
   def _chosen(self, role: str, key: str) -> Deployment | None:
     listed = self._versions[role]
     trial = next((one for one in reversed(listed) if one.state == canary.CANARY), None)
-    if trial is not None and key not in self._forced and canary.is_canary(key, trial.share):
+    if trial is not None and key not in self._forced and canary.is_canary(key, trial.fraction):
       return trial
     return next((one for one in reversed(listed) if one.state == canary.ACTIVE), None)
 
@@ -240,7 +240,7 @@ class Assembly:
       if said.what == "promote":
         await promote(self.store, trial, self._versions[trial.role], facts)
       else:
-        await self.store.move_deployment(trial.id, canary.CANARY, canary.ROLLED_BACK, share=0.0,
+        await self.store.move_deployment(trial.id, canary.CANARY, canary.ROLLED_BACK, fraction=0.0,
                                          metadata=facts)
     except Exception as error:  # Another process may have decided.
       logging.warning("deployment %d: %s", trial.id, one_line(error))
@@ -256,8 +256,8 @@ async def promote(store: RuntimeStore, one: Deployment, listed: Sequence[Deploym
   canary.check_move(one.state, canary.ACTIVE)
   for other in listed:
     if other.state == canary.ACTIVE and other.id != one.id:
-      await store.move_deployment(other.id, canary.ACTIVE, canary.STANDBY, share=0.0)
-  await store.move_deployment(one.id, one.state, canary.ACTIVE, share=1.0, metadata=facts)
+      await store.move_deployment(other.id, canary.ACTIVE, canary.STANDBY, fraction=0.0)
+  await store.move_deployment(one.id, one.state, canary.ACTIVE, fraction=1.0, metadata=facts)
 
 
 def score_of(found: SessionResult) -> float | None:

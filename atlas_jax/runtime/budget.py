@@ -6,8 +6,8 @@ from typing import Any
 
 from atlas_jax.runtime.agents.agent import CallTokens
 
-# What is done without when a budget runs short, in this order; the number is the share of the budget behind
-# which it is. Students and the validation of what is shown are never left out.
+# What is done without when a budget runs short, in this order; the number is the fraction of the budget
+# behind which it is. Students and the validation of what is shown are never left out.
 SAVED: Mapping[str, float] = {"few_shot": 0.5, "learner": 0.6, "arbiter": 0.7, "judge": 0.8, "audit": 0.9,
                               "probe": 0.95}
 
@@ -36,7 +36,7 @@ class BudgetSettings:
 
 
 class SessionBudget:
-  """What one session has spent.
+  """Tokens, calls and money of one session.
 
   Attributes:
     tokens: role -> {prompt, completion, calls}.
@@ -61,21 +61,21 @@ class SessionBudget:
 
   @property
   def used(self) -> float:
-    """Share of the tightest limit that is spent; 0 without limits."""
+    """Fraction of the tightest limit that is spent; 0 without limits."""
     limits = self._settings
     counts = self.tokens.values()
-    shares = [0.0]
+    fractions = [0.0]
     if limits.tokens:
-      shares.append(sum(one["prompt"] + one["completion"] for one in counts) / limits.tokens)
+      fractions.append(sum(one["prompt"] + one["completion"] for one in counts) / limits.tokens)
     if limits.calls:
-      shares.append(sum(one["calls"] for one in counts) / limits.calls)
+      fractions.append(sum(one["calls"] for one in counts) / limits.calls)
     if limits.money:
-      shares.append(self.money / limits.money)
-    return max(shares)
+      fractions.append(self.money / limits.money)
+    return max(fractions)
 
   @property
   def money(self) -> float:
-    """What the tokens cost."""
+    """Cost of the tokens."""
     prices = self._settings.prices
     return sum((one["prompt"] * prices[role][0] + one["completion"] * prices[role][1]) / 1_000
                for role, one in self.tokens.items() if role in prices)

@@ -24,7 +24,7 @@ class CanaryPair(NamedTuple):
 
 
 class CanaryDecision(NamedTuple):
-  """What follows from the comparisons so far."""
+  """Outcome of the comparisons so far."""
 
   what: str          # "wait", "promote" or "roll_back"
   why: str

@@ -38,7 +38,7 @@ def put_to_work(asked: argparse.Namespace, settings: RuntimeSettings) -> int:
   except DeployError as error:
     print(f"atlas: {error}", file=sys.stderr)
     return ENDPOINT if isinstance(error, StartError) else FAILED
-  print(f"version {one.version[:12]} of the {one.role} is {one.state} at {one.url}, for {one.share:.0%} "
+  print(f"version {one.version[:12]} of the {one.role} is {one.state} at {one.url}, for {one.fraction:.0%} "
         f"of the "
         "sessions" + ("" if one.state == canary.ACTIVE else
                       f"; it is promoted or rolled back after {settings.deploy.pairs} comparisons"))
@@ -76,7 +76,7 @@ async def deployed(settings: RuntimeSettings, path: str, *, role: str = "teacher
                       and one.state in (canary.CANARY, canary.ACTIVE)), None)) is not None:
       if deploy.is_healthy(same.url):
         return same
-      await store.move_deployment(same.id, same.state, canary.ROLLED_BACK, share=0.0)
+      await store.move_deployment(same.id, same.state, canary.ROLLED_BACK, fraction=0.0)
     if (other := next((one for one in listed if one.state == canary.CANARY), None)) is not None:
       raise DeployError(f"version {other.version[:12]} is being tried; wait for its comparisons, or "
                         f"`atlas rollback`")
@@ -99,10 +99,10 @@ async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: f
   try:
     facts: dict[str, Any] = {"served_as": server.model, "form": found.form, "pid": server.pid,
                              "checkpoint": str(found.folder), "parent": found.manifest.get("parent")}
-    number = await store.add_deployment(role=role, version=found.version, url=server.url, share=0.0,
+    number = await store.add_deployment(role=role, version=found.version, url=server.url, fraction=0.0,
                                         state=canary.STARTING, metadata=facts)
     facts |= await _tested(store, number, server, found, role, settings)
-    await store.move_deployment(number, canary.STARTING, canary.CANARY, share=fraction, metadata=facts)
+    await store.move_deployment(number, canary.STARTING, canary.CANARY, fraction=fraction, metadata=facts)
   except BaseException:
     deploy.stop_server(server.pid)
     raise
@@ -116,7 +116,7 @@ async def _tested(store: RuntimeStore, number: int, server: ModelServer, found: 
   endpoint = deploy.endpoint_of(server, found.form, settings.teacher)
   readable = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
   if readable < settings.deploy.parse_fraction:
-    await store.move_deployment(number, canary.STARTING, canary.FAILED, share=0.0)
+    await store.move_deployment(number, canary.STARTING, canary.FAILED, fraction=0.0)
     raise StartError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} "
                       f"{readable:.0%} can be "
                       f"read, and {settings.deploy.parse_fraction:.0%} are needed "
@@ -148,7 +148,7 @@ async def rolled_back(settings: RuntimeSettings, role: str) -> tuple[Deployment 
                None)
     if one is None:
       return None, None
-    await store.move_deployment(one.id, one.state, canary.ROLLED_BACK, share=0.0,
+    await store.move_deployment(one.id, one.state, canary.ROLLED_BACK, fraction=0.0,
                                 metadata={**one.metadata, "decision": "by hand"})
     if one.state == canary.CANARY:
       return one, next((other for other in reversed(listed) if other.state == canary.ACTIVE), None)

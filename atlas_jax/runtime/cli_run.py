@@ -175,7 +175,7 @@ def unreachable(agent: Mapping[str, Any]) -> str | None:
 
 
 class Printer:
-  """What a run prints."""
+  """Lines of a run."""
 
   def __init__(self, *, as_json: bool):
     """Takes whether it is for programs."""

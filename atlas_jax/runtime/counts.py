@@ -1,4 +1,4 @@
-"""What the sessions of a store come to, by version, lane and role: the numbers of `atlas stats`."""
+"""Counts of the sessions of a store come to, by version, lane and role: the numbers of `atlas stats`."""
 from collections.abc import Iterable
 from typing import Any
 

@@ -111,7 +111,7 @@ class EventHub:
 
 
 class _Reader:
-  """What waits for one reader."""
+  """Events that wait for one reader."""
 
   def __init__(self, most: int):
     self.rows: collections.deque[Row] = collections.deque()

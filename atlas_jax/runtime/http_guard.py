@@ -1,4 +1,4 @@
-"""What stands before every server of the runtime: who may ask, and how much may be sent."""
+"""The guard before every server of the runtime: who may ask, and how much may be sent."""
 import hmac
 import ipaddress
 import json

@@ -31,7 +31,7 @@ BAD_PLAN = "That cannot be used: {why}. Write the plan again as one JSON object.
 
 
 class LaneOutcome(NamedTuple):
-  """What a lane has come to."""
+  """The end of a lane."""
 
   answer: str | None
   verified: bool | None
@@ -193,7 +193,7 @@ def _unchecked(work: Work, at: Mapping) -> None:
 
 
 def _repeated(work: Work, at: Mapping) -> None:
-  """Gives an answer that is that of the attempt before the same verdict, without asking again."""
+  """Validates an answer that is that of the attempt before the same verdict, without asking again."""
   before = [one for one in work.state.attempts if one.step == at["step"]][-2]
   verdict = before.validation or {}
   with work.span("validate", actor="runtime", **at) as closing:

@@ -68,7 +68,7 @@ class LessonBook:
   async def shown(self, work: Work) -> str | None:
     """Returns a text of the lessons that fit a session, and keeps in `work.notes` which they are."""
     key = work.spec.learning_key
-    if key is None:  # Without a family there is nobody to share with, and no playbook.
+    if key is None:  # Without a family there is nobody to fraction with, and no playbook.
       return None
     version, entries = await self._store.read_playbook(key)
     states = (CANDIDATE, ACTIVE) if self.settings.legacy else (TRIAL, ACTIVE)

@@ -67,13 +67,14 @@ class Measures:
       self._tokens[role] += said.get("prompt", 0) + said.get("completion", 0)
 
   def row(self) -> dict[str, float]:
-    """Returns the metrics since the row before, and begins the next; a share of nothing is left out."""
+    """Returns the metrics since the row before, and begins the next; a fraction of nothing is left out."""
     counts, gauges = self._counts, self._gauges()
-    shares = {"lane_auto_share": ("auto", "ended"), "verified_share": ("verified", "answered"),
+    fractions = {"lane_auto_share": ("auto", "ended"), "verified_share": ("verified", "answered"),
               "teacher_error_share": ("teacher_errors", "validations"),
               "no_verdict_share": ("no_verdict", "scored")}
     found: dict[str, float] = {"sessions": self.sessions, "drift_alerts": counts["drift"], **gauges._asdict()}
-    found |= {name: counts[part] / counts[whole] for name, (part, whole) in shares.items() if counts[whole]}
+    found |= {name: counts[part] / counts[whole] for name, (part, whole) in fractions.items()
+              if counts[whole]}
     if self._grades:
       found["accuracy"] = float(np.mean(self._grades))
     found |= {f"tokens_by_role/{role}": count for role, count in sorted(self._tokens.items())}

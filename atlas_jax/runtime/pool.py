@@ -107,7 +107,7 @@ class SessionPool:
 
     Args:
       parts: of all sessions, or a function that chooses them for one, such as for a version that is served to
-        a share of them.
+        a fraction of them.
       store: where they are recorded; None: nowhere.
       settings: limits.
       sinks: get every event, besides the store; they must neither raise nor wait.

@@ -95,8 +95,8 @@ class Proxy:
       if not isinstance(body, dict):
         raise ValueError("it is no object")
     except ValueError as error:
-      told = http_guard.error_body(f"the body is no JSON object: {error}", "invalid_request_error")
-      return ProxyAnswer(400, _JSON, told)
+      body = http_guard.error_body(f"the body is no JSON object: {error}", "invalid_request_error")
+      return ProxyAnswer(400, _JSON, body)
     credential = headers.get("authorization", "")
     try:
       opened = await self.sessions.begin(route, body, named=headers.get(SESSION), credential=credential)
@@ -117,9 +117,9 @@ class Proxy:
       whole = await reply.aread()
       await reply.aclose()
     except self._errors as error:
-      status, head, told = _broken(error)
+      status, head, failure = _broken(error)
       self._ended(opened, route, body, None, None, False, one_line(error) or type(error).__name__, began)
-      return ProxyAnswer(status, head, told)
+      return ProxyAnswer(status, head, failure)
     except BaseException:
       self._ended(opened, route, body, None, None, False, "the request was cut off", began)
       raise
@@ -134,8 +134,8 @@ class Proxy:
 
   async def _asks_ids(self, headers: Mapping[str, str]) -> bool:
     if self._tells_ids is None:
-      status, _, told = await self.models("models", headers)
-      listed = (_object(told) or {}).get("data") if status == 200 else None
+      status, _, body = await self.models("models", headers)
+      listed = (_object(body) or {}).get("data") if status == 200 else None
       if not isinstance(listed, list):
         return False  # It is asked again at the next request.
       self._tells_ids = any(isinstance(one, dict) and one.get("owned_by") == OURS for one in listed)
@@ -214,8 +214,8 @@ class Streamed:
         problem = "the stream ended without its end"
     except self._proxy._errors as error:
       problem = f"the upstream broke off: {one_line(error) or type(error).__name__}"
-      told = http_guard.error_body(problem, "upstream_error")
-      await send({"type": "http.response.body", "body": b"data: " + told + b"\n\n", "more_body": True})
+      body = http_guard.error_body(problem, "upstream_error")
+      await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": True})
     await send({"type": "http.response.body", "body": b""})
     return problem
 

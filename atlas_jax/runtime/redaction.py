@@ -53,7 +53,7 @@ PATTERNS = (
 
 @dataclasses.dataclass(frozen=True)
 class RedactionSettings:
-  """What is a secret.
+  """Secrets, and how they are known.
 
   Raises:
     ValueError: for a pattern that cannot be, that matches the empty text, has no example, or misses one.

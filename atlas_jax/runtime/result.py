@@ -1,4 +1,4 @@
-"""What a session gives to whoever asked."""
+"""Results of sessions."""
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

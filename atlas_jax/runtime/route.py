@@ -33,7 +33,7 @@ class RoutePolicy:
   coach_below: float = 0.4   # mean below which it is coached,
   escalate_below: float = 0.2  # and below which it is escalated
   certify: bool = False      # whether auto needs a certification besides
-  audit_share: float = 0.05  # of auto sessions that are validated in the shadow
+  audit_fraction: float = 0.05  # of auto sessions that are validated in the shadow
 
   def __post_init__(self):
     if self.fallback not in LANES[1:]:
@@ -41,7 +41,7 @@ class RoutePolicy:
     if not 0 <= self.coach_from <= self.paired_from <= self.auto_from <= 1:
       raise ValueError(f"routing.coach_from={self.coach_from}, paired_from={self.paired_from} and "
                        f"auto_from={self.auto_from} must rise from 0 to 1")
-    for name in ("auto_lower", "coach_below", "escalate_below", "audit_share"):
+    for name in ("auto_lower", "coach_below", "escalate_below", "audit_fraction"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"routing.{name}={getattr(self, name)} must be from 0 to 1")
     if self.least < 1:
@@ -49,7 +49,7 @@ class RoutePolicy:
 
 
 class ProbeWord(NamedTuple):
-  """What a probe said of the student's chance."""
+  """A probe's word of the student's chance."""
 
   mode: Any = None
   confidence: Any = None
@@ -57,7 +57,7 @@ class ProbeWord(NamedTuple):
 
 
 class Dossier(NamedTuple):
-  """What triage found of a task."""
+  """Findings of triage on a task."""
 
   summary: str = ""
   risks: tuple[Mapping[str, Any], ...] = ()  # {severity, description}

@@ -68,8 +68,8 @@ class HistoryRouter:
     evidence = await self._evidence(work)
     probe = await self._asked(work, evidence) if self._probe is not None else None
     found = route(evidence, probe, dossier, self.policy)
-    share = int(hashlib.sha256(work.spec.key.encode()).hexdigest()[:8], 16) / 2**32
-    return {**found._asdict(), "audit": found.lane == "auto" and share < self.policy.audit_share}
+    fraction = int(hashlib.sha256(work.spec.key.encode()).hexdigest()[:8], 16) / 2**32
+    return {**found._asdict(), "audit": found.lane == "auto" and fraction < self.policy.audit_fraction}
 
   async def _dossier(self, work: Work) -> Dossier:
     """Returns the dossier; one that cannot be had is of high risk."""

@@ -40,7 +40,7 @@ class Scorer(Protocol):
 
   @property
   def has_judges(self) -> bool:
-    """Whether there are judges."""
+    """True if there are judges."""
 
 
 class GraderAndJudges:

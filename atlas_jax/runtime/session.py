@@ -128,7 +128,7 @@ class LessonMemory(Protocol):
 
 
 class SessionStore(Protocol):
-  """What a session needs of a store; see `runtime.store`."""
+  """Needs of a session of a store; see `runtime.store`."""
 
   async def flush(self, key: str) -> None:
     """Makes the events of a session so far durable."""
@@ -139,7 +139,7 @@ class SessionStore(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SessionParts:
-  """Who works at sessions.
+  """Agent, teacher and the others at work.
 
   Attributes:
     agent: the student.

@@ -60,7 +60,7 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DeploySettings:
-  """How a new version is tried; see the fields of config.deploy."""
+  """Trials of new versions; see the fields of config.deploy."""
 
   canary: float = 0.1
   pairs: int = 40
@@ -75,7 +75,7 @@ class DeploySettings:
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-  """What rounds of a loop do; see the fields of config.loop."""
+  """Rounds of a loop do; see the fields of config.loop."""
 
   tasks: str | None = None
   held_out: str | None = None

@@ -16,7 +16,7 @@ class StoreFull(Exception):
 class Spool:
   """A folder with a file for each session; every line is on disk before `put` returns.
 
-  Processes may share the folder: whoever adds to a file or takes from it locks it.
+  Processes may fraction the folder: whoever adds to a file or takes from it locks it.
 
   Attributes:
     folder: of the files.

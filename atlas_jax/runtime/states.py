@@ -25,7 +25,7 @@ class Settled(NamedTuple):
 
 
 class SessionState(NamedTuple):
-  """Where a session stands."""
+  """State of a session."""
 
   stage: str = "new"
   status: str | None = None                # one of `result.STATUSES` once it has ended
@@ -45,12 +45,12 @@ class SessionState(NamedTuple):
 
   @property
   def is_answered(self) -> bool:
-    """Whether the answer is given and cannot be lost."""
+    """True if the answer is given and cannot be lost."""
     return self.outcome is not None
 
   @property
   def has_ended(self) -> bool:
-    """Whether nothing more may happen."""
+    """True if nothing more may happen."""
     return self.status is not None
 
 

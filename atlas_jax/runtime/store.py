@@ -255,11 +255,12 @@ class RuntimeStore:
     """Writes a deployment; see `runtime_rows.add_deployment`."""
     return await self._commit.written(functools.partial(runtime_rows.add_deployment, **fields), None)
 
-  async def move_deployment(self, number: int, from_state: str, to_state: str, *, share: float,
+  async def move_deployment(self, number: int, from_state: str, to_state: str, *, fraction: float,
                             metadata: Mapping[str, Any] | None = None) -> None:
     """Moves a deployment; see `runtime_rows.move_deployment`."""
     await self._commit.written(functools.partial(
-        runtime_rows.move_deployment, number=number, from_state=from_state, to_state=to_state, share=share,
+        runtime_rows.move_deployment, number=number, from_state=from_state, to_state=to_state,
+        fraction=fraction,
         metadata=metadata), None)
 
   async def forget(self, *, session_key: str | None = None, tenant: str | None = None) -> tuple[int, int]:

@@ -32,7 +32,7 @@ GUIDES_ALONE = ("tags", "whole")  # Replies of templates whose teacher gives gui
 
 
 class TeacherVerdict(NamedTuple):
-  """What a teacher said of an answer."""
+  """A teacher's word on an answer."""
 
   valid: bool | None = None         # None: there is no verdict, and `problem` says why
   guidance: str | None = None
@@ -42,7 +42,7 @@ class TeacherVerdict(NamedTuple):
 
 
 class PlanReview(NamedTuple):
-  """What a teacher said of a plan."""
+  """A teacher's word on a plan."""
 
   plan: tuple[plans.PlanStep, ...] | None = None  # None: the student's stands
   concerns: tuple[str, ...] = ()

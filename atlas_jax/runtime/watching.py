@@ -1,4 +1,4 @@
-"""What watches a runtime at work: files of events and metrics, alerts, and events over HTTP."""
+"""Watches a runtime at work: files of events and metrics, alerts, and events over HTTP."""
 import asyncio
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from atlas_jax.runtime.telemetry import EventSink, Telemetry
 
 @dataclasses.dataclass(frozen=True)
 class WatchSettings:
-  """What is written and served; see the fields of config.telemetry."""
+  """Files and addresses of what is watched; see the fields of config.telemetry."""
 
   events_file: str | None = None
   folder: str | None = None

@@ -1,4 +1,4 @@
-"""What lanes do a session's work with: the student, the teacher, events, deadlines and the budget.
+"""The tools of lanes: the student, the teacher, events, deadlines and the budget.
 
 Every call stands between a START and an END, which is written whatever happens, and is folded into the state
 before the next begins.
@@ -34,7 +34,7 @@ class CutOff(Exception):
 
 @dataclasses.dataclass
 class Closing:
-  """What an END will say; the block of `Work.span` fills it."""
+  """Contents of an END; the block of `Work.span` fills it."""
 
   data: dict[str, Any]
   usage: dict[str, Any]

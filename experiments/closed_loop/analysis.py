@@ -81,7 +81,7 @@ def rounds_table(found: Mapping[str, dict]) -> list[str]:
 
 def routing_table(found: Mapping[str, dict]) -> list[str]:
   """Writes what free routing does, by what counts as evidence."""
-  header = ("round", "evidence", "right", "share auto", "in the second half", "right in auto",
+  header = ("round", "evidence", "right", "fraction auto", "in the second half", "right in auto",
             "teacher tokens, a task")
   lines = _header(header)
   for number in range(last_round(found, "loop") + 1):
@@ -138,11 +138,11 @@ def claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
     free = [[row["free"] for row in rows_of(found, arm, number)] for number in (0, last)]
     if not all(free):
       continue
-    share = [np.mean([one["auto_share"] for one in part]) for part in free]
+    fraction = [np.mean([one["auto_share"] for one in part]) for part in free]
     right = np.mean([one["auto_accuracy"] for one in free[1] if one["auto_accuracy"] is not None])
-    made.append((f"free routing, evidence {says}: auto share rises, at least 90% right in auto",
-                 share[1] > share[0] and right >= 0.9,
-                 f"auto {share[0]:.1%} to {share[1]:.1%}, {right:.1%} right in auto"))
+    made.append((f"free routing, evidence {says}: auto fraction rises, at least 90% right in auto",
+                 fraction[1] > fraction[0] and right >= 0.9,
+                 f"auto {fraction[0]:.1%} to {fraction[1]:.1%}, {right:.1%} right in auto"))
   return made + _control_claims(found)
 
 

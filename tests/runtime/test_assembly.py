@@ -1,4 +1,4 @@
-"""Versions at work: shares, comparisons, promotion and rollback, with scripted endpoints."""
+"""Versions at work: fractions, comparisons, promotion and rollback, with scripted endpoints."""
 import asyncio
 
 import pytest
@@ -44,7 +44,7 @@ def test_a_better_version_is_promoted_and_every_session_is_stamped(tmp_path, ser
   before = ran(settings)
   server.use(says("c"))
   one = deployed(settings, write_checkpoint(tmp_path), server, fraction=1.0)
-  assert (one.state, one.share, one.metadata["self_test"]) == (canary.CANARY, 1.0, 1.0)
+  assert (one.state, one.fraction, one.metadata["self_test"]) == (canary.CANARY, 1.0, 1.0)
   after = ran(settings)
   assert {found.versions["teacher"] for found in after} == {one.version}
   [now] = states(settings)

@@ -37,8 +37,8 @@ def test_a_version_that_is_always_wrong_is_out_within_forty_sessions():
 
 def test_the_share_is_kept_and_a_key_always_falls_alike():
   keys = [f"k{number}" for number in range(2_000)]
-  share = sum(canary.is_canary(key, 0.1) for key in keys) / len(keys)
-  assert 0.07 < share < 0.13
+  fraction = sum(canary.is_canary(key, 0.1) for key in keys) / len(keys)
+  assert 0.07 < fraction < 0.13
   assert all(canary.is_canary(key, 0.5) for key in keys if canary.is_canary(key, 0.1))
   assert all(canary.is_canary(key, 1.0) for key in keys)
 

@@ -74,12 +74,12 @@ def test_servers_are_adopted_by_address():
     deploy.adopt_server("http://127.0.0.1:9/v1", None)
 
 
-@pytest.mark.parametrize(("reply", "share"), [("c", 1.0), ("", 0.0), (None, 0.0)])
-def test_the_self_test_counts_replies_that_can_be_read(server, reply, share):
+@pytest.mark.parametrize(("reply", "fraction"), [("c", 1.0), ("", 0.0), (None, 0.0)])
+def test_the_self_test_counts_replies_that_can_be_read(server, reply, fraction):
   body = {"choices": [{"text": reply}]}
   server.use(lambda number, asked: Answer(status=400) if reply is None else Answer(body))
   endpoint = deploy.endpoint_of(ModelServer(server.url, "m"), "texts", PLAIN)
-  assert asyncio.run(deploy.self_test(endpoint, PLAIN, 4)) == share
+  assert asyncio.run(deploy.self_test(endpoint, PLAIN, 4)) == fraction
   asked = [teaching.teacher_messages(one, attempts=["0"],
                                      templates=teaching.PLAIN) for one in deploy.SELF_TEST[:4]]
   assert sorted(one["prompt"] for one in server.asked) == sorted(messages[0]["content"] for messages in asked)

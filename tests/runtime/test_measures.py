@@ -35,7 +35,7 @@ def test_a_row_counts_what_ended_since_the_row_before():
     "runtime/tokens_by_role/student": 20, "runtime/tokens_by_role/teacher": 0})
   assert schema.unknown(row) == []
   again = found.row()
-  # Of none there is no share.
+  # Of none there is no fraction.
   assert again["runtime/sessions"] == 4 and "runtime/verified_share" not in again
 
 

@@ -92,7 +92,7 @@ def test_a_models_word_never_makes_it_looser(evidence, word):
 @pytest.mark.parametrize("changed, said", [
     ({"fallback": "auto"}, "routing.fallback='auto'"), ({"auto_from": 0.1}, "must rise"),
     ({"least": 0}, "least=0"),
-    ({"audit_share": 2}, "audit_share=2")])
+    ({"audit_fraction": 2}, "audit_fraction=2")])
 def test_policies_that_cannot_be_are_refused(changed, said):
   with pytest.raises(ValueError, match=said):
     RoutePolicy(**changed)

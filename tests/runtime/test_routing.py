@@ -83,8 +83,8 @@ def test_auto_does_not_prove_itself(tmp_path):
 
 
 def test_audits_are_a_share_by_the_key():
-  async def routes(share):
-    router = HistoryRouter(RoutePolicy(audit_share=share, least=1, auto_lower=0.0, coach_below=0.0,
+  async def routes(fraction):
+    router = HistoryRouter(RoutePolicy(audit_fraction=fraction, least=1, auto_lower=0.0, coach_below=0.0,
                                        escalate_below=0.0))
 
     class Work:

@@ -139,11 +139,11 @@ def test_six_writers_of_a_playbook_lose_nothing(store_url, tmp_path):
 
 def test_deployments_are_moved_from_where_they_are_alone(store_url, tmp_path):
   async def work(store):
-    number = await store.add_deployment(role="teacher", version="v", url="http://x", share=0.1,
+    number = await store.add_deployment(role="teacher", version="v", url="http://x", fraction=0.1,
                                         state="canary", metadata={"a": 1})
-    await store.move_deployment(number, "canary", "active", share=1.0)
+    await store.move_deployment(number, "canary", "active", fraction=1.0)
     with pytest.raises(StoreError, match="no longer canary"):
-      await store.move_deployment(number, "canary", "active", share=1.0)
+      await store.move_deployment(number, "canary", "active", fraction=1.0)
     await store.begin("a", "t", {})
     await store.add_uses("k", "a", ["one"], ["two"])
     found = sorted((entry, shown) for entry, shown, _ in await store.uses("k"))
@@ -151,7 +151,7 @@ def test_deployments_are_moved_from_where_they_are_alone(store_url, tmp_path):
     return await store.deployments("teacher")
 
   (found,) = with_store(store_url, tmp_path, work)
-  assert (found.state, found.share, found.metadata) == ("active", 1.0, {"a": 1})
+  assert (found.state, found.fraction, found.metadata) == ("active", 1.0, {"a": 1})
 
 
 def test_to_forget_reaches_events_lessons_and_spool(store_url, tmp_path):

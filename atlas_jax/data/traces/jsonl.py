@@ -156,7 +156,7 @@ class TraceReader:
 def _is_compact(file: pathlib.Path, line: bytes) -> bool:
   try:
     return compact.is_header(line)
-  except ValueError as error:  # Not one line of it can be read, whatever share of rejects is allowed.
+  except ValueError as error:  # Not one line of it can be read, however many rejects are allowed.
     raise ValueError(f"{file}: {error}") from error
 
 

@@ -33,7 +33,7 @@ class Deployment(NamedTuple):
   role: str     # "teacher" or "student"
   version: str
   url: str
-  share: float  # of the sessions
+  fraction: float  # of the sessions
   state: str
   metadata: Mapping[str, Any]
   at: str
@@ -167,22 +167,22 @@ def uses_of(transaction: Transaction, key: str, entry: str, most: int) -> list[t
 def deployments(transaction: Transaction, role: str) -> list[Deployment]:
   """Returns the deployments of a role, oldest first."""
   found = []
-  for number, of, version, url, share, state, metadata, at in transaction.rows(sql.DEPLOYMENTS, role=role):
+  for number, of, version, url, fraction, state, metadata, at in transaction.rows(sql.DEPLOYMENTS, role=role):
     given = json.loads(metadata or "{}")
-    found.append(Deployment(number, of, version, url, share, state, given, rows.normal(at) or ""))
+    found.append(Deployment(number, of, version, url, fraction, state, given, rows.normal(at) or ""))
   return found
 
 
-def add_deployment(transaction: Transaction, *, role: str, version: str, url: str, share: float,
+def add_deployment(transaction: Transaction, *, role: str, version: str, url: str, fraction: float,
                    state: str, metadata: Mapping[str, Any]) -> int:
   """Writes a deployment; returns its id."""
-  [(number,)] = transaction.rows(sql.ADD_DEPLOYMENT, role=role, version=version, url=url, share=share,
+  [(number,)] = transaction.rows(sql.ADD_DEPLOYMENT, role=role, version=version, url=url, fraction=fraction,
                                  state=state, metadata=transaction.json(dict(metadata)), at=now())
   return number
 
 
 def move_deployment(transaction: Transaction, number: int, from_state: str, to_state: str, *,
-                    share: float, metadata: Mapping[str, Any] | None = None) -> None:
+                    fraction: float, metadata: Mapping[str, Any] | None = None) -> None:
   """Moves a deployment to another state.
 
   Raises:
@@ -190,7 +190,7 @@ def move_deployment(transaction: Transaction, number: int, from_state: str, to_s
   """
   given = None if metadata is None else transaction.json(dict(metadata))
   changed = transaction.run(sql.MOVE_DEPLOYMENT, id=number, from_state=from_state, to_state=to_state,
-                            share=share, metadata=given)
+                            fraction=fraction, metadata=given)
   if changed != 1:
     raise StoreError(f"deployment {number} is no longer {from_state}; look at it again")
 

@@ -305,9 +305,9 @@ USES = _both("SELECT u.entry_id, u.shown, u.session_id FROM playbook_uses u JOIN
 USES_OF = _both("SELECT session_id, shown FROM playbook_uses WHERE playbook_key = %(key)s "
                 "AND entry_id = %(entry)s ORDER BY session_id LIMIT %(rows)s")
 ADD_DEPLOYMENT = _both("INSERT INTO deployments (role, version, url, share, state, metadata, at) VALUES "
-                       "(%(role)s, %(version)s, %(url)s, %(share)s, %(state)s, %(metadata)s, %(at)s) "
+                       "(%(role)s, %(version)s, %(url)s, %(fraction)s, %(state)s, %(metadata)s, %(at)s) "
                        "RETURNING id")
-MOVE_DEPLOYMENT = _both("UPDATE deployments SET state = %(to_state)s, share = %(share)s, "
+MOVE_DEPLOYMENT = _both("UPDATE deployments SET state = %(to_state)s, share = %(fraction)s, "
                         "metadata = COALESCE(%(metadata)s, metadata) "
                         "WHERE id = %(id)s AND state = %(from_state)s")
 DEPLOYMENTS = _both("SELECT id, role, version, url, share, state, CAST(metadata AS TEXT), at "

@@ -76,7 +76,7 @@ class OpenAIAgent:
   """
 
   def __init__(self, settings: OpenAIAgentSettings, *, endpoint: Endpoint | None = None):
-    """Takes an endpoint that others share, or makes its own."""
+    """Takes an endpoint that others fraction, or makes its own."""
     self._settings = settings
     self.endpoint = endpoint or Endpoint(settings.endpoint())
     self.name = settings.name or settings.model

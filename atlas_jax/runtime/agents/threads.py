@@ -129,5 +129,5 @@ class _Call:
 
 @functools.cache
 def shared() -> AgentThreads:
-  """Returns the threads of the process, which all agents share that are given none."""
+  """Returns the threads of the process, which all agents fraction that are given none."""
   return AgentThreads()

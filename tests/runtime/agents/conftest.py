@@ -1,4 +1,4 @@
-"""A chat server that the tests of endpoints share."""
+"""A chat server that the tests of endpoints fraction."""
 from tests.rollout.conftest import _served, server
 
 __all__ = ["_served", "server"]
