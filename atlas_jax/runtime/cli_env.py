@@ -17,7 +17,7 @@ def get_config(arg=None):
   """Returns the config."""
   del arg
   config = settings.default()
-  config.agent.update(kind={kind!r}, options={options!r})
+  config["agent"].update(kind={kind!r}, options={options!r})
   return config
 '''
 

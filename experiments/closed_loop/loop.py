@@ -215,8 +215,8 @@ def broken_row(seed: Seed, rounds: int) -> dict[str, dict]:
     _removed(store)
     answers[name] = sessions.run(given, seed.team(at), url=f"sqlite:///{store}", prefix=name)
   both = zip(answers["new"], answers["old"], strict=True)
-  pairs = [canary.Pair(new.reward, old.reward) for new, old in both]
-  found = canary.Decision("wait", "", 0)
+  pairs = [canary.CanaryPair(new.reward, old.reward) for new, old in both]
+  found = canary.CanaryDecision("wait", "", 0)
   for count in range(1, len(pairs) + 1):
     found = canary.decide(pairs[:count], DeploySettings())
     if found.what != "wait":

@@ -35,7 +35,7 @@ def file(tmp_path):
 
 
 def test_parameters_of_rewards_are_columns_but_for_what_the_run_gives():
-  of_programs = [name for name in rewards.names() if name != rewards.JUDGES]
+  of_programs = [name for name in rewards.names() if name not in (rewards.JUDGES, "group")]
   assert reward_columns.asked(*of_programs) == reward_columns.asked() == frozenset()
   assert {"ground_truth", "baseline", "guidance", "trajectory"} <= reward_columns.asked(rewards.JUDGES)
   assert reward_columns.asked(*of_programs, TRL) == {"level", "weight"}

@@ -88,7 +88,7 @@ def test_a_session_ends_on_the_version_that_it_began_with(tmp_path, server):
 def test_a_server_that_cannot_be_read_is_not_put_to_work(tmp_path, server):
   settings = sums.load(tmp_path)
   server.use(says(""))
-  with pytest.raises(cli_deploy.ServerError, match="of 20 replies of m at .* 0% can be read, and 95% are "
+  with pytest.raises(cli_deploy.StartError, match="of 20 replies of m at .* 0% can be read, and 95% are "
                                                    "needed"):
     deployed(settings, write_checkpoint(tmp_path), server)
   assert [one.state for one in states(settings)] == [canary.FAILED]

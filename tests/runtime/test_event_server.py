@@ -77,7 +77,7 @@ def test_over_http_with_resume_unknown_sessions_and_a_token():
       assert (await client.get("/sessions/none/events")).status_code == 404
       assert (await client.get("/sessions/a/events?after=x")).status_code == 400
       assert (await client.request("GET", "/health", content=b"x" * (2**20 + 1))).status_code == 413
-      told = (await client.get("/sessions/a/events", headers={"Last-SessionEvent-ID": "0"})).text
+      told = (await client.get("/sessions/a/events", headers={"Last-Event-ID": "0"})).text
       assert [line for line in told.splitlines() if line.startswith("id")] == ["id: 1", "id: 2"]
 
   asyncio.run(main())
