@@ -75,7 +75,8 @@ def test_form_is_rewarded_apart_from_right(reward, completion, value):
 
 
 def test_rewards_are_found_by_name_and_by_dotted_name():
-  assert rewards.names() == ["correct", "countdown", "group", "letters", "marked", "places", "rim", "verbatim"]
+  assert rewards.names() == ["correct", "countdown", "group", "letters", "marked", "places", "rim",
+                             "verbatim"]
   assert rewards.load("correct") is rewards.correct
   assert rewards.load("tests.rollout.user_rewards.boom")("", "1", "") == 1
   assert rewards.load("tests.rollout.user_rewards:length.__call__")("ab") == 6

@@ -49,5 +49,5 @@ def test_sessions_that_were_cut_off_anywhere_end_once(store_url, tmp_path):
   ended = {one.status for one in resumed}  # Between an answer and the end a kill in eight falls.
   both = {"succeeded", "abandoned"}
   assert ended == both if count == KILLS["sqlite"] else ended <= both
-  assert {one.reward for one in resumed if one.status == "succeeded"} == {1.0}
+  assert {one.reward for one in resumed if one.status == "succeeded"} <= {1.0}
   assert len(stored) == len({one.id for one in stored.values()})
