@@ -106,6 +106,8 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["arc-atlas = atlas_jax.data.traces.commands:main", "atlas = "
-                                                                                         "atlas_jax.runtime.cli:main"]},
+    entry_points={"console_scripts": [
+        "arc-atlas = atlas_jax.data.traces.commands:main",
+        "atlas = atlas_jax.runtime.cli:main",
+    ]},
 )
