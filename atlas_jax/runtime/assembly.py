@@ -242,9 +242,11 @@ class Assembly:
       else:
         await self.store.move_deployment(trial.id, canary.CANARY, canary.ROLLED_BACK, fraction=0.0,
                                          metadata=facts)
-    except Exception as error:  # Another process may have decided.
+    except StoreError as error:  # Another comparison or process has decided, and said so.
       logging.warning("deployment %d: %s", trial.id, one_line(error))
-    await self.read_deployments()
+      return
+    finally:
+      await self.read_deployments()
     print(f"atlas: version {trial.version[:12]} of the {trial.role} is "
           f"{'promoted' if said.what == 'promote' else 'rolled back'}: {said.why} ({said.pairs} pairs"
           + ("" if said.delta is None else f", gain {said.delta:+.3f}, lower bound {said.lower:+.3f}, "

@@ -8,8 +8,7 @@ from atlas_jax.runtime.agents.agent import CallTokens
 
 # What is done without when a budget runs short, in this order; the number is the fraction of the budget
 # behind which it is. Students and the validation of what is shown are never left out.
-SAVED: Mapping[str, float] = {"few_shot": 0.5, "learner": 0.6, "arbiter": 0.7, "judge": 0.8, "audit": 0.9,
-                              "probe": 0.95}
+SAVED: Mapping[str, float] = {"learner": 0.6, "judge": 0.8, "audit": 0.9, "probe": 0.95}
 
 
 @dataclasses.dataclass(frozen=True)

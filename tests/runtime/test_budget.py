@@ -12,7 +12,7 @@ def test_what_is_saved_first_goes_first_and_the_rest_only_at_the_end():
     gone += [name for name in SAVED if name not in gone and not budget.allows(name)]
     assert budget.allows("student")
     budget.spend("student", CallTokens(4, 1))
-  assert gone == ["few_shot", "learner", "arbiter", "judge", "audit", "probe"]
+  assert gone == ["learner", "judge", "audit", "probe"]
   assert not budget.allows("student")
 
 

@@ -13,12 +13,8 @@ from atlas_jax.runtime.route import Dossier, ProbeWord, RoutePolicy, route, stri
 
 CASES = json.loads((pathlib.Path(__file__).parents[1] / "fixtures/runtime/routing.json").read_text())["cases"]
 GOOD = Evidence((True,) * 20)
-# Cases in which our own rule leads elsewhere, with what it does.
-DEVIATIONS = {
-    "confidence alone": "a high confidence needs history of measured success besides",
-    "mode over confidence": "the probe's mode can make it stricter and never looser than its confidence",
-    "escalate": "is a lane here",
-}
+# Replies to which our own rule is looser than the SDK's, which takes them for low confidences: they are none.
+LOOSER = {'{"confidence":-1}', '{"confidence":NaN}'}
 
 
 def read_word(reply):
@@ -43,6 +39,14 @@ def test_legacy_is_the_table_of_the_sdk(case):
     assert math.isnan(found.confidence)
   else:
     assert found.confidence == case["confidence"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{number}" for number in range(len(CASES))])
+def test_our_own_rule_is_nowhere_looser_than_that_table(case):
+  word = read_word(case["probe_reply"]) if case["key_present"] else ProbeWord(problem="no key")
+  ours = route(Evidence((True,) * case["history_count"]), word, policy=RoutePolicy(fallback=case["fallback"]))
+  is_looser = LANES.index(ours.lane) < LANES.index(case["mode"])
+  assert is_looser == (case["probe_reply"] in LOOSER if isinstance(case["probe_reply"], str) else False)
 
 
 @pytest.mark.parametrize("outcomes, lane", [
