@@ -106,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
   rounds = _command(commands, "loop", "run, review, export, train, deploy and evaluate, round by round",
                     loop.command)
   rounds.add_argument("--rounds", type=int, required=True, metavar="K", help="how many")
+  learn = _command(commands, "learn", "take lessons from sessions that were reviewed", cli_store.learn)
+  learn.add_argument("ids", type=int, nargs="+", metavar="ID", help="of sessions, approved or quarantined")
   forget = _command(commands, "forget", "delete sessions with all that is theirs", cli_store.forget)
   whose = forget.add_mutually_exclusive_group(required=True)
   whose.add_argument("--session", metavar="KEY", help="of one session")

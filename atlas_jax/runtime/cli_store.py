@@ -14,9 +14,9 @@ from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.rollout import rewards
-from atlas_jax.runtime import cli_run, counts, deploy, embedded, settings
+from atlas_jax.runtime import cli_run, counts, deploy, embedded, lessons, settings
 from atlas_jax.runtime.agents import load as agent_load
-from atlas_jax.runtime.assembly import model_of
+from atlas_jax.runtime.assembly import learner_of, model_of
 from atlas_jax.runtime.cli_codes import CONFIG, FAILED, OK
 from atlas_jax.runtime.settings import RuntimeSettings
 from atlas_jax.runtime.store import RuntimeStore
@@ -67,9 +67,29 @@ def forget(asked: argparse.Namespace, given: RuntimeSettings) -> int:
     finally:
       await store.close()
 
-  sessions, lessons = asyncio.run(main())
-  print(f"{sessions} sessions and {lessons} lessons are deleted")
-  return OK if sessions or lessons else FAILED
+  n_sessions, n_lessons = asyncio.run(main())
+  print(f"{n_sessions} sessions and {n_lessons} lessons are deleted")
+  return OK if n_sessions or n_lessons else FAILED
+
+
+def learn(asked: argparse.Namespace, given: RuntimeSettings) -> int:
+  """Learns lessons from reviewed sessions, and retires those of quarantined ones; returns the exit code."""
+  if given.lessons is None:
+    raise settings.ConfigError("config.lessons.on=False: there is no memory of lessons; set it to True")
+  kept = given.lessons
+
+  async def main() -> lessons.LearntFrom:
+    store = RuntimeStore(given.store)
+    await store.open()
+    try:
+      return await lessons.learn_from_approved(store, asked.ids, learner=learner_of(given),
+                                               settings=kept)
+    finally:
+      await store.close()
+
+  found = asyncio.run(main())
+  print(json.dumps(found._asdict(), default=str))
+  return OK
 
 
 def validate(asked: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from atlas_jax.data.traces.review import decide
+from atlas_jax.data.traces.store import open_store
 from atlas_jax.runtime import cli
 from atlas_jax.runtime.worlds import arithmetic
 from tests.runtime.worlds import sums
@@ -158,3 +160,24 @@ def test_the_agent_of_a_folder_is_found_written_and_watched(tmp_path, capsys):
   assert cli.main(["env", "verify", flag]) == 0
   (tmp_path / "mine.py").write_text("def create_agent():\n  return None\n")
   assert cli.main(["env", "verify", flag]) == 1 and "mine.py" in capsys.readouterr().out
+
+
+def test_lessons_are_taken_from_sessions_that_were_approved(tmp_path, capsys):
+  lesson = {"audience": "student", "cue": {"kind": "keyword", "pattern": "+"}, "action": "Carry."}
+  reply = json.dumps(json.dumps({"lessons": [lesson]}))
+  (tmp_path / "learner.py").write_text(f"def learn(messages):\n  return {reply}\n")
+  assert cli.main(words(tmp_path, "run", "--task=12+34=", "--json")) == 0
+  number = json.loads(capsys.readouterr().out)["session_id"]
+  assert cli.main(words(tmp_path, "learn", str(number))) == 3
+  assert "lessons.on=False" in capsys.readouterr().err
+  on = ("--config.lessons.on=True", "--config.learner.kind=function",
+        f"--config.learner.function={tmp_path}/learner.py:learn")
+  assert cli.main(words(tmp_path, "learn", str(number), *on)) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["sessions"] == 0 and str(number) in found["skipped"]  # It waits for a reviewer.
+  with open_store(f"sqlite:///{tmp_path}/atlas.db", writable=True) as store:
+    decide(store, number, "approved", who="ada")
+  assert cli.main(words(tmp_path, "learn", str(number), *on)) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["sessions"] == 1 and not found["skipped"] and not found["refused"] and not found["problems"]
+  assert [len(added) for added in found["added"].values()] == [1]
