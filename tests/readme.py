@@ -8,6 +8,7 @@ without running them.
 
 import json
 import pathlib
+import re
 from typing import NamedTuple
 
 from tests.pages import DOCS, ROOT, blocks, commands_of, inline_commands
@@ -207,3 +208,16 @@ STORIES = stories()
 OF_NOTEBOOKS = [commands_of(block) for path in NOTEBOOKS for block in blocks(notebook_words(path), "")]
 INLINE = [one for text in (README, *map(notebook_words, NOTEBOOKS)) for one in inline_commands(text)]
 INLINE_OF_DOCS = [one for text in DOCS.values() for one in inline_commands(text)]
+
+
+def write_programs(folder: pathlib.Path) -> None:
+  """Writes the programs of setup.py's entry points, as an installation of the clone has them."""
+  folder.mkdir()
+  for line in re.findall(r'"([\w-]+ = [\w.]+:\w+)"', (ROOT / "setup.py").read_text()):
+    name, _, target = line.partition(" = ")
+    module, _, function = target.partition(":")
+    program = folder / name
+    lines = ("#!/usr/bin/env python", "import sys", f"from {module} import {function}",
+             f"sys.exit({function}())")
+    program.write_text("\n".join(lines))
+    program.chmod(0o755)

