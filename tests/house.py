@@ -45,10 +45,12 @@ LEVELS = {
   "runtime": 8,  # It asks servers and starts programs; it trains and serves nothing itself.
   "train": 10,
   "plan": 11,
+  "plan.machine": 0,
   "plan.targets": 1,  # Data on machines: the monitor's peaks are of the same table.
   "plan.walk": 2,  # Programs are counted while a run trains, too.
   "plan.fusion": 3,
   "plan.count": 4,
+  "plan.measure": 13,  # It trains a little, as the modes do.
   "puzzles.solve": 10,  # It trains at test time, with the recipe and the step of training.
   "command": 10,
   "explain": 11,

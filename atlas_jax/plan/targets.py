@@ -4,12 +4,14 @@ The numbers stand in targets.json beside this file. A number is written [value, 
 that nobody has published is an assumption, and its source says so.
 """
 import dataclasses
+import datetime
 import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from atlas_jax.files import json_file
+from atlas_jax.plan import machine
 
 TABLE = pathlib.Path(__file__).with_name("targets.json")
 # Precisions of matrix products: bfloat16 (and float16) operands with float32 sums; float32 operands at jax's
@@ -41,6 +43,7 @@ class Target:
     tile: how many rows and columns the matrix unit works on at once: a product whose sizes are no multiples
       is counted as if they were. 1 where it does not matter.
     transcendental_s: time of one exponential or the like, beside its one elementwise FLOP; 0 where it hides.
+    rates: (FLOPs of a product, FLOP/s) as measured, the smallest first; empty where only the peak is known.
     sources: dotted field -> title, address and date of the number's source.
   """
 
@@ -59,6 +62,7 @@ class Target:
   topology: str | None = None
   tile: int = 1
   transcendental_s: float = 0.0
+  rates: tuple[tuple[float, float], ...] = ()
   sources: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
   @property
@@ -77,16 +81,20 @@ def names() -> list[str]:
   return [*_table()["targets"], "cpu"]
 
 
+@functools.cache
 def load(name: str) -> Target:
-  """Returns a target of the table.
+  """Returns a target of the table; cpu is this machine, which is measured for some seconds, once a process.
 
   Raises:
-    ValueError: if the table has no such target; cpu is not in it but measured, see `plan.measure.machine`.
+    ValueError: if the table has no such target.
   """
   entries = _table()["targets"]
+  if name == "cpu":
+    return Target(name="cpu", kind="cpu", **machine.measure(),
+                  sources={"": {"title": "measured on this machine", "url": "",
+                                "date": datetime.date.today().isoformat()}})
   if name not in entries:
-    measured = "; cpu is this machine, whose numbers `plan.measure.machine` measures" if name == "cpu" else ""
-    raise ValueError(f"--target={name} is unknown; it must be one of {', '.join(names())}{measured}")
+    raise ValueError(f"--target={name} is unknown; it must be one of {', '.join(names())}")
   entry = entries[name]
   values = _without_sources(entry)
   described = values.pop("gpu_device_info", None)

@@ -1,0 +1,101 @@
+"""Compares the estimate of a step with the step as measured on this machine.
+
+  JAX_PLATFORMS=cpu python -m atlas_jax.plan.measure configs/memory_40m.py:cpu configs/modular.py
+
+prints one JSON line a config. Every run's first batch is used, in a folder that is thrown away.
+"""
+import json
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from atlas_jax import config as configs
+from atlas_jax import modes, recipes
+from atlas_jax import state as states
+from atlas_jax.command import read_config
+from atlas_jax.opening import abstract_state, frozen_of, state_args
+from atlas_jax.parallel import hosts
+from atlas_jax.parallel import mesh as meshes
+from atlas_jax.plan import roofline, targets
+from atlas_jax.plan.count import Counts, count
+from atlas_jax.plan.targets import Target
+from atlas_jax.state import LoadedParams, Trained
+from atlas_jax.step import jit_step
+
+STEPS = 5
+
+
+class Measured(NamedTuple):
+  """Seconds of a step, and what it costs.
+
+  Attributes:
+    seconds: of each step, without the first.
+    counts: of the step.
+    compile_s: of tracing and compilation.
+  """
+
+  seconds: list[float]
+  counts: Counts
+  compile_s: float
+
+
+def measure(config, workdir: str, *, steps: int = STEPS) -> Measured:
+  """Makes some updates of a config on one device, all with the first batch.
+
+  Args:
+    config: resolved; its number of steps may come with the data.
+    workdir: for what the recipe keeps.
+    steps: how many to time.
+  """
+  mesh = meshes.make(**{**config.mesh, "data": 1}, devices=jax.devices()[:1])
+  recipe = recipes.load(config, mesh, workdir)
+  config = modes.with_steps(config, recipe)
+  abstract, _ = abstract_state(config, recipe, mesh)
+  loaded = LoadedParams() if recipe.load is None else recipe.load(mesh, True)
+  frozen = frozen_of(config, recipe, mesh, loaded)
+  state = states.build(abstract, *state_args(config, recipe), params=loaded.params, tables=loaded.tables)
+  batch = hosts.global_batch(mesh, recipe.source.next(Trained(state.params, frozen, state.tables)))
+  with hosts.StopFlag(mesh) as stop:
+    start = time.perf_counter()
+    traced = jit_step(config, recipe, mesh, state).trace(state, batch, frozen, stop.array())
+    counts = count(traced.jaxpr)
+    compiled = traced.lower().compile()
+    compile_s = time.perf_counter() - start
+    seconds = []
+    for _ in range(steps + 1):
+      start = time.perf_counter()
+      state, _ = jax.block_until_ready(compiled(state, batch, frozen, stop.array()))
+      seconds.append(time.perf_counter() - start)
+  if hasattr(recipe.source, "close"):
+    recipe.source.close()
+  return Measured(seconds[1:], counts, compile_s)
+
+
+def row(name: str, measured: Measured, target: Target) -> dict[str, Any]:
+  """Returns the comparison: estimate over the fastest step, and what the estimate is made of."""
+  found = roofline.estimate(measured.counts, target)
+  fastest = min(measured.seconds)
+  total = measured.counts.total()
+  return {"config": name, "ratio": round(found.step_s / fastest, 3), "estimate_s": found.step_s,
+          "measured_s": fastest, "measured_median_s": statistics.median(measured.seconds),
+          "terms_s": found.terms, "largest_s": dict(found.largest), "flops": found.flops,
+          "product_flops": total.product_flops, "bytes": found.bytes, "launches": found.launches,
+          "open_loops": measured.counts.open_loops, "compile_s": measured.compile_s}
+
+
+def main(names: list[str]) -> int:
+  """Measures the configs that are named, prints a line for each."""
+  target = targets.load("cpu")
+  for name in names:
+    config = configs.resolve(read_config(name, {}))
+    with tempfile.TemporaryDirectory() as workdir:
+      print(json.dumps(row(name, measure(config, workdir), target)), flush=True)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
