@@ -23,9 +23,11 @@ OF_MODE = {
     "solve": ("task", "seconds", "steps", "attempts", "augmentations", "rows", "lr", "table_lr", "batch_rows",
               "out"),
     "export": ("to", "dtype", "adapters"),
-    "serve": ("port",)}
+    "serve": ("port",),
+    "plan": ("target", "devices", "advise")}
 SERVING = ("serve", "chat")  # Modes that read config.serve.
-WITH_CONFIG = ("train", "import")  # Modes that make a run; all others use one.
+WITH_CONFIG = ("train", "import", "plan")  # Modes that take a config; all others use a run's.
+WITHOUT_RUN = ("plan",)  # Modes that neither make nor use a run.
 # Modes that use a run wherever it is: in a workdir, or --from a folder or the Hugging Face Hub.
 FROM = ("eval", "generate", "solve", "export", *SERVING)
 # Groups of the config that these modes alone read, of those that use a run.
@@ -44,11 +46,12 @@ def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   text, number = (functools.partial(define, flag_values=values) for define in
                   (flags.DEFINE_string, flags.DEFINE_integer))
-  text("config", None, "train, import: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
+  text("config", None, "train, import, plan: FILE or FILE:ARGUMENTS, such as configs/memory_40m.py:cpu.")
   text("workdir", None, "The run's directory.")
   text("from", None, "eval, generate, solve, export, serve, chat: a run that was uploaded, not --workdir: "
        "OWNER/NAME of the Hugging Face Hub, also OWNER/NAME@REVISION, or its folder as it was downloaded.")
-  flags.DEFINE_enum("mode", "train", ["train", "import", *FROM, "upload"], "What to do.", flag_values=values)
+  flags.DEFINE_enum("mode", "train", ["train", "import", "plan", *FROM, "upload"], "What to do.",
+                    flag_values=values)
   text("evals", None, "eval: only these evaluations of a memory, with commas between them, such as "
        "mqar,niah,babilong. Left out: those of the run's own config.")
   text("prompt", "", "generate: the text to go on from; may be empty.")
@@ -65,6 +68,10 @@ def define_flags() -> flags.FlagValues:
                     "PEFT's format; left out: the whole model, with them merged.", flag_values=values)
   number("port", None, "serve: to listen at; left out: config.serve.port; 0: any free one.", lower_bound=0,
          upper_bound=2**16 - 1)
+  text("target", None, "plan: the machine to compile for, such as h100, rtx5090, v5e, or cpu for this one.")
+  number("devices", 1, "plan: of how many devices, over all slices.", lower_bound=1)
+  flags.DEFINE_bool("advise", True, "plan: look for the smallest change that fits where the config does not.",
+                    flag_values=values)
   text("coordinator", None, "HOST:PORT of process 0, for a run of several processes; left out: as SLURM, "
        "Open MPI, TPU pods or Kubernetes have it.")
   number("num_processes", None, "How many processes the run has; 1 alone: this one, whatever a cluster says.",
@@ -279,7 +286,12 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
                      "give --workdir")
   if source and asked.workdir:
     raise ValueError(f"--from={source} and --workdir={asked.workdir} both name a run; give one")
-  if not asked.workdir and not source:
+  if asked.mode in WITHOUT_RUN and asked.workdir:
+    raise ValueError(f"--workdir={asked.workdir}: --mode={asked.mode} neither makes nor uses a run; "
+                     "leave it out")
+  if asked.mode == "plan" and not asked.target:
+    raise ValueError("--target is missing: the machine to compile for, such as --target=h100")
+  if not asked.workdir and not source and asked.mode not in WITHOUT_RUN:
     also = ", or --from=OWNER/NAME for one on the Hugging Face Hub" if asked.mode in FROM else ""
     raise ValueError("--workdir is missing: the directory of the run, such as --workdir=runs/quickstart"
                      f"{also}")

@@ -9,6 +9,7 @@
   python -m atlas_jax.main --mode=solve --workdir=runs/arc_cpu --task=FILE.json --seconds=60
   python -m atlas_jax.main --mode=export --workdir=runs/sft --to=FOLDER
   python -m atlas_jax.main --mode=upload --workdir=runs/quickstart
+  python -m atlas_jax.main --mode=plan --config=configs/memory_40m.py --target=h100
   python -m atlas_jax.main --mode=generate --from=OWNER/NAME --prompt="def "
   python -m atlas_jax.main --mode=import --config=configs/trm_arc1.py --config.trm.path=STEP_N --workdir=DIR
 
@@ -60,6 +61,8 @@ def main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float) 
     asked["workdir"].value = str(hub.fetch(asked["from"].value))
     if asked.mode in SERVING:  # A folder of the cache is named by its commit, which says nothing to a client.
       overrides = {"serve.served_as": hub.name_of(asked["from"].value), **overrides}
+  if asked.mode == "plan":
+    return modes.run_plan(asked, overrides)
   with remote.local(asked.workdir, writes=asked.mode in WITH_CONFIG) as workdir:
     asked["workdir"].value = workdir
     return _main(asked, overrides, began_s)

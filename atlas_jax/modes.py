@@ -13,9 +13,9 @@ import jax
 import ml_collections
 from absl import flags, logging
 
-from atlas_jax import closing, readers, recipes, train, tree
+from atlas_jax import closing, opening, readers, recipes, train, tree
 from atlas_jax import config as configs
-from atlas_jax.command import override
+from atlas_jax.command import override, read_config
 from atlas_jax.evals import Eval, recall, sample
 from atlas_jax.handover import place, upload
 from atlas_jax.language import assets, handed_over, runs
@@ -104,7 +104,7 @@ def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
   if not recipe.evals:
     logging.warning("the run is trained without evaluation: %s", why_unevaluated(config))
   recipe = with_sample(used, recipe, mesh)
-  config = with_steps(config, recipe)
+  config = opening.with_steps(config, recipe)
   if config.optim.steps <= config.optim.warmup_steps:
     logging.warning("the run has %d updates, and the learning rate rises over config.optim.warmup_steps=%d: "
                     "it stays low; lower warmup_steps, or train longer", config.optim.steps,
@@ -119,6 +119,20 @@ def _train(config, workdir: str, mesh, began_s: float | None) -> dict:
   # trains on other data than the others.
   hosts.meet("data", lambda: agree.facts_of_data(config, recipe.source, workdir))
   return train.run(config, recipe, mesh, workdir, began_s=began_s)
+
+
+def run_plan(asked: flags.FlagValues, overrides: Mapping[str, str]) -> int:
+  """Compiles the update of a config for a machine that is not there, and prints what it costs.
+
+  Returns:
+    the exit code: 0 if it fits, 1 if it does not.
+  """
+  from atlas_jax.plan import planning  # Of a mode that needs no device, and of no other.
+  config = configs.resolve(read_config(asked.config, overrides))
+  plan = planning.plan(config, asked.target, asked.devices, command_config=asked.config, advise=asked.advise)
+  print(json.dumps(plan, indent=2), flush=True)
+  print(planning.table(plan), file=sys.stderr, flush=True)
+  return 0 if plan["fits"] else 1
 
 
 def run_import(config, workdir: str) -> None:
@@ -149,7 +163,7 @@ def leave_start(config, workdir: str) -> None:
   prepare(config, workdir)
   with hosts.owned(workdir):
     recipe = recipes.load(config, mesh)
-    config = with_steps(config, recipe)
+    config = opening.with_steps(config, recipe)
     if hosts.is_main():
       configs.save(config, workdir)
       recipe.assets.save(pathlib.Path(workdir))
@@ -202,27 +216,6 @@ def why_unevaluated(config) -> str:
   if not config.data.held_out_frac:
     return "config.data.held_out_frac=0 holds nothing out"
   return f"nothing that is held out can be scored (config.data.held_out_frac={config.data.held_out_frac})"
-
-
-def with_steps(config, recipe):
-  """Fills config.optim.steps, where it is None, with the batches that the source has in so many epochs."""
-  if config.optim.steps is not None:
-    return config
-  name = "data.epochs" if config.puzzles.epochs is None else "puzzles.epochs"
-  epochs = configs.at(config, name)
-  if not hasattr(recipe.source, "steps_of"):
-    raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
-                     f"{config.recipe!r} have no epochs; set config.optim.steps")
-  changed = configs.unfrozen(config)
-  # Only the source knows how many rows the data have. The recipe is therefore built while the number of
-  # updates is still None.
-  changed.optim.steps = recipe.source.steps_of(epochs)
-  if not changed.optim.steps:
-    raise ValueError(f"config.{name}={epochs} fills no batch of config.data.batch_rows="
-                     f"{config.data.batch_rows}; raise the epochs, or lower the rows")
-  logging.info("%d epochs are %d updates", epochs, changed.optim.steps)
-  # Checked again: bounds on numbers of updates could not be checked while it was None.
-  return configs.resolve(changed)
 
 
 def with_sample(config, recipe, mesh):

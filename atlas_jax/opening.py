@@ -1,8 +1,10 @@
-"""The beginning of a run: the shapes of its train state, and the parameters that are not trained."""
+"""The beginning of a run: shapes of its train state, parameters that are not trained, number of updates."""
 from typing import Any
 
 import jax
+from absl import logging
 
+from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax.models import placement
 from atlas_jax.optim import build as optim
@@ -49,3 +51,24 @@ def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):
   # a run that reads nothing.
   drawn = jax.jit(lambda: {name: init()[name] for name in rest}, out_shardings=where)()
   return {**drawn, **loaded.frozen}
+
+
+def with_steps(config, recipe):
+  """Fills config.optim.steps, where it is None, with the batches that the source has in so many epochs."""
+  if config.optim.steps is not None:
+    return config
+  name = "data.epochs" if config.puzzles.epochs is None else "puzzles.epochs"
+  epochs = configs.at(config, name)
+  if not hasattr(recipe.source, "steps_of"):
+    raise ValueError(f"config.optim.steps=None with config.{name}={epochs}: the data of config.recipe="
+                     f"{config.recipe!r} have no epochs; set config.optim.steps")
+  changed = configs.unfrozen(config)
+  # Only the source knows how many rows the data have. The recipe is therefore built while the number of
+  # updates is still None.
+  changed.optim.steps = recipe.source.steps_of(epochs)
+  if not changed.optim.steps:
+    raise ValueError(f"config.{name}={epochs} fills no batch of config.data.batch_rows="
+                     f"{config.data.batch_rows}; raise the epochs, or lower the rows")
+  logging.info("%d epochs are %d updates", epochs, changed.optim.steps)
+  # Checked again: bounds on numbers of updates could not be checked while it was None.
+  return configs.resolve(changed)

@@ -9,6 +9,7 @@ from atlas_jax import tree
 from atlas_jax.monitor import group_norms, profile
 from atlas_jax.optim import accumulate, freeze
 from atlas_jax.optim import build as optim
+from atlas_jax.parallel import by_rows
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.recipes import Recipe
 from atlas_jax.state import TrainState
@@ -130,7 +131,12 @@ def _update_tables(recipe: Recipe, state: TrainState, batch, row_grads, finite, 
 def jit_step(config, recipe: Recipe, mesh, state):
   """Compiles `make_step` for states placed like this one, which it donates; metrics are whole everywhere."""
   # Shapes alone: parameters in the closure would be constants of the program, and a second copy in memory.
-  step = make_step(config, recipe, jax.eval_shape(lambda x: x, state.params))
+  update = make_step(config, recipe, jax.eval_shape(lambda x: x, state.params))
+
+  def step(*args):
+    with by_rows.over(mesh, meshes.ROW_AXES):
+      return update(*args)
+
   # Without shardings of its own the compiler could place the new state otherwise than the old one.
   placed = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))

@@ -22,6 +22,7 @@ LEVELS = {
   "readers": 2,
   "config": 3,
   "parallel": 2,
+  "parallel.by_rows": 1,  # Kernels and layers keep to it.
   "kernels": 2,
   "memory": 3,
   "losses": 3,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.kernels import platform as platforms
 from atlas_jax.memory import norms, on_chip, projections, rules, scan, statistics, unwritten
 from atlas_jax.memory.gates import TokenGates
 from atlas_jax.memory.projections import ProjectionWeights, conv_mask, has_key, kept_tail, last_valid, project
@@ -287,7 +288,7 @@ class Memory(nn.Module):
     read = jax.vmap(jax.vmap(head, in_axes=(0, 0, 0, 0, None, None, None)))  # Rows, then heads of a row.
     if self.impl == "pallas":
       read = functools.partial(on_chip.over_heads, rule.kernel, chunk_size=self.chunk_size)
-    elif jax.default_backend() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
+    elif platforms.current() == "cpu" and _floats_per_head(learned.fast) >= LARGE:
       read = functools.partial(_in_turn, head)
     # Each row gets its own copy: the gradients of all rows then meet once, not once per chunk.
     per_row = jax.tree.map(lambda w: jnp.broadcast_to(w, (doc_BT.shape[0], *w.shape)), learned)

@@ -14,6 +14,7 @@ from atlas_jax.models.grouped_attention import attend
 from atlas_jax.models.layers import RMSNorm, gated, scaled_normal
 from atlas_jax.models.lm import REMAT
 from atlas_jax.models.lora import Lora
+from atlas_jax.parallel import by_rows
 
 # Axes of its leaves that are split over `tensor`, see `models.placement`.
 TENSOR_AXES = (
@@ -114,6 +115,7 @@ class DecoderBlock(nn.Module):
       x_BTD, and the new tokens' (k_BTHK, v_BTHK), None unless they are kept.
     """
     shape = self.shape
+    x_BTD = by_rows.keep(x_BTD)
 
     def norm(name):
       return RMSNorm(shape["norm_eps"], name=name)
@@ -122,7 +124,7 @@ class DecoderBlock(nn.Module):
     mixed_BTD, new = attention(norm("norm_attention")(x_BTD), past, cos_sin, doc_BT, count_B)
     x_BTD = x_BTD + mixed_BTD
     fed_BTD = GatedMLP(shape, name="mlp")(norm("norm_mlp")(x_BTD))
-    return x_BTD + fed_BTD, new if self.keeps else None
+    return by_rows.keep(x_BTD + fed_BTD), new if self.keeps else None
 
 
 class Attention(nn.Module):

@@ -17,6 +17,7 @@ from atlas_jax.models.decoder import DecoderOut, GatedMLP, Head, Projection, out
 from atlas_jax.models.gated_delta_net import NO_DOC, DeltaState, GatedDeltaNet
 from atlas_jax.models.grouped_attention import attend
 from atlas_jax.models.lm import REMAT
+from atlas_jax.parallel import by_rows
 
 KINDS = ("linear", "full")
 
@@ -105,6 +106,7 @@ class HybridBlock(nn.Module):
       where: (cos_sin, doc_BT, last_doc_B, count_B).
     """
     cos_sin, doc_BT, last_doc_B, count_B = where
+    x_BTD = by_rows.keep(x_BTD)
     normal_BTD = OffsetRMSNorm(self.shape["norm_eps"], name="norm_mixer")(x_BTD)
     if self.kind == "linear":
       mixed_BTD, kept = GatedDeltaNet(self.shape, name="delta")(normal_BTD, past, doc_BT, last_doc_B)
@@ -113,7 +115,7 @@ class HybridBlock(nn.Module):
       mixed_BTD, kept = attention(normal_BTD, past, cos_sin, doc_BT, count_B)
     x_BTD = x_BTD + mixed_BTD
     fed_BTD = GatedMLP(self.shape, name="mlp")(OffsetRMSNorm(self.shape["norm_eps"], name="norm_mlp")(x_BTD))
-    return x_BTD + fed_BTD, kept
+    return by_rows.keep(x_BTD + fed_BTD), kept
 
 
 class Repetition(nn.Module):

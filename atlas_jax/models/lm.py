@@ -18,6 +18,7 @@ from atlas_jax.models.memories import learned_memory, with_learned
 from atlas_jax.models.mixing import BlockFields, BlockState, Call, Mix
 from atlas_jax.models.pieces import last_document
 from atlas_jax.models.stacks import Read, Stack
+from atlas_jax.parallel import by_rows
 
 __all__ = ["LM", "LMOut", "LMState", "build", "learned_memory", "with_learned"]
 
@@ -62,11 +63,12 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, state: BlockState, call: Call):
     """Returns x_BTD, (state, stats)."""
+    x_BTD = by_rows.keep(x_BTD)
     h_BTD = RMSNorm(name="norm_mix")(x_BTD)
     mixed_BTD, state, stats = blocks.load(self.memory_mix).mix(self.fields, x_BTD, h_BTD, state, call)
     h_BTD = RMSNorm(name="norm_mlp")(x_BTD + mixed_BTD)
     fed_BTD = SwiGLU(self.fields.ff_width, self.fields.out_scale, name="mlp")(h_BTD)
-    return x_BTD + mixed_BTD + fed_BTD, (state, stats)
+    return by_rows.keep(x_BTD + mixed_BTD + fed_BTD), (state, stats)
 
 
 REMAT = {

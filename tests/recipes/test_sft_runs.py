@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import modes, recipes
+from atlas_jax import opening, recipes
 from atlas_jax.data.sft import Example
 from atlas_jax.language.initial_model import load_initial_model, merge_frozen
 from atlas_jax.language.pretrained import hf_import
@@ -107,7 +107,7 @@ def test_epochs_set_the_length_of_a_run():
   config = tuning.config_of(optim__steps=None, data__epochs=3)
   recipe = recipes.load(config, runs.one_device())
   rows = recipe.source.rows
-  assert modes.with_steps(config, recipe).optim.steps == -(-3 * rows // 4)
+  assert opening.with_steps(config, recipe).optim.steps == -(-3 * rows // 4)
 
 
 def test_a_small_decoder_learns_the_form_of_answers_in_seconds(tmp_path):

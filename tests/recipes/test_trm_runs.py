@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import modes, recipes, train, tree
+from atlas_jax import opening, recipes, train, tree
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.puzzles import sets as puzzle_sets
@@ -171,13 +171,13 @@ def test_epochs_give_the_length_and_a_run_stopped_by_a_signal_has_it_too(folder)
     folder / "boards", trm__row_width=0, trm__n_prefix=0, trm__mixer="mlp", trm__positions="none",
     optim__steps=None, puzzles__epochs=4, optim__ema_decay=0.5, train__accumulate_steps=2,
     train__log_every_steps=2, checkpoint__every_steps=100)  # fmt: skip
-  config = modes.with_steps(given, loaded(given))
+  config = opening.with_steps(given, loaded(given))
   assert config.optim.steps == 4 * 12 // 8
   configs.save(config, folder / "epochs")
   assert configs.load(folder / "epochs").optim.steps == 6
   assert puzzle_runs.run(config, folder / "epochs", stop_at=2) == {}
   configs.check_same(given, folder / "epochs")
-  again = modes.with_steps(given, loaded(given))
+  again = opening.with_steps(given, loaded(given))
   summary = puzzle_runs.run(again, folder / "epochs")
   assert (summary["steps"], summary["resumed_from_step"]) == (6, 3)
   puzzle_runs.run(config, folder / "epochs_whole")

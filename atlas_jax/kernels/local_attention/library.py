@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.kernels import platform as platforms
 from atlas_jax.kernels.local_attention.reference import near
 
 CUDNN_DTYPES = ("bfloat16", "float16")
@@ -34,9 +35,9 @@ def cudnn(q_BTHK, k_BSHK, v_BSHK, doc_BT, doc_BS, *, window_tokens: int, seen_to
   dtype = jnp.dtype(q_BTHK.dtype).name
   width = q_BTHK.shape[-1]
   others = "use impl='chunked', 'reference' or 'xla'"
-  if jax.default_backend() != "gpu":
+  if platforms.current() != "gpu":
     raise ValueError(f"impl='cudnn' of local_attention needs an NVIDIA GPU, here is "
-                     f"{jax.default_backend()!r}; {others}")
+                     f"{platforms.current()!r}; {others}")
   if dtype not in CUDNN_DTYPES:
     raise ValueError(f"impl='cudnn' of local_attention takes {', '.join(CUDNN_DTYPES)}, got {dtype}; set "
                      f"config.model.dtype='bfloat16', or {others}")

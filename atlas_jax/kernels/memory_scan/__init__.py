@@ -1,6 +1,5 @@
 """The scan of many small MLP memories over their texts, each with its state on chip from chunk to chunk."""
-import jax
-
+from atlas_jax.kernels import platform as platforms
 from atlas_jax.kernels.memory_scan import chunked, reference
 from atlas_jax.kernels.memory_scan.reference import ACTIVATIONS, Decay, ScanForm
 
@@ -44,7 +43,7 @@ def memory_scan(q_GTK, k_GTK, v_GTM, decay: Decay, reset_GN, initial, fast, mome
   form = ScanForm(activation, residual, surprise_max)
   _check(q_GTK, v_GTM, reset_GN, fast, form, chunk_size)
   arguments = (q_GTK, k_GTK, v_GTM, decay, reset_GN, list(initial), list(fast), list(momentum))
-  platform = jax.default_backend()
+  platform = platforms.current()
   if impl == "auto":
     impl = _best(arguments, chunk_size, platform)
   if impl == "reference":

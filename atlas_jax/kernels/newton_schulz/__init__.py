@@ -1,6 +1,5 @@
 """Newton-Schulz iteration: brings all singular values of a matrix near one, as Muon does with its updates."""
-import jax
-
+from atlas_jax.kernels import platform as platforms
 from atlas_jax.kernels.newton_schulz import chunked, reference
 
 PALLAS_PLATFORMS = ("gpu", "tpu")
@@ -31,7 +30,7 @@ def newton_schulz(x_ES, *, steps: int = 5, impl: str = "auto"):
   """
   if x_ES.ndim < 2 or steps < 0:
     raise ValueError(f"newton_schulz needs two axes and steps >= 0, got shape {x_ES.shape} and steps={steps}")
-  platform = jax.default_backend()
+  platform = platforms.current()
   if impl == "auto":
     impl = _best(x_ES, platform)
   if impl == "reference":

@@ -3,13 +3,14 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax import tree
+from atlas_jax.parallel import by_rows
 
 
 def vocab_logits(hidden_ND, head_DV, *, temperature=1.0):
   """Returns logits over a temperature, float32 or wider, whatever the dtype of the hidden vectors."""
   wide = tree.accumulation_dtype(hidden_ND.dtype)
   # Factors of the product in the activations' dtype, its sums in float32: bfloat16 sums tie close ids.
-  logits_NV = jnp.dot(hidden_ND, head_DV.astype(hidden_ND.dtype), preferred_element_type=wide)
+  logits_NV = by_rows.keep(jnp.dot(hidden_ND, head_DV.astype(hidden_ND.dtype), preferred_element_type=wide))
   return logits_NV / jnp.asarray(temperature, wide)
 
 
