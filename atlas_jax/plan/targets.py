@@ -43,7 +43,8 @@ class Target:
     tile: how many rows and columns the matrix unit works on at once: a product whose sizes are no multiples
       is counted as if they were. 1 where it does not matter.
     transcendental_s: time of one exponential or the like, beside its one elementwise FLOP; 0 where it hides.
-    rates: (FLOPs of a product, FLOP/s) as measured, the smallest first; empty where only the peak is known.
+    rates: (side of a square product, FLOP/s) as measured, the smallest first; empty where the peak alone is
+      known.
     sources: dotted field -> title, address and date of the number's source.
   """
 
