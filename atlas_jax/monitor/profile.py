@@ -49,7 +49,8 @@ def count_flops(function: Callable, *args) -> FlopCount:
 def device_peak_flops(device=None) -> float | None:
   """Returns the peak FLOP/s of a device, the first one if None; None where it is unknown.
 
-  It is from the table of `plan.targets`, or of a CPU measured. A CPU's figure is that of the whole machine in float32, however many virtual devices it is cut into.
+  It is from the table of `plan.targets`, or of a CPU measured. A CPU's figure is that of the whole machine in
+  float32, however many virtual devices it is cut into.
   """
   device = device or jax.local_devices()[0]
   if device.platform == "cpu":

@@ -77,7 +77,8 @@ class PartCost:
     """Adds the costs of something that happens so often."""
     for product, made in other.products.items():
       self.products[product] += made * times
-    for name in ("elementwise", "transcendentals", "unfused_bytes", "fused_bytes", "product_bytes", "launches"):
+    for name in ("elementwise", "transcendentals", "unfused_bytes", "fused_bytes", "product_bytes",
+                 "launches"):
       setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 

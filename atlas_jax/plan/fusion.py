@@ -26,9 +26,9 @@ REDUCTIONS = ("reduce_", "argmax", "argmin")
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 KERNELS = {*PRODUCTS, "gather", "dynamic_update_slice", "sort", "top_k", "approx_top_k", "cumsum", "cumprod",
            "cummax", "cummin", "cumlogsumexp", "scan", "while", "cond", "pallas_call", "shard_map",
-           "random_bits", "random_seed", "random_fold_in", "random_split", "threefry2x32", "rng_bit_generator",
-           "cholesky", "triangular_solve", "lu", "qr", "svd", "eigh", "fft", "all_gather", "psum",
-           "psum_invariant", "all_to_all", "ppermute", "reduce_scatter", "pmax", "pmin",
+           "random_bits", "random_seed", "random_fold_in", "random_split", "threefry2x32",
+           "rng_bit_generator", "cholesky", "triangular_solve", "lu", "qr", "svd", "eigh", "fft", "psum",
+           "psum_invariant", "all_gather", "all_to_all", "ppermute", "reduce_scatter", "pmax", "pmin",
            "custom_linear_solve", "ragged_dot_general"}
 # Their programs say what they cost, turn by turn.
 CONTROL = {"scan", "while", "cond", "shard_map", "custom_linear_solve"}

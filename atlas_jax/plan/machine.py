@@ -83,7 +83,7 @@ def _bandwidth() -> float:
 
 
 def _kernel_s() -> float:
-  """Returns the time of a kernel that does little: sums over one axis and then the other, one after another."""
+  """Returns the time of a kernel that does little: sums over one axis, then the other."""
   def chain(x):
     for turn in range(CHAIN):
       axis = turn % 2

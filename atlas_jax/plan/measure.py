@@ -3,8 +3,7 @@
   JAX_PLATFORMS=cpu python -m atlas_jax.plan.measure configs/memory_40m.py:cpu configs/modular.py
   JAX_PLATFORMS=cpu python -m atlas_jax.plan.measure configs/gkd.py:cpu --config.distill.teacher=runs/teacher
 
-prints one JSON line a config. Every run's first batch is used, in a folder that is thrown away; nothing of the
-run is kept.
+prints one JSON line a config. The run's first batch is used; nothing of the run is kept.
 """
 import json
 import statistics

@@ -142,7 +142,7 @@ def product_s(product: Product, target: Target, dtype: str | None = None) -> flo
 
 
 def _rate(side: int, rates: tuple[tuple[float, float], ...]) -> float:
-  """Returns FLOP/s of a product whose shortest side is given, between those measured, on logarithmic scales."""
+  """Returns FLOP/s of a product by its shortest side, between those measured, on logarithmic scales."""
   sides = [size for size, _ in rates]
   place = min(max(bisect.bisect(sides, side), 1), len(sides) - 1)
   (low, slow), (high, fast) = rates[place - 1], rates[place]
