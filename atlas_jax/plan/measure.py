@@ -21,7 +21,7 @@ from atlas_jax.command import read_config
 from atlas_jax.opening import abstract_state, frozen_of, state_args
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.plan import roofline, targets
+from atlas_jax.plan import machine, roofline, targets
 from atlas_jax.plan.count import Counts, count
 from atlas_jax.plan.targets import Target
 from atlas_jax.state import LoadedParams, Trained
@@ -95,13 +95,16 @@ def row(name: str, measured: Measured, target: Target) -> dict[str, Any]:
 
 def main(names: list[str]) -> int:
   """Measures the configs that are named, prints a line for each; --config.GROUP.FIELD=VALUE changes all."""
-  target = targets.load("cpu")
+  # Before and behind each config: a machine that other programs use is not the same all the time.
+  peaks = machine.measure()
   changes = [name for name in names if name.startswith("--config.")]
   overrides = dict(change.removeprefix("--config.").split("=", 1) for change in changes)
   for name in (name for name in names if name not in changes):
     config = configs.resolve(read_config(name, overrides))
     with tempfile.TemporaryDirectory() as workdir:
-      print(json.dumps(row(name, measure(config, workdir), target)), flush=True)
+      measured = measure(config, workdir)
+    peaks = machine.better(peaks, machine.measure())
+    print(json.dumps(row(name, measured, targets.of_machine(peaks))), flush=True)
   return 0
 
 

@@ -37,7 +37,9 @@ def test_configs_of_a_command_are_measured_with_its_changes(monkeypatch, capsys)
 
   monkeypatch.setattr(measure, "read_config", read_config)
   monkeypatch.setattr(measure.configs, "resolve", lambda config: config)
-  monkeypatch.setattr(targets, "load", lambda name: MACHINE)
+  monkeypatch.setattr(measure.machine, "measure", lambda: {"rates": (), "flops_s": {"float32": 1.0}})
+  monkeypatch.setattr(measure.machine, "better", lambda one, other: one)
+  monkeypatch.setattr(targets, "of_machine", lambda measured: MACHINE)
   counts = count(jax.make_jaxpr(lambda x: x + 1)(1.0))
   monkeypatch.setattr(measure, "measure",
                       lambda config, workdir: measure.Measured([2.0, 1.0], [2.0, 1.0], counts, 0.1))
