@@ -28,6 +28,7 @@ from atlas_jax.state import LoadedParams, Trained
 from atlas_jax.step import jit_step
 
 STEPS = 5
+ENOUGH_S = 3.0  # More steps are timed until all took so long: the fastest of many is the least disturbed.
 
 
 class Measured(NamedTuple):
@@ -46,13 +47,14 @@ class Measured(NamedTuple):
   compile_s: float
 
 
-def measure(config, workdir: str, *, steps: int = STEPS) -> Measured:
+def measure(config, workdir: str, *, steps: int = STEPS, enough_s: float = ENOUGH_S) -> Measured:
   """Makes some updates of a config on one device, all with the first batch.
 
   Args:
     config: resolved; its number of steps may come with the data.
     workdir: for what the recipe keeps.
-    steps: how many to time.
+    steps: how many to time at least.
+    enough_s: how long all of them take at least.
   """
   mesh = meshes.make(**{**config.mesh, "data": 1}, devices=jax.devices()[:1])
   recipe = recipes.load(config, mesh, workdir)
@@ -70,7 +72,7 @@ def measure(config, workdir: str, *, steps: int = STEPS) -> Measured:
     compile_s = time.perf_counter() - start
     seconds = []
     cpu_seconds = []
-    for _ in range(steps + 1):
+    while len(seconds) <= steps or sum(seconds) < enough_s:
       start, cpu_start = time.perf_counter(), time.process_time()
       state, _ = jax.block_until_ready(compiled(state, batch, frozen, stop.array()))
       seconds.append(time.perf_counter() - start)
