@@ -14,9 +14,9 @@ from jax.interpreters import partial_eval
 from atlas_jax.plan import fusion, walk
 from atlas_jax.plan.walk import Node, Program, Scope
 
-TRANSCENDENTAL = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "tan", "erf", "erfc",
-                  "erf_inv", "pow", "sqrt", "rsqrt", "cbrt", "atan2", "acos", "asin", "atan", "sinh", "cosh",
-                  "digamma", "lgamma"}
+TRANSCENDENTAL = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "tan", "erf",
+                  "erfc", "erf_inv", "pow", "sqrt", "rsqrt", "cbrt", "atan2", "acos", "asin", "atan", "sinh",
+                  "cosh", "digamma", "lgamma"}
 # A word of threefry: 20 rounds of an addition, a rotation (three operations) and an exclusive or make two.
 RANDOM_WORD = 50
 RANDOM = ("random_bits", "threefry2x32", "rng_bit_generator")
@@ -42,7 +42,7 @@ class Product(NamedTuple):
 
 
 @dataclasses.dataclass
-class Tally:
+class PartCost:
   """Costs of a part in one pass.
 
   Attributes:
@@ -51,14 +51,16 @@ class Tally:
     transcendentals: how many of them are exponentials and the like.
     unfused_bytes: operands and results of every equation: an upper bound.
     fused_bytes: as `plan.fusion` estimates them.
+    product_bytes: those of them that matrix products and convolutions read and write.
     launches: kernels, by the same estimate.
   """
 
-  products: Counter = dataclasses.field(default_factory=Counter)
+  products: Counter[Product] = dataclasses.field(default_factory=Counter)
   elementwise: float = 0.0
   transcendentals: float = 0.0
   unfused_bytes: float = 0.0
   fused_bytes: float = 0.0
+  product_bytes: float = 0.0
   launches: float = 0.0
 
   @property
@@ -71,11 +73,12 @@ class Tally:
     """Returns all FLOPs."""
     return self.product_flops + self.elementwise
 
-  def add(self, other: "Tally", times: float = 1) -> None:
+  def add(self, other: "PartCost", times: int = 1) -> None:
     """Adds the costs of something that happens so often."""
-    for product, count in other.products.items():
-      self.products[product] += count * times
-    for name in ("elementwise", "transcendentals", "unfused_bytes", "fused_bytes", "launches"):
+    for product, made in other.products.items():
+      self.products[product] += made * times
+    for name in ("elementwise", "transcendentals", "unfused_bytes", "fused_bytes", "product_bytes",
+                 "launches"):
       setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
@@ -84,41 +87,41 @@ class Counts:
   """Costs of a program, over all its devices.
 
   Attributes:
-    tallies: (names of scopes from the outside in, pass) -> costs.
+    costs: (names of scopes from the outside in, pass) -> what it costs.
     open_loops: loops of unknown length, counted as one turn each: (path, FLOPs of products in a turn).
     branches: conditions, of which the branch with most FLOPs is counted: (path, FLOPs of each branch).
   """
 
-  tallies: defaultdict = dataclasses.field(default_factory=lambda: defaultdict(Tally))
+  costs: defaultdict = dataclasses.field(default_factory=lambda: defaultdict(PartCost))
   open_loops: list[tuple[str, float]] = dataclasses.field(default_factory=list)
   branches: list[tuple[str, tuple[float, ...]]] = dataclasses.field(default_factory=list)
 
-  def add(self, other: "Counts", times: float = 1) -> None:
+  def add(self, other: "Counts", times: int = 1) -> None:
     """Adds the costs of something that happens so often."""
-    for key, tally in other.tallies.items():
-      self.tallies[key].add(tally, times)
+    for key, cost in other.costs.items():
+      self.costs[key].add(cost, times)
     self.open_loops += other.open_loops
     self.branches += other.branches
 
-  def total(self) -> Tally:
+  def total(self) -> PartCost:
     """Returns the sum over all parts and passes."""
-    return _sum(self.tallies.values())
+    return _sum(self.costs.values())
 
-  def by_part(self, depth: int = 3, *, skip: int = 0) -> dict[str, dict[str, Tally]]:
+  def by_part(self, depth: int = 3, *, skip: int = 0) -> dict[str, dict[str, PartCost]]:
     """Returns part -> pass -> costs; numbered parts that differ in the number alone are one.
 
     Args:
       depth: how many names tell parts apart.
       skip: how many names to leave out at the beginning, such as that of the whole model.
     """
-    found: dict[str, defaultdict[str, Tally]] = {}
-    for (names, pass_), tally in self.tallies.items():
+    found: dict[str, defaultdict[str, PartCost]] = {}
+    for (names, pass_), cost in self.costs.items():
       part = "/".join(_NUMBERED.sub("", name) for name in names[skip:skip + depth]) or "other"
-      found.setdefault(part, defaultdict(Tally))[pass_].add(tally)
+      found.setdefault(part, defaultdict(PartCost))[pass_].add(cost)
     return {part: dict(passes) for part, passes in found.items()}
 
   def _each(self, name: str) -> dict[str, float]:
-    return {part: sum(getattr(tally, name) for tally in passes.values())
+    return {part: sum(getattr(cost, name) for cost in passes.values())
             for part, passes in self.by_part().items()}
 
   @property
@@ -142,18 +145,19 @@ class Counts:
     return self.total().launches
 
 
-def _sum(tallies: Iterable[Tally]) -> Tally:
-  total = Tally()
-  for tally in tallies:
-    total.add(tally)
+def _sum(costs: Iterable[PartCost]) -> PartCost:
+  total = PartCost()
+  for cost in costs:
+    total.add(cost)
   return total
 
 
-def count(jaxpr, path: str = "", *, turns: Mapping[str, int] | None = None, unused: bool = False) -> Counts:
+def count(jaxpr, path: str = "", *, turns: Mapping[str, int] | None = None, unused: bool = False,
+          traffic: bool = True) -> Counts:
   """Counts what one call of a traced program costs, over all its devices.
 
-  A scan counts times its length, a condition by its branch with most FLOPs, a kernel by its grid, shard_map by
-  its devices; recomputation that remat asks for counts where it is traced. A product of m x k by k x n is
+  A scan counts times its length, a condition by its branch with most FLOPs, a kernel by its grid, shard_map
+  by its devices; recomputation that remat asks for counts where it is traced. A product of m x k by k x n is
   2 m n k; an elementwise operation is one for each number of its result, a reduction one for each it reads.
 
   Args:
@@ -161,45 +165,47 @@ def count(jaxpr, path: str = "", *, turns: Mapping[str, int] | None = None, unus
     path: names put before those of the program's scopes, with slashes.
     turns: path of a loop of unknown length -> how often it runs.
     unused: counts also what the results do not need, which a compiler drops.
+    traffic: False leaves fused bytes and launches at 0: they take most of the time.
   """
   scope = Scope(tuple(filter(None, path.split("/"))))
   if not unused:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     jaxpr, _ = partial_eval.dce_jaxpr(inner, [True] * len(inner.outvars), instantiate=True)
-  return _count(walk.program(jaxpr, scope), turns or {})
+  return _count(walk.program(jaxpr, scope), turns or {}, traffic)
 
 
-def _count(program: Program, turns: Mapping[str, int]) -> Counts:
+def _count(program: Program, turns: Mapping[str, int], traffic: bool) -> Counts:
   counts = Counts()
-  for scope, moved in fusion.traffic(program).items():
-    tally = counts.tallies[scope.names, scope.pass_]
-    tally.fused_bytes += moved.bytes
-    tally.launches += moved.launches
+  for scope, moved in fusion.traffic(program).items() if traffic else ():
+    cost = counts.costs[scope.names, scope.pass_]
+    cost.fused_bytes += moved.bytes
+    cost.product_bytes += moved.product_bytes
+    cost.launches += moved.launches
   for node in program.nodes:
-    _add_node(counts, node, turns)
+    _add_node(counts, node, turns, traffic)
   return counts
 
 
-def _add_node(counts: Counts, node: Node, turns: Mapping[str, int]) -> None:
-  tally = counts.tallies[node.scope.names, node.scope.pass_]
+def _add_node(counts: Counts, node: Node, turns: Mapping[str, int], traffic: bool) -> None:
+  cost = counts.costs[node.scope.names, node.scope.pass_]
   if node.programs:
-    inside = [_count(program, turns) for program in node.programs]
+    inside = [_count(program, turns, traffic) for program in node.programs]
     if node.name == "pallas_call":
-      tally.unfused_bytes += _bytes(node)
+      cost.unfused_bytes += _bytes(node)
       for each in inside:  # Inside, arrays are in fast memory, and all is one kernel.
-        for moved in each.tallies.values():
-          moved.unfused_bytes = moved.fused_bytes = moved.launches = 0.0
+        for moved in each.costs.values():
+          moved.unfused_bytes = moved.fused_bytes = moved.product_bytes = moved.launches = 0.0
     _add_inside(counts, node, inside, turns)
     return
-  tally.unfused_bytes += _bytes(node)
+  cost.unfused_bytes += _bytes(node)
   product = _product(node)
   if product is not None:
-    tally.products[product] += 1
+    cost.products[product] += 1
     return
   operations = _operations(node)
-  tally.elementwise += operations
+  cost.elementwise += operations
   if node.name in TRANSCENDENTAL:
-    tally.transcendentals += operations
+    cost.transcendentals += operations
 
 
 def _add_inside(counts: Counts, node: Node, inside: list[Counts], turns: Mapping[str, int]) -> None:

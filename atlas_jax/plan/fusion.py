@@ -2,45 +2,48 @@
 
 What is assumed of it, which is what XLA does on GPUs and TPUs in the main:
 - Elementwise operations, broadcasts, slices and the like are computed where their result is used. They cost
-  memory traffic only where a result has to exist: as an operand of a matrix product, a loop or a kernel, or as
-  a result of the program.
+  memory traffic only where a result has to exist: as an operand of a matrix product, a loop or a kernel, or
+  as a result of the program.
 - A reduction reads what its operands are computed of, and writes its result.
 - Results of the same size that need the same array are one kernel, which reads it once.
 - Reshapes and transpositions are another way to read an array.
-- A loop's body reads and writes its arrays anew in each turn, slices of stacked arrays alone; whatever a cache
+- A loop's body reads and writes its arrays anew in each turn, of stacked arrays one slice; whatever a cache
   would save is not saved here.
 """
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from atlas_jax.plan.walk import Node, Program, Scope, Value
+from atlas_jax.plan.walk import Array, Node, Program, Scope
 
 VIEWS = {"reshape", "squeeze", "expand_dims", "transpose", "bitcast_convert_type", "stop_gradient", "copy_p",
-         "name", "sharding_constraint", "optimization_barrier", "pvary", "pcast", "mesh_cast", "reduce_precision",
-         "random_wrap", "random_unwrap", "device_put", "copy", "split_key_view"}
+         "name", "sharding_constraint", "optimization_barrier", "pvary", "pcast", "mesh_cast", "copy",
+         "reduce_precision", "random_wrap", "random_unwrap", "device_put"}
 SLICES = {"slice", "dynamic_slice"}
 LAYOUT = {"broadcast_in_dim", "pad", "concatenate", "iota", "convert_element_type", "rev", "split", *SLICES}
 REDUCTIONS = ("reduce_", "argmax", "argmin")
 # Operations with a kernel of their own, which nothing is fused into.
-KERNELS = {"dot_general", "conv_general_dilated", "gather", "dynamic_update_slice", "sort", "top_k", "approx_top_k",
-           "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "scan", "while", "cond", "pallas_call",
-           "shard_map", "random_bits", "random_seed", "random_fold_in", "random_split", "threefry2x32",
-           "rng_bit_generator", "cholesky", "triangular_solve", "lu", "qr", "svd", "eigh", "fft", "all_gather",
-           "psum", "psum_invariant", "all_to_all", "ppermute", "reduce_scatter", "pmax", "pmin",
+PRODUCTS = {"dot_general", "conv_general_dilated"}
+KERNELS = {*PRODUCTS, "gather", "dynamic_update_slice", "sort", "top_k", "approx_top_k", "cumsum", "cumprod",
+           "cummax", "cummin", "cumlogsumexp", "scan", "while", "cond", "pallas_call", "shard_map",
+           "random_bits", "random_seed", "random_fold_in", "random_split", "threefry2x32",
+           "rng_bit_generator", "cholesky", "triangular_solve", "lu", "qr", "svd", "eigh", "fft", "psum",
+           "psum_invariant", "all_gather", "all_to_all", "ppermute", "reduce_scatter", "pmax", "pmin",
            "custom_linear_solve", "ragged_dot_general"}
 # Their programs say what they cost, turn by turn.
 CONTROL = {"scan", "while", "cond", "shard_map", "custom_linear_solve"}
 
 
 class Traffic(NamedTuple):
-  """Bytes read and written, and kernels launched."""
+  """Bytes read and written, kernels launched, and those of the bytes that are of matrix products."""
 
   bytes: float = 0.0
   launches: float = 0.0
+  product_bytes: float = 0.0
 
-  def __add__(self, other):
-    return Traffic(self.bytes + other.bytes, self.launches + other.launches)
+  def plus(self, other: "Traffic") -> "Traffic":
+    """Returns the sum of both."""
+    return Traffic(*(mine + its for mine, its in zip(self, other)))
 
 
 def is_kernel(node: Node) -> bool:
@@ -59,14 +62,14 @@ def traffic(program: Program) -> dict[Scope, Traffic]:
 
 
 class _Plan:
-  """Which arrays exist, and which kernels write them."""
+  """A program's arrays that exist, and the kernels that write them."""
 
   def __init__(self, program: Program):
     self.program = program
     self.producer: dict[int, Node] = {}
     self.alias: dict[int, int] = {}
     self.level: dict[int, int] = {value.key: 0 for value in program.inputs if value.key is not None}
-    self.values: dict[int, Value] = {value.key: value for value in program.inputs if value.key is not None}
+    self.values: dict[int, Array] = {value.key: value for value in program.inputs if value.key is not None}
     for node in program.nodes:
       self._read(node)
     self.exists = self._existing()
@@ -84,7 +87,7 @@ class _Plan:
         if source is not None:
           self.alias[value.key] = source
 
-  def source(self, value: Value) -> int | None:
+  def source(self, value: Array) -> int | None:
     """Returns the array that a value is a view of; None for a number."""
     return None if value.key is None else self.alias.get(value.key, value.key)
 
@@ -103,7 +106,7 @@ class _Plan:
   def _leaves(self, values) -> dict[int, float]:
     """Returns the arrays that values are computed of, with the bytes of them that are read."""
     found: dict[int, float] = {}
-    stack = [(key, None) for key in map(self.source, values) if key is not None]
+    stack: list[tuple[int, int | None]] = [(key, None) for key in map(self.source, values) if key is not None]
     seen = set()
     while stack:
       key, taken = stack.pop()
@@ -119,7 +122,7 @@ class _Plan:
       stack += [(each, part) for each in map(self.source, node.inputs) if each is not None]
     return found
 
-  def _roots(self) -> list[tuple[Node, Value, dict[int, float], int, int]]:
+  def _roots(self) -> list[tuple[Node, Array, dict[int, float], int, int]]:
     """Lists what fused kernels write: node, result, arrays read, elements computed, level."""
     roots = []
     for node in self.program.nodes:
@@ -145,18 +148,20 @@ class _Plan:
       reads: dict[int, float] = {}
       for index in group:
         node, value, leaves, _, _ = roots[index]
-        total[node.scope] += Traffic(value.bytes)
+        total[node.scope] = total[node.scope].plus(Traffic(value.bytes))
         for key, size in leaves.items():
           if key not in written:
             reads[key] = max(reads.get(key, 0), size)
-      total[roots[group[0]][0].scope] += Traffic(sum(reads.values()), 1)
+      scope = roots[group[0]][0].scope
+      total[scope] = total[scope].plus(Traffic(sum(reads.values()), 1))
     for node in self.program.nodes:
       if is_kernel(node):
-        total[node.scope] += self._of_kernel(node)
+        total[node.scope] = total[node.scope].plus(self._of_kernel(node))
     return dict(total)
 
   def _of_kernel(self, node: Node) -> Traffic:
-    given = sum(self.values[key].bytes for key in {self.source(value) for value in node.inputs} if key is not None)
+    sources = {self.source(value) for value in node.inputs}
+    given = sum(self.values[key].bytes for key in sources if key is not None)
     made = sum(value.bytes for value in node.outputs)
     if node.name == "scan":
       # Memory for stacked results is cleared before the first turn; a turn has a step of its own.
@@ -170,11 +175,11 @@ class _Plan:
       return Traffic(2 * node.inputs[1].bytes, 1)
     if node.name.startswith("scatter"):  # In place: rows are read, changed and written.
       return Traffic(3 * node.inputs[2].bytes + node.inputs[1].bytes, 1)
-    return Traffic(given + made, 1)
+    return Traffic(given + made, 1, given + made if node.name in PRODUCTS else 0)
 
 
 def _groups(roots) -> list[list[int]]:
-  """Puts results together that one kernel can write: same size, no kernel between them, an array in common."""
+  """Groups results that one kernel can write: same size, no kernel between them, an array in common."""
   owner = list(range(len(roots)))
 
   def find(index: int) -> int:

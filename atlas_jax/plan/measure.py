@@ -1,8 +1,9 @@
 """Compares the estimate of a step with the step as measured on this machine.
 
   JAX_PLATFORMS=cpu python -m atlas_jax.plan.measure configs/memory_40m.py:cpu configs/modular.py
+  JAX_PLATFORMS=cpu python -m atlas_jax.plan.measure configs/gkd.py:cpu --config.distill.teacher=runs/teacher
 
-prints one JSON line a config. Every run's first batch is used, in a folder that is thrown away.
+prints one JSON line a config. The run's first batch is used; nothing of the run is kept.
 """
 import json
 import statistics
@@ -20,13 +21,14 @@ from atlas_jax.command import read_config
 from atlas_jax.opening import abstract_state, frozen_of, state_args
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.plan import roofline, targets
+from atlas_jax.plan import machine, roofline, targets
 from atlas_jax.plan.count import Counts, count
 from atlas_jax.plan.targets import Target
 from atlas_jax.state import LoadedParams, Trained
 from atlas_jax.step import jit_step
 
 STEPS = 5
+ENOUGH_S = 3.0  # More steps are timed until all took so long: the fastest of many is the least disturbed.
 
 
 class Measured(NamedTuple):
@@ -34,22 +36,25 @@ class Measured(NamedTuple):
 
   Attributes:
     seconds: of each step, without the first.
+    cpu_seconds: that all cores together worked for it.
     counts: of the step.
     compile_s: of tracing and compilation.
   """
 
   seconds: list[float]
+  cpu_seconds: list[float]
   counts: Counts
   compile_s: float
 
 
-def measure(config, workdir: str, *, steps: int = STEPS) -> Measured:
+def measure(config, workdir: str, *, steps: int = STEPS, enough_s: float = ENOUGH_S) -> Measured:
   """Makes some updates of a config on one device, all with the first batch.
 
   Args:
     config: resolved; its number of steps may come with the data.
     workdir: for what the recipe keeps.
-    steps: how many to time.
+    steps: how many to time at least.
+    enough_s: how long all of them take at least.
   """
   mesh = meshes.make(**{**config.mesh, "data": 1}, devices=jax.devices()[:1])
   recipe = recipes.load(config, mesh, workdir)
@@ -66,13 +71,15 @@ def measure(config, workdir: str, *, steps: int = STEPS) -> Measured:
     compiled = traced.lower().compile()
     compile_s = time.perf_counter() - start
     seconds = []
-    for _ in range(steps + 1):
-      start = time.perf_counter()
+    cpu_seconds = []
+    while len(seconds) <= steps or sum(seconds) < enough_s:
+      start, cpu_start = time.perf_counter(), time.process_time()
       state, _ = jax.block_until_ready(compiled(state, batch, frozen, stop.array()))
       seconds.append(time.perf_counter() - start)
+      cpu_seconds.append(time.process_time() - cpu_start)
   if hasattr(recipe.source, "close"):
     recipe.source.close()
-  return Measured(seconds[1:], counts, compile_s)
+  return Measured(seconds[1:], cpu_seconds[1:], counts, compile_s)
 
 
 def row(name: str, measured: Measured, target: Target) -> dict[str, Any]:
@@ -82,18 +89,24 @@ def row(name: str, measured: Measured, target: Target) -> dict[str, Any]:
   total = measured.counts.total()
   return {"config": name, "ratio": round(found.step_s / fastest, 3), "estimate_s": found.step_s,
           "measured_s": fastest, "measured_median_s": statistics.median(measured.seconds),
+          "measured_cpu_s": min(measured.cpu_seconds),
           "terms_s": found.terms, "largest_s": dict(found.largest), "flops": found.flops,
           "product_flops": total.product_flops, "bytes": found.bytes, "launches": found.launches,
           "open_loops": measured.counts.open_loops, "compile_s": measured.compile_s}
 
 
 def main(names: list[str]) -> int:
-  """Measures the configs that are named, prints a line for each."""
-  target = targets.load("cpu")
-  for name in names:
-    config = configs.resolve(read_config(name, {}))
+  """Measures the configs that are named, prints a line for each; --config.GROUP.FIELD=VALUE changes all."""
+  # Before and behind each config: a machine that other programs use is not the same all the time.
+  peaks = machine.measure()
+  changes = [name for name in names if name.startswith("--config.")]
+  overrides = dict(change.removeprefix("--config.").split("=", 1) for change in changes)
+  for name in (name for name in names if name not in changes):
+    config = configs.resolve(read_config(name, overrides))
     with tempfile.TemporaryDirectory() as workdir:
-      print(json.dumps(row(name, measure(config, workdir), target)), flush=True)
+      measured = measure(config, workdir)
+    peaks = machine.better(peaks, machine.measure())
+    print(json.dumps(row(name, measured, targets.of_machine(peaks))), flush=True)
   return 0
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from atlas_jax.plan.count import Counts, Product, Tally
+from atlas_jax.plan.count import Counts, PartCost, Product
 from atlas_jax.plan.targets import Target
 
 # What of an array of n devices one of them sends, by the kind of collective, on a ring.
@@ -37,11 +37,7 @@ class PartTime(NamedTuple):
   pass_: str
   arithmetic_s: float
   memory_s: float
-
-  @property
-  def seconds(self) -> float:
-    """Returns the longer of both."""
-    return max(self.arithmetic_s, self.memory_s)
+  seconds: float  # see `estimate`
 
   @property
   def bound(self) -> str:
@@ -72,10 +68,12 @@ class Estimate(NamedTuple):
 
 def estimate(counts: Counts, target: Target, *, dtype: str | None = None, launches: float | None = None,
              collectives: Iterable[Collective] = (), devices: int = 1, depth: int = 3) -> Estimate:
-  """Estimates a step's time: sum over parts and passes of max(arithmetic, memory), launches, interconnect.
+  """Estimates a step's time: parts and passes one after another, launches, interconnect.
 
-  arithmetic = products at the target's rate, their sizes rounded up to its tile, + elementwise FLOPs at the
-  vector rate; memory = fused bytes over bandwidth; launches = kernels times the time of a launch;
+  step_s = sum over parts and passes of [max(arithmetic, memory) of matrix products + max(arithmetic, memory)
+  of all else] + launches + interconnect, since kernels run one after another and each has one bound.
+  arithmetic = products at the target's rate, their sizes rounded up to its tile; elementwise FLOPs at the
+  vector rate. memory = fused bytes over bandwidth. launches = kernels times the time of a launch.
   interconnect = bytes of each collective on a ring over the link. Work is taken to be spread evenly over the
   devices, launches happen on each of them at once, and nothing overlaps with launches or interconnect.
   Left out: a matrix unit that small products do not fill, and parameters that each device reads as a whole.
@@ -92,8 +90,8 @@ def estimate(counts: Counts, target: Target, *, dtype: str | None = None, launch
   Raises:
     ValueError: if the kind of a collective is unknown.
   """
-  parts = sorted((_part_time(part, pass_, tally, target, dtype, devices)
-                  for part, passes in counts.by_part(depth).items() for pass_, tally in passes.items()),
+  parts = sorted((_part_time(part, pass_, cost, target, dtype, devices)
+                  for part, passes in counts.by_part(depth).items() for pass_, cost in passes.items()),
                  key=lambda each: -each.seconds)
   total = counts.total()
   kernels = total.launches if launches is None else launches
@@ -124,27 +122,29 @@ def collective_s(collective: Collective, target: Target) -> float:
   return collective.times * sent / rate if sent else 0.0
 
 
-def _part_time(part: str, pass_: str, tally: Tally, target: Target, dtype, devices: int) -> PartTime:
-  arithmetic_s = sum(times * product_s(product, target, dtype) for product, times in tally.products.items())
-  arithmetic_s += tally.elementwise / target.vector_flops_s + tally.transcendentals * target.transcendental_s
-  memory_s = tally.fused_bytes / target.memory_bandwidth_bytes_s
-  return PartTime(part, pass_, arithmetic_s / devices, memory_s / devices)
+def _part_time(part: str, pass_: str, cost: PartCost, target: Target, dtype, devices: int) -> PartTime:
+  products_s = sum(times * product_s(product, target, dtype) for product, times in cost.products.items())
+  vectors_s = cost.elementwise / target.vector_flops_s + cost.transcendentals * target.transcendental_s
+  of_products_s = cost.product_bytes / target.memory_bandwidth_bytes_s
+  of_vectors_s = cost.fused_bytes / target.memory_bandwidth_bytes_s - of_products_s
+  seconds = max(products_s, of_products_s) + max(vectors_s, of_vectors_s)
+  return PartTime(part, pass_, (products_s + vectors_s) / devices, (of_products_s + of_vectors_s) / devices,
+                  seconds / devices)
 
 
 def product_s(product: Product, target: Target, dtype: str | None = None) -> float:
   """Returns the seconds of a matrix product, or of a batch of them, at the target's rate."""
   sizes = (product.m, product.n, product.k)
-  if target.rates:  # Measured, small sizes too.
-    one = 2 * math.prod(sizes)
-    return product.batch * one / _rate(one, target.rates)
+  if target.rates:  # Measured; the shortest side decides how well a product fills the machine.
+    return product.flops / _rate(min(sizes), target.rates)
   padded = math.prod(math.ceil(size / target.tile) * target.tile for size in sizes)
   return 2 * product.batch * padded / target.flops_s[dtype or product.precision]
 
 
-def _rate(flops: float, rates: tuple[tuple[float, float], ...]) -> float:
-  """Returns FLOP/s of a product of so many FLOPs, between those measured, on logarithmic scales."""
-  sizes = [size for size, _ in rates]
-  place = min(max(bisect.bisect(sizes, flops), 1), len(sizes) - 1)
+def _rate(side: int, rates: tuple[tuple[float, float], ...]) -> float:
+  """Returns FLOP/s of a product by its shortest side, between those measured, on logarithmic scales."""
+  sides = [size for size, _ in rates]
+  place = min(max(bisect.bisect(sides, side), 1), len(sides) - 1)
   (low, slow), (high, fast) = rates[place - 1], rates[place]
-  position = min(max((math.log(flops) - math.log(low)) / (math.log(high) - math.log(low)), 0.0), 1.0)
+  position = min(max(math.log(max(side, 1) / low) / math.log(high / low), 0.0), 1.0)
   return math.exp(math.log(slow) + position * (math.log(fast) - math.log(slow)))

@@ -43,7 +43,8 @@ class Target:
     tile: how many rows and columns the matrix unit works on at once: a product whose sizes are no multiples
       is counted as if they were. 1 where it does not matter.
     transcendental_s: time of one exponential or the like, beside its one elementwise FLOP; 0 where it hides.
-    rates: (FLOPs of a product, FLOP/s) as measured, the smallest first; empty where only the peak is known.
+    rates: (side of a square product, FLOP/s) as measured, the smallest first; empty where the peak alone is
+      known.
     sources: dotted field -> title, address and date of the number's source.
   """
 
@@ -90,9 +91,7 @@ def load(name: str) -> Target:
   """
   entries = _table()["targets"]
   if name == "cpu":
-    return Target(name="cpu", kind="cpu", **machine.measure(),
-                  sources={"": {"title": "measured on this machine", "url": "",
-                                "date": datetime.date.today().isoformat()}})
+    return of_machine(machine.measure())
   if name not in entries:
     raise ValueError(f"--target={name} is unknown; it must be one of {', '.join(names())}")
   entry = entries[name]
@@ -100,6 +99,12 @@ def load(name: str) -> Target:
   described = values.pop("gpu_device_info", None)
   text = None if described is None else _target_config(described, values["description"])
   return Target(name=name, **values, gpu_target_config=text, sources=_sources_of(entry))
+
+
+def of_machine(measured: Mapping[str, Any]) -> Target:
+  """Returns this machine as a target, of what `machine.measure` gives."""
+  source = {"title": "measured on this machine", "url": "", "date": datetime.date.today().isoformat()}
+  return Target(name="cpu", kind="cpu", **measured, sources={"": source})
 
 
 def peak_of_kind(kind: str) -> float | None:

@@ -1,7 +1,7 @@
 """Traced programs as plain lists: calls are put in place, and every equation knows its part of the model.
 
-Calls (jit, remat, custom derivatives) are no borders to a compiler, which fuses across them. Loops, conditions
-and kernels stay as they are, with the programs inside them.
+Calls (jit, remat, custom derivatives) are no borders to a compiler, which fuses across them. Loops,
+conditions and kernels stay as they are, with the programs inside them.
 """
 import functools
 import itertools
@@ -20,7 +20,7 @@ _ELEMENT_PROGRAMS = ("reduce", "scatter", "sort", "argmax", "argmin", "select_an
 
 
 class Scope(NamedTuple):
-  """Where in a model an equation stands, and in which pass over it."""
+  """The place of an equation in a model, and the pass over it that it belongs to."""
 
   names: tuple[str, ...] = ()
   direction: str | None = None  # None: outside of any gradient
@@ -34,7 +34,7 @@ class Scope(NamedTuple):
     return RECOMPUTED if self.recomputed else BACKWARD
 
 
-class Value(NamedTuple):
+class Array(NamedTuple):
   """An array of a program: `key` is the same wherever it is used; None for a number in the program's text."""
 
   key: int | None
@@ -54,8 +54,8 @@ class Node(NamedTuple):
 
   name: str
   params: dict[str, Any]
-  inputs: tuple[Value, ...]
-  outputs: tuple[Value, ...]
+  inputs: tuple[Array, ...]
+  outputs: tuple[Array, ...]
   scope: Scope
   programs: tuple["Program", ...]  # inside: a loop's body, a condition's branches, a kernel
 
@@ -63,14 +63,14 @@ class Node(NamedTuple):
 class Program(NamedTuple):
   """Equations in their order, without calls."""
 
-  inputs: tuple[Value, ...]
-  outputs: tuple[Value, ...]
+  inputs: tuple[Array, ...]
+  outputs: tuple[Array, ...]
   nodes: tuple[Node, ...]
 
 
-def program(jaxpr, scope: Scope = Scope()) -> Program:
+def program(jaxpr, scope: Scope) -> Program:
   """Returns a traced program (a Jaxpr, closed or not) as a list, its equations in the given scope."""
-  return _Reader(itertools.count()).read(jaxpr, scope)
+  return _ProgramReader(itertools.count()).read(jaxpr, scope)
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -110,7 +110,7 @@ def programs_in(value) -> Iterator:
       yield from programs_in(item)
 
 
-class _Reader:
+class _ProgramReader:
   """Numbers the arrays of a program while it reads it; a program that is called twice gets new numbers."""
 
   def __init__(self, keys):
@@ -118,17 +118,17 @@ class _Reader:
 
   def read(self, jaxpr, scope: Scope) -> Program:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    known: dict[Any, Value] = {}
+    known: dict[Any, Array] = {}
     inputs = tuple(self._new(known, var) for var in [*jaxpr.constvars, *jaxpr.invars])
     nodes: list[Node] = []
     self._append(jaxpr, known, scope, nodes)
     return Program(inputs, tuple(_value(known, var) for var in jaxpr.outvars), tuple(nodes))
 
-  def _new(self, known: dict[Any, Value], var) -> Value:
+  def _new(self, known: dict[Any, Array], var) -> Array:
     known[var] = _described(next(self._keys), var.aval)
     return known[var]
 
-  def _append(self, jaxpr, known: dict[Any, Value], scope: Scope, nodes: list[Node]) -> None:
+  def _append(self, jaxpr, known: dict[Any, Array], scope: Scope, nodes: list[Node]) -> None:
     for equation in jaxpr.eqns:
       name = equation.primitive.name
       here = inner_scope(scope, str(equation.source_info.name_stack))
@@ -156,17 +156,17 @@ class _Reader:
     return True
 
 
-def _value(known: dict[Any, Value], var) -> Value:
+def _value(known: dict[Any, Array], var) -> Array:
   # A number in the program's text is no variable.
   return _described(None, var.aval) if hasattr(var, "val") else known[var]
 
 
-def _described(key: int | None, aval) -> Value:
+def _described(key: int | None, aval) -> Array:
   aval = getattr(aval, "inner_aval", aval)  # A kernel's references name the arrays behind them.
   shape = tuple(size if isinstance(size, int) else 1 for size in getattr(aval, "shape", ()))
   dtype = getattr(aval, "dtype", None)
   item = _item_bytes(dtype)
-  return Value(key, shape, math.ceil(math.prod(shape) * item), item, str(dtype))
+  return Array(key, shape, math.ceil(math.prod(shape) * item), item, str(dtype))
 
 
 def _item_bytes(dtype) -> float:

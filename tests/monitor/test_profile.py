@@ -94,7 +94,7 @@ def test_shard_map_counts_all_devices():
 
 @pytest.mark.parametrize(("kind", "peak"), [
     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12),
-    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA GeForce RTX 5090", 209e12), ("TPU v5 lite", 197e12),
+    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA GeForce RTX 5090", 209.5e12), ("TPU v5 lite", 197e12),
     ("TPU v5p", 459e12), ("TPU v4", 275e12), ("TPU v6 lite", 918e12), ("Abacus 3000", None)])
 def test_peaks_are_known_by_device_kind(kind, peak):
   assert profile.device_peak_flops(SimpleNamespace(platform="gpu", device_kind=kind)) == peak

@@ -1,4 +1,4 @@
-"""Counts against formulas written by hand: dense blocks, attention, memories, remat, accumulation, branches."""
+"""Counts against formulas written by hand: dense blocks, attention, memories, remat, loops, branches."""
 
 import functools
 
@@ -133,7 +133,7 @@ def test_the_titans_memory_costs_its_formula():
 def test_a_memory_that_reads_token_by_token_counts_every_token():
   size = 16
   found, tokens = memory_flops("delta", {"momentum": False}, "reference", 16)
-  # Reads of the key and of the query, the outer product that is written, and, of a chunk's tokens that are not
+  # Reads of the key and of the query, the outer product that is written, and, for tokens that are not
   # written, the read of what the chunk began with.
   assert found == CLOSE(tokens * 4 * 2 * size * size, rel=0.01)
 

@@ -35,7 +35,7 @@ def test_a_part_takes_the_longer_of_arithmetic_and_memory(counts):
   for part in found.parts:
     assert part.arithmetic_s == pytest.approx(arithmetic[part.part])
     assert part.memory_s == pytest.approx(memory[part.part])
-    assert part.bound == "memory" and part.seconds == part.memory_s
+    assert part.bound == "memory" and part.seconds == pytest.approx(part.memory_s)
   assert found.step_s == pytest.approx(sum(memory.values()) + 2 * 1e-5)
   assert found.terms == pytest.approx({"arithmetic": sum(arithmetic.values()), "memory": sum(memory.values()),
                                        "launches": 2e-5, "interconnect": 0})
@@ -81,7 +81,17 @@ def test_products_are_rounded_up_to_the_tile_and_precision_sets_the_rate():
 
 
 def test_measured_rates_are_taken_between_sizes():
-  measured = dataclasses.replace(MACHINE, rates=((1e3, 1e9), (1e5, 1e11)))
-  for m, rate in ((1, 1e9), (5, 1e9), (50, 1e10), (500, 1e11), (50_000, 1e11)):
-    product = count.Product("float32", 7, m, 10, 10)
-    assert roofline.product_s(product, measured) == pytest.approx(product.flops / rate, rel=0.01), m
+  measured = dataclasses.replace(MACHINE, rates=((10.0, 1e9), (1000.0, 1e11)))
+  for side, rate in ((1, 1e9), (10, 1e9), (100, 1e10), (1000, 1e11), (5000, 1e11)):
+    product = count.Product("float32", 7, 10_000, side, 20_000)
+    assert roofline.product_s(product, measured) == pytest.approx(product.flops / rate, rel=0.01), side
+
+
+def test_products_and_all_else_of_a_part_run_one_after_another():
+  function = lambda x: jnp.tanh(x @ x)
+  counts = count.count(jax.make_jaxpr(function)(SQUARE))
+  slow = dataclasses.replace(MACHINE, flops_s=dict.fromkeys(targets.PRECISIONS, 1e9))
+  (part,) = roofline.estimate(counts, slow).parts
+  # The product is bound by arithmetic, what follows by memory; together they are longer than either bound.
+  assert part.seconds == pytest.approx(2 * N**3 / 1e9 + 2 * BYTES / 1e9)
+  assert part.seconds > max(part.arithmetic_s, part.memory_s)
