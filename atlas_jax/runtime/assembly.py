@@ -19,7 +19,6 @@ from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import Endpoint
 from atlas_jax.runtime import canary, deploy, fingerprint
 from atlas_jax.runtime.agents import load as agent_load
-from atlas_jax.runtime.agents import openai as openai_agent
 from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
 from atlas_jax.runtime.canary import CanaryPair
 from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
@@ -206,8 +205,8 @@ class Assembly:
         model = deploy.endpoint_of(server, one.metadata["form"], self.settings.teacher)
         self._made[one.id] = supervisor_of(model, self.settings.teacher)
       else:
-        self._made[one.id] = openai_agent.OpenAIAgent(openai_agent.OpenAIAgentSettings(
-            url=server.url, model=server.model, name=self._base_agent.name, version=one.version))
+        self._made[one.id] = deploy.student_of(server, one.metadata["form"], one.version, self.settings.agent,
+                                               name=self._base_agent.name)
     return self._made[one.id]
 
   # The canary.

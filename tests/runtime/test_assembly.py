@@ -104,3 +104,17 @@ def test_deployed_twice_is_one_and_a_trial_is_not_interrupted(tmp_path, server):
   back, before = asyncio.run(cli_deploy.rolled_back(settings, "teacher"))
   assert back.id == first.id and before is None
   assert asyncio.run(cli_deploy.rolled_back(settings, "teacher")) == (None, None)
+
+
+def test_a_student_that_answers_nothing_is_not_put_to_work(tmp_path, server):
+  settings = sums.load(tmp_path)
+  server.use(lambda number, body: Answer(status=400))
+  folder = write_checkpoint(tmp_path, role="student", protocol=None)
+  with pytest.raises(cli_deploy.StartError, match="of 20 questions of m at .* 0% are answered"):
+    deployed(settings, folder, server, role="student")
+  assert [one.state for one in states(settings, "student")] == [canary.FAILED]
+  server.use(says("9"))  # It is mended, and the same command puts it to work.
+  one = deployed(settings, folder, server, role="student", fraction=1.0)
+  assert (one.role, one.state, one.metadata["form"]) == ("student", canary.CANARY, "texts")
+  [found] = ran(settings, [{"task": "4+5=", "ground_truth": "9"}], lane="auto")
+  assert (found.versions["student"], found.answer, found.reward) == (one.version, "9", 1.0)
