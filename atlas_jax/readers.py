@@ -128,7 +128,8 @@ READERS = {
     "data.max_prompt_tokens": f"{POLICY} gkd",
     "traces": f"{TUNED} if {TRACED}",
     "traces.target": f"sft gkd if {TRACED}",
-    "traces.prompt": f"{POLICY} ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
+    "traces.completions": f"grpo if {TRACED}",
+    "traces.prompt": f"grpo if {TRACED} & traces.completions=sampled; teacher ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
     "traces.shown": f"sft gkd if {TRACED} & traces.target=student",
     "traces.verified_reward": f"sft gkd if {TRACED} & traces.target=student",
     "traces.lesson": f"sft gkd if {TRACED} & traces.target=teacher",
@@ -183,6 +184,7 @@ READERS = {
     "advantage.per_reward": "grpo",  # A teacher's leaks are settled over the sum of its rewards.
     **judging.readers(GRADED),
     "rollout": POLICY,
+    "rollout.max_staleness": "grpo if traces.completions=sampled; teacher",
     "rollout.pad_tokens": f"{POLICY} gkd",
     "rollout.max_resamples": f"{POLICY} if rollout.zero_std_groups=resample",
     "policy": POLICY,

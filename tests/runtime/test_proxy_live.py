@@ -7,17 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from atlas_jax.data.traces import served_tokens
+from atlas_jax import recipes
+from atlas_jax.data.traces import review, served_tokens
 from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import open_store
+from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.pretrained import hf_import
 from atlas_jax.runtime import canary, cli_deploy, cli_run, deploy
 from atlas_jax.runtime.proxy import Proxy, ProxySettings
 from atlas_jax.runtime.proxy_sessions import ProxySessions
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
+from atlas_jax.state import Trained
+from tests import runs
 from tests.language.test_export import logits
+from tests.rollout.test_served_source import served
 from tests.runtime.checkpoints import export_student
 from tests.runtime.worlds import sums
 
@@ -107,6 +112,29 @@ def test_the_record_of_a_proxy_has_the_very_ids_and_logprobs_that_were_sampled(t
     scores_TV = jax.nn.log_softmax(logits(module, params, [ids])[0] / body["temperature"])
     places = np.arange(len(rows[0].prompt_ids) - 1, len(ids) - 1)
     np.testing.assert_allclose(rows[0].full_logprobs, scores_TV[places, list(rows[0].token_ids)], atol=1e-4)
+
+
+def test_what_the_proxy_recorded_trains_the_model_without_a_second_tokenisation(tmp_path, deployed, monkeypatch):
+  folder, _, one = deployed
+  body = {"model": one.metadata["served_as"], "messages": MESSAGES, "n": 4, "max_tokens": 6, "temperature": 0.7}
+  [trace] = recorded(tmp_path, one, [("chat/completions", body)])
+  url = f"sqlite:///{tmp_path}/store.db"
+  with open_store(url, writable=True) as opened:
+    review.decide(opened, trace.session_id, "approved", who="ada")
+  config = served(url, model__path=str(folder / "rl_checkpoint"), data__tokenizer="model",
+                  data__max_prompt_tokens=64, sampler__temperature=0.7, rollout__updates_per_batch=2)
+  mesh = runs.one_device()
+  recipe = recipes.load(config, mesh)
+  monkeypatch.setattr(type(recipe.source.tokenizer), "encode", lambda *_: pytest.fail("a text was encoded"))
+  batch = recipe.source.next(Trained(load_initial_model(config).read(mesh, True)[0], {}))
+  mask_BT = batch["completion_mask_BT"]
+  rows = served_tokens.served_rows(trace)
+  assert [ids_T[mask_T].tolist() for ids_T, mask_T in zip(batch["completion_BT"], mask_BT, strict=True)] == [
+    list(row.token_ids) for row in rows]
+  # The trainer's own log-probabilities are those of the server: the ratio that weighs a row is 1.
+  recorded_B = [np.float32(row.sampler_logprobs) for row in rows]
+  for ours_T, theirs_T, mask_T in zip(batch["old_logprob_BT"], recorded_B, mask_BT, strict=True):
+    np.testing.assert_allclose(ours_T[mask_T], theirs_T, atol=1e-4)
 
 
 def test_a_student_is_served_from_its_exported_weights_and_answers_sessions(deployed):
