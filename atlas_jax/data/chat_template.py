@@ -366,12 +366,6 @@ def load(folder: str, *, values: Mapping[str, Any] = problems.NOTHING) -> Templa
   return Template(source, specials=specials, values={**tokens, **values}, name=f"the chat template {file}")
 
 
-def has_template(folder) -> bool:
-  """Returns whether a folder has a chat template in any of `FILES`."""
-  folder = pathlib.Path(folder)
-  return bool(_source(folder, _json(folder / FILES[2]))[0])
-
-
 def _source(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[str | None, pathlib.Path]:
   # As in transformers, a file of its own wins over the field in tokenizer_config.json;
   # chat_template.json is an older form of such a file. A list of templates has names; "default" is what

@@ -12,7 +12,7 @@ import jax
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
-from atlas_jax.data import chat_template
+from atlas_jax.data import chats
 from atlas_jax.language import assets, handed_over
 from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import MODEL, InitialModel, load_initial_model
@@ -59,7 +59,7 @@ def config_of_pretrained(folder):
   config = configs.default()
   config.recipe = "sft"
   config.model.update(kind="decoder", path=str(folder))
-  config.data.update(tokenizer=MODEL, chat_template=MODEL if chat_template.has_template(folder) else None)
+  config.data.update(tokenizer=MODEL, chat_template=MODEL if chats.has_template(folder) else None)
   return config
 
 

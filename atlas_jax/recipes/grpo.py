@@ -68,7 +68,7 @@ def _recorded(config, start: InitialModel, sampler: Sampler, wanted: rewards.Rew
   answers = traces.load_served(data.files, config.traces, held_out_frac=data.held_out_frac)
   found = served_source.of_answers(
       answers, start.tokenizer, group_size=data.group_size, max_prompt_tokens=data.max_prompt_tokens,
-      max_tokens=config.sampler.max_tokens, vocab_size=start.language.vocab_size)
+      max_tokens=config.sampler.max_tokens, overlong=data.overlong, vocab_size=start.language.vocab_size)
   wanted.check_columns(one.problem for one in found)
   return served_source.ServedSource(found, sampler, wanted, ends=start.end_tokens, **given)
 

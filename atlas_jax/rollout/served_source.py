@@ -38,7 +38,7 @@ class ServedGroup(NamedTuple):
 
 
 def of_answers(found: Sequence[ServedAnswer], tokenizer: Any, *, group_size: int, max_prompt_tokens: int,
-               max_tokens: int, vocab_size: int) -> list[ServedGroup]:
+               max_tokens: int, overlong: str, vocab_size: int) -> list[ServedGroup]:
   """Returns answers in groups, and logs what is left out.
 
   Args:
@@ -46,21 +46,37 @@ def of_answers(found: Sequence[ServedAnswer], tokenizer: Any, *, group_size: int
     tokenizer: of the model that is trained, for texts alone.
     group_size: answers of a group.
     max_prompt_tokens, max_tokens: of prompts and answers.
+    overlong: "error" refuses longer ones, "skip" leaves them out.
     vocab_size: of the model.
 
   Raises:
-    ValueError: if nothing is left, or the ids are not those of the tokenizer.
+    ValueError: if nothing is left, one is too long, or the ids are not those of the tokenizer.
   """
   left_out: Counter = Counter()
   by_prompt: dict[Any, list[ServedAnswer]] = defaultdict(list)
   for one in found:
     _check_ids(one, tokenizer, vocab_size)
-    if len(one.row.prompt_ids) > max_prompt_tokens:
-      left_out["long_prompt"] += 1
-    elif len(one.row.token_ids) > max_tokens:
-      left_out["long"] += 1
-    else:
+    long = ("long_prompt" if len(one.row.prompt_ids) > max_prompt_tokens else
+            "long" if len(one.row.token_ids) > max_tokens else None)
+    if long is None:
       by_prompt[one.row.prompt_ids, one.answer].append(one)
+      continue
+    if overlong == "error":
+      raise ValueError(f"{one.row.where} ({len(one.row.prompt_ids)} and {len(one.row.token_ids)} tokens): "
+                       f"{REASONS[long]}; raise it, or set config.data.overlong=skip")
+    left_out[long] += 1
+  made = _groups(by_prompt, tokenizer, group_size, left_out)
+  said = ", ".join(f"{count} ({REASONS[name]})" for name, count in left_out.most_common() if count) or "none"
+  if not made:
+    raise ValueError(f"of {len(found)} recorded answers none is left to learn from; left out: {said}; record "
+                     f"config.data.group_size={group_size} answers to a prompt (n={group_size} in a "
+                     "request), or change these fields")
+  logging.info("%d groups of %d recorded answers; left out: %s", len(made), group_size, said)
+  return made
+
+
+def _groups(by_prompt: Mapping[Any, list[ServedAnswer]], tokenizer: Any, group_size: int,
+            left_out: Counter) -> list[ServedGroup]:
   made = []
   for (prompt_ids, answer), listed in by_prompt.items():
     whole = len(listed) // group_size * group_size
@@ -68,15 +84,10 @@ def of_answers(found: Sequence[ServedAnswer], tokenizer: Any, *, group_size: int
     for at in range(0, whole, group_size):
       part = tuple(listed[at:at + group_size])
       # The ids are part of what the data are: a run that goes on with others is refused.
-      extra = {"ids_sha256": hashlib.sha256(repr([one.row[1:] for one in part]).encode()).hexdigest()}
-      made.append(ServedGroup(Problem(part[0].row.where, tokenizer.decode(prompt_ids), answer, extra=extra),
-                              part))
-  said = ", ".join(f"{count} ({REASONS[name]})" for name, count in left_out.most_common() if count) or "none"
-  if not made:
-    raise ValueError(f"of {len(found)} recorded answers none is left to learn from; left out: {said}; record "
-                     f"config.data.group_size={group_size} answers to a prompt (n={group_size} in a request), "
-                     "or change these fields")
-  logging.info("%d groups of %d recorded answers; left out: %s", len(made), group_size, said)
+      ids = repr([one.row[1:] for one in part]).encode()
+      problem = Problem(part[0].row.where, tokenizer.decode(list(prompt_ids)), answer,
+                        extra={"ids_sha256": hashlib.sha256(ids).hexdigest()})
+      made.append(ServedGroup(problem, part))
   return made
 
 
@@ -89,8 +100,8 @@ def _check_ids(one: ServedAnswer, tokenizer: Any, vocab_size: int) -> None:
   # What a stop cut off is among the ids; characters that came in parts may be replaced otherwise.
   decoded = tokenizer.decode(list(ids))
   if one.text and REPLACED not in one.text and not decoded.startswith(one.text):
-    raise ValueError(f"{one.row.where}: its ids are {decoded[:60]!r} to config.data.tokenizer, and the client "
-                     f"was shown {one.text[:60]!r}; {remedy}")
+    raise ValueError(f"{one.row.where}: its ids are {decoded[:60]!r} to config.data.tokenizer, and the "
+                     f"client was shown {one.text[:60]!r}; {remedy}")
 
 
 def check(config) -> None:
@@ -103,6 +114,13 @@ def check(config) -> None:
     raise ValueError("config.policy.sampler_correction=None with config.traces.completions='served': the "
                      "answers were drawn by other weights than those that learn; set token_truncate, which "
                      "weighs by the ratio to the recorded log-probabilities")
+  if config.rollout.max_staleness:
+    raise ValueError(f"config.rollout.max_staleness={config.rollout.max_staleness} is not read with "
+                     "config.traces.completions='served': recorded answers may be of any weights; leave it "
+                     "out")
+  if config.data.overlong == "truncate":
+    raise ValueError("config.data.overlong='truncate' with config.traces.completions='served': an answer to "
+                     "a prompt that is cut is none that was sampled; set error, or skip")
 
 
 class ServedSource(RolloutSource):

@@ -1,8 +1,8 @@
 """Puts a checkpoint to work: its files, its protocol, a server, a self-test, and a row of the store.
 
 A server is this project's `--mode=serve` on loopback, or one whose address is given, such as vLLM. Ours
-serves the weights that were exported, which the version names, and not the run that they came from: a training
-that went on has newer ones.
+serves the weights that were exported, which the version names, and not the run that they came from: a
+training that went on has newer ones.
 """
 import asyncio
 import fnmatch
@@ -159,8 +159,8 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> ModelServer:
       if (server := _started(out, pid)) is not None:
         return server
       time.sleep(LOOK_S)
-    raise DeployError(f"the server of {found.folder} was not healthy within {settings.start_s:g} seconds (see "
-                      f"{log})")
+    raise DeployError(f"the server of {found.folder} was not healthy within {settings.start_s:g} seconds "
+                      f"(see {log})")
   except BaseException:
     stop_server(process.pid)
     raise

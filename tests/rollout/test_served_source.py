@@ -37,7 +37,8 @@ def session(number, *exchanges, review="approved", truth=None):
   """The record of a session that a proxy made of exchanges."""
   steps = [{"step_id": place, "description": "", "output": "", "attempts": 1,
             **({} if one is None else {"exchange": one})} for place, one in enumerate(exchanges, 1)]
-  metadata = {"session_id": number, "status": "succeeded", "created_at": f"2026-01-02T12:00:{number:02}+00:00"}
+  metadata = {"session_id": number, "status": "succeeded",
+              "created_at": f"2026-01-02T12:00:{number:02}+00:00"}
   if truth is not None:
     metadata["ground_truth"] = truth
   return {"task": f"t{number}", "final_answer": "x", "plan": {}, "steps": steps, "review_status": review,
@@ -53,8 +54,8 @@ def write(folder, *rows):
 def served(file, **changes):
   """The config of a run that learns from a file of sessions."""
   fields = {"data__name": "traces", "data__files": str(file), "data__options": {}, "data__batch_rows": 4,
-            "data__group_size": 4, "traces__completions": "served", "policy__sampler_correction": "token_truncate",
-            "policy__sampler_high": None}
+            "data__group_size": 4, "traces__completions": "served",
+            "policy__sampler_correction": "token_truncate", "policy__sampler_high": None}
   return config_of(**{**fields, **changes})
 
 
@@ -120,8 +121,8 @@ def answers(*groups, **more):
 
 
 def grouped(found, **changes):
-  given = {"group_size": 2, "max_prompt_tokens": 3, "max_tokens": 4, "vocab_size": 257, **changes}
-  return served_source.of_answers(found, ByteTokenizer(), **given)
+  given = {"group_size": 2, "max_prompt_tokens": 3, "max_tokens": 4, "overlong": "skip", "vocab_size": 257}
+  return served_source.of_answers(found, ByteTokenizer(), **{**given, **changes})
 
 
 def test_answers_to_one_prompt_are_a_group_and_what_is_left_out_is_counted(caplog):
@@ -134,12 +135,14 @@ def test_answers_to_one_prompt_are_a_group_and_what_is_left_out_is_counted(caplo
   for part in ("2 (the prompt is longer", "1 (fewer than config.data.group_size", "1 (the answer is longer"):
     assert part in caplog.text
   assert made[0].problem.extra != grouped(answers(([1, 2, 3], ANSWERS[1:3])))[0].problem.extra
-  with pytest.raises(ValueError, match="of 10 recorded answers none is left .* group_size=9 answers"):
+  with pytest.raises(ValueError, match="step 1, choice 0 .1 and 5 tokens.: the answer is longer"):
+    grouped(found, overlong="error")
+  with pytest.raises(ValueError, match="of 10 recorded answers none is left .*group_size=9 answers"):
     grouped(found, group_size=9)
 
 
 def test_ids_of_another_tokenizer_are_refused():
-  with pytest.raises(ValueError, match="choice 0 has the id 200, and the model has 100; train from the model"):
+  with pytest.raises(ValueError, match="choice 0 has the id 200, and the model has 100; train from"):
     grouped(answers(([1], ANSWERS[:2])), vocab_size=100)
   assert len(grouped(answers(([1], [[49, 50, 256], [49, 50]]), text="12"))) == 1
   with pytest.raises(ValueError, match="its ids are '12' to config.data.tokenizer, and the client was shown "
@@ -149,8 +152,11 @@ def test_ids_of_another_tokenizer_are_refused():
 
 def test_settings_that_do_not_go_with_recorded_answers_are_refused(tmp_path):
   file = write(tmp_path, session(1, exchange(PROMPTS[0], ANSWERS[:4])))
-  with pytest.raises(ValueError, match="config.policy.sampler_correction=None .* set token_truncate"):
-    recipes.load(served(file, policy__sampler_correction=None), runs.one_device())
+  for field, value, words in (("policy__sampler_correction", None, "sampler_correction=None .* set token_"),
+                              ("rollout__max_staleness", 1, "max_staleness=1 is not read"),
+                              ("data__overlong", "truncate", "overlong='truncate' .* set error, or skip")):
+    with pytest.raises(ValueError, match=words):
+      recipes.load(served(file, **{field: value}), runs.one_device())
 
 
 def test_a_run_goes_on_with_the_next_group_and_not_with_other_answers(tmp_path):

@@ -74,8 +74,8 @@ def test_a_server_that_ends_is_told_with_its_last_line(tmp_path):
 @pytest.mark.parametrize("form", ["chat", "texts"])
 def test_a_student_is_asked_in_its_form_and_as_the_config_s_agent_was(server, form):
   server.use(lambda number, body: Answer({"choices": [{"text": "7", "message": {"content": "7"}}]}))
-  base = {"kind": "openai", "url": "http://127.0.0.1:9/v1", "model": "old", "version": "1", "temperature": 0.5,
-          "max_tokens": 9}
+  base = {"kind": "openai", "url": "http://127.0.0.1:9/v1", "model": "old", "version": "1",
+          "temperature": 0.5, "max_tokens": 9}
   agent = deploy.student_of(ModelServer(server.url, "new"), form, "v2", base, "mine")
   assert (agent.name, agent.version) == ("mine", "v2")
   assert asyncio.run(deploy.answers_test(agent, 2)) == 1.0

@@ -114,9 +114,10 @@ def test_the_record_of_a_proxy_has_the_very_ids_and_logprobs_that_were_sampled(t
     np.testing.assert_allclose(rows[0].full_logprobs, scores_TV[places, list(rows[0].token_ids)], atol=1e-4)
 
 
-def test_what_the_proxy_recorded_trains_the_model_without_a_second_tokenisation(tmp_path, deployed, monkeypatch):
+def test_what_the_proxy_recorded_trains_the_model_without_a_second_encoding(tmp_path, deployed, monkeypatch):
   folder, _, one = deployed
-  body = {"model": one.metadata["served_as"], "messages": MESSAGES, "n": 4, "max_tokens": 6, "temperature": 0.7}
+  model = one.metadata["served_as"]
+  body = {"model": model, "messages": MESSAGES, "n": 4, "max_tokens": 6, "temperature": 0.7}
   [trace] = recorded(tmp_path, one, [("chat/completions", body)])
   url = f"sqlite:///{tmp_path}/store.db"
   with open_store(url, writable=True) as opened:
