@@ -59,10 +59,17 @@ def served(file, **changes):
   return config_of(**{**fields, **changes})
 
 
-def test_batches_hold_the_recorded_ids_and_logprobs_and_nothing_is_encoded(tmp_path, monkeypatch):
-  file = write(tmp_path, session(1, exchange(PROMPTS[0], ANSWERS[:2]), exchange(PROMPTS[1], ANSWERS[4:])),
-               session(2, exchange(PROMPTS[0], ANSWERS[2:4])))
-  recipe, params, frozen = started(served(file))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A run on two groups of answers, one of them from two sessions: config, recipe and parameters."""
+  rows = (session(1, exchange(PROMPTS[0], ANSWERS[:2]), exchange(PROMPTS[1], ANSWERS[4:])),
+          session(2, exchange(PROMPTS[0], ANSWERS[2:4])))
+  config = served(write(tmp_path_factory.mktemp("served"), *rows))
+  return config, *started(config)
+
+
+def test_batches_hold_the_recorded_ids_and_logprobs_and_nothing_is_encoded(made, monkeypatch):
+  _, recipe, params, frozen = made
   source = recipe.source
   monkeypatch.setattr(type(source.tokenizer), "encode", lambda *_: pytest.fail("a text was encoded"))
   seen = {}
@@ -81,9 +88,8 @@ def test_batches_hold_the_recorded_ids_and_logprobs_and_nothing_is_encoded(tmp_p
     assert seen[tuple(ids)] == list(PROMPTS[number // 4])
 
 
-def test_the_loss_weighs_by_the_ratio_to_the_recorded_logprobs(tmp_path):
-  config = served(write(tmp_path, session(1, exchange(PROMPTS[0], ANSWERS[:4]))))
-  recipe, params, frozen = started(config)
+def test_the_loss_weighs_by_the_ratio_to_the_recorded_logprobs(made):
+  config, recipe, params, frozen = made
   batch = recipe.source.next(Trained(params, frozen))
   score = policy_training.score_of(config, load_initial_model(config), entropies=False)
 
