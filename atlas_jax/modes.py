@@ -43,7 +43,10 @@ def config_of_run(workdir: str, overrides: Mapping[str, str], *, evals: str | No
   Raises:
     ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
-  if mode in WRITING and runs.is_pretrained(workdir):
+  if runs.is_pretrained(workdir):
+    if mode not in WRITING:
+      raise ValueError(f"--workdir={workdir} holds a pretrained model and no run: it writes text with --mode="
+                       f"{', '.join(WRITING)}; a training starts from it with --config.model.path={workdir}")
     config = runs.config_of_pretrained(workdir)
   else:
     config = runs.config_of(workdir, given=overrides)

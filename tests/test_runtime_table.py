@@ -15,7 +15,8 @@ def test_the_page_has_the_table_that_the_script_writes_from_the_rows():
 
 
 def test_a_row_with_an_error_is_no_figure_and_a_missed_bar_is_said():
-  row = {"what": "cpu", "store": "sqlite", "judge_calls": 0, "cpu_ms": 5.1, "bar": "cpu_ms <= 5", "met": False}
+  row = {"what": "cpu", "store": "sqlite", "judge_calls": 0, "cpu_ms": 5.1, "bar": "cpu_ms <= 5",
+         "met": False}
   assert runtime_table.table([row]).endswith(
     "| an auto session, 0 calls of judges | sqlite | 5.1 CPU-ms | cpu_ms <= 5 | **no** |\n")
   with pytest.raises(ValueError, match="a row with an error: of 40 sessions 5 ended"):

@@ -102,7 +102,7 @@ def test_what_was_exported_writes_text_as_it_is_and_is_no_run(tmp_path):
   opened = language_runs.open_tuned(config, folder, runs.one_device())
   assert_same_bits(opened.params, params)
   assert opened.step == 0 and not language_runs.is_pretrained(tmp_path / "run")
-  with pytest.raises(ValueError):
+  with pytest.raises(ValueError, match="holds a pretrained model and no run: .* --mode=serve, chat"):
     modes.config_of_run(str(folder), {}, mode="eval")
   (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
   assert chats.has_template(folder)
