@@ -76,7 +76,7 @@ def _main(asked: flags.FlagValues, overrides: Mapping[str, str], began_s: float)
     # Nothing is computed, and the accelerator may be at work for the run itself.
     jax.config.update("jax_platforms", "cpu")
   else:
-    config = modes.config_of_run(asked.workdir, overrides, evals=asked.evals)
+    config = modes.config_of_run(asked.workdir, overrides, evals=asked.evals, mode=asked.mode)
   # Tasks and flags of solving are checked here: finding devices takes long, and waits for other processes.
   run_solve = modes.solver_of(config, asked) if asked.mode == "solve" else None
   join(config, asked)

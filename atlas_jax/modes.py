@@ -27,20 +27,29 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.state import LoadedParams, Trained
 from atlas_jax.workdir import CHECKPOINTS, METRICS
 
+WRITING = ("serve", "chat", "generate")  # Modes that write text and need nothing of a training.
 
-def config_of_run(workdir: str, overrides: Mapping[str, str], *,
-                  evals: str | None = None) -> ml_collections.FrozenConfigDict:
+
+def config_of_run(workdir: str, overrides: Mapping[str, str], *, evals: str | None = None,
+                  mode: str | None = None) -> ml_collections.FrozenConfigDict:
   """Reads the config of a run; overrides change what is free to change.
 
   Args:
     workdir: of the run.
     overrides: dotted field -> its value as text.
     evals: what --evals names, in place of config.eval.tasks; None: what the run has.
+    mode: of the program; one of `WRITING` uses a pretrained model's folder as well.
 
   Raises:
     ValueError: if the workdir holds no run, or an override would change the run itself or nothing at all.
   """
-  config = runs.config_of(workdir, given=overrides)
+  if runs.is_pretrained(workdir):
+    if mode not in WRITING:
+      raise ValueError(f"--workdir={workdir} holds a pretrained model and no run: it writes text with --mode="
+                       f"{', '.join(WRITING)}; a training starts from it with --config.model.path={workdir}")
+    config = runs.config_of_pretrained(workdir)
+  else:
+    config = runs.config_of(workdir, given=overrides)
   if evals is not None:
     recall.chosen(evals, field="--evals")
     if config.recipe not in ("memory_lm", "episodic") and "." not in config.recipe:

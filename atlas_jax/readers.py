@@ -66,7 +66,7 @@ FRESH = f"{TEXT} if model.path=None &"
 DRAWN = BESIDE.replace(f"{TEXT} if", FRESH)
 DRAWN_WRITTEN = WRITTEN.replace(f"{TEXT} if", FRESH)
 ROWS = "if data.name=files|hf:*"
-TRACED = "data.name=traces"
+TRACED, ANEW, OWN = "data.name=traces", "traces.completions=sampled", "traces.target=student"
 BOARDS = "trm if puzzles.name=sudoku|maze"
 ARC = "trm if puzzles.name=arc*|files"
 
@@ -128,9 +128,10 @@ READERS = {
     "data.max_prompt_tokens": f"{POLICY} gkd",
     "traces": f"{TUNED} if {TRACED}",
     "traces.target": f"sft gkd if {TRACED}",
-    "traces.prompt": f"{POLICY} ranked if {TRACED}; sft gkd if {TRACED} & traces.target!=teacher",
-    "traces.shown": f"sft gkd if {TRACED} & traces.target=student",
-    "traces.verified_reward": f"sft gkd if {TRACED} & traces.target=student",
+    "traces.completions": f"grpo if {TRACED}",
+    "traces.prompt": f"grpo if {TRACED} & {ANEW}; teacher ranked if {TRACED}; "
+                     f"sft gkd if {TRACED} & traces.target!=teacher",
+    **dict.fromkeys(("traces.shown", "traces.verified_reward"), f"sft gkd if {TRACED} & {OWN}"),
     "traces.lesson": f"sft gkd if {TRACED} & traces.target=teacher",
     "traces.max_reject_frac": f"{TUNED} if {TRACED} & traces.strict=False",
     "data.overlong": TUNED,

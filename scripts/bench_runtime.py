@@ -26,12 +26,14 @@ import math
 import os
 import pathlib
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KINDS = ("runtime",)
@@ -82,13 +84,21 @@ def measure(spec: dict) -> list[dict]:
                         cwd=ROOT, env={**os.environ, "PYTHONPATH": path})
   row = {"name": "runtime", **dict.fromkeys([name for name, _ in TABLE]),
          **{name: spec.get(name) for name in ("what", "store", "sessions", "judge_calls", "repeats")},
-         "device": bench_child.processor(), "versions": {"python": sys.version.split()[0]},
+         "device": bench_child.processor(), "versions": versions(spec),
          "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
          "load_average": round(os.getloadavg()[0], 1)}
   if done.returncode or not done.stdout.strip():
     last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
     return [{**row, "error": last}]
   return [judged({**row, **json.loads(done.stdout.splitlines()[-1])})]
+
+
+def versions(spec: dict) -> dict[str, str]:
+  """Returns the versions of what a row depends on."""
+  found = {"python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version}
+  if spec["store"] == "postgres":
+    found = {"python": found["python"], "psycopg": metadata.version("psycopg")}
+  return found
 
 
 def judged(row: dict) -> dict:
@@ -216,8 +226,6 @@ def counting(spec: dict) -> Iterator[list[int]]:
 
 async def session(spec: dict, folder: str) -> dict:
   """Runs one session, and looks at what it left."""
-  import sqlite3
-
   async def agent(messages):
     return student(messages)
 

@@ -151,6 +151,7 @@ COMMANDS = {
   ),
   "bash scripts/vllm_cpu_lane.sh": How(why="network: it installs vLLM"),
   "python scripts/rules_table.py": How(),
+  "python scripts/runtime_table.py": How(),
   "python scripts/docs_reference.py": How(),
   "python -m atlas_jax.monitor.dashboard --runs=runs": How(
     f"--port={PORT}", needs=(QUICKSTART,), asks="_stcore/health"

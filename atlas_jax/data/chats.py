@@ -1,13 +1,23 @@
 """Problems as token ids: by a chat template, or as plain text; which ids are learnt."""
+import pathlib
+
 import numpy as np
 
 from atlas_jax.data import messages as chat_messages
-from atlas_jax.data.chat_template import FILES, Encoded, Template, load
+from atlas_jax.data.chat_template import FILES, REMEDY, Encoded, Template, load
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.files import json_file
 
-__all__ = ["FILES", "Encoded", "Template", "encode", "load", "messages_of", "prompt_ids", "reply_of", "rows",
-           "split_turns"]
+__all__ = ["FILES", "Encoded", "Template", "encode", "has_template", "load", "messages_of", "prompt_ids",
+           "reply_of", "rows", "split_turns"]
+
+
+def has_template(folder) -> bool:
+  """Returns whether a tokenizer's folder has a chat template, as `load` finds it."""
+  *own, settings = (pathlib.Path(folder) / name for name in FILES[:3])
+  return (any(one.is_file() for one in own)
+          or settings.is_file() and bool(json_file.read(settings, remedy=REMEDY).get("chat_template")))
 
 
 def encode(problem: Problem, tokenizer: Tokenizer, template: Template | None = None, *, learn: str = "all",

@@ -12,6 +12,9 @@ def group() -> dict:
       # Whose text sft and gkd learn: the "student"'s verified answer, the "teacher"'s guidance, or "none",
       # where gkd with completions of its own needs prompts alone.
       "target": one_of("student", "student teacher none"),
+      # Completions that grpo learns from: "sampled" anew, or "served", those that `atlas proxy` recorded in
+      # front of a server that tells ids, by these ids and with its log-probabilities as the sampler's.
+      "completions": one_of("sampled", "sampled served"),
       # What is asked: the session's "task", or each "step" with all that was known before it.
       "prompt": one_of("task", "task step"),
       # Before a student's answer: its "task" alone, or earlier "attempts" and the guidance behind them.

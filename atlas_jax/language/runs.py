@@ -1,5 +1,10 @@
-"""Opens a run to use it: its config, its newest parameters, and text that goes on from a prompt."""
+"""Opens a run to use it: its config, its newest parameters, and text that goes on from a prompt.
+
+The folder of a pretrained model, such as --mode=export writes, stands for a run of it that has made no update
+where text is written: --mode=serve, chat and generate.
+"""
 import math
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +12,10 @@ import jax
 
 from atlas_jax import config as configs
 from atlas_jax import state as states
+from atlas_jax.data import chats
 from atlas_jax.language import assets, handed_over
 from atlas_jax.language.decoding import streams
-from atlas_jax.language.initial_model import InitialModel, load_initial_model
+from atlas_jax.language.initial_model import MODEL, InitialModel, load_initial_model
 from atlas_jax.models import language as languages
 from atlas_jax.models import lora, placement
 from atlas_jax.parallel import mesh as meshes
@@ -39,6 +45,21 @@ def config_of(workdir, given=()):
   """
   config = configs.unfrozen(configs.load(workdir, given=given))
   assets.resolve(config, workdir)
+  return config
+
+
+def is_pretrained(folder) -> bool:
+  """Returns whether a folder has the weights of a pretrained model, and is no run."""
+  return any(pathlib.Path(folder).glob("model*.safetensors")) and not handed_over.is_run(folder)
+
+
+def config_of_pretrained(folder):
+  """Returns a config, to be resolved, that uses a pretrained model as it is, with its own tokenizer and
+  template."""
+  config = configs.default()
+  config.recipe = "sft"
+  config.model.update(kind="decoder", path=str(folder))
+  config.data.update(tokenizer=MODEL, chat_template=MODEL if chats.has_template(folder) else None)
   return config
 
 
@@ -98,10 +119,14 @@ def check_language(config, workdir, mode: str) -> None:
 def restore_tuned(config, workdir, start: InitialModel, mesh) -> tuple[Any, Any, int]:
   """Reads (what was trained, the model beside its adapters or None, step) of a language run.
 
+  Of a pretrained model's folder it reads the weights, at step 0.
+
   Raises:
     CheckpointError: see `restore`.
     ValueError: if the model that adapters belong to is no longer where it was.
   """
+  if is_pretrained(workdir):
+    return start.read(mesh, fresh=True)[0], None, 0
   params, _, step = restore(config, workdir, lambda rng: Init(start.init(rng)[0]), mesh)
   if not start.adapted:
     return params, None, step

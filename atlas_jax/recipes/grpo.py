@@ -1,17 +1,19 @@
 """Policy optimisation: completions that earn more than others of their prompt become likelier.
 
-See `policy_training` for what a loss weighs and counts.
+See `policy_training` for what a loss weighs and counts. With config.traces.completions="served" the
+completions are recorded ones, see `rollout.served_source`.
 """
 import functools
 
 from atlas_jax import evals
 from atlas_jax.data import prompts, stepped
+from atlas_jax.data.traces import sources as traces
 from atlas_jax.language import assets, first_params, samplers
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel, load_initial_model, merge_frozen
 from atlas_jax.losses.policy import PolicySettings
 from atlas_jax.recipes import Accounting, Assets, LossOut, Recipe, ReferenceUpdate, Update
-from atlas_jax.rollout import held_out, policy_training, reward_columns, rewards
+from atlas_jax.rollout import held_out, policy_training, reward_columns, rewards, served_source
 from atlas_jax.rollout.source import RolloutSource
 
 
@@ -41,6 +43,13 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
   """
   data = config.data
   wanted = rewards.of_config(config)
+  options = held_out.options_of(config, start, n=data.group_size, temperature=config.sampler.temperature)
+  given = {"options": options, "plan": policy_training.plan_of(config, start),
+           "scoring": policy_training.scoring_of(config), "tokenizer": start.tokenizer, "seed": config.seed,
+           "old_logprobs": policy_training.old_logprobs_of(config, start, mesh), "workdir": workdir,
+           **stepped.this_process()}
+  if data.name == traces.NAME and config.traces.completions == "served":
+    return _recorded(config, start, sampler, wanted, given)
   # Completions are scored against answers; recorded solutions are not read.
   needs = reward_columns.needs_of(config, start, solution=False, answer=True)
   # One prompt per step, and the same in all processes, for each makes the whole rollout.
@@ -48,14 +57,20 @@ def source_of(config, start: InitialModel, sampler: Sampler, mesh, workdir=None)
                                group_size=data.group_size, seed=config.seed)
   # One epoch at most is looked at, on the host: a column that no row has is an error before compilation.
   wanted.check_columns(found.batch(step)["problems"][0] for step in range(found.steps_per_epoch or 1))
-  options = held_out.options_of(config, start, n=data.group_size, temperature=config.sampler.temperature)
-  return RolloutSource(
-      found, sampler, wanted,
-      encode=held_out.encoder_of(config, start), options=options,
-      plan=policy_training.plan_of(config, start), scoring=policy_training.scoring_of(config),
-      tokenizer=start.tokenizer, seed=config.seed, whole=merge_frozen,
-      old_logprobs=policy_training.old_logprobs_of(config, start, mesh), workdir=workdir,
-      **stepped.this_process())
+  return RolloutSource(found, sampler, wanted, encode=held_out.encoder_of(config, start), whole=merge_frozen,
+                       **given)
+
+
+def _recorded(config, start: InitialModel, sampler: Sampler, wanted: rewards.Rewards, given
+              ) -> served_source.ServedSource:
+  served_source.check(config)
+  data = config.data
+  answers = traces.load_served(data.files, config.traces, held_out_frac=data.held_out_frac)
+  found = served_source.of_answers(
+      answers, start.tokenizer, group_size=data.group_size, max_prompt_tokens=data.max_prompt_tokens,
+      max_tokens=config.sampler.max_tokens, overlong=data.overlong, vocab_size=start.language.vocab_size)
+  wanted.check_columns(one.problem for one in found)
+  return served_source.ServedSource(found, sampler, wanted, ends=start.end_tokens, **given)
 
 
 def loss_of(config, start: InitialModel, settings: PolicySettings):

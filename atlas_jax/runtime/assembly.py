@@ -19,7 +19,6 @@ from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import Endpoint
 from atlas_jax.runtime import canary, deploy, fingerprint
 from atlas_jax.runtime.agents import load as agent_load
-from atlas_jax.runtime.agents import openai as openai_agent
 from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
 from atlas_jax.runtime.canary import CanaryPair
 from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
@@ -71,7 +70,7 @@ class Assembly:
     self._versions: dict[str, list[Deployment]] = {"teacher": [], "student": []}
     self._made: dict[int, Any] = {}    # deployment -> supervisor or agent, kept: sessions end on theirs
     self._forced: set[str] = set()     # keys that get the version before
-    self._pairs: dict[int, list[CanaryPair]] = {}
+    self._comparing = asyncio.Lock()
     self._tasks: list[asyncio.Task] = []
     self._compared: set[asyncio.Task] = set()
 
@@ -206,27 +205,32 @@ class Assembly:
         model = deploy.endpoint_of(server, one.metadata["form"], self.settings.teacher)
         self._made[one.id] = supervisor_of(model, self.settings.teacher)
       else:
-        self._made[one.id] = openai_agent.OpenAIAgent(openai_agent.OpenAIAgentSettings(
-            url=server.url, model=server.model, name=self._base_agent.name, version=one.version))
+        self._made[one.id] = deploy.student_of(server, one.metadata["form"], one.version, self.settings.agent,
+                                               name=self._base_agent.name)
     return self._made[one.id]
 
   # The canary.
 
   async def _compare(self, spec: SessionSpec, found: SessionResult, trial: Deployment) -> None:
-    """Does a canary's task under the version before, and decides whether the new one stays."""
+    """Does a canary's task under the version before, and decides whether the new one stays.
+
+    Comparisons are kept in the store: those of an earlier start and of other processes count.
+    """
     key = spec.key + BEFORE
     self._forced.add(key)
     try:
       before = await self.pool.run(dataclasses.replace(spec, key=key, metadata={**spec.metadata,
                                                                               "canary_of": spec.key}))
+      pair = CanaryPair(score_of(found), score_of(before), _failed(found))
+      if found.session_id is None:
+        raise StoreError("it is not in the store yet, which keeps comparisons")
+      async with self._comparing:  # One after the other: a decision looks at all that are there.
+        kept = await self.store.put_canary_pair(trial.id, found.session_id, pair)
+        await self._decided(trial, [CanaryPair(*one) for one in kept])
     except Exception as error:
       logging.warning("session %s is not compared: %s", spec.key, one_line(error))
-      return
     finally:
       self._forced.discard(key)
-    pairs = self._pairs.setdefault(trial.id, [CanaryPair(*one) for one in trial.metadata.get("pairs", ())])
-    pairs.append(CanaryPair(score_of(found), score_of(before), _failed(found)))
-    await self._decided(trial, pairs)
 
   async def _decided(self, trial: Deployment, pairs: list[CanaryPair]) -> None:
     said = canary.decide(pairs, self.settings.deploy)

@@ -111,17 +111,22 @@ async def _served(store: RuntimeStore, found: Checkpoint, role: str, fraction: f
 
 async def _tested(store: RuntimeStore, number: int, server: ModelServer, found: Checkpoint, role: str,
                   settings: RuntimeSettings) -> dict[str, Any]:
-  if role != "teacher":
-    return {}
-  endpoint = deploy.endpoint_of(server, found.form, settings.teacher)
-  readable = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
-  if readable < settings.deploy.parse_fraction:
+  """Has a server answer the questions of the self-test: a teacher readably, a student at all."""
+  if role == "teacher":
+    endpoint = deploy.endpoint_of(server, found.form, settings.teacher)
+    measured = await deploy.self_test(endpoint, settings.teacher, settings.deploy.probes)
+  else:
+    student = deploy.student_of(server, found.form, found.version, settings.agent, name="self-test",
+                                max_tokens=deploy.ANSWER_TOKENS)
+    measured = await deploy.answers_test(student, settings.deploy.probes)
+  if measured < settings.deploy.parse_fraction:
     await store.move_deployment(number, canary.STARTING, canary.FAILED, fraction=0.0)
-    raise StartError(f"of {settings.deploy.probes} replies of {server.model} at {server.url} "
-                      f"{readable:.0%} can be "
-                      f"read, and {settings.deploy.parse_fraction:.0%} are needed "
-                      f"(config.deploy.parse_fraction)")
-  return {"self_test": readable}
+    wanted = "replies" if role == "teacher" else "questions"
+    what = "can be read" if role == "teacher" else "are answered"
+    raise StartError(f"of {settings.deploy.probes} {wanted} of {server.model} at {server.url} {measured:.0%} "
+                     f"{what}, and {settings.deploy.parse_fraction:.0%} are needed "
+                     "(config.deploy.parse_fraction)")
+  return {"self_test": measured}
 
 
 def rollback(asked: argparse.Namespace, settings: RuntimeSettings) -> int:

@@ -1,8 +1,11 @@
 """Puts a checkpoint to work: its files, its protocol, a server, a self-test, and a row of the store.
 
-A server is this project's `--mode=serve` on loopback, or one whose address is given, such as vLLM.
+A server is this project's `--mode=serve` on loopback, or one whose address is given, such as vLLM. Ours
+serves the weights that were exported, which the version names, and not the run that they came from: a
+training that went on has newer ones.
 """
 import asyncio
+import fnmatch
 import hashlib
 import json
 import os
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.files import inside, json_file, write
@@ -21,12 +24,16 @@ from atlas_jax.rollout import teaching
 from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.rollout.endpoint import Endpoint, EndpointError
 from atlas_jax.rollout.endpoint_settings import EndpointSettings
+from atlas_jax.runtime.agents.agent import AgentError, AgentSession
+from atlas_jax.runtime.agents.openai import OpenAIAgent, OpenAIAgentSettings
 from atlas_jax.runtime.settings import DeploySettings, ModelSettings
 
-MANIFEST, CHECKPOINT, RUN = "manifest.json", "rl_checkpoint", "train"  # As the pipeline names them.
+MANIFEST, CHECKPOINT = "manifest.json", "rl_checkpoint"  # As the pipeline names them.
+WEIGHTS = "model*.safetensors"  # Of the files that a manifest lists, those that a server reads.
 FORMAT = "atlas_jax.rl_checkpoint/1"
 TEMPLATE = "chat_template.jinja"
 LOOK_S = 0.2
+ANSWER_TOKENS = 16  # Of a student's answer in the self-test, which asks whether it answers at all.
 SELF_TEST = tuple(f"{11 + 7 * number}+{13 + 3 * number}=" for number in range(20))
 
 
@@ -124,20 +131,21 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> ModelServer:
   """Starts this project's server for a checkpoint, which goes on when this program ends.
 
   Raises:
-    DeployError: if it ends, or is not healthy in its time; its log is named.
+    DeployError: if it has no weights that the server reads, the server ends, or is not healthy in its time;
+      its log is named.
   """
-  run = found.folder.parent / RUN
-  if not (run / "config.json").is_file():
-    raise DeployError(f"{run} is not there: `--mode=serve` serves runs, and the run of {found.folder} has "
-                      f"been "
-                      "moved; serve the checkpoint by `vllm serve`, and give --url=http://HOST:PORT/v1")
   folder = pathlib.Path(settings.folder)
+  if not fnmatch.filter(found.manifest["files"], WEIGHTS):
+    raise DeployError(f"{found.folder} has no exported weights ({WEIGHTS}), which `--mode=serve` reads; make "
+                      "the checkpoint again, or serve it yourself, and give --url=http://HOST:PORT/v1")
   folder.mkdir(parents=True, exist_ok=True)
   out, log, pid = (folder / f"{found.version[:16]}.{name}" for name in ("json", "log", "pid"))
   if (running := _started(out, pid)) is not None:  # By a start that was killed before it could tell.
     return running
   port = settings.port or _free_port()
-  command = [sys.executable, "-m", "atlas_jax.main", "--mode=serve", f"--workdir={run}", f"--port={port}"]
+  name = f"{found.manifest['role']}-{found.version[:12]}"
+  command = [sys.executable, "-m", "atlas_jax.main", "--mode=serve", f"--workdir={found.folder}",
+             f"--port={port}", f"--config.serve.served_as={name}"]
   with open(out, "wb") as said, open(log, "wb") as errors:
     process = subprocess.Popen(command, stdout=said, stderr=errors, stdin=subprocess.DEVNULL,
                                start_new_session=True)
@@ -146,12 +154,13 @@ def start_server(found: Checkpoint, settings: DeploySettings) -> ModelServer:
   try:
     while time.monotonic() < ends:
       if process.poll() is not None:
-        raise DeployError(f"the server of {run} ended with {process.returncode}: {_last_line(log)} (see "
-                          f"{log})")
+        raise DeployError(f"the server of {found.folder} ended with {process.returncode}: {_last_line(log)} "
+                          f"(see {log})")
       if (server := _started(out, pid)) is not None:
         return server
       time.sleep(LOOK_S)
-    raise DeployError(f"the server of {run} was not healthy within {settings.start_s:g} seconds (see {log})")
+    raise DeployError(f"the server of {found.folder} was not healthy within {settings.start_s:g} seconds "
+                      f"(see {log})")
   except BaseException:
     stop_server(process.pid)
     raise
@@ -228,6 +237,40 @@ def endpoint_of(server: ModelServer, form: str, settings: ModelSettings) -> Endp
       name: getattr(settings.endpoint, name) for name in
       ("timeout_s", "deadline_s", "tries", "parallel_requests", "response_format", "key_variable")}
   return Endpoint(EndpointSettings(url=server.url, model=server.model, form=form, **given))
+
+
+def student_of(server: ModelServer, form: str, version: str, base: Mapping[str, Any], name: str,
+               **changes: Any) -> OpenAIAgent:
+  """Returns a model that is served as the student, asked as the config's agent is where that is a model, too.
+
+  Args:
+    server: that answers.
+    form: "chat" or "texts".
+    version: of the deployment.
+    base: config.agent with its options, of which those of a model at an endpoint are kept.
+    name: of the config's agent, which the learning key holds.
+    **changes: of `OpenAIAgentSettings`, in place of the config's.
+  """
+  served = {"url": server.url, "model": server.model, "form": form, "version": version, "name": name}
+  kept = {key: value for key, value in base.items() if key not in ("kind", *served)}
+  return OpenAIAgent(OpenAIAgentSettings(**{**(kept if base.get("kind") == "openai" else {}), **served,
+                                            **changes}))
+
+
+async def answers_test(agent: OpenAIAgent, count: int, questions: Sequence[str] = SELF_TEST) -> float:
+  """Returns the fraction of questions that a student answers at all."""
+  async def answered(number: int) -> bool:
+    messages = [{"role": "user", "content": questions[number % len(questions)]}]
+    try:
+      await agent(messages, session=AgentSession(f"self-test {number}", messages[0]["content"], {}))
+    except AgentError:
+      return False
+    return True
+
+  try:
+    return sum(await asyncio.gather(*(answered(number) for number in range(count)))) / count
+  finally:
+    await agent.close()
 
 
 async def self_test(endpoint: Endpoint, settings: ModelSettings, count: int,

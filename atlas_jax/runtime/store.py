@@ -263,6 +263,13 @@ class RuntimeStore:
         fraction=fraction,
         metadata=metadata), None)
 
+  async def put_canary_pair(self, deployment: int, session_id: int, pair: Sequence[Any]) -> list[tuple]:
+    """Writes a comparison of a version on trial; returns all of them, see `runtime_rows.put_canary_pair`."""
+    new, old, is_error = pair
+    return await self._commit.written(functools.partial(
+        runtime_rows.put_canary_pair, deployment=deployment, session_id=session_id, new=new, old=old,
+        is_error=is_error), None)
+
   async def forget(self, *, session_key: str | None = None, tenant: str | None = None) -> tuple[int, int]:
     """Deletes sessions with all that is theirs, in the spool too; returns how many, and how many lessons."""
     found = None if session_key is None else await self.load(session_key)

@@ -14,8 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from atlas_jax import config as configs
+from atlas_jax import modes
 from atlas_jax.checkpoint import Checkpoints
+from atlas_jax.data import chats
 from atlas_jax.language import assets
+from atlas_jax.language import runs as language_runs
 from atlas_jax.language.initial_model import load_initial_model
 from atlas_jax.language.pretrained import hf_import, peft
 from atlas_jax.models import head, lora
@@ -88,6 +91,21 @@ def test_a_model_that_was_drawn_is_read_back_with_its_tokenizer(tmp_path):
   settings = json.loads((folder / "config.json").read_text())
   assert settings["eos_token_id"] == 256 and settings["max_position_embeddings"] >= config.data.segment_len
   assert {"tokenizer.json", "tokenizer_config.json"} <= {file.name for file in folder.iterdir()}
+
+
+def test_what_was_exported_writes_text_as_it_is_and_is_no_run(tmp_path):
+  pytest.importorskip("tokenizers")
+  params = leave_run(tmp_path / "run", tuning.config_of())
+  folder, _ = exported(tmp_path / "run")
+  config = modes.config_of_run(str(folder), {"serve.slots": "2"}, mode="serve")
+  assert (config.data.chat_template, config.serve.slots) == (None, 2)
+  opened = language_runs.open_tuned(config, folder, runs.one_device())
+  assert_same_bits(opened.params, params)
+  assert opened.step == 0 and not language_runs.is_pretrained(tmp_path / "run")
+  with pytest.raises(ValueError, match="holds a pretrained model and no run: .* --mode=serve, chat"):
+    modes.config_of_run(str(folder), {}, mode="eval")
+  (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+  assert chats.has_template(folder)
 
 
 def test_a_run_may_start_from_what_was_exported(tmp_path):

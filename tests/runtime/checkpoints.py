@@ -5,6 +5,9 @@ import pathlib
 from atlas_jax.files import json_file, write
 from atlas_jax.rollout import teaching
 
+TURNS = ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+         "{% if add_generation_prompt %}assistant: {% endif %}")
+
 
 def sha(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
@@ -28,3 +31,23 @@ def write_checkpoint(output: pathlib.Path, *, template=None, trained_with=None, 
               **changes}
   write.json(folder / "manifest.json", json_file.sealed(manifest))
   return output
+
+
+def export_student(output: pathlib.Path) -> pathlib.Path:
+  """Writes output/rl_checkpoint of a tiny student that has learnt nothing, with its weights; returns it."""
+  from atlas_jax.language import export
+  from tests import tuning
+  from tests.language.test_export import leave_run
+
+  config = tuning.config_of()
+  leave_run(output / "run", config)
+  folder = output / "rl_checkpoint"
+  export.run(config, output / "run", folder)
+  template = folder / "chat_template.jinja"
+  template.write_text(TURNS)
+  manifest = {"format": "atlas_jax.rl_checkpoint/1", "role": "student", "protocol": None, "parent": None,
+              "chat_template_sha256": sha(template.read_bytes()),
+              "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha(file.read_bytes())}
+                        for file in sorted(folder.iterdir())}}
+  write.json(folder / "manifest.json", json_file.sealed(manifest))
+  return folder

@@ -1,5 +1,7 @@
 """Versions at work: fractions, comparisons, promotion and rollback, with scripted endpoints."""
 import asyncio
+import contextlib
+import sqlite3
 
 import pytest
 
@@ -27,6 +29,12 @@ def states(settings, role="teacher"):
       await store.close()
 
   return asyncio.run(read())
+
+
+def pairs_of(folder):
+  with contextlib.closing(sqlite3.connect(folder / "atlas.db")) as store:
+    return store.execute("SELECT new_score, old_score, is_error FROM canary_pairs "
+                         "ORDER BY session_id").fetchall()
 
 
 def ran(settings, rows=TASKS, **more):
@@ -68,6 +76,20 @@ def test_a_broken_version_is_rolled_back_within_forty_sessions(tmp_path, server,
   assert one.version not in {each.versions["teacher"] for each in again}
 
 
+def test_a_trial_goes_on_after_a_restart_with_the_pairs_of_the_start_before(tmp_path, server):
+  settings = sums.load(tmp_path)
+  server.use(says("c"))
+  deployed(settings, write_checkpoint(tmp_path), server, fraction=1.0)
+  ran(settings, TASKS[:25])
+  [now] = states(settings)
+  assert now.state == canary.CANARY and len(pairs_of(tmp_path)) == 25
+  ran(settings, TASKS[25:40])
+  [now] = states(settings)
+  assert now.state == canary.ACTIVE and now.metadata["decision"]["pairs"] == 40
+  kept = [[one, other, bool(failed)] for one, other, failed in pairs_of(tmp_path)]
+  assert now.metadata["pairs"] == kept and {one[0] for one in kept} == {1.0}
+
+
 def test_a_session_ends_on_the_version_that_it_began_with(tmp_path, server):
   settings = sums.load(tmp_path)
   server.use(says("c"))
@@ -104,3 +126,17 @@ def test_deployed_twice_is_one_and_a_trial_is_not_interrupted(tmp_path, server):
   back, before = asyncio.run(cli_deploy.rolled_back(settings, "teacher"))
   assert back.id == first.id and before is None
   assert asyncio.run(cli_deploy.rolled_back(settings, "teacher")) == (None, None)
+
+
+def test_a_student_that_answers_nothing_is_not_put_to_work(tmp_path, server):
+  settings = sums.load(tmp_path)
+  server.use(lambda number, body: Answer(status=400))
+  folder = write_checkpoint(tmp_path, role="student", protocol=None)
+  with pytest.raises(cli_deploy.StartError, match="of 20 questions of m at .* 0% are answered"):
+    deployed(settings, folder, server, role="student")
+  assert [one.state for one in states(settings, "student")] == [canary.FAILED]
+  server.use(says("9"))  # It is mended, and the same command puts it to work.
+  one = deployed(settings, folder, server, role="student", fraction=1.0)
+  assert (one.role, one.state, one.metadata["form"]) == ("student", canary.CANARY, "texts")
+  [found] = ran(settings, [{"task": "4+5=", "ground_truth": "9"}], lane="auto")
+  assert (found.versions["student"], found.answer, found.reward) == (one.version, "9", 1.0)

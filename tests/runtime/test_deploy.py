@@ -10,7 +10,7 @@ from atlas_jax.runtime import deploy
 from atlas_jax.runtime.deploy import DeployError, ModelServer
 from atlas_jax.runtime.settings import DeploySettings, ModelSettings
 from tests.rollout.chat_server import Answer
-from tests.runtime.checkpoints import write_checkpoint
+from tests.runtime.checkpoints import sha, write_checkpoint
 
 PLAIN = ModelSettings("function", "a:b", templates="plain", max_tokens=8)
 
@@ -55,18 +55,41 @@ def test_damage_is_named(tmp_path):
     deploy.read_checkpoint(str(tmp_path / "nowhere"), "teacher", "plain")
 
 
-def test_a_checkpoint_without_its_run_asks_for_a_server(tmp_path):
+def test_a_checkpoint_without_weights_of_ours_asks_for_a_server(tmp_path):
   found = deploy.read_checkpoint(str(write_checkpoint(tmp_path)), "teacher", "plain")
-  with pytest.raises(DeployError, match="give --url"):
+  (tmp_path / "train").mkdir()  # A run beside it may have been trained further: it is no stand-in.
+  with pytest.raises(DeployError, match="has no exported weights .* give --url"):
     deploy.start_server(found, DeploySettings(folder=str(tmp_path / "servers")))
 
 
 def test_a_server_that_ends_is_told_with_its_last_line(tmp_path):
-  found = deploy.read_checkpoint(str(write_checkpoint(tmp_path)), "teacher", "plain")
-  (tmp_path / "train").mkdir()
-  (tmp_path / "train/config.json").write_text("{}")
-  with pytest.raises(DeployError, match="the server of .*train ended with"):
+  files = {"model.safetensors": {"bytes": 0, "sha256": sha(b"")}}
+  write_checkpoint(tmp_path, files=files)
+  (tmp_path / "rl_checkpoint/model.safetensors").touch()
+  found = deploy.read_checkpoint(str(tmp_path), "teacher", "plain")
+  with pytest.raises(DeployError, match="the server of .*rl_checkpoint ended with 1: .*config.json"):
     deploy.start_server(found, DeploySettings(folder=str(tmp_path / "servers"), start_s=60))
+
+
+@pytest.mark.parametrize("form", ["chat", "texts"])
+def test_a_student_is_asked_in_its_form_and_as_the_config_s_agent_was(server, form):
+  server.use(lambda number, body: Answer({"choices": [{"text": "7", "message": {"content": "7"}}]}))
+  base = {"kind": "openai", "url": "http://127.0.0.1:9/v1", "model": "old", "version": "1",
+          "temperature": 0.5, "max_tokens": 9}
+  agent = deploy.student_of(ModelServer(server.url, "new"), form, "v2", base, "mine")
+  assert (agent.name, agent.version) == ("mine", "v2")
+  assert asyncio.run(deploy.answers_test(agent, 2)) == 1.0
+  for asked in server.asked:
+    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("new", 0.5, 9)
+    assert ("messages" in asked) == (form == "chat") and ("prompt" in asked) == (form == "texts")
+
+
+def test_the_options_of_another_kind_of_agent_are_not_those_of_a_student(server):
+  server.use(lambda number, body: Answer(status=400))
+  base = {"kind": "python", "function": "a:b", "idempotent": False}
+  agent = deploy.student_of(ModelServer(server.url, "new"), "chat", "v2", base, "mine", max_tokens=3)
+  assert agent.idempotent and asyncio.run(deploy.answers_test(agent, 2)) == 0.0
+  assert {asked["max_tokens"] for asked in server.asked} == {3}
 
 
 def test_servers_are_adopted_by_address():

@@ -195,6 +195,18 @@ def move_deployment(transaction: Transaction, number: int, from_state: str, to_s
     raise StoreError(f"deployment {number} is no longer {from_state}; look at it again")
 
 
+def put_canary_pair(transaction: Transaction, deployment: int, session_id: int, new: float | None,
+                    old: float | None, is_error: bool) -> list[tuple[float | None, float | None, bool]]:
+  """Writes the scores of a session under a version on trial and the one before; returns all of that trial.
+
+  A session that is compared again changes nothing.
+  """
+  transaction.run(sql.PUT_CANARY_PAIR, deployment=deployment, session_id=session_id, new=new, old=old,
+                  is_error=int(is_error))
+  return [(one, other, bool(failed)) for one, other, failed in transaction.rows(sql.CANARY_PAIRS,
+                                                                                deployment=deployment)]
+
+
 def forget(transaction: Transaction, *, ids: Sequence[int] = (),
            tenant: str | None = None) -> tuple[int, int]:
   """Deletes sessions with all that belongs to them, and lessons that came from them.

@@ -21,17 +21,19 @@ from atlas_jax import modules
 from atlas_jax.data import problems, responses, stepped
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.responses import AnswerGroup
-from atlas_jax.data.traces import conversation, filters, pairs, split
+from atlas_jax.data.traces import conversation, filters, pairs, served_tokens, split
 from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.filters import Filters
 from atlas_jax.data.traces.jsonl import FoundTrace, TraceReader
 from atlas_jax.data.traces.provenance import DataHash
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.rejects import ReadReport, Reject, RejectLog
+from atlas_jax.data.traces.served_tokens import ServedAnswer
 
 NAME = "traces"
 STORE = "atlas_jax.data.traces.store"
 ENVIRONMENT = "env:"
+MOST_NAMED = 5  # Of what is left out, in a warning.
 LEARNING = ("sft", "gkd")  # Recipes that learn a recorded text; others have problems answered.
 
 
@@ -72,7 +74,7 @@ class Selection:
     return ", ".join(counts + ([f"{rejected} lines rejected"] if rejected else [])) or "none"
 
 
-_MEANINGS = {**filters.REASONS, **conversation.REASONS, **pairs.REASONS}
+_MEANINGS = {**filters.REASONS, **conversation.REASONS, **pairs.REASONS, **served_tokens.REASONS}
 
 
 def is_store(files: str) -> bool:
@@ -237,6 +239,30 @@ def load_groups(files: str | None, fields, *, held_out_frac: float
   sides = [[item for (_, item), is_out in zip(found, held_out, strict=True) if is_out == wanted]
            for wanted in (False, True)]
   return sides[0], sides[1]
+
+
+def load_served(files: str | None, fields, *, held_out_frac: float) -> list[ServedAnswer]:
+  """Returns the answers of the training split that have the ids of the server that wrote them.
+
+  Answers without are left out, and named in a warning; see `served_tokens` and `load`.
+
+  Raises:
+    ValueError: for settings that cannot be, and if nothing is left.
+  """
+  files = _needed(files)
+  without_ids: list[str] = []
+  try:
+    found, selection = read(files, fields,
+                            lambda one, refused: served_tokens.answers(one.trace, refused, without_ids))
+  finally:
+    if without_ids:
+      more = f" and {len(without_ids) - MOST_NAMED} more" if len(without_ids) > MOST_NAMED else ""
+      logging.warning("%s: %d answers have no token ids of the server that wrote them, and are not learnt "
+                      "from: %s%s", files, len(without_ids), "; ".join(without_ids[:MOST_NAMED]), more)
+  held_out = split.sides([at for at, _ in found], held_out_frac)
+  kept = [item for (_, item), is_out in zip(found, held_out, strict=True) if not is_out]
+  logging.info("%s: %d answers by their own ids; left out: %s", files, len(kept), selection)
+  return kept
 
 
 def target_of(config) -> str:

@@ -312,4 +312,10 @@ MOVE_DEPLOYMENT = _both("UPDATE deployments SET state = %(to_state)s, share = %(
                         "WHERE id = %(id)s AND state = %(from_state)s")
 DEPLOYMENTS = _both("SELECT id, role, version, url, share, state, CAST(metadata AS TEXT), at "
                     "FROM deployments WHERE role = %(role)s ORDER BY id")
+PUT_CANARY_PAIR = _both(
+    "INSERT INTO canary_pairs (deployment_id, session_id, new_score, old_score, is_error) VALUES "
+    "(%(deployment)s, %(session_id)s, %(new)s, %(old)s, %(is_error)s) "
+    "ON CONFLICT (deployment_id, session_id) DO NOTHING")
+CANARY_PAIRS = _both("SELECT new_score, old_score, is_error FROM canary_pairs "
+                     "WHERE deployment_id = %(deployment)s ORDER BY session_id")
 OF_TENANT = _both("SELECT id FROM sessions WHERE metadata->>'tenant_id' = %(tenant)s")

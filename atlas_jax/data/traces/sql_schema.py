@@ -158,6 +158,16 @@ CREATE TABLE deployments (
   "CREATE INDEX session_keys_until_idx ON session_keys (until)",
   "CREATE INDEX playbook_uses_entry_idx ON playbook_uses (playbook_key, entry_id)",
 )
+# Scores of a task under a version on trial and under the one before it.
+_CANARY = ("""
+CREATE TABLE canary_pairs (
+  deployment_id INTEGER NOT NULL REFERENCES deployments(id) ON DELETE CASCADE,
+  session_id INTEGER NOT NULL REFERENCES sessions(id) ON DELETE CASCADE,
+  new_score DOUBLE PRECISION,
+  old_score DOUBLE PRECISION,
+  is_error INTEGER NOT NULL,
+  PRIMARY KEY (deployment_id, session_id)
+)""",)
 _SQLITE = (
   ("SERIAL PRIMARY KEY", "INTEGER PRIMARY KEY AUTOINCREMENT"),
   ("TIMESTAMPTZ NOT NULL DEFAULT now()",
@@ -184,5 +194,6 @@ MIGRATIONS = (
   _migration(1, "tables of the Atlas SDK", *_SDK),
   _migration(2, "review log, session keys and indices of pages", *_REVIEW, *_PAGES),
   _migration(3, "leases, events, lessons and deployments of the runtime", *_RUNTIME),
+  _migration(4, "comparisons of versions on trial", *_CANARY),
 )
 VERSION = MIGRATIONS[-1].version

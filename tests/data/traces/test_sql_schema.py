@@ -63,7 +63,7 @@ def test_tables_columns_and_defaults_are_those_of_the_sdk(postgres_server):
     assert default == row["column_default"] or "nextval" in default
   assert {table for table, _ in ours} - {table for table, _ in known} == {
     "review_log", "session_keys", "schema_migrations", "session_events", "playbooks", "playbook_uses",
-    "deployments"}
+    "deployments", "canary_pairs"}
 
 
 def sdk_database(url):
