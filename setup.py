@@ -62,6 +62,8 @@ EXTRAS = {
     "runtime": ["httpx>=0.28,<1"],  # Asks endpoints: judges, students, teachers.
     "mcp": ["mcp>=2,<3"],  # Tools of servers by the Model Context Protocol, for agents of the runtime.
     "postgres": ["psycopg[binary]>=3.3,<4", "psycopg_pool>=3.2,<4"],  # Stores of traces beside SQLite files.
+    # Compilers for machines that are not there; of CUDA no library and no driver.
+    "plan": ["libtpu>=0.0.42", "jax-cuda12-plugin>=0.10.2,<0.11", "jax-cuda12-pjrt>=0.10.2,<0.11"],
     "trackers": ["wandb>=0.31,<0.32", "trackio>=0.43,<0.44"],  # Beside TensorBoard.
     "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings-python>=2,<3"],
     "notebooks": ["notebook>=7.5,<8", "nbclient>=0.11", "nbformat>=5.11", "ipykernel>=7"],
