@@ -79,6 +79,9 @@ def _fields() -> dict:
           "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
           "fsdp": 1,  # Devices with other rows and other parts of the parameters.
           "tensor": 1,  # Devices with the same rows and other heads and columns.
+          # Slices of devices with a slow network between them (DCN) and a fast one within (ICI, NVLink): data
+          # runs over slices first, fsdp and tensor stay within one. On TPUs as many as there are.
+          "dcn_data": at_least(1, 1),
       },
       "hosts": {  # Several processes; those of a run wait for each other:
           "join_s": above_zero(300.0),  # Seconds until all have started.
