@@ -74,7 +74,8 @@ CLUSTERS = {
     "slurm": Cluster("slurm.sh", ("sbatch",), "sbatch", {
         **NOTICE, "devices": whole("1", 0), "cpus": whole("8"), "partition": word("", "a partition"),
         "account": word("", "an account"),
-        "time": Option("24:00:00", r"(\d+-)?\d{1,2}:\d{2}:\d{2}", "[DAYS-]HOURS:MINUTES:SECONDS")}, "results"),
+        "time": Option("24:00:00", r"(\d+-)?\d{1,2}:\d{2}:\d{2}", "[DAYS-]HOURS:MINUTES:SECONDS"),
+        }, "results"),
     "jobset": Cluster("jobset.yaml", ("kubectl", "create", "-f"), "kubectl", {
         **NOTICE, "image": word("", "an image of scripts/docker, such as REGISTRY/atlas_jax:latest"),
         "claim": word("runs", "a claim of a volume"), "namespace": word("default", "a namespace"),
@@ -142,20 +143,23 @@ def check(launch: Launch) -> None:
   Raises:
     ValueError: as of the config, the mesh and the rows; or names the options.
   """
-  values, config = launch.values, configs.resolve(command.read_config(launch.values["config"], launch.overrides))
+  values = launch.values
+  config = configs.resolve(command.read_config(values["config"], launch.overrides))
   file = pathlib.Path(values["config"].partition(":")[0])
   if launch.kind != "slurm" and (file.is_absolute() or not (ROOT / file).is_file()):
-    raise ValueError(f"--config={values['config']}: {file} must be a file of this repository, which is what the "
-                     "machines of the cluster have")
+    raise ValueError(f"--config={values['config']}: {file} must be a file of this repository, which is what "
+                     "the machines of the cluster have")
   if re.search(r"\s", f"{ROOT}{pathlib.Path.cwd()}"):
     raise ValueError(f"the repository and this folder ({pathlib.Path.cwd()}) must have paths without spaces")
   slices = int(values.get("slices", "1"))
   if launch.kind == "jobset" and bool(values["tpu"]) != bool(values["topology"]):
-    raise ValueError("--tpu and --topology belong together, such as --tpu=tpu-v5-lite-podslice --topology=4x4")
+    raise ValueError("--tpu and --topology belong together, such as --tpu=tpu-v5-lite-podslice and "
+                     "--topology=4x4")
   if slices > 1 and not values["tpu"]:
     raise ValueError(f"--slices={slices} is for TPUs; GPUs are --nodes={slices * int(values['nodes'])}")
   if slices > 1 and config.mesh.dcn_data != slices:
-    raise ValueError(f"--slices={slices} needs --config.mesh.dcn_data={slices}, which is {config.mesh.dcn_data}")
+    raise ValueError(f"--slices={slices} needs --config.mesh.dcn_data={slices}, which is "
+                     f"{config.mesh.dcn_data}")
   # A CPU of a machine is one device.
   devices = int(values["nodes"]) * max(1, int(values["devices"])) * slices
   shape = meshes.shape_of(devices, **config.mesh)
@@ -170,10 +174,12 @@ def complete(launch: Launch) -> dict[str, str]:
   if runs.startswith("/") and not values["workdir"].startswith(f"{runs}/"):
     raise ValueError(f"--workdir={values['workdir']} must lie below {runs}, where the volume is mounted")
   last = re.sub(r"[^a-z0-9]+", "-", pathlib.PurePosixPath(values["workdir"]).name.lower()).strip("-")
-  values["name"] = values["name"] or re.sub(r"^[^a-z]+", "", last)[:LABEL_CHARACTERS].strip("-") or "atlas-jax"
+  label = re.sub(r"^[^a-z]+", "", last)[:LABEL_CHARACTERS].strip("-")
+  values["name"] = values["name"] or label or "atlas-jax"
   flags = [f"--config={values['config']}", f"--workdir={values['workdir']}",
            *(f"--config.{name}={value}" for name, value in launch.overrides.items())]
-  values.update(root=str(ROOT), here=str(pathlib.Path.cwd()), logs=f"{values['workdir']}/logs", flags=shlex.join(flags))
+  values.update(root=str(ROOT), here=str(pathlib.Path.cwd()), logs=f"{values['workdir']}/logs",
+                flags=shlex.join(flags))
   if launch.kind == "jobset":
     values["image"] = json.dumps(values["image"] or f"atlas_jax:{'tpu' if values['tpu'] else 'latest'}")
     # Kubernetes fills in $(NAME); of what is the user's nothing is.
@@ -230,8 +236,8 @@ def check_command(kind: str) -> None:
     ValueError: names the command.
   """
   if shutil.which(program := CLUSTERS[kind].needs) is None:
-    raise ValueError(f"--submit needs the command {program}, which is not on this machine; leave --submit out to "
-                     "print the file, and hand it in where the command is")
+    raise ValueError(f"--submit needs the command {program}, which is not on this machine; leave --submit "
+                     "out to print the file, and hand it in where the command is")
 
 
 def hand_in(launch: Launch, text: str) -> int:

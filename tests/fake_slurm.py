@@ -17,8 +17,8 @@ import sys
 import time
 from typing import NamedTuple
 
-OF_SBATCH = set("job-name nodes ntasks-per-node cpus-per-task gpus-per-node partition account time signal requeue "
-                "open-mode chdir output".split())
+OF_SBATCH = set("job-name nodes ntasks-per-node cpus-per-task gpus-per-node partition account time signal "
+                "requeue open-mode chdir output".split())
 OF_SRUN = {"kill-on-bad-exit", "wait", "open-mode", "output"}
 FIRST_PORT, PORTS = 61440, 4096  # JAX takes the port of process 0 from the number of the job.
 
@@ -101,11 +101,11 @@ def run(state: pathlib.Path, environment) -> Ended:
   while True:
     again = {"SLURM_RESTART_COUNT": str(starts)} if starts else {}
     with log.open("a") as out:  # Its folder must be there.
-      code = subprocess.run(["bash", str(path.with_suffix(".sh"))], cwd=options["chdir"], env={**whole, **again},
-                            stdout=out, stderr=out, check=False).returncode  # fmt: skip
+      command, env = ["bash", str(path.with_suffix(".sh"))], {**whole, **again}
+      done = subprocess.run(command, cwd=options["chdir"], env=env, stdout=out, stderr=out, check=False)
     starts += 1
     if not (marker := state / f"{job}.requeue").exists():
-      return Ended(code, starts)
+      return Ended(done.returncode, starts)
     marker.unlink()
 
 
@@ -135,8 +135,8 @@ def srun(words, state):
   nodes = ",".join(["localhost", *(f"node{i:03d}" for i in range(1, count))])
   for i in range(count):
     env = {**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0", "SLURM_NODEID": str(i),
-           "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": str(count),
-           "SLURM_STEP_TASKS_PER_NODE": f"1(x{count})"}  # fmt: skip
+           "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": str(count),
+           "SLURM_STEP_NUM_NODES": str(count), "SLURM_STEP_TASKS_PER_NODE": f"1(x{count})"}  # fmt: skip
     with open(named(options["output"], env, i), "a") as log:
       tasks.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
   listed = state / "tasks"

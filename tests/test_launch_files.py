@@ -1,4 +1,4 @@
-"""Launch files of clusters: filled, refused by name, held against schemas, handed in, and run by a pretended SLURM."""
+"""Launch files of clusters: filled, refused by name, held against schemas, and run by a pretended SLURM."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from atlas_jax.monitor.ledger import KINDS
+from atlas_jax.parallel import signals
 from scripts import launch
 from tests import fake_slurm, program
 from tests.program import ROOT
@@ -97,7 +98,8 @@ def test_shell_files_parse_and_a_linter_finds_nothing(name, capsys, monkeypatch,
   monkeypatch.chdir(ROOT)
   file = tmp_path / "launch.sh"
   file.write_text(printed(capsys, *SHAPES[name]))
-  linter = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+  beside = pathlib.Path(sys.executable).parent
+  linter = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
   assert linter, "shellcheck is missing: pip install -e '.[dev]'"
   for command in (["bash", "-n"], [linter, "--severity=style"]):
     done = subprocess.run([*command, file], capture_output=True, text=True, timeout=120, check=False)
@@ -109,13 +111,14 @@ def test_a_job_of_slurm_asks_for_what_the_words_say(capsys, monkeypatch):
   text = printed(capsys, *SHAPES["slurm"])
   asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
   assert asked == {
-    "job-name": "memory-40m", "nodes": "4", "ntasks-per-node": "1", "cpus-per-task": "8", "gpus-per-node": "1",
-    "partition": "gpu", "account": "lab", "time": "24:00:00", "signal": "USR1@120", "requeue": "",
-    "open-mode": "append", "chdir": str(ROOT), "output": "results/memory_40m/logs/%x_%j.log"}  # fmt: skip
+    "job-name": "memory-40m", "nodes": "4", "ntasks-per-node": "1", "cpus-per-task": "8",
+    "gpus-per-node": "1", "partition": "gpu", "account": "lab", "time": "24:00:00",
+    "signal": "USR1@120", "requeue": "", "open-mode": "append", "chdir": str(ROOT), "output": "results/memory_40m/logs/%x_%j.log"}  # fmt: skip
   assert "flags=(--config=configs/memory_40m.py --workdir=results/memory_40m --config.seed=3)" in text
   assert "JAX_PLATFORMS" not in text
   on_cpu = printed(capsys, *SHAPES["slurm_cpu"])
-  assert "gpus-per-node" not in on_cpu and "partition" not in on_cpu and "export JAX_PLATFORMS=cpu\n" in on_cpu
+  assert "gpus-per-node" not in on_cpu and "partition" not in on_cpu
+  assert "export JAX_PLATFORMS=cpu\n" in on_cpu
 
 
 # --- YAML ---
@@ -138,13 +141,15 @@ TEXTS = {"type": "object", "additionalProperties": TEXT}
 FIELD = {"type": "string", "pattern": r"^metadata\.annotations\['[a-z0-9./-]+'\]$"}
 # What the launch files use of the API of pods, of jobs (batch/v1) and of JobSet (v1alpha2).
 CONTAINER = shape(
-  {"name": LABEL, "image": TEXT, "args": listed(TEXT), "volumeMounts": listed(shape(dict(name=LABEL, mountPath=TEXT))),
+  {"name": LABEL, "image": TEXT, "args": listed(TEXT),
+   "volumeMounts": listed(shape(dict(name=LABEL, mountPath=TEXT))),
    "resources": shape({"limits": {"type": "object", "additionalProperties": WHOLE, "minProperties": 1}}),
    "ports": listed(shape(dict(containerPort=WHOLE, name={**LABEL, "maxLength": 15})))},
-  env=listed(shape(dict(name=TEXT, valueFrom=shape(dict(fieldRef=shape(dict(fieldPath=FIELD))))))))  # fmt: skip
+  env=listed(shape(dict(name=TEXT, valueFrom=shape(dict(fieldRef=shape(dict(fieldPath=FIELD))))))),
+)  # fmt: skip
 POD_SPEC = shape(
-  {"restartPolicy": {"const": "Never"}, "terminationGracePeriodSeconds": WHOLE, "containers": listed(CONTAINER),
-   "securityContext": shape({"fsGroup": WHOLE}), "volumes": listed(shape(
+  {"restartPolicy": {"const": "Never"}, "terminationGracePeriodSeconds": WHOLE,
+   "containers": listed(CONTAINER), "securityContext": shape({"fsGroup": WHOLE}), "volumes": listed(shape(
      {"name": LABEL}, persistentVolumeClaim=shape({"claimName": LABEL}), emptyDir=shape({"medium": TEXT})))},
   nodeSelector=TEXTS)  # fmt: skip
 POD_RULE = shape(
@@ -154,21 +159,24 @@ POD_RULE = shape(
 JOB_SPEC = shape({"parallelism": WHOLE, "completions": WHOLE, "completionMode": {"const": "Indexed"},
                   "backoffLimit": WHOLE, "podFailurePolicy": shape({"rules": listed(POD_RULE)}),
                   "template": shape({"spec": POD_SPEC})})  # fmt: skip
+REASONS = {"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"]}
 SET_RULE = shape({
-  "name": TEXT, "onJobFailureReasons": listed({"enum": ["BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"]}),
+  "name": TEXT, "onJobFailureReasons": listed(REASONS),
   "action": {"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]}})  # fmt: skip
 JOBSET = shape({
   "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"}, "kind": {"const": "JobSet"},
   "metadata": shape({"name": LABEL, "namespace": LABEL}, annotations=TEXTS),
   "spec": shape(
     {"failurePolicy": shape({"maxRestarts": WHOLE, "rules": listed(SET_RULE)}),
-     "replicatedJobs": listed(shape({"name": LABEL, "replicas": WHOLE, "template": shape({"spec": JOB_SPEC})}))},
+     "replicatedJobs": listed(shape(
+       {"name": LABEL, "replicas": WHOLE, "template": shape({"spec": JOB_SPEC})}))},
     coordinator=shape({"replicatedJob": LABEL, "jobIndex": WHOLE, "podIndex": WHOLE}))})  # fmt: skip
 SKYPILOT = shape({
   "name": LABEL, "num_nodes": WHOLE, "workdir": TEXT, "volumes": TEXTS, "setup": TEXT, "run": TEXT,
   "resources": shape({
     "accelerators": {"type": "string", "pattern": r"^[\w-]+:\d+$"}, "use_spot": {"type": "boolean"},
-    "job_recovery": shape({"max_restarts_on_errors": WHOLE, "recover_on_exit_codes": listed(WHOLE)})})})  # fmt: skip
+    "job_recovery": shape({"max_restarts_on_errors": WHOLE, "recover_on_exit_codes": listed(WHOLE)}),
+  })})  # fmt: skip
 
 
 @pytest.mark.parametrize("name, schema", [("jobset", JOBSET), ("jobset_tpu", JOBSET), ("skypilot", SKYPILOT)])
@@ -198,9 +206,11 @@ def test_pods_with_gpus_are_numbered_by_flags(capsys, monkeypatch):
     "python", "-m", "atlas_jax.main", CONFIG, "--workdir=/app/runs/memory_40m", "--config.data.name=$$(HOME)",
     "--coordinator=$(COORDINATOR):8476", "--num_processes=2", "--process_id=$(PROCESS)"]  # fmt: skip
   assert {one["name"] for one in container["env"]} == {"COORDINATOR", "PROCESS"}
-  assert container["resources"]["limits"] == {"nvidia.com/gpu": 2} and container["ports"][0]["containerPort"] == 8476
+  assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
+  assert container["ports"][0]["containerPort"] == launch.PORT == 8476
   stopped, evicted = job["template"]["spec"]["podFailurePolicy"]["rules"]
-  assert stopped["onExitCodes"]["values"] == [75] and evicted["onPodConditions"][0]["type"] == "DisruptionTarget"
+  assert stopped["onExitCodes"]["values"] == [signals.STOPPED]
+  assert evicted["onPodConditions"][0]["type"] == "DisruptionTarget"
 
 
 def test_pods_with_tpus_know_each_other_by_themselves(capsys, monkeypatch):
@@ -210,8 +220,8 @@ def test_pods_with_tpus_know_each_other_by_themselves(capsys, monkeypatch):
   assert container["resources"]["limits"] == {"google.com/tpu": 4} and "env" not in container
   assert not any("coordinator" in word for word in container["args"]) and "coordinator" not in whole["spec"]
   assert "alpha.jobset.sigs.k8s.io/exclusive-topology" in whole["metadata"]["annotations"]
-  _, _, alone = job_of(printed(capsys, "jobset", *TPU, "--config.data.batch_rows=32", "--config.eval.batch_rows=32",
-                               "--image=here.org/atlas_jax:tpu"))
+  words = ["jobset", *TPU, "--config.data.batch_rows=32", "--config.eval.batch_rows=32"]
+  _, _, alone = job_of(printed(capsys, *words, "--image=here.org/atlas_jax:tpu"))
   assert alone["image"] == "here.org/atlas_jax:tpu"
 
 
@@ -256,13 +266,14 @@ ENDS = [("75 137 0", 0, 3, "finished"), ("1", 1, 1, "ended with exit code 1; the
 
 
 @pytest.mark.parametrize("codes, code, starts, said", ENDS)
-def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm, tmp_path, monkeypatch, capfd):
+def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm, tmp_path, monkeypatch,
+                                                capfd):
   stand_in = tmp_path / "python"
   stand_in.write_text(TASK.replace("CODES", codes))
   stand_in.chmod(0o755)
   monkeypatch.setenv("ATLAS_PYTHON", str(stand_in))
-  words = ["slurm", CONFIG, "--nodes=2", "--devices=0", f"--workdir={tmp_path}/run", "--restarts=2", "--submit"]
-  assert launch.main(words) == 0 and "Submitted batch job" in capfd.readouterr().out
+  words = ["slurm", CONFIG, "--nodes=2", "--devices=0", f"--workdir={tmp_path}/run", "--restarts=2"]
+  assert launch.main([*words, "--submit"]) == 0 and "Submitted batch job" in capfd.readouterr().out
   assert fake_slurm.run(slurm, os.environ) == (code, starts)
   (log,) = (tmp_path / "run/logs").glob("run_[0-9][0-9][0-9][0-9].log")
   assert said in log.read_text().splitlines()[-1]
@@ -270,7 +281,8 @@ def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm
 
 
 @pytest.mark.timeout(900)
-def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm, tmp_path, monkeypatch, capfd):
+def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm, tmp_path, monkeypatch,
+                                                                           capfd):
   texts = program.write_texts(tmp_path / "texts")
   fields = program.tiny(texts, model__memory_mix="none", data__held_out_frac=0.0, checkpoint__every_steps=100)
   alone = program.run(*fields, f"--workdir={tmp_path}/alone")
@@ -286,7 +298,7 @@ def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm
   ended = fake_slurm.run(slurm, os.environ)
   logs = {path.name.rpartition("_")[2]: path.read_text() for path in (run / "logs").glob("four_*")}
   assert ended == (0, 2), logs
-  assert logs.keys() == {*(f"task{i}.log" for i in range(4)), next(name for name in logs if "task" not in name)}
+  assert {name for name in logs if "task" in name} == {f"task{i}.log" for i in range(4)}
   assert "saved (start 1); queued again" in "".join(logs.values())
   for name, text in logs.items():
     if "task" in name:

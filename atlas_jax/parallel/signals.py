@@ -3,8 +3,8 @@
 Before the training loop a signal ends the program where it is: nothing is lost, files are written whole. In
 the loop the first one is noted, and the loop stops at the next point from which it can go on. A second one
 ends the program at once, or, where the main thread is in code that does not look at signals, such as a
-compilation, within PATIENCE_S. SIGUSR1 is the notice of a scheduler that its time is nearly over: it stops the
-run as SIGTERM does, and never counts as a second signal.
+compilation, within PATIENCE_S. SIGUSR1 is the notice of a scheduler that its time is nearly over: it stops
+the run as SIGTERM does, and never counts as a second signal.
 """
 import contextlib
 import os
@@ -89,8 +89,8 @@ class StopSignals:
       return  # Schedulers repeat their notice, to every process of a task and step by step.
     if self._deferred and self._urgent < 2:
       if not noticed:
-        logging.warning("%s: the run stops at the next point from which it can go on; a second signal ends it "
-                        "at once", self.name)
+        logging.warning("%s: the run stops at the next point from which it can go on; a second signal ends "
+                        "it at once", self.name)
       return
     raise Stopped(self.name)
 

@@ -1,11 +1,11 @@
-"""Kills tasks of a job of a pretended SLURM at random moments, and compares what is left with a run left alone.
+"""Kills tasks of jobs of a pretended SLURM at random moments, and compares them with runs left alone.
 
   python -m tests.faults.slurm --count=10 --workdir=runs/slurm
 
 A job of four tasks is handed in by scripts/launch.py and queued again after each kill of one of its tasks,
-until it ends; jobs follow each other until there were `count` kills. Each must have the rows of a job that was
-never killed, every number but those of clocks, the losses of one process up to rounding, and an account of
-time that sums to the time since its first start.
+until it ends; jobs follow each other until there were `count` kills. Each must have the rows of a job that
+was never killed, every number but those of clocks, the losses of one process up to rounding, and an account
+of time that sums to the time since its first start.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from tests import fake_slurm, program
 from tests.faults import kills
 
 TASKS = 4
-SHORT = {"model__memory_mix": "none", "optim__steps": 12, "checkpoint__every_steps": 2, "train__log_every_steps": 1}
+SHORT = {"model__memory_mix": "none", "optim__steps": 12, "checkpoint__every_steps": 2,
+         "train__log_every_steps": 1}  # fmt: skip
 ROUNDING = 1e-5  # Sums over processes are taken in another order than within one.
 SLACK_S = 2.0  # Until bash, srun and Python have begun, and behind the last row.
 
@@ -82,7 +83,11 @@ def faults_of(job: Job, whole: list[dict], alone: dict[int, float], began_s: flo
 
 
 def kill_through(job: Job, kills_left: int, longest_s: float, draw: random.Random) -> tuple[int, float]:
-  """Kills tasks of a job until it ends; returns how many, and when the first start began that left an account."""
+  """Kills tasks of a job until it ends.
+
+  Returns:
+    how many, and when the first start began that left an account.
+  """
   count, began_s = 0, time.time()
   job.start()
   while job.is_alive():
@@ -113,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
   undisturbed.join()
   longest_s = time.monotonic() - began_s
   if one.code or undisturbed.ended != (0, 1):
-    print(f"a run that nobody killed ended with {one.code} or {undisturbed.ended}; see {root}", file=sys.stderr)
+    print(f"a run left alone ended with {one.code} or {undisturbed.ended}; see {root}", file=sys.stderr)
     return 1
   whole, alone = kills.rows_of(undisturbed.workdir), program.losses(root / "alone")
   count, jobs, starts, faults = 0, 0, 0, []

@@ -101,10 +101,11 @@ def test_a_pod_of_a_jobset_is_found_without_flags(env, monkeypatch):
   looked_up = []
   monkeypatch.setattr(socket, "gethostbyname", lambda host: looked_up.append(host) or "127.0.0.1")
   env({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "3", "HOSTNAME": "train-workers-0-3"})
+  cluster = k8s_cluster.K8sCluster
   try:
     assert find() == launch.ProcessPlace("train-workers-0-0.train:55527", 4, 3)
   finally:
-    for asked in (k8s_cluster.K8sCluster._pod, k8s_cluster.K8sCluster._job, k8s_cluster.K8sCluster._controller):
+    for asked in (cluster._pod, cluster._job, cluster._controller):
       asked.__func__.cache_clear()
   assert looked_up[-1] == "train-workers-0-0.train"
 
