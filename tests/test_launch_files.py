@@ -113,7 +113,8 @@ def test_a_job_of_slurm_asks_for_what_the_words_say(capsys, monkeypatch):
   assert asked == {
     "job-name": "memory-40m", "nodes": "4", "ntasks-per-node": "1", "cpus-per-task": "8",
     "gpus-per-node": "1", "partition": "gpu", "account": "lab", "time": "24:00:00",
-    "signal": "USR1@120", "requeue": "", "open-mode": "append", "chdir": str(ROOT), "output": "results/memory_40m/logs/%x_%j.log"}  # fmt: skip
+    "signal": "USR1@120", "requeue": "", "open-mode": "append", "chdir": str(ROOT),
+    "output": "results/memory_40m/logs/%x_%j.log"}  # fmt: skip
   assert "flags=(--config=configs/memory_40m.py --workdir=results/memory_40m --config.seed=3)" in text
   assert "JAX_PLATFORMS" not in text
   on_cpu = printed(capsys, *SHAPES["slurm_cpu"])

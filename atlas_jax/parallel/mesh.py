@@ -85,8 +85,8 @@ def _over_slices(devices: Sequence, shape: tuple[int, int, int], dcn_data: int) 
   if any(len(left | right) < len(left) + len(right) and len(left | right) > 1
          for left, right in itertools.pairwise(joined)):
     raise ValueError(f"config.mesh.dcn_data={dcn_data} parts {len(ordered)} devices in the middle of those "
-                     f"that a fast network joins, of which there are {len(set().union(*joined))} groups; make "
-                     "it a divisor or a multiple of that")
+                     f"that a fast network joins, of which there are {len(set().union(*joined))} groups; "
+                     "make it a divisor or a multiple of that")
   within = (shape[0] // dcn_data, *shape[1:])
   return np.concatenate([mesh_utils.create_device_mesh(within, one) for one in slices])
 
