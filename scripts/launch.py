@@ -84,7 +84,7 @@ CLUSTERS = {
     "skypilot": Cluster("skypilot.yaml", ("sky", "jobs", "launch", "--yes"), "sky", {
         "accelerator": word("H100", "a kind of GPU, such as H100"), "volume": word("runs", "a volume"),
         "spot": Option("true", "true|false", "true or false"), "extra": word("cuda12", "cuda12 or cuda13"),
-        }, "/mnt/runs"),
+        }, "/runs"),
     "tpu_pod": Cluster("tpu_pod.sh", ("bash",), "gcloud", {
         "tpu": word(None, "the name of the TPU"), "zone": word(None, "its zone"),
         "folder": word("~/atlas_jax", "the repository on the workers"),

@@ -285,7 +285,8 @@ def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm
 def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm, tmp_path, monkeypatch,
                                                                            capfd):
   texts = program.write_texts(tmp_path / "texts")
-  fields = program.tiny(texts, model__memory_mix="none", data__held_out_frac=0.0, checkpoint__every_steps=100)
+  fields = program.tiny(texts, model__memory_mix="none", data__held_out_frac=0.0, checkpoint__every_steps=100,
+                        monitor__group_norms=False)
   alone = program.run(*fields, f"--workdir={tmp_path}/alone")
   assert alone.code == 0, alone.err
   run = tmp_path / "run"
@@ -303,7 +304,8 @@ def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm
   assert "saved (start 1); queued again" in "".join(logs.values())
   for name, text in logs.items():
     if "task" in name:
-      assert "SIGUSR1: the run stops at the next point" in text and "resumed from step" in text, text
+      assert "SIGUSR1: the run stops at the next point" in text and text.count("of 4 joined") == 2, text
+  assert "resumed from step" in logs["task0.log"]  # Who speaks for all.
   assert json.loads((slurm / "watched").read_text())["pid"] > 0, "the workdir had no owner"
   losses, expected = program.losses(run), program.losses(tmp_path / "alone")
   assert list(losses) == list(expected) == [1, 2, 3, 4, 5, 6]
