@@ -88,7 +88,9 @@ def _over_slices(devices: Sequence, shape: tuple[int, int, int], dcn_data: int) 
                      f"that a fast network joins, of which there are {len(set().union(*joined))} groups; "
                      "make it a divisor or a multiple of that")
   within = (shape[0] // dcn_data, *shape[1:])
-  return np.concatenate([mesh_utils.create_device_mesh(within, one) for one in slices])
+  # Axes of one torus may be split, as jax.make_mesh does: fsdp=8 lies on half of 4 x 4.
+  return np.concatenate([mesh_utils.create_device_mesh(within, one, allow_split_physical_axes=True)
+                         for one in slices])
 
 
 def _rest(n_devices: int, fsdp: int, tensor: int) -> int:
