@@ -32,10 +32,15 @@ class Stopping:
 def make(**fields):
   """Makes the source, see `atlas_jax.data.text.make`."""
   source = sources.load("text", **fields)
+  return stopping(source, fields["process_index"]) if fields.get("split") == "train" else source
+
+
+def stopping(source, process_index):
+  """Returns a source that sends the signal, where it is for this process."""
   stop = os.environ.get("ATLAS_TEST_STOP")
-  if stop is None or fields.get("split") != "train":
+  if stop is None:
     return source
   batch, name, process, *whom = stop.split(":")
-  if fields["process_index"] != int(process):
+  if process_index != int(process):
     return source
   return Stopping(source, int(batch), signal.Signals[name], to_parent=whom == ["parent"])

@@ -281,20 +281,26 @@ def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm
   assert len(list((tmp_path / "run/logs").glob("*_task[01].log"))) == 2
 
 
+# Of real processes, most of the time goes into starting them: what they train is small.
+TINY = "--config=configs/memory_40m.py:smoke,pretrain"
+NUMBERS = {
+  "recipe": "tests.numbers_recipe", "data.batch_rows": 8, "eval.batch_rows": 8, "optim.steps": 6,
+  "optim.warmup_steps": 2, "monitor.tensorboard": False, "monitor.report": False, "monitor.group_norms": False,
+}  # fmt: skip
+
+
 @pytest.mark.timeout(900)
 def test_four_tasks_that_are_preempted_and_queued_again_end_as_one_process(slurm, tmp_path, monkeypatch,
                                                                            capfd):
-  texts = program.write_texts(tmp_path / "texts")
-  fields = program.tiny(texts, model__memory_mix="none", data__held_out_frac=0.0, checkpoint__every_steps=100,
-                        monitor__group_norms=False)
-  alone = program.run(*fields, f"--workdir={tmp_path}/alone")
+  fields = [f"--config.{name}={value}" for name, value in NUMBERS.items()]
+  alone = program.run(TINY, *fields, f"--workdir={tmp_path}/alone")
   assert alone.code == 0, alone.err
   run = tmp_path / "run"
   for name, value in {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                       "ATLAS_TEST_STOP": "3:SIGUSR1:0:parent", "FAKE_SLURM_WATCHED": f"{run}/owner.json",
                       }.items():  # fmt: skip
     monkeypatch.setenv(name, value)
-  words = ["slurm", *fields, "--nodes=4", "--devices=0", f"--workdir={run}", "--name=four", "--submit"]
+  words = ["slurm", TINY, *fields, "--nodes=4", "--devices=0", f"--workdir={run}", "--name=four", "--submit"]
   assert launch.main(words) == 0, capfd.readouterr()
   began_s = time.time()
   ended = fake_slurm.run(slurm, os.environ)
