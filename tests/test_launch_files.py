@@ -24,7 +24,7 @@ CONFIG = "--config=configs/memory_40m.py"
 TPU = ["--tpu=tpu-v5-lite-podslice", "--topology=4x4", "--devices=4", "--nodes=4"]
 TWO_SLICES = [*TPU, "--slices=2", "--config.mesh.dcn_data=2", "--config.data.batch_rows=32",
               "--config.eval.batch_rows=32"]  # fmt: skip
-POD = ["--nodes=4", "--tpu=pod", "--zone=us-west4-a", "--workdir=/nfs/run"]
+POD = ["--tpu=pod", "--zone=us-west4-a", "--workdir=/nfs/run"]
 SHAPES = {
   "slurm": ["slurm", "--nodes=4", "--partition=gpu", "--account=lab", "--config.seed=3"],
   "slurm_cpu": ["slurm", "--devices=0"],
@@ -234,6 +234,53 @@ def test_images_are_those_of_the_container_files(capsys, monkeypatch):
   assert images == {"atlas_jax:latest", "atlas_jax:tpu"} and images <= tags
 
 
+# --- scripts of clusters, with stand-ins for their programs ---
+
+# Of each call the next line of a file: how the workers end, or what the pod is.
+GCLOUD = """#!/usr/bin/env bash
+{ read -r line; rest=$(cat); } <ANSWERS
+printf '%s' "$rest" >ANSWERS
+for code in $line; do
+  if [[ $code =~ ^[0-9]+$ ]]; then echo "atlas_jax ended with $code"; else echo "$code"; fi
+done
+"""
+PODS = [("75 75\n0 0", 0, "finished"), ("0 137\n0 0", 0, "finished"),
+        ("1 1", 1, "a worker ended with exit code 1"),
+        ("0\nPREEMPTED", 75, "1 of 2 workers answered, and pod is PREEMPTED"),
+        ("9 137\n137 137", 137, "given up behind 1 starts after failures")]  # fmt: skip
+
+
+@pytest.mark.parametrize("answers, code, said", PODS)
+def test_a_pod_is_started_again_where_that_helps(answers, code, said, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  (tmp_path / "answers").write_text(answers)
+  stand_in = tmp_path / "gcloud"
+  stand_in.write_text(GCLOUD.replace("ANSWERS", str(tmp_path / "answers")))
+  stand_in.chmod(0o755)
+  file = tmp_path / "launch.sh"
+  file.write_text(printed(capsys, *SHAPES["tpu_pod"], "--nodes=2", "--restarts=1"))
+  env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+  done = subprocess.run(["bash", file], env=env, capture_output=True, text=True, timeout=60, check=False)
+  assert done.returncode == code and said in done.stderr.splitlines()[-1], done.stderr
+  assert (tmp_path / "answers").read_text() == ""
+
+
+def test_a_machine_of_skypilot_is_told_its_number(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  task = yaml.safe_load(printed(capsys, *SHAPES["skypilot"], "--config.data.name=a b"))
+  stand_in = tmp_path / ".venv/bin/python"
+  stand_in.parent.mkdir(parents=True)
+  stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+  stand_in.chmod(0o755)
+  env = {**os.environ, "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5", "SKYPILOT_NUM_NODES": "2",
+         "SKYPILOT_NODE_RANK": "1"}  # fmt: skip
+  command = ["bash", "-c", task["run"]]
+  done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+  assert done.stdout.splitlines() == [
+    "-m", "atlas_jax.main", CONFIG, "--workdir=/runs/memory_40m", "--config.data.name=a b",
+    "--coordinator=10.0.0.4:8476", "--num_processes=2", "--process_id=1"]  # fmt: skip
+
+
 # --- a pretended SLURM ---
 
 
@@ -285,7 +332,8 @@ def test_a_job_is_queued_again_where_that_helps(codes, code, starts, said, slurm
 TINY = "--config=configs/memory_40m.py:smoke,pretrain"
 NUMBERS = {
   "recipe": "tests.numbers_recipe", "data.batch_rows": 8, "eval.batch_rows": 8, "optim.steps": 6,
-  "optim.warmup_steps": 2, "monitor.tensorboard": False, "monitor.report": False, "monitor.group_norms": False,
+  "optim.warmup_steps": 2, "monitor.tensorboard": False, "monitor.report": False,
+  "monitor.group_norms": False,
 }  # fmt: skip
 
 
