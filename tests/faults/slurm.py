@@ -25,7 +25,7 @@ from tests.faults import kills
 
 TASKS = 4
 SHORT = {"model__memory_mix": "none", "optim__steps": 12, "checkpoint__every_steps": 2,
-         "train__log_every_steps": 1}  # fmt: skip
+         "train__log_every_steps": 1, "hosts__join_s": 60}  # fmt: skip
 ROUNDING = 1e-5  # Sums over processes are taken in another order than within one.
 SLACK_S = 2.0  # Until bash, srun and Python have begun, and behind the last row.
 
