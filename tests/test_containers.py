@@ -362,7 +362,7 @@ def test_every_image_is_of_an_exact_version_and_of_a_user_without_rights():
 
 def test_images_have_the_names_that_are_documented_and_configurations_that_are_there():
   bake = (DOCKER / "docker-bake.hcl").read_text()
-  for name in ("5090_40M", "hopper", "latest", "cpu"):
+  for name in ("5090_40M", "hopper", "latest", "cpu", "tpu"):
     block = re.search(rf'target "{name}" {{(.*?)\n}}', bake, re.DOTALL)[1]
     assert re.search(r'target\s+= "(\w+)"', block)[1] in stages() and f":{name}" in block
   for file in re.findall(r"ATLAS_CONFIG=(configs/\w+\.py)", (DOCKER / "Dockerfile").read_text()):

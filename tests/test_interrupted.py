@@ -1,6 +1,7 @@
 """Runs of the program that are stopped, killed or started twice: exit codes, owners, the account of time."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from atlas_jax import lock
 from atlas_jax.monitor.ledger import KINDS
+from atlas_jax.parallel import signals
 from tests import program
 
 
@@ -60,6 +62,19 @@ def test_a_second_start_is_refused_and_harms_nothing(texts, tmp_path):
     refused = program.spawn_main(*flags)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
   assert "is in use by process" in program.refused(refused) and "nothing was changed" in refused.err
+
+
+def test_a_notice_of_a_scheduler_stops_the_loop_and_is_no_second_signal():
+  with signals.StopSignals(os._exit) as stop, stop.deferred():
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+      os.kill(os.getpid(), number)
+    assert stop.name == "SIGUSR1"
+    with pytest.raises(signals.Stopped, match="SIGUSR1"):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(1)
+  with pytest.raises(signals.Stopped, match="SIGUSR1"), signals.StopSignals(os._exit):
+    os.kill(os.getpid(), signal.SIGUSR1)  # Before the loop there is nothing to save.
+    time.sleep(1)
 
 
 SLOW = """

@@ -75,11 +75,7 @@ def _fields() -> dict:
       "optim": _optim(),
       "train": _train(),
       "checkpoint": _checkpoint(),
-      "mesh": {
-          "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
-          "fsdp": 1,  # Devices with other rows and other parts of the parameters.
-          "tensor": 1,  # Devices with the same rows and other heads and columns.
-      },
+      "mesh": _mesh(),
       "hosts": {  # Several processes; those of a run wait for each other:
           "join_s": above_zero(300.0),  # Seconds until all have started.
           "silent_s": above_zero(60.0),  # Seconds without a sign of life, then one counts as stopped.
@@ -95,6 +91,17 @@ def _fields() -> dict:
       "monitor": _monitor(),
       "alerts": alerts.group(),
       "upload": handover.group(),
+  }
+
+
+def _mesh() -> dict:
+  return {
+      "data": -1,  # Devices with other rows and the same parameters; -1: all that are left.
+      "fsdp": 1,  # Devices with other rows and other parts of the parameters.
+      "tensor": 1,  # Devices with the same rows and other heads and columns.
+      # Slices of devices with a slow network between them (DCN) and a fast one within (ICI, NVLink): data
+      # runs over slices first, fsdp and tensor stay within one. On TPUs as many as there are.
+      "dcn_data": at_least(1, 1),
   }
 
 

@@ -66,11 +66,17 @@ def config_of_pretrained(folder):
 def mesh_here(config):
   """Makes the mesh of a run, or where the devices are others than the run's, one with other rows on each."""
   # -1 stands for all devices that the other axes leave; with one such axis any multiple fits.
-  sizes = [size for size in config.mesh.values() if size != -1]
-  rest = len(sizes) < len(config.mesh)
+  axes = {axis: config.mesh[axis] for axis in meshes.AXES}
+  sizes = [size for size in axes.values() if size != -1]
+  rest = len(sizes) < len(axes)
   needed = math.prod(sizes)
-  fits = jax.device_count() % needed == 0 if rest else jax.device_count() == needed
-  return meshes.make(**config.mesh) if fits else meshes.make()
+  # Slices are those that are here, not those of training: where devices lie changes no number.
+  slices = meshes.n_slices(jax.devices())
+  if rest:
+    fits = jax.device_count() % (needed * slices) == 0
+  else:
+    fits = jax.device_count() == needed and axes["data"] % slices == 0
+  return meshes.make(**(axes if fits else {}), dcn_data=slices)
 
 
 def restore(config, workdir, init, mesh):

@@ -271,7 +271,7 @@ def _join_rows(mesh: Mesh, sharding: NamedSharding, local, processes: int):
 
 
 class StopFlag:
-  """Notes SIGTERM and SIGINT, and lets all processes stop at the same step without waiting for each other.
+  """Notes SIGTERM, SIGINT and SIGUSR1, and lets all processes stop at one step without waiting for another.
 
   Every process puts `array` into its step; the step returns the sum, which all processes read alike and
   hand to `agreed`. A second signal ends the run at once: by `signals.StopSignals` in the program, elsewhere

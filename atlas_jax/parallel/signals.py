@@ -1,9 +1,10 @@
-"""SIGTERM and SIGINT of a program that trains: when each is obeyed, also while the main thread is busy.
+"""Signals of a program that trains: when each is obeyed, also while the main thread is busy.
 
 Before the training loop a signal ends the program where it is: nothing is lost, files are written whole. In
 the loop the first one is noted, and the loop stops at the next point from which it can go on. A second one
 ends the program at once, or, where the main thread is in code that does not look at signals, such as a
-compilation, within PATIENCE_S.
+compilation, within PATIENCE_S. SIGUSR1 is the notice of a scheduler that its time is nearly over: it stops
+the run as SIGTERM does, and never counts as a second signal.
 """
 import contextlib
 import os
@@ -15,7 +16,8 @@ from typing import Any
 
 from absl import logging
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+URGENT = (signal.SIGTERM, signal.SIGINT)  # Of which a second one ends the program at once.
+NUMBERS = (*URGENT, signal.SIGUSR1)
 PATIENCE_S = 3.0  # Between a second signal and the end, if the main thread does not see it.
 STOPPED = 75  # Exit code of a run that can go on: EX_TEMPFAIL of sysexits.h.
 
@@ -38,6 +40,7 @@ class StopSignals:
     self.name: str | None = None
     self._leave = leave
     self._deferred = False
+    self._urgent = 0
     self._before: dict[int, Any] = {}
     self._reader = self._writer = self._fd_before = -1
 
@@ -78,20 +81,25 @@ class StopSignals:
   def _obey(self, number, frame):
     del frame
     # A handler runs in the main thread, between two of its instructions: raising here ends what it does.
-    first = self.name is None
+    noticed = self.name is not None
     self.name = self.name or signal.Signals(number).name
-    if first and self._deferred:
-      logging.warning("%s: the run stops at the next point from which it can go on; a second signal ends it "
-                      "at once", self.name)
+    if number in URGENT:
+      self._urgent += 1
+    elif noticed:
+      return  # Schedulers repeat their notice, to every process of a task and step by step.
+    if self._deferred and self._urgent < 2:
+      if not noticed:
+        logging.warning("%s: the run stops at the next point from which it can go on; a second signal ends "
+                        "it at once", self.name)
       return
     raise Stopped(self.name)
 
   def _watch(self, reader: int) -> None:
-    """Counts signals by the bytes that the interpreter writes as they arrive; two start a clock."""
+    """Counts urgent signals by the bytes that the interpreter writes as they arrive; two start a clock."""
     count = 0
     while data := os.read(reader, 64):
       # Other signals with a handler in Python write their bytes here, too.
-      count += sum(byte in NUMBERS for byte in data)
+      count += sum(byte in URGENT for byte in data)
       if count >= 2:
         break
     ended = threading.Event()

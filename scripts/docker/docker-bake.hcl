@@ -1,7 +1,7 @@
 # The images by the names of their tags: docker buildx bake -f scripts/docker/docker-bake.hcl 5090_40M
 variable "IMAGE" { default = "atlas_jax" }
 
-group "default" { targets = ["cpu", "5090_40M", "hopper", "latest"] }
+group "default" { targets = ["cpu", "5090_40M", "hopper", "latest", "tpu"] }
 
 target "one" {
   context    = "."
@@ -30,4 +30,10 @@ target "latest" {
   inherits = ["one"]
   target   = "latest"
   tags     = ["${IMAGE}:latest"]
+}
+
+target "tpu" {
+  inherits = ["one"]
+  target   = "tpu"
+  tags     = ["${IMAGE}:tpu"]
 }

@@ -63,7 +63,7 @@ def test_rows_that_do_not_divide_are_refused():
     hosts.global_batch(meshes.make(), {"tokens_BT": np.zeros((6, 2), np.int32)})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_raises_the_flag_and_leaves_handlers_as_they_were(number):
   before = signal.getsignal(number)
   add_up = jax.jit(jnp.sum)

@@ -1,10 +1,12 @@
 """Where processes come from: flags and clusters, whose variables are set here; and the devices each takes."""
 
+import socket
+import sys
 import types
 
 import jax
 import pytest
-from jax._src.clusters import cloud_tpu_cluster
+from jax._src.clusters import cloud_tpu_cluster, k8s_cluster
 
 from atlas_jax.parallel import hosts, launch
 
@@ -77,6 +79,43 @@ def test_tasks_that_cannot_be_joined_are_refused(variables, words, env):
 def test_a_pod_of_no_indexed_job_is_a_run_of_one_process(env):
   env({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
   assert find() is None
+
+
+def named(**fields):
+  """An object with attributes, as Kubernetes' client has them."""
+  return types.SimpleNamespace(**fields)
+
+
+def test_a_pod_of_a_jobset_is_found_without_flags(env, monkeypatch):
+  """The API server's answers are made up; who asks it, and makes an address of them, is JAX."""
+  job = named(metadata=named(name="train-workers-0", labels={"jobset.sigs.k8s.io/jobset-name": "train"}),
+              spec=named(parallelism=4))  # fmt: skip
+  pod = named(metadata=named(labels={"job-name": "train-workers-0"},
+                             owner_references=[named(controller=True, kind="Job")]))  # fmt: skip
+  client = named(CoreV1Api=lambda: named(list_namespaced_pod=lambda **_: named(items=[pod])),
+                 BatchV1Api=lambda: named(read_namespaced_job=lambda **_: job),
+                 exceptions=named(ApiException=OSError))  # fmt: skip
+  config = named(load_incluster_config=lambda: None)
+  monkeypatch.setitem(sys.modules, "kubernetes", named(client=client, config=config))
+  monkeypatch.setattr(k8s_cluster.K8sCluster, "_namespace", classmethod(lambda cls: "default"))
+  looked_up = []
+  monkeypatch.setattr(socket, "gethostbyname", lambda host: looked_up.append(host) or "127.0.0.1")
+  env({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "3", "HOSTNAME": "train-workers-0-3"})
+  cluster = k8s_cluster.K8sCluster
+  try:
+    assert find() == launch.ProcessPlace("train-workers-0-0.train:55527", 4, 3)
+  finally:
+    for asked in (cluster._pod, cluster._job, cluster._controller):
+      asked.__func__.cache_clear()
+  assert looked_up[-1] == "train-workers-0-0.train"
+
+
+def test_slices_of_tpus_are_one_run(env, monkeypatch):
+  monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+  monkeypatch.setattr("jax._src.cloud_tpu_init.running_in_cloud_tpu_vm", True)
+  env({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080",
+       "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"})  # fmt: skip
+  assert find() == launch.ProcessPlace("localhost:8482", 4, 3)
 
 
 def node(tasks, local, **more):
