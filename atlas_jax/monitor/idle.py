@@ -35,8 +35,9 @@ class Idle:
 
   An update is idle if no gradient flows, or if none of its parameters and tables changed. Updates whose only
   gradient is that of an entropy bonus or of the distance to a reference are logged, and do not end a run, nor
-  do those that the learning rate makes too small to matter. A learning rate of 0 in the warm-up is logged once. Updates that were skipped count as neither, nor does the
-  last one of a run that learnt, where the schedule ends at 0.
+  do those that the learning rate makes too small to matter. A learning rate of 0 in the warm-up is logged
+  once. Updates that were skipped count as neither, nor does the last one of a run that learnt, where the
+  schedule ends at 0.
 
   Attributes:
     in_row: idle updates in a row so far, those of earlier starts too.
@@ -307,8 +308,8 @@ def _unknown(row: Mapping[str, float], config) -> str:
 
 # Causes that lie furthest from the loss come first, since later ones often follow from them.
 RULES: Sequence[Callable[[int, Mapping[str, float], Any], str | None]] = (
-    _rate, _lost, _unrewarded, _truncated, _flat, _bounds, _uncounted, _probability, _responses, _taught, _frozen,
-    _other_terms)
+    _rate, _lost, _unrewarded, _truncated, _flat, _bounds, _uncounted, _probability, _responses, _taught,
+    _frozen, _other_terms)
 
 
 def _counts(row: Mapping[str, float]) -> bool:

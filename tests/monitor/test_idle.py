@@ -7,7 +7,8 @@ from configs import atlas_ranked, gkd, grpo, grpo_arithmetic, sft
 from tests import runs
 
 GOOD = {"train/skipped_in_row": 0, "grad/norm": 0.5, "grad/norm/mlp": 0.5, "train/lr": 1e-3,
-        "update/changed_frac": 1.0, "update/largest_change": 1e-3, "train/loss_nats": 2.0, "train/counted_tokens": 40.0}
+        "update/changed_frac": 1.0, "update/largest_change": 1e-3, "train/loss_nats": 2.0,
+        "train/counted_tokens": 40.0}
 NONE = {**GOOD, "grad/norm": 0.0, "grad/norm/mlp": 0.0}
 ROLLOUT = {"rollout/truncated_frac": 0.0, "rollout/unrewarded_frac": 0.0, "rollout/flat_groups_frac": 0.0,
            "rollout/reward_mean": 0.25, "rollout/learnable_frac": 0.0}

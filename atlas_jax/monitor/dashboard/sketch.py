@@ -58,7 +58,7 @@ def sketch(chart: LineChart, *, dark: bool = False) -> str:
   return (f'<div class="sketch" role="img" aria-label="{html.escape(chart.title)}" style="position:relative;'
           f'height:{figures.height(chart)}px;color:{ink};font-size:13px"><img alt="" src="{source}" '
           f'style="position:absolute;left:{LEFT_REM}rem;top:{TOP_PX}px;'
-          f"width:calc(100% - {LEFT_REM + RIGHT_REM}rem);height:calc(100% - {TOP_PX + bottom}px)\">"
+          f'width:calc(100% - {LEFT_REM + RIGHT_REM}rem);height:calc(100% - {TOP_PX + bottom}px)">'
           f'{"".join(words)}</div>')
 
 
