@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.defaults import bounds
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import merge_frozen
@@ -143,6 +143,7 @@ def make_scorer(language: languages.LanguageModel, mesh, *, rows: int):
     found = [(0.0, True)] * len(texts)
     order = sorted(range(len(texts)), key=lambda at: len(texts[at][0]))  # Alike lengths side by side.
     for first in range(0, len(order), rows):
+      stopping.check()
       chosen = order[first:first + rows]
       size = _padded(max(len(texts[at][0]) for at in chosen), language.align_tokens)
       tokens_BT = np.zeros((rows, size), np.int32)

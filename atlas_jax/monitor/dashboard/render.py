@@ -1,5 +1,6 @@
 """Puts what views return on a Streamlit page; the only place that knows how each part looks."""
 import csv
+import functools
 import html
 import io
 import re
@@ -54,45 +55,33 @@ def draw(parts: Iterable[Part], page: str) -> None:
     page: its name, a part of the keys of widgets.
   """
   st.html(STYLE)
-  is_first = DRAWN not in st.session_state
+  later: list[Callable[[], None]] | None = [] if DRAWN not in st.session_state else None
   pending: list = []
-  later: list[Callable[[], None]] = []
   n_charts = 0
   for number, part in enumerate(parts):
     if isinstance(part, LineChart | HeatMap | BarChart):
       pending.append((part, f"{page} {number} {part.title}", n_charts < SKETCHED))
       n_charts += 1
       if len(pending) == 2:
-        later += _pair(pending)
+        _pair(pending, later)
         pending = []
       continue
-    later += _pair(pending)
+    _pair(pending, later)
     pending = []
-    if not is_first:
-      _draw_all(later)
     _one(part, f"{page} {number}")
-  later += _pair(pending)
-  if is_first and later:
+  _pair(pending, later)
+  if later:
     time.sleep(PAUSE_S)
+    for put in later:
+      put()
     st.session_state[DRAWN] = True
-  _draw_all(later)
 
 
-def _draw_all(later: list[Callable[[], None]]) -> None:
-  for each in later:
-    each()
-  later.clear()
-
-
-def _pair(charts: Sequence) -> list[Callable[[], None]]:
-  """Makes room for one or two charts; returns what draws their figures."""
-  if not charts:
-    return []
-  found = []
-  for column, (chart, key, is_sketched) in zip(st.columns(2, gap="medium"), charts):
-    with column:
-      found.append(_chart(chart, key, is_sketched))
-  return found
+def _pair(charts: Sequence, later: list[Callable[[], None]] | None) -> None:
+  if charts:
+    for column, (chart, key, is_sketched) in zip(st.columns(2, gap="medium"), charts):
+      with column:
+        _chart(chart, key, is_sketched, later)
 
 
 def _one(part: Part, key: str) -> None:
@@ -154,16 +143,21 @@ def board_html(board: Board) -> str:
           f'color:#1c1c1c;font-size:{min(1.0, 12 / width):.2f}rem">{cells}</div>')
 
 
-def _chart(chart: LineChart | HeatMap | BarChart, key: str, is_sketched: bool) -> Callable[[], None]:
+def _chart(chart: LineChart | HeatMap | BarChart, key: str, is_sketched: bool,
+           later: list[Callable[[], None]] | None) -> None:
+  """Draws a chart; its figure at once, or by a function that is added to `later` where there is one."""
   _head(chart.title, charts.table(chart), key)
   dark = is_dark()
   with st.container(key=f"{key} sketched" if is_sketched else None):
     if is_sketched and isinstance(chart, LineChart):
       st.html(sketch.sketch(chart, dark=dark))
-    place = st.empty()
+    # An empty place at a later draw would take the figure off the page for a moment.
+    if later is None:
+      _put_figure(st, chart, key, dark)
+    else:
+      later.append(functools.partial(_put_figure, st.empty(), chart, key, dark))
   if chart.note:
     st.caption(chart.note)
-  return lambda: _put_figure(place, chart, key, dark)
 
 
 def _put_figure(place, chart: LineChart | HeatMap | BarChart, key: str, dark: bool) -> None:
