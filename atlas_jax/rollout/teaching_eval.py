@@ -155,7 +155,8 @@ def metrics(taught: Sequence[Taught], controls: dict[str, list[Taught]], *, coun
       **teaching.measures(without_B, with_B, tokens_B, ended_B, **_lengths(pairs)),
       **teaching.paired_tests(without_B, with_B),
       "guidance_tokens": _mean(tokens_B), "leaked_frac": _mean([one.leak is not None for one in taught]),
-      "malformed_frac": _mean([one.teaching.problem is not None for one in taught])}
+      "malformed_frac": _mean([one.teaching.problem is not None for one in taught]),
+      "silent_frac": _mean([not (one.teaching.guidance or "").strip() for one in pairs])}
   for name, interval in teaching.intervals(without_B, with_B, seed=seed).items():
     if interval is not None:
       called = {"without": "baseline_accuracy", "with": "accuracy"}.get(name, name)

@@ -14,7 +14,7 @@ from atlas_jax.monitor.dashboard.store import Store, store
 from atlas_jax.monitor.dashboard.views import View, pages
 from atlas_jax.monitor.run_folder import RunFolder
 
-FASTER_S = 1.0  # Between refreshes while a large file is still being read.
+FASTER_S = 1.0  # Between looks while a large file is still being read.
 FRESH_S = 0.3  # A refresh so soon after a look reads nothing.
 CHOICES = ("page", "run", "axis")  # That stand in the address.
 
@@ -60,8 +60,18 @@ def main(arguments=None) -> None:
     if value is not None and st.query_params.get(key) != value:
       st.query_params[key] = value
   reading = any(run.metrics.fraction < 1 for run in runs)
-  every = (min(FASTER_S, args.refresh_s) if reading else args.refresh_s) if follow else None
-  st.fragment(_page, run_every=every)(shared, page, st.session_state.get("run"), axis, tuple(names), reading)
+  chosen = st.session_state.get("run")
+  st.fragment(_page, run_every=args.refresh_s if follow else None)(shared, page, chosen, axis, tuple(names),
+                                                                   reading)
+  if reading and follow:
+    # Apart from the page: drawing its figures so often would leave the browser no time for anything else.
+    st.fragment(_read_on, run_every=min(FASTER_S, args.refresh_s))(shared, chosen)
+
+
+def _read_on(shared: Store, chosen: str | None) -> None:
+  """Reads more of a large file, and draws nothing."""
+  with shared.guard:
+    shared.look(chosen, fresh_s=FRESH_S)
 
 
 def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[str, ...],
