@@ -6,7 +6,8 @@ dropped, since they would stand for a part of the data, and made by the next sta
 """
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 PIECE_TOKENS = 32  # That a sampler draws between two checks.
 
@@ -42,3 +43,10 @@ def check() -> None:
   asked = _asked.get()
   if asked is not None and asked():
     raise EvalStopped
+
+
+def parts(whole: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+  """Yields a sequence in parts of a size, the last one maybe shorter, and checks before each."""
+  for first in range(0, len(whole), size):
+    check()
+    yield whole[first:first + size]

@@ -45,6 +45,14 @@ def test_batches_end_where_the_program_is_asked():
   assert len(read) == 2 and not stopping.active()
 
 
+def test_a_sequence_is_left_between_two_parts():
+  assert [*stopping.parts([1, 2, 3, 4, 5], 2)] == [[1, 2], [3, 4], [5]]
+  read = []
+  with stopping.stoppable(lambda: len(read) == 1), pytest.raises(stopping.EvalStopped):
+    read.extend(stopping.parts("abc", 1))
+  assert read == ["a"]
+
+
 def test_a_run_leaves_its_evaluation_at_the_next_batch_and_makes_all_of_it_when_it_goes_on(tmp_path):
   config = runs.toy_config()
   sources = []
