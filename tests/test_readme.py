@@ -232,7 +232,7 @@ CHECKS = {
   "recursive_model(": lambda said: (
     said["second"].logits_BTV.shape == (2, 81, 11) and np.isfinite(said["loss"]) and bool(said["gradient"])
   ),
-  "chat_template.jinja": lambda said: chats.load(str(said["folder"])).turn_end(tokenizer.ByteTokenizer()) == 256,
+  "chat_template": lambda said: chats.load(str(said["folder"])).turn_end(tokenizer.ByteTokenizer()) == 256,
   "Runtime(": lambda said: [one.answer for one in (said["result"], *said["results"])] == ["46", "3", "7"],
 }
 
