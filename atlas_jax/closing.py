@@ -1,4 +1,5 @@
 """Evaluations of a run as it goes and at its end, and what it leaves behind."""
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,8 @@ from absl import logging
 
 from atlas_jax import evals, tree
 from atlas_jax import state as states
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
+from atlas_jax.evals.stopping import EvalStopped
 from atlas_jax.files import write
 from atlas_jax.monitor import model_line, phases, report, schema
 from atlas_jax.monitor.alerts.live import NO_ALERTS, Live
@@ -149,17 +151,24 @@ def finish(run_: Run, state: TrainState, asked: Callable[[], bool]) -> dict:
 
 
 def _evaluated(run_: Run, state: TrainState, when: tuple[str, ...], asked) -> EvalOut | None:
-  """Runs evaluations one after another; None if the run was asked to stop before the last began."""
+  """Runs evaluations one after another; None if the run was asked to stop before the last was done."""
   outs = []
   with run_.ledger.at("evaluation"):
     for found in run_.recipe.evals.values():
       if found.when in when:
-        # Asked before each evaluation, not within: one that is begun is finished, so that no number stands
-        # for a part of the data.
         if asked():
           return None
-        outs.append(found.run(_trained(run_, state), step=run_.step, workdir=run_.workdir))
+        try:
+          with _stoppable(asked):
+            outs.append(found.run(_trained(run_, state), step=run_.step, workdir=run_.workdir))
+        except EvalStopped:  # What it has measured so far stands for a part of the data, and is dropped.
+          return None
   return evals.join(outs)
+
+
+def _stoppable(asked: Callable[[], bool]):
+  # Several processes ask together, and evaluations do not take all of them to the same places.
+  return stopping.stoppable(asked) if jax.process_count() == 1 else contextlib.nullcontext()
 
 
 def _named(run_: Run, scalars: dict) -> dict:

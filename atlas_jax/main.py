@@ -28,6 +28,7 @@ from atlas_jax import config as configs
 from atlas_jax import modes, remote, trust
 from atlas_jax.command import SERVING, WITH_CONFIG, check_flags, parse, read_config
 from atlas_jax.explain import code_of, explain, report, start_log
+from atlas_jax.files import closed_pipe
 from atlas_jax.handover import hub, upload
 from atlas_jax.monitor.ledger import process_began_s
 from atlas_jax.parallel import agree, hosts, signals
@@ -146,4 +147,4 @@ def entry(argv: list[str], began_s: float | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(entry(sys.argv, process_began_s()))
+  sys.exit(closed_pipe.quiet(entry)(sys.argv, process_began_s()))

@@ -58,11 +58,11 @@ def make_step(config, recipe: Recipe, params_abstract):
     metrics = {
         **recipe.accounting.finish(out.metrics), **by_group,
         **_loss_metrics(recipe, out),
-        "train/lr": lr,
         "train/skipped_updates": after.skipped, "train/skipped_in_row": after.skipped_in_row,
-        "grad/norm": norm,
+        "train/lr": lr, "grad/norm": norm,
         **({} if access is None else {"grad/norm_tables": tree.global_norm(row_grads)}),
         "update/changed_frac": tree.changed_frac(state.params, params),
+        "update/largest_change": tree.largest_change(state.params, params),
         **{f"grad/norm/{name}": value for name, value in tree.group_norms(grads).items()},
         **{f"update/to_weight_ratio/{name}": value for name, value in ratios.items()},
         "stop": jnp.sum(stop),  # All processes read the same sum, see `hosts.StopFlag`.

@@ -3,6 +3,7 @@
 A leaf's name is its path with slashes, "blocks/memory/query/kernel"; parameters, optimizer moments and
 moving averages have names with equal ends, by which placement and weight decay recognise them.
 """
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -85,6 +86,13 @@ def changed_frac(old, new):
   """Returns the fraction of the numbers in two trees that differ, float32 []; 0 for trees without any."""
   differ = [jnp.sum(a != b, dtype=jnp.float32) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new))]
   return sum(differ, start=jnp.zeros((), jnp.float32)) / max(1, count(old))
+
+
+def largest_change(old, new):
+  """Returns the largest distance between two numbers at one place of two trees, float32 []; 0 without any."""
+  found = [jnp.max(jnp.abs(b.astype(jnp.float32) - a.astype(jnp.float32)), initial=0.0)
+           for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new)) if _is_float(a)]
+  return functools.reduce(jnp.maximum, found, jnp.zeros((), jnp.float32))
 
 
 def group_of(name: str) -> str:

@@ -56,6 +56,7 @@ import bench_runtime
 import bench_serve
 import bench_trm
 
+from atlas_jax.files import closed_pipe
 from atlas_jax.memory import rules
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -340,6 +341,7 @@ def show(row: dict, columns) -> str:
   return "  ".join([*cells, *notes])
 
 
+@closed_pipe.quiet
 def main(argv: list[str]) -> int:
   """Measures what the command line asks for and prints it row by row; gives the exit status."""
   try:

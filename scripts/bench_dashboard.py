@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 
+from atlas_jax.files import closed_pipe
 from atlas_jax.monitor.dashboard import charts, figures
 from atlas_jax.monitor.dashboard.views import View, live_training
 from atlas_jax.monitor.run_folder import RunFolder
@@ -100,6 +101,7 @@ def measure(folder: pathlib.Path, rows: int, names: list[str]) -> dict:
   return found
 
 
+@closed_pipe.quiet
 def main() -> None:
   """Writes the file, measures, and prints."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from atlas_jax.files import closed_pipe
 from atlas_jax.kernels.local_attention import local_attention
 from atlas_jax.kernels.memory_scan import Decay, memory_scan
 from atlas_jax.kernels.newton_schulz import newton_schulz
@@ -114,4 +115,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

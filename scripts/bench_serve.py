@@ -35,6 +35,8 @@ import time
 
 import bench_server
 
+from atlas_jax.files import closed_pipe
+
 KINDS = ("serve",)
 CONFIG = "configs/memory_40m.py:smoke,pretrain"
 LEAST_ANSWERS = 8  # Of a load, so that a single client's rate is no accident.
@@ -205,6 +207,7 @@ def offline(spec: dict, workdir: pathlib.Path, prompts: list[dict]) -> dict:
   return {"tokens": tokens}
 
 
+@closed_pipe.quiet
 def main() -> int:
   """Runs the function that standard input names; prints what it returns as one line."""
   lines = os.fdopen(os.dup(1), "w")

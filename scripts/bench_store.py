@@ -31,6 +31,7 @@ from atlas_jax.data.traces import export
 from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
+from atlas_jax.files import closed_pipe
 
 EVENTS = (("WORKFLOW_START", "orchestration", None), ("TASK_END", "step_1", "student"),
           ("CUSTOM_END", "validation", "teacher"), ("WORKFLOW_END", "orchestration", None))
@@ -100,6 +101,7 @@ def place(kind: str, url: str | None, folder: str) -> Iterator[str]:
     server.cleanup()
 
 
+@closed_pipe.quiet
 def main(arguments: list[str]) -> list[dict]:
   """Measures each store, and prints and returns a row for each way."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -27,6 +27,7 @@ from atlas_jax import config as configs
 from atlas_jax.data.traces.conversation import TraceConversation
 from atlas_jax.data.traces.jsonl import TraceReader
 from atlas_jax.data.traces.sources import read
+from atlas_jax.files import closed_pipe
 
 WORDS = "pump valve bearing pressure stall table unit load check the a of to and is not row log value".split()
 KIB = 1024
@@ -94,6 +95,7 @@ def problems(file: str) -> Iterator:
   yield from found
 
 
+@closed_pipe.quiet
 def main(arguments: list[str]) -> list[dict]:
   """Writes sessions, measures both, and prints and returns a row for each."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 
 import bench_child
 
+from atlas_jax.files import closed_pipe
+
 WARM_STEPS = 2  # The first steps compile, and touch memory that the others use again.
 
 
@@ -43,6 +45,7 @@ class Turns:
     self._parted = {f"generate_{name}": value for name, value in bench_child.since(self._start).items()}
 
 
+@closed_pipe.quiet
 def main(loops: dict[tuple[str, str], Callable]) -> int:
   """Runs the loop (spec, turns) that the process was started for; says why, if it fails."""
   lines = os.fdopen(os.dup(1), "w")

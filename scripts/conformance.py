@@ -26,6 +26,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from atlas_jax.files import closed_pipe  # noqa: E402  As the next.
 from experiments.conformance.checks import CHECKS  # noqa: E402  The root must be known first.
 
 ADAPTERS = ROOT / "experiments" / "conformance" / "adapters"
@@ -194,6 +195,7 @@ def flags(arguments: list[str] | None) -> argparse.Namespace:
   return given
 
 
+@closed_pipe.quiet
 def main(arguments: list[str] | None = None) -> int:
   """Runs what is asked for and prints the table; returns the exit status."""
   given = flags(arguments)

@@ -17,6 +17,7 @@ from absl import app, flags
 
 from atlas_jax import config as configs
 from atlas_jax.command import read_config
+from atlas_jax.files import closed_pipe
 from atlas_jax.rollout.judges import judge_file
 
 flags.DEFINE_string("config", None, "config file with the group rim, such as configs/rim.py")
@@ -66,4 +67,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse)
+  closed_pipe.quiet(app.run)(main, flags_parser=parse)

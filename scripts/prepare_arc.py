@@ -15,6 +15,7 @@ import sys
 
 from absl import app, flags
 
+from atlas_jax.files import closed_pipe
 from atlas_jax.puzzles.arc import build
 
 flags.DEFINE_string("name", "arc1", "arc1, arc2, arc2_public, concept or files")
@@ -59,4 +60,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

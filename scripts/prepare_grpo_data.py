@@ -18,6 +18,7 @@ from absl import app, flags, logging
 
 from atlas_jax.data import columns, ranked_tasks, records, responses, tokenizer
 from atlas_jax.data.responses import AnswerGroup
+from atlas_jax.files import closed_pipe
 from atlas_jax.files import write as write_file
 
 TRAINING, VALIDATION, TOKENIZER = "grpo_training.json", "validation.json", "tokenizer"
@@ -130,4 +131,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

@@ -12,6 +12,7 @@ import sys
 from absl import app, flags
 
 from atlas_jax.data import corpus, formats, store, tokenizer
+from atlas_jax.files import closed_pipe
 
 flags.DEFINE_string("name", "python_stdlib", "as config.data.name")
 flags.DEFINE_multi_string("path", [], "as config.data.path; may be given several times")
@@ -74,4 +75,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

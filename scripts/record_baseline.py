@@ -17,7 +17,7 @@ from atlas_jax import config as configs
 from atlas_jax.checkpoint import Checkpoints
 from atlas_jax.evals import baseline
 from atlas_jax.fields import mixes
-from atlas_jax.files import json_file, write
+from atlas_jax.files import closed_pipe, json_file, write
 from atlas_jax.language import pretraining
 from atlas_jax.readers import TEXT
 
@@ -71,4 +71,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from atlas_jax.explain import code_of, explain, start_log
+from atlas_jax.files import closed_pipe
 from atlas_jax.parallel import hosts, signals
 from atlas_jax.pipeline import plan, stages
 from atlas_jax.pipeline.plan import PipelineSettings
@@ -138,6 +139,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return asked
 
 
+@closed_pipe.quiet
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the pipeline; returns the exit code."""
   asked = parse(argv)
@@ -162,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"run_offline_pipeline: stopped in the stage {stopped}; the same command goes on", file=sys.stderr)
     return signals.STOPPED
   except (Exception, KeyboardInterrupt) as error:
+    if closed_pipe.is_of_output(error):
+      raise
     line = explain(error, str(resolved.output))
     if line is None:
       raise

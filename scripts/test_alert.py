@@ -11,6 +11,7 @@ import os
 import sys
 
 from atlas_jax import config as configs
+from atlas_jax.files import closed_pipe
 from atlas_jax.monitor.alerts import sinks
 from atlas_jax.monitor.alerts.message import Message, redacted
 
@@ -19,6 +20,7 @@ TEST = Message(run="test_alert", rule="test", severity="info", state="told", ste
                text="This is a test: names_with_underscores, <b>, & and *stars* arrive as they are.")
 
 
+@closed_pipe.quiet
 def main(argv: list[str]) -> int:
   """Runs the program; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -30,7 +30,7 @@ from absl import logging
 from atlas_jax import config as configs
 from atlas_jax import main as program
 from atlas_jax.explain import is_of_use, start_log
-from atlas_jax.files import json_file, write
+from atlas_jax.files import closed_pipe, json_file, write
 from atlas_jax.files.damage import Damaged
 from atlas_jax.language.pretrained import model_folder
 from atlas_jax.parallel import signals
@@ -155,6 +155,7 @@ def logged(file: pathlib.Path) -> Iterator[None]:
       logging.get_absl_logger().removeHandler(handler)
 
 
+@closed_pipe.quiet
 def main(argv: list[str] | None = None) -> int:
   """Trains and places the model; returns the exit code."""
   parser = argparse.ArgumentParser(prog="train_atlas", description=__doc__, allow_abbrev=False,

@@ -24,6 +24,7 @@ from atlas_jax import main as program
 from atlas_jax import recipes, train
 from atlas_jax import state as states
 from atlas_jax import step as stepping
+from atlas_jax.files import closed_pipe
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
@@ -80,4 +81,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  closed_pipe.quiet(app.run)(main)

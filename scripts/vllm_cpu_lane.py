@@ -14,6 +14,8 @@ import sys
 
 import numpy as np
 
+from atlas_jax.files import closed_pipe
+
 MARGIN = 0.03
 BLOCK = 10
 HAND_OVER = re.compile(r"version (\d+) of the weights handed over in ([\d.]+) s; largest gap (\S+) nats")
@@ -43,6 +45,7 @@ def blocks(values: list[float]) -> list[float]:
   return np.asarray(values).reshape(-1, BLOCK).mean(axis=1).round(4).tolist()
 
 
+@closed_pipe.quiet
 def main(out: pathlib.Path, versions: str) -> int:
   """Compares, writes and prints."""
   served = curve(out / "letters_vllm")

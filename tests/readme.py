@@ -43,6 +43,13 @@ SUDOKU = f"{MAIN} --config=configs/trm_sudoku.py:4x4 --workdir=runs/sudoku4"
 ARC = f"{MAIN} --config=configs/trm_arc1.py:cpu --workdir=runs/arc_cpu"
 GRPO = f"{MAIN} --config=configs/grpo_arithmetic.py:cpu --workdir=runs/grpo"
 SFT = f"{MAIN} --config=configs/sft.py:cpu --workdir=runs/sft_cpu"
+# Of the guides: a model drawn here is tuned on chats, and goes on from there.
+SFT_CHAT = (f"{MAIN} --config=my_sft.py --config.data.files=FILE.jsonl --config.data.chat_template=my_chat "
+            "--config.optim.steps=150 --workdir=runs/sft_chat")
+GRPO_OWN = (f"{MAIN} --config=configs/grpo.py --config.model.path=runs/sft_chat "
+            "--config.data.files=QUESTIONS.jsonl --config.rewards=correct=1,my_rewards.py:short=0.1 "
+            "--config.data.batch_rows=16 --config.data.group_size=4 --config.sampler.max_tokens=16 "
+            "--config.train.accumulate_steps=1 --config.optim.lr=1e-4 --workdir=runs/grpo_own")
 SUMS = "python -m atlas_jax.runtime.worlds.arithmetic 128 > tasks.jsonl"
 RUN = "atlas run --config=configs/runtime.py:arithmetic --tasks=tasks.jsonl --concurrency=64 --json"
 STORE = "--database-url=sqlite:///.atlas/atlas.db"
@@ -86,6 +93,9 @@ COMMANDS = {
   f"{MAIN} --config=configs/sft.py --config.model.path=FOLDER --config.data.files=FILE.jsonl "
   "--workdir=runs/sft": How("--config.data.segment_len=256"),
   GRPO: How(f"--config.optim.steps=2 {LEARN}"),
+  SFT_CHAT: How(f"--config.optim.steps=2 {UNDRAWN}"),
+  GRPO_OWN: How("--config.optim.steps=2 --config.eval.max_problems=4 --config.monitor.tensorboard=False "
+                "--config.monitor.report=False", needs=(SFT_CHAT,)),
   f"{MAIN} --mode=export --workdir=runs/grpo --to=exported": How(needs=(GRPO,)),
   SFT: How(f"--config.optim.steps=2 --config.data.max_problems=100 {LEARN}"),
   f"{MAIN} --config=configs/gkd.py:cpu --workdir=runs/gkd_cpu": How(

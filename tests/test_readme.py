@@ -24,6 +24,7 @@ import setuptools
 
 from atlas_jax import defaults
 from atlas_jax import fields as config_fields
+from atlas_jax.data import chats, tokenizer
 from atlas_jax.defaults import runtime as runtime_defaults
 from atlas_jax.memory import rules
 from scripts import rules_table
@@ -98,6 +99,11 @@ def make_clone(clone: pathlib.Path) -> pathlib.Path:
   write_programs(clone / "programs")
   (clone / "FOLDER").symlink_to(MODEL)
   write_rows(clone / "FILE.jsonl", CHATS)
+  write_rows(clone / "QUESTIONS.jsonl", [
+    {"messages": one["messages"][:1], "answer": one["messages"][1]["content"]} for one in CHATS])
+  for name, text in (files_of(DOCS["docs/guides/sft.md"]) | files_of(DOCS["docs/guides/grpo.md"])).items():
+    (clone / name).write_text(text)
+  subprocess.run([sys.executable, "-c", *programs_of(DOCS["docs/guides/sft.md"])], cwd=clone, check=True)
   (clone / "TASK.json").write_text(json.dumps(TASK))
   (clone / "train_config.json").write_text(json.dumps({"model_size": "cpu", "batch_size": 16}))
   sums.write(clone / "traces.jsonl")
@@ -226,6 +232,7 @@ CHECKS = {
   "recursive_model(": lambda said: (
     said["second"].logits_BTV.shape == (2, 81, 11) and np.isfinite(said["loss"]) and bool(said["gradient"])
   ),
+  "chat_template": lambda said: chats.load(str(said["folder"])).turn_end(tokenizer.ByteTokenizer()) == 256,
   "Runtime(": lambda said: [one.answer for one in (said["result"], *said["results"])] == ["46", "3", "7"],
 }
 

@@ -86,3 +86,10 @@ def test_all_finite_sees_one_bad_number():
   assert tree.all_finite(good)
   assert not tree.all_finite({**good, "b": jnp.array([1.0, jnp.nan])})
   assert not tree.all_finite({**good, "b": jnp.array([1.0, -jnp.inf])})
+
+
+def test_the_largest_change_is_of_one_number_in_float32():
+  old = {"a": jnp.zeros((2, 3), jnp.bfloat16), "b": jnp.ones(4), "n": jnp.arange(3)}
+  new = {"a": old["a"].at[1, 2].set(-0.25), "b": old["b"] * 1.125, "n": old["n"] + 5}
+  assert tree.largest_change(old, new) == 0.25
+  assert tree.largest_change(old, old) == 0 and tree.largest_change({}, {}) == 0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
@@ -55,6 +55,7 @@ def make(score, source_factory, mesh: Mesh):
 def _batches(source):
   """Yields all batches of a source that ends."""
   while True:
+    stopping.check()
     try:
       yield source.next(None)
     except StopIteration:

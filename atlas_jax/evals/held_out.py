@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from atlas_jax.evals import stopping
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 
@@ -21,6 +22,7 @@ def batches(source, *, max_tokens: int | None = None, processes: int = 1):
     read = size = 0
     # One batch is read whatever the limit, so that a small max_tokens still measures something.
     while not read or max_tokens is None or read + size <= max_tokens:
+      stopping.check()
       try:
         batch = source.next(None)
       except StopIteration:

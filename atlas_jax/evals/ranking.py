@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
 from atlas_jax.losses import ranked
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -45,6 +45,7 @@ def make(score: Callable, settings: ranked.RankedSettings, source_factory: Calla
     totals: dict[str, float] = {}
     source = source_factory()
     while True:
+      stopping.check()
       try:
         batch = hosts.global_batch(mesh, source.next(None))
       except StopIteration:

@@ -13,6 +13,8 @@ from atlas_jax.evals import bootstrap
 
 SUCCESS_TARGET = 0.10  # By which distillation is meant to raise the rate of success,
 TOKEN_TARGET_PCT = 30.0  # and to lower the tokens of an answer.
+FEW_GRADED = 30  # Questions, below which a gain is hardly known.
+SILENT_LIMIT = 0.1  # Fraction of questions that may go without a word of guidance.
 
 
 def measures(without_B, with_B, tokens_B, completed_B=None, *, without_tokens_B=None, with_tokens_B=None
@@ -97,6 +99,26 @@ def mcnemar_p(better: int, worse: int) -> float:
   tail = sum(math.comb(changed, count) for count in range(min(better, worse) + 1))
   # Whole numbers up to the end: of thousands of pairs 2**changed is beyond a float.
   return min(1.0, 2 * tail / 2**changed)
+
+
+def caveats(found: Mapping[str, float]) -> list[str]:
+  """Returns what a reader of an evaluation of guidance must know: few questions, or guidance that is empty.
+
+  Args:
+    found: its metrics, without "eval/teaching_"; those that are not known may be left out.
+  """
+  lines = []
+  graded = found.get("graded_count")
+  if graded is not None and graded < FEW_GRADED:
+    ends = [found.get(f"learning_rate_{end}") for end in ("low", "high")]
+    between = "" if None in ends else (f"; the gain, {found['learning_rate']:+.2f}, may be anything from "
+                                       f"{ends[0]:+.2f} to {ends[1]:+.2f}")
+    lines.append(f"Only {graded:.0f} held-out questions were graded, fewer than {FEW_GRADED}{between}.")
+  silent = found.get("silent_frac", 0.0)
+  if silent > SILENT_LIMIT:
+    lines.append(f"The guidance of {silent:.0%} of the held-out questions was empty: their answers are those "
+                 "of the student alone.")
+  return lines
 
 
 def worst(rows: Sequence[Mapping[str, Any]], without_B, with_B, count: int) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from atlas_jax.language.initial_model import (
   is_lost,
   is_run,
   note_step,
+  template_folder,
   use_copies,
 )
 from atlas_jax.language.pretrained import hf_export, hf_import, peft, tokenizer_files
@@ -36,7 +37,8 @@ def save(config, start: InitialModel, workdir) -> None:
   # Checksums of the copies, so that one that changes later is refused when it is read.
   inventory.seal(workdir / TOKENIZER)
   if start.template is not None:
-    template = start.folder if data.chat_template == MODEL else _local(data.chat_template)
+    is_own = data.chat_template == MODEL
+    template = template_folder(config, start.folder) if is_own else _local(data.chat_template)
     assert template is not None  # It was read from there.
     _copy(template, workdir / TEMPLATE, chats.FILES)
     inventory.seal(workdir / TEMPLATE)

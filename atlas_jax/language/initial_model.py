@@ -362,13 +362,22 @@ def _own_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
   return tokenizers.load(str(copied) if copied.is_dir() else configs.load(workdir).data.tokenizer)
 
 
+def template_folder(config, folder: pathlib.Path | None) -> pathlib.Path:
+  """Returns where config.data.chat_template="model" is read; `folder` is the pretrained model's, if any."""
+  path = config.model.path
+  # A run keeps the template that it was tuned with; a model that was drawn for it has no other.
+  if path is not None and is_run(path) and (pathlib.Path(path) / TEMPLATE).is_dir():
+    return pathlib.Path(path) / TEMPLATE
+  if folder is None:
+    raise ValueError("config.data.chat_template='model' is that of a pretrained model, and "
+                     f"config.model.path={path!r} is none; give a tokenizer's folder, or None")
+  return folder
+
+
 def _template(config, folder: pathlib.Path | None) -> chats.Template | None:
   name = config.data.chat_template
   if name == MODEL:
-    if folder is None:
-      raise ValueError("config.data.chat_template='model' is that of a pretrained model, and "
-                       f"config.model.path={config.model.path!r} is none; give a tokenizer's folder, or None")
-    name = str(folder)
+    name = str(template_folder(config, folder))
   return None if name is None else chats.load(name, values=config.data.template_values)
 
 

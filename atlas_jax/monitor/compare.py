@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_jax.files import write
+from atlas_jax.files import closed_pipe, write
 from atlas_jax.monitor import model_line, report, thinning
 from atlas_jax.monitor.curves import SMOOTHED_FROM_POINTS, ended, finish, short_number, smooth
 from atlas_jax.monitor.run_folder import AXES, RunFolder
@@ -66,6 +66,7 @@ def parse(arguments) -> argparse.Namespace:
   return args
 
 
+@closed_pipe.quiet
 def main(arguments=None) -> int:
   """Draws what the flags ask for, prints the table, and returns the exit status."""
   args = parse(sys.argv[1:] if arguments is None else arguments)

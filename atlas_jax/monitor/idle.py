@@ -15,9 +15,14 @@ IDLE = "idle"
 UNTAUGHT = "untaught"
 WARMING = "warming"
 SKIPPED = "skipped"
+UNMOVED = "unmoved"
 WARN_AFTER = 3  # Updates in a row that teach nothing before a warning; then at 10, 30, 100 and so on.
 TABLES = "grad/norm_tables"  # Of rows of tables, which the optimizer never sees.
 CHANGED = "update/changed_frac"  # Fraction of the parameters that an update changed.
+LARGEST = "update/largest_change"  # By which any one number of the parameters changed.
+# At rates below 1e-8, an update that moves no number by 1e-9 is lost: float32 weights of 0.02 have steps of
+# 2e-9, and only those that begin at 0 hold it, too small for any other number to feel it.
+LOW_RATE, LOST_CHANGE = 1e-8, 1e-9
 LEARNABLE = "rollout/learnable_frac"  # Fraction of completions whose advantage is not 0 and that count.
 
 
@@ -29,9 +34,10 @@ class Idle:
   """Counts updates in a row that teach nothing, warns of them, and says when the run should end.
 
   An update is idle if no gradient flows, or if none of its parameters and tables changed. Updates whose only
-  gradient is that of an entropy bonus or of the distance to a reference are logged, and do not end a run. A
-  learning rate of 0 in the warm-up is logged once. Updates that were skipped count as neither, nor does the
-  last one of a run that learnt, where the schedule ends at 0.
+  gradient is that of an entropy bonus or of the distance to a reference are logged, and do not end a run, nor
+  do those that the learning rate makes too small to matter. A learning rate of 0 in the warm-up is logged
+  once. Updates that were skipped count as neither, nor does the last one of a run that learnt, where the
+  schedule ends at 0.
 
   Attributes:
     in_row: idle updates in a row so far, those of earlier starts too.
@@ -50,7 +56,7 @@ class Idle:
     self.ending: str | None = None
     self._untaught = self.in_row
     self._warming = 0
-    self._last: tuple[int, Mapping[str, float]] | None = None
+    self._last: tuple[int, Mapping[str, float], str] | None = None
     self._warned = False
 
   def observe(self, step: int, row: Mapping[str, float]) -> str:
@@ -72,7 +78,7 @@ class Idle:
     self.in_row = self.in_row + 1 if kind == IDLE else 0
     self._untaught = 0 if kind == LEARNT else self._untaught + 1
     # Kept for `close`: a run may be over before the first warning is due.
-    self._last = (step, row)
+    self._last = (step, row, kind)
     self._warned = self._warned and kind != LEARNT
     if self.ending is not None:
       return kind
@@ -91,9 +97,9 @@ class Idle:
 
   def _warn(self) -> None:
     assert self._last is not None  # Something was counted.
-    step, row = self._last
+    step, row, kind = self._last
     self._warned = True
-    what = "learnt nothing" if self.in_row else "learnt nothing from rewards"
+    what = "learnt nothing from rewards" if kind == UNTAUGHT else "learnt nothing"
     ends = ""
     if self.in_row and self._limit is not None:
       ends = f"; the run ends after {self._limit} such updates in a row (config.train.idle_limit)"
@@ -103,7 +109,11 @@ class Idle:
 
 
 def kind_of(step: int, row: Mapping[str, float], config) -> str:
-  """Returns what an update was: learnt, idle, untaught (by rewards), warming (rate 0 so far) or skipped."""
+  """Returns what an update was.
+
+  It is "learnt", "idle", "unmoved" (by a learning rate far too low), "untaught" (by rewards), "warming" (its
+  rate is 0 so far) or "skipped".
+  """
   if row["train/skipped_in_row"]:
     return SKIPPED
   # Rows of tables are outside the optimizer: their gradient is in no grad/norm, and their change in no
@@ -116,7 +126,16 @@ def kind_of(step: int, row: Mapping[str, float], config) -> str:
     return WARMING
   if not (flows and changed):
     return IDLE
+  if not tables and _is_lost(row, config):
+    return UNMOVED
   return UNTAUGHT if row.get(LEARNABLE) == 0 else LEARNT
+
+
+def _is_lost(row: Mapping[str, float], config) -> bool:
+  """Returns whether an update is too small to matter, and would be at the schedule's highest rate, too."""
+  # Not by the rate of this update: in the warm-up and at the end of a schedule it is small as it should be.
+  return (config.optim.lr < LOW_RATE and row["train/lr"] > 0 and row[CHANGED] > 0
+          and row[LARGEST] * config.optim.lr / row["train/lr"] < LOST_CHANGE)
 
 
 def reasons(step: int, row: Mapping[str, float], config) -> list[str]:
@@ -151,6 +170,14 @@ def _rate(step: int, row: Mapping[str, float], config) -> str | None:
                            f"{optim.final_lr_frac}")
   return (f"the learning rate is {lr:.3g}{when if warming else ''}, too low for any parameter to change in "
           f"float32; raise config.optim.lr={optim.lr}" + (" or lower warmup_steps" if warming else ""))
+
+
+def _lost(step: int, row: Mapping[str, float], config) -> str | None:
+  if not _is_lost(row, config):
+    return None
+  return (f"no number of the parameters changed by more than {row[LARGEST]:.2g} at a learning rate of "
+          f"{row['train/lr']:.3g}, which is lost beside weights of 0.01 or more; raise config.optim.lr="
+          f"{config.optim.lr}")
 
 
 def _is_end(step: int, row: Mapping[str, float], config) -> bool:
@@ -281,8 +308,8 @@ def _unknown(row: Mapping[str, float], config) -> str:
 
 # Causes that lie furthest from the loss come first, since later ones often follow from them.
 RULES: Sequence[Callable[[int, Mapping[str, float], Any], str | None]] = (
-    _rate, _unrewarded, _truncated, _flat, _bounds, _uncounted, _probability, _responses, _taught, _frozen,
-    _other_terms)
+    _rate, _lost, _unrewarded, _truncated, _flat, _bounds, _uncounted, _probability, _responses, _taught,
+    _frozen, _other_terms)
 
 
 def _counts(row: Mapping[str, float]) -> bool:

@@ -17,12 +17,14 @@ import io
 import math
 import re
 import sys
+import textwrap
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from atlas_jax.evals import teaching
 from atlas_jax.files import write
 from atlas_jax.monitor import (
   accuracy_panel,
@@ -51,6 +53,8 @@ from atlas_jax.monitor.curves import (
 from atlas_jax.workdir import METRICS, REPORT
 
 TOKENS = "train/tokens_seen"
+LINE_CHARS = 8  # Of a heading, per inch.
+TEACHING = "eval/teaching_"
 GATE = re.compile(r"memory/mix_gate_mean/layer_(\d+)$")
 REFERENCES = (("eval/trigram_bits_per_byte", "trigram"), ("eval/gzip_bits_per_byte", "gzip -9"))
 
@@ -89,11 +93,19 @@ def write_report(workdir, summary: Mapping | None = None) -> Path:
   for axes in places:
     axes.remove()
   line = model_line.of_run(workdir, summary)
-  figure.suptitle(_headline(workdir.name, series) + (f"\n{line}" if line else ""), fontsize=15)
+  heading = [_headline(workdir.name, series), *filter(None, [line]),
+             *(textwrap.fill(words, size[0] * LINE_CHARS) for words in caveats(series))]
+  figure.suptitle("\n".join(heading), fontsize=15)
   # Whole or not at all: a notebook may show the picture while it is drawn anew.
   with write.placed(workdir / REPORT) as part:
     figure.savefig(part, format="png")
   return workdir / REPORT
+
+
+def caveats(series: Series) -> list[str]:
+  """Returns what makes a run's last evaluation doubtful, for its picture."""
+  return teaching.caveats({name.removeprefix(TEACHING): float(series[name][1][-1]) for name in series
+                           if name.startswith(TEACHING)})
 
 
 def panels_of(series: Series) -> tuple[str, ...]:

@@ -106,6 +106,7 @@ train/grad_norm/{group} | | norm of gradients of a group of `monitor.group_norms
 train/update_norm/{group} | | norm of what the optimizer adds to them
 train/param_norm/{group} | | norm of the parameters before the update
 update/changed_frac | fraction | of parameters that the update changes in their last bit or more
+update/largest_change | | by which any one number of the parameters changes
 update/to_weight_ratio/{group} | fraction | norm of a group's update over that of its parameters
 """),
     ],

@@ -57,6 +57,7 @@ eval/teaching_token_efficiency | fraction | of the tokens of an answer that guid
 eval/teaching_guidance_tokens | tokens | of a guidance
 eval/teaching_leaked_frac | fraction | of guidances that contain the answer
 eval/teaching_malformed_frac | fraction | of replies that cannot be read
+eval/teaching_silent_frac | fraction | of graded questions whose guidance is empty
 eval/teaching_contaminated_frac | fraction | of held-out prompts that show the answer
 eval/teaching_graded_count | questions | graded with and without guidance
 eval/teaching_mcnemar_p | | exact McNemar test of guidance against none

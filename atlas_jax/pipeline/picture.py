@@ -1,5 +1,6 @@
 """The picture of a report: accuracies before and after with their intervals, beside those of the controls."""
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ TEACHING = {"baseline_accuracy": "student\nalone", "placebo_accuracy": "guidance
             "fixed_accuracy": "one fixed\nhint", "accuracy": "with\nguidance"}
 OTHERS = {"val_accuracy": "accuracy"}
 TITLES = {"before": "before", "after_sft": "after supervised tuning", "after": "after"}
+WARNING = "#b03a2e"
+LINE_CHARS = 90
 COLOURS = {"before": "#9aa5b1", "after_sft": "#7fb7be", "after": "#2f6f8f"}
 
 
@@ -39,6 +42,9 @@ def draw(found: Mapping[str, Any], target: pathlib.Path) -> bool:
   axes.set_ylim(0, 1.05)
   axes.set_ylabel("accuracy on held-out questions")
   axes.set_title(f"{found['recipe']}: intervals of 95%", fontsize=10)
+  # A picture is shown without its report: what makes its bars doubtful stands on it, too.
+  if lines := [textwrap.fill(line, LINE_CHARS) for line in found["caveats"]]:
+    figure.supxlabel("\n".join(lines), fontsize=8, color=WARNING)
   axes.legend(frameon=False, loc="upper left")
   with write.placed(target) as part:
     figure.savefig(part, format="png")

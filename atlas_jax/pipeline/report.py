@@ -25,7 +25,8 @@ SHOWN = {
     "teaching_token_efficiency": "tokens that guided answers save",
     "teaching_guidance_tokens": "tokens of a guidance", "teaching_leaked_frac": "guidance that holds the "
                                                                                 "answer",
-    "teaching_malformed_frac": "replies that are none", "teaching_t_p": "p of the paired t-test",
+    "teaching_malformed_frac": "replies that are none",
+    "teaching_silent_frac": "questions whose guidance is empty", "teaching_t_p": "p of the paired t-test",
     "teaching_mcnemar_p": "p of McNemar's test", "teaching_cohens_d": "Cohen's d of the pairs",
     "teaching_contaminated_frac": "held-out prompts that show the answer",
     "teaching_graded_count": "questions graded",
@@ -35,6 +36,7 @@ SHOWN = {
 FRACTIONS = ("accuracy", "non_degradation_rate")
 COLUMNS = {"before": "before", "after_sft": "after supervised tuning", "after": "after"}
 BY_GUIDANCE = "teaching_accuracy"  # Where it is, answers with and without guidance were compared.
+TEACHING = "teaching_"  # Begins the names of such measures.
 WORST = 8
 SHOWN_CHARS = 160
 
@@ -68,6 +70,7 @@ def contents(plan: Plan, data: Mapping[str, Any], measured: Mapping[str, Any],
       "held_out_frac": held_out_frac(config), "evaluations": made, "change": change,
       "intervals": "95%, bootstrap over questions",
       "student_over_itself": _of_student(before, after),
+      "caveats": caveats(after),
       "warnings": warnings(plan, data, made, learnable(rows))}
 
 
@@ -104,6 +107,7 @@ def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any], learn
     found.append(f"{data['let_in'] - data['with_ground_truth']} of {data['let_in']} sessions have no right "
                  "answer, and a grader that compares with one leaves them out.")
   after = made["after"]["metrics"] if "after" in made else {}
+  found += caveats(after)
   ndr = after.get("teaching_non_degradation_rate")
   if ndr is not None and ndr < 0.97:
     found.append(f"Guidance made {100 * (1 - ndr):.1f}% of the answers worse; the target is at most 3%.")
@@ -119,6 +123,12 @@ def warnings(plan: Plan, data: Mapping[str, Any], made: Mapping[str, Any], learn
   if over is not None and over <= 0 < after.get("teaching_learning_rate", 0.0):
     found.append("Guidance of another question helps as much: what helps is not what the guidance says.")
   return found
+
+
+def caveats(metrics: Mapping[str, float]) -> list[str]:
+  """Returns the caveats of a teacher's evaluation; of other recipes there are none."""
+  return teaching.caveats({name.removeprefix(TEACHING): value for name, value in metrics.items()
+                           if name.startswith(TEACHING)})
 
 
 def text(found: Mapping[str, Any]) -> str:

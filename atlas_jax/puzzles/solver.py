@@ -19,6 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from atlas_jax.data import stepped
+from atlas_jax.evals import stopping
 from atlas_jax.losses import recursion
 from atlas_jax.models import act
 from atlas_jax.parallel import hosts
@@ -307,6 +308,7 @@ def _work(device: _Device, mesh: Mesh, seats: list, queue: Iterator[_Assignment]
   slots = device.empty()
   calls = 0
   while True:
+    stopping.check()
     fresh_B = _take_seats(seats, queue)
     if not any(seats):
       return

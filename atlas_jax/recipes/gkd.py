@@ -18,7 +18,7 @@ from atlas_jax import evals, tree
 from atlas_jax import state as states
 from atlas_jax.data import prompts, spans, stepped
 from atlas_jax.data.columns import Needs
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
 from atlas_jax.language import assets, other_model, samplers
 from atlas_jax.language.decoding.native import NativeSampler
 from atlas_jax.language.decoding.sampler import Sampler
@@ -357,6 +357,7 @@ def divergence_of(config, pair: Pair, mesh, source: DistillSource, solved):
       part = texts[first:first + rows]
       # The last rows are filled up with texts of no completion, which count for nothing.
       empty = [part[-1]._replace(ids=())] * (rows - len(part))
+      stopping.check()
       batch = source.arrays([*part, *empty])
       # The batch was made whole in every process; each hands over its contiguous block of rows.
       local = {name: array[mine] for name, array in batch.items()}

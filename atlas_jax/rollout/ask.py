@@ -7,6 +7,7 @@ import numpy as np
 from atlas_jax.data import chats, problems
 from atlas_jax.data.problems import Problem
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.evals import stopping
 from atlas_jax.language.decoding.sampler import Sampler, SamplingOptions
 from atlas_jax.rollout import reward_calls
 from atlas_jax.rollout.rewards import Rewards
@@ -101,6 +102,7 @@ def batch_generate(sampler: Sampler, encode: Callable, options: SamplingOptions,
     asked = [(at, prompt.tolist()) for at, prompt in prompts if prompt is not None]
     written: list[ProblemCompletions | None] = [None] * len(found)
     for first in range(0, len(asked), rows):
+      stopping.check()
       part = asked[first:first + rows]
       # Draws depend on the seed and the row of the call, so every call has a seed of its own; a repeated row
       # at its end is drawn but not read.

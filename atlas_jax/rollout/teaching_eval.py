@@ -11,7 +11,7 @@ from absl import logging
 
 from atlas_jax.data import packing, prompts
 from atlas_jax.data.problems import Problem
-from atlas_jax.evals import EvalOut, teaching
+from atlas_jax.evals import EvalOut, stopping, teaching
 from atlas_jax.files.damage import clipped
 from atlas_jax.language.decoding.sampler import Sampler
 from atlas_jax.language.initial_model import InitialModel
@@ -95,6 +95,7 @@ def _by_parts(work: Callable, found: Sequence[Any], rows: int, seed: int) -> lis
   """Returns what (part, seed) -> results gives for all; the last part is filled up, for one shape."""
   results: list = []
   for first in range(0, len(found), rows):
+    stopping.check()
     part = found[first:first + rows]
     filled = [*part, *[part[-1]] * (rows - len(part))]
     # Draws depend on the row and the seed, so every part has a seed of its own.
@@ -154,7 +155,8 @@ def metrics(taught: Sequence[Taught], controls: dict[str, list[Taught]], *, coun
       **teaching.measures(without_B, with_B, tokens_B, ended_B, **_lengths(pairs)),
       **teaching.paired_tests(without_B, with_B),
       "guidance_tokens": _mean(tokens_B), "leaked_frac": _mean([one.leak is not None for one in taught]),
-      "malformed_frac": _mean([one.teaching.problem is not None for one in taught])}
+      "malformed_frac": _mean([one.teaching.problem is not None for one in taught]),
+      "silent_frac": _mean([not (one.teaching.guidance or "").strip() for one in pairs])}
   for name, interval in teaching.intervals(without_B, with_B, seed=seed).items():
     if interval is not None:
       called = {"without": "baseline_accuracy", "with": "accuracy"}.get(name, name)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from atlas_jax.data.traces.connections import StoreError
+from atlas_jax.files import closed_pipe
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.runtime import cli_deploy, cli_env, cli_proxy, cli_run, cli_store, loop, settings
 from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, INTERRUPTED, STORE
@@ -33,6 +34,7 @@ from atlas_jax.runtime.spool import StoreFull
 DEFAULT_CONFIG = "configs/runtime.py:arithmetic"
 
 
+@closed_pipe.quiet
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns its exit code.
 
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, ModuleNotFoundError) as error:
     return _failed(CONFIG, error)
   except (OSError, RuntimeError) as error:
+    if closed_pipe.is_of_output(error):
+      raise
     return _failed(FAILED, error)
   except KeyboardInterrupt:
     return _failed(INTERRUPTED, "interrupted; the same command goes on")

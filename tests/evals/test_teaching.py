@@ -99,3 +99,13 @@ def test_questions_that_were_not_graded_twice_are_refused():
     teaching.measures([1, math.nan], [1, 1], [1, 1])
   with pytest.raises(ValueError, match="cannot be paired"):
     teaching.measures([1], [1, 1], [1, 1])
+
+
+def test_few_questions_and_empty_guidance_are_caveats():
+  assert teaching.caveats({"graded_count": 30.0, "silent_frac": 0.1, "learning_rate": 0.2}) == []
+  assert teaching.caveats({}) == []
+  few, silent = teaching.caveats({"graded_count": 8.0, "silent_frac": 0.5, "learning_rate": 0.2,
+                                  "learning_rate_low": -0.1, "learning_rate_high": 0.5})
+  assert few == ("Only 8 held-out questions were graded, fewer than 30; the gain, +0.20, may be anything "
+                 "from -0.10 to +0.50.")
+  assert silent.startswith("The guidance of 50% of the held-out questions was empty")

@@ -1,4 +1,6 @@
 """Tuning starts from what the config says: drawn, a pretrained folder, a run; wrong starts are refused."""
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from atlas_jax import config as configs
 from atlas_jax import state as states
 from atlas_jax import tree
 from atlas_jax.checkpoint import Checkpoints
+from atlas_jax.language import assets
 from atlas_jax.language import initial_model as starts
 from atlas_jax.language.pretrained import hf_import
 from atlas_jax.models import lora
@@ -98,6 +101,24 @@ def test_a_memory_run_is_gone_on_with(tmp_path):
   start = starts.load_initial_model(config_of(model__kind="memory", model__path=str(tmp_path)))
   assert_close(start.read(runs.one_device(), True)[0], params, tolerance=0)
   assert start.language.align_tokens == config.model.memory.chunk_size
+
+
+def test_the_template_of_a_run_is_that_which_it_was_tuned_with(tmp_path):
+  """A model that was drawn has no pretrained folder; what starts from its run is asked as it was tuned."""
+  template = tmp_path / "my_chat"
+  template.mkdir()
+  (template / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+  config = config_of(data__chat_template=str(template))
+  start = starts.load_initial_model(config)
+  run, onward = tmp_path / "run", tmp_path / "onward"
+  save_run(config, run, start.init(jax.random.key(0))[0])
+  assets.save(config, start, run)
+  shutil.rmtree(template)
+  config = config_of(model__path=str(run), data__chat_template="model")
+  again = starts.load_initial_model(config)
+  assert again.template.prompt([{"role": "user", "content": "x"}], again.tokenizer).tolist()[-3:] == [*b"[x]"]
+  assets.save(config, again, onward)
+  assert (onward / "template/chat_template.jinja").is_file()
 
 
 @pytest.mark.parametrize(("changes", "words"), [

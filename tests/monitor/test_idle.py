@@ -2,12 +2,13 @@
 import pytest
 
 from atlas_jax.monitor import idle
-from atlas_jax.monitor.idle import IDLE, LEARNT, SKIPPED, UNTAUGHT, WARMING, Idle
+from atlas_jax.monitor.idle import IDLE, LEARNT, SKIPPED, UNMOVED, UNTAUGHT, WARMING, Idle
 from configs import atlas_ranked, gkd, grpo, grpo_arithmetic, sft
 from tests import runs
 
 GOOD = {"train/skipped_in_row": 0, "grad/norm": 0.5, "grad/norm/mlp": 0.5, "train/lr": 1e-3,
-        "update/changed_frac": 1.0, "train/loss_nats": 2.0, "train/counted_tokens": 40.0}
+        "update/changed_frac": 1.0, "update/largest_change": 1e-3, "train/loss_nats": 2.0,
+        "train/counted_tokens": 40.0}
 NONE = {**GOOD, "grad/norm": 0.0, "grad/norm/mlp": 0.0}
 ROLLOUT = {"rollout/truncated_frac": 0.0, "rollout/unrewarded_frac": 0.0, "rollout/flat_groups_frac": 0.0,
            "rollout/reward_mean": 0.25, "rollout/learnable_frac": 0.0}
@@ -40,6 +41,29 @@ def test_a_rate_of_zero_in_the_warm_up_is_no_idle_update():
   resting = {**GOOD, "train/lr": 0.0, "update/changed_frac": 0.0}
   assert idle.kind_of(10, resting, config_of()) == WARMING and idle.kind_of(11, resting, config_of()) == IDLE
   assert idle.kind_of(10, NONE, config_of()) == IDLE
+
+
+# Of a rate of 1e-12: the rounding of float32 keeps all numbers as they are but for those near 0.
+LOST = {**GOOD, "train/lr": 1e-12, "update/changed_frac": 0.02, "update/largest_change": 1e-12}
+
+
+def test_a_rate_whose_updates_are_lost_is_told_at_the_third_update_also_in_the_warm_up(caplog):
+  counted = Idle(config_of(optim__lr=1e-12, optim__warmup_steps=1_000))
+  kinds = [counted.observe(step, {**LOST, "train/lr": 1e-15 * step, "update/largest_change": 1e-15 * step})
+           for step in range(1, 6)]
+  assert kinds == [UNMOVED] * 5 and counted.ending is None
+  (line,) = caplog.messages
+  assert "update 3: the last 3 updates learnt nothing" in line and "raise config.optim.lr=1e-12" in line
+
+
+@pytest.mark.parametrize("lr, row", [
+    (1e-6, {**GOOD, "train/lr": 1e-10, "update/largest_change": 1e-10}),  # The first of a long warm-up.
+    (1e-4, {**GOOD, "train/lr": 1e-13, "update/largest_change": 1e-13}),  # The end of a schedule.
+    (1e-3, {**GOOD, "update/largest_change": 1e-10}),  # The gradient is small, not the rate.
+    (1e-9, {**GOOD, "train/lr": 1e-9, "update/largest_change": 2e-9}),
+    (1e-12, {**LOST, "grad/norm_tables": 0.1})])
+def test_small_updates_of_a_sound_rate_are_no_lost_ones(lr, row):
+  assert idle.kind_of(50, row, config_of(optim__lr=lr)) == LEARNT
 
 
 @pytest.mark.parametrize("more, fields, parts", [

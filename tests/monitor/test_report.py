@@ -310,3 +310,17 @@ def test_a_table_has_a_row_per_row_and_nothing_where_a_metric_is_missing(tmp_pat
   rows = [{"step": 1, "a/b": 0.123456}, {"step": 2, "c": 3}]
   report.write_csv(rows, {"step": "step", "b": "a/b"}, tmp_path / "t.csv")
   assert (tmp_path / "t.csv").read_text() == "step,b\n1,0.12346\n2,\n"
+
+
+def test_caveats_of_a_teachers_evaluation_stand_on_its_picture(tmp_path, monkeypatch):
+  from matplotlib.figure import Figure
+
+  rows = [{"step": step, "rollout/reward_mean": 0.5, "train/completion_tokens_seen": step} for step in (1, 2)]
+  last = {"step": 3, "eval/teaching_graded_count": 8.0, "eval/teaching_silent_frac": 0.5}
+  write_rows(tmp_path, [*rows, last])
+  headings, suptitle = [], Figure.suptitle
+  monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: (
+    headings.append(text), suptitle(self, text, **more))[1])
+  report.write_report(tmp_path)
+  assert "Only 8 held-out questions were graded" in headings[0]
+  assert "The guidance of 50% of the held-out questions was empty" in headings[0]

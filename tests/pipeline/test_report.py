@@ -11,7 +11,8 @@ DATA = {"let_in": 100, "sessions": 120, "questions": 90, "with_ground_truth": 10
 GOOD = {"teaching_accuracy": 0.9, "teaching_accuracy_low": 0.8, "teaching_accuracy_high": 0.95,
         "teaching_baseline_accuracy": 0.4, "teaching_learning_rate_low": 0.3,
         "teaching_non_degradation_rate": 0.99, "teaching_over_placebo": 0.4,
-        "teaching_learning_rate": 0.5, "teaching_t_p": 0.01}  # fmt: skip
+        "teaching_learning_rate": 0.5, "teaching_t_p": 0.01, "teaching_graded_count": 60.0,
+        "teaching_silent_frac": 0.1}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,6 +36,9 @@ WRONG = [
   ({"teaching_learning_rate_low": -0.1}, {}, 0.5, "holds zero: guidance was not shown to help"),
   ({"teaching_over_placebo": 0.0}, {}, 0.5, "Guidance of another question helps as much"),
   ({"teaching_contaminated_frac": 0.02}, {}, 0.5, "2.0% of the held-out prompts show the answer"),
+  ({"teaching_silent_frac": 0.25}, {}, 0.5, "The guidance of 25% of the held-out questions was empty"),
+  ({"teaching_graded_count": 8.0, "teaching_learning_rate_high": 0.7}, {}, 0.5,
+   "Only 8 held-out questions were graded, fewer than 30; the gain, +0.50, may be anything from +0.30 to"),
   ({}, {"questions": 3}, 0.5, "The sessions ask 3 questions, fewer than 20"),
   ({}, {"with_ground_truth": 60}, 0.5, "40 of 100 sessions have no right answer"),
   ({}, {}, 0.0, "No update had anything to learn from"),
@@ -83,3 +87,13 @@ def test_a_distilled_student_is_compared_with_itself(resolved):
 def test_the_largest_learnable_fraction_counts():
   assert report.learnable([{}, {"rollout/learnable_frac": 0.0}, {"rollout/learnable_frac": 0.5}]) == 0.5
   assert report.learnable([{"step": 1}]) is None
+
+
+def test_caveats_stand_on_the_picture(resolved, tmp_path):
+  found = report.contents(resolved, DATA, made({**GOOD, "teaching_silent_frac": 0.5}), [])
+  assert [line.split()[1] for line in found["caveats"]] == ["guidance"]
+  images = []
+  for caveats in (found["caveats"], []):
+    assert picture.draw({**found, "caveats": caveats}, tmp_path / "x.png")
+    images.append((tmp_path / "x.png").read_bytes())
+  assert images[0] != images[1]

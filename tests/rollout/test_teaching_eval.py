@@ -40,6 +40,7 @@ def test_measures_and_controls_of_the_same_questions():
   assert found["learning_rate"] == 0 and found["non_degradation_rate"] == 0.75
   assert found["degradation_severity"] == 1 and found["recovery_rate"] == 0.5
   assert found["fixed_accuracy"] == 1 and found["over_fixed"] == -0.5
+  assert found["silent_frac"] == 0
   assert found["graded_count"] == 4 and found["completion_rate"] == 1 and found["mcnemar_p"] == 1
   assert found["learning_rate_low"] < 0 < found["learning_rate_high"] and found["guidance_tokens"] == 1
   # Four sets of answers, each in two parts of three rows, the second filled up: as many shapes as one.

@@ -27,6 +27,7 @@ from typing import Any
 
 from atlas_jax.data.traces import connections, drift, export, query, record_fields, review, rows, store
 from atlas_jax.data.traces.jsonl import TraceReader
+from atlas_jax.files import closed_pipe
 
 URLS = ("STORAGE__DATABASE_URL", "DATABASE_URL")
 REVIEWER = "ATLAS_REVIEWER"
@@ -36,6 +37,7 @@ OF_REVIEW = ("approve", "quarantine", "show")  # Also without "review" before th
 DONE, NOTHING, USAGE, STORE, INTERRUPTED = 0, 1, 2, 4, 130
 
 
+@closed_pipe.quiet
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
   """Runs a command; returns its exit code.
 
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
   except ValueError as error:
     return _failed(USAGE, error)
   except OSError as error:
+    if closed_pipe.is_of_output(error):
+      raise
     return _failed(NOTHING, error)
   except KeyboardInterrupt:
     return _failed(INTERRUPTED, "interrupted")

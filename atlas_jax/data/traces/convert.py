@@ -10,6 +10,7 @@ import sys
 
 from atlas_jax.data.traces import compact
 from atlas_jax.data.traces.jsonl import TraceReader
+from atlas_jax.files import closed_pipe
 
 
 def convert(files: str, out: str, *, plain: bool = False) -> int:
@@ -28,6 +29,7 @@ def convert(files: str, out: str, *, plain: bool = False) -> int:
   return (compact.unpack if plain else compact.pack)(rows, out)
 
 
+@closed_pipe.quiet
 def main(arguments: list[str]) -> int:
   """Converts what the arguments name; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from atlas_jax.data.traces import record_fields
-from atlas_jax.files import write
+from atlas_jax.files import closed_pipe, write
 
 FILE = pathlib.Path(__file__).with_name("trace.schema.json")
 ID = "atlas_jax/data/traces/trace.schema.json"
@@ -47,6 +47,7 @@ def _property(table: str, name: str, field: record_fields.Field) -> dict[str, An
   return found
 
 
+@closed_pipe.quiet
 def main(arguments: list[str]) -> None:
   """Writes the schema to the file that is named, else to its place in the package."""
   write.json(arguments[0] if arguments else FILE, schema())

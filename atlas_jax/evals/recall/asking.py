@@ -7,7 +7,7 @@ import numpy as np
 
 from atlas_jax.data.recall import RecallTask
 from atlas_jax.data.recall.sample import RecallSample, TaskSetting
-from atlas_jax.evals import EvalOut, bootstrap, folder_of
+from atlas_jax.evals import EvalOut, bootstrap, folder_of, stopping
 from atlas_jax.evals.recall import reading
 from atlas_jax.files import write
 from atlas_jax.parallel import hosts
@@ -102,6 +102,7 @@ def scored(reader: reading.Reader, trained, cell: Cell, shape: reading.QuestionS
   right, nats, chosen = [], [], []
   growth = None
   for first in range(0, count, reader.rows):
+    stopping.check()
     texts = batch_of(cell.texts, first, reader.rows)
     found = reader.score(trained, texts, shape)
     here = min(reader.rows, count - first)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax.defaults import bounds
-from atlas_jax.evals import EvalOut
+from atlas_jax.evals import EvalOut, stopping
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import streams
 from atlas_jax.language.initial_model import merge_frozen
@@ -142,8 +142,7 @@ def make_scorer(language: languages.LanguageModel, mesh, *, rows: int):
   def score(params, texts):
     found = [(0.0, True)] * len(texts)
     order = sorted(range(len(texts)), key=lambda at: len(texts[at][0]))  # Alike lengths side by side.
-    for first in range(0, len(order), rows):
-      chosen = order[first:first + rows]
+    for chosen in stopping.parts(order, rows):
       size = _padded(max(len(texts[at][0]) for at in chosen), language.align_tokens)
       tokens_BT = np.zeros((rows, size), np.int32)
       targets_BT = np.zeros((rows, size), np.int32)

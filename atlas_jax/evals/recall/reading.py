@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.data.recall import sample as samples
+from atlas_jax.evals import stopping
 from atlas_jax.models import head, lm, memories
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -102,6 +103,7 @@ def make(model: lm.LM, mesh: Mesh, *, rows: int, segment_len: int) -> Reader:
     longest = max(text.context_len for text in texts)
     watched = Growth(max(1, samples.round_up(longest, segment_len) // segment_len))
     for batch in segments(mine, segment_len, longest):
+      stopping.check()
       state = read(trained.params, state, hosts.global_batch(mesh, batch))
       jax.block_until_ready(state.doc_B)  # Else the host would run ahead, and hold all segments at once.
       watched.look()

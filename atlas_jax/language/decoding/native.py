@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atlas_jax.data.tokenizer import Tokenizer
+from atlas_jax.evals import stopping
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling, stops
 from atlas_jax.language.decoding.sampler import Rollout, SamplingOptions, assemble, check_prompt
@@ -167,9 +168,10 @@ class NativeSampler:
       return self._run(self._params, writing, asked, self._put(np.int32(end)),
                        filtered=options.filters)
 
-    # Without strings to look for, the host waits once, for the whole loop.
+    # Without strings to look for, the host waits once, for the whole loop; an evaluation looks up in between.
     if not options.stop_strings:
-      return run(writing, options.max_tokens).written
+      return _in_pieces(run, writing, options.max_tokens) if stopping.active() else run(
+          writing, options.max_tokens).written
     looked = stops.StringStops(self._tokenizer, options.stop_strings, len(rows) * options.n)
     at = 0
     # Texts are made on the host: the device draws a few ids, the host looks for strings in them, in turn.
@@ -283,6 +285,16 @@ old_TB, new_B.astype(old_TB.dtype)[None], at, axis=0)
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, PartitionSpec(*axes)))
 
     return engines.by_rows(constrain, self._language.row_axes, state)
+
+
+def _in_pieces(run, writing: GenerationState, max_tokens: int) -> GenerationOutput:
+  """Writes like one call to the end, and checks now and then whether to stop."""
+  for end in range(stopping.PIECE_TOKENS, max_tokens + stopping.PIECE_TOKENS, stopping.PIECE_TOKENS):
+    stopping.check()
+    writing = run(writing, min(end, max_tokens))
+    if np.asarray(writing.written.done_B).all():
+      break
+  return writing.written
 
 
 def round_up(size: int, *, least: int, steps: int = 1) -> int:

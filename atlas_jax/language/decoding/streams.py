@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from atlas_jax.data.tokenizer import StreamDecoder
+from atlas_jax.evals import stopping
 from atlas_jax.language.decoding import engine as engines
 from atlas_jax.language.decoding import sampling
 from atlas_jax.language.decoding.engine import Engine
@@ -88,6 +89,7 @@ def _tokens(engine: Engine, params, prompt_T, options: SamplingOptions, key_B,
     seen_BV[0, prompt_T] = True
   state, logits_BV = engine.prefill(params, engine.init(), prompt_T[None])
   for n in range(options.max_tokens):
+    stopping.check()
     drawn, seen_BV = engine.draw(logits_BV, key_B, np.int32(n), settings, seen_BV, filtered=options.filters)
     # The last id needs no state behind it.
     if n + 1 < options.max_tokens:

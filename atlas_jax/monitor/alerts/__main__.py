@@ -14,10 +14,12 @@ import sys
 
 from absl import logging
 
+from atlas_jax.files import closed_pipe
 from atlas_jax.monitor.alerts import afterwards, watch
 from atlas_jax.monitor.alerts.afterwards import Verdict
 
 
+@closed_pipe.quiet
 def main(argv: list[str]) -> int:
   """Runs the program; returns the exit status."""
   parser = argparse.ArgumentParser(prog="python -m atlas_jax.monitor.alerts", description=__doc__,

@@ -44,8 +44,8 @@ def command(args: argparse.Namespace) -> list[str]:
              "theme.light.primaryColor": "#0072b2", "theme.dark.primaryColor": "#4fa8e0",
              "client.toolbarMode": "minimal", "server.showEmailPrompt": "false"}
   flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-  return [sys.executable, "-m", "streamlit", "run", str(APP), *flags, "--", f"--runs={args.runs}",
-          f"--refresh_s={args.refresh_s:g}"]
+  return [sys.executable, "-m", "atlas_jax.monitor.dashboard.serve", str(APP), *flags, "--",
+          f"--runs={args.runs}", f"--refresh_s={args.refresh_s:g}"]
 
 
 def main(arguments=None) -> int:

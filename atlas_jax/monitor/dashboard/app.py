@@ -4,77 +4,19 @@
 where he is, and his choices stay as they are. Page, run and axis stand in the address, too.
 """
 import argparse
-import math
-import pathlib
 import sys
-import threading
-import time
 
 import streamlit as st
 
 from atlas_jax.monitor import run_folder
 from atlas_jax.monitor.dashboard import render
+from atlas_jax.monitor.dashboard.store import Store, store
 from atlas_jax.monitor.dashboard.views import View, pages
 from atlas_jax.monitor.run_folder import RunFolder
 
-FASTER_S = 1.0  # Between refreshes while a large file is still being read.
+FASTER_S = 1.0  # Between looks while a large file is still being read.
 FRESH_S = 0.3  # A refresh so soon after a look reads nothing.
-MOST_S = 0.15  # From which on a refresh reads no more runs.
 CHOICES = ("page", "run", "axis")  # That stand in the address.
-
-
-class Store:
-  """The run directories of this server; all its readers share what was read."""
-
-  def __init__(self, root: pathlib.Path):
-    """Takes the folder with the runs, which need not exist yet."""
-    self.root = root
-    self._runs: dict[pathlib.Path, RunFolder] = {}
-    self._looked: dict[str, float] = {}  # When each run was looked at.
-    self._found: tuple[RunFolder, ...] = ()
-    self._ended = -math.inf  # When the last look ended.
-    self.guard = threading.Lock()  # Readers are threads, and a look changes what a run holds.
-
-  def look(self, first: str | None = None, *, fresh_s: float = 0.0) -> tuple[RunFolder, ...]:
-    """Reads what is new; returns the runs, those that changed last first.
-
-    Args:
-      first: name of the run that is read whatever the others take; those that time does not suffice for are
-        read at later looks, the least recently read first.
-      fresh_s: nothing is read if the last look was so many seconds ago or less.
-    """
-    if time.perf_counter() - self._ended <= fresh_s:
-      return self._found
-    found = run_folder.find(self.root)
-    for path in found:
-      if path not in self._runs:
-        name = path.name if path == self.root else path.relative_to(self.root).as_posix()
-        self._runs[path] = RunFolder(path, name)
-    for path in {*self._runs} - {*found}:
-      del self._runs[path]
-    ends = time.perf_counter() + MOST_S
-    for run in sorted(self._runs.values(),
-                      key=lambda run: (run.name != first, self._looked.get(run.name, 0.0))):
-      run.look()
-      self._looked[run.name] = time.perf_counter()
-      if time.perf_counter() > ends:
-        break
-    self._found = tuple(self._runs[path] for path in sorted(found, key=_changed, reverse=True))
-    self._ended = time.perf_counter()
-    return self._found
-
-
-def _changed(path: pathlib.Path) -> tuple[float, str]:
-  try:
-    return (path / run_folder.METRICS).stat().st_mtime, str(path)
-  except OSError:
-    return 0.0, str(path)
-
-
-@st.cache_resource
-def store(root: str) -> Store:
-  """Returns the store of a folder, one for all readers."""
-  return Store(pathlib.Path(root))
 
 
 def parsed(arguments) -> argparse.Namespace:
@@ -118,8 +60,18 @@ def main(arguments=None) -> None:
     if value is not None and st.query_params.get(key) != value:
       st.query_params[key] = value
   reading = any(run.metrics.fraction < 1 for run in runs)
-  every = (min(FASTER_S, args.refresh_s) if reading else args.refresh_s) if follow else None
-  st.fragment(_page, run_every=every)(shared, page, st.session_state.get("run"), axis, tuple(names), reading)
+  chosen = st.session_state.get("run")
+  st.fragment(_page, run_every=args.refresh_s if follow else None)(shared, page, chosen, axis, tuple(names),
+                                                                   reading)
+  if reading and follow:
+    # Apart from the page: drawing its figures so often would leave the browser no time for anything else.
+    st.fragment(_read_on, run_every=min(FASTER_S, args.refresh_s))(shared, chosen)
+
+
+def _read_on(shared: Store, chosen: str | None) -> None:
+  """Reads more of a large file, and draws nothing."""
+  with shared.guard:
+    shared.look(chosen, fresh_s=FRESH_S)
 
 
 def _page(shared: Store, page: str, chosen: str | None, axis: str, names: tuple[str, ...],

@@ -34,7 +34,7 @@ def figure(chart: LineChart | HeatMap | BarChart, *, dark: bool = False) -> go.F
   axis = dict(gridcolor=GRID[dark], zeroline=False, automargin=True)
   layout |= {
       "template": "none", "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-      "font": dict(color=INK[dark], size=13), "margin": dict(l=8, r=8, t=14, b=8), "height": _height(chart),
+      "font": dict(color=INK[dark], size=13), "margin": dict(l=8, r=8, t=14, b=8), "height": height(chart),
       "hovermode": "x unified" if isinstance(chart, LineChart) else "closest", "dragmode": False,
       "legend": dict(orientation="h", yanchor="top", y=-0.24, x=0, traceorder="normal", font=dict(size=12)),
       "hoverlabel": dict(namelength=-1), "uirevision": "kept",
@@ -50,7 +50,8 @@ def color_of(number: int, dark: bool) -> str:
   return palette[number % len(palette)]
 
 
-def _height(chart) -> int:
+def height(chart) -> int:
+  """Returns the height of a chart's figure, in pixels."""
   if isinstance(chart, HeatMap):
     return max(190, 110 + ROW_HEIGHT * len(chart.rows))
   if isinstance(chart, BarChart) and chart.across:
@@ -104,19 +105,24 @@ def _log_ticks(chart: LineChart) -> dict:
   return dict(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
-def _range(chart: LineChart) -> dict:
+def fixed_range(chart: LineChart) -> list[float] | None:
   """Returns the range of the upright axis, where it is not that of the values."""
   ends = [float(y.max()) for one in chart.curves for y in (one.y, one.high) if y is not None and len(y)]
   low = [float(y.min()) for one in chart.curves for y in (one.y, one.low) if y is not None and len(y)]
   if chart.y_label.startswith("fraction") and min(low, default=0) >= 0:
     top = 1.08 * max(ends, default=0)
-    return dict(range=[0, min(top, 1.05) if top > 0 else 1])
+    return [0, min(top, 1.05) if top > 0 else 1]
   values = [*ends, *low, *(level.value for level in chart.levels)]
   if not chart.levels or not values:
-    return {}
+    return None
   # Plotly does not look at lines across for the range.
   room = 0.08 * (max(values) - min(values)) or 1.0
-  return dict(range=[min(values) - room, max(values) + room])
+  return [min(values) - room, max(values) + room]
+
+
+def _range(chart: LineChart) -> dict:
+  found = fixed_range(chart)
+  return {} if found is None else dict(range=found)
 
 
 def _traces(one: PlotLine, number: int, dark: bool) -> list[dict]:

@@ -1,13 +1,15 @@
 """Puts what views return on a Streamlit page; the only place that knows how each part looks."""
 import csv
+import functools
 import html
 import io
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import streamlit as st
 
-from atlas_jax.monitor.dashboard import charts, figures
+from atlas_jax.monitor.dashboard import charts, figures, sketch
 from atlas_jax.monitor.dashboard.charts import (
   BarChart,
   Board,
@@ -27,44 +29,59 @@ SPOKEN: dict[str, Callable] = {"caption": st.caption, "info": st.info, "warning"
                                "error": st.error, "heading": st.subheader}
 PLOT = {"displayModeBar": False, "responsive": True}
 # Streamlit leaves a tenth of the page empty above its content, and more between a title and its chart.
-STYLE = """<style>
-.stMainBlockContainer { padding: 3.2rem clamp(1rem, 3vw, 3.5rem) 3rem; }
-.stMainBlockContainer h2 { padding-top: 0; }
-[class*="-head"] { margin-bottom: -0.9rem; }
+STYLE = f"""<style>
+{sketch.STYLE}
+.stMainBlockContainer {{ padding: 3.2rem clamp(1rem, 3vw, 3.5rem) 3rem; }}
+.stMainBlockContainer h2 {{ padding-top: 0; }}
+[class*="-head"] {{ margin-bottom: -0.9rem; }}
 </style>"""
 LONG_VALUE = 10  # Letters from which on a tile is as wide as its value needs.
 CELL_REM, BOARD_REM = 2.2, 20.0  # Of a cell of a small board, and of a whole large one.
 WIDE_BOARD = 9  # Cells, up to which a board is small.
+DRAWN = "figures_drawn"  # In a session, once it has loaded Plotly.
+PAUSE_S = 0.6  # For the browser to show what it has before it loads Plotly.
+SKETCHED = 4  # Parts that are charts and stand on a page's first screen.
 TILE_WIDTH = 165  # Pixels; narrower screens have two beside one another.
 
 
 def draw(parts: Iterable[Part], page: str) -> None:
   """Draws the parts of a page; two charts stand beside one another where the screen is wide enough.
 
+  A session's first figures come last: until Plotly is loaded, which stops all else in the browser for a
+  second or more, the first charts are seen as sketches.
+
   Args:
     parts: in their order.
     page: its name, a part of the keys of widgets.
   """
   st.html(STYLE)
+  later: list[Callable[[], None]] | None = [] if DRAWN not in st.session_state else None
   pending: list = []
+  n_charts = 0
   for number, part in enumerate(parts):
     if isinstance(part, LineChart | HeatMap | BarChart):
-      pending.append((part, f"{page} {number} {part.title}"))
+      pending.append((part, f"{page} {number} {part.title}", n_charts < SKETCHED))
+      n_charts += 1
       if len(pending) == 2:
-        _pair(pending)
+        _pair(pending, later)
         pending = []
       continue
-    _pair(pending)
+    _pair(pending, later)
     pending = []
     _one(part, f"{page} {number}")
-  _pair(pending)
+  _pair(pending, later)
+  if later:
+    time.sleep(PAUSE_S)
+    for put in later:
+      put()
+    st.session_state[DRAWN] = True
 
 
-def _pair(charts_and_keys: Sequence) -> None:
-  if charts_and_keys:
-    for column, (chart, key) in zip(st.columns(2, gap="medium"), charts_and_keys):
+def _pair(charts: Sequence, later: list[Callable[[], None]] | None) -> None:
+  if charts:
+    for column, (chart, key, is_sketched) in zip(st.columns(2, gap="medium"), charts):
       with column:
-        _chart(chart, key)
+        _chart(chart, key, is_sketched, later)
 
 
 def _one(part: Part, key: str) -> None:
@@ -126,11 +143,25 @@ def board_html(board: Board) -> str:
           f'color:#1c1c1c;font-size:{min(1.0, 12 / width):.2f}rem">{cells}</div>')
 
 
-def _chart(chart: LineChart | HeatMap | BarChart, key: str) -> None:
+def _chart(chart: LineChart | HeatMap | BarChart, key: str, is_sketched: bool,
+           later: list[Callable[[], None]] | None) -> None:
+  """Draws a chart; its figure at once, or by a function that is added to `later` where there is one."""
   _head(chart.title, charts.table(chart), key)
-  st.plotly_chart(figures.figure(chart, dark=is_dark()), width="stretch", theme=None, key=key, config=PLOT)
+  dark = is_dark()
+  with st.container(key=f"{key} sketched" if is_sketched else None):
+    if is_sketched and isinstance(chart, LineChart):
+      st.html(sketch.sketch(chart, dark=dark))
+    # An empty place at a later draw would take the figure off the page for a moment.
+    if later is None:
+      _put_figure(st, chart, key, dark)
+    else:
+      later.append(functools.partial(_put_figure, st.empty(), chart, key, dark))
   if chart.note:
     st.caption(chart.note)
+
+
+def _put_figure(place, chart: LineChart | HeatMap | BarChart, key: str, dark: bool) -> None:
+  place.plotly_chart(figures.figure(chart, dark=dark), width="stretch", theme=None, key=key, config=PLOT)
 
 
 def _head(title: str, columns: Mapping[str, Sequence], key: str) -> None:

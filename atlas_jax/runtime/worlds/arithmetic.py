@@ -9,6 +9,7 @@ import json
 import sys
 
 from atlas_jax.data.problems import StableRandom
+from atlas_jax.files import closed_pipe
 from atlas_jax.rollout import toy_student
 
 FIRST_WORDS = "add"  # What the first teacher says to every answer.
@@ -52,6 +53,12 @@ def tasks(count: int, seed: int = 0) -> list[dict]:
   return list(found.values())
 
 
-if __name__ == "__main__":  # python -m atlas_jax.runtime.worlds.arithmetic COUNT [SEED] > FILE.jsonl
-  for one in tasks(*map(int, sys.argv[1:3])):
+@closed_pipe.quiet
+def main(arguments: list[str]) -> None:
+  """Prints the tasks, one a line."""
+  for one in tasks(*map(int, arguments)):
     print(json.dumps(one))
+
+
+if __name__ == "__main__":  # python -m atlas_jax.runtime.worlds.arithmetic COUNT [SEED] > FILE.jsonl
+  main(sys.argv[1:3])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.data import tokenizer
+from atlas_jax.evals import stopping
 from atlas_jax.language.decoding import native
 from atlas_jax.language.decoding import sampler as samplers
 from atlas_jax.language.decoding.native import NativeSampler
@@ -343,3 +344,16 @@ def test_what_cannot_be_written_is_refused(prompts, options, seed, message):
     (5, 1, 4, 5), (8, 1, 4, 8), (9, 1, 4, 10), (17, 1, 4, 20), (0, 4, 1, 4)])
 def test_sizes_are_rounded_up_to_few(size, least, steps, expected):
   assert native.round_up(size, least=least, steps=steps) == expected
+
+
+def test_an_evaluation_gets_the_same_completions_and_stops_between_two_pieces_of_them(monkeypatch):
+  monkeypatch.setattr(stopping, "PIECE_TOKENS", 3)
+  asked = []
+  with stopping.stoppable(lambda: bool(asked.append(1))):
+    again = sampler_of().generate(PROMPTS, SamplingOptions(n=2, max_tokens=8), 1)
+  for one, other in zip(again, wrote(), strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert len(asked) == 3  # Up to 3, 6 and 8 ids.
+  with stopping.stoppable(lambda: len(asked) == 4 or bool(asked.append(1))):
+    with pytest.raises(stopping.EvalStopped):
+      sampler_of().generate(PROMPTS, SamplingOptions(n=2, max_tokens=8), 1)

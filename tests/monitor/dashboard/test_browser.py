@@ -97,3 +97,22 @@ def test_numbers_can_be_downloaded(shown):
   assert waited.value.suggested_filename == "loss.csv" and lines[0] == "curve,step,value,low,high"
   assert any(line.startswith("held out,") for line in lines)
   tab.close()
+
+
+def test_the_first_charts_are_seen_before_plotly_is_there(shown):
+  opened, address, _ = shown
+  tab = opened.new_page()
+  held = []
+  tab.route("**/PlotlyChart*", lambda route: held.append(route))
+  tab.goto(f"{address}/?page=live_training&run=flagship_smoke")
+  tab.wait_for_selector(".sketch img")
+  assert tab.locator(".sketch").first.get_attribute("aria-label") == "Loss"
+  assert tab.evaluate("document.querySelector('.sketch img').naturalWidth > 0")
+  tab.wait_for_function("document.querySelector('[data-testid=stSkeleton]')")
+  assert tab.locator(".main-svg").count() == 0 and tab.locator(".sketch img").first.is_visible()
+  for route in held:
+    route.continue_()
+  tab.wait_for_selector(".js-plotly-plot .main-svg")
+  browser.settle(tab)
+  assert not any(one.is_visible() for one in tab.locator(".sketch").all())
+  tab.close()

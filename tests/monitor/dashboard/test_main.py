@@ -12,8 +12,8 @@ from atlas_jax.monitor.dashboard import app
 def test_the_command_serves_the_script_with_its_flags(tmp_path):
   command = main.command(main.parse([f"--runs={tmp_path}", "--port=8600", "--address=0.0.0.0",
                                      "--refresh_s=2"]))
-  assert command[1:4] == ["-m", "streamlit", "run"]
-  options = dict(zip(command[5:-3:2], command[6:-3:2]))
+  assert command[1:3] == ["-m", "atlas_jax.monitor.dashboard.serve"] and command[3].endswith("app.py")
+  options = dict(zip(command[4:-3:2], command[5:-3:2]))
   assert options["--server.port"] == "8600" and options["--server.address"] == "0.0.0.0"
   assert options["--browser.gatherUsageStats"] == "false"
   args = app.parsed(command[command.index("--") + 1:])
