@@ -24,7 +24,17 @@ from absl import logging
 
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime import cli_deploy, cli_env, cli_proxy, cli_run, cli_store, loop, settings
+from atlas_jax.runtime import (
+  cli_deploy,
+  cli_env,
+  cli_eval,
+  cli_optimise,
+  cli_proxy,
+  cli_run,
+  cli_store,
+  loop,
+  settings,
+)
 from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, INTERRUPTED, STORE
 from atlas_jax.runtime.deploy import DeployError
 from atlas_jax.runtime.lanes import LANES
@@ -92,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
   init.add_argument("--database-url", metavar="URL", help="sqlite:///PATH, postgresql://... or env:NAME")
   init.add_argument("--embedded", action="store_true", help="a PostgreSQL server of its own, on loopback")
   _add_run(commands)
+  _add_search(commands)
   resume = _command(commands, "resume", "take up sessions whose process is gone", cli_run.resume)
   resume.add_argument("--json", action="store_true", help="a line of JSON for each")
   stats = _command(commands, "stats", "what the sessions come to, by version", cli_store.stats)
@@ -141,6 +152,24 @@ def _add_run(commands) -> None:
                                                            "nothing")
   made.add_argument("--run", metavar="NAME", dest="run_again", help="do a task file that is done once more, "
                                                                     "under a name")
+
+
+def _add_search(commands) -> None:
+  made = _command(commands, "eval", "evaluate tasks, of each so many samples", cli_eval.command)
+  made.add_argument("--tasks", metavar="FILE.jsonl", required=True, help="one task a line")
+  made.add_argument("--out", metavar="FILE.jsonl", required=True, help="results, which a start that was cut "
+                                                                       "off goes on from")
+  made.add_argument("--samples", type=int, metavar="K", help="of each task; left out: config.eval.samples")
+  made.add_argument("--concurrency", type=int, metavar="N", help="samples at the same time")
+  made.add_argument("--retry-errors", action="store_true", help="ask again for samples that ended without an "
+                                                                "answer")
+  made.add_argument("--lane", choices=LANES, help="of all sessions")
+  made.add_argument("--json", action="store_true", help="as one JSON object")
+  made = _command(commands, "optimise", "search for a better system message, by reflection",
+                  cli_optimise.command)
+  made.add_argument("--tasks", metavar="FILE.jsonl", help="one task a line; left out: config.optimise.tasks, "
+                                                          "else reviewed sessions")
+  made.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 def _add_deploy(commands) -> None:

@@ -1,4 +1,4 @@
-"""Rounds of the loop: run, review, export, train, deploy, evaluate; each stage is done once, whatever
+"""Rounds of the loop: run, review, export, learn, train, deploy, evaluate; each stage is done once, whatever
 is killed.
 
 A stage leaves a record when it has ended, and everything before it can be done again without harm: tasks that
@@ -7,6 +7,7 @@ stages.
 """
 import argparse
 import asyncio
+import collections
 import dataclasses
 import hashlib
 import json
@@ -22,11 +23,13 @@ from atlas_jax.data.traces.query import APPROVED, PENDING, SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.files import json_file, write
-from atlas_jax.runtime import cli_deploy, cli_run, evidence, task_file
+from atlas_jax.runtime import cli_deploy, cli_run, evidence, lessons, made_parts, task_file
 from atlas_jax.runtime.cli_codes import FAILED, OK
 from atlas_jax.runtime.settings import ConfigError, RuntimeSettings
+from atlas_jax.runtime.store import RuntimeStore
 
-STAGES = ("run", "review", "export", "train", "deploy", "evaluate")
+# Lessons are learnt behind the export, which waits until somebody has approved sessions.
+STAGES = ("run", "review", "export", "learn", "train", "deploy", "evaluate")
 TRACES, RESULTS = "traces.jsonl", "teacher"  # In the folder of a round.
 
 
@@ -61,7 +64,8 @@ def one_round(folder: pathlib.Path, number: int, settings: RuntimeSettings) -> d
   place.mkdir(exist_ok=True)
   works: dict[str, Callable[[], dict[str, Any]]] = {
       "run": lambda: ran(settings, f"loop-{number}"), "review": lambda: reviewed(settings),
-      "export": lambda: exported(settings, place), "train": lambda: trained(settings, place),
+      "export": lambda: exported(settings, place), "learn": lambda: learnt(settings, place),
+      "train": lambda: trained(settings, place),
       "deploy": lambda: put_to_work(settings, place), "evaluate": lambda: evaluated(settings,
                                                                                     f"loop-{number}")}
   return {name: done(place, name, works[name], settings) for name in STAGES}
@@ -97,7 +101,7 @@ def _sha(settings: RuntimeSettings) -> str:
 
 def ran(settings: RuntimeSettings, name: str) -> dict[str, Any]:
   """Has the tasks done."""
-  return _through(settings, settings.loop.tasks, f"{name}-run")
+  return _through(settings, settings.loop.tasks, f"{name}-run", with_ids=True)
 
 
 def evaluated(settings: RuntimeSettings, name: str) -> dict[str, Any]:
@@ -105,7 +109,8 @@ def evaluated(settings: RuntimeSettings, name: str) -> dict[str, Any]:
   return _through(settings, settings.loop.held_out, f"{name}-evaluate")
 
 
-def _through(settings: RuntimeSettings, tasks: str | None, name: str) -> dict[str, Any]:
+def _through(settings: RuntimeSettings, tasks: str | None, name: str, *,
+             with_ids: bool = False) -> dict[str, Any]:
   assert tasks is not None
   given = cli_run.bounded(settings, settings.loop.concurrency)
   found = asyncio.run(cli_run.through(given, task_file.read(tasks), run_name=task_file.name_of(tasks, name)))
@@ -113,8 +118,9 @@ def _through(settings: RuntimeSettings, tasks: str | None, name: str) -> dict[st
   teachers = sorted({str(one.result.versions.get("teacher")) for one in found})
   if failed := [one.result.session_key for one in found if one.result.status == "failed"]:
     raise StageFailed(f"{len(failed)} of {len(found)} sessions failed, {failed[0]} first")
+  ids = {"ids": [one.result.session_id for one in found if one.result.session_id is not None]}
   return {"sessions": len(found), "graded": len(scores), "teachers": teachers,
-          "accuracy": sum(scores) / len(scores) if scores else None}
+          "accuracy": sum(scores) / len(scores) if scores else None, **(ids if with_ids else {})}
 
 
 def reviewed(settings: RuntimeSettings) -> dict[str, Any]:
@@ -145,6 +151,29 @@ def exported(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
                       f"`arc-atlas "
                       "review sessions`, and start the loop again")
   return {"sessions": summary.sessions}
+
+
+def learnt(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:
+  """Learns lessons from the round's sessions, as they are reviewed now; those that gave some are not asked
+  again."""
+  if not settings.loop.learn:
+    return {"on": False}
+  ids = json_file.read(place / "run.json")["found"]["ids"]
+
+  async def main() -> lessons.LearntFrom:
+    store = RuntimeStore(settings.store)
+    await store.open()
+    try:
+      assert settings.lessons is not None  # With loop.learn, see `settings`.
+      return await lessons.learn_from_approved(store, ids, learner=made_parts.learner_of(settings),
+                                               settings=settings.lessons)
+    finally:
+      await store.close()
+
+  found = asyncio.run(main())
+  why = collections.Counter(found.skipped.values())
+  return {"on": True, "sessions": found.sessions, "added": sum(map(len, found.added.values())),
+          "skipped": dict(why), "refused": list(found.refused), "problems": list(found.problems)}
 
 
 def trained(settings: RuntimeSettings, place: pathlib.Path) -> dict[str, Any]:

@@ -164,6 +164,15 @@ class SessionPool:
 
     An agent that is declared idempotent is asked again, from the last step that was settled.
     """
+    submitted = await self.take_up(most)
+    ended = await asyncio.gather(*(one.result() for one in submitted), return_exceptions=True)
+    for one, found in zip(submitted, ended):
+      if isinstance(found, BaseException):  # Its lease expires, and it is taken up again.
+        logging.error("session %s is not taken up: %s", one.key, found)
+    return [found for found in ended if not isinstance(found, BaseException)]
+
+  async def take_up(self, most: int = 1_000) -> list[Submitted]:
+    """Begins to take up sessions whose process is gone, see `resume`, and does not wait for their ends."""
     if self._store is None:
       return []
     submitted = []
@@ -171,11 +180,7 @@ class SessionPool:
       if run.key not in self._known:
         spec = _spec_of(run)
         submitted.append(self._started(spec, functools.partial(self._again, spec, run)))
-    ended = await asyncio.gather(*(one.result() for one in submitted), return_exceptions=True)
-    for one, found in zip(submitted, ended):
-      if isinstance(found, BaseException):  # Its lease expires, and it is taken up again.
-        logging.error("session %s is not taken up: %s", one.key, found)
-    return [found for found in ended if not isinstance(found, BaseException)]
+    return submitted
 
   async def close(self) -> None:
     """Cancels what runs, and waits until its end is recorded."""

@@ -19,7 +19,7 @@ import os, signal, sys
 from atlas_jax.runtime import cli, cli_run, loop
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 stage, words = sys.argv[1], sys.argv[2:]
-json_written, once, count = loop.write.json, cli_run._once, 0
+json_written, once, count = loop.write.json, cli_run.once, 0
 def written(file, content, **more):
   kill() if content.get("stage") == stage else json_written(file, content, **more)
 async def counted(assembly, spec):
@@ -28,7 +28,7 @@ async def counted(assembly, spec):
   if stage == "sessions" and count > 12:
     kill()
   return await once(assembly, spec)
-loop.write.json, cli_run._once = written, counted
+loop.write.json, cli_run.once = written, counted
 sys.exit(cli.main(words))
 """
 # A trainer of one's own: it leaves a checkpoint, and a line each time that it is called.

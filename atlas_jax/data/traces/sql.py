@@ -313,3 +313,5 @@ MOVE_DEPLOYMENT = _both("UPDATE deployments SET state = %(to_state)s, share = %(
 DEPLOYMENTS = _both("SELECT id, role, version, url, share, state, CAST(metadata AS TEXT), at "
                     "FROM deployments WHERE role = %(role)s ORDER BY id")
 OF_TENANT = _both("SELECT id FROM sessions WHERE metadata->>'tenant_id' = %(tenant)s")
+KEYS_OF_TENANT = _both("SELECT k.session_key FROM session_keys k JOIN sessions s ON s.id = k.session_id "
+                       "WHERE s.metadata->>'tenant_id' = %(tenant)s ORDER BY k.session_key")
