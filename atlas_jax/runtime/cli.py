@@ -25,6 +25,7 @@ from absl import logging
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.rollout.endpoint import EndpointError
 from atlas_jax.runtime import (
+  cli_config,
   cli_deploy,
   cli_env,
   cli_eval,
@@ -39,8 +40,6 @@ from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, INTERRUPTED, S
 from atlas_jax.runtime.deploy import DeployError
 from atlas_jax.runtime.lanes import LANES
 from atlas_jax.runtime.spool import StoreFull
-
-DEFAULT_CONFIG = "configs/runtime.py:arithmetic"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except SystemExit as exit_:
     return int(exit_.code or 0)
   asked.overrides, asked.rest = overrides, rest
+  cli_config.fill(asked)
   logging.set_verbosity(logging.WARNING)
   try:
     return asked.run(asked)
@@ -190,10 +190,8 @@ def _command(commands, name: str, text: str, run, *, with_config: bool = True, r
   """Adds a command; `run` gets the flags, and the settings where `reads` is True."""
   made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
   if with_config:
-    made.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE:ARG", help="of the runtime; left "
-                                                                                   "out: "
-                      f"{DEFAULT_CONFIG}")
-  made.set_defaults(run=(lambda asked: run(asked, settings.load(asked.config, asked.overrides)))
+    cli_config.add_flags(made)
+  made.set_defaults(run=(lambda asked: run(asked, cli_config.settings_of(asked)))
                     if with_config and reads else run)
   return made
 
@@ -203,7 +201,7 @@ def _train(asked: argparse.Namespace) -> int:
   if len(store) < len(asked.overrides):
     name = next(name for name in asked.overrides if name not in store)
     raise settings.ConfigError(f"--config.{name}: fields of the training are --override KEY=VALUE")
-  return cli_deploy.train(asked.rest, settings.load(DEFAULT_CONFIG, store))
+  return cli_deploy.train(asked.rest, settings.load(cli_config.DEFAULT, store))
 
 
 if __name__ == "__main__":

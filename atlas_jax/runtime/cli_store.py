@@ -14,7 +14,7 @@ from atlas_jax.data.traces.query import SessionQuery
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.rollout import rewards
-from atlas_jax.runtime import cli_run, counts, deploy, embedded, forgetting, lessons, settings
+from atlas_jax.runtime import cli_config, cli_run, counts, deploy, embedded, forgetting, lessons, settings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, OK
 from atlas_jax.runtime.made_parts import learner_of, model_of, triage_of
@@ -100,7 +100,7 @@ def learn(asked: argparse.Namespace, given: RuntimeSettings) -> int:
 
 def validate(asked: argparse.Namespace) -> int:
   """Prints the resolved config; returns the exit code."""
-  config = settings.read(asked.config, asked.overrides)
+  config = cli_config.config_of(asked)
   settings.of_config(config)
   print(settings.shown(config))
   return OK
@@ -109,7 +109,7 @@ def validate(asked: argparse.Namespace) -> int:
 def doctor(asked: argparse.Namespace) -> int:
   """Checks all that a run needs, and says what to do; returns the exit code."""
   try:
-    given = settings.load(asked.config, asked.overrides)
+    given = cli_config.settings_of(asked)
   except ValueError as error:
     print(f"config      wrong: {error}")
     return CONFIG

@@ -15,6 +15,7 @@ from atlas_jax.data.traces.store import open_store
 from atlas_jax.runtime import cli
 from atlas_jax.runtime.worlds import arithmetic
 from tests.runtime.worlds import sums
+from tests.runtime.worlds.sums import words, write_tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
 SLOW = """
@@ -24,17 +25,6 @@ def answer(messages):
   time.sleep(0.1)
   return arithmetic.student(messages)
 """
-
-
-def words(folder, *given, **more):
-  flags = [f"--config.{name}={value}" for name, value in sums.fields(folder, **more).items()]
-  return [*given, f"--config={sums.CONFIG}", *flags]
-
-
-def write_tasks(folder, count):
-  file = folder / "tasks.jsonl"
-  file.write_text("".join(f"{json.dumps(one)}\n" for one in arithmetic.tasks(count)))
-  return file
 
 
 def rows_of(text):
