@@ -37,8 +37,8 @@ def read(file: str, overrides: Mapping[str, str] | None = None) -> SdkRead:
     raise settings.ConfigError(f"--sdk-config={file}: there is no such file; give the YAML of an SDK's agent"
                                ) from error
   reading = _Fields(found.settings)
-  reading.fill()
   try:
+    reading.fill()
     config = settings.changed(reading.config, overrides or {})
   except settings.ConfigError as error:
     raise settings.ConfigError(f"--sdk-config={file}: {error}") from error
@@ -54,10 +54,10 @@ class _Fields:
     self._given = given
 
   def fill(self) -> None:
-    given, config = self._given, self.config
+    given = self._given
     agent = dict(given["agent"])
-    config.agent.kind = agent.pop("kind")
-    config.agent.options = agent
+    self.put("agent.kind", agent.pop("kind"))
+    self.put("agent.options", agent)
     self.model("teacher", given["teacher"], "teacher.llm")
     self.probe(given.get("probe", {}))
     self.rewards(given.get("judges", {}), given.get("grader", {}))
@@ -65,14 +65,28 @@ class _Fields:
     self.lanes(given.get("lanes", {}))
     store = given.get("store", {})
     if "database_url" in store:
-      config.store.url = store["database_url"]
+      self.put("store.url", store["database_url"])
     self.unused(store, ("connections", "statement_s"), "storage", "the store has limits of its own here")
     if (function := given.get("triage", {}).get("function")) is not None:
-      config.triage.update(kind="function", function=function)
-    config.metadata = dict(given.get("metadata", {}))
+      self.put("triage.kind", "function")
+      self.put("triage.function", function)
+    self.put("metadata", dict(given.get("metadata", {})))
     for group, (place, why) in UNUSED.items():
       if given.get(group):
         self.warnings.append(f"{place} ({', '.join(given[group])}) has no effect: {why}")
+
+  def put(self, name: str, value: Any) -> None:
+    """Sets a field of the runtime's config."""
+    group, _, last = name.rpartition(".")
+    owner = self.config
+    for part in filter(None, group.split(".")):
+      owner = owner[part]
+    try:
+      owner[last] = value
+    except TypeError:
+      kind, optional = settings.TYPES[name]
+      raise settings.ConfigError(f"config.{name}={value!r} must be {settings.KINDS[kind]}"
+                                 f"{', or None' if optional else ''}") from None
 
   def unused(self, given: Mapping[str, Any], names, place: str, why: str) -> None:
     """Names fields that are given and have no counterpart."""
@@ -83,8 +97,10 @@ class _Fields:
     """Fills a model that is asked."""
     if "model" not in given:
       return
-    self.config[group].update(kind="endpoint", **{here: given[name] for name, here in MODEL.items()
-                                                  if name in given})
+    self.put(f"{group}.kind", "endpoint")
+    for name, here in MODEL.items():
+      if name in given:
+        self.put(f"{group}.{here}", given[name])
     self.unused(given, ("top_p", "extra", "review_tokens"), place,
                 "requests of this model have no such field here")
 
@@ -93,12 +109,12 @@ class _Fields:
     self.model("probe", given, "adaptive_teaching.probe.llm")
     for name in ("auto", "paired", "coach"):
       if name in given:
-        self.config.routing[f"{name}_from"] = given[name]
+        self.put(f"routing.{name}_from", given[name])
     if "fallback" in given:
-      self.config.routing.fallback = given["fallback"]
+      self.put("routing.fallback", given["fallback"])
     if "call_s" in given:
-      self.config.probe.update(timeout_s=float(given["call_s"]),
-                               deadline_s=max(float(given["call_s"]), self.config.probe.deadline_s))
+      self.put("probe.timeout_s", given["call_s"])
+      self.put("probe.deadline_s", max(self.config.probe.timeout_s, self.config.probe.deadline_s))
     if given and "model" not in given:
       self.warnings.append("adaptive_teaching.probe has no llm: no probe is asked, where the SDK asks a "
                            "third party's model")
@@ -106,7 +122,7 @@ class _Fields:
   def rewards(self, judges: Mapping[str, Any], grader: Mapping[str, Any]) -> None:
     """Fills the grader, else the judges."""
     if "function" in grader:
-      self.config.grader = grader["function"]
+      self.put("grader", grader["function"])
       if judges:
         self.warnings.append("rim has no effect: the reward is the function of adaptive_teaching.reward")
     elif "small" in judges:
@@ -121,8 +137,8 @@ class _Fields:
         options["large_endpoint"] = {name: large[name] for name in JUDGE_ENDPOINT[:2] if name in large}
       options |= {name: judges[name] for name in ("variance_threshold", "uncertainty_threshold")
                   if name in judges}
-      self.config.judges.on = True
-      self.config.judges.options = options
+      self.put("judges.on", True)
+      self.put("judges.options", options)
       for name, one in (("small_model", small), ("large_model", large)):
         self.unused(one, ("temperature", "top_p", "extra"), f"rim.{name}",
                     "judges are asked at fixed temperatures here")
@@ -139,16 +155,16 @@ class _Fields:
     if not (wanted and given.get("applied", True)):
       self.warnings.append("learning.llm has no effect: learning, its updates or its use in prompts is off")
       return
-    self.config.lessons.on = True
+    self.put("lessons.on", True)
     self.model("learner", given, "learning.llm")
 
   def lanes(self, given: Mapping[str, Any]) -> None:
     """Fills attempts and a fixed lane."""
     if "max_attempts" in given:
-      self.config.session.max_attempts = given["max_attempts"]
+      self.put("session.max_attempts", given["max_attempts"])
     fixed = given.get("forced") or ("paired" if given.get("adaptive") is False else given.get("override"))
     if fixed is not None:
-      self.config.routing.lane = fixed
+      self.put("routing.lane", fixed)
       if self._given.get("triage", {}).get("function"):
         self.warnings.append("adaptive_teaching.triage_adapter has no effect: the lane is fixed")
     self.unused(given, ("history",), "adaptive_teaching", "the newest 200 sessions are looked at here")
