@@ -1,4 +1,4 @@
-"""`atlas optimise`: a system message is made better under a budget, and the file that it writes goes to work."""
+"""`atlas optimise`: a system message is made better under a budget, and its file goes to work."""
 import json
 
 import pytest
@@ -94,7 +94,7 @@ def test_without_sessions_and_with_another_search_in_the_folder_it_says_so(tmp_p
   assert cli.main(words(tmp_path, "run", "--task=1+1=")) == 0  # Without a right answer nothing grades it.
   capsys.readouterr()
   code, said = searched(tmp_path, capsys)
-  assert code == 3 and "no session of tenant 'default' that is approved or graded (1 are withheld)" in said.err
+  assert code == 3 and "no session of tenant 'default' that is approved or graded (1 are" in said.err
   tasks = f"--tasks={write_tasks(tmp_path, 4)}"
   assert searched(tmp_path, capsys, tasks)[0] == 0
   code, said = searched(tmp_path, capsys, tasks, **{"session.max_attempts": "1"})

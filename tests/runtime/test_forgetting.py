@@ -70,7 +70,8 @@ def test_forgetting_a_session_deletes_all_streams_that_hold_it(tmp_path, capsys,
     assert begun["parent"] is None and branch["parent"] == begun["id"]
     assert branch["sessions"] == [first["session_key"], second["session_key"]] and world.kept() == 3
     code, said = world("forget", f"--session={second['session_key']}")
-    assert code == 0 and "1 sessions, 0 lessons and 2 memory streams are deleted" in said.out  # The third's too.
+    # The third's too, which holds what the second wrote.
+    assert code == 0 and "1 sessions, 0 lessons and 2 memory streams are deleted" in said.out
     assert world.kept() == 1 and world("forget", f"--session={second['session_key']}")[0] == 1
     code, said = world("forget", "--tenant=default")
     assert code == 0 and "2 sessions, 0 lessons and 1 memory streams" in said.out and world.kept() == 0

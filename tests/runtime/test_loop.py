@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 import sys
 
-from atlas_jax.runtime import loop
+from atlas_jax.data.traces.review import decide
+from atlas_jax.data.traces.store import open_store
+from atlas_jax.runtime import cli, loop
 from atlas_jax.runtime.worlds import arithmetic
 from tests.rollout.chat_server import Answer
 from tests.runtime.worlds import sums
@@ -73,3 +75,41 @@ def test_a_loop_that_is_killed_in_each_stage_goes_on(tmp_path, server):
   shadows = store.execute("SELECT count(*) FROM session_keys WHERE session_key LIKE '%~before'").fetchone()[0]
   assert counts["succeeded"] - shadows == 44 + 24 + 44 and "running" not in counts
   assert [row[0] for row in store.execute("SELECT state FROM deployments")] == ["active"]
+
+
+LEARNER = """
+import json, pathlib
+ASKED = pathlib.Path(__file__).with_name("asked")
+def learn(messages):
+  with ASKED.open("a") as out:
+    out.write("x")
+  lesson = {"audience": "student", "cue": {"kind": "keyword", "pattern": "+"}, "action": ASKED.read_text()}
+  return json.dumps({"lessons": [lesson]})
+"""
+
+
+def test_a_round_learns_from_sessions_that_a_person_approved_and_once(tmp_path, capsys):
+  (tmp_path / "learner.py").write_text(LEARNER)
+  fields = {
+    "loop.tasks": write_tasks(tmp_path, "tasks.jsonl", 3, 1), "grader": "None", "loop.review": "none",
+    "loop.held_out": write_tasks(tmp_path, "held_out.jsonl", 1, 2), "loop.learn": "True",
+    "lessons.on": "True", "learner.kind": "function", "learner.function": f"{tmp_path}/learner.py:learn"}
+  words = sums.words(tmp_path, "loop", "--rounds=1", **fields)
+  assert cli.main(words) == 1 and "no session is approved" in capsys.readouterr().err  # A person is waited for.
+  place = tmp_path / "loop/round_1"
+  ids = json.loads((place / "run.json").read_text())["found"]["ids"]
+  assert len(ids) == 3 and not (place / "learn.json").exists()
+  with open_store(f"sqlite:///{tmp_path}/atlas.db", writable=True) as store:
+    for number in ids[:2]:
+      decide(store, number, "approved", who="ada")
+  settings = sums.load(tmp_path, **fields)
+  for asked in ("xx", "xx"):  # As after a kill before the record: who gave a lesson is not asked again.
+    found = loop.learnt(settings, place)
+    assert (tmp_path / "asked").read_text() == asked and found["skipped"]["it is not approved"] == 1
+  assert loop.done(place, "learn", lambda: loop.learnt(settings, place), settings)["sessions"] == 0
+  assert loop.learnt(sums.load(tmp_path), place) == {"on": False}
+
+
+def test_learning_needs_a_memory_of_lessons(tmp_path, capsys):
+  assert cli.main(sums.words(tmp_path, "loop", "--rounds=1", **{"loop.learn": "True"})) == 3
+  assert "config.loop.learn=True and config.lessons.on=False" in capsys.readouterr().err
