@@ -133,7 +133,7 @@ class Assembly:
     agent = self._base_agent if student is None else self._of(student)
     model = self._model if teacher is None else self._of(teacher)
     versions = {"runtime": VERSION,
-                "student": agent.version or agent.name if student is None else student.version,
+                "student": self.student_version if student is None else student.version,
                 "teacher": self.base_version if teacher is None else teacher.version,
                 "prompt_sha": teaching.load(self.settings.agent_templates).sha256[:16]}
     router = FixedLane(spec.lane) if spec.lane else self._router
@@ -155,6 +155,11 @@ class Assembly:
     stream = self._streams[id(endpoint)].endpoint_of(spec, versions[role])
     assert isinstance(stream, StreamEndpoint)  # Streams are on.
     return (agent.on(stream), model, (stream,)) if role == "student" else (agent, stream, (stream,))
+
+  @property
+  def student_version(self) -> str:
+    """Version of the config's agent, its name where it has none."""
+    return self._base_agent.version or self._base_agent.name
 
   @property
   def base_version(self) -> str | None:

@@ -80,10 +80,10 @@ class SessionSampler:
   async def __call__(self, task: EvalTask, number: int) -> EvalSample:
     """Runs a sample's session; one that a start before has ended is read from the store."""
     settings = self._assembly.settings
-    key = task_eval.session_key(f"eval-{self._name[:16]}", task, number)
+    key = task_eval.session_key(self._name[:16], task, number)
     row: dict[str, Any] = {"task": task.task, "ground_truth": task.ground_truth, "tags": list(task.tags)}
     spec = task_file.spec_of(row, key=key, tenant=settings.tenant, lane=settings.lane,
-                             metadata={**settings.metadata, "evaluation": self._name})
+                             metadata=settings.metadata)
     return task_eval.sample_of(await cli_run.once(self._assembly, spec, failed=self._again))
 
 
@@ -92,7 +92,7 @@ def _about(assembly: Assembly) -> Mapping[str, Any]:
   settings = assembly.settings
   whole = {name: value for name, value in dataclasses.asdict(settings).items() if name in JUDGED}
   text = json.dumps(whole, sort_keys=True, default=str)
-  return {"student": settings.agent.get("version") or settings.agent.get("name") or settings.agent["kind"],
+  return {"student": assembly.student_version,
           "teacher": assembly.base_version, "deployment": assembly.generation, "lane": settings.lane,
           "prompt_sha": teaching.load(settings.agent_templates).sha256[:16],
           "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}

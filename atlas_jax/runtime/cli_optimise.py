@@ -96,7 +96,7 @@ async def _searched(first: Mapping[str, str], tasks: Sequence[ReflectionTask], m
                     model: CountedModel, settings: RuntimeSettings) -> ReflectionResult:
   how = settings.optimise
   whole = {name: value for name, value in dataclasses.asdict(settings).items() if name in JUDGED}
-  said = json.dumps([whole, how.role, metric.templates], sort_keys=True, default=str)
+  said = json.dumps([whole, how.role, metric.templates, metric.agent_version], sort_keys=True, default=str)
   async with metric:
     return await optimise.search(first, tasks, metric, model, how.folder, how.search,
                                  options=made_parts.options_of(how.model),

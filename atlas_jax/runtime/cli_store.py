@@ -119,6 +119,7 @@ def doctor(asked: argparse.Namespace) -> int:
       ("probe", functools.partial(_model, given, "probe")), ("grader", functools.partial(_grader, given)),
       ("store", functools.partial(_store, given)), ("versions", functools.partial(_versions, given)),
       ("spool", functools.partial(_spool, given)), ("serving", _serving),
+      ("learner", functools.partial(_model, given, "learner")),
       ("triage", functools.partial(_model, given, "triage")), ("streams", functools.partial(_streams, given))]
   bad = 0
   for name, check in checks:

@@ -69,6 +69,7 @@ class PromptMetric:
   Attributes:
     role: whose message it is.
     templates: those to begin with.
+    agent_version: of the agent's code or model.
     tokens: role -> tokens of all tries.
   """
 
@@ -87,6 +88,7 @@ class PromptMetric:
     self.templates = teaching.load(own if asked is None else asked)
     _check(settings, self._lane)
     self._agent = agent_load.load(settings.agent, field="config.agent")
+    self.agent_version = self._agent.version
     self._model = made_parts.model_of(settings.teacher)
     self._scorer = made_parts.scorer_of(settings)
     self._box = ToolBox(settings.tools)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.evals.bootstrap import interval_of_mean
 from atlas_jax.files import json_lines
 from atlas_jax.files.append import Appender
@@ -21,6 +22,7 @@ from atlas_jax.runtime.agents.agent import AgentError
 from atlas_jax.runtime.result import SessionResult
 
 HEAD = "evaluation"
+PREFIX = "eval-"  # Of keys of sessions that measure: `atlas loop` learns nothing of them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,7 @@ async def evaluate(tasks: Sequence[EvalTask], sampler: Sampler, results, setting
     results: the file; one line for each sample, written when that has ended.
     settings: of the evaluation.
     about: what is evaluated, such as the versions of the agent; results of something else are refused.
-    begun: is called before the first sample with the evaluation's name, which its results file keeps, so that
-      a start that goes on has the same one, and an evaluation into another file another one.
+    begun: is called first with the evaluation's name, which its results file keeps for starts that go on.
     each: is called for each new sample.
 
   Raises:
@@ -267,7 +268,12 @@ def sample_of(found: SessionResult) -> EvalSample:
   return EvalSample(found.reward, found.answer, None, more)
 
 
+def is_of_evaluation(trace: Trace) -> bool:
+  """Returns whether a session measures, by its key."""
+  return str(trace.session_metadata.get("session_key") or "").startswith(PREFIX)
+
+
 def session_key(name: str, task: EvalTask, sample: int) -> str:
   """Returns the key of a sample's session: the same on every start, so that one that had ended when a kill
   took its line away is found in the store, and not run twice."""
-  return f"{name}-{task.key}-{sample}"
+  return f"{PREFIX}{name}-{task.key}-{sample}"

@@ -56,6 +56,9 @@ def test_errors_end_with_one_and_are_asked_again_where_that_is_asked_for(tmp_pat
   code, said = evaluated(tmp_path, capsys, "--json", **more)
   found = json.loads(said.out)
   assert code == 1 and found["errors"] == 4 and found["mean"] is None
+  without = {"agent.options.function": f"{tmp_path}/other.py:answer"}
+  (tmp_path / "other.py").write_text(UNSURE + "# Other code.\n")
+  assert evaluated(tmp_path, capsys, **without)[0] == 3  # Results of another agent are not gone on with.
   assert found["error_kinds"] == {"failed": 4}
   (tmp_path / "up").touch()
   assert evaluated(tmp_path, capsys, **more)[0] == 1

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 
+import pytest
+
 from atlas_jax.data.traces.review import decide
 from atlas_jax.data.traces.store import open_store
 from atlas_jax.runtime import cli, loop
@@ -95,7 +97,7 @@ def test_a_round_learns_from_sessions_that_a_person_approved_and_once(tmp_path, 
     "loop.held_out": write_tasks(tmp_path, "held_out.jsonl", 1, 2), "loop.learn": "True",
     "lessons.on": "True", "learner.kind": "function", "learner.function": f"{tmp_path}/learner.py:learn"}
   words = sums.words(tmp_path, "loop", "--rounds=1", **fields)
-  assert cli.main(words) == 1 and "no session is approved" in capsys.readouterr().err  # A person is waited for.
+  assert cli.main(words) == 1 and "no session is approved" in capsys.readouterr().err
   place = tmp_path / "loop/round_1"
   ids = json.loads((place / "run.json").read_text())["found"]["ids"]
   assert len(ids) == 3 and not (place / "learn.json").exists()
@@ -108,6 +110,21 @@ def test_a_round_learns_from_sessions_that_a_person_approved_and_once(tmp_path, 
     assert (tmp_path / "asked").read_text() == asked and found["skipped"]["it is not approved"] == 1
   assert loop.done(place, "learn", lambda: loop.learnt(settings, place), settings)["sessions"] == 0
   assert loop.learnt(sums.load(tmp_path), place) == {"on": False}
+
+
+def test_sessions_of_held_out_tasks_are_neither_reviewed_nor_exported(tmp_path):
+  settings = sums.load(tmp_path, **{"loop.tasks": write_tasks(tmp_path, "tasks.jsonl", 3, 1),
+                                    "loop.held_out": write_tasks(tmp_path, "held_out.jsonl", 4, 2)})
+  assert loop.evaluated(settings, "before")["sessions"] == 4
+  with pytest.raises(loop.StageFailed, match="no session is approved"):
+    loop.exported(settings, tmp_path)
+  assert loop.ran(settings, "loop-1")["sessions"] == 3 and loop.reviewed(settings) == {"approved": 3}
+  with open_store(f"sqlite:///{tmp_path}/atlas.db", writable=True) as store:
+    for number in range(1, 5):  # Not even where a person approves them all.
+      decide(store, number, "approved", who="ada")
+  assert loop.exported(settings, tmp_path) == {"sessions": 3}
+  tasks = {json.loads(line)["task"] for line in (tmp_path / loop.TRACES).read_text().splitlines()}
+  assert tasks == {one["task"] for one in arithmetic.tasks(3, 1)}
 
 
 def test_learning_needs_a_memory_of_lessons(tmp_path, capsys):
