@@ -86,7 +86,7 @@ class Assembly:
       redactor = Redactor(settings.redaction, known=made_parts.keys_of(settings))
       self._watching = Watching(settings.watch, self.store, redactor, sinks=self._sinks)
       self.pool = SessionPool(self.parts, self.store, settings=settings.pool, redactor=redactor,
-                       sinks=[self._watching.telemetry])
+                       sinks=[self._watching.telemetry], is_own=self._is_own)
       self._watching.start(self.pool)
       self._tasks = [asyncio.create_task(self._reading())]
       if settings.store.reap_s is not None:
@@ -174,6 +174,10 @@ class Assembly:
   def generation(self) -> int:
     """Number of the newest deployment; 0: there is none."""
     return max((one.id for listed in self._versions.values() for one in listed), default=0)
+
+  def _is_own(self, spec: SessionSpec) -> bool:
+    """Returns whether a session that was cut off began with this agent, prompts and tools."""
+    return spec.learning_key in (None, self._with_family(spec).learning_key)
 
   def _with_family(self, spec: SessionSpec) -> SessionSpec:
     agent = self._base_agent

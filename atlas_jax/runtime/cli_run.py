@@ -158,6 +158,8 @@ def _dry(settings: RuntimeSettings, rows: Sequence) -> int:
   for group in ("teacher", "probe", "triage", "learner"):
     if (name := getattr(settings, group).function) is not None:
       found.append({"field": f"{group}.function", "action": "imports", "name": name})
+  if settings.grader is not None and set(settings.grader) & {".", ":"}:
+    found.append({"field": "grader", "action": "imports", "name": settings.grader})
   print(json.dumps({"tasks": len(rows), "imports": found, "store": settings.store.url, "lane": settings.lane,
                     "concurrency": settings.pool.sessions}, indent=2))
   return OK

@@ -85,8 +85,9 @@ def test_an_agent_that_is_not_reached_ends_with_five(tmp_path, capsys):
 
 
 def test_a_dry_run_names_what_would_be_imported_and_makes_nothing(tmp_path, capsys):
-  assert cli.main(words(tmp_path, "run", "--task=a", "--dry-run")) == 0
+  assert cli.main(words(tmp_path, "run", "--task=a", "--dry-run", grader="mine.py:score")) == 0
   found = json.loads(capsys.readouterr().out)
+  assert found["imports"].pop() == {"field": "grader", "action": "imports", "name": "mine.py:score"}
   assert {one["name"] for one in found["imports"]} == {"atlas_jax.runtime.worlds.arithmetic:student",
                                                        "atlas_jax.runtime.worlds.arithmetic:first_teacher"}
   assert not (tmp_path / "atlas.db").exists()

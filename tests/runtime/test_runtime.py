@@ -65,8 +65,9 @@ def test_many_are_watched(tmp_path):
   assert len({one["session_key"] for one in events}) == 8
 
 
-@pytest.mark.parametrize("reap_s", [0.05, None])
-def test_sessions_whose_process_is_gone_are_taken_up_meanwhile(tmp_path, caplog, reap_s):
+@pytest.mark.parametrize(("reap_s", "key", "ends"), [
+    (0.05, None, "succeeded"), (0.05, "default/of-another-agent", "abandoned"), (None, None, "running")])
+def test_sessions_whose_process_is_gone_are_taken_up_meanwhile(tmp_path, caplog, reap_s, key, ends):
   given = config()
   given.store.update(lease_s=0.1, heartbeat_s=0.05, reap_s=reap_s)
   settings = runtime_settings.of_config(given)
@@ -74,7 +75,8 @@ def test_sessions_whose_process_is_gone_are_taken_up_meanwhile(tmp_path, caplog,
   async def main():
     gone = RuntimeStore(settings.store)
     await gone.open(create=True)
-    await gone.begin("cut", "12+34=", {"tenant_id": "default", "ground_truth": "46"})
+    of = {} if key is None else {"learning_key": key}
+    await gone.begin("cut", "12+34=", {"tenant_id": "default", "ground_truth": "46", **of})
     gone.let_go("cut")  # Nobody works at it, as after a kill.
     await gone.close()
     async with Runtime(settings) as runtime:
@@ -87,11 +89,9 @@ def test_sessions_whose_process_is_gone_are_taken_up_meanwhile(tmp_path, caplog,
       return found.status, await store.record(found.id)
 
   status, trace = asyncio.run(main())
-  if reap_s is None:  # Only at the start of `atlas run`, and by `atlas resume`.
-    assert status == "running"
-  else:  # The agent may be asked again, and is.
-    assert (status, trace.final_answer) == ("succeeded", "46")
-    assert "1 sessions whose process is gone" in caplog.text
+  # Without looks `atlas run` takes it up at its start, or `atlas resume`.
+  assert status == ends and ("1 sessions whose process is gone" in caplog.text) == (reap_s is not None)
+  assert ends == "running" or trace.final_answer == ("46" if key is None else "")
 
 
 def test_a_store_that_is_down_does_not_end_the_looks_for_sessions(tmp_path, caplog):

@@ -73,8 +73,8 @@ def test_wrong_settings_are_named(tmp_path, capsys, more, said):
 def test_a_dry_run_names_the_function_and_the_doctor_looks_for_it(tmp_path, capsys):
   given = {"routing.lane": "None", "triage.kind": "function", "triage.function": "nowhere.py:look"}
   assert cli.main(words(tmp_path, "run", "--task=a", "--dry-run", **given)) == 0
-  assert {"field": "triage.function", "action": "imports", "name": "nowhere.py:look"} in \
-      json.loads(capsys.readouterr().out)["imports"]
+  listed = json.loads(capsys.readouterr().out)["imports"]
+  assert {"field": "triage.function", "action": "imports", "name": "nowhere.py:look"} in listed
   assert cli.main(words(tmp_path, "doctor", **given)) == 1
   assert "triage      wrong: there is no file 'nowhere.py'" in capsys.readouterr().out
 
