@@ -48,8 +48,8 @@ def _changed(settings: RuntimeSettings, asked: argparse.Namespace) -> RuntimeSet
       raise ConfigError(f"--{name}={value} must be at least 1")
   if asked.retry_errors:
     given["retry_errors"] = True
-  how = dataclasses.replace(settings.eval, **given)
-  changed = dataclasses.replace(settings, eval=how, learner=ModelSettings("none"),
+  how = dataclasses.replace(settings.evaluation, **given)
+  changed = dataclasses.replace(settings, evaluation=how, learner=ModelSettings("none"),
                                 lane=asked.lane or settings.lane)
   return cli_run.bounded(changed, how.concurrency)
 
@@ -58,8 +58,8 @@ async def _evaluated(settings: RuntimeSettings, tasks: list[EvalTask], asked: ar
                      ) -> EvalReport:
   async with Assembly(settings, create=True) as assembly:
     await assembly.resume()
-    sampler = SessionSampler(assembly, again=settings.eval.retry_errors)
-    return await task_eval.evaluate(tasks, sampler, asked.out, settings.eval, about=_about(assembly),
+    sampler = SessionSampler(assembly, again=settings.evaluation.retry_errors)
+    return await task_eval.evaluate(tasks, sampler, asked.out, settings.evaluation, about=_about(assembly),
                                     begun=sampler.begin,
                                     each=(lambda *_: None) if asked.json else _print_sample)
 

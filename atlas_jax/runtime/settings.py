@@ -154,7 +154,7 @@ def of_config(config) -> RuntimeSettings:
         redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
         lessons=lessons, learner=_learner(plain), triage=_triage(plain, lane),
         streams=_streams(plain), deploy=_made(DeploySettings, plain["deploy"]), loop=_loop(plain),
-        eval=_made(EvalSettings, plain["eval"]), optimise=_optimise(plain["optimise"]))
+        evaluation=_made(EvalSettings, plain["eval"]), optimise=_optimise(plain["optimise"]))
   except ConfigError:
     raise
   except ValueError as error:

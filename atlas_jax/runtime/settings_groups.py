@@ -114,5 +114,5 @@ class RuntimeSettings:
   streams: StreamSettings
   deploy: DeploySettings
   loop: LoopSettings
-  eval: EvalSettings
+  evaluation: EvalSettings
   optimise: OptimiseSettings
