@@ -129,8 +129,11 @@ ELSEWHERE = {
   "rollout/policy_training.py": ("recipes/test_grpo.py", "what recipes share"),
   "data/traces/runtime_rows.py": ("runtime/test_store.py", "the SQL of a store, tested through it"),
   **{f"runtime/cli_{name}.py": (f"runtime/test_{test}.py", PARTS)
-     for name, test in (("codes", "cli"), ("env", "cli"), ("deploy", "assembly"), ("run", "cli"), ("store",
-                                                                                                   "cli"))},
+     for name, test in (("codes", "cli"), ("config", "sdk_fields"), ("env", "cli"), ("deploy", "assembly"),
+                        ("run", "cli"), ("store", "cli"))},
+  "runtime/made_parts.py": ("runtime/test_assembly.py", PARTS),
+  "runtime/prompt_metric.py": ("runtime/test_cli_optimise.py", PARTS),
+  "runtime/settings_groups.py": ("runtime/test_settings.py", PARTS),
   "runtime/reflection_tasks.py": ("runtime/test_reflection.py", PARTS),
   "runtime/reflection_log.py": ("runtime/test_reflection.py", PARTS),
   "runtime/fingerprint.py": ("runtime/test_routing.py", PARTS),

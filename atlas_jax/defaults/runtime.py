@@ -56,12 +56,16 @@ def _fields() -> dict:
       "tools": {},  # Name -> tool or MCP server of the agent, see runtime/agents/tool_box.py.
       "teacher": _model("none"),
       "probe": _model("none"),
+      # Looks at a task before it is routed, and can only make supervision stricter: a function of task and
+      # metadata that returns {"summary", "risks", "tags"}, or a model.
+      "triage": _model("none"),
       "grader": bounds.or_none("correct"),  # A reward by name, as in config.rewards; None: nothing grades.
       "judges": {
           "on": False,  # Whether judges score what no grader does.
           "options": {},  # Fields of config.rim that differ, such as {"backend": "scripted"}.
       },
       "lessons": _lessons(),
+      "memory_streams": _memory_streams(),
       "learner": _model("none"),  # Writes lessons; none: only those that are there are shown.
       "session": _session(),
       "budget": {  # Of one session; None: any.
@@ -85,6 +89,8 @@ def _fields() -> dict:
       "proxy": _proxy(),
       "deploy": _deploy(),
       "loop": _loop(),
+      "eval": _eval(),
+      "optimise": _optimise(),
   }
 
 
@@ -164,6 +170,9 @@ def _store() -> dict:
       "lease_s": above_zero(30.0),  # After which a session whose process is silent may be taken over.
       "heartbeat_s": above_zero(10.0),  # Between signs of life.
       "retry_s": above_zero(5.0),  # Between tries of a store that is down.
+      # Between looks for sessions whose process is gone, which are taken up; None: at the start alone, and by
+      # `atlas resume`.
+      "reap_s": bounds.or_none(above_zero(60.0)),
   }
 
 
@@ -214,10 +223,51 @@ def _loop() -> dict:
       # Who reviews: "graded" approves sessions that a program found right or wrong, "none" waits for a
       # person.
       "review": one_of("graded", "graded none"),
+      # Whether a round learns lessons from its sessions that were approved, a person's among them.
+      "learn": False,
       "reviewer": "atlas loop",  # Name in the log of reviews.
       "train": "",  # What the training is told besides, such as "--config=configs/teacher_rcl.py:cpu".
       # Program that trains, given --export-path, --output-dir and loop.train; None: `atlas train`.
       "trainer": OPTIONAL(str),
       "url": OPTIONAL(str),  # Of a server that serves what was trained; None: one is started each round.
       "concurrency": at_least(1, 16),  # Sessions at the same time.
+  }
+
+
+def _memory_streams() -> dict:
+  return {
+      "on": False,  # Whether sessions of a family go on in one memory of a model behind our server.
+      "role": one_of("student", "student teacher"),  # Whose model that is.
+      "most_tokens": at_least(1, 16_384),  # Of a stream that is read; behind a longer one a new one begins.
+      "most_streams": at_least(1, 64),  # Of a family of tasks that are kept; the oldest are deleted.
+  }
+
+
+def _eval() -> dict:
+  return {
+      "samples": at_least(1, 1),  # Of each task.
+      "concurrency": at_least(1, 16),  # Samples at the same time.
+      "retry_errors": False,  # Whether samples that ended without an answer are asked again.
+      "right_from": fraction(1.0),  # Score from which a sample counts as right, for pass@k.
+      "seed": bounds.seed(0),  # Of the draws of intervals.
+  }
+
+
+def _optimise() -> dict:
+  return {
+      "role": one_of("agent", "agent teacher"),  # Whose system message is rewritten.
+      # A set of `rollout.teaching` or a JSON file to begin with; None: the role's own.
+      "templates": OPTIONAL(str),
+      "tasks": OPTIONAL(str),  # FILE.jsonl to try texts on; None: tasks of reviewed sessions of the store.
+      "most_tasks": at_least(2, 64),  # Of those; where there are more, so many are drawn by the seed.
+      "folder": ".atlas/optimise",  # Of the search's log, from which it goes on.
+      "out": ".atlas/optimise/templates.json",  # Where the templates are written to.
+      "model": _model("none"),  # Reflects; needed by `atlas optimise`.
+      "metric_calls": at_least(1, 200),  # Budget: tries of a text on a task, those of held-out tasks too.
+      "held_out_frac": bounds.open_fraction(0.5),  # Of the tasks, which decide what is reported.
+      "minibatch": at_least(1, 3),  # Tasks that are reflected on, and that a new text must do better first.
+      "most_reflections": at_least(1, 100),  # Asks of the reflecting model.
+      "most_chars": at_least(1, 4_000),  # Of a text.
+      "concurrency": at_least(1, 16),  # Tries at the same time.
+      "seed": bounds.seed(0),  # Of what is drawn.
   }

@@ -114,7 +114,7 @@ def load(name: str, formats: Mapping[str, str | None] | None = None) -> Template
   changed: dict[str, Any] = {field: (("user", text),) for field, text in (formats or {}).items()
                              if text is not None}
   found = found._replace(**changed)
-  _check(found)
+  check(found)
   return found
 
 
@@ -136,7 +136,12 @@ def _of_file(name: str) -> TemplateSet:
   return CHAT._replace(**{"name": path.stem, **fields})
 
 
-def _check(templates: TemplateSet) -> None:
+def check(templates: TemplateSet) -> None:
+  """Checks the texts of a set.
+
+  Raises:
+    ValueError: for a text with a field that its place does not have, or without one that it needs.
+  """
   for field in ("baseline", "probe", "teacher", "guided"):
     about = f"config.teacher.templates={templates.name!r}: {field}"
     turns = getattr(templates, field)

@@ -4,9 +4,8 @@ import asyncio
 import dataclasses
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -14,26 +13,20 @@ from absl import logging
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.data.traces.runtime_rows import Deployment
 from atlas_jax.files.damage import one_line
-from atlas_jax.rollout import rewards, teaching, user_functions
-from atlas_jax.rollout.chat_form import AskOptions
-from atlas_jax.rollout.endpoint import Endpoint
-from atlas_jax.runtime import canary, deploy, fingerprint
+from atlas_jax.rollout import teaching
+from atlas_jax.runtime import canary, deploy, fingerprint, made_parts
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.agents.tool_box import ToolBox, schema_sha
 from atlas_jax.runtime.canary import CanaryPair
-from atlas_jax.runtime.chat_models import ChatModel, FunctionModel
 from atlas_jax.runtime.deploy import ModelServer
-from atlas_jax.runtime.learner import Learner
-from atlas_jax.runtime.lessons import LessonBook
+from atlas_jax.runtime.memory_streams import MemoryStreams, StreamEndpoint
 from atlas_jax.runtime.pool import SessionPool
 from atlas_jax.runtime.redaction import Redactor
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.routing import HistoryRouter
-from atlas_jax.runtime.scoring import GraderAndJudges, Scorer, Unscored
 from atlas_jax.runtime.session import FixedLane, SessionParts, SessionSpec
-from atlas_jax.runtime.settings import ModelSettings, RuntimeSettings
+from atlas_jax.runtime.settings_groups import ModelSettings, RuntimeSettings
 from atlas_jax.runtime.store import RuntimeStore
-from atlas_jax.runtime.supervision import Supervisor
 from atlas_jax.runtime.telemetry import EventSink
 from atlas_jax.runtime.watching import Watching
 
@@ -66,9 +59,10 @@ class Assembly:
     self._sinks = list(sinks)
     self._box = ToolBox(settings.tools)
     self._base_agent = agent_load.load(settings.agent, field="config.agent")
-    self._model = model_of(settings.teacher)
+    self._model = made_parts.model_of(settings.teacher)
     self._versions: dict[str, list[Deployment]] = {"teacher": [], "student": []}
-    self._made: dict[int, Any] = {}    # deployment -> supervisor or agent, kept: sessions end on theirs
+    self._made: dict[int, Any] = {}    # deployment -> model or agent, kept: sessions end on theirs
+    self._streams: dict[int, MemoryStreams] = {}  # endpoint -> those of its model
     self._forced: set[str] = set()     # keys that get the version before
     self._comparing = asyncio.Lock()
     self._tasks: list[asyncio.Task] = []
@@ -82,18 +76,20 @@ class Assembly:
       raise StoreError(f"the store {settings.store.url} cannot be made: {error}") from error
     try:
       self._tools = await self._box.open()
-      self._scorer = scorer_of(settings)
-      probe = model_of(settings.probe)
+      self._scorer = made_parts.scorer_of(settings)
       self._router = FixedLane(settings.lane) if settings.lane else HistoryRouter(
-          settings.policy, store=self.store, probe=probe)
-      self._lessons = lessons_of(settings, self.store)
+          settings.policy, store=self.store, probe=made_parts.model_of(settings.probe),
+          triage=made_parts.triage_of(settings))
+      self._lessons = made_parts.lessons_of(settings, self.store)
       await self.read_deployments()
-      redactor = Redactor(settings.redaction, known=keys_of(settings))
+      redactor = Redactor(settings.redaction, known=made_parts.keys_of(settings))
       self._watching = Watching(settings.watch, self.store, redactor, sinks=self._sinks)
       self.pool = SessionPool(self.parts, self.store, settings=settings.pool, redactor=redactor,
-                       sinks=[self._watching.telemetry])
+                       sinks=[self._watching.telemetry], is_own=self._is_own)
       self._watching.start(self.pool)
       self._tasks = [asyncio.create_task(self._reading())]
+      if settings.store.reap_s is not None:
+        self._tasks.append(asyncio.create_task(self._reaping(settings.store.reap_s)))
     except BaseException:
       await self.store.close()
       raise
@@ -134,15 +130,35 @@ class Assembly:
     teacher = self._chosen("teacher", spec.key)
     student = self._chosen("student", spec.key)
     agent = self._base_agent if student is None else self._of(student)
-    supervisor = self._base_supervisor() if teacher is None else self._of(teacher)
+    model = self._model if teacher is None else self._of(teacher)
     versions = {"runtime": VERSION,
-                "student": agent.version or agent.name if student is None else student.version,
+                "student": self.student_version if student is None else student.version,
                 "teacher": self.base_version if teacher is None else teacher.version,
                 "prompt_sha": teaching.load(self.settings.agent_templates).sha256[:16]}
     router = FixedLane(spec.lane) if spec.lane else self._router
+    streams: tuple[StreamEndpoint, ...] = ()
+    if self.settings.streams.on:
+      agent, model, streams = self._with_stream(spec, agent, model, versions)
+    supervisor = None if model is None else made_parts.supervisor_of(model, self.settings.teacher)
     return SessionParts(agent, supervisor, router, self._scorer, self._lessons, tools=self._tools,
                  settings=self.settings.session, templates=teaching.load(self.settings.agent_templates),
-                 versions=versions)
+                 versions=versions, streams=streams)
+
+  def _with_stream(self, spec: SessionSpec, agent: Any, model: Any, versions: dict[str, Any]
+                   ) -> tuple[Any, Any, tuple[StreamEndpoint, ...]]:
+    """Returns agent and teacher's model, one of them asked through the session's stream of memory."""
+    role = self.settings.streams.role
+    endpoint = agent.endpoint if role == "student" else model
+    if id(endpoint) not in self._streams:
+      self._streams[id(endpoint)] = MemoryStreams(self.store, endpoint, self.settings.streams)
+    stream = self._streams[id(endpoint)].endpoint_of(spec, versions[role])
+    assert isinstance(stream, StreamEndpoint)  # Streams are on.
+    return (agent.on(stream), model, (stream,)) if role == "student" else (agent, stream, (stream,))
+
+  @property
+  def student_version(self) -> str:
+    """Version of the config's agent, its name where it has none."""
+    return self._base_agent.version or self._base_agent.name
 
   @property
   def base_version(self) -> str | None:
@@ -150,13 +166,17 @@ class Assembly:
     given = self.settings.teacher
     if given.kind == "none":
       return None
-    said = json.dumps(dataclasses.asdict(given), sort_keys=True, default=str)
+    said = json.dumps(_said_of(given), sort_keys=True, default=str)
     return f"{BASE}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
   @property
   def generation(self) -> int:
     """Number of the newest deployment; 0: there is none."""
     return max((one.id for listed in self._versions.values() for one in listed), default=0)
+
+  def _is_own(self, spec: SessionSpec) -> bool:
+    """Returns whether a session that was cut off began with this agent, prompts and tools."""
+    return spec.learning_key in (None, self._with_family(spec).learning_key)
 
   def _with_family(self, spec: SessionSpec) -> SessionSpec:
     agent = self._base_agent
@@ -181,6 +201,19 @@ class Assembly:
       except Exception as error:  # Sessions go on with the versions that are known.
         logging.warning("deployments cannot be read: %s", one_line(error))
 
+  async def _reaping(self, every_s: float) -> None:
+    """Takes up sessions whose process is gone, again and again; their ends are not waited for."""
+    while True:
+      await asyncio.sleep(every_s)
+      try:
+        found = await self.pool.take_up()
+      except Exception as error:  # The store may be back for the next look.
+        logging.warning("sessions whose process is gone cannot be looked for: %s", one_line(error))
+        continue
+      self._watching.taken_up(len(found))
+      if found:
+        logging.warning("%d sessions whose process is gone are taken up", len(found))
+
   def _chosen(self, role: str, key: str) -> Deployment | None:
     listed = self._versions[role]
     trial = next((one for one in reversed(listed) if one.state == canary.CANARY), None)
@@ -195,15 +228,12 @@ class Assembly:
         return found
     return None
 
-  def _base_supervisor(self) -> Supervisor | None:
-    return None if self._model is None else supervisor_of(self._model, self.settings.teacher)
-
   def _of(self, one: Deployment) -> Any:
+    """Returns the teacher's model or the agent that a deployment is."""
     if one.id not in self._made:
       server = ModelServer(one.url, one.metadata["served_as"])
       if one.role == "teacher":
-        model = deploy.endpoint_of(server, one.metadata["form"], self.settings.teacher)
-        self._made[one.id] = supervisor_of(model, self.settings.teacher)
+        self._made[one.id] = deploy.endpoint_of(server, one.metadata["form"], self.settings.teacher)
       else:
         self._made[one.id] = deploy.student_of(server, one.metadata["form"], one.version, self.settings.agent,
                                                name=self._base_agent.name)
@@ -257,6 +287,15 @@ class Assembly:
              f"not worse {said.ndr:.3f}") + ")", file=sys.stderr, flush=True)
 
 
+def _said_of(given: ModelSettings) -> dict[str, Any]:
+  """Returns what makes a teacher the version that it is; texts of a file by what stands in it now."""
+  found = dataclasses.asdict(given)
+  del found["deadline_s"]  # That of an endpoint stands among its own settings.
+  if given.templates not in teaching.SETS:
+    found["templates_sha256"] = teaching.load(given.templates).sha256
+  return found
+
+
 async def promote(store: RuntimeStore, one: Deployment, listed: Sequence[Deployment], facts: dict) -> None:
   """Makes a version the one that all sessions get; the one before stands by."""
   canary.check_move(one.state, canary.ACTIVE)
@@ -279,60 +318,3 @@ def _failed(found: SessionResult) -> bool:
   """Returns whether the model of a session gave nothing that could be used."""
   unusable = ("the teacher gave no verdict", "the teacher's reply cannot be used", "the teacher failed")
   return found.answer is None or any((one.problem or "").startswith(unusable) for one in found.attempts)
-
-
-def supervisor_of(model: ChatModel, settings: ModelSettings) -> Supervisor:
-  """Returns the teacher that a model is, with the options of the config."""
-  return Supervisor(model, teaching.load(settings.templates), options=AskOptions(
-      max_tokens=settings.max_tokens, temperature=settings.temperature))
-
-
-def lessons_of(settings: RuntimeSettings, store: RuntimeStore) -> LessonBook | None:
-  """Returns the memory of lessons that settings name; None: there is none."""
-  if settings.lessons is None:
-    return None
-  return LessonBook(store, settings.lessons, learner=learner_of(settings))
-
-
-def learner_of(settings: RuntimeSettings) -> Learner | None:
-  """Returns the model that writes lessons; None: there is none."""
-  model = model_of(settings.learner)
-  given = AskOptions(temperature=settings.learner.temperature, max_tokens=settings.learner.max_tokens)
-  return None if model is None else Learner(model, options=given)
-
-
-def model_of(settings: ModelSettings) -> ChatModel | None:
-  """Returns the model that settings name; None: there is none."""
-  if settings.kind == "none":
-    return None
-  if settings.kind == "function":
-    assert settings.function is not None
-    return FunctionModel(_function(settings.function))
-  assert settings.endpoint is not None
-  return Endpoint(settings.endpoint)
-
-
-def keys_of(settings: RuntimeSettings) -> list[str]:
-  """Returns the keys of endpoints, which no record may have."""
-  named = [one.endpoint.key_variable for one in (settings.teacher, settings.probe, settings.learner)
-           if one.endpoint is not None]
-  named.append(settings.agent.get("key_variable"))
-  return [key for name in named if name and (key := os.environ.get(name))]
-
-
-def _function(name: str) -> Callable[..., Any]:
-  found = user_functions.find(name)
-  if not callable(found):
-    raise ValueError(f"function={name!r} is {type(found).__name__}, which cannot be called")
-  return found
-
-
-def scorer_of(settings: RuntimeSettings) -> Scorer:
-  """Returns what scores answers."""
-  if settings.grader is None and settings.judges is None:
-    return Unscored()
-  judges = None
-  if settings.judges is not None:
-    from atlas_jax.rollout.judges.rim import RIMReward  # It draws on libraries that graders do without.
-    judges = RIMReward(settings.judges)
-  return GraderAndJudges(None if settings.grader is None else rewards.load(settings.grader), judges)

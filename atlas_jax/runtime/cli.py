@@ -25,13 +25,22 @@ from absl import logging
 from atlas_jax.data.traces.connections import StoreError
 from atlas_jax.files import closed_pipe
 from atlas_jax.rollout.endpoint import EndpointError
-from atlas_jax.runtime import cli_deploy, cli_env, cli_proxy, cli_run, cli_store, loop, settings
+from atlas_jax.runtime import (
+  cli_config,
+  cli_deploy,
+  cli_env,
+  cli_eval,
+  cli_optimise,
+  cli_proxy,
+  cli_run,
+  cli_store,
+  loop,
+  settings,
+)
 from atlas_jax.runtime.cli_codes import CONFIG, ENDPOINT, FAILED, INTERRUPTED, STORE
 from atlas_jax.runtime.deploy import DeployError
 from atlas_jax.runtime.lanes import LANES
 from atlas_jax.runtime.spool import StoreFull
-
-DEFAULT_CONFIG = "configs/runtime.py:arithmetic"
 
 
 @closed_pipe.quiet
@@ -50,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except SystemExit as exit_:
     return int(exit_.code or 0)
   asked.overrides, asked.rest = overrides, rest
+  cli_config.fill(asked)
   logging.set_verbosity(logging.WARNING)
   try:
     return asked.run(asked)
@@ -96,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
   init.add_argument("--database-url", metavar="URL", help="sqlite:///PATH, postgresql://... or env:NAME")
   init.add_argument("--embedded", action="store_true", help="a PostgreSQL server of its own, on loopback")
   _add_run(commands)
+  _add_search(commands)
   resume = _command(commands, "resume", "take up sessions whose process is gone", cli_run.resume)
   resume.add_argument("--json", action="store_true", help="a line of JSON for each")
   stats = _command(commands, "stats", "what the sessions come to, by version", cli_store.stats)
@@ -147,6 +158,24 @@ def _add_run(commands) -> None:
                                                                     "under a name")
 
 
+def _add_search(commands) -> None:
+  made = _command(commands, "eval", "evaluate tasks, of each so many samples", cli_eval.command)
+  made.add_argument("--tasks", metavar="FILE.jsonl", required=True, help="one task a line")
+  made.add_argument("--out", metavar="FILE.jsonl", required=True, help="results, which a start that was cut "
+                                                                       "off goes on from")
+  made.add_argument("--samples", type=int, metavar="K", help="of each task; left out: config.eval.samples")
+  made.add_argument("--concurrency", type=int, metavar="N", help="samples at the same time")
+  made.add_argument("--retry-errors", action="store_true", help="ask again for samples that ended without an "
+                                                                "answer")
+  made.add_argument("--lane", choices=LANES, help="of all sessions")
+  made.add_argument("--json", action="store_true", help="as one JSON object")
+  made = _command(commands, "optimise", "search for a better system message, by reflection",
+                  cli_optimise.command)
+  made.add_argument("--tasks", metavar="FILE.jsonl", help="one task a line; left out: config.optimise.tasks, "
+                                                          "else reviewed sessions")
+  made.add_argument("--json", action="store_true", help="as one JSON object")
+
+
 def _add_deploy(commands) -> None:
   made = _command(commands, "deploy", "put a checkpoint to work", cli_deploy.put_to_work)
   made.add_argument("path", metavar="PATH", help="rl_checkpoint/, or the folder that has it")
@@ -165,10 +194,8 @@ def _command(commands, name: str, text: str, run, *, with_config: bool = True, r
   """Adds a command; `run` gets the flags, and the settings where `reads` is True."""
   made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
   if with_config:
-    made.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE:ARG", help="of the runtime; left "
-                                                                                   "out: "
-                      f"{DEFAULT_CONFIG}")
-  made.set_defaults(run=(lambda asked: run(asked, settings.load(asked.config, asked.overrides)))
+    cli_config.add_flags(made)
+  made.set_defaults(run=(lambda asked: run(asked, cli_config.settings_of(asked)))
                     if with_config and reads else run)
   return made
 
@@ -178,7 +205,7 @@ def _train(asked: argparse.Namespace) -> int:
   if len(store) < len(asked.overrides):
     name = next(name for name in asked.overrides if name not in store)
     raise settings.ConfigError(f"--config.{name}: fields of the training are --override KEY=VALUE")
-  return cli_deploy.train(asked.rest, settings.load(DEFAULT_CONFIG, store))
+  return cli_deploy.train(asked.rest, settings.load(cli_config.DEFAULT, store))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ async def through(settings: RuntimeSettings, rows: Sequence[Mapping[str, Any]], 
       async with room:
         key = pools.new_key() if name is None else f"{name}-{number}"
         spec = task_file.spec_of(row, key=key, tenant=settings.tenant, lane=lane, metadata=settings.metadata)
-        found = Finished(row, await _once(assembly, spec))
+        found = Finished(row, await once(assembly, spec))
       each(row, found.result)
       return found
 
@@ -116,12 +116,18 @@ def first_of(error: BaseException) -> BaseException:
   return error
 
 
-async def _once(assembly: Assembly, spec: SessionSpec) -> SessionResult:
-  """Runs a task's session, or returns the one that has done it; those that were cut off are done anew."""
+async def once(assembly: Assembly, spec: SessionSpec, *, failed: bool = False) -> SessionResult:
+  """Runs a task's session, or returns the one that has done it; those that were cut off are done anew.
+
+  Args:
+    assembly: the runtime.
+    spec: of the session.
+    failed: whether those that ended without an answer in any other way are done anew as well.
+  """
   for start in range(MOST_STARTS):
     key = spec.key if start == 0 else f"{spec.key}+{start}"
     found = await _joined(assembly, dataclasses.replace(spec, key=key))
-    if not (found.resumed and found.status in AGAIN and found.answer is None):
+    if found.answer is not None or not found.resumed or not failed and found.status not in AGAIN:
       return found
   return found
 
@@ -149,9 +155,11 @@ def _name(asked: argparse.Namespace) -> str | None:
 
 def _dry(settings: RuntimeSettings, rows: Sequence) -> int:
   found = [one._asdict() for one in agent_load.imports(settings.agent)]
-  for group in ("teacher", "probe"):
+  for group in ("teacher", "probe", "triage", "learner"):
     if (name := getattr(settings, group).function) is not None:
       found.append({"field": f"{group}.function", "action": "imports", "name": name})
+  if settings.grader is not None and set(settings.grader) & {".", ":"}:
+    found.append({"field": "grader", "action": "imports", "name": settings.grader})
   print(json.dumps({"tasks": len(rows), "imports": found, "store": settings.store.url, "lane": settings.lane,
                     "concurrency": settings.pool.sessions}, indent=2))
   return OK

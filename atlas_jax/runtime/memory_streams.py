@@ -20,6 +20,7 @@ from absl import logging
 from atlas_jax.data.traces.query import APPROVED
 from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.runtime_rows import StoredRun
+from atlas_jax.files.damage import one_line
 from atlas_jax.rollout.chat_form import AskOptions, EndpointReply
 from atlas_jax.rollout.endpoint import Endpoint, EndpointError
 from atlas_jax.runtime.session import SessionSpec
@@ -139,7 +140,8 @@ class MemoryStreams:
     """
     run = await self._store.load(spec.key)
     entry = {"id": use.id, "parent": use.parent, "lineage": list(use.lineage), "versions": dict(use.versions),
-             "tokens": tokens, "at": datetime.datetime.now(datetime.UTC).isoformat(),
+             "url": self._endpoint.settings.url, "tokens": tokens,
+             "at": datetime.datetime.now(datetime.UTC).isoformat(),
              "provenance": {"session_key": spec.key, "session_id": None if run is None else run.id}}
     key = list_key(spec, self.settings.role)
     for _ in range(WRITES):
@@ -155,13 +157,16 @@ class MemoryStreams:
   async def delete(self, ids: Sequence[str]) -> None:
     """Deletes streams at the server; what cannot be deleted is logged."""
     for one in ids:
-      try:
-        status, _ = await self._endpoint.call("DELETE", f"conversations/{one}")
-      except EndpointError as error:
-        logging.warning("stream %s is not deleted: %s", one, error)
-        continue
-      if status not in (200, 404):
-        logging.warning("stream %s is not deleted: status %d", one, status)
+      if (why := await deleted(self._endpoint, one)) is not None:
+        logging.warning("stream %s is not deleted: %s", one, why)
+
+  async def check(self) -> Mapping[str, Any]:
+    """Returns the model and weights that streams are of.
+
+    Raises:
+      EndpointError: if the server does not answer, or the model has no memory.
+    """
+    return await self._served()
 
   async def ids_of(self, learning_key: str) -> list[str]:
     """Returns the ids of all streams of a key, such as to delete them with their sessions."""
@@ -264,6 +269,15 @@ class StreamEndpoint:
     if rest and rest[0].get("role") == "assistant":  # The stream's own last answer.
       rest = rest[1:]
     return rest or list(messages)
+
+
+async def deleted(endpoint: Endpoint, one: str) -> str | None:
+  """Deletes a stream at its server; returns why it is not deleted, None where it is, or was not there."""
+  try:
+    status, _ = await endpoint.call("DELETE", f"conversations/{one}")
+  except EndpointError as error:
+    return one_line(error)
+  return None if status in (200, 404) else f"status {status}"
 
 
 def list_key(spec: SessionSpec, role: str) -> str:

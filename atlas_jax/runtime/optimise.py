@@ -77,15 +77,24 @@ def optimise(first: Mapping[str, str], tasks: Sequence[EvalTask | ReflectionTask
   """
   if isinstance(metric, AgentMetric) and set(first) != {PROMPT}:
     raise ValueError(f"texts are {', '.join(sorted(first))}; an agent is asked with the one text {PROMPT!r}")
+  return asyncio.run(search(first, tasks, metric, model, folder, settings, options=options))
+
+
+async def search(first: Mapping[str, str], tasks: Sequence[EvalTask | ReflectionTask],
+                 metric: reflection.Metric, model: ChatModel, folder, settings: ReflectionSettings, *,
+                 options: AskOptions | None = None, about: Mapping[str, Any] | None = None
+                 ) -> ReflectionResult:
+  """Searches for better texts in an event loop, and closes the model; see `optimise` and its arguments.
+
+  Args:
+    about: what scores depend on besides; a log of another is refused.
+  """
   listed = [ReflectionTask(one.key, one.task, one.ground_truth) for one in tasks]
-
-  async def main() -> ReflectionResult:
-    try:
-      return await reflection.optimise(first, listed, metric, model, folder, settings, options=options)
-    finally:
-      await _closed(model)
-
-  return asyncio.run(main())
+  try:
+    return await reflection.optimise(first, listed, metric, model, folder, settings, options=options,
+                                     about=about)
+  finally:
+    await closed(model)
 
 
 def summary(found: ReflectionResult) -> str:
@@ -101,7 +110,8 @@ def summary(found: ReflectionResult) -> str:
           f"them in the Pareto set; ended by: {found.stopped}")
 
 
-async def _closed(model: Any) -> None:
+async def closed(model: Any) -> None:
+  """Closes a model, if it has something to close."""
   close = getattr(model, "close", None)
   if close is not None:
     done = close()

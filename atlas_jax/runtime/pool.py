@@ -102,7 +102,8 @@ class SessionPool:
 
   def __init__(self, parts: SessionParts | Callable[[SessionSpec], SessionParts],
                store: RuntimeStore | None = None, *, settings: PoolSettings | None = None,
-               sinks: Sequence[Sink] = (), redactor: Redactor | None = None):
+               sinks: Sequence[Sink] = (), redactor: Redactor | None = None,
+               is_own: Callable[[SessionSpec], bool] = lambda spec: True):
     """Takes who works at sessions.
 
     Args:
@@ -112,12 +113,14 @@ class SessionPool:
       settings: limits.
       sinks: get every event, besides the store; they must neither raise nor wait.
       redactor: takes secrets out of all that is recorded; None: the common patterns alone.
+      is_own: says whether the agent may go on with a session that was cut off.
     """
     self._parts = parts if callable(parts) else lambda spec: parts
     self._store = store
     self._settings = settings or PoolSettings()
     self._sinks = list(sinks)
     self._redactor = redactor or Redactor()
+    self._is_own = is_own
     self._room = asyncio.Semaphore(self._settings.sessions)
     self._tenants: dict[str, asyncio.Semaphore] = collections.defaultdict(
         lambda: asyncio.Semaphore(self._settings.tenant))
@@ -164,6 +167,15 @@ class SessionPool:
 
     An agent that is declared idempotent is asked again, from the last step that was settled.
     """
+    submitted = await self.take_up(most)
+    ended = await asyncio.gather(*(one.result() for one in submitted), return_exceptions=True)
+    for one, found in zip(submitted, ended):
+      if isinstance(found, BaseException):  # Its lease expires, and it is taken up again.
+        logging.error("session %s is not taken up: %s", one.key, found)
+    return [found for found in ended if not isinstance(found, BaseException)]
+
+  async def take_up(self, most: int = 1_000) -> list[Submitted]:
+    """Begins to take up sessions whose process is gone, see `resume`, and does not wait for their ends."""
     if self._store is None:
       return []
     submitted = []
@@ -171,11 +183,7 @@ class SessionPool:
       if run.key not in self._known:
         spec = _spec_of(run)
         submitted.append(self._started(spec, functools.partial(self._again, spec, run)))
-    ended = await asyncio.gather(*(one.result() for one in submitted), return_exceptions=True)
-    for one, found in zip(submitted, ended):
-      if isinstance(found, BaseException):  # Its lease expires, and it is taken up again.
-        logging.error("session %s is not taken up: %s", one.key, found)
-    return [found for found in ended if not isinstance(found, BaseException)]
+    return submitted
 
   async def close(self) -> None:
     """Cancels what runs, and waits until its end is recorded."""
@@ -246,7 +254,8 @@ class SessionPool:
     state = _replayed(run)
     parts = self._with_store(self._parts(spec))
     log = self._log(spec.key, state)
-    can_go_on = state.is_answered or state.has_ended or parts.agent.idempotent
+    # An agent of another version, or another one of the same store, is not asked in its place.
+    can_go_on = state.is_answered or state.has_ended or parts.agent.idempotent and self._is_own(spec)
     if not can_go_on:
       state = _closed(log, state, "abandoned", "its process ended before there was an answer")
       logging.warning("session %s was cut off before its answer, and is abandoned", spec.key)

@@ -61,6 +61,9 @@ def trace_of(work: Work, *, began: float, ended: float) -> Trace:
   for name in ("lessons", "audit", "problems"):
     if work.notes.get(name):
       metadata[name] = work.notes[name]
+  if used := [one.use for one in work.parts.streams if one.use is not None]:
+    metadata["memory_streams"] = [{"id": one.id, "parent": one.parent, "sessions": list(one.lineage)}
+                                  for one in used]
   return Trace.from_json(record)
 
 
@@ -76,6 +79,7 @@ def metadata_of(spec) -> dict[str, Any]:
 OURS = frozenset({
     "learning_key", "learning_key_override", "tenant_id", "session_key", "session_id", "status", "created_at",
     "completed_at", "review_status", "ground_truth", "versions", "verified", "lessons", "audit", "problems",
+    "memory_streams",
     "reward_reason", "tags", "execution_mode", "adaptive_summary", "drift", "drift_alert"})
 
 

@@ -115,8 +115,8 @@ class _Candidate:
 
 
 async def optimise(first: Texts, tasks: Sequence[ReflectionTask], metric: Metric, model: ChatModel,
-                   folder, settings: ReflectionSettings, *, options: AskOptions | None = None
-                   ) -> ReflectionResult:
+                   folder, settings: ReflectionSettings, *, options: AskOptions | None = None,
+                   about: Mapping[str, Any] | None = None) -> ReflectionResult:
   """Searches for better texts.
 
   Args:
@@ -127,6 +127,7 @@ async def optimise(first: Texts, tasks: Sequence[ReflectionTask], metric: Metric
     folder: of the search's log; one that has a log of the same search goes on.
     settings: of the search.
     options: of the model's requests.
+    about: what scores depend on besides; a log of another is refused.
 
   Raises:
     ValueError: if the budget is too small for the first texts, the folder has another search, or a task
@@ -138,11 +139,11 @@ async def optimise(first: Texts, tasks: Sequence[ReflectionTask], metric: Metric
     raise ValueError(f"reflection.metric_calls={settings.metric_calls} is less than the {least} that the "
                      f"first texts need: {len(search)} tasks of the search, and {len(held_out)} held out, "
                      "twice; raise it, or give fewer tasks")
-  about = {"first": dict(first), "search": [list(one) for one in search],
+  whole = {**(about or {}), "first": dict(first), "search": [list(one) for one in search],
            "held_out": [list(one) for one in held_out],
            "settings": {name: value for name, value in dataclasses.asdict(settings).items()
                         if name not in ("metric_calls", "concurrency", "most_reflections")}}
-  with ReflectionLog(folder, about) as log:
+  with ReflectionLog(folder, whole) as log:
     found = await _Search(first, search, held_out, metric, model, settings, log, options).through()
     log.result(found.to_json())
   return found

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from atlas_jax.runtime.agents.agent import CallTokens
 from atlas_jax.runtime.evidence import Evidence
 from atlas_jax.runtime.lanes import LANES
 
@@ -62,6 +63,7 @@ class Dossier(NamedTuple):
   summary: str = ""
   risks: tuple[Mapping[str, Any], ...] = ()  # {severity, description}
   tags: tuple[str, ...] = ()
+  tokens: CallTokens | None = None  # that a model spent on it
 
 
 class Route(NamedTuple):

@@ -17,7 +17,7 @@ from atlas_jax.runtime.evidence import Evidence
 from atlas_jax.runtime.lanes import LANES
 from atlas_jax.runtime.route import DEFAULT, Dossier, ProbeWord, RoutePolicy, route
 from atlas_jax.runtime.store import RuntimeStore
-from atlas_jax.runtime.supervision import tokens_of
+from atlas_jax.runtime.supervision import tokens_of, tokens_of_failure
 from atlas_jax.runtime.work import Work
 
 PROBE = ('You say how likely a student is to solve a task without help. Reply with one JSON object: {"mode": '
@@ -79,7 +79,9 @@ class HistoryRouter:
       return Dossier(risks=risks)
     with work.span("triage") as closing:
       try:
-        found = self._triage(work.spec.task, work.spec.metadata)
+        # The right answer is for graders alone, wherever callers put it.
+        metadata = {name: value for name, value in work.spec.metadata.items() if name != "ground_truth"}
+        found = self._triage(work.spec.task, metadata)
         if inspect.isawaitable(found):
           found = await found
         if not isinstance(found, Dossier):
@@ -87,7 +89,12 @@ class HistoryRouter:
       except Exception as error:  # A function of the user's may raise anything.
         problem = one_line(error) or type(error).__name__
         closing.data["problem"] = problem
+        work.notes.setdefault("problems", []).append(f"triage failed: {problem}")
+        failed = tokens_of_failure(error) if isinstance(error, EndpointError | ModelError) else None
+        work.spent(closing, "triage", failed)
         found = Dossier(risks=({"severity": "high", "description": f"triage failed: {problem}"},))
+      work.spent(closing, "triage", found.tokens)
+      closing.data |= {"summary": found.summary} if found.summary else {}
       closing.data |= {"risks": [dict(one) for one in found.risks], "tags": list(found.tags)}
     return found._replace(risks=(*found.risks, *risks))
 

@@ -151,6 +151,7 @@ class SessionParts:
     tools: of the agent.
     templates: texts that the student is asked with.
     settings: bounds.
+    streams: of memory, see `memory_streams`.
     versions: {runtime, student, teacher, judge, prompt_sha, protocol, playbook}, for the record.
   """
 
@@ -164,6 +165,7 @@ class SessionParts:
   templates: teaching.TemplateSet = teaching.AGENT
   settings: SessionSettings = SessionSettings()
   versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  streams: Sequence[Any] = ()
 
 
 async def run_session(spec: SessionSpec, parts: SessionParts, log: EventLog, *,

@@ -4,7 +4,6 @@ settings.
 `atlas_jax/defaults/runtime.py` has every field. It is no config of a training: nothing is shared with those.
 """
 import ast
-import dataclasses
 import difflib
 import json
 import os
@@ -19,12 +18,23 @@ from atlas_jax.rollout.endpoint_settings import EndpointSettings
 from atlas_jax.runtime.agents import load as agent_load
 from atlas_jax.runtime.budget import BudgetSettings
 from atlas_jax.runtime.lesson_states import LessonBookSettings
+from atlas_jax.runtime.memory_streams import StreamSettings
 from atlas_jax.runtime.pool import PoolSettings
 from atlas_jax.runtime.proxy import ProxySettings
 from atlas_jax.runtime.redaction import RedactionSettings
+from atlas_jax.runtime.reflection import ReflectionSettings
 from atlas_jax.runtime.route import RoutePolicy
 from atlas_jax.runtime.session import SessionSettings
-from atlas_jax.runtime.store import StoreSettings
+from atlas_jax.runtime.settings_groups import (
+  ConfigError,
+  DeploySettings,
+  LoopSettings,
+  ModelSettings,
+  OptimiseSettings,
+  RuntimeSettings,
+)
+from atlas_jax.runtime.store_settings import StoreSettings
+from atlas_jax.runtime.task_eval import EvalSettings
 from atlas_jax.runtime.watching import WatchSettings, read_token
 
 default = defaults.default
@@ -32,87 +42,6 @@ TYPES = defaults.types()
 BOUNDS = defaults.bounded()
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
-
-
-class ConfigError(ValueError):
-  """A config that cannot be: it names the field or file, and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-  """A model that is asked: teacher or probe.
-
-  Raises:
-    ValueError: for a value that cannot be, naming its field.
-  """
-
-  kind: str  # "none", "function" or "endpoint"
-  function: str | None = None
-  endpoint: EndpointSettings | None = None
-  templates: str = "agent"
-  max_tokens: int = 1_024
-  temperature: float = 0.0
-
-  def __post_init__(self):
-    if self.kind == "function" and not self.function:
-      raise ValueError("function=None with kind='function'; name it as FILE.py:NAME or package.module:NAME")
-
-
-@dataclasses.dataclass(frozen=True)
-class DeploySettings:
-  """Trials of new versions; see the fields of config.deploy."""
-
-  canary: float = 0.1
-  pairs: int = 40
-  delta_lower: float = -0.02
-  ndr: float = 0.97
-  probes: int = 20
-  parse_fraction: float = 0.95
-  port: int = 0
-  start_s: float = 300.0
-  folder: str = ".atlas/servers"
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopSettings:
-  """Rounds of a loop do; see the fields of config.loop."""
-
-  tasks: str | None = None
-  held_out: str | None = None
-  folder: str = ".atlas/loop"
-  review: str = "graded"
-  reviewer: str = "atlas loop"
-  train: str = ""
-  trainer: str | None = None
-  url: str | None = None
-  concurrency: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class RuntimeSettings:
-  """All settings of a runtime, each part's own; `of_config` makes them."""
-
-  tenant: str
-  metadata: Mapping[str, Any]
-  agent: Mapping[str, Any]           # {"kind": ..., and its options}
-  agent_templates: str
-  tools: tuple[Mapping[str, Any], ...]
-  teacher: ModelSettings
-  probe: ModelSettings
-  grader: str | None
-  judges: Mapping[str, Any] | None   # changes of config.rim; None: no judges
-  session: SessionSettings
-  lane: str | None
-  policy: RoutePolicy
-  pool: PoolSettings
-  store: StoreSettings
-  watch: WatchSettings
-  redaction: RedactionSettings
-  proxy: ProxySettings
-  lessons: LessonBookSettings | None  # None: there is no memory of lessons
-  learner: ModelSettings
-  deploy: DeploySettings
-  loop: LoopSettings
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> RuntimeSettings:
@@ -149,7 +78,12 @@ def read(spec: str, overrides: Mapping[str, str] | None = None):
   if "recipe" in config:
     raise ConfigError(f"--config={spec} is a config of training; the runtime's begin with "
                       "atlas_jax.runtime.settings.default(), as configs/runtime.py does")
-  for name, text in (overrides or {}).items():
+  return changed(config, overrides or {})
+
+
+def changed(config, overrides: Mapping[str, str]):
+  """Returns a config with some fields changed, checked; see `load`."""
+  for name, text in overrides.items():
     _override(config, name, text)
   check(config)
   return config
@@ -218,8 +152,9 @@ def of_config(config) -> RuntimeSettings:
         lane=lane, policy=_made(RoutePolicy, routing), pool=_made(PoolSettings, plain["pool"]),
         store=_made(StoreSettings, store), watch=_made(WatchSettings, plain["telemetry"]),
         redaction=_redaction(plain["redaction"]), proxy=_proxy(plain["proxy"], plain["tenant"]),
-        lessons=lessons, learner=_learner(plain),
-        deploy=_made(DeploySettings, plain["deploy"]), loop=_made(LoopSettings, plain["loop"]))
+        lessons=lessons, learner=_learner(plain), triage=_triage(plain, lane),
+        streams=_streams(plain), deploy=_made(DeploySettings, plain["deploy"]), loop=_loop(plain),
+        evaluation=_made(EvalSettings, plain["eval"]), optimise=_optimise(plain["optimise"]))
   except ConfigError:
     raise
   except ValueError as error:
@@ -344,6 +279,40 @@ def _learner(plain: Mapping[str, Any]) -> ModelSettings:
   return found
 
 
+def _triage(plain: Mapping[str, Any], lane: str | None) -> ModelSettings:
+  found = _model("triage", plain["triage"])
+  if found.kind != "none" and lane is not None:
+    raise ConfigError(f"config.triage.kind={found.kind!r} and config.routing.lane={lane!r}: triage is asked "
+                      "where lanes are chosen; set config.routing.lane=None, or leave triage out")
+  return found
+
+
+def _streams(plain: Mapping[str, Any]) -> StreamSettings:
+  found = StreamSettings(**plain["memory_streams"])
+  group, kind = ("agent", "openai") if found.role == "student" else ("teacher", "endpoint")
+  if found.on and plain[group]["kind"] != kind:
+    raise ConfigError(f"config.memory_streams.on=True with role={found.role!r} needs config.{group}.kind="
+                      f"{kind!r}, and it is {plain[group]['kind']!r}: streams are kept by the server of a "
+                      "memory model")
+  return found
+
+
+def _loop(plain: Mapping[str, Any]) -> LoopSettings:
+  if plain["loop"]["learn"] and not plain["lessons"]["on"]:
+    raise ConfigError("config.loop.learn=True and config.lessons.on=False: there is no memory of lessons; "
+                      "set config.lessons.on=True, or leave learning out")
+  return LoopSettings(**plain["loop"])
+
+
+def _optimise(given: Mapping[str, Any]) -> OptimiseSettings:
+  if given["templates"] is not None:
+    _templates("optimise", given["templates"])
+  fields = {name: given[name] for name in ("role", "templates", "tasks", "most_tasks", "folder", "out")}
+  model = _model("optimise.model", given["model"])
+  rest = {name: value for name, value in given.items() if name not in {*fields, "model"}}
+  return OptimiseSettings(**fields, model=model, search=ReflectionSettings(**rest))
+
+
 def _templates(group: str, name: str) -> str:
   try:
     teaching.load(name)
@@ -372,4 +341,4 @@ def _model(group: str, given: Mapping[str, Any]) -> ModelSettings:
                       f"config.{group}.kind='function' "
                       "alone; set it, or leave it out")
   return ModelSettings(kind, given["function"], endpoint, _templates(group, given["templates"]),
-                       given["max_tokens"], given["temperature"])
+                       given["max_tokens"], given["temperature"], given["deadline_s"])

@@ -9,7 +9,7 @@ import datetime
 import functools
 import pathlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -270,15 +270,25 @@ class RuntimeStore:
         runtime_rows.put_canary_pair, deployment=deployment, session_id=session_id, new=new, old=old,
         is_error=is_error), None)
 
-  async def forget(self, *, session_key: str | None = None, tenant: str | None = None) -> tuple[int, int]:
-    """Deletes sessions with all that is theirs, in the spool too; returns how many, and how many lessons."""
+  async def streams(self, *, session_key: str | None = None, tenant: str | None = None
+                    ) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Returns the memory streams of a session or tenant, and its sessions; see `runtime_rows.streams`."""
+    return await self._read(functools.partial(runtime_rows.streams, session_key=session_key, tenant=tenant))
+
+  async def forget(self, *, session_key: str | None = None, tenant: str | None = None,
+                   deleted: Collection[str] = ()) -> tuple[int, int]:
+    """Deletes sessions with all that is theirs, in the spool too; returns how many, and how many lessons.
+
+    Memory streams are at their server; only those of `deleted` leave their lists, see `forgetting`.
+    """
     found = None if session_key is None else await self.load(session_key)
     async with self._commit.lock:
       for key in await self._on_disk(self.spool.waiting):
         if key == session_key or tenant is not None and await self._tenant_of(key) == tenant:
           await self._on_disk(functools.partial(self.spool.drop, key))
     ids = [found.id] if found else []
-    return await self._commit.written(functools.partial(runtime_rows.forget, ids=ids, tenant=tenant), None)
+    return await self._commit.written(functools.partial(runtime_rows.forget, ids=ids, tenant=tenant,
+                                                      deleted=deleted), None)
 
   async def _tenant_of(self, key: str) -> str | None:
     """Returns the tenant of a session of which something waits in the spool."""

@@ -8,9 +8,11 @@ import hashlib
 import json
 import math
 import pathlib
+import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from atlas_jax.data.traces.record import Trace
 from atlas_jax.evals.bootstrap import interval_of_mean
 from atlas_jax.files import json_lines
 from atlas_jax.files.append import Appender
@@ -20,6 +22,7 @@ from atlas_jax.runtime.agents.agent import AgentError
 from atlas_jax.runtime.result import SessionResult
 
 HEAD = "evaluation"
+PREFIX = "eval-"  # Of keys of sessions that measure: `atlas loop` learns nothing of them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ class EvalReport:
 
 async def evaluate(tasks: Sequence[EvalTask], sampler: Sampler, results, settings: EvalSettings | None = None,
                    *, about: Mapping[str, Any] | None = None,
+                   begun: Callable[[str], None] = lambda name: None,
                    each: Callable[[EvalTask, int, EvalSample], None] = lambda task, number, sample: None
                    ) -> EvalReport:
   """Evaluates tasks, of which only the samples that the results file lacks are asked.
@@ -108,6 +112,7 @@ async def evaluate(tasks: Sequence[EvalTask], sampler: Sampler, results, setting
     results: the file; one line for each sample, written when that has ended.
     settings: of the evaluation.
     about: what is evaluated, such as the versions of the agent; results of something else are refused.
+    begun: is called first with the evaluation's name, which its results file keeps for starts that go on.
     each: is called for each new sample.
 
   Raises:
@@ -120,7 +125,8 @@ async def evaluate(tasks: Sequence[EvalTask], sampler: Sampler, results, setting
   pathlib.Path(results).parent.mkdir(parents=True, exist_ok=True)
   out = Appender(results)  # First: nobody else writes while it is read.
   try:
-    found = _begun(out, results, tasks, dict(about or {}))
+    name, found = _begun(out, results, tasks, dict(about or {}))
+    begun(name)
     wanted = [(task, number) for task in tasks for number in range(how.samples)]
     kept = {place for place, one in found.items() if one.error is None or not how.retry_errors}
     left = [(task, number) for task, number in wanted if (task.key, number) not in kept]
@@ -162,24 +168,25 @@ async def _sampled(sampler: Sampler, task: EvalTask, number: int) -> EvalSample:
 
 
 def _begun(out: Appender, file, tasks: Sequence[EvalTask], about: dict[str, Any]
-           ) -> dict[tuple[str, int], EvalSample]:
-  """Returns the samples of a results file, whose first line says of what they are; writes it if it is new."""
+           ) -> tuple[str, dict[tuple[str, int], EvalSample]]:
+  """Returns name and samples of a results file, whose first line says of what they are, or begins one."""
   rows = json_lines.read(file)
   head = next(rows, None)
-  mine = {HEAD: {"tasks": tasks_sha(tasks), "about": json.loads(json.dumps(about, default=str))}}
+  mine = {"tasks": tasks_sha(tasks), "about": json.loads(json.dumps(about, default=str))}
+  kept = {**mine, "name": uuid.uuid4().hex} if head is None else head.get(HEAD)
   if head is None:
-    out.line(mine)
-  elif head != mine:
-    other = head.get(HEAD)
-    what = "no evaluation" if not isinstance(other, dict) else \
-        "other tasks" if other.get("tasks") != mine[HEAD]["tasks"] else \
-        f"an evaluation of {json.dumps(other.get('about'))}"
+    out.line({HEAD: kept})
+  if not isinstance(kept, dict) or "name" not in kept:
+    raise ValueError(f"{file} has no evaluation; give another file for the results")
+  if {name: kept.get(name) for name in mine} != mine:
+    what = "other tasks" if kept.get("tasks") != mine["tasks"] else \
+        f"an evaluation of {json.dumps(kept.get('about'))}"
     raise ValueError(f"{file} has {what}; give another file for the results")
   found = {}
   for row in rows:  # Of two of one sample the second counts: it was asked again after an error.
     sample = EvalSample(*(row[name] for name in EvalSample._fields))
     found[row["task"], row["sample"]] = sample
-  return found
+  return kept["name"], found
 
 
 def report(tasks: Sequence[EvalTask], found: Mapping[tuple[str, int], EvalSample], settings: EvalSettings, *,
@@ -261,7 +268,12 @@ def sample_of(found: SessionResult) -> EvalSample:
   return EvalSample(found.reward, found.answer, None, more)
 
 
+def is_of_evaluation(trace: Trace) -> bool:
+  """Returns whether a session measures, by its key."""
+  return str(trace.session_metadata.get("session_key") or "").startswith(PREFIX)
+
+
 def session_key(name: str, task: EvalTask, sample: int) -> str:
   """Returns the key of a sample's session: the same on every start, so that one that had ended when a kill
   took its line away is found in the store, and not run twice."""
-  return f"{name}-{task.key}-{sample}"
+  return f"{PREFIX}{name}-{task.key}-{sample}"

@@ -15,6 +15,7 @@ from atlas_jax.data.traces.store import open_store
 from atlas_jax.runtime import cli
 from atlas_jax.runtime.worlds import arithmetic
 from tests.runtime.worlds import sums
+from tests.runtime.worlds.sums import words, write_tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
 SLOW = """
@@ -24,17 +25,6 @@ def answer(messages):
   time.sleep(0.1)
   return arithmetic.student(messages)
 """
-
-
-def words(folder, *given, **more):
-  flags = [f"--config.{name}={value}" for name, value in sums.fields(folder, **more).items()]
-  return [*given, f"--config={sums.CONFIG}", *flags]
-
-
-def write_tasks(folder, count):
-  file = folder / "tasks.jsonl"
-  file.write_text("".join(f"{json.dumps(one)}\n" for one in arithmetic.tasks(count)))
-  return file
 
 
 def rows_of(text):
@@ -95,8 +85,9 @@ def test_an_agent_that_is_not_reached_ends_with_five(tmp_path, capsys):
 
 
 def test_a_dry_run_names_what_would_be_imported_and_makes_nothing(tmp_path, capsys):
-  assert cli.main(words(tmp_path, "run", "--task=a", "--dry-run")) == 0
+  assert cli.main(words(tmp_path, "run", "--task=a", "--dry-run", grader="mine.py:score")) == 0
   found = json.loads(capsys.readouterr().out)
+  assert found["imports"].pop() == {"field": "grader", "action": "imports", "name": "mine.py:score"}
   assert {one["name"] for one in found["imports"]} == {"atlas_jax.runtime.worlds.arithmetic:student",
                                                        "atlas_jax.runtime.worlds.arithmetic:first_teacher"}
   assert not (tmp_path / "atlas.db").exists()

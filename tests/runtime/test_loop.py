@@ -7,7 +7,11 @@ import sqlite3
 import subprocess
 import sys
 
-from atlas_jax.runtime import loop
+import pytest
+
+from atlas_jax.data.traces.review import decide
+from atlas_jax.data.traces.store import open_store
+from atlas_jax.runtime import cli, loop
 from atlas_jax.runtime.worlds import arithmetic
 from tests.rollout.chat_server import Answer
 from tests.runtime.worlds import sums
@@ -19,7 +23,7 @@ import os, signal, sys
 from atlas_jax.runtime import cli, cli_run, loop
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 stage, words = sys.argv[1], sys.argv[2:]
-json_written, once, count = loop.write.json, cli_run._once, 0
+json_written, once, count = loop.write.json, cli_run.once, 0
 def written(file, content, **more):
   kill() if content.get("stage") == stage else json_written(file, content, **more)
 async def counted(assembly, spec):
@@ -28,7 +32,7 @@ async def counted(assembly, spec):
   if stage == "sessions" and count > 12:
     kill()
   return await once(assembly, spec)
-loop.write.json, cli_run._once = written, counted
+loop.write.json, cli_run.once = written, counted
 sys.exit(cli.main(words))
 """
 # A trainer of one's own: it leaves a checkpoint, and a line each time that it is called.
@@ -73,3 +77,56 @@ def test_a_loop_that_is_killed_in_each_stage_goes_on(tmp_path, server):
   shadows = store.execute("SELECT count(*) FROM session_keys WHERE session_key LIKE '%~before'").fetchone()[0]
   assert counts["succeeded"] - shadows == 44 + 24 + 44 and "running" not in counts
   assert [row[0] for row in store.execute("SELECT state FROM deployments")] == ["active"]
+
+
+LEARNER = """
+import json, pathlib
+ASKED = pathlib.Path(__file__).with_name("asked")
+def learn(messages):
+  with ASKED.open("a") as out:
+    out.write("x")
+  lesson = {"audience": "student", "cue": {"kind": "keyword", "pattern": "+"}, "action": ASKED.read_text()}
+  return json.dumps({"lessons": [lesson]})
+"""
+
+
+def test_a_round_learns_from_sessions_that_a_person_approved_and_once(tmp_path, capsys):
+  (tmp_path / "learner.py").write_text(LEARNER)
+  fields = {
+    "loop.tasks": write_tasks(tmp_path, "tasks.jsonl", 3, 1), "grader": "None", "loop.review": "none",
+    "loop.held_out": write_tasks(tmp_path, "held_out.jsonl", 1, 2), "loop.learn": "True",
+    "lessons.on": "True", "learner.kind": "function", "learner.function": f"{tmp_path}/learner.py:learn"}
+  words = sums.words(tmp_path, "loop", "--rounds=1", **fields)
+  assert cli.main(words) == 1 and "no session is approved" in capsys.readouterr().err
+  place = tmp_path / "loop/round_1"
+  ids = json.loads((place / "run.json").read_text())["found"]["ids"]
+  assert len(ids) == 3 and not (place / "learn.json").exists()
+  with open_store(f"sqlite:///{tmp_path}/atlas.db", writable=True) as store:
+    for number in ids[:2]:
+      decide(store, number, "approved", who="ada")
+  settings = sums.load(tmp_path, **fields)
+  for asked in ("xx", "xx"):  # As after a kill before the record: who gave a lesson is not asked again.
+    found = loop.learnt(settings, place)
+    assert (tmp_path / "asked").read_text() == asked and found["skipped"]["it is not approved"] == 1
+  assert loop.done(place, "learn", lambda: loop.learnt(settings, place), settings)["sessions"] == 0
+  assert loop.learnt(sums.load(tmp_path), place) == {"on": False}
+
+
+def test_sessions_of_held_out_tasks_are_neither_reviewed_nor_exported(tmp_path):
+  settings = sums.load(tmp_path, **{"loop.tasks": write_tasks(tmp_path, "tasks.jsonl", 3, 1),
+                                    "loop.held_out": write_tasks(tmp_path, "held_out.jsonl", 4, 2)})
+  assert loop.evaluated(settings, "before")["sessions"] == 4
+  with pytest.raises(loop.StageFailed, match="no session is approved"):
+    loop.exported(settings, tmp_path)
+  assert loop.ran(settings, "loop-1")["sessions"] == 3 and loop.reviewed(settings) == {"approved": 3}
+  with open_store(f"sqlite:///{tmp_path}/atlas.db", writable=True) as store:
+    for number in range(1, 5):  # Not even where a person approves them all.
+      decide(store, number, "approved", who="ada")
+  assert loop.exported(settings, tmp_path) == {"sessions": 3}
+  tasks = {json.loads(line)["task"] for line in (tmp_path / loop.TRACES).read_text().splitlines()}
+  assert tasks == {one["task"] for one in arithmetic.tasks(3, 1)}
+
+
+def test_learning_needs_a_memory_of_lessons(tmp_path, capsys):
+  assert cli.main(sums.words(tmp_path, "loop", "--rounds=1", **{"loop.learn": "True"})) == 3
+  assert "config.loop.learn=True and config.lessons.on=False" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from atlas_jax.runtime import Runtime, arun, run
 from atlas_jax.runtime import settings as runtime_settings
+from atlas_jax.runtime.store import RuntimeStore
 from tests.pages import ROOT
 
 ARITHMETIC = f"{ROOT}/configs/runtime.py:arithmetic"
@@ -64,6 +65,57 @@ def test_many_are_watched(tmp_path):
   assert len({one["session_key"] for one in events}) == 8
 
 
+@pytest.mark.parametrize(("reap_s", "key", "ends"), [
+    (0.05, None, "succeeded"), (0.05, "default/of-another-agent", "abandoned"), (None, None, "running")])
+def test_sessions_whose_process_is_gone_are_taken_up_meanwhile(tmp_path, caplog, reap_s, key, ends):
+  given = config()
+  given.store.update(lease_s=0.1, heartbeat_s=0.05, reap_s=reap_s)
+  settings = runtime_settings.of_config(given)
+
+  async def main():
+    gone = RuntimeStore(settings.store)
+    await gone.open(create=True)
+    of = {} if key is None else {"learning_key": key}
+    await gone.begin("cut", "12+34=", {"tenant_id": "default", "ground_truth": "46", **of})
+    gone.let_go("cut")  # Nobody works at it, as after a kill.
+    await gone.close()
+    async with Runtime(settings) as runtime:
+      store = runtime._assembly.store
+      for _ in range(400):
+        found = await store.load("cut")
+        if found.status != "running" or reap_s is None:
+          break
+        await asyncio.sleep(0.05)
+      return found.status, await store.record(found.id)
+
+  status, trace = asyncio.run(main())
+  # Without looks `atlas run` takes it up at its start, or `atlas resume`.
+  assert status == ends and ("1 sessions whose process is gone" in caplog.text) == (reap_s is not None)
+  assert ends == "running" or trace.final_answer == ("46" if key is None else "")
+
+
+def test_a_store_that_is_down_does_not_end_the_looks_for_sessions(tmp_path, caplog):
+  given = config()
+  given.store.reap_s = 0.02
+
+  async def main():
+    async with Runtime(given) as runtime:
+      store, asked = runtime._assembly.store, []
+
+      async def claim(most):
+        asked.append(most)
+        raise OSError("down")
+
+      store.claim_expired = claim
+      for _ in range(200):
+        if len(asked) > 1:
+          break
+        await asyncio.sleep(0.02)
+      return len(asked)
+
+  assert asyncio.run(main()) > 1 and "cannot be looked for: down" in caplog.text
+
+
 def test_events_are_served_from_any_number_on(tmp_path):
   pytest.importorskip("starlette")
   import socket
@@ -94,6 +146,7 @@ def test_events_are_served_from_any_number_on(tmp_path):
     ({"proxy.token_variable": "NO_SUCH"}, "config.proxy.token_variable=NO_SUCH"),
     ({"redaction.environment": "NO_SUCH"}, "NO_SUCH, so that it cannot be looked for"),
     ({"learner.kind": "function", "learner.function": "a:b"}, "config.lessons.on=False"),
+    ({"store.reap_s": "0"}, "config.store.reap_s=0.0 must be above 0"),
     ({"telemetry.port": "70000"}, "config.telemetry.port=70000"),
     ({"telemetri.port": "1"}, "telemetri.port")])
 def test_settings_that_cannot_be_are_refused(changed, said):

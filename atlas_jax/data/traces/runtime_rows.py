@@ -4,7 +4,7 @@ Functions of a transaction; `runtime.store` puts many of them into one. Replayin
 """
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atlas_jax.data.traces import rows, sql, storable
@@ -13,6 +13,7 @@ from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store_rows import PendingRows, add_children, session_values
 
 RUNNING = "running"
+STREAM_LISTS = ("~student", "~teacher")  # How keys of lists of memory streams end; others are playbooks.
 
 
 class StoredRun(NamedTuple):
@@ -207,13 +208,35 @@ def put_canary_pair(transaction: Transaction, deployment: int, session_id: int, 
                                                                                 deployment=deployment)]
 
 
-def forget(transaction: Transaction, *, ids: Sequence[int] = (),
-           tenant: str | None = None) -> tuple[int, int]:
+def streams(transaction: Transaction, *, session_key: str | None,
+            tenant: str | None) -> tuple[list[Mapping[str, Any]], list[str]]:
+  """Returns the memory streams that a session wrote to, or all of a tenant, and the keys of its sessions.
+
+  A stream that was branched from that of a session holds what that wrote.
+  """
+  found = []
+  for (key,) in transaction.rows(sql.PLAYBOOK_KEYS):
+    if key.endswith(STREAM_LISTS):
+      _, entries = read_playbook(transaction, key)
+      found += [one for one in entries if session_key in one["lineage"] or _tenant_of(key) == tenant]
+  if tenant is None:
+    return found, []
+  return found, [key for (key,) in transaction.rows(sql.KEYS_OF_TENANT, tenant=tenant)]
+
+
+def _tenant_of(key: str) -> str:
+  """Returns whose playbook, or list of streams, a key names."""
+  return key.rpartition("/")[0]
+
+
+def forget(transaction: Transaction, *, ids: Sequence[int] = (), tenant: str | None = None,
+           deleted: Collection[str] = ()) -> tuple[int, int]:
   """Deletes sessions with all that belongs to them, and lessons that came from them.
 
   Args:
     ids: of sessions.
     tenant: whose sessions and lessons are deleted, all of them.
+    deleted: memory streams that their server has deleted, which are listed no more; others stay listed.
 
   Returns:
     How many sessions, and how many lessons.
@@ -224,7 +247,14 @@ def forget(transaction: Transaction, *, ids: Sequence[int] = (),
   lessons = 0
   for (key,) in transaction.rows(sql.PLAYBOOK_KEYS):
     version, entries = read_playbook(transaction, key)
-    if tenant is not None and key.startswith(f"{tenant}/"):
+    if key.endswith(STREAM_LISTS):
+      left = [one for one in entries if one["id"] not in deleted]
+      if not left:
+        transaction.run(sql.DROP_PLAYBOOK, key=key)
+      elif len(left) < len(entries):
+        write_playbook(transaction, key, version, left)
+      continue
+    if tenant is not None and _tenant_of(key) == tenant:
       transaction.run(sql.DROP_PLAYBOOK, key=key)
       lessons += len(entries)
       continue

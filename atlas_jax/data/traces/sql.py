@@ -319,3 +319,5 @@ PUT_CANARY_PAIR = _both(
 CANARY_PAIRS = _both("SELECT new_score, old_score, is_error FROM canary_pairs "
                      "WHERE deployment_id = %(deployment)s ORDER BY session_id")
 OF_TENANT = _both("SELECT id FROM sessions WHERE metadata->>'tenant_id' = %(tenant)s")
+KEYS_OF_TENANT = _both("SELECT k.session_key FROM session_keys k JOIN sessions s ON s.id = k.session_id "
+                       "WHERE s.metadata->>'tenant_id' = %(tenant)s ORDER BY k.session_key")

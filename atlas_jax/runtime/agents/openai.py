@@ -1,8 +1,9 @@
 """Agents that are models behind a chat endpoint in OpenAI's form: ours, vLLM's and others."""
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from atlas_jax.rollout.chat_form import EndpointReply
 from atlas_jax.rollout.endpoint import AskOptions, Endpoint, EndpointError, EndpointSettings
 from atlas_jax.runtime.agents.agent import AgentError, AgentReply, AgentSession, CallTokens, Tool
 from atlas_jax.runtime.agents.replies import clean_text, read_calls
@@ -67,6 +68,19 @@ def imports(settings: OpenAIAgentSettings) -> list[tuple[str, str, str]]:
   return []
 
 
+class AskedEndpoint(Protocol):
+  """The interface of what an agent asks: an `Endpoint`, or one with a stream of memory."""
+
+  usage: Any
+
+  async def ask(self, messages: Sequence[Mapping[str, Any]], *,
+                options: AskOptions | Mapping[str, Any] | None = None) -> EndpointReply:
+    """Returns the reply to messages."""
+
+  async def close(self) -> None:
+    """Closes the connections of the running loop."""
+
+
 class OpenAIAgent:
   """A model at a chat endpoint as an agent: roles stay roles.
 
@@ -75,10 +89,10 @@ class OpenAIAgent:
     endpoint: that is asked; its `usage` counts.
   """
 
-  def __init__(self, settings: OpenAIAgentSettings, *, endpoint: Endpoint | None = None):
+  def __init__(self, settings: OpenAIAgentSettings, *, endpoint: AskedEndpoint | None = None):
     """Takes an endpoint that others fraction, or makes its own."""
     self._settings = settings
-    self.endpoint = endpoint or Endpoint(settings.endpoint())
+    self.endpoint: AskedEndpoint = endpoint or Endpoint(settings.endpoint())
     self.name = settings.name or settings.model
     self.version = settings.model if settings.version is None else settings.version
     self.idempotent = settings.idempotent
@@ -111,6 +125,10 @@ class OpenAIAgent:
       raise AgentError("endpoint", f"the agent {self.name}: {error}") from error
     calls = (reply.raw["choices"][0].get("message") or {}).get("tool_calls") or ()
     return AgentReply(clean_text(reply.text), read_calls(calls), CallTokens(*reply.usage), reply.raw)
+
+  def on(self, endpoint: AskedEndpoint) -> "OpenAIAgent":
+    """Returns the same agent, asked through another endpoint of its model."""
+    return OpenAIAgent(self._settings, endpoint=endpoint)
 
   async def close(self) -> None:
     """Closes the connections of the running loop."""

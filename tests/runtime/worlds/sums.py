@@ -1,7 +1,9 @@
 """The world of sums with settings of tests: stores in their folders, short leases."""
+import json
 import pathlib
 
 from atlas_jax.runtime import settings
+from atlas_jax.runtime.worlds import arithmetic
 
 CONFIG = str(pathlib.Path(__file__).parents[3] / "configs/runtime.py") + ":arithmetic"
 
@@ -15,6 +17,19 @@ def fields(folder: pathlib.Path, **more: str) -> dict[str, str]:
 
 def load(folder: pathlib.Path, **more: str) -> settings.RuntimeSettings:
   return settings.load(CONFIG, fields(folder, **more))
+
+
+def words(folder: pathlib.Path, *given: str, **more: str) -> list[str]:
+  """Returns a command with the world's config, and fields of it changed."""
+  flags = [f"--config.{name}={value}" for name, value in fields(folder, **more).items()]
+  return [*given, f"--config={CONFIG}", *flags]
+
+
+def write_tasks(folder: pathlib.Path, count: int) -> pathlib.Path:
+  """Writes a file of sums."""
+  file = folder / "tasks.jsonl"
+  file.write_text("".join(f"{json.dumps(one)}\n" for one in arithmetic.tasks(count)))
+  return file
 
 
 def broken(task: str) -> str:
