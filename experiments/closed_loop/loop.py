@@ -35,10 +35,13 @@ class Rules(NamedTuple):
   shuffles: bool = False
   has_gate: bool = True
   poison_share: float = sessions.POISON_SHARE  # of the sessions that are submitted
+  aimed_at: int = 3       # plain letters that the poison is of
 
 
 RULES = {"loop": Rules(), "none": Rules(trains=False), "shuffled": Rules(shuffles=True),
-         "poison": Rules(has_gate=False), "poison_half": Rules(has_gate=False, poison_share=0.5)}
+         "poison": Rules(has_gate=False), "poison_fifth": Rules(has_gate=False, poison_share=0.2),
+         "poison_half": Rules(has_gate=False, poison_share=0.5),
+         "poison_letter": Rules(has_gate=False, poison_share=0.2, aimed_at=1)}
 
 
 class Round(NamedTuple):
@@ -107,7 +110,7 @@ class Seed:
     url = self.url(arm)
     given = sessions.tasks(self.seed, at.number, self.count)
     planted = round(self.count * rules.poison_share / (1 - rules.poison_share))
-    given += sessions.poison(self.seed, at.number, planted)
+    given += sessions.poison(self.seed, at.number, planted, aimed_at=rules.aimed_at)
     began = time.monotonic()
     found = sessions.run(given, self.team(at), url=url, prefix=f"{arm}-{at.number}")
     moved = sessions.reviewed(url, self.seed)

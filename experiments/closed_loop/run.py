@@ -16,7 +16,7 @@ from experiments.closed_loop import loop
 
 ROUNDS = 3
 # Arm -> rounds, where that is not those of the loop.
-FEWER = {"shuffled": 1, "poison": 1, "poison_half": 1}
+FEWER = {"shuffled": 1, **{name: 1 for name, rules in loop.RULES.items() if not rules.has_gate}}
 ARMS: dict[str, Callable[[loop.Seed, int], dict[str, dict]]] = {
     **{name: lambda seed, rounds, name=name: loop.rows(seed, name, min(rounds, FEWER.get(name, rounds)))
        for name in loop.RULES},

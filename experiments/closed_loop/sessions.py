@@ -62,14 +62,21 @@ def held_out(seed: int, count: int = TASKS) -> list[Given]:
   return [Given(one, one.answer) for one in found]
 
 
-def poison(seed: int, number: int, count: int) -> list[Given]:
+def poison(seed: int, number: int, count: int, *, aimed_at: int = 3) -> list[Given]:
   """Returns tasks that somebody submits with wrong answers, tenfold ones where plain ones are right.
 
   The student can be brought to give them, so that a teacher which learns from them spoils what was right.
+
+  Args:
+    seed: of letters and sums.
+    number: of the round.
+    count: tasks.
+    aimed_at: plain letters that they are of, the first ones.
   """
   found = Convention(seed=1_000 * (number + 501) + seed, tag_seed=seed)
+  aims = [tag for tag in TAGS if found.conventions[tag] == "plain"][:aimed_at]
   wanted = (found.problem(index) for index in itertools.count())
-  plain = (one for one in wanted if one.extra["convention"] == "plain")
+  plain = (one for one in wanted if one.extra["tag"] in aims)
   return [Given(one, CONVENTIONS["tenfold"](one.extra["a"] + one.extra["b"]), True)
           for one in itertools.islice(plain, count)]
 
