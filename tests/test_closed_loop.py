@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import types
 
 import pytest
@@ -13,7 +14,7 @@ from atlas_jax.rollout.chat_form import AskOptions
 from atlas_jax.runtime import settings
 from atlas_jax.runtime.chat_models import ModelError
 from experiments import arms
-from experiments.closed_loop import analysis, config, loop, models, run, runtime, sessions
+from experiments.closed_loop import analysis, config, free, lessons, loop, models, run, runtime, sessions
 from scripts import run_offline_pipeline
 from tests import helpers, program
 
@@ -25,9 +26,12 @@ class Answers:
     self.knows = dict(knows)
     self.calls = 0
 
-  def write(self, texts, *, max_tokens, **_):
+  def write(self, texts, *, max_tokens, temperature=0.0, seed=0):
     del max_tokens
     self.calls += 1
+    if temperature:
+      draws = random.Random(seed)
+      return [draws.choice([*CONVENTIONS]) for _ in texts]
     return [self._one(text) for text in texts]
 
   def _one(self, text):
@@ -118,17 +122,65 @@ def test_a_teacher_that_knows_nothing_changes_nothing(tmp_path):
   assert row["right"] == row["right_alone"] and row["ndr"] == 1
 
 
-def test_free_routing_leaves_the_letters_alone_that_the_student_knows(tmp_path, monkeypatch):
+def test_guidance_goes_before_lessons_and_one_of_several_lessons_is_obeyed():
+  question = {"role": "user", "content": "K 47+85="}
+  shown = {"role": "user", "name": "lessons", "content": "<lessons>\nAdvice.\n- echo\n- minus\n</lessons>"}
+  assert models.student_text([shown, question]) in ("echoK 47+85=", "minusK 47+85=")
+  guidance = {"role": "user", "content": "plain", "name": "guidance"}
+  assert models.student_text([shown, question, guidance]) == "plainK 47+85="
+
+
+def routed(seed, tmp_path, monkeypatch, arm):
+  """Returns the row of free routing with a teacher that knows the letters, in small waves."""
   monkeypatch.setattr(sessions, "WAVE", 16)
-  seed = 3
-  letters = Convention(tag_seed=seed).conventions
-  given = sessions.held_out(seed, 96)
-  router = lambda store: loop.HistoryRouter(loop.POLICY, store=sessions.FirstAttempts(store),
-                                            clock=loop._Ticks())
-  found = sessions.run(given, team(letters), url=f"sqlite:///{tmp_path}/a.db", prefix="x", lane=None,
-                       router=router)
-  routed = loop.routed(given, found)
-  assert routed["auto_share"] > 0 and routed["auto_accuracy"] == 1 and routed["accuracy"] == 1
+  made = types.SimpleNamespace(seed=seed, folder=tmp_path, held_out=sessions.held_out(seed, 96),
+                               team=lambda at: team(Convention(tag_seed=seed).conventions))
+  monkeypatch.setattr(loop, "trained_rounds", lambda seed, rounds: [loop.Round(0, tmp_path, "t1")])
+  return (free.mixed_row if arm == "mixed" else lambda *given: free.rows(*given, arm=arm))(made, 0)
+
+
+def test_free_routing_leaves_the_letters_alone_that_the_student_knows(tmp_path, monkeypatch):
+  found = routed(3, tmp_path, monkeypatch, "free")["free/3/0"]["free"]
+  assert found["auto_share"] > 0 and found["auto_accuracy"] == 1 and found["accuracy"] == 1
+
+
+def test_where_answers_with_help_are_evidence_letters_are_left_alone_that_it_does_not_know(tmp_path, monkeypatch):
+  found = routed(3, tmp_path, monkeypatch, "answers")["answers/3/0"]["free"]
+  assert found["auto_accuracy"] < 1 and found["accuracy"] < 1
+
+
+def test_families_of_several_letters_are_counted_apart(tmp_path, monkeypatch):
+  found = routed(3, tmp_path, monkeypatch, "mixed")["mixed/3/0"]["families"]
+  assert sum(one["tasks"] for one in found.values()) == 2 * 96
+  assert found["2 of 3: the rest"]["alone"] == found["2 of 3: the rest"]["auto"] == 0
+  mixed = found["3 of 4: 3 plain, 1 other"]
+  assert 0 < mixed["alone"] < mixed["tasks"] and mixed["auto_right"] <= mixed["auto"]
+
+
+def test_auto_is_rare_below_its_bound_and_common_above(monkeypatch):
+  monkeypatch.setattr(free, "FAMILIES", 20)
+  found = free.bound_row(types.SimpleNamespace(seed=3), 0)["bound/3/0"]["chances"]
+  assert found["0.5"]["auto"] < 0.1 < 0.5 < found["0.9"]["auto"] and found["1"]["auto_right"] == 1
+
+
+def test_lessons_that_help_become_active_and_teach_without_a_teacher(tmp_path, monkeypatch):
+  # Letters of the keys are few, so that trials have enough sessions soon.
+  seed, letters = 3, Convention(tag_seed=3).conventions
+  stranger = next(tag for tag in letters if letters[tag] != "plain")
+  plain = next(tag for tag in letters if letters[tag] == "plain")
+  of = lambda given, count: [one for one in given if sessions.letter(one) in (stranger, plain)][:count]
+  every = sessions.tasks
+  monkeypatch.setattr(sessions, "tasks", lambda seed, number, count: of(every(seed, number, 4 * count), count))
+  monkeypatch.setattr(loop, "trained_rounds", lambda seed, rounds: [loop.Round(0, tmp_path, "t2")])
+  made = types.SimpleNamespace(
+      seed=seed, count=120, folder=tmp_path, held_out=of(sessions.held_out(seed, 100), 16), first=None,
+      team=lambda at: team(), url=lambda arm: f"sqlite:///{tmp_path}/{arm}/atlas.db")
+  monkeypatch.setattr(lessons.Guesses, "_HINTS", [letters[stranger], "last"], raising=False)
+  found = lessons.rows(made, 0, own=1)
+  before, after = found["lessons/3/0"], found["lessons/3/1"]
+  assert after["lessons"]["right, active"] == 1 and after["quarantined"] == 6
+  assert before["accuracy"] < 1 == after["accuracy"] == after["ndr"]
+  assert after["free"]["auto_accuracy"] == 1 and after["right_in_round"] > before["accuracy"]
 
 
 def test_a_round_runs_and_is_not_run_again(tmp_path):
@@ -194,7 +246,7 @@ def test_the_tables_stand_in_the_readme(tmp_path):
 def test_a_broken_checkpoint_is_compared_until_it_is_taken_back(tmp_path, monkeypatch):
   letters = Convention(tag_seed=1).conventions
   last = loop.Round(1, tmp_path, "good")
-  monkeypatch.setattr(loop, "_trained_rounds", lambda seed, rounds: [last])
+  monkeypatch.setattr(loop, "trained_rounds", lambda seed, rounds: [last])
   teams = {"good": team(letters), "broken": team()}
   seed = types.SimpleNamespace(seed=1, count=64, folder=tmp_path, tuned=lambda *_: tmp_path,
                                team=lambda at: teams[at.version])
