@@ -132,12 +132,15 @@ def _outcome(trace: Trace, versions: Mapping[str, Any]) -> tuple[str | None, boo
 
 
 def _alone(trace: Trace, right: bool) -> bool:
-  """Returns whether the first attempt was right: a wrong one may end in a right answer, with a teacher."""
+  """Returns whether the first attempt was right.
+
+  With a teacher a wrong one may end in a right answer, and a right one in a wrong answer.
+  """
   first = next((one for step in trace.steps for one in step.attempts), None)
+  if first is not None and first.score.value is not None:
+    return first.score.value >= RIGHT_FROM
   if first is None or not right:
     return right
-  if first.score.value is not None:
-    return first.score.value >= RIGHT_FROM
   return first.valid if first.valid is not None else len(trace.steps[0].attempts) == 1
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from atlas_jax.data.traces.query import APPROVED, QUARANTINED
 from atlas_jax.data.traces.record import Trace
+from atlas_jax.data.traces.values import as_object
 from atlas_jax.runtime import (
   evidence,
   lesson_cues,
@@ -26,6 +27,7 @@ from atlas_jax.runtime.store import RuntimeStore
 from atlas_jax.runtime.work import Work
 
 DEFAULT = LessonBookSettings()
+TRIED = "in_trial"  # Of the notes on a session's lessons: those of the shown ones that are in trial.
 UNANSWERED = ("failed", "timed_out")  # How sessions end to which the student has no answer.
 
 
@@ -84,7 +86,8 @@ class LessonBook:
     ids = [one["id"] for one in seen]
     # Before they are shown: a use that cannot be written would be missing in its trial.
     await self._store.add_uses(key, work.spec.key, ids, withheld)
-    work.notes["lessons"] = {"playbook": key, "version": version, "shown": ids, "withheld": withheld}
+    work.notes["lessons"] = {"playbook": key, "version": version, "shown": ids, "withheld": withheld,
+                             TRIED: [one["id"] for one in seen if one["state"] == TRIAL]}
     return lesson_states.block(seen) if seen else None
 
   async def learn(self, work: Work) -> None:
@@ -94,7 +97,7 @@ class LessonBook:
       return
     now = time.time()
     trace = records.trace_of(work, began=now, ended=now)
-    if self._learner is not None and evidence.passes_gate(trace) and _is_telling(trace):
+    if self._learner is not None and evidence.passes_gate(trace) and _nothing_in(trace) is None:
       number = await self._store.number(work.spec.key)
       found = await self._asked(key, trace, number, work.spec.key)
       if found is not None:
@@ -247,7 +250,7 @@ def _why_not(trace: Trace, learner: Learner | None) -> str | None:
     return "there is no learner"
   if trace.review_status != APPROVED:
     return "it is not approved"
-  return None if _is_telling(trace) else "its first answer was right"
+  return _nothing_in(trace)
 
 
 def _is_of_its_tenant(trace: Trace) -> bool:
@@ -255,11 +258,18 @@ def _is_of_its_tenant(trace: Trace) -> bool:
   return isinstance(tenant, str) and (trace.learning_key or "").startswith(f"{tenant}/")
 
 
-def _is_telling(trace: Trace) -> bool:
-  """Returns whether a session shows more than a first answer that was right."""
+def _nothing_in(trace: Trace) -> str | None:
+  """Returns why there is nothing to learn from a session; None: there may be.
+
+  With a lesson in trial it may have failed by that lesson: what is learnt from it would fail likewise, and be
+  the source of more.
+  """
+  if as_object(trace.session_metadata.get("lessons")).get(TRIED):
+    return "it was shown a lesson in trial"
   value = evidence.score(trace)
-  return value is None or value < evidence.RIGHT_FROM or \
-      any(len(step.attempts) > 1 for step in trace.steps)
+  if value is None or value < evidence.RIGHT_FROM or any(len(step.attempts) > 1 for step in trace.steps):
+    return None
+  return "its first answer was right"
 
 
 def _score(trace: Trace) -> float | None:

@@ -122,11 +122,13 @@ def _of_confidence(confidence: float, policy: RoutePolicy) -> str:
 def _of_history(evidence: Evidence, policy: RoutePolicy) -> str:
   if len(evidence.outcomes) < policy.least:
     return "paired"
+  if evidence.lower >= policy.auto_lower:  # Also where a teacher spoils what the agent does alone.
+    return "auto"
   if evidence.mean < policy.escalate_below:
     return "escalate"
   if evidence.mean < policy.coach_below:
     return "coach"
-  return "auto" if evidence.lower >= policy.auto_lower else "paired"
+  return "paired"
 
 
 def _of_risk(dossier: Dossier) -> str:

@@ -19,7 +19,8 @@ from atlas_jax.parallel import mesh as meshes
 from atlas_jax.workdir import SUMMARY
 from experiments.adaptive_teacher import config as settings
 
-ROWS = 256  # Prompts that are asked at a time.
+ROWS = 256  # Prompts that are asked at a time,
+FEW = 32    # or so many, where there are no more.
 Execute = Callable[[list[str]], None]
 
 
@@ -64,8 +65,8 @@ class Writer:
     written: list[str] = []
     for first in range(0, len(ids), ROWS):
       part = ids[first:first + ROWS]
-      # Filled up, so that there is one number of rows to compile for.
-      filled = [*part, *[part[-1]] * (ROWS - len(part))]
+      # Filled up, so that there are two numbers of rows to compile for.
+      filled = [*part, *[part[-1]] * ((FEW if len(part) <= FEW else ROWS) - len(part))]
       rollout = self._sampler.generate([row.tolist() for row in filled], options, seed=seed + first)
       written += rollout.text_B[:len(part)]
     return written

@@ -19,8 +19,13 @@ SAYS = {
     "none": "no training: the first teacher in every round",
     "shuffled": "training on right answers whose forms were shuffled over the sessions",
     "poison": "the gate off, 5% of the sessions poisoned",
+    "poison_fifth": "the gate off, 20% of the sessions poisoned",
+    "poison_letter": "the gate off, 20% of the sessions poisoned, all of one letter",
     "poison_half": "the gate off, half of the sessions poisoned",
 }
+# Arm -> poisoned sessions for each honest one of a plain letter, of which a round has 32 in the mean.
+DOSES = {"poison": 13 / 96, "poison_fifth": 64 / 96, "poison_letter": 64 / 32, "poison_half": 256 / 96}
+EVIDENCE = {"answers": "the session's answer, as the runtime had it", "free": "its first attempt, as it is"}
 LIFT, NDR, P = 0.20, 0.97, 0.01  # What the claim asks for.
 FLAT = 0.03
 
@@ -81,20 +86,116 @@ def rounds_table(found: Mapping[str, dict]) -> list[str]:
 
 def routing_table(found: Mapping[str, dict]) -> list[str]:
   """Writes what free routing does, by what counts as evidence."""
-  header = ("round", "evidence", "right", "fraction auto", "in the second half", "right in auto",
-            "teacher tokens, a task")
+  header = ("round", "evidence", "seeds", "right", "fraction auto", "in the second half",
+            "right in auto, of all seeds' sessions", "teacher tokens, a task")
   lines = _header(header)
   for number in range(last_round(found, "loop") + 1):
-    for arm, says in (("loop", "the session's answer"), ("first", "its first attempt")):
-      free = [row["free"] for row in rows_of(found, arm, number)]
-      if not free:
-        continue
-      tasks = [sum(one["lanes"].values()) for one in free]
-      mean = lambda name, free=free: np.mean([one[name] for one in free if one[name] is not None])
-      lines.append(_line(number, says, f"{mean('accuracy'):.1%}", f"{mean('auto_share'):.1%}",
-                         f"{mean('auto_share_second_half'):.1%}", f"{mean('auto_accuracy'):.1%}",
-                         f"{sum(one['teacher_tokens'] for one in free) / sum(tasks):.1f}"))
+    for arm, says in EVIDENCE.items():
+      if free := [row["free"] for row in rows_of(found, arm, number)]:
+        lines.append(_line(number, says, len(free), *_free_cells(free)))
+  if taught := _last_rows(found, "lessons"):
+    for name, says in (("free", "first attempts with lessons, first teacher"),
+                       ("free_loop", "first attempts with lessons, the loop's last teacher"),
+                       ("stale", "the same, first teacher, and all sessions before the lessons")):
+      lines.append(_line("lessons", says, len(taught), *_free_cells([row[name] for row in taught])))
   return lines
+
+
+def _free_cells(free: Sequence[dict]) -> list[str]:
+  tasks = sum(sum(one["lanes"].values()) for one in free)
+  mean = lambda name: np.mean([one[name] for one in free])
+  auto, right = _auto(free)
+  return [f"{mean('accuracy'):.1%}", f"{mean('auto_share'):.1%}", f"{mean('auto_share_second_half'):.1%}",
+          f"{right / auto:.1%} of {auto}" if auto else "",
+          f"{sum(one['teacher_tokens'] for one in free) / tasks:.1f}"]
+
+
+def _auto(free: Sequence[dict]) -> tuple[int, int]:
+  """Returns the sessions in auto, and the right ones of them."""
+  counts = [(one["lanes"].get("auto", 0), one["auto_accuracy"] or 0.0) for one in free]
+  return sum(count for count, _ in counts), round(sum(count * right for count, right in counts))
+
+
+def families_table(found: Mapping[str, dict]) -> list[str]:
+  """Writes what free routing does with families that the student knows in part, and with drawn ones."""
+  lines = _header(("family", "tasks", "right alone", "fraction auto", "right in auto (95% interval)"))
+  kinds: dict[str, list[dict]] = {}
+  for row in found.values():
+    for name, one in row.get("families", {}).items() if row["arm"] == "mixed" else ():
+      kinds.setdefault(name, []).append(one)
+  for name, ones in kinds.items():
+    total = {field: sum(one[field] for one in ones) for field in ones[0]}
+    lines.append(_line(f"{len(ones)} seeds, {name.partition(': ')[2]}", total["tasks"],
+                       f"{total['alone'] / total['tasks']:.1%}", f"{total['auto'] / total['tasks']:.1%}",
+                       _fraction(total["auto_right"], total["auto"])))
+  drawn: dict[str, list[dict]] = {}
+  for row in found.values():
+    for name, one in row.get("chances", {}).items():
+      drawn.setdefault(name, []).append(one)
+  for name, ones in drawn.items():
+    mean = lambda field, ones=ones: np.mean([one[field] for one in ones])
+    right = [one["auto_right"] for one in ones if one["auto_right"] is not None]
+    lines.append(_line(f"drawn, chance {name}", "256 each", name, f"{mean('auto'):.1%}",
+                       f"{np.mean(right):.1%}" if right else ""))
+  return lines
+
+
+def _fraction(right: int, count: int) -> str:
+  if not count:
+    return ""
+  right_N = np.arange(count) < right
+  low, high = bootstrap.interval_of_mean(right_N.astype(float), np.ones(count))
+  return f"{right / count:.1%} ({low:.1%} to {high:.1%})"
+
+
+def poison_table(found: Mapping[str, dict]) -> list[str]:
+  """Writes what a dose of poison does through an open gate; behind a closed one the loop has what is left."""
+  lines = _header(("poison", "for each honest session of the letters aimed at", "seed", "right after",
+                   "gate closed", "plain letters right", "gate closed", "other letters right", "gate closed",
+                   "NDR against alone"))
+  for arm, dose in DOSES.items():
+    for row in rows_of(found, arm, 1):
+      closed = next(one for one in rows_of(found, "loop", 1) if one["seed"] == row["seed"])
+      cells = [f"{part:.1%}" for parts in zip(_parts(row), _parts(closed), strict=True) for part in parts]
+      lines.append(_line(SAYS[arm].removeprefix("the gate off, "), f"{dose:.2f}", row["seed"], *cells,
+                         f"{row['ndr']:.3f}"))
+  return lines
+
+
+def _parts(row: Mapping) -> tuple[float, float, float]:
+  """Returns what is right: of all tasks, of plain letters, which the student has alone, and of others."""
+  right_N, alone_N = bits([row]), bits([row], "right_alone") == 1
+  return float(right_N.mean()), float(right_N[alone_N].mean()), float(right_N[~alone_N].mean())
+
+
+def lessons_table(found: Mapping[str, dict]) -> list[str]:
+  """Writes what lessons alone do, beside the loop after as many rounds."""
+  lines = _header(("arm", "round", "seeds", "right with active lessons", "each seed", "against none, points",
+                   "McNemar p", "NDR against none", "with those in trial too", "right in the round itself",
+                   "the loop", "right hints active", "other lessons active", "retired: harm, no use, review"))
+  for arm, number in sorted({(row["arm"], row["round"]) for row in found.values()
+                             if row["arm"].startswith("lessons") and row["round"]}):
+    rows = rows_of(found, arm, number)
+    one, right_N = change(found, arm, 0, number), bits(rows)
+    low, high = bootstrap.interval_of_mean(right_N, np.ones(len(right_N)))
+    mean = lambda name, rows=rows: f"{np.mean([row[name] for row in rows]):.1%}"
+    loop = [row["accuracy"] for row in rows_of(found, "loop", number) if row["seed"] in
+            {one["seed"] for one in rows}]
+    count = lambda *names, rows=rows: sum(row["lessons"].get(f"{kind}, {name}", 0) for row in rows
+                                          for name in names for kind in ("right", "other"))
+    active = [sum(row["lessons"].get(f"{kind}, active", 0) for row in rows) for kind in ("right", "other")]
+    retired = [count(f"retired: {why}")
+               for why in ("it harms", "no use is shown", "its session is quarantined")]
+    lines.append(_line(
+        arm, number, len(rows), f"{right_N.mean():.1%} ({low:.1%} to {high:.1%})",
+        ", ".join(f"{row['accuracy']:.1%}" for row in rows), _points(one), _p(one), f"{one['ndr']:.3f}",
+        mean("with_trials"), mean("right_in_round"), f"{np.mean(loop):.1%}" if loop else "",
+        f"{active[0]} of {5 * len(rows)}", active[1], ", ".join(map(str, retired))))
+  return lines
+
+
+def _last_rows(found: Mapping[str, dict], arm: str) -> list[dict]:
+  return [row for row in found.values() if row["arm"] == arm and "free" in row]
 
 
 def controls_table(found: Mapping[str, dict]) -> list[str]:
@@ -134,16 +235,27 @@ def claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
             for number in (0, last)]
   made.append(("teacher tokens per right answer fall", tokens[1] < tokens[0],
                f"{tokens[0]:.1f} to {tokens[1]:.1f}"))
-  for arm, says in (("loop", "the session's answer"), ("first", "its first attempt")):
-    free = [[row["free"] for row in rows_of(found, arm, number)] for number in (0, last)]
-    if not all(free):
-      continue
-    fraction = [np.mean([one["auto_share"] for one in part]) for part in free]
-    right = np.mean([one["auto_accuracy"] for one in free[1] if one["auto_accuracy"] is not None])
-    made.append((f"free routing, evidence {says}: auto fraction rises, at least 90% right in auto",
-                 fraction[1] > fraction[0] and right >= 0.9,
-                 f"auto {fraction[0]:.1%} to {fraction[1]:.1%}, {right:.1%} right in auto"))
+  made += _routing_claims(found, last)
   return made + _control_claims(found)
+
+
+def _routing_claims(found: Mapping[str, dict], last: int) -> list[tuple[str, bool, str]]:
+  """Returns the claim of free routing: by evidence, and with lessons in place of the rounds of a teacher."""
+  pairs = [(says, [row["free"] for row in rows_of(found, arm, 0)],
+            [row["free"] for row in rows_of(found, arm, last)]) for arm, says in EVIDENCE.items()]
+  first = {row["seed"]: row["free"] for row in rows_of(found, "free", 0)}
+  taught = [row for row in _last_rows(found, "lessons") if row["seed"] in first]
+  pairs.append(("its first attempt, with lessons", [first[row["seed"]] for row in taught],
+                [row["free"] for row in taught]))
+  made = []
+  for says, before, after in pairs:
+    if before and after:
+      fraction = [np.mean([one["auto_share"] for one in part]) for part in (before, after)]
+      auto, right = _auto(after)
+      made.append((f"free routing, evidence {says}: auto fraction rises, at least 90% right in auto",
+                   fraction[1] > fraction[0] and right >= 0.9 * auto,
+                   f"auto {fraction[0]:.1%} to {fraction[1]:.1%}, {right} right of {auto} in auto"))
+  return made
 
 
 def _control_claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
@@ -152,6 +264,8 @@ def _control_claims(found: Mapping[str, dict]) -> list[tuple[str, bool, str]]:
       ("none", f"no training: flat within {100 * FLAT:.0f} points", lambda one: abs(one["lift"]) <= FLAT),
       ("shuffled", "shuffled rewards: no gain", lambda one: one["lift"] <= 0 or one["p"] >= P),
       ("poison", "5% poison through an open gate hurts", None),
+      ("poison_fifth", "20% poison through an open gate hurts", None),
+      ("poison_letter", "20% poison, of one letter, through an open gate hurts", None),
       ("poison_half", "50% poison through an open gate hurts", None)):
     if not rows_of(found, arm, 0):
       continue
@@ -197,31 +311,45 @@ def text_of(found: Mapping[str, dict]) -> str:
   """Writes all that stands in the README between the marks."""
   listed = _header(("claim", "holds", "measured"))
   listed += [_line(name, "yes" if holds else "**no**", said) for name, holds, said in claims(found)]
-  parts = (rounds_table(found), listed, controls_table(found), routing_table(found))
+  parts = (rounds_table(found), listed, controls_table(found), poison_table(found), lessons_table(found),
+           routing_table(found), families_table(found))
   return "\n\n".join("\n".join(part) for part in parts)
 
 
 def draw(found: Mapping[str, dict], path: pathlib.Path) -> None:
-  """Draws accuracy, and tokens per right answer, over the rounds."""
-  picture = figure.Figure(figsize=(9, 3.6), layout="constrained")
-  left, right = picture.subplots(1, 2)
+  """Draws accuracy, tokens per right answer, and free routing over the rounds."""
+  picture = figure.Figure(figsize=(12.5, 3.8), layout="constrained")
+  left, middle, right = picture.subplots(1, 3)
   numbers = list(range(last_round(found, "loop") + 1))
+  mean = lambda arm, number, name: np.mean([row[name] for row in rows_of(found, arm, number)])
   for colour, seed in enumerate(sorted({row["seed"] for row in found.values() if row["arm"] == "loop"})):
     of = lambda name, seed=seed: [next(row[name] for row in rows_of(found, "loop", number)
                                        if row["seed"] == seed) for number in numbers]
-    left.plot(numbers, of("accuracy"), "o-", color=f"C{colour}", label=f"seed {seed}")
-    right.plot(numbers, of("teacher_tokens_per_right"), "o-", color=f"C{colour}")
-  left.plot(numbers, [np.mean([row["alone"] for row in rows_of(found, "loop", one)]) for one in numbers],
-            ":", color="grey", label="student alone")
-  for arm, style in (("none", "--"), ("shuffled", "-."), ("poison_half", ":")):
+    left.plot(numbers, of("accuracy"), "o-", color=f"C{colour}", label=f"loop, seed {seed}")
+    middle.plot(numbers, of("teacher_tokens_per_right"), "o-", color=f"C{colour}")
+  left.plot(numbers, [mean("loop", one, "alone") for one in numbers], ":", color="grey",
+            label="student alone")
+  for arm, style, says in (("none", "--", "no training"), ("shuffled", "-.", "shuffled rewards"),
+                           ("poison_half", ":", "50% poison, gate open"),
+                           ("lessons", "s-", "lessons alone")):
+    own = sorted({row["round"] for row in found.values() if row["arm"] == arm})
+    if own:
+      left.plot(own, [mean(arm, one, "accuracy") for one in own], style, label=says,
+                color="C4" if arm == "lessons" else "black")
+  for arm, says in EVIDENCE.items():
     if rows_of(found, arm, 0):
-      own = range(last_round(found, arm) + 1)
-      left.plot(own, [np.mean([row["accuracy"] for row in rows_of(found, arm, one)]) for one in own], style,
-                color="black", label=arm)
-  left.set(xlabel="round", ylabel="held-out tasks answered right", ylim=(0, 1.02), xticks=numbers)
-  right.set(xlabel="round", ylabel="teacher tokens per right answer", xticks=numbers)
-  right.set_ylim(bottom=0)
-  left.legend(fontsize=7)
+      free = [[row["free"] for row in rows_of(found, arm, number)] for number in numbers]
+      colour = "C3" if arm == "answers" else "C2"
+      right.plot(numbers, [np.mean([one["auto_share"] for one in part]) for part in free], "o-", color=colour,
+                 label=f"fraction auto: {says}")
+      hits = [right / auto if auto else np.nan for auto, right in map(_auto, free)]
+      right.plot(numbers, hits, "x--", color=colour, label="right in auto")
+  left.set(xlabel="round", ylabel="held-out tasks answered right", ylim=(0, 1.02))
+  middle.set(xlabel="round", ylabel="teacher tokens per right answer", xticks=numbers)
+  middle.set_ylim(bottom=0)
+  right.set(xlabel="round", ylabel="free routing", ylim=(0, 1.04), xticks=numbers)
+  left.legend(fontsize=6, loc="lower right")
+  right.legend(fontsize=6, loc="center right")
   picture.savefig(path, dpi=110)
 
 

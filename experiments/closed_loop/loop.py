@@ -12,8 +12,6 @@ from typing import NamedTuple
 from atlas_jax.pipeline import checkpoint, places
 from atlas_jax.runtime import canary
 from atlas_jax.runtime.result import SessionResult
-from atlas_jax.runtime.route import RoutePolicy
-from atlas_jax.runtime.routing import HistoryRouter
 from atlas_jax.runtime.settings import DeploySettings
 from atlas_jax.workdir import SUMMARY
 from experiments.adaptive_teacher.models import Writer, _clock
@@ -24,9 +22,6 @@ from experiments.closed_loop.sessions import Given, Team
 ROOT = pathlib.Path(__file__).parents[2]
 Execute = Callable[[list[str]], None]
 
-# Student and teacher write no plans, which the stricter lanes begin with.
-POLICY = RoutePolicy(coach_below=0.0, escalate_below=0.0)
-
 
 class Rules(NamedTuple):
   """What an arm does otherwise than the loop."""
@@ -35,10 +30,13 @@ class Rules(NamedTuple):
   shuffles: bool = False
   has_gate: bool = True
   poison_share: float = sessions.POISON_SHARE  # of the sessions that are submitted
+  aimed_at: int = 3       # plain letters that the poison is of
 
 
 RULES = {"loop": Rules(), "none": Rules(trains=False), "shuffled": Rules(shuffles=True),
-         "poison": Rules(has_gate=False), "poison_half": Rules(has_gate=False, poison_share=0.5)}
+         "poison": Rules(has_gate=False), "poison_fifth": Rules(has_gate=False, poison_share=0.2),
+         "poison_half": Rules(has_gate=False, poison_share=0.5),
+         "poison_letter": Rules(has_gate=False, poison_share=0.2, aimed_at=1)}
 
 
 class Round(NamedTuple):
@@ -107,7 +105,7 @@ class Seed:
     url = self.url(arm)
     given = sessions.tasks(self.seed, at.number, self.count)
     planted = round(self.count * rules.poison_share / (1 - rules.poison_share))
-    given += sessions.poison(self.seed, at.number, planted)
+    given += sessions.poison(self.seed, at.number, planted, aimed_at=rules.aimed_at)
     began = time.monotonic()
     found = sessions.run(given, self.team(at), url=url, prefix=f"{arm}-{at.number}")
     moved = sessions.reviewed(url, self.seed)
@@ -138,13 +136,11 @@ class Seed:
     costs = dict(zip(("cpu_s", "wall_s"), spent, strict=True)) if spent[0] else {}
     return made, {**costs, "let_in": int((output / "exported").read_text())}
 
-  def evaluated(self, arm: str, at: Round, *, free: bool = False) -> list[SessionResult]:
+  def evaluated(self, arm: str, at: Round) -> list[SessionResult]:
     """Runs the held-out tasks with a round's teacher; they are stored apart, and train nobody."""
-    store = self.folder / arm / f"{'free' if free else 'held_out'}_{at.number}.db"
-    _removed(store)
-    router = (lambda one: HistoryRouter(POLICY, store=one, clock=_Ticks())) if free else None
-    return sessions.run(self.held_out, self.team(at), url=f"sqlite:///{store}", prefix=f"held-{at.number}",
-                        lane=None if free else "paired", router=router)
+    store = self.folder / arm / f"held_out_{at.number}.db"
+    removed(store)
+    return sessions.run(self.held_out, self.team(at), url=f"sqlite:///{store}", prefix=f"held-{at.number}")
 
   def url(self, arm: str) -> str:
     """Returns the store of an arm's sessions."""
@@ -169,7 +165,7 @@ def rows(seed: Seed, arm: str, rounds: int) -> dict[str, dict]:
       name = f"{arm}/{seed.seed}/{number - 1}"
       if "collected" not in found[name]:
         if number == 1:
-          _removed(seed.folder / arm / "atlas.db")
+          removed(seed.folder / arm / "atlas.db")
         found[name]["collected"] = seed.collected(arm, at, rules)
         done.write_text(json.dumps(found, indent=1))
       made, costs = seed.trained(arm, at, rules) if rules.trains else (at._replace(number=number), {})
@@ -178,26 +174,10 @@ def rows(seed: Seed, arm: str, rounds: int) -> dict[str, dict]:
     if name not in found:
       found[name] = {"arm": arm, "seed": seed.seed, "round": number, "teacher": at.version, **costs,
                      **measured(seed.held_out, seed.evaluated(arm, at))}
-      if arm == "loop":
-        found[name]["free"] = routed(seed.held_out, seed.evaluated(arm, at, free=True))
       done.parent.mkdir(parents=True, exist_ok=True)
       done.write_text(json.dumps(found, indent=1))
       print(name, {key: found[name][key] for key in ("accuracy", "alone", "ndr")}, costs,
-            found[name].get("free", {}), flush=True)
-  return found
-
-
-def free_rows(seed: Seed, rounds: int) -> dict[str, dict]:
-  """Returns rows of free routing where evidence is what the student got right before the teacher spoke."""
-  found = {}
-  for at in _trained_rounds(seed, rounds):
-    store = seed.folder / "loop" / f"first_{at.number}.db"
-    _removed(store)
-    router = lambda one: HistoryRouter(POLICY, store=sessions.FirstAttempts(one), clock=_Ticks())
-    results = sessions.run(seed.held_out, seed.team(at), url=f"sqlite:///{store}", prefix=f"held-{at.number}",
-                           lane=None, router=router)
-    found[f"first/{seed.seed}/{at.number}"] = {"arm": "first", "seed": seed.seed, "round": at.number,
-                                               "free": routed(seed.held_out, results)}
+            flush=True)
   return found
 
 
@@ -207,12 +187,12 @@ def broken_row(seed: Seed, rounds: int) -> dict[str, dict]:
   The checkpoint is that of a teacher after one update from random parameters.
   """
   run = seed.tuned("broken", "start", "--config.optim.steps=1", "--config.optim.warmup_steps=1")
-  last = _trained_rounds(seed, rounds)[-1]
+  last = trained_rounds(seed, rounds)[-1]
   given = sessions.tasks(seed.seed, 900, seed.count)
   answers = {}
   for name, at in (("new", Round(0, run, "broken")), ("old", last)):
     store = seed.folder / "broken" / f"{name}.db"
-    _removed(store)
+    removed(store)
     answers[name] = sessions.run(given, seed.team(at), url=f"sqlite:///{store}", prefix=name)
   both = zip(answers["new"], answers["old"], strict=True)
   pairs = [canary.CanaryPair(new.reward, old.reward) for new, old in both]
@@ -227,7 +207,7 @@ def broken_row(seed: Seed, rounds: int) -> dict[str, dict]:
       **{name: sum(one.reward or 0 for one in answers[name]) / len(given) for name in answers}}}
 
 
-def _trained_rounds(seed: Seed, rounds: int) -> list[Round]:
+def trained_rounds(seed: Seed, rounds: int) -> list[Round]:
   """Returns the teachers of the loop that are there."""
   outputs = [seed.folder / "loop" / f"round_{number}" for number in range(1, rounds + 1)]
   return [seed.first, *(Round(number, output / places.RUNS["train"],
@@ -245,7 +225,7 @@ def measured(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:
   right = [int(one.answer == task.problem.answer) for task, one in zip(given, found, strict=True)]
   alone = [int(bool(one.attempts) and one.attempts[0].answer == task.problem.answer)
            for task, one in zip(given, found, strict=True)]
-  tokens = {role: _tokens(found, role) for role in ("student", "teacher")}
+  tokens = {role: tokens_of(found, role) for role in ("student", "teacher")}
   bits = lambda values: "".join(map(str, values))
   return {"accuracy": sum(right) / len(right), "alone": sum(alone) / len(alone),
           "ndr": sum(after >= before for after, before in zip(right, alone, strict=True)) / len(right),
@@ -256,21 +236,8 @@ def measured(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:
                        for status in sorted({one.status for one in found})}}
 
 
-def routed(given: Sequence[Given], found: Sequence[SessionResult]) -> dict:
-  """Returns what sessions came to whose lanes were chosen by history."""
-  auto = [(task, one) for task, one in zip(given, found, strict=True) if one.lane == "auto"]
-  last = list(found[len(found) // 2:])
-  right = lambda pairs: sum(one.answer == task.problem.answer for task, one in pairs)
-  return {"accuracy": round(right(zip(given, found, strict=True)) / len(found), 4),
-          "auto_share": round(len(auto) / len(found), 4),
-          "auto_share_second_half": round(sum(one.lane == "auto" for one in last) / max(1, len(last)), 4),
-          "auto_accuracy": round(right(auto) / len(auto), 4) if auto else None,
-          "teacher_tokens": _tokens(found, "teacher"),
-          "lanes": {lane: sum(one.lane == lane for one in found)
-                    for lane in sorted({one.lane or "none" for one in found})}}
-
-
-def _tokens(found: Sequence[SessionResult], role: str) -> int:
+def tokens_of(found: Sequence[SessionResult], role: str) -> int:
+  """Returns the tokens of a role in sessions."""
   counts = [one.tokens.get(role, {}) for one in found]
   return sum((one.get("prompt") or 0) + (one.get("completion") or 0) for one in counts)
 
@@ -280,18 +247,8 @@ def _writer(workdir: pathlib.Path) -> Writer:
   return Writer(workdir)
 
 
-class _Ticks:
-  """A clock of which every reading is much later: evidence is read anew for every session."""
-
-  def __init__(self):
-    self._now = 0.0
-
-  def __call__(self) -> float:
-    self._now += 1_000.0
-    return self._now
-
-
-def _removed(store: pathlib.Path) -> None:
+def removed(store: pathlib.Path) -> None:
+  """Deletes a store and the files beside it."""
   for file in store.parent.glob(f"{store.name}*"):
     shutil.rmtree(file) if file.is_dir() else file.unlink()
 

@@ -81,9 +81,17 @@ class StudentAgent:
 
 
 def student_text(messages: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the text that the student was tuned on, of the messages of a session."""
-  guidance = [one["content"] for one in messages if one.get("name") == "guidance"]
+  """Returns the text that the student was tuned on, of the messages of a session.
+
+  It was tuned to obey one hint. Guidance goes before lessons, and of several lessons one is drawn.
+  """
   question = next(one["content"] for one in messages if one.get("name") is None)
+  guidance = [one["content"] for one in messages if one.get("name") == "guidance"]
+  lessons = [line.removeprefix("- ") for one in messages if one.get("name") == "lessons"
+             for line in one["content"].splitlines() if line.startswith("- ")]
+  if lessons and not guidance:
+    drawn = hashlib.sha256(question.encode()).digest()[0] % len(lessons)
+    guidance = [lessons[drawn]]
   return in_format(settings.FORMATS, "guided" if guidance else "baseline", question, "".join(guidance[-1:]))
 
 

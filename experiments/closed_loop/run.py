@@ -12,15 +12,17 @@ from collections.abc import Callable
 
 from experiments import arms
 from experiments.adaptive_teacher.run import commit
-from experiments.closed_loop import loop
+from experiments.closed_loop import free, lessons, loop
 
 ROUNDS = 3
 # Arm -> rounds, where that is not those of the loop.
-FEWER = {"shuffled": 1, "poison": 1, "poison_half": 1}
+FEWER = {"shuffled": 1, **{name: 1 for name, rules in loop.RULES.items() if not rules.has_gate}}
 ARMS: dict[str, Callable[[loop.Seed, int], dict[str, dict]]] = {
     **{name: lambda seed, rounds, name=name: loop.rows(seed, name, min(rounds, FEWER.get(name, rounds)))
        for name in loop.RULES},
-    "first": loop.free_rows, "broken": loop.broken_row}
+    "broken": loop.broken_row, "free": free.rows, "mixed": free.mixed_row, "bound": free.bound_row,
+    "answers": lambda seed, rounds: free.rows(seed, rounds, arm="answers"), "lessons": lessons.rows,
+    "lessons_shuffled": lambda seed, rounds: lessons.rows(seed, rounds, arm="lessons_shuffled")}
 
 
 def main(argv: list[str] | None = None, execute: loop.Execute = loop.spawn) -> None:

@@ -5,21 +5,20 @@ import contextlib
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from atlas_jax.data.convention import CONVENTIONS, TAGS, Convention
 from atlas_jax.data.problems import Problem, StableRandom
 from atlas_jax.data.traces import export, review
 from atlas_jax.data.traces.query import APPROVED, PENDING, QUARANTINED, SessionQuery
-from atlas_jax.data.traces.record import Trace
 from atlas_jax.data.traces.store import SqlStore, open_store
 from atlas_jax.rollout import rewards
 from atlas_jax.runtime.fingerprint import fingerprint, learning_key
 from atlas_jax.runtime.pool import PoolSettings, SessionPool
 from atlas_jax.runtime.result import SessionResult
 from atlas_jax.runtime.scoring import GraderAndJudges
-from atlas_jax.runtime.session import FixedLane, Router, SessionParts, SessionSpec
+from atlas_jax.runtime.session import FixedLane, LessonMemory, Router, SessionParts, SessionSpec
 from atlas_jax.runtime.store import RuntimeStore, StoreSettings
 from atlas_jax.runtime.supervision import Supervisor
 from experiments.adaptive_teacher.models import Writer
@@ -29,7 +28,7 @@ from experiments.closed_loop import models
 TASKS = 256
 POISON_SHARE = 0.05
 REVIEWER = "scripted"
-WAVE = 32  # Tasks at a time where lanes are chosen by what came before.
+WAVE = 32  # Tasks at a time where lanes or lessons depend on what came before.
 TENANT = "study"
 
 
@@ -62,88 +61,106 @@ def held_out(seed: int, count: int = TASKS) -> list[Given]:
   return [Given(one, one.answer) for one in found]
 
 
-def poison(seed: int, number: int, count: int) -> list[Given]:
+def poison(seed: int, number: int, count: int, *, aimed_at: int = 3) -> list[Given]:
   """Returns tasks that somebody submits with wrong answers, tenfold ones where plain ones are right.
 
   The student can be brought to give them, so that a teacher which learns from them spoils what was right.
+
+  Args:
+    seed: of letters and sums.
+    number: of the round.
+    count: tasks.
+    aimed_at: plain letters that they are of, the first ones.
   """
   found = Convention(seed=1_000 * (number + 501) + seed, tag_seed=seed)
+  aims = [tag for tag in TAGS if found.conventions[tag] == "plain"][:aimed_at]
   wanted = (found.problem(index) for index in itertools.count())
-  plain = (one for one in wanted if one.extra["convention"] == "plain")
+  plain = (one for one in wanted if one.extra["tag"] in aims)
   return [Given(one, CONVENTIONS["tenfold"](one.extra["a"] + one.extra["b"]), True)
           for one in itertools.islice(plain, count)]
 
 
 def run(given: Sequence[Given], team: Team, *, url: str, prefix: str, lane: str | None = "paired",
-        router: Callable[[RuntimeStore], Router] | None = None) -> list[SessionResult]:
-  """Runs tasks through the runtime, in their order.
+        router: Callable[[RuntimeStore], Router] | None = None, family: Callable[[Given], str] | None = None,
+        lessons: Callable[[RuntimeStore], LessonMemory] | None = None,
+        key_version: str | None = None) -> list[SessionResult]:
+  """Runs tasks through the runtime, in their order, and in waves where later ones depend on earlier ones.
 
   Args:
     given: the tasks.
     team: student and teacher.
     url: of the store.
     prefix: of the sessions' keys.
-    lane: fixed one; None: `router` chooses, a wave of tasks after the other.
+    lane: fixed one; None: `router` chooses.
     router: makes a router of the store.
+    family: of tasks; None: their letter.
+    lessons: makes a memory of lessons of the store; None: there is none.
+    key_version: of the student in learning keys, under which its lessons are; None: its version.
   """
-  probes = [f"{one.problem.prompt}?" for one in given]
-  approaches = team.student.write(probes, max_tokens=settings.PROBE_TOKENS)
+  approaches: Sequence[str | None] = [None] * len(given)
+  if lane != "auto":  # For the teacher.
+    approaches = team.student.write([f"{one.problem.prompt}?" for one in given],
+                                    max_tokens=settings.PROBE_TOKENS)
   # In a thread: notebooks have a loop that runs already.
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
-    return thread.submit(asyncio.run, _run(given, approaches, team, url, prefix, lane, router)).result()
+    return thread.submit(asyncio.run, _run(given, approaches, team, url, prefix, lane, router,
+                                           family or letter, lessons, key_version)).result()
 
 
-async def _run(given, approaches, team, url, prefix, lane, router) -> list[SessionResult]:
-  pathlib.Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-  store = RuntimeStore(StoreSettings(url, spool=f"{url.removeprefix('sqlite:///')}.spool"))
-  await store.open(create=True)
-  agent = models.StudentAgent(team.student, team.student_version)
+async def _run(given, approaches, team, url, prefix, lane, router, family, lessons, key_version
+               ) -> list[SessionResult]:
+  agent = models.StudentAgent(team.student, key_version or team.student_version)
   versions = {"student": team.student_version, "teacher": team.teacher_version}
-  parts = SessionParts(agent, Supervisor(models.TeacherModel(team.teacher), models.templates()),
-                FixedLane() if router is None else router(store), GraderAndJudges(rewards.load("verbatim")),
-                versions=versions)
-  pool = SessionPool(parts, store, settings=PoolSettings(tenant=TASKS, sessions=TASKS))
-  specs = [SessionSpec(f"{prefix}-{place}", one.problem.prompt, ground_truth=one.truth,
-                       tags=(one.problem.extra["tag"],), tenant=TENANT, lane=lane, approach=approach,
-                       learning_key=key_of(agent, one))
-           for place, (one, approach) in enumerate(zip(given, approaches, strict=True))]
-  try:
-    wave = len(specs) if lane is not None else WAVE
+  async with at_work(url) as store:
+    parts = SessionParts(agent, Supervisor(models.TeacherModel(team.teacher), models.templates()),
+                  FixedLane() if router is None else router(store), GraderAndJudges(rewards.load("verbatim")),
+                  None if lessons is None else lessons(store), versions=versions)
+    pool = SessionPool(parts, store, settings=PoolSettings(tenant=TASKS, sessions=TASKS))
+    specs = [SessionSpec(f"{prefix}-{place}", one.problem.prompt, ground_truth=one.truth,
+                         tags=(family(one),), tenant=TENANT, lane=lane, approach=approach,
+                         learning_key=key_of(agent, family(one)))
+             for place, (one, approach) in enumerate(zip(given, approaches, strict=True))]
+    wave = len(specs) if lane is not None and lessons is None else WAVE
     found: list[SessionResult] = []
     for first in range(0, len(specs), max(1, wave)):
       found += await asyncio.gather(*(pool.run(one) for one in specs[first:first + wave]))
       await store.settled()
     return found
+
+
+@contextlib.asynccontextmanager
+async def at_work(url: str) -> AsyncIterator[RuntimeStore]:
+  """Opens the store of sessions that run, which is made where there is none."""
+  file = url.removeprefix("sqlite:///")
+  pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+  store = RuntimeStore(StoreSettings(url, spool=f"{file}.spool"))
+  await store.open(create=True)
+  try:
+    yield store
   finally:
     await store.close()
 
 
-class FirstAttempts:
-  """The history of a store with the score of each session's first attempt in place of its last.
-
-  What the student got right with the teacher's help says nothing of how it does without.
-  """
-
-  def __init__(self, store: RuntimeStore):
-    """Takes the store."""
-    self._store = store
-
-  async def history(self, learning_key: str, most: int) -> list[Trace]:
-    """Returns the newest sessions of a family; see `RuntimeStore.history`."""
-    found = []
-    for trace in await self._store.history(learning_key, most):
-      attempts = [one for step in trace.steps for one in step.attempts]
-      score = attempts[0].score.value if attempts else None
-      found.append(Trace.from_json({**trace.to_json(), "session_reward": {"score": score},
-                                    "reward_stats": {"score": score, "source": "grader"}}))
-    return found
+def letter(one: Given) -> str:
+  """Returns the letter of a task, which is its family."""
+  return one.problem.extra["tag"]
 
 
-def key_of(agent: models.StudentAgent, one: Given) -> str:
-  """Returns the learning key of a task: its letter is the family."""
-  made = fingerprint(agent.name, TENANT, (), (one.problem.extra["tag"],), student_version=agent.version,
+def key_of(agent: models.StudentAgent, family: str) -> str:
+  """Returns the learning key of a family of tasks."""
+  made = fingerprint(agent.name, TENANT, (), (family,), student_version=agent.version,
                      prompt_sha="", tools_sha="")
   return learning_key(TENANT, made)
+
+
+def with_store(url: str, doing: Callable[[RuntimeStore], Awaitable[Any]]) -> Any:
+  """Returns what a function makes of the store of sessions."""
+  async def opened() -> Any:
+    async with at_work(url) as store:
+      return await doing(store)
+
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(asyncio.run, opened()).result()
 
 
 # Review.

@@ -69,15 +69,15 @@ def test_what_is_withheld_is_counted():
   assert found.outcomes == (False, True) and found.withheld == {"gate": 2, "versions": 1, "unchecked": 1}
 
 
-def test_what_a_teacher_mended_is_no_evidence_for_auto():
+def test_what_a_teacher_mended_is_no_evidence_for_auto_and_what_it_spoiled_is():
   """An answer that guidance made right is a right outcome of the session, a wrong one of the agent alone."""
-  def session(first):
+  def session(first, last=1.0):
     attempts = [{"attempt": 1, "answer": "3", "score": first, "score_source": "grader"},
-                {"attempt": 2, "answer": "4", "score": 1.0, "score_source": "grader"}]
+                {"attempt": 2, "answer": "4", "score": last, "score_source": "grader"}]
     return Trace.from_json({"task": "t", "execution_mode": "paired", "review_status": "approved",
                             "session_metadata": {"status": "succeeded"}, "reward_status": "ok",
-                            "reward_stats": {"score": 1.0, "source": "grader"},
-                            "session_reward": {"score": 1.0},
+                            "reward_stats": {"score": last, "source": "grader"},
+                            "session_reward": {"score": last},
                             "steps": [{"step_id": 1, "attempt_details": attempts}]})
 
   helped = evidence.of_traces([session(0.0)] * 20, {})
@@ -85,3 +85,6 @@ def test_what_a_teacher_mended_is_no_evidence_for_auto():
   assert helped.outcomes == alone.outcomes == (True,) * 20
   assert helped.alone == (False,) * 20 and helped.lower < 0.1 < 0.8 < alone.lower
   assert route(helped, None).lane == "paired" and route(alone, None).lane == "auto"
+  spoiled = evidence.of_traces([session(1.0, last=0.0)] * 20, {})
+  assert spoiled.outcomes == (False,) * 20 and spoiled.alone == (True,) * 20 and spoiled.lower == alone.lower
+  assert route(spoiled, None).lane == "auto"  # A worse teacher is no reason for more of it.

@@ -116,6 +116,29 @@ def test_the_record_says_which_lessons_were_shown_and_withheld(tmp_path):
   assert any(one and one["shown"] for one in found) and any(one and one["withheld"] for one in found)
 
 
+def test_what_failed_with_a_lesson_in_trial_is_no_source_of_lessons(tmp_path):
+  """A lesson that misleads would else be followed by others, learnt from the failures that it causes."""
+  def student(messages):
+    return "5" if any(one.get("name") == "lessons" for one in messages) else "4"
+
+  async def work(store):
+    await source(store)
+    learner = Script(reply(lesson("Guess.")))
+    results, _ = await run(store, of(*(f"s{number}" for number in range(8))), student=Script(student),
+                           learner=learner)
+    traces = await store.sessions([one.session_id for one in results])
+    wrong = [one.session_id for one in traces if one.reward.value == 0]
+    notes = [one.session_metadata["lessons"] for one in traces if one.session_id in wrong]
+    assert wrong and all(one["in_trial"] == one["shown"] != [] for one in notes)
+    assert not learner.asked and len(await entries_of(store)) == 1
+    for number in wrong:
+      review(store.settings.url, number, "approved")
+    found = await learn_from_approved(store, wrong, learner=Learner(FunctionModel(learner)))
+    assert found.sessions == 0 and set(found.skipped.values()) == {"it was shown a lesson in trial"}
+
+  with_store(f"sqlite:///{tmp_path}/a.db", tmp_path, work)
+
+
 @pytest.mark.parametrize("state", ["pending", "quarantined"])
 @pytest.mark.parametrize("graded", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
