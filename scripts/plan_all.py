@@ -4,9 +4,10 @@
   python scripts/plan_all.py --only=memory_40m --out=experiments/benchmarks/plan.jsonl
   python scripts/plan_all.py --table=experiments/benchmarks/plan.md --out=experiments/benchmarks/plan.jsonl
 
-Each plan is made by the program, in a process of its own (`python -m atlas_jax.main --mode=plan`); rows that are
-there are replaced. With --check it fails where a config does not fit a machine that it is listed for, or where a
-program exchanges over 5% more bytes between devices than the row that is there says. Needs the extra `plan`.
+Each plan is made by the program, in a process of its own (`python -m atlas_jax.main --mode=plan`); rows that
+are there are replaced. With --check it fails where a config does not fit a machine that it is listed for, or
+where a program exchanges over 5% more bytes between devices than the row that is there says. Needs the extra
+`plan`.
 """
 import argparse
 import json
@@ -79,7 +80,8 @@ def problems(found: dict, before: dict | None) -> list[str]:
     return [f"{found['key']}: {found['error']}"]
   bad = [] if found["fits"] else [f"{found['key']}: does not fit"]
   if before and "error" not in before and exchanged(found) > TOLERATED * exchanged(before):
-    bad.append(f"{found['key']}: {exchanged(found):,} bytes between devices, {exchanged(before):,} in the record")
+    bad.append(f"{found['key']}: {exchanged(found):,} bytes between devices, {exchanged(before):,} in the "
+               "record")
   return bad
 
 
@@ -91,8 +93,8 @@ def read(file: pathlib.Path) -> dict[str, dict]:
 
 def table(rows: dict[str, dict]) -> str:
   """Returns the rows as Markdown."""
-  head = ("| config | machine | parameters | rows | fits | peak GiB | of | kernels | GB moved | GB between devices"
-          " | estimated s | per second | largest term |\n" + "| --- " * 13 + "|")
+  head = ("| config | machine | parameters | rows | fits | peak GiB | of | kernels | GB moved | GB between "
+          "devices | estimated s | per second | largest term |\n" + "| --- " * 13 + "|")
   lines = [head]
   for row in rows.values():
     name = " ".join([row["config"].removeprefix("configs/"), *row["key"].split()[4:]])
@@ -104,7 +106,8 @@ def table(rows: dict[str, dict]) -> str:
     unit, speed = next((name, value) for name, value in time_.items() if name.endswith("_per_s"))
     fits = "yes" if row["fits"] else "no: " + (row["advice"] or {"lines": [""]})["lines"][0]
     lines.append(
-        f"| {name} | {machine} | {row['parameters']:,} | {row['rows']} in {row['accumulate_steps']} | {fits} | "
+        f"| {name} | {machine} | {row['parameters']:,} | {row['rows']} in {row['accumulate_steps']} | "
+        f"{fits} | "
         f"{memory['peak'] / GIB:.2f} | {memory['limit'] / GIB:.2f} | {row['program']['kernels']:,} | "
         f"{row['program']['bytes'] / 1e9:.1f} | {exchanged(row) / 1e9:.3f} | {time_['step_s']:.4f} | "
         f"{speed:,.0f} {unit.removesuffix('_per_s')} | {time_['largest'][0]['term']} |")
@@ -113,11 +116,12 @@ def table(rows: dict[str, dict]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
   """Plans, writes, and returns the exit code."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="the record, a JSON object in each line")
-  parser.add_argument("--only", default="", help="rows whose key has this in it")
-  parser.add_argument("--table", type=pathlib.Path, help="the page whose table is written anew; nothing is planned")
-  parser.add_argument("--check", action="store_true", help="fail where a config does not fit or exchanges more")
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  add = parser.add_argument
+  add("--out", type=pathlib.Path, required=True, help="the record, a JSON object in each line")
+  add("--only", default="", help="rows whose key has this in it")
+  add("--table", type=pathlib.Path, help="the page whose table is written anew; nothing is planned")
+  add("--check", action="store_true", help="fail where a config does not fit or exchanges more")
   asked = parser.parse_args(argv)
   record = read(asked.out)
   if asked.table:

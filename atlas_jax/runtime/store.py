@@ -260,18 +260,15 @@ class RuntimeStore:
     """Moves a deployment; see `runtime_rows.move_deployment`."""
     await self._commit.written(functools.partial(
         runtime_rows.move_deployment, number=number, from_state=from_state, to_state=to_state,
-        fraction=fraction,
-        metadata=metadata), None)
+        fraction=fraction, metadata=metadata), None)
 
   async def put_canary_pair(self, deployment: int, session_id: int, pair: Sequence[Any]) -> list[tuple]:
     """Writes a comparison of a version on trial; returns all of them, see `runtime_rows.put_canary_pair`."""
-    new, old, is_error = pair
+    named = dict(zip(("new", "old", "is_error"), pair, strict=True))
     return await self._commit.written(functools.partial(
-        runtime_rows.put_canary_pair, deployment=deployment, session_id=session_id, new=new, old=old,
-        is_error=is_error), None)
+        runtime_rows.put_canary_pair, deployment=deployment, session_id=session_id, **named), None)
 
-  async def streams(self, *, session_key: str | None = None, tenant: str | None = None
-                    ) -> tuple[list[Mapping[str, Any]], list[str]]:
+  async def streams(self, *, session_key: str | None = None, tenant: str | None = None) -> tuple[list, list]:
     """Returns the memory streams of a session or tenant, and its sessions; see `runtime_rows.streams`."""
     return await self._read(functools.partial(runtime_rows.streams, session_key=session_key, tenant=tenant))
 
