@@ -4,6 +4,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.optim import precision
+
 
 def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, rows=()):
   """Differentiates the mean loss of a batch.
@@ -20,7 +22,8 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
 
   Returns:
     ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of
-    the whole batch, whatever the pieces, and the carry of all rows in their order.
+    the whole batch, whatever the pieces, and the carry of all rows in their order; gradients are float32 or
+    wider.
   """
 
   def piece(index, batch, carry, rows):
@@ -39,6 +42,8 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
     grads, sums = piece(0, batch, carry, rows)
   else:
     grads, sums = _in_turn(piece, batch, carry, rows, parts)
+
+  grads = precision.wide(grads)  # Before the quotient: a count of tokens is not exact in bfloat16.
 
   def mean(x):
     return x / jnp.maximum(sums.weight, 1).astype(x.dtype)
@@ -62,7 +67,7 @@ def _in_turn(piece: Callable, batch, carry, rows, parts: int):
   def apart(index, batch, carry, rows):
     (grads, row_grads), out = piece(index, batch, carry, rows)
     # Sums of all rows are added up in the scan's carry; what belongs to rows is stacked by it instead.
-    return (grads, out._replace(carry=())), (row_grads, out.carry)
+    return (precision.wide(grads), out._replace(carry=())), (row_grads, out.carry)
 
   # Shapes alone, without computing a piece; the zeros are of the dtypes that the pieces really have.
   shapes, _ = jax.eval_shape(apart, *jax.tree.map(lambda x: x[0], pieces))
