@@ -32,7 +32,7 @@ def get_config(arg=None):
                        folder="model" if arg.cpu or arg.smoke else "atlas_1.1B")
   config.loss.block_tokens = 1_024
   config.decoder.attention_block_tokens = 256
-  config.optim.update(lr=5e-6, steps=None, first_moment="bfloat16", second_moment="factored")
+  config.optim.update(lr=5e-6, steps=None, first_moment="bfloat16", second_moment="bfloat16")
   config.train.update(param_dtype="bfloat16", accumulate_steps=4)
   config.train.eval_every_steps = 1_000
   config.checkpoint.update(every_steps=1_000, best_metric="val_pairs_right_frac", best_mode="max")
@@ -50,7 +50,7 @@ def _small(config):
   config.ranked.update(score_scale=2.0, margin_scale=4.0)
   config.decoder.attention_block_tokens = None
   config.loss.block_tokens = None
-  config.optim.update(lr=2e-3, warmup_steps=50, first_moment="float32", second_moment="full")
+  config.optim.update(lr=2e-3, warmup_steps=50, first_moment="float32", second_moment="float32")
   config.train.update(param_dtype="float32", accumulate_steps=1)
   config.train.update(eval_every_steps=200)
   config.checkpoint.update(every_steps=200)

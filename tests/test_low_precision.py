@@ -18,7 +18,7 @@ from tests.helpers import assert_same_bits
 ROWS, LENGTH, VOCAB, STEPS = 4, 32, 40, 40
 MODEL = Decoder(vocab_size=VOCAB, width=64, depth=2, heads=2, kv_heads=2, head_dim=32, ff_width=96, tied=True)
 SAVING = {"train__param_dtype": "bfloat16", "optim__first_moment": "bfloat16",
-          "optim__second_moment": "factored"}
+          "optim__second_moment": "bfloat16"}
 
 
 class Markov(runs.ToySource):
@@ -84,6 +84,14 @@ def test_the_losses_are_those_of_float32_within_a_hundredth(changes, plain):
   kernels = {leaf.dtype for name, leaf in tree.named_leaves(state.params["blocks"]) if name.endswith("kernel")}
   assert kernels == {jnp.dtype(changes.get("train__param_dtype", "float32"))}
   assert (losses != plain).any()
+
+
+def test_factored_squares_learn_no_slower_than_those_of_float32(plain):
+  losses, _ = losses_of(**{**SAVING, "optim__second_moment": "factored"})
+  # Another estimate is another path: here it is up to 5% below. It starts as the other one, and stays near.
+  np.testing.assert_allclose(losses, plain, rtol=0.06)
+  np.testing.assert_allclose(losses[:8], plain[:8], rtol=0.01)
+  assert losses[-10:].mean() < 1.01 * plain[-10:].mean()
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path):

@@ -262,10 +262,10 @@ def _optim() -> dict:
       "gate_lr_scale": above_zero(1.0),  # Factor on the learning rate of memory's gates.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
       "freeze": OPTIONAL(str),  # Patterns of parameter names, comma-separated, not trained: "embed/*".
-      # adamw: the mean is kept in 4 bytes for a parameter, or in 2.
+      # adamw: the mean is kept in it.
       "first_moment": one_of("float32", "float32 bfloat16"),
-      # adamw: squares are kept for each parameter, in 4 bytes, or "factored": for a matrix's rows and columns.
-      "second_moment": one_of("full", "full factored"),
+      # adamw: squares are kept in it, or "factored": a mean for each row and column of a matrix.
+      "second_moment": one_of("float32", "float32 bfloat16 factored"),
   }
 
 

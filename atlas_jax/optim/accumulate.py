@@ -23,7 +23,7 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
   Returns:
     ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of
     the whole batch, whatever the pieces, and the carry of all rows in their order; gradients are float32 or
-    wider.
+    wider. Sums of pieces for bfloat16 parameters are bfloat16, rounded at random.
   """
 
   def piece(index, batch, carry, rows):
@@ -41,7 +41,7 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
   if parts == 1:
     grads, sums = piece(0, batch, carry, rows)
   else:
-    grads, sums = _in_turn(piece, batch, carry, rows, parts)
+    grads, sums = _in_turn(piece, batch, carry, rows, parts, rng)
 
   grads = precision.wide(grads)  # Before the quotient: a count of tokens is not exact in bfloat16.
 
@@ -52,7 +52,7 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
   return grads, sums._replace(loss=nats, metrics=metrics)
 
 
-def _in_turn(piece: Callable, batch, carry, rows, parts: int):
+def _in_turn(piece: Callable, batch, carry, rows, parts: int, rng):
   """Adds up what pieces give; their carries, and the gradients of their rows, are put together."""
   # Piece i takes rows i, i + parts, ...: every device keeps its own rows.
 
@@ -67,15 +67,18 @@ def _in_turn(piece: Callable, batch, carry, rows, parts: int):
   def apart(index, batch, carry, rows):
     (grads, row_grads), out = piece(index, batch, carry, rows)
     # Sums of all rows are added up in the scan's carry; what belongs to rows is stacked by it instead.
-    return (precision.wide(grads), out._replace(carry=())), (row_grads, out.carry)
+    return (grads, out._replace(carry=())), (row_grads, out.carry)
 
   # Shapes alone, without computing a piece; the zeros are of the dtypes that the pieces really have.
   shapes, _ = jax.eval_shape(apart, *jax.tree.map(lambda x: x[0], pieces))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def body(so_far, xs):
-    sums, of_rows = apart(*xs)
-    return jax.tree.map(jnp.add, so_far, sums), of_rows
+    (grads, out), of_rows = apart(*xs)
+    # A float32 sum would need twice the memory of the parameters; to the nearest, late pieces would count
+    # less and less.
+    grads = precision.apply_updates(so_far[0], grads, jax.random.fold_in(rng, xs[0]))
+    return (grads, jax.tree.map(jnp.add, so_far[1], out)), of_rows
 
   # One program for a piece, run `parts` times: memory and compile time do not grow with `parts`.
   (grads, sums), of_rows = jax.lax.scan(body, zeros, pieces)

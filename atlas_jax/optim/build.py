@@ -28,7 +28,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
           weight_decay: float, decay_of: str, clip_norm: float | None,
           ema_decay: float | None, gate_lr_scale: float = 1.0,
           freeze: str | None = None, orthogonal_grads: float | None = None,
-          first_moment: str = "float32", second_moment: str = "full") -> optax.GradientTransformation:
+          first_moment: str = "float32", second_moment: str = "float32") -> optax.GradientTransformation:
   """Makes the optimizer of a run from `config.optim`.
 
   Args:
@@ -44,7 +44,7 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
     freeze: patterns of the parameters that are not changed, see `freeze.mask`; None: all are trained.
     orthogonal_grads: fraction of a matrix's own direction taken out of its gradient, see `orthogonal`.
     first_moment: dtype of Adam's mean, "float32" or "bfloat16".
-    second_moment: "full", a float32 for every parameter, or "factored", see `factored`.
+    second_moment: of Adam's mean square: "float32", "bfloat16", see `precision`, or "factored", see there.
 
   Returns:
     A chain whose moments are named like the parameters, so they are placed like them. It computes in float32
@@ -83,14 +83,14 @@ def _scale(params_abstract, name: str, b1: float, b2: float, eps: float, first_m
            second_moment: str) -> optax.GradientTransformation:
   """Makes what divides gradients by their size."""
   if name == "adam_atan2":
-    if (first_moment, second_moment) != ("float32", "full"):
+    if (first_moment, second_moment) != ("float32", "float32"):
       raise ValueError(f"config.optim.first_moment={first_moment!r} and second_moment={second_moment!r} are "
                        "not for name='adam_atan2', whose moments are float32; set name='adamw'")
     return scale_by_adam_atan2(b1, b2)
-  if second_moment == "full":
-    # Whatever the parameters' dtype: of squares, the 8 bits of bfloat16 would round small steps away.
-    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(first_moment))
-  return scale_by_factored_adam(_matrices(params_abstract), b1, b2, jnp.dtype(first_moment))
+  if second_moment == "factored":
+    return scale_by_factored_adam(_matrices(params_abstract), b1, b2, jnp.dtype(first_moment))
+  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(first_moment))
+  return precision.narrow_squares(adam) if second_moment == "bfloat16" else adam
 
 
 def _prepared(params_abstract, orthogonal_grads: float | None, clip_norm: float | None):

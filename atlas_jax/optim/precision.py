@@ -6,6 +6,8 @@ the mean right, it is kept in expectation, and no float32 copy of the parameters
 
 Source: Gupta et al. 2015, arXiv:1502.02551 (stochastic rounding).
 """
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,6 +15,7 @@ import optax
 from atlas_jax import tree
 
 ROUNDING = 2**31 - 3  # Folded into an update's key: no piece of a batch has this number.
+SQUARES = 2**31 - 4  # The seed that squares are rounded with.
 LOW_BITS = 16  # Of a float32, beyond those of a bfloat16.
 
 
@@ -51,27 +54,60 @@ def widened(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
   return optax.GradientTransformation(init, update)
 
 
+def narrow_squares(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns Adam that keeps mean squares in bfloat16, rounded at random by keys of the count of updates.
+
+  To the nearest they would stop to fall: a step of 1 - 0.999 is below half of the gap between two numbers.
+
+  Args:
+    adam: what `optax.scale_by_adam` gives, for float32 parameters.
+  """
+
+  def narrow(state, nu):
+    return NarrowState(state._replace(nu=()), nu)
+
+  def init(params):
+    state = adam.init(params)
+    return narrow(state, tree.cast(state.nu, jnp.bfloat16))
+
+  def update(grads, state, params=None):
+    updates, after = adam.update(grads, state.adam._replace(nu=wide(state.nu)), params)
+    leaves, form = jax.tree.flatten(after.nu)
+    key = jax.random.fold_in(jax.random.key(SQUARES), after.count)
+    rounded = [round_randomly(leaf, jax.random.fold_in(key, at)) for at, leaf in enumerate(leaves)]
+    return updates, narrow(after, form.unflatten(rounded))
+
+  return optax.GradientTransformation(init, update)
+
+
+class NarrowState(NamedTuple):
+  """The state of `narrow_squares`, named like the parameters."""
+
+  adam: Any  # Adam's, without squares
+  nu: Any  # mean squares, bfloat16
+
+
 def apply_updates(params, updates, key):
   """Adds updates to parameters; sums for bfloat16 ones are formed in float32 and rounded at random.
 
   Args:
     params: stored parameters.
-    updates: of the same form, float32 or wider where a parameter is narrower.
+    updates: of the same form.
     key: of the update's own.
 
   Returns:
     New parameters in the dtypes of the old ones; those of float32 exactly as `optax.apply_updates` has them.
   """
-  leaves, form = jax.tree.flatten(params)
-  steps = form.flatten_up_to(updates)
-  key = jax.random.fold_in(key, ROUNDING)
-
-  def one(number, leaf, step):
+  def one(pair, key):
+    leaf, step = pair
     if leaf.dtype != jnp.bfloat16:
       return optax.apply_updates(leaf, step)
-    return round_randomly(leaf.astype(jnp.float32) + step, jax.random.fold_in(key, number))
+    return round_randomly(leaf.astype(jnp.float32) + step, key)
 
-  return form.unflatten([one(number, *pair) for number, pair in enumerate(zip(leaves, steps, strict=True))])
+  leaves, form = jax.tree.flatten(params)
+  pairs = zip(leaves, form.flatten_up_to(updates), strict=True)
+  key = jax.random.fold_in(key, ROUNDING)
+  return form.unflatten([one(pair, jax.random.fold_in(key, at)) for at, pair in enumerate(pairs)])
 
 
 def round_randomly(x, key):
