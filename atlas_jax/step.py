@@ -36,8 +36,8 @@ def make_step(config, recipe: Recipe, params_abstract):
     rng = jax.random.fold_in(state.rng, state.step)
     (grads, row_grads), out = accumulate.gradients(
         loss_at(recipe, state.step), state.params, batch, state.carry,
-        frozen=frozen_for_loss(recipe, state, frozen), rows=rows,
-        rng=rng, parts=config.train.accumulate_steps)
+        frozen=frozen_for_loss(recipe, state, frozen), rows=rows, rng=rng,
+        parts=config.train.accumulate_steps)
     grads = freeze.without_frozen(grads, frozen_params)  # Before the norm, which is of what is trained.
     norm = tree.global_norm(grads)
     finite = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
@@ -47,8 +47,7 @@ def make_step(config, recipe: Recipe, params_abstract):
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    lr = rate(state.step - state.skipped)  # As the optimizer counts, whose state a skipped update leaves.
-    bad = 1 - finite.astype(jnp.int32)
+    lr, bad = rate(state.step - state.skipped), 1 - finite.astype(jnp.int32)  # As the optimizer counts.
     tables = _update_tables(recipe, state, batch, row_grads, finite, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))

@@ -1,4 +1,4 @@
-"""The checks of scripts/hardware_check.py; each returns its part of the report and takes whether sizes are tiny.
+"""The checks of scripts/hardware_check.py: each takes whether sizes are tiny, and returns its part.
 
 A part has "ok", and the numbers it follows from. What a device cannot do at all is an exception.
 """
@@ -11,7 +11,6 @@ import bench_child
 import bench_kernels
 import bench_trm
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from atlas_jax import config as configs
@@ -69,11 +68,11 @@ def about(tiny: bool) -> dict:
   on_cpu = one.platform == "cpu"
   return {"platform": one.platform, "kind": bench_child.processor() if on_cpu else one.device_kind,
           "devices": jax.device_count(), "memory_bytes": stats.get("bytes_limit"),
-          "peak_flops": profile.run_peak_flops([one]), "runtime": jax.extend.backend.get_backend().platform_version,
+          "peak_flops": profile.run_peak_flops([one]), "runtime": one.client.platform_version,
           "versions": bench_child.versions("jax", "jaxlib", "flax", "optax", "numpy")}
 
 
-# ----------------------------------------------------------------------------------------------------- kernels
+# --------------------------------------------------------------------------------------------------- kernels
 
 
 def kernels(tiny: bool, *, pallas: bool = False) -> dict:
@@ -97,7 +96,7 @@ def kernels(tiny: bool, *, pallas: bool = False) -> dict:
 
 
 def pallas_kernels(tiny: bool) -> dict:
-  """Compares the forms that are written for the device; none on a CPU, and their compilation may take long."""
+  """Compares the forms that are written for the device; there are none for a CPU."""
   return kernels(tiny, pallas=True)
 
 
@@ -136,7 +135,8 @@ def against_cpu(tiny: bool) -> dict:
       runs.append(_three_updates(job, mesh, start))
   (expected, first), (found, second) = runs
   loss_gap, norm_gap = (float(np.abs(found[:, at] / expected[:, at] - 1).max()) for at in (0, 1))
-  moved = [[np.asarray(a, np.float64) - b for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(start.params))]
+  began = jax.tree.leaves(start.params)
+  moved = [[np.asarray(a, np.float64) - b for a, b in zip(jax.tree.leaves(end), began, strict=True)]
            for end in (first, second)]
   norm = sum(np.square(x).sum() for x in moved[0]) ** 0.5
   update_gap = float(sum(np.square(a - b).sum() for a, b in zip(*moved, strict=True)) ** 0.5 / norm)
@@ -160,7 +160,7 @@ def _three_updates(job: Job, mesh, start):
   return np.asarray(rows), jax.device_get(state.params)
 
 
-# --------------------------------------------------------------------------------------------- training steps
+# -------------------------------------------------------------------------------------------- training steps
 
 
 def trained(name: str, tiny: bool) -> dict:
@@ -175,7 +175,8 @@ def trained(name: str, tiny: bool) -> dict:
   batch = hosts.global_batch(mesh, job.next_batch(Trained(state.params, frozen, state.tables)))
   batch_s, began = time.perf_counter() - began, time.perf_counter()
   flops = stepping.model_flops(job.recipe, state, frozen, batch)
-  compiled = stepping.jit_step(job.config, job.recipe, mesh, state).lower(state, batch, frozen, stop).compile()
+  step = stepping.jit_step(job.config, job.recipe, mesh, state)
+  compiled = step.lower(state, batch, frozen, stop).compile()
   compile_s = time.perf_counter() - began
   parameters = tree.count(state.params)
   seconds = {"update": [], "batch": []}

@@ -1,7 +1,7 @@
 """Checks this project on the device of this machine and writes one JSON file; see hardware_check.sh.
 
-Every check has a process of its own, so that one that fails, hangs or fills the memory leaves the others; with
---tiny all are in this process. `FIELDS` says what the file holds.
+Every check has a process of its own, so that one that fails, hangs or fills the memory leaves the others;
+with --tiny all are in this process. `FIELDS` says what the file holds.
 """
 import argparse
 import json
@@ -21,8 +21,8 @@ VERSION = 1
 LIMIT_S = 570.0  # Of all checks together.
 LEAST_S = 20.0  # With less time left a check is not begun.
 # In the order in which they are made: what is left out for want of time stands last.
-NAMES = ("against_cpu", "kernels", "memory_40m", "trm", "grpo", "memory_340m", "atlas_ranked", "pallas_kernels")
 TRAINED = ("memory_40m", "trm", "grpo", "memory_340m", "atlas_ranked")
+NAMES = ("against_cpu", "kernels", *TRAINED, "pallas_kernels")
 MOST_OVER_PLAN = {"step": 2.0, "peak": 1.1}  # Measured over planned, and planned over measured.
 
 NUMBER, TEXT, MAYBE = (int, float), str, type(None)
@@ -35,16 +35,16 @@ ROWS = {"rows": list}
 ROW = {"kernel": TEXT, "shape": TEXT, "impl": TEXT, "gap": NUMBER, "limit": NUMBER}
 OF_TRAINING = {
     "config": TEXT, "fields": dict, "parameters": int, "loss": NUMBER, "skipped": int, "compile_s": NUMBER,
-    "first_batch_s": NUMBER, "batch_s": NUMBER, "step_s": NUMBER, "unit": TEXT, "per_step": int, "per_s": NUMBER,
-    "flops": NUMBER, "fraction_of_peak": (*NUMBER, MAYBE), "peak_bytes": int, "compiled_bytes": int,
-    "plan": dict, "step_over_plan": (*NUMBER, MAYBE), "peak_over_plan": (*NUMBER, MAYBE),
-    "plan_agrees": (bool, MAYBE)}
+    "first_batch_s": NUMBER, "batch_s": NUMBER, "step_s": NUMBER, "unit": TEXT, "per_step": int,
+    "per_s": NUMBER, "flops": NUMBER, "fraction_of_peak": (*NUMBER, MAYBE), "peak_bytes": int,
+    "compiled_bytes": int, "plan": dict, "plan_agrees": (bool, MAYBE),
+    **dict.fromkeys(("step_over_plan", "peak_over_plan"), (*NUMBER, MAYBE))}
 PLAN = {"step_s": (*NUMBER, MAYBE), "peak_bytes": (int, MAYBE), "why": (TEXT, MAYBE)}
-AGAINST_CPU = {"loss_gap": NUMBER, "norm_gap": NUMBER, "update_gap": NUMBER, "limits": dict, "losses": list,
-               "cpu_losses": list}
+AGAINST_CPU = {**dict.fromkeys(("loss_gap", "norm_gap", "update_gap"), NUMBER), "limits": dict,
+               **dict.fromkeys(("losses", "cpu_losses"), list)}
 
 
-# ------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------------ the report
 
 
 def problems(report: Mapping[str, Any]) -> list[str]:
@@ -96,13 +96,16 @@ def plan(name: str, part: Mapping[str, Any]) -> dict:
 
 def with_plan(part: Mapping[str, Any], planned: Mapping[str, Any]) -> dict:
   """Adds to a measured step how far it is from its plan."""
-  step, peak = (None if planned[name] is None else part[name] / planned[name] for name in ("step_s", "peak_bytes"))
-  far = {name: max(ratio, 1 / ratio) for name, ratio in (("step", step), ("peak", peak)) if ratio is not None}
+  step, peak = (None if planned[name] is None else part[name] / planned[name]
+                for name in ("step_s", "peak_bytes"))
+  ratios = {"step": step, "peak": peak}
+  far = {name: max(ratio, 1 / ratio) for name, ratio in ratios.items() if ratio is not None}
   agrees = all(far[name] <= MOST_OVER_PLAN[name] for name in far) if far else None
-  return {**part, "plan": dict(planned), "step_over_plan": step, "peak_over_plan": peak, "plan_agrees": agrees}
+  return {**part, "plan": dict(planned), "step_over_plan": step, "peak_over_plan": peak,
+          "plan_agrees": agrees}
 
 
-# -------------------------------------------------------------------------------------------------- the checks
+# ------------------------------------------------------------------------------------------------ the checks
 
 
 def here(name: str, tiny: bool) -> dict:
@@ -159,7 +162,8 @@ def check(tiny: bool, limit_s: float) -> dict:
   return {"version": VERSION, "ok": all(part["ok"] for part in parts.values()), "tiny": tiny,
           "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
           "seconds": round(time.perf_counter() - began, 1), "commit": _commit(),
-          "python": sys.version.split()[0], "device": {name: device[name] for name in DEVICE}, "checks": parts}
+          "python": sys.version.split()[0], "device": {name: device[name] for name in DEVICE},
+          "checks": parts}
 
 
 def _line(part: Mapping[str, Any]) -> str:
@@ -188,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(here(args.only, args.tiny)), flush=True)
     return 0
   if args.tiny and args.out is None:
-    parser.error(f"--tiny needs --out, for example --out=runs/hardware_check.json: {KEPT} is for measurements")
+    parser.error(f"--tiny needs --out, such as --out=runs/hardware_check.json: {KEPT} is for measurements")
   report = check(args.tiny, args.limit_s)
   kind = re.sub(r"[^a-z0-9]+", "_", report["device"]["kind"].lower()).strip("_")
   out = pathlib.Path(args.out or ROOT / KEPT / f"{kind}_{report['date'][:10]}.json")

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import state as states
 from atlas_jax import step as stepping
 from atlas_jax import train, tree
-from atlas_jax import state as states
 from atlas_jax.losses.token_logprobs import token_logprobs
 from atlas_jax.models.decoder import Decoder
 from atlas_jax.parallel import hosts
@@ -32,7 +32,8 @@ class Markov(runs.ToySource):
     tokens_BT = np.zeros((self.rows, LENGTH + 1), np.int32)
     for at in range(1, LENGTH + 1):
       kept = draw.random(self.rows) < 0.8
-      tokens_BT[:, at] = np.where(kept, (7 * tokens_BT[:, at - 1] + 3) % VOCAB, draw.integers(VOCAB, size=self.rows))
+      follows_B = (7 * tokens_BT[:, at - 1] + 3) % VOCAB
+      tokens_BT[:, at] = np.where(kept, follows_B, draw.integers(VOCAB, size=self.rows))
     return {"tokens_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:]}
 
 
@@ -81,8 +82,9 @@ def plain():
 def test_the_losses_are_those_of_float32_within_a_hundredth(changes, plain):
   losses, state = losses_of(**changes)
   np.testing.assert_allclose(losses, plain, rtol=0.01)
-  kernels = {leaf.dtype for name, leaf in tree.named_leaves(state.params["blocks"]) if name.endswith("kernel")}
-  assert kernels == {jnp.dtype(changes.get("train__param_dtype", "float32"))}
+  blocks = tree.named_leaves(state.params["blocks"])
+  wanted = jnp.dtype(changes.get("train__param_dtype", "float32"))
+  assert {leaf.dtype for name, leaf in blocks if name.endswith("kernel")} == {wanted}
   assert (losses != plain).any()
 
 

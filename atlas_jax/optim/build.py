@@ -68,15 +68,19 @@ def build(params_abstract, *, name: str, lr: float, warmup_steps: int, steps: in
       optax.add_decayed_weights(weight_decay, mask=mask),
       optax.scale_by_learning_rate(rate))
   if gate_lr_scale != 1:
-    gates = gate_mask(params_abstract)
-    if not any(jax.tree.leaves(gates)):
-      raise ValueError(f"config.optim.gate_lr_scale={gate_lr_scale} has nothing to scale: no memory gate is "
-                       "trained; set it to 1")
     # Behind Adam as well: its quotient would cancel a factor on the gradients.
-    optimizer = optax.chain(optimizer, optax.masked(optax.scale(gate_lr_scale), gates))
+    optimizer = optax.chain(optimizer, _scale_of_gates(params_abstract, gate_lr_scale))
   if freeze is not None:
     optimizer = freezing.wrap(optimizer, freezing.mask(params_abstract, freeze))
   return precision.widened(optimizer)
+
+
+def _scale_of_gates(params_abstract, gate_lr_scale: float) -> optax.GradientTransformation:
+  gates = gate_mask(params_abstract)
+  if not any(jax.tree.leaves(gates)):
+    raise ValueError(f"config.optim.gate_lr_scale={gate_lr_scale} has nothing to scale: no memory gate is "
+                     "trained; set it to 1")
+  return optax.masked(optax.scale(gate_lr_scale), gates)
 
 
 def _scale(params_abstract, name: str, b1: float, b2: float, eps: float, first_moment: str,

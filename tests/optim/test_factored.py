@@ -12,8 +12,8 @@ B1, B2 = 0.9, 0.95
 
 
 def params():
-  return {"blocks": {"attention": {"q": {"kernel": jnp.ones((3, 64, 4, 16))}}, "norm": {"scale": jnp.ones((3, 64))}},
-          "embed": jnp.ones((96, 64))}
+  blocks = {"attention": {"q": {"kernel": jnp.ones((3, 64, 4, 16))}}, "norm": {"scale": jnp.ones((3, 64))}}
+  return {"blocks": blocks, "embed": jnp.ones((96, 64))}
 
 
 def made(**changes):
@@ -58,7 +58,7 @@ def test_squares_of_a_product_of_rows_and_columns_give_adam():
   states = [adam.init(params()), ours.init(params())]
   for _ in range(3):
     (expected, states[0]), (found, states[1]) = (
-        optimizer.update(grads, state, params()) for optimizer, state in zip((adam, ours), states, strict=True))
+        one.update(grads, state, params()) for one, state in zip((adam, ours), states, strict=True))
   for (name, a), b in zip(tree.named_leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
 
