@@ -27,7 +27,8 @@ def state_args(config, recipe: Recipe):
     return optim.build(params, **config.optim)
 
   with_reference = recipe.update.reference is not None
-  return recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference
+  return (recipe.init, optimizer_of, config.optim.ema_decay, config.seed, with_reference,
+          config.train.param_dtype)
 
 
 def frozen_of(config, recipe: Recipe, mesh, loaded: LoadedParams):

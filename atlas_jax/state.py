@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 
 from atlas_jax import tree
 from atlas_jax.models import placement
+from atlas_jax.optim import build as optim
+from atlas_jax.optim import precision
 
 
 class Init(NamedTuple):
@@ -69,7 +71,7 @@ def first(recipe_init, seed: int):
 
 
 def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchored: bool = False,
-           params=None, tables=None) -> TrainState:
+           param_dtype: str = "float32", params=None, tables=None) -> TrainState:
   """Makes the first state of a run; also under `jax.eval_shape` and `jax.jit`.
 
   Args:
@@ -78,20 +80,27 @@ def create(recipe_init, optimizer_of, ema_decay: float | None, seed: int, anchor
     ema_decay: None for no moving average.
     seed: of the run.
     anchored: whether a copy of the parameters is kept as a reference.
+    param_dtype: of the parameters that `optim.build.kernel_mask` marks.
     params, tables: what to start from in place of what recipe_init draws.
   """
   start = first(recipe_init, seed)
-  params = start.params if params is None else params
+  params = stored(start.params if params is None else params, param_dtype)
   tables = start.tables if tables is None else tables
   none = jnp.zeros((), jnp.int32)
 
   def copied(wanted):
-    return jax.tree.map(jnp.copy, params) if wanted else ()
+    # They move by small parts of a difference, which bfloat16 would round away.
+    return jax.tree.map(jnp.copy, precision.wide(params)) if wanted else ()
 
   opt_state = optimizer_of(params).init(params)
   ema = copied(ema_decay is not None)
   return TrainState(none, params, opt_state, start.carry, ema, jax.random.key(seed), none, none, tables,
                     copied(anchored))
+
+
+def stored(params, param_dtype: str):
+  """Returns parameters as a run stores them, those that `optim.build.kernel_mask` marks in param_dtype."""
+  return precision.stored(params, optim.kernel_mask(params), param_dtype)
 
 
 def abstract(mesh: Mesh, *args) -> TrainState:
@@ -103,13 +112,15 @@ def abstract(mesh: Mesh, *args) -> TrainState:
 def build(abstract_state: TrainState, *args, params=None, tables=None) -> TrainState:
   """Computes `create(*args, params, tables)` in place: each device makes its own part; both are used up.
 
+  Parameters that are given are float32, and stored as the state has them.
+
   Raises:
     ValueError: if params have other shapes than those of the model; names the first.
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   given = {name: value for name, value in (("params", params), ("tables", tables)) if value is not None}
   for name, value in given.items():
-    check_same(value, getattr(abstract_state, name))
+    check_same(value, precision.wide_shapes(getattr(abstract_state, name)))
 
   def started(given):
     return create(*args, **given)

@@ -3,11 +3,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from atlas_jax import tree
 from atlas_jax.monitor import group_norms, profile
-from atlas_jax.optim import accumulate, freeze
+from atlas_jax.optim import accumulate, freeze, precision
 from atlas_jax.optim import build as optim
 from atlas_jax.parallel import by_rows
 from atlas_jax.parallel import mesh as meshes
@@ -35,21 +34,21 @@ def make_step(config, recipe: Recipe, params_abstract):
   access = recipe.update.tables
   def step(state: TrainState, batch, frozen, stop):
     rows = () if access is None else access.rows(state.tables, batch, state.carry)
+    rng = jax.random.fold_in(state.rng, state.step)
     (grads, row_grads), out = accumulate.gradients(
         loss_at(recipe, state.step), state.params, batch, state.carry,
-        frozen=frozen_for_loss(recipe, state, frozen), rows=rows,
-        rng=jax.random.fold_in(state.rng, state.step), parts=config.train.accumulate_steps)
+        frozen=frozen_for_loss(recipe, state, frozen), rows=rows, rng=rng,
+        parts=config.train.accumulate_steps)
     grads = freeze.without_frozen(grads, frozen_params)  # Before the norm, which is of what is trained.
     norm = tree.global_norm(grads)
     finite = jnp.isfinite(out.loss) & jnp.isfinite(norm) & tree.all_finite((out.carry, row_grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = precision.apply_updates(state.params, updates, rng)
     ema = _next_ema(state.ema, params, keep, frozen_params)
     new = (params, opt_state, jax.lax.stop_gradient(out.carry), ema)
     old = (state.params, state.opt_state, state.carry, state.ema)
     params, opt_state, carry, ema = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    lr = rate(state.step - state.skipped)  # As the optimizer counts, whose state a skipped update leaves.
-    bad = 1 - finite.astype(jnp.int32)
+    lr, bad = rate(state.step - state.skipped), 1 - finite.astype(jnp.int32)  # As the optimizer counts.
     tables = _update_tables(recipe, state, batch, row_grads, finite, scale=lr / config.optim.lr)
     after = TrainState(state.step + 1, params, opt_state, carry, ema, state.rng, state.skipped + bad,
                        (state.skipped_in_row + bad) * bad, tables, update_reference(recipe, state, params))
@@ -92,7 +91,7 @@ def _next_ema(average, params, keep: float | None, frozen_params):
 
 def ema_update(average, params, keep: float):
   """Moves an average towards the parameters: keep of the old, 1 - keep of the new."""
-  return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, average, params)
+  return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b.astype(a.dtype), average, params)
 
 
 def loss_at(recipe: Recipe, step):

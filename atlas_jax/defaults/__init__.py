@@ -189,7 +189,7 @@ def _model() -> dict:
       "memory_mix": "gate",
       "memory_layers": OPTIONAL(str),  # Blocks that have a memory, from 0, with commas; None: all.
       "gate_floor": 0.0,  # Least fraction of memory's output that enters a block, in [0, 1).
-      # Of activations. Parameters, fast weights and losses are float32.
+      # Of activations. Fast weights and losses are float32, parameters as train.param_dtype says.
       "dtype": one_of("bfloat16", "float32 bfloat16"),
       # Recomputed in the backward pass: "none", "dots" or "block".
       "remat": one_of("none", "none dots block"),
@@ -269,12 +269,19 @@ def _optim() -> dict:
       "gate_lr_scale": above_zero(1.0),  # Factor on the learning rate of memory's gates.
       "ema_decay": OPTIONAL(float),  # Keep of an average of the parameters, used by evals; None: none.
       "freeze": OPTIONAL(str),  # Patterns of parameter names, comma-separated, not trained: "embed/*".
+      # adamw: the mean is kept in it.
+      "first_moment": one_of("float32", "float32 bfloat16"),
+      # adamw: squares are kept in it, or "factored": a mean for each row and column of a matrix.
+      "second_moment": one_of("float32", "float32 bfloat16 factored"),
   }
 
 
 def _train() -> dict:
   return {
       "accumulate_steps": at_least(1, 1),  # Parts a batch is cut into, one after another, for one update.
+      # Kernels in blocks are stored and trained in it, all else in float32; updates of bfloat16 are rounded
+      # at random, right on average.
+      "param_dtype": one_of("float32", "float32 bfloat16"),
       "log_every_steps": at_least(1, 10),  # Updates between rows of metrics.
       # Updates between evaluations; None: at the end only.
       "eval_every_steps": at_least(1, OPTIONAL(int)),

@@ -70,7 +70,7 @@ def _decoder() -> dict:
       "qkv_bias": False,  # Whether projections to queries, keys and values have biases.
       "tied": True,  # Whether the output weights are the embedding.
       "norm_eps": above_zero(1e-6),  # Added to mean squares.
-      # Of activations; also of a model read from model.path. Parameters are float32.
+      # Of activations; also of a model read from model.path. Parameters: train.param_dtype.
       "dtype": one_of("float32", "float32 bfloat16"),
       # Recomputed in the backward pass: "none", "dots" or "block".
       "remat": one_of("none", "none dots block"),

@@ -4,6 +4,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from atlas_jax.optim import precision
+
 
 def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, rows=()):
   """Differentiates the mean loss of a batch.
@@ -20,7 +22,8 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
 
   Returns:
     ((grads, row_grads), out): gradients of params and of rows, loss and metrics per counted token of
-    the whole batch, whatever the pieces, and the carry of all rows in their order.
+    the whole batch, whatever the pieces, and the carry of all rows in their order; gradients are float32 or
+    wider. Sums of pieces for bfloat16 parameters are bfloat16, rounded at random.
   """
 
   def piece(index, batch, carry, rows):
@@ -38,7 +41,9 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
   if parts == 1:
     grads, sums = piece(0, batch, carry, rows)
   else:
-    grads, sums = _in_turn(piece, batch, carry, rows, parts)
+    grads, sums = _in_turn(piece, batch, carry, rows, parts, rng)
+
+  grads = precision.wide(grads)  # Before the quotient: a count of tokens is not exact in bfloat16.
 
   def mean(x):
     return x / jnp.maximum(sums.weight, 1).astype(x.dtype)
@@ -47,7 +52,7 @@ def gradients(loss: Callable, params, batch, carry, *, frozen, rng, parts: int, 
   return grads, sums._replace(loss=nats, metrics=metrics)
 
 
-def _in_turn(piece: Callable, batch, carry, rows, parts: int):
+def _in_turn(piece: Callable, batch, carry, rows, parts: int, rng):
   """Adds up what pieces give; their carries, and the gradients of their rows, are put together."""
   # Piece i takes rows i, i + parts, ...: every device keeps its own rows.
 
@@ -69,8 +74,11 @@ def _in_turn(piece: Callable, batch, carry, rows, parts: int):
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def body(so_far, xs):
-    sums, of_rows = apart(*xs)
-    return jax.tree.map(jnp.add, so_far, sums), of_rows
+    (grads, out), of_rows = apart(*xs)
+    # A float32 sum would need twice the memory of the parameters; to the nearest, late pieces would count
+    # less and less.
+    grads = precision.apply_updates(so_far[0], grads, jax.random.fold_in(rng, xs[0]))
+    return (grads, jax.tree.map(jnp.add, so_far[1], out)), of_rows
 
   # One program for a piece, run `parts` times: memory and compile time do not grow with `parts`.
   (grads, sums), of_rows = jax.lax.scan(body, zeros, pieces)

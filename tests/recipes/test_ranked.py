@@ -53,6 +53,26 @@ def test_the_preset_has_its_number_of_parameters():
   assert tree.count(jax.eval_shape(start.language.init, jax.random.key(0))) == 1_102_345_728
 
 
+def test_the_preset_fits_a_card_of_16_gb():
+  config = config_of("", data__files=None, data__tokenizer="byte", ranked__eval_files=None, optim__steps=1,
+                     decoder__remat="block")
+  recipe = recipes.load(config, runs.one_device())
+  state, _ = train.abstract_state(config, recipe, runs.one_device())
+  assert tree.count(state.params) == 1_102_345_728
+  params, moments = (tree.size_bytes(part) for part in (state.params, state.opt_state))
+  assert params == 2 * 1_019_215_872 + 4 * 83_129_856
+  assert moments == 4 * 1_102_345_728 + 8  # Two counts beside them.
+  rows, length, fields = 4, config.data.segment_len, config.decoder
+  tokens = rows * length
+  inputs = fields.depth * tokens * fields.width * 2
+  queries = fields.attention_block_tokens
+  block = 6 * tokens * fields.ff_width * 2 + 3 * rows * fields.heads * queries * length * 4
+  logits = 3 * config.loss.block_tokens * fields.vocab_size * 4
+  total = params + moments + 2 * params + inputs + block + logits
+  assert config.data.batch_rows == config.train.accumulate_steps == 4 and fields.remat == "block"
+  assert 14.0e9 < total < 14.1e9, total
+
+
 def test_the_published_settings_are_those_of_the_guide():
   config = atlas_ranked.get_config()
   assert (config.optim.lr, config.data.batch_rows, config.data.epochs) == (5e-6, 4, 10)
