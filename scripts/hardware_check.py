@@ -83,15 +83,39 @@ def _wrong(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> l
   return bad
 
 
-def plan(name: str, part: Mapping[str, Any]) -> dict:
-  """Returns what was planned for a training step on this device: seconds and bytes, or why there is no plan.
+def plan(part: Mapping[str, Any], device_kind: str, left_s: float) -> dict:
+  """Returns what is planned for a training step on a device: seconds and bytes, or why there is no plan.
+
+  The plan is made by the program in a process that sees no device, and needs the extra `plan`.
 
   Args:
-    name: of the check.
     part: what was measured, with its "config" and "fields".
+    device_kind: as jax names it.
+    left_s: seconds that it may take.
   """
-  del name, part
-  return {"step_s": None, "peak_bytes": None, "why": "this version has no plan of a step"}
+  from atlas_jax.plan import targets  # Data alone: no device is looked for.
+
+  target = targets.name_of_kind(device_kind)
+  if target is None:
+    return no_plan(f"no target of a plan is a {device_kind!r}")
+  if left_s < LEAST_S:
+    return no_plan(f"{left_s:.0f} s were left")
+  command = [sys.executable, "-m", "atlas_jax.main", "--mode=plan", f"--config={part['config']}",
+             "--noadvise", f"--target={target}", *(f"--config.{name}={value}" for name, value in part["fields"].items())]
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=left_s, cwd=ROOT, env=env)
+    found = json.loads(done.stdout)
+  except subprocess.TimeoutExpired:
+    return no_plan(f"stopped after {left_s:.0f} s, the time left")
+  except ValueError:
+    return no_plan((done.stderr.strip().splitlines() or ["it printed nothing"])[-1])
+  return {"step_s": found["estimate"]["step_s"], "peak_bytes": found["memory"]["peak"], "why": None}
+
+
+def no_plan(why: str) -> dict:
+  """Returns the plan of a step that has none."""
+  return {"step_s": None, "peak_bytes": None, "why": why}
 
 
 def with_plan(part: Mapping[str, Any], planned: Mapping[str, Any]) -> dict:
@@ -156,7 +180,9 @@ def check(tiny: bool, limit_s: float) -> dict:
   for name in NAMES:
     part = make(name)
     if name in TRAINED and "error" not in part:
-      part = with_plan(part, plan(name, part))
+      left_s = limit_s - (time.perf_counter() - began)
+      part = with_plan(part, no_plan("a CPU has none here; see python -m atlas_jax.plan.measure")
+                       if device["platform"] == "cpu" else plan(part, device["kind"], left_s))
     parts[name] = part
     print(f"hardware_check: {name}: {_line(part)}", file=sys.stderr, flush=True)
   return {"version": VERSION, "ok": all(part["ok"] for part in parts.values()), "tiny": tiny,

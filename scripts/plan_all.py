@@ -45,7 +45,7 @@ ROWS = (
     Row("configs/memory_340m.py", "h100"), Row("configs/memory_340m.py", "v5e", 8, SHARDED),
     Row("configs/memory_760m.py", "h100"), Row("configs/memory_1300m.py", "h200"),
     Row("configs/memory_tnt.py", "h100"),
-    Row("configs/atlas_ranked.py", "rtx5060ti"), Row("configs/atlas_ranked.py", "h100"),
+    Row("configs/atlas_ranked.py", "rtx5060ti16"), Row("configs/atlas_ranked.py", "h100"),
     Row("configs/trm_sudoku.py", "rtx5090"), Row("configs/trm_maze.py", "h100"),
     Row("configs/trm_arc1.py", "h100"), Row("configs/trm_arc2.py", "h100"),
     Row("configs/modular.py", "rtx5090"),

@@ -107,3 +107,28 @@ def test_a_tiny_check_is_not_kept_by_accident(capsys):
   with pytest.raises(SystemExit):
     hardware_check.main(["--tiny"])
   assert "--tiny needs --out" in capsys.readouterr().err
+
+
+def test_a_plan_is_asked_of_the_program_for_the_device_that_is_there(monkeypatch):
+  asked = []
+
+  class Done:
+    """A program that has ended."""
+
+    stdout, stderr = json.dumps({"estimate": {"step_s": 0.2}, "memory": {"peak": 5}}), "line\nwhy not"
+
+  def run(command, **given):
+    asked.append((command, given["env"]["JAX_PLATFORMS"], given["timeout"]))
+    return Done
+
+  monkeypatch.setattr(hardware_check.subprocess, "run", run)
+  part = {"config": "configs/memory_40m.py", "fields": {"data.batch_rows": 8}}
+  found = hardware_check.plan(part, "NVIDIA H100 80GB HBM3", 100)
+  assert found == {"step_s": 0.2, "peak_bytes": 5, "why": None}
+  command, platform, limit_s = asked[0]
+  assert {"--target=h100", "--config.data.batch_rows=8", "--mode=plan"} <= set(command)
+  assert (platform, limit_s) == ("cpu", 100)
+  Done.stdout = ""
+  assert hardware_check.plan(part, "NVIDIA H100 80GB HBM3", 100)["why"] == "why not"
+  assert "'NVIDIA Abacus'" in hardware_check.plan(part, "NVIDIA Abacus", 100)["why"]
+  assert hardware_check.plan(part, "NVIDIA H100 80GB HBM3", 0)["why"] == "0 s were left" and len(asked) == 2

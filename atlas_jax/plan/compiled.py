@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
   """Leaves the cache of compiled programs alone: those of machines that are not there cannot be read back."""
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.values["jax_enable_compilation_cache"]
   jax.config.update("jax_enable_compilation_cache", False)
   try:
     yield

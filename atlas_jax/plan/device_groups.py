@@ -56,7 +56,7 @@ def _mesh_groups(text: str) -> list[list[int]]:
 
 def _coordinates(device: int, axes: Mapping[str, int]) -> dict[str, int]:
   found = {}
-  for name, size in reversed(axes.items()):
+  for name, size in reversed([*axes.items()]):
     device, found[name] = divmod(device, size)
   return found
 

@@ -39,7 +39,7 @@ class Transfer(NamedTuple):
   kind: str  # such as "all-reduce"
   axes: tuple[str, ...]  # of the mesh, over which it goes
   part: str  # of the model
-  count: int  # in one run of the program
+  times: int  # in one run of the program
   bytes: int  # on one device, over all of them
 
 
@@ -64,7 +64,8 @@ def read(text: str, axes: Mapping[str, int]) -> Schedule:
   computations, entry = _computations(text)
   sums = _Sums(computations, dict(axes))
   sums.add(entry, 1)
-  found = tuple(Transfer(*key, count, size) for key, (count, size) in sorted(sums.collectives.items()))
+  found = tuple(Transfer(kind, over, part, count, size)
+                for (kind, over, part), (count, size) in sorted(sums.collectives.items()))
   return Schedule(sum(sums.kernels.values()), sum(sums.bytes.values()), _sorted(sums.kernels),
                  _sorted(sums.bytes), found, sums.open_loops)
 
@@ -80,7 +81,7 @@ class _Sums:
     self.computations, self.axes = computations, axes
     self.kernels: collections.Counter[str] = collections.Counter()
     self.bytes: collections.Counter[str] = collections.Counter()
-    self.collectives: dict[tuple, tuple[int, int]] = {}
+    self.collectives: dict[tuple[str, tuple[str, ...], str], tuple[int, int]] = {}
     self.open_loops = 0
 
   def add(self, name: str, times: int) -> None:
@@ -124,7 +125,8 @@ class _Sums:
     start = by_name[one.operands[0]]
     if counter.opcode != "get-tuple-element" or end.opcode != "constant" or start.opcode != "tuple":
       return None
-    first = by_name[start.operands[int(re.search(r"index=(\d+)", counter.rest)[1])]]
+    [place] = re.findall(r"\bindex=(\d+)", counter.rest)
+    first = by_name[start.operands[int(place)]]
     while first.opcode in ("copy", "bitcast"):
       first = by_name[first.operands[0]]
     return _number(end) - _number(first) if first.opcode == "constant" else None

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 
 from atlas_jax import config as configs
-from atlas_jax import modes, recipes
+from atlas_jax import recipes
 from atlas_jax import state as states
 from atlas_jax.command import read_config
-from atlas_jax.opening import abstract_state, frozen_of, state_args
+from atlas_jax.opening import abstract_state, frozen_of, state_args, with_steps
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
 from atlas_jax.plan import machine, roofline, targets
@@ -58,7 +58,7 @@ def measure(config, workdir: str, *, steps: int = STEPS, enough_s: float = ENOUG
   """
   mesh = meshes.make(**{**config.mesh, "data": 1}, devices=jax.devices()[:1])
   recipe = recipes.load(config, mesh, workdir)
-  config = modes.with_steps(config, recipe)
+  config = with_steps(config, recipe)
   abstract, _ = abstract_state(config, recipe, mesh)
   loaded = LoadedParams() if recipe.load is None else recipe.load(mesh, True)
   frozen = frozen_of(config, recipe, mesh, loaded)

@@ -73,9 +73,9 @@ def describe(planned: Planned, target: Target, mesh, found: Compiled) -> dict:
   config, recipe = planned.config, planned.recipe
   on_mesh = update.on_mesh(planned, mesh)
   counts = count.count(on_mesh.function.trace(*on_mesh.args).jaxpr)
-  exchanges = [roofline.Collective(one.kind, one.bytes / one.count,
+  exchanges = [roofline.Collective(one.kind, one.bytes / one.times,
                                    math.prod(mesh.shape[axis] for axis in one.axes),
-                                   crosses_hosts(one, mesh, target), one.count)
+                                   crosses_hosts(one, mesh, target), one.times)
                for one in found.program.collectives]
   time = roofline.estimate(counts, target, launches=found.program.kernels, collectives=exchanges,
                            devices=mesh.size)
@@ -96,7 +96,7 @@ def describe(planned: Planned, target: Target, mesh, found: Compiled) -> dict:
                   "kernels_by_part": _first(found.program.kernels_by_part),
                   "bytes_by_part": _first(found.program.bytes_by_part),
                   "open_loops": found.program.open_loops},
-      "collectives": [{"kind": one.kind, "axes": list(one.axes), "part": one.part, "count": one.count,
+      "collectives": [{"kind": one.kind, "axes": list(one.axes), "part": one.part, "count": one.times,
                        "bytes": one.bytes} for one in found.program.collectives],
       "estimate": {"step_s": time.step_s, "terms_s": time.terms,
                    "largest": [{"term": name, "seconds": seconds} for name, seconds in time.largest],

@@ -118,6 +118,12 @@ def peak_of_kind(kind: str) -> float | None:
   return None
 
 
+def name_of_kind(kind: str) -> str | None:
+  """Returns the target that is a device kind as jax names it, None if the table has none."""
+  found = next((peak for part, peak in _table()["device_kinds"] if part in kind.lower()), None)
+  return found if isinstance(found, str) else None
+
+
 def _is_number(value) -> bool:
   return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
 

@@ -45,7 +45,7 @@ def test_parameters_are_exchanged_and_activations_are_not(mesh):
   assert exchanged(program, mesh) <= 3 * weights  # Gathered for both passes, and their gradients summed.
   assert exchanged(program, mesh) < exchanged(free, mesh) + 1
   found = hlo.read(program.as_text(), mesh.shape).collectives
-  assert all(one.bytes / one.count < activations / 2 for one in found)
+  assert all(one.bytes / one.times < activations / 2 for one in found)
   draws = np.random.default_rng(0)
   params = [draws.normal(size=(D, D)).astype(np.float32) / D**0.5 for _ in range(3)]
   x_BTD = draws.normal(size=(B, T, D)).astype(np.float32)
