@@ -58,6 +58,10 @@ def get_config(arg=None):
   config.eval.batch_rows = 4
   if arg.cpu:
     _small(config)
+  if arg.cpu or arg.smoke:  # Small enough for float32, and for whole rows.
+    config.decoder.attention_block_tokens = None
+    config.optim.update(first_moment="float32", second_moment="float32")
+    config.train.update(param_dtype="float32", accumulate_steps=1)
   return base.shrink(config) if arg.smoke else config
 
 

@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from atlas_jax.files import closed_pipe
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KEPT = "experiments/benchmarks/hardware"
 VERSION = 1
@@ -206,6 +208,7 @@ def _commit() -> str | None:
   return done.stdout.strip() if done.returncode == 0 else None
 
 
+@closed_pipe.quiet
 def main(argv: list[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
   parser = argparse.ArgumentParser(prog="hardware_check", allow_abbrev=False)

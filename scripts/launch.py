@@ -25,6 +25,7 @@ from jax.sharding import AbstractMesh, AxisType
 from atlas_jax import command, modes
 from atlas_jax import config as configs
 from atlas_jax.fields import nearest
+from atlas_jax.files import closed_pipe
 from atlas_jax.parallel import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -251,6 +252,7 @@ def hand_in(launch: Launch, text: str) -> int:
     return subprocess.run([*cluster.submit, str(path)], check=False).returncode
 
 
+@closed_pipe.quiet
 def main(argv: Sequence[str]) -> int:
   """Prints the launch file, and hands it in where that is asked; returns the exit code."""
   if {"-h", "--help"} & set(argv):

@@ -18,6 +18,8 @@ import sys
 import time
 from typing import NamedTuple
 
+from atlas_jax.files import closed_pipe
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GIB = 2**30
 
@@ -114,6 +116,7 @@ def table(rows: dict[str, dict]) -> str:
   return "\n".join(lines)
 
 
+@closed_pipe.quiet
 def main(argv: list[str] | None = None) -> int:
   """Plans, writes, and returns the exit code."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

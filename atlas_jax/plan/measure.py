@@ -18,6 +18,7 @@ from atlas_jax import config as configs
 from atlas_jax import recipes
 from atlas_jax import state as states
 from atlas_jax.command import read_config
+from atlas_jax.files import closed_pipe
 from atlas_jax.opening import abstract_state, frozen_of, state_args, with_steps
 from atlas_jax.parallel import hosts
 from atlas_jax.parallel import mesh as meshes
@@ -95,6 +96,7 @@ def row(name: str, measured: Measured, target: Target) -> dict[str, Any]:
           "open_loops": measured.counts.open_loops, "compile_s": measured.compile_s}
 
 
+@closed_pipe.quiet
 def main(names: list[str]) -> int:
   """Measures the configs that are named, prints a line for each; --config.GROUP.FIELD=VALUE changes all."""
   # Before and behind each config: a machine that other programs use is not the same all the time.
