@@ -102,8 +102,9 @@ def plan(part: Mapping[str, Any], device_kind: str, left_s: float) -> dict:
     return no_plan(f"no target of a plan is a {device_kind!r}")
   if left_s < LEAST_S:
     return no_plan(f"{left_s:.0f} s were left")
+  changed = [f"--config.{name}={value}" for name, value in part["fields"].items()]
   command = [sys.executable, "-m", "atlas_jax.main", "--mode=plan", f"--config={part['config']}",
-             "--noadvise", f"--target={target}", *(f"--config.{name}={value}" for name, value in part["fields"].items())]
+             "--noadvise", f"--target={target}", *changed]
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
   try:
     done = subprocess.run(command, capture_output=True, text=True, timeout=left_s, cwd=ROOT, env=env)
