@@ -289,6 +289,10 @@ def check_flags(asked: flags.FlagValues, overrides: Mapping[str, str]) -> None:
   if asked.mode in WITHOUT_RUN and asked.workdir:
     raise ValueError(f"--workdir={asked.workdir}: --mode={asked.mode} neither makes nor uses a run; "
                      "leave it out")
+  joining = [name for name in ("coordinator", "num_processes", "process_id", "local_devices")
+             if asked[name].present]
+  if asked.mode in WITHOUT_RUN and joining:
+    raise ValueError(f"--{joining[0]}: --mode={asked.mode} computes on no device; leave it out")
   if asked.mode == "plan" and not asked.target:
     raise ValueError("--target is missing: the machine to compile for, such as --target=h100")
   if not asked.workdir and not source and asked.mode not in WITHOUT_RUN:

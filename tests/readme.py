@@ -130,6 +130,10 @@ COMMANDS = {
   "bash scripts/launch.sh 2 configs/sft.py:cpu workdir=runs/sft_launched": How(
     "optim.steps=2 data.max_problems=64 eval.max_problems=4 eval.sample_tokens=0 monitor.tensorboard=False "
     "monitor.report=False"),
+  f"{MAIN} --mode=plan --config=configs/memory_40m.py --target=h100": How(
+    why="long: a minute or more, and it needs the extra plan; tests/plan compile smaller ones"
+  ),
+  "python scripts/launch.py slurm --nodes=4 --config=configs/memory_40m.py": How(),
   "bash scripts/launch_with_server.sh 1 1 configs/grpo_arithmetic.py:cpu workdir=runs/grpo_server": How(
     why="long: a server and a training; tests/test_launch_with_server.py runs it at the size smoke"
   ),

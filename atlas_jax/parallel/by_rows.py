@@ -2,6 +2,7 @@
 
 Without being told the compiler splits activations as the parameters are, which saves it gathering parameters
 over `fsdp`: each product is then followed by a sum of whole activations over the devices, far more bytes.
+Updates of training are traced inside of `over`; evaluations and sampling are not.
 """
 import contextlib
 import contextvars

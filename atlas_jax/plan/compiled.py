@@ -55,7 +55,7 @@ def devices(target: Target, count: int, *, slices: int = 1) -> Sequence[Any]:
   Args:
     target: see `targets.load`.
     count: how many, over all slices.
-    slices: of a TPU, connected by the hosts' network.
+    slices: of TPUs, or machines of GPUs, connected by the hosts' network.
 
   Raises:
     ValueError: if the machine comes in no such number.
@@ -92,7 +92,8 @@ def _tpu(target: Target, count: int, slices: int) -> dict[str, Any]:
   shapes = TPU_SHAPES[str(target.topology)]
   if count % slices or count // slices not in shapes:
     raise ValueError(f"--target={target.name} --devices={count}: a slice has one of "
-                     f"{', '.join(map(str, shapes))} chips")
+                     f"{', '.join(map(str, shapes))} chips, and config.mesh.dcn_data={slices} says how many "
+                     "slices there are")
   shape = shapes[count // slices]
   named: dict[str, Any] = {"topology_name": f"{target.topology}:{shape}"}
   if count // slices == 1:
@@ -134,7 +135,7 @@ def _uncached() -> Iterator[None]:
 
 def mesh_of(config, target: Target, count: int) -> Mesh:
   """Makes the mesh of a config over so many devices of a target; see `parallel.mesh.make`."""
-  return meshes.make(**config.mesh, devices=devices(target, count))
+  return meshes.make(**config.mesh, devices=devices(target, count, slices=config.mesh.dcn_data))
 
 
 def compile_for(planned: Planned, target: Target, mesh: Mesh) -> Compiled:

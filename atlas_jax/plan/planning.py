@@ -70,12 +70,12 @@ def versions() -> dict[str, str | None]:
 
 def describe(planned: Planned, target: Target, mesh, found: Compiled) -> dict:
   """Returns what a compiled update costs on a target, as JSON."""
-  config, recipe = planned.config, planned.recipe
+  config = planned.config
   on_mesh = update.on_mesh(planned, mesh)
   counts = count.count(on_mesh.function.trace(*on_mesh.args).jaxpr)
   exchanges = [roofline.Collective(one.kind, one.bytes / one.times,
                                    math.prod(mesh.shape[axis] for axis in one.axes),
-                                   crosses_hosts(one, mesh, target), one.times)
+                                   crosses_hosts(one, mesh, target, config.mesh.dcn_data), one.times)
                for one in found.program.collectives]
   time = roofline.estimate(counts, target, launches=found.program.kernels, collectives=exchanges,
                            devices=mesh.size)
@@ -101,8 +101,7 @@ def describe(planned: Planned, target: Target, mesh, found: Compiled) -> dict:
       "estimate": {"step_s": time.step_s, "terms_s": time.terms,
                    "largest": [{"term": name, "seconds": seconds} for name, seconds in time.largest],
                    f"{unit}_per_s": units / time.step_s,
-                   "hours": time.step_s * config.optim.steps / 3600, "updates": config.optim.steps,
-                   "backward_frac": recipe.accounting.backward_frac},
+                   "hours": time.step_s * config.optim.steps / 3600, "updates": config.optim.steps},
       "compile_s": round(found.seconds, 1), "advice": None}
 
 
@@ -114,15 +113,16 @@ def units_of(planned: Planned) -> tuple[int, str]:
   return planned.config.data.batch_rows, "rows"
 
 
-def crosses_hosts(one: hlo.Transfer, mesh, target: Target) -> bool:
-  """Returns whether a collective leaves a machine of GPUs."""
-  if target.kind != "gpu" or mesh.size <= HOST_GPUS:
-    return False
+def crosses_hosts(one: hlo.Transfer, mesh, target: Target, slices: int) -> bool:
+  """Returns whether a collective leaves a slice of TPUs or a machine of GPUs."""
+  together = mesh.size // slices
+  if target.kind == "gpu":
+    together = min(together, HOST_GPUS)
   # The last axes run fastest through the devices: those within a machine's number of them stay inside.
   inside = 1
   for axis in reversed(meshes.AXES):
     inside *= mesh.shape[axis]
-    if axis in one.axes and inside > HOST_GPUS:
+    if axis in one.axes and inside > together:
       return True
   return False
 

@@ -1,16 +1,17 @@
 """A plan is of the update that training compiles, its bytes are the compiler's, and what fits is proven."""
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from atlas_jax import config as configs
-from atlas_jax import main, modes
+from atlas_jax import main, modes, tree
 from atlas_jax.command import read_config
 from atlas_jax.parallel import mesh as meshes
-from atlas_jax.plan import advice, compiled, planning, targets, update
+from atlas_jax.plan import advice, compiled, hlo, planning, targets, update
 
 SPEC = "configs/sft.py:smoke"
 H100 = targets.load("h100")
@@ -51,7 +52,7 @@ def test_a_plan_is_json_and_a_table(planned, mesh, found, monkeypatch):
   plan = json.loads(json.dumps(planning.plan(planned.config, "here", 1, command_config=SPEC)))
   assert plan["fits"] and plan["advice"] is None and plan["is"] == "compiled, not run"
   assert plan["memory"]["spare"] == HERE.limit_bytes - plan["memory"]["peak"] > 0
-  assert plan["parameters"] == 60_000 or plan["parameters"] > 1_000
+  assert plan["parameters"] == tree.count(update.on_mesh(planned, mesh).state.params)
   assert sum(plan["estimate"]["terms_s"].values()) >= plan["estimate"]["step_s"] > 0
   assert plan["estimate"]["tokens_per_s"] == pytest.approx(planned.batch["tokens_BT"].size
                                                            / plan["estimate"]["step_s"])
@@ -95,6 +96,7 @@ def test_changes_begin_with_those_that_leave_the_update_as_it_is(planned):
 @pytest.mark.parametrize(("words", "said"), [
     (["--target=h1000"], "--target=h1000 is unknown; it must be one of"),
     ([], "--target is missing"),
+    (["--target=h100", "--num_processes=2"], "--num_processes: --mode=plan computes on no device"),
     (["--target=h100", "--workdir=runs/a"], "--mode=plan neither makes nor uses a run"),
     (["--target=v5e", "--devices=3"], "a slice has one of 1, 4, 8"),
     (["--target=cpu", "--devices=999"], "set JAX_NUM_CPU_DEVICES=999"),
@@ -103,6 +105,18 @@ def test_wrong_words_are_refused(words, said, capsys, monkeypatch):
   monkeypatch.setattr(targets, "load", lambda name, load=targets.load: HERE if name == "cpu" else load(name))
   assert main.entry(["main", "--mode=plan", f"--config={SPEC}", *words]) == 1
   assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "sizes", "slices", "axes", "crosses"), [
+    ("gpu", (1, 8, 1), 1, ("fsdp",), False), ("gpu", (2, 8, 1), 1, ("fsdp",), False),
+    ("gpu", (2, 8, 1), 1, ("data",), True), ("gpu", (1, 16, 1), 1, ("fsdp",), True),
+    ("tpu", (2, 16, 1), 1, ("data", "fsdp"), False), ("tpu", (2, 16, 1), 2, ("fsdp",), False),
+    ("tpu", (2, 16, 1), 2, ("data",), True)])
+def test_an_exchange_over_the_slow_network_is_known_by_its_axes(kind, sizes, slices, axes, crosses):
+  shape = dict(zip(meshes.AXES, sizes))
+  there = types.SimpleNamespace(shape=shape, size=int(np.prod(sizes)))
+  one = hlo.Transfer("all-reduce", axes, "", 1, 1)
+  assert planning.crosses_hosts(one, there, dataclasses.replace(H100, kind=kind), slices) is crosses
 
 
 def test_flags_of_the_mode_are_refused_elsewhere(capsys):
