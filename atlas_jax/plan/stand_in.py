@@ -7,6 +7,8 @@ import itertools
 import json
 import pathlib
 
+import numpy as np
+
 from atlas_jax import config as configs
 from atlas_jax.data import tokenizer as tokenizers
 from atlas_jax.language.decoding.sampler import Completion, Rollout, assemble
@@ -121,6 +123,12 @@ class LongestSampler:
     zeros = [0.0] * options.max_tokens
     one = Completion(ids, zeros, zeros, "length", "", self.version or 0)
     return assemble([one] * (len(prompts) * options.n), pad_id=self._token)
+
+
+def zero_logprobs(params, frozen, rows) -> np.ndarray:
+  """Returns a trainer's log-probabilities of recorded rows, [B, T], all zero; see `RolloutSource`."""
+  del params, frozen
+  return np.zeros(rows["completion_BT"].shape, np.float32)
 
 
 def make(config, start, mesh, workdir=None) -> LongestSampler:

@@ -63,6 +63,8 @@ def prepare(config) -> Planned:
     changed, made_up = stand_in.completed(config, folder)
     recipe = recipes.load(changed, here)
     changed = opening.with_steps(changed, recipe)
+    if hasattr(recipe.source, "score_with"):
+      recipe.source.score_with(stand_in.zero_logprobs)
     batch = jax.tree.map(np.asarray, recipe.source.next(Trained(None)))
   return Planned(changed, recipe, batch, made_up)
 

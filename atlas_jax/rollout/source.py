@@ -148,6 +148,11 @@ class RolloutSource(PromptedSource):
     # Every process knows the whole rollout, and one writes it down.
     self._table = CompletionLog(workdir) if workdir is not None and hosts.is_main() else None
 
+  def score_with(self, old_logprobs: Callable) -> None:
+    """Takes another function in place of `old_logprobs`, for who has no parameters to score with."""
+    if self._old_logprobs is not None:
+      self._old_logprobs = old_logprobs
+
   def _make(self, trained: Trained) -> tuple[dict[str, np.ndarray], list[str], EvalOut]:
     """Returns the next batch, after a new rollout with these parameters if the last one is used up."""
     pending = self._sample(trained) if self._pending is None else self._pending

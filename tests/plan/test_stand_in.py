@@ -55,5 +55,7 @@ def test_completions_are_as_long_as_they_may_be():
   longest = planned.config.data.max_prompt_tokens + planned.config.sampler.max_tokens
   assert planned.batch["completion_mask_BT"].sum(axis=1).min() == planned.config.sampler.max_tokens
   assert planned.batch["tokens_BS"].shape[1] == longest
+  again = prepared("configs/grpo_arithmetic.py:smoke", **{"rollout.updates_per_batch": 2})
+  assert again.batch["old_logprob_BT"].shape == again.batch["completion_BT"].shape
   rollout = stand_in.LongestSampler(5).generate([[1], [2]], SamplingOptions(max_tokens=3, n=2), 0)
   assert rollout.tokens_BT.shape == (4, 3)
