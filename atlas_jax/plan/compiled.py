@@ -113,6 +113,8 @@ def _quiet() -> Iterator[None]:
   """Silences what the plugins say of devices that they do not find."""
   # libtpu asks a cloud's metadata server where it is, and waits for the answer.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # One process at a time has a TPU; its compiler any number can have, several plans too.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   logger = standard_logging.getLogger("jax._src.xla_bridge")
   level = logger.level
   logger.setLevel(standard_logging.ERROR)

@@ -167,14 +167,18 @@ class _Sums:
     return total + min(size_of(one.type), _written(root, inside))
 
   def _transfer(self, one: Instruction, by_name, part: str, times: int) -> None:
-    kind = one.opcode.removesuffix("-start")
+    kind, over = one.opcode.removesuffix("-start"), None
+    if one.opcode == "send":
+      # Between slices of TPUs, over which data runs first, the host exchanges what the device hands it.
+      between = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+      kind, over = (between[1].lower().replace("_", "-"), ("data",)) if between else ("", None)
     if kind not in COLLECTIVES:
       return
     # On the wire: what a device hands in, or, of a gathering, what it gets.
     size = sum(whole_size_of(by_name[name].type) for name in one.operands if name in by_name)
-    if kind == "all-gather":
+    if kind == "all-gather" and over is None:
       size *= max(1, group_size(one.rest, self.axes))
-    key = (kind, axes_of(one.rest, self.axes), part)
+    key = (kind, over or axes_of(one.rest, self.axes), part)
     count, seen = self.collectives.get(key, (0, 0))
     self.collectives[key] = (count + times, seen + times * size)
 

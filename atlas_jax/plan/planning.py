@@ -114,7 +114,8 @@ def units_of(planned: Planned) -> tuple[int, str]:
 
 
 def crosses_hosts(one: hlo.Transfer, mesh, target: Target, slices: int) -> bool:
-  """Returns whether a collective leaves a slice of TPUs or a machine of GPUs."""
+  """Returns whether a collective leaves a slice of TPUs or a machine of GPUs; one over an axis that does is
+  taken to leave it, also where it stays inside for a part of the axis."""
   together = mesh.size // slices
   if target.kind == "gpu":
     together = min(together, HOST_GPUS)

@@ -96,6 +96,14 @@ def test_groups_of_devices_become_axes_of_the_mesh(groups, axes):
   assert one == hlo.Transfer("all-reduce", axes, "LM/blocks/mlp", 16, 16 * SQUARE)
 
 
+def test_what_slices_of_tpus_exchange_by_their_hosts_is_seen():
+  text = loop().replace("%z = f32[8,8]{1,0} all-reduce(%y), replica_groups={{0,1},{2,3}}, to_apply=%add",
+                        "%z = (f32[8,8]{1,0}, u32[], token[]) send(%y), is_host_transfer=true, "
+                        'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}')
+  [one] = hlo.read(text, {"data": 2, "fsdp": 2, "tensor": 1}).collectives
+  assert one == hlo.Transfer("all-reduce", ("data",), "LM/blocks/mlp", 16, 16 * SQUARE)
+
+
 def test_what_stays_on_the_chip_is_no_traffic():
   text = loop().replace("%y = f32[8,8]{1,0} dot", "%y = f32[8,8]{1,0:T(8,128)S(1)} dot")
   before, after = (hlo.read(each, ONE).bytes for each in (loop(), text))
